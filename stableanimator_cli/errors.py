@@ -1,0 +1,107 @@
+"""The error tree: every way a run can fail that is not a bug of ours.
+
+A stage raises one of these; ``__main__`` prints it as one line and one hint and leaves with its exit code
+(``docs/design.md`` §7). ``code`` is stable and is what ``--json`` prints, so that scripts need not parse prose.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+class SaError(Exception):
+    """Base of all expected failures. ``message`` is one line; ``hint`` says what to do about it."""
+
+    exit_code = 70
+    code = "internal"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def to_json(self) -> str:
+        return json.dumps({"error": self.code, "message": self.message, "hint": self.hint, "exit_code": self.exit_code})
+
+
+class ConfigError(SaError):
+    """A flag or a config key holds what it must not. Names the option as the user typed it."""
+
+    exit_code = 2
+    code = "bad-config"
+
+    def __init__(self, option: str, found: object, expected: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{option}: found {found!r}, expected {expected}", hint=hint)
+        self.option = option
+
+
+class BadInput(SaError):
+    """A file the user gave cannot be used. Names the file, the frame where there is one, found and expected."""
+
+    exit_code = 3
+    code = "bad-input"
+
+    def __init__(
+        self, path: Path | str, found: str, expected: str, *, frame: int | None = None, hint: str | None = None
+    ) -> None:
+        where = f"{path}" if frame is None else f"{path}, frame {frame}"
+        super().__init__(f"{where}: found {found}, expected {expected}", hint=hint)
+        self.path = Path(path)
+        self.frame = frame
+
+
+class NoFace(SaError):
+    """A face is needed and none was found."""
+
+    exit_code = 4
+    code = "no-face"
+
+
+class NoPerson(SaError):
+    """A person is needed and none was found."""
+
+    exit_code = 4
+    code = "no-person"
+
+
+class ModelMissing(SaError):
+    """A model or one of its files is not on this machine."""
+
+    exit_code = 5
+    code = "model-missing"
+
+
+class ModelDamaged(SaError):
+    """A model's file is there but is not what it must be: digest, names, shapes, or a pickle that holds code."""
+
+    exit_code = 5
+    code = "model-damaged"
+
+
+class OutOfMemory(SaError):
+    """The device has not enough memory for the plan; the hint names the setting that helps."""
+
+    exit_code = 6
+    code = "out-of-memory"
+
+
+class BatchFailed(SaError):
+    """Part of a batch failed; the rest is done."""
+
+    exit_code = 7
+    code = "batch-failed"
+
+
+class CheckFailed(SaError):
+    """A check that the user asked for did not hold."""
+
+    exit_code = 8
+    code = "check-failed"
+
+
+class Interrupted(SaError):
+    """The user stopped the run (Ctrl-C, SIGTERM)."""
+
+    exit_code = 130
+    code = "interrupted"

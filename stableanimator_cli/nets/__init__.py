@@ -1,0 +1,1 @@
+"""Networks: torch modules that know shapes and weights, never paths, files or devices' policies."""

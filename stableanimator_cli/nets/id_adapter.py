@@ -1,0 +1,128 @@
+"""Distribution-aware ID adapter (StableAnimator, Eq. 2): face tokens enter the spatial cross-attention.
+
+One adapter sits in every spatial ``attn2`` of the UNet as its attention processor, so that its weights are named
+``...attn2.processor.id_to_{k,v}.weight`` as in the released state dict. Letters: ``bt`` folded video and frame, ``n``
+positions, ``d`` width, ``k`` tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+IDMode = Literal["distribution", "addition", "norm", "off"]
+EPSILON = 1e-5  # added to the face features' standard deviation, as the reference implementation does
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCrossAttention:
+    """What one cross-attention layer computes from tokens alone, so it is done once a video and not once a call.
+
+    Either ``constant`` [b,1,d] is the layer's whole output (one image token makes softmax trivial, and face features
+    are absent or zero), or ``base`` [b,1,d] is the image features and ``keys``/``values`` [b,k,d] are the face's.
+    """
+
+    constant: Tensor | None = None
+    base: Tensor | None = None
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+
+def attend(attn: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Multi-head attention on projected tensors: [b,n,d] x [b,k,d] -> [b,n,d], scale 1/sqrt(head width)."""
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=attn.heads) for x in (query, key, value))
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+
+
+def project_out(attn: Attention, x: Tensor) -> Tensor:
+    """The layer's output projection; dropout (second entry) is inactive in every released configuration."""
+    return attn.to_out[1](attn.to_out[0](x))
+
+
+class IDAdapter(nn.Module):
+    """Adds face features to the image features of one spatial cross-attention.
+
+    ``mode``: ``distribution`` aligns mean and standard deviation of the face features with those of the image features
+    before adding (Eq. 2, one scalar of each per frame over positions and channels); ``addition`` adds them as they
+    are; ``norm`` adds them normalised (Table 4); ``off`` leaves them out. Statistics are float32 for every dtype: in
+    float16 the epsilon is subnormal and a constant feature map would turn into NaN.
+    """
+
+    def __init__(self, width: int, cross_width: int, *, id_tokens: int = 4, mode: IDMode = "distribution") -> None:
+        super().__init__()
+        if mode not in get_args(IDMode):
+            raise ValueError(f"ID adapter mode {mode!r}, expected one of {get_args(IDMode)}")
+        self.id_to_k = nn.Linear(cross_width, width, bias=False)
+        self.id_to_v = nn.Linear(cross_width, width, bias=False)
+        self.id_tokens = id_tokens
+        self.mode: IDMode = mode
+        self.scale = 1.0
+
+    def forward(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """The layer as an attention processor: [bt,n,d], tokens [bt,k+id_tokens,c] (face tokens last) -> [bt,n,d]."""
+        if encoder_hidden_states is None:
+            raise ValueError("an ID adapter needs encoder_hidden_states (image tokens, then face tokens)")
+        image, face = encoder_hidden_states[:, : -self.id_tokens], encoder_hidden_states[:, -self.id_tokens :]
+        return self.cross_attention(attn, hidden_states, image, face)
+
+    def cross_attention(self, attn: Attention, x: Tensor, image: Tensor, face: Tensor | None) -> Tensor:
+        """The long way: both attentions on every call. ``face`` None means there is no face: image features only."""
+        query = attn.to_q(x)
+        base = attend(attn, query, attn.to_k(image), attn.to_v(image))
+        if face is None or self.mode == "off":
+            return project_out(attn, base)
+        faces = attend(attn, query, self.id_to_k(face), self.id_to_v(face))
+        return project_out(attn, base + self.scale * self._align(faces, base, repeats=1).to(base.dtype))
+
+    def prepare(self, attn: Attention, image: Tensor, face: Tensor | None) -> PreparedCrossAttention | None:
+        """Everything that depends on tokens alone; None where several image tokens leave nothing to prepare."""
+        if image.shape[1] != 1:
+            return None
+        base = attn.to_v(image)  # softmax over one key is 1: the attention returns its value at every position
+        if face is None or self.mode == "off":
+            return PreparedCrossAttention(constant=project_out(attn, base))
+        if not face.any():  # zero tokens have zero values, so alignment leaves the image features' mean alone
+            shift = base.float().mean((1, 2), keepdim=True) if self.mode == "distribution" else 0.0
+            return PreparedCrossAttention(constant=project_out(attn, (base + self.scale * shift).to(base.dtype)))
+        return PreparedCrossAttention(base=base, keys=self.id_to_k(face), values=self.id_to_v(face))
+
+    def apply(self, attn: Attention, x: Tensor, prepared: PreparedCrossAttention, frames: int) -> Tensor:
+        """The short way: equal to ``cross_attention`` on the tokens that were prepared. x [(b frames),n,d]."""
+        if prepared.constant is not None:
+            return repeat(prepared.constant, "b 1 d -> (b t) 1 d", t=frames)
+        base, keys, values = (
+            repeat(part, "b k d -> (b t) k d", t=frames) for part in (prepared.base, prepared.keys, prepared.values)
+        )
+        faces = attend(attn, attn.to_q(x), keys, values)
+        return project_out(attn, base + self.scale * self._align(faces, base, repeats=x.shape[1]).to(base.dtype))
+
+    def _align(self, faces: Tensor, base: Tensor, *, repeats: int) -> Tensor:
+        """Eq. 2 in float32. ``base`` may hold one position that stands for ``repeats`` equal ones."""
+        faces = faces.float()
+        if self.mode == "addition":
+            return faces
+        std, mean = torch.std_mean(faces, dim=(1, 2), keepdim=True)  # unbiased
+        if self.mode == "norm":
+            return (faces - mean) / (std + EPSILON)
+        base_std, base_mean = _std_mean_repeated(base.float(), repeats)
+        return (faces - mean) * (base_std / (std + EPSILON)) + base_mean
+
+
+def _std_mean_repeated(x: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
+    """Unbiased std and mean over (1, 2) of ``x`` repeated ``repeats`` times along dim 1, without repeating it."""
+    mean = x.mean((1, 2), keepdim=True)
+    squares = (x - mean).square().sum((1, 2), keepdim=True) * repeats
+    return (squares / (x.shape[1] * x.shape[2] * repeats - 1)).sqrt(), mean

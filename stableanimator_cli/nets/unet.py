@@ -1,0 +1,196 @@
+"""The denoising UNet: Stable Video Diffusion's, with a pose residual and ID adapters (StableAnimator, Fig. 2).
+
+A subclass of diffusers' stock class: its submodules, their weights and their names are theirs; the walk through them
+is ours, so that pose and prepared attention are arguments and no hook holds state. Letters: ``b`` video, ``t`` frame,
+``bt`` both folded (video-major), ``c h w`` latents, ``n`` positions, ``d`` width, ``k`` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from stableanimator_cli.nets.id_adapter import IDAdapter, IDMode, PreparedCrossAttention, project_out
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What cross-attention sees: ``image`` tokens [b,k,c], ``face`` tokens [b,n,c] or None where there is no face.
+
+    ``layers`` holds what each cross-attention layer could compute from the tokens alone (``AnimationUNet.prepare``);
+    an empty mapping means that every call goes the long way.
+    """
+
+    image: Tensor
+    face: Tensor | None
+    layers: Mapping[nn.Module, PreparedCrossAttention] = field(default_factory=dict)
+
+
+class AnimationUNet(UNetSpatioTemporalConditionModel):
+    """Noisy latents and reference latents in, network output (v-prediction) out.
+
+    ``config`` are the stock class's arguments (SVD's ``unet/config.json``); ``id_tokens`` face tokens follow the image
+    token in ``encoder_hidden_states``. Temporal cross-attention never sees the face tokens.
+    """
+
+    def __init__(self, *, id_tokens: int = 4, id_mode: IDMode = "distribution", **config: Any) -> None:
+        super().__init__(**{key: value for key, value in config.items() if not key.startswith("_")})
+        self.id_tokens = id_tokens
+        for attn in self.spatial_cross_attentions().values():
+            attn.set_processor(IDAdapter(attn.inner_dim, attn.cross_attention_dim, id_tokens=id_tokens, mode=id_mode))
+
+    def spatial_cross_attentions(self) -> dict[str, Attention]:
+        """The layers that carry an ID adapter, by name: every ``attn2`` that is not temporal."""
+        return {
+            name: module
+            for name, module in self.named_modules()
+            if name.endswith(".attn2") and ".transformer_blocks." in name
+        }
+
+    def temporal_cross_attentions(self) -> dict[str, Attention]:
+        """The temporal ``attn2`` layers, by name; they see image tokens only."""
+        return {
+            name: module
+            for name, module in self.named_modules()
+            if name.endswith(".attn2") and ".temporal_transformer_blocks." in name
+        }
+
+    def start_adapters_from_attention(self) -> None:
+        """Copy every layer's ``to_k``/``to_v`` into its adapter: where training from SVD alone begins."""
+        for attn in self.spatial_cross_attentions().values():
+            attn.processor.id_to_k.weight.data.copy_(attn.to_k.weight)
+            attn.processor.id_to_v.weight.data.copy_(attn.to_v.weight)
+
+    def context(self, tokens: Tensor, *, face: bool = True) -> Context:
+        """Split ``tokens`` [b,k+id_tokens,c] into a context that goes the long way; ``face`` False: image tokens only."""
+        if not face:
+            return Context(tokens, None)
+        return Context(tokens[:, : -self.id_tokens], tokens[:, -self.id_tokens :])
+
+    def prepare(self, context: Context) -> Context:
+        """Compute once what cross-attention layers make of the tokens alone (equal within 1e-5 in float32)."""
+        layers: dict[nn.Module, PreparedCrossAttention] = {}
+        for attn in self.spatial_cross_attentions().values():
+            prepared = attn.processor.prepare(attn, context.image, context.face)
+            if prepared is not None:
+                layers[attn] = prepared
+        if context.image.shape[1] == 1:
+            for attn in self.temporal_cross_attentions().values():
+                layers[attn] = PreparedCrossAttention(constant=project_out(attn, attn.to_v(context.image)))
+        return Context(context.image, context.face, layers)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor | Context,
+        added_time_ids: Tensor,
+        pose: Tensor | None = None,
+        *,
+        image_only: bool = False,
+    ) -> Tensor:
+        """``sample`` [b,t,8,h,w], ``timestep`` 0.25 ln sigma (scalar or [b]), ``added_time_ids`` [b,3],
+        ``pose`` [bt,c0,h,w] from PoseNet or None -> [b,t,4,h,w]. ``image_only`` switches temporal mixing off."""
+        batch, frames = sample.shape[:2]
+        context = encoder_hidden_states
+        if isinstance(context, Tensor):
+            context = self.context(context)
+        indicator = sample.new_full((batch, frames), float(image_only))
+        emb = repeat(self._time_embedding(timestep, added_time_ids, batch, sample), "b d -> (b t) d", t=frames)
+
+        x = self.conv_in(rearrange(sample, "b t c h w -> (b t) c h w"))
+        if pose is not None:
+            x = x + pose
+        skips = [x]
+        for block in self.down_blocks:
+            for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
+                x = resnet(x, emb, indicator)
+                x = _transformer(attention, x, context, indicator) if attention is not None else x
+                skips.append(x)
+            for downsampler in block.downsamplers or ():
+                x = downsampler(x)
+                skips.append(x)
+
+        x = self.mid_block.resnets[0](x, emb, indicator)
+        for attention, resnet in zip(self.mid_block.attentions, self.mid_block.resnets[1:], strict=True):
+            x = resnet(_transformer(attention, x, context, indicator), emb, indicator)
+
+        for block in self.up_blocks:
+            for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
+                x = resnet(torch.cat([x, skips.pop()], dim=1), emb, indicator)
+                x = _transformer(attention, x, context, indicator) if attention is not None else x
+            for upsampler in block.upsamplers or ():
+                # the size of the next skip, which is not twice this one where the latent's side is odd
+                x = upsampler(x, skips[-1].shape[-2:])
+
+        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return rearrange(x, "(b t) c h w -> b t c h w", t=frames)
+
+    def _time_embedding(self, timestep: Tensor | float, added: Tensor, batch: int, sample: Tensor) -> Tensor:
+        """Noise level, frame rate, motion bucket and noise augmentation as one vector [b,d]."""
+        steps = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32).expand(batch)
+        emb = self.time_embedding(self.time_proj(steps).to(sample.dtype))
+        extra = rearrange(self.add_time_proj(added.flatten().to(sample.device)), "(b k) d -> b (k d)", b=batch)
+        return emb + self.add_embedding(extra.to(sample.dtype))
+
+
+def _attentions(block: nn.Module) -> list[TransformerSpatioTemporalModel | None]:
+    """A block's transformers, or one None a resnet where it has none."""
+    return list(getattr(block, "attentions", None) or [None] * len(block.resnets))
+
+
+def _transformer(module: TransformerSpatioTemporalModel, x: Tensor, context: Context, indicator: Tensor) -> Tensor:
+    """Spatial then temporal attention of one level, mixed by a learned factor. [bt,c,h,w] -> [bt,c,h,w]."""
+    batch, frames = indicator.shape
+    height = x.shape[-2]
+    y = module.proj_in(rearrange(module.norm(x), "bt c h w -> bt (h w) c"))
+    position = module.time_pos_embed(module.time_proj(torch.arange(frames, device=x.device)).to(y.dtype))
+    position = repeat(position, "t d -> (b t) 1 d", b=batch)
+    for spatial, temporal in zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True):
+        y = _spatial_block(spatial, y, context, frames)
+        y = module.time_mixer(y, _temporal_block(temporal, y + position, context, frames), indicator)
+    return x + rearrange(module.proj_out(y), "bt (h w) c -> bt c h w", h=height)
+
+
+def _spatial_block(block: BasicTransformerBlock, x: Tensor, context: Context, frames: int) -> Tensor:
+    """Self-attention within a frame, cross-attention with image and face tokens, feed-forward. [bt,n,d]."""
+    x = x + block.attn1(block.norm1(x))
+    adapter: IDAdapter = block.attn2.processor
+    prepared = context.layers.get(block.attn2)
+    if prepared is None:
+        image, face = (
+            repeat(part, "b k c -> (b t) k c", t=frames) if part is not None else None
+            for part in (context.image, context.face)
+        )
+        x = x + adapter.cross_attention(block.attn2, block.norm2(x), image, face)
+    else:
+        normed = x if prepared.constant is not None else block.norm2(x)  # a constant does not look at its input
+        x = x + adapter.apply(block.attn2, normed, prepared, frames)
+    return x + block.ff(block.norm3(x))
+
+
+def _temporal_block(block: TemporalBasicTransformerBlock, x: Tensor, context: Context, frames: int) -> Tensor:
+    """Attention along time at each position; cross-attention with the image tokens only. [bt,n,d]."""
+    positions = x.shape[1]
+    x = rearrange(x, "(b t) n d -> (b n) t d", t=frames)
+    y = block.ff_in(block.norm_in(x))
+    x = x + y if block.is_res else y
+    x = x + block.attn1(block.norm1(x))
+    prepared = context.layers.get(block.attn2)
+    if prepared is None:
+        image = repeat(context.image, "b k c -> (b n) k c", n=positions)
+        x = x + block.attn2(block.norm2(x), encoder_hidden_states=image)
+    else:
+        x = x + repeat(prepared.constant, "b 1 d -> (b n) 1 d", n=positions)
+    y = block.ff(block.norm3(x))
+    x = x + y if block.is_res else y
+    return rearrange(x, "(b n) t d -> (b t) n d", n=positions)

@@ -1,0 +1,235 @@
+"""The one sink of everything printed: stdout is data, stderr is talk.
+
+``configure`` is called once, by the options that every verb shares; a stage asks ``get()`` for the console. Rich and
+tqdm are imported when something is drawn, not before: completion starts ``sa`` at every TAB.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import math
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+ProgressKind = Literal["bar", "json", "none"]
+
+JSON_INTERVAL = 0.25  # seconds between two lines of --progress json
+LINES_INTERVAL = 10.0  # seconds between two lines where stderr is a file
+
+
+class Progress(Protocol):
+    """What ``Console.progress`` gives: a context manager that is told how far the work is."""
+
+    def update(self, n: int = 1, **fields: Any) -> None: ...
+
+    def __enter__(self) -> Progress: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Console:
+    """Where a verb's words go. ``json``: stdout holds one JSON object and nothing else; ``quiet``: no talk."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False, progress: ProgressKind = "bar") -> None:
+        self.json = json
+        self.quiet = quiet
+        self.kind: ProgressKind = "none" if quiet else progress
+
+    def note(self, text: str) -> None:
+        """Say something by the way (stderr); ``--quiet`` hides it."""
+        if not self.quiet:
+            _say(text)
+
+    def warn(self, text: str) -> None:
+        """Say something that the user should act on (stderr); ``--quiet`` does not hide it."""
+        _say(f"warning: {text}")
+
+    def result(self, data: Mapping[str, Any], text: str) -> None:
+        """Write what the verb made (stdout): ``data`` as one line of JSON under ``--json``, else ``text``.
+
+        Numbers that JSON does not have (NaN, infinity) become null; paths and fractions become text.
+        """
+        line = jsonlib.dumps(_plain(data), ensure_ascii=False) if self.json else text
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+
+    def table(
+        self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, data: bool = False
+    ) -> None:
+        """Draw a table on stderr as talk, or on stdout where it is the verb's ``data`` (not under ``--json``, where
+        ``result`` carries the same facts). Into a file or a pipe it is drawn as wide as its cells are."""
+        if self.json if data else self.quiet:
+            return
+        from rich.console import Console as RichConsole
+        from rich.table import Table
+
+        stream = sys.stdout if data else sys.stderr
+        width = None if stream.isatty() else 10_000
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        RichConsole(file=stream, width=width, markup=False, emoji=False, highlight=False).print(table)
+
+    def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
+        """Show how far something long is: ``with console.progress(len(frames), "decode", "frame") as bar: bar.update()``.
+
+        ``total`` may be ``None`` (not known). ``update(n, **fields)`` adds ``n`` done and shows ``fields`` beside it.
+        On a terminal it is a bar, into a file a line now and then, and one JSON object a line with ``--progress json``:
+        ``{"progress": desc, "done", "total", "unit", "rate", "seconds_left", **fields}``, four a second at most.
+        """
+        if self.kind == "none":
+            return _Silent()
+        if self.kind == "json":
+            return _JsonLines(total, desc, unit)
+        return _Bar(total, desc, unit) if sys.stderr.isatty() else _Lines(total, desc, unit)
+
+
+_current = Console()
+
+
+def configure(*, json: bool = False, quiet: bool = False, progress: ProgressKind = "bar") -> Console:
+    """Set the console of this process from ``--json``, ``--quiet`` and ``--progress``."""
+    global _current
+    _current = Console(json=json, quiet=quiet, progress=progress)
+    return _current
+
+
+def get() -> Console:
+    """The console of this process."""
+    return _current
+
+
+def _say(text: str) -> None:
+    """A line on stderr that does not tear a bar that is being drawn: only where tqdm is loaded can there be one."""
+    tqdm = sys.modules.get("tqdm")
+    if tqdm is not None and sys.stderr.isatty():
+        tqdm.tqdm.write(text, file=sys.stderr)
+    else:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays, without importing numpy to ask
+        return _plain(value.tolist())
+    return str(value)
+
+
+class _Silent:
+    def update(self, n: int = 1, **fields: Any) -> None:
+        pass
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+class _Bar(_Silent):
+    """tqdm on a terminal: what, how far, how fast, how long still."""
+
+    def __init__(self, total: int | None, desc: str, unit: str) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, desc=desc, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True, leave=True)
+
+    def update(self, n: int = 1, **fields: Any) -> None:
+        if fields:
+            self.bar.set_postfix({name: _short(value) for name, value in fields.items()}, refresh=False)
+        self.bar.update(n)
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+
+
+class _Lines(_Silent):
+    """One line at the end, and one every ten seconds before it: for a log file or a build server."""
+
+    interval = LINES_INTERVAL
+
+    def __init__(self, total: int | None, desc: str, unit: str) -> None:
+        self.total, self.desc, self.unit = total, desc, unit
+        self.done = 0
+        self.shown: int | None = None
+        self.fields: dict[str, Any] = {}
+        self.started = self.last = time.monotonic()
+
+    def update(self, n: int = 1, **fields: Any) -> None:
+        self.done += n
+        self.fields |= fields
+        now = time.monotonic()
+        if now - self.last >= self.interval:
+            self.last = now
+            self._show()
+
+    def __exit__(self, *exception: object) -> None:
+        if self.shown != self.done:
+            self._show()
+
+    def _show(self) -> None:
+        self.shown = self.done
+        self._write()
+
+    def _rate(self) -> float | None:
+        seconds = time.monotonic() - self.started
+        return self.done / seconds if self.done and seconds > 0 else None
+
+    def _seconds_left(self) -> float | None:
+        rate = self._rate()
+        return None if rate is None or self.total is None else max(0, self.total - self.done) / rate
+
+    def _write(self) -> None:
+        rate, left = self._rate(), self._seconds_left()
+        parts = [f"{self.desc}: {self.done}" + ("" if self.total is None else f"/{self.total}") + f" {self.unit}"]
+        if rate is not None:
+            parts.append(f"{rate:.3g} {self.unit}/s")
+        if left:
+            parts.append(f"{_clock(left)} left")
+        parts += [f"{name} {_short(value)}" for name, value in self.fields.items()]
+        sys.stderr.write(", ".join(parts) + "\n")
+        sys.stderr.flush()
+
+
+class _JsonLines(_Lines):
+    """One JSON object a line on stderr, for programs that draw their own bar."""
+
+    interval = JSON_INTERVAL
+
+    def _write(self) -> None:
+        rate, left = self._rate(), self._seconds_left()
+        line = {
+            "progress": self.desc,
+            "done": self.done,
+            "total": self.total,
+            "unit": self.unit,
+            "rate": None if rate is None else round(rate, 4),
+            "seconds_left": None if left is None else round(left, 1),
+        }
+        sys.stderr.write(jsonlib.dumps(_plain(line | self.fields), ensure_ascii=False) + "\n")
+        sys.stderr.flush()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

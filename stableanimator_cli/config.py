@@ -1,0 +1,263 @@
+"""What a run is asked to do: frozen dataclasses that check themselves and whose errors name the flag.
+
+``resolve`` merges flags over a TOML file over a model's defaults over the defaults below; ``to_toml`` writes the result
+so that the same run can be asked for again. Paths in a file mean what they would mean on the command line: they are
+relative to the working directory. Standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from stableanimator_cli.config_toml import (
+    from_mapping,
+    load,
+    option,
+    refuse_bad_choices,
+    refuse_unless,
+    resolve,
+    to_toml,
+)
+from stableanimator_cli.errors import ConfigError
+
+__all__ = [
+    "AnimateConfig",
+    "DecodeConfig",
+    "DeviceConfig",
+    "SamplingConfig",
+    "WindowConfig",
+    "from_mapping",
+    "load",
+    "parse_fps",
+    "parse_guidance",
+    "parse_range",
+    "parse_size",
+    "resolve",
+    "to_toml",
+]
+
+Size = tuple[int, int]
+Range = tuple[int | None, int | None]
+Guidance = tuple[float, float]
+
+
+def parse_size(value: str | Size, label: str = "--size") -> Size:
+    """``"576x1024"`` -> (width, height) in pixels."""
+    if isinstance(value, tuple):
+        return value
+    match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[xX×]\s*([1-9]\d{0,4})\s*", value) if isinstance(value, str) else None  # noqa: RUF001
+    if match is None:
+        raise ConfigError(label, value, "WxH in pixels, as 576x1024")
+    return int(match[1]), int(match[2])
+
+
+def parse_range(value: str | Range, label: str = "--frames") -> Range:
+    """``"A:B"`` -> (A, B), half-open and with the meaning of a Python slice; either side may be left out."""
+    if isinstance(value, tuple):
+        return value
+    match = re.fullmatch(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*", value) if isinstance(value, str) else None
+    if match is None:
+        raise ConfigError(label, value, "A:B, as 0:48, 10: or :100", hint="A is the first frame, B the one after the last")
+    return (None if match[1] is None else int(match[1])), (None if match[2] is None else int(match[2]))
+
+
+def parse_guidance(value: str | float | Guidance, label: str = "--guidance") -> Guidance:
+    """``"3"`` -> (3.0, 3.0); ``"1:3"`` -> (1.0, 3.0), a linear rise from the first frame to the last."""
+    if isinstance(value, tuple):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value), float(value)
+    try:
+        first, _, last = value.partition(":")
+        return float(first), float(last if ":" in value else first)
+    except (AttributeError, ValueError):
+        raise ConfigError(label, value, "a number, or FIRST:LAST as 1:3") from None
+
+
+def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
+    """Frames a second, exactly: ``"30000/1001"``, ``"25"`` or ``"29.97"``.
+
+    The rounded names of the NTSC family (23.976, 29.97, 59.94 ...) mean n * 1000/1001, as in SMPTE 170M: 29.97 is
+    30000/1001 and not 2997/100.
+    """
+    if isinstance(value, Fraction):
+        return value
+    expected = "frames a second, as 25, 29.97 or 30000/1001"
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ConfigError(label, value, expected)
+    text = str(value).strip()
+    try:
+        rate = Fraction(text) if "/" in text else Fraction(Decimal(text))
+    except (ValueError, ArithmeticError):
+        raise ConfigError(label, value, expected) from None
+    refuse_unless(rate > 0, label, value, expected)
+    digits = len(text.partition(".")[2])
+    for nominal in (24, 30, 48, 60, 120):
+        exact = Fraction(nominal * 1000, 1001)
+        if digits in (2, 3) and rate == round(exact, digits):
+            return exact
+    return rate
+
+
+def _dump_size(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _dump_range(frames: Range) -> str:
+    return ":".join("" if side is None else str(side) for side in frames)
+
+
+def _dump_guidance(guidance: Guidance) -> float | str:
+    first, last = guidance
+    return first if first == last else f"{first:g}:{last:g}" if _short(first, last) else f"{first!r}:{last!r}"
+
+
+def _short(*numbers: float) -> bool:
+    return all(float(f"{number:g}") == number for number in numbers)
+
+
+def _finite(value: float, least: float = 0.0) -> bool:
+    return math.isfinite(value) and value >= least
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingConfig:
+    """How a latent is denoised.
+
+    ``guidance`` rises linearly from the first to the last frame of a window. ``noise``: ``fresh`` draws noise a frame,
+    ``repeat`` repeats one window's noise. ``churn`` is EDM's S_churn over the whole run. ``noise_aug`` is the standard
+    deviation of the noise on the reference picture; ``motion_bucket`` and ``conditioning_fps`` are what the network is
+    told (Stable Video Diffusion's micro-conditioning), not what is written to the file.
+    """
+
+    steps: int = option("--steps", 25)
+    guidance: Guidance = option("--guidance", (3.0, 3.0), parse=parse_guidance, dump=_dump_guidance)
+    sampler: Literal["euler", "heun"] = option("--sampler", "euler")
+    churn: float = option("--churn", 0.0)
+    noise: Literal["repeat", "fresh"] = option("--noise", "fresh")
+    noise_aug: float = option("--noise-aug", 0.02)
+    motion_bucket: float = option("--motion-bucket", 127.0)
+    conditioning_fps: int = option("sampling.conditioning_fps", 7)
+    seed: int = option("--seed", 0)
+
+    def __post_init__(self) -> None:
+        refuse_bad_choices(self)
+        refuse_unless(1 <= self.steps <= 1000, "--steps", self.steps, "1 to 1000")
+        refuse_unless(all(map(_finite, self.guidance)), "--guidance", _dump_guidance(self.guidance), "0 or more")
+        refuse_unless(_finite(self.churn), "--churn", self.churn, "0 or more")
+        refuse_unless(_finite(self.noise_aug), "--noise-aug", self.noise_aug, "0 or more")
+        refuse_unless(_finite(self.motion_bucket), "--motion-bucket", self.motion_bucket, "0 or more")
+        refuse_unless(
+            self.conditioning_fps >= 1, "sampling.conditioning_fps", self.conditioning_fps, "a whole number, 1 or more"
+        )
+        refuse_unless(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2**63 - 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowConfig:
+    """How a long video is cut: windows of ``length`` frames that share ``overlap`` with the next, joined by ``blend``;
+    ``anchor`` is the picture that later windows are conditioned on."""
+
+    length: int = option("--window", 16)
+    overlap: int = option("--overlap", 4)
+    blend: Literal["upstream", "smooth"] = option("--blend", "smooth")
+    anchor: Literal["first", "reference"] = option("--anchor", "first")
+
+    def __post_init__(self) -> None:
+        refuse_bad_choices(self)
+        refuse_unless(self.length >= 1, "--window", self.length, "1 frame or more")
+        most = self.length - 1
+        refuse_unless(0 <= self.overlap <= most, "--overlap", self.overlap, f"0 to {most} (less than --window)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeConfig:
+    """How latents become pixels: ``chunk`` frames at a time, of which ``overlap`` were in the chunk before."""
+
+    chunk: int = option("--decode-chunk", 4)
+    overlap: int = option("--decode-overlap", 0)
+
+    def __post_init__(self) -> None:
+        refuse_unless(self.chunk >= 1, "--decode-chunk", self.chunk, "1 frame or more")
+        most = self.chunk - 1
+        refuse_unless(
+            0 <= self.overlap <= most, "--decode-overlap", self.overlap, f"0 to {most} (less than --decode-chunk)"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConfig:
+    """Where it runs and in what type of number. ``offload = "swap"`` keeps one network on the device at a time;
+    ``pose_budget_mb`` is the memory that pose features may fill, in MiB."""
+
+    device: str = option("--device", "auto")
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto")
+    offload: Literal["none", "swap"] = option("--offload", "none")
+    pose_budget_mb: int = option("device.pose_budget_mb", 1024)
+
+    def __post_init__(self) -> None:
+        refuse_bad_choices(self)
+        known = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device) is not None
+        refuse_unless(known, "--device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        refuse_unless(self.pose_budget_mb >= 1, "device.pose_budget_mb", self.pose_budget_mb, "1 MiB or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnimateConfig:
+    """One run of ``sa animate``. ``size`` is (width, height) and ``None`` means the model's own; ``frames`` a half-open
+    range of the motion; ``fps`` the rate to resample the motion to, ``None`` its own; ``id_adapter`` ``None`` the
+    model's own way of joining the face; ``preview`` also writes ``OUT.preview.mp4`` beside the output."""
+
+    reference: Path = option("REFERENCE")
+    motion: Path = option("MOTION")
+    output: Path = option("--output")
+    model: str | None = option("--model", None)
+    motion_kind: Literal["auto", "skeleton", "video"] = option("--motion-kind", "auto")
+    size: Size | None = option("--size", None, parse=parse_size, dump=_dump_size)
+    resize: Literal["crop", "pad", "stretch"] = option("--resize", "crop")
+    frames: Range | None = option("--frames", None, parse=parse_range, dump=_dump_range)
+    fps: Fraction | None = option("--fps", None, parse=parse_fps)
+    audio: Literal["keep", "none"] = option("--audio", "keep")
+    preview: bool = option("--preview", False)
+    id_adapter: Literal["distribution", "addition", "norm", "off"] | None = option("--id-adapter", None)
+    face_embedding: Path | None = option("--face-embedding", None)
+    allow_no_face: bool = option("--allow-no-face", False)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    device: DeviceConfig = field(default_factory=DeviceConfig)
+
+    def __post_init__(self) -> None:
+        refuse_bad_choices(self)
+        refuse_unless(self.model != "", "--model", self.model, "a name of the catalogue or a folder")
+        if self.size is not None:
+            refuse_unless(min(self.size) >= 1, "--size", _dump_size(self.size), "a width and a height of 1 or more")
+        if self.frames is not None:
+            refuse_unless(not _surely_empty(self.frames), "--frames", _dump_range(self.frames), "A before B")
+        if self.fps is not None:
+            refuse_unless(0 < self.fps <= 1000, "--fps", str(self.fps), "more than 0 and at most 1000")
+
+    @property
+    def preview_path(self) -> Path:
+        """Where the preview goes: ``out.mp4`` -> ``out.preview.mp4``."""
+        return self.output.with_name(f"{self.output.stem}.preview{self.output.suffix}")
+
+    @property
+    def record_path(self) -> Path:
+        """Where the run record goes: ``out.mp4`` -> ``out.json``."""
+        return self.output.with_suffix(".json")
+
+
+def _surely_empty(frames: Range) -> bool:
+    """Whether a slice holds nothing whatever the length; sides of unlike sign depend on the length and pass."""
+    first, last = frames
+    start = 0 if first is None else first
+    if last is None:
+        return False
+    return last == 0 or ((start < 0) == (last < 0) and start >= last)

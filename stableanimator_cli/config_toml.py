@@ -1,0 +1,271 @@
+"""The machinery behind ``config.py``: frozen dataclasses from flags, TOML and a model's defaults, and back to TOML.
+
+A field made with :func:`option` knows the flag that sets it. Every refusal names what the user typed: the flag, or
+the file and the key. Standard library only, so that ``sa --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from stableanimator_cli.errors import ConfigError
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One value on its way into a config, and where it came from (``--steps``, ``run.toml: sampling.steps``)."""
+
+    value: Any
+    label: str
+
+
+Settings = dict[tuple[str, ...], Setting]
+
+
+def option(
+    flag: str,
+    default: Any = MISSING,
+    *,
+    parse: Callable[[Any, str], Any] | None = None,
+    dump: Callable[[Any], Any] | None = None,
+) -> Any:
+    """A dataclass field set by ``flag`` (an option ``--decode-chunk``, an argument ``MOTION``, or a dotted key that has
+    no flag). ``parse(value, label)`` reads what TOML or the shell holds, ``dump`` is its inverse for TOML."""
+    return field(default=default, metadata={"flag": flag, "parse": parse, "dump": dump})
+
+
+def refuse_unless(holds: bool, flag: str, found: object, expected: str) -> None:
+    """Raise a :class:`ConfigError` that names ``flag`` unless ``holds``."""
+    if not holds:
+        raise ConfigError(flag, found, expected)
+
+
+def refuse_bad_choices(config: Any) -> None:
+    """Check every ``Literal`` field of a config against its choices; for ``__post_init__``."""
+    for name, hint in _hints(type(config)).items():
+        inner, optional = _without_none(hint)
+        value = getattr(config, name)
+        if get_origin(inner) is Literal and not (optional and value is None):
+            _choice(value, get_args(inner), _flag(type(config), name))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint with the nearest known word, or ``None`` where nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else None
+
+
+def from_mapping(cls: type[C], mapping: Mapping[str, Any], source: Path | str) -> C:
+    """Build ``cls`` from nested tables. Unknown keys and wrong types are refused, naming ``source`` and the key."""
+    return _build(cls, _from_tables(cls, mapping, str(source)))
+
+
+def load(cls: type[C], path: Path) -> C:
+    """Read a TOML file into ``cls``. Raises :class:`ConfigError` for a missing, malformed or mistaken file."""
+    return from_mapping(cls, read_toml(path), path)
+
+
+def resolve(
+    cls: type[C],
+    flags: Mapping[str, Any],
+    file: Path | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> C:
+    """The config of a run: flags over the file over the model's defaults over the class's own.
+
+    ``flags`` is keyed by option name (``decode_chunk`` for ``--decode-chunk``) and ``None`` means "not given".
+    ``defaults`` is keyed the same way, as ``[defaults]`` of a ``model.toml``. ``file`` holds one table a sub-config.
+    """
+    settings = _from_names(cls, defaults or {}, "the model's defaults")
+    if file is not None:
+        settings |= _from_tables(cls, read_toml(file), str(file))
+    settings |= _from_names(cls, {name: value for name, value in flags.items() if value is not None}, None)
+    return _build(cls, settings)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises :class:`ConfigError` (exit 2) where it is missing or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("--config", str(path), f"a TOML file that can be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError("--config", str(path), "a TOML file in UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}", str(error), "valid TOML") from error
+
+
+def to_toml(config: Any) -> str:
+    """The whole config as TOML, every value written out, so that a later change of a default changes nothing.
+
+    ``None`` has no TOML form and is left out; every field that may be ``None`` has that as its default.
+    """
+    return "\n".join(_table(config, ())).strip() + "\n"
+
+
+def _table(config: Any, path: tuple[str, ...]) -> list[str]:
+    lines = [f"[{'.'.join(path)}]"] if path else []
+    tables: list[str] = []
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            tables += ["", *_table(value, (*path, item.name))]
+        elif value is not None:
+            dump = item.metadata.get("dump")
+            lines.append(f"{item.name} = {_literal(dump(value) if dump else value)}")
+    return lines + tables
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str | Path | Fraction):
+        # JSON's escapes are a subset of TOML's; DEL is the one character that JSON leaves bare and TOML forbids.
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+    raise TypeError(f"no TOML form for {value!r}")
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+
+
+def _flag(cls: type, name: str) -> str:
+    item = next(item for item in dataclasses.fields(cls) if item.name == name)
+    return item.metadata.get("flag", name)
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """``X`` and whether ``None`` is allowed beside it."""
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        rest = [part for part in get_args(hint) if part is not type(None)]
+        return (rest[0] if len(rest) == 1 else hint), len(rest) < len(get_args(hint))
+    return hint, False
+
+
+def _from_tables(cls: type, mapping: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) -> Settings:
+    found: Settings = {}
+    hints = _hints(cls)
+    for key, value in mapping.items():
+        dotted = ".".join((*path, key))
+        label = f"{source}: {dotted}"
+        if key not in hints:
+            raise ConfigError(
+                label,
+                key,
+                f"one of the keys {', '.join(hints)}",
+                hint=did_you_mean(key, hints) or _other_table(cls, key, path),
+            )
+        if not dataclasses.is_dataclass(hints[key]):
+            found[*path, key] = Setting(value, label)
+        elif isinstance(value, Mapping):
+            found |= _from_tables(hints[key], value, source, (*path, key))
+        else:
+            raise ConfigError(label, value, f"a table [{dotted}]")
+    return found
+
+
+def _other_table(cls: type, key: str, path: tuple[str, ...]) -> str | None:
+    """A flag's name at the top level of a file (``steps = 25``) is a near miss that deserves the right key."""
+    where = _names(cls).get(key) if not path else None
+    return f"it belongs in a table: {'.'.join(where)}" if where else None
+
+
+def _names(cls: type, path: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """Option name in Python's spelling -> path of the field, through all sub-configs."""
+    names: dict[str, tuple[str, ...]] = {}
+    for name, hint in _hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            names |= _names(typing.cast(type, hint), (*path, name))
+        else:
+            flag = _flag(cls, name).rsplit(".", 1)[-1]
+            names[flag.lstrip("-").replace("-", "_").lower()] = (*path, name)
+    return names
+
+
+def _from_names(cls: type, values: Mapping[str, Any], source: str | None) -> Settings:
+    names = _names(cls)
+    found: Settings = {}
+    for name, value in values.items():
+        label = f"{source}: {name}" if source else f"--{name.replace('_', '-')}"
+        if name not in names:
+            raise ConfigError(label, name, f"one of {', '.join(names)}", hint=did_you_mean(name, names))
+        path = names[name]
+        if source is None:
+            label = _flag_at(cls, path)
+        found[path] = Setting(value, label)
+    return found
+
+
+def _flag_at(cls: type, path: tuple[str, ...]) -> str:
+    return _flag(cls, path[0]) if len(path) == 1 else _flag_at(_hints(cls)[path[0]], path[1:])
+
+
+def _build(cls: type[C], settings: Settings, path: tuple[str, ...] = ()) -> C:
+    values: dict[str, Any] = {}
+    labels: dict[str, str] = {}
+    for item in dataclasses.fields(typing.cast(Any, cls)):
+        hint = _hints(cls)[item.name]
+        setting = settings.get((*path, item.name))
+        if dataclasses.is_dataclass(hint):
+            values[item.name] = _build(typing.cast(type, hint), settings, (*path, item.name))
+        elif setting is not None:
+            parse = item.metadata.get("parse")
+            values[item.name] = (
+                parse(setting.value, setting.label) if parse else _convert(hint, setting.value, setting.label)
+            )
+            labels[item.metadata.get("flag", item.name)] = setting.label
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise ConfigError(
+                item.metadata.get("flag", item.name),
+                "nothing",
+                "a value",
+                hint=f"give it on the command line, or as {'.'.join((*path, item.name))} in a --config file",
+            )
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        label = labels.get(error.option)
+        if label is None:
+            error.hint = error.hint or f"{error.option} has its default here: give it as well"
+        elif label != error.option:
+            error.hint = f"{error.option} was set by {label}"
+        raise
+
+
+def _convert(hint: Any, value: Any, label: str) -> Any:
+    inner, optional = _without_none(hint)
+    if value is None and optional:
+        return None
+    if get_origin(inner) is Literal:
+        return _choice(value, get_args(inner), label)
+    if inner is Path and isinstance(value, str | Path):
+        refuse_unless(str(value) != "", label, value, "a path")
+        return Path(value)
+    if inner is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if inner in (int, str, bool) and type(value) is inner:
+        return value
+    expected = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+    raise ConfigError(label, value, expected.get(inner, "another type"))
+
+
+def _choice(value: Any, choices: tuple[Any, ...], label: str) -> Any:
+    if value not in choices:
+        hint = did_you_mean(value, choices) if isinstance(value, str) else None
+        raise ConfigError(label, value, f"one of {', '.join(map(str, choices))}", hint=hint)
+    return value

@@ -1,0 +1,224 @@
+"""Faces of a picture: where they are and whom they show, by insightface.
+
+SCRFD finds boxes and five landmarks, ArcFace turns the aligned face into 512 numbers. Both run through insightface's
+own model classes; alignment uses its template with scikit-image's current estimator, because the call that insightface
+itself makes is on its way out of scikit-image and warns at every face.
+
+Sources: Guo et al., "Sample and Computation Redistribution for Efficient Face Detection" (SCRFD); Deng et al.,
+"ArcFace: Additive Angular Margin Loss for Deep Face Recognition".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any, get_args
+
+import cv2
+import numpy as np
+from insightface.app import FaceAnalysis
+from insightface.utils.face_align import arcface_dst
+from skimage.transform import SimilarityTransform
+
+from stableanimator_cli.detect import onnx
+from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged, ModelMissing
+from stableanimator_cli.records import ChannelOrder, Face
+
+DETECTION_SIZE = (640, 640)
+"""Width and height that the detector sees; pictures are scaled into it, up or down."""
+
+THRESHOLD = 0.5
+"""The smallest score of a face."""
+
+WIDTH = 512
+"""Numbers in an identity vector."""
+
+
+class FaceReader:
+    """Finds and recognises faces with the models of one folder (``antelopev2``, ``buffalo_l`` or one of their shape).
+
+    ``channel_order`` says in which order the networks are to see the colours. insightface takes BGR pictures and turns
+    them to RGB for its networks, so ``"bgr"`` gives it correctly ordered pixels. The reference implementation swapped
+    the channels once too often when it made identity vectors, until December 2024 in training and to this day in
+    inference: the released StableAnimator weights (November 2024) have therefore most likely learned vectors of
+    faces with red and blue exchanged, and ``"rgb"`` repeats that on purpose. It is a property of the checkpoint
+    (``ModelFolder.face_channel_order``), not of the picture: ours are RGB always. Vectors of the two orders must not
+    be compared with one another. Detection follows the same order, as it did there.
+
+    Raises ``ModelMissing`` where the folder or the models in it are absent, ``ModelDamaged`` where a file does not
+    open or the folder holds no SCRFD with landmarks or no ArcFace of 512 numbers, ``ConfigError`` for an unknown
+    channel order or device. One reader may be used from several threads.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        channel_order: ChannelOrder = "bgr",
+        device: str = "auto",
+        *,
+        threads: int | None = None,
+        threshold: float = THRESHOLD,
+    ) -> None:
+        if channel_order not in get_args(ChannelOrder):
+            raise ConfigError("face_channel_order", channel_order, "'bgr' or 'rgb'")
+        self.folder = model_folder(folder)
+        self.channel_order: ChannelOrder = channel_order
+        self._device = device
+        models = _open(self.folder, device, threads, threshold)
+        self._detector, self._recogniser = models["detection"], models["recognition"]
+
+    def faces(self, image: np.ndarray) -> tuple[Face, ...]:
+        """The faces of a picture uint8 RGB [h,w,3], largest first; empty where there is none.
+
+        Boxes are clipped to the picture. Embeddings are raw float32[512], as ArcFace gives them; a face whose five
+        landmarks fall into one point cannot be aligned and has ``embedding`` None.
+        """
+        return self._read(image, recognise=True)
+
+    def boxes(self, image: np.ndarray) -> tuple[Face, ...]:
+        """As ``faces``, without recognition: every ``embedding`` is None."""
+        return self._read(image, recognise=False)
+
+    def describe(self) -> str:
+        """Where the networks run, in words."""
+        return onnx.describe(self._detector.session, self._device)
+
+    def _read(self, image: np.ndarray, *, recognise: bool) -> tuple[Face, ...]:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise ValueError(f"faces need uint8 [h,w,3], found {image.dtype} {list(image.shape)}")
+        h, w = image.shape[:2]
+        pixels = image[..., ::-1] if self.channel_order == "bgr" else image
+        pixels = _thicken(np.ascontiguousarray(pixels))
+        rows, landmarks = self._detector.detect(pixels)
+        found = []
+        for row, points in zip(rows, landmarks, strict=True):
+            box = np.clip(row[:4], 0, (w, h, w, h)).astype(np.float32)
+            if box[2] <= box[0] or box[3] <= box[1]:
+                continue  # wholly beside the picture: nothing of it can be shown or masked
+            embedding = self._embed(pixels, points) if recognise else None
+            points = np.array(points, dtype=np.float32)
+            found.append(Face(box=box, landmarks=points, score=float(row[4]), embedding=embedding))
+        return tuple(sorted(found, key=lambda face: face.area, reverse=True))
+
+    def _embed(self, pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
+        side = self._recogniser.input_size[0]
+        aligned = align(pixels, landmarks, side)
+        if aligned is None:
+            return None
+        # One face a run: a vector does not depend on who else is in the picture, to the last bit.
+        return np.array(self._recogniser.get_feat(aligned), dtype=np.float32).reshape(-1)
+
+
+def align(pixels: np.ndarray, landmarks: np.ndarray, side: int = 112) -> np.ndarray | None:
+    """The face turned and scaled onto ArcFace's template: uint8 [side,side,3], or None where the landmarks float[5,2]
+    span nothing. Least squares over rotation, scale and shift (Umeyama 1991); outside the picture it is black.
+    """
+    unit, margin = (side / 112, 0.0) if side % 112 == 0 else (side / 128, 8.0)
+    template = (arcface_dst + np.array([margin, 0.0], dtype=np.float32)) * unit
+    if not np.isfinite(landmarks).all() or np.ptp(landmarks, axis=0).max() < 1e-3:
+        return None
+    fit = SimilarityTransform.from_estimate(landmarks, template)
+    if not fit:
+        return None
+    return cv2.warpAffine(pixels, fit.params[:2], (side, side), borderValue=0.0)
+
+
+def model_folder(folder: Path | str) -> Path:
+    """The absolute folder that holds the ONNX files.
+
+    Goes one level down where the folder holds none itself but exactly one folder in it does: ``antelopev2.zip``
+    unpacks to ``antelopev2/antelopev2``. Raises ``ModelMissing`` where there is no folder or no ONNX file.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise ModelMissing(
+            f"{folder}: found {found}, expected a folder of face models", hint="fetch them: sa models fetch"
+        )
+    if any(folder.glob("*.onnx")):
+        return folder
+    nested = sorted({file.parent for file in folder.glob("*/*.onnx")})
+    if len(nested) == 1:
+        return nested[0]
+    found = f"{len(nested)} folders with ONNX files" if nested else "no ONNX file"
+    raise ModelMissing(
+        f"{folder}: found {found}, expected one SCRFD and one ArcFace .onnx",
+        hint="fetch them (sa models fetch), or name the folder that holds both files",
+    )
+
+
+def load_embedding(path: Path | str) -> np.ndarray:
+    """An identity vector float32[512] from a NumPy file of shape (512,) or (1, 512).
+
+    Raises ``BadInput`` where the file is not there, is not NumPy's, holds objects (they would be code), or holds what
+    no recogniser gives: another shape, no floats, NaN or infinity, all zeros.
+    """
+    path, expected = Path(path), f"one float vector of {WIDTH} numbers (.npy)"
+    hint = "write it with: numpy.save(path, embedding.astype('float32'))"
+    try:
+        with path.open("rb") as file:
+            array = np.load(file, allow_pickle=False)
+            if not isinstance(array, np.ndarray):  # an .npz archive
+                array.close()
+                raise BadInput(path, "an archive of arrays", expected, hint=hint)
+    except OSError as error:
+        raise BadInput(path, error.strerror or "a file that does not read", expected, hint=hint) from error
+    except (ValueError, EOFError) as error:
+        raise BadInput(path, "no plain NumPy array", expected, hint=hint) from error
+    if array.shape not in ((WIDTH,), (1, WIDTH)):
+        raise BadInput(path, f"shape {array.shape}", expected, hint=hint)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise BadInput(path, f"numbers of type {array.dtype}", expected, hint=hint)
+    with np.errstate(over="ignore"):
+        vector = array.reshape(WIDTH).astype(np.float32)
+    if not np.isfinite(vector).all():
+        raise BadInput(path, f"{int((~np.isfinite(vector)).sum())} numbers that are not finite", expected, hint=hint)
+    if not np.any(vector):
+        raise BadInput(path, "zeros only, the mark of a face that was not found", expected, hint="use another picture")
+    return vector
+
+
+def _thicken(pixels: np.ndarray) -> np.ndarray:
+    """Pad a very long picture with black below or right, so that its short side keeps a pixel in the detector."""
+    h, w = pixels.shape[:2]
+    need = -(-max(h, w) // (min(DETECTION_SIZE) // 2))  # two pixels of the detector: room for rounding down
+    below, right = max(0, need - h), max(0, need - w)
+    return np.pad(pixels, ((0, below), (0, right), (0, 0))) if below or right else pixels
+
+
+def _open(folder: Path, device: str, threads: int | None, threshold: float) -> dict[str, Any]:
+    for file in sorted(folder.glob("*.onnx")):
+        onnx.check_file(file)
+    options, providers = onnx.session_options(threads), onnx.providers_for(device)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            analysis = FaceAnalysis(
+                name=str(folder),
+                allowed_modules=["detection", "recognition"],
+                providers=providers,
+                sess_options=options,
+                static_shape_sessions=False,  # a second copy of the detector for one size is no gain
+            )
+            # A negative ctx_id would move the sessions to the CPU whatever providers they were given.
+            analysis.prepare(ctx_id=0, det_thresh=threshold, det_size=DETECTION_SIZE)
+    except AssertionError as error:  # insightface asserts that a detector is among the files
+        raise _lacks(folder, "an SCRFD face detector (9 outputs)") from error
+    except Exception as error:  # ONNX Runtime's error classes share no base but Exception
+        raise onnx.damaged(folder, error) from error
+    models = analysis.models
+    if not models["detection"].use_kps:
+        raise _lacks(folder, "an SCRFD with five landmarks (9 outputs; the one found has fewer)")
+    if "recognition" not in models:
+        raise _lacks(folder, "an ArcFace recogniser (input 3 x 112 x 112)")
+    shape = models["recognition"].output_shape
+    if shape[-1] != WIDTH:
+        raise _lacks(folder, f"an ArcFace recogniser of {WIDTH} numbers (the one found gives {shape[-1]})")
+    return models
+
+
+def _lacks(folder: Path, what: str) -> ModelDamaged:
+    files = ", ".join(sorted(file.name for file in folder.glob("*.onnx")))
+    return ModelDamaged(
+        f"{folder}: found {files}, expected {what} among them", hint="fetch the whole folder: sa models fetch"
+    )

@@ -1,0 +1,123 @@
+"""ONNX Runtime sessions: the only room that imports onnxruntime.
+
+Files are looked at before they are opened, so that a missing, empty or wrong file is one line for the user and not a
+protobuf message; the provider that a session really runs on is said, because ONNX Runtime falls back to the CPU
+without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+
+from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+COREML = "CoreMLExecutionProvider"
+
+Provider = str | tuple[str, dict[str, object]]
+
+_REFETCH = "fetch the file again: sa models fetch"
+_ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings about graph clean-ups are no news to a user
+
+
+def providers_for(device: str, available: Iterable[str] | None = None) -> list[Provider]:
+    """Execution providers for a device, best first, the CPU always last.
+
+    ``device`` is ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``available`` replaces what this ONNX Runtime
+    offers (for tests). A provider that is not there is left out rather than refused: a CUDA torch beside the CPU build
+    of ONNX Runtime is the usual installation, and detection works there too; ``describe`` says what was chosen.
+    Raises ``ConfigError`` for a device of another name.
+    """
+    have = set(ort.get_available_providers() if available is None else available)
+    kind, _, index = device.partition(":")
+    known = kind in ("auto", "cpu", "cuda", "mps") and (not index or (kind == "cuda" and index.isdecimal()))
+    if not known or device.endswith(":"):
+        raise ConfigError("--device", device, "auto, cpu, cuda, cuda:N or mps")
+    chosen: list[Provider] = []
+    if kind in ("auto", "cuda") and CUDA in have:
+        chosen.append((CUDA, {"device_id": int(index or 0)}))
+    if kind in ("auto", "mps") and COREML in have:
+        chosen.append(COREML)
+    return [*chosen, CPU]
+
+
+def session_options(threads: int | None = None) -> ort.SessionOptions:
+    """Options of every session here: ``threads`` within an operator (None: ONNX Runtime's choice), no chatter."""
+    if threads is not None and threads < 1:
+        raise ConfigError("--threads", threads, "1 or more")
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    return options
+
+
+def check_file(path: Path | str) -> Path:
+    """The path of an ONNX file that is worth opening.
+
+    Raises ``ModelMissing`` where there is nothing, ``ModelDamaged`` for a folder, an empty file, a Git LFS pointer or
+    a web page saved under the model's name.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ModelMissing(f"{path}: no such file, expected an ONNX model", hint="fetch it: sa models fetch")
+    if not path.is_file():
+        raise ModelDamaged(f"{path}: found a folder, expected an ONNX file", hint="name the .onnx file inside it")
+    with path.open("rb") as file:
+        head = file.read(64).lstrip()
+    if not head:
+        raise ModelDamaged(f"{path}: found nothing in it, expected an ONNX model", hint=_REFETCH)
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelDamaged(f"{path}: found a Git LFS pointer, expected an ONNX model", hint="run: git lfs pull")
+    if head[:1] == b"<":
+        raise ModelDamaged(f"{path}: found a web page, expected an ONNX model", hint=_REFETCH)
+    return path
+
+
+def session(path: Path | str, device: str = "auto", threads: int | None = None) -> ort.InferenceSession:
+    """Open an ONNX file on a device.
+
+    Raises ``ModelMissing`` or ``ModelDamaged`` (one line, with the reason that ONNX Runtime gives), and ``ConfigError``
+    for an unknown device.
+    """
+    path = check_file(path)
+    options, providers = session_options(threads), providers_for(device)
+    try:
+        return ort.InferenceSession(str(path), sess_options=options, providers=providers)
+    except Exception as error:  # its error classes share no base but Exception
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path | str, error: Exception) -> ModelDamaged:
+    """A library's failure to open ``path``, as one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if len(reason) > 200:
+        reason = reason[:197] + "..."
+    return ModelDamaged(f"{path}: does not open as an ONNX model ({reason})", hint=_REFETCH)
+
+
+def describe(opened: ort.InferenceSession, device: str = "auto") -> str:
+    """Where a session runs, in words; where that is not what ``device`` asked for, also why."""
+    return _describe(opened.get_providers(), device)
+
+
+def _describe(active: Sequence[str], device: str) -> str:
+    first = active[0].removesuffix("ExecutionProvider")
+    wanted = {"cuda": CUDA, "mps": COREML}.get(device.partition(":")[0])
+    if wanted is None or wanted == active[0]:
+        return first
+    if wanted in ort.get_available_providers():
+        return f"{first} ({device} was asked for, but its libraries did not load)"
+    remedy = "; install onnxruntime-gpu in place of onnxruntime" if wanted == CUDA else ""
+    return f"{first} ({device} was asked for, but this ONNX Runtime has no {wanted}{remedy})"
+
+
+def batch_axis(opened: ort.InferenceSession) -> int | None:
+    """The batch size that a session's first input fixes, or None where any batch may be given."""
+    size = opened.get_inputs()[0].shape[0]
+    return size if isinstance(size, int) and size > 0 else None

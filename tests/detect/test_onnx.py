@@ -1,0 +1,103 @@
+"""ONNX sessions: files that cannot be models, devices, and what is said about them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.detect import onnx
+from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
+from tests import onnx_samples
+
+
+def test_a_file_opens_and_runs(tmp_path: Path) -> None:
+    opened = onnx.session(onnx_samples.arcface(tmp_path / "a.onnx"), "cpu", threads=1)
+    (out,) = opened.run(None, {"data": np.ones((2, 3, 112, 112), np.float32)})
+    assert out.shape == (2, 512)
+    assert opened.get_session_options().intra_op_num_threads == 1
+    assert onnx.describe(opened, "cpu") == "CPU"
+    assert onnx.batch_axis(opened) is None
+    assert onnx.batch_axis(onnx.session(onnx_samples.yolox(tmp_path / "y.onnx"), "cpu")) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "found nothing in it"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>", "web page"),
+        (b"\x80\x02}q\x00.", "does not open as an ONNX model"),
+    ],
+)
+def test_what_is_no_model_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelDamaged, match=says) as caught:
+        onnx.session(path, "cpu")
+    assert str(path) in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_cut_off_file_is_damaged(tmp_path: Path) -> None:
+    path = onnx_samples.arcface(tmp_path / "a.onnx")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ModelDamaged, match=r"a\.onnx: does not open"):
+        onnx.session(path, "cpu")
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match="no such file"):
+        onnx.session(tmp_path / "none.onnx")
+    with pytest.raises(ModelDamaged, match="found a folder"):
+        onnx.session(tmp_path)
+
+
+def test_providers_follow_the_device() -> None:
+    gpu = [onnx.CPU, onnx.CUDA]
+    assert onnx.providers_for("auto", gpu) == [(onnx.CUDA, {"device_id": 0}), onnx.CPU]
+    assert onnx.providers_for("cuda:3", gpu) == [(onnx.CUDA, {"device_id": 3}), onnx.CPU]
+    assert onnx.providers_for("cpu", gpu) == [onnx.CPU]
+    assert onnx.providers_for("cuda", [onnx.CPU]) == [onnx.CPU]
+    assert onnx.providers_for("mps", [onnx.COREML, onnx.CPU]) == [onnx.COREML, onnx.CPU]
+    assert onnx.providers_for("auto", ["AzureExecutionProvider", onnx.CPU]) == [onnx.CPU]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:0", "", "mps:1", "cuda:-1"])
+def test_unknown_devices_are_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match="--device"):
+        onnx.providers_for(device)
+
+
+def test_no_threads_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--threads"):
+        onnx.session_options(0)
+
+
+def test_a_fallback_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opened:
+        def get_providers(self) -> list[str]:
+            return [onnx.CPU]
+
+    monkeypatch.setattr(onnx.ort, "get_available_providers", lambda: [onnx.CPU])
+    assert "install onnxruntime-gpu" in onnx.describe(Opened(), "cuda:1")
+    assert "cuda:1 was asked for" in onnx.describe(Opened(), "cuda:1")
+    monkeypatch.setattr(onnx.ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
+    assert "libraries did not load" in onnx.describe(Opened(), "cuda")
+    assert onnx.describe(Opened(), "auto") == "CPU"
+
+
+def test_telemetry_is_off_before_onnxruntime_loads() -> None:
+    code = (
+        "import os, sys, stableanimator_cli.detect as d\n"
+        "assert 'onnxruntime' not in sys.modules\n"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])\n"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"

@@ -1,0 +1,333 @@
+"""Find a model: a catalogue name or a folder becomes a ``ModelFolder`` whose files are on this machine.
+
+An entry is a folder with a ``model.toml`` (``catalogue_schema``). Its files lie beside that, or under ``home()`` once
+they were fetched (``catalogue_fetch``) or imported (``catalogue_import``). A folder given by path is such a model
+folder, for instance a trained checkpoint, or the reference implementation's download (``catalogue_layouts``).
+Nothing here touches the network, and nothing heavy is imported: the shell asks for ``names()`` at every TAB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stableanimator_cli import catalogue_layouts
+from stableanimator_cli.catalogue_schema import FILE_NAME, Component, Entry, did_you_mean, read
+from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing
+
+if TYPE_CHECKING:  # records imports numpy: see above
+    from stableanimator_cli.records import ChannelOrder, ModelFolder
+
+DEFAULT = "stableanimator"
+DRAWN = "puppet"
+_LFS = b"version https://git-lfs"
+
+
+def home() -> Path:
+    """Where fetched and imported files lie: ``SA_HOME``, else the user's cache folder of this platform."""
+    named = os.environ.get("SA_HOME")
+    if named:
+        return Path(named).expanduser().absolute()
+    if sys.platform == "win32":
+        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        cache = Path.home() / "Library" / "Caches"
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "stableanimator"
+
+
+def shipped() -> Path:
+    """The catalogue that came with the program: inside an installed package, or at the root of a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "models", package.parent / "models"):
+        # a stray folder named models beside site-packages is not a catalogue
+        if next(folder.glob(f"*/{FILE_NAME}"), None) is not None:
+            return folder
+    raise ModelDamaged(f"{package}: the catalogue folder 'models' is missing", hint="install the package again")
+
+
+def store(name: str) -> Path:
+    """The folder under ``home()`` that holds the files of the entry ``name``. Not made here."""
+    return home() / "models" / name
+
+
+def names() -> list[str]:
+    """All names that ``--model`` takes: the shipped entries, and model folders that were imported."""
+    found = {p.parent.name for folder in (shipped(), home() / "models") for p in folder.glob(f"*/{FILE_NAME}")}
+    return sorted(found)
+
+
+def entry(name: str) -> Entry:
+    """The catalogue entry ``name``; ``ModelMissing`` with the nearest name where there is none."""
+    if name in names():
+        for folder in (shipped() / name, store(name)):
+            if (folder / FILE_NAME).is_file():
+                found = read(folder)
+                if found.name != name:
+                    raise ModelDamaged(f"{folder / FILE_NAME}: name: found {found.name!r}, expected {name!r}")
+                return found
+    raise ModelMissing(f"no model named {name!r} in the catalogue", hint=did_you_mean(name, names()))
+
+
+def load(name_or_folder: str | Path) -> Entry:
+    """The entry of a catalogue name, or of a folder that holds a ``model.toml``."""
+    if isinstance(name_or_folder, str) and name_or_folder in names():
+        return entry(name_or_folder)
+    folder = Path(name_or_folder).expanduser()
+    return read(folder) if (folder / FILE_NAME).is_file() else entry(str(name_or_folder))
+
+
+def roots(found: Entry) -> tuple[Path, ...]:
+    """Where the files of an entry may lie, first match wins. A folder given by path owns its files alone: a checkpoint
+    that happens to bear a catalogue name must not borrow the weights of the entry of that name."""
+    catalogued = found.folder.parent in (shipped(), home() / "models")
+    return (found.folder, store(found.name)) if catalogued else (found.folder,)
+
+
+def weight_names(name: str) -> tuple[str, ...]:
+    """Names under which the weights of a listed file may lie: what is listed, then other forms of the same network.
+
+    A ``.pth`` gives way to the ``.safetensors`` that it was converted to; of the half and full precision files that
+    diffusers knows, the listed one comes first.
+    """
+    path = Path(name)
+    if path.suffix not in (".safetensors", ".bin", ".pth", ".pt", ".ckpt"):
+        return (name,)
+    stem = path.stem.removesuffix(".fp16")
+    full, half = f"{stem}.safetensors", f"{stem}.fp16.safetensors"
+    other = (f"{stem}.bin", f"{stem}.fp16.bin", f"{stem}.pth")
+    order = (name, full, half, *other) if path.suffix == ".safetensors" else (full, half, name, *other)
+    return tuple(dict.fromkeys(order))
+
+
+def locate(found: Entry, path: str) -> tuple[Path | None, tuple[Path, ...]]:
+    """The file (or folder of files) at the relative ``path`` of an entry, and all places that were looked at.
+
+    The place ``<root>/<name>/<path>`` is an archive that was unpacked one level too deep, as ``antelopev2.zip`` is.
+    """
+    looked: list[Path] = []
+    for root in roots(found):
+        for base in (root, root / found.name):
+            place = base / path
+            if found.file(path) is not None or place.suffix:
+                for name in weight_names(place.name):
+                    if place.with_name(name).is_file():
+                        return place.with_name(name), tuple(looked)
+                looked.append(place)
+                continue
+            inside = [base / f.path for f in found.under(path) if not f.optional]
+            looked.extend(inside or (place,))
+            full = all(p.is_file() for p in inside) if inside else place.is_dir() and any(place.iterdir())
+            if full:
+                return place, tuple(looked)
+    return None, tuple(looked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What was found of one role. ``wanted`` says that the role has a weight file at all (a scheduler has none)."""
+
+    file: Path | None = None
+    config: Mapping[str, Any] | None = None
+    digest: str | None = None
+    wanted: bool = False
+    looked: tuple[Path, ...] = ()
+    owner: str = ""
+
+    @property
+    def here(self) -> bool:
+        return self.file is not None or (not self.wanted and self.config is not None)
+
+
+def open_model(name_or_folder: str | Path, require: Sequence[str] = ()) -> ModelFolder:
+    """Resolve a model and the models it needs.
+
+    ``name_or_folder`` is a catalogue name, a folder with a ``model.toml``, or a download of the reference
+    implementation; ``require`` are the roles that the caller cannot do without (other roles are in ``files`` where they
+    are on this machine). Own components come before those of ``needs``.
+    Raises ``ModelMissing`` (names what was looked for, where, and the two ways on), ``ModelDamaged`` (a size that is
+    not the recorded one, an unfetched git-lfs pointer, an unreadable config) and ``BadInput`` (a file, not a folder).
+    """
+    from stableanimator_cli.records import ModelFolder
+
+    found, layout = _find(name_or_folder)
+    parts: dict[str, _Part] = {}
+    order: ChannelOrder | None = layout.face_channel_order if layout is not None else None
+    defaults: dict[str, Any] = {}
+    for owner in _with_needs(found):
+        own = layout is None or owner.name != found.name
+        for role, component in owner.components.items():
+            part = _part(owner, role, component) if own else _Part(wanted=component.file is not None, owner=owner.name)
+            if layout is not None:
+                part = _overlay(part, layout, owner, role, component)
+            first = parts.get(role)
+            if first is None or (first.file is None and not first.wanted):
+                parts[role] = part if first is None else replace(part, config=first.config or part.config)
+        order = order or owner.face_channel_order
+        defaults = {**owner.defaults, **defaults}
+    missing = [role for role in require if role not in parts or not parts[role].here]
+    if missing:
+        raise _missing(str(name_or_folder), found, layout, parts, missing)
+    return ModelFolder(
+        name=found.name,
+        path=layout.folder if layout is not None else found.folder,
+        files={role: part.file for role, part in parts.items() if part.file is not None},
+        configs={role: part.config for role, part in parts.items() if part.config is not None},
+        defaults=defaults,
+        licence=found.licence,
+        face_channel_order=order or "bgr",
+        digests={role: part.digest for role, part in parts.items() if part.digest is not None},
+    )
+
+
+def default_model(require: Sequence[str] = ()) -> str:
+    """The model of a run that names none: ``SA_MODEL``, else ``stableanimator`` where its files are present."""
+    named = os.environ.get("SA_MODEL")
+    if named:
+        return named
+    try:
+        open_model(DEFAULT, require)
+    except ModelMissing as error:
+        raise ModelMissing(f"no --model given, and {error.message}", hint=error.hint) from None
+    return DEFAULT
+
+
+def _find(name_or_folder: str | Path) -> tuple[Entry, catalogue_layouts.Layout | None]:
+    """The entry that a name or folder means, and the layout where it is a reference download rather than an entry."""
+    if isinstance(name_or_folder, str) and name_or_folder in names():
+        return entry(name_or_folder), None
+    folder = Path(name_or_folder).expanduser()
+    if folder.name == FILE_NAME and folder.is_file():
+        folder = folder.parent
+    if folder.is_file():
+        raise BadInput(folder, "a file", "a model folder or a catalogue name", hint="name the folder that holds it")
+    if not folder.is_dir():
+        if folder.name == str(name_or_folder):
+            return entry(folder.name), None
+        raise ModelMissing(f"{folder}: no such model folder", hint=f"known names: {', '.join(names())}")
+    if (folder / FILE_NAME).is_file():
+        return read(folder), None
+    layout = catalogue_layouts.recognise(folder)
+    if layout is None:
+        raise ModelMissing(
+            f"{folder}: found no {FILE_NAME} and none of {catalogue_layouts.SIGNS}",
+            hint=f"name a model folder, the reference implementation's 'checkpoints' folder or its parent, or one of: "
+            f"{', '.join(names())}",
+        )
+    return entry(layout.primary), layout
+
+
+def _with_needs(found: Entry) -> Iterator[Entry]:
+    """The entry and all that it needs, nearest first. A need is a catalogue name, or a folder (from the entry's own)."""
+    queue, seen = [found], {found.folder.resolve()}
+    while queue:
+        owner = queue.pop(0)
+        yield owner
+        for need in owner.needs:
+            folder = owner.folder / Path(need).expanduser()
+            if need not in names() and not (folder / FILE_NAME).is_file():
+                raise ModelDamaged(
+                    f"{owner.folder / FILE_NAME}: needs: found {need!r}, expected a catalogue name or a model folder",
+                    hint=did_you_mean(need, names()),
+                )
+            other = entry(need) if need in names() else read(folder)
+            if other.folder.resolve() not in seen:
+                seen.add(other.folder.resolve())
+                queue.append(other)
+
+
+def _part(owner: Entry, role: str, component: Component) -> _Part:
+    config = None
+    if component.config is not None:
+        place = next((r / component.config for r in roots(owner) if (r / component.config).is_file()), None)
+        if place is None:
+            raise ModelDamaged(
+                f"{owner.folder / FILE_NAME}: [components.{role}]: its config {component.config!r} is not there"
+            )
+        config = read_config(place)
+    if component.file is None:
+        return _Part(config=config, owner=owner.name)
+    file, looked = locate(owner, component.file)
+    digest = None
+    if file is not None:
+        rows = [f for f in (owner.file(component.file),) if f is not None] or list(owner.under(component.file))
+        for row in rows:
+            place = file / Path(row.path).relative_to(component.file) if file.is_dir() else file
+            if place.is_file() and place.name == Path(row.path).name:
+                check_size(place, row.bytes, owner.name)
+                digest = row.sha256 if place == file else None
+    return _Part(file=file, config=config, digest=digest, wanted=True, looked=looked, owner=owner.name)
+
+
+def _overlay(
+    part: _Part, layout: catalogue_layouts.Layout, owner: Entry, role: str, component: Component
+) -> _Part:
+    """Put what a downloaded folder holds before what the catalogue knows; the catalogue's config fills a gap."""
+    found = layout.parts.get((owner.name, role))
+    if found is None:
+        looked = layout.looked.get((owner.name, role), ())
+        return replace(part, looked=(*looked, *part.looked))
+    if found.file is not None:
+        check_size(found.file, None, owner.name)
+    config = part.config
+    if found.config is not None:
+        config = read_config(found.config)
+    elif config is None and component.config is not None:
+        config = read_config(owner.folder / component.config)
+    return _Part(file=found.file, config=config, wanted=part.wanted, owner=owner.name)
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """A network's JSON config without the keys that only its writer needs (``_class_name``, ``_diffusers_version``)."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelDamaged(f"{path}: not readable JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ModelDamaged(f"{path}: found a {type(raw).__name__}, expected a JSON object")
+    return {key: value for key, value in raw.items() if not key.startswith("_")}
+
+
+def check_size(path: Path, expected: int | None, name: str) -> None:
+    """Refuse a pointer that git-lfs left, and a file that is not as long as recorded. Folders pass."""
+    if not path.is_file():
+        return
+    size = path.stat().st_size
+    again = f"fetch it again: `sa models pull {name}`"
+    if size < 1024:
+        with path.open("rb") as stream:
+            if stream.read(len(_LFS)) == _LFS:
+                raise ModelDamaged(
+                    f"{path}: found a git-lfs pointer, expected the weights", hint=f"run `git lfs pull` there, or {again}"
+                )
+    if size == 0 or (expected is not None and size != expected):
+        wanted = "weights" if expected is None else f"{expected} bytes"
+        raise ModelDamaged(f"{path}: found {size} bytes, expected {wanted}", hint=again)
+
+
+def _missing(
+    asked: str, found: Entry, layout: catalogue_layouts.Layout | None, parts: Mapping[str, _Part], roles: Sequence[str]
+) -> ModelMissing:
+    told = []
+    for role in roles:
+        part = parts.get(role)
+        if part is None:
+            told.append(f"{role} (the model does not have one)")
+        else:
+            places = " or ".join(str(p) for p in dict.fromkeys(part.looked)) or str(found.folder)
+            told.append(f"{role} (looked for {places})")
+    name = found.name if layout is not None or asked == found.name else asked
+    fetch = found if layout is not None or asked == found.name else None
+    owners = [parts[r].owner for r in roles if r in parts]
+    pull = fetch.name if fetch is not None else next((o for o in owners if o != found.name), DEFAULT)
+    return ModelMissing(
+        f"model {name!r} lacks " + ", ".join(told),
+        hint=f"fetch it: `sa models pull {pull}` (or `sa models import FOLDER` where you have the files), "
+        f"or draw figures with the small model that is here: `--model {DRAWN}`",
+    )

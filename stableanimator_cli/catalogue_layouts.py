@@ -1,0 +1,154 @@
+"""Recognise the folders in which people already have the weights.
+
+The reference implementation is told to be laid out as ``checkpoints/`` with ``Animation/{unet,pose_net,face_encoder}.pth``,
+a diffusers folder of Stable Video Diffusion (named ``SVD`` in its scripts and
+``stable-video-diffusion-img2vid-xt`` in its demo), ``DWPose/`` and, outside ``checkpoints``, ``models/antelopev2``.
+Zips unpack one level too deep, files lie flat, and its trainer writes ``checkpoint-N/unet-N.pth``: all of that opens.
+Only names and places are looked at here; no file is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stableanimator_cli.records import ChannelOrder
+
+SIGNS = "Animation/unet.pth, unet.pth, an SVD folder (vae/, image_encoder/), DWPose/ or antelopev2/"
+"""What a folder is recognised by, for messages."""
+
+ANIMATOR, BASE, FACE, POSE = "stableanimator", "svd-xt", "antelopev2", "dwpose"
+
+_FORMS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+_SVD_STEMS = {
+    "vae": ("diffusion_pytorch_model",),
+    "image_encoder": ("model", "pytorch_model"),
+    "unet": ("diffusion_pytorch_model",),
+}
+_SVD_FOLDERS = (
+    "SVD",
+    "stable-video-diffusion-img2vid-xt",
+    "SVD/stable-video-diffusion-img2vid-xt",
+    "stable-video-diffusion-img2vid-xt-1-1",
+    "svd-xt",
+    ".",
+)
+_FACE_FILE = "glintr100.onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One role in a downloaded folder: its weight file or folder, and the config beside it."""
+
+    file: Path | None = None
+    config: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What a folder holds. ``parts`` and ``looked`` go by (catalogue entry, role); ``primary`` is the entry that the
+    folder is a download of. ``face_channel_order`` is set where the layout tells the order better than the entry."""
+
+    folder: Path
+    primary: str
+    parts: Mapping[tuple[str, str], Found]
+    looked: Mapping[tuple[str, str], tuple[Path, ...]]
+    face_channel_order: ChannelOrder | None = None
+
+
+def recognise(folder: Path) -> Layout | None:
+    """The layout of ``folder`` (``checkpoints`` or its parent, or one model's folder), or ``None``."""
+    search = _Search(folder)
+    numbered = search.animator()
+    search.base()
+    search.detectors()
+    search.face()
+    # a face pack beside the folder completes a download, but does not make the folder one
+    owners = {name for (name, _), f in search.parts.items() if f.file is not None and f.file.is_relative_to(folder)}
+    primary = next((n for n in (ANIMATOR, BASE, FACE, POSE) if n in owners), None)
+    if primary is None:
+        return None
+    # Weights that today's trainer of the reference implementation writes have seen faces in the order that insightface
+    # wants; the released ones most likely have not, and their entry says so.
+    order: ChannelOrder | None = "bgr" if numbered and primary == ANIMATOR else None
+    return Layout(
+        folder=folder, primary=primary, parts=search.parts, looked=search.looked, face_channel_order=order
+    )
+
+
+class _Search:
+    """One folder being looked through."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bases = (folder, folder / "checkpoints")
+        self.parts: dict[tuple[str, str], Found] = {}
+        self.looked: dict[tuple[str, str], tuple[Path, ...]] = {}
+
+    def note(self, name: str, role: str, places: Iterable[Path], config: Path | None = None) -> Path | None:
+        """Take the first of ``places`` that is a file. The message of a miss names one form of each place."""
+        places = tuple(places)
+        file = next((p for p in places if p.is_file()), None)
+        self.looked[name, role] = tuple({p.parent: p for p in reversed(places)}.values())[::-1]
+        if file is not None or config is not None:
+            self.parts[name, role] = Found(file=file, config=config)
+        return file
+
+    def animator(self) -> bool:
+        """The three trained networks; true where the UNet is the numbered one of a training checkpoint."""
+        numbered = False
+        for role in ("unet", "pose_net", "face_encoder"):
+            steps = _numbered(self.folder, role)
+            folders = [base / sub for base in self.bases for sub in ("Animation", ".")]
+            # .pth comes last: what was converted is read before what it was converted from
+            file = self.note(ANIMATOR, role, [*(f / f"{role}{e}" for f in folders for e in (".safetensors", ".pth")), *steps])
+            numbered = numbered or (role == "unet" and file in steps)
+        return numbered
+
+    def base(self) -> None:
+        """The diffusers folder of Stable Video Diffusion, its configs, and its UNet's config for ours."""
+        svd = next((b / s for b in self.bases for s in _SVD_FOLDERS if _is_svd(b / s)), None)
+        top = svd if svd is not None else self.bases[0] / _SVD_FOLDERS[0]
+        for role, stems in _SVD_STEMS.items():
+            folder = top / role
+            self.note(BASE, role, [folder / f"{stem}{e}" for e in _FORMS for stem in stems], _config(folder))
+        scheduler = top / "scheduler" / "scheduler_config.json"
+        if scheduler.is_file():
+            self.parts[BASE, "scheduler"] = Found(config=scheduler)
+        unet = self.parts.get((ANIMATOR, "unet"))
+        if unet is not None:
+            self.parts[ANIMATOR, "unet"] = Found(file=unet.file, config=_config(top / "unet"))
+
+    def detectors(self) -> None:
+        for role, name in (("person_detector", "yolox_l.onnx"), ("pose_detector", "dw-ll_ucoco_384.onnx")):
+            self.note(POSE, role, [b / s / name for b in self.bases for s in ("DWPose", "dwpose", ".")])
+
+    def face(self) -> None:
+        """The antelopev2 pack, each place also one level deeper: its zip holds a folder of its own name."""
+        tops = (self.folder, self.folder.parent, *self.bases[1:])
+        places = [p for t in tops for p in (t / "models" / FACE, t / "models" / FACE / FACE)]
+        places += [p for b in self.bases for p in (b / FACE, b / FACE / FACE)]
+        places.append(self.folder)
+        self.looked[FACE, "face"] = tuple(places[:-1])
+        found = next((p for p in places if (p / _FACE_FILE).is_file()), None)
+        if found is not None:
+            self.parts[FACE, "face"] = Found(file=found)
+
+
+def _is_svd(folder: Path) -> bool:
+    return (folder / "vae").is_dir() or (folder / "image_encoder").is_dir()
+
+
+def _config(folder: Path) -> Path | None:
+    place = folder / "config.json"
+    return place if place.is_file() else None
+
+
+def _numbered(folder: Path, role: str) -> list[Path]:
+    """``unet-3000.pth`` of a training checkpoint; the highest number first where there are several."""
+    found = [(int(m[1]), p) for p in folder.glob(f"{role}-*.pth") if (m := re.fullmatch(rf"{role}-(\d+)", p.stem))]
+    return [path for _, path in sorted(found, reverse=True)]

@@ -1,0 +1,326 @@
+"""``model.toml``: what a model folder says of itself, read strictly.
+
+The file is data: names, licences, sizes, digests and relative paths. A key that nobody reads is refused with the nearest
+one that is read, because a misspelt ``sha256`` would otherwise switch a check off in silence. Paths stay inside the
+folder and addresses are http(s), so that a model folder from a stranger can name nothing else on the machine.
+The schema is told in ``models/README.md``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from stableanimator_cli.errors import ModelDamaged, ModelMissing
+
+if TYPE_CHECKING:  # records imports numpy, which a TAB in the shell must not wait for
+    from stableanimator_cli.records import ChannelOrder
+
+FILE_NAME = "model.toml"
+
+DEFAULTS: Mapping[str, type | tuple[type, ...]] = MappingProxyType(
+    {
+        "size": str,
+        "frames": int,
+        "steps": int,
+        "guidance": (int, float),
+        "guidance_end": (int, float),
+        "window": int,
+        "overlap": int,
+        "decode_chunk": int,
+        "fps": (int, float),
+        "conditioning_fps": (int, float),
+        "motion_bucket": int,
+        "noise_aug": (int, float),
+        "sigma_min": (int, float),
+        "sigma_max": (int, float),
+        "id_adapter": str,
+        "dtype": str,
+        "resize": str,
+        "sampler": str,
+        "face_strength": (int, float),
+        "stride": int,
+    }
+)
+"""Settings a model may recommend under ``[defaults]``, with the type each must have."""
+
+_TOP = (
+    "name",
+    "summary",
+    "task",
+    "licence",
+    "licence_note",
+    "source",
+    "face_channel_order",
+    "needs",
+    "defaults",
+    "components",
+    "files",
+    "archives",
+    "training",
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_ROLE = re.compile(r"[a-z][a-z0-9_]*")
+_SIZE = re.compile(r"[1-9][0-9]*x[1-9][0-9]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One network or detector: ``file`` (a weight file or a folder of them) and ``config`` (JSON), both relative."""
+
+    file: str | None = None
+    config: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightFile:
+    """One file of an entry. ``url`` or ``archive`` says where it comes from; ``bytes`` and ``sha256`` are ``None`` where
+    nobody has measured them. ``optional`` files are fetched only when asked for."""
+
+    path: str
+    url: str | None = None
+    archive: str | None = None
+    bytes: int | None = None
+    sha256: str | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """A zip that holds several of the entry's files; it is deleted once they are taken out."""
+
+    path: str
+    url: str
+    bytes: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A ``model.toml``, parsed. ``folder`` is where it lies; ``face_channel_order`` is ``None`` where it does not say."""
+
+    name: str
+    folder: Path
+    summary: str
+    task: str
+    licence: str
+    licence_note: str
+    source: str
+    face_channel_order: ChannelOrder | None
+    needs: tuple[str, ...]
+    defaults: Mapping[str, Any]
+    components: Mapping[str, Component]
+    files: tuple[WeightFile, ...]
+    archives: tuple[Archive, ...]
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def file(self, path: str) -> WeightFile | None:
+        """The ``[[files]]`` row of a relative path, or ``None`` where the entry does not list it."""
+        return next((f for f in self.files if f.path == path), None)
+
+    def under(self, path: str) -> tuple[WeightFile, ...]:
+        """The rows that lie in the relative folder ``path`` (``.`` is the whole entry)."""
+        return tuple(f for f in self.files if path == "." or f.path.startswith(path.rstrip("/") + "/"))
+
+    @property
+    def bytes(self) -> int | None:
+        """Size of the files that are not optional, or ``None`` where one of them was never measured."""
+        sizes = [f.bytes for f in self.files if not f.optional]
+        return None if None in sizes else sum(s for s in sizes if s is not None)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint that names the nearest known word, or lists all of them where none is near."""
+    options = sorted(known)
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "known: " + ", ".join(options) if options else None
+
+
+def read(folder: Path) -> Entry:
+    """Read ``folder/model.toml``.
+
+    Raises ``ModelMissing`` where there is none and ``ModelDamaged`` where it is not what it must be.
+    """
+    return _Reader(folder / FILE_NAME).entry()
+
+
+class _Reader:
+    """One file being read; carries its path so that every complaint names it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def fail(self, where: str, found: object, expected: str, hint: str | None = None) -> NoReturn:
+        raise ModelDamaged(f"{self.path}: {where}: found {found!r}, expected {expected}", hint=hint)
+
+    def entry(self) -> Entry:
+        try:
+            with self.path.open("rb") as stream:
+                raw = tomllib.load(stream)
+        except FileNotFoundError:
+            raise ModelMissing(f"{self.path}: not found", hint="a model folder holds a model.toml") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ModelDamaged(f"{self.path}: not valid TOML: {error}", hint="see models/README.md") from None
+        self.known("top level", raw, _TOP)
+        order = self.text(raw, "top level", "face_channel_order")
+        if order not in ("", "bgr", "rgb"):
+            self.fail("face_channel_order", order, "'bgr' or 'rgb'")
+        archives = tuple(self.archive(row, i) for i, row in enumerate(self.rows(raw, "archives")))
+        return Entry(
+            name=self.name(raw),
+            folder=self.path.parent,
+            summary=self.text(raw, "top level", "summary"),
+            task=self.text(raw, "top level", "task"),
+            licence=self.text(raw, "top level", "licence") or "unknown",
+            licence_note=" ".join(self.text(raw, "top level", "licence_note").split()),
+            source=self.text(raw, "top level", "source"),
+            face_channel_order=order or None,  # type: ignore[arg-type]
+            needs=self.needs(raw),
+            defaults=self.defaults(raw),
+            components=self.components(raw),
+            files=self.files(raw, archives),
+            archives=archives,
+            training=MappingProxyType(self.table(raw, "training")),
+        )
+
+    def known(self, where: str, table: Mapping[str, Any], keys: Iterable[str]) -> None:
+        keys = tuple(keys)
+        for key in table:
+            if key not in keys:
+                raise ModelDamaged(f"{self.path}: {where}: unknown key {key!r}", hint=did_you_mean(key, keys))
+
+    def text(self, table: Mapping[str, Any], where: str, key: str) -> str:
+        value = table.get(key, "")
+        if not isinstance(value, str):
+            self.fail(f"{where}: {key}", value, "a text")
+        return value
+
+    def table(self, raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+        value = raw.get(key, {})
+        if not isinstance(value, dict):
+            self.fail(key, value, f"a table: [{key}]")
+        return value
+
+    def rows(self, raw: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+        value = raw.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+            self.fail(key, value, f"a list of tables: [[{key}]]")
+        return value
+
+    def name(self, raw: Mapping[str, Any]) -> str:
+        name = self.text(raw, "top level", "name")
+        if not _NAME.fullmatch(name):
+            self.fail("name", name, "letters, digits, '-', '_' and '.'")
+        return name
+
+    def needs(self, raw: Mapping[str, Any]) -> tuple[str, ...]:
+        value = raw.get("needs", [])
+        if not isinstance(value, list) or not all(isinstance(n, str) and n for n in value):
+            self.fail("needs", value, "a list of catalogue names or model folders")
+        return tuple(value)
+
+    def defaults(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        table = self.table(raw, "defaults")
+        self.known("[defaults]", table, DEFAULTS)
+        for key, value in table.items():
+            if not isinstance(value, DEFAULTS[key]) or isinstance(value, bool):
+                kind = DEFAULTS[key]
+                self.fail(f"[defaults] {key}", value, "a text" if kind is str else "a number")
+        if "size" in table and not _SIZE.fullmatch(table["size"]):
+            self.fail("[defaults] size", table["size"], "WIDTHxHEIGHT, as '512x512'")
+        return MappingProxyType(table)
+
+    def components(self, raw: Mapping[str, Any]) -> Mapping[str, Component]:
+        found: dict[str, Component] = {}
+        for role, table in self.table(raw, "components").items():
+            where = f"[components.{role}]"
+            if not _ROLE.fullmatch(role):
+                self.fail(where, role, "a role in lower case, as 'pose_net'")
+            if not isinstance(table, dict) or not table:
+                self.fail(where, table, "file, config or both")
+            self.known(where, table, ("file", "config"))
+            found[role] = Component(
+                file=self.inside(table, where, "file", folder=True), config=self.inside(table, where, "config")
+            )
+        return MappingProxyType(found)
+
+    def files(self, raw: Mapping[str, Any], archives: tuple[Archive, ...]) -> tuple[WeightFile, ...]:
+        found = []
+        for i, row in enumerate(self.rows(raw, "files")):
+            where = f"[[files]] {row.get('path', i + 1)}"
+            self.known(where, row, ("path", "url", "archive", "bytes", "sha256", "optional"))
+            archive = self.text(row, where, "archive") or None
+            if archive is not None and archive not in {a.path for a in archives}:
+                self.fail(f"{where}: archive", archive, "the path of one of the [[archives]]")
+            optional = row.get("optional", False)
+            if not isinstance(optional, bool):
+                self.fail(f"{where}: optional", optional, "true or false")
+            found.append(
+                WeightFile(
+                    path=self.required(row, where),
+                    url=self.url(row, where),
+                    archive=archive,
+                    bytes=self.count(row, where),
+                    sha256=self.sha256(row, where),
+                    optional=optional,
+                )
+            )
+        paths = [f.path for f in found]
+        for path in paths:
+            if paths.count(path) > 1:
+                self.fail("[[files]]", path, "each path once")
+        return tuple(found)
+
+    def archive(self, row: dict[str, Any], index: int) -> Archive:
+        where = f"[[archives]] {row.get('path', index + 1)}"
+        self.known(where, row, ("path", "url", "bytes", "sha256"))
+        url = self.url(row, where)
+        if url is None:
+            self.fail(f"{where}: url", None, "an address")
+        return Archive(
+            path=self.required(row, where), url=url, bytes=self.count(row, where), sha256=self.sha256(row, where)
+        )
+
+    def required(self, row: Mapping[str, Any], where: str) -> str:
+        path = self.inside(row, where, "path")
+        if path is None:
+            self.fail(f"{where}: path", None, "a relative path")
+        return path
+
+    def inside(self, table: Mapping[str, Any], where: str, key: str, *, folder: bool = False) -> str | None:
+        """A relative path that stays in the folder. Escapes are refused here, once, for every reader of the record."""
+        if key not in table:
+            return None
+        value = self.text(table, where, key)
+        path = PurePosixPath(value)
+        escapes = path.is_absolute() or ".." in path.parts or "\\" in value or ":" in value or "\0" in value
+        if escapes or not value or (str(path) == "." and not folder):
+            self.fail(f"{where}: {key}", value, "a path inside the model folder (not absolute, no '..')")
+        return str(path)
+
+    def url(self, row: Mapping[str, Any], where: str) -> str | None:
+        value = self.text(row, where, "url")
+        if value and not value.startswith(("https://", "http://")):
+            self.fail(f"{where}: url", value, "an http(s) address")
+        return value or None
+
+    def count(self, row: Mapping[str, Any], where: str) -> int | None:
+        value = row.get("bytes")
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            self.fail(f"{where}: bytes", value, "a number of bytes")
+        return value
+
+    def sha256(self, row: Mapping[str, Any], where: str) -> str | None:
+        value = self.text(row, where, "sha256").lower()
+        if value and not _SHA256.fullmatch(value):
+            self.fail(f"{where}: sha256", value, "64 hexadecimal digits, or no key at all where the digest is unknown")
+        return value or None

@@ -1,0 +1,69 @@
+"""Run ``sa``: an expected failure becomes one line, one hint and one exit code (``docs/design.md`` §7)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from types import FrameType
+
+from stableanimator_cli.cli import console
+from stableanimator_cli.errors import Interrupted, SaError
+
+# onnxruntime otherwise writes an id and a database under the user's cache when it is first imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def main() -> None:
+    """The entry point of the console script. Leaves with the exit code of what happened."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _as_interrupt)  # so that temporary files and devices are let go
+    from stableanimator_cli.cli.app import app
+
+    try:
+        app(prog_name="sa")
+    except SaError as error:
+        sys.exit(_fail(error))
+    except KeyboardInterrupt:
+        sys.exit(_fail(Interrupted("interrupted")))
+    except SystemExit as left:
+        if left.code == Interrupted.exit_code:  # Typer turns Ctrl-C into this, without a word
+            _fail(Interrupted("interrupted"))
+        raise
+    except Exception as error:
+        sys.exit(_fail(_bug(error)))
+
+
+def _as_interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _bug(error: Exception) -> SaError:
+    """What is not an SaError is our mistake: say so in a line, and how to see more."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({os.path.basename(frame.filename)}, line {frame.lineno})" for frame in last)
+    words = " ".join(str(error).split())
+    said = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    bug = SaError(f"a bug of ours: {said}{where}", hint="SA_DEBUG=1 shows the traceback; please report it with that")
+    bug.__cause__ = error
+    return bug
+
+
+def _fail(error: SaError) -> int:
+    """Print an error as the user asked for: two lines on stderr, or one JSON object on stdout."""
+    if os.environ.get("SA_DEBUG", "0") not in ("", "0"):
+        shown = error.__cause__ if type(error) is SaError and error.__cause__ else error
+        traceback.print_exception(shown, file=sys.stderr)
+    if console.get().json:
+        print(error.to_json(), flush=True)
+    else:
+        print(f"sa: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

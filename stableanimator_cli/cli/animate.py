@@ -1,0 +1,89 @@
+"""``sa animate``: a picture, a motion and a model become a video."""
+
+from __future__ import annotations
+
+from stableanimator_cli.cli import console, options
+
+
+def animate(
+    reference: options.ReferenceArg = None,
+    motion: options.MotionArg = None,
+    output: options.OutputOpt = None,
+    model: options.ModelOpt = None,
+    motion_kind: options.MotionKindOpt = None,
+    config: options.ConfigOpt = None,
+    plan: options.PlanOpt = False,
+    size: options.SizeOpt = None,
+    resize: options.ResizeOpt = None,
+    frames: options.FramesOpt = None,
+    fps: options.FpsOpt = None,
+    audio: options.AudioOpt = None,
+    preview: options.PreviewOpt = None,
+    steps: options.StepsOpt = None,
+    guidance: options.GuidanceOpt = None,
+    sampler: options.SamplerOpt = None,
+    churn: options.ChurnOpt = None,
+    noise: options.NoiseOpt = None,
+    noise_aug: options.NoiseAugOpt = None,
+    motion_bucket: options.MotionBucketOpt = None,
+    seed: options.SeedOpt = None,
+    window: options.WindowOpt = None,
+    overlap: options.OverlapOpt = None,
+    blend: options.BlendOpt = None,
+    anchor: options.AnchorOpt = None,
+    decode_chunk: options.DecodeChunkOpt = None,
+    decode_overlap: options.DecodeOverlapOpt = None,
+    id_adapter: options.IdAdapterOpt = None,
+    face_embedding: options.FaceEmbeddingOpt = None,
+    allow_no_face: options.AllowNoFaceOpt = None,
+    device: options.DeviceOpt = None,
+    dtype: options.DtypeOpt = None,
+    offload: options.OffloadOpt = None,
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
+    progress: options.ProgressOpt = "bar",
+) -> None:
+    """\b
+    sa animate person.png poses.mp4 -o out.mp4
+    sa animate person.png dance.mp4 -o out.mp4 --model puppet --size 128x128 --plan
+
+    Animate the person in REFERENCE after MOTION and keep the face. Prints the path of the video.
+    """
+    flags = {
+        "reference": reference,
+        "motion": motion,
+        "output": output,
+        "model": model,
+        "motion_kind": motion_kind,
+        "size": size,
+        "resize": resize,
+        "frames": frames,
+        "fps": fps,
+        "audio": audio,
+        "preview": preview,
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": sampler,
+        "churn": churn,
+        "noise": noise,
+        "noise_aug": noise_aug,
+        "motion_bucket": motion_bucket,
+        "seed": seed,
+        "window": window,
+        "overlap": overlap,
+        "blend": blend,
+        "anchor": anchor,
+        "decode_chunk": decode_chunk,
+        "decode_overlap": decode_overlap,
+        "id_adapter": id_adapter,
+        "face_embedding": face_embedding,
+        "allow_no_face": allow_no_face,
+        "device": device,
+        "dtype": dtype,
+        "offload": offload,
+    }
+    console.configure(json=json, quiet=quiet, progress=progress)
+    from stableanimator_cli.animate import run  # torch starts loading here, not earlier
+
+    report = run.run(flags=flags, config_file=config, plan_only=plan)
+    console.get().result(report.to_json(), report.summary())

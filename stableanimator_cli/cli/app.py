@@ -1,0 +1,38 @@
+"""The app: registers the verbs and does nothing else. A verb's heavy imports are inside its body."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from stableanimator_cli import __version__
+from stableanimator_cli.cli.animate import animate
+
+PIPELINE = "Pipeline"
+WORKSHOP = "Workshop"
+
+app = typer.Typer(
+    name="sa",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def sa(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Animate a person in a picture after a motion, and keep the face."""
+
+
+app.command(rich_help_panel=PIPELINE, short_help="A picture and a motion become a video.")(animate)

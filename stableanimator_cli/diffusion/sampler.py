@@ -1,0 +1,97 @@
+"""Samplers: functions of a denoiser, with a hook on the clean estimate (where face optimisation enters)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One denoising step: ``index`` of ``total``, from noise level ``sigma`` to ``sigma_next``."""
+
+    index: int
+    total: int
+    sigma: float
+    sigma_next: float
+
+
+Denoise = Callable[[Tensor, float], Tensor]  # noisy latents [t,c,h,w], sigma -> clean estimate [t,c,h,w]
+Refine = Callable[[Tensor, Step], Tensor]  # clean estimate, step -> better clean estimate
+Noise = Callable[[int], Tensor]  # step index -> unit noise like the latents
+Observe = Callable[[Tensor, Step], None]  # latents after a step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Churn:
+    """EDM's stochasticity. ``amount`` is S_churn; the others are EDM's defaults for what the paper leaves open."""
+
+    amount: float = 0.0
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+    noise: float = 1.0
+
+    def factor(self, sigma: float, steps: int) -> float:
+        """gamma of Algorithm 1, line 4: how much noise is put back before a step, relative to sigma."""
+        inside = self.sigma_min <= sigma <= self.sigma_max
+        return min(self.amount / steps, math.sqrt(2) - 1) if inside else 0.0
+
+
+def steps_of(sigmas: Tensor) -> Iterator[Step]:
+    levels = [float(s) for s in sigmas]
+    for index in range(len(levels) - 1):
+        yield Step(index, len(levels) - 1, levels[index], levels[index + 1])
+
+
+def sample_euler(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, refine: Refine | None = None, observe: Observe | None = None
+) -> Tensor:
+    """Euler's method on the probability-flow ODE: what the reference implementation runs. Latents in float32."""
+    for step in steps_of(sigmas):
+        clean = denoise(x, step.sigma)
+        if refine is not None:
+            clean = refine(clean, step)
+        x = x + (x - clean) / step.sigma * (step.sigma_next - step.sigma)
+        if observe is not None:
+            observe(x, step)
+    return x
+
+
+def sample_edm(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise,
+    churn: Churn | None = None,
+    refine: Refine | None = None,
+    observe: Observe | None = None,
+) -> Tensor:
+    """Algorithm 1 of the paper (EDM's Algorithm 2): churn, Euler step, Heun correction.
+
+    The second evaluation is not refined (Algorithm 1 optimises the first estimate only). ``noise(i)`` is drawn only in
+    steps that churn.
+    """
+    churn = churn or Churn()
+    for step in steps_of(sigmas):
+        gamma = churn.factor(step.sigma, step.total)
+        raised = step.sigma * (1 + gamma)
+        if gamma > 0:
+            spread = math.sqrt(raised**2 - step.sigma**2) * churn.noise
+            x = x + spread * noise(step.index).to(x)
+        clean = denoise(x, raised)
+        if refine is not None:
+            clean = refine(clean, step)
+        slope = (x - clean) / raised
+        euler = x + (step.sigma_next - raised) * slope
+        if step.sigma_next > 0:
+            second = (euler - denoise(euler, step.sigma_next)) / step.sigma_next
+            x = x + (step.sigma_next - raised) * (slope + second) / 2
+        else:
+            x = euler
+        if observe is not None:
+            observe(x, step)
+    return x

@@ -1,0 +1,133 @@
+"""Long videos as a plan of windows: which frames each network call sees and how much each answer counts.
+
+A plan is computed without torch and is a plain object, so it can be printed (``--plan``), counted and tested. Two
+blends: ``upstream`` is MimicMotion's and the reference implementation's, index for index; ``smooth`` has the overlap
+that its name says, evenly spread windows, and raised-cosine cross-fades.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Blend = Literal["upstream", "smooth"]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """``frames`` of the video in slot order and the ``weights`` of their answers (already normalised: over all
+    windows the weights of a frame sum to one)."""
+
+    frames: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowPlan:
+    """``windows`` that cover ``total`` frames."""
+
+    total: int
+    windows: tuple[Window, ...]
+
+    def __iter__(self) -> Iterator[Window]:
+        return iter(self.windows)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def coverage(self) -> np.ndarray:
+        """Sum of the weights of each frame, float64[total]: ones."""
+        cover = np.zeros(self.total)
+        for window in self.windows:
+            np.add.at(cover, list(window.frames), window.weights)
+        return cover
+
+    def describe(self) -> str:
+        """One line a window: its frames as ranges, e.g. ``window 2: 0, 13-27``."""
+        return "\n".join(f"window {i + 1}: {_ranges(w.frames)}" for i, w in enumerate(self.windows))
+
+
+def plan_windows(total: int, *, length: int = 16, overlap: int = 4, blend: Blend = "smooth") -> WindowPlan:
+    """Cover ``total`` frames with windows of ``length`` slots; neighbours share about ``overlap`` frames.
+
+    Slot 0 of every window holds frame 0, the anchor that ties appearance together. A clip that fits one window gets
+    one window of its own length (the reference implementation crashes there). ``upstream`` shares ``overlap - 1``
+    frames, since the anchor takes a slot, and lets the last window overlap as much as it must; ``smooth`` shares at
+    least ``overlap``, never fewer new frames than one a window, and counts the anchor's answer once.
+    """
+    if total < 1:
+        raise ValueError(f"{total} frames, expected at least 1")
+    if not 0 <= overlap < length:
+        raise ValueError(f"overlap {overlap} outside 0..{length - 1} (window {length})")
+    if total <= length:
+        return WindowPlan(total, (Window(tuple(range(total)), (1.0,) * total),))
+    slots = _upstream_slots(total, length, overlap) if blend == "upstream" else _smooth_slots(total, length, overlap)
+    weights = [_triangle(length)] * len(slots) if blend == "upstream" else _cross_fades(slots)
+    return _normalised(total, slots, weights)
+
+
+def _upstream_slots(total: int, length: int, overlap: int) -> list[list[int]]:
+    """Frame 0 and a run of ``length - 1``, moved on by ``length - overlap``; a last one if frames are left over."""
+    starts = range(0, total - length + 1, length - overlap)
+    slots = [[0, *range(start + 1, start + length)] for start in starts]
+    if slots[-1][-1] < total - 1:
+        slots.append([0, *range(total - length + 1, total)])
+    return slots
+
+
+def _triangle(length: int) -> np.ndarray:
+    """Weight by slot: 1/length at the ends, 1 or nearly so in the middle."""
+    position = (np.arange(length) + 0.5) * 2 / length
+    return np.minimum(position, 2 - position)
+
+
+def _smooth_slots(total: int, length: int, overlap: int) -> list[list[int]]:
+    """A first run of ``length`` frames, then anchored runs of ``length - 1``, spread evenly to end on the last frame."""
+    if length == 1:
+        return [[frame] for frame in range(total)]
+    run = length - 1
+    stride = max(1, run - overlap)
+    # runs over frames 1..total-1; the anchor sits in front of each
+    count = 1 + math.ceil((total - 1 - run) / stride)
+    starts = np.round(np.linspace(1, total - run, count)).astype(int)
+    return [[0, *range(start, start + run)] for start in starts.tolist()]
+
+
+def _cross_fades(slots: list[list[int]]) -> list[np.ndarray]:
+    """Raised-cosine ramps over what a window shares with its neighbours; the anchor counts in the first window only."""
+    weights = [np.ones(len(frames)) for frames in slots]
+    for before, after, left, right in zip(slots, slots[1:], weights, weights[1:], strict=False):
+        shared = before[-1] - after[1] + 1 if len(after) > 1 else 0
+        if shared > 0:
+            ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(shared) + 1) / (shared + 1))
+            right[1 : 1 + shared] *= ramp
+            left[len(before) - shared :] *= ramp[::-1]
+        if len(after) > 1:
+            right[0] = 0.0
+    return weights
+
+
+def _normalised(total: int, slots: list[list[int]], weights: list[np.ndarray]) -> WindowPlan:
+    cover = np.zeros(total)
+    for frames, weight in zip(slots, weights, strict=True):
+        np.add.at(cover, frames, weight)
+    windows = (
+        Window(tuple(frames), tuple((weight / cover[frames]).tolist()))
+        for frames, weight in zip(slots, weights, strict=True)
+    )
+    return WindowPlan(total, tuple(windows))
+
+
+def _ranges(frames: tuple[int, ...]) -> str:
+    """``(0, 3, 4, 5)`` -> ``0, 3-5``."""
+    parts: list[list[int]] = []
+    for frame in frames:
+        if parts and frame == parts[-1][1] + 1:
+            parts[-1][1] = frame
+        else:
+            parts.append([frame, frame])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)

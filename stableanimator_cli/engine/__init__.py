@@ -1,0 +1,1 @@
+"""The shared GPU engine: devices, networks, encoding, sampling and decoding (``docs/design.md`` §6)."""

@@ -1,0 +1,113 @@
+"""Where and in what type networks run, which of them are on the device now, and what running out of memory means."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from stableanimator_cli.config import DeviceConfig
+from stableanimator_cli.errors import ConfigError, OutOfMemory
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_HOST_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "failed to allocate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePlan:
+    """Device, weight type and offload policy of one engine; ``pose_budget`` bytes of PoseNet features are kept."""
+
+    device: torch.device
+    dtype: torch.dtype
+    swap: bool = False
+    pose_budget: int = 1 << 30
+
+    @classmethod
+    def of(cls, config: DeviceConfig) -> DevicePlan:
+        """Resolve ``auto``: the first of CUDA, Apple's MPS, CPU; bfloat16 where the card has it, float32 on a CPU."""
+        device = _device(config.device)
+        return cls(
+            device=device,
+            dtype=_automatic_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype],
+            swap=config.offload == "swap",
+            pose_budget=config.pose_budget_mb << 20,
+        )
+
+    def describe(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{name}, {str(self.dtype).removeprefix('torch.')}{', swapping networks' if self.swap else ''}"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device", name, "a device of this machine", hint="this torch sees no CUDA card: use cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError("--device", name, f"cuda:0 to cuda:{torch.cuda.device_count() - 1}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("--device", name, "a device of this machine", hint="this torch sees no MPS device: use cpu")
+    return device
+
+
+def _automatic_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float16 if device.type == "mps" else torch.float32
+
+
+@contextmanager
+def memory_guard(doing: str, hint: str) -> Iterator[None]:
+    """Turn any allocator's out-of-memory into ``OutOfMemory`` that says what was being done and what helps."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"out of memory while {doing}", hint=hint) from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _HOST_OUT_OF_MEMORY):
+            raise
+        raise OutOfMemory(f"out of memory while {doing}", hint=hint) from error
+
+
+class Networks:
+    """Networks by name, loaded when first wanted; ``resident`` says which are on the device now.
+
+    With ``plan.swap`` only the named ones stay on the device, the others wait in host memory; otherwise what was loaded
+    stays.
+    """
+
+    def __init__(self, loaders: Mapping[str, Callable[[], nn.Module]], plan: DevicePlan) -> None:
+        self._loaders = dict(loaders)
+        self._plan = plan
+        self._loaded: dict[str, nn.Module] = {}
+
+    def __getitem__(self, name: str) -> nn.Module:
+        if name not in self._loaded:
+            self._loaded[name] = self._loaders[name]()
+        return self._loaded[name]
+
+    @contextmanager
+    def resident(self, *names: str) -> Iterator[None]:
+        """Within it the named networks are loaded and on the device."""
+        if self._plan.swap:
+            for name, network in self._loaded.items():
+                if name not in names:
+                    network.to("cpu")
+            self._release()
+        for name in names:
+            self[name].to(self._plan.device)
+        yield
+
+    def close(self) -> None:
+        self._loaded.clear()
+        self._release()
+
+    def _release(self) -> None:
+        gc.collect()
+        if self._plan.device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -1,0 +1,158 @@
+"""The engine: one model on one device. Opens networks, encodes, denoises and decodes; every verb works through it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.diffusion.guidance import is_guided, windowed_denoiser
+from stableanimator_cli.diffusion.sampler import Denoise
+from stableanimator_cli.diffusion.windows import Window, WindowPlan
+from stableanimator_cli.engine.conditioning import (
+    Conditioning,
+    PoseFeatures,
+    PoseFrames,
+    clip_token,
+    reference_latents,
+    time_ids,
+)
+from stableanimator_cli.engine.decoder import Decoder
+from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
+from stableanimator_cli.engine.weights import loaders
+from stableanimator_cli.errors import ModelDamaged, ModelMissing
+from stableanimator_cli.nets.id_adapter import IDMode
+from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.records import ModelFolder
+
+STRIDE = 8  # pixels a latent: four levels of SVD's VAE
+
+
+class Engine:
+    """A context manager: ``with Engine.open(model, plan) as engine``. Frees the device on leaving.
+
+    ``calls`` counts what was run (``unet``, ``vae_encode``, ``vae_decode``, ``image_encoder``, ``pose_net_frames``), so
+    that a test can hold a plan to its word.
+    """
+
+    def __init__(self, model: ModelFolder, plan: DevicePlan, networks: Networks) -> None:
+        self.model = model
+        self.plan = plan
+        self.networks = networks
+        self.calls: Counter[str] = Counter()
+
+    @classmethod
+    def open(cls, model: ModelFolder, plan: DevicePlan, *, id_mode: IDMode = "distribution") -> Engine:
+        """Nothing is read yet: each network loads when it is first resident. ``id_mode`` is Table 4's switch."""
+        return cls(model, plan, Networks(loaders(model, plan.dtype, id_mode), plan))
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.networks.close()
+
+    @contextmanager
+    def resident(self, *names: str) -> Iterator[None]:
+        """Within it the named networks are on the device; out of memory there says what to set."""
+        hint = "close other programs on the device, use --offload swap, a smaller --size or a shorter --window"
+        with memory_guard(f"loading {', '.join(names)}", hint), self.networks.resident(*names):
+            yield
+
+    def faces(self) -> FaceReader:
+        """The model's face detector and recogniser, fed in the channel order that its card names. No torch needed."""
+        if "face" not in self.model.files:
+            raise ModelMissing(
+                f"model {self.model.name} has no face detector here",
+                hint="`sa models pull antelopev2`, or give the face's vector with --face-embedding FILE",
+            )
+        return FaceReader(self.model.files["face"], self.model.face_channel_order, self.plan.device.type)
+
+    def encode(
+        self,
+        picture: np.ndarray,
+        fitted: np.ndarray,
+        face: np.ndarray | None,
+        poses: PoseFrames,
+        *,
+        noise: Tensor,
+        noise_aug: float,
+        motion_bucket: float,
+        conditioning_fps: int,
+    ) -> Conditioning:
+        """``picture`` uint8[h,w,3] for the image encoder at its own size, ``fitted`` the same at the output's size (sides
+        multiples of 8), ``face`` float32[512] raw ArcFace or None, ``noise`` [1,3,h,w] for the fitted picture."""
+        height, width = fitted.shape[:2]
+        if height % STRIDE or width % STRIDE:
+            raise ValueError(f"size {width}x{height} is not a multiple of {STRIDE}")
+        with torch.no_grad():
+            with self.resident("image_encoder", "face_encoder"):
+                self.calls["image_encoder"] += 1
+                token = clip_token(self.networks["image_encoder"], picture)
+                tokens = None if face is None else self._face_tokens(face, token)
+            hint = "use a smaller --size, or --offload swap"
+            with self.resident("vae"), memory_guard("encoding the reference picture", hint):
+                self.calls["vae_encode"] += 1
+                reference = reference_latents(self.networks["vae"], fitted, noise, noise_aug)
+        return Conditioning(
+            image=token,
+            face=tokens,
+            reference=reference,
+            time_ids=time_ids(conditioning_fps, motion_bucket, noise_aug, token),
+            pose=PoseFeatures(self.networks["pose_net"], poses, budget=self.plan.pose_budget, calls=self.calls),
+        )
+
+    def _face_tokens(self, face: np.ndarray, token: Tensor) -> Tensor:
+        encoder = self.networks["face_encoder"]
+        if face.shape != (encoder.config.id_embeddings_dim,):
+            raise ModelDamaged(
+                f"the face vector has shape {face.shape}, the face encoder of {self.model.name} wants "
+                f"({encoder.config.id_embeddings_dim},)"
+            )
+        return encoder(torch.from_numpy(face).to(token)[None], token)
+
+    def denoiser(
+        self,
+        conditioning: Conditioning,
+        plan: WindowPlan,
+        guidance: tuple[float, float],
+        *,
+        done: Callable[[], None] | None = None,
+        prepared: bool = True,
+    ) -> Denoise:
+        """(noisy latents [t,c,h,w], sigma) -> clean estimate, over all windows of ``plan``; the UNet must be resident.
+
+        ``prepared`` False computes every cross-attention on every call: the long way that tests compare with.
+        """
+        unet: AnimationUNet = self.networks["unet"]
+        given = Context(conditioning.image, conditioning.face)
+        none = Context(
+            torch.zeros_like(conditioning.image),
+            None if conditioning.face is None else torch.zeros_like(conditioning.face),
+        )
+        with torch.no_grad():
+            contexts = {True: given, False: none}
+            if prepared:
+                contexts = {key: unet.prepare(value) for key, value in contexts.items() if key or is_guided(*guidance)}
+        empty = torch.zeros_like(conditioning.reference)
+
+        def predict(latents: Tensor, c_noise: float, window: Window, conditional: bool) -> Tensor:
+            self.calls["unet"] += 1
+            picture = conditioning.reference if conditional else empty
+            picture = picture.expand(len(latents), -1, -1, -1)
+            sample = torch.cat([latents.to(picture), picture], dim=1)[None]
+            pose = conditioning.pose.window(window.frames) if conditional else None
+            return unet(sample, c_noise, contexts[conditional], conditioning.time_ids, pose)[0]
+
+        return windowed_denoiser(predict, plan, guidance=guidance, done=done)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The VAE's decoder; ``vae`` must be resident."""
+        return Decoder(self.networks["vae"], self.calls)

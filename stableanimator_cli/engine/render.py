@@ -1,0 +1,153 @@
+"""A whole rendering: from a picture and a motion to frames. Animation, validation and benches all call this."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stableanimator_cli.config import DecodeConfig, SamplingConfig
+from stableanimator_cli.diffusion.guidance import is_guided
+from stableanimator_cli.diffusion.sampler import Churn, Step, sample_edm, sample_euler
+from stableanimator_cli.diffusion.schedule import (
+    initial_scale,
+    karras_sigmas,
+    keyed_noise,
+    picture_noise,
+    repeated_noise,
+)
+from stableanimator_cli.diffusion.windows import WindowPlan
+from stableanimator_cli.engine.conditioning import PoseFrames
+from stableanimator_cli.engine.device import memory_guard
+from stableanimator_cli.engine.engine import STRIDE, Engine
+from stableanimator_cli.errors import CheckFailed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderRequest:
+    """Everything one rendering needs besides the engine.
+
+    ``picture`` uint8[h,w,3] for the image encoder, ``fitted`` the same at the output's size, ``face`` float32[512] or
+    None, ``poses`` one skeleton picture a frame, ``plan`` the windows over them. ``anchored``: frame 0 of poses is the
+    reference's own and is dropped from the output.
+    """
+
+    picture: np.ndarray
+    fitted: np.ndarray
+    face: np.ndarray | None
+    poses: PoseFrames
+    plan: WindowPlan
+    sampling: SamplingConfig
+    decode: DecodeConfig
+    tile: int
+    anchored: bool = False
+
+
+@dataclass(slots=True)
+class Stages:
+    """Seconds spent in each stage of a rendering, and calls made; filled while frames are taken."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What a caller wants to hear: ``window`` after each window of each step, ``step`` with the latents after it."""
+
+    window: Callable[[], None] | None = None
+    step: Callable[[Tensor, Step], None] | None = None
+
+
+def calls_of(request: RenderRequest) -> dict[str, int]:
+    """How often each network will run: known before anything is loaded."""
+    sampling, frames = request.sampling, request.plan.total - request.anchored
+    evaluations = sampling.steps if sampling.sampler == "euler" else 2 * sampling.steps - 1
+    branches = 2 if is_guided(*sampling.guidance) else 1
+    chunks = 1 + max(0, -(-(frames - request.decode.chunk) // (request.decode.chunk - request.decode.overlap)))
+    return {
+        "unet": evaluations * len(request.plan) * branches,
+        "windows": evaluations * len(request.plan),
+        "vae_encode": 1,
+        "image_encoder": 1,
+        "vae_decode": chunks,
+    }
+
+
+def initial_noise(request: RenderRequest, channels: int) -> Tensor:
+    """Unit noise [t,c,h/8,w/8]: ``fresh`` is keyed by seed and frame, ``repeat`` is the reference implementation's."""
+    height, width = request.fitted.shape[:2]
+    shape = (channels, height // STRIDE, width // STRIDE)
+    total, seed = request.plan.total, request.sampling.seed
+    if request.sampling.noise == "repeat":
+        return repeated_noise(seed, total, request.tile, shape, (1, 3, height, width))
+    # an anchor in front does not shift the noise of the frames that are kept
+    return keyed_noise(seed, "latents", range(-request.anchored, total - request.anchored), shape)
+
+
+def render(engine: Engine, request: RenderRequest, stages: Stages, watch: Watch | None = None) -> Iterator[np.ndarray]:
+    """Yield uint8[h,w,3] frames in order. Sampling happens before the first; decoding goes on as frames are taken."""
+    watch = watch or Watch()
+    latents = sample(engine, request, stages, watch)[int(request.anchored) :]
+    started = time.perf_counter()
+    hint = f"use a smaller --decode-chunk (now {request.decode.chunk}), or --offload swap"
+    # gradients are off only while the network runs: a generator must not leave the mode on between frames
+    with engine.resident("vae"):
+        frames = engine.decoder.frames(latents, chunk=request.decode.chunk, overlap=request.decode.overlap)
+        while True:
+            with torch.no_grad(), memory_guard("decoding", hint):
+                frame = next(frames, None)
+            if frame is None:
+                break
+            yield frame
+    stages.seconds["decode"] = time.perf_counter() - started
+    stages.calls = dict(engine.calls)
+
+
+def sample(engine: Engine, request: RenderRequest, stages: Stages, watch: Watch) -> Tensor:
+    """Encode and denoise: clean latents float32[t,c,h/8,w/8] in the sampler's scale, on the engine's device."""
+    sampling = request.sampling
+    height, width = request.fitted.shape[:2]
+    started = time.perf_counter()
+    conditioning = engine.encode(
+        request.picture,
+        request.fitted,
+        request.face,
+        request.poses,
+        noise=picture_noise(sampling.seed, (1, 3, height, width)),
+        noise_aug=sampling.noise_aug,
+        motion_bucket=sampling.motion_bucket,
+        conditioning_fps=sampling.conditioning_fps,
+    )
+    stages.seconds["encode"] = time.perf_counter() - started
+
+    started = time.perf_counter()
+    sigmas = karras_sigmas(sampling.steps)
+    channels = conditioning.reference.shape[1]
+    x = initial_noise(request, channels).to(engine.plan.device) * initial_scale(float(sigmas[0]))
+    hint = "use a smaller --size or --window, --dtype bfloat16, or --offload swap"
+    with engine.resident("unet", "pose_net"), torch.no_grad(), memory_guard("denoising", hint):
+        denoise = engine.denoiser(conditioning, request.plan, sampling.guidance, done=watch.window)
+        if sampling.sampler == "euler":
+            x = sample_euler(denoise, x, sigmas, observe=watch.step)
+        else:
+            frames = range(-request.anchored, request.plan.total - request.anchored)
+            x = sample_edm(
+                denoise,
+                x,
+                sigmas,
+                noise=lambda step: keyed_noise(sampling.seed, f"churn/{step}", frames, tuple(x.shape[1:])),
+                churn=Churn(amount=sampling.churn),
+                observe=watch.step,
+            )
+    stages.seconds["denoise"] = time.perf_counter() - started
+    if not torch.isfinite(x).all():
+        raise CheckFailed(
+            "denoising ended in numbers that are not finite",
+            hint="float16 overflows with some weights: try --dtype bfloat16 or float32",
+        )
+    return x

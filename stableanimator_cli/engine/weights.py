@@ -1,0 +1,145 @@
+"""Weight files to networks: strict, by name, on the meta device first, and never by running a pickle's code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from stableanimator_cli.errors import ModelDamaged, ModelMissing
+from stableanimator_cli.nets.face_encoder import FaceEncoder, FaceEncoderConfig
+from stableanimator_cli.nets.id_adapter import IDMode
+from stableanimator_cli.nets.pose_net import PoseNet
+from stableanimator_cli.nets.unet import AnimationUNet
+from stableanimator_cli.records import ModelFolder
+
+NETWORKS = ("unet", "pose_net", "face_encoder", "vae", "image_encoder")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """State dict of a ``.safetensors``, ``.pth`` or ``.bin`` file. Pickles are read with ``weights_only=True``: one
+    that holds anything but tensors is refused, not run."""
+    if not path.is_file():
+        raise ModelMissing(f"{path} is not there", hint="`sa models verify` says what else is missing")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        raise ModelDamaged(
+            f"{path} holds Python objects besides tensors and was not opened",
+            hint="a pickle can run code: get the file again from its source, or convert it there to .safetensors",
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ModelDamaged(
+            f"{path} cannot be read as weights ({str(error).splitlines()[0][:120]})",
+            hint="the file is cut or is something else: compare its size with its source and get it again",
+        ) from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ModelDamaged(f"{path} is not a state dict", hint="expected a mapping of names to tensors")
+    return dict(tensors)
+
+
+def convert_to_safetensors(source: Path, target: Path) -> None:
+    """Write the state dict of ``source`` as safetensors; ``target`` appears whole or not at all."""
+    tensors = {name: tensor.contiguous().clone() for name, tensor in read_tensors(source).items()}
+    partial = target.with_name(target.name + ".part")
+    try:
+        save_file(tensors, partial, metadata={"format": "pt"})
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(build: Callable[[], nn.Module], path: Path, dtype: torch.dtype) -> nn.Module:
+    """Build on ``meta``, fill strictly from ``path``, cast to ``dtype``: frozen, in evaluation mode, on the CPU."""
+    return fill(build, read_tensors(path), dtype, path)
+
+
+def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], dtype: torch.dtype, source: Path) -> nn.Module:
+    """``load`` with the tensors at hand; ``source`` is what an error names."""
+    with torch.device("meta"):
+        network = build()
+    _compare(source, {name: tensor.shape for name, tensor in network.state_dict().items()}, tensors)
+    network.load_state_dict({name: _cast(tensor, dtype) for name, tensor in tensors.items()}, assign=True)
+    _fill_buffers(network)
+    return network.eval().requires_grad_(False)
+
+
+def loaders(model: ModelFolder, dtype: torch.dtype, id_mode: IDMode) -> dict[str, Callable[[], nn.Module]]:
+    """One function a network of ``model`` that loads it; nothing is read before it is called."""
+    return {
+        name: lambda name=name, build=build: load(build, model.files[name], dtype)
+        for name, build in builders(model, id_mode).items()
+    }
+
+
+def builders(model: ModelFolder, id_mode: IDMode) -> dict[str, Callable[[], nn.Module]]:
+    """One function a network that builds it from the model's configs, without weights."""
+    unet, vision = _config(model, "unet"), _config(model, "image_encoder")
+    face = {"cross_attention_dim": unet["cross_attention_dim"], "clip_embeddings_dim": vision["projection_dim"]}
+    face |= {k: v for k, v in model.configs.get("face_encoder", {}).items() if not k.startswith("_")}
+    return {
+        "unet": lambda: AnimationUNet(id_tokens=face.get("num_tokens", 4), id_mode=id_mode, **unet),
+        "pose_net": lambda: PoseNet(noise_latent_channels=unet["block_out_channels"][0]),
+        "face_encoder": lambda: FaceEncoder(FaceEncoderConfig(**face)),
+        "vae": lambda: AutoencoderKLTemporalDecoder(**_config(model, "vae")),
+        "image_encoder": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)),
+    }
+
+
+def _config(model: ModelFolder, role: str) -> dict[str, Any]:
+    """A network's JSON config without the library's own bookkeeping keys."""
+    if role not in model.configs:
+        raise ModelDamaged(f"{model.path}: no config for {role}", hint="a model folder names one in model.toml")
+    ignored = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version")
+    return {k: v for k, v in model.configs[role].items() if not k.startswith("_") and k not in ignored}
+
+
+def _compare(path: Path, wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:
+    """Names and shapes must agree; the error says how many do not and names the first of each kind."""
+    faults = []
+    missing = [name for name in wanted if name not in found]
+    extra = [name for name in found if name not in wanted]
+    wrong = [name for name in wanted if name in found and wanted[name] != found[name].shape]
+    if missing:
+        faults.append(f"{len(missing)} missing tensor(s), first {missing[0]}")
+    if extra:
+        faults.append(f"{len(extra)} tensor(s) too many, first {extra[0]}")
+    if wrong:
+        name = wrong[0]
+        faults.append(
+            f"{len(wrong)} of a wrong shape, first {name}: {list(found[name].shape)}, expected {list(wanted[name])}"
+        )
+    if faults:
+        raise ModelDamaged(
+            f"{path} does not fit the network: {'; '.join(faults)}",
+            hint="the file belongs to another network or another config: check both, or get them again",
+        )
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def _fill_buffers(network: nn.Module) -> None:
+    """Buffers that a checkpoint does not carry: transformers keeps position indices out of the state dict."""
+    for module in network.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta and name == "position_ids":
+                module.register_buffer(name, torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False)
+
+
+def _is_zip(path: Path) -> bool:
+    """torch's present format is a zip archive and can be mapped; files from before 1.6 cannot."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"

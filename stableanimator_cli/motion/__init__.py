@@ -1,0 +1,1 @@
+"""Motions as numbers: the 134-point layout, skeleton drawing, files, and fitting one picture size to another."""

@@ -1,0 +1,38 @@
+# Needs Python 3.11, 3.12 or 3.13 and make; each target sets up what it needs, once.
+# Another Python: make test PYTHON=python3.12. Another place for the environment: make test VENV=/tmp/env.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# An environment whose Python is gone or moved is stale although its stamp is new.
+ifneq ($(wildcard $(STAMP)),)
+ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null),1)
+$(shell rm -f $(STAMP))
+endif
+endif
+
+.PHONY: demo test lint completions
+
+demo: $(STAMP)
+	$(BIN)/sa demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
+
+completions: $(STAMP)
+	$(BIN)/python -m tests.regen completions
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo '$(PYTHON) is not Python 3.11, 3.12 or 3.13: name one, as in make test PYTHON=python3.12' >&2; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -106,37 +106,35 @@ def weight_names(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(order))
 
 
-def locate(found: Entry, path: str) -> tuple[Path | None, tuple[Path, ...]]:
-    """The file (or folder of files) at the relative ``path`` of an entry, and all places that were looked at.
+def locate(found: Entry, path: str) -> Path | None:
+    """The file (or folder of files) at the relative ``path`` of an entry, or ``None`` where it is not here.
 
     The place ``<root>/<name>/<path>`` is an archive that was unpacked one level too deep, as ``antelopev2.zip`` is.
     """
-    looked: list[Path] = []
     for root in roots(found):
         for base in (root, root / found.name):
             place = base / path
             if found.file(path) is not None or place.suffix:
                 for name in weight_names(place.name):
                     if place.with_name(name).is_file():
-                        return place.with_name(name), tuple(looked)
-                looked.append(place)
+                        return place.with_name(name)
                 continue
             inside = [base / f.path for f in found.under(path) if not f.optional]
-            looked.extend(inside or (place,))
-            full = all(p.is_file() for p in inside) if inside else place.is_dir() and any(place.iterdir())
-            if full:
-                return place, tuple(looked)
-    return None, tuple(looked)
+            if all(p.is_file() for p in inside) if inside else place.is_dir() and any(place.iterdir()):
+                return place
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """What was found of one role. ``wanted`` says that the role has a weight file at all (a scheduler has none)."""
+    """What was found of one role. ``wanted`` says that the role has a weight file at all (a scheduler has none);
+    ``names`` and ``looked`` say what was looked for, in which folders."""
 
     file: Path | None = None
     config: Mapping[str, Any] | None = None
     digest: str | None = None
     wanted: bool = False
+    names: str = ""
     looked: tuple[Path, ...] = ()
     owner: str = ""
 
@@ -160,10 +158,13 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = ()) -> Model
     parts: dict[str, _Part] = {}
     order: ChannelOrder | None = layout.face_channel_order if layout is not None else None
     defaults: dict[str, Any] = {}
-    for owner in _with_needs(found):
+    for owner in with_needs(found):
         own = layout is None or owner.name != found.name
         for role, component in owner.components.items():
-            part = _part(owner, role, component) if own else _Part(wanted=component.file is not None, owner=owner.name)
+            if own:
+                part = _part(owner, role, component)
+            else:
+                part = _Part(wanted=component.file is not None, names=component.file or "", owner=owner.name)
             if layout is not None:
                 part = _overlay(part, layout, owner, role, component)
             first = parts.get(role)
@@ -223,8 +224,8 @@ def _find(name_or_folder: str | Path) -> tuple[Entry, catalogue_layouts.Layout |
     return entry(layout.primary), layout
 
 
-def _with_needs(found: Entry) -> Iterator[Entry]:
-    """The entry and all that it needs, nearest first. A need is a catalogue name, or a folder (from the entry's own)."""
+def with_needs(found: Entry) -> Iterator[Entry]:
+    """The entry and all that it needs, nearest first. A need is a catalogue name, or a folder told from it."""
     queue, seen = [found], {found.folder.resolve()}
     while queue:
         owner = queue.pop(0)
@@ -253,8 +254,7 @@ def _part(owner: Entry, role: str, component: Component) -> _Part:
         config = read_config(place)
     if component.file is None:
         return _Part(config=config, owner=owner.name)
-    file, looked = locate(owner, component.file)
-    digest = None
+    file, digest = locate(owner, component.file), None
     if file is not None:
         rows = [f for f in (owner.file(component.file),) if f is not None] or list(owner.under(component.file))
         for row in rows:
@@ -262,17 +262,20 @@ def _part(owner: Entry, role: str, component: Component) -> _Part:
             if place.is_file() and place.name == Path(row.path).name:
                 check_size(place, row.bytes, owner.name)
                 digest = row.sha256 if place == file else None
-    return _Part(file=file, config=config, digest=digest, wanted=True, looked=looked, owner=owner.name)
+    names = [f.path for f in owner.under(component.file) if not f.optional] or [component.file]
+    looked = roots(owner)
+    if len(looked) > 1:  # of the catalogue: its two folders are named once, for all entries
+        names, looked = [f"{owner.name}/{n}" for n in names], tuple(r.parent for r in looked)
+    return _Part(
+        file=file, config=config, digest=digest, wanted=True, names=", ".join(names), looked=looked, owner=owner.name
+    )
 
 
-def _overlay(
-    part: _Part, layout: catalogue_layouts.Layout, owner: Entry, role: str, component: Component
-) -> _Part:
+def _overlay(part: _Part, layout: catalogue_layouts.Layout, owner: Entry, role: str, component: Component) -> _Part:
     """Put what a downloaded folder holds before what the catalogue knows; the catalogue's config fills a gap."""
     found = layout.parts.get((owner.name, role))
     if found is None:
-        looked = layout.looked.get((owner.name, role), ())
-        return replace(part, looked=(*looked, *part.looked))
+        return replace(part, looked=(*layout.looked.get((owner.name, role), ()), *part.looked))
     if found.file is not None:
         check_size(found.file, None, owner.name)
     config = part.config
@@ -304,7 +307,8 @@ def check_size(path: Path, expected: int | None, name: str) -> None:
         with path.open("rb") as stream:
             if stream.read(len(_LFS)) == _LFS:
                 raise ModelDamaged(
-                    f"{path}: found a git-lfs pointer, expected the weights", hint=f"run `git lfs pull` there, or {again}"
+                    f"{path}: found a git-lfs pointer, expected the weights",
+                    hint=f"run `git lfs pull` there, or {again}",
                 )
     if size == 0 or (expected is not None and size != expected):
         wanted = "weights" if expected is None else f"{expected} bytes"
@@ -314,20 +318,15 @@ def check_size(path: Path, expected: int | None, name: str) -> None:
 def _missing(
     asked: str, found: Entry, layout: catalogue_layouts.Layout | None, parts: Mapping[str, _Part], roles: Sequence[str]
 ) -> ModelMissing:
-    told = []
+    told, looked = [], dict[Path, None]()
     for role in roles:
         part = parts.get(role)
-        if part is None:
-            told.append(f"{role} (the model does not have one)")
-        else:
-            places = " or ".join(str(p) for p in dict.fromkeys(part.looked)) or str(found.folder)
-            told.append(f"{role} (looked for {places})")
-    name = found.name if layout is not None or asked == found.name else asked
-    fetch = found if layout is not None or asked == found.name else None
-    owners = [parts[r].owner for r in roles if r in parts]
-    pull = fetch.name if fetch is not None else next((o for o in owners if o != found.name), DEFAULT)
+        told.append(f"{role} ({part.names})" if part is not None else f"{role} (not one of its components)")
+        looked.update(dict.fromkeys(part.looked if part is not None else ()))
+    catalogued = layout is not None or len(roots(found)) > 1
+    owner = next((parts[r].owner for r in roles if r in parts and parts[r].owner != found.name), DEFAULT)
     return ModelMissing(
-        f"model {name!r} lacks " + ", ".join(told),
-        hint=f"fetch it: `sa models pull {pull}` (or `sa models import FOLDER` where you have the files), "
-        f"or draw figures with the small model that is here: `--model {DRAWN}`",
+        f"model {asked!r} lacks {', '.join(told)}; looked in {', '.join(map(str, looked)) or found.folder}",
+        hint=f"fetch it: `sa models pull {found.name if catalogued else owner}` (or `sa models import FOLDER` if you "
+        f"have the files), or take the small model that draws figures and is here: `--model {DRAWN}`",
     )

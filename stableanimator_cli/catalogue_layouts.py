@@ -1,7 +1,7 @@
 """Recognise the folders in which people already have the weights.
 
-The reference implementation is told to be laid out as ``checkpoints/`` with ``Animation/{unet,pose_net,face_encoder}.pth``,
-a diffusers folder of Stable Video Diffusion (named ``SVD`` in its scripts and
+The reference implementation asks for ``checkpoints/`` with ``Animation/{unet,pose_net,face_encoder}.pth``, a diffusers
+folder of Stable Video Diffusion (named ``SVD`` in its scripts and
 ``stable-video-diffusion-img2vid-xt`` in its demo), ``DWPose/`` and, outside ``checkpoints``, ``models/antelopev2``.
 Zips unpack one level too deep, files lie flat, and its trainer writes ``checkpoint-N/unet-N.pth``: all of that opens.
 Only names and places are looked at here; no file is read.
@@ -50,8 +50,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What a folder holds. ``parts`` and ``looked`` go by (catalogue entry, role); ``primary`` is the entry that the
-    folder is a download of. ``face_channel_order`` is set where the layout tells the order better than the entry."""
+    """What a folder holds. ``parts`` and ``looked`` (folders) go by (catalogue entry, role); ``primary`` is the
+    entry that the folder is a download of. ``face_channel_order`` is set where the layout tells the order better than the entry."""
 
     folder: Path
     primary: str
@@ -75,9 +75,7 @@ def recognise(folder: Path) -> Layout | None:
     # Weights that today's trainer of the reference implementation writes have seen faces in the order that insightface
     # wants; the released ones most likely have not, and their entry says so.
     order: ChannelOrder | None = "bgr" if numbered and primary == ANIMATOR else None
-    return Layout(
-        folder=folder, primary=primary, parts=search.parts, looked=search.looked, face_channel_order=order
-    )
+    return Layout(folder=folder, primary=primary, parts=search.parts, looked=search.looked, face_channel_order=order)
 
 
 class _Search:
@@ -90,10 +88,10 @@ class _Search:
         self.looked: dict[tuple[str, str], tuple[Path, ...]] = {}
 
     def note(self, name: str, role: str, places: Iterable[Path], config: Path | None = None) -> Path | None:
-        """Take the first of ``places`` that is a file. The message of a miss names one form of each place."""
+        """Take the first of ``places`` that is a file, and remember the folders for the message of a miss."""
         places = tuple(places)
         file = next((p for p in places if p.is_file()), None)
-        self.looked[name, role] = tuple({p.parent: p for p in reversed(places)}.values())[::-1]
+        self.looked[name, role] = tuple(dict.fromkeys(p.parent for p in places))
         if file is not None or config is not None:
             self.parts[name, role] = Found(file=file, config=config)
         return file
@@ -105,7 +103,9 @@ class _Search:
             steps = _numbered(self.folder, role)
             folders = [base / sub for base in self.bases for sub in ("Animation", ".")]
             # .pth comes last: what was converted is read before what it was converted from
-            file = self.note(ANIMATOR, role, [*(f / f"{role}{e}" for f in folders for e in (".safetensors", ".pth")), *steps])
+            file = self.note(
+                ANIMATOR, role, [*(f / f"{role}{e}" for f in folders for e in (".safetensors", ".pth")), *steps]
+            )
             numbered = numbered or (role == "unet" and file in steps)
         return numbered
 

@@ -1,7 +1,7 @@
 """``model.toml``: what a model folder says of itself, read strictly.
 
-The file is data: names, licences, sizes, digests and relative paths. A key that nobody reads is refused with the nearest
-one that is read, because a misspelt ``sha256`` would otherwise switch a check off in silence. Paths stay inside the
+The file is data: names, licences, sizes, digests and relative paths. A key that nobody reads is refused with the
+nearest one that is read, because a misspelt ``sha256`` would otherwise switch a check off in silence. Paths stay inside the
 folder and addresses are http(s), so that a model folder from a stranger can name nothing else on the machine.
 The schema is told in ``models/README.md``.
 """
@@ -27,28 +27,28 @@ FILE_NAME = "model.toml"
 DEFAULTS: Mapping[str, type | tuple[type, ...]] = MappingProxyType(
     {
         "size": str,
-        "frames": int,
+        "resize": str,
+        "fps": (int, float, str),
         "steps": int,
-        "guidance": (int, float),
-        "guidance_end": (int, float),
+        "guidance": (int, float, str),
+        "sampler": str,
+        "churn": (int, float),
+        "noise": str,
+        "noise_aug": (int, float),
+        "motion_bucket": (int, float),
+        "conditioning_fps": int,
         "window": int,
         "overlap": int,
+        "blend": str,
+        "anchor": str,
         "decode_chunk": int,
-        "fps": (int, float),
-        "conditioning_fps": (int, float),
-        "motion_bucket": int,
-        "noise_aug": (int, float),
-        "sigma_min": (int, float),
-        "sigma_max": (int, float),
+        "decode_overlap": int,
         "id_adapter": str,
         "dtype": str,
-        "resize": str,
-        "sampler": str,
-        "face_strength": (int, float),
-        "stride": int,
+        "offload": str,
     }
 )
-"""Settings a model may recommend under ``[defaults]``, with the type each must have."""
+"""Settings a model may recommend under ``[defaults]``: options of ``sa animate`` by name, and their types."""
 
 _TOP = (
     "name",
@@ -81,8 +81,8 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFile:
-    """One file of an entry. ``url`` or ``archive`` says where it comes from; ``bytes`` and ``sha256`` are ``None`` where
-    nobody has measured them. ``optional`` files are fetched only when asked for."""
+    """One file of an entry. ``url`` or ``archive`` says where it comes from; ``bytes`` and ``sha256`` are ``None``
+    where nobody has measured them. ``optional`` files are fetched only when asked for."""
 
     path: str
     url: str | None = None
@@ -104,7 +104,7 @@ class Archive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A ``model.toml``, parsed. ``folder`` is where it lies; ``face_channel_order`` is ``None`` where it does not say."""
+    """A ``model.toml``, parsed. ``folder`` is where it lies; ``face_channel_order`` may be ``None`` (not said)."""
 
     name: str
     folder: Path

@@ -1,0 +1,198 @@
+"""Register weights that are already on this machine under ``home()``, so that a catalogue name opens them.
+
+Three kinds of folder are taken: a model folder (a trained checkpoint: becomes a name of its own), a download of the
+reference implementation (``catalogue_layouts``), and loose files that bear the name, and where it is recorded the size,
+of a listed file. Files are linked; ``copy`` copies them and ``convert`` writes pickles as safetensors, once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stableanimator_cli import catalogue, catalogue_layouts
+from stableanimator_cli.catalogue_schema import FILE_NAME, Entry, read
+from stableanimator_cli.errors import BadInput, ModelMissing
+
+_WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".onnx")
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """One file that a name opens from now on. ``how``: ``linked``, ``copied``, ``converted`` or ``already there``."""
+
+    name: str
+    role: str
+    source: Path
+    target: Path
+    how: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportReport:
+    """What ``import_folder`` took, the weight files of the folder that it left, and remarks worth a look."""
+
+    taken: tuple[Imported, ...]
+    left: tuple[Path, ...]
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass
+class _Job:
+    """The work on one folder: what goes where, and what was done."""
+
+    copy: bool
+    convert: bool
+    taken: list[Imported] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def take(self, name: str, role: str, source: Path, path: str) -> None:
+        """Register ``source`` as the file ``path`` of the entry ``name``."""
+        catalogue.check_size(source, None, name)
+        target = catalogue.store(name) / path
+        if self.convert and source.suffix in _PICKLES:
+            target = target.with_suffix(".safetensors")
+            how = self.converted(source, target)
+        else:
+            how = self.put(source, target)
+        self.taken.append(Imported(name=name, role=role, source=source, target=target, how=how))
+
+    def put(self, source: Path, target: Path) -> str:
+        source = source.resolve()
+        if target.exists() and target.resolve() == source:
+            return "already there"
+        if target.exists() and not target.is_symlink():
+            if target.stat().st_size == source.stat().st_size:
+                return "already there"
+            raise BadInput(
+                target,
+                f"a file of {target.stat().st_size} bytes",
+                f"none, or the {source.stat().st_size} bytes of {source}",
+                hint="delete it first if the new one shall take its place",
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        part.unlink(missing_ok=True)
+        if self.copy:
+            shutil.copyfile(source, part)
+        else:
+            try:
+                part.symlink_to(source)
+            except OSError as error:
+                raise BadInput(
+                    target.parent, f"a file system without links ({error})", "links", hint="use --copy"
+                ) from None
+        os.replace(part, target)
+        return "copied" if self.copy else "linked"
+
+    def converted(self, source: Path, target: Path) -> str:
+        if target.is_file() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns:
+            return "already there"
+        from stableanimator_cli.engine.weights import convert_to_safetensors
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.stem}.part.safetensors")
+        try:
+            convert_to_safetensors(source, part)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+        return "converted"
+
+
+def import_folder(folder: str | Path, *, copy: bool = False, convert: bool = False) -> ImportReport:
+    """Register what ``folder`` holds. Its own files are never changed.
+
+    Raises ``ModelMissing`` where nothing in it is known, ``BadInput`` where it is no folder, a name is taken, or a file
+    would have to be overwritten.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise BadInput(folder, "no folder", "a folder with weights")
+    job = _Job(copy=copy, convert=convert)
+    if (folder / FILE_NAME).is_file():
+        _model_folder(job, read(folder))
+    else:
+        layout = catalogue_layouts.recognise(folder)
+        if layout is not None:
+            _layout(job, layout)
+        _loose(job, folder)
+    if not job.taken:
+        raise ModelMissing(
+            f"{folder}: found no {FILE_NAME}, none of {catalogue_layouts.SIGNS}, and no file of a catalogue entry",
+            hint="`sa models show NAME` lists the files of an entry",
+        )
+    sources = {t.source.resolve() for t in job.taken}
+    left = tuple(p for p in sorted(_weights(folder)) if p.resolve() not in sources)
+    return ImportReport(taken=tuple(job.taken), left=left, remarks=tuple(job.remarks))
+
+
+def _model_folder(job: _Job, found: Entry) -> None:
+    """A folder with a model.toml becomes the name that it bears; every file of it is registered."""
+    if (catalogue.shipped() / found.name / FILE_NAME).is_file():
+        raise BadInput(
+            found.folder / FILE_NAME,
+            f"name = {found.name!r}",
+            "a name that the catalogue does not have yet",
+            hint="give the model another name there, or use the folder by its path",
+        )
+    files = sorted(p for p in found.folder.rglob("*") if p.is_file() and not p.name.endswith(".part"))
+    # the description comes last: the name must not exist before its files do
+    for path in sorted(files, key=lambda p: p == found.folder / FILE_NAME):
+        relative = path.relative_to(found.folder).as_posix()
+        role = next((r for r, c in found.components.items() if relative in (c.file, c.config)), "")
+        if path.stat().st_size == 0 or path.suffix not in _WEIGHTS:
+            how = job.put(path, catalogue.store(found.name) / relative)
+            target = catalogue.store(found.name) / relative
+            job.taken.append(Imported(name=found.name, role=role, source=path, target=target, how=how))
+        else:
+            job.take(found.name, role, path, relative)
+
+
+def _layout(job: _Job, layout: catalogue_layouts.Layout) -> None:
+    for (name, role), found in layout.parts.items():
+        listed = catalogue.entry(name).components.get(role)
+        if listed is None or listed.file is None:
+            continue
+        if found.file is not None and found.file.is_dir():
+            for path in sorted(found.file.glob("*.onnx")):
+                job.take(name, role, path, path.name)
+        elif found.file is not None:
+            stem, suffix = (
+                Path(listed.file),
+                "".join(found.file.suffixes[-2:] if ".fp16" in found.file.name else [found.file.suffix]),
+            )
+            base = stem.name.removesuffix(stem.suffix).removesuffix(".fp16")
+            job.take(name, role, found.file, stem.with_name(base + suffix).as_posix())
+        if found.config is not None and listed.config is not None:
+            ours = catalogue.read_config(catalogue.entry(name).folder / listed.config)
+            theirs = catalogue.read_config(found.config)
+            other = [k for k, v in ours.items() if k in theirs and theirs[k] != v]
+            if other:
+                told = ", ".join(f"{k} = {theirs[k]!r} (not {ours[k]!r})" for k in other)
+                job.remarks.append(
+                    f"{found.config}: {told}; the name {name!r} uses the catalogue's values: "
+                    "open the folder by its path to use its own"
+                )
+
+
+def _loose(job: _Job, folder: Path) -> None:
+    """Files that were fetched by hand: the listed name at the top, or at the listed place, with the listed size."""
+    taken = {t.source.resolve() for t in job.taken}
+    for name in catalogue.names():
+        found = catalogue.entry(name)
+        for row in found.files:
+            for place in (folder / row.path, folder / Path(row.path).name):
+                alike = place.is_file() and place.stat().st_size == (row.bytes or place.stat().st_size)
+                if alike and place.resolve() not in taken:
+                    role = next((r for r, c in found.components.items() if c.file == row.path), "")
+                    job.take(name, role, place, row.path)
+                    taken.add(place.resolve())
+
+
+def _weights(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.rglob("*") if p.suffix in _WEIGHTS and p.is_file())

@@ -1,0 +1,310 @@
+"""``sa models``: what the catalogue knows, what of it lies here, and how the rest gets here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stableanimator_cli.cli import console, options
+
+if TYPE_CHECKING:
+    from stableanimator_cli.catalogue_fetch import Check, Progress
+    from stableanimator_cli.catalogue_schema import Entry
+
+app = typer.Typer(
+    name="models",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="List, fetch, check and import models.",
+    short_help="List, fetch, check and import models.",
+)
+
+NameArg = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A name that `sa models list` shows.", autocompletion=options.complete_model),
+]
+ModelArg = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A catalogue name or a model folder.", autocompletion=options.complete_model),
+]
+SomeArg = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[NAME]",
+        help="A catalogue name or a model folder. Default: all names of which something is here.",
+        autocompletion=options.complete_model,
+    ),
+]
+FolderArg = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FOLDER",
+        help="The reference implementation's checkpoints, a trained model, or any folder with weights.",
+    ),
+]
+AllOpt = Annotated[
+    bool, typer.Option("--all", help="Fetch the optional files too (`sa models show NAME` tells them). Default: off.")
+]
+CopyOpt = Annotated[bool, typer.Option("--copy", help="Copy the files instead of linking to them. Default: off.")]
+ConvertOpt = Annotated[
+    bool, typer.Option("--convert", help="Write .pth and .bin files as safetensors, once. Default: off.")
+]
+
+
+@app.command("list", short_help="What the catalogue knows, and what is here.")
+def list_(json: options.JsonOpt = False) -> None:
+    """\b
+    sa models list
+    sa models list --json
+
+    List the catalogue: what each model is, its licence, and whether its files are here.
+    """
+    console.configure(json=json)
+    from stableanimator_cli import catalogue
+
+    entries = [catalogue.entry(name) for name in catalogue.names()]
+    rows = [(e.name, e.task, _presence(e), _bytes(e.bytes), e.licence, e.summary) for e in entries]
+    out = console.get()
+    out.table("", ("name", "task", "here", "size", "licence", "what"), rows, data=True)
+    if json:
+        out.result({"models": [_facts(e) for e in entries]}, "")
+    else:
+        out.note(f"fetched and imported files lie in {catalogue.home() / 'models'} (SA_HOME moves it)")
+
+
+@app.command(short_help="Licence, files, settings of a model.")
+def show(name: ModelArg, json: options.JsonOpt = False) -> None:
+    """\b
+    sa models show stableanimator
+    sa models show runs/mine/checkpoint-3000
+
+    Show an entry: licence and what follows from it, files with sizes and digests, recommended settings.
+    """
+    console.configure(json=json)
+    from stableanimator_cli import catalogue
+
+    entry = catalogue.load(name)
+    out = console.get()
+    if json:
+        out.result(_facts(entry), "")
+        return
+    order = entry.face_channel_order
+    lines = [
+        f"{entry.name}: {entry.summary}",
+        f"licence   {entry.licence}" + (f": {entry.licence_note}" if entry.licence_note else ""),
+        f"source    {entry.source or 'unknown'}",
+        f"folder    {entry.folder}",
+    ]
+    if entry.needs:
+        lines.append(f"needs     {', '.join(f'{n} ({_licence(entry, n)})' for n in entry.needs)}")
+    if order is not None:
+        lines.append(f"faces     are shown to the recogniser as {order}")
+    if entry.defaults:
+        lines.append("settings  " + ", ".join(f"{k} {v}" for k, v in entry.defaults.items()))
+    if entry.components:
+        lines.append("roles     " + ", ".join(entry.components))
+    out.result({}, "\n".join(lines))
+    rows = [
+        (
+            row.path + (" (optional)" if row.optional else ""),
+            _bytes(row.bytes),
+            row.sha256 or "unknown",
+            str(catalogue.locate(entry, row.path) or "not here"),
+        )
+        for row in entry.files
+    ]
+    if rows:
+        out.table("", ("file", "size", "sha256", "place"), rows, data=True)
+
+
+@app.command(short_help="Fetch a model and what it needs.")
+def pull(
+    name: NameArg,
+    all_: AllOpt = False,
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
+    progress: options.ProgressOpt = "bar",
+) -> None:
+    """\b
+    sa models pull stableanimator
+    sa models pull svd-xt --all
+
+    Fetch a model and what it needs. A download that was cut goes on where it stopped; sizes and digests are checked.
+    """
+    out = console.configure(json=json, quiet=quiet, progress=progress)
+    from stableanimator_cli import catalogue, catalogue_fetch
+
+    for entry in catalogue.with_needs(catalogue.entry(name)):
+        if entry.licence in ("unknown", "research-only") and any(_lacking(entry, all_)):
+            out.warn(f"{entry.name}: licence {entry.licence}. {entry.licence_note}".strip())
+    with _bars(out) as bars:
+        fetched = catalogue_fetch.pull(name, bars, optional=all_)
+    out.note(f"{name}: {len(fetched)} file(s) fetched" if fetched else f"{name}: everything is here already")
+    folder = catalogue.store(name)
+    out.result({"model": name, "folder": folder, "fetched": fetched}, str(folder))
+
+
+@app.command(short_help="Check files against recorded digests.")
+def verify(
+    name: SomeArg = None,
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
+    progress: options.ProgressOpt = "bar",
+) -> None:
+    """\b
+    sa models verify
+    sa models verify stableanimator --json
+
+    Compare the files that are here with their recorded sizes and digests. Leaves with 5 where one is not as recorded.
+    """
+    out = console.configure(json=json, quiet=quiet, progress=progress)
+    from stableanimator_cli import catalogue, catalogue_fetch
+    from stableanimator_cli.errors import ModelDamaged, ModelMissing
+
+    checks: dict[str, list[Check]] = {}
+    with _bars(out) as bars:
+        asked = (
+            catalogue.with_needs(catalogue.load(name)) if name is not None else map(catalogue.entry, catalogue.names())
+        )
+        for entry in asked:
+            found = catalogue_fetch.verify(entry, bars)
+            if name is not None or any(c.place is not None for c in found):
+                checks[entry.name] = found
+    rows = [(model, c.path, _verdict(c), c.sha256 or "-") for model, found in checks.items() for c in found]
+    if rows:
+        out.table("", ("model", "file", "state", "sha256"), rows, data=True)
+    else:
+        out.note("no files to check: nothing was fetched or imported, or the model lists none")
+    bad = [(model, c) for model, found in checks.items() for c in found if not c.holds]
+    if json and not bad:
+        out.result({"models": {m: [_row(c) for c in found] for m, found in checks.items()}}, "")
+    if bad:
+        model, _ = bad[0]
+        told = "; ".join(f"{m}/{c.path}: {_verdict(c)}" for m, c in bad)
+        kind = ModelMissing if all(c.status == "missing" for _, c in bad) else ModelDamaged
+        raise kind(told, hint=f"`sa models pull {model}` fetches what is missing or wrong")
+
+
+@app.command("import", short_help="Register weights that you have already.")
+def import_(
+    folder: FolderArg,
+    copy: CopyOpt = False,
+    convert: ConvertOpt = False,
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
+) -> None:
+    """\b
+    sa models import ~/StableAnimator/checkpoints
+    sa models import ~/Downloads --convert
+
+    Register weights that you have already. Nothing in FOLDER is changed; files are linked unless --copy is given.
+    """
+    out = console.configure(json=json, quiet=quiet)
+    from stableanimator_cli import catalogue_import
+
+    report = catalogue_import.import_folder(folder, copy=copy, convert=convert)
+    for remark in report.remarks:
+        out.warn(remark)
+    if report.left:
+        out.note(f"left {len(report.left)} file(s): " + ", ".join(map(str, report.left)))
+    rows = [(t.name, t.role or "-", t.how, t.source, t.target) for t in report.taken]
+    out.table("", ("model", "role", "how", "from", "to"), rows, data=True)
+    if json:
+        taken = [
+            {"model": t.name, "role": t.role, "how": t.how, "source": t.source, "target": t.target}
+            for t in report.taken
+        ]
+        out.result({"taken": taken, "left": report.left, "remarks": report.remarks}, "")
+
+
+@contextlib.contextmanager
+def _bars(out: console.Console) -> Iterator[Progress]:
+    """One bar a file, one after the other, from the (file, done, total) that the catalogue tells."""
+    with contextlib.ExitStack() as stack:
+        bar: console.Progress | None = None
+        shown, before = "", 0
+
+        def tell(file: str, done: int, total: int | None) -> None:
+            nonlocal bar, shown, before
+            if bar is None or file != shown or done < before:
+                stack.close()
+                bar, shown, before = stack.enter_context(out.progress(total, file, "B")), file, 0
+            bar.update(done - before)
+            before = done
+
+        yield tell
+
+
+def _lacking(entry: Entry, optional: bool) -> Iterator[bool]:
+    from stableanimator_cli import catalogue
+
+    return (catalogue.locate(entry, f.path) is None for f in entry.files if optional or not f.optional)
+
+
+def _presence(entry: Entry) -> str:
+    from stableanimator_cli import catalogue
+
+    listed = [f for f in entry.files if not f.optional] or list(entry.files)
+    here = sum(catalogue.locate(entry, f.path) is not None for f in listed)
+    return "yes" if here == len(listed) else f"{here} of {len(listed)}" if here else "no"
+
+
+def _licence(entry: Entry, need: str) -> str:
+    from stableanimator_cli import catalogue
+
+    others = {e.name: e for e in catalogue.with_needs(entry)}
+    return others[need].licence if need in others else "see there"
+
+
+def _facts(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "summary": entry.summary,
+        "task": entry.task,
+        "licence": entry.licence,
+        "licence_note": entry.licence_note,
+        "source": entry.source,
+        "needs": entry.needs,
+        "face_channel_order": entry.face_channel_order,
+        "defaults": entry.defaults,
+        "roles": list(entry.components),
+        "here": _presence(entry),
+        "bytes": entry.bytes,
+        "files": [
+            {"path": f.path, "bytes": f.bytes, "sha256": f.sha256, "optional": f.optional, "url": f.url or f.archive}
+            for f in entry.files
+        ],
+    }
+
+
+def _row(check: Check) -> dict[str, Any]:
+    return {
+        "path": check.path,
+        "state": check.status,
+        "place": check.place,
+        "bytes": check.bytes,
+        "sha256": check.sha256,
+        "expected": check.expected,
+    }
+
+
+def _verdict(check: Check) -> str:
+    if check.status == "missing" and check.optional:
+        return "not fetched (optional)"
+    if check.status == "other form":
+        return f"other form ({check.place.name if check.place else ''})"
+    return check.status
+
+
+def _bytes(size: int | None) -> str:
+    if size is None:
+        return "unknown"
+    units: Sequence[str] = ("B", "kB", "MB", "GB")
+    value, unit = float(size), 0
+    while value >= 1000 and unit < len(units) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.0f} {units[unit]}" if unit == 0 else f"{value:.2f} {units[unit]}"

@@ -22,6 +22,7 @@ from insightface.utils.face_align import arcface_dst
 from skimage.transform import SimilarityTransform
 
 from stableanimator_cli.detect import onnx
+from stableanimator_cli.detect.frames import checked, thicken
 from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.records import ChannelOrder, Face
 
@@ -85,11 +86,9 @@ class FaceReader:
         return onnx.describe(self._detector.session, self._device)
 
     def _read(self, image: np.ndarray, *, recognise: bool) -> tuple[Face, ...]:
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f"faces need uint8 [h,w,3], found {image.dtype} {list(image.shape)}")
-        h, w = image.shape[:2]
+        h, w = checked(image).shape[:2]
         pixels = image[..., ::-1] if self.channel_order == "bgr" else image
-        pixels = _thicken(np.ascontiguousarray(pixels))
+        pixels = thicken(np.ascontiguousarray(pixels), min(DETECTION_SIZE))
         rows, landmarks = self._detector.detect(pixels)
         found = []
         for row, points in zip(rows, landmarks, strict=True):
@@ -177,14 +176,6 @@ def load_embedding(path: Path | str) -> np.ndarray:
     if not np.any(vector):
         raise BadInput(path, "zeros only, the mark of a face that was not found", expected, hint="use another picture")
     return vector
-
-
-def _thicken(pixels: np.ndarray) -> np.ndarray:
-    """Pad a very long picture with black below or right, so that its short side keeps a pixel in the detector."""
-    h, w = pixels.shape[:2]
-    need = -(-max(h, w) // (min(DETECTION_SIZE) // 2))  # two pixels of the detector: room for rounding down
-    below, right = max(0, need - h), max(0, need - w)
-    return np.pad(pixels, ((0, below), (0, right), (0, 0))) if below or right else pixels
 
 
 def _open(folder: Path, device: str, threads: int | None, threshold: float) -> dict[str, Any]:

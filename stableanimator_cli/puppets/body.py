@@ -1,0 +1,177 @@
+"""Bodies and clothes: limbs, torso, skirt, hands and shoes, drawn from far to near with the head in its place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from stableanimator_cli.puppets import canvas as c
+from stableanimator_cli.puppets import moves as m
+from stableanimator_cli.puppets.face import FaceView, draw_brows, draw_ear, draw_face
+from stableanimator_cli.puppets.garments import draw_top, skirt, torso_widths
+from stableanimator_cli.puppets.hair import draw_back, draw_front
+from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, Head, View
+from stableanimator_cli.puppets.sample import RGB, Build, Clothes, Identity, shade
+from stableanimator_cli.puppets.skeleton import CHIN, Joints, pose_joints
+
+_BEHIND = -0.10  # arm segments farther than this are drawn before the torso
+_BEFORE = 0.27  # nearer than this, after the head
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """Somebody to draw: who, how built, how dressed."""
+
+    identity: Identity
+    build: Build
+    clothes: Clothes
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What drawing a person leaves behind for the truth: joints, the face's points, the head's view; canvas units."""
+
+    joints: Joints
+    face: FaceView
+    view: View
+
+
+def _edge(colour: RGB) -> RGB:
+    return shade(colour, -0.38)
+
+
+def _hand(canvas: c.Canvas, points: Array, colour: RGB, part: int) -> None:
+    flat = points[:, :2]
+    edge = _edge(colour)
+    chains = [flat[[0, 1, 2, 3, 4]], *(flat[5 + 4 * n : 9 + 4 * n] for n in range(4))]
+    palm = flat[[0, 1, 5, 9, 13, 17]]
+    canvas.lines(chains[1:], edge, 0.066)
+    canvas.lines([palm], edge, 0.084, closed=True)
+    canvas.lines(chains, edge, 0.062)
+    canvas.poly(palm, colour, part)
+    canvas.lines([palm], colour, 0.056, closed=True)
+    canvas.lines(chains, colour, 0.042)
+    canvas.mark([*chains, np.concatenate([palm, palm[:1]])], 0.062, part)
+
+
+def _segments(canvas: c.Canvas, pieces: list[tuple[Array, Array, float, float, RGB, int]]) -> None:
+    """Limbs of one layer: all outlines first, so that joints show no seam."""
+    shapes = [c.capsule(a, b, ra, rb) for a, b, ra, rb, _, _ in pieces]
+    for (*_, colour, _), shape in zip(pieces, shapes, strict=True):
+        canvas.lines([shape], _edge(colour), 0.03, closed=True)
+    for (*_, colour, part), shape in zip(pieces, shapes, strict=True):
+        canvas.poly(shape, colour, part)
+
+
+def _arm(canvas: c.Canvas, person: Person, joints: Joints, side: str, layer: int) -> None:
+    """Those segments of an arm that belong to ``layer``: 0 behind the torso, 1 before it, 2 before the head."""
+    clothes, skin, girth = person.clothes, person.identity.skin, person.build.girth
+    shoulder, elbow, wrist = joints.arm[side]
+    sleeve = clothes.second if clothes.top in ("yoke",) else clothes.colour
+    upper = skin if clothes.sleeve == "none" else sleeve
+    lower = sleeve if clothes.sleeve == "long" else skin
+    if clothes.top == "jacket":
+        upper = lower = clothes.colour
+    upper_part, lower_part, hand_part = c.ARM[side]
+
+    def layer_of(nearness: float) -> int:
+        return 0 if nearness < _BEHIND else 1 if nearness < _BEFORE else 2
+
+    top_layer = min(1, layer_of(0.5 * (shoulder[2] + elbow[2])))
+    low_layer, hand_layer = layer_of(0.5 * (elbow[2] + wrist[2])), layer_of(joints.hand[side][9, 2])
+    wide = 0.088 * girth
+    pieces = []
+    if top_layer == layer:
+        pieces.append((shoulder[:2], elbow[:2], wide, 0.078 * girth, upper, upper_part))
+    if low_layer == layer:
+        pieces.append((elbow[:2], wrist[:2], 0.076 * girth, 0.058, lower, lower_part))
+    if hand_layer == layer and low_layer != layer:
+        _hand(canvas, joints.hand[side], skin, hand_part)
+    _segments(canvas, pieces)
+    if hand_layer == layer and low_layer == layer:
+        _hand(canvas, joints.hand[side], skin, hand_part)
+        if lower is not skin:  # a cuff ends the sleeve where the hand begins
+            start = wrist[:2] + (elbow[:2] - wrist[:2]) * 0.16
+            canvas.poly(c.capsule(start, wrist[:2], 0.062, 0.060), shade(lower, -0.14), lower_part)
+
+
+def _leg(canvas: c.Canvas, person: Person, joints: Joints, side: str) -> None:
+    clothes, skin, girth = person.clothes, person.identity.skin, person.build.girth
+    hip, knee, ankle = joints.leg[side]
+    leg_part, foot_part = c.LEG[side]
+    bare = clothes.bottom != "trousers" or clothes.top == "dress"
+    thigh = skin if clothes.bottom == "skirt" or clothes.top == "dress" else clothes.bottom_colour
+    shin = skin if bare else clothes.bottom_colour
+    big, small, heel = joints.foot[side]
+    sole = np.stack([heel[:2], big[:2], small[:2]])
+    canvas.lines([sole], _edge(clothes.shoes), 0.17, closed=True)
+    _segments(
+        canvas,
+        [
+            (hip[:2], knee[:2], 0.135 * girth, 0.105 * girth, thigh, leg_part),
+            (knee[:2], ankle[:2], 0.10 * girth, 0.075 * girth, shin, leg_part),
+        ],
+    )
+    canvas.poly(sole, clothes.shoes, foot_part)
+    canvas.lines([sole], clothes.shoes, 0.14, closed=True)
+    canvas.mark([np.concatenate([sole, sole[:1]])], 0.15, foot_part)
+    canvas.poly(c.capsule(ankle[:2], 0.5 * (heel[:2] + ankle[:2]), 0.078 * girth, 0.07), clothes.shoes, foot_part)
+
+
+def _head(canvas: c.Canvas, view: View, pose: Array) -> FaceView:
+    """Ears, skin, face and hair. From behind, the hair's near half covers the skull as it covers the face's top in front."""
+    who = view.head.identity
+    sides = (-1.0, 1.0)
+    ear = float(view.head.half_width(np.array([0.1]))[0])
+    nearness = [view.project(np.array([[side * ear, 0.09, -0.03]]))[0, 2] for side in sides]
+    for side, near in zip(sides, nearness, strict=True):
+        if near <= 0.16:
+            draw_ear(canvas, view, side)
+    canvas.poly(view.outline(), who.skin, c.HEAD, shade(who.skin, -0.38), 0.018)
+    face = draw_face(canvas, view, float(pose[m.MOUTH]), float(pose[m.SMILE]), float(pose[m.BLINK]))
+    for side, near in zip(sides, nearness, strict=True):
+        if near > 0.16:
+            draw_ear(canvas, view, side)
+    draw_front(canvas, view)
+    draw_brows(canvas, view)
+    return face
+
+
+def draw_person(canvas: c.Canvas, person: Person, pose: Array) -> Drawn:
+    """Draw one person at the canvas's place; the base of the neck stands at (X, Y) of the pose."""
+    who = person.identity
+    pose = pose.copy()
+    pose[m.MOUTH : m.BLINK + 1] = np.clip(pose[m.MOUTH : m.BLINK + 1], 0, 1)
+    pose[m.CURL["right"]], pose[m.CURL["left"]] = np.clip(pose[[m.CURL["right"], m.CURL["left"]]], 0, 1)
+    joints = pose_joints(pose, person.build)
+    move = np.array([pose[m.X], pose[m.Y], 0.0])
+    for group in (joints.arm, joints.leg, joints.hand, joints.foot):
+        for side in m.SIDES:
+            group[side] += move
+    joints.spine[:] += move
+
+    # Heads turn less than bodies: looking ahead is the rule, so a part of the body's turn is taken back.
+    head_yaw = float(pose[m.YAW] + pose[m.HEAD_YAW] - 0.25 * math.sin(pose[m.YAW]))
+    tilt = float(pose[m.HEAD_ROLL] + 0.7 * pose[m.LEAN])
+    neck = joints.spine[0]
+    pivot = HALF_HEIGHT * 0.8
+    centre = (neck[0] + math.sin(tilt) * pivot, neck[1] + CHIN - HALF_HEIGHT + pivot * (1 - math.cos(tilt)) - who.chin)
+    view = View(Head(who), head_yaw, float(pose[m.HEAD_PITCH]), tilt, centre)
+
+    draw_back(canvas, view)
+    for side in m.SIDES:
+        _arm(canvas, person, joints, side, 0)
+    for side in sorted(m.SIDES, key=lambda name: joints.leg[name][1, 2] + joints.leg[name][2, 2]):
+        _leg(canvas, person, joints, side)
+    widths = torso_widths(person.build, joints.yaw)
+    if person.clothes.bottom == "skirt" and person.clothes.top != "dress":
+        skirt(canvas, person.build, person.clothes, joints, widths, person.clothes.bottom_colour)
+    draw_top(canvas, who, person.build, person.clothes, joints, widths)
+    for side in sorted(m.SIDES, key=lambda name: joints.arm[name][1, 2]):
+        _arm(canvas, person, joints, side, 1)
+    face = _head(canvas, view, pose)
+    for side in sorted(m.SIDES, key=lambda name: joints.arm[name][2, 2]):
+        _arm(canvas, person, joints, side, 2)
+    return Drawn(joints, face, view)

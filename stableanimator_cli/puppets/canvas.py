@@ -1,0 +1,120 @@
+"""A canvas in head heights: colour with smooth edges, and beside it a map of which part of whom is on top.
+
+Colour is drawn larger than asked for where the picture is small and averaged down; coordinates are fixed-point (1/16 of
+a pixel). The map of parts always has the same short side, so what counts as hidden does not depend on the picture's size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from stableanimator_cli.puppets.sample import RGB
+
+Points = npt.NDArray[np.floating]
+
+SHIFT = 4
+_ONE = 1 << SHIFT
+LABEL_SIDE = 192
+SMOOTH_SIDE = 256
+
+# What is on top of a pixel of the map: person * PARTS + part, 0 where nobody is.
+HAIR_BACK, TORSO, HEAD, HAIR = 1, 2, 3, 4
+ARM = {"right": (5, 6, 7), "left": (8, 9, 10)}  # upper arm, forearm, hand
+LEG = {"right": (11, 12), "left": (13, 14)}  # leg, foot
+SKIRT = 15
+PARTS = 16
+
+_TURN = np.linspace(0, 2 * math.pi, 24, endpoint=False)
+CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
+_HALF = np.linspace(-math.pi / 2, math.pi / 2, 7)
+
+
+def capsule(a: Points, b: Points, ra: float, rb: float) -> Points:
+    """The outline float[14,2] of a limb from ``a`` to ``b`` with round ends of radius ``ra`` and ``rb``."""
+    angle = math.atan2(b[1] - a[1], b[0] - a[0])
+    ends = np.empty((14, 2))
+    ends[:7, 0], ends[:7, 1] = b[0] + rb * np.cos(_HALF + angle), b[1] + rb * np.sin(_HALF + angle)
+    ends[7:, 0], ends[7:, 1] = a[0] - ra * np.cos(_HALF + angle), a[1] - ra * np.sin(_HALF + angle)
+    return ends
+
+
+class Canvas:
+    """``image`` and ``labels`` are drawn on through the current person's frame of reference (``place``)."""
+
+    def __init__(self, size: tuple[int, int], backdrop: np.ndarray, factor: int) -> None:
+        width, height = size
+        self.size = size
+        self.factor = factor
+        self.image = backdrop
+        ratio = LABEL_SIDE / min(size)
+        self.labels = np.zeros((max(1, round(height * ratio)), max(1, round(width * ratio))), np.uint8)
+        self._label_ratio = np.array([self.labels.shape[1] / width, self.labels.shape[0] / height])
+        self.place(1.0, (0.0, 0.0), 0)
+
+    def place(self, scale: float, origin: tuple[float, float], person: int) -> None:
+        """From now on a unit is ``scale`` output pixels and (0, 0) is ``origin``; marks belong to ``person``."""
+        self.scale, self.origin, self._base = scale, np.asarray(origin, float), person * PARTS
+        self._k = scale * self.factor * _ONE
+        # cv2 puts pixel centres at integers: an enlarged picture is therefore shifted by half of the extra pixels.
+        self._o = ((self.origin + 0.5) * self.factor - 0.5) * _ONE
+        self._lk = scale * self._label_ratio * _ONE
+        self._lo = ((self.origin + 0.5) * self._label_ratio - 0.5) * _ONE
+
+    def pixels(self, points: Points) -> Points:
+        """Units to output pixels."""
+        return points * self.scale + self.origin
+
+    def _label(self, points: Points, part: int) -> None:
+        fixed = np.rint(points * self._lk + self._lo).astype(np.int32)
+        cv2.fillPoly(self.labels, [fixed], self._base + part, cv2.LINE_8, SHIFT)
+
+    def _thickness(self, width: float) -> int:
+        return max(1, round(width * self.scale * self.factor))
+
+    def poly(self, points: Points, colour: RGB, part: int = 0, edge: RGB | None = None, width: float = 0.02) -> None:
+        """Fill a polygon; ``part`` marks it on the map (0 leaves the map), ``edge`` outlines it."""
+        fixed = np.rint(points * self._k + self._o).astype(np.int32)
+        cv2.fillPoly(self.image, [fixed], colour, cv2.LINE_AA, SHIFT)
+        if edge is not None:
+            cv2.polylines(self.image, [fixed], True, edge, self._thickness(width), cv2.LINE_AA, SHIFT)
+        if part:
+            self._label(points, part)
+
+    def lines(self, chains: Sequence[Points], colour: RGB, width: float, closed: bool = False) -> None:
+        """Draw open or closed chains of points as strokes with round joints."""
+        fixed = [np.rint(chain * self._k + self._o).astype(np.int32) for chain in chains]
+        cv2.polylines(self.image, fixed, closed, colour, self._thickness(width), cv2.LINE_AA, SHIFT)
+
+    def mark(self, chains: Sequence[Points], width: float, part: int) -> None:
+        """Strokes on the map of parts only."""
+        fixed = [np.rint(chain * self._lk + self._lo).astype(np.int32) for chain in chains]
+        thickness = max(1, round(width * self._lk[1] / _ONE))
+        cv2.polylines(self.labels, fixed, False, self._base + part, thickness, cv2.LINE_8, SHIFT)
+
+    def disc(self, centre: Points, radius: float | tuple[float, float], colour: RGB, part: int = 0) -> None:
+        self.poly(CIRCLE * np.asarray(radius) + centre, colour, part)
+
+    def owners(self, pixels: Points) -> npt.NDArray[np.int16]:
+        """Who is on top at output pixels float[n,2]: int16[n], -1 outside the picture."""
+        at = np.floor((pixels + 0.5) * self._label_ratio).astype(np.int64)
+        height, width = self.labels.shape
+        inside = (at[:, 0] >= 0) & (at[:, 1] >= 0) & (at[:, 0] < width) & (at[:, 1] < height)
+        found = np.full(len(at), -1, np.int16)
+        found[inside] = self.labels[at[inside, 1], at[inside, 0]]
+        return found
+
+    def picture(self) -> np.ndarray:
+        """The finished picture uint8[h,w,3] at the size asked for."""
+        if self.factor == 1:
+            return self.image
+        return cv2.resize(self.image, self.size, interpolation=cv2.INTER_AREA)
+
+
+def factor_of(size: tuple[int, int]) -> int:
+    """How many times larger a picture is drawn before it is averaged down."""
+    return max(1, math.ceil(SMOOTH_SIDE / min(size)))

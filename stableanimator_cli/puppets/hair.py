@@ -1,0 +1,204 @@
+"""Hair: a cap over the skull whose lower edge is a curve around the head, and what is tied or stands up from it.
+
+A style is a hairline (height by longitude) with a thickness. The near half of the cap is drawn over the face, the far
+half behind the person: the same curve gives the fringe from the front, the temples in profile, and the nape from behind.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from stableanimator_cli.puppets import canvas as c
+from stableanimator_cli.puppets.face import eye_box
+from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, View
+from stableanimator_cli.puppets.sample import Identity, mix, shade
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """``line``: degrees from the nose and heights of the hairline; ``wave``: size and count of its teeth;
+    ``bumps``: size and count of the outline's; ``spread`` how much hair widens below the ears."""
+
+    line: tuple[tuple[float, float], ...]
+    thick: float
+    wave: tuple[float, int] = (0.0, 1)
+    bumps: tuple[float, int] = (0.0, 1)
+    spread: float = 0.0
+    slant: float = 0.0
+
+
+_CROP = ((0, -0.52), (38, -0.52), (60, -0.36), (74, 0.0), (86, 0.02), (104, -0.02), (122, 0.4), (180, 0.62))
+_TIED = ((0, -0.5), (38, -0.5), (62, -0.3), (80, 0.0), (100, 0.05), (130, 0.4), (180, 0.55))
+_FALL = ((0, -0.52), (36, -0.46), (52, -0.1), (62, 0.9), (80, 1.0), (180, 1.0))
+_LONG = ((0, -0.5), (34, -0.46), (54, -0.1), (66, 1.5), (84, 1.9), (180, 2.05))
+_BOWL = ((0, -0.3), (56, -0.3), (66, 0.2), (78, 0.46), (110, 0.5), (180, 0.62))
+
+STYLES: dict[str, Style | None] = {
+    "bald": None,
+    "buzz": Style(_CROP, 0.012),
+    "short": Style(_CROP, 0.06, wave=(0.05, 5)),
+    "parting": Style(_CROP, 0.085, slant=0.34),
+    "fringe": Style(_BOWL, 0.085, wave=(0.03, 7)),
+    "spiky": Style(_CROP, 0.07, wave=(0.1, 6), bumps=(0.15, 11)),
+    "bob": Style(_FALL, 0.09, spread=0.12, slant=0.1),
+    "long": Style(_LONG, 0.075, spread=0.05),
+    "curly": Style(
+        ((0, -0.42), (40, -0.42), (60, -0.2), (72, 0.35), (180, 0.72)), 0.2, wave=(0.06, 5), bumps=(0.05, 15)
+    ),
+    "bun": Style(_TIED, 0.045),
+    "ponytail": Style(_TIED, 0.05, slant=0.12),
+    "twintails": Style(_BOWL, 0.055, wave=(0.03, 5)),
+    "mohawk": Style(_CROP, 0.01),
+    "wavy": Style(_LONG, 0.13, bumps=(0.035, 13), spread=0.16, slant=0.16),
+}
+
+
+def _hairline(who: Identity, style: Style, longitude: Array) -> Array:
+    wrapped = (longitude + math.pi) % (2 * math.pi) - math.pi
+    degrees = np.degrees(np.abs(wrapped))
+    knots = np.array(style.line)
+    v = np.interp(degrees, knots[:, 0], knots[:, 1])
+    front = np.clip((62 - degrees) / 20, 0, 1)
+    v = v + front * style.slant * (np.sin(wrapped * 1.3 + (0.5 if who.hair_phase > math.pi else -0.5)) * 0.8)
+    size, count = style.wave
+    v = v + front * size * np.abs(((wrapped * count / 1.6 + who.hair_phase) % 2) - 1)
+    _, ey, _, eh = eye_box(who)
+    highest = (ey - eh) / HALF_HEIGHT - 0.06  # hair never falls over the eyes
+    return np.where(degrees < 50, np.minimum(v, highest), v)
+
+
+def _solid(view: View, style: Style, longitude: Array, v: Array) -> Array:
+    """Points of the hair's surface; below the ears hair hangs instead of following the jaw."""
+    head, who = view.head, view.head.identity
+    upper = head.at(longitude, np.minimum(v, 0.0), style.thick)
+    drop = np.maximum(v, 0.0)
+    wide = (who.face_width + style.thick) * (1 + style.spread * drop - 0.06 * drop * (style.spread == 0))
+    upper[:, 0] = np.where(v > 0, wide * np.sin(longitude), upper[:, 0])
+    upper[:, 1] = np.where(v > 0, v * HALF_HEIGHT, upper[:, 1])
+    deep = wide * head.depth_ratio * np.cos(longitude)
+    upper[:, 2] = np.where(v > 0, np.where(deep > 0, deep * np.clip(1 - 0.5 * drop, 0, 1), deep), upper[:, 2])
+    return upper
+
+
+def _cap(view: View, style: Style, behind: bool) -> Array:
+    """The near or far half of the cap as a polygon float[n,2]."""
+    who = view.head.identity
+    longitude = view.across(33, behind)
+    line = _hairline(who, style, longitude)
+    edge = np.sin(np.linspace(0, math.pi / 2, 14))  # dense at the crown
+    left = -1 + (line[0] + 1) * (1 - edge)
+    right = -1 + (line[-1] + 1) * (1 - edge[::-1])
+    solid = np.concatenate(
+        [
+            _solid(view, style, np.full(14, longitude[0]), left),
+            _solid(view, style, np.full(14, longitude[-1]), right),
+            _solid(view, style, longitude[::-1], line[::-1]),
+        ]
+    )
+    size, count = style.bumps
+    shape = view.project(solid)[:, :2]
+    if size:
+        rim = shape[:28]
+        share = np.linspace(0, 1, 56)
+        fine = np.stack([np.interp(share * 27, np.arange(28), rim[:, k]) for k in (0, 1)], axis=1)
+        centre = view.centre
+        beat = np.abs(((share * count + 0.5) % 1) * 2 - 1)
+        if who.hair != "spiky":
+            beat = np.sqrt(np.maximum(0, 1 - beat**2))
+        else:
+            beat = beat * np.clip(np.minimum(share, 1 - share) * 6, 0, 1)
+        away = fine - centre
+        shape = np.concatenate(
+            [fine + away / np.linalg.norm(away, axis=1, keepdims=True) * (size * beat)[:, None], shape[28:]]
+        )
+    return shape
+
+
+def _tail(canvas: c.Canvas, view: View, path: Array, radius: float, part: int) -> None:
+    who = view.head.identity
+    seen = view.project(path)[:, :2]
+    edge = shade(who.hair_colour, -0.35)
+    canvas.lines([seen], edge, radius * 2 + 0.03)
+    canvas.lines([seen], who.hair_colour, radius * 2)
+    canvas.mark([seen], radius * 2, part)
+    canvas.disc(seen[0], radius * 0.7, mix(who.hair_colour, (230, 60, 80), 0.7))
+
+
+def _extras(canvas: c.Canvas, view: View, behind: bool) -> None:
+    """Bun, tails, crest: drawn before or after the head by which side of it they are on."""
+    who = view.head.identity
+    part = c.HAIR_BACK if behind else c.HAIR
+    if who.hair == "bun":
+        centre = np.array([[0, -0.50, -0.30]])
+        seen = view.project(centre)[0]
+        if (seen[2] < 0) == behind:
+            canvas.poly(c.CIRCLE * 0.2 + seen[:2], who.hair_colour, part, shade(who.hair_colour, -0.35))
+            canvas.lines([c.CIRCLE[6:14] * 0.11 + seen[:2]], shade(who.hair_colour, -0.3), 0.018)
+    elif who.hair == "ponytail":
+        path = np.array([[0, -0.3, -0.50], [0, -0.25, -0.68], [0, 0.0, -0.78], [0.0, 0.3, -0.76], [0.02, 0.62, -0.66]])
+        if (view.project(path)[2, 2] < 0) == behind:
+            _tail(canvas, view, path, 0.11, part)
+    elif who.hair == "twintails":
+        for side in (-1, 1):
+            x = side * (who.face_width + 0.04)
+            path = np.array(
+                [
+                    [x, -0.22, -0.1],
+                    [x + side * 0.14, -0.1, -0.12],
+                    [x + side * 0.2, 0.2, -0.14],
+                    [x + side * 0.16, 0.56, -0.12],
+                ]
+            )
+            if (view.project(path)[2, 2] < 0.02) == behind:
+                _tail(canvas, view, path, 0.1, part)
+    elif who.hair == "mohawk" and not behind:
+        angle = np.linspace(-0.75, 2.5, 12)  # from the forehead over the crown to the nape
+        outer = np.where(np.arange(12) % 2, 0.80, 0.66)
+        rows = []
+        for x in (-0.045, 0.045):
+            rows.append(np.stack([np.full(12, x), -np.cos(angle) * outer, -np.sin(angle) * outer * 0.9 - 0.04], axis=1))
+        base = np.stack([np.zeros(12), -np.cos(angle) * 0.48, -np.sin(angle) * 0.46 - 0.04], axis=1)
+        near = view.project(base)
+        for row in rows:
+            high = view.project(row)
+            shape = np.concatenate([high[:, :2], near[::-1, :2]])
+            canvas.poly(shape, who.hair_colour, part, shade(who.hair_colour, -0.3), 0.016)
+        canvas.lines([near[near[:, 2] > 0, :2]] if (near[:, 2] > 0).sum() > 1 else [], who.hair_colour, 0.13)
+
+
+def draw_back(canvas: c.Canvas, view: View) -> None:
+    """What of the hair lies behind the person."""
+    who, style = view.head.identity, STYLES[view.head.identity.hair]
+    if style is None:
+        return
+    if who.hair not in ("buzz", "mohawk"):
+        dark = shade(who.hair_colour, -0.22)
+        canvas.poly(_cap(view, style, True), dark, c.HAIR_BACK, shade(who.hair_colour, -0.45), 0.016)
+    _extras(canvas, view, True)
+
+
+def draw_front(canvas: c.Canvas, view: View) -> None:
+    """What of the hair lies over the head."""
+    who, style = view.head.identity, STYLES[view.head.identity.hair]
+    if style is None:
+        return
+    colour = (
+        mix(who.skin, who.hair_colour, 0.62 if who.hair == "buzz" else 0.3) if style.thick < 0.02 else who.hair_colour
+    )
+    edge = None if style.thick < 0.02 else shade(who.hair_colour, -0.4)
+    canvas.poly(_cap(view, style, False), colour, c.HAIR, edge, 0.016)
+    if style.thick > 0.02:
+        strands = []
+        for longitude in np.arange(0, 6.283, 0.6) + who.hair_phase % 0.6:
+            v = np.linspace(-0.86, 1, 4)
+            line = float(_hairline(who, style, np.array([longitude]))[0]) - 0.12
+            path = _solid(view, style, np.full(4, longitude), -0.86 + (line + 0.86) * (v + 0.86) / 1.86)
+            seen = view.project(path)
+            if seen[:, 2].min() > 0.04:
+                strands.append(seen[:, :2])
+        if strands:
+            canvas.lines(strands, shade(who.hair_colour, 0.2 if sum(who.hair_colour) < 200 else -0.18), 0.014)
+    _extras(canvas, view, False)

@@ -1,0 +1,121 @@
+"""The shape of a head and how it is seen: an upright solid of elliptic slices, turned, nodded and tilted.
+
+Heights on the head run from -1 (crown) to 1 (chin); longitudes from 0 (nose) over pi/2 (the person's left ear) to pi.
+Everything on a head (face, hair, glasses) is placed on such slices in three dimensions and then projected in parallel,
+so that profile and back need no drawing of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stableanimator_cli.puppets.sample import Identity
+
+Array = npt.NDArray[np.floating]
+
+HALF_HEIGHT = 0.5
+_GRID = np.sin(np.linspace(-math.pi / 2, math.pi / 2, 21))  # dense at crown and chin, where the outline bends
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The solid of one identity: half-widths and half-depths of its slices, in head heights."""
+
+    identity: Identity
+
+    @property
+    def depth_ratio(self) -> float:
+        """Depth of the skull over its width."""
+        return 1.04
+
+    def height(self, v: Array) -> Array:
+        """y of heights ``v``: the chin may be longer or shorter than half a head."""
+        return v * (HALF_HEIGHT + self.identity.chin * np.maximum(v, 0))
+
+    def half_width(self, v: Array, extra: float = 0.0) -> Array:
+        who = self.identity
+        a = np.minimum(np.abs(v), 1.0)
+        return (
+            (1 - a**who.power) ** (1 / who.power) * (who.face_width + extra) * (1 - who.taper * np.maximum(v, 0) ** 1.6)
+        )
+
+    def half_depth(self, v: Array, extra: float = 0.0) -> Array:
+        a = np.minimum(np.abs(v), 1.0)
+        round_ = (1 - a**2.4) ** (1 / 2.4)
+        return round_ * (self.identity.face_width * self.depth_ratio + extra) * (1 - 0.3 * np.maximum(v, 0) ** 1.6)
+
+    def middle(self, v: Array) -> Array:
+        """How far a slice's centre lies forward: the jaw in front, the skull behind."""
+        return np.where(v > 0, 0.10 * v, 0.06 * np.maximum(v, -1))
+
+    def on_front(self, xy: Array, raised: float | Array = 0.0) -> Array:
+        """Face-plane points float[n,2] (x, y) laid onto the front of the head, float[n,3]; ``raised`` lifts them off it."""
+        v = xy[:, 1] / HALF_HEIGHT
+        width = np.maximum(self.half_width(v), 1e-3)
+        across = np.clip(xy[:, 0] / width, -0.97, 0.97)
+        out = np.empty((len(xy), 3))
+        out[:, :2] = xy
+        out[:, 2] = self.half_depth(v) * np.sqrt(1 - across**2) + self.middle(v) + raised
+        return out
+
+    def at(self, longitude: Array, v: Array, extra: float = 0.0) -> Array:
+        """Points float[n,3] at longitudes and heights, ``extra`` above the skin."""
+        y = self.height(v)
+        y = np.where(v < 0, y * (1 + extra / HALF_HEIGHT), y)
+        return np.stack(
+            [
+                self.half_width(v, extra) * np.sin(longitude),
+                y,
+                self.half_depth(v, extra) * np.cos(longitude) + self.middle(v),
+            ],
+            axis=1,
+        )
+
+
+class View:
+    """How a head is turned: ``yaw`` to the picture's right, ``pitch`` downwards, ``roll`` clockwise, about ``centre``."""
+
+    def __init__(self, head: Head, yaw: float, pitch: float, roll: float, centre: tuple[float, float]) -> None:
+        self.head, self.yaw, self.pitch, self.roll = head, yaw, pitch, roll
+        self.centre = np.asarray(centre, float)
+        cy, sy, cp, sp, cr, sr = (f(a) for a in (yaw, pitch, roll) for f in (math.cos, math.sin))
+        nod = np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]])
+        turn = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+        tilt = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+        self.matrix = (tilt @ turn @ nod).T
+        self.facing = cy  # 1 from the front, 0 in profile, -1 from behind
+        # Where the outline of the turned slices lies (exact for ellipses of one aspect): right limb, left limb.
+        self.limb = math.atan2(cy, head.depth_ratio * sy)
+
+    def project(self, points: Array) -> Array:
+        """float[n,3] on the head to the picture: x, y and nearness."""
+        seen = points @ self.matrix
+        seen[:, :2] += self.centre
+        return seen
+
+    def outline(self, extra: float = 0.0, lowest: float = 1.0) -> Array:
+        """The silhouette float[m,2], down to height ``lowest``."""
+        v = _GRID if lowest >= 1 else _GRID[lowest >= _GRID]
+        right = self.head.at(np.full(len(v), self.limb), v, extra)
+        left = self.head.at(np.full(len(v), self.limb - math.pi), v, extra)
+        outline = np.concatenate([right, left[::-1]])
+        # The chin is round: nodding moves what is in front of the slice's centre further than the centre.
+        both = np.maximum(np.concatenate([v, v[::-1]]), 0)
+        outline[:, 1] += 0.22 * both**2 * math.sin(self.pitch) * max(self.facing, 0.0)
+        return self.project(outline)[:, :2]
+
+    def across(self, count: int, behind: bool = False) -> Array:
+        """``count`` longitudes from the picture's left limb to its right limb, over the near or the far side."""
+        share = np.linspace(0, 1, count)
+        return self.limb - math.pi + math.pi * share if not behind else self.limb - math.pi - math.pi * share
+
+    def normals(self, points: Array) -> Array:
+        """How much the skin at head points float[n,3] faces the picture, from -1 to 1."""
+        head = self.head.identity.face_width
+        lean = points * np.array([1.0, 0.45, 1.0]) - [0, 0, 0.02]
+        lean = lean / np.maximum(np.linalg.norm(lean, axis=1, keepdims=True), 0.2 * head)
+        return (lean @ self.matrix)[:, 2]

@@ -1,0 +1,312 @@
+"""How people move: named behaviours as smooth functions of time over a few dozen degrees of freedom.
+
+A movement is an endless row of behaviours that fade into one another. Everything about it follows from its seed and the
+time, so any frame can be drawn without the frames before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from stableanimator_cli.puppets.sample import rng_of
+
+# Degrees of freedom. Wrists are relative to their shoulder, ankles to where they stand; x is outward from the body,
+# y down, z forward, in head heights. Angles are radians.
+X, Y, YAW, LEAN, HEAD_YAW, HEAD_PITCH, HEAD_ROLL, MOUTH, SMILE, BLINK = range(10)
+WRIST = {"right": slice(10, 13), "left": slice(13, 16)}
+ANKLE = {"right": slice(16, 19), "left": slice(19, 22)}
+CURL = {"right": 22, "left": 23}
+TWIST = {"right": 24, "left": 25}
+DOF = 26
+
+SIDES = ("right", "left")
+_REST_WRIST = (0.14, 0.70, 0.10)
+_FADE = 0.45
+
+Move = Callable[[np.random.Generator], Callable[[float], np.ndarray]]
+
+
+def rest() -> np.ndarray:
+    """The pose of somebody who stands and does nothing, float[DOF]."""
+    pose = np.zeros(DOF)
+    for side in SIDES:
+        pose[WRIST[side]] = _REST_WRIST
+        pose[CURL[side]] = 0.35
+    pose[SMILE] = 0.3
+    return pose
+
+
+def _stand(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
+    yaw, phase, rate = rng.uniform(-0.5, 0.5), rng.uniform(0, 6.28, 4), rng.uniform(0.8, 1.6)
+
+    def at(t: float) -> np.ndarray:
+        pose = rest()
+        pose[YAW] = yaw + 0.08 * math.sin(rate * t + phase[0])
+        pose[LEAN] = 0.05 * math.sin(rate * t + phase[1])
+        pose[Y] = 0.012 * math.sin(2.2 * t + phase[2])
+        pose[10] += 0.04 * math.sin(rate * t + phase[3])
+        pose[13] += 0.04 * math.sin(rate * t + phase[2])
+        return pose
+
+    return at
+
+
+def _akimbo(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
+    yaw, both, rate = rng.uniform(-0.4, 0.4), rng.random() < 0.6, rng.uniform(1.0, 2.4)
+    only = SIDES[int(rng.integers(2))]
+
+    def at(t: float) -> np.ndarray:
+        pose = rest()
+        for side in SIDES:
+            if both or side == only:
+                pose[WRIST[side]] = (0.0, 0.56, 0.14)
+                pose[CURL[side]] = 0.8
+        pose[YAW] = yaw + 0.15 * math.sin(rate * t)
+        pose[LEAN] = 0.08 * math.sin(rate * t + 0.6)
+        return pose
+
+    return at
+
+
+def _wave(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
+    sides = (SIDES[int(rng.integers(2))],) if rng.random() < 0.75 else SIDES
+    rate, yaw, high = rng.uniform(5, 9), rng.uniform(-0.35, 0.35), rng.uniform(-0.5, -0.2)
+
+    def at(t: float) -> np.ndarray:
+        pose = rest()
+        for side in sides:
+            pose[WRIST[side]] = (0.50 + 0.13 * math.sin(rate * t), high, 0.16)
+            pose[CURL[side]] = 0.02
+            pose[TWIST[side]] = 0.25 * math.sin(rate * t + 0.5)
+        pose[YAW] = yaw
+        pose[SMILE] = 0.9
+        pose[MOUTH] = 0.35 + 0.25 * math.sin(3 * t)
+        return pose
+
+    return at
+
+
+def _walk(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
+    rate, way = rng.uniform(4.5, 7.5), float(rng.choice([-1, 1]))
+    yaw, reach, phase = way * rng.uniform(0.2, 1.5), rng.uniform(0.1, 0.55), rng.uniform(0, 6.28)
+
+    def at(t: float) -> np.ndarray:
+        pose, beat = rest(), rate * t + phase
+        pose[X] = reach * math.sin(way * rate * 0.16 * t)
+        for side, sign in zip(SIDES, (1.0, -1.0), strict=True):
+            swing = math.sin(beat) * sign
+            pose[WRIST[side]] = (0.10, 0.68 - 0.10 * abs(swing), 0.08 - 0.34 * swing)
+            pose[ANKLE[side]] = (0.0, -0.16 * max(0.0, math.cos(beat) * sign), 0.30 * swing)
+        pose[Y] = 0.035 * math.cos(2 * beat)
+        pose[YAW] = yaw
+        pose[LEAN] = 0.03 * math.sin(beat)
+        return pose
+
+    return at
+
+
+def _turn(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
+    far = float(rng.choice([-1, 1])) * float(rng.choice([1.57, 2.4, 3.14, 3.14]))
+    rate, out = rng.uniform(1.3, 2.4), rng.uniform(0.0, 0.35)
+
+    def at(t: float) -> np.ndarray:
+        pose = rest()
+        pose[YAW] = far * 0.5 * (1 - math.cos(rate * t))
+        for side in SIDES:
+            pose[WRIST[side]] = (0.16 + out, 0.62 - out * 0.5, 0.08)
+        for side, sign in zip(SIDES, (1.0, -1.0), strict=True):
+            pose[ANKLE[side]][1] = -0.08 * max(0.0, sign * math.sin(2 * rate * t))
+        return pose
+
+    return at
+
+
+def _jump(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
+    rate, high, yaw = rng.uniform(0.9, 1.5), rng.uniform(0.18, 0.4), rng.uniform(-0.4, 0.4)
+
+    def at(t: float) -> np.ndarray:
+        pose, beat = rest(), (rate * t) % 1.0
+        # A third of the beat on the ground, bending; then a parabola.
+        air = 0.0 if beat < 0.34 else (beat - 0.34) / 0.66
+        lift = 4 * air * (1 - air)
+        crouch = math.sin(math.pi * beat / 0.34) if beat < 0.34 else 0.0
+        pose[Y] = -high * lift + 0.14 * crouch
+        for side in SIDES:
+            pose[WRIST[side]] = (0.28 + 0.3 * lift, 0.62 - 0.85 * lift, 0.12)
+            pose[CURL[side]] = 0.5 - 0.45 * lift
+            # Feet stay on the ground while the body sinks, and are drawn up a little in the air.
+            pose[ANKLE[side]] = (0.03, -0.14 * crouch - 0.12 * lift, 0.0)
+        pose[MOUTH], pose[SMILE], pose[YAW] = 0.7 * lift, 0.8, yaw
+        return pose
+
+    return at
+
+
+def _hide(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
+    only, rate = (None, SIDES[int(rng.integers(2))])[int(rng.integers(2))], rng.uniform(1.0, 2.0)
+
+    def at(t: float) -> np.ndarray:
+        pose, up = rest(), 0.5 * (1 - math.cos(rate * t * 1.6))
+        for side in SIDES:
+            if only is None or side == only:
+                face = np.array([-0.17, -0.30, 0.56])
+                pose[WRIST[side]] = (
+                    np.array(_REST_WRIST) * (1 - up) + face * up + [0.25 * up * (1 - up), 0, 0.3 * up * (1 - up)]
+                )
+                pose[CURL[side]] = 0.35 * (1 - up)
+        return pose
+
+    return at
+
+
+def _dance(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
+    rate = rng.uniform(3.5, 6.5)
+    centre = {side: (rng.uniform(0.36, 0.5), rng.uniform(-0.2, 0.35), rng.uniform(0.05, 0.3)) for side in SIDES}
+    span = {side: (rng.uniform(0.05, 0.18), rng.uniform(0.1, 0.3)) for side in SIDES}
+    phase, yaw, step = rng.uniform(0, 6.28, 4), rng.uniform(0.1, 0.7), rng.uniform(0.05, 0.2)
+
+    def at(t: float) -> np.ndarray:
+        pose = rest()
+        for n, side in enumerate(SIDES):
+            x, y, z = centre[side]
+            a, b = span[side]
+            beat = rate * t + phase[n]
+            pose[WRIST[side]] = (x + a * math.cos(beat), y + b * math.sin(beat), z + 0.1 * math.sin(beat + 1))
+            pose[CURL[side]] = 0.3 + 0.3 * math.sin(beat * 0.5)
+            pose[TWIST[side]] = 0.3 * math.sin(beat)
+            lift = max(0.0, math.sin(rate * t + (0, math.pi)[n]))
+            pose[ANKLE[side]] = (0.08 * lift, -0.16 * lift, 0.05)
+        pose[X] = step * math.sin(rate * 0.5 * t + phase[2])
+        pose[Y] = 0.05 * math.sin(rate * t + phase[3])
+        pose[LEAN] = 0.14 * math.sin(rate * 0.5 * t + phase[2] + 0.8)
+        pose[YAW] = yaw * math.sin(rate * 0.35 * t + phase[3])
+        pose[SMILE], pose[MOUTH] = 0.8, 0.3 + 0.3 * math.sin(rate * 0.5 * t)
+        return pose
+
+    return at
+
+
+def _talk(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
+    rate, phase, yaw = rng.uniform(2.0, 4.0), rng.uniform(0, 6.28, 4), rng.uniform(-0.5, 0.5)
+
+    def at(t: float) -> np.ndarray:
+        pose = rest()
+        for n, side in enumerate(SIDES):
+            beat = rate * t + phase[n]
+            pose[WRIST[side]] = (0.10 + 0.14 * math.sin(beat), 0.42 + 0.14 * math.cos(beat * 0.8), 0.40)
+            pose[CURL[side]] = 0.3 + 0.3 * math.sin(beat)
+            pose[TWIST[side]] = 0.3 * math.cos(beat)
+        pose[MOUTH] = 0.35 * (1 + math.sin(7.3 * t + phase[2]) * math.sin(2.9 * t))
+        pose[SMILE], pose[YAW] = 0.4, yaw + 0.1 * math.sin(rate * 0.5 * t)
+        return pose
+
+    return at
+
+
+def _point(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
+    side, rate = SIDES[int(rng.integers(2))], rng.uniform(1.2, 2.6)
+    away, yaw = rng.uniform(0.35, 0.72), rng.uniform(-0.3, 0.3)
+
+    def at(t: float) -> np.ndarray:
+        pose = rest()
+        pose[WRIST[side]] = (away + 0.08 * math.sin(rate * t), 0.1 + 0.16 * math.cos(rate * t), 0.25)
+        pose[CURL[side]] = 0.15
+        pose[HEAD_YAW] = (0.3 if side == "left" else -0.3) * away
+        pose[YAW] = yaw
+        return pose
+
+    return at
+
+
+def _visit(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
+    walk, way = _walk(rng), float(rng.choice([-1, 1]))
+    rate = rng.uniform(0.9, 1.5)
+
+    def at(t: float) -> np.ndarray:
+        pose = walk(t)
+        pose[X] = way * 2.4 * 0.5 * (1 + math.cos(rate * t))  # out of the frame, in, and out again
+        pose[YAW] = -way * 1.25 * math.sin(rate * t)
+        return pose
+
+    return at
+
+
+MOVES: dict[str, tuple[Move, float]] = {
+    "stand": (_stand, 0.12),
+    "akimbo": (_akimbo, 0.09),
+    "wave": (_wave, 0.15),
+    "walk": (_walk, 0.12),
+    "turn": (_turn, 0.11),
+    "jump": (_jump, 0.07),
+    "hide": (_hide, 0.025),
+    "dance": (_dance, 0.15),
+    "talk": (_talk, 0.09),
+    "point": (_point, 0.06),
+    "visit": (_visit, 0.035),
+}  # behaviour: (maker, how often)
+
+
+class Movement:
+    """An endless movement. ``only`` holds it to one behaviour; by default behaviours follow one another at random."""
+
+    def __init__(self, seed: int, only: str | None = None) -> None:
+        rng = rng_of("movement", seed)
+        self._seed, self._only = seed, only
+        self._length = float(rng.uniform(1.6, 3.2))
+        self._start = float(rng.uniform(0, 40.0))
+        self._look = rng.uniform(0, 6.28, 6)
+        self._speed = rng.uniform(0.5, 1.8, 3)
+        self._reach = rng.uniform((0.1, 0.04, 0.03), (0.6, 0.2, 0.16))
+        self._blink = float(rng.uniform(2.2, 4.0))
+        self._parts: dict[int, tuple[str, Callable[[float], np.ndarray]]] = {}
+
+    def _part(self, index: int) -> tuple[str, Callable[[float], np.ndarray]]:
+        if index not in self._parts:
+            rng = rng_of("behaviour", self._seed, index)
+            share = np.array([weight for _, weight in MOVES.values()])
+            name = self._only or list(MOVES)[int(rng.choice(len(MOVES), p=share / share.sum()))]
+            self._parts[index] = (name, MOVES[name][0](rng))
+        return self._parts[index]
+
+    def behaviour(self, seconds: float) -> str:
+        """What is being done at this time."""
+        return self._part(math.floor((seconds + self._start) / self._length))[0]
+
+    def pose(self, seconds: float) -> np.ndarray:
+        """The pose float[DOF] at this time."""
+        at = seconds + self._start
+        index = math.floor(at / self._length)
+        local = at - index * self._length
+        pose = self._part(index)[1](local)
+        if local < _FADE:
+            k = local / _FADE
+            k = k * k * (3 - 2 * k)
+            pose = k * pose + (1 - k) * self._part(index - 1)[1](local + self._length)
+        for n, dof in enumerate((HEAD_YAW, HEAD_PITCH, HEAD_ROLL)):
+            slow, fast = (
+                math.sin(self._speed[n] * at + self._look[n]),
+                math.sin(2.3 * self._speed[n] * at + self._look[n + 3]),
+            )
+            pose[dof] += self._reach[n] * (0.7 * slow + 0.3 * fast)
+        since = at % self._blink
+        pose[BLINK] = max(pose[BLINK], 1 - abs(since - 0.11) / 0.11 if since < 0.22 else 0.0)
+        keep_off(pose, self._part(index)[0] == "hide" or (local < _FADE and self._part(index - 1)[0] == "hide"))
+        return pose
+
+
+def keep_off(pose: np.ndarray, hiding: bool) -> None:
+    """Push raised hands out of the head's way, as people do; ``hiding`` hands stay where they are.
+
+    The head is as wide as the shoulders here: without this a hand that fades from one behaviour to the next cuts
+    through the face.
+    """
+    if hiding:
+        return
+    for side in SIDES:
+        x, y, _ = pose[WRIST[side]]
+        if y < 0.12:
+            least = 0.34 * min(1.0, (0.12 - y) / 0.2)
+            pose[WRIST[side]][0] = max(x, least)

@@ -1,0 +1,155 @@
+"""Scenes to pictures with their truth: where every point is, whether it can be seen, and whose it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stableanimator_cli.puppets import canvas as c
+from stableanimator_cli.puppets.body import Drawn, Person, draw_person
+from stableanimator_cli.puppets.face import SEEN
+from stableanimator_cli.puppets.head import HALF_HEIGHT
+from stableanimator_cli.puppets.moves import SIDES
+
+POINTS = 134
+_FEET, _FACE = slice(18, 24), slice(24, 92)
+_HAND = {"left": slice(92, 113), "right": slice(113, 134)}
+_EARS_SEEN = -0.15
+_FACE_SHARE = 0.25  # of the 51 inner points of a face must be seen, or there is no face
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PuppetFrame:
+    """A drawn picture and the whole truth about it.
+
+    ``image`` uint8[h,w,3] RGB. ``keypoints`` float32[p,134,3] in pixels: body 0-17 (OpenPose order), feet 18-23 (left big
+    toe, small toe, heel, then right), face 24-91 (iBUG order), left hand 92-112, right hand 113-133; the score is 1 for a
+    point that can be seen and 0 for one that is turned away, covered or outside, whose place is true nevertheless.
+    ``face_boxes`` float32[p,4] (x0, y0, x1, y1) within the picture and ``landmarks`` float32[p,5,2] (the picture's left
+    eye, right eye, nose tip, mouth corners) are NaN where no face can be seen. ``identities`` int64[p] are the people's
+    world-wide numbers, ``depth`` int64[p] their order from the viewer, 0 nearest.
+    """
+
+    image: npt.NDArray[np.uint8]
+    keypoints: npt.NDArray[np.float32]
+    face_boxes: npt.NDArray[np.float32]
+    landmarks: npt.NDArray[np.float32]
+    identities: npt.NDArray[np.int64]
+    depth: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where somebody stands: the base of the neck in output pixels, pixels a head, and rank from the viewer."""
+
+    neck: tuple[float, float]
+    unit: float
+    rank: int
+
+
+def _owners_allowed() -> npt.NDArray[np.bool_]:
+    """Which parts may be on top of a point that can be seen, bool[134, PARTS]."""
+    allowed = np.zeros((POINTS, c.PARTS), bool)
+    allowed[_FACE, [[c.HEAD], [c.HAIR]]] = True
+    allowed[[0, 14, 15]] = allowed[24]
+    allowed[[16, 17]] = allowed[24]
+    allowed[[16, 17], c.HAIR_BACK] = True
+    allowed[[1, 2, 5, 8, 11], 1:] = True  # neck, shoulders and hips lie inside the body: only others cover them
+    for side, first_arm, first_leg in (("right", 2, 8), ("left", 5, 11)):
+        upper, lower, hand = c.ARM[side]
+        allowed[first_arm + 1, [upper, lower, hand]] = True
+        allowed[first_arm + 2, [lower, hand]] = True
+        allowed[_HAND[side], hand] = True
+        allowed[_HAND[side].start, lower] = True
+        leg, foot = c.LEG[side]
+        allowed[first_leg + 1, [leg, c.SKIRT]] = True
+        allowed[first_leg + 2, [leg, foot]] = True
+    allowed[18:21, c.LEG["left"][1]] = True
+    allowed[21:24, c.LEG["right"][1]] = True
+    return allowed
+
+
+_ALLOWED = _owners_allowed()
+_NEAR = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], float)
+
+
+def _points(drawn: Drawn) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """The 134 points in units of the canvas, float[134,2], and whether each is turned towards the picture."""
+    joints, face = drawn.joints, drawn.face
+    xy = np.empty((POINTS, 2))
+    xy[_FACE] = face.points
+    xy[0] = face.points[30]
+    xy[2:5], xy[5:8] = joints.arm["right"][:, :2], joints.arm["left"][:, :2]
+    xy[1] = 0.5 * (xy[2] + xy[5])
+    xy[8:11], xy[11:14] = joints.leg["right"][:, :2], joints.leg["left"][:, :2]
+    xy[14], xy[15] = face.points[36:42].mean(axis=0), face.points[42:48].mean(axis=0)
+    xy[16:18] = face.ears
+    xy[18:21], xy[21:24] = joints.foot["left"][:, :2], joints.foot["right"][:, :2]
+    for side in SIDES:
+        xy[_HAND[side]] = joints.hand[side][:, :2]
+    turned = np.ones(POINTS, bool)
+    turned[_FACE] = face.seen > SEEN
+    turned[0], turned[14], turned[15] = (
+        face.seen[30] > SEEN,
+        face.seen[36:42].mean() > SEEN,
+        face.seen[42:48].mean() > SEEN,
+    )
+    turned[16:18] = face.ears_seen > _EARS_SEEN
+    return xy, turned
+
+
+def draw(
+    backdrop: np.ndarray, size: tuple[int, int], factor: int, people: Sequence[Person], poses: Sequence[np.ndarray],
+    places: Sequence[Place],
+) -> PuppetFrame:  # fmt: skip
+    """Draw people onto ``backdrop`` uint8[h*factor, w*factor, 3], which is consumed."""
+    canvas = c.Canvas(size, backdrop, factor)
+    count = len(people)
+    drawn: list[Drawn | None] = [None] * count
+    for n in sorted(range(count), key=lambda k: -places[k].rank):
+        canvas.place(places[n].unit, places[n].neck, n)
+        drawn[n] = draw_person(canvas, people[n], poses[n])
+
+    width, height = size
+    keypoints = np.zeros((count, POINTS, 3), np.float32)
+    boxes = np.full((count, 4), np.nan, np.float32)
+    landmarks = np.full((count, 5, 2), np.nan, np.float32)
+    pixel = min(size) / c.LABEL_SIDE  # of the map of parts
+    for n, seen in enumerate(drawn):
+        if seen is None:
+            continue
+        canvas.place(places[n].unit, places[n].neck, n)
+        xy, turned = _points(seen)
+        pixels = canvas.pixels(xy)
+        # The outline of a limb or a jaw runs through its point as often as not: neighbours on the map count too.
+        owners = canvas.owners((pixels[:, None] + _NEAR * pixel).reshape(-1, 2)).reshape(POINTS, 5)
+        part = owners - n * c.PARTS
+        mine = (part > 0) & (part < c.PARTS) & (owners >= 0)
+        on_top = (mine & _ALLOWED[np.arange(POINTS)[:, None], np.where(mine, part, 0)]).any(axis=1)
+        inside = ((pixels >= 0) & (pixels <= (width - 1, height - 1))).all(axis=1)
+        visible = turned & on_top & inside
+        keypoints[n, :, :2], keypoints[n, :, 2] = pixels, visible
+        if visible[_FACE][17:].mean() >= _FACE_SHARE:
+            boxes[n] = _face_box(canvas, seen, pixels[_FACE], size)
+            landmarks[n] = pixels[[14, 15, 0, _FACE.start + 48, _FACE.start + 54]]
+    return PuppetFrame(
+        image=canvas.picture(),
+        keypoints=keypoints,
+        face_boxes=boxes,
+        landmarks=landmarks,
+        identities=np.array([person.identity.number for person in people], np.int64),
+        depth=np.array([place.rank for place in places], np.int64),
+    )
+
+
+def _face_box(canvas: c.Canvas, seen: Drawn, face: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """From the middle of the forehead to the chin and from cheek to cheek, cut to the picture."""
+    view = seen.view
+    brow = view.head.identity.face_width * 0.6
+    forehead = np.array([[-brow, -0.44], [0, -0.48], [brow, -0.44]]) * (1, HALF_HEIGHT)
+    around = np.concatenate([face, canvas.pixels(view.project(view.head.on_front(forehead))[:, :2])])
+    limit = np.array(size, float) - 1
+    return np.concatenate([np.clip(around.min(axis=0), 0, limit), np.clip(around.max(axis=0), 0, limit)])

@@ -1,0 +1,190 @@
+"""Scenes: people with clothes, a backdrop and movements, as pictures of any size at any frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Literal, get_args
+
+import numpy as np
+
+from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.puppets import moves as m
+from stableanimator_cli.puppets.backdrop import Backdrop
+from stableanimator_cli.puppets.body import Person
+from stableanimator_cli.puppets.canvas import factor_of
+from stableanimator_cli.puppets.moves import Movement
+from stableanimator_cli.puppets.render import Place, PuppetFrame, draw
+from stableanimator_cli.puppets.sample import (
+    MAX_PEOPLE,
+    number_of,
+    rng_of,
+    sample_build,
+    sample_clothes,
+    sample_identity,
+    seed_of,
+)
+from stableanimator_cli.records import Motion
+
+Framing = Literal["half", "whole", "mixed"]
+FRAMINGS: tuple[str, ...] = get_args(Framing)
+MIN_SIDE, MAX_SIDE = 32, 4096
+
+
+def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
+        raise ConfigError("--size", f"{size[0]}x{size[1]}", f"sides of {MIN_SIDE} to {MAX_SIDE} pixels")
+    return size
+
+
+class Scene:
+    """A clip that is drawn when looked at. Made by ``sample_scene``; everything about it follows from its seeds."""
+
+    def __init__(
+        self, people: tuple[Person, ...], *, seed: int, framing: str, size: tuple[int, int], frames: int, fps: Fraction,
+        behaviour: str | None,
+    ) -> None:  # fmt: skip
+        self.people, self.seed, self.framing = people, seed, framing
+        self.size, self.frames, self.fps = size, frames, fps
+        self.backdrop = Backdrop(seed)
+        self._movements = [Movement(seed_of(seed, n), behaviour) for n in range(len(people))]
+        rng = rng_of("stage", seed)
+        self._zoom, self._shift = float(rng.uniform(0.92, 1.06)), rng.uniform(-1, 1, (len(people), 2))
+        self._rank = [0] if len(people) == 1 else [int(r) for r in rng.permutation(len(people))]
+
+    def behaviour(self, t: float, person: int = 0) -> str:
+        """What ``person`` does at frame ``t``, by name."""
+        return self._movements[person].behaviour(float(t / self.fps))
+
+    def frame(self, t: float, size: tuple[int, int] | None = None) -> PuppetFrame:
+        """Frame ``t`` (from 0; fractions are between frames) at ``size`` (width, height), by default the scene's."""
+        seconds = float(t / self.fps)
+        return self._draw([self._pose(n, seconds) for n in range(len(self.people))], seconds, size or self.size)
+
+    def clip(self, size: tuple[int, int] | None = None) -> Iterator[PuppetFrame]:
+        """All frames in order."""
+        for t in range(self.frames):
+            yield self.frame(t, size)
+
+    def reference(self, size: tuple[int, int] | None = None) -> PuppetFrame:
+        """The same people, clothes and backdrop from the front, in a pose that the clip does not hold."""
+        poses = []
+        for n in range(len(self.people)):
+            rng = rng_of("reference", self.seed, n)
+            pose = m.rest()
+            pose[m.YAW], pose[m.HEAD_YAW] = rng.uniform(-0.12, 0.12), rng.uniform(-0.1, 0.1)
+            pose[m.HEAD_ROLL], pose[m.LEAN], pose[m.SMILE] = rng.uniform(-0.05, 0.05), rng.uniform(-0.03, 0.03), 0.5
+            for side in m.SIDES:
+                pose[m.WRIST[side]] += rng.uniform((0.0, -0.12, 0.0), (0.2, 0.05, 0.15))
+            poses.append(pose)
+        return self._draw(poses, 0.0, size or self.size)
+
+    def portrait(self, size: tuple[int, int] | None = None, person: int = 0) -> PuppetFrame:
+        """One person's head, drawn large and from the front."""
+        width, height = size = _checked_size(size or self.size)
+        unit = 0.66 * min(height, width * 1.05)
+        pose = m.rest()
+        place = Place(neck=(width / 2, height * 0.54 + 0.55 * unit), unit=unit, rank=0)
+        factor = factor_of(size)
+        backdrop = self.backdrop.draw((width * factor, height * factor), 0.0)
+        return draw(backdrop, size, factor, [self.people[person]], [pose], [place])
+
+    def motion(self, size: tuple[int, int] | None = None) -> Motion:
+        """The truth of the whole clip as a record."""
+        return motion_of(list(self.clip(size)), size or self.size, self.fps)
+
+    def _pose(self, person: int, seconds: float) -> np.ndarray:
+        movement = self._movements[person]
+        pose = movement.pose(seconds)
+        if self.framing == "half":
+            pose[m.Y] *= 0.6
+        if movement.behaviour(seconds) != "visit":
+            pose[m.X] *= 0.35 if len(self.people) > 1 else 0.8
+        return pose
+
+    def _places(self, size: tuple[int, int]) -> list[Place]:
+        width, height = size
+        count = len(self.people)
+        if self.framing == "half":
+            unit = 0.42 * min(height, width * (1.15 if count == 1 else 1.0)) * (1.0, 0.82, 0.66)[count - 1]
+            neck = height * (0.57 if count == 1 else 0.6)
+            bottom = None
+        else:
+            unit = min(height / 3.45, width / (1.6, 2.6, 3.5)[count - 1])
+            neck, bottom = 0.0, height * 0.95
+        unit *= self._zoom
+        apart = ((0.0,), (-0.56, 0.56), (-0.95, 0.0, 0.95))[count - 1]
+        places = []
+        for n, person in enumerate(self.people):
+            rank = self._rank[n]
+            scale = unit * (1 - 0.05 * rank)
+            dx, dy = self._shift[n]
+            y = neck if bottom is None else bottom - (person.build.torso + person.build.leg + 0.2) * scale
+            x = width / 2 + (apart[n] + 0.07 * dx) * unit
+            places.append(Place(neck=(x, y + (0.03 * dy - 0.08 * rank) * unit), unit=scale, rank=rank))
+        return places
+
+    def _draw(self, poses: list[np.ndarray], seconds: float, size: tuple[int, int]) -> PuppetFrame:
+        width, height = _checked_size(size)
+        factor = factor_of(size)
+        backdrop = self.backdrop.draw((width * factor, height * factor), seconds)
+        return draw(backdrop, size, factor, self.people, poses, self._places(size))
+
+
+def motion_of(frames: list[PuppetFrame], size: tuple[int, int], fps: Fraction) -> Motion:
+    """Frames of one clip as ``records.Motion``; a person is present where three body points or more can be seen."""
+    keypoints = np.stack([frame.keypoints for frame in frames])
+    return Motion(
+        keypoints=keypoints,
+        present=(keypoints[:, :, :18, 2] > 0).sum(axis=2) >= 3,
+        track=np.arange(keypoints.shape[1]),
+        face_boxes=np.stack([frame.face_boxes for frame in frames]),
+        size=size,
+        times=tuple(t / fps for t in range(len(frames))),
+    )
+
+
+def sample_scene(
+    split: str, index: int, *, people: int = 1, framing: str = "half", size: tuple[int, int] = (128, 128),
+    frames: int = 16, fps: Fraction | int = 8, clip: int = 0, behaviour: str | None = None,
+) -> Scene:  # fmt: skip
+    """The ``index``-th scene of a split.
+
+    The same ``index`` is the same people; another ``clip`` of it shows them in other clothes, bodies and places, moving
+    otherwise. ``framing`` is ``half`` (head and trunk, the head about 45 % of the height), ``whole`` (head to foot) or
+    ``mixed``. ``behaviour`` holds the movement to one of ``moves.MOVES``. No split shares a person or a movement with
+    another. Raises ``ConfigError`` for values outside.
+    """
+    if not 1 <= people <= MAX_PEOPLE:
+        raise ConfigError("--people", people, f"1 to {MAX_PEOPLE}")
+    if framing not in FRAMINGS:
+        raise ConfigError("--framing", framing, f"one of {', '.join(FRAMINGS)}")
+    if behaviour is not None and behaviour not in m.MOVES:
+        raise ConfigError("--behaviour", behaviour, f"one of {', '.join(m.MOVES)}")
+    if frames < 1:
+        raise ConfigError("--frames", frames, "1 or more")
+    if fps <= 0:
+        raise ConfigError("--fps", str(fps), "more than 0")
+    number = number_of(split, index)
+    seed = seed_of("scene", number, clip)
+    if framing == "mixed":
+        framing = "half" if rng_of("framing", seed).random() < 0.6 else "whole"
+    cast = []
+    for n in range(people):
+        identity = sample_identity(number_of(split, index * MAX_PEOPLE + n))
+        cast.append(
+            Person(
+                identity=identity,
+                build=sample_build(rng_of("build", seed, n)),
+                clothes=sample_clothes(rng_of("clothes", seed, n), identity.skin),
+            )
+        )
+    return Scene(
+        tuple(cast),
+        seed=seed,
+        framing=framing,
+        size=_checked_size(size),
+        frames=frames,
+        fps=Fraction(fps),
+        behaviour=behaviour,
+    )

@@ -1,0 +1,143 @@
+"""From a pose to joints in three dimensions: two-bone limbs that reach for their wrist and ankle, hands and feet.
+
+Units are head heights, the origin is the base of the neck, x to the picture's right, y down, z towards the viewer. The
+person's right side is at negative x when facing the viewer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from stableanimator_cli.puppets import moves as m
+from stableanimator_cli.puppets.head import Array
+from stableanimator_cli.puppets.sample import Build
+
+SIGN = {"right": -1.0, "left": 1.0}
+CHIN = -0.05  # height of the chin above the base of the neck
+FOOT_DROP = 0.3  # feet are seen a little from above: what is nearer appears lower
+HAND = 0.135  # length of a palm
+
+# Hand: place across the palm (towards the thumb), length of the finger; index to little finger.
+_FINGERS = ((0.30, 0.125), (0.10, 0.14), (-0.10, 0.13), (-0.29, 0.10))
+_PHALANGES = (0.0, 0.45, 0.75, 1.0)
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Joints:
+    """A posed body as seen: each entry float[3] or float[n,3] (x, y, nearness).
+
+    ``arm`` and ``leg`` hold shoulder, elbow, wrist and hip, knee, ankle; ``hand`` 21 points (wrist, thumb to little finger,
+    four each); ``foot`` big toe, small toe, heel; ``spine`` the base of the neck and the middle of the hips.
+    """
+
+    arm: dict[str, Array]
+    leg: dict[str, Array]
+    hand: dict[str, Array]
+    foot: dict[str, Array]
+    spine: Array
+    yaw: float
+    lean: float
+
+
+def _reach(start: Vector, goal: Vector, upper: float, lower: float, pole: Vector) -> tuple[Vector, Vector]:
+    """Where middle and end of a two-bone limb come to lie; the bend points along ``pole``. Law of cosines."""
+    dx, dy, dz = goal[0] - start[0], goal[1] - start[1], goal[2] - start[2]
+    d = math.sqrt(dx * dx + dy * dy + dz * dz) or 1e-6
+    ux, uy, uz = dx / d, dy / d, dz / d
+    d = min(max(d, abs(upper - lower) + 0.05), (upper + lower) * 0.995)
+    along = (upper * upper + d * d - lower * lower) / (2 * d)
+    out = math.sqrt(max(0.0, upper * upper - along * along))
+    dot = pole[0] * ux + pole[1] * uy + pole[2] * uz
+    px, py, pz = pole[0] - dot * ux, pole[1] - dot * uy, pole[2] - dot * uz
+    n = math.sqrt(px * px + py * py + pz * pz) or 1e-6
+    middle = (
+        start[0] + ux * along + px / n * out,
+        start[1] + uy * along + py / n * out,
+        start[2] + uz * along + pz / n * out,
+    )
+    return middle, (start[0] + ux * d, start[1] + uy * d, start[2] + uz * d)
+
+
+def _hand(elbow: Array, wrist: Array, sign: float, curl: float, twist: float) -> Array:
+    """21 points of a hand that goes on where the forearm points; the thumb looks inward and forward."""
+    axis = wrist - elbow
+    axis = axis / (np.linalg.norm(axis) or 1.0)
+    inward = np.array([-sign, 0.0, 0.65])
+    thumb = inward - axis * float(inward @ axis)
+    thumb = thumb / (np.linalg.norm(thumb) or 1.0)
+    if twist:
+        axis, thumb = axis * math.cos(twist) + thumb * math.sin(twist), thumb * math.cos(twist) - axis * math.sin(twist)
+    palm = np.array(
+        [
+            axis[1] * thumb[2] - axis[2] * thumb[1],
+            axis[2] * thumb[0] - axis[0] * thumb[2],
+            axis[0] * thumb[1] - axis[1] * thumb[0],
+        ]
+    ) * (-sign)
+    points = np.empty((21, 3))
+    points[0] = wrist
+    bend = curl * 1.25
+    steps = np.diff(_PHALANGES)
+    for n, (across, length) in enumerate(_FINGERS):
+        fan = thumb * across * 0.35
+        at = wrist + axis * (HAND * (0.98 - abs(across - 0.1) * 0.25)) + thumb * (across * HAND * 0.95)
+        points[5 + 4 * n] = at
+        for k in range(3):
+            angle = bend * (k + 0.6)
+            at = at + (axis * math.cos(angle) + palm * math.sin(angle) + fan) * (length * steps[k])
+            points[6 + 4 * n + k] = at
+    at = wrist + axis * 0.03 + thumb * 0.035
+    points[1] = at
+    for k, (forward, aside, length) in enumerate(((0.5, 0.85, 0.06), (0.75, 0.6, 0.05), (0.95, 0.3, 0.045))):
+        at = at + (axis * forward + thumb * aside + palm * curl * 0.5 * k) * length
+        points[2 + k] = at
+    return points
+
+
+def pose_joints(pose: Array, build: Build) -> Joints:
+    """The joints of a body in ``pose`` (``moves``), turned and seen from the front of the picture."""
+    yaw, lean = float(pose[m.YAW]), float(pose[m.LEAN])
+    cos, sin = math.cos(lean), math.sin(lean)
+    hip_y = build.torso
+    arms, legs, hands, feet = {}, {}, {}, {}
+    for side in m.SIDES:
+        sign = SIGN[side]
+        sx, sy = sign * build.shoulders, 0.07
+        shoulder = (sx, sy, 0.0)
+        x, y, z = (float(value) for value in pose[m.WRIST[side]])
+        reach = build.arm / 0.85
+        goal = (sx + sign * x * reach, sy + y * reach, z * reach)
+        # Elbows bend outward and down; of an arm held up, outward more.
+        pole = (sign * 0.75, 0.75, -0.55)
+        elbow, wrist = _reach(shoulder, goal, build.arm * 0.52, build.arm * 0.48, pole)
+        arm = np.array([shoulder, elbow, wrist])
+        hand = _hand(arm[1], arm[2], sign, float(pose[m.CURL[side]]), float(pose[m.TWIST[side]]) * sign)
+        upper = np.concatenate([arm, hand])
+        # Leaning turns everything above the hips about the hips.
+        rx, ry = upper[:, 0].copy(), upper[:, 1] - hip_y
+        upper[:, 0], upper[:, 1] = rx * cos - ry * sin, hip_y + rx * sin + ry * cos
+        arms[side], hands[side] = upper[:3], upper[3:]
+
+        hip = (sign * build.hips * 0.55, hip_y + 0.04, 0.0)
+        dx, dy, dz = (float(value) for value in pose[m.ANKLE[side]])
+        ground = (sign * (build.hips * 0.62 + dx), hip_y + 0.04 + build.leg + dy, dz)
+        knee, ankle = _reach(hip, ground, build.leg * 0.51, build.leg * 0.5, (sign * 0.12, 0.0, 1.0))
+        legs[side] = np.array([hip, knee, ankle])
+        lift = 0.05
+        feet[side] = np.array(ankle) + np.array(
+            [[-sign * 0.02, lift, 0.24], [sign * 0.10, lift, 0.19], [0.0, lift, -0.06]]
+        )
+    neck = (hip_y * sin, hip_y - hip_y * cos, 0.0)
+    spine = np.array([neck, (0.0, hip_y, 0.0)])
+    turn = np.array([[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]])
+    for group in (arms, hands, legs, feet):
+        for side in m.SIDES:
+            group[side] = group[side] @ turn
+    for side in m.SIDES:
+        feet[side][:, 1] += FOOT_DROP * (feet[side][:, 2] - legs[side][2, 2])
+    return Joints(arms, legs, hands, feet, spine @ turn, yaw, lean)

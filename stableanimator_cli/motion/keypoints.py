@@ -33,7 +33,10 @@ BODY_NAMES = (
 FEET_NAMES = (
     "left_big_toe", "left_small_toe", "left_heel", "right_big_toe", "right_small_toe", "right_heel",
 )  # fmt: skip
-HAND_NAMES = ("wrist", *(f"{finger}_{i}" for finger in ("thumb", "index", "middle", "ring", "little") for i in range(1, 5)))
+HAND_NAMES = (
+    "wrist",
+    *(f"{finger}_{i}" for finger in ("thumb", "index", "middle", "ring", "little") for i in range(1, 5)),
+)
 NAMES: tuple[str, ...] = (
     *BODY_NAMES,
     *FEET_NAMES,
@@ -60,9 +63,7 @@ _WHOLEBODY_SHOULDERS = (5, 6)
 _BODY_FROM_WHOLEBODY = (0, 0, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 _NECK = 1
 _FROM_WHOLEBODY = np.array([*_BODY_FROM_WHOLEBODY, *range(17, _WHOLEBODY)])
-_TO_WHOLEBODY = np.array(
-    [*(_BODY_FROM_WHOLEBODY.index(i) for i in range(17)), *range(FEET.start, COUNT)]
-)
+_TO_WHOLEBODY = np.array([*(_BODY_FROM_WHOLEBODY.index(i) for i in range(17)), *range(FEET.start, COUNT)])
 
 
 def from_wholebody(points: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
@@ -81,7 +82,7 @@ def from_wholebody(points: np.ndarray, threshold: float = THRESHOLD) -> np.ndarr
 
 
 def to_wholebody(points: np.ndarray) -> np.ndarray:
-    """Our points float[...,134,3] in COCO-WholeBody order, float[...,133,3]: the neck is dropped, nothing else is lost."""
+    """Our points float[...,134,3] in COCO-WholeBody order, float[...,133,3]: only the neck is dropped."""
     return _checked(points, COUNT)[..., _TO_WHOLEBODY, :]
 
 
@@ -110,9 +111,7 @@ def bounding_box(
     return np.concatenate([low - room, high + room], axis=-1).astype(np.float32)
 
 
-def face_box(
-    points: np.ndarray, *, threshold: float = THRESHOLD, margin: float = 0.15, least: int = 12
-) -> np.ndarray:
+def face_box(points: np.ndarray, *, threshold: float = THRESHOLD, margin: float = 0.15, least: int = 12) -> np.ndarray:
     """The box of each person's face: float32[...,4] of float[...,134,3], NaN rows where no face is visible.
 
     Taken from the 68 face points, of which ``least`` must be seen; the margin makes up for the forehead, which has

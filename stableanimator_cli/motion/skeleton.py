@@ -25,7 +25,6 @@ from stableanimator_cli.motion.keypoints import (
     LEFT_HAND,
     RIGHT_HAND,
     THRESHOLD,
-    visible,
 )
 from stableanimator_cli.records import Motion
 
@@ -143,8 +142,9 @@ def looks_like_skeleton(frame: np.ndarray) -> bool:
     """Whether uint8[h,w,3] RGB is a drawn skeleton rather than a picture: thin, colourful marks on flat black.
 
     True where at least 70 % of the pixels are black, what is lit is thin (nothing as thick as 1/25 of the shorter
-    side), and it shows saturated colours of three sectors of the hue circle or more. Lossy compression and the thicker lines of
-    other tools are allowed for. An all-black frame says nothing and gives False: look at several frames of a video.
+    side), and it shows saturated colours of three sectors of the hue circle or more. Lossy compression and the
+    thicker lines of other tools are allowed for. An all-black frame says nothing and gives False: look at several
+    frames of a video.
     """
     frame = np.asarray(frame)
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
@@ -157,7 +157,9 @@ def looks_like_skeleton(frame: np.ndarray) -> bool:
     if count < max(8, 2e-4 * lit.size):
         return False
     side = max(3, min(frame.shape[:2]) // 25)
-    core = cv2.erode(lit.astype(np.uint8), np.ones((side, side), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    core = cv2.erode(
+        lit.astype(np.uint8), np.ones((side, side), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0
+    )
     if core.sum() > 0.01 * count:
         return False
     hsv = cv2.cvtColor(frame[lit][None], cv2.COLOR_RGB2HSV)[0]
@@ -207,7 +209,7 @@ def _limb(a: list[float], b: list[float], colour: tuple[int, int, int], strength
 
 
 def _hand(points: list[Point], scores: list[float]) -> list[_Mark]:
-    """A hand's bones in the colours of the rainbow and its points in blue; a point at the very edge counts as missing."""
+    """A hand's bones in rainbow colours and its points in blue; a point at the very edge counts as missing."""
     there = [x > 0 and y > 0 for x, y in points]
     marks = []
     for (a, b), colour in zip(HAND_LIMBS, _HAND_COLOURS, strict=True):

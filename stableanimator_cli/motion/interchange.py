@@ -1,0 +1,201 @@
+"""Motions as files: our ``poses.npz``, and the pose dictionaries of DWPose tools (``docs/formats.md``).
+
+OpenPose JSON has a room of its own, ``openpose.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.motion.keypoints import BODY, COUNT, FACE, LEFT_HAND, RIGHT_HAND, THRESHOLD
+from stableanimator_cli.records import Motion
+
+VERSION = 1
+_NEEDED = {  # name: (axes as they are called in messages, kinds of numbers)
+    "keypoints": (("t", "p", COUNT, 3), "f"),
+    "present": (("t", "p"), "b"),
+    "track": (("p",), "iu"),
+    "face_boxes": (("t", "p", 4), "f"),
+    "size": ((2,), "iu"),
+}
+_TIMES = {"times": (("t", 2), "iu")}
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write to: it becomes ``path`` at the end, or is gone where the body fails.
+
+    Folders on the way are made. ``BadInput`` where the place cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        found = f"a place that cannot be written ({error.strerror or error})"
+        raise BadInput(
+            path, found, "a new name in a folder of yours", hint="choose another place to write to"
+        ) from None
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part)
+        part.unlink(missing_ok=True)
+
+
+def save_motion(path: Path | str, motion: Motion) -> Path:
+    """Write a motion as ``poses.npz``; the same motion always gives the same bytes. Returns the path.
+
+    The file appears whole or not at all. ``BadInput`` where it cannot be written.
+    """
+    arrays: dict[str, Any] = {
+        "version": np.int64(VERSION),
+        "keypoints": np.asarray(motion.keypoints, np.float32),
+        "present": np.asarray(motion.present, bool),
+        "track": np.asarray(motion.track, np.int64),
+        "face_boxes": np.asarray(motion.face_boxes, np.float32),
+        "size": np.array(motion.size, np.int64),
+    }
+    if motion.times is not None:
+        pairs = [(time.numerator, time.denominator) for time in motion.times]
+        arrays["times"] = np.array(pairs, np.int64).reshape(-1, 2)
+    path = Path(path)
+    with appearing(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    return path
+
+
+def load_motion(path: Path | str) -> Motion:
+    """Read a ``poses.npz``. ``BadInput`` where it is missing, damaged, of another version, or of wrong shapes."""
+    path = Path(path)
+    arrays = _read_arrays(path)
+    again = "write the motion anew with this version's `sa preprocess`"
+    if "version" not in arrays:
+        names = ", ".join(sorted(arrays)) or "nothing"
+        hint = "was it written by another tool?"
+        raise BadInput(path, f"an npz with {names}", "a motion file with a version", hint=hint)
+    version = arrays["version"]
+    if version.shape != () or version.dtype.kind not in "iu" or int(version) != VERSION:
+        raise BadInput(path, f"version {version.tolist()}", f"version {VERSION}", hint=again)
+    needed = _NEEDED | (_TIMES if "times" in arrays else {})
+    axes: dict[str, int] = {}
+    for name, (shape, kinds) in needed.items():
+        if name not in arrays:
+            raise BadInput(path, f"no array {name!r}", f"the arrays {', '.join(_NEEDED)}", hint=again)
+        _check_shape(path, name, arrays[name], shape, kinds, axes)
+    size = int(arrays["size"][0]), int(arrays["size"][1])
+    if min(size) < 1:
+        raise BadInput(path, f"size {size[0]}x{size[1]}", "a width and a height of 1 pixel or more", hint=again)
+    keypoints = arrays["keypoints"].astype(np.float32, copy=False)
+    _check_finite(path, keypoints, arrays["present"])
+    return Motion(
+        keypoints=keypoints,
+        present=arrays["present"],
+        track=arrays["track"].astype(np.int64, copy=False),
+        face_boxes=arrays["face_boxes"].astype(np.float32, copy=False),
+        size=size,
+        times=_times(path, arrays["times"]) if "times" in arrays else None,
+    )
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    expected = "a motion file (.npz)"
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise BadInput(path, "a single array", expected)
+        with file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise BadInput(path, "nothing there", expected) from None
+    except OSError as error:
+        raise BadInput(path, f"a file that cannot be read ({error.strerror or error})", expected) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, AttributeError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = "the file is damaged or cut short; make it again"
+        raise BadInput(path, f"something else ({why})", expected, hint=hint) from None
+
+
+def _check_shape(
+    path: Path, name: str, array: np.ndarray, shape: tuple[str | int, ...], kinds: str, axes: dict[str, int]
+) -> None:
+    """Hold an array against its axes; a letter's length is learnt from the first array that has it."""
+    expected = f"{name}[{','.join(str(axis) for axis in shape)}]"
+    fits = array.ndim == len(shape) and array.dtype.kind in kinds
+    if fits:
+        for axis, length in zip(shape, array.shape, strict=True):
+            fits = fits and length == (axes.setdefault(axis, length) if isinstance(axis, str) else axis)
+    if not fits:
+        known = ", ".join(f"{axis} = {length}" for axis, length in axes.items())
+        found = f"{name}{list(array.shape)} of {array.dtype}"
+        raise BadInput(path, found, f"{expected} with {known}" if known else expected)
+
+
+def _check_finite(path: Path, keypoints: np.ndarray, present: np.ndarray) -> None:
+    bad = ~np.isfinite(keypoints).all(axis=(2, 3)) & present
+    if bad.any():
+        frame, person = (int(i) for i in np.argwhere(bad)[0])
+        expected = "numbers, and score 0 where nothing is seen"
+        raise BadInput(path, f"key points of person {person} that are not finite", expected, frame=frame)
+
+
+def _times(path: Path, pairs: np.ndarray) -> tuple[Fraction, ...]:
+    for frame, (numerator, denominator) in enumerate(pairs.tolist()):
+        if denominator < 1:
+            raise BadInput(path, f"the time {numerator}/{denominator}", "a fraction of seconds", frame=frame)
+    return tuple(Fraction(numerator, denominator) for numerator, denominator in pairs.tolist())
+
+
+def from_pose_dict(pose: Mapping[str, Any]) -> np.ndarray:
+    """The pose dictionary of DWPose tools as float64[p,134,3], x and y as shares of the frame (``draw_normalised``).
+
+    ``pose`` holds ``bodies`` (``candidate`` [18p,2], ``subset`` [p,18]: rows of ``candidate`` or -1, ``score`` [p,18]),
+    ``hands`` [2p,21,2] (all left hands, then all right) with ``hands_score``, ``faces`` [p,68,2] with ``faces_score``.
+    Feet are not part of it: score 0. ``ValueError`` where shapes disagree.
+    """
+    bodies = pose["bodies"]
+    subset = np.asarray(bodies["subset"], np.float64).reshape(-1, 18)
+    count = len(subset)
+    people = np.zeros((count, COUNT, 3))
+    people[:, BODY, :2] = np.asarray(bodies["candidate"], np.float64).reshape(count, 18, 2)
+    score = np.asarray(bodies["score"], np.float64).reshape(count, 18)
+    # A joint that the dictionary marks as unseen stays unseen, whatever score stands beside it.
+    people[:, BODY, 2] = np.where((subset < 0) & (score > THRESHOLD), 0.0, score)
+    people[:, FACE, :2] = np.asarray(pose["faces"], np.float64).reshape(count, 68, 2)
+    people[:, FACE, 2] = np.asarray(pose["faces_score"], np.float64).reshape(count, 68)
+    hands = np.asarray(pose["hands"], np.float64).reshape(2, count, 21, 2)
+    hand_scores = np.asarray(pose["hands_score"], np.float64).reshape(2, count, 21)
+    for side, part in enumerate((LEFT_HAND, RIGHT_HAND)):
+        people[:, part, :2] = hands[side]
+        people[:, part, 2] = hand_scores[side]
+    return people
+
+
+def to_pose_dict(people: np.ndarray, threshold: float = THRESHOLD) -> dict[str, Any]:
+    """Float[p,134,3] (shares of the frame) as the dictionary that ``from_pose_dict`` reads. Feet are lost."""
+    people = np.asarray(people, np.float64).reshape(-1, COUNT, 3)
+    score = people[:, BODY, 2]
+    rows = np.arange(score.size).reshape(score.shape)
+    hands = np.concatenate([people[:, LEFT_HAND], people[:, RIGHT_HAND]])
+    return {
+        "bodies": {
+            "candidate": people[:, BODY, :2].reshape(-1, 2),
+            "subset": np.where(score > threshold, rows, -1).astype(np.float64),
+            "score": score,
+        },
+        "hands": hands[..., :2],
+        "hands_score": hands[..., 2],
+        "faces": people[:, FACE, :2],
+        "faces_score": people[:, FACE, 2],
+    }

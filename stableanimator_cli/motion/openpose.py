@@ -1,0 +1,273 @@
+"""OpenPose JSON in and out: a folder with a file a frame, or one file with all of them.
+
+The format is that of OpenPose's ``--write_json`` (``people`` with ``pose_keypoints_2d`` of x, y, score triples) and of
+the DWPose nodes and extensions, which add ``canvas_width`` and ``canvas_height``. How points are mapped is written down
+in ``docs/formats.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.motion.interchange import appearing
+from stableanimator_cli.motion.keypoints import (
+    BODY,
+    COUNT,
+    FACE,
+    INDEX,
+    LEFT_HAND,
+    RIGHT_HAND,
+    face_box,
+)
+from stableanimator_cli.records import Motion
+
+# Our point for each point of BODY_25; its mid-hip (8) is made of the hips when written and dropped when read.
+_BODY_25 = (*range(8), None, *range(8, 24))
+_MID_HIP = 8
+_HIPS = (INDEX["right_hip"], INDEX["left_hip"])
+_PUPILS = 2
+_PARTS: dict[str, dict[int, list[int | None]]] = {  # key: {points in the file: our point for each, or None}
+    "pose_keypoints_2d": {25: list(_BODY_25), 18: list(range(BODY.start, BODY.stop))},
+    "face_keypoints_2d": {70: [*range(FACE.start, FACE.stop), None, None], 68: list(range(FACE.start, FACE.stop))},
+    "hand_left_keypoints_2d": {21: list(range(LEFT_HAND.start, LEFT_HAND.stop))},
+    "hand_right_keypoints_2d": {21: list(range(RIGHT_HAND.start, RIGHT_HAND.stop))},
+}
+_SHARES = 2.0  # with a canvas given, coordinates that all stay below this are shares of it, not pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPose:
+    """What was read: the motion, where its size comes from, and whether coordinates were shares of the canvas."""
+
+    motion: Motion
+    size_from: Literal["file", "caller", "extent"]
+    normalised: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Person:
+    points: np.ndarray  # float64[134,3]
+    id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    path: Path
+    people: list[_Person]
+    canvas: tuple[int, int] | None
+
+
+def load_openpose(path: Path | str, *, size: tuple[int, int] | None = None, fps: Fraction | None = None) -> OpenPose:
+    """Read OpenPose JSON: a folder of ``*.json`` in natural order, or one file that holds a frame or a list of frames.
+
+    The frame size is what the files say (``canvas_width``, ``canvas_height``), else ``size`` (width, height), else the
+    extent of the points: ``size_from`` tells which. Times are ``index / fps`` where ``fps`` is given. People keep their
+    order, or follow ``person_id`` where every person has one. Face boxes are taken from the face points.
+    ``BadInput`` names file and frame of whatever does not fit.
+    """
+    path = Path(path)
+    frames = _read_folder(path) if path.is_dir() else _read_file(path)
+    tracks, slots = _slots(frames)
+    keypoints = np.zeros((len(frames), len(tracks), COUNT, 3))
+    present = np.zeros((len(frames), len(tracks)), bool)
+    for index, (frame, places) in enumerate(zip(frames, slots, strict=True)):
+        for person, place in zip(frame.people, places, strict=True):
+            keypoints[index, place] = person.points
+            present[index, place] = True
+
+    canvas = _canvas(frames)
+    seen = keypoints[keypoints[..., 2] > 0]
+    if canvas is not None:
+        found, size_from = canvas, "file"
+    elif size is not None:
+        found, size_from = size, "caller"
+    elif len(seen):
+        found, size_from = (max(1, math.ceil(seen[:, 0].max())), max(1, math.ceil(seen[:, 1].max()))), "extent"
+    else:
+        hint = "give the size of the frames"
+        raise BadInput(path, "neither a canvas size nor a visible point", "points in pixels of a known size", hint=hint)
+    shares = len(seen) > 0 and np.abs(seen[:, :2]).max() <= _SHARES
+    if shares and size_from == "extent":
+        hint = "give the size of the frames"
+        raise BadInput(path, "coordinates that are shares of an unknown size", "points in pixels", hint=hint)
+    normalised = bool(shares and min(found) > _SHARES)
+    if normalised:
+        keypoints[..., :2] *= found
+    keypoints = keypoints.astype(np.float32)
+    motion = Motion(
+        keypoints=keypoints,
+        present=present,
+        track=np.array(tracks, np.int64),
+        face_boxes=np.where(present[..., None], face_box(keypoints), np.float32(np.nan)),
+        size=(int(found[0]), int(found[1])),
+        times=None if fps is None else tuple(index / Fraction(fps) for index in range(len(frames))),
+    )
+    return OpenPose(motion=motion, size_from=size_from, normalised=normalised)
+
+
+def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 25) -> Path:
+    """Write a motion as OpenPose JSON. Returns the path, which appears whole or not at all.
+
+    A name that ends in ``.json`` becomes one file with a list of frames, any other a folder of
+    ``frame_000000000000_keypoints.json`` and so on. ``body`` chooses BODY_25 (nothing is lost) or COCO-18, which has no
+    feet. Times are not part of the format. ``BadInput`` where the place cannot be written or the folder is not empty.
+    """
+    path = Path(path)
+    frames = [_frame_json(motion, index, body) for index in range(len(motion))]
+    if path.suffix.lower() != ".json" and path.is_dir() and any(path.iterdir()):
+        hint = "choose another folder, or end the name in .json for a single file"
+        raise BadInput(path, "a folder that is not empty", "a new or an empty folder", hint=hint)
+    with appearing(path) as part:
+        if path.suffix.lower() == ".json":
+            part.write_text("[" + ",\n".join(frames) + "]\n", encoding="utf-8")
+        else:
+            part.mkdir()
+            for index, frame in enumerate(frames):
+                (part / f"frame_{index:012d}_keypoints.json").write_text(frame + "\n", encoding="utf-8")
+    return path
+
+
+def _frame_json(motion: Motion, index: int, body: int) -> str:
+    people = []
+    for track, person in zip(
+        motion.track[motion.present[index]], motion.keypoints[index][motion.present[index]], strict=True
+    ):
+        entry: dict[str, Any] = {"person_id": [int(track)]}
+        for key, layouts in _PARTS.items():
+            places = layouts[body] if key == "pose_keypoints_2d" else layouts[max(layouts)]
+            points = np.array([np.zeros(3) if place is None else person[place] for place in places])
+            hips = person[list(_HIPS)]
+            if len(places) == len(_BODY_25) and (hips[:, 2] > 0).all():
+                points[_MID_HIP] = [*hips[:, :2].mean(axis=0), hips[:, 2].min()]
+            points[~np.isfinite(points).all(axis=-1)] = 0
+            # Nine digits are enough to bring every float32 back.
+            entry[key] = [float(f"{value:.9g}") for value in points.ravel().tolist()]
+        people.append(entry)
+    width, height = motion.size
+    return json.dumps({"version": 1.3, "people": people, "canvas_width": width, "canvas_height": height})
+
+
+def _read_folder(folder: Path) -> list[_Frame]:
+    files = [file for file in folder.iterdir() if file.suffix.lower() == ".json" and not file.name.startswith(".")]
+    named = [file for file in files if file.stem.endswith("_keypoints")]
+    files = sorted(named or files, key=_natural)
+    if not files:
+        raise BadInput(folder, "no .json files", "OpenPose JSON, a file a frame (*_keypoints.json)")
+    frames = []
+    for index, file in enumerate(files):
+        found = _read_file(file, frame=index)
+        if len(found) != 1:
+            raise BadInput(file, f"{len(found)} frames in a file", "one frame a file in a folder", frame=index)
+        frames += found
+    return frames
+
+
+def _natural(file: Path) -> tuple[list[str | int], str]:
+    # Splitting by digits alternates text and number, so that equal places always compare alike.
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", file.name.lower()))], file.name
+
+
+def _read_file(path: Path, frame: int | None = None) -> list[_Frame]:
+    expected = "OpenPose JSON"
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadInput(path, "nothing there", expected, frame=frame) from None
+    except OSError as error:
+        raise BadInput(path, f"a file that cannot be read ({error.strerror})", expected, frame=frame) from None
+    except json.JSONDecodeError as error:
+        found = f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg})"
+        raise BadInput(path, found, expected, frame=frame, hint="was the file cut short?") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise BadInput(path, "something that is not text", expected, frame=frame) from None
+    if isinstance(data, dict):
+        return [_read_frame(path, frame, data)]
+    if not isinstance(data, list) or not data:
+        raise BadInput(path, f"{_kind(data)}", "a frame with people, or a list of such frames", frame=frame)
+    return [_read_frame(path, index if frame is None else frame, item) for index, item in enumerate(data)]
+
+
+def _read_frame(path: Path, frame: int | None, data: Any) -> _Frame:
+    if not isinstance(data, dict) or not isinstance(data.get("people"), list):
+        found = (
+            f"an object without a list of people ({', '.join(data) or 'empty'})"
+            if isinstance(data, dict)
+            else _kind(data)
+        )
+        raise BadInput(path, found, "an OpenPose frame: an object with a list 'people'", frame=frame)
+    people = [_read_person(path, frame, index, person) for index, person in enumerate(data["people"])]
+    sides = [data.get("canvas_width"), data.get("canvas_height")]
+    if sides == [None, None]:
+        return _Frame(path, people, None)
+    if not all(_is_number(side) and side >= 1 and side == int(side) for side in sides):
+        found = f"canvas_width {sides[0]!r} and canvas_height {sides[1]!r}"
+        raise BadInput(path, found, "whole numbers of pixels, 1 or more", frame=frame)
+    return _Frame(path, people, (int(sides[0]), int(sides[1])))
+
+
+def _read_person(path: Path, frame: int | None, index: int, data: Any) -> _Person:
+    if not isinstance(data, dict):
+        raise BadInput(path, f"{_kind(data)} for person {index}", "an object with pose_keypoints_2d", frame=frame)
+    person = np.zeros((COUNT, 3))
+    for key, layouts in _PARTS.items():
+        values = data.get(key) or []  # tools leave parts out, or write null or an empty list
+        if not isinstance(values, list) or (values and (len(values) % 3 or len(values) // 3 not in layouts)):
+            found = f"{len(values)} numbers" if isinstance(values, list) else _kind(values)
+            counts = " or ".join(f"{3 * count} ({count} points of x, y, score)" for count in layouts)
+            raise BadInput(path, f"{found} in {key} of person {index}", counts, frame=frame)
+        for place, value in enumerate(values):
+            if not _is_number(value):
+                raise BadInput(path, f"{value!r} at {place} of {key} of person {index}", "finite numbers", frame=frame)
+        if values:
+            places = layouts[len(values) // 3]
+            kept = [i for i, ours in enumerate(places) if ours is not None]
+            person[[places[i] for i in kept]] = np.array(values, np.float64).reshape(-1, 3)[kept]
+    ids = data.get("person_id")
+    ids = ids[0] if isinstance(ids, list) and len(ids) == 1 else ids
+    return _Person(person, ids if isinstance(ids, int) and not isinstance(ids, bool) and ids >= 0 else None)
+
+
+def _slots(frames: list[_Frame]) -> tuple[list[int], list[list[int]]]:
+    """Track numbers, and for each frame the slot of each of its people.
+
+    By ``person_id`` where all have one and none is there twice, in rising order; else by their place in the file.
+    """
+    ids = [[person.id for person in frame.people] for frame in frames]
+    known = [number for row in ids for number in row if number is not None]
+    if known and all(None not in row and len(set(row)) == len(row) for row in ids):
+        tracks = sorted(set(known))
+        return tracks, [[tracks.index(number) for number in row if number is not None] for row in ids]
+    most = max(len(row) for row in ids)
+    return list(range(most)), [list(range(len(row))) for row in ids]
+
+
+def _canvas(frames: list[_Frame]) -> tuple[int, int] | None:
+    """The one canvas size of all frames that state one; ``BadInput`` where they disagree."""
+    first = None
+    for index, frame in enumerate(frames):
+        if frame.canvas is None:
+            continue
+        if first is not None and frame.canvas != first:
+            found = f"a canvas of {frame.canvas[0]}x{frame.canvas[1]}"
+            expected = f"{first[0]}x{first[1]} as in the frames before"
+            raise BadInput(frame.path, found, expected, frame=index, hint="read frames of different sizes apart")
+        first = frame.canvas
+    return first
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", type(None): "null", bool: "a truth value"}
+    return "an empty list" if value == [] else names.get(type(value), "a number")

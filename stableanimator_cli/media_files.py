@@ -1,0 +1,82 @@
+"""What must hold of a file before it is read, and how a file appears: whole, under its name, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import BadInput
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def require_file(path: Path, expected: str) -> Path:
+    """``path`` again, once it is known to be a readable file that is not empty.
+
+    ``expected`` says in words what should be there. Raises ``BadInput``; a missing name is compared with its
+    neighbours in the folder, as most missing files are typing mistakes.
+    """
+    if path.is_dir():
+        raise BadInput(path, "a folder", expected, hint="name a file inside the folder")
+    if not path.exists():
+        raise BadInput(path, "no such file", expected, hint=_near(path))
+    if not os.access(path, os.R_OK):
+        raise BadInput(path, "a file that may not be read", expected, hint=f"allow reading it: chmod u+r {path}")
+    if path.is_file() and path.stat().st_size == 0:
+        raise BadInput(path, "an empty file (0 bytes)", expected, hint="copy or download it again")
+    return path
+
+
+def _near(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"the folder {folder} does not exist either"
+    close = difflib.get_close_matches(path.name, [other.name for other in folder.iterdir()], n=1)
+    return f"did you mean {folder / close[0]}?" if close else f"look with: ls {folder}"
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sort key under which ``frame_2`` comes before ``frame_10``; names equal but for zeros keep a fixed order."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+
+
+def write_refused(path: Path, error: OSError, *, frame: int | None = None) -> BadInput:
+    """The error to raise when the system refuses to write ``path``: says whether it is room, rights or the folder."""
+    if error.errno in _NO_ROOM:
+        return BadInput(
+            path, "no room left to write", "enough free space", frame=frame, hint="free some space or choose another -o"
+        )
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return BadInput(
+            path, "a folder that may not be written", "a writable folder", frame=frame, hint="choose another -o"
+        )
+    if isinstance(error, (NotADirectoryError, FileExistsError)):
+        return BadInput(path, "a file in the place of a folder", "a folder", frame=frame, hint="choose another -o")
+    reason = (error.strerror or str(error)).lower()
+    return BadInput(path, f"a write that failed ({reason})", "a file that can be written", frame=frame)
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside ``path`` to write to; rename it to ``path`` on success, remove it on any error.
+
+    Missing folders are made. What the system refuses becomes ``BadInput`` naming ``path``.
+    """
+    if path.is_dir():
+        raise BadInput(path, "a folder", "a name for a file", hint=f"write to {path / 'out'}{path.suffix or '.mp4'}")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise write_refused(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()

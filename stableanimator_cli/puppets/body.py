@@ -47,13 +47,10 @@ def _hand(canvas: c.Canvas, points: Array, colour: RGB, part: int) -> None:
     edge = _edge(colour)
     chains = [flat[[0, 1, 2, 3, 4]], *(flat[5 + 4 * n : 9 + 4 * n] for n in range(4))]
     palm = flat[[0, 1, 5, 9, 13, 17]]
-    canvas.lines(chains[1:], edge, 0.066)
-    canvas.lines([palm], edge, 0.084, closed=True)
-    canvas.lines(chains, edge, 0.062)
+    canvas.lines([*chains, np.concatenate([palm, palm[:1]])], edge, 0.064)
     canvas.poly(palm, colour, part)
-    canvas.lines([palm], colour, 0.056, closed=True)
-    canvas.lines(chains, colour, 0.042)
-    canvas.mark([*chains, np.concatenate([palm, palm[:1]])], 0.062, part)
+    canvas.lines([*chains, np.concatenate([palm, palm[:1]])], colour, 0.040)
+    canvas.mark([*chains, np.concatenate([palm, palm[:1]])], 0.052, part)
 
 
 def _segments(canvas: c.Canvas, pieces: list[tuple[Array, Array, float, float, RGB, int]]) -> None:

@@ -173,7 +173,7 @@ def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: fl
     flat = [*outlines, *irises, *pupils, *brows, outer, inner, bridge, base]
     sizes = np.cumsum([0] + [len(part) for part in flat])
     solid = head.on_front(np.concatenate(flat))
-    solid[sizes[10] : sizes[11], 2] += np.linspace(0.15, 1.0, 4) * who.nose_size * 1.15
+    solid[sizes[10] : sizes[11], 2] += np.linspace(0.15, 1.0, 4) * who.nose_size * 1.5
     solid[sizes[11] : sizes[12], 2] += np.array([0.1, 0.3, 0.55, 0.3, 0.1]) * who.nose_size
     seen, normal = view.project(solid), view.normals(solid)
     parts = [seen[a:b, :2] for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
@@ -191,7 +191,6 @@ def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: fl
             if turned[n].mean() > 0.1:
                 _draw_eye(canvas, who, parts[n], parts[2 + n], parts[4 + n], blink)
 
-    jaw = head.at(np.zeros(1), np.zeros(1))  # replaced below; keeps the shape of the concatenation plain
     jaw = _jaw(head)
     jaw_normal = view.normals(jaw)
     jaw[:, 1] += 0.22 * np.clip(jaw[:, 1] * 2, 0, 1) ** 2 * math.sin(view.pitch) * max(view.facing, 0.0)

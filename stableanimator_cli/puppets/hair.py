@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from stableanimator_cli.puppets import canvas as c
@@ -154,19 +155,24 @@ def _extras(canvas: c.Canvas, view: View, behind: bool) -> None:
             )
             if (view.project(path)[2, 2] < 0.02) == behind:
                 _tail(canvas, view, path, 0.1, part)
-    elif who.hair == "mohawk" and not behind:
-        angle = np.linspace(-0.75, 2.5, 12)  # from the forehead over the crown to the nape
-        outer = np.where(np.arange(12) % 2, 0.80, 0.66)
-        rows = []
-        for x in (-0.045, 0.045):
-            rows.append(np.stack([np.full(12, x), -np.cos(angle) * outer, -np.sin(angle) * outer * 0.9 - 0.04], axis=1))
-        base = np.stack([np.zeros(12), -np.cos(angle) * 0.48, -np.sin(angle) * 0.46 - 0.04], axis=1)
-        near = view.project(base)
-        for row in rows:
-            high = view.project(row)
-            shape = np.concatenate([high[:, :2], near[::-1, :2]])
-            canvas.poly(shape, who.hair_colour, part, shade(who.hair_colour, -0.3), 0.016)
-        canvas.lines([near[near[:, 2] > 0, :2]] if (near[:, 2] > 0).sum() > 1 else [], who.hair_colour, 0.13)
+    elif who.hair == "mohawk":
+        _crest(canvas, view, behind)
+
+
+def _crest(canvas: c.Canvas, view: View, behind: bool) -> None:
+    """A strip of tufts over the middle of the skull; each is drawn with the side of the head that it stands on."""
+    who = view.head.identity
+    angle = np.linspace(-0.62, 1.95, 10)  # from the forehead over the crown to the nape
+    high = np.where(np.arange(10) % 2, 0.72, 0.62)
+    rows = [
+        view.project(np.stack([np.full(10, x), -np.cos(angle) * h, -np.sin(angle) * h * 0.92 - 0.04], axis=1))
+        for x, h in ((-0.07, 0.46), (-0.035, high), (0.035, high), (0.07, 0.46))
+    ]
+    edge, part = shade(who.hair_colour, -0.35), c.HAIR_BACK if behind else c.HAIR
+    tufts = [n for n in range(9) if (rows[0][n, 2] + rows[3][n + 1, 2] < 0) == behind]
+    for n in sorted(tufts, key=lambda k: rows[0][k, 2] + rows[0][k + 1, 2]):
+        corners = np.concatenate([row[n : n + 2, :2] for row in rows]).astype(np.float32)
+        canvas.poly(cv2.convexHull(corners)[:, 0], who.hair_colour, part, edge, 0.012)
 
 
 def draw_back(canvas: c.Canvas, view: View) -> None:

@@ -23,7 +23,7 @@ TWIST = {"right": 24, "left": 25}
 DOF = 26
 
 SIDES = ("right", "left")
-_REST_WRIST = (0.14, 0.70, 0.10)
+_REST_WRIST = (0.12, 0.77, 0.08)
 _FADE = 0.45
 
 Move = Callable[[np.random.Generator], Callable[[float], np.ndarray]]

@@ -18,10 +18,10 @@ from stableanimator_cli.puppets.sample import Build
 SIGN = {"right": -1.0, "left": 1.0}
 CHIN = -0.05  # height of the chin above the base of the neck
 FOOT_DROP = 0.3  # feet are seen a little from above: what is nearer appears lower
-HAND = 0.135  # length of a palm
+HAND = 0.125  # length of a palm
 
 # Hand: place across the palm (towards the thumb), length of the finger; index to little finger.
-_FINGERS = ((0.30, 0.125), (0.10, 0.14), (-0.10, 0.13), (-0.29, 0.10))
+_FINGERS = ((0.36, 0.15), (0.12, 0.165), (-0.12, 0.155), (-0.35, 0.12))
 _PHALANGES = (0.0, 0.45, 0.75, 1.0)
 
 Vector = tuple[float, float, float]
@@ -84,16 +84,16 @@ def _hand(elbow: Array, wrist: Array, sign: float, curl: float, twist: float) ->
     bend = curl * 1.25
     steps = np.diff(_PHALANGES)
     for n, (across, length) in enumerate(_FINGERS):
-        fan = thumb * across * 0.35
-        at = wrist + axis * (HAND * (0.98 - abs(across - 0.1) * 0.25)) + thumb * (across * HAND * 0.95)
+        fan = thumb * across * 0.6
+        at = wrist + axis * (HAND * (0.98 - abs(across - 0.1) * 0.25)) + thumb * (across * HAND * 1.35)
         points[5 + 4 * n] = at
         for k in range(3):
             angle = bend * (k + 0.6)
             at = at + (axis * math.cos(angle) + palm * math.sin(angle) + fan) * (length * steps[k])
             points[6 + 4 * n + k] = at
-    at = wrist + axis * 0.03 + thumb * 0.035
+    at = wrist + axis * 0.025 + thumb * 0.045
     points[1] = at
-    for k, (forward, aside, length) in enumerate(((0.5, 0.85, 0.06), (0.75, 0.6, 0.05), (0.95, 0.3, 0.045))):
+    for k, (forward, aside, length) in enumerate(((0.45, 0.9, 0.07), (0.7, 0.7, 0.055), (0.9, 0.45, 0.05))):
         at = at + (axis * forward + thumb * aside + palm * curl * 0.5 * k) * length
         points[2 + k] = at
     return points

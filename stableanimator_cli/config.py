@@ -51,7 +51,7 @@ def parse_size(value: str | Size, label: str = "--size") -> Size:
     """``"576x1024"`` -> (width, height) in pixels."""
     if isinstance(value, tuple):
         return value
-    match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[xX×]\s*([1-9]\d{0,4})\s*", value) if isinstance(value, str) else None  # noqa: RUF001
+    match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[xX×]\s*([1-9]\d{0,4})\s*", value) if isinstance(value, str) else None
     if match is None:
         raise ConfigError(label, value, "WxH in pixels, as 576x1024")
     return int(match[1]), int(match[2])
@@ -63,7 +63,9 @@ def parse_range(value: str | Range, label: str = "--frames") -> Range:
         return value
     match = re.fullmatch(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*", value) if isinstance(value, str) else None
     if match is None:
-        raise ConfigError(label, value, "A:B, as 0:48, 10: or :100", hint="A is the first frame, B the one after the last")
+        raise ConfigError(
+            label, value, "A:B, as 0:48, 10: or :100", hint="A is the first frame, B the one after the last"
+        )
     return (None if match[1] is None else int(match[1])), (None if match[2] is None else int(match[2]))
 
 

@@ -78,7 +78,7 @@ class Console:
         RichConsole(file=stream, width=width, markup=False, emoji=False, highlight=False).print(table)
 
     def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
-        """Show how far something long is: ``with console.progress(len(frames), "decode", "frame") as bar: bar.update()``.
+        """Show how far something long is: ``with console.progress(len(frames), "decode") as bar: bar.update()``.
 
         ``total`` may be ``None`` (not known). ``update(n, **fields)`` adds ``n`` done and shows ``fields`` beside it.
         On a terminal it is a bar, into a file a line now and then, and one JSON object a line with ``--progress json``:

@@ -141,18 +141,14 @@ FpsOpt = Annotated[
 ]
 AudioOpt = Annotated[
     Literal["keep", "none"] | None,
-    typer.Option(
-        "--audio", rich_help_panel=OUTPUT, help=says("The sound of a motion video.", AnimateConfig, "audio")
-    ),
+    typer.Option("--audio", rich_help_panel=OUTPUT, help=says("The sound of a motion video.", AnimateConfig, "audio")),
 ]
 PreviewOpt = Annotated[
     bool | None,
     typer.Option(
         "--preview",
         rich_help_panel=OUTPUT,
-        help=says(
-            "Also write OUT.preview.mp4: reference, skeleton and result side by side.", AnimateConfig, "preview"
-        ),
+        help=says("Also write OUT.preview.mp4: reference, skeleton and result side by side.", AnimateConfig, "preview"),
     ),
 ]
 
@@ -342,7 +338,9 @@ DeviceOpt = Annotated[
 ]
 DtypeOpt = Annotated[
     Literal["auto", "float16", "bfloat16", "float32"] | None,
-    typer.Option("--dtype", rich_help_panel=MACHINE, help=says("Type of number of the networks.", DeviceConfig, "dtype")),
+    typer.Option(
+        "--dtype", rich_help_panel=MACHINE, help=says("Type of number of the networks.", DeviceConfig, "dtype")
+    ),
 ]
 OffloadOpt = Annotated[
     Literal["none", "swap"] | None,

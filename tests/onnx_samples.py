@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 13
@@ -27,7 +29,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def constant(self, value: np.ndarray | Sequence[float] | float, dtype: type = np.float32) -> str:
+    def constant(self, value: ArrayLike, dtype: type = np.float32) -> str:
         name = f"c{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value, dtype=dtype), name))
         return name
@@ -35,9 +37,7 @@ class Graph:
     def ints(self, *values: int) -> str:
         return self.constant(np.array(values), np.int64)
 
-    def add(
-        self, op: str, *inputs: str, name: str | None = None, output: str | None = None, **attributes: object
-    ) -> str:
+    def add(self, op: str, *inputs: str, name: str | None = None, output: str | None = None, **attributes: Any) -> str:
         output = output or f"v{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=name or f"{op}_{output}", **attributes))
         return output

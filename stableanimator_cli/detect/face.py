@@ -133,7 +133,8 @@ def model_folder(folder: Path | str) -> Path:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise ModelMissing(
-            f"{folder}: found {found}, expected a folder of face models", hint="fetch them: sa models fetch"
+            f"{folder}: found {found}, expected a folder of face models",
+            hint="`sa models pull antelopev2` fetches them",
         )
     if any(folder.glob("*.onnx")):
         return folder
@@ -143,7 +144,7 @@ def model_folder(folder: Path | str) -> Path:
     found = f"{len(nested)} folders with ONNX files" if nested else "no ONNX file"
     raise ModelMissing(
         f"{folder}: found {found}, expected one SCRFD and one ArcFace .onnx",
-        hint="fetch them (sa models fetch), or name the folder that holds both files",
+        hint="`sa models pull antelopev2` fetches both, or name the folder that holds them",
     )
 
 
@@ -211,5 +212,6 @@ def _open(folder: Path, device: str, threads: int | None, threshold: float) -> d
 def _lacks(folder: Path, what: str) -> ModelDamaged:
     files = ", ".join(sorted(file.name for file in folder.glob("*.onnx")))
     return ModelDamaged(
-        f"{folder}: found {files}, expected {what} among them", hint="fetch the whole folder: sa models fetch"
+        f"{folder}: found {files}, expected {what} among them",
+        hint="`sa models pull antelopev2` fetches the whole folder",
     )

@@ -7,12 +7,16 @@ without a word.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
 
-from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
+from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, OutOfMemory
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -20,7 +24,8 @@ COREML = "CoreMLExecutionProvider"
 
 Provider = str | tuple[str, dict[str, object]]
 
-_REFETCH = "fetch the file again: sa models fetch"
+PULL = "`sa models pull NAME` fetches it"
+PULL_AGAIN = "delete it, and `sa models pull NAME` fetches it again"
 _ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings about graph clean-ups are no news to a user
 
 
@@ -39,7 +44,8 @@ def providers_for(device: str, available: Iterable[str] | None = None) -> list[P
         raise ConfigError("--device", device, "auto, cpu, cuda, cuda:N or mps")
     chosen: list[Provider] = []
     if kind in ("auto", "cuda") and CUDA in have:
-        chosen.append((CUDA, {"device_id": int(index or 0)}))
+        # The default algorithm search times every kernel anew for each batch size, the last short batch included.
+        chosen.append((CUDA, {"device_id": int(index or 0), "cudnn_conv_algo_search": "HEURISTIC"}))
     if kind in ("auto", "mps") and COREML in have:
         chosen.append(COREML)
     return [*chosen, CPU]
@@ -65,17 +71,17 @@ def check_file(path: Path | str) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise ModelMissing(f"{path}: no such file, expected an ONNX model", hint="fetch it: sa models fetch")
+        raise ModelMissing(f"{path}: no such file, expected an ONNX model", hint=PULL)
     if not path.is_file():
         raise ModelDamaged(f"{path}: found a folder, expected an ONNX file", hint="name the .onnx file inside it")
     with path.open("rb") as file:
         head = file.read(64).lstrip()
     if not head:
-        raise ModelDamaged(f"{path}: found nothing in it, expected an ONNX model", hint=_REFETCH)
+        raise ModelDamaged(f"{path}: found nothing in it, expected an ONNX model", hint=PULL_AGAIN)
     if head.startswith(b"version https://git-lfs"):
         raise ModelDamaged(f"{path}: found a Git LFS pointer, expected an ONNX model", hint="run: git lfs pull")
     if head[:1] == b"<":
-        raise ModelDamaged(f"{path}: found a web page, expected an ONNX model", hint=_REFETCH)
+        raise ModelDamaged(f"{path}: found a web page, expected an ONNX model", hint=PULL_AGAIN)
     return path
 
 
@@ -87,10 +93,32 @@ def session(path: Path | str, device: str = "auto", threads: int | None = None) 
     """
     path = check_file(path)
     options, providers = session_options(threads), providers_for(device)
+    if providers[0] != CPU:
+        _load_libraries()
     try:
         return ort.InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # its error classes share no base but Exception
         raise damaged(path, error) from error
+
+
+def run(opened: ort.InferenceSession, pixels: np.ndarray) -> list[np.ndarray]:
+    """All outputs of a network of one input. Raises ``OutOfMemory`` where the device has no room for the batch."""
+    try:
+        return [np.asarray(out) for out in opened.run(None, {opened.get_inputs()[0].name: pixels})]
+    except Exception as error:  # its error classes share no base but Exception
+        if not any(sign in str(error).lower() for sign in ("out of memory", "failed to allocate")):
+            raise
+        found = f"no memory for an ONNX network on a batch of {len(pixels)}"
+        raise OutOfMemory(found, hint="--device cpu runs it in main memory") from error
+
+
+@cache
+def _load_libraries() -> None:
+    """Let ONNX Runtime find the CUDA libraries that came with torch's packages; it does not look there by itself."""
+    preload = getattr(ort, "preload_dlls", None)
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            preload()
 
 
 def damaged(path: Path | str, error: Exception) -> ModelDamaged:
@@ -98,7 +126,7 @@ def damaged(path: Path | str, error: Exception) -> ModelDamaged:
     reason = " ".join(str(error).split()) or type(error).__name__
     if len(reason) > 200:
         reason = reason[:197] + "..."
-    return ModelDamaged(f"{path}: does not open as an ONNX model ({reason})", hint=_REFETCH)
+    return ModelDamaged(f"{path}: does not open as an ONNX model ({reason})", hint=PULL_AGAIN)
 
 
 def describe(opened: ort.InferenceSession, device: str = "auto") -> str:

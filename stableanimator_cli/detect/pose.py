@@ -56,7 +56,6 @@ class PersonDetector:
     ) -> None:
         self._session = onnx.session(path, device, threads)
         self._path, self._device, self._threshold = Path(path), device, threshold
-        self._input = self._session.get_inputs()[0].name
         self.size = self._checked_size()
         self._letterbox = _Letterbox(self.size)
         self._batch = onnx.batch_axis(self._session)
@@ -70,7 +69,7 @@ class PersonDetector:
         people: list[np.ndarray] = []
         for chunk in _chunks(frames, self._batch or batch):
             pixels, ratios = zip(*(self._letterbox(frame) for frame in chunk), strict=True)
-            outputs = self._session.run(None, {self._input: np.stack(pixels)})[0]
+            outputs = onnx.run(self._session, np.stack(pixels))[0]
             if outputs.ndim != 3 or len(outputs) != len(chunk):
                 raise self._damaged(f"an answer of shape {list(outputs.shape)} to {len(chunk)} frames")
             pairs = zip(outputs, ratios, strict=True)
@@ -95,7 +94,7 @@ class PersonDetector:
 
     def _damaged(self, found: str) -> ModelDamaged:
         expected = "a YOLOX detector: (b, 3, 640, 640) -> (b, 8400, 5 + classes) or (b, n, 5)"
-        return ModelDamaged(f"{self._path}: found {found}, expected {expected}", hint="fetch it again: sa models fetch")
+        return ModelDamaged(f"{self._path}: found {found}, expected {expected}", hint=onnx.PULL_AGAIN)
 
 
 class PoseEstimator:
@@ -107,7 +106,6 @@ class PoseEstimator:
     def __init__(self, path: Path | str, device: str = "auto", *, threads: int | None = None) -> None:
         self._session = onnx.session(path, device, threads)
         self._path, self._device = Path(path), device
-        self._input = self._session.get_inputs()[0].name
         self.size = self._checked_size()
         self._crop = _Crop(self.size)
         self._batch = onnx.batch_axis(self._session)
@@ -125,7 +123,7 @@ class PoseEstimator:
         size = self._batch or batch
         for index, chunk in enumerate(_chunks(jobs, size)):
             crops, centres, scales = zip(*(self._crop(checked(frame), box) for frame, box in chunk), strict=True)
-            outputs = self._session.run(None, {self._input: np.stack(crops)})
+            outputs = onnx.run(self._session, np.stack(crops))
             shapes = [list(out.shape) for out in outputs]
             if shapes != [[len(chunk), _POINTS, int(side * SPLIT)] for side in self.size]:
                 raise self._damaged(f"answers of shapes {shapes} to {len(chunk)} people")
@@ -157,7 +155,7 @@ class PoseEstimator:
 
     def _damaged(self, found: str) -> ModelDamaged:
         expected = "DWPose: (b, 3, 384, 288) -> (b, 133, 576) and (b, 133, 768)"
-        return ModelDamaged(f"{self._path}: found {found}, expected {expected}", hint="fetch it again: sa models fetch")
+        return ModelDamaged(f"{self._path}: found {found}, expected {expected}", hint=onnx.PULL_AGAIN)
 
 
 def decode_people(

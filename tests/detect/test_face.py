@@ -203,7 +203,8 @@ def test_embeddings_are_read(tmp_path: Path, shape: tuple[int, ...], dtype: type
     vector = np.random.default_rng(1).standard_normal(shape).astype(dtype)
     np.save(tmp_path / "e.npy", vector)
     read = load_embedding(tmp_path / "e.npy")
-    assert read.shape == (512,) and read.dtype == np.float32
+    assert read.shape == (512,)
+    assert read.dtype == np.float32
     np.testing.assert_array_equal(read, vector.reshape(512).astype(np.float32))
 
 

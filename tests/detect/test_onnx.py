@@ -6,18 +6,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
+from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, OutOfMemory
 from tests import onnx_samples
 
 
 def test_a_file_opens_and_runs(tmp_path: Path) -> None:
     opened = onnx.session(onnx_samples.arcface(tmp_path / "a.onnx"), "cpu", threads=1)
-    (out,) = opened.run(None, {"data": np.ones((2, 3, 112, 112), np.float32)})
+    (out,) = onnx.run(opened, np.ones((2, 3, 112, 112), np.float32))
     assert out.shape == (2, 512)
     assert opened.get_session_options().intra_op_num_threads == 1
     assert onnx.describe(opened, "cpu") == "CPU"
@@ -60,8 +62,9 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 
 def test_providers_follow_the_device() -> None:
     gpu = [onnx.CPU, onnx.CUDA]
-    assert onnx.providers_for("auto", gpu) == [(onnx.CUDA, {"device_id": 0}), onnx.CPU]
-    assert onnx.providers_for("cuda:3", gpu) == [(onnx.CUDA, {"device_id": 3}), onnx.CPU]
+    cuda = {"cudnn_conv_algo_search": "HEURISTIC"}
+    assert onnx.providers_for("auto", gpu) == [(onnx.CUDA, cuda | {"device_id": 0}), onnx.CPU]
+    assert onnx.providers_for("cuda:3", gpu) == [(onnx.CUDA, cuda | {"device_id": 3}), onnx.CPU]
     assert onnx.providers_for("cpu", gpu) == [onnx.CPU]
     assert onnx.providers_for("cuda", [onnx.CPU]) == [onnx.CPU]
     assert onnx.providers_for("mps", [onnx.COREML, onnx.CPU]) == [onnx.COREML, onnx.CPU]
@@ -84,12 +87,28 @@ def test_a_fallback_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         def get_providers(self) -> list[str]:
             return [onnx.CPU]
 
+    opened = cast(onnx.ort.InferenceSession, Opened())
     monkeypatch.setattr(onnx.ort, "get_available_providers", lambda: [onnx.CPU])
-    assert "install onnxruntime-gpu" in onnx.describe(Opened(), "cuda:1")
-    assert "cuda:1 was asked for" in onnx.describe(Opened(), "cuda:1")
+    assert "install onnxruntime-gpu" in onnx.describe(opened, "cuda:1")
+    assert "cuda:1 was asked for" in onnx.describe(opened, "cuda:1")
     monkeypatch.setattr(onnx.ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
-    assert "libraries did not load" in onnx.describe(Opened(), "cuda")
-    assert onnx.describe(Opened(), "auto") == "CPU"
+    assert "libraries did not load" in onnx.describe(opened, "cuda")
+    assert onnx.describe(opened, "auto") == "CPU"
+
+
+def test_a_full_device_is_said() -> None:
+    class Opened:
+        def get_inputs(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(name="data")]
+
+        def run(self, _: None, feeds: dict[str, np.ndarray]) -> None:
+            raise RuntimeError("Failed to allocate memory for requested buffer" if len(feeds["data"]) > 1 else "other")
+
+    opened = cast(onnx.ort.InferenceSession, Opened())
+    with pytest.raises(OutOfMemory, match="a batch of 4"):
+        onnx.run(opened, np.ones(4))
+    with pytest.raises(RuntimeError, match="other"):
+        onnx.run(opened, np.ones(1))
 
 
 def test_telemetry_is_off_before_onnxruntime_loads() -> None:

@@ -51,7 +51,8 @@ def test_golden_letterbox_and_boxes(golden: dict[str, np.ndarray]) -> None:
     np.testing.assert_array_equal(pixels, golden["det_input"][0])
     people = decode_people(golden["det_output"][0], ratio)
     np.testing.assert_array_equal(people[:, :4], golden["boxes"].astype(np.float32))
-    assert (np.diff(people[:, 4]) <= 0).all() and (people[:, 4] > 0.3).all()
+    assert (np.diff(people[:, 4]) <= 0).all()
+    assert (people[:, 4] > 0.3).all()
 
 
 def test_golden_crops_and_points(golden: dict[str, np.ndarray]) -> None:
@@ -90,7 +91,8 @@ def test_people_are_found_and_other_classes_are_not(models: Path, name: str) -> 
     ]
     people = detector.detect(frames, batch=2)
     assert [len(rows) for rows in people] == [1, 0, 2, 0, 1]
-    assert people[1].shape == (0, 5) and people[1].dtype == np.float32
+    assert people[1].shape == (0, 5)
+    assert people[1].dtype == np.float32
     np.testing.assert_allclose(people[0][0, :4], (100, 60, 180, 240), atol=1)
     np.testing.assert_allclose(people[2][:, :4], [(10, 10, 60, 200), (100, 50, 300, 400)], atol=1)
     assert people[2][:, 4].tolist() == pytest.approx([0.9, 0.8])

@@ -31,6 +31,13 @@ class Block(nn.Module):
         self.bn3 = nn.BatchNorm2d(outside)
         self.downsample = nn.Sequential(nn.Conv2d(inside, outside, 1, stride=2, bias=False), nn.BatchNorm2d(outside))
 
+    @property
+    def shortcut(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+        conv, norm = self.downsample
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        return conv, norm
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x)))))
         return self.bn3(y) + self.downsample(x)
@@ -86,7 +93,8 @@ def to_onnx(net: IResNet, *, folded: bool = False, style: str = "flatten", batch
     (Shape, Gather, Unsqueeze, Concat, Reshape) with the slopes behind Unsqueeze and Identity nodes."""
     graph = Graph()
 
-    def weights(tensor: Tensor) -> str:
+    def weights(tensor: Tensor | None) -> str:
+        assert tensor is not None
         return graph.constant(tensor.detach().numpy())
 
     def norm(x: str, bn: nn.BatchNorm2d | nn.BatchNorm1d) -> str:
@@ -99,6 +107,8 @@ def to_onnx(net: IResNet, *, folded: bool = False, style: str = "flatten", batch
         if bn is None or not folded:
             y = graph.add("Conv", x, weights(layer.weight), **attributes)
             return y if bn is None else norm(y, bn)
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
         gain = bn.weight / (bn.running_var + bn.eps).sqrt()
         bias = weights(bn.bias - bn.running_mean * gain)
         return graph.add("Conv", x, weights(layer.weight * gain[:, None, None, None]), bias, **attributes)
@@ -113,7 +123,7 @@ def to_onnx(net: IResNet, *, folded: bool = False, style: str = "flatten", batch
     for stage in range(1, net.stages + 1):
         block: Block = getattr(net, f"layer{stage}")[0]
         y = prelu(conv(norm(x, block.bn1), block.conv1, block.bn2), block.prelu)
-        x = graph.add("Add", conv(y, block.conv2, block.bn3), conv(x, block.downsample[0], block.downsample[1]))
+        x = graph.add("Add", conv(y, block.conv2, block.bn3), conv(x, *block.shortcut))
     x = norm(x, net.bn2)
     if style == "flatten":
         x = graph.add("Gemm", graph.add("Flatten", x), weights(net.fc.weight), weights(net.fc.bias), transB=1)

@@ -69,7 +69,9 @@ def keyed_noise(seed: int, name: str, keys: Iterable[int], shape: tuple[int, ...
     return torch.stack([draw(key) for key in keys])
 
 
-def repeated_noise(seed: int, frames: int, period: int, shape: tuple[int, int, int], picture: tuple[int, ...]) -> Tensor:
+def repeated_noise(
+    seed: int, frames: int, period: int, shape: tuple[int, int, int], picture: tuple[int, ...]
+) -> Tensor:
     """The reference implementation's initial noise: ``period`` frames drawn and repeated -> [frames, *shape].
 
     One generator draws the noise on the reference picture (shape ``picture``) first and the latents after it; frame k

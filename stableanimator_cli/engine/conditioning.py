@@ -78,7 +78,7 @@ class PoseFeatures:
 
 def to_signed(pictures: np.ndarray) -> Tensor:
     """uint8[t,h,w,3] -> float32[t,3,h,w] in [-1,1]."""
-    return rearrange(torch.from_numpy(np.ascontiguousarray(pictures)), "t h w c -> t c h w").float() / 127.5 - 1
+    return rearrange(torch.from_numpy(np.array(pictures)), "t h w c -> t c h w").float() / 127.5 - 1
 
 
 def clip_token(encoder: CLIPVisionModelWithProjection, picture: np.ndarray) -> Tensor:
@@ -110,9 +110,7 @@ def antialiased_resize(pictures: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(blurred, size=(height, width), mode="bicubic", align_corners=True)
 
 
-def reference_latents(
-    vae: AutoencoderKLTemporalDecoder, picture: np.ndarray, noise: Tensor, strength: float
-) -> Tensor:
+def reference_latents(vae: AutoencoderKLTemporalDecoder, picture: np.ndarray, noise: Tensor, strength: float) -> Tensor:
     """Mode of the posterior of the noised picture uint8[h,w,3] -> [1,c,h/8,w/8], without the scaling factor.
 
     SVD conditions on unscaled latents. A float16 VAE with ``force_upcast`` encodes in float32: its encoder overflows.

@@ -1,0 +1,175 @@
+"""The driving motion: whatever the user has, as skeleton pictures at the output's size and rate.
+
+Skeleton videos and folders of skeleton pictures are taken as they are; key points (our ``poses.npz``, OpenPose JSON)
+are drawn.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from stableanimator_cli.animate.skeletons import Skeletons
+from stableanimator_cli.animate.timing import UNTIMED_FPS, is_regular, mean_rate, shown_at
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.media import open_clip, take
+from stableanimator_cli.media_picture import is_picture
+from stableanimator_cli.motion.geometry import Fit, Mode, fit
+from stableanimator_cli.motion.interchange import load_motion
+from stableanimator_cli.motion.openpose import load_openpose
+from stableanimator_cli.motion.skeleton import draw_skeleton, looks_like_skeleton
+from stableanimator_cli.records import Clip, Motion
+from stableanimator_cli.talk import Talk
+
+Kind = Literal["auto", "skeleton", "video"]
+SKELETON_TAG = ("sa.kind", "skeleton")  # what our own skeleton videos carry in their container
+_LOOKED_AT = 8  # frames that decide what an untagged video is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driving:
+    """``skeletons`` one a frame of the output, ``fps`` its exact rate; ``source_size`` (width, height) before fitting.
+    ``audio`` (file, start, end) in seconds of that file, where it has sound."""
+
+    skeletons: Skeletons
+    fps: Fraction
+    source_size: tuple[int, int]
+    audio: tuple[Path, Fraction, Fraction] | None
+
+
+def open_driving(
+    path: Path,
+    *,
+    kind: Kind,
+    frames: tuple[int | None, int | None] | None,
+    fps: Fraction | None,
+    size: tuple[int, int],
+    resize: Mode,
+    talk: Talk,
+) -> Driving:
+    """Read MOTION. ``frames`` is a half-open slice of the source's frames; ``fps`` the output's rate (default: the
+    source's, or 30 where it has no clock). Raises ``BadInput`` with file and frame."""
+    start, stop = frames or (None, None)
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return _from_motion(load_motion(path), path, start, stop, fps, size, resize, talk)
+    if _holds_openpose(path):
+        read = load_openpose(path)
+        if read.size_from == "extent":
+            width, height = read.motion.size
+            talk.warn(
+                f"{path.name} does not say the size of its frames: {width}x{height} guessed from the points; "
+                "add canvas_width and canvas_height"
+            )
+        return _from_motion(read.motion, path, start, stop, fps, size, resize, talk)
+    clip = open_clip(path)
+    _require_skeletons(clip, kind, talk)
+    return _from_clip(take(clip, start, stop), fps, size, resize, talk)
+
+
+def _holds_openpose(path: Path) -> bool:
+    """A .json file, or a folder of them that has no pictures."""
+    if not path.is_dir():
+        return path.suffix.lower() == ".json" and path.is_file()
+    return any(path.glob("*.json")) and not any(is_picture(file) for file in path.iterdir() if file.is_file())
+
+
+def _require_skeletons(clip: Clip, kind: Kind, talk: Talk) -> None:
+    """Decide what a video shows. A plain one needs a pose detector, which this version does not have yet."""
+    if kind == "auto":
+        name, value = SKELETON_TAG
+        tagged = clip.tag.get(name) == value
+        looked = [frame for _, frame in itertools.islice(clip.frames(), _LOOKED_AT)]
+        skeleton = tagged or sum(map(looks_like_skeleton, looked)) * 2 > len(looked)
+        why = "by its tag" if tagged else "black but for its limbs" if skeleton else "not black like a skeleton"
+        talk.note(f"{clip.path.name}: taken for a {'skeleton' if skeleton else 'plain'} video ({why})")
+        kind = "skeleton" if skeleton else "video"
+    if kind == "video":
+        raise BadInput(
+            clip.path,
+            "a plain video",
+            "skeletons: a skeleton video or pictures, poses.npz or OpenPose JSON",
+            hint="finding poses in plain videos is not built yet; if these are skeletons, say --motion-kind skeleton",
+        )
+
+
+def _from_clip(clip: Clip, fps: Fraction | None, size: tuple[int, int], resize: Mode, talk: Talk) -> Driving:
+    there = fit(clip.size, size, resize)
+    say_cut(there, clip.path, talk)
+    skeletons, times = Skeletons(size), []
+    with talk.progress(clip.count, "read motion", "frame") as bar:
+        for time, picture in clip.frames():
+            # bicubic, as the reference implementation resizes skeleton pictures
+            skeletons.append(there.apply_image(picture, resample="bicubic"))
+            times.append(time)
+            bar.update()
+    if not times:
+        raise BadInput(clip.path, "no frames", "at least one")
+    if None in times or len(times) == 1:
+        rate = fps or clip.fps or UNTIMED_FPS
+        start = times[0] or Fraction(0)
+        audio = (clip.path, start, start + len(times) / rate) if clip.audio else None
+        return Driving(skeletons=skeletons, fps=rate, source_size=clip.size, audio=audio)
+    own = clip.fps or mean_rate(times)
+    skeletons, rate = _at_rate(skeletons, times, own, fps)
+    audio = (clip.path, times[0], times[-1] + 1 / own) if clip.audio else None
+    return Driving(skeletons=skeletons, fps=rate, source_size=clip.size, audio=audio)
+
+
+def _from_motion(
+    motion: Motion,
+    path: Path,
+    start: int | None,
+    stop: int | None,
+    fps: Fraction | None,
+    size: tuple[int, int],
+    resize: Mode,
+    talk: Talk,
+) -> Driving:
+    indices = range(len(motion))[start:stop]
+    if not indices:
+        raise BadInput(path, f"{len(motion)} frames", f"frames in {start or 0}:{'' if stop is None else stop}")
+    if not motion.present[list(indices)].any():
+        raise BadInput(path, "nobody in any frame", "at least one person", hint="choose other --frames")
+    there = fit(motion.size, size, resize)
+    say_cut(there, path, talk)
+
+    def drawn() -> Iterator[np.ndarray]:
+        fitted = there.transform_motion(motion)
+        with talk.progress(len(indices), "draw skeletons", "frame") as bar:
+            for index in indices:
+                yield draw_skeleton(fitted.keypoints[index][fitted.present[index]], size)
+                bar.update()
+
+    skeletons = Skeletons(size, drawn())
+    if motion.times is None:
+        return Driving(skeletons=skeletons, fps=fps or UNTIMED_FPS, source_size=motion.size, audio=None)
+    times = [motion.times[index] for index in indices]
+    skeletons, rate = _at_rate(skeletons, times, mean_rate(motion.times), fps)
+    return Driving(skeletons=skeletons, fps=rate, source_size=motion.size, audio=None)
+
+
+def _at_rate(
+    skeletons: Skeletons, times: Sequence[Fraction], own: Fraction, wanted: Fraction | None
+) -> tuple[Skeletons, Fraction]:
+    """At a constant rate: untouched where it has that rate already, else the frame shown at each tick."""
+    rate = wanted or own
+    if rate == own and is_regular(times, own):
+        return skeletons, rate
+    return skeletons.reordered(shown_at(times, rate, 1 / own)), rate
+
+
+def say_cut(there: Fit, path: Path, talk: Talk) -> None:
+    """Say it where fitting cuts away or distorts much of what the user gave."""
+    (x0, y0, x1, y1), (width, height) = there.box, there.source
+    kept = (x1 - x0) * (y1 - y0) / (width * height)
+    if kept < 0.9:
+        talk.note(f"{path.name}: {1 - kept:.0%} of the picture is cut off at the sides; --resize pad keeps all of it")
+    across, down = there.scale
+    if max(across, down) > 1.1 * min(across, down):
+        talk.note(f"{path.name}: stretched by {max(across, down) / min(across, down):.2f} on one side, as --resize asks")

@@ -1,0 +1,167 @@
+"""What a run was and what it made: the plan before it, ``OUT.json`` beside the video after it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from stableanimator_cli import __version__, catalogue_fetch
+from stableanimator_cli.animate.driving import Driving
+from stableanimator_cli.config import AnimateConfig, to_toml
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
+from stableanimator_cli.engine.weights import NETWORKS
+from stableanimator_cli.media_files import appearing, natural_key
+from stableanimator_cli.records import ModelFolder
+
+FORMAT = 1  # of OUT.json
+_LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python", "insightface", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Animation:
+    """A finished run: the video, its record, frames, exact rate and seconds by stage."""
+
+    video: Path
+    record: Path
+    preview: Path | None
+    frames: int
+    fps: str
+    seconds: Mapping[str, float]
+    calls: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "video": str(self.video),
+            "record": str(self.record),
+            "preview": None if self.preview is None else str(self.preview),
+            "frames": self.frames,
+            "fps": self.fps,
+            "seconds": dict(self.seconds),
+            "calls": dict(self.calls),
+        }
+
+    def summary(self) -> str:
+        return str(self.video)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnimationPlan:
+    """What a run would do, from ``--plan``: counted, nothing loaded."""
+
+    data: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls, config: AnimateConfig, model: ModelFolder, device: DevicePlan, request: RenderRequest, driving: Driving
+    ) -> AnimationPlan:
+        height, width = request.fitted.shape[:2]
+        return cls(
+            data={
+                "model": model.name,
+                "device": device.describe(),
+                "size": [width, height],
+                "frames": request.plan.total,
+                "fps": str(driving.fps),
+                "seconds": round(float(request.plan.total / driving.fps), 3),
+                "steps": config.sampling.steps,
+                "windows": [list(window.frames) for window in request.plan],
+                "weights": [list(window.weights) for window in request.plan],
+                "calls": calls_of(request),
+                "weight_bytes": {
+                    name: model.files[name].stat().st_size for name in NETWORKS if model.files[name].is_file()
+                },
+                "windows_text": request.plan.describe(),
+                "config": tomllib.loads(to_toml(config)),
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in self.data.items() if key != "windows_text"}
+
+    def summary(self) -> str:
+        d = self.data
+        calls = d["calls"]
+        gib = sum(d["weight_bytes"].values()) / 2**30
+        return "\n".join(
+            [
+                f"model      {d['model']} ({gib:.2f} GiB of weights on disk)",
+                f"device     {d['device']}",
+                f"output     {d['frames']} frames of {d['size'][0]}x{d['size'][1]} at {d['fps']} a second, "
+                f"{d['seconds']:g} s",
+                f"sampling   {d['steps']} steps, {len(d['windows'])} window(s), {calls['unet']} UNet calls",
+                f"decoding   {calls['vae_decode']} decoder calls",
+                d["windows_text"],
+            ]
+        )
+
+
+def write(
+    config: AnimateConfig, engine: Engine, request: RenderRequest, driving: Driving, stages: Stages
+) -> Animation:
+    """Write ``OUT.json``: enough to repeat the run and to check that it repeats."""
+    inputs = {"reference": config.reference, "motion": config.motion}
+    if config.face_embedding is not None:
+        inputs["face_embedding"] = config.face_embedding
+    data = {
+        "format": FORMAT,
+        "stableanimator-cli": __version__,
+        "config": tomllib.loads(to_toml(config)),
+        "seed": config.sampling.seed,
+        "model": {
+            "name": engine.model.name,
+            "path": str(engine.model.path),
+            "sha256": {name: catalogue_fetch.digest(engine.model.files[name]) for name in NETWORKS},
+        },
+        "inputs": {name: {"path": str(path), "sha256": digest_of(path)} for name, path in inputs.items()},
+        "output": {
+            "path": str(config.output),
+            "sha256": digest_of(config.output),
+            "frames": request.plan.total,
+            "fps": str(driving.fps),
+        },
+        "face": request.face is not None,
+        "windows": [list(window.frames) for window in request.plan],
+        "device": engine.plan.describe(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
+        "seconds": {name: round(value, 3) for name, value in stages.seconds.items()},
+        "calls": stages.calls,
+    }
+    with appearing(config.record_path) as part:
+        part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    return Animation(
+        video=config.output,
+        record=config.record_path,
+        preview=config.preview_path if config.preview else None,
+        frames=request.plan.total,
+        fps=str(driving.fps),
+        seconds=data["seconds"],
+        calls=stages.calls,
+    )
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file, or of a folder's visible files by name and content in natural order."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    names = (p.name for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+    for name in sorted(names, key=natural_key):
+        whole.update(f"{name}\0{digest_of(path / name)}\n".encode())
+    return whole.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,50 @@
+"""Skeleton pictures of a whole motion, compressed in memory, so that any window can ask for any frame."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+class Skeletons:
+    """Pictures uint8[h,w,3] of one size, by output frame. Skeletons are mostly black: some 50 kB a frame at 576x1024,
+    less than the frame's latents, which is what keeps long videos in memory."""
+
+    def __init__(self, size: tuple[int, int], pictures: Iterable[np.ndarray] = ()) -> None:
+        self.size = size
+        self._packed: list[bytes] = []
+        self._order: list[int] = []
+        for picture in pictures:
+            self.append(picture)
+
+    def append(self, picture: np.ndarray) -> None:
+        width, height = self.size
+        if picture.shape != (height, width, 3):
+            raise ValueError(f"a skeleton of shape {picture.shape}, expected {(height, width, 3)}")
+        self._order.append(len(self._packed))
+        self._packed.append(zlib.compress(np.ascontiguousarray(picture), 1))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def frame(self, index: int) -> np.ndarray:
+        width, height = self.size
+        data = zlib.decompress(self._packed[self._order[index]])
+        return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+
+    def reordered(self, indices: Sequence[int]) -> Skeletons:
+        """The same pictures in another order, some twice or not at all: how a motion gets another frame rate."""
+        other = Skeletons(self.size)
+        other._packed = self._packed
+        other._order = [self._order[index] for index in indices]
+        return other
+
+    def behind(self, picture: np.ndarray) -> Skeletons:
+        """The same with ``picture`` in front: the anchor of every window."""
+        other = Skeletons(self.size)
+        other._packed, other._order = list(self._packed), []
+        other.append(picture)
+        other._order += self._order
+        return other

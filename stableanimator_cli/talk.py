@@ -1,0 +1,52 @@
+"""How a stage speaks while it works, without knowing who listens: the command line passes its console."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """How far something long is; a context manager."""
+
+    def update(self, n: int = 1, **fields: Any) -> None: ...
+
+    def __enter__(self) -> Progress: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Talk(Protocol):
+    """``note`` says something by the way, ``warn`` what the user should act on, ``progress`` shows long work."""
+
+    def note(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress: ...
+
+
+class _NoProgress:
+    def update(self, n: int = 1, **fields: Any) -> None:
+        pass
+
+    def __enter__(self) -> _NoProgress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+class Silent:
+    """Says nothing: for callers that are programs."""
+
+    def note(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        pass
+
+    def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
+        return _NoProgress()

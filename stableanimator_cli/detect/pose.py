@@ -229,7 +229,7 @@ class _Crop(RTMPose):
         box = np.asarray(box, dtype=np.float64)
         if not np.isfinite(box).all() or box[2] <= box[0] or box[3] <= box[1]:
             raise ValueError(f"box {box.tolist()} has no area")
-        pixels, centre, scale = self.preprocess(image, box)
+        pixels, centre, scale = self.preprocess(image, box.tolist())
         return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32), centre, scale
 
 

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from insightface.app import FaceAnalysis
 
 from stableanimator_cli.detect.face import FaceReader, align, load_embedding, model_folder
 from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged, ModelMissing
+from stableanimator_cli.records import ChannelOrder
 from tests import onnx_samples
 from tests.onnx_samples import GREEN, RED
 
@@ -44,6 +46,7 @@ def test_a_face_is_found_where_it_is(reader: FaceReader) -> None:
     np.testing.assert_allclose(face.box, (100, 60, 180, 140), atol=1)
     np.testing.assert_allclose(face.landmarks, onnx_samples.FACE_POINTS * 80 / 112 + np.array((100, 60)), atol=1)
     assert face.score == pytest.approx(0.9)
+    assert face.embedding is not None
     assert face.box.dtype == face.landmarks.dtype == face.embedding.dtype == np.float32
     assert face.embedding.shape == (512,)
     assert np.linalg.norm(face.embedding) > 2, "raw, not normalised"
@@ -66,7 +69,7 @@ def test_an_embedding_does_not_depend_on_other_faces(reader: FaceReader) -> None
 
 
 @pytest.mark.parametrize("order", ["bgr", "rgb"])
-def test_it_is_what_insightface_answers(folder: Path, order: str) -> None:
+def test_it_is_what_insightface_answers(folder: Path, order: ChannelOrder) -> None:
     image = picture(red=(100, 60, 185, 140), blue=(200, 100, 330, 230))
     reader = FaceReader(folder, order, "cpu", threads=1)
     theirs = FaceAnalysis(str(folder), allowed_modules=["detection", "recognition"], providers=["CPUExecutionProvider"])
@@ -75,6 +78,7 @@ def test_it_is_what_insightface_answers(folder: Path, order: str) -> None:
         warnings.simplefilter("ignore", FutureWarning)
         (expected,) = theirs.get(image[..., ::-1] if order == "bgr" else image)
     (face,) = reader.faces(image)
+    assert face.embedding is not None
     np.testing.assert_allclose(face.box, expected.bbox, atol=1e-4)
     np.testing.assert_allclose(face.landmarks, expected.kps, atol=1e-4)
     np.testing.assert_allclose(face.embedding, expected.embedding, atol=1e-4)
@@ -136,6 +140,7 @@ def test_alignment_puts_the_eyes_on_the_template() -> None:
     for x, y in landmarks:
         cv2.circle(image, (round(x), round(y)), 2, (255, 255, 255), -1)
     aligned = align(image, landmarks)
+    assert aligned is not None
     for x, y in onnx_samples.FACE_POINTS:
         assert aligned[round(y), round(x)].min() > 150
 
@@ -185,7 +190,7 @@ def test_folders_that_break_the_contract(tmp_path: Path) -> None:
 
 def test_unknown_channel_orders_and_devices(folder: Path) -> None:
     with pytest.raises(ConfigError, match="face_channel_order"):
-        FaceReader(folder, "RGB")
+        FaceReader(folder, cast(ChannelOrder, "RGB"))
     with pytest.raises(ConfigError, match="--device"):
         FaceReader(folder, device="gpu")
 

@@ -110,7 +110,9 @@ class Scene:
             neck = height * (0.57 if count == 1 else 0.6)
             bottom = None
         else:
-            unit = min(height / 3.45, width / (1.6, 2.6, 3.5)[count - 1])
+            # Room for the tallest, for hair over the head, and for the feet.
+            tallest = max(person.build.torso + person.build.leg for person in self.people) + 1.65
+            unit = min(height / tallest, width / (1.6, 2.6, 3.5)[count - 1])
             neck, bottom = 0.0, height * 0.95
         unit *= self._zoom
         apart = ((0.0,), (-0.56, 0.56), (-0.95, 0.0, 0.95))[count - 1]

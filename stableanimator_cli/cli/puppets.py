@@ -1,0 +1,71 @@
+"""``sa puppets``: drawn people with known truth, as videos, pictures and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from stableanimator_cli.cli import console, options
+
+FolderArg = Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write, or to go on writing.")]
+VideosOpt = Annotated[
+    int, typer.Option("--videos", metavar="N", min=1, max=100_000, help="How many videos the folder is to hold.")
+]
+FramesOpt = Annotated[int, typer.Option("--frames", metavar="T", min=1, help="Frames of each video.")]
+SizeOpt = Annotated[str, typer.Option("--size", metavar="WxH", help="Width and height in pixels, both even.")]
+FpsOpt = Annotated[str, typer.Option("--fps", metavar="RATE", help="Frames a second, as 25 or 30000/1001.")]
+PeopleOpt = Annotated[int, typer.Option("--people", metavar="1|2|3", min=1, max=3, help="People in each video.")]
+SeedOpt = Annotated[
+    int,
+    typer.Option("--seed", metavar="K", min=0, max=1_000_000, help="Other people and movements; no two seeds share one."),
+]
+SplitOpt = Annotated[
+    Literal["train", "val", "test"],
+    typer.Option("--split", help="No split shares a person or a movement with another."),
+]
+FramingOpt = Annotated[
+    Literal["half", "whole", "mixed"],
+    typer.Option("--framing", help="Head and trunk, head to foot, or some of both."),
+]
+
+
+def puppets(
+    folder: FolderArg,
+    videos: VideosOpt = 8,
+    frames: FramesOpt = 16,
+    size: SizeOpt = "128x128",
+    fps: FpsOpt = "8",
+    people: PeopleOpt = 1,
+    seed: SeedOpt = 0,
+    split: SplitOpt = "train",
+    framing: FramingOpt = "half",
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
+    progress: options.ProgressOpt = "bar",
+) -> None:
+    """\b
+    sa puppets figures
+    sa puppets figures-test --videos 4 --size 256x256 --people 2 --split test
+
+    Draw people that move: videos, reference pictures, and the truth about every key point and face in them. A run that
+    was cut goes on where it stopped. Prints the folder.
+    """
+    out = console.configure(json=json, quiet=quiet, progress=progress)
+    from stableanimator_cli.config import parse_fps, parse_size
+    from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
+
+    plan = PuppetPlan(
+        folder=folder,
+        videos=videos,
+        frames=frames,
+        size=parse_size(size),
+        fps=parse_fps(fps),
+        people=people,
+        seed=seed,
+        split=split,
+        framing=framing,
+    )
+    report = write_puppets(plan, out)
+    out.result(report.to_json(), report.summary())

@@ -1,0 +1,210 @@
+"""Puppets on disk: videos, reference pictures and the truth about both, for programs that read files.
+
+A folder holds ``puppets.json`` (its settings) and, for each video, ``videos/00000.mp4``, ``references/00000.png``,
+``truth/00000.npz`` (the motion, as ``motion.interchange`` writes it), ``truth/00000.faces.npz`` (``boxes``
+float32[t,p,4] and ``landmarks`` float32[t,p,5,2], NaN where no face can be seen, ``identities`` int64[p], ``depth``
+int64[p] with 0 nearest) and ``truth/00000.json`` (who, dressed how, doing what in each frame). The JSON is written last:
+where it is, the video is done, so a run that was cut goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.motion.interchange import appearing, save_motion
+from stableanimator_cli.puppets.render import PuppetFrame
+from stableanimator_cli.puppets.sample import MAX_PEOPLE, SPLITS
+from stableanimator_cli.puppets.scene import FRAMINGS, MAX_SIDE, MIN_SIDE, Scene, motion_of, sample_scene
+from stableanimator_cli.talk import Silent, Talk
+
+MAX_VIDEOS = 100_000  # a seed owns this many scenes, so that two seeds share none
+MAX_SEED = 1_000_000
+_SETTINGS = "puppets.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PuppetPlan:
+    """What to write. ``size`` is (width, height), both even because H.264 needs it."""
+
+    folder: Path
+    videos: int = 8
+    frames: int = 16
+    size: tuple[int, int] = (128, 128)
+    fps: Fraction = Fraction(8)
+    people: int = 1
+    seed: int = 0
+    split: str = "train"
+    framing: str = "half"
+
+    def __post_init__(self) -> None:
+        width, height = self.size
+        even = width % 2 == 0 and height % 2 == 0 and all(MIN_SIDE <= side <= MAX_SIDE for side in self.size)
+        checks = (
+            (1 <= self.videos <= MAX_VIDEOS, "--videos", self.videos, f"1 to {MAX_VIDEOS}"),
+            (self.frames >= 1, "--frames", self.frames, "1 or more"),
+            (even, "--size", f"{width}x{height}", f"even sides of {MIN_SIDE} to {MAX_SIDE} pixels"),
+            (0 < self.fps <= 1000, "--fps", str(self.fps), "more than 0 and at most 1000"),
+            (1 <= self.people <= MAX_PEOPLE, "--people", self.people, f"1 to {MAX_PEOPLE}"),
+            (0 <= self.seed <= MAX_SEED, "--seed", self.seed, f"0 to {MAX_SEED}"),
+            (self.split in SPLITS, "--split", self.split, f"one of {', '.join(SPLITS)}"),
+            (self.framing in FRAMINGS, "--framing", self.framing, f"one of {', '.join(FRAMINGS)}"),
+        )
+        for holds, option, found, expected in checks:
+            if not holds:
+                raise ConfigError(option, found, expected)
+
+    def settings(self) -> dict[str, Any]:
+        """What all videos of a folder share; the number of videos may grow."""
+        return {
+            "format": _FORMAT,
+            "frames": self.frames,
+            "size": list(self.size),
+            "fps": str(self.fps),
+            "people": self.people,
+            "seed": self.seed,
+            "split": self.split,
+            "framing": self.framing,
+        }
+
+    def scene(self, n: int) -> Scene:
+        """The ``n``-th video of the folder."""
+        return sample_scene(
+            self.split,
+            self.seed * MAX_VIDEOS + n,
+            people=self.people,
+            framing=self.framing,
+            size=self.size,
+            frames=self.frames,
+            fps=self.fps,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PuppetReport:
+    """What a run wrote and what it found done."""
+
+    folder: Path
+    written: int
+    kept: int
+    frames: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "written": self.written, "kept": self.kept, "frames": self.frames}
+
+    def summary(self) -> str:
+        return str(self.folder)
+
+
+def write_puppets(plan: PuppetPlan, talk: Talk | None = None) -> PuppetReport:
+    """Write what of the plan is not there yet.
+
+    Raises ``BadInput`` where the folder holds other things, or puppets of other settings, or cannot be written.
+    """
+    talk = talk or Silent()
+    _claim(plan)
+    missing = [n for n in range(plan.videos) if not _paths(plan.folder, n)["record"].exists()]
+    if len(missing) < plan.videos:
+        talk.note(f"{plan.folder}: {plan.videos - len(missing)} of {plan.videos} videos are there already")
+    with talk.progress(len(missing) * plan.frames, "puppets", "frame") as bar:
+        for n in missing:
+            _write_video(plan, n, bar.update)
+    return PuppetReport(
+        folder=plan.folder, written=len(missing), kept=plan.videos - len(missing), frames=len(missing) * plan.frames
+    )
+
+
+def _claim(plan: PuppetPlan) -> None:
+    """Make the folder, or make sure that it is ours and of the same settings."""
+    file = plan.folder / _SETTINGS
+    if plan.folder.exists() and not plan.folder.is_dir():
+        raise BadInput(plan.folder, "a file", "a folder", hint="choose another DIR")
+    if not file.exists():
+        if plan.folder.is_dir() and any(not entry.name.startswith(".") for entry in plan.folder.iterdir()):
+            raise BadInput(plan.folder, "a folder with other things", "a new, an empty or a puppets folder", hint="choose another DIR")
+        _write_json(file, plan.settings())
+        return
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput(file, "no JSON object", "the settings of a puppets folder", hint="choose another DIR")
+    for key, wanted in plan.settings().items():
+        if found.get(key) != wanted:
+            raise BadInput(
+                file, f"{key} {found.get(key)}", f"{key} {wanted} as asked for",
+                hint=f"repeat the settings of {file.name} to go on, or choose another DIR",
+            )  # fmt: skip
+
+
+def _paths(folder: Path, n: int) -> dict[str, Path]:
+    return {
+        "video": folder / "videos" / f"{n:05d}.mp4",
+        "reference": folder / "references" / f"{n:05d}.png",
+        "motion": folder / "truth" / f"{n:05d}.npz",
+        "faces": folder / "truth" / f"{n:05d}.faces.npz",
+        "record": folder / "truth" / f"{n:05d}.json",
+    }
+
+
+def _write_video(plan: PuppetPlan, n: int, tell: Any) -> None:
+    scene, paths = plan.scene(n), _paths(plan.folder, n)
+    paths["video"].parent.mkdir(parents=True, exist_ok=True)
+    frames: list[PuppetFrame] = []
+    with VideoWriter(paths["video"], plan.size, plan.fps, tag={"puppets": f"{plan.split} seed {plan.seed} video {n}"}) as video:
+        for frame in scene.clip():
+            video.write(frame.image)
+            # The truth of a long clip stays small; its pictures would not.
+            frames.append(dataclasses.replace(frame, image=frame.image[:0]))
+            tell(1)
+    reference = scene.reference()
+    paths["reference"].parent.mkdir(parents=True, exist_ok=True)
+    write_picture(paths["reference"], reference.image)
+    save_motion(paths["motion"], motion_of(frames, plan.size, plan.fps))
+    with appearing(paths["faces"]) as part, part.open("wb") as file:
+        np.savez_compressed(
+            file,
+            boxes=np.stack([frame.face_boxes for frame in frames]),
+            landmarks=np.stack([frame.landmarks for frame in frames]),
+            identities=frames[0].identities,
+            depth=frames[0].depth,
+        )
+    people = []
+    for k, person in enumerate(scene.people):
+        people.append(
+            {
+                "identity": dataclasses.asdict(person.identity),
+                "build": dataclasses.asdict(person.build),
+                "clothes": dataclasses.asdict(person.clothes),
+                "depth": int(frames[0].depth[k]),
+                "behaviour": [scene.behaviour(t, k) for t in range(plan.frames)],
+                "reference": {
+                    "face_box": _numbers(reference.face_boxes[k]),
+                    "landmarks": _numbers(reference.landmarks[k]),
+                    "keypoints": _numbers(reference.keypoints[k]),
+                },
+            }
+        )
+    record = {"video": n, "framing": scene.framing, "backdrop": scene.backdrop.kind, "people": people}
+    files = {name: str(path.relative_to(plan.folder)) for name, path in paths.items() if name != "record"}
+    _write_json(paths["record"], plan.settings() | record | {"files": files})
+
+
+def _numbers(array: np.ndarray) -> list[Any] | None:
+    """Rounded to a hundredth of a pixel; ``None`` where there is nothing."""
+    return None if np.isnan(array).any() else np.round(array.astype(float), 2).tolist()
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    with appearing(path) as part:
+        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from torch.nn import functional as F
 
+from stableanimator_cli.detect.onnx import ort, session_options
 from stableanimator_cli.nets.arcface import ArcFace, crop_resize
 from tests import onnx_samples
 from tests.nets.iresnet import IResNet, filled, to_onnx
@@ -28,9 +28,9 @@ def pixels() -> torch.Tensor:
 
 
 def runtime(model: onnx.ModelProto, pixels: np.ndarray) -> np.ndarray:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model.SerializeToString(), session_options(threads=1), providers=["CPUExecutionProvider"]
+    )
     return np.asarray(session.run(None, {session.get_inputs()[0].name: pixels})[0])
 
 

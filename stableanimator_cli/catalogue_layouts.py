@@ -51,7 +51,8 @@ class Found:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """What a folder holds. ``parts`` and ``looked`` (folders) go by (catalogue entry, role); ``primary`` is the
-    entry that the folder is a download of. ``face_channel_order`` is set where the layout tells the order better than the entry."""
+    entry that the folder is a download of. ``face_channel_order`` is set where the layout tells it better
+    than the entry does."""
 
     folder: Path
     primary: str

@@ -1,8 +1,8 @@
 """``model.toml``: what a model folder says of itself, read strictly.
 
 The file is data: names, licences, sizes, digests and relative paths. A key that nobody reads is refused with the
-nearest one that is read, because a misspelt ``sha256`` would otherwise switch a check off in silence. Paths stay inside the
-folder and addresses are http(s), so that a model folder from a stranger can name nothing else on the machine.
+nearest one that is read, because a misspelt ``sha256`` would otherwise switch a check off in silence. Paths stay inside
+the folder and addresses are http(s), so that a model folder from a stranger can name nothing else on the machine.
 The schema is told in ``models/README.md``.
 """
 

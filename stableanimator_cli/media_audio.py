@@ -45,7 +45,7 @@ class AudioTrack:
         self.pending: tuple[Fraction, Packet | np.ndarray] | None = None
         if self.stream is None:
             return
-        self.copies = self.stream.codec_context.name.removesuffix("float") in _COPIED
+        self.copies = self.stream.codec_context.codec.canonical_name in _COPIED
         if self.copies:
             self.target = output.add_stream_from_template(self.stream)
             self.parts: Iterator[tuple[Fraction, Packet | np.ndarray]] = self._packets(self.stream)

@@ -66,7 +66,7 @@ def describe_video(path: Path) -> dict[str, Any]:
             seconds = float(count / rate)
         audio = next(iter(container.streams.audio), None)
         return {
-            "codec": stream.codec_context.name,
+            "codec": stream.codec_context.codec.canonical_name,
             "pix_fmt": first.format.name,
             "rotation": -first.rotation % 360,
             "fps": None if rate is None else str(rate),
@@ -74,7 +74,7 @@ def describe_video(path: Path) -> dict[str, Any]:
             "duration": seconds,
             "audio": None
             if audio is None
-            else {"codec": audio.codec_context.name, "rate": audio.rate, "channels": audio.channels},
+            else {"codec": audio.codec_context.codec.canonical_name, "rate": audio.rate, "channels": audio.channels},
             "tag": dict(container.metadata),
         }
 
@@ -201,7 +201,7 @@ def _drained(decoder: Any) -> list[VideoFrame]:
 
 def _decoder(stream: VideoStream) -> Any:
     # FFmpeg's own VP8 and VP9 decoders drop the alpha channel of WebM; those of libvpx keep it.
-    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.codec.canonical_name)
     if name is not None and stream.metadata.get("alpha_mode") == "1":
         return av.CodecContext.create(name, "r")
     return stream.codec_context
@@ -231,7 +231,7 @@ def _clock(text: str) -> Fraction | None:
 
 
 def _indexed(stream: VideoStream) -> int | None:
-    """Packets that the index of an MP4 or AVI lists, where it lists all."""
+    """Packets that the index of an MP4 or MOV lists, where it lists all (fragmented files do not)."""
     entries = len(stream.index_entries)
     return entries if entries > 0 and entries == stream.frames and "mp4" in stream.container.format.name else None
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # records imports numpy: see above
 
 DEFAULT = "stableanimator"
 DRAWN = "puppet"
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx")
 _LFS = b"version https://git-lfs"
 
 
@@ -59,8 +60,8 @@ def store(name: str) -> Path:
 
 def names() -> list[str]:
     """All names that ``--model`` takes: the shipped entries, and model folders that were imported."""
-    found = {p.parent.name for folder in (shipped(), home() / "models") for p in folder.glob(f"*/{FILE_NAME}")}
-    return sorted(found)
+    found = (p for folder in (shipped(), home() / "models") for p in folder.glob(f"*/{FILE_NAME}"))
+    return sorted({p.parent.name for p in found if p.is_file()})  # a link may point at a checkpoint that is gone
 
 
 def entry(name: str) -> Entry:
@@ -97,7 +98,7 @@ def weight_names(name: str) -> tuple[str, ...]:
     diffusers knows, the listed one comes first.
     """
     path = Path(name)
-    if path.suffix not in (".safetensors", ".bin", ".pth", ".pt", ".ckpt"):
+    if path.suffix not in _SUFFIXES or path.suffix == ".onnx":
         return (name,)
     stem = path.stem.removesuffix(".fp16")
     full, half = f"{stem}.safetensors", f"{stem}.fp16.safetensors"
@@ -114,11 +115,13 @@ def locate(found: Entry, path: str) -> Path | None:
     for root in roots(found):
         for base in (root, root / found.name):
             place = base / path
-            if found.file(path) is not None or place.suffix:
+            if found.file(path) is not None or Path(path).suffix in _SUFFIXES:
                 for name in weight_names(place.name):
                     if place.with_name(name).is_file():
                         return place.with_name(name)
                 continue
+            if place.is_file():
+                return place
             inside = [base / f.path for f in found.under(path) if not f.optional]
             if all(p.is_file() for p in inside) if inside else place.is_dir() and any(place.iterdir()):
                 return place

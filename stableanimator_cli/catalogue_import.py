@@ -140,6 +140,14 @@ def _model_folder(job: _Job, found: Entry) -> None:
             "a name that the catalogue does not have yet",
             hint="give the model another name there, or use the folder by its path",
         )
+    told_from_here = [n for n in found.needs if n not in catalogue.names() and not Path(n).expanduser().is_absolute()]
+    if told_from_here:
+        raise BadInput(
+            found.folder / FILE_NAME,
+            f"needs = {told_from_here[0]!r}",
+            "catalogue names or absolute folders, because the model is opened from elsewhere",
+            hint="import that model first and name it here, or use this folder by its path",
+        )
     files = sorted(p for p in found.folder.rglob("*") if p.is_file() and not p.name.endswith(".part"))
     # the description comes last: the name must not exist before its files do
     for path in sorted(files, key=lambda p: p == found.folder / FILE_NAME):
@@ -154,6 +162,14 @@ def _model_folder(job: _Job, found: Entry) -> None:
 
 
 def _layout(job: _Job, layout: catalogue_layouts.Layout) -> None:
+    order = catalogue.entry(layout.primary).face_channel_order
+    if layout.face_channel_order not in (None, order):
+        raise BadInput(
+            layout.folder,
+            f"a training checkpoint whose faces are {layout.face_channel_order}",
+            f"the released weights, whose faces are {order}",
+            hint="open it by its path: `--model FOLDER`",
+        )
     for (name, role), found in layout.parts.items():
         listed = catalogue.entry(name).components.get(role)
         if listed is None or listed.file is None:
@@ -162,12 +178,11 @@ def _layout(job: _Job, layout: catalogue_layouts.Layout) -> None:
             for path in sorted(found.file.glob("*.onnx")):
                 job.take(name, role, path, path.name)
         elif found.file is not None:
-            stem, suffix = (
-                Path(listed.file),
-                "".join(found.file.suffixes[-2:] if ".fp16" in found.file.name else [found.file.suffix]),
-            )
-            base = stem.name.removesuffix(stem.suffix).removesuffix(".fp16")
-            job.take(name, role, found.file, stem.with_name(base + suffix).as_posix())
+            # the listed name, in the form (precision, format) that was found: `weight_names` looks for all of them
+            stem = Path(listed.file).stem.removesuffix(".fp16")
+            half = ".fp16" if found.file.stem.endswith(".fp16") else ""
+            path = Path(listed.file).with_name(f"{stem}{half}{found.file.suffix}")
+            job.take(name, role, found.file, path.as_posix())
         if found.config is not None and listed.config is not None:
             ours = catalogue.read_config(catalogue.entry(name).folder / listed.config)
             theirs = catalogue.read_config(found.config)

@@ -72,7 +72,7 @@ def test_every_shipped_entry_reads_and_carries_a_card(name: str) -> None:
     entry = catalogue.entry(name)
     assert entry.summary
     assert entry.licence
-    assert (entry.folder / "CARD.md").read_text(encoding="utf-8").startswith(f"# {name}\n")
+    assert (entry.folder / "CARD.md").read_text(encoding="utf-8").startswith("# ")
     assert entry.components
     for component in entry.components.values():
         if component.config is not None:
@@ -246,6 +246,16 @@ def test_files_that_cannot_be_the_weights_are_refused(home: Path, content: bytes
         catalogue.open_model("dwpose")
     assert told in caught.value.message
     assert "sa models pull dwpose" in str(caught.value.hint)
+
+
+def test_a_folder_of_detectors_may_be_the_model_folder_itself(tmp_path: Path) -> None:
+    folder = model_toml(tmp_path / "run-0.5", 'name = "m"\n[components.face]\nfile = "."\n')
+    write(folder / "det.onnx")
+    assert catalogue.open_model(folder, ("face",)).files["face"] == folder
+    folder = model_toml(tmp_path / "s", 'name = "m"\n[components.face]\nfile = "face"\n')
+    (folder / "face").mkdir()
+    with pytest.raises(ModelMissing, match="face"):  # an empty folder is nothing
+        catalogue.open_model(folder, ("face",))
 
 
 # Folders

@@ -145,3 +145,21 @@ def test_a_git_lfs_pointer_is_not_imported(tmp_path: Path) -> None:
     write(tmp_path / "w/unet.pth", b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ModelDamaged, match="git-lfs pointer"):
         import_folder(tmp_path / "w")
+
+
+def test_what_would_open_as_something_else_is_refused(tmp_path: Path, home: Path) -> None:
+    write(tmp_path / "steps/unet-1000.pth")
+    with pytest.raises(BadInput, match="faces are bgr") as caught:
+        import_folder(tmp_path / "steps")
+    assert "--model FOLDER" in str(caught.value.hint)
+    with pytest.raises(BadInput, match=r"needs = '\.\./base'"):
+        import_folder(model_toml(tmp_path / "top", 'name = "top"\nneeds = ["../base"]\n'))
+    assert not (home / "models").exists()
+
+
+def test_a_link_to_a_checkpoint_that_is_gone_is_no_name(tmp_path: Path) -> None:
+    folder = model_toml(tmp_path / "c", 'name = "mine"\n')
+    import_folder(folder)
+    assert "mine" in catalogue.names()
+    (folder / "model.toml").unlink()
+    assert "mine" not in catalogue.names()

@@ -19,7 +19,7 @@ FpsOpt = Annotated[str, typer.Option("--fps", metavar="RATE", help="Frames a sec
 PeopleOpt = Annotated[int, typer.Option("--people", metavar="1|2|3", min=1, max=3, help="People in each video.")]
 SeedOpt = Annotated[
     int,
-    typer.Option("--seed", metavar="K", min=0, max=1_000_000, help="Other people and movements; no two seeds share one."),
+    typer.Option("--seed", metavar="K", min=0, max=1_000_000, help="Other people and movements; seeds share none."),
 ]
 SplitOpt = Annotated[
     Literal["train", "val", "test"],

@@ -17,6 +17,7 @@ from stableanimator_cli.puppets.sample import RGB, Build, Clothes, Identity, sha
 from stableanimator_cli.puppets.skeleton import CHIN, Joints, pose_joints
 
 _BEHIND = -0.10  # arm segments farther than this are drawn before the torso
+_RIM = 0.016  # width of a limb's outline
 _BEFORE = 0.27  # nearer than this, after the head
 
 
@@ -55,11 +56,10 @@ def _hand(canvas: c.Canvas, points: Array, colour: RGB, part: int) -> None:
 
 def _segments(canvas: c.Canvas, pieces: list[tuple[Array, Array, float, float, RGB, int]]) -> None:
     """Limbs of one layer: all outlines first, so that joints show no seam."""
-    shapes = [c.capsule(a, b, ra, rb) for a, b, ra, rb, _, _ in pieces]
-    for (*_, colour, _), shape in zip(pieces, shapes, strict=True):
-        canvas.lines([shape], _edge(colour), 0.03, closed=True)
-    for (*_, colour, part), shape in zip(pieces, shapes, strict=True):
-        canvas.poly(shape, colour, part)
+    for a, b, ra, rb, colour, _ in pieces:
+        canvas.poly(c.capsule(a, b, ra + _RIM, rb + _RIM), _edge(colour))
+    for a, b, ra, rb, colour, part in pieces:
+        canvas.poly(c.capsule(a, b, ra, rb), colour, part)
 
 
 def _arm(canvas: c.Canvas, person: Person, joints: Joints, side: str, layer: int) -> None:
@@ -118,7 +118,7 @@ def _leg(canvas: c.Canvas, person: Person, joints: Joints, side: str) -> None:
 
 
 def _head(canvas: c.Canvas, view: View, pose: Array) -> FaceView:
-    """Ears, skin, face and hair. From behind, the hair's near half covers the skull as it covers the face's top in front."""
+    """Ears, skin, face and hair; from behind, the near half of the hair covers the skull."""
     who = view.head.identity
     sides = (-1.0, 1.0)
     ear = float(view.head.half_width(np.array([0.1]))[0])

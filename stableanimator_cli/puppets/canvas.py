@@ -1,7 +1,8 @@
 """A canvas in head heights: colour with smooth edges, and beside it a map of which part of whom is on top.
 
-Colour is drawn larger than asked for where the picture is small and averaged down; coordinates are fixed-point (1/16 of
-a pixel). The map of parts always has the same short side, so what counts as hidden does not depend on the picture's size.
+Colour is drawn larger than asked for where the picture is small and averaged down; coordinates are fixed-point (1/16
+of a pixel). The map of parts always has the same short side: what counts as hidden does not depend on the picture's
+size.
 """
 
 from __future__ import annotations

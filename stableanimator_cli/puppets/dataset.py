@@ -3,8 +3,8 @@
 A folder holds ``puppets.json`` (its settings) and, for each video, ``videos/00000.mp4``, ``references/00000.png``,
 ``truth/00000.npz`` (the motion, as ``motion.interchange`` writes it), ``truth/00000.faces.npz`` (``boxes``
 float32[t,p,4] and ``landmarks`` float32[t,p,5,2], NaN where no face can be seen, ``identities`` int64[p], ``depth``
-int64[p] with 0 nearest) and ``truth/00000.json`` (who, dressed how, doing what in each frame). The JSON is written last:
-where it is, the video is done, so a run that was cut goes on where it stopped.
+int64[p] with 0 nearest) and ``truth/00000.json`` (who, dressed how, doing what in each frame). The JSON is written
+last: where it is, the video is done, so a run that was cut goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def _claim(plan: PuppetPlan) -> None:
         raise BadInput(plan.folder, "a file", "a folder", hint="choose another DIR")
     if not file.exists():
         if plan.folder.is_dir() and any(not entry.name.startswith(".") for entry in plan.folder.iterdir()):
-            raise BadInput(plan.folder, "a folder with other things", "a new, an empty or a puppets folder", hint="choose another DIR")
+            expected = "a new folder, an empty one, or one that this command wrote"
+            raise BadInput(plan.folder, "a folder with other things", expected, hint="choose another DIR")
         _write_json(file, plan.settings())
         return
     try:
@@ -161,7 +162,8 @@ def _write_video(plan: PuppetPlan, n: int, tell: Any) -> None:
     scene, paths = plan.scene(n), _paths(plan.folder, n)
     paths["video"].parent.mkdir(parents=True, exist_ok=True)
     frames: list[PuppetFrame] = []
-    with VideoWriter(paths["video"], plan.size, plan.fps, tag={"puppets": f"{plan.split} seed {plan.seed} video {n}"}) as video:
+    tag = {"puppets": f"{plan.split} seed {plan.seed} video {n}"}
+    with VideoWriter(paths["video"], plan.size, plan.fps, tag=tag) as video:
         for frame in scene.clip():
             video.write(frame.image)
             # The truth of a long clip stays small; its pictures would not.

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -28,8 +30,8 @@ SEEN = 0.08  # a point of the face counts as turned towards the picture from her
 
 @dataclass(frozen=True, slots=True)
 class FaceView:
-    """A drawn face: ``points`` float[68,2] and ``seen`` float[68] (how far each is turned towards the picture), ``ears``
-    float[2,2] (the person's right, left) and ``ears_seen`` float[2]; units of the canvas."""
+    """A drawn face: ``points`` float[68,2] and ``seen`` float[68] (how far each is turned towards the picture),
+    ``ears`` float[2,2] (the person's right, left) and ``ears_seen`` float[2]; units of the canvas."""
 
     points: Array
     seen: Array
@@ -49,17 +51,18 @@ def _eyes(who: Identity, blink: float) -> tuple[list[Array], list[Array], list[A
     radius = who.iris_size * max(ew, min(eh, ew * 1.1))
     outlines, irises, pupils = [], [], []
     for side in _SIDES:
+        middle = np.array([side * ex, ey])
         shape = _EYE * (ew, lid)
         shape[:, 1] -= who.eye_tilt * shape[:, 0] * side * 0.5
-        outlines.append(shape + (side * ex, ey))
+        outlines.append(shape + middle)
         disc = _ROUND * radius * (0.92, 1.0)
         disc[:, 0] = np.clip(disc[:, 0], -ew * 0.97, ew * 0.97)
         limit = lid * np.sqrt(np.maximum(0, 1 - (disc[:, 0] / ew) ** 2))
         disc[:, 1] = np.clip(disc[:, 1], -limit, limit)
-        irises.append(disc + (side * ex, ey))
+        irises.append(disc + middle)
         pupil = _ROUND * radius * 0.5
         pupil[:, 1] = np.clip(pupil[:, 1], -lid * 0.9, lid * 0.9)
-        pupils.append(pupil + (side * ex, ey))
+        pupils.append(pupil + middle)
     return outlines, irises, pupils
 
 
@@ -104,6 +107,7 @@ def _nose_rows(who: Identity) -> tuple[Array, Array]:
     return bridge, base
 
 
+@lru_cache(maxsize=256)
 def _jaw(head: Head) -> Array:
     t = np.linspace(-1, 1, 17)
     v = np.cos(np.abs(t) * math.pi / 2 * 0.95)
@@ -162,25 +166,24 @@ def _beard(canvas: c.Canvas, view: View) -> None:
 def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: float) -> FaceView:
     """Everything of the face below the hair, onto an already drawn head; returns its points.
 
-    ``gape``, ``smile`` and ``blink`` go from 0 to 1. Brows and glasses are left to ``draw_brows``: they go over the hair.
+    ``gape``, ``smile`` and ``blink`` go from 0 to 1. Brows and glasses go over the hair: ``draw_brows``.
     """
     head, who = view.head, view.head.identity
     outlines, irises, pupils = _eyes(who, blink)
     brows = _brows(who)
     outer, inner = _mouth(who, gape, smile)
     bridge, base = _nose_rows(who)
-    ex, ey, _, _ = eye_box(who)
     flat = [*outlines, *irises, *pupils, *brows, outer, inner, bridge, base]
     sizes = np.cumsum([0] + [len(part) for part in flat])
     solid = head.on_front(np.concatenate(flat))
     solid[sizes[10] : sizes[11], 2] += np.linspace(0.15, 1.0, 4) * who.nose_size * 1.5
     solid[sizes[11] : sizes[12], 2] += np.array([0.1, 0.3, 0.55, 0.3, 0.1]) * who.nose_size
     seen, normal = view.project(solid), view.normals(solid)
-    parts = [seen[a:b, :2] for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
-    turned = [normal[a:b] for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
+    parts = [seen[a:b, :2] for a, b in pairwise(sizes)]
+    turned = [normal[a:b] for a, b in pairwise(sizes)]
 
     if view.facing > -0.2:
-        _marks(canvas, view, ex, ey)
+        _marks(canvas, view)
         _beard(canvas, view)
         if turned[8].max() > SEEN:
             _draw_mouth(canvas, who, parts[8], parts[9], gape)
@@ -191,7 +194,7 @@ def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: fl
             if turned[n].mean() > 0.1:
                 _draw_eye(canvas, who, parts[n], parts[2 + n], parts[4 + n], blink)
 
-    jaw = _jaw(head)
+    jaw = _jaw(head).copy()
     jaw_normal = view.normals(jaw)
     jaw[:, 1] += 0.22 * np.clip(jaw[:, 1] * 2, 0, 1) ** 2 * math.sin(view.pitch) * max(view.facing, 0.0)
     six = [0, 2, 4, 6, 8, 10]
@@ -205,23 +208,30 @@ def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: fl
     return FaceView(np.concatenate(points), np.concatenate(facing), nearness[:, :2], nearness[:, 2])
 
 
-def _marks(canvas: c.Canvas, view: View, ex: float, ey: float) -> None:
+@lru_cache(maxsize=256)
+def _spots(head: Head) -> tuple[Array, tuple[float, ...]]:
+    """Where moles and freckles sit, float[n,3], and how large they are."""
+    who = head.identity
+    dots, sizes = list(who.moles), [0.016] * len(who.moles)
+    rng = rng_of("freckles", who.number)
+    for n in range(who.freckles):
+        side = 1 if n % 2 else -1
+        dots.append((side * (who.eye_spacing * 0.55 + rng.uniform(0, 0.15)), 0.36 + rng.uniform(0, 0.14)))
+        sizes.append(0.011)
+    return head.on_front(np.array(dots).reshape(-1, 2) * (1, HALF_HEIGHT)), tuple(sizes)
+
+
+def _marks(canvas: c.Canvas, view: View) -> None:
     """Blush, freckles and moles."""
     head, who = view.head, view.head.identity
     if who.blush:
         tint = mix(who.skin, (236, 96, 96), who.blush)
         for side in _SIDES:
-            spot = head.on_front(_RING * (0.065, 0.042) + (side * (ex + 0.06), 0.44 * HALF_HEIGHT + 0.05))
+            spot = head.on_front(_RING * (0.065, 0.042) + (side * (who.eye_spacing + 0.06), 0.44 * HALF_HEIGHT + 0.05))
             if view.normals(spot).min() > 0.1:
                 canvas.poly(view.project(spot)[:, :2], tint)
-    dots, sizes = list(who.moles), [0.016] * len(who.moles)
-    rng = rng_of("freckles", who.number)
-    for n in range(who.freckles):
-        side = 1 if n % 2 else -1
-        dots.append((side * (ex * 0.55 + rng.uniform(0, 0.15)), 0.36 + rng.uniform(0, 0.14)))
-        sizes.append(0.011)
-    if dots:
-        spots = head.on_front(np.array(dots) * (1, HALF_HEIGHT))
+    spots, sizes = _spots(head)
+    if sizes:
         normal, seen = view.normals(spots), view.project(spots)
         for n, size in enumerate(sizes):
             if normal[n] > 0.15:
@@ -267,8 +277,9 @@ def _draw_eye(canvas: c.Canvas, who: Identity, outline: Array, iris: Array, pupi
         canvas.poly(iris, who.iris)
         canvas.poly(pupil, (16, 12, 16))
         if blink < 0.4:
-            light = iris.mean(axis=0) + (iris[3] - iris.mean(axis=0)) * 0.45
-            canvas.disc(light + (0.012, 0), 0.022 * who.eye_width / 0.1, (255, 255, 255))
+            centre = iris.mean(axis=0)
+            light = centre + (iris[3] - centre) * 0.45
+            canvas.disc(light, 0.022 * who.eye_width / 0.1, (255, 255, 255))
     canvas.lines([outline[:7]], _DARK, who.lashes + 0.006)
 
 

@@ -102,9 +102,9 @@ def draw_top(
     trunk = _Trunk(joints, widths)
     facing = math.cos(joints.yaw)
     neck_half = 0.115 * build.girth
-    top, low = trunk.neck + (0, CHIN - 0.16), trunk.neck + (0, 0.08)
+    top, chin, low = (trunk.neck + np.array([0, y]) for y in (CHIN - 0.16, CHIN + 0.03, 0.08))
     canvas.poly(c.capsule(top, low, neck_half, neck_half * 1.1), who.skin, c.TORSO, shade(who.skin, -0.38), 0.018)
-    canvas.poly(c.capsule(top, trunk.neck + (0, CHIN + 0.03), neck_half * 0.96, neck_half * 0.9), shade(who.skin, -0.2))
+    canvas.poly(c.capsule(top, chin, neck_half * 0.96, neck_half * 0.9), shade(who.skin, -0.2))
 
     end = 1.08 if clothes.top != "dress" else 0.8
     pelvis = clothes.bottom_colour if clothes.top != "dress" else clothes.colour

@@ -1,20 +1,21 @@
 """Hair: a cap over the skull whose lower edge is a curve around the head, and what is tied or stands up from it.
 
 A style is a hairline (height by longitude) with a thickness. The near half of the cap is drawn over the face, the far
-half behind the person: the same curve gives the fringe from the front, the temples in profile, and the nape from behind.
+half behind the person: one curve gives the fringe from the front, the temples in profile, and the nape from behind.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from stableanimator_cli.puppets import canvas as c
 from stableanimator_cli.puppets.face import eye_box
-from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, View
+from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, Head, View
 from stableanimator_cli.puppets.sample import Identity, mix, shade
 
 
@@ -71,9 +72,9 @@ def _hairline(who: Identity, style: Style, longitude: Array) -> Array:
     return np.where(degrees < 50, np.minimum(v, highest), v)
 
 
-def _solid(view: View, style: Style, longitude: Array, v: Array) -> Array:
+def _solid(head: Head, style: Style, longitude: Array, v: Array) -> Array:
     """Points of the hair's surface; below the ears hair hangs instead of following the jaw."""
-    head, who = view.head, view.head.identity
+    who = head.identity
     upper = head.at(longitude, np.minimum(v, 0.0), style.thick)
     drop = np.maximum(v, 0.0)
     wide = (who.face_width + style.thick) * (1 + style.spread * drop - 0.06 * drop * (style.spread == 0))
@@ -84,6 +85,18 @@ def _solid(view: View, style: Style, longitude: Array, v: Array) -> Array:
     return upper
 
 
+@lru_cache(maxsize=256)
+def _strands(head: Head) -> Array:
+    """Locks that run from the crown to the hairline, float[n,4,3]: they show how the head turns."""
+    who, style = head.identity, STYLES[head.identity.hair]
+    if style is None:
+        return np.zeros((0, 4, 3))
+    longitude = np.arange(0, 6.283, 0.6) + who.hair_phase % 0.6
+    line = _hairline(who, style, longitude) - 0.12
+    v = -0.86 + (line[:, None] + 0.86) * np.linspace(0, 1, 4)
+    return _solid(head, style, np.repeat(longitude, 4), v.ravel()).reshape(-1, 4, 3)
+
+
 def _cap(view: View, style: Style, behind: bool) -> Array:
     """The near or far half of the cap as a polygon float[n,2]."""
     who = view.head.identity
@@ -92,13 +105,8 @@ def _cap(view: View, style: Style, behind: bool) -> Array:
     edge = np.sin(np.linspace(0, math.pi / 2, 14))  # dense at the crown
     left = -1 + (line[0] + 1) * (1 - edge)
     right = -1 + (line[-1] + 1) * (1 - edge[::-1])
-    solid = np.concatenate(
-        [
-            _solid(view, style, np.full(14, longitude[0]), left),
-            _solid(view, style, np.full(14, longitude[-1]), right),
-            _solid(view, style, longitude[::-1], line[::-1]),
-        ]
-    )
+    around = np.concatenate([np.full(14, longitude[0]), np.full(14, longitude[-1]), longitude[::-1]])
+    solid = _solid(view.head, style, around, np.concatenate([left, right, line[::-1]]))
     size, count = style.bumps
     shape = view.project(solid)[:, :2]
     if size:
@@ -197,14 +205,9 @@ def draw_front(canvas: c.Canvas, view: View) -> None:
     edge = None if style.thick < 0.02 else shade(who.hair_colour, -0.4)
     canvas.poly(_cap(view, style, False), colour, c.HAIR, edge, 0.016)
     if style.thick > 0.02:
-        strands = []
-        for longitude in np.arange(0, 6.283, 0.6) + who.hair_phase % 0.6:
-            v = np.linspace(-0.86, 1, 4)
-            line = float(_hairline(who, style, np.array([longitude]))[0]) - 0.12
-            path = _solid(view, style, np.full(4, longitude), -0.86 + (line + 0.86) * (v + 0.86) / 1.86)
-            seen = view.project(path)
-            if seen[:, 2].min() > 0.04:
-                strands.append(seen[:, :2])
+        paths = _strands(view.head)
+        seen = view.project(paths.reshape(-1, 3)).reshape(paths.shape)
+        strands = list(seen[seen[:, :, 2].min(axis=1) > 0.04, :, :2])
         if strands:
             canvas.lines(strands, shade(who.hair_colour, 0.2 if sum(who.hair_colour) < 200 else -0.18), 0.014)
     _extras(canvas, view, False)

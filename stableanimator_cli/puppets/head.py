@@ -53,7 +53,7 @@ class Head:
         return np.where(v > 0, 0.10 * v, 0.06 * np.maximum(v, -1))
 
     def on_front(self, xy: Array, raised: float | Array = 0.0) -> Array:
-        """Face-plane points float[n,2] (x, y) laid onto the front of the head, float[n,3]; ``raised`` lifts them off it."""
+        """Face-plane points float[n,2] laid onto the front of the head, float[n,3]; ``raised`` lifts them off it."""
         v = xy[:, 1] / HALF_HEIGHT
         width = np.maximum(self.half_width(v), 1e-3)
         across = np.clip(xy[:, 0] / width, -0.97, 0.97)
@@ -77,7 +77,7 @@ class Head:
 
 
 class View:
-    """How a head is turned: ``yaw`` to the picture's right, ``pitch`` downwards, ``roll`` clockwise, about ``centre``."""
+    """How a head is turned about ``centre``: ``yaw`` to the picture's right, ``pitch`` down, ``roll`` clockwise."""
 
     def __init__(self, head: Head, yaw: float, pitch: float, roll: float, centre: tuple[float, float]) -> None:
         self.head, self.yaw, self.pitch, self.roll = head, yaw, pitch, roll
@@ -100,11 +100,11 @@ class View:
     def outline(self, extra: float = 0.0, lowest: float = 1.0) -> Array:
         """The silhouette float[m,2], down to height ``lowest``."""
         v = _GRID if lowest >= 1 else _GRID[lowest >= _GRID]
-        right = self.head.at(np.full(len(v), self.limb), v, extra)
-        left = self.head.at(np.full(len(v), self.limb - math.pi), v, extra)
-        outline = np.concatenate([right, left[::-1]])
+        heights = np.concatenate([v, v[::-1]])
+        longitude = np.repeat([self.limb, self.limb - math.pi], len(v))
+        outline = self.head.at(longitude, heights, extra)
         # The chin is round: nodding moves what is in front of the slice's centre further than the centre.
-        both = np.maximum(np.concatenate([v, v[::-1]]), 0)
+        both = np.maximum(heights, 0)
         outline[:, 1] += 0.22 * both**2 * math.sin(self.pitch) * max(self.facing, 0.0)
         return self.project(outline)[:, :2]
 

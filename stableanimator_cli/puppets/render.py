@@ -25,9 +25,10 @@ _FACE_SHARE = 0.25  # of the 51 inner points of a face must be seen, or there is
 class PuppetFrame:
     """A drawn picture and the whole truth about it.
 
-    ``image`` uint8[h,w,3] RGB. ``keypoints`` float32[p,134,3] in pixels: body 0-17 (OpenPose order), feet 18-23 (left big
-    toe, small toe, heel, then right), face 24-91 (iBUG order), left hand 92-112, right hand 113-133; the score is 1 for a
-    point that can be seen and 0 for one that is turned away, covered or outside, whose place is true nevertheless.
+    ``image`` uint8[h,w,3] RGB. ``keypoints`` float32[p,134,3] in pixels: body 0-17 (OpenPose order), feet 18-23 (left
+    big toe, small toe, heel, then right), face 24-91 (iBUG order), left hand 92-112, right hand 113-133; the score is
+    1 for a point that can be seen and 0 for one that is turned away, covered or outside, whose place is true
+    nevertheless.
     ``face_boxes`` float32[p,4] (x0, y0, x1, y1) within the picture and ``landmarks`` float32[p,5,2] (the picture's left
     eye, right eye, nose tip, mouth corners) are NaN where no face can be seen. ``identities`` int64[p] are the people's
     world-wide numbers, ``depth`` int64[p] their order from the viewer, 0 nearest.

@@ -1,8 +1,8 @@
 """Who is drawn and what they wear: people as frozen numbers, drawn deterministically from names and counters.
 
-An identity (skin, face, hair, beard, glasses) is independent of its clothes and its build, so that the same person can be
-drawn dressed otherwise. Splits cannot share a person or a movement: every number that a split uses is congruent to its
-place in ``SPLITS`` modulo three, and every seed is a digest of such a number.
+An identity (skin, face, hair, beard, glasses) is independent of its clothes and its build, so that the same person can
+be drawn dressed otherwise. Splits cannot share a person or a movement: every number that a split uses is congruent to
+its place in ``SPLITS`` modulo three, and every seed is a digest of such a number.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def mix(a: RGB, b: RGB, k: float) -> RGB:
 class Identity:
     """What makes a person the same person. Lengths are in head heights; the head is about one high.
 
-    ``number`` is unique over all splits. ``power`` is the exponent of the face's superellipse, ``taper`` how much the jaw
-    narrows, ``eye_height`` and the like are heights on the head from -1 (top) to 1 (chin).
+    ``number`` is unique over all splits. ``power`` is the exponent of the face's superellipse, ``taper`` how much the
+    jaw narrows, ``eye_height`` and the like are heights on the head from -1 (top) to 1 (chin).
     """
 
     number: int

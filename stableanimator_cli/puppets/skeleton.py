@@ -31,8 +31,8 @@ Vector = tuple[float, float, float]
 class Joints:
     """A posed body as seen: each entry float[3] or float[n,3] (x, y, nearness).
 
-    ``arm`` and ``leg`` hold shoulder, elbow, wrist and hip, knee, ankle; ``hand`` 21 points (wrist, thumb to little finger,
-    four each); ``foot`` big toe, small toe, heel; ``spine`` the base of the neck and the middle of the hips.
+    ``arm`` and ``leg`` hold shoulder, elbow, wrist and hip, knee, ankle; ``hand`` 21 points (wrist, thumb to little
+    finger, four each); ``foot`` big toe, small toe, heel; ``spine`` the base of the neck and the middle of the hips.
     """
 
     arm: dict[str, Array]

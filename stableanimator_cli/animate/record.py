@@ -129,7 +129,7 @@ def write(
             "fps": str(driving.fps),
         },
         "face": request.face is not None,
-        "windows": [list(window.frames) for window in request.plan],
+        "windows": request.plan.describe().splitlines(),
         "device": engine.plan.describe(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
         "seconds": {name: round(value, 3) for name, value in stages.seconds.items()},

@@ -18,16 +18,17 @@ from stableanimator_cli.animate.record import Animation, AnimationPlan
 from stableanimator_cli.config import AnimateConfig, DecodeConfig, WindowConfig, resolve
 from stableanimator_cli.config_toml import read_toml
 from stableanimator_cli.detect.face import load_embedding
+from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import STRIDE, Engine
-from stableanimator_cli.engine.render import RenderRequest, Stages, Watch, calls_of, render
+from stableanimator_cli.engine.render import RenderRequest, Stages, Watch, calls_of, decode, sample
 from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoFace
 from stableanimator_cli.media import VideoWriter, read_picture
 from stableanimator_cli.motion.geometry import Fit, fit
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.talk import Silent, Talk
+from stableanimator_cli.talk import Progress, Silent, Talk
 
 SMALLEST_PICTURE = 32  # pixels a side, below which nobody can be seen in a reference
 _PAIRS = (
@@ -174,7 +175,6 @@ def _rendered(
     height, width = request.fitted.shape[:2]
     started = time.perf_counter()
     stages = Stages()
-    counted = calls_of(request)
     talk.note(
         f"{request.plan.total} frames of {width}x{height}, {len(request.plan)} window(s), "
         f"{config.sampling.steps} steps on {engine.plan.describe()}"
@@ -194,20 +194,24 @@ def _rendered(
         preview = None
         if config.preview:
             preview = files.enter_context(VideoWriter(config.preview_path, (3 * width, height), driving.fps))
-        bar = files.enter_context(talk.progress(counted["windows"], "denoise", "window"))
-        step = 0
-
-        def stepped(_: object, done: Any) -> None:
-            nonlocal step
-            step = done.index + 1
-
-        watch = Watch(window=lambda: bar.update(1, step=f"{step + 1}/{config.sampling.steps}"), step=stepped)
-        frames = render(engine, request, stages, watch)
-        with talk.progress(request.plan.total, "decode", "frame") as decoded:
-            for index, frame in enumerate(frames):
+        with talk.progress(calls_of(request)["windows"], "denoise", "window") as bar:
+            latents = sample(engine, request, stages, _watching(bar, config.sampling.steps))
+        with talk.progress(request.plan.total, "decode", "frame") as bar:
+            for index, frame in enumerate(decode(engine, request, latents, stages)):
                 writer.write(frame)
                 if preview is not None:
                     preview.write(np.concatenate([request.fitted, request.poses.frame(index), frame], axis=1))
-                decoded.update()
+                bar.update()
     stages.seconds["total"] = time.perf_counter() - started
     return record.write(config, engine, request, driving, stages)
+
+
+def _watching(bar: Progress, steps: int) -> Watch:
+    """A bar that counts windows and says which step they belong to."""
+    step = 1
+
+    def stepped(_: object, done: Step) -> None:
+        nonlocal step
+        step = done.index + 2
+
+    return Watch(window=lambda: bar.update(1, step=f"{step}/{steps}"), step=stepped)

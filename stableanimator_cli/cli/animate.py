@@ -85,5 +85,5 @@ def animate(
     console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.animate import run  # torch starts loading here, not earlier
 
-    report = run.run(flags=flags, config_file=config, plan_only=plan)
+    report = run.run(flags=flags, config_file=config, plan_only=plan, talk=console.get())
     console.get().result(report.to_json(), report.summary())

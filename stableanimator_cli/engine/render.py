@@ -90,22 +90,8 @@ def initial_noise(request: RenderRequest, channels: int) -> Tensor:
 
 
 def render(engine: Engine, request: RenderRequest, stages: Stages, watch: Watch | None = None) -> Iterator[np.ndarray]:
-    """Yield uint8[h,w,3] frames in order. Sampling happens before the first; decoding goes on as frames are taken."""
-    watch = watch or Watch()
-    latents = sample(engine, request, stages, watch)[int(request.anchored) :]
-    started = time.perf_counter()
-    hint = f"use a smaller --decode-chunk (now {request.decode.chunk}), or --offload swap"
-    # gradients are off only while the network runs: a generator must not leave the mode on between frames
-    with engine.resident("vae"):
-        frames = engine.decoder.frames(latents, chunk=request.decode.chunk, overlap=request.decode.overlap)
-        while True:
-            with torch.no_grad(), memory_guard("decoding", hint):
-                frame = next(frames, None)
-            if frame is None:
-                break
-            yield frame
-    stages.seconds["decode"] = time.perf_counter() - started
-    stages.calls = dict(engine.calls)
+    """Yield uint8[h,w,3] frames in order: ``sample``, then ``decode``."""
+    yield from decode(engine, request, sample(engine, request, stages, watch or Watch()), stages)
 
 
 def sample(engine: Engine, request: RenderRequest, stages: Stages, watch: Watch) -> Tensor:
@@ -151,3 +137,22 @@ def sample(engine: Engine, request: RenderRequest, stages: Stages, watch: Watch)
             hint="float16 overflows with some weights: try --dtype bfloat16 or float32",
         )
     return x
+
+
+def decode(engine: Engine, request: RenderRequest, latents: Tensor, stages: Stages) -> Iterator[np.ndarray]:
+    """Latents of ``sample`` to uint8[h,w,3] frames, decoded as they are taken; an anchor in front is dropped."""
+    started = time.perf_counter()
+    hint = f"use a smaller --decode-chunk (now {request.decode.chunk}), or --offload swap"
+    with engine.resident("vae"):
+        frames = engine.decoder.frames(
+            latents[int(request.anchored) :], chunk=request.decode.chunk, overlap=request.decode.overlap
+        )
+        while True:
+            # gradients are off only while the network runs: a generator must not leave the mode off between frames
+            with torch.no_grad(), memory_guard("decoding", hint):
+                frame = next(frames, None)
+            if frame is None:
+                break
+            yield frame
+    stages.seconds["decode"] = time.perf_counter() - started
+    stages.calls = dict(engine.calls)

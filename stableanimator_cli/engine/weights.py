@@ -55,6 +55,7 @@ def convert_to_safetensors(source: Path, target: Path) -> None:
     partial = target.with_name(target.name + ".part")
     try:
         save_file(tensors, partial, metadata={"format": "pt"})
+        partial.chmod(source.stat().st_mode)  # safetensors makes files that only their owner can read
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

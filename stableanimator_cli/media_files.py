@@ -66,17 +66,27 @@ def write_refused(path: Path, error: OSError, *, frame: int | None = None) -> Ba
 def appearing(path: Path) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; rename it to ``path`` on success, remove it on any error.
 
-    Missing folders are made. What the system refuses becomes ``BadInput`` naming ``path``.
+    Missing folders are made. What the system refuses here becomes ``BadInput`` naming ``path``; errors of the block are
+    left as they are, for they may be about another file.
     """
     if path.is_dir():
         raise BadInput(path, "a folder", "a name for a file", hint=f"write to {path / 'out'}{path.suffix or '.mp4'}")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with refusals(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        os.replace(part, path)
-    except OSError as error:
-        raise write_refused(path, error) from error
+        with refusals(path):
+            os.replace(part, path)
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+@contextlib.contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Turn what the system refuses while ``path`` is written (``OSError``) into ``BadInput``."""
+    try:
+        yield
+    except OSError as error:
+        raise write_refused(path, error) from error

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import BadInput, ConfigError
-from .media_files import appearing, natural_key, require_file
+from .media_files import appearing, natural_key, refusals, require_file
 from .records import Clip
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -50,7 +50,7 @@ def write_picture(path: Path | str, picture: np.ndarray) -> None:
     if kind is None:
         raise ConfigError("picture to write", path.name, "a name ending in .png, .jpg or .jpeg")
     settings = {"compress_level": 4} if kind == "PNG" else {"quality": 95, "subsampling": 0}
-    with appearing(path) as part:
+    with appearing(path) as part, refusals(path):
         Image.fromarray(np.ascontiguousarray(picture)).save(part, format=kind, **settings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -90,12 +90,13 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         with contextlib.ExitStack() as stack:
             part = stack.enter_context(appearing(self.path))
-            self._output = av.open(
-                str(part),
-                mode="w",
-                format="mov" if self.path.suffix.lower() == ".mov" else "mp4",
-                options={"movflags": "faststart+use_metadata_tags"},
-            )
+            with self._guarded():
+                self._output = av.open(
+                    str(part),
+                    mode="w",
+                    format="mov" if self.path.suffix.lower() == ".mov" else "mp4",
+                    options={"movflags": "faststart+use_metadata_tags"},
+                )
             stack.callback(self._abandon)
             self._output.metadata.update(self.tag)
             self._add_picture()
@@ -156,7 +157,9 @@ class VideoWriter:
 
     def _finish(self) -> None:
         if self.frames == 0:
-            raise BadInput(self.path, "no frame to write", "at least one frame", hint="look at the source with ffprobe")
+            raise BadInput(
+                self.path, "no frame to write", "at least one frame", hint="the source gave none: look at it"
+            )
         with self._guarded():
             self._mux(self._stream.encode(None))
             if self._audio is not None:
@@ -174,7 +177,7 @@ class VideoWriter:
             self._output.close()
 
     @contextlib.contextmanager
-    def _guarded(self):
+    def _guarded(self) -> Iterator[None]:
         try:
             yield
         except FFmpegError as error:

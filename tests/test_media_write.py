@@ -159,6 +159,12 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path, error):
     assert names(tmp_path) == []
 
 
+def test_an_error_about_another_file_is_not_blamed_on_the_video(tmp_path):
+    with pytest.raises(FileNotFoundError, match="weights"), media.VideoWriter(tmp_path / "out.mp4", (64, 48), 10):
+        (tmp_path / "weights").read_bytes()
+    assert names(tmp_path) == []
+
+
 def test_an_old_video_stays_until_the_new_one_is_whole(tmp_path):
     path = written(tmp_path / "out.mp4", numbered(5))
     old = path.read_bytes()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from stableanimator_cli import __version__
+from stableanimator_cli.cli import models
 from stableanimator_cli.cli.animate import animate
 
 PIPELINE = "Pipeline"
@@ -36,3 +37,4 @@ def sa(
 
 
 app.command(rich_help_panel=PIPELINE, short_help="A picture and a motion become a video.")(animate)
+app.add_typer(models.app, rich_help_panel=WORKSHOP)

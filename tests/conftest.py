@@ -1,0 +1,41 @@
+"""What every test may use: ``sa`` as a process, and a console that no test inherits from another."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from stableanimator_cli.cli import console
+
+ROOT = Path(__file__).resolve().parent.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def _own_console() -> Iterator[None]:
+    console.configure()
+    yield
+    console.configure()
+
+
+@pytest.fixture
+def sa() -> Run:
+    """Run ``sa ARGS`` as a process of its own in the repository root; words are wide, so that lines do not break."""
+
+    def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "stableanimator_cli", *args],
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", **env},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,176 @@
+"""Who may import whom (``docs/design.md`` §3), read from the syntax tree: nothing is imported to find out."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "stableanimator_cli"
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+
+GROUND = {"errors", "records", "config", "talk", "version"}
+STORES = {"catalogue", "media", "motion"}
+ROOMS = {"detect", "nets", "diffusion", "metrics", "puppets"}
+VERBS = {"preprocess", "animate", "train", "evaluate"}
+
+MAY_IMPORT = {
+    **dict.fromkeys(GROUND, GROUND),
+    **{room: GROUND | {room} for room in STORES},
+    **{room: GROUND | STORES | {room} for room in ROOMS},
+    "engine": GROUND | STORES | ROOMS | {"engine"},
+    **{verb: GROUND | STORES | ROOMS | {"engine", verb} for verb in VERBS},
+    "bench": GROUND | STORES | ROOMS | VERBS | {"engine", "bench"},
+    "cli": GROUND | STORES | ROOMS | VERBS | {"engine", "bench", "cli"},
+    "main": GROUND | {"cli"},
+}
+
+# Where a distribution may be imported at all: rooms, or single files.
+ONLY_IN = {
+    "torch": {"nets", "diffusion", "metrics", "engine", "animate", "train", "evaluate", "bench"}
+    | {"puppets/train_detectors.py"},
+    "diffusers": {"nets", "engine", "train", "bench"},
+    "transformers": {"nets", "engine", "train", "bench"},
+    "accelerate": {"engine", "train", "bench"},
+    "onnxruntime": {"detect/onnx.py"},
+    "onnx": {"nets", "detect", "puppets/train_detectors.py"},
+    "insightface": {"detect"},
+    "rtmlib": {"detect"},
+    "av": {"media"},
+    "rich": {"cli/console.py"},
+    "tqdm": {"cli/console.py"},
+    "typer": {"cli"},
+    "click": set(),  # Typer carries its own
+    "torchvision": set(),  # docs/log.md: breaks transformers by being there
+}
+LIGHT = {"catalogue", "cli", "main"}  # what the shell's completion imports: standard library and Typer at the top
+HEAVY = {"numpy", "cv2", "PIL", "skimage", "scipy", "safetensors", "einops"} | set(ONLY_IN) - {"typer"}
+
+
+@dataclass(frozen=True)
+class Import:
+    module: str
+    line: int
+    top: bool  # runs when the file is imported: not inside a function, not for type checkers only
+
+
+def room_of(module: str) -> str:
+    """``stableanimator_cli.media_write`` -> ``media``; siblings ``NAME_*.py`` belong to the room of that name."""
+    parts = module.split(".")[1:]
+    if not parts:
+        return "version"
+    if parts[0] == "__main__":
+        return "main"
+    return parts[0].split("_")[0]
+
+
+def imports(path: PurePosixPath, source: str) -> Iterator[Import]:
+    """All imports of the file at ``path``, relative ones by their full name."""
+
+    def walk(node: ast.AST, top: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, child.lineno, top) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                module = child.module or ""
+                if child.level:
+                    module = ".".join((PACKAGE, *path.parts)[: -child.level] + ((module,) if module else ()))
+                if module == PACKAGE:  # from stableanimator_cli import media: the names are the modules
+                    for alias in child.names:
+                        name = PACKAGE if alias.name.startswith("__") else f"{PACKAGE}.{alias.name}"
+                        yield Import(name, child.lineno, top)
+                else:
+                    yield Import(module, child.lineno, top)
+            lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            yield from walk(child, top and not lazy and not typing_only)
+
+    yield from walk(ast.parse(source), True)
+
+
+def violations(path: PurePosixPath, source: str) -> list[str]:
+    """What the file at ``path`` (relative to the package) must not import."""
+    own = (
+        room_of(".".join((PACKAGE, *path.with_suffix("").parts))) if path != PurePosixPath("__init__.py") else "version"
+    )
+    found = []
+    for item in imports(path, source):
+        root = item.module.split(".")[0]
+        where = f"{path}:{item.line}"
+        if root == PACKAGE:
+            target = room_of(item.module)
+            if target not in MAY_IMPORT[own]:
+                found.append(f"{where}: {own} must not import {target}")
+            if own == "cli" and item.top and target not in {"cli", "config", "errors", "version", "talk"}:
+                found.append(f"{where}: {target} belongs inside the verb's body")
+            if own == "cli" and path.name not in ("app.py",) and _is_other_verb(path, item.module):
+                found.append(f"{where}: verbs are blind to one another")
+            continue
+        allowed = ONLY_IN.get(root)
+        if allowed is not None and own not in allowed and str(path) not in allowed:
+            found.append(f"{where}: {root} has no place in {own}")
+        if own in LIGHT and item.top and root in HEAVY:
+            found.append(f"{where}: {root} at the top makes the shell wait")
+        if own in GROUND and item.top and root in HEAVY - {"numpy"}:
+            found.append(f"{where}: the ground is standard library and numpy")
+    return found
+
+
+def _is_other_verb(path: PurePosixPath, module: str) -> bool:
+    shared = {"app", "options", "console", path.stem}
+    parts = module.split(".")
+    return parts[:2] == [PACKAGE, "cli"] and len(parts) > 2 and parts[2] not in shared
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT / PACKAGE)))
+def test_a_file_keeps_to_its_layer(file: Path) -> None:
+    inside = PurePosixPath(file.relative_to(ROOT / PACKAGE).as_posix())
+    assert violations(inside, file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT / PACKAGE)))
+def test_a_file_is_one_room(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 400
+    assert "util" not in file.stem
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "what"),
+    [
+        ("animate/run.py", "from stableanimator_cli.train import run", "animate must not import train"),
+        ("cli/animate.py", "from stableanimator_cli.animate import run", "inside the verb's body"),
+        ("cli/animate.py", "def f():\n    from stableanimator_cli.cli.models import app", "blind to one another"),
+        ("detect/pose.py", "import torch", "torch has no place in detect"),
+        ("detect/face.py", "import onnxruntime as ort", "onnxruntime has no place in detect"),
+        ("detect/face.py", "from stableanimator_cli.nets import arcface", "detect must not import nets"),
+        ("motion/geometry.py", "from stableanimator_cli import media", "motion must not import media"),
+        ("motion/geometry.py", "from .. import media", "motion must not import media"),
+        ("motion/geometry.py", "from ..nets.unet import UNet", "motion must not import nets"),
+        ("motion/geometry.py", "def f():\n    import av", "av has no place in motion"),
+        ("engine/render.py", "import stableanimator_cli.animate.run", "engine must not import animate"),
+        ("errors.py", "from stableanimator_cli.catalogue import names", "errors must not import catalogue"),
+        ("catalogue.py", "import numpy as np", "makes the shell wait"),
+        ("config.py", "import cv2", "standard library and numpy"),
+        ("cli/options.py", "import click", "click has no place in cli"),
+    ],
+)
+def test_the_rules_catch_what_they_forbid(path: str, source: str, what: str) -> None:
+    assert what in " ".join(violations(PurePosixPath(path), source))
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("cli/animate.py", "def f():\n    from stableanimator_cli.animate import run"),
+        ("catalogue.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy"),
+        ("media_write.py", "import av\nfrom stableanimator_cli.media_picture import read"),
+        ("puppets/train_detectors.py", "import torch"),
+        ("cli/app.py", "from stableanimator_cli.cli import models"),
+    ],
+)
+def test_the_rules_let_pass_what_they_allow(path: str, source: str) -> None:
+    assert violations(PurePosixPath(path), source) == []

@@ -1,0 +1,96 @@
+"""The README's commands exist, and what it says of make and exit codes is so."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer.main
+
+from stableanimator_cli import errors
+from stableanimator_cli.cli.app import app
+from stableanimator_cli.config import AnimateConfig, from_mapping
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+GROUP: Any = typer.main.get_command(app)
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+def command_lines() -> Iterator[str]:
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    for line in lines + re.findall(r"`([^`\n]+)`", README.replace("\n", " ")):
+        line = line.removeprefix(".venv/bin/")
+        if re.match(r"sa [a-z-]", line):
+            yield line
+
+
+def parse(line: str) -> None:
+    """Parse a command line as ``sa`` would, down to the verb, without running it."""
+    words = shlex.split(line.replace("VERB", "animate"))[1:]
+    command, context = GROUP, GROUP.make_context("sa", list(words), resilient_parsing=True)
+    while words and hasattr(command, "commands"):
+        name = words.pop(0)
+        if name.startswith("-"):
+            assert any(name in option.opts for option in command.params), f"{line}: no option {name}"
+            continue
+        assert name in command.commands, f"{line}: no verb {name}"
+        command = command.commands[name]
+    if "--help" not in words and not hasattr(command, "commands"):
+        command.make_context(command.name, words, parent=context)  # raises for what it does not know
+
+
+@pytest.mark.parametrize("line", sorted(set(command_lines())))
+def test_a_command_of_the_readme_parses(line: str) -> None:
+    parse(line)
+
+
+def test_the_parser_refuses_what_does_not_exist() -> None:
+    with pytest.raises(AssertionError, match="no verb dance"):
+        parse("sa dance a.png")
+    with pytest.raises(Exception, match="--stepz"):
+        parse("sa animate a.png b.mp4 --stepz 3")
+
+
+def test_every_verb_is_in_the_readme() -> None:
+    told = set(re.findall(r"^\| `sa ([a-z]+)` \|", README, re.M))
+    assert told == set(GROUP.commands)
+
+
+def test_the_config_of_the_readme_is_a_config() -> None:
+    (text,) = blocks("toml")
+    config = from_mapping(AnimateConfig, tomllib.loads(text), "README.md")
+    assert config.size == (576, 1024)
+    assert config.sampling.guidance == (1.0, 3.0)
+
+
+def test_the_exit_codes_are_those_of_the_errors() -> None:
+    told = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)}
+    raised = {
+        kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SaError)
+    }
+    assert told == raised | {0}
+
+
+def test_make_does_what_the_readme_says() -> None:
+    recipe = MAKEFILE.replace("$(PYTHON)", "python3").replace("$(BIN)", ".venv/bin").replace("$(VENV)", ".venv")
+    recipe = recipe.replace("--quiet --disable-pip-version-check ", "")
+    plain = [line for block in blocks("sh") for line in block.splitlines() if re.match(r"(\.venv/bin/|python3 )", line)]
+    assert len(plain) == 4
+    for line in plain:
+        assert f"\t{line}\n" in recipe, line
+    targets = re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.M)
+    assert targets == ["demo", "test"]
+    assert all(re.search(rf"^{target}: \$\(STAMP\)", MAKEFILE, re.M) for target in targets)
+
+
+def test_the_fresh_run_runs_the_readmes_command() -> None:
+    assert " make test " in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

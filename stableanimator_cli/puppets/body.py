@@ -45,6 +45,8 @@ def _edge(colour: RGB) -> RGB:
 
 def _hand(canvas: c.Canvas, points: Array, colour: RGB, part: int) -> None:
     flat = points[:, :2]
+    if canvas.misses(flat, 0.1):
+        return
     edge = _edge(colour)
     chains = [flat[[0, 1, 2, 3, 4]], *(flat[5 + 4 * n : 9 + 4 * n] for n in range(4))]
     palm = flat[[0, 1, 5, 9, 13, 17]]
@@ -103,7 +105,9 @@ def _leg(canvas: c.Canvas, person: Person, joints: Joints, side: str) -> None:
     shin = skin if bare else clothes.bottom_colour
     big, small, heel = joints.foot[side]
     sole = np.stack([heel[:2], big[:2], small[:2]])
-    canvas.lines([sole], _edge(clothes.shoes), 0.17, closed=True)
+    shod = not canvas.misses(sole, 0.1)
+    if shod:
+        canvas.lines([sole], _edge(clothes.shoes), 0.17, closed=True)
     _segments(
         canvas,
         [
@@ -111,6 +115,8 @@ def _leg(canvas: c.Canvas, person: Person, joints: Joints, side: str) -> None:
             (knee[:2], ankle[:2], 0.10 * girth, 0.075 * girth, shin, leg_part),
         ],
     )
+    if not shod:
+        return
     canvas.poly(sole, clothes.shoes, foot_part)
     canvas.lines([sole], clothes.shoes, 0.14, closed=True)
     canvas.mark([np.concatenate([sole, sole[:1]])], 0.15, foot_part)

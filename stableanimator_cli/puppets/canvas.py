@@ -32,16 +32,17 @@ PARTS = 16
 
 _TURN = np.linspace(0, 2 * math.pi, 24, endpoint=False)
 CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
-_HALF = np.linspace(-math.pi / 2, math.pi / 2, 7)
+_BENT = np.linspace(-math.pi / 2, math.pi / 2, 7)
+_HALF = np.stack([np.cos(_BENT), np.sin(_BENT)], axis=1)  # the round end that looks along x
 
 
 def capsule(a: Points, b: Points, ra: float, rb: float) -> Points:
     """The outline float[14,2] of a limb from ``a`` to ``b`` with round ends of radius ``ra`` and ``rb``."""
-    angle = math.atan2(b[1] - a[1], b[0] - a[0])
-    ends = np.empty((14, 2))
-    ends[:7, 0], ends[:7, 1] = b[0] + rb * np.cos(_HALF + angle), b[1] + rb * np.sin(_HALF + angle)
-    ends[7:, 0], ends[7:, 1] = a[0] - ra * np.cos(_HALF + angle), a[1] - ra * np.sin(_HALF + angle)
-    return ends
+    dx, dy = float(b[0] - a[0]), float(b[1] - a[1])
+    length = math.hypot(dx, dy) or 1.0
+    along = np.array([[dx, dy], [-dy, dx]]) / length
+    half = _HALF @ along
+    return np.concatenate([b + half * rb, a - half * ra])
 
 
 class Canvas:
@@ -69,6 +70,11 @@ class Canvas:
     def pixels(self, points: Points) -> Points:
         """Units to output pixels."""
         return points * self.scale + self.origin
+
+    def misses(self, points: Points, margin: float) -> bool:
+        """Whether what reaches ``margin`` around ``points`` lies outside the picture as a whole."""
+        low, high = self.pixels(points.min(axis=0) - margin), self.pixels(points.max(axis=0) + margin)
+        return bool(high[0] < 0 or high[1] < 0 or low[0] > self.size[0] or low[1] > self.size[1])
 
     def _label(self, points: Points, part: int) -> None:
         fixed = np.rint(points * self._lk + self._lo).astype(np.int32)

@@ -24,6 +24,9 @@ _ROUND = np.stack([np.cos(_CLOCK), np.sin(_CLOCK)], axis=1)
 _RING = c.CIRCLE[::2]
 _BROW = np.linspace(-1, 1, 5)
 _MOUTH_T = np.linspace(-1, 1, 7)[1:-1]
+_INNER_T, _ENDS = np.array([-0.5, 0.0, 0.5]), np.array([-1.0, 1.0])
+_NINE = np.linspace(0, 1, 9)
+_NOSE_RISE, _BASE_RISE = np.linspace(0.15, 1.0, 4) * 1.5, np.array([0.1, 0.3, 0.55, 0.3, 0.1])
 _DARK: RGB = (38, 26, 28)
 SEEN = 0.08  # a point of the face counts as turned towards the picture from here on
 
@@ -66,6 +69,7 @@ def _eyes(who: Identity, blink: float) -> tuple[list[Array], list[Array], list[A
     return outlines, irises, pupils
 
 
+@lru_cache(maxsize=256)
 def _brows(who: Identity) -> list[Array]:
     ex, ey, ew, eh = eye_box(who)
     top = ey - eh - who.brow_gap
@@ -87,9 +91,9 @@ def _mouth(who: Identity, gape: float, smile: float) -> tuple[Array, Array]:
         arch = np.sqrt(np.maximum(0, 1 - t**2))
         return np.stack([t * reach, y + bow * t**2 * 0.8 + dy * arch], axis=1)
 
-    ends = np.array([-1.0, 1.0])
+    ends = _ENDS
     corners, inner_corners = row(ends, 0, half), row(ends, 0, half * 0.82)
-    t, u = _MOUTH_T, np.array([-0.5, 0.0, 0.5])
+    t, u = _MOUTH_T, _INNER_T
     top, bottom = row(t, -lip - 0.35 * opening, half), row(t[::-1], lip * 1.25 + opening, half)
     in_top, in_bottom = row(u, -0.35 * opening - 0.002, half * 0.82), row(u[::-1], opening + 0.002, half * 0.82)
     outer = np.concatenate([corners[:1], top, corners[1:], bottom])
@@ -97,6 +101,7 @@ def _mouth(who: Identity, gape: float, smile: float) -> tuple[Array, Array]:
     return outer, inner
 
 
+@lru_cache(maxsize=256)
 def _nose_rows(who: Identity) -> tuple[Array, Array]:
     """Bridge float[4,2] with tip last, and base float[5,2], on the face plane."""
     _, ey, _, eh = eye_box(who)
@@ -142,7 +147,7 @@ def _beard(canvas: c.Canvas, view: View) -> None:
         if who.beard == "full":
             top = np.maximum(top, np.where(near < 0.4, who.mouth_height + 0.1, 0))
         extra = 0.035 if who.beard == "full" else 0.0
-        edge = np.linspace(0, 1, 9)
+        edge = _NINE
         right = view.head.at(np.full(9, longitude[-1]), top[-1] + (1 - top[-1]) * edge, extra)
         left = view.head.at(np.full(9, longitude[0]), top[0] + (1 - top[0]) * edge[::-1], extra)
         for rim in (right, left):
@@ -176,8 +181,8 @@ def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: fl
     flat = [*outlines, *irises, *pupils, *brows, outer, inner, bridge, base]
     sizes = np.cumsum([0] + [len(part) for part in flat])
     solid = head.on_front(np.concatenate(flat))
-    solid[sizes[10] : sizes[11], 2] += np.linspace(0.15, 1.0, 4) * who.nose_size * 1.5
-    solid[sizes[11] : sizes[12], 2] += np.array([0.1, 0.3, 0.55, 0.3, 0.1]) * who.nose_size
+    solid[sizes[10] : sizes[11], 2] += _NOSE_RISE * who.nose_size
+    solid[sizes[11] : sizes[12], 2] += _BASE_RISE * who.nose_size
     seen, normal = view.project(solid), view.normals(solid)
     parts = [seen[a:b, :2] for a, b in pairwise(sizes)]
     turned = [normal[a:b] for a, b in pairwise(sizes)]

@@ -15,6 +15,7 @@ from stableanimator_cli.puppets.skeleton import CHIN, SIGN, Joints
 _SLICES = np.array([0.0, 0.07, 0.16, 0.36, 0.62, 0.86, 1.10])
 _DEPTHS = np.array([0.11, 0.17, 0.2, 0.215, 0.19, 0.205, 0.2])
 _FINE = np.linspace(0, 1.1, 23)
+_QUARTERS = np.linspace(0, 1, 5)
 _STAR = np.stack([np.sin(np.arange(10) * math.pi / 5), -np.cos(np.arange(10) * math.pi / 5)], axis=1)
 _STAR *= np.where(np.arange(10) % 2, 0.45, 1.0)[:, None]
 _HEART = np.array(
@@ -70,7 +71,7 @@ class _Trunk:
         return self.spine(share) + x[:, None] * self.aside
 
     def band(self, top: float, bottom: float, inset: float = 0.0) -> Array:
-        share = np.linspace(top, bottom, 5)
+        share = top + (bottom - top) * _QUARTERS
         return np.concatenate([self.side(share, 1, -inset), self.side(share[::-1], -1, -inset)])
 
 

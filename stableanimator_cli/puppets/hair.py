@@ -32,6 +32,8 @@ class Style:
     slant: float = 0.0
 
 
+_EDGE = np.sin(np.linspace(0, math.pi / 2, 14))  # dense at the crown
+
 _CROP = ((0, -0.52), (38, -0.52), (60, -0.36), (74, 0.0), (86, 0.02), (104, -0.02), (122, 0.4), (180, 0.62))
 _TIED = ((0, -0.5), (38, -0.5), (62, -0.3), (80, 0.0), (100, 0.05), (130, 0.4), (180, 0.55))
 _FALL = ((0, -0.52), (36, -0.46), (52, -0.1), (62, 0.9), (80, 1.0), (180, 1.0))
@@ -102,9 +104,8 @@ def _cap(view: View, style: Style, behind: bool) -> Array:
     who = view.head.identity
     longitude = view.across(33, behind)
     line = _hairline(who, style, longitude)
-    edge = np.sin(np.linspace(0, math.pi / 2, 14))  # dense at the crown
-    left = -1 + (line[0] + 1) * (1 - edge)
-    right = -1 + (line[-1] + 1) * (1 - edge[::-1])
+    left = -1 + (line[0] + 1) * (1 - _EDGE)
+    right = -1 + (line[-1] + 1) * (1 - _EDGE[::-1])
     around = np.concatenate([np.full(14, longitude[0]), np.full(14, longitude[-1]), longitude[::-1]])
     solid = _solid(view.head, style, around, np.concatenate([left, right, line[::-1]]))
     size, count = style.bumps

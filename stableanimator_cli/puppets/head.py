@@ -110,12 +110,12 @@ class View:
 
     def across(self, count: int, behind: bool = False) -> Array:
         """``count`` longitudes from the picture's left limb to its right limb, over the near or the far side."""
-        share = np.linspace(0, 1, count)
-        return self.limb - math.pi + math.pi * share if not behind else self.limb - math.pi - math.pi * share
+        share = math.pi / (count - 1) * np.arange(count)
+        return self.limb - math.pi - share if behind else self.limb - math.pi + share
 
     def normals(self, points: Array) -> Array:
         """How much the skin at head points float[n,3] faces the picture, from -1 to 1."""
         head = self.head.identity.face_width
         lean = points * np.array([1.0, 0.45, 1.0]) - [0, 0, 0.02]
-        lean = lean / np.maximum(np.linalg.norm(lean, axis=1, keepdims=True), 0.2 * head)
-        return (lean @ self.matrix)[:, 2]
+        length = np.sqrt(np.einsum("nk,nk->n", lean, lean))
+        return lean @ self.matrix[:, 2] / np.maximum(length, 0.2 * head)

@@ -130,6 +130,8 @@ def draw(
         part = owners - n * c.PARTS
         mine = (part > 0) & (part < c.PARTS) & (owners >= 0)
         on_top = (mine & _ALLOWED[np.arange(POINTS)[:, None], np.where(mine, part, 0)]).any(axis=1)
+        if seen.view.facing < 0:  # hair over an ear is looked through from the front only
+            on_top[16:18] &= (part[16:18] == c.HEAD).any(axis=1)
         inside = ((pixels >= 0) & (pixels <= (width - 1, height - 1))).all(axis=1)
         visible = turned & on_top & inside
         keypoints[n, :, :2], keypoints[n, :, 2] = pixels, visible

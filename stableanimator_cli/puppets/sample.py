@@ -10,6 +10,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -69,6 +70,7 @@ def number_of(split: str, index: int) -> int:
     return index * len(SPLITS) + SPLITS.index(split)
 
 
+@lru_cache(maxsize=4096)
 def shade(colour: RGB, amount: float) -> RGB:
     """Lighter (``amount`` > 0, towards white) or darker (< 0, towards black)."""
     target = 255.0 if amount > 0 else 0.0
@@ -76,6 +78,7 @@ def shade(colour: RGB, amount: float) -> RGB:
     return tuple(round(c + (target - c) * k) for c in colour)  # type: ignore[return-value]
 
 
+@lru_cache(maxsize=4096)
 def mix(a: RGB, b: RGB, k: float) -> RGB:
     return tuple(round(x + (y - x) * k) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 

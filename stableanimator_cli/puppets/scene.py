@@ -111,7 +111,7 @@ class Scene:
             bottom = None
         else:
             # Room for the tallest, for hair over the head, and for the feet.
-            tallest = max(person.build.torso + person.build.leg for person in self.people) + 1.65
+            tallest = max(person.build.torso + person.build.leg for person in self.people) + 1.72
             unit = min(height / tallest, width / (1.6, 2.6, 3.5)[count - 1])
             neck, bottom = 0.0, height * 0.95
         unit *= self._zoom

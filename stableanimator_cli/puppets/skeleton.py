@@ -20,9 +20,15 @@ CHIN = -0.05  # height of the chin above the base of the neck
 FOOT_DROP = 0.3  # feet are seen a little from above: what is nearer appears lower
 HAND = 0.125  # length of a palm
 
-# Hand: place across the palm (towards the thumb), length of the finger; index to little finger.
-_FINGERS = ((0.36, 0.15), (0.12, 0.165), (-0.12, 0.155), (-0.35, 0.12))
-_PHALANGES = (0.0, 0.45, 0.75, 1.0)
+# Fingers from index to little: place across the palm (towards the thumb) and length; bones as shares of the length.
+_ACROSS = np.array([0.36, 0.12, -0.12, -0.35])
+_KNUCKLE_AT = HAND * (0.98 - np.abs(_ACROSS - 0.1) * 0.25)
+_KNUCKLE_ACROSS = _ACROSS * HAND * 1.35
+_FAN = _ACROSS * 0.6
+_BONES = np.array([0.15, 0.165, 0.155, 0.12])[:, None] * np.array([0.45, 0.3, 0.25])
+_BEND = 1.25 * np.array([[0.6], [1.6], [2.6]])
+_THUMB_ON, _THUMB_ASIDE = np.array([[0.45], [0.7], [0.9]]), np.array([[0.9], [0.7], [0.45]])
+_THUMB_FOLD, _THUMB_BONES = np.array([[0.0], [1.0], [2.0]]), np.array([[0.07], [0.055], [0.05]])
 
 Vector = tuple[float, float, float]
 
@@ -66,10 +72,10 @@ def _reach(start: Vector, goal: Vector, upper: float, lower: float, pole: Vector
 def _hand(elbow: Array, wrist: Array, sign: float, curl: float, twist: float) -> Array:
     """21 points of a hand that goes on where the forearm points; the thumb looks inward and forward."""
     axis = wrist - elbow
-    axis = axis / (np.linalg.norm(axis) or 1.0)
+    axis = axis / (math.sqrt(float(axis @ axis)) or 1.0)
     inward = np.array([-sign, 0.0, 0.65])
     thumb = inward - axis * float(inward @ axis)
-    thumb = thumb / (np.linalg.norm(thumb) or 1.0)
+    thumb = thumb / (math.sqrt(float(thumb @ thumb)) or 1.0)
     if twist:
         axis, thumb = axis * math.cos(twist) + thumb * math.sin(twist), thumb * math.cos(twist) - axis * math.sin(twist)
     palm = np.array(
@@ -81,21 +87,16 @@ def _hand(elbow: Array, wrist: Array, sign: float, curl: float, twist: float) ->
     ) * (-sign)
     points = np.empty((21, 3))
     points[0] = wrist
-    bend = curl * 1.25
-    steps = np.diff(_PHALANGES)
-    for n, (across, length) in enumerate(_FINGERS):
-        fan = thumb * across * 0.6
-        at = wrist + axis * (HAND * (0.98 - abs(across - 0.1) * 0.25)) + thumb * (across * HAND * 1.35)
-        points[5 + 4 * n] = at
-        for k in range(3):
-            angle = bend * (k + 0.6)
-            at = at + (axis * math.cos(angle) + palm * math.sin(angle) + fan) * (length * steps[k])
-            points[6 + 4 * n + k] = at
-    at = wrist + axis * 0.025 + thumb * 0.045
-    points[1] = at
-    for k, (forward, aside, length) in enumerate(((0.45, 0.9, 0.07), (0.7, 0.7, 0.055), (0.9, 0.45, 0.05))):
-        at = at + (axis * forward + thumb * aside + palm * curl * 0.5 * k) * length
-        points[2 + k] = at
+    # Fingers: knuckles across the palm, then three bones each that bend towards the palm and fan out.
+    points[5::4] = wrist + axis * _KNUCKLE_AT[:, None] + thumb * _KNUCKLE_ACROSS[:, None]
+    angle = curl * _BEND
+    bones = (axis * np.cos(angle) + palm * np.sin(angle))[None] + thumb * _FAN[:, None, None]
+    fingers = points[5::4, None] + np.cumsum(bones * _BONES[..., None], axis=1)
+    for n in range(4):
+        points[6 + 4 * n : 9 + 4 * n] = fingers[n]
+    points[1] = wrist + axis * 0.025 + thumb * 0.045
+    folded = palm * (curl * 0.5) * _THUMB_FOLD
+    points[2:5] = points[1] + np.cumsum((axis * _THUMB_ON + thumb * _THUMB_ASIDE + folded) * _THUMB_BONES, axis=0)
     return points
 
 

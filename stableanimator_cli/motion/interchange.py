@@ -10,7 +10,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ def appearing(path: Path) -> Iterator[Path]:
     finally:
         if part.is_dir():
             shutil.rmtree(part)
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing is there after success, or where not even the folder could be made
+            part.unlink()
 
 
 def save_motion(path: Path | str, motion: Motion) -> Path:
@@ -111,20 +112,23 @@ def load_motion(path: Path | str) -> Motion:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     expected = "a motion file (.npz)"
+    arrays = {}
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise BadInput(path, "a single array", expected)
-        with file:
-            return {name: file[name] for name in file.files}
+        # Opened as the zip file that it is: np.load leaves handles open where a file is damaged.
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    array = np.lib.format.read_array(member, allow_pickle=False)
+                arrays[name.removesuffix(".npy")] = array
     except FileNotFoundError:
         raise BadInput(path, "nothing there", expected) from None
     except OSError as error:
         raise BadInput(path, f"a file that cannot be read ({error.strerror or error})", expected) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, MemoryError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = "the file is damaged or cut short; make it again"
         raise BadInput(path, f"something else ({why})", expected, hint=hint) from None
+    return arrays
 
 
 def _check_shape(

@@ -142,7 +142,7 @@ def looks_like_skeleton(frame: np.ndarray) -> bool:
     """Whether uint8[h,w,3] RGB is a drawn skeleton rather than a picture: thin, colourful marks on flat black.
 
     True where at least 70 % of the pixels are black, what is lit is thin (nothing as thick as 1/25 of the shorter
-    side), and it shows saturated colours of three sectors of the hue circle or more. Lossy compression and the
+    side), and it shows colours of three sectors of the hue circle or more. Lossy compression and the
     thicker lines of other tools are allowed for. An all-black frame says nothing and gives False: look at several
     frames of a video.
     """
@@ -163,9 +163,9 @@ def looks_like_skeleton(frame: np.ndarray) -> bool:
     if core.sum() > 0.01 * count:
         return False
     hsv = cv2.cvtColor(frame[lit][None], cv2.COLOR_RGB2HSV)[0]
-    vivid = hsv[hsv[:, 1] > 150]
+    vivid = hsv[hsv[:, 1] > 40]  # not more: codecs halve the colour planes, and thin lines lose their colour there
     sectors = np.bincount((vivid[:, 0].astype(int) + 15) // 30 % 6, minlength=6)
-    return len(vivid) >= 0.2 * count and int((sectors > 0.03 * len(vivid)).sum()) >= 3
+    return len(vivid) >= 0.3 * count and int((sectors > 0.03 * len(vivid)).sum()) >= 3
 
 
 def _marks(people: np.ndarray, canvas: tuple[int, int], threshold: float) -> list[_Mark]:

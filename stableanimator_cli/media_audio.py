@@ -115,15 +115,16 @@ class AudioTrack:
                 at = round(time * self.rate)
                 parts = [part.to_ndarray() for part in resampler.resample(frame)]
                 sound = np.concatenate(parts, axis=1) if parts else np.zeros((self.target.channels, 0), np.float32)
-                written = at if written is None else written
+                if written is None:
+                    written = at
                 if at - written > _JOINED * self.rate:
                     sound = np.concatenate([np.zeros((len(sound), at - written), np.float32), sound], axis=1)
                 elif written - at > _JOINED * self.rate:
                     sound = sound[:, written - at :]
-                late = max(0, -written)
-                written += sound.shape[1]
+                begin, late = written, max(0, -written)
+                written = begin + sound.shape[1]
                 if sound.shape[1] > late:
-                    yield Fraction(written - sound.shape[1] + late, self.rate), sound[:, late:]
+                    yield Fraction(begin + late, self.rate), sound[:, late:]
 
     def _read(self, stream: AudioStream) -> Iterator[Packet]:
         try:

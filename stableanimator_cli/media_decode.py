@@ -289,10 +289,10 @@ class _Converter:
 
 def _turned(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
     """Apply the display matrix (ISO/IEC 14496-12, 6.2.2): quarter turns and mirrorings; other angles to the nearest."""
-    matrix = next((bytes(side) for side in frame.side_data if side.type.name == "DISPLAYMATRIX"), None)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels
-    a, b, _, c, d = struct.unpack_from("=5i", matrix)
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
     if abs(a) >= abs(b):  # x' = ax, y' = dy
         across, down = a, d
     else:  # x' = cy, y' = bx

@@ -15,7 +15,7 @@ from typing import Any
 from stableanimator_cli import __version__, catalogue_fetch
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.config import AnimateConfig, to_toml
-from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.device import DevicePlan, peak_memory
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
 from stableanimator_cli.engine.weights import NETWORKS
@@ -37,6 +37,7 @@ class Animation:
     fps: str
     seconds: Mapping[str, float]
     calls: Mapping[str, int]
+    peak_bytes: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -47,6 +48,7 @@ class Animation:
             "fps": self.fps,
             "seconds": dict(self.seconds),
             "calls": dict(self.calls),
+            "peak_bytes": dict(self.peak_bytes),
         }
 
     def summary(self) -> str:
@@ -134,6 +136,7 @@ def write(
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
         "seconds": {name: round(value, 3) for name, value in stages.seconds.items()},
         "calls": stages.calls,
+        "peak_bytes": peak_memory(engine.plan.device),
     }
     with appearing(config.record_path) as part:
         part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
@@ -145,6 +148,7 @@ def write(
         fps=str(driving.fps),
         seconds=data["seconds"],
         calls=stages.calls,
+        peak_bytes=data["peak_bytes"],
     )
 
 

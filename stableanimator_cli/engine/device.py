@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,18 @@ def memory_guard(doing: str, hint: str) -> Iterator[None]:
         if not any(words in str(error) for words in _HOST_OUT_OF_MEMORY):
             raise
         raise OutOfMemory(f"out of memory while {doing}", hint=hint) from error
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Most bytes used so far: ``host`` resident size of this process, ``device`` as torch's allocator counts it."""
+    peak: dict[str, int] = {}
+    if sys.platform != "win32":
+        import resource  # not on Windows
+
+        peak["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if device.type == "cuda":
+        peak["device"] = torch.cuda.max_memory_allocated(device)
+    return peak
 
 
 class Networks:

@@ -73,12 +73,12 @@ def parse_guidance(value: str | float | Guidance, label: str = "--guidance") -> 
     """``"3"`` -> (3.0, 3.0); ``"1:3"`` -> (1.0, 3.0), a linear rise from the first frame to the last."""
     if isinstance(value, tuple):
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value), float(value)
     try:
-        first, _, last = value.partition(":")
-        return float(first), float(last if ":" in value else first)
-    except (AttributeError, ValueError):
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
+        first, colon, last = str(value).partition(":")
+        return float(first), float(last if colon else first)
+    except ValueError:
         raise ConfigError(label, value, "a number, or FIRST:LAST as 1:3") from None
 
 

@@ -180,7 +180,7 @@ def test_an_option_of_animate_says_what_it_takes_and_its_default(option: Any) ->
 
 
 def test_every_flag_of_the_config_is_an_option_of_animate() -> None:
-    def flags(config: type) -> set[str]:
+    def flags(config: Any) -> set[str]:
         hints = typing.get_type_hints(config)
         found: set[str] = set()
         for item in dataclasses.fields(config):

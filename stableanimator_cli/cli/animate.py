@@ -82,8 +82,8 @@ def animate(
         "dtype": dtype,
         "offload": offload,
     }
-    console.configure(json=json, quiet=quiet, progress=progress)
+    talk = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.animate import run  # torch starts loading here, not earlier
 
     report = run.run(flags=flags, config_file=config, plan_only=plan, talk=console.get())
-    console.get().result(report.to_json(), report.summary())
+    talk.result(report.to_json(), report.summary())

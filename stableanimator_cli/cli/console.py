@@ -1,4 +1,4 @@
-"""The one sink of everything printed: stdout is data, stderr is talk.
+"""The one sink of everything printed: stdout is data, stderr is talk. It is the ``Talk`` that stages speak to.
 
 ``configure`` is called once, by the options that every verb shares; a stage asks ``get()`` for the console. Rich and
 tqdm are imported when something is drawn, not before: completion starts ``sa`` at every TAB.
@@ -12,24 +12,14 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
+
+from stableanimator_cli.talk import Progress
 
 ProgressKind = Literal["bar", "json", "none"]
 
 JSON_INTERVAL = 0.25  # seconds between two lines of --progress json
 LINES_INTERVAL = 10.0  # seconds between two lines where stderr is a file
-
-
-class Progress(Protocol):
-    """What ``Console.progress`` gives: a context manager that is told how far the work is."""
-
-    def update(self, n: int = 1, **fields: Any) -> None: ...
-
-    def __enter__(self) -> Progress: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 class Console:
@@ -137,7 +127,9 @@ class _Silent:
     def __enter__(self) -> _Silent:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
 
@@ -154,7 +146,9 @@ class _Bar(_Silent):
             self.bar.set_postfix({name: _short(value) for name, value in fields.items()}, refresh=False)
         self.bar.update(n)
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.close()
 
 
@@ -178,7 +172,9 @@ class _Lines(_Silent):
             self.last = now
             self._show()
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.shown != self.done:
             self._show()
 

@@ -1,10 +1,10 @@
 # Needs Python 3.11, 3.12 or 3.13 and make; each target sets up what it needs, once.
-# Another Python: make test PYTHON=python3.12. Another place for the environment: make test VENV=/tmp/env.
+# Another Python: make test PYTHON=python3.12. Another place for the environment: make test SA_VENV=env.
 
 PYTHON ?= python3
-VENV ?= .venv
-BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+SA_VENV ?= .venv
+BIN := $(SA_VENV)/bin
+STAMP := $(SA_VENV)/.installed
 
 # An environment whose Python is gone or moved is stale although its stamp is new.
 ifneq ($(wildcard $(STAMP)),)
@@ -32,7 +32,9 @@ completions: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo '$(PYTHON) is not Python 3.11, 3.12 or 3.13: name one, as in make test PYTHON=python3.12' >&2; exit 1; }
-	rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
+	@test ! -e '$(SA_VENV)' || test -f '$(SA_VENV)/pyvenv.cfg' || \
+		{ echo '$(SA_VENV) is there and is no Python environment: it is left alone; name another SA_VENV' >&2; exit 1; }
+	rm -rf '$(SA_VENV)'
+	$(PYTHON) -m venv $(SA_VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@

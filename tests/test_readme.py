@@ -81,7 +81,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 
 
 def test_make_does_what_the_readme_says() -> None:
-    recipe = MAKEFILE.replace("$(PYTHON)", "python3").replace("$(BIN)", ".venv/bin").replace("$(VENV)", ".venv")
+    recipe = MAKEFILE.replace("$(PYTHON)", "python3").replace("$(BIN)", ".venv/bin").replace("$(SA_VENV)", ".venv")
     recipe = recipe.replace("--quiet --disable-pip-version-check ", "")
     plain = [line for block in blocks("sh") for line in block.splitlines() if re.match(r"(\.venv/bin/|python3 )", line)]
     assert len(plain) == 4

@@ -54,7 +54,8 @@ class Backdrop:
         image[:] = a
 
         def poly(points: np.ndarray, colour: RGB) -> None:
-            cv2.fillPoly(image, [np.rint(points * (1 << SHIFT)).astype(np.int32)], colour, cv2.LINE_AA, SHIFT)
+            fixed = np.rint((points - 0.5) * (1 << SHIFT)).astype(np.int32)
+            cv2.fillPoly(image, [fixed], colour, cv2.LINE_AA, SHIFT)
 
         def box(x0: float, y0: float, x1: float, y1: float, colour: RGB) -> None:
             poly(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), colour)

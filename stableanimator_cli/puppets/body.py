@@ -78,7 +78,8 @@ def _arm(canvas: c.Canvas, person: Person, joints: Joints, side: str, layer: int
     def layer_of(nearness: float) -> int:
         return 0 if nearness < _BEHIND else 1 if nearness < _BEFORE else 2
 
-    top_layer = min(1, layer_of(0.5 * (shoulder[2] + elbow[2])))
+    # In profile the near upper arm goes over long hair; from the front a shoulder stays under it.
+    top_layer = layer_of(0.5 * (shoulder[2] + elbow[2])) if shoulder[2] > 0.15 else min(1, layer_of(elbow[2] * 0.5))
     low_layer, hand_layer = layer_of(0.5 * (elbow[2] + wrist[2])), layer_of(joints.hand[side][9, 2])
     wide = 0.088 * girth
     pieces = []

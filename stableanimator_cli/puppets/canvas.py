@@ -59,8 +59,12 @@ class Canvas:
         self.place(1.0, (0.0, 0.0), 0)
 
     def place(self, scale: float, origin: tuple[float, float], person: int) -> None:
-        """From now on a unit is ``scale`` output pixels and (0, 0) is ``origin``; marks belong to ``person``."""
-        self.scale, self.origin, self._base = scale, np.asarray(origin, float), person * PARTS
+        """From now on a unit is ``scale`` output pixels and (0, 0) lies ``origin`` from the picture's top left corner.
+
+        Marks belong to ``person``. The corner is half a pixel off the centre of pixel (0, 0): scenes are laid out from
+        corners, so that they are the same at every size, and points are told from pixel centres, as elsewhere.
+        """
+        self.scale, self.origin, self._base = scale, np.asarray(origin, float) - 0.5, person * PARTS
         self._k = scale * self.factor * _ONE
         # cv2 puts pixel centres at integers: an enlarged picture is therefore shifted by half of the extra pixels.
         self._o = ((self.origin + 0.5) * self.factor - 0.5) * _ONE

@@ -9,6 +9,7 @@ import typer
 from stableanimator_cli import __version__
 from stableanimator_cli.cli import models
 from stableanimator_cli.cli.animate import animate
+from stableanimator_cli.cli.demo import demo
 from stableanimator_cli.cli.puppets import puppets
 
 PIPELINE = "Pipeline"
@@ -40,5 +41,6 @@ def sa(
 app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="A picture and a motion become a video.")(
     animate
 )
+app.command(rich_help_panel=WORKSHOP, short_help="Draw a figure and animate it with the small model.")(demo)
 app.add_typer(models.app, rich_help_panel=WORKSHOP)
 app.command(rich_help_panel=WORKSHOP, short_help="Draw figures whose motion and faces are known exactly.")(puppets)

@@ -11,7 +11,7 @@ from stableanimator_cli.puppets import canvas as c
 from stableanimator_cli.puppets import moves as m
 from stableanimator_cli.puppets.face import FaceView, draw_brows, draw_ear, draw_face
 from stableanimator_cli.puppets.garments import draw_top, skirt, torso_widths
-from stableanimator_cli.puppets.hair import draw_back, draw_front
+from stableanimator_cli.puppets.hair import covers_ears, draw_back, draw_front
 from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, Head, View
 from stableanimator_cli.puppets.sample import RGB, Build, Clothes, Identity, shade
 from stableanimator_cli.puppets.skeleton import CHIN, Joints, pose_joints
@@ -139,7 +139,7 @@ def _head(canvas: c.Canvas, view: View, pose: Array) -> FaceView:
         if near > 0.16:
             draw_ear(canvas, view, side)
     draw_front(canvas, view)
-    draw_brows(canvas, view)
+    draw_brows(canvas, view, covers_ears(who))
     return face
 
 

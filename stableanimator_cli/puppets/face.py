@@ -288,8 +288,8 @@ def _draw_eye(canvas: c.Canvas, who: Identity, outline: Array, iris: Array, pupi
     canvas.lines([outline[:7]], _DARK, who.lashes + 0.006)
 
 
-def draw_brows(canvas: c.Canvas, view: View) -> None:
-    """Brows and glasses, over the hair so that a fringe hides neither."""
+def draw_brows(canvas: c.Canvas, view: View, covered: bool) -> None:
+    """Brows and glasses, over the hair so that a fringe hides neither; ``covered``: hair falls over the ears."""
     head, who = view.head, view.head.identity
     if view.facing < -0.15:
         return
@@ -314,6 +314,8 @@ def draw_brows(canvas: c.Canvas, view: View) -> None:
             ear = np.array([[side * float(head.half_width(np.zeros(1))[0]), ey + 0.02, 0.0]])
             if view.normals(ear)[0] > 0.1:
                 hinge = rim[np.argmax(rim[:, 0] * side)][None]
+                if covered:  # the temple goes under the hair
+                    ear = hinge + (ear - hinge) * 0.35
                 canvas.lines([view.project(np.concatenate([hinge, ear]))[:, :2]], who.glasses_colour, 0.02)
     if len(inner) == 2:
         canvas.lines([np.stack(inner)], who.glasses_colour, 0.02)

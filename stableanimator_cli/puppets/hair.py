@@ -77,6 +77,8 @@ def _hairline(who: Identity, style: Style, longitude: Array) -> Array:
 def _solid(head: Head, style: Style, longitude: Array, v: Array) -> Array:
     """Points of the hair's surface; below the ears hair hangs instead of following the jaw."""
     who = head.identity
+    if style.thick < 0.02:  # shorn hair hangs nowhere
+        return head.at(longitude, np.minimum(v, 0.97), style.thick)
     upper = head.at(longitude, np.minimum(v, 0.0), style.thick)
     drop = np.maximum(v, 0.0)
     wide = (who.face_width + style.thick) * (1 + style.spread * drop - 0.06 * drop * (style.spread == 0))
@@ -181,7 +183,13 @@ def _crest(canvas: c.Canvas, view: View, behind: bool) -> None:
     tufts = [n for n in range(9) if (rows[0][n, 2] + rows[3][n + 1, 2] < 0) == behind]
     for n in sorted(tufts, key=lambda k: rows[0][k, 2] + rows[0][k + 1, 2]):
         corners = np.concatenate([row[n : n + 2, :2] for row in rows]).astype(np.float32)
-        canvas.poly(cv2.convexHull(corners)[:, 0], who.hair_colour, part, edge, 0.012)
+        canvas.poly(np.asarray(cv2.convexHull(corners)[:, 0], float), who.hair_colour, part, edge, 0.012)
+
+
+def covers_ears(who: Identity) -> bool:
+    """Whether this hair falls over the ears."""
+    style = STYLES[who.hair]
+    return style is not None and float(np.interp(90, *np.array(style.line).T)) > 0.15
 
 
 def draw_back(canvas: c.Canvas, view: View) -> None:

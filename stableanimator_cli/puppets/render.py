@@ -129,7 +129,7 @@ def draw(
         owners = canvas.owners((pixels[:, None] + _NEAR * pixel).reshape(-1, 2)).reshape(POINTS, 5)
         part = owners - n * c.PARTS
         mine = (part > 0) & (part < c.PARTS) & (owners >= 0)
-        on_top = (mine & _ALLOWED[np.arange(POINTS)[:, None], np.where(mine, part, 0)]).any(axis=1)
+        on_top = np.any(mine & _ALLOWED[np.arange(POINTS)[:, None], np.where(mine, part, 0)], axis=1)
         if seen.view.facing < 0:  # hair over an ear is looked through from the front only
             on_top[16:18] &= (part[16:18] == c.HEAD).any(axis=1)
         inside = ((pixels >= 0) & (pixels <= (width - 1, height - 1))).all(axis=1)

@@ -15,6 +15,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.animate import record
 from stableanimator_cli.animate.driving import Driving, open_driving, say_cut
 from stableanimator_cli.animate.record import Animation, AnimationPlan
+from stableanimator_cli.animate.skeletons import Skeletons
 from stableanimator_cli.config import AnimateConfig, DecodeConfig, WindowConfig, resolve
 from stableanimator_cli.config_toml import read_toml
 from stableanimator_cli.detect.face import load_embedding
@@ -24,9 +25,10 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import STRIDE, Engine
 from stableanimator_cli.engine.render import RenderRequest, Stages, Watch, calls_of, decode, sample
 from stableanimator_cli.engine.weights import NETWORKS
-from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoFace
+from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoFace, NoPerson
 from stableanimator_cli.media import VideoWriter, read_picture
 from stableanimator_cli.motion.geometry import Fit, fit
+from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Progress, Silent, Talk
 
@@ -67,11 +69,10 @@ def run(
     )
     device = DevicePlan.of(config.device)
     with Engine.open(model, device, id_mode=config.id_adapter or "distribution") as engine:
+        poses = driving.skeletons
         if config.windows.anchor == "reference":
-            raise ConfigError(
-                "--anchor", "reference", "first", hint="the reference's own pose needs a pose detector, not built yet"
-            )
-        request = _request(config, picture, there, driving)
+            poses = poses.behind(_own_pose(config, engine, picture, there))
+        request = _request(config, picture, there, poses)
         if plan_only:
             return AnimationPlan.of(config, model, device, request, driving)
         request = replace(request, face=_face(config, engine, picture, talk))
@@ -128,20 +129,32 @@ def _reference(path: Path) -> np.ndarray:
     return picture
 
 
-def _request(config: AnimateConfig, picture: np.ndarray, there: Fit, driving: Driving) -> RenderRequest:
+def _own_pose(config: AnimateConfig, engine: Engine, picture: np.ndarray, there: Fit) -> np.ndarray:
+    """The reference's own skeleton at the output's size: MimicMotion's anchor of every window."""
+    points = engine.pose(picture)
+    if points is None:
+        raise NoPerson(
+            f"{config.reference}: nobody found, and --anchor reference needs the person's own pose",
+            hint="use --anchor first, or a picture that shows the whole person",
+        )
+    points = points.copy()
+    points[:, :2] = there.apply_points(points[:, :2])
+    return draw_skeleton(points[None], there.target)
+
+
+def _request(config: AnimateConfig, picture: np.ndarray, there: Fit, poses: Skeletons) -> RenderRequest:
     x0, y0, x1, y1 = (round(side) for side in there.box)
     windows = config.windows
     return RenderRequest(
         picture=picture[y0:y1, x0:x1],  # the image encoder sees what will be animated, at full detail
         fitted=there.apply_image(picture, resample="lanczos"),
         face=None,
-        poses=driving.skeletons,
-        plan=plan_windows(
-            len(driving.skeletons), length=windows.length, overlap=windows.overlap, blend=windows.blend
-        ),
+        poses=poses,
+        plan=plan_windows(len(poses), length=windows.length, overlap=windows.overlap, blend=windows.blend),
         sampling=config.sampling,
         decode=config.decode,
         tile=windows.length,
+        anchored=windows.anchor == "reference",
     )
 
 
@@ -176,7 +189,7 @@ def _rendered(
     started = time.perf_counter()
     stages = Stages()
     talk.note(
-        f"{request.plan.total} frames of {width}x{height}, {len(request.plan)} window(s), "
+        f"{request.frames} frames of {width}x{height}, {len(request.plan)} window(s), "
         f"{config.sampling.steps} steps on {engine.plan.describe()}"
     )
     audio = driving.audio if config.audio == "keep" else None
@@ -196,11 +209,11 @@ def _rendered(
             preview = files.enter_context(VideoWriter(config.preview_path, (3 * width, height), driving.fps))
         with talk.progress(calls_of(request)["windows"], "denoise", "window") as bar:
             latents = sample(engine, request, stages, _watching(bar, config.sampling.steps))
-        with talk.progress(request.plan.total, "decode", "frame") as bar:
+        with talk.progress(request.frames, "decode", "frame") as bar:
             for index, frame in enumerate(decode(engine, request, latents, stages)):
                 writer.write(frame)
                 if preview is not None:
-                    preview.write(np.concatenate([request.fitted, request.poses.frame(index), frame], axis=1))
+                    preview.write(np.concatenate([request.fitted, request.poses.frame(index + request.anchored), frame], axis=1))
                 bar.update()
     stages.seconds["total"] = time.perf_counter() - started
     return record.write(config, engine, request, driving, stages)

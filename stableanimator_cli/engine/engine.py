@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.guidance import is_guided, windowed_denoiser
 from stableanimator_cli.diffusion.sampler import Denoise
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
@@ -72,7 +73,23 @@ class Engine:
                 f"model {self.model.name} has no face detector here",
                 hint="`sa models pull antelopev2`, or give the face's vector with --face-embedding FILE",
             )
-        return FaceReader(self.model.files["face"], self.model.face_channel_order, self.plan.device.type)
+        return FaceReader(self.model.files["face"], self.model.face_channel_order, str(self.plan.device))
+
+    def pose(self, picture: np.ndarray) -> np.ndarray | None:
+        """134 key points float32[134,3] of the largest person in uint8[h,w,3], None where nobody is found."""
+        files = self.model.files
+        if "person_detector" not in files or "pose_detector" not in files:
+            raise ModelMissing(
+                f"model {self.model.name} has no pose detector here",
+                hint="`sa models pull dwpose`, or --anchor first, which needs none",
+            )
+        device = str(self.plan.device)
+        (boxes,) = PersonDetector(files["person_detector"], device).detect([picture])
+        if not len(boxes):
+            return None
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        largest = boxes[areas.argmax()][None]
+        return PoseEstimator(files["pose_detector"], device).estimate([picture], [largest])[0][0]
 
     def encode(
         self,

@@ -46,6 +46,11 @@ class RenderRequest:
     tile: int
     anchored: bool = False
 
+    @property
+    def frames(self) -> int:
+        """Frames of the output."""
+        return self.plan.total - self.anchored
+
 
 @dataclass(slots=True)
 class Stages:
@@ -65,7 +70,7 @@ class Watch:
 
 def calls_of(request: RenderRequest) -> dict[str, int]:
     """How often each network will run: known before anything is loaded."""
-    sampling, frames = request.sampling, request.plan.total - request.anchored
+    sampling, frames = request.sampling, request.frames
     evaluations = sampling.steps if sampling.sampler == "euler" else 2 * sampling.steps - 1
     branches = 2 if is_guided(*sampling.guidance) else 1
     chunks = 1 + max(0, -(-(frames - request.decode.chunk) // (request.decode.chunk - request.decode.overlap)))

@@ -56,8 +56,9 @@ def plan_windows(total: int, *, length: int = 16, overlap: int = 4, blend: Blend
 
     Slot 0 of every window holds frame 0, the anchor that ties appearance together. A clip that fits one window gets
     one window of its own length (the reference implementation crashes there). ``upstream`` shares ``overlap - 1``
-    frames, since the anchor takes a slot, and lets the last window overlap as much as it must; ``smooth`` shares at
-    least ``overlap``, never fewer new frames than one a window, and counts the anchor's answer once.
+    frames, since the anchor takes a slot (an overlap of 0 is taken as 1: it would leave a frame out between windows),
+    and lets the last window overlap as much as it must; ``smooth`` shares at least ``overlap``, never fewer new frames
+    than one a window, and counts the anchor's answer once. A window of one frame has no room for an anchor.
     """
     if total < 1:
         raise ValueError(f"{total} frames, expected at least 1")
@@ -65,14 +66,22 @@ def plan_windows(total: int, *, length: int = 16, overlap: int = 4, blend: Blend
         raise ValueError(f"overlap {overlap} outside 0..{length - 1} (window {length})")
     if total <= length:
         return WindowPlan(total, (Window(tuple(range(total)), (1.0,) * total),))
-    slots = _upstream_slots(total, length, overlap) if blend == "upstream" else _smooth_slots(total, length, overlap)
+    if length == 1:
+        slots = [[frame] for frame in range(total)]
+    elif blend == "upstream":
+        slots = _upstream_slots(total, length, overlap)
+    else:
+        slots = _smooth_slots(total, length, overlap)
     weights = [_triangle(length)] * len(slots) if blend == "upstream" else _cross_fades(slots)
     return _normalised(total, slots, weights)
 
 
 def _upstream_slots(total: int, length: int, overlap: int) -> list[list[int]]:
-    """Frame 0 and a run of ``length - 1``, moved on by ``length - overlap``; a last one if frames are left over."""
-    starts = range(0, total - length + 1, length - overlap)
+    """Frame 0 and a run of ``length - 1``, moved on by ``length - overlap``; a last one if frames are left over.
+
+    Without overlap the reference implementation steps over a frame a window and divides by a count of zero there.
+    """
+    starts = range(0, total - length + 1, length - max(1, overlap))
     slots = [[0, *range(start + 1, start + length)] for start in starts]
     if slots[-1][-1] < total - 1:
         slots.append([0, *range(total - length + 1, total)])
@@ -86,9 +95,7 @@ def _triangle(length: int) -> np.ndarray:
 
 
 def _smooth_slots(total: int, length: int, overlap: int) -> list[list[int]]:
-    """A first run of ``length`` frames, then anchored runs of ``length - 1``, spread evenly to end on the last frame."""
-    if length == 1:
-        return [[frame] for frame in range(total)]
+    """A first run of ``length`` frames, then anchored runs of ``length - 1``, spread evenly to the last frame."""
     run = length - 1
     stride = max(1, run - overlap)
     # runs over frames 1..total-1; the anchor sits in front of each

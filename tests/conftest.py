@@ -39,3 +39,27 @@ def sa() -> Run:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of the smallest networks, random float32 weights; not to be written into."""
+    import torch
+
+    from tests.random_model import TINY, write_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_model(folder, TINY, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def upstream_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights in the layout of the reference implementation's downloads."""
+    import torch
+
+    from tests.random_model import TINY, write_upstream
+
+    folder = tmp_path_factory.mktemp("downloads") / "tiny"
+    write_upstream(folder, TINY, dtype=torch.float32)
+    return folder

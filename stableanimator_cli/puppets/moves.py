@@ -250,11 +250,16 @@ MOVES: dict[str, tuple[Move, float]] = {
 
 
 class Movement:
-    """An endless movement. ``only`` holds it to one behaviour; by default behaviours follow one another at random."""
+    """An endless movement.
 
-    def __init__(self, seed: int, only: str | None = None) -> None:
+    ``only`` holds it to one behaviour; by default behaviours follow one another at random. ``sway`` and ``bounce``
+    scale how far people get from their place, sideways and up and down, as the frame has room for; visitors come from
+    outside whatever the room.
+    """
+
+    def __init__(self, seed: int, only: str | None = None, *, sway: float = 1.0, bounce: float = 1.0) -> None:
         rng = rng_of("movement", seed)
-        self._seed, self._only = seed, only
+        self._seed, self._only, self._sway, self._bounce = seed, only, sway, bounce
         self._length = float(rng.uniform(1.6, 3.2))
         self._start = float(rng.uniform(0, 40.0))
         self._look = rng.uniform(0, 6.28, 6)
@@ -271,6 +276,17 @@ class Movement:
             self._parts[index] = (name, MOVES[name][0](rng))
         return self._parts[index]
 
+    def _at(self, index: int, local: float) -> np.ndarray:
+        """One behaviour's pose, kept off the head and within the room."""
+        name, part = self._part(index)
+        pose = part(local)
+        pose[Y] *= self._bounce
+        if name != "visit":
+            pose[X] *= self._sway
+        if name != "hide":
+            keep_off(pose)
+        return pose
+
     def behaviour(self, seconds: float) -> str:
         """What is being done at this time."""
         return self._part(math.floor((seconds + self._start) / self._length))[0]
@@ -280,11 +296,13 @@ class Movement:
         at = seconds + self._start
         index = math.floor(at / self._length)
         local = at - index * self._length
-        pose = self._part(index)[1](local)
+        pose = self._at(index, local)
         if local < _FADE:
             k = local / _FADE
             k = k * k * (3 - 2 * k)
-            pose = k * pose + (1 - k) * self._part(index - 1)[1](local + self._length)
+            pose = k * pose + (1 - k) * self._at(index - 1, local + self._length)
+            if "hide" not in (self._part(index)[0], self._part(index - 1)[0]):
+                keep_off(pose)  # between two good places there may be a bad one
         for n, dof in enumerate((HEAD_YAW, HEAD_PITCH, HEAD_ROLL)):
             slow, fast = (
                 math.sin(self._speed[n] * at + self._look[n]),
@@ -293,20 +311,15 @@ class Movement:
             pose[dof] += self._reach[n] * (0.7 * slow + 0.3 * fast)
         since = at % self._blink
         pose[BLINK] = max(pose[BLINK], 1 - abs(since - 0.11) / 0.11 if since < 0.22 else 0.0)
-        keep_off(pose, self._part(index)[0] == "hide" or (local < _FADE and self._part(index - 1)[0] == "hide"))
         return pose
 
 
-def keep_off(pose: np.ndarray, hiding: bool) -> None:
-    """Push raised hands out of the head's way, as people do; ``hiding`` hands stay where they are.
+def keep_off(pose: np.ndarray) -> None:
+    """Push raised hands out of the head's way, as people do.
 
-    The head is as wide as the shoulders here: without this a hand that fades from one behaviour to the next cuts
-    through the face.
+    The head is as wide as the shoulders here: without this, a hand on its way up cuts through the face.
     """
-    if hiding:
-        return
     for side in SIDES:
         x, y, _ = pose[WRIST[side]]
         if y < 0.12:
-            least = 0.34 * min(1.0, (0.12 - y) / 0.2)
-            pose[WRIST[side]][0] = max(x, least)
+            pose[WRIST[side]][0] = max(x, 0.34 * min(1.0, (0.12 - y) / 0.2))

@@ -47,7 +47,8 @@ class Scene:
         self.people, self.seed, self.framing = people, seed, framing
         self.size, self.frames, self.fps = size, frames, fps
         self.backdrop = Backdrop(seed)
-        self._movements = [Movement(seed_of(seed, n), behaviour) for n in range(len(people))]
+        room = {"sway": 0.8 if len(people) == 1 else 0.35, "bounce": 0.6 if framing == "half" else 1.0}
+        self._movements = [Movement(seed_of(seed, n), behaviour, **room) for n in range(len(people))]
         rng = rng_of("stage", seed)
         self._zoom, self._shift = float(rng.uniform(0.92, 1.06)), rng.uniform(-1, 1, (len(people), 2))
         self._rank = [0] if len(people) == 1 else [int(r) for r in rng.permutation(len(people))]
@@ -59,7 +60,7 @@ class Scene:
     def frame(self, t: float, size: tuple[int, int] | None = None) -> PuppetFrame:
         """Frame ``t`` (from 0; fractions are between frames) at ``size`` (width, height), by default the scene's."""
         seconds = float(t / self.fps)
-        return self._draw([self._pose(n, seconds) for n in range(len(self.people))], seconds, size or self.size)
+        return self._draw([movement.pose(seconds) for movement in self._movements], seconds, size or self.size)
 
     def clip(self, size: tuple[int, int] | None = None) -> Iterator[PuppetFrame]:
         """All frames in order."""
@@ -92,15 +93,6 @@ class Scene:
     def motion(self, size: tuple[int, int] | None = None) -> Motion:
         """The truth of the whole clip as a record."""
         return motion_of(list(self.clip(size)), size or self.size, self.fps)
-
-    def _pose(self, person: int, seconds: float) -> np.ndarray:
-        movement = self._movements[person]
-        pose = movement.pose(seconds)
-        if self.framing == "half":
-            pose[m.Y] *= 0.6
-        if movement.behaviour(seconds) != "visit":
-            pose[m.X] *= 0.35 if len(self.people) > 1 else 0.8
-        return pose
 
     def _places(self, size: tuple[int, int]) -> list[Place]:
         width, height = size

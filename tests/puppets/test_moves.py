@@ -31,6 +31,22 @@ def test_a_behaviour_moves_and_has_no_jumps(name):
     assert np.abs(np.diff(poses[:, still], axis=0)).max() < 0.2
 
 
+def test_behaviours_fade_into_one_another():
+    still = [dof for dof in range(m.DOF) if dof != m.BLINK]
+    for seed in range(8):
+        movement = Movement(seed, sway=0.35, bounce=0.6)
+        poses = np.stack([movement.pose(k / 100) for k in range(1500)])[:, still]
+        assert np.abs(np.diff(poses, axis=0)).max() < 0.25
+
+
+def test_hands_on_their_way_go_round_the_head():
+    pose = m.rest()
+    pose[m.WRIST["right"]] = (0.0, -0.3, 0.2)
+    m.keep_off(pose)
+    assert pose[m.WRIST["right"]][0] == 0.34
+    assert tuple(pose[m.WRIST["left"]]) == tuple(m.rest()[m.WRIST["left"]])
+
+
 def test_behaviours_follow_one_another():
     movement = Movement(2)
     assert len({movement.behaviour(seconds) for seconds in range(0, 200, 2)}) >= 8

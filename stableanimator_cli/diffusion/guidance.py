@@ -35,18 +35,22 @@ def windowed_denoiser(
     """
     strength = guidance_of_frames(*guidance, plan.total)
     guided = is_guided(*guidance)
+    placed: list[tuple[Window, Tensor, Tensor, Tensor]] = []  # moved to the latents' device once, not once a step
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
+        if not placed:
+            for window in plan:
+                index = torch.tensor(window.frames)
+                weights = torch.tensor(window.weights, dtype=x.dtype).view(-1, 1, 1, 1)
+                placed.append((window, index.to(x.device), weights.to(x.device), strength[index].to(x)))
         scale = scalings(sigma)
         output = torch.zeros_like(x)
-        for window in plan:
-            index = torch.tensor(window.frames, device=x.device)
+        for window, index, weights, pull in placed:
             latents = x[index] * scale.c_in
             answer = predict(latents, scale.c_noise, window, True).to(x.dtype)
             if guided:
                 free = predict(latents, scale.c_noise, window, False).to(x.dtype)
-                answer = free + strength.to(x)[index] * (answer - free)
-            weights = torch.tensor(window.weights, device=x.device, dtype=x.dtype).view(-1, 1, 1, 1)
+                answer = free + pull * (answer - free)
             output.index_add_(0, index, answer * weights)
             if done is not None:
                 done()

@@ -12,7 +12,7 @@ from stableanimator_cli.puppets import moves as m
 from stableanimator_cli.puppets.face import FaceView, draw_brows, draw_ear, draw_face
 from stableanimator_cli.puppets.garments import draw_top, skirt, torso_widths
 from stableanimator_cli.puppets.hair import covers_ears, draw_back, draw_front
-from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, Head, View
+from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, Head, View, ear_distance
 from stableanimator_cli.puppets.sample import RGB, Build, Clothes, Identity, shade
 from stableanimator_cli.puppets.skeleton import CHIN, Joints, pose_joints
 
@@ -128,7 +128,7 @@ def _head(canvas: c.Canvas, view: View, pose: Array) -> FaceView:
     """Ears, skin, face and hair; from behind, the near half of the hair covers the skull."""
     who = view.head.identity
     sides = (-1.0, 1.0)
-    ear = float(view.head.half_width(np.array([0.1]))[0])
+    ear = ear_distance(view.head)
     nearness = [view.project(np.array([[side * ear, 0.09, -0.03]]))[0, 2] for side in sides]
     for side, near in zip(sides, nearness, strict=True):
         if near <= 0.16:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from stableanimator_cli.puppets import canvas as c
-from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, Head, View
+from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, Head, View, ear_distance
 from stableanimator_cli.puppets.sample import RGB, Identity, mix, rng_of, shade
 
 _SIDES = (-1.0, 1.0)  # the picture's left eye first: it is the person's right
@@ -124,7 +124,7 @@ def _jaw(head: Head) -> Array:
 def draw_ear(canvas: c.Canvas, view: View, side: float) -> None:
     """One ear; ``side`` -1 is the person's right."""
     who = view.head.identity
-    x = float(view.head.half_width(np.array([0.1]))[0]) * side
+    x = ear_distance(view.head) * side
     size = who.ear_size
     plane = _RING * (size * 0.75, size)
     # An ear stands off the head at an angle: seen from the front it is narrow, in profile it is round.
@@ -207,7 +207,7 @@ def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: fl
     points += [parts[0][six], parts[1][six], parts[8], parts[9]]
     facing = [np.where(jaw_normal > -0.45, 1.0, -1.0) if view.facing > -0.1 else np.full(17, -1.0)]
     facing += [turned[6], turned[7], turned[10], turned[11], turned[0][six], turned[1][six], turned[8], turned[9]]
-    x = float(head.half_width(np.array([0.1]))[0])
+    x = ear_distance(head)
     ears = np.array([[-x - 0.02, 0.09, -0.03], [x + 0.02, 0.09, -0.03]])
     nearness = view.project(ears)
     return FaceView(np.concatenate(points), np.concatenate(facing), nearness[:, :2], nearness[:, 2])
@@ -311,7 +311,7 @@ def draw_brows(canvas: c.Canvas, view: View, covered: bool) -> None:
             canvas.lines([view.project(rim)[:, :2]], who.glasses_colour, 0.024, closed=True)
             inner.append(view.project(head.on_front(np.array([[side * (ex - reach[0]), ey]]), 0.06))[0, :2])
             # The temple runs back to the ear, seen as soon as that side of the head is.
-            ear = np.array([[side * float(head.half_width(np.zeros(1))[0]), ey + 0.02, 0.0]])
+            ear = np.array([[side * ear_distance(head), ey + 0.02, 0.0]])
             if view.normals(ear)[0] > 0.1:
                 hinge = rim[np.argmax(rim[:, 0] * side)][None]
                 if covered:  # the temple goes under the hair

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,19 @@ class Head:
         )
 
 
+@lru_cache(maxsize=256)
+def _slices(head: Head) -> tuple[Array, Array, Array, Array, Array]:
+    """Of the slices down one side and up the other: half-width, y, half-depth, centre, and how far the chin bulges."""
+    v = np.concatenate([_GRID, _GRID[::-1]])
+    return head.half_width(v), head.height(v), head.half_depth(v), head.middle(v), 0.22 * np.maximum(v, 0) ** 2
+
+
+@lru_cache(maxsize=256)
+def ear_distance(head: Head) -> float:
+    """How far from the middle the ears sit."""
+    return float(head.half_width(np.array([0.1]))[0])
+
+
 class View:
     """How a head is turned about ``centre``: ``yaw`` to the picture's right, ``pitch`` down, ``roll`` clockwise."""
 
@@ -97,15 +111,13 @@ class View:
         seen[:, :2] += self.centre
         return seen
 
-    def outline(self, extra: float = 0.0, lowest: float = 1.0) -> Array:
-        """The silhouette float[m,2], down to height ``lowest``."""
-        v = _GRID if lowest >= 1 else _GRID[lowest >= _GRID]
-        heights = np.concatenate([v, v[::-1]])
-        longitude = np.repeat([self.limb, self.limb - math.pi], len(v))
-        outline = self.head.at(longitude, heights, extra)
+    def outline(self) -> Array:
+        """The silhouette float[42,2] of the bare head."""
+        wide, y, deep, middle, bulge = _slices(self.head)
+        longitude = np.repeat([self.limb, self.limb - math.pi], len(_GRID))
+        outline = np.stack([wide * np.sin(longitude), y, deep * np.cos(longitude) + middle], axis=1)
         # The chin is round: nodding moves what is in front of the slice's centre further than the centre.
-        both = np.maximum(heights, 0)
-        outline[:, 1] += 0.22 * both**2 * math.sin(self.pitch) * max(self.facing, 0.0)
+        outline[:, 1] += bulge * (math.sin(self.pitch) * max(self.facing, 0.0))
         return self.project(outline)[:, :2]
 
     def across(self, count: int, behind: bool = False) -> Array:

@@ -15,7 +15,8 @@ from stableanimator_cli.config import DeviceConfig
 from stableanimator_cli.errors import ConfigError, OutOfMemory
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-_HOST_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "failed to allocate")
+# of allocators that raise a plain RuntimeError: the host's, Apple's MPS, and CUDA outside of torch's own allocator
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "failed to allocate", "out of memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,7 @@ def memory_guard(doing: str, hint: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(f"out of memory while {doing}", hint=hint) from error
     except RuntimeError as error:
-        if not any(words in str(error) for words in _HOST_OUT_OF_MEMORY):
+        if not any(words in str(error) for words in _OUT_OF_MEMORY):
             raise
         raise OutOfMemory(f"out of memory while {doing}", hint=hint) from error
 

@@ -23,6 +23,8 @@ from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
 
 NETWORKS = ("unet", "pose_net", "face_encoder", "vae", "image_encoder")
+_ALIGNMENT = 64  # bytes, of torch's CPU allocator
+_UNREADABLE = (SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -35,18 +37,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
+        if "GLOBAL" not in str(error):  # torch names the object that it will not make; other complaints are of bytes
+            raise _unreadable(path, "no checkpoint of torch") from error
         raise ModelDamaged(
             f"{path} holds Python objects besides tensors and was not opened",
             hint="a pickle can run code: get the file again from its source, or convert it there to .safetensors",
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ModelDamaged(
-            f"{path} cannot be read as weights ({str(error).splitlines()[0][:120]})",
-            hint="the file is cut or is something else: compare its size with its source and get it again",
-        ) from error
+    except _UNREADABLE as error:
+        lines = str(error).splitlines() or ["it ends too early"]  # a file that is cut gives an EOFError without words
+        raise _unreadable(path, lines[0][:120]) from error
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ModelDamaged(f"{path} is not a state dict", hint="expected a mapping of names to tensors")
     return dict(tensors)
+
+
+def _unreadable(path: Path, why: str) -> ModelDamaged:
+    return ModelDamaged(
+        f"{path} cannot be read as weights ({why})",
+        hint="the file is cut or is something else: compare its size with its source and get it again",
+    )
 
 
 def convert_to_safetensors(source: Path, target: Path) -> None:
@@ -87,8 +96,9 @@ def loaders(model: ModelFolder, dtype: torch.dtype, id_mode: IDMode) -> dict[str
 def builders(model: ModelFolder, id_mode: IDMode) -> dict[str, Callable[[], nn.Module]]:
     """One function a network that builds it from the model's configs, without weights."""
     unet, vision = _config(model, "unet"), _config(model, "image_encoder")
-    face = {"cross_attention_dim": unet["cross_attention_dim"], "clip_embeddings_dim": vision["projection_dim"]}
-    face |= {k: v for k, v in model.configs.get("face_encoder", {}).items() if not k.startswith("_")}
+    face = {k: v for k, v in model.configs.get("face_encoder", {}).items() if not k.startswith("_")}
+    # tokens go from one network into the next; a download in the reference's layout has no config that says so
+    face |= {"cross_attention_dim": unet["cross_attention_dim"], "clip_embeddings_dim": vision["projection_dim"]}
     return {
         "unet": lambda: AnimationUNet(id_tokens=face.get("num_tokens", 4), id_mode=id_mode, **unet),
         "pose_net": lambda: PoseNet(noise_latent_channels=unet["block_out_channels"][0]),
@@ -129,7 +139,10 @@ def _compare(path: Path, wanted: Mapping[str, torch.Size], found: Mapping[str, T
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+    """In the plan's type and on torch's own alignment: tensors mapped from a file lie where its format put them, and
+    CPU kernels round the last bit by alignment, so the same weights in two formats would give two videos."""
+    tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 def _fill_buffers(network: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import traceback
 from types import FrameType
 
 from stableanimator_cli.cli import console
-from stableanimator_cli.errors import Interrupted, SaError
+from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, SaError
 
 # onnxruntime otherwise writes an id and a database under the user's cache when it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -23,21 +24,41 @@ def main() -> None:
     from stableanimator_cli.cli.app import app
 
     try:
-        app(prog_name="sa")
+        code = app(prog_name="sa", standalone_mode=False)
     except SaError as error:
-        sys.exit(_fail(error))
+        code = _fail(error)
     except KeyboardInterrupt:
-        sys.exit(_fail(Interrupted("interrupted")))
-    except SystemExit as left:
-        if left.code == Interrupted.exit_code:  # Typer turns Ctrl-C into this, without a word
-            _fail(Interrupted("interrupted"))
-        raise
+        code = _fail(Interrupted("interrupted"))
     except Exception as error:
-        sys.exit(_fail(_bug(error)))
+        code = _fail_unexpected(error)
+    else:
+        if code == Interrupted.exit_code:  # Typer turns Ctrl-C into this, without a word
+            code = _fail(Interrupted("interrupted"))
+    sys.exit(code or 0)
 
 
 def _as_interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _fail_unexpected(error: Exception) -> int:
+    """What no stage foresaw: a command line that does not parse, an output that is full, or a bug."""
+    say = getattr(error, "format_message", None)
+    if say is None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _fail(_full(error) if full else _bug(error))
+    # Typer's own errors; their classes are private to it
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "sa"
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, which is printed already
+        return BadUsage.exit_code
+    words = " ".join(say().split()).rstrip(".")
+    return _fail(BadUsage(words[:1].lower() + words[1:], hint=f"`{command} --help` shows what it takes"))
+
+
+def _full(error: Exception) -> SaError:
+    place = getattr(error, "filename", None) or "standard output"
+    return BadInput(place, "no room left to write", "enough free space", hint="free some space")
 
 
 def _bug(error: Exception) -> SaError:
@@ -56,7 +77,7 @@ def _fail(error: SaError) -> int:
     if os.environ.get("SA_DEBUG", "0") not in ("", "0"):
         shown = error.__cause__ if type(error) is SaError and error.__cause__ else error
         traceback.print_exception(shown, file=sys.stderr)
-    if console.get().json:
+    if console.get().json or "--json" in sys.argv[1:]:  # what does not parse has configured nothing
         print(error.to_json(), flush=True)
     else:
         print(f"sa: {error.message}", file=sys.stderr)

@@ -107,6 +107,11 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}", str(error), "valid TOML") from error
 
 
+def refuse_unknown_keys(cls: type, mapping: Mapping[str, Any], source: Path | str) -> None:
+    """Raise :class:`ConfigError` for a key or table that ``cls`` does not have, before anything else is looked at."""
+    _from_tables(cls, mapping, str(source))
+
+
 def to_toml(config: Any) -> str:
     """The whole config as TOML, every value written out, so that a later change of a default changes nothing.
 
@@ -232,7 +237,7 @@ def _build(cls: type[C], settings: Settings, path: tuple[str, ...] = ()) -> C:
         elif item.default is MISSING and item.default_factory is MISSING:
             raise ConfigError(
                 item.metadata.get("flag", item.name),
-                "nothing",
+                None,
                 "a value",
                 hint=f"give it on the command line, or as {'.'.join((*path, item.name))} in a --config file",
             )

@@ -32,8 +32,16 @@ class ConfigError(SaError):
     code = "bad-config"
 
     def __init__(self, option: str, found: object, expected: str, *, hint: str | None = None) -> None:
-        super().__init__(f"{option}: found {found!r}, expected {expected}", hint=hint)
+        shown = "nothing" if found is None else repr(found)
+        super().__init__(f"{option}: found {shown}, expected {expected}", hint=hint)
         self.option = option
+
+
+class BadUsage(SaError):
+    """A command line that does not parse: an unknown option, a value out of its range, a word too many."""
+
+    exit_code = 2
+    code = "bad-usage"
 
 
 class BadInput(SaError):

@@ -82,11 +82,25 @@ def test_a_bug_is_a_line_and_the_traceback_comes_on_demand(
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit(130), Interrupted("interrupted")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted("interrupted")])
 def test_an_interrupt_leaves_with_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
 ) -> None:
     assert leave(monkeypatch, error) == 130
+    assert capsys.readouterr().err == "sa: interrupted\n"
+
+
+def test_an_interrupt_that_typer_swallowed_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("stableanimator_cli.cli.app.app", lambda **_: 130)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as left:
+            entry.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 130
     assert capsys.readouterr().err == "sa: interrupted\n"
 
 
@@ -149,7 +163,9 @@ def test_bad_usage_leaves_with_2(sa: Run, args: tuple[str, ...]) -> None:
     done = sa(*args)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
-    assert "Traceback" not in done.stderr
+    said = done.stderr.splitlines()
+    assert len(said) <= 2, done.stderr
+    assert said[0].startswith("sa: ")
 
 
 def verbs() -> list[tuple[str, Any]]:

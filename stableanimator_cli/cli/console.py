@@ -175,7 +175,7 @@ class _Lines(_Silent):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.shown != self.done:
+        if self.shown != self.done and (self.done or error is None):
             self._show()
 
     def _show(self) -> None:

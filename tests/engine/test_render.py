@@ -1,0 +1,137 @@
+"""A whole rendering: calls as planned, noise by seed and frame, frames as they are taken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stableanimator_cli.diffusion.sampler import Step
+from stableanimator_cli.engine.decoder import Decoder
+from stableanimator_cli.engine.render import Stages, Watch, calls_of, decode, initial_noise, render, sample
+from stableanimator_cli.errors import CheckFailed, OutOfMemory
+from tests.tiny import engine_of, rendered, request
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "reference"
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model):
+    with engine_of(tiny_model) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("options", "unet", "decodes"),
+    [
+        ({"frames": 3, "steps": 2, "guidance": (1.0, 1.0)}, 2, 1),
+        ({"frames": 3, "steps": 2, "guidance": (3.0, 3.0)}, 4, 1),
+        ({"frames": 9, "steps": 2, "guidance": (1.0, 3.0), "chunk": 3}, 2 * 4 * 2, 3),
+        ({"frames": 9, "steps": 3, "guidance": (1.0, 1.0), "sampler": "heun", "chunk": 4}, 5 * 4, 3),
+        ({"frames": 9, "steps": 2, "guidance": (3.0, 3.0), "sampler": "heun"}, 3 * 4 * 2, 3),
+        ({"frames": 9, "chunk": 4, "decode_overlap": 2, "steps": 1, "guidance": (1.0, 1.0)}, 4, 4),
+        ({"frames": 9, "chunk": 4, "decode_overlap": 3, "steps": 1, "guidance": (1.0, 1.0)}, 4, 6),
+        ({"frames": 1, "chunk": 1, "steps": 1, "guidance": (1.0, 1.0)}, 1, 1),
+        ({"frames": 9, "blend": "upstream", "overlap": 2, "steps": 1, "guidance": (1.0, 1.0)}, 4, 3),
+    ],
+)
+def test_networks_run_as_often_as_the_plan_says(tiny_model, options, unet, decodes):
+    wanted = request(**options)
+    planned, stages, windows = calls_of(wanted), Stages(), []
+    with engine_of(tiny_model) as engine:
+        frames = list(render(engine, wanted, stages, Watch(window=lambda: windows.append(1))))
+    assert (planned["unet"], planned["vae_decode"]) == (unet, decodes)
+    assert len(windows) == planned.pop("windows")
+    assert {name: engine.calls[name] for name in planned} == planned
+    assert stages.calls == engine.calls
+    assert len(frames) == wanted.plan.total == wanted.frames
+    assert set(stages.seconds) == {"encode", "denoise", "decode"}
+    assert engine.calls["pose_net_frames"] == wanted.plan.total
+
+
+def test_the_same_request_gives_the_same_frames_and_another_seed_others(engine):
+    first = rendered(engine, request(5))
+    np.testing.assert_array_equal(first, rendered(engine, request(5)))
+    assert (first != rendered(engine, request(5, seed=6))).mean() > 0.1
+
+
+def test_fresh_noise_of_a_shorter_video_is_a_prefix(engine):
+    long, short = (initial_noise(request(frames), 4) for frames in (9, 5))
+    assert torch.equal(long[:5], short)
+    assert len({frame.numpy().tobytes() for frame in long}) == 9
+
+
+def test_an_anchor_in_front_does_not_shift_the_noise_of_the_frames_that_stay():
+    plain, anchored = initial_noise(request(5), 4), initial_noise(replace(request(6), anchored=True), 4)
+    assert torch.equal(anchored[1:], plain)
+    assert not (anchored[:1] == plain).all((1, 2, 3)).any()
+
+
+@pytest.mark.parametrize(("name", "seed", "frames"), [("basic_pipeline", 1234, 10), ("basic_pipeline_ramp", 99, 8)])
+def test_repeated_noise_is_the_reference_implementations(name, seed, frames):
+    recorded: Tensor = load_file(GOLDEN / f"{name}.safetensors")["initial_noise_tile"][0]
+    wanted = request(frames, window=6, size=(128, 192), noise="repeat", seed=seed)
+    noise = initial_noise(wanted, 4)
+    assert noise.shape == (frames, 4, 24, 16)
+    assert all(torch.equal(noise[k], recorded[k % 6]) for k in range(frames))
+
+
+def test_an_anchor_is_rendered_but_not_given_out(engine):
+    wanted = replace(request(6), anchored=True)
+    assert wanted.frames == 5
+    latents = sample(engine, wanted, Stages(), Watch())
+    assert len(latents) == 6
+    frames = np.stack(list(decode(engine, wanted, latents, Stages())))
+    plain = np.stack(list(decode(engine, request(5), latents[1:], Stages())))
+    np.testing.assert_array_equal(frames, plain)
+
+
+def test_churn_needs_heun_to_be_felt_and_keeps_to_the_seed(engine):
+    options = {"sampler": "heun", "steps": 3}
+    calm, churned, again = (rendered(engine, request(3, churn=c, **options)) for c in (0.0, 20.0, 20.0))
+    np.testing.assert_array_equal(churned, again)
+    assert (calm != churned).mean() > 0.05
+
+
+def test_who_watches_sees_each_step_with_its_latents(engine):
+    seen: list[tuple[Step, Tensor]] = []
+    latents = sample(engine, request(3, steps=3), Stages(), Watch(step=lambda x, step: seen.append((step, x))))
+    assert [(step.index, step.total) for step, _ in seen] == [(0, 3), (1, 3), (2, 3)]
+    assert torch.equal(seen[-1][1], latents)
+
+
+def test_frames_are_decoded_while_they_are_taken(tiny_model):
+    with engine_of(tiny_model) as engine:
+        frames = render(engine, request(6, chunk=2), Stages())
+        next(frames)
+        assert engine.calls["vae_decode"] == 1
+        assert torch.is_grad_enabled()  # a generator that waits must not leave the mode off for everybody
+        assert len(list(frames)) == 5
+        assert engine.calls["vae_decode"] == 3
+
+
+def test_latents_that_are_not_finite_are_a_failed_check_not_a_black_video(tiny_model):
+    with engine_of(tiny_model) as engine:
+        next(iter(engine.networks["unet"].parameters())).data.fill_(float("nan"))
+        with pytest.raises(CheckFailed, match="not finite") as caught:
+            rendered(engine, request(2))
+    assert "--dtype" in str(caught.value.hint)
+
+
+def test_memory_that_runs_out_names_stage_and_setting(engine, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Decoder, "pixels", full)
+    with pytest.raises(OutOfMemory, match="while decoding") as caught:
+        rendered(engine, request(2))
+    assert "--decode-chunk (now 4)" in str(caught.value.hint)
+    monkeypatch.setattr(type(engine.networks["unet"]), "forward", full)
+    with pytest.raises(OutOfMemory, match="while denoising") as caught:
+        rendered(engine, request(2))
+    assert "--window" in str(caught.value.hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -62,4 +63,17 @@ def upstream_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("downloads") / "tiny"
     write_upstream(folder, TINY, dtype=torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def seeing_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """The tiny model with a face detector and recogniser: a red rectangle is a face."""
+    from tests import onnx_samples
+
+    folder = tmp_path_factory.mktemp("models") / "seeing"
+    shutil.copytree(tiny_model, folder)
+    onnx_samples.faces(folder / "faces")
+    text = (folder / "model.toml").read_text().replace('"tiny"', '"seeing"')
+    (folder / "model.toml").write_text(text + '\n[components.face]\nfile = "faces"\n')
     return folder

@@ -1,0 +1,71 @@
+"""Driving motions on disk in every form, and what a run says while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli.media import VideoWriter, open_clip, write_picture
+from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.openpose import save_openpose
+from stableanimator_cli.talk import Silent
+from tests.tiny import skeletons, waving
+
+
+class Heard(Silent):
+    """Remembers notes and warnings."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def skeleton_video(path: Path, frames: int, *, fps: Fraction | int = 30, tag: bool = True, **more: Any) -> Path:
+    """A lossless video of the waving person at 128x128."""
+    with VideoWriter(
+        path, (128, 128), Fraction(fps), lossless=True, tag={"sa.kind": "skeleton"} if tag else {}, **more
+    ) as writer:
+        for picture in skeletons(frames):
+            writer.write(picture)
+    return path
+
+
+def in_form(form: str, folder: Path, frames: int) -> Path:
+    """The waving person as ``video``, ``pictures`` (frame_0.png ...), ``npz``, ``json folder`` or ``json file``."""
+    if form == "video":
+        return skeleton_video(folder / "poses.mp4", frames)
+    if form == "npz":
+        return save_motion(folder / "poses.npz", waving(frames))
+    if form.startswith("json"):
+        return save_openpose(folder / ("poses.json" if form == "json file" else "poses"), waving(frames, fps=None))
+    for index, picture in enumerate(skeletons(frames)):
+        write_picture(folder / "poses" / f"frame_{index}.png", picture)
+    return folder / "poses"
+
+
+FORMS = ("video", "pictures", "npz", "json folder", "json file")
+
+
+def plain_picture(path: Path, size: tuple[int, int] = (96, 96), red: Sequence[int] | None = None) -> Path:
+    """Grey noise; ``red`` (x0, y0, x1, y1) is the rectangle that the tests' detectors call a face and a person."""
+    rng = np.random.default_rng(4)
+    picture = np.repeat(rng.integers(60, 90, (size[1], size[0], 1), dtype=np.uint8), 3, axis=2)
+    if red is not None:
+        x0, y0, x1, y1 = red
+        picture[y0:y1, x0:x1] = (250, 20, 20)
+    write_picture(path, picture)
+    return path
+
+
+def frames_of(path: Path) -> np.ndarray:
+    return np.stack([picture for _, picture in open_clip(path).frames()])

@@ -1,0 +1,178 @@
+"""A driving motion in every form the user may have: frames, rate, sound, and what is refused."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.animate.driving import Driving, open_driving
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.media import write_picture
+from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.openpose import save_openpose
+from tests.animate.clips import FORMS, Heard, in_form, skeleton_video
+from tests.media_samples import beep, make_video, noise
+from tests.tiny import skeletons, waving
+
+NTSC = Fraction(30000, 1001)
+
+
+def driven(path: Path, *, size: tuple[int, int] = (128, 128), talk: Heard | None = None, **changes: Any) -> Driving:
+    options: dict[str, Any] = {"kind": "auto", "frames": None, "fps": None, "resize": "crop"}
+    return open_driving(path, size=size, talk=talk or Heard(), **options | changes)
+
+
+def pictures(driving: Driving) -> np.ndarray:
+    return np.stack([driving.skeletons.frame(index) for index in range(len(driving.skeletons))])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_skeletons(tmp_path, form):
+    driving = driven(in_form(form, tmp_path, 12))
+    assert driving.fps == 30
+    assert driving.source_size == (128, 128)
+    found, expected = pictures(driving), np.stack(skeletons(12))
+    assert found.shape == expected.shape
+    if form.startswith("json"):  # coordinates are rounded in the text
+        assert np.abs(found.astype(int) - expected).mean() < 1
+        assert all(np.abs(found[k].astype(int) - expected).mean((1, 2, 3)).argmin() == k for k in range(4))
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_files_come_in_natural_order_and_others_are_left_aside(tmp_path):
+    path = in_form("pictures", tmp_path, 11)  # frame_10 after frame_9, not after frame_1
+    (path / "notes.txt").write_text("hello")
+    (path / "poses.json").write_text("{}")
+    np.testing.assert_array_equal(pictures(driven(path)), np.stack(skeletons(11)))
+
+
+@pytest.mark.parametrize("frames", [(2, 5), (None, 3), (7, None), (-2, None), (0, 10)])
+@pytest.mark.parametrize("form", ["video", "npz", "pictures"])
+def test_a_range_is_a_slice_of_the_frames(tmp_path, form, frames):
+    driving = driven(in_form(form, tmp_path, 9), frames=frames)
+    np.testing.assert_array_equal(pictures(driving), np.stack(skeletons(9))[slice(*frames)])
+    assert driving.fps == 30
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_range_without_frames_is_refused(tmp_path, form):
+    with pytest.raises(BadInput, match=r"expected frames in 20:30"):
+        driven(in_form(form, tmp_path, 9), frames=(20, 30))
+
+
+def test_ntsc_rates_stay_exact(tmp_path):
+    assert driven(skeleton_video(tmp_path / "a.mp4", 5, fps=NTSC)).fps == NTSC
+    assert driven(save_motion(tmp_path / "a.npz", waving(5, fps=NTSC))).fps == NTSC
+
+
+@pytest.mark.parametrize("form", ["video", "npz"])
+@pytest.mark.parametrize("fps", [Fraction(15), Fraction(25), NTSC, Fraction(60)])
+def test_another_rate_keeps_the_duration(tmp_path, form, fps):
+    driving = driven(in_form(form, tmp_path, 30), fps=fps)
+    assert driving.fps == fps
+    assert abs(len(driving.skeletons) / fps - 1) <= 1 / fps
+    if fps == 15:
+        np.testing.assert_array_equal(pictures(driving), np.stack(skeletons(30))[::2])
+
+
+def test_what_has_no_clock_is_given_one_without_changing_frames(tmp_path):
+    path = in_form("pictures", tmp_path, 4)
+    assert driven(path).fps == 30
+    driving = driven(path, fps=Fraction(12))
+    assert (driving.fps, len(driving.skeletons)) == (12, 4)
+
+
+def test_varying_times_become_a_constant_rate(tmp_path):
+    """Shown at 0, 0.1, 0.5 and 0.6 s: the second picture fills the pause, the last stays for the mean of 0.2 s."""
+    times = tuple(Fraction(tick, 10) for tick in (0, 1, 5, 6))
+    driving = driven(save_motion(tmp_path / "vfr.npz", waving(4, times=times)), fps=Fraction(10))
+    np.testing.assert_array_equal(pictures(driving), np.stack(skeletons(4))[[0, 1, 1, 1, 1, 2, 3, 3]])
+
+
+def test_a_video_of_varying_rate_keeps_its_duration(tmp_path):
+    path = make_video(
+        tmp_path / "vfr.mkv", skeletons(4), codec="ffv1", pix_fmt="bgr0", ticks=[0, 100, 500, 600], fps=10
+    )
+    driving = driven(path, fps=Fraction(10), kind="skeleton")
+    np.testing.assert_array_equal(pictures(driving), np.stack(skeletons(4))[[0, 1, 1, 1, 1, 2, 3]])
+
+
+def test_sound_is_known_with_the_seconds_that_the_frames_cover(tmp_path):
+    path = make_video(tmp_path / "sound.mp4", skeletons(20), fps=10, sound=beep(2.0, 1.0))
+    whole, part = driven(path), driven(path, frames=(5, 12))
+    assert whole.audio == (path, 0, 2)
+    assert part.audio == (path, Fraction(1, 2), Fraction(12, 10))
+    assert driven(skeleton_video(tmp_path / "mute.mp4", 3)).audio is None
+
+
+def test_a_plain_video_is_refused_and_says_what_may_be_given(tmp_path):
+    path = make_video(tmp_path / "dance.mp4", noise(5, (128, 128)))
+    heard = Heard()
+    with pytest.raises(BadInput, match=r"dance\.mp4: found a plain video, expected skeletons") as caught:
+        driven(path, talk=heard)
+    assert caught.value.exit_code == 3
+    assert "--motion-kind skeleton" in str(caught.value.hint)
+    assert heard.notes == ["dance.mp4: taken for a plain video (not black like a skeleton)"]
+
+
+def test_auto_knows_skeletons_by_tag_and_by_blackness(tmp_path):
+    for tag, why in ((True, "by its tag"), (False, "black but for its limbs")):
+        heard = Heard()
+        driven(skeleton_video(tmp_path / "poses.mp4", 3, tag=tag), talk=heard)
+        assert heard.notes == [f"poses.mp4: taken for a skeleton video ({why})"]
+
+
+def test_who_says_the_kind_is_believed(tmp_path):
+    path = make_video(tmp_path / "dance.mp4", noise(3, (128, 128)))
+    assert len(driven(path, kind="skeleton").skeletons) == 3
+    with pytest.raises(BadInput, match="a plain video"):
+        driven(skeleton_video(tmp_path / "poses.mp4", 3), kind="video")
+
+
+def test_another_shape_is_cut_and_says_so_or_padded(tmp_path):
+    path, heard = in_form("npz", tmp_path, 2), Heard()
+    cut = driven(path, size=(64, 128), talk=heard)
+    assert cut.skeletons.frame(0).shape == (128, 64, 3)
+    assert heard.notes == ["poses.npz: 50% of the picture is cut off at the sides; --resize pad keeps all of it"]
+    padded = driven(path, size=(64, 128), resize="pad").skeletons.frame(0)
+    assert padded[32:96].any()
+    assert not padded[:30].any()
+    heard = Heard()
+    driven(path, size=(64, 128), resize="stretch", talk=heard)
+    assert heard.notes == ["poses.npz: stretched by 2.00 on one side, as --resize asks"]
+
+
+def test_points_without_a_frame_size_are_guessed_and_said(tmp_path):
+    path = save_openpose(tmp_path / "poses.json", waving(2, fps=None))
+    path.write_text(path.read_text().replace("canvas_width", "w").replace("canvas_height", "h"))
+    heard = Heard()
+    driving = driven(path, talk=heard)
+    (warning,) = heard.warnings
+    assert "guessed from the points" in warning
+    assert "{}x{}".format(*driving.source_size) in warning
+
+
+def test_a_motion_in_which_nobody_is_seen_is_refused(tmp_path):
+    motion = waving(4)
+    motion.present[:] = False
+    with pytest.raises(BadInput, match="nobody in any frame"):
+        driven(save_motion(tmp_path / "empty.npz", motion))
+
+
+@pytest.mark.parametrize("name", ["missing.mp4", "missing.npz", "missing.json", "missing"])
+def test_what_is_not_there_is_named(tmp_path, name):
+    with pytest.raises(BadInput, match=name) as caught:
+        driven(tmp_path / name)
+    assert caught.value.exit_code == 3
+
+
+def test_pictures_of_different_sizes_name_the_one_that_differs(tmp_path):
+    path = in_form("pictures", tmp_path, 3)
+    write_picture(path / "frame_1.png", np.zeros((64, 64, 3), np.uint8))
+    with pytest.raises(BadInput, match=r"frame_1\.png|frame 1"):
+        driven(path, kind="skeleton")

@@ -53,7 +53,7 @@ def parse_size(value: str | Size, label: str = "--size") -> Size:
         return value
     match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[xX×]\s*([1-9]\d{0,4})\s*", value) if isinstance(value, str) else None
     if match is None:
-        raise ConfigError(label, value, "WxH in pixels, as 576x1024")
+        raise ConfigError(label, value, "WxH in pixels, each 1 to 99999, as 576x1024")
     return int(match[1]), int(match[2])
 
 
@@ -132,10 +132,10 @@ def _finite(value: float, least: float = 0.0) -> bool:
 class SamplingConfig:
     """How a latent is denoised.
 
-    ``guidance`` rises linearly from the first to the last frame of a window. ``noise``: ``fresh`` draws noise a frame,
-    ``repeat`` repeats one window's noise. ``churn`` is EDM's S_churn over the whole run. ``noise_aug`` is the standard
-    deviation of the noise on the reference picture; ``motion_bucket`` and ``conditioning_fps`` are what the network is
-    told (Stable Video Diffusion's micro-conditioning), not what is written to the file.
+    ``guidance`` rises linearly from the first frame of the whole video to its last. ``noise``: ``fresh`` draws noise a
+    frame, ``repeat`` repeats one window's noise. ``churn`` is EDM's S_churn over the whole run. ``noise_aug`` is the
+    standard deviation of the noise on the reference picture; ``motion_bucket`` and ``conditioning_fps`` are what the
+    network is told (Stable Video Diffusion's micro-conditioning), not what is written to the file.
     """
 
     steps: int = option("--steps", 25)

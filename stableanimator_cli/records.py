@@ -22,9 +22,9 @@ ChannelOrder = Literal["bgr", "rgb"]
 class Clip:
     """A video or picture sequence as a lazy stream; nothing is decoded before ``frames`` is iterated.
 
-    ``size`` is (width, height) after rotation is applied. ``times`` are exact seconds of the frames when they are known
-    without decoding (a folder of pictures has none: ``None``). ``fps`` is the mean rate; ``count`` may be ``None`` where
-    the container does not say. Each iteration of ``frames()`` decodes anew and yields ``(time, rgb uint8[h,w,3])``.
+    ``size`` is (width, height) after rotation is applied. ``fps`` is the mean rate, ``None`` for what has no clock (a
+    folder of pictures); ``count`` may be ``None`` where the container does not say. Each iteration of ``frames()``
+    decodes anew and yields ``(time, rgb uint8[h,w,3])``, the time in exact seconds or ``None``.
     """
 
     path: Path
@@ -94,9 +94,9 @@ class Reference:
 class ModelFolder:
     """A model on disk, resolved: which file plays which role, and the configs that say what the networks are.
 
-    ``files`` maps a role (``unet``, ``pose_net``, ``face_encoder``, ``vae``, ``image_encoder``, ``face_detector`` ...) to
-    its weight file or folder; ``configs`` maps a role to its JSON config. ``defaults`` are the settings the model does
-    best with. ``digests`` maps a role to the sha256 recorded for its file, where one is known.
+    ``files`` maps a role (``unet``, ``pose_net``, ``face_encoder``, ``vae``, ``image_encoder``, ``face`` ...) to its
+    weight file or folder; ``configs`` maps a role to its JSON config. ``defaults`` are the settings the model does best
+    with. ``digests`` maps a role to the sha256 recorded for its file, where one is known.
     """
 
     name: str

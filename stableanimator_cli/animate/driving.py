@@ -30,6 +30,7 @@ from stableanimator_cli.talk import Talk
 Kind = Literal["auto", "skeleton", "video"]
 SKELETON_TAG = ("sa.kind", "skeleton")  # what our own skeleton videos carry in their container
 _LOOKED_AT = 8  # frames that decide what an untagged video is
+_SMALLEST = 32  # pixels a side, below which no skeleton can be told from its noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,13 @@ def open_driving(
             )
         return _from_motion(read.motion, path, start, stop, fps, size, resize, talk)
     clip = open_clip(path)
+    if min(clip.size) < _SMALLEST:
+        raise BadInput(
+            path,
+            "{}x{} pixels".format(*clip.size),
+            f"skeletons of {_SMALLEST} pixels a side or more",
+            hint="draw the skeletons larger, or give the motion as key points (.npz or OpenPose JSON)",
+        )
     _require_skeletons(clip, kind, talk)
     return _from_clip(take(clip, start, stop), fps, size, resize, talk)
 
@@ -133,7 +141,12 @@ def _from_motion(
 ) -> Driving:
     indices = range(len(motion))[start:stop]
     if not indices:
-        raise BadInput(path, f"{len(motion)} frames", f"frames in {start or 0}:{'' if stop is None else stop}")
+        raise BadInput(
+            path,
+            f"{len(motion)} frames",
+            f"frames in {start or 0}:{'' if stop is None else stop}",
+            hint="A:B counts from 0 and leaves B out",
+        )
     if not motion.present[list(indices)].any():
         raise BadInput(path, "nobody in any frame", "at least one person", hint="choose other --frames")
     there = fit(motion.size, size, resize)
@@ -171,5 +184,6 @@ def say_cut(there: Fit, path: Path, talk: Talk) -> None:
     if kept < 0.9:
         talk.note(f"{path.name}: {1 - kept:.0%} of the picture is cut off at the sides; --resize pad keeps all of it")
     across, down = there.scale
-    if max(across, down) > 1.1 * min(across, down):
-        talk.note(f"{path.name}: stretched by {max(across, down) / min(across, down):.2f} on one side, as --resize asks")
+    stretch = max(across, down) / min(across, down)
+    if stretch > 1.1:
+        talk.note(f"{path.name}: stretched by {stretch:.2f} on one side, as --resize asks")

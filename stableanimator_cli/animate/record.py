@@ -106,9 +106,7 @@ class AnimationPlan:
         )
 
 
-def write(
-    config: AnimateConfig, engine: Engine, request: RenderRequest, driving: Driving, stages: Stages
-) -> Animation:
+def write(config: AnimateConfig, engine: Engine, request: RenderRequest, driving: Driving, stages: Stages) -> Animation:
     """Write ``OUT.json``: enough to repeat the run and to check that it repeats."""
     inputs = {"reference": config.reference, "motion": config.motion}
     if config.face_embedding is not None:

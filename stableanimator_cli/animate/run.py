@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from stableanimator_cli.animate.driving import Driving, open_driving, say_cut
 from stableanimator_cli.animate.record import Animation, AnimationPlan
 from stableanimator_cli.animate.skeletons import Skeletons
 from stableanimator_cli.config import AnimateConfig, DecodeConfig, WindowConfig, resolve
-from stableanimator_cli.config_toml import read_toml
+from stableanimator_cli.config_toml import read_toml, refuse_unknown_keys
 from stableanimator_cli.detect.face import load_embedding
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows
@@ -55,27 +55,28 @@ def run(
     config, model = _resolved(flags, config_file)
     size = config.size or (512, 512)
     _check(config, size)
+    device = DevicePlan.of(config.device)
     picture = _reference(config.reference)
     there = fit((picture.shape[1], picture.shape[0]), size, config.resize)
     say_cut(there, config.reference, talk)
-    driving = open_driving(
-        config.motion,
-        kind=config.motion_kind,
-        frames=config.frames,
-        fps=config.fps,
-        size=size,
-        resize=config.resize,
-        talk=talk,
-    )
-    device = DevicePlan.of(config.device)
     with Engine.open(model, device, id_mode=config.id_adapter or "distribution") as engine:
+        # the face before the motion, which may be long: no face is said at once
+        face = _face_planned(config, engine, talk) if plan_only else _face(config, engine, picture, talk)
+        driving = open_driving(
+            config.motion,
+            kind=config.motion_kind,
+            frames=config.frames,
+            fps=config.fps,
+            size=size,
+            resize=config.resize,
+            talk=talk,
+        )
         poses = driving.skeletons
         if config.windows.anchor == "reference":
             poses = poses.behind(_own_pose(config, engine, picture, there))
-        request = _request(config, picture, there, poses)
+        request = _request(config, picture, there, poses, face)
         if plan_only:
             return AnimationPlan.of(config, model, device, request, driving)
-        request = replace(request, face=_face(config, engine, picture, talk))
         return _rendered(config, engine, request, driving, talk)
 
 
@@ -85,7 +86,10 @@ def _resolved(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Anima
     Who names a window and no overlap gets an overlap that fits it; the same holds for decode chunks.
     """
     file = {} if config_file is None else read_toml(config_file)
+    refuse_unknown_keys(AnimateConfig, file, config_file or "")
     named = flags.get("model") or file.get("model")
+    if named is not None and not isinstance(named, str):
+        raise ConfigError(f"{config_file}: model", named, "a name of the catalogue or a folder, as text")
     model = catalogue.open_model(named or catalogue.default_model(NETWORKS), NETWORKS)
     defaults = dict(model.defaults)
     for whole, part, table, key, usual in _PAIRS:
@@ -108,24 +112,47 @@ def _check(config: AnimateConfig, size: tuple[int, int]) -> None:
         )
     if config.sampling.churn > 0 and config.sampling.sampler != "heun":
         raise ConfigError("--churn", config.sampling.churn, "0 with --sampler euler", hint="add --sampler heun")
-    if config.output.suffix.lower() not in (".mp4", ".mov", ".m4v"):
-        raise ConfigError("--output", str(config.output), "a name ending in .mp4 or .mov")
-    if config.output.is_dir():
-        raise ConfigError("--output", str(config.output), "a file, not a folder")
-    if not config.output.absolute().parent.is_dir():
-        parent = config.output.absolute().parent
-        raise ConfigError("--output", str(config.output), "a file in a folder that exists", hint=f"mkdir -p {parent}")
-    if config.output.exists() and any(
-        given.exists() and config.output.samefile(given) for given in (config.reference, config.motion)
-    ):
-        raise ConfigError("--output", str(config.output), "a file other than the inputs")
+    _check_output(config)
+
+
+def _check_output(config: AnimateConfig) -> None:
+    """The video, its preview and its record must have a place, and must not take that of what the user gave."""
+    output, parent = config.output, config.output.absolute().parent
+    if output.is_dir():
+        raise ConfigError("--output", str(output), "a file, not a folder", hint=f"try {output / 'out.mp4'}")
+    if output.suffix.lower() not in (".mp4", ".mov", ".m4v"):
+        raise ConfigError(
+            "--output", str(output), "a name ending in .mp4 or .mov", hint=f"try {output.with_suffix('.mp4')}"
+        )
+    if not parent.is_dir():
+        raise ConfigError("--output", str(output), "a file in a folder that exists", hint=f"mkdir -p {parent}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError("--output", str(output), "a file in a folder that may be written", hint="choose another -o")
+    if config.motion.is_dir() and parent.samefile(config.motion):
+        raise ConfigError("--output", str(output), "a file outside of the motion's folder, whose files are its frames")
+    written = {"video": output, "record": config.record_path}
+    if config.preview:
+        written["preview"] = config.preview_path
+    for what, path in written.items():
+        if path.is_dir():
+            raise ConfigError("--output", str(output), f"no folder in the place of the {what} {path}")
+        for given in (config.reference, config.motion, config.face_embedding):
+            if given is not None and given.exists() and path.exists() and path.samefile(given):
+                raise ConfigError(
+                    "--output", str(output), f"another name: its {what} {path} would take the place of {given}"
+                )
 
 
 def _reference(path: Path) -> np.ndarray:
     picture = read_picture(path)
     height, width = picture.shape[:2]
     if min(height, width) < SMALLEST_PICTURE:
-        raise BadInput(path, f"{width}x{height} pixels", f"a picture of {SMALLEST_PICTURE} pixels a side or more")
+        raise BadInput(
+            path,
+            f"{width}x{height} pixels",
+            f"a picture of {SMALLEST_PICTURE} pixels a side or more",
+            hint="use a larger picture of the person",
+        )
     return picture
 
 
@@ -142,13 +169,15 @@ def _own_pose(config: AnimateConfig, engine: Engine, picture: np.ndarray, there:
     return draw_skeleton(points[None], there.target)
 
 
-def _request(config: AnimateConfig, picture: np.ndarray, there: Fit, poses: Skeletons) -> RenderRequest:
+def _request(
+    config: AnimateConfig, picture: np.ndarray, there: Fit, poses: Skeletons, face: np.ndarray | None
+) -> RenderRequest:
     x0, y0, x1, y1 = (round(side) for side in there.box)
     windows = config.windows
     return RenderRequest(
         picture=picture[y0:y1, x0:x1],  # the image encoder sees what will be animated, at full detail
         fitted=there.apply_image(picture, resample="lanczos"),
-        face=None,
+        face=face,
         poses=poses,
         plan=plan_windows(len(poses), length=windows.length, overlap=windows.overlap, blend=windows.blend),
         sampling=config.sampling,
@@ -156,6 +185,18 @@ def _request(config: AnimateConfig, picture: np.ndarray, there: Fit, poses: Skel
         tile=windows.length,
         anchored=windows.anchor == "reference",
     )
+
+
+def _face_planned(config: AnimateConfig, engine: Engine, talk: Talk) -> np.ndarray | None:
+    """For a plan: a vector that was given is checked, no detector is run, and its absence is said."""
+    if config.face_embedding is not None:
+        return load_embedding(config.face_embedding)
+    if "face" not in engine.model.files and not config.allow_no_face:
+        talk.warn(
+            f"model {engine.model.name!r} has no face detector here: the run will ask for --face-embedding FILE, "
+            "`sa models pull antelopev2`, or --allow-no-face"
+        )
+    return None
 
 
 def _face(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk) -> np.ndarray | None:
@@ -167,7 +208,7 @@ def _face(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk
     except ModelMissing:
         if not config.allow_no_face:
             raise
-        talk.warn(f"model {engine.model.name} has no face detector here: animating without a face, as allowed")
+        talk.warn(f"model {engine.model.name!r} has no face detector here: animating without a face, as allowed")
         return None
     if faces:
         if len(faces) > 1:
@@ -182,9 +223,7 @@ def _face(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk
     )
 
 
-def _rendered(
-    config: AnimateConfig, engine: Engine, request: RenderRequest, driving: Driving, talk: Talk
-) -> Animation:
+def _rendered(config: AnimateConfig, engine: Engine, request: RenderRequest, driving: Driving, talk: Talk) -> Animation:
     height, width = request.fitted.shape[:2]
     started = time.perf_counter()
     stages = Stages()
@@ -213,7 +252,8 @@ def _rendered(
             for index, frame in enumerate(decode(engine, request, latents, stages)):
                 writer.write(frame)
                 if preview is not None:
-                    preview.write(np.concatenate([request.fitted, request.poses.frame(index + request.anchored), frame], axis=1))
+                    pose = request.poses.frame(index + request.anchored)
+                    preview.write(np.concatenate([request.fitted, pose, frame], axis=1))
                 bar.update()
     stages.seconds["total"] = time.perf_counter() - started
     return record.write(config, engine, request, driving, stages)

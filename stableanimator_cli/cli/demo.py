@@ -31,9 +31,9 @@ def demo(
     sa demo
     sa demo demo-folder --figure 7 --frames 24
 
-    Draw a figure, a motion of it, and let the small model `puppet` animate the figure's picture after the motion. Writes
-    demo.reference.png, demo.poses.npz, demo.mp4, demo.json and demo.png (the figure, then moments of the motion: the
-    truth above, its skeletons, what the model made below). Prints the video's path.
+    Draw a figure and a motion of it, and let the small model `puppet` animate the figure's picture after the motion.
+    Writes demo.reference.png, demo.poses.npz, demo.mp4, demo.json and demo.png (the figure, then moments of the motion:
+    the truth above, its skeletons, what the model made below). Prints the video's path.
     """
     out = console.configure(json=json, quiet=quiet, progress=progress)
     import numpy as np

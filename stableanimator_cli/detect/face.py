@@ -163,7 +163,8 @@ def load_embedding(path: Path | str) -> np.ndarray:
                 array.close()
                 raise BadInput(path, "an archive of arrays", expected, hint=hint)
     except OSError as error:
-        raise BadInput(path, error.strerror or "a file that does not read", expected, hint=hint) from error
+        found = (error.strerror or "a file that does not read").lower()
+        raise BadInput(path, found, expected, hint=hint) from error
     except (ValueError, EOFError) as error:
         raise BadInput(path, "no plain NumPy array", expected, hint=hint) from error
     if array.shape not in ((WIDTH,), (1, WIDTH)):
@@ -173,7 +174,8 @@ def load_embedding(path: Path | str) -> np.ndarray:
     with np.errstate(over="ignore"):
         vector = array.reshape(WIDTH).astype(np.float32)
     if not np.isfinite(vector).all():
-        raise BadInput(path, f"{int((~np.isfinite(vector)).sum())} numbers that are not finite", expected, hint=hint)
+        count = int((~np.isfinite(vector)).sum())
+        raise BadInput(path, f"{count} of {WIDTH} numbers that are not finite", expected, hint=hint)
     if not np.any(vector):
         raise BadInput(path, "zeros only, the mark of a face that was not found", expected, hint="use another picture")
     return vector

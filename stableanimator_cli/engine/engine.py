@@ -70,8 +70,8 @@ class Engine:
         """The model's face detector and recogniser, fed in the channel order that its card names. No torch needed."""
         if "face" not in self.model.files:
             raise ModelMissing(
-                f"model {self.model.name} has no face detector here",
-                hint="`sa models pull antelopev2`, or give the face's vector with --face-embedding FILE",
+                f"model {self.model.name!r} has no face detector here",
+                hint="`sa models pull antelopev2`, give its vector with --face-embedding FILE, or say --allow-no-face",
             )
         return FaceReader(self.model.files["face"], self.model.face_channel_order, str(self.plan.device))
 
@@ -80,7 +80,7 @@ class Engine:
         files = self.model.files
         if "person_detector" not in files or "pose_detector" not in files:
             raise ModelMissing(
-                f"model {self.model.name} has no pose detector here",
+                f"model {self.model.name!r} has no pose detector here",
                 hint="`sa models pull dwpose`, or --anchor first, which needs none",
             )
         device = str(self.plan.device)
@@ -103,8 +103,8 @@ class Engine:
         motion_bucket: float,
         conditioning_fps: int,
     ) -> Conditioning:
-        """``picture`` uint8[h,w,3] for the image encoder at its own size, ``fitted`` the same at the output's size (sides
-        multiples of 8), ``face`` float32[512] raw ArcFace or None, ``noise`` [1,3,h,w] for the fitted picture."""
+        """``picture`` uint8[h,w,3] for the image encoder at its own size, ``fitted`` the same at the output's size
+        (multiples of 8), ``face`` float32[512] raw ArcFace or None, ``noise`` [1,3,h,w] for the fitted picture."""
         height, width = fitted.shape[:2]
         if height % STRIDE or width % STRIDE:
             raise ValueError(f"size {width}x{height} is not a multiple of {STRIDE}")

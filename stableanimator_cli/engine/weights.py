@@ -77,8 +77,15 @@ def load(build: Callable[[], nn.Module], path: Path, dtype: torch.dtype) -> nn.M
 
 def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], dtype: torch.dtype, source: Path) -> nn.Module:
     """``load`` with the tensors at hand; ``source`` is what an error names."""
-    with torch.device("meta"):
-        network = build()
+    try:
+        with torch.device("meta"):
+            network = build()
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:160]
+        raise ModelDamaged(
+            f"{source}: its JSON config describes no network that can be built ({why})",
+            hint="compare the config with the one that the weights came with",
+        ) from error
     _compare(source, {name: tensor.shape for name, tensor in network.state_dict().items()}, tensors)
     network.load_state_dict({name: _cast(tensor, dtype) for name, tensor in tensors.items()}, assign=True)
     _fill_buffers(network)
@@ -98,7 +105,10 @@ def builders(model: ModelFolder, id_mode: IDMode) -> dict[str, Callable[[], nn.M
     unet, vision = _config(model, "unet"), _config(model, "image_encoder")
     face = {k: v for k, v in model.configs.get("face_encoder", {}).items() if not k.startswith("_")}
     # tokens go from one network into the next; a download in the reference's layout has no config that says so
-    face |= {"cross_attention_dim": unet["cross_attention_dim"], "clip_embeddings_dim": vision["projection_dim"]}
+    face |= {
+        "cross_attention_dim": _value(model, "unet", "cross_attention_dim"),
+        "clip_embeddings_dim": _value(model, "image_encoder", "projection_dim"),
+    }
     return {
         "unet": lambda: AnimationUNet(id_tokens=face.get("num_tokens", 4), id_mode=id_mode, **unet),
         "pose_net": lambda: PoseNet(noise_latent_channels=unet["block_out_channels"][0]),
@@ -114,6 +124,16 @@ def _config(model: ModelFolder, role: str) -> dict[str, Any]:
         raise ModelDamaged(f"{model.path}: no config for {role}", hint="a model folder names one in model.toml")
     ignored = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version")
     return {k: v for k, v in model.configs[role].items() if not k.startswith("_") and k not in ignored}
+
+
+def _value(model: ModelFolder, role: str, key: str) -> Any:
+    config = _config(model, role)
+    if key not in config:
+        raise ModelDamaged(
+            f"{model.path}: the config of {role} has no {key!r}",
+            hint="compare the config with the one that the weights came with",
+        )
+    return config[key]
 
 
 def _compare(path: Path, wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:

@@ -321,15 +321,25 @@ def check_size(path: Path, expected: int | None, name: str) -> None:
 def _missing(
     asked: str, found: Entry, layout: catalogue_layouts.Layout | None, parts: Mapping[str, _Part], roles: Sequence[str]
 ) -> ModelMissing:
+    catalogued = layout is not None or len(roots(found)) > 1
+    if catalogued and not any(role in parts for role in roles):
+        return ModelMissing(
+            f"model {asked!r} is for other work ({found.task}): it has no {', '.join(roles)}",
+            hint="`sa models list` tells what each model is for",
+        )
     told, looked = [], dict[Path, None]()
     for role in roles:
         part = parts.get(role)
         told.append(f"{role} ({part.names})" if part is not None else f"{role} (not one of its components)")
         looked.update(dict.fromkeys(part.looked if part is not None else ()))
-    catalogued = layout is not None or len(roots(found)) > 1
-    owner = next((parts[r].owner for r in roles if r in parts and parts[r].owner != found.name), DEFAULT)
+    owner = next((parts[r].owner for r in roles if r in parts and parts[r].owner != found.name), None)
+    if catalogued or owner is not None:
+        hint = (
+            f"fetch it: `sa models pull {found.name if catalogued else owner}` (or `sa models import FOLDER` if you "
+            f"have the files), or take the small model that draws figures and is here: `--model {DRAWN}`"
+        )
+    else:
+        hint = f"put it there, or say in {found.folder / FILE_NAME} where it is"
     return ModelMissing(
-        f"model {asked!r} lacks {', '.join(told)}; looked in {', '.join(map(str, looked)) or found.folder}",
-        hint=f"fetch it: `sa models pull {found.name if catalogued else owner}` (or `sa models import FOLDER` if you "
-        f"have the files), or take the small model that draws figures and is here: `--model {DRAWN}`",
+        f"model {asked!r} lacks {', '.join(told)}; looked in {', '.join(map(str, looked)) or found.folder}", hint=hint
     )

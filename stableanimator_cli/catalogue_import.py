@@ -2,20 +2,24 @@
 
 Three kinds of folder are taken: a model folder (a trained checkpoint: becomes a name of its own), a download of the
 reference implementation (``catalogue_layouts``), and loose files that bear the name, and where it is recorded the size,
-of a listed file. Files are linked; ``copy`` copies them and ``convert`` writes pickles as safetensors, once.
+of a listed file. Files are linked; ``copy`` copies them. Pickles are written as safetensors, once, by the ``convert``
+that the caller brings: this room reads no weights.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stableanimator_cli import catalogue, catalogue_layouts
 from stableanimator_cli.catalogue_schema import FILE_NAME, Entry, read
 from stableanimator_cli.errors import BadInput, ModelMissing
+
+Convert = Callable[[Path, Path], None]
+"""Writes the weights of the first file, a pickle, to the second as safetensors."""
 
 _WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".onnx")
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
@@ -46,7 +50,7 @@ class _Job:
     """The work on one folder: what goes where, and what was done."""
 
     copy: bool
-    convert: bool
+    convert: Convert | None
     taken: list[Imported] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
@@ -54,9 +58,9 @@ class _Job:
         """Register ``source`` as the file ``path`` of the entry ``name``."""
         catalogue.check_size(source, None, name)
         target = catalogue.store(name) / path
-        if self.convert and source.suffix in _PICKLES:
+        if self.convert is not None and source.suffix in _PICKLES:
             target = target.with_suffix(".safetensors")
-            how = self.converted(source, target)
+            how = self.converted(source, target, self.convert)
         else:
             how = self.put(source, target)
         self.taken.append(Imported(name=name, role=role, source=source, target=target, how=how))
@@ -89,23 +93,22 @@ class _Job:
         os.replace(part, target)
         return "copied" if self.copy else "linked"
 
-    def converted(self, source: Path, target: Path) -> str:
+    def converted(self, source: Path, target: Path, convert: Convert) -> str:
         if target.is_file() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns:
             return "already there"
-        from stableanimator_cli.engine.weights import convert_to_safetensors
-
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.stem}.part.safetensors")
         try:
-            convert_to_safetensors(source, part)
+            convert(source, part)
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)
         return "converted"
 
 
-def import_folder(folder: str | Path, *, copy: bool = False, convert: bool = False) -> ImportReport:
-    """Register what ``folder`` holds. Its own files are never changed.
+def import_folder(folder: str | Path, *, copy: bool = False, convert: Convert | None = None) -> ImportReport:
+    """Register what ``folder`` holds. Its own files are never changed. ``convert(source, target)`` writes a pickle's
+    weights as safetensors; ``None`` leaves pickles as they are.
 
     Raises ``ModelMissing`` where nothing in it is known, ``BadInput`` where it is no folder, a name is taken, or a file
     would have to be overwritten.

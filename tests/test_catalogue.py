@@ -224,6 +224,19 @@ def test_missing_roles_are_told_with_places_and_two_ways_on(home: Path) -> None:
     assert "--model puppet" in str(caught.value.hint)
 
 
+def test_a_model_for_other_work_is_not_fetched_in_vain(home: Path) -> None:
+    with pytest.raises(ModelMissing, match="model 'antelopev2' is for other work") as caught:
+        catalogue.open_model("antelopev2", ("unet", "vae"))
+    assert "pull" not in str(caught.value.hint)
+
+
+def test_an_own_folder_that_lacks_a_file_is_not_sent_to_the_catalogue(tmp_path: Path) -> None:
+    model_toml(tmp_path / "mine", 'name = "mine"\n[components.unet]\nfile = "unet.pth"\n')
+    with pytest.raises(ModelMissing, match=r"lacks unet \(unet.pth\)") as caught:
+        catalogue.open_model(tmp_path / "mine", ("unet",))
+    assert caught.value.hint == f"put it there, or say in {tmp_path / 'mine' / 'model.toml'} where it is"
+
+
 def test_default_model(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelMissing, match="no --model given") as caught:
         catalogue.default_model(("unet",))

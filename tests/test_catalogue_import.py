@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -67,22 +65,17 @@ def test_a_link_gives_way_to_a_newer_link(tmp_path: Path, home: Path) -> None:
     assert (home / "models/stableanimator/unet.pth").read_bytes() == b"other"
 
 
-def test_convert_writes_safetensors_once(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_writes_safetensors_once(tmp_path: Path, home: Path) -> None:
     calls: list[tuple[Path, Path]] = []
 
     def convert(source: Path, target: Path) -> None:
         calls.append((source, target))
         target.write_bytes(b"safe " + source.read_bytes())
 
-    weights = types.ModuleType("stableanimator_cli.engine.weights")
-    weights.convert_to_safetensors = convert  # type: ignore[attr-defined]
-    package = types.ModuleType("stableanimator_cli.engine")
-    monkeypatch.setitem(sys.modules, "stableanimator_cli.engine", package)
-    monkeypatch.setitem(sys.modules, "stableanimator_cli.engine.weights", weights)
     write(tmp_path / "w/Animation/unet.pth", b"pickle")
     write(tmp_path / "w/SVD/vae/diffusion_pytorch_model.bin", b"pickle")
     write(tmp_path / "w/SVD/image_encoder/model.safetensors", b"tensors")
-    report = import_folder(tmp_path / "w", convert=True)
+    report = import_folder(tmp_path / "w", convert=convert)
     assert {(t.role, t.how) for t in report.taken} == {
         ("unet", "converted"),
         ("vae", "converted"),
@@ -92,23 +85,19 @@ def test_convert_writes_safetensors_once(tmp_path: Path, home: Path, monkeypatch
     assert model.files["unet"] == home / "models/stableanimator/unet.safetensors"
     assert model.files["unet"].read_bytes() == b"safe pickle"
     assert len(calls) == 2
-    import_folder(tmp_path / "w", convert=True)
+    import_folder(tmp_path / "w", convert=convert)
     assert len(calls) == 2
     assert not list(home.rglob("*part*"))
 
 
-def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, home: Path) -> None:
     def convert(source: Path, target: Path) -> None:
         target.write_bytes(b"half")
         raise ModelDamaged(f"{source}: holds code")
 
-    weights = types.ModuleType("stableanimator_cli.engine.weights")
-    weights.convert_to_safetensors = convert  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "stableanimator_cli.engine", types.ModuleType("stableanimator_cli.engine"))
-    monkeypatch.setitem(sys.modules, "stableanimator_cli.engine.weights", weights)
     write(tmp_path / "w/unet.pth")
     with pytest.raises(ModelDamaged, match="holds code"):
-        import_folder(tmp_path / "w", convert=True)
+        import_folder(tmp_path / "w", convert=convert)
     assert [p for p in home.rglob("*") if p.is_file()] == []
 
 

@@ -206,7 +206,11 @@ def import_(
     out = console.configure(json=json, quiet=quiet)
     from stableanimator_cli import catalogue_import
 
-    report = catalogue_import.import_folder(folder, copy=copy, convert=convert)
+    converter = None
+    if convert:
+        from stableanimator_cli.engine.weights import convert_to_safetensors as converter  # torch: some seconds
+
+    report = catalogue_import.import_folder(folder, copy=copy, convert=converter)
     for remark in report.remarks:
         out.warn(remark)
     if report.left:

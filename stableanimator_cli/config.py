@@ -111,7 +111,7 @@ def _dump_size(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _dump_range(frames: Range) -> str:
+def dump_range(frames: Range) -> str:
     return ":".join("" if side is None else str(side) for side in frames)
 
 
@@ -223,7 +223,7 @@ class AnimateConfig:
     motion_kind: Literal["auto", "skeleton", "video"] = option("--motion-kind", "auto")
     size: Size | None = option("--size", None, parse=parse_size, dump=_dump_size)
     resize: Literal["crop", "pad", "stretch"] = option("--resize", "crop")
-    frames: Range | None = option("--frames", None, parse=parse_range, dump=_dump_range)
+    frames: Range | None = option("--frames", None, parse=parse_range, dump=dump_range)
     fps: Fraction | None = option("--fps", None, parse=parse_fps)
     audio: Literal["keep", "none"] = option("--audio", "keep")
     preview: bool = option("--preview", False)
@@ -241,7 +241,7 @@ class AnimateConfig:
         if self.size is not None:
             refuse_unless(min(self.size) >= 1, "--size", _dump_size(self.size), "a width and a height of 1 or more")
         if self.frames is not None:
-            refuse_unless(not _surely_empty(self.frames), "--frames", _dump_range(self.frames), "A before B")
+            refuse_unless(not _surely_empty(self.frames), "--frames", dump_range(self.frames), "A before B")
         if self.fps is not None:
             refuse_unless(0 < self.fps <= 1000, "--fps", str(self.fps), "more than 0 and at most 1000")
 

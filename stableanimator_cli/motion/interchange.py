@@ -80,7 +80,7 @@ def save_motion(path: Path | str, motion: Motion) -> Path:
 def load_motion(path: Path | str) -> Motion:
     """Read a ``poses.npz``. ``BadInput`` where it is missing, damaged, of another version, or of wrong shapes."""
     path = Path(path)
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     again = "write the motion anew with this version's `sa preprocess`"
     if "version" not in arrays:
         names = ", ".join(sorted(arrays)) or "nothing"
@@ -110,8 +110,8 @@ def load_motion(path: Path | str) -> Motion:
     )
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    expected = "a motion file (.npz)"
+def read_arrays(path: Path, expected: str = "a motion file (.npz)") -> dict[str, np.ndarray]:
+    """The arrays of an npz file, without pickles. ``BadInput`` where it is missing, damaged or holds objects."""
     arrays = {}
     try:
         # Opened as the zip file that it is: np.load leaves handles open where a file is damaged.

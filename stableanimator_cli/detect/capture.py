@@ -1,0 +1,357 @@
+"""A video to a motion: people and faces found in batches of frames, joined over time, gaps closed.
+
+Decoding runs ahead of detection in a thread of its own, and faces are looked for beside people; ONNX Runtime and
+FFmpeg let go of Python's lock while they work. Pixels are dropped as soon as a batch is done, so memory does not grow
+with the length of the video. What comes out does not depend on how fast anything was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from stableanimator_cli.detect.clips import FaceTable
+from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.detect.pose import THRESHOLD, PersonDetector, PoseEstimator
+from stableanimator_cli.errors import ModelMissing, NoPerson
+from stableanimator_cli.motion.keypoints import face_box
+from stableanimator_cli.motion.repair import GAP, Repairs, repair
+from stableanimator_cli.motion.track import Person, Tracker, Tracks, assign, owners, select
+from stableanimator_cli.records import ChannelOrder, Clip, Face, ModelFolder, Motion
+from stableanimator_cli.talk import Silent, Talk
+
+BATCH = 16
+"""Frames that go through the networks together. Fixed, so that every machine and every number of workers makes the
+same batches; memory for pixels is that of three of them."""
+
+ROLES = ("person_detector", "pose_detector")
+_STRANGER = 3  # frames: who is seen in fewer is a false alarm, unless the clip is that short
+_AHEAD = 2
+
+Times = Sequence[Fraction | None]
+
+
+class Watcher(Protocol):
+    """Sees each batch once: frames uint8 RGB [h,w,3] and the people's boxes float32[p,5] of each."""
+
+    def see(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detectors:
+    """The opened networks of a model. ``faces`` is None where they were not asked for or the model has none."""
+
+    model: ModelFolder
+    people: PersonDetector
+    points: PoseEstimator
+    faces: FaceReader | None
+
+    @classmethod
+    def open(
+        cls,
+        model: ModelFolder,
+        device: str = "auto",
+        *,
+        threshold: float = THRESHOLD,
+        threads: int | None = None,
+        faces: bool = True,
+    ) -> Detectors:
+        """``threshold`` is the smallest score of a person. ``ModelMissing`` where person or pose detector is absent."""
+        missing = [role for role in ROLES if role not in model.files]
+        if missing:
+            raise ModelMissing(
+                f"model {model.name} has no {' and no '.join(missing)} here",
+                hint="`sa models pull dwpose`, or --model puppet for drawn figures",
+            )
+        reader = None
+        if faces and "face" in model.files:
+            reader = FaceReader(model.files["face"], model.face_channel_order, device, threads=threads)
+        return cls(
+            model=model,
+            people=PersonDetector(model.files["person_detector"], device, threads=threads, threshold=threshold),
+            points=PoseEstimator(model.files["pose_detector"], device, threads=threads),
+            faces=reader,
+        )
+
+    def describe(self) -> str:
+        """Where the networks run, in words."""
+        return self.points.describe()
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of each network file by role: part of what decides whether a clip is up to date."""
+        found = {role: _sha256(self.model.files[role]) for role in ROLES}
+        if self.faces is not None:
+            files = sorted(self.faces.folder.glob("*.onnx"))
+            found |= {f"face/{file.name}": _sha256(file) for file in files}
+        return found
+
+    @property
+    def channel_order(self) -> ChannelOrder:
+        return "bgr" if self.faces is None else self.faces.channel_order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureOptions:
+    """``person``: who is kept (``motion.track.select``). ``every``: people are detected in every k-th frame and
+    their boxes interpolated between. ``gap`` and ``smooth``: ``motion.repair.repair``."""
+
+    person: Person = "largest"
+    every: int = 1
+    gap: int = GAP
+    smooth: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """What was seen. ``found`` int64[t]: people detected in each frame, before anybody was chosen; ``strangers``:
+    people left out because they were seen in too few frames."""
+
+    motion: Motion
+    faces: FaceTable
+    repairs: Repairs
+    found: np.ndarray
+    strangers: int
+
+
+def capture(
+    clip: Clip,
+    detectors: Detectors,
+    options: CaptureOptions | None = None,
+    *,
+    talk: Talk | None = None,
+    watch: Watcher | None = None,
+) -> Capture:
+    """Detect everybody in ``clip``, keep who was asked for, repair.
+
+    ``NoPerson`` names the file where nobody is in any frame; ``BadInput`` names file and frame of damaged video.
+    """
+    options, talk = options or CaptureOptions(), talk or Silent()
+    seen = _Seen()
+    with ThreadPoolExecutor(1) as beside, talk.progress(clip.count, f"detect {clip.path.name}", "frame") as bar:
+        for frames, times in read_ahead(clip, batch_of(options.every)):
+            # Every clip of at most one batch ends in the frame that closes it: the last is always looked at.
+            faces = beside.submit(_faces, detectors.faces, frames)
+            boxes = _boxes(detectors.people, frames, options.every)
+            points = detectors.points.estimate(frames, boxes)
+            seen.add(times, boxes, points, faces.result())
+            if watch is not None:
+                watch.see(frames, boxes)
+            bar.update(len(frames))
+    return seen.capture(clip, options, detectors.channel_order)
+
+
+def pose_of(picture: np.ndarray, detectors: Detectors) -> np.ndarray | None:
+    """134 points float32[134,3] of the largest person of a picture uint8 RGB [h,w,3]; None where there is nobody."""
+    (boxes,) = detectors.people.detect([picture])
+    if not len(boxes):
+        return None
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return detectors.points.estimate([picture], [boxes[areas.argmax()][None]])[0][0]
+
+
+def batch_of(every: int) -> int:
+    """Frames of a batch in which each ``every``-th is looked at: a multiple of it, never few."""
+    return max(BATCH, every * round(BATCH / every))
+
+
+def read_ahead(clip: Clip, batch: int) -> Iterator[tuple[list[np.ndarray], Times]]:
+    """Frames and their times in batches, decoded by a thread that runs at most two batches ahead.
+
+    An error of the decoder is raised here, in its place between the batches. Leaving early stops the thread.
+    """
+    line: queue.Queue[tuple[list[np.ndarray], list[Fraction | None]] | BaseException | None] = queue.Queue(_AHEAD)
+    stop = threading.Event()
+
+    def put(item: tuple[list[np.ndarray], list[Fraction | None]] | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return line.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def decode() -> None:
+        frames: list[np.ndarray] = []
+        times: list[Fraction | None] = []
+        pictures = clip.frames()
+        try:
+            for time, picture in pictures:
+                frames.append(picture)
+                times.append(time)
+                if len(frames) == batch:
+                    put((frames, times))
+                    frames, times = [], []
+                if stop.is_set():
+                    return
+            if frames:
+                put((frames, times))
+            put(None)
+        except BaseException as error:  # carried to the thread that waits for it
+            put(error)
+        finally:
+            close = getattr(pictures, "close", None)
+            if close is not None:
+                close()
+
+    with _running(threading.Thread(target=decode, name="decode", daemon=True), stop):
+        while (item := line.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+
+@contextmanager
+def _running(thread: threading.Thread, stop: threading.Event) -> Iterator[None]:
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+class _Seen:
+    """What is kept of each frame: numbers, no pixels."""
+
+    def __init__(self) -> None:
+        self.times: list[Fraction | None] = []
+        self.boxes: list[np.ndarray] = []
+        self.points: list[np.ndarray] = []
+        self.faces: list[tuple[Face, ...]] = []
+
+    def add(
+        self, times: Times, boxes: list[np.ndarray], points: list[np.ndarray], faces: list[tuple[Face, ...]]
+    ) -> None:
+        self.times += times
+        self.boxes += boxes
+        self.points += points
+        self.faces += faces
+
+    def capture(self, clip: Clip, options: CaptureOptions, order: ChannelOrder) -> Capture:
+        counts = np.array([len(rows) for rows in self.boxes], np.int64)
+        if not counts.any():
+            frames = f"any of {len(counts)} frames" if len(counts) > 1 else "it"
+            raise NoPerson(
+                f"{clip.path}: nobody found in {frames}",
+                hint="use a video that shows the whole person, or lower --detect-threshold",
+            )
+        held = [_held(points, faces) for points, faces in zip(self.points, self.faces, strict=True)]
+        tracker = Tracker()
+        for points, boxes, faces, owner in zip(self.points, self.boxes, self.faces, held, strict=True):
+            tracker.add(points, boxes, _looks(faces, owner))
+        everybody = tracker.tracks()
+        tracks = tracker.tracks(least=min(_STRANGER, len(counts)))
+        if not tracks.present.any():
+            tracks = everybody
+        motion, repairs = repair(
+            _selected(tracks.motion(clip.size, self._clock(), self._face_boxes(tracks, held)), options.person, clip),
+            gap=options.gap,
+            smooth=options.smooth,
+        )
+        return Capture(
+            motion=motion,
+            faces=self._table(tracks, held, motion, order),
+            repairs=repairs,
+            found=counts,
+            strangers=everybody.present.shape[1] - tracks.present.shape[1],
+        )
+
+    def _clock(self) -> tuple[Fraction, ...] | None:
+        known = [time for time in self.times if time is not None]
+        return tuple(known) if len(known) == len(self.times) else None
+
+    def _face_boxes(self, tracks: Tracks, held: list[np.ndarray]) -> np.ndarray:
+        """float32[t,p,4]: the detected face of each person; where the clip has no detected face at all, the box of the
+        68 face points, so that a model without a face detector still tells where faces are."""
+        if not any(self.faces):
+            return np.where(tracks.present[..., None], face_box(tracks.keypoints), np.float32(np.nan))
+        boxes = np.full((*tracks.present.shape, 4), np.nan, np.float32)
+        for t, p in np.argwhere(tracks.present):
+            face = held[t][tracks.source[t, p]]
+            if face >= 0:
+                boxes[t, p] = self.faces[t][face].box
+        return boxes
+
+    def _table(self, tracks: Tracks, held: list[np.ndarray], motion: Motion, order: ChannelOrder) -> FaceTable:
+        place = {int(number): p for p, number in enumerate(motion.track)}
+        rows = []
+        for t, faces in enumerate(self.faces):
+            whose = {
+                int(held[t][tracks.source[t, p]]): place.get(int(tracks.track[p]), -1)
+                for p in np.flatnonzero(tracks.present[t])
+            }
+            rows += [(t, whose.get(index, -1), face) for index, face in enumerate(faces)]
+        return FaceTable.of(rows, order)
+
+
+def _selected(motion: Motion, person: Person, clip: Clip) -> Motion:
+    try:
+        return select(motion, person)
+    except NoPerson as error:
+        raise NoPerson(f"{clip.path}: {error.message}", hint=error.hint) from None
+
+
+def _held(points: np.ndarray, faces: tuple[Face, ...]) -> np.ndarray:
+    """Which of a frame's faces belongs to each person: int64[p], -1 for none."""
+    return owners(points, np.array([face.box for face in faces], np.float32).reshape(-1, 4))
+
+
+def _looks(faces: tuple[Face, ...], owner: np.ndarray) -> np.ndarray:
+    """float32[p,512]: each person's face vector, NaN where there is none."""
+    looks = np.full((len(owner), 512), np.nan, np.float32)
+    for person, face in enumerate(owner):
+        vector = faces[face].embedding if face >= 0 else None
+        if vector is not None:
+            looks[person] = vector
+    return looks
+
+
+def _faces(reader: FaceReader | None, frames: Sequence[np.ndarray]) -> list[tuple[Face, ...]]:
+    return [() if reader is None else reader.faces(frame) for frame in frames]
+
+
+def _boxes(people: PersonDetector, frames: Sequence[np.ndarray], every: int) -> list[np.ndarray]:
+    """Boxes float32[p,5] of each frame: detected in every ``every``-th and the last, interpolated between."""
+    looked = sorted({*range(0, len(frames), every), len(frames) - 1})
+    found = people.detect([frames[index] for index in looked])
+    boxes = [found[0]]
+    for (start, before), (stop, after) in zip(
+        zip(looked, found, strict=True), zip(looked[1:], found[1:], strict=True), strict=False
+    ):
+        boxes += [_between(before, after, (index - start) / (stop - start)) for index in range(start + 1, stop)]
+        boxes.append(after)
+    return boxes
+
+
+def _between(before: np.ndarray, after: np.ndarray, share: float) -> np.ndarray:
+    """Boxes a share of the way from one frame's to another's. Who is in one of them only stands still and counts for
+    the half that is nearer to it."""
+    pairs = [(a, b) for a, b in assign(_overlaps(before, after)) if _overlaps(before[[a]], after[[b]])[0, 0] > 0]
+    alone = before if share < 0.5 else after
+    taken = {pair[0 if share < 0.5 else 1] for pair in pairs}
+    rows = [(1 - share) * before[a] + share * after[b] for a, b in pairs]
+    rows += [row for index, row in enumerate(alone) if index not in taken]
+    return np.array(rows, np.float32).reshape(-1, 5)
+
+
+def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union float64[n,m] of boxes [n,4+] and [m,4+]."""
+    a, b = a[:, None, :4].astype(np.float64), b[None, :, :4].astype(np.float64)
+    sides = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(min=0)
+    shared = sides.prod(axis=-1)
+    areas = [(boxes[..., 2:] - boxes[..., :2]).clip(min=0).prod(axis=-1) for boxes in (a, b)]
+    return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

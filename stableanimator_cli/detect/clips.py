@@ -1,0 +1,185 @@
+"""Clip folders: what ``sa preprocess`` makes of a video and what training reads (``docs/formats.md``, "Clip folder").
+
+``clip.json`` says what the clip is and how it was made, ``motion.npz`` holds the key points, ``faces.npz`` the faces,
+and ``source`` (with the video's own suffix) is the video or a link to it. Numpy and the media room only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.media import open_clip, resample, take
+from stableanimator_cli.motion.interchange import appearing, load_motion, read_arrays
+from stableanimator_cli.records import ChannelOrder, Clip, Face, Motion
+
+FORMAT = 1
+RECORD, MOTION, FACES, SHEET, SOURCE = "clip.json", "motion.npz", "faces.npz", "sheet.jpg", "source"
+WIDTH = 512
+"""Numbers in an identity vector."""
+
+_AGAIN = "run `sa preprocess` on the video again"
+_SHAPES = {"frame": (), "person": (), "boxes": (4,), "landmarks": (5, 2), "scores": (), "embeddings": (WIDTH,)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaceTable:
+    """All faces of a clip, a row each, by frame and then by size.
+
+    ``frame`` int64[n]; ``person`` int64[n], the place of the person in the motion, -1 where the face is nobody's who
+    was kept; ``boxes`` float32[n,4] in pixels; ``landmarks`` float32[n,5,2]; ``scores`` float32[n]; ``embeddings``
+    float32[n,512] raw as ArcFace gives them, a row of NaN where a face could not be recognised. ``channel_order`` is
+    the order in which the recogniser saw the colours: vectors of two orders must not be compared.
+    """
+
+    frame: np.ndarray
+    person: np.ndarray
+    boxes: np.ndarray
+    landmarks: np.ndarray
+    scores: np.ndarray
+    embeddings: np.ndarray
+    channel_order: ChannelOrder = "bgr"
+
+    def __post_init__(self) -> None:
+        for name, shape in _SHAPES.items():
+            if getattr(self, name).shape != (len(self.frame), *shape):
+                raise ValueError(f"{name} {getattr(self, name).shape} does not fit {len(self.frame)} faces")
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @classmethod
+    def of(cls, found: list[tuple[int, int, Face]], order: ChannelOrder) -> FaceTable:
+        """Rows of (frame, person or -1, face)."""
+        unknown = np.full(WIDTH, np.nan, np.float32)
+        vectors = [unknown if face.embedding is None else face.embedding for _, _, face in found]
+        return cls(
+            frame=np.array([frame for frame, _, _ in found], np.int64),
+            person=np.array([person for _, person, _ in found], np.int64),
+            boxes=np.array([face.box for _, _, face in found], np.float32).reshape(-1, 4),
+            landmarks=np.array([face.landmarks for _, _, face in found], np.float32).reshape(-1, 5, 2),
+            scores=np.array([face.score for _, _, face in found], np.float32),
+            embeddings=np.array(vectors, np.float32).reshape(-1, WIDTH),
+            channel_order=order,
+        )
+
+    def at(self, frame: int) -> np.ndarray:
+        """Row numbers of one frame's faces, int64[k]."""
+        return np.flatnonzero(self.frame == frame)
+
+
+def save_faces(path: Path, faces: FaceTable) -> None:
+    """Write ``faces.npz``; equal faces give equal bytes. The file appears whole or not at all."""
+    arrays: dict[str, Any] = {name: getattr(faces, name) for name in _SHAPES}
+    arrays |= {"version": np.int64(FORMAT), "channel_order": np.array(faces.channel_order)}
+    with appearing(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_faces(path: Path) -> FaceTable:
+    """Read ``faces.npz``. ``BadInput`` where it is missing, damaged, of another version or of other shapes."""
+    arrays = read_arrays(path, "a file of faces (.npz)")
+    version = arrays.get("version")
+    if version is None or version.shape != () or int(version) != FORMAT:
+        found = "no version" if version is None else f"version {version.tolist()}"
+        raise BadInput(path, found, f"version {FORMAT} of a file of faces", hint=_AGAIN)
+    missing = [name for name in (*_SHAPES, "channel_order") if name not in arrays]
+    if missing:
+        raise BadInput(path, f"no array {missing[0]!r}", f"the arrays {', '.join(_SHAPES)}", hint=_AGAIN)
+    order = str(arrays["channel_order"])
+    if order not in get_args(ChannelOrder):
+        raise BadInput(path, f"channel_order {order!r}", "'bgr' or 'rgb'", hint=_AGAIN)
+    try:
+        return FaceTable(channel_order=order, **{name: arrays[name] for name in _SHAPES})  # type: ignore[arg-type]
+    except ValueError as error:
+        raise BadInput(path, str(error), "one row a face in every array", hint=_AGAIN) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipFolder:
+    """A finished clip on disk. Nothing but ``clip.json`` is read before it is asked for."""
+
+    path: Path
+    record: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.record["name"])
+
+    @property
+    def frames(self) -> int:
+        return int(self.record["frames"])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height)"""
+        width, height = self.record["size"]
+        return int(width), int(height)
+
+    @property
+    def source(self) -> Path:
+        """The video: what lies in the folder, whichever suffix it has, else where it was when the clip was made.
+
+        ``BadInput`` where it is nowhere.
+        """
+        inside = sorted(self.path.glob(f"{SOURCE}*"))
+        for place in (*inside, Path(self.record["source"]["path"])):
+            if place.exists():
+                return place
+        raise BadInput(
+            self.path, "neither a source in the folder nor " + str(self.record["source"]["path"]), "the clip's video",
+            hint="bring the video back to where it was, or run `sa preprocess --source copy` where it is",
+        )  # fmt: skip
+
+    def motion(self) -> Motion:
+        motion = load_motion(self.path / MOTION)
+        if len(motion) != self.frames:
+            raise BadInput(self.path / MOTION, f"{len(motion)} frames", f"{self.frames} as in {RECORD}", hint=_AGAIN)
+        return motion
+
+    def faces(self) -> FaceTable:
+        return load_faces(self.path / FACES)
+
+    def pictures(self) -> Clip:
+        """The clip's frames: those of the source, cut and resampled as they were when the motion was made."""
+        options = self.record["options"]
+        return cut(open_clip(self.source), tuple(options["frames"] or (None, None)), options["fps"])
+
+
+def cut(clip: Clip, frames: tuple[int | None, int | None], fps: str | Fraction | None) -> Clip:
+    """Frames of a half-open range, then at another rate: what a clip is of its source."""
+    part = take(clip, *frames)
+    return part if fps is None else resample(part, Fraction(fps))
+
+
+def open_folder(path: Path) -> ClipFolder:
+    """The clip in a folder. ``BadInput`` where there is none or its record is not ours."""
+    file = path / RECORD
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(path, f"no {RECORD}", "a clip folder", hint="name a folder that `sa preprocess` wrote") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(file, f"no JSON ({error})", "the record of a clip", hint=_AGAIN) from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        found = record.get("format") if isinstance(record, dict) else type(record).__name__
+        raise BadInput(file, f"format {found}", f"format {FORMAT}", hint=_AGAIN)
+    missing = [key for key in ("name", "frames", "size", "source", "options", "key") if key not in record]
+    if missing:
+        raise BadInput(file, f"no {missing[0]!r}", "the record of a clip", hint=_AGAIN)
+    return ClipFolder(path=path, record=record)
+
+
+def find_folders(root: Path) -> list[Path]:
+    """All clip folders at or below ``root``, sorted by path; what begins with a dot is unfinished and not looked at."""
+    if (root / RECORD).is_file():
+        return [root]
+    inside = (file.parent for file in root.rglob(RECORD))
+    return sorted(p for p in inside if not any(part.startswith(".") for part in p.relative_to(root).parts))

@@ -66,15 +66,16 @@ def configs_of(name: str) -> dict[str, dict[str, Any]]:
     if name != "full":
         return {role: _read(catalogue.entry(name).folder / f"{role}.json") for role in NETWORKS}
     ours, base = catalogue.entry("stableanimator").folder, catalogue.entry("svd-xt").folder
-    return {
-        role: _read((base if role in ("vae", "image_encoder") else ours) / f"{role}.json") for role in NETWORKS
-    }
+    return {role: _read((base if role in ("vae", "image_encoder") else ours) / f"{role}.json") for role in NETWORKS}
 
 
 def weights(role: str, configs: dict[str, dict[str, Any]], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Random state dict of one network: matrices with unit gain, norms near one, biases near zero."""
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in builders(_folder(configs), "distribution")[role]().state_dict().items()}
+        shapes = {
+            name: tensor.shape
+            for name, tensor in builders(_folder(configs), "distribution")[role]().state_dict().items()
+        }
     return {name: _tensor(f"{seed}/{role}/{name}", tuple(shape)).to(dtype) for name, shape in shapes.items()}
 
 

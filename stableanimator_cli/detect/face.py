@@ -81,6 +81,11 @@ class FaceReader:
         """As ``faces``, without recognition: every ``embedding`` is None."""
         return self._read(image, recognise=False)
 
+    @property
+    def recogniser_file(self) -> Path:
+        """The ONNX file of the recogniser among those in the folder: face optimisation runs its graph itself."""
+        return Path(self._recogniser.model_file)
+
     def describe(self) -> str:
         """Where the networks run, in words."""
         return onnx.describe(self._detector.session, self._device)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from einops import rearrange
 from torch import Tensor
+
+from stableanimator_cli.nets.temporal_decoder import (
+    SCALE,
+    LatentBox,
+    Statistics,
+    decode,
+    frozen_statistics,
+    recorded_statistics,
+)
 
 
 class Decoder:
@@ -50,6 +60,70 @@ class Decoder:
                 return
             tail = part[keep:] if overlap else None
             start = stop - overlap
+
+
+class FaceDecoder:
+    """The same VAE as face optimisation needs it: differentiable, checkpointed, whole or on a crop.
+
+    ``margin`` latents round a box are decoded with it: 8 are exact to float noise, fewer are not. float16 is left for
+    float32 while it works: gradients underflow there.
+    """
+
+    scale = SCALE
+
+    def __init__(
+        self, vae: AutoencoderKLTemporalDecoder, calls: Counter[str], *, checkpointed: bool = True, margin: int = 8
+    ) -> None:
+        self._vae = vae
+        self._calls = calls
+        self._checkpointed = checkpointed
+        self._margin = margin
+        self._statistics: dict[int, Statistics] = {}
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Within it a float16 decoder is float32."""
+        half = next(self._vae.decoder.parameters()).dtype == torch.float16
+        if half:
+            self._vae.decoder.to(torch.float32)
+        try:
+            yield
+        finally:
+            if half:
+                self._vae.decoder.to(torch.float16)
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Latents [t,c,h,w] of one chunk in the sampler's scale -> [t,3,8h,8w] in [-1,1], unclamped."""
+        self._calls["refine_decode"] += 1
+        return decode(self._vae.decoder, self._scaled(latents), checkpointed=self._checkpointed)
+
+    @contextmanager
+    def observed(self, latents: Tensor, chunks: Sequence[range]) -> Iterator[None]:
+        """Record each chunk's norm statistics from one whole decode; ``crop`` uses them within."""
+        for chunk in chunks:
+            self._calls["refine_observe"] += 1
+            with torch.no_grad(), recorded_statistics(self._vae.decoder) as statistics:
+                decode(self._vae.decoder, self._scaled(latents[chunk.start : chunk.stop]))
+            self._statistics[chunk.start] = statistics
+        try:
+            yield
+        finally:
+            self._statistics.clear()
+
+    def crop(self, latents: Tensor, chunk: range, box: tuple[int, int, int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """Pixels of the box's latents and ``margin`` round them, and where their corner (x, y) lies in the frame."""
+        self._calls["refine_crop"] += 1
+        height, width = latents.shape[-2:]
+        x0, y0, x1, y1 = (side // SCALE for side in box)
+        part = LatentBox(max(0, y0), min(height, y1 + 1), max(0, x0), min(width, x1 + 1))
+        part = part.grown(self._margin, height, width)
+        with frozen_statistics(self._vae.decoder, self._statistics[chunk.start]):
+            pixels = decode(self._vae.decoder, self._scaled(latents), crop=part)
+        return pixels, (part.left * SCALE, part.top * SCALE)
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        parameter = next(self._vae.decoder.parameters())
+        return latents.to(parameter.device, parameter.dtype) / self._vae.config.scaling_factor
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:

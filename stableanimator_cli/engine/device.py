@@ -99,15 +99,30 @@ class Networks:
         self._loaders = dict(loaders)
         self._plan = plan
         self._loaded: dict[str, nn.Module] = {}
+        self._resident: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> nn.Module:
         if name not in self._loaded:
             self._loaded[name] = self._loaders[name]()
         return self._loaded[name]
 
+    def provide(self, name: str, loader: Callable[[], nn.Module]) -> None:
+        """Add a network that the model folder does not list by itself."""
+        self._loaders.setdefault(name, loader)
+
     @contextmanager
     def resident(self, *names: str) -> Iterator[None]:
-        """Within it the named networks are loaded and on the device."""
+        """Within it the named networks are loaded and on the device; after it, those of the ``with`` around it."""
+        before, self._resident = self._resident, names
+        self._move(names)
+        try:
+            yield
+        finally:
+            self._resident = before
+            if self._plan.swap and before:
+                self._move(before)
+
+    def _move(self, names: tuple[str, ...]) -> None:
         if self._plan.swap:
             for name, network in self._loaded.items():
                 if name not in names:
@@ -115,7 +130,6 @@ class Networks:
             self._release()
         for name in names:
             self[name].to(self._plan.device)
-        yield
 
     def close(self) -> None:
         self._loaded.clear()

@@ -26,7 +26,7 @@ from stableanimator_cli.engine.conditioning import (
 )
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
-from stableanimator_cli.engine.weights import loaders
+from stableanimator_cli.engine.weights import loaders, recogniser
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.unet import AnimationUNet, Context
@@ -47,6 +47,8 @@ class Engine:
         self.plan = plan
         self.networks = networks
         self.calls: Counter[str] = Counter()
+        self._faces: FaceReader | None = None
+        networks.provide("recogniser", lambda: recogniser(self.faces().recogniser_file))
 
     @classmethod
     def open(cls, model: ModelFolder, plan: DevicePlan, *, id_mode: IDMode = "distribution") -> Engine:
@@ -73,7 +75,9 @@ class Engine:
                 f"model {self.model.name!r} has no face detector here",
                 hint="`sa models pull antelopev2`, give its vector with --face-embedding FILE, or say --allow-no-face",
             )
-        return FaceReader(self.model.files["face"], self.model.face_channel_order, str(self.plan.device))
+        if self._faces is None:
+            self._faces = FaceReader(self.model.files["face"], self.model.face_channel_order, str(self.plan.device))
+        return self._faces
 
     def pose(self, picture: np.ndarray) -> np.ndarray | None:
         """134 key points float32[134,3] of the largest person in uint8[h,w,3], None where nobody is found."""

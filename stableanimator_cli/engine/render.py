@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stableanimator_cli.config import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.guidance import is_guided
-from stableanimator_cli.diffusion.sampler import Churn, Step, sample_edm, sample_euler
+from stableanimator_cli.diffusion.sampler import Churn, Refine, Step, sample_edm, sample_euler
 from stableanimator_cli.diffusion.schedule import (
     initial_scale,
     karras_sigmas,
@@ -94,13 +94,21 @@ def initial_noise(request: RenderRequest, channels: int) -> Tensor:
     return keyed_noise(seed, "latents", range(-request.anchored, total - request.anchored), shape)
 
 
-def render(engine: Engine, request: RenderRequest, stages: Stages, watch: Watch | None = None) -> Iterator[np.ndarray]:
+def render(
+    engine: Engine, request: RenderRequest, stages: Stages, watch: Watch | None = None, *, refine: Refine | None = None
+) -> Iterator[np.ndarray]:
     """Yield uint8[h,w,3] frames in order: ``sample``, then ``decode``."""
-    yield from decode(engine, request, sample(engine, request, stages, watch or Watch()), stages)
+    latents = sample(engine, request, stages, watch or Watch(), refine=refine)
+    yield from decode(engine, request, latents, stages)
 
 
-def sample(engine: Engine, request: RenderRequest, stages: Stages, watch: Watch) -> Tensor:
-    """Encode and denoise: clean latents float32[t,c,h/8,w/8] in the sampler's scale, on the engine's device."""
+def sample(
+    engine: Engine, request: RenderRequest, stages: Stages, watch: Watch, *, refine: Refine | None = None
+) -> Tensor:
+    """Encode and denoise: clean latents float32[t,c,h/8,w/8] in the sampler's scale, on the engine's device.
+
+    ``refine`` is given the clean estimate of every step (face optimisation: ``Engine.face_optimization``).
+    """
     sampling = request.sampling
     height, width = request.fitted.shape[:2]
     started = time.perf_counter()
@@ -124,7 +132,7 @@ def sample(engine: Engine, request: RenderRequest, stages: Stages, watch: Watch)
     with engine.resident("unet", "pose_net"), torch.no_grad(), memory_guard("denoising", hint):
         denoise = engine.denoiser(conditioning, request.plan, sampling.guidance, done=watch.window)
         if sampling.sampler == "euler":
-            x = sample_euler(denoise, x, sigmas, observe=watch.step)
+            x = sample_euler(denoise, x, sigmas, refine=refine, observe=watch.step)
         else:
             frames = range(-request.anchored, request.plan.total - request.anchored)
             x = sample_edm(
@@ -133,6 +141,7 @@ def sample(engine: Engine, request: RenderRequest, stages: Stages, watch: Watch)
                 sigmas,
                 noise=lambda step: keyed_noise(sampling.seed, f"churn/{step}", frames, tuple(x.shape[1:])),
                 churn=Churn(amount=sampling.churn),
+                refine=refine,
                 observe=watch.step,
             )
     stages.seconds["denoise"] = time.perf_counter() - started

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
+from stableanimator_cli.nets.arcface import ArcFace
 from stableanimator_cli.nets.face_encoder import FaceEncoder, FaceEncoderConfig
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.pose_net import PoseNet
@@ -116,6 +117,16 @@ def builders(model: ModelFolder, id_mode: IDMode) -> dict[str, Callable[[], nn.M
         "vae": lambda: AutoencoderKLTemporalDecoder(**_config(model, "vae")),
         "image_encoder": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)),
     }
+
+
+def recogniser(path: Path) -> ArcFace:
+    """The face recogniser's ONNX graph as a differentiable module, float32 whatever the plan: it is small."""
+    try:
+        return ArcFace(path.read_bytes()).eval().requires_grad_(False)
+    except ValueError as error:
+        raise ModelDamaged(
+            f"{path}: {error}", hint="face optimisation needs an ArcFace graph; `--preset fast` needs none"
+        ) from error
 
 
 def _config(model: ModelFolder, role: str) -> dict[str, Any]:

@@ -21,18 +21,25 @@ SIDE = 112
 
 
 class Block(nn.Module):
-    def __init__(self, inside: int, outside: int) -> None:
+    """``stride`` 2 with a 1x1 shortcut opens a stage; the blocks after it keep the size and add their input."""
+
+    def __init__(self, inside: int, outside: int, stride: int = 2) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inside)
         self.conv1 = nn.Conv2d(inside, outside, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outside)
         self.prelu = nn.PReLU(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, stride=2, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outside, outside, 3, stride=stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(outside)
-        self.downsample = nn.Sequential(nn.Conv2d(inside, outside, 1, stride=2, bias=False), nn.BatchNorm2d(outside))
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or inside != outside:
+            shortcut = nn.Conv2d(inside, outside, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outside))
 
     @property
-    def shortcut(self) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    def shortcut(self) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
+        if self.downsample is None:
+            return None
         conv, norm = self.downsample
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
@@ -40,19 +47,27 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x)))))
-        return self.bn3(y) + self.downsample(x)
+        return self.bn3(y) + (x if self.downsample is None else self.downsample(x))
 
 
 class IResNet(nn.Module):
-    """Pixels [b,3,112,112] in [-1, 1] -> [b,features]; one block a stage, ``widths`` channels after each."""
+    """Pixels [b,3,112,112] in [-1, 1] -> [b,features]; ``layers`` blocks and ``widths`` channels a stage."""
 
-    def __init__(self, widths: Sequence[int] = (64, 128, 256, 512), features: int = 64, stem: int = 64) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        features: int = 64,
+        stem: int = 64,
+        layers: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
+        layers = layers or [1] * len(widths)
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.prelu = nn.PReLU(stem)
-        for stage, (inside, outside) in enumerate(zip((stem, *widths), widths, strict=False), 1):
-            self.add_module(f"layer{stage}", nn.Sequential(Block(inside, outside)))
+        for stage, (inside, outside, count) in enumerate(zip((stem, *widths), widths, layers, strict=False), 1):
+            more = (Block(outside, outside, stride=1) for _ in range(count - 1))
+            self.add_module(f"layer{stage}", nn.Sequential(Block(inside, outside), *more))
         self.bn2 = nn.BatchNorm2d(widths[-1])
         self.fc = nn.Linear(widths[-1] * (SIDE // 2 ** len(widths)) ** 2, features)
         self.features = nn.BatchNorm1d(features)
@@ -65,12 +80,12 @@ class IResNet(nn.Module):
         return self.features(self.fc(self.bn2(x).flatten(1)))
 
 
-def filled(net: IResNet) -> IResNet:
+def filled(net: IResNet, prefix: str = "dev") -> IResNet:
     """The network in eval mode with every tensor drawn from its name, by the golden files' rule."""
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
             if tensor.is_floating_point():
-                tensor.copy_(torch.from_numpy(tensor_for(f"dev/arcface/{name}", tuple(tensor.shape))))
+                tensor.copy_(torch.from_numpy(tensor_for(f"{prefix}/arcface/{name}", tuple(tensor.shape))))
     return net.eval().requires_grad_(False)
 
 
@@ -121,9 +136,9 @@ def to_onnx(net: IResNet, *, folded: bool = False, style: str = "flatten", batch
 
     x = prelu(conv("data", net.conv1, net.bn1), net.prelu)
     for stage in range(1, net.stages + 1):
-        block: Block = getattr(net, f"layer{stage}")[0]
-        y = prelu(conv(norm(x, block.bn1), block.conv1, block.bn2), block.prelu)
-        x = graph.add("Add", conv(y, block.conv2, block.bn3), conv(x, *block.shortcut))
+        for block in getattr(net, f"layer{stage}"):
+            y = prelu(conv(norm(x, block.bn1), block.conv1, block.bn2), block.prelu)
+            x = graph.add("Add", conv(y, block.conv2, block.bn3), conv(x, *block.shortcut) if block.shortcut else x)
     x = norm(x, net.bn2)
     if style == "flatten":
         x = graph.add("Gemm", graph.add("Flatten", x), weights(net.fc.weight), weights(net.fc.bias), transB=1)

@@ -1,0 +1,193 @@
+"""HJB face optimisation (StableAnimator §3.3, Algorithm 1): a hook on the clean estimate that moves faces towards theirs.
+
+At each denoising step the clean estimate is decoded, the faces are cut out, and a few Adam iterations lower one minus
+the cosine between their identity vectors and the reference's. The decoder and the identity function come as arguments:
+nothing here knows a network. The loss is a mean over faces and chunks of frames are decoded by themselves, so the
+backward pass goes chunk by chunk with the same gradients and one chunk in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stableanimator_cli.diffusion.sampler import Step
+
+Mode = Literal["full", "crop"]
+Anchor = Literal["none", "background"]
+Rate = Literal["falling", "constant"]
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in output pixels, inclusive
+
+
+class FaceDecoder(Protocol):
+    """What the optimisation needs of a decoder, for the frames of one chunk at a time."""
+
+    scale: int  # pixels a latent
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        """[t,c,h,w] -> [t,3,H,W] in [-1,1], unclamped, differentiable."""
+        ...
+
+    def observed(self, latents: Tensor, chunks: Sequence[range]) -> AbstractContextManager[None]:
+        """Within it ``crop`` knows what whole frames look like to the decoder's norms: each chunk is decoded once."""
+        ...
+
+    def crop(self, latents: Tensor, chunk: range, box: Box) -> tuple[Tensor, tuple[int, int]]:
+        """Pixels of a part of the chunk's frames that holds ``box``, differentiable, and the (x, y) of its corner."""
+        ...
+
+
+Identify = Callable[[Tensor, Sequence[Box]], Tensor]  # pixels [n,3,H,W] in [-1,1], a box each -> vectors [n,d]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One person's face: ``boxes`` a frame (None where no face can be seen) and the ``vector`` [d] to move towards."""
+
+    boxes: tuple[Box | None, ...]
+    vector: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """``steps`` a half-open range of denoising steps; ``rate`` of Adam, ``falling`` as rate (1 - step/steps) or
+    ``constant``; ``anchor`` ``background`` leaves latents outside the boxes (and ``reach`` latents round them) alone,
+    which ``crop`` always does. ``chunk`` frames are decoded together."""
+
+    mode: Mode
+    steps: tuple[int, int]
+    iterations: int = 3
+    rate: float = 0.1
+    schedule: Rate = "falling"
+    anchor: Anchor = "none"
+    chunk: int = 4
+    reach: int = 4
+
+    def rate_at(self, step: Step) -> float:
+        return self.rate * (1 - step.index / step.total) if self.schedule == "falling" else self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """One refined step: mean cosine over faces before and after, and how many faces counted."""
+
+    step: int
+    before: float
+    after: float
+    faces: int
+
+
+@dataclass(slots=True)
+class FaceOptimization:
+    """A ``Refine`` hook: ``sample_euler(..., refine=FaceOptimization(...))``. ``log`` grows by one entry a step.
+
+    Where nobody knows the boxes beforehand ``targets`` is empty and ``find`` looks for faces in the clean estimate, at
+    each step until there are some. ``resident`` is entered while the decoder and the recogniser are at work.
+    """
+
+    decoder: FaceDecoder
+    identify: Identify
+    targets: Sequence[Target]
+    settings: Settings
+    find: Callable[[Tensor], Sequence[Target]] | None = None
+    resident: Callable[[], AbstractContextManager[object]] = nullcontext
+    log: list[Refined] = field(default_factory=list)
+
+    def __call__(self, clean: Tensor, step: Step) -> Tensor:
+        first, last = self.settings.steps
+        if not first <= step.index < last or self.settings.iterations == 0:
+            return clean
+        with self.resident():
+            if not self.targets and self.find is not None:
+                self.targets = self.find(clean)
+            if not self._faces(0, len(clean)):
+                return clean
+            with torch.enable_grad():
+                return self._optimised(clean.detach(), step)
+
+    def _optimised(self, clean: Tensor, step: Step) -> Tensor:
+        """Adam on the latents themselves, started anew each step (Algorithm 1, lines 7-15)."""
+        variable = clean.clone().requires_grad_(True)
+        adam = torch.optim.Adam([variable], lr=self.settings.rate_at(step))
+        mask = self._mask(clean) if self.settings.mode == "crop" or self.settings.anchor == "background" else None
+        faces = self._faces(0, len(clean))
+        before = 0.0
+        chunks = list(self._chunks(len(clean)))
+        crops = self.settings.mode == "crop"
+        with self.decoder.observed(clean, chunks) if crops else nullcontext():
+            for iteration in range(self.settings.iterations):
+                adam.zero_grad()
+                similarity = sum(self._backward(variable, chunk, faces) for chunk in chunks)
+                if iteration == 0:
+                    before = similarity / faces
+                if mask is not None:
+                    variable.grad.mul_(mask)  # Adam divides by the gradient's size: what must not move needs a zero
+                adam.step()
+            with torch.no_grad():
+                after = sum(self._similarities(variable, chunk).sum().item() for chunk in chunks)
+        self.log.append(Refined(step.index, before, after / faces, faces))
+        return variable.detach()
+
+    def _backward(self, variable: Tensor, chunk: range, faces: int) -> float:
+        """Add one chunk's share of the gradient; returns the sum of its cosines."""
+        similarities = self._similarities(variable, chunk)
+        ((1 - similarities).abs().sum() / faces).backward()
+        return float(similarities.detach().sum())
+
+    def _similarities(self, latents: Tensor, chunk: range) -> Tensor:
+        """Cosine of every face of a chunk with its own target [faces]."""
+        part = latents[chunk.start : chunk.stop]
+        if self.settings.mode == "full":
+            return torch.cat(list(self._in_pixels(self.decoder.pixels(part), (0, 0), chunk, self.targets)))
+        found = []
+        for target in self.targets:
+            boxes = [box for box in target.boxes[chunk.start : chunk.stop] if box is not None]
+            if boxes:
+                pixels, corner = self.decoder.crop(part, chunk, _union(boxes))
+                found += self._in_pixels(pixels, corner, chunk, [target])
+        return torch.cat(found)
+
+    def _in_pixels(
+        self, pixels: Tensor, corner: tuple[int, int], chunk: range, targets: Sequence[Target]
+    ) -> Iterator[Tensor]:
+        pixels = pixels.float().clamp(-1, 1)
+        x, y = corner
+        for target in targets:
+            seen = [(i, box) for i, box in enumerate(target.boxes[chunk.start : chunk.stop]) if box is not None]
+            if seen:
+                boxes = [(box[0] - x, box[1] - y, box[2] - x, box[3] - y) for _, box in seen]
+                vectors = self.identify(pixels[[i for i, _ in seen]], boxes)
+                yield F.cosine_similarity(vectors, target.vector.to(vectors)[None])
+
+    def _chunks(self, frames: int) -> Iterator[range]:
+        """Chunks that hold a face; the others have no gradient and are not decoded."""
+        for start in range(0, frames, self.settings.chunk):
+            stop = min(start + self.settings.chunk, frames)
+            if self._faces(start, stop):
+                yield range(start, stop)
+
+    def _faces(self, start: int, stop: int) -> int:
+        return sum(box is not None for target in self.targets for box in target.boxes[start:stop])
+
+    def _mask(self, latents: Tensor) -> Tensor:
+        """One where latents may move: the boxes of each frame and ``reach`` latents round them. [t,1,h,w]."""
+        mask = latents.new_zeros(len(latents), 1, *latents.shape[-2:])
+        scale, reach = self.decoder.scale, self.settings.reach
+        for target in self.targets:
+            for frame, box in enumerate(target.boxes[: len(latents)]):
+                if box is not None:
+                    left, top = (max(0, side // scale - reach) for side in box[:2])
+                    right, bottom = (side // scale + 1 + reach for side in box[2:])
+                    mask[frame, :, top:bottom, left:right] = 1
+        return mask
+
+
+def _union(boxes: Sequence[Box]) -> Box:
+    left, top, right, bottom = zip(*boxes, strict=True)
+    return min(left), min(top), max(right), max(bottom)

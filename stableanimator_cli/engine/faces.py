@@ -1,0 +1,120 @@
+"""Face optimisation on an engine: boxes of faces in the output, the reference's identity vector, and the hook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings, Target
+from stableanimator_cli.engine.conditioning import to_signed
+from stableanimator_cli.engine.decoder import FaceDecoder, to_uint8
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.nets.arcface import ArcFace, crop_resize
+
+SMALLEST = 8  # pixels a side below which a box shows no face: one latent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A face to keep: the picture uint8[h,w,3] it is in, and its box float[4] there."""
+
+    picture: np.ndarray
+    box: np.ndarray
+
+
+def whole_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[Box | None, ...]:
+    """Boxes float[t,4] (x0, y0, x1, y1; NaN rows: no face) as inclusive whole pixels within ``size`` (width, height).
+
+    None where there is no face, where nothing of it is in the frame, or where less than 8 pixels a side are.
+    """
+    width, height = size
+    found: list[Box | None] = []
+    for row in np.asarray(boxes, np.float64):
+        if not np.isfinite(row).all():
+            found.append(None)
+            continue
+        x0, x1 = np.clip(np.round(row[[0, 2]]), 0, width - 1).astype(int)
+        y0, y1 = np.clip(np.round(row[[1, 3]]), 0, height - 1).astype(int)
+        found.append((int(x0), int(y0), int(x1), int(y1)) if min(x1 - x0, y1 - y0) + 1 >= SMALLEST else None)
+    return tuple(found)
+
+
+def face_optimization(
+    engine: Engine,
+    settings: Settings,
+    *,
+    references: Sequence[Reference],
+    boxes: np.ndarray | None,
+    size: tuple[int, int],
+    whole_frame: bool = False,
+    margin: int = 8,
+) -> FaceOptimization:
+    """The hook that keeps ``references[k]`` in ``boxes[:, k]`` (float[t,p,4], output pixels of ``size``).
+
+    ``boxes`` None: faces are looked for in the clean estimate, the largest in each frame. ``whole_frame`` compares the
+    whole decoded frame instead of the box (the paper's Algorithm 1 names no crop). Raises ``BadInput`` for a reference
+    whose vector cannot be computed.
+    """
+    with engine.resident("recogniser"), torch.no_grad():
+        vectors = [_vector(engine.networks["recogniser"], reference, engine.plan.device) for reference in references]
+    decoder = FaceDecoder(engine.networks["vae"], engine.calls, margin=margin)
+
+    def identify(pixels: Tensor, places: Sequence[Box]) -> Tensor:
+        recogniser: ArcFace = engine.networks["recogniser"]
+        return recogniser.embed(crop_resize(pixels, places, recogniser.size[0]))
+
+    def targets_of(rows: np.ndarray) -> list[Target]:
+        pairs = zip(rows.transpose(1, 0, 2), vectors, strict=False)  # as many people as there are references
+        return [Target(boxes=whole_boxes(person, size), vector=vector) for person, vector in pairs]
+
+    def find(clean: Tensor) -> list[Target]:
+        with torch.no_grad():
+            chunks = clean.split(settings.chunk)
+            rows = [_largest(engine, frame) for chunk in chunks for frame in to_uint8(decoder.pixels(chunk))]
+        return targets_of(np.stack(rows)[:, None])
+
+    @contextmanager
+    def resident() -> Iterator[None]:
+        with engine.resident("vae", "recogniser"), decoder.working():
+            yield
+
+    if whole_frame and boxes is not None:
+        seen = np.isfinite(boxes).all(axis=2, keepdims=True)
+        boxes = np.where(seen, np.array([0, 0, size[0] - 1, size[1] - 1], np.float64), np.nan)
+    return FaceOptimization(
+        decoder=decoder,
+        identify=identify,
+        targets=[] if boxes is None else targets_of(boxes),
+        settings=settings,
+        find=find if boxes is None else None,
+        resident=resident,
+    )
+
+
+def _vector(recogniser: ArcFace, reference: Reference, device: torch.device) -> Tensor:
+    """The reference's vector, cut out of its picture just as faces are cut out of frames (no landmarks)."""
+    height, width = reference.picture.shape[:2]
+    (box,) = whole_boxes(reference.box[None], (width, height))
+    if box is None:
+        raise BadInput(
+            "reference", f"a face box {np.round(reference.box).tolist()}", f"{SMALLEST} pixels a side or more"
+        )
+    pixels = to_signed(reference.picture[None]).to(device)
+    vector = recogniser.embed(crop_resize(pixels, [box], recogniser.size[0]))[0]
+    if not torch.isfinite(vector).all():
+        raise BadInput(
+            "reference", "an identity vector that is not finite", "numbers", hint="the recogniser is damaged"
+        )
+    return vector
+
+
+def _largest(engine: Engine, frame: np.ndarray) -> np.ndarray:
+    """Box float[4] of the largest face of a frame, NaN where there is none."""
+    faces = engine.faces().boxes(frame)
+    return faces[0].box if faces else np.full(4, np.nan, np.float32)

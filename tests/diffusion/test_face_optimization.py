@@ -1,0 +1,180 @@
+"""Face optimisation as a function: gradients by chunk, who moves and who stays, on a decoder small enough to check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings, Target
+from stableanimator_cli.diffusion.sampler import Step, sample_edm, sample_euler
+from stableanimator_cli.diffusion.schedule import karras_sigmas
+
+FRAMES, SIDE = 6, 8
+STEP = Step(1, 4, 2.0, 1.0)
+SETTINGS = Settings(mode="full", steps=(0, 4), iterations=3, rate=0.1, chunk=2)
+
+
+class Decoder:
+    """Latents four times as wide as pixels are: a fixed mix of channels, repeated."""
+
+    scale = 8
+
+    def __init__(self) -> None:
+        self.mix = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+        self.decoded: list[int] = []
+
+    def pixels(self, latents):
+        self.decoded.append(len(latents))
+        return F.interpolate(torch.einsum("tchw,dc->tdhw", latents, self.mix) * 0.1, scale_factor=8.0)
+
+    @contextmanager
+    def observed(self, latents, chunks):
+        yield
+
+    def crop(self, latents, chunk, box):
+        x0, y0, x1, y1 = box
+        return self.pixels(latents)[..., y0 : y1 + 1, x0 : x1 + 1], (x0, y0)
+
+
+def identify(pixels: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
+    """A face's vector: its 4x4 means, mixed."""
+    mix = torch.randn(16, 48, generator=torch.Generator().manual_seed(2)).to(pixels)
+    cut = [p[:, y0 : y1 + 1, x0 : x1 + 1] for p, (x0, y0, x1, y1) in zip(pixels, boxes, strict=True)]
+    return torch.stack([F.adaptive_avg_pool2d(c, 4).flatten() for c in cut]) @ mix.T
+
+
+def target(*missing: int, box: Box = (16, 8, 39, 31)) -> Target:
+    boxes = tuple(None if frame in missing else box for frame in range(FRAMES))
+    return Target(boxes=boxes, vector=torch.randn(16, generator=torch.Generator().manual_seed(3)))
+
+
+def clean() -> torch.Tensor:
+    return torch.randn(FRAMES, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(4))
+
+
+def hook(*targets: Target, **settings) -> FaceOptimization:
+    return FaceOptimization(Decoder(), identify, targets or [target()], replace(SETTINGS, **settings))
+
+
+def plain(x: torch.Tensor, targets: Sequence[Target], rate: float, iterations: int) -> torch.Tensor:
+    """Algorithm 1's inner loop in one graph."""
+    decoder, z = Decoder(), x.clone().requires_grad_(True)
+    adam = torch.optim.Adam([z], lr=rate)
+    for _ in range(iterations):
+        pixels = decoder.pixels(z).clamp(-1, 1)
+        losses = [
+            (1 - F.cosine_similarity(identify(pixels[i][None], [box]), t.vector[None])).abs()
+            for t in targets
+            for i, box in enumerate(t.boxes)
+            if box is not None
+        ]
+        adam.zero_grad()
+        torch.cat(losses).mean().backward()
+        adam.step()
+    return z.detach()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 6])
+@pytest.mark.parametrize("missing", [(), (0, 3), (2, 3, 4)])
+def test_chunks_have_the_gradient_of_one_graph(chunk, missing):
+    targets = [target(*missing), replace(target(1), vector=torch.ones(16))]
+    ours = hook(*targets, chunk=chunk)(clean(), STEP)
+    torch.testing.assert_close(ours, plain(clean(), targets, 0.1 * (1 - 1 / 4), 3), atol=2e-5, rtol=0)
+
+
+def test_similarity_rises_and_is_logged():
+    optimise = hook(iterations=10)
+    optimise(clean(), STEP)
+    (entry,) = optimise.log
+    assert (entry.step, entry.faces) == (1, FRAMES)
+    assert entry.after > entry.before + 0.1
+
+
+def test_full_moves_everything_that_has_a_gradient_and_crop_only_faces():
+    inside = torch.zeros(FRAMES, 4, SIDE, SIDE, dtype=torch.bool)
+    inside[..., 1:4, 2:5] = True  # latents of the box 16..39 x 8..31
+    moved = hook(mode="crop", reach=0)(clean(), STEP) != clean()
+    assert moved[inside].all()
+    assert not moved[~inside].any()
+    anchored = hook(anchor="background", reach=1)(clean(), STEP) != clean()
+    assert not anchored[..., 6:].any()
+
+
+def test_crop_equals_full_where_the_decoder_is_local():
+    torch.testing.assert_close(hook(mode="crop")(clean(), STEP), hook(mode="full")(clean(), STEP), atol=1e-6, rtol=0)
+
+
+def test_frames_without_a_face_stay_and_are_not_decoded():
+    optimise = hook(target(0, 1, 4))
+    out = optimise(clean(), STEP)
+    assert torch.equal(out[[0, 1, 4]], clean()[[0, 1, 4]])
+    assert (out[[2, 3, 5]] != clean()[[2, 3, 5]]).any(dim=1).any(dim=-1).any(dim=-1).all()
+    assert sum(optimise.decoder.decoded) == 4 * 4  # frames 2-5 in three iterations and once for the log
+    assert optimise.log[0].faces == 3
+
+
+@pytest.mark.parametrize(
+    "optimise",
+    [
+        hook(iterations=0),
+        hook(steps=(2, 2)),
+        hook(steps=(2, 4)),
+        hook(target(*range(FRAMES))),
+        FaceOptimization(Decoder(), identify, [], SETTINGS),
+    ],
+    ids=["no iterations", "empty range", "another step", "no face", "no target"],
+)
+def test_nothing_to_do_leaves_the_very_tensor(optimise):
+    x = clean()
+    assert optimise(x, STEP) is x
+    assert not optimise.decoder.decoded
+
+
+def test_rates():
+    assert SETTINGS.rate_at(Step(0, 25, 1, 1)) == pytest.approx(0.1)
+    assert SETTINGS.rate_at(Step(20, 25, 1, 1)) == pytest.approx(0.02)
+    assert replace(SETTINGS, schedule="constant").rate_at(Step(20, 25, 1, 1)) == 0.1
+
+
+def test_faces_are_looked_for_until_there_are_some():
+    asked = []
+
+    def find(x):
+        asked.append(len(asked))
+        return [target()] if len(asked) == 2 else []
+
+    optimise = FaceOptimization(Decoder(), identify, [], SETTINGS, find=find)
+    x = clean()
+    assert optimise(x, STEP) is x
+    assert optimise(x, STEP) is not x
+    optimise(x, STEP)
+    assert asked == [0, 1]
+    assert len(optimise.log) == 2
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_in_a_sampler_it_pulls_the_result_towards_the_face(sampler):
+    sigmas = karras_sigmas(6, sigma_max=10)
+    start = clean() * 10
+
+    def denoise(x, sigma):
+        return x / (1 + sigma**2)
+
+    def run(refine):
+        with torch.no_grad():
+            if sampler == "euler":
+                return sample_euler(denoise, start, sigmas, refine=refine)
+            return sample_edm(denoise, start, sigmas, noise=lambda i: clean(), refine=refine)
+
+    def similarity(x):
+        vectors = identify(Decoder().pixels(x).clamp(-1, 1), [(16, 8, 39, 31)] * FRAMES)
+        return float(F.cosine_similarity(vectors, target().vector[None]).mean())
+
+    refine = hook(steps=(0, 6), iterations=10)
+    assert similarity(run(refine)) > similarity(run(None)) + 0.1
+    assert [entry.step for entry in refine.log] == list(range(6))  # Heun's second evaluation is not refined

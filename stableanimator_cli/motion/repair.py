@@ -152,7 +152,7 @@ def _parabolas(values: np.ndarray, seen: np.ndarray, clock: np.ndarray, width: f
     count = len(values)
     run = np.cumsum(~seen, axis=0)  # the same number within a run of seen frames
     reach = min(max(1, int(np.ceil(3 * width))), count - 1)
-    moments = np.zeros((5, *seen.shape))
+    moments = [np.zeros(seen.shape) for _ in range(5)]
     sums = np.zeros((3, *values.shape))
     for offset in range(-reach, reach + 1):
         here = slice(max(0, -offset), count - max(0, offset))

@@ -1,0 +1,89 @@
+"""Lengths of a body: what is measured of a person to compare their build with another's.
+
+A picture shows limbs foreshortened, never lengthened. So a length is taken where it is longest: of both sides of the
+body the longer one, and of a clip's frames a high percentile, which a few wrong points do not reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from stableanimator_cli.motion.keypoints import COUNT, FACE, LEFT_HAND, RIGHT_HAND, THRESHOLD, visible
+
+PERCENTILE = 90.0
+
+Ends = tuple[tuple[int, ...], tuple[int, ...]]  # a length goes from the middle of some points to the middle of others
+
+_BRIDGE, _CHIN = FACE.start + 27, FACE.start + 8
+_KNUCKLE = 9  # of the middle finger
+SEGMENTS: Mapping[str, tuple[Ends, ...]] = MappingProxyType(
+    {
+        "shoulders": (((2,), (5,)),),
+        "hips": (((8,), (11,)),),
+        "trunk": (((1,), (8, 11)),),
+        "upper_arm": (((2,), (3,)), ((5,), (6,))),
+        "forearm": (((3,), (4,)), ((6,), (7,))),
+        "thigh": (((8,), (9,)), ((11,), (12,))),
+        "shin": (((9,), (10,)), ((12,), (13,))),
+        "neck": (((1,), (0,)),),
+        "eyes": (((14,), (15,)),),
+        "ears": (((16,), (17,)),),
+        "face": (((_BRIDGE,), (_CHIN,)),),
+        "hand": tuple(((part.start,), (part.start + _KNUCKLE,)) for part in (RIGHT_HAND, LEFT_HAND)),
+    }
+)
+"""What is measured, by name: one length, or those of the right and the left side."""
+
+GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "shoulders": ("shoulders",),
+        "hips": ("hips",),
+        "trunk": ("trunk",),
+        "arms": ("upper_arm", "forearm"),
+        "legs": ("thigh", "shin"),
+        "head": ("neck", "eyes", "ears"),
+    }
+)
+"""What two bodies are compared by: each group counts once."""
+
+
+def lengths(points: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float]:
+    """The lengths in pixels of float[t,134,3], one person in t frames (a picture is t = 1); NaN where never seen.
+
+    The 90th percentile over the frames in which both ends are seen, and of two sides the longer one.
+    """
+    points = np.asarray(points, np.float64).reshape(-1, COUNT, 3)
+    seen = visible(points, threshold)
+    found = {}
+    for name, sides in SEGMENTS.items():
+        longest = np.nan
+        for start, end in sides:
+            there = seen[:, [*start, *end]].all(axis=1)
+            if there.any():
+                across = points[there][:, end, :2].mean(axis=1) - points[there][:, start, :2].mean(axis=1)
+                longest = np.fmax(longest, np.percentile(np.linalg.norm(across, axis=-1), PERCENTILE))
+        found[name] = float(longest)
+    return found
+
+
+def ratios(reference: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """reference / other of each length; NaN where one of them is unknown or nothing."""
+    return {
+        name: reference[name] / other[name] if reference[name] > 0 and other[name] > 0 else float("nan")
+        for name in SEGMENTS
+    }
+
+
+def shoulder_width(lengths_: Mapping[str, float]) -> float:
+    """A body's shoulder width in pixels, as far as its picture tells; NaN where it does not.
+
+    Of somebody seen from the side it comes from the trunk (about 1.4 shoulder widths), of a head alone from the ears
+    (0.42) or the eyes (0.2).
+    """
+    body = np.fmax(lengths_["shoulders"], lengths_["trunk"] / 1.4)
+    if np.isnan(body):
+        body = np.fmax(lengths_["ears"] / 0.42, lengths_["eyes"] / 0.2)
+    return float(body)

@@ -1,0 +1,84 @@
+"""A picture to judge an alignment by: the reference, its own skeleton, and aligned skeletons over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from stableanimator_cli.motion.keypoints import BODY_LIMBS, FACE, HAND_LIMBS, LEFT_HAND, RIGHT_HAND, THRESHOLD, visible
+from stableanimator_cli.records import Motion
+
+REFERENCE_COLOUR = (0, 230, 255)
+ALIGNED_COLOUR = (255, 130, 0)
+
+_LEAST_SIDE = 512  # smaller pictures are enlarged by a whole factor, or lines would cover what they show
+_DIM = 0.55
+_BINARY = 4  # binary places of OpenCV's sub-pixel coordinates
+_FAR = 4.0  # frames; OpenCV's coordinates end at some point
+
+
+def overlay(
+    picture: np.ndarray,
+    reference: np.ndarray,
+    motion: Motion,
+    frames: Sequence[int] | None = None,
+    *,
+    threshold: float = THRESHOLD,
+) -> np.ndarray:
+    """uint8[h,w,3] RGB: ``picture`` dimmed, the reference's skeleton float[134,3] in blue, and those of a motion of the
+    picture's size in orange, later frames brighter.
+
+    ``frames`` are numbers of the motion's frames (default: the first, the middle and the last in which anybody is
+    there). A picture whose shorter side is below 512 is enlarged by a whole factor. ``ValueError`` where sizes differ
+    or a frame is not there.
+    """
+    picture = np.asarray(picture)
+    height, width = picture.shape[:2]
+    if picture.shape != (height, width, 3) or picture.dtype != np.uint8 or (width, height) != tuple(motion.size):
+        raise ValueError(f"a picture {picture.dtype}{list(picture.shape)} for a motion of size {motion.size}")
+    if frames is None:
+        there = np.flatnonzero(motion.present.any(axis=1))
+        frames = sorted({int(there[i]) for i in (0, len(there) // 2, -1)}) if len(there) else []
+    if any(not 0 <= frame < len(motion) for frame in frames):
+        raise ValueError(f"frames {list(frames)} of a motion of {len(motion)} frames")
+    factor = max(1, -(-_LEAST_SIDE // min(height, width)))
+    canvas = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    canvas = (canvas * _DIM).astype(np.uint8)
+    thick = max(1, round(min(canvas.shape[:2]) / 256))
+    for n, frame in enumerate(frames):
+        strength = 0.4 + 0.6 * (n + 1) / len(frames)
+        colour = tuple(channel * strength for channel in ALIGNED_COLOUR)
+        for person in motion.keypoints[frame][motion.present[frame]]:
+            _draw(canvas, person, factor, colour, thick, threshold)
+    _draw(canvas, np.asarray(reference), factor, REFERENCE_COLOUR, thick, threshold)
+    numbers = ", ".join(str(frame) for frame in frames)
+    for line, (text, colour) in enumerate([("reference", REFERENCE_COLOUR), (f"frames {numbers}", ALIGNED_COLOUR)]):
+        place = (4 * thick, 12 * thick * (line + 1))
+        cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35 * thick, colour, thick, cv2.LINE_AA)
+    return canvas
+
+
+def _draw(
+    canvas: np.ndarray, person: np.ndarray, factor: int, colour: tuple[float, ...], thick: int, threshold: float
+) -> None:
+    """One skeleton: bones of body and hands as lines, joints and face points as dots."""
+    height, width = canvas.shape[:2]
+    xy = person[:, :2].astype(np.float64) * factor
+    near = (np.abs(xy) < _FAR * max(width, height)).all(axis=-1)
+    seen = visible(person, threshold) & near
+    bones = [*BODY_LIMBS]
+    for part in (LEFT_HAND, RIGHT_HAND):
+        bones += [(part.start + a, part.start + b) for a, b in HAND_LIMBS]
+    places = np.rint(np.where(near[:, None], xy, 0.0) * 2**_BINARY).astype(int).tolist()
+    for a, b in bones:
+        if seen[a] and seen[b]:
+            width_ = thick if a >= LEFT_HAND.start else 2 * thick
+            cv2.line(canvas, places[a], places[b], colour, width_, cv2.LINE_AA, _BINARY)
+    for point in [*range(18), *range(FACE.start, FACE.stop)]:
+        if seen[point]:
+            radius = (thick if point >= FACE.start else 3 * thick) << _BINARY
+            cv2.circle(
+                canvas, places[point], radius // (2 if point >= FACE.start else 1), colour, -1, cv2.LINE_AA, _BINARY
+            )

@@ -66,7 +66,7 @@ def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
     total = clip.count
     if total is None and ((start or 0) < 0 or (stop or 0) < 0):
         raise ConfigError(
-            "frames",
+            "--frames",
             text,
             f"numbers from 0 on, as {clip.path.name} does not tell its length",
             hint="re-encode it to MP4",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 
 class SaError(Exception):
@@ -23,6 +24,10 @@ class SaError(Exception):
 
     def to_json(self) -> str:
         return json.dumps({"error": self.code, "message": self.message, "hint": self.hint, "exit_code": self.exit_code})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between worker processes whatever their constructors take."""
+        return _again, (type(self), self.message, dict(self.__dict__))
 
 
 class ConfigError(SaError):
@@ -113,3 +118,10 @@ class Interrupted(SaError):
 
     exit_code = 130
     code = "interrupted"
+
+
+def _again(kind: type[SaError], message: str, state: dict[str, Any]) -> SaError:
+    error = kind.__new__(kind)
+    error.args = (message,)
+    error.__dict__.update(state)
+    return error

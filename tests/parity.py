@@ -270,6 +270,8 @@ CASES: dict[str, Callable[[Recording, str], list[Error]]] = {
     "skeleton_draw": lambda recording, name: [
         Error(what, float(differing), 0.0) for what, differing in parity_skeleton.drawings(recording.folder, name)
     ],
+    "skeleton_cases": lambda recording, name: [Error(*row) for row in parity_skeleton.aligned(recording.folder, name)],
+    "pose_decode": lambda recording, name: [Error(*row) for row in parity_skeleton.decoded(recording.folder, name)],
 }
 
 

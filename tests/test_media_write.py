@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from stableanimator_cli import media
 from stableanimator_cli.errors import BadInput, ConfigError
@@ -233,3 +234,20 @@ def test_frames_of_another_shape_are_a_bug_of_the_caller(tmp_path):
 def written_one(path: Path, frame: np.ndarray) -> None:
     with media.VideoWriter(path, (64, 48), 10) as writer:
         writer.write(frame)
+
+
+def test_the_same_frames_give_the_same_bytes_whatever_memory_held_before(tmp_path):
+    """Frames that have little to do with one another, where x264's macroblock tree took leftovers for costs."""
+    rng = np.random.default_rng(0)
+    noisy = rng.integers(0, 256, (6, 64, 64, 3), dtype=np.uint8).astype(np.float64)
+    soft = [gaussian_filter(frame, (2, 2, 0)) for frame in noisy]
+    frames = [np.clip((frame - 128) * 4 + 128, 0, 255).astype(np.uint8) for frame in soft]
+    files = set()
+    for _ in range(20):
+        with media.VideoWriter(tmp_path / "out.mp4", (64, 64), 30) as writer:
+            for frame in frames:
+                leftovers = [rng.integers(0, 256, rng.integers(1, 200_000), dtype=np.uint8) for _ in range(20)]
+                del leftovers
+                writer.write(frame)
+        files.add((tmp_path / "out.mp4").read_bytes())
+    assert len(files) == 1

@@ -22,6 +22,7 @@ from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.media_picture import is_picture
 from stableanimator_cli.motion.geometry import Fit, Mode, fit
 from stableanimator_cli.motion.interchange import load_motion
+from stableanimator_cli.motion.keypoints import face_box
 from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.skeleton import draw_skeleton, looks_like_skeleton
 from stableanimator_cli.records import Clip, Motion
@@ -36,12 +37,14 @@ _SMALLEST = 32  # pixels a side, below which no skeleton can be told from its no
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Driving:
     """``skeletons`` one a frame of the output, ``fps`` its exact rate; ``source_size`` (width, height) before fitting.
-    ``audio`` (file, start, end) in seconds of that file, where it has sound."""
+    ``audio`` (file, start, end) in seconds of that file, where it has sound. ``faces`` float[t,p,4] boxes in output
+    pixels, largest person first, NaN where no face can be seen; None where only pictures are known."""
 
     skeletons: Skeletons
     fps: Fraction
     source_size: tuple[int, int]
     audio: tuple[Path, Fraction, Fraction] | None
+    faces: np.ndarray | None = None
 
 
 def open_driving(
@@ -124,9 +127,9 @@ def _from_clip(clip: Clip, fps: Fraction | None, size: tuple[int, int], resize: 
         audio = (clip.path, start, start + len(times) / rate) if clip.audio else None
         return Driving(skeletons=skeletons, fps=rate, source_size=clip.size, audio=audio)
     own = clip.fps or mean_rate(times)
-    skeletons, rate = _at_rate(skeletons, times, own, fps)
+    order, rate = _at_rate(times, own, fps)
     audio = (clip.path, times[0], times[-1] + 1 / own) if clip.audio else None
-    return Driving(skeletons=skeletons, fps=rate, source_size=clip.size, audio=audio)
+    return Driving(skeletons=skeletons.reordered(order), fps=rate, source_size=clip.size, audio=audio)
 
 
 def _from_motion(
@@ -152,8 +155,10 @@ def _from_motion(
     there = fit(motion.size, size, resize)
     say_cut(there, path, talk)
 
+    fitted = there.transform_motion(motion)
+    faces = _faces(fitted)[list(indices)]
+
     def drawn() -> Iterator[np.ndarray]:
-        fitted = there.transform_motion(motion)
         with talk.progress(len(indices), "draw skeletons", "frame") as bar:
             for index in indices:
                 yield draw_skeleton(fitted.keypoints[index][fitted.present[index]], size)
@@ -161,20 +166,28 @@ def _from_motion(
 
     skeletons = Skeletons(size, drawn())
     if motion.times is None:
-        return Driving(skeletons=skeletons, fps=fps or UNTIMED_FPS, source_size=motion.size, audio=None)
+        return Driving(skeletons=skeletons, fps=fps or UNTIMED_FPS, source_size=motion.size, audio=None, faces=faces)
     times = [motion.times[index] for index in indices]
-    skeletons, rate = _at_rate(skeletons, times, mean_rate(motion.times), fps)
-    return Driving(skeletons=skeletons, fps=rate, source_size=motion.size, audio=None)
+    order, rate = _at_rate(times, mean_rate(motion.times), fps)
+    return Driving(
+        skeletons=skeletons.reordered(order), fps=rate, source_size=motion.size, audio=None, faces=faces[list(order)]
+    )
 
 
-def _at_rate(
-    skeletons: Skeletons, times: Sequence[Fraction], own: Fraction, wanted: Fraction | None
-) -> tuple[Skeletons, Fraction]:
-    """At a constant rate: untouched where it has that rate already, else the frame shown at each tick."""
+def _faces(motion: Motion) -> np.ndarray:
+    """Face boxes float[t,p,4], the person with the largest ones first: the motion's own, else round the face's points."""
+    boxes = np.where(np.isfinite(motion.face_boxes), motion.face_boxes, face_box(motion.keypoints))
+    boxes = np.where(motion.present[..., None], boxes, np.nan)
+    sides = np.nan_to_num(boxes[..., 2:] - boxes[..., :2])
+    return boxes[:, np.argsort(-sides.prod(axis=-1).mean(axis=0), kind="stable")]
+
+
+def _at_rate(times: Sequence[Fraction], own: Fraction, wanted: Fraction | None) -> tuple[Sequence[int], Fraction]:
+    """Which frames make a constant rate: all of them where they have it already, else the one shown at each tick."""
     rate = wanted or own
     if rate == own and is_regular(times, own):
-        return skeletons, rate
-    return skeletons.reordered(shown_at(times, rate, 1 / own)), rate
+        return range(len(times)), rate
+    return shown_at(times, rate, 1 / own), rate
 
 
 def say_cut(there: Fit, path: Path, talk: Talk) -> None:

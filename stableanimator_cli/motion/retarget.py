@@ -14,8 +14,8 @@ import numpy as np
 from stableanimator_cli.motion.keypoints import FACE, LEFT_HAND, RIGHT_HAND, THRESHOLD, visible
 from stableanimator_cli.motion.limbs import lengths, ratios
 
-LIMITS = (0.5, 2.0)
-"""Factors beyond these say that a length was measured wrongly, not that somebody is built so."""
+LARGEST = 2.0
+"""No length is scaled by more, or by less than one part in so many."""
 
 _NECK, _NOSE = 1, 0
 _BONES = (  # (parent, child, what is scaled), from the trunk outwards
@@ -33,16 +33,21 @@ _FEET = {13: range(18, 21), 10: range(21, 24)}
 def factors(points: np.ndarray, reference: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float]:
     """By how much each length of one person float64[t,134,3] is to be scaled to be the reference's, float64[134,3].
 
-    Within ``LIMITS``; 1 where one of the two does not show it. ``head`` is the middle one of those of eyes, ears and
-    face; a hand that the reference does not show goes with the forearm, a foot with the shin.
+    1 where one of the two does not show it. A factor beyond ``LARGEST`` says that one of the two was seen from the side
+    rather than built so: from there on it goes back, and is 1 again at the square of it. ``head`` is the middle one of
+    those of eyes, ears and face; a hand that the reference does not show goes with the forearm, a foot with the shin.
     """
     each = ratios(lengths(reference, threshold), lengths(points, threshold))
     head = [each[name] for name in ("eyes", "ears", "face") if not math.isnan(each[name])]
     each["head"] = float(np.median(head)) if head else math.nan
     if math.isnan(each["hand"]):
         each["hand"] = each["forearm"]
-    low, high = LIMITS
-    return {name: 1.0 if math.isnan(ratio) else min(max(ratio, low), high) for name, ratio in each.items()}
+    return {name: 1.0 if math.isnan(ratio) else _sane(ratio) for name, ratio in each.items()}
+
+
+def _sane(ratio: float) -> float:
+    size, largest = abs(math.log(ratio)), math.log(LARGEST)
+    return math.exp(math.copysign(max(0.0, min(size, 2 * largest - size)), math.log(ratio)))
 
 
 def retarget(

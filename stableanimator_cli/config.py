@@ -15,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
+from stableanimator_cli.config_refine import RefineConfig
 from stableanimator_cli.config_toml import (
     from_mapping,
     load,
@@ -30,6 +31,7 @@ __all__ = [
     "AnimateConfig",
     "DecodeConfig",
     "DeviceConfig",
+    "RefineConfig",
     "SamplingConfig",
     "WindowConfig",
     "from_mapping",
@@ -107,7 +109,7 @@ def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
     return rate
 
 
-def _dump_size(size: Size) -> str:
+def dump_size(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
@@ -221,7 +223,7 @@ class AnimateConfig:
     output: Path = option("--output")
     model: str | None = option("--model", None)
     motion_kind: Literal["auto", "skeleton", "video"] = option("--motion-kind", "auto")
-    size: Size | None = option("--size", None, parse=parse_size, dump=_dump_size)
+    size: Size | None = option("--size", None, parse=parse_size, dump=dump_size)
     resize: Literal["crop", "pad", "stretch"] = option("--resize", "crop")
     frames: Range | None = option("--frames", None, parse=parse_range, dump=dump_range)
     fps: Fraction | None = option("--fps", None, parse=parse_fps)
@@ -230,16 +232,18 @@ class AnimateConfig:
     id_adapter: Literal["distribution", "addition", "norm", "off"] | None = option("--id-adapter", None)
     face_embedding: Path | None = option("--face-embedding", None)
     allow_no_face: bool = option("--allow-no-face", False)
+    preset: Literal["fast", "standard", "released", "paper"] = option("--preset", "standard")
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
 
     def __post_init__(self) -> None:
         refuse_bad_choices(self)
         refuse_unless(self.model != "", "--model", self.model, "a name of the catalogue or a folder")
         if self.size is not None:
-            refuse_unless(min(self.size) >= 1, "--size", _dump_size(self.size), "a width and a height of 1 or more")
+            refuse_unless(min(self.size) >= 1, "--size", dump_size(self.size), "a width and a height of 1 or more")
         if self.frames is not None:
             refuse_unless(not _surely_empty(self.frames), "--frames", dump_range(self.frames), "A before B")
         if self.fps is not None:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from stableanimator_cli.config import Range, dump_range, parse_fps, parse_range
+from stableanimator_cli.config import Range, Size, dump_range, dump_size, parse_fps, parse_range, parse_size
 from stableanimator_cli.config_toml import option, refuse_bad_choices, refuse_unless
 from stableanimator_cli.errors import ConfigError
 
@@ -51,7 +51,9 @@ class PreprocessConfig:
     ``output`` is the folder of clips, or the file or folder that a motion is converted to; ``poses`` the skeleton video
     of one clip. ``every`` detects people in every k-th frame only; ``gap`` is the longest gap in frames that is closed,
     ``smooth`` the width of the smoothing in frames, 0 for none. ``source`` says whether a clip folder links to its
-    video or holds a copy. ``ray`` is the address of a cluster, ``local`` for one on this machine.
+    video or holds a copy. ``ray`` is the address of a cluster, ``local`` for one on this machine. ``person`` None is
+    the largest of a video, and everybody of a motion that is converted; ``size`` (width, height), ``order`` and ``to``
+    are about conversions alone.
     """
 
     inputs: tuple[Path, ...] = option("INPUT", parse=parse_inputs, dump=_dump_inputs)
@@ -60,7 +62,9 @@ class PreprocessConfig:
     layout: Literal["clips", "upstream"] = option("--layout", "clips")
     to: Literal["json", "png"] = option("--to", "json")
     model: str | None = option("--model", None)
-    person: str = option("--person", "largest")
+    order: Literal["134", "133"] = option("--order", "134")
+    size: Size | None = option("--size", None, parse=parse_size, dump=dump_size)
+    person: str | None = option("--person", None)
     align: Align = option("--align", "none")
     reference: Path | None = option("--reference", None)
     smooth: float = option("--smooth", 0.0)
@@ -79,8 +83,9 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         refuse_bad_choices(self)
-        known = re.fullmatch(r"largest|all|\d{1,6}|[^,]+,[^,]+,[^,]+,[^,]+", self.person)
-        refuse_unless(bool(known), "--person", self.person, "largest, all, a person's number, or a box x0,y0,x1,y1")
+        if self.person is not None:
+            known = re.fullmatch(r"largest|all|\d{1,6}|[^,]+,[^,]+,[^,]+,[^,]+", self.person)
+            refuse_unless(bool(known), "--person", self.person, "largest, all, a person's number, or a box x0,y0,x1,y1")
         refuse_unless(math.isfinite(self.smooth) and 0 <= self.smooth <= 1000, "--smooth", self.smooth, "0 to 1000")
         refuse_unless(0 <= self.gap <= 10_000, "--gap", self.gap, "0 to 10000 frames")
         refuse_unless(1 <= self.every <= 64, "--every", self.every, "1 to 64 frames")
@@ -103,11 +108,16 @@ class PreprocessConfig:
         if self.poses is not None and self.poses.suffix.lower() not in (".mp4", ".mov", ".m4v"):
             raise ConfigError("--poses", str(self.poses), "a name ending in .mp4 or .mov", hint="-o writes other forms")
 
+    @property
+    def who(self) -> str:
+        """Whose motion is taken from a video: ``largest`` where nobody was named."""
+        return self.person or "largest"
+
     def of_clip(self) -> dict[str, Any]:
         """The settings that decide what a clip holds: a change of one of them makes clips anew."""
         return {
             "layout": self.layout,
-            "person": self.person,
+            "person": self.who,
             "smooth": self.smooth,
             "gap": self.gap,
             "every": self.every,

@@ -10,6 +10,7 @@ from stableanimator_cli import __version__
 from stableanimator_cli.cli import models
 from stableanimator_cli.cli.animate import animate
 from stableanimator_cli.cli.demo import demo
+from stableanimator_cli.cli.preprocess import preprocess
 from stableanimator_cli.cli.puppets import puppets
 
 PIPELINE = "Pipeline"
@@ -38,6 +39,7 @@ def sa(
     """Animate a person in a picture after a motion, and keep the face."""
 
 
+app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="Videos become clips and motions.")(preprocess)
 app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="A picture and a motion become a video.")(
     animate
 )

@@ -1,0 +1,257 @@
+"""One video to one clip folder: found done by its key, or made aside and put in place whole.
+
+The key is a digest of all that decides the content: the source's bytes, the settings, the networks' bytes, the format.
+A folder whose ``clip.json`` bears the key is finished, for that file is in the folder before the folder has its name.
+Nothing in a clip folder tells when, how fast or by which process it was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from stableanimator_cli import __version__
+from stableanimator_cli.config_preprocess import PreprocessConfig
+from stableanimator_cli.detect import clips
+from stableanimator_cli.detect.capture import BATCH, Capture, CaptureOptions, Detectors, capture
+from stableanimator_cli.errors import SaError
+from stableanimator_cli.media import open_clip
+from stableanimator_cli.media_files import appearing, natural_key, refusals, require_file
+from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.track import parse_person
+from stableanimator_cli.preprocess import layout_upstream
+from stableanimator_cli.preprocess.inputs import Source
+from stableanimator_cli.preprocess.observe import Observer, write_sheet
+from stableanimator_cli.preprocess.quality import findings, measure
+from stableanimator_cli.records import Clip
+from stableanimator_cli.talk import Talk
+
+FAILED = "failed"
+"""The folder beside the clips that says, a file each, which videos were left out and why."""
+
+_LIBRARIES = ("numpy", "av", "opencv-python", "onnxruntime", "rtmlib", "insightface")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one source. ``kept``: it was done before. ``seconds`` is a fact of this run, in no clip."""
+
+    source: Source
+    status: Literal["ok", "failed", "pending"]
+    folder: Path | None = None
+    kept: bool = False
+    record: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+    seconds: float = 0.0
+
+
+class Watchers:
+    """Several watchers of one pass over the frames."""
+
+    def __init__(self, *watchers: Any) -> None:
+        self._watchers = watchers
+
+    def see(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None:
+        for watcher in self._watchers:
+            watcher.see(frames, boxes)
+
+
+def key_of(digest: str, config: PreprocessConfig, networks: Mapping[str, str], place: str) -> str:
+    """sha256 over all that decides what a clip holds."""
+    whole = {"format": clips.FORMAT, "source": digest, "options": config.of_clip(), "networks": dict(networks)}
+    return hashlib.sha256(json.dumps(whole | {"place": place}, sort_keys=True).encode()).hexdigest()
+
+
+def place_of(source: Source, config: PreprocessConfig, size: tuple[int, int] | None) -> str:
+    """The clip's folder within the output. ``size`` may be None where the layout does not go by it."""
+    if config.layout == "upstream":
+        return layout_upstream.folder_name(source.number, size)
+    return source.name
+
+
+def finished(out: Path, source: Source, config: PreprocessConfig, key: str) -> clips.ClipFolder | None:
+    """The clip of this key where it is done."""
+    for place in layout_upstream.places(source.number) if config.layout == "upstream" else (source.name,):
+        with suppress(SaError):
+            folder = clips.open_folder(out / place)
+            if folder.record["key"] == key:
+                return folder
+    return None
+
+
+def make_clip(
+    source: Source,
+    config: PreprocessConfig,
+    detectors: Detectors,
+    networks: Mapping[str, str],
+    out: Path,
+    talk: Talk,
+) -> Outcome:
+    """The clip folder of one source, found or made. Raises ``SaError`` where it cannot be; nothing is left then."""
+    digest, size = source_digest(source.path)
+    key = key_of(digest, config, networks, "" if config.layout == "clips" else str(source.number))
+    folder = finished(out, source, config, key)
+    kept = folder is not None
+    if folder is None:
+        clip = clips.cut(open_clip(source.path), config.frames or (None, None), config.fps)
+        place = out / place_of(source, config, clip.size)
+        part = place.with_name(f".{place.name}.part")
+        with refusals(out):
+            shutil.rmtree(part, ignore_errors=True)  # what a run that was killed left
+            part.mkdir(parents=True)
+        try:
+            _fill(part, place, clip, source, config, detectors, {"sha256": digest, "bytes": size}, key, networks, talk)
+            with refusals(out):
+                _replace(part, place)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        if config.layout == "upstream":
+            for other in layout_upstream.places(source.number):
+                if out / other != place:  # of a source that had another shape before
+                    shutil.rmtree(out / other, ignore_errors=True)
+        folder = clips.open_folder(place)
+    with suppress(FileNotFoundError):
+        failure_path(out, source).unlink()
+    return Outcome(source=source, status="ok", folder=folder.path, kept=kept, record=folder.record)
+
+
+def _fill(
+    part: Path,
+    place: Path,
+    clip: Clip,
+    source: Source,
+    config: PreprocessConfig,
+    detectors: Detectors,
+    facts: Mapping[str, Any],
+    key: str,
+    networks: Mapping[str, str],
+    talk: Talk,
+) -> None:
+    observer = Observer()
+    options = CaptureOptions(person=parse_person(config.who), every=config.every, gap=config.gap, smooth=config.smooth)
+    if config.layout == "upstream":
+        with layout_upstream.Images(part / "images") as images:
+            seen = capture(clip, detectors, options, talk=talk, watch=Watchers(observer, images))
+        layout_upstream.write_poses(part, seen.motion, seen.faces)
+    else:
+        seen = capture(clip, detectors, options, talk=talk, watch=observer)
+        link_source(source.path, part, place, copy=config.source == "copy")
+    save_motion(part / clips.MOTION, seen.motion)
+    clips.save_faces(part / clips.FACES, seen.faces)
+    write_sheet(part / clips.SHEET, observer.sheet(seen.motion))
+    record = _record(clip, source, config, seen, observer, detectors, networks)
+    record["source"] |= dict(facts)
+    write_json(part / clips.RECORD, record | {"key": key})
+
+
+def _record(
+    clip: Clip,
+    source: Source,
+    config: PreprocessConfig,
+    seen: Capture,
+    observer: Observer,
+    detectors: Detectors,
+    networks: Mapping[str, str],
+) -> dict[str, Any]:
+    motion = seen.motion
+    numbers = measure(motion, seen.found, observer.look())
+    return {
+        "format": clips.FORMAT,
+        "name": source.name,
+        "frames": len(motion),
+        "size": list(motion.size),
+        "fps": None if clip.fps is None else str(clip.fps),
+        "audio": clip.audio,
+        "source": {"path": str(source.path.resolve()), "name": source.path.name},
+        "options": config.of_clip(),
+        "model": {"name": detectors.model.name, "sha256": dict(networks)},
+        "batch": BATCH,
+        "people": {"kept": motion.track.tolist(), "strangers": seen.strangers},
+        "faces": {"found": len(seen.faces), "channel_order": seen.faces.channel_order},
+        "repairs": seen.repairs.to_json(),
+        "quality": numbers,
+        "findings": [one.to_json() for one in findings(numbers)],
+        "versions": {"stableanimator-cli": __version__} | {name: _version(name) for name in _LIBRARIES},
+    }
+
+
+def link_source(source: Path, part: Path, place: Path, *, copy: bool) -> None:
+    """The video in its clip folder, under one name whatever it is called: a relative link, or a copy.
+
+    Where a file system has no links the record's path has to do.
+    """
+    target = part / f"{clips.SOURCE}{source.suffix.lower()}"
+    with refusals(target):
+        if copy:
+            shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
+            return
+    with suppress(OSError, NotImplementedError):
+        away = os.path.relpath(source.resolve(), place.parent.resolve() / place.name)
+        target.symlink_to(away, target_is_directory=source.is_dir())
+
+
+def failure_path(out: Path, source: Source) -> Path:
+    return out / FAILED / f"{source.name}.json"
+
+
+def write_failure(out: Path, source: Source, error: SaError) -> dict[str, Any]:
+    """Keep why a source was left out, so that a later run of another part of the list can tell too."""
+    told = {"error": error.code, "message": error.message, "hint": error.hint}
+    write_json(failure_path(out, source), {"name": source.name, "source": str(source.path.resolve())} | told)
+    return told
+
+
+def source_digest(path: Path) -> tuple[str, int]:
+    """sha256 and bytes of a file, or of a folder's visible files by name and content in natural order."""
+    if not path.is_dir():
+        require_file(path, "a video or a picture")
+        with refusals(path), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+    whole, size = hashlib.sha256(), 0
+    names = (entry.name for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    for name in sorted(names, key=natural_key):
+        digest, count = source_digest(path / name)
+        whole.update(f"{name}\0{digest}\n".encode())
+        size += count
+    return whole.hexdigest(), size
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    with appearing(path) as part, refusals(path):
+        part.write_text(json.dumps(data, indent=1, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Fraction | Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"no JSON form for {value!r}")
+
+
+def _replace(part: Path, place: Path) -> None:
+    """Give ``part`` its name. What was there steps aside first: killed in between, the clip is simply not done."""
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        os.replace(place, old)
+    os.replace(part, place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

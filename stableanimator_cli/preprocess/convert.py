@@ -1,0 +1,243 @@
+"""Motions from one form to another: ``poses.npz``, OpenPose JSON, plain arrays, skeleton videos and pictures.
+
+Among npz, JSON and arrays nothing that both forms hold is changed; a skeleton video keeps its motion beside it, for a
+picture of a skeleton has lost scores and order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from stableanimator_cli.config_preprocess import PreprocessConfig
+from stableanimator_cli.detect.capture import Detectors
+from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.media import VideoWriter, open_clip, resample, take, write_picture
+from stableanimator_cli.media_picture import is_picture
+from stableanimator_cli.motion.interchange import appearing, load_motion, save_motion
+from stableanimator_cli.motion.keypoints import COUNT, face_box, from_wholebody, to_wholebody
+from stableanimator_cli.motion.openpose import load_openpose, save_openpose
+from stableanimator_cli.motion.repair import smoothed
+from stableanimator_cli.motion.skeleton import draw_frame, looks_like_skeleton
+from stableanimator_cli.motion.track import parse_person, select
+from stableanimator_cli.preprocess.poses import (
+    TAG,
+    UNTIMED_FPS,
+    aligned,
+    even_frames,
+    read_reference,
+    write_poses,
+    write_preview,
+)
+from stableanimator_cli.preprocess.report import PreprocessReport
+from stableanimator_cli.records import Clip, ModelFolder, Motion
+from stableanimator_cli.talk import Talk
+
+VIDEOS = (".mp4", ".mov", ".m4v")
+MOTIONS = (".npz", ".npy", ".json")
+_WHOLEBODY = 133
+_LOOKED_AT = 8
+
+
+def is_motion(inputs: Sequence[Path]) -> bool:
+    """Whether the one input is a motion already: a file of points, a folder of JSON, or drawn skeletons."""
+    if len(inputs) != 1:
+        return False
+    path = inputs[0]
+    if path.is_file() and path.suffix.lower() in MOTIONS:
+        return True
+    if path.is_dir() and any(path.glob("*.json")):
+        return not any(is_picture(file) for file in path.iterdir() if file.is_file()) and not _is_dataset(path)
+    return _is_skeletons(path)
+
+
+def run(config: PreprocessConfig, talk: Talk, model: ModelFolder | None = None) -> PreprocessReport:
+    """Convert the one input to ``-o`` and, or, ``--poses``. ``model`` finds the person of ``--reference``."""
+    path, output = config.inputs[0], config.output
+    if output is None and config.poses is None:
+        raise ConfigError("--output", "nothing", "a motion to write: .npz, .json, .npy, .mp4 or a folder")
+    if output is not None and output.resolve() == path.resolve():
+        raise ConfigError("--output", str(output), "another name than the input's")
+    beside = path.with_suffix(".npz")
+    drawn = path.suffix.lower() not in MOTIONS and _is_skeletons(path)
+    if drawn and not beside.is_file():
+        return _redraw(path, config, talk)
+    if drawn:
+        talk.note(f"{path.name}: its motion is read from {beside.name}")
+        path = beside
+    motion = read_motion(path, config, talk)
+    reference = None
+    if config.reference is not None and model is not None:
+        reference = read_reference(config.reference, Detectors.open(model, config.device, faces=False))
+    alignment = aligned(motion, reference, config, talk)
+    motion = motion if alignment is None else alignment.motion
+    report = PreprocessReport(output=output or config.poses or path, frames=len(motion))
+    if output is not None:
+        write_motion(output, motion, config, talk)
+    if config.poses is not None:
+        poses = write_poses(config.poses, motion, fps=config.fps, alignment=alignment, talk=talk).to_json()
+        if config.preview:
+            poses["preview"] = str(write_preview(config.poses, motion, reference))
+        report = dataclasses.replace(report, poses=poses)
+    return report
+
+
+def read_motion(path: Path, config: PreprocessConfig, talk: Talk) -> Motion:
+    """A motion from any form that holds points, with what ``--frames``, ``--fps``, ``--person`` and ``--smooth`` ask."""
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        motion = load_motion(path)
+    elif suffix == ".npy":
+        motion = _from_array(path, config.size, talk)
+    else:
+        read = load_openpose(path, size=config.size)
+        motion = read.motion
+        if read.size_from == "extent":
+            width, height = motion.size
+            talk.warn(f"{path.name}: the size of its frames is unknown, {width}x{height} is guessed; --size gives it")
+    if config.frames is not None:
+        motion = _at(motion, list(range(len(motion)))[slice(*config.frames)])
+        if not len(motion):
+            first, last = config.frames
+            text = f"frames in {'' if first is None else first}:{'' if last is None else last}"
+            raise BadInput(path, "no frame in the range", text)
+    if config.fps is not None:
+        indices, rate = (
+            (list(range(len(motion))), config.fps) if motion.times is None else even_frames(motion, config.fps)
+        )
+        motion = dataclasses.replace(_at(motion, indices), times=tuple(k / rate for k in range(len(indices))))
+    if config.person is not None:
+        motion = select(motion, parse_person(config.person))
+    return smoothed(motion, config.smooth) if config.smooth else motion
+
+
+def write_motion(output: Path, motion: Motion, config: PreprocessConfig, talk: Talk) -> None:
+    """Write a motion in the form that the name of ``output`` asks for. ``BadInput`` where it cannot be written."""
+    suffix = output.suffix.lower()
+    if suffix == ".npz":
+        save_motion(output, motion)
+    elif suffix == ".json":
+        save_openpose(output, motion)
+    elif suffix == ".npy":
+        points = np.where(motion.present[..., None, None], motion.keypoints, np.float32(0))
+        with appearing(output) as part, part.open("wb") as file:
+            np.save(file, to_wholebody(points) if config.order == "133" else points)
+    elif suffix in VIDEOS:
+        write_poses(output, motion, fps=config.fps, talk=talk)
+    elif suffix:
+        raise ConfigError(
+            "--output", str(output), "a name ending in .npz, .json, .npy or .mp4, or a folder without one"
+        )
+    elif config.to == "json":
+        save_openpose(output, motion)
+    else:
+        _write_pictures(output, (draw_frame(motion, index) for index in range(len(motion))))
+
+
+def _at(motion: Motion, indices: Sequence[int]) -> Motion:
+    places = list(indices)
+    return dataclasses.replace(
+        motion,
+        keypoints=motion.keypoints[places],
+        present=motion.present[places],
+        face_boxes=motion.face_boxes[places],
+        times=None if motion.times is None else tuple(motion.times[place] for place in places),
+    )
+
+
+def _from_array(path: Path, size: tuple[int, int] | None, talk: Talk) -> Motion:
+    """float[t,133,3], [t,134,3], [t,p,133,3] or [t,p,134,3]: COCO-WholeBody's order or ours, x and y in pixels."""
+    expected = "points of the shape [t,p,134,3] or [t,p,133,3] (.npy)"
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadInput(path, f"no array ({str(error).splitlines()[0]})", expected) from None
+    if array.ndim == 3:
+        array = array[:, None]
+    fits = array.ndim == 4 and array.shape[2] in (COUNT, _WHOLEBODY) and array.shape[3] == 3 and len(array) > 0
+    if not fits or not np.issubdtype(array.dtype, np.floating):
+        raise BadInput(path, f"{array.dtype}{list(array.shape)}", expected)
+    points = array.astype(np.float32)
+    points = np.where(np.isfinite(points).all(axis=-1, keepdims=True), points, np.float32(0))
+    present = (points[..., 2] > 0).any(axis=-1)
+    points = from_wholebody(points) if points.shape[2] == _WHOLEBODY else points
+    if size is None:
+        reach = points[points[..., 2] > 0][:, :2].max(axis=0, initial=1.0)
+        size = int(np.ceil(reach[0])), int(np.ceil(reach[1]))
+        talk.warn(f"{path.name}: the size of its frames is unknown, {size[0]}x{size[1]} is guessed; --size gives it")
+    return Motion(
+        keypoints=points,
+        present=present,
+        track=np.arange(present.shape[1], dtype=np.int64),
+        face_boxes=np.where(present[..., None], face_box(points), np.float32(np.nan)),
+        size=size,
+        times=None,
+    )
+
+
+def _is_dataset(path: Path) -> bool:
+    return any((path / name).exists() for name in ("clip.json", "puppets.json", "report.json"))
+
+
+def _is_skeletons(path: Path) -> bool:
+    """Whether a video, or a folder of pictures, shows drawn skeletons: by its tag, else by most of its first frames."""
+    pictures = path.is_dir() and any(is_picture(file) for file in path.iterdir() if file.is_file())
+    if not pictures and path.suffix.lower() not in VIDEOS:
+        return False
+    try:
+        clip = open_clip(path)
+        if clip.tag.get("sa.kind") == TAG["sa.kind"]:
+            return True
+        looked = [frame for _, frame in itertools.islice(clip.frames(), _LOOKED_AT)]
+    except BadInput:
+        return False  # told where it is opened as what it claims to be
+    return sum(map(looks_like_skeleton, looked)) * 2 > len(looked)
+
+
+def _redraw(path: Path, config: PreprocessConfig, talk: Talk) -> PreprocessReport:
+    """Skeleton pixels to skeleton pixels: a video to pictures or pictures to a video, every pixel as it was."""
+    output = config.output or config.poses
+    if output is None or (output.suffix and output.suffix.lower() not in VIDEOS):
+        raise BadInput(
+            path, "drawn skeletons without the motion beside them", f"{path.with_suffix('.npz').name} beside it",
+            hint="scores and points cannot be read back from a drawing: convert the motion that it was drawn from, or "
+            "detect in the original video",
+        )  # fmt: skip
+    clip = take(open_clip(path), *(config.frames or (None, None)))
+    if config.fps is not None:
+        clip = resample(clip, config.fps)
+    if output.suffix:
+        frames = _write_video(output, clip, talk)
+    else:
+        frames = _write_pictures(output, (picture for _, picture in clip.frames()))
+    return PreprocessReport(output=output, frames=frames)
+
+
+def _write_video(output: Path, clip: Clip, talk: Talk) -> int:
+    rate = Fraction(clip.fps or UNTIMED_FPS)
+    with (
+        VideoWriter(output, clip.size, rate, lossless=True, tag=TAG) as video,
+        talk.progress(clip.count, "convert", "frame") as bar,
+    ):
+        for _, picture in clip.frames():
+            video.write(picture)
+            bar.update()
+    return video.frames
+
+
+def _write_pictures(output: Path, pictures: Iterable[np.ndarray]) -> int:
+    """``frame_0.png`` and so on, in a folder that appears whole."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadInput(output, "something there already", "a new or an empty folder", hint="choose another -o")
+    count = 0
+    with appearing(output) as part:
+        part.mkdir()
+        for picture in pictures:
+            write_picture(part / f"frame_{count}.png", picture)
+            count += 1
+    return count

@@ -1,0 +1,128 @@
+"""What the user named, as a list of videos and pictures, each with a clip name of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.media_files import natural_key, require_file
+from stableanimator_cli.media_picture import SUFFIXES as PICTURES
+
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
+LISTS = (".txt",)
+_NUMBERED = re.compile(r"(.*?)(\d+)$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One input: its place, the name of its clip, and its number in the whole list, from 1."""
+
+    path: Path
+    name: str
+    number: int
+
+
+def find_sources(inputs: Sequence[Path], leave_out: Path | None = None) -> list[Source]:
+    """All videos and pictures that ``inputs`` name, in a fixed order.
+
+    A folder is searched with all its folders, hidden ones and ``leave_out`` aside; one that holds numbered pictures
+    (``frame_0.png``, ``frame_1.png`` ...) is one clip. A ``.txt`` file is a list of paths, one a line, told from its
+    own folder; ``#`` begins a comment. What was named by itself is kept even where its suffix says nothing; whether it
+    is a video is seen when it is opened. Raises ``BadInput`` for what is not there and for a folder without any.
+    """
+    found = list(dict.fromkeys(pair for path in inputs for pair in _named(path, leave_out)))
+    names = _names([inside for _, inside in found])
+    pairs = enumerate(zip(found, names, strict=True), 1)
+    return [Source(path=path, name=name, number=number) for number, ((path, _), name) in pairs]
+
+
+def share(sources: Sequence[Source], shard: tuple[int, int] | None) -> list[Source]:
+    """Part i of n of the list, by turns: long and short videos that lie together are spread."""
+    return list(sources) if shard is None else list(sources[shard[0] :: shard[1]])
+
+
+def is_sequence(folder: Path) -> bool:
+    """Whether the pictures of a folder are one clip: two or more whose names differ in their last number only."""
+    pictures = [file for file in _visible(folder) if file.suffix.lower() in PICTURES and file.is_file()]
+    stems = [_NUMBERED.fullmatch(file.stem) for file in pictures]
+    known = {match[1] for match in stems if match is not None}
+    return len(pictures) > 1 and None not in stems and len(known) == 1
+
+
+def _named(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, Path]]:
+    """(place, path within what was named) of one input."""
+    if path.is_dir():
+        if is_sequence(path):
+            yield path, Path(path.resolve().name)
+            return
+        some = False
+        for place in _search(path, leave_out):
+            some = True
+            yield place, place.relative_to(path)
+        if not some:
+            raise BadInput(
+                path, "a folder without videos or pictures", f"files ending in {', '.join(VIDEOS[:5])} ...",
+                hint=f"look with: ls {path}",
+            )  # fmt: skip
+        return
+    require_file(path, "a video, a picture, a folder of them or a list (.txt)")
+    if path.suffix.lower() not in LISTS:
+        yield path, Path(path.name)
+        return
+    try:
+        lines = [line.split("#", 1)[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(path, f"a list that cannot be read ({error})", "a path a line, in UTF-8") from None
+    if not any(lines):
+        raise BadInput(path, "a list without paths", "a path a line")
+    for line in filter(None, lines):
+        place = path.parent / Path(line).expanduser()
+        # What a list names is not looked at here: one missing file in a thousand belongs in the report.
+        yield place, Path(place.name if Path(line).is_absolute() or ".." in Path(line).parts else line)
+
+
+def _search(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+    for entry in _visible(folder):
+        if entry.is_dir():
+            if leave_out is not None and entry.resolve() == leave_out.resolve():
+                continue
+            if is_sequence(entry):
+                yield entry
+            else:
+                yield from _search(entry, leave_out)
+        elif entry.suffix.lower() in VIDEOS + PICTURES:
+            yield entry
+
+
+def _visible(folder: Path) -> list[Path]:
+    entries = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return sorted(entries, key=lambda entry: natural_key(entry.name))
+
+
+def _names(inside: Sequence[Path]) -> list[str]:
+    """A folder name for each: the path without its suffix and with ``__`` for slashes; with the suffix where two would
+    share a name, and with a digest of the whole path where even that is not enough."""
+    plain = ["__".join(path.with_suffix("").parts) if path.suffix else "__".join(path.parts) for path in inside]
+    full = ["__".join(path.parts) for path in inside]
+    first, second = Counter(map(str.casefold, plain)), Counter(map(str.casefold, full))
+    names = []
+    for path, short, whole in zip(inside, plain, full, strict=True):
+        if first[short.casefold()] == 1:
+            names.append(_safe(short))
+        elif second[whole.casefold()] == 1:
+            names.append(_safe(whole))
+        else:
+            names.append(_safe(whole) + "." + hashlib.sha256(str(path).encode()).hexdigest()[:8])
+    taken = Counter(map(str.casefold, names))
+    return [name if taken[name.casefold()] == 1 else f"{name}.{place:05d}" for place, name in enumerate(names, 1)]
+
+
+def _safe(name: str) -> str:
+    """A name that every file system takes and that is not hidden."""
+    cleaned = re.sub(r'[\x00-\x1f<>:"|?*\\]', "_", name).strip(". ")
+    return cleaned[:150] or "clip"

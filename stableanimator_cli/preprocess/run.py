@@ -1,0 +1,300 @@
+"""``sa preprocess`` from flags to files: which of its works is asked for, the model, the list, the clips, the report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.config import resolve, to_toml
+from stableanimator_cli.config_preprocess import PreprocessConfig
+from stableanimator_cli.detect import clips
+from stableanimator_cli.detect.capture import ROLES, Detectors
+from stableanimator_cli.detect.face import model_folder
+from stableanimator_cli.errors import BadInput, ConfigError, SaError
+from stableanimator_cli.media import open_clip
+from stableanimator_cli.motion.misalignment import misalignment
+from stableanimator_cli.motion.track import largest, parse_person
+from stableanimator_cli.preprocess import convert, layout_upstream, lint, workers
+from stableanimator_cli.preprocess.clip import Outcome, failure_path, finished, key_of, source_digest
+from stableanimator_cli.preprocess.inputs import Source, find_sources, share
+from stableanimator_cli.preprocess.poses import aligned, detect_motion, read_reference, write_poses, write_preview
+from stableanimator_cli.preprocess.report import PAGE, PreprocessPlan, PreprocessReport, write_index, write_report
+from stableanimator_cli.preprocess.report_html import write_page
+from stableanimator_cli.preprocess.workers import Task
+from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.talk import Silent, Talk
+
+Result = PreprocessReport | PreprocessPlan | lint.LintReport
+
+
+def run(
+    *,
+    flags: Mapping[str, Any],
+    config_file: Path | None = None,
+    plan_only: bool = False,
+    talk: Talk | None = None,
+) -> Result:
+    """Videos to clips, one video to a skeleton video, a motion to another form, or a dataset looked over.
+
+    ``flags`` by option name, None where not given; see ``config_preprocess.PreprocessConfig``. Raises ``SaError``; part
+    of a batch that failed is no error but ``failed`` of the report, whose ``exit_code`` says 7.
+    """
+    talk = talk or Silent()
+    config = resolve(PreprocessConfig, flags, config_file)
+    parse_person(config.who)
+    if config.lint:
+        return lint.run(config, talk)
+    if convert.is_motion(config.inputs):
+        return convert.run(config, talk, model=_reference_model(config))
+    out = _output(config)
+    sources = find_sources(config.inputs, leave_out=out)
+    if config.poses is not None and len(sources) != 1:
+        found = f"{len(sources)} videos"
+        raise ConfigError("--poses", found, "one video", hint="leave --poses out: -o DIR makes a clip folder of each")
+    model = _model(config)
+    networks = network_digests(model)
+    if plan_only:
+        return _plan(config, model, networks, sources, out)
+    if config.poses is not None and config.output is None:
+        return _one_motion(config, model, sources[0], talk)
+    if out is None:
+        raise ConfigError("--output", "nothing", "a folder, as several inputs are named", hint="add -o DIR")
+    report = _many(config, model, networks, sources, out, talk)
+    if config.poses is None:
+        return report
+    return _with_poses(config, model, sources[0], report, talk)
+
+
+def network_digests(model: ModelFolder) -> dict[str, str]:
+    """sha256 of every network that a clip goes through, by role: part of a clip's key."""
+    files = {role: model.files[role] for role in ROLES}
+    if "face" in model.files:
+        files |= {f"face/{file.name}": file for file in sorted(model_folder(model.files["face"]).glob("*.onnx"))}
+    found = {}
+    for name, path in files.items():
+        with path.open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _model(config: PreprocessConfig) -> ModelFolder:
+    return catalogue.open_model(config.model or catalogue.default_model(ROLES), ROLES)
+
+
+def _reference_model(config: PreprocessConfig) -> ModelFolder | None:
+    """A conversion needs networks only to find the person of a reference picture."""
+    return None if config.reference is None else _model(config)
+
+
+def _output(config: PreprocessConfig) -> Path | None:
+    """Where clips go: ``-o``, else ``NAME.clips`` beside the one input. None where that does not say."""
+    if config.output is not None:
+        if config.output.exists() and not config.output.is_dir():
+            raise BadInput(config.output, "a file", "a folder for the clips", hint="choose another -o")
+        return config.output
+    if len(config.inputs) != 1:
+        return None
+    only = config.inputs[0].resolve()
+    return only.with_name(f"{only.name if only.is_dir() else only.stem}.clips")
+
+
+def _plan(
+    config: PreprocessConfig,
+    model: ModelFolder,
+    networks: Mapping[str, str],
+    sources: Sequence[Source],
+    out: Path | None,
+) -> PreprocessPlan:
+    mine, done, frames, unreadable = share(sources, config.shard), 0, 0, 0
+    for source in mine:
+        try:
+            done += out is not None and _done(source, config, networks, out) is not None
+            frames += open_clip(source.path).count or 0
+        except SaError:
+            unreadable += 1
+    return PreprocessPlan(
+        data={
+            "model": model.name,
+            "device": config.device,
+            "output": str(config.poses if config.poses is not None and config.output is None else out),
+            "videos": len(mine),
+            "done": done,
+            "unreadable": unreadable,
+            "frames": frames,
+            "workers": config.ray or config.workers,
+            "config": tomllib.loads(to_toml(config)),
+        }
+    )
+
+
+def _one_motion(config: PreprocessConfig, model: ModelFolder, source: Source, talk: Talk) -> PreprocessReport:
+    """``--poses`` without ``-o``: the skeleton video and its motion, no clip folder."""
+    if config.poses is None:
+        raise ValueError("no skeleton video was asked for")
+    detectors = Detectors.open(model, config.device, threshold=config.detect_threshold)
+    talk.note(f"model {model.name} on {detectors.describe()}")
+    reference = None if config.reference is None else read_reference(config.reference, detectors)
+    clip, seen = detect_motion(source, config, detectors, talk)
+    alignment = aligned(seen.motion, reference, config, talk)
+    motion = seen.motion if alignment is None else alignment.motion
+    poses = write_poses(
+        config.poses,
+        motion,
+        fps=config.fps or (clip.fps if motion.times is None else None),
+        audio_from=clip.path if clip.audio else None,
+        alignment=alignment,
+        talk=talk,
+    )
+    told = poses.to_json()
+    if config.preview:
+        told["preview"] = str(write_preview(config.poses, motion, reference))
+    told["repairs"] = seen.repairs.to_json()
+    return PreprocessReport(output=config.poses, frames=len(motion), poses=told)
+
+
+def _with_poses(
+    config: PreprocessConfig, model: ModelFolder, source: Source, report: PreprocessReport, talk: Talk
+) -> PreprocessReport:
+    """``--poses`` with ``-o``: the clip was made; its motion is drawn too, nothing is detected twice."""
+    if config.poses is None:
+        raise ValueError("no skeleton video was asked for")
+    folder = clips.open_folder(report.output / report.data["places"][0])
+    motion, reference = folder.motion(), None
+    if config.reference is not None:
+        reference = read_reference(config.reference, Detectors.open(model, config.device, faces=False))
+    alignment = aligned(motion, reference, config, talk)
+    motion = motion if alignment is None else alignment.motion
+    audio = folder.source if folder.record["audio"] else None
+    poses = write_poses(config.poses, motion, fps=config.fps, audio_from=audio, alignment=alignment, talk=talk)
+    told = poses.to_json()
+    if config.preview:
+        told["preview"] = str(write_preview(config.poses, motion, reference))
+    return PreprocessReport(
+        output=report.output, clips=report.clips, made=report.made, kept=report.kept, frames=report.frames,
+        report=report.report, poses=told, data=report.data,
+    )  # fmt: skip
+
+
+def _many(
+    config: PreprocessConfig,
+    model: ModelFolder,
+    networks: Mapping[str, str],
+    sources: Sequence[Source],
+    out: Path,
+    talk: Talk,
+) -> PreprocessReport:
+    mine = share(sources, config.shard)
+    task = Task(config=config, model=model, networks=networks, out=out, threads=_threads(config))
+    started = time.perf_counter()
+    outcomes: dict[str, Outcome] = {}
+    if config.ray is not None:
+        made = workers.on_ray(task, mine, config.ray)
+    elif config.workers > 1 and len(mine) > 1:
+        made = workers.in_processes(task, mine, config.workers)
+    else:
+        made = workers.in_this_process(task, mine, talk if len(mine) == 1 else Silent())
+    with talk.progress(len(mine), "clips", "video") as bar:
+        for outcome in made:
+            outcomes[outcome.source.name] = outcome
+            if outcome.error is not None and len(sources) > 1:
+                talk.warn(f"left out: {outcome.error['message']}")
+            bar.update(failed=sum(one.status == "failed" for one in outcomes.values()))
+    whole = [outcomes.get(source.name) or _elsewhere(source, config, networks, out) for source in sources]
+    failed = [outcome for outcome in whole if outcome.status == "failed"]
+    if len(sources) == 1 and failed:
+        _raise_again(failed[0])
+    write_index(out, whole)
+    if config.layout == "upstream":
+        layout_upstream.write_lists(out, [one.folder for one in whole if one.folder is not None])
+    host = {
+        "seconds": round(time.perf_counter() - started, 3),
+        "clip_seconds": {name: round(one.seconds, 3) for name, one in sorted(outcomes.items())},
+        "workers": config.ray or config.workers,
+    }
+    settings = tomllib.loads(to_toml(config))
+    near = _misalignments(config, model, whole, talk)
+    data = write_report(out, whole, config=settings, host=host, misalignment=near)
+    write_page(out / PAGE, out, data)
+    done = [outcome for outcome in whole if outcome.status == "ok"]
+    message = None
+    if failed:
+        message = f"{len(failed)} of {len(sources)} videos were left out; {out / PAGE} says why"
+    return PreprocessReport(
+        output=out,
+        clips=len(done),
+        made=sum(not one.kept for one in outcomes.values() if one.status == "ok"),
+        kept=len(done) - sum(not one.kept for one in outcomes.values() if one.status == "ok"),
+        frames=sum(one.record["frames"] for one in done),
+        failed=tuple(data["failed"]),
+        pending=data["totals"]["pending"],
+        report=out / PAGE,
+        message=message,
+        data={"places": [one.folder.relative_to(out).as_posix() for one in done if one.folder is not None]},
+    )
+
+
+def _threads(config: PreprocessConfig) -> int | None:
+    """Threads of a network: all cores for one process, an equal part for each of several."""
+    if config.workers == 1 or config.ray is not None:
+        return None
+    import os
+
+    return max(1, (os.cpu_count() or 1) // config.workers)
+
+
+def _done(source: Source, config: PreprocessConfig, networks: Mapping[str, str], out: Path) -> clips.ClipFolder | None:
+    digest, _ = source_digest(source.path)
+    place = "" if config.layout == "clips" else str(source.number)
+    return finished(out, source, config, key_of(digest, config, networks, place))
+
+
+def _elsewhere(source: Source, config: PreprocessConfig, networks: Mapping[str, str], out: Path) -> Outcome:
+    """What another shard made of a source: a finished clip, a reason, or nothing yet."""
+    with suppress(SaError):
+        folder = _done(source, config, networks, out)
+        if folder is not None:
+            return Outcome(source=source, status="ok", folder=folder.path, kept=True, record=folder.record)
+    with suppress(OSError, ValueError):
+        told = json.loads(failure_path(out, source).read_text(encoding="utf-8"))
+        if told["source"] == str(source.path.resolve()):
+            return Outcome(source=source, status="failed", error=told)
+    return Outcome(source=source, status="pending")
+
+
+def _misalignments(
+    config: PreprocessConfig, model: ModelFolder, outcomes: Sequence[Outcome], talk: Talk
+) -> dict[str, Any] | None:
+    """How far each clip's person is from ``--reference``, by clip name."""
+    if config.reference is None:
+        return None
+    reference = read_reference(config.reference, Detectors.open(model, config.device, faces=False))
+    found = {}
+    for outcome in outcomes:
+        if outcome.folder is not None and outcome.status == "ok":
+            motion = clips.open_folder(outcome.folder).motion()
+            number = misalignment(motion, reference.keypoints, reference.size, largest(motion))
+            found[outcome.source.name] = number.to_json()
+            if len(outcomes) == 1:
+                talk.note(f"{outcome.source.path.name}: {number.describe()}")
+    return found
+
+
+def _raise_again(outcome: Outcome) -> None:
+    """The reason of the only video, with its own exit code."""
+    error = outcome.error or {}
+    kinds = {kind.code: kind for kind in _family(SaError)}
+    raised = SaError(str(error.get("message")), hint=error.get("hint"))
+    raised.code = str(error.get("error"))
+    raised.exit_code = kinds[raised.code].exit_code if raised.code in kinds else SaError.exit_code
+    raise raised
+
+
+def _family(kind: type[SaError]) -> list[type[SaError]]:
+    return [kind, *(deeper for child in kind.__subclasses__() for deeper in _family(child))]

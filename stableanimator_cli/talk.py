@@ -35,7 +35,9 @@ class _NoProgress:
     def __enter__(self) -> _NoProgress:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
 

@@ -234,7 +234,10 @@ def _edit(name: str, change: Callable[[dict[str, torch.Tensor]], object]) -> Cal
 
 
 def _rewrite(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes())) and None
+    def rewritten(folder: Path) -> None:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+    return rewritten
 
 
 DAMAGED = [

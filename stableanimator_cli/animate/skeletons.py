@@ -24,7 +24,7 @@ class Skeletons:
         if picture.shape != (height, width, 3):
             raise ValueError(f"a skeleton of shape {picture.shape}, expected {(height, width, 3)}")
         self._order.append(len(self._packed))
-        self._packed.append(zlib.compress(np.ascontiguousarray(picture), 1))
+        self._packed.append(zlib.compress(np.ascontiguousarray(picture).data, 1))
 
     def __len__(self) -> int:
         return len(self._order)

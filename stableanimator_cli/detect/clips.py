@@ -150,7 +150,8 @@ class ClipFolder:
     def pictures(self) -> Clip:
         """The clip's frames: those of the source, cut and resampled as they were when the motion was made."""
         options = self.record["options"]
-        return cut(open_clip(self.source), tuple(options["frames"] or (None, None)), options["fps"])
+        first, last = options["frames"] or (None, None)
+        return cut(open_clip(self.source), (first, last), options["fps"])
 
 
 def cut(clip: Clip, frames: tuple[int | None, int | None], fps: str | Fraction | None) -> Clip:

@@ -126,7 +126,7 @@ class FaceOptimization:
                 similarity = sum(self._backward(variable, chunk, faces) for chunk in chunks)
                 if iteration == 0:
                     before = similarity / faces
-                if mask is not None:
+                if mask is not None and variable.grad is not None:
                     variable.grad.mul_(mask)  # Adam divides by the gradient's size: what must not move needs a zero
                 adam.step()
             with torch.no_grad():

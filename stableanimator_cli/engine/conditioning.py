@@ -34,7 +34,7 @@ class PoseFrames(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditioning:
     """``image`` [1,1,d] CLIP token; ``face`` [1,n,d] or None where there is no face; ``reference`` [1,c,h,w] unscaled
-    latents of the picture; ``time_ids`` [1,3] = frame rate - 1, motion bucket, noise augmentation; ``pose`` by frame."""
+    latents of the picture; ``time_ids`` [1,3] = frame rate - 1, motion bucket, noise level; ``pose`` by frame."""
 
     image: Tensor
     face: Tensor | None
@@ -117,15 +117,16 @@ def reference_latents(vae: AutoencoderKLTemporalDecoder, picture: np.ndarray, no
     """
     parameter = next(vae.parameters())
     device, dtype = parameter.device, parameter.dtype
-    upcast = dtype == torch.float16 and bool(vae.config.force_upcast)
+    upcast = dtype == torch.float16 and bool(vae.config["force_upcast"])
     pixels = to_signed(picture[None]) + strength * noise
     try:
         if upcast:
-            vae.to(torch.float32)
-        latents = vae.encode(pixels.to(device, torch.float32 if upcast else dtype)).latent_dist.mode()
+            vae.to(dtype=torch.float32)
+        (posterior,) = vae.encode(pixels.to(device, torch.float32 if upcast else dtype), return_dict=False)
+        latents = posterior.mode()
     finally:
         if upcast:
-            vae.to(dtype)
+            vae.to(dtype=dtype)
     return latents.to(dtype)
 
 

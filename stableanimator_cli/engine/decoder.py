@@ -36,8 +36,8 @@ class Decoder:
         """
         self._calls["vae_decode"] += 1
         parameter = next(self._vae.decoder.parameters())
-        scaled = latents.to(parameter.device, parameter.dtype) / self._vae.config.scaling_factor
-        return self._vae.decode(scaled, num_frames=len(latents)).sample
+        scaled = latents.to(parameter.device, parameter.dtype) / self._vae.config["scaling_factor"]
+        return self._vae.decode(scaled, num_frames=len(latents), return_dict=False)[0]
 
     def frames(self, latents: Tensor, *, chunk: int, overlap: int = 0) -> Iterator[np.ndarray]:
         """Decode [t,c,h,w] in chunks and yield uint8[h,w,3] frames, in order, holding two chunks at most.
@@ -123,7 +123,7 @@ class FaceDecoder:
 
     def _scaled(self, latents: Tensor) -> Tensor:
         parameter = next(self._vae.decoder.parameters())
-        return latents.to(parameter.device, parameter.dtype) / self._vae.config.scaling_factor
+        return latents.to(parameter.device, parameter.dtype) / self._vae.config["scaling_factor"]
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -101,7 +102,7 @@ class Networks:
         self._loaded: dict[str, nn.Module] = {}
         self._resident: tuple[str, ...] = ()
 
-    def __getitem__(self, name: str) -> nn.Module:
+    def __getitem__(self, name: str) -> Any:  # each name has its own class of nn.Module, which the caller knows
         if name not in self._loaded:
             self._loaded[name] = self._loaders[name]()
         return self._loaded[name]

@@ -205,7 +205,7 @@ def _read_frame(path: Path, frame: int | None, data: Any) -> _Frame:
         )
         raise BadInput(path, found, "an OpenPose frame: an object with a list 'people'", frame=frame)
     people = [_read_person(path, frame, index, person) for index, person in enumerate(data["people"])]
-    sides = [data.get("canvas_width"), data.get("canvas_height")]
+    sides: list[Any] = [data.get("canvas_width"), data.get("canvas_height")]
     if sides == [None, None]:
         return _Frame(path, people, None)
     if not all(_is_number(side) and side >= 1 and side == int(side) for side in sides):
@@ -230,7 +230,7 @@ def _read_person(path: Path, frame: int | None, index: int, data: Any) -> _Perso
         if values:
             places = layouts[len(values) // 3]
             kept = [i for i, ours in enumerate(places) if ours is not None]
-            person[[places[i] for i in kept]] = np.array(values, np.float64).reshape(-1, 3)[kept]
+            person[[ours for ours in places if ours is not None]] = np.array(values, np.float64).reshape(-1, 3)[kept]
     ids = data.get("person_id")
     ids = ids[0] if isinstance(ids, list) and len(ids) == 1 else ids
     return _Person(person, ids if isinstance(ids, int) and not isinstance(ids, bool) and ids >= 0 else None)

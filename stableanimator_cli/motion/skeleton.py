@@ -170,8 +170,10 @@ def looks_like_skeleton(frame: np.ndarray) -> bool:
 
 def _marks(people: np.ndarray, canvas: tuple[int, int], threshold: float) -> list[_Mark]:
     """All marks in drawing order: limbs, joints, then every left hand, every right hand, and the faces."""
-    usable = np.isfinite(people).all(axis=-1) & (np.abs(people[..., :2]) < _FAR).all(axis=-1)
-    people = np.where(usable[..., None], people, np.array([0.0, 0.0, -1.0]))
+    usable = np.all(np.isfinite(people), axis=-1, keepdims=True) & np.all(
+        np.abs(people[..., :2]) < _FAR, axis=-1, keepdims=True
+    )
+    people = np.where(usable, people, np.array([0.0, 0.0, -1.0]))
     exact = people[..., :2] * np.array(canvas, np.float64)
     whole = exact.astype(np.int64).tolist()  # cut towards zero, not rounded
     scores = people[..., 2].tolist()
@@ -202,7 +204,7 @@ def _limb(a: list[float], b: list[float], colour: tuple[int, int, int], strength
     half = int((down**2 + across**2) ** 0.5 / 2)
     centre = (int((a[0] + b[0]) / 2), int((a[1] + b[1]) / 2))
     angle = int(math.degrees(math.atan2(down, across)))
-    outline = cv2.ellipse2Poly(centre, (half, LIMB_HALF_WIDTH), angle, 0, 360, 1)
+    outline = np.asarray(cv2.ellipse2Poly(centre, (half, LIMB_HALF_WIDTH), angle, 0, 360, 1))
     dim = tuple(int(min(max(int(c * strength), 0), 255) * LIMB_DIM) for c in colour)
     low, high = outline.min(axis=0).tolist(), outline.max(axis=0).tolist()
     return _Mark(dim, (tuple(low), tuple(high)), 1, outline)

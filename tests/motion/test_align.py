@@ -12,6 +12,9 @@ import pytest
 
 from stableanimator_cli.errors import ConfigError, NoPerson
 from stableanimator_cli.motion.align import MODES, POINTS, align, fit_affine, fit_similarity, upstream_map
+from stableanimator_cli.motion.interchange import from_pose_dict
+from stableanimator_cli.motion.skeleton import draw_frame
+from stableanimator_cli.motion.track import track
 from stableanimator_cli.puppets.scene import sample_scene
 from stableanimator_cli.records import Motion
 from tests import parity, parity_skeleton
@@ -45,6 +48,20 @@ def test_recorded_alignments_and_a_spoilt_one(tmp_path):
         shutil.copy(GOLDEN / name, tmp_path)
     errors = parity.run(tmp_path, "dev")["skeleton_cases"]
     assert [error.what for error in errors if not error.holds] == ["one", "one, saved"]
+
+
+def test_recorded_drawings_come_out_of_records_too():
+    """Key points in float32 pixels, through ``align`` and the drawing of motions: still no pixel differs."""
+    cases = json.loads((GOLDEN / "skeleton_cases.json").read_text())
+    with np.load(GOLDEN / "skeleton_cases.npz") as drawn:
+        for name, case in cases.items():
+            (height, width), size = case["ref_hw"], tuple(case["driving_hw"][::-1])
+            people = [from_pose_dict(pose) * [*size, 1] for pose in case["driving_poses"]]
+            motion = track(people).motion(size)
+            target = from_pose_dict(case["reference_pose"])[0] * [width, height, 1]
+            aligned = align(motion, target, (width, height), "upstream").motion
+            for index, picture in enumerate(drawn[f"{name}__returned"][:, ::-1].transpose(0, 2, 3, 1)):
+                np.testing.assert_array_equal(draw_frame(aligned, index), picture)
 
 
 def test_upstream_is_a_least_squares_line_through_shares_of_the_height(reference):

@@ -144,6 +144,9 @@ class SamplingConfig:
     guidance: Guidance = option("--guidance", (3.0, 3.0), parse=parse_guidance, dump=_dump_guidance)
     sampler: Literal["euler", "heun"] = option("--sampler", "euler")
     churn: float = option("--churn", 0.0)
+    churn_min: float = option("sampling.churn_min", 0.0)
+    churn_max: float = option("sampling.churn_max", 1000.0)
+    churn_noise: float = option("sampling.churn_noise", 1.0)
     noise: Literal["repeat", "fresh"] = option("--noise", "fresh")
     noise_aug: float = option("--noise-aug", 0.02)
     motion_bucket: float = option("--motion-bucket", 127.0)
@@ -155,6 +158,8 @@ class SamplingConfig:
         refuse_unless(1 <= self.steps <= 1000, "--steps", self.steps, "1 to 1000")
         refuse_unless(all(map(_finite, self.guidance)), "--guidance", _dump_guidance(self.guidance), "0 or more")
         refuse_unless(_finite(self.churn), "--churn", self.churn, "0 or more")
+        for name in ("churn_min", "churn_max", "churn_noise"):
+            refuse_unless(_finite(getattr(self, name)), f"sampling.{name}", getattr(self, name), "0 or more")
         refuse_unless(_finite(self.noise_aug), "--noise-aug", self.noise_aug, "0 or more")
         refuse_unless(_finite(self.motion_bucket), "--motion-bucket", self.motion_bucket, "0 or more")
         refuse_unless(

@@ -102,6 +102,12 @@ def test_every_setting_that_a_model_may_name_is_an_option() -> None:
         "offload": "none",
         "window": 16,
         "decode_chunk": 4,
+        "preset": "standard",
+        "refine_face": "crop",
+        "refine_steps": "0:2",
+        "refine_schedule": "falling",
+        "refine_anchor": "none",
+        "refine_region": "box",
     }
     values |= {key: 2 for key in DEFAULTS if key not in values}
     assert resolve(AnimateConfig, GIVEN, defaults=values).sampling.steps == 2

@@ -175,7 +175,7 @@ def _from_motion(
 
 
 def _faces(motion: Motion) -> np.ndarray:
-    """Face boxes float[t,p,4], the person with the largest ones first: the motion's own, else round the face's points."""
+    """Face boxes float[t,p,4], largest person first: the motion's own, else round the face's points."""
     boxes = np.where(np.isfinite(motion.face_boxes), motion.face_boxes, face_box(motion.keypoints))
     boxes = np.where(motion.present[..., None], boxes, np.nan)
     sides = np.nan_to_num(boxes[..., 2:] - boxes[..., :2])

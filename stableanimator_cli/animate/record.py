@@ -7,7 +7,7 @@ import json
 import platform
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from stableanimator_cli import __version__, catalogue_fetch
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.config import AnimateConfig, to_toml
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.engine.device import DevicePlan, peak_memory
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
@@ -106,7 +107,14 @@ class AnimationPlan:
         )
 
 
-def write(config: AnimateConfig, engine: Engine, request: RenderRequest, driving: Driving, stages: Stages) -> Animation:
+def write(
+    config: AnimateConfig,
+    engine: Engine,
+    request: RenderRequest,
+    driving: Driving,
+    stages: Stages,
+    refine: FaceOptimization | None = None,
+) -> Animation:
     """Write ``OUT.json``: enough to repeat the run and to check that it repeats."""
     inputs = {"reference": config.reference, "motion": config.motion}
     if config.face_embedding is not None:
@@ -129,6 +137,7 @@ def write(config: AnimateConfig, engine: Engine, request: RenderRequest, driving
             "fps": str(driving.fps),
         },
         "face": request.face is not None,
+        "refined": [] if refine is None else [asdict(entry) for entry in refine.log],
         "windows": request.plan.describe().splitlines(),
         "device": engine.plan.describe(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},

@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.animate import record
+from stableanimator_cli.animate import face, record
 from stableanimator_cli.animate.driving import Driving, open_driving, say_cut
 from stableanimator_cli.animate.record import Animation, AnimationPlan
 from stableanimator_cli.animate.skeletons import Skeletons
 from stableanimator_cli.config import AnimateConfig, DecodeConfig, WindowConfig, resolve
+from stableanimator_cli.config_refine import PRESETS
 from stableanimator_cli.config_toml import read_toml, refuse_unknown_keys
-from stableanimator_cli.detect.face import load_embedding
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import STRIDE, Engine
 from stableanimator_cli.engine.render import RenderRequest, Stages, Watch, calls_of, decode, sample
 from stableanimator_cli.engine.weights import NETWORKS
-from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoFace, NoPerson
+from stableanimator_cli.errors import BadInput, ConfigError, NoPerson
 from stableanimator_cli.media import VideoWriter, read_picture
 from stableanimator_cli.motion.geometry import Fit, fit
 from stableanimator_cli.motion.skeleton import draw_skeleton
@@ -61,7 +62,7 @@ def run(
     say_cut(there, config.reference, talk)
     with Engine.open(model, device, id_mode=config.id_adapter or "distribution") as engine:
         # the face before the motion, which may be long: no face is said at once
-        face = _face_planned(config, engine, talk) if plan_only else _face(config, engine, picture, talk)
+        subject = face.planned(config, engine, talk) if plan_only else face.found(config, engine, picture, talk)
         driving = open_driving(
             config.motion,
             kind=config.motion_kind,
@@ -74,10 +75,11 @@ def run(
         poses = driving.skeletons
         if config.windows.anchor == "reference":
             poses = poses.behind(_own_pose(config, engine, picture, there))
-        request = _request(config, picture, there, poses, face)
+        request = _request(config, picture, there, poses, subject.vector)
         if plan_only:
             return AnimationPlan.of(config, model, device, request, driving)
-        return _rendered(config, engine, request, driving, talk)
+        refine = face.refinement(config, engine, picture, subject, driving, talk)
+        return _rendered(config, engine, request, driving, refine, talk)
 
 
 def _resolved(flags: Mapping[str, Any], config_file: Path | None) -> tuple[AnimateConfig, ModelFolder]:
@@ -91,7 +93,8 @@ def _resolved(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Anima
     if named is not None and not isinstance(named, str):
         raise ConfigError(f"{config_file}: model", named, "a name of the catalogue or a folder, as text")
     model = catalogue.open_model(named or catalogue.default_model(NETWORKS), NETWORKS)
-    defaults = dict(model.defaults)
+    preset = flags.get("preset") or file.get("preset") or model.defaults.get("preset") or "standard"
+    defaults = {**model.defaults, **PRESETS.get(preset, {})}  # an unknown one is refused with the other choices below
     for whole, part, table, key, usual in _PAIRS:
         length = flags.get(whole) or file.get(table, {}).get(key)
         if isinstance(length, int):
@@ -187,43 +190,14 @@ def _request(
     )
 
 
-def _face_planned(config: AnimateConfig, engine: Engine, talk: Talk) -> np.ndarray | None:
-    """For a plan: a vector that was given is checked, no detector is run, and its absence is said."""
-    if config.face_embedding is not None:
-        return load_embedding(config.face_embedding)
-    if "face" not in engine.model.files and not config.allow_no_face:
-        talk.warn(
-            f"model {engine.model.name!r} has no face detector here: the run will ask for --face-embedding FILE, "
-            "`sa models pull antelopev2`, or --allow-no-face"
-        )
-    return None
-
-
-def _face(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk) -> np.ndarray | None:
-    """The vector of the largest face: given, or found in the whole picture; None only where that was allowed."""
-    if config.face_embedding is not None:
-        return load_embedding(config.face_embedding)
-    try:
-        faces = engine.faces().faces(picture)
-    except ModelMissing:
-        if not config.allow_no_face:
-            raise
-        talk.warn(f"model {engine.model.name!r} has no face detector here: animating without a face, as allowed")
-        return None
-    if faces:
-        if len(faces) > 1:
-            talk.note(f"{config.reference.name}: {len(faces)} faces, the largest is kept")
-        return faces[0].embedding
-    if config.allow_no_face:
-        talk.note(f"{config.reference.name}: no face found: animating without one, as allowed")
-        return None
-    raise NoFace(
-        f"{config.reference}: no face found",
-        hint="use a picture where the face is larger and seen from the front, or --allow-no-face",
-    )
-
-
-def _rendered(config: AnimateConfig, engine: Engine, request: RenderRequest, driving: Driving, talk: Talk) -> Animation:
+def _rendered(
+    config: AnimateConfig,
+    engine: Engine,
+    request: RenderRequest,
+    driving: Driving,
+    refine: FaceOptimization | None,
+    talk: Talk,
+) -> Animation:
     height, width = request.fitted.shape[:2]
     started = time.perf_counter()
     stages = Stages()
@@ -247,7 +221,7 @@ def _rendered(config: AnimateConfig, engine: Engine, request: RenderRequest, dri
         if config.preview:
             preview = files.enter_context(VideoWriter(config.preview_path, (3 * width, height), driving.fps))
         with talk.progress(calls_of(request)["windows"], "denoise", "window") as bar:
-            latents = sample(engine, request, stages, _watching(bar, config.sampling.steps))
+            latents = sample(engine, request, stages, _watching(bar, config.sampling.steps), refine=refine)
         with talk.progress(request.frames, "decode", "frame") as bar:
             for index, frame in enumerate(decode(engine, request, latents, stages)):
                 writer.write(frame)
@@ -256,7 +230,7 @@ def _rendered(config: AnimateConfig, engine: Engine, request: RenderRequest, dri
                     preview.write(np.concatenate([request.fitted, pose, frame], axis=1))
                 bar.update()
     stages.seconds["total"] = time.perf_counter() - started
-    return record.write(config, engine, request, driving, stages)
+    return record.write(config, engine, request, driving, stages, refine)
 
 
 def _watching(bar: Progress, steps: int) -> Watch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stableanimator_cli.cli import console, options
+from stableanimator_cli.cli import options_refine as refine
 
 
 def animate(
@@ -36,6 +37,14 @@ def animate(
     id_adapter: options.IdAdapterOpt = None,
     face_embedding: options.FaceEmbeddingOpt = None,
     allow_no_face: options.AllowNoFaceOpt = None,
+    preset: refine.PresetOpt = None,
+    refine_face: refine.FaceOpt = None,
+    refine_steps: refine.StepsOpt = None,
+    refine_iters: refine.ItersOpt = None,
+    refine_lr: refine.RateOpt = None,
+    refine_schedule: refine.ScheduleOpt = None,
+    refine_anchor: refine.AnchorOpt = None,
+    refine_region: refine.RegionOpt = None,
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
     offload: options.OffloadOpt = None,
@@ -78,6 +87,14 @@ def animate(
         "id_adapter": id_adapter,
         "face_embedding": face_embedding,
         "allow_no_face": allow_no_face,
+        "preset": preset,
+        "refine_face": refine_face,
+        "refine_steps": refine_steps,
+        "refine_iters": refine_iters,
+        "refine_lr": refine_lr,
+        "refine_schedule": refine_schedule,
+        "refine_anchor": refine_anchor,
+        "refine_region": refine_region,
         "device": device,
         "dtype": dtype,
         "offload": offload,

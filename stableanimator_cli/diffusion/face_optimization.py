@@ -1,4 +1,4 @@
-"""HJB face optimisation (StableAnimator §3.3, Algorithm 1): a hook on the clean estimate that moves faces towards theirs.
+"""HJB face optimisation (StableAnimator §3.3, Algorithm 1): a hook on the clean estimate that moves faces to theirs.
 
 At each denoising step the clean estimate is decoded, the faces are cut out, and a few Adam iterations lower one minus
 the cosine between their identity vectors and the reference's. The decoder and the identity function come as arguments:

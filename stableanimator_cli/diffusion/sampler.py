@@ -27,7 +27,7 @@ Observe = Callable[[Tensor, Step], None]  # latents after a step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Churn:
-    """EDM's stochasticity. ``amount`` is S_churn; the others are EDM's defaults for what the paper leaves open."""
+    """EDM's stochasticity: S_churn over the whole run, S_min, S_max (noise levels that churn) and S_noise."""
 
     amount: float = 0.0
     sigma_min: float = 0.0

@@ -135,12 +135,18 @@ def sample(
             x = sample_euler(denoise, x, sigmas, refine=refine, observe=watch.step)
         else:
             frames = range(-request.anchored, request.plan.total - request.anchored)
+            churn = Churn(
+                amount=sampling.churn,
+                sigma_min=sampling.churn_min,
+                sigma_max=sampling.churn_max,
+                noise=sampling.churn_noise,
+            )
             x = sample_edm(
                 denoise,
                 x,
                 sigmas,
                 noise=lambda step: keyed_noise(sampling.seed, f"churn/{step}", frames, tuple(x.shape[1:])),
-                churn=Churn(amount=sampling.churn),
+                churn=churn,
                 refine=refine,
                 observe=watch.step,
             )

@@ -1,0 +1,138 @@
+"""Whose face it is, and keeping it: the reference's vector, and the optimisation that a run was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stableanimator_cli.animate.driving import Driving
+from stableanimator_cli.config import AnimateConfig
+from stableanimator_cli.detect.face import load_embedding
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Settings
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.faces import Reference, face_optimization
+from stableanimator_cli.errors import ConfigError, ModelMissing, NoFace
+from stableanimator_cli.records import Face
+from stableanimator_cli.talk import Talk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """``vector`` float32[512] for the Face Encoder, None where a run may do without; ``faces`` of the reference
+    picture, largest first, as far as a detector was there to find them."""
+
+    vector: np.ndarray | None
+    faces: tuple[Face, ...] = ()
+
+
+def planned(config: AnimateConfig, engine: Engine, talk: Talk) -> Subject:
+    """For a plan: a vector that was given is checked, no detector is run, and its absence is said."""
+    if config.face_embedding is not None:
+        return Subject(vector=load_embedding(config.face_embedding))
+    if "face" not in engine.model.files and not config.allow_no_face:
+        talk.warn(
+            f"model {engine.model.name!r} has no face detector here: the run will ask for --face-embedding FILE, "
+            "`sa models pull antelopev2`, or --allow-no-face"
+        )
+    return Subject(vector=None)
+
+
+def found(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk) -> Subject:
+    """The vector of the largest face: given, or found in the whole picture; None only where that was allowed."""
+    if config.face_embedding is not None:
+        vector = load_embedding(config.face_embedding)
+        # only optimisation asks where the face is, and only where something can tell
+        looks = "face" in engine.model.files and config.refine.face != "off"
+        return Subject(vector=vector, faces=engine.faces().boxes(picture) if looks else ())
+    try:
+        faces = engine.faces().faces(picture)
+    except ModelMissing:
+        if not config.allow_no_face:
+            raise
+        talk.warn(f"model {engine.model.name!r} has no face detector here: animating without a face, as allowed")
+        return Subject(vector=None)
+    known = tuple(face for face in faces if face.embedding is not None)
+    if known:
+        if len(known) > 1:
+            talk.note(f"{config.reference.name}: {len(known)} faces, the largest is kept")
+        return Subject(vector=known[0].embedding, faces=known)
+    if config.allow_no_face:
+        talk.note(f"{config.reference.name}: no face found: animating without one, as allowed")
+        return Subject(vector=None)
+    raise NoFace(
+        f"{config.reference}: no face found",
+        hint="use a picture where the face is larger and seen from the front, or --allow-no-face",
+    )
+
+
+def refinement(
+    config: AnimateConfig, engine: Engine, picture: np.ndarray, subject: Subject, driving: Driving, talk: Talk
+) -> FaceOptimization | None:
+    """The hook that a run was asked for, None where there is nothing to do. ``auto`` does without what is missing,
+    ``full`` and ``crop`` insist on it."""
+    settings = config.refine
+    if settings.face == "off" or settings.iterations == 0:
+        return None
+    insists = settings.face != "auto"
+    if "face" not in engine.model.files:
+        if insists:
+            raise ModelMissing(
+                f"model {engine.model.name!r} has no face recogniser here, which --refine-face {settings.face} needs",
+                hint="`sa models pull antelopev2`, or --refine-face off",
+            )
+        return None
+    if not subject.faces:
+        if insists:
+            raise NoFace(
+                f"{config.reference}: no face found, which --refine-face {settings.face} needs",
+                hint="use a picture where the face is larger, or --refine-face off",
+            )
+        return None
+    first, last = settings.steps_of(config.sampling.steps)
+    if first >= last:
+        if settings.steps is not None:
+            raise ConfigError(
+                "--refine-steps", f"{first}:{last}", f"a range that holds one of {config.sampling.steps} steps"
+            )
+        return None
+    width, height = driving.skeletons.size
+    boxes = driving.faces
+    if boxes is not None and not np.isfinite(boxes).all(axis=-1).any():
+        talk.note(f"{config.motion.name}: no face can be seen in any frame, so none is optimised")
+        return None
+    references = [Reference(picture=picture, box=face.box) for face in subject.faces]
+    if boxes is not None:
+        references, boxes = _paired(references, boxes)
+        unseen = int((~np.isfinite(boxes).all(axis=-1).any(axis=1)).sum())
+        if unseen:
+            talk.note(f"{config.motion.name}: {unseen} of {len(boxes)} frames show no face and are not optimised")
+    if config.windows.anchor == "reference" and boxes is not None:
+        boxes = np.concatenate([np.full_like(boxes[:1], np.nan), boxes])  # the anchor is not part of the output
+    return face_optimization(
+        engine,
+        Settings(
+            mode="crop" if settings.face == "auto" else settings.face,
+            steps=(first, last),
+            iterations=settings.iterations,
+            rate=settings.rate,
+            schedule=settings.schedule,
+            anchor=settings.anchor,
+            chunk=config.decode.chunk,
+            reach=settings.reach,
+        ),
+        references=references if boxes is not None else references[:1],
+        boxes=boxes,
+        size=(width, height),
+        whole_frame=settings.region == "frame",
+        margin=settings.margin,
+    )
+
+
+def _paired(references: list[Reference], boxes: np.ndarray) -> tuple[list[Reference], np.ndarray]:
+    """As many of the largest faces as both sides have, matched from left to right. boxes float[t,p,4]."""
+    count = min(len(references), boxes.shape[1])
+    references, boxes = references[:count], boxes[:, :count]
+    seen = np.isfinite(boxes).all(axis=-1)
+    centres = np.where(seen, boxes[..., ::2].sum(axis=-1), 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+    return sorted(references, key=lambda face: face.box[0] + face.box[2]), boxes[:, np.argsort(centres, kind="stable")]

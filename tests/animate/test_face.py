@@ -1,0 +1,126 @@
+"""Face optimisation from the command's side: when it runs, on which boxes, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.animate.run import run
+from stableanimator_cli.errors import ConfigError, ModelMissing, NoFace
+from stableanimator_cli.media import VideoWriter, open_clip, write_picture
+from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.skeleton import draw_skeleton
+from tests.waving import waving
+
+FRAMES = 4
+
+
+@pytest.fixture
+def animate(tmp_path, seeing_model):
+    """``sa animate`` with a model that takes a red rectangle for a face, on a picture that has one."""
+    picture = np.full((128, 128, 3), 60, np.uint8)
+    picture[30:90, 40:80] = (255, 0, 0)
+    picture[50:60, 50:60] = (255, 120, 0)
+    write_picture(tmp_path / "face.png", picture)
+    write_picture(tmp_path / "nobody.png", np.full((128, 128, 3), 60, np.uint8))
+    motion = waving(FRAMES, (96, 96))
+    motion.face_boxes[1] = np.nan
+    motion.keypoints[1, :, 24:92, 2] = 0
+    motion.face_boxes[[0, 2, 3]] = (30, 10, 70, 60)
+    save_motion(tmp_path / "poses.npz", motion)
+
+    def go(picture="face.png", **flags):
+        given = {
+            "reference": tmp_path / picture,
+            "motion": tmp_path / "poses.npz",
+            "output": tmp_path / "out.mp4",
+            "model": str(seeing_model),
+            "size": "96x96",
+            "steps": 3,
+        }
+        report = run(flags=given | flags)
+        record = json.loads(report.record.read_text())
+        return record, np.stack([frame for _, frame in open_clip(report.video).frames()])
+
+    return go
+
+
+def test_standard_refines_on_a_crop_and_fast_does_not(animate):
+    record, standard = animate()
+    assert [row["step"] for row in record["refined"]] == [0, 1, 2]  # 21/25 of three steps, rounded up
+    assert all(row["faces"] == FRAMES - 1 for row in record["refined"])  # frame 1 shows no face
+    assert record["refined"][0]["after"] > record["refined"][0]["before"]
+    assert record["calls"]["refine_crop"] > 0
+    assert "refine_decode" not in record["calls"]
+    record, fast = animate(preset="fast")
+    assert record["refined"] == []
+    assert (standard != fast).any()
+
+
+def test_presets_choose_and_flags_win(animate):
+    record, _ = animate(preset="released", refine_iters=1)
+    assert record["config"]["refine"]["face"] == "full"
+    assert record["config"]["refine"]["iterations"] == 1
+    assert record["calls"]["refine_decode"] > 0
+    record, _ = animate(preset="paper", refine_iters=1, refine_face="crop")
+    assert record["config"]["sampling"]["sampler"] == "heun"
+    assert record["config"]["sampling"]["churn"] == 40
+    assert record["config"]["refine"]["schedule"] == "constant"
+    assert [row["step"] for row in record["refined"]] == [0, 1, 2]
+
+
+def test_steps_are_half_open(animate):
+    record, _ = animate(refine_steps="1:2")
+    assert [row["step"] for row in record["refined"]] == [1]
+
+
+def test_without_a_recogniser_auto_goes_on_and_full_says_so(animate, tiny_model, tmp_path):
+    vector = tmp_path / "face.npy"
+    np.save(vector, np.ones(512, np.float32))
+    record, _ = animate(model=str(tiny_model), face_embedding=vector)
+    assert record["refined"] == []
+    with pytest.raises(ModelMissing, match="no face recogniser here, which --refine-face full needs"):
+        animate(model=str(tiny_model), face_embedding=vector, refine_face="full")
+
+
+def test_without_a_face_auto_goes_on_and_crop_says_so(animate):
+    record, _ = animate("nobody.png", allow_no_face=True)
+    assert record["refined"] == []
+    with pytest.raises(NoFace, match="which --refine-face crop needs"):
+        animate("nobody.png", allow_no_face=True, refine_face="crop")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"refine_steps": "2:2"}, "--refine-steps"),
+        ({"refine_steps": "7:9"}, "--refine-steps"),
+        ({"refine_steps": "two"}, "--refine-steps"),
+        ({"refine_iters": -1}, "--refine-iters"),
+        ({"refine_lr": 0.0}, "--refine-lr"),
+        ({"preset": "quick"}, "--preset"),
+    ],
+)
+def test_bad_settings_name_the_flag(animate, flags, words):
+    with pytest.raises(ConfigError, match=words):
+        animate(**flags)
+
+
+def test_zero_iterations_are_none(animate):
+    record, none = animate(refine_iters=0)
+    assert record["refined"] == []
+    _, fast = animate(preset="fast")
+    assert (none == fast).all()
+
+
+def test_boxes_are_found_where_only_pictures_are_known(animate, tmp_path):
+    """A skeleton video has no boxes: faces are looked for in the decoded estimate."""
+    motion = waving(FRAMES, (96, 96))
+    with VideoWriter(tmp_path / "poses.mp4", (96, 96), Fraction(25), lossless=True) as video:
+        for index in range(FRAMES):
+            video.write(draw_skeleton(motion.keypoints[index], (96, 96)))
+    record, _ = animate(motion=tmp_path / "poses.mp4", motion_kind="skeleton")
+    assert record["calls"]["refine_decode"] >= 1  # crop alone decodes no whole frame: this is the look

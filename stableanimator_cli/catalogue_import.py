@@ -94,12 +94,21 @@ class _Job:
         return "copied" if self.copy else "linked"
 
     def converted(self, source: Path, target: Path, convert: Convert) -> str:
-        if target.is_file() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns:
-            return "already there"
+        told = source.stat()
+        if target.is_file() and not target.is_symlink():
+            if target.stat().st_mtime_ns == told.st_mtime_ns:
+                return "already there"
+            raise BadInput(
+                target,
+                "weights from another file",
+                f"none, or those converted from {source}",
+                hint="delete it first if the new ones shall take its place",
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.stem}.part.safetensors")
         try:
             convert(source, part)
+            os.utime(part, ns=(told.st_atime_ns, told.st_mtime_ns))  # tells later which file it was made from
             os.replace(part, target)
         finally:
             part.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,19 @@ def test_convert_writes_safetensors_once(tmp_path: Path, home: Path) -> None:
     import_folder(tmp_path / "w", convert=convert)
     assert len(calls) == 2
     assert not list(home.rglob("*part*"))
+
+
+def test_another_folders_weights_are_not_taken_for_those_converted_before(tmp_path: Path, home: Path) -> None:
+    def convert(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes())
+
+    mine, other = write(tmp_path / "mine/unet.pth", b"mine"), write(tmp_path / "other/unet.pth", b"other")
+    os.utime(mine, ns=(0, 2_000_000_000))
+    os.utime(other, ns=(0, 1_000_000_000))  # older, so that age alone would pass it
+    import_folder(mine.parent, convert=convert)
+    with pytest.raises(BadInput, match="weights from another file"):
+        import_folder(other.parent, convert=convert)
+    assert (home / "models/stableanimator/unet.safetensors").read_bytes() == b"mine"
 
 
 def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, home: Path) -> None:

@@ -1,6 +1,6 @@
 """A walk through SVD's temporal VAE decoder for face optimisation: checkpointed, and on a crop of the frame.
 
-The module and its weights are diffusers' (``TemporalDecoder``). An up block looks only 12 latents far, but GroupNorm and
+The module and its weights are diffusers' (``TemporalDecoder``). An up block looks only 12 latents far, GroupNorm and
 the middle block's attention look at the whole frame: a crop is exact to float noise when the middle block still sees
 everything and the norms use the statistics of the whole frame, recorded once (``recorded_statistics``).
 """

@@ -71,7 +71,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
             attn.processor.id_to_v.weight.data.copy_(attn.to_v.weight)
 
     def context(self, tokens: Tensor, *, face: bool = True) -> Context:
-        """Split ``tokens`` [b,k+id_tokens,c] into a context that goes the long way; ``face`` False: image tokens only."""
+        """Split ``tokens`` [b,k+id_tokens,c] into a context that goes the long way; ``face`` False: image alone."""
         if not face:
             return Context(tokens, None)
         return Context(tokens[:, : -self.id_tokens], tokens[:, -self.id_tokens :])

@@ -30,8 +30,12 @@ class FaceDecoder(Protocol):
 
     scale: int  # pixels a latent
 
+    def frames(self, latents: range) -> range:
+        """Frames of the video that these latents along time become: the same numbers where time is not compressed."""
+        ...
+
     def pixels(self, latents: Tensor) -> Tensor:
-        """[t,c,h,w] -> [t,3,H,W] in [-1,1], unclamped, differentiable."""
+        """Latents of one chunk [t,c,h,w] -> its frames [T,3,H,W] in [-1,1], unclamped, differentiable."""
         ...
 
     def observed(self, latents: Tensor, chunks: Sequence[range]) -> AbstractContextManager[None]:
@@ -58,7 +62,7 @@ class Target:
 class Settings:
     """``steps`` a half-open range of denoising steps; ``rate`` of Adam, ``falling`` as rate (1 - step/steps) or
     ``constant``; ``anchor`` ``background`` leaves latents outside the boxes (and ``reach`` latents round them) alone,
-    which ``crop`` always does. ``chunk`` frames are decoded together."""
+    which ``crop`` always does. ``chunk`` latents along time are decoded together."""
 
     mode: Mode
     steps: tuple[int, int]
@@ -106,7 +110,7 @@ class FaceOptimization:
         with self.resident():
             if not self.targets and self.find is not None:
                 self.targets = self.find(clean)
-            if not self._faces(0, len(clean)):
+            if not self._faces(range(len(clean))):
                 return clean
             with torch.enable_grad():
                 return self._optimised(clean.detach(), step)
@@ -116,7 +120,7 @@ class FaceOptimization:
         variable = clean.clone().requires_grad_(True)
         adam = torch.optim.Adam([variable], lr=self.settings.rate_at(step))
         mask = self._mask(clean) if self.settings.mode == "crop" or self.settings.anchor == "background" else None
-        faces = self._faces(0, len(clean))
+        faces = self._faces(range(len(clean)))
         before = 0.0
         chunks = list(self._chunks(len(clean)))
         crops = self.settings.mode == "crop"
@@ -147,7 +151,7 @@ class FaceOptimization:
             return torch.cat(list(self._in_pixels(self.decoder.pixels(part), (0, 0), chunk, self.targets)))
         found = []
         for target in self.targets:
-            boxes = [box for box in target.boxes[chunk.start : chunk.stop] if box is not None]
+            boxes = [box for box in self._boxes(target, chunk) if box is not None]
             if boxes:
                 pixels, corner = self.decoder.crop(part, chunk, _union(boxes))
                 found += self._in_pixels(pixels, corner, chunk, [target])
@@ -159,7 +163,7 @@ class FaceOptimization:
         pixels = pixels.float().clamp(-1, 1)
         x, y = corner
         for target in targets:
-            seen = [(i, box) for i, box in enumerate(target.boxes[chunk.start : chunk.stop]) if box is not None]
+            seen = [(i, box) for i, box in enumerate(self._boxes(target, chunk)) if box is not None]
             if seen:
                 boxes = [(box[0] - x, box[1] - y, box[2] - x, box[3] - y) for _, box in seen]
                 vectors = self.identify(pixels[[i for i, _ in seen]], boxes)
@@ -168,23 +172,27 @@ class FaceOptimization:
     def _chunks(self, frames: int) -> Iterator[range]:
         """Chunks that hold a face; the others have no gradient and are not decoded."""
         for start in range(0, frames, self.settings.chunk):
-            stop = min(start + self.settings.chunk, frames)
-            if self._faces(start, stop):
-                yield range(start, stop)
+            chunk = range(start, min(start + self.settings.chunk, frames))
+            if self._faces(chunk):
+                yield chunk
 
-    def _faces(self, start: int, stop: int) -> int:
-        return sum(box is not None for target in self.targets for box in target.boxes[start:stop])
+    def _boxes(self, target: Target, latents: range) -> list[Box | None]:
+        """The target's boxes in the frames that these latents become."""
+        return [target.boxes[frame] for frame in self.decoder.frames(latents)]
+
+    def _faces(self, latents: range) -> int:
+        return sum(box is not None for target in self.targets for box in self._boxes(target, latents))
 
     def _mask(self, latents: Tensor) -> Tensor:
         """One where latents may move: the boxes of each frame and ``reach`` latents round them. [t,1,h,w]."""
         mask = latents.new_zeros(len(latents), 1, *latents.shape[-2:])
         scale, reach = self.decoder.scale, self.settings.reach
-        for target in self.targets:
-            for frame, box in enumerate(target.boxes[: len(latents)]):
+        for index in range(len(latents)):
+            for box in (box for target in self.targets for box in self._boxes(target, range(index, index + 1))):
                 if box is not None:
                     left, top = (max(0, side // scale - reach) for side in box[:2])
                     right, bottom = (side // scale + 1 + reach for side in box[2:])
-                    mask[frame, :, top:bottom, left:right] = 1
+                    mask[index, :, top:bottom, left:right] = 1
         return mask
 
 

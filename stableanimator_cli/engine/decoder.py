@@ -80,6 +80,10 @@ class FaceDecoder:
         self._margin = margin
         self._statistics: dict[int, Statistics] = {}
 
+    def frames(self, latents: range) -> range:
+        """SVD's VAE does not compress time."""
+        return latents
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """Within it a float16 decoder is float32."""

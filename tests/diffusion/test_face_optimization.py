@@ -28,6 +28,9 @@ class Decoder:
         self.mix = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
         self.decoded: list[int] = []
 
+    def frames(self, latents):
+        return latents
+
     def pixels(self, latents):
         self.decoded.append(len(latents))
         return F.interpolate(torch.einsum("tchw,dc->tdhw", latents, self.mix) * 0.1, scale_factor=8.0)
@@ -155,6 +158,28 @@ def test_faces_are_looked_for_until_there_are_some():
     optimise(x, STEP)
     assert asked == [0, 1]
     assert len(optimise.log) == 2
+
+
+class Compressed(Decoder):
+    """One latent for the first frame and one for every two after it."""
+
+    def frames(self, latents):
+        return range(max(0, 2 * latents.start - 1), 2 * latents.stop - 1)
+
+    def pixels(self, latents):
+        return super().pixels(latents).repeat_interleave(2, dim=0)[1:]
+
+
+def test_latents_that_stand_for_several_frames():
+    latents = torch.randn(4, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
+    box = (16, 8, 39, 31)
+    boxes = (box, box, None, box, box, None, None)  # frames 0 | 1 2 | 3 4 | 5 6
+    optimise = FaceOptimization(
+        Compressed(), identify, [replace(target(), boxes=boxes)], replace(SETTINGS, chunk=4, anchor="background")
+    )
+    moved = (optimise(latents, STEP) != latents).flatten(1).any(dim=1)
+    assert moved.tolist() == [True, True, True, False]
+    assert optimise.log[0].faces == 4
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])

@@ -1,14 +1,14 @@
 """The driving motion: whatever the user has, as skeleton pictures at the output's size and rate.
 
 Skeleton videos and folders of skeleton pictures are taken as they are; key points (our ``poses.npz``, OpenPose JSON)
-are drawn.
+are drawn; in a plain video people are detected first, with the detectors of the model.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -17,15 +17,17 @@ import numpy as np
 
 from stableanimator_cli.animate.skeletons import Skeletons
 from stableanimator_cli.animate.timing import UNTIMED_FPS, is_regular, mean_rate, shown_at
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.detect.capture import Detectors, capture, pose_of
+from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.media_picture import is_picture
+from stableanimator_cli.motion.align import align
 from stableanimator_cli.motion.geometry import Fit, Mode, fit
 from stableanimator_cli.motion.interchange import load_motion
 from stableanimator_cli.motion.keypoints import face_box
 from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.skeleton import draw_skeleton, looks_like_skeleton
-from stableanimator_cli.records import Clip, Motion
+from stableanimator_cli.records import Clip, ModelFolder, Motion
 from stableanimator_cli.talk import Talk
 
 Kind = Literal["auto", "skeleton", "video"]
@@ -56,9 +58,18 @@ def open_driving(
     size: tuple[int, int],
     resize: Mode,
     talk: Talk,
+    model: ModelFolder | None = None,
+    device: str = "auto",
+    reference: np.ndarray | None = None,
+    planned: bool = False,
 ) -> Driving:
     """Read MOTION. ``frames`` is a half-open slice of the source's frames; ``fps`` the output's rate (default: the
-    source's, or 30 where it has no clock). Raises ``BadInput`` with file and frame."""
+    source's, or 30 where it has no clock).
+
+    In a plain video the largest person is found by the detectors of ``model`` on ``device``; how far they are from the
+    person of ``reference`` uint8[h,w,3] is said. ``planned`` counts such a video's frames and detects nothing.
+    Raises ``BadInput`` with file and frame, ``ModelMissing`` where a plain video meets a model without detectors,
+    ``NoPerson`` where it shows nobody."""
     start, stop = frames or (None, None)
     if path.suffix.lower() == ".npz" and path.is_file():
         return _from_motion(load_motion(path), path, start, stop, fps, size, resize, talk)
@@ -79,8 +90,19 @@ def open_driving(
             f"skeletons of {_SMALLEST} pixels a side or more",
             hint="draw the skeletons larger, or give the motion as key points (.npz or OpenPose JSON)",
         )
-    _require_skeletons(clip, kind, talk)
-    return _from_clip(take(clip, start, stop), fps, size, resize, talk)
+    part = take(clip, start, stop)
+    if _shows_skeletons(clip, kind, talk):
+        return _from_clip(part, fps, size, resize, talk)
+    if planned:
+        return _counted(part, fps, size)
+    motion = _detected(part, model, device, reference, talk)
+    driving = _from_motion(
+        motion, path, None, None, fps or (clip.fps if motion.times is None else None), size, resize, talk
+    )
+    if not clip.audio or motion.times is None:
+        return driving
+    end = motion.times[-1] + 1 / (clip.fps or mean_rate(motion.times))
+    return replace(driving, audio=(path, motion.times[0], end))
 
 
 def _holds_openpose(path: Path) -> bool:
@@ -90,8 +112,8 @@ def _holds_openpose(path: Path) -> bool:
     return any(path.glob("*.json")) and not any(is_picture(file) for file in path.iterdir() if file.is_file())
 
 
-def _require_skeletons(clip: Clip, kind: Kind, talk: Talk) -> None:
-    """Decide what a video shows. A plain one needs a pose detector, which this version does not have yet."""
+def _shows_skeletons(clip: Clip, kind: Kind, talk: Talk) -> bool:
+    """Whether a video shows drawn skeletons; else it shows people to detect."""
     if kind == "auto":
         name, value = SKELETON_TAG
         tagged = clip.tag.get(name) == value
@@ -99,14 +121,49 @@ def _require_skeletons(clip: Clip, kind: Kind, talk: Talk) -> None:
         skeleton = tagged or sum(map(looks_like_skeleton, looked)) * 2 > len(looked)
         why = "by its tag" if tagged else "black but for its limbs" if skeleton else "not black like a skeleton"
         talk.note(f"{clip.path.name}: taken for a {'skeleton' if skeleton else 'plain'} video ({why})")
-        kind = "skeleton" if skeleton else "video"
-    if kind == "video":
-        raise BadInput(
-            clip.path,
-            "a plain video",
-            "skeletons: a skeleton video or pictures, poses.npz or OpenPose JSON",
-            hint="finding poses in plain videos is not built yet; if these are skeletons, say --motion-kind skeleton",
+        return skeleton
+    return kind == "skeleton"
+
+
+def _detected(clip: Clip, model: ModelFolder | None, device: str, reference: np.ndarray | None, talk: Talk) -> Motion:
+    """The largest person's motion in a plain video, as it is there: nothing is aligned unasked."""
+    try:
+        if model is None:
+            raise ModelMissing("no model was given")
+        # Boxes of faces follow from their points: vectors of every frame would cost as much again and serve nobody.
+        detectors = Detectors.open(model, device, faces=False)
+    except ModelMissing as error:
+        raise ModelMissing(
+            f"{clip.path}: found a plain video, and {error.message}",
+            hint=f"{error.hint or 'name a model with detectors'}; if these are skeletons, say --motion-kind skeleton",
+        ) from None
+    seen = capture(clip, detectors, talk=talk)
+    if seen.repairs.frames or seen.repairs.points or seen.repairs.gaps:
+        talk.note(f"{clip.path.name}: {seen.repairs.describe()}")
+    if seen.found.max() > 1:
+        talk.note(f"{clip.path.name}: up to {seen.found.max()} people, the largest is followed")
+    points = None if reference is None else pose_of(reference, detectors)
+    if reference is not None and points is not None:
+        try:
+            found = align(seen.motion, points, (reference.shape[1], reference.shape[0]), "none").after
+        except NoPerson:  # too little in common to compare
+            return seen.motion
+        talk.note(
+            f"{clip.path.name}: {found.describe()}; sa preprocess --align affine --reference brings them together"
         )
+    return seen.motion
+
+
+def _counted(clip: Clip, fps: Fraction | None, size: tuple[int, int]) -> Driving:
+    """As many black frames as a video's motion will have: what a plan needs to know."""
+    times = [time for time, _ in clip.frames()]
+    black = Skeletons(size, [np.zeros((size[1], size[0], 3), np.uint8)])
+    known = [time for time in times if time is not None]
+    if len(known) < max(2, len(times)):
+        blank = black.reordered([0] * len(times))
+        return Driving(skeletons=blank, fps=fps or clip.fps or UNTIMED_FPS, source_size=clip.size, audio=None)
+    order, rate = _at_rate(known, clip.fps or mean_rate(known), fps)
+    return Driving(skeletons=black.reordered([0] * len(order)), fps=rate, source_size=clip.size, audio=None)
 
 
 def _from_clip(clip: Clip, fps: Fraction | None, size: tuple[int, int], resize: Mode, talk: Talk) -> Driving:

@@ -71,6 +71,10 @@ def run(
             size=size,
             resize=config.resize,
             talk=talk,
+            model=model,
+            device=str(device.device),
+            reference=picture,
+            planned=plan_only,
         )
         poses = driving.skeletons
         if config.windows.anchor == "reference":

@@ -176,7 +176,7 @@ RayOpt = Annotated[
         "--ray",
         metavar="ADDRESS",
         rich_help_panel=MANY,
-        help="A Ray cluster, local for one on this machine; needs the extra [ray]. Default: none.",
+        help="A Ray cluster, local for one on this machine; needs the package ray. Default: none.",
     ),
 ]
 ToOpt = Annotated[

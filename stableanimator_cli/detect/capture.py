@@ -139,7 +139,6 @@ def capture(
     seen = _Seen()
     with ThreadPoolExecutor(1) as beside, talk.progress(clip.count, f"detect {clip.path.name}", "frame") as bar:
         for frames, times in read_ahead(clip, batch_of(options.every)):
-            # Every clip of at most one batch ends in the frame that closes it: the last is always looked at.
             faces = beside.submit(_faces, detectors.faces, frames)
             boxes = _boxes(detectors.people, frames, options.every)
             points = detectors.points.estimate(frames, boxes)

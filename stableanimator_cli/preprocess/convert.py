@@ -88,7 +88,7 @@ def run(config: PreprocessConfig, talk: Talk, model: ModelFolder | None = None) 
 
 
 def read_motion(path: Path, config: PreprocessConfig, talk: Talk) -> Motion:
-    """A motion from any form that holds points, with what ``--frames``, ``--fps``, ``--person`` and ``--smooth`` ask."""
+    """A motion from any form that holds points, as ``--frames``, ``--fps``, ``--person`` and ``--smooth`` ask."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
         motion = load_motion(path)

@@ -1,4 +1,4 @@
-"""``sa preprocess`` from flags to files: which of its works is asked for, the model, the list, the clips, the report."""
+"""``sa preprocess`` from flags to files: which of its works is asked for, the model, the list, clips, the report."""
 
 from __future__ import annotations
 
@@ -56,8 +56,11 @@ def run(
     out = _output(config)
     sources = find_sources(config.inputs, leave_out=out)
     if config.poses is not None and len(sources) != 1:
-        found = f"{len(sources)} videos"
-        raise ConfigError("--poses", found, "one video", hint="leave --poses out: -o DIR makes a clip folder of each")
+        hint = "leave --poses out: -o DIR makes a clip folder of each"
+        raise ConfigError("--poses", f"{len(sources)} videos", "one video", hint=hint)
+    if config.align != "none" and config.poses is None:
+        expected = "--poses OUT.mp4 with it: clip folders keep the points where the video has them"
+        raise ConfigError("--align", config.align, expected)
     model = _model(config)
     networks = network_digests(model)
     if plan_only:
@@ -200,7 +203,8 @@ def _many(
         made = workers.in_processes(task, mine, config.workers)
     else:
         made = workers.in_this_process(task, mine, talk if len(mine) == 1 else Silent())
-    with talk.progress(len(mine), "clips", "video") as bar:
+    # One video has a bar of its frames already.
+    with (talk if len(mine) > 1 else Silent()).progress(len(mine), "clips", "video") as bar:
         for outcome in made:
             outcomes[outcome.source.name] = outcome
             if outcome.error is not None and len(sources) > 1:

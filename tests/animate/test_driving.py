@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.animate.driving import Driving, open_driving
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.catalogue import open_model
+from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.openpose import save_openpose
+from stableanimator_cli.records import ModelFolder
 from tests.animate.clips import FORMS, Heard, in_form, skeleton_video
 from tests.media_samples import beep, make_video, noise
+from tests.preprocess import drawn
 from tests.tiny import skeletons, waving
 
 NTSC = Fraction(30000, 1001)
@@ -110,12 +113,12 @@ def test_sound_is_known_with_the_seconds_that_the_frames_cover(tmp_path):
     assert driven(skeleton_video(tmp_path / "mute.mp4", 3)).audio is None
 
 
-def test_a_plain_video_is_refused_and_says_what_may_be_given(tmp_path):
+def test_a_plain_video_without_detectors_is_refused_and_says_what_may_be_given(tmp_path):
     path = make_video(tmp_path / "dance.mp4", noise(5, (128, 128)))
     heard = Heard()
-    with pytest.raises(BadInput, match=r"dance\.mp4: found a plain video, expected skeletons") as caught:
+    with pytest.raises(ModelMissing, match=r"dance\.mp4: found a plain video, and no model was given") as caught:
         driven(path, talk=heard)
-    assert caught.value.exit_code == 3
+    assert caught.value.exit_code == 5
     assert "--motion-kind skeleton" in str(caught.value.hint)
     assert heard.notes == ["dance.mp4: taken for a plain video (not black like a skeleton)"]
 
@@ -130,8 +133,46 @@ def test_auto_knows_skeletons_by_tag_and_by_blackness(tmp_path):
 def test_who_says_the_kind_is_believed(tmp_path):
     path = make_video(tmp_path / "dance.mp4", noise(3, (128, 128)))
     assert len(driven(path, kind="skeleton").skeletons) == 3
-    with pytest.raises(BadInput, match="a plain video"):
+    with pytest.raises(ModelMissing, match="a plain video"):
         driven(skeleton_video(tmp_path / "poses.mp4", 3), kind="video")
+
+
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return open_model(drawn.write_model(tmp_path_factory.mktemp("detectors") / "model"))
+
+
+def test_a_plain_video_is_detected_and_drawn_and_its_distance_from_the_reference_said(tmp_path, detectors):
+    boxes = drawn.walk(9, missing=[4])
+    path, heard = drawn.write_video(tmp_path / "dance.mp4", boxes, fps=NTSC), Heard()
+    size = drawn.SIZE
+    found = driven(path, size=size, talk=heard, model=detectors, reference=drawn.frame((60, 30, 100, 94)))
+    assert (found.fps, len(found.skeletons), found.source_size) == (NTSC, 9, size)
+    lit = [np.flatnonzero(picture.any(axis=(0, 2))) for picture in pictures(found)]
+    starts = np.array([columns.min() for columns in lit])
+    assert starts[-1] - starts[0] == pytest.approx(16, abs=3)  # it walks two pixels a frame
+    said = " ".join(heard.notes)
+    assert "1 frames filled in 1 gaps" in said
+    assert "misalignment" in said
+    assert "--align affine" in said
+
+
+def test_a_range_and_a_rate_are_those_of_the_plain_video(tmp_path, detectors):
+    path = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(12), fps=12)
+    part = driven(path, size=drawn.SIZE, model=detectors, frames=(2, 8), fps=Fraction(24))
+    assert (part.fps, len(part.skeletons)) == (24, 12)
+
+
+def test_a_plan_counts_a_plain_video_and_detects_nothing(tmp_path):
+    path = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(12), fps=12)
+    plan = driven(path, size=drawn.SIZE, planned=True)
+    assert (plan.fps, len(plan.skeletons)) == (12, 12)
+
+
+def test_a_plain_video_without_anybody_names_the_file(tmp_path, detectors):
+    path = drawn.write_video(tmp_path / "empty.mp4", [None] * 3)
+    with pytest.raises(NoPerson, match=r"empty\.mp4: nobody found in any of 3 frames"):
+        driven(path, size=drawn.SIZE, model=detectors)
 
 
 def test_another_shape_is_cut_and_says_so_or_padded(tmp_path):

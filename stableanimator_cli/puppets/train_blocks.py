@@ -1,0 +1,87 @@
+"""Building blocks of the small networks and how they become ONNX files."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from stableanimator_cli.motion.interchange import appearing
+
+OPSET = 13
+_LARGE = 256  # numbers: smaller tensors are not worth a node
+
+
+def conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
+    """Convolution, normalisation, rectifier."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
+    )
+
+
+class Residual(nn.Module):
+    """Two convolutions beside an identity (He et al., "Deep Residual Learning")."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = conv(width, width)
+        self.second = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        nn.init.zeros_(self.second[1].weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.second(self.first(x)))
+
+
+def write_onnx(
+    net: nn.Module,
+    path: Path,
+    example: Tensor,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    *,
+    free: Mapping[str, Mapping[int, str]] | None = None,
+    about: str,
+    half: bool = True,
+) -> Path:
+    """Write ``net`` as one ONNX file without external data. ``free`` names the axes of inputs and outputs that may have
+    any length; ``about`` is kept in the file as its description. ``half`` stores the weights as float16, which the graph
+    turns into float32 when it is opened: half the size, and the same arithmetic."""
+    buffer = io.BytesIO()
+    net = net.eval().float()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter announces its successor, and remarks on every fixed shape
+        torch.onnx.export(
+            net, (example,), buffer, input_names=list(inputs), output_names=list(outputs),
+            dynamic_axes={name: dict(axes) for name, axes in (free or {}).items()}, opset_version=OPSET, dynamo=False,
+        )  # fmt: skip
+    model = onnx.load_model_from_string(buffer.getvalue())
+    model.doc_string, model.producer_name, model.producer_version = about, "stableanimator-cli", ""
+    for node in model.graph.node:
+        node.doc_string = ""
+    if half:
+        _halve(model.graph)
+    onnx.checker.check_model(model)
+    with appearing(path) as part:
+        part.write_bytes(model.SerializeToString())
+    return path
+
+
+def _halve(graph: onnx.GraphProto) -> None:
+    casts = []
+    for tensor in graph.initializer:
+        weights = numpy_helper.to_array(tensor)
+        if weights.dtype != np.float32 or weights.size < _LARGE:
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(weights.astype(np.float16), f"{name}.half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)

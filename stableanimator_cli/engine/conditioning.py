@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from stableanimator_cli.nets.pose_net import PoseNet
@@ -115,18 +115,19 @@ def reference_latents(vae: AutoencoderKLTemporalDecoder, picture: np.ndarray, no
 
     SVD conditions on unscaled latents. A float16 VAE with ``force_upcast`` encodes in float32: its encoder overflows.
     """
+    module: nn.Module = vae  # diffusers types its own ``to`` without a self
     parameter = next(vae.parameters())
     device, dtype = parameter.device, parameter.dtype
     upcast = dtype == torch.float16 and bool(vae.config["force_upcast"])
     pixels = to_signed(picture[None]) + strength * noise
     try:
         if upcast:
-            vae.to(dtype=torch.float32)
+            module.to(torch.float32)
         (posterior,) = vae.encode(pixels.to(device, torch.float32 if upcast else dtype), return_dict=False)
         latents = posterior.mode()
     finally:
         if upcast:
-            vae.to(dtype=dtype)
+            module.to(dtype)
     return latents.to(dtype)
 
 

@@ -159,8 +159,8 @@ def pose_of(picture: np.ndarray, detectors: Detectors) -> np.ndarray | None:
 
 
 def batch_of(every: int) -> int:
-    """Frames of a batch in which each ``every``-th is looked at: a multiple of it, never few."""
-    return max(BATCH, every * round(BATCH / every))
+    """Frames of a batch in which each ``every``-th is looked at: the multiple of it nearest to ``BATCH``."""
+    return every * max(1, round(BATCH / every))
 
 
 def read_ahead(clip: Clip, batch: int) -> Iterator[tuple[list[np.ndarray], Times]]:

@@ -1,0 +1,181 @@
+"""Videos to clip folders: what is in them, what is done again and what is not, who makes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.detect import clips
+from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPerson, SaError
+from stableanimator_cli.media import open_clip, write_picture
+from tests.preprocess import drawn
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Three videos, one of which breaks off, and one without anybody."""
+    folder = tmp_path / "videos"
+    drawn.write_video(folder / "a.mp4", drawn.walk(18, missing=(4,)), fps=Fraction(30000, 1001))
+    drawn.write_video(folder / "deep" / "b.mp4", drawn.walk(20))
+    drawn.write_video(folder / "empty.mp4", [None] * 3)
+    (folder / "broken.mp4").write_bytes(b"this is no video" * 50)
+    (folder / "notes.md").write_text("not a video")
+    return folder
+
+
+def lines(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "index.jsonl").read_text().splitlines()]
+
+
+def test_a_folder_of_videos_becomes_clips_an_index_and_a_report(preprocess, videos):
+    report = preprocess(videos)
+    out = videos.with_name("videos.clips")
+    assert (report.output, report.clips, report.made, report.kept, report.exit_code) == (out, 2, 2, 0, 7)
+    assert report.to_json()["error"] == "batch-failed"
+    assert [(line["source"].split("/")[-1], line["status"], line["clip"]) for line in lines(out)] == [
+        ("a.mp4", "ok", "a"), ("broken.mp4", "failed", None), ("b.mp4", "ok", "deep__b"), ("empty.mp4", "failed", None),
+    ]  # fmt: skip
+    assert [line["error"]["error"] for line in lines(out) if "error" in line] == ["bad-input", "no-person"]
+    clip = clips.open_folder(out / "a")
+    assert (clip.frames, clip.size, clip.record["fps"]) == (18, drawn.SIZE, "30000/1001")
+    assert clip.record["repairs"]["frames"] == 1
+    assert clip.source.resolve() == (videos / "a.mp4").resolve()
+    assert not os.path.isabs(os.readlink(out / "a" / "source.mp4"))
+    motion, faces = clip.motion(), clip.faces()
+    assert motion.times is not None
+    assert motion.times[-1] == pytest.approx(17 * 1001 / 30000, abs=1e-3)
+    assert len(faces) == 17  # one frame shows nobody
+    np.testing.assert_array_equal(motion.face_boxes[0, 0], faces.boxes[0])
+    assert clip.pictures().size == drawn.SIZE
+    assert open_clip(out / "a" / "sheet.jpg").size[1] == 128
+
+
+def test_what_is_done_is_not_done_again_and_what_changed_is(preprocess, videos):
+    out = videos.with_name("videos.clips")
+    preprocess(videos)
+    before = drawn.clips_of(out)
+    again = preprocess(videos)
+    assert (again.made, again.kept) == (0, 2)
+    assert drawn.clips_of(out) == before
+    inode = (out / "a" / "motion.npz").stat().st_ino
+    drawn.write_video(videos / "deep" / "b.mp4", drawn.walk(20, step=3))
+    changed = preprocess(videos)
+    assert (changed.made, changed.kept) == (1, 1)
+    assert (out / "a" / "motion.npz").stat().st_ino == inode
+    assert drawn.clips_of(out)["deep__b/motion.npz"] != before["deep__b/motion.npz"]
+    assert preprocess(videos, smooth=2.0).made == 2
+    drawn.write_video(videos / "empty.mp4", drawn.walk(3))
+    mended = preprocess(videos, smooth=2.0)
+    assert (mended.made, mended.kept, len(mended.failed)) == (1, 2, 1)
+    assert not (out / "failed" / "empty.json").exists()
+
+
+def test_a_damaged_clip_folder_is_made_again(preprocess, videos):
+    out = videos.with_name("videos.clips")
+    preprocess(videos)
+    whole = drawn.clips_of(out)
+    (out / "a" / "clip.json").write_text("{", encoding="utf-8")
+    shutil.rmtree(out / "deep__b")
+    (out / ".a.part").mkdir()
+    (out / ".a.part" / "motion.npz").write_text("left by a run that was killed")
+    assert preprocess(videos).made == 2
+    assert drawn.clips_of(out) == whole
+
+
+def test_workers_shards_and_one_process_make_the_same_bytes(preprocess, videos, tmp_path):
+    preprocess(videos, output=tmp_path / "one")
+    preprocess(videos, output=tmp_path / "two", workers=2)
+    first = preprocess(videos, output=tmp_path / "parts", shard="0/2")
+    assert first.pending == 2
+    assert preprocess(videos, output=tmp_path / "parts", shard="1/2").pending == 0
+    expected = drawn.clips_of(tmp_path / "one")
+    assert len(expected) > 10
+    assert drawn.clips_of(tmp_path / "two") == expected
+    assert drawn.clips_of(tmp_path / "parts") == expected
+
+
+def test_frames_and_rate_are_cut_before_detection(preprocess, videos, tmp_path):
+    preprocess(videos / "a.mp4", output=tmp_path / "cut", frames="4:12", fps="15")
+    clip = clips.open_folder(tmp_path / "cut" / "a")
+    pictures = list(clip.pictures().frames())
+    assert len(pictures) == clip.frames == len(clip.motion()) == 4
+    assert [time for time, _ in pictures] == list(clip.motion().times or ())
+
+
+def test_a_copy_of_the_source_stands_alone(preprocess, videos, tmp_path):
+    preprocess(videos / "a.mp4", output=tmp_path / "out", source="copy")
+    data = (videos / "a.mp4").read_bytes()
+    (videos / "a.mp4").unlink()
+    clip = clips.open_folder(tmp_path / "out" / "a")
+    assert clip.source.read_bytes() == data
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    assert clips.open_folder(tmp_path / "moved" / "a").pictures().count == 18
+
+
+def test_a_picture_and_a_sequence_of_pictures_are_clips(preprocess, tmp_path):
+    folder = tmp_path / "pictures"
+    for index, box in enumerate(drawn.walk(3)):
+        write_picture(folder / "walk" / f"frame_{index}.png", drawn.frame(box))
+    write_picture(folder / "person.png", drawn.frame((40, 20, 80, 84)))
+    write_picture(folder / "other.png", drawn.frame((30, 20, 70, 84)))
+    preprocess(folder, output=tmp_path / "out")
+    assert [(line["clip"], line["frames"]) for line in lines(tmp_path / "out")] == [
+        ("other", 1), ("person", 1), ("walk", 3),
+    ]  # fmt: skip
+    assert clips.open_folder(tmp_path / "out" / "walk").motion().times is None
+
+
+def test_one_video_that_fails_leaves_with_its_own_reason(preprocess, videos):
+    with pytest.raises(SaError, match="nobody found in any of 3 frames") as caught:
+        preprocess(videos / "empty.mp4")
+    assert caught.value.exit_code == NoPerson.exit_code
+    with pytest.raises(SaError, match="data that is no video") as caught:
+        preprocess(videos / "broken.mp4")
+    assert caught.value.exit_code == BadInput.exit_code
+
+
+def test_a_plan_counts_and_writes_nothing(preprocess, videos):
+    plan = preprocess(videos, plan_only=True).to_json()
+    assert {key: plan[key] for key in ("videos", "done", "unreadable", "frames")} == {
+        "videos": 4, "done": 0, "unreadable": 1, "frames": 41,
+    }  # fmt: skip
+    assert not videos.with_name("videos.clips").exists()
+    preprocess(videos)
+    assert preprocess(videos, plan_only=True).to_json()["done"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "words"),
+    [
+        ({"poses": Path("x.mp4")}, ConfigError, "--poses: found '4 videos', expected one video"),
+        ({"align": "affine"}, ConfigError, "--align: found 'affine', expected a --reference"),
+        ({"align": "affine", "reference": Path("r.png")}, ConfigError, "expected --poses OUT.mp4 with it"),
+        ({"person": "tallest"}, ConfigError, "--person: found 'tallest'"),
+        ({"person": "1,2,3,x"}, ConfigError, "--person: found '1,2,3,x'"),
+        ({"shard": "2/2"}, ConfigError, "--shard: found '2/2'"),
+        ({"preview": True}, ConfigError, "--preview"),
+        ({"ray": "local", "workers": 2}, ConfigError, "--workers"),
+        ({"model": "stableanimator"}, ModelMissing, "lacks person_detector"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(preprocess, videos, flags, error, words):
+    with pytest.raises(error, match=re.escape(words)):
+        preprocess(videos, **flags)
+    assert not videos.with_name("videos.clips").exists()
+
+
+def test_several_inputs_need_an_output(preprocess, videos):
+    with pytest.raises(ConfigError, match="--output"):
+        preprocess(videos / "a.mp4", videos / "deep")
+    with pytest.raises(BadInput, match="no such file"):
+        preprocess(videos / "c.mp4")
+    (videos.parent / "none").mkdir()
+    with pytest.raises(BadInput, match="without videos or pictures"):
+        preprocess(videos.parent / "none")

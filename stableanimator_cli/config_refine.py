@@ -58,7 +58,9 @@ class RefineConfig:
     """HJB face optimisation (Algorithm 1). ``face`` ``auto`` is ``crop`` where the model has a recogniser and the
     reference a face, else ``off``. ``steps`` None is the released share, 0:21 of 25, at any number of steps. ``rate``
     is Adam's, ``falling`` with the step or ``constant``. ``region``: compare the face's box, or the whole decoded frame
-    as Algorithm 1 is printed. ``reach`` and ``margin`` are latents round a box that move, and that are decoded."""
+    as Algorithm 1 is printed. ``reach`` and ``margin`` are latents round a box that move, and that are decoded.
+
+    ``min_csim`` is the identity gate: windows whose faces are less similar are drawn again, at most ``redraw`` times."""
 
     face: Literal["auto", "off", "full", "crop"] = option("--refine-face", "auto")
     steps: Steps | None = option("--refine-steps", None, parse=parse_steps, dump=dump_steps)
@@ -67,6 +69,8 @@ class RefineConfig:
     schedule: Literal["falling", "constant"] = option("--refine-schedule", "falling")
     anchor: Literal["none", "background"] = option("--refine-anchor", "none")
     region: Literal["box", "frame"] = option("--refine-region", "box")
+    min_csim: float | None = option("--min-csim", None)
+    redraw: int = option("--redraw", 0)
     reach: int = option("refine.reach", 4)
     margin: int = option("refine.margin", 8)
 
@@ -74,6 +78,9 @@ class RefineConfig:
         refuse_bad_choices(self)
         refuse_unless(0 <= self.iterations <= 1000, "--refine-iters", self.iterations, "0 to 1000")
         refuse_unless(0 < self.rate < 100, "--refine-lr", self.rate, "more than 0")
+        if self.min_csim is not None:
+            refuse_unless(-1 <= self.min_csim <= 1, "--min-csim", self.min_csim, "a cosine, -1 to 1")
+        refuse_unless(0 <= self.redraw <= 100, "--redraw", self.redraw, "0 to 100")
         refuse_unless(self.reach >= 0, "refine.reach", self.reach, "0 latents or more")
         refuse_unless(self.margin >= self.reach, "refine.margin", self.margin, f"{self.reach} latents (reach) or more")
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from stableanimator_cli import __version__, catalogue_fetch
 from stableanimator_cli.animate.driving import Driving
+from stableanimator_cli.animate.identity import Identity
 from stableanimator_cli.config import AnimateConfig, to_toml
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.engine.device import DevicePlan, peak_memory
@@ -113,7 +114,10 @@ def write(
     request: RenderRequest,
     driving: Driving,
     stages: Stages,
+    *,
     refine: FaceOptimization | None = None,
+    identity: Identity | None = None,
+    redrawn: Sequence[Sequence[int]] = (),
 ) -> Animation:
     """Write ``OUT.json``: enough to repeat the run and to check that it repeats."""
     inputs = {"reference": config.reference, "motion": config.motion}
@@ -137,6 +141,8 @@ def write(
             "fps": str(driving.fps),
         },
         "face": request.face is not None,
+        "identity": None if identity is None else identity.to_json(),
+        "redrawn_windows": [list(windows) for windows in redrawn],
         "refined": [] if refine is None else [asdict(entry) for entry in refine.log],
         "windows": request.plan.describe().splitlines(),
         "device": engine.plan.describe(),

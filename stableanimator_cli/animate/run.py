@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.animate import face, record
-from stableanimator_cli.animate.driving import Driving, open_driving, say_cut
+from stableanimator_cli.animate import face
+from stableanimator_cli.animate.driving import open_driving, say_cut
+from stableanimator_cli.animate.making import Making, make
 from stableanimator_cli.animate.record import Animation, AnimationPlan
 from stableanimator_cli.animate.skeletons import Skeletons
 from stableanimator_cli.config import AnimateConfig, DecodeConfig, WindowConfig, resolve
 from stableanimator_cli.config_refine import PRESETS
 from stableanimator_cli.config_toml import read_toml, refuse_unknown_keys
-from stableanimator_cli.diffusion.face_optimization import FaceOptimization
-from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import STRIDE, Engine
-from stableanimator_cli.engine.render import RenderRequest, Stages, Watch, calls_of, decode, sample
+from stableanimator_cli.engine.render import RenderRequest
 from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import BadInput, ConfigError, NoPerson
-from stableanimator_cli.media import VideoWriter, read_picture
+from stableanimator_cli.media import read_picture
 from stableanimator_cli.motion.geometry import Fit, fit
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.talk import Progress, Silent, Talk
+from stableanimator_cli.talk import Silent, Talk
 
 SMALLEST_PICTURE = 32  # pixels a side, below which nobody can be seen in a reference
 _PAIRS = (
@@ -83,7 +80,16 @@ def run(
         if plan_only:
             return AnimationPlan.of(config, model, device, request, driving)
         refine = face.refinement(config, engine, picture, subject, driving, talk)
-        return _rendered(config, engine, request, driving, refine, talk)
+        job = Making(
+            config=config,
+            engine=engine,
+            request=request,
+            driving=driving,
+            subject=subject,
+            refine=refine,
+            talk=talk,
+        )
+        return make(job)
 
 
 def _resolved(flags: Mapping[str, Any], config_file: Path | None) -> tuple[AnimateConfig, ModelFolder]:
@@ -119,6 +125,10 @@ def _check(config: AnimateConfig, size: tuple[int, int]) -> None:
         )
     if config.sampling.churn > 0 and config.sampling.sampler != "heun":
         raise ConfigError("--churn", config.sampling.churn, "0 with --sampler euler", hint="add --sampler heun")
+    if config.refine.redraw and config.sampling.noise == "repeat":
+        raise ConfigError("--redraw", config.refine.redraw, "0 with --noise repeat", hint="use --noise fresh")
+    if config.refine.redraw and config.refine.min_csim is None:
+        raise ConfigError("--redraw", config.refine.redraw, "0 without --min-csim", hint="add --min-csim 0.5 or so")
     _check_output(config)
 
 
@@ -192,57 +202,3 @@ def _request(
         tile=windows.length,
         anchored=windows.anchor == "reference",
     )
-
-
-def _rendered(
-    config: AnimateConfig,
-    engine: Engine,
-    request: RenderRequest,
-    driving: Driving,
-    refine: FaceOptimization | None,
-    talk: Talk,
-) -> Animation:
-    height, width = request.fitted.shape[:2]
-    started = time.perf_counter()
-    stages = Stages()
-    talk.note(
-        f"{request.frames} frames of {width}x{height}, {len(request.plan)} window(s), "
-        f"{config.sampling.steps} steps on {engine.plan.describe()}"
-    )
-    audio = driving.audio if config.audio == "keep" else None
-    with ExitStack() as files:
-        writer = files.enter_context(
-            VideoWriter(
-                config.output,
-                (width, height),
-                driving.fps,
-                audio_from=audio and audio[0],
-                audio_range=audio and audio[1:],
-                tag={"sa.kind": "animation"},
-            )
-        )
-        preview = None
-        if config.preview:
-            preview = files.enter_context(VideoWriter(config.preview_path, (3 * width, height), driving.fps))
-        with talk.progress(calls_of(request)["windows"], "denoise", "window") as bar:
-            latents = sample(engine, request, stages, _watching(bar, config.sampling.steps), refine=refine)
-        with talk.progress(request.frames, "decode", "frame") as bar:
-            for index, frame in enumerate(decode(engine, request, latents, stages)):
-                writer.write(frame)
-                if preview is not None:
-                    pose = request.poses.frame(index + request.anchored)
-                    preview.write(np.concatenate([request.fitted, pose, frame], axis=1))
-                bar.update()
-    stages.seconds["total"] = time.perf_counter() - started
-    return record.write(config, engine, request, driving, stages, refine)
-
-
-def _watching(bar: Progress, steps: int) -> Watch:
-    """A bar that counts windows and says which step they belong to."""
-    step = 1
-
-    def stepped(_: object, done: Step) -> None:
-        nonlocal step
-        step = done.index + 2
-
-    return Watch(window=lambda: bar.update(1, step=f"{step}/{steps}"), step=stepped)

@@ -88,3 +88,22 @@ RegionOpt = Annotated[
         help=says("What is compared with the reference's face: its box, or the whole frame.", RefineConfig, "region"),
     ),
 ]
+MinCsimOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--min-csim",
+        metavar="X",
+        rich_help_panel=PANEL,
+        help="Least similarity (cosine, -1 to 1) of each window's faces to the reference; exit code 8 below it. "
+        "Default: no gate.",
+    ),
+]
+RedrawOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--redraw",
+        metavar="N",
+        rich_help_panel=PANEL,
+        help=says("Draw windows that fail --min-csim again with other noise, N times at most.", RefineConfig, "redraw"),
+    ),
+]

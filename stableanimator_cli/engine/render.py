@@ -33,7 +33,7 @@ class RenderRequest:
 
     ``picture`` uint8[h,w,3] for the image encoder, ``fitted`` the same at the output's size, ``face`` float32[512] or
     None, ``poses`` one skeleton picture a frame, ``plan`` the windows over them. ``anchored``: frame 0 of poses is the
-    reference's own and is dropped from the output.
+    reference's own and is dropped from the output. ``drawn`` counts how often each frame's noise was drawn anew.
     """
 
     picture: np.ndarray
@@ -45,6 +45,7 @@ class RenderRequest:
     decode: DecodeConfig
     tile: int
     anchored: bool = False
+    drawn: tuple[int, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -91,7 +92,10 @@ def initial_noise(request: RenderRequest, channels: int) -> Tensor:
     if request.sampling.noise == "repeat":
         return repeated_noise(seed, total, request.tile, shape, (1, 3, height, width))
     # an anchor in front does not shift the noise of the frames that are kept
-    return keyed_noise(seed, "latents", range(-request.anchored, total - request.anchored), shape)
+    frames = range(-request.anchored, total - request.anchored)
+    drawn = request.drawn or (0,) * total
+    names = ["latents" if again == 0 else f"latents again {again}" for again in drawn]
+    return torch.cat([keyed_noise(seed, name, [frame], shape) for name, frame in zip(names, frames, strict=True)])
 
 
 def render(

@@ -8,8 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from stableanimator_cli.animate.identity import STRIP, strip
 from stableanimator_cli.animate.run import run
-from stableanimator_cli.errors import ConfigError, ModelMissing, NoFace
+from stableanimator_cli.errors import CheckFailed, ConfigError, ModelMissing, NoFace
 from stableanimator_cli.media import VideoWriter, open_clip, write_picture
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.skeleton import draw_skeleton
@@ -124,3 +125,46 @@ def test_boxes_are_found_where_only_pictures_are_known(animate, tmp_path):
             video.write(draw_skeleton(motion.keypoints[index], (96, 96)))
     record, _ = animate(motion=tmp_path / "poses.mp4", motion_kind="skeleton")
     assert record["calls"]["refine_decode"] >= 1  # crop alone decodes no whole frame: this is the look
+
+
+def test_the_gate_draws_failing_windows_again_and_says_so(animate, tmp_path):
+    with pytest.raises(CheckFailed, match=r"below 0\.999 in \d of 1 window\(s\) after 2 re-draw") as caught:
+        animate(min_csim=0.999, redraw=2, preset="fast")
+    assert caught.value.exit_code == 8
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["redrawn_windows"] == [[0], [0]]
+    assert record["identity"]["frames_with_face"] >= 1
+    assert len(record["identity"]["similarity"]) == FRAMES
+    assert (tmp_path / "out.mp4").is_file()
+
+
+def test_a_gate_that_holds_draws_once(animate):
+    record, gated = animate(min_csim=-1.0, redraw=3, preset="fast")
+    assert record["redrawn_windows"] == []
+    _, free = animate(preset="fast")
+    assert (gated == free).all()
+
+
+def test_the_preview_shows_the_curve(animate, tmp_path):
+    record, _ = animate(preview=True, preset="fast")
+    assert open_clip(tmp_path / "out.preview.mp4").size == (3 * 96, 96 + STRIP)
+    assert len(record["identity"]["similarity"]) == FRAMES
+
+
+def test_a_strip_draws_what_is_known_so_far():
+    empty, half, whole = (strip(values, 8, 64) for values in ([], [0.5] * 4, [0.5] * 8))
+    ink = [(picture[..., 2] < picture[..., 0]).any(axis=0) for picture in (empty, half, whole)]
+    assert not ink[0].any()
+    assert ink[1][:20].all()
+    assert not ink[1][40:].any()
+    assert ink[2].all()
+    gap = (strip([0.5, np.nan, np.nan, np.nan, np.nan, 0.5], 6, 64)[..., 2] == 0).any(axis=0)
+    assert gap.any()
+
+
+@pytest.mark.parametrize(
+    "flags", [{"redraw": 1}, {"redraw": 1, "min_csim": 0.5, "noise": "repeat"}, {"min_csim": 2.0}, {"redraw": -1}]
+)
+def test_gates_that_cannot_be(animate, flags):
+    with pytest.raises(ConfigError, match=r"--redraw|--min-csim"):
+        animate(**flags)

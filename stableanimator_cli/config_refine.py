@@ -60,7 +60,7 @@ class RefineConfig:
     is Adam's, ``falling`` with the step or ``constant``. ``region``: compare the face's box, or the whole decoded frame
     as Algorithm 1 is printed. ``reach`` and ``margin`` are latents round a box that move, and that are decoded.
 
-    ``min_csim`` is the identity gate: windows whose faces are less similar are drawn again, at most ``redraw`` times."""
+    ``min_csim`` is the identity gate: windows whose faces are less similar are drawn again, up to ``redraw`` times."""
 
     face: Literal["auto", "off", "full", "crop"] = option("--refine-face", "auto")
     steps: Steps | None = option("--refine-steps", None, parse=parse_steps, dump=dump_steps)

@@ -60,7 +60,7 @@ def run(config: PreprocessConfig, talk: Talk, model: ModelFolder | None = None) 
     """Convert the one input to ``-o`` and, or, ``--poses``. ``model`` finds the person of ``--reference``."""
     path, output = config.inputs[0], config.output
     if output is None and config.poses is None:
-        raise ConfigError("--output", "nothing", "a motion to write: .npz, .json, .npy, .mp4 or a folder")
+        raise ConfigError("--output", None, "a motion to write: .npz, .json, .npy, .mp4 or a folder")
     if output is not None and output.resolve() == path.resolve():
         raise ConfigError("--output", str(output), "another name than the input's")
     beside = path.with_suffix(".npz")
@@ -157,11 +157,12 @@ def _from_array(path: Path, size: tuple[int, int] | None, talk: Talk) -> Motion:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise BadInput(path, f"no array ({str(error).splitlines()[0]})", expected) from None
+    found = f"{array.dtype}{list(array.shape)}"
     if array.ndim == 3:
         array = array[:, None]
     fits = array.ndim == 4 and array.shape[2] in (COUNT, _WHOLEBODY) and array.shape[3] == 3 and len(array) > 0
     if not fits or not np.issubdtype(array.dtype, np.floating):
-        raise BadInput(path, f"{array.dtype}{list(array.shape)}", expected)
+        raise BadInput(path, found, expected)
     points = array.astype(np.float32)
     points = np.where(np.isfinite(points).all(axis=-1, keepdims=True), points, np.float32(0))
     present = (points[..., 2] > 0).any(axis=-1)

@@ -68,7 +68,7 @@ def run(
     if config.poses is not None and config.output is None:
         return _one_motion(config, model, sources[0], talk)
     if out is None:
-        raise ConfigError("--output", "nothing", "a folder, as several inputs are named", hint="add -o DIR")
+        raise ConfigError("--output", None, "a folder, as several inputs are named", hint="add -o DIR")
     report = _many(config, model, networks, sources, out, talk)
     if config.poses is None:
         return report

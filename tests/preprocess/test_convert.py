@@ -1,0 +1,192 @@
+"""A motion from any form to any other and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.motion.interchange import load_motion, save_motion
+from stableanimator_cli.motion.keypoints import to_wholebody
+from stableanimator_cli.motion.skeleton import draw_frame
+from stableanimator_cli.preprocess.convert import is_motion
+from stableanimator_cli.records import Motion
+from tests.preprocess import drawn
+from tests.tiny import waving
+
+SIZE = (128, 96)
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def progress(self, total, desc, unit="frame"):
+        from stableanimator_cli.talk import Silent
+
+        return Silent().progress(total, desc, unit)
+
+
+@pytest.fixture
+def motion(tmp_path: Path) -> Path:
+    return save_motion(tmp_path / "poses.npz", two_people())
+
+
+def two_people() -> Motion:
+    """Two people of whom the second is there only in part, on a clock of 29.97 frames a second."""
+    one = waving(6, size=SIZE)
+    keypoints = np.concatenate([one.keypoints, one.keypoints + np.float32([20.25, 1.5, 0])], axis=1)
+    present = np.ones((6, 2), bool)
+    present[:2, 1] = False
+    keypoints[~present] = 0
+    return dataclasses.replace(
+        one,
+        keypoints=keypoints,
+        present=present,
+        track=np.array([0, 3]),
+        face_boxes=np.concatenate([one.face_boxes] * 2, axis=1),
+        times=tuple(Fraction(1001 * k, 30000) for k in range(6)),
+    )
+
+
+def same(a: Motion, b: Motion) -> None:
+    np.testing.assert_array_equal(a.present, b.present)
+    np.testing.assert_array_equal(a.keypoints[a.present], b.keypoints[b.present])
+    assert a.size == b.size
+
+
+@pytest.mark.parametrize("name", ["p.json", "folder", "p.npy"])
+def test_there_and_back_nothing_is_lost(preprocess, motion, tmp_path, name):
+    there, back = tmp_path / "there" / name, tmp_path / "back.npz"
+    assert preprocess(motion, output=there).output == there
+    preprocess(there, output=back, size="128x96", fps="30000/1001")
+    found, expected = load_motion(back), load_motion(motion)
+    same(found, expected)
+    assert found.times == expected.times
+    if not name.endswith(".npy"):  # arrays have no names of people
+        assert found.track.tolist() == [0, 3]
+
+
+def test_npz_to_npz_is_the_same_file(preprocess, motion, tmp_path):
+    preprocess(motion, output=tmp_path / "copy.npz")
+    assert (tmp_path / "copy.npz").read_bytes() == motion.read_bytes()
+
+
+def test_the_133_points_of_wholebody_go_out_and_come_in(preprocess, motion, tmp_path):
+    preprocess(motion, output=tmp_path / "w.npy", order="133")
+    array = np.load(tmp_path / "w.npy")
+    assert array.shape == (6, 2, 133, 3)
+    known = load_motion(motion)
+    np.testing.assert_array_equal(array[3, 1], to_wholebody(known.keypoints[3, 1]))
+    preprocess(tmp_path / "w.npy", output=tmp_path / "w.npz", size="128x96")
+    others = [k for k in range(134) if k != 1]  # the neck is made anew of the shoulders
+    found = load_motion(tmp_path / "w.npz")
+    np.testing.assert_array_equal(found.keypoints[:, 0][:, others], known.keypoints[:, 0][:, others])
+
+
+def test_a_skeleton_video_keeps_its_motion_beside_it_and_every_pixel(preprocess, motion, tmp_path):
+    report = preprocess(motion, poses=tmp_path / "poses2.mp4").to_json()["poses"]
+    assert (report["frames"], report["fps"]) == (6, "30000/1001")
+    clip = open_clip(tmp_path / "poses2.mp4")
+    assert clip.tag["sa.kind"] == "skeleton"
+    known = load_motion(motion)
+    for index, (_, picture) in enumerate(clip.frames()):
+        np.testing.assert_array_equal(picture, draw_frame(known, index))
+    assert (tmp_path / "poses2.npz").read_bytes() == motion.read_bytes()
+    preprocess(tmp_path / "poses2.mp4", output=tmp_path / "again.json")
+    preprocess(tmp_path / "again.json", output=tmp_path / "again.npz")
+    same(load_motion(tmp_path / "again.npz"), known)
+
+
+def test_pictures_of_skeletons_and_video_become_one_another_pixel_for_pixel(preprocess, motion, tmp_path):
+    preprocess(motion, output=tmp_path / "drawn", to="png")
+    preprocess(tmp_path / "drawn", output=tmp_path / "video.mp4", fps="12")
+    preprocess(tmp_path / "video.mp4", output=tmp_path / "drawn2", to="png")
+    first, second = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("drawn", "drawn2")
+    )
+    assert first == second
+    assert sorted(first) == [f"frame_{index}.png" for index in range(6)]
+    assert open_clip(tmp_path / "video.mp4").fps == 12
+
+
+def test_a_drawing_without_its_motion_says_that_points_are_lost(preprocess, motion, tmp_path):
+    preprocess(motion, output=tmp_path / "drawn", to="png")
+    with pytest.raises(BadInput, match=r"drawn\.npz beside it"):
+        preprocess(tmp_path / "drawn", output=tmp_path / "p.json")
+
+
+def test_a_slice_a_rate_and_a_person_are_taken(preprocess, motion, tmp_path):
+    preprocess(motion, output=tmp_path / "part.npz", frames="1:5", person="3")
+    part, known = load_motion(tmp_path / "part.npz"), load_motion(motion)
+    assert part.track.tolist() == [3]
+    np.testing.assert_array_equal(part.keypoints[:, 0], known.keypoints[1:5, 1])
+    assert part.times == (known.times or ())[1:5]
+    preprocess(motion, output=tmp_path / "slow.npz", fps="60000/1001")
+    slow = load_motion(tmp_path / "slow.npz")
+    assert len(slow) == 12
+    np.testing.assert_array_equal(slow.keypoints[::2], known.keypoints)
+    with pytest.raises(BadInput, match="no frame in the range"):
+        preprocess(motion, output=tmp_path / "no.npz", frames="9:")
+
+
+def test_smoothing_is_done_only_when_asked(preprocess, motion, tmp_path):
+    preprocess(motion, output=tmp_path / "smooth.npz", smooth=2.0)
+    assert (load_motion(tmp_path / "smooth.npz").keypoints != load_motion(motion).keypoints).any()
+
+
+def test_a_size_that_is_not_known_is_guessed_and_told(preprocess, motion, tmp_path):
+    preprocess(motion, output=tmp_path / "p.npy")
+    heard = Heard()
+    preprocess(tmp_path / "p.npy", output=tmp_path / "q.npz", talk=heard)
+    assert "--size gives it" in heard.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [(np.zeros((3, 17, 3)), r"\[3, 17, 3\]"), (np.zeros((3, 1, 134, 3), int), "int64"), (np.zeros(4), r"\[4\]")],
+)
+def test_an_array_of_another_kind_is_refused(preprocess, tmp_path, array, words):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(BadInput, match=words):
+        preprocess(tmp_path / "a.npy", output=tmp_path / "b.npz")
+
+
+def test_pickled_arrays_are_refused(preprocess, tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
+    with pytest.raises(BadInput, match="no array"):
+        preprocess(tmp_path / "a.npy", output=tmp_path / "b.npz")
+
+
+def test_names_that_say_nothing_are_refused(preprocess, motion, tmp_path):
+    with pytest.raises(ConfigError, match=r"\.npz, \.json, \.npy"):
+        preprocess(motion, output=tmp_path / "p.txt")
+    with pytest.raises(ConfigError, match="--output: found nothing"):
+        preprocess(motion)
+    with pytest.raises(ConfigError, match="another name"):
+        preprocess(motion, output=motion)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(BadInput, match="something there already"):
+        preprocess(motion, output=tmp_path / "full", to="png")
+
+
+def test_what_is_a_motion_is_known_by_its_content(motion, tmp_path):
+    assert is_motion([motion])
+    assert not is_motion([motion, motion])
+    write_picture(tmp_path / "pictures" / "frame_0.png", drawn.frame((40, 20, 80, 84)))
+    write_picture(tmp_path / "pictures" / "frame_1.png", drawn.frame((44, 20, 84, 84)))
+    assert not is_motion([tmp_path / "pictures"])
+    assert not is_motion([drawn.write_video(tmp_path / "walk.mp4", drawn.walk(3))])

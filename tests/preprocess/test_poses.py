@@ -1,0 +1,102 @@
+"""One video to a skeleton video: sound, exact time, alignment."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.errors import NoPerson
+from stableanimator_cli.media import VideoWriter, open_clip
+from stableanimator_cli.motion.interchange import load_motion
+from stableanimator_cli.motion.skeleton import draw_frame
+from stableanimator_cli.preprocess.poses import even_frames
+from tests.media_samples import beep, make_video
+from tests.preprocess import drawn
+from tests.preprocess.test_convert import Heard, two_people
+
+NTSC = Fraction(30000, 1001)
+
+
+def test_one_video_becomes_a_lossless_skeleton_video_and_its_motion(preprocess, tmp_path):
+    video = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(20, missing=(7,)), fps=NTSC)
+    out, heard = tmp_path / "poses.mp4", Heard()
+    report = preprocess(video, poses=out, talk=heard)
+    assert (report.output, report.frames) == (out, 20)
+    assert any("1 frames filled in 1 gaps" in note for note in heard.notes)
+    clip, motion = open_clip(out), load_motion(tmp_path / "poses.npz")
+    assert (clip.fps, clip.count, clip.size) == (NTSC, 20, drawn.SIZE)
+    for index, (_, picture) in enumerate(clip.frames()):
+        np.testing.assert_array_equal(picture, draw_frame(motion, index))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["dance.mp4", "poses.mp4", "poses.npz"]
+
+
+def test_sound_goes_along(preprocess, tmp_path):
+    frames = [drawn.frame(box) for box in drawn.walk(20)]
+    video = make_video(tmp_path / "dance.mp4", frames, fps=10, sound=beep(2.0, 1.0))
+    preprocess(video, poses=tmp_path / "poses.mp4", frames="4:")
+    assert open_clip(tmp_path / "poses.mp4").audio
+
+
+def test_a_varying_rate_lasts_as_long_and_npz_keeps_the_times(preprocess, tmp_path):
+    times = [0, 1, 2, 3, 8, 9, 10, 11]  # tenths of a second
+    frames = [drawn.frame(box) for box in drawn.walk(8)]
+    video = make_video(tmp_path / "vfr.mp4", frames, fps=10, ticks=times, time_base=Fraction(1, 10))
+    preprocess(video, poses=tmp_path / "poses.mp4")
+    motion, clip = load_motion(tmp_path / "poses.npz"), open_clip(tmp_path / "poses.mp4")
+    assert [round(float(t), 2) for t in motion.times or ()] == [t / 10 for t in times]
+    assert clip.count is not None
+    assert clip.fps is not None
+    assert abs(clip.count / clip.fps - Fraction(11 * 8, 70)) < 1 / clip.fps
+
+
+def test_aligned_to_a_picture_and_the_distance_told(preprocess, tmp_path):
+    video = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(6, step=0))
+    reference = drawn.write_reference(tmp_path / "ref.png", (80, 8, 120, 72))
+    heard = Heard()
+    flags = {"reference": reference, "poses": tmp_path / "poses.mp4", "talk": heard}
+    told = preprocess(video, **flags).to_json()["poses"]["alignment"]
+    assert told["mode"] == "none"
+    assert told["before"]["number"] == told["after"]["number"] > 1
+    assert "misalignment" in heard.notes[-1]
+    for mode in ("affine", "upstream", "similarity", "bones"):
+        done = preprocess(video, align=mode, preview=True, **flags).to_json()["poses"]
+        assert done["alignment"]["after"]["number"] < 0.05, mode
+    points = load_motion(tmp_path / "poses.npz").keypoints[0, 0]
+    assert points[:, 0].mean() > 80
+    assert open_clip(tmp_path / "poses.preview.png").size[0] >= 512
+
+
+def test_a_reference_without_anybody_is_named(preprocess, tmp_path):
+    video = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(3))
+    drawn.write_picture(tmp_path / "ref.png", drawn.frame(None))
+    with pytest.raises(NoPerson, match=r"ref\.png: nobody found"):
+        preprocess(video, poses=tmp_path / "poses.mp4", reference=tmp_path / "ref.png")
+    assert not (tmp_path / "poses.mp4").exists()
+
+
+def test_with_an_output_too_nothing_is_detected_twice(preprocess, tmp_path):
+    video = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(6))
+    report = preprocess(video, poses=tmp_path / "poses.mp4", output=tmp_path / "clips").to_json()
+    assert report["poses"]["frames"] == 6
+    assert (tmp_path / "clips" / "dance" / "motion.npz").read_bytes() == (tmp_path / "poses.npz").read_bytes()
+
+
+def test_odd_sizes_rotation_and_ten_bits_come_through(preprocess, tmp_path):
+    with VideoWriter(tmp_path / "odd.mp4", (161, 121), 8, lossless=True) as video:
+        for box in drawn.walk(4):
+            video.write(drawn.frame(box, (161, 121)))
+    frames = [drawn.frame(box) for box in drawn.walk(4)]
+    make_video(tmp_path / "turned.mp4", frames, fps=8, rotation=90)
+    make_video(tmp_path / "deep.mp4", frames, fps=8, codec="libx265", pix_fmt="yuv420p10le")
+    for name, size in (("odd", (161, 121)), ("turned", (120, 160)), ("deep", drawn.SIZE)):
+        preprocess(tmp_path / f"{name}.mp4", poses=tmp_path / "poses.mp4")
+        motion = load_motion(tmp_path / "poses.npz")
+        assert (motion.size, motion.present.sum()) == (size, 4), name
+
+
+def test_ticks_of_a_constant_rate():
+    motion = two_people()
+    assert even_frames(motion) == (list(range(6)), NTSC)
+    assert even_frames(motion, NTSC / 2)[0] == [0, 2, 4]

@@ -2,8 +2,8 @@
 
 ``python -m stableanimator_cli.bench.puppet_figures [--model FOLDER] [--count N] [--json]`` reads fixed lists of the
 test split through the tool's own wrappers (rtmlib's and insightface's preparation and decoding) and prints what was
-found beside what is asked for. Thresholds of verification are chosen on the validation split. Leaves with 8 where a figure
-misses its mark.
+found beside what is asked for. Thresholds of verification are chosen on the validation split. Leaves with 8 where a
+figure misses its mark.
 """
 
 from __future__ import annotations

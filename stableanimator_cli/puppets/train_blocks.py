@@ -51,8 +51,8 @@ def write_onnx(
     half: bool = True,
 ) -> Path:
     """Write ``net`` as one ONNX file without external data. ``free`` names the axes of inputs and outputs that may have
-    any length; ``about`` is kept in the file as its description. ``half`` stores the weights as float16, which the graph
-    turns into float32 when it is opened: half the size, and the same arithmetic."""
+    any length; ``about`` is kept in the file as its description. ``half`` stores the weights as float16, which the
+    graph turns into float32 when it is opened: half the size, and the same arithmetic."""
     buffer = io.BytesIO()
     net = net.eval().float()
     with torch.no_grad(), warnings.catch_warnings():

@@ -7,6 +7,7 @@ target of the scores); Rezatofighi et al., "Generalized Intersection over Union"
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ POOL = 4
 SIDE = FRAME_SIDE  # of a training picture; times four it is the 640 of the real detectors
 _MOST = 3  # people in a picture
 _SWAPPED = 0.3
+_STEEPER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class BoxTask(Task):
     points: int
     pad: int
     scales: tuple[float, float]
+    middle: float  # the score that parts right answers from wrong ones best; the file calls it a half
     steps, batch_size = 1800, 16
     recipes = (FRAMES,)
 
@@ -229,6 +232,7 @@ def _giou(a: Tensor, b: Tensor) -> Tensor:
 class PersonTask(BoxTask):
     name = "person"
     anchors, points, pad, scales = PERSON_ANCHORS, 0, 114, (0.35, 1.3)
+    middle = 0.3
 
     def truth(self, data: dict[str, np.ndarray], k: int) -> None:
         for n, points in enumerate(data["keypoints"][k]):
@@ -248,21 +252,21 @@ class PersonTask(BoxTask):
         free = {"images": {0: "batch"}, "output": {0: "batch"}}
         example = torch.zeros(2, 3, SIDE * POOL, SIDE * POOL)
         path = folder / "person_detector.onnx"
-        return [write_onnx(PersonFile(net), path, example, ["images"], ["output"], free=free, about=about)]
+        return [write_onnx(PersonFile(net, self.middle), path, example, ["images"], ["output"], free=free, about=about)]
 
 
 class PersonFile(nn.Module):
     """``images`` [b,3,640,640] in 0..255 -> ``output`` [b,8400,6]: centre and log size in cells, objectness, person."""
 
-    def __init__(self, net: BoxNet) -> None:
+    def __init__(self, net: BoxNet, middle: float) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.middle = net, middle
 
     def forward(self, x: Tensor) -> Tensor:
         answers = self.net(F.avg_pool2d(x, POOL) / 255)
         rows = []
         for answer in answers:
-            score = torch.sigmoid(answer[:, :1])
+            score = _score(answer[:, :1], self.middle)
             cells = torch.cat([answer[:, 1:5], score, torch.ones_like(score)], dim=1)
             rows.append(cells.flatten(2).transpose(1, 2))
         small = (x.shape[2] // 8) * (x.shape[3] // 8)
@@ -273,6 +277,7 @@ class PersonFile(nn.Module):
 class FaceTask(BoxTask):
     name = "face"
     anchors, points, pad, scales = FACE_ANCHORS, 5, 0, (0.18, 1.7)
+    middle = 0.3
 
     def truth(self, data: dict[str, np.ndarray], k: int) -> None:
         self.boxes[k] = data["face"][k]
@@ -291,16 +296,16 @@ class FaceTask(BoxTask):
         free = {"input.1": {2: "height", 3: "width"}} | {name: {0: f"n_{name}"} for name in names}
         example = torch.zeros(1, 3, SIDE * POOL, SIDE * POOL)
         path = folder / "scrfd_puppet.onnx"
-        return [write_onnx(FaceFile(net), path, example, ["input.1"], names, free=free, about=about)]
+        return [write_onnx(FaceFile(net, self.middle), path, example, ["input.1"], names, free=free, about=about)]
 
 
 class FaceFile(nn.Module):
     """``input.1`` [1,3,h,w], (pixel - 127.5) / 128, sides multiples of 32 -> scores, boxes and landmarks of the strides
     8, 16, 32: [n,1], [n,4] as distances to the left, top, right, bottom, and [n,10], all in strides from the cell."""
 
-    def __init__(self, net: BoxNet) -> None:
+    def __init__(self, net: BoxNet, middle: float) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.middle = net, middle
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         answers = self.net(F.avg_pool2d(x, POOL))
@@ -309,12 +314,18 @@ class FaceFile(nn.Module):
             pairs = [(a, r) for a, r in zip(self.net.anchors, answers, strict=True) if a.stride == stride]
             # Two anchors stand side by side at each cell.
             rows = torch.stack([r[0].permute(1, 2, 0) for _, r in pairs], dim=2).reshape(-1, 15)
-            kinds["score"].append(torch.sigmoid(rows[:, :1]))
+            kinds["score"].append(_score(rows[:, :1], self.middle))
             size = torch.stack([_reach(a) for a, _ in pairs]).reshape(-1, 1)
             boxes = rows[:, 1:5].reshape(-1, len(pairs), 4)
             kinds["box"].append(((boxes + 1) * size).reshape(-1, 4))
             kinds["marks"].append(rows[:, 5:])
         return (*kinds["score"], *kinds["box"], *kinds["marks"])
+
+
+def _score(logit: Tensor, middle: float) -> Tensor:
+    """The loss leaves scores low and near one another: ``middle`` becomes a half, and the rest moves away from it, so
+    that the thresholds of different callers (0.3, 0.5, 0.7) decide alike."""
+    return torch.sigmoid(_STEEPER * (logit - math.log(middle / (1 - middle))))
 
 
 def _reach(anchor: Anchor) -> Tensor:

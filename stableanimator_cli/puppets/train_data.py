@@ -201,8 +201,8 @@ def draw_clips(shard: int, *, split: str = "train", scenes: int = 25) -> Arrays:
 
 FRAMES = Recipe(name="frames", shards=240, draw=draw_frames)
 FACES = Recipe(name="faces", shards=220, draw=partial(draw_faces, first=0))
-JUDGE_FACES = Recipe(name="judge-faces", shards=160, draw=partial(draw_faces, first=100_000))
-CLIPS = Recipe(name="clips", shards=120, draw=draw_clips)
+JUDGE_FACES = Recipe(name="judge-faces", shards=110, draw=partial(draw_faces, first=100_000))
+CLIPS = Recipe(name="clips", shards=90, draw=draw_clips)
 RECIPES = (FRAMES, FACES, JUDGE_FACES, CLIPS)
 
 

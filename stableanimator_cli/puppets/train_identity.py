@@ -151,7 +151,7 @@ class RecogniserTask(IdentityTask):
 
 class JudgeTask(IdentityTask):
     name = "judge"
-    people, recipe, file = 1600, JUDGE_FACES, "judge.onnx"
+    people, recipe, file = 1100, JUDGE_FACES, "judge.onnx"
     angular, cosine = 0.0, 0.25
 
     def inner(self) -> nn.Module:

@@ -72,7 +72,10 @@ def trained(task: Task, folder: Path, tell: Tell, *, workers: int = 1, until: in
     ``until`` stops earlier (for tests). Raises ``BadInput`` where the checkpoint is of other settings or damaged.
     """
     torch.manual_seed(seed_of("train", task.name))
-    net = task.network().to(memory_format=torch.channels_last)
+    net = task.network()
+    for weight in net.parameters():
+        if weight.ndim == 4:  # the layout in which a CPU convolves fastest
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     average = task.network()
     average.load_state_dict(net.state_dict())
     optimizer = torch.optim.AdamW(_groups(net, task.decay), lr=task.rate, betas=(0.9, 0.98))

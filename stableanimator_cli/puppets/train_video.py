@@ -82,7 +82,7 @@ class VideoTask(Task):
     def load(self, folder: Path) -> None:
         data = CLIPS.load(folder)
         videos = data["video"].reshape(-1, CLIP_FRAMES, _NARROW, 2, _NARROW, 2, 3)
-        self.videos = np.concatenate([part.mean(axis=(3, 5)).round().astype(np.uint8) for part in np.split(videos, 60)])
+        self.videos = np.concatenate([part.mean(axis=(3, 5)).round().astype(np.uint8) for part in np.split(videos, 45)])
         self.labels = data["label"]
 
     def batch(self, step: int) -> Batch:

@@ -1,0 +1,245 @@
+"""The puppet model's temporal VAE and image encoder: the classes that SVD uses, at widths that a CPU trains.
+
+``python -m stableanimator_cli.puppets.train_vae`` trains both (``make puppet-vae``), with the loop, the cache and the
+checkpoints of ``train_detectors``. Sources: Blattmann et al., "Stable Video Diffusion" (the temporal decoder); Radford
+et al., "Learning Transferable Visual Models From Natural Language Supervision" (the encoder's shape and its contrastive
+loss, here between two moments of one scene).
+
+Temporal kernels begin with zeros beside their middle, so that a decoder that learned from single pictures decodes clips
+as well; the last part of the training is on clips and moves them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLTemporalDecoder
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from stableanimator_cli.motion.interchange import appearing
+from stableanimator_cli.puppets.sample import rng_of
+from stableanimator_cli.puppets.train_data import CLIP_SIDE, CLIPS, FRAMES, draw_clips
+from stableanimator_cli.puppets.train_detectors import guarded, parse, run
+from stableanimator_cli.puppets.train_loop import Batch, Task
+
+LATENTS = 8
+VAE_CONFIG: dict[str, Any] = {
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "block_out_channels": [64, 64, 64, 64],
+    "layers_per_block": 1,
+    "latent_channels": LATENTS,
+    "scaling_factor": 1.0,
+    "force_upcast": True,
+}
+ENCODER_CONFIG: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 224,
+    "patch_size": 32,
+    "projection_dim": 64,
+    "hidden_act": "gelu",
+}
+_CROP = 64
+_CLIPS_FROM = 0.85  # of the steps: from here on, every other one is a clip
+_CLIP_MEAN, _CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class TimeConv(nn.Conv3d):
+    """A convolution over three frames and one pixel as one matrix product: the library's own is ten times slower on a
+    CPU, backwards above all. Same weights, same names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, t, h, w = x.shape
+        weight = self.weight[..., 0, 0]
+        if t == 1:
+            taps, frames = weight[..., 1], x
+        else:
+            padded = F.pad(x, (0, 0, 0, 0, 1, 1))
+            taps = weight.permute(0, 2, 1).flatten(1)
+            frames = torch.cat([padded[:, :, k : k + t] for k in range(3)], dim=1)
+        folded = frames.transpose(1, 2).reshape(b * t, -1, h, w)
+        return F.conv2d(folded, taps[..., None, None], self.bias).reshape(b, t, -1, h, w).transpose(1, 2)
+
+
+class Autoencoder(nn.Module):
+    """diffusers' temporal VAE with what training needs: quick temporal kernels that begin as single-frame ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vae = AutoencoderKLTemporalDecoder(**VAE_CONFIG)
+        for module in self.vae.modules():
+            if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 1, 1):
+                module.__class__ = TimeConv
+                with torch.no_grad():
+                    module.weight[:, :, [0, 2]] = 0
+
+    def forward(self, frames: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames [b*t,3,h,w] in -1..1 -> decoded frames, means and log variances of the latents."""
+        posterior = self.vae.encode(frames).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
+        return self.vae.decode(latents, num_frames=t).sample, posterior.mean, posterior.logvar
+
+
+class VaeTask(Task):
+    name = "vae"
+    steps, batch_size = 2400, 8
+    rate, decay = 1.5e-3, 1e-4
+    recipes = (CLIPS,)
+
+    def network(self) -> Autoencoder:
+        return Autoencoder()
+
+    def load(self, folder: Path) -> None:
+        self.videos = CLIPS.load(folder)["video"]
+
+    def batch(self, step: int) -> Batch:
+        rng = rng_of(self.name, step)
+        n, length = self.videos.shape[:2]
+        if step > _CLIPS_FROM * self.steps and step % 2:
+            x, y = (int(v) for v in rng.integers(0, CLIP_SIDE - _CROP + 1, 2))
+            frames, t = self.videos[int(rng.integers(n)), :, y : y + _CROP, x : x + _CROP], length
+        else:
+            # Whole pictures too: group norms see other means in a crop than in what the tool will decode.
+            side = (_CROP, CLIP_SIDE)[step // 2 % 2]
+            count = self.batch_size * _CROP**2 // side**2
+            picks = np.stack([rng.integers(n, size=count), rng.integers(length, size=count)])
+            corners = rng.integers(0, CLIP_SIDE - side + 1, (count, 2))
+            frames = np.stack(
+                [self.videos[i, k][y : y + side, x : x + side] for (i, k), (x, y) in zip(picks.T, corners, strict=True)]
+            )
+            t = 1
+        pixels = torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2).div(127.5).sub(1)
+        if rng.random() < 0.5:
+            pixels = pixels.flip(3)
+        return {"frames": pixels, "t": torch.tensor(t)}
+
+    def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        decoded, mean, log_variance = net(batch["frames"], int(batch["t"]))
+        off = decoded.float() - batch["frames"]
+        # Lightness alone satisfies a plain loss for long: colour and large areas have their own terms.
+        colour = (off - off.mean(dim=1, keepdim=True)).abs().mean()
+        areas = F.avg_pool2d(off, 8).square().mean()
+        square = off.square().mean()
+        mean, log_variance = mean.float(), log_variance.float()
+        spread = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        total = off.abs().mean() + 4 * square + colour + 8 * areas + 2e-4 * spread
+        return total, {"psnr": float(-10 * torch.log10(square.detach() / 4)), "spread": float(spread.detach())}
+
+    def export(self, net: nn.Module, folder: Path) -> list[Path]:
+        assert isinstance(net, Autoencoder)
+        state = unit_latents(net.vae, self._sample())
+        return _write(folder, "vae", VAE_CONFIG, state)
+
+    def _sample(self) -> Tensor:
+        """Pictures of the validation split to measure latents on."""
+        frames = draw_clips(0, split="val", scenes=40)["video"][:, ::4].reshape(-1, CLIP_SIDE, CLIP_SIDE, 3)
+        return torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2).div(127.5).sub(1)
+
+
+@torch.no_grad()
+def unit_latents(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> dict[str, Tensor]:
+    """The VAE's weights with every latent channel of unit deviation over ``frames``, decoding the same pictures.
+
+    SVD conditions on latents that are not scaled and denoises scaled ones; with ``scaling_factor`` 1 both are as large
+    as the noise. The scale moves from the encoder's last convolution into the decoder's first.
+    """
+    means = torch.cat([vae.encode(part).latent_dist.mean for part in frames.split(8)])
+    deviation = means.std(dim=(0, 2, 3))
+    state = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    for kind in ("weight", "bias"):
+        moments = state[f"quant_conv.{kind}"]
+        moments[:LATENTS] /= deviation.reshape(-1, *[1] * (moments.ndim - 1))
+    state["quant_conv.bias"][LATENTS:] -= 2 * deviation.log()  # the second half are logarithms of variances
+    state["decoder.conv_in.weight"] *= deviation[None, :, None, None]
+    return state
+
+
+class PictureEncoder(nn.Module):
+    """transformers' CLIP picture encoder and the temperature of its contrast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**ENCODER_CONFIG))
+        self.sharpness = nn.Parameter(torch.tensor(2.3))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return F.normalize(self.clip(pixel_values=pixels).image_embeds.float())
+
+
+class EncoderTask(Task):
+    name = "image_encoder"
+    steps, batch_size = 900, 64
+    rate = 1e-3
+    recipes = (FRAMES,)
+
+    def network(self) -> PictureEncoder:
+        return PictureEncoder()
+
+    def load(self, folder: Path) -> None:
+        data = FRAMES.load(folder)
+        self.images, self.sizes = data["image"].reshape(-1, 4, *data["image"].shape[1:]), data["size"][::4]
+
+    def batch(self, step: int) -> Batch:
+        rng = rng_of(self.name, step)
+        side = ENCODER_CONFIG["image_size"]
+        pairs = np.empty((2, self.batch_size, side, side, 3), np.float32)
+        for n, pick in enumerate(rng.choice(len(self.images), size=self.batch_size, replace=False)):
+            width, height = self.sizes[pick]
+            for k, t in enumerate(rng.choice(4, size=2, replace=False)):
+                picture = cv2.resize(self.images[pick, t, :height, :width], (side, side))
+                light = float(rng.uniform(0.85, 1.15))
+                pairs[k, n] = ((picture.astype(np.float32) - 127.5) * light + 127.5).clip(0, 255)
+        flat = pairs.reshape(-1, side, side, 3) / 255
+        flat = (flat - np.array(_CLIP_MEAN, np.float32)) / np.array(_CLIP_DEVIATION, np.float32)
+        return {"pixels": torch.from_numpy(np.ascontiguousarray(flat.transpose(0, 3, 1, 2), np.float32))}
+
+    def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+        assert isinstance(net, PictureEncoder)
+        one, two = net(batch["pixels"]).chunk(2)
+        logits = one @ two.T * net.sharpness.clamp(max=4).exp()
+        own = torch.arange(len(one))
+        right = (logits.argmax(dim=1) == own).float().mean()
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"right": float(right)}
+
+    def export(self, net: nn.Module, folder: Path) -> list[Path]:
+        assert isinstance(net, PictureEncoder)
+        return _write(folder, "image_encoder", ENCODER_CONFIG, net.clip.state_dict())
+
+
+def _write(folder: Path, role: str, config: dict[str, Any], state: dict[str, Tensor]) -> list[Path]:
+    """A network's config and its weights as float16 (whole numbers as they are)."""
+    small = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in state.items()
+    }
+    paths = [folder / f"{role}.json", folder / f"{role}.safetensors"]
+    with appearing(paths[0]) as part:
+        part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with appearing(paths[1]) as part:
+        save_file(small, part, metadata={"format": "pt"})
+    return paths
+
+
+TASKS: tuple[type[Task], ...] = (VaeTask, EncoderTask)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    names = [task.name for task in TASKS]
+    options = parse(arguments, names, "Train the puppet model's temporal VAE and image encoder.")
+    chosen = [task for task in TASKS if not options.tasks or task.name in options.tasks]
+    run(chosen, options.work, options.out, threads=options.threads, workers=options.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -52,11 +52,11 @@ def found(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk
             raise
         talk.warn(f"model {engine.model.name!r} has no face detector here: animating without a face, as allowed")
         return Subject(vector=None)
-    known = tuple(face for face in faces if face.embedding is not None)
+    known = [face for face in faces if face.embedding is not None]
     if known:
         if len(known) > 1:
             talk.note(f"{config.reference.name}: {len(known)} faces, the largest is kept")
-        return Subject(vector=known[0].embedding, faces=known)
+        return Subject(vector=known[0].embedding, faces=tuple(known))
     if config.allow_no_face:
         talk.note(f"{config.reference.name}: no face found: animating without one, as allowed")
         return Subject(vector=None)
@@ -104,7 +104,8 @@ def refinement(
     references = [Reference(picture=picture, box=face.box) for face in subject.faces]
     if boxes is not None:
         references, boxes = _paired(references, boxes)
-        unseen = int((~np.isfinite(boxes).all(axis=-1).any(axis=1)).sum())
+        seen = np.isfinite(boxes).all(axis=-1)  # [t,p]
+        unseen = len(boxes) - int(seen.any(axis=-1).sum())
         if unseen:
             talk.note(f"{config.motion.name}: {unseen} of {len(boxes)} frames show no face and are not optimised")
     if config.windows.anchor == "reference" and boxes is not None:

@@ -75,8 +75,8 @@ def strip(values: Sequence[float], total: int, width: int) -> np.ndarray:
     columns = [round(index * (width - 1) / max(1, total - 1)) for index in range(len(values))]
     for index in range(1, len(values)):
         if np.isfinite(values[index - 1 : index + 1]).all():
-            ends = [(columns[i], _row(values[i])) for i in (index - 1, index)]
-            cv2.line(picture, *ends, _INK, 1, cv2.LINE_AA)
+            start, end = ((columns[i], _row(values[i])) for i in (index - 1, index))
+            cv2.line(picture, start, end, _INK, 1, cv2.LINE_AA)
     if len(values) and np.isfinite(values[-1]):
         cv2.circle(picture, (columns[-1], _row(values[-1])), 2, _INK, -1, cv2.LINE_AA)
     return picture

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ def reference_latents(vae: AutoencoderKLTemporalDecoder, picture: np.ndarray, no
 
     SVD conditions on unscaled latents. A float16 VAE with ``force_upcast`` encodes in float32: its encoder overflows.
     """
-    module: nn.Module = vae  # diffusers types its own ``to`` without a self
+    module = cast(nn.Module, vae)  # diffusers types its own ``to`` without a self
     parameter = next(vae.parameters())
     device, dtype = parameter.device, parameter.dtype
     upcast = dtype == torch.float16 and bool(vae.config["force_upcast"])

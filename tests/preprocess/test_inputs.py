@@ -1,0 +1,73 @@
+"""What the user names, as a list: order, names, shards, what is left aside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.media import write_picture
+from stableanimator_cli.preprocess.inputs import find_sources, is_sequence, share
+from tests.preprocess import drawn
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def named(*inputs: Path, **options: Path) -> list[str]:
+    return [source.name for source in find_sources(inputs, **options)]
+
+
+def test_a_folder_is_searched_in_natural_order_and_numbered(tmp_path):
+    touch(tmp_path, "v10.mp4", "v9.mp4", "deep/er/a.MOV", ".hidden.mp4", ".git/b.mp4", "notes.txt", "c.avi")
+    found = find_sources([tmp_path])
+    assert [(source.name, source.number) for source in found] == [("c", 1), ("deep__er__a", 2), ("v9", 3), ("v10", 4)]
+    assert [one.name for one in share(found, (1, 3))] == ["deep__er__a"]
+    assert share(found, None) == found
+    parts = [one.name for part in range(3) for one in share(found, (part, 3))]
+    assert sorted(parts) == sorted(one.name for one in found)
+
+
+def test_names_stay_apart_whatever_the_files_are_called(tmp_path):
+    touch(tmp_path, "a.mp4", "a.mov", "A.webm", "b/c.mp4", "b__c.mkv", "d:e?.mp4")
+    names = named(tmp_path)
+    assert len({name.casefold() for name in names}) == len(names) == 6
+    assert {"a.mp4", "a.mov", "A.webm", "b__c.mkv", "b__c.mp4", "d_e_"} <= set(names)
+    assert not any(name.startswith(".") or "/" in name for name in names)
+
+
+def test_the_output_inside_the_input_is_not_an_input(tmp_path):
+    touch(tmp_path, "a.mp4", "out/a/source.mp4")
+    assert named(tmp_path, leave_out=tmp_path / "out") == ["a"]
+
+
+def test_a_list_is_told_from_its_own_folder(tmp_path):
+    touch(tmp_path, "videos/a.mp4", "videos/b.mp4")
+    list_file = tmp_path / "videos" / "list.txt"
+    list_file.write_text(f"# the good ones\na.mp4\n\n{tmp_path / 'videos' / 'b.mp4'}  # far\nmissing.mp4\n")
+    found = find_sources([list_file])
+    assert [(source.name, source.path.name) for source in found] == [
+        ("a", "a.mp4"), ("b", "b.mp4"), ("missing", "missing.mp4"),
+    ]  # fmt: skip
+    assert found[0].path == tmp_path / "videos" / "a.mp4"
+    list_file.write_text("# nothing\n")
+    with pytest.raises(BadInput, match="without paths"):
+        find_sources([list_file])
+
+
+def test_the_same_video_named_twice_is_one(tmp_path):
+    touch(tmp_path, "a.mp4")
+    assert named(tmp_path / "a.mp4", tmp_path / "a.mp4") == ["a"]
+
+
+def test_numbered_pictures_are_one_clip_and_others_are_not(tmp_path):
+    for name in ("walk/frame_0.png", "walk/frame_1.png", "people/anna.png", "people/bert.png", "one/frame_0.png"):
+        write_picture(tmp_path / name, drawn.frame(None))
+    assert [is_sequence(tmp_path / name) for name in ("walk", "people", "one")] == [True, False, False]
+    assert named(tmp_path) == ["one__frame_0", "people__anna", "people__bert", "walk"]
+    assert named(tmp_path / "walk") == ["walk"]

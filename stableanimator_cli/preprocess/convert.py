@@ -165,7 +165,7 @@ def _from_array(path: Path, size: tuple[int, int] | None, talk: Talk) -> Motion:
         raise BadInput(path, found, expected)
     points = array.astype(np.float32)
     points = np.where(np.isfinite(points).all(axis=-1, keepdims=True), points, np.float32(0))
-    present = (points[..., 2] > 0).any(axis=-1)
+    present = np.asarray((points[..., 2] > 0).any(axis=-1))
     points = from_wholebody(points) if points.shape[2] == _WHOLEBODY else points
     if size is None:
         reach = points[points[..., 2] > 0][:, :2].max(axis=0, initial=1.0)

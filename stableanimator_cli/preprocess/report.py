@@ -64,6 +64,7 @@ class PreprocessPlan:
 
     data: Mapping[str, Any]
     exit_code: int = 0
+    message: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dict(self.data)

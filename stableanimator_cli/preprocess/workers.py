@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +121,13 @@ def on_ray(task: Task, sources: Sequence[Source], address: str) -> Iterator[Outc
 
     ``ConfigError`` where Ray is not installed or the cluster does not answer.
     """
+    given, out = {source.name: source for source in sources}, task.out
+    task, sources = _from_anywhere(task, sources)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody but this process talks to it
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise ConfigError(
             "--ray", address, "Ray, which is not installed", hint="pip install 'stableanimator-cli[ray]', or --workers"
@@ -142,9 +144,20 @@ def on_ray(task: Task, sources: Sequence[Source], address: str) -> Iterator[Outc
             waiting = [remote.remote(task, source) for source in sources]
             while waiting:
                 (first,), waiting = ray.wait(waiting, num_returns=1)
-                yield ray.get(first)
+                done: Outcome = ray.get(first)
+                folder = None if done.folder is None else out / done.folder.relative_to(task.out)
+                yield replace(done, source=given[done.source.name], folder=folder)
         finally:
             ray.shutdown()
+
+
+def _from_anywhere(task: Task, sources: Sequence[Source]) -> tuple[Task, list[Source]]:
+    """The same with absolute paths: Ray's processes have a working directory of their own."""
+    files = {role: path.resolve() for role, path in task.model.files.items()}
+    model = replace(task.model, path=task.model.path.resolve(), files=files)
+    return replace(task, model=model, out=task.out.resolve()), [
+        replace(source, path=source.path.absolute()) for source in sources
+    ]
 
 
 def _anywhere(task: Task, source: Source) -> Outcome:

@@ -37,6 +37,7 @@ same batches; memory for pixels is that of three of them."""
 ROLES = ("person_detector", "pose_detector")
 _STRANGER = 3  # frames: who is seen in fewer is a false alarm, unless the clip is that short
 _AHEAD = 2
+_APART = 0.33  # of a face's width: the least distance of the eyes of a face seen from the front
 
 Times = Sequence[Fraction | None]
 
@@ -305,13 +306,20 @@ def _held(points: np.ndarray, faces: tuple[Face, ...]) -> np.ndarray:
 
 
 def _looks(faces: tuple[Face, ...], owner: np.ndarray) -> np.ndarray:
-    """float32[p,512]: each person's face vector, NaN where there is none."""
+    """float32[p,512]: each person's face vector, NaN where there is none that tells who it is."""
     looks = np.full((len(owner), 512), np.nan, np.float32)
     for person, face in enumerate(owner):
         vector = faces[face].embedding if face >= 0 else None
-        if vector is not None:
+        if vector is not None and is_frontal(faces[face]):
             looks[person] = vector
     return looks
+
+
+def is_frontal(face: Face) -> bool:
+    """Whether both eyes are seen apart and the nose between them: a vector of a profile is more like other profiles
+    than like the same face from the front, and would tear a person who turns in two."""
+    (left, right, nose), width = face.landmarks[:3, 0], face.box[2] - face.box[0]
+    return bool(right - left > _APART * width and 0.2 < (nose - left) / (right - left) < 0.8)
 
 
 def _faces(reader: FaceReader | None, frames: Sequence[np.ndarray]) -> list[tuple[Face, ...]]:

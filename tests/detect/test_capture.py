@@ -20,6 +20,7 @@ from stableanimator_cli.detect.capture import (
     _between,
     batch_of,
     capture,
+    is_frontal,
     pose_of,
     read_ahead,
 )
@@ -201,3 +202,13 @@ def test_faces_come_back_from_disk_and_damage_is_named(tmp_path):
     np.savez(tmp_path / "faces.npz", version=np.int64(9))
     with pytest.raises(BadInput, match="version 9"):
         load_faces(tmp_path / "faces.npz")
+
+
+@pytest.mark.parametrize(
+    ("eyes", "nose", "frontal"),
+    [((30, 70), 50, True), ((30, 70), 32, False), ((30, 70), 75, False), ((45, 60), 52, False), ((70, 30), 50, False)],
+)
+def test_only_a_face_seen_from_the_front_tells_who_it_is(eyes, nose, frontal):
+    landmarks = np.array([[eyes[0], 40], [eyes[1], 40], [nose, 60], [40, 80], [60, 80]], np.float32)
+    box = np.array([0, 0, 100, 120], np.float32)
+    assert is_frontal(Face(box=box, landmarks=landmarks, score=1.0, embedding=None)) is frontal

@@ -28,7 +28,7 @@ POOL = 4
 SIDE = FRAME_SIDE  # of a training picture; times four it is the 640 of the real detectors
 _MOST = 3  # people in a picture
 _SWAPPED = 0.3
-_STEEPER = 2.0
+_STEEPER = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ def _giou(a: Tensor, b: Tensor) -> Tensor:
 class PersonTask(BoxTask):
     name = "person"
     anchors, points, pad, scales = PERSON_ANCHORS, 0, 114, (0.35, 1.3)
-    middle = 0.3
+    middle = 0.42
 
     def truth(self, data: dict[str, np.ndarray], k: int) -> None:
         for n, points in enumerate(data["keypoints"][k]):

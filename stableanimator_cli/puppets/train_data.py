@@ -183,20 +183,26 @@ def aligned(image: np.ndarray, landmarks: np.ndarray, side: int = ALIGNED) -> np
 
 
 def draw_clips(shard: int, *, split: str = "train", scenes: int = 25) -> Arrays:
-    """Clips of one person who does one thing: ``video`` uint8[n,8,128,128,3] and ``label`` int[n,3] (``LABELS``)."""
-    videos, labels = [], []
+    """Clips of one person who does one thing: ``video`` uint8[n,8,128,128,3], ``label`` int[n,3] (``LABELS``),
+    ``points`` float32[n,8,18,3] (the body's, as shares of the picture, and whether each is seen) and ``colour``
+    float32[n,9] of skin, hair and top, 0..1."""
     behaviours = LABELS["behaviour"]
+    out: dict[str, list[np.ndarray]] = {"video": [], "label": [], "points": [], "colour": []}
     for index in range(shard * scenes, (shard + 1) * scenes):
         rng = rng_of("clips", split, index)
         behaviour = behaviours[int(rng.integers(len(behaviours)))]
         framing = "half" if rng.random() < 0.7 else "whole"
         scene = sample_scene(split, index, framing=framing, frames=CLIP_FRAMES, behaviour=behaviour, clip=11)
         start = float(rng.uniform(0, 100))
-        videos.append(np.stack([scene.frame(start + t).image for t in range(CLIP_FRAMES)]))
-        person = scene.people[0]
-        names = {"behaviour": behaviour, "hair": person.identity.hair, "top": person.clothes.top}
-        labels.append([LABELS[key].index(names[key]) for key in LABELS])
-    return {"video": np.stack(videos), "label": np.array(labels)}
+        frames = [scene.frame(start + t) for t in range(CLIP_FRAMES)]
+        identity, clothes = scene.people[0].identity, scene.people[0].clothes
+        names = {"behaviour": behaviour, "hair": identity.hair, "top": clothes.top}
+        scale = np.array([1 / CLIP_SIDE, 1 / CLIP_SIDE, 1], np.float32)
+        out["video"].append(np.stack([frame.image for frame in frames]))
+        out["label"].append(np.array([LABELS[key].index(names[key]) for key in LABELS]))
+        out["points"].append(np.stack([frame.keypoints[0, :18] for frame in frames]) * scale)
+        out["colour"].append(np.float32([*identity.skin, *identity.hair_colour, *clothes.colour]) / 255)
+    return {key: np.stack(values) for key, values in out.items()}
 
 
 FRAMES = Recipe(name="frames", shards=240, draw=draw_frames)

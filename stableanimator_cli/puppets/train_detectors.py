@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,23 +30,25 @@ FOLDERS = {"face": "face", "recogniser": "face"}
 """Where a task's file stands in the model folder; insightface opens a folder of two, so they share one."""
 
 
-def write_digests(folder: Path) -> None:
-    """Set the ``[[files]]`` of ``folder/model.toml`` to what lies there: path, bytes and sha256 of every network."""
+def write_digests(folder: Path, written: Sequence[Path]) -> None:
+    """Set the ``[[files]]`` of ``folder/model.toml``: path, bytes and sha256 of what it lists and of ``written``.
+
+    The rows stand at the end of the file; what is above them is left as it is.
+    """
     path = folder / "model.toml"
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise BadInput(path, error.strerror or "no file", "the model.toml of a model folder") from error
-    head = re.split(r"^\[\[files\]\]", text, maxsplit=1, flags=re.MULTILINE)[0].rstrip()
-    rows = []
-    for file in sorted([*folder.rglob("*.onnx"), *folder.rglob("*.safetensors")]):
-        data = file.read_bytes()
-        rows.append(
-            f'[[files]]\npath = "{file.relative_to(folder).as_posix()}"\nbytes = {len(data)}\n'
-            f'sha256 = "{hashlib.sha256(data).hexdigest()}"\n'
-        )
+        listed = {row["path"] for row in tomllib.loads(text).get("files", [])}
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise BadInput(path, str(error) or type(error).__name__, "the model.toml of a model folder") from error
+    names = listed | {file.relative_to(folder).as_posix() for file in written if file.suffix != ".json"}
+    rows = [text.partition("[[files]]")[0].rstrip() + "\n"]
+    for name in sorted(names):
+        data = (folder / name).read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        rows.append(f'[[files]]\npath = "{name}"\nbytes = {len(data)}\nsha256 = "{digest}"\n')
     with appearing(path) as part:
-        part.write_text("\n".join([head + "\n", *rows]), encoding="utf-8")
+        part.write_text("\n".join(rows), encoding="utf-8")
 
 
 def run(tasks: Sequence[type[Task]], work: Path, out: Path, *, threads: int, workers: int) -> None:
@@ -55,9 +57,10 @@ def run(tasks: Sequence[type[Task]], work: Path, out: Path, *, threads: int, wor
     for kind in tasks:
         task, started = kind(), time.monotonic()
         net = trained(task, work, _tell, workers=workers)
-        for file in task.export(net, out / FOLDERS.get(task.name, ".")):
+        files = task.export(net, out / FOLDERS.get(task.name, "."))
+        write_digests(out, files)
+        for file in files:
             _tell(f"{task.name}: {file}, {file.stat().st_size / 1e6:.2f} MB, {time.monotonic() - started:.0f} s")
-    write_digests(out)
 
 
 def parse(arguments: Sequence[str] | None, names: Sequence[str], what: str) -> argparse.Namespace:

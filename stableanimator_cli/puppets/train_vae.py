@@ -180,7 +180,7 @@ class PictureEncoder(nn.Module):
 
 class EncoderTask(Task):
     name = "image_encoder"
-    steps, batch_size = 900, 64
+    steps, batch_size = 400, 64
     rate = 1e-3
     recipes = (FRAMES,)
 

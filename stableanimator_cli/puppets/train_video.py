@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stableanimator_cli.puppets.sample import rng_of
-from stableanimator_cli.puppets.train_blocks import Residual, conv, write_onnx
+from stableanimator_cli.puppets.train_blocks import conv, write_onnx
 from stableanimator_cli.puppets.train_data import CLIP_FRAMES, CLIP_SIDE, CLIPS, LABELS
 from stableanimator_cli.puppets.train_loop import Batch, Task
 
 FEATURES = 128
 _NARROW = CLIP_SIDE // 2
+_BODY = 18
+_MIRROR = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]  # left for right
 
 
 class AcrossTime(nn.Module):
@@ -42,7 +44,7 @@ class AcrossTime(nn.Module):
 
 
 class VideoNet(nn.Module):
-    """Clips [b,3,t,h,w] in -1..1, sides multiples of 16 -> maps of the frames, the clip's features, logits by label.
+    """Clips [b,3,t,h,w] in -1..1, sides multiples of 16 -> maps of the frames, features, logits by label.
 
     ``layer1`` [b*t,16,h,w], ``layer2`` [b*t,32,h/2,w/2], ``layer3`` [b*t,64,h/4,w/4], ``features`` [b,128].
     """
@@ -50,30 +52,51 @@ class VideoNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = conv(3, 16), conv(16, 32, 2)
-        self.third = nn.Sequential(conv(32, 64, 2), Residual(64))
+        self.third = conv(32, 64, 2)
         self.time_a, self.time_b, self.time_c = AcrossTime(64), AcrossTime(96), AcrossTime(128)
         self.fourth, self.fifth = conv(64, 96, 2), conv(96, 128, 2)
-        self.features = nn.Linear(128 * 3, FEATURES)
+        self.even_frame, self.even_clip = nn.BatchNorm1d(128 * 4), nn.BatchNorm1d(128 * 8)
+        self.features = nn.Linear(128 * 8, FEATURES)
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(kinds)) for name, kinds in LABELS.items()})
+        # For training only: where the body is in each frame, and what colours it has.
+        self.points, self.colour = nn.Linear(128 * 4, _BODY * 2), nn.Linear(FEATURES, 9)
 
     def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """What the file gives."""
+        return self.told(clip)[:-2]
+
+    def told(self, clip: Tensor) -> tuple[Tensor, ...]:
+        """The same, then points [b,t,18,2] and colours [b,9]."""
         b, t = clip.shape[0], clip.shape[2]
         one = self.first(clip.transpose(1, 2).flatten(0, 1))
         two = self.second(one)
         three = self.third(two)
         x = self.fourth(self.time_a(three, t))
         x = self.time_c(self.fifth(self.time_b(x, t)), t)
-        still = x.mean(dim=(2, 3)).reshape(b, t, -1)
-        least = (still - still.mean(dim=1, keepdim=True)).square().mean(dim=1)
-        peak = x.amax(dim=(2, 3)).reshape(b, t, -1).mean(dim=1)
-        features = torch.relu(self.features(torch.cat([still.mean(dim=1), least, peak], dim=1)))
-        return (one, two, three, features, *(head(features) for head in self.heads.values()))
+        frames = self.even_frame(_summary(x)).reshape(b, t, -1)
+        mean = frames.mean(dim=1)
+        moved = (frames - mean[:, None]).square().mean(dim=1)
+        features = torch.relu(self.features(self.even_clip(torch.cat([mean, moved], dim=1))))
+        points = self.points(frames).reshape(b, t, _BODY, 2)
+        labels = (head(features) for head in self.heads.values())
+        return (one, two, three, features, *labels, points, self.colour(features))
+
+
+def _summary(x: Tensor) -> Tensor:
+    """What each channel says and where, whatever the size: [n,c,h,w] -> [n,4c] of means, largest values, and the means'
+    centres across and down."""
+    x = x.float()
+    one = torch.ones_like(x[:1, :1])
+    across, down = one.cumsum(dim=3) / one.sum(dim=3, keepdim=True), one.cumsum(dim=2) / one.sum(dim=2, keepdim=True)
+    mean = x.mean(dim=(2, 3))
+    centres = [(x * place).mean(dim=(2, 3)) / (mean + 1e-2) for place in (across, down)]
+    return torch.cat([mean, x.amax(dim=(2, 3)), *centres], dim=1)
 
 
 class VideoTask(Task):
     name = "video"
     steps, batch_size = 600, 24
-    rate = 3e-3
+    rate = 2e-3
     recipes = (CLIPS,)
 
     def network(self) -> VideoNet:
@@ -83,29 +106,40 @@ class VideoTask(Task):
         data = CLIPS.load(folder)
         videos = data["video"].reshape(-1, CLIP_FRAMES, _NARROW, 2, _NARROW, 2, 3)
         self.videos = np.concatenate([part.mean(axis=(3, 5)).round().astype(np.uint8) for part in np.split(videos, 45)])
-        self.labels = data["label"]
+        self.labels, self.points, self.colours = data["label"], data["points"], data["colour"]
 
     def batch(self, step: int) -> Batch:
         rng = rng_of(self.name, step)
         picks = rng.integers(len(self.videos), size=self.batch_size)
-        clips = self.videos[picks].astype(np.float32)
+        clips, points = self.videos[picks].astype(np.float32), self.points[picks].copy()
         for n in range(len(clips)):
             if rng.random() < 0.5:
-                clips[n] = clips[n, :, :, ::-1]
+                clips[n], points[n] = clips[n, :, :, ::-1], points[n][:, _MIRROR] * (-1, 1, 1) + (1, 0, 0)
             dx, dy = (int(d) for d in rng.integers(-3, 4, 2))
             clips[n] = np.roll(clips[n], (dy, dx), axis=(1, 2))
-            clips[n] = (clips[n] - 127.5) * float(rng.uniform(0.8, 1.2)) + 127.5 + rng.normal(0, 7, 3)
+            points[n, ..., :2] += np.array([dx, dy]) / _NARROW
+            clips[n] = (clips[n] - 127.5) * float(rng.uniform(0.9, 1.1)) + 127.5 + rng.normal(0, 4, 3)
         clips += rng.normal(0, 3, clips.shape).astype(np.float32)
-        return {"clip": prepared(clips.clip(0, 255)), "label": torch.from_numpy(self.labels[picks])}
+        arrays = {"label": self.labels[picks], "points": points.astype(np.float32), "colour": self.colours[picks]}
+        return {"clip": prepared(clips.clip(0, 255))} | {key: torch.from_numpy(array) for key, array in arrays.items()}
 
     def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        logits = net(batch["clip"])[4:]
+        assert isinstance(net, VideoNet)
+        told = net.told(batch["clip"])
         total, shown = torch.zeros(()), {}
         for n, name in enumerate(LABELS):
-            rows, labels = logits[n].float(), batch["label"][:, n]
+            rows, labels = told[4 + n].float(), batch["label"][:, n]
             total = total + F.cross_entropy(rows, labels, label_smoothing=0.05)
             shown[name] = float((rows.argmax(dim=1) == labels).float().mean())
-        return total, shown
+        # Three words a clip teach little: where the body is and its colours teach the layers what to look at.
+        seen = batch["points"][..., 2:]
+        off = (told[-2].float() - batch["points"][..., :2]).abs() * seen
+        points = off.sum() / seen.sum().clamp(min=1) / 2
+        colour = (told[-1].float() - batch["colour"]).abs().mean()
+        return total + 10 * points + 5 * colour, shown | {
+            "points": float(points.detach()),
+            "colour": float(colour.detach()),
+        }
 
     def export(self, net: nn.Module, folder: Path) -> list[Path]:
         names = ["layer1", "layer2", "layer3", "features", *LABELS]

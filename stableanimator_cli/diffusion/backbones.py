@@ -126,7 +126,7 @@ class _RefinedStep:
         self._estimate = estimate
         self._refine = refine
         self._fold = fold
-        update_wrapper(self, inner)
+        update_wrapper(self, inner, updated=())  # the inner one may have attributes of the same names
 
     def __call__(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(self._inner).bind(model_output, timestep, sample, *args, **kwargs).arguments

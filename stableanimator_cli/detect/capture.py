@@ -24,7 +24,7 @@ from stableanimator_cli.detect.clips import FaceTable
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.detect.pose import THRESHOLD, PersonDetector, PoseEstimator
 from stableanimator_cli.errors import ModelMissing, NoPerson
-from stableanimator_cli.motion.keypoints import face_box
+from stableanimator_cli.motion.keypoints import bounding_box, face_box
 from stableanimator_cli.motion.repair import GAP, Repairs, repair
 from stableanimator_cli.motion.track import Person, Tracker, Tracks, assign, owners, select
 from stableanimator_cli.records import ChannelOrder, Clip, Face, ModelFolder, Motion
@@ -115,7 +115,7 @@ class CaptureOptions:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
     """What was seen. ``found`` int64[t]: people detected in each frame, before anybody was chosen; ``strangers``:
-    people left out because they were seen in too few frames."""
+    how many of them were nobody's who was seen in three frames or more."""
 
     motion: Motion
     faces: FaceTable
@@ -248,10 +248,12 @@ class _Seen:
         tracker = Tracker()
         for points, boxes, faces, owner in zip(self.points, self.boxes, self.faces, held, strict=True):
             tracker.add(points, boxes, _looks(faces, owner))
-        everybody = tracker.tracks()
         tracks = tracker.tracks(least=min(_STRANGER, len(counts)))
         if not tracks.present.any():
-            tracks = everybody
+            tracks = tracker.tracks()
+        strangers = int(counts.sum() - tracks.present.sum())
+        if options.person == "largest":
+            tracks = _largest(tracks)
         motion, repairs = repair(
             _selected(tracks.motion(clip.size, self._clock(), self._face_boxes(tracks, held)), options.person, clip),
             gap=options.gap,
@@ -262,7 +264,7 @@ class _Seen:
             faces=self._table(tracks, held, motion, order),
             repairs=repairs,
             found=counts,
-            strangers=everybody.present.shape[1] - tracks.present.shape[1],
+            strangers=strangers,
         )
 
     def _clock(self) -> tuple[Fraction, ...] | None:
@@ -291,6 +293,24 @@ class _Seen:
             }
             rows += [(t, whose.get(index, -1), face) for index, face in enumerate(faces)]
         return FaceTable.of(rows, order)
+
+
+def _largest(tracks: Tracks) -> Tracks:
+    """Only who fills most (as ``motion.track.largest``), person by person: arrays of a crowd through a long video are
+    large, and all that follows would make copies of them."""
+    areas = []
+    for person in range(tracks.present.shape[1]):
+        box = bounding_box(tracks.keypoints[:, person]).astype(np.float64)
+        sides = np.nan_to_num(box[:, 2:] - box[:, :2]).prod(axis=-1)
+        areas.append(float(sides[tracks.present[:, person]].sum()))
+    kept = [int(np.argmax(areas))]
+    return Tracks(
+        keypoints=tracks.keypoints[:, kept],
+        boxes=tracks.boxes[:, kept],
+        present=tracks.present[:, kept],
+        track=tracks.track[kept],
+        source=tracks.source[:, kept],
+    )
 
 
 def _selected(motion: Motion, person: Person, clip: Clip) -> Motion:

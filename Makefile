@@ -13,7 +13,7 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: demo test lint completions
+.PHONY: demo test lint completions puppet-detectors puppet-vae puppet-figures
 
 demo: $(STAMP)
 	$(BIN)/sa demo
@@ -28,6 +28,16 @@ lint: $(STAMP)
 
 completions: $(STAMP)
 	$(BIN)/python -m tests.regen completions
+
+# The small networks that read puppets: about an hour on one slow core. Cut it at will: the same command goes on.
+puppet-detectors: $(STAMP)
+	$(BIN)/python -m stableanimator_cli.puppets.train_detectors
+
+puppet-vae: $(STAMP)
+	$(BIN)/python -m stableanimator_cli.puppets.train_vae
+
+puppet-figures: $(STAMP)
+	$(BIN)/python -m stableanimator_cli.bench.puppet_figures
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \

@@ -65,6 +65,13 @@ def write_onnx(
     model.doc_string, model.producer_name, model.producer_version = about, "stableanimator-cli", ""
     for node in model.graph.node:
         node.doc_string = ""
+    with torch.no_grad():
+        answers = net(example)
+    for value, answer in zip(model.graph.output, [answers] if isinstance(answers, Tensor) else answers, strict=True):
+        # The exporter forgets lengths behind a reshape; callers check them.
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if axis not in (free or {}).get(value.name, {}):
+                dim.dim_value = answer.shape[axis]
     if half:
         _halve(model.graph)
     onnx.checker.check_model(model)

@@ -79,9 +79,7 @@ class PoseFile(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows_x, rows_y, seen = self.net(F.avg_pool2d(x, POOL))
         seen = torch.sigmoid(seen).unsqueeze(2)
-        # The last reshape says the shapes to the file, which the exporter loses on the way.
-        x, y = _row(rows_x, 4) * seen, _row(rows_y, 4) * seen
-        return x.reshape(-1, self.net.points, 4 * BINS_X), y.reshape(-1, self.net.points, 4 * BINS_Y)
+        return _row(rows_x, 4) * seen, _row(rows_y, 4) * seen
 
 
 def _row(logits: Tensor, factor: int) -> Tensor:

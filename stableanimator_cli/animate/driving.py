@@ -92,7 +92,7 @@ def open_driving(
         )
     part = take(clip, start, stop)
     if _shows_skeletons(clip, kind, talk):
-        return _from_clip(part, fps, size, resize, talk)
+        return _from_clip(part, fps, size, resize, talk, _faces_beside(clip, start, stop, size, resize))
     if planned:
         return _counted(part, fps, size)
     motion = _detected(part, model, device, reference, talk)
@@ -166,7 +166,27 @@ def _counted(clip: Clip, fps: Fraction | None, size: tuple[int, int]) -> Driving
     return Driving(skeletons=black.reordered([0] * len(order)), fps=rate, source_size=clip.size, audio=None)
 
 
-def _from_clip(clip: Clip, fps: Fraction | None, size: tuple[int, int], resize: Mode, talk: Talk) -> Driving:
+def _faces_beside(
+    clip: Clip, start: int | None, stop: int | None, size: tuple[int, int], resize: Mode
+) -> np.ndarray | None:
+    """Face boxes [t,p,4] of our own skeleton video, from the motion beside it; None where that is another video's."""
+    beside = clip.path.with_suffix(".npz")
+    if clip.tag.get(SKELETON_TAG[0]) != SKELETON_TAG[1] or not beside.is_file():
+        return None
+    motion = load_motion(beside)
+    if len(motion) != clip.count or motion.size != clip.size:
+        return None
+    return _faces(fit(motion.size, size, resize).transform_motion(motion))[start:stop]
+
+
+def _from_clip(
+    clip: Clip,
+    fps: Fraction | None,
+    size: tuple[int, int],
+    resize: Mode,
+    talk: Talk,
+    faces: np.ndarray | None,
+) -> Driving:
     there = fit(clip.size, size, resize)
     say_cut(there, clip.path, talk)
     skeletons, times = Skeletons(size), []
@@ -182,11 +202,13 @@ def _from_clip(clip: Clip, fps: Fraction | None, size: tuple[int, int], resize: 
         rate = fps or clip.fps or UNTIMED_FPS
         start = times[0] or Fraction(0)
         audio = (clip.path, start, start + len(times) / rate) if clip.audio else None
-        return Driving(skeletons=skeletons, fps=rate, source_size=clip.size, audio=audio)
+        return Driving(skeletons=skeletons, fps=rate, source_size=clip.size, audio=audio, faces=faces)
     own = clip.fps or mean_rate(times)
     order, rate = _at_rate(times, own, fps)
     audio = (clip.path, times[0], times[-1] + 1 / own) if clip.audio else None
-    return Driving(skeletons=skeletons.reordered(order), fps=rate, source_size=clip.size, audio=audio)
+    if faces is not None:
+        faces = faces[list(order)]
+    return Driving(skeletons=skeletons.reordered(order), fps=rate, source_size=clip.size, audio=audio, faces=faces)
 
 
 def _from_motion(

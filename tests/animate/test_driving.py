@@ -12,9 +12,12 @@ import pytest
 from stableanimator_cli.animate.driving import Driving, open_driving
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.motion.geometry import fit
 from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.keypoints import face_box
 from stableanimator_cli.motion.openpose import save_openpose
+from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.records import ModelFolder
 from tests.animate.clips import FORMS, Heard, in_form, skeleton_video
 from tests.media_samples import beep, make_video, noise
@@ -217,3 +220,22 @@ def test_pictures_of_different_sizes_name_the_one_that_differs(tmp_path):
     write_picture(path / "frame_1.png", np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(BadInput, match=r"frame_1\.png|frame 1"):
         driven(path, kind="skeleton")
+
+
+def test_our_skeleton_video_has_its_face_boxes_beside_it(tmp_path):
+    """``sa preprocess --poses`` writes poses.npz beside poses.mp4; another motion of that name is not taken for it."""
+    motion, path = waving(6), tmp_path / "poses.mp4"
+    save_motion(tmp_path / "poses.npz", motion)
+    with VideoWriter(path, motion.size, 25, lossless=True, tag={"sa.kind": "skeleton"}) as video:
+        for index in range(6):
+            video.write(draw_frame(motion, index))
+    whole = driven(path, size=(64, 64), resize="stretch").faces
+    there = fit(motion.size, (64, 64), "stretch").transform_motion(motion)
+    known = np.where(np.isfinite(there.face_boxes), there.face_boxes, face_box(there.keypoints))
+    assert whole.shape == (6, 1, 4)
+    np.testing.assert_allclose(whole, known, atol=1e-4)
+    np.testing.assert_array_equal(driven(path, size=(64, 64), resize="stretch", frames=(2, 5)).faces, whole[2:5])
+    twice = driven(path, size=(64, 64), resize="stretch", fps=Fraction(50)).faces
+    np.testing.assert_array_equal(twice, np.repeat(whole, 2, axis=0))
+    save_motion(tmp_path / "poses.npz", waving(5))
+    assert driven(path).faces is None

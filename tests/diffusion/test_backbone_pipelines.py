@@ -3,9 +3,10 @@ matching, UniPC, a VAE that compresses time), with small random weights and a sm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,6 @@ from diffusers import (
     WanAnimatePipeline,
     WanAnimateTransformer3DModel,
 )
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
@@ -42,50 +42,15 @@ pytestmark = [
 ]
 
 
-class WholeFrames:
-    """A decoder that cannot decode a part of a frame: ``crop`` gives all of it."""
-
-    scale = 8
-
-    def pixels(self, latents: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    @contextmanager
-    def observed(self, latents: Tensor, chunks: Sequence[range]) -> Iterator[None]:
-        yield
-
-    def crop(self, latents: Tensor, chunk: range, box: Box) -> tuple[Tensor, tuple[int, int]]:
-        return self.pixels(latents), (0, 0)
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "face-optimization.md"
+USE, DECODERS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
-@dataclass
-class PictureDecoder(WholeFrames):
-    """Stable Diffusion's VAE: a latent a frame."""
-
-    vae: AutoencoderKL
-
-    def frames(self, latents: range) -> range:
-        return latents
-
-    def pixels(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
-
-
-@dataclass
-class WanDecoder(WholeFrames):
-    """Wan's causal VAE: the first latent is one frame, each one after it four."""
-
-    vae: AutoencoderKLWan
-
-    def frames(self, latents: range) -> range:
-        return range(max(0, 4 * latents.start - 3), 4 * latents.stop - 3)
-
-    def pixels(self, latents: Tensor) -> Tensor:
-        mean, std = (
-            latents.new_tensor(v).view(-1, 1, 1) for v in (self.vae.config.latents_mean, self.vae.config.latents_std)
-        )
-        video = rearrange(latents * std + mean, "t c h w -> 1 c t h w")
-        return rearrange(self.vae.decode(video, return_dict=False)[0], "1 c t h w -> t c h w")
+def decoders() -> dict[str, Any]:
+    """The decoders of the documentation: what users copy is what is tried."""
+    names: dict[str, Any] = {}
+    exec(compile(DECODERS, str(PAGE), "exec"), names)
+    return names
 
 
 @dataclass
@@ -171,7 +136,9 @@ def animate_diff() -> Backbone:
         "num_inference_steps": STEPS,
         "output_type": "latent",
     }
-    return Backbone(pipe, call, PictureDecoder(vae), 4, None, lambda scheduler, result: result.pred_original_sample)
+    return Backbone(
+        pipe, call, decoders()["PictureDecoder"](vae), 4, None, lambda scheduler, result: result.pred_original_sample
+    )
 
 
 def wan_animate() -> Backbone:
@@ -223,7 +190,9 @@ def wan_animate() -> Backbone:
         "output_type": "latent",
     }
     fold = Axes("1 c t h w", skip=1)  # the first latent is the reference picture's
-    return Backbone(pipe, call, WanDecoder(vae), 9, fold, lambda scheduler, result: scheduler.model_outputs[-1])
+    return Backbone(
+        pipe, call, decoders()["WanDecoder"](vae), 9, fold, lambda scheduler, result: scheduler.model_outputs[-1]
+    )
 
 
 @pytest.fixture(scope="module", params=[animate_diff, wan_animate])
@@ -294,3 +263,23 @@ def test_the_background_can_be_left_alone(backbone, recogniser):
         assert moved[..., 2:5, 2:5].any()
         moved[..., 2:5, 2:5] = False
         assert not moved.any()
+
+
+def test_the_page_runs_as_it_is_written(recogniser, tmp_path, monkeypatch, capsys):
+    backbone = wan_animate()
+    monkeypatch.chdir(tmp_path)
+    net = filled(IResNet(widths=(4, 8, 8, 16), features=32, stem=4))
+    Path("glintr100.onnx").write_bytes(to_onnx(net).SerializeToString())
+    names = {
+        **decoders(),
+        "pipe": backbone.pipe,
+        "call": {**backbone.call, "output_type": "pt", "generator": torch.Generator().manual_seed(3)},
+        "reference": torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(9)) * 2 - 1,
+        "reference_box": BOX,
+        "boxes": (BOX,) * backbone.frames,
+    }
+    exec(compile(USE, str(PAGE), "exec"), names)
+    assert names["video"].shape == (backbone.frames, 3, SIZE, SIZE)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"step {index}" for index in range(STEPS)]
+    assert all(line.endswith(f", {backbone.frames} faces") for line in lines)

@@ -50,6 +50,10 @@ class Axes:
     order: str
     skip: int = 0
 
+    def __post_init__(self) -> None:
+        if sorted(self.order.split()) not in (["1", "c", "h", "t", "w"], ["1", "c", "h", "w"], ["c", "h", "t", "w"]):
+            raise ValueError(f"fold {self.order!r}, expected c, h, w with t or 1 (the batch) or both, as '1 c t h w'")
+
     def frames(self, latents: Tensor) -> Tensor:
         return self._whole(latents)[self.skip :]
 

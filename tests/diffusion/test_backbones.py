@@ -297,6 +297,7 @@ def test_schedulers_that_cannot_be_refined(name, config, says):
         ((2, 4, 3, 4, 4), None, "batch of 2, expected 1 .*one prompt"),
         ((2, 4, 4, 4), None, "batch of 2, expected 1 .*fold"),
         ((1, 64, 16), None, r"latents \[1, 64, 16\], expected 5 axes .*fold"),
+        (SHAPE, "b c t h w", "fold 'b c t h w', expected c, h, w with t or 1"),
         (SHAPE, "1 c h w", r"latents \[1, 4, 3, 4, 4\], expected 4 axes"),
     ],
 )

@@ -85,17 +85,18 @@ class Autoencoder(nn.Module):
                 with torch.no_grad():
                     module.weight[:, :, [0, 2]] = 0
 
-    def forward(self, frames: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Frames [b*t,3,h,w] in -1..1 -> decoded frames, means and log variances of the latents."""
+    def forward(self, frames: Tensor, t: int, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames [b*t,3,h,w] in -1..1 -> decoded frames, means and log variances of the latents, which are decoded with
+        that share of the posterior's noise."""
         posterior = self.vae.encode(frames).latent_dist
-        latents = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
+        latents = posterior.mean + noise * posterior.std * torch.randn_like(posterior.mean)
         return self.vae.decode(latents, num_frames=t).sample, posterior.mean, posterior.logvar
 
 
 class VaeTask(Task):
     name = "vae"
     steps, batch_size = 2400, 8
-    rate, decay = 1.5e-3, 1e-4
+    rate, decay = 1e-3, 1e-4
     recipes = (CLIPS,)
 
     def network(self) -> Autoencoder:
@@ -126,15 +127,17 @@ class VaeTask(Task):
         return {"frames": pixels, "t": torch.tensor(t)}
 
     def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        decoded, mean, log_variance = net(batch["frames"], int(batch["t"]))
+        # Noise from the start drowns what is faint yet, and colour is fainter than lightness for long.
+        noise = min(1.0, max(0.0, 4 * step / self.steps - 1))
+        decoded, mean, log_variance = net(batch["frames"], int(batch["t"]), noise)
         off = decoded.float() - batch["frames"]
-        # Lightness alone satisfies a plain loss for long: colour and large areas have their own terms.
+        # Lightness alone satisfies a plain loss: colour and large areas have their own terms.
         colour = (off - off.mean(dim=1, keepdim=True)).abs().mean()
         areas = F.avg_pool2d(off, 8).square().mean()
         square = off.square().mean()
         mean, log_variance = mean.float(), log_variance.float()
         spread = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        total = off.abs().mean() + 4 * square + colour + 8 * areas + 2e-4 * spread
+        total = off.abs().mean() + 4 * square + 3 * colour + 8 * areas + 2e-4 * spread
         return total, {"psnr": float(-10 * torch.log10(square.detach() / 4)), "spread": float(spread.detach())}
 
     def export(self, net: nn.Module, folder: Path) -> list[Path]:

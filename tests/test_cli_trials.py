@@ -349,6 +349,8 @@ def started(sa: Sa) -> Callable[..., subprocess.Popen[str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # a shell ignores Ctrl-C for what it runs in the background, and children inherit that
+            preexec_fn=more.pop("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)),
             **more,
         )
 

@@ -265,9 +265,16 @@ def test_a_missing_reference_or_model_is_refused(place, animate):
     refused(place, animate, ModelMissing, 5, "no such model folder", model=str(place / "no" / "model"))
 
 
-def test_a_plain_video_is_refused(place, animate):
+def test_a_plain_video_needs_a_model_with_detectors(place, animate):
     video = make_video(place / "dance.mp4", noise(4, (128, 128)))
-    refused(place, animate, BadInput, 3, r"dance\.mp4: found a plain video, expected skeletons", motion=video)
+    refused(
+        place,
+        animate,
+        ModelMissing,
+        5,
+        r"dance\.mp4: found a plain video, and model .* no person_detector",
+        motion=video,
+    )
 
 
 def test_unknown_flags_and_broken_config_files_are_refused(place, animate, tiny_model):

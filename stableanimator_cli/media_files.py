@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -60,6 +61,24 @@ def write_refused(path: Path, error: OSError, *, frame: int | None = None) -> Ba
         return BadInput(path, "a file in the place of a folder", "a folder", frame=frame, hint="choose another -o")
     reason = (error.strerror or str(error)).lower()
     return BadInput(path, f"a write that failed ({reason})", "a file that can be written", frame=frame)
+
+
+def digest_of(path: Path) -> str:
+    """sha256 of a file, or of a folder's visible files by name and content in natural order. ``BadInput`` names a file
+    that cannot be read."""
+    if not path.is_dir():
+        with refusals(path), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for file in visible_files(path):
+        whole.update(f"{file.name}\0{digest_of(file)}\n".encode())
+    return whole.hexdigest()
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """Files of a folder that are not hidden, in natural order; folders in it are left out."""
+    files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return sorted(files, key=lambda file: natural_key(file.name))
 
 
 @contextlib.contextmanager

@@ -26,12 +26,11 @@ from stableanimator_cli.motion.geometry import Fit, Mode, fit
 from stableanimator_cli.motion.interchange import load_motion
 from stableanimator_cli.motion.keypoints import face_box
 from stableanimator_cli.motion.openpose import load_openpose
-from stableanimator_cli.motion.skeleton import draw_skeleton, looks_like_skeleton
+from stableanimator_cli.motion.skeleton import TAG, draw_skeleton, looks_like_skeleton
 from stableanimator_cli.records import Clip, ModelFolder, Motion
 from stableanimator_cli.talk import Talk
 
 Kind = Literal["auto", "skeleton", "video"]
-SKELETON_TAG = ("sa.kind", "skeleton")  # what our own skeleton videos carry in their container
 _LOOKED_AT = 8  # frames that decide what an untagged video is
 _SMALLEST = 32  # pixels a side, below which no skeleton can be told from its noise
 
@@ -115,9 +114,9 @@ def _holds_openpose(path: Path) -> bool:
 def _shows_skeletons(clip: Clip, kind: Kind, talk: Talk) -> bool:
     """Whether a video shows drawn skeletons; else it shows people to detect."""
     if kind == "auto":
-        name, value = SKELETON_TAG
-        tagged = clip.tag.get(name) == value
-        looked = [frame for _, frame in itertools.islice(clip.frames(), _LOOKED_AT)]
+        tagged = TAG.items() <= clip.tag.items()
+        # frames are looked at only where the tag does not tell
+        looked = [] if tagged else [frame for _, frame in itertools.islice(clip.frames(), _LOOKED_AT)]
         skeleton = tagged or sum(map(looks_like_skeleton, looked)) * 2 > len(looked)
         why = "by its tag" if tagged else "black but for its limbs" if skeleton else "not black like a skeleton"
         talk.note(f"{clip.path.name}: taken for a {'skeleton' if skeleton else 'plain'} video ({why})")
@@ -171,7 +170,7 @@ def _faces_beside(
 ) -> np.ndarray | None:
     """Face boxes [t,p,4] of our own skeleton video, from the motion beside it; None where that is another video's."""
     beside = clip.path.with_suffix(".npz")
-    if clip.tag.get(SKELETON_TAG[0]) != SKELETON_TAG[1] or not beside.is_file():
+    if not TAG.items() <= clip.tag.items() or not beside.is_file():
         return None
     motion = load_motion(beside)
     if len(motion) != clip.count or motion.size != clip.size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import tomllib
@@ -21,7 +20,7 @@ from stableanimator_cli.engine.device import DevicePlan, peak_memory
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
 from stableanimator_cli.engine.weights import NETWORKS
-from stableanimator_cli.media_files import appearing, natural_key
+from stableanimator_cli.media_files import appearing, digest_of
 from stableanimator_cli.records import ModelFolder
 
 FORMAT = 1  # of OUT.json
@@ -163,18 +162,6 @@ def write(
         calls=stages.calls,
         peak_bytes=data["peak_bytes"],
     )
-
-
-def digest_of(path: Path) -> str:
-    """sha256 of a file, or of a folder's visible files by name and content in natural order."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    whole = hashlib.sha256()
-    names = (p.name for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
-    for name in sorted(names, key=natural_key):
-        whole.update(f"{name}\0{digest_of(path / name)}\n".encode())
-    return whole.hexdigest()
 
 
 def _version(name: str) -> str | None:

@@ -7,7 +7,6 @@ with the length of the video. What comes out does not depend on how fast anythin
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -87,14 +85,6 @@ class Detectors:
     def describe(self) -> str:
         """Where the networks run, in words."""
         return self.points.describe()
-
-    def digests(self) -> dict[str, str]:
-        """sha256 of each network file by role: part of what decides whether a clip is up to date."""
-        found = {role: _sha256(self.model.files[role]) for role in ROLES}
-        if self.faces is not None:
-            files = sorted(self.faces.folder.glob("*.onnx"))
-            found |= {f"face/{file.name}": _sha256(file) for file in files}
-        return found
 
     @property
     def channel_order(self) -> ChannelOrder:
@@ -377,8 +367,3 @@ def _overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     shared = sides.prod(axis=-1)
     areas = [(boxes[..., 2:] - boxes[..., :2]).clip(min=0).prod(axis=-1) for boxes in (a, b)]
     return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -68,6 +68,10 @@ class _Mark:
             cv2.circle(canvas, moved[0], self.reach, self.colour, thickness=-1)
 
 
+TAG = {"sa.kind": "skeleton"}
+"""What our own skeleton videos carry in their container."""
+
+
 def draw_skeleton(people: np.ndarray, size: tuple[int, int], threshold: float = THRESHOLD) -> np.ndarray:
     """Draw people float[p,134,3] (pixels of ``size`` = (width, height), score) on black: uint8[h,w,3] RGB.
 

@@ -27,7 +27,7 @@ from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.capture import BATCH, Capture, CaptureOptions, Detectors, capture
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.media import open_clip
-from stableanimator_cli.media_files import appearing, natural_key, refusals, require_file
+from stableanimator_cli.media_files import appearing, digest_of, refusals, require_file, visible_files
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.track import parse_person
 from stableanimator_cli.preprocess import layout_upstream
@@ -216,15 +216,8 @@ def source_digest(path: Path) -> tuple[str, int]:
     """sha256 and bytes of a file, or of a folder's visible files by name and content in natural order."""
     if not path.is_dir():
         require_file(path, "a video or a picture")
-        with refusals(path), path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
-    whole, size = hashlib.sha256(), 0
-    names = (entry.name for entry in path.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    for name in sorted(names, key=natural_key):
-        digest, count = source_digest(path / name)
-        whole.update(f"{name}\0{digest}\n".encode())
-        size += count
-    return whole.hexdigest(), size
+    files = visible_files(path) if path.is_dir() else [path]
+    return digest_of(path), sum(file.stat().st_size for file in files)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

@@ -23,10 +23,9 @@ from stableanimator_cli.motion.interchange import appearing, load_motion, save_m
 from stableanimator_cli.motion.keypoints import COUNT, face_box, from_wholebody, to_wholebody
 from stableanimator_cli.motion.openpose import load_openpose, save_openpose
 from stableanimator_cli.motion.repair import smoothed
-from stableanimator_cli.motion.skeleton import draw_frame, looks_like_skeleton
+from stableanimator_cli.motion.skeleton import TAG, draw_frame, looks_like_skeleton
 from stableanimator_cli.motion.track import parse_person, select
 from stableanimator_cli.preprocess.poses import (
-    TAG,
     UNTIMED_FPS,
     aligned,
     even_frames,
@@ -192,7 +191,7 @@ def _is_skeletons(path: Path) -> bool:
         return False
     try:
         clip = open_clip(path)
-        if clip.tag.get("sa.kind") == TAG["sa.kind"]:
+        if TAG.items() <= clip.tag.items():
             return True
         looked = [frame for _, frame in itertools.islice(clip.frames(), _LOOKED_AT)]
     except BadInput:

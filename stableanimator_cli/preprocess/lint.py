@@ -6,7 +6,6 @@ from wrong pairs; warnings would make it worse.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 from stableanimator_cli.config_preprocess import PreprocessConfig
 from stableanimator_cli.detect import clips
 from stableanimator_cli.errors import BadInput, SaError
-from stableanimator_cli.media_files import natural_key
+from stableanimator_cli.media_files import digest_of, natural_key
 from stableanimator_cli.media_picture import picture_size
 from stableanimator_cli.preprocess.quality import SHORTEST, Finding, findings, measure
 from stableanimator_cli.talk import Talk
@@ -109,7 +108,7 @@ def _clip(folder: Path, same: dict[str, list[Path]]) -> Iterator[Finding]:
     digest = str(clip.record["source"]["sha256"])
     same[digest].append(folder)
     source = clip.source
-    if source.is_file() and _sha256(source) != digest:
+    if source.is_file() and digest_of(source) != digest:
         yield Finding(code="source-changed", severity="error",
                       text=f"{source.name} is not the video that the motion was made of")  # fmt: skip
     elif tuple(pictures.size) != clip.size or tuple(motion.size) != clip.size:
@@ -173,8 +172,3 @@ def _some(frames: Sequence[str], count: int = 8) -> list[str]:
     if len(frames) <= count:
         return list(frames)
     return [frames[round(k * (len(frames) - 1) / (count - 1))] for k in range(count)]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

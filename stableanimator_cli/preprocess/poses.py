@@ -20,7 +20,7 @@ from stableanimator_cli.motion.geometry import fit
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.keypoints import COUNT
 from stableanimator_cli.motion.overlay import overlay
-from stableanimator_cli.motion.skeleton import draw_frame
+from stableanimator_cli.motion.skeleton import TAG, draw_frame
 from stableanimator_cli.motion.track import parse_person
 from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.quality import findings, measure
@@ -29,8 +29,6 @@ from stableanimator_cli.talk import Talk
 
 UNTIMED_FPS = Fraction(30)
 """The rate of a skeleton video whose motion has no clock; what ``sa animate`` takes too."""
-
-TAG = {"sa.kind": "skeleton"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import tomllib
@@ -19,6 +18,7 @@ from stableanimator_cli.detect.capture import ROLES, Detectors
 from stableanimator_cli.detect.face import model_folder
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
 from stableanimator_cli.media import open_clip
+from stableanimator_cli.media_files import digest_of
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import largest, parse_person
 from stableanimator_cli.preprocess import convert, layout_upstream, lint, workers
@@ -80,11 +80,7 @@ def network_digests(model: ModelFolder) -> dict[str, str]:
     files = {role: model.files[role] for role in ROLES}
     if "face" in model.files:
         files |= {f"face/{file.name}": file for file in sorted(model_folder(model.files["face"]).glob("*.onnx"))}
-    found = {}
-    for name, path in files.items():
-        with path.open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {name: digest_of(path) for name, path in files.items()}
 
 
 def _model(config: PreprocessConfig) -> ModelFolder:

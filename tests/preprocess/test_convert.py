@@ -16,27 +16,11 @@ from stableanimator_cli.motion.keypoints import to_wholebody
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.preprocess.convert import is_motion
 from stableanimator_cli.records import Motion
+from tests.animate.clips import Heard
 from tests.preprocess import drawn
 from tests.tiny import waving
 
 SIZE = (128, 96)
-
-
-class Heard:
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def progress(self, total, desc, unit="frame"):
-        from stableanimator_cli.talk import Silent
-
-        return Silent().progress(total, desc, unit)
 
 
 @pytest.fixture

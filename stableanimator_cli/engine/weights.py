@@ -19,6 +19,7 @@ from stableanimator_cli.errors import ModelDamaged, ModelMissing
 from stableanimator_cli.nets.arcface import ArcFace
 from stableanimator_cli.nets.face_encoder import FaceEncoder, FaceEncoderConfig
 from stableanimator_cli.nets.id_adapter import IDMode
+from stableanimator_cli.nets.norm_groups import RELEASED, regroup
 from stableanimator_cli.nets.pose_net import PoseNet
 from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
@@ -114,9 +115,13 @@ def builders(model: ModelFolder, id_mode: IDMode) -> dict[str, Callable[[], nn.M
         "unet": lambda: AnimationUNet(id_tokens=face.get("num_tokens", 4), id_mode=id_mode, **unet),
         "pose_net": lambda: PoseNet(noise_latent_channels=unet["block_out_channels"][0]),
         "face_encoder": lambda: FaceEncoder(FaceEncoderConfig(**face)),
-        "vae": lambda: AutoencoderKLTemporalDecoder(**_config(model, "vae")),
+        "vae": lambda: _vae(**_config(model, "vae")),
         "image_encoder": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)),
     }
+
+
+def _vae(*, norm_num_groups: int = RELEASED, **config: Any) -> AutoencoderKLTemporalDecoder:
+    return regroup(AutoencoderKLTemporalDecoder(**config), norm_num_groups)
 
 
 def recogniser(path: Path) -> ArcFace:

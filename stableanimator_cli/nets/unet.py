@@ -15,11 +15,13 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import SpatioTemporalResBlock
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from stableanimator_cli.nets.id_adapter import IDAdapter, IDMode, PreparedCrossAttention, project_out
+from stableanimator_cli.nets.norm_groups import RELEASED, regroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +40,21 @@ class Context:
 class AnimationUNet(UNetSpatioTemporalConditionModel):
     """Noisy latents and reference latents in, network output (v-prediction) out.
 
-    ``config`` are the stock class's arguments (SVD's ``unet/config.json``); ``id_tokens`` face tokens follow the image
-    token in ``encoder_hidden_states``. Temporal cross-attention never sees the face tokens.
+    ``config`` are the stock class's arguments (SVD's ``unet/config.json``) and ``norm_num_groups``, which narrow models
+    need (``norm_groups``); ``id_tokens`` face tokens follow the image token in ``encoder_hidden_states``. Temporal
+    cross-attention never sees the face tokens.
     """
 
-    def __init__(self, *, id_tokens: int = 4, id_mode: IDMode = "distribution", **config: Any) -> None:
+    def __init__(
+        self,
+        *,
+        id_tokens: int = 4,
+        id_mode: IDMode = "distribution",
+        norm_num_groups: int = RELEASED,
+        **config: Any,
+    ) -> None:
         super().__init__(**{key: value for key, value in config.items() if not key.startswith("_")})
+        regroup(self, norm_num_groups)
         self.id_tokens = id_tokens
         for attn in self.spatial_cross_attentions().values():
             attn.set_processor(IDAdapter(attn.inner_dim, attn.cross_attention_dim, id_tokens=id_tokens, mode=id_mode))
@@ -113,21 +124,21 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         skips = [x]
         for block in self.down_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-                x = resnet(x, emb, indicator)
-                x = _transformer(attention, x, context, indicator) if attention is not None else x
+                x = _resnet(resnet, x, emb, indicator, image_only)
+                x = _transformer(attention, x, context, indicator, image_only) if attention is not None else x
                 skips.append(x)
             for downsampler in block.downsamplers or ():
                 x = downsampler(x)
                 skips.append(x)
 
-        x = self.mid_block.resnets[0](x, emb, indicator)
+        x = _resnet(self.mid_block.resnets[0], x, emb, indicator, image_only)
         for attention, resnet in zip(self.mid_block.attentions, self.mid_block.resnets[1:], strict=True):
-            x = resnet(_transformer(attention, x, context, indicator), emb, indicator)
+            x = _resnet(resnet, _transformer(attention, x, context, indicator, image_only), emb, indicator, image_only)
 
         for block in self.up_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-                x = resnet(torch.cat([x, skips.pop()], dim=1), emb, indicator)
-                x = _transformer(attention, x, context, indicator) if attention is not None else x
+                x = _resnet(resnet, torch.cat([x, skips.pop()], dim=1), emb, indicator, image_only)
+                x = _transformer(attention, x, context, indicator, image_only) if attention is not None else x
             for upsampler in block.upsamplers or ():
                 # the size of the next skip, which is not twice this one where the latent's side is odd
                 x = upsampler(x, skips[-1].shape[-2:])
@@ -148,7 +159,14 @@ def _attentions(block: nn.Module) -> list[TransformerSpatioTemporalModel | None]
     return list(getattr(block, "attentions", None) or [None] * len(block.resnets))
 
 
-def _transformer(module: TransformerSpatioTemporalModel, x: Tensor, context: Context, indicator: Tensor) -> Tensor:
+def _resnet(resnet: SpatioTemporalResBlock, x: Tensor, emb: Tensor, indicator: Tensor, image_only: bool) -> Tensor:
+    """Spatial then temporal residual block. A picture's mix is the spatial one alone: the other is not computed."""
+    return resnet.spatial_res_block(x, emb) if image_only else resnet(x, emb, indicator)
+
+
+def _transformer(
+    module: TransformerSpatioTemporalModel, x: Tensor, context: Context, indicator: Tensor, image_only: bool
+) -> Tensor:
     """Spatial then temporal attention of one level, mixed by a learned factor. [bt,c,h,w] -> [bt,c,h,w]."""
     batch, frames = indicator.shape
     height = x.shape[-2]
@@ -157,7 +175,8 @@ def _transformer(module: TransformerSpatioTemporalModel, x: Tensor, context: Con
     position = repeat(position, "t d -> (b t) 1 d", b=batch)
     for spatial, temporal in zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True):
         y = _spatial_block(spatial, y, context, frames)
-        y = module.time_mixer(y, _temporal_block(temporal, y + position, context, frames), indicator)
+        if not image_only:
+            y = module.time_mixer(y, _temporal_block(temporal, y + position, context, frames), indicator)
     return x + rearrange(module.proj_out(y), "bt (h w) c -> bt c h w", h=height)
 
 

@@ -6,12 +6,14 @@ et al., "Learning Transferable Visual Models From Natural Language Supervision" 
 loss, here between two moments of one scene).
 
 Temporal kernels begin with zeros beside their middle, so that a decoder that learned from single pictures decodes clips
-as well; the last part of the training is on clips and moves them.
+as well; the last part of the training is on clips and moves them. The encoder begins as the best linear one
+(``linear_start``): begun at random, both halves agree on lightness first and leave colour out for an hour.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,16 +29,19 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stableanimator_cli.motion.interchange import appearing
+from stableanimator_cli.nets.norm_groups import regroup
 from stableanimator_cli.puppets.sample import rng_of
 from stableanimator_cli.puppets.train_data import CLIP_SIDE, CLIPS, FRAMES, draw_clips
 from stableanimator_cli.puppets.train_detectors import guarded, parse, run
 from stableanimator_cli.puppets.train_loop import Batch, Task
 
-LATENTS = 8
+LATENTS = 16
+NORM_GROUPS = 8
 VAE_CONFIG: dict[str, Any] = {
     "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "block_out_channels": [64, 64, 64, 64],
+    "block_out_channels": [32, 64, 96, 96],
     "layers_per_block": 1,
+    "norm_num_groups": NORM_GROUPS,
     "latent_channels": LATENTS,
     "scaling_factor": 1.0,
     "force_upcast": True,
@@ -53,6 +58,9 @@ ENCODER_CONFIG: dict[str, Any] = {
 }
 _CROP = 64
 _CLIPS_FROM = 0.85  # of the steps: from here on, every other one is a clip
+_ENCODER_FROM = 0.15  # of the steps: until then only the decoder learns
+_NOISE = 0.05  # the posterior's deviation at first
+_FAR = 10.0  # constants that norms divide by at first
 _CLIP_MEAN, _CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -78,29 +86,33 @@ class Autoencoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.vae = AutoencoderKLTemporalDecoder(**VAE_CONFIG)
+        config = {key: value for key, value in VAE_CONFIG.items() if key != "norm_num_groups"}
+        self.vae = regroup(AutoencoderKLTemporalDecoder(**config), NORM_GROUPS)
         for module in self.vae.modules():
             if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 1, 1):
                 module.__class__ = TimeConv
                 with torch.no_grad():
                     module.weight[:, :, [0, 2]] = 0
 
-    def forward(self, frames: Tensor, t: int, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, frames: Tensor, t: int, noise: float, encoder: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Frames [b*t,3,h,w] in -1..1 -> decoded frames, means and log variances of the latents, which are decoded with
-        that share of the posterior's noise."""
-        posterior = self.vae.encode(frames).latent_dist
+        that share of the posterior's noise. Without ``encoder`` only the decoder learns."""
+        with torch.set_grad_enabled(encoder and torch.is_grad_enabled()):
+            posterior = self.vae.encode(frames).latent_dist
         latents = posterior.mean + noise * posterior.std * torch.randn_like(posterior.mean)
         return self.vae.decode(latents, num_frames=t).sample, posterior.mean, posterior.logvar
 
 
 class VaeTask(Task):
     name = "vae"
-    steps, batch_size = 2400, 8
+    steps, batch_size = 5000, 8
     rate, decay = 1e-3, 1e-4
     recipes = (CLIPS,)
 
     def network(self) -> Autoencoder:
-        return Autoencoder()
+        net = Autoencoder()
+        linear_start(net.vae, pictures("train", 40))
+        return net
 
     def load(self, folder: Path) -> None:
         self.videos = CLIPS.load(folder)["video"]
@@ -129,7 +141,7 @@ class VaeTask(Task):
     def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         # Noise from the start drowns what is faint yet, and colour is fainter than lightness for long.
         noise = min(1.0, max(0.0, 4 * step / self.steps - 1))
-        decoded, mean, log_variance = net(batch["frames"], int(batch["t"]), noise)
+        decoded, mean, log_variance = net(batch["frames"], int(batch["t"]), noise, step >= _ENCODER_FROM * self.steps)
         off = decoded.float() - batch["frames"]
         # Lightness alone satisfies a plain loss: colour and large areas have their own terms.
         colour = (off - off.mean(dim=1, keepdim=True)).abs().mean()
@@ -137,35 +149,95 @@ class VaeTask(Task):
         square = off.square().mean()
         mean, log_variance = mean.float(), log_variance.float()
         spread = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        total = off.abs().mean() + 4 * square + 3 * colour + 8 * areas + 2e-4 * spread
+        total = off.abs().mean() + 10 * square + colour + 4 * areas + 2e-4 * spread
         return total, {"psnr": float(-10 * torch.log10(square.detach() / 4)), "spread": float(spread.detach())}
 
     def export(self, net: nn.Module, folder: Path) -> list[Path]:
         assert isinstance(net, Autoencoder)
-        state = unit_latents(net.vae, self._sample())
+        state = unit_latents(net.vae, pictures("val", 40))
         return _write(folder, "vae", VAE_CONFIG, state)
 
-    def _sample(self) -> Tensor:
-        """Pictures of the validation split to measure latents on."""
-        frames = draw_clips(0, split="val", scenes=40)["video"][:, ::4].reshape(-1, CLIP_SIDE, CLIP_SIDE, 3)
-        return torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2).div(127.5).sub(1)
+
+def pictures(split: str, scenes: int) -> Tensor:
+    """Two frames of each of ``scenes`` clips, to measure on: float32[2*scenes,3,128,128] in -1..1."""
+    frames = draw_clips(0, split=split, scenes=scenes)["video"][:, ::4].reshape(-1, CLIP_SIDE, CLIP_SIDE, 3)
+    return torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2).div(127.5).sub(1)
+
+
+@torch.no_grad()
+def linear_start(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> None:
+    """Make the encoder the principal components of 8x8 patches of ``frames``, within the layers that it has.
+
+    Its residual branches begin with zeros; two strided convolutions lay pixels side by side, the third projects. Each
+    component travels as two opposite channels beside two large constant ones in one group of the last norm, which then
+    divides by the constant, and ``silu(x) - silu(-x) = x``. Faint components stay fainter (the fourth root of their
+    variance), so that a denoiser meets what matters most at the highest noise.
+    """
+    encoder = vae.encoder
+    for block in [*encoder.down_blocks, encoder.mid_block]:
+        for resnet in block.resnets:
+            nn.init.zeros_(resnet.conv2.weight)
+            nn.init.zeros_(resnet.conv2.bias)
+            if resnet.conv_shortcut is not None:  # a wider level: what comes in stays in front
+                resnet.conv_shortcut.weight[: resnet.in_channels] = torch.eye(resnet.in_channels)[..., None, None]
+                nn.init.zeros_(resnet.conv_shortcut.bias)
+    for attention in encoder.mid_block.attentions:
+        nn.init.zeros_(attention.to_out[0].weight)
+        nn.init.zeros_(attention.to_out[0].bias)
+    encoder.conv_in.weight[:3] = 0
+    encoder.conv_in.bias[:3] = 0
+    encoder.conv_in.weight[:3, :, 1, 1] = torch.eye(3)
+    down = [block.downsamplers[0].conv for block in encoder.down_blocks[:3]]
+    folded = frames
+    for conv, channels in zip(down, (3, 12), strict=False):
+        conv.weight[: 4 * channels] = 0
+        conv.bias[: 4 * channels] = 0
+        conv.weight[: 4 * channels, :channels, :2, :2] = torch.eye(4 * channels).reshape(-1, channels, 2, 2)
+        folded = F.pixel_unshuffle(folded, 2)
+    patches = F.unfold(folded, 2, stride=2).transpose(1, 2).flatten(0, 1)  # [n,192]
+    mean = patches.mean(dim=0)
+    variances, basis = torch.linalg.eigh(torch.cov(patches.T))
+    variances, basis = variances.flip(0)[:LATENTS], basis.flip(1)[:, :LATENTS]
+    unit = basis / variances.sqrt()  # [192,k]: components of unit deviation
+    spread = (variances / variances[0]) ** 0.25
+    spread = spread / spread.square().mean().sqrt()
+    per_group = down[2].out_channels // NORM_GROUPS
+    encoder.conv_out.weight.zero_()
+    for k in range(LATENTS):
+        group, place = k % NORM_GROUPS, k // NORM_GROUPS
+        first = group * per_group + 2 * place
+        for row, sign in ((first, 1), (first + 1, -1)):
+            down[2].weight[row] = 0
+            down[2].weight[row, :48, :2, :2] = sign * unit[:, k].reshape(48, 2, 2)
+            down[2].bias[row] = -sign * mean @ unit[:, k]
+            encoder.conv_out.weight[k, row, 1, 1] = sign
+    for group in range(NORM_GROUPS):
+        for row, sign in ((group * per_group - 2, 1), (group * per_group - 1, -1)):
+            down[2].weight[row], down[2].bias[row] = 0, sign * _FAR
+    encoder.conv_out.bias.zero_()
+    encoder.conv_out.bias[LATENTS:] = 2 * math.log(_NOISE)
+    vae.quant_conv.weight[:] = torch.eye(2 * LATENTS)[..., None, None]
+    vae.quant_conv.bias.zero_()
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in frames.split(16)])
+    encoder.conv_out.weight[:LATENTS] *= (spread / latents.std(dim=(0, 2, 3)))[:, None, None, None]
 
 
 @torch.no_grad()
 def unit_latents(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> dict[str, Tensor]:
-    """The VAE's weights with every latent channel of unit deviation over ``frames``, decoding the same pictures.
+    """The VAE's weights with latents of unit deviation over ``frames``, decoding the same pictures.
 
     SVD conditions on latents that are not scaled and denoises scaled ones; with ``scaling_factor`` 1 both are as large
-    as the noise. The scale moves from the encoder's last convolution into the decoder's first.
+    as the noise. One scale for all channels, which keeps faint ones faint, moves from the encoder's last convolution
+    into the decoder's first.
     """
     means = torch.cat([vae.encode(part).latent_dist.mean for part in frames.split(8)])
-    deviation = means.std(dim=(0, 2, 3))
+    deviation = means.square().mean().sqrt()
     state = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
     for kind in ("weight", "bias"):
         moments = state[f"quant_conv.{kind}"]
         moments[:LATENTS] /= deviation.reshape(-1, *[1] * (moments.ndim - 1))
     state["quant_conv.bias"][LATENTS:] -= 2 * deviation.log()  # the second half are logarithms of variances
-    state["decoder.conv_in.weight"] *= deviation[None, :, None, None]
+    state["decoder.conv_in.weight"] *= deviation
     return state
 
 

@@ -81,6 +81,12 @@ class FaceReader:
         """As ``faces``, without recognition: every ``embedding`` is None."""
         return self._read(image, recognise=False)
 
+    def recognise(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
+        """Raw float32[512] of the face in a picture uint8 RGB [h,w,3] whose five landmarks float[5,2] are known; None
+        where they fall into one point."""
+        pixels = image[..., ::-1] if self.channel_order == "bgr" else image
+        return self._embed(np.ascontiguousarray(pixels), landmarks)
+
     @property
     def recogniser_file(self) -> Path:
         """The ONNX file of the recogniser among those in the folder: face optimisation runs its graph itself."""

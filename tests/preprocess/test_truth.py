@@ -1,43 +1,56 @@
-"""The shipped detectors on puppets they never saw, against the truth; ``tests.preprocess.truth`` prints more scenes."""
+"""Clip folders of puppets hold what was drawn, and open as any clip does."""
 
 from __future__ import annotations
 
-import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stableanimator_cli.catalogue import open_model
-from stableanimator_cli.detect.capture import ROLES, Detectors
-from tests.preprocess import truth
+from stableanimator_cli import catalogue
+from stableanimator_cli.detect import clips
+from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.motion.interchange import load_motion
+from stableanimator_cli.preprocess import truth
+from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 
 
 @pytest.fixture(scope="module")
-def detectors() -> Detectors:
-    return Detectors.open(open_model("puppet", ROLES), "cpu", threads=1)
+def puppets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("truth") / "puppets"
+    write_puppets(PuppetPlan(folder=folder, videos=2, frames=3, size=(128, 128)))
+    return folder
 
 
-@pytest.mark.parametrize(
-    ("name", "error", "within"),
-    [("one, half", 0.06, 0.9), ("two people", 0.09, 0.8), ("leaving and coming back", 0.06, 0.9)],
-)
-def test_motion_faces_and_who_is_who_are_near_the_truth(detectors, name, error, within):
-    scene = truth.scenes()[name]
-    found = truth.compare(truth.look(scene, detectors).motion, scene.motion())
-    print(name, found)
-    assert found.error < error
-    assert found.within > within
-    assert found.present > 0.9
-    assert found.face > 0.95
-    assert found.switches == 0
+def test_a_puppets_clip_holds_what_was_drawn(puppets: Path, tmp_path: Path) -> None:
+    truth.main([str(puppets), str(tmp_path / "clips")])
+    folders = [clips.open_folder(path) for path in clips.find_folders(tmp_path / "clips")]
+    assert [folder.name for folder in folders] == ["00000", "00001"]
+    for folder in folders:
+        drawn = load_motion(puppets / "truth" / f"{folder.name}.npz")
+        np.testing.assert_array_equal(folder.motion().keypoints, drawn.keypoints)
+        assert sum(1 for _ in folder.pictures().frames()) == folder.frames == 3
+        faces = folder.faces()
+        seen = np.isfinite(drawn.face_boxes).all(axis=2).sum()
+        assert len(faces) == seen
+        assert np.isfinite(faces.embeddings).all()
 
 
-def test_the_comparison_sees_what_is_wrong(detectors):
-    motion = truth.scenes()["two people"].motion()
-    same = truth.compare(motion, motion)
-    assert (same.error, same.within, same.present, same.face, same.switches) == (0, 1, 1, 1, 0)
-    swapped = motion.keypoints.copy()
-    swapped[10:] = swapped[10:, ::-1]
-    assert truth.compare(dataclasses.replace(motion, keypoints=swapped), motion).switches == 2
-    off = motion.keypoints + np.float32([30, 0, 0])
-    assert truth.compare(dataclasses.replace(motion, keypoints=off), motion).error > 0.1
+def test_vectors_are_those_of_the_reader(puppets: Path, tmp_path: Path) -> None:
+    model = catalogue.open_model("puppet", require=("face",))
+    reader = FaceReader(model.files["face"], model.face_channel_order, "cpu")
+    assert truth.write_clips(puppets, tmp_path, reader) == 2
+    folder = clips.open_folder(tmp_path / "00000")
+    faces, picture = folder.faces(), next(iter(folder.pictures().frames()))[1]
+    row = faces.at(0)[0]
+    found = reader.faces(picture)[0]
+    cosine = np.dot(found.embedding, faces.embeddings[row]) / (
+        np.linalg.norm(found.embedding) * np.linalg.norm(faces.embeddings[row])
+    )
+    assert cosine > 0.8  # landmarks as drawn against landmarks as found
+
+
+def test_a_folder_without_truth_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no truth"):
+        truth.main([str(tmp_path), str(tmp_path / "out")])

@@ -1,0 +1,99 @@
+"""Clip folders of puppets from what is known about them: no detector looks, only the recogniser sees the faces.
+
+``python -m stableanimator_cli.preprocess.truth PUPPETS OUT`` takes a folder of ``sa puppets`` and writes for each video
+the clip folder that ``sa preprocess`` would, with the drawn key points, boxes and landmarks. It is how the puppet model
+gets thousands of clips in minutes (``make puppet``); everything from the clip folders on is the way of any video.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.detect import clips
+from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.media import open_clip
+from stableanimator_cli.media_files import digest_of
+from stableanimator_cli.motion.interchange import load_motion, save_motion
+from stableanimator_cli.preprocess.clip import link_source, write_json
+from stableanimator_cli.records import Face
+from stableanimator_cli.talk import Silent, Talk
+
+
+def write_clips(puppets: Path, out: Path, reader: FaceReader, talk: Talk | None = None) -> int:
+    """One clip folder a video of ``puppets`` below ``out``; those that are there stay. Returns how many there are.
+
+    Raises ``BadInput`` where ``puppets`` is no folder of ``sa puppets``.
+    """
+    records = sorted((puppets / "truth").glob("*.json"))
+    if not records:
+        raise BadInput(puppets, "no truth/*.json", "a folder of `sa puppets`", hint="sa puppets DIR --videos N")
+    talk = talk or Silent()
+    network = digest_of(reader.recogniser_file)
+    with talk.progress(len(records), "clips", "clip") as bar:
+        for path in records:
+            place = out / path.stem
+            if not (place / clips.RECORD).exists():
+                _write_clip(puppets, path, place, reader, network)
+            bar.update(1)
+    return len(records)
+
+
+def _write_clip(puppets: Path, path: Path, place: Path, reader: FaceReader, network: str) -> None:
+    truth = json.loads(path.read_text(encoding="utf-8"))
+    video = puppets / truth["files"]["video"]
+    motion = load_motion(puppets / truth["files"]["motion"])
+    part = place.with_name(f".{place.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    with np.load(puppets / truth["files"]["faces"], allow_pickle=False) as known:
+        boxes, landmarks = known["boxes"], known["landmarks"]
+    found: list[tuple[int, int, Face]] = []
+    for t, (_, picture) in enumerate(open_clip(video).frames()):
+        for p in np.flatnonzero(np.isfinite(landmarks[t]).all(axis=(1, 2))):
+            vector = reader.recognise(picture, landmarks[t, p])
+            found.append((t, int(p), Face(box=boxes[t, p], landmarks=landmarks[t, p], score=1.0, embedding=vector)))
+    digest = digest_of(video)
+    link_source(video, part, place, copy=False)
+    save_motion(part / clips.MOTION, motion)
+    clips.save_faces(part / clips.FACES, clips.FaceTable.of(found, reader.channel_order))
+    record = {
+        "format": clips.FORMAT,
+        "name": path.stem,
+        "frames": len(motion),
+        "size": list(motion.size),
+        "fps": truth["fps"],
+        "audio": False,
+        "source": {"path": str(video.resolve()), "name": video.name, "sha256": digest, "bytes": video.stat().st_size},
+        "options": {"frames": None, "fps": None},
+        "truth": True,
+        "people": {"kept": motion.track.tolist(), "strangers": 0},
+        "faces": {"found": len(found), "channel_order": reader.channel_order},
+        "key": hashlib.sha256(f"truth {clips.FORMAT} {digest} {network}".encode()).hexdigest(),
+    }
+    write_json(part / clips.RECORD, record)
+    shutil.rmtree(place, ignore_errors=True)
+    part.rename(place)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("puppets", type=Path, help="a folder of `sa puppets`")
+    parser.add_argument("out", type=Path, help="the folder of clip folders to write or to go on with")
+    parser.add_argument("--model", default="puppet", help="whose recogniser sees the faces")
+    options = parser.parse_args(arguments)
+    model = catalogue.open_model(options.model, require=("face",))
+    reader = FaceReader(model.files["face"], model.face_channel_order, "cpu")
+    print(f"{options.out}: {write_clips(options.puppets, options.out, reader)} clips")
+
+
+if __name__ == "__main__":
+    main()

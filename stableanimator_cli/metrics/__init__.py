@@ -1,0 +1,1 @@
+"""Numbers about videos: pure functions, each with its definition and source."""

@@ -1,0 +1,47 @@
+"""What changes from frame to frame: flicker, and the curve of changes in which seams are looked for.
+
+Flicker is how far a frame is from the mean of its two neighbours. Even movement and fades have little of it, noise
+that is new in each frame has much; the ground truth's own flicker is what a perfect video would have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(slots=True)
+class Changes:
+    """Told frames uint8[h,w,3] one by one; keeps two of them and numbers.
+
+    ``steps`` [t-1]: mean absolute difference of neighbours; ``bends`` [t-2]: mean absolute difference of a frame and
+    the mean of its two neighbours. Both in 0..1 of the range of a pixel.
+    """
+
+    steps: list[float] = field(default_factory=list)
+    bends: list[float] = field(default_factory=list)
+    _held: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, frame: np.ndarray) -> None:
+        """``ValueError`` where a frame has another shape than the one before."""
+        now = frame.astype(np.int16)
+        if self._held:
+            if self._held[-1].shape != now.shape:
+                raise ValueError(f"a frame of shape {now.shape} after one of {self._held[-1].shape}")
+            self.steps.append(float(np.abs(now - self._held[-1]).mean()) / 255)
+        if len(self._held) == 2:
+            before, middle = self._held
+            self.bends.append(float(np.abs(2 * middle - before - now).mean()) / 510)
+        self._held = [*self._held[-1:], now]
+
+
+def flicker(bends: list[float] | np.ndarray) -> float:
+    """Mean of ``Changes.bends``, 0..1, lower is steadier; NaN below three frames."""
+    return float(np.mean(bends)) if len(bends) else float("nan")
+
+
+def flicker_excess(bends: list[float] | np.ndarray, truth: list[float] | np.ndarray) -> float:
+    """Flicker beyond the ground truth's own: 0 for a video that moves as evenly as the truth, below 0 for one that
+    moves less. NaN where either has no three frames."""
+    return flicker(bends) - flicker(truth)

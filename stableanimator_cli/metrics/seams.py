@@ -1,0 +1,81 @@
+"""Do the places where windows or decoded chunks meet show? The change across them against that of their surroundings.
+
+A border ``b`` is the first frame of a new piece: its change is the one from frame ``b - 1`` to ``b``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+AROUND = 4
+"""Changes on either side of a border that it is compared with."""
+_LEAST = 1 / 255 / 100  # changes below a hundredth of a grey level are none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seams:
+    """``score`` is the mean over borders of their change divided by the median change round them: 1 where a border is
+    as any other place, NaN without borders. ``worst`` is the largest, at frame ``worst_at`` (-1: none); ``borders``
+    those that were looked at, ``ratios`` theirs."""
+
+    score: float
+    worst: float
+    worst_at: int
+    borders: tuple[int, ...]
+    ratios: tuple[float, ...]
+
+
+def seam_score(
+    steps: Sequence[float] | np.ndarray, borders: Iterable[int], truth: Sequence[float] | np.ndarray | None = None
+) -> Seams:
+    """Score changes float[t-1] (``flicker.Changes.steps``) at ``borders`` (frames from 1 to t-1; others are left out).
+
+    With the ``truth``'s changes, also float[t-1], each change is first divided by the truth's at its place, so that a
+    sudden movement, which the truth has too, is no seam. ``ValueError`` where their lengths differ.
+    """
+    change = np.maximum(np.asarray(steps, np.float64), _LEAST)
+    if truth is not None:
+        if len(truth) != len(change):
+            raise ValueError(f"{len(truth)} changes of the truth for {len(change)}")
+        # Half of the truth's median is added on both sides: a truth that stands still must not make a small change
+        # look like a large one.
+        floor = max(_LEAST, 0.5 * float(np.median(truth))) if len(change) else _LEAST
+        change = (change + floor) / (np.asarray(truth, np.float64) + floor)
+    places = sorted({border for border in borders if 1 <= border <= len(change)})
+    marked = np.zeros(len(change), bool)
+    marked[[border - 1 for border in places]] = True
+    kept, ratios = [], []
+    for border in places:
+        at = border - 1
+        low, high = max(0, at - AROUND), at + AROUND + 1
+        round_it = change[low:high][~marked[low:high]]
+        if len(round_it):
+            kept.append(border)
+            ratios.append(float(change[at] / np.median(round_it)))
+    if not ratios:
+        return Seams(score=float("nan"), worst=float("nan"), worst_at=-1, borders=(), ratios=())
+    top = int(np.argmax(ratios))
+    return Seams(
+        score=float(np.mean(ratios)), worst=ratios[top], worst_at=kept[top], borders=tuple(kept), ratios=tuple(ratios)
+    )
+
+
+def decode_borders(frames: int, chunk: int, overlap: int = 0) -> list[int]:
+    """First frames of the chunks after the first, as the decoder cuts ``frames`` into ``chunk`` that share
+    ``overlap`` with the one before (where the cross-fade begins)."""
+    return list(range(chunk - overlap, frames - overlap, chunk - overlap))
+
+
+def window_borders(windows: Sequence[Sequence[int]]) -> list[int]:
+    """Where the windows of a plan meet: the first frame of each later window, and the first one after its overlap with
+    the window before. ``windows`` are the frames by slot; slot 0 of later windows is the anchor, frame 0."""
+    borders: set[int] = set()
+    for before, after in itertools.pairwise(windows):
+        own = [frame for frame in after if frame != 0]
+        if own:
+            borders |= {min(own), max(before) + 1} if max(before) < max(own) else {min(own)}
+    return sorted(borders)

@@ -82,13 +82,18 @@ def resolve(
     flags: Mapping[str, Any],
     file: Path | None = None,
     defaults: Mapping[str, Any] | None = None,
+    *,
+    preset: tuple[Mapping[str, Any], str] | None = None,
 ) -> C:
-    """The config of a run: flags over the file over the model's defaults over the class's own.
+    """The config of a run: flags over the file over a preset over the model's defaults over the class's own.
 
     ``flags`` is keyed by option name (``decode_chunk`` for ``--decode-chunk``) and ``None`` means "not given".
-    ``defaults`` is keyed the same way, as ``[defaults]`` of a ``model.toml``. ``file`` holds one table a sub-config.
+    ``defaults`` is keyed the same way, as ``[defaults]`` of a ``model.toml``. ``file`` holds one table a sub-config, as
+    do the tables of ``preset``, which come with the name that an error gives them.
     """
     settings = _from_names(cls, defaults or {}, "the model's defaults")
+    if preset is not None:
+        settings |= _from_tables(cls, *preset)
     if file is not None:
         settings |= _from_tables(cls, read_toml(file), str(file))
     settings |= _from_names(cls, {name: value for name, value in flags.items() if value is not None}, None)
@@ -127,6 +132,10 @@ def _table(config: Any, path: tuple[str, ...]) -> list[str]:
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):
             tables += ["", *_table(value, (*path, item.name))]
+        elif isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
+            name = ".".join((*path, item.name))
+            for row in value:
+                tables += ["", f"[[{name}]]", *_table(row, ())]
         elif value is not None:
             dump = item.metadata.get("dump")
             lines.append(f"{item.name} = {_literal(dump(value) if dump else value)}")

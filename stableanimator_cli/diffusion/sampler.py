@@ -40,17 +40,26 @@ class Churn:
         return min(self.amount / steps, math.sqrt(2) - 1) if inside else 0.0
 
 
-def steps_of(sigmas: Tensor) -> Iterator[Step]:
+def steps_of(sigmas: Tensor, first: int = 0) -> Iterator[Step]:
     levels = [float(s) for s in sigmas]
-    for index in range(len(levels) - 1):
+    for index in range(first, len(levels) - 1):
         yield Step(index, len(levels) - 1, levels[index], levels[index + 1])
 
 
 def sample_euler(
-    denoise: Denoise, x: Tensor, sigmas: Tensor, *, refine: Refine | None = None, observe: Observe | None = None
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    refine: Refine | None = None,
+    observe: Observe | None = None,
+    first: int = 0,
 ) -> Tensor:
-    """Euler's method on the probability-flow ODE: what the reference implementation runs. Latents in float32."""
-    for step in steps_of(sigmas):
+    """Euler's method on the probability-flow ODE: what the reference implementation runs. Latents in float32.
+
+    ``first``: the step to go on at; ``x`` is then what ``observe`` saw after the step before.
+    """
+    for step in steps_of(sigmas, first):
         clean = denoise(x, step.sigma)
         if refine is not None:
             clean = refine(clean, step)
@@ -69,14 +78,15 @@ def sample_edm(
     churn: Churn | None = None,
     refine: Refine | None = None,
     observe: Observe | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Algorithm 1 of the paper (EDM's Algorithm 2): churn, Euler step, Heun correction.
 
     The second evaluation is not refined (Algorithm 1 optimises the first estimate only). ``noise(i)`` is drawn only in
-    steps that churn.
+    steps that churn. ``first`` is as for ``sample_euler``: a step keeps nothing but its latents.
     """
     churn = churn or Churn()
-    for step in steps_of(sigmas):
+    for step in steps_of(sigmas, first):
         gamma = churn.factor(step.sigma, step.total)
         raised = step.sigma * (1 + gamma)
         if gamma > 0:

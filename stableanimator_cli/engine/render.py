@@ -69,6 +69,15 @@ class Watch:
     step: Callable[[Tensor, Step], None] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A sampling that was broken off: ``latents`` float32[t,c,h/8,w/8] as ``Watch.step`` saw them, and the ``step`` to
+    go on with."""
+
+    latents: Tensor
+    step: int
+
+
 def calls_of(request: RenderRequest) -> dict[str, int]:
     """How often each network will run: known before anything is loaded."""
     sampling, frames = request.sampling, request.frames
@@ -107,11 +116,18 @@ def render(
 
 
 def sample(
-    engine: Engine, request: RenderRequest, stages: Stages, watch: Watch, *, refine: Refine | None = None
+    engine: Engine,
+    request: RenderRequest,
+    stages: Stages,
+    watch: Watch,
+    *,
+    refine: Refine | None = None,
+    begun: Begun | None = None,
 ) -> Tensor:
     """Encode and denoise: clean latents float32[t,c,h/8,w/8] in the sampler's scale, on the engine's device.
 
-    ``refine`` is given the clean estimate of every step (face optimisation: ``Engine.face_optimization``).
+    ``refine`` is given the clean estimate of every step (face optimisation: ``Engine.face_optimization``). ``begun``
+    goes on with a sampling of the same request: all noise is keyed, so that its latents are all there is to know.
     """
     sampling = request.sampling
     height, width = request.fitted.shape[:2]
@@ -131,12 +147,16 @@ def sample(
     started = time.perf_counter()
     sigmas = karras_sigmas(sampling.steps)
     channels = conditioning.reference.shape[1]
-    x = initial_noise(request, channels).to(engine.plan.device) * initial_scale(float(sigmas[0]))
+    first = 0 if begun is None else begun.step
+    if begun is None:
+        x = initial_noise(request, channels).to(engine.plan.device) * initial_scale(float(sigmas[0]))
+    else:
+        x = begun.latents.to(engine.plan.device)
     hint = "use a smaller --size or --window, --dtype bfloat16, or --offload swap"
     with engine.resident("unet", "pose_net"), torch.no_grad(), memory_guard("denoising", hint):
         denoise = engine.denoiser(conditioning, request.plan, sampling.guidance, done=watch.window)
         if sampling.sampler == "euler":
-            x = sample_euler(denoise, x, sigmas, refine=refine, observe=watch.step)
+            x = sample_euler(denoise, x, sigmas, refine=refine, observe=watch.step, first=first)
         else:
             frames = range(-request.anchored, request.plan.total - request.anchored)
             churn = Churn(
@@ -153,6 +173,7 @@ def sample(
                 churn=churn,
                 refine=refine,
                 observe=watch.step,
+                first=first,
             )
     stages.seconds["denoise"] = time.perf_counter() - started
     if not torch.isfinite(x).all():

@@ -84,10 +84,15 @@ def to_signed(pictures: np.ndarray) -> Tensor:
 def clip_token(encoder: CLIPVisionModelWithProjection, picture: np.ndarray) -> Tensor:
     """The picture uint8[h,w,3], squashed to 224x224 as SVD does, as one token [1,1,d]."""
     parameter = next(encoder.parameters())
-    small = antialiased_resize(to_signed(picture[None]), CLIP_SIZE, CLIP_SIZE)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    pixels = ((small + 1) / 2 - mean) / std
+    pixels = clip_pixels(picture[None])
     return encoder(pixel_values=pixels.to(parameter.device, parameter.dtype)).image_embeds[:, None]
+
+
+def clip_pixels(pictures: np.ndarray) -> Tensor:
+    """Pictures uint8[b,h,w,3] as CLIP wants them: squashed to 224x224 as SVD does, normalised; float32[b,3,224,224]."""
+    small = antialiased_resize(to_signed(pictures), CLIP_SIZE, CLIP_SIZE)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    return ((small + 1) / 2 - mean) / std
 
 
 def antialiased_resize(pictures: Tensor, height: int, width: int) -> Tensor:

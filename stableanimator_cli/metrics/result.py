@@ -1,0 +1,101 @@
+"""What a metric is called, what it gives, and how it says that it could not be computed.
+
+Each number has a ``MetricSpec`` whose name tells the variant: two ways of computing a thing are two names, never one
+name with two meanings. Specs stand beside the functions that compute them and enter ``METRICS`` when their module is
+imported. A metric whose network is not here is a ``Missing``, which is a value and travels in the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricSpec:
+    """``name`` says the variant, ``title`` heads a column. ``definition`` is one line, ``source`` the paper or the
+    program whose numbers it equals, ``range`` the values it can take. ``network`` is what ``engine.features`` is asked
+    for, None where the metric needs no weights."""
+
+    name: str
+    title: str
+    unit: str
+    better: Better
+    definition: str
+    source: str
+    range: str = ""
+    network: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.better not in ("higher", "lower"):
+            raise ValueError(f"better: found {self.better!r}, expected 'higher' or 'lower'")
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """One metric over all videos.
+
+    ``pooled``: over all frames (or clips) together, long videos weigh more. ``per_video``: video -> its own value, NaN
+    where it has none; empty for what is only defined of a set (Frechet distances). ``count``: frames or clips that went
+    in. ``about``: parameters, network, digest, whatever one must know to compare the number.
+    """
+
+    metric: str
+    pooled: float
+    per_video: Mapping[str, float] = field(default_factory=dict)
+    count: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def per_video_mean(self) -> float:
+        """Mean of the videos' own values, each weighing the same; NaN where there are none."""
+        known = [value for value in self.per_video.values() if not math.isnan(value)]
+        return math.fsum(known) / len(known) if known else math.nan
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "metric": self.metric,
+            "pooled": json_number(self.pooled),
+            "per_video_mean": json_number(self.per_video_mean),
+            "per_video": {video: json_number(value) for video, value in self.per_video.items()},
+            "count": self.count,
+            "about": dict(self.about),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Missing:
+    """A metric that was not computed: why, in one line, and the command that changes it ("" where none does)."""
+
+    metric: str
+    reason: str
+    command: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {"metric": self.metric, "missing": self.reason, "command": self.command}
+
+
+METRICS: dict[str, MetricSpec] = {}
+"""All metrics by name, in the order in which their modules were imported."""
+
+
+def register(spec: MetricSpec) -> MetricSpec:
+    """Enter a spec into ``METRICS``. ``ValueError`` where its name is already another metric's."""
+    if METRICS.get(spec.name, spec) != spec:
+        raise ValueError(f"two metrics are named {spec.name!r}")
+    METRICS[spec.name] = spec
+    return spec
+
+
+def json_number(value: float) -> float | str | None:
+    """A number that every JSON reader takes: infinity (PSNR of identical frames) as "inf" or "-inf", NaN as null."""
+    if math.isnan(value):
+        return None
+    return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")

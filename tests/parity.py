@@ -30,7 +30,7 @@ from stableanimator_cli.engine.render import RenderRequest, Stages, Watch, rende
 from stableanimator_cli.engine.weights import builders, fill
 from stableanimator_cli.motion.geometry import fit
 from stableanimator_cli.records import ModelFolder
-from tests import parity_faces, parity_skeleton
+from tests import parity_faces, parity_skeleton, parity_training
 
 MODULE, LATENTS, FRAMES = 1e-4, 1e-3, 2e-3  # absolute; relative to the spread; absolute in [0,1]
 
@@ -267,6 +267,10 @@ CASES: dict[str, Callable[[Recording, str], list[Error]]] = {
     "hjb_step_i1": lambda recording, name: [Error(*row) for row in parity_faces.step(recording, name)],
     "hjb_pipeline": pipeline,
     "full_keys": full_keys,
+    "train_noise": lambda recording, name: [
+        Error(*row) for row in parity_training.noise(recording.tensors(name), recording.json(name))
+    ],
+    "train_loss": lambda recording, name: [Error(*row) for row in parity_training.loss(recording.tensors(name))],
     "skeleton_draw": lambda recording, name: [
         Error(what, float(differing), 0.0) for what, differing in parity_skeleton.drawings(recording.folder, name)
     ],

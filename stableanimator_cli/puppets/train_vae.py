@@ -30,6 +30,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stableanimator_cli.motion.interchange import appearing
 from stableanimator_cli.nets.norm_groups import regroup
+from stableanimator_cli.nets.time_conv import TimeConv, with_time_convs
 from stableanimator_cli.puppets.sample import rng_of
 from stableanimator_cli.puppets.train_data import CLIP_SIDE, CLIPS, FRAMES, draw_clips
 from stableanimator_cli.puppets.train_detectors import guarded, parse, run
@@ -64,33 +65,15 @@ _FAR = 10.0  # constants that norms divide by at first
 _CLIP_MEAN, _CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class TimeConv(nn.Conv3d):
-    """A convolution over three frames and one pixel as one matrix product: the library's own is ten times slower on a
-    CPU, backwards above all. Same weights, same names."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, _, t, h, w = x.shape
-        weight = self.weight[..., 0, 0]
-        if t == 1:
-            taps, frames = weight[..., 1], x
-        else:
-            padded = F.pad(x, (0, 0, 0, 0, 1, 1))
-            taps = weight.permute(0, 2, 1).flatten(1)
-            frames = torch.cat([padded[:, :, k : k + t] for k in range(3)], dim=1)
-        folded = frames.transpose(1, 2).reshape(b * t, -1, h, w)
-        return F.conv2d(folded, taps[..., None, None], self.bias).reshape(b, t, -1, h, w).transpose(1, 2)
-
-
 class Autoencoder(nn.Module):
     """diffusers' temporal VAE with what training needs: quick temporal kernels that begin as single-frame ones."""
 
     def __init__(self) -> None:
         super().__init__()
         config = {key: value for key, value in VAE_CONFIG.items() if key != "norm_num_groups"}
-        self.vae = regroup(AutoencoderKLTemporalDecoder(**config), NORM_GROUPS)
+        self.vae = with_time_convs(regroup(AutoencoderKLTemporalDecoder(**config), NORM_GROUPS))
         for module in self.vae.modules():
-            if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 1, 1):
-                module.__class__ = TimeConv
+            if isinstance(module, TimeConv):
                 with torch.no_grad():
                     module.weight[:, :, [0, 2]] = 0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -14,14 +16,16 @@ from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.face import Subject
 from stableanimator_cli.animate.identity import Identity, IdentityCurve
 from stableanimator_cli.animate.record import Animation
+from stableanimator_cli.animate.state import Best, Drawn, Keeper, Saved
 from stableanimator_cli.config import AnimateConfig
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
+from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import RenderRequest, Stages, Watch, calls_of, decode, sample
-from stableanimator_cli.errors import CheckFailed
+from stableanimator_cli.engine.render import Begun, RenderRequest, Stages, Watch, calls_of, decode, sample
+from stableanimator_cli.errors import CheckFailed, Interrupted
 from stableanimator_cli.media import VideoWriter
-from stableanimator_cli.talk import Progress, Talk
+from stableanimator_cli.talk import Talk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,26 +38,42 @@ class Making:
     driving: Driving
     subject: Subject
     refine: FaceOptimization | None
+    keeper: Keeper
     talk: Talk
 
 
 def make(job: Making) -> Animation:
     """Sample, draw again what fails the gate, decode and write. The video is written even where the gate fails in the
-    end: ``CheckFailed`` comes after it, with what was done."""
+    end: ``CheckFailed`` comes after it, with what was done. Goes on where ``job.keeper`` found an earlier run."""
     height, width = job.request.fitted.shape[:2]
     started = time.perf_counter()
     stages = Stages()
+    found, steps = job.keeper.found, job.config.sampling.steps
     job.talk.note(
         f"{job.request.frames} frames of {width}x{height}, {len(job.request.plan)} window(s), "
-        f"{job.config.sampling.steps} steps on {job.engine.plan.describe()}"
+        f"{steps} steps on {job.engine.plan.describe()}"
     )
-    latents, refine, gate = _gated(job, stages)
-    curve = _write(job, latents, stages)
-    stages.seconds["total"] = time.perf_counter() - started
-    report = record.write(
-        job.config, job.engine, job.request, job.driving, stages, refine=refine, identity=curve or gate.identity,
-        redrawn=gate.attempts,
-    )  # fmt: skip
+    resumed = 0
+    if found is not None:
+        resumed = found.resumed + 1
+        job.engine.calls.update(found.calls)
+        again = f" of re-draw {len(found.attempts)}" if found.attempts else ""
+        job.talk.note(f"going on after {found.now.step} of {steps} steps{again}; --restart would begin anew")
+    try:
+        drawn, gate = _gated(job, stages, resumed)
+        curve = _write(job, drawn.latents, stages)
+        stages.seconds["total"] = time.perf_counter() - started
+        report = record.write(
+            job.config, job.engine, job.request, job.driving, stages, refined=drawn.log,
+            identity=curve or gate.identity, redrawn=gate.attempts, resumed=resumed,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        if not job.keeper.kept:
+            raise
+        raise Interrupted(
+            f"{job.config.output}: interrupted", hint="the same command goes on; --restart begins anew"
+        ) from None
+    job.keeper.done()
     if gate.failed:
         least = job.config.refine.min_csim
         mean = gate.identity.mean if gate.identity is not None else float("nan")
@@ -74,41 +94,75 @@ class Gate:
     attempts: tuple[tuple[int, ...], ...] = ()
 
 
-def _gated(job: Making, stages: Stages) -> tuple[Tensor, FaceOptimization | None, Gate]:
+def _gated(job: Making, stages: Stages, resumed: int) -> tuple[Drawn, Gate]:
     """Sample; with ``--min-csim`` measure, and sample again with new noise where windows fail. The best is kept."""
     least, redraws = job.config.refine.min_csim, job.config.refine.redraw
-    latents, refine = _sampled(job, job.request, stages)
-    if least is None:
-        return latents, refine, Gate()
-    measured = _measured(job, latents, stages)
-    gate = Gate(identity=measured, failed=tuple(measured.failing(job.request.plan, least, job.request.anchored)))
-    drawn = [0] * job.request.plan.total
-    best = latents, refine, gate
-    while gate.failed and len(gate.attempts) < redraws:
-        attempts = (*gate.attempts, gate.failed)
+    plan, found = job.request.plan, job.keeper.found
+    attempts, best = ((), None) if found is None else (found.attempts, found.best)
+    begun = None if found is None else found.now
+    while True:
+
+        def keep(now: Drawn, attempts: tuple[tuple[int, ...], ...] = attempts, best: Best | None = best) -> None:
+            if job.keeper.due():
+                calls = Counter(job.engine.calls)
+                job.keeper.keep(Saved(now=now, attempts=attempts, best=best, calls=calls, resumed=resumed))
+
+        drawn = _sampled(job, replace(job.request, drawn=_counts(attempts, plan)), stages, begun, keep)
+        if least is None:
+            return drawn, Gate()
+        measured = _measured(job, drawn.latents, stages)
+        failed = tuple(measured.failing(plan, least, job.request.anchored))
+        if best is None or not failed or len(failed) < len(best.failed) or measured.mean > best.identity.mean:
+            best = Best(drawn=drawn, identity=measured, failed=failed)
+        if not failed or len(attempts) >= redraws:
+            return best.drawn, Gate(identity=best.identity, failed=best.failed, attempts=attempts)
+        attempts, begun = (*attempts, failed), None
         job.talk.note(
-            f"identity {gate.identity.mean if gate.identity else float('nan'):.3f}: window(s) "
-            f"{', '.join(str(w + 1) for w in gate.failed)} below {least}, drawn again ({len(attempts)} of {redraws})"
+            f"identity {measured.mean:.3f}: window(s) {', '.join(str(w + 1) for w in failed)} below {least}, "
+            f"drawn again ({len(attempts)} of {redraws})"
         )
-        for frame in {frame for window in gate.failed for frame in job.request.plan.windows[window].frames}:
-            drawn[frame] = len(attempts)
-        latents, refine = _sampled(job, replace(job.request, drawn=tuple(drawn)), stages)
-        measured = _measured(job, latents, stages)
-        failed = tuple(measured.failing(job.request.plan, least, job.request.anchored))
-        gate = Gate(identity=measured, failed=failed, attempts=attempts)
-        kept = best[2]
-        better = kept.identity is None or len(failed) < len(kept.failed) or measured.mean > kept.identity.mean
-        best = (latents, refine, gate) if better or not failed else (*best[:2], replace(kept, attempts=attempts))
-    return best
 
 
-def _sampled(job: Making, request: RenderRequest, stages: Stages) -> tuple[Tensor, FaceOptimization | None]:
-    refine = job.refine
-    if refine is not None:  # each attempt has its own log, and looks for faces itself where it must
-        refine = replace(refine, log=[], targets=refine.targets if refine.find is None else [])
-    with job.talk.progress(calls_of(request)["windows"], "denoise", "window") as bar:
-        watch = _watching(bar, job.config.sampling.steps)
-        return sample(job.engine, request, stages, watch, refine=refine), refine
+def _counts(attempts: Sequence[Sequence[int]], plan: WindowPlan) -> tuple[int, ...]:
+    """By frame, the re-draw that its noise comes from: the last one that had a window of it, 0 for the first noise."""
+    drawn = [0] * plan.total
+    for count, windows in enumerate(attempts, 1):
+        for frame in {frame for window in windows for frame in plan.windows[window].frames}:
+            drawn[frame] = count
+    return tuple(drawn)
+
+
+def _sampled(
+    job: Making, request: RenderRequest, stages: Stages, begun: Drawn | None, keep: Callable[[Drawn], None]
+) -> Drawn:
+    """One drawing of the whole video, from where ``begun`` left it. ``keep`` is told how far it is after each step."""
+    steps, refine = job.config.sampling.steps, job.refine
+    if begun is not None and begun.step == steps:
+        return replace(begun, latents=begun.latents.to(job.engine.plan.device))
+    log = [] if begun is None else list(begun.log)
+    if refine is not None:  # each drawing has its own log, and looks for faces itself where it must
+        looked = () if begun is None else begun.targets
+        refine = replace(refine, log=log, targets=refine.targets if refine.find is None else list(looked))
+
+    def drawn(latents: Tensor, step: int) -> Drawn:
+        targets = () if refine is None or refine.find is None else tuple(refine.targets)
+        return Drawn(latents=latents, step=step, log=tuple(log), targets=targets)
+
+    first = 0 if begun is None else begun.step
+    whole = calls_of(request)["windows"]
+    done = first * whole // steps if request.sampling.sampler == "euler" else first * 2 * len(request.plan)
+    with job.talk.progress(whole - done, "denoise", "window") as bar:
+        now = first + 1
+
+        def stepped(latents: Tensor, step: Step) -> None:
+            nonlocal now
+            now = step.index + 2
+            keep(drawn(latents, step.index + 1))
+
+        watch = Watch(window=lambda: bar.update(1, step=f"{now}/{steps}"), step=stepped)
+        from_here = None if begun is None else Begun(latents=begun.latents, step=begun.step)
+        latents = sample(job.engine, request, stages, watch, refine=refine, begun=from_here)
+    return drawn(latents, steps)
 
 
 def _measured(job: Making, latents: Tensor, stages: Stages) -> Identity:
@@ -163,14 +217,3 @@ def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
                     preview.write(row)
                 bar.update()
     return curve.result() if curve is not None else None
-
-
-def _watching(bar: Progress, steps: int) -> Watch:
-    """A bar that counts windows and says which step they belong to."""
-    step = 1
-
-    def stepped(_: object, done: Step) -> None:
-        nonlocal step
-        step = done.index + 2
-
-    return Watch(window=lambda: bar.update(1, step=f"{step}/{steps}"), step=stepped)

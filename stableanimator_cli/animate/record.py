@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import __version__, catalogue_fetch
+from stableanimator_cli.animate import same
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity import Identity
 from stableanimator_cli.config import AnimateConfig, to_toml
-from stableanimator_cli.diffusion.face_optimization import FaceOptimization
+from stableanimator_cli.diffusion.face_optimization import Refined
 from stableanimator_cli.engine.device import DevicePlan, peak_memory
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
@@ -24,7 +23,6 @@ from stableanimator_cli.media_files import appearing, digest_of
 from stableanimator_cli.records import ModelFolder
 
 FORMAT = 1  # of OUT.json
-_LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python", "insightface", "onnxruntime")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +112,14 @@ def write(
     driving: Driving,
     stages: Stages,
     *,
-    refine: FaceOptimization | None = None,
+    refined: Sequence[Refined] = (),
     identity: Identity | None = None,
     redrawn: Sequence[Sequence[int]] = (),
+    resumed: int = 0,
 ) -> Animation:
-    """Write ``OUT.json``: enough to repeat the run and to check that it repeats."""
-    inputs = {"reference": config.reference, "motion": config.motion}
-    if config.face_embedding is not None:
-        inputs["face_embedding"] = config.face_embedding
+    """Write ``OUT.json``: enough to repeat the run and to check that it repeats. ``resumed`` counts how often it was
+    taken up again after a break: ``calls`` are those of all its parts, ``seconds`` those of the last."""
+    inputs = same.inputs_of(config)
     data = {
         "format": FORMAT,
         "stableanimator-cli": __version__,
@@ -142,10 +140,11 @@ def write(
         "face": request.face is not None,
         "identity": None if identity is None else identity.to_json(),
         "redrawn_windows": [list(windows) for windows in redrawn],
-        "refined": [] if refine is None else [asdict(entry) for entry in refine.log],
+        "refined": [asdict(entry) for entry in refined],
+        "resumed": resumed,
         "windows": request.plan.describe().splitlines(),
         "device": engine.plan.describe(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _LIBRARIES},
+        "versions": {name: value for name, value in same.versions().items() if name != "stableanimator-cli"},
         "seconds": {name: round(value, 3) for name, value in stages.seconds.items()},
         "calls": stages.calls,
         "peak_bytes": peak_memory(engine.plan.device),
@@ -162,10 +161,3 @@ def write(
         calls=stages.calls,
         peak_bytes=data["peak_bytes"],
     )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

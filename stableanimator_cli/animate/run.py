@@ -15,6 +15,7 @@ from stableanimator_cli.animate.driving import open_driving, say_cut
 from stableanimator_cli.animate.making import Making, make
 from stableanimator_cli.animate.record import Animation, AnimationPlan
 from stableanimator_cli.animate.skeletons import Skeletons
+from stableanimator_cli.animate.state import Keeper
 from stableanimator_cli.config import AnimateConfig, DecodeConfig, WindowConfig, resolve
 from stableanimator_cli.config_refine import PRESETS
 from stableanimator_cli.config_toml import read_toml, refuse_unknown_keys
@@ -43,17 +44,32 @@ def run(
     flags: Mapping[str, Any],
     config_file: Path | None = None,
     plan_only: bool = False,
+    restart: bool = False,
     talk: Talk | None = None,
 ) -> Animation | AnimationPlan:
     """Animate REFERENCE after MOTION. ``flags`` by option name, None where not given; see ``config.AnimateConfig``.
 
-    Writes ``OUT.mp4`` (and ``OUT.preview.mp4``) and ``OUT.json``, each whole or not at all. Raises ``SaError``.
+    Writes ``OUT.mp4`` (and ``OUT.preview.mp4``) and ``OUT.json``, each whole or not at all. A run that was broken off
+    is gone on with (``state.py``), unless ``restart``. Raises ``SaError``.
     """
-    talk = talk or Silent()
     config, model = _resolved(flags, config_file)
+    return carry_out(config, model, plan_only=plan_only, restart=restart, talk=talk)
+
+
+def carry_out(
+    config: AnimateConfig,
+    model: ModelFolder,
+    *,
+    plan_only: bool = False,
+    restart: bool = False,
+    talk: Talk | None = None,
+) -> Animation | AnimationPlan:
+    """``run`` once its settings are resolved."""
+    talk = talk or Silent()
     size = config.size or (512, 512)
     _check(config, size)
     device = DevicePlan.of(config.device)
+    keeper = None if plan_only else Keeper(config, model, device, talk, restart=restart)
     picture = _reference(config.reference)
     there = fit((picture.shape[1], picture.shape[0]), size, config.resize)
     say_cut(there, config.reference, talk)
@@ -77,7 +93,7 @@ def run(
         if config.windows.anchor == "reference":
             poses = poses.behind(_own_pose(config, engine, picture, there))
         request = _request(config, picture, there, poses, subject.vector)
-        if plan_only:
+        if keeper is None:
             return AnimationPlan.of(config, model, device, request, driving)
         refine = face.refinement(config, engine, picture, subject, driving, talk)
         job = Making(
@@ -87,6 +103,7 @@ def run(
             driving=driving,
             subject=subject,
             refine=refine,
+            keeper=keeper,
             talk=talk,
         )
         return make(job)

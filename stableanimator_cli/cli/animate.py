@@ -14,6 +14,7 @@ def animate(
     motion_kind: options.MotionKindOpt = None,
     config: options.ConfigOpt = None,
     plan: options.PlanOpt = False,
+    restart: options.RestartOpt = False,
     size: options.SizeOpt = None,
     resize: options.ResizeOpt = None,
     frames: options.FramesOpt = None,
@@ -106,5 +107,5 @@ def animate(
     talk = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.animate import run  # torch starts loading here, not earlier
 
-    report = run.run(flags=flags, config_file=config, plan_only=plan, talk=console.get())
+    report = run.run(flags=flags, config_file=config, plan_only=plan, restart=restart, talk=console.get())
     talk.result(report.to_json(), report.summary())

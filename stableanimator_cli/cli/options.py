@@ -61,6 +61,10 @@ ProgressOpt = Annotated[
 PlanOpt = Annotated[
     bool, typer.Option("--plan", help="Print what would be done and what it costs, and stop. Default: off.")
 ]
+RestartOpt = Annotated[
+    bool,
+    typer.Option("--restart", help="Begin anew where a run was broken off, instead of going on with it. Default: off."),
+]
 ConfigOpt = Annotated[
     Path | None,
     typer.Option(

@@ -14,10 +14,10 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from stableanimator_cli.bench.counters import LiveBytes
 from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings, Target
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.decoder import FaceDecoder
-from tests.live_bytes import LiveBytes
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES, CHUNK = 16, 4

@@ -1,0 +1,153 @@
+"""What a network costs, counted on the ``meta`` device: FLOPs, bytes alive at once, operators. Nothing is timed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stableanimator_cli.bench.counters import Counted, counted
+from stableanimator_cli.bench.networks import FULL, model_of, on_meta, prepared
+from stableanimator_cli.bench.results import Table
+from stableanimator_cli.diffusion.face_optimization import Box
+from stableanimator_cli.engine.decoder import FaceDecoder
+from stableanimator_cli.nets.arcface import crop_resize
+from stableanimator_cli.nets.unet import Context
+from stableanimator_cli.records import ModelFolder
+
+Size = tuple[int, int]  # width, height in pixels
+SIZES: tuple[Size, ...] = ((576, 1024), (512, 512))
+STRIDE = 8
+TERA, GIB = 1e12, 2**30
+
+# TFLOP of the released shapes as they were reckoned before this counter was written, for 16 frames: an independent
+# count of diffusers' own UNet with 16 adapters, and of its VAE.
+RECKONED = {
+    ("unet", (576, 1024)): 51.20,
+    ("unet", (512, 512)): 20.31,
+    ("vae decode", (576, 1024)): 111.1,
+    ("vae decode", (512, 512)): 48.7,
+    ("vae encode", (576, 1024)): 16 * 2.61,
+    ("vae encode", (512, 512)): 16 * 1.12,
+    ("face optimisation, full", (576, 1024)): 312.3,
+    ("face optimisation, full", (512, 512)): 135.7,
+}
+
+
+def unet_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype) -> dict[str, Counted]:
+    """One call of one window: the long way, with what tokens alone decide prepared, and the unconditional branch."""
+    unet: Any = on_meta(model, "unet", dtype)
+    like = {"device": "meta", "dtype": dtype}
+    width, height = (side // STRIDE for side in size)
+    token = unet.config["cross_attention_dim"]
+    image, face = torch.empty(1, 1, token, **like), torch.empty(1, unet.id_tokens, token, **like)
+    sample = torch.empty(1, frames, unet.config["in_channels"], height, width, **like)
+    ids = torch.empty(1, 3, **like)
+    pose = torch.empty(frames, unet.config["block_out_channels"][0], height, width, **like)
+    with torch.no_grad():
+        contexts = {
+            "unet": (Context(image, face), pose),
+            "unet, prepared": (prepared(unet, image, face), pose),
+            "unet, prepared, unconditional": (unet.prepare(Context(image, None)), None),
+        }
+        return {
+            name: counted(lambda c=context, p=given: unet(sample, 1.0, c, ids, p))
+            for name, (context, given) in contexts.items()
+        }
+
+
+def vae_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype, chunk: int) -> dict[str, Counted]:
+    """Decoding all frames in chunks, and encoding them one by one; bytes are those of one chunk and one frame."""
+    vae: Any = on_meta(model, "vae", dtype)
+    width, height = size
+    latents = torch.empty(chunk, 4, height // STRIDE, width // STRIDE, device="meta", dtype=dtype)
+    picture = torch.empty(1, 3, height, width, device="meta", dtype=dtype)
+    with torch.no_grad():
+        decode = counted(lambda: vae.decode(latents, num_frames=chunk, return_dict=False))
+        encode = counted(lambda: vae.encode(picture, return_dict=False))
+    return {
+        "vae decode": Counted(decode.flops * frames // chunk, decode.bytes, decode.operators * frames // chunk),
+        "vae encode": Counted(encode.flops * frames, encode.bytes, encode.operators * frames),
+    }
+
+
+def face_box(size: Size, side: int) -> Box:
+    """A square face in the middle of the upper half that does not stand on the latents' grid, as faces do not."""
+    width, height = size
+    left, top = (width - side) // 2 + 4, max(0, height // 4 - side // 2) + 4
+    return left, top, min(width, left + side) - 1, min(height, top + side) - 1
+
+
+def iteration(
+    decoder: FaceDecoder, clean: Tensor, chunk: int, box: Box, *, crop: bool = False, one_graph: bool = False
+) -> None:
+    """One iteration of face optimisation without its recogniser, forward and back to the latents.
+
+    Chunk by chunk as it runs, or ``one_graph``: all chunks decoded first and one backward pass, as the reference
+    implementation has it. ``crop`` within ``observed`` only.
+    """
+    variable = clean.clone().requires_grad_(True)
+    shares = []
+    for start in range(0, len(clean), chunk):
+        frames = range(start, min(start + chunk, len(clean)))
+        part, place = variable[frames.start : frames.stop], box
+        if crop:
+            pixels, (x, y) = decoder.crop(part, frames, box)
+            place = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
+        else:
+            pixels = decoder.pixels(part)
+        share = crop_resize(pixels.float().clamp(-1, 1), [place] * len(part)).mean()
+        if one_graph:
+            shares.append(share)
+        else:
+            share.backward()
+    if one_graph:
+        torch.stack(shares).sum().backward()
+
+
+def hjb_cost(
+    model: ModelFolder, size: Size, frames: int, dtype: torch.dtype, chunk: int, face: int, margin: int = 8
+) -> dict[str, Counted]:
+    """One iteration of every kind over ``frames`` frames, with a face of ``face`` pixels a side."""
+    vae: Any = on_meta(model, "vae", dtype)
+    width, height = size
+    clean = torch.empty(frames, 4, height // STRIDE, width // STRIDE, device="meta", dtype=dtype)
+    box, chunks = face_box(size, face), [range(n, min(n + chunk, frames)) for n in range(0, frames, chunk)]
+    found = {}
+    for checkpointed in (True, False):
+        decoder = FaceDecoder(vae, Counter(), checkpointed=checkpointed, margin=margin)
+        way = "" if checkpointed else ", not checkpointed"
+        with decoder.observed(clean, chunks):
+            kinds: dict[str, dict[str, bool]] = {f"full{way}": {}, f"full, one graph{way}": {"one_graph": True}}
+            if not checkpointed:
+                kinds["crop"] = {"crop": True}  # a crop is never checkpointed
+            for name, kind in kinds.items():
+                found[f"face optimisation, {name}"] = counted(
+                    lambda d=decoder, k=kind: iteration(d, clean, chunk, box, **k)
+                )
+    return found
+
+
+def tables(*, networks: str, sizes: tuple[Size, ...], frames: int, chunk: int, face: int) -> Iterator[Table]:
+    """Cost of every network at every size; bfloat16, face optimisation in float32 as it runs by default."""
+    model = model_of(networks)
+    for size in sizes:
+        costs = unet_cost(model, size, frames, torch.bfloat16)
+        costs |= vae_cost(model, size, frames, torch.bfloat16, chunk)
+        costs |= hjb_cost(model, size, frames, torch.float32, chunk, face)
+        reckoned = RECKONED if networks == FULL and frames == 16 else {}
+        rows = []
+        for name, cost in costs.items():
+            row = {"what": name, "TFLOP": cost.flops / TERA, "GiB alive": cost.bytes / GIB}
+            row |= {"operators": cost.operators, "TFLOP reckoned before": reckoned.get((name, size))}
+            rows.append(row)
+        yield Table(
+            title=f"{networks} networks, {frames} frames of {size[0]}x{size[1]}",
+            rows=rows,
+            note=f"Counted, not computed; chunks of {chunk}; bytes of what operators make, without weights, of a call "
+            f"(UNet), one chunk (decoding) or one frame (encoding); bfloat16. Face optimisation: one iteration without "
+            f"the recogniser, a face of {face} pixels, float32.",
+        )

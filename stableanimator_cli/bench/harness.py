@@ -1,0 +1,94 @@
+"""Measuring side by side: ways of doing one thing run by turns in one process, compared pair by pair.
+
+A machine's speed drifts while it is used; two ways that run a moment apart drift together. Ratios are taken within a
+round and summed up by their median with a bootstrap interval (Efron, "Bootstrap Methods", 1979).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+DRAWS = 2000
+LEVEL = 0.95
+Statistic = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A statistic of a sample and where 95 % of its bootstrap repetitions lie."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+
+    def to_json(self) -> dict[str, float]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def interval(values: Sequence[float] | np.ndarray, statistic: Statistic = np.median, seed: int = 0) -> Interval:
+    """Bootstrap of ``statistic`` (it takes ``axis``) over a sample; NaN where there is nothing, a point for one."""
+    sample = np.asarray(values, np.float64)
+    if not len(sample):
+        return Interval(float("nan"), float("nan"), float("nan"))
+    picks = np.random.default_rng(seed).integers(len(sample), size=(DRAWS, len(sample)))
+    low, high = np.quantile(statistic(sample[picks], axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(statistic(sample, axis=0)), float(low), float(high))
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Seconds of each way in each round."""
+
+    seconds: Mapping[str, tuple[float, ...]]
+
+    def median(self, way: str) -> float:
+        return float(np.median(self.seconds[way]))
+
+    def ratio(self, slow: str, fast: str) -> Interval:
+        """How many times faster ``fast`` is: seconds of ``slow`` over those of ``fast``, round by round."""
+        return interval(np.divide(self.seconds[slow], self.seconds[fast]))
+
+
+def interleaved(
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warm_up: int = 1,
+    settle: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+    tick: Callable[[], object] = lambda: None,
+) -> Rounds:
+    """Time every way ``rounds`` times, forwards and backwards by turns (A B, B A, ...), after ``warm_up`` runs of each.
+
+    ``settle`` waits for the device before a clock is read; ``tick`` is called after each run.
+    """
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for index in range(-warm_up, rounds):
+        for way in list(ways) if index % 2 == 0 else reversed(list(ways)):
+            settle()
+            started = clock()
+            ways[way]()
+            settle()
+            if index >= 0:
+                seconds[way].append(clock() - started)
+            tick()
+    return Rounds({way: tuple(times) for way, times in seconds.items()})
+
+
+def busy() -> str | None:
+    """What to warn of before measuring: more work on this machine than it has cores. None where it is quiet."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= cores:
+        return None
+    return f"the load of this machine is {load:.1f} on {cores} cores: read ratios, not seconds"

@@ -1,0 +1,94 @@
+"""Networks to measure: a catalogue entry's own, or the released shapes filled with random numbers.
+
+Speed and memory do not ask what the weights are; how near two ways come to one another does, so a table says which
+networks it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.engine.device import DevicePlan, Networks
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.weights import NETWORKS, builders, fill, loaders
+from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
+from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.records import ModelFolder
+
+FULL = "full"
+_BASE = ("vae", "image_encoder")  # StableAnimator takes these from SVD as they are
+
+
+def model_of(name: str) -> ModelFolder:
+    """``full``: the released shapes without weights; else a catalogue name or model folder with its weights.
+
+    The full one borrows the small model's face networks, since the released recogniser does not come with it.
+    """
+    if name != FULL:
+        return catalogue.open_model(name, NETWORKS)
+    ours, base = catalogue.entry("stableanimator"), catalogue.entry("svd-xt")
+    folders = {role: (base if role in _BASE else ours).folder for role in NETWORKS}
+    puppet = catalogue.open_model("puppet")
+    return ModelFolder(
+        name=FULL,
+        path=ours.folder,
+        files={"face": puppet.files["face"]},
+        configs={role: catalogue.read_config(folder / f"{role}.json") for role, folder in folders.items()},
+        defaults={"size": "576x1024"},
+        licence="",
+        face_channel_order=puppet.face_channel_order,
+    )
+
+
+def on_meta(model: ModelFolder, role: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A network as shapes only, for counting."""
+    with torch.device("meta"):
+        network = builders(model, "distribution")[role]()
+    network = network.to("meta").eval().requires_grad_(False)  # some constructors make tensors on the CPU nevertheless
+    return nn.Module.to(network, dtype)
+
+
+def load(model: ModelFolder, role: str, dtype: torch.dtype) -> nn.Module:
+    """A network with its weights, or with random ones where the model has no file for it."""
+    if role in model.files:
+        return loaders(model, dtype, "distribution")[role]()
+    build = builders(model, "distribution")[role]
+    return fill(build, random_weights(build), dtype, Path(role))
+
+
+def open_engine(model: ModelFolder, plan: DevicePlan) -> Engine:
+    """An engine over ``load``: nothing is made before it is resident."""
+    networks = {role: lambda role=role: load(model, role, plan.dtype) for role in NETWORKS}
+    return Engine(model, plan, Networks(networks, plan))
+
+
+def random_weights(build: Callable[[], nn.Module], seed: int = 0) -> dict[str, Tensor]:
+    """A seeded state dict: matrices of unit gain, norms near one, biases near zero. Layers that start at zero do not,
+    or nothing behind them would be computed."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in shapes.items():
+        x = torch.randn(shape, generator=generator)
+        if len(shape) > 1:
+            weights[name] = x.mul_(float(shape[1:].numel()) ** -0.5)
+        else:
+            weights[name] = x.mul_(0.05).add_(1.0 if name.endswith(("weight", "scale")) else 0.0)
+    return weights
+
+
+def prepared(unet: AnimationUNet, image: Tensor, face: Tensor) -> Context:
+    """``AnimationUNet.prepare`` of a face that is there, without looking at numbers: the ``meta`` device has none."""
+    layers: dict[nn.Module, PreparedCrossAttention] = dict(unet.prepare(Context(image, None)).layers)
+    for attn in unet.spatial_cross_attentions().values():
+        adapter = attn.processor
+        layers[attn] = PreparedCrossAttention(
+            base=attn.to_v(image), keys=adapter.id_to_k(face), values=adapter.id_to_v(face)
+        )
+    return Context(image, face, layers)

@@ -1,0 +1,147 @@
+"""What a bench found, as tables for people, as JSON for programs, and as generated parts of a Markdown page."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stableanimator_cli import __version__
+from stableanimator_cli.bench.harness import Interval
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.media_files import appearing, refusals
+
+FORMAT = 1  # of the JSON
+_LIBRARIES = ("torch", "diffusers", "numpy", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows of one kind: column name to value (a number with its unit in the column's name, text, or ``Interval``).
+
+    ``note`` says how the figures were made and what they leave out."""
+
+    title: str
+    rows: Sequence[Mapping[str, Any]]
+    note: str = ""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for row in self.rows for name in row))
+
+    def cells(self) -> list[list[str]]:
+        return [[shown(row.get(name)) for name in self.columns] for row in self.rows]
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [{name: _plain(value) for name, value in row.items()} for row in self.rows]
+        return {"title": self.title, "note": self.note, "rows": rows}
+
+    def markdown(self) -> str:
+        lines = [f"| {' | '.join(self.columns)} |", f"|{'---|' * len(self.columns)}"]
+        lines += [f"| {' | '.join(cells)} |" for cells in self.cells()]
+        return "\n".join([f"**{self.title}.** {self.note}".rstrip(), "", *lines])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchReport:
+    """Tables by bench, where they were measured and by which command."""
+
+    command: str
+    environment: Mapping[str, Any]
+    tables: Mapping[str, Sequence[Table]]
+
+    def to_json(self) -> dict[str, Any]:
+        tables = {name: [table.to_json() for table in found] for name, found in self.tables.items()}
+        return {"format": FORMAT, "command": self.command, "environment": dict(self.environment), "benches": tables}
+
+    def write(self, path: Path) -> None:
+        with appearing(path) as part:
+            part.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    def write_page(self, path: Path) -> None:
+        """Put each bench's tables between its markers in a Markdown page; a bench without markers goes to the end.
+
+        What is outside of the markers stays. Raises ``BadInput`` for a start without an end.
+        """
+        try:
+            page = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(path, "a file that does not read as text", "a Markdown page") from error
+        for name, tables in self.tables.items():
+            page = _between(path, page, name, "\n\n".join([self._made(name), *(t.markdown() for t in tables)]))
+        with appearing(path) as part, refusals(path):
+            part.write_text(page, encoding="utf-8")
+
+    def _made(self, name: str) -> str:
+        words = [str(self.environment[key]) for key in ("date", "device", "torch")]
+        return f"### `sa bench {name}`\n\nMade by `{self.command}` on {words[0]}: {words[1]}, torch {words[2]}."
+
+
+def _between(path: Path, page: str, name: str, text: str) -> str:
+    start, end = f"<!-- bench {name}: generated -->", f"<!-- bench {name}: end -->"
+    block = f"{start}\n{text}\n{end}"
+    if start not in page:
+        return f"{page.rstrip()}\n\n{block}\n"
+    if page.find(end) < page.find(start):
+        raise BadInput(path, f"{start} without its end", end, hint="put the end back, or take the start away")
+    return re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _: block, page, count=1, flags=re.S)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Machine, versions, threads and load; no name of a computer and no path on it."""
+    stamp: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "sa": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": device_name(device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+    }
+    return stamp | {name: metadata.version(name) for name in _LIBRARIES}
+
+
+def device_name(device: torch.device) -> str:
+    """A card's own name; for a CPU its model where the system tells, and the threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = device.type.upper()
+    if device.type == "cpu" and Path("/proc/cpuinfo").is_file():
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+        model = found[1].strip() if found else model
+    return f"{model}, {torch.get_num_threads()} thread(s)" if device.type == "cpu" else model
+
+
+def shown(value: Any) -> str:
+    """A cell: four digits of a number, thousands apart in whole ones, nothing for what there is not."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        if math.isinf(value):
+            return "no error" if value > 0 else "-inf"
+        return "" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return {name: _plain(part) for name, part in value.to_json().items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

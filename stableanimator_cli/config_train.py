@@ -236,10 +236,11 @@ class ValidationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """How clips become samples: every ``stride``-th frame, the reference from outside of them or from any frame."""
+    """How clips become samples: every ``stride``-th frame, and a reference that is none of
+    them, lies outside of their span, or is any frame."""
 
     stride: int = option("--stride", 4)
-    reference: Literal["outside", "any"] = option("data.reference", "outside")
+    reference: Literal["unchosen", "outside", "any"] = option("--reference-from", "unchosen")
     resize: Literal["stretch", "crop", "pad"] = option("--resize", "stretch")
     cache: str | None = option("--cache", None)
     ram_mb: int = option("data.ram_mb", 2048)

@@ -1,0 +1,217 @@
+"""Checkpoints that are model folders: ``RUN/checkpoints/step-N``, whole or not there, with what resuming needs in
+``state/``.
+
+A checkpoint is written beside its place and renamed, so a kill or a full disk leaves the one before it as it was.
+``RUN/model`` points to the one to use: the best by validation, else the last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stableanimator_cli.catalogue_schema import FILE_NAME
+from stableanimator_cli.errors import BadInput, SaError
+from stableanimator_cli.media_files import appearing, write_refused
+from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.train.base import model_toml, plain_name
+
+FOLDER = "checkpoints"
+LINK = "model"
+STATE = "state"
+SCORES = "validation/scores.jsonl"
+_NAME = re.compile(r"step-(\d+)")
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """All that a training is besides its model folder. ``weights`` and ``average`` by parameter name; ``optimizer`` and
+    ``scaler`` as torch gives them; ``progress`` JSON: step, stage, step within it, config."""
+
+    progress: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    average: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    scaler: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What a checkpoint's ``model.toml`` says: the ``model`` trained from and its name seen from the checkpoint
+    (``needs``), settings that go with the weights, and how they came to be."""
+
+    model: ModelFolder
+    needs: str
+    name: str
+    defaults: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+
+def saved(run: Path) -> list[tuple[int, Path]]:
+    """Finished checkpoints as (step, folder), first to last."""
+    folder = run / FOLDER
+    found = [(int(m[1]), path) for path in folder.glob("step-*") if (m := _NAME.fullmatch(path.name))]
+    return sorted((step, path) for step, path in found if (path / FILE_NAME).is_file())
+
+
+def clean(run: Path) -> None:
+    """Take away what a killed run left half written."""
+    for left in (run / FOLDER).glob(".step-*.part"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], card: Card, state: State) -> Path:
+    """Write ``step-N``. ``tensors`` by role and name, in the type they are to have. Raises ``BadInput`` where the
+    system refuses (a full disk), with nothing left of the attempt."""
+    target = run / FOLDER / f"step-{step}"
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        (part / STATE).mkdir(parents=True)
+        _write_model(part, step, tensors, card)
+        _save_tensors(state.weights, part / STATE / "weights.safetensors")
+        _save_tensors(state.average, part / STATE / "average.safetensors")
+        torch.save({"optimizer": state.optimizer, "scaler": state.scaler}, part / STATE / "optimizer.pt")
+        progress = {"format": _FORMAT, **state.progress}
+        (part / STATE / "progress.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(part, target)
+    except (OSError, SafetensorError, RuntimeError) as error:  # the writers of torch and safetensors have their own
+        raise _refused(target, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _refused(target: Path, error: Exception) -> SaError:
+    hint = "the checkpoints before it are as they were: make room, then `sa train --resume RUN`"
+    if isinstance(error, OSError):
+        refused = write_refused(target, error)
+        refused.hint = hint
+        return refused
+    return BadInput(target, " ".join(str(error).split())[:160], "a checkpoint that can be written", hint=hint)
+
+
+def _write_model(part: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], card: Card) -> None:
+    files: list[tuple[str, int, str]] = []
+    components: dict[str, tuple[str | None, str | None]] = {}
+    for role, values in tensors.items():
+        config = None
+        if role in card.model.configs:
+            config = f"{role}.json"
+            text = json.dumps(dict(card.model.configs[role]), indent=2) + "\n"
+            (part / config).write_text(text, encoding="utf-8")
+        path = part / f"{role}.safetensors"
+        _save_tensors(values, path)
+        with path.open("rb") as stream:
+            files.append((path.name, path.stat().st_size, hashlib.file_digest(stream, "sha256").hexdigest()))
+        components[role] = (path.name, config)
+    text = model_toml(
+        name=plain_name(f"{card.name}-step-{step}"),
+        summary=f"{card.model.name}, trained {step} steps",
+        model=card.model,
+        needs=[card.needs],
+        defaults=card.defaults,
+        components=components,
+        files=files,
+        training=card.training,
+    )
+    (part / FILE_NAME).write_text(text, encoding="utf-8")
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    path.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """``state/progress.json`` of a checkpoint. Raises ``BadInput`` where it is damaged or of another format."""
+    path = folder / STATE / "progress.json"
+    try:
+        progress = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        hint = f"delete {folder} to go on from the checkpoint before it"
+        raise BadInput(path, f"what cannot be read ({error})", "the state of a training", hint=hint) from error
+    if progress.get("format") != _FORMAT:
+        raise BadInput(path, f"format {progress.get('format')}", f"format {_FORMAT}", hint="use the version it is of")
+    return progress
+
+
+def read_state(folder: Path) -> State:
+    """The state of a checkpoint, on the CPU; nothing in it is run. Raises ``BadInput``."""
+    state = folder / STATE
+    try:
+        kept = torch.load(state / "optimizer.pt", map_location="cpu", weights_only=True)
+        return State(
+            progress=read_progress(folder),
+            weights=load_file(state / "weights.safetensors"),
+            average=load_file(state / "average.safetensors"),
+            optimizer=kept["optimizer"],
+            scaler=kept["scaler"],
+        )
+    except SaError:
+        raise
+    except Exception as error:  # torch.load raises whatever the damage makes it stumble over
+        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        hint = f"delete {folder} to go on from the checkpoint before it"
+        raise BadInput(state, f"what cannot be read ({why})", "the state of a training", hint=hint) from error
+
+
+def read_scores(run: Path) -> list[dict[str, Any]]:
+    """What validation measured, one row a step."""
+    path = run / SCORES
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def write_scores(run: Path, rows: list[dict[str, Any]]) -> None:
+    with appearing(run / SCORES) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def best_step(run: Path) -> int | None:
+    """The checkpoint with the best score of validation among those that are still here, None without validation."""
+    here = {step for step, _ in saved(run)}
+    rows = [row for row in read_scores(run) if row.get("score") is not None and row["step"] in here]
+    return max(rows, key=lambda row: (row["score"], row["step"]))["step"] if rows else None
+
+
+def tidy(run: Path, keep: int) -> None:
+    """Delete all but the last ``keep`` checkpoints and the best, and point ``RUN/model`` to the one to use."""
+    here, best = saved(run), best_step(run)
+    for step, path in here[:-keep]:
+        if step != best:
+            gone = path.with_name(f".{path.name}.old.part")
+            with suppress(OSError):
+                os.replace(path, gone)  # first out of sight, so that a kill leaves no half of a checkpoint
+            shutil.rmtree(gone, ignore_errors=True)
+    if here:
+        _point(run, f"step-{best if best is not None else here[-1][0]}")
+
+
+def _point(run: Path, name: str) -> None:
+    """Make ``RUN/model`` a link to a checkpoint; where links are not to be had there is none."""
+    link, part = run / LINK, run / f".{LINK}.{os.getpid()}.part"
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
+        part.symlink_to(Path(FOLDER) / name, target_is_directory=True)
+        os.replace(part, link)

@@ -1,0 +1,259 @@
+"""The one training loop: stages, steps, accumulation, ranks, checkpoints. What a step sees follows from its number.
+
+The loss of a step is the mean over the global batch: each rank takes its share of the samples and a share in parts of
+``memory.micro``, so ranks and parts change nothing but the order in which numbers are added up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from stableanimator_cli.config_train import StageConfig, TrainConfig
+from stableanimator_cli.engine.device import memory_guard
+from stableanimator_cli.errors import BadInput, Interrupted
+from stableanimator_cli.talk import Talk
+from stableanimator_cli.train.checkpoint import State
+from stableanimator_cli.train.ema import Average
+from stableanimator_cli.train.schedule import rate_of
+from stableanimator_cli.train.tracking import Metrics, bad_batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from stableanimator_cli.train.batch import Batch
+
+HINT = "use a smaller --micro-batch, --checkpointing blocks, --train adapters, a smaller --sizes, or --fit"
+B = TypeVar("B")
+
+
+class OpenStage(Protocol):
+    """A stage with its networks in memory. ``model(inputs(batch))`` is the loss of each sample, float32[b]."""
+
+    model: nn.Module
+
+    def stream(self, first: int, last: int) -> Iterator[Batch]: ...
+
+    def inputs(self, batch: Batch) -> Any: ...
+
+    def export(self) -> dict[str, dict[str, Tensor]]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a training is: ``step`` steps done in all, ``within`` of them in stage number ``stage``."""
+
+    step: int = 0
+    stage: int = 0
+    within: int = 0
+    samples: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Hooks:
+    """What the loop asks for: a stage opened, a checkpoint written (by one rank), and what follows it."""
+
+    open_stage: Callable[[int], OpenStage]
+    save: Callable[[Place, Callable[[], dict[str, dict[str, Tensor]]], State], None]
+    wants: Callable[[Place, bool], bool]
+
+
+class Loop:
+    """One training in one process, of ``accelerator.num_processes``. ``state`` is what it goes on from."""
+
+    def __init__(
+        self, config: TrainConfig, dtype: str, accelerator: Accelerator, hooks: Hooks, metrics: Metrics,
+        talk: Talk, state: State | None,
+    ) -> None:  # fmt: skip
+        self.config, self.accelerator, self.hooks, self.metrics, self.talk = config, accelerator, hooks, metrics, talk
+        self.place = Place() if state is None else Place(**state.progress["place"])
+        self.average = Average(config.optimizer.ema)
+        self.touched: dict[str, Tensor] = {}
+        self.optimizer_state: Mapping[str, Any] | None = None
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=dtype == "float16")
+        if state is not None:
+            self.average.values = {name: value.float() for name, value in state.average.items()}
+            self.touched = dict(state.weights)
+            self.optimizer_state = state.optimizer
+            if state.scaler:
+                self.scaler.load_state_dict(dict(state.scaler))
+        stages = config.stage or ()
+        self.total = sum(stage.steps or 0 for stage in stages)
+
+    def run(self) -> None:
+        """All stages from where the state is. Raises ``SaError``; checkpoints that were written stay."""
+        stages = self.config.stage or ()
+        with self.talk.progress(self.total, "train", "step") as bar:
+            if self.place.step:
+                bar.update(self.place.step)
+            try:
+                for index in range(self.place.stage, len(stages)):
+                    if index != self.place.stage:
+                        self.place = replace(self.place, stage=index, within=0)
+                        self.optimizer_state = None
+                    if self.place.within < (stages[index].steps or 0):
+                        self._stage(stages[index], bar.update)
+            except KeyboardInterrupt:
+                hint = f"`sa train --resume {self.config.output}` goes on from the last checkpoint"
+                raise Interrupted(f"interrupted at step {self.place.step}", hint=hint) from None
+
+    def _stage(self, stage: StageConfig, show: Callable[..., None]) -> None:
+        self.accelerator.free_memory()
+        self.touched = {name: value.cpu() for name, value in self.touched.items()}
+        with memory_guard("loading the networks", HINT):
+            opened = self.hooks.open_stage(self.place.stage)
+        parameters = dict(opened.model.named_parameters())
+        _restore(parameters, self.touched)
+        for name in self.touched:
+            self.touched[name] = parameters[name].detach()
+        trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+        self.touched |= {name: parameter.detach() for name, parameter in trained.items()}
+        held = self.average.values
+        self.average.values = {name: value.to(parameters[name].device) for name, value in held.items()}
+        settings = self.config.optimizer
+        wrapped = self.accelerator.prepare_model(opened.model) if self.accelerator.num_processes > 1 else opened.model
+        optimizer = torch.optim.AdamW(
+            list(trained.values()),
+            lr=stage.rate,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.epsilon,
+            weight_decay=settings.decay,
+        )
+        if self.optimizer_state is not None:
+            optimizer.load_state_dict(dict(self.optimizer_state))
+            self.optimizer_state = None
+        wrapped.train()
+        share = stage.batch // self.accelerator.num_processes
+        last = cast(int, stage.steps)
+        for batch in opened.stream(self.place.within, last):
+            started = time.perf_counter()
+            rate = rate_of(stage, self.place.within)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            losses = self._gradients(opened, wrapped, batch, share)
+            loss = self._mean(losses)
+            norm = self._update(optimizer, trained, batch, loss, losses)
+            place = self.place
+            self.place = replace(
+                place, step=place.step + 1, within=place.within + 1, samples=place.samples + stage.batch
+            )
+            if settings.ema:
+                self.average.follow(trained, self.place.step)
+            row = {
+                "step": self.place.step,
+                "stage": stage.name,
+                "loss": loss,
+                "rate": rate,
+                "gradient": norm if math.isfinite(norm) else None,
+                "seconds": round(time.perf_counter() - started, 4),
+                "samples": self.place.samples,
+            }
+            self.metrics.write(row)
+            self.accelerator.log({"loss": loss, "rate": rate, "gradient": norm}, step=self.place.step)
+            show(1, stage=stage.name, loss=loss, rate=rate)
+            if self.hooks.wants(self.place, self.place.within == last):
+                self._save(opened, optimizer, parameters)
+
+    def _gradients(self, opened: OpenStage, wrapped: nn.Module, batch: Batch, share: int) -> Tensor:
+        """Add up the gradients of this rank's share; its losses float32[share]."""
+        size = self.config.memory.micro or share
+        found: list[Tensor] = []
+        for start in range(0, share, size):
+            part = batch if size >= share else piece(batch, start, min(start + size, share))
+            shared = start + size >= share or self.accelerator.num_processes == 1
+            with nullcontext() if shared else self.accelerator.no_sync(wrapped), memory_guard("a training step", HINT):
+                losses = wrapped(opened.inputs(part))
+                self.scaler.scale(losses.sum() / share).backward()
+            found.append(losses.detach().float())
+        return torch.cat(found)
+
+    def _mean(self, losses: Tensor) -> float:
+        """The mean over all ranks' shares, which are of one size."""
+        if self.accelerator.num_processes > 1:
+            losses = cast(Tensor, self.accelerator.reduce(losses.mean(), "mean"))
+        return float(losses.mean())
+
+    def _update(
+        self,
+        optimizer: torch.optim.Optimizer,
+        trained: Mapping[str, nn.Parameter],
+        batch: Batch,
+        loss: float,
+        losses: Tensor,
+    ) -> float:
+        """Check, clip and step; the gradient's norm before it was clipped."""
+        self.scaler.unscale_(optimizer)
+        given = [parameter for parameter in trained.values() if parameter.grad is not None]
+        limit = self.config.optimizer.clip or math.inf
+        norm = float(nn.utils.clip_grad_norm_(given, limit))
+        # float16 looks for its scale by overflowing: the step is left out, and that is no fault
+        looking = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        seen = 0.0 if looking and not math.isfinite(norm) else norm
+        what = self.metrics.suspicion(loss, seen, self.config.optimizer.spike)
+        if what is not None:
+            samples = list(zip(batch.clips, batch.frames.tolist(), losses.tolist(), strict=True))
+            if self.accelerator.num_processes > 1:
+                from accelerate.utils import gather_object
+
+                samples = gather_object(samples)
+            raise bad_batch(self.place.step + 1, what, samples)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _save(
+        self, opened: OpenStage, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            with self.average.applied(parameters):
+                tensors = {
+                    role: {name: tensor.detach().to("cpu", copy=True) for name, tensor in values.items()}
+                    for role, values in opened.export().items()
+                }
+            config = self.config
+            progress = {"place": {key.name: getattr(self.place, key.name) for key in fields(Place)}}
+            state = State(
+                progress=progress,
+                weights=self.touched,
+                average=self.average.values,
+                optimizer=optimizer.state_dict(),
+                scaler=self.scaler.state_dict() if self.scaler.is_enabled() else {},
+            )
+            self.hooks.save(self.place, lambda: _cast(tensors, config.saving.weights), state)
+        self.accelerator.wait_for_everyone()
+
+
+def piece(batch: B, start: int, stop: int) -> B:
+    """Samples ``start`` to ``stop`` of a batch: every tensor and tuple of the record is cut along its first axis."""
+    cut = {item.name: getattr(batch, item.name) for item in fields(cast(Any, batch))}
+    return replace(
+        cast(Any, batch), **{k: v[start:stop] if isinstance(v, Tensor | tuple) else v for k, v in cut.items()}
+    )
+
+
+@torch.no_grad()
+def _restore(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
+    """Put ``weights`` into the parameters of their names."""
+    for name, value in weights.items():
+        if name not in parameters or parameters[name].shape != value.shape:
+            hint = "the run was made with another version or another model folder"
+            raise BadInput("state", f"weights {name} that the networks do not have", "the same networks", hint=hint)
+        parameters[name].copy_(value)
+
+
+def _cast(tensors: Mapping[str, Mapping[str, Tensor]], kind: str) -> dict[str, dict[str, Tensor]]:
+    """Floating-point tensors in the type that checkpoints have."""
+    dtype = torch.float16 if kind == "float16" else torch.float32
+    return {
+        role: {name: value.to(dtype) if value.is_floating_point() else value for name, value in values.items()}
+        for role, values in tensors.items()
+    }

@@ -1,0 +1,94 @@
+"""``metrics.jsonl``: one line a step, cut back to the checkpoint on resume, and the loss that is out of all proportion."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from stableanimator_cli.errors import CheckFailed
+from stableanimator_cli.media_files import appearing, refusals
+
+METRICS = "metrics.jsonl"
+_REMEMBERED = 101  # losses that the median is taken of
+_FEWEST = 20  # before which no loss is called a spike
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines that are whole; a last line that a kill cut in two is left out."""
+    path = run / METRICS
+    if not path.is_file():
+        return []
+    return list(_lines(path.read_text(encoding="utf-8", errors="replace")))
+
+
+def _lines(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return
+        if not isinstance(row, dict) or "step" not in row:
+            return
+        yield row
+
+
+class Metrics:
+    """Open for one run. ``upto`` steps stay of what is there, the lines after them are of steps that were lost. One rank
+    writes; all of them remember, so that they stop together."""
+
+    def __init__(self, run: Path, upto: int, *, writes: bool = True) -> None:
+        self.path = run / METRICS
+        kept = [row for row in read_metrics(run) if row["step"] <= upto]
+        self.losses = deque((row["loss"] for row in kept), maxlen=_REMEMBERED)
+        self._file: TextIO | None = None
+        if writes:
+            with appearing(self.path) as part, refusals(self.path):
+                part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            with refusals(self.path):
+                self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """One step; on the disk when this returns, as far as the system says."""
+        if self._file is not None:
+            with refusals(self.path):
+                self._file.write(json.dumps(row) + "\n")
+                self._file.flush()
+        self.losses.append(row["loss"])
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def suspicion(self, loss: float, norm: float, factor: float) -> str | None:
+        """What is wrong with a step, or None: loss or gradient not finite, or a loss ``factor`` times the median of the
+        last hundred (0: not looked at)."""
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(norm):
+            return f"the gradient norm is {norm}"
+        if not factor or len(self.losses) < _FEWEST:
+            return None
+        middle = statistics.median(self.losses)
+        if loss > factor * middle:
+            return f"the loss {loss:.4g} is more than {factor:g} times the median of late, {middle:.4g}"
+        return None
+
+
+def bad_batch(step: int, what: str, samples: Sequence[tuple[str, Sequence[int], float]]) -> CheckFailed:
+    """The error for a suspicious step: ``samples`` as (clip, frames, loss), named with the worst first."""
+    worst = sorted(samples, key=lambda sample: -sample[2] if math.isfinite(sample[2]) else -math.inf)
+    told = "; ".join(f"{clip} frames {_spans(frames)} (loss {loss:.4g})" for clip, frames, loss in worst)
+    return CheckFailed(
+        f"step {step}: {what}; the batch was {told}",
+        hint="the last checkpoint is good. Look at these clips, lower --rate, or go on with --resume RUN --spike 0 where "
+        "the loss was finite",
+    )
+
+
+def _spans(frames: Sequence[int]) -> str:
+    return ",".join(map(str, frames)) if len(frames) <= 4 else f"{frames[0]} to {frames[-1]} ({len(frames)})"

@@ -1,0 +1,32 @@
+"""Mixed resolutions: every clip is trained at the one of a few sizes whose aspect is nearest to its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stableanimator_cli.train.clips import TrainingClip
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """The clips trained at one ``size`` (width, height)."""
+
+    size: Size
+    clips: tuple[TrainingClip, ...]
+
+
+def nearest_size(size: Size, sizes: Sequence[Size]) -> Size:
+    """The one of ``sizes`` whose aspect is nearest to that of ``size``, by ratio; the first of equals."""
+    return min(sizes, key=lambda other: abs(math.log((size[0] * other[1]) / (size[1] * other[0]))))
+
+
+def into_buckets(clips: Sequence[TrainingClip], sizes: Sequence[Size]) -> tuple[Bucket, ...]:
+    """The clips by size, in the order of ``sizes``; sizes without a clip are left out."""
+    held: dict[Size, list[TrainingClip]] = {size: [] for size in sizes}
+    for clip in clips:
+        held[nearest_size(clip.size, sizes)].append(clip)
+    return tuple(Bucket(size=size, clips=tuple(inside)) for size, inside in held.items() if inside)

@@ -1,0 +1,177 @@
+"""Frechet distance between two sets of feature vectors, from moments that are fed vector by vector.
+
+``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` of Gaussians (Dowson and Landau, "The Frechet distance between
+multivariate normal distributions"), with unbiased covariances (divided by n - 1, as ``numpy.cov``). No matrix root is
+taken: with ``S = F F^T`` the trace of the root is the sum of the singular values of ``F1^T F2``, which is exact to
+rounding for singular covariances and for fewer vectors than dimensions, where ``sqrtm`` gives complex numbers or none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from stableanimator_cli.errors import BadInput
+
+
+class Moments:
+    """Count, mean and covariance of vectors of one width d, fed in any batches; ``merge`` joins two.
+
+    Up to d vectors are kept as they are, which is less than their covariance and exact; beyond that they are folded
+    into a mean and a scatter matrix [d,d] (Chan et al., "Updating Formulae and a Pairwise Algorithm for Computing
+    Sample Variances"): memory does not grow with the count.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rows: list[np.ndarray] = []
+        self._waiting = 0
+        self._mean: np.ndarray | None = None
+        self._scatter: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Moments:
+        """Of the rows of float[n,d]."""
+        moments = cls()
+        moments.add(features)
+        return moments
+
+    @classmethod
+    def merged(cls, parts: Iterable[Moments]) -> Moments:
+        """Of all that the parts have seen; the parts stay as they are."""
+        whole = cls()
+        for part in parts:
+            whole.merge(part)
+        return whole
+
+    @property
+    def width(self) -> int:
+        """d; 0 where nothing was added."""
+        if self._mean is not None:
+            return len(self._mean)
+        return self._rows[0].shape[1] if self._rows else 0
+
+    def add(self, features: np.ndarray) -> None:
+        """One vector float[d] or several float[n,d]. ``ValueError`` for another width and for what is not finite."""
+        rows = np.array(features, np.float64, ndmin=2)
+        if rows.ndim != 2 or (self.width and rows.shape[1] != self.width) or not rows.shape[1]:
+            raise ValueError(f"features of shape {np.shape(features)}, expected rows of {self.width or 'some'} numbers")
+        if not np.isfinite(rows).all():
+            raise ValueError("features that are not finite")
+        if not len(rows):
+            return
+        self._rows.append(rows)
+        self._waiting += len(rows)
+        self.count += len(rows)
+        if self._waiting > self.width:
+            self._fold()
+
+    def merge(self, other: Moments) -> None:
+        """Take in what another has seen; the other stays as it is."""
+        if other._mean is not None and other._scatter is not None:
+            if self.width and self.width != other.width:
+                raise ValueError(f"moments of width {other.width} do not join those of width {self.width}")
+            self._fold()
+            self._join(other.count - other._waiting, other._mean, other._scatter)
+        for rows in other._rows:
+            self.add(rows)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """float64[d]. ``ValueError`` where nothing was added."""
+        if not self.count:
+            raise ValueError("the mean of no vectors")
+        waiting = np.concatenate(self._rows).sum(axis=0) if self._rows else 0.0
+        folded = self.count - self._waiting
+        return (waiting + (folded * self._mean if self._mean is not None else 0.0)) / self.count
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """float64[d,d], unbiased. ``ValueError`` below two vectors, of which it is not defined."""
+        factor = self.factor()
+        return factor @ factor.T
+
+    def factor(self) -> np.ndarray:
+        """F float64[d,k] with covariance ``F F^T``; k is at most d."""
+        if self.count < 2:
+            raise ValueError(f"the covariance of {self.count} vector(s)")
+        if self._scatter is None:
+            rows = np.concatenate(self._rows)
+            return (rows - rows.mean(axis=0)).T / np.sqrt(self.count - 1)
+        whole = Moments.merged([self])
+        whole._fold()
+        assert whole._scatter is not None
+        values, vectors = np.linalg.eigh(whole._scatter / (self.count - 1))
+        # What is below the rounding of the largest is none: its square root would be a hundred million times larger.
+        kept = values > max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
+        return vectors[:, kept] * np.sqrt(values[kept])
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What ``from_arrays`` takes, to keep moments in a file (``numpy.savez``)."""
+        empty = np.zeros((0, self.width))
+        return {
+            "rows": np.concatenate([empty, *self._rows]),
+            "count": np.array(self.count - self._waiting),
+            "mean": np.zeros(0) if self._mean is None else self._mean,
+            "scatter": np.zeros((0, 0)) if self._scatter is None else self._scatter,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Moments:
+        """What ``to_arrays`` gave. ``ValueError`` or ``KeyError`` where it is something else."""
+        moments, folded = cls(), int(arrays["count"])
+        if folded:
+            mean, scatter = np.asarray(arrays["mean"], np.float64), np.asarray(arrays["scatter"], np.float64)
+            if mean.ndim != 1 or scatter.shape != (len(mean), len(mean)):
+                raise ValueError(f"a mean {mean.shape} with a scatter matrix {scatter.shape}")
+            moments._join(folded, mean, scatter)
+        if len(arrays["rows"]):
+            moments.add(arrays["rows"])
+        return moments
+
+    def _fold(self) -> None:
+        if not self._rows:
+            return
+        rows = np.concatenate(self._rows)
+        self._rows, self._waiting = [], 0
+        mean = rows.mean(axis=0)
+        centred = rows - mean
+        self.count -= len(rows)
+        self._join(len(rows), mean, centred.T @ centred)
+
+    def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        if self._mean is None or self._scatter is None:
+            self._mean, self._scatter = mean.copy(), scatter.copy()
+            self.count += count
+            return
+        before, total = self.count - self._waiting, self.count - self._waiting + count
+        step = mean - self._mean
+        self._scatter = self._scatter + scatter + np.outer(step, step) * (before * count / total)
+        self._mean = self._mean + step * (count / total)
+        self.count += count
+
+
+def frechet_distance(
+    a: Moments, b: Moments, *, names: tuple[str, str] = ("predicted videos", "reference videos")
+) -> float:
+    """Frechet distance of two sets, 0 for sets of one mean and covariance.
+
+    It is biased upward by few vectors and by fewer than dimensions: compare only distances of one count.
+    ``BadInput`` naming the side where it has fewer than two vectors; ``ValueError`` where the widths differ.
+    """
+    for moments, name in zip((a, b), names, strict=True):
+        if moments.count < 2:
+            raise BadInput(
+                name,
+                f"{moments.count} clip{'' if moments.count == 1 else 's'}",
+                "2 or more, of which a covariance can be told",
+                hint="give more or longer videos, or leave the Frechet distances out",
+            )
+    if a.width != b.width:
+        raise ValueError(f"features of {a.width} and of {b.width} numbers")
+    apart = a.mean - b.mean
+    fa, fb = a.factor(), b.factor()
+    spread = np.sum(fa * fa) + np.sum(fb * fb)
+    common = np.linalg.svd(fa.T @ fb, compute_uv=False).sum() if fa.size and fb.size else 0.0
+    return max(0.0, float(apart @ apart + spread - 2 * common))

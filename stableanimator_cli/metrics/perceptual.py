@@ -1,0 +1,141 @@
+"""LPIPS of pairs of frames: the right input range under each name, frames in batches, one number a frame.
+
+Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric". The networks come from
+``engine.features`` as functions of two batches; here is what they are fed and how their numbers are gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stableanimator_cli.metrics.pixel import check_pair
+from stableanimator_cli.metrics.result import MetricSpec, register
+from stableanimator_cli.metrics.running import ByVideo
+from stableanimator_cli.metrics.video import prepare_puppet
+
+Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Two batches float32[n,3,h,w] -> float[n]."""
+
+EPSILON = 1e-10
+"""Added to a feature's length before it is divided by it, as in the reference implementation."""
+
+
+def signed(frame: np.ndarray) -> np.ndarray:
+    """uint8[h,w,3] -> float32[3,h,w] in -1..1, the range that LPIPS is defined on."""
+    return frame.transpose(2, 0, 1).astype(np.float32) / np.float32(127.5) - 1
+
+
+def unsigned(frame: np.ndarray) -> np.ndarray:
+    """uint8[h,w,3] -> float32[3,h,w] in 0..1: what DisCo feeds a network that expects -1..1."""
+    return frame.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+
+
+PREPARE: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+
+
+def _lpips(name: str, title: str, definition: str, source: str, network: str, prepare: Callable) -> None:
+    register(
+        MetricSpec(
+            name=name,
+            title=title,
+            unit="",
+            better="lower",
+            definition=definition,
+            source=source,
+            range="0.. (about 0..1)",
+            network=network,
+        )
+    )
+    PREPARE[name] = prepare
+
+
+_PAPER = "Zhang et al. 2018, v0.1 (richzhang/PerceptualSimilarity)"
+_lpips("lpips_alex", "LPIPS (alex)", "LPIPS v0.1, AlexNet, input in -1..1, no resize", _PAPER, "lpips_alex", signed)
+_lpips("lpips_vgg", "LPIPS (vgg)", "LPIPS v0.1, VGG16, input in -1..1, no resize", _PAPER, "lpips_vgg", signed)
+_lpips(
+    "lpips_vgg_disco",
+    "LPIPS (DisCo)",
+    "LPIPS v0.1, VGG16, input in 0..1 where -1..1 is meant: smaller than lpips_vgg",
+    "LPIPS of published tables: Wangt-CN/DisCo, tool/metrics",
+    "lpips_vgg",
+    unsigned,
+)
+_lpips(
+    "lpips_puppet",
+    "LPIPS (puppet)",
+    "unit_distance of three layers of this project's classifier of drawn figures at 64x64; no learned weights",
+    "this project; the unweighted form of Zhang et al. 2018",
+    "puppet_frame",
+    prepare_puppet,
+)
+
+
+def unit_distance(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> np.ndarray:
+    """LPIPS without learned weights, from feature maps [n,c,h,w] of each layer: features scaled to unit length over
+    channels, squared differences summed over channels, averaged over places, summed over layers: float64[n].
+
+    ``ValueError`` where the maps of a layer differ in shape.
+    """
+    total = np.zeros(len(ours[0]))
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:
+            raise ValueError(f"feature maps {a.shape} against {b.shape}")
+        total += np.square(_unit(a) - _unit(b)).sum(axis=1).mean(axis=(1, 2))
+    return total
+
+
+def lpips(metric: str, network: Distance, a: np.ndarray, b: np.ndarray) -> float:
+    """One of the LPIPS metrics (a name in ``PREPARE``) of two frames uint8[h,w,3]."""
+    check_pair(a, b)
+    prepare = PREPARE[metric]
+    return float(network(prepare(a)[None], prepare(b)[None])[0])
+
+
+@dataclass(slots=True)
+class Perceptual:
+    """An LPIPS metric over videos, streamed: ``add`` pairs, ``finish`` at the end, then ``scores.value(metric)``.
+
+    At most ``batch`` pairs are held. Both give what has been computed since, as (video, index, value), for curves.
+    """
+
+    metric: str
+    network: Distance
+    batch: int = 8
+    scores: ByVideo = field(default_factory=ByVideo)
+    _waiting: list[tuple[str, int, np.ndarray, np.ndarray]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.metric not in PREPARE:
+            raise ValueError(f"no LPIPS metric is named {self.metric!r}: {', '.join(PREPARE)}")
+        if self.batch < 1:
+            raise ValueError(f"batches of {self.batch} frames")
+
+    def add(self, video: str, index: int, a: np.ndarray, b: np.ndarray) -> list[tuple[str, int, float]]:
+        """Frame ``index`` of ``video``: prediction and reference, uint8[h,w,3] of one size."""
+        check_pair(a, b)
+        prepare = PREPARE[self.metric]
+        told = []
+        row = (video, index, prepare(a), prepare(b))
+        if self._waiting and self._waiting[0][2].shape != row[2].shape:
+            told = self.finish()
+        self._waiting.append(row)
+        return told + self.finish() if len(self._waiting) == self.batch else told
+
+    def finish(self) -> list[tuple[str, int, float]]:
+        """Compute the pairs that still wait for a batch."""
+        if not self._waiting:
+            return []
+        videos, indices, ours, theirs = zip(*self._waiting, strict=True)
+        self._waiting = []
+        values = [float(value) for value in self.network(np.stack(ours), np.stack(theirs))]
+        for video, value in zip(videos, values, strict=True):
+            self.scores.add(video, value)
+        return list(zip(videos, indices, values, strict=True))
+
+
+def _unit(maps: np.ndarray) -> np.ndarray:
+    maps = np.asarray(maps, np.float64)
+    return maps / (np.sqrt(np.square(maps).sum(axis=1, keepdims=True)) + EPSILON)

@@ -9,6 +9,7 @@ most and never takes more than a twentieth of the time; it goes away when the vi
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import platform
@@ -88,7 +89,7 @@ class Keeper:
         self.path = place(config.output)
         self.kept = False
         self._talk = talk
-        self._output = config.output
+        self._config = config
         self._cheap = same.settings(config) | same.inputs(config) | same.machine(device)
         self._weights: Callable[[], same.Facts] = lambda: same.weights(model)
         self._facts: same.Facts | None = None
@@ -113,7 +114,7 @@ class Keeper:
         """Write the state, whole or not at all. A disk that has no room for it costs the state, not the run."""
         facts, started = self.facts, time.monotonic()
         tensors, told = _packed(saved)
-        told |= {"facts": facts, "pid": os.getpid(), "host": platform.node()}
+        told |= {"facts": facts, "host": platform.node()}
         try:
             with appearing(self.path) as part:
                 part.write_bytes(save(tensors, metadata={"format": FORMAT, "state": json.dumps(told)}))
@@ -147,14 +148,14 @@ class Keeper:
         differ = same.differences(known, self._cheap) or same.differences(then, self.facts)
         if differ:
             raise self._refusal(differ, f" after {saved.now.step} steps")
-        _sweep(self._output, told)
+        _sweep(self._config, told)
         self.kept = True
         return saved
 
     def _refusal(self, differ: Sequence[str], when: str) -> ConfigError:
         return ConfigError(
             "--output",
-            str(self._output),
+            str(self._config.output),
             f"what the run was begun with that was broken off here{when}: {'; '.join(differ)}",
             hint="repeat that command to go on with it, add --restart to begin anew, or choose another -o",
         )
@@ -212,16 +213,23 @@ def _unpack(told: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> Draw
     )
 
 
-def _sweep(output: Path, told: dict[str, Any]) -> None:
-    """Remove the temporary files of the run that left this state, where it is surely dead: this machine's, and gone."""
-    pid = told.get("pid")
-    if sys.platform == "win32" or told.get("host") != platform.node() or type(pid) is not int or pid == os.getpid():
+def _sweep(config: AnimateConfig, told: dict[str, Any]) -> None:
+    """Remove what killed runs of this output were writing: temporary files of processes that are gone. Only where the
+    state was written on this machine; elsewhere process numbers mean nothing."""
+    if sys.platform == "win32" or told["host"] != platform.node():
         return
+    for path in (place(config.output), config.output, config.preview_path, config.record_path):
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            pid = part.name.split(".")[-2]
+            if pid.isdecimal() and not _alive(int(pid)):
+                part.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        for part in output.parent.glob(f".*.{pid}.part"):
-            with contextlib.suppress(OSError):
-                part.unlink()
-    except OSError:
-        return  # somebody else's: alive
+        return False
+    except (OSError, OverflowError):
+        pass  # somebody else's, or no number of a process: not ours to judge
+    return True

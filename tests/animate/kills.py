@@ -1,5 +1,5 @@
-"""``sa animate`` killed with SIGKILL at random moments of its work. ``python -m tests.animate.kills KILLS SEED`` does it
-in bulk, compares every run with the unbroken one, and counts where the kills hit."""
+"""``sa animate`` killed with SIGKILL at random moments of its work. ``python -m tests.animate.kills KILLS SEED`` does
+it in bulk, compares every run with the unbroken one, and counts where the kills hit."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def _nothing(paths: Sequence[Path], found: Sequence[Any], left: Sequence[LeftOut
 
 
 def _told(left: Sequence[LeftOut]) -> str:
-    counts = Counter(one.reason for one in left)
+    counts: Counter[Reason] = Counter(one.reason for one in left)
     parts = []
     for reason, count in counts.items():
         names = [one.clip for one in left if one.reason == reason]

@@ -18,13 +18,18 @@ HEAD_WIDTH = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaceEncoderConfig:
-    """Widths of the tokens made (``cross_attention_dim``), of the face vector and of the picture's token."""
+    """Widths of the tokens made (``cross_attention_dim``), of the face vector and of the picture's token.
+
+    ``fusion`` False is the ablation "w/o Face Encoder" (Table 2): the projected vector goes into the adapters as it is,
+    blind to the picture, as image-domain adapters do it. Such a network has no perceiver stack and no weights of one.
+    """
 
     cross_attention_dim: int = 1024
     id_embeddings_dim: int = 512
     clip_embeddings_dim: int = 1024
     num_tokens: int = 4
     depth: int = 4
+    fusion: bool = True
 
     def __post_init__(self) -> None:
         if self.cross_attention_dim % HEAD_WIDTH:
@@ -93,10 +98,12 @@ class FaceEncoder(nn.Module):
         self.config = config
         self.proj = nn.Sequential(nn.Linear(ids, ids * 2), nn.GELU(), nn.Linear(ids * 2, width * config.num_tokens))
         self.norm = nn.LayerNorm(width)
-        self.fusion_model = FusionModel(config)
+        self.fusion_model = FusionModel(config) if config.fusion else None
 
     def forward(self, face: Tensor, image: Tensor, *, shortcut: float | None = None) -> Tensor:
         """``shortcut`` s adds the fused tokens times s to the unfused ones (unused by released models: None)."""
         tokens = self.norm(rearrange(self.proj(face), "b (n d) -> b n d", n=self.config.num_tokens))
+        if self.fusion_model is None:
+            return tokens
         fused = self.fusion_model(tokens, image)
         return fused if shortcut is None else tokens + shortcut * fused

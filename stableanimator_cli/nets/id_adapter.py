@@ -78,14 +78,20 @@ class IDAdapter(nn.Module):
         image, face = encoder_hidden_states[:, : -self.id_tokens], encoder_hidden_states[:, -self.id_tokens :]
         return self.cross_attention(attn, hidden_states, image, face)
 
-    def cross_attention(self, attn: Attention, x: Tensor, image: Tensor, face: Tensor | None) -> Tensor:
-        """The long way: both attentions on every call. ``face`` None means there is no face: image features only."""
+    def cross_attention(
+        self, attn: Attention, x: Tensor, image: Tensor, face: Tensor | None, has_face: Tensor | None = None
+    ) -> Tensor:
+        """The long way: both attentions on every call. ``face`` None means there is no face: image features only;
+        ``has_face`` [bt,1,1] of ones and zeros says so for each frame."""
         query = attn.to_q(x)
         base = attend(attn, query, attn.to_k(image), attn.to_v(image))
         if face is None or self.mode == "off":
             return project_out(attn, base)
         faces = attend(attn, query, self.id_to_k(face), self.id_to_v(face))
-        return project_out(attn, base + self.scale * self._align(faces, base, repeats=1).to(base.dtype))
+        aligned = self._align(faces, base, repeats=1)
+        if has_face is not None:
+            aligned = aligned * has_face
+        return project_out(attn, base + self.scale * aligned.to(base.dtype))
 
     def prepare(self, attn: Attention, image: Tensor, face: Tensor | None) -> PreparedCrossAttention | None:
         """Everything that depends on tokens alone; None where several image tokens leave nothing to prepare."""

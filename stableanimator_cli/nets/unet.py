@@ -7,9 +7,9 @@ is ours, so that pose and prepared attention are arguments and no hook holds sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -19,22 +19,30 @@ from diffusers.models.resnet import SpatioTemporalResBlock
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from stableanimator_cli.nets.id_adapter import IDAdapter, IDMode, PreparedCrossAttention, project_out
 from stableanimator_cli.nets.norm_groups import RELEASED, regroup
+from stableanimator_cli.nets.time_conv import with_time_convs
+
+Checkpointing = Literal["off", "blocks", "diffusers"]
+Run = Callable[..., Tensor]  # calls a function with its arguments, and may forget what happened inside
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """What cross-attention sees: ``image`` tokens [b,k,c], ``face`` tokens [b,n,c] or None where there is no face.
 
-    ``layers`` holds what each cross-attention layer could compute from the tokens alone (``AnimationUNet.prepare``);
-    an empty mapping means that every call goes the long way.
+    ``has_face`` [b] of ones and zeros is for batches of both: a zero does what ``face`` None does to its sample, and
+    every weight stays in the graph. ``layers`` holds what each cross-attention layer could compute from the tokens
+    alone (``AnimationUNet.prepare``, for whom all samples have a face or none); an empty mapping means that every call
+    goes the long way.
     """
 
     image: Tensor
     face: Tensor | None
     layers: Mapping[nn.Module, PreparedCrossAttention] = field(default_factory=dict)
+    has_face: Tensor | None = None
 
 
 class AnimationUNet(UNetSpatioTemporalConditionModel):
@@ -43,6 +51,10 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
     ``config`` are the stock class's arguments (SVD's ``unet/config.json``) and ``norm_num_groups``, which narrow models
     need (``norm_groups``); ``id_tokens`` face tokens follow the image token in ``encoder_hidden_states``. Temporal
     cross-attention never sees the face tokens.
+
+    ``checkpointing`` is for training: ``blocks`` forgets what happens inside each spatio-temporal residual block and
+    each transformer block, spatial or temporal, and computes it again on the way back; ``diffusers`` does what the
+    stock class does, which keeps the temporal transformer blocks; ``off`` keeps all.
     """
 
     def __init__(
@@ -54,8 +66,9 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         **config: Any,
     ) -> None:
         super().__init__(**{key: value for key, value in config.items() if not key.startswith("_")})
-        regroup(self, norm_num_groups)
+        with_time_convs(regroup(self, norm_num_groups))
         self.id_tokens = id_tokens
+        self.checkpointing: Checkpointing = "off"
         for attn in self.spatial_cross_attentions().values():
             attn.set_processor(IDAdapter(attn.inner_dim, attn.cross_attention_dim, id_tokens=id_tokens, mode=id_mode))
 
@@ -116,6 +129,8 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         if isinstance(context, Tensor):
             context = self.context(context)
         indicator = sample.new_full((batch, frames), float(image_only))
+        forget = _again if self.checkpointing != "off" and torch.is_grad_enabled() else _once
+        runs = (forget, forget if self.checkpointing == "blocks" else _once)  # of spatial and of temporal blocks
         emb = repeat(self._time_embedding(timestep, added_time_ids, batch, sample), "b d -> (b t) d", t=frames)
 
         x = self.conv_in(rearrange(sample, "b t c h w -> (b t) c h w"))
@@ -124,21 +139,22 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         skips = [x]
         for block in self.down_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-                x = _resnet(resnet, x, emb, indicator, image_only)
-                x = _transformer(attention, x, context, indicator, image_only) if attention is not None else x
+                x = forget(_resnet, resnet, x, emb, indicator, image_only)
+                x = _transformer(attention, x, context, indicator, image_only, runs) if attention is not None else x
                 skips.append(x)
             for downsampler in block.downsamplers or ():
                 x = downsampler(x)
                 skips.append(x)
 
-        x = _resnet(self.mid_block.resnets[0], x, emb, indicator, image_only)
+        x = forget(_resnet, self.mid_block.resnets[0], x, emb, indicator, image_only)
         for attention, resnet in zip(self.mid_block.attentions, self.mid_block.resnets[1:], strict=True):
-            x = _resnet(resnet, _transformer(attention, x, context, indicator, image_only), emb, indicator, image_only)
+            x = _transformer(attention, x, context, indicator, image_only, runs)
+            x = forget(_resnet, resnet, x, emb, indicator, image_only)
 
         for block in self.up_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-                x = _resnet(resnet, torch.cat([x, skips.pop()], dim=1), emb, indicator, image_only)
-                x = _transformer(attention, x, context, indicator, image_only) if attention is not None else x
+                x = forget(_joined_resnet, resnet, x, skips.pop(), emb, indicator, image_only)
+                x = _transformer(attention, x, context, indicator, image_only, runs) if attention is not None else x
             for upsampler in block.upsamplers or ():
                 # the size of the next skip, which is not twice this one where the latent's side is odd
                 x = upsampler(x, skips[-1].shape[-2:])
@@ -154,6 +170,15 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         return emb + self.add_embedding(extra.to(sample.dtype))
 
 
+def _once(function: Run, *arguments: object) -> Tensor:
+    return function(*arguments)
+
+
+def _again(function: Run, *arguments: object) -> Tensor:
+    """Keep the arguments alone; nothing in these blocks draws random numbers, so no generator's state is kept."""
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
 def _attentions(block: nn.Module) -> list[TransformerSpatioTemporalModel | None]:
     """A block's transformers, or one None a resnet where it has none."""
     return list(getattr(block, "attentions", None) or [None] * len(block.resnets))
@@ -164,19 +189,32 @@ def _resnet(resnet: SpatioTemporalResBlock, x: Tensor, emb: Tensor, indicator: T
     return resnet.spatial_res_block(x, emb) if image_only else resnet(x, emb, indicator)
 
 
+def _joined_resnet(
+    resnet: SpatioTemporalResBlock, x: Tensor, skip: Tensor, emb: Tensor, indicator: Tensor, image_only: bool
+) -> Tensor:
+    """``_resnet`` on features beside those of the way down. Joined here, so that forgetting keeps no copy of both."""
+    return _resnet(resnet, torch.cat([x, skip], dim=1), emb, indicator, image_only)
+
+
 def _transformer(
-    module: TransformerSpatioTemporalModel, x: Tensor, context: Context, indicator: Tensor, image_only: bool
+    module: TransformerSpatioTemporalModel,
+    x: Tensor,
+    context: Context,
+    indicator: Tensor,
+    image_only: bool,
+    runs: tuple[Run, Run],
 ) -> Tensor:
     """Spatial then temporal attention of one level, mixed by a learned factor. [bt,c,h,w] -> [bt,c,h,w]."""
+    run_spatial, run_temporal = runs
     batch, frames = indicator.shape
     height = x.shape[-2]
     y = module.proj_in(rearrange(module.norm(x), "bt c h w -> bt (h w) c"))
     position = module.time_pos_embed(module.time_proj(torch.arange(frames, device=x.device)).to(y.dtype))
     position = repeat(position, "t d -> (b t) 1 d", b=batch)
     for spatial, temporal in zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True):
-        y = _spatial_block(spatial, y, context, frames)
+        y = run_spatial(_spatial_block, spatial, y, context, frames)
         if not image_only:
-            y = module.time_mixer(y, _temporal_block(temporal, y + position, context, frames), indicator)
+            y = module.time_mixer(y, run_temporal(_temporal_block, temporal, y, position, context, frames), indicator)
     return x + rearrange(module.proj_out(y), "bt (h w) c -> bt c h w", h=height)
 
 
@@ -190,17 +228,20 @@ def _spatial_block(block: BasicTransformerBlock, x: Tensor, context: Context, fr
             repeat(part, "b k c -> (b t) k c", t=frames) if part is not None else None
             for part in (context.image, context.face)
         )
-        x = x + adapter.cross_attention(block.attn2, block.norm2(x), image, face)
+        has_face = None if context.has_face is None else repeat(context.has_face, "b -> (b t) 1 1", t=frames)
+        x = x + adapter.cross_attention(block.attn2, block.norm2(x), image, face, has_face)
     else:
         normed = x if prepared.constant is not None else block.norm2(x)  # a constant does not look at its input
         x = x + adapter.apply(block.attn2, normed, prepared, frames)
     return x + block.ff(block.norm3(x))
 
 
-def _temporal_block(block: TemporalBasicTransformerBlock, x: Tensor, context: Context, frames: int) -> Tensor:
-    """Attention along time at each position; cross-attention with the image tokens only. [bt,n,d]."""
+def _temporal_block(
+    block: TemporalBasicTransformerBlock, x: Tensor, position: Tensor, context: Context, frames: int
+) -> Tensor:
+    """Attention along time at each place; cross-attention with the image tokens only. [bt,n,d], times' [bt,1,d]."""
     positions = x.shape[1]
-    x = rearrange(x, "(b t) n d -> (b n) t d", t=frames)
+    x = rearrange(x + position, "(b t) n d -> (b n) t d", t=frames)
     y = block.ff_in(block.norm_in(x))
     x = x + y if block.is_res else y
     x = x + block.attn1(block.norm1(x))

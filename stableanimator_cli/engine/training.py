@@ -1,0 +1,136 @@
+"""The engine's training side: from a model folder to a module that learns, and back to a model folder's tensors.
+
+``training_model`` says what a step is, ``training_inputs`` makes its tensors, ``training_choice`` says what learns,
+``training_memory`` what it costs; what verbs need of them is named here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from stableanimator_cli.engine.device import DevicePlan, Networks
+from stableanimator_cli.engine.training_choice import (
+    TRAINED,
+    export_tensors,
+    lora_tensors,
+    trainable_parameters,
+    with_adapters,
+    with_lora,
+)
+from stableanimator_cli.engine.training_inputs import step_inputs
+from stableanimator_cli.engine.training_model import StepInputs, TrainingModel, TrainingParts, TrainingSettings
+from stableanimator_cli.engine.weights import builders, fill, loaders, read_tensors
+from stableanimator_cli.nets.face_encoder import FusionModel
+from stableanimator_cli.nets.mixed_norms import with_mixed_norms
+from stableanimator_cli.nets.unet import AnimationUNet
+from stableanimator_cli.records import ModelFolder
+
+__all__ = [
+    "StepInputs",
+    "TrainingModel",
+    "TrainingParts",
+    "TrainingSettings",
+    "export_configs",
+    "export_tensors",
+    "gradient_scaler",
+    "lora_tensors",
+    "open_training",
+    "step_inputs",
+    "trainable_parameters",
+]
+
+_FUSION = "fusion_model."  # weights that the ablation without Face Encoder has not
+_START = 0.02  # deviation of a fresh Face Encoder's last projection
+
+
+def open_training(
+    model: ModelFolder,
+    settings: TrainingSettings,
+    device: torch.device,
+    *,
+    fresh: Collection[str] = (),
+    seed: int = 0,
+) -> TrainingParts:
+    """A model folder's networks, ready to train.
+
+    Roles in ``fresh``, and PoseNet and Face Encoder where the folder has none (SVD alone), begin at random from
+    ``seed``, the same on every rank; ID adapters that the UNet's file lacks begin as its ``to_k/to_v``. Raises
+    ``ModelMissing`` and ``ModelDamaged`` as animation does, ``ConfigError`` where ``lora`` has nothing to start from.
+    """
+    model = _with_ablations(model, settings)
+    begun = tuple(role for role in TRAINED if role in fresh or (role != "unet" and role not in model.files))
+    build = builders(model, settings.id_adapter)
+    networks = {role: _network(model, build[role], role, role in begun, seed) for role in TRAINED}
+    unet = networks["unet"]
+    assert isinstance(unet, AnimationUNet)
+    if settings.train == "lora":
+        with_lora(unet, settings.lora_rank, begun, seed=seed)
+    if settings.dtype != "float32" and device.type != "cpu":
+        for network in networks.values():
+            with_mixed_norms(network)
+    training = TrainingModel(**networks, settings=settings).train()
+    training.to(device)
+    if device.type == "cpu":
+        for module in training.modules():
+            if isinstance(module, nn.Conv2d):  # a CPU's library is quicker so
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+    encoders_in = torch.bfloat16 if settings.dtype == "bfloat16" and device.type == "cuda" else torch.float32
+    return TrainingParts(
+        model=training,
+        networks=Networks(
+            loaders(model, encoders_in, settings.id_adapter), DevicePlan(device=device, dtype=encoders_in)
+        ),
+        device=device,
+        fresh=begun,
+        scaling=float(model.configs["vae"].get("scaling_factor", 0.18215)),
+    )
+
+
+def export_configs(model: ModelFolder, settings: TrainingSettings) -> dict[str, Mapping[str, object]]:
+    """JSON configs for a checkpoint of this training: the model's own, and ``fusion`` false where it has no Face
+    Encoder, so that whoever opens the checkpoint builds what was trained."""
+    return dict(_with_ablations(model, settings).configs)
+
+
+def gradient_scaler(settings: TrainingSettings, device: torch.device) -> torch.amp.GradScaler:
+    """What float16 needs so that small gradients do not vanish; does nothing in other types."""
+    return torch.amp.GradScaler(device.type, enabled=settings.dtype == "float16")
+
+
+def _with_ablations(model: ModelFolder, settings: TrainingSettings) -> ModelFolder:
+    if settings.face_encoder:
+        return model
+    face = {**model.configs.get("face_encoder", {}), "fusion": False}
+    return replace(model, configs={**model.configs, "face_encoder": face})
+
+
+def _network(model: ModelFolder, build: Callable[[], nn.Module], role: str, fresh: bool, seed: int) -> nn.Module:
+    if fresh:
+        return begin(build, seed)
+    tensors = read_tensors(model.files[role])
+    if role == "unet":
+        tensors = with_adapters(tensors)
+    if role == "face_encoder" and model.configs.get(role, {}).get("fusion", True) is False:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_FUSION)}
+    return fill(build, tensors, torch.float32, model.files[role])
+
+
+def begin(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A network at random from ``seed``, wherever it is built. Generators of the caller stay as they are.
+
+    A Face Encoder does not begin at zero as the released one did: there its last norm and the adapters' alignment both
+    divide by a deviation of zero, and the first gradients are a hundred thousand times the later ones.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build()
+        if isinstance(network, AnimationUNet):
+            network.start_adapters_from_attention()
+        for module in network.modules():
+            if isinstance(module, FusionModel):
+                nn.init.normal_(module.proj_out.weight, std=_START)
+    return network

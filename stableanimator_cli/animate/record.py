@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from stableanimator_cli import __version__, catalogue_fetch
+from stableanimator_cli import __version__
 from stableanimator_cli.animate import same
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity import Identity
@@ -128,7 +128,7 @@ def write(
         "model": {
             "name": engine.model.name,
             "path": str(engine.model.path),
-            "sha256": {name: catalogue_fetch.digest(engine.model.files[name]) for name in NETWORKS},
+            "sha256": same.weight_digests(engine.model),
         },
         "inputs": {name: {"path": str(path), "sha256": digest_of(path)} for name, path in inputs.items()},
         "output": {

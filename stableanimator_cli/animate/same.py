@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -75,12 +75,15 @@ def versions() -> dict[str, str]:
     return found
 
 
+def weight_digests(model: ModelFolder, roles: Iterable[str] | None = None) -> dict[str, str]:
+    """sha256 by role of the files and folders of a model that are here; those of unchanged files are remembered."""
+    wanted = model.files if roles is None else {role: model.files[role] for role in roles if role in model.files}
+    return {role: digest_of(path) if path.is_dir() else catalogue_fetch.digest(path) for role, path in wanted.items()}
+
+
 def weights(model: ModelFolder) -> Facts:
-    """Digests of every file of the model and of its configs; those of unchanged files are remembered."""
-    facts = {
-        f"weights of {role} (sha256)": digest_of(path) if path.is_dir() else catalogue_fetch.digest(path)
-        for role, path in model.files.items()
-    }
+    """Digests of every file of the model and of its configs."""
+    facts = {f"weights of {role} (sha256)": value for role, value in weight_digests(model).items()}
     told = json.dumps({role: dict(config) for role, config in model.configs.items()}, sort_keys=True, default=str)
     facts["configs of the networks (sha256)"] = hashlib.sha256(told.encode()).hexdigest()
     facts["face channel order"] = model.face_channel_order

@@ -1,0 +1,191 @@
+"""``sa replay``: a run again from its record, and whether it gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.animate import record, same
+from stableanimator_cli.animate.run import carry_out
+from stableanimator_cli.config import AnimateConfig, from_mapping
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.weights import NETWORKS
+from stableanimator_cli.errors import BadInput, CheckFailed
+from stableanimator_cli.media import open_clip
+from stableanimator_cli.media_files import digest_of, require_file
+from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.talk import Silent, Talk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameDifference:
+    """Two videos frame by frame: their lengths, how many of the frames that both have differ, the first of them, and by
+    how many of 255 levels at most."""
+
+    then: int
+    now: int
+    differing: int
+    first: int | None
+    largest: int
+
+    def describe(self) -> str:
+        if self.first is None and self.then == self.now:
+            return f"all {self.now} frames are equal: sound or container differ"
+        told = [] if self.then == self.now else [f"{self.then} frames (now {self.now})"]
+        if self.first is not None:
+            told.append(
+                f"{self.differing} of {min(self.then, self.now)} frames differ, first frame {self.first}, "
+                f"by up to {self.largest} of 255 levels"
+            )
+        return ", ".join(told)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replay:
+    """What a repeated run gave: digests of then and now, and ``differences``, one line each; none: it repeats."""
+
+    video: Path
+    replay: Path
+    sha256: Mapping[str, str]
+    frames: FrameDifference | None
+    differences: tuple[str, ...]
+    machine: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        return CheckFailed.exit_code if self.differences else 0
+
+    @property
+    def message(self) -> str:
+        if not self.differences:
+            return f"{self.video}: repeats, sha256 {self.sha256['now']}"
+        return f"{self.video}: {'; '.join(self.differences)}"
+
+    def to_json(self) -> dict[str, Any]:
+        told: dict[str, Any] = {
+            "video": str(self.video),
+            "replay": str(self.replay),
+            "repeats": not self.differences,
+            "sha256": dict(self.sha256),
+            "frames": None if self.frames is None else asdict(self.frames),
+            "differences": list(self.differences),
+            "machine": list(self.machine),
+        }
+        if self.differences:
+            told |= {"error": CheckFailed.code, "message": self.message, "exit_code": self.exit_code}
+        return told
+
+    def summary(self) -> str:
+        return str(self.replay)
+
+
+def replay(video: Path, *, output: Path | None = None, talk: Talk | None = None) -> Replay:
+    """Repeat the run that ``OUT.json`` beside ``video`` tells of, into ``output`` (default ``OUT.replay.mp4``).
+
+    ``CheckFailed`` where inputs or weights are not those of then: nothing is rendered. Another device or other versions
+    are said, and the result tells whether they matter. ``BadInput`` for what is no record.
+    """
+    talk = talk or Silent()
+    if video.suffix.lower() == ".json":
+        raise BadInput(video, "a record", "the video beside it", hint=f"name {video.with_suffix('.mp4')}")
+    file, told = _read(video)
+    config = from_mapping(AnimateConfig, told["config"], f"{file}: config")
+    model = catalogue.open_model(config.model or told["model"]["path"], NETWORKS)
+    changed = _changed(config, model, told)
+    if changed:
+        raise CheckFailed(
+            f"{video}: cannot be repeated: {'; '.join(changed)}",
+            hint=f"`sa replay` wants the files that {file} names, as they were, in the folder where the run was",
+        )
+    machine = tuple(_machine(config, told))
+    if machine:
+        talk.warn(f"not the machine of then: {'; '.join(machine)}; other bytes would be no wonder")
+    again = output or video.with_name(f"{video.stem}.replay{video.suffix}")
+    for name in (video, file):
+        if again.exists() and name.exists() and again.samefile(name):
+            raise BadInput(again, "the run that is to be repeated", "another name", hint="choose another -o")
+    again.unlink(missing_ok=True)  # so that what is there afterwards was made now
+    try:
+        carry_out(replace(config, output=again, preview=False), model, talk=talk)
+    except CheckFailed as error:
+        if not again.exists():
+            raise
+        talk.note(error.message)  # the identity gate failed then as well: the video is what is compared
+    return _compared(video, again, told["output"]["sha256"], machine)
+
+
+def _read(video: Path) -> tuple[Path, dict[str, Any]]:
+    file = require_file(video.with_suffix(".json"), "the record of a run of sa animate, beside its video")
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        is_record = isinstance(told, dict) and {"format", "config", "inputs", "model", "output"} <= told.keys()
+    except ValueError:
+        is_record = False
+    if not is_record:
+        raise BadInput(file, "something else", "the record of a run of sa animate", hint="name the video that it made")
+    if told["format"] != record.FORMAT:
+        raise BadInput(file, f"a record of format {told['format']}", f"format {record.FORMAT}", hint="update sa")
+    return file, told
+
+
+def _changed(config: AnimateConfig, model: ModelFolder, told: Mapping[str, Any]) -> list[str]:
+    """Inputs and weights that are missing or other than those of the record."""
+    then = {f"{name} {row['path']}": row["sha256"] for name, row in told["inputs"].items()}
+    now = {
+        f"{name} {told['inputs'][name]['path'] if name in told['inputs'] else path}": digest_of(path)
+        for name, path in same.inputs_of(config).items()
+        if path.exists()
+    }
+    weights = told["model"]["sha256"]
+    here = same.weight_digests(model, weights)
+    return same.differences(then, now) + same.differences(
+        {f"weights of {role}": value for role, value in weights.items()},
+        {f"weights of {role}": value for role, value in here.items()},
+    )
+
+
+def _machine(config: AnimateConfig, told: Mapping[str, Any]) -> list[str]:
+    then = {"device": str(told.get("device")), "stableanimator-cli": str(told.get("stableanimator-cli"))}
+    then |= {name: str(version) for name, version in told.get("versions", {}).items() if version is not None}
+    now = {"device": DevicePlan.of(config.device).describe()} | same.versions()
+    return same.differences(then, now)
+
+
+def _compared(video: Path, again: Path, expected: str, machine: tuple[str, ...]) -> Replay:
+    digests = {"record": expected, "now": digest_of(again)}
+    differences, frames = [], None
+    if video.exists():
+        digests["video"] = digest_of(video)
+        if digests["video"] != expected:
+            differences.append(f"the video is not the one that its record tells of (sha256 {digests['video'][:12]})")
+        if digests["video"] != digests["now"]:
+            frames = _frames(video, again)
+    if digests["now"] != expected:
+        told = "" if frames is None else f": {frames.describe()}"
+        differences.append(f"sha256 {expected[:12]} (now {digests['now'][:12]}){told}")
+    return Replay(
+        video=video, replay=again, sha256=digests, frames=frames, differences=tuple(differences), machine=machine
+    )
+
+
+def _frames(video: Path, again: Path) -> FrameDifference:
+    then = now = differing = largest = 0
+    first: int | None = None
+    for index, (one, other) in enumerate(zip_longest(open_clip(video).frames(), open_clip(again).frames())):
+        then, now = then + (one is not None), now + (other is not None)
+        if one is None or other is None:
+            continue
+        if one[1].shape != other[1].shape:
+            largest, differing, first = 255, differing + 1, index if first is None else first
+            continue
+        most = int(np.abs(one[1].astype(np.int16) - other[1]).max())
+        if most:
+            largest, differing, first = max(largest, most), differing + 1, index if first is None else first
+    return FrameDifference(then=then, now=now, differing=differing, first=first, largest=largest)

@@ -1,0 +1,45 @@
+"""``sa replay``: a run again from its record, compared with what it made then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stableanimator_cli.cli import console, options
+
+VideoArg = Annotated[
+    Path, typer.Argument(metavar="OUT.mp4", help="A video that sa animate made; its record lies beside it as OUT.json.")
+]
+AgainOpt = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="AGAIN.mp4", help="The video to write. Default: OUT.replay.mp4."),
+]
+
+
+def replay(
+    video: VideoArg,
+    output: AgainOpt = None,
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
+    progress: options.ProgressOpt = "bar",
+) -> None:
+    """\b
+    sa replay out.mp4
+    sa replay out.mp4 -o again.mp4 --json
+
+    Repeat the run that made OUT.mp4 and check that it gives the same bytes. Inputs and weights are compared with their
+    digests first. Leaves with 8 and says what differs where it does not repeat. Prints the path of the new video.
+    """
+    talk = console.configure(json=json, quiet=quiet, progress=progress)
+    from stableanimator_cli.animate.replay import replay  # torch starts loading here, not earlier
+
+    report = replay(video, output=output, talk=talk)
+    talk.result(report.to_json(), report.summary())
+    if not report.exit_code:
+        talk.note(report.message)
+        return
+    if not json:
+        talk.warn(report.message)
+    raise typer.Exit(report.exit_code)

@@ -63,17 +63,20 @@ def interleaved(
     rounds: int,
     *,
     warm_up: int = 1,
+    before: Callable[[str], None] = lambda way: None,
     settle: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
     tick: Callable[[], object] = lambda: None,
 ) -> Rounds:
     """Time every way ``rounds`` times, forwards and backwards by turns (A B, B A, ...), after ``warm_up`` runs of each.
 
-    ``settle`` waits for the device before a clock is read; ``tick`` is called after each run.
+    ``before`` gets a way ready, outside of its time; ``settle`` waits for the device before a clock is read; ``tick``
+    is called after each run.
     """
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for index in range(-warm_up, rounds):
         for way in list(ways) if index % 2 == 0 else reversed(list(ways)):
+            before(way)
             settle()
             started = clock()
             ways[way]()

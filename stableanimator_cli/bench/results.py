@@ -134,7 +134,7 @@ def shown(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         if math.isinf(value):
-            return "no error" if value > 0 else "-inf"
+            return "equal" if value > 0 else "-inf"  # decibels between equal pictures
         return "" if math.isnan(value) else f"{value:.4g}"
     return str(value)
 

@@ -1,0 +1,259 @@
+"""Face optimisation measured: both modes side by side on one clip, and how near a crop comes to the whole frame.
+
+The clip is a drawn figure of the test split encoded by the VAE that is measured, so that the latents are of a picture
+and the truth about it is known. The recogniser is the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stableanimator_cli.bench.counters import counted
+from stableanimator_cli.bench.harness import interleaved
+from stableanimator_cli.bench.results import Table
+from stableanimator_cli.bench.roofline import Roof, settle_of
+from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings
+from stableanimator_cli.diffusion.sampler import Step
+from stableanimator_cli.engine.conditioning import to_signed
+from stableanimator_cli.engine.decoder import FaceDecoder
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.faces import SMALLEST, Reference, face_optimization, whole_boxes
+from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.puppets.scene import sample_scene
+
+MODES = ("full", "crop")
+STEP = Step(index=0, total=25, sigma=1.0, sigma_next=0.5)  # the first of 25: the highest rate
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What is refined: ``size`` (width, height), ``frames``, ``chunk`` of them decoded at once, Adam's ``iterations``
+    a step, ``margin`` and ``reach`` in latents, ``face`` a side in pixels or None for the drawn face, ``figure`` of
+    the test split."""
+
+    size: tuple[int, int] = (512, 512)
+    frames: int = 4
+    chunk: int = 4
+    iterations: int = 3
+    margin: int = 8
+    reach: int = 4
+    face: int | None = None
+    figure: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """``truth`` [t,3,h,w] in [-1,1] as drawn, ``clean`` its scaled latents, ``boxes`` float[t,1,4] of the face,
+    ``reference`` another picture of the same figure."""
+
+    truth: Tensor
+    clean: Tensor
+    boxes: np.ndarray
+    reference: Reference
+
+
+def drawn(engine: Engine, trial: Trial) -> Clip:
+    """A figure of the test split whose face is seen in every frame, through the engine's VAE."""
+    framing = "whole" if min(trial.size) >= 256 else "half"  # a face that is small in a large frame, as it mostly is
+    scene = sample_scene("test", trial.figure, framing=framing, size=trial.size, frames=trial.frames, behaviour="wave")
+    frames = list(scene.clip())
+    boxes = np.stack([frame.face_boxes for frame in frames])
+    front = scene.reference((512, 512))
+    if trial.face is not None:
+        centre = (boxes[..., :2] + boxes[..., 2:]) / 2
+        boxes = np.concatenate([centre - trial.face / 2, centre + trial.face / 2 - 1], axis=-1)
+    seen = [box is not None for box in whole_boxes(boxes[:, 0], trial.size)]
+    if not all(seen):
+        raise ConfigError(
+            "--face", trial.face, f"a face of {SMALLEST} pixels or more that every frame shows",
+            hint="try a larger --size, or another --figure",
+        )  # fmt: skip
+    truth = to_signed(np.stack([frame.image for frame in frames]))
+    with engine.resident("vae"), torch.no_grad():
+        vae: Any = engine.networks["vae"]
+        like = next(vae.parameters())
+        means = [vae.encode(frame[None].to(like)).latent_dist.mode() for frame in truth]
+    clean = torch.cat(means).float() * vae.config["scaling_factor"]
+    return Clip(
+        truth=truth, clean=clean, boxes=boxes, reference=Reference(picture=front.image, box=front.face_boxes[0])
+    )
+
+
+def hook(engine: Engine, trial: Trial, clip: Clip, mode: Any) -> FaceOptimization:
+    """The hook as ``sa animate`` makes it, for one refined step."""
+    settings = Settings(mode=mode, steps=(0, 1), iterations=trial.iterations, chunk=trial.chunk, reach=trial.reach)
+    return face_optimization(
+        engine, settings, references=[clip.reference], boxes=clip.boxes, size=trial.size, margin=trial.margin
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nearness:
+    """A crop beside the whole frame: greatest difference of pixels (of [-1,1]) in the boxes before anything moved and
+    after a refined step (whose statistics are those from before it), and cosine of the two gradients where a crop
+    lets latents move."""
+
+    image_error: float
+    after_error: float
+    gradient_cosine: float
+
+
+def nearness(engine: Engine, trial: Trial, clip: Clip, moved: Tensor) -> Nearness:
+    """Of the first look of a refined step; ``moved`` are latents after it."""
+    refine = hook(engine, trial, clip, "crop")
+    (target,) = refine.targets
+    decoder, mask = refine.decoder, _reach(clip, trial)
+    chunks = [range(n, min(n + trial.chunk, len(clip.clean))) for n in range(0, len(clip.clean), trial.chunk)]
+    errors, products = [0.0, 0.0], torch.zeros(3)
+    with engine.resident("vae", "recogniser"), torch.enable_grad(), decoder.observed(clip.clean, chunks):
+        for chunk in chunks:
+            boxes = [box for box in target.boxes[chunk.start : chunk.stop] if box is not None]
+            union = (*np.min(boxes, 0)[:2].tolist(), *np.max(boxes, 0)[2:].tolist())
+            gradients = []
+            for mode in MODES:
+                part = clip.clean[chunk.start : chunk.stop].clone().requires_grad_(True)
+                pixels, (x, y) = decoder.pixels(part), (0, 0)
+                if mode == "crop":
+                    pixels, (x, y) = decoder.crop(part, chunk, union)
+                vectors = refine.identify(pixels.float().clamp(-1, 1), [_shifted(box, x, y) for box in boxes])
+                (1 - F.cosine_similarity(vectors, target.vector.to(vectors)[None])).sum().backward()
+                assert part.grad is not None
+                gradients.append(part.grad * mask[chunk.start : chunk.stop])
+            whole, crop = (gradient.flatten().double() for gradient in gradients)
+            products += torch.stack([whole @ crop, whole @ whole, crop @ crop]).float()
+            with torch.no_grad():
+                for index, latents in enumerate((clip.clean, moved)):
+                    part = latents[chunk.start : chunk.stop]
+                    cut, corner = decoder.crop(part, chunk, union)
+                    errors[index] = max(errors[index], _apart(decoder.pixels(part), cut, corner, boxes))
+    cosine = float(products[0] / (products[1] * products[2]).sqrt())
+    return Nearness(image_error=errors[0], after_error=errors[1], gradient_cosine=cosine)
+
+
+def _shifted(box: Box, x: int, y: int) -> Box:
+    return box[0] - x, box[1] - y, box[2] - x, box[3] - y
+
+
+def _apart(whole: Tensor, cut: Tensor, corner: tuple[int, int], boxes: list[Box]) -> float:
+    """Greatest difference within the boxes between whole frames and crops that begin at ``corner``."""
+    found = 0.0
+    for frame, part, box in zip(whole, cut, boxes, strict=True):
+        x0, y0, x1, y1 = _shifted(box, *corner)
+        inside = frame[:, box[1] : box[3] + 1, box[0] : box[2] + 1]
+        found = max(found, float((inside - part[:, y0 : y1 + 1, x0 : x1 + 1]).abs().max()))
+    return found
+
+
+def _inside(clip: Clip, trial: Trial) -> Tensor:
+    """bool[t,1,h,w]: pixels of the faces."""
+    width, height = trial.size
+    inside = torch.zeros(len(clip.truth), 1, height, width, dtype=torch.bool)
+    for index, box in enumerate(whole_boxes(clip.boxes[:, 0], trial.size)):
+        if box is not None:
+            inside[index, :, box[1] : box[3] + 1, box[0] : box[2] + 1] = True
+    return inside
+
+
+def _reach(clip: Clip, trial: Trial) -> Tensor:
+    """[t,1,h/8,w/8]: one where a crop lets latents move."""
+    cells = F.max_pool2d(_inside(clip, trial).float(), FaceDecoder.scale)
+    return F.max_pool2d(cells, 2 * trial.reach + 1, stride=1, padding=trial.reach).to(clip.clean.device)
+
+
+def psnr(a: Tensor, b: Tensor, where: Tensor) -> float:
+    """Decibels between pictures [t,3,h,w] in [-1,1] over the pixels ``where`` [t,1,h,w]; infinite for equal ones."""
+    off = (a.clamp(-1, 1) - b.clamp(-1, 1)).double()[where.expand_as(a)].square().mean()
+    return float("inf") if off == 0 else float(10 * torch.log10(4 / off))
+
+
+def decoded(engine: Engine, clip: Clip, latents: Tensor, chunk: int) -> Tensor:
+    """All frames as the video will hold them, on the CPU."""
+    with engine.resident("vae"), torch.no_grad():
+        return torch.cat([engine.decoder.pixels(part).float().cpu() for part in latents.split(chunk)])
+
+
+def measure(
+    engine: Engine, trial: Trial, rounds: int, roof: Roof | None, tick: Callable[[], object] = lambda: None
+) -> tuple[Table, Table, Table]:
+    """Speed, nearness and effect of both modes on one clip. ``tick`` is called after each refined step."""
+    clip = drawn(engine, trial)
+    ways, counts, after, logs = {}, {}, {}, {}
+    for mode in MODES:
+        refine = hook(engine, trial, clip, mode)
+        engine.calls.clear()
+        cost = counted(lambda refine=refine, mode=mode: after.update({mode: refine(clip.clean, STEP)}))
+        logs[mode], counts[mode] = refine.log[-1], (dict(engine.calls), cost)
+        ways[mode] = lambda refine=refine: refine(clip.clean, STEP)
+        tick()
+    timed = interleaved(ways, rounds, warm_up=0, settle=settle_of(engine.plan.device), tick=tick)
+    near = nearness(engine, trial, clip, after["crop"])
+    before, inside = decoded(engine, clip, clip.clean, trial.chunk), _inside(clip, trial)
+    seconds, effect = [], []
+    for mode in MODES:
+        calls, cost = counts[mode]
+        now = decoded(engine, clip, after[mode], trial.chunk)
+        row: dict[str, Any] = {"mode": mode, "s a refined step": timed.median(mode)}
+        row |= {"times faster than full": timed.ratio("full", mode) if mode != "full" else None}
+        row |= {"TFLOP": cost.flops / 1e12}
+        if roof is not None:
+            row |= {"% of roof": roof.share(cost.flops, timed.median(mode))}
+        row |= {"GiB alive": cost.bytes / GIB}
+        row |= {
+            f"{what} decodes": calls.get(f"refine_{name}", 0)
+            for what, name in (("whole", "decode"), ("statistics", "observe"), ("crop", "crop"))
+        }
+        row |= {"error in the box": near.image_error if mode == "crop" else 0.0}
+        seconds.append(row)
+        effect.append(
+            {
+                "mode": mode,
+                "similarity before": logs[mode].before,
+                "after": logs[mode].after,
+                "dB face against before": psnr(now, before, inside),
+                "dB background against before": psnr(now, before, ~inside),
+                "dB face against truth": psnr(now, clip.truth, inside),
+                "dB background against truth": psnr(now, clip.truth, ~inside),
+            }
+        )
+    effect.append(
+        {
+            "mode": "not refined",
+            "similarity before": logs["full"].before,
+            "dB face against truth": psnr(before, clip.truth, inside),
+            "dB background against truth": psnr(before, clip.truth, ~inside),
+        }
+    )
+    width, height = trial.size
+    what = f"{trial.frames} frames of {width}x{height} in chunks of {trial.chunk}, {trial.iterations} iterations"
+    face = clip.boxes[0, 0]
+    note = f"One refined step of {what}; the face is {face[2] - face[0]:.0f}x{face[3] - face[1]:.0f} pixels in frame 0."
+    rows = [
+        {
+            "margin": trial.margin,
+            "greatest error in the box": near.image_error,
+            "the same after the step": near.after_error,
+            "gradient cosine": near.gradient_cosine,
+        }
+    ]
+    return (
+        Table(title="Face optimisation, both modes", rows=seconds, note=f"{note} {rounds} round(s), by turns."),
+        Table(
+            title="A crop beside the whole frame",
+            rows=rows,
+            note="Pixels in [-1,1]. After a step the norms' statistics are those of before it; gradients are compared "
+            "where a crop lets latents move.",
+        ),
+        Table(
+            title="What a refined step does",
+            rows=effect,
+            note="PSNR in decibels of the decoded frames; `full` moves every latent of a frame, background included.",
+        ),
+    )

@@ -1,0 +1,107 @@
+"""Preprocessing: frames through the detectors in batches and one at a time, by turns, on a drawn clip or a video."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.bench.harness import interleaved
+from stableanimator_cli.bench.results import Table
+from stableanimator_cli.detect.capture import BATCH, ROLES, Detectors, capture
+from stableanimator_cli.media import open_clip, read_picture, write_picture
+from stableanimator_cli.motion.masks import face_mask
+from stableanimator_cli.motion.skeleton import draw_skeleton
+from stableanimator_cli.puppets.scene import sample_scene
+from stableanimator_cli.records import Clip
+
+Tick = Callable[[], object]
+
+
+def clip_of(video: Path | None, size: tuple[int, int], frames: int) -> Clip:
+    """The first frames of a video, or a drawn figure that waves; decoded or drawn once, so that only what comes after
+    is measured."""
+    if video is not None:
+        opened = open_clip(video)
+        held = list(islice(opened.frames(), frames))
+        base = replace(opened, count=len(held))
+    else:
+        scene = sample_scene("test", 0, framing="whole", size=size, frames=frames, behaviour="wave")
+        held = [(Fraction(t, 8), np.ascontiguousarray(frame.image)) for t, frame in enumerate(scene.clip())]
+        path = Path("drawn figure")
+        base = Clip(path=path, size=size, fps=Fraction(8), count=frames, audio=False, frames=lambda: iter(()))
+    return replace(base, frames=lambda: iter(held))
+
+
+def measure(model: str, device: str, clip: Clip, rounds: int, tick: Tick) -> Table:
+    """Everybody of every frame: whole batches, overlapped as it runs, one by one, and one by one through PNG files."""
+    opened = Detectors.open(catalogue.open_model(model, ROLES), device)
+    frames = [frame for _, frame in clip.frames()]
+    points: dict[str, list[np.ndarray]] = {}
+
+    def detect(name: str, batch: int) -> None:
+        points[name] = []
+        for start in range(0, len(frames), batch):
+            part = frames[start : start + batch]
+            boxes = opened.people.detect(part)
+            points[name] += opened.points.estimate(part, boxes)
+            if opened.faces is not None:
+                for frame in part:
+                    opened.faces.faces(frame)
+
+    def through_files() -> None:
+        """As the reference implementation's scripts: frames, skeletons and masks are PNG files."""
+        points["one by one, PNG files"] = []
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            for index, frame in enumerate(frames):
+                write_picture(folder / f"frame_{index}.png", frame)
+            for index in range(len(frames)):
+                frame = read_picture(folder / f"frame_{index}.png")
+                size = frame.shape[1], frame.shape[0]
+                (people,) = opened.points.estimate([frame], opened.people.detect([frame]))
+                points["one by one, PNG files"].append(people)
+                write_picture(folder / f"pose_{index}.png", draw_skeleton(people, size))
+                if opened.faces is not None:
+                    mask = face_mask([face.box for face in opened.faces.faces(frame)], size, missing="full")
+                    write_picture(folder / f"face_{index}.png", mask[..., None].repeat(3, 2))
+
+    ways: dict[str, Callable[[], Any]] = {
+        "one by one": lambda: detect("one by one", 1),
+        f"batches of {BATCH}": lambda: detect(f"batches of {BATCH}", BATCH),
+        "as it runs (overlapped, tracked)": lambda: capture(clip, opened),
+        "one by one, PNG files": through_files,
+    }
+    timed = interleaved(ways, rounds, tick=tick)
+    rows = []
+    for name in ways:
+        seconds = timed.median(name)
+        row: dict[str, Any] = {"way": name, "frames a second": len(frames) / seconds}
+        row |= {"times faster than one by one": timed.ratio("one by one", name) if name != "one by one" else None}
+        row |= {"points apart from one by one, pixels": _apart(points["one by one"], points.get(name))}
+        rows.append(row)
+    return Table(
+        title=f"Detection by {opened.model.name}: {len(frames)} frames of {clip.size[0]}x{clip.size[1]}",
+        rows=rows,
+        note=f"{rounds} round(s), by turns; frames are decoded before. Networks: {opened.describe()}.",
+    )
+
+
+def _apart(expected: list[np.ndarray], found: list[np.ndarray] | None) -> float | None:
+    """Greatest distance of a coordinate; None where a way keeps one person only, NaN where people differ."""
+    if found is None:
+        return None
+    apart = 0.0
+    for one, other in zip(expected, found, strict=True):
+        if one.shape != other.shape:
+            return float("nan")
+        if one.size:
+            apart = max(apart, float(np.abs(one[..., :2] - other[..., :2]).max()))
+    return apart

@@ -1,0 +1,171 @@
+"""Whole renderings: picture and skeletons to frames, by stage, in several ways, and by length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from stableanimator_cli.bench.counters import counted
+from stableanimator_cli.bench.harness import interleaved, interval
+from stableanimator_cli.bench.networks import open_engine
+from stableanimator_cli.bench.results import Table
+from stableanimator_cli.bench.roofline import Roof, settle_of
+from stableanimator_cli.config import DecodeConfig, SamplingConfig
+from stableanimator_cli.diffusion.windows import Blend, plan_windows
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.render import RenderRequest, Stages, render
+from stableanimator_cli.records import ModelFolder
+
+CHUNK = 4
+LENGTHS = (16, 64, 300)
+Tick = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Skeletons that are noise, as speed does not ask what they show. Drawn when looked at: length costs nothing."""
+
+    frames: int
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def frame(self, index: int) -> np.ndarray:
+        width, height = self.size
+        return np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def request(
+    size: tuple[int, int], frames: int, steps: int, *, window: int = 16, overlap: int = 4, blend: Blend = "smooth"
+) -> RenderRequest:
+    """A guided rendering with a face."""
+    rng = np.random.default_rng(0)
+    width, height = size
+    picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return RenderRequest(
+        picture=picture,
+        fitted=picture,
+        face=rng.standard_normal(512).astype(np.float32),
+        poses=Noise(frames, size),
+        plan=plan_windows(frames, length=window, overlap=overlap, blend=blend),
+        sampling=SamplingConfig(steps=steps, guidance=(3.0, 3.0)),
+        decode=DecodeConfig(chunk=CHUNK, overlap=0),
+        tile=window,
+    )
+
+
+def rendered(engine: Engine, asked: RenderRequest, stages: Stages | None = None) -> np.ndarray:
+    return np.stack(list(render(engine, asked, stages or Stages())))
+
+
+def sample(
+    model: ModelFolder, plan: DevicePlan, size: tuple[int, int], frames: int, steps: int, rounds: int, roof: Roof,
+    tick: Tick,
+) -> tuple[Table, Table]:  # fmt: skip
+    """All in, in the ways a device plan can choose, and where the plain way's seconds go."""
+    plans = {
+        "plain": plan,
+        "pose features anew each call": replace(plan, pose_budget=0),
+        "networks in turn (--offload swap)": replace(plan, swap=True),
+    }
+    asked = request(size, frames, steps)
+    engines = {name: open_engine(model, one) for name, one in plans.items()}
+    stages: list[Stages] = []
+    frames_of, costs, calls = {}, {}, {}
+
+    def way(name: str) -> np.ndarray:
+        seen = Stages()
+        frames_of[name] = rendered(engines[name], asked, seen)
+        if name == "plain":
+            stages.append(seen)
+        return frames_of[name]
+
+    try:
+        for name, engine in engines.items():
+            costs[name] = counted(lambda name=name: way(name))
+            calls[name] = dict(engine.calls)
+            tick()
+        stages.clear()  # counted runs are slow ones
+        ways = {name: lambda name=name: way(name) for name in engines}
+        timed = interleaved(ways, rounds, warm_up=0, settle=settle_of(plan.device), tick=tick)
+    finally:
+        for engine in engines.values():
+            engine.networks.close()
+    rows = []
+    for name in plans:
+        seconds, cost = timed.median(name), costs[name]
+        rows.append(
+            {
+                "way": name,
+                "s": seconds,
+                "times faster than plain": timed.ratio("plain", name) if name != "plain" else None,
+                "TFLOP": cost.flops / 1e12,
+                "% of roof": roof.share(cost.flops, seconds),
+                "GiB alive beside weights": cost.bytes / 2**30,
+                "UNet calls": calls[name]["unet"],
+                "frames through PoseNet": calls[name]["pose_net_frames"],
+                "greatest error (levels of 255)": int(
+                    np.abs(frames_of["plain"].astype(int) - frames_of[name].astype(int)).max()
+                ),
+            }
+        )
+    parts = [{"stage": stage, "s": interval([seen.seconds[stage] for seen in stages])} for stage in stages[0].seconds]
+    what = f"{frames} frames of {size[0]}x{size[1]}, {steps} steps, guided"
+    return (
+        Table(title=f"All in, {model.name}: {what}", rows=rows, note=f"{rounds} round(s), by turns."),
+        Table(title="The plain way by stage", rows=parts, note="Seconds, medians; networks are loaded already."),
+    )
+
+
+def long(
+    model: ModelFolder, plan: DevicePlan, size: tuple[int, int], longest: int, steps: int, tick: Tick
+) -> tuple[Table, Table]:
+    """What length costs: windows and calls of both blends as planned, and bytes alive of runs that were made."""
+    lengths = sorted({length for length in LENGTHS if length < longest} | {longest})
+    planned = []
+    for length in lengths:
+        for blend in ("upstream", "smooth"):
+            windows = plan_windows(length, length=16, overlap=4, blend=blend)
+            evaluations = sum(len(window.frames) for window in windows)
+            planned.append(
+                {
+                    "frames": length,
+                    "blend": blend,
+                    "windows": len(windows),
+                    "UNet calls a guided step": 2 * len(windows),
+                    "frames computed for one of output": evaluations / length,
+                }
+            )
+    made = []
+    with open_engine(model, plan) as engine:
+        rendered(engine, request(size, 2, 1))  # networks are loaded before anything is counted
+        for length in lengths:
+            asked = request(size, length, steps)
+            engine.calls.clear()
+
+            def run(asked: RenderRequest = asked) -> int:
+                with torch.no_grad():
+                    return sum(1 for _ in render(engine, asked, Stages()))  # frames are not kept, as in a video
+
+            cost = counted(run)
+            latents = 4 * length * 4 * (size[0] // 8) * (size[1] // 8)
+            row: dict[str, Any] = {"frames": length, "UNet calls": engine.calls["unet"]}
+            row |= {"decoder calls": engine.calls["vae_decode"], "TFLOP a frame": cost.flops / 1e12 / length}
+            row |= {"MiB alive": cost.bytes / 2**20, "MiB of its latents": latents / 2**20}
+            made.append(row)
+            tick()
+    what = f"{size[0]}x{size[1]}, {steps} steps, guided"
+    return (
+        Table(title="Windows of 16, overlap 4, as planned", rows=planned),
+        Table(
+            title=f"Memory by length, {model.name}: {what}",
+            rows=made,
+            note="Bytes of what operators make, without weights. PoseNet's features are kept up to a budget of 1 GiB.",
+        ),
+    )

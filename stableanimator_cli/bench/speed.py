@@ -1,0 +1,170 @@
+"""One network at a time: ways of asking the UNet and the VAE's decoder for the same answer, by turns, with the error of
+each beside the plain way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from stableanimator_cli.bench.counters import counted
+from stableanimator_cli.bench.harness import interleaved
+from stableanimator_cli.bench.networks import load
+from stableanimator_cli.bench.results import Table
+from stableanimator_cli.bench.roofline import Roof, settle_of
+from stableanimator_cli.engine.device import DevicePlan, memory_guard
+from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.records import ModelFolder
+
+STRIDE = 8
+CHANNELS_LAST = "channels-last"
+UNET_WAYS = ("plain", "prepared", "batched", CHANNELS_LAST, "compiled")
+VAE_WAYS = ("plain", CHANNELS_LAST, "chunks of 4", "chunks of 1")
+_SIGMA_INPUT = 0.5  # 0.25 ln sigma, somewhere in the middle of a run
+Tick = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """``size`` (width, height) in pixels and ``frames``."""
+
+    size: tuple[int, int]
+    frames: int
+
+    @property
+    def latent(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.size[1] // STRIDE, self.size[0] // STRIDE
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames of {self.size[0]}x{self.size[1]}"
+
+
+def _noise(*shape: int, plan: DevicePlan) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(plan.device, plan.dtype)
+
+
+def unet_ways(unet: AnimationUNet, shape: Shape, plan: DevicePlan) -> dict[str, Callable[[], Tensor]]:
+    """One guided step of one window [2,t,c,h,w] (unconditional, conditional) in every way that ``ready`` got ready."""
+    channels, token = unet.config["in_channels"], unet.config["cross_attention_dim"]
+    height, width = shape.latent
+    sample = _noise(1, shape.frames, channels, height, width, plan=plan)
+    pose = _noise(shape.frames, unet.config["block_out_channels"][0], height, width, plan=plan)
+    image, face = _noise(1, 1, token, plan=plan), _noise(1, unet.id_tokens, token, plan=plan)
+    ids = torch.tensor([[6.0, 127.0, 0.02]], device=plan.device)
+    given, none = Context(image, face), Context(torch.zeros_like(image), torch.zeros_like(face))
+    prepared = [unet.prepare(none), unet.prepare(given)]
+    both = Context(torch.cat([none.image, image]), torch.cat([torch.zeros_like(face), face]))
+    twice, poses = sample.repeat(2, 1, 1, 1, 1), torch.cat([torch.zeros_like(pose), pose])
+    compiled: list[Any] = []
+
+    def apart(contexts: list[Context], ask: Callable[..., Tensor] = unet) -> Tensor:
+        answers = [ask(sample, _SIGMA_INPUT, c, ids, p) for c, p in zip(contexts, (None, pose), strict=True)]
+        return torch.cat(answers)
+
+    def compile_once() -> Callable[..., Tensor]:
+        if not compiled:
+            compiled.append(torch.compile(unet))
+        return compiled[0]
+
+    return {
+        "plain": lambda: apart([none, given]),
+        "prepared": lambda: apart(prepared),
+        "batched": lambda: unet(twice, _SIGMA_INPUT, both, ids.repeat(2, 1), poses),
+        CHANNELS_LAST: lambda: apart(prepared),
+        "compiled": lambda: apart(prepared, compile_once()),
+    }
+
+
+def ready(network: nn.Module, way: str) -> None:
+    """Weights of convolutions in the memory order that a way is about."""
+    layout = torch.channels_last if way == CHANNELS_LAST else torch.contiguous_format
+    for parameter in network.parameters():
+        if parameter.ndim == 4 and not parameter.is_contiguous(memory_format=layout):
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
+def unet(
+    model: ModelFolder, plan: DevicePlan, shape: Shape, variants: tuple[str, ...], rounds: int, roof: Roof, tick: Tick
+) -> Table:
+    """A guided step (both branches) of one window, in the ways asked for; ``plain`` is always among them."""
+    with memory_guard("measuring the UNet", "use a smaller --size or --frames, or --dtype bfloat16"), torch.no_grad():
+        network = cast(AnimationUNet, load(model, "unet", plan.dtype).to(plan.device))
+        ways = unet_ways(network, shape, plan)
+        ways = {name: ways[name] for name in UNET_WAYS if name in ("plain", *variants)}
+        rows = _compared(network, ways, rounds, roof, plan, tick)
+    return Table(
+        title=f"UNet of {model.name}, a guided step of {shape}, {_type(plan)}",
+        rows=rows,
+        note=f"Both branches of one window. {rounds} round(s), by turns.",
+    )
+
+
+def vae(
+    model: ModelFolder, plan: DevicePlan, shape: Shape, variants: tuple[str, ...], rounds: int, roof: Roof, tick: Tick
+) -> Table:
+    """Decoding all frames at once, and in other ways. Chunks are another answer, as the decoder looks along time."""
+    with memory_guard("measuring the VAE", "use a smaller --size or --frames, or --dtype bfloat16"), torch.no_grad():
+        network: Any = load(model, "vae", plan.dtype).to(plan.device)
+        latents = _noise(shape.frames, network.config["latent_channels"], *shape.latent, plan=plan)
+
+        def decode(chunk: int) -> Tensor:
+            parts = [network.decode(part, num_frames=len(part), return_dict=False)[0] for part in latents.split(chunk)]
+            return torch.cat(parts)
+
+        ways = {
+            "plain": lambda: decode(shape.frames),
+            CHANNELS_LAST: lambda: decode(shape.frames),
+            "chunks of 4": lambda: decode(4),
+            "chunks of 1": lambda: decode(1),
+        }
+        ways = {name: way for name, way in ways.items() if name in ("plain", *variants)}
+        rows = _compared(network, ways, rounds, roof, plan, tick)
+    return Table(
+        title=f"Decoder of {model.name}, {shape}, {_type(plan)}",
+        rows=rows,
+        note=f"{rounds} round(s), by turns. Chunks give other frames by design: the decoder sees along time.",
+    )
+
+
+def _compared(
+    network: nn.Module,
+    ways: Mapping[str, Callable[[], Tensor]],
+    rounds: int,
+    roof: Roof,
+    plan: DevicePlan,
+    tick: Tick,
+) -> list[dict[str, Any]]:
+    """A row a way: seconds, ratio to ``plain``, share of the roof, bytes alive, and the error of its answer."""
+    costs, answers = {}, {}
+    for name, way in ways.items():
+        ready(network, name)
+        if name == "compiled":  # counters would stop its graph
+            answers[name] = way().float().cpu()
+        else:
+            costs[name] = counted(lambda name=name, way=way: answers.update({name: way().float().cpu()}))
+        tick()
+    timed = interleaved(ways, rounds, before=lambda way: ready(network, way), settle=settle_of(plan.device), tick=tick)
+    rows = []
+    for name in ways:
+        seconds, cost = timed.median(name), costs.get(name)
+        row: dict[str, Any] = {"way": name, "ms": 1e3 * seconds}
+        row |= {"times faster than plain": timed.ratio("plain", name) if name != "plain" else None}
+        row |= {"TFLOP": cost.flops / 1e12 if cost else None}
+        row |= {"% of roof": roof.share(cost.flops, seconds) if cost else None}
+        row |= {"GiB alive": cost.bytes / 2**30 if cost else None}
+        row |= {"greatest error / greatest value": relative(answers["plain"], answers[name])}
+        rows.append(row)
+    return rows
+
+
+def relative(expected: Tensor, found: Tensor) -> float:
+    """Greatest difference as a share of the greatest value that was expected."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _type(plan: DevicePlan) -> str:
+    return str(plan.dtype).removeprefix("torch.")

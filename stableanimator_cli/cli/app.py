@@ -10,8 +10,11 @@ from stableanimator_cli import __version__
 from stableanimator_cli.cli import models
 from stableanimator_cli.cli.animate import animate
 from stableanimator_cli.cli.demo import demo
+from stableanimator_cli.cli.doctor import doctor
+from stableanimator_cli.cli.evaluate import evaluate
 from stableanimator_cli.cli.preprocess import preprocess
 from stableanimator_cli.cli.puppets import puppets
+from stableanimator_cli.cli.replay import replay
 
 PIPELINE = "Pipeline"
 WORKSHOP = "Workshop"
@@ -43,6 +46,11 @@ app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="Videos b
 app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="A picture and a motion become a video.")(
     animate
 )
+app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="Videos become scores, tables and a report.")(
+    evaluate
+)
 app.command(rich_help_panel=WORKSHOP, short_help="Draw a figure and animate it with the small model.")(demo)
 app.add_typer(models.app, rich_help_panel=WORKSHOP)
 app.command(rich_help_panel=WORKSHOP, short_help="Draw figures whose motion and faces are known exactly.")(puppets)
+app.command(rich_help_panel=WORKSHOP, no_args_is_help=True, short_help="Repeat a run and compare its bytes.")(replay)
+app.command(rich_help_panel=WORKSHOP, short_help="What would break a run here, and what mends it.")(doctor)

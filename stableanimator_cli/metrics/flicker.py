@@ -10,6 +10,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from stableanimator_cli.metrics.result import MetricSpec, register
+
+_FLICKER = "mean |frame - mean of its two neighbours| / 255 over pixels, channels and frames"
+register(
+    MetricSpec(
+        name="flicker", title="flicker", unit="", better="lower", definition=_FLICKER, source="ours", range="0..1"
+    )
+)
+register(
+    MetricSpec(
+        name="flicker_excess",
+        title="flicker excess",
+        unit="",
+        better="lower",
+        definition=f"flicker minus the ground truth's; flicker: {_FLICKER}",
+        source="ours",
+        range="-1..1; 0 is as even as the truth, below 0 smoother",
+    )
+)
+
 
 @dataclass(slots=True)
 class Changes:

@@ -11,9 +11,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stableanimator_cli.metrics.result import MetricSpec, register
+
 AROUND = 4
 """Changes on either side of a border that it is compared with."""
 _LEAST = 1 / 255 / 100  # changes below a hundredth of a grey level are none
+
+
+_SEAM = (
+    "change from the last frame before a border of windows or decoded chunks to the first after it, divided by the "
+    "median change of the 4 frames on either side; with ground truth each change first by the truth's"
+)
+for _name, _title, _over in (("seam_score", "seams", "mean"), ("seam_worst", "worst seam", "largest")):
+    register(
+        MetricSpec(
+            name=_name,
+            title=_title,
+            unit="",
+            better="lower",
+            definition=f"{_over} over borders of: {_SEAM}",
+            source="ours",
+            range="0..; 1 is a border that does not show",
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

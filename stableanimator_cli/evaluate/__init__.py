@@ -1,0 +1,1 @@
+"""``sa evaluate``: videos to scores, tables and a report."""

@@ -1,0 +1,110 @@
+"""How two videos are brought together before anything is measured, word for word inside every result.
+
+``disco256`` repeats what the evaluation code of Wang et al., "DisCo" (2023) does, which the papers of this field used,
+with the range mistakes kept where their numbers need them and named so. ``native`` measures what was made, as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+Name = Literal["disco256", "native"]
+SIDE = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """Everything that a number depends on besides the videos. ``mean`` is the mean that tables show: of all ``frames``
+    (long videos weigh more) or of the ``videos``'. ``networks`` are the metrics that need one; ``table`` names the
+    columns, best known first."""
+
+    name: Name
+    crop: str
+    size: str
+    pairing: str
+    faces: str
+    no_face: str
+    mean: Literal["frames", "videos"]
+    clips: str
+    reference_frame: str
+    identical_frames: str
+    networks: tuple[str, ...]
+    table: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def prepare(self, frame: np.ndarray) -> np.ndarray:
+        """A frame uint8[h,w,3] as pixel metrics see it."""
+        return centre_square(frame, SIDE) if self.name == "disco256" else frame
+
+
+_FACES = (
+    "found on the whole frame at its own size, before any crop, colours in their right order; the largest face of a "
+    "frame counts"
+)
+_NO_FACE = (
+    "a frame without a face is skipped and lowers the detection rate; *_zero counts it as 0; a frame whose ground "
+    "truth has no face is not asked; a video whose reference picture has none is left out and counted"
+)
+_CLIPS = "length and stride stand in each Frechet distance's row, with the number of clips; none crosses two videos"
+_PAIRING = (
+    "videos by name, frames by number; frame counts that differ are an error, or with --truncate both end with the "
+    "shorter"
+)
+_IDENTICAL = (
+    "an identical frame counts as 100 dB in psnr_disco and psnr_disco_overflow, and is infinite in psnr, whose "
+    "mean then is infinite too"
+)
+
+PROTOCOLS: dict[str, Protocol] = {
+    "disco256": Protocol(
+        name="disco256",
+        crop="central square of the shorter side, of prediction and ground truth",
+        size="256x256, bilinear with antialiasing, rounded to 8 bits",
+        pairing=_PAIRING,
+        faces=_FACES,
+        no_face=_NO_FACE,
+        mean="frames",
+        clips=_CLIPS,
+        reference_frame="frame 0 of the ground truth is the usual reference picture and is measured like every other",
+        identical_frames=_IDENTICAL,
+        networks=("lpips_vgg_disco", "fvd_disco", "fid_vid"),
+        table=("l1_disco", "psnr_disco", "ssim", "lpips_vgg_disco", "csim_ref", "fvd_disco"),
+    ),
+    "native": Protocol(
+        name="native",
+        crop="none",
+        size="that of the videos, which must be equal",
+        pairing=_PAIRING,
+        faces=_FACES,
+        no_face=_NO_FACE,
+        mean="videos",
+        clips=_CLIPS,
+        reference_frame="every frame is measured",
+        identical_frames=_IDENTICAL,
+        networks=("lpips_alex", "lpips_vgg", "fvd_stylegan_v"),
+        table=("mae_unit", "psnr", "ssim", "lpips_alex", "csim_ref", "csim_gt", "fvd_stylegan_v", "keypoint_error",
+               "flicker_excess", "seam_score"),
+    ),
+}  # fmt: skip
+
+
+def centre_square(frame: np.ndarray, side: int) -> np.ndarray:
+    """The central square of uint8[h,w,3] at ``side`` x ``side``: what torchvision's ``RandomResizedCrop(side, (1, 1),
+    (1, 1))`` does to pictures that are no squares, and Pillow's bilinear filter, which averages when it shrinks."""
+    height, width = frame.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    square = frame[top : top + short, left : left + short]
+    if short == side:
+        return np.ascontiguousarray(square)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(square)).resize((side, side), Image.Resampling.BILINEAR))
+
+
+Prepare = Callable[[np.ndarray], np.ndarray]

@@ -1,0 +1,78 @@
+"""``sa evaluate`` from flags to files: which task it is, and the plain one, videos against their ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from stableanimator_cli.config_evaluate import EvaluateConfig
+from stableanimator_cli.config_toml import resolve
+from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.evaluate.compare import measuring
+from stableanimator_cli.evaluate.driven import find_poses
+from stableanimator_cli.evaluate.pairs import Pair, by_name, find_pictures, match
+from stableanimator_cli.evaluate.scores import Table
+from stableanimator_cli.talk import Silent, Talk
+
+Animate = Callable[[Mapping[str, Any]], None]
+"""Animates: flags of ``sa animate`` by option name. The command line brings it, for verbs are blind to one another."""
+
+
+class Result(Protocol):
+    """What any task gives the command line."""
+
+    @property
+    def exit_code(self) -> int: ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def summary(self) -> str: ...
+
+    def shown(self) -> list[Table]: ...
+
+
+def run(
+    *,
+    flags: Mapping[str, Any],
+    animate: Animate,
+    config_file: Path | None = None,
+    talk: Talk | None = None,
+) -> Result:
+    """Score videos. ``flags`` by option name, None where not given; see ``config_evaluate.EvaluateConfig``.
+
+    Writes into ``--output``, each file whole or not at all. Raises ``SaError``.
+    """
+    talk = talk or Silent()
+    names = {"inputs": "predicted reference"}
+    config = resolve(EvaluateConfig, {names.get(key, key): value for key, value in flags.items()}, config_file)
+    if config.output is not None:
+        _check_output(config.output, config.inputs)
+    return _compare(config, talk)
+
+
+def _compare(config: EvaluateConfig, talk: Talk) -> Result:
+    pairs = with_sides(match(*config.inputs), config)
+    bench = measuring(config, talk)
+    return bench.finish(bench.measure(pairs), {})
+
+
+def with_sides(pairs: Sequence[Pair], config: EvaluateConfig) -> list[Pair]:
+    """Pairs with their reference pictures and motions, as ``--reference-picture`` and ``--poses`` give them."""
+    sides: dict[str, dict[str, Path]] = {}
+    for field, path, kind, find in (
+        ("reference", config.reference_picture, "picture", find_pictures),
+        ("poses", config.poses, "motion", find_poses),
+    ):
+        if path is not None:
+            sides[field] = by_name(pairs, path, kind, find(path))
+    return [replace(pair, **{field: named[pair.name] for field, named in sides.items()}) for pair in pairs]
+
+
+def _check_output(output: Path, inputs: Sequence[Path]) -> None:
+    if output.exists() and not output.is_dir():
+        raise ConfigError("--output", str(output), "a folder, not a file", hint=f"try {output.with_suffix('')}-scores")
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            raise BadInput(path, "the folder of the scores", "videos in another folder", hint="choose another -o")

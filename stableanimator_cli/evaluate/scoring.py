@@ -1,0 +1,262 @@
+"""One video to its numbers: streamed once for pixels, looked at once for faces and points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.evaluate import borders
+from stableanimator_cli.evaluate.driven import driven_points
+from stableanimator_cli.evaluate.observe import Observed, Observer
+from stableanimator_cli.evaluate.pairs import Pair
+from stableanimator_cli.evaluate.protocols import Protocol as Rules
+from stableanimator_cli.media import open_clip, read_picture
+from stableanimator_cli.media_files import digest_of
+from stableanimator_cli.metrics import identity, motion
+from stableanimator_cli.metrics.flicker import Changes, flicker, flicker_excess
+from stableanimator_cli.metrics.pixel import FRAME_METRICS
+from stableanimator_cli.metrics.running import Running, paired
+from stableanimator_cli.metrics.seams import seam_score
+from stableanimator_cli.records import Clip
+from stableanimator_cli.talk import Talk
+
+SMALLEST = 8  # pixels a side: SSIM looks at 7
+
+
+class Networks(Protocol):
+    """What measures pictures and clips by networks, one video at a time."""
+
+    def begin(self, name: str, truth: str | None) -> None: ...
+
+    def add(self, made: np.ndarray, truth: np.ndarray) -> None: ...
+
+    def end(self) -> Mapping[str, Running]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoScore:
+    """One video's numbers. ``values`` by metric, NaN where there is none; ``counts`` what each is a mean of (frames,
+    points, borders), its weight in the pooled mean; ``curves`` by frame, None where there is nothing. ``notes`` say in
+    words what could not be measured of this video."""
+
+    name: str
+    predicted: Mapping[str, Any]
+    truth: Mapping[str, Any] | None
+    frames: int
+    values: Mapping[str, float]
+    counts: Mapping[str, int]
+    curves: Mapping[str, Sequence[float | None]]
+    borders: tuple[int, ...]
+    notes: tuple[str, ...]
+    pair: Pair
+
+
+@dataclass(slots=True)
+class _Made:
+    """Numbers as they come."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    curves: dict[str, list[float | None]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def put(self, name: str, value: float, count: int) -> None:
+        self.values[name], self.counts[name] = float(value), int(count)
+
+    def curve(self, name: str, values: Sequence[float] | np.ndarray) -> None:
+        self.curves[name] = [round(float(v), 5) if np.isfinite(v) else None for v in values]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """Scores pairs under one protocol. ``given`` are borders from the command line, used where no record tells any."""
+
+    rules: Rules
+    observer: Observer
+    networks: Networks
+    truncate: bool
+    given: tuple[int, ...] | None
+    talk: Talk
+
+    def score(self, pair: Pair) -> VideoScore:
+        """Raises ``BadInput`` for videos that cannot be compared, naming file and frame."""
+        made, clip = _Made(), open_clip(pair.predicted)
+        truth = None if pair.truth is None else open_clip(pair.truth)
+        _check_size(clip)
+        if truth is not None:
+            _check_counts(clip, truth, self.truncate)
+        digests = {path: digest_of(path) for path in (pair.predicted, pair.truth) if path is not None}
+        # a truth that is cut short has other clips than the whole one, which is what is remembered
+        whole = None if pair.truth is None or self.truncate else digests[pair.truth]
+        frames, mine, theirs = self._pixels(pair, clip, truth, made, whole)
+        if frames == 0:
+            raise BadInput(pair.predicted, "no frames", "one frame or more")
+        places = self._borders(pair, made)
+        _over_time(mine, theirs if truth is not None else None, places, made)
+        seen = self.observer.observe(clip, self.talk, sha256=digests[pair.predicted]).upto(frames)
+        true = None
+        if truth is not None and pair.truth is not None:
+            true = self.observer.observe(truth, self.talk, sha256=digests[pair.truth]).upto(frames)
+        self._identity(pair, seen, true, truth, made)
+        self._motion(pair, clip, seen, true, made)
+        return VideoScore(
+            name=pair.name,
+            predicted=_told(clip, pair.predicted, digests[pair.predicted]),
+            truth=None if truth is None or pair.truth is None else _told(truth, pair.truth, digests[pair.truth]),
+            frames=frames,
+            values=made.values,
+            counts=made.counts,
+            curves=made.curves,
+            borders=places,
+            notes=tuple(made.notes),
+            pair=pair,
+        )
+
+    def _pixels(
+        self, pair: Pair, clip: Clip, truth: Clip | None, made: _Made, whole: str | None
+    ) -> tuple[int, Changes, Changes]:
+        """Everything that is read off the frames themselves, in one pass over both videos."""
+        mine, theirs, frames = Changes(), Changes(), 0
+        if truth is None:
+            for picture in _prepared(clip, self.rules):
+                mine.add(picture)
+                frames += 1
+            return frames, mine, theirs
+        means: dict[str, Running] = {name: Running() for name in FRAME_METRICS}
+        curves: dict[str, list[float]] = {"psnr": [], "ssim": []}
+        self.networks.begin(pair.name, whole)
+        streams = _prepared(clip, self.rules), _prepared(truth, self.rules)
+        with self.talk.progress(clip.count, f"compare {pair.name}", "frame") as bar:
+            for _, a, b in paired(*streams, name=str(pair.predicted), truncate=self.truncate):
+                told = {name: metric(a, b) for name, metric in FRAME_METRICS.items()}
+                for name, value in told.items():
+                    means[name].add(value)
+                for name, curve in curves.items():
+                    curve.append(told[name])
+                self.networks.add(a, b)
+                mine.add(a)
+                theirs.add(b)
+                frames += 1
+                bar.update()
+        if frames:
+            means |= self.networks.end()
+        for name, running in means.items():
+            made.put(name, running.mean, running.count)
+        for name, curve in curves.items():
+            made.curve(name, curve)
+        return frames, mine, theirs
+
+    def _borders(self, pair: Pair, made: _Made) -> tuple[int, ...]:
+        if pair.borders is not None:
+            return pair.borders
+        record = borders.read_record(pair.predicted)
+        told = None if record is None else borders.of_record(record)
+        if told is None and self.given is None:
+            made.notes.append("no run record beside it and no --borders: seams were not looked for")
+        return told if told is not None else self.given or ()
+
+    def _identity(self, pair: Pair, seen: Observed, true: Observed | None, truth: Clip | None, made: _Made) -> None:
+        if self.observer.reader is None:
+            return
+        picture = None
+        if pair.reference is not None:
+            picture = read_picture(pair.reference)
+        elif truth is not None:
+            picture = next(iter(truth.frames()))[1]
+        own, judge = (None, None) if picture is None else self.observer.vectors(picture)
+        if own is not None and not np.isfinite(own).all():
+            made.notes.append("its reference picture shows no face: left out of CSIM against the reference")
+        judged = "judge" not in self.observer.lacks
+        for kind, rows, against, others in (
+            ("", seen.own, own, None if true is None else true.own),
+            ("_judge", seen.judge, judge, None if true is None else true.judge),
+        ):
+            if kind and not judged:
+                continue
+            asked = np.ones(len(rows), bool) if others is None else np.isfinite(others).all(axis=1)
+            if against is not None:
+                curve = identity.cosines(rows, against)
+                there = asked & bool(np.isfinite(against).all())
+                _put_csim(made, f"csim_ref{kind}", identity.summary(curve, there))
+                made.curve(f"csim_ref{kind}", curve)
+                if not kind:
+                    made.put("identity_drift", identity.drift(curve), 1)
+                    made.put("identity_worst", identity.worst(curve)[0], 1)
+            if others is not None:
+                curve = identity.cosines(rows, others)
+                _put_csim(made, f"csim_gt{kind}", identity.summary(curve, asked))
+                made.curve(f"csim_gt{kind}", curve)
+            if not kind:
+                found = np.isfinite(rows).all(axis=1) & asked
+                made.put("face_rate", found.sum() / asked.sum() if asked.any() else np.nan, int(asked.sum()))
+
+    def _motion(self, pair: Pair, clip: Clip, seen: Observed, true: Observed | None, made: _Made) -> None:
+        if self.observer.detectors is None:
+            return
+        if pair.poses is not None:
+            resize, start = borders.fitting_of(borders.read_record(pair.predicted))
+            points = driven_points(pair.poses, clip.size, len(seen), resize=resize, start=start)
+        elif true is not None:
+            points = true.points.copy()
+            points[..., :2] *= np.array(clip.size) / np.array(true.size)
+        else:
+            made.notes.append("no --poses and no ground truth: key points have nothing to be compared with")
+            return
+        shared = min(len(points), len(seen))
+        result = motion.keypoint_error(seen.points[:shared], points[:shared])
+        driven = round(result.points / result.found) if result.points else 0
+        made.put("keypoint_error", result.error, result.points)
+        made.put("keypoint_pck", result.pck, driven)
+        made.put("keypoint_found", result.found, driven)
+        made.curve("keypoint_error", result.curve)
+
+
+def _over_time(mine: Changes, theirs: Changes | None, places: tuple[int, ...], made: _Made) -> None:
+    made.put("flicker", flicker(mine.bends), len(mine.bends))
+    made.curve("change", mine.steps)
+    if theirs is not None:
+        made.put("flicker_excess", flicker_excess(mine.bends, theirs.bends), len(mine.bends))
+        made.curve("change_truth", theirs.steps)
+    seams = seam_score(mine.steps, places, None if theirs is None else theirs.steps)
+    made.put("seam_score", seams.score, len(seams.borders))
+    made.put("seam_worst", seams.worst, 1)
+
+
+def _put_csim(made: _Made, name: str, result: identity.Csim) -> None:
+    made.put(name, result.mean, result.counted)
+    made.put(f"{name}_zero", result.zero, result.asked)
+
+
+def _prepared(clip: Clip, rules: Rules) -> Iterator[np.ndarray]:
+    return (rules.prepare(frame) for _, frame in clip.frames())
+
+
+def _check_size(clip: Clip) -> None:
+    if min(clip.size) < SMALLEST:
+        raise BadInput(clip.path, "{}x{} pixels".format(*clip.size), f"frames of {SMALLEST} pixels a side or more")
+
+
+def _check_counts(clip: Clip, truth: Clip, truncate: bool) -> None:
+    """Refused before anything is computed, where both say how long they are."""
+    if clip.count is None or truth.count is None or clip.count == truth.count or truncate:
+        return
+    raise BadInput(
+        clip.path,
+        f"{clip.count} frames",
+        f"{truth.count}, as many as its ground truth {truth.path.name}",
+        hint="--truncate compares the frames that both have",
+    )
+
+
+def _told(clip: Clip, path: Path, sha256: str) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "sha256": sha256,
+        "size": list(clip.size),
+        "fps": None if clip.fps is None else str(clip.fps),
+    }

@@ -53,8 +53,8 @@ def prepare_none(frame: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipStyle:
-    """How clips are cut and prepared. ``stride`` counts frames from the start of one clip to that of the next; ``steps``
-    says what ``prepare`` does."""
+    """How clips are cut and prepared. ``stride`` counts frames from the start of one clip to that of the next;
+    ``steps`` says what ``prepare`` does."""
 
     metric: str
     length: int
@@ -177,8 +177,8 @@ class ClipWindows:
 
 @dataclass(slots=True)
 class ClipFeatures:
-    """Features of one side's videos, streamed: ``add`` frames in order, ``finish`` at the end, then ``videos`` holds the
-    moments of each. Two of these (predicted, reference) make a ``frechet_value``; parts made apart ``merge``."""
+    """Features of one side's videos, streamed: ``add`` frames in order, ``finish`` at the end, then ``videos`` holds
+    the moments of each. Two of these (predicted, reference) make a ``frechet_value``; parts made apart ``merge``."""
 
     style: ClipStyle
     network: ClipNetwork
@@ -231,8 +231,8 @@ def frechet_value(
 ) -> Value:
     """The distance of a style between two sides, ``ClipFeatures.videos`` of each. Defined of sets: no value by video.
 
-    ``BadInput`` where a side has fewer than two clips. ``about`` (the network's own) is joined by the style's parameters,
-    the clips of each side and the videos that were too short for one.
+    ``BadInput`` where a side has fewer than two clips. ``about`` (the network's own) is joined by the style's
+    parameters, the clips of each side and the videos that were too short for one.
     """
     ours, theirs = pooled(predicted.values()), pooled(reference.values())
     short = sorted(video for side in (predicted, reference) for video, moments in side.items() if not moments.count)

@@ -89,34 +89,35 @@ class I3D(nn.Module):
         return self.logits(x.mean(dim=(3, 4), keepdim=True)).mean(dim=(2, 3, 4))
 
 
-_BRANCHES = {
-    "branch_0": "b0",
-    "branch_1.0": "b1a",
-    "branch_1.1": "b1b",
-    "branch_2.0": "b2a",
-    "branch_2.1": "b2b",
-    "branch_3.1": "b3b",
+# Of the ports after hassony2/kinetics_i3d_pytorch: their names, as patterns, and ours.
+_PORT = {
+    r"^conv3d_0c_1x1\.": "logits.",
+    r"^conv3d_": "Conv3d_",
+    r"^mixed_": "Mixed_",
+    r"\.branch_0\.": ".b0.",
+    r"\.branch_1\.0\.": ".b1a.",
+    r"\.branch_1\.1\.": ".b1b.",
+    r"\.branch_2\.0\.": ".b2a.",
+    r"\.branch_2\.1\.": ".b2b.",
+    r"\.branch_3\.1\.": ".b3b.",
+    r"\.batch3d\.": ".bn.",
 }
 
 
 def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file under the names of ``I3D``.
 
-    Besides its own layout, that of the ports after hassony2/kinetics_i3d_pytorch (``mixed_3b.branch_1.0.conv3d``,
-    ``batch3d``, ``conv3d_0c_1x1``) is known. ``num_batches_tracked``, which files of old torch lack and no inference
-    reads, is filled in. Names that are neither are kept, for the reader to complain of.
+    Besides its own layout, that of the ports (``mixed_3b.branch_1.0.conv3d``, ``batch3d``, ``conv3d_0c_1x1``) is known.
+    ``num_batches_tracked``, which files of old torch lack and no inference reads, is filled in. Names that are neither
+    are kept, for the reader to complain of.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        new = re.sub(r"^conv3d_0c_1x1\.", "logits.", name)
-        new = re.sub(r"^(conv3d|mixed)_", lambda match: match[0].capitalize(), new)
-        new = re.sub(
-            r"\bbranch_\d(\.\d(?=\.(conv3d|batch3d)\.))?", lambda match: _BRANCHES.get(match[0], match[0]), new
-        )
-        found[new.replace(".batch3d.", ".bn.")] = tensor
+        for theirs, ours in _PORT.items():
+            name = re.sub(theirs, ours, name)
+        found[name] = tensor
     for name in [name for name in found if name.endswith(".bn.running_var")]:
-        counted = name.replace("running_var", "num_batches_tracked")
-        found.setdefault(counted, torch.zeros((), dtype=torch.long))
+        found.setdefault(name.replace("running_var", "num_batches_tracked"), torch.zeros((), dtype=torch.long))
     return found
 
 

@@ -236,8 +236,8 @@ class ValidationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """How clips become samples: every ``stride``-th frame, and a reference that is none of
-    them, lies outside of their span, or is any frame."""
+    """How clips become samples: every ``stride``-th frame, and a reference that is none of them, lies outside of their
+    span, or is any frame. ``cache`` None takes caches that are there."""
 
     stride: int = option("--stride", 4)
     reference: Literal["unchosen", "outside", "any"] = option("--reference-from", "unchosen")
@@ -252,8 +252,8 @@ class DataConfig:
         refuse_unless(0 <= self.workers <= 256, "--workers", self.workers, "0 to 256")
         refuse_unless(self.ram_mb >= 0, "data.ram_mb", self.ram_mb, "0 MiB or more")
         if self.cache is not None:
-            known = {part.strip() for part in self.cache.split(",")} <= {"latents", "embeddings"}
-            refuse_unless(known, "--cache", self.cache, "latents, embeddings, or both with a comma")
+            known = {part.strip() for part in self.cache.split(",")} <= {"latents", "embeddings"} or self.cache == "off"
+            refuse_unless(known, "--cache", self.cache, "latents, embeddings, both with a comma, or off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 IDMode = Literal["distribution", "addition", "norm", "off"]
+_NO_VARIANCE = 1e-30
 EPSILON = 1e-5  # added to the face features' standard deviation, as the reference implementation does
 
 
@@ -131,4 +132,6 @@ def _std_mean_repeated(x: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
     """Unbiased std and mean over (1, 2) of ``x`` repeated ``repeats`` times along dim 1, without repeating it."""
     mean = x.mean((1, 2), keepdim=True)
     squares = (x - mean).square().sum((1, 2), keepdim=True) * repeats
-    return (squares / (x.shape[1] * x.shape[2] * repeats - 1)).sqrt(), mean
+    variance = squares / (x.shape[1] * x.shape[2] * repeats - 1)
+    # a dropped image token leaves no variance, where the slope of a square root is infinite
+    return variance.clamp_min(_NO_VARIANCE).sqrt(), mean

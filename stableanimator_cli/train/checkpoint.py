@@ -52,9 +52,10 @@ class State:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """What a checkpoint's ``model.toml`` says: the ``model`` trained from and its name seen from the checkpoint
-    (``needs``), settings that go with the weights, and how they came to be."""
+    (``needs``), its networks' JSON ``configs``, settings that go with the weights, and how they came to be."""
 
     model: ModelFolder
+    configs: Mapping[str, Mapping[str, Any]]
     needs: str
     name: str
     defaults: Mapping[str, Any]
@@ -111,9 +112,9 @@ def _write_model(part: Path, step: int, tensors: Mapping[str, Mapping[str, Tenso
     components: dict[str, tuple[str | None, str | None]] = {}
     for role, values in tensors.items():
         config = None
-        if role in card.model.configs:
+        if role in card.configs:
             config = f"{role}.json"
-            text = json.dumps(dict(card.model.configs[role]), indent=2) + "\n"
+            text = json.dumps(dict(card.configs[role]), indent=2) + "\n"
             (part / config).write_text(text, encoding="utf-8")
         path = part / f"{role}.safetensors"
         _save_tensors(values, path)

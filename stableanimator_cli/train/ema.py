@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,10 @@ class Average:
         self.decay = decay
         self.values: dict[str, Tensor] = {}
 
+    def on(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Move the values to where the parameters are."""
+        self.values = {name: value.to(parameters[name].device) for name, value in self.values.items()}
+
     @torch.no_grad()
     def follow(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
         """Take in the weights after step ``step`` (counted from 1)."""
@@ -28,17 +31,3 @@ class Average:
                 self.values[name].lerp_(parameter.detach().float(), 1 - keep)
             else:
                 self.values[name] = parameter.detach().float().clone()
-
-    @contextmanager
-    def applied(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Within it the parameters hold the average; after it, bit for bit what they held before."""
-        before = {name: parameters[name].detach().clone() for name in self.values if name in parameters}
-        try:
-            with torch.no_grad():
-                for name in before:
-                    parameters[name].copy_(self.values[name])
-            yield
-        finally:
-            with torch.no_grad():
-                for name, value in before.items():
-                    parameters[name].copy_(value)

@@ -43,7 +43,9 @@ class OpenStage(Protocol):
 
     def inputs(self, batch: Batch) -> Any: ...
 
-    def export(self) -> dict[str, dict[str, Tensor]]: ...
+    def export(self, replaced: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Weights by role, with the ``replaced`` ones in place of the model's own."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,7 @@ class Hooks:
     """What the loop asks for: a stage opened, a checkpoint written (by one rank), and what follows it."""
 
     open_stage: Callable[[int], OpenStage]
-    save: Callable[[Place, Callable[[], dict[str, dict[str, Tensor]]], State], None]
+    save: Callable[[Place, dict[str, dict[str, Tensor]], State], None]
     wants: Callable[[Place, bool], bool]
 
 
@@ -115,8 +117,7 @@ class Loop:
             self.touched[name] = parameters[name].detach()
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         self.touched |= {name: parameter.detach() for name, parameter in trained.items()}
-        held = self.average.values
-        self.average.values = {name: value.to(parameters[name].device) for name, value in held.items()}
+        self.average.on(parameters)
         settings = self.config.optimizer
         wrapped = self.accelerator.prepare_model(opened.model) if self.accelerator.num_processes > 1 else opened.model
         optimizer = torch.optim.AdamW(
@@ -159,7 +160,7 @@ class Loop:
             self.accelerator.log({"loss": loss, "rate": rate, "gradient": norm}, step=self.place.step)
             show(1, stage=stage.name, loss=loss, rate=rate)
             if self.hooks.wants(self.place, self.place.within == last):
-                self._save(opened, optimizer, parameters)
+                self._save(opened, optimizer)
 
     def _gradients(self, opened: OpenStage, wrapped: nn.Module, batch: Batch, share: int) -> Tensor:
         """Add up the gradients of this rank's share; its losses float32[share]."""
@@ -209,17 +210,10 @@ class Loop:
         optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _save(
-        self, opened: OpenStage, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
-    ) -> None:
+    def _save(self, opened: OpenStage, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            with self.average.applied(parameters):
-                tensors = {
-                    role: {name: tensor.detach().to("cpu", copy=True) for name, tensor in values.items()}
-                    for role, values in opened.export().items()
-                }
-            config = self.config
+            tensors = opened.export(self.average.values)
             progress = {"place": {key.name: getattr(self.place, key.name) for key in fields(Place)}}
             state = State(
                 progress=progress,
@@ -228,7 +222,7 @@ class Loop:
                 optimizer=optimizer.state_dict(),
                 scaler=self.scaler.state_dict() if self.scaler.is_enabled() else {},
             )
-            self.hooks.save(self.place, lambda: _cast(tensors, config.saving.weights), state)
+            self.hooks.save(self.place, _cast(tensors, self.config.saving.weights), state)
         self.accelerator.wait_for_everyone()
 
 

@@ -1,4 +1,4 @@
-"""``metrics.jsonl``: one line a step, cut back to the checkpoint on resume, and the loss that is out of all proportion."""
+"""``metrics.jsonl``: one line a step, cut back to the checkpoint on resume, and losses that are out of proportion."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _lines(text: str) -> Iterator[dict[str, Any]]:
 
 
 class Metrics:
-    """Open for one run. ``upto`` steps stay of what is there, the lines after them are of steps that were lost. One rank
-    writes; all of them remember, so that they stop together."""
+    """Open for one run. ``upto`` steps stay of what is there, the lines after them are of steps that were lost. One
+    rank writes; all of them remember, so that they stop together."""
 
     def __init__(self, run: Path, upto: int, *, writes: bool = True) -> None:
         self.path = run / METRICS
@@ -85,8 +85,8 @@ def bad_batch(step: int, what: str, samples: Sequence[tuple[str, Sequence[int], 
     told = "; ".join(f"{clip} frames {_spans(frames)} (loss {loss:.4g})" for clip, frames, loss in worst)
     return CheckFailed(
         f"step {step}: {what}; the batch was {told}",
-        hint="the last checkpoint is good. Look at these clips, lower --rate, or go on with --resume RUN --spike 0 where "
-        "the loss was finite",
+        hint="the last checkpoint is good. Look at these clips, lower --rate, or, where the loss was "
+        "finite, go on with --resume RUN --spike 0",
     )
 
 

@@ -1,0 +1,95 @@
+"""The frozen networks as the functions that caches are made with, and the settings of a stage's loader."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from stableanimator_cli.config_train import StageConfig, TrainConfig
+from stableanimator_cli.engine.device import memory_guard
+from stableanimator_cli.engine.weights import loaders
+from stableanimator_cli.media_files import digest_of
+from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.talk import Talk
+from stableanimator_cli.train.buckets import into_buckets
+from stableanimator_cli.train.cache import Encoders, build_cache, is_cached, latents_file, tokens_file
+from stableanimator_cli.train.dataset import Dataset
+from stableanimator_cli.train.loader import LoaderSettings
+
+
+def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, model: ModelFolder) -> LoaderSettings:
+    """With the digests of the networks whose caches are there for all clips. ``BadInput`` where a part of them is, or
+    where they are of other networks."""
+    data, sizes = config.data, stage.sizes or ()
+    plain = LoaderSettings(
+        sizes=sizes,
+        frames=stage.frames,
+        stride=data.stride,
+        resize=data.resize,
+        reference=data.reference,
+        memory=data.ram_mb << 20,
+    )
+    if data.cache == "off":
+        return plain
+    pairs = [(clip, bucket.size) for bucket in into_buckets(dataset.clips, sizes) for clip in bucket.clips]
+    vae, encoder = digest_of(model.files["vae"]), digest_of(model.files["image_encoder"])
+    latents = is_cached([latents_file(clip, size, vae=vae, resize=data.resize) for clip, size in pairs])
+    tokens = is_cached([tokens_file(clip, image_encoder=encoder) for clip, _ in pairs])
+    return LoaderSettings(
+        sizes=sizes,
+        frames=stage.frames,
+        stride=data.stride,
+        resize=data.resize,
+        reference=data.reference,
+        memory=data.ram_mb << 20,
+        vae=vae if latents else None,
+        image_encoder=encoder if tokens else None,
+    )
+
+
+def make_caches(
+    config: TrainConfig,
+    dataset: Dataset,
+    model: ModelFolder,
+    device: torch.device,
+    shard: tuple[int, int],
+    talk: Talk,
+) -> None:
+    """What ``--cache`` asks for and is not there, at the sizes of all stages; this rank's share of the clips."""
+    kinds = set() if config.data.cache in (None, "off") else {part.strip() for part in config.data.cache.split(",")}
+    if not kinds:
+        return
+    stages = config.stage or ()
+    buckets = [
+        bucket
+        for sizes in dict.fromkeys(stage.sizes or () for stage in stages)
+        for bucket in into_buckets(dataset.clips, sizes)
+    ]
+    load = loaders(model, torch.float32, "distribution")
+    latents = tokens = None
+    if "latents" in kinds:
+        vae = cast(Any, load["vae"]()).to(device)
+
+        def latents(pixels: Tensor) -> Tensor:
+            with torch.no_grad():
+                return vae.encode(pixels.to(device)).latent_dist.parameters
+
+    if "embeddings" in kinds:
+        encoder = cast(Any, load["image_encoder"]()).to(device)
+
+        def tokens(pixels: Tensor) -> Tensor:
+            with torch.no_grad():
+                return encoder(pixel_values=pixels.to(device)).image_embeds
+
+    encoders = Encoders(
+        latents=latents,
+        vae=digest_of(model.files["vae"]) if latents is not None else "",
+        tokens=tokens,
+        image_encoder=digest_of(model.files["image_encoder"]) if tokens is not None else "",
+    )
+    with memory_guard("encoding frames for the caches", "use a smaller --sizes, or --cache off"):
+        report = build_cache(buckets, encoders, resize=config.data.resize, shard=shard, talk=talk)
+    if report.made:
+        talk.note(f"caches: {report.made} files made, {report.kept} there, {report.bytes / 2**20:.1f} MiB written")

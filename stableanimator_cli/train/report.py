@@ -1,0 +1,59 @@
+"""What a training was: the report after it, the plan before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReport:
+    """A run that reached its end. ``model`` is the checkpoint to use, ``loss`` the mean of the last hundred steps;
+    ``validation`` the last row of ``validation/scores.jsonl``."""
+
+    run: Path
+    model: Path
+    steps: int
+    samples: int
+    loss: float
+    seconds: float
+    best: int | None = None
+    validation: Mapping[str, Any] | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run": str(self.run),
+            "model": str(self.model),
+            "steps": self.steps,
+            "samples": self.samples,
+            "loss": self.loss,
+            "seconds": round(self.seconds, 3),
+            "best": self.best,
+            "validation": self.validation,
+            "data": dict(self.data),
+        }
+
+    def summary(self) -> str:
+        return str(self.model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """Where a checkpoint was written to, and its files."""
+
+    output: Path
+    checkpoint: Path
+    files: tuple[Path, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "output": str(self.output),
+            "checkpoint": str(self.checkpoint),
+            "files": [str(file) for file in self.files],
+        }
+
+    def summary(self) -> str:
+        return str(self.output)

@@ -1,0 +1,241 @@
+"""``sa train`` from flags to a run folder: resolve, check everything that is cheap, go on or begin, train, report."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.config import DeviceConfig
+from stableanimator_cli.config import parse_size as read_size
+from stableanimator_cli.config_train import StageConfig, TrainConfig
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.training import export_configs
+from stableanimator_cli.engine.weights import NETWORKS
+from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.talk import Silent, Talk
+from stableanimator_cli.train import base, checkpoint, resume
+from stableanimator_cli.train.caching import make_caches
+from stableanimator_cli.train.checkpoint import Card, State
+from stableanimator_cli.train.curves import draw_curves
+from stableanimator_cli.train.dataset import Dataset, open_dataset
+from stableanimator_cli.train.loop import Hooks, Loop, Place
+from stableanimator_cli.train.report import TrainReport
+from stableanimator_cli.train.stages import TrainingStage, settings_of
+from stableanimator_cli.train.tracking import Metrics, read_metrics
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+CURVES = "curves.png"
+_BASE_SIZE = (512, 512)  # where no model says its own
+
+
+def run(
+    *,
+    flags: Mapping[str, Any],
+    config_file: Path | None = None,
+    resumed: Path | None = None,
+    talk: Talk | None = None,
+) -> TrainReport:
+    """Begin a training, or go on with the one in the folder ``resumed``. ``flags`` by option name, None where not
+    given; see ``config_train.TrainConfig``. Raises ``SaError``; checkpoints that were written stay as they are."""
+    talk = talk or Silent()
+    if resumed is None:
+        config = resume.new_config(flags, config_file)
+        resume.check_new(config.output)
+    else:
+        config = resume.resumed_config(resumed, flags, config_file)
+    accelerator = _accelerator(config)
+    if not accelerator.is_main_process:
+        talk = Silent()
+        return _train(config, accelerator, talk, fresh=resumed is None)
+    with resume.locked(config.output):
+        return _train(config, accelerator, talk, fresh=resumed is None)
+
+
+def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: bool) -> TrainReport:
+    started = time.perf_counter()
+    run_folder, main = config.output, accelerator.is_main_process
+    named = config.model or catalogue.default_model(NETWORKS)
+    needs, model = _base(config, named, accelerator)
+    if fresh:
+        config = _settled(config, named, model)
+    _check_ranks(config, accelerator.num_processes)
+    least = max(2, *(stage.frames for stage in config.stage or ()))
+    dataset = open_dataset(config.dataset, least=least, face_channel_order=model.face_channel_order, talk=talk)
+    talk.note(f"dataset: {dataset.summary()}")
+    config = _counted(config, dataset)
+    digest = _digest(dataset)
+    resume.check_dataset(run_folder, digest)
+    if main:
+        checkpoint.clean(run_folder)
+        resume.write_config(config, run_folder)
+    shard = (accelerator.process_index, accelerator.num_processes)
+    make_caches(config, dataset, model, torch.device(accelerator.device), shard, talk)
+    accelerator.wait_for_everyone()
+    here = checkpoint.saved(run_folder)
+    state = checkpoint.read_state(here[-1][1]) if here else None
+    if state is not None:
+        talk.note(f"goes on at step {here[-1][0]}")
+    accelerator.wait_for_everyone()  # all ranks have seen the same checkpoints before one of them writes another
+    metrics = Metrics(run_folder, here[-1][0] if here else 0, writes=main)
+    keeper = _Keeper(config, model, needs, digest, talk)
+    hooks = Hooks(
+        open_stage=lambda index: TrainingStage(config, index, model, dataset, accelerator),
+        save=keeper.save,
+        wants=keeper.wants,
+    )
+    if config.track == "tensorboard":
+        accelerator.init_trackers("sa-train")
+    loop = Loop(config, config.memory.dtype, accelerator, hooks, metrics, talk, state)
+    try:
+        loop.run()
+    finally:
+        metrics.close()
+        if main:
+            draw_curves(read_metrics(run_folder), run_folder / CURVES)
+    accelerator.end_training()
+    rows = read_metrics(run_folder)
+    scores = checkpoint.read_scores(run_folder)
+    return TrainReport(
+        run=run_folder,
+        model=run_folder / checkpoint.LINK,
+        steps=loop.place.step,
+        samples=loop.place.samples,
+        loss=resume.last_loss(run_folder, rows),
+        seconds=time.perf_counter() - started,
+        best=checkpoint.best_step(run_folder),
+        validation=scores[-1] if scores else None,
+        data=dataset.to_json(),
+    )
+
+
+class _Keeper:
+    """Writes checkpoints where they are due and tidies up after them."""
+
+    def __init__(self, config: TrainConfig, model: ModelFolder, needs: str, dataset: str, talk: Talk) -> None:
+        self.config, self.model, self.needs, self.dataset, self.talk = config, model, needs, dataset, talk
+        self.total = sum(stage.steps or 0 for stage in config.stage or ())
+
+    def wants(self, place: Place, stage_ends: bool) -> bool:
+        """Every so many steps, where a stage ends, and where a validation wants one."""
+        validation = self.config.validation
+        due = validation.of is not None and place.step % validation.every == 0
+        return due or stage_ends or place.step % self.config.saving.every == 0
+
+    def save(self, place: Place, tensors: dict[str, dict[str, Tensor]], state: State) -> None:
+        config, run_folder = self.config, self.config.output
+        progress = {**state.progress, "config": resume.as_json(config), "dataset": self.dataset}
+        stage = (config.stage or ())[place.stage]
+        card = Card(
+            model=self.model,
+            needs=self.needs,
+            configs=export_configs(self.model, settings_of(config, stage)),
+            name=base.plain_name(run_folder.resolve().name),
+            defaults=defaults_of(config),
+            training=training_table(config, stage, place),
+        )
+        checkpoint.save(run_folder, place.step, tensors, card, replace(state, progress=progress))
+        checkpoint.tidy(run_folder, config.saving.keep)
+        draw_curves(read_metrics(run_folder), run_folder / CURVES)
+
+
+def defaults_of(config: TrainConfig) -> dict[str, Any]:
+    """Settings of ``sa animate`` that go with the weights."""
+    return {"id_adapter": config.ablation.id_adapter}
+
+
+def training_table(config: TrainConfig, stage: StageConfig, place: Place) -> dict[str, Any]:
+    """The card's ``[training]``: how the weights came to be, and what they were trained without."""
+    ablation = config.ablation
+    return {
+        "recipe": config.preset or "own",
+        "steps": place.step,
+        "samples": place.samples,
+        "stage": stage.name,
+        "train": stage.train,
+        "seed": config.seed,
+        "face_mask": config.loss.face_mask,
+        "face_encoder": ablation.face_encoder,
+        "id_adapter": ablation.id_adapter,
+        "face": ablation.face,
+        "ema": config.optimizer.ema,
+    }
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    """One process, or one of those that torchrun started (DDP)."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    device = DevicePlan.of(DeviceConfig(device=config.device)).device
+    trackers = None
+    if config.track == "tensorboard":
+        from accelerate.tracking import is_tensorboard_available
+
+        if not is_tensorboard_available():
+            hint = "pip install tensorboard, or leave --track out: curves.png and metrics.jsonl are always there"
+            raise ConfigError("--track", "tensorboard", "a package that is installed", hint=hint)
+        trackers = "tensorboard"
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",  # the engine casts
+        log_with=trackers,
+        project_dir=str(config.output),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def _base(config: TrainConfig, named: str, accelerator: Accelerator) -> tuple[str, ModelFolder]:
+    """The model to start from; one rank writes ``RUN/base`` where there has to be one, the others wait for it."""
+    scratch = config.from_scratch or ()
+    if accelerator.is_main_process:
+        found = base.prepare(named, scratch, config.output)
+        accelerator.wait_for_everyone()
+        return found
+    accelerator.wait_for_everyone()
+    return base.prepare(named, scratch, config.output)
+
+
+def _settled(config: TrainConfig, named: str, model: ModelFolder) -> TrainConfig:
+    """Stages written out, and everything that is ``auto`` decided, so that a resumed run decides nothing anew."""
+    size = model.defaults.get("size")
+    config = config.settled(read_size(size) if isinstance(size, str) else _BASE_SIZE)
+    plan = DevicePlan.of(DeviceConfig(device=config.device, dtype=config.memory.dtype))
+    dtype = str(plan.dtype).removeprefix("torch.")
+    place = str(Path(named).resolve()) if named not in catalogue.names() else named
+    return replace(config, model=place, memory=replace(config.memory, dtype=dtype))
+
+
+def _check_ranks(config: TrainConfig, world: int) -> None:
+    for stage in config.stage or ():
+        if stage.batch % world:
+            hint = f"--batch counts the samples of all processes together: try {math.ceil(stage.batch / world) * world}"
+            raise ConfigError("--batch", stage.batch, f"a multiple of the {world} processes", hint=hint)
+
+
+def _counted(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """Epochs as steps, now that the clips are counted."""
+    stages = [
+        stage
+        if stage.epochs is None
+        else replace(stage, epochs=None, steps=max(1, math.ceil(stage.epochs * len(dataset.clips) / stage.batch)))
+        for stage in config.stage or ()
+    ]
+    return replace(config, stage=tuple(stages))
+
+
+def _digest(dataset: Dataset) -> str:
+    """sha256 of which clips there are, in their order, and of their content."""
+    rows = "\n".join(f"{clip.name}\0{clip.key}\0{clip.frames}" for clip in dataset.clips)
+    return hashlib.sha256(rows.encode()).hexdigest()

@@ -1,0 +1,367 @@
+"""``sa doctor``: what on this machine would break a run, each with the command that mends it.
+
+Every check stands alone: one that crashes is a finding. What may crash the interpreter, or takes seconds to import, is
+tried in a process of its own. torch is only imported there, and only where a card is there to ask about.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue_schema import FILE_NAME, Entry, WeightFile
+from stableanimator_cli.errors import CheckFailed, SaError
+
+State = Literal["ok", "note", "broken"]
+SHM, DISK = Path("/dev/shm"), 1 << 30  # bytes below which either is too little
+_PROBE_SECONDS = 120
+_OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What one check found: ``note`` may matter to somebody, ``broken`` will stop a run; both have a ``mend``."""
+
+    check: str
+    state: State
+    found: str
+    mend: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """All findings, in the order of the checks."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def broken(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.state == "broken")
+
+    @property
+    def exit_code(self) -> int:
+        return CheckFailed.exit_code if self.broken else 0
+
+    @property
+    def message(self) -> str:
+        return f"{len(self.broken)} of {len(self.findings)} findings would break a run"
+
+    def to_json(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"healthy": not self.broken, "findings": [asdict(finding) for finding in self.findings]}
+        if self.broken:
+            told |= {"error": CheckFailed.code, "message": self.message, "exit_code": self.exit_code}
+        return told
+
+    def summary(self) -> str:
+        lines = []
+        for finding in self.findings:
+            lines.append(f"{finding.state:7} {finding.check}: {finding.found}")
+            if finding.mend is not None:
+                lines.append(f"        mend: {finding.mend}")
+        return "\n".join(lines)
+
+
+def examine(checks: Mapping[str, Callable[[], Iterable[Finding]]] | None = None) -> Diagnosis:
+    """Run all checks; never raises for what one of them does."""
+    findings: list[Finding] = []
+    for name, check in (checks or CHECKS).items():
+        try:
+            findings += check()
+        except Exception as error:  # a machine that is broken in a way nobody thought of
+            words = " ".join(str(error).split())
+            mend = getattr(error, "hint", None) or "SA_DEBUG=1 sa doctor --json, and report it"
+            findings.append(_broken(name, f"the check itself failed: {type(error).__name__}: {words}", mend))
+    return Diagnosis(findings=tuple(findings))
+
+
+def packages() -> Iterator[Finding]:
+    """Everything that is imported is installed, in a version of the range that was tested."""
+    required = list(_required())
+    bad = 0
+    for name, wanted in required:
+        found = _version(name)
+        if found is None and name == "onnxruntime":
+            found = _version("onnxruntime-gpu")
+        if found is None or not _within(found, wanted):
+            bad += 1
+            told = f"{name} is not installed" if found is None else f"{name} {found}, expected {wanted}"
+            yield _broken("packages", told, f"pip install '{name}{wanted}'")
+    if not bad:
+        yield _ok("packages", f"{len(required)} packages are installed in their ranges")
+
+
+def torchvision() -> Iterator[Finding]:
+    """Merely being there, a build for another torch breaks transformers."""
+    found = _version("torchvision")
+    if found is None:
+        yield _ok("torchvision", "not installed, as it should be")
+        return
+    works, words = _probe("import torchvision")
+    if works:
+        yield _note("torchvision", f"{found} loads, and is not needed", "pip uninstall -y torchvision")
+    else:
+        told = f"{found} does not load beside torch {_version('torch')}, which breaks transformers ({words})"
+        yield _broken("torchvision", told, "pip uninstall -y torchvision")
+
+
+def opencv() -> Iterator[Finding]:
+    """All OpenCV packages write one ``cv2``: they must be one version, and none of them headless beside another."""
+    here = {name: version for name in _OPENCV if (version := _version(name)) is not None}
+    told = ", ".join(f"{name} {version}" for name, version in here.items())
+    headless = [name for name in here if name.endswith("-headless")]
+    best = here.get("opencv-python") or next(iter(here.values()), None)
+    again = f"pip uninstall -y {' '.join(here)} && pip install opencv-python=={best} opencv-contrib-python=={best}"
+    if len(set(here.values())) > 1:
+        yield _broken("opencv", f"more than one version writes cv2: {told}", again)
+    elif headless and len(here) > len(headless):
+        yield _broken("opencv", f"a headless build beside another: {told}", again)
+    works, words = _probe("import cv2; print(cv2.__version__)")
+    library = re.search(r"(lib\w+)[\w.+-]*\.so[.\d]*: cannot open shared object", words)
+    if works:
+        yield _ok("opencv", f"cv2 {words} loads ({told})")
+    elif library is not None:
+        package = {"libGL": "libgl1", "libgthread": "libglib2.0-0"}.get(library[1], library[1].lower())
+        yield _broken("opencv", f"cv2 does not load ({words})", f"apt-get install -y {package}")
+    else:
+        yield _broken("opencv", f"cv2 does not load ({words})", again if here else "pip install opencv-python")
+
+
+def onnxruntime() -> Iterator[Finding]:
+    """One of the two builds, for they share their files; with a card, the one that uses it."""
+    cpu, gpu = _version("onnxruntime"), _version("onnxruntime-gpu")
+    if cpu and gpu:
+        one = "onnxruntime-gpu" if _nvidia() else "onnxruntime"
+        both = "pip uninstall -y onnxruntime onnxruntime-gpu"
+        told = f"onnxruntime {cpu} and onnxruntime-gpu {gpu} overwrite each other's files"
+        yield _broken("onnxruntime", told, f"{both} && pip install {one}")
+        return
+    works, words = _probe("import onnxruntime; print(*onnxruntime.get_available_providers())")
+    name = "onnxruntime-gpu" if gpu else "onnxruntime"
+    if not works:
+        yield _broken("onnxruntime", f"does not load ({words})", f"pip install --force-reinstall {name}")
+    elif _nvidia() and "CUDAExecutionProvider" not in words:
+        other = f"pip uninstall -y {name} && pip install onnxruntime-gpu"
+        yield _note("onnxruntime", "does not use the NVIDIA card: faces and poses are found on the CPU", other)
+    else:
+        yield _ok("onnxruntime", f"{name} {cpu or gpu} with {words}")
+
+
+def video() -> Iterator[Finding]:
+    """The encoders that videos are written with."""
+    wanted = ("libx264", "libx264rgb", "aac")
+    works, words = _probe(f"import av; print(*(n for n in {wanted!r} if n not in av.codec.codecs_available))")
+    again = "pip install --force-reinstall --no-deps av"
+    if not works:
+        yield _broken("video", f"PyAV does not load ({words})", again)
+    elif words:
+        yield _broken("video", f"PyAV {_version('av')} was built without {words.replace(' ', ', ')}", again)
+    else:
+        yield _ok("video", f"PyAV {_version('av')} has {', '.join(wanted)}")
+
+
+def gpu() -> Iterator[Finding]:
+    """Whether torch uses the card that is there."""
+    if not _nvidia():
+        apple = sys.platform == "darwin" and os.uname().machine == "arm64"
+        yield _ok("gpu", "Apple's GPU (MPS) is used" if apple else "no NVIDIA card here: everything runs on the CPU")
+        return
+    build = _version("torch") or "missing"
+    if "+cpu" in build:
+        told = f"an NVIDIA card, and torch {build}, which is built for the CPU alone"
+        yield _broken("gpu", told, "pip uninstall -y torch && pip install torch")
+        return
+    works, words = _probe(
+        "import torch\nn = torch.cuda.device_count() if torch.cuda.is_available() else 0\n"
+        "m = [torch.cuda.get_device_properties(i) for i in range(n)]\n"
+        "print(', '.join(f'{p.name} ({p.total_memory / 2**30:.0f} GiB)' for p in m))"
+    )
+    if works and words:
+        yield _ok("gpu", f"{words}, torch {build}")
+    else:
+        why = f" ({words})" if words else ""
+        yield _broken("gpu", f"an NVIDIA card that torch {build} cannot use: driver gone or too old{why}", "nvidia-smi")
+
+
+def models() -> Iterator[Finding]:
+    """Each model of the catalogue is whole or not fetched at all; nothing empty, cut or linked to what is gone."""
+    lacking: list[str] = []
+    for name in catalogue.names():
+        try:
+            found = catalogue.entry(name)
+            findings = list(_model(found))
+        except SaError as error:
+            yield _broken("models", error.message, error.hint or f"sa models verify {name}")
+            continue
+        if findings:
+            yield from findings
+        elif not any(_located(found)):
+            lacking.append(name)
+        else:
+            yield _ok("models", f"{name} is here and whole")
+    if lacking:
+        told = f"not fetched, which only matters to who wants them: {', '.join(lacking)}"
+        wanted = catalogue.DEFAULT if catalogue.DEFAULT in lacking else lacking[0]
+        yield _note("models", told, f"sa models pull {wanted}")
+    folder = catalogue.home() / "models"
+    for place in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if any(path.is_symlink() and not path.exists() for path in (place, place / FILE_NAME)):
+            yield _note("models", f"{place} is a link to what is gone", f"rm -r {place}")
+    asked = os.environ.get("SA_MODEL")
+    if asked and asked not in catalogue.names() and not Path(asked).expanduser().is_dir():
+        yield _broken("models", f"SA_MODEL is {asked!r}: no name of the catalogue and no folder", "unset SA_MODEL")
+
+
+def _model(found: Entry) -> Iterator[Finding]:
+    pull = f"sa models pull {found.name}"
+    needed = [row for row in found.files if not row.optional]
+    places = {row.path: path for row, path in zip(needed, _located(found, needed), strict=True)}
+    missing = [path for path, place in places.items() if place is None]
+    if missing and len(missing) < len(places):
+        some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+        yield _broken("models", f"{found.name} lacks {len(missing)} of {len(places)} files: {some}", pull)
+    folder = catalogue.store(found.name)
+    if missing and folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
+        yield _note("models", f"{folder} is an empty folder", pull)
+    for row in needed:
+        place = places[row.path]
+        if place is not None:
+            try:
+                catalogue.check_size(place, row.bytes if place.name == Path(row.path).name else None, found.name)
+            except SaError as error:
+                yield _broken("models", error.message, pull)
+    for root in catalogue.roots(found):
+        deep = root / found.name
+        if any(place is not None and place.is_relative_to(deep) for place in places.values()):
+            told = f"{deep} was unpacked one level too deep: read here, but not by insightface itself"
+            yield _note("models", told, f"mv {deep}/* {root}/ && rmdir {deep}")
+
+
+def _located(found: Entry, rows: Iterable[WeightFile] | None = None) -> Iterator[Path | None]:
+    return (catalogue.locate(found, row.path) for row in (found.files if rows is None else rows))
+
+
+def disk() -> Iterator[Finding]:
+    """Room where models, temporary files and videos go."""
+    home = catalogue.home()
+    near = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not os.access(near, os.W_OK | os.X_OK):
+        yield _broken(
+            "disk", f"{home} cannot be written: models cannot be fetched", "export SA_HOME=/a/folder/of/yours"
+        )
+    places = {
+        "models": (near, "export SA_HOME=/a/folder/with/room"),
+        "temporary files": (Path(tempfile.gettempdir()), "export TMPDIR=/a/folder/with/room"),
+        "the folder you are in": (Path.cwd(), "du -sh * | sort -h"),
+    }
+    free = {what: shutil.disk_usage(place).free for what, (place, _) in places.items()}
+    for what, (place, mend) in places.items():
+        if free[what] < DISK:
+            yield _broken("disk", f"{free[what] / 2**30:.2f} GiB free for {what} ({place})", mend)
+    if min(free.values()) >= DISK:
+        yield _ok("disk", ", ".join(f"{size / 2**30:.0f} GiB for {what}" for what, size in free.items()))
+    lacks = sum(
+        row.bytes or 0
+        for entry in catalogue.with_needs(catalogue.entry(catalogue.DEFAULT))
+        for row in entry.files
+        if not row.optional and catalogue.locate(entry, row.path) is None
+    )
+    if DISK <= free["models"] < lacks:
+        told = f"{free['models'] / 2**30:.1f} GiB free in {near}"
+        told += f", and {catalogue.DEFAULT} takes at least {lacks / 2**30:.1f} GiB"
+        yield _note("disk", told, "export SA_HOME=/a/folder/with/room")
+
+
+def shared_memory() -> Iterator[Finding]:
+    """Worker processes of data loaders pass arrays through it; containers often have 64 MB of it."""
+    if sys.platform != "linux":
+        return
+    mend = "mount -o remount,size=8g /dev/shm, or docker run --shm-size=8g"
+    if not SHM.is_dir():
+        yield _note("shared memory", f"no {SHM}: training cannot load data in several processes", mend)
+        return
+    free = shutil.disk_usage(SHM).free
+    told = f"{free / 2**30:.2f} GiB free in {SHM}"
+    if free < DISK:
+        yield _note("shared memory", f"{told}: training in several processes may stop", mend)
+    else:
+        yield _ok("shared memory", told)
+
+
+CHECKS: Mapping[str, Callable[[], Iterable[Finding]]] = {
+    "packages": packages,
+    "torchvision": torchvision,
+    "opencv": opencv,
+    "onnxruntime": onnxruntime,
+    "video": video,
+    "gpu": gpu,
+    "models": models,
+    "disk": disk,
+    "shared memory": shared_memory,
+}
+
+
+def _ok(check: str, found: str) -> Finding:
+    return Finding(check=check, state="ok", found=found)
+
+
+def _note(check: str, found: str, mend: str) -> Finding:
+    return Finding(check=check, state="note", found=found, mend=mend)
+
+
+def _broken(check: str, found: str, mend: str) -> Finding:
+    return Finding(check=check, state="broken", found=found, mend=mend)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _required() -> Iterator[tuple[str, str]]:
+    """(distribution, range) of what is imported: as installed, else as the checkout's pyproject.toml says."""
+    try:
+        lines = metadata.requires("stableanimator-cli") or []
+    except metadata.PackageNotFoundError:
+        file = Path(__file__).resolve().parent.parent / "pyproject.toml"
+        lines = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["dependencies"]
+    for line in lines:
+        match = re.match(r"\s*([A-Za-z0-9._-]+)\s*([^;]*)", line)
+        if match is not None and "extra ==" not in line:
+            yield match[1], match[2].strip()
+
+
+def _within(version: str, wanted: str) -> bool:
+    from packaging.specifiers import SpecifierSet  # of accelerate and transformers: there where they are
+
+    return version in SpecifierSet(wanted, prereleases=True)
+
+
+def _nvidia() -> bool:
+    return Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+
+
+def _probe(code: str) -> tuple[bool, str]:
+    """Whether Python code runs in a process of its own, and the last line of what it said."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no answer in {_PROBE_SECONDS} s"
+    if done.returncode < 0:
+        return False, f"killed by signal {-done.returncode}"
+    words = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    return done.returncode == 0, words[-1] if words else ""

@@ -47,6 +47,8 @@ class Table:
         return {"title": self.title, "note": self.note, "rows": rows}
 
     def markdown(self) -> str:
+        if not self.rows:
+            return f"**{self.title}.** {self.note}".rstrip()
         lines = [f"| {' | '.join(self.columns)} |", f"|{'---|' * len(self.columns)}"]
         lines += [f"| {' | '.join(cells)} |" for cells in self.cells()]
         return "\n".join([f"**{self.title}.** {self.note}".rstrip(), "", *lines])
@@ -59,6 +61,9 @@ class BenchReport:
     command: str
     environment: Mapping[str, Any]
     tables: Mapping[str, Sequence[Table]]
+
+    def all_tables(self) -> list[Table]:
+        return [table for found in self.tables.values() for table in found]
 
     def to_json(self) -> dict[str, Any]:
         tables = {name: [table.to_json() for table in found] for name, found in self.tables.items()}

@@ -9,12 +9,14 @@ import typer
 from stableanimator_cli import __version__
 from stableanimator_cli.cli import models
 from stableanimator_cli.cli.animate import animate
+from stableanimator_cli.cli.bench import bench
 from stableanimator_cli.cli.demo import demo
 from stableanimator_cli.cli.doctor import doctor
 from stableanimator_cli.cli.evaluate import evaluate
 from stableanimator_cli.cli.preprocess import preprocess
 from stableanimator_cli.cli.puppets import puppets
 from stableanimator_cli.cli.replay import replay
+from stableanimator_cli.cli.train import train
 
 PIPELINE = "Pipeline"
 WORKSHOP = "Workshop"
@@ -46,6 +48,7 @@ app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="Videos b
 app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="A picture and a motion become a video.")(
     animate
 )
+app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="Clips and a model become a model.")(train)
 app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="Videos become scores, tables and a report.")(
     evaluate
 )
@@ -54,3 +57,6 @@ app.add_typer(models.app, rich_help_panel=WORKSHOP)
 app.command(rich_help_panel=WORKSHOP, short_help="Draw figures whose motion and faces are known exactly.")(puppets)
 app.command(rich_help_panel=WORKSHOP, no_args_is_help=True, short_help="Repeat a run and compare its bytes.")(replay)
 app.command(rich_help_panel=WORKSHOP, short_help="What would break a run here, and what mends it.")(doctor)
+app.command(
+    rich_help_panel=WORKSHOP, no_args_is_help=True, short_help="Measure: cost, speed and memory, side by side."
+)(bench)

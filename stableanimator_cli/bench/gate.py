@@ -1,0 +1,104 @@
+"""Counters that must not change by themselves: FLOPs, bytes alive, operators and calls, compared with a recorded list.
+
+Nothing is timed, so a change is a change of the code or of torch. Who means it records it: ``sa bench gate --accept``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from stableanimator_cli.bench import cost
+from stableanimator_cli.bench.networks import FULL, model_of, open_engine
+from stableanimator_cli.bench.rendering import rendered, request
+from stableanimator_cli.bench.results import Table
+from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.errors import BadInput, CheckFailed
+from stableanimator_cli.media_files import appearing, require_file
+
+BASELINE = Path(__file__).with_name("baseline.json")
+LARGE, FRAMES, CHUNK, FACE = (576, 1024), 16, 4, 128
+Counters = dict[str, int]
+
+
+def counters(tick: Callable[[], object] = lambda: None) -> Counters:
+    """All counters by name: full-size networks on the ``meta`` device, and calls of a small rendering."""
+    model, found = model_of(FULL), {}
+    costs = {}
+    for name, count in cost.unet_cost(model, LARGE, FRAMES, torch.bfloat16).items():
+        costs[f"{name} 576x1024"] = count
+    tick()
+    for name, count in cost.vae_cost(model, LARGE, FRAMES, torch.bfloat16, CHUNK).items():
+        costs[f"{name} 576x1024"] = count
+    tick()
+    # two chunks tell one graph from chunk by chunk
+    for name, count in cost.hjb_cost(model, LARGE, 2 * CHUNK, torch.float32, CHUNK, FACE).items():
+        costs[f"{name} 576x1024"] = count
+    tick()
+    for name, count in costs.items():
+        found |= {f"{name}: FLOPs": count.flops, f"{name}: bytes alive": count.bytes}
+        found[f"{name}: operators"] = count.operators
+    for frames in (16, 64, 300):
+        found[f"windows of {frames} frames"] = len(plan_windows(frames, length=16, overlap=4))
+    plan = DevicePlan(device=torch.device("cpu"), dtype=torch.float32)
+    with open_engine(model_of("puppet"), plan) as engine:
+        rendered(engine, request((64, 64), 6, 2, window=4, overlap=1))
+        found |= {f"calls of a rendering: {name}": count for name, count in sorted(engine.calls.items())}
+    tick()
+    return found
+
+
+def read(path: Path) -> Counters:
+    """A recorded list. ``BadInput`` where it is none."""
+    expected = "counters by name, as `sa bench gate --accept` writes them"
+    try:
+        data = json.loads(require_file(path, expected).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(path, f"no JSON ({error})", expected) from error
+    if not isinstance(data, dict) or not all(isinstance(value, int) for value in data.values()):
+        raise BadInput(path, "other things than whole numbers by name", expected)
+    return data
+
+
+def write(path: Path, found: Counters) -> None:
+    with appearing(path) as part:
+        part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def compare(found: Counters, expected: Counters) -> Table:
+    """Counters that differ, are new, or are gone; a table without rows where all hold."""
+    names = dict.fromkeys([*expected, *found])
+    rows = [
+        {
+            "counter": name,
+            "recorded": expected.get(name),
+            "found": found.get(name),
+            "change": _change(expected.get(name), found.get(name)),
+        }
+        for name in names
+        if expected.get(name) != found.get(name)
+    ]
+    note = f"{len(found)} counters, {len(rows)} changed."
+    return Table(title="Gate", rows=rows, note=note)
+
+
+def _change(before: int | None, now: int | None) -> str:
+    if before is None or now is None:
+        return "new" if before is None else "gone"
+    return f"{100 * (now - before) / before:+.3g} %" if before else f"{now - before:+d}"
+
+
+def require(changed: Table, path: Path) -> None:
+    """Raise ``CheckFailed`` with the differences."""
+    if not changed.rows:
+        return
+    words = [f"{row['counter']} {row['recorded']} -> {row['found']} ({row['change']})" for row in changed.rows]
+    more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+    raise CheckFailed(
+        f"{path.name}: {len(words)} counter(s) changed: {'; '.join(words[:3])}{more}",
+        hint="find what changed the work done; if it is meant, record it: `sa bench gate --accept`",
+    )

@@ -94,7 +94,7 @@ def export_tensors(model: nn.Module, replaced: Mapping[str, Tensor] | None = Non
     unknown = set(replaced) - set(model.state_dict())
     if unknown:
         raise KeyError(f"no tensor of the model is named {min(unknown)}")
-    state = {name: replaced.get(name, tensor).detach() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach() for name, tensor in {**model.state_dict(), **replaced}.items()}
     return {
         role: {
             name: tensor.to("cpu").contiguous()

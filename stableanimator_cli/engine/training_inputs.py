@@ -159,7 +159,7 @@ def _encode(parts: TrainingParts, pixels: Tensor) -> Tensor:
         vae: AutoencoderKLTemporalDecoder = parts.networks["vae"]
         weight = next(vae.parameters())
         parts_of = [
-            vae.encode(few.to(weight.device, weight.dtype)).latent_dist.parameters.float().cpu()
+            vae.encode(few.to(weight.device, weight.dtype), return_dict=False)[0].parameters.float().cpu()
             for few in pixels.split(ENCODED_AT_ONCE)
         ]
     return torch.cat(parts_of)

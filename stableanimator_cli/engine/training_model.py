@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from einops import rearrange
@@ -109,12 +109,12 @@ class TrainingModel(nn.Module):
     """UNet, PoseNet and Face Encoder as the one module that DDP or FSDP wraps; answers with losses."""
 
     def __init__(
-        self, unet: AnimationUNet, pose_net: PoseNet, face_encoder: FaceEncoder, settings: TrainingSettings
+        self, unet: nn.Module, pose_net: nn.Module, face_encoder: nn.Module, settings: TrainingSettings
     ) -> None:
         super().__init__()
-        self.unet = unet
-        self.pose_net = pose_net
-        self.face_encoder = face_encoder
+        self.unet = cast(AnimationUNet, unet)
+        self.pose_net = cast(PoseNet, pose_net)
+        self.face_encoder = cast(FaceEncoder, face_encoder)
         self.settings = settings
         self.apply_settings(settings)
 
@@ -180,10 +180,9 @@ class TrainingModel(nn.Module):
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Half precision where the settings say so. Each weight is used once a step: a cache of casts would only keep
         them alive."""
-        half = self.settings.dtype != "float32"
-        return torch.autocast(
-            device.type, DTYPES[self.settings.dtype] if half else None, enabled=half, cache_enabled=False
-        )
+        if self.settings.dtype == "float32" or device.type == "meta":  # ``training_count`` casts there
+            return nullcontext()
+        return torch.autocast(device.type, DTYPES[self.settings.dtype], cache_enabled=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

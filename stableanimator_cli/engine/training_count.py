@@ -1,0 +1,136 @@
+"""Counting what a training step keeps alive, on the ``meta`` device: nothing is computed and nothing allocated, so a
+network of any size is counted in seconds on any machine."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from stableanimator_cli.engine.device import DTYPES
+from stableanimator_cli.engine.training_model import StepInputs, TrainingModel
+
+_MATRIX = ("linear", "conv2d", "conv3d")  # what autocast computes in half precision
+_NORM = ("group_norm", "layer_norm")  # what ``mixed_norms`` computes in the input's type
+
+
+class AliveBytes(TorchDispatchMode):
+    """Within it each storage that an operator makes counts from then until nobody holds it; ``peak`` is the most at
+    once, in bytes. Tensors made before count nothing; views share a storage and count once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = 0
+        self.peak = 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        before = {id(storage) for storage in given}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                if storage not in self._known and id(storage) not in before:
+                    self._known[storage] = storage.nbytes()
+                    self.alive += storage.nbytes()
+                    weakref.finalize(storage, self._gone, storage.nbytes())
+        self.peak = max(self.peak, self.alive)
+        return result
+
+    def _gone(self, size: int) -> None:
+        self.alive -= size
+
+
+def step_bytes(model: TrainingModel, inputs: StepInputs) -> int:
+    """Most bytes that forward and backward hold at once beside weights and inputs: gradients, casts, activations."""
+    for parameter in model.parameters():
+        parameter.grad = None
+    with AliveBytes() as counted:
+        model(inputs).mean().backward()
+    for parameter in model.parameters():
+        parameter.grad = None
+    return counted.peak
+
+
+def meta_step_bytes(model: TrainingModel, batch: int, frames: int, size: tuple[int, int]) -> int:
+    """``step_bytes`` of a model on the ``meta`` device at a size (width, height), as a card with a fused attention
+    kernel would run it."""
+    width, height = size[0] // 8, size[1] // 8
+    channels, tokens = model.unet.config["out_channels"], model.face_encoder.config
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    inputs = StepInputs(
+        latents=empty(batch, frames, channels, height, width),
+        noise=empty(batch, frames, channels, height, width),
+        sigma=empty(batch),
+        reference=empty(batch, channels, height, width),
+        image=empty(batch, 1, tokens.clip_embeddings_dim),
+        face=empty(batch, tokens.id_embeddings_dim),
+        has_face=empty(batch),
+        poses=empty(batch, frames, 3, size[1], size[0], dtype=torch.uint8),
+        mask=empty(batch, frames, 1, height, width),
+        time_ids=empty(batch, 3),
+        keep_image=empty(batch),
+        keep_reference=empty(batch),
+        keep_face=empty(batch),
+        keep_pose=empty(batch),
+    )
+    half = DTYPES[model.settings.dtype] if model.settings.dtype != "float32" else None
+    with _as_on_a_card(half):
+        return step_bytes(model, inputs)
+
+
+@contextmanager
+def _as_on_a_card(half: torch.dtype | None) -> Iterator[None]:
+    """Within it functions on ``meta`` tensors do what they do on a card: attention by the kernel that keeps no square
+    matrix, and in ``half`` precision what autocast casts (it knows no ``meta`` device)."""
+    plain: dict[str, Callable[..., Tensor]] = {
+        name: getattr(F, name) for name in (*_MATRIX, *_NORM, "scaled_dot_product_attention")
+    }
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Tensor:
+        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+
+    def matrix(name: str) -> Callable[..., Tensor]:
+        def run(*args: Any, **named: Any) -> Tensor:
+            return plain[name](*(_cast(arg, half) for arg in args), **{k: _cast(v, half) for k, v in named.items()})
+
+        return run
+
+    def norm(name: str) -> Callable[..., Tensor]:
+        def run(x: Tensor, *args: Any, **named: Any) -> Tensor:
+            return plain[name](
+                x, *(_cast(arg, x.dtype) for arg in args), **{k: _cast(v, x.dtype) for k, v in named.items()}
+            )
+
+        return run
+
+    instead: Mapping[str, Callable[..., Tensor]] = {"scaled_dot_product_attention": attention}
+    if half is not None:
+        instead = {**instead, **{name: matrix(name) for name in _MATRIX}, **{name: norm(name) for name in _NORM}}
+    try:
+        for name, function in instead.items():
+            setattr(F, name, function)
+        yield
+    finally:
+        for name in instead:
+            setattr(F, name, plain[name])
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def bytes_of(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())

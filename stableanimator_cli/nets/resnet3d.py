@@ -1,6 +1,6 @@
 """3D ResNet-50 (Hara et al., "Can Spatiotemporal 3D CNNs Retrace the History of 2D CNNs and ImageNet?").
 
-Names of the weights are those of ``resnet-50-kinetics.pth`` once ``unwrapped``; its shortcuts are convolutions (type B).
+Names of the weights are those of ``resnet-50-kinetics.pth`` once ``unwrapped``: shortcuts of type B.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ class SavingConfig:
 
     every: int = option("--save-every", 500)
     keep: int = option("--keep", 3)
-    weights: Literal["float16", "float32"] = option("saving.weights", "float32")
+    weights: Literal["float16", "float32"] = option("--weights", "float32")
 
     def __post_init__(self) -> None:
         refuse_bad_choices(self)

@@ -27,7 +27,7 @@ def prepare(named: str, scratch: tuple[str, ...], run: Path) -> tuple[str, Model
 
     Networks that start from ``scratch`` need no file; PoseNet and Face Encoder start anew where the model has none.
     """
-    model = catalogue.open_model(named, [role for role in ("unet", "vae", "image_encoder") if role not in scratch])
+    model = open_base(named, scratch)
     if named in catalogue.names():
         return model.name, model
     place = run / "checkpoints" / "NAME"
@@ -36,6 +36,11 @@ def prepare(named: str, scratch: tuple[str, ...], run: Path) -> tuple[str, Model
     if not (run / FOLDER / FILE_NAME).is_file():
         _write(model, run / FOLDER)
     return _towards(run / FOLDER, place), model
+
+
+def open_base(named: str, scratch: tuple[str, ...]) -> ModelFolder:
+    """The model with the networks that a training cannot do without."""
+    return catalogue.open_model(named, [role for role in ("unet", "vae", "image_encoder") if role not in scratch])
 
 
 def plain_name(text: str) -> str:

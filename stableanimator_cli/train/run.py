@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +28,10 @@ from stableanimator_cli.train.caching import make_caches
 from stableanimator_cli.train.checkpoint import Card, State
 from stableanimator_cli.train.curves import draw_curves
 from stableanimator_cli.train.dataset import Dataset, open_dataset
+from stableanimator_cli.train.export import export as write_export
 from stableanimator_cli.train.loop import Hooks, Loop, Place
-from stableanimator_cli.train.report import TrainReport
+from stableanimator_cli.train.plan import TrainPlan, fitted
+from stableanimator_cli.train.report import ExportReport, TrainReport
 from stableanimator_cli.train.stages import TrainingStage, settings_of
 from stableanimator_cli.train.tracking import Metrics, read_metrics
 
@@ -45,22 +47,60 @@ def run(
     flags: Mapping[str, Any],
     config_file: Path | None = None,
     resumed: Path | None = None,
+    export: Literal["model", "upstream"] | None = None,
+    plan_only: bool = False,
     talk: Talk | None = None,
-) -> TrainReport:
+) -> TrainReport | TrainPlan | ExportReport | None:
     """Begin a training, or go on with the one in the folder ``resumed``. ``flags`` by option name, None where not
-    given; see ``config_train.TrainConfig``. Raises ``SaError``; checkpoints that were written stay as they are."""
+    given; see ``config_train.TrainConfig``. Raises ``SaError``; checkpoints that were written stay as they are.
+
+    ``export`` writes a checkpoint of ``resumed`` to ``output`` instead, ``plan_only`` counts what it would cost. None
+    in all but one of several processes.
+    """
     talk = talk or Silent()
+    if export is not None:
+        return _export(flags, resumed, export)
     if resumed is None:
         config = resume.new_config(flags, config_file)
         resume.check_new(config.output)
     else:
         config = resume.resumed_config(resumed, flags, config_file)
+    if plan_only:
+        return _plan(config, fresh=resumed is None, talk=talk)
     accelerator = _accelerator(config)
     if not accelerator.is_main_process:
-        talk = Silent()
-        return _train(config, accelerator, talk, fresh=resumed is None)
+        _train(config, accelerator, Silent(), fresh=resumed is None)
+        return None
     with resume.locked(config.output):
         return _train(config, accelerator, talk, fresh=resumed is None)
+
+
+def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["model", "upstream"]) -> ExportReport:
+    if run_folder is None:
+        hint = f"sa train --resume RUN --export {form} -o FOLDER"
+        raise ConfigError("--export", form, "--resume RUN, whose checkpoint it writes", hint=hint)
+    output = flags.get("output")
+    if output is None:
+        raise ConfigError("--output", None, "a folder to write to", hint="add -o FOLDER")
+    return write_export(run_folder, form, Path(output), flags.get("weights"))
+
+
+def _plan(config: TrainConfig, *, fresh: bool, talk: Talk) -> TrainPlan:
+    """What it would cost: nothing is loaded or written."""
+    named = config.model or catalogue.default_model(NETWORKS)
+    model = base.open_base(named, config.from_scratch or ())
+    if fresh:
+        config = _settled(config, named, model)
+    dataset = _dataset(config, model, talk)
+    config = _counted(config, dataset)
+    return TrainPlan.of(fitted(config, model, ranks=1) if fresh else config, model, dataset)
+
+
+def _dataset(config: TrainConfig, model: ModelFolder, talk: Talk) -> Dataset:
+    least = max(2, *(stage.frames for stage in config.stage or ()))
+    dataset = open_dataset(config.dataset, least=least, face_channel_order=model.face_channel_order, talk=talk)
+    talk.note(f"dataset: {dataset.summary()}")
+    return dataset
 
 
 def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: bool) -> TrainReport:
@@ -71,9 +111,9 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
     if fresh:
         config = _settled(config, named, model)
     _check_ranks(config, accelerator.num_processes)
-    least = max(2, *(stage.frames for stage in config.stage or ()))
-    dataset = open_dataset(config.dataset, least=least, face_channel_order=model.face_channel_order, talk=talk)
-    talk.note(f"dataset: {dataset.summary()}")
+    if fresh:
+        config = fitted(config, model, ranks=accelerator.num_processes)
+    dataset = _dataset(config, model, talk)
     config = _counted(config, dataset)
     digest = _digest(dataset)
     resume.check_dataset(run_folder, digest)

@@ -1,0 +1,121 @@
+"""A checkpoint for others: a model folder that needs no other, or the three files of the reference implementation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stableanimator_cli import catalogue, catalogue_schema
+from stableanimator_cli.engine.weights import read_tensors
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.media_files import visible_files, write_refused
+from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.train import checkpoint
+from stableanimator_cli.train.base import model_toml, plain_name
+from stableanimator_cli.train.report import ExportReport
+
+TRAINED = ("unet", "pose_net", "face_encoder")
+
+
+def export(run: Path, form: Literal["model", "upstream"], output: Path, weights: str | None) -> ExportReport:
+    """Write the best checkpoint of ``run`` by validation, else the last, to the folder ``output``, which appears whole.
+
+    ``weights`` is the type of the trained networks' numbers, None as the checkpoint has them. Raises ``BadInput``
+    where there is no checkpoint yet or ``output`` holds something.
+    """
+    here = dict(checkpoint.saved(run))
+    if not here:
+        raise BadInput(run, "no checkpoint", "a run with one", hint=f"train longer: sa train --resume {run}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise BadInput(output, "something that is there already", "a new folder", hint="choose another -o")
+    best = checkpoint.best_step(run)
+    source = here[max(here) if best is None else best]
+    model = catalogue.open_model(source, TRAINED)
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _write_upstream(model, weights, part) if form == "upstream" else _write_model(source, model, weights, part)
+        if output.is_dir():
+            output.rmdir()
+        os.replace(part, output)
+    except OSError as error:
+        raise write_refused(output, error) from error
+    except SafetensorError as error:
+        raise BadInput(output, f"a write that failed ({error})", "a folder that can be written") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    files = tuple(sorted(path for path in output.rglob("*") if path.is_file()))
+    return ExportReport(output=output, checkpoint=source, files=files)
+
+
+def _read(model: ModelFolder, role: str, weights: str | None) -> dict[str, Tensor]:
+    dtype = None if weights is None else torch.float16 if weights == "float16" else torch.float32
+    tensors = read_tensors(model.files[role])
+    return {
+        name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _write_upstream(model: ModelFolder, weights: str | None, folder: Path) -> None:
+    for role in TRAINED:
+        torch.save(_read(model, role, weights), folder / f"{role}.pth")
+
+
+def _write_model(source: Path, model: ModelFolder, weights: str | None, folder: Path) -> None:
+    entry = catalogue_schema.read(source)
+    components: dict[str, tuple[str | None, str | None]] = {}
+    for role in dict.fromkeys((*model.files, *model.configs)):
+        file = config = None
+        if role in model.configs:
+            config = f"{role}.json"
+            text = json.dumps(dict(model.configs[role]), indent=2) + "\n"
+            (folder / config).write_text(text, encoding="utf-8")
+        if role in TRAINED:
+            file = f"{role}.safetensors"
+            save_file(_read(model, role, weights), folder / file, metadata={"format": "pt"})
+            (folder / file).chmod(0o644)
+        elif role in model.files:
+            file = _copy(model.files[role], role, folder)
+        components[role] = (file, config)
+    text = model_toml(
+        name=plain_name(folder.name.split(".")[1]),
+        summary=entry.summary,
+        model=model,
+        defaults=model.defaults,
+        components=components,
+        files=[_row(path, folder) for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".json"],
+        training=_plain(entry.training),
+    )
+    (folder / catalogue_schema.FILE_NAME).write_text(text, encoding="utf-8")
+
+
+def _copy(source: Path, role: str, folder: Path) -> str:
+    if not source.is_dir():
+        target = f"{role}{source.suffix}"
+        shutil.copyfile(source, folder / target)
+        return target
+    (folder / role).mkdir()
+    for file in visible_files(source):
+        shutil.copyfile(file, folder / role / file.name)
+    return role
+
+
+def _row(path: Path, folder: Path) -> tuple[str, int, str]:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return path.relative_to(folder).as_posix(), path.stat().st_size, digest
+
+
+def _plain(table: Any) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if isinstance(value, str | int | float | bool | list)}

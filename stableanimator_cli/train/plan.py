@@ -1,0 +1,142 @@
+"""What a training would cost, before anything is loaded: memory by part, steps, and about how long they take."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stableanimator_cli.config import DeviceConfig, to_toml
+from stableanimator_cli.config_train import StageConfig, TrainConfig
+from stableanimator_cli.engine.device import DTYPES, DevicePlan
+from stableanimator_cli.engine.training_memory import MemoryPlan, choose, predict
+from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.train.dataset import Dataset
+from stableanimator_cli.train.stages import settings_of
+
+_SHARE = 0.45  # of a large matrix product's speed that a training step reaches, as measured for these networks
+_SIDE = 1024  # of the matrices that are multiplied to find that speed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainPlan:
+    """What a run would do, from ``--plan``: counted, nothing loaded or written."""
+
+    data: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, config: TrainConfig, model: ModelFolder, dataset: Dataset, *, ranks: int = 1) -> TrainPlan:
+        """One row a stage: its memory, and the work of its steps at the speed that this device multiplies with."""
+        plan = DevicePlan.of(DeviceConfig(device=config.device))
+        speed = _speed(plan.device, DTYPES[config.memory.dtype])
+        rows = [_row(config, stage, model, ranks, plan.device, speed) for stage in config.stage or ()]
+        return cls(
+            data={
+                "model": model.name,
+                "device": str(plan.device),
+                "clips": len(dataset.clips),
+                "frames": dataset.frames,
+                "stages": rows,
+                "steps": sum(row["steps"] for row in rows),
+                "hours": sum(row["hours"] for row in rows),
+                "peak_bytes": max(row["bytes"] for row in rows),
+                "config": tomllib.loads(to_toml(config)),
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(self.data)
+
+    def summary(self) -> str:
+        data = self.data
+        lines = [
+            f"model      {data['model']} on {data['device']}",
+            f"dataset    {data['clips']} clips, {data['frames']} frames",
+        ]
+        for row in data["stages"]:
+            lines.append(
+                f"stage      {row['name']}: {row['steps']} steps of {row['batch']} x {row['frames']} frames, "
+                f"{row['train']}, about {_hours(row['hours'])}"
+            )
+            lines.append(f"memory     {row['memory']}")
+        return "\n".join([*lines, f"in all     {data['steps']} steps, about {_hours(data['hours'])}"])
+
+
+def fitted(config: TrainConfig, model: ModelFolder, *, ranks: int) -> TrainConfig:
+    """``--fit``: checkpointing and micro-batch chosen so that every stage stays below the limit. ``OutOfMemory`` where
+    nothing does."""
+    limit = config.memory.fit
+    if limit is None:
+        return config
+    order = ("off", "diffusers", "blocks")
+    chosen = [
+        choose(limit, model, settings_of(config, stage), batch=stage.batch // ranks, **_given(config, stage, ranks))
+        for stage in config.stage or ()
+    ]
+    slowest = max(chosen, key=lambda plan: order.index(plan.settings.checkpointing))
+    micro = min(plan.micro for plan in chosen)
+    memory = replace(config.memory, checkpointing=slowest.settings.checkpointing, micro=micro)
+    return replace(config, memory=memory)
+
+
+def _given(config: TrainConfig, stage: StageConfig, ranks: int) -> dict[str, Any]:
+    size = max(stage.sizes or (), key=lambda side: side[0] * side[1])
+    cached = config.data.cache not in (None, "off")
+    return {
+        "size": size,
+        "frames": stage.frames,
+        "cached": cached,
+        "ema": config.optimizer.ema > 0,
+        "ranks": ranks,
+    }
+
+
+def _row(
+    config: TrainConfig, stage: StageConfig, model: ModelFolder, ranks: int, device: torch.device, speed: float
+) -> dict[str, Any]:
+    micro = min(config.memory.micro or stage.batch, max(1, stage.batch // ranks))
+    with FlopCounterMode(display=False) as counter:
+        memory: MemoryPlan = predict(
+            model,
+            settings_of(config, stage),
+            micro=micro,
+            on_cpu=device.type == "cpu",
+            **_given(config, stage, ranks),
+        )
+    steps = stage.steps or 0
+    work = counter.get_total_flops() * (stage.batch / ranks / micro)
+    return {
+        "name": stage.name,
+        "steps": steps,
+        "batch": stage.batch,
+        "frames": stage.frames,
+        "train": stage.train,
+        "bytes": memory.total,
+        "memory": memory.describe(),
+        "flops_a_step": work,
+        "hours": steps * work / (speed * _SHARE) / 3600,
+    }
+
+
+def _speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product here."""
+    matrix = torch.ones(_SIDE, _SIDE, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(3):
+        started = time.perf_counter()
+        product = matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = max(time.perf_counter() - started, 1e-9)
+        best = max(best, 2 * _SIDE**3 / seconds)
+        del product
+    return best
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"

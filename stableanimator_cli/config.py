@@ -221,7 +221,8 @@ class DeviceConfig:
 class AnimateConfig:
     """One run of ``sa animate``. ``size`` is (width, height) and ``None`` means the model's own; ``frames`` a half-open
     range of the motion; ``fps`` the rate to resample the motion to, ``None`` its own; ``id_adapter`` ``None`` the
-    model's own way of joining the face; ``preview`` also writes ``OUT.preview.mp4`` beside the output."""
+    model's own way of joining the face, ``force_ablation`` allows another one than it was trained with; ``preview``
+    also writes ``OUT.preview.mp4`` beside the output."""
 
     reference: Path = option("REFERENCE")
     motion: Path = option("MOTION")
@@ -235,6 +236,7 @@ class AnimateConfig:
     audio: Literal["keep", "none"] = option("--audio", "keep")
     preview: bool = option("--preview", False)
     id_adapter: Literal["distribution", "addition", "norm", "off"] | None = option("--id-adapter", None)
+    force_ablation: bool = option("--force-ablation", False)
     face_embedding: Path | None = option("--face-embedding", None)
     allow_no_face: bool = option("--allow-no-face", False)
     preset: Literal["fast", "standard", "released", "paper"] = option("--preset", "standard")

@@ -11,6 +11,7 @@ import numpy as np
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate import face
+from stableanimator_cli.animate.ablation import uses_face
 from stableanimator_cli.animate.driving import open_driving, say_cut
 from stableanimator_cli.animate.making import Making, make
 from stableanimator_cli.animate.record import Animation, AnimationPlan
@@ -68,6 +69,7 @@ def carry_out(
     talk = talk or Silent()
     size = config.size or (512, 512)
     _check(config, size)
+    with_face = uses_face(config, model)
     device = DevicePlan.of(config.device)
     keeper = None if plan_only else Keeper(config, model, device, talk, restart=restart)
     picture = _reference(config.reference)
@@ -92,7 +94,7 @@ def carry_out(
         poses = driving.skeletons
         if config.windows.anchor == "reference":
             poses = poses.behind(_own_pose(config, engine, picture, there))
-        request = _request(config, picture, there, poses, subject.vector)
+        request = _request(config, picture, there, poses, subject.vector if with_face else None)
         if keeper is None:
             return AnimationPlan.of(config, model, device, request, driving)
         refine = face.refinement(config, engine, picture, subject, driving, talk)

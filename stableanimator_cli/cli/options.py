@@ -310,6 +310,16 @@ IdAdapterOpt = Annotated[
         help="How face and picture features are joined. Default: the model's own.",
     ),
 ]
+ForceAblationOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--force-ablation",
+        rich_help_panel=FACE,
+        help=says(
+            "Allow another --id-adapter, or a face, than the model was trained with.", AnimateConfig, "force_ablation"
+        ),
+    ),
+]
 FaceEmbeddingOpt = Annotated[
     Path | None,
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -109,25 +109,33 @@ def iteration(
 
 
 def hjb_cost(
-    model: ModelFolder, size: Size, frames: int, dtype: torch.dtype, chunk: int, face: int, margin: int = 8
+    model: ModelFolder,
+    size: Size,
+    frames: int,
+    dtype: torch.dtype,
+    chunk: int,
+    face: int,
+    *,
+    margin: int = 8,
+    checkpointing: Sequence[bool] = (True, False),
 ) -> dict[str, Counted]:
-    """One iteration of every kind over ``frames`` frames, with a face of ``face`` pixels a side."""
+    """One iteration of every kind over ``frames`` frames, with a face of ``face`` pixels a side; whole frames with and
+    without ``checkpointing``, a crop as it is: never checkpointed."""
     vae: Any = on_meta(model, "vae", dtype)
     width, height = size
     clean = torch.empty(frames, 4, height // STRIDE, width // STRIDE, device="meta", dtype=dtype)
     box, chunks = face_box(size, face), [range(n, min(n + chunk, frames)) for n in range(0, frames, chunk)]
     found = {}
-    for checkpointed in (True, False):
+    for checkpointed in checkpointing:
         decoder = FaceDecoder(vae, Counter(), checkpointed=checkpointed, margin=margin)
         way = "" if checkpointed else ", not checkpointed"
-        with decoder.observed(clean, chunks):
-            kinds: dict[str, dict[str, bool]] = {f"full{way}": {}, f"full, one graph{way}": {"one_graph": True}}
-            if not checkpointed:
-                kinds["crop"] = {"crop": True}  # a crop is never checkpointed
-            for name, kind in kinds.items():
-                found[f"face optimisation, {name}"] = counted(
-                    lambda d=decoder, k=kind: iteration(d, clean, chunk, box, **k)
-                )
+        for name, one_graph in ((f"full{way}", False), (f"full, one graph{way}", True)):
+            found[f"face optimisation, {name}"] = counted(
+                lambda d=decoder, whole=one_graph: iteration(d, clean, chunk, box, one_graph=whole)
+            )
+    decoder = FaceDecoder(vae, Counter(), margin=margin)
+    with decoder.observed(clean, chunks):
+        found["face optimisation, crop"] = counted(lambda: iteration(decoder, clean, chunk, box, crop=True))
     return found
 
 

@@ -68,12 +68,24 @@ class Counted:
     operators: int
 
 
-def counted(run: Callable[[], object]) -> Counted:
-    """Run once under both counters. The FLOP counter stands outside: it may take an operator apart, and the parts are
-    what is made."""
-    with FlopCounterMode(display=False) as flops, flash_attention(), LiveBytes() as live:
+def flops(run: Callable[[], object]) -> int:
+    """FLOPs of one run."""
+    with FlopCounterMode(display=False) as found, flash_attention():
         run()
-    return Counted(flops.get_total_flops(), live.peak, live.operators)
+    return found.get_total_flops()
+
+
+def alive(run: Callable[[], object]) -> LiveBytes:
+    """Bytes and operators of one run."""
+    with LiveBytes() as found, flash_attention():
+        run()
+    return found
+
+
+def counted(run: Callable[[], object]) -> Counted:
+    """Run twice, once for each counter: under the FLOP counter a graph with checkpoints holds on to more."""
+    live = alive(run)
+    return Counted(flops(run), live.peak, live.operators)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ def counters(tick: Callable[[], object] = lambda: None) -> Counters:
         costs[f"{name} 576x1024"] = count
     tick()
     # two chunks tell one graph from chunk by chunk
-    for name, count in cost.hjb_cost(model, LARGE, 2 * CHUNK, torch.float32, CHUNK, FACE).items():
+    hjb = cost.hjb_cost(model, LARGE, 2 * CHUNK, torch.float32, CHUNK, FACE, checkpointing=(True,))
+    for name, count in hjb.items():
         costs[f"{name} 576x1024"] = count
     tick()
     for name, count in costs.items():

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stableanimator_cli.bench.counters import counted
+from stableanimator_cli.bench.counters import alive, flops
 from stableanimator_cli.bench.harness import interleaved
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.roofline import Roof, settle_of
@@ -185,29 +185,31 @@ def measure(
 ) -> tuple[Table, Table, Table]:
     """Speed, nearness and effect of both modes on one clip. ``tick`` is called after each refined step."""
     clip = drawn(engine, trial)
-    ways, counts, after, logs = {}, {}, {}, {}
+    ways, calls, costs, after, logs = {}, {}, {}, {}, {}
     for mode in MODES:
         refine = hook(engine, trial, clip, mode)
         engine.calls.clear()
-        cost = counted(lambda refine=refine, mode=mode: after.update({mode: refine(clip.clean, STEP)}))
-        logs[mode], counts[mode] = refine.log[-1], (dict(engine.calls), cost)
+        live = alive(lambda refine=refine, mode=mode: after.update({mode: refine(clip.clean, STEP)}))
+        logs[mode], calls[mode] = refine.log[-1], dict(engine.calls)
+        tick()
         ways[mode] = lambda refine=refine: refine(clip.clean, STEP)
+        costs[mode] = flops(ways[mode]), live.peak  # the run that counts FLOPs warms up
         tick()
     timed = interleaved(ways, rounds, warm_up=0, settle=settle_of(engine.plan.device), tick=tick)
     near = nearness(engine, trial, clip, after["crop"])
     before, inside = decoded(engine, clip, clip.clean, trial.chunk), _inside(clip, trial)
     seconds, effect = [], []
     for mode in MODES:
-        calls, cost = counts[mode]
+        work, peak = costs[mode]
         now = decoded(engine, clip, after[mode], trial.chunk)
         row: dict[str, Any] = {"mode": mode, "s a refined step": timed.median(mode)}
         row |= {"times faster than full": timed.ratio("full", mode) if mode != "full" else None}
-        row |= {"TFLOP": cost.flops / 1e12}
+        row |= {"TFLOP": work / 1e12}
         if roof is not None:
-            row |= {"% of roof": roof.share(cost.flops, timed.median(mode))}
-        row |= {"GiB alive": cost.bytes / GIB}
+            row |= {"% of roof": roof.share(work, timed.median(mode))}
+        row |= {"GiB alive": peak / GIB}
         row |= {
-            f"{what} decodes": calls.get(f"refine_{name}", 0)
+            f"{what} decodes": calls[mode].get(f"refine_{name}", 0)
             for what, name in (("whole", "decode"), ("statistics", "observe"), ("crop", "crop"))
         }
         row |= {"error in the box": near.image_error if mode == "crop" else 0.0}

@@ -81,15 +81,16 @@ def sample(
 
     def way(name: str) -> np.ndarray:
         seen = Stages()
+        engines[name].calls.clear()
         frames_of[name] = rendered(engines[name], asked, seen)
+        calls[name] = seen.calls
         if name == "plain":
             stages.append(seen)
         return frames_of[name]
 
     try:
-        for name, engine in engines.items():
+        for name in engines:
             costs[name] = counted(lambda name=name: way(name))
-            calls[name] = dict(engine.calls)
             tick()
         stages.clear()  # counted runs are slow ones
         ways = {name: lambda name=name: way(name) for name in engines}
@@ -147,9 +148,9 @@ def long(
         rendered(engine, request(size, 2, 1))  # networks are loaded before anything is counted
         for length in lengths:
             asked = request(size, length, steps)
-            engine.calls.clear()
 
             def run(asked: RenderRequest = asked) -> int:
+                engine.calls.clear()
                 with torch.no_grad():
                     return sum(1 for _ in render(engine, asked, Stages()))  # frames are not kept, as in a video
 

@@ -1,0 +1,107 @@
+"""Every bench once, as small as it goes: what is counted and how near the ways are; seconds are not looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stableanimator_cli.bench import hjb, preprocessing, rendering, roofline, speed
+from stableanimator_cli.bench.networks import model_of, open_engine
+from stableanimator_cli.bench.roofline import Roof
+from stableanimator_cli.errors import ConfigError
+from tests.tiny import CPU
+
+ROOF = Roof(torch.float32, 10.0, 10.0)
+
+
+def still() -> None:
+    pass
+
+
+def test_ways_of_the_unet_agree(tiny_model: Path):
+    shape = speed.Shape(size=(64, 64), frames=2)
+    ways = ("prepared", "batched", "channels-last")
+    table = speed.unet(model_of(str(tiny_model)), CPU, shape, ways, 1, ROOF, still)
+    assert [row["way"] for row in table.rows] == ["plain", *ways]
+    assert max(row["greatest error / greatest value"] for row in table.rows) < 1e-5
+    flops = {row["way"]: row["TFLOP"] for row in table.rows}
+    assert flops["batched"] == flops["plain"] > flops["prepared"] == flops["channels-last"]
+
+
+def test_ways_of_the_decoder(tiny_model: Path):
+    shape = speed.Shape(size=(64, 64), frames=4)
+    table = speed.vae(model_of(str(tiny_model)), CPU, shape, ("channels-last", "chunks of 1"), 1, ROOF, still)
+    plain, last, ones = table.rows
+    assert last["greatest error / greatest value"] < 1e-4 < ones["greatest error / greatest value"]
+    assert ones["GiB alive"] < plain["GiB alive"] / 2
+
+
+def test_renderings_in_every_plan_are_the_same_frames(tiny_model: Path):
+    table, stages = rendering.sample(model_of(str(tiny_model)), CPU, (64, 64), 3, 2, 1, ROOF, still)
+    assert {row["greatest error (levels of 255)"] for row in table.rows} == {0}
+    assert [row["frames through PoseNet"] for row in table.rows] == [3, 6, 3]
+    assert [row["stage"] for row in stages.rows] == ["encode", "denoise", "decode"]
+
+
+def test_length_costs_its_latents(tiny_model: Path):
+    planned, made = rendering.long(model_of(str(tiny_model)), CPU, (64, 64), 24, 1, still)
+    assert [row["frames"] for row in planned.rows] == [16, 16, 24, 24]
+    short, longer = made.rows
+    assert longer["UNet calls"] == 2 * short["UNet calls"] == 4
+    assert longer["MiB alive"] < 1.1 * short["MiB alive"]
+
+
+def test_both_modes_of_face_optimisation_on_one_clip():
+    trial = hjb.Trial(size=(64, 64), frames=2, chunk=1, iterations=1, margin=8)
+    with open_engine(model_of("puppet"), CPU) as engine:
+        speeds, near, effect = hjb.measure(engine, trial, 1, ROOF)
+    full, crop = speeds.rows
+    names = ("whole decodes", "statistics decodes", "crop decodes")
+    assert [full[name] for name in names] == [4, 0, 0]  # two chunks, an iteration and the last look
+    assert [crop[name] for name in names] == [0, 2, 4]
+    assert crop["error in the box"] < 1e-3  # with this margin the crop is the whole frame
+    assert near.rows[0]["gradient cosine"] > 0.9
+    assert [row["mode"] for row in effect.rows] == ["full", "crop", "not refined"]
+    assert effect.rows[0]["dB background against before"] < 100
+
+
+def test_a_face_that_is_no_face_is_refused():
+    with open_engine(model_of("puppet"), CPU) as engine, pytest.raises(ConfigError, match="--face"):
+        hjb.drawn(engine, hjb.Trial(size=(64, 64), frames=1, face=4))
+
+
+def test_decibels_of_a_part():
+    a, b = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4)
+    where = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    where[..., 0, 0] = True
+    b[..., 0, 0] = 0.2
+    assert hjb.psnr(a, b, where) == pytest.approx(20)
+    assert hjb.psnr(a, b, ~where) == float("inf")
+
+
+def test_batches_of_frames_find_the_same_points():
+    clip = preprocessing.clip_of(None, (128, 128), 2)
+    table = preprocessing.measure("puppet", "cpu", clip, 1, still)
+    apart = [row["points apart from one by one, pixels"] for row in table.rows]
+    assert apart[0] == apart[3] == 0
+    assert apart[1] < 0.01
+    assert apart[2] is None
+
+
+def test_a_drawn_clip_can_be_read_again():
+    clip = preprocessing.clip_of(None, (64, 64), 2)
+    first, again = ([frame for _, frame in clip.frames()] for _ in range(2))
+    assert np.array_equal(first, again)
+    assert len(first) == clip.count == 2
+
+
+def test_the_roof_counts_its_work_right(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(roofline, "_SMALL", {"side": 32, "picture": 4, "positions": 16, "copy": 1 << 20})
+    monkeypatch.setattr(roofline, "best", lambda *_: 0.001)
+    roof, rows = roofline.measure(CPU, torch.float32, small=True)
+    assert [row["GFLOP/s"] for row in rows[:1]] == [pytest.approx(2 * 32**3 / 1e6)]
+    assert roof.bandwidth == pytest.approx(2 * 2**20 / 1e6)
+    assert roof.share(roof.products * 1e9, 2.0) == pytest.approx(50)

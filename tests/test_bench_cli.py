@@ -1,0 +1,124 @@
+"""``sa bench`` as it is typed: tables, JSON, pages, verdicts of the gate, and mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from stableanimator_cli.bench import gate, run
+from stableanimator_cli.bench.results import Table
+from stableanimator_cli.cli import bench as cli
+from stableanimator_cli.cli.app import app
+from stableanimator_cli.errors import CheckFailed, ConfigError
+
+GROUP: Any = typer.main.get_command(app)
+BENCH: Any = GROUP.commands["bench"]
+
+
+def go(*words: str) -> None:
+    BENCH.main(list(words), standalone_mode=False)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[run.Bench]:
+    """Benches that measure nothing and keep what they were asked."""
+    asked: list[run.Bench] = []
+
+    def nothing(bench: run.Bench) -> list[Table]:
+        asked.append(bench)
+        return [Table(title="Nothing", rows=[{"what": "it", "ms": 1.5}], note="Not measured.")]
+
+    monkeypatch.setattr(run, "BENCHES", dict.fromkeys(run.BENCHES, nothing))
+    return asked
+
+
+def test_the_command_line_knows_every_bench():
+    assert tuple(run.BENCHES) == cli.NAMES
+    assert cli.complete_name("r") == ["roofline"]
+
+
+def test_tables_are_data_and_notes_are_talk(seen: list[run.Bench], capsys: pytest.CaptureFixture[str]):
+    go("unet", "cost", "--size", "64x128", "--frames", "3", "--pairs", "2", "--device", "cpu", "--progress", "none")
+    said = capsys.readouterr()
+    assert said.out.count("Nothing") == 2
+    assert "1.5" in said.out
+    assert "Not measured." in said.err
+    config = seen[0].config
+    assert (config.size, config.frames, config.pairs, config.networks) == ((64, 128), 3, 2, "puppet")
+
+
+def test_json_and_a_page_name_the_command_without_places(
+    seen: list[run.Bench], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    page, out = tmp_path / "page.md", tmp_path / "out.json"
+    words = ("preprocess", "--video", str(tmp_path / "a b.mp4"), "--variant", "prepared", "--variant", "chunks of 4")
+    go(*words, "--device", "cpu", "--json", "-q", "--page", str(page), "-o", str(out))
+    said = capsys.readouterr()
+    data = json.loads(said.out)
+    expected = "sa bench preprocess --variant prepared --variant 'chunks of 4' --video 'a b.mp4' --device cpu"
+    assert data["command"] == expected
+    assert data == json.loads(out.read_text())
+    assert data["benches"]["preprocess"][0]["rows"] == [{"what": "it", "ms": 1.5}]
+    text = page.read_text()
+    assert f"Made by `{expected}` on " in text
+    assert str(tmp_path) not in text
+    assert seen[0].config.variants == ("prepared", "chunks of 4")
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (("dance",), "NAME"),
+        (("unet", "--size", "100x100"), "--size"),
+        (("unet", "--size", "32x32"), "--size"),
+        (("unet", "--size", "large"), "--size"),
+        (("unet", "--variant", "magic"), "--variant"),
+        (("unet", "--accept"), "--accept"),
+        (("unet", "--video", "a.mp4"), "--video"),
+        (("unet", "--device", "gpu"), "--device"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(seen: list[run.Bench], words: tuple[str, ...], flag: str):
+    with pytest.raises(ConfigError, match=flag):
+        go(*words)
+    assert not seen
+
+
+def test_the_gate_leaves_with_its_differences(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    baseline = tmp_path / "mine.json"
+    monkeypatch.setattr(gate, "counters", lambda tick: {"calls": 5})
+    go("gate", "--accept", "--baseline", str(baseline), "--device", "cpu")
+    assert gate.read(baseline) == {"calls": 5}
+    go("gate", "--baseline", str(baseline), "--device", "cpu")
+    assert "1 counters, 0 changed" in capsys.readouterr().err
+    monkeypatch.setattr(gate, "counters", lambda tick: {"calls": 6})
+    with pytest.raises(CheckFailed, match=r"mine.json: 1 counter\(s\) changed: calls 5 -> 6") as failed:
+        go("gate", "--baseline", str(baseline), "--device", "cpu")
+    assert failed.value.exit_code == 8
+    assert "+20 %" in capsys.readouterr().out
+
+
+def test_the_roof_is_measured_once_and_before_what_is_read_against_it(monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    from stableanimator_cli.bench.roofline import Roof
+    from tests.tiny import CPU
+
+    asked = []
+
+    def table(plan: Any, dtypes: Any) -> Any:
+        asked.append(dtypes)
+        return Table(title="Roofline", rows=[]), {torch.float32: Roof(torch.float32, 1.0, 1.0)}
+
+    monkeypatch.setattr(run.roofline, "table", table)
+    config = run.BenchConfig.of({"names": ["unet"], "device": "cpu"})
+    bench = run.Bench(config=config, plan=CPU, tick=lambda: None, roofs={}, found={})
+    assert bench.roof() is bench.roof()
+    assert asked == [(torch.float32,)]
+    assert list(bench.found) == ["roofline"]

@@ -6,17 +6,19 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKLTemporalDecoder
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import CLIPVisionModelWithProjection
 
-from stableanimator_cli.nets.pose_net import PoseNet
+if TYPE_CHECKING:  # names of types alone: processes that load training data start without these libraries
+    from diffusers import AutoencoderKLTemporalDecoder
+    from transformers import CLIPVisionModelWithProjection
+
+    from stableanimator_cli.nets.pose_net import PoseNet
 
 CLIP_SIZE = 224
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

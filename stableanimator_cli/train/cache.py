@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from stableanimator_cli.detect.capture import read_ahead
 from stableanimator_cli.detect.clips import FaceTable, save_faces
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.errors import BadInput
@@ -212,6 +211,9 @@ def _jobs(clip: TrainingClip, size: Size, encoders: Encoders, resize: Mode) -> l
 
 def _encode(clip: TrainingClip, encode: Sequence[Encode], reader: FindsFaces | None, batch: int) -> list[Tensor]:
     """float16 rows of each network for all frames; faces are written where a reader is given."""
+    # Here, for it brings the detectors' libraries: a worker that only reads caches starts without them.
+    from stableanimator_cli.detect.capture import read_ahead
+
     rows: list[list[Tensor]] = [[] for _ in encode]
     found: list[tuple[int, int, Face]] = []
     done = 0

@@ -24,7 +24,6 @@ from stableanimator_cli.train.upstream import DrawnClip, open_upstream
 
 INDEX = "index.jsonl"
 LISTS = ("video_rec_path.txt", "video_vec_path.txt")
-KINDS = ("rec", "vec")
 Reason = Literal["too-short", "no-skeleton", "broken", "failed"]
 _WORDS: dict[Reason, str] = {
     "too-short": "too short",
@@ -150,7 +149,7 @@ def _listed(root: Path) -> Iterator[Path | LeftOut]:
                 yield from _from_list(root / name)
     else:
         inside = clips.find_folders(root)
-        pictures = [p for kind in KINDS for p in sorted((root / kind).glob("*")) if (p / IMAGES).is_dir()]
+        pictures = [p for places in ("*", "rec/*", "vec/*") for p in sorted(root.glob(places)) if (p / IMAGES).is_dir()]
         yield from inside
         yield from (p for p in pictures if p not in set(inside))
 

@@ -52,7 +52,7 @@ def test_frames_lie_a_stride_apart() -> None:
     for index in range(60):
         frames, reference = choose_frames(keyed(0, "t", index), 100, 16, stride=4, source="unchosen")
         assert np.diff(frames).tolist() == [4] * 15
-        assert 0 <= frames[0]
+        assert frames[0] >= 0
         assert frames[-1] < 100
         assert reference not in frames
         starts.add(int(frames[0]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,15 +80,16 @@ def features(
         folder = catalogue.open_model(model if model is not None else source.entry, source.roles)
     except ModelMissing as error:
         return Missing(metric=metric or name, reason=error.message, command=source.command)
-    entry = catalogue.load(model if model is not None else source.entry)
+    entries = list(catalogue.with_needs(catalogue.load(model if model is not None else source.entry)))
     paths = {role: folder.files[role] for role in source.roles}
-    files = {path.name: _digest(entry, role, path, program=source.program) for role, path in paths.items()}
+    files = {path.name: _digest(entries, role, path, program=source.program) for role, path in paths.items()}
     return Features(name=name, run=source.open(plan, paths), about={"network": name, "files": files})
 
 
-def _digest(entry: Entry, role: str, path: Path, *, program: bool) -> dict[str, str]:
+def _digest(entries: Sequence[Entry], role: str, path: Path, *, program: bool) -> dict[str, str]:
     """sha256 of a network's file, and what it was compared with. ``ModelDamaged`` where it is another."""
     found = catalogue_fetch.digest(path)
+    entry = next(entry for entry in entries if role in entry.components and entry.components[role].file)
     listed = entry.components[role].file or ""
     row = entry.file(listed)
     wanted, held = None, "nothing"
@@ -190,7 +191,9 @@ def _function(
         with ExitStack() as stack:
             stack.enter_context(memory_guard(f"computing features of {len(arrays[0])} item(s)", hint))
             stack.enter_context(torch.no_grad())
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False))
+            stack.enter_context(
+                torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
+            )
             inputs = [torch.from_numpy(np.ascontiguousarray(array)).to(plan.device) for array in arrays]
             told = network(*(inputs if arranged is None else map(arranged, inputs)))
             return told.float().cpu().numpy()

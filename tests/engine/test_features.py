@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stableanimator_cli.engine.features import NETWORKS, Features, features
+from stableanimator_cli.engine.features import NETWORKS, Features, _function, features
 from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.metrics.perceptual import Perceptual, lpips
 from stableanimator_cli.metrics.result import METRICS, Missing
@@ -156,7 +156,7 @@ def spoil_size(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"), [(spoil_digest, "found sha256 .* expected"), (spoil_size, "expected .* bytes")]
+    ("spoil", "words"), [(spoil_digest, "found sha256 .* expected"), (spoil_size, "found .* bytes, expected")]
 )
 def test_damaged_weights_are_an_error_that_names_the_file(tmp_path, spoil: Callable[[Path], None], words):
     folder = entry(tmp_path / "i3d", {"i3d": ("a.pt", {"logits.conv3d.bias": torch.zeros(400)})})
@@ -245,3 +245,24 @@ def test_another_onnx_file_is_no_video_network(tmp_path):
     (folder / "model.toml").write_text('name = "other"\n[components.video]\nfile = "judge.onnx"\n')
     with pytest.raises(ModelDamaged, match="has no output 'features'"):
         features("puppet_clip", CPU, model=folder)
+
+
+def test_a_checkpoint_lends_the_network_of_the_model_that_it_needs(tmp_path):
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    (folder / "model.toml").write_text('name = "trained"\nneeds = ["puppet"]\n')
+    assert opened("puppet_clip", folder).about == opened("puppet_clip").about
+
+
+def test_torch_is_left_as_it_was():
+    conv = torch.backends.cudnn.conv
+    before = torch.backends.cudnn.allow_tf32, conv.fp32_precision, torch.backends.cudnn.deterministic
+    inside = []
+
+    def network(x: Tensor) -> Tensor:
+        inside.append((torch.backends.cudnn.allow_tf32, conv.fp32_precision, torch.is_grad_enabled()))
+        return x
+
+    _function(network, CPU)(np.zeros((1, 2), np.float32))
+    assert inside == [(False, "ieee", False)]
+    assert (torch.backends.cudnn.allow_tf32, conv.fp32_precision, torch.backends.cudnn.deterministic) == before

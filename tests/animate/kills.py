@@ -1,144 +1,170 @@
-"""``sa animate`` killed with SIGKILL at random moments of its work. ``python -m tests.animate.kills KILLS SEED`` does
-it in bulk, compares every run with the unbroken one, and counts where the kills hit."""
+"""``sa animate`` killed with SIGKILL at random moments: ``python -m tests.animate.kills KILLS SEED [MODEL]``.
+
+Every run is a process of its own, forked from this one, which has imported everything and computed nothing: imports
+take seconds and have nothing to lose. Prints one line of JSON: how many kills hit a run at work and where, and how many
+of the runs that were gone on with are equal to the unbroken one in their bytes and in what their records say.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
-from tests.conftest import ROOT
-
-# `sa animate` with a state after every step, that says when its work begins
-_PROGRAM = """
-import sys
+import stableanimator_cli.animate.run  # noqa: F401  what every run imports, once for all
+from stableanimator_cli.__main__ import main as sa
 from stableanimator_cli.animate import state
-state.INTERVAL = 0.0
-state._SHARE = 0
-begin = state.Keeper.__init__
-def told(self, *given, **more):
-    begin(self, *given, **more)
-    print("begun", flush=True)
-state.Keeper.__init__ = told
-from stableanimator_cli.__main__ import main
-main()
-"""
+from stableanimator_cli.media import write_picture
+from stableanimator_cli.motion.interchange import save_motion
+from tests.waving import waving
 
 
 @dataclass(frozen=True, kw_only=True)
-class Broken:
-    """A command with everything that keeps something between steps: Heun with churn, face optimisation, the gate."""
+class Killed:
+    """One command with everything that keeps something between steps: Heun with churn, face optimisation, the gate."""
 
     place: Path
     model: Path
-    output: Path
+    name: str
 
     @property
-    def state(self) -> Path:
-        return self.output.with_name(f".{self.output.name}.state")
+    def output(self) -> Path:
+        return self.place / f"{self.name}.mp4"
 
     @property
     def line(self) -> list[str]:
         return [
-            "animate", str(self.place / "face.png"), str(self.place / "poses.npz"), "-o", str(self.output),
+            "sa", "animate", str(self.place / "face.png"), str(self.place / "poses.npz"), "-o", str(self.output),
             "--model", str(self.model), "--steps", "4", "--window", "4", "--sampler", "heun", "--churn", "10",
             "--refine-face", "crop", "--refine-iters", "1", "--min-csim", "-1", "--device", "cpu", "--preview",
         ]  # fmt: skip
 
+    def start(self) -> int:
+        """The process, once its work begins."""
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _work(self.line, self.place / "said.txt", writing)
+        os.close(writing)
+        begun = os.read(reading, 1)
+        os.close(reading)
+        if not begun:
+            raise AssertionError((self.place / "said.txt").read_text())
+        return pid
 
-def started(run: Broken) -> subprocess.Popen[str]:
-    """Returns once the work begins: the imports before it have nothing to lose."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, *run.line],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert child.stdout is not None
-    if child.stdout.readline() != "begun\n":
-        raise AssertionError(child.communicate()[1])
-    return child
+    def finish(self) -> float:
+        """Start and let it end well; the seconds of its work."""
+        pid, begun = self.start(), time.monotonic()
+        _, status = os.waitpid(pid, 0)
+        if os.waitstatus_to_exitcode(status) != 0:
+            raise AssertionError((self.place / "said.txt").read_text())
+        return time.monotonic() - begun
 
+    def kill_after(self, seconds: float) -> bool:
+        """Start and kill; whether it was still at work."""
+        pid, limit = self.start(), time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return False
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
-def until(child: subprocess.Popen[str]) -> float:
-    """Wait for a run to end well; the seconds it took."""
-    begun = time.monotonic()
-    _, words = child.communicate(timeout=300)
-    assert child.returncode == 0, words
-    return time.monotonic() - begun
+    def moment(self) -> str:
+        """How far it was, by what it has left."""
+        if self.output.exists():
+            return "video there, record or end not"
+        if any(self.place.glob(f".{self.output.name}.*.part")):
+            return "decoding and writing"
+        return "sampling and measuring" if state.place(self.output).exists() else "before the first step"
 
-
-def killed_at_random(run: Broken, seconds: float, kills: int, seed: int, moments: Counter[str] | None = None) -> int:
-    """Start and kill at a random moment of the ``seconds`` that an unbroken run works, ``kills`` times; then let it
-    finish. Returns how many were killed at work; one that is done before its kill is begun anew by the next."""
-    rng, hit = random.Random(seed), 0
-    for _ in range(kills):
-        child = started(run)
-        try:
-            child.wait(rng.uniform(0.0, seconds))
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            hit += 1
-            if moments is not None:
-                moments[_moment(run)] += 1
-        child.communicate()
-    until(started(run))
-    return hit
-
-
-def _moment(run: Broken) -> str:
-    if run.output.exists():
-        return "video there, record not"
-    if next(run.output.parent.glob(f".{run.output.name}.*.part"), None) is not None:
-        return "decoding and writing"
-    return "sampling and measuring" if run.state.exists() else "before the first step"
+    def outcome(self) -> tuple[Any, ...]:
+        record = json.loads(self.output.with_suffix(".json").read_text())
+        preview = self.output.with_suffix(".preview.mp4")
+        kept = ("refined", "identity", "redrawn_windows")
+        return self.output.read_bytes(), preview.read_bytes(), *(record[key] for key in kept)
 
 
-def main(kills: int, seed: int) -> None:
-    import shutil
+def _work(line: Sequence[str], said: Path, writing: int) -> NoReturn:
+    """What `sa` does, with a state after every step; tells when it begins, and never returns."""
+    begin = state.Keeper.__init__
 
-    import torch
+    def told(self: state.Keeper, *given: Any, **more: Any) -> None:
+        begin(self, *given, **more)
+        os.write(writing, b"!")
 
-    from stableanimator_cli.media import write_picture
-    from stableanimator_cli.motion.interchange import save_motion
-    from tests import onnx_samples
-    from tests.random_model import TINY, write_model
-    from tests.waving import waving
+    code = 70
+    try:
+        with said.open("w") as file:
+            sys.stdout = sys.stderr = file
+            state.Keeper.__init__, state.INTERVAL, state._SHARE = told, 0.0, 0
+            sys.argv = list(line)
+            sa()
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 0
+    finally:
+        os._exit(code)
 
+
+def kill(place: Path, model: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Break runs off until ``kills`` hit one at work, one to four times each, and let each end."""
+    picture = np.full((96, 96, 3), 60, np.uint8)
+    picture[20:70, 30:60], picture[35:45, 40:50] = (255, 0, 0), (255, 120, 0)
+    write_picture(place / "face.png", picture)
+    save_motion(place / "poses.npz", waving(5, (64, 64)))
+    whole = Killed(place=place, model=model, name="whole")
+    seconds, rng, moments = whole.finish(), random.Random(seed), Counter[str]()
+    equal = runs = 0
+    while moments.total() < kills:
+        broken = Killed(place=place, model=model, name=f"run{runs}")
+        for _ in range(min(rng.randint(1, 4), kills - moments.total())):
+            if broken.kill_after(rng.uniform(0.0, seconds)):
+                moments[broken.moment()] += 1
+        broken.finish()
+        runs += 1
+        equal += broken.outcome() == whole.outcome()
+        print(f"{moments.total()} kills, {equal} of {runs} runs equal", file=sys.stderr, flush=True)
+    left = sorted(file.name for file in place.iterdir() if file.name.startswith("."))
+    return {"kills": moments.total(), "moments": dict(moments), "runs": runs, "equal": equal, "left": left}
+
+
+def random_model(folder: Path) -> Path:
+    """The smallest networks, and a detector to which a red rectangle is a face; made in a process of its own."""
+    pid = os.fork()
+    if pid == 0:
+        import torch
+
+        from tests import onnx_samples
+        from tests.random_model import TINY, write_model
+
+        write_model(folder, TINY, dtype=torch.float32)
+        onnx_samples.faces(folder / "faces")
+        card = folder / "model.toml"
+        card.write_text(card.read_text() + '\n[components.face]\nfile = "faces"\n')
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return folder
+
+
+def main(kills: int, seed: int, model: Path | None = None) -> None:
     place = Path(tempfile.mkdtemp())
     try:
-        model = place / "seeing"
-        write_model(model, TINY, dtype=torch.float32)
-        onnx_samples.faces(model / "faces")
-        card = model / "model.toml"
-        card.write_text(card.read_text() + '\n[components.face]\nfile = "faces"\n')
-        picture = np.full((96, 96, 3), 60, np.uint8)
-        picture[20:70, 30:60], picture[35:45, 40:50] = (255, 0, 0), (255, 120, 0)
-        write_picture(place / "face.png", picture)
-        save_motion(place / "poses.npz", waving(5, (64, 64)))
-        whole = Broken(place=place, model=model, output=place / "whole.mp4")
-        seconds = until(started(whole))
-        expected, rng, moments, done = whole.output.read_bytes(), random.Random(seed), Counter[str](), 0
-        same = rounds = 0
-        while done < kills:
-            run = Broken(place=place, model=model, output=place / f"run{rounds}.mp4")
-            done += killed_at_random(run, seconds, min(rng.randint(1, 4), kills - done), rng.randrange(2**31), moments)
-            same += run.output.read_bytes() == expected
-            rounds += 1
-            left = [file.name for file in place.iterdir() if file.name.startswith(".")]
-            print(f"{done} kills, {same} of {rounds} runs equal to the unbroken one; left behind: {left}", flush=True)
-        print(dict(moments))
+        print(json.dumps(kill(place, model or random_model(place / "seeing"), kills, seed)))
     finally:
         shutil.rmtree(place)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), *map(Path, sys.argv[3:]))

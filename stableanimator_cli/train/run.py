@@ -34,6 +34,7 @@ from stableanimator_cli.train.plan import TrainPlan, fitted
 from stableanimator_cli.train.report import ExportReport, TrainReport
 from stableanimator_cli.train.stages import TrainingStage, settings_of
 from stableanimator_cli.train.tracking import Metrics, read_metrics
+from stableanimator_cli.train.validation import validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -129,7 +130,11 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
         talk.note(f"goes on at step {here[-1][0]}")
     accelerator.wait_for_everyone()  # all ranks have seen the same checkpoints before one of them writes another
     metrics = Metrics(run_folder, here[-1][0] if here else 0, writes=main)
-    keeper = _Keeper(config, model, needs, digest, talk)
+    held_out = None
+    if config.validation.of is not None:
+        order = model.face_channel_order
+        held_out = open_dataset(config.validation.of, least=2, face_channel_order=order, talk=talk)
+    keeper = _Keeper(config, model, needs, digest, held_out, torch.device(accelerator.device), talk)
     hooks = Hooks(
         open_stage=lambda index: TrainingStage(config, index, model, dataset, accelerator),
         save=keeper.save,
@@ -163,15 +168,29 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
 class _Keeper:
     """Writes checkpoints where they are due and tidies up after them."""
 
-    def __init__(self, config: TrainConfig, model: ModelFolder, needs: str, dataset: str, talk: Talk) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: ModelFolder,
+        needs: str,
+        dataset: str,
+        held_out: Dataset | None,
+        device: torch.device,
+        talk: Talk,
+    ) -> None:
         self.config, self.model, self.needs, self.dataset, self.talk = config, model, needs, dataset, talk
+        self.held_out, self.device = held_out, device
         self.total = sum(stage.steps or 0 for stage in config.stage or ())
 
     def wants(self, place: Place, stage_ends: bool) -> bool:
         """Every so many steps, where a stage ends, and where a validation wants one."""
-        validation = self.config.validation
-        due = validation.of is not None and place.step % validation.every == 0
-        return due or stage_ends or place.step % self.config.saving.every == 0
+        return self._validates(place) or stage_ends or place.step % self.config.saving.every == 0
+
+    def _validates(self, place: Place) -> bool:
+        """Every so many steps and at the end; pictures say nothing yet about videos."""
+        stage = (self.config.stage or ())[place.stage]
+        due = place.step % self.config.validation.every == 0 or place.step == self.total
+        return self.held_out is not None and due and not stage.image_only
 
     def save(self, place: Place, tensors: dict[str, dict[str, Tensor]], state: State) -> None:
         config, run_folder = self.config, self.config.output
@@ -185,7 +204,10 @@ class _Keeper:
             defaults=defaults_of(config),
             training=training_table(config, stage, place),
         )
-        checkpoint.save(run_folder, place.step, tensors, card, replace(state, progress=progress))
+        folder = checkpoint.save(run_folder, place.step, tensors, card, replace(state, progress=progress))
+        if self.held_out is not None and self._validates(place):
+            row = validate(config, stage, folder, place.step, self.held_out, self.device, self.talk)
+            self.talk.note(f"step {place.step}: csim {row['csim']}, key-point error {row['keypoint_error']}")
         checkpoint.tidy(run_folder, config.saving.keep)
         draw_curves(read_metrics(run_folder), run_folder / CURVES)
 

@@ -1,0 +1,169 @@
+"""Held-out clips animated by a checkpoint: videos side by side, and whether face and limbs are where they should be.
+
+A checkpoint is opened as ``sa animate`` opens it, in networks of its own, so training knows nothing of it. The score
+that tells which checkpoint is best is CSIM less ten times the key-point error, of what could be measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.config import DecodeConfig, SamplingConfig
+from stableanimator_cli.config_train import StageConfig, TrainConfig
+from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
+from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.engine.device import DTYPES, DevicePlan
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.render import RenderRequest, Stages, render
+from stableanimator_cli.engine.weights import NETWORKS
+from stableanimator_cli.media import VideoWriter
+from stableanimator_cli.motion.geometry import fit
+from stableanimator_cli.motion.track import largest
+from stableanimator_cli.talk import Talk
+from stableanimator_cli.train import checkpoint
+from stableanimator_cli.train.buckets import nearest_size
+from stableanimator_cli.train.clips import TrainingClip
+from stableanimator_cli.train.dataset import Dataset, observe
+
+FOLDER = "validation"
+_RATE = Fraction(8)  # frames a second of the videos
+_SEEN = 0.3  # score from which a key point counts
+_BODY = 18  # the first points are the body's
+
+
+class _Pictures:
+    """Skeleton pictures held in memory, as the engine takes them."""
+
+    def __init__(self, pictures: Sequence[np.ndarray]) -> None:
+        self._pictures = list(pictures)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def frame(self, index: int) -> np.ndarray:
+        return self._pictures[index]
+
+
+def validate(
+    config: TrainConfig, stage: StageConfig, folder: Path, step: int, dataset: Dataset, device: torch.device, talk: Talk
+) -> dict[str, Any]:
+    """Animate the first clips of ``dataset`` with the checkpoint ``folder``; one row for ``scores.jsonl``.
+
+    Writes ``RUN/validation/step-N-CLIP.mp4``: reference, driving skeleton, result and truth. Numbers are None where
+    the model has no detector for them. Random states are those of before when it returns.
+    """
+    model = catalogue.open_model(folder, NETWORKS)
+    plan = DevicePlan(device=device, dtype=DTYPES[config.memory.dtype])
+    clips = dataset.clips[: config.validation.clips]
+    rows: list[dict[str, Any]] = []
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        Engine.open(model, plan, id_mode=config.ablation.id_adapter) as engine,
+        talk.progress(len(clips), "validate", "clip") as bar,
+    ):
+        for clip in clips:
+            rows.append(_one(config, stage, engine, clip, step))
+            bar.update()
+    csim, error = _mean(row["csim"] for row in rows), _mean(row["keypoint_error"] for row in rows)
+    score = None if csim is None and error is None else (csim or 0.0) - 10 * (error or 0.0)
+    row = {"step": step, "score": score, "csim": csim, "keypoint_error": error, "clips": rows}
+    known = [old for old in checkpoint.read_scores(config.output) if old["step"] < step]
+    checkpoint.write_scores(config.output, [*known, row])
+    return row
+
+
+def _one(config: TrainConfig, stage: StageConfig, engine: Engine, clip: TrainingClip, step: int) -> dict[str, Any]:
+    settings, seen = config.validation, observe(clip)
+    size = nearest_size(clip.size, stage.sizes or ())
+    stride = max(1, min(config.data.stride, (clip.frames - 1) // settings.frames))
+    frames = [index * stride for index in range(1, settings.frames + 1) if index * stride < clip.frames]
+    pictures = clip.pictures([0, *frames])  # the first frame is the reference
+    there = fit(clip.size, size, config.data.resize)
+    fitted = {number: there.apply_image(picture, "lanczos") for number, picture in pictures.items()}
+    skeletons = [seen.skeleton(frame, size, config.data.resize) for frame in frames]
+    vector = seen.faces.vector(0)
+    sampling = SamplingConfig(
+        steps=settings.steps,
+        guidance=(settings.guidance, settings.guidance),
+        noise_aug=config.loss.noise_aug,
+        motion_bucket=config.loss.motion_bucket,
+        conditioning_fps=config.loss.fps,
+        seed=config.seed,
+    )
+    request = RenderRequest(
+        picture=pictures[0],
+        fitted=fitted[0],
+        face=vector if config.ablation.face == "on" else None,
+        poses=_Pictures(skeletons),
+        plan=plan_windows(len(frames), length=len(frames), overlap=0, blend="smooth"),
+        sampling=sampling,
+        decode=DecodeConfig(),
+        tile=len(frames),
+    )
+    made = list(render(engine, request, Stages()))
+    path = config.output / FOLDER / f"step-{step}-{clip.path.name}.mp4"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with VideoWriter(path, (4 * size[0], size[1]), _RATE) as video:
+        for frame, skeleton, picture in zip(frames, skeletons, made, strict=True):
+            video.write(np.hstack([fitted[0], skeleton, picture, fitted[frame]]))
+    return {
+        "clip": clip.name,
+        "video": path.name,
+        "csim": None if vector is None else _csim(engine, made, vector),
+        "keypoint_error": _keypoint_error(engine, clip, frames, made, there),
+    }
+
+
+def _csim(engine: Engine, frames: Sequence[np.ndarray], vector: np.ndarray) -> float | None:
+    """Mean cosine of the largest face of each frame to ``vector``; frames without a face count as 0."""
+    if "face" not in engine.model.files:
+        return None
+    reader, found = engine.faces(), []
+    for frame in frames:
+        faces = [face for face in reader.faces(frame) if face.embedding is not None]
+        found.append(_cosine(faces[0].embedding, vector) if faces else 0.0)
+    return _mean(found)
+
+
+def _cosine(left: Any, right: np.ndarray) -> float:
+    return float(np.dot(left, right) / max(1e-12, float(np.linalg.norm(left) * np.linalg.norm(right))))
+
+
+def _keypoint_error(
+    engine: Engine, clip: TrainingClip, frames: Sequence[int], made: Sequence[np.ndarray], there: Any
+) -> float | None:
+    """Median distance of body points to the driving ones as a share of the picture's longer side; None without a pose
+    detector, without a person, or for clips that hold skeletons as pictures."""
+    files = engine.model.files
+    if clip.folder is None or "person_detector" not in files or "pose_detector" not in files:
+        return None
+    motion = clip.folder.motion()
+    who = largest(motion)
+    device = str(engine.plan.device)
+    people, poses = PersonDetector(files["person_detector"], device), PoseEstimator(files["pose_detector"], device)
+    errors: list[np.ndarray] = []
+    for frame, picture in zip(frames, made, strict=True):
+        (boxes,) = people.detect([picture])
+        if not len(boxes):
+            continue
+        box = boxes[(boxes[:, 2:4] - boxes[:, :2]).prod(axis=1).argmax()][None]
+        found = poses.estimate([picture], [box])[0][0][:_BODY]
+        driven = motion.keypoints[frame, who, :_BODY]
+        both = (found[:, 2] > _SEEN) & (driven[:, 2] > _SEEN)
+        errors.append(np.linalg.norm(found[both, :2] - there.apply_points(driven[both, :2]), axis=1))
+    flat = np.concatenate(errors) if errors else np.zeros(0)
+    return float(np.median(flat) / max(there.target)) if len(flat) else None
+
+
+def _mean(values: Any) -> float | None:
+    """Of what was measured; None where nothing was."""
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(known) / len(known) if known else None

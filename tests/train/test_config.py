@@ -1,0 +1,117 @@
+"""What a training is asked for: presets, stages, flags over them, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stableanimator_cli.config import load, resolve, to_toml
+from stableanimator_cli.config_train import TrainConfig, differences, parse_bytes, preset_tables
+from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.train.schedule import rate_of
+
+GIVEN = {"dataset": ["clips"], "output": "RUN"}
+PRESETS = ("paper", "finetune-24gb", "finetune-40gb", "puppet")
+
+
+def made(preset: str | None = None, **flags: Any) -> TrainConfig:
+    tables = None if preset is None else preset_tables(preset)
+    return resolve(TrainConfig, GIVEN | flags, preset=tables).settled((512, 512))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
+    config = made(name, preset=name)
+    (tmp_path / "run.toml").write_text(to_toml(config))
+    assert load(TrainConfig, tmp_path / "run.toml") == config
+    assert config.preset == name
+
+
+def test_the_paper_and_the_small_model_are_what_they_are_said_to_be() -> None:
+    (paper,) = made("paper").stage
+    assert (paper.rate, paper.frames, paper.epochs, paper.train) == (1e-5, 16, 20, "attentions")
+    assert paper.sizes == ((512, 512), (576, 1024))
+    pictures, clips = made("puppet").stage
+    assert (pictures.frames, pictures.image_only, pictures.batch) == (1, True, 32)
+    assert (clips.frames, clips.image_only, clips.batch) == (8, False, 4)
+    assert made("puppet").from_scratch == ("unet", "pose_net", "face_encoder")
+
+
+def test_a_flag_about_stages_holds_for_all_of_them() -> None:
+    config = made("puppet", rate=2e-4, steps=7)
+    assert [(stage.rate, stage.steps) for stage in config.stage] == [(2e-4, 7)] * 2
+    assert [stage.batch for stage in config.stage] == [32, 4]
+    assert made("paper", steps=9).stage[0].epochs is None
+
+
+def test_a_file_wins_over_the_preset_and_a_flag_over_both(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[optimizer]\nema = 0.9\nclip = 5.0\n")
+    config = resolve(TrainConfig, GIVEN | {"clip_norm": 2.0}, file, preset=preset_tables("puppet"))
+    assert (config.optimizer.ema, config.optimizer.clip) == (0.9, 2.0)
+    assert config.loss.reference_degrade == 0.3
+
+
+@pytest.mark.parametrize(
+    ("flags", "label"),
+    [
+        ({"steps": 0}, "--steps"),
+        ({"steps": 1, "epochs": 1.0}, "--epochs"),
+        ({}, "--steps"),
+        ({"steps": 1, "sizes": "512x500"}, "--sizes"),
+        ({"steps": 1, "sizes": "512"}, "--sizes"),
+        ({"steps": 1, "rate": 0.0}, "--rate"),
+        ({"steps": 1, "from_scratch": "vae"}, "--from-scratch"),
+        ({"steps": 1, "cache": "all"}, "--cache"),
+        ({"steps": 1, "fit": "lots"}, "--fit"),
+        ({"steps": 1, "ema": 1.0}, "--ema"),
+        ({"steps": 1, "spike": 0.5}, "--spike"),
+        ({"steps": 1, "face": "off", "face_encoder": "off"}, "--face-encoder"),
+        ({"steps": 1, "validate_clips": 0}, "--validate-clips"),
+    ],
+)
+def test_a_refusal_names_the_flag(flags: dict[str, Any], label: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        made(**flags)
+    assert caught.value.option == label
+
+
+def test_stages_are_checked_one_by_one(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[[stage]]\nname = "a"\nsteps = 1\n[[stage]]\nname = "a"\nsteps = 2\n')
+    with pytest.raises(ConfigError, match="each name once"):
+        resolve(TrainConfig, GIVEN, file)
+    file.write_text("[[stage]]\nstep = 1\n")
+    with pytest.raises(ConfigError, match=r"stage\[0\]: step") as caught:
+        resolve(TrainConfig, GIVEN, file)
+    assert caught.value.hint == "did you mean steps?"
+    with pytest.raises(ConfigError, match="one of finetune-24gb"):
+        preset_tables("fast")
+
+
+def test_differences_are_those_that_decide_a_number() -> None:
+    left = {"seed": 0, "saving": {"every": 1}, "data": {"workers": 0, "stride": 4}, "stage": [{"rate": 1.0}]}
+    right = {"seed": 1, "saving": {"every": 2}, "data": {"workers": 3, "stride": 2}, "stage": [{"rate": 2.0}]}
+    assert differences(left, right) == [
+        "seed: was 0, now 1",
+        "data.stride: was 4, now 2",
+        "stage[0].rate: was 1.0, now 2.0",
+    ]
+
+
+@pytest.mark.parametrize(("text", "number"), [("24GB", 24 * 10**9), ("22 GiB", 22 * 2**30), ("1000", 1000)])
+def test_memory_is_read_in_its_unit(text: str, number: int) -> None:
+    assert parse_bytes(text) == number
+
+
+def test_rates_rise_and_fall_within_their_stage() -> None:
+    (stage,) = made(steps=100, warmup=10, schedule="cosine", rate=1.0).stage
+    rates = [rate_of(stage, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.505)
+    assert rates[99] == pytest.approx(0.01, abs=1e-3)
+    (flat,) = made(steps=100, warmup=0, rate=1.0).stage
+    assert {rate_of(flat, step) for step in range(100)} == {1.0}

@@ -1,0 +1,221 @@
+"""Whole runs of ``sa train`` on the smallest networks: killed, gone on with, refused, exported."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.engine.weights import NETWORKS
+from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError
+from stableanimator_cli.train import checkpoint, run
+from stableanimator_cli.train.tracking import read_metrics
+from tests.conftest import ROOT
+from tests.train.clip_folders import write_clip
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for index, frames in enumerate((4, 5)):
+        write_clip(folder / f"clip{index}", frames)
+    return folder
+
+
+def flags(data: Path, model: Path, out: Path, **more: Any) -> dict[str, Any]:
+    given = {
+        "dataset": [data], "model": str(model), "output": out, "steps": STEPS, "frames": 1, "batch": 2, "warmup": 2,
+        "rate": 1e-3, "train": "adapters", "save_every": 2, "ema": 0.9, "workers": 0, "device": "cpu",
+        "checkpointing": "off", "cache": "latents,embeddings",
+    }  # fmt: skip
+    return given | more
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    torch.set_num_threads(1)
+    report = run.run(flags=flags(data, tiny_model, out))
+    assert report is not None
+    assert report.to_json()["steps"] == STEPS
+    return out
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(folder)]
+
+
+def words(data: Path, model: Path, out: Path) -> list[str]:
+    given = flags(data, model, out)
+    del given["dataset"]
+    pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in given.items()]
+    return ["train", str(data), *(word for pair in pairs for word in pair), "--quiet"]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "stableanimator_cli", *arguments],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_killed_and_resumed_is_bit_for_bit_the_run_that_was_never_killed(whole, data, tiny_model, tmp_path):
+    out = tmp_path / "killed"
+    child = start(words(data, tiny_model, out))
+    limit = time.monotonic() + 400
+    while not checkpoint.saved(out) and child.poll() is None and time.monotonic() < limit:
+        time.sleep(0.02)
+    time.sleep(0.1)  # into the steps after the first checkpoint
+    os.killpg(child.pid, signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    reached = checkpoint.saved(out)[-1][0]
+    assert 2 <= reached < STEPS
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "loss"')  # what a kill leaves of a line
+    run.run(flags={}, resumed=out)
+    assert losses(out) == losses(whole)
+    assert [row["step"] for row in read_metrics(out)] == list(range(1, STEPS + 1))
+    for name in ("unet", "pose_net", "face_encoder"):
+        mine, theirs = (load_file(f / "checkpoints" / f"step-{STEPS}" / f"{name}.safetensors") for f in (out, whole))
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    states = [checkpoint.read_state(f / "checkpoints" / f"step-{STEPS}") for f in (out, whole)]
+    for part in ("weights", "average"):
+        left, right = (getattr(state, part) for state in states)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in right)
+
+
+def test_parts_of_a_batch_add_up_to_the_batch(whole, data, tiny_model, tmp_path):
+    run.run(flags=flags(data, tiny_model, tmp_path / "run", micro_batch=1, steps=3))
+    assert losses(tmp_path / "run") == pytest.approx(losses(whole)[:3], rel=1e-5)
+
+
+def test_a_checkpoint_is_a_model_folder(whole, tiny_model):
+    model = catalogue.open_model(whole / "model", NETWORKS)
+    assert model.files["vae"].resolve() == (tiny_model / "vae.safetensors").resolve()
+    assert model.defaults["id_adapter"] == "distribution"
+    assert model.defaults["size"] == "64x64"  # of the model it came from
+    assert [step for step, _ in checkpoint.saved(whole)] == [2, 4, 6]
+    before, after = load_file(tiny_model / "unet.safetensors"), load_file(model.files["unet"])
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(".processor.id_to_" in name for name in moved)
+    assert (whole / "curves.png").stat().st_size > 1000
+
+
+def test_a_resumed_run_refuses_another_config_and_shows_the_difference(whole):
+    with pytest.raises(ConfigError, match=r"stage\[0\]\.rate: was 0\.001, now 0\.5") as caught:
+        run.run(flags={"rate": 0.5}, resumed=whole)
+    assert caught.value.exit_code == 2
+    before = losses(whole)
+    run.run(flags={"keep": 5, "spike": 0.0}, resumed=whole)  # what decides no number may change
+    assert losses(whole) == before
+
+
+def test_a_resumed_run_refuses_other_clips(whole, data, tmp_path):
+    write_clip(data / "clip2", 4)
+    try:
+        with pytest.raises(BadInput, match="other clips"):
+            run.run(flags={}, resumed=whole)
+    finally:
+        (data / "clip2").rename(tmp_path / "away")
+
+
+def test_a_new_run_leaves_an_old_one_alone(whole, data, tiny_model):
+    with pytest.raises(BadInput, match="a run that is there already"):
+        run.run(flags=flags(data, tiny_model, whole))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(data, tiny_model, tmp_path, monkeypatch):
+    written = checkpoint.torch.save
+
+    def full(state: Any, path: Path) -> None:
+        written(state, path)
+        if "step-4" in str(path):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)
+    with pytest.raises(BadInput, match="no room left") as caught:
+        run.run(flags=flags(data, tiny_model, tmp_path / "run"))
+    assert caught.value.exit_code == 3
+    assert "--resume" in str(caught.value.hint)
+    assert [step for step, _ in checkpoint.saved(tmp_path / "run")] == [2]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
+    checkpoint.read_state(tmp_path / "run" / "checkpoints" / "step-2")
+
+
+def test_a_loss_that_is_not_finite_names_the_batch(data, tiny_model, tmp_path, monkeypatch):
+    from stableanimator_cli.train.stages import TrainingStage
+
+    made = TrainingStage.inputs
+
+    def broken(self: TrainingStage, batch: Any) -> Any:
+        inputs = made(self, batch)
+        if 4 in batch.index:  # of the third step
+            inputs.latents.fill_(float("nan"))
+        return inputs
+
+    monkeypatch.setattr(TrainingStage, "inputs", broken)
+    with pytest.raises(CheckFailed, match=r"step 3: the loss is nan; the batch was .*clip\d frames \d") as caught:
+        run.run(flags=flags(data, tiny_model, tmp_path / "run"))
+    assert caught.value.exit_code == 8
+    assert [step for step, _ in checkpoint.saved(tmp_path / "run")] == [2]
+    assert len(losses(tmp_path / "run")) == 2
+
+
+def test_an_export_is_upstreams_files_or_a_folder_that_needs_no_other(whole, tmp_path):
+    run.run(flags={"output": tmp_path / "up"}, resumed=whole, export="upstream")
+    assert sorted(path.name for path in (tmp_path / "up").iterdir()) == ["face_encoder.pth", "pose_net.pth", "unet.pth"]
+    ours = load_file(whole / "model" / "unet.safetensors")
+    theirs = torch.load(tmp_path / "up" / "unet.pth", weights_only=True)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    run.run(flags={"output": tmp_path / "mine", "weights": "float16"}, resumed=whole, export="model")
+    model = catalogue.open_model(tmp_path / "mine", NETWORKS)
+    assert all(path.is_relative_to(tmp_path / "mine") for path in model.files.values())
+    assert {tensor.dtype for tensor in load_file(model.files["unet"]).values()} == {torch.float16}
+
+
+def test_stages_follow_one_another_and_resume_within_the_second(data, tiny_model, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        '[[stage]]\nname = "pictures"\nsteps = 2\nframes = 1\nimage_only = true\nbatch = 2\ntrain = "all"\n'
+        'rate = 1e-3\nwarmup = 0\n[[stage]]\nname = "clips"\nsteps = 3\nframes = 2\nbatch = 1\ntrain = "pose+face"\n'
+        'rate = 1e-3\nwarmup = 0\nschedule = "cosine"\n[optimizer]\nema = 0.9\n[saving]\nevery = 1\nkeep = 9\n'
+    )
+    given = flags(data, tiny_model, tmp_path / "run")
+    stages = ("steps", "frames", "batch", "warmup", "rate", "train", "save_every", "ema")
+    given = {name: value for name, value in given.items() if name not in stages} | {"from_scratch": "unet"}
+    run.run(flags=given, config_file=recipe)
+    rows = read_metrics(tmp_path / "run")
+    assert [row["stage"] for row in rows] == ["pictures"] * 2 + ["clips"] * 3
+    assert [row["samples"] for row in rows] == [2, 4, 5, 6, 7]
+    assert rows[-1]["rate"] < rows[2]["rate"] == 1e-3
+    for step in (4, 5):
+        os.rename(tmp_path / "run" / "checkpoints" / f"step-{step}", tmp_path / f"step-{step}")
+    run.run(flags={}, resumed=tmp_path / "run")
+    assert losses(tmp_path / "run") == [row["loss"] for row in rows]
+    again, first = (load_file(f / "step-5" / "unet.safetensors") for f in (tmp_path / "run" / "checkpoints", tmp_path))
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_ablations_are_written_into_the_card(whole):
+    text = (whole / "model" / "model.toml").read_text()
+    for line in ('face_encoder = "on"', 'id_adapter = "distribution"', 'face = "on"', 'face_mask = "released"'):
+        assert line in text
+    progress = json.loads((whole / "model" / "state" / "progress.json").read_text())
+    assert progress["place"] == {"step": STEPS, "stage": 0, "within": STEPS, "samples": 2 * STEPS}

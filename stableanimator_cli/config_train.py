@@ -271,7 +271,6 @@ class TrainConfig:
     seed: int = option("--seed", 0)
     device: str = option("--device", "auto")
     track: Literal["none", "tensorboard"] = option("--track", "none")
-    parallel: Literal["ddp", "fsdp"] = option("--parallel", "ddp")
     stage: tuple[StageConfig, ...] | None = option("stage", None, parse=parse_stages)
     steps: int | None = option("--steps", None)
     epochs: float | None = option("--epochs", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -63,7 +64,8 @@ def run(
         return _export(flags, resumed, export)
     if resumed is None:
         config = resume.new_config(flags, config_file)
-        resume.check_new(config.output)
+        if os.environ.get("RANK", "0") == "0":  # others may look when the first has begun
+            resume.check_new(config.output)
     else:
         config = resume.resumed_config(resumed, flags, config_file)
     if plan_only:

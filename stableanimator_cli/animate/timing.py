@@ -6,7 +6,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 
-UNTIMED_FPS = Fraction(30)  # folders of pictures and JSON have no clock
+from stableanimator_cli.motion.interchange import UNTIMED_FPS
+
 _FINEST = 100_000  # denominators beyond this do not fit a container's time base
 
 

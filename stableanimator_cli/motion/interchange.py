@@ -22,6 +22,9 @@ from stableanimator_cli.motion.keypoints import BODY, COUNT, FACE, LEFT_HAND, RI
 from stableanimator_cli.records import Motion
 
 VERSION = 1
+UNTIMED_FPS = Fraction(30)
+"""Frames a second of what has no clock: folders of pictures, JSON, a single frame."""
+
 _NEEDED = {  # name: (axes as they are called in messages, kinds of numbers)
     "keypoints": (("t", "p", COUNT, 3), "f"),
     "present": (("t", "p"), "b"),

@@ -19,14 +19,13 @@ from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.media import VideoWriter, open_clip, resample, take, write_picture
 from stableanimator_cli.media_picture import is_picture
-from stableanimator_cli.motion.interchange import appearing, load_motion, save_motion
+from stableanimator_cli.motion.interchange import UNTIMED_FPS, appearing, load_motion, save_motion
 from stableanimator_cli.motion.keypoints import COUNT, face_box, from_wholebody, to_wholebody
 from stableanimator_cli.motion.openpose import load_openpose, save_openpose
 from stableanimator_cli.motion.repair import smoothed
 from stableanimator_cli.motion.skeleton import TAG, draw_frame, looks_like_skeleton
 from stableanimator_cli.motion.track import parse_person, select
 from stableanimator_cli.preprocess.poses import (
-    UNTIMED_FPS,
     aligned,
     even_frames,
     read_reference,

@@ -17,7 +17,7 @@ from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
 from stableanimator_cli.motion.align import Alignment, align
 from stableanimator_cli.motion.geometry import fit
-from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.interchange import UNTIMED_FPS, save_motion
 from stableanimator_cli.motion.keypoints import COUNT
 from stableanimator_cli.motion.overlay import overlay
 from stableanimator_cli.motion.skeleton import TAG, draw_frame
@@ -26,9 +26,6 @@ from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.quality import findings, measure
 from stableanimator_cli.records import Clip, Motion
 from stableanimator_cli.talk import Talk
-
-UNTIMED_FPS = Fraction(30)
-"""The rate of a skeleton video whose motion has no clock; what ``sa animate`` takes too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

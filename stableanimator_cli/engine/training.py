@@ -24,6 +24,7 @@ from stableanimator_cli.engine.training_choice import (
 from stableanimator_cli.engine.training_inputs import step_inputs
 from stableanimator_cli.engine.training_model import StepInputs, TrainingModel, TrainingParts, TrainingSettings
 from stableanimator_cli.engine.weights import builders, fill, loaders, read_tensors
+from stableanimator_cli.errors import ModelMissing
 from stableanimator_cli.nets.face_encoder import FusionModel
 from stableanimator_cli.nets.mixed_norms import with_mixed_norms
 from stableanimator_cli.nets.unet import AnimationUNet
@@ -111,6 +112,11 @@ def _with_ablations(model: ModelFolder, settings: TrainingSettings) -> ModelFold
 def _network(model: ModelFolder, build: Callable[[], nn.Module], role: str, fresh: bool, seed: int) -> nn.Module:
     if fresh:
         return begin(build, seed)
+    if role not in model.files:
+        raise ModelMissing(
+            f"model {model.name!r} has no {role} here",
+            hint=f"get its files with `sa models pull`, or begin at random with --from-scratch {role}",
+        )
     tensors = read_tensors(model.files[role])
     if role == "unet":
         tensors = with_adapters(tensors)

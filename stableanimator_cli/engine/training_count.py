@@ -64,31 +64,38 @@ def step_bytes(model: TrainingModel, inputs: StepInputs) -> int:
 def meta_step_bytes(model: TrainingModel, batch: int, frames: int, size: tuple[int, int]) -> int:
     """``step_bytes`` of a model on the ``meta`` device at a size (width, height), as a card with a fused attention
     kernel would run it."""
+    inputs = made_up_inputs(model, batch, frames, size, torch.device("meta"))
+    with _as_on_a_card(DTYPES[model.settings.dtype] if model.settings.dtype != "float32" else None):
+        return step_bytes(model, inputs)
+
+
+def made_up_inputs(
+    model: TrainingModel, batch: int, frames: int, size: tuple[int, int], device: torch.device
+) -> StepInputs:
+    """A step's tensors without a data set: noise throughout, every sample with a face and nothing dropped."""
     width, height = size[0] // 8, size[1] // 8
     channels, tokens = model.unet.config["out_channels"], model.face_encoder.config
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device)
 
-    inputs = StepInputs(
-        latents=empty(batch, frames, channels, height, width),
-        noise=empty(batch, frames, channels, height, width),
-        sigma=empty(batch),
-        reference=empty(batch, channels, height, width),
-        image=empty(batch, 1, tokens.clip_embeddings_dim),
-        face=empty(batch, tokens.id_embeddings_dim),
-        has_face=empty(batch),
-        poses=empty(batch, frames, 3, size[1], size[0], dtype=torch.uint8),
-        mask=empty(batch, frames, 1, height, width),
-        time_ids=empty(batch, 3),
-        keep_image=empty(batch),
-        keep_reference=empty(batch),
-        keep_face=empty(batch),
-        keep_pose=empty(batch),
+    one = torch.ones(batch, device=device)
+    return StepInputs(
+        latents=noise(batch, frames, channels, height, width),
+        noise=noise(batch, frames, channels, height, width),
+        sigma=one,
+        reference=noise(batch, channels, height, width),
+        image=noise(batch, 1, tokens.clip_embeddings_dim),
+        face=noise(batch, tokens.id_embeddings_dim),
+        has_face=one,
+        poses=torch.randint(0, 256, (batch, frames, 3, size[1], size[0]), dtype=torch.uint8, device=device),
+        mask=torch.zeros(batch, frames, 1, height, width, device=device),
+        time_ids=torch.tensor([[6.0, 127.0, 0.02]], device=device).expand(batch, 3),
+        keep_image=one,
+        keep_reference=one,
+        keep_face=one,
+        keep_pose=one,
     )
-    half = DTYPES[model.settings.dtype] if model.settings.dtype != "float32" else None
-    with _as_on_a_card(half):
-        return step_bytes(model, inputs)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ modelled but counted: the very module that will be trained runs forward and back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -111,29 +111,33 @@ def choose(
     cached: bool = True,
     ema: bool = False,
     ranks: int = 1,
+    on_cpu: bool = False,
 ) -> MemoryPlan:
-    """The quickest way to make the same training fit into ``limit`` bytes: what is trained, on what and in which type
-    stays, only checkpointing and the number of samples at once (a divisor of ``batch``, a rank's share) change.
+    """The quickest way to make the same training fit into ``limit`` bytes.
+
+    What is trained, on what and in which type stays; checkpointing and the number of samples at once (a divisor of
+    ``batch``, a rank's share) change. Adding up the gradients of single samples costs a card little, computing blocks
+    again costs a third: the former comes first.
 
     Raises ``OutOfMemory`` that says what the least would take and which settings are smaller.
     """
-    least: MemoryPlan | None = None
-    for micro in _divisors(batch):
-        for checkpointing in _QUICKEST:
-            plan = predict(
-                model,
-                replace(settings, checkpointing=checkpointing),
-                size=size,
-                frames=frames,
-                micro=micro,
-                cached=cached,
-                ema=ema,
-                ranks=ranks,
-            )
-            if plan.total <= limit:
-                return plan
-            least = plan if least is None or plan.total < least.total else least
-    assert least is not None  # a batch has divisors
+
+    def planned(checkpointing: Checkpointing, micro: int) -> MemoryPlan:
+        again = replace(settings, checkpointing=checkpointing)
+        return predict(
+            model, again, size=size, frames=frames, micro=micro, cached=cached, ema=ema, ranks=ranks, on_cpu=on_cpu
+        )
+
+    ones = []
+    for checkpointing in _QUICKEST:
+        one = planned(checkpointing, 1)
+        if one.total <= limit:
+            # n samples hold at most n times what one holds: gradients and casts among it are there once
+            more = one.step * (1 + FRAGMENTED)
+            micro = max(n for n in range(1, batch + 1) if batch % n == 0 and one.total + (n - 1) * more <= limit)
+            return one if micro == 1 else planned(checkpointing, micro)
+        ones.append(one)
+    least = min(ones, key=lambda plan: plan.total)
     raise OutOfMemory(
         f"training needs at least {least.describe()}, and {limit / 2**30:.1f} GiB were given",
         hint=smaller(settings, cached=cached),
@@ -175,7 +179,3 @@ def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.device("meta"):
         network = build()
     return network.to("meta")  # diffusers makes some parameters where it wants
-
-
-def _divisors(batch: int) -> Sequence[int]:
-    return [n for n in range(batch, 0, -1) if batch % n == 0]

@@ -1,0 +1,86 @@
+"""One real training step of the full-size networks, with random weights made in memory, and the memory it took.
+
+``python -m stableanimator_cli.bench.training_step [--train adapters] [--frames 4] [--size 256x256] [--device cpu]``
+runs forward, backward, clipping and AdamW, and prints what was predicted beside what was used. No file is read but
+configs. On a card: ``--device cuda --dtype bfloat16 --train attentions --frames 16 --size 576x1024``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from typing import get_args
+
+import torch
+from torch import nn
+
+from stableanimator_cli.bench.networks import FULL, model_of
+from stableanimator_cli.config import parse_size
+from stableanimator_cli.engine.device import peak_memory
+from stableanimator_cli.engine.training_choice import Train, trainable_parameters
+from stableanimator_cli.engine.training_count import made_up_inputs
+from stableanimator_cli.engine.training_memory import predict, skeleton
+from stableanimator_cli.engine.training_model import Dtype, TrainingModel, TrainingSettings
+from stableanimator_cli.nets.mixed_norms import with_mixed_norms
+from stableanimator_cli.nets.unet import Checkpointing
+from stableanimator_cli.records import ModelFolder
+
+
+def filled(model: ModelFolder, settings: TrainingSettings, device: torch.device) -> TrainingModel:
+    """The module with random weights of unit gain, made where and in the type that they stay: no second copy."""
+    network = skeleton(model, settings)
+    if settings.dtype != "float32" and device.type != "cpu":
+        with_mixed_norms(network)
+    nn.Module.to_empty(network, device=device)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                bound = math.sqrt(3 / parameter[0].numel())
+                parameter.uniform_(-bound, bound)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return network
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m stableanimator_cli.bench.training_step", description=__doc__)
+    parser.add_argument("--model", default=FULL, help="full, a catalogue name or a folder: only configs are read")
+    parser.add_argument("--train", choices=get_args(Train), default="adapters")
+    parser.add_argument("--checkpointing", choices=get_args(Checkpointing), default="blocks")
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16")
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--size", type=parse_size, default=(256, 256))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=1)
+    options = parser.parse_args(arguments)
+    settings = TrainingSettings(train=options.train, checkpointing=options.checkpointing, dtype=options.dtype)
+    device = torch.device(options.device)
+    model = model_of(options.model)
+    planned = predict(model, settings, size=options.size, frames=options.frames, on_cpu=device.type == "cpu")
+    print(f"predicted  {planned.describe()}")
+    network = filled(model, settings, device)
+    learning = list(trainable_parameters(network).values())
+    optimizer = torch.optim.AdamW(learning, lr=1e-5)
+    inputs = made_up_inputs(network, 1, options.frames, options.size, device)
+    before = peak_memory(device)
+    for step in range(options.steps):
+        start = time.perf_counter()
+        loss = network(inputs).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        print(f"step {step}     loss {float(loss.detach()):.4f}, gradient norm {float(norm):.3g}, ", end="")
+        print(f"{time.perf_counter() - start:.1f} s")
+    for place, most in peak_memory(device).items():
+        print(f"peak {place:6} {most / 2**30:.2f} GiB ({before[place] / 2**30:.2f} before the first step)")
+    learns = sum(parameter.numel() for parameter in learning)
+    print(f"learning   {learns:,} numbers in {len(learning)} tensors")
+    return 0 if math.isfinite(float(loss.detach())) else 8
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,6 +10,7 @@ import typer
 
 from stableanimator_cli.cli import console, options
 
+_PLACES = {"networks", "video"}  # a report says which, not where
 _ELSEWHERE = {"output", "page", "json", "quiet", "progress", "baseline"}
 NAMES = ("roofline", "cost", "unet", "vae", "sample", "long", "hjb", "preprocess", "gate")
 
@@ -152,15 +153,16 @@ def bench(
 
 
 def _command(context: typer.Context) -> str:
-    """The command as it would be typed again, without what says where results go."""
+    """The command as it would be typed again, without what says where results go and where files lie."""
     given = {name: value for name, value in context.params.items() if name not in _ELSEWHERE and value}
     words = ["sa", "bench", *given.pop("names")]
     for parameter in context.command.params:
-        value = given.get(parameter.name or "")
+        name = parameter.name or ""
+        value = given.get(name)
         if value is True:
             words.append(parameter.opts[0])
             continue
         for one in value if isinstance(value, list | tuple) else [value]:
             if one is not None:
-                words += [parameter.opts[0], one.name if isinstance(one, Path) else str(one)]
+                words += [parameter.opts[0], Path(one).name if name in _PLACES else str(one)]
     return shlex.join(words)

@@ -82,9 +82,10 @@ class Moments:
         """float64[d]. ``ValueError`` where nothing was added."""
         if not self.count:
             raise ValueError("the mean of no vectors")
-        waiting = np.concatenate(self._rows).sum(axis=0) if self._rows else 0.0
-        folded = self.count - self._waiting
-        return (waiting + (folded * self._mean if self._mean is not None else 0.0)) / self.count
+        total = np.zeros(self.width) if self._mean is None else (self.count - self._waiting) * self._mean
+        for rows in self._rows:
+            total = total + rows.sum(axis=0)
+        return total / self.count
 
     @property
     def covariance(self) -> np.ndarray:

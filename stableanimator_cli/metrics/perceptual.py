@@ -45,7 +45,7 @@ def _lpips(name: str, title: str, definition: str, source: str, network: str, pr
             better="lower",
             definition=definition,
             source=source,
-            range="0.. (about 0..1)",
+            range="0..6" if name == "lpips_puppet" else "0..; values above 1 are rare",
             network=network,
         )
     )

@@ -54,7 +54,7 @@ ENCODER_CONFIG: dict[str, Any] = {
     "num_attention_heads": 2,
     "image_size": 224,
     "patch_size": 32,
-    "projection_dim": 64,
+    "projection_dim": 128,
     "hidden_act": "gelu",
 }
 _CROP = 64

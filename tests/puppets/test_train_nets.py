@@ -159,13 +159,32 @@ def test_unit_latents_decode_the_same() -> None:
     frames = torch.rand(3, 3, 32, 32) * 2 - 1
     before = net.vae.decode(net.vae.encode(frames).latent_dist.mean, num_frames=1).sample
     log_variance = net.vae.encode(frames).latent_dist.logvar
-    deviation = net.vae.encode(frames).latent_dist.mean.std(dim=(0, 2, 3))
+    deviation = net.vae.encode(frames).latent_dist.mean.square().mean().sqrt()
     net.vae.load_state_dict(vae.unit_latents(net.vae, frames))
     latents = net.vae.encode(frames).latent_dist
-    torch.testing.assert_close(latents.mean.std(dim=(0, 2, 3)), torch.ones(vae.LATENTS), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(latents.mean.square().mean(), torch.tensor(1.0), atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(net.vae.decode(latents.mean, num_frames=1).sample, before, atol=1e-3, rtol=1e-3)
-    shift = 2 * deviation.log()[None, :, None, None]
+    shift = 2 * deviation.log()
     torch.testing.assert_close(latents.logvar, log_variance - shift, atol=1e-3, rtol=1e-3)
+
+
+def test_the_encoder_begins_as_the_best_linear_one() -> None:
+    torch.manual_seed(0)
+    frames = vae.pictures("train", 6)
+    net = vae.Autoencoder().eval()
+    vae.linear_start(net.vae, frames)
+    with torch.no_grad():
+        posterior = net.vae.encode(frames).latent_dist
+    latents = posterior.mean.flatten(2).transpose(1, 2).flatten(0, 1).double()
+    patches = nn.functional.unfold(frames, 8, stride=8).transpose(1, 2).flatten(0, 1).double()
+    # What a linear decoder gets out of the latents is what it gets out of as many principal components.
+    known = torch.cat([latents, torch.ones(len(latents), 1, dtype=torch.float64)], dim=1)
+    off = known @ torch.linalg.lstsq(known, patches).solution - patches
+    centred = patches - patches.mean(dim=0)
+    best = torch.linalg.svdvals(centred)[vae.LATENTS :].square().sum() / patches.numel()
+    assert best <= off.square().mean() < 1.1 * best
+    assert latents.square().mean().sqrt() == pytest.approx(1, abs=0.1)
+    torch.testing.assert_close(posterior.std, torch.full_like(posterior.std, 0.05), atol=1e-4, rtol=1e-3)
 
 
 def test_digests_are_added_and_the_rest_is_left(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stableanimator_cli.config_train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import memory_guard
@@ -68,21 +69,8 @@ def make_caches(
         for bucket in into_buckets(dataset.clips, sizes)
     ]
     load = loaders(model, torch.float32, "distribution")
-    latents = tokens = None
-    if "latents" in kinds:
-        vae = cast(Any, load["vae"]()).to(device)
-
-        def latents(pixels: Tensor) -> Tensor:
-            with torch.no_grad():
-                return vae.encode(pixels.to(device)).latent_dist.parameters
-
-    if "embeddings" in kinds:
-        encoder = cast(Any, load["image_encoder"]()).to(device)
-
-        def tokens(pixels: Tensor) -> Tensor:
-            with torch.no_grad():
-                return encoder(pixel_values=pixels.to(device)).image_embeds
-
+    latents = _moments(load["vae"]().to(device), device) if "latents" in kinds else None
+    tokens = _tokens(load["image_encoder"]().to(device), device) if "embeddings" in kinds else None
     encoders = Encoders(
         latents=latents,
         vae=digest_of(model.files["vae"]) if latents is not None else "",
@@ -93,3 +81,23 @@ def make_caches(
         report = build_cache(buckets, encoders, resize=config.data.resize, shard=shard, talk=talk)
     if report.made:
         talk.note(f"caches: {report.made} files made, {report.kept} there, {report.bytes / 2**20:.1f} MiB written")
+
+
+def _moments(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Pixels [n,3,h,w] -> mean and log-variance of the posterior [n,2c,h/8,w/8]."""
+
+    def encode(pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            return vae.encode(pixels.to(device)).latent_dist.parameters
+
+    return encode
+
+
+def _tokens(encoder: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Pixels normalised for CLIP [n,3,224,224] -> [n,d]."""
+
+    def encode(pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            return encoder(pixel_values=pixels.to(device)).image_embeds
+
+    return encode

@@ -19,6 +19,7 @@ from stableanimator_cli.train import checkpoint
 
 CONFIG = "config.toml"
 _LOCK = ".lock"
+_WRITTEN = (0, 0)  # a size that is never taken: stages of a run have theirs
 
 
 def new_config(flags: Mapping[str, Any], config_file: Path | None) -> TrainConfig:
@@ -39,7 +40,7 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
     config = resolve(TrainConfig, {**flags, "output": run}, config_file, preset=(stored, str(path)))
     if config.stage is None:
         raise BadInput(path, "no [[stage]]", "the config that sa train wrote", hint="start a new run")
-    config = config.settled(config.stage[0].sizes or (8, 8))
+    config = config.settled(_WRITTEN)
     here = checkpoint.saved(run)
     trained = checkpoint.read_progress(here[-1][1]).get("config", stored) if here else stored
     changed = differences(trained, tables_of(config))

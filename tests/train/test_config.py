@@ -16,8 +16,8 @@ GIVEN = {"dataset": ["clips"], "output": "RUN"}
 PRESETS = ("paper", "finetune-24gb", "finetune-40gb", "puppet")
 
 
-def made(preset: str | None = None, **flags: Any) -> TrainConfig:
-    tables = None if preset is None else preset_tables(preset)
+def made(recipe: str | None = None, **flags: Any) -> TrainConfig:
+    tables = None if recipe is None else preset_tables(recipe)
     return resolve(TrainConfig, GIVEN | flags, preset=tables).settled((512, 512))
 
 

@@ -7,6 +7,7 @@ of the runs that were gone on with are equal to the unbroken one in their bytes 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -72,15 +73,27 @@ class Killed:
             raise AssertionError((self.place / "said.txt").read_text())
         return time.monotonic() - begun
 
-    def kill_after(self, seconds: float) -> bool:
-        """Start and kill; whether it was still at work."""
+    def kill_after(self, stage: int, seconds: float) -> bool:
+        """Start, and kill so many seconds after a stage has begun: 0 the work, 1 a state is there, 2 all steps are
+        done, 3 the video is written, 4 it is there. Returns whether the run was still at work."""
         pid, limit = self.start(), time.monotonic() + seconds
         while time.monotonic() < limit:
+            if not self.reached(stage):
+                limit = time.monotonic() + seconds
             if os.waitpid(pid, os.WNOHANG)[0]:
                 return False
-            time.sleep(0.002)
+            time.sleep(0.001)
         os.kill(pid, signal.SIGKILL)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+    def reached(self, stage: int) -> bool:
+        kept = state.place(self.output)
+        if stage == 2:
+            with contextlib.suppress(OSError):
+                return b'\\"step\\": 4' in kept.read_bytes()[:4000]
+            return False
+        written = any(self.place.glob(f".{self.output.name}.*.part"))
+        return (True, kept.exists(), False, written, self.output.exists())[stage]
 
     def moment(self) -> str:
         """How far it was, by what it has left."""
@@ -130,7 +143,7 @@ def kill(place: Path, model: Path, kills: int, seed: int) -> dict[str, Any]:
     while moments.total() < kills:
         broken = Killed(place=place, model=model, name=f"run{runs}")
         for _ in range(min(rng.randint(1, 4), kills - moments.total())):
-            if broken.kill_after(rng.uniform(0.0, seconds)):
+            if broken.kill_after(rng.randrange(5), rng.uniform(0.0, seconds / 4)):
                 moments[broken.moment()] += 1
         broken.finish()
         runs += 1

@@ -92,6 +92,119 @@ SeedOpt = Annotated[
 ]  # fmt: skip
 
 
+BenchOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--bench",
+        metavar="puppet|tiktok|unseen100|DIR",
+        rich_help_panel=BENCH,
+        help="Animate what is not animated yet, score it, and print our row under the published ones of Table 1. A "
+        "folder holds videos/NAME.mp4, references/NAME.png, poses/NAME.npz. Default: none.",
+    ),
+]
+DataOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", metavar="DIR", rich_help_panel=BENCH, help="Where tiktok/ and unseen100/ lie. Default: $SA_DATA."
+    ),
+]
+IdsOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--ids",
+        metavar="NAME,NAME",
+        rich_help_panel=BENCH,
+        help="Only these videos of a bench. Default: 00335 to 00340 of tiktok, else all.",
+    ),
+]
+FiguresOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--figures",
+        metavar="N",
+        min=1,
+        max=10_000,
+        rich_help_panel=BENCH,
+        help=options.says("How many figures of the bench puppet.", _DEFAULTS, "figures"),
+    ),
+]
+LengthOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--length",
+        metavar="T",
+        min=1,
+        max=100_000,
+        rich_help_panel=BENCH,
+        help=options.says("Frames of each video of the bench puppet.", _DEFAULTS, "length"),
+    ),
+]
+AnimateOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--animate",
+        metavar="SETTINGS.toml",
+        rich_help_panel=BENCH,
+        help="Settings of the animation, as sa animate --config takes them. Default: the model's own.",
+    ),
+]
+RivalsOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--rivals",
+        metavar="DIR",
+        rich_help_panel=BENCH,
+        help="Videos of other systems, a folder each, scored as rows of the same table. Default: none.",
+    ),
+]
+AblationOpt = Annotated[
+    Literal["table2", "table3", "table4", "table5"] | None,
+    typer.Option(
+        "--ablation",
+        rich_help_panel=BENCH,
+        help="Score the variants of a table of the paper, on --bench. Default: none; the bench is puppet.",
+    ),
+]
+VariantsOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--variants",
+        metavar="DIR",
+        rich_help_panel=BENCH,
+        help="A model folder a variant: ours, no-face-masks, no-face-encoder, addition, norm, ip-adapter, no-face ...",
+    ),
+]
+SeedsOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds",
+        metavar="N,N,N",
+        rich_help_panel=BENCH,
+        help="Seeds of sampling that an ablation is repeated with, three or more. Default: 0,1,2.",
+    ),
+]
+StudyOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--study",
+        rich_help_panel=STUDY,
+        help=options.says(
+            "Write a page that asks people which of two videos is better; ours first, then the others.",
+            _DEFAULTS,
+            "study",
+        ),
+    ),
+]
+TallyOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--tally",
+        rich_help_panel=STUDY,
+        help=options.says("Count answers of a study: files, or folders that hold them.", _DEFAULTS, "tally"),
+    ),
+]
+
+
 def evaluate(
     inputs: InputsArg = None,
     output: OutputOpt = None,
@@ -102,6 +215,18 @@ def evaluate(
     borders: BordersOpt = None,
     model: options.ModelOpt = None,
     judge: JudgeOpt = None,
+    bench: BenchOpt = None,
+    data: DataOpt = None,
+    ids: IdsOpt = None,
+    figures: FiguresOpt = None,
+    length: LengthOpt = None,
+    animate: AnimateOpt = None,
+    rivals: RivalsOpt = None,
+    ablation: AblationOpt = None,
+    variants: VariantsOpt = None,
+    seeds: SeedsOpt = None,
+    study: StudyOpt = None,
+    tally: TallyOpt = None,
     draws: DrawsOpt = None,
     seed: SeedOpt = None,
     device: options.DeviceOpt = None,
@@ -113,6 +238,7 @@ def evaluate(
     """\b
     sa evaluate out.mp4 truth.mp4 -o scores
     sa evaluate made/ truth/ -o scores --protocol disco256 --model puppet
+    sa evaluate --bench puppet -o scores
 
     Score videos against their ground truth: pixels, perception, identity, motion, flicker, seams. Every number with its
     protocol, network and interval; what needs weights that are not here is named with the command that gets them.
@@ -128,6 +254,18 @@ def evaluate(
         "borders": borders,
         "model": model,
         "judge": judge,
+        "bench": bench,
+        "data": data,
+        "ids": ids,
+        "figures": figures,
+        "length": length,
+        "animate": animate,
+        "rivals": rivals,
+        "ablation": ablation,
+        "variants": variants,
+        "seeds": seeds,
+        "study": study,
+        "tally": tally,
         "draws": draws,
         "seed": seed,
         "device": device,
@@ -143,8 +281,8 @@ def evaluate(
         raise typer.Exit(report.exit_code)
 
 
-def _animate(flags: Mapping[str, Any]) -> None:
+def _animate(flags: Mapping[str, Any], settings: Path | None) -> None:
     """``sa animate`` as benches call it: verbs are blind to one another, the command line is not."""
     from stableanimator_cli.animate import run
 
-    run.run(flags=flags, talk=console.get())
+    run.run(flags=flags, config_file=settings, talk=console.get())

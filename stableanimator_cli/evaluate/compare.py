@@ -134,20 +134,24 @@ class Bench:
         return missing
 
 
-def measuring(config: EvaluateConfig, talk: Talk, *, networks: tuple[str, ...] | None = None) -> Bench:
-    """Open the model's detectors and recognisers. ``networks`` replaces those of the protocol.
+def measuring(
+    config: EvaluateConfig, talk: Talk, *, networks: tuple[str, ...] | None = None, model: ModelFolder | None = None
+) -> Bench:
+    """Open the model's detectors and recognisers. ``networks`` replaces those of the protocol; ``model`` is one that is
+    open already.
 
     Without ``--model`` the usual one is taken if it is here, and what needs it is missing if not; a model that was
     named must be here: ``ModelMissing``.
     """
     rules = PROTOCOLS[config.rules]
     name = config.model
-    if name is None:
+    if name is None and model is None:
         try:
             name = catalogue.default_model(("face",))
         except ModelMissing:
             talk.warn("no model here: CSIM and key points are left out; --model puppet measures drawn figures")
-    model = None if name is None else catalogue.open_model(name)
+    if model is None and name is not None:
+        model = catalogue.open_model(name)
     wanted = rules.networks if networks is None else networks
     if networks is not None:
         kept = {"lpips": "lpips_puppet", "fvd_s": "fvd_puppet", "fvd_d": "fvd_puppet"}

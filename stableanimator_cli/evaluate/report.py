@@ -14,7 +14,7 @@ from stableanimator_cli.media_files import appearing, refusals
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\~{}",
         "^": r"\^{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "↑": r"$\uparrow$",
-        "↓": r"$\downarrow$"}  # fmt: skip
+        "↓": r"$\downarrow$", "†": r"$^\dagger$"}  # fmt: skip
 
 
 def write(scores: Scores) -> None:

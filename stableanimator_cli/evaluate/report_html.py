@@ -75,16 +75,16 @@ def _page(scores: Scores, pictures: Mapping[str, Sequence[Picture]]) -> Iterator
     )
     for name, head, body in scores.shown():
         yield f"<h2>{html.escape(name)}</h2>" + _table(head, body)
-    yield "<h2>Protocol</h2><dl>"
+    yield "<details><summary>Protocol</summary><dl>"
     for key, value in scores.protocol.to_json().items():
         shown = ", ".join(value) if isinstance(value, list | tuple) else str(value)
         yield f"<dt>{html.escape(key.replace('_', ' '))}</dt><dd>{html.escape(shown)}</dd>"
-    yield "</dl><h2>What the numbers mean</h2><dl>"
+    yield "</dl></details><details><summary>What the numbers mean</summary><dl>"
     for name, row in scores.rows.items():
         told = "; ".join(f"{key} {value}" for key, value in row.about.items())
         text = f"{row.spec.definition}. Source: {row.spec.source}." + (f" ({told})" if told else "")
         yield f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>"
-    yield "</dl>"
+    yield "</dl></details>"
     by, videos = worst_first(scores.videos)
     order = f"worst {by} first" if by else "in the order of their names"
     yield f'<h2>Videos, {order}</h2><p><input type="search" placeholder="name" aria-label="show only"></p>'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,14 +10,16 @@ from typing import Any, Protocol
 from stableanimator_cli.config_evaluate import EvaluateConfig
 from stableanimator_cli.config_toml import resolve
 from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.evaluate.ablation import run_ablation
+from stableanimator_cli.evaluate.animated import Animate
+from stableanimator_cli.evaluate.bench import run_bench
 from stableanimator_cli.evaluate.compare import measuring
 from stableanimator_cli.evaluate.driven import find_poses
 from stableanimator_cli.evaluate.pairs import Pair, by_name, find_pictures, match
 from stableanimator_cli.evaluate.scores import Table
+from stableanimator_cli.evaluate.study import write_study
+from stableanimator_cli.evaluate.tally import tally
 from stableanimator_cli.talk import Silent, Talk
-
-Animate = Callable[[Mapping[str, Any]], None]
-"""Animates: flags of ``sa animate`` by option name. The command line brings it, for verbs are blind to one another."""
 
 
 class Result(Protocol):
@@ -49,6 +51,14 @@ def run(
     config = resolve(EvaluateConfig, {names.get(key, key): value for key, value in flags.items()}, config_file)
     if config.output is not None:
         _check_output(config.output, config.inputs)
+    if config.study:
+        return write_study(config, with_sides, talk)
+    if config.tally:
+        return tally(config)
+    if config.ablation is not None:
+        return run_ablation(config, animate, talk)
+    if config.bench is not None:
+        return run_bench(config, animate, talk)
     return _compare(config, talk)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -85,7 +86,7 @@ def _rows(video: VideoScore) -> Iterator[np.ndarray]:
     else:
         still = None if video.pair.reference is None else _sized(read_picture(video.pair.reference), size)
         blank = np.zeros((size[1], size[0], 3), np.uint8)
-        others = iter(lambda: blank if still is None else still, None)
+        others = itertools.repeat(blank if still is None else still)
     for (_, frame), other in zip(clip.frames(), others, strict=False):
         row = np.concatenate([frame, _sized(other, size)], axis=1)
         yield np.pad(row, ((0, row.shape[0] % 2), (0, row.shape[1] % 2), (0, 0)))

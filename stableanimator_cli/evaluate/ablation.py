@@ -1,0 +1,142 @@
+"""``--ablation``: variants from their model folders, several sampling seeds each, beside the paper's numbers.
+
+A folder a variant under ``--variants``, named as in ``tables.ABLATIONS`` (``ours``, ``addition`` ...).
+Trained variants are model folders of their own; only one is made of ``ours`` by a switch at inference, where
+it has no folder: ``no-optimization`` (face optimisation off).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue_schema import FILE_NAME
+from stableanimator_cli.config_evaluate import EvaluateConfig
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.evaluate.animated import Animate, Animator
+from stableanimator_cli.evaluate.bench import ROLES, networks_of
+from stableanimator_cli.evaluate.borders import read_record
+from stableanimator_cli.evaluate.cases import find_cases
+from stableanimator_cli.evaluate.compare import Measured, measuring
+from stableanimator_cli.evaluate.scores import Row, Scores, Table
+from stableanimator_cli.evaluate.tables import ABLATIONS, METRICS, ablation
+from stableanimator_cli.metrics.bootstrap import interval
+from stableanimator_cli.talk import Talk
+
+OURS = "ours"
+SWITCHED: Mapping[str, Mapping[str, Any]] = {"no-optimization": {"refine_face": "off"}}
+"""Variants that are ``ours`` with a switch at inference, and the flags of ``sa animate`` that make them."""
+
+
+def find_variants(config: EvaluateConfig) -> dict[str, tuple[Path, Mapping[str, Any]]]:
+    """Variant -> (its model folder, flags of the animation), in the table's order; those without a folder are left out.
+
+    ``BadInput`` where there is none at all, or a folder bears a name that the table does not have.
+    """
+    assert config.variants is not None
+    assert config.ablation is not None
+    known, folder = ABLATIONS[config.ablation], config.variants
+    names = ", ".join(known)
+    if not folder.is_dir():
+        raise BadInput(folder, "no such folder", f"a folder with a model folder a variant: {names}")
+    here = {entry.name: entry for entry in folder.iterdir() if (entry / FILE_NAME).is_file()}
+    every = {name for table in ABLATIONS.values() for name in table}
+    strange = [name for name in here if name not in every]
+    if strange:
+        raise BadInput(folder / strange[0], "a model folder of that name", f"one of {names}")
+    found = {
+        name: (here[name], {}) if name in here else (here[OURS], SWITCHED[name])
+        for name in known
+        if name in here or (name in SWITCHED and OURS in here)
+    }
+    if not found:
+        raise BadInput(folder, f"no model folder with a {FILE_NAME}", f"one or more of {names}")
+    return found
+
+
+def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores:
+    """Animate every variant with every seed, score each, and write the table. What is animated already is kept."""
+    assert config.output is not None
+    assert config.ablation is not None
+    variants = find_variants(config)
+    first = catalogue.open_model(variants.get(OURS, next(iter(variants.values())))[0], ROLES)
+    if config.bench is None:
+        config = replace(config, bench="puppet")
+    cases = [case for case in find_cases(config, first, config.output / "data", talk) if case.truth is not None]
+    bench = measuring(config, talk, networks=networks_of(config), model=first)
+    by_seed: dict[str, list[Measured]] = {}
+    for variant, (folder, flags) in variants.items():
+        model = catalogue.open_model(folder, ROLES)
+        for seed in config.seeds:
+            animator = Animator(
+                model=model, name=str(folder), animate=animate, settings=config.animate,
+                flags={**flags, "seed": seed}, talk=talk,
+            )  # fmt: skip
+            pairs = animator.animated(cases, config.output / "animated" / variant / f"seed-{seed}")
+            by_seed.setdefault(variant, []).append(bench.measure(pairs))
+    shown = {variant: _over_seeds(runs, config) for variant, runs in by_seed.items()}
+    tables: list[Table] = [
+        ablation(config.ablation, shown),
+        ("notes to the table", ["note"], [[note] for note in _notes(config, bench.rules.name, by_seed)]),
+    ]
+    about = {
+        "ablation": config.ablation,
+        "sampling_seeds": list(config.seeds),
+        "variants": {
+            variant: [{name: row.to_json() for name, row in run.rows.items()} for run in runs]
+            for variant, runs in by_seed.items()
+        },
+    }
+    last = by_seed.get(OURS, next(iter(by_seed.values())))[0]
+    return bench.finish(last, about, tables)
+
+
+def _over_seeds(
+    runs: Sequence[Measured], config: EvaluateConfig
+) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:
+    """Rows of the mean over seeds, with intervals over videos, each video's value being its mean over seeds: seeds are
+    no independent videos. Metrics of sets have the range over seeds instead."""
+    rows: dict[str, Row] = {}
+    intervals: dict[str, tuple[float, float]] = {}
+    for name in dict.fromkeys(name for names in METRICS.values() for name in names):
+        if not all(name in run.rows for run in runs):
+            continue
+        values = [run.rows[name].shown for run in runs]
+        rows[name] = replace(runs[0].rows[name], shown=float(np.mean(values)))
+        table = np.array([[video.values.get(name, np.nan) for video in run.videos] for run in runs])
+        found = None
+        if np.isfinite(table).all(axis=0).any():
+            found = interval(table.mean(axis=0), seed=config.seed, draws=config.draws)
+        elif len(values) > 1:
+            found = min(values), max(values)
+        if found is not None:
+            intervals[name] = found
+    return rows, intervals
+
+
+def _notes(config: EvaluateConfig, rules: str, by_seed: Mapping[str, Sequence[Measured]]) -> list[str]:
+    record = read_record(by_seed[OURS][0].videos[0].pair.predicted) if OURS in by_seed else None
+    refine = {} if record is None else record.get("config", {}).get("refine", {})
+    idle = refine.get("face") == "off" and "no-optimization" in by_seed
+    seeds = ", ".join(map(str, config.seeds))
+    notes = (
+        [
+            "ours was animated without face optimisation (the model's preset), so that w/o Optimization is the same: "
+            "turn it on in --animate SETTINGS.toml, under [refine] face."
+        ]
+        if idle
+        else []
+    )
+    return [
+        *notes,
+        f"measured rows: bench {config.bench}, protocol {rules}, mean over the sampling seeds {seeds}: noise of "
+        "sampling, not of training, of which each variant is one run.",
+        "intervals: 95 % over videos (each video's value is its mean over seeds); of Frechet distances the range over "
+        "seeds.",
+        "published rows stand on Unseen100 and other networks: only the order of rows can be compared.",
+    ]

@@ -1,8 +1,12 @@
-"""Classifier-free guidance per frame, and the denoiser that windows and guidance make of a network."""
+"""Classifier-free guidance per frame, and the denoiser that windows and guidance make of a network.
+
+One evaluation asks a network for each window, once or twice: these pairs do not depend on one another. Who answers them
+(this process, or several) is a function of its own; answers are summed in the order of the plan whoever gave them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +17,8 @@ from stableanimator_cli.diffusion.windows import Window, WindowPlan
 
 # scaled latents [t,c,h,w] of the window's frames, c_noise, the window, conditional branch? -> output [t,c,h,w]
 Predict = Callable[[Tensor, float, Window, bool], Tensor]
+Pair = tuple[Window, bool]  # a window, conditional branch?
+Answers = Callable[[Tensor, float], Iterator[Tensor]]  # noisy latents [t,c,h,w], sigma -> output of each pair, in order
 
 
 def guidance_of_frames(first: float, last: float, frames: int) -> Tensor:
@@ -25,31 +31,59 @@ def is_guided(first: float, last: float) -> bool:
     return max(first, last) > 1.0
 
 
+def pairs_of(plan: WindowPlan, guidance: tuple[float, float]) -> tuple[Pair, ...]:
+    """What one evaluation asks of the network: each window's conditional branch, and then its unconditional one."""
+    branches = (True, False) if is_guided(*guidance) else (True,)
+    return tuple((window, conditional) for window in plan for conditional in branches)
+
+
+def answered(predict: Predict, pairs: Sequence[Pair]) -> Answers:
+    """Answers of a network that is asked one pair after the other, each when its answer is wanted."""
+    placed: list[Tensor] = []  # frames of each pair, moved to the latents' device once, not once a step
+
+    def answers(x: Tensor, sigma: float) -> Iterator[Tensor]:
+        if not placed:
+            placed.extend(torch.tensor(window.frames).to(x.device) for window, _ in pairs)
+        scale = scalings(sigma)
+        for (window, conditional), index in zip(pairs, placed, strict=True):
+            yield predict(x[index] * scale.c_in, scale.c_noise, window, conditional).to(x.dtype)
+
+    return answers
+
+
 def windowed_denoiser(
     predict: Predict, plan: WindowPlan, *, guidance: tuple[float, float], done: Callable[[], None] | None = None
 ) -> Denoise:
-    """A denoiser over the whole video from a network that sees one window.
+    """A denoiser over the whole video from a network that sees one window; see ``blended_denoiser``."""
+    return blended_denoiser(answered(predict, pairs_of(plan, guidance)), plan, guidance=guidance, done=done)
 
-    Every window is asked once (conditional branch) or twice (and unconditional), answers are blended by the plan's
-    weights, guided per frame (u + g (c - u)) and turned into the clean estimate. ``done`` is called after each window.
+
+def blended_denoiser(
+    answers: Answers, plan: WindowPlan, *, guidance: tuple[float, float], done: Callable[[], None] | None = None
+) -> Denoise:
+    """A denoiser over the whole video from the answers to ``pairs_of(plan, guidance)``.
+
+    Every window has one answer (conditional branch) or two (and unconditional); they are guided per frame
+    (u + g (c - u)), blended by the plan's weights and turned into the clean estimate. ``done`` is called after each
+    window.
     """
     strength = guidance_of_frames(*guidance, plan.total)
     guided = is_guided(*guidance)
-    placed: list[tuple[Window, Tensor, Tensor, Tensor]] = []  # moved to the latents' device once, not once a step
+    placed: list[tuple[Tensor, Tensor, Tensor]] = []  # moved to the latents' device once, not once a step
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         if not placed:
             for window in plan:
                 index = torch.tensor(window.frames)
                 weights = torch.tensor(window.weights, dtype=x.dtype).view(-1, 1, 1, 1)
-                placed.append((window, index.to(x.device), weights.to(x.device), strength[index].to(x)))
+                placed.append((index.to(x.device), weights.to(x.device), strength[index].to(x)))
         scale = scalings(sigma)
         output = torch.zeros_like(x)
-        for window, index, weights, pull in placed:
-            latents = x[index] * scale.c_in
-            answer = predict(latents, scale.c_noise, window, True).to(x.dtype)
+        asked = answers(x, sigma)
+        for index, weights, pull in placed:
+            answer = next(asked)
             if guided:
-                free = predict(latents, scale.c_noise, window, False).to(x.dtype)
+                free = next(asked)
                 answer = free + pull * (answer - free)
             output.index_add_(0, index, answer * weights)
             if done is not None:

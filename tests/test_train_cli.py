@@ -1,25 +1,35 @@
-"""``sa train`` as people type it: what is refused, with one line, a hint and the right exit code."""
+"""``sa train`` as people type it: what is refused, before anything is written, with a hint and the right exit code."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from tests.conftest import Run
+import pytest
+
+from stableanimator_cli.cli.app import app
+from stableanimator_cli.errors import SaError
 
 
-def test_mistakes_are_refused_before_anything_is_written(sa: Run, tmp_path: Path, tiny_model: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("{empty} -o {run} --steps 1 --model {tiny} --device cpu", 3, "no clips"),
+        ("{empty} -o {run} --model {tiny} --device cpu", 2, "--steps: found nothing"),
+        ("{empty} -o {run} --steps 1 --model nobody", 5, "nobody"),
+        ("{empty} --steps 1 --model {tiny}", 2, "--output: found nothing"),
+        ("--resume {empty}", 3, "no config.toml"),
+        ("--export model -o {run}", 2, "--resume RUN"),
+        ("--resume {empty} --export upstream", 2, "--output: found nothing"),
+        ("--resume {empty} --export upstream -o {run}", 3, "no checkpoint"),
+    ],
+)
+def test_a_mistake_is_refused(words: str, code: int, said: str, tmp_path: Path, tiny_model: Path) -> None:
     (tmp_path / "empty").mkdir()
-    out, model = str(tmp_path / "run"), ("--model", str(tiny_model), "--device", "cpu")
-    cases = [
-        (("train", str(tmp_path / "empty"), "-o", out, "--steps", "1", *model), 3, "no clips"),
-        (("train", str(tmp_path / "empty"), "-o", out, *model), 2, "--steps: found nothing"),
-        (("train", "--resume", str(tmp_path / "empty")), 3, "no config.toml"),
-    ]
-    for words, code, said in cases:
-        done = sa(*words, "--json")
-        assert done.returncode == code, done.stderr
-        error = json.loads(done.stdout)
-        assert said in error["message"]
-        assert error["hint"]
+    places = {"empty": tmp_path / "empty", "run": tmp_path / "run", "tiny": tiny_model}
+    with pytest.raises(SaError) as caught:
+        app(["train", *words.format(**places).split(), "--quiet"], standalone_mode=False)
+    assert caught.value.exit_code == code
+    assert said in caught.value.message
+    assert caught.value.hint
     assert not (tmp_path / "run" / "config.toml").exists()
+    assert not any((tmp_path / "empty").iterdir())

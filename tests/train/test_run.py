@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from stableanimator_cli import catalogue
 from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError
+from stableanimator_cli.media import open_clip
 from stableanimator_cli.train import checkpoint, run
 from stableanimator_cli.train.tracking import read_metrics
 from tests.conftest import ROOT
@@ -219,3 +220,15 @@ def test_ablations_are_written_into_the_card(whole):
         assert line in text
     progress = json.loads((whole / "model" / "state" / "progress.json").read_text())
     assert progress["place"] == {"step": STEPS, "stage": 0, "within": STEPS, "samples": 2 * STEPS}
+
+
+def test_validation_leaves_training_alone_and_writes_a_video(whole, data, tiny_model, tmp_path):
+    watch = tmp_path / "watch.toml"
+    watch.write_text("[validation]\nevery = 1\nclips = 1\nframes = 2\nsteps = 1\n")
+    report = run.run(flags=flags(data, tiny_model, tmp_path / "run", steps=2, validate=[data]), config_file=watch)
+    assert losses(tmp_path / "run") == losses(whole)[:2]
+    assert [row["step"] for row in checkpoint.read_scores(tmp_path / "run")] == [1, 2]
+    (row,) = report.to_json()["validation"]["clips"]
+    assert (row["csim"], row["keypoint_error"]) == (None, None)  # the tiny model has no detectors
+    video = open_clip(tmp_path / "run" / "validation" / row["video"])
+    assert (video.size, video.count) == ((4 * 64, 64), 2)

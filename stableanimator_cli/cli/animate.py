@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stableanimator_cli.cli import console, options
+from stableanimator_cli.cli import options_memory as memory
 from stableanimator_cli.cli import options_refine as refine
 
 
@@ -52,6 +53,7 @@ def animate(
     device: options.DeviceOpt = None,
     dtype: options.DtypeOpt = None,
     offload: options.OffloadOpt = None,
+    ff_pieces: memory.PiecesOpt = None,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
     progress: options.ProgressOpt = "bar",
@@ -105,6 +107,7 @@ def animate(
         "device": device,
         "dtype": dtype,
         "offload": offload,
+        "ff_pieces": ff_pieces,
     }
     talk = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.animate import run  # torch starts loading here, not earlier

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
-from stableanimator_cli.diffusion.guidance import is_guided, windowed_denoiser
+from stableanimator_cli.diffusion.guidance import Answers, Predict, answered, blended_denoiser, is_guided, pairs_of
 from stableanimator_cli.diffusion.sampler import Denoise
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
 from stableanimator_cli.engine.conditioning import (
@@ -34,18 +34,25 @@ from stableanimator_cli.records import ModelFolder
 
 STRIDE = 8  # pixels a latent: four levels of SVD's VAE
 
+# who answers the pairs of an evaluation where it is not this process alone: ``parallel.Ranks.share``
+Share = Callable[["Engine", Conditioning, WindowPlan, tuple[float, float], Predict], Answers]
+
 
 class Engine:
     """A context manager: ``with Engine.open(model, plan) as engine``. Frees the device on leaving.
 
     ``calls`` counts what was run (``unet``, ``vae_encode``, ``vae_decode``, ``image_encoder``, ``pose_net_frames``), so
-    that a test can hold a plan to its word.
+    that a test can hold a plan to its word. ``share`` is set where other processes take part in denoising.
     """
 
-    def __init__(self, model: ModelFolder, plan: DevicePlan, networks: Networks) -> None:
+    def __init__(
+        self, model: ModelFolder, plan: DevicePlan, networks: Networks, *, id_mode: IDMode = "distribution"
+    ) -> None:
         self.model = model
         self.plan = plan
         self.networks = networks
+        self.id_mode: IDMode = id_mode
+        self.share: Share | None = None
         self.calls: Counter[str] = Counter()
         self._faces: FaceReader | None = None
         networks.provide("recogniser", lambda: recogniser(self.faces().recogniser_file))
@@ -53,7 +60,7 @@ class Engine:
     @classmethod
     def open(cls, model: ModelFolder, plan: DevicePlan, *, id_mode: IDMode = "distribution") -> Engine:
         """Nothing is read yet: each network loads when it is first resident. ``id_mode`` is Table 4's switch."""
-        return cls(model, plan, Networks(loaders(model, plan.dtype, id_mode), plan))
+        return cls(model, plan, Networks(loaders(model, plan.dtype, id_mode), plan), id_mode=id_mode)
 
     def __enter__(self) -> Engine:
         return self
@@ -151,7 +158,17 @@ class Engine:
 
         ``prepared`` False computes every cross-attention on every call: the long way that tests compare with.
         """
+        predict = self.predictor(conditioning, guidance, prepared=prepared)
+        if self.share is None:
+            answers = answered(predict, pairs_of(plan, guidance))
+        else:
+            answers = self.share(self, conditioning, plan, guidance, predict)
+        return blended_denoiser(answers, plan, guidance=guidance, done=done)
+
+    def predictor(self, conditioning: Conditioning, guidance: tuple[float, float], *, prepared: bool = True) -> Predict:
+        """The UNet's answer for one window and branch; the UNet must be resident. See ``denoiser``."""
         unet: AnimationUNet = self.networks["unet"]
+        unet.pieces = self.plan.pieces
         given = Context(conditioning.image, conditioning.face)
         none = Context(
             torch.zeros_like(conditioning.image),
@@ -171,7 +188,7 @@ class Engine:
             pose = conditioning.pose.window(window.frames) if conditional else None
             return unet(sample, c_noise, contexts[conditional], conditioning.time_ids, pose)[0]
 
-        return windowed_denoiser(predict, plan, guidance=guidance, done=done)
+        return predict
 
     @property
     def decoder(self) -> Decoder:

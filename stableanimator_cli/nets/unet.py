@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -55,6 +55,10 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
     ``checkpointing`` is for training: ``blocks`` forgets what happens inside each spatio-temporal residual block and
     each transformer block, spatial or temporal, and computes it again on the way back; ``diffusers`` does what the
     stock class does, which keeps the temporal transformer blocks; ``off`` keeps all.
+
+    ``pieces`` is for rendering: feed-forward layers, whose insides are eight times as wide as what goes in, take so
+    many parts of their positions one after the other and add to them in place. Equal within rounding; without a graph
+    only, whose memory ``checkpointing`` saves.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         with_time_convs(regroup(self, norm_num_groups))
         self.id_tokens = id_tokens
         self.checkpointing: Checkpointing = "off"
+        self.pieces = 1
         for attn in self.spatial_cross_attentions().values():
             attn.set_processor(IDAdapter(attn.inner_dim, attn.cross_attention_dim, id_tokens=id_tokens, mode=id_mode))
 
@@ -130,7 +135,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
             context = self.context(context)
         indicator = sample.new_full((batch, frames), float(image_only))
         forget = _again if self.checkpointing != "off" and torch.is_grad_enabled() else _once
-        runs = (forget, forget if self.checkpointing == "blocks" else _once)  # of spatial and of temporal blocks
+        way = _Way(forget, forget if self.checkpointing == "blocks" else _once, self.pieces)
         emb = repeat(self._time_embedding(timestep, added_time_ids, batch, sample), "b d -> (b t) d", t=frames)
 
         x = self.conv_in(rearrange(sample, "b t c h w -> (b t) c h w"))
@@ -140,7 +145,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         for block in self.down_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
                 x = forget(_resnet, resnet, x, emb, indicator, image_only)
-                x = _transformer(attention, x, context, indicator, image_only, runs) if attention is not None else x
+                x = _transformer(attention, x, context, indicator, image_only, way) if attention is not None else x
                 skips.append(x)
             for downsampler in block.downsamplers or ():
                 x = downsampler(x)
@@ -148,13 +153,13 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
 
         x = forget(_resnet, self.mid_block.resnets[0], x, emb, indicator, image_only)
         for attention, resnet in zip(self.mid_block.attentions, self.mid_block.resnets[1:], strict=True):
-            x = _transformer(attention, x, context, indicator, image_only, runs)
+            x = _transformer(attention, x, context, indicator, image_only, way)
             x = forget(_resnet, resnet, x, emb, indicator, image_only)
 
         for block in self.up_blocks:
             for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
                 x = forget(_joined_resnet, resnet, x, skips.pop(), emb, indicator, image_only)
-                x = _transformer(attention, x, context, indicator, image_only, runs) if attention is not None else x
+                x = _transformer(attention, x, context, indicator, image_only, way) if attention is not None else x
             for upsampler in block.upsamplers or ():
                 # the size of the next skip, which is not twice this one where the latent's side is odd
                 x = upsampler(x, skips[-1].shape[-2:])
@@ -168,6 +173,14 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         emb = self.time_embedding(self.time_proj(steps).to(sample.dtype))
         extra = rearrange(self.add_time_proj(added.flatten().to(sample.device)), "(b k) d -> b (k d)", b=batch)
         return emb + self.add_embedding(extra.to(sample.dtype))
+
+
+class _Way(NamedTuple):
+    """How spatial and temporal transformer blocks are run, and in how many pieces their feed-forward layers."""
+
+    spatial: Run
+    temporal: Run
+    pieces: int
 
 
 def _once(function: Run, *arguments: object) -> Tensor:
@@ -202,23 +215,24 @@ def _transformer(
     context: Context,
     indicator: Tensor,
     image_only: bool,
-    runs: tuple[Run, Run],
+    way: _Way,
 ) -> Tensor:
     """Spatial then temporal attention of one level, mixed by a learned factor. [bt,c,h,w] -> [bt,c,h,w]."""
-    run_spatial, run_temporal = runs
     batch, frames = indicator.shape
     height = x.shape[-2]
     y = module.proj_in(rearrange(module.norm(x), "bt c h w -> bt (h w) c"))
     position = module.time_pos_embed(module.time_proj(torch.arange(frames, device=x.device)).to(y.dtype))
     position = repeat(position, "t d -> (b t) 1 d", b=batch)
     for spatial, temporal in zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True):
-        y = run_spatial(_spatial_block, spatial, y, context, frames)
+        y = way.spatial(_spatial_block, spatial, y, context, frames, way.pieces)
         if not image_only:
-            y = module.time_mixer(y, run_temporal(_temporal_block, temporal, y, position, context, frames), indicator)
+            moved = way.temporal(_temporal_block, temporal, y, position, context, frames, way.pieces)
+            y = module.time_mixer(y, moved, indicator)
+            del moved  # as large as y: the next block's work need not lie beside it
     return x + rearrange(module.proj_out(y), "bt (h w) c -> bt c h w", h=height)
 
 
-def _spatial_block(block: BasicTransformerBlock, x: Tensor, context: Context, frames: int) -> Tensor:
+def _spatial_block(block: BasicTransformerBlock, x: Tensor, context: Context, frames: int, pieces: int) -> Tensor:
     """Self-attention within a frame, cross-attention with image and face tokens, feed-forward. [bt,n,d]."""
     x = x + block.attn1(block.norm1(x))
     adapter: IDAdapter = block.attn2.processor
@@ -233,17 +247,16 @@ def _spatial_block(block: BasicTransformerBlock, x: Tensor, context: Context, fr
     else:
         normed = x if prepared.constant is not None else block.norm2(x)  # a constant does not look at its input
         x = x + adapter.apply(block.attn2, normed, prepared, frames)
-    return x + block.ff(block.norm3(x))
+    return _fed(block.norm3, block.ff, x, pieces)
 
 
 def _temporal_block(
-    block: TemporalBasicTransformerBlock, x: Tensor, position: Tensor, context: Context, frames: int
+    block: TemporalBasicTransformerBlock, x: Tensor, position: Tensor, context: Context, frames: int, pieces: int
 ) -> Tensor:
     """Attention along time at each place; cross-attention with the image tokens only. [bt,n,d], times' [bt,1,d]."""
     positions = x.shape[1]
     x = rearrange(x + position, "(b t) n d -> (b n) t d", t=frames)
-    y = block.ff_in(block.norm_in(x))
-    x = x + y if block.is_res else y
+    x = _fed(block.norm_in, block.ff_in, x, pieces) if block.is_res else block.ff_in(block.norm_in(x))
     x = x + block.attn1(block.norm1(x))
     prepared = context.layers.get(block.attn2)
     if prepared is None:
@@ -251,6 +264,15 @@ def _temporal_block(
         x = x + block.attn2(block.norm2(x), encoder_hidden_states=image)
     else:
         x = x + repeat(prepared.constant, "b 1 d -> (b n) 1 d", n=positions)
-    y = block.ff(block.norm3(x))
-    x = x + y if block.is_res else y
+    x = _fed(block.norm3, block.ff, x, pieces) if block.is_res else block.ff(block.norm3(x))
     return rearrange(x, "(b n) t d -> (b t) n d", n=positions)
+
+
+def _fed(norm: nn.Module, feed: nn.Module, x: Tensor, pieces: int) -> Tensor:
+    """``x + feed(norm(x))`` of [b,n,d], both of which look at one position at a time; in ``pieces`` it is ``x`` itself
+    that is added to."""
+    if pieces == 1 or torch.is_grad_enabled():
+        return x + feed(norm(x))
+    for part in x.chunk(pieces, dim=int(x.shape[1] > x.shape[0])):  # views, however x lies in memory
+        part.add_(feed(norm(part)))
+    return x

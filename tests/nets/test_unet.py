@@ -9,6 +9,7 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
+from stableanimator_cli.bench.counters import alive
 from stableanimator_cli.nets.id_adapter import IDAdapter
 from stableanimator_cli.nets.unet import AnimationUNet, Context
 from tests.random_model import TINY, weights
@@ -214,3 +215,36 @@ def test_several_image_tokens_leave_nothing_to_prepare(unet):
     context = Context(tokens[:, :2], tokens[:, 1:])
     assert unet.prepare(context).layers == {}
     assert torch.equal(unet(sample, 0.7, unet.prepare(context), ids, pose), unet(sample, 0.7, context, ids, pose))
+
+
+@pytest.mark.parametrize("branch", ["conditional", "unconditional", "no face"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_feed_forward_layers_in_pieces_change_nothing(state, batch, branch):
+    unet = unet_of(state)
+    sample, tokens, ids, pose = inputs(batch, height=7)  # 56 positions do not divide by 5
+    prepared = unet.prepare(contexts(tokens)[branch])
+    whole = unet(sample, 0.7, prepared, ids, pose)
+    for pieces in (2, 5, 256):
+        unet.pieces = pieces
+        assert (unet(sample, 0.7, prepared, ids, pose) - whole).abs().max() <= 1e-5
+
+
+def test_feed_forward_layers_in_pieces_need_less_memory(state):
+    unet, (sample, tokens, ids, pose) = unet_of(state), inputs(height=32, width=32)
+    prepared, peaks = unet.prepare(Context(tokens[:, :1], tokens[:, 1:])), []
+    for pieces in (1, 4):
+        unet.pieces = pieces
+        peaks.append(alive(lambda: unet(sample, 0.7, prepared, ids, pose)).peak)
+    assert peaks[1] < 0.85 * peaks[0], peaks
+
+
+def test_training_keeps_its_graph_whatever_the_pieces(state):
+    unet, (sample, tokens, ids, pose) = unet_of(state), inputs()
+    gradients = []
+    for pieces in (1, 4):
+        unet.pieces = pieces
+        with torch.enable_grad():
+            given = sample.clone().requires_grad_(True)
+            unet(given, 0.7, tokens, ids, pose).sum().backward()
+        gradients.append(given.grad)
+    assert torch.equal(*gradients)

@@ -90,7 +90,7 @@ def write_study(
         for pair in pairs:
             cases.append(_case(pair, systems, [side[pair.name] for side in sides], out, config.seed))
             bar.update()
-    trials = [{"case": number, "rival": rival} for number in range(len(cases)) for rival in range(1, len(systems))]
+    trials = [{"case": number, "against": place} for number in range(len(cases)) for place in range(1, len(systems))]
     study = hashlib.sha256(json.dumps([config.seed, cases, systems], sort_keys=True).encode()).hexdigest()[:12]
     write_text(
         out / KEY,

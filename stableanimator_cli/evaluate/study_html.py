@@ -35,7 +35,7 @@ function next(){
   at('form').reset();at('send').disabled=true;show('first')}
 at('begin').onclick=()=>{
   if(!state){const trials=shuffled(STUDY.trials).map(t=>{const ours=rand(2)===0;
-    return{case:t.case,left:ours?0:t.rival,right:ours?t.rival:0}});
+    return{case:t.case,left:ours?0:t.against,right:ours?t.against:0}});
     state={person:at('person').value.trim(),trials,answers:[]};save()}
   next()};
 at('seen').onclick=()=>{show('pair');at('left').play().catch(()=>{});at('right').play().catch(()=>{})};
@@ -58,7 +58,7 @@ if(state&&state.answers.length){at('begin').textContent='Go on';at('who').hidden
 
 def page(shown: Mapping[str, Any], questions: Mapping[str, str]) -> str:
     """The page. ``shown`` holds ``study``, ``format``, ``cases`` (reference, poses, videos by place, ours at 0) and
-    ``trials`` (case, rival); ``questions`` by name."""
+    ``trials`` (case, against); ``questions`` by name."""
     # "</" would end the script wherever it stands in a text
     data = json.dumps(shown).replace("</", "<\\/")
     fields = "".join(

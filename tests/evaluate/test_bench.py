@@ -1,0 +1,215 @@
+"""Benches and ablations with an animation that copies: what is animated when, which rows come out, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.config_evaluate import EvaluateConfig
+from stableanimator_cli.errors import BadInput, BatchFailed, ConfigError, NoFace
+from stableanimator_cli.evaluate.cases import TIKTOK_IDS, find_cases
+from stableanimator_cli.evaluate.run import run
+from stableanimator_cli.evaluate.scores import Scores
+from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.motion.interchange import load_motion
+from stableanimator_cli.talk import Silent
+from tests.evaluate.samples import drawn, noisy, write
+
+
+class Copying:
+    """``sa animate`` for tests: gives the truth of the motion with some noise, and a record beside it."""
+
+    def __init__(self, data: Path, amount: int = 6) -> None:
+        self.data, self.amount = data, amount
+        self.calls: list[Mapping[str, Any]] = []
+        self.refuse: str | None = None
+
+    def __call__(self, flags: Mapping[str, Any], settings: Path | None) -> None:
+        self.calls.append(flags)
+        output = Path(flags["output"])
+        if self.refuse is not None and self.refuse in output.stem:
+            raise NoFace(f"{flags['reference']}: no face", hint="another picture")
+        source = self.data / "videos" / f"{Path(flags['motion']).stem}.mp4"
+        frames = [frame for _, frame in open_clip(source).frames()]
+        _, _, stop = str(flags.get("frames", "0:")).rpartition(":")
+        frames = frames[: int(stop)] if stop else frames
+        change = noisy(self.amount, int(flags.get("seed", 0)))
+        write(output, [change(index, frame) for index, frame in enumerate(frames)])
+        record = {
+            "stableanimator-cli": "0", "config": {"decode": {"chunk": 4, "overlap": 0}},
+            "windows": [f"window 1: 0-{len(frames) - 1}"], "output": {"frames": len(frames)},
+            "peak_bytes": {"host": 1 << 30},
+        }  # fmt: skip
+        output.with_suffix(".json").write_text(json.dumps(record))
+
+
+def _run(animate: Any, /, **flags: Any) -> Scores:
+    scores = run(flags={"model": "puppet", **flags}, animate=animate)
+    assert isinstance(scores, Scores)
+    return scores
+
+
+@pytest.fixture(scope="module")
+def benched(tmp_path_factory: pytest.TempPathFactory, remembered: Path) -> tuple[Scores, Copying]:
+    out = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SA_HOME", str(remembered))
+        animate = Copying(out / "data" / "puppets")
+        return _run(animate, bench="puppet", output=out, figures=2, length=9), animate
+
+
+def test_figures_are_driven_by_themselves_and_by_one_another(benched: tuple[Scores, Copying]) -> None:
+    scores, animate = benched
+    names = [Path(flags["output"]).stem for flags in animate.calls]
+    assert names == ["00000", "00000", "00000-as-00001", "00001", "00001-as-00000"]  # the first measures memory
+    assert animate.calls[0]["frames"] == "0:16"
+    assert [video.name for video in scores.videos] == ["00000", "00001", "00000-as-00001", "00001-as-00000"]
+    assert [video.truth is None for video in scores.videos] == [False, False, True, True]
+    assert scores.rows["psnr"].videos == 2
+
+
+def test_the_tables_hold_ours_under_the_published_rows(benched: tuple[Scores, Copying]) -> None:
+    scores, _ = benched
+    title, columns, rows = scores.tables[0]
+    ours = dict(zip(columns, rows[-1], strict=True))
+    assert "Table 1" in title
+    assert ours["model"] == "puppet (measured)"
+    assert ours["memory, 16 frames"] == "1.00G"
+    assert ours["LPIPS"].endswith(" lpips_puppet")
+    assert ours["FVD"].endswith(" fvd_puppet")
+    crossed = scores.tables[1]
+    assert {row[0] for row in crossed[2]} >= {"csim_ref", "keypoint_error", "face_rate"}
+    assert any("24.17" in row[0] for row in scores.tables[2][2])
+    told = json.loads((scores.output / "scores.json").read_text())
+    assert told["peak_bytes_16_frames"] == {"host": 1 << 30}
+    assert "csim_ref" in told["cross_identity"]
+
+
+def test_what_is_animated_is_not_animated_again(benched: tuple[Scores, Copying]) -> None:
+    scores, first = benched
+    again = Copying(first.data)
+    repeated = _run(again, bench="puppet", output=scores.output, figures=2, length=9)
+    assert again.calls == []
+    assert repeated.rows["psnr"].shown == scores.rows["psnr"].shown
+    (scores.output / "animated" / "00001.mp4").unlink()
+    _run(again, bench="puppet", output=scores.output, figures=2, length=9)
+    assert [Path(flags["output"]).stem for flags in again.calls] == ["00001"]
+    settings = scores.output.parent / "settings.toml"
+    settings.write_text("[sampling]\nsteps = 2\n")
+    _run(again, bench="puppet", output=scores.output, figures=2, length=9, animate=settings)
+    assert len(again.calls) == 6
+
+
+def test_rivals_are_rows_of_the_same_table(benched: tuple[Scores, Copying], tmp_path: Path) -> None:
+    scores, first = benched
+    for name in ("00000", "00001"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        shutil.copy(first.data / "videos" / f"{name}.mp4", tmp_path / "other" / f"{name}.mp4")
+    rivalled = _run(Copying(first.data), bench="puppet", output=scores.output, figures=2, length=9, rivals=tmp_path)
+    names = [row[0] for row in rivalled.tables[0][2][-2:]]
+    assert names == ["puppet (measured)", "other (measured)"]
+    place = rivalled.tables[0][1].index("PSNR*")
+    assert rivalled.tables[0][2][-1][place] == "100 [100, 100]"
+    (tmp_path / "other" / "00001.mp4").unlink()
+    with pytest.raises(BadInput, match=r"other: found no video named 00001"):
+        _run(Copying(first.data), bench="puppet", output=scores.output, figures=2, length=9, rivals=tmp_path)
+
+
+def test_one_that_cannot_be_animated_does_not_stop_the_others(tmp_path: Path) -> None:
+    animate = Copying(tmp_path / "data" / "puppets")
+    animate.refuse = "00001-as"
+    with pytest.raises(
+        BatchFailed, match=r"1 of 4 videos could not be animated; the first is 00001-as-00000"
+    ) as caught:
+        _run(animate, bench="puppet", output=tmp_path, figures=2, length=2)
+    assert caught.value.exit_code == 7
+    assert (tmp_path / "animated" / "00001.mp4").is_file()
+
+
+def _cases(bench: str, tmp_path: Path, **more: Any) -> Any:
+    config = EvaluateConfig(bench=bench, output=tmp_path / "out", **more)
+    return find_cases(config, catalogue.open_model("puppet"), tmp_path / "out" / "data", Silent())
+
+
+@pytest.mark.parametrize("bench", ["tiktok", "unseen100"])
+def test_published_benches_explain_their_layout(bench: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SA_DATA", raising=False)
+    with pytest.raises(BadInput) as caught:
+        _cases(bench, tmp_path)
+    assert caught.value.exit_code == 3
+    assert f"DIR/{bench} holds videos/NAME.mp4" in str(caught.value.hint)
+    with pytest.raises(BadInput, match=f"no {bench}/videos"):
+        _cases(bench, tmp_path, data=tmp_path)
+
+
+def test_a_bench_of_the_described_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "data" / "tiktok"
+    for name in TIKTOK_IDS:
+        write(folder / "videos" / f"{name}.mp4", drawn(0, frames=2))
+    (folder / "references").mkdir()
+    write_picture(folder / "references" / "00335.png", np.zeros((64, 64, 3), np.uint8))
+    monkeypatch.setenv("SA_DATA", str(tmp_path / "data"))
+    cases = _cases("tiktok", tmp_path)
+    assert [case.name for case in cases] == list(TIKTOK_IDS)
+    assert cases[0].reference == folder / "references" / "00335.png"
+    assert cases[1].reference.is_file()  # frame 0, cut out
+    assert cases[1].motion == cases[1].truth == folder / "videos" / "00336.mp4"
+    assert [case.name for case in _cases("tiktok", tmp_path, ids=("00338",))] == ["00338"]
+    assert len(_cases(str(folder), tmp_path)) == 6
+    with pytest.raises(BadInput, match="no video named 00001"):
+        _cases("tiktok", tmp_path, ids=("00001",))
+
+
+def test_puppets_are_held_out_and_their_motion_is_known(benched: tuple[Scores, Copying]) -> None:
+    data = benched[1].data
+    assert json.loads((data / "puppets.json").read_text())["split"] == "test"
+    assert len(load_motion(data / "truth" / "00000.npz")) == 9
+
+
+def test_ids_are_not_for_puppets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--ids"):
+        _cases("puppet", tmp_path, ids=("00000",))
+
+
+def test_an_ablation_scores_each_variant_with_each_seed(tmp_path: Path) -> None:
+    variants = tmp_path / "variants"
+    for name in ("ours", "addition"):
+        shutil.copytree(catalogue.shipped() / "puppet", variants / name)
+    animate = Copying(tmp_path / "out" / "data" / "puppets")
+    scores = _run(
+        animate, model=None, output=tmp_path / "out", ablation="table2", variants=variants, figures=2, length=3
+    )
+    asked = [(Path(flags["output"]).parent.parent.name, flags["seed"], flags.get("refine_face"))
+             for flags in animate.calls]  # fmt: skip
+    seeds = [seed for seed in (0, 1, 2) for _ in range(2)]
+    assert asked == [
+        *(("addition", seed, None) for seed in seeds),
+        *(("no-optimization", seed, "off") for seed in seeds),
+        *(("ours", seed, None) for seed in seeds),
+    ]
+    _, columns, rows = scores.tables[0]
+    measured = {row[0]: row for row in rows if not row[0].endswith("†")}
+    assert list(measured) == [
+        "w/o Face Masks: no folder no-face-masks/", "w/o Face Encoder: no folder no-face-encoder/", "w/o Alignment",
+        "w/o Optimization", "Ours",
+    ]  # fmt: skip
+    assert "[" in measured["Ours"][columns.index("SSIM")]
+    assert any("sampling seeds 0, 1, 2" in row[0] for row in scores.tables[1][2])
+
+
+def test_an_ablation_needs_its_folders_and_three_seeds(tmp_path: Path) -> None:
+    flags = {"ablation": "table4", "output": tmp_path / "out", "model": None}
+    (tmp_path / "variants").mkdir()
+    with pytest.raises(ConfigError, match="--variants DIR"):
+        _run(None, **flags)
+    with pytest.raises(BadInput, match="addition, norm, ours"):
+        _run(None, **flags, variants=tmp_path / "variants")
+    with pytest.raises(ConfigError, match="three different seeds"):
+        _run(None, **flags, variants=tmp_path / "variants", seeds="0,1,1")

@@ -1,0 +1,56 @@
+"""Borders of windows and chunks, from run records as `sa animate` writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.evaluate.borders import fitting_of, of_record, read_record
+
+
+def _record(frames: int, *, anchor: str = "first", **decode: int) -> dict[str, Any]:
+    plan = plan_windows(frames + (anchor == "reference"), length=16, overlap=4)
+    return {
+        "stableanimator-cli": "0",
+        "config": {"windows": {"anchor": anchor}, "decode": decode, "resize": "pad", "frames": "5:33"},
+        "output": {"frames": frames},
+        "windows": plan.describe().splitlines(),
+    }
+
+
+def test_windows_and_chunks_of_a_record() -> None:
+    assert of_record(_record(28, chunk=28)) == (7, 13, 16, 22)
+    assert of_record(_record(28, chunk=8, overlap=2)) == (6, 7, 12, 13, 16, 18, 22, 24)
+
+
+def test_an_anchor_in_front_shifts_windows_but_not_chunks() -> None:
+    assert of_record(_record(27, anchor="reference", chunk=10)) == (6, 10, 12, 15, 20, 21)
+
+
+def test_a_clip_of_one_piece_has_none() -> None:
+    assert of_record(_record(12, chunk=16)) == ()
+
+
+def test_a_record_that_does_not_tell() -> None:
+    record = _record(28, chunk=4)
+    assert of_record(record | {"windows": ["something else"]}) is None
+    assert of_record(record | {"windows": []}) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"output": 3}', '{"stableanimator-cli": "1"}'])
+def test_what_is_no_record_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "out.json").write_text(text)
+    assert read_record(tmp_path / "out.mp4") is None
+    assert read_record(tmp_path / "other.mp4") is None
+
+
+def test_a_record_beside_a_video_is_found_and_tells_the_fitting(tmp_path: Path) -> None:
+    (tmp_path / "out.json").write_text(json.dumps(_record(28, chunk=28)))
+    record = read_record(tmp_path / "out.mp4")
+    assert record is not None
+    assert fitting_of(record) == ("pad", 5)
+    assert fitting_of(None) == ("crop", 0)

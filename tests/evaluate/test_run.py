@@ -1,0 +1,242 @@
+"""`sa evaluate` on drawn figures: numbers, planted faults, what is missing, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged
+from stableanimator_cli.evaluate.compare import Bench, measuring
+from stableanimator_cli.evaluate.run import run
+from stableanimator_cli.evaluate.scores import Scores
+from stableanimator_cli.metrics.pixel import psnr
+from tests.evaluate.samples import FRAMES, changed, drawn, noisy, write
+
+
+def _no_animation(flags: Mapping[str, Any]) -> None:
+    raise AssertionError(f"nothing is animated here: {flags}")
+
+
+def _scored(made: Path, truth: Path, out: Path, **flags: Any) -> Scores:
+    flags = {"inputs": [made, truth], "output": out, "model": "puppet", **flags}
+    scores = run(flags=flags, animate=_no_animation)
+    assert isinstance(scores, Scores)
+    return scores
+
+
+@pytest.fixture(scope="module")
+def scores(made: Path, truth: Path, tmp_path_factory: pytest.TempPathFactory, remembered: Path) -> Scores:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SA_HOME", str(remembered))
+        return _scored(made, truth, tmp_path_factory.mktemp("scores"), borders="4,8")
+
+
+def test_every_kind_of_number_is_there(scores: Scores) -> None:
+    assert {"mae_unit", "psnr", "ssim", "csim_ref", "csim_gt", "csim_gt_judge", "face_rate", "keypoint_error",
+            "flicker_excess", "seam_score"} <= set(scores.rows)  # fmt: skip
+    assert [video.name for video in scores.videos] == ["figure_0", "figure_1"]
+    assert all(video.frames == FRAMES for video in scores.videos)
+
+
+def test_numbers_are_those_of_the_frames(scores: Scores, made: Path, truth: Path) -> None:
+    from stableanimator_cli.media import open_clip
+
+    values = []
+    for name in ("figure_0.mp4", "figure_1.mp4"):
+        pairs = zip(open_clip(made / name).frames(), open_clip(truth / name).frames(), strict=True)
+        values.append(np.mean([psnr(a, b) for (_, a), (_, b) in pairs]))
+    row = scores.rows["psnr"]
+    assert row.per_video_mean == pytest.approx(np.mean(values))
+    assert row.shown == row.per_video_mean
+    assert row.interval is not None
+    assert row.interval[0] == pytest.approx(min(values))
+    assert row.interval[1] == pytest.approx(max(values))
+
+
+def test_more_noise_is_farther_from_the_truth_in_every_way(scores: Scores) -> None:
+    little, much = (video.values for video in scores.videos)
+    for name in ("psnr", "ssim", "csim_gt"):
+        assert little[name] > much[name], name
+    for name in ("mae_unit", "flicker_excess"):
+        assert little[name] < much[name], name
+
+
+def test_what_is_not_here_is_missing_with_the_command(scores: Scores) -> None:
+    missing = {one.metric: one for one in scores.missing}
+    assert {"lpips_alex", "fvd_stylegan_v"} <= set(missing)
+    assert missing["lpips_alex"].command == "sa models pull lpips"
+    assert not set(missing) & set(scores.rows)
+
+
+def test_the_files_hold_protocol_digests_and_curves(scores: Scores) -> None:
+    told = json.loads((scores.output / "scores.json").read_text())
+    assert told["protocol"]["crop"] == "none"
+    assert len(told["videos"][0]["predicted"]["sha256"]) == 64
+    assert len(told["metrics"]["csim_gt_judge"]["about"]["sha256"]) == 64
+    assert told["metrics"]["psnr"]["interval"] == list(scores.rows["psnr"].interval or ())
+    curves = [json.loads(line) for line in (scores.output / "curves.jsonl").read_text().splitlines()]
+    assert [len(line["csim_gt"]) for line in curves] == [FRAMES, FRAMES]
+    assert curves[0]["borders"] == [4, 8]
+    table = (scores.output / "scores.csv").read_text().splitlines()
+    assert table[0] == "video,metric,value,low,high,n"
+    assert any(line.startswith("figure_1,psnr,") for line in table)
+    assert r"\begin{tabular}" in (scores.output / "scores.tex").read_text()
+
+
+def test_the_page_needs_nothing_from_outside_and_the_worst_comes_first(scores: Scores) -> None:
+    page = (scores.output / "report.html").read_text()
+    assert "http" not in page
+    first = "figure_1" if scores.videos[1].values["csim_ref"] < scores.videos[0].values["csim_ref"] else "figure_0"
+    shown = [line.split('"')[0] for line in page.split('data-words="')[1:]]
+    assert shown[0] == first
+    assert sorted(shown) == ["figure_0", "figure_1"]
+    assert all((scores.output / "videos" / f"figure_{n}.mp4").is_file() for n in range(2))
+    assert 'src="videos/figure_0.mp4"' in page
+
+
+def test_what_was_seen_is_remembered_by_digest(
+    scores: Scores, made: Path, truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stableanimator_cli.evaluate.observe import Observer
+
+    def look(self: Observer, frames: Any) -> Any:
+        raise AssertionError("looked at again")
+
+    monkeypatch.setattr(Observer, "_look", look)
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    again = _scored(copy, truth, tmp_path / "again", borders="4,8")
+    assert {name: row.shown for name, row in again.rows.items()} == {n: r.shown for n, r in scores.rows.items()}
+
+
+def test_identical_videos_are_perfect(truth: Path, tmp_path: Path) -> None:
+    scores = _scored(truth, truth, tmp_path / "out", protocol="disco256")
+    values = {name: row.shown for name, row in scores.rows.items()}
+    assert (values["l1_disco"], values["psnr_disco"], values["psnr_disco_overflow"], values["ssim"]) == (0, 100, 100, 1)
+    assert values["csim_gt"] == pytest.approx(1)
+    assert values["flicker_excess"] == 0
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["metrics"]["psnr"]["value"] == "inf"
+
+
+@pytest.fixture
+def measured_one(tmp_path: Path, truth: Path) -> Any:
+    """Values and curves of one changed copy of the first video."""
+    from stableanimator_cli.config_evaluate import EvaluateConfig
+    from stableanimator_cli.evaluate.pairs import match
+    from stableanimator_cli.talk import Silent
+
+    source = truth / "figure_0.mp4"
+    config = EvaluateConfig(inputs=(source, source), output=tmp_path, model="puppet", borders=(6,))
+    bench: Bench = measuring(config, Silent(), networks=())
+
+    def measure(name: str, change: Any) -> Any:
+        made = changed(source, tmp_path / f"{name}.mp4", change)
+        return bench.measure(match(made, source)).videos[0]
+
+    return measure
+
+
+def test_planted_faults_move_what_they_should(measured_one: Any, truth: Path) -> None:
+    other = drawn(1)
+    plain = measured_one("plain", lambda index, frame: frame)
+    swapped = measured_one("swapped", lambda index, frame: other[index] if index >= 6 else frame)
+    noise = measured_one("noise", noisy(12))
+    cut = measured_one("cut", lambda index, frame: np.roll(frame, 5, axis=1) if index >= 6 else frame)
+    known = [v for v in swapped.curves["csim_ref"][6:] if v is not None]
+    kept = [v for v in plain.curves["csim_ref"][6:] if v is not None]
+    assert swapped.curves["csim_ref"][:6] == plain.curves["csim_ref"][:6]
+    assert known
+    assert max(known) < min(kept) - 0.2
+    assert swapped.values["csim_gt_judge"] < plain.values["csim_gt_judge"] - 0.2
+    assert cut.values["seam_score"] > 2 > 1.2 > plain.values["seam_score"]
+    assert noise.values["seam_score"] < 1.2
+    assert noise.values["flicker"] > 2 * plain.values["flicker"] or noise.values["flicker_excess"] > 0.01
+    assert cut.values["flicker_excess"] < noise.values["flicker_excess"]
+
+
+def test_a_video_without_any_face_is_null_and_says_so(tmp_path: Path) -> None:
+    grey = [np.full((64, 64, 3), 90 + t, np.uint8) for t in range(4)]
+    video = write(tmp_path / "grey.mp4", grey)
+    scores = _scored(video, video, tmp_path / "out")
+    assert "csim_ref" not in scores.rows
+    assert "no face in any frame" in next(one.reason for one in scores.missing if one.metric == "csim_ref")
+    assert any("shows no face" in note for note in scores.videos[0].notes)
+    told = json.loads((tmp_path / "out" / "scores.json").read_text())["videos"][0]
+    assert told["values"]["csim_ref"] is None
+    assert told["counts"]["csim_ref"] == 0
+
+
+def test_one_frame_gives_what_one_frame_can(tmp_path: Path) -> None:
+    video = write(tmp_path / "one.mp4", drawn(0)[:1])
+    scores = _scored(video, video, tmp_path / "out")
+    assert scores.rows["ssim"].shown == 1
+    assert "flicker" not in scores.rows
+    assert "fewer than three frames" in next(one.reason for one in scores.missing if one.metric == "flicker")
+
+
+def test_a_longer_prediction_is_refused_and_truncate_compares_what_both_have(truth: Path, tmp_path: Path) -> None:
+    short = write(tmp_path / "short.mp4", drawn(0)[:7])
+    with pytest.raises(BadInput, match=r"figure_0\.mp4: found 12 frames, expected 7, as many as its ground truth"):
+        _scored(truth / "figure_0.mp4", short, tmp_path / "out")
+    assert not (tmp_path / "out" / "scores.json").exists()
+    scores = _scored(truth / "figure_0.mp4", short, tmp_path / "out", truncate=True)
+    assert scores.videos[0].frames == 7
+    assert scores.rows["ssim"].shown == 1
+
+
+def test_other_sizes_are_refused_natively_and_brought_together_by_disco256(truth: Path, tmp_path: Path) -> None:
+    large = write(tmp_path / "large.mp4", drawn(0, frames=3, size=(96, 128)))
+    small = write(tmp_path / "small.mp4", drawn(0, frames=3, size=(64, 64)))
+    with pytest.raises(BadInput, match=r"large\.mp4, frame 0: found 96x128 against 64x64"):
+        _scored(large, small, tmp_path / "out")
+    assert _scored(large, small, tmp_path / "out", protocol="disco256").rows["l1_disco"].shown > 0
+
+
+def test_a_damaged_recogniser_is_refused_by_its_digest(truth: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "puppet"
+    shutil.copytree(catalogue.shipped() / "puppet", folder)
+    file = folder / "face" / "arcface_puppet.onnx"
+    damaged = bytearray(file.read_bytes())
+    damaged[-100] ^= 1
+    file.write_bytes(damaged)
+    with pytest.raises(ModelDamaged, match=r"arcface_puppet\.onnx: found sha256"):
+        _scored(truth, truth, tmp_path / "out", model=str(folder))
+
+
+def test_without_a_model_the_rest_is_computed(truth: Path, tmp_path: Path) -> None:
+    scores = _scored(truth, truth, tmp_path / "out", model=None)
+    assert scores.rows["ssim"].shown == 1
+    missing = {one.metric: one.command for one in scores.missing}
+    assert missing["csim_ref"] == "sa models pull antelopev2"
+    assert missing["keypoint_error"] == "sa models pull dwpose"
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        ({"inputs": []}, "PREDICTED REFERENCE: found nothing, expected two files or folders"),
+        ({"output": None}, "--output: found nothing, expected a folder for the scores"),
+        ({"borders": "4;8"}, "--borders: found '4;8'"),
+        ({"draws": 3}, "--draws: found 3"),
+        ({"bench": "puppet"}, "nothing beside --bench"),
+        ({"study": True, "tally": True}, "one task a run"),
+        ({"variants": "x"}, "--variants: found 'x', expected --ablation"),
+        ({"rivals": "x"}, "--rivals: found 'x', expected a --bench"),
+    ],
+)
+def test_mistakes_name_their_option(truth: Path, tmp_path: Path, flags: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(flags={"inputs": [truth, truth], "output": tmp_path, **flags}, animate=_no_animation)
+    assert what in caught.value.message
+
+
+def test_scores_do_not_go_into_the_folder_of_the_videos(truth: Path) -> None:
+    with pytest.raises(BadInput, match="the folder of the scores"):
+        _scored(truth, truth, truth)

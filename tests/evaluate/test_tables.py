@@ -1,0 +1,73 @@
+"""Published numbers as printed, ours in their columns."""
+
+from __future__ import annotations
+
+import math
+
+from stableanimator_cli.evaluate.report import tex, to_latex
+from stableanimator_cli.evaluate.scores import Row, number
+from stableanimator_cli.evaluate.tables import ABLATIONS, COLUMNS, TABLE1, TABLE6, Ours, ablation, table1
+from stableanimator_cli.metrics import perceptual, pixel  # noqa: F401  their import registers the metrics
+from stableanimator_cli.metrics.result import METRICS
+
+
+def _row(name: str, value: float, interval: tuple[float, float] | None = None) -> Row:
+    return Row(
+        spec=METRICS[name], shown=value, pooled=value, per_video_mean=value, interval=interval, videos=2, count=9
+    )
+
+
+def test_all_nine_systems_stand_marked_above_ours() -> None:
+    ours = Ours(name="puppet (measured)", rows={"l1_disco": _row("l1_disco", 3e-4)}, memory=3 << 30)
+    title, columns, rows = table1("tiktok", [ours])
+    assert columns == ["model", *COLUMNS, "memory, 16 frames"]
+    assert len(rows) == 10
+    assert all(row[0].endswith("†") for row in rows[:9])
+    assert rows[-1] == ["puppet (measured)", "3.00E-04", "–", "–", "–", "–", "–", "–", "3.00G"]
+    assert "TikTok" in title
+
+
+def test_each_published_bench_has_its_own_column() -> None:
+    last = {bench: table1(bench, [])[2][8] for bench in ("tiktok", "unseen100", "puppet")}
+    assert last["tiktok"][1:8] == ["2.87E-4", "30.81", "20.66", "0.801", "0.232", "0.831", "140.62"]
+    assert last["unseen100"][1:8] == ["2.71E-4", "28.85", "18.85", "0.784", "0.223", "0.805", "349.94"]
+    assert last["puppet"][6] == "0.831 / 0.805"
+    assert table1("tiktok", [])[2][0][2] == "–"  # MRAA reports no PSNR
+
+
+def test_the_tables_agree_with_one_another_where_the_paper_repeats_a_row() -> None:
+    unseen = TABLE1["StableAnimator"][1]
+    assert ABLATIONS["table2"]["ours"][1] == (*unseen[:2], *unseen[3:])
+    assert ABLATIONS["table2"]["addition"][1] == ABLATIONS["table4"]["addition"][1]
+    assert all(len(row) == 7 for system in TABLE1.values() for row in system[:2])
+    assert len(TABLE6) == 7
+
+
+def test_a_stand_in_metric_says_its_name() -> None:
+    _, _, rows = table1("puppet", [Ours(name="x", rows={"lpips_puppet": _row("lpips_puppet", 0.25)})])
+    assert rows[-1][5] == "0.25 lpips_puppet"
+
+
+def test_an_ablation_stands_line_by_line_beside_the_paper() -> None:
+    rows = {"ssim": _row("ssim", 0.5)}
+    _, columns, lines = ablation("table4", {"norm": (rows, {"ssim": (0.4, 0.6)})})
+    place = columns.index("SSIM")
+    assert [line[0] for line in lines] == [
+        "Addition: no folder addition/", "Addition †", "Norm", "Norm †", "Ours: no folder ours/", "Ours †",
+    ]  # fmt: skip
+    assert lines[2][place] == "0.5 [0.4, 0.6]"
+    assert lines[3][place] == "0.758"
+
+
+def test_numbers_are_short_and_say_what_they_are() -> None:
+    assert [number(value) for value in (0.0, 2.87e-4, 0.123456, 30.8123, math.inf, math.nan)] == [
+        "0", "2.87E-04", "0.1235", "30.81", "inf", "–",
+    ]  # fmt: skip
+
+
+def test_latex_is_escaped() -> None:
+    assert tex("a_b & 5 % †") == r"a\_b \& 5 \% $^\dagger$"
+    table = to_latex(["model", "L1↓"], [["x_y", "1"]], "50 %")
+    assert r"\begin{tabular}{lr}" in table
+    assert r"x\_y & 1 \\" in table
+    assert r"L1$\downarrow$" in table

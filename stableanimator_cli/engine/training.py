@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from stableanimator_cli.engine.device import DevicePlan, Networks
+from stableanimator_cli.engine.device import DevicePlan, Networks, keep_freed_memory
 from stableanimator_cli.engine.training_choice import (
     TRAINED,
     export_tensors,
@@ -76,6 +76,7 @@ def open_training(
     training = TrainingModel(**networks, settings=settings).train()
     training.to(device)
     if device.type == "cpu":
+        keep_freed_memory()
         for module in training.modules():
             if isinstance(module, nn.Conv2d):  # a CPU's library is quicker so
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)

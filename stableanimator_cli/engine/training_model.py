@@ -9,7 +9,6 @@ from typing import Literal, cast, get_args
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stableanimator_cli.diffusion.training import MaskForm, denoising_loss, preconditioning
 from stableanimator_cli.engine.device import DTYPES, Networks
@@ -155,7 +154,7 @@ class TrainingModel(nn.Module):
         scale = preconditioning(inputs.sigma)
         skip, out, c_in = (rearrange(x, "b -> b 1 1 1 1") for x in (scale.skip, scale.out, scale.c_in))
         noisy = inputs.latents + rearrange(inputs.sigma, "b -> b 1 1 1 1") * inputs.noise
-        with self.autocast(inputs.latents.device), _attention(inputs.latents):
+        with self.autocast(inputs.latents.device):
             answer = self._predict(inputs, noisy * c_in, scale.c_noise)
         estimate = skip * noisy + out * answer.float()
         return denoising_loss(estimate, inputs.latents, inputs.sigma, inputs.mask, self.settings.face_mask)
@@ -184,13 +183,6 @@ class TrainingModel(nn.Module):
         if self.settings.dtype == "float32" or device.type == "meta":  # ``training_count`` casts there
             return nullcontext()
         return torch.autocast(device.type, DTYPES[self.settings.dtype], cache_enabled=False)
-
-
-def _attention(latents: Tensor) -> AbstractContextManager[object]:
-    """A CPU's fused attention is slower backwards than plain products where positions are few (8 % of a step at 16x16
-    latents); where they are many it is what keeps memory in bounds."""
-    few = latents.shape[-2] * latents.shape[-1] <= 1024
-    return sdpa_kernel(SDPBackend.MATH) if few and latents.device.type == "cpu" else nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,6 +72,11 @@ def model_toml(
     return "\n".join([*lines, *_rows("[training]", training)]) + "\n"
 
 
+def table_text(name: str, values: Mapping[str, Any]) -> str:
+    """One table of a ``model.toml``."""
+    return "\n".join(_rows(f"[{name}]", values)[1:]) + "\n"
+
+
 def _rows(head: str, values: Mapping[str, Any]) -> list[str]:
     given = {key: value for key, value in values.items() if value is not None}
     return ["", head, *(f"{key} = {_value(value)}" for key, value in given.items())] if given else []

@@ -13,7 +13,7 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: demo test lint completions puppet-detectors puppet-vae puppet-figures
+.PHONY: demo test lint completions puppet puppet-detectors puppet-vae puppet-figures
 
 demo: $(STAMP)
 	$(BIN)/sa demo
@@ -36,8 +36,19 @@ puppet-detectors: $(STAMP)
 puppet-vae: $(STAMP)
 	$(BIN)/python -m stableanimator_cli.puppets.train_vae
 
+# The denoiser of models/puppet: hours on two cores. Cut it at will: the same command goes on.
+PUPPET_WORK ?= runs/puppet
+puppet: $(STAMP)
+	$(BIN)/sa puppets $(PUPPET_WORK)/videos --videos 1600 --frames 10 --size 256x256
+	$(BIN)/python -m stableanimator_cli.preprocess.truth $(PUPPET_WORK)/videos $(PUPPET_WORK)/clips
+	test -d $(PUPPET_WORK)/run/checkpoints && $(BIN)/sa train --resume $(PUPPET_WORK)/run || \
+		$(BIN)/sa train $(PUPPET_WORK)/clips -o $(PUPPET_WORK)/run --model models/puppet --preset puppet
+	$(BIN)/python -m stableanimator_cli.train.publish $(PUPPET_WORK)/run models/puppet
+
 puppet-figures: $(STAMP)
 	$(BIN)/python -m stableanimator_cli.bench.puppet_figures
+	$(BIN)/python -m stableanimator_cli.bench.puppet_decoder
+	$(BIN)/python -m stableanimator_cli.bench.puppet_model --swap
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \

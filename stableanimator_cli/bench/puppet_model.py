@@ -60,8 +60,8 @@ def held_out(seed: int = 2026, count: int = 50) -> list[dict[str, int]]:
     return chosen
 
 
-def scene_of(entry: dict[str, int]) -> Scene:
-    return sample_scene("test", entry["index"], clip=entry["clip"], frames=entry["frames"], size=SMALL)
+def scene_of(entry: dict[str, int], split: str = "test") -> Scene:
+    return sample_scene(split, entry["index"], clip=entry["clip"], frames=entry["frames"], size=SMALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +101,10 @@ class Reader:
         return out
 
 
-def subjects(entries: list[dict[str, int]], reader: Reader) -> list[Subject]:
+def subjects(entries: list[dict[str, int]], reader: Reader, split: str = "test") -> list[Subject]:
     out = []
     for entry in entries:
-        scene = scene_of(entry)
+        scene = scene_of(entry, split)
         picture = scene.reference(LARGE).image
         found, judged = reader.faces.faces(picture), reader.judged(picture)
         if not found or found[0].embedding is None or judged is None:
@@ -200,6 +200,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=50, help="clips, from the list's first on")
     parser.add_argument("--steps", type=int, help="instead of the card's")
     parser.add_argument("--guidance", type=float, help="instead of the card's")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="val: to choose settings on")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--swap", action="store_true", help="with another's face vector too")
     parser.add_argument("--out", type=Path, help="a row a clip as JSON lines, and sheets beside it")
@@ -215,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     rows, sheets = [], []
     with Engine.open(model, DevicePlan.of(DeviceConfig(device="cpu"))) as engine:
         reader = Reader(engine)
-        everybody = subjects(entries, reader)
+        everybody = subjects(entries, reader, options.split)
         for n in range(min(options.count, len(entries))):
             row, sheet = measured(engine, reader, everybody, n, defaults, options.seed, options.swap)
             rows.append(row)

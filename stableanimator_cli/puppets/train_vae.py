@@ -286,6 +286,7 @@ def _write(folder: Path, role: str, config: dict[str, Any], state: dict[str, Ten
         part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     with appearing(paths[1]) as part:
         save_file(small, part, metadata={"format": "pt"})
+        part.chmod(0o644)  # safetensors makes files that only their owner can read
     return paths
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from stableanimator_cli.config import Size, dump_size, parse_size
+from stableanimator_cli.config import Size, dump_size, parse_bytes, parse_size
 from stableanimator_cli.config_preprocess import parse_inputs
 from stableanimator_cli.config_toml import from_mapping, option, read_toml, refuse_bad_choices, refuse_unless
 from stableanimator_cli.errors import ConfigError
@@ -23,8 +23,6 @@ Schedule = Literal["constant", "cosine"]
 Preset = Literal["paper", "finetune-24gb", "finetune-40gb", "puppet"]
 SCRATCH = ("unet", "pose_net", "face_encoder")
 """Roles that can start from random weights."""
-
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def parse_sizes(value: Any, label: str = "--sizes") -> tuple[Size, ...]:
@@ -48,17 +46,6 @@ def parse_roles(value: Any, label: str = "--from-scratch") -> tuple[str, ...]:
     known = bool(roles) and set(roles) <= set(SCRATCH) and len(set(roles)) == len(roles)
     refuse_unless(known, label, value, f"some of {','.join(SCRATCH)}")
     return roles
-
-
-def parse_bytes(value: Any, label: str = "--fit") -> int:
-    """``"24GB"`` -> 24 * 10**9; ``"22GiB"`` -> 22 * 2**30."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
-    unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or float(match[1]) <= 0:
-        raise ConfigError(label, value, "an amount of memory, as 24GB or 22GiB")
-    return round(float(match[1]) * unit)
 
 
 def _dump_sizes(sizes: tuple[Size, ...]) -> str:
@@ -309,7 +296,8 @@ class TrainConfig:
         stages = [replace(stage, **given) for stage in self.stage or (StageConfig(),)]
         for index, stage in enumerate(stages):
             if stage.steps is None and stage.epochs is None:
-                raise ConfigError("--steps", None, f"--steps or --epochs for stage {stage.name!r}")
+                hint = "add --steps N, or take a recipe that says it: --preset finetune-24gb"
+                raise ConfigError("--steps", None, f"--steps or --epochs for stage {stage.name!r}", hint=hint)
             stages[index] = stage if stage.sizes is not None else replace(stage, sizes=(size,))
         kinds = {stage.train == "lora" for stage in stages}
         refuse_unless(len(kinds) == 1, "--train", "lora", "lora in every stage or in none")

@@ -202,11 +202,13 @@ class DecodeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """Where it runs and in what type of number. ``offload = "swap"`` keeps one network on the device at a time;
+    """Where it runs, in how many processes (``gpus``: each takes a card), and in what type of number.
+    ``offload = "swap"`` keeps one network on the device at a time;
     ``pose_budget_mb`` is the memory that pose features may fill, in MiB; ``pieces`` is how many parts the UNet's
     feed-forward layers are computed in."""
 
     device: str = option("--device", "auto")
+    gpus: int = option("--gpus", 1)
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto")
     offload: Literal["none", "swap"] = option("--offload", "none")
     pose_budget_mb: int = option("device.pose_budget_mb", 1024)
@@ -216,6 +218,7 @@ class DeviceConfig:
         refuse_bad_choices(self)
         known = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device) is not None
         refuse_unless(known, "--device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        refuse_unless(1 <= self.gpus <= 1024, "--gpus", self.gpus, "1 to 1024")
         refuse_unless(self.pose_budget_mb >= 1, "device.pose_budget_mb", self.pose_budget_mb, "1 MiB or more")
         refuse_unless(1 <= self.pieces <= 256, "--ff-pieces", self.pieces, "1 to 256")
 

@@ -22,8 +22,9 @@ from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.parallel import RankLost
 from stableanimator_cli.engine.render import Begun, RenderRequest, Stages, Watch, calls_of, decode, sample
-from stableanimator_cli.errors import CheckFailed, Interrupted
+from stableanimator_cli.errors import CheckFailed, Interrupted, SaError
 from stableanimator_cli.media import VideoWriter
 from stableanimator_cli.talk import Talk
 
@@ -73,6 +74,8 @@ def make(job: Making) -> Animation:
         raise Interrupted(
             f"{job.config.output}: interrupted", hint="the same command goes on; --restart begins anew"
         ) from None
+    except RankLost as lost:
+        raise _told(job, lost) from None
     job.keeper.done()
     if gate.failed:
         least = job.config.refine.min_csim
@@ -83,6 +86,18 @@ def make(job: Making) -> Animation:
             hint="the video was written; try --redraw N, another --seed, --preset released, or a larger face",
         )
     return report
+
+
+def _told(job: Making, lost: RankLost) -> SaError:
+    """A lost rank's own error where it had one, else that it is lost; and that the run can go on."""
+    message = f"{job.config.output}: {lost.message}"
+    how = "the same command goes on" if job.keeper.kept else "nothing is lost but the time: repeat the command"
+    hint = f"{how}, with any --gpus"
+    if lost.told is None:
+        return Interrupted(message, hint=hint)
+    lost.told.message, lost.told.args = message, (message,)
+    lost.told.hint = f"{lost.told.hint}; {hint}" if lost.told.hint else hint
+    return lost.told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +115,21 @@ def _gated(job: Making, stages: Stages, resumed: int) -> tuple[Drawn, Gate]:
     plan, found = job.request.plan, job.keeper.found
     attempts, best = ((), None) if found is None else (found.attempts, found.best)
     begun = None if found is None else found.now
+    latest: list[Saved] = []
     while True:
 
         def keep(now: Drawn, attempts: tuple[tuple[int, ...], ...] = attempts, best: Best | None = best) -> None:
+            calls = Counter(job.engine.calls)
+            latest[:] = [Saved(now=now, attempts=attempts, best=best, calls=calls, resumed=resumed)]
             if job.keeper.due():
-                calls = Counter(job.engine.calls)
-                job.keeper.keep(Saved(now=now, attempts=attempts, best=best, calls=calls, resumed=resumed))
+                job.keeper.keep(latest[0])
 
-        drawn = _sampled(job, replace(job.request, drawn=_counts(attempts, plan)), stages, begun, keep)
+        try:
+            drawn = _sampled(job, replace(job.request, drawn=_counts(attempts, plan)), stages, begun, keep)
+        except RankLost:  # what this process holds is whole: no step is lost
+            if latest:
+                job.keeper.keep(latest[0])
+            raise
         if least is None:
             return drawn, Gate()
         measured = _measured(job, drawn.latents, stages)

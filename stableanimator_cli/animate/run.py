@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from stableanimator_cli.animate.state import Keeper
 from stableanimator_cli.config import AnimateConfig, DecodeConfig, WindowConfig, resolve
 from stableanimator_cli.config_refine import PRESETS
 from stableanimator_cli.config_toml import read_toml, refuse_unknown_keys
+from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.engine import parallel
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import STRIDE, Engine
 from stableanimator_cli.engine.render import RenderRequest
@@ -47,14 +51,19 @@ def run(
     plan_only: bool = False,
     restart: bool = False,
     talk: Talk | None = None,
-) -> Animation | AnimationPlan:
+) -> Animation | AnimationPlan | None:
     """Animate REFERENCE after MOTION. ``flags`` by option name, None where not given; see ``config.AnimateConfig``.
 
     Writes ``OUT.mp4`` (and ``OUT.preview.mp4``) and ``OUT.json``, each whole or not at all. A run that was broken off
-    is gone on with (``state.py``), unless ``restart``. Raises ``SaError``.
+    is gone on with (``state.py``), unless ``restart``. Raises ``SaError``. Of several processes that torchrun started
+    the first does all this and has the result; the others help it to denoise, and have None.
     """
-    config, model = _resolved(flags, config_file)
-    return carry_out(config, model, plan_only=plan_only, restart=restart, talk=talk)
+    if parallel.rank_here() > 0:
+        parallel.help_out()
+        return None
+    with parallel.launched() as ranks:
+        config, model = _resolved(flags, config_file)
+        return carry_out(config, model, plan_only=plan_only, restart=restart, talk=talk, ranks=ranks)
 
 
 def carry_out(
@@ -64,13 +73,15 @@ def carry_out(
     plan_only: bool = False,
     restart: bool = False,
     talk: Talk | None = None,
+    ranks: parallel.Ranks | None = None,
 ) -> Animation | AnimationPlan:
-    """``run`` once its settings are resolved."""
+    """``run`` once its settings are resolved. ``ranks`` are there already, or as many as ``--gpus`` are started."""
     talk = talk or Silent()
     size = config.size or (512, 512)
     _check(config, size)
     with_face = uses_face(config, model)
     device = DevicePlan.of(config.device)
+    config = _counted(config, device, ranks)
     keeper = None if plan_only else Keeper(config, model, device, talk, restart=restart)
     picture = _reference(config.reference)
     there = fit((picture.shape[1], picture.shape[0]), size, config.resize)
@@ -108,7 +119,37 @@ def carry_out(
             keeper=keeper,
             talk=talk,
         )
-        return make(job)
+        with _spread(job, ranks):
+            return make(job)
+
+
+def _counted(config: AnimateConfig, device: DevicePlan, ranks: parallel.Ranks | None) -> AnimateConfig:
+    """The same with ``--gpus`` as many processes as there will be, each of which has a device."""
+    asked = config.device.gpus
+    if ranks is not None and asked not in (1, ranks.world):
+        hint = "torchrun starts them: leave --gpus out"
+        raise ConfigError("--gpus", asked, f"the {ranks.world} processes that are here", hint=hint)
+    world = asked if ranks is None else ranks.world
+    if world > 1:
+        parallel.check(device, config.device.device, world, here=ranks is None)
+    return replace(config, device=replace(config.device, gpus=world))
+
+
+@contextmanager
+def _spread(job: Making, ranks: parallel.Ranks | None) -> Iterator[None]:
+    """Within it the ranks take part in denoising; none is started that would have nothing to do."""
+    world, pairs = job.config.device.gpus, len(pairs_of(job.request.plan, job.config.sampling.guidance))
+    if world > pairs:
+        job.talk.note(f"{pairs} of {world} processes have work: one a window and guidance branch")
+    if ranks is not None:
+        job.engine.share = ranks.share
+        yield
+    elif min(world, pairs) > 1:
+        with parallel.started(min(world, pairs)) as ranks:
+            job.engine.share = ranks.share
+            yield
+    else:
+        yield
 
 
 def _resolved(flags: Mapping[str, Any], config_file: Path | None) -> tuple[AnimateConfig, ModelFolder]:

@@ -27,7 +27,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python
 # were left to us (device, preset, model) by what was chosen.
 _FREE = frozenset(
     {"output", "reference", "motion", "face_embedding", "model", "audio", "preview", "preset"}
-    | {"device.device", "device.dtype", "device.offload", "device.pose_budget_mb"}
+    | {"device.device", "device.gpus", "device.dtype", "device.offload", "device.pose_budget_mb"}
 )
 
 Facts = dict[str, str]

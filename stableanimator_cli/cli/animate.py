@@ -51,6 +51,7 @@ def animate(
     min_csim: refine.MinCsimOpt = None,
     redraw: refine.RedrawOpt = None,
     device: options.DeviceOpt = None,
+    gpus: options.GpusOpt = None,
     dtype: options.DtypeOpt = None,
     offload: options.OffloadOpt = None,
     ff_pieces: memory.PiecesOpt = None,
@@ -105,6 +106,7 @@ def animate(
         "min_csim": min_csim,
         "redraw": redraw,
         "device": device,
+        "gpus": gpus,
         "dtype": dtype,
         "offload": offload,
         "ff_pieces": ff_pieces,
@@ -113,4 +115,5 @@ def animate(
     from stableanimator_cli.animate import run  # torch starts loading here, not earlier
 
     report = run.run(flags=flags, config_file=config, plan_only=plan, restart=restart, talk=console.get())
-    talk.result(report.to_json(), report.summary())
+    if report is not None:  # of one rank alone
+        talk.result(report.to_json(), report.summary())

@@ -350,6 +350,21 @@ DeviceOpt = Annotated[
         help=says("Where to compute: auto, cpu, cuda, cuda:N or mps.", DeviceConfig, "device"),
     ),
 ]
+GpusOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        metavar="N",
+        min=1,
+        max=1024,
+        rich_help_panel=MACHINE,
+        help=says(
+            "Cards that share one video's windows and guidance branches; on a CPU, processes. torchrun does it too.",
+            DeviceConfig,
+            "gpus",
+        ),
+    ),
+]
 DtypeOpt = Annotated[
     Literal["auto", "float16", "bfloat16", "float32"] | None,
     typer.Option(

@@ -54,13 +54,13 @@ class PoseFeatures:
 
     def __init__(self, net: PoseNet, frames: PoseFrames, *, budget: int, calls: Counter[str]) -> None:
         self._net = net
-        self._frames = frames
+        self.frames = frames
         self._budget = budget
         self._calls = calls
         self._kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self.frames)
 
     def window(self, frames: Sequence[int]) -> Tensor:
         """Features [len(frames),c,h,w] in the order asked for."""
@@ -74,7 +74,7 @@ class PoseFeatures:
     def _compute(self, frames: Sequence[int]) -> Tensor:
         self._calls["pose_net_frames"] += len(frames)
         parameter = next(self._net.parameters())
-        pictures = np.stack([self._frames.frame(index) for index in frames])
+        pictures = np.stack([self.frames.frame(index) for index in frames])
         return self._net(to_signed(pictures).to(parameter.device, parameter.dtype))
 
 

@@ -1,0 +1,262 @@
+"""Several processes for one video: windows and guidance branches of one evaluation, spread over ranks.
+
+Rank 0 is the run: it reads, samples, decodes, writes and talks. The others are helpers. They hold the UNet and the
+PoseNet, are told once what a sampling needs (``Job``), and then answer their share of the pairs of every evaluation
+(``diffusion.guidance.pairs_of``). Their answers travel whole and rank 0 sums them in the plan's order, so that the
+result is one rank's to the bit where the processors are alike.
+
+The ranks are a group of ``torch.distributed``: of torchrun's processes (``launched``), or of processes that rank 0
+starts itself (``started``). Tensors travel by gloo through host memory on GPUs as well: an evaluation moves megabytes
+for seconds of work, and gloo says at once that a peer is gone. NCCL would wait for its watchdog, which ends rank 0 with
+the rest, and the state of the run with it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
+from subprocess import DEVNULL, Popen, TimeoutExpired
+from sys import executable
+from typing import IO, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from stableanimator_cli.diffusion.guidance import Answers, Predict, answered, pairs_of
+from stableanimator_cli.diffusion.windows import WindowPlan
+from stableanimator_cli.engine.conditioning import Conditioning
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.parallel_helper import (
+    ANSWER,
+    END,
+    HEADER,
+    JOB,
+    LATENTS,
+    PLACE,
+    STARTING,
+    Job,
+    frames_of,
+    header,
+    join,
+    shares_of,
+)
+from stableanimator_cli.errors import ConfigError, Interrupted, SaError
+
+SILENCE = 1800.0  # seconds without the answer that rank 0 waits for, after which a rank is given up
+
+
+class RankLost(Interrupted):
+    """A rank died, fell silent, or said why it cannot go on (``told``). What rank 0 holds is whole."""
+
+    def __init__(self, message: str, told: SaError | None = None) -> None:
+        super().__init__(message, hint="the same command goes on where it was, with any --gpus")
+        self.told = told
+
+
+def rank_here() -> int:
+    """This process's rank among those that torchrun started; 0 where it started none."""
+    return int(os.environ["RANK"]) if world_here() > 1 else 0
+
+
+def world_here() -> int:
+    """How many processes torchrun started; 1 where this one is alone."""
+    named = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return int(os.environ["WORLD_SIZE"]) if named else 1
+
+
+Child = tuple[Popen[bytes], IO[bytes]]  # a process that rank 0 started, and what it says
+
+
+class Ranks:
+    """Rank 0's side. ``share`` goes into ``Engine.share``; ``close`` leaves the group. ``children`` by their rank."""
+
+    def __init__(self, world: int, store: dist.Store, children: Mapping[int, Child]) -> None:
+        self.world = world
+        self._store = store
+        self._children = children
+        self._joined = False
+
+    def join(self) -> None:
+        """Wait for the others, which may still be importing. Raises ``RankLost``."""
+        limit = time.monotonic() + STARTING.total_seconds()
+        for rank in self._children:
+            while not self._store.check([f"here/{rank}"]):
+                self._check()
+                if time.monotonic() > limit:
+                    raise RankLost(f"rank {rank} of {self.world} did not come up in {STARTING.total_seconds():g} s")
+                time.sleep(0.02)
+        join(self._store, 0, self.world, timedelta(seconds=SILENCE))
+        self._joined = True
+
+    def share(
+        self,
+        engine: Engine,
+        conditioning: Conditioning,
+        plan: WindowPlan,
+        guidance: tuple[float, float],
+        predict: Predict,
+    ) -> Answers:
+        """Answers to ``pairs_of(plan, guidance)``: ours from ``predict``, the others' as they told them."""
+        if not self._joined:
+            self.join()
+        pairs = pairs_of(plan, guidance)
+        shares = shares_of(len(pairs), self.world)
+        busy = [rank for rank in range(1, self.world) if shares[rank]]
+        _, channels, height, width = conditioning.reference.shape
+        job = Job(
+            model=replace(engine.model, defaults={}, digests={}),
+            plan=engine.plan,
+            id_mode=engine.id_mode,
+            threads=torch.get_num_threads(),
+            image=conditioning.image.cpu(),
+            face=None if conditioning.face is None else conditioning.face.cpu(),
+            reference=conditioning.reference.cpu(),
+            time_ids=conditioning.time_ids.cpu(),
+            poses=conditioning.pose.frames,
+            windows=plan,
+            guidance=guidance,
+            share=range(0),
+            shape=(plan.total, channels, height, width),
+        )
+        for rank in busy:
+            with self._with(rank):
+                dist.send(header(JOB), rank, tag=HEADER)
+                dist.send_object_list([replace(job, share=shares[rank])], rank)
+        frames = {rank: frames_of(plan, guidance, shares[rank]) for rank in busy}
+        ours = answered(predict, pairs[: len(shares[0])])
+
+        def answers(x: Tensor, sigma: float) -> Iterator[Tensor]:
+            sent = [sending for rank in busy for sending in self._ask(rank, sigma, x, frames[rank])]
+            for answer in ours(x, sigma):
+                self._check()
+                yield answer
+            for rank, _, work in sent:
+                with self._with(rank):
+                    work.wait()
+            for rank in busy:
+                for window, _ in pairs[shares[rank].start : shares[rank].stop]:
+                    answer = torch.empty((len(window.frames), *x.shape[1:]), dtype=x.dtype)
+                    with self._with(rank):
+                        dist.recv(answer, rank, tag=ANSWER)
+                    engine.calls["unet"] += 1
+                    yield answer.to(x.device)
+
+        return answers
+
+    def _ask(self, rank: int, sigma: float, x: Tensor, frames: Tensor) -> list[tuple[int, Tensor, Any]]:
+        """Begin to send an evaluation; what is sent is kept until it is there."""
+        with self._with(rank):
+            parts = ((header(sigma), HEADER), (x[frames.to(x.device)].cpu(), LATENTS))
+            return [(rank, part, dist.isend(part, rank, tag=tag)) for part, tag in parts]
+
+    @contextmanager
+    def _with(self, rank: int) -> Iterator[None]:
+        """Within it rank 0 deals with ``rank``: what gloo raises means that it is lost."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._lost(rank, str(error)) from None
+
+    def _check(self) -> None:
+        """Raise ``RankLost`` where a process that rank 0 started has ended."""
+        for rank, (child, _) in self._children.items():
+            if child.poll() is not None:
+                raise self._lost(rank, "")
+
+    def _lost(self, rank: int, words: str) -> RankLost:
+        name = f"rank {rank} of {self.world}"
+        with suppress(RuntimeError):  # the store may be gone with torchrun
+            if self._store.check([f"failed/{rank}"]):
+                told: SaError = pickle.loads(self._store.get(f"failed/{rank}"))
+                return RankLost(f"{name}: {told.message}", told)
+        if "timed out" in words.lower():
+            return RankLost(f"{name} has not answered for {SILENCE:g} s")
+        if rank not in self._children:
+            return RankLost(f"{name} died")
+        child, said = self._children[rank]
+        with suppress(TimeoutExpired):  # its connection closes a moment before it is gone
+            child.wait(2)
+        code = child.poll()
+        how = "" if code is None else f" (signal {-code})" if code < 0 else f" (exit code {code})"
+        said.seek(0)
+        last = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()][-1:]
+        return RankLost(f"{name} died{how}" + "".join(f": {line.strip()}" for line in last))
+
+    def close(self, *, well: bool) -> None:
+        """Send the others home; those that rank 0 started are gone afterwards, ``well`` or not."""
+        if self._joined and well:
+            for rank in range(1, self.world):
+                with suppress(RuntimeError):  # who is gone already needs no goodbye
+                    dist.send(header(END), rank, tag=HEADER)
+        for child, _ in self._children.values():
+            if self._joined and well:
+                with suppress(TimeoutExpired):
+                    child.wait(10)
+            child.kill()
+            child.wait()
+        if self._joined:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def launched() -> Iterator[Ranks | None]:
+    """In rank 0 of the processes that torchrun started: the group, joined. None where this process is alone."""
+    if world_here() == 1:
+        yield None
+        return
+    store, rank, world = next(rendezvous("env://", timeout=STARTING))
+    if rank != 0:
+        raise ValueError(f"rank {rank} is a helper")
+    with _closing(Ranks(world, store, {})) as ranks:
+        ranks.join()
+        yield ranks
+
+
+@contextmanager
+def started(world: int) -> Iterator[Ranks]:
+    """Rank 0 and ``world - 1`` helpers of this machine, started here. They come up while this process goes on."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=STARTING)
+    words = [executable, "-c", "from stableanimator_cli.engine.parallel_helper import child; child()"]
+    children: dict[int, Child] = {}
+    with ExitStack() as files, _closing(Ranks(world, store, children)) as ranks:
+        for rank in range(1, world):
+            said = files.enter_context(tempfile.TemporaryFile())
+            place = os.environ | {PLACE: f"{rank} {world} {store.port} {os.getpid()}"}
+            # a session of its own: Ctrl-C is for rank 0, which sends the others home
+            helper = Popen(words, env=place, stdin=DEVNULL, stdout=DEVNULL, stderr=said, start_new_session=True)
+            children[rank] = (helper, said)
+        yield ranks
+
+
+@contextmanager
+def _closing(ranks: Ranks) -> Iterator[Ranks]:
+    well = False
+    try:
+        yield ranks
+        well = True
+    finally:
+        ranks.close(well=well)
+
+
+def check(plan: DevicePlan, named: str, world: int, *, here: bool) -> None:
+    """Whether ``world`` processes have a device each. ``named`` is ``--device`` as given; ``here``: on this machine."""
+    if not dist.is_available() or not dist.is_gloo_available():
+        raise ConfigError("--gpus", world, "1: this build of torch has no gloo", hint="leave --gpus out")
+    if plan.device.type == "mps":
+        raise ConfigError("--gpus", world, "1 on mps", hint="leave --gpus out, or use --device cpu")
+    if plan.device.index is not None:
+        raise ConfigError("--device", named, "cuda with several processes: each takes a card", hint="use --device cuda")
+    if here and plan.device.type == "cuda" and world > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(
+            "--gpus", world, f"1 to {count}, the cards that this torch sees", hint="see CUDA_VISIBLE_DEVICES"
+        )

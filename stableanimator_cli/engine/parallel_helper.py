@@ -1,0 +1,191 @@
+"""A helper of several processes that make one video (``parallel``): what it is told, and how it answers."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from itertools import chain, pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from stableanimator_cli.diffusion.guidance import answered, pairs_of
+from stableanimator_cli.diffusion.windows import WindowPlan
+from stableanimator_cli.engine.conditioning import Conditioning, PoseFeatures, PoseFrames
+from stableanimator_cli.engine.device import DevicePlan, memory_guard
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.errors import Interrupted, SaError
+from stableanimator_cli.nets.id_adapter import IDMode
+from stableanimator_cli.records import ModelFolder
+
+STARTING = timedelta(minutes=30)  # in which all processes must have come up: that one died is seen before
+HEADER, LATENTS, ANSWER = 1, 2, 3  # tags of what is sent
+JOB, END = math.inf, math.nan  # in a header, in place of a noise level
+PLACE = "SA_RANK"  # rank, number of ranks, port, and who started it, in the environment of a process that rank 0 starts
+# between two evaluations rank 0 may optimise faces and decode for hours; that it is gone is seen without a clock
+_PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a helper needs of a sampling: the networks, ``Conditioning`` by its parts (on the CPU), the windows,
+    ``share`` of their pairs, and the ``shape`` [t,c,h,w] of the latents. ``threads`` of rank 0 decide roundings."""
+
+    model: ModelFolder
+    plan: DevicePlan
+    id_mode: IDMode
+    threads: int
+    image: Tensor
+    face: Tensor | None
+    reference: Tensor
+    time_ids: Tensor
+    poses: PoseFrames
+    windows: WindowPlan
+    guidance: tuple[float, float]
+    share: range
+    shape: tuple[int, ...]
+
+
+def shares_of(pairs: int, world: int) -> list[range]:
+    """Pairs in runs of neighbours, which share frames and pose features; those of rank 0 come first and are never
+    fewer than another rank's."""
+    cuts = [-(-rank * pairs // world) for rank in range(world + 1)]
+    return [range(first, stop) for first, stop in pairwise(cuts)]
+
+
+def frames_of(windows: WindowPlan, guidance: tuple[float, float], share: range) -> Tensor:
+    """Frames that a share of the pairs looks at, in order: int64[n]."""
+    pairs = pairs_of(windows, guidance)[share.start : share.stop]
+    return torch.tensor(sorted(set(chain.from_iterable(window.frames for window, _ in pairs))), dtype=torch.int64)
+
+
+def join(store: dist.Store, rank: int, world: int, timeout: timedelta) -> None:
+    """Become one of ``world`` processes; ``timeout`` is how long one waits for another, each for itself."""
+    dist.init_process_group("gloo", store=dist.PrefixStore("sa", store), rank=rank, world_size=world, timeout=timeout)
+
+
+def header(sigma: float) -> Tensor:
+    """What goes before everything else: the noise level of an evaluation whose latents follow, ``JOB`` or ``END``."""
+    return torch.tensor([sigma], dtype=torch.float64)
+
+
+def help_out() -> None:
+    """A helper of those that torchrun started: stays until rank 0 sends it home or is gone."""
+    store, rank, world = next(rendezvous("env://", timeout=STARTING))
+    _serve(store, rank, world, int(os.environ.get("LOCAL_RANK", rank)))
+
+
+def child() -> None:
+    """A helper that rank 0 started."""
+    rank, world, port, parent = map(int, os.environ[PLACE].split())
+    if os.getppid() != parent:  # rank 0 was killed while this process was importing
+        raise SystemExit(Interrupted.exit_code)
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=STARTING)
+    store.set(f"here/{rank}", "yes")
+    _serve(store, rank, world, rank)
+
+
+class _Gone(Exception):
+    """Rank 0 is not there any more."""
+
+
+def _serve(store: dist.Store, rank: int, world: int, local: int) -> None:
+    join(store, rank, world, _PATIENCE)
+    try:
+        _work(local)
+    except (_Gone, KeyboardInterrupt):
+        raise SystemExit(Interrupted.exit_code) from None
+    except Exception as error:
+        if not isinstance(error, SaError):
+            error = SaError(f"a bug of ours: {type(error).__name__}: {error}")
+        with suppress(RuntimeError):
+            store.set(f"failed/{rank}", pickle.dumps(error))
+        raise SystemExit(error.exit_code) from None
+    finally:
+        dist.destroy_process_group()
+
+
+def _work(local: int) -> None:
+    """Jobs and evaluations until rank 0 has no more."""
+    with ExitStack() as stack, torch.no_grad():
+        engine: Engine | None = None
+        evaluate: Callable[[float], None] | None = None
+        while True:
+            told = header(0.0)
+            with _rank_0():
+                dist.recv(told, 0, tag=HEADER)
+            sigma = float(told)
+            if math.isnan(sigma):
+                return
+            if math.isinf(sigma):
+                given: list[Any] = [None]
+                with _rank_0():
+                    dist.recv_object_list(given, 0)
+                job: Job = given[0]
+                if engine is None:
+                    torch.set_num_threads(job.threads)
+                    plan = replace(job.plan, device=_device(job.plan.device, local))
+                    engine = stack.enter_context(Engine.open(job.model, plan, id_mode=job.id_mode))
+                    stack.enter_context(engine.resident("unet", "pose_net"))
+                evaluate = _prepared(engine, job)
+            elif evaluate is not None:
+                evaluate(sigma)
+
+
+def _prepared(engine: Engine, job: Job) -> Callable[[float], None]:
+    """A job's evaluation: takes latents, sends the answers of its share one by one."""
+    device = engine.plan.device
+    conditioning = Conditioning(
+        image=job.image.to(device),
+        face=None if job.face is None else job.face.to(device),
+        reference=job.reference.to(device),
+        time_ids=job.time_ids.to(device),
+        pose=PoseFeatures(engine.networks["pose_net"], job.poses, budget=engine.plan.pose_budget, calls=engine.calls),
+    )
+    pairs = pairs_of(job.windows, job.guidance)[job.share.start : job.share.stop]
+    answers = answered(engine.predictor(conditioning, job.guidance), pairs)
+    frames = frames_of(job.windows, job.guidance, job.share)
+    rows = torch.empty((len(frames), *job.shape[1:]))
+    x = torch.zeros(job.shape, device=device)  # frames of other shares stay zero and are not looked at
+
+    def evaluate(sigma: float) -> None:
+        with _rank_0():
+            dist.recv(rows, 0, tag=LATENTS)
+        x[frames.to(device)] = rows.to(device)
+        sent = []
+        hint = "use a smaller --size or --window, --dtype bfloat16, or --offload swap"
+        with memory_guard("denoising", hint):
+            for answer in answers(x, sigma):
+                piece = answer.cpu().contiguous()
+                with _rank_0():
+                    sent.append((piece, dist.isend(piece, 0, tag=ANSWER)))
+        for _, work in sent:
+            with _rank_0():
+                work.wait()
+
+    return evaluate
+
+
+def _device(device: torch.device, local: int) -> torch.device:
+    """The card of a rank on its machine, which may see its own alone."""
+    if device.type != "cuda":
+        return device
+    mine = torch.device("cuda", local % max(1, torch.cuda.device_count()))
+    torch.cuda.set_device(mine)
+    return mine
+
+
+@contextmanager
+def _rank_0() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError:
+        raise _Gone from None

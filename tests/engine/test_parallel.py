@@ -1,0 +1,215 @@
+"""Several processes for one video: the bytes of one process, and a clear end where one of them dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stableanimator_cli.animate import state
+from stableanimator_cli.animate.record import Animation
+from stableanimator_cli.animate.run import run
+from stableanimator_cli.catalogue import open_model
+from stableanimator_cli.diffusion.guidance import pairs_of
+from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.engine import parallel
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.parallel_helper import frames_of, shares_of
+from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing
+from stableanimator_cli.media import write_picture
+from stableanimator_cli.motion.interchange import save_motion
+from tests.conftest import ROOT
+from tests.waving import waving
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Roundings may depend on the number of threads, and torchrun gives its processes one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write_picture(tmp_path / "person.png", np.random.default_rng(3).integers(0, 256, (96, 96, 3), dtype=np.uint8))
+    save_motion(tmp_path / "poses.npz", waving(9, (64, 64)))
+    return tmp_path
+
+
+def flags_of(place: Path, model: Path, name: str, **more: Any) -> dict[str, Any]:
+    """Nine frames in four windows, two branches each."""
+    usual = {
+        "reference": place / "person.png", "motion": place / "poses.npz", "output": place / f"{name}.mp4",
+        "model": str(model), "steps": 2, "window": 4, "allow_no_face": True, "device": "cpu",
+    }  # fmt: skip
+    return usual | more
+
+
+def animated(flags: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of the video, and the record."""
+    report = run(flags=flags)
+    assert isinstance(report, Animation)
+    return report.video.read_bytes(), json.loads(report.record.read_text())
+
+
+def words_of(flags: dict[str, Any]) -> list[str]:
+    named = {name: value for name, value in flags.items() if name not in ("reference", "motion", "allow_no_face")}
+    words = [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    return ["animate", str(flags["reference"]), str(flags["motion"]), "--allow-no-face", *words]
+
+
+@pytest.mark.parametrize(("pairs", "world"), [(8, 3), (1, 2), (7, 2), (2, 5), (6, 6)])
+def test_shares_are_even_and_in_order_and_ours_is_the_largest(pairs, world):
+    shares = shares_of(pairs, world)
+    assert [pair for share in shares for pair in share] == list(range(pairs))
+    sizes = list(map(len, shares))
+    assert len(shares) == world
+    assert sizes[0] == max(sizes) == -(-pairs // world)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_share_names_the_frames_that_it_looks_at():
+    plan = plan_windows(9, length=4, overlap=1)
+    windows = [window.frames for window, _ in pairs_of(plan, (3, 3))][2:5]
+    assert frames_of(plan, (3, 3), range(2, 5)).tolist() == sorted({frame for frames in windows for frame in frames})
+    assert len(frames_of(plan, (3, 3), range(2, 2))) == 0
+
+
+def test_two_processes_make_the_bytes_of_one_and_more_than_have_work_do_too(place, seeing_model):
+    """Heun with churn and face optimisation; then one window without guidance, which leaves nothing for a second."""
+    rich = {"sampler": "heun", "churn": 10.0, "refine_face": "crop", "refine_iters": 1, "preview": True}
+    picture = np.full((96, 96, 3), 60, np.uint8)
+    picture[20:70, 30:60], picture[35:45, 40:50] = (255, 0, 0), (255, 120, 0)
+    write_picture(place / "person.png", picture)
+    one, told = animated(flags_of(place, seeing_model, "one", **rich))
+    two, record = animated(flags_of(place, seeing_model, "two", gpus=2, **rich))
+    assert two == one
+    assert record["refined"] == told["refined"] != []
+    assert record["calls"]["unet"] == told["calls"]["unet"] == 3 * 2 * len(told["windows"])
+    assert record["calls"]["pose_net_frames"] < told["calls"]["pose_net_frames"]  # the others are another's
+    assert (record["config"]["device"]["gpus"], told["config"]["device"]["gpus"]) == (2, 1)
+    few = {"guidance": 1, "frames": "0:3"}
+    lone, _ = animated(flags_of(place, seeing_model, "lone", **few))
+    idle, record = animated(flags_of(place, seeing_model, "idle", gpus=3, **few))
+    assert idle == lone
+    assert len(record["windows"]) == 1
+
+
+def test_torchruns_processes_make_the_bytes_of_one_and_the_first_alone_speaks(place, tiny_model):
+    """Three of them for two pairs: one has nothing to do."""
+    few = {"frames": "0:4"}
+    one, _ = animated(flags_of(place, tiny_model, "one", **few))
+    flags = flags_of(place, tiny_model, "three", **few)
+    line = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "stableanimator_cli"]
+    done = subprocess.run(
+        [sys.executable, *line, *words_of(flags)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == str(flags["output"])
+    assert done.stderr.count("3 frames of") == 0
+    assert done.stderr.count("4 frames of 64x64") == 1
+    assert flags["output"].read_bytes() == one
+
+
+def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_same_bytes(
+    place, tiny_model, monkeypatch
+):
+    one, _ = animated(flags_of(place, tiny_model, "one", steps=4))
+    killed: list[float] = []
+    check = parallel.Ranks._check
+
+    def kill(self: parallel.Ranks) -> None:
+        """In the third evaluation, while rank 0 is at its own work."""
+        check(self)
+        calls = len(evaluations)
+        if self._joined and calls == 3 and not killed:
+            killed.append(time.monotonic())
+            os.kill(self._children[1][0].pid, signal.SIGKILL)
+
+    evaluations: list[int] = []
+    ask = parallel.Ranks._ask
+
+    def asked(self: parallel.Ranks, rank: int, *given: Any) -> Any:
+        evaluations.append(rank)
+        return ask(self, rank, *given)
+
+    monkeypatch.setattr(parallel.Ranks, "_check", kill)
+    monkeypatch.setattr(parallel.Ranks, "_ask", asked)
+    flags = flags_of(place, tiny_model, "two", steps=4)
+    with pytest.raises(Interrupted, match=r"two\.mp4: rank 1 of 2 died \(signal 9\)") as caught:
+        run(flags=flags | {"gpus": 2})
+    assert time.monotonic() - killed[0] < 20
+    assert caught.value.exit_code == 130
+    assert "the same command goes on" in str(caught.value.hint)
+    assert state.place(flags["output"]).exists()
+    assert not flags["output"].exists()
+    again, record = animated(flags)
+    assert again == one
+    assert record["resumed"] == 1
+    assert record["calls"]["unet"] < 2 * 4 * 2 * len(record["windows"])  # the first two steps were not done again
+
+
+def test_a_process_that_falls_silent_is_given_up(place, tiny_model, monkeypatch):
+    monkeypatch.setattr(parallel, "SILENCE", 3.0)
+    ask = parallel.Ranks._ask
+
+    def stop(self: parallel.Ranks, rank: int, *given: Any) -> Any:
+        os.kill(self._children[1][0].pid, signal.SIGSTOP)
+        return ask(self, rank, *given)
+
+    monkeypatch.setattr(parallel.Ranks, "_ask", stop)
+    with pytest.raises(Interrupted, match="rank 1 of 2 has not answered for 3 s") as caught:
+        run(flags=flags_of(place, tiny_model, "two", gpus=2))
+    assert "repeat the command" in str(caught.value.hint)  # no step was done
+
+
+def test_what_a_process_cannot_do_is_said_in_its_own_words(place, tiny_model, monkeypatch):
+    """A machine where the others do not find the weights."""
+    share = parallel.Ranks.share
+
+    def blind(self: parallel.Ranks, engine: Any, *given: Any) -> Any:
+        found = engine.model
+        engine.model = open_model(tiny_model)
+        engine.model.files["unet"] = place / "not here.safetensors"
+        answers = share(self, engine, *given)
+        engine.model = found
+        return answers
+
+    monkeypatch.setattr(parallel.Ranks, "share", blind)
+    with pytest.raises(ModelMissing, match=r"two\.mp4: rank 1 of 2: .*not here\.safetensors") as caught:
+        run(flags=flags_of(place, tiny_model, "two", gpus=2))
+    assert caught.value.exit_code == 5
+
+
+def test_processes_need_devices_of_their_own(monkeypatch):
+    def plan(name: str) -> DevicePlan:
+        return DevicePlan(device=torch.device(name), dtype=torch.float32)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    parallel.check(plan("cuda"), "auto", 2, here=True)
+    parallel.check(plan("cuda"), "cuda", 16, here=False)
+    parallel.check(plan("cpu"), "cpu", 16, here=True)
+    with pytest.raises(ConfigError, match=r"--gpus: found 3, expected 1 to 2"):
+        parallel.check(plan("cuda"), "cuda", 3, here=True)
+    with pytest.raises(ConfigError, match=r"--device: found 'cuda:1'"):
+        parallel.check(plan("cuda:1"), "cuda:1", 2, here=True)
+    with pytest.raises(ConfigError, match=r"--gpus: found 2, expected 1 on mps"):
+        parallel.check(plan("mps"), "mps", 2, here=True)
+
+
+def test_the_number_of_processes_is_checked_first(place, tiny_model):
+    with pytest.raises(ConfigError, match=r"--gpus: found 0, expected 1 to 1024"):
+        run(flags=flags_of(place, tiny_model, "out", gpus=0))

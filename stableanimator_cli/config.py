@@ -36,6 +36,7 @@ __all__ = [
     "WindowConfig",
     "from_mapping",
     "load",
+    "parse_bytes",
     "parse_fps",
     "parse_guidance",
     "parse_range",
@@ -47,6 +48,7 @@ __all__ = [
 Size = tuple[int, int]
 Range = tuple[int | None, int | None]
 Guidance = tuple[float, float]
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def parse_size(value: str | Size, label: str = "--size") -> Size:
@@ -107,6 +109,17 @@ def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
         if digits in (2, 3) and rate == round(exact, digits):
             return exact
     return rate
+
+
+def parse_bytes(value: object, label: str = "--fit") -> int:
+    """``"6GB"`` -> 6 * 10**9; ``"22GiB"`` -> 22 * 2**30."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None or float(match[1]) <= 0:
+        raise ConfigError(label, value, "an amount of memory, as 24GB or 22GiB")
+    return round(float(match[1]) * unit)
 
 
 def dump_size(size: Size) -> str:
@@ -205,7 +218,8 @@ class DeviceConfig:
     """Where it runs, in how many processes (``gpus``: each takes a card), and in what type of number.
     ``offload = "swap"`` keeps one network on the device at a time;
     ``pose_budget_mb`` is the memory that pose features may fill, in MiB; ``pieces`` is how many parts the UNet's
-    feed-forward layers are computed in."""
+    feed-forward layers are computed in. ``weights`` is how the UNet's lie in memory; ``fit`` bytes: what of all this,
+    of windows and of decoding has to change for the run to stay below it is chosen, and then it is None."""
 
     device: str = option("--device", "auto")
     gpus: int = option("--gpus", 1)
@@ -213,6 +227,8 @@ class DeviceConfig:
     offload: Literal["none", "swap"] = option("--offload", "none")
     pose_budget_mb: int = option("device.pose_budget_mb", 1024)
     pieces: int = option("--ff-pieces", 1)
+    weights: Literal["plain", "int8", "fp8"] = option("--weights", "plain")
+    fit: int | None = option("--fit", None, parse=parse_bytes)
 
     def __post_init__(self) -> None:
         refuse_bad_choices(self)

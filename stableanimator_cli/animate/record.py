@@ -17,6 +17,7 @@ from stableanimator_cli.config import AnimateConfig, to_toml
 from stableanimator_cli.diffusion.face_optimization import Refined
 from stableanimator_cli.engine.device import DevicePlan, peak_memory
 from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.memory import Choice, RenderMemory
 from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
 from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.media_files import appearing, digest_of
@@ -62,8 +63,16 @@ class AnimationPlan:
 
     @classmethod
     def of(
-        cls, config: AnimateConfig, model: ModelFolder, device: DevicePlan, request: RenderRequest, driving: Driving
+        cls,
+        config: AnimateConfig,
+        model: ModelFolder,
+        device: DevicePlan,
+        request: RenderRequest,
+        driving: Driving,
+        memory: RenderMemory,
+        chosen: Sequence[Choice] = (),
     ) -> AnimationPlan:
+        """``chosen``: what ``--fit`` changed."""
         height, width = request.fitted.shape[:2]
         return cls(
             data={
@@ -80,13 +89,15 @@ class AnimationPlan:
                 "weight_bytes": {
                     name: model.files[name].stat().st_size for name in NETWORKS if model.files[name].is_file()
                 },
-                "windows_text": request.plan.describe(),
+                "memory": memory.to_json(),
+                "chosen": [asdict(choice) for choice in chosen],
+                "text": {"windows": request.plan.describe(), "memory": memory.describe(), "chosen": chosen},
                 "config": tomllib.loads(to_toml(config)),
             }
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in self.data.items() if key != "windows_text"}
+        return {key: value for key, value in self.data.items() if key != "text"}
 
     def summary(self) -> str:
         d = self.data
@@ -100,7 +111,9 @@ class AnimationPlan:
                 f"{d['seconds']:g} s",
                 f"sampling   {d['steps']} steps, {len(d['windows'])} window(s), {calls['unet']} UNet calls",
                 f"decoding   {calls['vae_decode']} decoder calls",
-                d["windows_text"],
+                f"memory     {d['text']['memory']}",
+                *(f"--fit      {choice}" for choice in d["text"]["chosen"]),
+                d["text"]["windows"],
             ]
         )
 

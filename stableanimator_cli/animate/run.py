@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.animate import face
+from stableanimator_cli.animate import face, fitting
 from stableanimator_cli.animate.ablation import uses_face
 from stableanimator_cli.animate.driving import open_driving, say_cut
 from stableanimator_cli.animate.making import Making, make
@@ -81,6 +81,8 @@ def carry_out(
     _check(config, size)
     with_face = uses_face(config, model)
     device = DevicePlan.of(config.device)
+    config, chosen = fitting.chosen(config, model, device, talk)
+    device = DevicePlan.of(config.device)
     config = _counted(config, device, ranks)
     keeper = None if plan_only else Keeper(config, model, device, talk, restart=restart)
     picture = _reference(config.reference)
@@ -107,7 +109,8 @@ def carry_out(
             poses = poses.behind(_own_pose(config, engine, picture, there))
         request = _request(config, picture, there, poses, subject.vector if with_face else None)
         if keeper is None:
-            return AnimationPlan.of(config, model, device, request, driving)
+            memory = fitting.predicted(config, model, device, len(poses))
+            return AnimationPlan.of(config, model, device, request, driving, memory, chosen)
         refine = face.refinement(config, engine, picture, subject, driving, talk)
         job = Making(
             config=config,

@@ -55,6 +55,8 @@ def animate(
     dtype: options.DtypeOpt = None,
     offload: options.OffloadOpt = None,
     ff_pieces: memory.PiecesOpt = None,
+    weights: memory.WeightsOpt = None,
+    fit: memory.FitOpt = None,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
     progress: options.ProgressOpt = "bar",
@@ -110,6 +112,8 @@ def animate(
         "dtype": dtype,
         "offload": offload,
         "ff_pieces": ff_pieces,
+        "weights": weights,
+        "fit": fit,
     }
     talk = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.animate import run  # torch starts loading here, not earlier

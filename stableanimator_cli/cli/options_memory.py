@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from stableanimator_cli.cli.options import MACHINE, says
 from stableanimator_cli.config import DeviceConfig
 
+FitOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--fit",
+        metavar="6GB",
+        rich_help_panel=MACHINE,
+        help="Choose offload, pieces, chunks, weights and windows so that the predicted peak stays below so much "
+        "memory, exact ways before approximate ones, and say what was chosen. Default: as given.",
+    ),
+]
+WeightsOpt = Annotated[
+    Literal["plain", "int8", "fp8"] | None,
+    typer.Option(
+        "--weights",
+        rich_help_panel=MACHINE,
+        help=says(
+            "How the UNet's weights lie in memory: int8 and fp8 take one byte each and are approximate.",
+            DeviceConfig,
+            "weights",
+        ),
+    ),
+]
 PiecesOpt = Annotated[
     int | None,
     typer.Option(

@@ -15,6 +15,7 @@ from torch import nn
 
 from stableanimator_cli.config import DeviceConfig
 from stableanimator_cli.errors import ConfigError, OutOfMemory
+from stableanimator_cli.nets.quantized import Store
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # of allocators that raise a plain RuntimeError: the host's, Apple's MPS, and CUDA outside of torch's own allocator
@@ -24,13 +25,14 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "failed to alloc
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicePlan:
     """Device, weight type and offload policy of one engine; ``pose_budget`` bytes of PoseNet features are kept, and
-    the UNet's feed-forward layers run in ``pieces``."""
+    the UNet's feed-forward layers run in ``pieces``. ``weights`` is how the UNet's lie in memory (``quantized``)."""
 
     device: torch.device
     dtype: torch.dtype
     swap: bool = False
     pose_budget: int = 1 << 30
     pieces: int = 1
+    weights: Store = "plain"
 
     @classmethod
     def of(cls, config: DeviceConfig) -> DevicePlan:
@@ -42,11 +44,13 @@ class DevicePlan:
             swap=config.offload == "swap",
             pose_budget=config.pose_budget_mb << 20,
             pieces=config.pieces,
+            weights=config.weights,
         )
 
     def describe(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return f"{name}, {str(self.dtype).removeprefix('torch.')}{', swapping networks' if self.swap else ''}"
+        kept = "" if self.weights == "plain" else f", {self.weights} weights"
+        return f"{name}, {str(self.dtype).removeprefix('torch.')}{kept}{', swapping networks' if self.swap else ''}"
 
 
 def _device(name: str) -> torch.device:

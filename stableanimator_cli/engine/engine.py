@@ -29,6 +29,7 @@ from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
 from stableanimator_cli.engine.weights import loaders, recogniser
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 from stableanimator_cli.nets.id_adapter import IDMode
+from stableanimator_cli.nets.quantized import stored
 from stableanimator_cli.nets.unet import AnimationUNet, Context
 from stableanimator_cli.records import ModelFolder
 
@@ -60,7 +61,10 @@ class Engine:
     @classmethod
     def open(cls, model: ModelFolder, plan: DevicePlan, *, id_mode: IDMode = "distribution") -> Engine:
         """Nothing is read yet: each network loads when it is first resident. ``id_mode`` is Table 4's switch."""
-        return cls(model, plan, Networks(loaders(model, plan.dtype, id_mode), plan), id_mode=id_mode)
+        networks = loaders(model, plan.dtype, id_mode)
+        unet = networks["unet"]
+        networks["unet"] = lambda: stored(unet(), plan.weights)
+        return cls(model, plan, Networks(networks, plan), id_mode=id_mode)
 
     def __enter__(self) -> Engine:
         return self

@@ -3,7 +3,6 @@ network of any size is counted in seconds on any machine."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,43 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
+from stableanimator_cli.engine.alive import AliveBytes
 from stableanimator_cli.engine.device import DTYPES
 from stableanimator_cli.engine.training_model import StepInputs, TrainingModel
 
 _MATRIX = ("linear", "conv2d", "conv3d")  # what autocast computes in half precision
 _NORM = ("group_norm", "layer_norm")  # what ``mixed_norms`` computes in the input's type
-
-
-class AliveBytes(TorchDispatchMode):
-    """Within it each storage that an operator makes counts from then until nobody holds it; ``peak`` is the most at
-    once, in bytes. Tensors made before count nothing; views share a storage and count once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = 0
-        self.peak = 0
-        self._known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {leaf.untyped_storage() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        before = {id(storage) for storage in given}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if storage not in self._known and id(storage) not in before:
-                    self._known[storage] = storage.nbytes()
-                    self.alive += storage.nbytes()
-                    weakref.finalize(storage, self._gone, storage.nbytes())
-        self.peak = max(self.peak, self.alive)
-        return result
-
-    def _gone(self, size: int) -> None:
-        self.alive -= size
 
 
 def step_bytes(model: TrainingModel, inputs: StepInputs) -> int:

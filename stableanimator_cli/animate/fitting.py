@@ -1,0 +1,48 @@
+"""Whether a run fits: its memory predicted, and settings chosen so that it does (``--fit``)."""
+
+from __future__ import annotations
+
+from stableanimator_cli.animate.driving import open_driving
+from stableanimator_cli.config import AnimateConfig
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.memory import Choice, Prediction, RenderMemory, fitted
+from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.talk import Silent, Talk
+
+
+def predicted(config: AnimateConfig, model: ModelFolder, device: DevicePlan, frames: int) -> RenderMemory:
+    """Memory of a run over ``frames`` frames, anchor included."""
+    return _prediction(config, model, device, frames).of(config)
+
+
+def chosen(
+    config: AnimateConfig, model: ModelFolder, device: DevicePlan, talk: Talk
+) -> tuple[AnimateConfig, tuple[Choice, ...]]:
+    """The settings that ``--fit`` picks, each said with what it does to the result; as they are where none is given.
+
+    The motion is counted for it and nothing detected, so that the same command picks the same whenever it is given.
+    Raises ``OutOfMemory`` where nothing fits.
+    """
+    if config.device.fit is None:
+        return config, ()
+    driving = open_driving(
+        config.motion,
+        kind=config.motion_kind,
+        frames=config.frames,
+        fps=config.fps,
+        size=config.size or (512, 512),
+        resize=config.resize,
+        talk=Silent(),
+        model=model,
+        planned=True,
+    )
+    frames = len(driving.skeletons) + (config.windows.anchor == "reference")
+    found, choices = fitted(config, _prediction(config, model, device, frames))
+    for choice in choices:
+        talk.note(f"to fit: {choice}")
+    return found, choices
+
+
+def _prediction(config: AnimateConfig, model: ModelFolder, device: DevicePlan, frames: int) -> Prediction:
+    size = config.size or (512, 512)
+    return Prediction(model=model, device=device.device, dtype=device.dtype, size=size, frames=frames)

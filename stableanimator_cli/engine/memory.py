@@ -1,0 +1,343 @@
+"""What a rendering needs on its device, before anything is loaded; what ``--plan`` prints and ``--fit`` chooses from.
+
+What a stage keeps alive is not modelled but counted: its networks run on the ``meta`` device (``alive``), the UNet on
+the longest window, the VAE on one chunk. Beside that lie the weights that the plan leaves on the device, the latents of
+the whole video and the pose features that are kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stableanimator_cli.config import AnimateConfig, DeviceConfig
+from stableanimator_cli.engine.alive import alive_bytes
+from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_frame
+from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
+from stableanimator_cli.engine.weights import builders
+from stableanimator_cli.errors import ModelDamaged, OutOfMemory
+from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
+from stableanimator_cli.nets.quantized import stored
+from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.records import ModelFolder
+
+STRIDE = 8  # pixels a latent
+FRAGMENTED = 0.04  # of what is alive: what torch's allocator rounds up and cannot use
+CONTEXT = 600 << 20  # CUDA's own, with the libraries' workspaces
+PROGRAM = 650 << 20  # this program and its libraries in host memory, measured; on a card that is another memory
+_LATENTS = 5  # of the whole video at once: latents, clean estimate, answers, and two of the sampler's
+_FACE = 4  # a face is taken to be a quarter of the frame's shorter side
+# networks that come onto the device at each stage, in order; without swapping they stay
+_STAGES = {
+    "image encoder": ("image_encoder", "face_encoder"),
+    "VAE encoder": ("vae",),
+    "UNet": ("unet", "pose_net"),
+    "face optimisation": ("vae",),
+    "VAE decoder": ("vae",),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderMemory:
+    """Bytes on the device. ``stages`` by name: weights that are there, and what is alive beside them. ``reserve`` is
+    what the allocator and the card (on a CPU: this program) take for themselves."""
+
+    stages: dict[str, tuple[int, int]]
+    reserve: int
+
+    @property
+    def allocated(self) -> int:
+        """Most at once, as an allocator counts it."""
+        return max(sum(parts) for parts in self.stages.values())
+
+    @property
+    def total(self) -> int:
+        return self.allocated + self.reserve
+
+    @property
+    def worst(self) -> str:
+        """The stage that needs most."""
+        return max(self.stages, key=lambda name: sum(self.stages[name]))
+
+    def to_json(self) -> dict[str, Any]:
+        stages = {name: {"weights": there, "alive": alive} for name, (there, alive) in self.stages.items()}
+        return {"total": self.total, "allocated": self.allocated, "reserve": self.reserve, "stages": stages}
+
+    def describe(self) -> str:
+        there, alive = self.stages[self.worst]
+        return (
+            f"{_gib(self.total)} predicted: {_gib(there)} of weights and {_gib(alive)} of work in the {self.worst}, "
+            f"{_gib(self.reserve)} for the allocator and the libraries"
+        )
+
+
+@dataclass(slots=True)
+class Prediction:
+    """Counts one model at one size (width, height); ``frames`` is the length of the video, anchor included. What was
+    counted is kept, so that trying other settings costs only what they change."""
+
+    model: ModelFolder
+    device: torch.device
+    dtype: torch.dtype
+    size: tuple[int, int]
+    frames: int
+    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def of(self, config: AnimateConfig) -> RenderMemory:
+        """Memory of a run with these settings. Only the model's configs are read."""
+        plan = config.device
+        on_cpu = self.device.type == "cpu"
+        window, chunk = min(config.windows.length, self.frames), min(config.decode.chunk, self.frames)
+        width, height = self._latent
+        channels = self._network("unet", plan.weights).config["block_out_channels"][0]
+        latents = 4 * 4 * self.frames * width * height
+        frame = bytes_of_pose_frame(channels, self.size[1], self.size[0], self.dtype)
+        poses = min(self.frames, (plan.pose_budget_mb << 20) // frame) * frame
+        work = {
+            "image encoder": self._image_encoder(),
+            "VAE encoder": self._vae_encoder(),
+            "UNet": _LATENTS * latents + poses + max(self._pose_net(window), self._unet(window, plan)),
+            "VAE decoder": latents + self._vae_decoder(chunk),
+        }
+        if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
+            mode = "crop" if config.refine.face == "auto" else config.refine.face
+            work["face optimisation"] = _LATENTS * latents + poses + self._face(chunk, mode, config.refine.margin)
+        swapping = plan.offload == "swap" and not on_cpu  # on a CPU the networks wait in the same memory
+        there: set[str] = set()
+        stages: dict[str, tuple[int, int]] = {}
+        for name, networks in _STAGES.items():
+            if name in work:
+                there = set(networks) if swapping else there | set(networks)
+                stages[name] = sum(self._weights(network, plan.weights) for network in there), work[name]
+        most = max(sum(parts) for parts in stages.values())
+        return RenderMemory(stages=stages, reserve=int(FRAGMENTED * most) + (PROGRAM if on_cpu else CONTEXT))
+
+    @property
+    def _latent(self) -> tuple[int, int]:
+        return self.size[0] // STRIDE, self.size[1] // STRIDE
+
+    def _once(self, *key: Any, count: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = count()
+        return self._known[key]
+
+    def _network(self, role: str, weights: str = "plain") -> Any:
+        def build() -> nn.Module:
+            try:
+                with torch.device("meta"):
+                    network = builders(self.model, "distribution")[role]()
+            except (TypeError, ValueError, LookupError, RuntimeError) as error:
+                why = " ".join(str(error).split())[:160]
+                raise ModelDamaged(
+                    f"{self.model.path}: the config of {role} describes no network that can be built ({why})",
+                    hint="compare the config with the one that the weights came with",
+                ) from error
+            network = nn.Module.to(network.to("meta"), self.dtype)  # diffusers makes some parameters where it wants
+            network = network.eval().requires_grad_(False)
+            return stored(network, weights) if role == "unet" else network  # type: ignore[arg-type]
+
+        return self._once("network", role, weights if role == "unet" else "", count=build)
+
+    def _weights(self, role: str, weights: str) -> int:
+        tensors = self._network(role, weights).state_dict().values()
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _alive(self, run: Callable[[], object]) -> int:
+        with torch.no_grad():
+            return alive_bytes(run, on_cpu=self.device.type == "cpu")
+
+    def _noise(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.empty(shape, device="meta", dtype=dtype or self.dtype)
+
+    def _image_encoder(self) -> int:
+        encoder = self._network("image_encoder")
+
+        def count() -> int:
+            return self._alive(lambda: encoder(pixel_values=self._noise(1, 3, CLIP_SIZE, CLIP_SIZE)))
+
+        return self._once("image encoder", count=count)
+
+    def _vae_encoder(self) -> int:
+        vae = self._network("vae")
+        picture = self._noise(1, 3, self.size[1], self.size[0])
+
+        def count() -> int:
+            alive = self._alive(lambda: vae.encode(picture, return_dict=False))
+            if self.dtype == torch.float16 and vae.config["force_upcast"]:
+                return 2 * alive + self._weights("vae", "plain")  # all in float32 for that while
+            return alive
+
+        return self._once("VAE encoder", count=count)
+
+    def _pose_net(self, window: int) -> int:
+        net, (width, height) = self._network("pose_net"), self.size
+        pictures = 4 * window * 3 * width * height
+
+        def count() -> int:
+            return pictures + self._alive(lambda: net(self._noise(window, 3, height, width)))
+
+        return self._once("PoseNet", window, count=count)
+
+    def _unet(self, window: int, plan: DeviceConfig) -> int:
+        """One window's call as ``Engine.denoiser`` makes it, a face given."""
+        unet: AnimationUNet = self._network("unet", plan.weights)
+        width, height = self._latent
+
+        def count() -> int:
+            unet.pieces = plan.pieces
+            channels, tokens = unet.config["block_out_channels"][0], unet.config["cross_attention_dim"]
+            context = _prepared(unet, self._noise(1, 1, tokens), self._noise(1, unet.id_tokens, tokens))
+
+            def call() -> None:
+                sample = self._noise(1, window, unet.config["in_channels"], height, width)
+                pose = torch.stack([self._noise(channels, height, width)] * window)
+                unet(sample, 1.0, context, self._noise(1, 3), pose)
+
+            return self._alive(call)
+
+        return self._once("UNet", window, plan.pieces, plan.weights, count=count)
+
+    def _vae_decoder(self, chunk: int) -> int:
+        width, height = self._latent
+        decoder = Decoder(self._network("vae"), Counter())
+        return self._once(
+            "VAE decoder",
+            chunk,
+            count=lambda: self._alive(lambda: decoder.pixels(self._noise(chunk, 4, height, width)).float()),
+        )
+
+    def _face(self, chunk: int, mode: str, margin: int) -> int:
+        """One chunk forward and back, without the recogniser, which is small beside it."""
+        width, height = self._latent
+        vae = self._network("vae")
+        decoder = FaceDecoder(vae, Counter(), margin=margin)
+        side = min(self.size) // _FACE
+        box = (0, 0, side - 1, side - 1)
+
+        def step() -> None:
+            latents = self._noise(chunk, 4, height, width, dtype=torch.float32)
+            variable = latents.requires_grad_(True)
+            if mode == "full":
+                decoder.pixels(variable).float().mean().backward()
+            else:
+                frames = range(chunk)
+                with decoder.observed(latents, [frames]), torch.enable_grad():
+                    decoder.crop(variable, frames, box)[0].float().mean().backward()
+
+        def count() -> int:
+            with torch.enable_grad():
+                alive = alive_bytes(step, on_cpu=self.device.type == "cpu")
+            return 2 * alive if self.dtype == torch.float16 else alive  # the decoder works in float32 then
+
+        return self._once("face", chunk, mode, margin, count=count)
+
+
+def _prepared(unet: AnimationUNet, image: Tensor, face: Tensor) -> Context:
+    """``AnimationUNet.prepare`` of a face that is there, without looking at numbers: the ``meta`` device has none."""
+    with torch.no_grad():
+        layers: dict[nn.Module, PreparedCrossAttention] = dict(unet.prepare(Context(image, None)).layers)
+        for attn in unet.spatial_cross_attentions().values():
+            adapter = attn.processor
+            layers[attn] = PreparedCrossAttention(
+                base=attn.to_v(image), keys=adapter.id_to_k(face), values=adapter.id_to_v(face)
+            )
+    return Context(image, face, layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One setting that was changed to make a run fit, and what that does to the result."""
+
+    what: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.error})"
+
+
+_EXACT = "exact"
+_ROUNDING = "equal within rounding"
+_BORDERS = "approximate: other frames are decoded together, chunk borders may show"
+_QUANTIZED = "approximate: one byte a weight, about 1 % of a layer's answer"
+_SHORTER = "approximate: the network sees fewer frames at once"
+
+
+def fitted(config: AnimateConfig, prediction: Prediction) -> tuple[AnimateConfig, tuple[Choice, ...]]:
+    """``--fit``: the settings that bring a run below ``config.device.fit`` bytes, exact ways before approximate ones,
+    with ``fit`` None; and what was changed. ``OutOfMemory`` where nothing is enough."""
+    limit = config.device.fit
+    if limit is None:
+        return config, ()
+    changed: dict[str, Choice] = {}
+    while (memory := prediction.of(config)).total > limit:
+        found = next((way for step in _WAYS if (way := step(config, memory.worst, prediction)) is not None), None)
+        if found is None:
+            raise OutOfMemory(
+                f"--fit {limit / 1e9:.2f}GB: {memory.describe()}, with everything that saves memory switched on",
+                hint="use a smaller --size" + ("" if prediction.dtype.itemsize == 2 else ", or --dtype bfloat16"),
+            )
+        config, choice = found
+        changed[choice.what.split(" ")[0]] = choice
+    return replace(config, device=replace(config.device, fit=None)), tuple(changed.values())
+
+
+Way = Callable[[AnimateConfig, str, Prediction], "tuple[AnimateConfig, Choice] | None"]
+
+
+def _swap(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+    if config.device.offload == "swap" or at.device.type == "cpu":
+        return None
+    return _device(config, offload="swap"), Choice("--offload swap", _EXACT)
+
+
+def _pieces(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+    pieces = 4 * config.device.pieces
+    if stage != "UNet" or pieces > 16:
+        return None
+    return _device(config, pieces=pieces), Choice(f"--ff-pieces {pieces}", _ROUNDING)
+
+
+def _poses(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+    least = 1
+    if stage not in ("UNet", "face optimisation") or config.device.pose_budget_mb == least:
+        return None
+    return _device(config, pose_budget_mb=least), Choice(f"device.pose_budget_mb {least}", _EXACT)
+
+
+def _chunk(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+    chunk = min(config.decode.chunk, at.frames) // 2
+    if stage not in ("VAE decoder", "face optimisation") or chunk < 1:
+        return None
+    decode = replace(config.decode, chunk=chunk, overlap=min(config.decode.overlap, chunk // 2))
+    return replace(config, decode=decode), Choice(f"--decode-chunk {chunk}", _BORDERS)
+
+
+def _quantized(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+    held = config.device.offload == "none" or stage == "UNet"
+    if not held or config.device.weights != "plain":
+        return None
+    return _device(config, weights="int8"), Choice("--weights int8", _QUANTIZED)
+
+
+def _window(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+    length = min(config.windows.length, at.frames) // 2
+    if stage != "UNet" or length < 4:
+        return None
+    windows = replace(config.windows, length=length, overlap=min(config.windows.overlap, length // 4))
+    return replace(config, windows=windows), Choice(f"--window {length}", _SHORTER)
+
+
+_WAYS: tuple[Way, ...] = (_swap, _pieces, _poses, _chunk, _quantized, _window)
+
+
+def _device(config: AnimateConfig, **changes: Any) -> AnimateConfig:
+    return replace(config, device=replace(config.device, **changes))
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

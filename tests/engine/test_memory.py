@@ -1,0 +1,99 @@
+"""Memory of a rendering: predicted on the meta device, counted on a real one, and what is chosen to make it fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stableanimator_cli.catalogue import open_model
+from stableanimator_cli.config import AnimateConfig, DecodeConfig, DeviceConfig, WindowConfig
+from stableanimator_cli.config_refine import RefineConfig
+from stableanimator_cli.engine.alive import AliveBytes
+from stableanimator_cli.engine.memory import Prediction, fitted
+from stableanimator_cli.errors import ModelDamaged, OutOfMemory
+from tests.tiny import engine_of, rendered, request
+
+SIZE, FRAMES = (128, 128), 8
+
+
+def config(**parts) -> AnimateConfig:
+    given = {
+        "windows": WindowConfig(length=FRAMES, overlap=2),
+        "decode": DecodeConfig(chunk=4),
+        "refine": RefineConfig(face="off"),
+    } | parts
+    return AnimateConfig(reference=Path("a.png"), motion=Path("b.mp4"), output=Path("c.mp4"), size=SIZE, **given)
+
+
+def prediction(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Prediction:
+    return Prediction(model=open_model(folder), device=torch.device(device), dtype=dtype, size=SIZE, frames=FRAMES)
+
+
+@pytest.fixture(scope="module")
+def on_card(tiny_model) -> Prediction:
+    """A card need not be there to be reckoned with."""
+    return prediction(tiny_model, "cuda", torch.bfloat16)
+
+
+def test_what_is_predicted_is_what_lives(tiny_model):
+    said = prediction(tiny_model).of(config())
+    networks = ("image_encoder", "face_encoder", "vae", "unet", "pose_net")
+    with engine_of(tiny_model) as engine, engine.resident(*networks):  # weights are there before
+        wanted = request(FRAMES, window=FRAMES, overlap=2, chunk=4, size=SIZE, steps=1)
+        with AliveBytes() as counted:
+            rendered(engine, wanted)
+    assert max(alive for _, alive in said.stages.values()) == pytest.approx(counted.peak, rel=0.1)
+
+
+def test_swapping_leaves_the_weights_of_one_stage(on_card):
+    stays, swaps = (on_card.of(config(device=DeviceConfig(offload=way))) for way in ("none", "swap"))
+    assert sum(swaps.stages["UNet"]) < sum(stays.stages["UNet"])
+    assert swaps.stages["VAE decoder"][0] == swaps.stages["VAE encoder"][0] < stays.stages["VAE decoder"][0]
+    assert [alive for _, alive in swaps.stages.values()] == [alive for _, alive in stays.stages.values()]
+
+
+@pytest.mark.parametrize("mode", ["full", "crop"])
+def test_keeping_the_face_has_its_stage(seeing_model, mode):
+    memory = prediction(seeing_model).of(config(refine=RefineConfig(face=mode)))
+    assert memory.stages["face optimisation"][1] > memory.stages["VAE decoder"][1]
+
+
+def test_what_fits_is_left_alone(on_card):
+    given = config(device=DeviceConfig(fit=10**12))
+    found, choices = fitted(given, on_card)
+    assert choices == ()
+    assert found == config()
+
+
+def test_exact_ways_come_before_approximate_ones(on_card):
+    """Limits fall from what is needed as given to nothing: each is held, and more and more is changed."""
+    base = config()
+    limit, seen, refused = on_card.of(base).total, [], None
+    while refused is None:
+        try:
+            found, choices = fitted(replace(base, device=DeviceConfig(fit=limit - 1)), on_card)
+        except OutOfMemory as error:
+            refused = error
+        else:
+            needed = on_card.of(found).total
+            assert needed < limit
+            assert found.device.fit is None
+            seen.append([str(choice) for choice in choices])
+            limit = needed
+    assert refused.exit_code == 6
+    assert "smaller --size" in str(refused.hint)
+    assert seen[0][0] == "--offload swap (exact)"
+    approximate = [any("approximate" in choice for choice in choices) for choices in seen]
+    assert approximate == sorted(approximate)
+    assert approximate[-1]
+    assert any(choice.startswith("--ff-pieces") for choices in seen for choice in choices)
+
+
+def test_a_config_of_no_network_is_said(tiny_model):
+    model = open_model(tiny_model)
+    broken = replace(model, configs={**model.configs, "vae": {"no_such_thing": 1}})
+    with pytest.raises(ModelDamaged, match="config of vae"):
+        replace(prediction(tiny_model), model=broken).of(config())

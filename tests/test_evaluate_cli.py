@@ -10,17 +10,15 @@ from tests.evaluate.samples import drawn, noisy, write
 
 
 def test_a_score_from_the_command_line(sa: Run, tmp_path: Path) -> None:
-    frames = drawn(0, frames=4)
+    frames = drawn(0, frames=3)
     change = noisy(5)
     true = write(tmp_path / "true.mp4", frames)
     made = write(tmp_path / "made.mp4", [change(0, frame) for frame in frames])
     home = {"SA_HOME": str(tmp_path / "home")}
     out = tmp_path / "scores"
-    done = sa("evaluate", str(made), str(true), "-o", str(out), "--model", "puppet", "--quiet", **home)
+    done = sa("evaluate", str(made), str(true), "-o", str(out), "--json", "--model", "puppet", "--quiet", **home)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{out / 'scores.json'}\n"
-    told = sa("evaluate", str(made), str(true), "-o", str(out), "--json", "--model", "puppet", "--quiet", **home)
-    printed = json.loads(told.stdout)
+    printed = json.loads(done.stdout)
     saved = json.loads((out / "scores.json").read_text())
     assert printed["metrics"]["psnr"]["value"] == saved["metrics"]["psnr"]["value"]
     assert 20 < saved["metrics"]["psnr"]["value"] < 45

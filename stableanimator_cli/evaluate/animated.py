@@ -63,10 +63,12 @@ class Animator:
 
     def memory(self, case: Case, folder: Path) -> dict[str, int]:
         """Most bytes in use while the first 16 frames of a case are animated: ``device`` where there is a GPU, ``host``
-        the whole process."""
+        the whole process; empty where the case is shorter."""
         video = folder / f"{case.name}.mp4"
         self._one(case, video, self._weights(), {"frames": f"0:{MEMORY_FRAMES}"})
-        record = read_record(video) or {}
+        record = read_record(video) or {"output": {}}
+        if record["output"].get("frames") != MEMORY_FRAMES:
+            return {}
         return {key: int(value) for key, value in (record.get("peak_bytes") or {}).items()}
 
     def _one(self, case: Case, video: Path, weights: Mapping[str, str], more: Mapping[str, Any]) -> None:

@@ -100,6 +100,7 @@ def _table(title: str, rows: Mapping[str, Row]) -> Table:
 
 def _notes(bench: Bench, peak: Mapping[str, int]) -> list[str]:
     kind = "the GPU's allocator" if "device" in peak else "resident memory of the whole process, there being no GPU"
+    kind = kind if peak else "not measured: the first video is shorter"
     ours = (
         f"measured rows: protocol {bench.rules.name}; a cell names its metric where that is not the column's; memory "
         f"is the most in use ({kind}) while 16 frames are animated at the bench's size."

@@ -86,6 +86,20 @@ def parse_guidance(value: str | float | Guidance, label: str = "--guidance") -> 
         raise ConfigError(label, value, "a number, or FIRST:LAST as 1:3") from None
 
 
+def parse_interval(value: str | Guidance, label: str = "--guidance-interval") -> Guidance:
+    """``"0.5:50"`` -> (0.5, 50.0): noise levels, the first left out and the last included."""
+    if isinstance(value, tuple):
+        return value
+    expected = "LO:HI, noise levels from 0 on, LO below HI, as 0.5:50"
+    try:
+        low, colon, high = str(value).partition(":")
+        if not isinstance(value, str) or not colon:
+            raise ValueError
+        return float(low), float(high)
+    except ValueError:
+        raise ConfigError(label, value, expected) from None
+
+
 def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
     """Frames a second, exactly: ``"30000/1001"``, ``"25"`` or ``"29.97"``.
 
@@ -135,6 +149,10 @@ def _dump_guidance(guidance: Guidance) -> float | str:
     return first if first == last else f"{first:g}:{last:g}" if _short(first, last) else f"{first!r}:{last!r}"
 
 
+def _dump_interval(interval: Guidance) -> str:
+    return ":".join(f"{level:g}" if _short(level) else repr(level) for level in interval)
+
+
 def _short(*numbers: float) -> bool:
     return all(float(f"{number:g}") == number for number in numbers)
 
@@ -147,14 +165,17 @@ def _finite(value: float, least: float = 0.0) -> bool:
 class SamplingConfig:
     """How a latent is denoised.
 
-    ``guidance`` rises linearly from the first frame of the whole video to its last. ``noise``: ``fresh`` draws noise a
-    frame, ``repeat`` repeats one window's noise. ``churn`` is EDM's S_churn over the whole run. ``noise_aug`` is the
-    standard deviation of the noise on the reference picture; ``motion_bucket`` and ``conditioning_fps`` are what the
-    network is told (Stable Video Diffusion's micro-conditioning), not what is written to the file.
+    ``guidance`` rises linearly from the first frame of the whole video to its last; outside of ``guidance_interval``
+    of noise levels (LO left out, HI included) there is none, an approximation that is off by default. ``noise``:
+    ``fresh`` draws noise a frame, ``repeat`` repeats one window's noise. ``churn`` is EDM's S_churn over the whole run.
+    ``noise_aug`` is the standard deviation of the noise on the reference picture; ``motion_bucket`` and
+    ``conditioning_fps`` are what the network is told (Stable Video Diffusion's micro-conditioning), not what is written
+    to the file.
     """
 
     steps: int = option("--steps", 25)
     guidance: Guidance = option("--guidance", (3.0, 3.0), parse=parse_guidance, dump=_dump_guidance)
+    guidance_interval: Guidance | None = option("--guidance-interval", None, parse=parse_interval, dump=_dump_interval)
     sampler: Literal["euler", "heun"] = option("--sampler", "euler")
     churn: float = option("--churn", 0.0)
     churn_min: float = option("sampling.churn_min", 0.0)
@@ -170,6 +191,11 @@ class SamplingConfig:
         refuse_bad_choices(self)
         refuse_unless(1 <= self.steps <= 1000, "--steps", self.steps, "1 to 1000")
         refuse_unless(all(map(_finite, self.guidance)), "--guidance", _dump_guidance(self.guidance), "0 or more")
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            expected = "LO:HI, noise levels from 0 on, LO below HI, as 0.5:50"
+            holds = _finite(low) and _finite(high) and low < high
+            refuse_unless(holds, "--guidance-interval", _dump_interval(self.guidance_interval), expected)
         refuse_unless(_finite(self.churn), "--churn", self.churn, "0 or more")
         for name in ("churn_min", "churn_max", "churn_noise"):
             refuse_unless(_finite(getattr(self, name)), f"sampling.{name}", getattr(self, name), "0 or more")

@@ -147,7 +147,8 @@ def test_a_config_survives_toml(tmp_path: Path) -> None:
 def test_every_field_is_written() -> None:
     text = to_toml(resolve(AnimateConfig, PATHS))
     for part in (SamplingConfig, WindowConfig, DecodeConfig, DeviceConfig):
-        assert all(f"\n{item.name} = " in text for item in dataclasses.fields(part))
+        written = [item.name for item in dataclasses.fields(part) if item.default is not None]  # None has no TOML form
+        assert all(f"\n{name} = " in text for name in written)
 
 
 @pytest.mark.parametrize(
@@ -207,3 +208,29 @@ def test_what_is_written_beside_the_output() -> None:
     config = resolve(AnimateConfig, {**PATHS, "output": "films/out.mp4"})
     assert config.preview_path == Path("films/out.preview.mp4")
     assert config.record_path == Path("films/out.json")
+
+
+@pytest.mark.parametrize("text", ["3", "5:1", "-1:5", "a:b", "1:inf", "nan:2", "2:2"])
+def test_an_interval_that_cannot_be_is_refused(text):
+    with pytest.raises(ConfigError, match=r"--guidance-interval: found .* expected LO:HI"):
+        resolve(SamplingConfig, {"guidance_interval": text})
+
+
+def test_an_interval_of_guidance_survives_toml(tmp_path):
+    config = resolve(SamplingConfig, {"guidance_interval": "0.5:50"})
+    assert config.guidance_interval == (0.5, 50.0)
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(config))
+    assert load(SamplingConfig, file) == config
+
+
+@pytest.mark.parametrize("text", ["6", "6 GB", "5.5GiB"])
+def test_an_amount_of_memory_is_read(text):
+    assert resolve(DeviceConfig, {"fit": text}).fit == {"6": 6, "6 GB": 6 * 10**9, "5.5GiB": 5632 * 2**20}[text]
+
+
+@pytest.mark.parametrize("flags", [{"fit": "a lot"}, {"fit": "0GB"}, {"ff_pieces": 0}, {"weights": "int4"}])
+def test_what_memory_cannot_be_is_refused(flags):
+    (name,) = flags
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: found "):
+        resolve(DeviceConfig, flags)

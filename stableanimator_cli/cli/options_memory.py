@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from stableanimator_cli.cli.options import MACHINE, says
+from stableanimator_cli.cli.options import MACHINE, SAMPLING, says
 from stableanimator_cli.config import DeviceConfig
 
 FitOpt = Annotated[
@@ -29,6 +29,16 @@ WeightsOpt = Annotated[
             DeviceConfig,
             "weights",
         ),
+    ),
+]
+IntervalOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--guidance-interval",
+        metavar="LO:HI",
+        rich_help_panel=SAMPLING,
+        help="Approximate: guide only while the noise level is above LO and at most HI, of 700 down to 0.002; half the "
+        "network calls outside. Default: off, guidance throughout.",
     ),
 ]
 PiecesOpt = Annotated[

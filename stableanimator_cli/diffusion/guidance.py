@@ -51,6 +51,17 @@ def answered(predict: Predict, pairs: Sequence[Pair]) -> Answers:
     return answers
 
 
+def guided_within(interval: tuple[float, float], guided: Denoise, plain: Denoise) -> Denoise:
+    """``guided`` while LO < sigma <= HI, else ``plain``, the conditional branch alone (Kynkaanniemi et al. 2024): an
+    approximation that asks the network half as often outside of the interval."""
+    low, high = interval
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        return (guided if low < sigma <= high else plain)(x, sigma)
+
+    return denoise
+
+
 def windowed_denoiser(
     predict: Predict, plan: WindowPlan, *, guidance: tuple[float, float], done: Callable[[], None] | None = None
 ) -> Denoise:

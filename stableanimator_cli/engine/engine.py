@@ -13,7 +13,15 @@ from torch import Tensor
 
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
-from stableanimator_cli.diffusion.guidance import Answers, Predict, answered, blended_denoiser, is_guided, pairs_of
+from stableanimator_cli.diffusion.guidance import (
+    Answers,
+    Predict,
+    answered,
+    blended_denoiser,
+    guided_within,
+    is_guided,
+    pairs_of,
+)
 from stableanimator_cli.diffusion.sampler import Denoise
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
 from stableanimator_cli.engine.conditioning import (
@@ -155,11 +163,14 @@ class Engine:
         plan: WindowPlan,
         guidance: tuple[float, float],
         *,
+        interval: tuple[float, float] | None = None,
         done: Callable[[], None] | None = None,
         prepared: bool = True,
     ) -> Denoise:
         """(noisy latents [t,c,h,w], sigma) -> clean estimate, over all windows of ``plan``; the UNet must be resident.
 
+        ``interval`` of noise levels outside of which nothing is guided; this process answers alone there, which takes
+        as long as a guided evaluation that two share.
         ``prepared`` False computes every cross-attention on every call: the long way that tests compare with.
         """
         predict = self.predictor(conditioning, guidance, prepared=prepared)
@@ -167,7 +178,12 @@ class Engine:
             answers = answered(predict, pairs_of(plan, guidance))
         else:
             answers = self.share(self, conditioning, plan, guidance, predict)
-        return blended_denoiser(answers, plan, guidance=guidance, done=done)
+        guided = blended_denoiser(answers, plan, guidance=guidance, done=done)
+        if interval is None or not is_guided(*guidance):
+            return guided
+        alone = (1.0, 1.0)
+        plain = blended_denoiser(answered(predict, pairs_of(plan, alone)), plan, guidance=alone, done=done)
+        return guided_within(interval, guided, plain)
 
     def predictor(self, conditioning: Conditioning, guidance: tuple[float, float], *, prepared: bool = True) -> Predict:
         """The UNet's answer for one window and branch; the UNet must be resident. See ``denoiser``."""

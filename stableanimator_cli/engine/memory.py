@@ -27,9 +27,10 @@ from stableanimator_cli.nets.unet import AnimationUNet, Context
 from stableanimator_cli.records import ModelFolder
 
 STRIDE = 8  # pixels a latent
-FRAGMENTED = 0.04  # of what is alive: what torch's allocator rounds up and cannot use
+FRAGMENTED = 0.04  # of what is alive: what torch's allocator on a card rounds up and cannot use
 CONTEXT = 600 << 20  # CUDA's own, with the libraries' workspaces
-PROGRAM = 650 << 20  # this program and its libraries in host memory, measured; on a card that is another memory
+WORKSPACES = 0.12  # of what is alive: what a CPU's kernels and malloc take, from resident sizes (docs/performance.md)
+PROGRAM = 700 << 20  # this program and its libraries, from the same; on a card that is another memory
 _LATENTS = 5  # of the whole video at once: latents, clean estimate, answers, and two of the sampler's
 _FACE = 4  # a face is taken to be a quarter of the frame's shorter side
 # networks that come onto the device at each stage, in order; without swapping they stay
@@ -95,7 +96,7 @@ class Prediction:
         window, chunk = min(config.windows.length, self.frames), min(config.decode.chunk, self.frames)
         width, height = self._latent
         channels = self._network("unet", plan.weights).config["block_out_channels"][0]
-        latents = 4 * 4 * self.frames * width * height
+        latents = 4 * self.frames * self._network("vae").config["latent_channels"] * width * height
         frame = bytes_of_pose_frame(channels, self.size[1], self.size[0], self.dtype)
         poses = min(self.frames, (plan.pose_budget_mb << 20) // frame) * frame
         work = {
@@ -115,7 +116,8 @@ class Prediction:
                 there = set(networks) if swapping else there | set(networks)
                 stages[name] = sum(self._weights(network, plan.weights) for network in there), work[name]
         most = max(sum(parts) for parts in stages.values())
-        return RenderMemory(stages=stages, reserve=int(FRAGMENTED * most) + (PROGRAM if on_cpu else CONTEXT))
+        reserve = WORKSPACES * most + PROGRAM if on_cpu else FRAGMENTED * most + CONTEXT
+        return RenderMemory(stages=stages, reserve=int(reserve))
 
     @property
     def _latent(self) -> tuple[int, int]:
@@ -204,11 +206,12 @@ class Prediction:
 
     def _vae_decoder(self, chunk: int) -> int:
         width, height = self._latent
-        decoder = Decoder(self._network("vae"), Counter())
+        vae = self._network("vae")
+        channels, decoder = vae.config["latent_channels"], Decoder(vae, Counter())
         return self._once(
             "VAE decoder",
             chunk,
-            count=lambda: self._alive(lambda: decoder.pixels(self._noise(chunk, 4, height, width)).float()),
+            count=lambda: self._alive(lambda: decoder.pixels(self._noise(chunk, channels, height, width)).float()),
         )
 
     def _face(self, chunk: int, mode: str, margin: int) -> int:
@@ -220,7 +223,7 @@ class Prediction:
         box = (0, 0, side - 1, side - 1)
 
         def step() -> None:
-            latents = self._noise(chunk, 4, height, width, dtype=torch.float32)
+            latents = self._noise(chunk, vae.config["latent_channels"], height, width, dtype=torch.float32)
             variable = latents.requires_grad_(True)
             if mode == "full":
                 decoder.pixels(variable).float().mean().backward()
@@ -278,7 +281,7 @@ def fitted(config: AnimateConfig, prediction: Prediction) -> tuple[AnimateConfig
         found = next((way for step in _WAYS if (way := step(config, memory.worst, prediction)) is not None), None)
         if found is None:
             raise OutOfMemory(
-                f"--fit {limit / 1e9:.2f}GB: {memory.describe()}, with everything that saves memory switched on",
+                f"--fit {limit / 1e9:.2f}GB: the least that was found is {memory.describe()}",
                 hint="use a smaller --size" + ("" if prediction.dtype.itemsize == 2 else ", or --dtype bfloat16"),
             )
         config, choice = found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from stableanimator_cli.config import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.guidance import is_guided
-from stableanimator_cli.diffusion.sampler import Churn, Refine, Step, sample_edm, sample_euler
+from stableanimator_cli.diffusion.sampler import Churn, Refine, Step, sample_edm, sample_euler, steps_of
 from stableanimator_cli.diffusion.schedule import (
     initial_scale,
     karras_sigmas,
@@ -81,16 +82,36 @@ class Begun:
 def calls_of(request: RenderRequest) -> dict[str, int]:
     """How often each network will run: known before anything is loaded."""
     sampling, frames = request.sampling, request.frames
-    evaluations = sampling.steps if sampling.sampler == "euler" else 2 * sampling.steps - 1
-    branches = 2 if is_guided(*sampling.guidance) else 1
+    levels = _levels(sampling)
+    low, high = sampling.guidance_interval or (0.0, math.inf)
+    guided = sum(low < level <= high for level in levels) if is_guided(*sampling.guidance) else 0
     chunks = 1 + max(0, -(-(frames - request.decode.chunk) // (request.decode.chunk - request.decode.overlap)))
     return {
-        "unet": evaluations * len(request.plan) * branches,
-        "windows": evaluations * len(request.plan),
+        "unet": (len(levels) + guided) * len(request.plan),
+        "windows": len(levels) * len(request.plan),
         "vae_encode": 1,
         "image_encoder": 1,
         "vae_decode": chunks,
     }
+
+
+def _levels(sampling: SamplingConfig) -> list[float]:
+    """Noise levels at which the denoiser is asked, in order."""
+    steps = list(steps_of(karras_sigmas(sampling.steps)))
+    if sampling.sampler == "euler":
+        return [step.sigma for step in steps]
+    churn = _churn(sampling)
+    pairs = ((step.sigma * (1 + churn.factor(step.sigma, step.total)), step.sigma_next) for step in steps)
+    return [level for pair in pairs for level in pair if level > 0]
+
+
+def _churn(sampling: SamplingConfig) -> Churn:
+    return Churn(
+        amount=sampling.churn,
+        sigma_min=sampling.churn_min,
+        sigma_max=sampling.churn_max,
+        noise=sampling.churn_noise,
+    )
 
 
 def initial_noise(request: RenderRequest, channels: int) -> Tensor:
@@ -154,23 +175,19 @@ def sample(
         x = begun.latents.to(engine.plan.device)
     hint = "use a smaller --size or --window, --dtype bfloat16, or --offload swap"
     with engine.resident("unet", "pose_net"), torch.no_grad(), memory_guard("denoising", hint):
-        denoise = engine.denoiser(conditioning, request.plan, sampling.guidance, done=watch.window)
+        denoise = engine.denoiser(
+            conditioning, request.plan, sampling.guidance, interval=sampling.guidance_interval, done=watch.window
+        )
         if sampling.sampler == "euler":
             x = sample_euler(denoise, x, sigmas, refine=refine, observe=watch.step, first=first)
         else:
             frames = range(-request.anchored, request.plan.total - request.anchored)
-            churn = Churn(
-                amount=sampling.churn,
-                sigma_min=sampling.churn_min,
-                sigma_max=sampling.churn_max,
-                noise=sampling.churn_noise,
-            )
             x = sample_edm(
                 denoise,
                 x,
                 sigmas,
                 noise=lambda step: keyed_noise(sampling.seed, f"churn/{step}", frames, tuple(x.shape[1:])),
-                churn=churn,
+                churn=_churn(sampling),
                 refine=refine,
                 observe=watch.step,
                 first=first,

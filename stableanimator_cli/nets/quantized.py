@@ -26,16 +26,16 @@ _TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
 class _Stored:
-    """What the layers below share: ``weight`` of one byte a number, ``scale`` float32 [out], and the type to be in."""
+    """What the layers below share: ``weight`` of one byte a number, ``scale`` float32 [out], and the ``dense`` type."""
 
     weight: Tensor
     scale: Tensor
-    type: torch.dtype
+    dense: torch.dtype
 
     def kernel(self) -> Tensor:
         """The weight in the type that is computed in."""
-        scale = self.scale.to(self.type).view(-1, *(1,) * (self.weight.dim() - 1))
-        return self.weight.to(self.type).mul_(scale)
+        scale = self.scale.to(self.dense).view(-1, *(1,) * (self.weight.dim() - 1))
+        return self.weight.to(self.dense).mul_(scale)
 
 
 class StoredLinear(_Stored, nn.Linear):
@@ -77,7 +77,7 @@ def stored(network: Network, store: Store) -> Network:
         module.__class__ = kind
         module.weight = nn.Parameter(packed, requires_grad=False)
         module.register_buffer("scale", scale)
-        module.type = weight.dtype
+        module.dense = weight.dtype  # type: ignore[assignment]
     return network
 
 

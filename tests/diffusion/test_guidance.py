@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stableanimator_cli.diffusion.guidance import guidance_of_frames, is_guided, windowed_denoiser
+from stableanimator_cli.diffusion.guidance import guidance_of_frames, guided_within, is_guided, windowed_denoiser
 from stableanimator_cli.diffusion.schedule import scalings
 from stableanimator_cli.diffusion.windows import Window, plan_windows
 
@@ -85,3 +85,14 @@ def test_overlapping_answers_are_blended_by_the_plans_weights():
     scale = scalings(1.0)
     blended = windowed_denoiser(predict, plan, guidance=(1, 1))(x, 1.0) / scale.out
     assert blended.mean((1, 2, 3)).tolist() == pytest.approx([0, 0, 0, 0, 0.25, 0.75, 1, 1, 1])
+
+
+def test_guidance_on_an_interval_is_guidance_inside_and_none_outside():
+    network, plan, x = Network(), plan_windows(6, length=4, overlap=1), latents(6)
+    guided, plain = (windowed_denoiser(network, plan, guidance=(g, g)) for g in (3.0, 1.0))
+    denoise = guided_within((0.5, 50.0), guided, plain)
+    for sigma, inside in ((700.0, False), (50.1, False), (50.0, True), (1.0, True), (0.5, False), (0.01, False)):
+        network.asked.clear()
+        answer = denoise(x, sigma)
+        assert len(network.asked) == len(plan) * (2 if inside else 1), sigma
+        assert torch.equal(answer, (guided if inside else plain)(x, sigma))

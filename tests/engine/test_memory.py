@@ -70,7 +70,8 @@ def test_what_fits_is_left_alone(on_card):
 
 def test_exact_ways_come_before_approximate_ones(on_card):
     """Limits fall from what is needed as given to nothing: each is held, and more and more is changed."""
-    base = config()
+    base = config(windows=WindowConfig(length=64, overlap=4), decode=DecodeConfig(chunk=1))
+    on_card = replace(on_card, frames=64)
     limit, seen, refused = on_card.of(base).total, [], None
     while refused is None:
         try:

@@ -135,3 +135,22 @@ def test_memory_that_runs_out_names_stage_and_setting(engine, monkeypatch):
     with pytest.raises(OutOfMemory, match="while denoising") as caught:
         rendered(engine, request(2))
     assert "--window" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"sampler": "heun", "churn": 4.0}])
+def test_an_interval_of_guidance_asks_as_often_as_was_planned(tiny_model, sampling, capsys):
+    whole, part, none = (
+        request(3, steps=3, guidance=guidance, guidance_interval=interval, **sampling)
+        for guidance, interval in (((3.0, 3.0), None), ((3.0, 3.0), (1.0, 100.0)), ((1.0, 1.0), None))
+    )
+    frames, calls = [], []
+    for wanted in (whole, part, none):
+        with engine_of(tiny_model) as engine:
+            frames.append(rendered(engine, wanted).astype(int))
+            calls.append(engine.calls["unet"])
+            assert calls[-1] == calls_of(wanted)["unet"]
+    assert calls[2] < calls[1] < calls[0] == 2 * calls[2]
+    error = abs(frames[1] - frames[0]).mean()
+    with capsys.disabled():
+        print(f"\n{sampling or 'euler'}: {calls[1]} of {calls[0]} calls, mean error {error:.2f} of 255 levels")
+    assert error > 0

@@ -244,7 +244,8 @@ def _prepared(unet: AnimationUNet, image: Tensor, face: Tensor) -> Context:
     """``AnimationUNet.prepare`` of a face that is there, without looking at numbers: the ``meta`` device has none."""
     with torch.no_grad():
         layers: dict[nn.Module, PreparedCrossAttention] = dict(unet.prepare(Context(image, None)).layers)
-        for attn in unet.spatial_cross_attentions().values():
+        attentions: dict[str, Any] = dict(unet.spatial_cross_attentions())
+        for attn in attentions.values():
             adapter = attn.processor
             layers[attn] = PreparedCrossAttention(
                 base=attn.to_v(image), keys=adapter.id_to_k(face), values=adapter.id_to_v(face)
@@ -278,13 +279,13 @@ def fitted(config: AnimateConfig, prediction: Prediction) -> tuple[AnimateConfig
         return config, ()
     changed: dict[str, Choice] = {}
     while (memory := prediction.of(config)).total > limit:
-        found = next((way for step in _WAYS if (way := step(config, memory.worst, prediction)) is not None), None)
-        if found is None:
+        found = [way for step in _WAYS if (way := step(config, memory.worst, prediction)) is not None]
+        if not found:
             raise OutOfMemory(
                 f"--fit {limit / 1e9:.2f}GB: the least that was found is {memory.describe()}",
                 hint="use a smaller --size" + ("" if prediction.dtype.itemsize == 2 else ", or --dtype bfloat16"),
             )
-        config, choice = found
+        config, choice = found[0]
         changed[choice.what.split(" ")[0]] = choice
     return replace(config, device=replace(config.device, fit=None)), tuple(changed.values())
 

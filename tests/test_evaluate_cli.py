@@ -31,6 +31,6 @@ def test_mistakes_have_their_exit_codes(sa: Run, tmp_path: Path) -> None:
     lost = sa("evaluate", str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4"), "-o", str(tmp_path / "s"))
     assert lost.returncode == 3
     assert "a.mp4: found no such file" in lost.stderr
-    bench = sa("evaluate", "--bench", "unseen100", "-o", str(tmp_path / "s"), "--model", "puppet", SA_DATA="")
+    bench = sa("evaluate", "--bench", "unseen100", "-o", str(tmp_path / "s"), SA_DATA="", SA_HOME=str(tmp_path))
     assert bench.returncode == 3
     assert "unseen100 holds videos/NAME.mp4" in bench.stderr

@@ -61,13 +61,14 @@ def find_variants(config: EvaluateConfig) -> dict[str, tuple[Path, Mapping[str, 
 
 def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores:
     """Animate every variant with every seed, score each, and write the table. What is animated already is kept."""
-    assert config.output is not None
-    assert config.ablation is not None
+    output, table = config.output, config.ablation
+    assert output is not None
+    assert table is not None
     variants = find_variants(config)
     first = catalogue.open_model(variants.get(OURS, next(iter(variants.values())))[0], ROLES)
     if config.bench is None:
         config = replace(config, bench="puppet")
-    cases = [case for case in find_cases(config, first, config.output / "data", talk) if case.truth is not None]
+    cases = [case for case in find_cases(config, first, output / "data", talk) if case.truth is not None]
     bench = measuring(config, talk, networks=networks_of(config), model=first)
     by_seed: dict[str, list[Measured]] = {}
     for variant, (folder, flags) in variants.items():
@@ -77,15 +78,15 @@ def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores
                 model=model, name=str(folder), animate=animate, settings=config.animate,
                 flags={**flags, "seed": seed}, talk=talk,
             )  # fmt: skip
-            pairs = animator.animated(cases, config.output / "animated" / variant / f"seed-{seed}")
+            pairs = animator.animated(cases, output / "animated" / variant / f"seed-{seed}")
             by_seed.setdefault(variant, []).append(bench.measure(pairs))
     shown = {variant: _over_seeds(runs, config) for variant, runs in by_seed.items()}
     tables: list[Table] = [
-        ablation(config.ablation, shown),
+        ablation(table, shown),
         ("notes to the table", ["note"], [[note] for note in _notes(config, bench.rules.name, by_seed)]),
     ]
     about = {
-        "ablation": config.ablation,
+        "ablation": table,
         "sampling_seeds": list(config.seeds),
         "variants": {
             variant: [{name: row.to_json() for name, row in run.rows.items()} for run in runs]

@@ -10,7 +10,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.config_evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.animated import Animate, Animator
-from stableanimator_cli.evaluate.cases import Case, find_cases
+from stableanimator_cli.evaluate.cases import Case, find_cases, place_of
 from stableanimator_cli.evaluate.compare import Bench, Measured, measuring
 from stableanimator_cli.evaluate.pairs import Pair, alone, find_videos
 from stableanimator_cli.evaluate.scores import Row, Scores, Table, cells
@@ -39,6 +39,7 @@ def run_bench(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores:
     """Animate and score. Raises ``BadInput`` (exit 3) that explains the layout where data are missing."""
     assert config.output is not None
     assert config.bench is not None
+    place_of(config)  # what data are wanted is said before what weights are
     name, model = resolved(config)
     cases = find_cases(config, model, config.output / "data", talk)
     bench = measuring(config, talk, networks=networks_of(config), model=model)

@@ -45,14 +45,16 @@ def find_cases(config: EvaluateConfig, model: ModelFolder, scratch: Path, talk: 
     """The cases of ``config.bench``. ``scratch`` takes what is drawn or cut out. ``BadInput`` (exit 3) explains the
     layout where data are missing."""
     assert config.bench is not None
-    if config.bench == "puppet":
-        return _puppets(config, model, scratch, talk)
-    return _folder(_place(config), config, scratch)
+    folder = place_of(config)
+    return _puppets(config, model, scratch, talk) if folder is None else _folder(folder, config, scratch)
 
 
-def _place(config: EvaluateConfig) -> Path:
-    """The folder of a bench: DATA/NAME for the published ones, the folder itself else."""
+def place_of(config: EvaluateConfig) -> Path | None:
+    """The folder of a bench: DATA/NAME for the published ones, the folder itself else; None for puppets, which are
+    drawn. ``BadInput`` (exit 3) explains the layout where it is not there."""
     assert config.bench is not None
+    if config.bench == "puppet":
+        return None
     if config.bench not in PUBLISHED_BENCHES:
         folder = Path(config.bench)
         if not folder.is_dir():

@@ -137,7 +137,8 @@ class MetricNetworks:
             return
         place = catalogue.home() / "clips" / f"{self._key(metric)}.npz"
         with appearing(place) as part, part.open("wb") as file:
-            np.savez_compressed(file, **moments.to_arrays())
+            arrays: dict[str, Any] = dict(moments.to_arrays())
+            np.savez_compressed(file, **arrays)
 
 
 def _interval(made: Mapping[str, Moments], truth: Mapping[str, Moments], seed: int) -> tuple[float, float] | None:

@@ -26,8 +26,7 @@ def write(scores: Scores) -> None:
     ))  # fmt: skip
     write_text(out / CSV, to_csv(*_plain(scores)))
     columns, rows = scores.table()
-    caption = f"Protocol {scores.protocol.name}, {len(scores.videos)} videos."
-    parts = [to_latex(columns[1:4], [row[1:4] for row in rows], caption)]
+    parts = [to_latex(columns[1:4], [row[1:4] for row in rows], scores.title)]
     parts += [to_latex(columns, rows, title) for title, columns, rows in scores.tables]
     write_text(out / LATEX, "\n".join(parts))
     write_text(out / JSON, json.dumps(scores.to_json(), indent=1, ensure_ascii=False) + "\n")

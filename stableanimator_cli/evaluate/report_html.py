@@ -68,7 +68,7 @@ def worst_first(videos: Sequence[VideoScore]) -> tuple[str | None, list[VideoSco
 
 
 def _page(scores: Scores, pictures: Mapping[str, Sequence[Picture]]) -> Iterator[str]:
-    title = f"{len(scores.videos)} videos, protocol {scores.protocol.name}"
+    title = scores.title
     yield (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style><h1>{title}</h1>'

@@ -78,10 +78,15 @@ class Scores:
     def summary(self) -> str:
         return str(self.output / JSON)
 
+    @property
+    def title(self) -> str:
+        count = len(self.videos)
+        return f"{count} video{'' if count == 1 else 's'}, protocol {self.protocol.name}"
+
     def shown(self) -> list[Table]:
         """Tables for the terminal: (title, columns, rows)."""
         columns, rows = self.table()
-        shown = [(f"protocol {self.protocol.name}, {len(self.videos)} videos", columns, rows), *self.tables]
+        shown = [(self.title, columns, rows), *self.tables]
         if self.missing:
             lines = [[one.metric, one.reason, one.command] for one in self.missing]
             shown.append(("not computed", ["metric", "why", "what helps"], lines))

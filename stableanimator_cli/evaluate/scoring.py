@@ -178,10 +178,10 @@ class Scorer:
         ):
             if kind and not judged:
                 continue
-            asked = np.ones(len(rows), bool) if others is None else np.isfinite(others).all(axis=1)
+            asked = np.ones(len(rows), bool) if others is None else np.asarray(np.isfinite(others).all(axis=1))
             if against is not None:
                 curve = identity.cosines(rows, against)
-                there = asked & bool(np.isfinite(against).all())
+                there = np.asarray(asked & bool(np.isfinite(against).all()))
                 _put_csim(made, f"csim_ref{kind}", identity.summary(curve, there))
                 made.curve(f"csim_ref{kind}", curve)
                 if not kind:

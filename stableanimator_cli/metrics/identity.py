@@ -101,7 +101,7 @@ def csim(vectors: np.ndarray, against: np.ndarray) -> Csim:
     """CSIM of float[t,d] with one vector (the reference picture's) or with a vector a frame (the ground truth's)."""
     curve = cosines(vectors, against)
     other = np.broadcast_to(np.asarray(against, np.float64), np.shape(vectors))
-    asked = np.isfinite(other).all(axis=-1)
+    asked = np.asarray(np.isfinite(other).all(axis=-1))
     return summary(curve, asked)
 
 

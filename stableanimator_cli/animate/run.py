@@ -24,7 +24,7 @@ from stableanimator_cli.config_refine import PRESETS
 from stableanimator_cli.config_toml import read_toml, refuse_unknown_keys
 from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine import parallel
+from stableanimator_cli.engine import parallel, parallel_helper
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import STRIDE, Engine
 from stableanimator_cli.engine.render import RenderRequest
@@ -59,7 +59,7 @@ def run(
     the first does all this and has the result; the others help it to denoise, and have None.
     """
     if parallel.rank_here() > 0:
-        parallel.help_out()
+        parallel_helper.help_out()
         return None
     with parallel.launched() as ranks:
         config, model = _resolved(flags, config_file)

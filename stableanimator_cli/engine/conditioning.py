@@ -74,8 +74,9 @@ class PoseFeatures:
     def _compute(self, frames: Sequence[int]) -> Tensor:
         self._calls["pose_net_frames"] += len(frames)
         parameter = next(self._net.parameters())
-        pictures = np.stack([self.frames.frame(index) for index in frames])
-        return self._net(to_signed(pictures).to(parameter.device, parameter.dtype))
+        pictures = (to_signed(self.frames.frame(index)[None]) for index in frames)
+        # one by one: roundings depend on how many go together, and that on who asked for what before (``parallel``)
+        return torch.cat([self._net(picture.to(parameter.device, parameter.dtype)) for picture in pictures])
 
 
 def to_signed(pictures: np.ndarray) -> Tensor:

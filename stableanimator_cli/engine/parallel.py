@@ -28,7 +28,6 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from stableanimator_cli.diffusion.guidance import Answers, Predict, answered, pairs_of
 from stableanimator_cli.diffusion.windows import WindowPlan
@@ -47,6 +46,7 @@ from stableanimator_cli.engine.parallel_helper import (
     frames_of,
     header,
     join,
+    met,
     shares_of,
 )
 from stableanimator_cli.errors import ConfigError, Interrupted, SaError
@@ -213,7 +213,7 @@ def launched() -> Iterator[Ranks | None]:
     if world_here() == 1:
         yield None
         return
-    store, rank, world = next(rendezvous("env://", timeout=STARTING))
+    store, rank, world = met()
     if rank != 0:
         raise ValueError(f"rank {rank} is a helper")
     with _closing(Ranks(world, store, {})) as ranks:

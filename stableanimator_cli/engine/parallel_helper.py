@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from stableanimator_cli.diffusion.guidance import answered, pairs_of
 from stableanimator_cli.diffusion.windows import WindowPlan
@@ -72,6 +71,13 @@ def join(store: dist.Store, rank: int, world: int, timeout: timedelta) -> None:
     dist.init_process_group("gloo", store=dist.PrefixStore("sa", store), rank=rank, world_size=world, timeout=timeout)
 
 
+def met() -> tuple[dist.Store, int, int]:
+    """The store, this process's rank, and their number, as torchrun says them in the environment."""
+    from torch.distributed.rendezvous import rendezvous  # not in every build of torch
+
+    return next(rendezvous("env://", timeout=STARTING))
+
+
 def header(sigma: float) -> Tensor:
     """What goes before everything else: the noise level of an evaluation whose latents follow, ``JOB`` or ``END``."""
     return torch.tensor([sigma], dtype=torch.float64)
@@ -79,7 +85,7 @@ def header(sigma: float) -> Tensor:
 
 def help_out() -> None:
     """A helper of those that torchrun started: stays until rank 0 sends it home or is gone."""
-    store, rank, world = next(rendezvous("env://", timeout=STARTING))
+    store, rank, world = met()
     _serve(store, rank, world, int(os.environ.get("LOCAL_RANK", rank)))
 
 

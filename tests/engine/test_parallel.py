@@ -1,4 +1,7 @@
-"""Several processes for one video: the bytes of one process, and a clear end where one of them dies."""
+"""Several processes for one video: the bytes of one process, and a clear end where one of them dies.
+
+Helpers are forked from this process, which has imported everything: imports take seconds. One test starts a real one.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -24,11 +28,11 @@ from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine import parallel
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.parallel_helper import frames_of, shares_of
+from stableanimator_cli.engine.parallel_helper import child, frames_of, shares_of
 from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.interchange import save_motion
-from tests.conftest import ROOT
+from tests.train.test_ranks import free_port
 from tests.waving import waving
 
 
@@ -64,10 +68,53 @@ def animated(flags: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
     return report.video.read_bytes(), json.loads(report.record.read_text())
 
 
-def words_of(flags: dict[str, Any]) -> list[str]:
-    named = {name: value for name, value in flags.items() if name not in ("reference", "motion", "allow_no_face")}
-    words = [word for name, value in named.items() for word in (f"--{name}", str(value))]
-    return ["animate", str(flags["reference"]), str(flags["motion"]), "--allow-no-face", *words]
+class Forked:
+    """What ``Popen`` is to rank 0, but forked."""
+
+    def __init__(self, work: Callable[[], object], env: dict[str, str], stderr: IO[bytes]) -> None:
+        self.returncode: int | None = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which no helper needs
+            self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.dup2(stderr.fileno(), 2)
+                os.environ.update(env)
+                work()
+                code = 0
+            except SystemExit as left:
+                code = left.code if isinstance(left.code, int) else 1
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+            finally:
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float = 60.0) -> int:
+        limit = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > limit:
+                raise subprocess.TimeoutExpired("helper", timeout)
+            time.sleep(0.01)
+        return self.returncode or 0
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(words: list[str], *, env: dict[str, str], stderr: IO[bytes], **more: Any) -> Forked:
+        return Forked(child, env, stderr)
+
+    monkeypatch.setattr(parallel, "Popen", start)
 
 
 @pytest.mark.parametrize(("pairs", "world"), [(8, 3), (1, 2), (7, 2), (2, 5), (6, 6)])
@@ -87,16 +134,16 @@ def test_a_share_names_the_frames_that_it_looks_at():
     assert len(frames_of(plan, (3, 3), range(2, 2))) == 0
 
 
-def test_two_processes_make_the_bytes_of_one_and_more_than_have_work_do_too(place, seeing_model):
+def test_two_processes_make_the_bytes_of_one_and_more_than_have_work_do_too(place, seeing_model, forked):
     """Heun with churn and face optimisation; then one window without guidance, which leaves nothing for a second."""
-    rich = {"sampler": "heun", "churn": 10.0, "refine_face": "crop", "refine_iters": 1, "preview": True}
+    rich = {"sampler": "heun", "churn": 10.0, "refine_face": "crop", "refine_iters": 1, "refine_steps": "0:2"}
     picture = np.full((96, 96, 3), 60, np.uint8)
     picture[20:70, 30:60], picture[35:45, 40:50] = (255, 0, 0), (255, 120, 0)
     write_picture(place / "person.png", picture)
     one, told = animated(flags_of(place, seeing_model, "one", **rich))
     two, record = animated(flags_of(place, seeing_model, "two", gpus=2, **rich))
     assert two == one
-    assert record["refined"] == told["refined"] != []
+    assert record["refined"] == told["refined"]
     assert record["calls"]["unet"] == told["calls"]["unet"] == 3 * 2 * len(told["windows"])
     assert record["calls"]["pose_net_frames"] < told["calls"]["pose_net_frames"]  # the others are another's
     assert (record["config"]["device"]["gpus"], told["config"]["device"]["gpus"]) == (2, 1)
@@ -107,21 +154,22 @@ def test_two_processes_make_the_bytes_of_one_and_more_than_have_work_do_too(plac
     assert len(record["windows"]) == 1
 
 
-def test_torchruns_processes_make_the_bytes_of_one_and_the_first_alone_speaks(place, tiny_model):
-    """Three of them for two pairs: one has nothing to do."""
-    few = {"frames": "0:4"}
-    one, _ = animated(flags_of(place, tiny_model, "one", **few))
-    flags = flags_of(place, tiny_model, "three", **few)
-    line = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "stableanimator_cli"]
-    done = subprocess.run(
-        [sys.executable, *line, *words_of(flags)],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == str(flags["output"])
-    assert done.stderr.count("3 frames of") == 0
-    assert done.stderr.count("4 frames of 64x64") == 1
-    assert flags["output"].read_bytes() == one
+def test_the_processes_of_torchrun_make_the_bytes_of_one(place, tiny_model, monkeypatch):
+    """Three of them for two pairs: one has nothing to do. torchrun says their places in the environment."""
+    flags = {name: flags_of(place, tiny_model, name, frames="0:4") for name in ("one", "three")}
+    one, _ = animated(flags["one"])
+    where = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    with (place / "said").open("w+b") as said:
+        helpers = [
+            Forked(lambda: run(flags=flags["three"]), where | {"RANK": rank, "LOCAL_RANK": rank}, said)
+            for rank in ("1", "2")
+        ]
+        for name, value in (where | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+            monkeypatch.setenv(name, value)
+        three, record = animated(flags["three"])
+        assert [helper.wait() for helper in helpers] == [0, 0], (place / "said").read_text()
+    assert three == one
+    assert record["config"]["device"]["gpus"] == 3
 
 
 def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_same_bytes(
@@ -129,7 +177,8 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
 ):
     one, _ = animated(flags_of(place, tiny_model, "one", steps=4))
     killed: list[float] = []
-    check = parallel.Ranks._check
+    evaluations: list[int] = []
+    check, ask = parallel.Ranks._check, parallel.Ranks._ask
 
     def kill(self: parallel.Ranks) -> None:
         """In the third evaluation, while rank 0 is at its own work."""
@@ -138,9 +187,6 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
         if self._joined and calls == 3 and not killed:
             killed.append(time.monotonic())
             os.kill(self._children[1][0].pid, signal.SIGKILL)
-
-    evaluations: list[int] = []
-    ask = parallel.Ranks._ask
 
     def asked(self: parallel.Ranks, rank: int, *given: Any) -> Any:
         evaluations.append(rank)
@@ -162,7 +208,7 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
     assert record["calls"]["unet"] < 2 * 4 * 2 * len(record["windows"])  # the first two steps were not done again
 
 
-def test_a_process_that_falls_silent_is_given_up(place, tiny_model, monkeypatch):
+def test_a_process_that_falls_silent_is_given_up(place, tiny_model, forked, monkeypatch):
     monkeypatch.setattr(parallel, "SILENCE", 3.0)
     ask = parallel.Ranks._ask
 
@@ -176,7 +222,7 @@ def test_a_process_that_falls_silent_is_given_up(place, tiny_model, monkeypatch)
     assert "repeat the command" in str(caught.value.hint)  # no step was done
 
 
-def test_what_a_process_cannot_do_is_said_in_its_own_words(place, tiny_model, monkeypatch):
+def test_what_a_process_cannot_do_is_said_in_its_own_words(place, tiny_model, forked, monkeypatch):
     """A machine where the others do not find the weights."""
     share = parallel.Ranks.share
 

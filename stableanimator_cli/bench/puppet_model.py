@@ -145,7 +145,7 @@ def measured(
     subject = everybody[n]
     request = request_of(subject, subject.vector, defaults, seed)
     output = [frame.copy() for frame in render(engine, request, Stages())]
-    truth = [frame for frame in subject.scene.clip()]
+    truth = list(subject.scene.clip())
     drawn = np.stack([frame.image for frame in truth]).astype(float)
     driven = np.stack([frame.keypoints[0, LIMBS] for frame in truth])
     inside = (driven[..., 2] > 0) & (driven[..., :2] >= 0).all(axis=-1) & (driven[..., :2] < SMALL).all(axis=-1)

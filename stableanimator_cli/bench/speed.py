@@ -147,7 +147,9 @@ def _compared(
         else:
             costs[name] = counted(lambda name=name, way=way: answers.update({name: way().float().cpu()}))
         tick()
-    timed = interleaved(ways, rounds, warm_up=0, before=lambda way: ready(network, way), settle=settle_of(plan.device), tick=tick)
+    timed = interleaved(
+        ways, rounds, warm_up=0, before=lambda way: ready(network, way), settle=settle_of(plan.device), tick=tick
+    )
     rows = []
     for name in ways:
         seconds, cost = timed.median(name), costs.get(name)

@@ -1,14 +1,17 @@
 """Several processes for one video: the bytes of one process, and a clear end where one of them dies.
 
 Helpers are forked from this process, which has imported everything: imports take seconds. One test starts a real one.
+Runs that lose one are forked themselves, since what is left of a broken connection does not survive another fork.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
+import tempfile
 import time
 import traceback
 import warnings
@@ -22,14 +25,15 @@ import torch
 
 from stableanimator_cli.animate import state
 from stableanimator_cli.animate.record import Animation
-from stableanimator_cli.animate.run import run
+from stableanimator_cli.animate.run import _counted, run
 from stableanimator_cli.catalogue import open_model
+from stableanimator_cli.config import AnimateConfig, resolve
 from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine import parallel
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.parallel_helper import child, frames_of, shares_of
-from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing
+from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing, SaError
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.interchange import save_motion
 from tests.train.test_ranks import free_port
@@ -109,6 +113,26 @@ class Forked:
             os.kill(self.pid, signal.SIGKILL)
 
 
+def apart(work: Callable[[], Any]) -> Any:
+    """What ``work`` returns or raises in a process of its own."""
+    with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as said:
+
+        def tell() -> None:
+            try:
+                outcome = work(), None
+            except SaError as error:
+                outcome = None, error
+            told.write(pickle.dumps(outcome))
+            told.flush()
+
+        assert Forked(tell, {}, said).wait() == 0, (said.seek(0), said.read())
+        told.seek(0)
+        result, error = pickle.loads(told.read())
+    if error is not None:
+        raise error
+    return result
+
+
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(words: list[str], *, env: dict[str, str], stderr: IO[bytes], **more: Any) -> Forked:
@@ -154,38 +178,34 @@ def test_two_processes_make_the_bytes_of_one_and_more_than_have_work_do_too(plac
     assert len(record["windows"]) == 1
 
 
-def test_the_processes_of_torchrun_make_the_bytes_of_one(place, tiny_model, monkeypatch):
+def test_the_processes_of_torchrun_make_the_bytes_of_one(place, tiny_model):
     """Three of them for two pairs: one has nothing to do. torchrun says their places in the environment."""
     flags = {name: flags_of(place, tiny_model, name, frames="0:4") for name in ("one", "three")}
     one, _ = animated(flags["one"])
     where = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     with (place / "said").open("w+b") as said:
-        helpers = [
+        ranks = [
             Forked(lambda: run(flags=flags["three"]), where | {"RANK": rank, "LOCAL_RANK": rank}, said)
-            for rank in ("1", "2")
+            for rank in "012"
         ]
-        for name, value in (where | {"RANK": "0", "LOCAL_RANK": "0"}).items():
-            monkeypatch.setenv(name, value)
-        three, record = animated(flags["three"])
-        assert [helper.wait() for helper in helpers] == [0, 0], (place / "said").read_text()
-    assert three == one
-    assert record["config"]["device"]["gpus"] == 3
+        assert [rank.wait() for rank in ranks] == [0, 0, 0], (place / "said").read_text()
+    assert (place / "three.mp4").read_bytes() == one
+    assert json.loads((place / "three.json").read_text())["config"]["device"]["gpus"] == 3
 
 
 def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_same_bytes(
     place, tiny_model, monkeypatch
 ):
     one, _ = animated(flags_of(place, tiny_model, "one", steps=4))
-    killed: list[float] = []
+    killed = place / "killed"
     evaluations: list[int] = []
     check, ask = parallel.Ranks._check, parallel.Ranks._ask
 
     def kill(self: parallel.Ranks) -> None:
         """In the third evaluation, while rank 0 is at its own work."""
         check(self)
-        calls = len(evaluations)
-        if self._joined and calls == 3 and not killed:
-            killed.append(time.monotonic())
+        if len(evaluations) == 3 and not killed.exists():
+            killed.touch()
             os.kill(self._children[1][0].pid, signal.SIGKILL)
 
     def asked(self: parallel.Ranks, rank: int, *given: Any) -> Any:
@@ -196,8 +216,8 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
     monkeypatch.setattr(parallel.Ranks, "_ask", asked)
     flags = flags_of(place, tiny_model, "two", steps=4)
     with pytest.raises(Interrupted, match=r"two\.mp4: rank 1 of 2 died \(signal 9\)") as caught:
-        run(flags=flags | {"gpus": 2})
-    assert time.monotonic() - killed[0] < 20
+        apart(lambda: run(flags=flags | {"gpus": 2}))
+    assert time.time() - killed.stat().st_mtime < 20
     assert caught.value.exit_code == 130
     assert "the same command goes on" in str(caught.value.hint)
     assert state.place(flags["output"]).exists()
@@ -218,7 +238,7 @@ def test_a_process_that_falls_silent_is_given_up(place, tiny_model, forked, monk
 
     monkeypatch.setattr(parallel.Ranks, "_ask", stop)
     with pytest.raises(Interrupted, match="rank 1 of 2 has not answered for 3 s") as caught:
-        run(flags=flags_of(place, tiny_model, "two", gpus=2))
+        apart(lambda: run(flags=flags_of(place, tiny_model, "two", gpus=2)))
     assert "repeat the command" in str(caught.value.hint)  # no step was done
 
 
@@ -236,7 +256,7 @@ def test_what_a_process_cannot_do_is_said_in_its_own_words(place, tiny_model, fo
 
     monkeypatch.setattr(parallel.Ranks, "share", blind)
     with pytest.raises(ModelMissing, match=r"two\.mp4: rank 1 of 2: .*not here\.safetensors") as caught:
-        run(flags=flags_of(place, tiny_model, "two", gpus=2))
+        apart(lambda: run(flags=flags_of(place, tiny_model, "two", gpus=2)))
     assert caught.value.exit_code == 5
 
 
@@ -259,3 +279,13 @@ def test_processes_need_devices_of_their_own(monkeypatch):
 def test_the_number_of_processes_is_checked_first(place, tiny_model):
     with pytest.raises(ConfigError, match=r"--gpus: found 0, expected 1 to 1024"):
         run(flags=flags_of(place, tiny_model, "out", gpus=0))
+
+
+def test_torchrun_decides_how_many_processes_there_are(place, tiny_model):
+    config = resolve(AnimateConfig, flags_of(place, tiny_model, "out", overlap=1))
+    device = DevicePlan(device=torch.device("cpu"), dtype=torch.float32)
+    three = parallel.Ranks(3, torch.distributed.HashStore(), {})
+    assert _counted(config, device, three).device.gpus == 3
+    two = resolve(AnimateConfig, flags_of(place, tiny_model, "out", overlap=1, gpus=2))
+    with pytest.raises(ConfigError, match=r"--gpus: found 2, expected the 3 processes that are here"):
+        _counted(two, device, three)

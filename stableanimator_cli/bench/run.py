@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stableanimator_cli.bench import cost, gate, hjb, networks, preprocessing, rendering, roofline, speed
+from stableanimator_cli.bench import cost, drawing, gate, hjb, networks, preprocessing, rendering, roofline, speed
 from stableanimator_cli.bench.harness import busy
 from stableanimator_cli.bench.results import BenchReport, Table, environment
 from stableanimator_cli.bench.roofline import Roof
@@ -156,7 +156,10 @@ def _preprocess(bench: Bench) -> list[Table]:
     size, frames = bench.config.shape((256, 256), 32)
     name = "puppet" if bench.config.networks == networks.FULL else bench.config.networks
     clip = preprocessing.clip_of(bench.config.video, size, frames)
-    return [preprocessing.measure(name, str(bench.plan.device), clip, bench.config.pairs, bench.tick)]
+    tables = [preprocessing.measure(name, str(bench.plan.device), clip, bench.config.pairs, bench.tick)]
+    if bench.config.video is None:
+        tables.append(drawing.measure(bench.config.pairs, bench.tick))
+    return tables
 
 
 def _gate(bench: Bench) -> list[Table]:

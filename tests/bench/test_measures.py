@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stableanimator_cli.bench import hjb, preprocessing, rendering, roofline, speed
+from stableanimator_cli.bench import drawing, hjb, preprocessing, rendering, roofline, speed
 from stableanimator_cli.bench.networks import model_of, open_engine
 from stableanimator_cli.bench.roofline import Roof
 from stableanimator_cli.errors import ConfigError
@@ -106,3 +106,9 @@ def test_the_roof_counts_its_work_right(monkeypatch: pytest.MonkeyPatch):
     assert [row["GFLOP/s"] for row in rows[:1]] == [pytest.approx(2 * 32**3 / 1e6)]
     assert roof.bandwidth == pytest.approx(2 * 2**20 / 1e6)
     assert roof.share(roof.products * 1e9, 2.0) == pytest.approx(50)
+
+
+def test_drawing_is_measured_at_every_size():
+    table = drawing.measure(1, still, frames=2)
+    assert [row["size"] for row in table.rows] == ["64x64", "128x128", "256x256", "512x512"]
+    assert all(row["frames a second"] > 0 for row in table.rows)

@@ -6,6 +6,7 @@ Runs that lose one are forked themselves, since what is left of a broken connect
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -88,6 +89,7 @@ class Forked:
             try:
                 os.dup2(stderr.fileno(), 2)
                 os.environ.update(env)
+                gc.freeze()  # the parent's leavings belong to threads that are not here
                 work()
                 code = 0
             except SystemExit as left:

@@ -331,7 +331,8 @@ def _version(distribution: str) -> str | None:
 
 
 def _required() -> Iterator[tuple[str, str]]:
-    """(distribution, range) of what is imported: as installed, else as the checkout's pyproject.toml says."""
+    """(distribution, range) of what is imported: as installed, else as the checkout's pyproject.toml says. Lower bounds
+    come first, as people write them; built metadata sorts them by sign."""
     try:
         lines = metadata.requires("stableanimator-cli") or []
     except metadata.PackageNotFoundError:
@@ -340,7 +341,7 @@ def _required() -> Iterator[tuple[str, str]]:
     for line in lines:
         match = re.match(r"\s*([A-Za-z0-9._-]+)\s*([^;]*)", line)
         if match is not None and "extra ==" not in line:
-            yield match[1], match[2].strip()
+            yield match[1], ",".join(sorted(re.findall(r"[^,\s]+", match[2]), key=lambda part: part.startswith("<")))
 
 
 def _within(version: str, wanted: str) -> bool:

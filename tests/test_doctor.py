@@ -106,6 +106,12 @@ def test_a_package_that_is_missing_or_too_old_is_named(installed) -> None:
     assert [finding.state for finding in doctor.packages()] == ["ok"]
 
 
+def test_ranges_read_alike_from_a_checkout_and_from_built_metadata(monkeypatch) -> None:
+    built = ["av<19,>=18.1", "torch>=2.13", "pytest>=8; extra == 'dev'"]
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: built)
+    assert list(doctor._required()) == [("av", ">=18.1,<19"), ("torch", ">=2.13")]
+
+
 def test_a_torchvision_that_does_not_load_is_broken_and_one_that_does_is_not_needed(installed) -> None:
     installed({"torch": "2.13.0"})
     assert only(doctor.torchvision(), "ok").mend is None

@@ -51,16 +51,16 @@ def run(
     plan_only: bool = False,
     restart: bool = False,
     talk: Talk | None = None,
-) -> Animation | AnimationPlan | None:
+) -> Animation | AnimationPlan:
     """Animate REFERENCE after MOTION. ``flags`` by option name, None where not given; see ``config.AnimateConfig``.
 
     Writes ``OUT.mp4`` (and ``OUT.preview.mp4``) and ``OUT.json``, each whole or not at all. A run that was broken off
     is gone on with (``state.py``), unless ``restart``. Raises ``SaError``. Of several processes that torchrun started
-    the first does all this and has the result; the others help it to denoise, and have None.
+    the first does all this and has the result; the others help it to denoise and end here, without a word.
     """
     if parallel.rank_here() > 0:
         parallel_helper.help_out()
-        return None
+        raise SystemExit(0)
     with parallel.launched() as ranks:
         config, model = _resolved(flags, config_file)
         return carry_out(config, model, plan_only=plan_only, restart=restart, talk=talk, ranks=ranks)

@@ -121,5 +121,4 @@ def animate(
     from stableanimator_cli.animate import run  # torch starts loading here, not earlier
 
     report = run.run(flags=flags, config_file=config, plan_only=plan, restart=restart, talk=console.get())
-    if report is not None:  # of one rank alone
-        talk.result(report.to_json(), report.summary())
+    talk.result(report.to_json(), report.summary())

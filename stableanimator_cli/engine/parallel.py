@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -174,9 +175,12 @@ class Ranks:
 
     def _lost(self, rank: int, words: str) -> RankLost:
         name = f"rank {rank} of {self.world}"
+        if not self._children:  # torchrun sends everybody home now: this process first keeps its state and says why
+            with suppress(ValueError):  # not in the main thread, which alone is sent anything
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with suppress(RuntimeError):  # the store may be gone with torchrun
             if self._store.check([f"failed/{rank}"]):
-                told: SaError = pickle.loads(self._store.get(f"failed/{rank}"))
+                told: SaError = pickle.loads(bytes.fromhex(self._store.get(f"failed/{rank}").decode()))
                 return RankLost(f"{name}: {told.message}", told)
         if "timed out" in words.lower():
             return RankLost(f"{name} has not answered for {SILENCE:g} s")

@@ -113,7 +113,7 @@ def _serve(store: dist.Store, rank: int, world: int, local: int) -> None:
         if not isinstance(error, SaError):
             error = SaError(f"a bug of ours: {type(error).__name__}: {error}")
         with suppress(RuntimeError):
-            store.set(f"failed/{rank}", pickle.dumps(error))
+            store.set(f"failed/{rank}", pickle.dumps(error).hex())
         raise SystemExit(error.exit_code) from None
     finally:
         dist.destroy_process_group()

@@ -28,7 +28,6 @@ import torch
 from stableanimator_cli.animate import state
 from stableanimator_cli.animate.record import Animation
 from stableanimator_cli.animate.run import _counted, run
-from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config import AnimateConfig, resolve
 from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.diffusion.windows import plan_windows
@@ -253,8 +252,7 @@ def test_what_a_process_cannot_do_is_said_in_its_own_words(place, tiny_model, fo
 
     def blind(self: parallel.Ranks, engine: Any, *given: Any) -> Any:
         found = engine.model
-        engine.model = open_model(tiny_model)
-        engine.model.files["unet"] = place / "not here.safetensors"
+        engine.model = replace(found, files={**found.files, "unet": place / "not here.safetensors"})
         answers = share(self, engine, *given)
         engine.model = found
         return answers

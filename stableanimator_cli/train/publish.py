@@ -8,39 +8,85 @@ What else FOLDER holds stays as it is; ``sa train --export`` makes a new folder 
 from __future__ import annotations
 
 import argparse
-import shutil
+import os
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from stableanimator_cli import catalogue_schema
-from stableanimator_cli.motion.interchange import appearing
+from stableanimator_cli import catalogue, catalogue_schema
+from stableanimator_cli.catalogue_schema import Component, Entry
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.media_files import appearing, digest_of, refusals
 from stableanimator_cli.puppets.train_detectors import guarded, write_digests
 from stableanimator_cli.train.base import table_text
 from stableanimator_cli.train.export import TRAINED, export
 
+_KEPT = ("vae", "image_encoder")  # what the three were trained beside
+
 
 def publish(run: Path, folder: Path) -> list[Path]:
-    """Write the three networks; returns their files. Raises ``BadInput`` where ``run`` has no checkpoint or ``folder``
-    no ``model.toml``."""
-    catalogue_schema.read(folder)  # nothing is written beside a card that does not read
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+    """Write the three networks; returns their files. All is made ready beside ``folder`` before anything in it changes.
+
+    Raises ``BadInput`` where ``run`` has no checkpoint, or where ``folder`` would not be what its card says: other
+    names for the networks, files that are fetched or missing, another VAE or image encoder or ID adapter than ``run``
+    was trained with. ``ModelMissing`` and ``ModelDamaged`` where ``folder`` is no model folder.
+    """
+    head = _head(catalogue_schema.read(folder))
+    with refusals(folder), tempfile.TemporaryDirectory(prefix=".publish.", dir=folder.parent) as place:
         whole = Path(place) / folder.name
         export(run, "model", whole, "float16")
+        _check_fits(run, whole, folder)
         training = catalogue_schema.read(whole).training
         written = []
         for role in TRAINED:
             for name in (f"{role}.json", f"{role}.safetensors"):
-                shutil.move(whole / name, folder / name)
+                os.replace(whole / name, folder / name)
                 written.append(folder / name)
     card = folder / catalogue_schema.FILE_NAME
-    head = card.read_text(encoding="utf-8").partition("[[files]]")[0].partition("[training]")[0].rstrip()
-    with appearing(card) as part:
+    with appearing(card) as part, refusals(card):
         part.write_text(f"{head}\n\n{table_text('training', training)}", encoding="utf-8")
     files = [*(path for path in written if path.suffix != ".json"), *_others(folder)]
     write_digests(folder, files)
     return written
+
+
+def _head(entry: Entry) -> str:
+    """The card's text above ``[training]`` and ``[[files]]``, which are written anew. ``BadInput`` where the card would
+    not be true then."""
+    path = entry.folder / catalogue_schema.FILE_NAME
+    hint = "`sa train --resume RUN --export model -o FOLDER` makes a folder of its own"
+    for role in TRAINED:
+        expected = Component(file=f"{role}.safetensors", config=f"{role}.json")
+        found = entry.components.get(role, Component())
+        if found != expected:
+            told = f"{role} in {found.file} with config {found.config}"
+            raise BadInput(path, told, f"{expected.file} with {expected.config}", hint=hint)
+    for row in entry.files:
+        if row.url is not None or row.archive is not None:
+            raise BadInput(path, f"{row.path}, which is fetched", "files of this folder alone", hint=hint)
+        if not (entry.folder / row.path).is_file():
+            raise BadInput(entry.folder / row.path, "nothing", "a file that the card lists", hint="put it back")
+    text = path.read_text(encoding="utf-8")
+    head = text.partition("[[files]]")[0].partition("[training]")[0].rstrip()
+    lost = tomllib.loads(text).keys() - tomllib.loads(head).keys() - {"training", "files"}
+    if lost:
+        raise BadInput(path, f"{', '.join(sorted(lost))} below [training]", "[training] and [[files]] last", hint=hint)
+    return head
+
+
+def _check_fits(run: Path, whole: Path, folder: Path) -> None:
+    """The networks in ``whole`` are of use with what stays in ``folder``."""
+    trained, here = catalogue.open_model(whole), catalogue.open_model(folder, _KEPT)
+    for role in _KEPT:
+        if digest_of(trained.files[role]) != digest_of(here.files[role]):
+            hint = "publish into the folder that the run began from, or make one with `sa train --resume RUN --export`"
+            raise BadInput(folder, f"another {role} than {run} was trained with", "the same network", hint=hint)
+    adapters = [model.defaults.get("id_adapter", "distribution") for model in (trained, here)]
+    if adapters[0] != adapters[1]:
+        hint = "set id_adapter under [defaults] of its model.toml, or publish a run that was trained so"
+        raise BadInput(folder, f"ID adapters that are {adapters[1]!r}", f"{adapters[0]!r} as {run} has them", hint=hint)
 
 
 def _others(folder: Path) -> list[Path]:

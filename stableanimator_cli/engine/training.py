@@ -45,6 +45,12 @@ __all__ = [
 ]
 
 _FUSION = "fusion_model."  # weights that the ablation without Face Encoder has not
+_TEMPORAL_ENDS = (  # the last layers of temporal residual branches
+    ".temporal_res_block.conv2.",
+    ".time_pos_embed.linear_2.",
+    *(f".temporal_transformer_blocks.0.{end}." for end in ("attn1.to_out.0", "attn2.to_out.0")),
+    *(f".temporal_transformer_blocks.0.{end}." for end in ("ff.net.2", "ff_in.net.2")),
+)
 _START = 0.02  # deviation of a fresh Face Encoder's last projection
 
 
@@ -131,13 +137,25 @@ def begin(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
     A Face Encoder does not begin at zero as the released one did: there its last norm and the adapters' alignment both
     divide by a deviation of zero, and the first gradients are a hundred thousand times the later ones.
+
+    A UNet's temporal layers begin by changing nothing, as SVD's did (Blattmann et al. 2023, arXiv:2304.08818): drawn at
+    random they would spoil for many steps what a stage of pictures has taught the spatial ones.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build()
         if isinstance(network, AnimationUNet):
             network.start_adapters_from_attention()
+            _quiet_in_time(network)
         for module in network.modules():
             if isinstance(module, FusionModel):
                 nn.init.normal_(module.proj_out.weight, std=_START)
     return network
+
+
+@torch.no_grad()
+def _quiet_in_time(unet: AnimationUNet) -> None:
+    """Zeros where each temporal residual branch ends."""
+    for name, parameter in unet.named_parameters():
+        if any(ending in name for ending in _TEMPORAL_ENDS):
+            parameter.zero_()

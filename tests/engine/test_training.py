@@ -293,3 +293,17 @@ def test_a_stage_of_pictures_and_then_one_of_clips(tiny_model):
 def test_a_wrong_word_is_refused():
     with pytest.raises(ValueError, match="train 'everything', expected one of"):
         TrainingSettings(train="everything")
+
+
+def test_a_unet_begun_from_nothing_keeps_what_pictures_teach(tiny_model):
+    with_time, without = (
+        open_training(
+            open_model(tiny_model), TrainingSettings(train="all", image_only=only), CPU, fresh=("unet",), seed=SEED
+        )
+        for only in (False, True)
+    )
+    torch.testing.assert_close(losses(with_time), losses(without), rtol=1e-5, atol=0)
+    assert {name for name, grad in gradients(with_time).items() if grad is None} == set()
+    temporal = [grad for name, grad in gradients(with_time).items() if ".temporal_res_block.conv2." in name]
+    assert temporal
+    assert all(grad is not None and grad.abs().max() > 0 for grad in temporal)

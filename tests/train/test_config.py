@@ -51,7 +51,7 @@ def test_a_file_wins_over_the_preset_and_a_flag_over_both(tmp_path: Path) -> Non
     file.write_text("[optimizer]\nema = 0.9\nclip = 5.0\n")
     config = resolve(TrainConfig, GIVEN | {"clip_norm": 2.0}, file, preset=preset_tables("puppet"))
     assert (config.optimizer.ema, config.optimizer.clip) == (0.9, 2.0)
-    assert config.loss.reference_degrade == 0.6
+    assert config.loss.reference_degrade == 0.75
 
 
 @pytest.mark.parametrize(

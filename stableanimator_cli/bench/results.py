@@ -74,22 +74,33 @@ class BenchReport:
             part.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     def write_page(self, path: Path) -> None:
-        """Put each bench's tables between its markers in a Markdown page; a bench without markers goes to the end.
+        """Put each bench's tables between its markers, as ``put_on_page`` does."""
+        made = {name: made_by(f"`sa bench {name}`", self.command, self.environment) for name in self.tables}
+        put_on_page(
+            path,
+            {name: "\n\n".join([made[name], *(t.markdown() for t in tables)]) for name, tables in self.tables.items()},
+        )
 
-        What is outside of the markers stays. Raises ``BadInput`` for a start without an end.
-        """
-        try:
-            page = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(path, "a file that does not read as text", "a Markdown page") from error
-        for name, tables in self.tables.items():
-            page = _between(path, page, name, "\n\n".join([self._made(name), *(t.markdown() for t in tables)]))
-        with appearing(path) as part, refusals(path):
-            part.write_text(page, encoding="utf-8")
 
-    def _made(self, name: str) -> str:
-        words = [str(self.environment[key]) for key in ("date", "device", "torch")]
-        return f"### `sa bench {name}`\n\nMade by `{self.command}` on {words[0]}: {words[1]}, torch {words[2]}."
+def made_by(title: str, command: str, environment: Mapping[str, Any]) -> str:
+    """The head of a generated part: what it is, the command that makes it, and where it was made."""
+    words = [str(environment[key]) for key in ("date", "device", "torch")]
+    return f"### {title}\n\nMade by `{command}` on {words[0]}: {words[1]}, torch {words[2]}."
+
+
+def put_on_page(path: Path, parts: Mapping[str, str]) -> None:
+    """Put each text between the markers of its name in a Markdown page; one without markers goes to the end.
+
+    What is outside of the markers stays. Raises ``BadInput`` for a start without an end.
+    """
+    try:
+        page = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(path, "a file that does not read as text", "a Markdown page") from error
+    for name, text in parts.items():
+        page = _between(path, page, name, text)
+    with appearing(path) as part, refusals(path):
+        part.write_text(page, encoding="utf-8")
 
 
 def _between(path: Path, page: str, name: str, text: str) -> str:

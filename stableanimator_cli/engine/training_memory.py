@@ -46,7 +46,7 @@ class MemoryPlan:
         return self.weights + self.optimizer + self.average + self.encoders + self.step + self.reserve
 
     def describe(self) -> str:
-        """One line in GiB, largest parts named."""
+        """One line, its parts named, in GiB or MiB."""
         parts = {
             "weights": self.weights,
             "optimiser": self.optimizer,
@@ -55,9 +55,9 @@ class MemoryPlan:
             "step": self.step,
             "reserve": self.reserve,
         }
-        named = ", ".join(f"{name} {size / 2**30:.1f}" for name, size in parts.items() if size)
+        named = ", ".join(f"{name} {told(size)}" for name, size in parts.items() if size)
         how = f"checkpointing {self.settings.checkpointing}, {self.settings.dtype}, {self.micro} at once"
-        return f"{self.total / 2**30:.1f} GiB ({named}) with {how}"
+        return f"{told(self.total)} ({named}) with {how}"
 
 
 def predict(
@@ -139,9 +139,14 @@ def choose(
         ones.append(one)
     least = min(ones, key=lambda plan: plan.total)
     raise OutOfMemory(
-        f"training needs at least {least.describe()}, and {limit / 2**30:.1f} GiB were given",
+        f"training needs at least {least.describe()}; {told(limit)} were given",
         hint=smaller(settings, cached=cached),
     )
+
+
+def told(size: int) -> str:
+    """Bytes as people read them."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def smaller(settings: TrainingSettings, *, cached: bool) -> str:

@@ -74,8 +74,16 @@ def fitted(config: TrainConfig, model: ModelFolder, *, ranks: int) -> TrainConfi
     if limit is None:
         return config
     order = ("off", "diffusers", "blocks")
+    on_cpu = DevicePlan.of(DeviceConfig(device=config.device)).device.type == "cpu"
     chosen = [
-        choose(limit, model, settings_of(config, stage), batch=stage.batch // ranks, **_given(config, stage, ranks))
+        choose(
+            limit,
+            model,
+            settings_of(config, stage),
+            batch=stage.batch // ranks,
+            on_cpu=on_cpu,
+            **_given(config, stage, ranks),
+        )
         for stage in config.stage or ()
     ]
     slowest = max(chosen, key=lambda plan: order.index(plan.settings.checkpointing))
@@ -100,14 +108,15 @@ def _row(
     config: TrainConfig, stage: StageConfig, model: ModelFolder, ranks: int, device: torch.device, speed: float
 ) -> dict[str, Any]:
     micro = min(config.memory.micro or stage.batch, max(1, stage.batch // ranks))
+
+    def predicted() -> MemoryPlan:
+        on_cpu = device.type == "cpu"
+        settings = settings_of(config, stage)
+        return predict(model, settings, micro=micro, on_cpu=on_cpu, **_given(config, stage, ranks))
+
+    memory = predicted()  # by itself: beside the counter of FLOPs, what checkpointing forgets stays alive
     with FlopCounterMode(display=False) as counter:
-        memory: MemoryPlan = predict(
-            model,
-            settings_of(config, stage),
-            micro=micro,
-            on_cpu=device.type == "cpu",
-            **_given(config, stage, ranks),
-        )
+        predicted()
     steps = stage.steps or 0
     work = counter.get_total_flops() * (stage.batch / ranks / micro)
     return {

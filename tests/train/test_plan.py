@@ -1,0 +1,98 @@
+"""``--plan`` and ``--fit`` of ``sa train``: what is told before is what is counted, and what is chosen runs."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.cli.app import app
+from stableanimator_cli.engine.training_memory import predict
+from stableanimator_cli.engine.training_model import TrainingSettings
+from stableanimator_cli.errors import OutOfMemory
+from stableanimator_cli.train.plan import TrainPlan
+from stableanimator_cli.train.tracking import read_metrics
+from tests.train.clip_folders import write_clip
+
+SIDE, FRAMES, BATCH = 128, 2, 2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_clip(folder / "clip", 4)
+    torch.set_num_threads(1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def totals(tiny_model: Path) -> dict[str, int]:
+    """Bytes with one sample at once, counted while nothing else is; ``all``: both samples, nothing forgotten."""
+    model, settings = catalogue.open_model(tiny_model), {"train": "adapters"}
+
+    def total(way: Any, micro: int = 1) -> int:
+        asked = TrainingSettings(**settings, checkpointing=way)
+        size = (SIDE, SIDE)
+        return predict(model, asked, size=size, frames=FRAMES, micro=micro, cached=False, on_cpu=True).total
+
+    return {way: total(way) for way in ("off", "diffusers", "blocks")} | {"all": total("off", BATCH)}
+
+
+def train(data: Path, model: Path, out: Path, *more: object) -> None:
+    words = ["train", data, "-o", out, "--model", model, "--frames", FRAMES, "--batch", BATCH, "--warmup", 0]
+    words += ["--sizes", f"{SIDE}x{SIDE}", "--rate", 1e-3, "--train", "adapters", "--workers", 0, "--device", "cpu"]
+    app([str(word) for word in (*words, *more)], standalone_mode=False)
+
+
+def test_a_plan_says_memory_and_time_and_writes_nothing(
+    data: Path, tiny_model: Path, totals: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def planned(*more: object) -> Any:
+        train(data, tiny_model, tmp_path / "run", "--steps", 1000, "--plan", "--json", *more)
+        return json.loads(capsys.readouterr().out)
+
+    plain = planned("--checkpointing", "off")
+    told = planned("--fit", totals["blocks"])
+    assert not (tmp_path / "run").exists()
+    assert plain["peak_bytes"] == totals["all"]
+    # FLOPs are counted too; while they are, what checkpointing forgets stays alive, and memory must not be read then
+    assert told["peak_bytes"] == told["stages"][0]["bytes"] == totals["blocks"]
+    assert (told["config"]["memory"]["checkpointing"], told["config"]["memory"]["micro"]) == ("blocks", 1)
+    assert plain["stages"][0]["flops_a_step"] < told["stages"][0]["flops_a_step"]  # blocks are computed twice
+    assert 0 < told["hours"] < 10
+    said = TrainPlan(data=told).summary()
+    assert "stage      train: 1000 steps of 2 x 2 frames, adapters, about " in said
+    assert f"memory     {totals['blocks'] / 2**20:.1f} MiB (weights " in said
+
+
+def test_what_fits_is_chosen_and_runs_to_the_same_losses(
+    data: Path, tiny_model: Path, totals: dict[str, int], tmp_path: Path
+) -> None:
+    assert totals["blocks"] < totals["diffusers"] < totals["off"] < totals["all"]
+    losses = {}
+    for name, limit, checkpointing, micro in (
+        ("plenty", 2 * totals["all"], "off", BATCH),
+        ("single", totals["off"], "off", 1),
+        ("least", totals["blocks"], "blocks", 1),
+    ):
+        train(data, tiny_model, tmp_path / name, "--steps", 2, "--fit", limit, "--quiet")
+        memory = tomllib.loads((tmp_path / name / "config.toml").read_text())["memory"]
+        assert (memory["checkpointing"], memory["micro"]) == (checkpointing, micro)
+        losses[name] = [row["loss"] for row in read_metrics(tmp_path / name)]
+        assert len(losses[name]) == 2
+    assert losses["single"] == pytest.approx(losses["plenty"], rel=1e-5)
+    assert losses["least"] == pytest.approx(losses["single"], rel=1e-5)
+
+
+def test_what_cannot_fit_says_what_would(data: Path, tiny_model: Path, totals: dict[str, int], tmp_path: Path) -> None:
+    least = f"{totals['blocks'] / 2**20:.1f} MiB"
+    with pytest.raises(OutOfMemory, match=rf"needs at least {least} .*checkpointing blocks.*; 2.0 MiB were") as caught:
+        train(data, tiny_model, tmp_path / "run", "--steps", 2, "--fit", "2MiB", "--quiet")
+    assert caught.value.exit_code == 6
+    assert "--cache latents,embeddings" in str(caught.value.hint)
+    assert not (tmp_path / "run" / "checkpoints").exists()

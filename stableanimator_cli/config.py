@@ -100,6 +100,20 @@ def parse_interval(value: str | Guidance, label: str = "--guidance-interval") ->
         raise ConfigError(label, value, expected) from None
 
 
+def parse_reuse(value: str | int, label: str = "--cache-features") -> int:
+    """``"3"`` -> 3, every third step computed whole; ``"off"`` -> 1, every step."""
+    if value == "off":
+        return 1
+    text = value if isinstance(value, str) else "" if isinstance(value, bool) else str(value)
+    if not re.fullmatch(r"\s*[0-9]{1,4}\s*", text) or int(text) < 2:
+        raise ConfigError(label, value, "off, or a number of steps, 2 or more")
+    return int(text)
+
+
+def _dump_reuse(steps: int) -> int | str:
+    return "off" if steps == 1 else steps
+
+
 def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
     """Frames a second, exactly: ``"30000/1001"``, ``"25"`` or ``"29.97"``.
 
@@ -168,6 +182,8 @@ class SamplingConfig:
     ``guidance`` rises linearly from the first frame of the whole video to its last; outside of ``guidance_interval``
     of noise levels (LO left out, HI included) there is none, an approximation that is off by default. ``noise``:
     ``fresh`` draws noise a frame, ``repeat`` repeats one window's noise. ``churn`` is EDM's S_churn over the whole run.
+    Every ``cache_features``-th step is computed whole, and those between take its deep features: only the
+    network's last ``cache_layers`` layers, and what leads to them, are computed then, which is approximate as well.
     ``noise_aug`` is the standard deviation of the noise on the reference picture; ``motion_bucket`` and
     ``conditioning_fps`` are what the network is told (Stable Video Diffusion's micro-conditioning), not what is written
     to the file.
@@ -176,6 +192,8 @@ class SamplingConfig:
     steps: int = option("--steps", 25)
     guidance: Guidance = option("--guidance", (3.0, 3.0), parse=parse_guidance, dump=_dump_guidance)
     guidance_interval: Guidance | None = option("--guidance-interval", None, parse=parse_interval, dump=_dump_interval)
+    cache_features: int = option("--cache-features", 1, parse=parse_reuse, dump=_dump_reuse)
+    cache_layers: int = option("sampling.cache_layers", 1)
     sampler: Literal["euler", "heun"] = option("--sampler", "euler")
     churn: float = option("--churn", 0.0)
     churn_min: float = option("sampling.churn_min", 0.0)
@@ -196,6 +214,8 @@ class SamplingConfig:
             expected = "LO:HI, noise levels from 0 on, LO below HI, as 0.5:50"
             holds = _finite(low) and _finite(high) and low < high
             refuse_unless(holds, "--guidance-interval", _dump_interval(self.guidance_interval), expected)
+        refuse_unless(self.cache_features >= 1, "--cache-features", self.cache_features, "off, or 2 steps or more")
+        refuse_unless(self.cache_layers >= 1, "sampling.cache_layers", self.cache_layers, "1 layer or more")
         refuse_unless(_finite(self.churn), "--churn", self.churn, "0 or more")
         for name in ("churn_min", "churn_max", "churn_noise"):
             refuse_unless(_finite(getattr(self, name)), f"sampling.{name}", getattr(self, name), "0 or more")

@@ -224,6 +224,22 @@ def test_an_interval_of_guidance_survives_toml(tmp_path):
     assert load(SamplingConfig, file) == config
 
 
+@pytest.mark.parametrize("value", ["1", "0", "-2", "two", "2.5", "", 1, True, "99999"])
+def test_an_interval_of_steps_that_cannot_be_is_refused(value):
+    with pytest.raises(ConfigError, match=r"--cache-features: found .* expected off, or a number of steps, 2 or more"):
+        resolve(SamplingConfig, {"cache_features": value})
+
+
+@pytest.mark.parametrize(("value", "steps", "text"), [("off", 1, '"off"'), ("3", 3, "3"), (2, 2, "2")])
+def test_an_interval_of_steps_survives_toml(tmp_path, value, steps, text):
+    config = resolve(SamplingConfig, {"cache_features": value}, defaults={"cache_features": 5})
+    assert config.cache_features == steps
+    assert f"cache_features = {text}\n" in to_toml(config)
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(config))
+    assert load(SamplingConfig, file) == config
+
+
 @pytest.mark.parametrize("text", ["6", "6 GB", "5.5GiB"])
 def test_an_amount_of_memory_is_read(text):
     assert resolve(DeviceConfig, {"fit": text}).fit == {"6": 6, "6 GB": 6 * 10**9, "5.5GiB": 5632 * 2**20}[text]

@@ -22,6 +22,7 @@ from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.evaluations import beginnings
 from stableanimator_cli.engine.parallel import RankLost
 from stableanimator_cli.engine.render import Begun, RenderRequest, Stages, Watch, calls_of, decode, sample
 from stableanimator_cli.errors import CheckFailed, Interrupted, SaError
@@ -116,9 +117,12 @@ def _gated(job: Making, stages: Stages, resumed: int) -> tuple[Drawn, Gate]:
     attempts, best = ((), None) if found is None else (found.attempts, found.best)
     begun = None if found is None else found.now
     latest: list[Saved] = []
+    resumable = beginnings(job.config.sampling)
     while True:
 
         def keep(now: Drawn, attempts: tuple[tuple[int, ...], ...] = attempts, best: Best | None = best) -> None:
+            if now.step not in resumable:  # the next one needs features that no state holds
+                return
             calls = Counter(job.engine.calls)
             latest[:] = [Saved(now=now, attempts=attempts, best=best, calls=calls, resumed=resumed)]
             if job.keeper.due():

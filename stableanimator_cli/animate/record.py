@@ -103,13 +103,15 @@ class AnimationPlan:
         d = self.data
         calls = d["calls"]
         gib = sum(d["weight_bytes"].values()) / 2**30
+        shallow = calls.get("unet_shallow", 0)
+        again = f", {shallow} of them with deep features of an earlier step (approximate)" if shallow else ""
         return "\n".join(
             [
                 f"model      {d['model']} ({gib:.2f} GiB of weights on disk)",
                 f"device     {d['device']}",
                 f"output     {d['frames']} frames of {d['size'][0]}x{d['size'][1]} at {d['fps']} a second, "
                 f"{d['seconds']:g} s",
-                f"sampling   {d['steps']} steps, {len(d['windows'])} window(s), {calls['unet']} UNet calls",
+                f"sampling   {d['steps']} steps, {len(d['windows'])} window(s), {calls['unet']} UNet calls{again}",
                 f"decoding   {calls['vae_decode']} decoder calls",
                 f"memory     {d['text']['memory']}",
                 *(f"--fit      {choice}" for choice in d["text"]["chosen"]),

@@ -79,6 +79,7 @@ def carry_out(
     talk = talk or Silent()
     size = config.size or (512, 512)
     _check(config, size)
+    _check_layers(config, model)
     with_face = uses_face(config, model)
     device = DevicePlan.of(config.device)
     config, chosen = fitting.chosen(config, model, device, talk)
@@ -193,6 +194,15 @@ def _check(config: AnimateConfig, size: tuple[int, int]) -> None:
     if config.refine.redraw and config.refine.min_csim is None:
         raise ConfigError("--redraw", config.refine.redraw, "0 without --min-csim", hint="add --min-csim 0.5 or so")
     _check_output(config)
+
+
+def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:
+    """Deep features must leave something of the network to take them from."""
+    unet, layers = model.configs["unet"], config.sampling.cache_layers
+    per, blocks = unet.get("layers_per_block", 2), len(unet.get("up_block_types", range(4)))
+    most = sum(per) + len(per) if isinstance(per, list | tuple) else blocks * (per + 1)
+    if config.sampling.cache_features > 1 and layers > most:
+        raise ConfigError("sampling.cache_layers", layers, f"1 to {most}, the layers of this model's way up")
 
 
 def _check_output(config: AnimateConfig) -> None:

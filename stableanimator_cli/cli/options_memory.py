@@ -41,6 +41,16 @@ IntervalOpt = Annotated[
         "network calls outside. Default: off, guidance throughout.",
     ),
 ]
+CacheOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-features",
+        metavar="off|N",
+        rich_help_panel=SAMPLING,
+        help="Approximate: compute the whole network in every N-th step only, and in those between take its deep "
+        "features again. Default: off, every step.",
+    ),
+]
 PiecesOpt = Annotated[
     int | None,
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -22,6 +22,7 @@ from stableanimator_cli.diffusion.guidance import (
     is_guided,
     pairs_of,
 )
+from stableanimator_cli.diffusion.reuse import Deep, reusing
 from stableanimator_cli.diffusion.sampler import Denoise
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
 from stableanimator_cli.engine.conditioning import (
@@ -35,7 +36,7 @@ from stableanimator_cli.engine.conditioning import (
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
 from stableanimator_cli.engine.weights import loaders, recogniser
-from stableanimator_cli.errors import ModelDamaged, ModelMissing
+from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.quantized import stored
 from stableanimator_cli.nets.unet import AnimationUNet, Context
@@ -44,14 +45,15 @@ from stableanimator_cli.records import ModelFolder
 STRIDE = 8  # pixels a latent: four levels of SVD's VAE
 
 # who answers the pairs of an evaluation where it is not this process alone: ``parallel.Ranks.share``
-Share = Callable[["Engine", Conditioning, WindowPlan, tuple[float, float], Predict], Answers]
+Share = Callable[["Engine", Conditioning, WindowPlan, tuple[float, float], Predict, Deep | None], Answers]
 
 
 class Engine:
     """A context manager: ``with Engine.open(model, plan) as engine``. Frees the device on leaving.
 
-    ``calls`` counts what was run (``unet``, ``vae_encode``, ``vae_decode``, ``image_encoder``, ``pose_net_frames``), so
-    that a test can hold a plan to its word. ``share`` is set where other processes take part in denoising.
+    ``calls`` counts what was run (``unet`` and of its calls ``unet_shallow``, ``vae_encode``, ``vae_decode``,
+    ``image_encoder``, ``pose_net_frames``), so that a test can hold a plan to its word. ``share`` is set where other
+    processes take part in denoising.
     """
 
     def __init__(
@@ -164,6 +166,8 @@ class Engine:
         guidance: tuple[float, float],
         *,
         interval: tuple[float, float] | None = None,
+        deep: Deep | None = None,
+        whole: Iterable[bool] = (),
         done: Callable[[], None] | None = None,
         prepared: bool = True,
     ) -> Denoise:
@@ -171,24 +175,35 @@ class Engine:
 
         ``interval`` of noise levels outside of which nothing is guided; this process answers alone there, which takes
         as long as a guided evaluation that two share.
+        ``deep`` keeps deep features for the evaluations that are not ``whole``; the first one in the interval, and
+        after it, has to be.
         ``prepared`` False computes every cross-attention on every call: the long way that tests compare with.
         """
-        predict = self.predictor(conditioning, guidance, prepared=prepared)
+        predict = self.predictor(conditioning, guidance, deep=deep, prepared=prepared)
         if self.share is None:
             answers = answered(predict, pairs_of(plan, guidance))
         else:
-            answers = self.share(self, conditioning, plan, guidance, predict)
-        guided = blended_denoiser(answers, plan, guidance=guidance, done=done)
-        if interval is None or not is_guided(*guidance):
-            return guided
-        alone = (1.0, 1.0)
-        plain = blended_denoiser(answered(predict, pairs_of(plan, alone)), plan, guidance=alone, done=done)
-        return guided_within(interval, guided, plain)
+            answers = self.share(self, conditioning, plan, guidance, predict, deep)
+        denoise = blended_denoiser(answers, plan, guidance=guidance, done=done)
+        if interval is not None and is_guided(*guidance):
+            alone = (1.0, 1.0)
+            plain = blended_denoiser(answered(predict, pairs_of(plan, alone)), plan, guidance=alone, done=done)
+            denoise = guided_within(interval, denoise, plain)
+        return denoise if deep is None else reusing(denoise, deep, iter(whole))
 
-    def predictor(self, conditioning: Conditioning, guidance: tuple[float, float], *, prepared: bool = True) -> Predict:
+    def predictor(
+        self,
+        conditioning: Conditioning,
+        guidance: tuple[float, float],
+        *,
+        deep: Deep | None = None,
+        prepared: bool = True,
+    ) -> Predict:
         """The UNet's answer for one window and branch; the UNet must be resident. See ``denoiser``."""
         unet: AnimationUNet = self.networks["unet"]
         unet.pieces = self.plan.pieces
+        if deep is not None and deep.layers > unet.layers_up:
+            raise ConfigError("sampling.cache_layers", deep.layers, f"1 to {unet.layers_up} with this model")
         given = Context(conditioning.image, conditioning.face)
         none = Context(
             torch.zeros_like(conditioning.image),
@@ -206,7 +221,15 @@ class Engine:
             picture = picture.expand(len(latents), -1, -1, -1)
             sample = torch.cat([latents.to(picture), picture], dim=1)[None]
             pose = conditioning.pose.window(window.frames) if conditional else None
-            return unet(sample, c_noise, contexts[conditional], conditioning.time_ids, pose)[0]
+            given = (sample, c_noise, contexts[conditional], conditioning.time_ids, pose)
+            if deep is None:
+                return unet(*given)[0]
+            pair = (window, conditional)
+            if deep.whole:
+                answer, deep.kept[pair] = unet.with_deep(*given, layers=deep.layers)
+                return answer[0]
+            self.calls["unet_shallow"] += 1
+            return unet.from_deep(*given, layers=deep.layers, deep=deep.kept[pair])[0]
 
         return predict
 

@@ -2,7 +2,7 @@
 
 What a stage keeps alive is not modelled but counted: its networks run on the ``meta`` device (``alive``), the UNet on
 the longest window, the VAE on one chunk. Beside that lie the weights that the plan leaves on the device, the latents of
-the whole video and the pose features that are kept.
+the whole video, and the pose features and deep features that are kept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from stableanimator_cli.config import AnimateConfig, DeviceConfig
+from stableanimator_cli.diffusion.guidance import is_guided, pairs_of
+from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.alive import alive_bytes
 from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_frame
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
@@ -99,15 +101,16 @@ class Prediction:
         latents = 4 * self.frames * self._network("vae").config["latent_channels"] * width * height
         frame = bytes_of_pose_frame(channels, self.size[1], self.size[0], self.dtype)
         poses = min(self.frames, (plan.pose_budget_mb << 20) // frame) * frame
+        kept = poses + self._deep(config, window)
         work = {
             "image encoder": self._image_encoder(),
             "VAE encoder": self._vae_encoder(),
-            "UNet": _LATENTS * latents + poses + max(self._pose_net(window), self._unet(window, plan)),
+            "UNet": _LATENTS * latents + kept + max(self._pose_net(window), self._unet(window, plan)),
             "VAE decoder": latents + self._vae_decoder(chunk),
         }
         if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
             mode = "crop" if config.refine.face == "auto" else config.refine.face
-            work["face optimisation"] = _LATENTS * latents + poses + self._face(chunk, mode, config.refine.margin)
+            work["face optimisation"] = _LATENTS * latents + kept + self._face(chunk, mode, config.refine.margin)
         swapping = plan.offload == "swap" and not on_cpu  # on a CPU the networks wait in the same memory
         there: set[str] = set()
         stages: dict[str, tuple[int, int]] = {}
@@ -203,6 +206,28 @@ class Prediction:
             return self._alive(call)
 
         return self._once("UNet", window, plan.pieces, plan.weights, count=count)
+
+    def _deep(self, config: AnimateConfig, window: int) -> int:
+        """Deep features that ``--cache-features`` keeps: of each window and branch that one process answers for."""
+        sampling, windows = config.sampling, config.windows
+        if sampling.cache_features == 1:
+            return 0
+        unet: AnimationUNet = self._network("unet", config.device.weights)
+        width, height = self._latent
+
+        def count() -> int:
+            sample = self._noise(1, window, unet.config["in_channels"], height, width)
+            tokens = self._noise(1, 1, unet.config["cross_attention_dim"])
+            layers = min(sampling.cache_layers, unet.layers_up)
+            with torch.no_grad():
+                deep = unet.with_deep(sample, 1.0, Context(tokens, None), self._noise(1, 3), layers=layers)[1]
+            return deep.numel() * deep.element_size()
+
+        plan = plan_windows(self.frames, length=windows.length, overlap=windows.overlap, blend=windows.blend)
+        pairs = -(-len(pairs_of(plan, sampling.guidance)) // config.device.gpus)
+        if sampling.guidance_interval is not None and is_guided(*sampling.guidance):
+            pairs = max(pairs, len(plan))  # outside of the interval one process answers for all windows
+        return pairs * self._once("deep features", window, sampling.cache_layers, count=count)
 
     def _vae_decoder(self, chunk: int) -> int:
         width, height = self._latent
@@ -321,6 +346,12 @@ def _chunk(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateCo
     return replace(config, decode=decode), Choice(f"--decode-chunk {chunk}", _BORDERS)
 
 
+def _features(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+    if stage not in ("UNet", "face optimisation") or config.sampling.cache_features == 1:
+        return None
+    return replace(config, sampling=replace(config.sampling, cache_features=1)), Choice("--cache-features off", _EXACT)
+
+
 def _quantized(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
     held = config.device.offload == "none" or stage == "UNet"
     if not held or config.device.weights != "plain":
@@ -336,7 +367,7 @@ def _window(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateC
     return replace(config, windows=windows), Choice(f"--window {length}", _SHORTER)
 
 
-_WAYS: tuple[Way, ...] = (_swap, _pieces, _poses, _chunk, _quantized, _window)
+_WAYS: tuple[Way, ...] = (_swap, _pieces, _poses, _features, _chunk, _quantized, _window)
 
 
 def _device(config: AnimateConfig, **changes: Any) -> AnimateConfig:

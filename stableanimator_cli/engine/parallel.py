@@ -31,6 +31,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stableanimator_cli.diffusion.guidance import Answers, Predict, answered, pairs_of
+from stableanimator_cli.diffusion.reuse import Deep
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import Conditioning
 from stableanimator_cli.engine.device import DevicePlan
@@ -105,8 +106,10 @@ class Ranks:
         plan: WindowPlan,
         guidance: tuple[float, float],
         predict: Predict,
+        deep: Deep | None = None,
     ) -> Answers:
-        """Answers to ``pairs_of(plan, guidance)``: ours from ``predict``, the others' as they told them."""
+        """Answers to ``pairs_of(plan, guidance)``: ours from ``predict``, the others' as they told them. A rank always
+        answers the same pairs, and keeps their deep features itself where ``deep`` is kept here."""
         if not self._joined:
             self.join()
         pairs = pairs_of(plan, guidance)
@@ -127,6 +130,7 @@ class Ranks:
             guidance=guidance,
             share=range(0),
             shape=(plan.total, channels, height, width),
+            layers=0 if deep is None else deep.layers,
         )
         for rank in busy:
             with self._with(rank):
@@ -136,7 +140,8 @@ class Ranks:
         ours = answered(predict, pairs[: len(shares[0])])
 
         def answers(x: Tensor, sigma: float) -> Iterator[Tensor]:
-            sent = [sending for rank in busy for sending in self._ask(rank, sigma, x, frames[rank])]
+            whole = deep is None or deep.whole
+            sent = [sending for rank in busy for sending in self._ask(rank, header(sigma, whole), x, frames[rank])]
             for answer in ours(x, sigma):
                 self._check()
                 yield answer
@@ -149,14 +154,16 @@ class Ranks:
                     with self._with(rank):
                         dist.recv(answer, rank, tag=ANSWER)
                     engine.calls["unet"] += 1
+                    if not whole:
+                        engine.calls["unet_shallow"] += 1
                     yield answer.to(x.device)
 
         return answers
 
-    def _ask(self, rank: int, sigma: float, x: Tensor, frames: Tensor) -> list[tuple[int, Tensor, Any]]:
+    def _ask(self, rank: int, head: Tensor, x: Tensor, frames: Tensor) -> list[tuple[int, Tensor, Any]]:
         """Begin to send an evaluation; what is sent is kept until it is there."""
         with self._with(rank):
-            parts = ((header(sigma), HEADER), (x[frames.to(x.device)].cpu(), LATENTS))
+            parts = ((head, HEADER), (x[frames.to(x.device)].cpu(), LATENTS))
             return [(rank, part, dist.isend(part, rank, tag=tag)) for part, tag in parts]
 
     @contextmanager

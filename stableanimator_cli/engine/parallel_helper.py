@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stableanimator_cli.diffusion.guidance import answered, pairs_of
+from stableanimator_cli.diffusion.reuse import Deep
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import Conditioning, PoseFeatures, PoseFrames
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
@@ -36,7 +37,8 @@ _PATIENCE = timedelta(days=30)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What a helper needs of a sampling: the networks, ``Conditioning`` by its parts (on the CPU), the windows,
-    ``share`` of their pairs, and the ``shape`` [t,c,h,w] of the latents. ``threads`` of rank 0 decide roundings."""
+    ``share`` of their pairs, and the ``shape`` [t,c,h,w] of the latents. ``threads`` of rank 0 decide roundings.
+    ``layers`` are those of ``Deep``, 0 where no deep features are kept."""
 
     model: ModelFolder
     plan: DevicePlan
@@ -51,6 +53,7 @@ class Job:
     guidance: tuple[float, float]
     share: range
     shape: tuple[int, ...]
+    layers: int = 0
 
 
 def shares_of(pairs: int, world: int) -> list[range]:
@@ -78,9 +81,10 @@ def met() -> tuple[dist.Store, int, int]:
     return next(rendezvous("env://", timeout=STARTING))
 
 
-def header(sigma: float) -> Tensor:
-    """What goes before everything else: the noise level of an evaluation whose latents follow, ``JOB`` or ``END``."""
-    return torch.tensor([sigma], dtype=torch.float64)
+def header(sigma: float, whole: bool = True) -> Tensor:
+    """What goes before everything else: the noise level of an evaluation whose latents follow, ``JOB`` or ``END``; and
+    whether the evaluation is a whole one (``diffusion.reuse``)."""
+    return torch.tensor([sigma, float(whole)], dtype=torch.float64)
 
 
 def help_out() -> None:
@@ -123,12 +127,12 @@ def _work(local: int) -> None:
     """Jobs and evaluations until rank 0 has no more."""
     with ExitStack() as stack, torch.no_grad():
         engine: Engine | None = None
-        evaluate: Callable[[float], None] | None = None
+        evaluate: Callable[[float, bool], None] | None = None
         while True:
             told = header(0.0)
             with _rank_0():
                 dist.recv(told, 0, tag=HEADER)
-            sigma = float(told)
+            sigma, whole = told.tolist()
             if math.isnan(sigma):
                 return
             if math.isinf(sigma):
@@ -143,10 +147,10 @@ def _work(local: int) -> None:
                     stack.enter_context(engine.resident("unet", "pose_net"))
                 evaluate = _prepared(engine, job)
             elif evaluate is not None:
-                evaluate(sigma)
+                evaluate(sigma, bool(whole))
 
 
-def _prepared(engine: Engine, job: Job) -> Callable[[float], None]:
+def _prepared(engine: Engine, job: Job) -> Callable[[float, bool], None]:
     """A job's evaluation: takes latents, sends the answers of its share one by one."""
     device = engine.plan.device
     conditioning = Conditioning(
@@ -157,12 +161,15 @@ def _prepared(engine: Engine, job: Job) -> Callable[[float], None]:
         pose=PoseFeatures(engine.networks["pose_net"], job.poses, budget=engine.plan.pose_budget, calls=engine.calls),
     )
     pairs = pairs_of(job.windows, job.guidance)[job.share.start : job.share.stop]
-    answers = answered(engine.predictor(conditioning, job.guidance), pairs)
+    deep = Deep(job.layers) if job.layers else None
+    answers = answered(engine.predictor(conditioning, job.guidance, deep=deep), pairs)
     frames = frames_of(job.windows, job.guidance, job.share)
     rows = torch.empty((len(frames), *job.shape[1:]))
     x = torch.zeros(job.shape, device=device)  # frames of other shares stay zero and are not looked at
 
-    def evaluate(sigma: float) -> None:
+    def evaluate(sigma: float, whole: bool) -> None:
+        if deep is not None:
+            deep.begin(whole)
         with _rank_0():
             dist.recv(rows, 0, tag=LATENTS)
         x[frames.to(device)] = rows.to(device)

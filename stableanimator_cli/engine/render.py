@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,8 +11,8 @@ import torch
 from torch import Tensor
 
 from stableanimator_cli.config import DecodeConfig, SamplingConfig
-from stableanimator_cli.diffusion.guidance import is_guided
-from stableanimator_cli.diffusion.sampler import Churn, Refine, Step, sample_edm, sample_euler, steps_of
+from stableanimator_cli.diffusion.reuse import Deep
+from stableanimator_cli.diffusion.sampler import Refine, Step, sample_edm, sample_euler
 from stableanimator_cli.diffusion.schedule import (
     initial_scale,
     karras_sigmas,
@@ -25,6 +24,7 @@ from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import PoseFrames
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.engine import STRIDE, Engine
+from stableanimator_cli.engine.evaluations import churn_of, evaluations_of
 from stableanimator_cli.errors import CheckFailed
 
 
@@ -80,38 +80,21 @@ class Begun:
 
 
 def calls_of(request: RenderRequest) -> dict[str, int]:
-    """How often each network will run: known before anything is loaded."""
+    """How often each network will run: known before anything is loaded. ``unet_shallow`` are those of the calls of
+    ``unet`` that take deep features of an earlier one; the name is there where there are such."""
     sampling, frames = request.sampling, request.frames
-    levels = _levels(sampling)
-    low, high = sampling.guidance_interval or (0.0, math.inf)
-    guided = sum(low < level <= high for level in levels) if is_guided(*sampling.guidance) else 0
+    evaluations = evaluations_of(sampling)
+    branches = [1 + evaluation.guided for evaluation in evaluations]
+    shallow = sum(n for n, evaluation in zip(branches, evaluations, strict=True) if not evaluation.whole)
     chunks = 1 + max(0, -(-(frames - request.decode.chunk) // (request.decode.chunk - request.decode.overlap)))
     return {
-        "unet": (len(levels) + guided) * len(request.plan),
-        "windows": len(levels) * len(request.plan),
+        "unet": sum(branches) * len(request.plan),
+        **({"unet_shallow": shallow * len(request.plan)} if shallow else {}),
+        "windows": len(evaluations) * len(request.plan),
         "vae_encode": 1,
         "image_encoder": 1,
         "vae_decode": chunks,
     }
-
-
-def _levels(sampling: SamplingConfig) -> list[float]:
-    """Noise levels at which the denoiser is asked, in order."""
-    steps = list(steps_of(karras_sigmas(sampling.steps)))
-    if sampling.sampler == "euler":
-        return [step.sigma for step in steps]
-    churn = _churn(sampling)
-    pairs = ((step.sigma * (1 + churn.factor(step.sigma, step.total)), step.sigma_next) for step in steps)
-    return [level for pair in pairs for level in pair if level > 0]
-
-
-def _churn(sampling: SamplingConfig) -> Churn:
-    return Churn(
-        amount=sampling.churn,
-        sigma_min=sampling.churn_min,
-        sigma_max=sampling.churn_max,
-        noise=sampling.churn_noise,
-    )
 
 
 def initial_noise(request: RenderRequest, channels: int) -> Tensor:
@@ -148,7 +131,8 @@ def sample(
     """Encode and denoise: clean latents float32[t,c,h/8,w/8] in the sampler's scale, on the engine's device.
 
     ``refine`` is given the clean estimate of every step (face optimisation: ``Engine.face_optimization``). ``begun``
-    goes on with a sampling of the same request: all noise is keyed, so that its latents are all there is to know.
+    goes on with a sampling of the same request: all noise is keyed, so that its latents are all there is to know, at a
+    step that is one of its ``beginnings``.
     """
     sampling = request.sampling
     height, width = request.fitted.shape[:2]
@@ -176,7 +160,13 @@ def sample(
     hint = "use a smaller --size or --window, --dtype bfloat16, or --offload swap"
     with engine.resident("unet", "pose_net"), torch.no_grad(), memory_guard("denoising", hint):
         denoise = engine.denoiser(
-            conditioning, request.plan, sampling.guidance, interval=sampling.guidance_interval, done=watch.window
+            conditioning,
+            request.plan,
+            sampling.guidance,
+            interval=sampling.guidance_interval,
+            deep=Deep(sampling.cache_layers) if sampling.cache_features > 1 else None,
+            whole=(evaluation.whole for evaluation in evaluations_of(sampling) if evaluation.step >= first),
+            done=watch.window,
         )
         if sampling.sampler == "euler":
             x = sample_euler(denoise, x, sigmas, refine=refine, observe=watch.step, first=first)
@@ -187,7 +177,7 @@ def sample(
                 x,
                 sigmas,
                 noise=lambda step: keyed_noise(sampling.seed, f"churn/{step}", frames, tuple(x.shape[1:])),
-                churn=_churn(sampling),
+                churn=churn_of(sampling),
                 refine=refine,
                 observe=watch.step,
                 first=first,

@@ -7,8 +7,9 @@ is ours, so that pose and prepared attention are arguments and no hook holds sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -129,8 +130,58 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
     ) -> Tensor:
         """``sample`` [b,t,8,h,w], ``timestep`` 0.25 ln sigma (scalar or [b]), ``added_time_ids`` [b,3],
         ``pose`` [bt,c0,h,w] from PoseNet or None -> [b,t,4,h,w]. ``image_only`` switches temporal mixing off."""
+        given = (sample, timestep, encoder_hidden_states, added_time_ids, pose)
+        return self._walk(*given, image_only=image_only)[0]
+
+    @property
+    def layers_up(self) -> int:
+        """Layers (a residual block and its attention) on the way up: as many as ``layers`` below may be."""
+        return sum(len(block.resnets) for block in self.up_blocks)
+
+    def with_deep(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        context: Tensor | Context,
+        added_time_ids: Tensor,
+        pose: Tensor | None = None,
+        *,
+        layers: int,
+    ) -> tuple[Tensor, Tensor]:
+        """``forward``'s answer, and the deep features [bt,c,h',w'] that reach the last ``layers`` layers of the way up
+        (before they are upsampled, where they are): what ``from_deep`` takes up again."""
+        return self._walk(sample, timestep, context, added_time_ids, pose, layers=layers)
+
+    def from_deep(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        context: Tensor | Context,
+        added_time_ids: Tensor,
+        pose: Tensor | None = None,
+        *,
+        layers: int,
+        deep: Tensor,
+    ) -> Tensor:
+        """``forward``'s answer where the deep features are those of another noise level (DeepCache, Ma et al., CVPR
+        2024): of the network only the first layers of the way down and the last ``layers`` of the way up are computed,
+        which are joined by skips. Exact for ``deep`` of the same call, approximate else."""
+        return self._walk(sample, timestep, context, added_time_ids, pose, layers=layers, deep=deep)[0]
+
+    def _walk(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        context: Tensor | Context,
+        added_time_ids: Tensor,
+        pose: Tensor | None,
+        *,
+        image_only: bool = False,
+        layers: int = 0,
+        deep: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The output, and what reached the last ``layers`` layers up; from there on where ``deep`` is given."""
         batch, frames = sample.shape[:2]
-        context = encoder_hidden_states
         if isinstance(context, Tensor):
             context = self.context(context)
         indicator = sample.new_full((batch, frames), float(image_only))
@@ -142,30 +193,34 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         if pose is not None:
             x = x + pose
         skips = [x]
-        for block in self.down_blocks:
-            for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
+        # each layer up takes one skip, the last layer the first of them
+        for resnet, attention, downsampler in islice(_down(self.down_blocks), None if deep is None else layers - 1):
+            if downsampler is not None:
+                x = downsampler(x)
+            else:
                 x = forget(_resnet, resnet, x, emb, indicator, image_only)
                 x = _transformer(attention, x, context, indicator, image_only, way) if attention is not None else x
-                skips.append(x)
-            for downsampler in block.downsamplers or ():
-                x = downsampler(x)
-                skips.append(x)
+            skips.append(x)
 
-        x = forget(_resnet, self.mid_block.resnets[0], x, emb, indicator, image_only)
-        for attention, resnet in zip(self.mid_block.attentions, self.mid_block.resnets[1:], strict=True):
-            x = _transformer(attention, x, context, indicator, image_only, way)
-            x = forget(_resnet, resnet, x, emb, indicator, image_only)
+        if deep is None:
+            x = forget(_resnet, self.mid_block.resnets[0], x, emb, indicator, image_only)
+            for attention, resnet in zip(self.mid_block.attentions, self.mid_block.resnets[1:], strict=True):
+                x = _transformer(attention, x, context, indicator, image_only, way)
+                x = forget(_resnet, resnet, x, emb, indicator, image_only)
+        else:
+            x = deep
 
-        for block in self.up_blocks:
-            for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-                x = forget(_joined_resnet, resnet, x, skips.pop(), emb, indicator, image_only)
-                x = _transformer(attention, x, context, indicator, image_only, way) if attention is not None else x
-            for upsampler in block.upsamplers or ():
+        for resnet, attention, upsampler, left in _up(self.up_blocks, self.layers_up if deep is None else layers):
+            if left == layers and deep is None:
+                deep = x
+            if upsampler is not None:
                 # the size of the next skip, which is not twice this one where the latent's side is odd
                 x = upsampler(x, skips[-1].shape[-2:])
+            x = forget(_joined_resnet, resnet, x, skips.pop(), emb, indicator, image_only)
+            x = _transformer(attention, x, context, indicator, image_only, way) if attention is not None else x
 
-        x = self.conv_out(self.conv_act(self.conv_norm_out(x)))
-        return rearrange(x, "(b t) c h w -> b t c h w", t=frames)
+        answer = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return rearrange(answer, "(b t) c h w -> b t c h w", t=frames), x if deep is None else deep
 
     def _time_embedding(self, timestep: Tensor | float, added: Tensor, batch: int, sample: Tensor) -> Tensor:
         """Noise level, frame rate, motion bucket and noise augmentation as one vector [b,d]."""
@@ -195,6 +250,29 @@ def _again(function: Run, *arguments: object) -> Tensor:
 def _attentions(block: nn.Module) -> list[TransformerSpatioTemporalModel | None]:
     """A block's transformers, or one None a resnet where it has none."""
     return list(getattr(block, "attentions", None) or [None] * len(block.resnets))
+
+
+def _down(blocks: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
+    """Residual block and attention of each layer on the way down, or a downsampler: what makes a skip, in order."""
+    for block in blocks:
+        for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
+            yield resnet, attention, None
+        for downsampler in block.downsamplers or ():
+            yield None, None, downsampler
+
+
+def _up(blocks: Iterable[Any], last: int) -> Iterator[tuple[Any, Any, Any, int]]:
+    """The ``last`` layers of the way up in order: residual block, attention, the upsampler that goes before them or
+    None, and how many layers are left with this one."""
+    layers: list[tuple[Any, Any, Any]] = []
+    upsampler = None
+    for block in blocks:
+        for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
+            layers.append((resnet, attention, upsampler))
+            upsampler = None
+        upsampler = next(iter(block.upsamplers or ()), None)
+    for left in range(last, 0, -1):
+        yield *layers[-left], left
 
 
 def _resnet(resnet: SpatioTemporalResBlock, x: Tensor, emb: Tensor, indicator: Tensor, image_only: bool) -> Tensor:

@@ -30,6 +30,7 @@ from stableanimator_cli.animate.record import Animation
 from stableanimator_cli.animate.run import _counted, run
 from stableanimator_cli.config import AnimateConfig, resolve
 from stableanimator_cli.diffusion.guidance import pairs_of
+from stableanimator_cli.diffusion.schedule import karras_sigmas
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine import parallel
 from stableanimator_cli.engine.device import DevicePlan
@@ -180,6 +181,21 @@ def test_two_processes_make_the_bytes_of_one_and_more_than_have_work_do_too(plac
     idle, record = animated(flags_of(place, seeing_model, "idle", gpus=3, **few))
     assert idle == lone
     assert len(record["windows"]) == 1
+
+
+def test_each_process_keeps_the_deep_features_of_its_own_pairs(place, tiny_model, forked):
+    """Outside of the interval of guidance rank 0 answers for all windows: what it takes there is its own."""
+    levels = karras_sigmas(6).tolist()
+    given = {"steps": 6, "cache_features": "4", "guidance_interval": f"{levels[4]!r}:{levels[1]!r}"}
+    one, told = animated(flags_of(place, tiny_model, "one", **given))
+    two, record = animated(flags_of(place, tiny_model, "two", gpus=2, **given))
+    assert two == one
+    calls, windows = record["calls"], len(told["windows"])
+    # steps: whole, whole and two shallow with both branches, whole, shallow
+    assert (calls["unet"], calls["unet_shallow"]) == (9 * windows, 5 * windows)
+    assert calls["unet_shallow"] == told["calls"]["unet_shallow"]
+    whole, _ = animated(flags_of(place, tiny_model, "whole", **given | {"cache_features": "off"}))
+    assert whole != one
 
 
 def test_the_processes_of_torchrun_make_the_bytes_of_one(place, tiny_model):

@@ -9,7 +9,18 @@ from typing import Any
 
 import torch
 
-from stableanimator_cli.bench import cost, drawing, gate, hjb, networks, preprocessing, rendering, roofline, speed
+from stableanimator_cli.bench import (
+    cost,
+    drawing,
+    gate,
+    hjb,
+    networks,
+    preprocessing,
+    rendering,
+    roofline,
+    speed,
+    training,
+)
 from stableanimator_cli.bench.harness import busy
 from stableanimator_cli.bench.results import BenchReport, Table, environment
 from stableanimator_cli.bench.roofline import Roof
@@ -152,6 +163,15 @@ def _hjb(bench: Bench) -> list[Table]:
         return list(hjb.measure(engine, trial, config.pairs, bench.roof(), bench.tick))
 
 
+def _train(bench: Bench) -> list[Table]:
+    size, frames = bench.config.shape((128, 128), 8)
+    model, shape = networks.model_of(bench.config.networks), training.Shape(size=size, frames=frames)
+    given = (model, bench.plan, shape, bench.config.pairs, bench.roof(), bench.tick)
+    size, frames = bench.config.shape((576, 1024), 16)
+    released = training.counted_full(training.Shape(size=size, frames=frames), bench.tick)
+    return [training.caching(*given), training.checkpointing(*given), released]
+
+
 def _preprocess(bench: Bench) -> list[Table]:
     size, frames = bench.config.shape((256, 256), 32)
     name = "puppet" if bench.config.networks == networks.FULL else bench.config.networks
@@ -177,6 +197,7 @@ BENCHES: dict[str, Callable[[Bench], list[Table]]] = {
     "sample": _sample,
     "long": _long,
     "hjb": _hjb,
+    "train": _train,
     "preprocess": _preprocess,
     "gate": _gate,
 }

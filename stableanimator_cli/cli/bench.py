@@ -12,7 +12,7 @@ from stableanimator_cli.cli import console, options
 
 _PLACES = {"networks", "video"}  # a report says which, not where
 _ELSEWHERE = {"output", "page", "json", "quiet", "progress", "baseline"}
-NAMES = ("roofline", "cost", "unet", "vae", "sample", "long", "hjb", "preprocess", "gate")
+NAMES = ("roofline", "cost", "unet", "vae", "sample", "long", "hjb", "train", "preprocess", "gate")
 
 
 def complete_name(incomplete: str) -> list[str]:

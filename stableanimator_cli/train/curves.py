@@ -1,4 +1,4 @@
-"""``curves.png``: loss, rate and gradient norm over the steps, drawn with Pillow."""
+"""``curves.png``: loss, rate, gradient norm and what validation measured over the steps, drawn with Pillow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from stableanimator_cli.media_files import appearing, refusals
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900, 220, 80, 26
-_PANELS = (("loss", True), ("rate", False), ("gradient", True))
+_PANELS = (("loss", True), ("rate", False), ("gradient", True), ("csim", False), ("keypoint_error", False))
+_ALWAYS = 3  # panels; those after them where there is something to show
 _INK, _FAINT, _LINE, _SMOOTH = (40, 40, 40), (205, 205, 205), (170, 190, 220), (30, 80, 160)
 
 
@@ -21,11 +22,14 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the lines of ``metrics.jsonl``; nothing is drawn of none. ``path`` appears whole or not at all."""
     if not rows:
         return
-    picture = Image.new("RGB", (_WIDTH, _HEIGHT * len(_PANELS) + 20), "white")
+    panels = [
+        pair for n, pair in enumerate(_PANELS) if n < _ALWAYS or any(row.get(pair[0]) is not None for row in rows)
+    ]
+    picture = Image.new("RGB", (_WIDTH, _HEIGHT * len(panels) + 20), "white")
     pen = ImageDraw.Draw(picture)
     steps = np.array([row["step"] for row in rows], float)
     stages = [str(row.get("stage", "")) for row in rows]
-    for index, (key, logarithmic) in enumerate(_PANELS):
+    for index, (key, logarithmic) in enumerate(panels):
         values = np.array([row.get(key, math.nan) for row in rows], float)
         _panel(pen, index * _HEIGHT, key, steps, values, stages, logarithmic)
     with appearing(path) as part, refusals(path):

@@ -1,4 +1,5 @@
-"""``metrics.jsonl``: one line a step, cut back to the checkpoint on resume, and losses that are out of proportion."""
+"""``metrics.jsonl``: one line a step, with what validation measured after it, cut back to the checkpoint on resume; and
+losses that are out of proportion."""
 
 from __future__ import annotations
 
@@ -45,12 +46,14 @@ class Metrics:
         self.path = run / METRICS
         kept = [row for row in read_metrics(run) if row["step"] <= upto]
         self.losses = deque((row["loss"] for row in kept), maxlen=_REMEMBERED)
-        self._file: TextIO | None = None
-        if writes:
-            with appearing(self.path) as part, refusals(self.path):
-                part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            with refusals(self.path):
-                self._file = self.path.open("a", encoding="utf-8")
+        self._file: TextIO | None = self._begun(kept) if writes else None
+
+    def _begun(self, rows: Sequence[Mapping[str, Any]]) -> TextIO:
+        """The file with these rows in it, to be gone on with."""
+        with appearing(self.path) as part, refusals(self.path):
+            part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with refusals(self.path):
+            return self.path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
         """One step; on the disk when this returns, as far as the system says."""
@@ -59,6 +62,13 @@ class Metrics:
                 self._file.write(json.dumps(row) + "\n")
                 self._file.flush()
         self.losses.append(row["loss"])
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Put what was measured after the last step into its line."""
+        if self._file is not None:
+            self._file.close()
+            *before, last = read_metrics(self.path.parent)
+            self._file = self._begun([*before, last | values])
 
     def close(self) -> None:
         if self._file is not None:

@@ -28,6 +28,22 @@ def test_lines_after_the_checkpoint_are_cut(tmp_path: Path) -> None:
     assert [row["loss"] for row in read_metrics(tmp_path)] == [1.0, 1.0, 1.0, 2.0]
 
 
+def test_what_was_measured_after_a_step_is_in_its_line(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, 0)
+    for step in (1, 2):
+        metrics.write({"step": step, "loss": 1.0})
+        if step == 1:
+            metrics.add({"csim": 0.5, "keypoint_error": None})
+    metrics.close()
+    rows = [{"step": 1, "loss": 1.0, "csim": 0.5, "keypoint_error": None}, {"step": 2, "loss": 1.0}]
+    assert read_metrics(tmp_path) == rows
+    Metrics(tmp_path, 0, writes=False).add({"csim": 0.1})  # of another rank: one writes
+    assert read_metrics(tmp_path) == rows
+    again = Metrics(tmp_path, 1)
+    again.close()
+    assert read_metrics(tmp_path) == rows[:1]
+
+
 def test_a_loss_is_judged_by_the_median_of_late(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, 0)
     assert metrics.suspicion(1e9, 1.0, 10.0) is None  # nothing to compare with yet
@@ -70,3 +86,6 @@ def test_curves_are_drawn_and_none_of_nothing(tmp_path: Path) -> None:
     with Image.open(tmp_path / "curves.png") as picture:
         pixels = np.asarray(picture)
     assert (pixels < 120).any(axis=2).sum() > 500  # a line and its words
+    draw_curves([*rows[:-1], rows[-1] | {"csim": 0.4, "keypoint_error": None}], tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.height == pixels.shape[0] + 220  # one panel more

@@ -1,0 +1,239 @@
+"""Training steps: with and without caches, and with each way of forgetting activations, by turns on drawn figures."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.bench.counters import counted, flops
+from stableanimator_cli.bench.harness import interleaved
+from stableanimator_cli.bench.networks import FULL, load, model_of
+from stableanimator_cli.bench.results import Table
+from stableanimator_cli.bench.roofline import Roof, settle_of
+from stableanimator_cli.bench.training_step import filled
+from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
+from stableanimator_cli.engine.training import (
+    StepInputs,
+    TrainingParts,
+    TrainingSettings,
+    open_training,
+    step_inputs,
+    trainable_parameters,
+)
+from stableanimator_cli.engine.training_count import made_up_inputs
+from stableanimator_cli.engine.training_memory import predict
+from stableanimator_cli.engine.training_model import Dtype
+from stableanimator_cli.nets.unet import Checkpointing
+from stableanimator_cli.preprocess.truth import write_clips
+from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
+from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.train.cache import Encoders, build_cache
+from stableanimator_cli.train.dataset import Dataset, open_dataset
+from stableanimator_cli.train.loader import Loader, LoaderSettings
+
+SEED = 0
+CLIPS = 2
+UNCACHED, CACHED = "videos, encoded in each step", "cached latents and embeddings"
+WAYS: tuple[Checkpointing, ...] = ("off", "diffusers", "blocks")
+_NETWORK = "this run's own"  # in the place of a digest: the caches are gone with the run
+_HINT = "use a smaller --size or --frames, or --dtype bfloat16"
+Tick = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """``frames`` of ``size`` (width, height) in a batch of one."""
+
+    size: tuple[int, int]
+    frames: int
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames of {self.size[0]}x{self.size[1]}"
+
+
+def opened(model: ModelFolder, settings: TrainingSettings, plan: DevicePlan) -> TrainingParts:
+    """A training's parts, with random weights where ``model`` has shapes alone."""
+    if "unet" in model.files:
+        return open_training(model, settings, plan.device)
+    encoders = {
+        role: lambda role=role: load(model, role, plan.dtype).requires_grad_(False) for role in ("vae", "image_encoder")
+    }
+    return TrainingParts(
+        model=filled(model, settings, plan.device),
+        networks=Networks(encoders, plan),
+        device=plan.device,
+        fresh=(),
+        scaling=float(model.configs["vae"].get("scaling_factor", 0.18215)),
+    )
+
+
+def step(parts: TrainingParts, inputs: StepInputs, optimizer: torch.optim.Optimizer) -> Tensor:
+    """One step of a batch of one, without what is written about it; its loss."""
+    loss = parts.model(inputs).mean()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def still(parts: TrainingParts) -> torch.optim.Optimizer:
+    """An optimiser that does all its work and moves nothing, so that every round has the same weights."""
+    return torch.optim.AdamW(trainable_parameters(parts.model).values(), lr=0.0)
+
+
+def drawn_dataset(folder: Path, shape: Shape) -> Dataset:
+    """Clip folders of drawn figures at the size that is trained, as ``make puppet`` makes them."""
+    write_puppets(PuppetPlan(folder=folder / "figures", videos=CLIPS, frames=shape.frames + 2, size=shape.size))
+    face = catalogue.open_model("puppet", ["face"])
+    write_clips(folder / "figures", folder / "clips", FaceReader(face.files["face"], face.face_channel_order, "cpu"))
+    return open_dataset([folder / "clips"], least=shape.frames + 1)
+
+
+def caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roof: Roof, tick: Tick) -> Table:
+    """A whole step from clip folders: video decoded, VAE and image encoder run, or all that read from caches."""
+    settings = TrainingSettings(noise_aug=0.0, checkpointing="blocks", dtype=_type(plan))
+    with tempfile.TemporaryDirectory() as place, memory_guard("measuring training", _HINT):
+        dataset = drawn_dataset(Path(place), shape)
+        parts = opened(model, settings, plan)
+        optimizer = still(parts)
+        plain = LoaderSettings(sizes=(shape.size,), frames=shape.frames, stride=1)
+        loaders = {UNCACHED: Loader(dataset, plain, seed=SEED, batch=1)}
+        with torch.no_grad():
+            build_cache(loaders[UNCACHED].buckets, _encoders(parts), batch=4)
+        cached = LoaderSettings(
+            sizes=(shape.size,), frames=shape.frames, stride=1, vae=_NETWORK, image_encoder=_NETWORK
+        )
+        loaders[CACHED] = Loader(dataset, cached, seed=SEED, batch=1)
+        done = dict.fromkeys(loaders, 0)
+        losses: dict[str, list[float]] = {name: [] for name in loaders}
+
+        def way(name: str) -> None:
+            batch = loaders[name].batch(done[name])
+            done[name] += 1
+            losses[name].append(float(step(parts, step_inputs(parts, batch, SEED, 1), optimizer)))
+
+        work = {}
+        for name in loaders:
+            work[name] = flops(lambda name=name: way(name))
+            tick()
+        ways = {name: lambda name=name: way(name) for name in loaders}
+        timed = interleaved(ways, rounds, settle=settle_of(plan.device), tick=tick)
+    rows = []
+    for name, loader in loaders.items():
+        seconds = timed.median(name)
+        apart = [abs(a - b) / b for a, b in zip(losses[name], losses[UNCACHED], strict=True)]
+        row: dict[str, Any] = {"way": name, "s a step": seconds}
+        row |= {"times faster than encoding": timed.ratio(UNCACHED, name) if name != UNCACHED else None}
+        row |= {"TFLOP": work[name] / 1e12, "% of roof": roof.share(work[name], seconds)}
+        row |= {"frames decoded a step": loader.calls["frames_decoded"] / done[name]}
+        row |= {"greatest error of a loss / loss": max(apart)}
+        rows.append(row)
+    return Table(
+        title=f"Training step of {model.name}, {shape}, {settings.train}, {settings.dtype}, by what it reads",
+        rows=rows,
+        note=f"From clip folders to moved weights, a batch of one, checkpointing {settings.checkpointing}, nothing "
+        f"loaded ahead. {rounds} round(s), by turns, both ways on the same clips, frames and noise.",
+    )
+
+
+def checkpointing(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roof: Roof, tick: Tick) -> Table:
+    """The same step with nothing computed twice, with diffusers' checkpoints, and with ours."""
+    with memory_guard("measuring checkpointing", _HINT):
+        parts = opened(model, TrainingSettings(dtype=_type(plan)), plan)
+        optimizer = still(parts)
+        inputs = made_up_inputs(parts.model, 1, shape.frames, shape.size, plan.device)
+        learning = list(trainable_parameters(parts.model).values())
+
+        def ready(way: str) -> None:
+            parts.model.unet.checkpointing = cast(Checkpointing, way)
+
+        def gradients() -> Tensor:
+            parts.model(inputs).mean().backward()
+            found = torch.cat([p.grad.float().flatten() for p in learning if p.grad is not None])
+            optimizer.zero_grad(set_to_none=True)
+            return found
+
+        def one() -> None:
+            parts.model(inputs).mean().backward()
+            optimizer.zero_grad(set_to_none=True)
+
+        costs, errors = {}, {}
+        ready("off")
+        expected = gradients()
+        for name in WAYS:
+            ready(name)
+            errors[name] = float((gradients() - expected).abs().max() / expected.abs().max())
+            gc.collect()
+            costs[name] = counted(one)
+            tick()
+        del expected
+        ways: dict[str, Callable[[], object]] = {name: lambda: step(parts, inputs, optimizer) for name in WAYS}
+        timed = interleaved(ways, rounds, before=ready, settle=settle_of(plan.device), tick=tick)
+    rows = []
+    for name in WAYS:
+        seconds, cost = timed.median(name), costs[name]
+        row: dict[str, Any] = {"checkpointing": name, "s a step": seconds}
+        row |= {"times faster than off": timed.ratio("off", name) if name != "off" else None}
+        row |= {"TFLOP": cost.flops / 1e12, "% of roof": roof.share(cost.flops, seconds)}
+        row |= {"MiB alive": cost.bytes / 2**20, "of diffusers'": cost.bytes / costs["diffusers"].bytes}
+        row |= {"greatest error of a gradient / greatest gradient": errors[name]}
+        rows.append(row)
+    return Table(
+        title=f"Checkpointing, {model.name}, {shape}, {parts.settings.train}, {parts.settings.dtype}",
+        rows=rows,
+        note="Bytes of what forward and backward make, gradients among it, beside weights and inputs: counted. "
+        f"{rounds} round(s), by turns.",
+    )
+
+
+def counted_full(shape: Shape, tick: Tick) -> Table:
+    """What each way of checkpointing keeps alive in the released shapes: counted on the ``meta`` device."""
+    model, rows = model_of(FULL), []
+    for name in WAYS:
+        settings = TrainingSettings(checkpointing=name, dtype="bfloat16")
+        planned = predict(model, settings, size=shape.size, frames=shape.frames)
+        with FlopCounterMode(display=False) as work:
+            predict(model, settings, size=shape.size, frames=shape.frames)
+        row: dict[str, Any] = {"checkpointing": name, "TFLOP": work.get_total_flops() / 1e12}
+        row |= {"GiB alive": planned.step / 2**30}
+        row |= {"GiB with weights and optimiser, of a card": planned.total / 2**30}
+        rows.append(row)
+        tick()
+    for row in rows:
+        row["of diffusers'"] = row["GiB alive"] / rows[WAYS.index("diffusers")]["GiB alive"]
+    return Table(
+        title=f"Checkpointing, released shapes, {shape}, attentions, bfloat16",
+        rows=rows,
+        note="Counted, not computed; a card's fused attention is taken for granted.",
+    )
+
+
+def _encoders(parts: TrainingParts) -> Encoders:
+    """VAE and image encoder of a training, for its caches."""
+
+    def latents(pixels: Tensor) -> Tensor:
+        with parts.networks.resident("vae"):
+            vae = parts.networks["vae"]
+            return vae.encode(pixels.to(parts.device, vae.dtype)).latent_dist.parameters.float()
+
+    def tokens(pixels: Tensor) -> Tensor:
+        with parts.networks.resident("image_encoder"):
+            encoder = parts.networks["image_encoder"]
+            return encoder(pixel_values=pixels.to(parts.device, encoder.dtype)).image_embeds.float()
+
+    return Encoders(latents=latents, vae=_NETWORK, tokens=tokens, image_encoder=_NETWORK)
+
+
+def _type(plan: DevicePlan) -> Literal["float32", "bfloat16", "float16"]:
+    return cast(Dtype, str(plan.dtype).removeprefix("torch."))

@@ -1,0 +1,49 @@
+"""``sa bench train``, as small as it goes: what is counted and how near the ways are; seconds are not looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from stableanimator_cli.bench import training
+from stableanimator_cli.bench.networks import model_of
+from stableanimator_cli.bench.roofline import Roof
+from tests.tiny import CPU
+
+ROOF = Roof(torch.float32, 10.0, 10.0)
+
+
+def still() -> None:
+    pass
+
+
+def test_a_cached_step_is_the_same_step_with_less_to_do(tiny_model: Path):
+    shape = training.Shape(size=(64, 64), frames=2)
+    table = training.caching(model_of(str(tiny_model)), CPU, shape, 1, ROOF, still)
+    encoding, cached = table.rows
+    assert [row["frames decoded a step"] for row in table.rows] == [3, 0]  # two and the reference
+    assert cached["TFLOP"] < encoding["TFLOP"]
+    assert encoding["greatest error of a loss / loss"] == 0
+    assert 0 < cached["greatest error of a loss / loss"] < 1e-2  # caches are float16
+    assert encoding["times faster than encoding"] is None
+    assert cached["times faster than encoding"].value > 0
+
+
+def test_forgetting_keeps_the_gradients_and_costs_work(tiny_model: Path):
+    shape = training.Shape(size=(64, 96), frames=4)
+    table = training.checkpointing(model_of(str(tiny_model)), CPU, shape, 1, ROOF, still)
+    off, diffusers, blocks = table.rows
+    assert blocks["MiB alive"] < diffusers["MiB alive"] < off["MiB alive"]
+    assert off["TFLOP"] < diffusers["TFLOP"] < blocks["TFLOP"]
+    assert diffusers["of diffusers'"] == 1
+    assert max(row["greatest error of a gradient / greatest gradient"] for row in table.rows) < 1e-5
+
+
+def test_released_shapes_are_counted(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training, "model_of", lambda _: model_of(str(tiny_model)))
+    table = training.counted_full(training.Shape(size=(128, 128), frames=4), still)
+    off, diffusers, blocks = (row["of diffusers'"] for row in table.rows)
+    assert blocks < diffusers == 1 < off
+    assert table.rows[2]["TFLOP"] > table.rows[0]["TFLOP"]

@@ -149,13 +149,15 @@ class AblationConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryConfig:
     """What makes it fit. ``micro`` samples a rank go through the networks at once, their gradients are added up; None
-    is all of them. ``fit`` bytes: choose ``checkpointing`` and ``micro`` so that the plan stays below it."""
+    is all of them. ``fit`` bytes: choose ``checkpointing`` and ``micro`` so that the plan stays below it. ``sharding``
+    full gives each of several processes a piece of weights, gradients, moments and average (FSDP2) instead of all."""
 
     checkpointing: Literal["off", "blocks", "diffusers"] = option("--checkpointing", "blocks")
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto")
     micro: int | None = option("--micro-batch", None)
     lora_rank: int = option("--lora-rank", 16)
     fit: int | None = option("--fit", None, parse=parse_bytes)
+    sharding: Literal["off", "full"] = option("--sharding", "off")
 
     def __post_init__(self) -> None:
         refuse_bad_choices(self)
@@ -166,9 +168,12 @@ class MemoryConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW as upstream sets it. ``clip`` is the largest gradient norm, 0 for none; ``ema`` the share that the moving
-    average keeps a step, 0 for no average; ``spike`` stops the run where a loss is so many times the running median."""
+    """AdamW as upstream sets it, or ``muon`` for matrices and AdamW for the rest (``train/optimizer``: learns in fewer
+    steps where networks begin from nothing). ``clip`` is the largest gradient norm, 0 for none; ``ema`` the share that
+    the moving average keeps a step, 0 for no average; ``spike`` stops the run where a loss is so many times the running
+    median."""
 
+    kind: Literal["adamw", "muon"] = option("optimizer.kind", "adamw")
     beta1: float = option("optimizer.beta1", 0.9)
     beta2: float = option("optimizer.beta2", 0.999)
     decay: float = option("optimizer.decay", 1e-2)
@@ -178,6 +183,7 @@ class OptimizerConfig:
     spike: float = option("--spike", 50.0)
 
     def __post_init__(self) -> None:
+        refuse_bad_choices(self)
         for name in ("beta1", "beta2"):
             refuse_unless(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "0 to less than 1")
         refuse_unless(0 <= self.decay <= 1, "optimizer.decay", self.decay, "0 to 1")
@@ -306,7 +312,17 @@ class TrainConfig:
 
 _OF_STAGES = ("steps", "epochs", "sizes", "frames", "batch", "rate", "warmup", "schedule", "train")
 
-FREE = ("output", "device", "track", "saving", "validation", "data.workers", "data.ram_mb", "optimizer.spike")
+FREE = (
+    "output",
+    "device",
+    "track",
+    "saving",
+    "validation",
+    "data.workers",
+    "data.ram_mb",
+    "optimizer.spike",
+    "memory.sharding",
+)
 """What may differ where a run is gone on with: it decides no number of the training."""
 
 

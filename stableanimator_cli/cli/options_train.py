@@ -217,6 +217,16 @@ FitOpt = Annotated[
         help="Choose checkpointing and micro-batch so that the plan fits into so much memory. Default: as given.",
     ),
 ]
+ShardingOpt = Annotated[
+    Literal["off", "full"] | None,
+    typer.Option(
+        "--sharding",
+        rich_help_panel=MEMORY,
+        help=says(
+            "full: each process of torchrun holds a piece of weights, gradients and moments.", MemoryConfig, "sharding"
+        ),
+    ),
+]
 
 StrideOpt = Annotated[
     int | None,

@@ -4,7 +4,7 @@ network of any size is counted in seconds on any machine."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,23 +19,34 @@ _MATRIX = ("linear", "conv2d", "conv3d")  # what autocast computes in half preci
 _NORM = ("group_norm", "layer_norm")  # what ``mixed_norms`` computes in the input's type
 
 
-def step_bytes(model: TrainingModel, inputs: StepInputs) -> int:
-    """Most bytes that forward and backward hold at once beside weights and inputs: gradients, casts, activations."""
+def step_bytes(model: TrainingModel, inputs: StepInputs, *, shared: bool = False) -> int:
+    """Most bytes that forward and backward hold at once beside weights and inputs: gradients, casts, activations.
+    Where gradients are ``shared`` each is gone as soon as it is there, in pieces to the ranks."""
     for parameter in model.parameters():
         parameter.grad = None
-    with AliveBytes() as counted:
-        model(inputs).mean().backward()
+    with ExitStack() as hooks:
+        for parameter in model.parameters() if shared else ():
+            if parameter.requires_grad:
+                hooks.callback(parameter.register_post_accumulate_grad_hook(_forget).remove)
+        with AliveBytes() as counted:
+            model(inputs).mean().backward()
     for parameter in model.parameters():
         parameter.grad = None
     return counted.peak
 
 
-def meta_step_bytes(model: TrainingModel, batch: int, frames: int, size: tuple[int, int]) -> int:
+def _forget(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def meta_step_bytes(
+    model: TrainingModel, batch: int, frames: int, size: tuple[int, int], *, shared: bool = False
+) -> int:
     """``step_bytes`` of a model on the ``meta`` device at a size (width, height), as a card with a fused attention
     kernel would run it."""
     inputs = made_up_inputs(model, batch, frames, size, torch.device("meta"))
     with _as_on_a_card(DTYPES[model.settings.dtype] if model.settings.dtype != "float32" else None):
-        return step_bytes(model, inputs)
+        return step_bytes(model, inputs, shared=shared)
 
 
 def made_up_inputs(

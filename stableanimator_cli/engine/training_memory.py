@@ -16,6 +16,7 @@ from stableanimator_cli.engine.device import DTYPES
 from stableanimator_cli.engine.training_choice import with_lora
 from stableanimator_cli.engine.training_count import bytes_of, meta_step_bytes
 from stableanimator_cli.engine.training_model import TrainingModel, TrainingSettings
+from stableanimator_cli.engine.training_shards import units
 from stableanimator_cli.engine.weights import builders
 from stableanimator_cli.errors import OutOfMemory
 from stableanimator_cli.nets.unet import Checkpointing
@@ -70,10 +71,13 @@ def predict(
     cached: bool = True,
     ema: bool = False,
     ranks: int = 1,
+    sharded: bool = False,
     on_cpu: bool = False,
 ) -> MemoryPlan:
     """``micro`` samples of ``frames`` at ``size`` (width, height) go through the networks at once on each of ``ranks``
-    devices (DDP: each holds everything, and its buckets hold the gradients once more).
+    devices (DDP: each holds everything, and its buckets hold the gradients once more; ``sharded``: each holds a piece,
+    and beside it what ``training_shards`` gathers: what is in no unit, and of the largest unit the weights twice, as
+    the next one is fetched ahead, and the gradients).
 
     Only the folder's configs are read. A card with a fused attention kernel is assumed; ``on_cpu`` leaves out what
     CUDA itself takes. Counting takes a few seconds at full size.
@@ -81,12 +85,20 @@ def predict(
     network = skeleton(model, settings)
     learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
     gradients = 4 * learning
-    step = meta_step_bytes(network, micro, frames, size)
-    step = max(step, 2 * gradients)  # AdamW's step over all tensors at once needs as much again as the gradients
-    weights, optimizer, average = bytes_of(network), 8 * learning, 4 * learning * ema
-    encoders = 0 if cached else _encoders(model, settings)
-    if ranks > 1:
+    pieces = ranks if sharded else 1
+    whole = bytes_of(network)
+    weights, optimizer, average = (part // pieces for part in (whole, 8 * learning, 4 * learning * ema))
+    step = meta_step_bytes(network, micro, frames, size, shared=sharded)
+    if sharded:
+        alone = [bytes_of(unit) for unit in units(network)]
+        step += gradients // pieces + whole - sum(alone) + 3 * max(alone)
+    # AdamW's step over all tensors at once needs as much again as the gradients
+    step = max(step, 2 * gradients // pieces)
+    if sharded:
+        step = max(step, whole - weights - optimizer - average)  # each rank reads the whole before it keeps its piece
+    elif ranks > 1:
         step += gradients
+    encoders = 0 if cached else _encoders(model, settings)
     used = weights + optimizer + average + encoders + step
     return MemoryPlan(
         settings=settings,
@@ -111,6 +123,7 @@ def choose(
     cached: bool = True,
     ema: bool = False,
     ranks: int = 1,
+    sharded: bool = False,
     on_cpu: bool = False,
 ) -> MemoryPlan:
     """The quickest way to make the same training fit into ``limit`` bytes.
@@ -125,7 +138,16 @@ def choose(
     def planned(checkpointing: Checkpointing, micro: int) -> MemoryPlan:
         again = replace(settings, checkpointing=checkpointing)
         return predict(
-            model, again, size=size, frames=frames, micro=micro, cached=cached, ema=ema, ranks=ranks, on_cpu=on_cpu
+            model,
+            again,
+            size=size,
+            frames=frames,
+            micro=micro,
+            cached=cached,
+            ema=ema,
+            ranks=ranks,
+            sharded=sharded,
+            on_cpu=on_cpu,
         )
 
     ones = []

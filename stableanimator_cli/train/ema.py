@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from stableanimator_cli.engine.training_shards import spread
+
 
 class Average:
     """Keeps ``decay`` of itself a step, less at first: min(decay, (1 + n) / (10 + n)) after n steps.
@@ -19,8 +21,8 @@ class Average:
         self.values: dict[str, Tensor] = {}
 
     def on(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Move the values to where the parameters are."""
-        self.values = {name: value.to(parameters[name].device) for name, value in self.values.items()}
+        """Move the values to where the parameters are, in pieces where they are."""
+        self.values = {name: spread(value, parameters[name]) for name, value in self.values.items()}
 
     @torch.no_grad()
     def follow(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:

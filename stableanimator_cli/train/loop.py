@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from stableanimator_cli.config_train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import memory_guard
+from stableanimator_cli.engine.training_shards import gathered, shard, spread_state
 from stableanimator_cli.errors import BadInput, Interrupted
 from stableanimator_cli.talk import Talk
 from stableanimator_cli.train.checkpoint import State
 from stableanimator_cli.train.ema import Average
+from stableanimator_cli.train.optimizer import optimizer_of
 from stableanimator_cli.train.schedule import rate_of
 from stableanimator_cli.train.tracking import Metrics, bad_batch
 
@@ -60,10 +62,11 @@ class Place:
 
 @dataclass(slots=True, kw_only=True)
 class Hooks:
-    """What the loop asks for: a stage opened, a checkpoint written (by one rank), and what follows it."""
+    """What the loop asks for: a stage opened, a checkpoint written (by one rank; what validation then measured, or None
+    without one), and whether one is due."""
 
     open_stage: Callable[[int], OpenStage]
-    save: Callable[[Place, dict[str, dict[str, Tensor]], State], None]
+    save: Callable[[Place, dict[str, dict[str, Tensor]], State], Mapping[str, float | None] | None]
     wants: Callable[[Place, bool], bool]
 
 
@@ -108,27 +111,27 @@ class Loop:
 
     def _stage(self, stage: StageConfig, show: Callable[..., None]) -> None:
         self.accelerator.free_memory()
-        self.touched = {name: value.cpu() for name, value in self.touched.items()}
+        self.touched = {name: value.cpu() for name, value in gathered(self.touched).items()}
         with memory_guard("loading the networks", HINT):
             opened = self.hooks.open_stage(self.place.stage)
         parameters = dict(opened.model.named_parameters())
         _restore(parameters, self.touched)
+        ranks = self.accelerator.num_processes
+        sharded = ranks > 1 and self.config.memory.sharding == "full"
+        if sharded:
+            with memory_guard("cutting the networks into pieces", HINT):
+                shard(opened.model, torch.device(self.accelerator.device))
+            parameters = dict(opened.model.named_parameters())
         for name in self.touched:
             self.touched[name] = parameters[name].detach()
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         self.touched |= {name: parameter.detach() for name, parameter in trained.items()}
         self.average.on(parameters)
         settings = self.config.optimizer
-        wrapped = self.accelerator.prepare_model(opened.model) if self.accelerator.num_processes > 1 else opened.model
-        optimizer = torch.optim.AdamW(
-            list(trained.values()),
-            lr=stage.rate,
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.epsilon,
-            weight_decay=settings.decay,
-        )
+        wrapped = self.accelerator.prepare_model(opened.model) if ranks > 1 and not sharded else opened.model
+        optimizer = optimizer_of(settings, stage.rate, trained.values())
         if self.optimizer_state is not None:
-            optimizer.load_state_dict(dict(self.optimizer_state))
+            optimizer.load_state_dict(spread_state(self.optimizer_state, list(trained.values())))
             self.optimizer_state = None
         wrapped.train()
         share = stage.batch // self.accelerator.num_processes
@@ -168,6 +171,7 @@ class Loop:
         found: list[Tensor] = []
         for start in range(0, share, size):
             part = batch if size >= share else piece(batch, start, min(start + size, share))
+            # in pieces no rank has room for gradients that are not shared: there ``no_sync`` does nothing
             shared = start + size >= share or self.accelerator.num_processes == 1
             with nullcontext() if shared else self.accelerator.no_sync(wrapped), memory_guard("a training step", HINT):
                 losses = wrapped(opened.inputs(part))
@@ -193,7 +197,7 @@ class Loop:
         self.scaler.unscale_(optimizer)
         given = [parameter for parameter in trained.values() if parameter.grad is not None]
         limit = self.config.optimizer.clip or math.inf
-        norm = float(nn.utils.clip_grad_norm_(given, limit))
+        norm = float(gathered(nn.utils.clip_grad_norm_(given, limit)))
         # float16 looks for its scale by overflowing: the step is left out, and that is no fault
         looking = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         seen = 0.0 if looking and not math.isfinite(norm) else norm
@@ -212,17 +216,25 @@ class Loop:
 
     def _save(self, opened: OpenStage, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            tensors = opened.export(self.average.values)
+        main = self.accelerator.is_main_process
+        weights = gathered(dict(opened.model.named_parameters()), keep=main)
+        average = gathered(self.average.values, keep=main)
+        moments = gathered(optimizer.state_dict(), keep=main)
+        if main:
+            tensors = opened.export({**weights, **average})
             progress = {"place": {key.name: getattr(self.place, key.name) for key in fields(Place)}}
             state = State(
                 progress=progress,
-                weights=self.touched,
-                average=self.average.values,
-                optimizer=optimizer.state_dict(),
+                weights={name: weights[name].detach() for name in self.touched},
+                average=average,
+                optimizer=moments,
                 scaler=self.scaler.state_dict() if self.scaler.is_enabled() else {},
             )
-            self.hooks.save(self.place, _cast(tensors, self.config.saving.weights), state)
+            measured = self.hooks.save(self.place, _cast(tensors, self.config.saving.weights), state)
+            if measured is not None:
+                self.metrics.add(measured)
+                known = {name: value for name, value in measured.items() if value is not None}
+                self.accelerator.log(known, step=self.place.step)
         self.accelerator.wait_for_everyone()
 
 

@@ -101,6 +101,7 @@ def _given(config: TrainConfig, stage: StageConfig, ranks: int) -> dict[str, Any
         "cached": cached,
         "ema": config.optimizer.ema > 0,
         "ranks": ranks,
+        "sharded": config.memory.sharding == "full",
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from stableanimator_cli.config import DeviceConfig
 from stableanimator_cli.config import parse_size as read_size
 from stableanimator_cli.config_train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.parallel import rank_here, world_here
 from stableanimator_cli.engine.training import export_configs
 from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import ConfigError
@@ -64,12 +64,13 @@ def run(
         return _export(flags, resumed, export)
     if resumed is None:
         config = resume.new_config(flags, config_file)
-        if os.environ.get("RANK", "0") == "0":  # others may look when the first has begun
+        if rank_here() == 0:  # others may look when the first has begun
             resume.check_new(config.output)
     else:
         config = resume.resumed_config(resumed, flags, config_file)
+    _check_sharding(config, world_here(), run_folder=resumed)
     if plan_only:
-        return _plan(config, fresh=resumed is None, talk=talk)
+        return _plan(config, fresh=resumed is None, talk=talk) if rank_here() == 0 else None
     accelerator = _accelerator(config)
     if not accelerator.is_main_process:
         _train(config, accelerator, Silent(), fresh=resumed is None)
@@ -94,9 +95,11 @@ def _plan(config: TrainConfig, *, fresh: bool, talk: Talk) -> TrainPlan:
     model = base.open_base(named, config.from_scratch or ())
     if fresh:
         config = _settled(config, named, model)
+    _check_ranks(config, world_here())
     dataset = _dataset(config, model, talk)
     config = _counted(config, dataset)
-    return TrainPlan.of(fitted(config, model, ranks=1) if fresh else config, model, dataset)
+    ranks = world_here()
+    return TrainPlan.of(fitted(config, model, ranks=ranks) if fresh else config, model, dataset, ranks=ranks)
 
 
 def _dataset(config: TrainConfig, model: ModelFolder, talk: Talk) -> Dataset:
@@ -194,7 +197,7 @@ class _Keeper:
         due = place.step % self.config.validation.every == 0 or place.step == self.total
         return self.held_out is not None and due and not stage.image_only
 
-    def save(self, place: Place, tensors: dict[str, dict[str, Tensor]], state: State) -> None:
+    def save(self, place: Place, tensors: dict[str, dict[str, Tensor]], state: State) -> dict[str, float | None] | None:
         config, run_folder = self.config, self.config.output
         progress = {**state.progress, "config": resume.as_json(config), "dataset": self.dataset}
         stage = (config.stage or ())[place.stage]
@@ -207,11 +210,15 @@ class _Keeper:
             training=training_table(config, stage, place),
         )
         folder = checkpoint.save(run_folder, place.step, tensors, card, replace(state, progress=progress))
+        measured = None
         if self.held_out is not None and self._validates(place):
             row = validate(config, stage, folder, place.step, self.held_out, self.device, self.talk)
-            self.talk.note(f"step {place.step}: csim {row['csim']}, key-point error {row['keypoint_error']}")
+            measured = {name: row[name] for name in ("csim", "keypoint_error")}
+            csim, error = ("none" if value is None else f"{value:.3f}" for value in measured.values())
+            self.talk.note(f"step {place.step}: csim {csim}, key-point error {error} of the picture's side")
         checkpoint.tidy(run_folder, config.saving.keep)
         draw_curves(read_metrics(run_folder), run_folder / CURVES)
+        return measured
 
 
 def defaults_of(config: TrainConfig) -> dict[str, Any]:
@@ -279,6 +286,24 @@ def _settled(config: TrainConfig, named: str, model: ModelFolder) -> TrainConfig
     dtype = str(plan.dtype).removeprefix("torch.")
     place = str(Path(named).resolve()) if named not in catalogue.names() else named
     return replace(config, model=place, memory=replace(config.memory, dtype=dtype))
+
+
+def _check_sharding(config: TrainConfig, world: int, run_folder: Path | None) -> None:
+    """Pieces want somebody to share them with, and an optimiser that looks at no more than its own."""
+    if config.memory.sharding == "off":
+        return
+    if world == 1:
+        given = "DATASET -o RUN" if run_folder is None else f"--resume {run_folder}"
+        raise ConfigError(
+            "--sharding",
+            "full",
+            "off, as there is one process",
+            hint=f"add --sharding off, or start several: "
+            f"torchrun --nproc-per-node 2 -m stableanimator_cli train {given} --sharding full",
+        )
+    if config.optimizer.kind != "adamw":
+        hint = "use optimizer.kind adamw, or --sharding off"
+        raise ConfigError("optimizer.kind", config.optimizer.kind, "adamw with --sharding full", hint=hint)
 
 
 def _check_ranks(config: TrainConfig, world: int) -> None:

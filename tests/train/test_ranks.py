@@ -25,10 +25,10 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
-def in_ranks(world: int, words: list[str]) -> list[str]:
-    """What the processes of ``sa train`` said on stdout, started as torchrun starts them."""
+def start_ranks(world: int, words: list[str]) -> list[subprocess.Popen[str]]:
+    """The processes of ``sa train``, started as torchrun starts them."""
     port = free_port()
-    children = [
+    return [
         subprocess.Popen(
             [sys.executable, "-m", "stableanimator_cli", *words],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -38,8 +38,12 @@ def in_ranks(world: int, words: list[str]) -> list[str]:
         )
         for rank in range(world)
     ]  # fmt: skip
+
+
+def in_ranks(world: int, words: list[str]) -> list[str]:
+    """What they said on stdout."""
     said = []
-    for child in children:
+    for child in start_ranks(world, words):
         out, err = child.communicate(timeout=580)
         assert child.returncode == 0, err[-3000:]
         said.append(out)

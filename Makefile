@@ -13,7 +13,7 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: demo test lint completions puppet puppet-detectors puppet-vae puppet-figures
+.PHONY: demo test lint completions puppet puppet-detectors puppet-vae puppet-figures ablations ablation-tables
 
 demo: $(STAMP)
 	$(BIN)/sa demo
@@ -49,6 +49,16 @@ puppet-figures: $(STAMP)
 	$(BIN)/python -m stableanimator_cli.bench.puppet_figures
 	$(BIN)/python -m stableanimator_cli.bench.puppet_decoder
 	$(BIN)/python -m stableanimator_cli.bench.puppet_model --swap
+
+# Seven variants of models/puppet, an equal budget of further steps each, and the paper's tables of them. Cut either at
+# will: the same command goes on. More: make ablations ABLATIONS=runs/mine ABLATION_FLAGS='--data CLIPS --steps 300'
+ABLATIONS ?= runs/ablations
+ABLATION_FLAGS ?=
+ablations: $(STAMP)
+	$(BIN)/python -m stableanimator_cli.bench.ablations $(ABLATIONS) $(ABLATION_FLAGS)
+
+ablation-tables: $(STAMP)
+	$(BIN)/python -m stableanimator_cli.bench.ablations $(ABLATIONS) --tables $(ABLATION_FLAGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \

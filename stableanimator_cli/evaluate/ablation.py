@@ -1,14 +1,15 @@
 """``--ablation``: variants from their model folders, several sampling seeds each, beside the paper's numbers.
 
-A folder a variant under ``--variants``, named as in ``tables.ABLATIONS`` (``ours``, ``addition`` ...).
-Trained variants are model folders of their own; only one is made of ``ours`` by a switch at inference, where
-it has no folder: ``no-optimization`` (face optimisation off).
+A folder a variant under ``--variants``, named as in ``tables.ABLATIONS`` (``ours``, ``addition`` ...). A variant is a
+training of its own. Two things alone are switched at inference: face optimisation (off for what stands in place of
+StableAnimator's ways to keep a face, and for ``no-optimization``, which is ``ours`` without it), and the face paste,
+which is a post-processing by nature (``face-paste`` is ``no-face`` with the reference's face pasted on).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,34 @@ from stableanimator_cli.evaluate.bench import ROLES, networks_of
 from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.cases import find_cases
 from stableanimator_cli.evaluate.compare import Measured, measuring
+from stableanimator_cli.evaluate.face_paste import pasted
 from stableanimator_cli.evaluate.scores import Row, Scores, Table
-from stableanimator_cli.evaluate.tables import ABLATIONS, METRICS, ablation
+from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF, METRICS, ablation
 from stableanimator_cli.metrics.bootstrap import interval
 from stableanimator_cli.talk import Talk
 
 OURS = "ours"
-SWITCHED: Mapping[str, Mapping[str, Any]] = {"no-optimization": {"refine_face": "off"}}
-"""Variants that are ``ours`` with a switch at inference, and the flags of ``sa animate`` that make them."""
+WITHOUT_OPTIMISATION = frozenset(
+    {"no-optimization", "no-face", "ip-adapter", "face-paste", "magic-ip", "magic-face-paste", "magic-fe-id"}
+)
+PASTED = frozenset({"face-paste", "magic-face-paste"})
 
 
-def find_variants(config: EvaluateConfig) -> dict[str, tuple[Path, Mapping[str, Any]]]:
-    """Variant -> (its model folder, flags of the animation), in the table's order; those without a folder are left out.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One row: its model folder, flags of the animation, whether faces are pasted afterwards, and the variant whose
+    videos it shares (its own name where it has a folder or other flags)."""
 
-    ``BadInput`` where there is none at all, or a folder bears a name that the table does not have.
+    folder: Path
+    flags: Mapping[str, Any]
+    paste: bool
+    animated: str
+
+
+def find_variants(config: EvaluateConfig) -> dict[str, Variant]:
+    """Variants by name, in the table's order; those that cannot be made are left out.
+
+    ``BadInput`` where there is none at all, or a folder bears a name that no table has.
     """
     assert config.variants is not None
     assert config.ablation is not None
@@ -49,11 +64,14 @@ def find_variants(config: EvaluateConfig) -> dict[str, tuple[Path, Mapping[str, 
     strange = [name for name in here if name not in every]
     if strange:
         raise BadInput(folder / strange[0], "a model folder of that name", f"one of {names}")
-    found = {
-        name: (here[name], {}) if name in here else (here[OURS], SWITCHED[name])
-        for name in known
-        if name in here or (name in SWITCHED and OURS in here)
-    }
+    found = {}
+    for name in known:
+        source = name if name in here else MADE_OF.get(name)
+        if source in here:
+            off = name in WITHOUT_OPTIMISATION
+            shared = source if off == (source in WITHOUT_OPTIMISATION) else name
+            flags = {"refine_face": "off"} if off else {}
+            found[name] = Variant(folder=here[source], flags=flags, paste=name in PASTED, animated=str(shared))
     if not found:
         raise BadInput(folder, f"no model folder with a {FILE_NAME}", f"one or more of {names}")
     return found
@@ -65,21 +83,24 @@ def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores
     assert output is not None
     assert table is not None
     variants = find_variants(config)
-    first = catalogue.open_model(variants.get(OURS, next(iter(variants.values())))[0], ROLES)
+    first = catalogue.open_model(variants.get(OURS, next(iter(variants.values()))).folder, ROLES)
     if config.bench is None:
         config = replace(config, bench="puppet")
     cases = [case for case in find_cases(config, first, output / "data", talk) if case.truth is not None]
     bench = measuring(config, talk, networks=networks_of(config), model=first)
     by_seed: dict[str, list[Measured]] = {}
-    for variant, (folder, flags) in variants.items():
-        model = catalogue.open_model(folder, ROLES)
+    for name, variant in variants.items():
+        model = catalogue.open_model(variant.folder, ROLES)
         for seed in config.seeds:
             animator = Animator(
-                model=model, name=str(folder), animate=animate, settings=config.animate,
-                flags={**flags, "seed": seed}, talk=talk,
+                model=model, name=str(variant.folder), animate=animate, settings=config.animate,
+                flags={**variant.flags, "seed": seed}, talk=talk,
             )  # fmt: skip
-            pairs = animator.animated(cases, output / "animated" / variant / f"seed-{seed}")
-            by_seed.setdefault(variant, []).append(bench.measure(pairs))
+            pairs = animator.animated(cases, output / "animated" / variant.animated / f"seed-{seed}")
+            if variant.paste:
+                assert bench.observer.reader is not None  # its files are among ROLES
+                pairs = pasted(pairs, output / "animated" / name / f"seed-{seed}", bench.observer.reader, talk)
+            by_seed.setdefault(name, []).append(bench.measure(pairs))
     shown = {variant: _over_seeds(runs, config) for variant, runs in by_seed.items()}
     tables: list[Table] = [
         ablation(table, shown),
@@ -133,6 +154,14 @@ def _notes(config: EvaluateConfig, rules: str, by_seed: Mapping[str, Sequence[Me
         if idle
         else []
     )
+    if "face-paste" in by_seed:
+        notes.append(
+            "Face paste stands in the row of FaceFusion, a program that is not here: the reference's face by five "
+            "landmarks onto the videos of w/o Face, with a soft edge."
+        )
+    off = [ABLATIONS[str(config.ablation)][name][0] for name in by_seed if name in WITHOUT_OPTIMISATION]
+    if off:
+        notes.append(f"animated without face optimisation: {', '.join(off)}.")
     return [
         *notes,
         f"measured rows: bench {config.bench}, protocol {rules}, mean over the sampling seeds {seeds}: noise of "

@@ -83,6 +83,14 @@ ABLATIONS: Mapping[str, Mapping[str, tuple[str, tuple[float, ...]]]] = {
     },
 }
 """Table -> variant (the name of its model folder) -> (name in the paper, its numbers on Unseen100)."""
+MADE_OF: Mapping[str, str] = {"no-optimization": "ours", "face-paste": "no-face"}
+"""Variants that need no folder of their own, and the one that they are made of."""
+OWN_TITLES: Mapping[str, str] = {
+    "ip-adapter": "IP-Adapter-style",
+    "face-paste": "Face paste",
+    "magic-face-paste": "Magic + face paste",
+}
+"""What measured rows are called where ours is not the thing that the paper's name means."""
 ABLATION_COLUMNS = ("L1", "PSNR", "SSIM", "LPIPS", "CSIM", "FVD")
 
 TABLE6: Mapping[str, tuple[float, float, float, float]] = {
@@ -141,11 +149,12 @@ def ablation(table: str, measured: Mapping[str, tuple[Mapping[str, Row], Mapping
     intervals by metric); a variant without a model folder has only its published line."""
     lines = []
     for variant, (title, published) in ABLATIONS[table].items():
+        own = OWN_TITLES.get(variant, title)
         if variant in measured:
             rows, intervals = measured[variant]
-            lines.append([title, *(ours_cell(rows, column, intervals) for column in ABLATION_COLUMNS)])
+            lines.append([own, *(ours_cell(rows, column, intervals) for column in ABLATION_COLUMNS)])
         else:
-            lines.append([f"{title}: no folder {variant}/", *["" for _ in ABLATION_COLUMNS]])
+            lines.append([f"{own}: no folder {MADE_OF.get(variant, variant)}/", *["" for _ in ABLATION_COLUMNS]])
         shown = [_cell(COLUMNS.index(column), value) for column, value in zip(ABLATION_COLUMNS, published, strict=True)]
         lines.append([f"{title} {PUBLISHED}", *shown])
     return f"Table {table[5:]} († published, on Unseen100)", ["variant", *ABLATION_COLUMNS], lines

@@ -218,6 +218,26 @@ def test_an_ablation_scores_each_variant_with_each_seed(tmp_path: Path) -> None:
     assert any("sampling seeds 0, 1, 2" in row[0] for row in scores.tables[1][2])
 
 
+def test_a_pasted_face_shares_the_videos_of_no_face(tmp_path: Path) -> None:
+    variants = tmp_path / "variants"
+    shutil.copytree(catalogue.shipped() / "puppet", variants / "no-face")
+    animate = Copying(tmp_path / "out" / "data" / "puppets", amount=40)
+    flags = {"model": None, "output": tmp_path / "out", "ablation": "table3", "variants": variants}
+    scores = _run(animate, **flags, figures=2, length=3)
+    assert {Path(call["output"]).parent.parent.name for call in animate.calls} == {"no-face"}
+    assert {call["refine_face"] for call in animate.calls} == {"off"}
+    assert len(animate.calls) == 6
+    measured = [row[0] for row in scores.tables[0][2] if not row[0].endswith("†")]
+    assert measured == ["w/o Face", "IP-Adapter-style: no folder ip-adapter/", "Face paste", "Ours: no folder ours/"]
+    told = json.loads((scores.output / "scores.json").read_text())["variants"]
+    assert told["face-paste"][0]["psnr"]["value"] != told["no-face"][0]["psnr"]["value"]
+    beside = tmp_path / "out" / "animated" / "face-paste" / "seed-2" / "00001.json"
+    assert 0 < json.loads(beside.read_text())["face_paste"]["pasted"] <= 3
+    notes = " ".join(row[0] for row in scores.tables[1][2])
+    assert "Face paste stands in the row of FaceFusion" in notes
+    assert "without face optimisation: w/o Face, FaceFusion" in notes
+
+
 def test_an_ablation_needs_its_folders_and_three_seeds(tmp_path: Path) -> None:
     flags = {"ablation": "table4", "output": tmp_path / "out", "model": None}
     (tmp_path / "variants").mkdir()

@@ -22,6 +22,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "refine_iters": 10,
             "refine_schedule": "constant",
             "refine_steps": "0:",
+            # Heun's correction looks at the next noise level and weighs that slope with the whole step's length: a few
+            # long steps down to 0.002 make noise of it, optimised or not (docs/log.md). 25 is what SVD is sampled with.
+            "steps": 25,
             "sampler": "heun",
             "churn": 40.0,  # EDM's S_churn, S_min, S_max and S_noise for ImageNet-64 (Karras et al. 2022, Table 5)
             "churn_min": 0.05,

@@ -1,31 +1,41 @@
 """What face optimisation does for the face and to the rest, on drawn people that no training saw.
 
-``python -m stableanimator_cli.bench.refinement_figures WORK [--model FOLDER] [--puppets N] [--seeds S] [--size WxH]``
-animates the reference picture of each puppet of the test split after its own motion, once a seed, without optimisation
-and in every mode, as ``sa animate`` does, and compares the videos with the drawn truth. A row a case goes into
-``WORK/cases.jsonl``; the same command goes on where it was cut. Prints a Markdown table.
+``python -m stableanimator_cli.bench.refinement_figures WORK [--model FOLDER] [--puppets N] [--seeds S] [--size WxH]
+[--minutes M] [--page PAGE.md]`` animates the reference picture of each puppet of the test split after its own motion,
+once a seed, without optimisation and in every mode, as ``sa animate`` does, and compares the videos with the drawn
+truth. A row a case goes into ``WORK/cases.jsonl``; the same command goes on where it was cut. Cheap modes come first
+and every puppet's first seed before the second ones: after ``--minutes`` the table is of what there is. Nearly all time
+goes into decoding and back, an iteration about a third of a second a frame; ``full`` and ``crop`` make 12 of them at
+four steps, ``paper`` 120 at twelve. Prints a Markdown table.
 
 The judge is a face network that no optimisation sees; the recogniser is the one that is optimised against. Both look
 where the drawn face is: a face that a detector does not find counts as it is, not as missing. Intervals are bootstraps
-over puppets, whose seeds are averaged first.
+over puppets, whose seeds are averaged first; differences are taken case by case. ``paper`` samples by Heun's method
+with churn, which few steps turn into noise whatever is optimised, so it has its own number of steps and is compared
+with ``paper-off``, the same sampling without optimisation.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.bench.harness import Interval, interval
 from stableanimator_cli.bench.puppet_figures import embed
+from stableanimator_cli.bench.results import environment, made_by, put_on_page
 from stableanimator_cli.config import parse_size
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
@@ -42,8 +52,11 @@ MODES: dict[str, dict[str, Any]] = {
     "off": {"preset": "fast"},
     "full": {"preset": "released"},
     "crop": {"preset": "standard", "refine_face": "crop"},
+    "paper-off": {"preset": "paper", "refine_face": "off"},
     "paper": {"preset": "paper"},
 }
+BESIDE = {"full": "off", "crop": "off", "paper": "paper-off"}
+"""The mode that differs from another one in its optimisation only."""
 FIRST = 200_000  # scenes from here on: no other list of figures looks at them
 FIGURES = {
     "judge": "similarity by the judge",
@@ -51,6 +64,8 @@ FIGURES = {
     "face_psnr": "PSNR of faces, dB",
     "background_psnr": "PSNR of the rest, dB",
 }
+PAPER_STEPS = 12
+PART = "refinement"  # of the page
 _LARGER = 4  # sides of the reference picture over those of the video, as photographs are
 
 
@@ -80,10 +95,15 @@ class Plan:
     size: tuple[int, int]
     frames: int
     steps: int | None
+    paper_steps: int = PAPER_STEPS
+
+    def steps_of(self, mode: str) -> int | None:
+        return self.paper_steps if mode.startswith("paper") else self.steps
 
     def header(self, model: ModelFolder) -> dict[str, Any]:
         weights = {role: digest_of(model.files[role])[:12] for role in (*NETWORKS, "face", "judge")}
-        return {"size": list(self.size), "frames": self.frames, "steps": self.steps, "weights": weights}
+        asked = {"size": list(self.size), "frames": self.frames, "steps": self.steps, "paper_steps": self.paper_steps}
+        return {**asked, "weights": weights}
 
 
 def scene_of(puppet: int, plan: Plan) -> Scene:
@@ -122,11 +142,11 @@ def animate(scene: Scene, plan: Plan, seed: int, mode: str, folder: Path) -> np.
         "output": output,
         "model": plan.model,
         "size": f"{width}x{height}",
-        "steps": plan.steps,
+        "steps": plan.steps_of(mode),
         "seed": seed,
         **MODES[mode],
     }
-    run(flags=flags)
+    run(flags=flags, restart=True)  # what a broken case has left may be of another mode
     return np.stack([frame for _, frame in open_clip(output).frames()])
 
 
@@ -184,27 +204,30 @@ def read_cases(path: Path, header: dict[str, Any]) -> list[Case]:
     return [Case(**{name: float("nan") if value is None else value for name, value in row.items()}) for row in rows[1:]]
 
 
-def cases(plan: Plan, puppets: int, seeds: int, modes: Sequence[str], work: Path) -> Iterator[Case]:
-    """Every case, those of earlier runs as they were recorded; each new one is a line of the file at once."""
+def cases(
+    plan: Plan, puppets: int, seeds: int, modes: Sequence[str], work: Path, minutes: float | None = None
+) -> Iterator[Case]:
+    """Every case, mode by mode, those of earlier runs as they were recorded; each new one is a line of the file at
+    once. After ``minutes`` no new one is begun, and only those that are there come."""
     model = catalogue.open_model(plan.model, (*NETWORKS, "face", "judge"))
     header, path = plan.header(model), work / "cases.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     known = {case.key: case for case in read_cases(path, header)}
     judges = Judges(model)
+    scenes = [scene_of(puppet, plan) for puppet in range(puppets)]
+    limit = None if minutes is None else time.monotonic() + 60 * minutes
     with path.open("a", encoding="utf-8") as file:
         if not path.stat().st_size:
             file.write(json.dumps(header) + "\n")
-        for puppet in range(puppets):
-            scene = scene_of(puppet, plan)
-            for seed in range(seeds):
-                for mode in modes:
-                    case = known.get((puppet, seed, mode))
-                    if case is None:
-                        found = measured(animate(scene, plan, seed, mode, work), scene, judges)
-                        case = Case(puppet=puppet, seed=seed, mode=mode, frames=plan.frames, **found)
-                        file.write(json.dumps(_without_nan(asdict(case))) + "\n")
-                        file.flush()
-                    yield case
+        for mode, seed, (puppet, scene) in product(modes, range(seeds), enumerate(scenes)):
+            case = known.get((puppet, seed, mode))
+            if case is None and (limit is None or time.monotonic() < limit):
+                found = measured(animate(scene, plan, seed, mode, work), scene, judges)
+                case = Case(puppet=puppet, seed=seed, mode=mode, frames=plan.frames, **found)
+                file.write(json.dumps(_without_nan(asdict(case))) + "\n")
+                file.flush()
+            if case is not None:
+                yield case
 
 
 def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
@@ -224,18 +247,33 @@ def summed(found: Sequence[Case], figure: str, mode: str, against: str | None = 
 
 
 def table(found: Sequence[Case]) -> str:
-    """A row a mode: each figure with its interval, and in brackets beside it the difference from no optimisation."""
+    """A row a mode: each figure with its interval, and beside it the difference from the same without optimisation."""
     modes = list(dict.fromkeys(case.mode for case in found))
     lines = [f"| mode | cases | {' | '.join(FIGURES.values())} |", f"|{'---|' * (2 + len(FIGURES))}"]
     for mode in modes:
         cells = [mode, str(sum(case.mode == mode for case in found))]
         for figure in FIGURES:
             cell = _cell(summed(found, figure, mode))
-            if mode != "off" and "off" in modes:
-                cell += f"; {_cell(summed(found, figure, mode, 'off'), signed=True)} over off"
+            beside = BESIDE.get(mode)
+            if beside in modes:
+                cell += f"; {_cell(summed(found, figure, mode, beside), signed=True)} over {beside}"
             cells.append(cell)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def page_part(found: Sequence[Case], plan: Plan, command: str) -> str:
+    """The table with what it is about, as a part of a Markdown page."""
+    puppets, seeds = (len({getattr(case, name) for case in found}) for name in ("puppet", "seed"))
+    width, height = plan.size
+    steps = "the model's" if plan.steps is None else str(plan.steps)
+    note = (
+        f"Up to {puppets} puppets of the test split, {seeds} seed(s), {plan.frames} frames of {width}x{height}, "
+        f"{steps} steps (`paper`: {plan.paper_steps}). Cosines with the reference at the drawn face, PSNR beside the "
+        "drawn truth; means with bootstrap intervals of 95 % over puppets, differences case by case."
+    )
+    head = made_by("What face optimisation does", command, environment(torch.device("cpu")))
+    return f"{head}\n\n{note}\n\n{table(found)}"
 
 
 def _cell(value: Interval, *, signed: bool = False) -> str:
@@ -250,25 +288,45 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--puppets", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", default="128x128", help="WxH; a crop is cheaper only where faces are small in it")
-    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=2)
     parser.add_argument("--steps", type=int, default=None, help="the model's own unless given")
+    parser.add_argument("--paper-steps", type=int, default=PAPER_STEPS, help="of the paper's sampler")
     parser.add_argument("--modes", default=",".join(MODES), help="which, separated by commas")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--minutes", type=float, help="begin no new case after so long")
+    parser.add_argument("--page", type=Path, help="also write the table into a Markdown page")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(words)
     modes = options.modes.split(",")
     if not set(modes) <= set(MODES):
         parser.error(f"--modes: expected some of {', '.join(MODES)}")
     try:
-        size = parse_size(options.size)
-        plan = Plan(model=options.model, size=size, frames=options.frames, steps=options.steps)
+        plan = Plan(
+            model=options.model, size=parse_size(options.size), frames=options.frames, steps=options.steps,
+            paper_steps=options.paper_steps,
+        )  # fmt: skip
         found = []
-        for case in cases(plan, options.puppets, options.seeds, modes, options.work):
+        for case in cases(plan, options.puppets, options.seeds, modes, options.work, options.minutes):
             found.append(case)
-            sys.stderr.write(f"puppet {case.puppet}, seed {case.seed}, {case.mode}: judge {case.judge:.3f}\n")
+            sys.stderr.write(f"{case.mode}, puppet {case.puppet}, seed {case.seed}: judge {case.judge:.3f}\n")
+        if options.page is not None:
+            put_on_page(options.page, {PART: page_part(found, plan, _command(options))})
     except SaError as error:
         sys.stderr.write(f"{error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_code
     sys.stdout.write(table(found) + "\n")
     return 0
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command as it would be typed again, without where its folders and pages lie."""
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    words = ["python", "-m", "stableanimator_cli.bench.refinement_figures", given.pop("work").name]
+    for name in ("page", "minutes"):
+        given.pop(name, None)
+    given["model"] = Path(given["model"]).name
+    for name, value in given.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

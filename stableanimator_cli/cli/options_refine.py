@@ -20,8 +20,8 @@ PresetOpt = Annotated[
         help=says(
             "fast: no optimisation. standard: crop, 3 iterations, where a recogniser and a face are there. released: "
             "full, 3 iterations, rate 0.1 falling, Euler, as the authors' code. paper: Algorithm 1 as printed, 10 "
-            "iterations, constant rate, every step, Heun and churn (S_churn 40, S_min 0.05, S_max 50, S_noise 1.003: "
-            "EDM's values, the paper names none).",
+            "iterations, constant rate, each of 25 steps (few steps leave noise), Heun and churn (S_churn 40, S_min "
+            "0.05, S_max 50, S_noise 1.003: EDM's values, the paper names none).",
             AnimateConfig,
             "preset",
         ),

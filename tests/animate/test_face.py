@@ -73,6 +73,19 @@ def test_presets_choose_and_flags_win(animate):
     assert [row["step"] for row in record["refined"]] == [0, 1, 2]
 
 
+def test_the_papers_sampler_takes_its_own_steps_unless_told(animate, tmp_path):
+    """The small model's card says 4, at which Heun's method leaves noise."""
+    with pytest.raises(NoFace):
+        animate("nobody.png", steps=1)  # the fixture's files are there; what is asked for here is a plan only
+    flags = {"reference": tmp_path / "face.png", "motion": tmp_path / "poses.npz", "output": tmp_path / "out.mp4"}
+    flags |= {"model": "puppet", "size": "64x64", "allow_no_face": True}
+    steps = {
+        words: run(flags=flags | dict(words), plan_only=True).to_json()["steps"]
+        for words in ((), (("preset", "paper"),), (("preset", "paper"), ("steps", 9)))
+    }
+    assert list(steps.values()) == [4, 25, 9]
+
+
 def test_steps_are_half_open(animate):
     record, _ = animate(refine_steps="1:2")
     assert [row["step"] for row in record["refined"]] == [1]

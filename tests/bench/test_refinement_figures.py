@@ -55,9 +55,44 @@ def test_what_was_measured_is_not_measured_again(drawn_instead: list, tmp_path: 
     path = tmp_path / "cases.jsonl"
     path.write_bytes(path.read_bytes()[:-5])  # cut while the last line was written
     again = list(figures.cases(PLAN, 1, 2, ["off", "crop"], tmp_path))
-    assert drawn_instead[2:] == [(0, "crop"), (1, "off"), (1, "crop")]
+    assert drawn_instead[2:] == [(1, "off"), (0, "crop"), (1, "crop")]
     assert [one for one in again if one.mode == "off"] == first
     assert len(path.read_text().splitlines()) == 1 + 4
+
+
+def test_time_that_is_up_leaves_what_is_there(drawn_instead: list, tmp_path: Path):
+    first = list(figures.cases(PLAN, 1, 1, ["off"], tmp_path))
+    assert list(figures.cases(PLAN, 2, 2, ["off", "paper"], tmp_path, minutes=0.0)) == first
+    assert len(drawn_instead) == 1
+
+
+def test_the_papers_sampler_has_its_own_steps_and_its_own_rival():
+    plan = figures.Plan(model="puppet", size=(64, 64), frames=2, steps=4, paper_steps=9)
+    assert {mode: plan.steps_of(mode) for mode in figures.MODES} == {
+        "off": 4, "full": 4, "crop": 4, "paper-off": 9, "paper": 9,
+    }  # fmt: skip
+    found = [case(0, 0, mode, judge) for mode, judge in (("off", 0.5), ("paper-off", 0.1), ("paper", 0.3))]
+    row = figures.table(found).splitlines()[-1]
+    assert row.startswith("| paper | 1 | 0.300 (0.300 to 0.300); +0.200")
+    assert "over paper-off" in row
+
+
+def test_the_page_names_the_command_without_its_places(
+    drawn_instead: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    page = tmp_path / "page.md"
+    words = [str(tmp_path / "work"), "--puppets", "2", "--seeds", "1", "--modes", "off,paper", "--size", "64x64"]
+    assert figures.main([*words, "--page", str(page)]) == 0
+    text = page.read_text()
+    assert "refinement_figures work --model puppet --puppets 2 --seeds 1 --size 64x64 --frames 2" in text
+    assert capsys.readouterr().out in text
+    assert str(tmp_path) not in text
+
+
+def test_a_mode_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        figures.main([str(tmp_path), "--modes", "best"])
+    assert "expected some of off, full, crop, paper-off, paper" in capsys.readouterr().err
 
 
 def test_cases_of_other_settings_are_refused(drawn_instead: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,8 +1,8 @@
 """Pictures and video to uint8 RGB arrays and back: the only reader and writer of pixels.
 
 Reading: ``open_clip`` (a video, a picture, a folder of pictures), ``take`` (a slice of frames), ``resample`` (another
-rate), ``read_picture``, ``probe``. Writing: ``VideoWriter``, ``write_picture``. Everything streams: memory does not
-grow with the length of a video.
+rate), ``read_picture``, ``probe``. Writing: ``VideoWriter``, in a thread ``WriterBehind``, ``write_picture``.
+Everything streams: memory does not grow with the length of a video.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from .errors import BadInput, ConfigError
+from .media_behind import WriterBehind
 from .media_decode import describe_video, open_video
 from .media_files import require_file
 from .media_picture import describe_picture, is_picture, open_folder, open_picture, read_picture, write_picture
 from .media_write import VideoWriter
 from .records import Clip
 
-__all__ = ["VideoWriter", "open_clip", "probe", "read_picture", "resample", "take", "write_picture"]
+__all__ = ["VideoWriter", "WriterBehind", "open_clip", "probe", "read_picture", "resample", "take", "write_picture"]
 
 _SOURCE = "a video, a picture or a folder of pictures"
 # Containers round times to their own ticks (Matroska: 1 ms), so a frame may seem to start this much too late.

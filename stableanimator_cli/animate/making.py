@@ -26,7 +26,7 @@ from stableanimator_cli.engine.evaluations import beginnings
 from stableanimator_cli.engine.parallel import RankLost
 from stableanimator_cli.engine.render import Begun, RenderRequest, Stages, Watch, calls_of, decode, sample
 from stableanimator_cli.errors import CheckFailed, Interrupted, SaError
-from stableanimator_cli.media import VideoWriter
+from stableanimator_cli.media import VideoWriter, WriterBehind
 from stableanimator_cli.talk import Talk
 
 
@@ -211,7 +211,8 @@ def _curve(job: Making) -> IdentityCurve:
 
 
 def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
-    """Decode into the video, and into the preview with its curve where faces can be read."""
+    """Decode into the video, and into the preview with its curve where faces can be read. Both are encoded in threads
+    of their own while the next frames are decoded."""
     config, request = job.config, job.request
     height, width = request.fitted.shape[:2]
     audio = job.driving.audio if config.audio == "keep" else None
@@ -219,19 +220,21 @@ def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
     curve, values = (_curve(job) if reads else None), []
     with ExitStack() as files:
         writer = files.enter_context(
-            VideoWriter(
-                config.output,
-                (width, height),
-                job.driving.fps,
-                audio_from=audio and audio[0],
-                audio_range=audio and audio[1:],
-                tag={"sa.kind": "animation"},
+            WriterBehind(
+                VideoWriter(
+                    config.output,
+                    (width, height),
+                    job.driving.fps,
+                    audio_from=audio and audio[0],
+                    audio_range=audio and audio[1:],
+                    tag={"sa.kind": "animation"},
+                )
             )
         )
         preview = None
         if config.preview:
             size = (3 * width, height + (identity.STRIP if curve else 0))
-            preview = files.enter_context(VideoWriter(config.preview_path, size, job.driving.fps))
+            preview = files.enter_context(WriterBehind(VideoWriter(config.preview_path, size, job.driving.fps)))
         with job.talk.progress(request.frames, "decode", "frame") as bar:
             for index, frame in enumerate(decode(job.engine, request, latents, stages)):
                 writer.write(frame)

@@ -262,18 +262,23 @@ class DecodeConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
     """Where it runs, in how many processes (``gpus``: each takes a card), and in what type of number.
-    ``offload = "swap"`` keeps one network on the device at a time;
+    ``offload = "swap"`` keeps one network on the device at a time, ``"groups"`` of the UNet one block;
     ``pose_budget_mb`` is the memory that pose features may fill, in MiB; ``pieces`` is how many parts the UNet's
-    feed-forward layers are computed in. ``weights`` is how the UNet's lie in memory; ``fit`` bytes: what of all this,
-    of windows and of decoding has to change for the run to stay below it is chosen, and then it is None."""
+    feed-forward layers are computed in; ``compile``: its blocks are compiled; ``cuda_graphs``: its calls are recorded
+    and replayed; ``channels_last``: how kernels of convolutions lie in memory.
+    ``weights`` is how the UNet's lie there; ``fit`` bytes: what of all this, of windows and of decoding has to change
+    for the run to stay below it is chosen, and then it is None."""
 
     device: str = option("--device", "auto")
     gpus: int = option("--gpus", 1)
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto")
-    offload: Literal["none", "swap"] = option("--offload", "none")
+    offload: Literal["none", "swap", "groups"] = option("--offload", "none")
     pose_budget_mb: int = option("device.pose_budget_mb", 1024)
     pieces: int = option("--ff-pieces", 1)
     weights: Literal["plain", "int8", "fp8"] = option("--weights", "plain")
+    compile: Literal["off", "blocks"] = option("--compile", "off")
+    cuda_graphs: bool = option("--cuda-graphs", False)
+    channels_last: bool = option("--channels-last", False)
     fit: int | None = option("--fit", None, parse=parse_bytes)
 
     def __post_init__(self) -> None:
@@ -283,6 +288,9 @@ class DeviceConfig:
         refuse_unless(1 <= self.gpus <= 1024, "--gpus", self.gpus, "1 to 1024")
         refuse_unless(self.pose_budget_mb >= 1, "device.pose_budget_mb", self.pose_budget_mb, "1 MiB or more")
         refuse_unless(1 <= self.pieces <= 256, "--ff-pieces", self.pieces, "1 to 256")
+        if self.cuda_graphs and self.offload != "none":
+            hint = "graphs read weights where they were recorded: leave one of the two out"
+            raise ConfigError("--cuda-graphs", True, f"no --offload {self.offload}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +331,9 @@ class AnimateConfig:
             refuse_unless(not _surely_empty(self.frames), "--frames", dump_range(self.frames), "A before B")
         if self.fps is not None:
             refuse_unless(0 < self.fps <= 1000, "--fps", str(self.fps), "more than 0 and at most 1000")
+        if self.device.cuda_graphs and self.sampling.cache_features > 1:
+            hint = "a graph computes the whole network: leave one of the two out"
+            raise ConfigError("--cuda-graphs", True, f"no --cache-features {self.sampling.cache_features}", hint=hint)
 
     @property
     def preview_path(self) -> Path:

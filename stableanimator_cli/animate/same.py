@@ -61,7 +61,10 @@ def inputs(config: AnimateConfig) -> Facts:
 
 def machine(device: DevicePlan) -> Facts:
     """The device, its type of number, and the libraries that compute."""
-    return {"device": replace(device, swap=False).describe(), **{f"version of {k}": v for k, v in versions().items()}}
+    return {
+        "device": replace(device, swap=False, groups=False).describe(),
+        **{f"version of {k}": v for k, v in versions().items()},
+    }
 
 
 def versions() -> dict[str, str]:

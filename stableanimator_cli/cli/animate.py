@@ -58,6 +58,9 @@ def animate(
     offload: options.OffloadOpt = None,
     ff_pieces: memory.PiecesOpt = None,
     weights: memory.WeightsOpt = None,
+    compile: memory.CompileOpt = None,
+    cuda_graphs: memory.GraphsOpt = None,
+    channels_last: memory.LastOpt = None,
     fit: memory.FitOpt = None,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
@@ -117,6 +120,9 @@ def animate(
         "offload": offload,
         "ff_pieces": ff_pieces,
         "weights": weights,
+        "compile": compile,
+        "cuda_graphs": cuda_graphs,
+        "channels_last": channels_last,
         "fit": fit,
     }
     talk = console.configure(json=json, quiet=quiet, progress=progress)

@@ -372,10 +372,12 @@ DtypeOpt = Annotated[
     ),
 ]
 OffloadOpt = Annotated[
-    Literal["none", "swap"] | None,
+    Literal["none", "swap", "groups"] | None,
     typer.Option(
         "--offload",
         rich_help_panel=MACHINE,
-        help=says("swap keeps one network on the device at a time.", DeviceConfig, "offload"),
+        help=says(
+            "swap keeps one network on the device at a time, groups of the UNet one block.", DeviceConfig, "offload"
+        ),
     ),
 ]

@@ -51,6 +51,37 @@ CacheOpt = Annotated[
         "features again. Default: off, every step.",
     ),
 ]
+CompileOpt = Annotated[
+    Literal["off", "blocks"] | None,
+    typer.Option(
+        "--compile",
+        rich_help_panel=MACHINE,
+        help=says(
+            "blocks: the UNet's blocks become compiled code, equal within rounding; takes minutes, so it is for long "
+            "runs, and a compiler.",
+            DeviceConfig,
+            "compile",
+        ),
+    ),
+]
+GraphsOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--cuda-graphs/--no-cuda-graphs",
+        rich_help_panel=MACHINE,
+        help="Record the UNet's calls and replay them: for small frames on fast CUDA cards, and no --offload. "
+        "Default: off.",
+    ),
+]
+LastOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--channels-last/--no-channels-last",
+        rich_help_panel=MACHINE,
+        help="Lay out kernels of convolutions channels last, equal within rounding; `sa bench unet vae` tells whether "
+        "it pays. Default: off.",
+    ),
+]
 PiecesOpt = Annotated[
     int | None,
     typer.Option(

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from stableanimator_cli.config import DeviceConfig
+from stableanimator_cli.engine.compiling import require_compiler
+from stableanimator_cli.engine.turns import move_all_but_blocks
 from stableanimator_cli.errors import ConfigError, OutOfMemory
 from stableanimator_cli.nets.quantized import Store
 
@@ -25,7 +27,9 @@ _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "failed to alloc
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevicePlan:
     """Device, weight type and offload policy of one engine; ``pose_budget`` bytes of PoseNet features are kept, and
-    the UNet's feed-forward layers run in ``pieces``. ``weights`` is how the UNet's lie in memory (``quantized``)."""
+    the UNet's feed-forward layers run in ``pieces``. ``weights`` is how the UNet's lie in memory (``quantized``).
+    With ``groups`` its blocks take turns on the device (``turns``); they are ``compiled``, or its calls are recorded as
+    CUDA ``graphs``. ``channels_last``: how kernels of convolutions lie in memory (``memory_order``)."""
 
     device: torch.device
     dtype: torch.dtype
@@ -33,24 +37,44 @@ class DevicePlan:
     pose_budget: int = 1 << 30
     pieces: int = 1
     weights: Store = "plain"
+    groups: bool = False
+    compiled: bool = False
+    graphs: bool = False
+    channels_last: bool = False
 
     @classmethod
     def of(cls, config: DeviceConfig) -> DevicePlan:
         """Resolve ``auto``: the first of CUDA, Apple's MPS, CPU; bfloat16 where the card has it, float32 on a CPU."""
         device = _device(config.device)
+        if config.compile == "blocks":
+            require_compiler(device.type)
+        if config.cuda_graphs and device.type != "cuda":
+            hint = f"this run is on {device.type}, which has none: leave it out"
+            raise ConfigError("--cuda-graphs", True, "a CUDA card as --device", hint=hint)
         return cls(
             device=device,
             dtype=_automatic_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype],
-            swap=config.offload == "swap",
+            swap=config.offload != "none",
             pose_budget=config.pose_budget_mb << 20,
             pieces=config.pieces,
             weights=config.weights,
+            groups=config.offload == "groups",
+            compiled=config.compile == "blocks",
+            graphs=config.cuda_graphs,
+            channels_last=config.channels_last,
         )
 
     def describe(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        kept = "" if self.weights == "plain" else f", {self.weights} weights"
-        return f"{name}, {str(self.dtype).removeprefix('torch.')}{kept}{', swapping networks' if self.swap else ''}"
+        told = {
+            f"{self.weights} weights": self.weights != "plain",
+            "compiled blocks": self.compiled,
+            "CUDA graphs": self.graphs,
+            "channels last": self.channels_last,
+            "swapping networks": self.swap and not self.groups,
+            "blocks in turn": self.groups,
+        }
+        return ", ".join([name, str(self.dtype).removeprefix("torch."), *(words for words, on in told.items() if on)])
 
 
 def _device(name: str) -> torch.device:
@@ -150,7 +174,10 @@ class Networks:
                     network.to("cpu")
             self._release()
         for name in names:
-            self[name].to(self._plan.device)
+            if self._plan.groups and name == "unet":
+                move_all_but_blocks(self[name], self._plan.device)
+            else:
+                self[name].to(self._plan.device)
 
     def close(self) -> None:
         self._loaded.clear()

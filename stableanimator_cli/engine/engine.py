@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
@@ -35,17 +35,31 @@ from stableanimator_cli.engine.conditioning import (
 )
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
+from stableanimator_cli.engine.graphs import GraphedCalls, Recorder
+from stableanimator_cli.engine.turns import InTurn
 from stableanimator_cli.engine.weights import loaders, recogniser
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
+from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.id_adapter import IDMode
+from stableanimator_cli.nets.memory_order import channels_last
 from stableanimator_cli.nets.quantized import stored
-from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.nets.unet import AnimationUNet, Context, Run, once
 from stableanimator_cli.records import ModelFolder
 
 STRIDE = 8  # pixels a latent: four levels of SVD's VAE
+Loader = Callable[[], nn.Module]
 
 # who answers the pairs of an evaluation where it is not this process alone: ``parallel.Ranks.share``
 Share = Callable[["Engine", Conditioning, WindowPlan, tuple[float, float], Predict, Deep | None], Answers]
+
+
+def as_planned(networks: Mapping[str, Loader], plan: DevicePlan) -> dict[str, Loader]:
+    """The same loaders, whose networks lie in memory as the plan wants them to."""
+    unet, vae = networks["unet"], networks["vae"]
+    changed = {"unet": lambda: stored(unet(), plan.weights)}
+    if plan.channels_last:
+        changed = {"unet": lambda: channels_last(stored(unet(), plan.weights)), "vae": lambda: channels_last(vae())}
+    return {**networks, **changed}
 
 
 class Engine:
@@ -71,9 +85,7 @@ class Engine:
     @classmethod
     def open(cls, model: ModelFolder, plan: DevicePlan, *, id_mode: IDMode = "distribution") -> Engine:
         """Nothing is read yet: each network loads when it is first resident. ``id_mode`` is Table 4's switch."""
-        networks = loaders(model, plan.dtype, id_mode)
-        unet = networks["unet"]
-        networks["unet"] = lambda: stored(unet(), plan.weights)
+        networks = as_planned(loaders(model, plan.dtype, id_mode), plan)
         return cls(model, plan, Networks(networks, plan), id_mode=id_mode)
 
     def __enter__(self) -> Engine:
@@ -202,6 +214,9 @@ class Engine:
         """The UNet's answer for one window and branch; the UNet must be resident. See ``denoiser``."""
         unet: AnimationUNet = self.networks["unet"]
         unet.pieces = self.plan.pieces
+        if unet.run is once:
+            unet.run = self._run()
+        ask = GraphedCalls(unet, Recorder(self.plan.device)) if self.plan.graphs else unet
         if deep is not None and deep.layers > unet.layers_up:
             raise ConfigError("sampling.cache_layers", deep.layers, f"1 to {unet.layers_up} with this model")
         given = Context(conditioning.image, conditioning.face)
@@ -209,7 +224,7 @@ class Engine:
             torch.zeros_like(conditioning.image),
             None if conditioning.face is None else torch.zeros_like(conditioning.face),
         )
-        with torch.no_grad():
+        with torch.no_grad(), self._prepared_here(unet):
             contexts = {True: given, False: none}
             if prepared:
                 contexts = {key: unet.prepare(value) for key, value in contexts.items() if key or is_guided(*guidance)}
@@ -223,7 +238,7 @@ class Engine:
             pose = conditioning.pose.window(window.frames) if conditional else None
             given = (sample, c_noise, contexts[conditional], conditioning.time_ids, pose)
             if deep is None:
-                return unet(*given)[0]
+                return ask(*given)[0]
             pair = (window, conditional)
             if deep.whole:
                 answer, deep.kept[pair] = unet.with_deep(*given, layers=deep.layers)
@@ -232,6 +247,18 @@ class Engine:
             return unet.from_deep(*given, layers=deep.layers, deep=deep.kept[pair])[0]
 
         return predict
+
+    def _run(self) -> Run:
+        """How the plan wants the UNet's blocks to be called."""
+        run = CompiledBlocks() if self.plan.compiled else once
+        return InTurn(self.plan.device, self.calls, run) if self.plan.groups else run
+
+    def _prepared_here(self, unet: AnimationUNet) -> AbstractContextManager[None]:
+        """Within it the layers that ``AnimationUNet.prepare`` reads are on the device."""
+        if not isinstance(unet.run, InTurn):
+            return nullcontext()
+        attentions = unet.spatial_cross_attentions() | unet.temporal_cross_attentions()
+        return unet.run.here(*attentions.values())
 
     @property
     def decoder(self) -> Decoder:

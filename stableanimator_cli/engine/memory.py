@@ -19,8 +19,10 @@ from stableanimator_cli.config import AnimateConfig, DeviceConfig
 from stableanimator_cli.diffusion.guidance import is_guided, pairs_of
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.alive import alive_bytes
+from stableanimator_cli.engine.compiling import pays_to_compile
 from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_frame
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
+from stableanimator_cli.engine.turns import blocks_of, bytes_of
 from stableanimator_cli.engine.weights import builders
 from stableanimator_cli.errors import ModelDamaged, OutOfMemory
 from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
@@ -111,13 +113,15 @@ class Prediction:
         if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
             mode = "crop" if config.refine.face == "auto" else config.refine.face
             work["face optimisation"] = _LATENTS * latents + kept + self._face(chunk, mode, config.refine.margin)
-        swapping = plan.offload == "swap" and not on_cpu  # on a CPU the networks wait in the same memory
+            if plan.cuda_graphs:  # what is recorded keeps its memory between steps
+                work["face optimisation"] += self._unet(window, plan)
+        swapping = plan.offload != "none" and not on_cpu  # on a CPU the networks wait in the same memory
         there: set[str] = set()
         stages: dict[str, tuple[int, int]] = {}
         for name, networks in _STAGES.items():
             if name in work:
                 there = set(networks) if swapping else there | set(networks)
-                stages[name] = sum(self._weights(network, plan.weights) for network in there), work[name]
+                stages[name] = sum(self._weights(network, plan) for network in there), work[name]
         most = max(sum(parts) for parts in stages.values())
         reserve = WORKSPACES * most + PROGRAM if on_cpu else FRAGMENTED * most + CONTEXT
         return RenderMemory(stages=stages, reserve=int(reserve))
@@ -148,9 +152,13 @@ class Prediction:
 
         return self._once("network", role, weights if role == "unet" else "", count=build)
 
-    def _weights(self, role: str, weights: str) -> int:
-        tensors = self._network(role, weights).state_dict().values()
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    def _weights(self, role: str, plan: DeviceConfig) -> int:
+        """Of which in groups one block at a time is there, at most the largest."""
+        network = self._network(role, plan.weights)
+        if role != "unet" or plan.offload != "groups" or self.device.type == "cpu":
+            return bytes_of(network)
+        blocks = [bytes_of(block) for block in blocks_of(network)]
+        return bytes_of(network) - sum(blocks) + max(blocks)
 
     def _alive(self, run: Callable[[], object]) -> int:
         with torch.no_grad():
@@ -290,6 +298,7 @@ class Choice:
 
 
 _EXACT = "exact"
+_MOVED = "exact, and slow: every network call moves the UNet's weights"
 _ROUNDING = "equal within rounding"
 _BORDERS = "approximate: other frames are decoded together, chunk borders may show"
 _QUANTIZED = "approximate: one byte a weight, about 1 % of a layer's answer"
@@ -312,6 +321,9 @@ def fitted(config: AnimateConfig, prediction: Prediction) -> tuple[AnimateConfig
             )
         config, choice = found[0]
         changed[choice.what.split(" ")[0]] = choice
+    if pays_to_compile(config, prediction.device, prediction.size, prediction.frames):
+        config = _device(config, compile="blocks")
+        changed["--compile"] = Choice("--compile blocks", f"{_ROUNDING}; a run this long makes up for compiling")
     return replace(config, device=replace(config.device, fit=None)), tuple(changed.values())
 
 
@@ -319,9 +331,16 @@ Way = Callable[[AnimateConfig, str, Prediction], "tuple[AnimateConfig, Choice] |
 
 
 def _swap(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
-    if config.device.offload == "swap" or at.device.type == "cpu":
+    if config.device.offload != "none" or at.device.type == "cpu":
         return None
-    return _device(config, offload="swap"), Choice("--offload swap", _EXACT)
+    what = "--offload swap" + (" without --cuda-graphs" if config.device.cuda_graphs else "")
+    return _device(config, offload="swap", cuda_graphs=False), Choice(what, _EXACT)
+
+
+def _groups(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+    if stage != "UNet" or config.device.offload != "swap" or at.device.type == "cpu":
+        return None
+    return _device(config, offload="groups"), Choice("--offload groups", _MOVED)
 
 
 def _pieces(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
@@ -367,7 +386,7 @@ def _window(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateC
     return replace(config, windows=windows), Choice(f"--window {length}", _SHORTER)
 
 
-_WAYS: tuple[Way, ...] = (_swap, _pieces, _poses, _features, _chunk, _quantized, _window)
+_WAYS: tuple[Way, ...] = (_swap, _pieces, _poses, _features, _groups, _chunk, _quantized, _window)
 
 
 def _device(config: AnimateConfig, **changes: Any) -> AnimateConfig:

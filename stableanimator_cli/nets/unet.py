@@ -75,6 +75,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         self.id_tokens = id_tokens
         self.checkpointing: Checkpointing = "off"
         self.pieces = 1
+        self.run: Run = once
         for attn in self.spatial_cross_attentions().values():
             attn.set_processor(IDAdapter(attn.inner_dim, attn.cross_attention_dim, id_tokens=id_tokens, mode=id_mode))
 
@@ -185,8 +186,8 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         if isinstance(context, Tensor):
             context = self.context(context)
         indicator = sample.new_full((batch, frames), float(image_only))
-        forget = _again if self.checkpointing != "off" and torch.is_grad_enabled() else _once
-        way = _Way(forget, forget if self.checkpointing == "blocks" else _once, self.pieces)
+        forget = _again if self.checkpointing != "off" and torch.is_grad_enabled() else self.run
+        way = _Way(forget, forget if self.checkpointing == "blocks" else self.run, self.pieces)
         emb = repeat(self._time_embedding(timestep, added_time_ids, batch, sample), "b d -> (b t) d", t=frames)
 
         x = self.conv_in(rearrange(sample, "b t c h w -> (b t) c h w"))
@@ -238,7 +239,8 @@ class _Way(NamedTuple):
     pieces: int
 
 
-def _once(function: Run, *arguments: object) -> Tensor:
+def once(function: Run, *arguments: object) -> Tensor:
+    """The plain ``Run``: call it."""
     return function(*arguments)
 
 
@@ -302,19 +304,31 @@ def _transformer(
     position = module.time_pos_embed(module.time_proj(torch.arange(frames, device=x.device)).to(y.dtype))
     position = repeat(position, "t d -> (b t) 1 d", b=batch)
     for spatial, temporal in zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True):
-        y = way.spatial(_spatial_block, spatial, y, context, frames, way.pieces)
+        y = way.spatial(_spatial_block, spatial, y, *_seen(context, spatial), frames, way.pieces)
         if not image_only:
-            moved = way.temporal(_temporal_block, temporal, y, position, context, frames, way.pieces)
+            moved = way.temporal(_temporal_block, temporal, y, position, *_seen(context, temporal), frames, way.pieces)
             y = module.time_mixer(y, moved, indicator)
             del moved  # as large as y: the next block's work need not lie beside it
     return x + rearrange(module.proj_out(y), "bt (h w) c -> bt c h w", h=height)
 
 
-def _spatial_block(block: BasicTransformerBlock, x: Tensor, context: Context, frames: int, pieces: int) -> Tensor:
+def _seen(context: Context, block: nn.Module) -> tuple[Context, PreparedCrossAttention | None]:
+    """What a block's cross-attention sees. Looked up out here and stripped of all other layers' entries: code compiled
+    for one block then serves every block of its shape."""
+    return Context(context.image, context.face, {}, context.has_face), context.layers.get(block.attn2)
+
+
+def _spatial_block(
+    block: BasicTransformerBlock,
+    x: Tensor,
+    context: Context,
+    prepared: PreparedCrossAttention | None,
+    frames: int,
+    pieces: int,
+) -> Tensor:
     """Self-attention within a frame, cross-attention with image and face tokens, feed-forward. [bt,n,d]."""
     x = x + block.attn1(block.norm1(x))
     adapter: IDAdapter = block.attn2.processor
-    prepared = context.layers.get(block.attn2)
     if prepared is None:
         image, face = (
             repeat(part, "b k c -> (b t) k c", t=frames) if part is not None else None
@@ -329,14 +343,19 @@ def _spatial_block(block: BasicTransformerBlock, x: Tensor, context: Context, fr
 
 
 def _temporal_block(
-    block: TemporalBasicTransformerBlock, x: Tensor, position: Tensor, context: Context, frames: int, pieces: int
+    block: TemporalBasicTransformerBlock,
+    x: Tensor,
+    position: Tensor,
+    context: Context,
+    prepared: PreparedCrossAttention | None,
+    frames: int,
+    pieces: int,
 ) -> Tensor:
     """Attention along time at each place; cross-attention with the image tokens only. [bt,n,d], times' [bt,1,d]."""
     positions = x.shape[1]
     x = rearrange(x + position, "(b t) n d -> (b n) t d", t=frames)
     x = _fed(block.norm_in, block.ff_in, x, pieces) if block.is_res else block.ff_in(block.norm_in(x))
     x = x + block.attn1(block.norm1(x))
-    prepared = context.layers.get(block.attn2)
     if prepared is None:
         image = repeat(context.image, "b k c -> (b n) k c", n=positions)
         x = x + block.attn2(block.norm2(x), encoder_hidden_states=image)

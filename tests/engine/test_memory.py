@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from stableanimator_cli.catalogue import open_model
-from stableanimator_cli.config import AnimateConfig, DecodeConfig, DeviceConfig, WindowConfig
+from stableanimator_cli.config import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
 from stableanimator_cli.config_refine import RefineConfig
+from stableanimator_cli.engine import compiling
 from stableanimator_cli.engine.alive import AliveBytes
 from stableanimator_cli.engine.memory import Prediction, fitted
 from stableanimator_cli.errors import ModelDamaged, OutOfMemory
@@ -98,3 +99,32 @@ def test_a_config_of_no_network_is_said(tiny_model):
     broken = replace(model, configs={**model.configs, "vae": {"no_such_thing": 1}})
     with pytest.raises(ModelDamaged, match="config of vae"):
         replace(prediction(tiny_model), model=broken).of(config())
+
+
+def test_in_groups_one_block_of_the_unet_is_there(on_card):
+    swaps, groups = (on_card.of(config(device=DeviceConfig(offload=way))) for way in ("swap", "groups"))
+    assert groups.stages["UNet"][0] < 0.6 * swaps.stages["UNet"][0]
+    assert groups.stages["UNet"][1] == swaps.stages["UNet"][1]
+    assert groups.stages["VAE decoder"] == swaps.stages["VAE decoder"]
+
+
+def test_what_cuda_graphs_recorded_lies_beside_face_optimisation(seeing_model):
+    refine = RefineConfig(face="crop")
+    card = prediction(seeing_model, "cuda", torch.bfloat16)
+    plain, graphs = (card.of(config(refine=refine, device=DeviceConfig(cuda_graphs=on))) for on in (False, True))
+    unet = plain.stages["UNet"][1]
+    more = graphs.stages["face optimisation"][1] - plain.stages["face optimisation"][1]
+    assert 0.5 * unet < more <= unet
+    assert graphs.stages["VAE decoder"] == plain.stages["VAE decoder"]
+
+
+def test_long_runs_on_a_card_are_compiled_where_they_can_be(on_card, monkeypatch):
+    given = config(device=DeviceConfig(fit=10**12), sampling=SamplingConfig(steps=1000))
+    monkeypatch.setattr(compiling, "missing", lambda kind: None)
+    assert fitted(given, on_card)[1] == ()  # eight small frames
+    found, choices = fitted(given, replace(on_card, frames=20_000))
+    assert found.device.compile == "blocks"
+    assert [choice.what for choice in choices] == ["--compile blocks"]
+    assert "equal within rounding" in choices[0].error
+    monkeypatch.setattr(compiling, "missing", lambda kind: ("a compiler", "install one"))
+    assert fitted(given, replace(on_card, frames=20_000))[0].device.compile == "off"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.config_evaluate import EvaluateConfig
 from stableanimator_cli.config_toml import to_toml
+from stableanimator_cli.engine.features import Features
 from stableanimator_cli.errors import ModelMissing
 from stableanimator_cli.evaluate import report, report_html
 from stableanimator_cli.evaluate.networks import MetricNetworks
@@ -38,7 +39,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """Everything that measures, opened once for all systems of a run. Made by ``measuring``."""
+    """Everything that measures, opened once for all systems of a run. Made by ``measuring``; ``opened`` are metrics'
+    networks by name, filled when the first system is measured."""
 
     config: EvaluateConfig
     rules: Protocol
@@ -46,11 +48,12 @@ class Bench:
     model: ModelFolder | None
     networks: tuple[str, ...]
     talk: Talk
+    opened: dict[str, Features | Missing] = field(default_factory=dict)
 
     def measure(self, pairs: Sequence[Pair]) -> Measured:
         """Score all pairs. ``BadInput`` for the first that cannot be compared."""
         config = self.config
-        networks = MetricNetworks.open(self.networks, config.device, rules=self.rules.name)
+        networks = MetricNetworks.open(self.networks, config.device, rules=self.rules.name, opened=self.opened)
         scorer = Scorer(
             rules=self.rules,
             observer=self.observer,

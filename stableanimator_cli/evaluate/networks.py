@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,13 +55,23 @@ class MetricNetworks:
     _known: set[str] = field(default_factory=set)
 
     @classmethod
-    def open(cls, names: Sequence[str], device: str, *, rules: str) -> MetricNetworks:
-        """``names`` of metrics. Networks that are not on this machine become ``Missing``; a damaged one is raised."""
+    def open(
+        cls, names: Sequence[str], device: str, *, rules: str, opened: dict[str, Features | Missing] | None = None
+    ) -> MetricNetworks:
+        """``names`` of metrics. Networks that are not on this machine become ``Missing``; a damaged one is raised.
+
+        Metrics that look through one network share it, and so do systems whose ``opened`` is the same: it takes in
+        what is opened here, by the network's name.
+        """
         made, plan = cls(missing=[], rules=rules), DevicePlan.of(DeviceConfig(device=device))
+        opened = {} if opened is None else opened
         for name in names:
-            network = features(str(METRICS[name].network), plan, metric=name)
+            behind = str(METRICS[name].network)
+            if behind not in opened:
+                opened[behind] = features(behind, plan)
+            network = opened[behind]
             if isinstance(network, Missing):
-                made.missing.append(network)
+                made.missing.append(replace(network, metric=name))
                 continue
             if name in PREPARE:
                 made._frames[name] = (network, Perceptual(name, network))

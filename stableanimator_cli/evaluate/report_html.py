@@ -1,10 +1,10 @@
-"""``report.html``: one page without anything from outside. Side-by-side videos lie beside it in ``videos/`` and load
-when they are played; curves and the worst frame of each video are in the page. The worst videos come first, and the
-page stays usable with 1,000 of them (``content-visibility``)."""
+"""``report.html``: one page without anything from outside. Side-by-side videos and each one's worst frame lie beside it
+in ``videos/`` and ``pictures/`` and load when they are played or come into sight; curves are in the page, thinned to
+what a line of that width can show. The worst videos come first, and the page stays usable with 1,000 of them
+(``content-visibility``)."""
 
 from __future__ import annotations
 
-import base64
 import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from stableanimator_cli.evaluate.scores import PAGE, Scores, number
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.evaluate.side_by_side import FOLDER, Picture
+from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, Picture
 from stableanimator_cli.media_files import appearing, refusals
 from stableanimator_cli.metrics.result import METRICS
 
@@ -36,6 +36,7 @@ const box=document.querySelector('input'),clips=[...document.querySelectorAll('.
 box.addEventListener('input',()=>{const wanted=box.value.toLowerCase();
 for(const clip of clips)clip.hidden=!clip.dataset.words.includes(wanted)});
 """
+_STRETCHES = 60  # of a long curve, two points each: the drawing is some 500 pixels wide
 CURVES = {
     "csim_ref": (("csim_ref",), "similarity to the reference"),
     "psnr": (("psnr",), "PSNR, dB"),
@@ -47,7 +48,7 @@ ORDER = ("csim_ref", "psnr", "face_rate", "keypoint_error", "seam_score", "flick
 
 
 def write_page(scores: Scores, pictures: Mapping[str, Sequence[Picture]]) -> None:
-    """Write the page. ``pictures`` are JPEGs of frames to show, by video."""
+    """Write the page. ``pictures`` are frames to show, by video."""
     path = scores.output / PAGE
     with appearing(path) as part, refusals(path), part.open("w", encoding="utf-8") as file:
         file.writelines(_page(scores, pictures))
@@ -108,9 +109,9 @@ def _clip(scores: Scores, video: VideoScore, pictures: Sequence[Picture]) -> Ite
     if (scores.output / FOLDER / file).is_file():
         yield f'<video controls loop muted preload="none" src="{FOLDER}/{quote(file)}"></video>'
     for picture in pictures:
-        data = base64.b64encode(picture.jpeg).decode()
+        source = f"{PICTURES}/{quote(picture.path.name)}"
         yield (
-            f'<figure><img loading="lazy" alt="frame {picture.frame} of {name}" src="data:image/jpeg;base64,{data}">'
+            f'<figure><img loading="lazy" alt="frame {picture.frame} of {name}" src="{source}">'
             f"<figcaption>{html.escape(picture.why)}</figcaption></figure>"
         )
     yield "</div>"
@@ -139,13 +140,27 @@ def _svg(curves: Sequence[tuple[str, Sequence[float | None]]], video: VideoScore
     for key, curve in curves:
         first = 1 if key.startswith("change") else 0
         for run in _runs(curve):
-            points = " ".join(f"{100 * (i + first) / total:.2f},{39 - 38 * (v - low) / span:.2f}" for i, v in run)
+            points = " ".join(
+                f"{100 * (i + first) / total:.2f},{39 - 38 * (v - low) / span:.2f}" for i, v in _thinned(run)
+            )
             parts.append(f'<polyline{" class=other" if key.endswith("_truth") else ""} points="{points}"/>')
     marks = f"{number(low)} to {number(high)}"
     return (
         f'<svg viewBox="0 0 100 40" preserveAspectRatio="none" role="img" aria-label="{marks}">'
         f"<title>{marks}</title>{''.join(parts)}</svg>"
     )
+
+
+def _thinned(run: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """A long run as the lowest and highest point of each stretch: dips of one frame stay to be seen."""
+    if len(run) <= 2 * _STRETCHES:
+        return run
+    step = math.ceil(len(run) / _STRETCHES)
+    kept: list[tuple[int, float]] = []
+    for first in range(0, len(run), step):
+        part = run[first : first + step]
+        kept += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
+    return kept
 
 
 def _runs(curve: Sequence[float | None]) -> Iterator[list[tuple[int, float]]]:

@@ -1,8 +1,10 @@
-"""What was made beside the truth, as a video for the report, and the frame that came out worst as a picture."""
+"""What was made beside the truth, as a video for the report, and the frame that came out worst as a picture.
+
+Both lie in folders beside the page and are linked from it: a page of 1,000 videos must not carry their pictures.
+"""
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +16,9 @@ from PIL import Image
 
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
+from stableanimator_cli.media_files import appearing, refusals
 
-FOLDER = "videos"
+FOLDER, PICTURES = "videos", "pictures"
 _UNTIMED = Fraction(30)  # folders of pictures have no clock
 _WIDEST = 512  # pixels of one side of a picture in the page
 _SIGNS = (("csim_ref", "least like the reference"), ("psnr", "farthest from the ground truth"))
@@ -23,16 +26,16 @@ _SIGNS = (("csim_ref", "least like the reference"), ("psnr", "farthest from the 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A frame as JPEG, and why it is shown."""
+    """A frame as a JPEG in ``PICTURES``, and why it is shown."""
 
     frame: int
     why: str
-    jpeg: bytes
+    path: Path
 
 
 def write_pair(video: VideoScore, out: Path) -> list[Picture]:
-    """Write ``videos/NAME.mp4``, the prediction at the left; give its worst frames. What is there already and newer
-    than both videos is kept."""
+    """Write ``videos/NAME.mp4``, the prediction at the left, and ``pictures/NAME.METRIC.jpg``, its worst frames, which
+    are given. A video that is there already and newer than both of its sources is kept."""
     worst = _worst(video)
     path = out / FOLDER / f"{video.name}.mp4"
     sources = [video.pair.predicted] + ([] if video.pair.truth is None else [video.pair.truth])
@@ -44,7 +47,10 @@ def write_pair(video: VideoScore, out: Path) -> list[Picture]:
 
     def see(index: int, row: np.ndarray) -> None:
         if index in worst:
-            pictures.append(Picture(frame=index, why=worst[index], jpeg=_jpeg(row)))
+            metric, why = worst[index]
+            picture = Picture(frame=index, why=why, path=out / PICTURES / f"{video.name}.{metric}.jpg")
+            _write(picture.path, row)
+            pictures.append(picture)
 
     if kept:
         for index, row in enumerate(_again(first, rows)):
@@ -65,15 +71,16 @@ def _again(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray
     yield from rest
 
 
-def _worst(video: VideoScore) -> dict[int, str]:
-    """Frame -> why it is shown: the lowest point of the curves that say how good a frame is."""
-    found: dict[int, str] = {}
+def _worst(video: VideoScore) -> dict[int, tuple[str, str]]:
+    """Frame -> the first metric that it is worst by, and why it is shown in words: the lowest points of the curves that
+    say how good a frame is."""
+    found: dict[int, tuple[str, str]] = {}
     for name, why in _SIGNS:
         points = [(value, frame) for frame, value in enumerate(video.curves.get(name, ())) if value is not None]
         if points:
             value, frame = min(points)
             text = f"frame {frame}: {why} ({name} {value:.4g})"
-            found[frame] = f"{found[frame]}; {text}" if frame in found else text
+            found[frame] = (found[frame][0], f"{found[frame][1]}; {text}") if frame in found else (name, text)
     return found
 
 
@@ -98,9 +105,8 @@ def _sized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BILINEAR))
 
 
-def _jpeg(row: np.ndarray) -> bytes:
+def _write(path: Path, row: np.ndarray) -> None:
     picture = Image.fromarray(row)
     picture.thumbnail((2 * _WIDEST, _WIDEST))
-    held = io.BytesIO()
-    picture.save(held, format="JPEG", quality=80)
-    return held.getvalue()
+    with refusals(path), appearing(path) as part:
+        picture.save(part, format="JPEG", quality=80)

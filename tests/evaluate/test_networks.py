@@ -1,0 +1,57 @@
+"""Networks behind metrics are opened once, however many metrics and systems look through them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.engine.features import Features
+from stableanimator_cli.evaluate import networks
+from stableanimator_cli.evaluate.networks import MetricNetworks
+from stableanimator_cli.metrics.result import Missing
+
+
+def _brightness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.abs(a - b).mean(axis=(1, 2, 3))
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of networks as they are opened; AlexNet's is not here."""
+    told: list[str] = []
+
+    def features(name: str, plan: Any, **more: Any) -> Features | Missing:
+        told.append(name)
+        if name == "lpips_alex":
+            return Missing(metric=name, reason="not here", command="sa models pull lpips")
+        return Features(name=name, run=_brightness, about={"network": name})
+
+    monkeypatch.setattr(networks, "features", features)
+    return told
+
+
+NAMES = ("lpips_vgg", "lpips_vgg_disco", "lpips_alex")
+
+
+def test_two_metrics_of_one_network_share_it_and_keep_their_own_input(opened: list[str]) -> None:
+    measured = MetricNetworks.open(NAMES, "cpu", rules="native")
+    assert opened == ["lpips_vgg", "lpips_alex"]
+    assert [one.metric for one in measured.missing] == ["lpips_alex"]
+    measured.begin("one", None)
+    measured.add(np.full((16, 16, 3), 255, np.uint8), np.zeros((16, 16, 3), np.uint8))
+    means = {name: running.mean for name, running in measured.end().items()}
+    assert means == pytest.approx({"lpips_vgg": 2.0, "lpips_vgg_disco": 1.0})  # -1..1 and 0..1
+    assert measured.about() == {name: {"network": "lpips_vgg"} for name in NAMES[:2]}
+
+
+def test_systems_of_one_run_share_networks_and_no_numbers(opened: list[str]) -> None:
+    shared: dict[str, Features | Missing] = {}
+    for value in (255, 51):
+        measured = MetricNetworks.open(NAMES, "cpu", rules="native", opened=shared)
+        measured.begin("one", None)
+        measured.add(np.full((16, 16, 3), value, np.uint8), np.zeros((16, 16, 3), np.uint8))
+        assert measured.end()["lpips_vgg_disco"].mean == pytest.approx(value / 255)
+        assert [one.metric for one in measured.missing] == ["lpips_alex"]
+    assert opened == ["lpips_vgg", "lpips_alex"]

@@ -1,0 +1,104 @@
+"""``report.html`` of a thousand long videos: small, linked rather than embedded, dips of one frame still to be seen.
+
+``python -m tests.evaluate.test_report_page DIR`` leaves such a page there, with a video and pictures that open, to be
+looked at in a browser.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.evaluate.pairs import Pair
+from stableanimator_cli.evaluate.protocols import PROTOCOLS
+from stableanimator_cli.evaluate.report_html import write_page
+from stableanimator_cli.evaluate.scores import PAGE, Scores, summarise
+from stableanimator_cli.evaluate.scoring import VideoScore
+from stableanimator_cli.evaluate.side_by_side import Picture, write_pair
+from tests.evaluate.samples import drawn, write
+
+VIDEOS, FRAMES = 1000, 300
+DIP = 123  # a frame that is worse than all others
+
+
+def _video(n: int, frames: int) -> VideoScore:
+    rng = np.random.default_rng(n)
+    curves = {name: rng.uniform(low, high, frames) for name, low, high in (
+        ("csim_ref", 0.6, 0.8), ("psnr", 20, 24), ("change", 0.01, 0.02), ("change_truth", 0.01, 0.02),
+        ("keypoint_error", 0.01, 0.03),
+    )}  # fmt: skip
+    if frames > DIP:
+        curves["csim_ref"][DIP] = -0.5
+    values = {"csim_ref": curves["csim_ref"].mean(), "psnr": curves["psnr"].mean(), "flicker": 0.01, "seam_score": 1.2}
+    return VideoScore(
+        name=f"video {n:04d} & #?", predicted={}, truth=None, frames=frames,
+        values={name: float(value) for name, value in values.items()}, counts=dict.fromkeys(values, frames),
+        curves={name: curve.round(5).tolist() for name, curve in curves.items()}, borders=(16, 32), notes=(),
+        pair=Pair(name=f"video {n:04d} & #?", predicted=Path("made.mp4")),
+    )  # fmt: skip
+
+
+def _written(out: Path, count: int) -> Scores:
+    """A page of ``count`` videos, which are all one file, with one picture each."""
+    video = write(out / "drawn.mp4", drawn(0, frames=2))
+    pair = Pair(name="first", predicted=video, truth=video)
+    (picture,) = write_pair(
+        VideoScore(name="first", predicted={}, truth=None, frames=2, values={}, counts={}, curves={"psnr": [3.0, 2.0]},
+                   borders=(), notes=(), pair=pair), out)  # fmt: skip
+    videos = [_video(n, FRAMES) for n in range(count)]
+    pictures = {}
+    for one in videos:
+        (out / "videos" / f"{one.name}.mp4").hardlink_to(out / "videos" / "first.mp4")
+        beside = picture.path.with_name(f"{one.name}.psnr.jpg")
+        beside.hardlink_to(picture.path)
+        pictures[one.name] = [Picture(frame=1, why=picture.why, path=beside)]
+    rules = PROTOCOLS["native"]
+    scores = Scores(
+        output=out, protocol=rules, rows=summarise(videos, rules, draws=100, seed=0, about={}), missing=(),
+        videos=tuple(videos), about={},
+    )  # fmt: skip
+    write_page(scores, pictures)
+    return scores
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return (_written(tmp_path_factory.mktemp("page"), VIDEOS).output / PAGE).read_text(encoding="utf-8")
+
+
+def test_a_thousand_videos_are_linked_and_wait_to_be_played(page: str) -> None:
+    assert page.count("<video ") == page.count('preload="none" src="videos/video%20') == VIDEOS
+    assert page.count("<img ") == page.count('<img loading="lazy" ') == VIDEOS
+    assert 'src="pictures/video%200007%20%26%20%23%3F.psnr.jpg"' in page
+    assert "data:" not in page
+    assert "content-visibility:auto" in page
+
+
+def test_the_page_is_small(page: str) -> None:
+    assert len(page.encode()) < 10e6  # 300 frames of five curves would be 18 MB if all were drawn
+
+
+def test_a_thinned_curve_keeps_its_worst_frame(page: str) -> None:
+    first = page.index('<div class="clip"')
+    points = re.findall(r'points="([^"]*)"', page[first : page.index('<div class="clip"', first + 1)])
+    lines = [np.array([point.split(",") for point in line.split()], float) for line in points]
+    assert max(map(len, lines)) <= 2 * 60
+    worst = lines[0][lines[0][:, 1].argmax()]  # y points down
+    assert worst == pytest.approx((100 * DIP / (FRAMES - 1), 39), abs=0.01)
+    assert (np.diff(lines[0][:, 0]) > 0).all()
+
+
+def test_the_worst_frame_lies_beside_the_page(tmp_path: Path) -> None:
+    _written(tmp_path, 1)
+    assert (tmp_path / "pictures" / "first.psnr.jpg").read_bytes()[:2] == b"\xff\xd8"
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    shutil.rmtree(target, ignore_errors=True)
+    print(_written(target, VIDEOS).output / PAGE)

@@ -138,6 +138,25 @@ def request_of(subject: Subject, vector: np.ndarray, defaults: dict[str, Any], s
     )
 
 
+def looked_at(output: list[np.ndarray], subject: Subject, reader: Reader) -> tuple[dict[str, Any], np.ndarray]:
+    """Figures of a clip beside its truth: errors of limbs that are in the picture, similarity of faces to the
+    reference's, PSNR; and the mean of the judge's vectors, zeros where no face is found."""
+    truth = list(subject.scene.clip())
+    drawn = np.stack([frame.image for frame in truth]).astype(float)
+    driven = np.stack([frame.keypoints[0, LIMBS] for frame in truth])
+    inside = (driven[..., 2] > 0) & (driven[..., :2] >= 0).all(axis=-1) & (driven[..., :2] < SMALL).all(axis=-1)
+    error = np.linalg.norm(reader.limbs(output) - driven[..., :2], axis=-1) / SMALL[0]
+    vectors = [vector for frame in output if (vector := reader.judged(frame)) is not None]
+    mean = np.mean(vectors, axis=0) if vectors else np.zeros_like(subject.judged)
+    row: dict[str, Any] = {
+        "limbs": [round(float(value), 4) for value in error[inside]],
+        "own": float(mean @ subject.judged) if vectors else None,
+        "faces": len(vectors),
+        "psnr": psnr(np.stack(output) - drawn),
+    }
+    return row, mean
+
+
 def measured(
     engine: Engine, reader: Reader, everybody: list[Subject], n: int, defaults: dict[str, Any], seed: int, swap: bool
 ) -> tuple[dict[str, Any], np.ndarray]:
@@ -145,23 +164,15 @@ def measured(
     subject = everybody[n]
     request = request_of(subject, subject.vector, defaults, seed)
     output = [frame.copy() for frame in render(engine, request, Stages())]
-    truth = list(subject.scene.clip())
-    drawn = np.stack([frame.image for frame in truth]).astype(float)
-    driven = np.stack([frame.keypoints[0, LIMBS] for frame in truth])
-    inside = (driven[..., 2] > 0) & (driven[..., :2] >= 0).all(axis=-1) & (driven[..., :2] < SMALL).all(axis=-1)
-    error = np.linalg.norm(reader.limbs(output) - driven[..., :2], axis=-1) / SMALL[0]
-    vectors = [vector for frame in output if (vector := reader.judged(frame)) is not None]
+    drawn = np.stack([frame.image for frame in subject.scene.clip()])
+    found, mean = looked_at(output, subject, reader)
+    own = found["own"]
     others = [everybody[(n + k) % len(everybody)].judged for k in range(1, OTHERS + 1)]
-    mean = np.mean(vectors, axis=0) if vectors else np.zeros_like(subject.judged)
-    own = float(mean @ subject.judged) if vectors else None
     row: dict[str, Any] = {
         "scene": subject.scene.seed,
-        "limbs": [round(float(value), 4) for value in error[inside]],
-        "own": own,
-        "best_other": float(max(mean @ other for other in others)) if vectors else None,
-        "faces": len(vectors),
-        "psnr": psnr(np.stack(output) - drawn),
-        "psnr_copy": psnr(request.fitted - drawn),
+        **found,
+        "best_other": float(max(mean @ other for other in others)) if own is not None else None,
+        "psnr_copy": psnr(request.fitted - drawn.astype(float)),
     }
     if swap:
         other = everybody[(n + 1) % len(everybody)]
@@ -171,7 +182,7 @@ def measured(
             row["swapped_own"] = float(np.mean(vectors, axis=0) @ subject.judged)
             row["swapped_other"] = float(np.mean(vectors, axis=0) @ other.judged)
             row["own_to_other"] = float(mean @ other.judged)
-    sheet = np.concatenate([np.concatenate(list(rows), axis=1) for rows in (drawn.astype(np.uint8), output)])
+    sheet = np.concatenate([np.concatenate(list(rows), axis=1) for rows in (drawn, output)])
     return row, np.concatenate([np.concatenate([request.fitted] * 2), sheet], axis=1)
 
 

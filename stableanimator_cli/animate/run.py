@@ -189,6 +189,9 @@ def _check(config: AnimateConfig, size: tuple[int, int]) -> None:
         )
     if config.sampling.churn > 0 and config.sampling.sampler != "heun":
         raise ConfigError("--churn", config.sampling.churn, "0 with --sampler euler", hint="add --sampler heun")
+    if config.device.cuda_graphs and config.sampling.cache_features > 1:
+        hint = "what is recorded is the whole network: leave one of the two out"
+        raise ConfigError("--cuda-graphs", True, "no --cache-features", hint=hint)
     if config.refine.redraw and config.sampling.noise == "repeat":
         raise ConfigError("--redraw", config.refine.redraw, "0 with --noise repeat", hint="use --noise fresh")
     if config.refine.redraw and config.refine.min_csim is None:

@@ -185,3 +185,8 @@ def test_more_layers_than_there_are_are_refused_at_once(flags, tmp_path):
         run(flags=flags, config_file=file)
     with engine_of(Path(str(flags["model"]))) as engine, pytest.raises(ConfigError, match="1 to 4 with this model"):
         rendered(engine, request(2, cache_features=2, cache_layers=5))
+
+
+def test_recorded_graphs_know_the_whole_network_alone(flags):
+    with pytest.raises(ConfigError, match=r"--cuda-graphs: found True, expected no --cache-features"):
+        run(flags=flags | {"cache_features": "2", "cuda_graphs": True}, plan_only=True)

@@ -52,12 +52,16 @@ def test_videos_to_clips_to_a_model_to_a_video_to_scores(sa: Run, tmp_path: Path
     training = (
         "train", clips, "-o", run, "--model", "puppet", "--sizes", "64x64", "--frames", 2, "--steps", STEPS,
         "--train", "adapters", "--stride", 1, "--warmup", 0, "--save-every", 1, "--cache", "latents,embeddings",
-        "--workers", 0, "--checkpointing", "off", *here,
+        "--workers", 0, "--validate", clips, "--validate-clips", 1, "--checkpointing", "off", *here,
     )  # fmt: skip
     reached = killed_after_its_first_checkpoint([str(word) for word in training], run)
     assert 1 <= reached < STEPS
     assert go("train", "--resume", run, "--quiet") == str(run / "model")
-    assert [row["step"] for row in read_metrics(run)] == list(range(1, STEPS + 1))
+    rows = read_metrics(run)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert -1 < rows[-1]["csim"] < 1  # validation follows the last step
+    assert 0 < rows[-1]["keypoint_error"] < 1
+    assert "csim" not in rows[0]
     assert checkpoint.saved(run)[-1][0] == STEPS
 
     picture, motion = figures / "references" / "00001.png", clips / "00001" / "motion.npz"

@@ -15,6 +15,7 @@ from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity import Identity
 from stableanimator_cli.config import AnimateConfig, to_toml
 from stableanimator_cli.diffusion.face_optimization import Refined
+from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.engine.device import DevicePlan, peak_memory
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory import Choice, RenderMemory
@@ -78,6 +79,7 @@ class AnimationPlan:
             data={
                 "model": model.name,
                 "device": device.describe(),
+                "processes": min(config.device.gpus, len(pairs_of(request.plan, config.sampling.guidance))),
                 "size": [width, height],
                 "frames": request.frames,
                 "fps": str(driving.fps),
@@ -105,10 +107,11 @@ class AnimationPlan:
         gib = sum(d["weight_bytes"].values()) / 2**30
         shallow = calls.get("unet_shallow", 0)
         again = f", {shallow} of them with deep features of an earlier step (approximate)" if shallow else ""
+        several = f", {d['processes']} processes" if d["processes"] > 1 else ""
         return "\n".join(
             [
                 f"model      {d['model']} ({gib:.2f} GiB of weights on disk)",
-                f"device     {d['device']}",
+                f"device     {d['device']}{several}",
                 f"output     {d['frames']} frames of {d['size'][0]}x{d['size'][1]} at {d['fps']} a second, "
                 f"{d['seconds']:g} s",
                 f"sampling   {d['steps']} steps, {len(d['windows'])} window(s), {calls['unet']} UNet calls{again}",

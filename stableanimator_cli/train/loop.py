@@ -95,6 +95,7 @@ class Loop:
     def run(self) -> None:
         """All stages from where the state is. Raises ``SaError``; checkpoints that were written stay."""
         stages = self.config.stage or ()
+        hint = f"`sa train --resume {self.config.output}` goes on from the last checkpoint"
         with self.talk.progress(self.total, "train", "step") as bar:
             if self.place.step:
                 bar.update(self.place.step)
@@ -106,8 +107,12 @@ class Loop:
                     if self.place.within < (stages[index].steps or 0):
                         self._stage(stages[index], bar.update)
             except KeyboardInterrupt:
-                hint = f"`sa train --resume {self.config.output}` goes on from the last checkpoint"
                 raise Interrupted(f"interrupted at step {self.place.step}", hint=hint) from None
+            except RuntimeError as error:
+                if self.accelerator.num_processes == 1 or not _is_loss(error):
+                    raise
+                message = f"another of the {self.accelerator.num_processes} processes is gone at step {self.place.step}"
+                raise Interrupted(message, hint=hint) from None
 
     def _stage(self, stage: StageConfig, show: Callable[..., None]) -> None:
         self.accelerator.free_memory()
@@ -236,6 +241,12 @@ class Loop:
                 known = {name: value for name, value in measured.items() if value is not None}
                 self.accelerator.log(known, step=self.place.step)
         self.accelerator.wait_for_everyone()
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    """Is it what gloo and NCCL raise where a process that they wait for does not answer any more?"""
+    said = str(error).lower()
+    return any(word in said for word in ("gloo", "nccl", "connection"))
 
 
 def piece(batch: B, start: int, stop: int) -> B:

@@ -21,7 +21,7 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.parallel import rank_here, world_here
 from stableanimator_cli.engine.training import export_configs
 from stableanimator_cli.engine.weights import NETWORKS
-from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.errors import ConfigError, Interrupted, SaError
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Silent, Talk
 from stableanimator_cli.train import base, checkpoint, resume
@@ -57,9 +57,26 @@ def run(
     given; see ``config_train.TrainConfig``. Raises ``SaError``; checkpoints that were written stay as they are.
 
     ``export`` writes a checkpoint of ``resumed`` to ``output`` instead, ``plan_only`` counts what it would cost. None
-    in all but one of several processes.
+    in all but the first of several processes that torchrun started; what all of them refuse, or are stopped in, the
+    first says for all.
     """
-    talk = talk or Silent()
+    given = (flags, config_file, resumed, export, plan_only, talk or Silent())
+    if rank_here() == 0:
+        return _run(*given)
+    try:
+        return _run(*given)
+    except (ConfigError, Interrupted, KeyboardInterrupt) as error:
+        raise SystemExit(error.exit_code if isinstance(error, SaError) else Interrupted.exit_code) from None
+
+
+def _run(
+    flags: Mapping[str, Any],
+    config_file: Path | None,
+    resumed: Path | None,
+    export: Literal["model", "upstream"] | None,
+    plan_only: bool,
+    talk: Talk,
+) -> TrainReport | TrainPlan | ExportReport | None:
     if export is not None:
         return _export(flags, resumed, export)
     if resumed is None:

@@ -38,6 +38,7 @@ from stableanimator_cli.engine.parallel_helper import child, frames_of, shares_o
 from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing, SaError
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.puppets.scene import sample_scene
 from tests.train.test_ranks import free_port
 from tests.waving import waving
 
@@ -196,6 +197,24 @@ def test_each_process_keeps_the_deep_features_of_its_own_pairs(place, tiny_model
     assert calls["unet_shallow"] == told["calls"]["unet_shallow"]
     whole, _ = animated(flags_of(place, tiny_model, "whole", **given | {"cache_features": "off"}))
     assert whole != one
+
+
+def test_a_drawn_figures_face_is_kept_alike_in_two_processes(place, forked):
+    """The shipped model, which finds the figure's large face: rank 0 optimises it, the other process does not."""
+    scene = sample_scene("test", 3, size=(64, 64), frames=5)
+    write_picture(place / "person.png", scene.reference((256, 256)).image)
+    motion = scene.motion()
+    save_motion(place / "poses.npz", motion)
+    seen = int(np.isfinite(motion.face_boxes).all(axis=2).sum())
+    more = {"size": "64x64", "window": 5, "overlap": 1, "guidance": 2, "allow_no_face": None, "preset": "standard"}
+    more |= {"refine_face": "crop", "refine_iters": 1, "refine_steps": "0:2"}
+    one, told = animated(flags_of(place, Path("puppet"), "one", **more))
+    two, record = animated(flags_of(place, Path("puppet"), "two", gpus=2, **more))
+    assert two == one
+    assert record["refined"] == told["refined"]
+    assert [(row["step"], row["faces"]) for row in record["refined"]] == [(0, seen), (1, seen)]
+    assert seen > 3
+    assert all(row["after"] > row["before"] for row in record["refined"])
 
 
 def test_the_processes_of_torchrun_make_the_bytes_of_one(place, tiny_model):

@@ -331,9 +331,6 @@ class AnimateConfig:
             refuse_unless(not _surely_empty(self.frames), "--frames", dump_range(self.frames), "A before B")
         if self.fps is not None:
             refuse_unless(0 < self.fps <= 1000, "--fps", str(self.fps), "more than 0 and at most 1000")
-        if self.device.cuda_graphs and self.sampling.cache_features > 1:
-            hint = "a graph computes the whole network: leave one of the two out"
-            raise ConfigError("--cuda-graphs", True, f"no --cache-features {self.sampling.cache_features}", hint=hint)
 
     @property
     def preview_path(self) -> Path:

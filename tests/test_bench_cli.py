@@ -80,6 +80,9 @@ def test_json_and_a_page_name_the_command_without_places(
         (("unet", "--accept"), "--accept"),
         (("unet", "--video", "a.mp4"), "--video"),
         (("unet", "--device", "gpu"), "--device"),
+        (("unet", "--against", "clone"), "--against"),
+        (("compare",), "--against: found nothing, expected a clone"),
+        (("unet", "--python", "python3"), "--python"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(seen: list[run.Bench], words: tuple[str, ...], flag: str):

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from stableanimator_cli.bench import (
+    compare,
     cost,
     drawing,
+    evaluation,
     gate,
     hjb,
     networks,
@@ -50,6 +52,8 @@ class BenchConfig:
     iterations: int = 3
     margin: int = 8
     video: Path | None = None
+    against: Path | None = None
+    python: Path | None = None
     baseline: Path = gate.BASELINE
     accept: bool = False
     device: DeviceConfig
@@ -79,6 +83,12 @@ class BenchConfig:
             raise ConfigError("--accept", "on", "the bench gate among NAME", hint="sa bench gate --accept")
         if self.video is not None and "preprocess" not in self.names:
             raise ConfigError("--video", str(self.video), "the bench preprocess among NAME")
+        if self.against is not None and "compare" not in self.names:
+            raise ConfigError("--against", str(self.against), "the bench compare among NAME")
+        if self.against is None and "compare" in self.names:
+            raise ConfigError("--against", None, "a clone of the reference implementation", hint=compare.CLONE)
+        if self.python is not None and self.against is None:
+            raise ConfigError("--python", str(self.python), "--against FOLDER beside it")
 
     def shape(self, size: tuple[int, int], frames: int) -> tuple[tuple[int, int], int]:
         return self.size or size, self.frames or frames
@@ -182,6 +192,26 @@ def _preprocess(bench: Bench) -> list[Table]:
     return tables
 
 
+def _evaluate(bench: Bench) -> list[Table]:
+    size, _ = bench.config.shape((256, 256), 0)
+    model = "puppet" if bench.config.networks == networks.FULL else bench.config.networks
+    return [
+        evaluation.networks(bench.plan, size, bench.config.pairs, bench.tick, model=model),
+        evaluation.pixels(size, bench.config.pairs, bench.tick),
+        evaluation.kept(size, bench.tick),
+    ]
+
+
+def _compare(bench: Bench) -> list[Table]:
+    config = bench.config
+    assert config.against is not None
+    size, frames = config.shape((128, 128), 16)
+    compare.require_clone(config.against)
+    model, shape = compare.model_to_compare(config.networks), speed.Shape(size=size, frames=frames)
+    given = (config.against, config.python, config.pairs, bench.roof(), bench.tick)
+    return [compare.measure(model, bench.plan, shape, *given)]
+
+
 def _gate(bench: Bench) -> list[Table]:
     found = gate.counters(bench.tick)
     if bench.config.accept:
@@ -199,6 +229,8 @@ BENCHES: dict[str, Callable[[Bench], list[Table]]] = {
     "hjb": _hjb,
     "train": _train,
     "preprocess": _preprocess,
+    "evaluate": _evaluate,
+    "compare": _compare,
     "gate": _gate,
 }
 _UNTIMED = {"cost", "long", "gate"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -16,12 +17,15 @@ from stableanimator_cli.bench.networks import load
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.roofline import Roof, settle_of
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
-from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.nets.compiled import CompiledBlocks
+from stableanimator_cli.nets.memory_order import channels_last
+from stableanimator_cli.nets.unet import AnimationUNet, Context, once
 from stableanimator_cli.records import ModelFolder
 
 STRIDE = 8
 CHANNELS_LAST = "channels-last"
-UNET_WAYS = ("plain", "prepared", "batched", CHANNELS_LAST, "compiled")
+COMPILED = "compiled"
+UNET_WAYS = ("plain", "prepared", "batched", CHANNELS_LAST, COMPILED)
 VAE_WAYS = ("plain", CHANNELS_LAST, "chunks of 4", "chunks of 1")
 _SIGMA_INPUT = 0.5  # 0.25 ln sigma, somewhere in the middle of a run
 Tick = Callable[[], object]
@@ -59,32 +63,30 @@ def unet_ways(unet: AnimationUNet, shape: Shape, plan: DevicePlan) -> dict[str, 
     prepared = [unet.prepare(none), unet.prepare(given)]
     both = Context(torch.cat([none.image, image]), torch.cat([torch.zeros_like(face), face]))
     twice, poses = sample.repeat(2, 1, 1, 1, 1), torch.cat([torch.zeros_like(pose), pose])
-    compiled: list[Any] = []
 
-    def apart(contexts: list[Context], ask: Callable[..., Tensor] = unet) -> Tensor:
-        answers = [ask(sample, _SIGMA_INPUT, c, ids, p) for c, p in zip(contexts, (None, pose), strict=True)]
+    def apart(contexts: list[Context]) -> Tensor:
+        answers = [unet(sample, _SIGMA_INPUT, c, ids, p) for c, p in zip(contexts, (None, pose), strict=True)]
         return torch.cat(answers)
-
-    def compile_once() -> Callable[..., Tensor]:
-        if not compiled:
-            compiled.append(torch.compile(unet))
-        return compiled[0]
 
     return {
         "plain": lambda: apart([none, given]),
         "prepared": lambda: apart(prepared),
         "batched": lambda: unet(twice, _SIGMA_INPUT, both, ids.repeat(2, 1), poses),
         CHANNELS_LAST: lambda: apart(prepared),
-        "compiled": lambda: apart(prepared, compile_once()),
+        COMPILED: lambda: apart(prepared),
     }
 
 
 def ready(network: nn.Module, way: str) -> None:
-    """Weights of convolutions in the memory order that a way is about."""
-    layout = torch.channels_last if way == CHANNELS_LAST else torch.contiguous_format
-    for parameter in network.parameters():
-        if parameter.ndim == 4 and not parameter.is_contiguous(memory_format=layout):
-            parameter.data = parameter.data.contiguous(memory_format=layout)
+    """Weights in the memory order, and blocks called as a way is about: ``--channels-last``, ``--compile blocks``."""
+    channels_last(network, wanted=way == CHANNELS_LAST)
+    if isinstance(network, AnimationUNet):
+        network.run = _compiled() if way == COMPILED else once
+
+
+@cache
+def _compiled() -> CompiledBlocks:
+    return CompiledBlocks()
 
 
 def unet(
@@ -142,7 +144,7 @@ def _compared(
     costs, answers = {}, {}
     for name, way in ways.items():
         ready(network, name)
-        if name == "compiled":  # counters would stop its graph
+        if name == COMPILED:  # counters would stop its graph
             answers[name] = way().float().cpu()
         else:
             costs[name] = counted(lambda name=name, way=way: answers.update({name: way().float().cpu()}))

@@ -10,9 +10,22 @@ import typer
 
 from stableanimator_cli.cli import console, options
 
-_PLACES = {"networks", "video"}  # a report says which, not where
-_ELSEWHERE = {"output", "page", "json", "quiet", "progress", "baseline"}
-NAMES = ("roofline", "cost", "unet", "vae", "sample", "long", "hjb", "train", "preprocess", "gate")
+_PLACES = {"networks", "video", "against"}  # a report says which, not where
+_ELSEWHERE = {"output", "page", "json", "quiet", "progress", "baseline", "python"}
+NAMES = (
+    "roofline",
+    "cost",
+    "unet",
+    "vae",
+    "sample",
+    "long",
+    "hjb",
+    "train",
+    "preprocess",
+    "evaluate",
+    "compare",
+    "gate",
+)
 
 
 def complete_name(incomplete: str) -> list[str]:
@@ -71,6 +84,20 @@ MarginOpt = Annotated[
 VideoOpt = Annotated[
     Path | None, typer.Option("--video", metavar="FILE", help="preprocess: a video. Default: a drawn figure.")
 ]
+AgainstOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--against",
+        metavar="FOLDER",
+        help="compare: a clone of the reference implementation. Its code is run, in a process of its own.",
+    ),
+]
+PythonOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--python", metavar="FILE", help="compare: the interpreter that runs the clone. Default: the one that runs sa."
+    ),
+]
 BaselineOpt = Annotated[
     Path | None,
     typer.Option("--baseline", metavar="FILE.json", help="gate: recorded counters. Default: those that come with sa."),
@@ -100,6 +127,8 @@ def bench(
     refine_iters: ItersOpt = None,
     margin: MarginOpt = None,
     video: VideoOpt = None,
+    against: AgainstOpt = None,
+    python: PythonOpt = None,
     baseline: BaselineOpt = None,
     accept: AcceptOpt = False,
     device: options.DeviceOpt = None,
@@ -133,6 +162,8 @@ def bench(
         "iterations": refine_iters,
         "margin": margin,
         "video": video,
+        "against": against,
+        "python": python,
         "baseline": baseline,
         "accept": accept or None,
         "device": device,

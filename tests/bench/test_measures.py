@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from stableanimator_cli.bench import drawing, hjb, preprocessing, rendering, roofline, speed
-from stableanimator_cli.bench.networks import model_of, open_engine
+from stableanimator_cli.bench import drawing, evaluation, hjb, preprocessing, rendering, roofline, speed
+from stableanimator_cli.bench.networks import load, model_of, open_engine
 from stableanimator_cli.bench.roofline import Roof
 from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.nets.compiled import CompiledBlocks
 from tests.tiny import CPU
 
 ROOF = Roof(torch.float32, 10.0, 10.0)
@@ -30,6 +32,23 @@ def test_ways_of_the_unet_agree(tiny_model: Path):
     flops = {row["way"]: row["TFLOP"] for row in table.rows}
     assert flops["batched"] == pytest.approx(flops["plain"], rel=1e-2)  # positions in time are embedded once for both
     assert flops["plain"] > flops["prepared"] == flops["channels-last"]
+
+
+@torch.no_grad()
+def test_a_way_is_got_ready_and_put_back(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(speed, "_compiled", cache(lambda: CompiledBlocks("eager")))
+    network = load(model_of(str(tiny_model)), "unet", torch.float32)
+    ways = speed.unet_ways(network, speed.Shape(size=(64, 64), frames=2), CPU)
+    speed.ready(network, "plain")
+    plain = ways["plain"]()
+    speed.ready(network, "channels-last")
+    assert not network.conv_in.weight.is_contiguous()
+    speed.ready(network, "compiled")
+    assert network.conv_in.weight.is_contiguous()
+    assert isinstance(network.run, CompiledBlocks)
+    assert network.run is speed._compiled()  # compiled once, however often it is its turn
+    speed.ready(network, "plain")
+    assert torch.equal(ways["plain"](), plain)
 
 
 def test_ways_of_the_decoder(tiny_model: Path):
@@ -90,6 +109,31 @@ def test_batches_of_frames_find_the_same_points():
     assert apart[0] == apart[3] == 0
     assert apart[1] < 0.01
     assert apart[2] is None
+
+
+def test_networks_of_metrics_are_timed_or_named():
+    table = evaluation.networks(CPU, (64, 64), 1, still)
+    rows = {row["what"]: row for row in table.rows}
+    assert {"lpips_puppet", "faces of puppet"} <= rows.keys()
+    for row in table.rows:
+        assert ("not here" in row) != (row.get("frames a second", 0) > 0), row
+    assert rows["fvd_disco"].get("not here") or rows["fvd_disco"]["ms"] > 0
+
+
+def test_every_metric_of_pixels_is_timed():
+    table = evaluation.pixels((64, 64), 1, still)
+    assert {"psnr", "ssim", "mae_unit"} <= {row["metric"] for row in table.rows}
+    assert sum(row["% of all"] for row in table.rows) == pytest.approx(100)
+
+
+def test_metrics_keep_numbers_and_no_pictures(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "LENGTHS", (20, 60))
+    short, longer = evaluation.kept((64, 64), still).rows
+    names = [name for name in short if name.startswith("KiB")]
+    assert len(names) == 6
+    for name in names:  # forty frames more are not one more that is kept: of 64x64 bytes, or 224x224 numbers
+        picture = (224 * 224 * 4 if "fvd" in name else 64 * 64) * 3 / 2**10
+        assert longer[name] - short[name] < picture, name
 
 
 def test_a_drawn_clip_can_be_read_again():

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from stableanimator_cli.config import AnimateConfig, DeviceConfig, SamplingConfig
+from stableanimator_cli.config import DeviceConfig
 from stableanimator_cli.engine import compiling, turns
 from stableanimator_cli.engine import engine as engine_room
 from stableanimator_cli.engine.device import DevicePlan
@@ -156,9 +155,6 @@ def test_what_this_machine_cannot_do_is_told_before_anything_is_loaded(monkeypat
     assert "leave it out" in str(told.value.hint)
     with pytest.raises(ConfigError, match="--cuda-graphs: found True, expected no --offload groups"):
         DeviceConfig(cuda_graphs=True, offload="groups")
-    whole = {"device": DeviceConfig(cuda_graphs=True), "sampling": SamplingConfig(cache_features=3)}
-    with pytest.raises(ConfigError, match="--cuda-graphs: found True, expected no --cache-features 3"):
-        AnimateConfig(reference=Path("a.png"), motion=Path("b.mp4"), output=Path("c.mp4"), **whole)
     plan = DevicePlan.of(DeviceConfig(device="cpu", compile="blocks", offload="groups", channels_last=True))
     assert (plan.compiled, plan.groups, plan.swap, plan.channels_last) == (True, True, True, True)
     assert plan.describe() == "cpu, float32, compiled blocks, channels last, blocks in turn"

@@ -1,0 +1,178 @@
+"""The other side of ``sa bench compare``: the networks of a clone of the reference implementation, in a process of its
+own, run when asked.
+
+``python compare_theirs.py FOLDER WORK``: the clone, and where ``job.json``, weights and inputs lie. A line of standard
+input names a piece of work; each is answered by a line of JSON. Torch, safetensors and what the clone itself imports
+are all that it needs, so that the interpreter may be the clone's own. Nothing of this package is imported here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import types
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+TOKENS = 4
+_MODULES = "animation.modules"
+
+
+def main() -> None:
+    folder, work = Path(sys.argv[1]), Path(sys.argv[2])
+    replies = os.fdopen(os.dup(1), "w")  # what the clone prints is not for the one who asks
+    os.dup2(2, 1)
+    sys.path[0] = str(folder)
+    reply(replies, **attempt(begin, work))
+    for line in sys.stdin:
+        reply(replies, **attempt(asked, work, line.strip()))
+
+
+def reply(replies: Any, **found: Any) -> None:
+    replies.write(json.dumps(found) + "\n")
+    replies.flush()
+
+
+def attempt(run: Callable[..., dict[str, Any]], *given: object) -> dict[str, Any]:
+    """What ``run`` found, or why it could not."""
+    try:
+        return run(*given)
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+
+
+_works: dict[str, Callable[[], Any]] = {}
+_settle: list[Callable[[], None]] = []
+
+
+def asked(work: Path, name: str) -> dict[str, Any]:
+    """Run a piece of work; ``keep NAME`` also writes its answer, ``peak NAME`` tells the most memory of a card."""
+    import torch
+    from safetensors.torch import save_file
+
+    verb, _, which = name.partition(" ")
+    which = which if verb in ("keep", "peak") else name
+    if verb == "peak":
+        torch.cuda.reset_peak_memory_stats()
+    with torch.no_grad():
+        answer = _works[which]()
+    _settle[0]()
+    if verb == "keep":
+        save_file({"answer": answer.float().cpu().contiguous()}, work / "answer.safetensors")
+    return {"peak": torch.cuda.max_memory_allocated()} if verb == "peak" else {}
+
+
+def begin(work: Path) -> dict[str, Any]:
+    """Import the clone, load the weights, and say what it runs on."""
+    import torch
+    from safetensors.torch import load_file
+
+    job = json.loads((work / "job.json").read_text())
+    device, dtype = torch.device(job["device"]), getattr(torch, job["dtype"])
+    torch.set_num_threads(job["threads"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    attention = attention_of()
+    networks = {name: build(name, job["configs"]) for name in ("unet", "pose_net", "face_encoder")}
+    for name, network in networks.items():
+        network.load_state_dict(load_file(work / f"{name}.safetensors"), strict=True)
+        network.to(device, dtype).eval().requires_grad_(False)
+    given = {name: x.to(device, dtype) for name, x in load_file(work / "inputs.safetensors").items()}
+    _settle.append(lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
+    _works.update(works(networks, given))
+    return {"torch": torch.__version__, "diffusers": importlib.import_module("diffusers").__version__} | {
+        "attention": attention
+    }
+
+
+def attention_of() -> str:
+    """Make ``import xformers`` work, which the clone insists on; where it is not, torch's own attention answers."""
+    if find_spec("xformers") is not None:
+        return f"xformers {importlib.import_module('xformers').__version__}"
+    import torch.nn.functional as functional
+
+    def attend(query: Any, key: Any, value: Any, attn_bias: Any = None, scale: float | None = None, **_: Any) -> Any:
+        if query.dim() == 3:  # heads are folded into the batch
+            return functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_bias, scale=scale)
+        swapped = (x.transpose(1, 2) for x in (query, key, value))  # [b,n,h,d], as xformers has it
+        return functional.scaled_dot_product_attention(*swapped, attn_mask=attn_bias, scale=scale).transpose(1, 2)
+
+    answers = importlib.import_module("diffusers.utils.import_utils")  # which looks for it first, and must not find it
+    stand_in, ops = (types.ModuleType(name) for name in ("xformers", "xformers.ops"))
+    for module in (stand_in, ops):
+        module.__spec__ = ModuleSpec(module.__name__, None)  # other libraries look for it too
+    ops.memory_efficient_attention = attend  # type: ignore[attr-defined]
+    stand_in.ops, stand_in.__version__ = ops, "0"  # type: ignore[attr-defined]
+    sys.modules.update({"xformers": stand_in, "xformers.ops": ops})
+    answers._xformers_available, answers._xformers_version = True, "0"  # type: ignore[attr-defined]
+    return "torch's scaled_dot_product_attention in the place of xformers, which is not there"
+
+
+def build(name: str, configs: dict[str, Any]) -> Any:
+    """One of the clone's networks."""
+    if name == "pose_net":
+        return theirs("pose_net", "PoseNet")(**configs["pose_net"])
+    if name == "face_encoder":
+        return theirs("id_encoder", "FusionFaceId")(**configs["face_encoder"])
+    unet = theirs("unet", "UNetSpatioTemporalConditionModel")(**configs["unet"])
+    unet.set_attn_processor({at: processor(at, unet.config) for at in unet.attn_processors})
+    return unet
+
+
+def processor(at: str, config: Any) -> Any:
+    """What the reference implementation puts into each attention: its own two into the spatial layers."""
+    if "temporal_transformer_blocks" in at:
+        name = "AttnProcessor2_0" if sys.modules["xformers"].__version__ == "0" else "XFormersAttnProcessor"
+        return getattr(importlib.import_module("diffusers.models.attention_processor"), name)()
+    where, _, rest = at.partition(".")
+    channels = config.block_out_channels
+    level = int(rest.split(".")[0]) if where != "mid_block" else 0
+    width = {"mid_block": channels[-1], "down_blocks": channels[level], "up_blocks": channels[-1 - level]}[where]
+    if at.endswith("attn1.processor"):
+        kind = theirs("attention_processor", "AnimationAttnProcessor")
+        return kind(hidden_size=width, cross_attention_dim=None, rank=128)
+    kind = theirs("attention_processor_normalized", "AnimationIDAttnNormalizedProcessor")
+    return kind(hidden_size=width, cross_attention_dim=config.cross_attention_dim, rank=128)
+
+
+def theirs(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"{_MODULES}.{module}"), name)
+
+
+def works(networks: dict[str, Any], given: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+    """Pieces of work by name, as the reference implementation's loop does them."""
+    import torch
+
+    unet, pose_net, face_encoder = (networks[name] for name in ("unet", "pose_net", "face_encoder"))
+    tokens = torch.cat([given["image"], given["face"]], dim=1)
+    nothing, noise = torch.zeros_like(tokens), given["noise"].float()[0]
+
+    def ask(seen: Any, pose: Any) -> Any:
+        return unet(
+            given["sample"],
+            noise,
+            encoder_hidden_states=seen,
+            added_time_ids=given["ids"],
+            pose_latents=pose,
+            return_dict=False,
+        )[0]
+
+    def step() -> Any:
+        return torch.cat([ask(nothing, None), ask(tokens, pose_net(given["skeletons"]))])
+
+    return {
+        "Face Encoder": lambda: face_encoder(given["vector"], given["image"]),
+        "PoseNet": lambda: pose_net(given["skeletons"]),
+        "UNet with face and pose": lambda: ask(tokens, given["pose"]),
+        "UNet, unconditional": lambda: ask(nothing, None),
+        "a guided step of one window": step,
+    }
+
+
+if __name__ == "__main__":
+    main()

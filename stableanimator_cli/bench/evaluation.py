@@ -1,0 +1,160 @@
+"""What evaluating costs: the networks of metrics and of ``sa evaluate`` in frames a second, the metrics of pixels by
+frame, and what a metric keeps of a video however long it is. Networks that are not here have a row that says so."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.bench.harness import interleaved
+from stableanimator_cli.bench.results import Table
+from stableanimator_cli.bench.roofline import settle_of
+from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.features import features
+from stableanimator_cli.errors import ModelMissing
+from stableanimator_cli.metrics.flicker import Changes
+from stableanimator_cli.metrics.perceptual import PREPARE
+from stableanimator_cli.metrics.pixel import FRAME_METRICS
+from stableanimator_cli.metrics.result import METRICS, Missing
+from stableanimator_cli.metrics.running import Running
+from stableanimator_cli.metrics.video import STYLES, ClipFeatures
+
+BATCH = 8  # pairs of frames that LPIPS looks at together
+LENGTHS = (32, 160)  # frames, of what is kept
+Tick = Callable[[], object]
+
+
+def pair_of(size: tuple[int, int], index: int) -> tuple[np.ndarray, np.ndarray]:
+    """A frame uint8[h,w,3] of noise, and one that is near it."""
+    rng = np.random.default_rng(index)
+    frame = rng.integers(0, 246, (size[1], size[0], 3), dtype=np.uint8)
+    return frame, frame + rng.integers(0, 10, frame.shape, dtype=np.uint8)
+
+
+def networks(plan: DevicePlan, size: tuple[int, int], rounds: int, tick: Tick, *, model: str = "puppet") -> Table:
+    """Every network that a metric looks through, in the batches that ``sa evaluate`` gives it, preparation included;
+    and the face detector and recogniser of ``model``."""
+    pairs = [pair_of(size, index) for index in range(max(BATCH, *(style.length for style in STYLES.values())))]
+    ways: dict[str, Callable[[], object]] = {}
+    frames: dict[str, int] = {}
+    rows: list[dict[str, Any]] = []
+
+    def enter(name: str, count: int, run: Callable[[], object]) -> None:
+        ways[name], frames[name] = run, count
+
+    for metric in (*PREPARE, *STYLES):
+        network = features(str(METRICS[metric].network), plan, metric=metric)
+        if isinstance(network, Missing):
+            rows.append({"what": metric, "not here": network.command})
+        elif metric in PREPARE:
+            prepare = PREPARE[metric]
+            enter(
+                metric,
+                BATCH,
+                lambda n=network, p=prepare: n(*(np.stack([p(pair[k]) for pair in pairs[:BATCH]]) for k in (0, 1))),
+            )
+        else:
+            style = STYLES[metric]
+            held = [frame for frame, _ in pairs[: style.length]]
+            enter(metric, style.length, lambda n=network, s=style, h=held: n(np.stack([s.prepare(f) for f in h])[None]))
+    try:
+        folder = catalogue.open_model(model, ("face",))
+    except ModelMissing as error:
+        rows.append({"what": "faces", "not here": error.hint})
+    else:
+        reader = FaceReader(folder.files["face"], "bgr", str(plan.device))
+        enter(f"faces of {folder.name}", 1, lambda: reader.faces(pairs[0][0]))
+    timed = interleaved(ways, rounds, settle=settle_of(plan.device), tick=tick)
+    for name in ways:
+        seconds = timed.median(name)
+        rows.append({"what": name, "ms": 1e3 * seconds, "frames a second": frames[name] / seconds})
+    columns = ("what", "ms", "frames a second", "not here")
+    return Table(
+        title=f"Networks of metrics, frames of {size[0]}x{size[1]}",
+        rows=[{name: row.get(name) for name in columns if name in row} for row in reversed(rows)],
+        note=f"{rounds} round(s), by turns, preparation of frames included; pairs in batches of {BATCH}, clips of "
+        f"{max(style.length for style in STYLES.values())} frames. What is not here comes with the command beside it.",
+    )
+
+
+def pixels(size: tuple[int, int], rounds: int, tick: Tick) -> Table:
+    """Each metric that is read off a pair of frames."""
+    made, truth = pair_of(size, 0)
+    ways: dict[str, Callable[[], object]] = {
+        name: lambda metric=metric: metric(made, truth) for name, metric in FRAME_METRICS.items()
+    }
+
+    def changes() -> None:
+        seen = Changes()
+        for frame in (made, truth, made):
+            seen.add(frame)
+
+    ways["flicker and seams, three frames"] = changes
+    timed = interleaved(ways, rounds, tick=tick)
+    total = sum(timed.median(name) for name in ways)
+    rows = [
+        {"metric": name, "ms a frame": 1e3 * timed.median(name), "% of all": 100 * timed.median(name) / total}
+        for name in ways
+    ]
+    return Table(
+        title=f"Metrics of pixels, a pair of {size[0]}x{size[1]}",
+        rows=rows,
+        note=f"{rounds} round(s), by turns, one thread.",
+    )
+
+
+def kept(size: tuple[int, int], tick: Tick) -> Table:
+    """Bytes that stay after a video has gone by, by length: metrics of pixels, flicker, and a clip metric's features,
+    whose network is taken to answer 400 numbers."""
+    style = next(iter(STYLES.values()))
+    rows = []
+    for length in LENGTHS:
+        row: dict[str, Any] = {"frames": length}
+        for name, watch in _watchers(style.metric).items():
+            tracemalloc.start()
+            try:
+                add, held = watch()
+                most = 0
+                for index in range(length):
+                    add(index, *pair_of(size, index))
+                    most = max(most, tracemalloc.get_traced_memory()[0])
+                row[f"KiB kept, {name}"] = tracemalloc.get_traced_memory()[0] / 2**10
+                row[f"KiB at most between frames, {name}"] = most / 2**10
+                del held, add
+            finally:
+                tracemalloc.stop()
+            tick()
+        rows.append(row)
+    return Table(
+        title=f"What metrics keep of a video of {size[0]}x{size[1]}",
+        rows=rows,
+        note="Counted by Python's tracemalloc, the same everywhere: numbers grow with the length, pictures do not.",
+    )
+
+
+def _watchers(clip_metric: str) -> dict[str, Callable[[], tuple[Callable[..., None], object]]]:
+    """Metrics that go along with a video: what takes the next pair of frames, and what must stay alive."""
+
+    def of_pixels() -> tuple[Callable[..., None], object]:
+        means = {name: Running() for name in FRAME_METRICS}
+
+        def add(index: int, made: np.ndarray, truth: np.ndarray) -> None:
+            for name, running in means.items():
+                running.add(FRAME_METRICS[name](made, truth))
+
+        return add, means
+
+    def of_changes() -> tuple[Callable[..., None], object]:
+        seen = Changes()
+        return lambda index, made, truth: seen.add(made), seen
+
+    def of_clips() -> tuple[Callable[..., None], object]:
+        clips = ClipFeatures(STYLES[clip_metric], lambda batch: np.zeros((len(batch), 400), np.float32))
+        return lambda index, made, truth: clips.add("video", index, made), clips
+
+    return {"pixels": of_pixels, "flicker": of_changes, clip_metric: of_clips}

@@ -1,0 +1,98 @@
+"""Ours beside a clone: the same answers from the same weights, and folders that are none."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stableanimator_cli.bench import compare
+from stableanimator_cli.bench.roofline import Roof
+from stableanimator_cli.bench.speed import Shape
+from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.records import ModelFolder
+from tests.bench.stand_in import write_clone
+from tests.random_model import TINY
+from tests.tiny import CPU
+
+ROOF = Roof(torch.float32, 10.0, 10.0)
+SHAPE = Shape(size=(64, 64), frames=2)
+
+
+def tiny() -> ModelFolder:
+    return replace(compare.model_to_compare("puppet"), configs=TINY, name="tiny")
+
+
+def measured(folder: Path, python: Path | None = None):
+    return compare.measure(tiny(), CPU, SHAPE, folder, python, 1, ROOF, lambda: None)
+
+
+def test_both_sides_answer_alike(tmp_path: Path):
+    clone = write_clone(tmp_path / "StableAnimator")
+    before = sorted(clone.rglob("*"))
+    table = measured(clone)
+    names = ["Face Encoder", "PoseNet", "UNet with face and pose", "UNet, unconditional", "a guided step of one window"]
+    assert [row["what"] for row in table.rows] == names
+    assert max(row["greatest error / greatest value"] for row in table.rows) < 2e-5
+    assert all(row["ours, ms"] > 0 and row["theirs, ms"] > 0 for row in table.rows)
+    assert "torch's scaled_dot_product_attention in the place of xformers" in table.note
+    assert "StableAnimator" in table.note
+    assert str(tmp_path) not in table.note
+    assert sorted(clone.rglob("*")) == before  # nothing is left in the clone
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"unet": "import os; os._exit(3)"}, r"its process ended at 'what it imports' \(exit code 3\)"),
+        ({"id_encoder": "class Face: ..."}, "has no attribute 'FusionFaceId'"),
+    ],
+)
+def test_a_clone_that_does_not_run_here(tmp_path: Path, changed: dict[str, str], what: str):
+    with pytest.raises(BadInput, match=what) as told:
+        measured(write_clone(tmp_path / "theirs", **changed))
+    assert "--python" in str(told.value.hint)
+
+
+def test_weights_that_theirs_does_not_have(tmp_path: Path):
+    folder = write_clone(tmp_path / "theirs")
+    file = folder / "animation/modules/pose_net.py"
+    file.write_text(file.read_text().replace("self.scale", "self.factor"))
+    with pytest.raises(BadInput, match=r"Missing key.*factor"):
+        measured(folder)
+
+
+def test_folders_that_are_no_clone(tmp_path: Path):
+    with pytest.raises(BadInput, match="found no folder, expected a clone") as told:
+        compare.require_clone(tmp_path / "nothing")
+    assert "git clone" in str(told.value.hint)
+    with pytest.raises(BadInput, match=r"found no animation/modules/unet\.py and 4 more missing"):
+        compare.require_clone(tmp_path)
+    clone = write_clone(tmp_path / "part")
+    (clone / "animation/modules/id_encoder.py").unlink()
+    with pytest.raises(BadInput, match=r"found no animation/modules/id_encoder\.py, expected"):
+        compare.require_clone(clone)
+
+
+def test_an_interpreter_that_is_not_there(tmp_path: Path):
+    clone = write_clone(tmp_path / "theirs")
+    with (
+        pytest.raises(ConfigError, match="--python"),
+        compare.opened(clone, tmp_path, tmp_path / "python"),
+    ):
+        pass
+    with (
+        pytest.raises(BadInput, match="FileNotFoundError"),  # no job lies there
+        compare.opened(clone, tmp_path, Path(sys.executable)),
+    ):
+        pass
+
+
+def test_shapes_that_the_reference_has():
+    assert compare.model_to_compare("full").configs["unet"]["block_out_channels"] == [320, 640, 1280, 1280]
+    assert compare.model_to_compare("puppet").configs["unet"]["block_out_channels"] == [64, 128, 256, 256]
+    with pytest.raises(ConfigError, match="--networks"):
+        compare.model_to_compare("stableanimator")

@@ -14,6 +14,7 @@ from stableanimator_cli.media_files import appearing, refusals
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900, 220, 80, 26
 _PANELS = (("loss", True), ("rate", False), ("gradient", True), ("csim", False), ("keypoint_error", False))
+_FEW = 60  # points that are drawn one by one
 _ALWAYS = 3  # panels; those after them where there is something to show
 _INK, _FAINT, _LINE, _SMOOTH = (40, 40, 40), (205, 205, 205), (170, 190, 220), (30, 80, 160)
 
@@ -48,13 +49,13 @@ def _panel(
     good = np.isfinite(values) & ((values > 0) if logarithmic else True)
     if not good.any():
         return
+    first, last = float(steps[0]), max(float(steps[-1]), float(steps[0]) + 1)  # of all panels, measured there or not
     steps, values = steps[good], values[good]
     stages = [name for name, keep in zip(stages, good, strict=True) if keep]
     shown = np.log10(values) if logarithmic else values
     low, high = float(shown.min()), float(shown.max())
     if high - low < 1e-12:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-    first, last = float(steps[0]), max(float(steps[-1]), float(steps[0]) + 1)
 
     def place(step: np.ndarray, value: np.ndarray) -> list[tuple[float, float]]:
         x = _LEFT + (step - first) / (last - first) * (_WIDTH - _LEFT - 20)
@@ -75,7 +76,9 @@ def _panel(
     pen.text((_LEFT, top + _HEIGHT - 16), f"{first:.0f}", fill=_INK)
     pen.text((_WIDTH - 80, top + _HEIGHT - 16), f"step {last:.0f}", fill=_INK)
     points = place(steps, shown)
-    pen.line(points, fill=_LINE) if len(points) > 1 else pen.point(points, fill=_SMOOTH)
+    pen.line(points, fill=_LINE)
+    for x, y in points if len(points) <= _FEW else ():
+        pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=_SMOOTH)
     if title != "rate":
         pen.line(place(steps, _smoothed(shown)), fill=_SMOOTH, width=2)
 

@@ -89,3 +89,6 @@ def test_curves_are_drawn_and_none_of_nothing(tmp_path: Path) -> None:
     draw_curves([*rows[:-1], rows[-1] | {"csim": 0.4, "keypoint_error": None}], tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.height == pixels.shape[0] + 220  # one panel more
+        added = np.asarray(picture)[660:880]
+    inked = np.nonzero((added[40:180, 100:] < 120).any(axis=(0, 2)))[0]
+    assert 770 < inked.min() <= inked.max() < 790  # a dot at the last step, 880 from the left, and nowhere else

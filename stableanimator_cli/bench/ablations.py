@@ -248,8 +248,8 @@ def _parser() -> argparse.ArgumentParser:
     score = parser.add_argument_group("tables", "further options go to sa evaluate")
     score.add_argument("--tables", action="store_true", help="score the trained variants instead of training them")
     score.add_argument("--seeds", default="0,1,2", help="of the sampling (default %(default)s)")
-    score.add_argument("--figures", type=int, default=8, help="held-out figures (default %(default)s)")
-    score.add_argument("--length", type=int, default=16, help="frames of each (default %(default)s)")
+    score.add_argument("--figures", type=int, default=6, help="held-out figures (default %(default)s)")
+    score.add_argument("--length", type=int, default=8, help="frames of each (default %(default)s)")
     score.add_argument("--animate", type=Path, default=ANIMATE, help="settings (default: ablations_animate.toml)")
     return parser
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -202,13 +203,23 @@ def python(arguments: Sequence[str]) -> int:
     process = subprocess.Popen([sys.executable, *arguments], stdout=sys.stderr)
     try:
         return process.wait()
-    except KeyboardInterrupt:  # of the terminal, which has told the process too: it puts its work in order
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, _Terminated):  # Ctrl-C in a terminal has reached the process already
+            process.terminate()
         try:
-            process.wait(_PATIENCE)
+            process.wait(_PATIENCE)  # it puts its work in order
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
         raise
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which reaches this process alone."""
+
+
+def _terminated(signum: int, frame: object) -> None:
+    raise _Terminated
 
 
 def _tell(text: str) -> None:
@@ -217,6 +228,7 @@ def _tell(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    signal.signal(signal.SIGTERM, _terminated)
     options, more = _parser().parse_known_args(arguments)
     if more and not options.tables:
         raise ConfigError(more[0], "it", "an option of this command; those of sa evaluate go with --tables")

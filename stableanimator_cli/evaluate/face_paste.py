@@ -82,16 +82,15 @@ def _one(pair: Pair, video: Path, reader: FaceReader, talk: Talk) -> Path:
         return video
     video.parent.mkdir(parents=True, exist_ok=True)
     picture = None if pair.reference is None else read_picture(pair.reference)
-    faces = () if picture is None else reader.boxes(picture)
-    if not faces:
+    face = None if picture is None else next(iter(reader.boxes(picture)), None)
+    if face is None:
         talk.warn(f"{pair.name}: no face in its reference picture, so that none is pasted")
     clip, changed, count = open_clip(pair.predicted), 0, 0
     with VideoWriter(video, clip.size, clip.fps or _UNTIMED, lossless=True) as writer:
         for _, frame in clip.frames():
-            found = reader.boxes(frame) if faces else ()
             out = None
-            if found and picture is not None:
-                out = paste(frame, found[0].landmarks, picture, faces[0].landmarks)
+            if picture is not None and face is not None and (found := reader.boxes(frame)):
+                out = paste(frame, found[0].landmarks, picture, face.landmarks)
             writer.write(frame if out is None else out)
             changed += out is not None
             count += 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -182,3 +185,26 @@ def test_a_command_is_run_by_this_python_and_keeps_off_stdout(capfd: pytest.Capt
     assert python(["-c", "import sys; print('said'); sys.exit(3)"]) == 3
     out, err = capfd.readouterr()
     assert (out, err) == ("", "said\n")
+
+
+def test_who_ends_it_ends_what_it_runs(tmp_path: Path) -> None:
+    """SIGTERM to the command alone: the process that it waits for is told, and is gone when it leaves."""
+    inner = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    outer = (
+        "import signal, sys; from stableanimator_cli.bench import ablations as a; "
+        f"signal.signal(signal.SIGTERM, a._terminated); sys.exit(a.guarded(lambda: a.python(['-c', {inner!r}])))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "pid").is_file() or not (tmp_path / "pid").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert told == "interrupted: the same command goes on\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)

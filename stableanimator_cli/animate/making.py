@@ -130,7 +130,7 @@ def _gated(job: Making, stages: Stages, resumed: int) -> tuple[Drawn, Gate]:
 
         try:
             drawn = _sampled(job, replace(job.request, drawn=_counts(attempts, plan)), stages, begun, keep)
-        except RankLost:  # what this process holds is whole: no step is lost
+        except RankLost:  # what this process holds is whole: nothing is lost after the last step to go on from
             if latest:
                 job.keeper.keep(latest[0])
             raise

@@ -182,7 +182,7 @@ class Prediction:
         def count() -> int:
             alive = self._alive(lambda: vae.encode(picture, return_dict=False))
             if self.dtype == torch.float16 and vae.config["force_upcast"]:
-                return 2 * alive + self._weights("vae", "plain")  # all in float32 for that while
+                return 2 * alive + bytes_of(vae)  # all in float32 for that while
             return alive
 
         return self._once("VAE encoder", count=count)

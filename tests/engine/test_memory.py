@@ -49,6 +49,13 @@ def test_what_is_predicted_is_what_lives(tiny_model):
     assert max(alive for _, alive in said.stages.values()) == pytest.approx(counted.peak, rel=0.1)
 
 
+def test_a_vae_that_encodes_in_float32_is_reckoned_so(tiny_model):
+    """Weights and work of half a float's size, but for that while those of a whole one."""
+    half, whole = (prediction(tiny_model, dtype=dtype).of(config()) for dtype in (torch.float16, torch.float32))
+    vae = half.stages["VAE encoder"][0] - half.stages["image encoder"][0]
+    assert half.stages["VAE encoder"][1] == pytest.approx(whole.stages["VAE encoder"][1] + vae, rel=0.05)
+
+
 def test_swapping_leaves_the_weights_of_one_stage(on_card):
     stays, swaps = (on_card.of(config(device=DeviceConfig(offload=way))) for way in ("none", "swap"))
     assert sum(swaps.stages["UNet"]) < sum(stays.stages["UNet"])

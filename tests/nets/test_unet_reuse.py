@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_features_of_another_level_are_felt_and_so_are_latents_and_pose_of_this_
 def test_what_is_left_of_the_released_network_to_compute():
     """FLOPs of a call that takes features again, in shares of a whole one, at 16 frames of 576x1024."""
     model = model_of(FULL)
-    unet = on_meta(model, "unet", torch.bfloat16)
+    unet: Any = on_meta(model, "unet", torch.bfloat16)
     like = {"device": "meta", "dtype": torch.bfloat16}
     width = unet.config["cross_attention_dim"]
     context = prepared(unet, torch.empty(1, 1, width, **like), torch.empty(1, unet.id_tokens, width, **like))

@@ -68,7 +68,7 @@ class Metrics:
         if self._file is not None:
             self._file.close()
             *before, last = read_metrics(self.path.parent)
-            self._file = self._begun([*before, last | values])
+            self._file = self._begun([*before, {**last, **values}])
 
     def close(self) -> None:
         if self._file is not None:

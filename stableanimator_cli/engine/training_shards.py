@@ -8,6 +8,7 @@ Tensors in pieces are ``DTensor``; what is here takes plain ones too and then ch
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -59,6 +60,8 @@ def shard(model: nn.Module, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()  # pieces know no channels-last
+    # linear layers answer with views; nothing that learns here is written in place, which is what torch warns of
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     for unit in units(model):
         fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -7,9 +7,10 @@ The loss of a step is the mean over the global batch: each rank takes its share 
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
@@ -111,6 +112,8 @@ class Loop:
             except RuntimeError as error:
                 if self.accelerator.num_processes == 1 or not _is_loss(error):
                     raise
+                with suppress(ValueError):  # not in the main thread, which alone is sent anything
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends all home: first this is told
                 message = f"another of the {self.accelerator.num_processes} processes is gone at step {self.place.step}"
                 raise Interrupted(message, hint=hint) from None
 

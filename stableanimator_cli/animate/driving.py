@@ -1,7 +1,8 @@
 """The driving motion: whatever the user has, as skeleton pictures at the output's size and rate.
 
 Skeleton videos and folders of skeleton pictures are taken as they are; key points (our ``poses.npz``, OpenPose JSON)
-are drawn; in a plain video people are detected first, with the detectors of the model.
+are drawn, those of a clip folder (``sa preprocess``) too; in a plain video people are detected first, with the detectors
+of the model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from stableanimator_cli.animate.skeletons import Skeletons
 from stableanimator_cli.animate.timing import is_regular, mean_rate, shown_at
 from stableanimator_cli.detect.capture import Detectors, capture, pose_of
+from stableanimator_cli.detect.clips import MOTION, RECORD
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.media_picture import is_picture
@@ -70,6 +72,8 @@ def open_driving(
     Raises ``BadInput`` with file and frame, ``ModelMissing`` where a plain video meets a model without detectors,
     ``NoPerson`` where it shows nobody."""
     start, stop = frames or (None, None)
+    if (path / RECORD).is_file() and (path / MOTION).is_file():
+        path = path / MOTION
     if path.suffix.lower() == ".npz" and path.is_file():
         return _from_motion(load_motion(path), path, start, stop, fps, size, resize, talk)
     if _holds_openpose(path):

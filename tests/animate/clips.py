@@ -41,11 +41,17 @@ def skeleton_video(path: Path, frames: int, *, fps: Fraction | int = 30, tag: bo
 
 
 def in_form(form: str, folder: Path, frames: int) -> Path:
-    """The waving person as ``video``, ``pictures`` (frame_0.png ...), ``npz``, ``json folder`` or ``json file``."""
+    """The waving person as ``video``, ``pictures`` (frame_0.png ...), ``npz``, ``clip folder`` (as preprocessing leaves
+    it), ``json folder`` or ``json file``."""
     if form == "video":
         return skeleton_video(folder / "poses.mp4", frames)
     if form == "npz":
         return save_motion(folder / "poses.npz", waving(frames))
+    if form == "clip folder":
+        skeleton_video(folder / "clip" / "source.mp4", frames)
+        save_motion(folder / "clip" / "motion.npz", waving(frames))
+        (folder / "clip" / "clip.json").write_text("{}", encoding="utf-8")
+        return folder / "clip"
     if form.startswith("json"):
         return save_openpose(folder / ("poses.json" if form == "json file" else "poses"), waving(frames, fps=None))
     for index, picture in enumerate(skeletons(frames)):
@@ -53,7 +59,7 @@ def in_form(form: str, folder: Path, frames: int) -> Path:
     return folder / "poses"
 
 
-FORMS = ("video", "pictures", "npz", "json folder", "json file")
+FORMS = ("video", "pictures", "npz", "clip folder", "json folder", "json file")
 
 
 def plain_picture(path: Path, size: tuple[int, int] = (96, 96), red: Sequence[int] | None = None) -> Path:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue_schema import FILE_NAME
-from stableanimator_cli.errors import BadInput, ConfigError, Interrupted, SaError
+from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, SaError
 from stableanimator_cli.media_files import appearing, digest_of, refusals
 from stableanimator_cli.puppets.train_detectors import guarded
 
@@ -138,9 +138,10 @@ def write_tables(work: Path, command: Command, more: Sequence[str] = ()) -> list
 
 
 def _claim(plan: Plan) -> None:
-    """The folder belongs to one set of settings, which its note tells."""
+    """The folder belongs to the settings that its first training began with, which its note tells."""
     path, settings = plan.work / _NOTE, plan.settings()
-    if path.is_file():
+    begun = any(plan.work.glob("runs/*/config.toml")) or any(plan.work.glob(f"{FOLDER}/*/{FILE_NAME}"))
+    if begun and path.is_file():
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -228,10 +229,9 @@ def _tell(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    signal.signal(signal.SIGTERM, _terminated)
     options, more = _parser().parse_known_args(arguments)
     if more and not options.tables:
-        raise ConfigError(more[0], "it", "an option of this command; those of sa evaluate go with --tables")
+        raise BadUsage(f"no option {more[0]} here", hint="--help shows them; those of sa evaluate go with --tables")
     if options.tables:
         told = ["--seeds", options.seeds, "--figures", str(options.figures), "--length", str(options.length)]
         written = write_tables(options.work, python, [*told, "--animate", str(options.animate), *more])
@@ -267,4 +267,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(guarded(main))

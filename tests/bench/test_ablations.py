@@ -19,12 +19,13 @@ from stableanimator_cli.bench.ablations import (
     VARIANTS,
     CommandFailed,
     Plan,
+    main,
     python,
     train_variants,
     write_tables,
 )  # fmt: skip
 from stableanimator_cli.config import AnimateConfig, resolve
-from stableanimator_cli.errors import BadInput, Interrupted
+from stableanimator_cli.errors import BadInput, BadUsage, Interrupted
 from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF
 from stableanimator_cli.train.resume import new_config
 
@@ -133,6 +134,27 @@ def test_variants_of_one_folder_share_their_settings(other: dict[str, object], w
         train_variants(Plan(work=tmp_path / "w", **{"data": tmp_path / "clips", **other}), Recorded(), print)  # type: ignore[arg-type]
 
 
+def test_settings_that_began_nothing_bind_nobody(tmp_path: Path) -> None:
+    """A mistyped --data is refused by sa train before it writes: the next try may name another."""
+
+    def refuses(arguments: Sequence[str]) -> int:
+        return 3
+
+    with pytest.raises(CommandFailed):
+        train_variants(_plan(tmp_path / "w", seed=3), refuses, lambda text: None)
+    assert len(train_variants(_plan(tmp_path / "w"), Recorded(), lambda text: None)) == len(VARIANTS)
+    with pytest.raises(BadInput, match="other seed"):
+        train_variants(_plan(tmp_path / "w", seed=3), Recorded(), lambda text: None)
+
+
+def test_an_option_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(BadUsage, match="no option --frob here"):
+        main([str(tmp_path), "--frob", "3"])
+    with pytest.raises(SystemExit):
+        main([])
+    assert "WORK" in capsys.readouterr().err
+
+
 def test_without_clips_puppets_are_drawn_once(tmp_path: Path) -> None:
     work, command = tmp_path / "w", Recorded()
     train_variants(Plan(work=work, clips=2), command, lambda text: None)
@@ -160,7 +182,7 @@ def test_a_recipe_or_variants_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such folder") as caught:
         write_tables(tmp_path, Recorded())
     assert "make ablations" in str(caught.value.hint)
-    (tmp_path / "w").mkdir()
+    train_variants(_plan(tmp_path / "w"), Recorded(), lambda text: None)
     (tmp_path / "w" / "ablations.json").write_text("[")
     with pytest.raises(BadInput, match="no JSON object"):
         train_variants(_plan(tmp_path / "w"), Recorded(), print)

@@ -13,7 +13,7 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: demo test lint completions puppet puppet-detectors puppet-vae puppet-figures ablations ablation-tables
+.PHONY: demo test lint completions puppet puppet-detectors puppet-vae puppet-figures puppet-approximations ablations ablation-tables
 
 demo: $(STAMP)
 	$(BIN)/sa demo
@@ -49,6 +49,10 @@ puppet-figures: $(STAMP)
 	$(BIN)/python -m stableanimator_cli.bench.puppet_figures
 	$(BIN)/python -m stableanimator_cli.bench.puppet_decoder
 	$(BIN)/python -m stableanimator_cli.bench.puppet_model --swap
+
+# What approximate speed loses on the fifty held-out clips.
+puppet-approximations: $(STAMP)
+	$(BIN)/python -m stableanimator_cli.bench.approximations $(PUPPET_WORK)/approximations --page docs/performance.md
 
 # Seven variants of models/puppet, an equal budget of further steps each, and the paper's tables of them. Cut either at
 # will: the same command goes on. More: make ablations ABLATIONS=runs/mine ABLATION_FLAGS='--data CLIPS --steps 300'

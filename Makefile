@@ -13,7 +13,7 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: demo test lint completions puppet puppet-detectors puppet-vae puppet-figures puppet-approximations ablations ablation-tables
+.PHONY: demo test lint completions puppet puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations ablation-tables
 
 demo: $(STAMP)
 	$(BIN)/sa demo
@@ -53,6 +53,13 @@ puppet-figures: $(STAMP)
 # What approximate speed loses on the fifty held-out clips.
 puppet-approximations: $(STAMP)
 	$(BIN)/python -m stableanimator_cli.bench.approximations $(PUPPET_WORK)/approximations --page docs/performance.md
+
+# What face optimisation gains on puppets, and how seams of long videos compare with upstream's blend.
+puppet-refinement: $(STAMP)
+	$(BIN)/python -m stableanimator_cli.bench.refinement_figures $(PUPPET_WORK)/refinement --page docs/performance.md
+
+puppet-blending: $(STAMP)
+	$(BIN)/python -m stableanimator_cli.bench.blending $(PUPPET_WORK)/blending --page docs/performance.md
 
 # Seven variants of models/puppet, an equal budget of further steps each, and the paper's tables of them. Cut either at
 # will: the same command goes on. More: make ablations ABLATIONS=runs/mine ABLATION_FLAGS='--data CLIPS --steps 300'

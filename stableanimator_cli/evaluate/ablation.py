@@ -26,7 +26,7 @@ from stableanimator_cli.evaluate.cases import find_cases
 from stableanimator_cli.evaluate.compare import Measured, measuring
 from stableanimator_cli.evaluate.face_paste import pasted
 from stableanimator_cli.evaluate.scores import Row, Scores, Table
-from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF, METRICS, ablation
+from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF, METRICS, OWN_TITLES, ablation
 from stableanimator_cli.metrics.bootstrap import interval
 from stableanimator_cli.talk import Talk
 
@@ -159,7 +159,8 @@ def _notes(config: EvaluateConfig, rules: str, by_seed: Mapping[str, Sequence[Me
             "Face paste stands in the row of FaceFusion, a program that is not here: the reference's face by five "
             "landmarks onto the videos of w/o Face, with a soft edge."
         )
-    off = [ABLATIONS[str(config.ablation)][name][0] for name in by_seed if name in WITHOUT_OPTIMISATION]
+    titles = {name: title for name, (title, _) in ABLATIONS[str(config.ablation)].items()} | OWN_TITLES
+    off = [titles[name] for name in by_seed if name in WITHOUT_OPTIMISATION]
     if off:
         notes.append(f"animated without face optimisation: {', '.join(off)}.")
     return [

@@ -235,7 +235,7 @@ def test_a_pasted_face_shares_the_videos_of_no_face(tmp_path: Path) -> None:
     assert 0 < json.loads(beside.read_text())["face_paste"]["pasted"] <= 3
     notes = " ".join(row[0] for row in scores.tables[1][2])
     assert "Face paste stands in the row of FaceFusion" in notes
-    assert "without face optimisation: w/o Face, FaceFusion" in notes
+    assert "without face optimisation: w/o Face, Face paste" in notes
 
 
 def test_an_ablation_needs_its_folders_and_three_seeds(tmp_path: Path) -> None:

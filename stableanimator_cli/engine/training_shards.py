@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ from stableanimator_cli.nets.face_encoder import FaceEncoder
 from stableanimator_cli.nets.id_adapter import IDAdapter
 from stableanimator_cli.nets.pose_net import PoseNet
 
-if dist.is_available():
+if TYPE_CHECKING or dist.is_available():
     from torch.distributed.tensor import DTensor
 else:  # a build of torch that knows one process
 

@@ -159,7 +159,7 @@ def _notes(config: EvaluateConfig, rules: str, by_seed: Mapping[str, Sequence[Me
             "Face paste stands in the row of FaceFusion, a program that is not here: the reference's face by five "
             "landmarks onto the videos of w/o Face, with a soft edge."
         )
-    titles = {name: title for name, (title, _) in ABLATIONS[str(config.ablation)].items()} | OWN_TITLES
+    titles = {name: OWN_TITLES.get(name, title) for name, (title, _) in ABLATIONS[str(config.ablation)].items()}
     off = [titles[name] for name in by_seed if name in WITHOUT_OPTIMISATION]
     if off:
         notes.append(f"animated without face optimisation: {', '.join(off)}.")

@@ -71,7 +71,7 @@ def gathered(tree: Any, *, keep: bool = True) -> Any:
     """``tree`` (a tensor, or mappings and lists of them) with tensors in pieces as whole ones on the CPU; the others as
     they are. Every rank must call it; where ``keep`` is False a rank sends its pieces and gets None instead."""
     if isinstance(tree, DTensor):
-        whole = tree.detach().full_tensor()
+        whole = cast(DTensor, tree.detach()).full_tensor()
         return whole.cpu() if keep else None
     if isinstance(tree, Mapping):
         return {key: gathered(value, keep=keep) for key, value in tree.items()}

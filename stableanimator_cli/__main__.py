@@ -74,6 +74,8 @@ def _bug(error: Exception) -> SaError:
 
 def _fail(error: SaError) -> int:
     """Print an error as the user asked for: two lines on stderr, or one JSON object on stdout."""
+    if isinstance(error, BadUsage) and os.environ.get("RANK", "0") != "0":
+        return error.exit_code  # every process of torchrun reads the same words; the first one says it
     if os.environ.get("SA_DEBUG", "0") not in ("", "0"):
         shown = error.__cause__ if type(error) is SaError and error.__cause__ else error
         traceback.print_exception(shown, file=sys.stderr)

@@ -19,7 +19,7 @@ from stableanimator_cli import __version__
 from stableanimator_cli.cli import console
 from stableanimator_cli.cli.app import app
 from stableanimator_cli.config import AnimateConfig
-from stableanimator_cli.errors import BadInput, Interrupted, NoFace
+from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, NoFace
 from tests.conftest import ROOT, Run
 
 GROUP: Any = typer.main.get_command(app)
@@ -54,6 +54,15 @@ def test_an_expected_failure_is_a_line_a_hint_and_a_code(
         "sa: dance.mp4, frame 7: found 480x0 pixels, expected a picture",
         "hint: cut the frame out: --frames 8:",
     ]
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 2), ("1", 0)])
+def test_of_torchruns_processes_the_first_says_what_was_typed_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, lines: int
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    assert leave(monkeypatch, BadUsage("no such option: --stepz", hint="`sa animate --help`")) == 2
+    assert len(capsys.readouterr().err.splitlines()) == lines
 
 
 def test_a_failure_under_json_is_an_object_on_stdout(

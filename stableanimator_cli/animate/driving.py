@@ -1,8 +1,8 @@
 """The driving motion: whatever the user has, as skeleton pictures at the output's size and rate.
 
 Skeleton videos and folders of skeleton pictures are taken as they are; key points (our ``poses.npz``, OpenPose JSON)
-are drawn, those of a clip folder (``sa preprocess``) too; in a plain video people are detected first, with the detectors
-of the model.
+are drawn, those of a clip folder (``sa preprocess``) too; in a plain video people are detected first, with the
+detectors of the model.
 """
 
 from __future__ import annotations

@@ -230,10 +230,10 @@ class ValidationConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """How clips become samples: every ``stride``-th frame, and a reference that is none of them, lies outside of their
-    span, or is any frame. ``cache`` None takes caches that are there."""
+    span, is any frame, or is the clip's first frame and never drawn. ``cache`` None takes caches that are there."""
 
     stride: int = option("--stride", 4)
-    reference: Literal["unchosen", "outside", "any"] = option("--reference-from", "unchosen")
+    reference: Literal["unchosen", "outside", "any", "first"] = option("--reference-from", "unchosen")
     resize: Literal["stretch", "crop", "pad"] = option("--resize", "stretch")
     cache: str | None = option("--cache", None)
     ram_mb: int = option("data.ram_mb", 2048)

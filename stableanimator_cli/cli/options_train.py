@@ -239,12 +239,14 @@ StrideOpt = Annotated[
     ),
 ]
 ReferenceOpt = Annotated[
-    Literal["unchosen", "outside", "any"] | None,
+    Literal["unchosen", "outside", "any", "first"] | None,
     typer.Option(
         "--reference-from",
         rich_help_panel=DATA,
         help=says(
-            "The reference: none of the sample's frames, outside of their span, or any.", DataConfig, "reference"
+            "The reference: none of the sample's frames, outside of their span, any, or the clip's first frame.",
+            DataConfig,
+            "reference",
         ),
     ),
 ]

@@ -29,6 +29,10 @@ FramingOpt = Annotated[
     Literal["half", "whole", "mixed"],
     typer.Option("--framing", help="Head and trunk, head to foot, or some of both."),
 ]
+ReferenceFirstOpt = Annotated[
+    bool,
+    typer.Option("--reference-first", help="Open each video with its reference drawing, one frame more."),
+]
 
 
 def puppets(
@@ -41,6 +45,7 @@ def puppets(
     seed: SeedOpt = 0,
     split: SplitOpt = "train",
     framing: FramingOpt = "half",
+    reference_first: ReferenceFirstOpt = False,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
     progress: options.ProgressOpt = "bar",
@@ -66,6 +71,7 @@ def puppets(
         seed=seed,
         split=split,
         framing=framing,
+        reference_first=reference_first,
     )
     report = write_puppets(plan, out)
     out.result(report.to_json(), report.summary())

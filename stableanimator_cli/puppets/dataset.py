@@ -10,6 +10,7 @@ last: where it is, the video is done, so a run that was cut goes on where it sto
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass
 from fractions import Fraction
@@ -45,6 +46,7 @@ class PuppetPlan:
     seed: int = 0
     split: str = "train"
     framing: str = "half"
+    reference_first: bool = False  # each video opens with the reference drawing, one frame more
 
     def __post_init__(self) -> None:
         width, height = self.size
@@ -74,6 +76,7 @@ class PuppetPlan:
             "seed": self.seed,
             "split": self.split,
             "framing": self.framing,
+            "reference_first": self.reference_first,
         }
 
     def scene(self, n: int) -> Scene:
@@ -115,11 +118,12 @@ def write_puppets(plan: PuppetPlan, talk: Talk | None = None) -> PuppetReport:
     missing = [n for n in range(plan.videos) if not _paths(plan.folder, n)["record"].exists()]
     if len(missing) < plan.videos:
         talk.note(f"{plan.folder}: {plan.videos - len(missing)} of {plan.videos} videos are there already")
-    with talk.progress(len(missing) * plan.frames, "puppets", "frame") as bar:
+    drawn = len(missing) * (plan.frames + plan.reference_first)
+    with talk.progress(drawn, "puppets", "frame") as bar:
         for n in missing:
             _write_video(plan, n, bar.update)
     return PuppetReport(
-        folder=plan.folder, written=len(missing), kept=plan.videos - len(missing), frames=len(missing) * plan.frames
+        folder=plan.folder, written=len(missing), kept=plan.videos - len(missing), frames=drawn
     )
 
 
@@ -140,6 +144,7 @@ def _claim(plan: PuppetPlan) -> None:
         found = None
     if not isinstance(found, dict):
         raise BadInput(file, "no JSON object", "the settings of a puppets folder", hint="choose another DIR")
+    found.setdefault("reference_first", False)  # older folders do not say
     for key, wanted in plan.settings().items():
         if found.get(key) != wanted:
             raise BadInput(
@@ -160,16 +165,17 @@ def _paths(folder: Path, n: int) -> dict[str, Path]:
 
 def _write_video(plan: PuppetPlan, n: int, tell: Any) -> None:
     scene, paths = plan.scene(n), _paths(plan.folder, n)
+    reference = scene.reference()
+    opening = [reference] if plan.reference_first else []
     paths["video"].parent.mkdir(parents=True, exist_ok=True)
     frames: list[PuppetFrame] = []
     tag = {"puppets": f"{plan.split} seed {plan.seed} video {n}"}
     with VideoWriter(paths["video"], plan.size, plan.fps, tag=tag) as video:
-        for frame in scene.clip():
+        for frame in itertools.chain(opening, scene.clip()):
             video.write(frame.image)
             # The truth of a long clip stays small; its pictures would not.
             frames.append(dataclasses.replace(frame, image=frame.image[:0]))
             tell(1)
-    reference = scene.reference()
     paths["reference"].parent.mkdir(parents=True, exist_ok=True)
     write_picture(paths["reference"], reference.image)
     save_motion(paths["motion"], motion_of(frames, plan.size, plan.fps))
@@ -189,7 +195,7 @@ def _write_video(plan: PuppetPlan, n: int, tell: Any) -> None:
                 "build": dataclasses.asdict(person.build),
                 "clothes": dataclasses.asdict(person.clothes),
                 "depth": int(frames[0].depth[k]),
-                "behaviour": [scene.behaviour(t, k) for t in range(plan.frames)],
+                "behaviour": ["reference"] * len(opening) + [scene.behaviour(t, k) for t in range(plan.frames)],
                 "reference": {
                     "face_box": _numbers(reference.face_boxes[k]),
                     "landmarks": _numbers(reference.landmarks[k]),

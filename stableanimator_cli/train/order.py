@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-ReferenceSource = Literal["unchosen", "outside", "any"]
+ReferenceSource = Literal["unchosen", "outside", "any", "first"]
 
 
 def keyed(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
@@ -78,8 +78,14 @@ def choose_frames(
 
     ``frames`` lie ``stride`` apart from a random start; in a clip too short for that they are spread over all of it,
     some twice where it has fewer than ``frames``. The reference is none of them (``unchosen``), or not between the
-    first and the last (``outside``), where the clip has such a frame; else, and with ``any``, it is any frame.
+    first and the last (``outside``), where the clip has such a frame; else, and with ``any``, it is any frame. With
+    ``first`` it is frame 0, and ``frames`` come from what follows it: for clips that open with a picture of the person
+    as users give one.
     """
+    if source == "first":
+        opening = 1 if length > 1 else 0
+        chosen, _ = choose_frames(rng, length - opening, frames, stride=stride, source="any")
+        return chosen + opening, 0
     span = min(length, (frames - 1) * stride + 1)
     start = int(rng.integers(0, length - span + 1))
     chosen = np.linspace(start, start + span - 1, frames, dtype=np.int64)

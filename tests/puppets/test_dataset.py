@@ -58,6 +58,22 @@ def test_truth_is_the_scenes_truth(written):
         assert (written.folder / name).exists()
 
 
+def test_a_video_can_open_with_its_reference(tmp_path):
+    plan = small(tmp_path / "f", videos=1, reference_first=True)
+    report = write_puppets(plan)
+    assert report.frames == 4
+    pictures = [picture for _, picture in open_clip(plan.folder / "videos" / "00000.mp4").frames()]
+    reference = read_picture(plan.folder / "references" / "00000.png")
+    assert len(pictures) == 4
+    apart = [np.abs(picture.astype(float) - reference).mean() for picture in pictures]
+    assert apart[0] < 0.5 * min(apart[1:])
+    motion = load_motion(plan.folder / "truth" / "00000.npz")
+    assert np.array_equal(motion.keypoints[0], plan.scene(0).reference().keypoints)
+    assert np.array_equal(motion.keypoints[1], plan.scene(0).frame(0).keypoints)
+    with pytest.raises(BadInput, match="reference_first"):
+        write_puppets(small(tmp_path / "f", videos=1))
+
+
 def test_nothing_half_written_lies_about(written):
     assert not [file for file in written.folder.rglob("*") if file.name.startswith(".")]
 

@@ -90,6 +90,19 @@ def test_the_reference_is_where_it_was_asked_for() -> None:
     assert chosen_itself["any"] > 5
 
 
+def test_the_first_frame_is_the_reference_and_never_drawn() -> None:
+    """Eight frames of a clip of ten begin at 1 or 2; a clip of one frame is its own reference."""
+    starts = set()
+    for index in range(40):
+        frames, reference = choose_frames(keyed(3, "t", index), 10, 8, stride=1, source="first")
+        assert reference == 0
+        assert frames.tolist() == list(range(frames[0], frames[0] + 8))
+        starts.add(int(frames[0]))
+    assert starts == {1, 2}
+    frames, reference = choose_frames(keyed(3, "t", 0), 1, 2, stride=1, source="first")
+    assert (frames.tolist(), reference) == ([0, 0], 0)
+
+
 def test_where_the_clip_has_no_such_frame_another_is_the_reference() -> None:
     """13 frames, 4 of them at a stride of 4 from the first to the last: nothing is outside, nine are between."""
     frames, reference = choose_frames(keyed(0, "t", 0), 13, 4, stride=4, source="outside")

@@ -86,18 +86,20 @@ def parse_guidance(value: str | float | Guidance, label: str = "--guidance") -> 
         raise ConfigError(label, value, "a number, or FIRST:LAST as 1:3") from None
 
 
+_INTERVAL = "LO:HI, noise levels from 0 on, LO below HI, as 0.5:50"
+
+
 def parse_interval(value: str | Guidance, label: str = "--guidance-interval") -> Guidance:
     """``"0.5:50"`` -> (0.5, 50.0): noise levels, the first left out and the last included."""
     if isinstance(value, tuple):
         return value
-    expected = "LO:HI, noise levels from 0 on, LO below HI, as 0.5:50"
     try:
         low, colon, high = str(value).partition(":")
         if not isinstance(value, str) or not colon:
             raise ValueError
         return float(low), float(high)
     except ValueError:
-        raise ConfigError(label, value, expected) from None
+        raise ConfigError(label, value, _INTERVAL) from None
 
 
 def parse_reuse(value: str | int, label: str = "--cache-features") -> int:
@@ -211,9 +213,8 @@ class SamplingConfig:
         refuse_unless(all(map(_finite, self.guidance)), "--guidance", _dump_guidance(self.guidance), "0 or more")
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
-            expected = "LO:HI, noise levels from 0 on, LO below HI, as 0.5:50"
             holds = _finite(low) and _finite(high) and low < high
-            refuse_unless(holds, "--guidance-interval", _dump_interval(self.guidance_interval), expected)
+            refuse_unless(holds, "--guidance-interval", _dump_interval(self.guidance_interval), _INTERVAL)
         refuse_unless(self.cache_features >= 1, "--cache-features", self.cache_features, "off, or 2 steps or more")
         refuse_unless(self.cache_layers >= 1, "sampling.cache_layers", self.cache_layers, "1 layer or more")
         refuse_unless(_finite(self.churn), "--churn", self.churn, "0 or more")

@@ -1,7 +1,9 @@
-"""How a stage speaks while it works, without knowing who listens: the command line passes its console."""
+"""How a stage speaks while it works, without knowing who listens: the command line passes its console. And who speaks:
+of several processes that torchrun started, the first."""
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -52,3 +54,14 @@ class Silent:
 
     def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
         return _NoProgress()
+
+
+def rank_here() -> int:
+    """This process's rank among those that torchrun started; 0 where it started none."""
+    return int(os.environ["RANK"]) if world_here() > 1 else 0
+
+
+def world_here() -> int:
+    """How many processes torchrun started; 1 where this one is alone."""
+    named = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return int(os.environ["WORLD_SIZE"]) if named else 1

@@ -60,9 +60,18 @@ def test_an_expected_failure_is_a_line_a_hint_and_a_code(
 def test_of_torchruns_processes_the_first_says_what_was_typed_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, lines: int
 ) -> None:
-    monkeypatch.setenv("RANK", rank)
+    for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     assert leave(monkeypatch, BadUsage("no such option: --stepz", hint="`sa animate --help`")) == 2
     assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+def test_a_rank_without_torchrun_is_nobody_elses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")  # schedulers of clusters set it for jobs of one process as well
+    assert leave(monkeypatch, BadUsage("no such option: --stepz")) == 2
+    assert capsys.readouterr().err == "sa: no such option: --stepz\n"
 
 
 def test_a_failure_under_json_is_an_object_on_stdout(

@@ -34,7 +34,7 @@ from stableanimator_cli.media import read_picture
 from stableanimator_cli.motion.geometry import Fit, fit
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.talk import Silent, Talk
+from stableanimator_cli.talk import Silent, Talk, rank_here
 
 SMALLEST_PICTURE = 32  # pixels a side, below which nobody can be seen in a reference
 _PAIRS = (
@@ -58,7 +58,7 @@ def run(
     is gone on with (``state.py``), unless ``restart``. Raises ``SaError``. Of several processes that torchrun started
     the first does all this and has the result; the others help it to denoise and end here, without a word.
     """
-    if parallel.rank_here() > 0:
+    if rank_here() > 0:
         parallel_helper.help_out()
         raise SystemExit(0)
     with parallel.launched() as ranks:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.bench.counters import flops
 from stableanimator_cli.bench.harness import Interval, interval
 from stableanimator_cli.bench.networks import FULL, model_of, on_meta, prepared
+from stableanimator_cli.bench.ongoing import as_typed, read_rows, refused
 from stableanimator_cli.bench.puppet_decoder import psnr
 from stableanimator_cli.bench.puppet_model import LIST, SMALL, Reader, looked_at, request_of, subjects
 from stableanimator_cli.bench.results import Table, environment, made_by, put_on_page
@@ -35,7 +35,7 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import STRIDE, Engine
 from stableanimator_cli.engine.render import Stages, render
 from stableanimator_cli.engine.weights import NETWORKS
-from stableanimator_cli.errors import BadInput, SaError
+from stableanimator_cli.errors import SaError
 from stableanimator_cli.media_files import digest_of
 from stableanimator_cli.records import ModelFolder
 
@@ -99,7 +99,7 @@ def measure(trial: Trial, work: Path) -> Iterator[Clip]:
     model = catalogue.open_model(trial.model, (*NETWORKS, "face", "judge", "person_detector", "pose_detector"))
     header, path = trial.header(model), work / "clips.jsonl"
     work.mkdir(parents=True, exist_ok=True)
-    known = read(path, header)[: trial.count]
+    known = read_rows(path, header)[: trial.count]
     yield from known
     entries = json.loads(LIST.read_text(encoding="utf-8"))[len(known) : trial.count]
     defaults = {**model.defaults, "steps": trial.steps}
@@ -136,24 +136,6 @@ def _finite(clip: Clip) -> Clip:
         return None if isinstance(value, float) and not np.isfinite(value) else value
 
     return {name: {key: plain(value) for key, value in row.items()} for name, row in clip.items()}
-
-
-def read(path: Path, header: Mapping[str, Any]) -> list[Clip]:
-    """Clips that are there already. A last line that was cut is dropped; other settings are refused (``BadInput``)."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        lines = lines[:-1]
-        path.write_bytes(b"".join(lines))
-    try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise BadInput(path, f"a line that is no JSON ({error})", "clips as this bench writes them") from error
-    if rows and rows[0] != header:
-        changed = [name for name in header if rows[0].get(name) != header[name]]
-        raise BadInput(path, f"clips of other settings ({', '.join(changed)})", "the same", hint="name another folder")
-    return rows[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,23 +273,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables = losses(clips, trial, own), savings(trial.layers)
         text = "\n\n".join(table.markdown() for table in tables)
         if options.page is not None:
-            command = shlex.join(["python", "-m", "stableanimator_cli.bench.approximations", *_named(words)])
+            command = as_typed("stableanimator_cli.bench.approximations", words)
             head = made_by("Approximate speed and its loss", command, environment(torch.device("cpu")))
             put_on_page(options.page, {PART: f"{head}\n\n{text}"})
     except SaError as error:
-        sys.stderr.write(f"{error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return error.exit_code
+        return refused(error)
     sys.stdout.write(f"{text}\n")
     return 0
 
 
 def _listed(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
-
-
-def _named(words: Sequence[str]) -> list[str]:
-    """The command line for a page, where folders go by their last name alone."""
-    return [Path(word).name if "/" in word else word for word in words]
 
 
 if __name__ == "__main__":

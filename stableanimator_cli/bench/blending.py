@@ -11,7 +11,6 @@ paired differences over clips.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import torch
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.bench.harness import Interval, interval
+from stableanimator_cli.bench.ongoing import as_typed, refused
 from stableanimator_cli.bench.results import Table, environment, made_by, put_on_page
 from stableanimator_cli.config_evaluate import EvaluateConfig
 from stableanimator_cli.errors import SaError
@@ -170,14 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = tables(found, trial)
         text = "\n\n".join(table.markdown() for table in made)
         if options.page is not None:
-            named = [f"--{name} {getattr(options, name)}" for name in ("clips", "frames", "steps", "seed")
-                     if getattr(options, name) is not None]  # fmt: skip
-            command = f"python -m stableanimator_cli.bench.blending {shlex.quote(options.work.name)} {' '.join(named)}"
+            command = as_typed("stableanimator_cli.bench.blending", words)
             head = made_by("Seams of long videos", command, environment(torch.device("cpu")))
             put_on_page(options.page, {PART: f"{head}\n\n{text}"})
     except SaError as error:
-        sys.stderr.write(f"{error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return error.exit_code
+        return refused(error)
     sys.stdout.write(f"{text}\n")
     return 0 if all(mark.holds for mark in marks(found)) else 8
 

@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -34,13 +33,14 @@ import torch
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.bench.harness import Interval, interval
+from stableanimator_cli.bench.ongoing import as_typed, read_rows, refused
 from stableanimator_cli.bench.puppet_figures import embed
 from stableanimator_cli.bench.results import environment, made_by, put_on_page
 from stableanimator_cli.config import parse_size
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.engine.weights import NETWORKS
-from stableanimator_cli.errors import BadInput, SaError
+from stableanimator_cli.errors import SaError
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.media_files import digest_of
 from stableanimator_cli.motion.interchange import save_motion
@@ -189,19 +189,9 @@ def _decibels(squares: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(float(squares.mean()), 1e-9))) if len(squares) else float("nan")
 
 
-def read_cases(path: Path, header: dict[str, Any]) -> list[Case]:
-    """Rows that are there already. A last line that was cut is dropped; other settings are refused (``BadInput``)."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        path.write_bytes(b"".join(lines[:-1]))
-        lines = lines[:-1]
-    rows = [json.loads(line) for line in lines]
-    if rows and rows[0] != header:
-        changed = [name for name in header if rows[0].get(name) != header[name]]
-        raise BadInput(path, f"cases of other settings ({', '.join(changed)})", "the same", hint="name another folder")
-    return [Case(**{name: float("nan") if value is None else value for name, value in row.items()}) for row in rows[1:]]
+def case_of(row: Mapping[str, Any]) -> Case:
+    """A row of the file: what is null there was no number."""
+    return Case(**{name: float("nan") if value is None else value for name, value in row.items()})
 
 
 def cases(
@@ -212,7 +202,7 @@ def cases(
     model = catalogue.open_model(plan.model, (*NETWORKS, "face", "judge"))
     header, path = plan.header(model), work / "cases.jsonl"
     work.mkdir(parents=True, exist_ok=True)
-    known = {case.key: case for case in read_cases(path, header)}
+    known = {case.key: case for case in map(case_of, read_rows(path, header))}
     judges = Judges(model)
     scenes = [scene_of(puppet, plan) for puppet in range(puppets)]
     limit = None if minutes is None else time.monotonic() + 60 * minutes
@@ -309,24 +299,12 @@ def main(arguments: list[str] | None = None) -> int:
             found.append(case)
             sys.stderr.write(f"{case.mode}, puppet {case.puppet}, seed {case.seed}: judge {case.judge:.3f}\n")
         if options.page is not None:
-            put_on_page(options.page, {PART: page_part(found, plan, _command(options))})
+            command = as_typed("stableanimator_cli.bench.refinement_figures", words)
+            put_on_page(options.page, {PART: page_part(found, plan, command)})
     except SaError as error:
-        sys.stderr.write(f"{error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return error.exit_code
+        return refused(error)
     sys.stdout.write(table(found) + "\n")
     return 0
-
-
-def _command(options: argparse.Namespace) -> str:
-    """The command as it would be typed again, without where its folders and pages lie."""
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    words = ["python", "-m", "stableanimator_cli.bench.refinement_figures", given.pop("work").name]
-    for name in ("page", "minutes"):
-        given.pop(name, None)
-    given["model"] = Path(given["model"]).name
-    for name, value in given.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
 
 
 if __name__ == "__main__":

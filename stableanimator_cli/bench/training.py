@@ -38,6 +38,7 @@ from stableanimator_cli.preprocess.truth import write_clips
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.cache import Encoders, build_cache
+from stableanimator_cli.train.caching import moments, tokens_of
 from stableanimator_cli.train.dataset import Dataset, open_dataset
 from stableanimator_cli.train.loader import Loader, LoaderSettings
 
@@ -109,8 +110,14 @@ def caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roo
         optimizer = still(parts)
         plain = LoaderSettings(sizes=(shape.size,), frames=shape.frames, stride=1)
         loaders = {UNCACHED: Loader(dataset, plain, seed=SEED, batch=1)}
-        with torch.no_grad():
-            build_cache(loaders[UNCACHED].buckets, _encoders(parts), batch=4)
+        with parts.networks.resident("vae", "image_encoder"):
+            encoders = Encoders(
+                latents=moments(parts.networks["vae"], plan.device),
+                vae=_NETWORK,
+                tokens=tokens_of(parts.networks["image_encoder"], plan.device),
+                image_encoder=_NETWORK,
+            )
+            build_cache(loaders[UNCACHED].buckets, encoders, batch=4)
         cached = LoaderSettings(
             sizes=(shape.size,), frames=shape.frames, stride=1, vae=_NETWORK, image_encoder=_NETWORK
         )
@@ -217,22 +224,6 @@ def counted_full(shape: Shape, tick: Tick) -> Table:
         rows=rows,
         note="Counted, not computed; a card's fused attention is taken for granted.",
     )
-
-
-def _encoders(parts: TrainingParts) -> Encoders:
-    """VAE and image encoder of a training, for its caches."""
-
-    def latents(pixels: Tensor) -> Tensor:
-        with parts.networks.resident("vae"):
-            vae = parts.networks["vae"]
-            return vae.encode(pixels.to(parts.device, vae.dtype)).latent_dist.parameters.float()
-
-    def tokens(pixels: Tensor) -> Tensor:
-        with parts.networks.resident("image_encoder"):
-            encoder = parts.networks["image_encoder"]
-            return encoder(pixel_values=pixels.to(parts.device, encoder.dtype)).image_embeds.float()
-
-    return Encoders(latents=latents, vae=_NETWORK, tokens=tokens, image_encoder=_NETWORK)
 
 
 def _type(plan: DevicePlan) -> Literal["float32", "bfloat16", "float16"]:

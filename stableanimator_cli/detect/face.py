@@ -124,14 +124,19 @@ def align(pixels: np.ndarray, landmarks: np.ndarray, side: int = 112) -> np.ndar
     """The face turned and scaled onto ArcFace's template: uint8 [side,side,3], or None where the landmarks float[5,2]
     span nothing. Least squares over rotation, scale and shift (Umeyama 1991); outside the picture it is black.
     """
+    fit = onto_template(landmarks, side)
+    return None if fit is None else cv2.warpAffine(pixels, fit[:2], (side, side), borderValue=0.0)
+
+
+def onto_template(landmarks: np.ndarray, side: int = 112) -> np.ndarray | None:
+    """Pixels -> ArcFace's template (Deng et al., 2019) of ``side`` pixels, a 3x3 matrix; None where the landmarks
+    float[5,2] span nothing."""
     unit, margin = (side / 112, 0.0) if side % 112 == 0 else (side / 128, 8.0)
     template = (arcface_dst + np.array([margin, 0.0], dtype=np.float32)) * unit
     if not np.isfinite(landmarks).all() or np.ptp(landmarks, axis=0).max() < 1e-3:
         return None
     fit = SimilarityTransform.from_estimate(landmarks, template)
-    if not fit:
-        return None
-    return cv2.warpAffine(pixels, fit.params[:2], (side, side), borderValue=0.0)
+    return np.asarray(fit.params) if fit else None
 
 
 def model_folder(folder: Path | str) -> Path:

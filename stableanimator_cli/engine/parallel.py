@@ -52,6 +52,7 @@ from stableanimator_cli.engine.parallel_helper import (
     shares_of,
 )
 from stableanimator_cli.errors import ConfigError, Interrupted, SaError
+from stableanimator_cli.talk import world_here
 
 SILENCE = 1800.0  # seconds without the answer that rank 0 waits for, after which a rank is given up
 
@@ -62,17 +63,6 @@ class RankLost(Interrupted):
     def __init__(self, message: str, told: SaError | None = None) -> None:
         super().__init__(message, hint="the same command goes on where it was, with any --gpus")
         self.told = told
-
-
-def rank_here() -> int:
-    """This process's rank among those that torchrun started; 0 where it started none."""
-    return int(os.environ["RANK"]) if world_here() > 1 else 0
-
-
-def world_here() -> int:
-    """How many processes torchrun started; 1 where this one is alone."""
-    named = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    return int(os.environ["WORLD_SIZE"]) if named else 1
 
 
 Child = tuple[Popen[bytes], IO[bytes]]  # a process that rank 0 started, and what it says

@@ -26,6 +26,7 @@ from stableanimator_cli.engine.training_model import StepInputs, TrainingModel, 
 from stableanimator_cli.engine.weights import builders, fill, loaders, read_tensors
 from stableanimator_cli.errors import ModelMissing
 from stableanimator_cli.nets.face_encoder import FusionModel
+from stableanimator_cli.nets.memory_order import channels_last
 from stableanimator_cli.nets.mixed_norms import with_mixed_norms
 from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
@@ -83,9 +84,7 @@ def open_training(
     training.to(device)
     if device.type == "cpu":
         keep_freed_memory()
-        for module in training.modules():
-            if isinstance(module, nn.Conv2d):  # a CPU's library is quicker so
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        channels_last(training)  # a CPU's library is quicker so
     encoders_in = torch.bfloat16 if settings.dtype == "bfloat16" and device.type == "cuda" else torch.float32
     return TrainingParts(
         model=training,

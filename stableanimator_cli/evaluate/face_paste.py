@@ -12,37 +12,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from skimage.transform import SimilarityTransform
 
-from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.detect.face import FaceReader, onto_template
 from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
 from stableanimator_cli.media_files import digest_of
+from stableanimator_cli.motion.interchange import UNTIMED_FPS
 from stableanimator_cli.talk import Talk
 
-TEMPLATE = np.array(
-    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
-)
-"""Where ArcFace (Deng et al., 2019) wants eyes, nose and corners of the mouth in 112x112 pixels: a face's own
-coordinates, in which the oval is drawn."""
-CENTRE, HALF = (56.0, 68.0), (36.0, 42.0)  # of the oval, in those coordinates: from the brows to the chin
+CENTRE, HALF = (56.0, 68.0), (36.0, 42.0)  # of the oval on ArcFace's template: from the brows to the chin
 INNER = 0.7  # share of the oval's radius within which the reference stands alone
 _FORMAT = 1  # of what is pasted; a change of the pixels makes everything anew
-_UNTIMED = Fraction(30)
 
 
 def paste(frame: np.ndarray, landmarks: np.ndarray, picture: np.ndarray, known: np.ndarray) -> np.ndarray | None:
     """``frame`` uint8[h,w,3] with the face of ``picture`` uint8[h',w',3] on its own; ``landmarks`` and ``known`` are
     float[5,2] of the two faces, in pixels. None where the landmarks of one span nothing."""
-    here, there = _to_template(landmarks), _to_template(known)
+    here, there = onto_template(landmarks), onto_template(known)
     if here is None or there is None:
         return None
     height, width = frame.shape[:2]
@@ -86,7 +79,7 @@ def _one(pair: Pair, video: Path, reader: FaceReader, talk: Talk) -> Path:
     if face is None:
         talk.warn(f"{pair.name}: no face in its reference picture, so that none is pasted")
     clip, changed, count = open_clip(pair.predicted), 0, 0
-    with VideoWriter(video, clip.size, clip.fps or _UNTIMED, lossless=True) as writer:
+    with VideoWriter(video, clip.size, clip.fps or UNTIMED_FPS, lossless=True) as writer:
         for _, frame in clip.frames():
             out = None
             if picture is not None and face is not None and (found := reader.boxes(frame)):
@@ -108,14 +101,6 @@ def _is_done(video: Path, note: Path, asked: Mapping[str, Any]) -> bool:
     except (OSError, ValueError):
         return False
     return video.is_file() and told == {**asked, "pasted": digest_of(video)}
-
-
-def _to_template(landmarks: np.ndarray) -> np.ndarray | None:
-    """Pixels -> the face's own coordinates, as a 3x3 matrix (least squares, Umeyama 1991)."""
-    if not np.isfinite(landmarks).all() or np.ptp(landmarks, axis=0).max() < 1e-3:
-        return None
-    fit = SimilarityTransform.from_estimate(np.asarray(landmarks, np.float64), TEMPLATE)
-    return np.asarray(fit.params) if fit else None
 
 
 def _oval(matrix: np.ndarray, height: int, width: int) -> np.ndarray:

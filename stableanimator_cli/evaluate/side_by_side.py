@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ from PIL import Image
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
 from stableanimator_cli.media_files import appearing, refusals
+from stableanimator_cli.motion.interchange import UNTIMED_FPS  # folders of pictures have no clock
 
 FOLDER, PICTURES = "videos", "pictures"
-_UNTIMED = Fraction(30)  # folders of pictures have no clock
 _WIDEST = 512  # pixels of one side of a picture in the page
 _SIGNS = (("csim_ref", "least like the reference"), ("psnr", "farthest from the ground truth"))
 
@@ -58,7 +57,7 @@ def write_pair(video: VideoScore, out: Path) -> list[Picture]:
             if index >= max(worst, default=-1):
                 break
         return pictures
-    fps = open_clip(video.pair.predicted).fps or _UNTIMED
+    fps = open_clip(video.pair.predicted).fps or UNTIMED_FPS
     with VideoWriter(path, (width, height), fps, preset="veryfast", crf=20) as writer:
         for index, row in enumerate(_again(first, rows)):
             writer.write(row)

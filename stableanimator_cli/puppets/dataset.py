@@ -122,9 +122,7 @@ def write_puppets(plan: PuppetPlan, talk: Talk | None = None) -> PuppetReport:
     with talk.progress(drawn, "puppets", "frame") as bar:
         for n in missing:
             _write_video(plan, n, bar.update)
-    return PuppetReport(
-        folder=plan.folder, written=len(missing), kept=plan.videos - len(missing), frames=drawn
-    )
+    return PuppetReport(folder=plan.folder, written=len(missing), kept=plan.videos - len(missing), frames=drawn)
 
 
 def _claim(plan: PuppetPlan) -> None:

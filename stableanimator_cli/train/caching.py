@@ -69,8 +69,8 @@ def make_caches(
         for bucket in into_buckets(dataset.clips, sizes)
     ]
     load = loaders(model, torch.float32, "distribution")
-    latents = _moments(load["vae"]().to(device), device) if "latents" in kinds else None
-    tokens = _tokens(load["image_encoder"]().to(device), device) if "embeddings" in kinds else None
+    latents = moments(load["vae"]().to(device), device) if "latents" in kinds else None
+    tokens = tokens_of(load["image_encoder"]().to(device), device) if "embeddings" in kinds else None
     encoders = Encoders(
         latents=latents,
         vae=digest_of(model.files["vae"]) if latents is not None else "",
@@ -83,21 +83,21 @@ def make_caches(
         talk.note(f"caches: {report.made} files made, {report.kept} there, {report.bytes / 2**20:.1f} MiB written")
 
 
-def _moments(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+def moments(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Pixels [n,3,h,w] -> mean and log-variance of the posterior [n,2c,h/8,w/8]."""
 
     def encode(pixels: Tensor) -> Tensor:
         with torch.no_grad():
-            return vae.encode(pixels.to(device)).latent_dist.parameters
+            return vae.encode(pixels.to(device, vae.dtype)).latent_dist.parameters.float()
 
     return encode
 
 
-def _tokens(encoder: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+def tokens_of(encoder: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Pixels normalised for CLIP [n,3,224,224] -> [n,d]."""
 
     def encode(pixels: Tensor) -> Tensor:
         with torch.no_grad():
-            return encoder(pixel_values=pixels.to(device)).image_embeds
+            return encoder(pixel_values=pixels.to(device, encoder.dtype)).image_embeds.float()
 
     return encode

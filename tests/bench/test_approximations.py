@@ -90,7 +90,7 @@ def test_clips_are_rendered_once_and_read_again(tmp_path: Path, capsys, monkeypa
     assert main(words) == 0
     assert capsys.readouterr().out == out
     assert main([*words, "--seed", "1"]) == 3
-    assert "clips of other settings (seed)" in capsys.readouterr().err
+    assert "rows of other settings (seed)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "said"), [(["--cache-features", "1"], "--cache-features: found '1'")])

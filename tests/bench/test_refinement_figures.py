@@ -11,7 +11,6 @@ import pytest
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench import refinement_figures as figures
-from stableanimator_cli.errors import BadInput
 from stableanimator_cli.puppets.scene import Scene
 
 PLAN = figures.Plan(model="puppet", size=(64, 64), frames=2, steps=1)
@@ -84,7 +83,7 @@ def test_the_page_names_the_command_without_its_places(
     words = [str(tmp_path / "work"), "--puppets", "2", "--seeds", "1", "--modes", "off,paper", "--size", "64x64"]
     assert figures.main([*words, "--page", str(page)]) == 0
     text = page.read_text()
-    assert "refinement_figures work --model puppet --puppets 2 --seeds 1 --size 64x64 --frames 2" in text
+    assert "refinement_figures work --puppets 2 --seeds 1 --modes off,paper --size 64x64" in text
     assert capsys.readouterr().out in text
     assert str(tmp_path) not in text
 
@@ -100,18 +99,12 @@ def test_cases_of_other_settings_are_refused(drawn_instead: list, tmp_path: Path
     assert figures.main([*words, "--frames", "2"]) == 0
     assert capsys.readouterr().out.startswith("| mode | cases | similarity by the judge |")
     assert figures.main([*words, "--frames", "3"]) == 3
-    assert "cases of other settings (frames)" in capsys.readouterr().err
+    assert "rows of other settings (frames)" in capsys.readouterr().err
 
 
-def test_a_case_without_a_face_has_no_similarity(tmp_path: Path):
-    header = {"frames": 2}
+def test_a_case_without_a_face_has_no_similarity():
     row = {"puppet": 0, "seed": 0, "mode": "off", "frames": 2, "judge": None, "recogniser": None}
-    row |= {"face_psnr": 1.0, "background_psnr": 2.0}
-    (tmp_path / "c.jsonl").write_text(f"{json.dumps(header)}\n{json.dumps(row)}\n")
-    (found,) = figures.read_cases(tmp_path / "c.jsonl", header)
-    assert np.isnan(found.judge)
-    with pytest.raises(BadInput, match="frames"):
-        figures.read_cases(tmp_path / "c.jsonl", {"frames": 4})
+    assert np.isnan(figures.case_of(row | {"face_psnr": 1.0, "background_psnr": 2.0}).judge)
 
 
 def test_seeds_are_averaged_before_puppets_are_resampled():

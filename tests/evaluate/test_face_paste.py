@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from insightface.utils.face_align import arcface_dst
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.detect.face import FaceReader
-from stableanimator_cli.evaluate.face_paste import TEMPLATE, paste, pasted
+from stableanimator_cli.evaluate.face_paste import paste, pasted
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.metrics.identity import cosines
@@ -18,6 +19,7 @@ from stableanimator_cli.talk import Silent
 from tests.evaluate.samples import drawn, write
 
 SIZE = (128, 128)
+TEMPLATE = arcface_dst.astype(np.float64)
 
 
 @pytest.fixture(scope="module")

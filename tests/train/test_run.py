@@ -191,12 +191,14 @@ def test_an_export_is_upstreams_files_or_a_folder_that_needs_no_other(whole, tmp
     assert {tensor.dtype for tensor in load_file(model.files["unet"]).values()} == {torch.float16}
 
 
-def test_stages_follow_one_another_and_resume_within_the_second(data, tiny_model, tmp_path):
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_stages_follow_one_another_and_resume_within_the_second(data, tiny_model, tmp_path, kind):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         '[[stage]]\nname = "pictures"\nsteps = 2\nframes = 1\nimage_only = true\nbatch = 2\ntrain = "all"\n'
         'rate = 1e-3\nwarmup = 0\n[[stage]]\nname = "clips"\nsteps = 3\nframes = 2\nbatch = 1\ntrain = "pose+face"\n'
-        'rate = 1e-3\nwarmup = 0\nschedule = "cosine"\n[optimizer]\nema = 0.9\n[saving]\nevery = 1\nkeep = 9\n'
+        'rate = 1e-3\nwarmup = 0\nschedule = "cosine"\n[optimizer]\nema = 0.9\n'
+        f'kind = "{kind}"\n[saving]\nevery = 1\nkeep = 9\n'
     )
     given = flags(data, tiny_model, tmp_path / "run")
     stages = ("steps", "frames", "batch", "warmup", "rate", "train", "save_every", "ema")

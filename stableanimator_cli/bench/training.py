@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench.counters import counted, flops
@@ -21,6 +20,7 @@ from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.roofline import Roof, settle_of
 from stableanimator_cli.bench.training_step import filled
 from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.engine.counting import Flops
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
 from stableanimator_cli.engine.training import (
     StepInputs,
@@ -209,10 +209,9 @@ def counted_full(shape: Shape, tick: Tick) -> Table:
     model, rows = model_of(FULL), []
     for name in WAYS:
         settings = TrainingSettings(checkpointing=name, dtype="bfloat16")
-        planned = predict(model, settings, size=shape.size, frames=shape.frames)
-        with FlopCounterMode(display=False) as work:
-            predict(model, settings, size=shape.size, frames=shape.frames)
-        row: dict[str, Any] = {"checkpointing": name, "TFLOP": work.get_total_flops() / 1e12}
+        with Flops() as work:
+            planned = predict(model, settings, size=shape.size, frames=shape.frames)
+        row: dict[str, Any] = {"checkpointing": name, "TFLOP": work.total / 1e12}
         row |= {"GiB alive": planned.step / 2**30}
         row |= {"GiB with weights and optimiser, of a card": planned.total / 2**30}
         rows.append(row)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from stableanimator_cli.config import AnimateConfig, DeviceConfig
 from stableanimator_cli.diffusion.guidance import is_guided, pairs_of
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.alive import alive_bytes
 from stableanimator_cli.engine.compiling import pays_to_compile
 from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_frame
+from stableanimator_cli.engine.counting import alive_bytes
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
 from stableanimator_cli.engine.turns import blocks_of, bytes_of
 from stableanimator_cli.engine.weights import builders

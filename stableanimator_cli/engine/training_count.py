@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stableanimator_cli.engine.alive import AliveBytes
+from stableanimator_cli.engine.counting import AliveBytes
 from stableanimator_cli.engine.device import DTYPES
 from stableanimator_cli.engine.training_model import StepInputs, TrainingModel
 

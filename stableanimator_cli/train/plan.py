@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from stableanimator_cli.config import DeviceConfig, to_toml
 from stableanimator_cli.config_train import StageConfig, TrainConfig
+from stableanimator_cli.engine.counting import Flops
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
-from stableanimator_cli.engine.training_memory import MemoryPlan, choose, predict
+from stableanimator_cli.engine.training_memory import choose, predict
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.dataset import Dataset
 from stableanimator_cli.train.stages import settings_of
@@ -110,16 +110,11 @@ def _row(
 ) -> dict[str, Any]:
     micro = min(config.memory.micro or stage.batch, max(1, stage.batch // ranks))
 
-    def predicted() -> MemoryPlan:
-        on_cpu = device.type == "cpu"
-        settings = settings_of(config, stage)
-        return predict(model, settings, micro=micro, on_cpu=on_cpu, **_given(config, stage, ranks))
-
-    memory = predicted()  # by itself: beside the counter of FLOPs, what checkpointing forgets stays alive
-    with FlopCounterMode(display=False) as counter:
-        predicted()
+    settings, on_cpu = settings_of(config, stage), device.type == "cpu"
+    with Flops() as counter:
+        memory = predict(model, settings, micro=micro, on_cpu=on_cpu, **_given(config, stage, ranks))
     steps = stage.steps or 0
-    work = counter.get_total_flops() * (stage.batch / ranks / micro)
+    work = counter.total * (stage.batch / ranks / micro)
     return {
         "name": stage.name,
         "steps": steps,

@@ -14,9 +14,9 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from stableanimator_cli.bench.counters import LiveBytes
 from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings, Target
 from stableanimator_cli.diffusion.sampler import Step
+from stableanimator_cli.engine.counting import AliveBytes
 from stableanimator_cli.engine.decoder import FaceDecoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def as_one_graph(decoder: FaceDecoder) -> Tensor:
 
 
 def peak(run: Callable[[FaceDecoder], Tensor], decoder: FaceDecoder) -> tuple[int, Tensor]:
-    with LiveBytes() as counted:
+    with AliveBytes() as counted:
         result = run(decoder)
     return counted.peak, result
 
@@ -87,20 +87,20 @@ def test_chunk_by_chunk_holds_one_chunk(vae, checkpointed, share, capsys):
 
 def test_the_counter_counts_what_lives():
     one = torch.zeros(1000)
-    with LiveBytes() as counted:
+    with AliveBytes() as counted:
         two = one + 1  # 4000
         two.add_(1)  # in place
         view = two[:10].view(2, 5)
-        assert counted.live == counted.peak == 4000
+        assert counted.alive == counted.peak == 4000
         del two
-        assert counted.live == 4000  # the view holds it
+        assert counted.alive == 4000  # the view holds it
         del view
-        assert counted.live == 0
+        assert counted.alive == 0
         variable = torch.zeros(500).requires_grad_(True)  # 2000
         held = variable.exp().exp().exp().sum()  # each of the three keeps its result for the way back
-        assert counted.live == 4 * 2000 + 4
+        assert counted.alive == 4 * 2000 + 4
         held.backward()
-        assert counted.live == 2 * 2000 + 4  # the graph is gone, the gradient is there
+        assert counted.alive == 2 * 2000 + 4  # the graph is gone, the gradient is there
     assert counted.peak >= 5 * 2000
 
 

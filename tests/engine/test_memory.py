@@ -12,7 +12,7 @@ from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
 from stableanimator_cli.config_refine import RefineConfig
 from stableanimator_cli.engine import compiling
-from stableanimator_cli.engine.alive import AliveBytes
+from stableanimator_cli.engine.counting import AliveBytes
 from stableanimator_cli.engine.memory import Prediction, fitted
 from stableanimator_cli.errors import ModelDamaged, OutOfMemory
 from tests.tiny import engine_of, rendered, request

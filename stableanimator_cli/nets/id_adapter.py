@@ -89,10 +89,8 @@ class IDAdapter(nn.Module):
         if face is None or self.mode == "off":
             return project_out(attn, base)
         faces = attend(attn, query, self.id_to_k(face), self.id_to_v(face))
-        aligned = self._align(faces, base, repeats=1)
-        if has_face is not None:
-            aligned = aligned * has_face
-        return project_out(attn, base + self.scale * aligned.to(base.dtype))
+        share = self.scale if has_face is None else self.scale * has_face.float()
+        return project_out(attn, self._add(base, faces, share, repeats=1))
 
     def prepare(self, attn: Attention, image: Tensor, face: Tensor | None) -> PreparedCrossAttention | None:
         """Everything that depends on tokens alone; None where several image tokens leave nothing to prepare."""
@@ -114,18 +112,23 @@ class IDAdapter(nn.Module):
             repeat(part, "b k d -> (b t) k d", t=frames) for part in (prepared.base, prepared.keys, prepared.values)
         )
         faces = attend(attn, attn.to_q(x), keys, values)
-        return project_out(attn, base + self.scale * self._align(faces, base, repeats=x.shape[1]).to(base.dtype))
+        return project_out(attn, self._add(base, faces, self.scale, repeats=x.shape[1]))
 
-    def _align(self, faces: Tensor, base: Tensor, *, repeats: int) -> Tensor:
-        """Eq. 2 in float32. ``base`` may hold one position that stands for ``repeats`` equal ones."""
-        faces = faces.float()
+    def _add(self, base: Tensor, faces: Tensor, share: float | Tensor, *, repeats: int) -> Tensor:
+        """``base`` plus ``share`` (of all, or [bt,1,1]) of the face features after Eq. 2, computed in float32.
+
+        ``base`` may hold one position that stands for ``repeats`` equal ones. The features are passed over three times
+        (statistics, centring, one fused product and sum) and not once for each operation of the equation.
+        """
+        dtype, base, faces = base.dtype, base.float(), faces.float()
         if self.mode == "addition":
-            return faces
+            return (base + share * faces).to(dtype)
         std, mean = torch.std_mean(faces, dim=(1, 2), keepdim=True)  # unbiased
-        if self.mode == "norm":
-            return (faces - mean) / (std + EPSILON)
-        base_std, base_mean = _std_mean_repeated(base.float(), repeats)
-        return (faces - mean) * (base_std / (std + EPSILON)) + base_mean
+        gain = share / (std + EPSILON)
+        if self.mode == "distribution":
+            base_std, base_mean = _std_mean_repeated(base, repeats)
+            gain, base = gain * base_std, base + share * base_mean
+        return torch.addcmul(base, faces - mean, gain).to(dtype)
 
 
 def _std_mean_repeated(x: Tensor, repeats: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
+from stableanimator_cli.engine.counting import AliveBytes
 from stableanimator_cli.nets.id_adapter import IDAdapter
 
 WIDTH, CROSS, HEADS = 32, 24, 2
@@ -103,6 +104,26 @@ def test_alignment_gives_face_features_the_image_features_mean_and_spread(layer,
     aligned = ours.cross_attention(layer, hidden, image, face) - base
     assert torch.allclose(aligned.mean((1, 2)), base.mean((1, 2)), atol=1e-5)
     assert torch.allclose(aligned.std((1, 2)), base.std((1, 2)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["distribution", "addition", "norm"])
+def test_frames_without_a_face_and_a_smaller_scale_get_their_share(layer, mode):
+    ours, none = adapter(mode), adapter("off")
+    hidden, image, face = inputs()
+    has_face = torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+    without, whole = (each.cross_attention(layer, hidden, image, face) for each in (none, ours))
+    expected = torch.where(has_face > 0, whole, without)
+    assert (ours.cross_attention(layer, hidden, image, face, has_face) - expected).abs().max() <= 1e-6
+    ours.scale = 0.25
+    part = ours.cross_attention(layer, hidden, image, face)
+    assert (part - (without + 0.25 * (whole - without))).abs().max() <= 1e-5
+
+
+def test_alignment_passes_over_the_features_three_times():
+    ours, faces, base = adapter(), torch.empty(4, 64, WIDTH, device="meta"), torch.empty(4, 1, WIDTH, device="meta")
+    with torch.no_grad(), AliveBytes() as found:
+        ours._add(base, faces, 1.0, repeats=64)
+    assert found.peak < 2.2 * faces.numel() * 4  # what is centred, and the sum
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

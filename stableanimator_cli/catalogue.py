@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import catalogue_layouts
-from stableanimator_cli.catalogue_schema import FILE_NAME, Component, Entry, did_you_mean, read
+from stableanimator_cli.catalogue_schema import FILE_NAME, Component, Entry, nearest_or_all, read
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing
 
 if TYPE_CHECKING:  # records imports numpy: see above
@@ -73,7 +73,7 @@ def entry(name: str) -> Entry:
                 if found.name != name:
                     raise ModelDamaged(f"{folder / FILE_NAME}: name: found {found.name!r}, expected {name!r}")
                 return found
-    raise ModelMissing(f"no model named {name!r} in the catalogue", hint=did_you_mean(name, names()))
+    raise ModelMissing(f"no model named {name!r} in the catalogue", hint=nearest_or_all(name, names()))
 
 
 def load(name_or_folder: str | Path) -> Entry:
@@ -238,7 +238,7 @@ def with_needs(found: Entry) -> Iterator[Entry]:
             if need not in names() and not (folder / FILE_NAME).is_file():
                 raise ModelDamaged(
                     f"{owner.folder / FILE_NAME}: needs: found {need!r}, expected a catalogue name or a model folder",
-                    hint=did_you_mean(need, names()),
+                    hint=nearest_or_all(need, names()),
                 )
             other = entry(need) if need in names() else read(folder)
             if other.folder.resolve() not in seen:

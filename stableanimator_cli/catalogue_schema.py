@@ -8,7 +8,6 @@ The schema is told in ``models/README.md``.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from stableanimator_cli.errors import ModelDamaged, ModelMissing
+from stableanimator_cli.errors import ModelDamaged, ModelMissing, did_you_mean
 
 if TYPE_CHECKING:  # records imports numpy, which a TAB in the shell must not wait for
     from stableanimator_cli.records import ChannelOrder
@@ -144,13 +143,10 @@ class Entry:
         return None if None in sizes else sum(s for s in sizes if s is not None)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+def nearest_or_all(word: str, known: Iterable[str]) -> str | None:
     """A hint that names the nearest known word, or lists all of them where none is near."""
     options = sorted(known)
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {near[0]!r}?"
-    return "known: " + ", ".join(options) if options else None
+    return did_you_mean(word, options) or ("known: " + ", ".join(options) if options else None)
 
 
 def read(folder: Path) -> Entry:
@@ -204,7 +200,7 @@ class _Reader:
         keys = tuple(keys)
         for key in table:
             if key not in keys:
-                raise ModelDamaged(f"{self.path}: {where}: unknown key {key!r}", hint=did_you_mean(key, keys))
+                raise ModelDamaged(f"{self.path}: {where}: unknown key {key!r}", hint=nearest_or_all(key, keys))
 
     def text(self, table: Mapping[str, Any], where: str, key: str) -> str:
         value = table.get(key, "")

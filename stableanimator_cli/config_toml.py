@@ -7,18 +7,17 @@ the file and the key. Standard library only, so that ``sa --help`` stays quick.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.errors import ConfigError, did_you_mean
 
 C = TypeVar("C")
 
@@ -59,12 +58,6 @@ def refuse_bad_choices(config: Any) -> None:
         value = getattr(config, name)
         if get_origin(inner) is Literal and not (optional and value is None):
             _choice(value, get_args(inner), _flag(type(config), name))
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A hint with the nearest known word, or ``None`` where nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else None
 
 
 def from_mapping(cls: type[C], mapping: Mapping[str, Any], source: Path | str) -> C:

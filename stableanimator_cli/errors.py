@@ -7,8 +7,17 @@ A stage raises one of these; ``__main__`` prints it as one line and one hint and
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint with the nearest known word, ``None`` where nothing is near."""
+    import difflib  # only who mistypes waits for it
+
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else None
 
 
 class SaError(Exception):

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from .errors import BadInput, ConfigError
+from .files import require_file
 from .media_behind import WriterBehind
 from .media_decode import describe_video, open_video
-from .media_files import require_file
 from .media_picture import describe_picture, is_picture, open_folder, open_picture, read_picture, write_picture
 from .media_write import VideoWriter
 from .records import Clip

@@ -23,7 +23,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from .errors import BadInput
-from .media_files import require_file
+from .files import require_file
 from .media_picture import on_black
 from .records import Clip
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import BadInput, ConfigError
-from .media_files import appearing, natural_key, refusals, require_file
+from .files import appearing, natural_key, refusals, require_file
 from .records import Clip
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

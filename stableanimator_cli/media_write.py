@@ -16,9 +16,9 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from .errors import BadInput, ConfigError
+from .files import appearing, write_refused
 from .media_audio import AudioTrack
 from .media_decode import ACCURATE
-from .media_files import appearing, write_refused
 from .media_picture import check_frame
 
 _SUFFIXES = (".mp4", ".m4v", ".mov")

@@ -138,7 +138,7 @@ def test_a_misspelt_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
     text = 'name = "m"\n[[files]]\npath = "a.bin"\nsha265 = "00"\n'
     with pytest.raises(ModelDamaged, match=r"\[\[files\]\] a\.bin: unknown key 'sha265'") as caught:
         read(model_toml(tmp_path, text))
-    assert caught.value.hint == "did you mean 'sha256'?"
+    assert caught.value.hint == "did you mean sha256?"
 
 
 @pytest.mark.parametrize("path", ["../secret.pth", "/etc/passwd", "a/../../b", "C:\\\\w.pth", "a\\\\b.pth", "", "c:x"])
@@ -176,7 +176,7 @@ def test_what_model_toml_must_not_hold(tmp_path: Path, text: str, told: str) -> 
 def test_unknown_names_get_a_suggestion() -> None:
     with pytest.raises(ModelMissing, match="stabelanimator") as caught:
         catalogue.open_model("stabelanimator")
-    assert caught.value.hint == "did you mean 'stableanimator'?"
+    assert caught.value.hint == "did you mean stableanimator?"
 
 
 # Names
@@ -305,7 +305,7 @@ def test_a_checkpoint_may_need_a_folder_and_circles_end(tmp_path: Path) -> None:
     model_toml(tmp_path / "top", 'name = "top"\nneeds = ["svd-xl"]\n')
     with pytest.raises(ModelDamaged, match="svd-xl") as caught:
         catalogue.open_model(top)
-    assert caught.value.hint == "did you mean 'svd-xt'?"
+    assert caught.value.hint == "did you mean svd-xt?"
 
 
 def test_a_folder_that_bears_a_catalogue_name_owns_its_files_alone(tmp_path: Path, home: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_mistake_is_a_line_a_hint_and_a_code(sa: Sa, line: str, code: int, wor
 
 @pytest.mark.parametrize(("line", "hint"), [
     (animate(motion="wawe.npz"), "did you mean wave.npz?"),
-    (animate(more="--model stabelanimator"), "did you mean 'stableanimator'?"),
+    (animate(more="--model stabelanimator"), "did you mean stableanimator?"),
     (animate(more="--config unknown-key.toml"), "did you mean steps?"),
     (animate(more="--config flat.toml"), "it belongs in a table: sampling.steps"),
     (animate(more="--size 100x100"), "try 96x96"),

@@ -133,7 +133,7 @@ def test_a_wrong_name_is_answered_with_the_right_one() -> None:
     for verb in ("show", "pull", "verify"):
         result = sa(verb, "svdxt")
         assert isinstance(result.exception, ModelMissing)
-        assert result.exception.hint == "did you mean 'svd-xt'?"
+        assert result.exception.hint == "did you mean svd-xt?"
 
 
 def test_every_verb_opens_its_help_with_two_lines_that_run() -> None:

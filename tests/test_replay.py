@@ -16,8 +16,8 @@ from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.cli.app import app
 from stableanimator_cli.errors import BadInput, CheckFailed, ModelMissing
+from stableanimator_cli.files import digest_of
 from stableanimator_cli.media import VideoWriter, open_clip
-from stableanimator_cli.media_files import digest_of
 from stableanimator_cli.motion.interchange import save_motion
 from tests.animate.clips import Heard, plain_picture
 from tests.tiny import waving

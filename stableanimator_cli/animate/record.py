@@ -21,7 +21,7 @@ from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory import Choice, RenderMemory
 from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
 from stableanimator_cli.engine.weights import NETWORKS
-from stableanimator_cli.media_files import appearing, digest_of
+from stableanimator_cli.files import appearing, digest_of
 from stableanimator_cli.records import ModelFolder
 
 FORMAT = 1  # of OUT.json

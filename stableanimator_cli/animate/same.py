@@ -18,7 +18,7 @@ from typing import Any
 from stableanimator_cli import __version__, catalogue_fetch
 from stableanimator_cli.config import AnimateConfig, to_toml
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.media_files import digest_of
+from stableanimator_cli.files import digest_of
 from stableanimator_cli.records import ModelFolder
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python", "insightface", "onnxruntime")

@@ -32,7 +32,7 @@ from stableanimator_cli.config import AnimateConfig
 from stableanimator_cli.diffusion.face_optimization import Refined, Target
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError, SaError
-from stableanimator_cli.media_files import appearing
+from stableanimator_cli.files import appearing
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue_schema import FILE_NAME
 from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, SaError
-from stableanimator_cli.media_files import appearing, digest_of, refusals
+from stableanimator_cli.files import appearing, digest_of, refusals
 from stableanimator_cli.puppets.train_detectors import guarded
 
 VARIANTS: Mapping[str, Mapping[str, str]] = {

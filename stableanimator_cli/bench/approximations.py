@@ -36,7 +36,7 @@ from stableanimator_cli.engine.engine import STRIDE, Engine
 from stableanimator_cli.engine.render import Stages, render
 from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import SaError
-from stableanimator_cli.media_files import digest_of
+from stableanimator_cli.files import digest_of
 from stableanimator_cli.records import ModelFolder
 
 PLAIN, GUIDED = "plain", "guided"

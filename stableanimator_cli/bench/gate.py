@@ -18,7 +18,7 @@ from stableanimator_cli.bench.results import Table
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, CheckFailed
-from stableanimator_cli.media_files import appearing, require_file
+from stableanimator_cli.files import appearing, require_file
 
 BASELINE = Path(__file__).with_name("baseline.json")
 LARGE, FRAMES, CHUNK, FACE = (576, 1024), 16, 4, 128

@@ -41,8 +41,8 @@ from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import SaError
+from stableanimator_cli.files import digest_of
 from stableanimator_cli.media import open_clip, write_picture
-from stableanimator_cli.media_files import digest_of
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.scene import Scene, sample_scene

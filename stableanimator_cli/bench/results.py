@@ -19,7 +19,7 @@ import torch
 from stableanimator_cli import __version__
 from stableanimator_cli.bench.harness import Interval
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media_files import appearing, refusals
+from stableanimator_cli.files import appearing, refusals
 
 FORMAT = 1  # of the JSON
 _LIBRARIES = ("torch", "diffusers", "numpy", "onnxruntime")

@@ -14,7 +14,7 @@ from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.cases import Case
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
-from stableanimator_cli.media_files import digest_of
+from stableanimator_cli.files import digest_of
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
 

@@ -22,8 +22,8 @@ from stableanimator_cli.detect.face import FaceReader, onto_template
 from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
+from stableanimator_cli.files import digest_of
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
-from stableanimator_cli.media_files import digest_of
 from stableanimator_cli.motion.interchange import UNTIMED_FPS
 from stableanimator_cli.talk import Talk
 

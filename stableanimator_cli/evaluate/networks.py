@@ -19,7 +19,7 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.features import Features, features
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.scores import Row, row_of
-from stableanimator_cli.media_files import appearing
+from stableanimator_cli.files import appearing
 from stableanimator_cli.metrics.bootstrap import interval_of
 from stableanimator_cli.metrics.frechet import Moments, frechet_distance
 from stableanimator_cli.metrics.perceptual import PREPARE, Perceptual

@@ -17,7 +17,7 @@ from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.detect.face import WIDTH, FaceReader, align
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing
-from stableanimator_cli.media_files import appearing, digest_of
+from stableanimator_cli.files import appearing, digest_of
 from stableanimator_cli.motion.interchange import read_arrays
 from stableanimator_cli.records import Clip, Face, ModelFolder
 from stableanimator_cli.talk import Talk

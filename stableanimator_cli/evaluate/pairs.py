@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media_files import natural_key, require_file
+from stableanimator_cli.files import natural_key, require_file
 from stableanimator_cli.media_picture import SUFFIXES as PICTURES
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stableanimator_cli.evaluate.scores import CSV, CURVES, JSON, LATEX, Scores, number
-from stableanimator_cli.media_files import appearing, refusals
+from stableanimator_cli.files import appearing, refusals
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\~{}",
         "^": r"\^{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "↑": r"$\uparrow$",

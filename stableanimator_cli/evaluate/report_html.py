@@ -13,7 +13,7 @@ from urllib.parse import quote
 from stableanimator_cli.evaluate.scores import PAGE, Scores, number
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, Picture
-from stableanimator_cli.media_files import appearing, refusals
+from stableanimator_cli.files import appearing, refusals
 from stableanimator_cli.metrics.result import METRICS
 
 _STYLE = """

@@ -15,8 +15,8 @@ from stableanimator_cli.evaluate.driven import driven_points
 from stableanimator_cli.evaluate.observe import Observed, Observer
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import Protocol as Rules
+from stableanimator_cli.files import digest_of
 from stableanimator_cli.media import open_clip, read_picture
-from stableanimator_cli.media_files import digest_of
 from stableanimator_cli.metrics import identity, motion
 from stableanimator_cli.metrics.flicker import Changes, flicker, flicker_excess
 from stableanimator_cli.metrics.pixel import FRAME_METRICS

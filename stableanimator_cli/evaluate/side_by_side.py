@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from stableanimator_cli.evaluate.scoring import VideoScore
+from stableanimator_cli.files import appearing, refusals
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
-from stableanimator_cli.media_files import appearing, refusals
 from stableanimator_cli.motion.interchange import UNTIMED_FPS  # folders of pictures have no clock
 
 FOLDER, PICTURES = "videos", "pictures"

@@ -5,12 +5,9 @@ OpenPose JSON has a room of its own, ``openpose.py``.
 
 from __future__ import annotations
 
-import os
-import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import appearing, refusals
 from stableanimator_cli.motion.keypoints import BODY, COUNT, FACE, LEFT_HAND, RIGHT_HAND, THRESHOLD
 from stableanimator_cli.records import Motion
 
@@ -33,29 +31,6 @@ _NEEDED = {  # name: (axes as they are called in messages, kinds of numbers)
     "size": ((2,), "iu"),
 }
 _TIMES = {"times": (("t", 2), "iu")}
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` to write to: it becomes ``path`` at the end, or is gone where the body fails.
-
-    Folders on the way are made. ``BadInput`` where the place cannot be written.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        found = f"a place that cannot be written ({error.strerror or error})"
-        raise BadInput(
-            path, found, "a new name in a folder of yours", hint="choose another place to write to"
-        ) from None
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        with suppress(OSError):  # nothing is there after success, or where not even the folder could be made
-            part.unlink()
 
 
 def save_motion(path: Path | str, motion: Motion) -> Path:
@@ -75,7 +50,7 @@ def save_motion(path: Path | str, motion: Motion) -> Path:
         pairs = [(time.numerator, time.denominator) for time in motion.times]
         arrays["times"] = np.array(pairs, np.int64).reshape(-1, 2)
     path = Path(path)
-    with appearing(path) as part, part.open("wb") as file:
+    with appearing(path) as part, refusals(path), part.open("wb") as file:
         np.savez_compressed(file, **arrays)
     return path
 

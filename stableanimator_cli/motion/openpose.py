@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.motion.interchange import appearing
+from stableanimator_cli.files import appearing, natural_key, refusals
 from stableanimator_cli.motion.keypoints import (
     BODY,
     COUNT,
@@ -126,8 +125,9 @@ def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 2
     if path.suffix.lower() != ".json" and path.is_dir() and any(path.iterdir()):
         hint = "choose another folder, or end the name in .json for a single file"
         raise BadInput(path, "a folder that is not empty", "a new or an empty folder", hint=hint)
-    with appearing(path) as part:
-        if path.suffix.lower() == ".json":
+    single = path.suffix.lower() == ".json"
+    with appearing(path, folder=not single) as part, refusals(path):
+        if single:
             part.write_text("[" + ",\n".join(frames) + "]\n", encoding="utf-8")
         else:
             part.mkdir()
@@ -159,7 +159,7 @@ def _frame_json(motion: Motion, index: int, body: int) -> str:
 def _read_folder(folder: Path) -> list[_Frame]:
     files = [file for file in folder.iterdir() if file.suffix.lower() == ".json" and not file.name.startswith(".")]
     named = [file for file in files if file.stem.endswith("_keypoints")]
-    files = sorted(named or files, key=_natural)
+    files = sorted(named or files, key=lambda file: natural_key(file.name))
     if not files:
         raise BadInput(folder, "no .json files", "OpenPose JSON, a file a frame (*_keypoints.json)")
     frames = []
@@ -169,11 +169,6 @@ def _read_folder(folder: Path) -> list[_Frame]:
             raise BadInput(file, f"{len(found)} frames in a file", "one frame a file in a folder", frame=index)
         frames += found
     return frames
-
-
-def _natural(file: Path) -> tuple[list[str | int], str]:
-    # Splitting by digits alternates text and number, so that equal places always compare alike.
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", file.name.lower()))], file.name
 
 
 def _read_file(path: Path, frame: int | None = None) -> list[_Frame]:

@@ -26,8 +26,8 @@ from stableanimator_cli.config_preprocess import PreprocessConfig
 from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.capture import BATCH, Capture, CaptureOptions, Detectors, capture
 from stableanimator_cli.errors import SaError
+from stableanimator_cli.files import appearing, digest_of, refusals, require_file, visible_files
 from stableanimator_cli.media import open_clip
-from stableanimator_cli.media_files import appearing, digest_of, refusals, require_file, visible_files
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.track import parse_person
 from stableanimator_cli.preprocess import layout_upstream

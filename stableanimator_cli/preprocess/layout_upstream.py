@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from stableanimator_cli.detect.clips import FaceTable
+from stableanimator_cli.files import appearing, refusals
 from stableanimator_cli.media import write_picture
-from stableanimator_cli.media_files import appearing, refusals
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.records import Motion

@@ -15,7 +15,7 @@ from typing import Any
 from stableanimator_cli.config_preprocess import PreprocessConfig
 from stableanimator_cli.detect import clips
 from stableanimator_cli.errors import BadInput, SaError
-from stableanimator_cli.media_files import digest_of, natural_key
+from stableanimator_cli.files import digest_of, natural_key
 from stableanimator_cli.media_picture import picture_size
 from stableanimator_cli.preprocess.quality import SHORTEST, Finding, findings, measure
 from stableanimator_cli.talk import Talk

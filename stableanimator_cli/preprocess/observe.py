@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from stableanimator_cli.media_files import appearing
+from stableanimator_cli.files import appearing
 from stableanimator_cli.motion.keypoints import BODY_LIMBS, visible
 from stableanimator_cli.motion.skeleton import BODY_COLOURS
 from stableanimator_cli.records import Motion

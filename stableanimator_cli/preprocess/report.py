@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import __version__
-from stableanimator_cli.media_files import appearing, refusals
+from stableanimator_cli.files import appearing, refusals
 from stableanimator_cli.preprocess.clip import Outcome, write_json
 
 INDEX, REPORT, PAGE = "index.jsonl", "report.json", "report.html"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli.detect.clips import SHEET
-from stableanimator_cli.media_files import appearing, refusals
+from stableanimator_cli.files import appearing, refusals
 
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--bad:#c33;--so:#b80}

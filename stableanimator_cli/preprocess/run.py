@@ -17,8 +17,8 @@ from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.capture import ROLES, Detectors
 from stableanimator_cli.detect.face import model_folder
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
+from stableanimator_cli.files import digest_of
 from stableanimator_cli.media import open_clip
-from stableanimator_cli.media_files import digest_of
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import largest, parse_person
 from stableanimator_cli.preprocess import convert, layout_upstream, lint, workers

@@ -20,8 +20,8 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import digest_of
 from stableanimator_cli.media import open_clip
-from stableanimator_cli.media_files import digest_of
 from stableanimator_cli.motion.interchange import load_motion, save_motion
 from stableanimator_cli.preprocess.clip import link_source, write_json
 from stableanimator_cli.records import Face

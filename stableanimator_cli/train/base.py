@@ -16,7 +16,7 @@ from typing import Any
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue_schema import FILE_NAME
-from stableanimator_cli.media_files import refusals
+from stableanimator_cli.files import refusals
 from stableanimator_cli.records import ModelFolder
 
 FOLDER = "base"

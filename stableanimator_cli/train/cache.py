@@ -24,7 +24,7 @@ from torch import Tensor
 from stableanimator_cli.detect.clips import FaceTable, save_faces
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media_files import appearing, refusals
+from stableanimator_cli.files import appearing, refusals
 from stableanimator_cli.motion.geometry import Mode, fit
 from stableanimator_cli.records import ChannelOrder, Face
 from stableanimator_cli.talk import Silent, Talk

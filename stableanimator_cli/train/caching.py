@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stableanimator_cli.config_train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.weights import loaders
-from stableanimator_cli.media_files import digest_of
+from stableanimator_cli.files import digest_of
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
 from stableanimator_cli.train.buckets import into_buckets

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from stableanimator_cli.catalogue_schema import FILE_NAME
 from stableanimator_cli.errors import BadInput, SaError
-from stableanimator_cli.media_files import appearing, write_refused
+from stableanimator_cli.files import appearing, write_refused
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.base import model_toml, plain_name
 

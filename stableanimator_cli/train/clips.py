@@ -10,8 +10,8 @@ import numpy as np
 
 from stableanimator_cli.detect.clips import FACES, ClipFolder
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import visible_files
 from stableanimator_cli.media import open_clip, read_picture
-from stableanimator_cli.media_files import visible_files
 from stableanimator_cli.media_picture import SUFFIXES
 from stableanimator_cli.records import Clip
 

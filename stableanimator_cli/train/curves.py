@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stableanimator_cli.media_files import appearing, refusals
+from stableanimator_cli.files import appearing, refusals
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900, 220, 80, 26
 _PANELS = (("loss", True), ("rate", False), ("gradient", True), ("csim", False), ("keypoint_error", False))

@@ -17,7 +17,7 @@ from torch import Tensor
 from stableanimator_cli import catalogue, catalogue_schema
 from stableanimator_cli.engine.weights import read_tensors
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media_files import visible_files, write_refused
+from stableanimator_cli.files import visible_files, write_refused
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import checkpoint
 from stableanimator_cli.train.base import model_toml, plain_name

@@ -18,7 +18,7 @@ from pathlib import Path
 from stableanimator_cli import catalogue, catalogue_schema
 from stableanimator_cli.catalogue_schema import Component, Entry
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media_files import appearing, digest_of, refusals
+from stableanimator_cli.files import appearing, digest_of, refusals
 from stableanimator_cli.puppets.train_detectors import guarded, write_digests
 from stableanimator_cli.train.base import table_text
 from stableanimator_cli.train.export import TRAINED, export

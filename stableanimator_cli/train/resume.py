@@ -14,7 +14,7 @@ from stableanimator_cli.config import resolve, to_toml
 from stableanimator_cli.config_toml import read_toml
 from stableanimator_cli.config_train import TrainConfig, differences, preset_tables
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.media_files import appearing, refusals
+from stableanimator_cli.files import appearing, refusals
 from stableanimator_cli.train import checkpoint
 
 CONFIG = "config.toml"

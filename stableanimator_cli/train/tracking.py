@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from stableanimator_cli.errors import CheckFailed
-from stableanimator_cli.media_files import appearing, refusals
+from stableanimator_cli.files import appearing, refusals
 
 METRICS = "metrics.jsonl"
 _REMEMBERED = 101  # losses that the median is taken of

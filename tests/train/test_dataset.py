@@ -11,7 +11,7 @@ import pytest
 
 from stableanimator_cli.detect import clips
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media_files import visible_files
+from stableanimator_cli.files import visible_files
 from stableanimator_cli.motion.interchange import load_motion, save_motion
 from stableanimator_cli.train.dataset import open_dataset
 from tests.train.clip_folders import write_clip, write_upstream

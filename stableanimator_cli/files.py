@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,14 +83,15 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
+def appearing(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; rename it to ``path`` on success, remove it on any error.
 
-    Missing folders are made. What the system refuses here becomes ``BadInput`` naming ``path``; errors of the block are
-    left as they are, for they may be about another file.
+    With ``folder`` the block makes a folder of that name, and an empty ``path`` gives way. Missing folders above are
+    made. What the system refuses here becomes ``BadInput`` naming ``path``; errors of the block are left as they are,
+    for they may be about another file: those about this one are the business of ``refusals``.
     """
-    if path.is_dir():
-        raise BadInput(path, "a folder", "a name for a file", hint=f"write to {path / 'out'}{path.suffix or '.mp4'}")
+    if path.is_dir() and not folder:
+        raise BadInput(path, "a folder", "a name for a file", hint="name a file inside the folder")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with refusals(path):
@@ -98,6 +100,8 @@ def appearing(path: Path) -> Iterator[Path]:
         with refusals(path):
             os.replace(part, path)
     finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
         with contextlib.suppress(OSError):
             part.unlink()
 

@@ -156,6 +156,9 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
         order = model.face_channel_order
         held_out = open_dataset(config.validation.of, least=2, face_channel_order=order, talk=talk)
     keeper = _Keeper(config, model, needs, digest, held_out, torch.device(accelerator.device), talk)
+    if state is not None and main:
+        keeper.make_up(Place(**state.progress["place"]), here[-1][1])
+    accelerator.wait_for_everyone()
     hooks = Hooks(
         open_stage=lambda index: TrainingStage(config, index, model, dataset, accelerator),
         save=keeper.save,
@@ -226,14 +229,25 @@ class _Keeper:
             training=training_table(config, stage, place),
         )
         folder = checkpoint.save(run_folder, place.step, tensors, card, replace(state, progress=progress))
-        measured = None
-        if self.held_out is not None and self._validates(place):
-            row = validate(config, stage, folder, place.step, self.held_out, self.device, self.talk)
-            measured = {name: row[name] for name in ("csim", "keypoint_error")}
-            csim, error = ("none" if value is None else f"{value:.3f}" for value in measured.values())
-            self.talk.note(f"step {place.step}: csim {csim}, key-point error {error} of the picture's side")
+        measured = self._score(place, folder)
         checkpoint.tidy(run_folder, config.saving.keep)
         draw_curves(read_metrics(run_folder), run_folder / CURVES)
+        return measured
+
+    def make_up(self, place: Place, folder: Path) -> None:
+        """The score of a checkpoint that was written just before the run was killed."""
+        if place.step not in {row["step"] for row in checkpoint.read_scores(self.config.output)}:
+            self._score(place, folder)
+
+    def _score(self, place: Place, folder: Path) -> dict[str, float | None] | None:
+        """What a validation that is due says of a checkpoint, for the metrics; None where none is."""
+        if self.held_out is None or not self._validates(place):
+            return None
+        stage = (self.config.stage or ())[place.stage]
+        row = validate(self.config, stage, folder, place.step, self.held_out, self.device, self.talk)
+        measured = {name: row[name] for name in ("csim", "keypoint_error")}
+        csim, error = ("none" if value is None else f"{value:.3f}" for value in measured.values())
+        self.talk.note(f"step {place.step}: csim {csim}, key-point error {error} of the picture's side")
         return measured
 
 

@@ -234,3 +234,6 @@ def test_validation_leaves_training_alone_and_writes_a_video(whole, data, tiny_m
     assert (row["csim"], row["keypoint_error"]) == (None, None)  # the tiny model has no detectors
     video = open_clip(tmp_path / "run" / "validation" / row["video"])
     assert (video.size, video.count) == ((4 * 64, 64), 2)
+    checkpoint.write_scores(tmp_path / "run", checkpoint.read_scores(tmp_path / "run")[:1])  # killed before the score
+    run.run(flags={}, resumed=tmp_path / "run")
+    assert [row["step"] for row in checkpoint.read_scores(tmp_path / "run")] == [1, 2]

@@ -20,7 +20,7 @@ from stableanimator_cli.errors import ConfigError
 
 Train = Literal["attentions", "all", "adapters", "pose+face", "lora"]
 Schedule = Literal["constant", "cosine"]
-Preset = Literal["paper", "finetune-24gb", "finetune-40gb", "puppet", "puppet-second"]
+Preset = Literal["paper", "finetune-24gb", "finetune-40gb", "puppet"]
 SCRATCH = ("unet", "pose_net", "face_encoder")
 """Roles that can start from random weights."""
 

@@ -47,7 +47,7 @@ ExportOpt = Annotated[
     ),
 ]
 PresetOpt = Annotated[
-    Literal["paper", "finetune-24gb", "finetune-40gb", "puppet", "puppet-second"] | None,
+    Literal["paper", "finetune-24gb", "finetune-40gb", "puppet"] | None,
     typer.Option("--preset", help="A recipe: stages and settings; --config and flags win over it. Default: none."),
 ]
 ScratchOpt = Annotated[

@@ -13,7 +13,7 @@ from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.train.schedule import rate_of
 
 GIVEN = {"dataset": ["clips"], "output": "RUN"}
-PRESETS = ("paper", "finetune-24gb", "finetune-40gb", "puppet", "puppet-second")
+PRESETS = ("paper", "finetune-24gb", "finetune-40gb", "puppet")
 
 
 def made(recipe: str | None = None, **flags: Any) -> TrainConfig:

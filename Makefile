@@ -36,7 +36,7 @@ puppet-detectors: $(STAMP)
 puppet-vae: $(STAMP)
 	$(BIN)/python -m stableanimator_cli.puppets.train_vae
 
-# The denoiser of models/puppet in three trainings, each on from the one before: hours on two cores. Cut it at will: the
+# The denoiser of models/puppet in four trainings, each on from the one before: hours on two cores. Cut it at will: the
 # same command goes on.
 PUPPET_WORK ?= runs/puppet
 PUPPET_CLIPS = $(BIN)/python -m stableanimator_cli.preprocess.truth
@@ -55,7 +55,9 @@ puppet: $(STAMP)
 		--config models/puppet/training/second.toml
 	$(PUPPET_TRAIN) $(PUPPET_WORK)/third $(PUPPET_OPENED) --model $(PUPPET_WORK)/second/model \
 		--config models/puppet/training/third.toml
-	$(BIN)/python -m stableanimator_cli.train.publish $(PUPPET_WORK)/third models/puppet
+	$(PUPPET_TRAIN) $(PUPPET_WORK)/fourth $(PUPPET_WORK)/clips $(PUPPET_OPENED) --model $(PUPPET_WORK)/third/model \
+		--config models/puppet/training/fourth.toml
+	$(BIN)/python -m stableanimator_cli.train.publish $(PUPPET_WORK)/fourth models/puppet
 
 puppet-figures: $(STAMP)
 	$(BIN)/python -m stableanimator_cli.bench.puppet_figures

@@ -124,11 +124,11 @@ class IDAdapter(nn.Module):
         if self.mode == "addition":
             return (base + share * faces).to(dtype)
         std, mean = torch.std_mean(faces, dim=(1, 2), keepdim=True)  # unbiased
-        gain = share / (std + EPSILON)
-        if self.mode == "distribution":
-            base_std, base_mean = _std_mean_repeated(base, repeats)
-            gain, base = gain * base_std, base + share * base_mean
-        return torch.addcmul(base, faces - mean, gain).to(dtype)
+        base_std, shift = _std_mean_repeated(base, repeats) if self.mode == "distribution" else (1.0, None)
+        gain = base_std / (std + EPSILON)
+        if isinstance(share, Tensor) or share != 1:
+            gain, shift = gain * share, None if shift is None else shift * share
+        return torch.addcmul(base if shift is None else base + shift, faces - mean, gain).to(dtype)
 
 
 def _std_mean_repeated(x: Tensor, repeats: int) -> tuple[Tensor, Tensor]:

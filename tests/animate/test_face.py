@@ -83,7 +83,7 @@ def test_the_papers_sampler_takes_its_own_steps_unless_told(animate, tmp_path):
         words: run(flags=flags | dict(words), plan_only=True).to_json()["steps"]
         for words in ((), (("preset", "paper"),), (("preset", "paper"), ("steps", 9)))
     }
-    assert list(steps.values()) == [4, 25, 9]
+    assert list(steps.values()) == [3, 25, 9]
 
 
 def test_steps_are_half_open(animate):

@@ -230,12 +230,13 @@ class SamplingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowConfig:
-    """How a long video is cut: windows of ``length`` frames that share ``overlap`` with the next, joined by ``blend``;
-    ``anchor`` is the picture that later windows are conditioned on."""
+    """How a long video is cut: windows of ``length`` frames that share ``overlap`` with the next, joined by ``blend``
+    (``upstream`` as the reference implementation does, ``smooth`` by raised cosines, ``shifted`` by these and elsewhere
+    in every step, with one window more); ``anchor`` is the picture that later windows are conditioned on."""
 
     length: int = option("--window", 16)
     overlap: int = option("--overlap", 4)
-    blend: Literal["upstream", "smooth"] = option("--blend", "smooth")
+    blend: Literal["upstream", "smooth", "shifted"] = option("--blend", "smooth")
     anchor: Literal["first", "reference"] = option("--anchor", "first")
 
     def __post_init__(self) -> None:

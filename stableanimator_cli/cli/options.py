@@ -264,11 +264,16 @@ OverlapOpt = Annotated[
     ),
 ]
 BlendOpt = Annotated[
-    Literal["upstream", "smooth"] | None,
+    Literal["upstream", "smooth", "shifted"] | None,
     typer.Option(
         "--blend",
         rich_help_panel=LONG,
-        help=says("How windows are joined; upstream as the reference implementation does.", WindowConfig, "blend"),
+        help=says(
+            "How windows are joined: upstream as the reference implementation does, smooth by cross-fades, shifted by "
+            "these and elsewhere in every step (one window more; seams show least).",
+            WindowConfig,
+            "blend",
+        ),
     ),
 ]
 AnchorOpt = Annotated[

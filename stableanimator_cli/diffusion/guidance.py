@@ -62,6 +62,15 @@ def guided_within(interval: tuple[float, float], guided: Denoise, plain: Denoise
     return denoise
 
 
+def in_turn(denoisers: Sequence[Denoise], turns: Iterator[int]) -> Denoise:
+    """Each evaluation by the denoiser of its turn, modulo their number: windows that move from step to step."""
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        return denoisers[next(turns) % len(denoisers)](x, sigma)
+
+    return denoise
+
+
 def windowed_denoiser(
     predict: Predict, plan: WindowPlan, *, guidance: tuple[float, float], done: Callable[[], None] | None = None
 ) -> Denoise:

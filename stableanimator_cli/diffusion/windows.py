@@ -1,8 +1,10 @@
 """Long videos as a plan of windows: which frames each network call sees and how much each answer counts.
 
-A plan is computed without torch and is a plain object, so it can be printed (``--plan``), counted and tested. Two
+A plan is computed without torch and is a plain object, so it can be printed (``--plan``), counted and tested. Three
 blends: ``upstream`` is MimicMotion's and the reference implementation's, index for index; ``smooth`` has the overlap
-that its name says, evenly spread windows, and raised-cosine cross-fades.
+that its name says, evenly spread windows, and raised-cosine cross-fades; ``shifted`` is ``smooth`` with windows that
+meet elsewhere in every denoising step, so that what two windows disagree about is spread over the frames instead of
+adding up at the same ones (AnimateDiff's uniform context scheduler has the idea).
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from typing import Literal
 
 import numpy as np
 
-Blend = Literal["upstream", "smooth"]
+Blend = Literal["upstream", "smooth", "shifted"]
+PLACEMENTS = (0, 4, 2, 6, 1, 5, 3, 7)
+"""Of ``shifted``: by how many eighths of a stride the windows stand apart from the first ones, turn by turn. Bit
+reversal: any few turns in a row are spread over the stride."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +33,28 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
-    """``windows`` that cover ``total`` frames."""
+    """``windows`` that cover ``total`` frames. ``moved`` are further placements of as many windows each, which steps
+    take in turn after ``windows``; empty where windows stay where they are."""
 
     total: int
     windows: tuple[Window, ...]
+    moved: tuple[tuple[Window, ...], ...] = ()
 
     def __iter__(self) -> Iterator[Window]:
         return iter(self.windows)
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    @property
+    def turns(self) -> int:
+        """How many placements there are."""
+        return 1 + len(self.moved)
+
+    def at(self, turn: int) -> WindowPlan:
+        """The placement of a turn, 0 and on, as a plan whose windows stay."""
+        placements = (self.windows, *self.moved)
+        return WindowPlan(self.total, placements[turn % len(placements)]) if self.moved else self
 
     def coverage(self) -> np.ndarray:
         """Sum of the weights of each frame, float64[total]: ones."""
@@ -47,7 +64,7 @@ class WindowPlan:
         return cover
 
     def describe(self) -> str:
-        """One line a window: its frames as ranges, e.g. ``window 2: 0, 13-27``."""
+        """One line a window of the first placement: its frames as ranges, e.g. ``window 2: 0, 13-27``."""
         return "\n".join(f"window {i + 1}: {_ranges(w.frames)}" for i, w in enumerate(self.windows))
 
 
@@ -58,7 +75,8 @@ def plan_windows(total: int, *, length: int = 16, overlap: int = 4, blend: Blend
     one window of its own length (the reference implementation crashes there). ``upstream`` shares ``overlap - 1``
     frames, since the anchor takes a slot (an overlap of 0 is taken as 1: it would leave a frame out between windows),
     and lets the last window overlap as much as it must; ``smooth`` shares at least ``overlap``, never fewer new frames
-    than one a window, and counts the anchor's answer once. A window of one frame has no room for an anchor.
+    than one a window, and counts the anchor's answer once; ``shifted`` does too in every placement, for which it takes
+    one window more. A window of one frame has no room for an anchor, and nothing to move.
     """
     if total < 1:
         raise ValueError(f"{total} frames, expected at least 1")
@@ -70,6 +88,10 @@ def plan_windows(total: int, *, length: int = 16, overlap: int = 4, blend: Blend
         slots = [[frame] for frame in range(total)]
     elif blend == "upstream":
         slots = _upstream_slots(total, length, overlap)
+    elif blend == "shifted":
+        placements = (_shifted_slots(total, length, overlap, eighths / 8) for eighths in PLACEMENTS)
+        first, *moved = (_normalised(total, slots, _cross_fades(slots)).windows for slots in placements)
+        return WindowPlan(total, first, tuple(moved))
     else:
         slots = _smooth_slots(total, length, overlap)
     weights = [_triangle(length)] * len(slots) if blend == "upstream" else _cross_fades(slots)
@@ -102,6 +124,16 @@ def _smooth_slots(total: int, length: int, overlap: int) -> list[list[int]]:
     count = 1 + math.ceil((total - 1 - run) / stride)
     starts = np.round(np.linspace(1, total - run, count)).astype(int)
     return [[0, *range(start, start + run)] for start in starts.tolist()]
+
+
+def _shifted_slots(total: int, length: int, overlap: int, phase: float) -> list[list[int]]:
+    """``smooth``'s runs with those between the first and the last moved back by ``phase`` + 1/16 of their stride, and
+    one more run for what that leaves before the last: as many in every phase, whatever it is."""
+    run = length - 1
+    starts = [slots[1] for slots in _smooth_slots(total, length, overlap)]
+    stride = (starts[-1] - 1) / max(1, len(starts) - 1)
+    between = [round(1 + (place - phase - 1 / 16) * stride) for place in range(1, len(starts))]
+    return [[0, *range(start, start + run)] for start in (1, *between, starts[-1])]
 
 
 def _cross_fades(slots: list[list[int]]) -> list[np.ndarray]:

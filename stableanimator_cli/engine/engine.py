@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import tee
 from types import TracebackType
 
 import numpy as np
@@ -19,6 +20,7 @@ from stableanimator_cli.diffusion.guidance import (
     answered,
     blended_denoiser,
     guided_within,
+    in_turn,
     is_guided,
     pairs_of,
 )
@@ -35,6 +37,7 @@ from stableanimator_cli.engine.conditioning import (
 )
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
+from stableanimator_cli.engine.evaluations import Evaluation
 from stableanimator_cli.engine.graphs import GraphedCalls, Recorder
 from stableanimator_cli.engine.turns import InTurn
 from stableanimator_cli.engine.weights import loaders, recogniser
@@ -49,8 +52,10 @@ from stableanimator_cli.records import ModelFolder
 STRIDE = 8  # pixels a latent: four levels of SVD's VAE
 Loader = Callable[[], nn.Module]
 
-# who answers the pairs of an evaluation where it is not this process alone: ``parallel.Ranks.share``
-Share = Callable[["Engine", Conditioning, WindowPlan, tuple[float, float], Predict, Deep | None], Answers]
+# who answers the pairs of an evaluation, by its turn, where it is not this process alone: ``parallel.Ranks.share``
+Share = Callable[
+    ["Engine", Conditioning, WindowPlan, tuple[float, float], Predict, Deep | None], Callable[[int], Answers]
+]
 
 
 def as_planned(networks: Mapping[str, Loader], plan: DevicePlan) -> dict[str, Loader]:
@@ -179,7 +184,7 @@ class Engine:
         *,
         interval: tuple[float, float] | None = None,
         deep: Deep | None = None,
-        whole: Iterable[bool] = (),
+        evaluations: Iterable[Evaluation] = (),
         done: Callable[[], None] | None = None,
         prepared: bool = True,
     ) -> Denoise:
@@ -187,21 +192,28 @@ class Engine:
 
         ``interval`` of noise levels outside of which nothing is guided; this process answers alone there, which takes
         as long as a guided evaluation that two share.
-        ``deep`` keeps deep features for the evaluations that are not ``whole``; the first one in the interval, and
-        after it, has to be.
+        ``evaluations`` are those that will be asked for, in order: where a plan's windows move they say whose turn it
+        is. ``deep`` keeps deep features for those that are not ``whole``; the first one in the interval, and after it,
+        has to be.
         ``prepared`` False computes every cross-attention on every call: the long way that tests compare with.
         """
         predict = self.predictor(conditioning, guidance, deep=deep, prepared=prepared)
-        if self.share is None:
-            answers = answered(predict, pairs_of(plan, guidance))
-        else:
-            answers = self.share(self, conditioning, plan, guidance, predict, deep)
-        denoise = blended_denoiser(answers, plan, guidance=guidance, done=done)
-        if interval is not None and is_guided(*guidance):
-            alone = (1.0, 1.0)
-            plain = blended_denoiser(answered(predict, pairs_of(plan, alone)), plan, guidance=alone, done=done)
-            denoise = guided_within(interval, denoise, plain)
-        return denoise if deep is None else reusing(denoise, deep, iter(whole))
+        shared = None if self.share is None else self.share(self, conditioning, plan, guidance, predict, deep)
+
+        def placed(turn: int) -> Denoise:
+            windows, alone = plan.at(turn), (1.0, 1.0)
+            answers = answered(predict, pairs_of(windows, guidance)) if shared is None else shared(turn)
+            denoise = blended_denoiser(answers, windows, guidance=guidance, done=done)
+            if interval is None or not is_guided(*guidance):
+                return denoise
+            plain = blended_denoiser(answered(predict, pairs_of(windows, alone)), windows, guidance=alone, done=done)
+            return guided_within(interval, denoise, plain)
+
+        for_turns, for_deep = tee(evaluations)
+        denoise = placed(0)
+        if plan.moved:
+            denoise = in_turn([placed(turn) for turn in range(plan.turns)], (one.turn for one in for_turns))
+        return denoise if deep is None else reusing(denoise, deep, (one.whole for one in for_deep))
 
     def predictor(
         self,

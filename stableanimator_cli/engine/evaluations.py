@@ -14,11 +14,13 @@ from stableanimator_cli.diffusion.schedule import karras_sigmas
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """One time that the denoiser is asked: in which ``step``, whether it is ``guided`` (two branches a window), and
-    whether the network is computed ``whole`` or takes deep features of an earlier one (``diffusion.reuse``)."""
+    whether the network is computed ``whole`` or takes deep features of an earlier one (``diffusion.reuse``). ``turn``:
+    which placement of a plan's windows answers."""
 
     step: int
     guided: bool
     whole: bool
+    turn: int
 
 
 def evaluations_of(sampling: SamplingConfig) -> tuple[Evaluation, ...]:
@@ -26,6 +28,7 @@ def evaluations_of(sampling: SamplingConfig) -> tuple[Evaluation, ...]:
 
     With ``cache_features`` N every N-th step is computed whole, in both evaluations where it has two (Heun). So is the
     first evaluation after guidance begins or ends: who answered for a window before may be another process then.
+    Windows that move do so from step to step, or from one N-th step to the next: deep features are of a window.
     """
     low, high = sampling.guidance_interval or (0.0, math.inf)
     guided = is_guided(*sampling.guidance)
@@ -33,7 +36,8 @@ def evaluations_of(sampling: SamplingConfig) -> tuple[Evaluation, ...]:
     for step, level in _levels(sampling):
         pulled = guided and low < level <= high
         turned = bool(found) and found[-1].guided != pulled
-        found.append(Evaluation(step, pulled, turned or step % sampling.cache_features == 0))
+        turn, since = divmod(step, sampling.cache_features)
+        found.append(Evaluation(step, pulled, turned or since == 0, turn))
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ import pickle
 import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -97,13 +97,13 @@ class Ranks:
         guidance: tuple[float, float],
         predict: Predict,
         deep: Deep | None = None,
-    ) -> Answers:
-        """Answers to ``pairs_of(plan, guidance)``: ours from ``predict``, the others' as they told them. A rank always
-        answers the same pairs, and keeps their deep features itself where ``deep`` is kept here."""
+    ) -> Callable[[int], Answers]:
+        """For each turn of the plan the answers to ``pairs_of(plan.at(turn), guidance)``: ours from ``predict``, the
+        others' as they told them. A rank always answers the pairs at the same places of the list, and keeps their deep
+        features itself where ``deep`` is kept here."""
         if not self._joined:
             self.join()
-        pairs = pairs_of(plan, guidance)
-        shares = shares_of(len(pairs), self.world)
+        shares = shares_of(len(pairs_of(plan, guidance)), self.world)
         busy = [rank for rank in range(1, self.world) if shares[rank]]
         _, channels, height, width = conditioning.reference.shape
         job = Job(
@@ -126,29 +126,35 @@ class Ranks:
             with self._with(rank):
                 dist.send(header(JOB), rank, tag=HEADER)
                 dist.send_object_list([replace(job, share=shares[rank])], rank)
-        frames = {rank: frames_of(plan, guidance, shares[rank]) for rank in busy}
-        ours = answered(predict, pairs[: len(shares[0])])
 
-        def answers(x: Tensor, sigma: float) -> Iterator[Tensor]:
-            whole = deep is None or deep.whole
-            sent = [sending for rank in busy for sending in self._ask(rank, header(sigma, whole), x, frames[rank])]
-            for answer in ours(x, sigma):
-                self._check()
-                yield answer
-            for rank, _, work in sent:
-                with self._with(rank):
-                    work.wait()
-            for rank in busy:
-                for window, _ in pairs[shares[rank].start : shares[rank].stop]:
-                    answer = torch.empty((len(window.frames), *x.shape[1:]), dtype=x.dtype)
+        def answers_of(turn: int) -> Answers:
+            pairs = pairs_of(plan.at(turn), guidance)
+            frames = {rank: frames_of(plan.at(turn), guidance, shares[rank]) for rank in busy}
+            ours = answered(predict, pairs[: len(shares[0])])
+
+            def answers(x: Tensor, sigma: float) -> Iterator[Tensor]:
+                whole = deep is None or deep.whole
+                head = header(sigma, whole, turn)
+                sent = [sending for rank in busy for sending in self._ask(rank, head, x, frames[rank])]
+                for answer in ours(x, sigma):
+                    self._check()
+                    yield answer
+                for rank, _, work in sent:
                     with self._with(rank):
-                        dist.recv(answer, rank, tag=ANSWER)
-                    engine.calls["unet"] += 1
-                    if not whole:
-                        engine.calls["unet_shallow"] += 1
-                    yield answer.to(x.device)
+                        work.wait()
+                for rank in busy:
+                    for window, _ in pairs[shares[rank].start : shares[rank].stop]:
+                        answer = torch.empty((len(window.frames), *x.shape[1:]), dtype=x.dtype)
+                        with self._with(rank):
+                            dist.recv(answer, rank, tag=ANSWER)
+                        engine.calls["unet"] += 1
+                        if not whole:
+                            engine.calls["unet_shallow"] += 1
+                        yield answer.to(x.device)
 
-        return answers
+            return answers
+
+        return answers_of
 
     def _ask(self, rank: int, head: Tensor, x: Tensor, frames: Tensor) -> list[tuple[int, Tensor, Any]]:
         """Begin to send an evaluation; what is sent is kept until it is there."""

@@ -81,10 +81,10 @@ def met() -> tuple[dist.Store, int, int]:
     return next(rendezvous("env://", timeout=STARTING))
 
 
-def header(sigma: float, whole: bool = True) -> Tensor:
-    """What goes before everything else: the noise level of an evaluation whose latents follow, ``JOB`` or ``END``; and
-    whether the evaluation is a whole one (``diffusion.reuse``)."""
-    return torch.tensor([sigma, float(whole)], dtype=torch.float64)
+def header(sigma: float, whole: bool = True, turn: int = 0) -> Tensor:
+    """What goes before everything else: the noise level of an evaluation whose latents follow, ``JOB`` or ``END``;
+    whether the evaluation is a whole one (``diffusion.reuse``); and which placement of the windows has its turn."""
+    return torch.tensor([sigma, float(whole), float(turn)], dtype=torch.float64)
 
 
 def help_out() -> None:
@@ -127,12 +127,12 @@ def _work(local: int) -> None:
     """Jobs and evaluations until rank 0 has no more."""
     with ExitStack() as stack, torch.no_grad():
         engine: Engine | None = None
-        evaluate: Callable[[float, bool], None] | None = None
+        evaluate: Callable[[float, bool, int], None] | None = None
         while True:
             told = header(0.0)
             with _rank_0():
                 dist.recv(told, 0, tag=HEADER)
-            sigma, whole = told.tolist()
+            sigma, whole, turn = told.tolist()
             if math.isnan(sigma):
                 return
             if math.isinf(sigma):
@@ -147,10 +147,10 @@ def _work(local: int) -> None:
                     stack.enter_context(engine.resident("unet", "pose_net"))
                 evaluate = _prepared(engine, job)
             elif evaluate is not None:
-                evaluate(sigma, bool(whole))
+                evaluate(sigma, bool(whole), int(turn))
 
 
-def _prepared(engine: Engine, job: Job) -> Callable[[float, bool], None]:
+def _prepared(engine: Engine, job: Job) -> Callable[[float, bool, int], None]:
     """A job's evaluation: takes latents, sends the answers of its share one by one."""
     device = engine.plan.device
     conditioning = Conditioning(
@@ -160,16 +160,19 @@ def _prepared(engine: Engine, job: Job) -> Callable[[float, bool], None]:
         time_ids=job.time_ids.to(device),
         pose=PoseFeatures(engine.networks["pose_net"], job.poses, budget=engine.plan.pose_budget, calls=engine.calls),
     )
-    pairs = pairs_of(job.windows, job.guidance)[job.share.start : job.share.stop]
     deep = Deep(job.layers) if job.layers else None
-    answers = answered(engine.predictor(conditioning, job.guidance, deep=deep), pairs)
-    frames = frames_of(job.windows, job.guidance, job.share)
-    rows = torch.empty((len(frames), *job.shape[1:]))
-    x = torch.zeros(job.shape, device=device)  # frames of other shares stay zero and are not looked at
+    predict = engine.predictor(conditioning, job.guidance, deep=deep)
+    placements = [job.windows.at(turn) for turn in range(job.windows.turns)]
+    pairs = [pairs_of(windows, job.guidance)[job.share.start : job.share.stop] for windows in placements]
+    answers_of = [answered(predict, share) for share in pairs]
+    frames_by_turn = [frames_of(windows, job.guidance, job.share) for windows in placements]
+    x = torch.zeros(job.shape, device=device)  # frames of other shares are not looked at
 
-    def evaluate(sigma: float, whole: bool) -> None:
+    def evaluate(sigma: float, whole: bool, turn: int) -> None:
         if deep is not None:
             deep.begin(whole)
+        answers, frames = answers_of[turn], frames_by_turn[turn]
+        rows = torch.empty((len(frames), *job.shape[1:]))
         with _rank_0():
             dist.recv(rows, 0, tag=LATENTS)
         x[frames.to(device)] = rows.to(device)

@@ -165,7 +165,7 @@ def sample(
             sampling.guidance,
             interval=sampling.guidance_interval,
             deep=Deep(sampling.cache_layers) if sampling.cache_features > 1 else None,
-            whole=(evaluation.whole for evaluation in evaluations_of(sampling) if evaluation.step >= first),
+            evaluations=[evaluation for evaluation in evaluations_of(sampling) if evaluation.step >= first],
             done=watch.window,
         )
         if sampling.sampler == "euler":

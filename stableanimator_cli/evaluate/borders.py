@@ -31,8 +31,11 @@ def of_record(record: dict[str, Any]) -> tuple[int, ...] | None:
     windows = [_frames(line) for line in record.get("windows", []) if isinstance(line, str)]
     if not isinstance(frames, int) or not windows or None in windows:
         return None
-    shift = int(config.get("windows", {}).get("anchor") == "reference")  # its frame 0 is not in the output
-    found = {border - shift for border in window_borders([window for window in windows if window])}
+    how = config.get("windows", {})
+    shift = int(how.get("anchor") == "reference")  # its frame 0 is not in the output
+    # windows that met elsewhere in every step have no border: what is left are those of decoded chunks
+    placed = [] if how.get("blend") == "shifted" else [window for window in windows if window]
+    found = {border - shift for border in window_borders(placed)}
     if isinstance(chunk, int) and isinstance(overlap, int) and chunk > overlap:
         found |= set(decode_borders(frames, chunk, overlap))
     return tuple(sorted(border for border in found if 1 <= border < frames))

@@ -91,6 +91,7 @@ SETTINGS = {
     "euler with faces": {"refine_face": "crop"},
     "heun and churn": {"sampler": "heun", "churn": 10.0, "refine_face": "full"},
     "plain": {"refine_face": "off"},
+    "windows that move": {"refine_face": "off", "blend": "shifted", "window": 3},
 }
 
 

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from stableanimator_cli.diffusion.guidance import guidance_of_frames, guided_within, is_guided, windowed_denoiser
+from stableanimator_cli.diffusion.guidance import (
+    guidance_of_frames,
+    guided_within,
+    in_turn,
+    is_guided,
+    windowed_denoiser,
+)
 from stableanimator_cli.diffusion.schedule import scalings
 from stableanimator_cli.diffusion.windows import Window, plan_windows
 
@@ -96,3 +102,22 @@ def test_guidance_on_an_interval_is_guidance_inside_and_none_outside():
         answer = denoise(x, sigma)
         assert len(network.asked) == len(plan) * (2 if inside else 1), sigma
         assert torch.equal(answer, (guided if inside else plain)(x, sigma))
+
+
+def test_a_network_that_looks_at_frames_alone_does_not_see_windows_move():
+    """Whatever turn it is: the answer is that of no windows at all. Turns go on as they are told, and begin again."""
+    plan = plan_windows(11, length=4, overlap=1, blend="shifted")
+    asked: list[tuple[int, ...]] = []
+
+    def predict(latents, c_noise, window, conditional):
+        asked.append(window.frames)
+        return latents.square() * (1 + conditional)
+
+    ways = [windowed_denoiser(predict, plan.at(turn), guidance=(1.0, 3.0)) for turn in range(plan.turns)]
+    moving = in_turn(ways, iter([0, 0, 3, 9]))
+    whole = windowed_denoiser(predict, plan_windows(11, length=11, overlap=0), guidance=(1.0, 3.0))
+    x = torch.linspace(-1, 1, 11 * 2 * 2 * 2).reshape(11, 2, 2, 2)
+    for turn in (0, 0, 3, 1):
+        asked.clear()
+        torch.testing.assert_close(moving(x, 0.7), whole(x, 0.7))
+        assert asked[: 2 * len(plan) : 2] == [window.frames for window in plan.at(turn)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from itertools import chain
 
 import numpy as np
 import pytest
 
-from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.diffusion.windows import Blend, WindowPlan, plan_windows
 
 CASES = [
     (total, length, overlap)
@@ -19,18 +20,28 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("blend", ["smooth", "upstream"])
+BLENDS = ["smooth", "upstream", "shifted"]
+
+
+def placements(*case: int, blend: Blend) -> list[WindowPlan]:
+    """Of frames, length and overlap: one where windows stay."""
+    total, length, overlap = case
+    plan = plan_windows(total, length=length, overlap=overlap, blend=blend)
+    return [plan.at(turn) for turn in range(plan.turns)]
+
+
+@pytest.mark.parametrize("blend", BLENDS)
 def test_weights_of_every_frame_sum_to_one(blend):
-    for total, length, overlap in CASES:
-        plan = plan_windows(total, length=length, overlap=overlap, blend=blend)
-        np.testing.assert_allclose(plan.coverage(), 1, atol=1e-12, err_msg=f"{total} {length} {overlap}")
-        assert all(weight >= 0 for window in plan for weight in window.weights)
+    for case in CASES:
+        for plan in placements(*case, blend=blend):
+            np.testing.assert_allclose(plan.coverage(), 1, atol=1e-12, err_msg=str(case))
+            assert all(weight >= 0 for window in plan for weight in window.weights)
 
 
-@pytest.mark.parametrize("blend", ["smooth", "upstream"])
+@pytest.mark.parametrize("blend", BLENDS)
 def test_windows_hold_frames_of_the_video_in_order_and_no_more_than_their_length(blend):
     for total, length, overlap in CASES:
-        for window in plan_windows(total, length=length, overlap=overlap, blend=blend):
+        for window in chain.from_iterable(placements(total, length, overlap, blend=blend)):
             assert list(window.frames) == sorted(set(window.frames)), (total, length, overlap)
             assert 0 <= window.frames[0] <= window.frames[-1] < total
             assert len(window.frames) == len(window.weights) == min(length, total)

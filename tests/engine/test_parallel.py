@@ -199,6 +199,18 @@ def test_each_process_keeps_the_deep_features_of_its_own_pairs(place, tiny_model
     assert whole != one
 
 
+def test_windows_that_move_are_shared_too(place, tiny_model, forked):
+    """Heun asks twice a step, in the same windows; deep features are of the same windows as well."""
+    given = {"steps": 4, "blend": "shifted", "sampler": "heun", "cache_features": "2"}
+    one, told = animated(flags_of(place, tiny_model, "one", **given))
+    two, record = animated(flags_of(place, tiny_model, "two", gpus=3, **given))
+    assert two == one
+    assert record["calls"]["unet"] == told["calls"]["unet"] == 7 * 2 * len(told["windows"])
+    assert record["calls"]["unet_shallow"] == told["calls"]["unet_shallow"] > 0
+    still, _ = animated(flags_of(place, tiny_model, "still", **given | {"blend": "smooth"}))
+    assert still != one
+
+
 def test_a_drawn_figures_face_is_kept_alike_in_two_processes(place, forked):
     """The shipped model, which finds the figure's large face: rank 0 optimises it, the other process does not."""
     scene = sample_scene("test", 3, size=(64, 64), frames=5)

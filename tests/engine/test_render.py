@@ -38,6 +38,7 @@ def engine(tiny_model):
         ({"frames": 9, "chunk": 4, "decode_overlap": 3, "steps": 1, "guidance": (1.0, 1.0)}, 4, 6),
         ({"frames": 1, "chunk": 1, "steps": 1, "guidance": (1.0, 1.0)}, 1, 1),
         ({"frames": 9, "blend": "upstream", "overlap": 2, "steps": 1, "guidance": (1.0, 1.0)}, 4, 3),
+        ({"frames": 9, "blend": "shifted", "steps": 3, "guidance": (1.0, 1.0)}, 15, 3),
     ],
 )
 def test_networks_run_as_often_as_the_plan_says(tiny_model, options, unet, decodes):

@@ -16,6 +16,7 @@ from stableanimator_cli.animate.run import run
 from stableanimator_cli.config import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
 from stableanimator_cli.config_refine import RefineConfig
 from stableanimator_cli.diffusion.reuse import Deep
+from stableanimator_cli.engine.conditioning import PoseFeatures
 from stableanimator_cli.engine.memory import fitted
 from stableanimator_cli.engine.render import Stages, calls_of, render
 from stableanimator_cli.errors import ConfigError, Interrupted
@@ -33,10 +34,11 @@ from tests.tiny import engine_of, rendered, request, waving
         ({"guidance": (3.0, 3.0), "cache_features": 3}, 40, 24),
         ({"guidance": (1.0, 1.0), "cache_features": 2, "sampler": "heun"}, 36, 16),
         ({"guidance": (3.0, 3.0), "cache_features": 5, "guidance_interval": (1.0, 100.0)}, 24, 8),
+        ({"guidance": (3.0, 3.0), "cache_features": 2, "blend": "shifted"}, 50, 20),
     ],
 )
 def test_the_network_is_computed_whole_as_often_as_was_planned(tiny_model, sampling, unet, shallow):
-    wanted = request(9, steps=5, **sampling)  # four windows
+    wanted = request(9, steps=5, **sampling)  # four windows, five that move
     planned, stages = calls_of(wanted), Stages()
     assert (planned["unet"], planned["unet_shallow"]) == (unet, shallow)
     with engine_of(tiny_model) as engine:
@@ -66,6 +68,18 @@ def test_each_window_and_branch_takes_its_own_features_of_the_last_whole_step(ti
     assert len(kept) == len(taken) == 2 * 8  # whole and shallow by turns: four windows of two branches each
     assert all(own is deep for (_, own), (_, deep) in zip(kept, taken, strict=True))
     assert all(before > now for (before, _), (now, _) in zip(kept, taken, strict=True))
+
+
+def test_windows_that_move_stay_while_deep_features_are_taken(tiny_model, monkeypatch):
+    """Features that were not kept for a window would be a KeyError; those of other frames must not be taken."""
+    asked: list[tuple[tuple[int, ...], bool]] = []
+    wanted = request(9, steps=5, guidance=(1.0, 1.0), cache_features=2, blend="shifted")
+    window = PoseFeatures.window
+    monkeypatch.setattr(PoseFeatures, "window", lambda self, frames: asked.append(frames) or window(self, frames))
+    with engine_of(tiny_model) as engine:
+        rendered(engine, wanted)
+    by_step = [asked[start : start + 5] for start in range(0, 25, 5)]
+    assert by_step == [[w.frames for w in wanted.plan.at(turn)] for turn in (0, 0, 1, 1, 2)]
 
 
 def test_off_is_what_it_was_and_one_step_is_exact(tiny_model):

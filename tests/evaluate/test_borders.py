@@ -31,6 +31,13 @@ def test_an_anchor_in_front_shifts_windows_but_not_chunks() -> None:
     assert of_record(_record(27, anchor="reference", chunk=10)) == (6, 10, 12, 15, 20, 21)
 
 
+def test_windows_that_moved_have_no_border() -> None:
+    record = _record(28, chunk=8)
+    record["config"]["windows"]["blend"] = "shifted"
+    record["windows"] = plan_windows(28, length=16, overlap=4, blend="shifted").describe().splitlines()
+    assert of_record(record) == (8, 16, 24)
+
+
 def test_a_clip_of_one_piece_has_none() -> None:
     assert of_record(_record(12, chunk=16)) == ()
 

@@ -102,15 +102,16 @@ class Reader:
 
 
 def subjects(entries: list[dict[str, int]], reader: Reader, split: str = "test") -> list[Subject]:
-    out = []
-    for entry in entries:
-        scene = scene_of(entry, split)
-        picture = scene.reference(LARGE).image
-        found, judged = reader.faces.faces(picture), reader.judged(picture)
-        if not found or found[0].embedding is None or judged is None:
-            raise NoFace(f"held-out scene {entry['index']}: no face in its reference", hint="make the list anew")
-        out.append(Subject(scene=scene, reference=picture, vector=found[0].embedding, judged=judged))
-    return out
+    return [subject_of(scene_of(entry, split), reader) for entry in entries]
+
+
+def subject_of(scene: Scene, reader: Reader) -> Subject:
+    """Raises ``NoFace`` where the reference shows none to the shipped networks."""
+    picture = scene.reference(LARGE).image
+    found, judged = reader.faces.faces(picture), reader.judged(picture)
+    if not found or found[0].embedding is None or judged is None:
+        raise NoFace(f"held-out scene {scene.seed}: no face in its reference", hint="make the list anew")
+    return Subject(scene=scene, reference=picture, vector=found[0].embedding, judged=judged)
 
 
 def request_of(subject: Subject, vector: np.ndarray, defaults: dict[str, Any], seed: int) -> RenderRequest:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from stableanimator_cli.animate.driving import open_driving
 from stableanimator_cli.config import AnimateConfig
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.memory import Choice, Prediction, RenderMemory, fitted
+from stableanimator_cli.engine.memory import Prediction, RenderMemory
+from stableanimator_cli.engine.memory_fit import Choice, fitted
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Silent, Talk
 

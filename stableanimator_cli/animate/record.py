@@ -18,7 +18,8 @@ from stableanimator_cli.diffusion.face_optimization import Refined
 from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.engine.device import DevicePlan, peak_memory
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.memory import Choice, RenderMemory
+from stableanimator_cli.engine.memory import RenderMemory
+from stableanimator_cli.engine.memory_fit import Choice
 from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
 from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.files import appearing, digest_of

@@ -1,4 +1,4 @@
-"""What a rendering needs on its device, before anything is loaded; what ``--plan`` prints and ``--fit`` chooses from.
+"""What a rendering needs on its device, before anything is loaded: what ``--plan`` prints and ``memory_fit`` asks.
 
 What a stage keeps alive is not modelled but counted: its networks run on the ``meta`` device (``alive``), the UNet on
 the longest window, the VAE on one chunk. Beside that lie the weights that the plan leaves on the device, the latents of
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from stableanimator_cli.config import AnimateConfig, DeviceConfig
 from stableanimator_cli.diffusion.guidance import is_guided, pairs_of
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.compiling import pays_to_compile
 from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_frame
 from stableanimator_cli.engine.counting import alive_bytes
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
 from stableanimator_cli.engine.turns import blocks_of, bytes_of
 from stableanimator_cli.engine.weights import builders
-from stableanimator_cli.errors import ModelDamaged, OutOfMemory
+from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
 from stableanimator_cli.nets.quantized import stored
 from stableanimator_cli.nets.unet import AnimationUNet, Context
@@ -284,113 +283,6 @@ def _prepared(unet: AnimationUNet, image: Tensor, face: Tensor) -> Context:
                 base=attn.to_v(image), keys=adapter.id_to_k(face), values=adapter.id_to_v(face)
             )
     return Context(image, face, layers)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One setting that was changed to make a run fit, and what that does to the result."""
-
-    what: str
-    error: str
-
-    def __str__(self) -> str:
-        return f"{self.what} ({self.error})"
-
-
-_EXACT = "exact"
-_MOVED = "exact, and slow: every network call moves the UNet's weights"
-_ROUNDING = "equal within rounding"
-_BORDERS = "approximate: other frames are decoded together, chunk borders may show"
-_QUANTIZED = "approximate: one byte a weight, about 1 % of a layer's answer"
-_SHORTER = "approximate: the network sees fewer frames at once"
-
-
-def fitted(config: AnimateConfig, prediction: Prediction) -> tuple[AnimateConfig, tuple[Choice, ...]]:
-    """``--fit``: the settings that bring a run below ``config.device.fit`` bytes, exact ways before approximate ones,
-    with ``fit`` None; and what was changed. ``OutOfMemory`` where nothing is enough."""
-    limit = config.device.fit
-    if limit is None:
-        return config, ()
-    changed: dict[str, Choice] = {}
-    while (memory := prediction.of(config)).total > limit:
-        found = [way for step in _WAYS if (way := step(config, memory.worst, prediction)) is not None]
-        if not found:
-            raise OutOfMemory(
-                f"--fit {limit / 1e9:.2f}GB: the least that was found is {memory.describe()}",
-                hint="use a smaller --size" + ("" if prediction.dtype.itemsize == 2 else ", or --dtype bfloat16"),
-            )
-        config, choice = found[0]
-        changed[choice.what.split(" ")[0]] = choice
-    if pays_to_compile(config, prediction.device, prediction.size, prediction.frames):
-        config = _device(config, compile="blocks")
-        changed["--compile"] = Choice("--compile blocks", f"{_ROUNDING}; a run this long makes up for compiling")
-    return replace(config, device=replace(config.device, fit=None)), tuple(changed.values())
-
-
-Way = Callable[[AnimateConfig, str, Prediction], "tuple[AnimateConfig, Choice] | None"]
-
-
-def _swap(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
-    if config.device.offload != "none" or at.device.type == "cpu":
-        return None
-    what = "--offload swap" + (" without --cuda-graphs" if config.device.cuda_graphs else "")
-    return _device(config, offload="swap", cuda_graphs=False), Choice(what, _EXACT)
-
-
-def _groups(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
-    if stage != "UNet" or config.device.offload != "swap" or at.device.type == "cpu":
-        return None
-    return _device(config, offload="groups"), Choice("--offload groups", _MOVED)
-
-
-def _pieces(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
-    pieces = 4 * config.device.pieces
-    if stage != "UNet" or pieces > 16:
-        return None
-    return _device(config, pieces=pieces), Choice(f"--ff-pieces {pieces}", _ROUNDING)
-
-
-def _poses(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
-    least = 1
-    if stage not in ("UNet", "face optimisation") or config.device.pose_budget_mb == least:
-        return None
-    return _device(config, pose_budget_mb=least), Choice(f"device.pose_budget_mb {least}", _EXACT)
-
-
-def _chunk(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
-    chunk = min(config.decode.chunk, at.frames) // 2
-    if stage not in ("VAE decoder", "face optimisation") or chunk < 1:
-        return None
-    decode = replace(config.decode, chunk=chunk, overlap=min(config.decode.overlap, chunk // 2))
-    return replace(config, decode=decode), Choice(f"--decode-chunk {chunk}", _BORDERS)
-
-
-def _features(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
-    if stage not in ("UNet", "face optimisation") or config.sampling.cache_features == 1:
-        return None
-    return replace(config, sampling=replace(config.sampling, cache_features=1)), Choice("--cache-features off", _EXACT)
-
-
-def _quantized(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
-    held = config.device.offload == "none" or stage == "UNet"
-    if not held or config.device.weights != "plain":
-        return None
-    return _device(config, weights="int8"), Choice("--weights int8", _QUANTIZED)
-
-
-def _window(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
-    length = min(config.windows.length, at.frames) // 2
-    if stage != "UNet" or length < 4:
-        return None
-    windows = replace(config.windows, length=length, overlap=min(config.windows.overlap, length // 4))
-    return replace(config, windows=windows), Choice(f"--window {length}", _SHORTER)
-
-
-_WAYS: tuple[Way, ...] = (_swap, _pieces, _poses, _features, _groups, _chunk, _quantized, _window)
-
-
-def _device(config: AnimateConfig, **changes: Any) -> AnimateConfig:
-    return replace(config, device=replace(config.device, **changes))
 
 
 def _gib(size: int) -> str:

@@ -1,36 +1,20 @@
-"""Memory of a rendering: predicted on the meta device, counted on a real one, and what is chosen to make it fit."""
+"""Memory of a rendering: predicted on the meta device, counted on a real one."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from stableanimator_cli.catalogue import open_model
-from stableanimator_cli.config import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
+from stableanimator_cli.config import DeviceConfig
 from stableanimator_cli.config_refine import RefineConfig
-from stableanimator_cli.engine import compiling
 from stableanimator_cli.engine.counting import AliveBytes
-from stableanimator_cli.engine.memory import Prediction, fitted
-from stableanimator_cli.errors import ModelDamaged, OutOfMemory
+from stableanimator_cli.engine.memory import Prediction
+from stableanimator_cli.errors import ModelDamaged
+from tests.engine.memory_samples import FRAMES, SIZE, config, prediction
 from tests.tiny import engine_of, rendered, request
-
-SIZE, FRAMES = (128, 128), 8
-
-
-def config(**parts) -> AnimateConfig:
-    given = {
-        "windows": WindowConfig(length=FRAMES, overlap=2),
-        "decode": DecodeConfig(chunk=4),
-        "refine": RefineConfig(face="off"),
-    } | parts
-    return AnimateConfig(reference=Path("a.png"), motion=Path("b.mp4"), output=Path("c.mp4"), size=SIZE, **given)
-
-
-def prediction(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Prediction:
-    return Prediction(model=open_model(folder), device=torch.device(device), dtype=dtype, size=SIZE, frames=FRAMES)
 
 
 @pytest.fixture(scope="module")
@@ -69,38 +53,6 @@ def test_keeping_the_face_has_its_stage(seeing_model, mode):
     assert memory.stages["face optimisation"][1] > memory.stages["VAE decoder"][1]
 
 
-def test_what_fits_is_left_alone(on_card):
-    given = config(device=DeviceConfig(fit=10**12))
-    found, choices = fitted(given, on_card)
-    assert choices == ()
-    assert found == config()
-
-
-def test_exact_ways_come_before_approximate_ones(on_card):
-    """Limits fall from what is needed as given to nothing: each is held, and more and more is changed."""
-    base = config(windows=WindowConfig(length=64, overlap=4), decode=DecodeConfig(chunk=1))
-    on_card = replace(on_card, frames=64)
-    limit, seen, refused = on_card.of(base).total, [], None
-    while refused is None:
-        try:
-            found, choices = fitted(replace(base, device=DeviceConfig(fit=limit - 1)), on_card)
-        except OutOfMemory as error:
-            refused = error
-        else:
-            needed = on_card.of(found).total
-            assert needed < limit
-            assert found.device.fit is None
-            seen.append([str(choice) for choice in choices])
-            limit = needed
-    assert refused.exit_code == 6
-    assert "smaller --size" in str(refused.hint)
-    assert seen[0][0] == "--offload swap (exact)"
-    approximate = [any("approximate" in choice for choice in choices) for choices in seen]
-    assert approximate == sorted(approximate)
-    assert approximate[-1]
-    assert any(choice.startswith("--ff-pieces") for choices in seen for choice in choices)
-
-
 def test_a_config_of_no_network_is_said(tiny_model):
     model = open_model(tiny_model)
     broken = replace(model, configs={**model.configs, "vae": {"no_such_thing": 1}})
@@ -123,15 +75,3 @@ def test_what_cuda_graphs_recorded_lies_beside_face_optimisation(seeing_model):
     more = graphs.stages["face optimisation"][1] - plain.stages["face optimisation"][1]
     assert 0.5 * unet < more <= unet
     assert graphs.stages["VAE decoder"] == plain.stages["VAE decoder"]
-
-
-def test_long_runs_on_a_card_are_compiled_where_they_can_be(on_card, monkeypatch):
-    given = config(device=DeviceConfig(fit=10**12), sampling=SamplingConfig(steps=1000))
-    monkeypatch.setattr(compiling, "missing", lambda kind: None)
-    assert fitted(given, on_card)[1] == ()  # eight small frames
-    found, choices = fitted(given, replace(on_card, frames=20_000))
-    assert found.device.compile == "blocks"
-    assert [choice.what for choice in choices] == ["--compile blocks"]
-    assert "equal within rounding" in choices[0].error
-    monkeypatch.setattr(compiling, "missing", lambda kind: ("a compiler", "install one"))
-    assert fitted(given, replace(on_card, frames=20_000))[0].device.compile == "off"

@@ -17,13 +17,13 @@ from stableanimator_cli.config import AnimateConfig, DecodeConfig, DeviceConfig,
 from stableanimator_cli.config_refine import RefineConfig
 from stableanimator_cli.diffusion.reuse import Deep
 from stableanimator_cli.engine.conditioning import PoseFeatures
-from stableanimator_cli.engine.memory import fitted
+from stableanimator_cli.engine.memory_fit import fitted
 from stableanimator_cli.engine.render import Stages, calls_of, render
 from stableanimator_cli.errors import ConfigError, Interrupted
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.nets.unet import AnimationUNet
 from tests.animate.clips import plain_picture
-from tests.engine.test_memory import FRAMES, SIZE, config, prediction
+from tests.engine.memory_samples import FRAMES, SIZE, config, prediction
 from tests.tiny import engine_of, rendered, request, waving
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
@@ -46,8 +46,8 @@ class Batch:
 
     def part(self, start: int, stop: int) -> Batch:
         """Samples ``start:stop``, without a copy."""
-        cut = {one.name: getattr(self, one.name) for one in fields(self)}
-        return Batch(**{name: None if value is None else value[start:stop] for name, value in cut.items()})
+        held = {one.name: getattr(self, one.name) for one in fields(self)}
+        return replace(self, **{name: value[start:stop] for name, value in held.items() if value is not None})
 
     @property
     def size(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from stableanimator_cli.engine.training_model import TrainingModel, TrainingSett
 from stableanimator_cli.engine.training_shards import units
 from stableanimator_cli.engine.weights import builders
 from stableanimator_cli.errors import OutOfMemory
-from stableanimator_cli.nets.unet import Checkpointing
+from stableanimator_cli.nets.unet import AnimationUNet, Checkpointing
 from stableanimator_cli.records import ModelFolder
 
 FRAGMENTED = 0.06  # of everything: what torch's allocator cannot use
@@ -191,7 +191,9 @@ def skeleton(model: ModelFolder, settings: TrainingSettings) -> TrainingModel:
     build = builders(replace(model, configs=configs), settings.id_adapter)
     networks = {role: _on_meta(build[role]) for role in ("unet", "pose_net", "face_encoder")}
     if settings.train == "lora":
-        with_lora(networks["unet"], settings.lora_rank, (), seed=0)
+        unet = networks["unet"]
+        assert isinstance(unet, AnimationUNet)
+        with_lora(unet, settings.lora_rank, (), seed=0)
     return TrainingModel(**networks, settings=settings).train()
 
 

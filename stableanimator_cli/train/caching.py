@@ -97,7 +97,8 @@ def tokens_of(encoder: nn.Module, device: torch.device) -> Callable[[Tensor], Te
     """Pixels normalised for CLIP [n,3,224,224] -> [n,d]."""
 
     def encode(pixels: Tensor) -> Tensor:
+        weight = next(encoder.parameters())
         with torch.no_grad():
-            return encoder(pixel_values=pixels.to(device, encoder.dtype)).image_embeds.float()
+            return encoder(pixel_values=pixels.to(device, weight.dtype)).image_embeds.float()
 
     return encode

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -53,15 +53,15 @@ def write_onnx(
     """Write ``net`` as one ONNX file without external data. ``free`` names the axes of inputs and outputs that may have
     any length; ``about`` is kept in the file as its description. ``half`` stores the weights as float16, which the
     graph turns into float32 when it is opened: half the size, and the same arithmetic."""
-    buffer = io.BytesIO()
     net = net.eval().float()
-    with torch.no_grad(), warnings.catch_warnings():
+    with TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter announces its successor, and remarks on every fixed shape
+        exported = Path(folder) / "network.onnx"
         torch.onnx.export(
-            net, (example,), buffer, input_names=list(inputs), output_names=list(outputs),
+            net, (example,), exported, input_names=list(inputs), output_names=list(outputs),
             dynamic_axes={name: dict(axes) for name, axes in (free or {}).items()}, opset_version=OPSET, dynamo=False,
         )  # fmt: skip
-    model = onnx.load_model_from_string(buffer.getvalue())
+        model = onnx.load_model_from_string(exported.read_bytes())
     model.doc_string, model.producer_name, model.producer_version = about, "stableanimator-cli", ""
     for node in model.graph.node:
         node.doc_string = ""

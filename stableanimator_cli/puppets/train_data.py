@@ -80,7 +80,7 @@ def _draw_shard(recipe: Recipe, folder: Path, shard: int) -> None:
     arrays = recipe.draw(shard)
     path = recipe.path(folder, shard)
     with appearing(path) as part, refusals(path), part.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)  # as they are read
 
 
 # Frames with everybody's points, for the person, pose and face detectors.
@@ -201,7 +201,7 @@ def draw_clips(shard: int, *, split: str = "train", scenes: int = 25) -> Arrays:
         out["video"].append(np.stack([frame.image for frame in frames]))
         out["label"].append(np.array([LABELS[key].index(names[key]) for key in LABELS]))
         out["points"].append(np.stack([frame.keypoints[0, :18] for frame in frames]) * scale)
-        out["colour"].append(np.float32([*identity.skin, *identity.hair_colour, *clothes.colour]) / 255)
+        out["colour"].append(np.array([*identity.skin, *identity.hair_colour, *clothes.colour], np.float32) / 255)
     return {key: np.stack(values) for key, values in out.items()}
 
 

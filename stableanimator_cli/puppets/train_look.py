@@ -10,7 +10,10 @@ def worn(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A picture uint8[h,w,3] as a video or a decoder might have left it, float32[h,w,3] in 0..255; often as it was."""
     if rng.random() < 0.25:
         quality = int(rng.integers(30, 90))
-        image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_COLOR)
+        coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        assert decoded is not None  # None is for what is no picture
+        image = decoded
     x = image.astype(np.float32)
     if rng.random() < 0.25:
         x = cv2.GaussianBlur(x, (0, 0), float(rng.uniform(0.4, 1.4)))

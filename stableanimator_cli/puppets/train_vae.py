@@ -81,9 +81,9 @@ class Autoencoder(nn.Module):
         """Frames [b*t,3,h,w] in -1..1 -> decoded frames, means and log variances of the latents, which are decoded with
         that share of the posterior's noise. Without ``encoder`` only the decoder learns."""
         with torch.set_grad_enabled(encoder and torch.is_grad_enabled()):
-            posterior = self.vae.encode(frames).latent_dist
+            posterior = self.vae.encode(frames, return_dict=False)[0]
         latents = posterior.mean + noise * posterior.std * torch.randn_like(posterior.mean)
-        return self.vae.decode(latents, num_frames=t).sample, posterior.mean, posterior.logvar
+        return self.vae.decode(latents, num_frames=t, return_dict=False)[0], posterior.mean, posterior.logvar
 
 
 class VaeTask(Task):
@@ -159,23 +159,23 @@ def linear_start(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> None:
     encoder = vae.encoder
     for block in [*encoder.down_blocks, encoder.mid_block]:
         for resnet in block.resnets:
-            nn.init.zeros_(resnet.conv2.weight)
-            nn.init.zeros_(resnet.conv2.bias)
+            _begin_with_zeros(resnet.conv2)
             if resnet.conv_shortcut is not None:  # a wider level: what comes in stays in front
                 resnet.conv_shortcut.weight[: resnet.in_channels] = torch.eye(resnet.in_channels)[..., None, None]
                 nn.init.zeros_(resnet.conv_shortcut.bias)
     for attention in encoder.mid_block.attentions:
-        nn.init.zeros_(attention.to_out[0].weight)
-        nn.init.zeros_(attention.to_out[0].bias)
-    encoder.conv_in.weight[:3] = 0
-    encoder.conv_in.bias[:3] = 0
-    encoder.conv_in.weight[:3, :, 1, 1] = torch.eye(3)
-    down = [block.downsamplers[0].conv for block in encoder.down_blocks[:3]]
+        _begin_with_zeros(attention.get_submodule("to_out.0"))
+    weight, bias = _weight_and_bias(encoder.conv_in)
+    weight[:3] = 0
+    bias[:3] = 0
+    weight[:3, :, 1, 1] = torch.eye(3)
+    down = [encoder.get_submodule(f"down_blocks.{level}.downsamplers.0.conv") for level in range(3)]
     folded = frames
     for conv, channels in zip(down, (3, 12), strict=False):
-        conv.weight[: 4 * channels] = 0
-        conv.bias[: 4 * channels] = 0
-        conv.weight[: 4 * channels, :channels, :2, :2] = torch.eye(4 * channels).reshape(-1, channels, 2, 2)
+        weight, bias = _weight_and_bias(conv)
+        weight[: 4 * channels] = 0
+        bias[: 4 * channels] = 0
+        weight[: 4 * channels, :channels, :2, :2] = torch.eye(4 * channels).reshape(-1, channels, 2, 2)
         folded = F.pixel_unshuffle(folded, 2)
     patches = F.unfold(folded, 2, stride=2).transpose(1, 2).flatten(0, 1)  # [n,192]
     mean = patches.mean(dim=0)
@@ -184,25 +184,40 @@ def linear_start(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> None:
     unit = basis / variances.sqrt()  # [192,k]: components of unit deviation
     spread = (variances / variances[0]) ** 0.25
     spread = spread / spread.square().mean().sqrt()
-    per_group = down[2].out_channels // NORM_GROUPS
-    encoder.conv_out.weight.zero_()
+    (weight, bias), (out, out_bias) = _weight_and_bias(down[2]), _weight_and_bias(encoder.conv_out)
+    per_group = len(weight) // NORM_GROUPS
+    out.zero_()
     for k in range(LATENTS):
         group, place = k % NORM_GROUPS, k // NORM_GROUPS
         first = group * per_group + 2 * place
         for row, sign in ((first, 1), (first + 1, -1)):
-            down[2].weight[row] = 0
-            down[2].weight[row, :48, :2, :2] = sign * unit[:, k].reshape(48, 2, 2)
-            down[2].bias[row] = -sign * mean @ unit[:, k]
-            encoder.conv_out.weight[k, row, 1, 1] = sign
+            weight[row] = 0
+            weight[row, :48, :2, :2] = sign * unit[:, k].reshape(48, 2, 2)
+            bias[row] = -sign * mean @ unit[:, k]
+            out[k, row, 1, 1] = sign
     for group in range(NORM_GROUPS):
         for row, sign in ((group * per_group - 2, 1), (group * per_group - 1, -1)):
-            down[2].weight[row], down[2].bias[row] = 0, sign * _FAR
-    encoder.conv_out.bias.zero_()
-    encoder.conv_out.bias[LATENTS:] = 2 * math.log(_NOISE)
-    vae.quant_conv.weight[:] = torch.eye(2 * LATENTS)[..., None, None]
-    vae.quant_conv.bias.zero_()
-    latents = torch.cat([vae.encode(part).latent_dist.mean for part in frames.split(16)])
-    encoder.conv_out.weight[:LATENTS] *= (spread / latents.std(dim=(0, 2, 3)))[:, None, None, None]
+            weight[row], bias[row] = 0, sign * _FAR
+    out_bias.zero_()
+    out_bias[LATENTS:] = 2 * math.log(_NOISE)
+    weight, bias = _weight_and_bias(vae.quant_conv)
+    weight[:] = torch.eye(2 * LATENTS)[..., None, None]
+    bias.zero_()
+    latents = torch.cat([vae.encode(part, return_dict=False)[0].mean for part in frames.split(16)])
+    out[:LATENTS] *= (spread / latents.std(dim=(0, 2, 3)))[:, None, None, None]
+
+
+def _weight_and_bias(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
+    """Of a convolution or a linear layer; all that this VAE has have both."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, nn.Parameter)
+    assert isinstance(bias, nn.Parameter)
+    return weight, bias
+
+
+def _begin_with_zeros(layer: nn.Module) -> None:
+    for parameter in _weight_and_bias(layer):
+        nn.init.zeros_(parameter)
 
 
 @torch.no_grad()
@@ -213,7 +228,7 @@ def unit_latents(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> dict[str,
     as the noise. One scale for all channels, which keeps faint ones faint, moves from the encoder's last convolution
     into the decoder's first.
     """
-    means = torch.cat([vae.encode(part).latent_dist.mean for part in frames.split(8)])
+    means = torch.cat([vae.encode(part, return_dict=False)[0].mean for part in frames.split(8)])
     deviation = means.square().mean().sqrt()
     state = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
     for kind in ("weight", "bias"):

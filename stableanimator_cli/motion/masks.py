@@ -7,7 +7,7 @@ mask. A box that shows in the frame at all covers one pixel at least.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -19,7 +19,7 @@ Missing = Literal["empty", "full"]
 
 
 def face_mask(
-    boxes: np.ndarray,
+    boxes: np.ndarray | Sequence[np.ndarray],
     size: tuple[int, int],
     *,
     source: tuple[int, int] | None = None,

@@ -166,7 +166,7 @@ def test_the_preview_shows_the_curve(animate, tmp_path):
 
 def test_a_strip_draws_what_is_known_so_far():
     empty, half, whole = (strip(values, 8, 64) for values in ([], [0.5] * 4, [0.5] * 8))
-    ink = [(picture[..., 2] < picture[..., 0]).any(axis=0) for picture in (empty, half, whole)]
+    ink = [np.any(picture[..., 2] < picture[..., 0], axis=0) for picture in (empty, half, whole)]
     assert not ink[0].any()
     assert ink[1][:20].all()
     assert not ink[1][40:].any()

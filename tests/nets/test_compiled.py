@@ -45,8 +45,7 @@ def graphs() -> int:
 def test_blocks_of_one_shape_share_their_code(unet: AnimationUNet):
     """Whose weights differ, and whose cross-attention was prepared for them alone."""
     torch._dynamo.reset()
-    up = unet.up_blocks[1].attentions
-    blocks = [up[0].transformer_blocks[0], up[1].transformer_blocks[0]]
+    blocks = [unet.get_submodule(f"up_blocks.1.attentions.{n}.transformer_blocks.0") for n in range(2)]
     width = unet.config["cross_attention_dim"]
     context = unet.prepare(Context(noise(2, 1, 1, width), noise(3, 1, unet.id_tokens, width)))
     run, before, answers = CompiledBlocks("eager"), graphs(), []
@@ -61,7 +60,7 @@ def test_blocks_of_one_shape_share_their_code(unet: AnimationUNet):
 @torch.no_grad()
 def test_compiled_code_of_this_machine_agrees(unet: AnimationUNet):
     """One feed-forward layer through the compiler that is here; a whole network would take minutes."""
-    block = unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    block = unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0")
     given = (block.norm3, block.ff, noise(6, 2, 16, 32), 1)
     found = CompiledBlocks()(nets_unet._fed, *given)
     expected = once(nets_unet._fed, *given)
@@ -72,7 +71,7 @@ def test_compiled_code_of_this_machine_agrees(unet: AnimationUNet):
 def test_channels_last_changes_the_order_alone(unet: AnimationUNet):
     plain = call(unet)
     channels_last(unet)
-    kernel = unet.down_blocks[0].resnets[0].spatial_res_block.conv1.weight
+    kernel = unet.get_parameter("down_blocks.0.resnets.0.spatial_res_block.conv1.weight")
     assert kernel.is_contiguous(memory_format=torch.channels_last)
     assert not kernel.is_contiguous()
     assert torch.allclose(call(unet), plain, atol=1e-5)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stableanimator_cli.config import load, resolve, to_toml
-from stableanimator_cli.config_train import TrainConfig, differences, parse_bytes, preset_tables
+from stableanimator_cli.config_train import StageConfig, TrainConfig, differences, parse_bytes, preset_tables
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.train.schedule import rate_of
 
@@ -21,6 +21,12 @@ def made(recipe: str | None = None, **flags: Any) -> TrainConfig:
     return resolve(TrainConfig, GIVEN | flags, preset=tables).settled((512, 512))
 
 
+def stages(recipe: str | None = None, **flags: Any) -> tuple[StageConfig, ...]:
+    found = made(recipe, **flags).stage
+    assert found is not None  # settled
+    return found
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
     config = made(name, preset=name)
@@ -30,20 +36,20 @@ def test_a_preset_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
 
 
 def test_the_paper_and_the_small_model_are_what_they_are_said_to_be() -> None:
-    (paper,) = made("paper").stage
+    (paper,) = stages("paper")
     assert (paper.rate, paper.frames, paper.epochs, paper.train) == (1e-5, 16, 20, "attentions")
     assert paper.sizes == ((512, 512), (576, 1024))
-    pictures, clips = made("puppet").stage
+    pictures, clips = stages("puppet")
     assert (pictures.frames, pictures.image_only, pictures.batch) == (1, True, 32)
     assert (clips.frames, clips.image_only, clips.batch) == (8, False, 4)
     assert made("puppet").from_scratch == ("unet", "pose_net", "face_encoder")
 
 
 def test_a_flag_about_stages_holds_for_all_of_them() -> None:
-    config = made("puppet", rate=2e-4, steps=7)
-    assert [(stage.rate, stage.steps) for stage in config.stage] == [(2e-4, 7)] * 2
-    assert [stage.batch for stage in config.stage] == [32, 4]
-    assert made("paper", steps=9).stage[0].epochs is None
+    puppet = stages("puppet", rate=2e-4, steps=7)
+    assert [(stage.rate, stage.steps) for stage in puppet] == [(2e-4, 7)] * 2
+    assert [stage.batch for stage in puppet] == [32, 4]
+    assert stages("paper", steps=9)[0].epochs is None
 
 
 def test_a_file_wins_over_the_preset_and_a_flag_over_both(tmp_path: Path) -> None:
@@ -107,11 +113,11 @@ def test_memory_is_read_in_its_unit(text: str, number: int) -> None:
 
 
 def test_rates_rise_and_fall_within_their_stage() -> None:
-    (stage,) = made(steps=100, warmup=10, schedule="cosine", rate=1.0).stage
+    (stage,) = stages(steps=100, warmup=10, schedule="cosine", rate=1.0)
     rates = [rate_of(stage, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == 1.0
     assert rates[55] == pytest.approx(0.505)
     assert rates[99] == pytest.approx(0.01, abs=1e-3)
-    (flat,) = made(steps=100, warmup=0, rate=1.0).stage
+    (flat,) = stages(steps=100, warmup=0, rate=1.0)
     assert {rate_of(flat, step) for step in range(100)} == {1.0}

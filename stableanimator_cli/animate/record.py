@@ -94,7 +94,12 @@ class AnimationPlan:
                 },
                 "memory": memory.to_json(),
                 "chosen": [asdict(choice) for choice in chosen],
-                "text": {"windows": request.plan.describe(), "memory": memory.describe(), "chosen": chosen},
+                "text": {
+                    "windows": request.plan.describe(),
+                    "moving": " that move from step to step (below: in the first)" if request.plan.moved else "",
+                    "memory": memory.describe(),
+                    "chosen": chosen,
+                },
                 "config": tomllib.loads(to_toml(config)),
             }
         )
@@ -115,7 +120,8 @@ class AnimationPlan:
                 f"device     {d['device']}{several}",
                 f"output     {d['frames']} frames of {d['size'][0]}x{d['size'][1]} at {d['fps']} a second, "
                 f"{d['seconds']:g} s",
-                f"sampling   {d['steps']} steps, {len(d['windows'])} window(s), {calls['unet']} UNet calls{again}",
+                f"sampling   {d['steps']} steps, {len(d['windows'])} window(s){d['text']['moving']}, "
+                f"{calls['unet']} UNet calls{again}",
                 f"decoding   {calls['vae_decode']} decoder calls",
                 f"memory     {d['text']['memory']}",
                 *(f"--fit      {choice}" for choice in d["text"]["chosen"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -127,11 +127,11 @@ def sample(
 def long(
     model: ModelFolder, plan: DevicePlan, size: tuple[int, int], longest: int, steps: int, tick: Tick
 ) -> tuple[Table, Table]:
-    """What length costs: windows and calls of both blends as planned, and bytes alive of runs that were made."""
+    """What length costs: windows and calls of each blend as planned, and bytes alive of runs that were made."""
     lengths = sorted({length for length in LENGTHS if length < longest} | {longest})
     planned = []
     for length in lengths:
-        for blend in ("upstream", "smooth"):
+        for blend in get_args(Blend):
             windows = plan_windows(length, length=16, overlap=4, blend=blend)
             evaluations = sum(len(window.frames) for window in windows)
             planned.append(

@@ -21,6 +21,8 @@ def test_answers_and_gradients_agree(frames):
     x = torch.randn(2, 4, frames, 3, 6, requires_grad=True)
     one, two = plain(x), quick(x)
     torch.testing.assert_close(two, one, atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(quick(x), two)
     weights = torch.randn_like(one)
     gradients = [
         torch.autograd.grad((y * weights).sum(), [x, *net.parameters()], retain_graph=True)
@@ -28,6 +30,13 @@ def test_answers_and_gradients_agree(frames):
     ]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_convolution_without_bias_and_pictures_seen_as_a_clip():
+    plain, quick = conv(bias=False), with_time_convs(nn.Sequential(conv(bias=False)))
+    pictures = torch.randn(6, 4, 3, 3)
+    clip = pictures.unflatten(0, (2, 3)).transpose(1, 2)
+    torch.testing.assert_close(quick(clip), plain(clip), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

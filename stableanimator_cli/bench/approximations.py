@@ -25,7 +25,7 @@ import torch
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench.counters import flops
 from stableanimator_cli.bench.harness import Interval, interval
-from stableanimator_cli.bench.networks import FULL, model_of, on_meta, prepared
+from stableanimator_cli.bench.networks import FULL, model_of, on_meta
 from stableanimator_cli.bench.ongoing import as_typed, read_rows, refused
 from stableanimator_cli.bench.puppet_decoder import psnr
 from stableanimator_cli.bench.puppet_model import LIST, SMALL, Reader, looked_at, request_of, subjects
@@ -33,6 +33,7 @@ from stableanimator_cli.bench.results import Table, environment, made_by, put_on
 from stableanimator_cli.config import DeviceConfig, Guidance, parse_interval, parse_reuse
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import STRIDE, Engine
+from stableanimator_cli.engine.memory import prepared
 from stableanimator_cli.engine.render import Stages, render
 from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import SaError

@@ -16,8 +16,6 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.engine.device import DevicePlan, Networks
 from stableanimator_cli.engine.engine import Engine, as_planned
 from stableanimator_cli.engine.weights import NETWORKS, builders, fill, loaders
-from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
-from stableanimator_cli.nets.unet import AnimationUNet, Context
 from stableanimator_cli.records import ModelFolder
 
 FULL = "full"
@@ -81,14 +79,3 @@ def random_weights(build: Callable[[], nn.Module], seed: int = 0) -> dict[str, T
         else:
             weights[name] = x.mul_(0.05).add_(1.0 if name.endswith(("weight", "scale")) else 0.0)
     return weights
-
-
-def prepared(unet: AnimationUNet, image: Tensor, face: Tensor) -> Context:
-    """``AnimationUNet.prepare`` of a face that is there, without looking at numbers: the ``meta`` device has none."""
-    layers: dict[nn.Module, PreparedCrossAttention] = dict(unet.prepare(Context(image, None)).layers)
-    for attn in unet.spatial_cross_attentions().values():
-        adapter = attn.processor
-        layers[attn] = PreparedCrossAttention(
-            base=attn.to_v(image), keys=adapter.id_to_k(face), values=adapter.id_to_v(face)
-        )
-    return Context(image, face, layers)

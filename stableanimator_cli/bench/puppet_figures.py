@@ -275,7 +275,8 @@ def video_figures(path: Path, count: int) -> list[Figure]:
 
 def figures(folder: str, count: int) -> Iterator[Figure]:
     model = catalogue.open_model(folder)
-    people, points = (kind(model.files[role], "cpu") for kind, role in _WRAPPERS)
+    people = PersonDetector(model.files["person_detector"], "cpu")
+    points = PoseEstimator(model.files["pose_detector"], "cpu")
     faces = FaceReader(model.files["face"], model.face_channel_order, "cpu")
     yield from pose_figures(people, points, count)
     yield from pair_figures(people, points, count)
@@ -285,9 +286,6 @@ def figures(folder: str, count: int) -> Iterator[Figure]:
     files = [model.files[role] for role in ("person_detector", "pose_detector", "judge", "video")]
     total = sum(file.stat().st_size for file in [*files, *model.files["face"].glob("*.onnx")])
     yield at_most("size of the six files, MB", total / 1e6, 10.0, 6)
-
-
-_WRAPPERS = ((PersonDetector, "person_detector"), (PoseEstimator, "pose_detector"))
 
 
 def main(arguments: list[str] | None = None) -> int:

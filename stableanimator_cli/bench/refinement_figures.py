@@ -191,7 +191,8 @@ def _decibels(squares: np.ndarray) -> float:
 
 def case_of(row: Mapping[str, Any]) -> Case:
     """A row of the file: what is null there was no number."""
-    return Case(**{name: float("nan") if value is None else value for name, value in row.items()})
+    given: dict[str, Any] = {name: float("nan") if value is None else value for name, value in row.items()}
+    return Case(**given)
 
 
 def cases(

@@ -203,7 +203,7 @@ class Prediction:
         def count() -> int:
             unet.pieces = plan.pieces
             channels, tokens = unet.config["block_out_channels"][0], unet.config["cross_attention_dim"]
-            context = _prepared(unet, self._noise(1, 1, tokens), self._noise(1, unet.id_tokens, tokens))
+            context = prepared(unet, self._noise(1, 1, tokens), self._noise(1, unet.id_tokens, tokens))
 
             def call() -> None:
                 sample = self._noise(1, window, unet.config["in_channels"], height, width)
@@ -272,7 +272,7 @@ class Prediction:
         return self._once("face", chunk, mode, margin, count=count)
 
 
-def _prepared(unet: AnimationUNet, image: Tensor, face: Tensor) -> Context:
+def prepared(unet: AnimationUNet, image: Tensor, face: Tensor) -> Context:
     """``AnimationUNet.prepare`` of a face that is there, without looking at numbers: the ``meta`` device has none."""
     with torch.no_grad():
         layers: dict[nn.Module, PreparedCrossAttention] = dict(unet.prepare(Context(image, None)).layers)

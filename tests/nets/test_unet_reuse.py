@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from stableanimator_cli.bench.counters import flops
-from stableanimator_cli.bench.networks import FULL, model_of, on_meta, prepared
+from stableanimator_cli.bench.networks import FULL, model_of, on_meta
+from stableanimator_cli.engine.memory import prepared
 from tests.nets.test_unet import inputs, noise, unet_of
 from tests.random_model import TINY, weights
 

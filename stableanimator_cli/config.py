@@ -195,7 +195,7 @@ class SamplingConfig:
     guidance: Guidance = option("--guidance", (3.0, 3.0), parse=parse_guidance, dump=_dump_guidance)
     guidance_interval: Guidance | None = option("--guidance-interval", None, parse=parse_interval, dump=_dump_interval)
     cache_features: int = option("--cache-features", 1, parse=parse_reuse, dump=_dump_reuse)
-    cache_layers: int = option("sampling.cache_layers", 1)
+    cache_layers: int = option("sampling.cache_layers", 2)
     sampler: Literal["euler", "heun"] = option("--sampler", "euler")
     churn: float = option("--churn", 0.0)
     churn_min: float = option("sampling.churn_min", 0.0)

@@ -30,7 +30,7 @@ from stableanimator_cli.bench.ongoing import as_typed, read_rows, refused
 from stableanimator_cli.bench.puppet_decoder import psnr
 from stableanimator_cli.bench.puppet_model import LIST, SMALL, Reader, looked_at, request_of, subjects
 from stableanimator_cli.bench.results import Table, environment, made_by, put_on_page
-from stableanimator_cli.config import DeviceConfig, Guidance, parse_interval, parse_reuse
+from stableanimator_cli.config import DeviceConfig, Guidance, SamplingConfig, parse_interval, parse_reuse
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import STRIDE, Engine
 from stableanimator_cli.engine.memory import prepared
@@ -74,7 +74,8 @@ class Trial:
         found = [Setting(name=PLAIN, changes={})]
         for every in self.features:
             for layers in self.layers:
-                name = f"--cache-features {every}" + ("" if layers == 1 else f", cache_layers {layers}")
+                usual = layers == SamplingConfig().cache_layers
+                name = f"--cache-features {every}" + ("" if usual else f", cache_layers {layers}")
                 changes = {"cache_features": every, "cache_layers": layers}
                 found.append(Setting(name=name, changes=changes, against=PLAIN))
         if self.intervals:

@@ -2,18 +2,18 @@
 
 ``python -m stableanimator_cli.bench.blending WORK [--clips N] [--frames T] [--steps S] [--page PAGE.md]`` renders
 figures of the test split after their own movements, longer than a window, once with each blend and otherwise alike: the
-same noise, frame by frame. Two windows of a good model say nearly the same, so that what a border adds to the change
-from one frame to the next is far below the change itself, and ``evaluate``'s seam score of one video is mostly about
-what else happens there. Therefore each clip is rendered once more with windows that overlap as far as they can, the
-control, and seams are looked for in what differs from it, before pixels are rounded:
+same noise, frame by frame. Two windows of a good model say nearly the same: what a border adds to the change from one
+frame to the next is a thousandth of it, and ``evaluate``'s seam score of one video, at its own borders, is mostly about
+what else happens there. What blends do is seen only where everything else is the same, and before pixels are rounded:
 
-* ``seam score beside the control``: ``metrics.seams`` with the control's changes in the truth's place;
-* ``added change``: how much the difference from the control changes from frame to frame, as a share of the control's
-  own change. It asks for no borders, which windows that move do not have.
+* ``seams where upstream's windows meet``: the same score, at the same places in every video. Windows that move meet
+  everywhere a little, so that these places are as good as any other for them.
+* ``added change``: each clip is rendered once more with windows that overlap as far as they can, the control; how much
+  the difference from it changes from frame to frame, as a share of the control's own change. It asks for no borders.
 
-Told beside these: ``evaluate``'s own score (beside the drawn truth), PSNR and how far limbs are off. A row a clip goes
-into ``WORK/clips.jsonl``; the same command goes on where it was cut, and more clips may be asked for later. Leaves with
-8 where a mark is missed, each by the 95 % interval of the paired differences over clips.
+Told beside these: seams at each blend's own borders, PSNR and how far limbs are off. A row a clip goes into
+``WORK/clips.jsonl``; the same command goes on where it was cut, and more clips may be asked for later. Leaves with 8
+where a mark is missed, each by the 95 % interval of the paired differences over clips.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from stableanimator_cli.records import ModelFolder
 WAYS: tuple[Blend, ...] = get_args(Blend)
 THEIRS, OURS = WAYS[0], WAYS[1:]
 FIGURES = {
-    "seams": "seam score (evaluate's, beside the truth)",
-    "seams_beside": "seam score beside the control, thousandths above 1",
+    "seams": "seam score at its own borders",
+    "there": "seam score where upstream's windows meet",
     "added": "added change, thousandths",
     "psnr": "PSNR, dB",
     "limbs": "limbs off, shares of the side",
@@ -118,24 +118,28 @@ def compared(engine: Engine, reader: Reader, trial: Trial, scene: Scene) -> Clip
     request = request_of(subject, subject.vector, {**engine.model.defaults, "steps": trial.steps}, trial.seed)
     truth = changes(torch.from_numpy(np.stack([frame.image for frame in scene.clip()])).float() / 255)
     control = pixels(engine, replace(request, plan=trial.plan(engine.model, None)))
+    there = borders_of(trial.plan(engine.model, THEIRS))
     clip: Clip = {}
     for way in WAYS:
         plan = trial.plan(engine.model, way)
         made = pixels(engine, replace(request, plan=plan))
-        # windows that move meet everywhere
-        borders = [] if plan.moved else window_borders([window.frames for window in plan])
         steps = changes(made)
         seen, _ = looked_at(list(to_uint8(2 * made - 1)), subject, reader)
         row = {
             "windows": len(plan),
-            "seams": seam_score(steps, borders, truth).score,
-            "seams_beside": 1000 * (seam_score(steps, borders, changes(control)).score - 1),
+            "seams": seam_score(steps, borders_of(plan), truth).score,
+            "there": seam_score(steps, there, truth).score,
             "added": 1000 * added_change(made, control),
             "psnr": seen["psnr"],
             "limbs": float(np.median(seen["limbs"])) if seen["limbs"] else np.nan,
         }
         clip[way] = {name: float(value) if np.isfinite(value) else None for name, value in row.items()}
     return clip
+
+
+def borders_of(plan: WindowPlan) -> list[int]:
+    """Where windows meet; windows that move have no such places."""
+    return [] if plan.moved else window_borders([window.frames for window in plan])
 
 
 def pixels(engine: Engine, request: RenderRequest) -> Tensor:
@@ -182,10 +186,8 @@ def marks(clips: Sequence[Clip]) -> list[Mark]:
     """Windows must show less for certain; nothing else may be worse for certain."""
     found = []
     for way in OURS:
-        for figure in ("seams_beside", "added", "psnr", "limbs"):
+        for figure in ("there", "added", "psnr", "limbs"):
             apart, most = difference(clips, way, figure), ALLOWED.get(figure)
-            if np.isnan(apart.value) and figure == "seams_beside":  # it has no borders to look at
-                continue
             if most is None:
                 wanted, holds = "below 0", apart.high < 0
             elif figure == "psnr":

@@ -15,8 +15,8 @@ from stableanimator_cli.bench.approximations import GUIDED, PLAIN, Cost, Trial, 
 from stableanimator_cli.bench.networks import model_of
 
 CACHED, WITHIN = "--cache-features 2", "--guidance 2 --guidance-interval 0.5:50"
-TRIAL = Trial(features=(2,), layers=(1,))
-COST = Cost(100, {1: (20, 0)})
+TRIAL = Trial(features=(2,), layers=(2,))
+COST = Cost(100, {2: (20, 0)})
 
 
 def row(psnr: float, limbs: float | None, own: float | None, unet: int, shallow: int = 0, near: Any = None) -> dict:
@@ -75,7 +75,7 @@ def test_shallow_calls_of_the_small_model_are_counted():
 
 def test_clips_are_rendered_once_and_read_again(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(approximations, "savings", lambda layers: losses(clips(), TRIAL, COST))  # full-size networks
-    words = [str(tmp_path / "work"), "--count", "1", "--steps", "2", "--cache-features", "2", "--layers", "1"]
+    words = [str(tmp_path / "work"), "--count", "1", "--steps", "2", "--cache-features", "2", "--layers", "2"]
     words += ["--guidance-interval", "", "--page", str(tmp_path / "page.md")]
     assert main(words) == 0
     out = capsys.readouterr().out

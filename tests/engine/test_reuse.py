@@ -86,7 +86,7 @@ def test_off_is_what_it_was_and_one_step_is_exact(tiny_model):
     with engine_of(tiny_model) as engine:
         plain = rendered(engine, request(5, steps=3))
         assert engine.calls["unet_shallow"] == 0
-        np.testing.assert_array_equal(plain, rendered(engine, request(5, steps=3, cache_layers=2)))
+        np.testing.assert_array_equal(plain, rendered(engine, request(5, steps=3, cache_layers=1)))
         near = rendered(engine, request(5, steps=3, cache_features=2))
         assert (near != plain).mean() > 0.01
         one = rendered(engine, request(5, steps=1))

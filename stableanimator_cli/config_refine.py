@@ -80,7 +80,7 @@ class RefineConfig:
     def __post_init__(self) -> None:
         refuse_bad_choices(self)
         refuse_unless(0 <= self.iterations <= 1000, "--refine-iters", self.iterations, "0 to 1000")
-        refuse_unless(0 < self.rate < 100, "--refine-lr", self.rate, "more than 0")
+        refuse_unless(0 < self.rate < 100, "--refine-lr", self.rate, "more than 0 and less than 100")
         if self.min_csim is not None:
             refuse_unless(-1 <= self.min_csim <= 1, "--min-csim", self.min_csim, "a cosine, -1 to 1")
         refuse_unless(0 <= self.redraw <= 100, "--redraw", self.redraw, "0 to 100")

@@ -152,6 +152,23 @@ def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
         replay(tmp_path / "out.json")
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"inputs": None},
+        {"config": [1]},
+        {"model": {}},
+        {"model__sha256": "x"},
+        {"output": "out.mp4"},
+        {"inputs": {"a": 1}},
+    ],
+)
+def test_a_record_that_was_edited_out_of_shape_is_refused(place: Path, edit: dict[str, Any]) -> None:
+    change(place / "out.json", **edit)
+    with pytest.raises(BadInput, match=r"out\.json: found something else"):
+        replay(place / "out.mp4")
+
+
 def test_a_replay_never_takes_the_place_of_the_run(place: Path) -> None:
     before = digest_of(place / "out.mp4")
     with pytest.raises(BadInput, match="the run that is to be repeated"):

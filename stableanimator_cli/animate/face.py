@@ -8,10 +8,11 @@ import numpy as np
 
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.config import AnimateConfig
+from stableanimator_cli.config_refine import dump_steps
 from stableanimator_cli.detect.face import load_embedding
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Settings
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.faces import Reference, face_optimization
+from stableanimator_cli.engine.faces import SMALLEST, Reference, face_optimization, whole_boxes
 from stableanimator_cli.errors import ConfigError, ModelMissing, NoFace
 from stableanimator_cli.records import Face
 from stableanimator_cli.talk import Talk
@@ -48,7 +49,7 @@ def found(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk
     try:
         faces = engine.faces().faces(picture)
     except ModelMissing:
-        if not config.allow_no_face:
+        if not config.allow_no_face or config.refine.min_csim is not None:
             raise
         talk.warn(f"model {engine.model.name!r} has no face detector here: animating without a face, as allowed")
         return Subject(vector=None)
@@ -57,11 +58,12 @@ def found(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk
         if len(known) > 1:
             talk.note(f"{config.reference.name}: {len(known)} faces, the largest is kept")
         return Subject(vector=known[0].embedding, faces=tuple(known))
-    if config.allow_no_face:
+    if config.allow_no_face and config.refine.min_csim is None:
         talk.note(f"{config.reference.name}: no face found: animating without one, as allowed")
         return Subject(vector=None)
+    gate = "" if config.refine.min_csim is None else ", which --min-csim compares with"
     raise NoFace(
-        f"{config.reference}: no face found",
+        f"{config.reference}: no face found{gate}",
         hint="use a picture where the face is larger and seen from the front, or --allow-no-face",
     )
 
@@ -93,7 +95,7 @@ def refinement(
     if first >= last:
         if settings.steps is not None:
             raise ConfigError(
-                "--refine-steps", f"{first}:{last}", f"a range that holds one of {config.sampling.steps} steps"
+                "--refine-steps", dump_steps(settings.steps), f"a range that holds one of {config.sampling.steps} steps"
             )
         return None
     width, height = driving.skeletons.size
@@ -104,10 +106,19 @@ def refinement(
     references = [Reference(picture=picture, box=face.box) for face in subject.faces]
     if boxes is not None:
         references, boxes = _paired(references, boxes)
-        seen = np.isfinite(boxes).all(axis=-1)  # [t,p]
-        unseen = len(boxes) - int(seen.any(axis=-1).sum())
+        usable = np.array([[box is not None for box in whole_boxes(each, (width, height))] for each in boxes])  # [t,p]
+        unseen = len(boxes) - int(usable.any(axis=-1).sum())
+        if unseen == len(boxes):
+            talk.warn(
+                f"{config.motion.name}: no face box lies in the picture with {SMALLEST} pixels a side or more, "
+                "so no face is optimised"
+            )
+            return None
         if unseen:
-            talk.note(f"{config.motion.name}: {unseen} of {len(boxes)} frames show no face and are not optimised")
+            talk.note(
+                f"{config.motion.name}: {unseen} of {len(boxes)} frames show no face of {SMALLEST} pixels or more "
+                "and are not optimised"
+            )
     if config.windows.anchor == "reference" and boxes is not None:
         boxes = np.concatenate([np.full_like(boxes[:1], np.nan), boxes])  # the anchor is not part of the output
     return face_optimization(

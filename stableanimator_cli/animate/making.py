@@ -202,11 +202,7 @@ def _measured(job: Making, latents: Tensor, stages: Stages) -> Identity:
 
 
 def _curve(job: Making) -> IdentityCurve:
-    if job.subject.vector is None:
-        raise CheckFailed(
-            f"--min-csim {job.config.refine.min_csim}: the run has no face to compare with",
-            hint="leave --min-csim out, or use a reference that shows a face",
-        )
+    assert job.subject.vector is not None  # a gate without a face is refused before anything is sampled
     return IdentityCurve(job.engine.faces(), job.subject.vector)
 
 

@@ -125,14 +125,25 @@ def _read(video: Path) -> tuple[Path, dict[str, Any]]:
     file = require_file(video.with_suffix(".json"), "the record of a run of sa animate, beside its video")
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
-        is_record = isinstance(told, dict) and {"format", "config", "inputs", "model", "output"} <= told.keys()
-    except ValueError:
+        is_record = "format" in told and _is_whole(told)
+    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or JSON of another shape
         is_record = False
     if not is_record:
         raise BadInput(file, "something else", "the record of a run of sa animate", hint="name the video that it made")
     if told["format"] != record.FORMAT:
         raise BadInput(file, f"a record of format {told['format']}", f"format {record.FORMAT}", hint="update sa")
     return file, told
+
+
+def _is_whole(told: dict[str, Any]) -> bool:
+    """Whether a record, edited perhaps, has what a replay reads. ``KeyError``, ``TypeError`` or ``AttributeError``
+    where it has another shape altogether."""
+    files = [*told["inputs"].values(), told["output"], told["model"]]
+    return (
+        isinstance(told["config"], dict)
+        and all({"path", "sha256"} <= file.keys() for file in files)
+        and isinstance(told["model"]["sha256"], dict)
+    )
 
 
 def _changed(config: AnimateConfig, model: ModelFolder, told: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from stableanimator_cli.errors import CheckFailed, ConfigError, ModelMissing, No
 from stableanimator_cli.media import VideoWriter, open_clip, write_picture
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.skeleton import draw_skeleton
+from tests.animate.clips import Heard
 from tests.waving import waving
 
 FRAMES = 4
@@ -42,7 +43,8 @@ def animate(tmp_path, seeing_model):
             "size": "96x96",
             "steps": 3,
         }
-        report = run(flags=given | flags)
+        how = {"talk": flags.pop("talk")} if "talk" in flags else {}
+        report = run(flags=given | flags, **how)
         record = json.loads(report.record.read_text())
         return record, np.stack([frame for _, frame in open_clip(report.video).frames()])
 
@@ -181,3 +183,21 @@ def test_a_strip_draws_what_is_known_so_far():
 def test_gates_that_cannot_be(animate, flags):
     with pytest.raises(ConfigError, match=r"--redraw|--min-csim"):
         animate(**flags)
+
+
+@pytest.mark.parametrize("box", [(200, 20, 260, 60), (-90, -90, -20, -20), (40, 40, 40, 40), (70, 60, 30, 10)])
+def test_boxes_that_show_no_face_are_said(animate, tmp_path, box):
+    """Outside of the picture, of one pixel, with its corners swapped: refining nothing must not look like refining."""
+    motion = waving(FRAMES, (96, 96))
+    motion.face_boxes[:] = box
+    save_motion(tmp_path / "poses.npz", motion)
+    talk = Heard()
+    record, _ = animate(refine_face="crop", talk=talk)
+    assert record["refined"] == []
+    assert any("no face box lies in the picture with 8 pixels a side or more" in said for said in talk.warnings)
+
+
+def test_a_gate_without_a_face_is_refused_before_anything_is_sampled(animate, monkeypatch):
+    monkeypatch.setattr("stableanimator_cli.animate.making.sample", lambda *_, **__: pytest.fail("sampled"))
+    with pytest.raises(NoFace, match="no face found, which --min-csim compares with"):
+        animate("nobody.png", allow_no_face=True, min_csim=0.5)

@@ -26,7 +26,7 @@ def clips(seams: float, added: float, psnr: float = 0.0, limbs: float = 0.0) -> 
         theirs = {
             "windows": 11,
             "seams": 1.0,
-            "seams_beside": hard,
+            "there": hard,
             "added": 5 * hard,
             "psnr": 20 + hard,
             "limbs": 0.03,

@@ -118,13 +118,14 @@ def test_what_is_kept_is_predicted(tiny_model, monkeypatch):
 
 
 def test_to_fit_it_is_given_up_before_anything_that_costs_quality(tiny_model):
-    """Of a long video what is kept of all windows is most of the memory."""
+    """Of a long video what is kept of all windows is most of the memory where one layer alone is computed anew."""
     on_card = replace(prediction(tiny_model, "cuda", torch.bfloat16), frames=64)
-    asked = many_windows(cache_features=2)
-    limit = on_card.of(replace(asked, sampling=SamplingConfig())).total
+    asked = many_windows(cache_features=2, cache_layers=1)
+    without = replace(asked.sampling, cache_features=1)
+    limit = on_card.of(replace(asked, sampling=without)).total
     assert on_card.of(asked).total > limit
     found, choices = fitted(replace(asked, device=DeviceConfig(fit=limit, offload="swap", pieces=16)), on_card)
-    assert found.sampling == SamplingConfig()
+    assert found.sampling == without
     assert "--cache-features off (exact)" in map(str, choices)
     assert not any("approximate" in str(choice) for choice in choices)
 

@@ -107,9 +107,16 @@ def test_differences_are_those_that_decide_a_number() -> None:
     ]
 
 
-@pytest.mark.parametrize(("text", "number"), [("24GB", 24 * 10**9), ("22 GiB", 22 * 2**30), ("1000", 1000)])
-def test_memory_is_read_in_its_unit(text: str, number: int) -> None:
+@pytest.mark.parametrize(
+    ("text", "number"), [("24GB", 24 * 10**9), ("22 GiB", 22 * 2**30), ("1000B", 1000), (1000, 1000)]
+)
+def test_memory_is_read_in_its_unit(text: str | int, number: int) -> None:
     assert parse_bytes(text) == number
+
+
+def test_memory_without_a_unit_is_not_taken_for_bytes() -> None:
+    with pytest.raises(ConfigError, match=r"--fit: found '6', expected an amount of memory with its unit, as 24GB"):
+        parse_bytes("6")
 
 
 def test_rates_rise_and_fall_within_their_stage() -> None:

@@ -16,6 +16,10 @@ from typing import Any, Literal
 import numpy as np
 
 ChannelOrder = Literal["bgr", "rgb"]
+NETWORKS = ("unet", "pose_net", "face_encoder", "vae", "image_encoder")
+"""The roles of a model without which nothing is animated."""
+STRIDE = 8
+"""Pixels a latent: four levels of SVD's VAE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.engine.weights import NETWORKS, builders
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.engine.weights import builders
+from stableanimator_cli.records import NETWORKS, ModelFolder
 
 TINY: dict[str, dict[str, Any]] = {
     "unet": {

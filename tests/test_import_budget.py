@@ -21,16 +21,19 @@ from stableanimator_cli.__main__ import main
 try:
     main()
 except SystemExit as left:
-    assert not left.code, left.code
+    code = left.code
+print("left with:", code or 0, file=sys.stderr)
 print("loaded:", *sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
 """
 
 
-def loaded_by(*args: str) -> set[str]:
+def loaded_by(*args: str, code: int = 0) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *args], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
     )
-    return set(done.stderr.splitlines()[-1].removeprefix("loaded:").split())
+    *_, left, loaded = done.stderr.splitlines()
+    assert left == f"left with: {code}", done.stderr
+    return set(loaded.removeprefix("loaded:").split())
 
 
 @pytest.mark.parametrize(
@@ -40,3 +43,17 @@ def test_help_loads_nothing_heavy(args: tuple[str, ...]) -> None:
     loaded = loaded_by(*args)
     assert "typer" in loaded
     assert loaded.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("nobody.png", "dance.mp4", "-o", "out.mp4"), 3),
+        (("README.md", "dance.mp4", "-o", "out.mp4"), 3),
+        (("README.md", "README.md", "-o", "out.txt"), 2),
+        (("README.md", "README.md", "-o", "out.mp4", "--size", "100x100"), 2),
+        (("README.md", "README.md", "-o", "out.mp4", "--redraw", "2"), 2),
+    ],
+)
+def test_who_mistypes_does_not_wait_for_torch(args: tuple[str, ...], code: int) -> None:
+    assert loaded_by("animate", *args, "--model", "puppet", code=code).isdisjoint({"torch", "diffusers", "insightface"})

@@ -21,9 +21,8 @@ from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory import RenderMemory
 from stableanimator_cli.engine.memory_fit import Choice
 from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
-from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.files import appearing, digest_of
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import NETWORKS, ModelFolder
 
 FORMAT = 1  # of OUT.json
 

@@ -16,11 +16,10 @@ from stableanimator_cli.animate import record, same
 from stableanimator_cli.animate.run import carry_out
 from stableanimator_cli.config import AnimateConfig, from_mapping
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import BadInput, CheckFailed
 from stableanimator_cli.files import digest_of, require_file
 from stableanimator_cli.media import open_clip
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import NETWORKS, ModelFolder
 from stableanimator_cli.talk import Silent, Talk
 
 

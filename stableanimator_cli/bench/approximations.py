@@ -32,13 +32,12 @@ from stableanimator_cli.bench.puppet_model import LIST, SMALL, Reader, looked_at
 from stableanimator_cli.bench.results import Table, environment, made_by, put_on_page
 from stableanimator_cli.config import DeviceConfig, Guidance, SamplingConfig, parse_interval, parse_reuse
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.engine import STRIDE, Engine
+from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory import prepared
 from stableanimator_cli.engine.render import Stages, render
-from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import digest_of
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 
 PLAIN, GUIDED = "plain", "guided"
 PART = "approximations"  # of the page

@@ -41,12 +41,11 @@ from stableanimator_cli.engine.decoder import to_uint8
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Stages, Watch, sample
-from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import digest_of
 from stableanimator_cli.metrics.seams import seam_score, window_borders
 from stableanimator_cli.puppets.scene import Scene, sample_scene
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import NETWORKS, ModelFolder
 
 WAYS: tuple[Blend, ...] = get_args(Blend)
 THEIRS, OURS = WAYS[0], WAYS[1:]

@@ -17,11 +17,10 @@ from stableanimator_cli.engine.decoder import FaceDecoder
 from stableanimator_cli.engine.memory import prepared
 from stableanimator_cli.nets.arcface import crop_resize
 from stableanimator_cli.nets.unet import Context
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import STRIDE, ModelFolder
 
 Size = tuple[int, int]  # width, height in pixels
 SIZES: tuple[Size, ...] = ((576, 1024), (512, 512))
-STRIDE = 8
 TERA, GIB = 1e12, 2**30
 
 # TFLOP of the released shapes as they were reckoned before this counter was written, for 16 frames: an independent

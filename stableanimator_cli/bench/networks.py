@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from stableanimator_cli import catalogue
 from stableanimator_cli.engine.device import DevicePlan, Networks
 from stableanimator_cli.engine.engine import Engine, as_planned
-from stableanimator_cli.engine.weights import NETWORKS, builders, fill, loaders
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.engine.weights import builders, fill, loaders
+from stableanimator_cli.records import NETWORKS, ModelFolder
 
 FULL = "full"
 _BASE = ("vae", "image_encoder")  # StableAnimator takes these from SVD as they are

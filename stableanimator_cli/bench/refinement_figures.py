@@ -39,14 +39,13 @@ from stableanimator_cli.bench.results import environment, made_by, put_on_page
 from stableanimator_cli.config import parse_size
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
-from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import digest_of
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.scene import Scene, sample_scene
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import NETWORKS, ModelFolder
 
 MODES: dict[str, dict[str, Any]] = {
     "off": {"preset": "fast"},

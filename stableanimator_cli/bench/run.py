@@ -29,9 +29,10 @@ from stableanimator_cli.bench.roofline import Roof
 from stableanimator_cli.config import DeviceConfig, parse_size
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.records import STRIDE
 from stableanimator_cli.talk import Silent, Talk
 
-SMALLEST, STRIDE = 64, 8  # pixels a side
+SMALLEST = 64  # pixels a side
 WAYS = dict.fromkeys((*speed.UNET_WAYS, *speed.VAE_WAYS))
 
 

@@ -20,9 +20,8 @@ from stableanimator_cli.engine.device import DevicePlan, memory_guard
 from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.memory_order import channels_last
 from stableanimator_cli.nets.unet import AnimationUNet, Context, once
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import STRIDE, ModelFolder
 
-STRIDE = 8
 CHANNELS_LAST = "channels-last"
 COMPILED = "compiled"
 UNET_WAYS = ("plain", "prepared", "batched", CHANNELS_LAST, COMPILED)

@@ -126,7 +126,10 @@ def animate(
         "fit": fit,
     }
     talk = console.configure(json=json, quiet=quiet, progress=progress)
-    from stableanimator_cli.animate import run  # torch starts loading here, not earlier
+    from stableanimator_cli.animate import settings
+
+    settings.checked(*settings.resolved(flags, config))
+    from stableanimator_cli.animate import run  # torch starts loading here: mistakes are told before
 
     report = run.run(flags=flags, config_file=config, plan_only=plan, restart=restart, talk=console.get())
     talk.result(report.to_json(), report.summary())

@@ -47,9 +47,8 @@ from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.memory_order import channels_last
 from stableanimator_cli.nets.quantized import stored
 from stableanimator_cli.nets.unet import AnimationUNet, Context, Run, once
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import STRIDE, ModelFolder
 
-STRIDE = 8  # pixels a latent: four levels of SVD's VAE
 Loader = Callable[[], nn.Module]
 
 # who answers the pairs of an evaluation, by its turn, where it is not this process alone: ``parallel.Ranks.share``

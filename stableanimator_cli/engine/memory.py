@@ -27,9 +27,8 @@ from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
 from stableanimator_cli.nets.quantized import stored
 from stableanimator_cli.nets.unet import AnimationUNet, Context
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import STRIDE, ModelFolder
 
-STRIDE = 8  # pixels a latent
 FRAGMENTED = 0.04  # of what is alive: what torch's allocator on a card rounds up and cannot use
 CONTEXT = 600 << 20  # CUDA's own, with the libraries' workspaces
 WORKSPACES = 0.12  # of what is alive: what a CPU's kernels and malloc take, from resident sizes (docs/performance.md)

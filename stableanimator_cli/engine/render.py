@@ -23,9 +23,10 @@ from stableanimator_cli.diffusion.schedule import (
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import PoseFrames
 from stableanimator_cli.engine.device import memory_guard
-from stableanimator_cli.engine.engine import STRIDE, Engine
+from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.evaluations import churn_of, evaluations_of
 from stableanimator_cli.errors import CheckFailed
+from stableanimator_cli.records import STRIDE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,6 @@ from stableanimator_cli.nets.pose_net import PoseNet
 from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
 
-NETWORKS = ("unet", "pose_net", "face_encoder", "vae", "image_encoder")
 _ALIGNMENT = 64  # bytes, of torch's CPU allocator
 _UNREADABLE = (SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
 

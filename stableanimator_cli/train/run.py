@@ -19,9 +19,8 @@ from stableanimator_cli.config import parse_size as read_size
 from stableanimator_cli.config_train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.training import export_configs
-from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import ConfigError, Interrupted, SaError
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import NETWORKS, ModelFolder
 from stableanimator_cli.talk import Silent, Talk, rank_here, world_here
 from stableanimator_cli.train import base, checkpoint, resume
 from stableanimator_cli.train.caching import make_caches

@@ -23,10 +23,10 @@ from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Stages, render
-from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.media import VideoWriter
 from stableanimator_cli.motion.geometry import fit
 from stableanimator_cli.motion.track import largest
+from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.talk import Talk
 from stableanimator_cli.train import checkpoint
 from stableanimator_cli.train.buckets import nearest_size

@@ -11,9 +11,9 @@ import pytest
 from stableanimator_cli import __version__
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.config import AnimateConfig, from_mapping, load, to_toml
-from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.files import digest_of
 from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.records import NETWORKS
 from tests.animate.clips import in_form, plain_picture
 from tests.tiny import waving
 

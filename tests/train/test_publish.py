@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue, catalogue_schema
 from stableanimator_cli.catalogue_fetch import verify
-from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import BadInput, ModelMissing
+from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import publish as module
 from stableanimator_cli.train import run
 from stableanimator_cli.train.publish import publish

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError
 from stableanimator_cli.media import open_clip
+from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, run
 from stableanimator_cli.train.tracking import read_metrics
 from tests.conftest import ROOT

@@ -19,8 +19,8 @@ from stableanimator_cli.config_train import TrainConfig
 from stableanimator_cli.engine.training_memory import predict, skeleton
 from stableanimator_cli.engine.training_model import TrainingSettings
 from stableanimator_cli.engine.training_shards import gathered, units
-from stableanimator_cli.engine.weights import NETWORKS
 from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, run
 from stableanimator_cli.train.tracking import read_metrics
 from tests.train.clip_folders import write_clip

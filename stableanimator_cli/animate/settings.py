@@ -1,0 +1,130 @@
+"""What ``sa animate`` is to do, from flags, file and model card, with every mistake told that is cheap to find.
+
+Without torch, which takes seconds to load: who mistypes a name waits for none of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.animate.ablation import uses_face
+from stableanimator_cli.config import AnimateConfig, DecodeConfig, Size, WindowConfig, resolve
+from stableanimator_cli.config_refine import PRESETS
+from stableanimator_cli.config_toml import read_toml, refuse_unknown_keys
+from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.files import require_file
+from stableanimator_cli.media import read_picture
+from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
+
+SMALLEST_PICTURE = 32  # pixels a side, below which nobody can be seen in a reference
+SMALLEST_OUTPUT = 64  # pixels a side, below which the UNet's coarsest level is empty
+_PAIRS = (
+    ("window", "overlap", "windows", "length", WindowConfig().overlap),
+    ("decode_chunk", "decode_overlap", "decode", "chunk", DecodeConfig().overlap),
+)
+
+
+def resolved(flags: Mapping[str, Any], config_file: Path | None) -> tuple[AnimateConfig, ModelFolder]:
+    """The model first, since its card holds defaults; then flags over file over card.
+
+    Who names a window and no overlap gets an overlap that fits it; the same holds for decode chunks.
+    """
+    file = {} if config_file is None else read_toml(config_file)
+    refuse_unknown_keys(AnimateConfig, file, config_file or "")
+    named = flags.get("model") or file.get("model")
+    if named is not None and not isinstance(named, str):
+        raise ConfigError(f"{config_file}: model", named, "a name of the catalogue or a folder, as text")
+    model = catalogue.open_model(named or catalogue.default_model(NETWORKS), NETWORKS)
+    preset = flags.get("preset") or file.get("preset") or model.defaults.get("preset") or "standard"
+    defaults = {**model.defaults, **PRESETS.get(preset, {})}  # an unknown one is refused with the other choices below
+    for whole, part, table, key, usual in _PAIRS:
+        length = flags.get(whole) or file.get(table, {}).get(key)
+        if isinstance(length, int):
+            defaults[part] = min(int(defaults.get(part, usual)), max(0, length // 4))
+    return resolve(AnimateConfig, flags, config_file, defaults), model
+
+
+def checked(config: AnimateConfig, model: ModelFolder) -> Size:
+    """The output's size, once everything is refused that can be before anything is loaded. Raises ``SaError``."""
+    width, height = size = config.size or (512, 512)
+    if width % STRIDE or height % STRIDE or min(size) < SMALLEST_OUTPUT:
+        near = (max(SMALLEST_OUTPUT, round(side / STRIDE) * STRIDE) for side in size)
+        raise ConfigError(
+            "--size",
+            f"{width}x{height}",
+            f"sides that are multiples of {STRIDE}, {SMALLEST_OUTPUT} or more",
+            hint="try " + "x".join(map(str, near)),
+        )
+    if config.sampling.churn > 0 and config.sampling.sampler != "heun":
+        raise ConfigError("--churn", config.sampling.churn, "0 with --sampler euler", hint="add --sampler heun")
+    if config.device.cuda_graphs and config.sampling.cache_features > 1:
+        hint = "what is recorded is the whole network: leave one of the two out"
+        raise ConfigError("--cuda-graphs", True, "no --cache-features", hint=hint)
+    if config.refine.redraw and config.sampling.noise == "repeat":
+        raise ConfigError("--redraw", config.refine.redraw, "0 with --noise repeat", hint="use --noise fresh")
+    if config.refine.redraw and config.refine.min_csim is None:
+        raise ConfigError("--redraw", config.refine.redraw, "0 without --min-csim", hint="add --min-csim 0.5 or so")
+    _check_output(config)
+    _check_layers(config, model)
+    uses_face(config, model)
+    require_file(config.reference, "a picture (PNG, JPEG, WebP or BMP)")
+    if not config.motion.is_dir():
+        require_file(config.motion, "a video, a folder of pictures, a motion (.npz) or OpenPose JSON")
+    return size
+
+
+def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:
+    """Deep features must leave something of the network to take them from."""
+    unet, layers = model.configs["unet"], config.sampling.cache_layers
+    per, blocks = unet.get("layers_per_block", 2), len(unet.get("up_block_types", range(4)))
+    most = sum(per) + len(per) if isinstance(per, list | tuple) else blocks * (per + 1)
+    if config.sampling.cache_features > 1 and layers > most:
+        raise ConfigError("sampling.cache_layers", layers, f"1 to {most}, the layers of this model's way up")
+
+
+def _check_output(config: AnimateConfig) -> None:
+    """The video, its preview and its record must have a place, and must not take that of what the user gave."""
+    output, parent = config.output, config.output.absolute().parent
+    if output.is_dir():
+        raise ConfigError("--output", str(output), "a file, not a folder", hint=f"try {output / 'out.mp4'}")
+    if output.suffix.lower() not in (".mp4", ".mov", ".m4v"):
+        raise ConfigError(
+            "--output", str(output), "a name ending in .mp4 or .mov", hint=f"try {output.with_suffix('.mp4')}"
+        )
+    if not parent.is_dir():
+        raise ConfigError("--output", str(output), "a file in a folder that exists", hint=f"mkdir -p {parent}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError("--output", str(output), "a file in a folder that may be written", hint="choose another -o")
+    if config.motion.is_dir() and parent.samefile(config.motion):
+        raise ConfigError("--output", str(output), "a file outside of the motion's folder, whose files are its frames")
+    written = {"video": output, "record": config.record_path}
+    if config.preview:
+        written["preview"] = config.preview_path
+    for what, path in written.items():
+        if path.is_dir():
+            raise ConfigError("--output", str(output), f"no folder in the place of the {what} {path}")
+        for given in (config.reference, config.motion, config.face_embedding):
+            if given is not None and given.exists() and path.exists() and path.samefile(given):
+                raise ConfigError(
+                    "--output", str(output), f"another name: its {what} {path} would take the place of {given}"
+                )
+
+
+def reference_picture(path: Path) -> np.ndarray:
+    """The person's picture, RGB uint8[h,w,3]. Raises ``BadInput`` for none, and for one where nobody can be seen."""
+    picture = read_picture(path)
+    height, width = picture.shape[:2]
+    if min(height, width) < SMALLEST_PICTURE:
+        raise BadInput(
+            path,
+            f"{width}x{height} pixels",
+            f"a picture of {SMALLEST_PICTURE} pixels a side or more",
+            hint="use a larger picture of the person",
+        )
+    return picture

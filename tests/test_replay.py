@@ -146,7 +146,10 @@ def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "out.json").write_text(text)
     with pytest.raises(BadInput, match=r"out\.json: found something else"):
         replay(tmp_path / "out.mp4")
-    with pytest.raises(BadInput, match=r"other\.json: found no such file"):
+    with pytest.raises(BadInput, match=r"other\.mp4: found no such file, expected a video that sa animate made"):
+        replay(tmp_path / "other.mp4")
+    (tmp_path / "other.mp4").write_bytes(b"from elsewhere")
+    with pytest.raises(BadInput, match=r"other\.mp4: found no record beside it, expected other\.json"):
         replay(tmp_path / "other.mp4")
     with pytest.raises(BadInput, match="the video beside it"):
         replay(tmp_path / "out.json")

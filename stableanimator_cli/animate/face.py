@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.config import AnimateConfig
-from stableanimator_cli.config_refine import dump_steps
 from stableanimator_cli.detect.face import load_embedding
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Settings
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.faces import SMALLEST, Reference, face_optimization, whole_boxes
-from stableanimator_cli.errors import ConfigError, ModelMissing, NoFace
-from stableanimator_cli.records import Face
+from stableanimator_cli.errors import ModelMissing, NoFace
+from stableanimator_cli.records import Face, ModelFolder
 from stableanimator_cli.talk import Talk
 
 
@@ -68,34 +68,36 @@ def found(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk
     )
 
 
+def mode_of(config: AnimateConfig, model: ModelFolder) -> Literal["off", "full", "crop"]:
+    """What ``--refine-face`` comes to with this model, once there is a face. Raises ``ModelMissing`` where what was
+    asked for by name has no recogniser."""
+    settings = config.refine
+    first, last = settings.steps_of(config.sampling.steps)
+    if settings.face == "off" or settings.iterations == 0 or first >= last:
+        return "off"
+    if "face" in model.files:
+        return "crop" if settings.face == "auto" else settings.face
+    if settings.face == "auto":
+        return "off"
+    raise ModelMissing(
+        f"model {model.name!r} has no face recogniser here, which --refine-face {settings.face} needs",
+        hint="`sa models pull antelopev2`, or --refine-face off",
+    )
+
+
 def refinement(
     config: AnimateConfig, engine: Engine, picture: np.ndarray, subject: Subject, driving: Driving, talk: Talk
 ) -> FaceOptimization | None:
     """The hook that a run was asked for, None where there is nothing to do. ``auto`` does without what is missing,
     ``full`` and ``crop`` insist on it."""
-    settings = config.refine
-    if settings.face == "off" or settings.iterations == 0:
-        return None
-    insists = settings.face != "auto"
-    if "face" not in engine.model.files:
-        if insists:
-            raise ModelMissing(
-                f"model {engine.model.name!r} has no face recogniser here, which --refine-face {settings.face} needs",
-                hint="`sa models pull antelopev2`, or --refine-face off",
-            )
+    settings, mode = config.refine, mode_of(config, engine.model)
+    if mode == "off":
         return None
     if not subject.faces:
-        if insists:
+        if settings.face != "auto":
             raise NoFace(
                 f"{config.reference}: no face found, which --refine-face {settings.face} needs",
                 hint="use a picture where the face is larger, or --refine-face off",
-            )
-        return None
-    first, last = settings.steps_of(config.sampling.steps)
-    if first >= last:
-        if settings.steps is not None:
-            raise ConfigError(
-                "--refine-steps", dump_steps(settings.steps), f"a range that holds one of {config.sampling.steps} steps"
             )
         return None
     width, height = driving.skeletons.size
@@ -124,8 +126,8 @@ def refinement(
     return face_optimization(
         engine,
         Settings(
-            mode="crop" if settings.face == "auto" else settings.face,
-            steps=(first, last),
+            mode=mode,
+            steps=settings.steps_of(config.sampling.steps),
             iterations=settings.iterations,
             rate=settings.rate,
             schedule=settings.schedule,

@@ -66,8 +66,8 @@ def make(job: Making) -> Animation:
         curve = _write(job, drawn.latents, stages)
         stages.seconds["total"] = time.perf_counter() - started
         report = record.write(
-            job.config, job.engine, job.request, job.driving, stages, refined=drawn.log,
-            identity=curve or gate.identity, redrawn=gate.attempts, resumed=resumed,
+            job.config, job.engine, job.request, job.driving, stages, refine=job.refine,
+            refined=drawn.log, identity=curve or gate.identity, redrawn=gate.attempts, resumed=resumed,
         )  # fmt: skip
     except KeyboardInterrupt:
         if not job.keeper.kept:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import __version__
-from stableanimator_cli.animate import same
+from stableanimator_cli.animate import face, same
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity import Identity
 from stableanimator_cli.config import AnimateConfig, to_toml
-from stableanimator_cli.diffusion.face_optimization import Refined
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Refined
 from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.engine.device import DevicePlan, peak_memory
 from stableanimator_cli.engine.engine import Engine
@@ -87,6 +87,7 @@ class AnimationPlan:
                 "steps": config.sampling.steps,
                 "windows": [list(window.frames) for window in request.plan],
                 "weights": [list(window.weights) for window in request.plan],
+                "face_optimization": face.mode_of(config, model),
                 "calls": calls_of(request),
                 "weight_bytes": {
                     name: model.files[name].stat().st_size for name in NETWORKS if model.files[name].is_file()
@@ -96,6 +97,7 @@ class AnimationPlan:
                 "text": {
                     "windows": request.plan.describe(),
                     "moving": " that move from step to step (below: in the first)" if request.plan.moved else "",
+                    "faces": _faces(config, model),
                     "memory": memory.describe(),
                     "chosen": chosen,
                 },
@@ -121,12 +123,21 @@ class AnimationPlan:
                 f"{d['seconds']:g} s",
                 f"sampling   {d['steps']} steps, {len(d['windows'])} window(s){d['text']['moving']}, "
                 f"{calls['unet']} UNet calls{again}",
+                f"faces      {d['text']['faces']}",
                 f"decoding   {calls['vae_decode']} decoder calls",
                 f"memory     {d['text']['memory']}",
                 *(f"--fit      {choice}" for choice in d["text"]["chosen"]),
                 d["text"]["windows"],
             ]
         )
+
+
+def _faces(config: AnimateConfig, model: ModelFolder) -> str:
+    mode, refine = face.mode_of(config, model), config.refine
+    if mode == "off":
+        return "not optimised"
+    first, last = refine.steps_of(config.sampling.steps)
+    return f"optimised ({mode}) in steps {first}:{last}, {refine.iterations} iterations each, where there are any"
 
 
 def write(
@@ -136,6 +147,7 @@ def write(
     driving: Driving,
     stages: Stages,
     *,
+    refine: FaceOptimization | None = None,
     refined: Sequence[Refined] = (),
     identity: Identity | None = None,
     redrawn: Sequence[Sequence[int]] = (),
@@ -164,6 +176,7 @@ def write(
         "face": request.face is not None,
         "identity": None if identity is None else identity.to_json(),
         "redrawn_windows": [list(windows) for windows in redrawn],
+        "face_optimization": "off" if refine is None else refine.settings.mode,
         "refined": [asdict(entry) for entry in refined],
         "resumed": resumed,
         "windows": request.plan.describe().splitlines(),

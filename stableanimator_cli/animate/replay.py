@@ -121,7 +121,12 @@ def replay(video: Path, *, output: Path | None = None, talk: Talk | None = None)
 
 
 def _read(video: Path) -> tuple[Path, dict[str, Any]]:
-    file = require_file(video.with_suffix(".json"), "the record of a run of sa animate, beside its video")
+    file = video.with_suffix(".json")
+    if not file.exists():
+        require_file(video, "a video that sa animate made")
+        hint = f"the two go together: copy {file.name} to it, or name another video"
+        raise BadInput(video, "no record beside it", f"{file.name}, which sa animate writes with a video", hint=hint)
+    require_file(file, "the record of a run of sa animate, beside its video")
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
         is_record = "format" in told and _is_whole(told)

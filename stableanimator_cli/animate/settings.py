@@ -15,7 +15,7 @@ import numpy as np
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.ablation import uses_face
 from stableanimator_cli.config import AnimateConfig, DecodeConfig, Size, WindowConfig, resolve
-from stableanimator_cli.config_refine import PRESETS
+from stableanimator_cli.config_refine import PRESETS, dump_steps
 from stableanimator_cli.config_toml import read_toml, refuse_unknown_keys
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import require_file
@@ -70,6 +70,10 @@ def checked(config: AnimateConfig, model: ModelFolder) -> Size:
         raise ConfigError("--redraw", config.refine.redraw, "0 with --noise repeat", hint="use --noise fresh")
     if config.refine.redraw and config.refine.min_csim is None:
         raise ConfigError("--redraw", config.refine.redraw, "0 without --min-csim", hint="add --min-csim 0.5 or so")
+    first, last = config.refine.steps_of(config.sampling.steps)
+    if config.refine.steps is not None and first >= last:
+        wanted = f"a range that holds one of {config.sampling.steps} steps"
+        raise ConfigError("--refine-steps", dump_steps(config.refine.steps), wanted)
     _check_output(config)
     _check_layers(config, model)
     uses_face(config, model)

@@ -46,7 +46,7 @@ def fitted(config: AnimateConfig, prediction: Prediction) -> tuple[AnimateConfig
         found = [way for step in _WAYS if (way := step(config, memory.worst, prediction)) is not None]
         if not found:
             raise OutOfMemory(
-                f"--fit {limit / 1e9:.2f}GB: the least that was found is {memory.describe()}",
+                f"--fit {limit / 1e9:g}GB ({limit / 2**30:.2f} GiB): the least that was found is {memory.describe()}",
                 hint="use a smaller --size" + ("" if prediction.dtype.itemsize == 2 else ", or --dtype bfloat16"),
             )
         config, choice = found[0]

@@ -58,8 +58,10 @@ def test_standard_refines_on_a_crop_and_fast_does_not(animate):
     assert record["refined"][0]["after"] > record["refined"][0]["before"]
     assert record["calls"]["refine_crop"] > 0
     assert "refine_decode" not in record["calls"]
+    assert record["face_optimization"] == "crop"
     record, fast = animate(preset="fast")
     assert record["refined"] == []
+    assert record["face_optimization"] == "off"
     assert (standard != fast).any()
 
 
@@ -86,6 +88,26 @@ def test_the_papers_sampler_takes_its_own_steps_unless_told(animate, tmp_path):
         for words in ((), (("preset", "paper"),), (("preset", "paper"), ("steps", 9)))
     }
     assert list(steps.values()) == [3, 25, 9]
+
+
+def test_a_plan_tells_what_becomes_of_faces(animate, tmp_path, tiny_model):
+    with pytest.raises(NoFace):
+        animate("nobody.png", steps=1)  # the fixture's files are there
+    flags = {"reference": tmp_path / "face.png", "motion": tmp_path / "poses.npz", "output": tmp_path / "out.mp4"}
+    flags |= {"size": "64x64", "allow_no_face": True, "model": "puppet"}
+
+    def plan(**more):
+        return run(flags=flags | more, plan_only=True)
+
+    assert "faces      not optimised" in plan(preset="fast").summary()
+    assert plan(preset="fast").to_json()["face_optimization"] == "off"
+    told = plan(preset="standard", steps=10, refine_steps="2:6").summary()
+    assert "faces      optimised (crop) in steps 2:6, 3 iterations each, where there are any" in told
+    assert plan(model=str(tiny_model), preset="standard").to_json()["face_optimization"] == "off"
+    with pytest.raises(ModelMissing, match="no face recogniser here, which --refine-face full needs"):
+        plan(model=str(tiny_model), refine_face="full")
+    with pytest.raises(ConfigError, match=r"--refine-steps: found '7:9', expected a range that holds one of 3 steps"):
+        plan(refine_steps="7:9", steps=3)
 
 
 def test_steps_are_half_open(animate):

@@ -61,7 +61,7 @@ def test_a_plan_says_its_memory_and_a_limit_below_it_changes_the_run(flags, tmp_
 
 def test_what_cannot_fit_is_refused_before_anything_is_done(flags, tmp_path):
     for plan_only in (True, False):
-        with pytest.raises(OutOfMemory, match=r"--fit 0\.10GB: the least that was found is") as caught:
+        with pytest.raises(OutOfMemory, match=r"--fit 0\.1GB \(0\.09 GiB\): the least that was found is") as caught:
             run(flags=flags | {"fit": "100MB"}, plan_only=plan_only)
         assert caught.value.exit_code == 6
         assert "smaller --size" in str(caught.value.hint)

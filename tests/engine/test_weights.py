@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.engine.weights import (
-    NETWORKS,
     builders,
     convert_to_safetensors,
     load,
@@ -23,6 +22,7 @@ from stableanimator_cli.engine.weights import (
     read_tensors,
 )
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
+from stableanimator_cli.records import NETWORKS
 from tests.random_model import TINY, weights
 from tests.tiny import engine_of, rendered, request
 

@@ -1,25 +1,25 @@
-"""``sa evaluate`` from flags to files: which task it is, and the plain one, videos against their ground truth."""
+"""``sa evaluate`` from flags to files: which task it is, and the plain one, videos against their ground truth.
+
+Each task is imported when it is the one: torch takes seconds to load, and who mistypes a name waits for none of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from stableanimator_cli.config_evaluate import EvaluateConfig
 from stableanimator_cli.config_toml import resolve
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.evaluate.ablation import run_ablation
-from stableanimator_cli.evaluate.animated import Animate
-from stableanimator_cli.evaluate.bench import run_bench
-from stableanimator_cli.evaluate.compare import measuring
 from stableanimator_cli.evaluate.driven import find_poses
 from stableanimator_cli.evaluate.pairs import Pair, by_name, find_pictures, match
-from stableanimator_cli.evaluate.scores import Table
-from stableanimator_cli.evaluate.study import write_study
-from stableanimator_cli.evaluate.tally import tally
 from stableanimator_cli.talk import Silent, Talk
+
+if TYPE_CHECKING:
+    from stableanimator_cli.evaluate.animated import Animate
+    from stableanimator_cli.evaluate.scores import Table
 
 
 class Result(Protocol):
@@ -52,18 +52,28 @@ def run(
     if config.output is not None:
         _check_output(config.output, config.inputs)
     if config.study:
+        from stableanimator_cli.evaluate.study import write_study
+
         return write_study(config, with_sides, talk)
     if config.tally:
+        from stableanimator_cli.evaluate.tally import tally
+
         return tally(config)
     if config.ablation is not None:
+        from stableanimator_cli.evaluate.ablation import run_ablation
+
         return run_ablation(config, animate, talk)
     if config.bench is not None:
+        from stableanimator_cli.evaluate.bench import run_bench
+
         return run_bench(config, animate, talk)
     return _compare(config, talk)
 
 
 def _compare(config: EvaluateConfig, talk: Talk) -> Result:
     pairs = with_sides(match(*config.inputs), config)
+    from stableanimator_cli.evaluate.compare import measuring
+
     bench = measuring(config, talk)
     return bench.finish(bench.measure(pairs), {})
 

@@ -1,4 +1,4 @@
-"""What must hold of a file before it is read, and how a file appears: whole, under its name, or not at all."""
+"""What must hold of a file before it is read; how one appears, whole, under its name, or not at all; who may write."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from .errors import BadInput
 
@@ -113,3 +114,45 @@ def refusals(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise write_refused(path, error) from error
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[bool]:
+    """Whether no other process is in such a block of the same ``lock``, a file that is there as long as the block. The
+    system lets go of it however a process ends. True where nothing can be locked: Windows, some network drives."""
+    try:
+        stream = _lock(lock)
+    except BlockingIOError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                lock.unlink()
+            stream.close()
+
+
+def _lock(lock: Path) -> TextIO | None:
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    while True:
+        with refusals(lock):
+            stream = lock.open("a")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # who held it until now may have removed the file that was opened here
+            if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
+                return stream
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            stream.close()
+            raise
+        except OSError:
+            stream.close()
+            return None
+        stream.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from stableanimator_cli.animate.making import Making, make
 from stableanimator_cli.animate.record import Animation, AnimationPlan
 from stableanimator_cli.animate.settings import checked, reference_picture, resolved
 from stableanimator_cli.animate.skeletons import Skeletons
-from stableanimator_cli.animate.state import Keeper
+from stableanimator_cli.animate.state import Keeper, locked
 from stableanimator_cli.config import AnimateConfig
 from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.diffusion.windows import plan_windows
@@ -64,18 +64,20 @@ def carry_out(
     ranks: parallel.Ranks | None = None,
 ) -> Animation | AnimationPlan:
     """``run`` once its settings are resolved. ``ranks`` are there already, or as many as ``--gpus`` are started."""
-    talk = talk or Silent()
-    size = checked(config, model)
+    talk, size = talk or Silent(), checked(config, model)
     with_face = uses_face(config, model)
     device = DevicePlan.of(config.device)
     config, chosen = fitting.chosen(config, model, device, talk)
     device = DevicePlan.of(config.device)
     config = _counted(config, device, ranks)
-    keeper = None if plan_only else Keeper(config, model, device, talk, restart=restart)
-    picture = reference_picture(config.reference)
-    there = fit((picture.shape[1], picture.shape[0]), size, config.resize)
-    say_cut(there, config.reference, talk)
-    with Engine.open(model, device, id_mode=config.id_adapter or "distribution") as engine:
+    with contextlib.ExitStack() as held:
+        if not plan_only:
+            held.enter_context(locked(config.output))
+        keeper = None if plan_only else Keeper(config, model, device, talk, restart=restart)
+        picture = reference_picture(config.reference)
+        there = fit((picture.shape[1], picture.shape[0]), size, config.resize)
+        say_cut(there, config.reference, talk)
+        engine = held.enter_context(Engine.open(model, device, id_mode=config.id_adapter or "distribution"))
         # the face before the motion, which may be long: no face is said at once
         subject = face.planned(config, engine, talk) if plan_only else face.found(config, engine, picture, talk)
         driving = open_driving(
@@ -125,7 +127,7 @@ def _counted(config: AnimateConfig, device: DevicePlan, ranks: parallel.Ranks | 
     return replace(config, device=replace(config.device, gpus=world))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _spread(job: Making, ranks: parallel.Ranks | None) -> Iterator[None]:
     """Within it the ranks take part in denoising; none is started that would have nothing to do."""
     world, pairs = job.config.device.gpus, len(pairs_of(job.request.plan, job.config.sampling.guidance))

@@ -14,7 +14,7 @@ from stableanimator_cli.config import resolve, to_toml
 from stableanimator_cli.config_toml import read_toml
 from stableanimator_cli.config_train import TrainConfig, differences, preset_tables
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import alone, appearing, refusals
 from stableanimator_cli.train import checkpoint
 
 CONFIG = "config.toml"
@@ -83,29 +83,13 @@ def check_dataset(run: Path, digest: str) -> None:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """One process at a run; the system lets go of the lock however the process ends."""
-    path = run / _LOCK
-    with refusals(path):
+    """One process at a run."""
+    with refusals(run):
         run.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a+")
-    try:
-        if not _lock(stream.fileno()):
+    with alone(run / _LOCK) as free:
+        if not free:
             raise BadInput(run, "another sa train at work in it", "a run that nobody is at", hint="wait, or stop it")
         yield
-    finally:
-        stream.close()
-
-
-def _lock(file: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows: no lock, as a file that is open cannot be replaced there anyway
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def last_loss(run: Path, rows: list[dict[str, Any]]) -> float:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError
+from stableanimator_cli.files import alone
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, run
@@ -237,3 +238,10 @@ def test_validation_leaves_training_alone_and_writes_a_video(whole, data, tiny_m
     checkpoint.write_scores(tmp_path / "run", checkpoint.read_scores(tmp_path / "run")[:1])  # killed before the score
     run.run(flags={}, resumed=tmp_path / "run")
     assert [row["step"] for row in checkpoint.read_scores(tmp_path / "run")] == [1, 2]
+
+
+def test_two_at_one_run_are_one_too_many(data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with alone(tmp_path / "run" / ".lock"), pytest.raises(BadInput, match="found another sa train at work in it"):
+        run.run(flags=flags(data, tiny_model, tmp_path / "run"))
+    assert not list((tmp_path / "run").iterdir())

@@ -48,7 +48,7 @@ __all__ = [
 Size = tuple[int, int]
 Range = tuple[int | None, int | None]
 Guidance = tuple[float, float]
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 def parse_size(value: str | Size, label: str = "--size") -> Size:
@@ -142,12 +142,13 @@ def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
 
 
 def parse_bytes(value: object, label: str = "--fit") -> int:
-    """``"6GB"`` -> 6 * 10**9; ``"22GiB"`` -> 22 * 2**30."""
+    """``"6GB"`` -> 6 * 10**9; ``"22GiB"`` -> 22 * 2**30; bytes alone, but below a mebibyte a unit was forgotten."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
     unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or float(match[1]) <= 0:
+    forgotten = match is not None and not match[2] and float(match[1]) < 2**20
+    if match is None or unit is None or float(match[1]) <= 0 or forgotten:
         raise ConfigError(label, value, "an amount of memory with its unit, as 24GB or 22GiB")
     return round(float(match[1]) * unit)
 

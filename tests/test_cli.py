@@ -135,8 +135,6 @@ def run(**_):
 fake.run = run
 import stableanimator_cli.animate
 sys.modules[fake.__name__] = stableanimator_cli.animate.run = fake
-from stableanimator_cli.animate import settings
-settings.resolved, settings.checked = (lambda *given: given), (lambda *given: given)
 sys.argv = ["sa", "animate", "a.png", "b.mp4", "-o", "c.mp4"]
 from stableanimator_cli.__main__ import main
 main()
@@ -252,8 +250,6 @@ def test_animate_passes_on_what_was_given_and_nothing_else(
     fake = types.SimpleNamespace(run=run)
     monkeypatch.setitem(sys.modules, "stableanimator_cli.animate.run", fake)  # type: ignore[arg-type]
     monkeypatch.setattr(stableanimator_cli.animate, "run", fake, raising=False)
-    monkeypatch.setattr("stableanimator_cli.animate.settings.resolved", lambda *given: given)
-    monkeypatch.setattr("stableanimator_cli.animate.settings.checked", lambda *given: given)
     line = "a.png b.mp4 -o o.mp4 --steps 5 --guidance 1:3 --preview --frames -5: --config r.toml --plan --json"
     ANIMATE.main(line.split(), standalone_mode=False)
     given = {name: value for name, value in asked["flags"].items() if value is not None}

@@ -61,10 +61,11 @@ def found(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk
     if config.allow_no_face and config.refine.min_csim is None:
         talk.note(f"{config.reference.name}: no face found: animating without one, as allowed")
         return Subject(vector=None)
-    gate = "" if config.refine.min_csim is None else ", which --min-csim compares with"
+    gated = config.refine.min_csim is not None
     raise NoFace(
-        f"{config.reference}: no face found{gate}",
-        hint="use a picture where the face is larger and seen from the front, or --allow-no-face",
+        f"{config.reference}: no face found" + (", which --min-csim compares with" if gated else ""),
+        hint="use a picture where the face is larger and seen from the front, or "
+        + ("leave --min-csim out" if gated else "--allow-no-face"),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stableanimator_cli.animate.driving import open_driving
+from stableanimator_cli.animate.settings import size_of
 from stableanimator_cli.config import AnimateConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.memory import Prediction, RenderMemory
@@ -31,7 +32,7 @@ def chosen(
         kind=config.motion_kind,
         frames=config.frames,
         fps=config.fps,
-        size=config.size or (512, 512),
+        size=size_of(config),
         resize=config.resize,
         talk=Silent(),
         model=model,
@@ -45,5 +46,5 @@ def chosen(
 
 
 def _prediction(config: AnimateConfig, model: ModelFolder, device: DevicePlan, frames: int) -> Prediction:
-    size = config.size or (512, 512)
+    size = size_of(config)
     return Prediction(model=model, device=device.device, dtype=device.dtype, size=size, frames=frames)

@@ -75,6 +75,7 @@ class AnimationPlan:
     ) -> AnimationPlan:
         """``chosen``: what ``--fit`` changed."""
         height, width = request.fitted.shape[:2]
+        mode = face.mode_of(config, model)
         return cls(
             data={
                 "model": model.name,
@@ -87,7 +88,7 @@ class AnimationPlan:
                 "steps": config.sampling.steps,
                 "windows": [list(window.frames) for window in request.plan],
                 "weights": [list(window.weights) for window in request.plan],
-                "face_optimization": face.mode_of(config, model),
+                "face_optimization": mode,
                 "calls": calls_of(request),
                 "weight_bytes": {
                     name: model.files[name].stat().st_size for name in NETWORKS if model.files[name].is_file()
@@ -97,7 +98,7 @@ class AnimationPlan:
                 "text": {
                     "windows": request.plan.describe(),
                     "moving": " that move from step to step (below: in the first)" if request.plan.moved else "",
-                    "faces": _faces(config, model),
+                    "faces": _faces(mode, config),
                     "memory": memory.describe(),
                     "chosen": chosen,
                 },
@@ -132,8 +133,8 @@ class AnimationPlan:
         )
 
 
-def _faces(config: AnimateConfig, model: ModelFolder) -> str:
-    mode, refine = face.mode_of(config, model), config.refine
+def _faces(mode: str, config: AnimateConfig) -> str:
+    refine = config.refine
     if mode == "off":
         return "not optimised"
     first, last = refine.steps_of(config.sampling.steps)

@@ -13,7 +13,8 @@ import numpy as np
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate import record, same
-from stableanimator_cli.animate.run import carry_out
+from stableanimator_cli.animate.carrying import carry_out
+from stableanimator_cli.animate.settings import checked
 from stableanimator_cli.config import AnimateConfig, from_mapping
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, CheckFailed
@@ -110,9 +111,11 @@ def replay(video: Path, *, output: Path | None = None, talk: Talk | None = None)
     for name in (video, file):
         if again.exists() and name.exists() and again.samefile(name):
             raise BadInput(again, "the run that is to be repeated", "another name", hint="choose another -o")
+    config = replace(config, output=again, preview=False)
+    checked(config, model)
     again.unlink(missing_ok=True)  # so that what is there afterwards was made now
     try:
-        carry_out(replace(config, output=again, preview=False), model, talk=talk)
+        carry_out(config, model, talk=talk)
     except CheckFailed as error:
         if not again.exists():
             raise

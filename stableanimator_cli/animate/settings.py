@@ -50,9 +50,14 @@ def resolved(flags: Mapping[str, Any], config_file: Path | None) -> tuple[Animat
     return resolve(AnimateConfig, flags, config_file, defaults), model
 
 
-def checked(config: AnimateConfig, model: ModelFolder) -> Size:
-    """The output's size, once everything is refused that can be before anything is loaded. Raises ``SaError``."""
-    width, height = size = config.size or (512, 512)
+def size_of(config: AnimateConfig) -> Size:
+    """The output's size (width, height)."""
+    return config.size or (512, 512)
+
+
+def checked(config: AnimateConfig, model: ModelFolder) -> None:
+    """Refuse everything that can be before anything is loaded. Raises ``SaError``."""
+    width, height = size = size_of(config)
     if width % STRIDE or height % STRIDE or min(size) < SMALLEST_OUTPUT:
         near = (max(SMALLEST_OUTPUT, round(side / STRIDE) * STRIDE) for side in size)
         raise ConfigError(
@@ -80,7 +85,6 @@ def checked(config: AnimateConfig, model: ModelFolder) -> Size:
     require_file(config.reference, "a picture (PNG, JPEG, WebP or BMP)")
     if not config.motion.is_dir():
         require_file(config.motion, "a video, a folder of pictures, a motion (.npz) or OpenPose JSON")
-    return size
 
 
 def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:

@@ -126,10 +126,7 @@ def animate(
         "fit": fit,
     }
     talk = console.configure(json=json, quiet=quiet, progress=progress)
-    from stableanimator_cli.animate import settings
-
-    settings.checked(*settings.resolved(flags, config))
-    from stableanimator_cli.animate import run  # torch starts loading here: mistakes are told before
+    from stableanimator_cli.animate import run  # numpy starts loading here, not earlier; torch when all is checked
 
     report = run.run(flags=flags, config_file=config, plan_only=plan, restart=restart, talk=console.get())
     talk.result(report.to_json(), report.summary())

@@ -271,7 +271,7 @@ def evaluate(
         "device": device,
     }
     talk = console.configure(json=json, quiet=quiet, progress=progress)
-    from stableanimator_cli.evaluate import run  # numpy, OpenCV and torch start loading here, not earlier
+    from stableanimator_cli.evaluate import run  # numpy starts loading here, not earlier; torch with the task
 
     report = run.run(flags=flags, animate=_animate, config_file=config, talk=talk)
     for title, columns, rows in report.shown():

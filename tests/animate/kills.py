@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-import stableanimator_cli.animate.run  # noqa: F401  what every run imports, once for all
+import stableanimator_cli.animate.carrying  # noqa: F401  what every run imports, once for all
 from stableanimator_cli.__main__ import main as sa
 from stableanimator_cli.animate import state
 from stableanimator_cli.media import write_picture

@@ -26,8 +26,9 @@ import pytest
 import torch
 
 from stableanimator_cli.animate import state
+from stableanimator_cli.animate.carrying import _counted
 from stableanimator_cli.animate.record import Animation
-from stableanimator_cli.animate.run import _counted, run
+from stableanimator_cli.animate.run import run
 from stableanimator_cli.config import AnimateConfig, resolve
 from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.diffusion.schedule import karras_sigmas

@@ -72,6 +72,15 @@ class BadInput(SaError):
         self.path = Path(path)
         self.frame = frame
 
+    @classmethod
+    def because(cls, path: Path | str, problem: str, *, frame: int | None = None, hint: str | None = None) -> BadInput:
+        """An error whose ``problem`` is a clause of its own: ``out.mp4: it is being written by another process``."""
+        error = cls(path, "", "", frame=frame, hint=hint)
+        where = f"{path}" if frame is None else f"{path}, frame {frame}"
+        error.message = f"{where}: {problem}"
+        error.args = (error.message,)
+        return error
+
 
 class NoFace(SaError):
     """A face is needed and none was found."""

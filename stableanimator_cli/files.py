@@ -1,4 +1,9 @@
-"""What must hold of a file before it is read; how one appears, whole, under its name, or not at all; who may write."""
+"""Files: checks before one is read, atomic writes, checksums, locks, and which files ``sa`` may replace.
+
+Only a file that ``sa`` wrote is ever replaced or removed. Such a file carries ``MARK`` near its beginning or its end:
+in the metadata of a video or an image, the comment of an archive, a key of JSON, a comment of a page. An output never
+is, holds or lies in an input.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,16 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from .errors import BadInput
 
+MARK = "stableanimator-cli"
+"""Every file that ``sa`` writes holds these ASCII bytes in its first or last mebibyte."""
+
+_MARK_REACH = 2**20  # bytes at each end of a file in which the mark is looked for
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -65,15 +74,15 @@ def write_refused(path: Path, error: OSError, *, frame: int | None = None) -> Ba
     return BadInput(path, f"a write that failed ({reason})", "a file that can be written", frame=frame)
 
 
-def digest_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """sha256 of a file, or of a folder's visible files by name and content in natural order. ``BadInput`` names a file
     that cannot be read."""
     if not path.is_dir():
-        with refusals(path), path.open("rb") as file:
+        with translate_os_errors(path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     whole = hashlib.sha256()
     for file in visible_files(path):
-        whole.update(f"{file.name}\0{digest_of(file)}\n".encode())
+        whole.update(f"{file.name}\0{sha256_of(file)}\n".encode())
     return whole.hexdigest()
 
 
@@ -84,21 +93,21 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def appearing(path: Path, *, folder: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; rename it to ``path`` on success, remove it on any error.
 
     With ``folder`` the block makes a folder of that name, and an empty ``path`` gives way. Missing folders above are
     made. What the system refuses here becomes ``BadInput`` naming ``path``; errors of the block are left as they are,
-    for they may be about another file: those about this one are the business of ``refusals``.
+    for they may be about another file: those about this one are the business of ``translate_os_errors``.
     """
     if path.is_dir() and not folder:
         raise BadInput(path, "a folder", "a name for a file", hint="name a file inside the folder")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with refusals(path):
+        with translate_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with refusals(path):
+        with translate_os_errors(path):
             os.replace(part, path)
     finally:
         if part.is_dir():
@@ -108,7 +117,7 @@ def appearing(path: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def refusals(path: Path) -> Iterator[None]:
+def translate_os_errors(path: Path) -> Iterator[None]:
     """Turn what the system refuses while ``path`` is written (``OSError``) into ``BadInput``."""
     try:
         yield
@@ -116,8 +125,89 @@ def refusals(path: Path) -> Iterator[None]:
         raise write_refused(path, error) from error
 
 
+def carries_mark(path: Path) -> bool:
+    """Whether ``sa`` wrote the file ``path``. Raises ``BadInput`` if it cannot be read."""
+    with translate_os_errors(path), path.open("rb") as file:
+        if MARK.encode() in file.read(_MARK_REACH):
+            return True
+        end = file.seek(0, os.SEEK_END)
+        if end <= _MARK_REACH:
+            return False
+        file.seek(max(_MARK_REACH - len(MARK), end - _MARK_REACH))
+        return MARK.encode() in file.read()
+
+
+def check_replaceable(*paths: Path) -> None:
+    """Raise ``BadInput`` for the first of ``paths`` that exists and that ``sa`` did not write.
+
+    A folder, a link, a device or a pipe in the place of an output file is never replaced. An empty regular file holds
+    nothing that could be lost and may be replaced. Call it before any work is done and again right before the rename.
+    """
+    for path in paths:
+        if not os.path.lexists(path):
+            continue
+        if path.is_symlink() or not path.is_file():
+            kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "not a regular file"
+            raise BadInput.because(path, f"an output cannot replace it: it is {kind}", hint="choose another -o")
+        if path.stat().st_size and not carries_mark(path):
+            raise BadInput.because(
+                path, "it exists and was not written by sa, so it is not replaced",
+                hint="choose another -o, or move the file away",
+            )  # fmt: skip
+
+
+def check_apart(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise ``BadInput`` if ``output`` is, holds or lies in one of ``inputs``, links resolved.
+
+    ``output`` is the file or the folder that will be written and need not exist. A folder that merely neighbours an
+    input is fine: ``videos.clips`` beside ``videos``.
+    """
+    target = _resolved(output)
+    for given in inputs:
+        source = _resolved(given)
+        same = target == source or (target.exists() and source.exists() and target.samefile(source))
+        relation = (
+            "is the same as" if same
+            else "holds" if target in source.parents
+            else "lies in" if source in target.parents
+            else None
+        )  # fmt: skip
+        if relation is not None:
+            raise BadInput.because(
+                output, f"the output {relation} the input {given}", hint="choose an -o apart from every input"
+            )
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a loop of links
+        return path.absolute()
+
+
 @contextlib.contextmanager
-def alone(lock: Path) -> Iterator[bool]:
+def locked_output(output: Path, command: str, *, folder: bool = False) -> Iterator[None]:
+    """Hold the output for this process. Raises ``BadInput`` while another process writes it.
+
+    ``command`` is the command that holds such outputs, for the message: ``sa animate``. The lock of a file lies beside
+    it as ``.NAME.lock``; that of a ``folder``, which is made where it is missing, in it as ``.sa.lock``. It disappears
+    with the block; a killed process holds nothing.
+    """
+    with translate_os_errors(output):
+        (output if folder else output.parent).mkdir(parents=True, exist_ok=True)
+    lock = output / ".sa.lock" if folder else output.with_name(f".{output.name}.lock")
+    with exclusive_lock(lock) as free:
+        if not free:
+            raise BadInput.because(
+                output,
+                f"it is being written by another `{command}`",
+                hint="wait until it has ended, or choose another -o",
+            )
+        yield
+
+
+@contextlib.contextmanager
+def exclusive_lock(lock: Path) -> Iterator[bool]:
     """Whether no other process is in such a block of the same ``lock``, a file that is there as long as the block. The
     system lets go of it however a process ends. True where nothing can be locked: Windows, some network drives."""
     try:
@@ -140,7 +230,7 @@ def _lock(lock: Path) -> TextIO | None:
     except ImportError:
         return None
     while True:
-        with refusals(lock):
+        with translate_os_errors(lock):
             stream = lock.open("a")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

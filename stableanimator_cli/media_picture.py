@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import BadInput, ConfigError
-from .files import appearing, natural_key, refusals, require_file
+from .files import atomic_write, natural_key, require_file, translate_os_errors
 from .records import Clip
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -50,7 +50,7 @@ def write_picture(path: Path | str, picture: np.ndarray) -> None:
     if kind is None:
         raise ConfigError("picture to write", path.name, "a name ending in .png, .jpg or .jpeg")
     settings = {"compress_level": 4} if kind == "PNG" else {"quality": 95, "subsampling": 0}
-    with appearing(path) as part, refusals(path):
+    with atomic_write(path) as part, translate_os_errors(path):
         Image.fromarray(np.ascontiguousarray(picture)).save(part, format=kind, **settings)
 
 

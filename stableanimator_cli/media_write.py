@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from .errors import BadInput, ConfigError
-from .files import appearing, write_refused
+from .files import atomic_write, write_refused
 from .media_audio import AudioTrack
 from .media_decode import ACCURATE
 from .media_picture import check_frame
@@ -92,7 +92,7 @@ class VideoWriter:
 
     def __enter__(self) -> VideoWriter:
         with contextlib.ExitStack() as stack:
-            part = stack.enter_context(appearing(self.path))
+            part = stack.enter_context(atomic_write(self.path))
             with self._guarded():
                 self._output = av.open(
                     str(part),

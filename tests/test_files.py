@@ -1,4 +1,4 @@
-"""One process at a time, told from one that was killed."""
+"""Locks of outputs, which files may be replaced, and outputs apart from inputs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
-from stableanimator_cli.files import alone
+import pytest
+
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import (
+    MARK,
+    carries_mark,
+    check_apart,
+    check_replaceable,
+    exclusive_lock,
+    locked_output,
+)
 from tests.conftest import ROOT
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from stableanimator_cli.files import alone
-with alone(Path(sys.argv[1])) as free:
+from stableanimator_cli.files import exclusive_lock
+with exclusive_lock(Path(sys.argv[1])) as free:
     print(free, flush=True)
     time.sleep(60)
 """
@@ -22,15 +32,15 @@ with alone(Path(sys.argv[1])) as free:
 
 def test_one_at_a_time(tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
-    with alone(lock) as free:
+    with exclusive_lock(lock) as free:
         assert free
-        with alone(lock) as second:
+        with exclusive_lock(lock) as second:
             assert not second
         assert lock.exists()  # who was turned away takes nothing with it
-        with alone(tmp_path / ".other") as elsewhere:
+        with exclusive_lock(tmp_path / ".other") as elsewhere:
             assert elsewhere
     assert not list(tmp_path.iterdir())
-    with alone(lock) as free:
+    with exclusive_lock(lock) as free:
         assert free
 
 
@@ -41,11 +51,66 @@ def test_who_was_killed_holds_nothing(tmp_path: Path) -> None:
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "True\n"
-        with alone(lock) as free:
+        with exclusive_lock(lock) as free:
             assert not free
         child.send_signal(signal.SIGKILL)
         child.wait()
     assert lock.exists()
-    with alone(lock) as free:
+    with exclusive_lock(lock) as free:
         assert free
     assert not lock.exists()
+
+
+def test_an_output_held_by_another_process_is_refused(tmp_path: Path) -> None:
+    output, run = tmp_path / "out.mp4", tmp_path / "run"
+    with (
+        locked_output(output, "sa animate"),
+        pytest.raises(BadInput, match=r"out\.mp4: it is being written by another `sa animate`"),
+        locked_output(output, "sa animate"),
+    ):
+        raise AssertionError("both hold it")
+    with (
+        locked_output(run, "sa train", folder=True),
+        pytest.raises(BadInput, match="`sa train`"),
+        locked_output(run, "sa train", folder=True),
+    ):
+        raise AssertionError("both hold it")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not list(run.iterdir())
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (3 * 2**20, 0), (0, 3 * 2**20), (2**20 - 5, 100)])
+def test_the_mark_is_found_at_both_ends_of_a_file(tmp_path: Path, before: int, after: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\0" * before + MARK.encode() + b"\0" * after)
+    assert carries_mark(path)
+    check_replaceable(path)
+
+
+def test_only_files_with_the_mark_are_replaceable(tmp_path: Path) -> None:
+    foreign, folder, link = tmp_path / "out.png", tmp_path / "folder", tmp_path / "link"
+    foreign.write_bytes(b"a painting" * 300_000)
+    folder.mkdir()
+    link.symlink_to(foreign)
+    (tmp_path / "empty").touch()
+    check_replaceable(tmp_path / "missing", tmp_path / "empty")
+    for path, problem in [(foreign, "was not written by sa"), (folder, "a folder"), (link, "a link")]:
+        with pytest.raises(BadInput, match=problem):
+            check_replaceable(tmp_path / "missing", path)
+
+
+def test_an_output_is_apart_from_every_input(tmp_path: Path) -> None:
+    videos = tmp_path / "videos"
+    (videos / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(videos)
+    check_apart(tmp_path / "videos.clips", [videos])
+    check_apart(tmp_path / "out.mp4", [videos, tmp_path / "in.mp4"])
+    for output, relation in [
+        (videos, "is the same as"),
+        (tmp_path / "link", "is the same as"),
+        (tmp_path / "link" / "clips", "lies in"),
+        (videos / "deep" / "clips", "lies in"),
+        (tmp_path, "holds"),
+    ]:
+        with pytest.raises(BadInput, match=relation):
+            check_apart(output, [tmp_path / "other", videos])

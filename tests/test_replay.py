@@ -16,7 +16,7 @@ from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.cli.app import app
 from stableanimator_cli.errors import BadInput, CheckFailed, ModelMissing
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip
 from stableanimator_cli.motion.interchange import save_motion
 from tests.animate.clips import Heard, plain_picture
@@ -65,10 +65,10 @@ def test_a_run_repeats(place: Path) -> None:
     assert code == 0
     assert told["repeats"] is True
     assert told["replay"] == "out.replay.mp4"
-    assert told["sha256"]["now"] == told["sha256"]["record"] == digest_of(place / "out.mp4")
+    assert told["sha256"]["now"] == told["sha256"]["record"] == sha256_of(place / "out.mp4")
     assert told["frames"] is None
     assert (told["differences"], told["machine"]) == ([], [])
-    assert digest_of(place / "out.replay.mp4") == digest_of(place / "out.mp4")
+    assert sha256_of(place / "out.replay.mp4") == sha256_of(place / "out.mp4")
     assert not (place / "out.replay.preview.mp4").exists()
     assert asked("out.mp4", "-o", "again.mp4")[1]["replay"] == "again.mp4"
 
@@ -79,7 +79,7 @@ def test_other_bytes_are_said_with_the_first_frame_that_differs(place: Path) -> 
     with VideoWriter("out.mp4", (64, 64), 30, lossless=True) as writer:
         for frame in frames[:4]:
             writer.write(frame)
-    change(Path("out.json"), output__sha256=digest_of(Path("out.mp4")))
+    change(Path("out.json"), output__sha256=sha256_of(Path("out.mp4")))
     code, told = asked("out.mp4")
     assert code == told["exit_code"] == 8
     assert told["error"] == "check-failed"
@@ -173,10 +173,10 @@ def test_a_record_that_was_edited_out_of_shape_is_refused(place: Path, edit: dic
 
 
 def test_a_replay_never_takes_the_place_of_the_run(place: Path) -> None:
-    before = digest_of(place / "out.mp4")
+    before = sha256_of(place / "out.mp4")
     with pytest.raises(BadInput, match="the run that is to be repeated"):
         replay(Path("out.mp4"), output=place / "out.mp4")
-    assert digest_of(place / "out.mp4") == before
+    assert sha256_of(place / "out.mp4") == before
 
 
 def test_a_record_from_elsewhere_says_what_it_lacks(

@@ -15,7 +15,7 @@ from stableanimator_cli.animate.making import Making, make
 from stableanimator_cli.animate.record import Animation, AnimationPlan
 from stableanimator_cli.animate.settings import reference_picture, size_of
 from stableanimator_cli.animate.skeletons import Skeletons
-from stableanimator_cli.animate.state import Keeper, locked
+from stableanimator_cli.animate.state import Keeper
 from stableanimator_cli.config import AnimateConfig
 from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.diffusion.windows import plan_windows
@@ -24,6 +24,7 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest
 from stableanimator_cli.errors import ConfigError, NoPerson
+from stableanimator_cli.files import locked_output
 from stableanimator_cli.motion.geometry import Fit, fit
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.records import ModelFolder
@@ -49,7 +50,7 @@ def carry_out(
     config = _counted(config, device, ranks)
     with contextlib.ExitStack() as held:
         if not plan_only:
-            held.enter_context(locked(config.output))
+            held.enter_context(locked_output(config.output, "sa animate"))
         keeper = None if plan_only else Keeper(config, model, device, talk, restart=restart)
         picture = reference_picture(config.reference)
         there = fit((picture.shape[1], picture.shape[0]), size, config.resize)

@@ -21,7 +21,7 @@ from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory import RenderMemory
 from stableanimator_cli.engine.memory_fit import Choice
 from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
-from stableanimator_cli.files import appearing, digest_of
+from stableanimator_cli.files import atomic_write, sha256_of
 from stableanimator_cli.records import NETWORKS, ModelFolder
 
 FORMAT = 1  # of OUT.json
@@ -167,10 +167,10 @@ def write(
             "path": str(engine.model.path),
             "sha256": same.weight_digests(engine.model),
         },
-        "inputs": {name: {"path": str(path), "sha256": digest_of(path)} for name, path in inputs.items()},
+        "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in inputs.items()},
         "output": {
             "path": str(config.output),
-            "sha256": digest_of(config.output),
+            "sha256": sha256_of(config.output),
             "frames": request.frames,
             "fps": str(driving.fps),
         },
@@ -187,7 +187,7 @@ def write(
         "calls": stages.calls,
         "peak_bytes": peak_memory(engine.plan.device),
     }
-    with appearing(config.record_path) as part:
+    with atomic_write(config.record_path) as part:
         part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return Animation(
         video=config.output,

@@ -18,7 +18,7 @@ from stableanimator_cli.animate.settings import checked
 from stableanimator_cli.config import AnimateConfig, from_mapping
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, CheckFailed
-from stableanimator_cli.files import digest_of, require_file
+from stableanimator_cli.files import require_file, sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.records import NETWORKS, ModelFolder
 from stableanimator_cli.talk import Silent, Talk
@@ -157,7 +157,7 @@ def _changed(config: AnimateConfig, model: ModelFolder, told: Mapping[str, Any])
     """Inputs and weights that are missing or other than those of the record."""
     then = {f"{name} {row['path']}": row["sha256"] for name, row in told["inputs"].items()}
     now = {
-        f"{name} {told['inputs'][name]['path'] if name in told['inputs'] else path}": digest_of(path)
+        f"{name} {told['inputs'][name]['path'] if name in told['inputs'] else path}": sha256_of(path)
         for name, path in same.inputs_of(config).items()
         if path.exists()
     }
@@ -177,10 +177,10 @@ def _machine(config: AnimateConfig, told: Mapping[str, Any]) -> list[str]:
 
 
 def _compared(video: Path, again: Path, expected: str, machine: tuple[str, ...]) -> Replay:
-    digests = {"record": expected, "now": digest_of(again)}
+    digests = {"record": expected, "now": sha256_of(again)}
     differences, frames = [], None
     if video.exists():
-        digests["video"] = digest_of(video)
+        digests["video"] = sha256_of(video)
         if digests["video"] != expected:
             differences.append(f"the video is not the one that its record tells of (sha256 {digests['video'][:12]})")
         if digests["video"] != digests["now"]:

@@ -18,7 +18,7 @@ from typing import Any
 from stableanimator_cli import __version__, catalogue_fetch
 from stableanimator_cli.config import AnimateConfig, to_toml
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.records import ModelFolder
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python", "insightface", "onnxruntime")
@@ -56,7 +56,7 @@ def settings(config: AnimateConfig) -> Facts:
 
 def inputs(config: AnimateConfig) -> Facts:
     """Digests of what is there to read; a file that is missing is said by who reads it."""
-    return {f"{name} (sha256)": digest_of(path) for name, path in inputs_of(config).items() if path.exists()}
+    return {f"{name} (sha256)": sha256_of(path) for name, path in inputs_of(config).items() if path.exists()}
 
 
 def machine(device: DevicePlan) -> Facts:
@@ -81,7 +81,7 @@ def versions() -> dict[str, str]:
 def weight_digests(model: ModelFolder, roles: Iterable[str] | None = None) -> dict[str, str]:
     """sha256 by role of the files and folders of a model that are here; those of unchanged files are remembered."""
     wanted = model.files if roles is None else {role: model.files[role] for role in roles if role in model.files}
-    return {role: digest_of(path) if path.is_dir() else catalogue_fetch.digest(path) for role, path in wanted.items()}
+    return {role: sha256_of(path) if path.is_dir() else catalogue_fetch.digest(path) for role, path in wanted.items()}
 
 
 def weights(model: ModelFolder) -> Facts:

@@ -16,7 +16,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from stableanimator_cli.animate.identity import Identity
 from stableanimator_cli.config import AnimateConfig
 from stableanimator_cli.diffusion.face_optimization import Refined, Target
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.errors import BadInput, ConfigError, SaError
-from stableanimator_cli.files import alone, appearing
+from stableanimator_cli.errors import ConfigError, SaError
+from stableanimator_cli.files import atomic_write
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
 
@@ -78,16 +78,6 @@ def place(output: Path) -> Path:
     return output.with_name(f".{output.name}.state")
 
 
-@contextlib.contextmanager
-def locked(output: Path) -> Iterator[None]:
-    """One process at an output: two would take one another's state for their own. Raises ``BadInput``."""
-    with alone(output.with_name(f".{output.name}.lock")) as free:
-        if not free:
-            hint = "wait until it has ended, stop it, or choose another -o"
-            raise BadInput(output, "another sa animate at work on it", "an output that nobody is at", hint=hint)
-        yield
-
-
 class Keeper:
     """Keeps the state of one run. ``found`` is what an earlier run left, None where there is nothing to go on from."""
 
@@ -126,7 +116,7 @@ class Keeper:
         tensors, told = _packed(saved)
         told |= {"facts": facts, "host": platform.node()}
         try:
-            with appearing(self.path) as part:
+            with atomic_write(self.path) as part:
                 part.write_bytes(save(tensors, metadata={"format": FORMAT, "state": json.dumps(told)}))
         except (OSError, SaError) as error:
             self._talk.warn(f"{self.path}: not written ({error}); this run cannot go on after a break")

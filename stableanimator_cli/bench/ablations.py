@@ -26,7 +26,7 @@ from pathlib import Path
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue_schema import FILE_NAME
 from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, SaError
-from stableanimator_cli.files import appearing, digest_of, refusals
+from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.puppets.train_detectors import guarded
 
 VARIANTS: Mapping[str, Mapping[str, str]] = {
@@ -88,9 +88,9 @@ class Plan:
             raise BadInput(self.recipe, "no such file", "a recipe of stages, as sa train --config takes it")
         return {
             "base": self.base if self.base in catalogue.names() else str(Path(self.base).resolve()),
-            "weights": {role: digest_of(model.files[role]) for role in TRAINED},
+            "weights": {role: sha256_of(model.files[role]) for role in TRAINED},
             "data": f"{self.clips} puppets" if self.data is None else str(self.data.resolve()),
-            "recipe": digest_of(self.recipe),
+            "recipe": sha256_of(self.recipe),
             "steps": self.steps,
             "seed": self.seed,
             "fresh": self.fresh,
@@ -155,7 +155,7 @@ def _claim(plan: Plan) -> None:
                 hint="go on with the same, or choose another WORK: variants of one table share all but what they lack",
             )  # fmt: skip
         return
-    with refusals(path), appearing(path) as part:
+    with translate_os_errors(path), atomic_write(path) as part:
         part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 

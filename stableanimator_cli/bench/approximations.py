@@ -36,7 +36,7 @@ from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory import prepared
 from stableanimator_cli.engine.render import Stages, render
 from stableanimator_cli.errors import SaError
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 
 PLAIN, GUIDED = "plain", "guided"
@@ -88,7 +88,7 @@ class Trial:
 
     def header(self, model: ModelFolder) -> dict[str, Any]:
         """What other figures would come of."""
-        weights = {role: digest_of(model.files[role])[:12] for role in (*NETWORKS, "face", "judge")}
+        weights = {role: sha256_of(model.files[role])[:12] for role in (*NETWORKS, "face", "judge")}
         return {"steps": self.steps, "seed": self.seed, "settings": [s.name for s in self.settings()], "files": weights}
 
 

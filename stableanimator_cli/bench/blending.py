@@ -42,7 +42,7 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Stages, Watch, sample
 from stableanimator_cli.errors import SaError
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.metrics.seams import seam_score, window_borders
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 from stableanimator_cli.records import NETWORKS, ModelFolder
@@ -84,7 +84,7 @@ class Trial:
 
     def header(self, model: ModelFolder) -> dict[str, Any]:
         """What other rows would come of."""
-        weights = {role: digest_of(model.files[role])[:12] for role in (*NETWORKS, "face")}
+        weights = {role: sha256_of(model.files[role])[:12] for role in (*NETWORKS, "face")}
         asked = {"frames": self.frames, "steps": self.steps, "overlap": self.overlap, "seed": self.seed}
         return {**asked, "weights": weights}
 

@@ -18,7 +18,7 @@ from stableanimator_cli.bench.results import Table
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, CheckFailed
-from stableanimator_cli.files import appearing, require_file
+from stableanimator_cli.files import atomic_write, require_file
 
 BASELINE = Path(__file__).with_name("baseline.json")
 LARGE, FRAMES, CHUNK, FACE = (576, 1024), 16, 4, 128
@@ -66,7 +66,7 @@ def read(path: Path) -> Counters:
 
 
 def write(path: Path, found: Counters) -> None:
-    with appearing(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 

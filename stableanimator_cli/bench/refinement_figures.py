@@ -40,7 +40,7 @@ from stableanimator_cli.config import parse_size
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.errors import SaError
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.puppets.render import PuppetFrame
@@ -100,7 +100,7 @@ class Plan:
         return self.paper_steps if mode.startswith("paper") else self.steps
 
     def header(self, model: ModelFolder) -> dict[str, Any]:
-        weights = {role: digest_of(model.files[role])[:12] for role in (*NETWORKS, "face", "judge")}
+        weights = {role: sha256_of(model.files[role])[:12] for role in (*NETWORKS, "face", "judge")}
         asked = {"size": list(self.size), "frames": self.frames, "steps": self.steps, "paper_steps": self.paper_steps}
         return {**asked, "weights": weights}
 

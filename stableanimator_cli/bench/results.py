@@ -19,7 +19,7 @@ import torch
 from stableanimator_cli import __version__
 from stableanimator_cli.bench.harness import Interval
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 
 FORMAT = 1  # of the JSON
 _LIBRARIES = ("torch", "diffusers", "numpy", "onnxruntime")
@@ -70,7 +70,7 @@ class BenchReport:
         return {"format": FORMAT, "command": self.command, "environment": dict(self.environment), "benches": tables}
 
     def write(self, path: Path) -> None:
-        with appearing(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     def write_page(self, path: Path) -> None:
@@ -99,7 +99,7 @@ def put_on_page(path: Path, parts: Mapping[str, str]) -> None:
         raise BadInput(path, "a file that does not read as text", "a Markdown page") from error
     for name, text in parts.items():
         page = _between(path, page, name, text)
-    with appearing(path) as part, refusals(path):
+    with atomic_write(path) as part, translate_os_errors(path):
         part.write_text(page, encoding="utf-8")
 
 

@@ -14,7 +14,7 @@ from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.cases import Case
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
 
@@ -76,20 +76,20 @@ class Animator:
         flags = {"reference": case.reference, "motion": case.motion, "model": self.name, **self.flags, **more}
         asked = {
             "flags": {key: str(value) for key, value in flags.items() if key not in ("reference", "motion", "model")},
-            "settings": None if self.settings is None else digest_of(self.settings),
-            "inputs": [digest_of(case.reference), digest_of(case.motion)],
+            "settings": None if self.settings is None else sha256_of(self.settings),
+            "inputs": [sha256_of(case.reference), sha256_of(case.motion)],
             "weights": dict(weights),
         }
         note = video.with_name(f".{video.stem}.asked.json")
         if _is_done(video, note, asked):
             return
         self.animate({**flags, "output": video}, self.settings)
-        write_text(note, json.dumps({**asked, "video": digest_of(video)}, indent=1) + "\n")
+        write_text(note, json.dumps({**asked, "video": sha256_of(video)}, indent=1) + "\n")
 
     def _weights(self) -> dict[str, str]:
         """Digests of all that decides a video."""
         files = {role: path for role, path in self.model.files.items() if role not in ("judge", "video")}
-        return {role: digest_of(path) if path.is_dir() else digest(path) for role, path in sorted(files.items())}
+        return {role: sha256_of(path) if path.is_dir() else digest(path) for role, path in sorted(files.items())}
 
 
 def _is_done(video: Path, note: Path, asked: Mapping[str, Any]) -> bool:
@@ -97,4 +97,4 @@ def _is_done(video: Path, note: Path, asked: Mapping[str, Any]) -> bool:
         told = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return video.is_file() and told == {**asked, "video": digest_of(video)}
+    return video.is_file() and told == {**asked, "video": sha256_of(video)}

@@ -22,7 +22,7 @@ from stableanimator_cli.detect.face import FaceReader, onto_template
 from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
 from stableanimator_cli.motion.interchange import UNTIMED_FPS
 from stableanimator_cli.talk import Talk
@@ -67,9 +67,9 @@ def _one(pair: Pair, video: Path, reader: FaceReader, talk: Talk) -> Path:
     note = video.with_name(f".{video.stem}.pasted.json")
     asked: dict[str, Any] = {
         "format": _FORMAT,
-        "video": digest_of(pair.predicted),
-        "reference": None if pair.reference is None else digest_of(pair.reference),
-        "recogniser": digest_of(reader.recogniser_file),
+        "video": sha256_of(pair.predicted),
+        "reference": None if pair.reference is None else sha256_of(pair.reference),
+        "recogniser": sha256_of(reader.recogniser_file),
     }
     if _is_done(video, note, asked):
         return video
@@ -91,7 +91,7 @@ def _one(pair: Pair, video: Path, reader: FaceReader, talk: Talk) -> Path:
     if record is not None:  # its windows, chunks and fitting hold for the pasted video too
         told = {**record, "face_paste": {"of": pair.predicted.name, "frames": count, "pasted": changed}}
         write_text(video.with_suffix(".json"), json.dumps(told, indent=1) + "\n")
-    write_text(note, json.dumps({**asked, "pasted": digest_of(video)}, indent=1) + "\n")
+    write_text(note, json.dumps({**asked, "pasted": sha256_of(video)}, indent=1) + "\n")
     return video
 
 
@@ -100,7 +100,7 @@ def _is_done(video: Path, note: Path, asked: Mapping[str, Any]) -> bool:
         told = json.loads(note.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return video.is_file() and told == {**asked, "pasted": digest_of(video)}
+    return video.is_file() and told == {**asked, "pasted": sha256_of(video)}
 
 
 def _oval(matrix: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -19,7 +19,7 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.features import Features, features
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.scores import Row, row_of
-from stableanimator_cli.files import appearing
+from stableanimator_cli.files import atomic_write
 from stableanimator_cli.metrics.bootstrap import interval_of
 from stableanimator_cli.metrics.frechet import Moments, frechet_distance
 from stableanimator_cli.metrics.perceptual import PREPARE, Perceptual
@@ -146,7 +146,7 @@ class MetricNetworks:
         if self._truth is None:
             return
         place = catalogue.home() / "clips" / f"{self._key(metric)}.npz"
-        with appearing(place) as part, part.open("wb") as file:
+        with atomic_write(place) as part, part.open("wb") as file:
             arrays: dict[str, Any] = dict(moments.to_arrays())
             np.savez_compressed(file, **arrays)
 

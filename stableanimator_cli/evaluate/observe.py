@@ -17,7 +17,7 @@ from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.detect.face import WIDTH, FaceReader, align
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing
-from stableanimator_cli.files import appearing, digest_of
+from stableanimator_cli.files import atomic_write, sha256_of
 from stableanimator_cli.motion.interchange import read_arrays
 from stableanimator_cli.records import Clip, Face, ModelFolder
 from stableanimator_cli.talk import Talk
@@ -111,7 +111,7 @@ class Observer:
 
     def observe(self, clip: Clip, talk: Talk, *, sha256: str | None = None) -> Observed:
         """Look at every frame of a clip; what was seen of the same bytes by the same networks is remembered."""
-        key = json.dumps([FORMAT, sha256 or digest_of(clip.path), self.networks], sort_keys=True)
+        key = json.dumps([FORMAT, sha256 or sha256_of(clip.path), self.networks], sort_keys=True)
         place = catalogue.home() / "seen" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
         known = _remembered(place)
         if known is not None:
@@ -123,7 +123,7 @@ class Observer:
                 bar.update(len(frames))
         own, judge, points = (np.concatenate(part) for part in zip(*parts, strict=True))
         seen = Observed(own=own, judge=judge, points=points, size=clip.size)
-        with appearing(place) as part, part.open("wb") as file:
+        with atomic_write(place) as part, part.open("wb") as file:
             np.savez_compressed(file, own=own, judge=judge, points=points, size=np.array(clip.size))
         return seen
 

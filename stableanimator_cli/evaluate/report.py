@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stableanimator_cli.evaluate.scores import CSV, CURVES, JSON, LATEX, Scores, number
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\~{}",
         "^": r"\^{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "↑": r"$\uparrow$",
@@ -34,7 +34,7 @@ def write(scores: Scores) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A text file that appears whole or not at all."""
-    with appearing(path) as part, refusals(path):
+    with atomic_write(path) as part, translate_os_errors(path):
         part.write_text(text, encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from stableanimator_cli.evaluate.scores import PAGE, Scores, number
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, Picture
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.metrics.result import METRICS
 
 _STYLE = """
@@ -50,7 +50,7 @@ ORDER = ("csim_ref", "psnr", "face_rate", "keypoint_error", "seam_score", "flick
 def write_page(scores: Scores, pictures: Mapping[str, Sequence[Picture]]) -> None:
     """Write the page. ``pictures`` are frames to show, by video."""
     path = scores.output / PAGE
-    with appearing(path) as part, refusals(path), part.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as part, translate_os_errors(path), part.open("w", encoding="utf-8") as file:
         file.writelines(_page(scores, pictures))
 
 

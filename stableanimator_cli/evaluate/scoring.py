@@ -15,7 +15,7 @@ from stableanimator_cli.evaluate.driven import driven_points
 from stableanimator_cli.evaluate.observe import Observed, Observer
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import Protocol as Rules
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, read_picture
 from stableanimator_cli.metrics import identity, motion
 from stableanimator_cli.metrics.flicker import Changes, flicker, flicker_excess
@@ -90,7 +90,7 @@ class Scorer:
         _check_size(clip)
         if truth is not None:
             _check_counts(clip, truth, self.truncate)
-        digests = {path: digest_of(path) for path in (pair.predicted, pair.truth) if path is not None}
+        digests = {path: sha256_of(path) for path in (pair.predicted, pair.truth) if path is not None}
         # a truth that is cut short has other clips than the whole one, which is what is remembered
         whole = None if pair.truth is None or self.truncate else digests[pair.truth]
         frames, mine, theirs = self._pixels(pair, clip, truth, made, whole)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
 from stableanimator_cli.motion.interchange import UNTIMED_FPS  # folders of pictures have no clock
 
@@ -107,5 +107,5 @@ def _sized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _write(path: Path, row: np.ndarray) -> None:
     picture = Image.fromarray(row)
     picture.thumbnail((2 * _WIDEST, _WIDEST))
-    with refusals(path), appearing(path) as part:
+    with translate_os_errors(path), atomic_write(path) as part:
         picture.save(part, format="JPEG", quality=80)

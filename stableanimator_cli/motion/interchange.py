@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.motion.keypoints import BODY, COUNT, FACE, LEFT_HAND, RIGHT_HAND, THRESHOLD
 from stableanimator_cli.records import Motion
 
@@ -50,7 +50,7 @@ def save_motion(path: Path | str, motion: Motion) -> Path:
         pairs = [(time.numerator, time.denominator) for time in motion.times]
         arrays["times"] = np.array(pairs, np.int64).reshape(-1, 2)
     path = Path(path)
-    with appearing(path) as part, refusals(path), part.open("wb") as file:
+    with atomic_write(path) as part, translate_os_errors(path), part.open("wb") as file:
         np.savez_compressed(file, **arrays)
     return path
 

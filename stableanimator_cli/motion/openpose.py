@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import appearing, natural_key, refusals
+from stableanimator_cli.files import atomic_write, natural_key, translate_os_errors
 from stableanimator_cli.motion.keypoints import (
     BODY,
     COUNT,
@@ -126,7 +126,7 @@ def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 2
         hint = "choose another folder, or end the name in .json for a single file"
         raise BadInput(path, "a folder that is not empty", "a new or an empty folder", hint=hint)
     single = path.suffix.lower() == ".json"
-    with appearing(path, folder=not single) as part, refusals(path):
+    with atomic_write(path, folder=not single) as part, translate_os_errors(path):
         if single:
             part.write_text("[" + ",\n".join(frames) + "]\n", encoding="utf-8")
         else:

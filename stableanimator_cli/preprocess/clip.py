@@ -26,7 +26,7 @@ from stableanimator_cli.config_preprocess import PreprocessConfig
 from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.capture import BATCH, Capture, CaptureOptions, Detectors, capture
 from stableanimator_cli.errors import SaError
-from stableanimator_cli.files import appearing, digest_of, refusals, require_file, visible_files
+from stableanimator_cli.files import atomic_write, require_file, sha256_of, translate_os_errors, visible_files
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.track import parse_person
@@ -107,12 +107,12 @@ def make_clip(
         clip = clips.cut(open_clip(source.path), config.frames or (None, None), config.fps)
         place = out / place_of(source, config, clip.size)
         part = place.with_name(f".{place.name}.part")
-        with refusals(out):
+        with translate_os_errors(out):
             shutil.rmtree(part, ignore_errors=True)  # what a run that was killed left
             part.mkdir(parents=True)
         try:
             _fill(part, place, clip, source, config, detectors, {"sha256": digest, "bytes": size}, key, networks, talk)
-            with refusals(out):
+            with translate_os_errors(out):
                 _replace(part, place)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -192,7 +192,7 @@ def link_source(source: Path, part: Path, place: Path, *, copy: bool) -> None:
     Where a file system has no links the record's path has to do.
     """
     target = part / f"{clips.SOURCE}{source.suffix.lower()}"
-    with refusals(target):
+    with translate_os_errors(target):
         if copy:
             shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
             return
@@ -217,11 +217,11 @@ def source_digest(path: Path) -> tuple[str, int]:
     if not path.is_dir():
         require_file(path, "a video or a picture")
     files = visible_files(path) if path.is_dir() else [path]
-    return digest_of(path), sum(file.stat().st_size for file in files)
+    return sha256_of(path), sum(file.stat().st_size for file in files)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with appearing(path) as part, refusals(path):
+    with atomic_write(path) as part, translate_os_errors(path):
         part.write_text(json.dumps(data, indent=1, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
 
 

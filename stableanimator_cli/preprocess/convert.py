@@ -17,7 +17,7 @@ import numpy as np
 from stableanimator_cli.config_preprocess import PreprocessConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, resample, take, write_picture
 from stableanimator_cli.media_picture import is_picture
 from stableanimator_cli.motion.interchange import UNTIMED_FPS, load_motion, save_motion
@@ -124,7 +124,7 @@ def write_motion(output: Path, motion: Motion, config: PreprocessConfig, talk: T
         save_openpose(output, motion)
     elif suffix == ".npy":
         points = np.where(motion.present[..., None, None], motion.keypoints, np.float32(0))
-        with appearing(output) as part, refusals(output), part.open("wb") as file:
+        with atomic_write(output) as part, translate_os_errors(output), part.open("wb") as file:
             np.save(file, to_wholebody(points) if config.order == "133" else points)
     elif suffix in VIDEOS:
         write_poses(output, motion, fps=config.fps, talk=talk)
@@ -235,7 +235,7 @@ def _write_pictures(output: Path, pictures: Iterable[np.ndarray]) -> int:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(output, "something there already", "a new or an empty folder", hint="choose another -o")
     count = 0
-    with appearing(output) as part, refusals(output):
+    with atomic_write(output) as part, translate_os_errors(output):
         part.mkdir()
         for picture in pictures:
             write_picture(part / f"frame_{count}.png", picture)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from stableanimator_cli.detect.clips import FaceTable
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_frame
@@ -75,7 +75,7 @@ def write_poses(folder: Path, motion: Motion, faces: FaceTable) -> None:
         write_picture(folder / "poses" / f"frame_{index}.png", draw_frame(motion, index))
         mask = face_mask(faces.boxes[faces.at(index)], motion.size, missing="full")
         # One channel: masks in colour break the shapes of the original's batches.
-        with appearing(folder / "faces" / f"frame_{index}.png") as part:
+        with atomic_write(folder / "faces" / f"frame_{index}.png") as part:
             Image.fromarray(mask).save(part, format="PNG", compress_level=4)
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -89,5 +89,5 @@ def write_lists(out: Path, folders: Iterable[Path]) -> None:
     for folder in folders:
         lines[folder.parent.name].append(f"{folder.resolve()}\n")
     for kind, name in LISTS.items():
-        with appearing(out / name) as part, refusals(out / name):
+        with atomic_write(out / name) as part, translate_os_errors(out / name):
             part.write_text("".join(lines[kind]), encoding="utf-8")

@@ -15,7 +15,7 @@ from typing import Any
 from stableanimator_cli.config_preprocess import PreprocessConfig
 from stableanimator_cli.detect import clips
 from stableanimator_cli.errors import BadInput, SaError
-from stableanimator_cli.files import digest_of, natural_key
+from stableanimator_cli.files import natural_key, sha256_of
 from stableanimator_cli.media_picture import picture_size
 from stableanimator_cli.preprocess.quality import SHORTEST, Finding, findings, measure
 from stableanimator_cli.talk import Talk
@@ -108,7 +108,7 @@ def _clip(folder: Path, same: dict[str, list[Path]]) -> Iterator[Finding]:
     digest = str(clip.record["source"]["sha256"])
     same[digest].append(folder)
     source = clip.source
-    if source.is_file() and digest_of(source) != digest:
+    if source.is_file() and sha256_of(source) != digest:
         yield Finding(code="source-changed", severity="error",
                       text=f"{source.name} is not the video that the motion was made of")  # fmt: skip
     elif tuple(pictures.size) != clip.size or tuple(motion.size) != clip.size:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import __version__
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.preprocess.clip import Outcome, write_json
 
 INDEX, REPORT, PAGE = "index.jsonl", "report.json", "report.html"
@@ -102,7 +102,7 @@ def index_line(outcome: Outcome, out: Path) -> dict[str, Any]:
 def write_index(out: Path, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Write ``index.jsonl`` and give its lines."""
     lines = [index_line(outcome, out) for outcome in outcomes]
-    with appearing(out / INDEX) as part, refusals(out / INDEX):
+    with atomic_write(out / INDEX) as part, translate_os_errors(out / INDEX):
         part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     return lines
 

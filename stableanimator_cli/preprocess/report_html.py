@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli.detect.clips import SHEET
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--bad:#c33;--so:#b80}
@@ -39,7 +39,7 @@ _SHARES = frozenset({"absent", "faceless", "off_canvas", "crowded", "repeated"})
 
 def write_page(path: Path, out: Path, report: Mapping[str, Any]) -> None:
     """Write the page of ``report.json``'s content. A clip's sheet is read from its folder as it is written."""
-    with appearing(path) as part, refusals(path), part.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as part, translate_os_errors(path), part.open("w", encoding="utf-8") as file:
         file.writelines(_page(out, report))
 
 

@@ -17,7 +17,7 @@ from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.capture import ROLES, Detectors
 from stableanimator_cli.detect.face import model_folder
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import largest, parse_person
@@ -80,7 +80,7 @@ def network_digests(model: ModelFolder) -> dict[str, str]:
     files = {role: model.files[role] for role in ROLES}
     if "face" in model.files:
         files |= {f"face/{file.name}": file for file in sorted(model_folder(model.files["face"]).glob("*.onnx"))}
-    return {name: digest_of(path) for name, path in files.items()}
+    return {name: sha256_of(path) for name, path in files.items()}
 
 
 def _model(config: PreprocessConfig) -> ModelFolder:

@@ -20,7 +20,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.interchange import load_motion, save_motion
 from stableanimator_cli.preprocess.clip import link_source, write_json
@@ -37,7 +37,7 @@ def write_clips(puppets: Path, out: Path, reader: FaceReader, talk: Talk | None 
     if not records:
         raise BadInput(puppets, "no truth/*.json", "a folder of `sa puppets`", hint="sa puppets DIR --videos N")
     talk = talk or Silent()
-    network = digest_of(reader.recogniser_file)
+    network = sha256_of(reader.recogniser_file)
     with talk.progress(len(records), "clips", "clip") as bar:
         for path in records:
             place = out / path.stem
@@ -61,7 +61,7 @@ def _write_clip(puppets: Path, path: Path, place: Path, reader: FaceReader, netw
         for p in np.flatnonzero(np.isfinite(landmarks[t]).all(axis=(1, 2))):
             vector = reader.recognise(picture, landmarks[t, p])
             found.append((t, int(p), Face(box=boxes[t, p], landmarks=landmarks[t, p], score=1.0, embedding=vector)))
-    digest = digest_of(video)
+    digest = sha256_of(video)
     link_source(video, part, place, copy=False)
     save_motion(part / clips.MOTION, motion)
     clips.save_faces(part / clips.FACES, clips.FaceTable.of(found, reader.channel_order))

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.puppets.render import PuppetFrame
@@ -178,7 +178,7 @@ def _write_video(plan: PuppetPlan, n: int, tell: Any) -> None:
     paths["reference"].parent.mkdir(parents=True, exist_ok=True)
     write_picture(paths["reference"], reference.image)
     save_motion(paths["motion"], motion_of(frames, plan.size, plan.fps))
-    with appearing(paths["faces"]) as part, refusals(paths["faces"]), part.open("wb") as file:
+    with atomic_write(paths["faces"]) as part, translate_os_errors(paths["faces"]), part.open("wb") as file:
         np.savez_compressed(
             file,
             boxes=np.stack([frame.face_boxes for frame in frames]),
@@ -213,5 +213,5 @@ def _numbers(array: np.ndarray) -> list[Any] | None:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    with appearing(path) as part, refusals(path):
+    with atomic_write(path) as part, translate_os_errors(path):
         part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

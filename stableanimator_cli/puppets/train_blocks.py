@@ -13,7 +13,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 
 OPSET = 13
 _LARGE = 256  # numbers: smaller tensors are not worth a node
@@ -75,7 +75,7 @@ def write_onnx(
     if half:
         _halve(model.graph)
     onnx.checker.check_model(model)
-    with appearing(path) as part, refusals(path):
+    with atomic_write(path) as part, translate_os_errors(path):
         part.write_bytes(model.SerializeToString())
     return path
 

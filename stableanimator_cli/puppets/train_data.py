@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.puppets.moves import MOVES
 from stableanimator_cli.puppets.sample import HAIR_STYLES, MAX_PEOPLE, TOPS, rng_of
 from stableanimator_cli.puppets.scene import sample_scene
@@ -79,7 +79,7 @@ def _draw_shard(recipe: Recipe, folder: Path, shard: int) -> None:
     cv2.setNumThreads(1)
     arrays = recipe.draw(shard)
     path = recipe.path(folder, shard)
-    with appearing(path) as part, refusals(path), part.open("wb") as file:
+    with atomic_write(path) as part, translate_os_errors(path), part.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)  # as they are read
 
 

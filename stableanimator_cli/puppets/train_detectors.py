@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.puppets.train_boxes import FaceTask, PersonTask
 from stableanimator_cli.puppets.train_identity import JudgeTask, RecogniserTask
 from stableanimator_cli.puppets.train_loop import Task, trained
@@ -47,7 +47,7 @@ def write_digests(folder: Path, written: Sequence[Path]) -> None:
         data = (folder / name).read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         rows.append(f'[[files]]\npath = "{name}"\nbytes = {len(data)}\nsha256 = "{digest}"\n')
-    with appearing(path) as part, refusals(path):
+    with atomic_write(path) as part, translate_os_errors(path):
         part.write_text("\n".join(rows), encoding="utf-8")
 
 

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.nets.norm_groups import regroup
 from stableanimator_cli.nets.time_conv import TimeConv, with_time_convs
 from stableanimator_cli.puppets.sample import rng_of
@@ -297,9 +297,9 @@ def _write(folder: Path, role: str, config: dict[str, Any], state: dict[str, Ten
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in state.items()
     }
     paths = [folder / f"{role}.json", folder / f"{role}.safetensors"]
-    with appearing(paths[0]) as part, refusals(paths[0]):
+    with atomic_write(paths[0]) as part, translate_os_errors(paths[0]):
         part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    with appearing(paths[1]) as part, refusals(paths[1]):
+    with atomic_write(paths[1]) as part, translate_os_errors(paths[1]):
         save_file(small, part, metadata={"format": "pt"})
         part.chmod(0o644)  # safetensors makes files that only their owner can read
     return paths

@@ -16,7 +16,7 @@ from typing import Any
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue_schema import FILE_NAME
-from stableanimator_cli.files import refusals
+from stableanimator_cli.files import translate_os_errors
 from stableanimator_cli.records import ModelFolder
 
 FOLDER = "base"
@@ -102,7 +102,7 @@ def _write(model: ModelFolder, folder: Path) -> None:
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        with refusals(folder):
+        with translate_os_errors(folder):
             part.mkdir(parents=True)
             roles = dict.fromkeys((*model.files, *model.configs))
             text = model_toml(

@@ -24,7 +24,7 @@ from torch import Tensor
 from stableanimator_cli.detect.clips import FaceTable, save_faces
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.motion.geometry import Mode, fit
 from stableanimator_cli.records import ChannelOrder, Face
 from stableanimator_cli.talk import Silent, Talk
@@ -121,7 +121,7 @@ class CacheFile:
 
     def write(self, rows: Tensor) -> int:
         data = save({self.array: rows.contiguous()}, metadata=dict(self.header))
-        with appearing(self.path) as part, refusals(self.path):
+        with atomic_write(self.path) as part, translate_os_errors(self.path):
             part.write_bytes(data)
         return len(data)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from stableanimator_cli.config_train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.weights import loaders
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
 from stableanimator_cli.train.buckets import into_buckets
@@ -35,7 +35,7 @@ def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, m
     if data.cache == "off":
         return plain
     pairs = [(clip, bucket.size) for bucket in into_buckets(dataset.clips, sizes) for clip in bucket.clips]
-    vae, encoder = digest_of(model.files["vae"]), digest_of(model.files["image_encoder"])
+    vae, encoder = sha256_of(model.files["vae"]), sha256_of(model.files["image_encoder"])
     latents = is_cached([latents_file(clip, size, vae=vae, resize=data.resize) for clip, size in pairs])
     tokens = is_cached([tokens_file(clip, image_encoder=encoder) for clip, _ in pairs])
     return LoaderSettings(
@@ -73,9 +73,9 @@ def make_caches(
     tokens = tokens_of(load["image_encoder"]().to(device), device) if "embeddings" in kinds else None
     encoders = Encoders(
         latents=latents,
-        vae=digest_of(model.files["vae"]) if latents is not None else "",
+        vae=sha256_of(model.files["vae"]) if latents is not None else "",
         tokens=tokens,
-        image_encoder=digest_of(model.files["image_encoder"]) if tokens is not None else "",
+        image_encoder=sha256_of(model.files["image_encoder"]) if tokens is not None else "",
     )
     with memory_guard("encoding frames for the caches", "use a smaller --sizes, or --cache off"):
         report = build_cache(buckets, encoders, resize=config.data.resize, shard=shard, talk=talk)

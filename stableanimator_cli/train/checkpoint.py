@@ -25,7 +25,7 @@ from torch import Tensor
 
 from stableanimator_cli.catalogue_schema import FILE_NAME
 from stableanimator_cli.errors import BadInput, SaError
-from stableanimator_cli.files import appearing, write_refused
+from stableanimator_cli.files import atomic_write, write_refused
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.base import model_toml, plain_name
 
@@ -185,7 +185,7 @@ def read_scores(run: Path) -> list[dict[str, Any]]:
 
 
 def write_scores(run: Path, rows: list[dict[str, Any]]) -> None:
-    with appearing(run / SCORES) as part:
+    with atomic_write(run / SCORES) as part:
         part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900, 220, 80, 26
 _PANELS = (("loss", True), ("rate", False), ("gradient", True), ("csim", False), ("keypoint_error", False))
@@ -33,7 +33,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     for index, (key, logarithmic) in enumerate(panels):
         values = np.array([row.get(key, math.nan) for row in rows], float)
         _panel(pen, index * _HEIGHT, key, steps, values, stages, logarithmic)
-    with appearing(path) as part, refusals(path):
+    with atomic_write(path) as part, translate_os_errors(path):
         picture.save(part, format="PNG")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from stableanimator_cli import catalogue, catalogue_schema
 from stableanimator_cli.catalogue_schema import Component, Entry
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import appearing, digest_of, refusals
+from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.puppets.train_detectors import guarded, write_digests
 from stableanimator_cli.train.base import table_text
 from stableanimator_cli.train.export import TRAINED, export
@@ -34,7 +34,7 @@ def publish(run: Path, folder: Path) -> list[Path]:
     was trained with. ``ModelMissing`` and ``ModelDamaged`` where ``folder`` is no model folder.
     """
     head = _head(catalogue_schema.read(folder))
-    with refusals(folder), tempfile.TemporaryDirectory(prefix=".publish.", dir=folder.parent) as place:
+    with translate_os_errors(folder), tempfile.TemporaryDirectory(prefix=".publish.", dir=folder.parent) as place:
         whole = Path(place) / folder.name
         export(run, "model", whole, "float16")
         _check_fits(run, whole, folder)
@@ -45,7 +45,7 @@ def publish(run: Path, folder: Path) -> list[Path]:
                 os.replace(whole / name, folder / name)
                 written.append(folder / name)
     card = folder / catalogue_schema.FILE_NAME
-    with appearing(card) as part, refusals(card):
+    with atomic_write(card) as part, translate_os_errors(card):
         part.write_text(f"{head}\n\n{table_text('training', training)}", encoding="utf-8")
     files = [*(path for path in written if path.suffix != ".json"), *_others(folder)]
     write_digests(folder, files)
@@ -80,7 +80,7 @@ def _check_fits(run: Path, whole: Path, folder: Path) -> None:
     """The networks in ``whole`` are of use with what stays in ``folder``."""
     trained, here = catalogue.open_model(whole), catalogue.open_model(folder, _KEPT)
     for role in _KEPT:
-        if digest_of(trained.files[role]) != digest_of(here.files[role]):
+        if sha256_of(trained.files[role]) != sha256_of(here.files[role]):
             hint = "publish into the folder that the run began from, or make one with `sa train --resume RUN --export`"
             raise BadInput(folder, f"another {role} than {run} was trained with", "the same network", hint=hint)
     adapters = [model.defaults.get("id_adapter", "distribution") for model in (trained, here)]

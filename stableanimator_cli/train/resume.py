@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from stableanimator_cli.config import resolve, to_toml
 from stableanimator_cli.config_toml import read_toml
 from stableanimator_cli.config_train import TrainConfig, differences, preset_tables
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.files import alone, appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.train import checkpoint
 
 CONFIG = "config.toml"
-_LOCK = ".lock"
 _WRITTEN = (0, 0)  # a size that is never taken: stages of a run have theirs
 
 
@@ -57,7 +55,7 @@ def tables_of(config: TrainConfig) -> dict[str, Any]:
 
 def write_config(config: TrainConfig, run: Path) -> None:
     path = run / CONFIG
-    with appearing(path) as part, refusals(path):
+    with atomic_write(path) as part, translate_os_errors(path):
         part.write_text(to_toml(replace(config, output=run)), encoding="utf-8")
 
 
@@ -79,17 +77,6 @@ def check_dataset(run: Path, digest: str) -> None:
     if known is not None and known != digest:
         hint = f"put the dataset back as it was, or start a new run from {run / checkpoint.LINK} with --model"
         raise BadInput(run, "other clips in the dataset than it was trained with", "the same clips", hint=hint)
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """One process at a run."""
-    with refusals(run):
-        run.mkdir(parents=True, exist_ok=True)
-    with alone(run / _LOCK) as free:
-        if not free:
-            raise BadInput(run, "another sa train at work in it", "a run that nobody is at", hint="wait, or stop it")
-        yield
 
 
 def last_loss(run: Path, rows: list[dict[str, Any]]) -> float:

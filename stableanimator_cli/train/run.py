@@ -20,6 +20,7 @@ from stableanimator_cli.config_train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.training import export_configs
 from stableanimator_cli.errors import ConfigError, Interrupted, SaError
+from stableanimator_cli.files import locked_output
 from stableanimator_cli.records import NETWORKS, ModelFolder
 from stableanimator_cli.talk import Silent, Talk, rank_here, world_here
 from stableanimator_cli.train import base, checkpoint, resume
@@ -90,7 +91,7 @@ def _run(
     if not accelerator.is_main_process:
         _train(config, accelerator, Silent(), fresh=resumed is None)
         return None
-    with resume.locked(config.output):
+    with locked_output(config.output, "sa train", folder=True):
         return _train(config, accelerator, talk, fresh=resumed is None)
 
 

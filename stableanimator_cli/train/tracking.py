@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from stableanimator_cli.errors import CheckFailed
-from stableanimator_cli.files import appearing, refusals
+from stableanimator_cli.files import atomic_write, translate_os_errors
 
 METRICS = "metrics.jsonl"
 _REMEMBERED = 101  # losses that the median is taken of
@@ -50,15 +50,15 @@ class Metrics:
 
     def _begun(self, rows: Sequence[Mapping[str, Any]]) -> TextIO:
         """The file with these rows in it, to be gone on with."""
-        with appearing(self.path) as part, refusals(self.path):
+        with atomic_write(self.path) as part, translate_os_errors(self.path):
             part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        with refusals(self.path):
+        with translate_os_errors(self.path):
             return self.path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
         """One step; on the disk when this returns, as far as the system says."""
         if self._file is not None:
-            with refusals(self.path):
+            with translate_os_errors(self.path):
                 self._file.write(json.dumps(row) + "\n")
                 self._file.flush()
         self.losses.append(row["loss"])

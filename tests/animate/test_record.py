@@ -11,7 +11,7 @@ import pytest
 from stableanimator_cli import __version__
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.config import AnimateConfig, from_mapping, load, to_toml
-from stableanimator_cli.files import digest_of
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.records import NETWORKS
 from tests.animate.clips import in_form, plain_picture
@@ -66,7 +66,7 @@ def test_the_config_repeats_the_run_byte_for_byte(finished, tmp_path):
     _, _, record = finished
     (tmp_path / "run.toml").write_text(to_toml(from_mapping(AnimateConfig, record["config"], "record")))
     again = run(flags={"output": tmp_path / "again.mp4"}, config_file=tmp_path / "run.toml")
-    assert digest_of(again.video) == record["output"]["sha256"]
+    assert sha256_of(again.video) == record["output"]["sha256"]
     other = json.loads(again.record.read_text())
     assert other["config"] == record["config"] | {"output": str(tmp_path / "again.mp4")}
 
@@ -98,14 +98,14 @@ def test_a_report_is_json_and_its_summary_is_the_path(finished):
 def test_the_digest_of_a_folder_is_of_names_and_contents_in_natural_order(tmp_path):
     folder = in_form("pictures", tmp_path / "a", 11)
     same = in_form("pictures", tmp_path / "b", 11)
-    digest = digest_of(folder)
-    assert digest_of(same) == digest
+    digest = sha256_of(folder)
+    assert sha256_of(same) == digest
     (folder / ".hidden").write_text("x")
-    assert digest_of(folder) == digest
+    assert sha256_of(folder) == digest
     (same / "frame_10.png").rename(same / "frame_11.png")
-    assert digest_of(same) != digest
+    assert sha256_of(same) != digest
     one, two = (folder / f"frame_{k}.png" for k in (0, 1))
     swapped = one.read_bytes()
     one.write_bytes(two.read_bytes())
     two.write_bytes(swapped)
-    assert digest_of(folder) != digest
+    assert sha256_of(folder) != digest

@@ -23,7 +23,7 @@ from stableanimator_cli.diffusion.sampler import sample_edm, sample_euler
 from stableanimator_cli.diffusion.schedule import karras_sigmas, keyed_noise
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, Interrupted, OutOfMemory
-from stableanimator_cli.files import alone
+from stableanimator_cli.files import exclusive_lock
 from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.interchange import save_motion
 from tests.animate.clips import Heard, skeleton_video
@@ -327,7 +327,7 @@ def test_killed_at_random_moments_it_ends_in_the_same_bytes(seeing_model):
 
 def test_two_at_one_output_are_one_too_many(place, animate):
     lock = place / ".out.mp4.lock"
-    with alone(lock), pytest.raises(BadInput, match=r"out\.mp4: found another sa animate at work on it"):
+    with exclusive_lock(lock), pytest.raises(BadInput, match=r"out\.mp4: it is being written by another `sa animate`"):
         animate()
     assert not (place / "out.mp4").exists()
     lock.touch()  # as a killed run leaves it

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError
-from stableanimator_cli.files import alone
+from stableanimator_cli.files import exclusive_lock
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, run
@@ -242,6 +242,9 @@ def test_validation_leaves_training_alone_and_writes_a_video(whole, data, tiny_m
 
 def test_two_at_one_run_are_one_too_many(data: Path, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    with alone(tmp_path / "run" / ".lock"), pytest.raises(BadInput, match="found another sa train at work in it"):
+    with (
+        exclusive_lock(tmp_path / "run" / ".sa.lock"),
+        pytest.raises(BadInput, match="being written by another `sa train`"),
+    ):
         run.run(flags=flags(data, tiny_model, tmp_path / "run"))
     assert not list((tmp_path / "run").iterdir())

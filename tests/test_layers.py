@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "stableanimator_cli"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
-GROUND = {"errors", "records", "config", "talk", "files", "version"}
+GROUND = {"errors", "records", "config", "talk", "files", "readers", "version"}
 STORES = {"catalogue", "media", "motion"}
 ROOMS = {"detect", "nets", "diffusion", "metrics", "puppets"}
 VERBS = {"preprocess", "animate", "train", "evaluate"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from stableanimator_cli import catalogue, catalogue_fetch
 from stableanimator_cli.catalogue_schema import Entry
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
+from stableanimator_cli.engine.programs import load_program
 from stableanimator_cli.engine.weights import fill, load, read_tensors
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 from stableanimator_cli.metrics.perceptual import unit_distance
@@ -56,9 +56,9 @@ class _Source:
 
     entry: str
     roles: tuple[str, ...]
-    open: Callable[[DevicePlan, Mapping[str, Path]], Callable[..., np.ndarray]]
+    open: Callable[..., Callable[..., np.ndarray]]  # of the plan and the files by role
     command: str
-    program: bool = False  # the file is code: opened only when its digest is the recorded one
+    program: bool = False  # the one file is code: `open` also takes the sha256 that its bytes must have
 
 
 def features(
@@ -83,12 +83,15 @@ def features(
     entries = list(catalogue.with_needs(catalogue.load(model if model is not None else source.entry)))
     paths = {role: folder.files[role] for role in source.roles}
     files = {path.name: _digest(entries, role, path, program=source.program) for role, path in paths.items()}
-    return Features(name=name, run=source.open(plan, paths), about={"network": name, "files": files})
+    recorded = {"sha256": files[paths[source.roles[0]].name]["sha256"]} if source.program else {}
+    return Features(name=name, run=source.open(plan, paths, **recorded), about={"network": name, "files": files})
 
 
 def _digest(entries: Sequence[Entry], role: str, path: Path, *, program: bool) -> dict[str, str]:
-    """sha256 of a network's file, and what it was compared with. ``ModelDamaged`` where it is another."""
-    found = catalogue_fetch.digest(path)
+    """sha256 of a network's file, and what it was compared with. ``ModelDamaged`` where it is another.
+
+    For a program this is the recorded digest, unread: ``load_program`` compares the bytes that it runs.
+    """
     entry = next(entry for entry in entries if role in entry.components and entry.components[role].file)
     listed = entry.components[role].file or ""
     row = entry.file(listed)
@@ -99,15 +102,18 @@ def _digest(entries: Sequence[Entry], role: str, path: Path, *, program: bool) -
             wanted, held = row.sha256, "recorded digest"
         elif named is not None:
             wanted, held = named[1], "digest in the name"
+    if program and (wanted is None or held != "recorded digest"):
+        raise ModelDamaged(
+            f"{path}: is a program, and no digest of it is recorded: not opened",
+            hint=f"`sa models pull {entry.name} --all` fetches one whose digest is known",
+        )
+    if program and wanted is not None:
+        return {"sha256": wanted, "compared_with": held}
+    found = catalogue_fetch.digest(path)
     if wanted is not None and not found.startswith(wanted):
         raise ModelDamaged(
             f"{path}: found sha256 {found}, expected {wanted}{'' if len(wanted) == 64 else '...'}",
             hint=f"{onnx.PULL_AGAIN.replace('NAME', entry.name)}; numbers from another file would not be comparable",
-        )
-    if program and held != "recorded digest":
-        raise ModelDamaged(
-            f"{path}: is a program, and no digest of it is recorded: not opened",
-            hint=f"`sa models pull {entry.name} --all` fetches one whose digest is known",
         )
     return {"sha256": found, "compared_with": held}
 
@@ -131,15 +137,8 @@ def _resnet3d(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.n
     return _function(fill(ResNet3D, unwrapped(_checkpoint(path)), torch.float32, path), plan, _time_inside)
 
 
-def _torchscript(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
-    path = paths["i3d_torchscript"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch discourages the format; the file is what papers used
-        try:
-            program = torch.jit.load(str(path), map_location=plan.device).eval()
-        except (RuntimeError, ValueError) as error:
-            why = " ".join(str(error).split())[:120]
-            raise ModelDamaged(f"{path}: does not open as TorchScript ({why})", hint=_again("i3d --all")) from error
+def _torchscript(plan: DevicePlan, paths: Mapping[str, Path], *, sha256: str) -> Callable[..., np.ndarray]:
+    program = load_program(paths["i3d_torchscript"], sha256, plan.device, hint=_again("i3d --all"))
     resized = partial(program, rescale=True, resize=True, return_features=True)
     return _function(resized, plan, lambda x: x.permute(0, 4, 1, 2, 3).float())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stableanimator_cli import catalogue_fetch
 from stableanimator_cli.engine.features import NETWORKS, Features, _function, features
 from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.metrics.perceptual import Perceptual, lpips
@@ -126,6 +128,50 @@ def test_a_program_without_its_recorded_digest_is_not_run(tmp_path):
     given: dict[str, tuple[str, object]] = {"i3d_torchscript": ("i3d_torchscript.pt", program())}
     with pytest.raises(ModelDamaged, match="is a program, and no digest of it is recorded: not opened"):
         features("i3d_torchscript", CPU, model=entry(tmp_path / "i3d", given, digests=False))
+
+
+def test_a_program_that_was_swapped_under_a_remembered_digest_is_not_run(tmp_path):
+    """Same size, same time: the digest that was remembered of the first file says nothing of the second."""
+    folder = entry(tmp_path / "i3d", {"i3d_torchscript": ("i3d_torchscript.pt", program())})
+    path = folder / "i3d_torchscript.pt"
+    opened("i3d_torchscript", folder)
+    catalogue_fetch.digest(path)
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(ModelDamaged, match="a program, so it was not run") as caught:
+        features("i3d_torchscript", CPU, model=folder)
+    assert "sa models pull i3d --all" in str(caught.value.hint)
+
+
+def test_the_bytes_that_were_hashed_are_the_bytes_that_run(tmp_path, monkeypatch):
+    """The file may change after it was read: what runs is what was hashed."""
+    folder = entry(tmp_path / "i3d", {"i3d_torchscript": ("i3d_torchscript.pt", program())})
+    path = folder / "i3d_torchscript.pt"
+    real = torch.jit.load
+
+    def swapping(source: object, **rest: object) -> object:
+        path.write_bytes(b"something else")
+        return real(source, **rest)
+
+    monkeypatch.setattr(torch.jit, "load", swapping)
+    clips = np.zeros((1, 2, 4, 4, 3), np.uint8)
+    assert opened("i3d_torchscript", folder)(clips).shape == (1, 3)
+
+
+def test_programs_are_opened_at_one_place_alone():
+    package = Path(__file__).parents[2] / "stableanimator_cli"
+    callers = [file.name for file in package.rglob("*.py") if "jit.load(" in file.read_text(encoding="utf-8")]
+    assert callers == ["programs.py"]
+
+
+def test_weights_that_are_a_program_are_not_run(tmp_path):
+    folder = entry(tmp_path / "m", {"i3d": ("a.pt", program())})
+    with pytest.raises(ModelDamaged, match="cannot be read as weights"):
+        features("i3d", CPU, model=folder)
 
 
 @pytest.mark.parametrize("name", ["lpips_alex", "lpips_vgg", "i3d", "i3d_torchscript", "resnet3d"])

@@ -16,10 +16,13 @@ from typing import Any
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue_schema import FILE_NAME
+from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import translate_os_errors
 from stableanimator_cli.records import ModelFolder
 
 FOLDER = "base"
+SOURCE = "trained by sa train"
+"""The card's source, by which a model folder of ``sa train`` is recognised."""
 
 
 def prepare(named: str, scratch: tuple[str, ...], run: Path) -> tuple[str, ModelFolder]:
@@ -35,7 +38,13 @@ def prepare(named: str, scratch: tuple[str, ...], run: Path) -> tuple[str, Model
         return _towards(model.path, place), model
     if not (run / FOLDER / FILE_NAME).is_file():
         _write(model, run / FOLDER)
+    elif _resolved_files(catalogue.open_model(str(run / FOLDER), [])) != _resolved_files(model):
+        raise BadInput.because(run / FOLDER, f"it does not link to the model {named}", hint="move it away")
     return _towards(run / FOLDER, place), model
+
+
+def _resolved_files(model: ModelFolder) -> dict[str, Path]:
+    return {role: path.resolve() for role, path in model.files.items()}
 
 
 def open_base(named: str, scratch: tuple[str, ...]) -> ModelFolder:
@@ -61,7 +70,7 @@ def model_toml(
 ) -> str:
     """A ``model.toml``: components by role as (file, config), files as (path, bytes, sha256)."""
     lines = [f"name = {_text(name)}", f"summary = {_text(summary)}", 'task = "animate"']
-    lines += [f"licence = {_text(model.licence)}", f"source = {_text('trained by sa train')}"]
+    lines += [f"licence = {_text(model.licence)}", f"source = {_text(SOURCE)}"]
     lines += [f"face_channel_order = {_text(model.face_channel_order)}"]
     lines += [f"needs = [{', '.join(map(_text, needs))}]"]
     lines += _rows("[defaults]", defaults)

@@ -27,13 +27,21 @@ from stableanimator_cli.catalogue_schema import FILE_NAME
 from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import atomic_write, write_refused
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.train.base import model_toml, plain_name
+from stableanimator_cli.train import ranking
+from stableanimator_cli.train.base import SOURCE, model_toml, plain_name
 
 FOLDER = "checkpoints"
 LINK = "model"
 STATE = "state"
 SCORES = "validation/scores.jsonl"
 _NAME = re.compile(r"step-(\d+)")
+_PART = re.compile(r"\.step-\d+\.(\d+|old)\.part")
+_STATE_FILES = ("weights.safetensors", "average.safetensors", "optimizer.pt", "progress.json")
+_FILES = frozenset(
+    [FILE_NAME, STATE]
+    + [f"{role}{suffix}" for role in ("unet", "pose_net", "face_encoder") for suffix in (".safetensors", ".json")]
+    + [f"{STATE}/{name}" for name in _STATE_FILES]
+)
 _FORMAT = 1
 
 
@@ -69,10 +77,45 @@ def saved(run: Path) -> list[tuple[int, Path]]:
     return sorted((step, path) for step, path in found if (path / FILE_NAME).is_file())
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether ``folder`` is a checkpoint that ``sa train`` wrote, with nothing else in it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    card, state = folder / FILE_NAME, folder / STATE
+    if not card.is_file() or card.is_symlink() or SOURCE not in card.read_text(encoding="utf-8", errors="replace"):
+        return False
+    inside = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    return inside <= _FILES and (state / "progress.json").is_file()
+
+
+def check_replaceable(run: Path) -> None:
+    """Raise ``BadInput`` for what stands in ``run`` where checkpoints are written and is no checkpoint of ours."""
+    finished = {path for _, path in saved(run)}
+    for path in sorted((run / FOLDER).glob("step-*")):
+        if _NAME.fullmatch(path.name) and path not in finished:
+            raise BadInput.because(
+                path, "it is in the place of a checkpoint, and `sa train` did not write it", hint="move it away"
+            )
+    link = run / LINK
+    if os.path.lexists(link) and not _is_our_link(link):
+        raise BadInput.because(
+            link, "it is in the place of the link to the best checkpoint, and `sa train` did not write it",
+            hint="move it away",
+        )  # fmt: skip
+
+
+def _is_our_link(link: Path) -> bool:
+    if not link.is_symlink():
+        return False
+    target = Path(os.readlink(link))
+    return target.parent == Path(FOLDER) and _NAME.fullmatch(target.name) is not None
+
+
 def clean(run: Path) -> None:
-    """Take away what a killed run left half written."""
+    """Remove what a killed run left half-written."""
     for left in (run / FOLDER).glob(".step-*.part"):
-        shutil.rmtree(left, ignore_errors=True)
+        if _PART.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], card: Card, state: State) -> Path:
@@ -89,8 +132,11 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], card
         torch.save({"optimizer": state.optimizer, "scaler": state.scaler}, part / STATE / "optimizer.pt")
         progress = {"format": _FORMAT, **state.progress}
         (part / STATE / "progress.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
+        if os.path.lexists(target):
+            raise BadInput.because(target, "it exists and is not replaced", hint="move it away, then resume the run")
         os.replace(part, target)
+    except SaError:
+        raise
     except (OSError, SafetensorError, RuntimeError) as error:  # the writers of torch and safetensors have their own
         raise _refused(target, error) from error
     finally:
@@ -190,28 +236,33 @@ def write_scores(run: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def best_step(run: Path) -> int | None:
-    """The checkpoint with the best score of validation among those that are still here, None without validation."""
-    here = {step for step, _ in saved(run)}
-    rows = [row for row in read_scores(run) if row.get("score") is not None and row["step"] in here]
-    return max(rows, key=lambda row: (row["score"], row["step"]))["step"] if rows else None
+    """The checkpoint with the best score of validation among those that exist, None without validation."""
+    return ranking.best(read_scores(run), [step for step, _ in saved(run)])
 
 
 def tidy(run: Path, keep: int) -> None:
-    """Delete all but the last ``keep`` checkpoints and the best, and point ``RUN/model`` to the one to use."""
+    """Delete all but the last ``keep`` checkpoints and the best, and point ``RUN/model`` to the one to use.
+
+    Checkpoints that validation could not score are not deleted, nor are folders that hold anything but a checkpoint.
+    """
     here, best = saved(run), best_step(run)
+    kept = {best, *ranking.unscored(read_scores(run))}
     for step, path in here[:-keep]:
-        if step != best:
+        if step not in kept and is_ours(path):
             gone = path.with_name(f".{path.name}.old.part")
             with suppress(OSError):
                 os.replace(path, gone)  # first out of sight, so that a kill leaves no half of a checkpoint
-            shutil.rmtree(gone, ignore_errors=True)
+                shutil.rmtree(gone, ignore_errors=True)
     if here:
         _point(run, f"step-{best if best is not None else here[-1][0]}")
 
 
 def _point(run: Path, name: str) -> None:
-    """Make ``RUN/model`` a link to a checkpoint; where links are not to be had there is none."""
+    """Make ``RUN/model`` a link to a checkpoint; there is none where the file system has no links, or where something
+    else has that name."""
     link, part = run / LINK, run / f".{LINK}.{os.getpid()}.part"
+    if os.path.lexists(link) and not _is_our_link(link):
+        return
     with suppress(OSError):
         part.unlink(missing_ok=True)
         part.symlink_to(Path(FOLDER) / name, target_is_directory=True)

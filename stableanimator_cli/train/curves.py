@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from stableanimator_cli.files import atomic_write, translate_os_errors
 
+CURVES = "curves.png"
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900, 220, 80, 26
 _PANELS = (("loss", True), ("rate", False), ("gradient", True), ("csim", False), ("keypoint_error", False))
 _FEW = 60  # points that are drawn one by one

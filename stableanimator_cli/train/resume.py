@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +16,8 @@ from stableanimator_cli.config_train import TrainConfig, differences, preset_tab
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.train import checkpoint
+from stableanimator_cli.train.curves import CURVES
+from stableanimator_cli.train.tracking import METRICS
 
 CONFIG = "config.toml"
 _WRITTEN = (0, 0)  # a size that is never taken: stages of a run have theirs
@@ -60,12 +63,18 @@ def write_config(config: TrainConfig, run: Path) -> None:
 
 
 def check_new(run: Path) -> None:
-    """A new run wants a folder of its own."""
+    """A new run needs a folder without a run and without files in the places of a run's own."""
     if run.exists() and not run.is_dir():
-        raise BadInput(run, "a file", "a folder for the run", hint="choose another -o")
+        raise BadInput.because(run, "it is a file, not a folder for the run", hint="choose another -o")
     if (run / CONFIG).exists() or checkpoint.saved(run):
         hint = f"`sa train --resume {run}` goes on with it; choose another -o for a new one"
         raise BadInput(run, "a run that is there already", "a new folder", hint=hint)
+    for name in (checkpoint.FOLDER, checkpoint.LINK, METRICS, CURVES, "validation"):
+        if os.path.lexists(run / name):
+            raise BadInput.because(
+                run / name, "it is in the place of a file of the run, and `sa train` did not write it",
+                hint="choose another -o, or move it away",
+            )  # fmt: skip
 
 
 def check_dataset(run: Path, digest: str) -> None:

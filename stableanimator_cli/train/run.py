@@ -26,7 +26,7 @@ from stableanimator_cli.talk import Silent, Talk, rank_here, world_here
 from stableanimator_cli.train import base, checkpoint, resume
 from stableanimator_cli.train.caching import make_caches
 from stableanimator_cli.train.checkpoint import Card, State
-from stableanimator_cli.train.curves import draw_curves
+from stableanimator_cli.train.curves import CURVES, draw_curves
 from stableanimator_cli.train.dataset import Dataset, open_dataset
 from stableanimator_cli.train.export import export as write_export
 from stableanimator_cli.train.loop import Hooks, Loop, Place
@@ -39,7 +39,6 @@ from stableanimator_cli.train.validation import validate
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-CURVES = "curves.png"
 _BASE_SIZE = (512, 512)  # where no model says its own
 
 
@@ -140,6 +139,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
     digest = _digest(dataset)
     resume.check_dataset(run_folder, digest)
     if main:
+        checkpoint.check_replaceable(run_folder)
         checkpoint.clean(run_folder)
         resume.write_config(config, run_folder)
     shard = (accelerator.process_index, accelerator.num_processes)
@@ -247,7 +247,11 @@ class _Keeper:
         row = validate(self.config, stage, folder, place.step, self.held_out, self.device, self.talk)
         measured = {name: row[name] for name in ("csim", "keypoint_error")}
         csim, error = ("none" if value is None else f"{value:.3f}" for value in measured.values())
-        self.talk.note(f"step {place.step}: csim {csim}, key-point error {error} of the picture's side")
+        self.talk.note(f"step {place.step}: csim {csim}, key-point error {error} of the image's side")
+        if row["score"] is None:
+            self.talk.warn(f"step {place.step}: validation could measure nothing, so this checkpoint is not deleted")
+        elif row["absent"]:
+            self.talk.warn(f"step {place.step}: no frame shows a person and a face; the checkpoint ranks last")
         return measured
 
 

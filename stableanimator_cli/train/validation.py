@@ -1,13 +1,12 @@
 """Held-out clips animated by a checkpoint: videos side by side, and whether face and limbs are where they should be.
 
-A checkpoint is opened as ``sa animate`` opens it, in networks of its own, so training knows nothing of it. The score
-that tells which checkpoint is best is CSIM less ten times the key-point error, of what could be measured.
+A checkpoint is opened as ``sa animate`` opens it, in networks of its own, so training knows nothing of it. See
+``ranking`` for the score that tells which checkpoint is best.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from stableanimator_cli.motion.geometry import fit
 from stableanimator_cli.motion.track import largest
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.talk import Talk
-from stableanimator_cli.train import checkpoint
+from stableanimator_cli.train import checkpoint, ranking
 from stableanimator_cli.train.buckets import nearest_size
 from stableanimator_cli.train.clips import TrainingClip
 from stableanimator_cli.train.dataset import Dataset, observe
@@ -72,9 +71,7 @@ def validate(
         for clip in clips:
             rows.append(_one(config, stage, engine, clip, step))
             bar.update()
-    csim, error = _mean(row["csim"] for row in rows), _mean(row["keypoint_error"] for row in rows)
-    score = None if csim is None and error is None else (csim or 0.0) - 10 * (error or 0.0)
-    row = {"step": step, "score": score, "csim": csim, "keypoint_error": error, "clips": rows}
+    row = {"step": step, **ranking.summarize(rows)}
     known = [old for old in checkpoint.read_scores(config.output) if old["step"] < step]
     checkpoint.write_scores(config.output, [*known, row])
     return row
@@ -114,23 +111,30 @@ def _one(config: TrainConfig, stage: StageConfig, engine: Engine, clip: Training
     with VideoWriter(path, (4 * size[0], size[1]), _RATE) as video:
         for frame, skeleton, picture in zip(frames, skeletons, made, strict=True):
             video.write(np.hstack([fitted[0], skeleton, picture, fitted[frame]]))
+    csim, faces = (None, None) if vector is None else _csim(engine, made, vector)
+    error, people = _keypoint_error(engine, clip, frames, made, there)
     return {
         "clip": clip.name,
         "video": path.name,
-        "csim": None if vector is None else _csim(engine, made, vector),
-        "keypoint_error": _keypoint_error(engine, clip, frames, made, there),
+        "csim": csim,
+        "keypoint_error": error,
+        "faces": faces,
+        "people": people,
     }
 
 
-def _csim(engine: Engine, frames: Sequence[np.ndarray], vector: np.ndarray) -> float | None:
-    """Mean cosine of the largest face of each frame to ``vector``; frames without a face count as 0."""
+def _csim(engine: Engine, frames: Sequence[np.ndarray], vector: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """Mean cosine of the largest face of each frame to ``vector``, and the share of frames that show a face.
+
+    Frames without a face count as 0.
+    """
     if "face" not in engine.model.files:
-        return None
+        return None, None
     reader, found = engine.faces(), []
     for frame in frames:
         faces = [face for face in reader.faces(frame) if face.embedding is not None]
-        found.append(_cosine(faces[0].embedding, vector) if faces else 0.0)
-    return _mean(found)
+        found.append(_cosine(faces[0].embedding, vector) if faces else None)
+    return sum(value or 0.0 for value in found) / len(found), _share(value is not None for value in found)
 
 
 def _cosine(left: Any, right: np.ndarray) -> float:
@@ -139,31 +143,37 @@ def _cosine(left: Any, right: np.ndarray) -> float:
 
 def _keypoint_error(
     engine: Engine, clip: TrainingClip, frames: Sequence[int], made: Sequence[np.ndarray], there: Any
-) -> float | None:
-    """Median distance of body points to the driving ones as a share of the picture's longer side; None without a pose
-    detector, without a person, or for clips that hold skeletons as pictures."""
+) -> tuple[float | None, float | None]:
+    """Median distance of body points to the driving ones as a share of the image's longer side, and the share of
+    frames with a driving person that show one. Both are None without a pose detector, or for clips whose skeletons are
+    images; the distance is None if no frame shows a person."""
     files = engine.model.files
     if clip.folder is None or "person_detector" not in files or "pose_detector" not in files:
-        return None
+        return None, None
     motion = clip.folder.motion()
     who = largest(motion)
     device = str(engine.plan.device)
-    people, poses = PersonDetector(files["person_detector"], device), PoseEstimator(files["pose_detector"], device)
-    errors: list[np.ndarray] = []
+    detector, poses = PersonDetector(files["person_detector"], device), PoseEstimator(files["pose_detector"], device)
+    distances: list[np.ndarray] = []
     for frame, picture in zip(frames, made, strict=True):
-        (boxes,) = people.detect([picture])
+        driven = motion.keypoints[frame, who, :_BODY]
+        if not motion.present[frame, who] or not (driven[:, 2] > _SEEN).any():
+            continue
+        (boxes,) = detector.detect([picture])
         if not len(boxes):
+            distances.append(np.zeros(0))
             continue
         box = boxes[(boxes[:, 2:4] - boxes[:, :2]).prod(axis=1).argmax()][None]
         found = poses.estimate([picture], [box])[0][0][:_BODY]
-        driven = motion.keypoints[frame, who, :_BODY]
         both = (found[:, 2] > _SEEN) & (driven[:, 2] > _SEEN)
-        errors.append(np.linalg.norm(found[both, :2] - there.apply_points(driven[both, :2]), axis=1))
-    flat = np.concatenate(errors) if errors else np.zeros(0)
-    return float(np.median(flat) / max(there.target)) if len(flat) else None
+        distances.append(np.linalg.norm(found[both, :2] - there.apply_points(driven[both, :2]), axis=1))
+    if not distances:
+        return None, None
+    flat = np.concatenate(distances)
+    error = float(np.median(flat) / max(there.target)) if len(flat) else None
+    return error, _share(len(points) > 0 for points in distances)
 
 
-def _mean(values: Any) -> float | None:
-    """Of what was measured; None where nothing was."""
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    return sum(known) / len(known) if known else None
+def _share(values: Iterable[bool]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)

@@ -139,6 +139,12 @@ def tokens_file(clip: TrainingClip, *, image_encoder: str) -> CacheFile:
     return CacheFile(clip.path / "embeddings.safetensors", TOKENS, header)
 
 
+def lacks_faces(clip: TrainingClip) -> bool:
+    """Whether the faces of ``clip`` have not been looked for: ``sa preprocess`` finds them, the reference
+    implementation's folders have none."""
+    return clip.folder is None and not clip.faces_file().exists()
+
+
 def is_cached(files: Sequence[CacheFile]) -> bool:
     """Whether the caches are there: all of them, or none.
 
@@ -179,7 +185,7 @@ def build_cache(
             jobs = _jobs(clip, size, encoders, resize)
             todo = [(file, encode) for file, encode in jobs if not file.fits()]
             kept += len(jobs) - len(todo)
-            reads_faces = encoders.faces is not None and clip.folder is None and not clip.faces_file().exists()
+            reads_faces = encoders.faces is not None and lacks_faces(clip)
             if todo or reads_faces:
                 rows = _encode(clip, [encode for _, encode in todo], encoders.faces if reads_faces else None, batch)
                 frames += clip.frames

@@ -14,10 +14,19 @@ from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
-from stableanimator_cli.train.buckets import into_buckets
-from stableanimator_cli.train.cache import Encoders, build_cache, is_cached, latents_file, tokens_file
+from stableanimator_cli.train.buckets import Bucket, into_buckets
+from stableanimator_cli.train.cache import (
+    Encoders,
+    FindsFaces,
+    build_cache,
+    is_cached,
+    lacks_faces,
+    latents_file,
+    tokens_file,
+)
 from stableanimator_cli.train.dataset import Dataset
 from stableanimator_cli.train.loader import LoaderSettings
+from stableanimator_cli.train.observed import CELL
 
 
 def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, model: ModelFolder) -> LoaderSettings:
@@ -58,9 +67,11 @@ def make_caches(
     shard: tuple[int, int],
     talk: Talk,
 ) -> None:
-    """What ``--cache`` asks for and is not there, at the sizes of all stages; this rank's share of the clips."""
+    """Write the caches that ``--cache`` names and that are missing, at the sizes of all stages, and the faces of clips
+    of the reference implementation, which have none; this rank's share of the clips."""
     kinds = set() if config.data.cache in (None, "off") else {part.strip() for part in config.data.cache.split(",")}
-    if not kinds:
+    reader = _reader(dataset, model, device) if config.ablation.face == "on" else None
+    if not kinds and reader is None:
         return
     stages = config.stage or ()
     buckets = [
@@ -76,11 +87,28 @@ def make_caches(
         vae=sha256_of(model.files["vae"]) if latents is not None else "",
         tokens=tokens,
         image_encoder=sha256_of(model.files["image_encoder"]) if tokens is not None else "",
+        faces=reader,
     )
     with memory_guard("encoding frames for the caches", "use a smaller --sizes, or --cache off"):
         report = build_cache(buckets, encoders, resize=config.data.resize, shard=shard, talk=talk)
     if report.made:
         talk.note(f"caches: {report.made} files made, {report.kept} there, {report.bytes / 2**20:.1f} MiB written")
+
+
+def find_faces(dataset: Dataset, model: ModelFolder, device: torch.device, talk: Talk) -> None:
+    """Write the faces alone of clips that have none."""
+    reader = _reader(dataset, model, device)
+    if reader is not None:
+        build_cache([Bucket(size=(CELL, CELL), clips=dataset.clips)], Encoders(faces=reader), talk=talk)
+
+
+def _reader(dataset: Dataset, model: ModelFolder, device: torch.device) -> FindsFaces | None:
+    """The model's face reader if a clip still needs it; None if the model has none."""
+    if "face" not in model.files or not any(lacks_faces(clip) for clip in dataset.clips):
+        return None
+    from stableanimator_cli.detect.face import FaceReader  # its libraries take a second to load
+
+    return FaceReader(model.files["face"], model.face_channel_order, str(device))
 
 
 def moments(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from stableanimator_cli.detect import clips
-from stableanimator_cli.errors import BadInput, NoPerson, SaError
-from stableanimator_cli.records import ChannelOrder
+from stableanimator_cli.errors import BadInput, NoFace, NoPerson, SaError
+from stableanimator_cli.records import ChannelOrder, ModelFolder
 from stableanimator_cli.talk import Silent, Talk
 from stableanimator_cli.train.clips import IMAGES, TrainingClip
 from stableanimator_cli.train.observed import MotionClip, Observed
@@ -122,6 +122,31 @@ def open_dataset(
     return Dataset(clips=tuple(kept), left_out=tuple(left), faceless=tuple(faceless))
 
 
+def with_faces(dataset: Dataset, channel_order: ChannelOrder) -> Dataset:
+    """``dataset`` after faces were looked for: ``faceless`` again. ``BadInput`` as ``open_dataset`` raises it."""
+    faceless = []
+    for clip in dataset.clips:
+        if clip.name in dataset.faceless and not len(observe(clip).faces.frame):
+            faceless.append(clip.name)
+        elif clip.name in dataset.faceless:
+            _check_order(clip, channel_order)
+    return replace(dataset, faceless=tuple(faceless))
+
+
+def check_faces(dataset: Dataset, model: ModelFolder, talk: Talk) -> None:
+    """Warn if fewer than half of the clips show a face, which is all that identity is learned from; ``NoFace`` if none
+    does."""
+    total, missing = len(dataset.clips), len(dataset.faceless)
+    if missing == total:
+        reason = "" if "face" in model.files else f", and model {model.name!r} has no face detector"
+        raise NoFace(
+            f"none of the {total} clips has a face that could be recognized{reason}, so identity cannot be trained",
+            hint="use clips that show a face and a model with a face detector, or train without faces: --face off",
+        )
+    if 2 * missing > total:
+        talk.warn(f"{missing} of {total} clips have no face that could be recognized: they do not train identity")
+
+
 def observe(clip: TrainingClip) -> Observed:
     """Key points or skeleton pictures, and faces. ``BadInput`` where they are damaged or not of this clip, ``NoPerson``
     where nobody is in any frame."""
@@ -201,9 +226,10 @@ def _open(path: Path) -> TrainingClip:
 def _check_order(clip: TrainingClip, wanted: ChannelOrder) -> None:
     found = clips.load_faces(clip.faces_file()).channel_order
     if found != wanted:
+        again = "run `sa preprocess VIDEOS -o ANOTHER --model NAME` with the model that is trained"
         raise BadInput(
             clip.faces_file(), f"identity vectors of {found} pictures", f"{wanted}, as the model wants them",
-            hint="run `sa preprocess VIDEOS -o ANOTHER --model NAME` with the model that is trained",
+            hint=again if clip.folder is not None else "delete the file: `sa train` finds the faces again",
         )  # fmt: skip
 
 

@@ -19,15 +19,15 @@ from stableanimator_cli.config import parse_size as read_size
 from stableanimator_cli.config_train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.training import export_configs
-from stableanimator_cli.errors import ConfigError, Interrupted, SaError
+from stableanimator_cli.errors import ConfigError, Interrupted, NoFace, SaError
 from stableanimator_cli.files import locked_output
 from stableanimator_cli.records import NETWORKS, ModelFolder
 from stableanimator_cli.talk import Silent, Talk, rank_here, world_here
 from stableanimator_cli.train import base, checkpoint, resume
-from stableanimator_cli.train.caching import make_caches
+from stableanimator_cli.train.caching import find_faces, make_caches
 from stableanimator_cli.train.checkpoint import Card, State
 from stableanimator_cli.train.curves import CURVES, draw_curves
-from stableanimator_cli.train.dataset import Dataset, open_dataset
+from stableanimator_cli.train.dataset import Dataset, check_faces, open_dataset, with_faces
 from stableanimator_cli.train.export import export as write_export
 from stableanimator_cli.train.loop import Hooks, Loop, Place
 from stableanimator_cli.train.plan import TrainPlan, fitted
@@ -63,7 +63,7 @@ def run(
         return _run(*given)
     try:
         return _run(*given)
-    except (ConfigError, Interrupted, KeyboardInterrupt) as error:
+    except (ConfigError, Interrupted, KeyboardInterrupt, NoFace) as error:
         raise SystemExit(error.exit_code if isinstance(error, SaError) else Interrupted.exit_code) from None
 
 
@@ -145,6 +145,10 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
     shard = (accelerator.process_index, accelerator.num_processes)
     make_caches(config, dataset, model, torch.device(accelerator.device), shard, talk)
     accelerator.wait_for_everyone()
+    if config.ablation.face == "on":
+        dataset = with_faces(dataset, model.face_channel_order)
+        check_faces(dataset, model, talk)
+        talk.note(f"faces: in {len(dataset.clips) - len(dataset.faceless)} of {len(dataset.clips)} clips")
     here = checkpoint.saved(run_folder)
     state = checkpoint.read_state(here[-1][1]) if here else None
     if state is not None:
@@ -155,6 +159,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
     if config.validation.of is not None:
         order = model.face_channel_order
         held_out = open_dataset(config.validation.of, least=2, face_channel_order=order, talk=talk)
+        if main and config.ablation.face == "on":
+            find_faces(held_out, model, torch.device(accelerator.device), talk)
     keeper = _Keeper(config, model, needs, digest, held_out, torch.device(accelerator.device), talk)
     if state is not None and main:
         keeper.make_up(Place(**state.progress["place"]), here[-1][1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -10,8 +11,8 @@ import threading
 import traceback
 from types import FrameType
 
-from stableanimator_cli.cli import console
-from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, SaError
+from stableanimator_cli.cli import console, streams
+from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, SaError, plain
 from stableanimator_cli.talk import rank_here
 
 # onnxruntime otherwise writes an id and a database under the user's cache when it is first imported.
@@ -22,6 +23,7 @@ def main() -> None:
     """The entry point of the console script. Leaves with the exit code of what happened."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _as_interrupt)  # so that temporary files and devices are let go
+    streams.prepare()
     from stableanimator_cli.cli.app import app
 
     try:
@@ -30,12 +32,17 @@ def main() -> None:
         code = _fail(error)
     except KeyboardInterrupt:
         code = _fail(Interrupted("interrupted"))
+    except SystemExit as leaving:
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        code = streams.OutputUnread.exit_code  # Typer leaves with 1 where nothing reads its pages of help
     except Exception as error:
         code = _fail_unexpected(error)
     else:
         if code == Interrupted.exit_code:  # Typer turns Ctrl-C into this, without a word
             code = _fail(Interrupted("interrupted"))
-    sys.exit(code or 0)
+    late = streams.finish()
+    sys.exit(code or (late.exit_code if late is not None else 0))
 
 
 def _as_interrupt(signum: int, frame: FrameType | None) -> None:
@@ -79,13 +86,20 @@ def _fail(error: SaError) -> int:
         return error.exit_code  # every process of torchrun reads the same words; the first one says it
     if os.environ.get("SA_DEBUG", "0") not in ("", "0"):
         shown = error.__cause__ if type(error) is SaError and error.__cause__ else error
-        traceback.print_exception(shown, file=sys.stderr)
+        with contextlib.suppress(OSError):
+            traceback.print_exception(shown, file=sys.stderr)
+    if isinstance(error, streams.OutputUnread):
+        return error.exit_code  # who ended the pipe knows
     if console.get().json or "--json" in sys.argv[1:]:  # what does not parse has configured nothing
-        print(error.to_json(), flush=True)
+        try:
+            streams.write(error.to_json() + "\n")
+        except SaError as lost:
+            if isinstance(lost, streams.OutputUnread):
+                return lost.exit_code
+            streams.tell(f"sa: {plain(error.message)}\n")
     else:
-        print(f"sa: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        hint = f"hint: {plain(error.hint)}\n" if error.hint else ""
+        streams.tell(f"sa: {plain(error.message)}\n{hint}")
     return error.exit_code
 
 

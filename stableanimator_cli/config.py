@@ -48,6 +48,8 @@ __all__ = [
 Size = tuple[int, int]
 Range = tuple[int | None, int | None]
 Guidance = tuple[float, float]
+MAX_FPS = 1000
+_LONGEST_RATE = 24  # characters
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
@@ -65,7 +67,7 @@ def parse_range(value: str | Range, label: str = "--frames") -> Range:
     """``"A:B"`` -> (A, B), half-open and with the meaning of a Python slice; either side may be left out."""
     if isinstance(value, tuple):
         return value
-    match = re.fullmatch(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"\s*(-?\d{1,9})?\s*:\s*(-?\d{1,9})?\s*", value) if isinstance(value, str) else None
     if match is None:
         raise ConfigError(
             label, value, "A:B, as 0:48, 10: or :100", hint="A is the first frame, B the one after the last"
@@ -129,10 +131,13 @@ def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
         raise ConfigError(label, value, expected)
     text = str(value).strip()
     try:
-        rate = Fraction(text) if "/" in text else Fraction(Decimal(text))
+        number = Decimal(0) if "/" in text else Decimal(text)
+        # 1e999999999 would be a number of a billion digits
+        far = len(text) > _LONGEST_RATE or not number.is_finite() or (number != 0 and abs(number.adjusted()) > 9)
+        rate = Fraction(0) if far else Fraction(text) if "/" in text else Fraction(number)
     except (ValueError, ArithmeticError):
         raise ConfigError(label, value, expected) from None
-    refuse_unless(rate > 0, label, value, expected)
+    refuse_unless(0 < rate <= MAX_FPS, label, value, f"{expected}, at most {MAX_FPS}")
     digits = len(text.partition(".")[2])
     for nominal in (24, 30, 48, 60, 120):
         exact = Fraction(nominal * 1000, 1001)
@@ -145,7 +150,7 @@ def parse_bytes(value: object, label: str = "--fit") -> int:
     """``"6GB"`` -> 6 * 10**9; ``"22GiB"`` -> 22 * 2**30; bytes alone, but below a mebibyte a unit was forgotten."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
     unit = _UNITS.get(match[2].lower()) if match else None
     forgotten = match is not None and not match[2] and float(match[1]) < 2**20
     if match is None or unit is None or float(match[1]) <= 0 or forgotten:

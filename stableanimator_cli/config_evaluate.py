@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stableanimator_cli.config_toml import option, refuse_bad_choices, refuse_unless
+from stableanimator_cli.config_toml import option, paths_of, refuse_bad_choices, refuse_unless
 from stableanimator_cli.errors import ConfigError
 
 PUBLISHED_BENCHES = ("tiktok", "unseen100")
@@ -17,11 +17,7 @@ _NUMBERS = re.compile(r"\s*\d{1,9}(\s*,\s*\d{1,9})*\s*")
 
 def parse_paths(value: Any, label: str = "PREDICTED REFERENCE") -> tuple[Path, ...]:
     """Paths from the command line, or from TOML one a line of a text."""
-    if isinstance(value, str):
-        value = [line for line in value.splitlines() if line.strip()]
-    if not isinstance(value, list | tuple) or not all(isinstance(p, str | Path) and str(p) for p in value):
-        raise ConfigError(label, value, "paths")
-    return tuple(Path(path) for path in value)
+    return paths_of(value, label)
 
 
 def parse_numbers(value: Any, label: str) -> tuple[int, ...]:

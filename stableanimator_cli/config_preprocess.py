@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stableanimator_cli.config import Range, Size, dump_range, dump_size, parse_fps, parse_range, parse_size
-from stableanimator_cli.config_toml import option, refuse_bad_choices, refuse_unless
+from stableanimator_cli.config_toml import option, paths_of, refuse_bad_choices, refuse_unless
 from stableanimator_cli.errors import ConfigError
 
 Align = Literal["upstream", "affine", "bones", "similarity", "none"]
@@ -19,11 +19,9 @@ Shard = tuple[int, int]
 
 def parse_inputs(value: Any, label: str = "INPUT") -> tuple[Path, ...]:
     """Paths from the command line, or from TOML one a line of a text."""
-    if isinstance(value, str):
-        value = [line for line in value.splitlines() if line.strip()]
-    if not isinstance(value, list | tuple) or not value or not all(isinstance(p, str | Path) and str(p) for p in value):
-        raise ConfigError(label, value, "one path or more")
-    return tuple(Path(path) for path in value)
+    paths = paths_of(value, label)
+    refuse_unless(bool(paths), label, value, "one path or more")
+    return paths
 
 
 def parse_shard(value: str | Shard, label: str = "--shard") -> Shard:

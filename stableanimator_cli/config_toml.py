@@ -261,14 +261,42 @@ def _convert(hint: Any, value: Any, label: str) -> Any:
     if get_origin(inner) is Literal:
         return _choice(value, get_args(inner), label)
     if inner is Path and isinstance(value, str | Path):
-        refuse_unless(str(value) != "", label, value, "a path")
-        return Path(value)
+        return path_of(value, label)
     if inner is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if inner in (int, str, bool) and type(value) is inner:
         return value
     expected = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
     raise ConfigError(label, value, expected.get(inner, "another type"))
+
+
+def path_of(value: str | Path, label: str) -> Path:
+    """A path that records, reports and every library can name: text in UTF-8."""
+    text = str(value)
+    refuse_unless(text != "" and "\0" not in text, label, value, "a path")
+    hint = "rename it: records and reports hold names in UTF-8 alone"
+    if not _is_utf8(text):
+        raise ConfigError(label, value, "a name in UTF-8", hint=hint)
+    return Path(value)
+
+
+def paths_of(value: Any, label: str) -> tuple[Path, ...]:
+    """Paths from the command line, or from TOML one a line of a text, so that none may hold a line break."""
+    if isinstance(value, str):
+        value = [line for line in value.splitlines() if line.strip()]
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str | Path) and str(item) for item in value):
+        raise ConfigError(label, value, "paths")
+    for item in value:
+        refuse_unless(len(str(item).splitlines()) == 1, label, item, "a path without a line break")
+    return tuple(path_of(item, label) for item in value)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _choice(value: Any, choices: tuple[Any, ...], label: str) -> Any:

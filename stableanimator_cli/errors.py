@@ -7,9 +7,38 @@ A stage raises one of these; ``__main__`` prints it as one line and one hint and
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+QUOTED = 200
+"""Most characters of one thing that a message quotes: a path, a value."""
+_LINE = 1500  # characters of a whole message
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONG_WORD = re.compile(rf"\S{{{QUOTED + 1},}}")
+
+
+def plain(text: object, longest: int = _LINE) -> str:
+    """``text`` as one line that any terminal shows: control characters escaped, long words and a long line cut in
+    their middle, so that the end of a path is still there."""
+    line = _UNPRINTABLE.sub(_escape, str(text))
+    return cut(_LONG_WORD.sub(lambda word: cut(word[0], QUOTED), line), longest)
+
+
+def cut(text: str, longest: int = QUOTED) -> str:
+    """``text`` of at most ``longest`` characters, without its middle where it is longer."""
+    if len(text) <= longest:
+        return text
+    end = longest // 2
+    return f"{text[: longest - end - 3]}...{text[-end:]}"
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8, as Python holds it
+        return f"\\x{code - 0xDC00:02x}"
+    return found[0].encode("unicode_escape").decode()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
@@ -27,9 +56,10 @@ class SaError(Exception):
     code = "internal"
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message = plain(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = None if hint is None else plain(hint)
 
     def to_json(self) -> str:
         return json.dumps({"error": self.code, "message": self.message, "hint": self.hint, "exit_code": self.exit_code})
@@ -46,8 +76,8 @@ class ConfigError(SaError):
     code = "bad-config"
 
     def __init__(self, option: str, found: object, expected: str, *, hint: str | None = None) -> None:
-        shown = "nothing" if found is None else repr(found)
-        super().__init__(f"{option}: found {shown}, expected {expected}", hint=hint)
+        shown = "nothing" if found is None else cut(repr(found))
+        super().__init__(f"{cut(option)}: found {shown}, expected {expected}", hint=hint)
         self.option = option
 
 
@@ -67,8 +97,8 @@ class BadInput(SaError):
     def __init__(
         self, path: Path | str, found: str, expected: str, *, frame: int | None = None, hint: str | None = None
     ) -> None:
-        where = f"{path}" if frame is None else f"{path}, frame {frame}"
-        super().__init__(f"{where}: found {found}, expected {expected}", hint=hint)
+        where = cut(f"{path}") if frame is None else f"{cut(f'{path}')}, frame {frame}"
+        super().__init__(f"{where}: found {cut(found, 2 * QUOTED)}, expected {expected}", hint=hint)
         self.path = Path(path)
         self.frame = frame
 
@@ -76,8 +106,8 @@ class BadInput(SaError):
     def because(cls, path: Path | str, problem: str, *, frame: int | None = None, hint: str | None = None) -> BadInput:
         """An error whose ``problem`` is a clause of its own: ``out.mp4: it is being written by another process``."""
         error = cls(path, "", "", frame=frame, hint=hint)
-        where = f"{path}" if frame is None else f"{path}, frame {frame}"
-        error.message = f"{where}: {problem}"
+        where = cut(f"{path}") if frame is None else f"{cut(f'{path}')}, frame {frame}"
+        error.message = plain(f"{where}: {problem}")
         error.args = (error.message,)
         return error
 

@@ -11,12 +11,14 @@ import contextlib
 import difflib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from .errors import BadInput
 
@@ -24,22 +26,31 @@ MARK = "stableanimator-cli"
 """Every file that ``sa`` writes holds these ASCII bytes in its first or last mebibyte."""
 
 _MARK_REACH = 2**20  # bytes at each end of a file in which the mark is looked for
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def require_file(path: Path, expected: str) -> Path:
     """``path`` again, once it is known to be a readable file that is not empty.
 
-    ``expected`` says in words what should be there. Raises ``BadInput``; a missing name is compared with its
-    neighbours in the folder, as most missing files are typing mistakes.
+    ``expected`` says in words what should be there. Raises ``BadInput``, for pipes, devices and sockets too; a missing
+    name is compared with its neighbours in the folder, as most missing files are typing mistakes.
     """
-    if path.is_dir():
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise BadInput(path, "no such file", expected, hint=_near(path)) from None
+    except (OSError, ValueError) as error:  # a loop of links, a name that is too long or holds a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInput(path, f"a name that leads nowhere ({reason.lower()})", expected, hint="check the path") from None
+    if stat.S_ISDIR(status.st_mode):
         raise BadInput(path, "a folder", expected, hint="name a file inside the folder")
-    if not path.exists():
-        raise BadInput(path, "no such file", expected, hint=_near(path))
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
+        hint = "write its content to a file and name that"
+        raise BadInput(path, f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}", expected, hint=hint)
     if not os.access(path, os.R_OK):
         raise BadInput(path, "a file that may not be read", expected, hint=f"allow reading it: chmod u+r {path}")
-    if path.is_file() and path.stat().st_size == 0:
+    if status.st_size == 0:
         raise BadInput(path, "an empty file (0 bytes)", expected, hint="copy or download it again")
     return path
 
@@ -48,7 +59,11 @@ def _near(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"the folder {folder} does not exist either"
-    close = difflib.get_close_matches(path.name, [other.name for other in folder.iterdir()], n=1)
+    try:
+        others = [other.name for other in folder.iterdir()]
+    except OSError:
+        others = []
+    close = difflib.get_close_matches(path.name, others, n=1)
     return f"did you mean {folder / close[0]}?" if close else f"look with: ls {folder}"
 
 
@@ -82,8 +97,15 @@ def sha256_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     whole = hashlib.sha256()
     for file in visible_files(path):
-        whole.update(f"{file.name}\0{sha256_of(file)}\n".encode())
+        whole.update(os.fsencode(f"{file.name}\0{sha256_of(file)}\n"))
     return whole.hexdigest()
+
+
+def json_text(data: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """JSON with a line break at its end. A byte of a file name that is no text, half of a surrogate pair to Python,
+    is escaped: no file in UTF-8 can hold it."""
+    text = json.dumps(data, indent=indent, ensure_ascii=False, default=default)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n"
 
 
 def visible_files(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -62,16 +63,15 @@ def check_frame(frame: np.ndarray) -> None:
 
 def is_picture(path: Path) -> bool:
     """Whether ``open_picture`` reads this file, by its content. GIF animations are left to the video reader."""
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
+    if path.is_file():  # opening a pipe would wait for ever
+        with suppress(Exception), _quiet(), Image.open(path, formats=_FORMATS) as image:
             return not (image.format == "GIF" and getattr(image, "is_animated", False))
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
-        return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in SUFFIXES
 
 
 def open_picture(path: Path) -> Clip:
     """A still as a clip of one frame without a clock; an animated WebP, PNG or AVIF as a clip with its own times."""
-    with _opened(path) as image:
+    with _opened(path) as image, _decoding(path):
         size = _turned_size(image)
         # Several pictures in one file are an animation only in these formats: phones put previews into JPEG (MPO).
         count = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP", "AVIF") else 1
@@ -114,13 +114,13 @@ def open_folder(path: Path) -> Clip:
 
 def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) after EXIF orientation, from the header alone."""
-    with _opened(path) as image:
+    with _opened(path) as image, _decoding(path):
         return _turned_size(image)
 
 
 def describe_picture(path: Path) -> dict[str, object]:
     """Codec, pixel format, stored size and quarter turns of a picture, for ``media.probe``."""
-    with _opened(path) as image:
+    with _opened(path) as image, _decoding(path):
         turn = {3: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(image.getexif().get(_ORIENTATION, 1), 0)
         return {"codec": str(image.format).lower(), "pix_fmt": image.mode, "rotation": turn}
 
@@ -134,18 +134,37 @@ def on_black(rgba: np.ndarray) -> np.ndarray:
 def _opened(path: Path) -> Image.Image:
     require_file(path, _PICTURE)
     try:
-        with warnings.catch_warnings():
-            # Large photographs are the user's business; above twice Pillow's limit it is an error and caught below.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with _quiet():
             return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise BadInput(path, "data that is no picture", _PICTURE, hint=_CONVERT) from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises whatever the damage makes it stumble over
         raise BadInput(path, f"a picture that cannot be opened ({error})", _PICTURE, hint=_CONVERT) from error
 
 
-def _pixels(path: Path, image: Image.Image) -> np.ndarray:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings. Large photographs are the user's business; above twice Pillow's limit it is an error,
+    and so is damage that matters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _decoding(path: Path, kind: str = "picture", frame: int | None = None) -> Iterator[None]:
+    """Turn what Pillow raises while it reads from an open picture into ``BadInput``: its decoders raise whatever the
+    damage makes them stumble over, and they read parts of the file (EXIF behind the pixels) when they are asked for."""
     try:
+        with _quiet():
+            yield
+    except Exception as error:
+        found = f"a damaged {kind} ({error or type(error).__name__})"
+        raise BadInput(path, found, "a whole picture", frame=frame, hint="copy or download it again") from error
+
+
+def _pixels(path: Path, image: Image.Image, frame: int | None = None) -> np.ndarray:
+    with _decoding(path, frame=frame):
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):
             deep = np.asarray(upright)
@@ -154,10 +173,6 @@ def _pixels(path: Path, image: Image.Image) -> np.ndarray:
         if upright.has_transparency_data:
             return on_black(np.asarray(upright.convert("RGBA")))
         return np.array(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadInput(
-            path, f"a damaged picture ({error})", "a whole picture", hint="copy or download it again"
-        ) from error
 
 
 def _turned_size(image: Image.Image) -> tuple[int, int]:
@@ -179,18 +194,14 @@ def _animation(path: Path, spans: list[Fraction]) -> Iterator[tuple[Fraction | N
     with _opened(path) as image:
         for index, span in enumerate(spans):
             _seek(path, image, index)
-            yield time, _pixels(path, image)
+            yield time, _pixels(path, image, index)
             time += span
 
 
 def _seek(path: Path, image: Image.Image, index: int) -> None:
-    try:
+    with _decoding(path, "animation", index):
         image.seek(index)
         image.load()
-    except (EOFError, OSError, ValueError, SyntaxError) as error:
-        raise BadInput(
-            path, f"a damaged animation ({error})", "a whole picture", frame=index, hint="copy or download it again"
-        ) from error
 
 
 def _other_size(file: Path, size: tuple[int, int], first: tuple[int, int], index: int) -> BadInput:

@@ -149,16 +149,50 @@ main()
     assert (child.returncode, out, err) == (130, "cleaned\n", "sa: interrupted\n")
 
 
-def test_a_closed_pipe_is_quiet(sa: Run) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run(
-        [sys.executable, "-m", "stableanimator_cli", "models", "list"],
-        cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    os.close(writer)
-    assert "Traceback" not in done.stderr
-    assert "a bug of ours" not in done.stderr
+LISTS, HELPS, FAILS = ("models", "list"), ("animate", "--help"), ("models", "show", "nowhere/at/all")
+
+
+@pytest.mark.parametrize(
+    ("args", "redirected", "code"),
+    [
+        (LISTS, "| true", 141),
+        (HELPS, "| true", 141),
+        (LISTS, "> /dev/full", 3),
+        (HELPS, "> /dev/full", 3),
+        (("--version",), "> /dev/full", 3),
+        ((*LISTS, "--json"), "> /dev/full", 3),
+        (LISTS, ">&-", 0),
+        (LISTS, "2>&-", 0),
+        (LISTS, "2> /dev/full", 0),
+        (FAILS, ">&-", 5),
+        (FAILS, "2>&-", 5),
+        (FAILS, "2> /dev/full", 5),
+        ((*FAILS, "--json"), "> /dev/full", 5),
+        ((*FAILS, "--json"), ">&-", 5),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_streams_that_take_nothing(args: tuple[str, ...], redirected: str, code: int) -> None:
+    # `true` has ended long before sa has started
+    command = f"set -o pipefail; {sys.executable} -m stableanimator_cli {' '.join(args)} {redirected}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    for word in ("Traceback", "Exception ignored", "a bug of ours"):
+        assert word not in done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    if code == 3 and "--json" not in args:
+        assert done.stderr.startswith("sa: standard output: found no room left to write")
+
+
+def test_names_that_an_encoding_lacks_are_printed_all_the_same() -> None:
+    for name, printed in (("d\udcffnce", b"d\xffnce\n"), ("×", b"\\xd7\n"), ("\ud83d", b"\\ud83d\n")):
+        script = f"from stableanimator_cli.cli import streams; streams.prepare(); streams.write({name + chr(10)!r})"
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60, check=False,
+            env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == printed
 
 
 def test_version_and_bare_call(sa: Run) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +19,9 @@ from stableanimator_cli.files import (
     check_apart,
     check_replaceable,
     exclusive_lock,
+    json_text,
     locked_output,
+    require_file,
 )
 from tests.conftest import ROOT
 
@@ -114,3 +119,37 @@ def test_an_output_is_apart_from_every_input(tmp_path: Path) -> None:
     ]:
         with pytest.raises(BadInput, match=relation):
             check_apart(output, [tmp_path / "other", videos])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "loop", "long", "null", "below a file"])
+def test_only_regular_files_are_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    path = Path("dance.mp4")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    elif kind == "loop":
+        path.symlink_to(path)
+    elif kind == "long":
+        path = Path("n" * 5000)
+    elif kind == "null":
+        path = Path("dance\0.mp4")
+    elif kind == "below a file":
+        Path("file").write_text("x")
+        path = Path("file/dance.mp4")
+    with pytest.raises(BadInput) as caught:
+        require_file(path, "a video")
+    assert len(caught.value.message) < 400
+    assert caught.value.message.isprintable()
+    if kind in ("pipe", "device", "socket"):
+        assert f"found a {kind}, expected a video" in caught.value.message
+
+
+def test_json_of_names_that_are_not_utf8() -> None:
+    text = json_text({"path": "d\udcffnce/ü.mp4"})
+    assert text == '{"path": "d\\udcffnce/ü.mp4"}\n'
+    assert json.loads(text.encode()) == {"path": "d\udcffnce/ü.mp4"}

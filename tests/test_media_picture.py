@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from stableanimator_cli import media
+from stableanimator_cli import media, media_picture
 from stableanimator_cli.errors import BadInput, ConfigError
 from tests.media_samples import corner_names, corners, noise, number_of, numbered
 
@@ -182,3 +184,29 @@ def test_write_picture_refuses_other_suffixes_and_shapes(tmp_path):
         with pytest.raises(ValueError, match="a frame is uint8"):
             media.write_picture(tmp_path / "a.png", wrong)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff", "a.gif"])
+def test_a_picture_cut_anywhere_is_one_error_that_names_it(tmp_path, name):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(noise(1, (40, 24))[0]).save(tmp_path / name, exif=exif)
+    whole = (tmp_path / name).read_bytes()
+    path = tmp_path / f"cut.{name}"
+    for length in range(1, len(whole), max(1, len(whole) // 60)):
+        path.write_bytes(whole[:length])
+        for read in (media.read_picture, media_picture.picture_size, media_picture.open_picture, media.probe):
+            try:
+                read(path)
+            except BadInput as error:
+                assert str(path) in error.message  # noqa: PT017  whichever of them are read, no other error comes
+
+
+def test_a_pipe_is_no_picture_and_is_not_waited_for(tmp_path):
+    path = tmp_path / "a.png"
+    os.mkfifo(path)
+    with pytest.raises(BadInput, match="found a pipe"):
+        media.read_picture(path)
+    assert media_picture.is_picture(path)
+    with pytest.raises(BadInput, match="found a pipe"):
+        media.open_clip(tmp_path)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json as jsonlib
 import math
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
+from stableanimator_cli.cli import streams
+from stableanimator_cli.errors import QUOTED, plain
 from stableanimator_cli.talk import Progress
 
 ProgressKind = Literal["bar", "json", "none"]
@@ -44,9 +47,7 @@ class Console:
 
         Numbers that JSON does not have (NaN, infinity) become null; paths and fractions become text.
         """
-        line = jsonlib.dumps(_plain(data), ensure_ascii=False) if self.json else text
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        streams.write((_dumped(data) if self.json else text) + "\n")
 
     def table(
         self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, data: bool = False
@@ -65,7 +66,12 @@ class Console:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
-        RichConsole(file=stream, width=width, markup=False, emoji=False, highlight=False).print(table)
+        try:
+            RichConsole(file=stream, width=width, markup=False, emoji=False, highlight=False).print(table)
+            stream.flush()
+        except OSError as error:
+            if data:
+                raise streams.failure(error) from error
 
     def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
         """Show how far something long is: ``with console.progress(len(frames), "decode") as bar: bar.update()``.
@@ -98,12 +104,18 @@ def get() -> Console:
 
 def _say(text: str) -> None:
     """A line on stderr that does not tear a bar that is being drawn: only where tqdm is loaded can there be one."""
+    text = "\n".join(plain(line, 10 * QUOTED) for line in text.split("\n"))
     tqdm = sys.modules.get("tqdm")
     if tqdm is not None and sys.stderr.isatty():
         tqdm.tqdm.write(text, file=sys.stderr)
     else:
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        streams.tell(text + "\n")
+
+
+def _dumped(data: Any) -> str:
+    """JSON in a line. Half of a surrogate pair (a byte of a file name that is no text) is escaped: it is no UTF-8."""
+    line = jsonlib.dumps(_plain(data), ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", line)
 
 
 def _plain(value: Any) -> Any:
@@ -198,8 +210,7 @@ class _Lines(_Silent):
         if left:
             parts.append(f"{_clock(left)} left")
         parts += [f"{name} {_short(value)}" for name, value in self.fields.items()]
-        sys.stderr.write(", ".join(parts) + "\n")
-        sys.stderr.flush()
+        streams.tell(plain(", ".join(parts)) + "\n")
 
 
 class _JsonLines(_Lines):
@@ -217,8 +228,7 @@ class _JsonLines(_Lines):
             "rate": None if rate is None else round(rate, 4),
             "seconds_left": None if left is None else round(left, 1),
         }
-        sys.stderr.write(jsonlib.dumps(_plain(line | self.fields), ensure_ascii=False) + "\n")
-        sys.stderr.flush()
+        streams.tell(_dumped(line | self.fields) + "\n")
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ same batches; memory for pixels is that of three of them."""
 ROLES = ("person_detector", "pose_detector")
 _STRANGER = 3  # frames: who is seen in fewer is a false alarm, unless the clip is that short
 _AHEAD = 2
+_PATIENCE = 1.0  # seconds between two looks at whether the decoder is still there
+T = TypeVar("T")
 _APART = 0.33  # of a face's width: the least distance of the eyes of a face seen from the front
 
 Times = Sequence[Fraction | None]
@@ -172,8 +174,9 @@ def read_ahead(clip: Clip, batch: int) -> Iterator[tuple[list[np.ndarray], Times
     def decode() -> None:
         frames: list[np.ndarray] = []
         times: list[Fraction | None] = []
-        pictures = clip.frames()
+        pictures: Iterator[Any] = iter(())
         try:
+            pictures = clip.frames()
             for time, picture in pictures:
                 frames.append(picture)
                 times.append(time)
@@ -192,11 +195,22 @@ def read_ahead(clip: Clip, batch: int) -> Iterator[tuple[list[np.ndarray], Times
             if close is not None:
                 close()
 
-    with _running(threading.Thread(target=decode, name="decode", daemon=True), stop):
-        while (item := line.get()) is not None:
+    thread = threading.Thread(target=decode, name="decode", daemon=True)
+    with _running(thread, stop):
+        while (item := _next(line, thread)) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
+
+
+def _next(line: queue.Queue[T], thread: threading.Thread) -> T:
+    """The next item of a line that ``thread`` fills; ``RuntimeError`` where it ended without a last word."""
+    while True:
+        try:
+            return line.get(timeout=_PATIENCE)
+        except queue.Empty:
+            if not thread.is_alive() and line.empty():
+                raise RuntimeError(f"the thread {thread.name!r} ended without an end mark") from None
 
 
 @contextmanager

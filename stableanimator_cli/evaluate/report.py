@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from stableanimator_cli.evaluate.scores import CSV, CURVES, JSON, LATEX, Scores, number
-from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.files import atomic_write, json_text, translate_os_errors
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\~{}",
         "^": r"\^{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "↑": r"$\uparrow$",
@@ -29,13 +29,13 @@ def write(scores: Scores) -> None:
     parts = [to_latex(columns[1:4], [row[1:4] for row in rows], scores.title)]
     parts += [to_latex(columns, rows, title) for title, columns, rows in scores.tables]
     write_text(out / LATEX, "\n".join(parts))
-    write_text(out / JSON, json.dumps(scores.to_json(), indent=1, ensure_ascii=False) + "\n")
+    write_text(out / JSON, json_text(scores.to_json(), indent=1))
 
 
 def write_text(path: Path, text: str) -> None:
     """A text file that appears whole or not at all."""
     with atomic_write(path) as part, translate_os_errors(path):
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _plain(scores: Scores) -> tuple[list[str], list[list[str]]]:

@@ -50,7 +50,11 @@ ORDER = ("csim_ref", "psnr", "face_rate", "keypoint_error", "seam_score", "flick
 def write_page(scores: Scores, pictures: Mapping[str, Sequence[Picture]]) -> None:
     """Write the page. ``pictures`` are frames to show, by video."""
     path = scores.output / PAGE
-    with atomic_write(path) as part, translate_os_errors(path), part.open("w", encoding="utf-8") as file:
+    with (
+        atomic_write(path) as part,
+        translate_os_errors(path),
+        part.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         file.writelines(_page(scores, pictures))
 
 

@@ -26,7 +26,14 @@ from stableanimator_cli.config_preprocess import PreprocessConfig
 from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.capture import BATCH, Capture, CaptureOptions, Detectors, capture
 from stableanimator_cli.errors import SaError
-from stableanimator_cli.files import atomic_write, require_file, sha256_of, translate_os_errors, visible_files
+from stableanimator_cli.files import (
+    atomic_write,
+    json_text,
+    require_file,
+    sha256_of,
+    translate_os_errors,
+    visible_files,
+)
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.track import parse_person
@@ -222,7 +229,7 @@ def source_digest(path: Path) -> tuple[str, int]:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     with atomic_write(path) as part, translate_os_errors(path):
-        part.write_text(json.dumps(data, indent=1, ensure_ascii=False, default=_plain) + "\n", encoding="utf-8")
+        part.write_text(json_text(data, indent=1, default=_plain), encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

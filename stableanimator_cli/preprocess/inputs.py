@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -61,7 +62,7 @@ def _named(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, Path]]:
             yield path, Path(path.resolve().name)
             return
         some = False
-        for place in _search(path, leave_out):
+        for place in _search(path, leave_out, set()):
             some = True
             yield place, place.relative_to(path)
         if not some:
@@ -86,15 +87,20 @@ def _named(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, Path]]:
         yield place, Path(place.name if Path(line).is_absolute() or ".." in Path(line).parts else line)
 
 
-def _search(folder: Path, leave_out: Path | None) -> Iterator[Path]:
+def _search(folder: Path, leave_out: Path | None, seen: set[Path]) -> Iterator[Path]:
+    """Videos and pictures below ``folder``. A real folder is searched once, however many links lead to it: those in
+    ``seen`` were."""
+    seen.add(folder.resolve())
     for entry in _visible(folder):
         if entry.is_dir():
-            if leave_out is not None and entry.resolve() == leave_out.resolve():
+            real = entry.resolve()
+            if real in seen or (leave_out is not None and real == leave_out.resolve()):
                 continue
             if is_sequence(entry):
+                seen.add(real)
                 yield entry
             else:
-                yield from _search(entry, leave_out)
+                yield from _search(entry, leave_out, seen)
         elif entry.suffix.lower() in VIDEOS + PICTURES:
             yield entry
 
@@ -117,12 +123,12 @@ def _names(inside: Sequence[Path]) -> list[str]:
         elif second[whole.casefold()] == 1:
             names.append(_safe(whole))
         else:
-            names.append(_safe(whole) + "." + hashlib.sha256(str(path).encode()).hexdigest()[:8])
+            names.append(_safe(whole) + "." + hashlib.sha256(os.fsencode(path)).hexdigest()[:8])
     taken = Counter(map(str.casefold, names))
     return [name if taken[name.casefold()] == 1 else f"{name}.{place:05d}" for place, name in enumerate(names, 1)]
 
 
 def _safe(name: str) -> str:
     """A name that every file system takes and that is not hidden."""
-    cleaned = re.sub(r'[\x00-\x1f<>:"|?*\\]', "_", name).strip(". ")
+    cleaned = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\\ud800-\udfff]', "_", name).strip(". ")
     return cleaned[:150] or "clip"

@@ -90,4 +90,4 @@ def write_lists(out: Path, folders: Iterable[Path]) -> None:
         lines[folder.parent.name].append(f"{folder.resolve()}\n")
     for kind, name in LISTS.items():
         with atomic_write(out / name) as part, translate_os_errors(out / name):
-            part.write_text("".join(lines[kind]), encoding="utf-8")
+            part.write_text("".join(lines[kind]), encoding="utf-8", errors="surrogateescape")

@@ -6,7 +6,6 @@ The index is the same however often the run was stopped and whichever processes 
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import __version__
-from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.files import atomic_write, json_text, translate_os_errors
 from stableanimator_cli.preprocess.clip import Outcome, write_json
 
 INDEX, REPORT, PAGE = "index.jsonl", "report.json", "report.html"
@@ -103,7 +102,7 @@ def write_index(out: Path, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Write ``index.jsonl`` and give its lines."""
     lines = [index_line(outcome, out) for outcome in outcomes]
     with atomic_write(out / INDEX) as part, translate_os_errors(out / INDEX):
-        part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        part.write_text("".join(json_text(line) for line in lines), encoding="utf-8")
     return lines
 
 

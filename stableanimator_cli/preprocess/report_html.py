@@ -39,7 +39,11 @@ _SHARES = frozenset({"absent", "faceless", "off_canvas", "crowded", "repeated"})
 
 def write_page(path: Path, out: Path, report: Mapping[str, Any]) -> None:
     """Write the page of ``report.json``'s content. A clip's sheet is read from its folder as it is written."""
-    with atomic_write(path) as part, translate_os_errors(path), part.open("w", encoding="utf-8") as file:
+    with (
+        atomic_write(path) as part,
+        translate_os_errors(path),
+        part.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         file.writelines(_page(out, report))
 
 

@@ -8,6 +8,7 @@ puts ``faces.npz`` beside the pictures.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,7 +42,7 @@ def open_upstream(path: Path) -> TrainingClip:
     size = picture_size(files[0])
     whole = hashlib.sha256()
     for file in files:  # names and bytes: content would have to be read at every start
-        whole.update(f"{file.name} {file.stat().st_size}\n".encode())
+        whole.update(os.fsencode(f"{file.name} {file.stat().st_size}\n"))
     return TrainingClip(
         name=f"{path.parent.name}/{path.name}", path=path, frames=len(files), size=size, key=whole.hexdigest()
     )

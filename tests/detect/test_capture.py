@@ -156,6 +156,15 @@ def test_a_broken_video_says_its_frame_and_leaves_no_thread(detectors, tmp_path)
     assert not [thread for thread in threading.enumerate() if thread.name == "decode"]
 
 
+def test_a_clip_that_does_not_open_at_all_is_told_to_who_waits():
+    def frames() -> Iterator[tuple[Fraction | None, np.ndarray]]:
+        raise BadInput("a.jpg", "a damaged picture", "a whole picture")
+
+    with pytest.raises(BadInput, match=r"a\.jpg"):
+        list(read_ahead(dataclasses.replace(clip_of([]), frames=frames), 4))
+    assert not [thread for thread in threading.enumerate() if thread.name == "decode"]
+
+
 def test_a_watcher_sees_each_frame_once_in_order(detectors):
     frames: list[np.ndarray] = []
     boxes: list[np.ndarray] = []

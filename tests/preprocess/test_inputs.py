@@ -71,3 +71,16 @@ def test_numbered_pictures_are_one_clip_and_others_are_not(tmp_path):
     assert [is_sequence(tmp_path / name) for name in ("walk", "people", "one")] == [True, False, False]
     assert named(tmp_path) == ["one__frame_0", "people__anna", "people__bert", "walk"]
     assert named(tmp_path / "walk") == ["walk"]
+
+
+def test_a_folder_is_searched_once_however_many_links_lead_to_it(tmp_path):
+    (tmp_path / "v" / "more").mkdir(parents=True)
+    (tmp_path / "v" / "a.mp4").write_bytes(b"x")
+    (tmp_path / "v" / "more" / "b.mp4").write_bytes(b"x")
+    for index in range(3):
+        (tmp_path / "v" / f"l{index}").symlink_to(".")
+        (tmp_path / "v" / "more" / f"l{index}").symlink_to("..")
+        (tmp_path / "v" / f"m{index}").symlink_to("more")
+    (tmp_path / "v" / "itself").symlink_to("itself")
+    found = find_sources([tmp_path / "v"])
+    assert [source.path.resolve().name for source in found] == ["a.mp4", "b.mp4"]

@@ -64,9 +64,23 @@ class SaError(Exception):
     def to_json(self) -> str:
         return json.dumps({"error": self.code, "message": self.message, "hint": self.hint, "exit_code": self.exit_code})
 
+    @staticmethod
+    def from_json(text: str | bytes) -> SaError:
+        """The error that ``to_json`` described, of the class that has its code.
+
+        Never raises, whatever ``text`` holds: it may come from a socket. Exit codes belong to classes and are not read.
+        """
+        try:
+            data = json.loads(text)
+            kind, message, hint = _classes()[data["error"]], plain(str(data["message"])), data["hint"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return SaError("an error that cannot be read")
+        return _rebuilt(kind, message, {"message": message, "hint": None if hint is None else plain(str(hint))})
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Errors travel between worker processes whatever their constructors take."""
-        return _again, (type(self), self.message, dict(self.__dict__))
+        """For processes that this one starts and joins by pipes (``concurrent.futures``), whose pickles no other
+        program can write. Over sockets errors travel as JSON."""
+        return _rebuilt, (type(self), self.message, dict(self.__dict__))
 
 
 class ConfigError(SaError):
@@ -168,7 +182,18 @@ class Interrupted(SaError):
     code = "interrupted"
 
 
-def _again(kind: type[SaError], message: str, state: dict[str, Any]) -> SaError:
+def _classes() -> dict[str, type[SaError]]:
+    """Classes by their code; of several with one code that which introduced it."""
+    found: dict[str, type[SaError]] = {}
+    waiting = [SaError]
+    while waiting:
+        kind = waiting.pop(0)
+        found.setdefault(kind.code, kind)
+        waiting += kind.__subclasses__()
+    return found
+
+
+def _rebuilt(kind: type[SaError], message: str, state: dict[str, Any]) -> SaError:
     error = kind.__new__(kind)
     error.args = (message,)
     error.__dict__.update(state)

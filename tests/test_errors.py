@@ -7,7 +7,19 @@ import pickle
 
 import pytest
 
-from stableanimator_cli.errors import QUOTED, BadInput, ConfigError, ModelDamaged, SaError, cut, plain
+from stableanimator_cli.errors import (
+    QUOTED,
+    BadInput,
+    ConfigError,
+    Interrupted,
+    ModelDamaged,
+    ModelMissing,
+    NoFace,
+    OutOfMemory,
+    SaError,
+    cut,
+    plain,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,3 +57,44 @@ def test_what_is_quoted_is_cut_in_its_middle() -> None:
     assert "dance.mp4: found x" in BadInput(long, "x", "y").message
     assert cut("a" * 300).endswith("aaa")
     assert len(cut("a" * 300)) == QUOTED
+
+
+class Lost(Interrupted):
+    """A class of a module, with the code of its base."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConfigError("--size", 3, "a size", hint="say so"),
+        BadInput("a.png", "nothing", "a picture", frame=3),
+        NoFace("nobody"),
+        ModelMissing("unet"),
+        OutOfMemory("out of memory while denoising", hint="less"),
+        SaError("a bug of ours"),
+    ],
+)
+def test_an_error_is_itself_again_from_its_json(error: SaError) -> None:
+    again = SaError.from_json(error.to_json().encode())
+    assert type(again) is type(error)
+    assert (again.message, str(again), again.hint, again.exit_code) == (
+        error.message, str(error), error.hint, error.exit_code
+    )  # fmt: skip
+    assert type(SaError.from_json(Lost("rank 1").to_json())) is Interrupted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"\x80\x04\x95", b"{", b"[]", b"3", b'{"error": []}', b'{"error": "no-such", "message": "", "hint": ""}',
+        b'{"error": "internal"}', b"[" * 100_000, pickle.dumps(SaError("x")),
+    ],
+)  # fmt: skip
+def test_what_is_no_error_becomes_one_that_says_so(text: bytes) -> None:
+    assert SaError.from_json(text).message == "an error that cannot be read"
+
+
+def test_the_json_of_an_error_decides_neither_exit_code_nor_what_a_terminal_does() -> None:
+    told = {"error": "no-face", "message": "a\x1b[2Jb", "hint": ["\n"], "exit_code": 0}
+    error = SaError.from_json(json.dumps(told))
+    assert (error.exit_code, error.message, error.hint) == (4, "a\\x1b[2Jb", "['\\n']")

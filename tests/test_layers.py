@@ -178,3 +178,61 @@ def test_the_rules_catch_what_they_forbid(path: str, source: str, what: str) -> 
 )
 def test_the_rules_let_pass_what_they_allow(path: str, source: str) -> None:
     assert violations(PurePosixPath(path), source) == []
+
+
+# What would run code that another program wrote, and what of it is allowed: names of errors, and plain data.
+CODE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+OBJECTS = (
+    "send_object_list", "recv_object_list", "broadcast_object_list", "scatter_object_list", "all_gather_object",
+    "gather_object", "broadcast_object",
+)  # fmt: skip
+
+
+def unpickling(source: str) -> list[str]:
+    """Where a file could unpickle: imports of picklers, object collectives, ``torch.load`` and NumPy with objects."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Import):
+            found += [f"{line}: import {alias.name}" for alias in node.names if alias.name.split(".")[0] in CODE]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in CODE:
+            found += [f"{line}: {alias.name}" for alias in node.names if alias.name != "UnpicklingError"]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{line}: {alias.name}" for alias in node.names if alias.name in OBJECTS]
+        elif isinstance(node, ast.Attribute) and node.attr in OBJECTS:
+            found.append(f"{line}: {node.attr}")
+        elif isinstance(node, ast.Call):
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if ast.unparse(node.func) == "torch.load" and given.get("weights_only") != "True":
+                found.append(f"{line}: torch.load without weights_only=True")
+            if given.get("allow_pickle", "False") != "False":
+                found.append(f"{line}: allow_pickle")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT / PACKAGE)))
+def test_nothing_is_unpickled(file: Path) -> None:
+    assert unpickling(file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import os, pickle as p",
+        "def f():\n    from pickle import loads",
+        "from torch.distributed import all_gather_object",
+        "dist.broadcast_object_list([x])",
+        "accelerate.utils.gather_object(x)",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "np.load(path, allow_pickle=True)",
+    ],
+)
+def test_what_unpickles_is_seen(source: str) -> None:
+    assert len(unpickling(source)) == 1
+
+
+def test_data_and_names_of_errors_pass() -> None:
+    source = "from pickle import UnpicklingError\ntorch.load(p, weights_only=True)\nnp.load(p, allow_pickle=False)"
+    assert unpickling(source) == []

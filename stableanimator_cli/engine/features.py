@@ -7,13 +7,13 @@ are compared with it; a network that is not here is a ``Missing``, a damaged one
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -210,7 +210,7 @@ def _checkpoint(path: Path) -> Mapping[str, Any]:
         return read_tensors(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
         why = (str(error).splitlines() or ["it ends too early"])[0][:120]
         raise ModelDamaged(f"{path} cannot be read as a checkpoint ({why})", hint=_again("resnet3d")) from error
     inner = found.get("state_dict", found) if isinstance(found, Mapping) else None

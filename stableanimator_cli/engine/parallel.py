@@ -6,15 +6,15 @@ PoseNet, are told once what a sampling needs (``Job``), and then answer their sh
 result is one rank's to the bit where the processors are alike.
 
 The ranks are a group of ``torch.distributed``: of torchrun's processes (``launched``), or of processes that rank 0
-starts itself (``started``). Tensors travel by gloo through host memory on GPUs as well: an evaluation moves megabytes
-for seconds of work, and gloo says at once that a peer is gone. NCCL would wait for its watchdog, which ends rank 0 with
-the rest, and the state of the run with it.
+starts itself (``started``), which listen on the loopback address alone. Only JSON and tensors travel
+(``parallel_messages``), by gloo through host memory on GPUs as well: an evaluation moves megabytes for seconds of work,
+and gloo says at once that a peer is gone. NCCL would wait for its watchdog, which ends rank 0 with the rest, and the
+state of the run with it.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import tempfile
 import time
@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from itertools import chain
 from subprocess import DEVNULL, Popen, TimeoutExpired
 from sys import executable
 from typing import IO, Any
@@ -44,13 +45,14 @@ from stableanimator_cli.engine.parallel_helper import (
     LATENTS,
     PLACE,
     STARTING,
-    Job,
     frames_of,
     header,
     join,
+    listening_store,
     met,
     shares_of,
 )
+from stableanimator_cli.engine.parallel_messages import Job, PackedFrames, encode_job, read_error, send
 from stableanimator_cli.errors import ConfigError, Interrupted, SaError
 from stableanimator_cli.talk import world_here
 
@@ -86,7 +88,7 @@ class Ranks:
                 if time.monotonic() > limit:
                     raise RankLost(f"rank {rank} of {self.world} did not come up in {STARTING.total_seconds():g} s")
                 time.sleep(0.02)
-        join(self._store, 0, self.world, timedelta(seconds=SILENCE))
+        join(self._store, 0, self.world, timedelta(seconds=SILENCE), local=bool(self._children))
         self._joined = True
 
     def share(
@@ -105,9 +107,11 @@ class Ranks:
             self.join()
         shares = shares_of(len(pairs_of(plan, guidance)), self.world)
         busy = [rank for rank in range(1, self.world) if shares[rank]]
+        frames = {rank: _frames_of(plan, guidance, shares[rank]) for rank in busy}
+        packed = PackedFrames.of(conditioning.pose.frames, chain.from_iterable(frames.values()))
         _, channels, height, width = conditioning.reference.shape
         job = Job(
-            model=replace(engine.model, defaults={}, digests={}),
+            model=engine.model,
             plan=engine.plan,
             id_mode=engine.id_mode,
             threads=torch.get_num_threads(),
@@ -115,7 +119,7 @@ class Ranks:
             face=None if conditioning.face is None else conditioning.face.cpu(),
             reference=conditioning.reference.cpu(),
             time_ids=conditioning.time_ids.cpu(),
-            poses=conditioning.pose.frames,
+            poses=packed,
             windows=plan,
             guidance=guidance,
             share=range(0),
@@ -125,7 +129,7 @@ class Ranks:
         for rank in busy:
             with self._with(rank):
                 dist.send(header(JOB), rank, tag=HEADER)
-                dist.send_object_list([replace(job, share=shares[rank])], rank)
+                send(rank, *encode_job(replace(job, share=shares[rank]), packed.only(frames[rank])))
 
         def answers_of(turn: int) -> Answers:
             pairs = pairs_of(plan.at(turn), guidance)
@@ -181,10 +185,9 @@ class Ranks:
         if not self._children:  # torchrun sends everybody home now: this process first keeps its state and says why
             with suppress(ValueError):  # not in the main thread, which alone is sent anything
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with suppress(RuntimeError):  # the store may be gone with torchrun
-            if self._store.check([f"failed/{rank}"]):
-                told: SaError = pickle.loads(bytes.fromhex(self._store.get(f"failed/{rank}").decode()))
-                return RankLost(f"{name}: {told.message}", told)
+        told = read_error(self._store, rank)
+        if told is not None:
+            return RankLost(f"{name}: {told.message}", told)
         if "timed out" in words.lower():
             return RankLost(f"{name} has not answered for {SILENCE:g} s")
         if rank not in self._children:
@@ -214,6 +217,12 @@ class Ranks:
             dist.destroy_process_group()
 
 
+def _frames_of(plan: WindowPlan, guidance: tuple[float, float], share: range) -> set[int]:
+    """Frames that a share looks at in any placement of the windows."""
+    placements = (plan.at(turn) for turn in range(plan.turns))
+    return set(chain.from_iterable(frames_of(windows, guidance, share).tolist() for windows in placements))
+
+
 @contextmanager
 def launched() -> Iterator[Ranks | None]:
     """In rank 0 of the processes that torchrun started: the group, joined. None where this process is alone."""
@@ -231,7 +240,7 @@ def launched() -> Iterator[Ranks | None]:
 @contextmanager
 def started(world: int) -> Iterator[Ranks]:
     """Rank 0 and ``world - 1`` helpers of this machine, started here. They come up while this process goes on."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=STARTING)
+    store = listening_store()
     words = [executable, "-c", "from stableanimator_cli.engine.parallel_helper import child; child()"]
     children: dict[int, Child] = {}
     with ExitStack() as files, _closing(Ranks(world, store, children)) as ranks:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from itertools import chain, pairwise
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,41 +18,19 @@ from torch import Tensor
 from stableanimator_cli.diffusion.guidance import answered, pairs_of
 from stableanimator_cli.diffusion.reuse import Deep
 from stableanimator_cli.diffusion.windows import WindowPlan
-from stableanimator_cli.engine.conditioning import Conditioning, PoseFeatures, PoseFrames
-from stableanimator_cli.engine.device import DevicePlan, memory_guard
+from stableanimator_cli.engine.conditioning import Conditioning, PoseFeatures
+from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.parallel_messages import Job, decode_job, publish_error, receive
 from stableanimator_cli.errors import Interrupted, SaError
-from stableanimator_cli.nets.id_adapter import IDMode
-from stableanimator_cli.records import ModelFolder
 
 STARTING = timedelta(minutes=30)  # in which all processes must have come up: that one died is seen before
+LOOPBACK = "127.0.0.1"
 HEADER, LATENTS, ANSWER = 1, 2, 3  # tags of what is sent
 JOB, END = math.inf, math.nan  # in a header, in place of a noise level
 PLACE = "SA_RANK"  # rank, number of ranks, port, and who started it, in the environment of a process that rank 0 starts
 # between two evaluations rank 0 may optimise faces and decode for hours; that it is gone is seen without a clock
 _PATIENCE = timedelta(days=30)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What a helper needs of a sampling: the networks, ``Conditioning`` by its parts (on the CPU), the windows,
-    ``share`` of their pairs, and the ``shape`` [t,c,h,w] of the latents. ``threads`` of rank 0 decide roundings.
-    ``layers`` are those of ``Deep``, 0 where no deep features are kept."""
-
-    model: ModelFolder
-    plan: DevicePlan
-    id_mode: IDMode
-    threads: int
-    image: Tensor
-    face: Tensor | None
-    reference: Tensor
-    time_ids: Tensor
-    poses: PoseFrames
-    windows: WindowPlan
-    guidance: tuple[float, float]
-    share: range
-    shape: tuple[int, ...]
-    layers: int = 0
 
 
 def shares_of(pairs: int, world: int) -> list[range]:
@@ -69,9 +46,44 @@ def frames_of(windows: WindowPlan, guidance: tuple[float, float], share: range) 
     return torch.tensor(sorted(set(chain.from_iterable(window.frames for window, _ in pairs))), dtype=torch.int64)
 
 
-def join(store: dist.Store, rank: int, world: int, timeout: timedelta) -> None:
-    """Become one of ``world`` processes; ``timeout`` is how long one waits for another, each for itself."""
-    dist.init_process_group("gloo", store=dist.PrefixStore("sa", store), rank=rank, world_size=world, timeout=timeout)
+def join(store: dist.Store, rank: int, world: int, timeout: timedelta, *, local: bool) -> None:
+    """Become one of ``world`` processes; ``timeout`` is how long one waits for another, each for itself.
+
+    ``local``: all run on this machine, and gloo listens on the loopback address alone. Otherwise gloo listens where the
+    machine's name or ``GLOO_SOCKET_IFNAME`` leads it, as torchrun's users expect.
+    """
+    with _loopback() if local else nullcontext():
+        prefixed = dist.PrefixStore("sa", store)
+        dist.init_process_group("gloo", store=prefixed, rank=rank, world_size=world, timeout=timeout)
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Within it gloo opens its sockets on the loopback interface, the only way that ``init_process_group`` has."""
+    name, before = "GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME")
+    known = {interface for _, interface in socket.if_nameindex()} if hasattr(socket, "if_nameindex") else set()
+    os.environ[name] = next((interface for interface in ("lo", "lo0") if interface in known), "lo")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def listening_store() -> dist.TCPStore:
+    """A store that listens on 127.0.0.1 alone, at a free port. By itself ``TCPStore`` listens on every address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind((LOOPBACK, 0))
+        listener.listen(128)
+        port = listener.getsockname()[1]
+        store = dist.TCPStore(
+            LOOPBACK, port, is_master=True, wait_for_workers=False, timeout=STARTING,
+            master_listen_fd=listener.fileno(),
+        )  # fmt: skip
+        listener.detach()  # the store closes it
+    return store
 
 
 def met() -> tuple[dist.Store, int, int]:
@@ -90,7 +102,7 @@ def header(sigma: float, whole: bool = True, turn: int = 0) -> Tensor:
 def help_out() -> None:
     """A helper of those that torchrun started: stays until rank 0 sends it home or is gone."""
     store, rank, world = met()
-    _serve(store, rank, world, int(os.environ.get("LOCAL_RANK", rank)))
+    _serve(store, rank, world, int(os.environ.get("LOCAL_RANK", rank)), local=False)
 
 
 def child() -> None:
@@ -98,32 +110,31 @@ def child() -> None:
     rank, world, port, parent = map(int, os.environ[PLACE].split())
     if os.getppid() != parent:  # rank 0 was killed while this process was importing
         raise SystemExit(Interrupted.exit_code)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=STARTING)
+    store = dist.TCPStore(LOOPBACK, port, is_master=False, timeout=STARTING)
     store.set(f"here/{rank}", "yes")
-    _serve(store, rank, world, rank)
+    _serve(store, rank, world, rank, local=True)
 
 
 class _Gone(Exception):
     """Rank 0 is not there any more."""
 
 
-def _serve(store: dist.Store, rank: int, world: int, local: int) -> None:
-    join(store, rank, world, _PATIENCE)
+def _serve(store: dist.Store, rank: int, world: int, card: int, *, local: bool) -> None:
+    join(store, rank, world, _PATIENCE, local=local)
     try:
-        _work(local)
+        _work(card)
     except (_Gone, KeyboardInterrupt):
         raise SystemExit(Interrupted.exit_code) from None
     except Exception as error:
         if not isinstance(error, SaError):
             error = SaError(f"a bug of ours: {type(error).__name__}: {error}")
-        with suppress(RuntimeError):
-            store.set(f"failed/{rank}", pickle.dumps(error).hex())
+        publish_error(store, rank, error)
         raise SystemExit(error.exit_code) from None
     finally:
         dist.destroy_process_group()
 
 
-def _work(local: int) -> None:
+def _work(card: int) -> None:
     """Jobs and evaluations until rank 0 has no more."""
     with ExitStack() as stack, torch.no_grad():
         engine: Engine | None = None
@@ -136,13 +147,12 @@ def _work(local: int) -> None:
             if math.isnan(sigma):
                 return
             if math.isinf(sigma):
-                given: list[Any] = [None]
                 with _rank_0():
-                    dist.recv_object_list(given, 0)
-                job: Job = given[0]
+                    data, tensors = receive(0)
+                job = decode_job(data, tensors)
                 if engine is None:
                     torch.set_num_threads(job.threads)
-                    plan = replace(job.plan, device=_device(job.plan.device, local))
+                    plan = replace(job.plan, device=_device(job.plan.device, card))
                     engine = stack.enter_context(Engine.open(job.model, plan, id_mode=job.id_mode))
                     stack.enter_context(engine.resident("unet", "pose_net"))
                 evaluate = _prepared(engine, job)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a program that it will refuse in the next moment
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         if "GLOBAL" not in str(error):  # torch names the object that it will not make; other complaints are of bytes
             raise _unreadable(path, "no checkpoint of torch") from error
         raise ModelDamaged(

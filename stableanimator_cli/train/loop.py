@@ -24,6 +24,7 @@ from stableanimator_cli.errors import BadInput, Interrupted
 from stableanimator_cli.talk import Talk
 from stableanimator_cli.train.checkpoint import State
 from stableanimator_cli.train.ema import Average
+from stableanimator_cli.train.gathering import gather_rows
 from stableanimator_cli.train.optimizer import optimizer_of
 from stableanimator_cli.train.schedule import rate_of
 from stableanimator_cli.train.tracking import Metrics, bad_batch
@@ -213,9 +214,7 @@ class Loop:
         if what is not None:
             samples = list(zip(batch.clips, batch.frames.tolist(), losses.tolist(), strict=True))
             if self.accelerator.num_processes > 1:
-                from accelerate.utils import gather_object
-
-                samples = gather_object(samples)
+                samples = gather_rows(self.accelerator, samples)
             raise bad_batch(self.place.step + 1, what, samples)
         self.scaler.step(optimizer)
         self.scaler.update()

@@ -115,20 +115,26 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, *, folder: bool = False) -> Iterator[Path]:
+def atomic_write(path: Path, *, folder: bool = False, marked: bool = False) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; rename it to ``path`` on success, remove it on any error.
 
-    With ``folder`` the block makes a folder of that name, and an empty ``path`` gives way. Missing folders above are
-    made. What the system refuses here becomes ``BadInput`` naming ``path``; errors of the block are left as they are,
-    for they may be about another file: those about this one are the business of ``translate_os_errors``.
+    With ``folder`` the block makes a folder of that name, and an empty ``path`` gives way. With ``marked`` the block
+    writes a file that carries ``MARK``, and only such a file is replaced: ``check_replaceable`` is called before the
+    block and again right before the rename. Missing folders above are made. What the system refuses here becomes
+    ``BadInput`` naming ``path``; errors of the block are left as they are, for they may be about another file: those
+    about this one are the business of ``translate_os_errors``.
     """
     if path.is_dir() and not folder:
         raise BadInput(path, "a folder", "a name for a file", hint="name a file inside the folder")
+    if marked:
+        check_replaceable(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with translate_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        if marked:
+            check_replaceable(path)
         with translate_os_errors(path):
             os.replace(part, path)
     finally:
@@ -159,6 +165,18 @@ def carries_mark(path: Path) -> bool:
         return MARK.encode() in file.read()
 
 
+def _recorded(path: Path) -> bool:
+    """Whether a record of `sa animate` beside the video ``path`` names these very bytes: videos of versions before the
+    mark are recognised by it."""
+    beside = path.with_suffix(".json")
+    if beside == path or not beside.is_file() or not carries_mark(beside):
+        return False
+    try:
+        return json.loads(beside.read_text(encoding="utf-8"))["output"]["sha256"] == sha256_of(path)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 def check_replaceable(*paths: Path) -> None:
     """Raise ``BadInput`` for the first of ``paths`` that exists and that ``sa`` did not write.
 
@@ -171,7 +189,7 @@ def check_replaceable(*paths: Path) -> None:
         if path.is_symlink() or not path.is_file():
             kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "not a regular file"
             raise BadInput.because(path, f"an output cannot replace it: it is {kind}", hint="choose another -o")
-        if path.stat().st_size and not carries_mark(path):
+        if path.stat().st_size and not carries_mark(path) and not _recorded(path):
             raise BadInput.because(
                 path, "it exists and was not written by sa, so it is not replaced",
                 hint="choose another -o, or move the file away",

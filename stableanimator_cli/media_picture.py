@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from .errors import BadInput, ConfigError
-from .files import atomic_write, natural_key, require_file, translate_os_errors
+from .files import MARK, atomic_write, natural_key, require_file, translate_os_errors
 from .records import Clip
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 Image.init()  # registers the formats beyond the five that Pillow knows at once; some builds lack AVIF
 _FORMATS = tuple(name for name in ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF") if name in Image.OPEN)
+_WRITTEN: dict[str, Literal["PNG", "JPEG"]] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _PICTURE = "a picture (PNG, JPEG, WebP or BMP)"
 _CONVERT = "open it in a picture editor and save it as PNG"
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
@@ -47,12 +50,31 @@ def write_picture(path: Path | str, picture: np.ndarray) -> None:
     """
     path = Path(path)
     check_frame(picture)
-    kind = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower())
+    kind = _WRITTEN.get(path.suffix.lower())
     if kind is None:
         raise ConfigError("picture to write", path.name, "a name ending in .png, .jpg or .jpeg")
     settings = {"compress_level": 4} if kind == "PNG" else {"quality": 95, "subsampling": 0}
-    with atomic_write(path) as part, translate_os_errors(path):
-        Image.fromarray(np.ascontiguousarray(picture)).save(part, format=kind, **settings)
+    save_image(path, Image.fromarray(np.ascontiguousarray(picture)), kind, **settings)
+
+
+def save_image(path: Path, image: Image.Image, kind: Literal["PNG", "JPEG"], **settings: Any) -> None:
+    """Write a picture of Pillow's with the mark of our files; the file appears whole or not at all.
+
+    ``settings`` are those of Pillow's writer. Raises ``BadInput`` where the system refuses or a foreign file is there.
+    """
+    if kind == "PNG":
+        settings["pnginfo"] = png_mark()
+    else:
+        settings["comment"] = MARK
+    with atomic_write(path, marked=True) as part, translate_os_errors(path):
+        image.save(part, format=kind, **settings)
+
+
+def png_mark() -> PngInfo:
+    """The mark of our files as Pillow's writer of PNG takes it."""
+    info = PngInfo()
+    info.add_text("Software", MARK)
+    return info
 
 
 def check_frame(frame: np.ndarray) -> None:

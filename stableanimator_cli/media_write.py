@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from .errors import BadInput, ConfigError
-from .files import atomic_write, write_refused
+from .files import MARK, atomic_write, write_refused
 from .media_audio import AudioTrack
 from .media_decode import ACCURATE
 from .media_picture import check_frame
@@ -24,6 +24,9 @@ from .media_picture import check_frame
 _SUFFIXES = (".mp4", ".m4v", ".mov")
 # x264 cuts a frame into slices of rows by threads: a fixed number keeps files equal on every machine.
 _THREADS = 4
+# The mark of our files as the last box of the container: free space, which players skip. Metadata are at the beginning
+# behind tables that grow with the video, too far from either end of a long one.
+_MARK_BOX = (8 + len(MARK)).to_bytes(4, "big") + b"free" + MARK.encode()
 _BT709 = 1  # primaries, transfer and matrix of ITU-R BT.709 in the numbering of ITU-T H.273
 _SRGB_TRANSFER, _RGB_MATRIX = 13, 0
 
@@ -92,7 +95,7 @@ class VideoWriter:
 
     def __enter__(self) -> VideoWriter:
         with contextlib.ExitStack() as stack:
-            part = stack.enter_context(atomic_write(self.path))
+            self._part = part = stack.enter_context(atomic_write(self.path, marked=True))
             with self._guarded():
                 self._output = av.open(
                     str(part),
@@ -168,6 +171,8 @@ class VideoWriter:
             if self._audio is not None:
                 self._audio.finish(self.frames / self.fps)
             self._output.close()
+        with self._part.open("ab") as file:
+            file.write(_MARK_BOX)
 
     def _mux(self, packets: list[Packet]) -> None:
         for packet in packets:

@@ -187,7 +187,7 @@ def write(
         "calls": stages.calls,
         "peak_bytes": peak_memory(engine.plan.device),
     }
-    with atomic_write(config.record_path) as part:
+    with atomic_write(config.record_path, marked=True) as part:
         part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return Animation(
         video=config.output,

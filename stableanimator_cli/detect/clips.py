@@ -16,9 +16,8 @@ from typing import Any, get_args
 import numpy as np
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.media import open_clip, resample, take
-from stableanimator_cli.motion.interchange import load_motion, read_arrays
+from stableanimator_cli.motion.interchange import load_motion, read_arrays, write_arrays
 from stableanimator_cli.records import ChannelOrder, Clip, Face, Motion
 
 FORMAT = 1
@@ -80,8 +79,7 @@ def save_faces(path: Path, faces: FaceTable) -> None:
     """Write ``faces.npz``; equal faces give equal bytes. The file appears whole or not at all."""
     arrays: dict[str, Any] = {name: getattr(faces, name) for name in _SHAPES}
     arrays |= {"version": np.int64(FORMAT), "channel_order": np.array(faces.channel_order)}
-    with atomic_write(path) as part, translate_os_errors(path), part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_arrays(path, arrays)
 
 
 def load_faces(path: Path) -> FaceTable:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, translate_os_errors
 from stableanimator_cli.motion.keypoints import BODY, COUNT, FACE, LEFT_HAND, RIGHT_HAND, THRESHOLD
 from stableanimator_cli.records import Motion
 
@@ -49,9 +49,19 @@ def save_motion(path: Path | str, motion: Motion) -> Path:
     if motion.times is not None:
         pairs = [(time.numerator, time.denominator) for time in motion.times]
         arrays["times"] = np.array(pairs, np.int64).reshape(-1, 2)
-    path = Path(path)
-    with atomic_write(path) as part, translate_os_errors(path), part.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    return write_arrays(Path(path), arrays)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
+    """Write arrays as a compressed npz with the mark of our files as its comment; equal arrays give equal bytes.
+
+    Returns ``path``, which appears whole or not at all. ``BadInput`` where it cannot be written.
+    """
+    with atomic_write(path, marked=True) as part, translate_os_errors(path):
+        with part.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        with zipfile.ZipFile(part, "a") as archive:
+            archive.comment = MARK.encode()
     return path
 
 

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stableanimator_cli import __version__
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import atomic_write, natural_key, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, natural_key, translate_os_errors
 from stableanimator_cli.motion.keypoints import (
     BODY,
     COUNT,
@@ -126,7 +127,7 @@ def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 2
         hint = "choose another folder, or end the name in .json for a single file"
         raise BadInput(path, "a folder that is not empty", "a new or an empty folder", hint=hint)
     single = path.suffix.lower() == ".json"
-    with atomic_write(path, folder=not single) as part, translate_os_errors(path):
+    with atomic_write(path, folder=not single, marked=single) as part, translate_os_errors(path):
         if single:
             part.write_text("[" + ",\n".join(frames) + "]\n", encoding="utf-8")
         else:
@@ -153,7 +154,8 @@ def _frame_json(motion: Motion, index: int, body: int) -> str:
             entry[key] = [float(f"{value:.9g}") for value in points.ravel().tolist()]
         people.append(entry)
     width, height = motion.size
-    return json.dumps({"version": 1.3, "people": people, "canvas_width": width, "canvas_height": height})
+    canvas = {"canvas_width": width, "canvas_height": height}
+    return json.dumps({"version": 1.3, "people": people, **canvas, MARK: __version__})
 
 
 def _read_folder(folder: Path) -> list[_Frame]:

@@ -19,6 +19,7 @@ from PIL import Image
 from stableanimator_cli.detect.clips import FaceTable
 from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.media import write_picture
+from stableanimator_cli.media_picture import save_image
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.records import Motion
@@ -75,8 +76,7 @@ def write_poses(folder: Path, motion: Motion, faces: FaceTable) -> None:
         write_picture(folder / "poses" / f"frame_{index}.png", draw_frame(motion, index))
         mask = face_mask(faces.boxes[faces.at(index)], motion.size, missing="full")
         # One channel: masks in colour break the shapes of the original's batches.
-        with atomic_write(folder / "faces" / f"frame_{index}.png") as part:
-            Image.fromarray(mask).save(part, format="PNG", compress_level=4)
+        save_image(folder / "faces" / f"frame_{index}.png", Image.fromarray(mask), "PNG", compress_level=4)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for _ in pool.map(write, range(len(motion))):

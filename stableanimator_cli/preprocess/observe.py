@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from stableanimator_cli.files import atomic_write
+from stableanimator_cli.media_picture import save_image
 from stableanimator_cli.motion.keypoints import BODY_LIMBS, visible
 from stableanimator_cli.motion.skeleton import BODY_COLOURS
 from stableanimator_cli.records import Motion
@@ -110,8 +110,7 @@ class Observer:
 
 def write_sheet(path: Path, sheet: np.ndarray) -> None:
     """A contact sheet as a small JPEG; the file appears whole or not at all."""
-    with atomic_write(path) as part:
-        Image.fromarray(sheet).save(part, format="JPEG", quality=72, optimize=True)
+    save_image(path, Image.fromarray(sheet), "JPEG", quality=72, optimize=True)
 
 
 def _draw(picture: np.ndarray, points: np.ndarray, scale: np.ndarray) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli.detect.clips import SHEET
-from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, translate_os_errors
 
 _STYLE = """
 :root{color-scheme:light dark;--line:#8884;--bad:#c33;--so:#b80}
@@ -51,7 +51,8 @@ def _page(out: Path, report: Mapping[str, Any]) -> Iterator[str]:
     totals = report["totals"]
     title = f"{totals['clips']} clips of {totals['videos']} videos"
     yield (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="generator" content="{MARK}">'
+        f"<title>{title}</title>"
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style><h1>{title}</h1>'
         f"<p>{totals['frames']} frames; {totals['failed']} left out; {totals['pending']} not looked at yet; "
         f"{totals['same_source']} the same as another.</p>"

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from stableanimator_cli import __version__
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, locked_output, translate_os_errors
 from stableanimator_cli.media import VideoWriter, write_picture
-from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.interchange import save_motion, write_arrays
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.sample import MAX_PEOPLE, SPLITS
 from stableanimator_cli.puppets.scene import FRAMINGS, MAX_SIDE, MIN_SIDE, Scene, motion_of, sample_scene
@@ -114,7 +115,13 @@ def write_puppets(plan: PuppetPlan, talk: Talk | None = None) -> PuppetReport:
 
     Raises ``BadInput`` where the folder holds other things, or puppets of other settings, or cannot be written.
     """
-    talk = talk or Silent()
+    if plan.folder.exists() and not plan.folder.is_dir():
+        raise BadInput(plan.folder, "a file", "a folder", hint="choose another DIR")
+    with locked_output(plan.folder, "sa puppets", folder=True):
+        return _write_puppets(plan, talk or Silent())
+
+
+def _write_puppets(plan: PuppetPlan, talk: Talk) -> PuppetReport:
     _claim(plan)
     missing = [n for n in range(plan.videos) if not _paths(plan.folder, n)["record"].exists()]
     if len(missing) < plan.videos:
@@ -129,8 +136,6 @@ def write_puppets(plan: PuppetPlan, talk: Talk | None = None) -> PuppetReport:
 def _claim(plan: PuppetPlan) -> None:
     """Make the folder, or make sure that it is ours and of the same settings."""
     file = plan.folder / _SETTINGS
-    if plan.folder.exists() and not plan.folder.is_dir():
-        raise BadInput(plan.folder, "a file", "a folder", hint="choose another DIR")
     if not file.exists():
         if plan.folder.is_dir() and any(not entry.name.startswith(".") for entry in plan.folder.iterdir()):
             expected = "a new folder, an empty one, or one that this command wrote"
@@ -178,14 +183,15 @@ def _write_video(plan: PuppetPlan, n: int, tell: Any) -> None:
     paths["reference"].parent.mkdir(parents=True, exist_ok=True)
     write_picture(paths["reference"], reference.image)
     save_motion(paths["motion"], motion_of(frames, plan.size, plan.fps))
-    with atomic_write(paths["faces"]) as part, translate_os_errors(paths["faces"]), part.open("wb") as file:
-        np.savez_compressed(
-            file,
-            boxes=np.stack([frame.face_boxes for frame in frames]),
-            landmarks=np.stack([frame.landmarks for frame in frames]),
-            identities=frames[0].identities,
-            depth=frames[0].depth,
-        )
+    write_arrays(
+        paths["faces"],
+        {
+            "boxes": np.stack([frame.face_boxes for frame in frames]),
+            "landmarks": np.stack([frame.landmarks for frame in frames]),
+            "identities": frames[0].identities,
+            "depth": frames[0].depth,
+        },
+    )
     people = []
     for k, person in enumerate(scene.people):
         people.append(
@@ -213,5 +219,5 @@ def _numbers(array: np.ndarray) -> list[Any] | None:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    with atomic_write(path) as part, translate_os_errors(path):
-        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(path, marked=True) as part, translate_os_errors(path):
+        part.write_text(json.dumps(data | {MARK: __version__}, indent=1) + "\n", encoding="utf-8")

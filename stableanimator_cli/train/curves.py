@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.media_picture import png_mark
 
 CURVES = "curves.png"
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900, 220, 80, 26
@@ -35,7 +36,7 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         values = np.array([row.get(key, math.nan) for row in rows], float)
         _panel(pen, index * _HEIGHT, key, steps, values, stages, logarithmic)
     with atomic_write(path) as part, translate_os_errors(path):
-        picture.save(part, format="PNG")
+        picture.save(part, format="PNG", pnginfo=png_mark())
 
 
 def _panel(

@@ -66,7 +66,7 @@ def test_damaged_missing_and_foreign_files(tmp_path: Path):
         b"",
         b"hello",
         whole[: len(whole) // 2],
-        whole[:-10] + b"0123456789",
+        whole[:-40] + b"0123456789" * 4,
         whole[:300] + b"x" * 50 + whole[350:],
     ):
         path.write_bytes(content)

@@ -226,18 +226,25 @@ def _resolved(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked_output(output: Path, command: str, *, folder: bool = False) -> Iterator[None]:
+def locked_output(
+    output: Path, command: str, *, folder: bool = False, shard: tuple[int, int] | None = None
+) -> Iterator[None]:
     """Hold the output for this process. Raises ``BadInput`` while another process writes it.
 
     ``command`` is the command that holds such outputs, for the message: ``sa animate``. The lock of a file lies beside
     it as ``.NAME.lock``; that of a ``folder``, which is made where it is missing, in it as ``.sa.lock``. It disappears
-    with the block; a killed process holds nothing.
+    with the block; a killed process holds nothing. Processes with ``shard`` (I, N), part I of the same N, hold a folder
+    together, each part once; their locks are ``.sa.I-of-N.lock``.
     """
     with translate_os_errors(output):
         (output if folder else output.parent).mkdir(parents=True, exist_ok=True)
-    lock = output / ".sa.lock" if folder else output.with_name(f".{output.name}.lock")
+    alone = output / ".sa.lock" if folder else output.with_name(f".{output.name}.lock")
+    lock = alone if shard is None else output / f".sa.{shard[0]}-of-{shard[1]}.lock"
     with exclusive_lock(lock) as free:
-        if not free:
+        others = list(output.glob(".sa.*-of-*.lock")) if folder else []
+        if shard is not None:
+            others = [alone, *(other for other in others if not other.name.endswith(f"-of-{shard[1]}.lock"))]
+        if not free or any(_is_locked(other) for other in others):
             raise BadInput.because(
                 output,
                 f"it is being written by another `{command}`",
@@ -247,11 +254,12 @@ def locked_output(output: Path, command: str, *, folder: bool = False) -> Iterat
 
 
 @contextlib.contextmanager
-def exclusive_lock(lock: Path) -> Iterator[bool]:
+def exclusive_lock(lock: Path, *, wait: bool = False) -> Iterator[bool]:
     """Whether no other process is in such a block of the same ``lock``, a file that is there as long as the block. The
-    system lets go of it however a process ends. True where nothing can be locked: Windows, some network drives."""
+    system lets go of it however a process ends. With ``wait`` until no other is. True where nothing can be locked:
+    Windows, some network drives."""
     try:
-        stream = _lock(lock)
+        stream = _lock(lock, wait=wait)
     except BlockingIOError:
         yield False
         return
@@ -264,7 +272,21 @@ def exclusive_lock(lock: Path) -> Iterator[bool]:
             stream.close()
 
 
-def _lock(lock: Path) -> TextIO | None:
+def _is_locked(lock: Path) -> bool:
+    """Whether another process holds ``lock``. Asking hinders nobody else who asks."""
+    try:
+        import fcntl
+
+        with lock.open() as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        pass
+    return False
+
+
+def _lock(lock: Path, *, wait: bool) -> TextIO | None:
     try:
         import fcntl
     except ImportError:
@@ -273,7 +295,7 @@ def _lock(lock: Path) -> TextIO | None:
         with translate_os_errors(lock):
             stream = lock.open("a")
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # who held it until now may have removed the file that was opened here
             if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
                 return stream

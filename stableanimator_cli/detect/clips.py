@@ -128,9 +128,8 @@ class ClipFolder:
 
         ``BadInput`` where it is nowhere.
         """
-        inside = sorted(self.path.glob(f"{SOURCE}*"))
-        for place in (*inside, Path(self.record["source"]["path"])):
-            if place.exists():
+        for place in (source_inside(self.path), Path(self.record["source"]["path"])):
+            if place is not None and place.exists():
                 return place
         raise BadInput(
             self.path, "neither a source in the folder nor " + str(self.record["source"]["path"]), "the clip's video",
@@ -151,6 +150,12 @@ class ClipFolder:
         options = self.record["options"]
         first, last = options["frames"] or (None, None)
         return cut(open_clip(self.source), (first, last), options["fps"])
+
+
+def source_inside(folder: Path) -> Path | None:
+    """The video in a clip folder, None where there is none or a link leads nowhere."""
+    named = (entry for entry in sorted(folder.glob(f"{SOURCE}*")) if entry.stem == SOURCE)
+    return next((entry for entry in named if entry.exists()), None)
 
 
 def cut(clip: Clip, frames: tuple[int | None, int | None], fps: str | Fraction | None) -> Clip:

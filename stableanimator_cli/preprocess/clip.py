@@ -25,9 +25,11 @@ from stableanimator_cli import __version__
 from stableanimator_cli.config_preprocess import PreprocessConfig
 from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.capture import BATCH, Capture, CaptureOptions, Detectors, capture
-from stableanimator_cli.errors import SaError
+from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import (
+    MARK,
     atomic_write,
+    check_replaceable,
     json_text,
     require_file,
     sha256_of,
@@ -38,6 +40,13 @@ from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.track import parse_person
 from stableanimator_cli.preprocess import layout_upstream
+from stableanimator_cli.preprocess.clip_entries import (
+    check_clip_replaceable,
+    remove_clip,
+    remove_leftovers,
+    replace_clip,
+    temporary,
+)
 from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.observe import Observer, write_sheet
 from stableanimator_cli.preprocess.quality import findings, measure
@@ -87,9 +96,14 @@ def place_of(source: Source, config: PreprocessConfig, size: tuple[int, int] | N
     return source.name
 
 
+def places_of(source: Source, config: PreprocessConfig) -> tuple[str, ...]:
+    """Every folder within the output where the clip of a source may be."""
+    return layout_upstream.places(source.number) if config.layout == "upstream" else (source.name,)
+
+
 def finished(out: Path, source: Source, config: PreprocessConfig, key: str) -> clips.ClipFolder | None:
     """The clip of this key where it is done."""
-    for place in layout_upstream.places(source.number) if config.layout == "upstream" else (source.name,):
+    for place in places_of(source, config):
         with suppress(SaError):
             folder = clips.open_folder(out / place)
             if folder.record["key"] == key:
@@ -113,23 +127,28 @@ def make_clip(
     if folder is None:
         clip = clips.cut(open_clip(source.path), config.frames or (None, None), config.fps)
         place = out / place_of(source, config, clip.size)
-        part = place.with_name(f".{place.name}.part")
+        others = [out / other for other in places_of(source, config) if out / other != place]
+        for other in (place, *others):
+            check_clip_replaceable(other)
+            remove_leftovers(other)
+        part = temporary(place)
         with translate_os_errors(out):
-            shutil.rmtree(part, ignore_errors=True)  # what a run that was killed left
             part.mkdir(parents=True)
         try:
             _fill(part, place, clip, source, config, detectors, {"sha256": digest, "bytes": size}, key, networks, talk)
             with translate_os_errors(out):
-                _replace(part, place)
+                replace_clip(part, place)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        if config.layout == "upstream":
-            for other in layout_upstream.places(source.number):
-                if out / other != place:  # of a source that had another shape before
-                    shutil.rmtree(out / other, ignore_errors=True)
+        for other in others:  # of a source that had another shape before
+            remove_clip(other)
         folder = clips.open_folder(place)
-    with suppress(FileNotFoundError):
-        failure_path(out, source).unlink()
+    elif config.layout == "clips" and clips.source_inside(folder.path) is None:
+        link_source(source.path, folder.path, folder.path, copy=config.source == "copy")
+    failure = failure_path(out, source)
+    if is_failure(failure):
+        with suppress(FileNotFoundError):
+            failure.unlink()
     return Outcome(source=source, status="ok", folder=folder.path, kept=kept, record=folder.record)
 
 
@@ -194,18 +213,24 @@ def _record(
 
 
 def link_source(source: Path, part: Path, place: Path, *, copy: bool) -> None:
-    """The video in its clip folder, under one name whatever it is called: a relative link, or a copy.
+    """Put the video into its clip folder, under one name whatever it is called: a relative link, or a copy.
 
-    Where a file system has no links the record's path has to do.
+    Of a folder the visible files are copied, which are its frames. Where a file system has no links the record's path
+    has to do. A link to a video that was moved is replaced.
     """
     target = part / f"{clips.SOURCE}{source.suffix.lower()}"
-    with translate_os_errors(target):
-        if copy:
-            shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
-            return
-    with suppress(OSError, NotImplementedError):
+    if not copy:
         away = os.path.relpath(source.resolve(), place.parent.resolve() / place.name)
-        target.symlink_to(away, target_is_directory=source.is_dir())
+        with suppress(OSError, NotImplementedError, BadInput), atomic_write(target, folder=True) as temp:
+            temp.symlink_to(away, target_is_directory=source.is_dir())
+        return
+    with atomic_write(target, folder=source.is_dir()) as temp, translate_os_errors(target):
+        if not source.is_dir():
+            shutil.copyfile(source, temp)
+            return
+        temp.mkdir()
+        for file in visible_files(source):
+            shutil.copyfile(file, temp / file.name)
 
 
 def failure_path(out: Path, source: Source) -> Path:
@@ -215,8 +240,20 @@ def failure_path(out: Path, source: Source) -> Path:
 def write_failure(out: Path, source: Source, error: SaError) -> dict[str, Any]:
     """Keep why a source was left out, so that a later run of another part of the list can tell too."""
     told = {"error": error.code, "message": error.message, "hint": error.hint}
-    write_json(failure_path(out, source), {"name": source.name, "source": str(source.path.resolve())} | told)
+    path, about = failure_path(out, source), {"name": source.name, "source": str(source.path.resolve())}
+    if not is_failure(path):
+        check_replaceable(path)
+    write_json(path, about | told | {MARK: __version__})
     return told
+
+
+def is_failure(path: Path) -> bool:
+    """Whether the file ``path`` is one of ``write_failure``; those of versions before the mark have the same keys."""
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+    return {"name", "source", "error", "message", "hint"} <= keys
 
 
 def source_digest(path: Path) -> tuple[str, int]:
@@ -238,16 +275,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"no JSON form for {value!r}")
-
-
-def _replace(part: Path, place: Path) -> None:
-    """Give ``part`` its name. What was there steps aside first: killed in between, the clip is simply not done."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        os.replace(place, old)
-    os.replace(part, place)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _version(name: str) -> str | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 from stableanimator_cli.config_preprocess import PreprocessConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, check_apart, locked_output, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, resample, take, write_picture
 from stableanimator_cli.media_picture import is_picture
 from stableanimator_cli.motion.interchange import UNTIMED_FPS, load_motion, save_motion
@@ -26,6 +27,7 @@ from stableanimator_cli.motion.openpose import load_openpose, save_openpose
 from stableanimator_cli.motion.repair import smoothed
 from stableanimator_cli.motion.skeleton import TAG, draw_frame, looks_like_skeleton
 from stableanimator_cli.motion.track import parse_person, select
+from stableanimator_cli.preprocess.outputs import check_files, inputs_of, poses_files
 from stableanimator_cli.preprocess.poses import (
     aligned,
     even_frames,
@@ -60,15 +62,35 @@ def run(config: PreprocessConfig, talk: Talk, model: ModelFolder | None = None) 
     path, output = config.inputs[0], config.output
     if output is None and config.poses is None:
         raise ConfigError("--output", None, "a motion to write: .npz, .json, .npy, .mp4 or a folder")
-    if output is not None and output.resolve() == path.resolve():
-        raise ConfigError("--output", str(output), "another name than the input's")
     beside = path.with_suffix(".npz")
     drawn = path.suffix.lower() not in MOTIONS and _is_skeletons(path)
-    if drawn and not beside.is_file():
-        return _redraw(path, config, talk)
-    if drawn:
-        talk.note(f"{path.name}: its motion is read from {beside.name}")
-        path = beside
+    inputs = inputs_of(config) + ([beside] if drawn and beside.is_file() else [])
+    with ExitStack() as held:
+        for written in dict.fromkeys((output, config.poses)):
+            if written is not None:
+                held.enter_context(_claimed(written, config, inputs))
+        if drawn and not beside.is_file():
+            return _redraw(path, config, talk)
+        if drawn:
+            talk.note(f"{path.name}: its motion is read from {beside.name}")
+        return _converted(beside if drawn else path, config, talk, model)
+
+
+@contextmanager
+def _claimed(output: Path, config: PreprocessConfig, inputs: Sequence[Path]) -> Iterator[None]:
+    """Hold an output, once it is known to be apart from ``inputs`` and free or ours."""
+    video = output.suffix.lower() in VIDEOS
+    files = [output, output.with_suffix(".npz")] if video else [output] if output.suffix else []
+    if config.poses == output:
+        files = poses_files(config)
+    check_apart(output, inputs)
+    check_files(files, inputs)
+    with locked_output(output, "sa preprocess"):
+        yield
+
+
+def _converted(path: Path, config: PreprocessConfig, talk: Talk, model: ModelFolder | None) -> PreprocessReport:
+    output = config.output
     motion = read_motion(path, config, talk)
     reference = None
     if config.reference is not None and model is not None:
@@ -124,8 +146,7 @@ def write_motion(output: Path, motion: Motion, config: PreprocessConfig, talk: T
         save_openpose(output, motion)
     elif suffix == ".npy":
         points = np.where(motion.present[..., None, None], motion.keypoints, np.float32(0))
-        with atomic_write(output) as part, translate_os_errors(output), part.open("wb") as file:
-            np.save(file, to_wholebody(points) if config.order == "133" else points)
+        _write_array(output, to_wholebody(points) if config.order == "133" else points)
     elif suffix in VIDEOS:
         write_poses(output, motion, fps=config.fps, talk=talk)
     elif suffix:
@@ -136,6 +157,18 @@ def write_motion(output: Path, motion: Motion, config: PreprocessConfig, talk: T
         save_openpose(output, motion)
     else:
         _write_pictures(output, (draw_frame(motion, index) for index in range(len(motion))))
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    """A .npy file with the mark of our files as a comment in its header, which is a literal of Python."""
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    text = f"{header!r} # {MARK}".encode("latin1")
+    start = np.lib.format.magic(1, 0)
+    space = -(len(start) + 2 + len(text) + 1) % 64  # the data are aligned
+    text += b" " * space + b"\n"
+    with atomic_write(path, marked=True) as temp, translate_os_errors(path), temp.open("wb") as file:
+        file.write(start + len(text).to_bytes(2, "little") + text)
+        file.write(np.ascontiguousarray(array).tobytes())
 
 
 def _at(motion: Motion, indices: Sequence[int]) -> Motion:

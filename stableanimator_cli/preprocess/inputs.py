@@ -28,15 +28,15 @@ class Source:
     number: int
 
 
-def find_sources(inputs: Sequence[Path], leave_out: Path | None = None) -> list[Source]:
+def find_sources(inputs: Sequence[Path]) -> list[Source]:
     """All videos and pictures that ``inputs`` name, in a fixed order.
 
-    A folder is searched with all its folders, hidden ones and ``leave_out`` aside; one that holds numbered pictures
+    A folder is searched with all its folders, hidden ones aside; one that holds numbered pictures
     (``frame_0.png``, ``frame_1.png`` ...) is one clip. A ``.txt`` file is a list of paths, one a line, told from its
     own folder; ``#`` begins a comment. What was named by itself is kept even where its suffix says nothing; whether it
     is a video is seen when it is opened. Raises ``BadInput`` for what is not there and for a folder without any.
     """
-    found = list(dict.fromkeys(pair for path in inputs for pair in _named(path, leave_out)))
+    found = list(dict.fromkeys(pair for path in inputs for pair in _named(path)))
     names = _names([inside for _, inside in found])
     pairs = enumerate(zip(found, names, strict=True), 1)
     return [Source(path=path, name=name, number=number) for number, ((path, _), name) in pairs]
@@ -55,14 +55,14 @@ def is_sequence(folder: Path) -> bool:
     return len(pictures) > 1 and None not in stems and len(known) == 1
 
 
-def _named(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, Path]]:
+def _named(path: Path) -> Iterator[tuple[Path, Path]]:
     """(place, path within what was named) of one input."""
     if path.is_dir():
         if is_sequence(path):
             yield path, Path(path.resolve().name)
             return
         some = False
-        for place in _search(path, leave_out, set()):
+        for place in _search(path, set()):
             some = True
             yield place, place.relative_to(path)
         if not some:
@@ -87,20 +87,20 @@ def _named(path: Path, leave_out: Path | None) -> Iterator[tuple[Path, Path]]:
         yield place, Path(place.name if Path(line).is_absolute() or ".." in Path(line).parts else line)
 
 
-def _search(folder: Path, leave_out: Path | None, seen: set[Path]) -> Iterator[Path]:
+def _search(folder: Path, seen: set[Path]) -> Iterator[Path]:
     """Videos and pictures below ``folder``. A real folder is searched once, however many links lead to it: those in
     ``seen`` were."""
     seen.add(folder.resolve())
     for entry in _visible(folder):
         if entry.is_dir():
             real = entry.resolve()
-            if real in seen or (leave_out is not None and real == leave_out.resolve()):
+            if real in seen:
                 continue
             if is_sequence(entry):
                 seen.add(real)
                 yield entry
             else:
-                yield from _search(entry, leave_out, seen)
+                yield from _search(entry, seen)
         elif entry.suffix.lower() in VIDEOS + PICTURES:
             yield entry
 

@@ -108,6 +108,9 @@ def _clip(folder: Path, same: dict[str, list[Path]]) -> Iterator[Finding]:
     digest = str(clip.record["source"]["sha256"])
     same[digest].append(folder)
     source = clip.source
+    if clips.source_inside(folder) is None and not (folder / "images").is_dir():
+        yield Finding(code="source-missing", severity="warning",
+                      text=f"no source in it, {source} is read instead: run `sa preprocess` on that again")  # fmt: skip
     if source.is_file() and sha256_of(source) != digest:
         yield Finding(code="source-changed", severity="error",
                       text=f"{source.name} is not the video that the motion was made of")  # fmt: skip

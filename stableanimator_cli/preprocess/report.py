@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import __version__
-from stableanimator_cli.files import atomic_write, json_text, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, json_text, translate_os_errors
 from stableanimator_cli.preprocess.clip import Outcome, write_json
 
 INDEX, REPORT, PAGE = "index.jsonl", "report.json", "report.html"
@@ -80,6 +80,7 @@ def index_line(outcome: Outcome, out: Path) -> dict[str, Any]:
         "clip": None,
         "status": outcome.status,
         "source": str(source.path.resolve()),
+        MARK: __version__,
     }
     if outcome.status == "ok" and outcome.folder is not None:
         record = outcome.record

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.capture import ROLES, Detectors
 from stableanimator_cli.detect.face import model_folder
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
-from stableanimator_cli.files import sha256_of
+from stableanimator_cli.files import check_apart, exclusive_lock, locked_output, sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import largest, parse_person
 from stableanimator_cli.preprocess import convert, layout_upstream, lint, workers
 from stableanimator_cli.preprocess.clip import Outcome, failure_path, finished, key_of, source_digest
 from stableanimator_cli.preprocess.inputs import Source, find_sources, share
+from stableanimator_cli.preprocess.outputs import check_files, check_folder, check_reports, inputs_of, poses_files
 from stableanimator_cli.preprocess.poses import aligned, detect_motion, read_reference, write_poses, write_preview
 from stableanimator_cli.preprocess.report import PAGE, PreprocessPlan, PreprocessReport, write_index, write_report
 from stableanimator_cli.preprocess.report_html import write_page
@@ -54,25 +55,35 @@ def run(
     if convert.is_motion(config.inputs):
         return convert.run(config, talk, model=_reference_model(config))
     out = _output(config)
-    sources = find_sources(config.inputs, leave_out=out)
+    if out is not None:
+        check_apart(out, config.inputs)
+    sources = find_sources(config.inputs)
     if config.poses is not None and len(sources) != 1:
         hint = "leave --poses out: -o DIR makes a clip folder of each"
         raise ConfigError("--poses", f"{len(sources)} videos", "one video", hint=hint)
     if config.align != "none" and config.poses is None:
         expected = "--poses OUT.mp4 with it: clip folders keep the points where the video has them"
         raise ConfigError("--align", config.align, expected)
+    check_files(poses_files(config), inputs_of(config, sources))
+    if out is not None:
+        check_apart(out, inputs_of(config, sources))
     model = _model(config)
     networks = network_digests(model)
+    if out is not None and (config.poses is None or config.output is not None):
+        mine = share(sources, config.shard)
+        check_folder(config, out, mine, lambda source: _done(source, config, networks, out) is not None)
     if plan_only:
         return _plan(config, model, networks, sources, out)
-    if config.poses is not None and config.output is None:
-        return _one_motion(config, model, sources[0], talk)
-    if out is None:
-        raise ConfigError("--output", None, "a folder, as several inputs are named", hint="add -o DIR")
-    report = _many(config, model, networks, sources, out, talk)
-    if config.poses is None:
-        return report
-    return _with_poses(config, model, sources[0], report, talk)
+    with ExitStack() as held:
+        if config.poses is not None:
+            held.enter_context(locked_output(config.poses, "sa preprocess"))
+            if config.output is None:
+                return _one_motion(config, model, sources[0], talk)
+        if out is None:
+            raise ConfigError("--output", None, "a folder, as several inputs are named", hint="add -o DIR")
+        held.enter_context(locked_output(out, "sa preprocess", folder=True, shard=config.shard))
+        report = _many(config, model, networks, sources, out, talk)
+        return report if config.poses is None else _with_poses(config, model, sources[0], report, talk)
 
 
 def network_digests(model: ModelFolder) -> dict[str, str]:
@@ -206,15 +217,35 @@ def _many(
             if outcome.error is not None and len(sources) > 1:
                 talk.warn(f"left out: {outcome.error['message']}")
             bar.update(failed=sum(one.status == "failed" for one in outcomes.values()))
+    if len(sources) == 1 and outcomes and outcomes[sources[0].name].status == "failed":
+        _raise_again(outcomes[sources[0].name])
+    with _reporting(out, config):
+        return _reported(config, model, networks, sources, out, outcomes, time.perf_counter() - started, talk)
+
+
+@contextmanager
+def _reporting(out: Path, config: PreprocessConfig) -> Iterator[None]:
+    """One shard at a time reports what all of them have made so far, and the last one all of it."""
+    with exclusive_lock(out / ".sa.report.lock", wait=True):
+        check_reports(out, config.layout)
+        yield
+
+
+def _reported(
+    config: PreprocessConfig,
+    model: ModelFolder,
+    networks: Mapping[str, str],
+    sources: Sequence[Source],
+    out: Path,
+    outcomes: Mapping[str, Outcome],
+    seconds: float,
+    talk: Talk,
+) -> PreprocessReport:
     whole = [outcomes.get(source.name) or _elsewhere(source, config, networks, out) for source in sources]
     failed = [outcome for outcome in whole if outcome.status == "failed"]
-    if len(sources) == 1 and failed:
-        _raise_again(failed[0])
     write_index(out, whole)
-    if config.layout == "upstream":
-        layout_upstream.write_lists(out, [one.folder for one in whole if one.folder is not None])
     host = {
-        "seconds": round(time.perf_counter() - started, 3),
+        "seconds": round(seconds, 3),
         "clip_seconds": {name: round(one.seconds, 3) for name, one in sorted(outcomes.items())},
         "workers": config.ray or config.workers,
     }
@@ -222,6 +253,8 @@ def _many(
     near = _misalignments(config, model, whole, talk)
     data = write_report(out, whole, config=settings, host=host, misalignment=near)
     write_page(out / PAGE, out, data)
+    if config.layout == "upstream":
+        layout_upstream.write_lists(out, [one.folder for one in whole if one.folder is not None])
     done = [outcome for outcome in whole if outcome.status == "ok"]
     message = None
     if failed:

@@ -10,20 +10,25 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from stableanimator_cli import catalogue
+from stableanimator_cli import __version__, catalogue
 from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import sha256_of
+from stableanimator_cli.files import MARK, sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.interchange import load_motion, save_motion
 from stableanimator_cli.preprocess.clip import link_source, write_json
+from stableanimator_cli.preprocess.clip_entries import (
+    check_clip_replaceable,
+    remove_leftovers,
+    replace_clip,
+    temporary,
+)
 from stableanimator_cli.records import Face
 from stableanimator_cli.talk import Silent, Talk
 
@@ -51,8 +56,9 @@ def _write_clip(puppets: Path, path: Path, place: Path, reader: FaceReader, netw
     truth = json.loads(path.read_text(encoding="utf-8"))
     video = puppets / truth["files"]["video"]
     motion = load_motion(puppets / truth["files"]["motion"])
-    part = place.with_name(f".{place.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    check_clip_replaceable(place)
+    remove_leftovers(place)
+    part = temporary(place)
     part.mkdir(parents=True)
     with np.load(puppets / truth["files"]["faces"], allow_pickle=False) as known:
         boxes, landmarks = known["boxes"], known["landmarks"]
@@ -77,11 +83,11 @@ def _write_clip(puppets: Path, path: Path, place: Path, reader: FaceReader, netw
         "truth": True,
         "people": {"kept": motion.track.tolist(), "strangers": 0},
         "faces": {"found": len(found), "channel_order": reader.channel_order},
+        "versions": {MARK: __version__},
         "key": hashlib.sha256(f"truth {clips.FORMAT} {digest} {network}".encode()).hexdigest(),
     }
     write_json(part / clips.RECORD, record)
-    shutil.rmtree(place, ignore_errors=True)
-    part.rename(place)
+    replace_clip(part, place)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -159,7 +159,7 @@ def test_names_that_say_nothing_are_refused(preprocess, motion, tmp_path):
         preprocess(motion, output=tmp_path / "p.txt")
     with pytest.raises(ConfigError, match="--output: found nothing"):
         preprocess(motion)
-    with pytest.raises(ConfigError, match="another name"):
+    with pytest.raises(BadInput, match="the output is the same as the input"):
         preprocess(motion, output=motion)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()

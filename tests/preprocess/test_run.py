@@ -83,8 +83,8 @@ def test_a_damaged_clip_folder_is_made_again(preprocess, videos):
     whole = drawn.clips_of(out)
     (out / "a" / "clip.json").write_text("{", encoding="utf-8")
     shutil.rmtree(out / "deep__b")
-    (out / ".a.part").mkdir()
-    (out / ".a.part" / "motion.npz").write_text("left by a run that was killed")
+    (out / ".a.999.part").mkdir()
+    (out / ".a.999.part" / "motion.npz").write_text("left by a run that was killed")
     assert preprocess(videos).made == 2
     assert drawn.clips_of(out) == whole
 

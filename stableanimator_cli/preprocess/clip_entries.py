@@ -1,0 +1,121 @@
+"""Replacing and removing clip folders: only those that ``sa`` wrote, and in them only what it writes.
+
+A clip folder is ours if its ``clip.json`` is the record of a clip, or its motion carries our mark, and if every entry
+has a name that ``sa preprocess`` or ``sa train --cache`` writes. A folder with anything else is in the way; the error
+names the entry.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from stableanimator_cli.detect import clips
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import carries_mark, sha256_of
+
+_SOURCE = re.compile(rf"{clips.SOURCE}(\.\w+)?")
+_FILES = re.compile(
+    r"clip\.json|motion\.npz|faces\.npz|sheet\.jpg|embeddings\.safetensors|latents-\d+x\d+\.safetensors|\..+\.\d+\.part"
+)
+_FOLDERS = ("images", "poses", "faces")  # the reference implementation's layout
+_FRAME = re.compile(r"frame_\d+\.png|\.frame_\d+\.png\.\d+\.part")
+_AWAY = "move it away, or choose another -o"
+
+
+def check_clip_replaceable(folder: Path) -> None:
+    """Raise ``BadInput`` that names the entry in the way, unless ``folder`` is free, empty or a clip folder of ours."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        kind = "a link" if folder.is_symlink() else "not a folder"
+        raise BadInput.because(folder, f"a clip folder cannot replace it: it is {kind}", hint=_AWAY)
+    if not any(folder.iterdir()):
+        return
+    try:
+        digest = str(clips.open_folder(folder).record["source"]["sha256"])
+        written = True
+    except (BadInput, KeyError, TypeError):
+        digest = ""
+        motion = folder / clips.MOTION  # its mark is enough where clip.json is damaged
+        written = motion.is_file() and carries_mark(motion)
+    foreign = next((path for path, ours in _entries(folder, digest) if not ours), None)
+    if foreign is not None:
+        problem = f"it is in the way of the clip folder {folder} and was not written by sa"
+        raise BadInput.because(foreign, problem, hint=_AWAY)
+    if not written:
+        problem = f"it has no {clips.RECORD} of a clip, so it is not replaced by the clip folder of that name"
+        raise BadInput.because(folder, problem, hint=_AWAY)
+
+
+def replace_clip(temp: Path, folder: Path) -> None:
+    """Rename the finished clip ``temp`` to ``folder``. A clip that is there steps aside first: killed in between, the
+    clip is simply not done. Raises as ``check_clip_replaceable``, and ``OSError``."""
+    check_clip_replaceable(folder)
+    if not folder.exists():
+        os.replace(temp, folder)
+        return
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    os.replace(folder, old)
+    try:
+        os.replace(temp, folder)
+    except OSError:
+        with suppress(OSError):
+            os.replace(old, folder)
+        raise
+    _remove(old)
+
+
+def remove_clip(folder: Path) -> None:
+    """Remove a clip folder of ours, if there is one. Raises as ``check_clip_replaceable``."""
+    check_clip_replaceable(folder)
+    if folder.is_dir():
+        _remove(folder)
+
+
+def temporary(folder: Path) -> Path:
+    """Where the clip ``folder`` is made. The name holds the process, so that it is nobody else's."""
+    return folder.with_name(f".{folder.name}.{os.getpid()}.part")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs left of the clip ``folder``. Call it with the output locked. A folder of such a name with
+    anything else in it stays as it is."""
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
+        named = re.fullmatch(r"\.\d+\.(part|old)", left.name[len(folder.name) + 1 :])
+        if named and left.is_dir() and not left.is_symlink() and all(ours for _, ours in _entries(left)):
+            _remove(left)
+
+
+def _entries(folder: Path, digest: str | None = None) -> Iterator[tuple[Path, bool]]:
+    """Everything in a clip folder, files before their folder, each with whether it is what ``sa`` writes there. With
+    the ``digest`` of the source a copied folder of pictures must still be that source."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink():
+            yield path, bool(_SOURCE.fullmatch(path.name))
+        elif not path.is_dir():
+            yield path, path.is_file() and bool(_FILES.fullmatch(path.name) or _SOURCE.fullmatch(path.name))
+        elif path.name == clips.SOURCE or path.name in _FOLDERS:
+            known = digest is None or path.name != clips.SOURCE or sha256_of(path) == digest
+            for inside in sorted(path.iterdir()):
+                plain = inside.is_file() and not inside.is_symlink()
+                if path.name == clips.SOURCE:
+                    yield inside, plain and known and not inside.name.startswith(".")
+                else:
+                    yield inside, plain and bool(_FRAME.fullmatch(inside.name))
+            yield path, True
+        else:
+            yield path, False
+
+
+def _remove(folder: Path) -> None:
+    """Remove what is ours in a folder, and the folder if that was all."""
+    with suppress(OSError):
+        for path, ours in list(_entries(folder)):
+            if ours:
+                path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        folder.rmdir()

@@ -1,0 +1,67 @@
+"""What a run of ``sa preprocess`` will write, checked before any work, and the lock of its output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from stableanimator_cli.config_preprocess import PreprocessConfig
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import carries_mark, check_apart, check_replaceable
+from stableanimator_cli.preprocess import layout_upstream
+from stableanimator_cli.preprocess.clip import FAILED, failure_path, is_failure, places_of
+from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable
+from stableanimator_cli.preprocess.inputs import Source
+from stableanimator_cli.preprocess.report import INDEX, PAGE, REPORT
+
+
+def poses_files(config: PreprocessConfig) -> list[Path]:
+    """The files of ``--poses``: the skeleton video, its motion, and the preview if there is to be one."""
+    video = config.poses
+    if video is None:
+        return []
+    preview = [video.with_name(f"{video.stem}.preview.png")] if config.preview else []
+    return [video, video.with_suffix(".npz"), *preview]
+
+
+def check_files(files: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Raise ``BadInput`` if one of the ``files`` to write is, or lies in, an input, or may not be replaced."""
+    for file in files:
+        check_apart(file, inputs)
+    check_replaceable(*files)
+
+
+def check_folder(
+    config: PreprocessConfig, out: Path, sources: Sequence[Source], is_done: Callable[[Source], bool]
+) -> None:
+    """Raise ``BadInput`` if a file or a folder that is not ours is in the way of a report or of a clip of ``sources``.
+    A clip that is done already, as ``is_done`` says, is not replaced: nothing is in its way."""
+    check_reports(out, config.layout)
+    if (out / FAILED).exists() and not (out / FAILED).is_dir():
+        raise BadInput.because(out / FAILED, "it is in the way of a folder of that name", hint="choose another -o")
+    for source in sources:
+        failure = failure_path(out, source)
+        if failure.exists() and not is_failure(failure):
+            check_replaceable(failure)
+        try:
+            for place in places_of(source, config):
+                check_clip_replaceable(out / place)
+        except BadInput:
+            if not is_done(source):
+                raise
+
+
+def check_reports(out: Path, layout: str) -> None:
+    """Raise ``BadInput`` if a file in ``out`` that is not ours has the name of a report. Where ``report.json`` is ours
+    the other reports are, marked or not."""
+    check_replaceable(out / REPORT)
+    if not ((out / REPORT).is_file() and carries_mark(out / REPORT)):
+        check_replaceable(out / INDEX, out / PAGE)
+        if layout == "upstream":
+            check_replaceable(*(out / name for name in layout_upstream.LISTS.values()))
+
+
+def inputs_of(config: PreprocessConfig, sources: Sequence[Source] = ()) -> list[Path]:
+    """Everything that a run reads: what was named, what lists name, and the reference picture."""
+    reference = [] if config.reference is None else [config.reference]
+    return [*config.inputs, *(source.path for source in sources), *reference]

@@ -8,17 +8,17 @@ Nothing here touches the network, and nothing heavy is imported: the shell asks 
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import catalogue_layouts
+from stableanimator_cli.catalogue_home import expanded, home
 from stableanimator_cli.catalogue_schema import FILE_NAME, Component, Entry, nearest_or_all, read
-from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing
+from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
+from stableanimator_cli.readers import damaged_model, read_json
 
 if TYPE_CHECKING:  # records imports numpy: see above
     from stableanimator_cli.records import ChannelOrder, ModelFolder
@@ -26,21 +26,8 @@ if TYPE_CHECKING:  # records imports numpy: see above
 DEFAULT = "stableanimator"
 DRAWN = "puppet"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx")
+_CONFIG_BYTES = 2**20
 _LFS = b"version https://git-lfs"
-
-
-def home() -> Path:
-    """Where fetched and imported files lie: ``SA_HOME``, else the user's cache folder of this platform."""
-    named = os.environ.get("SA_HOME")
-    if named:
-        return Path(named).expanduser().absolute()
-    if sys.platform == "win32":
-        cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        cache = Path.home() / "Library" / "Caches"
-    else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "stableanimator"
 
 
 def shipped() -> Path:
@@ -61,7 +48,8 @@ def store(name: str) -> Path:
 def names() -> list[str]:
     """All names that ``--model`` takes: the shipped entries, and model folders that were imported."""
     found = (p for folder in (shipped(), home() / "models") for p in folder.glob(f"*/{FILE_NAME}"))
-    return sorted({p.parent.name for p in found if p.is_file()})  # a link may point at a checkpoint that is gone
+    # hidden is what an import is building; a link may point at a checkpoint that is gone
+    return sorted({p.parent.name for p in found if p.parent.name[0] != "." and os.path.isfile(p)})
 
 
 def entry(name: str) -> Entry:
@@ -76,12 +64,23 @@ def entry(name: str) -> Entry:
     raise ModelMissing(f"no model named {name!r} in the catalogue", hint=nearest_or_all(name, names()))
 
 
+def readable() -> tuple[list[Entry], list[SaError]]:
+    """All entries that can be read, and what is wrong with each of the others."""
+    entries, damaged = [], []
+    for name in names():
+        try:
+            entries.append(entry(name))
+        except SaError as error:
+            damaged.append(error)
+    return entries, damaged
+
+
 def load(name_or_folder: str | Path) -> Entry:
     """The entry of a catalogue name, or of a folder that holds a ``model.toml``."""
     if isinstance(name_or_folder, str) and name_or_folder in names():
         return entry(name_or_folder)
-    folder = Path(name_or_folder).expanduser()
-    return read(folder) if (folder / FILE_NAME).is_file() else entry(str(name_or_folder))
+    folder = expanded(name_or_folder)
+    return read(folder) if os.path.isfile(folder / FILE_NAME) else entry(str(name_or_folder))
 
 
 def roots(found: Entry) -> tuple[Path, ...]:
@@ -117,13 +116,13 @@ def locate(found: Entry, path: str) -> Path | None:
             place = base / path
             if found.file(path) is not None or Path(path).suffix in _SUFFIXES:
                 for name in weight_names(place.name):
-                    if place.with_name(name).is_file():
+                    if os.path.isfile(place.with_name(name)):
                         return place.with_name(name)
                 continue
-            if place.is_file():
+            if os.path.isfile(place):
                 return place
             inside = [base / f.path for f in found.under(path) if not f.optional]
-            if all(p.is_file() for p in inside) if inside else place.is_dir() and any(place.iterdir()):
+            if all(map(os.path.isfile, inside)) if inside else next(place.glob("*"), None) is not None:
                 return place
     return None
 
@@ -206,12 +205,12 @@ def _find(name_or_folder: str | Path) -> tuple[Entry, catalogue_layouts.Layout |
     """The entry that a name or folder means, and the layout where it is a reference download rather than an entry."""
     if isinstance(name_or_folder, str) and name_or_folder in names():
         return entry(name_or_folder), None
-    folder = Path(name_or_folder).expanduser()
-    if folder.name == FILE_NAME and folder.is_file():
+    folder = expanded(name_or_folder)
+    if folder.name == FILE_NAME and os.path.isfile(folder):
         folder = folder.parent
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise BadInput(folder, "a file", "a model folder or a catalogue name", hint="name the folder that holds it")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         if folder.name == str(name_or_folder):
             return entry(folder.name), None
         raise ModelMissing(f"{folder}: no such model folder", hint=f"known names: {', '.join(names())}")
@@ -234,8 +233,8 @@ def with_needs(found: Entry) -> Iterator[Entry]:
         owner = queue.pop(0)
         yield owner
         for need in owner.needs:
-            folder = owner.folder / Path(need).expanduser()
-            if need not in names() and not (folder / FILE_NAME).is_file():
+            folder = owner.folder / expanded(need)
+            if need not in names() and not os.path.isfile(folder / FILE_NAME):
                 raise ModelDamaged(
                     f"{owner.folder / FILE_NAME}: needs: found {need!r}, expected a catalogue name or a model folder",
                     hint=nearest_or_all(need, names()),
@@ -291,10 +290,7 @@ def _overlay(part: _Part, layout: catalogue_layouts.Layout, owner: Entry, role: 
 
 def read_config(path: Path) -> Mapping[str, Any]:
     """A network's JSON config without the keys that only its writer needs (``_class_name``, ``_diffusers_version``)."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelDamaged(f"{path}: not readable JSON: {error}") from None
+    raw = read_json(path, "a network's config (JSON)", limit=_CONFIG_BYTES, error=damaged_model)
     if not isinstance(raw, dict):
         raise ModelDamaged(f"{path}: found a {type(raw).__name__}, expected a JSON object")
     return {key: value for key, value in raw.items() if not key.startswith("_")}

@@ -1,38 +1,28 @@
 """Fetch the files of a catalogue entry, and say whether what lies here is what was recorded.
 
-``pull`` is the only code of the program that touches the network. A file is built as ``NAME.part``, goes on from there
-after a cut connection or a killed run (HTTP Range, RFC 9110 §14), and gets its name only once its size and sha256 hold.
+``pull`` is the only code of the program that touches the network (``catalogue_http``). A file is built as
+``NAME.part``, which a later run resumes, and gets its name only once its size and sha256 hold.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import http.client
 import json
 import os
-import shutil
-import time
-import urllib.error
-import urllib.request
-import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
-from urllib.parse import urlsplit
+from typing import Literal
 
-from stableanimator_cli import catalogue
+from stableanimator_cli import catalogue, catalogue_archive, catalogue_store
+from stableanimator_cli.catalogue_http import Progress, download
 from stableanimator_cli.catalogue_schema import Archive, Entry, WeightFile
-from stableanimator_cli.errors import ModelDamaged, ModelMissing
-
-Progress = Callable[[str, int, int | None], None]
-"""``progress(file, bytes done, bytes in all or None)``; called often, also while a digest is computed."""
+from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
+from stableanimator_cli.files import atomic_write
+from stableanimator_cli.readers import read_json
 
 Status = Literal["ok", "missing", "wrong size", "wrong digest", "digest unknown", "other form"]
 
-ATTEMPTS = 5
-TIMEOUT = 60.0
-PAUSE = 0.5
 _CHUNK = 1 << 20
 
 
@@ -61,25 +51,42 @@ def pull(name: str, progress: Progress | None = None, *, optional: bool = False)
     """Fetch what is missing of the entry ``name`` and of those it needs, into ``home()/models``; what is there stays.
 
     ``optional`` fetches the optional files too. Returns the paths of the files that were fetched.
-    Raises ``ModelMissing`` (no network, no such address, terms to accept, no room) and ``ModelDamaged`` (the size or
-    digest is not the recorded one; the partial file is deleted).
+    Raises ``ModelMissing`` (no network, no such address, terms to accept, no room), ``ModelDamaged`` (the size or
+    digest is not the recorded one; the partial file is deleted) and ``BadInput`` (another process writes the entry).
     """
     fetched: list[Path] = []
     for entry in catalogue.with_needs(catalogue.entry(name)):
-        wanted = [f for f in entry.files if (optional or not f.optional) and _lacks(entry, f, progress)]
-        fetched += [_fetch(entry, f, f.url, f.path, progress) for f in wanted if f.url is not None]
-        for archive in entry.archives:
-            members = [f for f in wanted if f.archive == archive.path]
-            if members:
-                packed = _fetch(entry, archive, archive.url, archive.path, progress)
-                fetched += [_unpack(entry, packed, member, progress) for member in members]
-                packed.unlink()
-        orphan = next((f for f in wanted if f.url is None and f.archive is None), None)
+        wanted = _wanted(entry, optional, progress)
+        if any(row.url or row.archive for row in wanted) or _unclean(entry):
+            with catalogue_store.held(entry.name):
+                wanted = _wanted(entry, optional, progress)  # another process may have fetched it meanwhile
+                fetched += _fetch_all(entry, wanted, progress)
+                catalogue_store.remove_leftovers(entry)
+        orphan = next((row for row in wanted if row.url is None and row.archive is None), None)
         if orphan is not None:
             raise ModelMissing(
                 f"{entry.name}: {orphan.path} is missing or damaged, and its address is not recorded",
                 hint=f"get it from {entry.source or 'its authors'}, then `sa models import FOLDER`",
             )
+    return fetched
+
+
+def _wanted(entry: Entry, optional: bool, progress: Progress | None) -> list[WeightFile]:
+    return [row for row in entry.files if (optional or not row.optional) and _lacks(entry, row, progress)]
+
+
+def _unclean(entry: Entry) -> bool:
+    return catalogue_store.unclean(entry.name) or bool(catalogue_store.leftovers(entry))
+
+
+def _fetch_all(entry: Entry, wanted: list[WeightFile], progress: Progress | None) -> list[Path]:
+    fetched = [_fetch(entry, row, row.url, progress) for row in wanted if row.url is not None]
+    for archive in entry.archives:
+        members = [row for row in wanted if row.archive == archive.path]
+        if members:
+            packed = _arrived(entry, archive, archive.url, progress)
+            fetched += [_unpack(entry, packed, member, progress) for member in members]
+            _remove(packed)
     return fetched
 
 
@@ -99,30 +106,29 @@ def verify(name_or_entry: str | Entry, progress: Progress | None = None) -> list
 
 
 def digest(path: Path, progress: Progress | None = None, label: str = "") -> str:
-    """sha256 of a file, from ``home()/digests.json`` where its size and time are those of the last reading."""
+    """sha256 of a file, from ``home()/digests.json`` if nothing of its state has changed since it was read.
+
+    That is good enough to name and compare weights. A program is hashed when it is run (``engine/programs.py``).
+    """
     stat = path.stat()
-    stamp, key = [stat.st_size, stat.st_mtime_ns], str(path.resolve())
+    stamp, key = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino], str(path.resolve())
     known = _read_digests()
     row = known.get(key)
-    if isinstance(row, list) and row[:2] == stamp:
-        return str(row[2])
+    if isinstance(row, list) and row[:-1] == stamp and isinstance(row[-1], str):
+        return row[-1]
     value = _sha256(path, progress, label)
-    known[key] = [*stamp, value]
-    cache = catalogue.home() / "digests.json"
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
+    known = {place: row for place, row in known.items() if os.path.exists(place)} | {key: [*stamp, value]}
+    # a home that cannot be written to costs time at the next check, nothing else
+    with contextlib.suppress(OSError, SaError), atomic_write(catalogue.home() / "digests.json") as part:
         part.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(part, cache)
-    except OSError:
-        pass  # a home that cannot be written to costs time at the next check, nothing else
     return value
 
 
-def _read_digests() -> dict[str, list[object]]:
+def _read_digests() -> dict[str, object]:
+    place = catalogue.home() / "digests.json"
     try:
-        known = json.loads((catalogue.home() / "digests.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = read_json(place, "remembered digests") if place.is_file() else {}
+    except BadInput:
         return {}
     return known if isinstance(known, dict) else {}
 
@@ -163,128 +169,24 @@ def _sha256(path: Path, progress: Progress | None, label: str) -> str:
     return value.hexdigest()
 
 
-def _fetch(entry: Entry, row: WeightFile | Archive, url: str, path: str, progress: Progress | None) -> Path:
-    """Download ``url`` to ``path`` below the store of the entry, checked. Returns the finished file."""
-    target = catalogue.store(entry.name) / path
-    part = target.with_name(target.name + ".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(target.parent, error) from None
-    failures, arrived = 0, False
-    while True:
-        before = _size(part)
-        try:
-            _stream(url, part, row, progress, f"{entry.name}/{path}")
-            break
-        except urllib.error.HTTPError as error:
-            with error:
-                if error.code not in (408, 429) and error.code < 500:
-                    raise _refused(entry, url, error.code) from None
-                cause: Exception = error
-        except (OSError, http.client.HTTPException) as error:
-            cause = error
-        grown = _size(part) > before
-        arrived, failures = arrived or grown, 0 if grown else failures + 1
-        offline = isinstance(cause, urllib.error.URLError) and not isinstance(cause, urllib.error.HTTPError)
-        if failures >= ATTEMPTS or (
-            offline and not arrived
-        ):  # waiting helps a connection that broke, not one never had
-            raise _unreachable(entry, url, path, cause) from None
-        time.sleep(PAUSE * 2**failures)
-    _accept(part, row, f"{entry.name}/{path}", progress)
-    os.replace(part, target)
-    _validator(part).unlink(missing_ok=True)
+def _fetch(entry: Entry, row: WeightFile, url: str, progress: Progress | None) -> Path:
+    """Download a file to its place in the store of the entry, checked. Returns that."""
+    target = catalogue.store(entry.name) / row.path
+    part = _arrived(entry, row, url, progress)
+    with catalogue_store.writing(target):
+        os.replace(part, target)
+    catalogue_store.validator(part).unlink(missing_ok=True)
     return target
 
 
-def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress | None, label: str) -> None:
-    """One connection: append to ``part`` from where it ends, or begin anew where the server cannot go on.
-
-    Raises ``ConnectionError`` where the connection ended before the announced length.
-    """
-    have, validator = _size(part), _validator(part)
-    if have and have == row.bytes:
-        return  # only the checks were still to do
-    if have and row.sha256 is None and not validator.exists():
-        have = 0  # nothing would tell whether a tail fits
-    request = urllib.request.Request(url, headers={"User-Agent": "stableanimator-cli", "Accept-Encoding": "identity"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        if validator.exists():
-            # a file that was replaced meanwhile comes whole instead of as a tail that does not fit
-            request.add_header("If-Range", validator.read_text(encoding="utf-8"))
-    token = os.environ.get("HF_TOKEN")
-    if token and urlsplit(url).hostname == "huggingface.co" and url.startswith("https://"):
-        request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for the host it redirects to
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:
-            error.close()
-            if (error.headers.get("Content-Range") or "").endswith(f"/{have}"):
-                return  # the server has nothing after what is here: it is the whole
-            part.unlink()
-            raise ConnectionError("the server cannot go on from the partial file") from None
-        raise
-    with answer:
-        begin = have if answer.status == 206 and _range_start(answer) == have else 0
-        if answer.status == 206 and begin != have:
-            part.unlink()
-            raise ConnectionError("the server sent another part than asked for")
-        length = answer.headers.get("Content-Length")
-        total = begin + int(length) if length is not None else row.bytes
-        _room(part, (total or 0) - begin, label)
-        etag = answer.headers.get("ETag") or ""
-        if not begin:
-            validator.unlink(missing_ok=True)
-        if etag and not etag.startswith("W/"):  # a weak validator does not promise equal bytes (RFC 9110 §13.1.5)
-            validator.write_text(etag, encoding="utf-8")
-        with part.open("ab" if begin else "wb") as stream:
-            done = _copy(answer, stream, begin, total, progress, label)
-    if total is not None and done < total:
-        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
-
-
-def _copy(
-    answer: http.client.HTTPResponse,
-    stream: IO[bytes],
-    done: int,
-    total: int | None,
-    progress: Progress | None,
-    label: str,
-) -> int:
-    while block := answer.read(_CHUNK):
-        try:
-            stream.write(block)
-        except OSError as error:
-            raise _unwritable(Path(stream.name), error) from None
-        done += len(block)
-        if progress is not None:
-            progress(label, done, total)
-    return done
-
-
-def _size(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
-
-
-def _validator(part: Path) -> Path:
-    return part.with_name(part.name + ".etag")
-
-
-def _range_start(answer: http.client.HTTPResponse) -> int | None:
-    words = (answer.headers.get("Content-Range") or "").removeprefix("bytes ").split("-")
-    return int(words[0]) if words[0].isdigit() else None
-
-
-def _room(part: Path, need: int, label: str) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if need > free:
-        raise ModelMissing(
-            f"{label}: needs {need / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free at {part.parent}",
-            hint="make room, or let SA_HOME name a folder on a larger disk",
-        )
+def _arrived(entry: Entry, row: WeightFile | Archive, url: str, progress: Progress | None) -> Path:
+    """The partial file of ``row``, complete and checked."""
+    part = catalogue_store.partial(catalogue.store(entry.name) / row.path)
+    with catalogue_store.writing(part.parent):
+        part.parent.mkdir(parents=True, exist_ok=True)
+    download(entry, row, url, part, progress)
+    _accept(part, row, f"{entry.name}/{row.path}", progress)
+    return part
 
 
 def _accept(part: Path, row: WeightFile | Archive, label: str, progress: Progress | None) -> None:
@@ -297,8 +199,7 @@ def _accept(part: Path, row: WeightFile | Archive, label: str, progress: Progres
         found, expected = f"sha256 {value}", f"sha256 {row.sha256}"
     else:
         return
-    part.unlink()
-    _validator(part).unlink(missing_ok=True)
+    _remove(part)
     raise ModelDamaged(
         f"{label}: what came is not what was recorded: found {found}, expected {expected}; deleted",
         hint="try again; where it stays so, the file behind the address was replaced: see the entry's CARD.md",
@@ -306,45 +207,21 @@ def _accept(part: Path, row: WeightFile | Archive, label: str, progress: Progres
 
 
 def _unpack(entry: Entry, packed: Path, member: WeightFile, progress: Progress | None) -> Path:
-    """Take one file out of a zip by its name, however deep it lies there."""
-    target = catalogue.store(entry.name) / member.path
-    part = target.with_name(target.name + ".part")
+    """Take one file out of a zip; a zip without the recorded file is deleted."""
+    target, label = catalogue.store(entry.name) / member.path, f"{entry.name}/{member.path}"
+    part = catalogue_store.staging(entry.name, inside=True) / target.name
     try:
-        with zipfile.ZipFile(packed) as archive:
-            inside = [n for n in archive.namelist() if Path(n).name == target.name]
-            if not inside:
-                raise ModelDamaged(f"{entry.name}: {packed.name} does not hold {target.name}", hint="see its CARD.md")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(min(inside, key=len)) as source, part.open("wb") as stream:
-                shutil.copyfileobj(source, stream, _CHUNK)
-    except zipfile.BadZipFile as error:
-        packed.unlink()
-        part.unlink(missing_ok=True)
-        raise ModelDamaged(f"{entry.name}: {packed.name}: not a zip: {error}; deleted", hint="try again") from None
-    _accept(part, member, f"{entry.name}/{member.path}", progress)
-    os.replace(part, target)
+        catalogue_archive.unpack(packed, member, part, label)
+        _accept(part, member, label, progress)
+    except ModelDamaged:
+        _remove(packed)
+        raise
+    with catalogue_store.writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part, target)
     return target
 
 
-def _unwritable(place: Path, error: OSError) -> ModelMissing:
-    return ModelMissing(
-        f"{place}: cannot be written: {error.strerror or error}",
-        hint="let SA_HOME name a folder that can be written to",
-    )
-
-
-def _refused(entry: Entry, url: str, status: int) -> ModelMissing:
-    if status in (401, 403):
-        hint = f"accept the publisher's terms at {entry.source}, then set HF_TOKEN; or fetch it by hand and import it"
-    else:
-        hint = f"the address may have moved: look at {entry.source}, then `sa models import FOLDER`"
-    return ModelMissing(f"{entry.name}: {url}: the server answered {status}", hint=hint)
-
-
-def _unreachable(entry: Entry, url: str, path: str, cause: Exception) -> ModelMissing:
-    reason = cause.reason if isinstance(cause, urllib.error.URLError) else cause
-    return ModelMissing(
-        f"{entry.name}: cannot fetch {path} from {urlsplit(url).netloc}: {reason}",
-        hint="run the same command again when the network is back (it goes on where it stopped), or fetch the file by "
-        "hand elsewhere and run `sa models import FOLDER`",
-    )
+def _remove(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    catalogue_store.validator(part).unlink(missing_ok=True)

@@ -8,15 +8,20 @@ The schema is told in ``models/README.md``.
 
 from __future__ import annotations
 
+import os
 import re
-import tomllib
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from stableanimator_cli.catalogue_address import problem, redacted
 from stableanimator_cli.errors import ModelDamaged, ModelMissing, did_you_mean
+from stableanimator_cli.readers import damaged_model, read_toml
+from stableanimator_cli.readers_fields import shown
 
 if TYPE_CHECKING:  # records imports numpy, which a TAB in the shell must not wait for
     from stableanimator_cli.records import ChannelOrder
@@ -75,6 +80,8 @@ _TOP = (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ROLE = re.compile(r"[a-z][a-z0-9_]*")
 _SIZE = re.compile(r"[1-9][0-9]*x[1-9][0-9]*")
+_NAME_LENGTH, _PATH_LENGTH = 200, 1000
+_BYTES = 2**50
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -157,6 +164,11 @@ def read(folder: Path) -> Entry:
     return _Reader(folder / FILE_NAME).entry()
 
 
+def _row_name(row: Mapping[str, Any], index: int) -> object:
+    path = row.get("path", index + 1)
+    return path if isinstance(path, str) and path.isprintable() and len(path) <= 60 else shown(path)
+
+
 class _Reader:
     """One file being read; carries its path so that every complaint names it."""
 
@@ -164,16 +176,12 @@ class _Reader:
         self.path = path
 
     def fail(self, where: str, found: object, expected: str, hint: str | None = None) -> NoReturn:
-        raise ModelDamaged(f"{self.path}: {where}: found {found!r}, expected {expected}", hint=hint)
+        raise ModelDamaged(f"{self.path}: {where}: found {shown(found)}, expected {expected}", hint=hint)
 
     def entry(self) -> Entry:
-        try:
-            with self.path.open("rb") as stream:
-                raw = tomllib.load(stream)
-        except FileNotFoundError:
-            raise ModelMissing(f"{self.path}: not found", hint="a model folder holds a model.toml") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ModelDamaged(f"{self.path}: not valid TOML: {error}", hint="see models/README.md") from None
+        if not os.path.lexists(self.path):
+            raise ModelMissing(f"{self.path}: not found", hint="a model folder holds a model.toml")
+        raw = read_toml(self.path, "the description of a model", error=damaged_model, hint="see models/README.md")
         self.known("top level", raw, _TOP)
         order = self.text(raw, "top level", "face_channel_order")
         if order not in ("", "bgr", "rgb"):
@@ -182,11 +190,11 @@ class _Reader:
         return Entry(
             name=self.name(raw),
             folder=self.path.parent,
-            summary=self.text(raw, "top level", "summary"),
-            task=self.text(raw, "top level", "task"),
-            licence=self.text(raw, "top level", "licence") or "unknown",
-            licence_note=" ".join(self.text(raw, "top level", "licence_note").split()),
-            source=self.text(raw, "top level", "source"),
+            summary=self.line(raw, "summary"),
+            task=self.line(raw, "task"),
+            licence=self.line(raw, "licence") or "unknown",
+            licence_note=self.line(raw, "licence_note"),
+            source=self.line(raw, "source"),
             face_channel_order=order or None,  # type: ignore[arg-type]
             needs=self.needs(raw),
             defaults=self.defaults(raw),
@@ -200,13 +208,19 @@ class _Reader:
         keys = tuple(keys)
         for key in table:
             if key not in keys:
-                raise ModelDamaged(f"{self.path}: {where}: unknown key {key!r}", hint=nearest_or_all(key, keys))
+                raise ModelDamaged(f"{self.path}: {where}: unknown key {shown(key)}", hint=nearest_or_all(key, keys))
 
     def text(self, table: Mapping[str, Any], where: str, key: str) -> str:
         value = table.get(key, "")
         if not isinstance(value, str):
             self.fail(f"{where}: {key}", value, "a text")
+        if any(unicodedata.category(letter) == "Cc" and letter not in "\n\t" for letter in value):
+            self.fail(f"{where}: {key}", value, "a text without control characters")
         return value
+
+    def line(self, raw: Mapping[str, Any], key: str) -> str:
+        """A text of one line for people; a secret in an address is not for them."""
+        return redacted(" ".join(self.text(raw, "top level", key).split()))
 
     def table(self, raw: Mapping[str, Any], key: str) -> dict[str, Any]:
         value = raw.get(key, {})
@@ -222,8 +236,8 @@ class _Reader:
 
     def name(self, raw: Mapping[str, Any]) -> str:
         name = self.text(raw, "top level", "name")
-        if not _NAME.fullmatch(name):
-            self.fail("name", name, "letters, digits, '-', '_' and '.'")
+        if not _NAME.fullmatch(name) or len(name) > _NAME_LENGTH:
+            self.fail("name", name, f"at most {_NAME_LENGTH} letters, digits, '-', '_' and '.'")
         return name
 
     def needs(self, raw: Mapping[str, Any]) -> tuple[str, ...]:
@@ -236,6 +250,8 @@ class _Reader:
         table = self.table(raw, "defaults")
         self.known("[defaults]", table, DEFAULTS)
         for key, value in table.items():
+            if isinstance(value, str):
+                self.text(table, "[defaults]", key)
             if not isinstance(value, DEFAULTS[key]) or isinstance(value, bool):
                 kind = DEFAULTS[key]
                 self.fail(f"[defaults] {key}", value, "a text" if kind is str else "a number")
@@ -260,7 +276,7 @@ class _Reader:
     def files(self, raw: Mapping[str, Any], archives: tuple[Archive, ...]) -> tuple[WeightFile, ...]:
         found = []
         for i, row in enumerate(self.rows(raw, "files")):
-            where = f"[[files]] {row.get('path', i + 1)}"
+            where = f"[[files]] {_row_name(row, i)}"
             self.known(where, row, ("path", "url", "archive", "bytes", "sha256", "optional"))
             archive = self.text(row, where, "archive") or None
             if archive is not None and archive not in {a.path for a in archives}:
@@ -279,13 +295,13 @@ class _Reader:
                 )
             )
         paths = [f.path for f in found]
-        for path in paths:
-            if paths.count(path) > 1:
+        for path, count in Counter([*paths, *(archive.path for archive in archives)]).items():
+            if count > 1:
                 self.fail("[[files]]", path, "each path once")
         return tuple(found)
 
     def archive(self, row: dict[str, Any], index: int) -> Archive:
-        where = f"[[archives]] {row.get('path', index + 1)}"
+        where = f"[[archives]] {_row_name(row, index)}"
         self.known(where, row, ("path", "url", "bytes", "sha256"))
         url = self.url(row, where)
         if url is None:
@@ -309,17 +325,21 @@ class _Reader:
         escapes = path.is_absolute() or ".." in path.parts or "\\" in value or ":" in value or "\0" in value
         if escapes or not value or (str(path) == "." and not folder):
             self.fail(f"{where}: {key}", value, "a path inside the model folder (not absolute, no '..')")
+        hidden = any(part.startswith(".") for part in path.parts) or path.name.endswith(".part")
+        if hidden or len(value) > _PATH_LENGTH or any(len(os.fsencode(p)) > _NAME_LENGTH for p in path.parts):
+            self.fail(f"{where}: {key}", value, "a path of short names, none that starts with '.' or ends with '.part'")
         return str(path)
 
     def url(self, row: Mapping[str, Any], where: str) -> str | None:
         value = self.text(row, where, "url")
-        if value and not value.startswith(("https://", "http://")):
-            self.fail(f"{where}: url", value, "an http(s) address")
+        found = problem(value) if value else None
+        if found is not None:
+            self.fail(f"{where}: url", redacted(value), f"an http(s) address: {found}")
         return value or None
 
     def count(self, row: Mapping[str, Any], where: str) -> int | None:
         value = row.get("bytes")
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _BYTES):
             self.fail(f"{where}: bytes", value, "a number of bytes")
         return value
 

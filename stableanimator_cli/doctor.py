@@ -78,6 +78,8 @@ def examine(checks: Mapping[str, Callable[[], Iterable[Finding]]] | None = None)
     for name, check in (checks or CHECKS).items():
         try:
             findings += check()
+        except SaError as error:
+            findings.append(_broken(name, error.message, error.hint or "sa doctor --json"))
         except Exception as error:  # a machine that is broken in a way nobody thought of
             words = " ".join(str(error).split())
             mend = getattr(error, "hint", None) or "SA_DEBUG=1 sa doctor --json, and report it"
@@ -213,12 +215,9 @@ def models() -> Iterator[Finding]:
         told = f"not fetched, which only matters to who wants them: {', '.join(lacking)}"
         wanted = catalogue.DEFAULT if catalogue.DEFAULT in lacking else lacking[0]
         yield _note("models", told, f"sa models pull {wanted}")
-    folder = catalogue.home() / "models"
-    for place in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if any(path.is_symlink() and not path.exists() for path in (place, place / FILE_NAME)):
-            yield _note("models", f"{place} is a link to what is gone", f"rm -r {place}")
+    yield from _remains(catalogue.home() / "models")
     asked = os.environ.get("SA_MODEL")
-    if asked and asked not in catalogue.names() and not Path(asked).expanduser().is_dir():
+    if asked and asked not in catalogue.names() and not os.path.isdir(catalogue.expanded(asked)):
         yield _broken("models", f"SA_MODEL is {asked!r}: no name of the catalogue and no folder", "unset SA_MODEL")
 
 
@@ -245,6 +244,27 @@ def _model(found: Entry) -> Iterator[Finding]:
         if any(place is not None and place.is_relative_to(deep) for place in places.values()):
             told = f"{deep} was unpacked one level too deep: read here, but not by insightface itself"
             yield _note("models", told, f"mv {deep}/* {root}/ && rmdir {deep}")
+
+
+def _remains(models: Path) -> Iterator[Finding]:
+    """What interrupted downloads and imports left, and links that lead nowhere."""
+    if os.path.lexists(models) and not models.is_dir():
+        yield _broken("models", f"{models} is no folder: no model can be fetched or imported", f"rm {models}")
+    known = set(catalogue.names())
+    for place in sorted(models.iterdir()) if models.is_dir() else ():
+        if any(path.is_symlink() and not path.exists() for path in (place, place / FILE_NAME)):
+            yield _note("models", f"{place} is a link to what is gone", f"rm -r {place}")
+        elif place.name.startswith("."):
+            if place.is_dir():
+                yield _note("models", f"{place} is what an interrupted import left", f"rm -r {place}")
+        elif place.is_dir() and place.name not in known and any(place.iterdir()):
+            told = f"{place} holds files and no {FILE_NAME}: no name opens them"
+            yield _note("models", told, f"import it again, or move it away: mv {place} .")
+        parts = [p for p in place.rglob("*.part") if p.is_file()] if not place.name.startswith(".") else []
+        if parts:
+            size = sum(part.stat().st_size for part in parts)
+            mend = f"sa models pull {place.name} --all" if place.name in known else f"rm -r {parts[0]}"
+            yield _note("models", f"{parts[0]}: {size} bytes of an interrupted download", mend)
 
 
 def _located(found: Entry, rows: Iterable[WeightFile] | None = None) -> Iterator[Path | None]:

@@ -164,7 +164,7 @@ def test_a_path_out_of_the_folder_is_refused(tmp_path: Path, path: str) -> None:
         ('name = "m"\n[[files]]\npath = "a"\nbytes = -1', "a number of bytes"),
         ('name = "m"\n[[files]]\npath = "a"\narchive = "x.zip"', "one of the"),
         ('name = "m"\n[[files]]\npath = "a"\n[[files]]\npath = "a"', "each path once"),
-        ("name = ", "not valid TOML"),
+        ("name = ", "no valid TOML"),
     ],
 )
 def test_what_model_toml_must_not_hold(tmp_path: Path, text: str, told: str) -> None:

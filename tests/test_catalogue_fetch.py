@@ -7,82 +7,17 @@ import io
 import json
 import os
 import socket
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from stableanimator_cli import catalogue, catalogue_fetch
+from stableanimator_cli import catalogue, catalogue_fetch, catalogue_http, catalogue_store
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
+from tests.model_server import Server
 
 BODY = bytes(range(256)) * 40
-
-
-class Server:
-    """Files by path, with knobs for what a bad network does; ``asked`` keeps the Range of every request."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.asked: list[str | None] = []
-        self.cut_after: int | None = None  # bytes of the next answer
-        self.cuts = 0
-        self.ranges = True
-        self.status: int | None = None
-        self.etag: str | None = '"one"'
-        self.headers: list[dict[str, str]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-            def do_GET(self) -> None:
-                outer.answer(self)
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        asked = request.headers.get("Range")
-        self.asked.append(asked)
-        self.headers.append(dict(request.headers))
-        body = self.files.get(request.path)
-        status = self.status or (200 if body is not None else 404)
-        if status >= 400 or body is None:
-            request.send_error(status)
-            return
-        start = 0
-        condition = request.headers.get("If-Range")
-        if asked and self.ranges and condition in (None, self.etag):
-            start, status = int(asked.removeprefix("bytes=").rstrip("-")), 206
-        if start >= len(body):
-            request.send_response(416)
-            request.send_header("Content-Range", f"bytes */{len(body)}")
-            request.send_header("Content-Length", "0")
-            request.end_headers()
-            return
-        request.send_response(status)
-        if status == 206:
-            request.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        if self.etag:
-            request.send_header("ETag", self.etag)
-        request.send_header("Content-Length", str(len(body) - start))
-        request.end_headers()
-        rest = body[start:]
-        if self.cuts:
-            self.cuts -= 1
-            rest = rest[: self.cut_after]
-        request.wfile.write(rest)
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.thread.join()
-        self.http.server_close()
 
 
 @pytest.fixture
@@ -96,7 +31,7 @@ def server() -> Iterator[Server]:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SA_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(catalogue, "shipped", lambda: tmp_path / "models")
-    monkeypatch.setattr(catalogue_fetch, "PAUSE", 0.001)
+    monkeypatch.setattr(catalogue_http, "PAUSE", 0.001)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "home"
@@ -230,7 +165,7 @@ def test_a_server_that_stays_ill_is_given_up(server: Server, tmp_path: Path) -> 
     entry(tmp_path, row(f"{server.url}/w"))
     with pytest.raises(ModelMissing, match="cannot fetch"):
         catalogue_fetch.pull("m")
-    assert len(server.asked) == catalogue_fetch.ATTEMPTS
+    assert len(server.asked) == catalogue_http.ATTEMPTS
 
 
 def test_no_network_is_one_line_at_once(home: Path, tmp_path: Path) -> None:
@@ -255,7 +190,7 @@ def test_no_room_is_told_before_the_disk_is_full(
 ) -> None:
     server.files = {"/w": BODY}
     entry(tmp_path, row(f"{server.url}/w"))
-    monkeypatch.setattr(catalogue_fetch.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10})())
+    monkeypatch.setattr(catalogue_store.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10})())
     with pytest.raises(ModelMissing, match="are free") as caught:
         catalogue_fetch.pull("m")
     assert "SA_HOME" in str(caught.value.hint)

@@ -62,16 +62,19 @@ def list_(json: options.JsonOpt = False) -> None:
     sa models list --json
 
     List the catalogue: what each model is, its licence, and whether its files are here.
+    Entries that cannot be read are reported on stderr.
     """
     console.configure(json=json)
     from stableanimator_cli import catalogue
 
-    entries = [catalogue.entry(name) for name in catalogue.names()]
+    entries, damaged = catalogue.readable()
     rows = [(e.name, e.task, _presence(e), _bytes(e.bytes), e.licence, e.summary) for e in entries]
     out = console.get()
     out.table("", ("name", "task", "here", "size", "licence", "what"), rows, data=True)
+    for error in damaged:
+        out.warn(error.message)
     if json:
-        out.result({"models": [_facts(e) for e in entries]}, "")
+        out.result({"models": [_facts(e) for e in entries], "damaged": [e.message for e in damaged]}, "")
     else:
         out.note(f"fetched and imported files lie in {catalogue.home() / 'models'} (SA_HOME moves it)")
 
@@ -167,10 +170,8 @@ def verify(
 
     checks: dict[str, list[Check]] = {}
     with _bars(out) as bars:
-        asked = (
-            catalogue.with_needs(catalogue.load(name)) if name is not None else map(catalogue.entry, catalogue.names())
-        )
-        for entry in asked:
+        requested, damaged = catalogue.readable() if name is None else (catalogue.with_needs(catalogue.load(name)), [])
+        for entry in requested:
             found = catalogue_fetch.verify(entry, bars)
             if name is not None or any(c.place is not None for c in found):
                 checks[entry.name] = found
@@ -180,13 +181,15 @@ def verify(
     else:
         out.note("no files to check: nothing was fetched or imported, or the model lists none")
     bad = [(model, c) for model, found in checks.items() for c in found if not c.holds]
-    if json and not bad:
+    if json and not bad and not damaged:
         out.result({"models": {m: [_row(c) for c in found] for m, found in checks.items()}}, "")
     if bad:
         model, _ = bad[0]
-        told = "; ".join(f"{m}/{c.path}: {_verdict(c)}" for m, c in bad)
-        kind = ModelMissing if all(c.status == "missing" for _, c in bad) else ModelDamaged
-        raise kind(told, hint=f"`sa models pull {model}` fetches what is missing or wrong")
+        problems = "; ".join([f"{m}/{c.path}: {_verdict(c)}" for m, c in bad] + [error.message for error in damaged])
+        kind = ModelMissing if all(c.status == "missing" for _, c in bad) and not damaged else ModelDamaged
+        raise kind(problems, hint=f"`sa models pull {model}` fetches what is missing or wrong")
+    if damaged:
+        raise ModelDamaged("; ".join(error.message for error in damaged), hint=damaged[0].hint)
 
 
 @app.command("import", short_help="Register weights that you have already.")
@@ -265,6 +268,8 @@ def _licence(entry: Entry, need: str) -> str:
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
+    from stableanimator_cli.catalogue_address import redacted
+
     return {
         "name": entry.name,
         "summary": entry.summary,
@@ -279,7 +284,13 @@ def _facts(entry: Entry) -> dict[str, Any]:
         "here": _presence(entry),
         "bytes": entry.bytes,
         "files": [
-            {"path": f.path, "bytes": f.bytes, "sha256": f.sha256, "optional": f.optional, "url": f.url or f.archive}
+            {
+                "path": f.path,
+                "bytes": f.bytes,
+                "sha256": f.sha256,
+                "optional": f.optional,
+                "url": redacted(f.url) if f.url else f.archive,
+            }
             for f in entry.files
         ],
     }

@@ -38,8 +38,12 @@ def says(text: str, config: type, name: str, *, model: bool = False) -> str:
 def complete_model(incomplete: str) -> list[str]:
     """Catalogue names for the shell."""
     from stableanimator_cli import catalogue
+    from stableanimator_cli.errors import SaError
 
-    return [name for name in catalogue.names() if name.startswith(incomplete)]
+    try:
+        return [name for name in catalogue.names() if name.startswith(incomplete)]
+    except SaError:  # SA_HOME names no folder: the command itself reports it
+        return []
 
 
 # What every verb has.

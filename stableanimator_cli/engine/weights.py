@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from stableanimator_cli.catalogue_place import SOURCE_SHA256
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
+from stableanimator_cli.files import MARK, sha256_of
 from stableanimator_cli.nets.arcface import ArcFace
 from stableanimator_cli.nets.face_encoder import FaceEncoder, FaceEncoderConfig
 from stableanimator_cli.nets.id_adapter import IDMode
@@ -63,13 +67,20 @@ def _unreadable(path: Path, why: str) -> ModelDamaged:
 
 
 def convert_to_safetensors(source: Path, target: Path) -> None:
-    """Write the state dict of ``source`` as safetensors; ``target`` appears whole or not at all."""
+    """Write the state dict of ``source`` as safetensors; ``target`` appears complete or not at all.
+
+    The file records the sha256 of ``source``, from which a later import knows it. Raises ``OSError`` if ``target``
+    cannot be written.
+    """
     tensors = {name: tensor.contiguous().clone() for name, tensor in read_tensors(source).items()}
     partial = target.with_name(target.name + ".part")
     try:
-        save_file(tensors, partial, metadata={"format": "pt"})
+        save_file(tensors, partial, metadata={"format": "pt", SOURCE_SHA256: sha256_of(source), "written_by": MARK})
         partial.chmod(source.stat().st_mode)  # safetensors makes files that only their owner can read
         os.replace(partial, target)
+    except SafetensorError as error:  # its words for what the system refused: "I/O error: ... (os error 28)"
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(target)) from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stableanimator_cli.engine.device import DevicePlan, Networks, keep_freed_memory
 from stableanimator_cli.engine.training_choice import (
     TRAINED,
     export_tensors,
+    exported_names,
     lora_tensors,
     trainable_parameters,
     with_adapters,
@@ -37,7 +38,9 @@ __all__ = [
     "TrainingParts",
     "TrainingSettings",
     "export_configs",
+    "frozen_tensors",
     "export_tensors",
+    "exported_names",
     "gradient_scaler",
     "lora_tensors",
     "open_training",
@@ -103,6 +106,22 @@ def export_configs(model: ModelFolder, settings: TrainingSettings) -> dict[str, 
     return dict(_with_ablations(model, settings).configs)
 
 
+def frozen_tensors(
+    model: ModelFolder, settings: TrainingSettings, names: Collection[str], *, fresh: Collection[str], seed: int
+) -> dict[str, Tensor]:
+    """The tensors ``names`` (``role.name``) that a training started from: as the model's files hold them, or, for the
+    roles in ``fresh``, as ``open_training`` drew them from ``seed``."""
+    model = _with_ablations(model, settings)
+    build = builders(model, settings.id_adapter)
+    found: dict[str, Tensor] = {}
+    for role in TRAINED:
+        wanted = [name for name in names if name.startswith(f"{role}.")]
+        if wanted:
+            tensors = begin(build[role], seed).state_dict() if role in fresh else _file_tensors(model, role)
+            found |= {name: tensors[name.removeprefix(f"{role}.")] for name in wanted}
+    return found
+
+
 def gradient_scaler(settings: TrainingSettings, device: torch.device) -> torch.amp.GradScaler:
     """What float16 needs so that small gradients do not vanish; does nothing in other types."""
     return torch.amp.GradScaler(device.type, enabled=settings.dtype == "float16")
@@ -123,12 +142,17 @@ def _network(model: ModelFolder, build: Callable[[], nn.Module], role: str, fres
             f"model {model.name!r} has no {role} here",
             hint=f"get its files with `sa models pull`, or begin at random with --from-scratch {role}",
         )
+    return fill(build, _file_tensors(model, role), torch.float32, model.files[role])
+
+
+def _file_tensors(model: ModelFolder, role: str) -> dict[str, Tensor]:
+    """The tensors of a role's file, with ID adapters and without what an ablation leaves out."""
     tensors = read_tensors(model.files[role])
     if role == "unet":
         tensors = with_adapters(tensors)
     if role == "face_encoder" and model.configs.get(role, {}).get("fusion", True) is False:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_FUSION)}
-    return fill(build, tensors, torch.float32, model.files[role])
+    return tensors
 
 
 def begin(build: Callable[[], nn.Module], seed: int) -> nn.Module:

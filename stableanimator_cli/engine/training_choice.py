@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -84,26 +84,39 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def export_tensors(model: nn.Module, replaced: Mapping[str, Tensor] | None = None) -> dict[str, dict[str, Tensor]]:
+def export_tensors(
+    model: nn.Module,
+    replaced: Mapping[str, Tensor] | None = None,
+    *,
+    frozen: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> dict[str, dict[str, Tensor]]:
     """State dicts of ``unet``, ``pose_net`` and ``face_encoder`` as a model folder holds them: contiguous, on the CPU,
     updates of low rank merged. ``replaced`` tensors (an average of the weights, say) stand in, by ``model``'s names.
 
-    Types are the masters': the caller rounds. Tensors that need no change share memory with the model on a CPU.
+    ``frozen`` tensors, by ``model``'s names, stand in as they are: what was not trained has the numbers and the type
+    of the file it came from, whatever type it is computed in. ``dtype`` is the type of all others that have floating
+    point; None is the masters'. Tensors that need no change share memory with the model on a CPU.
     """
-    replaced = replaced or {}
-    unknown = set(replaced) - set(model.state_dict())
+    replaced, frozen = replaced or {}, frozen or {}
+    unknown = {*replaced, *frozen} - set(model.state_dict())
     if unknown:
         raise KeyError(f"no tensor of the model is named {min(unknown)}")
-    state = {name: tensor.detach() for name, tensor in {**model.state_dict(), **replaced}.items()}
-    return {
-        role: {
-            name: tensor.to("cpu").contiguous()
-            for name, tensor in merged(
-                {key.removeprefix(f"{role}."): value for key, value in state.items() if key.startswith(f"{role}.")}
-            ).items()
-        }
-        for role in TRAINED
-    }
+    state = {name: tensor.detach().to("cpu") for name, tensor in {**model.state_dict(), **replaced, **frozen}.items()}
+    updated = exported_names(name for name in state if is_lora(name))
+    exported: dict[str, dict[str, Tensor]] = {role: {} for role in TRAINED}
+    for name, tensor in merged(state).items():
+        role, _, inner = name.partition(".")
+        if dtype is not None and tensor.is_floating_point() and (name not in frozen or name in updated):
+            tensor = tensor.to(dtype)
+        exported[role][inner] = tensor.contiguous()
+    return exported
+
+
+def exported_names(trained: Iterable[str]) -> set[str]:
+    """The tensors of a model folder, as ``role.name``, that training of the parameters ``trained`` changes: an update
+    of low rank becomes part of its layer's weight."""
+    return {f"{name.rpartition('.')[0]}.weight" if is_lora(name) else name for name in trained}
 
 
 def lora_tensors(model: nn.Module) -> dict[str, Tensor]:

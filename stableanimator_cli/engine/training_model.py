@@ -141,12 +141,12 @@ class TrainingModel(nn.Module):
         self._set_types(torch.float32 if settings.float32_frozen else DTYPES[settings.dtype])
 
     def _set_types(self, frozen: torch.dtype) -> None:
-        """float32 for what learns, for norms and for scalars; ``frozen`` for the matrices and kernels that rest."""
+        """float32 for what learns, for norms and for scalars; ``frozen`` for matrices and kernels that do not learn,
+        those beside low-rank updates included."""
         for module in self.modules():
-            own = list(module.parameters(recurse=False))
-            resting = isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
-            for parameter in own:
-                dtype = frozen if resting and not any(p.requires_grad for p in own) else torch.float32
+            layer = isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
+            for parameter in module.parameters(recurse=False):
+                dtype = frozen if layer and not parameter.requires_grad else torch.float32
                 parameter.data = parameter.data.to(dtype)
 
     def forward(self, inputs: StepInputs) -> Tensor:

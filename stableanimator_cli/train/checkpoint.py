@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -216,6 +216,17 @@ def read_state(folder: Path) -> State:
         why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         hint = f"delete {folder} to go on from the checkpoint before it"
         raise BadInput(state, f"what cannot be read ({why})", "the state of a training", hint=hint) from error
+
+
+def trained_names(folder: Path) -> list[str]:
+    """Parameters that a checkpoint's training has changed, by their names in the trained module. Raises ``BadInput``."""
+    path = folder / STATE / "weights.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError) as error:
+        why = f"it cannot be read ({error})"
+        raise BadInput.because(path, why, hint="export another checkpoint, or resume the run") from error
 
 
 def read_scores(run: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stableanimator_cli import catalogue, catalogue_schema
+from stableanimator_cli.engine.training import exported_names
 from stableanimator_cli.engine.weights import read_tensors
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import visible_files, write_refused
@@ -29,7 +30,8 @@ TRAINED = ("unet", "pose_net", "face_encoder")
 def export(run: Path, form: Literal["model", "upstream"], output: Path, weights: str | None) -> ExportReport:
     """Write the best checkpoint of ``run`` by validation, else the last, to the folder ``output``, which appears whole.
 
-    ``weights`` is the type of the trained networks' numbers, None as the checkpoint has them. Raises ``BadInput``
+    ``weights`` is the type of the tensors that were trained, None as the checkpoint has them; the others stay as they
+    are. Raises ``BadInput``
     where there is no checkpoint yet or ``output`` holds something.
     """
     here = dict(checkpoint.saved(run))
@@ -44,7 +46,9 @@ def export(run: Path, form: Literal["model", "upstream"], output: Path, weights:
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        _write_upstream(model, weights, part) if form == "upstream" else _write_model(source, model, weights, part)
+        _write_upstream(source, model, weights, part) if form == "upstream" else _write_model(
+            source, model, weights, part
+        )
         if output.is_dir():
             output.rmdir()
         os.replace(part, output)
@@ -58,18 +62,22 @@ def export(run: Path, form: Literal["model", "upstream"], output: Path, weights:
     return ExportReport(output=output, checkpoint=source, files=files)
 
 
-def _read(model: ModelFolder, role: str, weights: str | None) -> dict[str, Tensor]:
-    dtype = None if weights is None else torch.float16 if weights == "float16" else torch.float32
+def _read(source: Path, model: ModelFolder, role: str, weights: str | None) -> dict[str, Tensor]:
+    """A network's tensors: the trained ones in the type ``weights``, the others as the base model's file has them."""
     tensors = read_tensors(model.files[role])
+    if weights is None:
+        return tensors
+    dtype = torch.float16 if weights == "float16" else torch.float32
+    trained = exported_names(checkpoint.trained_names(source))
     return {
-        name: tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        name: tensor.to(dtype) if f"{role}.{name}" in trained and tensor.is_floating_point() else tensor
         for name, tensor in tensors.items()
     }
 
 
-def _write_upstream(model: ModelFolder, weights: str | None, folder: Path) -> None:
+def _write_upstream(source: Path, model: ModelFolder, weights: str | None, folder: Path) -> None:
     for role in TRAINED:
-        torch.save(_read(model, role, weights), folder / f"{role}.pth")
+        torch.save(_read(source, model, role, weights), folder / f"{role}.pth")
 
 
 def _write_model(source: Path, model: ModelFolder, weights: str | None, folder: Path) -> None:
@@ -83,7 +91,7 @@ def _write_model(source: Path, model: ModelFolder, weights: str | None, folder: 
             (folder / config).write_text(text, encoding="utf-8")
         if role in TRAINED:
             file = f"{role}.safetensors"
-            save_file(_read(model, role, weights), folder / file, metadata={"format": "pt"})
+            save_file(_read(source, model, role, weights), folder / file, metadata={"format": "pt"})
             (folder / file).chmod(0o644)
         elif role in model.files:
             file = _copy(model.files[role], role, folder)

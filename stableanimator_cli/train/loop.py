@@ -47,8 +47,8 @@ class OpenStage(Protocol):
 
     def inputs(self, batch: Batch) -> Any: ...
 
-    def export(self, replaced: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        """Weights by role, with the ``replaced`` ones in place of the model's own."""
+    def export(self, trained: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
+        """Weights by role: the ``trained`` ones in ``dtype``, all others as the files of the base model hold them."""
         ...
 
 
@@ -224,20 +224,21 @@ class Loop:
     def _save(self, opened: OpenStage, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator.wait_for_everyone()
         main = self.accelerator.is_main_process
-        weights = gathered(dict(opened.model.named_parameters()), keep=main)
+        weights = gathered({name: value.detach() for name, value in self.touched.items()}, keep=main)
         average = gathered(self.average.values, keep=main)
         moments = gathered(optimizer.state_dict(), keep=main)
         if main:
-            tensors = opened.export({**weights, **average})
+            dtype = torch.float16 if self.config.saving.weights == "float16" else torch.float32
+            tensors = opened.export({**weights, **average}, dtype)
             progress = {"place": {key.name: getattr(self.place, key.name) for key in fields(Place)}}
             state = State(
                 progress=progress,
-                weights={name: weights[name].detach() for name in self.touched},
+                weights=weights,
                 average=average,
                 optimizer=moments,
                 scaler=self.scaler.state_dict() if self.scaler.is_enabled() else {},
             )
-            measured = self.hooks.save(self.place, _cast(tensors, self.config.saving.weights), state)
+            measured = self.hooks.save(self.place, tensors, state)
             if measured is not None:
                 self.metrics.add(measured)
                 known = {name: value for name, value in measured.items() if value is not None}
@@ -267,12 +268,3 @@ def _restore(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tenso
             hint = "the run was made with another version or another model folder"
             raise BadInput("state", f"weights {name} that the networks do not have", "the same networks", hint=hint)
         parameters[name].copy_(value)
-
-
-def _cast(tensors: Mapping[str, Mapping[str, Tensor]], kind: str) -> dict[str, dict[str, Tensor]]:
-    """Floating-point tensors in the type that checkpoints have."""
-    dtype = torch.float16 if kind == "float16" else torch.float32
-    return {
-        role: {name: value.to(dtype) if value.is_floating_point() else value for name, value in values.items()}
-        for role, values in tensors.items()
-    }

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from stableanimator_cli.config_train import StageConfig, TrainConfig
-from stableanimator_cli.engine.training import TrainingSettings, export_tensors, open_training, step_inputs
+from stableanimator_cli.engine.training import (
+    TrainingSettings,
+    export_tensors,
+    frozen_tensors,
+    open_training,
+    step_inputs,
+)
+from stableanimator_cli.nets.lora import is_lora
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.batch import Batch
 from stableanimator_cli.train.caching import loader_settings
@@ -60,6 +67,7 @@ class TrainingStage:
     ) -> None:
         stage = (config.stage or ())[index]
         self.stage = stage
+        self.source, self.initial_seed = model, config.seed
         self.seed = seed_of(config.seed, index)
         self.parts = open_training(
             model,
@@ -85,5 +93,9 @@ class TrainingStage:
     def inputs(self, batch: Batch) -> Any:
         return step_inputs(self.parts, batch, self.seed, self.stage.batch)
 
-    def export(self, replaced: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-        return export_tensors(self.model, replaced)
+    def export(self, trained: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
+        resting = [name for name in self.model.state_dict() if name not in trained and not is_lora(name)]
+        frozen = frozen_tensors(
+            self.source, self.parts.settings, resting, fresh=self.parts.fresh, seed=self.initial_seed
+        )
+        return export_tensors(self.model, trained, frozen=frozen, dtype=dtype)

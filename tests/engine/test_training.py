@@ -23,9 +23,9 @@ from stableanimator_cli.engine.training import (
     trainable_parameters,
 )
 from stableanimator_cli.engine.training_inputs import kept, without_faces
-from stableanimator_cli.engine.training_memory import skeleton
+from stableanimator_cli.engine.training_memory import predict, skeleton
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.nets.lora import is_lora
+from stableanimator_cli.nets.lora import LoraLinear, is_lora
 from tests.engine.training_samples import CPU, SEED, opened, sample
 from tests.random_model import _folder, configs_of
 
@@ -111,6 +111,20 @@ def test_half_precision_is_near_and_keeps_float32_masters(tiny_model, dtype):
     assert gradient_scaler(half.settings, CPU).is_enabled() == (dtype == "float16")
     whole = opened(tiny_model, dtype=dtype, float32_frozen=True)
     assert {p.dtype for p in whole.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_matrices_beside_low_rank_updates_are_held_in_the_type_of_computing(tiny_model, dtype):
+    half = opened(tiny_model, train="lora", lora_rank=2, dtype=dtype)
+    layers = [module for module in half.model.unet.modules() if isinstance(module, LoraLinear)]
+    assert layers
+    assert {layer.weight.dtype for layer in layers} == {getattr(torch, dtype)}
+    assert {p.dtype for layer in layers for p in (layer.lora_down, layer.lora_up)} == {torch.float32}
+    torch.testing.assert_close(losses(half), losses(opened(tiny_model)), rtol=0.02, atol=0)
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients(half).values() if gradient is not None)
+    model = open_model(tiny_model)
+    held = predict(model, half.settings, size=(64, 64), frames=2).weights
+    assert held < 0.7 * predict(model, replace(half.settings, dtype="float32"), size=(64, 64), frames=2).weights
 
 
 def test_shares_of_a_batch_make_the_same_losses_as_the_whole(tiny_model):

@@ -189,7 +189,55 @@ def test_an_export_is_upstreams_files_or_a_folder_that_needs_no_other(whole, tmp
     run.run(flags={"output": tmp_path / "mine", "weights": "float16"}, resumed=whole, export="model")
     model = catalogue.open_model(tmp_path / "mine", NETWORKS)
     assert all(path.is_relative_to(tmp_path / "mine") for path in model.files.values())
-    assert {tensor.dtype for tensor in load_file(model.files["unet"]).values()} == {torch.float16}
+    for name, tensor in load_file(model.files["unet"]).items():
+        trained = ".processor.id_to_" in name
+        assert tensor.dtype == (torch.float16 if trained else torch.float32)
+        assert trained or torch.equal(tensor, ours[name])  # what was not trained is never rounded
+
+
+def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left.dtype == right.dtype and torch.equal(left, right)
+
+
+@pytest.mark.parametrize(
+    ("train", "more"),
+    [
+        ("adapters", {"dtype": "bfloat16"}),
+        ("lora", {"dtype": "bfloat16", "lora_rank": 2}),
+        ("adapters", {"dtype": "float16", "weights": "float16"}),
+        ("pose+face", {"dtype": "bfloat16", "from_scratch": "unet"}),
+    ],
+)
+def test_what_is_not_trained_is_the_base_models_byte_for_byte(data, tiny_model, tmp_path, train, more):
+    """In checkpoints and in both exports, whatever type is computed in and saved."""
+    from stableanimator_cli.engine.training import begin
+    from stableanimator_cli.engine.weights import builders
+
+    out = tmp_path / "run"
+    run.run(flags=flags(data, tiny_model, out, train=train, steps=2, ema=0.0, **more))
+    run.run(flags={"output": tmp_path / "up", "weights": "float16"}, resumed=out, export="upstream")
+    run.run(flags={"output": tmp_path / "mine", "weights": "float16"}, resumed=out, export="model")
+    base = load_file(tiny_model / "unet.safetensors")
+    if "from_scratch" in more:
+        base = begin(builders(catalogue.open_model(str(tiny_model)), "distribution")["unet"], 0).state_dict()
+    made = [
+        load_file(out / "model" / "unet.safetensors"),
+        load_file(tmp_path / "mine" / "unet.safetensors"),
+        torch.load(tmp_path / "up" / "unet.pth", weights_only=True),
+    ]
+    moved = {name for name in base if not same_bytes(made[0][name], base[name])}
+    if train == "adapters":
+        assert moved == {name for name in base if ".processor.id_to_" in name}
+    elif train == "lora":
+        ends = ("to_q", "to_k", "to_v", "to_out.0", "id_to_k", "id_to_v")
+        assert moved
+        assert all("attentions" in name and name.endswith(tuple(f"{end}.weight" for end in ends)) for name in moved)
+        assert {made[0][name].dtype for name in moved} == {torch.float32}
+    else:
+        assert not moved
+    for tensors in made:
+        assert all(same_bytes(tensors[name], base[name]) for name in base if name not in moved)
+    assert {tensors[name].dtype for tensors in made[1:] for name in moved} <= {torch.float16}
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

@@ -186,6 +186,17 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = ()) -> Model
         licence=found.licence,
         face_channel_order=order or "bgr",
         digests={role: part.digest for role, part in parts.items() if part.digest is not None},
+        warnings=_warnings(layout, order),
+    )
+
+
+def _warnings(layout: catalogue_layouts.Layout | None, order: ChannelOrder | None) -> tuple[str, ...]:
+    if layout is None or layout.guessed_order is None:
+        return ()
+    note = layout.guessed_order.with_name(catalogue_layouts.NOTE)
+    return (
+        f"{layout.guessed_order} does not say in which channel order faces are embedded; {order} is used, as for the "
+        f'released weights. To set it, write {{"face_channel_order": "bgr"}} to {note}',
     )
 
 

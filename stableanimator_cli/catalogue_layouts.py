@@ -4,7 +4,8 @@ The reference implementation asks for ``checkpoints/`` with ``Animation/{unet,po
 folder of Stable Video Diffusion (named ``SVD`` in its scripts and
 ``stable-video-diffusion-img2vid-xt`` in its demo), ``DWPose/`` and, outside ``checkpoints``, ``models/antelopev2``.
 Zips unpack one level too deep, files lie flat, and its trainer writes ``checkpoint-N/unet-N.pth``: all of that opens.
-Only names and places are looked at here; no file is read.
+Only names and places are looked at here; of the files one is read, the note that ``sa train --export upstream`` writes
+beside the weights.
 """
 
 from __future__ import annotations
@@ -15,8 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stableanimator_cli.readers import damaged_model, read_json
+from stableanimator_cli.readers_fields import Fields
+
 if TYPE_CHECKING:
     from stableanimator_cli.records import ChannelOrder
+
+NOTE = "stableanimator-cli.json"
+"""Beside exported weights: what their files cannot hold."""
 
 SIGNS = "Animation/unet.pth, unet.pth, an SVD folder (vae/, image_encoder/), DWPose/ or antelopev2/"
 """What a folder is recognised by, for messages."""
@@ -52,13 +59,14 @@ class Found:
 class Layout:
     """What a folder holds. ``parts`` and ``looked`` (folders) go by (catalogue entry, role); ``primary`` is the
     entry that the folder is a download of. ``face_channel_order`` is set where the layout tells it better
-    than the entry does."""
+    than the entry does; ``guessed_order`` is the weight file whose order nothing tells."""
 
     folder: Path
     primary: str
     parts: Mapping[tuple[str, str], Found]
     looked: Mapping[tuple[str, str], tuple[Path, ...]]
     face_channel_order: ChannelOrder | None = None
+    guessed_order: Path | None = None
 
 
 def recognise(folder: Path) -> Layout | None:
@@ -73,10 +81,32 @@ def recognise(folder: Path) -> Layout | None:
     primary = next((n for n in (ANIMATOR, BASE, FACE, POSE) if n in owners), None)
     if primary is None:
         return None
-    # Weights that today's trainer of the reference implementation writes have seen faces in the order that insightface
-    # wants; the released ones most likely have not, and their entry says so.
-    order: ChannelOrder | None = "bgr" if numbered and primary == ANIMATOR else None
-    return Layout(folder=folder, primary=primary, parts=search.parts, looked=search.looked, face_channel_order=order)
+    order, guessed = None, None
+    unet = search.parts.get((ANIMATOR, "unet"))
+    if primary == ANIMATOR and unet is not None and unet.file is not None:
+        order = _noted_order(unet.file.parent)
+        if order is None and numbered:
+            # What the reference implementation's trainer writes today has seen faces in the order that insightface
+            # wants; the released weights most likely have not, and their entry says so.
+            order = "bgr"
+        guessed = unet.file if order is None else None
+    return Layout(
+        folder=folder,
+        primary=primary,
+        parts=search.parts,
+        looked=search.looked,
+        face_channel_order=order,
+        guessed_order=guessed,
+    )
+
+
+def _noted_order(folder: Path) -> ChannelOrder | None:
+    """The channel order in the note beside exported weights, None without a note. Raises ``ModelDamaged``."""
+    path, what = folder / NOTE, "the note beside exported weights"
+    if not path.exists():
+        return None
+    note = Fields.of(read_json(path, what, error=damaged_model), path, what, error=damaged_model)
+    return note.choice("face_channel_order", ("bgr", "rgb"))
 
 
 class _Search:

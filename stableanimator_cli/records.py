@@ -100,7 +100,8 @@ class ModelFolder:
 
     ``files`` maps a role (``unet``, ``pose_net``, ``face_encoder``, ``vae``, ``image_encoder``, ``face`` ...) to its
     weight file or folder; ``configs`` maps a role to its JSON config. ``defaults`` are the settings the model does best
-    with. ``digests`` maps a role to the sha256 recorded for its file, where one is known.
+    with. ``digests`` maps a role to the sha256 recorded for its file, where one is known. ``warnings`` are sentences
+    that a user of the model should read.
     """
 
     name: str
@@ -111,3 +112,4 @@ class ModelFolder:
     licence: str
     face_channel_order: ChannelOrder
     digests: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()

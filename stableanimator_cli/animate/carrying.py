@@ -43,6 +43,8 @@ def carry_out(
     """What ``run`` says, of settings that ``settings.checked`` has seen. ``ranks`` are there already, or as many as
     ``--gpus`` are started."""
     talk, size = talk or Silent(), size_of(config)
+    for warning in model.warnings:
+        talk.warn(warning)
     with_face = uses_face(config, model)
     device = DevicePlan.of(config.device)
     config, chosen = fitting.chosen(config, model, device, talk)

@@ -219,7 +219,7 @@ def read_state(folder: Path) -> State:
 
 
 def trained_names(folder: Path) -> list[str]:
-    """Parameters that a checkpoint's training has changed, by their names in the trained module. Raises ``BadInput``."""
+    """Parameters that training has changed up to a checkpoint, by their names in the trained module."""
     path = folder / STATE / "weights.safetensors"
     try:
         with safe_open(path, framework="pt") as file:

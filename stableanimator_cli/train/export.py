@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stableanimator_cli import catalogue, catalogue_schema
+from stableanimator_cli import catalogue, catalogue_layouts, catalogue_schema
 from stableanimator_cli.engine.training import exported_names
 from stableanimator_cli.engine.weights import read_tensors
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import visible_files, write_refused
+from stableanimator_cli.files import MARK, visible_files, write_refused
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import checkpoint
 from stableanimator_cli.train.base import model_toml, plain_name
@@ -78,6 +78,8 @@ def _read(source: Path, model: ModelFolder, role: str, weights: str | None) -> d
 def _write_upstream(source: Path, model: ModelFolder, weights: str | None, folder: Path) -> None:
     for role in TRAINED:
         torch.save(_read(source, model, role, weights), folder / f"{role}.pth")
+    note = {"written_by": f"{MARK}: sa train --export upstream", "face_channel_order": model.face_channel_order}
+    (folder / catalogue_layouts.NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_model(source: Path, model: ModelFolder, weights: str | None, folder: Path) -> None:

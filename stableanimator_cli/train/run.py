@@ -31,6 +31,7 @@ from stableanimator_cli.train.dataset import Dataset, check_faces, open_dataset,
 from stableanimator_cli.train.export import export as write_export
 from stableanimator_cli.train.loop import Hooks, Loop, Place
 from stableanimator_cli.train.plan import TrainPlan, fitted
+from stableanimator_cli.train.processes import open_accelerator
 from stableanimator_cli.train.report import ExportReport, TrainReport
 from stableanimator_cli.train.stages import TrainingStage, settings_of
 from stableanimator_cli.train.tracking import Metrics, read_metrics
@@ -86,7 +87,7 @@ def _run(
     _check_sharding(config, world_here(), run_folder=resumed)
     if plan_only:
         return _plan(config, fresh=resumed is None, talk=talk) if rank_here() == 0 else None
-    accelerator = _accelerator(config)
+    accelerator = open_accelerator(config)
     if not accelerator.is_main_process:
         _train(config, accelerator, Silent(), fresh=resumed is None)
         return None
@@ -129,6 +130,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
     run_folder, main = config.output, accelerator.is_main_process
     named = config.model or catalogue.default_model(NETWORKS)
     needs, model = _base(config, named, accelerator)
+    for warning in model.warnings:
+        talk.warn(warning)
     if fresh:
         config = _settled(config, named, model)
     _check_ranks(config, accelerator.num_processes)
@@ -282,29 +285,6 @@ def training_table(config: TrainConfig, stage: StageConfig, place: Place) -> dic
         "face": ablation.face,
         "ema": config.optimizer.ema,
     }
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    """One process, or one of those that torchrun started (DDP)."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
-
-    device = DevicePlan.of(DeviceConfig(device=config.device)).device
-    trackers = None
-    if config.track == "tensorboard":
-        from accelerate.tracking import is_tensorboard_available
-
-        if not is_tensorboard_available():
-            hint = "pip install tensorboard, or leave --track out: curves.png and metrics.jsonl are always there"
-            raise ConfigError("--track", "tensorboard", "a package that is installed", hint=hint)
-        trackers = "tensorboard"
-    return Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="no",  # the engine casts
-        log_with=trackers,
-        project_dir=str(config.output),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
 
 
 def _base(config: TrainConfig, named: str, accelerator: Accelerator) -> tuple[str, ModelFolder]:

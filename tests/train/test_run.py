@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError
+from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, ModelDamaged
 from stableanimator_cli.files import exclusive_lock
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.records import NETWORKS
@@ -182,7 +182,19 @@ def test_a_loss_that_is_not_finite_names_the_batch(data, tiny_model, tmp_path, m
 
 def test_an_export_is_upstreams_files_or_a_folder_that_needs_no_other(whole, tmp_path):
     run.run(flags={"output": tmp_path / "up"}, resumed=whole, export="upstream")
-    assert sorted(path.name for path in (tmp_path / "up").iterdir()) == ["face_encoder.pth", "pose_net.pth", "unet.pth"]
+    files = ["face_encoder.pth", "pose_net.pth", "stableanimator-cli.json", "unet.pth"]
+    assert sorted(path.name for path in (tmp_path / "up").iterdir()) == files
+    assert catalogue.open_model(whole / "model").face_channel_order == "bgr"
+    exported = catalogue.open_model(tmp_path / "up")
+    assert (exported.face_channel_order, exported.warnings) == ("bgr", ())
+    (tmp_path / "up" / "stableanimator-cli.json").unlink()
+    bare = catalogue.open_model(tmp_path / "up")
+    assert bare.face_channel_order == "rgb"
+    assert len(bare.warnings) == 1
+    assert "rgb is used" in bare.warnings[0]
+    (tmp_path / "up" / "stableanimator-cli.json").write_text('{"face_channel_order": "gbr"}')
+    with pytest.raises(ModelDamaged, match="face_channel_order"):
+        catalogue.open_model(tmp_path / "up")
     ours = load_file(whole / "model" / "unet.safetensors")
     theirs = torch.load(tmp_path / "up" / "unet.pth", weights_only=True)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -1,0 +1,68 @@
+"""Which device a training runs on, and how long its processes wait for one another: recorded calls, without a GPU."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from accelerate.utils import InitProcessGroupKwargs
+
+from stableanimator_cli.config_train import TrainConfig
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.train import processes
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    calls: dict[str, Any] = {}
+
+    class Recorder:
+        def __init__(self, **given: Any) -> None:
+            calls.update(given)
+            self.state = SimpleNamespace(device=torch.device("cuda:0"))  # as accelerate chooses
+
+        @property
+        def device(self) -> torch.device:
+            return self.state.device
+
+    def plan(config: Any) -> Any:
+        return SimpleNamespace(device=torch.device(config.device))
+
+    monkeypatch.setattr(accelerate, "Accelerator", Recorder)
+    monkeypatch.setattr(DevicePlan, "of", plan)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.update(set_device=device))
+    return calls
+
+
+def config(device: str) -> TrainConfig:
+    return TrainConfig(dataset=(Path("clips"),), output=Path("run"), device=device)
+
+
+def test_the_gpu_that_was_named_is_trained_on(recorded):
+    accelerator = processes.open_accelerator(config("cuda:1"))
+    assert accelerator.device == torch.device("cuda:1")
+    assert recorded["set_device"] == torch.device("cuda:1")
+    assert recorded["cpu"] is False
+
+
+def test_processes_wait_longer_for_one_another_than_nccl_does_by_itself(recorded):
+    processes.open_accelerator(config("cpu"))
+    (group,) = [one for one in recorded["kwargs_handlers"] if isinstance(one, InitProcessGroupKwargs)]
+    assert group.timeout is not None
+    assert group.timeout >= timedelta(hours=12)
+    assert "set_device" not in recorded
+
+
+def test_several_processes_do_not_share_one_gpu(recorded, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"--device: found 'cuda:1', expected a device without a number"):
+        processes.open_accelerator(config("cuda:1"))
+    accelerator = processes.open_accelerator(config("cuda"))
+    assert accelerator.device == torch.device("cuda:0")  # accelerate's own choice: by LOCAL_RANK

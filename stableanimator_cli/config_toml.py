@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from stableanimator_cli import readers
 from stableanimator_cli.errors import ConfigError, did_you_mean
 
 C = TypeVar("C")
@@ -95,14 +95,7 @@ def resolve(
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises :class:`ConfigError` (exit 2) where it is missing or not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError("--config", str(path), f"a TOML file that can be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("--config", str(path), "a TOML file in UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}", str(error), "valid TOML") from error
+    return readers.read_toml(path, "a config", error=ConfigError.because)
 
 
 def refuse_unknown_keys(cls: type, mapping: Mapping[str, Any], source: Path | str) -> None:

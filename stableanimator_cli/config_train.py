@@ -16,7 +16,7 @@ from typing import Any, Literal
 from stableanimator_cli.config import Size, dump_size, parse_bytes, parse_size
 from stableanimator_cli.config_preprocess import parse_inputs
 from stableanimator_cli.config_toml import from_mapping, option, read_toml, refuse_bad_choices, refuse_unless
-from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.errors import ConfigError, cut
 
 Train = Literal["attentions", "all", "adapters", "pose+face", "lora"]
 Schedule = Literal["constant", "cosine"]
@@ -346,10 +346,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{dotted}.")
         elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-            for index, (left, right) in enumerate(zip(old, new, strict=True)):
+            for index, pair in enumerate(zip(old, new, strict=True)):
+                left, right = (item if isinstance(item, Mapping) else {"": item} for item in pair)
                 found += differences(left, right, f"{dotted}[{index}].")
         else:
-            found.append(f"{dotted}: was {old!r}, now {new!r}")
+            found.append(f"{dotted}: was {cut(repr(old))}, now {cut(repr(new))}")
     return found
 
 

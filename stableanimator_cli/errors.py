@@ -94,6 +94,14 @@ class ConfigError(SaError):
         super().__init__(f"{cut(option)}: found {shown}, expected {expected}", hint=hint)
         self.option = option
 
+    @classmethod
+    def because(cls, option: Path | str, problem: str, *, hint: str | None = None) -> ConfigError:
+        """An error whose ``problem`` is a clause of its own: ``run.toml: it is empty``."""
+        error = cls(str(option), None, "", hint=hint)
+        error.message = plain(f"{cut(str(option))}: {problem}")
+        error.args = (error.message,)
+        return error
+
 
 class BadUsage(SaError):
     """A command line that does not parse: an unknown option, a value out of its range, a word too many."""

@@ -4,7 +4,7 @@ Every reader checks before it parses: a regular file, its length, UTF-8, the dep
 and whether an array is as long as its header claims. Nothing is unpickled and nothing is evaluated. What is wrong with
 a file is one error that names it: ``BadInput``, or what the caller's ``error`` makes (:func:`damaged_model` for files
 of a model).
-NumPy is imported by the readers of arrays alone, so that completion and ``--help`` stay quick.
+NumPy and zipfile are imported by the readers of arrays alone, so that completion and ``--help`` stay quick.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ import math
 import os
 import re
 import stat
-import struct
 import tomllib
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -26,6 +23,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 from .errors import BadInput, ModelDamaged, SaError
 
 if TYPE_CHECKING:
+    import zipfile
+
     import numpy as np
 
 RECORD_BYTES = 2**26
@@ -75,7 +74,10 @@ def read_text(
     path: Path, what: str, *, limit: int = RECORD_BYTES, error: ErrorFactory = BadInput.because, hint: str | None = None
 ) -> str:
     """The text of a file in UTF-8, a byte order mark removed."""
-    content = read_bytes(path, what, limit=limit, error=error, hint=hint)
+    return _decoded(read_bytes(path, what, limit=limit, error=error, hint=hint), path, what, error, hint)
+
+
+def _decoded(content: bytes, path: Path, what: str, error: ErrorFactory, hint: str | None) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as reason:
@@ -139,22 +141,23 @@ def read_json_lines(
     error: ErrorFactory = BadInput.because,
     hint: str | None = None,
 ) -> Iterator[tuple[int, Any]]:
-    """Number, from 1, and value of each line that is not empty. With ``cut`` the first line that is no JSON ends the
-    file: a kill may have cut it in two."""
-    text = read_text(path, what, limit=limit, error=error, hint=hint)
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+    """Number, from 1, and value of each line that is not empty. With ``cut`` a last line that is no JSON is left out: a
+    kill may have cut it in two, within a character too."""
+    with _opened(path, what, limit, error, hint, empty=True) as (stream, _):
+        content = stream.read(limit)
+    *whole, last = content.removesuffix(b"\n").split(b"\n")
+    for number, raw in enumerate([*whole, last], start=1):
+        if not raw.strip():
             continue
 
         def at(path: Path | str, problem: str, *, hint: str | None = None, number: int = number) -> SaError:
             return error(path, f"line {number}: {problem}", hint=hint)
 
         try:
-            yield number, parse_json(line, path, what, nan=nan, error=at, hint=hint)
+            yield number, parse_json(_decoded(raw, path, what, at, hint), path, what, nan=nan, error=at, hint=hint)
         except SaError:
-            if not cut:
+            if not cut or number <= len(whole):
                 raise
-            return
 
 
 def read_toml(
@@ -221,6 +224,10 @@ def read_npz(
     hint: str | None = None,
 ) -> dict[str, np.ndarray]:
     """The arrays of an npz file by name, all of them together within ``limit`` bytes."""
+    import struct
+    import zipfile
+    import zlib
+
     with _opened(path, what, None, error, hint) as (stream, _):
         try:
             with zipfile.ZipFile(stream) as archive:
@@ -248,7 +255,7 @@ class _Refused(ValueError):
 
 @contextlib.contextmanager
 def _opened(
-    path: Path, what: str, limit: int | None, error: ErrorFactory, hint: str | None
+    path: Path, what: str, limit: int | None, error: ErrorFactory, hint: str | None, *, empty: bool = False
 ) -> Iterator[tuple[IO[bytes], int]]:
     """A regular file and its length. What it is is asked before it is opened: opening a pipe would wait for ever."""
     try:
@@ -262,7 +269,7 @@ def _opened(
         raise error(path, f"it is {kind}, where {what} is needed", hint=hint)
     with stream:
         length = os.fstat(stream.fileno()).st_size
-        if length == 0:
+        if length == 0 and not empty:
             raise error(path, f"it is empty, where {what} is needed", hint=hint)
         if limit is not None and length > limit:
             raise error(path, f"it has {length} bytes, which is too long for {what}", hint=hint)
@@ -270,7 +277,7 @@ def _opened(
 
 
 def _first_line(reason: BaseException) -> str:
-    text = (reason.strerror or "") if isinstance(reason, OSError) else str(reason)
+    text = (reason.strerror or "").lower() if isinstance(reason, OSError) else str(reason)
     return (text.strip().splitlines() or [type(reason).__name__])[0]
 
 
@@ -332,7 +339,7 @@ def _array(stream: IO[bytes], length: int, limit: int, *, exact: bool = False) -
 
     start = stream.read(8)
     if start[:6] != b"\x93NUMPY" or len(start) < 8:
-        raise _Refused("no NumPy array")
+        raise _Refused("an archive of arrays (npz)" if start[:2] == b"PK" else "no NumPy array")
     size = {1: 2, 2: 4, 3: 4}.get(start[6], 0)
     field = stream.read(size)
     if size == 0 or len(field) < size:

@@ -198,7 +198,7 @@ BAD_ARRAYS = {
     "deep header": (header("(" * 9000), "without a plain type and shape"),
     "long header": (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}", "a header that claims 4294967295 bytes"),
     "version": (b"\x93NUMPY\x09\x00\x10\x00", "a NumPy array of version 9"),
-    "magic": (b"PK\x03\x04 something else", "no NumPy array"),
+    "magic": (b"PK\x03\x04 something else", "an archive of arrays"),
     "cut": (npy(np.zeros(100, np.float32))[:-1], "needs 400 bytes and 399 are there"),
     "cut in the header": (npy(np.zeros(4, np.float32))[:40], "a header that claims 118 bytes"),
     "magic alone": (b"\x93NUMPY", "no NumPy array"),

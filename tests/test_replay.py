@@ -141,10 +141,18 @@ def test_another_machine_is_said_and_tried(place: Path, monkeypatch: pytest.Monk
     assert any("not the machine of then" in warning for warning in talk.warnings)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"a": 2}'])
-def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "it is not the record of a run of sa animate: broken JSON at line 1, column 2"),
+        ("[]", "it is an empty list, where the record of a run of sa animate is an object"),
+        ('{"format": 1}', "config is missing, expected an object"),
+        ('{"a": 2}', "found a record of format None, expected format 1"),
+    ],
+)
+def test_what_is_no_record_is_refused(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "out.json").write_text(text)
-    with pytest.raises(BadInput, match=r"out\.json: found something else"):
+    with pytest.raises(BadInput, match=rf"out\.json: {says}"):
         replay(tmp_path / "out.mp4")
     with pytest.raises(BadInput, match=r"other\.mp4: found no such file, expected a video that sa animate made"):
         replay(tmp_path / "other.mp4")
@@ -168,7 +176,7 @@ def test_what_is_no_record_is_refused(tmp_path: Path, text: str) -> None:
 )
 def test_a_record_that_was_edited_out_of_shape_is_refused(place: Path, edit: dict[str, Any]) -> None:
     change(place / "out.json", **edit)
-    with pytest.raises(BadInput, match=r"out\.json: found something else"):
+    with pytest.raises(BadInput, match=r"out\.json: (inputs|config|model|output)\S* is .*, expected an? (object|text)"):
         replay(place / "out.mp4")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
@@ -20,6 +19,8 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, CheckFailed
 from stableanimator_cli.files import require_file, sha256_of
 from stableanimator_cli.media import open_clip
+from stableanimator_cli.readers import read_json
+from stableanimator_cli.readers_fields import Fields, shown
 from stableanimator_cli.records import NETWORKS, ModelFolder
 from stableanimator_cli.talk import Silent, Talk
 
@@ -130,27 +131,28 @@ def _read(video: Path) -> tuple[Path, dict[str, Any]]:
         hint = f"the two go together: copy {file.name} to it, or name another video"
         raise BadInput(video, "no record beside it", f"{file.name}, which sa animate writes with a video", hint=hint)
     require_file(file, "the record of a run of sa animate, beside its video")
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        is_record = "format" in told and _is_whole(told)
-    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or JSON of another shape
-        is_record = False
-    if not is_record:
-        raise BadInput(file, "something else", "the record of a run of sa animate", hint="name the video that it made")
-    if told["format"] != record.FORMAT:
-        raise BadInput(file, f"a record of format {told['format']}", f"format {record.FORMAT}", hint="update sa")
-    return file, told
+    what, hint = "the record of a run of sa animate", "name the video that it made"
+    fields = Fields.of(read_json(file, what, nan=True, hint=hint), file, what, hint=hint)
+    if fields.table.get("format") != record.FORMAT:
+        found = f"a record of format {shown(fields.table.get('format'))}"
+        raise BadInput(file, found, f"format {record.FORMAT}", hint="update sa")
+    _check_record(fields)
+    return file, dict(fields.table)
 
 
-def _is_whole(told: dict[str, Any]) -> bool:
-    """Whether a record, edited perhaps, has what a replay reads. ``KeyError``, ``TypeError`` or ``AttributeError``
-    where it has another shape altogether."""
-    files = [*told["inputs"].values(), told["output"], told["model"]]
-    return (
-        isinstance(told["config"], dict)
-        and all({"path", "sha256"} <= file.keys() for file in files)
-        and isinstance(told["model"]["sha256"], dict)
-    )
+def _check_record(fields: Fields) -> None:
+    """``BadInput`` where a record, edited perhaps, lacks what a replay reads."""
+    fields.fields("config")
+    inputs = fields.fields("inputs")
+    for one in (*(inputs.fields(name) for name in inputs.table), fields.fields("output")):
+        one.text("path")
+        one.sha256("sha256")
+    model = fields.fields("model")
+    model.text("path")
+    weights = model.fields("sha256")
+    for role in weights.table:
+        weights.sha256(role)
+    fields.fields("versions", default={})
 
 
 def _changed(config: AnimateConfig, model: ModelFolder, told: Mapping[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ from stableanimator_cli.diffusion.face_optimization import Refined, Target
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.files import atomic_write
+from stableanimator_cli.readers import parse_json
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
 
@@ -137,10 +138,13 @@ class Keeper:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
             if about.get("format") != FORMAT:
                 raise self._refusal([f"format {about.get('format')} (now {FORMAT})"], "")
-            told = json.loads(about["state"])
+            told = parse_json(about["state"], self.path, "the state of a run", nan=True)
             saved = _unpacked(tensors, told)
             then = dict(told["facts"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        except ConfigError:
+            raise
+        # read again by the same code that wrote it; whatever damage makes that stumble, the run starts over
+        except (OSError, SaError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
             self._talk.warn(f"{self.path}: not readable as the state of a run; it starts anew")
             return None
         # what is cheap to compare first, so that gigabytes are not read before a changed seed is said

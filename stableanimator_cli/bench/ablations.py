@@ -28,6 +28,8 @@ from stableanimator_cli.catalogue_schema import FILE_NAME
 from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, SaError
 from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.puppets.train_detectors import guarded
+from stableanimator_cli.readers import read_json
+from stableanimator_cli.readers_fields import Fields
 
 VARIANTS: Mapping[str, Mapping[str, str]] = {
     "ours": {},
@@ -142,12 +144,8 @@ def _claim(plan: Plan) -> None:
     path, settings = plan.work / _NOTE, plan.settings()
     begun = any(plan.work.glob("runs/*/config.toml")) or any(plan.work.glob(f"{FOLDER}/*/{FILE_NAME}"))
     if begun and path.is_file():
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = None
-        if not isinstance(known, dict):
-            raise BadInput(path, "no JSON object", "the settings of the variants", hint="choose another WORK")
+        what, hint = "the settings of the variants", "choose another WORK"
+        known = Fields.of(read_json(path, what, hint=hint), path, what, hint=hint).table
         other = [key for key in settings if known.get(key) != settings[key]]
         if other:
             raise BadInput(

@@ -19,6 +19,7 @@ from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, CheckFailed
 from stableanimator_cli.files import atomic_write, require_file
+from stableanimator_cli.readers import read_json
 
 BASELINE = Path(__file__).with_name("baseline.json")
 LARGE, FRAMES, CHUNK, FACE = (576, 1024), 16, 4, 128
@@ -56,10 +57,7 @@ def counters(tick: Callable[[], object] = lambda: None) -> Counters:
 def read(path: Path) -> Counters:
     """A recorded list. ``BadInput`` where it is none."""
     expected = "counters by name, as `sa bench gate --accept` writes them"
-    try:
-        data = json.loads(require_file(path, expected).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(path, f"no JSON ({error})", expected) from error
+    data = read_json(require_file(path, expected), expected)
     if not isinstance(data, dict) or not all(isinstance(value, int) for value in data.values()):
         raise BadInput(path, "other things than whole numbers by name", expected)
     return data

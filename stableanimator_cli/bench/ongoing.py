@@ -3,7 +3,6 @@ share."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli.errors import BadInput, SaError
+from stableanimator_cli.readers import read_json_lines
 
 
 def read_rows(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -24,13 +24,8 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
     if lines and not lines[-1].endswith(b"\n"):
         lines = lines[:-1]
         path.write_bytes(b"".join(lines))
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            expected = "rows as this measurement writes them"
-            raise BadInput(path, f"line {number} is no JSON ({error})", expected, hint="name another folder") from error
+    what, hint = "rows as this measurement writes them", "name another folder"
+    rows = [row for _, row in read_json_lines(path, what, nan=True, hint=hint)]
     if rows and rows[0] != header:
         found = rows[0] if isinstance(rows[0], dict) else {}
         changed = ", ".join(name for name in header if found.get(name) != header[name])

@@ -6,7 +6,7 @@ and ``source`` (with the video's own suffix) is the video or a link to it. Numpy
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,7 +17,9 @@ import numpy as np
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import open_clip, resample, take
-from stableanimator_cli.motion.interchange import load_motion, read_arrays, write_arrays
+from stableanimator_cli.motion.interchange import FARTHEST, LONGEST_SIDE, load_motion, read_arrays, write_arrays
+from stableanimator_cli.readers import read_json
+from stableanimator_cli.readers_fields import Fields, shown
 from stableanimator_cli.records import ChannelOrder, Clip, Face, Motion
 
 FORMAT = 1
@@ -86,19 +88,29 @@ def load_faces(path: Path) -> FaceTable:
     """Read ``faces.npz``. ``BadInput`` where it is missing, damaged, of another version or of other shapes."""
     arrays = read_arrays(path, "a file of faces (.npz)")
     version = arrays.get("version")
-    if version is None or version.shape != () or int(version) != FORMAT:
+    if version is None or version.shape != () or version.dtype.kind not in "iu" or int(version) != FORMAT:
         found = "no version" if version is None else f"version {version.tolist()}"
         raise BadInput(path, found, f"version {FORMAT} of a file of faces", hint=_AGAIN)
     missing = [name for name in (*_SHAPES, "channel_order") if name not in arrays]
     if missing:
         raise BadInput(path, f"no array {missing[0]!r}", f"the arrays {', '.join(_SHAPES)}", hint=_AGAIN)
+    for name in _SHAPES:
+        if arrays[name].dtype.kind not in ("iu" if name in ("frame", "person") else "f"):
+            kind = "whole numbers" if name in ("frame", "person") else "floats"
+            raise BadInput(path, f"{name} of type {arrays[name].dtype}", kind, hint=_AGAIN)
     order = str(arrays["channel_order"])
     if order not in get_args(ChannelOrder):
         raise BadInput(path, f"channel_order {order!r}", "'bgr' or 'rgb'", hint=_AGAIN)
     try:
-        return FaceTable(channel_order=order, **{name: arrays[name] for name in _SHAPES})  # type: ignore[arg-type]
-    except ValueError as error:
+        faces = FaceTable(channel_order=order, **{name: arrays[name] for name in _SHAPES})  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:  # an array without axes has no length
         raise BadInput(path, str(error), "one row a face in every array", hint=_AGAIN) from None
+    numbers = (faces.boxes, faces.landmarks, faces.scores)
+    if not all((np.abs(array) <= FARTHEST).all() for array in numbers) or np.isinf(faces.embeddings).any():
+        raise BadInput(path, "numbers that are not finite", "finite numbers within the frame", hint=_AGAIN)
+    if (faces.frame < 0).any() or (faces.person < -1).any():
+        raise BadInput(path, "a negative number of a frame or a person", "0 or more, -1 for nobody", hint=_AGAIN)
+    return faces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,19 +179,51 @@ def cut(clip: Clip, frames: tuple[int | None, int | None], fps: str | Fraction |
 def open_folder(path: Path) -> ClipFolder:
     """The clip in a folder. ``BadInput`` where there is none or its record is not ours."""
     file = path / RECORD
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(path, f"no {RECORD}", "a clip folder", hint="name a folder that `sa preprocess` wrote") from None
-    except (OSError, ValueError) as error:
-        raise BadInput(file, f"no JSON ({error})", "the record of a clip", hint=_AGAIN) from None
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        found = record.get("format") if isinstance(record, dict) else type(record).__name__
-        raise BadInput(file, f"format {found}", f"format {FORMAT}", hint=_AGAIN)
-    missing = [key for key in ("name", "frames", "size", "source", "options", "key") if key not in record]
-    if missing:
-        raise BadInput(file, f"no {missing[0]!r}", "the record of a clip", hint=_AGAIN)
-    return ClipFolder(path=path, record=record)
+    if not file.exists():
+        raise BadInput(path, f"no {RECORD}", "a clip folder", hint="name a folder that `sa preprocess` wrote")
+    what = "the record of a clip"
+    fields = Fields.of(read_json(file, what, hint=_AGAIN), file, what, hint=_AGAIN)
+    if fields.table.get("format") != FORMAT:
+        raise BadInput(file, f"format {shown(fields.table.get('format'))}", f"format {FORMAT}", hint=_AGAIN)
+    _check_record(fields)
+    return ClipFolder(path=path, record=fields.table)
+
+
+def _check_record(fields: Fields) -> None:
+    """``BadInput`` where something that a clip's record holds is missing, of another type or beyond its range."""
+    fields.text("name", empty=False)
+    fields.text("key", empty=False)
+    fields.whole("frames", 1, 10**8)
+    fields.size("size", longest=LONGEST_SIDE)
+    _check_rate(fields, "fps")
+    source = fields.fields("source")
+    source.text("path", empty=False)
+    source.sha256("sha256", default=None)
+    options = fields.fields("options")
+    _check_rate(options, "fps")
+    if "frames" in options:
+        bounds = options.values("frames", (int, type(None)), 2)
+        if not all(bound is None or abs(bound) <= 10**9 for bound in bounds):
+            options.fail("frames", "[first, last], each a number of a frame or null")
+    fields.flag("audio", default=False)
+    fields.fields("people", default={}).values("kept", int, default=[])
+    for finding in fields.rows("findings", default=[]):
+        finding.text("code")
+    quality = fields.fields("quality", default={})
+    for key, value in quality.table.items():
+        inner = quality.fields(key) if isinstance(value, dict) else quality
+        for name in inner.table if inner is not quality else (key,):
+            inner.number(name, default=None)
+    repairs = fields.fields("repairs", default={})
+    for key in ("frames", "points"):
+        repairs.whole(key, default=0)
+
+
+def _check_rate(fields: Fields, key: str) -> None:
+    """A rate is null or a fraction as text."""
+    text = fields.text(key, default=None)
+    if text is not None and not re.fullmatch(r"[1-9][0-9]{0,9}(/[1-9][0-9]{0,9})?", text):
+        fields.fail(key, "frames a second, as '30' or '30000/1001'")
 
 
 def find_folders(root: Path) -> list[Path]:

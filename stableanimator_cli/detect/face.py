@@ -24,6 +24,8 @@ from skimage.transform import SimilarityTransform
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.frames import checked, thicken
 from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged, ModelMissing
+from stableanimator_cli.files import require_file
+from stableanimator_cli.readers import read_npy
 from stableanimator_cli.records import ChannelOrder, Face
 
 DETECTION_SIZE = (640, 640)
@@ -172,17 +174,7 @@ def load_embedding(path: Path | str) -> np.ndarray:
     """
     path, expected = Path(path), f"one float vector of {WIDTH} numbers (.npy)"
     hint = "write it with: numpy.save(path, embedding.astype('float32'))"
-    try:
-        with path.open("rb") as file:
-            array = np.load(file, allow_pickle=False)
-            if not isinstance(array, np.ndarray):  # an .npz archive
-                array.close()
-                raise BadInput(path, "an archive of arrays", expected, hint=hint)
-    except OSError as error:
-        found = (error.strerror or "a file that does not read").lower()
-        raise BadInput(path, found, expected, hint=hint) from error
-    except (ValueError, EOFError) as error:
-        raise BadInput(path, "no plain NumPy array", expected, hint=hint) from error
+    array = read_npy(require_file(path, expected), expected, limit=2**16, hint=hint)
     if array.shape not in ((WIDTH,), (1, WIDTH)):
         raise BadInput(path, f"shape {array.shape}", expected, hint=hint)
     if not np.issubdtype(array.dtype, np.floating):

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli.catalogue_fetch import digest
-from stableanimator_cli.errors import BatchFailed, Interrupted, SaError
+from stableanimator_cli.errors import BadInput, BatchFailed, Interrupted, SaError
 from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.cases import Case
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
 from stableanimator_cli.files import sha256_of
+from stableanimator_cli.readers import read_json
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
 
@@ -94,7 +95,7 @@ class Animator:
 
 def _is_done(video: Path, note: Path, asked: Mapping[str, Any]) -> bool:
     try:
-        told = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        told = read_json(note, "how a video was animated")
+    except BadInput:
         return False
     return video.is_file() and told == {**asked, "video": sha256_of(video)}

@@ -19,12 +19,14 @@ import cv2
 import numpy as np
 
 from stableanimator_cli.detect.face import FaceReader, onto_template
+from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
 from stableanimator_cli.motion.interchange import UNTIMED_FPS
+from stableanimator_cli.readers import read_json
 from stableanimator_cli.talk import Talk
 
 CENTRE, HALF = (56.0, 68.0), (36.0, 42.0)  # of the oval on ArcFace's template: from the brows to the chin
@@ -97,8 +99,8 @@ def _one(pair: Pair, video: Path, reader: FaceReader, talk: Talk) -> Path:
 
 def _is_done(video: Path, note: Path, asked: Mapping[str, Any]) -> bool:
     try:
-        told = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        told = read_json(note, "how a video was pasted")
+    except BadInput:
         return False
     return video.is_file() and told == {**asked, "pasted": sha256_of(video)}
 

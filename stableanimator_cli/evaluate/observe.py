@@ -192,7 +192,11 @@ def _remembered(place: Path) -> Observed | None:
         return None
     try:
         arrays = read_arrays(place, "what was seen of a video (.npz)")
-    except BadInput:  # damaged: seen anew
+    except BadInput:  # damaged: the video is looked at again
+        return None
+    count = len(np.atleast_1d(arrays.get("own", 0)))
+    shapes = {"own": (count, WIDTH), "judge": (count, WIDTH), "points": (count, _POINTS, 3), "size": (2,)}
+    if any(name not in arrays or arrays[name].shape != shape for name, shape in shapes.items()):
         return None
     width, height = (int(side) for side in arrays["size"])
     return Observed(own=arrays["own"], judge=arrays["judge"], points=arrays["points"], size=(width, height))

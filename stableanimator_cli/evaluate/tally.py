@@ -15,6 +15,8 @@ from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.evaluate.study import FORMAT, KEY, QUESTIONS
 from stableanimator_cli.evaluate.tables import PUBLISHED, TABLE6
 from stableanimator_cli.metrics.bootstrap import share
+from stableanimator_cli.readers import read_json
+from stableanimator_cli.readers_fields import Fields, shown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ def tally(config: EvaluateConfig) -> Tally:
         own = _key(file, config.inputs)
         key = key or own
         if told.get("study") != key["study"] or told.get("format") != FORMAT:
-            raise BadInput(file, f"answers of study {told.get('study')}", f"of study {key['study']}")
+            raise BadInput(file, f"answers of study {shown(told.get('study'))}", f"of study {key['study']}")
         same = json.dumps(told.get("answers"), sort_keys=True)
         if same in seen:
             raise BadInput(file, f"the same answers as in {seen[same].name}", "each person once")
@@ -102,12 +104,10 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(file, f"no JSON ({error})", "answers as the page saves them") from None
+    what = "answers as the page saves them"
+    told = read_json(file, what)
     if not isinstance(told, dict) or not isinstance(told.get("answers"), list):
-        raise BadInput(file, "no list of answers", "answers as the page saves them")
+        raise BadInput(file, "no list of answers", what)
     return told
 
 
@@ -121,13 +121,12 @@ def _key(file: Path, inputs: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _checked_key(place: Path) -> dict[str, Any]:
-    try:
-        key = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(place, f"no JSON ({error})", "a study's key") from None
-    if not isinstance(key, dict) or any(name not in key for name in ("study", "ours", "systems", "cases")):
-        raise BadInput(place, "no key of a study", "study, ours, systems and cases")
-    return key
+    key = Fields.of(read_json(place, "a study's key"), place, "a study's key")
+    key.text("study")
+    key.text("ours")
+    key.values("systems", str)
+    key.rows("cases")
+    return dict(key.table)
 
 
 def _counted(file: Path, number: int, answer: Any, key: Mapping[str, Any]) -> tuple[str, dict[str, bool]]:
@@ -137,11 +136,13 @@ def _counted(file: Path, number: int, answer: Any, key: Mapping[str, Any]) -> tu
     if not isinstance(answer, dict) or not isinstance(answer.get("preferred"), dict):
         raise BadInput(file, f"answer {number} without preferences", expected)
     sides = [answer.get("left"), answer.get("right")]
-    known = all(isinstance(side, int) and 0 <= side < len(systems) for side in sides)
+    known = all(type(side) is int and 0 <= side < len(systems) for side in sides)
     if not known or sides.count(0) != 1:
-        raise BadInput(file, f"answer {number} between {sides[0]} and {sides[1]}", "ours (0) against another")
+        raise BadInput(
+            file, f"answer {number} between {shown(sides[0])} and {shown(sides[1])}", "ours (0) against another"
+        )
     rival = next(side for side in sides if side != 0)
     preferred = answer["preferred"]
-    if set(preferred) != set(QUESTIONS) or any(value not in sides for value in preferred.values()):
+    if set(preferred) != set(QUESTIONS) or not all(type(one) is int and one in sides for one in preferred.values()):
         raise BadInput(file, f"answer {number} of {', '.join(map(str, preferred)) or 'nothing'}", expected)
     return str(systems[rival]), {name: preferred[name] == 0 for name in QUESTIONS}

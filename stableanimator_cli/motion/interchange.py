@@ -5,8 +5,6 @@ OpenPose JSON has a room of its own, ``openpose.py``.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -17,12 +15,19 @@ import numpy as np
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import MARK, atomic_write, translate_os_errors
 from stableanimator_cli.motion.keypoints import BODY, COUNT, FACE, LEFT_HAND, RIGHT_HAND, THRESHOLD
+from stableanimator_cli.readers import read_npz
 from stableanimator_cli.records import Motion
 
 VERSION = 1
 UNTIMED_FPS = Fraction(30)
 """Frames a second of what has no clock: folders of pictures, JSON, a single frame."""
 
+FARTHEST = 2**20
+"""No point is farther away: pixels."""
+LONGEST_SIDE = 2**14
+"""of a frame, in pixels."""
+_LONGEST = 10**7  # seconds of a motion
+_LONGEST_FRAME = 60  # seconds from one frame to the next: resampled, each becomes a frame an instant
 _NEEDED = {  # name: (axes as they are called in messages, kinds of numbers)
     "keypoints": (("t", "p", COUNT, 3), "f"),
     "present": (("t", "p"), "b"),
@@ -84,15 +89,18 @@ def load_motion(path: Path | str) -> Motion:
             raise BadInput(path, f"no array {name!r}", f"the arrays {', '.join(_NEEDED)}", hint=again)
         _check_shape(path, name, arrays[name], shape, kinds, axes)
     size = int(arrays["size"][0]), int(arrays["size"][1])
-    if min(size) < 1:
-        raise BadInput(path, f"size {size[0]}x{size[1]}", "a width and a height of 1 pixel or more", hint=again)
-    keypoints = arrays["keypoints"].astype(np.float32, copy=False)
-    _check_finite(path, keypoints, arrays["present"])
+    if not 1 <= min(size) <= max(size) <= LONGEST_SIDE:
+        expected = f"a width and a height of 1 to {LONGEST_SIDE} pixels"
+        raise BadInput(path, f"size {size[0]}x{size[1]}", expected, hint=again)
+    boxes = arrays["face_boxes"]
+    check_points(path, arrays["keypoints"], arrays["present"])
+    if np.isinf(boxes).any() or (np.abs(boxes) > FARTHEST).any():
+        raise BadInput(path, "a face box far outside the frame", f"boxes within {FARTHEST} pixels, or NaN", hint=again)
     return Motion(
-        keypoints=keypoints,
+        keypoints=arrays["keypoints"].astype(np.float32, copy=False),
         present=arrays["present"],
         track=arrays["track"].astype(np.int64, copy=False),
-        face_boxes=arrays["face_boxes"].astype(np.float32, copy=False),
+        face_boxes=boxes.astype(np.float32, copy=False),
         size=size,
         times=_times(path, arrays["times"]) if "times" in arrays else None,
     )
@@ -100,23 +108,7 @@ def load_motion(path: Path | str) -> Motion:
 
 def read_arrays(path: Path, expected: str = "a motion file (.npz)") -> dict[str, np.ndarray]:
     """The arrays of an npz file, without pickles. ``BadInput`` where it is missing, damaged or holds objects."""
-    arrays = {}
-    try:
-        # Opened as the zip file that it is: np.load leaves handles open where a file is damaged.
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as member:
-                    array = np.lib.format.read_array(member, allow_pickle=False)
-                arrays[name.removesuffix(".npy")] = array
-    except FileNotFoundError:
-        raise BadInput(path, "nothing there", expected) from None
-    except OSError as error:
-        raise BadInput(path, f"a file that cannot be read ({error.strerror or error})", expected) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, MemoryError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = "the file is damaged or cut short; make it again"
-        raise BadInput(path, f"something else ({why})", expected, hint=hint) from None
-    return arrays
+    return read_npz(path, expected, hint="make the file again")
 
 
 def _check_shape(
@@ -134,19 +126,25 @@ def _check_shape(
         raise BadInput(path, found, f"{expected} with {known}" if known else expected)
 
 
-def _check_finite(path: Path, keypoints: np.ndarray, present: np.ndarray) -> None:
-    bad = ~np.isfinite(keypoints).all(axis=(2, 3)) & present
-    if bad.any():
+def check_points(path: Path, keypoints: np.ndarray, present: np.ndarray) -> None:
+    """``BadInput`` for points [t,p,k,3] of somebody ``present`` [t,p] that are not finite or far outside any frame."""
+    near = np.isfinite(keypoints).all(axis=(2, 3)) & (np.abs(np.nan_to_num(keypoints)) <= FARTHEST).all(axis=(2, 3))
+    if (bad := ~near & present).any():
         frame, person = (int(i) for i in np.argwhere(bad)[0])
-        expected = "numbers, and score 0 where nothing is seen"
-        raise BadInput(path, f"key points of person {person} that are not finite", expected, frame=frame)
+        found = f"key points of person {person} that are not finite or beyond {FARTHEST} pixels"
+        raise BadInput(path, found, "numbers, and score 0 where nothing is seen", frame=frame)
 
 
 def _times(path: Path, pairs: np.ndarray) -> tuple[Fraction, ...]:
+    times: list[Fraction] = []
     for frame, (numerator, denominator) in enumerate(pairs.tolist()):
         if denominator < 1:
             raise BadInput(path, f"the time {numerator}/{denominator}", "a fraction of seconds", frame=frame)
-    return tuple(Fraction(numerator, denominator) for numerator, denominator in pairs.tolist())
+        times.append(Fraction(numerator, denominator))
+        if abs(times[-1]) > _LONGEST or not 0 <= times[-1] - times[max(0, frame - 1)] <= _LONGEST_FRAME:
+            expected = f"times that rise, by at most {_LONGEST_FRAME} s from frame to frame"
+            raise BadInput(path, f"the time {float(times[-1]):g} s", expected, frame=frame)
+    return tuple(times)
 
 
 def from_pose_dict(pose: Mapping[str, Any]) -> np.ndarray:

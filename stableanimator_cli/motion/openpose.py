@@ -19,6 +19,7 @@ import numpy as np
 from stableanimator_cli import __version__
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import MARK, atomic_write, natural_key, translate_os_errors
+from stableanimator_cli.motion.interchange import FARTHEST, LONGEST_SIDE
 from stableanimator_cli.motion.keypoints import (
     BODY,
     COUNT,
@@ -28,9 +29,12 @@ from stableanimator_cli.motion.keypoints import (
     RIGHT_HAND,
     face_box,
 )
+from stableanimator_cli.readers import read_json
+from stableanimator_cli.readers_fields import is_number, kind_of, shown
 from stableanimator_cli.records import Motion
 
 # Our point for each point of BODY_25; its mid-hip (8) is made of the hips when written and dropped when read.
+_BYTES = 2**29  # of a file: hours of several people
 _BODY_25 = (*range(8), None, *range(8, 24))
 _MID_HIP = 8
 _HIPS = (INDEX["right_hip"], INDEX["left_hip"])
@@ -174,22 +178,15 @@ def _read_folder(folder: Path) -> list[_Frame]:
 
 
 def _read_file(path: Path, frame: int | None = None) -> list[_Frame]:
-    expected = "OpenPose JSON"
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadInput(path, "nothing there", expected, frame=frame) from None
-    except OSError as error:
-        raise BadInput(path, f"a file that cannot be read ({error.strerror})", expected, frame=frame) from None
-    except json.JSONDecodeError as error:
-        found = f"broken JSON at line {error.lineno}, column {error.colno} ({error.msg})"
-        raise BadInput(path, found, expected, frame=frame, hint="was the file cut short?") from None
-    except (UnicodeDecodeError, RecursionError):
-        raise BadInput(path, "something that is not text", expected, frame=frame) from None
+    def error(path: Path | str, problem: str, *, hint: str | None = None) -> BadInput:
+        return BadInput.because(path, problem, frame=frame, hint=hint)
+
+    # what is not finite is named with its place further below
+    data = read_json(path, "OpenPose JSON", nan=True, limit=_BYTES, error=error, hint="was the file cut short?")
     if isinstance(data, dict):
         return [_read_frame(path, frame, data)]
     if not isinstance(data, list) or not data:
-        raise BadInput(path, f"{_kind(data)}", "a frame with people, or a list of such frames", frame=frame)
+        raise BadInput(path, f"{kind_of(data)}", "a frame with people, or a list of such frames", frame=frame)
     return [_read_frame(path, index if frame is None else frame, item) for index, item in enumerate(data)]
 
 
@@ -198,39 +195,41 @@ def _read_frame(path: Path, frame: int | None, data: Any) -> _Frame:
         found = (
             f"an object without a list of people ({', '.join(data) or 'empty'})"
             if isinstance(data, dict)
-            else _kind(data)
+            else kind_of(data)
         )
         raise BadInput(path, found, "an OpenPose frame: an object with a list 'people'", frame=frame)
     people = [_read_person(path, frame, index, person) for index, person in enumerate(data["people"])]
     sides: list[Any] = [data.get("canvas_width"), data.get("canvas_height")]
     if sides == [None, None]:
         return _Frame(path, people, None)
-    if not all(_is_number(side) and side >= 1 and side == int(side) for side in sides):
-        found = f"canvas_width {sides[0]!r} and canvas_height {sides[1]!r}"
-        raise BadInput(path, found, "whole numbers of pixels, 1 or more", frame=frame)
+    if not all(is_number(side) and 1 <= side <= LONGEST_SIDE and side == int(side) for side in sides):
+        found = f"canvas_width {shown(sides[0])} and canvas_height {shown(sides[1])}"
+        raise BadInput(path, found, f"whole numbers of pixels, 1 to {LONGEST_SIDE}", frame=frame)
     return _Frame(path, people, (int(sides[0]), int(sides[1])))
 
 
 def _read_person(path: Path, frame: int | None, index: int, data: Any) -> _Person:
     if not isinstance(data, dict):
-        raise BadInput(path, f"{_kind(data)} for person {index}", "an object with pose_keypoints_2d", frame=frame)
+        raise BadInput(path, f"{kind_of(data)} for person {index}", "an object with pose_keypoints_2d", frame=frame)
     person = np.zeros((COUNT, 3))
     for key, layouts in _PARTS.items():
         values = data.get(key) or []  # tools leave parts out, or write null or an empty list
         if not isinstance(values, list) or (values and (len(values) % 3 or len(values) // 3 not in layouts)):
-            found = f"{len(values)} numbers" if isinstance(values, list) else _kind(values)
+            found = f"{len(values)} numbers" if isinstance(values, list) else kind_of(values)
             counts = " or ".join(f"{3 * count} ({count} points of x, y, score)" for count in layouts)
             raise BadInput(path, f"{found} in {key} of person {index}", counts, frame=frame)
         for place, value in enumerate(values):
-            if not _is_number(value):
-                raise BadInput(path, f"{value!r} at {place} of {key} of person {index}", "finite numbers", frame=frame)
+            if not is_number(value) or abs(value) > FARTHEST:
+                found = f"{shown(value)} at {place} of {key} of person {index}"
+                raise BadInput(path, found, f"finite numbers within {FARTHEST}", frame=frame)
         if values:
             places = layouts[len(values) // 3]
             kept = [i for i, ours in enumerate(places) if ours is not None]
             person[[ours for ours in places if ours is not None]] = np.array(values, np.float64).reshape(-1, 3)[kept]
     ids = data.get("person_id")
     ids = ids[0] if isinstance(ids, list) and len(ids) == 1 else ids
-    return _Person(person, ids if isinstance(ids, int) and not isinstance(ids, bool) and ids >= 0 else None)
+    known = isinstance(ids, int) and not isinstance(ids, bool) and 0 <= ids < 2**31
+    return _Person(person, ids if known else None)
 
 
 def _slots(frames: list[_Frame]) -> tuple[list[int], list[list[int]]]:
@@ -259,12 +258,3 @@ def _canvas(frames: list[_Frame]) -> tuple[int, int] | None:
             raise BadInput(frame.path, found, expected, frame=index, hint="read frames of different sizes apart")
         first = frame.canvas
     return first
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", type(None): "null", bool: "a truth value"}
-    return "an empty list" if value == [] else names.get(type(value), "a number")

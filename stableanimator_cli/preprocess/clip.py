@@ -56,6 +56,7 @@ from stableanimator_cli.talk import Talk
 FAILED = "failed"
 """The folder beside the clips that says, a file each, which videos were left out and why."""
 
+_REPORTED = {"people", "findings", "quality", "repairs", "audio"}  # of a record that `sa preprocess` wrote
 _LIBRARIES = ("numpy", "av", "opencv-python", "onnxruntime", "rtmlib", "insightface")
 
 
@@ -106,7 +107,7 @@ def finished(out: Path, source: Source, config: PreprocessConfig, key: str) -> c
     for place in places_of(source, config):
         with suppress(SaError):
             folder = clips.open_folder(out / place)
-            if folder.record["key"] == key:
+            if folder.record["key"] == key and folder.record.keys() >= _REPORTED:
                 return folder
     return None
 

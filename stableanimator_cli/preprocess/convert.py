@@ -18,10 +18,10 @@ import numpy as np
 from stableanimator_cli.config_preprocess import PreprocessConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.files import MARK, atomic_write, check_apart, locked_output, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, check_apart, locked_output, require_file, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, resample, take, write_picture
 from stableanimator_cli.media_picture import is_picture
-from stableanimator_cli.motion.interchange import UNTIMED_FPS, load_motion, save_motion
+from stableanimator_cli.motion.interchange import LONGEST_SIDE, UNTIMED_FPS, check_points, load_motion, save_motion
 from stableanimator_cli.motion.keypoints import COUNT, face_box, from_wholebody, to_wholebody
 from stableanimator_cli.motion.openpose import load_openpose, save_openpose
 from stableanimator_cli.motion.repair import smoothed
@@ -36,6 +36,7 @@ from stableanimator_cli.preprocess.poses import (
     write_preview,
 )
 from stableanimator_cli.preprocess.report import PreprocessReport
+from stableanimator_cli.readers import read_npy
 from stableanimator_cli.records import Clip, ModelFolder, Motion
 from stableanimator_cli.talk import Talk
 
@@ -185,16 +186,14 @@ def _at(motion: Motion, indices: Sequence[int]) -> Motion:
 def _from_array(path: Path, size: tuple[int, int] | None, talk: Talk) -> Motion:
     """float[t,133,3], [t,134,3], [t,p,133,3] or [t,p,134,3]: COCO-WholeBody's order or ours, x and y in pixels."""
     expected = "points of the shape [t,p,134,3] or [t,p,133,3] (.npy)"
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BadInput(path, f"no array ({str(error).splitlines()[0]})", expected) from None
+    array = read_npy(require_file(path, expected), expected)
     found = f"{array.dtype}{list(array.shape)}"
     if array.ndim == 3:
         array = array[:, None]
     fits = array.ndim == 4 and array.shape[2] in (COUNT, _WHOLEBODY) and array.shape[3] == 3 and len(array) > 0
     if not fits or not np.issubdtype(array.dtype, np.floating):
         raise BadInput(path, found, expected)
+    check_points(path, np.nan_to_num(array, posinf=0, neginf=0), np.ones(array.shape[:2], bool))
     points = array.astype(np.float32)
     points = np.where(np.isfinite(points).all(axis=-1, keepdims=True), points, np.float32(0))
     present = np.asarray((points[..., 2] > 0).any(axis=-1))
@@ -202,6 +201,9 @@ def _from_array(path: Path, size: tuple[int, int] | None, talk: Talk) -> Motion:
     if size is None:
         reach = points[points[..., 2] > 0][:, :2].max(axis=0, initial=1.0)
         size = int(np.ceil(reach[0])), int(np.ceil(reach[1]))
+        if max(size) > LONGEST_SIDE:
+            found = f"points as far as {size[0]}x{size[1]}"
+            raise BadInput(path, found, f"points within {LONGEST_SIDE} pixels", hint="give the frames' --size")
         talk.warn(f"{path.name}: the size of its frames is unknown, {size[0]}x{size[1]} is guessed; --size gives it")
     return Motion(
         keypoints=points,

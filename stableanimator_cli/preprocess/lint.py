@@ -105,13 +105,14 @@ def _clip(folder: Path, same: dict[str, list[Path]]) -> Iterator[Finding]:
     except SaError as error:
         yield Finding(code="damaged", severity="error", text=error.message)
         return
-    digest = str(clip.record["source"]["sha256"])
-    same[digest].append(folder)
+    digest = clip.record["source"].get("sha256")
+    if digest is not None:
+        same[digest].append(folder)
     source = clip.source
     if clips.source_inside(folder) is None and not (folder / "images").is_dir():
         yield Finding(code="source-missing", severity="warning",
                       text=f"no source in it, {source} is read instead: run `sa preprocess` on that again")  # fmt: skip
-    if source.is_file() and sha256_of(source) != digest:
+    if digest is not None and source.is_file() and sha256_of(source) != digest:
         yield Finding(code="source-changed", severity="error",
                       text=f"{source.name} is not the video that the motion was made of")  # fmt: skip
     elif tuple(pictures.size) != clip.size or tuple(motion.size) != clip.size:

@@ -144,7 +144,7 @@ def write_report(
                 "size": outcome.record["size"],
                 "fps": outcome.record["fps"],
                 "quality": outcome.record["quality"],
-                "repairs": {key: outcome.record["repairs"][key] for key in ("frames", "points")},
+                "repairs": {key: outcome.record["repairs"].get(key, 0) for key in ("frames", "points")},
                 "findings": outcome.record["findings"],
                 "misalignment": (misalignment or {}).get(outcome.source.name),
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,8 @@ from stableanimator_cli.preprocess.poses import aligned, detect_motion, read_ref
 from stableanimator_cli.preprocess.report import PAGE, PreprocessPlan, PreprocessReport, write_index, write_report
 from stableanimator_cli.preprocess.report_html import write_page
 from stableanimator_cli.preprocess.workers import Task
+from stableanimator_cli.readers import read_json
+from stableanimator_cli.readers_fields import Fields
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Silent, Talk
 
@@ -181,7 +182,7 @@ def _with_poses(
         reference = read_reference(config.reference, Detectors.open(model, config.device, faces=False))
     alignment = aligned(motion, reference, config, talk)
     motion = motion if alignment is None else alignment.motion
-    audio = folder.source if folder.record["audio"] else None
+    audio = folder.source if folder.record.get("audio") else None
     poses = write_poses(config.poses, motion, fps=config.fps, audio_from=audio, alignment=alignment, talk=talk)
     told = poses.to_json()
     if config.preview:
@@ -294,10 +295,14 @@ def _elsewhere(source: Source, config: PreprocessConfig, networks: Mapping[str, 
         folder = _done(source, config, networks, out)
         if folder is not None:
             return Outcome(source=source, status="ok", folder=folder.path, kept=True, record=folder.record)
-    with suppress(OSError, ValueError):
-        told = json.loads(failure_path(out, source).read_text(encoding="utf-8"))
-        if told["source"] == str(source.path.resolve()):
-            return Outcome(source=source, status="failed", error=told)
+    with suppress(SaError):
+        place = failure_path(out, source)
+        told = Fields.of(read_json(place, "why a video was left out"), place, "why a video was left out")
+        for key in ("error", "message", "source"):
+            told.text(key)
+        told.text("hint", default=None)
+        if told.table["source"] == str(source.path.resolve()):
+            return Outcome(source=source, status="failed", error=told.table)
     return Outcome(source=source, status="pending")
 
 

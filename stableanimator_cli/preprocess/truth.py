@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from stableanimator_cli.preprocess.clip_entries import (
     replace_clip,
     temporary,
 )
+from stableanimator_cli.readers import read_json, read_npz
+from stableanimator_cli.readers_fields import Fields
 from stableanimator_cli.records import Face
 from stableanimator_cli.talk import Silent, Talk
 
@@ -53,15 +54,16 @@ def write_clips(puppets: Path, out: Path, reader: FaceReader, talk: Talk | None 
 
 
 def _write_clip(puppets: Path, path: Path, place: Path, reader: FaceReader, network: str) -> None:
-    truth = json.loads(path.read_text(encoding="utf-8"))
-    video = puppets / truth["files"]["video"]
-    motion = load_motion(puppets / truth["files"]["motion"])
+    what = "the truth of a puppet"
+    truth = Fields.of(read_json(path, what), path, what)
+    files = {name: puppets / truth.fields("files").text(name) for name in ("video", "motion", "faces")}
+    video, motion = files["video"], load_motion(files["motion"])
     check_clip_replaceable(place)
     remove_leftovers(place)
     part = temporary(place)
     part.mkdir(parents=True)
-    with np.load(puppets / truth["files"]["faces"], allow_pickle=False) as known:
-        boxes, landmarks = known["boxes"], known["landmarks"]
+    known = read_npz(files["faces"], "faces of a puppet")
+    boxes, landmarks = known["boxes"], known["landmarks"]
     found: list[tuple[int, int, Face]] = []
     for t, (_, picture) in enumerate(open_clip(video).frames()):
         for p in np.flatnonzero(np.isfinite(landmarks[t]).all(axis=(1, 2))):
@@ -76,7 +78,7 @@ def _write_clip(puppets: Path, path: Path, place: Path, reader: FaceReader, netw
         "name": path.stem,
         "frames": len(motion),
         "size": list(motion.size),
-        "fps": truth["fps"],
+        "fps": truth.text("fps"),
         "audio": False,
         "source": {"path": str(video.resolve()), "name": video.name, "sha256": digest, "bytes": video.stat().st_size},
         "options": {"frames": None, "fps": None},

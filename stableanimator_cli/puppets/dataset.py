@@ -27,6 +27,8 @@ from stableanimator_cli.motion.interchange import save_motion, write_arrays
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.sample import MAX_PEOPLE, SPLITS
 from stableanimator_cli.puppets.scene import FRAMINGS, MAX_SIDE, MIN_SIDE, Scene, motion_of, sample_scene
+from stableanimator_cli.readers import read_json
+from stableanimator_cli.readers_fields import Fields, shown
 from stableanimator_cli.talk import Silent, Talk
 
 MAX_VIDEOS = 100_000  # a seed owns this many scenes, so that two seeds share none
@@ -142,17 +144,13 @@ def _claim(plan: PuppetPlan) -> None:
             raise BadInput(plan.folder, "a folder with other things", expected, hint="choose another DIR")
         _write_json(file, plan.settings())
         return
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        found = None
-    if not isinstance(found, dict):
-        raise BadInput(file, "no JSON object", "the settings of a puppets folder", hint="choose another DIR")
+    what, hint = "the settings of a puppets folder", "choose another DIR"
+    found = dict(Fields.of(read_json(file, what, hint=hint), file, what, hint=hint).table)
     found.setdefault("reference_first", False)  # older folders do not say
     for key, wanted in plan.settings().items():
         if found.get(key) != wanted:
             raise BadInput(
-                file, f"{key} {found.get(key)}", f"{key} {wanted} as asked for",
+                file, f"{key} {shown(found.get(key))}", f"{key} {wanted} as asked for",
                 hint=f"repeat the settings of {file.name} to go on, or choose another DIR",
             )  # fmt: skip
 

@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from torch import Tensor
 from stableanimator_cli.catalogue_schema import FILE_NAME
 from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import atomic_write, write_refused
+from stableanimator_cli.readers import read_json, read_json_lines
+from stableanimator_cli.readers_fields import Fields, shown
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import ranking
 from stableanimator_cli.train.base import SOURCE, model_toml, plain_name
@@ -43,6 +45,8 @@ _FILES = frozenset(
     + [f"{STATE}/{name}" for name in _STATE_FILES]
 )
 _FORMAT = 1
+PLACE = ("step", "stage", "within", "samples")
+"""Where a training is, in ``progress.json``: the fields of ``loop.Place``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,30 +192,33 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 def read_progress(folder: Path) -> dict[str, Any]:
     """``state/progress.json`` of a checkpoint. Raises ``BadInput`` where it is damaged or of another format."""
     path = folder / STATE / "progress.json"
-    try:
-        progress = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        hint = f"delete {folder} to go on from the checkpoint before it"
-        raise BadInput(path, f"what cannot be read ({error})", "the state of a training", hint=hint) from error
-    if progress.get("format") != _FORMAT:
-        raise BadInput(path, f"format {progress.get('format')}", f"format {_FORMAT}", hint="use the version it is of")
-    return progress
+    what, hint = "the state of a training", f"delete {folder} to continue from the checkpoint before it"
+    progress = Fields.of(read_json(path, what, hint=hint), path, what, hint=hint)
+    if progress.table.get("format") != _FORMAT:
+        found = f"format {shown(progress.table.get('format'))}"
+        raise BadInput(path, found, f"format {_FORMAT}", hint="use the version it is of")
+    place = progress.fields("place")
+    place.only(PLACE)
+    for key in PLACE:
+        place.whole(key, 0, 10**15)
+    progress.fields("config", default={})
+    progress.text("dataset", default=None)
+    return dict(progress.table)
 
 
 def read_state(folder: Path) -> State:
     """The state of a checkpoint, on the CPU; nothing in it is run. Raises ``BadInput``."""
     state = folder / STATE
+    progress = read_progress(folder)
     try:
         kept = torch.load(state / "optimizer.pt", map_location="cpu", weights_only=True)
         return State(
-            progress=read_progress(folder),
+            progress=progress,
             weights=load_file(state / "weights.safetensors"),
             average=load_file(state / "average.safetensors"),
-            optimizer=kept["optimizer"],
-            scaler=kept["scaler"],
+            optimizer=dict(kept["optimizer"]),
+            scaler=dict(kept["scaler"]),
         )
-    except SaError:
-        raise
     except Exception as error:  # torch.load raises whatever the damage makes it stumble over
         why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         hint = f"delete {folder} to go on from the checkpoint before it"
@@ -234,10 +241,15 @@ def read_scores(run: Path) -> list[dict[str, Any]]:
     path = run / SCORES
     if not path.is_file():
         return []
+    what, hint = "scores of validation", f"delete {path}: checkpoints are validated again where it lacks them"
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            rows.append(json.loads(line))
+    for number, value in read_json_lines(path, what, nan=True, cut=True, hint=hint):
+        row = replace(Fields.of(value, path, what, hint=hint), where=f"line {number}: ")
+        row.whole("step")
+        for key in ("score", "csim", "keypoint_error"):
+            row.number(key, default=None, nan=True)
+        row.rows("clips", default=[])
+        rows.append(dict(row.table))
     return rows
 
 

@@ -7,7 +7,6 @@ folder with ``rec`` and ``vec``, a path list (``video_rec_path.txt``), or a sing
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,8 @@ from typing import Any, Literal
 
 from stableanimator_cli.detect import clips
 from stableanimator_cli.errors import BadInput, NoFace, NoPerson, SaError
+from stableanimator_cli.readers import read_json_lines, read_text
+from stableanimator_cli.readers_fields import Fields
 from stableanimator_cli.records import ChannelOrder, ModelFolder
 from stableanimator_cli.talk import Silent, Talk
 from stableanimator_cli.train.clips import IMAGES, TrainingClip
@@ -182,26 +183,20 @@ def _listed(root: Path) -> Iterator[Path | LeftOut]:
 def _from_index(root: Path) -> Iterator[Path | LeftOut]:
     """Clips in the order in which their videos were given."""
     file = root / INDEX
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            told = json.loads(line)
-            status, clip, source = told["status"], told["clip"], told["source"]
-        except (ValueError, KeyError, TypeError):
-            hint = "run the same `sa preprocess` again: it writes the index anew"
-            raise BadInput(file, f"line {number} that is no entry", "a JSON object a video", hint=hint) from None
+    what, hint = "an index of clips", "run the same `sa preprocess` again: it writes the index"
+    for number, line in read_json_lines(file, what, hint=hint):
+        told = replace(Fields.of(line, file, what, hint=hint), where=f"line {number}: ")
+        status, source = told.text("status"), told.text("source")
         if status == "ok":
-            yield root / clip
+            yield root / told.text("clip", empty=False)
         elif status == "failed":
-            message = (told.get("error") or {}).get("message", "no reason is told")
+            message = told.fields("error", default={}).text("message", default="no reason is given")
             yield LeftOut(clip=Path(source).name, reason="failed", message=message)
 
 
 def _from_list(file: Path) -> Iterator[Path]:
     """A path list of the reference implementation: a folder a line, relative ones from where the list lies."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise BadInput(file, "a file that is no text", "a folder a line, or a folder of clips", hint=_MAKE) from None
+    lines = read_text(file, "a list with a folder a line", hint=_MAKE).splitlines()
     for line in lines:
         if line.strip():
             yield file.parent / line.strip()

@@ -7,15 +7,19 @@ import json
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from stableanimator_cli.errors import CheckFailed
 from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.readers import read_json_lines
+from stableanimator_cli.readers_fields import Fields
 
 METRICS = "metrics.jsonl"
 _REMEMBERED = 101  # losses that the median is taken of
+_BYTES = 2**30  # of the file: millions of steps
 _FEWEST = 20  # before which no loss is called a spike
 
 
@@ -24,18 +28,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     if not path.is_file():
         return []
-    return list(_lines(path.read_text(encoding="utf-8", errors="replace")))
-
-
-def _lines(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            return
-        if not isinstance(row, dict) or "step" not in row:
-            return
-        yield row
+    what, hint = "the metrics of a run", f"delete {path}, or what follows the line before it"
+    rows = []
+    for number, value in read_json_lines(path, what, nan=True, cut=True, limit=_BYTES, hint=hint):
+        row = replace(Fields.of(value, path, what, hint=hint), where=f"line {number}: ")
+        row.whole("step")
+        row.number("loss", nan=True)
+        rows.append(dict(row.table))
+    return rows
 
 
 class Metrics:

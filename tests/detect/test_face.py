@@ -222,7 +222,7 @@ def test_embeddings_are_read(tmp_path: Path, shape: tuple[int, ...], dtype: type
         (np.zeros(512, np.float32), "zeros only"),
         (np.full(512, np.nan, np.float32), "512 numbers that are not finite"),
         (np.full(512, 1e300), "not finite"),
-        (np.array([{}] * 512), "no plain NumPy array"),
+        (np.array([{}] * 512), "an array of type"),
     ],
 )
 def test_embeddings_that_are_none(tmp_path: Path, value: np.ndarray, says: str) -> None:
@@ -234,11 +234,11 @@ def test_embeddings_that_are_none(tmp_path: Path, value: np.ndarray, says: str) 
 def test_files_that_are_no_embedding(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no such file"):
         load_embedding(tmp_path / "none.npy")
-    with pytest.raises(BadInput, match="is a directory"):
+    with pytest.raises(BadInput, match="a folder"):
         load_embedding(tmp_path)
-    for content in (b"", b"hello", b"\x93NUMPY\x01\x00"):
+    for content, says in ((b"", "empty"), (b"hello", "no NumPy array"), (b"\x93NUMPY\x01\x00", "version 1")):
         (tmp_path / "e.npy").write_bytes(content)
-        with pytest.raises(BadInput, match="no plain NumPy array"):
+        with pytest.raises(BadInput, match=says):
             load_embedding(tmp_path / "e.npy")
     np.savez(tmp_path / "e.npz", a=np.ones(512))
     with pytest.raises(BadInput, match="an archive"):
@@ -246,5 +246,5 @@ def test_files_that_are_no_embedding(tmp_path: Path) -> None:
     whole = np.ones(512, np.float32)
     np.save(tmp_path / "cut.npy", whole)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-9])
-    with pytest.raises(BadInput, match="no plain NumPy array"):
+    with pytest.raises(BadInput, match="needs 2048 bytes and 2039 are there"):
         load_embedding(tmp_path / "cut.npy")

@@ -160,7 +160,7 @@ GOOD = {"people": [{"pose_keypoints_2d": triples(25)}]}
         ({"people": [], "canvas_width": 640}, "canvas_width 640 and canvas_height None"),
         ({"people": [], "canvas_width": 0, "canvas_height": 5}, "canvas_width 0"),
         ([GOOD | {"canvas_width": 9, "canvas_height": n} for n in (5, 6)], "frame 1: .* canvas of 9x6, expected 9x5"),
-        ('{"people": [', "found broken JSON at line 1, column"),
+        ('{"people": [', "it is not OpenPose JSON: broken JSON at line 1, column"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path: Path, bad, message):
@@ -183,7 +183,7 @@ def test_the_file_and_the_frame_of_a_folder_are_named(tmp_path: Path):
     write(tmp_path / "2_keypoints.json", [GOOD, GOOD])
     with pytest.raises(BadInput, match="frame 2: found 2 frames in a file, expected one frame a file"):
         load_openpose(tmp_path)
-    with pytest.raises(BadInput, match="nothing there"):
+    with pytest.raises(BadInput, match="no such file"):
         load_openpose(tmp_path / "none.json")
 
 

@@ -150,7 +150,7 @@ def test_an_array_of_another_kind_is_refused(preprocess, tmp_path, array, words)
 
 def test_pickled_arrays_are_refused(preprocess, tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], object), allow_pickle=True)
-    with pytest.raises(BadInput, match="no array"):
+    with pytest.raises(BadInput, match="an array of type"):
         preprocess(tmp_path / "a.npy", output=tmp_path / "b.npz")
 
 

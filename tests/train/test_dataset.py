@@ -53,7 +53,7 @@ def test_the_index_gives_order_and_failures(tmp_path: Path) -> None:
     assert [(one.clip, one.reason) for one in found.left_out] == [("x.mp4", "failed"), ("gone", "broken")]
     assert found.left_out[0].message == "nobody in it"
     (tmp_path / "index.jsonl").write_text("{}\n", encoding="utf-8")
-    with pytest.raises(BadInput, match=r"index.jsonl: found line 1 that is no entry"):
+    with pytest.raises(BadInput, match=r"index.jsonl: line 1: status is missing"):
         open_dataset([tmp_path], least=8)
 
 

@@ -53,8 +53,7 @@ def _fail_unexpected(error: Exception) -> int:
     """What no stage foresaw: a command line that does not parse, an output that is full, or a bug."""
     say = getattr(error, "format_message", None)
     if say is None:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        return _fail(_full(error) if full else _bug(error))
+        return _fail((_of_the_system(error) if isinstance(error, OSError) else None) or _bug(error))
     # Typer's own errors; their classes are private to it
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "sa"
@@ -64,9 +63,21 @@ def _fail_unexpected(error: Exception) -> int:
     return _fail(BadUsage(words[:1].lower() + words[1:], hint=f"`{command} --help` shows what it takes"))
 
 
-def _full(error: Exception) -> SaError:
-    place = getattr(error, "filename", None) or "standard output"
-    return BadInput(place, "no room left to write", "enough free space", hint="free some space")
+def _of_the_system(error: OSError) -> SaError | None:
+    """What the system refuses about a file that it names is no bug, wherever it was refused: a name that is too long, a
+    folder that may not be read, a full disk."""
+    place, reason = error.filename, (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BadInput(
+            place or "standard output", "no room left to write", "enough free space", hint="free some space"
+        )
+    if not isinstance(place, str | bytes) or not place:
+        return None
+    refused = BadInput.because(
+        os.fsdecode(place), f"the system refuses it ({reason})", hint="check the path and its rights"
+    )
+    refused.__cause__ = error
+    return refused
 
 
 def _bug(error: Exception) -> SaError:

@@ -45,7 +45,7 @@ _STRUCTURE = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 _PART = r"(?:(?<![\w-])[\w-]++|\"[^\"\n]*\"|'[^'\n]*')[ \t]*\."
 _LONG_KEY = re.compile(rf"(?:{_PART}[ \t]*){{{DEPTH}}}", re.ASCII)
 _HEADER_ITEM = r"'(descr|fortran_order|shape)'\s*:\s*('[^'\\]*'|True|False|\([0-9, ]*\))"
-_HEADER = re.compile(rf"\{{(?:\s*{_HEADER_ITEM}\s*,?)*\s*\}}\s*")
+_HEADER = re.compile(rf"\{{(?:\s*{_HEADER_ITEM}\s*,?)*\s*\}}\s*(?:#[^\n]*)?\s*")
 
 
 class ErrorFactory(Protocol):

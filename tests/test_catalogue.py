@@ -382,7 +382,7 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(ModelDamaged, match=r"unet\.json"):
         catalogue.open_model(tmp_path / "m")
     write(tmp_path / "m/unet.json", "[1]")
-    with pytest.raises(ModelDamaged, match="it is a list, where the config of a network is an object"):
+    with pytest.raises(ModelDamaged, match="JSON object"):
         catalogue.open_model(tmp_path / "m")
 
 

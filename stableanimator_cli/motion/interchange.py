@@ -5,6 +5,7 @@ OpenPose JSON has a room of its own, ``openpose.py``.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path

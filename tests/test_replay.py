@@ -182,9 +182,13 @@ def test_a_record_that_was_edited_out_of_shape_is_refused(place: Path, edit: dic
 
 def test_a_replay_never_takes_the_place_of_the_run(place: Path) -> None:
     before = sha256_of(place / "out.mp4")
-    with pytest.raises(BadInput, match="the run that is to be repeated"):
+    with pytest.raises(BadInput, match=r"out\.mp4: the output is the same as the input out\.mp4"):
         replay(Path("out.mp4"), output=place / "out.mp4")
     assert sha256_of(place / "out.mp4") == before
+    (place / "out.replay.mp4").write_text("mine", encoding="utf-8")
+    with pytest.raises(BadInput, match=r"out\.replay\.mp4: it exists and was not written by sa"):
+        replay(Path("out.mp4"))
+    assert (place / "out.replay.mp4").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_record_from_elsewhere_says_what_it_lacks(

@@ -19,7 +19,7 @@ import numpy as np
 from stableanimator_cli.animate.skeletons import Skeletons
 from stableanimator_cli.animate.timing import is_regular, mean_rate, shown_at
 from stableanimator_cli.detect.capture import Detectors, capture, pose_of
-from stableanimator_cli.detect.clips import MOTION, RECORD
+from stableanimator_cli.detect.clips import MOTION, RECORD, open_folder
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.media_picture import is_picture
@@ -73,7 +73,9 @@ def open_driving(
     ``NoPerson`` where it shows nobody."""
     start, stop = frames or (None, None)
     if (path / RECORD).is_file() and (path / MOTION).is_file():
-        path = path / MOTION
+        motion = load_motion(path / MOTION)
+        driving = _from_motion(motion, path / MOTION, start, stop, fps, size, resize, talk)
+        return driving if planned else replace(driving, audio=_sound(path, motion, start, stop, talk))
     if path.suffix.lower() == ".npz" and path.is_file():
         return _from_motion(load_motion(path), path, start, stop, fps, size, resize, talk)
     if _holds_openpose(path):
@@ -106,6 +108,22 @@ def open_driving(
         return driving
     end = motion.times[-1] + 1 / (clip.fps or mean_rate(motion.times))
     return replace(driving, audio=(path, motion.times[0], end))
+
+
+def _sound(
+    folder: Path, motion: Motion, start: int | None, stop: int | None, talk: Talk
+) -> tuple[Path, Fraction, Fraction] | None:
+    """The sound of a clip folder: that of its video, over the frames ``start:stop`` of its motion."""
+    try:
+        clip = open_folder(folder)
+        if motion.times is None or not clip.record.get("audio"):
+            return None
+        source = clip.source
+    except BadInput as error:
+        talk.warn(f"{error.message}: the video will have no sound")
+        return None
+    times = motion.times[start:stop]
+    return source, times[0], times[-1] + 1 / mean_rate(motion.times)
 
 
 def _holds_openpose(path: Path) -> bool:

@@ -17,7 +17,7 @@ from stableanimator_cli.animate.settings import checked
 from stableanimator_cli.config import AnimateConfig, from_mapping
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, CheckFailed
-from stableanimator_cli.files import require_file, sha256_of
+from stableanimator_cli.files import check_apart, require_file, sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import Fields, shown
@@ -109,19 +109,24 @@ def replay(video: Path, *, output: Path | None = None, talk: Talk | None = None)
     if machine:
         talk.warn(f"not the machine of then: {'; '.join(machine)}; other bytes would be no wonder")
     again = output or video.with_name(f"{video.stem}.replay{video.suffix}")
-    for name in (video, file):
-        if again.exists() and name.exists() and again.samefile(name):
-            raise BadInput(again, "the run that is to be repeated", "another name", hint="choose another -o")
     config = replace(config, output=again, preview=False)
+    for written in (again, config.record_path):
+        check_apart(written, (video, file))
     checked(config, model)
-    again.unlink(missing_ok=True)  # so that what is there afterwards was made now
+    before = _identity(again)
     try:
         carry_out(config, model, talk=talk)
     except CheckFailed as error:
-        if not again.exists():
+        if _identity(again) == before:  # not written now
             raise
         talk.note(error.message)  # the identity gate failed then as well: the video is what is compared
     return _compared(video, again, told["output"]["sha256"], machine)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What changes when a file is written: None while there is none."""
+    found = path.stat() if path.exists() else None
+    return None if found is None else (found.st_ino, found.st_mtime_ns)
 
 
 def _read(video: Path) -> tuple[Path, dict[str, Any]]:

@@ -5,6 +5,7 @@ Without torch, which takes seconds to load: who mistypes a name waits for none o
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +18,9 @@ from stableanimator_cli.animate.ablation import uses_face
 from stableanimator_cli.config import AnimateConfig, DecodeConfig, Size, WindowConfig, resolve
 from stableanimator_cli.config_refine import PRESETS, dump_steps
 from stableanimator_cli.config_toml import read_toml, refuse_unknown_keys
+from stableanimator_cli.detect import clips
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.files import require_file
+from stableanimator_cli.files import check_apart, check_replaceable, require_file
 from stableanimator_cli.media import read_picture
 from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 
@@ -97,7 +99,7 @@ def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:
 
 
 def _check_output(config: AnimateConfig) -> None:
-    """The video, its preview and its record must have a place, and must not take that of what the user gave."""
+    """The video, its preview and its record must have a place apart from what is read, and replace only our own."""
     output, parent = config.output, config.output.absolute().parent
     if output.is_dir():
         raise ConfigError("--output", str(output), "a file, not a folder", hint=f"try {output / 'out.mp4'}")
@@ -109,19 +111,32 @@ def _check_output(config: AnimateConfig) -> None:
         raise ConfigError("--output", str(output), "a file in a folder that exists", hint=f"mkdir -p {parent}")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError("--output", str(output), "a file in a folder that may be written", hint="choose another -o")
-    if config.motion.is_dir() and parent.samefile(config.motion):
-        raise ConfigError("--output", str(output), "a file outside of the motion's folder, whose files are its frames")
-    written = {"video": output, "record": config.record_path}
-    if config.preview:
-        written["preview"] = config.preview_path
-    for what, path in written.items():
-        if path.is_dir():
-            raise ConfigError("--output", str(output), f"no folder in the place of the {what} {path}")
-        for given in (config.reference, config.motion, config.face_embedding):
-            if given is not None and given.exists() and path.exists() and path.samefile(given):
-                raise ConfigError(
-                    "--output", str(output), f"another name: its {what} {path} would take the place of {given}"
-                )
+    written = [output, config.record_path, *([config.preview_path] if config.preview else [])]
+    for path in written:
+        check_apart(path, _inputs(config))
+    check_replaceable(*written, state_path(output))
+
+
+def state_path(output: Path) -> Path:
+    """Where the state of an unfinished run is: ``out.mp4`` -> ``.out.mp4.state``."""
+    return output.with_name(f".{output.name}.state")
+
+
+def _inputs(config: AnimateConfig) -> list[Path]:
+    """Everything that a run reads but the model: of a motion in a clip folder the whole folder and its video too."""
+    motion = config.motion
+    inputs = [config.reference, motion]
+    if config.face_embedding is not None:
+        inputs.append(config.face_embedding)
+    beside = motion.with_suffix(".npz")
+    if motion.is_file() and beside.is_file():
+        inputs.append(beside)
+    folder = motion if motion.is_dir() else motion.parent
+    if (folder / clips.RECORD).is_file():
+        inputs.append(folder)
+        with contextlib.suppress(BadInput, KeyError, TypeError):
+            inputs.append(clips.open_folder(folder).source)
+    return inputs
 
 
 def reference_picture(path: Path) -> np.ndarray:

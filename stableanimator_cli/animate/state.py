@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +27,12 @@ from torch import Tensor
 
 from stableanimator_cli.animate import same
 from stableanimator_cli.animate.identity import Identity
+from stableanimator_cli.animate.settings import state_path
 from stableanimator_cli.config import AnimateConfig
 from stableanimator_cli.diffusion.face_optimization import Refined, Target
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError, SaError
-from stableanimator_cli.files import atomic_write
+from stableanimator_cli.files import MARK, atomic_write
 from stableanimator_cli.readers import parse_json
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
@@ -74,11 +74,6 @@ class Saved:
     resumed: int = 0
 
 
-def place(output: Path) -> Path:
-    """``out.mp4`` -> ``.out.mp4.state``."""
-    return output.with_name(f".{output.name}.state")
-
-
 class Keeper:
     """Keeps the state of one run. ``found`` is what an earlier run left, None where there is nothing to go on from."""
 
@@ -87,7 +82,7 @@ class Keeper:
     ) -> None:
         """Raises ``ConfigError`` where an unfinished run of other settings, inputs or weights lies in the output's
         place; ``restart`` throws it away."""
-        self.path = place(config.output)
+        self.path = state_path(config.output)
         self.kept = False
         self._talk = talk
         self._config = config
@@ -117,8 +112,8 @@ class Keeper:
         tensors, told = _packed(saved)
         told |= {"facts": facts, "host": platform.node()}
         try:
-            with atomic_write(self.path) as part:
-                part.write_bytes(save(tensors, metadata={"format": FORMAT, "state": json.dumps(told)}))
+            with atomic_write(self.path, marked=True) as part:
+                part.write_bytes(save(tensors, metadata={MARK: FORMAT, "format": FORMAT, "state": json.dumps(told)}))
         except (OSError, SaError) as error:
             self._talk.warn(f"{self.path}: not written ({error}); this run cannot go on after a break")
             self._due = float("inf")
@@ -222,7 +217,7 @@ def _sweep(config: AnimateConfig, told: dict[str, Any]) -> None:
     state was written on this machine; elsewhere process numbers mean nothing."""
     if sys.platform == "win32" or told["host"] != platform.node():
         return
-    for path in (place(config.output), config.output, config.preview_path, config.record_path):
+    for path in (state_path(config.output), config.output, config.preview_path, config.record_path):
         for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             pid = part.name.split(".")[-2]
             if pid.isdecimal() and not _alive(int(pid)):

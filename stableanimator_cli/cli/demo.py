@@ -36,20 +36,24 @@ def demo(
     the truth above, its skeletons, what the model made below). Prints the video's path.
     """
     out = console.configure(json=json, quiet=quiet, progress=progress)
+    from stableanimator_cli.files import check_replaceable, locked_output
+
+    names = ("reference.png", "poses.npz", "mp4", "json", "png")
+    check_replaceable(*(folder / f"demo.{name}" for name in names))
+    with locked_output(folder, "sa demo", folder=True):
+        _demo(folder, figure, frames, out)
+
+
+def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
     import numpy as np
 
     from stableanimator_cli import catalogue
     from stableanimator_cli.animate.run import run
-    from stableanimator_cli.errors import BadInput
     from stableanimator_cli.media import open_clip, write_picture
     from stableanimator_cli.motion.interchange import save_motion
     from stableanimator_cli.motion.skeleton import draw_frame
     from stableanimator_cli.puppets.scene import sample_scene
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(folder, error.strerror or "no folder", "a folder that can be written") from error
     card = catalogue.entry(MODEL)
     model = catalogue.open_model(MODEL)
     width, height = (int(side) for side in str(model.defaults["size"]).split("x"))
@@ -61,7 +65,8 @@ def demo(
     if not card.training:
         out.warn(f"the weights of {MODEL} are not trained yet: its video is coloured noise, the way to it is real")
     flags = {"reference": reference, "motion": poses, "output": folder / "demo.mp4", "model": MODEL}
-    report = run(flags=flags | {"allow_no_face": "face" not in model.files or None}, talk=out)
+    flags["allow_no_face"] = "face" not in model.files or None
+    report = run(flags=flags, restart=True, talk=out)  # a killed demo may have shown another figure
 
     shown = np.linspace(0, frames - 1, min(SHOWN, frames)).round().astype(int)
     made = [frame for _, frame in open_clip(folder / "demo.mp4").frames()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -57,6 +59,20 @@ def in_form(form: str, folder: Path, frames: int) -> Path:
     for index, picture in enumerate(skeletons(frames)):
         write_picture(folder / "poses" / f"frame_{index}.png", picture)
     return folder / "poses"
+
+
+def clip_of(folder: Path, source: Path, frames: int, *, fps: int = 10, first: int = 0) -> Path:
+    """A clip folder of ``frames`` frames of ``source``, from ``first`` on, which has sound."""
+    folder.mkdir()
+    (folder / f"source{source.suffix}").symlink_to(source)
+    times = tuple(Fraction(first + index, fps) for index in range(frames))
+    save_motion(folder / "motion.npz", dataclasses.replace(waving(frames), times=times))
+    record = {
+        "format": 1, "name": folder.name, "frames": frames, "size": [128, 128], "fps": str(fps), "audio": True,
+        "source": {"path": str(source), "sha256": "0" * 64}, "options": {"frames": None, "fps": None}, "key": "0" * 64,
+    }  # fmt: skip
+    (folder / "clip.json").write_text(json.dumps(record), encoding="utf-8")
+    return folder
 
 
 FORMS = ("video", "pictures", "npz", "clip folder", "json folder", "json file")

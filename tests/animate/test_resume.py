@@ -23,7 +23,7 @@ from stableanimator_cli.diffusion.sampler import sample_edm, sample_euler
 from stableanimator_cli.diffusion.schedule import karras_sigmas, keyed_noise
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, Interrupted, OutOfMemory
-from stableanimator_cli.files import exclusive_lock
+from stableanimator_cli.files import MARK, exclusive_lock
 from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.interchange import save_motion
 from tests.animate.clips import Heard, skeleton_video
@@ -260,6 +260,9 @@ def test_what_changes_no_latent_may_change(place, animate, monkeypatch):
 def test_a_damaged_state_is_said_and_the_run_starts_anew(place, animate):
     expected = outcome(animate(refine_face="off", output=place / "whole.mp4"))
     (place / ".out.mp4.state").write_bytes(b"no state")
+    with pytest.raises(BadInput, match=r"\.out\.mp4\.state: it exists and was not written by sa"):
+        animate(refine_face="off")
+    (place / ".out.mp4.state").write_bytes(b"a damaged state of " + MARK.encode())
     talk = Heard()
     assert outcome(animate(refine_face="off", talk=talk)) == expected
     assert any("not readable as the state of a run" in warning for warning in talk.warnings)

@@ -16,9 +16,11 @@ from stableanimator_cli.animate.record import Animation, AnimationPlan
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoFace, OutOfMemory, SaError
+from stableanimator_cli.files import MARK, carries_mark
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.interchange import save_motion
-from tests.animate.clips import FORMS, Heard, frames_of, in_form, plain_picture, skeleton_video
+from stableanimator_cli.talk import Talk
+from tests.animate.clips import FORMS, Heard, clip_of, frames_of, in_form, plain_picture, skeleton_video
 from tests.media_samples import beep, heard, make_video, noise, onset
 from tests.tiny import skeletons, waving
 
@@ -36,7 +38,7 @@ def place(tmp_path: Path) -> Path:
 def animate(place: Path, tiny_model: Path):
     """Run with the tiny model, windows of 4 and no face, unless told otherwise."""
 
-    def go(**flags: Any) -> Animation:
+    def go(talk: Talk | None = None, **flags: Any) -> Animation:
         usual = {
             "reference": place / "person.png",
             "motion": place / "poses.npz",
@@ -46,7 +48,7 @@ def animate(place: Path, tiny_model: Path):
             "allow_no_face": True,
             "device": "cpu",
         }
-        report = run(flags=usual | flags)
+        report = run(flags=usual | flags, talk=talk)
         assert isinstance(report, Animation)
         return report
 
@@ -165,6 +167,20 @@ def test_sound_of_a_skeleton_video_is_kept_unless_refused(place, animate, audio)
         assert onset(times, levels) == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize(("first", "frames", "begins"), [(0, None, 1.0), (0, "5:20", 0.5), (4, None, 0.6)])
+def test_sound_of_a_clip_folder_is_that_of_its_video(place, animate, first, frames, begins):
+    video = make_video(place / "dance.mp4", skeletons(24), fps=10, sound=beep(2.4, 1.0))
+    clip = clip_of(place / "clip", video, 20, first=first)
+    report = animate(motion=clip, steps=1, guidance=1.0, frames=frames, window=16)
+    _, times, levels = heard(report.video)
+    assert onset(times, levels) == pytest.approx(begins, abs=0.05)
+    video.unlink()
+    talk = Heard()
+    report = animate(motion=clip, steps=1, guidance=1.0, window=16, talk=talk)
+    assert not open_clip(report.video).audio
+    assert any("will have no sound" in warning for warning in talk.warnings)
+
+
 def test_sound_is_cut_with_the_frames(place, animate):
     motion = make_video(place / "poses.mp4", skeletons(20), fps=10, sound=beep(2.0, 1.0))
     report = animate(motion=motion, motion_kind="skeleton", steps=1, guidance=1.0, frames="5:20", window=16)
@@ -231,24 +247,48 @@ def test_an_output_that_cannot_be_is_refused(place, animate, output, words):
 
 def test_an_output_never_takes_the_place_of_an_input(place, animate):
     video = skeleton_video(place / "poses.mp4", 3)
-    refused(place, animate, ConfigError, 2, "--output", motion=video, output=video)
+    refused(place, animate, BadInput, 3, "is the same as the input", motion=video, output=video)
     link = place / "out" / "link.mp4"
     link.symlink_to(video)
-    refused(place, animate, ConfigError, 2, "--output", motion=video, output=link)
+    refused(place, animate, BadInput, 3, "is the same as the input", motion=video, output=link)
 
 
 def test_a_record_or_preview_never_takes_the_place_of_an_input(place, animate):
     motion = in_form("json file", place, 3)
-    refused(place, animate, ConfigError, 2, "--output", motion=motion, output=motion.with_suffix(".mp4"))
+    refused(place, animate, BadInput, 3, "is the same as the input", motion=motion, output=motion.with_suffix(".mp4"))
     video = skeleton_video(place / "a.preview.mp4", 3)
-    refused(place, animate, ConfigError, 2, "--output", motion=video, output=place / "a.mp4", preview=True)
+    words = r"a\.preview\.mp4: the output is the same as the input"
+    refused(place, animate, BadInput, 3, words, motion=video, output=place / "a.mp4", preview=True)
     assert animate(motion=video, output=place / "a.mp4", steps=1).frames == 3
 
 
 def test_an_output_does_not_go_among_the_frames_of_its_motion(place, animate):
     for form in ("pictures", "json folder"):
         folder = in_form(form, place / form.replace(" ", ""), 3)
-        refused(place, animate, ConfigError, 2, "--output", motion=folder, output=folder / "out.mp4")
+        refused(place, animate, BadInput, 3, "lies in the input", motion=folder, output=folder / "out.mp4")
+    video = skeleton_video(place / "dance.mp4", 3)
+    clip = clip_of(place / "clip", video, 3)
+    for motion in (clip, clip / "motion.npz"):
+        refused(place, animate, BadInput, 3, "lies in the input", motion=motion, output=clip / "out.mp4")
+    refused(place, animate, BadInput, 3, "is the same as the input", motion=clip, output=video)
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "out.json", "out.preview.mp4"])
+def test_a_file_of_others_is_not_replaced(place, animate, name):
+    (place / "out" / name).write_text('{"mine": 1}', encoding="utf-8")
+    refused(place, animate, BadInput, 3, "exists and was not written by sa", preview=True)
+
+
+def test_a_video_of_a_version_before_the_mark_is_known_by_its_record(place, animate):
+    report = animate(steps=1)
+    data = report.video.read_bytes()
+    assert carries_mark(report.video)
+    report.video.write_bytes(data.replace(MARK.encode(), b"-" * len(MARK)))
+    record = json.loads(report.record.read_text(encoding="utf-8"))
+    refused(place, animate, BadInput, 3, "was not written by sa")
+    record["output"]["sha256"] = sha256(report.video)
+    report.record.write_text(json.dumps(record), encoding="utf-8")
+    assert sha256(animate(steps=1).video) == hashlib.sha256(data).hexdigest()
 
 
 def test_churn_without_heun_is_refused(place, animate):

@@ -272,7 +272,7 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
     assert time.time() - killed.stat().st_mtime < 20
     assert caught.value.exit_code == 130
     assert "the same command goes on" in str(caught.value.hint)
-    assert state.place(flags["output"]).exists()
+    assert state.state_path(flags["output"]).exists()
     assert not flags["output"].exists()
     again, record = animated(flags)
     assert again == one

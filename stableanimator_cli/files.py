@@ -233,14 +233,18 @@ def locked_output(
 
     ``command`` is the command that holds such outputs, for the message: ``sa animate``. The lock of a file lies beside
     it as ``.NAME.lock``; that of a ``folder``, which is made where it is missing, in it as ``.sa.lock``. It disappears
-    with the block; a killed process holds nothing. Processes with ``shard`` (I, N), part I of the same N, hold a folder
-    together, each part once; their locks are ``.sa.I-of-N.lock``.
+    with the block, and so does a folder that was made and stayed empty; a killed process holds nothing. Processes with
+    ``shard`` (I, N), part I of the same N, hold a folder together, each part once, as ``.sa.I-of-N.lock``.
     """
+    made = folder and not output.exists()
     with translate_os_errors(output):
         (output if folder else output.parent).mkdir(parents=True, exist_ok=True)
     alone = output / ".sa.lock" if folder else output.with_name(f".{output.name}.lock")
     lock = alone if shard is None else output / f".sa.{shard[0]}-of-{shard[1]}.lock"
-    with exclusive_lock(lock) as free:
+    with contextlib.ExitStack() as held:
+        if made:
+            held.callback(_remove_empty, output)
+        free = held.enter_context(exclusive_lock(lock))
         others = list(output.glob(".sa.*-of-*.lock")) if folder else []
         if shard is not None:
             others = [alone, *(other for other in others if not other.name.endswith(f"-of-{shard[1]}.lock"))]
@@ -251,6 +255,12 @@ def locked_output(
                 hint="wait until it has ended, or choose another -o",
             )
         yield
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder that was made for nothing, as the work failed."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ goes on where it stopped.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from torch import Tensor
 from stableanimator_cli.detect.clips import FaceTable, save_faces
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, check_replaceable, translate_os_errors
 from stableanimator_cli.motion.geometry import Mode, fit
 from stableanimator_cli.records import ChannelOrder, Face
 from stableanimator_cli.talk import Silent, Talk
@@ -120,10 +120,19 @@ class CacheFile:
         return self.path.stat().st_size
 
     def write(self, rows: Tensor) -> int:
-        data = save({self.array: rows.contiguous()}, metadata=dict(self.header))
+        self._check_replaceable()
+        data = save({self.array: rows.contiguous()}, metadata={**self.header, MARK: FORMAT})
         with atomic_write(self.path) as part, translate_os_errors(self.path):
             part.write_bytes(data)
         return len(data)
+
+    def _check_replaceable(self) -> None:
+        """``BadInput`` if a file that is no cache of ours has the name. Those of versions before the mark have the same
+        keys."""
+        with suppress(BadInput), _opened(self.path, self.array) as file:
+            if self.header.keys() <= (file.metadata() or {}).keys():
+                return
+        check_replaceable(self.path)
 
 
 def latents_file(clip: TrainingClip, size: Size, *, vae: str, resize: Mode) -> CacheFile:

@@ -20,7 +20,7 @@ from stableanimator_cli.config_train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.training import export_configs
 from stableanimator_cli.errors import ConfigError, Interrupted, NoFace, SaError
-from stableanimator_cli.files import locked_output
+from stableanimator_cli.files import check_apart, locked_output
 from stableanimator_cli.records import NETWORKS, ModelFolder
 from stableanimator_cli.talk import Silent, Talk, rank_here, world_here
 from stableanimator_cli.train import base, checkpoint, resume
@@ -82,6 +82,7 @@ def _run(
         config = resume.new_config(flags, config_file)
         if rank_here() == 0:  # others may look when the first has begun
             resume.check_new(config.output)
+            check_apart(config.output, [*config.dataset, *(config.validation.of or ())])
     else:
         config = resume.resumed_config(resumed, flags, config_file)
     _check_sharding(config, world_here(), run_folder=resumed)
@@ -92,6 +93,8 @@ def _run(
         _train(config, accelerator, Silent(), fresh=resumed is None)
         return None
     with locked_output(config.output, "sa train", folder=True):
+        if resumed is None:
+            resume.check_new(config.output)  # another one may have finished since
         return _train(config, accelerator, talk, fresh=resumed is None)
 
 
@@ -102,7 +105,9 @@ def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["mo
     output = flags.get("output")
     if output is None:
         raise ConfigError("--output", None, "a folder to write to", hint="add -o FOLDER")
-    return write_export(run_folder, form, Path(output), flags.get("weights"))
+    check_apart(Path(output), [run_folder])
+    with locked_output(Path(output), "sa train --export"):
+        return write_export(run_folder, form, Path(output), flags.get("weights"))
 
 
 def _plan(config: TrainConfig, *, fresh: bool, talk: Talk) -> TrainPlan:
@@ -113,6 +118,8 @@ def _plan(config: TrainConfig, *, fresh: bool, talk: Talk) -> TrainPlan:
         config = _settled(config, named, model)
     _check_ranks(config, world_here())
     dataset = _dataset(config, model, talk)
+    if fresh:
+        check_apart(config.output, [clip.path for clip in dataset.clips])
     config = _counted(config, dataset)
     ranks = world_here()
     return TrainPlan.of(fitted(config, model, ranks=ranks) if fresh else config, model, dataset, ranks=ranks)
@@ -138,6 +145,8 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
     if fresh:
         config = fitted(config, model, ranks=accelerator.num_processes)
     dataset = _dataset(config, model, talk)
+    if fresh:
+        check_apart(config.output, [clip.path for clip in dataset.clips])
     config = _counted(config, dataset)
     digest = _digest(dataset)
     resume.check_dataset(run_folder, digest)

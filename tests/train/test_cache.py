@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stableanimator_cli.detect import clips
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import carries_mark
 from stableanimator_cli.records import Face
 from stableanimator_cli.train.buckets import Bucket, into_buckets, nearest_size
 from stableanimator_cli.train.cache import Encoders, build_cache, is_cached, latents_file, tokens_file
@@ -81,6 +82,20 @@ def test_the_cache_of_another_vae_is_refused_and_replaced_when_asked_for(buckets
     report = build_cache(buckets, Networks().encoders(vae="fedcba9876543210"))
     assert (report.made, report.kept) == (2, 2)
     assert is_cached(_latents(buckets, vae="fedcba9876543210"))
+
+
+def test_a_file_of_others_is_not_taken_for_a_cache(buckets: tuple[Bucket, ...]) -> None:
+    path = _latents(buckets)[0].path
+    save_file({"moments": torch.zeros(1)}, path, {"format": "pt"})
+    before = path.read_bytes()
+    with pytest.raises(BadInput, match="it exists and was not written by sa"):
+        build_cache(buckets, Networks().encoders())
+    assert path.read_bytes() == before
+    header = _latents(buckets)[0].header | {"vae": "another"}
+    save_file({"moments": torch.zeros(1)}, path, header)  # of a version before the mark
+    build_cache(buckets, Networks().encoders())
+    assert is_cached(_latents(buckets))
+    assert carries_mark(path)
 
 
 def test_a_clip_that_was_made_again_has_no_cache_yet(buckets: tuple[Bucket, ...], tmp_path: Path) -> None:

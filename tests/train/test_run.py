@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, ModelDamaged
-from stableanimator_cli.files import exclusive_lock
+from stableanimator_cli.files import exclusive_lock, locked_output
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, run
@@ -250,6 +250,33 @@ def test_what_is_not_trained_is_the_base_models_byte_for_byte(data, tiny_model, 
     for tensors in made:
         assert all(same_bytes(tensors[name], base[name]) for name in base if name not in moved)
     assert {tensors[name].dtype for tensors in made[1:] for name in moved} <= {torch.float16}
+
+
+def test_an_export_is_apart_from_the_run_and_written_by_one(whole, tmp_path):
+    for output in (whole, whole / "mine", whole.parent):
+        with pytest.raises(BadInput, match=r"the output (is the same as|lies in|holds) the input"):
+            run.run(flags={"output": output}, resumed=whole, export="upstream")
+    with (
+        locked_output(tmp_path / "up", "sa train --export"),
+        pytest.raises(BadInput, match="it is being written by another `sa train --export`"),
+    ):
+        run.run(flags={"output": tmp_path / "up"}, resumed=whole, export="upstream")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_apart_from_its_clips(data, tiny_model, tmp_path):
+    before = sorted(data.rglob("*"))
+    clips = tmp_path / "list.txt"
+    clips.write_text(f"{data / 'clip0'}\n{data / 'clip1'}\n", encoding="utf-8")
+    (tmp_path / "run").mkdir()
+    for out in (data, data / "run", data.parent, data / "clip0" / "run"):
+        with pytest.raises(BadInput, match=r"the output (is the same as|lies in|holds) the input"):
+            run.run(flags=flags(data, tiny_model, out))
+        with pytest.raises(BadInput, match=r"the output (is the same as|lies in|holds) the input"):
+            run.run(flags=flags(tmp_path, tiny_model, out, validate=[data]))
+    with pytest.raises(BadInput, match=r"the output (is the same as|lies in|holds) the input"):
+        run.run(flags=flags(data, tiny_model, data / "clip0" / "run", dataset=[clips]))
+    assert sorted(data.rglob("*")) == before
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])

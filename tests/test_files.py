@@ -80,8 +80,7 @@ def test_an_output_held_by_another_process_is_refused(tmp_path: Path) -> None:
         locked_output(run, "sa train", folder=True),
     ):
         raise AssertionError("both hold it")
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert not list(run.iterdir())
+    assert not list(tmp_path.iterdir())  # a folder that stayed empty goes too
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (3 * 2**20, 0), (0, 3 * 2**20), (2**20 - 5, 100)])

@@ -114,7 +114,8 @@ def _check_output(config: AnimateConfig) -> None:
     written = [output, config.record_path, *([config.preview_path] if config.preview else [])]
     for path in written:
         check_apart(path, _inputs(config))
-    check_replaceable(*written, state_path(output))
+    state = state_path(output)
+    check_replaceable(*written, *([] if state.is_dir() else [state]))  # without a state a run is whole too
 
 
 def state_path(output: Path) -> Path:

@@ -231,11 +231,11 @@ def locked_output(
 ) -> Iterator[None]:
     """Hold the output for this process. Raises ``BadInput`` while another process writes it.
 
-        ``command`` is the command that holds such outputs, for the message: ``sa animate``. The lock of a file lies beside
-        it as ``.NAME.lock``; that of a ``folder``, which is made where it is missing, in it as ``.sa.lock``. It disappears
-            with the block, and so does a folder that was made and stayed empty; a killed process holds nothing. Processes with
-        ``shard`` (I, N), part I of the same N, hold a folder together, each part once, as ``.sa.I-of-N.lock``.
-        """
+    ``command`` is the command that holds such outputs, for the message: ``sa animate``. The lock of a file lies beside
+    it as ``.NAME.lock``; that of a ``folder``, which is made where it is missing, in it as ``.sa.lock``. It disappears
+    with the block, and so does a folder that was made and stayed empty; a killed process holds nothing. Processes with
+    ``shard`` (I, N), part I of the same N, hold a folder together, each part once, as ``.sa.I-of-N.lock``.
+    """
     made = folder and not output.exists()
     with translate_os_errors(output):
         (output if folder else output.parent).mkdir(parents=True, exist_ok=True)

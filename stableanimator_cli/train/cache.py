@@ -28,6 +28,7 @@ from stableanimator_cli.files import MARK, atomic_write, check_replaceable, tran
 from stableanimator_cli.motion.geometry import Mode, fit
 from stableanimator_cli.records import ChannelOrder, Face
 from stableanimator_cli.talk import Silent, Talk
+from stableanimator_cli.train import leftovers
 from stableanimator_cli.train.buckets import Bucket, Size
 from stableanimator_cli.train.clips import TrainingClip
 
@@ -191,6 +192,7 @@ def build_cache(
     made = kept = frames = written = 0
     with talk.progress(sum(clip.frames for clip, _ in mine), "cache", "frame") as bar:
         for clip, size in mine:
+            leftovers.remove_from_clip(clip.path)
             jobs = _jobs(clip, size, encoders, resize)
             todo = [(file, encode) for file, encode in jobs if not file.fits()]
             kept += len(jobs) - len(todo)

@@ -29,7 +29,7 @@ from stableanimator_cli.files import atomic_write, write_refused
 from stableanimator_cli.readers import read_json, read_json_lines
 from stableanimator_cli.readers_fields import Fields, shown
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.train import ranking
+from stableanimator_cli.train import leftovers, ranking
 from stableanimator_cli.train.base import SOURCE, model_toml, plain_name
 
 FOLDER = "checkpoints"
@@ -117,6 +117,7 @@ def _is_our_link(link: Path) -> bool:
 
 def clean(run: Path) -> None:
     """Remove what a killed run left half-written."""
+    leftovers.remove_from_run(run)
     for left in (run / FOLDER).glob(".step-*.part"):
         if _PART.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)

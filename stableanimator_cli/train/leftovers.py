@@ -1,0 +1,45 @@
+"""Temporary files that a killed training left behind: they are removed by the next one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+_RUN = r"config\.toml|metrics\.jsonl|curves\.png|scores\.jsonl|model|base|step-\d+-.+\.mp4"
+_CLIP = r"faces\.npz|embeddings\.safetensors|latents-\d+x\d+\.safetensors"
+
+
+def remove_from_run(run: Path) -> None:
+    for folder in (run, run / "validation"):
+        _remove(folder, _RUN)
+
+
+def remove_from_clip(clip: Path) -> None:
+    _remove(clip, _CLIP)
+
+
+def _remove(folder: Path, names: str) -> None:
+    """Remove ``.NAME.PID.part`` of one of ``names`` unless a process PID is running."""
+    pattern = re.compile(rf"\.(?:{names})\.(\d+)\.part(?:\.mp4)?")
+    with suppress(OSError):
+        for path in folder.iterdir():
+            match = pattern.fullmatch(path.name)
+            if match is None or _runs(int(match[1])):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True

@@ -28,6 +28,7 @@ WIDTH = 512
 """Numbers in an identity vector."""
 
 _AGAIN = "run `sa preprocess` on the video again"
+_NUMBERS = ("frame", "person")
 _SHAPES = {"frame": (), "person": (), "boxes": (4,), "landmarks": (5, 2), "scores": (), "embeddings": (WIDTH,)}
 
 
@@ -101,15 +102,37 @@ def load_faces(path: Path) -> FaceTable:
     order = str(arrays["channel_order"])
     if order not in get_args(ChannelOrder):
         raise BadInput(path, f"channel_order {order!r}", "'bgr' or 'rgb'", hint=_AGAIN)
-    try:
-        faces = FaceTable(channel_order=order, **{name: arrays[name] for name in _SHAPES})  # type: ignore[arg-type]
-    except (ValueError, TypeError) as error:  # an array without axes has no length
-        raise BadInput(path, str(error), "one row a face in every array", hint=_AGAIN) from None
-    numbers = (faces.boxes, faces.landmarks, faces.scores)
-    if not all((np.abs(array) <= FARTHEST).all() for array in numbers) or np.isinf(faces.embeddings).any():
-        raise BadInput(path, "numbers that are not finite", "finite numbers within the frame", hint=_AGAIN)
-    if (faces.frame < 0).any() or (faces.person < -1).any():
-        raise BadInput(path, "a negative number of a frame or a person", "0 or more, -1 for nobody", hint=_AGAIN)
+    _check_faces(path, arrays)
+    table = {name: arrays[name].astype(np.int64 if name in _NUMBERS else np.float32) for name in _SHAPES}
+    return FaceTable(channel_order=order, **table)  # type: ignore[arg-type]
+
+
+def _check_faces(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Types, shapes and ranges of a file of faces. Only an embedding may be unknown: a row of NaN."""
+    count = arrays["frame"].size
+    for name, shape in _SHAPES.items():
+        array, kinds = arrays[name], "iu" if name in _NUMBERS else "f"
+        if array.shape != (count, *shape) or array.dtype.kind not in kinds:
+            found = f"{name}{list(array.shape)} of {array.dtype}"
+            numbers = "whole numbers" if name in _NUMBERS else "numbers"
+            raise BadInput.because(path, f"{found} does not hold the {numbers} of {count} faces", hint=_AGAIN)
+        measured = name not in _NUMBERS and name != "embeddings"
+        if measured and not (np.abs(array) <= FARTHEST).all():  # NaN is not either
+            found = f"{name} holds numbers that are not finite, or far outside of the frame"
+            raise BadInput.because(path, found, hint=_AGAIN)
+    if (arrays["frame"] < 0).any() or (arrays["person"] < -1).any():
+        raise BadInput.because(path, "a frame or a person has a negative number", hint=_AGAIN)
+    embeddings = arrays["embeddings"]
+    finite = np.isfinite(embeddings.astype(np.float32))
+    if not (finite.all(axis=1) | np.isnan(embeddings).all(axis=1)).all():
+        raise BadInput.because(path, "an embedding is neither finite nor unknown", hint=_AGAIN)
+
+
+def check_frames(path: Path, faces: FaceTable, frames: int) -> FaceTable:
+    """``faces`` again. ``BadInput`` if one is of a frame that a clip of ``frames`` does not have."""
+    if (faces.frame >= frames).any():
+        problem = f"it has a face in frame {int(faces.frame.max())} of a clip of {frames} frames"
+        raise BadInput.because(path, problem, hint=_AGAIN)
     return faces
 
 
@@ -155,7 +178,7 @@ class ClipFolder:
         return motion
 
     def faces(self) -> FaceTable:
-        return load_faces(self.path / FACES)
+        return check_frames(self.path / FACES, load_faces(self.path / FACES), self.frames)
 
     def pictures(self) -> Clip:
         """The clip's frames: those of the source, cut and resampled as they were when the motion was made."""

@@ -90,10 +90,23 @@ class CacheFile:
             names = list(file.keys())
             if self.array not in names:
                 raise BadInput(self.path, f"no array {self.array!r}", f"cached {kind}", hint=hint)
+            part = file.get_slice(self.array)
+            shape, dtype = part.get_shape(), part.get_dtype()
         for key, wanted in self.header.items():
             if found.get(key) != wanted:
                 told, expected = (_short(key, value) for value in (found.get(key, "none"), wanted))
                 raise BadInput(self.path, f"{kind} of {key} {told}", f"{key} {expected}", hint=hint)
+        if dtype != "F16" or not self._has_shape(shape):
+            raise BadInput.because(self.path, f"its {self.array} {shape} of {dtype} do not fit the clip", hint=hint)
+
+    def _has_shape(self, shape: Sequence[int]) -> bool:
+        """One row per frame; latents are an eighth as wide and as high as the images."""
+        if len(shape) < 2 or shape[0] != int(self.header["frames"]) or shape[1] < 1:
+            return False
+        if self.array == TOKENS:
+            return len(shape) == 2
+        width, height = (int(side) // 8 for side in self.header["size"].split("x"))
+        return len(shape) == 4 and list(shape[2:]) == [height, width]
 
     def exists(self) -> bool:
         return self.path.exists()

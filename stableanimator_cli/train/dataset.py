@@ -182,22 +182,31 @@ def _listed(root: Path) -> Iterator[Path | LeftOut]:
 
 def _from_index(root: Path) -> Iterator[Path | LeftOut]:
     """Clips in the order in which their videos were given."""
-    file = root / INDEX
-    what, hint = "an index of clips", "run the same `sa preprocess` again: it writes the index"
+    file, what = root / INDEX, "an index of clips"
+    hint = "run the same `sa preprocess` again: it writes the index anew"
     for number, line in read_json_lines(file, what, hint=hint):
-        told = replace(Fields.of(line, file, what, hint=hint), where=f"line {number}: ")
-        status, source = told.text("status"), told.text("source")
+
+        def at(path: Path | str, problem: str, *, hint: str | None = None, number: int = number) -> BadInput:
+            return BadInput.because(path, f"line {number}: {problem}", hint=hint)
+
+        row = Fields.of(line, file, what, error=at, hint=hint)
+        status, source = row.choice("status", ("ok", "failed", "pending")), row.text("source")
         if status == "ok":
-            yield root / told.text("clip", empty=False)
+            clip = row.text("clip", empty=False)
+            if "\0" in clip or Path(clip).is_absolute() or ".." in Path(clip).parts:
+                row.fail("clip", "the name of a clip folder beside the index")
+            yield root / clip
         elif status == "failed":
-            message = told.fields("error", default={}).text("message", default="no reason is given")
+            message = row.fields("error", default={}).text("message", default="no reason is told")
             yield LeftOut(clip=Path(source).name, reason="failed", message=message)
 
 
 def _from_list(file: Path) -> Iterator[Path]:
     """A path list of the reference implementation: a folder a line, relative ones from where the list lies."""
-    lines = read_text(file, "a list with a folder a line", hint=_MAKE).splitlines()
-    for line in lines:
+    text = read_text(file, "a list of clip folders", hint=_MAKE)
+    for number, line in enumerate(text.splitlines(), start=1):
+        if "\0" in line:
+            raise BadInput.because(file, f"line {number} is no path: it holds a null byte", hint=_MAKE)
         if line.strip():
             yield file.parent / line.strip()
 

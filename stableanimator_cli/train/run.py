@@ -175,7 +175,9 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
             find_faces(held_out, model, torch.device(accelerator.device), talk)
     keeper = _Keeper(config, model, needs, digest, held_out, torch.device(accelerator.device), talk)
     if state is not None and main:
-        keeper.make_up(Place(**state.progress["place"]), here[-1][1])
+        measured = keeper.make_up(Place(**state.progress["place"]), here[-1][1])
+        if measured is not None:
+            metrics.add(measured)
     accelerator.wait_for_everyone()
     hooks = Hooks(
         open_stage=lambda index: TrainingStage(config, index, model, dataset, accelerator),
@@ -252,10 +254,13 @@ class _Keeper:
         draw_curves(read_metrics(run_folder), run_folder / CURVES)
         return measured
 
-    def make_up(self, place: Place, folder: Path) -> None:
-        """The score of a checkpoint that was written just before the run was killed."""
-        if place.step not in {row["step"] for row in checkpoint.read_scores(self.config.output)}:
-            self._score(place, folder)
+    def make_up(self, place: Place, folder: Path) -> dict[str, float | None] | None:
+        """What follows the writing of a checkpoint, for the last one of a run that was killed: its score, for the
+        metrics too, and which checkpoints stay."""
+        known = [row for row in checkpoint.read_scores(self.config.output) if row["step"] == place.step]
+        measured = _measured(known[-1]) if known else self._score(place, folder)
+        checkpoint.tidy(self.config.output, self.config.saving.keep)
+        return measured
 
     def _score(self, place: Place, folder: Path) -> dict[str, float | None] | None:
         """What a validation that is due says of a checkpoint, for the metrics; None where none is."""
@@ -263,7 +268,7 @@ class _Keeper:
             return None
         stage = (self.config.stage or ())[place.stage]
         row = validate(self.config, stage, folder, place.step, self.held_out, self.device, self.talk)
-        measured = {name: row[name] for name in ("csim", "keypoint_error")}
+        measured = _measured(row)
         csim, error = ("none" if value is None else f"{value:.3f}" for value in measured.values())
         self.talk.note(f"step {place.step}: csim {csim}, key-point error {error} of the image's side")
         if row["score"] is None:
@@ -271,6 +276,11 @@ class _Keeper:
         elif row["absent"]:
             self.talk.warn(f"step {place.step}: no frame shows a person and a face; the checkpoint ranks last")
         return measured
+
+
+def _measured(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """Of a row of validation, what the metrics show."""
+    return {name: row.get(name) for name in ("csim", "keypoint_error")}
 
 
 def defaults_of(config: TrainConfig) -> dict[str, Any]:

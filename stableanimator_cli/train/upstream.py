@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stableanimator_cli.detect.clips import FaceTable, load_faces
+from stableanimator_cli.detect.clips import FaceTable, check_frames, load_faces
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import read_picture
 from stableanimator_cli.media_picture import picture_size
@@ -61,7 +61,9 @@ class DrawnClip:
     def open(cls, clip: TrainingClip) -> DrawnClip:
         numbers = [_number(file) for file in picture_files(clip.path / IMAGES)]
         poses, masks = _numbered(clip.path / POSES), _numbered(clip.path / MASKS)
-        table = load_faces(clip.faces_file()) if clip.faces_file().exists() else None
+        file, table = clip.faces_file(), None
+        if file.exists():
+            table = check_frames(file, load_faces(file), clip.frames)
         return cls([poses[number] for number in numbers], [masks.get(number) for number in numbers], table)
 
     def skeleton(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
@@ -88,6 +90,8 @@ def _number(file: Path) -> int:
     match = re.search(r"(\d+)$", file.stem)
     if match is None:
         raise BadInput(file, "a name without a number", "frame_N or N", hint="rename it, or move it elsewhere")
+    if len(match[1]) > 12:
+        raise BadInput.because(file, f"the number in its name has {len(match[1])} digits", hint="rename it")
     return int(match[1])
 
 

@@ -160,7 +160,8 @@ def at_once(place: Path, processes: int) -> list[str]:
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     says = [(one.place / f"said{number}.txt").read_text().strip().splitlines()[0] for number in range(processes)]
     ends = sorted(
-        f"{code} {'being written by another' in said or 'already' in said}" for code, said in zip(codes, says, strict=True)
+        f"{code} {'being written by another' in said or 'already' in said}"
+        for code, said in zip(codes, says, strict=True)
     )
     return [*ends, f"equal {one.outcome() == Killed(place=place / 'whole', model=one.model).outcome()}"]
 

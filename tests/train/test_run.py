@@ -322,9 +322,17 @@ def test_validation_leaves_training_alone_and_writes_a_video(whole, data, tiny_m
     assert (row["csim"], row["keypoint_error"]) == (None, None)  # the tiny model has no detectors
     video = open_clip(tmp_path / "run" / "validation" / row["video"])
     assert (video.size, video.count) == ((4 * 64, 64), 2)
+    rows = read_metrics(tmp_path / "run")
+    assert "csim" in rows[-1]
     checkpoint.write_scores(tmp_path / "run", checkpoint.read_scores(tmp_path / "run")[:1])  # killed before the score
+    bare = [{key: value for key, value in row.items() if key not in ("csim", "keypoint_error")} for row in rows]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bare))
+    os.unlink(tmp_path / "run" / "model")
+    os.symlink("checkpoints/step-1", tmp_path / "run" / "model")
     run.run(flags={}, resumed=tmp_path / "run")
     assert [row["step"] for row in checkpoint.read_scores(tmp_path / "run")] == [1, 2]
+    assert "csim" in read_metrics(tmp_path / "run")[-1]
+    assert (tmp_path / "run" / "model").resolve().name == "step-2"
 
 
 def test_two_at_one_run_are_one_too_many(data: Path, tiny_model: Path, tmp_path: Path) -> None:

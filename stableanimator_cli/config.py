@@ -226,6 +226,8 @@ class SamplingConfig:
         refuse_unless(_finite(self.churn), "--churn", self.churn, "0 or more")
         for name in ("churn_min", "churn_max", "churn_noise"):
             refuse_unless(_finite(getattr(self, name)), f"sampling.{name}", getattr(self, name), "0 or more")
+        most = f"at most sampling.churn_max ({self.churn_max:g})"
+        refuse_unless(self.churn_min <= self.churn_max, "sampling.churn_min", self.churn_min, most)
         refuse_unless(_finite(self.noise_aug), "--noise-aug", self.noise_aug, "0 or more")
         refuse_unless(_finite(self.motion_bucket), "--motion-bucket", self.motion_bucket, "0 or more")
         refuse_unless(
@@ -273,7 +275,7 @@ class DeviceConfig:
     ``offload = "swap"`` keeps one network on the device at a time, ``"groups"`` of the UNet one block;
     ``pose_budget_mb`` is the memory that pose features may fill, in MiB; ``pieces`` is how many parts the UNet's
     feed-forward layers are computed in; ``compile``: its blocks are compiled; ``cuda_graphs``: its calls are recorded
-    and replayed; ``channels_last``: how kernels of convolutions lie in memory.
+    and replayed; ``channels_last``: how kernels of convolutions lie in memory; ``tf32``: float32 is computed in TF32.
     ``weights`` is how the UNet's lie there; ``fit`` bytes: what of all this, of windows and of decoding has to change
     for the run to stay below it is chosen, and then it is None."""
 
@@ -287,6 +289,7 @@ class DeviceConfig:
     compile: Literal["off", "blocks"] = option("--compile", "off")
     cuda_graphs: bool = option("--cuda-graphs", False)
     channels_last: bool = option("--channels-last", False)
+    tf32: bool = option("--tf32", False)
     fit: int | None = option("--fit", None, parse=parse_bytes)
 
     def __post_init__(self) -> None:

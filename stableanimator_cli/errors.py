@@ -49,6 +49,19 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     return f"did you mean {near[0]}?" if near else None
 
 
+# Signs in the texts of allocators that raise a plain RuntimeError: the host's, Apple's, CUDA's outside of torch's own
+# allocator, those of its libraries (CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED), and ONNX Runtime's.
+_OUT_OF_MEMORY = (
+    "out of memory", "not enough memory", "failed to allocate", "can't allocate memory", "_status_alloc_failed",
+    "host_allocation_failed",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library's error means that a device or the host has too little memory."""
+    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+
+
 class SaError(Exception):
     """Base of all expected failures. ``message`` is one line; ``hint`` says what to do about it."""
 

@@ -94,6 +94,8 @@ def test_sizes_and_guidance() -> None:
         (lambda: SamplingConfig(guidance=(1.0, -1.0)), "--guidance"),
         (lambda: SamplingConfig(sampler="oiler"), "--sampler"),  # type: ignore[arg-type]
         (lambda: SamplingConfig(churn=-0.1), "--churn"),
+        (lambda: SamplingConfig(churn_min=2.0, churn_max=1.5), "sampling.churn_min"),
+        (lambda: SamplingConfig(churn=1.0, churn_min=1000.5), "sampling.churn_min"),
         (lambda: SamplingConfig(noise_aug=float("inf")), "--noise-aug"),
         (lambda: SamplingConfig(motion_bucket=-1), "--motion-bucket"),
         (lambda: SamplingConfig(conditioning_fps=0), "sampling.conditioning_fps"),

@@ -76,3 +76,13 @@ def test_every_requirement_is_pinned_to_one_version_within_its_range() -> None:
     opencv = {pins[canonicalize_name(name)] for name in ("opencv-python", "opencv-contrib-python")}
     assert len(opencv) == 1  # two builds of one cv2, or one breaks the other
     assert not {"torchvision", "opencv-python-headless", "opencv-contrib-python-headless"} & set(pins)
+
+
+def test_torch_is_asked_for_as_new_as_what_is_called() -> None:
+    """``torch.optim.Muon`` and ``fp32_precision`` came with 2.9."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (torch,) = (wanted for wanted in map(Requirement, project["dependencies"]) if wanted.name == "torch")
+    assert not torch.specifier.contains("2.8.0")
+    assert torch.specifier.contains("2.9.0")

@@ -17,6 +17,7 @@ from stableanimator_cli.animate.settings import reference_picture, size_of
 from stableanimator_cli.animate.skeletons import Skeletons
 from stableanimator_cli.animate.state import Keeper
 from stableanimator_cli.config import AnimateConfig
+from stableanimator_cli.detect import onnx
 from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine import parallel
@@ -81,6 +82,7 @@ def carry_out(
             memory = fitting.predicted(config, model, device, len(poses))
             return AnimationPlan.of(config, model, device, request, driving, memory, chosen)
         refine = face.refinement(config, engine, picture, subject, driving, talk)
+        onnx.warn_of_fallbacks(talk)
         job = Making(
             config=config,
             engine=engine,

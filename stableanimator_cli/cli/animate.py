@@ -61,6 +61,7 @@ def animate(
     compile: memory.CompileOpt = None,
     cuda_graphs: memory.GraphsOpt = None,
     channels_last: memory.LastOpt = None,
+    tf32: memory.Tf32Opt = None,
     fit: memory.FitOpt = None,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
@@ -123,6 +124,7 @@ def animate(
         "compile": compile,
         "cuda_graphs": cuda_graphs,
         "channels_last": channels_last,
+        "tf32": tf32,
         "fit": fit,
     }
     talk = console.configure(json=json, quiet=quiet, progress=progress)

@@ -82,6 +82,14 @@ LastOpt = Annotated[
         "it pays. Default: off.",
     ),
 ]
+Tf32Opt = Annotated[
+    bool | None,
+    typer.Option(
+        "--tf32/--no-tf32",
+        rich_help_panel=MACHINE,
+        help="Approximate: compute float32 in TF32 on a CUDA card, with --dtype float32. Default: off, exact float32.",
+    ),
+]
 PiecesOpt = Annotated[
     int | None,
     typer.Option(

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.clips import FaceTable
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.detect.pose import THRESHOLD, PersonDetector, PoseEstimator
@@ -86,7 +87,10 @@ class Detectors:
 
     def describe(self) -> str:
         """Where the networks run, in words."""
-        return self.points.describe()
+        where = {"people": self.people.describe(), "points": self.points.describe()}
+        if self.faces is not None:
+            where["faces"] = self.faces.describe()
+        return onnx.together(where)
 
     @property
     def channel_order(self) -> ChannelOrder:

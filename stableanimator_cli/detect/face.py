@@ -95,8 +95,12 @@ class FaceReader:
         return Path(self._recogniser.model_file)
 
     def describe(self) -> str:
-        """Where the networks run, in words."""
-        return onnx.describe(self._detector.session, self._device)
+        """Where the networks run, in words: each of the two that does not run where the other does."""
+        where = {
+            "detector": onnx.describe(self._detector.session, self._device),
+            "recogniser": onnx.describe(self._recogniser.session, self._device),
+        }
+        return onnx.together(where)
 
     def _read(self, image: np.ndarray, *, recognise: bool) -> tuple[Face, ...]:
         h, w = checked(image).shape[:2]
@@ -192,7 +196,7 @@ def load_embedding(path: Path | str) -> np.ndarray:
 def _open(folder: Path, device: str, threads: int | None, threshold: float) -> dict[str, Any]:
     for file in sorted(folder.glob("*.onnx")):
         onnx.check_file(file)
-    options, providers = onnx.session_options(threads), onnx.providers_for(device)
+    options, providers = onnx.settings(device, threads)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             analysis = FaceAnalysis(
@@ -216,6 +220,8 @@ def _open(folder: Path, device: str, threads: int | None, threshold: float) -> d
     shape = models["recognition"].output_shape
     if shape[-1] != WIDTH:
         raise _lacks(folder, f"an ArcFace recogniser of {WIDTH} numbers (the one found gives {shape[-1]})")
+    for role in ("detection", "recognition"):
+        onnx.note_fallback(models[role].session, device, Path(models[role].model_file).name)
     return models
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, OutOfMemory
+from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, OutOfMemory, is_out_of_memory
+from stableanimator_cli.talk import Talk
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -92,13 +93,38 @@ def session(path: Path | str, device: str = "auto", threads: int | None = None) 
     for an unknown device.
     """
     path = check_file(path)
+    options, providers = settings(device, threads)
+    try:
+        opened = ort.InferenceSession(str(path), sess_options=options, providers=providers)
+    except Exception as error:  # its error classes share no base but Exception
+        raise damaged(path, error) from error
+    note_fallback(opened, device, path.name)
+    return opened
+
+
+def settings(device: str, threads: int | None = None) -> tuple[ort.SessionOptions, list[Provider]]:
+    """What every session is opened with. The libraries that its providers need are loaded by then."""
     options, providers = session_options(threads), providers_for(device)
     if providers[0] != CPU:
         _load_libraries()
-    try:
-        return ort.InferenceSession(str(path), sess_options=options, providers=providers)
-    except Exception as error:  # its error classes share no base but Exception
-        raise damaged(path, error) from error
+    return options, providers
+
+
+_fallbacks: list[str] = []
+
+
+def note_fallback(opened: ort.InferenceSession, device: str, name: str) -> None:
+    """Remember for ``warn_of_fallbacks`` that the network ``name`` runs on the CPU though a card was chosen for it."""
+    chosen = _name(providers_for(device)[0])
+    if opened.get_providers()[0] != chosen:
+        kind = chosen.removesuffix("ExecutionProvider")
+        _fallbacks.append(f"{name} runs on the CPU: the libraries of ONNX Runtime's {kind} provider did not load")
+
+
+def warn_of_fallbacks(talk: Talk) -> None:
+    """Say, once, which networks that were opened so far run on the CPU and were not meant to."""
+    while _fallbacks:
+        talk.warn(f"{_fallbacks.pop(0)}; `sa doctor` checks the installation, --device cpu chooses the CPU")
 
 
 def run(opened: ort.InferenceSession, pixels: np.ndarray) -> list[np.ndarray]:
@@ -106,7 +132,7 @@ def run(opened: ort.InferenceSession, pixels: np.ndarray) -> list[np.ndarray]:
     try:
         return [np.asarray(out) for out in opened.run(None, {opened.get_inputs()[0].name: pixels})]
     except Exception as error:  # its error classes share no base but Exception
-        if not any(sign in str(error).lower() for sign in ("out of memory", "failed to allocate")):
+        if not is_out_of_memory(error):
             raise
         found = f"no memory for an ONNX network on a batch of {len(pixels)}"
         raise OutOfMemory(found, hint="--device cpu runs it in main memory") from error
@@ -134,15 +160,33 @@ def describe(opened: ort.InferenceSession, device: str = "auto") -> str:
     return _describe(opened.get_providers(), device)
 
 
+def together(where: Mapping[str, str]) -> str:
+    """Several descriptions by what they are of, as one where they are equal."""
+    if len(set(where.values())) == 1:
+        return next(iter(where.values()))
+    return ", ".join(f"{name} on {place}" for name, place in where.items())
+
+
 def _describe(active: Sequence[str], device: str) -> str:
     first = active[0].removesuffix("ExecutionProvider")
+    chosen = _name(providers_for(device)[0])
+    if chosen not in (CPU, active[0]):
+        kind = device if device != "auto" else chosen.removesuffix("ExecutionProvider")
+        return f"{first} ({kind} was {'asked for' if device != 'auto' else 'chosen'}, but its libraries did not load)"
     wanted = {"cuda": CUDA, "mps": COREML}.get(device.partition(":")[0])
     if wanted is None or wanted == active[0]:
         return first
-    if wanted in ort.get_available_providers():
-        return f"{first} ({device} was asked for, but its libraries did not load)"
     remedy = "; install onnxruntime-gpu in place of onnxruntime" if wanted == CUDA else ""
     return f"{first} ({device} was asked for, but this ONNX Runtime has no {wanted}{remedy})"
+
+
+def on_card(device: str) -> bool:
+    """Whether sessions on this device are meant to run on a CUDA card."""
+    return _name(providers_for(device)[0]) == CUDA
+
+
+def _name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
 
 
 def batch_axis(opened: ort.InferenceSession) -> int | None:

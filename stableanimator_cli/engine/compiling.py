@@ -16,6 +16,7 @@ from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.evaluations import evaluations_of
 from stableanimator_cli.errors import ConfigError
 
+_COMPILED_FP8 = (8, 9)  # compute capability from which on Triton reads float8 e4m3
 _LEAVE_OUT = "or leave --compile out"
 # Network calls of 16 frames of 576x1024 from which on compiled blocks are taken to make up for minutes of compiling: at
 # 0.1 s a call of the fastest card and a fifth of it saved, one minute. Reckoned, not measured.
@@ -50,6 +51,13 @@ def missing(kind: str) -> tuple[str, str] | None:
     return None
 
 
+def compiles_fp8(device: torch.device) -> bool:
+    """Whether compiled code can read fp8 weights on this device."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return True
+    return torch.cuda.get_device_capability(device) >= _COMPILED_FP8
+
+
 def _cpp_names() -> tuple[str, ...]:
     return {"darwin": ("clang++",), "win32": ("cl",)}.get(sys.platform, ("g++",))
 
@@ -57,6 +65,8 @@ def _cpp_names() -> tuple[str, ...]:
 def pays_to_compile(config: AnimateConfig, device: torch.device, size: tuple[int, int], frames: int) -> bool:
     """Whether ``--fit`` switches it on: in long runs on a CUDA card, where a compiler is here."""
     if config.device.compile != "off" or device.type != "cuda" or missing(device.type) is not None:
+        return False
+    if config.device.weights == "fp8" and not compiles_fp8(device):
         return False
     windows = config.windows
     plan = plan_windows(frames, length=windows.length, overlap=windows.overlap, blend=windows.blend)

@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from stableanimator_cli.config import DeviceConfig
-from stableanimator_cli.engine.compiling import require_compiler
-from stableanimator_cli.engine.turns import move_all_but_blocks
-from stableanimator_cli.errors import ConfigError, OutOfMemory
+from stableanimator_cli.engine.compiling import compiles_fp8, require_compiler
+from stableanimator_cli.engine.host_weights import HostCopy, named_tensors
+from stableanimator_cli.engine.turns import InTurn, pack_blocks, staying
+from stableanimator_cli.errors import ConfigError, OutOfMemory, is_out_of_memory
 from stableanimator_cli.nets.quantized import Store
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-# of allocators that raise a plain RuntimeError: the host's, Apple's MPS, and CUDA outside of torch's own allocator
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "failed to allocate", "out of memory")
+_NATIVE_BFLOAT16 = (8, 0)  # compute capability from which on a CUDA card computes in it; older ones emulate it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,8 @@ class DevicePlan:
     """Device, weight type and offload policy of one engine; ``pose_budget`` bytes of PoseNet features are kept, and
     the UNet's feed-forward layers run in ``pieces``. ``weights`` is how the UNet's lie in memory (``quantized``).
     With ``groups`` its blocks take turns on the device (``turns``); they are ``compiled``, or its calls are recorded as
-    CUDA ``graphs``. ``channels_last``: how kernels of convolutions lie in memory (``memory_order``)."""
+    CUDA ``graphs``. ``channels_last``: how kernels of convolutions lie in memory (``memory_order``). ``tf32``: float32
+    products and convolutions are computed in TF32, which has ten bits of mantissa."""
 
     device: torch.device
     dtype: torch.dtype
@@ -41,6 +42,7 @@ class DevicePlan:
     compiled: bool = False
     graphs: bool = False
     channels_last: bool = False
+    tf32: bool = False
 
     @classmethod
     def of(cls, config: DeviceConfig) -> DevicePlan:
@@ -51,9 +53,16 @@ class DevicePlan:
         if config.cuda_graphs and device.type != "cuda":
             hint = f"this run is on {device.type}, which has none: leave it out"
             raise ConfigError("--cuda-graphs", True, "a CUDA card as --device", hint=hint)
+        dtype = _automatic_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype]
+        if config.tf32 and (device.type != "cuda" or dtype != torch.float32):
+            found = f"this run is in {str(dtype).removeprefix('torch.')} on {device.type}: leave it out"
+            raise ConfigError("--tf32", True, "--dtype float32 and a CUDA card as --device", hint=found)
+        if config.compile == "blocks" and config.weights == "fp8" and not compiles_fp8(device):
+            hint = "use --weights int8, or leave --compile out"
+            raise ConfigError("--weights", "fp8", "a card of compute capability 8.9 or newer with --compile", hint=hint)
         return cls(
             device=device,
-            dtype=_automatic_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype],
+            dtype=dtype,
             swap=config.offload != "none",
             pose_budget=config.pose_budget_mb << 20,
             pieces=config.pieces,
@@ -62,11 +71,13 @@ class DevicePlan:
             compiled=config.compile == "blocks",
             graphs=config.cuda_graphs,
             channels_last=config.channels_last,
+            tf32=config.tf32,
         )
 
     def describe(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         told = {
+            "TF32": self.tf32,
             f"{self.weights} weights": self.weights != "plain",
             "compiled blocks": self.compiled,
             "CUDA graphs": self.graphs,
@@ -92,8 +103,29 @@ def _device(name: str) -> torch.device:
 
 def _automatic_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if has_bfloat16(device) else torch.float16
     return torch.float16 if device.type == "mps" else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a CUDA card computes in bfloat16 itself. ``torch.cuda.is_bf16_supported`` also counts emulation."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _NATIVE_BFLOAT16
+
+
+@contextmanager
+def float32_precision(*, tf32: bool) -> Iterator[None]:
+    """Within it float32 products and convolutions on CUDA cards are exact, or in TF32. By default torch takes TF32 for
+    convolutions alone.
+
+    Set by ``allow_tf32``, which torch's compiler and ``cudnn.flags`` read: they refuse settings of the newer kind.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 @contextmanager
@@ -104,7 +136,7 @@ def memory_guard(doing: str, hint: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemory(f"out of memory while {doing}", hint=hint) from error
     except RuntimeError as error:
-        if not any(words in str(error) for words in _OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"out of memory while {doing}", hint=hint) from error
 
@@ -136,14 +168,15 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 class Networks:
     """Networks by name, loaded when first wanted; ``resident`` says which are on the device now.
 
-    With ``plan.swap`` only the named ones stay on the device, the others wait in host memory; otherwise what was loaded
-    stays.
+    With ``plan.swap`` only the named ones are on the device. The weights of the others are in host memory, where they
+    stay all the time (``host_weights``): what leaves the device is dropped. Otherwise what was loaded stays.
     """
 
     def __init__(self, loaders: Mapping[str, Callable[[], nn.Module]], plan: DevicePlan) -> None:
         self._loaders = dict(loaders)
         self._plan = plan
         self._loaded: dict[str, nn.Module] = {}
+        self._copies: dict[str, HostCopy] = {}
         self._resident: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:  # each name has its own class of nn.Module, which the caller knows
@@ -169,18 +202,46 @@ class Networks:
 
     def _move(self, names: tuple[str, ...]) -> None:
         if self._plan.swap:
-            for name, network in self._loaded.items():
+            for name in self._loaded:
                 if name not in names:
-                    network.to("cpu")
+                    self._leave(name)
             self._release()
         for name in names:
-            if self._plan.groups and name == "unet":
-                move_all_but_blocks(self[name], self._plan.device)
+            if self._comes_from_host(name):
+                if name not in self._copies:
+                    self._copies[name] = self._host_copy(name)
+                self._copies[name].up()
             else:
                 self[name].to(self._plan.device)
 
+    def _leave(self, name: str) -> None:
+        network = self._loaded[name]
+        if name not in self._copies:
+            network.to("cpu")
+            return
+        self._copies[name].down()
+        if isinstance(run := getattr(network, "run", None), InTurn):
+            run.release()
+
+    def _comes_from_host(self, name: str) -> bool:
+        """Whether a copy of the weights stays in host memory. A Mac's memory is the host's and the device's: there it
+        would be used twice."""
+        in_groups = self._plan.groups and name == "unet"
+        return in_groups or (self._plan.swap and self._plan.device.type != "mps")
+
+    def _host_copy(self, name: str) -> HostCopy:
+        """What of a network comes and goes: with ``plan.groups`` not the UNet's blocks, which take turns."""
+        network, device = self[name], self._plan.device
+        if name != "unet" or not self._plan.groups:
+            return HostCopy(network, device)
+        stay = {id(tensor) for tensor in staying(network)}
+        if device.type == "cuda":
+            pack_blocks(network, pin=True)
+        return HostCopy(network, device, [key for key, tensor in named_tensors(network).items() if id(tensor) in stay])
+
     def close(self) -> None:
         self._loaded.clear()
+        self._copies.clear()
         self._release()
 
     def _release(self) -> None:

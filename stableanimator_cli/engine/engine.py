@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import tee
 from types import TracebackType
 
@@ -36,7 +36,7 @@ from stableanimator_cli.engine.conditioning import (
     time_ids,
 )
 from stableanimator_cli.engine.decoder import Decoder
-from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
+from stableanimator_cli.engine.device import DevicePlan, Networks, float32_precision, memory_guard
 from stableanimator_cli.engine.evaluations import Evaluation
 from stableanimator_cli.engine.graphs import GraphedCalls, Recorder
 from stableanimator_cli.engine.turns import InTurn
@@ -84,6 +84,7 @@ class Engine:
         self.share: Share | None = None
         self.calls: Counter[str] = Counter()
         self._faces: FaceReader | None = None
+        self._open = ExitStack()
         networks.provide("recogniser", lambda: recogniser(self.faces().recogniser_file))
 
     @classmethod
@@ -93,9 +94,11 @@ class Engine:
         return cls(model, plan, Networks(networks, plan), id_mode=id_mode)
 
     def __enter__(self) -> Engine:
+        self._open.enter_context(float32_precision(tf32=self.plan.tf32))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._open.close()
         self.networks.close()
 
     @contextmanager

@@ -78,6 +78,7 @@ class Recorder:
                 for _ in range(_WARM_UPS):
                     run()
             torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.empty_cache()  # what the warm-ups took on their stream is of no use to the recording
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
                 answer = run()

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from stableanimator_cli.config import AnimateConfig, DeviceConfig
+from stableanimator_cli.detect import onnx
 from stableanimator_cli.diffusion.guidance import is_guided, pairs_of
-from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.diffusion.windows import WindowPlan, plan_windows
 from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_frame
 from stableanimator_cli.engine.counting import alive_bytes
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
@@ -32,6 +33,7 @@ from stableanimator_cli.records import STRIDE, ModelFolder
 FRAGMENTED = 0.04  # of what is alive: what torch's allocator on a card rounds up and cannot use
 CONTEXT = 600 << 20  # CUDA's own, with the libraries' workspaces
 WORKSPACES = 0.12  # of what is alive: what a CPU's kernels and malloc take, from resident sizes (docs/performance.md)
+ARENA = 512 << 20  # ONNX Runtime's on a card: pictures of 640x640, cuDNN's workspaces, and its growth in powers of two
 PROGRAM = 700 << 20  # this program and its libraries, from the same; on a card that is another memory
 _LATENTS = 5  # of the whole video at once: latents, clean estimate, answers, and two of the sampler's
 _FACE = 4  # a face is taken to be a quarter of the frame's shorter side
@@ -112,7 +114,9 @@ class Prediction:
             mode = "crop" if config.refine.face == "auto" else config.refine.face
             work["face optimisation"] = _LATENTS * latents + kept + self._face(chunk, mode, config.refine.margin)
             if plan.cuda_graphs:  # what is recorded keeps its memory between steps
-                work["face optimisation"] += self._unet(window, plan)
+                work["face optimisation"] += self._recorded(config, window)
+        if plan.cuda_graphs:  # calls before a recording have memory of their own beside what was recorded before
+            work["UNet"] += self._recorded(config, window)
         swapping = plan.offload != "none" and not on_cpu  # on a CPU the networks wait in the same memory
         there: set[str] = set()
         stages: dict[str, tuple[int, int]] = {}
@@ -121,8 +125,29 @@ class Prediction:
                 there = set(networks) if swapping else there | set(networks)
                 stages[name] = sum(self._weights(network, plan) for network in there), work[name]
         most = max(sum(parts) for parts in stages.values())
-        reserve = WORKSPACES * most + PROGRAM if on_cpu else FRAGMENTED * most + CONTEXT
+        reserve = WORKSPACES * most + PROGRAM if on_cpu else FRAGMENTED * most + CONTEXT + self._detectors()
         return RenderMemory(stages=stages, reserve=int(reserve))
+
+    def _detectors(self) -> int:
+        """Memory of ONNX Runtime, which torch does not see: face networks that stay open for the whole run."""
+        if "face" not in self.model.files or not onnx.on_card(str(self.device)):
+            return 0
+        folder = self.model.files["face"]
+        return ARENA + sum(file.stat().st_size for file in folder.glob("**/*.onnx"))
+
+    def _recorded(self, config: AnimateConfig, window: int) -> int:
+        """What CUDA graphs keep: a pool as large as one call, and by branch and length of a window its inputs and its
+        answer."""
+        unet, (width, height) = self._network("unet", config.device.weights), self._latent
+        plan = self._windows(config)
+        kinds = {len(one.frames) for turn in range(plan.turns) for one in plan.at(turn)}
+        channels = unet.config["in_channels"] + unet.config["out_channels"] + unet.config["block_out_channels"][0]
+        each = sum(kinds) * channels * width * height * self.dtype.itemsize
+        return self._unet(window, config.device) + (2 if is_guided(*config.sampling.guidance) else 1) * each
+
+    def _windows(self, config: AnimateConfig) -> WindowPlan:
+        windows = config.windows
+        return plan_windows(self.frames, length=windows.length, overlap=windows.overlap, blend=windows.blend)
 
     @property
     def _latent(self) -> tuple[int, int]:
@@ -151,12 +176,12 @@ class Prediction:
         return self._once("network", role, weights if role == "unet" else "", count=build)
 
     def _weights(self, role: str, plan: DeviceConfig) -> int:
-        """Of which in groups one block at a time is there, at most the largest."""
+        """Of which in groups two buffers of the largest block are there."""
         network = self._network(role, plan.weights)
         if role != "unet" or plan.offload != "groups" or self.device.type == "cpu":
             return bytes_of(network)
         blocks = [bytes_of(block) for block in blocks_of(network)]
-        return bytes_of(network) - sum(blocks) + max(blocks)
+        return bytes_of(network) - sum(blocks) + 2 * max(blocks)
 
     def _alive(self, run: Callable[[], object]) -> int:
         with torch.no_grad():
@@ -215,7 +240,7 @@ class Prediction:
 
     def _deep(self, config: AnimateConfig, window: int) -> int:
         """Deep features that ``--cache-features`` keeps: of each window and branch that one process answers for."""
-        sampling, windows = config.sampling, config.windows
+        sampling = config.sampling
         if sampling.cache_features == 1:
             return 0
         unet: AnimationUNet = self._network("unet", config.device.weights)
@@ -229,7 +254,7 @@ class Prediction:
                 deep = unet.with_deep(sample, 1.0, Context(tokens, None), self._noise(1, 3), layers=layers)[1]
             return deep.numel() * deep.element_size()
 
-        plan = plan_windows(self.frames, length=windows.length, overlap=windows.overlap, blend=windows.blend)
+        plan = self._windows(config)
         pairs = -(-len(pairs_of(plan, sampling.guidance)) // config.device.gpus)
         if sampling.guidance_interval is not None and is_guided(*sampling.guidance):
             pairs = max(pairs, len(plan))  # outside of the interval one process answers for all windows

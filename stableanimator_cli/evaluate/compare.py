@@ -10,6 +10,7 @@ from typing import Any
 from stableanimator_cli import catalogue
 from stableanimator_cli.config_evaluate import EvaluateConfig
 from stableanimator_cli.config_toml import to_toml
+from stableanimator_cli.detect import onnx
 from stableanimator_cli.engine.features import Features
 from stableanimator_cli.errors import ModelMissing
 from stableanimator_cli.evaluate import report, report_html
@@ -161,4 +162,5 @@ def measuring(
         table = tuple(dict.fromkeys(kept.get(column[:5], column) for column in rules.table))
         rules = replace(rules, networks=wanted, table=table)
     observer = Observer(model, config.judge, config.device)
+    onnx.warn_of_fallbacks(talk)
     return Bench(config=config, rules=rules, observer=observer, model=model, networks=wanted, talk=talk)

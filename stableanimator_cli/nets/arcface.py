@@ -21,6 +21,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stableanimator_cli.errors import is_out_of_memory
+
 MXNET = (0.0, 1.0)
 """Mean and deviation of pixels 0..255 for graphs that hold their own normalisation."""
 
@@ -146,8 +148,8 @@ class _Step:
         try:
             return self.function(self.attributes, *operands)
         except (RuntimeError, TypeError, IndexError, KeyError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+            if is_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                raise  # the device's failure, not the graph's
             raise ValueError(f"{self.label}: {error}") from error
 
 

@@ -39,4 +39,6 @@ class PoseNet(nn.Module):
         nn.init.zeros_(self.final_proj.bias)
 
     def forward(self, skeletons: Tensor) -> Tensor:
-        return self.final_proj(self.conv_layers(skeletons)) * self.scale
+        features = self.final_proj(self.conv_layers(skeletons))
+        # in the features' dtype: under autocast a float32 scale would make all that it is added to float32
+        return features * self.scale.to(features.dtype)

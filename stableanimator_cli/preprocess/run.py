@@ -12,7 +12,7 @@ from typing import Any
 from stableanimator_cli import catalogue
 from stableanimator_cli.config import resolve, to_toml
 from stableanimator_cli.config_preprocess import PreprocessConfig
-from stableanimator_cli.detect import clips
+from stableanimator_cli.detect import clips, onnx
 from stableanimator_cli.detect.capture import ROLES, Detectors
 from stableanimator_cli.detect.face import model_folder
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
@@ -151,6 +151,7 @@ def _one_motion(config: PreprocessConfig, model: ModelFolder, source: Source, ta
         raise ValueError("no skeleton video was asked for")
     detectors = Detectors.open(model, config.device, threshold=config.detect_threshold)
     talk.note(f"model {model.name} on {detectors.describe()}")
+    onnx.warn_of_fallbacks(talk)
     reference = None if config.reference is None else read_reference(config.reference, detectors)
     clip, seen = detect_motion(source, config, detectors, talk)
     alignment = aligned(seen.motion, reference, config, talk)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli.config_preprocess import PreprocessConfig
+from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, SaError
 from stableanimator_cli.preprocess.clip import Outcome, make_clip, write_failure
@@ -67,6 +69,7 @@ def attempt(task: Task, detectors: Detectors, source: Source, talk: Talk) -> Out
 
 def in_this_process(task: Task, sources: Sequence[Source], talk: Talk) -> Iterator[Outcome]:
     detectors = task.open()
+    onnx.warn_of_fallbacks(talk)
     for source in sources:
         yield attempt(task, detectors, source, talk)
 
@@ -119,13 +122,17 @@ def in_processes(task: Task, sources: Sequence[Source], workers: int) -> Iterato
 def on_ray(task: Task, sources: Sequence[Source], address: str) -> Iterator[Outcome]:
     """Tasks of a Ray cluster at ``address`` (``local`` starts one here). All machines must see the same folders.
 
+    Ray sends tasks as pickles. Whoever may send to a cluster runs code on it: a local one asks for a token of its own,
+    another one is as safe as its owner has made it.
     ``ConfigError`` where Ray is not installed or the cluster does not answer.
     """
     given, out = {source.name: source for source in sources}, task.out
     task, sources = _from_anywhere(task, sources)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody but this process talks to it
+        # Ray's processes run what they receive, on ports that the network may reach: only who knows this run's token
+        # may send to them. The token is passed on by the environment and written nowhere.
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     try:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError:

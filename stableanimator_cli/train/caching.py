@@ -70,7 +70,7 @@ def make_caches(
     """Write the caches that ``--cache`` names and that are missing, at the sizes of all stages, and the faces of clips
     of the reference implementation, which have none; this rank's share of the clips."""
     kinds = set() if config.data.cache in (None, "off") else {part.strip() for part in config.data.cache.split(",")}
-    reader = _reader(dataset, model, device) if config.ablation.face == "on" else None
+    reader = _reader(dataset, model, device, talk) if config.ablation.face == "on" else None
     if not kinds and reader is None:
         return
     stages = config.stage or ()
@@ -97,18 +97,21 @@ def make_caches(
 
 def find_faces(dataset: Dataset, model: ModelFolder, device: torch.device, talk: Talk) -> None:
     """Write the faces alone of clips that have none."""
-    reader = _reader(dataset, model, device)
+    reader = _reader(dataset, model, device, talk)
     if reader is not None:
         build_cache([Bucket(size=(CELL, CELL), clips=dataset.clips)], Encoders(faces=reader), talk=talk)
 
 
-def _reader(dataset: Dataset, model: ModelFolder, device: torch.device) -> FindsFaces | None:
+def _reader(dataset: Dataset, model: ModelFolder, device: torch.device, talk: Talk) -> FindsFaces | None:
     """The model's face reader if a clip still needs it; None if the model has none."""
     if "face" not in model.files or not any(lacks_faces(clip) for clip in dataset.clips):
         return None
     from stableanimator_cli.detect.face import FaceReader  # its libraries take a second to load
+    from stableanimator_cli.detect.onnx import warn_of_fallbacks
 
-    return FaceReader(model.files["face"], model.face_channel_order, str(device))
+    reader = FaceReader(model.files["face"], model.face_channel_order, str(device))
+    warn_of_fallbacks(talk)
+    return reader
 
 
 def moments(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:

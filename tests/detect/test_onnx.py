@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from stableanimator_cli.detect import onnx
+from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, OutOfMemory
+from stableanimator_cli.talk import Silent
 from tests import onnx_samples
 
 
@@ -93,7 +95,8 @@ def test_a_fallback_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cuda:1 was asked for" in onnx.describe(opened, "cuda:1")
     monkeypatch.setattr(onnx.ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
     assert "libraries did not load" in onnx.describe(opened, "cuda")
-    assert onnx.describe(opened, "auto") == "CPU"
+    assert onnx.describe(opened, "auto") == "CPU (CUDA was chosen, but its libraries did not load)"
+    assert onnx.describe(opened, "cpu") == "CPU"
 
 
 def test_a_full_device_is_said() -> None:
@@ -120,3 +123,49 @@ def test_telemetry_is_off_before_onnxruntime_loads() -> None:
     env = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
+
+
+class Said(Silent):
+    def __init__(self) -> None:
+        self.warned: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warned.append(text)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_libraries_load_before_sessions_and_a_fall_to_the_cpu_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Face networks as well, which insightface opens. An ONNX Runtime for cards whose libraries are missing."""
+    folder = onnx_samples.faces(tmp_path / "faces")
+    events: list[str] = []
+    started = onnx.ort.InferenceSession.__init__
+
+    def start(self: onnx.ort.InferenceSession, *given: Any, **named: Any) -> None:
+        events.append("session")
+        started(self, *given, **named)
+
+    monkeypatch.setattr(onnx.ort.InferenceSession, "__init__", start)
+    monkeypatch.setattr(onnx.ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
+    monkeypatch.setattr(onnx, "_load_libraries", lambda: events.append("libraries"))
+    monkeypatch.setattr(onnx, "_fallbacks", [])
+    reader = FaceReader(folder, "bgr", "cuda", threads=1)
+    assert events[0] == "libraries"
+    assert events.count("session") >= 2
+    assert reader.describe() == "CPU (cuda was asked for, but its libraries did not load)"
+    said = Said()
+    onnx.warn_of_fallbacks(said)
+    assert len(said.warned) == 2
+    assert all("runs on the CPU: the libraries of ONNX Runtime's CUDA provider did not load" in w for w in said.warned)
+    onnx.warn_of_fallbacks(said)
+    assert len(said.warned) == 2  # once each
+    monkeypatch.setattr(reader._recogniser, "session", Elsewhere())
+    assert reader.describe() == (
+        "detector on CPU (cuda was asked for, but its libraries did not load), recogniser on CUDA"
+    )
+
+
+class Elsewhere:
+    def get_providers(self) -> list[str]:
+        return [onnx.CUDA, onnx.CPU]

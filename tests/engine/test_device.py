@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from stableanimator_cli.config import DeviceConfig
+from stableanimator_cli.config import AnimateConfig, DeviceConfig
+from stableanimator_cli.engine import compiling, host_weights
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard, peak_memory
+from stableanimator_cli.engine.host_weights import named_tensors, pack
 from stableanimator_cli.errors import ConfigError, ModelMissing, OutOfMemory
-from tests.tiny import CPU
+from tests.tiny import CPU, engine_of
 
 
 def test_a_cpu_computes_in_float32_unless_told():
@@ -25,18 +28,20 @@ def test_a_cpu_computes_in_float32_unless_told():
 
 
 @pytest.mark.parametrize(
-    ("cuda", "bf16", "mps", "device", "dtype"),
+    ("cuda", "capability", "mps", "device", "dtype"),
     [
-        (True, True, False, "cuda", torch.bfloat16),
-        (True, False, False, "cuda", torch.float16),
-        (False, False, True, "mps", torch.float16),
-        (False, False, False, "cpu", torch.float32),
+        (True, (9, 0), False, "cuda", torch.bfloat16),
+        (True, (8, 0), False, "cuda", torch.bfloat16),
+        (True, (7, 5), False, "cuda", torch.float16),  # Turing emulates bfloat16, slowly
+        (False, None, True, "mps", torch.float16),
+        (False, None, False, "cpu", torch.float32),
     ],
 )
-def test_auto_takes_the_best_device_there_is(monkeypatch, cuda, bf16, mps, device, dtype):
+def test_auto_takes_the_best_device_there_is(monkeypatch, cuda, capability, mps, device, dtype):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **more: True)  # counts emulation
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     plan = DevicePlan.of(DeviceConfig())
     assert (plan.device.type, plan.dtype) == (device, dtype)
@@ -67,6 +72,10 @@ def test_a_card_too_many_is_refused(monkeypatch):
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
         RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1 GB)"),
         RuntimeError("CUDA error: out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
     ],
 )
 def test_every_allocators_complaint_becomes_out_of_memory(error):
@@ -131,13 +140,121 @@ def test_networks_load_when_first_wanted_and_once():
         assert loaded == ["vae", "unet"]
 
 
-def test_swapping_sends_the_others_away_before_it_brings_the_named():
-    held, log, _ = networks(swap=True)
-    with held.resident("vae"):
-        pass
-    log.clear()
-    with held.resident("unet", "pose_net"):
-        assert log == [("vae", "cpu"), ("unet", "meta"), ("pose_net", "meta")]
+class Small(nn.Module):
+    """Weights of several types and orders in memory, one shared, and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 3, 3).to(memory_format=torch.channels_last)
+        self.linear = nn.Linear(3, 5).to(torch.bfloat16)
+        self.tied = self.linear
+        self.register_buffer("ids", torch.arange(7)[None])
+        self.register_buffer("odd", torch.rand(6, 4).T)
+
+
+def test_swapping_drops_what_was_on_the_device_and_copies_nothing_back(monkeypatch):
+    """The card is a stand-in, whose copies are counted. What is there after leaving was there all the time."""
+    made = {name: Small() for name in ("unet", "vae")}
+    held = Networks({name: lambda name=name: made[name] for name in made}, replace(CPU, swap=True))
+    numbers = {name: {k: v.clone() for k, v in network.state_dict().items()} for name, network in made.items()}
+    hosts = {network: {k: v.data_ptr() for k, v in made[network].state_dict().items()} for network in made}
+    copied: list[int] = []
+
+    def fetched(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+        copied.append(host.data_ptr())
+        return host.clone()
+
+    def away(name: str) -> bool:
+        """Are all weights on the card? Either all are or none."""
+        (found,) = {value.data_ptr() != hosts[name][key] for key, value in made[name].state_dict().items()}
+        return found
+
+    monkeypatch.setattr(host_weights, "fetched", fetched)
+    with held.resident("unet"):
+        assert away("unet")
+        for _ in range(3):  # refined steps
+            with held.resident("vae"):
+                assert (away("unet"), away("vae")) == (False, True)
+                made["vae"].to(torch.float64).to(torch.float32)  # as a VAE that overflows: its buffers are new objects
+                made["vae"].linear.to(torch.bfloat16)
+            assert (away("unet"), away("vae")) == (True, False)
+        with held.resident("unet"):
+            pass
+    tensors = len(named_tensors(made["unet"]))
+    assert len(copied) == (4 + 3) * tensors
+    assert set(copied) <= {place for network in hosts.values() for place in network.values()}
+    with held.resident():
+        assert (away("unet"), away("vae")) == (False, False)
+    for name, network in made.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, numbers[name][key]), key
+            assert value.dtype == numbers[name][key].dtype
+
+
+def test_weights_are_the_same_in_a_slab():
+    """What a card is given: all in one allocation, each at a multiple of 256 bytes, strides included."""
+    network = Small()
+    before = {name: (tensor.clone(), tensor.stride()) for name, tensor in network.state_dict().items()}
+    (packed,) = pack([named_tensors(network)], pin=False)
+    storages = {tensor.untyped_storage().data_ptr() for tensor in named_tensors(network).values()}
+    assert len(storages) == 1
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name][0])
+        assert (tensor.data_ptr() - packed.slab.data_ptr()) % 256 == 0
+    assert network.conv.weight.stride() == before["conv.weight"][1]
+    assert network.odd.is_contiguous()
+    other = packed.views(packed.slab.clone())
+    assert torch.equal(other["linear.weight"], network.linear.weight)
+    assert sorted(other) == sorted(named_tensors(network))
+
+
+def test_float32_is_exact_unless_tf32_is_wanted(tiny_model):
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    assert before[1]  # torch's own default: convolutions in TF32
+    for tf32 in (False, True):
+        with engine_of(tiny_model, tf32=tf32):
+            assert (matmul.allow_tf32, cudnn.allow_tf32) == (tf32, tf32)
+            assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")  # the compiler asks for it
+    assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+
+
+def test_tf32_needs_float32_and_a_card(monkeypatch):
+    with pytest.raises(ConfigError, match="--tf32: found True, expected --dtype float32 and a CUDA card") as caught:
+        DevicePlan.of(DeviceConfig(device="cpu", tf32=True))
+    assert "float32 on cpu: leave it out" in str(caught.value.hint)
+    card(monkeypatch, (9, 0))
+    with pytest.raises(ConfigError, match="--tf32") as caught:
+        DevicePlan.of(DeviceConfig(tf32=True))
+    assert "bfloat16 on cuda" in str(caught.value.hint)
+    plan = DevicePlan.of(DeviceConfig(tf32=True, dtype="float32"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    assert plan.describe() == "H100, float32, TF32"
+    assert DevicePlan.of(DeviceConfig(dtype="float32")).describe() == "H100, float32"
+
+
+def card(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(compiling, "missing", lambda kind: None)
+
+
+def test_compiled_fp8_needs_a_card_that_has_it(monkeypatch):
+    wanted = DeviceConfig(device="cuda", compile="blocks", weights="fp8")
+    card(monkeypatch, (8, 6))
+    with pytest.raises(ConfigError, match=r"--weights: found 'fp8', expected a card of .* 8\.9 or newer") as caught:
+        DevicePlan.of(wanted)
+    assert "--weights int8, or leave --compile out" in str(caught.value.hint)
+    DevicePlan.of(replace(wanted, weights="int8"))
+    DevicePlan.of(replace(wanted, compile="off"))
+    long = AnimateConfig(reference=Path("a.png"), motion=Path("b.mp4"), output=Path("c.mp4"), device=wanted)
+    off = replace(long, device=replace(wanted, compile="off"))
+    given = (torch.device("cuda"), (1024, 576), 3000)
+    assert not compiling.pays_to_compile(off, *given)  # --fit does not choose what is refused
+    card(monkeypatch, (8, 9))
+    assert DevicePlan.of(wanted).compiled
+    assert compiling.pays_to_compile(off, *given)
 
 
 def test_without_swapping_everything_stays():

@@ -62,6 +62,84 @@ def test_weights_are_read_in_their_turn_only(tiny_model, plan):
         assert all(tensor.data_ptr() != away.card[id(tensor)].data_ptr() for tensor in turns._tensors(block))
 
 
+class Slow:
+    """A ``Lane`` on a CPU whose copies arrive only when something waits for them, and whose buffers are NaN before and
+    after: weights that are read too early or too late show."""
+
+    def __init__(self, device: torch.device, size: int) -> None:
+        self.buffers = [torch.full((size,), 255, dtype=torch.uint8) for _ in range(2)]
+        self.coming: list[tuple[int, Tensor]] = []
+        self.reading: int | None = None
+        self.log: list[tuple[str, int]] = []
+
+    def buffer(self, slot: int) -> Tensor:
+        return self.buffers[slot]
+
+    def copy(self, host: Tensor, slot: int) -> None:
+        assert slot != self.reading  # a real lane waits for it, and then nothing runs side by side
+        self.log.append(("copy", slot))
+        self.coming.append((slot, host))
+
+    def begin(self, slot: int) -> None:
+        assert self.reading is None
+        for place, host in self.coming:
+            if place == slot:
+                self.buffers[slot][: len(host)] = host
+        self.coming = [entry for entry in self.coming if entry[0] != slot]
+        self.reading = slot
+        self.log.append(("begin", slot))
+
+    def end(self, slot: int) -> None:
+        assert self.reading == slot
+        self.buffers[slot].fill_(255)
+        self.reading = None
+        self.log.append(("end", slot))
+
+
+@pytest.mark.parametrize("plan", [{}, {"weights": "int8", "pieces": 2}, {"channels_last": True}])
+def test_the_next_block_comes_while_one_is_at_work(tiny_model, plan):
+    wanted = request(4, window=4, steps=2)
+    with engine_of(tiny_model, **plan) as engine:
+        plain = rendered(engine, wanted)
+    lanes: list[Slow] = []
+
+    def lane(device: torch.device, size: int) -> Slow:
+        lanes.append(Slow(device, size))
+        return lanes[-1]
+
+    with engine_of(tiny_model, **plan) as engine:
+        unet = engine.networks["unet"]
+        turns.pack_blocks(unet, pin=False)
+        unet.run = run = turns.InTurn(torch.device("cpu"), engine.calls, lane=lane)
+        assert np.array_equal(rendered(engine, wanted), plain)
+        blocks = len(turns.blocks_of(unet))
+        (slow,) = lanes
+        assert engine.calls["blocks_moved"] == 4 * blocks  # two steps, two branches
+        assert len(slow.buffers[0]) == max(len(turns._waiting[block].packed.slab) for block in turns.blocks_of(unet))
+        first = [what for what, _ in slow.log[: 3 * blocks]]
+        assert first == ["copy", "begin", "end"] * blocks  # the order is not known yet
+        later = [what for what, _ in slow.log[3 * blocks :]]
+        assert later == ["copy", "begin", "copy", "end"] + ["begin", "copy", "end"] * (3 * blocks - 1)
+        slots = [slot for what, slot in slow.log if what == "begin"]
+        assert slots == [(1, 0)[index % 2] for index in range(4 * blocks)]
+        run.release()
+        assert np.array_equal(rendered(engine, wanted), plain)
+        assert len(lanes) == 2
+
+
+def test_blocks_that_come_in_another_order_are_still_right(tiny_model):
+    """Deep features: some calls leave blocks out."""
+    wanted = request(4, window=4, steps=4, cache_features=2)
+    with engine_of(tiny_model) as engine:
+        plain = rendered(engine, wanted)
+    with engine_of(tiny_model) as engine:
+        unet = engine.networks["unet"]
+        turns.pack_blocks(unet, pin=False)
+        unet.run = turns.InTurn(torch.device("cpu"), engine.calls, lane=Slow)
+        assert np.array_equal(rendered(engine, wanted), plain)
+        assert engine.calls["unet_shallow"] > 0
+
+
 def test_what_waited_is_back_after_an_error():
     layer = torch.nn.Linear(2, 2)
     before = [tensor.data_ptr() for tensor in layer.parameters()]
@@ -89,8 +167,10 @@ def test_blocks_are_nearly_all_of_the_network(tiny_model):
     assert sum(tensor.numel() for tensor in stay) * 4 == turns.bytes_of(unet) - sum(
         map(turns.bytes_of, turns.blocks_of(unet))
     )
-    turns.move_all_but_blocks(unet, torch.device("cpu"))
-    assert not any(tensor.is_pinned() for tensor in unet.parameters())
+    with engine_of(tiny_model, groups=True, swap=True) as engine, engine.resident("unet"):
+        unet = engine.networks["unet"]
+        comes = engine.networks._copies["unet"]._tensors()
+        assert {id(tensor) for tensor in comes.values()} == {id(tensor) for tensor in turns.staying(unet)}
 
 
 def test_settings_of_blocks_go_together(tiny_model, monkeypatch):

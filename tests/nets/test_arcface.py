@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from stableanimator_cli.detect.onnx import ort, session_options
+from stableanimator_cli.engine.device import memory_guard
+from stableanimator_cli.errors import OutOfMemory
 from stableanimator_cli.nets.arcface import ArcFace, crop_resize
 from tests import onnx_samples
 from tests.nets.iresnet import IResNet, filled, to_onnx
@@ -257,3 +259,29 @@ def test_crop_gradients_stay_in_the_box() -> None:
     inside[2:9, 4:10] = True
     assert bool((pixels.grad[..., inside] > 0).all())
     assert not pixels.grad[..., ~inside].any()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB"),
+        RuntimeError("CUDA error: out of memory"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_what_the_device_cannot_do_is_not_the_graphs_fault(small: IResNet, pixels, monkeypatch, error) -> None:
+    def fails(*_: object, **__: object) -> torch.Tensor:
+        raise error
+
+    recogniser = ArcFace(to_onnx(small))
+    monkeypatch.setattr(F, "conv2d", fails)
+    with pytest.raises(type(error)) as caught:
+        recogniser(pixels)
+    assert caught.value is error
+    if "illegal" not in str(error):
+        with pytest.raises(OutOfMemory), memory_guard("optimising faces", "less"):
+            recogniser(pixels)
+    monkeypatch.setattr(F, "conv2d", lambda *_: (_ for _ in ()).throw(RuntimeError("sizes do not match")))
+    with pytest.raises(ValueError, match=r"\(Conv\): sizes do not match"):
+        recogniser(pixels)

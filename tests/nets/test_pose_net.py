@@ -56,3 +56,16 @@ def test_weights_start_as_the_reference_implementations():
             expected = math.sqrt(2 / (layer.kernel_size[0] ** 2 * layer.in_channels))
             assert float(layer.weight.detach().std()) == pytest.approx(expected, rel=0.05)
             assert not layer.bias.any()
+
+
+def test_half_precision_stays_half():
+    """Under autocast too, where parameters are float32: else the UNet's first feature map and all that is added to it
+    afterwards would be float32."""
+    net, pictures = PoseNet(8), torch.rand(1, 3, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = net(pictures)
+    assert features.dtype == torch.bfloat16
+    features.sum().backward()
+    assert net.scale.grad.dtype == torch.float32
+    assert PoseNet(8).to(torch.bfloat16)(pictures.bfloat16()).dtype == torch.bfloat16
+    assert PoseNet(8)(pictures).dtype == torch.float32

@@ -56,6 +56,24 @@ class Silent:
         return _NoProgress()
 
 
+class WarningLog:
+    """Pass everything on to another ``Talk`` and keep its warnings, for the record of a run."""
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self.warnings: list[str] = []
+
+    def note(self, text: str) -> None:
+        self._talk.note(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+        self._talk.warn(text)
+
+    def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
+        return self._talk.progress(total, desc, unit)
+
+
 def rank_here() -> int:
     """This process's rank among those that torchrun started; 0 where it started none."""
     return int(os.environ["RANK"]) if world_here() > 1 else 0

@@ -29,7 +29,7 @@ from stableanimator_cli.files import locked_output
 from stableanimator_cli.motion.geometry import Fit, fit
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.talk import Silent, Talk
+from stableanimator_cli.talk import Silent, Talk, WarningLog
 
 
 def carry_out(
@@ -43,7 +43,7 @@ def carry_out(
 ) -> Animation | AnimationPlan:
     """What ``run`` says, of settings that ``settings.checked`` has seen. ``ranks`` are there already, or as many as
     ``--gpus`` are started."""
-    talk, size = talk or Silent(), size_of(config)
+    talk, size = WarningLog(talk or Silent()), size_of(config)
     for warning in model.warnings:
         talk.warn(warning)
     with_face = uses_face(config, model)
@@ -78,6 +78,8 @@ def carry_out(
         if config.windows.anchor == "reference":
             poses = poses.behind(_own_pose(config, engine, picture, there))
         request = _request(config, picture, there, poses, subject.vector if with_face else None)
+        if not with_face and subject.vector is not None:
+            talk.warn(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
         if keeper is None:
             memory = fitting.predicted(config, model, device, len(poses))
             return AnimationPlan.of(config, model, device, request, driving, memory, chosen)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.config import AnimateConfig
 from stableanimator_cli.detect.face import load_embedding
-from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Settings
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Refined, Settings
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.faces import SMALLEST, Reference, face_optimization, whole_boxes
 from stableanimator_cli.errors import ModelMissing, NoFace
@@ -43,9 +44,12 @@ def found(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk
     """The vector of the largest face: given, or found in the whole picture; None only where that was allowed."""
     if config.face_embedding is not None:
         vector = load_embedding(config.face_embedding)
-        # only optimisation asks where the face is, and only where something can tell
-        looks = "face" in engine.model.files and config.refine.face != "off"
-        return Subject(vector=vector, faces=engine.faces().boxes(picture) if looks else ())
+        # only optimisation needs the face's box in the picture
+        looks = "face" in engine.model.files and mode_of(config, engine.model) != "off"
+        faces = engine.faces().boxes(picture) if looks else ()
+        if faces:
+            talk.note(f"faces are optimised towards the one in {config.reference.name}, not towards --face-embedding")
+        return Subject(vector=vector, faces=faces)
     try:
         faces = engine.faces().faces(picture)
     except ModelMissing:
@@ -59,7 +63,7 @@ def found(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk
             talk.note(f"{config.reference.name}: {len(known)} faces, the largest is kept")
         return Subject(vector=known[0].embedding, faces=tuple(known))
     if config.allow_no_face and config.refine.min_csim is None:
-        talk.note(f"{config.reference.name}: no face found: animating without one, as allowed")
+        talk.warn(f"{config.reference.name}: no face found: animating without one, as allowed")
         return Subject(vector=None)
     gated = config.refine.min_csim is not None
     raise NoFace(
@@ -93,6 +97,12 @@ def refinement(
     ``full`` and ``crop`` insist on it."""
     settings, mode = config.refine, mode_of(config, engine.model)
     if mode == "off":
+        missing = settings.face == "auto" and settings.iterations > 0 and "face" not in engine.model.files
+        if missing and subject.vector is not None:  # without a vector the missing detector is reported already
+            talk.warn(
+                f"no face is optimised: model {engine.model.name!r} has no face recogniser here; "
+                "`sa models pull antelopev2`, or --refine-face off"
+            )
         return None
     if not subject.faces:
         if settings.face != "auto":
@@ -100,15 +110,25 @@ def refinement(
                 f"{config.reference}: no face found, which --refine-face {settings.face} needs",
                 hint="use a picture where the face is larger, or --refine-face off",
             )
+        if subject.vector is not None:  # without a vector the missing face is reported already
+            talk.warn(f"no face is optimised: no face found in {config.reference.name}, only --face-embedding")
         return None
     width, height = driving.skeletons.size
     boxes = driving.faces
-    if boxes is not None and not np.isfinite(boxes).all(axis=-1).any():
-        talk.note(f"{config.motion.name}: no face can be seen in any frame, so none is optimised")
-        return None
     references = [Reference(picture=picture, box=face.box) for face in subject.faces]
+    if boxes is not None and not np.isfinite(boxes).all(axis=-1).any():
+        talk.note(f"{config.motion.name}: no frame has points of a face; faces are looked for in the estimates")
+        boxes = None
+    if boxes is None and len(references) > 1:
+        talk.note(f"{config.motion.name} does not say where faces are: only the largest of each frame is optimised")
     if boxes is not None:
+        people = boxes.shape[1]
         references, boxes = _paired(references, boxes)
+        if people > len(references):
+            talk.note(
+                f"{config.motion.name}: faces of {len(references)} of {people} people are optimised, "
+                f"as many as {config.reference.name} shows"
+            )
         usable = np.array([[box is not None for box in whole_boxes(each, (width, height))] for each in boxes])  # [t,p]
         unseen = len(boxes) - int(usable.any(axis=-1).sum())
         if unseen == len(boxes):
@@ -141,7 +161,43 @@ def refinement(
         size=(width, height),
         whole_frame=settings.region == "frame",
         margin=settings.margin,
+        anchored=config.windows.anchor == "reference",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FacesRefined:
+    """What face optimisation did: ``frames`` of ``total`` frames in ``steps`` of ``requested`` denoising steps."""
+
+    frames: int
+    total: int
+    steps: int
+    requested: int
+
+    @classmethod
+    def of(cls, refine: FaceOptimization | None, log: Sequence[Refined], total: int) -> FacesRefined | None:
+        """From the log of the sampling that became the video; None if no face was to be optimised."""
+        if refine is None:
+            return None
+        first, last = refine.settings.steps
+        return cls(
+            frames=max((entry.frames for entry in log), default=0), total=total, steps=len(log), requested=last - first
+        )
+
+    def report(self, talk: Talk) -> None:
+        if self.steps:
+            talk.note(
+                f"faces optimised in {self.frames} of {self.total} frames, "
+                f"in {self.steps} of {self.requested} denoising steps"
+            )
+        else:
+            talk.warn(
+                f"no face was optimised: the detector saw none in the estimates of {self.requested} denoising steps; "
+                "try a larger --size, or give the motion as key points (.npz), which say where faces are"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def _paired(references: list[Reference], boxes: np.ndarray) -> tuple[list[Reference], np.ndarray]:

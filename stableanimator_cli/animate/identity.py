@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -27,21 +27,29 @@ class Identity:
         seen = self.similarity[np.isfinite(self.similarity)]
         return float(seen.mean()) if len(seen) else float("nan")
 
+    @property
+    def frames_with_face(self) -> int:
+        return int(np.isfinite(self.similarity).sum())
+
     def to_json(self) -> dict[str, object]:
         values = [None if np.isnan(value) else round(float(value), 4) for value in self.similarity]
-        seen = int(np.isfinite(self.similarity).sum())
+        seen = self.frames_with_face
         return {"mean": None if seen == 0 else round(self.mean, 4), "frames_with_face": seen, "similarity": values}
 
-    def failing(self, plan: WindowPlan, least: float, anchored: bool) -> list[int]:
-        """Windows whose faces are less similar than ``least`` on average; those that show no face do not fail."""
-        failing = []
-        for index, window in enumerate(plan):
-            frames = [frame - anchored for frame in window.frames if frame >= anchored]
-            seen = self.similarity[frames]
-            seen = seen[np.isfinite(seen)]
-            if len(seen) and seen.mean() < least:
-                failing.append(index)
-        return failing
+    def failing(self, plan: WindowPlan, least: float, anchored: bool, shown: Collection[int] = ()) -> list[int]:
+        """Windows whose faces are less similar than ``least`` on average. A window without a face fails only if it is
+        among ``shown``: windows that showed a face in another drawing of the same video."""
+        means = self._means(plan, anchored)
+        return [w for w, mean in enumerate(means) if mean < least or (np.isnan(mean) and w in shown)]
+
+    def unmeasured(self, plan: WindowPlan, anchored: bool) -> list[int]:
+        """Windows that show no face, whose identity is therefore not known."""
+        return [w for w, mean in enumerate(self._means(plan, anchored)) if np.isnan(mean)]
+
+    def _means(self, plan: WindowPlan, anchored: bool) -> list[float]:
+        """By window, the mean over its frames that show a face."""
+        windows = [self.similarity[[frame - anchored for frame in w.frames if frame >= anchored]] for w in plan]
+        return [Identity(similarity=similarity).mean for similarity in windows]
 
 
 class IdentityCurve:

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from stableanimator_cli.animate import identity, record
 from stableanimator_cli.animate.driving import Driving
-from stableanimator_cli.animate.face import Subject
+from stableanimator_cli.animate.face import FacesRefined, Subject
 from stableanimator_cli.animate.identity import Identity, IdentityCurve
 from stableanimator_cli.animate.record import Animation
 from stableanimator_cli.animate.state import Best, Drawn, Keeper, Saved
@@ -27,7 +28,7 @@ from stableanimator_cli.engine.parallel import RankLost
 from stableanimator_cli.engine.render import Begun, RenderRequest, Stages, Watch, calls_of, decode, sample
 from stableanimator_cli.errors import CheckFailed, Interrupted, SaError
 from stableanimator_cli.media import VideoWriter, WriterBehind
-from stableanimator_cli.talk import Talk
+from stableanimator_cli.talk import WarningLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class Making:
     subject: Subject
     refine: FaceOptimization | None
     keeper: Keeper
-    talk: Talk
+    talk: WarningLog
 
 
 def make(job: Making) -> Animation:
@@ -64,10 +65,14 @@ def make(job: Making) -> Animation:
     try:
         drawn, gate = _gated(job, stages, resumed)
         curve = _write(job, drawn.latents, stages)
+        faces = FacesRefined.of(job.refine, drawn.log, job.request.frames)
+        if faces is not None:
+            faces.report(job.talk)
         stages.seconds["total"] = time.perf_counter() - started
         report = record.write(
-            job.config, job.engine, job.request, job.driving, stages, refine=job.refine,
-            refined=drawn.log, identity=curve or gate.identity, redrawn=gate.attempts, resumed=resumed,
+            job.config, job.engine, job.request, job.driving, stages, refine=job.refine, faces=faces,
+            refined=drawn.log, identity=curve or gate.identity, gate=gate.to_json(job.config.refine.min_csim),
+            redrawn=gate.attempts, resumed=resumed, warnings=job.talk.warnings,
         )  # fmt: skip
     except KeyboardInterrupt:
         if not job.keeper.kept:
@@ -81,9 +86,11 @@ def make(job: Making) -> Animation:
     if gate.failed:
         least = job.config.refine.min_csim
         mean = gate.identity.mean if gate.identity is not None else float("nan")
+        without = len(set(gate.failed) & set(gate.unmeasured))
         raise CheckFailed(
             f"{job.config.output}: similarity to the reference is {mean:.3f} on average and below {least} in "
-            f"{len(gate.failed)} of {len(job.request.plan)} window(s) after {len(gate.attempts)} re-draw(s)",
+            f"{len(gate.failed)} of {len(job.request.plan)} window(s) after {len(gate.attempts)} re-draw(s)"
+            + (f"; {without} of them show no face" if without else ""),
             hint="the video was written; try --redraw N, another --seed, --preset released, or a larger face",
         )
     return report
@@ -103,11 +110,21 @@ def _told(job: Making, lost: RankLost) -> SaError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """What the identity gate saw: ``attempts`` lists the windows that were drawn again, a row a re-draw."""
+    """Result of the identity gate: windows that ``failed`` and that showed no face (``unmeasured``) in the drawing that
+    is used, and in ``attempts`` the windows of each re-draw."""
 
     identity: Identity | None = None
     failed: tuple[int, ...] = ()
+    unmeasured: tuple[int, ...] = ()
     attempts: tuple[tuple[int, ...], ...] = ()
+
+    def to_json(self, least: float | None) -> dict[str, Any] | None:
+        if self.identity is None:
+            return None
+        passed = "passed" if self.identity.frames_with_face else "not measurable"
+        result = "failed" if self.failed else passed
+        windows = {"failed_windows": list(self.failed), "windows_without_face": list(self.unmeasured)}
+        return {"min_csim": least, "result": result, **windows}
 
 
 def _gated(job: Making, stages: Stages, resumed: int) -> tuple[Drawn, Gate]:
@@ -137,16 +154,34 @@ def _gated(job: Making, stages: Stages, resumed: int) -> tuple[Drawn, Gate]:
         if least is None:
             return drawn, Gate()
         measured = _measured(job, drawn.latents, stages)
-        failed = tuple(measured.failing(plan, least, job.request.anchored))
-        if best is None or not failed or len(failed) < len(best.failed) or measured.mean > best.identity.mean:
+        shown = {window for windows in attempts for window in windows}  # it was drawn again: it had a face to fail with
+        failed = tuple(measured.failing(plan, least, job.request.anchored, shown))
+        if best is None or _rank(measured, failed) < _rank(best.identity, best.failed):
             best = Best(drawn=drawn, identity=measured, failed=failed)
         if not failed or len(attempts) >= redraws:
-            return best.drawn, Gate(identity=best.identity, failed=best.failed, attempts=attempts)
+            return best.drawn, _judged(job, best, attempts)
         attempts, begun = (*attempts, failed), None
         job.talk.note(
             f"identity {measured.mean:.3f}: window(s) {', '.join(str(w + 1) for w in failed)} below {least}, "
             f"drawn again ({len(attempts)} of {redraws})"
         )
+
+
+def _rank(identity: Identity, failed: Sequence[int]) -> tuple[int, float]:
+    """A drawing with fewer failing windows is better, then one with a greater mean; the smallest rank is the best."""
+    return len(failed), float("inf") if np.isnan(identity.mean) else -identity.mean
+
+
+def _judged(job: Making, best: Best, attempts: tuple[tuple[int, ...], ...]) -> Gate:
+    """The gate's result, with a warning for what it could not measure."""
+    least, plan = job.config.refine.min_csim, job.request.plan
+    unmeasured = tuple(best.identity.unmeasured(plan, job.request.anchored))
+    if best.identity.frames_with_face == 0 and not best.failed:
+        job.talk.warn(f"--min-csim {least} could not be measured: no frame of the video shows a face")
+    elif unmeasured:
+        windows = ", ".join(str(window + 1) for window in unmeasured)
+        job.talk.warn(f"--min-csim {least} could not be measured in window(s) {windows}, which show no face")
+    return Gate(identity=best.identity, failed=best.failed, unmeasured=unmeasured, attempts=attempts)
 
 
 def _counts(attempts: Sequence[Sequence[int]], plan: WindowPlan) -> tuple[int, ...]:
@@ -213,6 +248,9 @@ def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
     height, width = request.fitted.shape[:2]
     audio = job.driving.audio if config.audio == "keep" else None
     reads = config.preview and job.subject.vector is not None and "face" in job.engine.model.files
+    if config.preview and not reads:
+        missing = "face in the reference" if job.subject.vector is None else "face recogniser in the model"
+        job.talk.warn(f"{config.preview_path.name} has no similarity curve: no {missing}")
     curve, values = (_curve(job) if reads else None), []
     with ExitStack() as files:
         writer = files.enter_context(
@@ -241,4 +279,9 @@ def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
                         row = np.concatenate([row, identity.strip(values, request.frames, 3 * width)])
                     preview.write(row)
                 bar.update()
-    return curve.result() if curve is not None else None
+    if curve is None:
+        return None
+    measured = curve.result()
+    if measured.frames_with_face == 0 and config.refine.min_csim is None:  # the gate has reported it already
+        job.talk.warn(f"{config.preview_path.name} has an empty similarity curve: no frame of the video shows a face")
+    return measured

@@ -12,6 +12,7 @@ from typing import Any
 from stableanimator_cli import __version__
 from stableanimator_cli.animate import face, same
 from stableanimator_cli.animate.driving import Driving
+from stableanimator_cli.animate.face import FacesRefined
 from stableanimator_cli.animate.identity import Identity
 from stableanimator_cli.config import AnimateConfig, to_toml
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Refined
@@ -39,6 +40,9 @@ class Animation:
     seconds: Mapping[str, float]
     calls: Mapping[str, int]
     peak_bytes: Mapping[str, int]
+    faces_refined: FacesRefined | None = None
+    gate: Mapping[str, Any] | None = None
+    warnings: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -50,6 +54,9 @@ class Animation:
             "seconds": dict(self.seconds),
             "calls": dict(self.calls),
             "peak_bytes": dict(self.peak_bytes),
+            "faces_refined": None if self.faces_refined is None else self.faces_refined.to_json(),
+            "gate": self.gate,
+            "warnings": list(self.warnings),
         }
 
     def summary(self) -> str:
@@ -150,12 +157,16 @@ def write(
     *,
     refine: FaceOptimization | None = None,
     refined: Sequence[Refined] = (),
+    faces: FacesRefined | None = None,
     identity: Identity | None = None,
+    gate: Mapping[str, Any] | None = None,
     redrawn: Sequence[Sequence[int]] = (),
     resumed: int = 0,
+    warnings: Sequence[str] = (),
 ) -> Animation:
     """Write ``OUT.json``: enough to repeat the run and to check that it repeats. ``resumed`` counts how often it was
-    taken up again after a break: ``calls`` are those of all its parts, ``seconds`` those of the last."""
+    taken up again after a break: ``calls`` are those of all its parts, ``seconds`` those of the last. ``warnings`` are
+    those of the last part, as stderr has them."""
     inputs = same.inputs_of(config)
     data = {
         "format": FORMAT,
@@ -176,9 +187,12 @@ def write(
         },
         "face": request.face is not None,
         "identity": None if identity is None else identity.to_json(),
+        "gate": gate,
         "redrawn_windows": [list(windows) for windows in redrawn],
         "face_optimization": "off" if refine is None else refine.settings.mode,
+        "faces_refined": None if faces is None else faces.to_json(),
         "refined": [asdict(entry) for entry in refined],
+        "warnings": list(warnings),
         "resumed": resumed,
         "windows": request.plan.describe().splitlines(),
         "device": engine.plan.describe(),
@@ -198,4 +212,7 @@ def write(
         seconds=data["seconds"],
         calls=stages.calls,
         peak_bytes=data["peak_bytes"],
+        faces_refined=faces,
+        gate=gate,
+        warnings=tuple(warnings),
     )

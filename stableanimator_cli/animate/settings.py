@@ -19,7 +19,7 @@ from stableanimator_cli.config import AnimateConfig, DecodeConfig, Size, WindowC
 from stableanimator_cli.config_refine import PRESETS, dump_steps
 from stableanimator_cli.config_toml import read_toml, refuse_unknown_keys
 from stableanimator_cli.detect import clips
-from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
 from stableanimator_cli.files import check_apart, check_replaceable, require_file
 from stableanimator_cli.media import read_picture
 from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
@@ -77,6 +77,9 @@ def checked(config: AnimateConfig, model: ModelFolder) -> None:
         raise ConfigError("--redraw", config.refine.redraw, "0 with --noise repeat", hint="use --noise fresh")
     if config.refine.redraw and config.refine.min_csim is None:
         raise ConfigError("--redraw", config.refine.redraw, "0 without --min-csim", hint="add --min-csim 0.5 or so")
+    if config.refine.min_csim is not None and "face" not in model.files:
+        hint = "`sa models pull antelopev2`, or leave --min-csim out"
+        raise ModelMissing(f"model {model.name!r} has no face recogniser here, which --min-csim needs", hint=hint)
     first, last = config.refine.steps_of(config.sampling.steps)
     if config.refine.steps is not None and first >= last:
         wanted = f"a range that holds one of {config.sampling.steps} steps"

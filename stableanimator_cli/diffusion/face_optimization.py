@@ -77,43 +77,61 @@ class Settings:
         return self.rate * (1 - step.index / step.total) if self.schedule == "falling" else self.rate
 
 
+# clean latents [t,c,h,w], numbers of the frames that lack a box -> a target per person, with a box for each frame
+Find = Callable[[Tensor, Sequence[int]], Sequence[Target]]
+
+
 @dataclass(frozen=True, slots=True)
 class Refined:
-    """One refined step: mean cosine over faces before and after, and how many faces counted."""
+    """One refined step: mean cosine over faces before and after, how many faces counted, and in how many frames."""
 
     step: int
     before: float
     after: float
     faces: int
+    frames: int = 0
 
 
 @dataclass(slots=True)
 class FaceOptimization:
     """A ``Refine`` hook: ``sample_euler(..., refine=FaceOptimization(...))``. ``log`` grows by one entry a step.
 
-    Where nobody knows the boxes beforehand ``targets`` is empty and ``find`` looks for faces in the clean estimate, at
-    each step until there are some. ``resident`` is entered while the decoder and the recogniser are at work.
+    If no boxes are known beforehand, ``targets`` is empty and ``find`` detects faces in the clean estimate. Each
+    refined step looks at every frame that has no box yet; a frame keeps the first box that is found in it. A step whose
+    index is not greater than the last one's belongs to another video (the next segment of a pipeline): the boxes found
+    so far are dropped. ``resident`` is entered while the decoder and the recogniser are at work.
     """
 
     decoder: FaceDecoder
     identify: Identify
     targets: Sequence[Target]
     settings: Settings
-    find: Callable[[Tensor], Sequence[Target]] | None = None
+    find: Find | None = None
     resident: Callable[[], AbstractContextManager[object]] = nullcontext
     log: list[Refined] = field(default_factory=list)
+    _latest: int = field(default=-1, init=False)  # the step that ``find`` was last asked in
 
     def __call__(self, clean: Tensor, step: Step) -> Tensor:
         first, last = self.settings.steps
         if not first <= step.index < last or self.settings.iterations == 0:
             return clean
         with self.resident():
-            if not self.targets and self.find is not None:
-                self.targets = self.find(clean)
+            if self.find is not None:
+                self._look(self.find, clean, step)
             if not self._faces(range(len(clean))):
                 return clean
             with torch.enable_grad():
                 return self._optimised(clean.detach(), step)
+
+    def _look(self, find: Find, clean: Tensor, step: Step) -> None:
+        """Add boxes for the frames that have none."""
+        if step.index <= self._latest:
+            self.targets = ()
+        self._latest = step.index
+        frames = self.decoder.frames(range(len(clean)))
+        missing = [f for f in frames if not self.targets or any(target.boxes[f] is None for target in self.targets)]
+        if missing:
+            self.targets = _joined(self.targets, find(clean, missing))
 
     def _optimised(self, clean: Tensor, step: Step) -> Tensor:
         """Adam on the latents themselves, started anew each step (Algorithm 1, lines 7-15)."""
@@ -135,7 +153,7 @@ class FaceOptimization:
                 adam.step()
             with torch.no_grad():
                 after = sum(self._similarities(variable, chunk).sum().item() for chunk in chunks)
-        self.log.append(Refined(step.index, before, after / faces, faces))
+        self.log.append(Refined(step.index, before, after / faces, faces, self._frames(len(clean))))
         return variable.detach()
 
     def _backward(self, variable: Tensor, chunk: range, faces: int) -> float:
@@ -183,6 +201,11 @@ class FaceOptimization:
     def _faces(self, latents: range) -> int:
         return sum(box is not None for target in self.targets for box in self._boxes(target, latents))
 
+    def _frames(self, latents: int) -> int:
+        """How many frames show a face."""
+        frames = self.decoder.frames(range(latents))
+        return sum(any(target.boxes[frame] is not None for target in self.targets) for frame in frames)
+
     def _mask(self, latents: Tensor) -> Tensor:
         """One where latents may move: the boxes of each frame and ``reach`` latents round them. [t,1,h,w]."""
         mask = latents.new_zeros(len(latents), 1, *latents.shape[-2:])
@@ -194,6 +217,16 @@ class FaceOptimization:
                     right, bottom = (side // scale + 1 + reach for side in box[2:])
                     mask[index, :, top:bottom, left:right] = 1
         return mask
+
+
+def _joined(known: Sequence[Target], found: Sequence[Target]) -> Sequence[Target]:
+    """The known targets with found boxes where they have none."""
+    if not known or not found:
+        return known or found
+    return [
+        Target(boxes=tuple(a or b for a, b in zip(one.boxes, other.boxes, strict=True)), vector=one.vector)
+        for one, other in zip(known, found, strict=True)
+    ]
 
 
 def _union(boxes: Sequence[Box]) -> Box:

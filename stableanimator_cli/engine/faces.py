@@ -54,12 +54,13 @@ def face_optimization(
     size: tuple[int, int],
     whole_frame: bool = False,
     margin: int = 8,
+    anchored: bool = False,
 ) -> FaceOptimization:
     """The hook that keeps ``references[k]`` in ``boxes[:, k]`` (float[t,p,4], output pixels of ``size``).
 
-    ``boxes`` None: faces are looked for in the clean estimate, the largest in each frame. ``whole_frame`` compares the
-    whole decoded frame instead of the box (the paper's Algorithm 1 names no crop). Raises ``BadInput`` for a reference
-    whose vector cannot be computed.
+    ``boxes`` None: the largest face of each frame is detected in the clean estimates, and ``anchored`` leaves frame 0
+    out, which is not part of the output. ``whole_frame`` compares the whole decoded frame instead of the box (the
+    paper's Algorithm 1 names no crop). Raises ``BadInput`` for a reference whose vector cannot be computed.
     """
     with engine.resident("recogniser"), torch.no_grad():
         vectors = [_vector(engine.networks["recogniser"], reference, engine.plan.device) for reference in references]
@@ -70,23 +71,29 @@ def face_optimization(
         return recogniser.embed(crop_resize(pixels, places, recogniser.size[0]))
 
     def targets_of(rows: np.ndarray) -> list[Target]:
+        if whole_frame:
+            seen = np.isfinite(rows).all(axis=2, keepdims=True)
+            rows = np.where(seen, np.array([0, 0, size[0] - 1, size[1] - 1], np.float64), np.nan)
         pairs = zip(rows.transpose(1, 0, 2), vectors, strict=False)  # as many people as there are references
         return [Target(boxes=whole_boxes(person, size), vector=vector) for person, vector in pairs]
 
-    def find(clean: Tensor) -> list[Target]:
-        with torch.no_grad():
-            chunks = clean.split(settings.chunk)
-            rows = [_largest(engine, frame) for chunk in chunks for frame in to_uint8(decoder.pixels(chunk))]
-        return targets_of(np.stack(rows)[:, None])
+    def find(clean: Tensor, frames: Sequence[int]) -> list[Target]:
+        rows = np.full((len(clean), 1, 4), np.nan)
+        for start in range(0, len(clean), settings.chunk):
+            chunk = range(start, min(start + settings.chunk, len(clean)))
+            inside = [frame for frame in frames if frame in chunk and frame >= anchored]
+            if inside:  # frames are decoded with their whole chunk: temporal layers see the same neighbours
+                with torch.no_grad():
+                    pictures = to_uint8(decoder.pixels(clean[chunk.start : chunk.stop]))
+                for frame in inside:
+                    rows[frame, 0] = _largest(engine, pictures[frame - start])
+        return targets_of(rows)
 
     @contextmanager
     def resident() -> Iterator[None]:
         with engine.resident("vae", "recogniser"), decoder.working():
             yield
 
-    if whole_frame and boxes is not None:
-        seen = np.isfinite(boxes).all(axis=2, keepdims=True)
-        boxes = np.where(seen, np.array([0, 0, size[0] - 1, size[1] - 1], np.float64), np.nan)
     return FaceOptimization(
         decoder=decoder,
         identify=identify,

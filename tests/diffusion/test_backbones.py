@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers
@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 
 from stableanimator_cli.diffusion.backbones import FAMILIES, Axes, refined
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Settings, Target
 from stableanimator_cli.diffusion.sampler import Step, sample_edm, sample_euler
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -323,3 +324,41 @@ def test_outputs_and_timesteps_that_do_not_belong():
             scheduler.step(noise(1, (1, 8, 4, 4)), scheduler.timesteps[0], noise(0, (1, 4, 4, 4)))
         with pytest.raises(ValueError, match="DDPMScheduler: step at timestep 7, which is not in its timesteps"):
             scheduler.step(noise(1), 7, noise(0))
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "UniPCMultistepScheduler", "HeunDiscreteScheduler"])
+def test_faces_are_searched_in_every_step_and_again_in_the_next_segment(name):
+    """A face that shows from the third step on is refined from there; a pipeline's next segment starts over."""
+    box, asked = (0, 0, 31, 31), []
+
+    def find(clean: torch.Tensor, frames: Sequence[int]) -> list[Target]:
+        asked.append(list(frames))
+        late = len(asked) % STEPS == 3  # nothing in steps 0 and 1, frame 2 in step 2, nothing more in steps 3 and 4
+        return [Target(boxes=(None, None, box if late else None), vector=torch.ones(4))]
+
+    optimise = FaceOptimization(
+        PixelDecoder(),
+        lambda pixels, boxes: pixels.mean(dim=(2, 3)) + torch.arange(4),
+        [],
+        Settings(mode="full", steps=(0, STEPS), iterations=1, chunk=3),
+        find=find,
+    )
+    scheduler = made(name, {**PLAIN, "prediction_type": "epsilon"} if name != "UniPCMultistepScheduler" else SD)
+    for segment in (1, 2):
+        scheduler.set_timesteps(STEPS)
+        with refined(scheduler, optimise):
+            stepped(scheduler)
+        assert [(entry.step, entry.frames) for entry in optimise.log] == [(2, 1), (3, 1), (4, 1)] * segment
+    assert asked == ([[0, 1, 2]] * 3 + [[0, 1]] * 2) * 2
+
+
+class PixelDecoder:
+    """Latents as pixels, eight to a side, with all four channels."""
+
+    scale = 8
+
+    def frames(self, latents: range) -> range:
+        return latents
+
+    def pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)

@@ -64,6 +64,33 @@ def hook(*targets: Target, **settings) -> FaceOptimization:
     return FaceOptimization(Decoder(), identify, targets or [target()], replace(SETTINGS, **settings))
 
 
+class Detector:
+    """As ``engine.faces`` detects: a target always, with None for each frame that shows no face in that step. Records
+    the frames that it was asked for."""
+
+    def __init__(self, *visible: dict[int, Box], frames: int = FRAMES) -> None:
+        self.visible = list(visible)
+        self.frames = frames
+        self.asked: list[list[int]] = []
+
+    def __call__(self, latents: torch.Tensor, frames: Sequence[int]) -> list[Target]:
+        shown = self.visible[len(self.asked)]
+        self.asked.append(list(frames))
+        boxes = tuple(shown.get(frame) if frame in frames else None for frame in range(self.frames))
+        return [Target(boxes=boxes, vector=target().vector)]
+
+
+def searching(detector: Detector | None, decoder: Decoder | None = None, **settings) -> FaceOptimization:
+    return FaceOptimization(decoder or Decoder(), identify, [], replace(SETTINGS, **settings), find=detector)
+
+
+def at(index: int) -> Step:
+    return Step(index, 4, 2.0, 1.0)
+
+
+NEAR, FAR = (16, 8, 39, 31), (24, 24, 47, 47)
+
+
 def plain(x: torch.Tensor, targets: Sequence[Target], rate: float, iterations: int) -> torch.Tensor:
     """Algorithm 1's inner loop in one graph."""
     decoder, z = Decoder(), x.clone().requires_grad_(True)
@@ -129,8 +156,9 @@ def test_frames_without_a_face_stay_and_are_not_decoded():
         hook(steps=(2, 4)),
         hook(target(*range(FRAMES))),
         FaceOptimization(Decoder(), identify, [], SETTINGS),
+        searching(Detector({})),
     ],
-    ids=["no iterations", "empty range", "another step", "no face", "no target"],
+    ids=["no iterations", "empty range", "another step", "no face", "no target", "no face found"],
 )
 def test_nothing_to_do_leaves_the_very_tensor(optimise):
     x = clean()
@@ -144,20 +172,64 @@ def test_rates():
     assert replace(SETTINGS, schedule="constant").rate_at(Step(20, 25, 1, 1)) == 0.1
 
 
-def test_faces_are_looked_for_until_there_are_some():
-    asked = []
+@pytest.mark.parametrize("mode", ["full", "crop"])
+def test_each_frame_is_searched_in_every_step_until_it_shows_a_face(mode):
+    """Nothing in step 0; frames that show a face keep their first box, the others are searched again."""
+    detector = Detector({}, {0: NEAR, 1: NEAR}, {3: FAR}, {2: FAR, 4: FAR, 5: FAR})
+    optimise, x = searching(detector, mode=mode), clean()
+    assert optimise(x, at(0)) is x
+    assert optimise.log == []
+    moved = [(optimise(x, at(index)) != x).flatten(1).any(dim=1).nonzero().flatten().tolist() for index in (1, 2, 3)]
+    assert moved == [[0, 1], [0, 1, 3], [0, 1, 2, 3, 4, 5]]
+    assert detector.asked == [[0, 1, 2, 3, 4, 5]] * 2 + [[2, 3, 4, 5], [2, 4, 5]]
+    assert optimise.targets[0].boxes == (NEAR, NEAR, FAR, FAR, FAR, FAR)
+    assert [(entry.step, entry.faces, entry.frames) for entry in optimise.log] == [(1, 2, 2), (2, 3, 3), (3, 6, 6)]
 
-    def find(x):
-        asked.append(len(asked))
-        return [target()] if len(asked) == 2 else []
 
-    optimise = FaceOptimization(Decoder(), identify, [], SETTINGS, find=find)
-    x = clean()
-    assert optimise(x, STEP) is x
-    assert optimise(x, STEP) is not x
-    optimise(x, STEP)
-    assert asked == [0, 1]
-    assert len(optimise.log) == 2
+def test_frames_that_all_have_a_box_are_not_searched_again():
+    detector = Detector(dict.fromkeys(range(FRAMES), NEAR))
+    optimise = searching(detector)
+    for index in range(4):
+        optimise(clean(), at(index))
+    assert len(detector.asked) == 1
+    assert len(optimise.log) == 4
+
+
+def test_steps_outside_of_the_range_are_not_searched():
+    detector = Detector(dict.fromkeys(range(FRAMES), NEAR))
+    optimise = searching(detector, steps=(2, 4))
+    for index in range(4):
+        optimise(clean(), at(index))
+    assert len(detector.asked) == 1
+    assert [entry.step for entry in optimise.log] == [2, 3]
+
+
+def test_a_video_after_another_is_searched_anew():
+    """A pipeline makes a long video in segments, the last of which may be shorter: boxes are those of the segment."""
+    detector = Detector({0: NEAR}, {1: NEAR}, {1: FAR})
+    optimise, short = searching(detector), clean()[:2]
+    optimise(clean(), at(0))
+    optimise(clean(), at(1))
+    detector.frames = 2
+    optimise(short, at(0))
+    assert detector.asked == [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5], [0, 1]]
+    assert optimise.targets[0].boxes == (None, FAR)
+
+
+def test_boxes_found_before_a_break_are_used_after_it():
+    """What ``sa animate`` saves is ``targets`` after a step: with them the other steps give the same numbers."""
+    visible = ({0: NEAR}, {0: FAR, 3: FAR}, {1: FAR}, {5: NEAR})
+    whole, x = searching(Detector(*visible)), clean()
+    for index in range(4):
+        x = whole(x, at(index))
+    first, y = searching(Detector(*visible[:2])), clean()
+    for index in range(2):
+        y = first(y, at(index))
+    second = replace(first, find=Detector(*visible[2:]))
+    for index in (2, 3):
+        y = second(y, at(index))
+    assert torch.equal(x, y)
+    assert second.find.asked == [[1, 2, 4, 5], [2, 4, 5]]
 
 
 class Compressed(Decoder):
@@ -168,6 +240,16 @@ class Compressed(Decoder):
 
     def pixels(self, latents):
         return super().pixels(latents).repeat_interleave(2, dim=0)[1:]
+
+
+def test_a_search_counts_frames_of_the_video_where_a_latent_stands_for_several():
+    detector = Detector({}, {1: NEAR, 6: NEAR}, {4: NEAR}, frames=7)
+    latents = torch.randn(4, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
+    optimise = searching(detector, Compressed(), chunk=4)
+    for index in range(3):
+        optimise(latents, at(index))
+    assert detector.asked == [list(range(7)), list(range(7)), [0, 2, 3, 4, 5]]
+    assert [entry.frames for entry in optimise.log] == [2, 3]
 
 
 def test_latents_that_stand_for_several_frames():

@@ -26,6 +26,7 @@ from stableanimator_cli.engine.training_inputs import kept, without_faces
 from stableanimator_cli.engine.training_memory import predict, skeleton
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.nets.lora import LoraLinear, is_lora
+from stableanimator_cli.nets.unet import Context
 from tests.engine.training_samples import CPU, SEED, opened, sample
 from tests.random_model import _folder, configs_of
 
@@ -180,6 +181,23 @@ def test_released_dropout_keeps_face_and_pose():
     }
     full = kept(u, TrainingSettings(dropout="full"))
     assert full["keep_face"].tolist() == full["keep_pose"].tolist() == [1, 0, 1, 1]
+
+
+@pytest.mark.parametrize("dropout", ["released", "full"])
+def test_the_face_encoder_sees_the_image_token_that_dropout_hides_from_the_unet(tiny_model, dropout):
+    """As the reference implementation trains: face tokens are computed from the image token before dropout."""
+    parts = opened(tiny_model, dropout=dropout)
+    inputs = step_inputs(parts, sample([0, 1]), SEED, 2)
+    contexts: list[Context] = []
+    hook = parts.model.unet.register_forward_pre_hook(lambda _, given: contexts.append(given[2]))
+    ones, off = torch.ones(2), torch.zeros(2)
+    for keep, image in ((ones, inputs.image), (off, inputs.image), (ones, torch.zeros_like(inputs.image))):
+        parts.model(replace(inputs, keep_image=keep, keep_face=ones, image=image))
+    hook.remove()
+    with_token, dropped, without_token = contexts
+    assert not dropped.image.any()
+    assert torch.equal(dropped.face, with_token.face)
+    assert not torch.allclose(without_token.face, with_token.face, atol=1e-3)  # the token matters to the encoder
 
 
 def test_full_dropout_trains_guidances_unconditional_branch(tiny_model):

@@ -13,7 +13,7 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: demo test lint completions puppet puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations ablation-tables
+.PHONY: demo test lint kills completions puppet puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations ablation-tables
 
 demo: $(STAMP)
 	$(BIN)/sa demo
@@ -25,6 +25,11 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
+
+# Fifteen kills of each verb, and three processes at one output: some minutes each.
+kills: $(STAMP)
+	$(BIN)/python -m tests.kills together 3 preprocess animate train demo
+	$(BIN)/python -m tests.kills kill 15 preprocess animate train
 
 completions: $(STAMP)
 	$(BIN)/python -m tests.regen completions

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import catalogue_layouts
+from stableanimator_cli.catalogue_configs import read_config
 from stableanimator_cli.catalogue_home import expanded, home
 from stableanimator_cli.catalogue_schema import FILE_NAME, Component, Entry, nearest_or_all, read
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
-from stableanimator_cli.readers import damaged_model, read_json
 
 if TYPE_CHECKING:  # records imports numpy: see above
     from stableanimator_cli.records import ChannelOrder, ModelFolder
@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # records imports numpy: see above
 DEFAULT = "stableanimator"
 DRAWN = "puppet"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx")
-_CONFIG_BYTES = 2**20
 _LFS = b"version https://git-lfs"
 
 
@@ -297,14 +296,6 @@ def _overlay(part: _Part, layout: catalogue_layouts.Layout, owner: Entry, role: 
     elif config is None and component.config is not None:
         config = read_config(owner.folder / component.config)
     return _Part(file=found.file, config=config, wanted=part.wanted, owner=owner.name)
-
-
-def read_config(path: Path) -> Mapping[str, Any]:
-    """A network's JSON config without the keys that only its writer needs (``_class_name``, ``_diffusers_version``)."""
-    raw = read_json(path, "a network's config (JSON)", limit=_CONFIG_BYTES, error=damaged_model)
-    if not isinstance(raw, dict):
-        raise ModelDamaged(f"{path}: found a {type(raw).__name__}, expected a JSON object")
-    return {key: value for key, value in raw.items() if not key.startswith("_")}
 
 
 def check_size(path: Path, expected: int | None, name: str) -> None:

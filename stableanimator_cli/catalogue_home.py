@@ -39,6 +39,8 @@ def expanded(path: str | Path) -> Path:
 def _named(named: str) -> Path:
     place = expanded(named).absolute()
     try:
+        if named.startswith("~") and expanded(named) == Path(named):
+            raise OSError("no such user")
         problem = "" if stat.S_ISDIR(os.stat(place).st_mode) else "it is a file"
     except FileNotFoundError:
         problem = "a link that leads nowhere" if place.is_symlink() else ""

@@ -175,6 +175,8 @@ def verify(
             found = catalogue_fetch.verify(entry, bars)
             if name is not None or any(c.place is not None for c in found):
                 checks[entry.name] = found
+    for error in damaged:
+        out.warn(error.message)
     rows = [(model, c.path, _verdict(c), c.sha256 or "-") for model, found in checks.items() for c in found]
     if rows:
         out.table("", ("model", "file", "state", "sha256"), rows, data=True)
@@ -185,11 +187,12 @@ def verify(
         out.result({"models": {m: [_row(c) for c in found] for m, found in checks.items()}}, "")
     if bad:
         model, _ = bad[0]
-        problems = "; ".join([f"{m}/{c.path}: {_verdict(c)}" for m, c in bad] + [error.message for error in damaged])
+        problems = "; ".join(f"{m}/{c.path}: {_verdict(c)}" for m, c in bad)
         kind = ModelMissing if all(c.status == "missing" for _, c in bad) and not damaged else ModelDamaged
         raise kind(problems, hint=f"`sa models pull {model}` fetches what is missing or wrong")
     if damaged:
-        raise ModelDamaged("; ".join(error.message for error in damaged), hint=damaged[0].hint)
+        more = f" ({len(damaged) - 1} more cannot be read either)" if len(damaged) > 1 else ""
+        raise ModelDamaged(f"{damaged[0].message}{more}", hint=damaged[0].hint)
 
 
 @app.command("import", short_help="Register weights that you have already.")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stableanimator_cli.catalogue_place import SOURCE_SHA256
-from stableanimator_cli.errors import ModelDamaged, ModelMissing
+from stableanimator_cli.errors import ModelDamaged, ModelMissing, SaError
 from stableanimator_cli.files import MARK, sha256_of
 from stableanimator_cli.nets.arcface import ArcFace
 from stableanimator_cli.nets.face_encoder import FaceEncoder, FaceEncoderConfig
@@ -95,7 +95,9 @@ def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], dtype: t
     try:
         with torch.device("meta"):
             network = build()
-    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+    except SaError:
+        raise
+    except Exception as error:  # the libraries raise whatever a wrong value makes them stumble over
         why = " ".join(str(error).split())[:160]
         raise ModelDamaged(
             f"{source}: its JSON config describes no network that can be built ({why})",

@@ -5,6 +5,7 @@ Moments of a ground truth's clips are remembered by its digest: rivals and repea
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -146,7 +147,8 @@ class MetricNetworks:
         if self._truth is None:
             return
         place = catalogue.home() / "clips" / f"{self._key(metric)}.npz"
-        with atomic_write(place) as part, part.open("wb") as file:
+        # a cache that cannot be written costs time at the next run, nothing else
+        with contextlib.suppress(BadInput, OSError), atomic_write(place) as part, part.open("wb") as file:
             arrays: dict[str, Any] = dict(moments.to_arrays())
             np.savez_compressed(file, **arrays)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -123,7 +124,8 @@ class Observer:
                 bar.update(len(frames))
         own, judge, points = (np.concatenate(part) for part in zip(*parts, strict=True))
         seen = Observed(own=own, judge=judge, points=points, size=clip.size)
-        with atomic_write(place) as part, part.open("wb") as file:
+        # a cache that cannot be written costs time at the next run, nothing else
+        with contextlib.suppress(BadInput, OSError), atomic_write(place) as part, part.open("wb") as file:
             np.savez_compressed(file, own=own, judge=judge, points=points, size=np.array(clip.size))
         return seen
 

@@ -1,4 +1,4 @@
-"""Some kills of ``sa models pull`` and ``import --copy``, and two at once; ``python -m tests.kills_models`` does more."""
+"""Some kills of ``sa models pull`` and ``import --copy``, and two at once; ``tests.kills_models`` runs more."""
 
 from __future__ import annotations
 

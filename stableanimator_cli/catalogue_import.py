@@ -72,7 +72,8 @@ def import_folder(folder: str | Path, *, copy: bool = False, convert: Convert | 
     """
     folder = catalogue.expanded(folder)
     if not os.path.isdir(folder):
-        raise BadInput(folder, "a file" if os.path.isfile(folder) else "no folder", "a folder with weights")
+        found = "a file" if os.path.isfile(folder) else "no folder"
+        raise BadInput(folder, found, "a folder with weights", hint="name the folder that holds the weights")
     if folder.resolve().is_relative_to((catalogue.home() / "models").resolve()):
         raise BadInput.because(
             folder, "it lies where imported models are kept", hint="`sa models list` shows the names that open it"

@@ -53,6 +53,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     except _UNREADABLE as error:
         lines = str(error).splitlines() or ["it ends too early"]  # a file that is cut gives an EOFError without words
+        if isinstance(error, LookupError):  # its words are a number of the pickle machine's
+            lines = ["no checkpoint of torch"]
         raise _unreadable(path, lines[0][:120]) from error
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ModelDamaged(f"{path} is not a state dict", hint="expected a mapping of names to tensors")

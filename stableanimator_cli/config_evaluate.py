@@ -81,7 +81,7 @@ class EvaluateConfig:
     seeds: tuple[int, ...] = option("--seeds", (0, 1, 2), parse=parse_numbers, dump=_dump)
     study: bool = option("--study", False)
     tally: bool = option("--tally", False)
-    draws: int = option("--draws", 1000)
+    draws: int = option("--draws", 200)
     seed: int = option("--seed", 0)
     device: str = option("--device", "auto")
 

@@ -41,13 +41,17 @@ _SMALLEST = 32  # pixels a side, below which no skeleton can be told from its no
 class Driving:
     """``skeletons`` one a frame of the output, ``fps`` its exact rate; ``source_size`` (width, height) before fitting.
     ``audio`` (file, start, end) in seconds of that file, where it has sound. ``faces`` float[t,p,4] boxes in output
-    pixels, largest person first, NaN where no face can be seen; None where only pictures are known."""
+    pixels, largest person first, NaN where no face can be seen; None where only pictures are known. ``motion_frames``
+    is MOTION's own frame, counted from 0, that each frame of the output shows, ``motion_times`` its time in seconds
+    after MOTION's first frame; None where MOTION has no clock."""
 
     skeletons: Skeletons
     fps: Fraction
     source_size: tuple[int, int]
     audio: tuple[Path, Fraction, Fraction] | None
     faces: np.ndarray | None = None
+    motion_frames: tuple[int, ...] = ()
+    motion_times: tuple[Fraction, ...] | None = None
 
 
 def open_driving(
@@ -96,14 +100,16 @@ def open_driving(
             hint="draw the skeletons larger, or give the motion as key points (.npz or OpenPose JSON)",
         )
     part = take(clip, start, stop)
+    first = (start or 0) if clip.count is None else slice(start, stop).indices(clip.count)[0]
     if _shows_skeletons(clip, kind, talk):
-        return _from_clip(part, fps, size, resize, talk, _faces_beside(clip, start, stop, size, resize))
+        return _from_clip(part, first, fps, size, resize, talk, _faces_beside(clip, start, stop, size, resize))
     if planned:
         return _counted(part, fps, size)
     motion = _detected(part, model, device, reference, talk)
     driving = _from_motion(
         motion, path, None, None, fps or (clip.fps if motion.times is None else None), size, resize, talk
     )
+    driving = replace(driving, motion_frames=tuple(first + index for index in driving.motion_frames))
     if not clip.audio or motion.times is None:
         return driving
     end = motion.times[-1] + 1 / (clip.fps or mean_rate(motion.times))
@@ -202,6 +208,7 @@ def _faces_beside(
 
 def _from_clip(
     clip: Clip,
+    first: int,
     fps: Fraction | None,
     size: tuple[int, int],
     resize: Mode,
@@ -223,13 +230,24 @@ def _from_clip(
         rate = fps or clip.fps or UNTIMED_FPS
         start = times[0] or Fraction(0)
         audio = (clip.path, start, start + len(times) / rate) if clip.audio else None
-        return Driving(skeletons=skeletons, fps=rate, source_size=clip.size, audio=audio, faces=faces)
+        return Driving(
+            skeletons=skeletons, fps=rate, source_size=clip.size, audio=audio, faces=faces,
+            motion_frames=tuple(range(first, first + len(times))),
+        )  # fmt: skip
     own = clip.fps or mean_rate(times)
     order, rate = _at_rate(times, own, fps)
     audio = (clip.path, times[0], times[-1] + 1 / own) if clip.audio else None
     if faces is not None:
         faces = faces[list(order)]
-    return Driving(skeletons=skeletons.reordered(order), fps=rate, source_size=clip.size, audio=audio, faces=faces)
+    return Driving(
+        skeletons=skeletons.reordered(order),
+        fps=rate,
+        source_size=clip.size,
+        audio=audio,
+        faces=faces,
+        motion_frames=tuple(first + index for index in order),
+        motion_times=tuple(times[index] for index in order),
+    )
 
 
 def _from_motion(
@@ -266,11 +284,20 @@ def _from_motion(
 
     skeletons = Skeletons(size, drawn())
     if motion.times is None:
-        return Driving(skeletons=skeletons, fps=fps or UNTIMED_FPS, source_size=motion.size, audio=None, faces=faces)
+        return Driving(
+            skeletons=skeletons, fps=fps or UNTIMED_FPS, source_size=motion.size, audio=None, faces=faces,
+            motion_frames=tuple(indices),
+        )  # fmt: skip
     times = [motion.times[index] for index in indices]
     order, rate = _at_rate(times, mean_rate(motion.times), fps)
     return Driving(
-        skeletons=skeletons.reordered(order), fps=rate, source_size=motion.size, audio=None, faces=faces[list(order)]
+        skeletons=skeletons.reordered(order),
+        fps=rate,
+        source_size=motion.size,
+        audio=None,
+        faces=faces[list(order)],
+        motion_frames=tuple(indices[index] for index in order),
+        motion_times=tuple(times[index] for index in order),
     )
 
 

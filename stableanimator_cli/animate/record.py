@@ -185,6 +185,10 @@ def write(
             "frames": request.frames,
             "fps": str(driving.fps),
         },
+        "motion": {
+            "frames": list(driving.motion_frames),
+            "times": None if driving.motion_times is None else [str(time) for time in driving.motion_times],
+        },
         "face": request.face is not None,
         "identity": None if identity is None else identity.to_json(),
         "gate": gate,

@@ -23,10 +23,13 @@ from stableanimator_cli.evaluate.animated import Animate, Animator
 from stableanimator_cli.evaluate.bench import ROLES, networks_of
 from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.cases import find_cases
+from stableanimator_cli.evaluate.checks import FailedVideo, raise_if_none
 from stableanimator_cli.evaluate.compare import Measured, measuring
 from stableanimator_cli.evaluate.face_paste import pasted
-from stableanimator_cli.evaluate.scores import Row, Scores, Table
+from stableanimator_cli.evaluate.scores import Row, Scores, Table, within
+from stableanimator_cli.evaluate.side_by_side import files_of
 from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF, METRICS, OWN_TITLES, ablation
+from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.metrics.bootstrap import interval
 from stableanimator_cli.talk import Talk
 
@@ -88,7 +91,9 @@ def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores
         config = replace(config, bench="puppet")
     cases = [case for case in find_cases(config, first, output / "data", talk) if case.truth is not None]
     bench = measuring(config, talk, networks=networks_of(config), model=first)
+    check_replaceable(*(path for case in cases for path in files_of(case.name, output)))
     by_seed: dict[str, list[Measured]] = {}
+    failed: list[FailedVideo] = []
     for name, variant in variants.items():
         model = catalogue.open_model(variant.folder, ROLES)
         for seed in config.seeds:
@@ -100,10 +105,14 @@ def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores
             if variant.paste:
                 assert bench.observer.reader is not None  # its files are among ROLES
                 pairs = pasted(pairs, output / "animated" / name / f"seed-{seed}", bench.observer.reader, talk)
-            by_seed.setdefault(name, []).append(bench.measure(pairs))
-    shown = {variant: _over_seeds(runs, config) for variant, runs in by_seed.items()}
+            bench.check(pairs)
+            measured = bench.measure(pairs)
+            raise_if_none(measured.failed, len(measured.videos))
+            failed += [replace(one, name=f"{name}/seed-{seed}/{one.name}") for one in measured.failed]
+            by_seed.setdefault(name, []).append(measured)
+    shown = {variant: _over_seeds(runs) for variant, runs in by_seed.items()}
     tables: list[Table] = [
-        ablation(table, shown),
+        ablation(table, shown, [case.name for case in cases]),
         ("notes to the table", ["note"], [[note] for note in _notes(config, bench.rules.name, by_seed)]),
     ]
     about = {
@@ -115,14 +124,15 @@ def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores
         },
     }
     last = by_seed.get(OURS, next(iter(by_seed.values())))[0]
-    return bench.finish(last, about, tables)
+    return bench.finish(replace(last, failed=tuple(failed)), about, tables)
 
 
 def _over_seeds(
-    runs: Sequence[Measured], config: EvaluateConfig
+    runs: Sequence[Measured],
 ) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:
     """Rows of the mean over seeds, with intervals over videos, each video's value being its mean over seeds: seeds are
     no independent videos. Metrics of sets have the range over seeds instead."""
+    known = set.intersection(*({video.name for video in run.videos} for run in runs))
     rows: dict[str, Row] = {}
     intervals: dict[str, tuple[float, float]] = {}
     for name in dict.fromkeys(name for names in METRICS.values() for name in names):
@@ -130,10 +140,12 @@ def _over_seeds(
             continue
         values = [run.rows[name].shown for run in runs]
         rows[name] = replace(runs[0].rows[name], shown=float(np.mean(values)))
-        table = np.array([[video.values.get(name, np.nan) for video in run.videos] for run in runs])
+        table = np.array(
+            [[video.values.get(name, np.nan) for video in run.videos if video.name in known] for run in runs]
+        )
         found = None
         if np.isfinite(table).all(axis=0).any():
-            found = interval(table.mean(axis=0), seed=config.seed, draws=config.draws)
+            found = within(rows[name].spec, interval(table.mean(axis=0)))
         elif len(values) > 1:
             found = min(values), max(values)
         if found is not None:
@@ -167,7 +179,7 @@ def _notes(config: EvaluateConfig, rules: str, by_seed: Mapping[str, Sequence[Me
         *notes,
         f"measured rows: bench {config.bench}, protocol {rules}, mean over the sampling seeds {seeds}: noise of "
         "sampling, not of training, of which each variant is one run.",
-        "intervals: 95 % over videos (each video's value is its mean over seeds); of Frechet distances the range over "
-        "seeds.",
+        "intervals: 95 % by Student's t over videos, from 5 videos on (each video's value is its mean over seeds); "
+        "of Frechet distances the range over seeds.",
         "published rows stand on Unseen100 and other networks: only the order of rows can be compared.",
     ]

@@ -14,7 +14,7 @@ from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.cases import Case
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
-from stableanimator_cli.files import sha256_of
+from stableanimator_cli.files import MARK, check_replaceable, sha256_of
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
@@ -82,10 +82,11 @@ class Animator:
             "weights": dict(weights),
         }
         note = video.with_name(f".{video.stem}.asked.json")
+        check_replaceable(note)
         if _is_done(video, note, asked):
             return
         self.animate({**flags, "output": video}, self.settings)
-        write_text(note, json.dumps({**asked, "video": sha256_of(video)}, indent=1) + "\n")
+        write_text(note, json.dumps({"tool": MARK, **asked, "video": sha256_of(video)}, indent=1) + "\n")
 
     def _weights(self) -> dict[str, str]:
         """Digests of all that decides a video."""
@@ -95,7 +96,7 @@ class Animator:
 
 def _is_done(video: Path, note: Path, asked: Mapping[str, Any]) -> bool:
     try:
-        told = read_json(note, "how a video was animated")
+        told = read_json(note, "a note of what was animated")
     except BadInput:
         return False
-    return video.is_file() and told == {**asked, "video": sha256_of(video)}
+    return video.is_file() and told == {"tool": MARK, **asked, "video": sha256_of(video)}

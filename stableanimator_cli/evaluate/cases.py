@@ -10,6 +10,7 @@ from pathlib import Path
 from stableanimator_cli.config_evaluate import PUBLISHED_BENCHES, EvaluateConfig
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.evaluate.pairs import find_pictures, find_videos, listed
+from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 from stableanimator_cli.records import ModelFolder
@@ -103,9 +104,10 @@ def _folder(folder: Path, config: EvaluateConfig, scratch: Path) -> list[Case]:
 
 
 def _first_frame(video: Path, picture: Path) -> Path:
-    """Frame 0 of a video as a picture: the usual reference of this field's evaluations."""
-    if not picture.is_file():
-        write_picture(picture, next(iter(open_clip(video).frames()))[1])
+    """Frame 0 of a video as a picture: the usual reference of this field's evaluations. Written every time, so that
+    another video of that name is not animated from an earlier one's frame."""
+    check_replaceable(picture)
+    write_picture(picture, next(iter(open_clip(video).frames()))[1])
     return picture
 
 

@@ -12,14 +12,15 @@ from stableanimator_cli.config_evaluate import EvaluateConfig
 from stableanimator_cli.config_toml import to_toml
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.engine.features import Features
-from stableanimator_cli.errors import ModelMissing
+from stableanimator_cli.errors import BadInput, ModelMissing
 from stableanimator_cli.evaluate import report, report_html
+from stableanimator_cli.evaluate.checks import FailedVideo, check_pairs
 from stableanimator_cli.evaluate.networks import MetricNetworks
 from stableanimator_cli.evaluate.observe import Observer
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import PROTOCOLS, Protocol
-from stableanimator_cli.evaluate.scores import Row, Scores, Table, summarise
-from stableanimator_cli.evaluate.scoring import Scorer, VideoScore
+from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, summarise
+from stableanimator_cli.evaluate.scoring import NO_POINTS, Scorer, VideoScore
 from stableanimator_cli.evaluate.side_by_side import write_pair
 from stableanimator_cli.metrics.result import Missing
 from stableanimator_cli.records import ModelFolder
@@ -31,11 +32,12 @@ _POINTS = ("keypoint_error",)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Videos of one system and what was made of them: rows of metrics, what is missing."""
+    """Videos of one system and what was made of them: rows of metrics, what is missing, which videos failed."""
 
     rows: Mapping[str, Row]
     missing: tuple[Missing, ...]
     videos: tuple[VideoScore, ...]
+    failed: tuple[FailedVideo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +53,13 @@ class Bench:
     talk: Talk
     opened: dict[str, Features | Missing] = field(default_factory=dict)
 
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """Raise ``BadInput`` for the first pair that cannot be compared."""
+        check_pairs(pairs, self.rules, truncate=self.config.truncate, talk=self.talk)
+
     def measure(self, pairs: Sequence[Pair]) -> Measured:
-        """Score all pairs. ``BadInput`` for the first that cannot be compared."""
+        """Score all pairs, which ``check`` has seen. One that cannot be read to its end is a warning and among
+        ``failed``; the others are scored."""
         config = self.config
         networks = MetricNetworks.open(self.networks, config.device, rules=self.rules.name, opened=self.opened)
         scorer = Scorer(
@@ -63,23 +70,31 @@ class Bench:
             given=config.borders,
             talk=self.talk,
         )
-        videos = []
+        videos: list[VideoScore] = []
+        failed: list[FailedVideo] = []
         with self.talk.progress(len(pairs), "score", "video") as bar:
             for pair in pairs:
-                videos.append(scorer.score(pair))
+                try:
+                    videos.append(scorer.score(pair))
+                except BadInput as error:
+                    failed.append(FailedVideo(name=pair.name, error=error))
+                    self.talk.warn(f"{pair.name} is not scored: {error.message}")
                 bar.update()
         about = self._about() | networks.about()
-        rows = summarise(videos, self.rules, draws=config.draws, seed=config.seed, about=about)
-        sets, more = networks.of_sets(seed=config.seed)
+        rows = summarise(videos, self.rules, about=about)
+        sets, more = networks.of_sets(seed=config.seed, draws=config.draws)
         missing = [*self._missing(videos), *networks.missing, *more]
         gone = [one for one in missing if one.metric not in rows and one.metric not in sets]
-        return Measured(rows=rows | sets, missing=tuple(gone), videos=tuple(videos))
+        return Measured(rows=rows | sets, missing=tuple(gone), videos=tuple(videos), failed=tuple(failed))
 
     def finish(
         self,
         measured: Measured,
         about: Mapping[str, Any],
         tables: Sequence[Table] = (),
+        *,
+        sections: Sequence[Section] = (),
+        lines: Sequence[Sequence[str]] = (),
     ) -> Scores:
         """Write the files, the videos for the page and the page itself."""
         assert self.config.output is not None
@@ -91,6 +106,9 @@ class Bench:
             videos=measured.videos,
             about={"config": tomllib.loads(to_toml(self.config)), "networks": self.observer.networks, **about},
             tables=tuple(tables),
+            failed=measured.failed,
+            sections=tuple(sections),
+            lines=tuple(map(tuple, lines)),
         )
         report.write(scores)
         pictures = {}
@@ -133,6 +151,10 @@ class Bench:
         if all(video.counts.get("seam_score", 0) == 0 for video in videos):
             reason = "no borders of windows or chunks are known, or the videos are one piece"
             missing.append(Missing(metric="seam_score", reason=reason, command="--borders 16,32"))
+        if "points" not in lacks and not any(video.counts.get("keypoint_error") for video in videos):
+            notes = (note for video in videos for note in video.notes if note.startswith(NO_POINTS))
+            reason = next(notes, "nobody is found in the videos or in what drove them")
+            missing.append(Missing(metric="keypoint_error", reason=reason, command="--poses MOTION"))
         if all(video.frames < 3 for video in videos):
             missing.append(Missing(metric="flicker", reason="videos of fewer than three frames"))
         return missing

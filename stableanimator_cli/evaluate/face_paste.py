@@ -23,7 +23,7 @@ from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
-from stableanimator_cli.files import sha256_of
+from stableanimator_cli.files import MARK, check_replaceable, sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
 from stableanimator_cli.motion.interchange import UNTIMED_FPS
 from stableanimator_cli.readers import read_json
@@ -75,6 +75,7 @@ def _one(pair: Pair, video: Path, reader: FaceReader, talk: Talk) -> Path:
     }
     if _is_done(video, note, asked):
         return video
+    check_replaceable(video, video.with_suffix(".json"), note)
     video.parent.mkdir(parents=True, exist_ok=True)
     picture = None if pair.reference is None else read_picture(pair.reference)
     face = None if picture is None else next(iter(reader.boxes(picture)), None)
@@ -93,16 +94,16 @@ def _one(pair: Pair, video: Path, reader: FaceReader, talk: Talk) -> Path:
     if record is not None:  # its windows, chunks and fitting hold for the pasted video too
         told = {**record, "face_paste": {"of": pair.predicted.name, "frames": count, "pasted": changed}}
         write_text(video.with_suffix(".json"), json.dumps(told, indent=1) + "\n")
-    write_text(note, json.dumps({**asked, "pasted": sha256_of(video)}, indent=1) + "\n")
+    write_text(note, json.dumps({"tool": MARK, **asked, "pasted": sha256_of(video)}, indent=1) + "\n")
     return video
 
 
 def _is_done(video: Path, note: Path, asked: Mapping[str, Any]) -> bool:
     try:
-        told = read_json(note, "how a video was pasted")
+        told = read_json(note, "a note of what was pasted")
     except BadInput:
         return False
-    return video.is_file() and told == {**asked, "pasted": sha256_of(video)}
+    return video.is_file() and told == {"tool": MARK, **asked, "pasted": sha256_of(video)}
 
 
 def _oval(matrix: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -29,8 +29,7 @@ from stableanimator_cli.metrics.running import Running
 from stableanimator_cli.metrics.video import STYLES, ClipFeatures, frechet_value, pooled
 from stableanimator_cli.motion.interchange import read_arrays
 
-DRAWS = 200  # of a Frechet distance, each of which takes matrices apart
-_FORMAT = 1
+_FORMAT = 2  # of the remembered clips
 
 
 @dataclass(slots=True)
@@ -51,7 +50,6 @@ class MetricNetworks:
     _frames: dict[str, tuple[Features, Perceptual]] = field(default_factory=dict)
     _clips: dict[str, _Distance] = field(default_factory=dict)
     _name: str = ""
-    _index: int = 0
     _truth: str | None = None
     _known: set[str] = field(default_factory=set)
 
@@ -83,7 +81,7 @@ class MetricNetworks:
 
     def begin(self, name: str, truth: str | None) -> None:
         """The next video; ``truth`` is the digest of its ground truth, None where what is seen is not to be kept."""
-        self._name, self._index = name, 0
+        self._name = name
         self._truth, self._known = truth, set()
         for metric, distance in self._clips.items():
             known = self._remembered(metric)
@@ -91,15 +89,22 @@ class MetricNetworks:
                 distance.truth.videos[name] = known
                 self._known.add(metric)
 
-    def add(self, made: np.ndarray, truth: np.ndarray) -> None:
-        """The next pair of frames uint8[h,w,3] of one size."""
+    def add(self, made: np.ndarray, truth: np.ndarray, number: int) -> None:
+        """The next pair of frames uint8[h,w,3] of one size; no clip is taken across a gap in their numbers."""
         for _, perceptual in self._frames.values():
-            perceptual.add(self._name, self._index, made, truth)
+            perceptual.add(self._name, number, made, truth)
         for metric, distance in self._clips.items():
-            distance.made.add(self._name, self._index, made)
+            distance.made.add(self._name, number, made)
             if metric not in self._known:
-                distance.truth.add(self._name, self._index, truth)
-        self._index += 1
+                distance.truth.add(self._name, number, truth)
+
+    def forget(self, name: str) -> None:
+        """Drop a video that could not be read to its end."""
+        for distance in self._clips.values():
+            distance.made.forget(name)
+            distance.truth.forget(name)
+        for _, perceptual in self._frames.values():
+            perceptual.forget(name)
 
     def end(self) -> dict[str, Running]:
         """The video's means."""
@@ -116,7 +121,7 @@ class MetricNetworks:
         """What is behind each metric: files and digests."""
         return {metric: network.about for metric, (network, _) in self._frames.items()}
 
-    def of_sets(self, *, seed: int) -> tuple[dict[str, Row], list[Missing]]:
+    def of_sets(self, *, seed: int, draws: int) -> tuple[dict[str, Row], list[Missing]]:
         """The Frechet distances over all videos seen, with intervals over videos (both sides drawn together)."""
         rows, missing = {}, []
         for metric, distance in self._clips.items():
@@ -126,7 +131,8 @@ class MetricNetworks:
             except BadInput as error:
                 missing.append(Missing(metric=metric, reason=error.message, command=""))
                 continue
-            rows[metric] = row_of(value, _interval(made, truth, seed), len(made))
+            videos = sum(1 for name in made if made[name].count and truth[name].count)
+            rows[metric] = row_of(value, _interval(made, truth, seed, draws), videos)
         return rows, missing
 
     def _key(self, metric: str) -> str:
@@ -153,11 +159,13 @@ class MetricNetworks:
             np.savez_compressed(file, **arrays)
 
 
-def _interval(made: Mapping[str, Moments], truth: Mapping[str, Moments], seed: int) -> tuple[float, float] | None:
+def _interval(
+    made: Mapping[str, Moments], truth: Mapping[str, Moments], seed: int, draws: int
+) -> tuple[float, float] | None:
     names = [name for name in made if made[name].count and truth[name].count]
 
     def drawn(picks: np.ndarray) -> float:
         sides = [pooled(side[names[pick]] for pick in picks) for side in (made, truth)]
         return frechet_distance(*sides) if min(side.count for side in sides) > 1 else float("nan")
 
-    return interval_of(drawn, len(names), seed=seed, draws=DRAWS)
+    return interval_of(drawn, len(names), seed=seed, draws=draws)

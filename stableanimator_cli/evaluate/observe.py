@@ -42,9 +42,10 @@ class Observed:
     def __len__(self) -> int:
         return len(self.own)
 
-    def upto(self, count: int) -> Observed:
-        """The first ``count`` frames."""
-        return Observed(own=self.own[:count], judge=self.judge[:count], points=self.points[:count], size=self.size)
+    def at(self, positions: Sequence[int]) -> Observed:
+        """These frames."""
+        kept = list(positions)
+        return Observed(own=self.own[kept], judge=self.judge[kept], points=self.points[kept], size=self.size)
 
 
 class Observer:

@@ -33,6 +33,7 @@ class Protocol:
     clips: str
     reference_frame: str
     identical_frames: str
+    intervals: str
     networks: tuple[str, ...]
     table: tuple[str, ...]
 
@@ -54,12 +55,16 @@ _NO_FACE = (
 )
 _CLIPS = "length and stride stand in each Frechet distance's row, with the number of clips; none crosses two videos"
 _PAIRING = (
-    "videos by name, frames by number; frame counts that differ are an error, or with --truncate both end with the "
-    "shorter"
+    "videos by name, frames by number; frames without a counterpart are an error, or with --truncate left out and "
+    "listed"
 )
 _IDENTICAL = (
-    "an identical frame counts as 100 dB in psnr_disco and psnr_disco_overflow, and is infinite in psnr, whose "
-    "mean then is infinite too"
+    "an identical frame counts as 100 dB in psnr_disco and psnr_disco_overflow; psnr, which would be infinite, is the "
+    "mean of the other frames, and the identical ones are counted"
+)
+_INTERVALS = (
+    "95 % by Student's t over videos, of Frechet distances with the bootstrap's standard error; none below 5 videos, "
+    "and no farther than the metric's range"
 )
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -74,6 +79,7 @@ PROTOCOLS: dict[str, Protocol] = {
         clips=_CLIPS,
         reference_frame="frame 0 of the ground truth is the usual reference picture and is measured like every other",
         identical_frames=_IDENTICAL,
+        intervals=_INTERVALS,
         networks=("lpips_vgg_disco", "fvd_disco", "fid_vid"),
         table=("l1_disco", "psnr_disco", "ssim", "lpips_vgg_disco", "csim_ref", "fvd_disco"),
     ),
@@ -88,9 +94,10 @@ PROTOCOLS: dict[str, Protocol] = {
         clips=_CLIPS,
         reference_frame="every frame is measured",
         identical_frames=_IDENTICAL,
+        intervals=_INTERVALS,
         networks=("lpips_alex", "lpips_vgg", "fvd_stylegan_v"),
         table=("mae_unit", "psnr", "ssim", "lpips_alex", "csim_ref", "csim_gt", "fvd_stylegan_v", "keypoint_error",
-               "flicker_excess", "seam_score"),
+               "flicker_excess", "flicker_distance", "seam_score"),
     ),
 }  # fmt: skip
 

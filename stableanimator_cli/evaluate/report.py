@@ -6,49 +6,95 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from stableanimator_cli.evaluate.scores import CSV, CURVES, JSON, LATEX, Scores, number
-from stableanimator_cli.files import atomic_write, json_text, translate_os_errors
+from stableanimator_cli import __version__
+from stableanimator_cli.evaluate.scores import CSV, CURVES, JSON, LATEX, PAGE, Row, Scores, number
+from stableanimator_cli.evaluate.scoring import VideoScore
+from stableanimator_cli.files import MARK, atomic_write, json_text, translate_os_errors
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\~{}",
         "^": r"\^{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "↑": r"$\uparrow$",
         "↓": r"$\downarrow$", "†": r"$^\dagger$"}  # fmt: skip
 
 
+TOOL = f"{MARK} {__version__}"
+"""What the files say that they were written by."""
+
+
+def files_of(output: Path) -> list[Path]:
+    """The files of an evaluation, besides those of each video."""
+    return [output / name for name in (JSON, CURVES, CSV, LATEX, PAGE)]
+
+
+def remove_unfinished(output: Path) -> None:
+    """Remove temporary files that a killed run left in the folder, which must be locked. Their names are those of
+    ``files.atomic_write``, with the number of a process that no longer exists."""
+    for folder in (output, output / "videos", output / "pictures", output / "media"):
+        for path in folder.glob(".*.part"):
+            found = re.fullmatch(r"\..+\.(\d{1,9})\.part", path.name)
+            if found is not None and path.is_file() and not path.is_symlink() and not _is_alive(int(found[1])):
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
 def write(scores: Scores) -> None:
     """Write all but the page. Each file appears whole or not at all."""
     out = scores.output
     write_text(out / CURVES, "".join(
-        json.dumps({"name": video.name, "borders": list(video.borders), **video.curves}) + "\n"
+        json.dumps({"tool": TOOL, "name": video.name, "borders": list(video.borders), **video.curves}) + "\n"
         for video in scores.videos
     ))  # fmt: skip
     write_text(out / CSV, to_csv(*_plain(scores)))
     columns, rows = scores.table()
     parts = [to_latex(columns[1:4], [row[1:4] for row in rows], scores.title)]
     parts += [to_latex(columns, rows, title) for title, columns, rows in scores.tables]
-    write_text(out / LATEX, "\n".join(parts))
+    write_text(out / LATEX, "\n".join([f"% {TOOL}", *parts]))
     write_text(out / JSON, json_text(scores.to_json(), indent=1))
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file that appears whole or not at all."""
-    with atomic_write(path) as part, translate_os_errors(path):
+    """A text file that appears whole or not at all, and replaces only what ``sa`` wrote."""
+    with atomic_write(path, marked=True) as part, translate_os_errors(path):
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _plain(scores: Scores) -> tuple[list[str], list[list[str]]]:
-    """A line a metric, then a line a video and metric, at full precision."""
-    columns = ["video", "metric", "value", "low", "high", "n"]
-    rows = []
-    for name, row in scores.rows.items():
-        low, high = ("", "") if row.interval is None else (repr(row.interval[0]), repr(row.interval[1]))
-        rows.append(["", name, _exact(row.shown), low, high, str(row.count)])
+    """One line per metric, then one per video and metric, at full precision; the same for every further section, and
+    the lines of published tables. ``data`` says which videos if they are not the ones with a ground truth."""
+    columns = ["video", "metric", "value", "low", "high", "n", "system", "data", "tool"]
+    system, driven = str(scores.about.get("model", "")), any(video.truth is not None for video in scores.videos)
+    rows = [[*line, system, ""] for line in _of_rows(scores.rows)]
     for video in scores.videos:
-        for name, value in video.values.items():
-            rows.append([video.name, name, _exact(value), "", "", str(video.counts[name])])
-    return columns, rows
+        data = "cross-identity" if driven and video.truth is None else ""
+        rows += [[*line, system, data] for line in _of_video(video)]
+    for section in scores.sections:
+        rows += [[*line, section.system, section.data] for line in _of_rows(section.rows)]
+        rows += [[*line, section.system, section.data] for video in section.videos for line in _of_video(video)]
+    return columns, [[*row, TOOL] for row in [*rows, *map(list, scores.lines)]]
+
+
+def _of_rows(rows: Mapping[str, Row]) -> Iterator[list[str]]:
+    for name, row in rows.items():
+        low, high = ("", "") if row.interval is None else (repr(row.interval[0]), repr(row.interval[1]))
+        yield ["", name, _exact(row.shown), low, high, str(row.count)]
+
+
+def _of_video(video: VideoScore) -> Iterator[list[str]]:
+    for name, value in video.values.items():
+        yield [video.name, name, _exact(value), "", "", str(video.counts[name])]
 
 
 def _exact(value: float) -> str:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
+from stableanimator_cli.evaluate.report import TOOL
 from stableanimator_cli.evaluate.scores import PAGE, Scores, number
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, Picture
@@ -43,7 +44,7 @@ CURVES = {
     "change": (("change_truth", "change"), "change from frame to frame (the truth's in grey; borders in red)"),
     "keypoint_error": (("keypoint_error",), "key-point error, shares of the person"),
 }
-ORDER = ("csim_ref", "psnr", "face_rate", "keypoint_error", "seam_score", "flicker")
+ORDER = ("csim_ref", "psnr", "face_rate", "keypoint_error", "seam_score", "flicker_distance")
 """What "worst first" goes by: the first of these that the videos have."""
 
 
@@ -51,7 +52,7 @@ def write_page(scores: Scores, pictures: Mapping[str, Sequence[Picture]]) -> Non
     """Write the page. ``pictures`` are frames to show, by video."""
     path = scores.output / PAGE
     with (
-        atomic_write(path) as part,
+        atomic_write(path, marked=True) as part,
         translate_os_errors(path),
         part.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):
@@ -76,6 +77,7 @@ def _page(scores: Scores, pictures: Mapping[str, Sequence[Picture]]) -> Iterator
     title = scores.title
     yield (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f'<meta name="generator" content="{TOOL}">'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style><h1>{title}</h1>'
     )
     for name, head, body in scores.shown():

@@ -5,16 +5,22 @@ Each task is imported when it is the one: torch takes seconds to load, and who m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stableanimator_cli.config_evaluate import EvaluateConfig
 from stableanimator_cli.config_toml import resolve
-from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.evaluate import cases, report, side_by_side
+from stableanimator_cli.evaluate.checks import check_pairs, raise_if_none
 from stableanimator_cli.evaluate.driven import find_poses
 from stableanimator_cli.evaluate.pairs import Pair, by_name, find_pictures, match
+from stableanimator_cli.evaluate.protocols import PROTOCOLS
+from stableanimator_cli.files import check_apart, check_replaceable, locked_output
 from stableanimator_cli.talk import Silent, Talk
 
 if TYPE_CHECKING:
@@ -49,8 +55,14 @@ def run(
     talk = talk or Silent()
     names = {"inputs": "predicted reference"}
     config = resolve(EvaluateConfig, {names.get(key, key): value for key, value in flags.items()}, config_file)
-    if config.output is not None:
-        _check_output(config.output, config.inputs)
+    if config.output is None:
+        return _carry_out(config, animate, talk)
+    _check_output(config.output, _inputs(config, config_file), _files(config, config.output))
+    with _locked(config.output):
+        return _carry_out(config, animate, talk)
+
+
+def _carry_out(config: EvaluateConfig, animate: Animate, talk: Talk) -> Result:
     if config.study:
         from stableanimator_cli.evaluate.study import write_study
 
@@ -71,11 +83,16 @@ def run(
 
 
 def _compare(config: EvaluateConfig, talk: Talk) -> Result:
+    assert config.output is not None
     pairs = with_sides(match(*config.inputs), config)
+    check_replaceable(*(path for pair in pairs for path in side_by_side.files_of(pair.name, config.output)))
+    check_pairs(pairs, PROTOCOLS[config.rules], truncate=config.truncate, talk=talk)
     from stableanimator_cli.evaluate.compare import measuring
 
     bench = measuring(config, talk)
-    return bench.finish(bench.measure(pairs), {})
+    measured = bench.measure(pairs)
+    raise_if_none(measured.failed, len(measured.videos))
+    return bench.finish(measured, {})
 
 
 def with_sides(pairs: Sequence[Pair], config: EvaluateConfig) -> list[Pair]:
@@ -90,9 +107,40 @@ def with_sides(pairs: Sequence[Pair], config: EvaluateConfig) -> list[Pair]:
     return [replace(pair, **{field: named[pair.name] for field, named in sides.items()}) for pair in pairs]
 
 
-def _check_output(output: Path, inputs: Sequence[Path]) -> None:
-    if output.exists() and not output.is_dir():
+def _files(config: EvaluateConfig, output: Path) -> list[Path]:
+    """The files that the run writes whatever its videos are."""
+    if config.tally:
+        from stableanimator_cli.evaluate.tally import files_of
+
+        return files_of(output)
+    return [] if config.study else report.files_of(output)
+
+
+def _inputs(config: EvaluateConfig, config_file: Path | None) -> list[Path]:
+    """Every file and folder that the run reads."""
+    given = [*config.inputs, config.reference_picture, config.poses, config.rivals, config.variants, config.animate]
+    named = [Path(name) for name in (config.model, config.judge) if name is not None and Path(name).exists()]
+    bench = None if config.bench is None else cases.place_of(config)
+    return [path for path in (*given, bench, config_file, *named) if path is not None]
+
+
+def _check_output(output: Path, inputs: Sequence[Path], files: Sequence[Path]) -> None:
+    """Raise for a folder of scores that would change an input or replace a file that ``sa`` did not write."""
+    if os.path.lexists(output) and not output.is_dir():
         raise ConfigError("--output", str(output), "a folder, not a file", hint=f"try {output.with_suffix('')}-scores")
-    for path in inputs:
-        if output.exists() and path.exists() and output.samefile(path):
-            raise BadInput(path, "the folder of the scores", "videos in another folder", hint="choose another -o")
+    check_apart(output, inputs)
+    check_replaceable(*files)
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Hold the folder of the scores; one that did not exist and stays empty is removed again."""
+    existed = output.exists()
+    try:
+        with locked_output(output, "sa evaluate", folder=True):
+            report.remove_unfinished(output)
+            yield
+    finally:
+        if not existed:
+            with contextlib.suppress(OSError):
+                output.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,21 +12,26 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import __version__
+from stableanimator_cli.errors import BatchFailed
+from stableanimator_cli.evaluate.checks import FailedVideo
 from stableanimator_cli.evaluate.protocols import Protocol
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.metrics import bootstrap
-from stableanimator_cli.metrics.result import METRICS, MetricSpec, Missing, Value, json_number
+from stableanimator_cli.metrics.result import ARROWS, METRICS, MetricSpec, Missing, Value, json_number
 
 FORMAT = 1
 Table = tuple[str, list[str], list[list[str]]]
 """Title, columns, rows."""
+T_INTERVAL = "Student's t over videos"
+T_BOOTSTRAP = "Student's t with the bootstrap's standard error over videos"
+_RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\.\.(?:(-?\d+(?:\.\d+)?)(?![\d./]))?")
 JSON, CURVES, CSV, LATEX, PAGE = "scores.json", "curves.jsonl", "scores.csv", "scores.tex", "report.html"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One metric over all videos. ``shown`` is the mean that the protocol asks for, ``interval`` its 95 % interval over
-    videos, None where one video or none has a value."""
+    videos by ``method``, None if fewer than five videos have a value."""
 
     spec: MetricSpec
     shown: float
@@ -35,12 +41,14 @@ class Row:
     videos: int
     count: int
     about: Mapping[str, Any] = field(default_factory=dict)
+    method: str = T_INTERVAL
 
     def to_json(self) -> dict[str, Any]:
         return {
             **self.spec.to_json(),
             "value": json_number(self.shown),
             "interval": None if self.interval is None else list(self.interval),
+            "interval_method": None if self.interval is None else self.method,
             "pooled": json_number(self.pooled),
             "per_video_mean": json_number(self.per_video_mean),
             "videos": self.videos,
@@ -50,9 +58,22 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """Further rows of an evaluation: another ``system``'s, or of videos without ground truth (``data`` says so).
+    ``videos`` are those that ``Scores.videos`` does not have."""
+
+    system: str
+    data: str
+    rows: Mapping[str, Row]
+    videos: tuple[VideoScore, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
     """A finished evaluation. ``output`` is the folder with ``scores.json``, ``scores.csv``, ``scores.tex`` and
-    ``report.html``; ``tables`` further tables for the terminal, (title, columns, rows)."""
+    ``report.html``; ``tables`` further tables for the terminal, (title, columns, rows). ``rows`` are of the videos that
+    have a ground truth if any has one. ``failed`` videos could not be scored; the exit code is then 7. ``sections`` and
+    ``lines`` (video, metric, value, low, high, n, system, data) are further contents of ``scores.csv``."""
 
     output: Path
     protocol: Protocol
@@ -61,7 +82,13 @@ class Scores:
     videos: tuple[VideoScore, ...]
     about: Mapping[str, Any]
     tables: tuple[Table, ...] = ()
-    exit_code: int = 0
+    failed: tuple[FailedVideo, ...] = ()
+    sections: tuple[Section, ...] = ()
+    lines: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        return BatchFailed.exit_code if self.failed else 0
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -72,7 +99,8 @@ class Scores:
             **self.about,
             "metrics": {name: row.to_json() for name, row in self.rows.items()},
             "missing": [one.to_json() for one in self.missing],
-            "videos": [_video(video) for video in self.videos],
+            "videos": [video_json(video) for video in self.videos],
+            "failed": [one.to_json() for one in self.failed],
         }
 
     def summary(self) -> str:
@@ -80,13 +108,16 @@ class Scores:
 
     @property
     def title(self) -> str:
-        count = len(self.videos)
+        count = sum(1 for video in self.videos if video.truth is not None) or len(self.videos)
         return f"{count} video{'' if count == 1 else 's'}, protocol {self.protocol.name}"
 
     def shown(self) -> list[Table]:
         """Tables for the terminal: (title, columns, rows)."""
         columns, rows = self.table()
         shown = [(self.title, columns, rows), *self.tables]
+        if self.failed:
+            lines = [[one.name, one.error.message, one.error.hint or ""] for one in self.failed]
+            shown.append(("not scored", ["video", "why", "what helps"], lines))
         if self.missing:
             lines = [[one.metric, one.reason, one.command] for one in self.missing]
             shown.append(("not computed", ["metric", "why", "what helps"], lines))
@@ -100,10 +131,12 @@ class Scores:
         rows = []
         for name in (*first, *rest):
             row = self.rows[name]
-            arrow = "↑" if row.spec.better == "higher" else "↓"
-            rows.append([name, f"{row.spec.title} {arrow}", *cells(row), str(row.videos), str(row.count)])
+            title = f"{row.spec.title} {ARROWS[row.spec.better]}".strip()
+            identical = row.about.get("identical_frames")
+            title += f" ({identical} identical frames left out)" if identical else ""
+            rows.append([name, title, *cells(row), str(row.videos), str(row.count)])
         other = "mean of videos" if self.protocol.mean == "frames" else "mean of frames"
-        return ["metric", "", "value", "95 % interval", other, "videos", "n"], rows
+        return ["metric", "", "value", "95 % t-interval", other, "videos", "n"], rows
 
 
 def cells(row: Row) -> list[str]:
@@ -123,9 +156,13 @@ def number(value: float) -> str:
 
 
 def summarise(
-    videos: Sequence[VideoScore], rules: Protocol, *, draws: int, seed: int, about: Mapping[str, Mapping[str, Any]]
+    videos: Sequence[VideoScore], rules: Protocol, *, about: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Row]:
-    """Rows of the metrics that any video has a value of, in the registry's order; ``about``: networks by metric."""
+    """Rows of the metrics that any video has a value of, in the registry's order; ``about``: networks by metric.
+
+    A video that equals its ground truth frame by frame has an infinite PSNR: it is left out of the mean and counted,
+    unless all are such.
+    """
     names = {name for video in videos for name in video.values}
     rows = {}
     for name in (known for known in METRICS if known in names):
@@ -134,24 +171,38 @@ def summarise(
         known = ~np.isnan(values)
         if not known.any():
             continue
+        more = dict(about.get(name, {}))
+        if name == "psnr" and any(video.identical_frames for video in videos):
+            more["identical_frames"] = sum(video.identical_frames for video in videos)
+            more["identical_videos"] = int(np.isinf(values).sum())
+            known = np.isfinite(values) if np.isfinite(values).any() else known
         weights = np.where(known, counts, 0)
         pooled = _mean(values[known], weights[known])
         mean = _mean(values[known], np.ones(int(known.sum())))
         weighted = rules.mean == "frames"
-        finite = np.isfinite(values[known]).all()
+        interval = None
+        if np.isfinite(values[known]).all():
+            interval = within(METRICS[name], bootstrap.interval(values[known], weights[known] if weighted else None))
         rows[name] = Row(
             spec=METRICS[name],
             shown=pooled if weighted else mean,
             pooled=pooled,
             per_video_mean=mean,
-            interval=bootstrap.interval(values, weights if weighted else None, seed=seed, draws=draws)
-            if finite
-            else None,
+            interval=interval,
             videos=int(known.sum()),
             count=int(weights.sum()),
-            about=dict(about.get(name, {})),
+            about=more,
         )
     return rows
+
+
+def within(spec: MetricSpec, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """An interval without what lies outside the metric's range."""
+    found = _RANGE.match(spec.range)
+    if interval is None or found is None:
+        return interval
+    low, high = float(found[1]), float(found[2]) if found[2] else math.inf
+    return max(low, interval[0]), min(high, interval[1])
 
 
 def row_of(value: Value, interval: tuple[float, float] | None, videos: int) -> Row:
@@ -161,7 +212,8 @@ def row_of(value: Value, interval: tuple[float, float] | None, videos: int) -> R
         shown=value.pooled,
         pooled=value.pooled,
         per_video_mean=value.pooled,
-        interval=interval,
+        interval=within(METRICS[value.metric], interval),
+        method=T_BOOTSTRAP,
         videos=videos,
         count=value.count,
         about=value.about,
@@ -175,10 +227,12 @@ def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     return float((values[kept] * weights[kept]).sum() / weights[kept].sum())
 
 
-def _video(video: VideoScore) -> dict[str, Any]:
+def video_json(video: VideoScore) -> dict[str, Any]:
     return {
         "name": video.name,
         "frames": video.frames,
+        "frames_left_out": video.dropped,
+        "identical_frames": video.identical_frames,
         "predicted": dict(video.predicted),
         "truth": None if video.truth is None else dict(video.truth),
         "reference_picture": None if video.pair.reference is None else str(video.pair.reference),

@@ -5,7 +5,9 @@ Both lie in folders beside the page and are linked from it: a page of 1,000 vide
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +15,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.evaluate.frame_matching import frames_at
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.files import MARK, check_replaceable, sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
+from stableanimator_cli.media_picture import save_image
 from stableanimator_cli.motion.interchange import UNTIMED_FPS  # folders of pictures have no clock
 
 FOLDER, PICTURES = "videos", "pictures"
 _WIDEST = 512  # pixels of one side of a picture in the page
+_TAG = "sa.pair"
 _SIGNS = (("csim_ref", "least like the reference"), ("psnr", "farthest from the ground truth"))
 
 
@@ -32,13 +38,19 @@ class Picture:
     path: Path
 
 
+def files_of(name: str, out: Path) -> list[Path]:
+    """The files that ``write_pair`` may write of a video."""
+    return [out / FOLDER / f"{name}.mp4", *(out / PICTURES / f"{name}.{metric}.jpg" for metric, _ in _SIGNS)]
+
+
 def write_pair(video: VideoScore, out: Path) -> list[Picture]:
     """Write ``videos/NAME.mp4``, the prediction at the left, and ``pictures/NAME.METRIC.jpg``, its worst frames, which
-    are given. A video that is there already and newer than both of its sources is kept."""
+    are given. A video that exists and whose tag names the same frames of the same sources is left as it is."""
     worst = _worst(video)
     path = out / FOLDER / f"{video.name}.mp4"
-    sources = [video.pair.predicted] + ([] if video.pair.truth is None else [video.pair.truth])
-    kept = path.is_file() and path.stat().st_mtime > max(source.stat().st_mtime for source in sources)
+    check_replaceable(*files_of(video.name, out))
+    sources = _digest(video)
+    kept = path.is_file() and _tag_of(path) == sources
     rows = _rows(video)
     first = next(rows)
     height, width = first.shape[:2]
@@ -58,11 +70,27 @@ def write_pair(video: VideoScore, out: Path) -> list[Picture]:
                 break
         return pictures
     fps = open_clip(video.pair.predicted).fps or UNTIMED_FPS
-    with VideoWriter(path, (width, height), fps, preset="veryfast", crf=20) as writer:
+    with VideoWriter(path, (width, height), fps, preset="veryfast", crf=20, tag={_TAG: sources}) as writer:
         for index, row in enumerate(_again(first, rows)):
             writer.write(row)
             see(index, row)
     return pictures
+
+
+def _digest(video: VideoScore) -> str:
+    """What decides the pixels of the side-by-side video."""
+    still = None if video.truth is not None or video.pair.reference is None else sha256_of(video.pair.reference)
+    matched = None if video.matched is None else [video.matched.predicted, video.matched.target]
+    sides = [None if side is None else side.get("sha256") for side in (video.predicted, video.truth)]
+    key = json.dumps([*sides, still, matched, video.frames])
+    return f"{MARK} {hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def _tag_of(path: Path) -> str | None:
+    try:
+        return open_clip(path).tag.get(_TAG)
+    except BadInput:
+        return None
 
 
 def _again(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -85,15 +113,17 @@ def _worst(video: VideoScore) -> dict[int, tuple[str, str]]:
 
 def _rows(video: VideoScore) -> Iterator[np.ndarray]:
     """Prediction and ground truth (or the reference picture) side by side, at the prediction's size, sides even."""
-    clip = open_clip(video.pair.predicted)
+    clip, matched = open_clip(video.pair.predicted), video.matched
     size = clip.size
     if video.pair.truth is not None:
-        others: Iterator[np.ndarray] = (frame for _, frame in open_clip(video.pair.truth).frames())
+        target = frames_at(open_clip(video.pair.truth), None if matched is None else matched.target)
+        others: Iterator[np.ndarray] = (frame for _, frame in target)
     else:
         still = None if video.pair.reference is None else _sized(read_picture(video.pair.reference), size)
         blank = np.zeros((size[1], size[0], 3), np.uint8)
         others = itertools.repeat(blank if still is None else still)
-    for (_, frame), other in zip(clip.frames(), others, strict=False):
+    predicted = frames_at(clip, None if matched is None else matched.predicted)
+    for (_, frame), other in zip(predicted, others, strict=False):
         row = np.concatenate([frame, _sized(other, size)], axis=1)
         yield np.pad(row, ((0, row.shape[0] % 2), (0, row.shape[1] % 2), (0, 0)))
 
@@ -107,5 +137,4 @@ def _sized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _write(path: Path, row: np.ndarray) -> None:
     picture = Image.fromarray(row)
     picture.thumbnail((2 * _WIDEST, _WIDEST))
-    with translate_os_errors(path), atomic_write(path) as part:
-        picture.save(part, format="JPEG", quality=80)
+    save_image(path, picture, "JPEG", quality=80)

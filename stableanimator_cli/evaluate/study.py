@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,15 +21,18 @@ from PIL import Image
 
 from stableanimator_cli.config_evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.evaluate.borders import read_record, resize_of
+from stableanimator_cli.evaluate.driven import Unmatched, indices_shown, read_poses
 from stableanimator_cli.evaluate.pairs import Pair, alone, find_videos
-from stableanimator_cli.evaluate.report import write_text
+from stableanimator_cli.evaluate.report import TOOL, write_text
 from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.evaluate.study_html import page
+from stableanimator_cli.files import atomic_write, check_replaceable, json_text, sha256_of, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
 from stableanimator_cli.motion.geometry import fit
-from stableanimator_cli.motion.interchange import load_motion
-from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.skeleton import draw_frame
+from stableanimator_cli.readers import read_json
+from stableanimator_cli.records import Clip
 from stableanimator_cli.talk import Talk
 
 FORMAT = 1
@@ -84,25 +88,113 @@ def write_study(
     systems = _names(config.inputs)
     for path, side in zip(config.inputs[1:], sides[1:], strict=True):
         alone(sides[0], config.inputs[0], side, path)
-    cases = []
     pairs = with_sides([Pair(name=name, predicted=path) for name, path in sides[0].items()], config)
+    pages = _known_pages(out)
+    planned = [_planned(pair, [side[pair.name] for side in sides]) for pair in pairs]
+    cases = []
     with talk.progress(len(pairs), "study", "video") as bar:
-        for pair in pairs:
-            cases.append(_case(pair, systems, [side[pair.name] for side in sides], out, config.seed))
+        for plan in planned:
+            cases.append(_case(plan, systems, out, config.seed))
             bar.update()
     trials = [{"case": number, "against": place} for number in range(len(cases)) for place in range(1, len(systems))]
     study = hashlib.sha256(json.dumps([config.seed, cases, systems], sort_keys=True).encode()).hexdigest()[:12]
+    shown = {"study": study, "format": FORMAT, "cases": [_blind(case) for case in cases], "trials": trials}
+    text = page(shown, QUESTIONS)
     write_text(
         out / KEY,
-        json.dumps({"format": FORMAT, "study": study, "ours": systems[0], "systems": systems, "cases": cases}, indent=1)
-        + "\n",
+        json_text(
+            {
+                "tool": TOOL,
+                "format": FORMAT,
+                "study": study,
+                "ours": systems[0],
+                "systems": systems,
+                "cases": cases,
+                "pages": [*pages, hashlib.sha256(text.encode()).hexdigest()],
+            },
+            indent=1,
+        ),
     )
-    shown = {"study": study, "format": FORMAT, "cases": [_blind(case) for case in cases], "trials": trials}
-    write_text(out / PAGE, page(shown, QUESTIONS))
+    with atomic_write(out / PAGE) as part, translate_os_errors(out / PAGE):
+        part.write_bytes(text.encode())
     return Study(output=out, systems=tuple(systems), comparisons=len(trials))
 
 
-def _case(pair: Pair, systems: Sequence[str], videos: Sequence[Path], out: Path, seed: int) -> dict[str, Any]:
+def _known_pages(out: Path) -> list[str]:
+    """The sha256 of the page that will be replaced, empty if there is none. The page names no program, so that it stays
+    blind: the key, which carries the mark, knows the page by its digest. ``BadInput`` for another file in its place."""
+    check_replaceable(out / KEY)
+    path = out / PAGE
+    if not os.path.lexists(path):
+        return []
+    key = read_json(out / KEY, "the key of a study") if (out / KEY).is_file() else {}
+    pages = key.get("pages") if isinstance(key, dict) else None
+    if path.is_file() and not path.is_symlink() and isinstance(pages, list):
+        digest = sha256_of(path)
+        if digest in pages:
+            return [digest]
+    check_replaceable(path)
+    return []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """One case: the videos, ours first, the rate at which each is played, and the motion's frame that each frame of
+    ours shows."""
+
+    pair: Pair
+    videos: tuple[Path, ...]
+    rates: tuple[Fraction, ...]
+    skeletons: tuple[int, ...] = ()
+
+
+def _planned(pair: Pair, videos: Sequence[Path]) -> _Plan:
+    """Check a case before any file is written. Raises ``BadInput`` for videos of different lengths."""
+    assert pair.reference is not None
+    read_picture(pair.reference)
+    clips = [open_clip(video) for video in videos]
+    times = [_times(clip) for clip in clips]
+    rates = _rates(clips, [len(one) for one in times])
+    if pair.poses is None:
+        return _Plan(pair=pair, videos=tuple(videos), rates=rates)
+    try:
+        shown = indices_shown(pair.poses, read_poses(pair.poses), read_record(videos[0]), times[0])
+    except Unmatched as error:
+        raise BadInput.because(
+            pair.poses, f"it cannot be shown beside {videos[0]}: {error}",
+            hint="give the motion that drove the video, with the run record beside the video",
+        ) from None  # fmt: skip
+    return _Plan(pair=pair, videos=tuple(videos), rates=rates, skeletons=tuple(shown))
+
+
+def _times(clip: Clip) -> list[Fraction | None]:
+    """Times of all frames, which decodes the clip: what breaks off is an error before anything is written."""
+    times = [time for time, _ in clip.frames()]
+    if not times:
+        raise BadInput.because(clip.path, "it has no frames", hint="write the video again")
+    return times
+
+
+def _rates(clips: Sequence[Clip], counts: Sequence[int]) -> tuple[Fraction, ...]:
+    """One clock for all videos of a case: as many frames as ours are played at our rate, whatever rate their file has
+    or lacks; another number of frames at its own rate, if it lasts as long as ours."""
+    clock = clips[0].fps or next((clip.fps for clip in clips if clip.fps), _FPS)
+    rates = []
+    for clip, count in zip(clips, counts, strict=True):
+        rate = clock if count == counts[0] or clip.fps is None else clip.fps
+        if abs(count / rate - counts[0] / clock) > max(1 / rate, 1 / clock) / 2:
+            lasts = [f"{float(n / r):.3g} s ({n} frames)" for n, r in ((count, rate), (counts[0], clock))]
+            raise BadInput.because(
+                clip.path,
+                f"it lasts {lasts[0]}, {clips[0].path} {lasts[1]}",
+                hint="people would see which is which: give both the same length",
+            )
+        rates.append(rate)
+    return tuple(rates)
+
+
+def _case(plan: _Plan, systems: Sequence[str], out: Path, seed: int) -> dict[str, Any]:
+    pair, videos = plan.pair, plan.videos
     assert pair.reference is not None
     media = out / "media"
 
@@ -116,10 +208,10 @@ def _case(pair: Pair, systems: Sequence[str], videos: Sequence[Path], out: Path,
     case: dict[str, Any] = {"name": pair.name, "reference": f"media/{picture.name}", "poses": None, "videos": []}
     if pair.poses is not None:
         target = media / f"{named('poses')}.mp4"
-        case["poses"] = f"media/{_skeletons(pair.poses, videos[0], target).name}"
-    for place, video in enumerate(videos):
-        target = media / f"{named(systems[place])}.mp4"
-        case["videos"].append(f"media/{_playable(video, target).name}")
+        case["poses"] = f"media/{_skeletons(pair.poses, plan, target).name}"
+    for system, video, rate in zip(systems, videos, plan.rates, strict=True):
+        target = media / f"{named(system)}.mp4"
+        case["videos"].append(f"media/{_playable(video, rate, target).name}")
     return case
 
 
@@ -128,30 +220,25 @@ def _blind(case: dict[str, Any]) -> dict[str, Any]:
     return {key: case[key] for key in ("reference", "poses", "videos")}
 
 
-def _playable(video: Path, target: Path) -> Path:
+def _playable(video: Path, rate: Fraction, target: Path) -> Path:
     """A copy that a browser plays and whose name, metadata and container tell nothing."""
     clip = open_clip(video)
-    if target.is_file() and target.stat().st_mtime > video.stat().st_mtime:
-        return target
     width, height = clip.size
     size = (width - width % 2, height - height % 2)
-    with VideoWriter(target, size, clip.fps or _FPS, crf=14) as writer:
+    with VideoWriter(target, size, rate, crf=14) as writer:
         for _, frame in clip.frames():
             writer.write(frame[: size[1], : size[0]])
     return target
 
 
-def _skeletons(poses: Path, like: Path, target: Path) -> Path:
+def _skeletons(poses: Path, plan: _Plan, target: Path) -> Path:
     """The pose video in the size and rate of ours."""
-    clip = open_clip(like)
-    width, height = clip.size
+    width, height = open_clip(plan.videos[0]).size
     size = (width - width % 2, height - height % 2)
-    motion = load_motion(poses) if poses.suffix.lower() == ".npz" else load_openpose(poses).motion
-    motion = fit(motion.size, size, "crop").transform_motion(motion)
-    with VideoWriter(target, size, clip.fps or _FPS, crf=14) as writer:
-        for index, _ in enumerate(clip.frames()):
-            if index == len(motion):
-                break
+    motion = read_poses(poses)
+    motion = fit(motion.size, size, resize_of(read_record(plan.videos[0]))).transform_motion(motion)
+    with VideoWriter(target, size, plan.rates[0], crf=14) as writer:
+        for index in plan.skeletons:
             writer.write(draw_frame(motion, index))
     return target
 

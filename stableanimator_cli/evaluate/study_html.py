@@ -22,9 +22,18 @@ const rand=n=>{const box=new Uint32Array(1);crypto.getRandomValues(box);return b
 const shuffled=list=>{const a=[...list];
 for(let i=a.length-1;i>0;i--){const j=rand(i+1);[a[i],a[j]]=[a[j],a[i]]}return a};
 let state=null;
+const whole=s=>s&&typeof s==='object'&&Array.isArray(s.trials)&&Array.isArray(s.answers)&&typeof s.session==='string';
 try{state=JSON.parse(localStorage.getItem(keep))}catch(_){}
+if(!whole(state))state=null;
 const save=()=>{try{localStorage.setItem(keep,JSON.stringify(state))}catch(_){}};
-const show=name=>{for(const id of ['start','first','pair','end'])at(id).hidden=id!==name;scrollTo(0,0)};
+const show=name=>{for(const id of ['start','first','pair','end'])at(id).hidden=id!==name;
+  at('sofar').hidden=!(state&&state.answers.length&&(name==='first'||name==='pair'));scrollTo(0,0)};
+const welcome=()=>{const going=state!==null;
+  at('who').hidden=going;at('begin').textContent=going?'Continue':'Begin';at('another').hidden=!going;
+  at('going').hidden=!going;
+  if(going)at('going').textContent='Answers of '+(state.person||'a person without a name')+': '+state.answers.length+
+    ' of '+state.trials.length;
+  show('start')};
 const play=(id,src)=>{const v=at(id);v.src=src;v.loop=true;v.muted=true;v.play().catch(()=>{})};
 function next(){
   if(state.answers.length>=state.trials.length){show('end');return}
@@ -36,8 +45,14 @@ function next(){
 at('begin').onclick=()=>{
   if(!state){const trials=shuffled(STUDY.trials).map(t=>{const ours=rand(2)===0;
     return{case:t.case,left:ours?0:t.against,right:ours?t.against:0}});
-    state={person:at('person').value.trim(),trials,answers:[]};save()}
+    state={person:at('person').value.trim(),session:Array.from({length:4},()=>rand(4294967295).toString(36)).join(''),
+      trials,answers:[],saved:0};save()}
   next()};
+const leave=()=>{
+  if(state&&state.answers.length>(state.saved||0)&&!confirm('Answers that are not saved yet will be lost.'))return;
+  state=null;try{localStorage.removeItem(keep)}catch(_){}
+  at('person').value='';welcome()};
+at('another').onclick=leave;at('next').onclick=leave;
 at('seen').onclick=()=>{show('pair');at('left').play().catch(()=>{});at('right').play().catch(()=>{})};
 at('again').onclick=()=>show('first');
 at("form").onchange=()=>{at("send").disabled=
@@ -46,13 +61,16 @@ at('form').onsubmit=event=>{event.preventDefault();
   const trial=state.trials[state.answers.length],given={};
   for(const name of ASKED)given[name]=at('form').elements[name].value==='left'?trial.left:trial.right;
   state.answers.push({case:trial.case,left:trial.left,right:trial.right,preferred:given});save();next()};
-at('file').onclick=()=>{
-  const told={format:STUDY.format,study:STUDY.study,person:state.person,answers:state.answers};
+const file=()=>{
+  const told={format:STUDY.format,study:STUDY.study,person:state.person,session:state.session,
+    of:state.trials.length,answers:state.answers};
   const link=document.createElement('a');
   link.href=URL.createObjectURL(new Blob([JSON.stringify(told,null,1)],{type:'application/json'}));
   link.download='answers-'+(state.person||'anonymous').replace(/[^A-Za-z0-9_-]+/g,'-')+'.json';
-  document.body.append(link);link.click();link.remove()};
-if(state&&state.answers.length){at('begin').textContent='Go on';at('who').hidden=true}
+  document.body.append(link);link.click();link.remove();state.saved=state.answers.length;save()};
+at('file').onclick=file;at('sofar').onclick=file;at('early').onclick=file;
+at('early').hidden=!(state&&state.answers.length);
+welcome();
 """
 
 
@@ -72,9 +90,11 @@ def page(shown: Mapping[str, Any], questions: Mapping[str, str]) -> str:
 <section id="start"><h1>Which one is better?</h1>
 <p>You will see a picture of a person and a movement, then two videos in which that person is to move so. Please say
 which of the two is better, in four respects. There are {len(shown["trials"])} comparisons. Nothing leaves this
-computer: at the end you save a file.</p>
+computer: at the end, or before it, you save a file. Answers stay in this browser until another person begins.</p>
+<p id="going" hidden></p>
 <p id="who"><label>A name or number for the file: <input type="text" id="person" maxlength="40"></label></p>
-<button id="begin">Begin</button></section>
+<button id="begin">Begin</button> <button id="another" hidden>Another person</button>
+<button id="early" hidden>Save the answers so far</button></section>
 <section id="first" hidden><p class="count"></p><div class="row">
 <figure><img id="reference" alt="the reference picture"><figcaption>the person</figcaption></figure>
 <figure id="posebox"><video id="poses" controls playsinline></video><figcaption>the movement</figcaption></figure></div>
@@ -85,6 +105,7 @@ computer: at the end you save a file.</p>
 <form id="form">{fields}<button id="send" disabled>Next</button>
 <button id="again" type="button">Show the person and the movement again</button></form></section>
 <section id="end" hidden><h1>Thank you</h1><p>Please save your answers and send the file to whoever asked you.</p>
-<button id="file">Save the answers</button></section>
+<button id="file">Save the answers</button> <button id="next">Next person</button></section>
+<p><button id="sofar" hidden>Save the answers so far</button></p>
 <script>const STUDY={data};const ASKED={json.dumps(list(questions))};{_SCRIPT}</script></html>
 """

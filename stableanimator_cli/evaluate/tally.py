@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli.config_evaluate import EvaluateConfig
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, cut
+from stableanimator_cli.evaluate.report import TOOL, to_csv, to_latex, write_text
 from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.evaluate.study import FORMAT, KEY, QUESTIONS
 from stableanimator_cli.evaluate.tables import PUBLISHED, TABLE6
+from stableanimator_cli.files import json_text
 from stableanimator_cli.metrics.bootstrap import share
 from stableanimator_cli.readers import read_json
-from stableanimator_cli.readers_fields import Fields, shown
+
+JSON, CSV, LATEX = "tally.json", "tally.csv", "tally.tex"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,31 +67,85 @@ class Tally:
 
 
 def tally(config: EvaluateConfig) -> Tally:
+    """Count the answers and, with ``--output``, write ``tally.json``, ``tally.csv`` and ``tally.tex`` into it."""
+    counted = _tally(config)
+    if config.output is not None:
+        write_tally(counted, config.output)
+    return counted
+
+
+def files_of(output: Path) -> list[Path]:
+    return [output / name for name in (JSON, CSV, LATEX)]
+
+
+def write_tally(counted: Tally, output: Path) -> None:
+    write_text(output / JSON, json_text({"tool": TOOL, **counted.to_json()}, indent=1))
+    columns = ["system", "against", "question", "times", "of", "share", "low", "high", "tool"]
+    lines = [
+        [counted.ours, rival, name, str(times), str(total), *map(repr, (times / total, *share(times, total))), TOOL]
+        for rival, asked in counted.counts.items()
+        for name, (times, total) in asked.items()
+    ]
+    write_text(output / CSV, to_csv(columns, lines))
+    ((title, head, rows),) = counted.shown()
+    write_text(output / LATEX, f"% {TOOL}\n" + to_latex(head, rows, title))
+
+
+def _tally(config: EvaluateConfig) -> Tally:
     """Count all answers that ``config.inputs`` name: files, or folders of ``answers*.json``; ``study.json`` lies beside
     them or in the folder above. ``BadInput`` for what is no answer, for another study's, and for a person twice."""
-    files = [file for path in config.inputs for file in _files(path)]
+    files = list(dict.fromkeys(file for path in config.inputs for file in _files(path)))
+    read = _latest({file: _read(file) for file in files})
     key: dict[str, Any] | None = None
     counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: {name: [0, 0] for name in QUESTIONS})
     seen: dict[str, Path] = {}
-    for file in files:
-        told = _read(file)
+    for file, told in read.items():
         own = _key(file, config.inputs)
         key = key or own
         if told.get("study") != key["study"] or told.get("format") != FORMAT:
-            raise BadInput(file, f"answers of study {shown(told.get('study'))}", f"of study {key['study']}")
-        same = json.dumps(told.get("answers"), sort_keys=True)
-        if same in seen:
+            raise BadInput(file, f"answers of study {cut(str(told.get('study')))}", f"of study {cut(key['study'])}")
+        same = json.dumps(told["answers"], sort_keys=True)
+        if told["answers"] and same in seen and not told.get("session"):
             raise BadInput(file, f"the same answers as in {seen[same].name}", "each person once")
         seen[same] = file
+        answered: set[tuple[int, int]] = set()
         for number, answer in enumerate(told["answers"]):
             rival, ours = _counted(file, number, answer, key)
+            if (answer["case"], answer["left"] + answer["right"]) in answered:
+                raise BadInput.because(file, f"answer {number} repeats a comparison", hint="save the answers again")
+            answered.add((answer["case"], answer["left"] + answer["right"]))
             for name, preferred in ours.items():
                 counts[rival][name][0] += preferred
                 counts[rival][name][1] += 1
     if key is None or not counts:
         raise BadInput(config.inputs[0], "no answers", "answers*.json with one answer or more, as the page saves them")
     whole = {rival: {name: (pair[0], pair[1]) for name, pair in asked.items()} for rival, asked in counts.items()}
-    return Tally(ours=str(key["ours"]), people=len(files), counts=whole)
+    return Tally(ours=str(key["ours"]), people=len(read), counts=whole)
+
+
+def _latest(read: Mapping[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
+    """Of several files of one person's session, saved before the end and at it, the one with the most answers."""
+    best: dict[str, Path] = {}
+    for file, told in read.items():
+        session = told.get("session")
+        if not isinstance(session, str) or not session:
+            continue
+        other = best.get(session)
+        if other is None:
+            best[session] = file
+            continue
+        shorter, longer = sorted((other, file), key=lambda one: len(read[one]["answers"]))
+        if read[longer]["answers"][: len(read[shorter]["answers"])] != read[shorter]["answers"]:
+            raise BadInput.because(
+                file, f"it has other answers of the same person than {other.name}", hint="remove one of the two"
+            )
+        best[session] = longer
+    kept = set(best.values())
+    return {
+        file: told
+        for file, told in read.items()
+        if file in kept or not isinstance(told.get("session"), str) or not told["session"]
+    }
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -104,10 +161,9 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    what = "answers as the page saves them"
-    told = read_json(file, what)
+    told = read_json(file, "a file of answers")
     if not isinstance(told, dict) or not isinstance(told.get("answers"), list):
-        raise BadInput(file, "no list of answers", what)
+        raise BadInput(file, "no list of answers", "answers as the page saves them")
     return told
 
 
@@ -121,12 +177,18 @@ def _key(file: Path, inputs: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _checked_key(place: Path) -> dict[str, Any]:
-    key = Fields.of(read_json(place, "a study's key"), place, "a study's key")
-    key.text("study")
-    key.text("ours")
-    key.values("systems", str)
-    key.rows("cases")
-    return dict(key.table)
+    key = read_json(place, "the key of a study")
+    names = key.get("systems") if isinstance(key, dict) else None
+    if (
+        not isinstance(names, list)
+        or len(names) < 2
+        or not all(isinstance(name, str) for name in [*names, key.get("study"), key.get("ours")])
+        or not isinstance(key.get("cases"), list)
+    ):
+        raise BadInput(
+            place, "no key of a study", "study, ours, systems and cases as `sa evaluate --study` writes them"
+        )
+    return key
 
 
 def _counted(file: Path, number: int, answer: Any, key: Mapping[str, Any]) -> tuple[str, dict[str, bool]]:
@@ -139,10 +201,15 @@ def _counted(file: Path, number: int, answer: Any, key: Mapping[str, Any]) -> tu
     known = all(type(side) is int and 0 <= side < len(systems) for side in sides)
     if not known or sides.count(0) != 1:
         raise BadInput(
-            file, f"answer {number} between {shown(sides[0])} and {shown(sides[1])}", "ours (0) against another"
+            file, f"answer {number} between {cut(str(sides[0]))} and {cut(str(sides[1]))}", "ours (0) against another"
+        )
+    case = answer.get("case")
+    if type(case) is not int or not 0 <= case < len(key["cases"]):
+        raise BadInput(
+            file, f"answer {number} about case {cut(str(case))}", f"a case from 0 to {len(key['cases']) - 1}"
         )
     rival = next(side for side in sides if side != 0)
     preferred = answer["preferred"]
-    if set(preferred) != set(QUESTIONS) or not all(type(one) is int and one in sides for one in preferred.values()):
-        raise BadInput(file, f"answer {number} of {', '.join(map(str, preferred)) or 'nothing'}", expected)
+    if set(preferred) != set(QUESTIONS) or any(type(v) is not int or v not in sides for v in preferred.values()):
+        raise BadInput(file, f"answer {number} of {cut(str(preferred))}", expected)
     return str(systems[rival]), {name: preferred[name] == 0 for name in QUESTIONS}

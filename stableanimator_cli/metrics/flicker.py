@@ -15,7 +15,13 @@ from stableanimator_cli.metrics.result import MetricSpec, register
 _FLICKER = "mean |frame - mean of its two neighbours| / 255 over pixels, channels and frames"
 register(
     MetricSpec(
-        name="flicker", title="flicker", unit="", better="lower", definition=_FLICKER, source="ours", range="0..1"
+        name="flicker",
+        title="flicker",
+        unit="",
+        better="neither",
+        definition=f"{_FLICKER}; the target is the ground truth's own: frozen or blurred video has less",
+        source="ours",
+        range="0..1",
     )
 )
 register(
@@ -23,33 +29,47 @@ register(
         name="flicker_excess",
         title="flicker excess",
         unit="",
-        better="lower",
+        better="zero",
         definition=f"flicker minus the ground truth's; flicker: {_FLICKER}",
         source="ours",
-        range="-1..1; 0 is as even as the truth, below 0 smoother",
+        range="-1..1; 0 is as even as the truth, below 0 smoother, as frozen or blurred video is",
+    )
+)
+register(
+    MetricSpec(
+        name="flicker_distance",
+        title="flicker distance",
+        unit="",
+        better="lower",
+        definition=f"absolute value of flicker_excess of each video, so that too smooth and too rough videos do not "
+        f"cancel in a mean; flicker: {_FLICKER}",
+        source="ours",
+        range="0..1; 0 is as even as the truth",
     )
 )
 
 
 @dataclass(slots=True)
 class Changes:
-    """Told frames uint8[h,w,3] one by one; keeps two of them and numbers.
+    """Takes frames uint8[h,w,3] one by one; keeps two of them and numbers.
 
-    ``steps`` [t-1]: mean absolute difference of neighbours; ``bends`` [t-2]: mean absolute difference of a frame and
-    the mean of its two neighbours. Both in 0..1 of the range of a pixel.
+    ``steps`` [t-1]: mean absolute difference of neighbours, NaN across a gap; ``bends`` [t-2]: mean absolute difference
+    of a frame and the mean of its two neighbours, none across a gap. Both in 0..1 of the range of a pixel.
     """
 
     steps: list[float] = field(default_factory=list)
     bends: list[float] = field(default_factory=list)
     _held: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, frame: np.ndarray) -> None:
-        """``ValueError`` where a frame has another shape than the one before."""
+    def add(self, frame: np.ndarray, *, gap: bool = False) -> None:
+        """``gap``: frames are missing before this one. ``ValueError`` if its shape differs from the one before."""
         now = frame.astype(np.int16)
         if self._held:
             if self._held[-1].shape != now.shape:
                 raise ValueError(f"a frame of shape {now.shape} after one of {self._held[-1].shape}")
-            self.steps.append(float(np.abs(now - self._held[-1]).mean()) / 255)
+            self.steps.append(float("nan") if gap else float(np.abs(now - self._held[-1]).mean()) / 255)
+            if gap:
+                self._held = []
         if len(self._held) == 2:
             before, middle = self._held
             self.bends.append(float(np.abs(2 * middle - before - now).mean()) / 510)
@@ -57,7 +77,7 @@ class Changes:
 
 
 def flicker(bends: list[float] | np.ndarray) -> float:
-    """Mean of ``Changes.bends``, 0..1, lower is steadier; NaN below three frames."""
+    """Mean of ``Changes.bends``, 0..1; NaN below three frames."""
     return float(np.mean(bends)) if len(bends) else float("nan")
 
 

@@ -124,6 +124,11 @@ class Perceptual:
         self._waiting.append(row)
         return told + self.finish() if len(self._waiting) == self.batch else told
 
+    def forget(self, video: str) -> None:
+        """Drop all that was added of a video."""
+        self._waiting = [row for row in self._waiting if row[0] != video]
+        self.scores.videos.pop(video, None)
+
     def finish(self) -> list[tuple[str, int, float]]:
         """Compute the pairs that still wait for a batch."""
         if not self._waiting:

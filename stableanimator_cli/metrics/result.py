@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Better = Literal["higher", "lower"]
+Better = Literal["higher", "lower", "zero", "neither"]
+"""What a good value is: high, low, near zero on either side, or none by itself (compare it with another's)."""
+ARROWS: Mapping[Better, str] = {"higher": "↑", "lower": "↓", "zero": "→0", "neither": ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +33,8 @@ class MetricSpec:
     network: str | None = None
 
     def __post_init__(self) -> None:
-        if self.better not in ("higher", "lower"):
-            raise ValueError(f"better: found {self.better!r}, expected 'higher' or 'lower'")
+        if self.better not in ARROWS:
+            raise ValueError(f"better: found {self.better!r}, expected one of {', '.join(map(repr, ARROWS))}")
 
     def to_json(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in self.__slots__}

@@ -52,7 +52,8 @@ class Seams:
 def seam_score(
     steps: Sequence[float] | np.ndarray, borders: Iterable[int], truth: Sequence[float] | np.ndarray | None = None
 ) -> Seams:
-    """Score changes float[t-1] (``flicker.Changes.steps``) at ``borders`` (frames from 1 to t-1; others are left out).
+    """Score changes float[t-1] (``flicker.Changes.steps``, NaN across a gap) at ``borders`` (frames from 1 to t-1;
+    others are left out).
 
     With the ``truth``'s changes, also float[t-1], each change is first divided by the truth's at its place, so that a
     sudden movement, which the truth has too, is no seam. ``ValueError`` where their lengths differ.
@@ -63,7 +64,9 @@ def seam_score(
             raise ValueError(f"{len(truth)} changes of the truth for {len(change)}")
         # Half of the truth's median is added on both sides: a truth that stands still must not make a small change
         # look like a large one.
-        floor = max(_LEAST, 0.5 * float(np.median(truth))) if len(change) else _LEAST
+        known = np.asarray(truth, np.float64)
+        known = known[np.isfinite(known)]
+        floor = max(_LEAST, 0.5 * float(np.median(known))) if len(known) else _LEAST
         change = (change + floor) / (np.asarray(truth, np.float64) + floor)
     places = sorted({border for border in borders if 1 <= border <= len(change)})
     marked = np.zeros(len(change), bool)
@@ -72,8 +75,8 @@ def seam_score(
     for border in places:
         at = border - 1
         low, high = max(0, at - AROUND), at + AROUND + 1
-        round_it = change[low:high][~marked[low:high]]
-        if len(round_it):
+        round_it = change[low:high][~marked[low:high] & np.isfinite(change[low:high])]
+        if len(round_it) and np.isfinite(change[at]):
             kept.append(border)
             ratios.append(float(change[at] / np.median(round_it)))
     if not ratios:

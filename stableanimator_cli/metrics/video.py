@@ -206,6 +206,12 @@ class ClipFeatures:
         if len(self._waiting) == self.batch:
             self.finish()
 
+    def forget(self, video: str) -> None:
+        """Drop all that was added of a video."""
+        self._waiting = [row for row in self._waiting if row[0] != video]
+        self.videos.pop(video, None)
+        self._windows = ClipWindows(self.style.length, self.style.stride)
+
     def finish(self) -> None:
         """Run the network on the clips that still wait for a batch."""
         if self._waiting:

@@ -108,6 +108,20 @@ def test_a_video_of_varying_rate_keeps_its_duration(tmp_path):
     np.testing.assert_array_equal(pictures(driving), np.stack(skeletons(4))[[0, 1, 1, 1, 1, 2, 3]])
 
 
+def test_each_frame_says_which_motion_frame_it_shows(tmp_path):
+    """Whatever chose it: a range from the end, another rate, varying times."""
+    untimed = driven(in_form("pictures", tmp_path, 9), frames=(-4, -1))
+    assert (untimed.motion_frames, untimed.motion_times) == ((5, 6, 7), None)
+    times = tuple(Fraction(tick, 10) for tick in (0, 1, 5, 6))
+    varying = driven(save_motion(tmp_path / "vfr.npz", waving(4, times=times)), fps=Fraction(10))
+    assert varying.motion_frames == (0, 1, 1, 1, 1, 2, 3, 3)
+    assert varying.motion_times == tuple(times[index] for index in varying.motion_frames)
+    for form in ("video", "npz"):
+        half = driven(in_form(form, tmp_path, 12), frames=(-8, None), fps=Fraction(15))
+        assert half.motion_frames == (4, 6, 8, 10)
+        assert half.motion_times == tuple(Fraction(index, 30) for index in half.motion_frames)
+
+
 def test_sound_is_known_with_the_seconds_that_the_frames_cover(tmp_path):
     path = make_video(tmp_path / "sound.mp4", skeletons(20), fps=10, sound=beep(2.0, 1.0))
     whole, part = driven(path), driven(path, frames=(5, 12))

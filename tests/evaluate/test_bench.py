@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Mapping
@@ -80,8 +81,13 @@ def test_the_tables_hold_ours_under_the_published_rows(benched: tuple[Scores, Co
     scores, _ = benched
     title, columns, rows = scores.tables[0]
     ours = dict(zip(columns, rows[-1], strict=True))
-    assert "Table 1" in title
-    assert ours["model"] == "puppet (measured)"
+    assert ours["model"] == "puppet (measured on other data, 2 videos)"
+    assert title == (
+        "Table 1: TikTok / Unseen100 as published; measured rows on other data: 2 videos of bench puppet (00000, 00001)"
+    )
+    assert scores.title.startswith("2 videos,")
+    latex = (scores.output / "scores.tex").read_text()
+    assert latex.count("on other data") >= 2
     assert ours["memory, 16 frames"] == "–"  # the figures' videos have 9
     assert ours["LPIPS"].endswith(" lpips_puppet")
     assert ours["FVD"].endswith(" fvd_puppet")
@@ -128,9 +134,21 @@ def test_rivals_are_rows_of_the_same_table(benched: tuple[Scores, Copying], tmp_
         shutil.copy(first.data / "videos" / f"{name}.mp4", tmp_path / "other" / f"{name}.mp4")
     rivalled = _run(Copying(first.data), bench="puppet", output=scores.output, figures=2, length=9, rivals=tmp_path)
     names = [row[0] for row in rivalled.tables[0][2][-2:]]
-    assert names == ["puppet (measured)", "other (measured)"]
+    assert names == [f"{name} (measured on other data, 2 videos)" for name in ("puppet", "other")]
     place = rivalled.tables[0][1].index("PSNR*")
-    assert rivalled.tables[0][2][-1][place] == "100 [100, 100]"
+    assert rivalled.tables[0][2][-1][place] == "100"  # two videos have no interval
+    told = json.loads((scores.output / "scores.json").read_text())
+    assert [video["name"] for video in told["rival_videos"]["other"]] == ["00000", "00001"]
+    lines = list(csv.DictReader((scores.output / "scores.csv").read_text().splitlines()))
+    of_rival = [line for line in lines if line["system"] == "other" and line["metric"] == "psnr_disco"]
+    assert [(line["video"], line["value"]) for line in of_rival] == [(name, "100.0") for name in ("", "00000", "00001")]
+    crossed = [line for line in lines if line["data"] == "cross-identity" and line["metric"] == "csim_ref"]
+    assert [line["video"] for line in crossed] == ["00000-as-00001", "00001-as-00000", ""]
+    table = [line for line in lines if line["data"].startswith("Table 1")]
+    assert {line["system"] for line in table} >= {"puppet", "other", "MRAA", "StableAnimator"}
+    published = {(one["system"], one["data"], one["metric"]): one["value"] for one in table}
+    assert float(published["StableAnimator", "Table 1, TikTok, published", "L1"]) == pytest.approx(2.87e-4)
+    assert all(line["tool"].startswith("stableanimator-cli ") for line in lines)
     (tmp_path / "other" / "00001.mp4").unlink()
     with pytest.raises(BadInput, match=r"other: found no video named 00001"):
         _run(Copying(first.data), bench="puppet", output=scores.output, figures=2, length=9, rivals=tmp_path)
@@ -214,7 +232,8 @@ def test_an_ablation_scores_each_variant_with_each_seed(tmp_path: Path) -> None:
         "w/o Face Masks: no folder no-face-masks/", "w/o Face Encoder: no folder no-face-encoder/", "w/o Alignment",
         "w/o Optimization", "Ours",
     ]  # fmt: skip
-    assert "[" in measured["Ours"][columns.index("SSIM")]
+    assert "[" not in measured["Ours"][columns.index("SSIM")]  # two videos
+    assert "measured rows on other data: 2 videos" in scores.tables[0][0]
     assert any("sampling seeds 0, 1, 2" in row[0] for row in scores.tables[1][2])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.evaluate.borders import fitting_of, of_record, read_record
+from stableanimator_cli.evaluate.borders import of_record, read_record, resize_of
 
 
 def _record(frames: int, *, anchor: str = "first", **decode: int) -> dict[str, Any]:
@@ -59,5 +59,21 @@ def test_a_record_beside_a_video_is_found_and_tells_the_fitting(tmp_path: Path) 
     (tmp_path / "out.json").write_text(json.dumps(_record(28, chunk=28)))
     record = read_record(tmp_path / "out.mp4")
     assert record is not None
-    assert fitting_of(record) == ("pad", 5)
-    assert fitting_of(None) == ("crop", 0)
+    assert resize_of(record) == "pad"
+    assert resize_of(None) == "crop"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": "x"}, {"config": {"decode": 3, "windows": []}}, {"output": {"frames": 2**62}}, {"windows": {"a": 1}},
+        {"windows": ["window 1: 0-99999999999"]}, {"windows": ["window 1: -5"]}, {"windows": 7},
+        {"config": {"resize": ["pad"]}},
+    ],
+)  # fmt: skip
+def test_a_record_of_other_types_is_read_without_an_error(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / "out.json").write_text(json.dumps(_record(28, chunk=8) | change))
+    record = read_record(tmp_path / "out.mp4")
+    assert record is not None
+    assert of_record(record) in (None, (7, 13, 16, 22), (7, 8, 13, 16, 22, 24))
+    assert resize_of(record) in ("pad", "crop")

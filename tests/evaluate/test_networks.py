@@ -40,7 +40,7 @@ def test_two_metrics_of_one_network_share_it_and_keep_their_own_input(opened: li
     assert opened == ["lpips_vgg", "lpips_alex"]
     assert [one.metric for one in measured.missing] == ["lpips_alex"]
     measured.begin("one", None)
-    measured.add(np.full((16, 16, 3), 255, np.uint8), np.zeros((16, 16, 3), np.uint8))
+    measured.add(np.full((16, 16, 3), 255, np.uint8), np.zeros((16, 16, 3), np.uint8), 0)
     means = {name: running.mean for name, running in measured.end().items()}
     assert means == pytest.approx({"lpips_vgg": 2.0, "lpips_vgg_disco": 1.0})  # -1..1 and 0..1
     assert measured.about() == {name: {"network": "lpips_vgg"} for name in NAMES[:2]}
@@ -51,7 +51,7 @@ def test_systems_of_one_run_share_networks_and_no_numbers(opened: list[str]) -> 
     for value in (255, 51):
         measured = MetricNetworks.open(NAMES, "cpu", rules="native", opened=shared)
         measured.begin("one", None)
-        measured.add(np.full((16, 16, 3), value, np.uint8), np.zeros((16, 16, 3), np.uint8))
+        measured.add(np.full((16, 16, 3), value, np.uint8), np.zeros((16, 16, 3), np.uint8), 0)
         assert measured.end()["lpips_vgg_disco"].mean == pytest.approx(value / 255)
         assert [one.metric for one in measured.missing] == ["lpips_alex"]
     assert opened == ["lpips_vgg", "lpips_alex"]

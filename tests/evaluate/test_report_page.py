@@ -59,7 +59,7 @@ def _written(out: Path, count: int) -> Scores:
         pictures[one.name] = [Picture(frame=1, why=picture.why, path=beside)]
     rules = PROTOCOLS["native"]
     scores = Scores(
-        output=out, protocol=rules, rows=summarise(videos, rules, draws=100, seed=0, about={}), missing=(),
+        output=out, protocol=rules, rows=summarise(videos, rules, about={}), missing=(),
         videos=tuple(videos), about={},
     )  # fmt: skip
     write_page(scores, pictures)

@@ -18,13 +18,16 @@ def _row(name: str, value: float, interval: tuple[float, float] | None = None) -
 
 
 def test_all_nine_systems_stand_marked_above_ours() -> None:
-    ours = Ours(name="puppet (measured)", rows={"l1_disco": _row("l1_disco", 3e-4)}, memory=3 << 30)
+    ours = Ours(name="puppet", rows={"l1_disco": _row("l1_disco", 3e-4)}, memory=3 << 30, videos=("00335", "00336"))
     title, columns, rows = table1("tiktok", [ours])
     assert columns == ["model", *COLUMNS, "memory, 16 frames"]
     assert len(rows) == 10
     assert all(row[0].endswith("†") for row in rows[:9])
-    assert rows[-1] == ["puppet (measured)", "3.00E-04", "–", "–", "–", "–", "–", "–", "3.00G"]
-    assert "TikTok" in title
+    label = "puppet (measured on other data, 2 videos)"
+    assert rows[-1] == [label, "3.00E-04", "–", "–", "–", "–", "–", "–", "3.00G"]
+    assert title == (
+        "Table 1: TikTok as published; measured rows on other data: 2 videos of bench tiktok (00335, 00336)"
+    )
 
 
 def test_each_published_bench_has_its_own_column() -> None:

@@ -1,0 +1,159 @@
+"""Which frame of a prediction is compared with which of its ground truth: by number, never by order alone."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.evaluate.pairs import listed
+from stableanimator_cli.files import natural_key
+from stableanimator_cli.media_picture import SUFFIXES
+from stableanimator_cli.records import Clip
+
+Key = int | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchedFrames:
+    """Frames to compare: ``predicted`` and ``target`` are positions in each source, pair by pair in ascending order.
+
+    ``numbers`` rises by one from pair to pair and by more across a gap, so that no clip and no change is taken across
+    it. ``dropped_predicted`` and ``dropped_target`` name the frames without a counterpart.
+    """
+
+    predicted: tuple[int, ...]
+    target: tuple[int, ...]
+    numbers: tuple[int, ...]
+    dropped_predicted: tuple[str, ...] = ()
+    dropped_target: tuple[str, ...] = ()
+
+    def describe_dropped(self) -> str:
+        """``2 of the prediction (3.png, 4.png), 1 of the ground truth (7.png)``, empty if every frame has its pair."""
+        sides = (("prediction", self.dropped_predicted), ("ground truth", self.dropped_target))
+        return ", ".join(f"{len(names)} of the {side} ({listed(names)})" for side, names in sides if names)
+
+
+def match_frames(predicted: Clip, target: Clip, *, truncate: bool = False) -> MatchedFrames | None:
+    """Match the frames of two sources if one of them is a folder of pictures; None for two videos, whose frames are
+    numbered as they come.
+
+    Pictures are matched by the number in their names, by the whole name if a folder has no such numbers. The frames of
+    a video are numbered from 0 or, beside a folder that has no picture 0, from the number that its pictures begin with.
+    Raises ``BadInput`` that lists frames without a counterpart unless ``truncate``, and if no frame has one.
+    """
+    names = [picture_names(clip.path) if clip.path.is_dir() else None for clip in (predicted, target)]
+    if names[0] is None and names[1] is None:
+        return None
+    keys = _keys(predicted, target, *names)
+    labels = [
+        own if own is not None else [f"frame {index}" for index in range(len(side))]
+        for own, side in zip(names, keys, strict=True)
+    ]
+    positions = [{key: index for index, key in enumerate(side)} for side in keys]
+    shared = [key for key in keys[0] if key in positions[1]]
+    lost = [
+        tuple(label for label, key in zip(labels[side], keys[side], strict=True) if key not in positions[1 - side])
+        for side in (0, 1)
+    ]
+    matched = MatchedFrames(
+        predicted=tuple(positions[0][key] for key in shared),
+        target=tuple(positions[1][key] for key in shared),
+        numbers=_consecutive(shared),
+        dropped_predicted=lost[0],
+        dropped_target=lost[1],
+    )
+    if any(a > b for a, b in itertools.pairwise(matched.target)):
+        raise BadInput.because(
+            target.path, f"its pictures have another order than those of {predicted.path}",
+            hint="name the frames of both by their numbers",
+        )  # fmt: skip
+    if not shared or (any(lost) and not truncate):
+        raise BadInput.because(
+            predicted.path,
+            f"frames have no counterpart: {matched.describe_dropped()} at {target.path}",
+            hint="frames are paired by number; name both folders alike"
+            + (", or leave these frames out with --truncate" if shared else ""),
+        )
+    return matched
+
+
+def picture_names(folder: Path) -> list[str]:
+    """File names of a folder's pictures, in the order in which a clip of them is read."""
+    names = [e.name for e in folder.iterdir() if e.suffix.lower() in SUFFIXES and not e.name.startswith(".")]
+    return sorted(names, key=natural_key)
+
+
+def numbers_of(names: Sequence[str]) -> list[int] | None:
+    """The frame number in each file name: the last group of digits that is not the same in all. None if the names have
+    no such group, or their numbers do not rise in the order in which they are read."""
+    groups = [re.findall(r"[0-9]+", Path(name).stem) for name in names]
+    if not groups or len({len(own) for own in groups}) != 1 or not groups[0]:
+        return None
+    columns = list(zip(*groups, strict=True))
+    varying = [column for column in columns if len(set(column)) > 1]
+    column = varying[-1] if varying else columns[-1]
+    if any(len(digits) > 18 for digits in column):
+        return None
+    numbers = [int(digits) for digits in column]
+    return numbers if all(a < b for a, b in itertools.pairwise(numbers)) else None
+
+
+def frames_at(clip: Clip, positions: Sequence[int] | None) -> Iterator[tuple[Any, np.ndarray]]:
+    """Frames of a clip at ascending positions, with their times; all of them for None."""
+    if positions is None:
+        yield from clip.frames()
+        return
+    wanted = set(positions)
+    for index, item in enumerate(clip.frames()):
+        if index in wanted:
+            yield item
+        if index >= positions[-1]:
+            return
+
+
+def _keys(
+    predicted: Clip, target: Clip, mine: list[str] | None, theirs: list[str] | None
+) -> tuple[Sequence[Key], Sequence[Key]]:
+    if mine is not None and theirs is not None:
+        numbers = numbers_of(mine), numbers_of(theirs)
+        if numbers[0] is not None and numbers[1] is not None:
+            return numbers[0], numbers[1]
+        return _stems(predicted.path, mine), _stems(target.path, theirs)
+    if mine is not None:
+        own = numbers_of(mine) or list(range(len(mine)))
+        return own, _beside(own, target)
+    assert theirs is not None
+    own = numbers_of(theirs) or list(range(len(theirs)))
+    return _beside(own, predicted), own
+
+
+def _beside(numbers: Sequence[int], video: Clip) -> range:
+    """Numbers of a video's frames beside a folder of numbered pictures."""
+    count = video.count if video.count is not None else sum(1 for _ in video.frames())
+    whole = len(numbers) == count and numbers[-1] - numbers[0] + 1 == count
+    first = numbers[0] if whole else min(numbers[0], 1)
+    return range(first, first + count)
+
+
+def _stems(folder: Path, names: Sequence[str]) -> list[Key]:
+    counts = Counter(Path(name).stem for name in names)
+    stem, count = counts.most_common(1)[0]
+    if count > 1:
+        raise BadInput.because(folder, f"{count} pictures are named {stem}", hint="leave one picture per frame")
+    return [Path(name).stem for name in names]
+
+
+def _consecutive(keys: Sequence[Key]) -> tuple[int, ...]:
+    if not all(isinstance(key, int) for key in keys):
+        return tuple(range(len(keys)))
+    steps = [b - a for a, b in itertools.pairwise(keys)]  # type: ignore[operator]
+    usual = Counter(steps).most_common(1)[0][0] if steps else 1
+    return tuple(itertools.accumulate((1 if step == usual else 2 for step in steps), initial=0))

@@ -13,13 +13,19 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: demo test lint kills completions puppet puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations ablation-tables
+.PHONY: demo test fuzz lint kills completions puppet puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations ablation-tables
 
 demo: $(STAMP)
 	$(BIN)/sa demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Damaged files, odd names and odd flags against every verb; the tests hold a few of them.
+N ?= 500
+SEED ?= 1
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz.run --cases $(N) --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/python -m ruff check .

@@ -270,7 +270,11 @@ def path_of(value: str | Path, label: str) -> Path:
     hint = "rename it: records and reports hold names in UTF-8 alone"
     if not _is_utf8(text):
         raise ConfigError(label, value, "a name in UTF-8", hint=hint)
-    return Path(value)
+    path = Path(value)
+    # what stands beside a path is named after it: "." has no name of its own, "/" has none at all
+    path = path if path.name else path.absolute()
+    refuse_unless(path.name != "", label, value, "a file or folder below the root of the file system")
+    return path
 
 
 def paths_of(value: Any, label: str) -> tuple[Path, ...]:

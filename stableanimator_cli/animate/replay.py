@@ -130,6 +130,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _read(video: Path) -> tuple[Path, dict[str, Any]]:
+    if not video.name or video.is_dir():
+        raise BadInput(video, "a folder", "a video that sa animate made", hint="name a file inside the folder")
     file = video.with_suffix(".json")
     if not file.exists():
         require_file(video, "a video that sa animate made")

@@ -95,7 +95,7 @@ def checked(config: AnimateConfig, model: ModelFolder) -> None:
 def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:
     """Deep features must leave something of the network to take them from."""
     unet, layers = model.configs["unet"], config.sampling.cache_layers
-    per, blocks = unet.get("layers_per_block", 2), len(unet.get("up_block_types", range(4)))
+    per, blocks = unet.get("layers_per_block") or 2, len(unet.get("up_block_types") or range(4))
     most = sum(per) + len(per) if isinstance(per, list | tuple) else blocks * (per + 1)
     if config.sampling.cache_features > 1 and layers > most:
         raise ConfigError("sampling.cache_layers", layers, f"1 to {most}, the layers of this model's way up")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -94,17 +95,8 @@ def load(build: Callable[[], nn.Module], path: Path, dtype: torch.dtype) -> nn.M
 
 def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], dtype: torch.dtype, source: Path) -> nn.Module:
     """``load`` with the tensors at hand; ``source`` is what an error names."""
-    try:
-        with torch.device("meta"):
-            network = build()
-    except SaError:
-        raise
-    except Exception as error:  # the libraries raise whatever a wrong value makes them stumble over
-        why = " ".join(str(error).split())[:160]
-        raise ModelDamaged(
-            f"{source}: its JSON config describes no network that can be built ({why})",
-            hint="compare the config with the one that the weights came with",
-        ) from error
+    with torch.device("meta"), _building(source):
+        network = build()
     _compare(source, {name: tensor.shape for name, tensor in network.state_dict().items()}, tensors)
     network.load_state_dict({name: _cast(tensor, dtype) for name, tensor in tensors.items()}, assign=True)
     _fill_buffers(network)
@@ -128,13 +120,34 @@ def builders(model: ModelFolder, id_mode: IDMode) -> dict[str, Callable[[], nn.M
         "cross_attention_dim": _value(model, "unet", "cross_attention_dim"),
         "clip_embeddings_dim": _value(model, "image_encoder", "projection_dim"),
     }
-    return {
+    built: dict[str, Callable[[], nn.Module]] = {
         "unet": lambda: AnimationUNet(id_tokens=face.get("num_tokens", 4), id_mode=id_mode, **unet),
         "pose_net": lambda: PoseNet(noise_latent_channels=unet["block_out_channels"][0]),
         "face_encoder": lambda: FaceEncoder(FaceEncoderConfig(**face)),
         "vae": lambda: _vae(**_config(model, "vae")),
         "image_encoder": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)),
     }
+    return {role: lambda role=role, build=build: _built(model, role, build) for role, build in built.items()}
+
+
+def _built(model: ModelFolder, role: str, build: Callable[[], nn.Module]) -> nn.Module:
+    with _building(model.files.get(role, model.path / role)):
+        return build()
+
+
+@contextlib.contextmanager
+def _building(source: Path) -> Iterator[None]:
+    """Turn what diffusers and transformers raise for a config that fits no network into ``ModelDamaged``."""
+    try:
+        yield
+    except (SaError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # transformers has validators with errors of their own, and checks without any
+        why = " ".join(str(error).split())[:160] or type(error).__name__
+        raise ModelDamaged(
+            f"{source}: its JSON config describes no network that can be built ({why})",
+            hint="compare the config with the one that the weights came with",
+        ) from error
 
 
 def _vae(*, norm_num_groups: int = RELEASED, **config: Any) -> AutoencoderKLTemporalDecoder:

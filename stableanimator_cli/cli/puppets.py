@@ -26,8 +26,10 @@ SplitOpt = Annotated[
     typer.Option("--split", help="No split shares a person or a movement with another."),
 ]
 FramingOpt = Annotated[
-    Literal["half", "whole", "mixed"],
-    typer.Option("--framing", help="Head and trunk, head to foot, or some of both."),
+    Literal["half", "whole", "mixed", "portrait"],
+    typer.Option(
+        "--framing", help="Head and trunk, head to foot, some of both, or a large head that faces the viewer."
+    ),
 ]
 ReferenceFirstOpt = Annotated[
     bool,

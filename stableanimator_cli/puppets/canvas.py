@@ -46,12 +46,15 @@ def capsule(a: Points, b: Points, ra: float, rb: float) -> Points:
 
 
 class Canvas:
-    """``image`` and ``labels`` are drawn on through the current person's frame of reference (``place``)."""
+    """``image`` and ``labels`` are drawn on through the current person's frame of reference (``place``).
 
-    def __init__(self, size: tuple[int, int], backdrop: np.ndarray, factor: int) -> None:
+    ``detail`` multiplies the width of thin strokes within faces and hair.
+    """
+
+    def __init__(self, size: tuple[int, int], backdrop: np.ndarray, factor: int, detail: float = 1.0) -> None:
         width, height = size
         self.size = size
-        self.factor = factor
+        self.factor, self.detail = factor, detail
         self.image = backdrop
         ratio = LABEL_SIDE / min(size)
         self.labels = np.zeros((max(1, round(height * ratio)), max(1, round(width * ratio))), np.uint8)

@@ -132,7 +132,7 @@ def draw_ear(canvas: c.Canvas, view: View, side: float) -> None:
         [x + side * (0.02 + 0.55 * (plane[:, 0] * -0.6 + 0.02)), plane[:, 1] + 0.09, plane[:, 0] - 0.03], axis=1
     )
     seen = view.project(points)[:, :2]
-    canvas.poly(seen, mix(who.skin, (200, 90, 70), 0.12), c.HEAD, shade(who.skin, -0.35), 0.014)
+    canvas.poly(seen, mix(who.skin, (200, 90, 70), 0.12), c.HEAD, shade(who.skin, -0.35), 0.014 * canvas.detail)
     if who.earrings:
         canvas.disc(view.project(np.array([[x * 1.06, 0.09 + size * 1.15, -0.03]]))[0, :2], 0.026, (238, 200, 70))
 
@@ -240,7 +240,9 @@ def _marks(canvas: c.Canvas, view: View) -> None:
         normal, seen = view.normals(spots), view.project(spots)
         for n, size in enumerate(sizes):
             if normal[n] > 0.15:
-                canvas.disc(seen[n, :2], size, mix(who.skin, (70, 30, 16), 0.75 if size > 0.012 else 0.45))
+                canvas.disc(
+                    seen[n, :2], size * canvas.detail, mix(who.skin, (70, 30, 16), 0.75 if size > 0.012 else 0.45)
+                )
 
 
 def _draw_mouth(canvas: c.Canvas, who: Identity, outer: Array, inner: Array, gape: float) -> None:
@@ -251,7 +253,7 @@ def _draw_mouth(canvas: c.Canvas, who: Identity, outer: Array, inner: Array, gap
             teeth = np.concatenate([inner[:5], (inner[1:4] * 0.62 + inner[7:4:-1] * 0.38)[::-1]])
             canvas.poly(teeth, (250, 248, 244))
     else:
-        canvas.lines([inner[[0, 1, 2, 3, 4]]], shade(who.lips, -0.5), 0.014)
+        canvas.lines([inner[[0, 1, 2, 3, 4]]], shade(who.lips, -0.5), 0.014 * canvas.detail)
 
 
 def _draw_nose(canvas: c.Canvas, view: View, bridge: Array, base: Array) -> None:
@@ -261,19 +263,19 @@ def _draw_nose(canvas: c.Canvas, view: View, bridge: Array, base: Array) -> None
     if abs(math.sin(view.yaw)) > 0.3:
         near = base[4 if math.sin(view.yaw) > 0 else 0] * 0.5 + base[2] * 0.5
         canvas.poly(np.stack([bridge[0], bridge[1], bridge[2], bridge[3], base[2], near]), who.skin)
-        canvas.lines([np.stack([bridge[1], bridge[2], bridge[3], base[2]])], dark, 0.015)
+        canvas.lines([np.stack([bridge[1], bridge[2], bridge[3], base[2]])], dark, 0.015 * canvas.detail)
         return
     if who.nose == "button":
         canvas.poly(
             c.CIRCLE[::2] * (who.nose_size * 0.5, who.nose_size * 0.4) + bridge[3], mix(who.skin, (226, 96, 84), 0.45)
         )
     elif who.nose == "line":
-        canvas.lines([np.stack([bridge[2], base[3], base[2]])], dark, 0.016)
+        canvas.lines([np.stack([bridge[2], base[3], base[2]])], dark, 0.016 * canvas.detail)
     elif who.nose == "wide":
-        canvas.lines([base], dark, 0.02)
+        canvas.lines([base], dark, 0.02 * canvas.detail)
     else:
         canvas.poly(np.stack([bridge[0], base[0], base[2], base[4]]), mix(who.skin, (150, 70, 50), 0.2))
-        canvas.lines([base[1:4]], dark, 0.016)
+        canvas.lines([base[1:4]], dark, 0.016 * canvas.detail)
 
 
 def _draw_eye(canvas: c.Canvas, who: Identity, outline: Array, iris: Array, pupil: Array, blink: float) -> None:
@@ -288,15 +290,24 @@ def _draw_eye(canvas: c.Canvas, who: Identity, outline: Array, iris: Array, pupi
     canvas.lines([outline[:7]], _DARK, who.lashes + 0.006)
 
 
+def _brow_colour(who: Identity) -> RGB:
+    """The hair's, darker; where that melts into the skin, a darker or lighter skin."""
+    colour = shade(who.hair_colour, -0.3)
+    if np.abs(np.subtract(colour, who.skin)).max() < 70:
+        return shade(who.skin, -0.6 if sum(who.skin) > 300 else 0.55)
+    return colour
+
+
 def draw_brows(canvas: c.Canvas, view: View, covered: bool) -> None:
     """Brows and glasses, over the hair so that a fringe hides neither; ``covered``: hair falls over the ears."""
     head, who = view.head, view.head.identity
     if view.facing < -0.15:
         return
+    colour = _brow_colour(who) if canvas.detail > 1 else shade(who.hair_colour, -0.3)
     for brow in _brows(who):
         solid = head.on_front(brow, 0.01)
         if view.normals(solid).mean() > 0.12:
-            canvas.lines([view.project(solid)[:, :2]], shade(who.hair_colour, -0.3), who.brow_thickness)
+            canvas.lines([view.project(solid)[:, :2]], colour, who.brow_thickness)
     if who.glasses == "none":
         return
     ex, ey, ew, eh = eye_box(who)
@@ -308,7 +319,7 @@ def draw_brows(canvas: c.Canvas, view: View, covered: bool) -> None:
             [bend * reach, -0.5 * side * bend[:, :1] * reach[0]], axis=1
         )
         if view.normals(rim).mean() > 0.0:
-            canvas.lines([view.project(rim)[:, :2]], who.glasses_colour, 0.024, closed=True)
+            canvas.lines([view.project(rim)[:, :2]], who.glasses_colour, 0.024 * canvas.detail, closed=True)
             inner.append(view.project(head.on_front(np.array([[side * (ex - reach[0]), ey]]), 0.06))[0, :2])
             # The temple runs back to the ear, seen as soon as that side of the head is.
             ear = np.array([[side * ear_distance(head), ey + 0.02, 0.0]])

@@ -183,7 +183,9 @@ def _crest(canvas: c.Canvas, view: View, behind: bool) -> None:
     tufts = [n for n in range(9) if (rows[0][n, 2] + rows[3][n + 1, 2] < 0) == behind]
     for n in sorted(tufts, key=lambda k: rows[0][k, 2] + rows[0][k + 1, 2]):
         corners = np.concatenate([row[n : n + 2, :2] for row in rows]).astype(np.float32)
-        canvas.poly(np.asarray(cv2.convexHull(corners)[:, 0], float), who.hair_colour, part, edge, 0.012)
+        canvas.poly(
+            np.asarray(cv2.convexHull(corners)[:, 0], float), who.hair_colour, part, edge, 0.012 * canvas.detail
+        )
 
 
 def covers_ears(who: Identity) -> bool:
@@ -199,7 +201,7 @@ def draw_back(canvas: c.Canvas, view: View) -> None:
         return
     if who.hair not in ("buzz", "mohawk"):
         dark = shade(who.hair_colour, -0.22)
-        canvas.poly(_cap(view, style, True), dark, c.HAIR_BACK, shade(who.hair_colour, -0.45), 0.016)
+        canvas.poly(_cap(view, style, True), dark, c.HAIR_BACK, shade(who.hair_colour, -0.45), 0.016 * canvas.detail)
     _extras(canvas, view, True)
 
 
@@ -212,11 +214,13 @@ def draw_front(canvas: c.Canvas, view: View) -> None:
         mix(who.skin, who.hair_colour, 0.62 if who.hair == "buzz" else 0.3) if style.thick < 0.02 else who.hair_colour
     )
     edge = None if style.thick < 0.02 else shade(who.hair_colour, -0.4)
-    canvas.poly(_cap(view, style, False), colour, c.HAIR, edge, 0.016)
+    canvas.poly(_cap(view, style, False), colour, c.HAIR, edge, 0.016 * canvas.detail)
     if style.thick > 0.02:
         paths = _strands(view.head)
         seen = view.project(paths.reshape(-1, 3)).reshape(paths.shape)
-        strands = list(seen[seen[:, :, 2].min(axis=1) > 0.04, :, :2])
+        strands = list(seen[seen[:, :, 2].min(axis=1) > 0.04, :, :2])[:: 1 if canvas.detail == 1 else 2]
         if strands:
-            canvas.lines(strands, shade(who.hair_colour, 0.2 if sum(who.hair_colour) < 200 else -0.18), 0.014)
+            canvas.lines(
+                strands, shade(who.hair_colour, 0.2 if sum(who.hair_colour) < 200 else -0.18), 0.014 * canvas.detail
+            )
     _extras(canvas, view, False)

@@ -25,6 +25,8 @@ DOF = 26
 SIDES = ("right", "left")
 _REST_WRIST = (0.12, 0.77, 0.08)
 _FADE = 0.45
+_FACING = 0.75  # radians that a body turns at most where it faces the viewer
+_FACING_SHARE = {"turn": 0.25, "hide": 0.0, "visit": 0.0}  # of their usual frequency there
 
 Move = Callable[[np.random.Generator], Callable[[float], np.ndarray]]
 
@@ -254,12 +256,14 @@ class Movement:
 
     ``only`` holds it to one behaviour; by default behaviours follow one another at random. ``sway`` and ``bounce``
     scale how far people get from their place, sideways and up and down, as the frame has room for; visitors come from
-    outside whatever the room.
+    outside whatever the room. ``facing``: heads stay within three quarters of the front, except in a rare turn.
     """
 
-    def __init__(self, seed: int, only: str | None = None, *, sway: float = 1.0, bounce: float = 1.0) -> None:
+    def __init__(
+        self, seed: int, only: str | None = None, *, sway: float = 1.0, bounce: float = 1.0, facing: bool = False
+    ) -> None:
         rng = rng_of("movement", seed)
-        self._seed, self._only, self._sway, self._bounce = seed, only, sway, bounce
+        self._seed, self._only, self._sway, self._bounce, self._facing = seed, only, sway, bounce, facing
         self._length = float(rng.uniform(1.6, 3.2))
         self._start = float(rng.uniform(0, 40.0))
         self._look = rng.uniform(0, 6.28, 6)
@@ -271,7 +275,9 @@ class Movement:
     def _part(self, index: int) -> tuple[str, Callable[[float], np.ndarray]]:
         if index not in self._parts:
             rng = rng_of("behaviour", self._seed, index)
-            share = np.array([weight for _, weight in MOVES.values()])
+            share = np.array(
+                [weight * (_FACING_SHARE.get(key, 1.0) if self._facing else 1.0) for key, (_, weight) in MOVES.items()]
+            )
             name = self._only or list(MOVES)[int(rng.choice(len(MOVES), p=share / share.sum()))]
             self._parts[index] = (name, MOVES[name][0](rng))
         return self._parts[index]
@@ -281,6 +287,8 @@ class Movement:
         name, part = self._part(index)
         pose = part(local)
         pose[Y] *= self._bounce
+        if self._facing and name != "turn":
+            pose[YAW] = _FACING * math.tanh(pose[YAW] / _FACING)
         if name != "visit":
             pose[X] *= self._sway
         if name != "hide":
@@ -308,7 +316,7 @@ class Movement:
                 math.sin(self._speed[n] * at + self._look[n]),
                 math.sin(2.3 * self._speed[n] * at + self._look[n + 3]),
             )
-            pose[dof] += self._reach[n] * (0.7 * slow + 0.3 * fast)
+            pose[dof] += (0.5 if self._facing else 1.0) * self._reach[n] * (0.7 * slow + 0.3 * fast)
         since = at % self._blink
         pose[BLINK] = max(pose[BLINK], 1 - abs(since - 0.11) / 0.11 if since < 0.22 else 0.0)
         return pose

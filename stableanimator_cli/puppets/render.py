@@ -104,10 +104,10 @@ def _points(drawn: Drawn) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_
 
 def draw(
     backdrop: np.ndarray, size: tuple[int, int], factor: int, people: Sequence[Person], poses: Sequence[np.ndarray],
-    places: Sequence[Place],
+    places: Sequence[Place], detail: float = 1.0,
 ) -> PuppetFrame:  # fmt: skip
-    """Draw people onto ``backdrop`` uint8[h*factor, w*factor, 3], which is consumed."""
-    canvas = c.Canvas(size, backdrop, factor)
+    """Draw people onto ``backdrop`` uint8[h*factor, w*factor, 3], which is consumed (``detail``: of ``Canvas``)."""
+    canvas = c.Canvas(size, backdrop, factor, detail)
     count = len(people)
     drawn: list[Drawn | None] = [None] * count
     for n in sorted(range(count), key=lambda k: -places[k].rank):

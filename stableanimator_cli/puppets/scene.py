@@ -17,6 +17,7 @@ from stableanimator_cli.puppets.moves import Movement
 from stableanimator_cli.puppets.render import Place, PuppetFrame, draw
 from stableanimator_cli.puppets.sample import (
     MAX_PEOPLE,
+    bolder,
     number_of,
     rng_of,
     sample_build,
@@ -26,9 +27,10 @@ from stableanimator_cli.puppets.sample import (
 )
 from stableanimator_cli.records import Motion
 
-Framing = Literal["half", "whole", "mixed"]
+Framing = Literal["half", "whole", "mixed", "portrait"]
 FRAMINGS: tuple[str, ...] = get_args(Framing)
 MIN_SIDE, MAX_SIDE = 32, 4096
+_BOLD = 1.5  # width of a portrait's thin strokes
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -48,7 +50,12 @@ class Scene:
         self.size, self.frames, self.fps = size, frames, fps
         self.backdrop = Backdrop(seed)
         room = {"sway": 0.8 if len(people) == 1 else 0.35, "bounce": 0.6 if framing == "half" else 1.0}
-        self._movements = [Movement(seed_of(seed, n), behaviour, **room) for n in range(len(people))]
+        if framing == "portrait":
+            room = {"sway": 0.5 if len(people) == 1 else 0.2, "bounce": 0.35}
+        self._detail = _BOLD if framing == "portrait" else 1.0
+        self._movements = [
+            Movement(seed_of(seed, n), behaviour, **room, facing=framing == "portrait") for n in range(len(people))
+        ]
         rng = rng_of("stage", seed)
         self._zoom, self._shift = float(rng.uniform(0.92, 1.06)), rng.uniform(-1, 1, (len(people), 2))
         self._rank = [0] if len(people) == 1 else [int(r) for r in rng.permutation(len(people))]
@@ -88,7 +95,7 @@ class Scene:
         place = Place(neck=(width / 2, height * 0.54 + 0.55 * unit), unit=unit, rank=0)
         factor = factor_of(size)
         backdrop = self.backdrop.draw((width * factor, height * factor), 0.0)
-        return draw(backdrop, size, factor, [self.people[person]], [pose], [place])
+        return draw(backdrop, size, factor, [self.people[person]], [pose], [place], self._detail)
 
     def motion(self, size: tuple[int, int] | None = None) -> Motion:
         """The truth of the whole clip as a record."""
@@ -97,9 +104,14 @@ class Scene:
     def _places(self, size: tuple[int, int]) -> list[Place]:
         width, height = size
         count = len(self.people)
-        if self.framing == "half":
-            unit = 0.42 * min(height, width * (1.15 if count == 1 else 1.0)) * (1.0, 0.82, 0.66)[count - 1]
-            neck = height * (0.57 if count == 1 else 0.6)
+        if self.framing in ("half", "portrait"):
+            close = self.framing == "portrait"
+            unit = (
+                (0.5 if close else 0.42)
+                * min(height, width * (1.15 if count == 1 else 1.0))
+                * (1.0, 0.82, 0.66)[count - 1]
+            )
+            neck = height * ((0.66 if close else 0.57) if count == 1 else 0.6)
             bottom = None
         else:
             # Room for the tallest, for hair over the head, and for the feet.
@@ -122,7 +134,7 @@ class Scene:
         width, height = _checked_size(size)
         factor = factor_of(size)
         backdrop = self.backdrop.draw((width * factor, height * factor), seconds)
-        return draw(backdrop, size, factor, self.people, poses, self._places(size))
+        return draw(backdrop, size, factor, self.people, poses, self._places(size), self._detail)
 
 
 def motion_of(frames: list[PuppetFrame], size: tuple[int, int], fps: Fraction) -> Motion:
@@ -145,8 +157,9 @@ def sample_scene(
     """The ``index``-th scene of a split.
 
     The same ``index`` is the same people; another ``clip`` of it shows them in other clothes, bodies and places, moving
-    otherwise. ``framing`` is ``half`` (head and trunk, the head about 45 % of the height), ``whole`` (head to foot) or
-    ``mixed``. ``behaviour`` holds the movement to one of ``moves.MOVES``. No split shares a person or a movement with
+    otherwise. ``framing`` is ``half`` (head and trunk, the head about 45 % of the height), ``whole`` (head to foot),
+    ``mixed`` (either of these) or ``portrait`` (a larger head of bolder features that mostly faces the viewer).
+    ``behaviour`` holds the movement to one of ``moves.MOVES``. No split shares a person or a movement with
     another. Raises ``ConfigError`` for values outside.
     """
     if not 1 <= people <= MAX_PEOPLE:
@@ -166,6 +179,8 @@ def sample_scene(
     cast = []
     for n in range(people):
         identity = sample_identity(number_of(split, index * MAX_PEOPLE + n))
+        if framing == "portrait":
+            identity = bolder(identity)
         cast.append(
             Person(
                 identity=identity,

@@ -105,7 +105,7 @@ class BoxTask(Task):
         return BoxNet(self.anchors, self.points)
 
     def load(self, folder: Path) -> None:
-        data = FRAMES.load(folder)
+        data = self.recipes[0].load(folder)
         self.images, self.sizes = data["image"], data["size"]
         n = len(self.images)
         self.boxes = np.full((n, _MOST, 4), np.nan, np.float32)

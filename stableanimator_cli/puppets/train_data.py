@@ -86,7 +86,9 @@ def _draw_shard(recipe: Recipe, folder: Path, shard: int) -> None:
 # Frames with everybody's points, for the person, pose and face detectors.
 
 
-def draw_frames(shard: int, *, split: str = "train", scenes: int = 25, times: int = 4) -> Arrays:
+def draw_frames(
+    shard: int, *, split: str = "train", scenes: int = 25, times: int = 4, portraits: float = 0.0
+) -> Arrays:
     """``scenes * times`` frames of one to three people: ``image`` uint8[n,160,160,3] (grey beside the picture),
     ``size`` int[n,2], ``keypoints`` float32[n,3,134,3], ``face`` float32[n,3,4], ``landmarks`` float32[n,3,5,2]; NaN
     where nobody is or no face is seen."""
@@ -103,7 +105,8 @@ def draw_frames(shard: int, *, split: str = "train", scenes: int = 25, times: in
         rng = rng_of("frames", split, index)
         people = int(rng.choice(3, p=(0.6, 0.27, 0.13))) + 1
         width, height = _SIZES[int(rng.choice(len(_SIZES), p=_SIZE_SHARE))]
-        scene = sample_scene(split, index, people=people, framing="mixed", size=(width, height), clip=7)
+        framing = "portrait" if portraits and rng_of("portraits", split, index).random() < portraits else "mixed"
+        scene = sample_scene(split, index, people=people, framing=framing, size=(width, height), clip=7)
         for k, t in enumerate(rng.uniform(0, 400, times)):
             frame, at = scene.frame(float(t)), s * times + k
             out["image"][at, :height, :width] = frame.image

@@ -120,7 +120,7 @@ class PoseTask(Task):
         return PoseNet133()
 
     def load(self, folder: Path) -> None:
-        data = FRAMES.load(folder)
+        data = self.recipes[0].load(folder)
         self.images, self.sizes = data["image"], data["size"]
         self.people, self.boxes = [], []
         for n, people in enumerate(data["keypoints"]):

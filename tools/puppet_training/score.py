@@ -3,8 +3,8 @@
 ``python -m tools.puppet_training.score [--model FOLDER] [--count N] [--swap] [--out FILE.jsonl]`` animates the clips of
 ``heldout.json``, prints one row per clip and the figures below them, and exits with code 8 if a mark is missed.
 ``--of vae`` scores the VAE's reconstruction of the true frames instead, ``--of copy`` the reference itself: the ceiling
-and the floor. The sheet beside ``--out`` shows per clip the reference, a true frame, the output, and the output with another's
-face vector.
+and the floor. The sheet beside ``--out`` shows per clip the reference, a true frame, the output, and the output with
+another's face vector.
 """
 
 from __future__ import annotations

@@ -1,0 +1,125 @@
+"""Clip folders of portraits with caches of latents and image tokens, drawn from seeds.
+
+``python -m tools.puppet_training.clips OUT --model FOLDER --people N`` writes them, resumes where it stopped, and adds
+more people if N grows. Latents come from the drawn images themselves: a video would blur colours first. Every clip
+opens with the figure at rest, which is its reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
+from stableanimator_cli.engine.weights import loaders
+from stableanimator_cli.files import sha256_of
+from stableanimator_cli.preprocess.truth import write_clips
+from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
+from stableanimator_cli.train.cache import latents_file, tokens_file
+from stableanimator_cli.train.dataset import open_dataset
+from tools.puppet_training.heldout import SIZE
+from tools.puppet_training.vae import half_precision
+
+_PART = 250  # people per folder of drawings
+_SEED = 31  # of the first folder
+
+
+def plan_of(out: Path, part: int, people: int, frames: int, fps: Fraction) -> PuppetPlan:
+    """What folder ``part`` of the drawings holds."""
+    return PuppetPlan(
+        folder=out / f"drawings-{part:03d}",
+        videos=min(_PART, people - part * _PART),
+        frames=frames,
+        size=SIZE,
+        fps=fps,
+        seed=_SEED + part,
+        framing="portrait",
+        reference_first=True,
+    )
+
+
+def draw_part(plan: PuppetPlan, out: Path, model: str) -> None:
+    """Draw one folder and make clip folders of it."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    write_puppets(plan)
+    entry = catalogue.open_model(model, require=("face",))
+    reader = FaceReader(entry.files["face"], entry.face_channel_order, "cpu")
+    write_clips(plan.folder, out / plan.folder.name.replace("drawings", "clips"), reader)
+
+
+@torch.no_grad()
+def encode_part(plan: PuppetPlan, clips: Path, model: str, device: str) -> int:
+    """Write the caches that are missing; returns how many clips that were."""
+    entry = catalogue.open_model(model)
+    load = loaders(entry, torch.float32, "distribution")
+    vae, encoder = load["vae"]().to(device), load["image_encoder"]().to(device)
+    digests = sha256_of(entry.files["vae"]), sha256_of(entry.files["image_encoder"])
+    written = 0
+    for clip in open_dataset([clips], least=2).clips:
+        latents = latents_file(clip, SIZE, vae=digests[0], resize="stretch")
+        tokens = tokens_file(clip, image_encoder=digests[1])
+        if latents.fits() and tokens.fits():
+            continue
+        scene = plan.scene(int(clip.name))
+        images = np.stack([frame.image for frame in (scene.reference(), *scene.clip())])
+        latents.write(_moments(vae, to_signed(images).to(device)))
+        tokens.write(encoder(pixel_values=clip_pixels(images).to(device)).image_embeds.half().cpu())
+        written += 1
+    return written
+
+
+def _moments(vae: Any, pixels: Tensor) -> Tensor:
+    with half_precision(pixels):
+        return vae.encode(pixels).latent_dist.parameters.half().cpu()
+
+
+def write_all(
+    out: Path, model: str, *, people: int, frames: int = 4, fps: Fraction = Fraction(2), device: str = "cpu",
+    workers: int = 1,
+) -> list[Path]:  # fmt: skip
+    """Write what is missing; returns the folders of clips."""
+    plans = [plan_of(out, part, people, frames, fps) for part in range(-(-people // _PART))]
+    if workers > 1:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            list(pool.map(draw_part, plans, [out] * len(plans), [model] * len(plans)))
+    folders = []
+    for plan in plans:
+        if workers == 1:
+            draw_part(plan, out, model)
+        folders.append(out / plan.folder.name.replace("drawings", "clips"))
+        print(f"{folders[-1]}: {encode_part(plan, folders[-1], model, device)} clips encoded", flush=True)
+    return folders
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.puppet_training.clips", description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", required=True, help="the model folder whose VAE encodes")
+    parser.add_argument("--people", type=int, required=True)
+    parser.add_argument("--frames", type=int, default=4, help="per clip, beside the reference")
+    parser.add_argument("--fps", type=Fraction, default=Fraction(2), help="2: far apart, for training on single images")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    options = parser.parse_args(arguments)
+    write_all(
+        options.out, options.model, people=options.people, frames=options.frames, fps=options.fps,
+        device=options.device, workers=options.workers,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

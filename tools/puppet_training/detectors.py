@@ -1,0 +1,42 @@
+"""Train the networks that read figures with portraits in the mix: ``python -m tools.puppet_training.detectors``.
+
+``pose`` and ``person`` lose by the portrait framing (the face detector and both recognisers do not). Arguments, drawing,
+checkpoints and files are those of ``stableanimator_cli.puppets.train_detectors``.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+from stableanimator_cli.puppets.train_boxes import FaceTask, PersonTask
+from stableanimator_cli.puppets.train_data import Recipe, draw_frames
+from stableanimator_cli.puppets.train_detectors import guarded, parse, run
+from stableanimator_cli.puppets.train_pose import PoseTask
+
+FRAMES = Recipe(name="frames-portraits", shards=240, draw=partial(draw_frames, portraits=0.35))
+
+
+class Pose(PoseTask):
+    recipes = (FRAMES,)
+
+
+class Person(PersonTask):
+    recipes = (FRAMES,)
+
+
+class Face(FaceTask):
+    recipes = (FRAMES,)
+
+
+TASKS = (Pose, Person, Face)
+
+
+def main() -> None:
+    options = parse(None, [task.name for task in TASKS], "Train the detectors with portraits in the mix.")
+    chosen = [task for task in TASKS if not options.tasks or task.name in options.tasks]
+    run(chosen, options.work, options.out, threads=options.threads, workers=options.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,7 +1,7 @@
 """Train the networks that read figures with portraits in the mix: ``python -m tools.puppet_training.detectors``.
 
-``pose`` and ``person`` lose by the portrait framing (the face detector and both recognisers do not). Arguments, drawing,
-checkpoints and files are those of ``stableanimator_cli.puppets.train_detectors``.
+``pose`` and ``person`` lose by the portrait framing; the face detector and both recognisers do not. Arguments,
+files, drawing and checkpoints are those of ``stableanimator_cli.puppets.train_detectors``.
 """
 
 from __future__ import annotations

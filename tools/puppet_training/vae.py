@@ -58,7 +58,7 @@ class Trainer:
             set_channels_last(network)
         self.average.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.vae.parameters(), self.options.lr, (0.9, 0.98), weight_decay=1e-4)
-        self.judge_optimizer = torch.optim.Adam(self.judge.parameters(), 2e-4, (0.5, 0.95))
+        self.judge_optimizer = torch.optim.Adam(self.judge.parameters(), betas=(0.5, 0.95))
 
     def lr(self) -> float:
         share = min(1.0, self.step / self.options.steps)
@@ -119,6 +119,8 @@ class Trainer:
         with half if self.options.half_judge else nullcontext():
             yes, no = self.judge(torch.cat([real, fake]))[1].float().chunk(2)
             loss = 0.5 * ((yes - 1).square().mean() + no.square().mean())
+        for group in self.judge_optimizer.param_groups:
+            group["lr"] = self.options.judge_lr
         self.judge_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.judge_optimizer.step()
@@ -226,6 +228,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--perceptual", type=float, default=0.2, help="weight of the perceptual term")
     parser.add_argument("--adversarial", type=float, default=0.4, help="the adversary's share of the gradient")
     parser.add_argument("--matching", type=float, default=2.0, help="weight of the discriminator's features")
+    parser.add_argument("--judge-lr", type=float, default=1e-3, help="learning rate of the discriminator")
     parser.add_argument("--half-judge", action="store_true", help="bfloat16 in the discriminator")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw")

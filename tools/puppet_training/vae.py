@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKLTemporalDecoder
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ from tools.puppet_training.networks import Discriminator, Features, open_vae, se
 
 MODEL = Path("models/puppet")
 _WARM_UP = 60  # steps of a growing learning rate
-_ALONE = 100  # steps in which only the discriminator learns from its loss
+ALONE = 100  # steps in which only the discriminator learns from its loss
 _EMA = 0.998
 _KL = 2e-4
 
@@ -45,8 +46,8 @@ class Trainer:
     """The networks, their optimisers and the step that comes next."""
 
     options: argparse.Namespace
-    vae: nn.Module
-    average: nn.Module
+    vae: AutoencoderKLTemporalDecoder
+    average: AutoencoderKLTemporalDecoder
     judge: Discriminator
     features: Features
     step: int = 0
@@ -93,12 +94,12 @@ class Trainer:
         free = decoded.detach().requires_grad_()
         total, numbers = self.losses(free, pixels, weight)
         gradient = torch.autograd.grad(total, free)[0]
-        if self.options.adversarial and self.step >= _ALONE:
+        if self.options.adversarial and self.step >= ALONE:
             with half if self.options.half_judge else nullcontext():
                 with torch.no_grad():
                     real = self.judge(pixels)[0]
                 fake, logits = self.judge(free)
-                matched = sum((a - b).abs().mean() for a, b in zip(fake, real, strict=True))
+                matched = torch.stack([(a - b).abs().mean() for a, b in zip(fake, real, strict=True)]).sum()
                 fooled = ((logits.float() - 1).square() * F.interpolate(weight, logits.shape[-2:], mode="area")).mean()
                 adversary = torch.autograd.grad(fooled + self.options.matching * matched, free)[0]
             # Both gradients meet at the pixels, the adversary's as a share of the reconstruction's (Esser et al.).
@@ -169,7 +170,7 @@ class Trainer:
     def export(self, path: Path) -> None:
         """Write the averaged VAE as ``models/puppet`` holds one: float16, latents of unit deviation over portraits."""
         frames = pixels_of(sample_frames(32)).to(self.options.device)
-        state = unit_latents(self.average, frames)  # type: ignore[arg-type]
+        state = unit_latents(self.average, frames)
         with atomic_write(path) as temp:
             save_file({name: tensor.half().contiguous().cpu() for name, tensor in state.items()}, temp)
 
@@ -187,7 +188,7 @@ def pixels_of(frames: list[PuppetFrame]) -> Tensor:
 
 
 @torch.no_grad()
-def decode_means(vae: nn.Module, frames: list[PuppetFrame], device: str) -> list[np.ndarray]:
+def decode_means(vae: AutoencoderKLTemporalDecoder, frames: list[PuppetFrame], device: str) -> list[np.ndarray]:
     """Encode each frame and decode the middle of its posterior: uint8 images."""
     out = []
     for pixels in pixels_of(frames).to(device).split(1):
@@ -198,7 +199,7 @@ def decode_means(vae: nn.Module, frames: list[PuppetFrame], device: str) -> list
     return out
 
 
-def evaluate(vae: nn.Module, frames: list[PuppetFrame], device: str, sheet: Path | None) -> str:
+def evaluate(vae: AutoencoderKLTemporalDecoder, frames: list[PuppetFrame], device: str, sheet: Path | None) -> str:
     """Faces of unseen people through the VAE, in one line; ``sheet`` shows the first ones, target over output."""
     images = decode_means(vae, frames, device)
     scores = np.array(

@@ -15,14 +15,15 @@ from typing import Any
 QUOTED = 200
 """Most characters of one thing that a message quotes: a path, a value."""
 _LINE = 1500  # characters of a whole message
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _LONG_WORD = re.compile(rf"\S{{{QUOTED + 1},}}")
 
 
 def plain(text: object, longest: int = _LINE) -> str:
     """``text`` as one line that any terminal shows: control characters escaped, long words and a long line cut in
     their middle, so that the end of a path is still there."""
-    line = _UNPRINTABLE.sub(_escape, str(text))
+    line = str(text)
+    if not line.isprintable():
+        line = "".join(sign if sign.isprintable() else _escape(sign) for sign in line)
     return cut(_LONG_WORD.sub(lambda word: cut(word[0], QUOTED), line), longest)
 
 
@@ -34,11 +35,10 @@ def cut(text: str, longest: int = QUOTED) -> str:
     return f"{text[: longest - end - 3]}...{text[-end:]}"
 
 
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8, as Python holds it
-        return f"\\x{code - 0xDC00:02x}"
-    return found[0].encode("unicode_escape").decode()
+def _escape(sign: str) -> str:
+    if "\udc80" <= sign <= "\udcff":  # a byte of a file name that is not UTF-8, as Python holds it
+        return f"\\x{ord(sign) - 0xDC00:02x}"
+    return sign.encode("unicode_escape").decode()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

@@ -93,6 +93,8 @@ def sha256_of(path: Path) -> str:
     """sha256 of a file, or of a folder's visible files by name and content in natural order. ``BadInput`` names a file
     that cannot be read."""
     if not path.is_dir():
+        if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
+            raise BadInput.because(path, "it is not a regular file", hint="write its content to a file and name that")
         with translate_os_errors(path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     whole = hashlib.sha256()

@@ -30,6 +30,7 @@ from stableanimator_cli.errors import (
         ("d\udcffnce.mp4", "d\\xffnce.mp4"),
         ("\ud83d", "\\ud83d"),
         ("right\u202eto left\u2028line", "right\\u202eto left\\u2028line"),
+        ("no\ufeffthing\u200b", "no\\ufeffthing\\u200b"),
         ("grüße 日本 ×", "grüße 日本 ×"),
     ],
 )

@@ -22,6 +22,7 @@ from stableanimator_cli.files import (
     json_text,
     locked_output,
     require_file,
+    sha256_of,
 )
 from tests.conftest import ROOT
 
@@ -152,3 +153,8 @@ def test_json_of_names_that_are_not_utf8() -> None:
     text = json_text({"path": "d\udcffnce/ü.mp4"})
     assert text == '{"path": "d\\udcffnce/ü.mp4"}\n'
     assert json.loads(text.encode()) == {"path": "d\udcffnce/ü.mp4"}
+
+
+def test_a_digest_of_what_has_no_end_is_refused() -> None:
+    with pytest.raises(BadInput, match="/dev/zero: it is not a regular file"):
+        sha256_of(Path("/dev/zero"))

@@ -105,6 +105,9 @@ def replay(video: Path, *, output: Path | None = None, talk: Talk | None = None)
             f"{video}: cannot be repeated: {'; '.join(changed)}",
             hint=f"`sa replay` wants the files that {file} names, as they were, in the folder where the run was",
         )
+    if video.exists() and sha256_of(require_file(video, "a video")) != told["output"]["sha256"]:
+        for _ in open_clip(video).frames():  # the frames are compared at the end: a damaged file ends the run now
+            pass
     machine = tuple(_machine(config, told))
     if machine:
         talk.warn(f"not the machine of then: {'; '.join(machine)}; other bytes would be no wonder")

@@ -13,6 +13,7 @@ from pathlib import Path
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import natural_key, require_file
 from stableanimator_cli.media_picture import SUFFIXES as PICTURES
+from stableanimator_cli.readers import read_text
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
 LISTS = (".txt",)
@@ -75,12 +76,11 @@ def _named(path: Path) -> Iterator[tuple[Path, Path]]:
     if path.suffix.lower() not in LISTS:
         yield path, Path(path.name)
         return
-    try:
-        lines = [line.split("#", 1)[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(path, f"a list that cannot be read ({error})", "a path a line, in UTF-8") from None
+    lines = [line.split("#", 1)[0].strip() for line in read_text(path, "a list with a path a line").splitlines()]
     if not any(lines):
         raise BadInput(path, "a list without paths", "a path a line")
+    if any("\0" in line for line in lines):
+        raise BadInput(path, "a null character", "a path a line")
     for line in filter(None, lines):
         place = path.parent / Path(line).expanduser()
         # What a list names is not looked at here: one missing file in a thousand belongs in the report.

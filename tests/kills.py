@@ -28,11 +28,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 import stableanimator_cli.animate.carrying
+import stableanimator_cli.evaluate.compare
 import stableanimator_cli.preprocess.run
 import stableanimator_cli.train.run  # noqa: F401  what runs import, once for all
 from stableanimator_cli.__main__ import main as sa
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.interchange import save_motion
+from tests.evaluate import samples as figures
+from tests.evaluate.samples import write
 from tests.preprocess import drawn
 from tests.train.clip_folders import write_clip
 from tests.waving import waving
@@ -128,7 +131,29 @@ class Demo(Verb):
         return {name: data for name, data in drawn.contents(output).items() if name != "demo.json"}
 
 
-VERBS: dict[str, type[Verb]] = {"preprocess": Preprocess, "animate": Animate, "train": Train, "demo": Demo}
+class Evaluate(Verb):
+    def __init__(self, place: Path) -> None:
+        os.environ["SA_HOME"] = str(place.parent / "home")  # what was seen of a video is remembered there
+        super().__init__(place)
+
+    def prepare(self) -> None:
+        for figure in range(3):
+            truth = write(self.place / "truth" / f"v{figure}.mp4", figures.drawn(figure, frames=24))
+            figures.changed(truth, self.place / "made" / f"v{figure}.mp4", figures.noisy(6))
+
+    def line(self, output: Path) -> list[str]:
+        sides = [str(self.place / side) for side in ("made", "truth")]
+        return ["evaluate", *sides, "-o", str(output), "--model", "puppet", "--device", "cpu"]
+
+    def outcome(self, output: Path) -> Any:
+        files = drawn.contents(output)
+        scores = json.loads(files.pop("scores.json"))
+        return files, {key: value for key, value in scores.items() if key not in ("output", "config")}
+
+
+VERBS: dict[str, type[Verb]] = {
+    "preprocess": Preprocess, "animate": Animate, "train": Train, "demo": Demo, "evaluate": Evaluate,
+}  # fmt: skip
 
 
 def kill(verb: Verb, kills: int, seed: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote
 
@@ -113,9 +114,9 @@ def _clip(scores: Scores, video: VideoScore, pictures: Sequence[Picture]) -> Ite
     yield f'<div class="clip" data-words="{html.escape(video.name.lower())}"><h3>{name}</h3><div class="both">'
     file = f"{video.name}.mp4"
     if (scores.output / FOLDER / file).is_file():
-        yield f'<video controls loop muted preload="none" src="{FOLDER}/{quote(file)}"></video>'
+        yield f'<video controls loop muted preload="none" src="{FOLDER}/{quote(os.fsencode(file))}"></video>'
     for picture in pictures:
-        source = f"{PICTURES}/{quote(picture.path.name)}"
+        source = f"{PICTURES}/{quote(os.fsencode(picture.path.name))}"
         yield (
             f'<figure><img loading="lazy" alt="frame {picture.frame} of {name}" src="{source}">'
             f"<figcaption>{html.escape(picture.why)}</figcaption></figure>"

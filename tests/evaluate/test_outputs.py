@@ -1,0 +1,217 @@
+"""Nothing that a run reads is written over, nothing of others is replaced, and one bad video loses no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.errors import BadInput, BatchFailed
+from stableanimator_cli.evaluate import compare
+from stableanimator_cli.evaluate.observe import Observed, Observer
+from stableanimator_cli.evaluate.run import run
+from stableanimator_cli.evaluate.scores import Scores
+from stableanimator_cli.files import carries_mark, locked_output
+from stableanimator_cli.records import Clip
+from tests.evaluate.samples import changed, drawn, noisy, write
+
+
+def _never(flags: Any, settings: Any) -> None:
+    raise AssertionError("nothing is animated here")
+
+
+def _scored(made: Path, truth: Path, out: Path, **flags: Any) -> Scores:
+    """Without a model: pixels alone."""
+    scores = run(flags={"inputs": [made, truth], "output": out, **flags}, animate=_never)
+    assert isinstance(scores, Scores)
+    return scores
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> tuple[Path, Path]:
+    for figure in range(3):
+        truth = write(tmp_path / "truth" / f"v{figure}.mp4", drawn(figure, frames=4))
+        changed(truth, tmp_path / "made" / f"v{figure}.mp4", noisy(6))
+    return tmp_path / "made", tmp_path / "truth"
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_ground_truth_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sa evaluate made videos -o .` and `sa evaluate --bench bn -o bn` put side-by-side videos in its place."""
+    for folder in ("made", "videos", "bn/videos"):
+        write(tmp_path / folder / "a.mp4", drawn(0, frames=3))
+    before = _contents(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for flags in (
+        {"inputs": ["made", "videos"], "output": "."},
+        {"inputs": ["made", "videos"], "output": "videos/scores"},
+        {"bench": "bn", "output": "bn"},
+        {"bench": "bn", "output": "bn/videos"},
+        {"bench": "puppet", "output": "out", "rivals": "out/../."},
+        {"inputs": ["made", "videos"], "output": "poses", "poses": "poses/a.npz"},
+    ):
+        paths = {"output", "rivals", "poses"}
+        given: dict[str, Any] = {key: Path(str(value)) if key in paths else value for key, value in flags.items()}
+        with pytest.raises(BadInput, match=r"the output (is the same as|holds|lies in) the input"):
+            run(flags=given, animate=_never)
+    assert _contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["scores.json", "scores.csv", "scores.tex", "report.html", "curves.jsonl", "videos/v1.mp4", "pictures/v2.psnr.jpg"],
+)  # fmt: skip
+def test_a_file_of_others_stops_the_run_before_it_begins(sides: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "out" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(BadInput, match=f"{mine.name}: it exists and was not written by sa"):
+        _scored(*sides, tmp_path / "out")
+    assert _contents(tmp_path / "out") == {name: b"mine"}
+
+
+def test_all_files_carry_the_mark_and_are_replaced(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _scored(*sides, out)
+    assert len(_contents(out)) == 5 + 3 + 3
+    assert [path for path in out.rglob("*") if path.is_file() and not carries_mark(path)] == []
+    before = _contents(out)
+    _scored(*sides, out)
+    assert _contents(out) == before
+    changed(sides[1] / "v0.mp4", sides[0] / "v0.mp4", noisy(40))
+    _scored(*sides, out)
+    assert [name for name, data in _contents(out).items() if name.startswith("videos") and data != before[name]] == [
+        "videos/v0.mp4"
+    ]
+
+
+def test_one_run_at_an_output_and_none_leaves_an_empty_folder(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    held, refused = tmp_path / "held", pytest.raises(BadInput, match="it is being written by another `sa evaluate`")
+    with locked_output(held, "sa evaluate", folder=True), refused:
+        _scored(*sides, held)
+    with pytest.raises(BadInput, match="no such file"):
+        _scored(sides[0], tmp_path / "nowhere.mp4", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_run_left_is_removed(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "videos").mkdir(parents=True)
+    left = [out / ".scores.json.999999999.part", out / "videos" / ".v0.mp4.999999999.part"]
+    others = [out / f".scores.json.{os.getppid()}.part", out / ".notes.part", out / "a.999999999.part"]
+    for path in (*left, *others):
+        path.write_bytes(b"x")
+    _scored(*sides, out)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+
+
+def _cut(path: Path) -> None:
+    """Keep the index and the first frame, lose the rest."""
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"mdat") + 4
+    data[begin + (len(data) - begin) // 3 : -40] = bytes(len(data) - 40 - begin - (len(data) - begin) // 3)
+    path.write_bytes(data)
+
+
+def test_one_bad_video_loses_no_other(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    """It lost all at "5/6"."""
+    _cut(sides[0] / "v1.mp4")
+    scores = _scored(*sides, tmp_path / "out")
+    assert scores.exit_code == 7
+    assert [video.name for video in scores.videos] == ["v0", "v2"]
+    assert [one.name for one in scores.failed] == ["v1"]
+    told = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert told["failed"][0]["name"] == "v1"
+    assert "v1.mp4" in told["failed"][0]["message"]
+    assert scores.rows["ssim"].videos == 2
+
+
+def test_a_run_without_any_good_video_fails(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    for name in ("v0", "v1", "v2"):
+        _cut(sides[0] / f"{name}.mp4")
+    with pytest.raises(BatchFailed, match="none of 3 videos could be scored; the first is v0"):
+        _scored(*sides, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(BadInput, match=r"v0\.mp4"):
+        _scored(sides[0] / "v0.mp4", sides[1] / "v0.mp4", tmp_path / "out")
+
+
+@pytest.mark.parametrize("fault", ["size", "count", "garbage", "picture", "poses"])
+def test_all_pairs_are_checked_before_the_first_is_scored(
+    sides: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def score(*given: Any) -> None:
+        raise AssertionError("scored")
+
+    monkeypatch.setattr(compare.Scorer, "score", score)
+    last, flags = sides[0] / "v2.mp4", {}
+    if fault == "size":
+        write(last, drawn(2, frames=4, size=(64, 96)))
+    elif fault == "count":
+        write(last, drawn(2, frames=5))
+    elif fault == "garbage":
+        last.write_bytes(b"no video")
+    else:
+        flags = {"reference_picture" if fault == "picture" else "poses": tmp_path / "given"}
+        (tmp_path / "given").mkdir()
+        for n in range(3):
+            (tmp_path / "given" / f"v{n}.{'png' if fault == 'picture' else 'npz'}").write_bytes(b"junk")
+    with pytest.raises(BadInput):
+        _scored(*sides, tmp_path / "out", **flags)
+
+
+def test_an_identical_frame_is_counted_and_left_out_of_psnr(tmp_path: Path) -> None:
+    truth = write(tmp_path / "truth.mp4", drawn(0, frames=4))
+    change = noisy(6)
+    one = changed(truth, tmp_path / "one.mp4", lambda index, frame: frame if index == 2 else change(index, frame))
+    scores = _scored(one, truth, tmp_path / "out")
+    video = scores.videos[0]
+    assert video.counts["psnr"] == 3
+    assert 25 < video.values["psnr"] < 45
+    known = [value for value in video.curves["psnr"] if value is not None]
+    assert video.values["psnr"] == pytest.approx(np.mean(known), abs=1e-4)
+    assert scores.rows["psnr"].about["identical_frames"] == 1
+    assert any("1 of 4 frames equal" in note for note in video.notes)
+    assert any("(1 identical frames left out)" in row[1] for row in scores.table()[1])
+    assert video.counts["psnr_disco"] == 4
+
+
+def test_csim_is_not_asked_of_frames_whose_truth_shows_no_face(
+    sides: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A face that the prediction invents in a frame without one must count nowhere."""
+    vector = np.eye(512, dtype=np.float32)
+    nobody = np.full(512, np.nan, np.float32)
+    faces = {"made": [vector[0], vector[1], vector[1], nobody], "truth": [vector[0], vector[0], nobody, vector[0]]}
+
+    def observe(self: Observer, clip: Clip, talk: Any, *, sha256: str | None = None) -> Observed:
+        own = np.stack(faces[clip.path.parent.name])
+        return Observed(own=own, judge=own, points=np.zeros((4, 134, 3), np.float32), size=clip.size)
+
+    monkeypatch.setattr(Observer, "observe", observe)
+    monkeypatch.setattr(Observer, "vectors", lambda self, picture: (vector[0], vector[0]))
+    scores = _scored(sides[0] / "v0.mp4", sides[1] / "v0.mp4", tmp_path / "out", model="puppet")
+    (video,) = scores.videos
+    for name in ("csim_ref", "csim_gt", "csim_ref_judge", "csim_gt_judge"):
+        assert (video.values[name], video.counts[name]) == (0.5, 2), name  # frames 0 and 1
+        assert (video.values[f"{name}_zero"], video.counts[f"{name}_zero"]) == (pytest.approx(1 / 3), 3), name
+    assert video.values["face_rate"] == pytest.approx(2 / 3)
+
+
+def test_names_that_are_no_text_are_scored(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    name = os.fsdecode(b"v\xff\n&.mp4")
+    for side in sides:
+        shutil.copy(side / "v0.mp4", side / name)
+    scores = _scored(*sides, tmp_path / "out")
+    assert len(scores.videos) == 4
+    json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))
+    (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ On the ``meta`` device nothing is computed and nothing allocated, so a network o
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
+from stableanimator_cli.engine.throughput import Call, call_of
 from stableanimator_cli.nets import time_conv
 
 
@@ -60,7 +62,8 @@ class AliveBytes(TorchDispatchMode):
 
 
 class Flops(TorchDispatchMode):
-    """Within it ``total`` grows by the FLOPs of each operator, two for a multiplication and an addition.
+    """Within it ``total`` grows by the FLOPs of each operator, two for a multiplication and an addition; ``calls`` says
+    how many of them each operator has at each shape.
 
     The formulas are torch's. Its own counter also follows modules, through hooks that keep every graph with
     checkpoints alive until it is left; this one lets go of what the work lets go of.
@@ -69,6 +72,7 @@ class Flops(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+        self.calls: Counter[Call] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -78,7 +82,11 @@ class Flops(TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if result is NotImplemented else result
         result = func(*args, **kwargs)
-        self.total += formula(*args, **kwargs, out_val=result)
+        work = formula(*args, **kwargs, out_val=result)
+        self.total += work
+        call = call_of(func, args, kwargs)
+        if call is not None:
+            self.calls[call] += work
         return result
 
 

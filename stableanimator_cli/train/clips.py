@@ -45,22 +45,14 @@ class TrainingClip:
 
     def pictures(self, frames: Sequence[int]) -> dict[int, np.ndarray]:
         """The frames uint8[h,w,3] RGB by number. Of a folder of pictures only these are read; a video is decoded from
-        its start to the last of them. ``BadInput`` where it ends before that or a frame has another size."""
+        the key frames before them, or from its start if it was cut, resampled or cannot be sought in. ``BadInput``
+        where it ends before that or a frame has another size."""
         wanted = set(frames)
         files = self._files()
         if files is None:
-            found = {}
-            stream = self.video().frames()
-            try:
-                for number, (_, picture) in enumerate(stream):
-                    if number in wanted:
-                        found[number] = picture
-                    if len(found) == len(wanted):
-                        break
-            finally:
-                close = getattr(stream, "close", None)
-                if close is not None:
-                    close()
+            found = self._sought(frames)
+            if found is None:
+                found = self._decoded(wanted)
         else:
             found = {number: read_picture(files[number]) for number in wanted if number < len(files)}
         missing = wanted - set(found)
@@ -72,6 +64,31 @@ class TrainingClip:
             if picture.shape[1::-1] != self.size:
                 sides = f"{picture.shape[1]}x{picture.shape[0]} pixels"
                 raise BadInput(self.path, sides, "{}x{}".format(*self.size), frame=number, hint=_CHANGED)
+        return found
+
+    def _sought(self, frames: Sequence[int]) -> dict[int, np.ndarray] | None:
+        if self.folder is None:
+            return None
+        options, source = self.folder.record["options"], self.folder.source
+        if not source.is_file() or options.get("frames") or options.get("fps"):
+            return None
+        from stableanimator_cli.media_seek import frames_at
+
+        return frames_at(source, frames, self.frames)
+
+    def _decoded(self, wanted: set[int]) -> dict[int, np.ndarray]:
+        found: dict[int, np.ndarray] = {}
+        stream = self.video().frames()
+        try:
+            for number, (_, picture) in enumerate(stream):
+                if number in wanted:
+                    found[number] = picture
+                if len(found) == len(wanted):
+                    break
+        finally:
+            close = getattr(stream, "close", None)
+            if close is not None:
+                close()
         return found
 
     def _files(self) -> list[Path] | None:

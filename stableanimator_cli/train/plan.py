@@ -14,13 +14,14 @@ from stableanimator_cli.config import DeviceConfig, to_toml
 from stableanimator_cli.config_train import StageConfig, TrainConfig
 from stableanimator_cli.engine.counting import Flops
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
+from stableanimator_cli.engine.throughput import flops_per_second
 from stableanimator_cli.engine.training_memory import choose, predict
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.dataset import Dataset
 from stableanimator_cli.train.stages import settings_of
 
-_SHARE = 0.45  # of a large matrix product's speed that a training step reaches, as measured for these networks
-_SIDE = 1024  # of the matrices that are multiplied to find that speed
+_SHARE = 0.6  # of a step's time that its products take; norms, activations and the optimiser take the rest
+_SIDE = 1024  # of the matrices that are multiplied where none of a network's operators can be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +32,10 @@ class TrainPlan:
 
     @classmethod
     def of(cls, config: TrainConfig, model: ModelFolder, dataset: Dataset, *, ranks: int = 1) -> TrainPlan:
-        """One row a stage: its memory, and the work of its steps at the speed that this device multiplies with."""
+        """One row a stage: its memory, and the work of its steps at the speed at which this device computes the
+        largest of its operators. The hours are an estimate."""
         plan = DevicePlan.of(DeviceConfig(device=config.device))
-        speed = _speed(plan.device, DTYPES[config.memory.dtype])
-        rows = [_row(config, stage, model, ranks, plan.device, speed) for stage in config.stage or ()]
+        rows = [_row(config, stage, model, ranks, plan.device) for stage in config.stage or ()]
         return cls(
             data={
                 "model": model.name,
@@ -64,7 +65,7 @@ class TrainPlan:
                 f"{row['train']}, about {_hours(row['hours'])}"
             )
             lines.append(f"memory     {row['memory']}")
-        return "\n".join([*lines, f"in all     {data['steps']} steps, about {_hours(data['hours'])}"])
+        return "\n".join([*lines, f"in all     {data['steps']} steps, about {_hours(data['hours'])} (an estimate)"])
 
 
 def fitted(config: TrainConfig, model: ModelFolder, *, ranks: int) -> TrainConfig:
@@ -106,7 +107,7 @@ def _given(config: TrainConfig, stage: StageConfig, ranks: int) -> dict[str, Any
 
 
 def _row(
-    config: TrainConfig, stage: StageConfig, model: ModelFolder, ranks: int, device: torch.device, speed: float
+    config: TrainConfig, stage: StageConfig, model: ModelFolder, ranks: int, device: torch.device
 ) -> dict[str, Any]:
     micro = min(config.memory.micro or stage.batch, max(1, stage.batch // ranks))
 
@@ -115,6 +116,8 @@ def _row(
         memory = predict(model, settings, micro=micro, on_cpu=on_cpu, **_given(config, stage, ranks))
     steps = stage.steps or 0
     work = counter.total * (stage.batch / ranks / micro)
+    dtype = DTYPES[config.memory.dtype]
+    speed = flops_per_second(counter.calls, device, dtype) or _speed(device, dtype)
     return {
         "name": stage.name,
         "steps": steps,
@@ -124,6 +127,7 @@ def _row(
         "bytes": memory.total,
         "memory": memory.describe(),
         "flops_a_step": work,
+        "flops_per_second": speed,
         "hours": steps * work / (speed * _SHARE) / 3600,
     }
 

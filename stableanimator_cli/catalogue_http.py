@@ -237,10 +237,11 @@ def _unusable(entry: Entry, row: WeightFile | Archive, why: str) -> ModelMissing
 
 
 def _refused(entry: Entry, url: str, status: int) -> ModelMissing:
+    source = entry.source or "its publisher's page"
     if status in (401, 403):
-        hint = f"accept the publisher's terms at {entry.source}, then set HF_TOKEN; or fetch it by hand and import it"
+        hint = f"accept the publisher's terms at {source}, then set HF_TOKEN; or fetch it by hand and import it"
     else:
-        hint = f"the address may have moved: look at {entry.source}, then `sa models import FOLDER`"
+        hint = f"the address may have moved: look at {source}, then `sa models import FOLDER`"
     many = " (too many redirects)" if 300 <= status < 400 else ""
     return ModelMissing(f"{entry.name}: {redacted(url)}: the server answered {status}{many}", hint=hint)
 

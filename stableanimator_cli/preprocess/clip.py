@@ -43,7 +43,6 @@ from stableanimator_cli.preprocess import layout_upstream
 from stableanimator_cli.preprocess.clip_entries import (
     check_clip_replaceable,
     remove_clip,
-    remove_leftovers,
     replace_clip,
     temporary,
 )
@@ -131,7 +130,6 @@ def make_clip(
         others = [out / other for other in places_of(source, config) if out / other != place]
         for other in (place, *others):
             check_clip_replaceable(other)
-            remove_leftovers(other)
         part = temporary(place)
         with translate_os_errors(out):
             part.mkdir(parents=True)

@@ -7,10 +7,9 @@ names the entry.
 
 from __future__ import annotations
 
-import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -82,13 +81,18 @@ def temporary(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.{os.getpid()}.part")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed runs left of the clip ``folder``. Call it with the output locked. A folder of such a name with
-    anything else in it stays as it is."""
-    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*"):
-        named = re.fullmatch(r"\.\d+\.(part|old)", left.name[len(folder.name) + 1 :])
-        if named and left.is_dir() and not left.is_symlink() and all(ours for _, ours in _entries(left)):
-            _remove(left)
+def remove_leftovers(folders: Iterable[Path]) -> None:
+    """Remove what killed runs left of the clips ``folders``. Call it with the output locked. A folder of such a name
+    with anything else in it stays as it is."""
+    clips_in: dict[Path, set[str]] = {}
+    for folder in folders:
+        clips_in.setdefault(folder.parent, set()).add(folder.name)
+    for parent, names in clips_in.items():
+        for left in sorted(parent.glob(".*.*")):
+            named = re.fullmatch(r"\.(.+)\.\d+\.(part|old)", left.name)
+            known = named is not None and named[1] in names and left.is_dir() and not left.is_symlink()
+            if known and all(ours for _, ours in _entries(left)):
+                _remove(left)
 
 
 def _entries(folder: Path, digest: str | None = None) -> Iterator[tuple[Path, bool]]:

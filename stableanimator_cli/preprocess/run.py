@@ -21,7 +21,8 @@ from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import largest, parse_person
 from stableanimator_cli.preprocess import convert, layout_upstream, lint, workers
-from stableanimator_cli.preprocess.clip import Outcome, failure_path, finished, key_of, source_digest
+from stableanimator_cli.preprocess.clip import Outcome, failure_path, finished, key_of, places_of, source_digest
+from stableanimator_cli.preprocess.clip_entries import remove_leftovers
 from stableanimator_cli.preprocess.inputs import Source, find_sources, share
 from stableanimator_cli.preprocess.outputs import check_files, check_folder, check_reports, inputs_of, poses_files
 from stableanimator_cli.preprocess.poses import aligned, detect_motion, read_reference, write_poses, write_preview
@@ -204,6 +205,7 @@ def _many(
 ) -> PreprocessReport:
     mine = share(sources, config.shard)
     task = Task(config=config, model=model, networks=networks, out=out, threads=_threads(config))
+    remove_leftovers(out / place for source in mine for place in places_of(source, config))
     started = time.perf_counter()
     outcomes: dict[str, Outcome] = {}
     if config.ray is not None:

@@ -43,6 +43,7 @@ def write_clips(puppets: Path, out: Path, reader: FaceReader, talk: Talk | None 
     if not records:
         raise BadInput(puppets, "no truth/*.json", "a folder of `sa puppets`", hint="sa puppets DIR --videos N")
     talk = talk or Silent()
+    remove_leftovers(out / path.stem for path in records)
     network = sha256_of(reader.recogniser_file)
     with talk.progress(len(records), "clips", "clip") as bar:
         for path in records:
@@ -59,7 +60,6 @@ def _write_clip(puppets: Path, path: Path, place: Path, reader: FaceReader, netw
     files = {name: puppets / truth.fields("files").text(name) for name in ("video", "motion", "faces")}
     video, motion = files["video"], load_motion(files["motion"])
     check_clip_replaceable(place)
-    remove_leftovers(place)
     part = temporary(place)
     part.mkdir(parents=True)
     known = read_npz(files["faces"], "faces of a puppet")

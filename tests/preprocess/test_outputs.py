@@ -86,6 +86,15 @@ def test_a_copied_folder_of_pictures_is_replaced_only_as_it_was(preprocess, tmp_
     assert preprocess(tmp_path / "p", output=tmp_path / "out", source="copy", smooth=3.0).made == 1
 
 
+def test_what_a_run_that_was_killed_at_the_end_left_goes_too(preprocess, video, tmp_path):
+    out = tmp_path / "out"
+    preprocess(video, output=out)
+    whole = drawn.clips_of(out)
+    shutil.copytree(out / "a", out / ".a.77.old", symlinks=True)
+    assert preprocess(video, output=out).kept == 1
+    assert drawn.clips_of(out) == whole
+
+
 def test_links_and_files_are_in_the_way_too(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
@@ -106,7 +115,7 @@ def test_leftovers_are_removed_and_folders_of_others_are_not(tmp_path):
     ):  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / inside).touch()
-    remove_leftovers(tmp_path / "a")
+    remove_leftovers([tmp_path / "a"])
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".a.14.part", ".a.b.15.part", ".a.part"]
 
 

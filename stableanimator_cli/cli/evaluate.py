@@ -43,7 +43,7 @@ TruncateOpt = Annotated[
     typer.Option(
         "--truncate",
         help=options.says(
-            "Let both videos end with the shorter; else unequal counts are an error.", _DEFAULTS, "truncate"
+            "Leave out frames without a counterpart and list them; else they are an error.", _DEFAULTS, "truncate"
         ),
     ),
 ]
@@ -80,7 +80,7 @@ DrawsOpt = Annotated[
     int | None,
     typer.Option(
         "--draws", metavar="N", min=100, max=1_000_000,
-        help=options.says("How often videos are drawn anew for the intervals.", _DEFAULTS, "draws"),
+        help=options.says("Draws of videos for the standard error of Frechet distances.", _DEFAULTS, "draws"),
     ),
 ]  # fmt: skip
 SeedOpt = Annotated[

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue, catalogue_store
 from stableanimator_cli.catalogue_import import import_folder
@@ -372,3 +373,13 @@ def test_too_little_room_is_known_before(tmp_path: Path, home: Path, monkeypatch
         import_folder(tmp_path / "w", copy=True)
     assert not list((home / "models").iterdir())
     assert import_folder(tmp_path / "w").taken  # a link needs none
+
+
+def test_a_conversion_has_the_same_bytes_every_time(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3), "b": torch.ones(2, 2)}, tmp_path / "w.pth")
+    made = set()
+    for index in range(12):
+        convert_to_safetensors(tmp_path / "w.pth", tmp_path / f"{index}.safetensors")
+        made.add((tmp_path / f"{index}.safetensors").read_bytes())
+    assert len(made) == 1
+    assert load_file(tmp_path / "0.safetensors")["b"].sum() == 4

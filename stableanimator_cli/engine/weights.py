@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import warnings
@@ -79,6 +80,7 @@ def convert_to_safetensors(source: Path, target: Path) -> None:
     partial = target.with_name(target.name + ".part")
     try:
         save_file(tensors, partial, metadata={"format": "pt", SOURCE_SHA256: sha256_of(source), "written_by": MARK})
+        _order_metadata(partial)
         partial.chmod(source.stat().st_mode)  # safetensors makes files that only their owner can read
         os.replace(partial, target)
     except SafetensorError as error:  # its words for what the system refused: "I/O error: ... (os error 28)"
@@ -86,6 +88,18 @@ def convert_to_safetensors(source: Path, target: Path) -> None:
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(target)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file in place: the library writes several keys in an order of chance."""
+    with path.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            stream.seek(8)
+            stream.write(text.ljust(length))
 
 
 def load(build: Callable[[], nn.Module], path: Path, dtype: torch.dtype) -> nn.Module:

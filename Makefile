@@ -34,8 +34,9 @@ lint: $(STAMP)
 
 # Fifteen kills of each verb, and three processes at one output: some minutes each.
 kills: $(STAMP)
-	$(BIN)/python -m tests.kills together 3 preprocess animate train demo
-	$(BIN)/python -m tests.kills kill 15 preprocess animate train
+	$(BIN)/python -m tests.kills together 3 preprocess animate train demo evaluate
+	$(BIN)/python -m tests.kills kill 15 preprocess animate train evaluate
+	$(BIN)/python -m tests.kills_models 15
 
 completions: $(STAMP)
 	$(BIN)/python -m tests.regen completions

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stableanimator_cli import catalogue, catalogue_store
 from stableanimator_cli.errors import BadInput, SaError
@@ -244,23 +244,46 @@ def _same_time(source: Path, target: Path) -> bool:
 
 
 def _converts_to(row: Planned, convert: Convert | None, target: Path) -> bool:
-    """Whether the conversion of ``row`` is ``target``, a file that does not record what it was made from."""
+    """Whether the conversion of ``row`` holds the tensors of ``target``, which does not record its source."""
     if convert is None:
         return False
     part = catalogue_store.staging(row.name, inside=True) / target.name
     _make(row, part, copy=False, convert=convert)
-    return _same_bytes(part, target)
+    return _same_tensors(part, target)
+
+
+def _same_tensors(first: Path, second: Path) -> bool:
+    """Whether two safetensors files hold the same tensors in the same order, whatever their metadata."""
+    headers = [_header(path) for path in (first, second)]
+    tables = [{name: row for name, row in table.items() if name != "__metadata__"} for table, _ in headers]
+    if tables[0] != tables[1]:
+        return False
+    with first.open("rb") as one, second.open("rb") as other:
+        for stream, (_, start) in zip((one, other), headers, strict=True):
+            stream.seek(start)
+        while True:
+            blocks = one.read(_CHUNK), other.read(_CHUNK)
+            if blocks[0] != blocks[1]:
+                return False
+            if not blocks[0]:
+                return True
 
 
 def _converted_from(path: Path) -> str | None:
-    """The digest of the pickle that a safetensors file was converted from, ``None`` where it records none."""
+    """The digest of the pickle that a safetensors file was converted from, ``None`` if it records none."""
+    metadata = _header(path)[0].get("__metadata__")
+    return metadata.get(SOURCE_SHA256) if isinstance(metadata, dict) else None
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file and where its tensors begin; empty for a file of another kind."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if path.suffix != ".safetensors" or not 0 < length <= min(_HEADER, path.stat().st_size):
-            return None
+            return {}, 0
         header = stream.read(length)
     try:
-        metadata = parse_json(header.decode("utf-8"), path, "the header of a safetensors file").get("__metadata__")
-        return metadata.get(SOURCE_SHA256)
-    except (SaError, UnicodeDecodeError, AttributeError):
-        return None
+        table = parse_json(header.decode("utf-8"), path, "the header of a safetensors file")
+    except (SaError, UnicodeDecodeError):
+        table = None
+    return (table, 8 + length) if isinstance(table, dict) else ({}, 0)

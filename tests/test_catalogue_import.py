@@ -8,13 +8,15 @@ import resource
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue, catalogue_store
 from stableanimator_cli.catalogue_import import import_folder
-from stableanimator_cli.catalogue_place import SOURCE_SHA256
+from stableanimator_cli.catalogue_place import SOURCE_SHA256, Convert
 from stableanimator_cli.engine.weights import convert_to_safetensors
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing
 from stableanimator_cli.files import sha256_of
@@ -266,6 +268,21 @@ def test_a_conversion_knows_its_source_whatever_its_time(tmp_path: Path, home: P
     assert import_folder(tmp_path / "w", convert=lambda a, b: b.write_bytes(b"made of two") and None).taken
     with pytest.raises(BadInput, match="holds other weights than"):
         import_folder(tmp_path / "w", convert=write_safe)
+
+
+def test_a_conversion_of_an_older_version_with_the_same_tensors_is_already_there(tmp_path: Path, home: Path) -> None:
+    def convert(values: list[float], metadata: dict[str, str] | None) -> Convert:
+        tensor = np.asarray(values, np.float32)
+        return lambda source, target: save_file({"w": tensor}, target, metadata)
+
+    write(tmp_path / "w/unet.pth", b"one")
+    target = home / "models/stableanimator/unet.safetensors"
+    target.parent.mkdir(parents=True)
+    convert([1, 2], None)(tmp_path, target)
+    newer = {"source_sha256": "0" * 64}
+    assert import_folder(tmp_path / "w", convert=convert([1, 2], newer)).taken[0].how == "already there"
+    with pytest.raises(BadInput, match="holds other weights than"):
+        import_folder(tmp_path / "w", convert=convert([1, 3], newer))
 
 
 # Links

@@ -17,7 +17,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.config import DeviceConfig
 from stableanimator_cli.config import parse_size as read_size
 from stableanimator_cli.config_train import StageConfig, TrainConfig
-from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.device import DevicePlan, float32_precision
 from stableanimator_cli.engine.training import export_configs
 from stableanimator_cli.errors import ConfigError, Interrupted, NoFace, SaError
 from stableanimator_cli.files import check_apart, locked_output
@@ -89,10 +89,12 @@ def _run(
     if plan_only:
         return _plan(config, fresh=resumed is None, talk=talk) if rank_here() == 0 else None
     accelerator = open_accelerator(config)
+    exact = float32_precision(tf32=False)  # torch's own default computes float32 convolutions in TF32 on a card
     if not accelerator.is_main_process:
-        _train(config, accelerator, Silent(), fresh=resumed is None)
+        with exact:
+            _train(config, accelerator, Silent(), fresh=resumed is None)
         return None
-    with locked_output(config.output, "sa train", folder=True):
+    with locked_output(config.output, "sa train", folder=True), exact:
         if resumed is None:
             resume.check_new(config.output)  # another one may have finished since
         return _train(config, accelerator, talk, fresh=resumed is None)

@@ -13,7 +13,7 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: demo test fuzz lint kills completions puppet puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations ablation-tables
+.PHONY: demo test fuzz lint kills completions puppet puppet-256 puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations ablation-tables
 
 demo: $(STAMP)
 	$(BIN)/sa demo
@@ -70,6 +70,11 @@ puppet: $(STAMP)
 	$(PUPPET_TRAIN) $(PUPPET_WORK)/fourth $(PUPPET_WORK)/clips $(PUPPET_OPENED) --model $(PUPPET_WORK)/third/model \
 		--config models/puppet/training/fourth.toml
 	$(BIN)/python -m stableanimator_cli.train.publish $(PUPPET_WORK)/fourth models/puppet
+
+# The next model, at 256x256, on portraits drawn on the fly. Interrupt at any time; the same command resumes.
+# ARGS="--device cuda --workers 14 --people 8000 --batch 128" for a GPU.
+puppet-256: $(STAMP)
+	$(BIN)/python -m tools.puppet_training $(PUPPET_WORK)-256 $(ARGS)
 
 puppet-figures: $(STAMP)
 	$(BIN)/python -m stableanimator_cli.bench.puppet_figures

@@ -46,6 +46,7 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
     )
     if world == 1:  # accelerate would take the first GPU, whichever was named
         if device.type == "cuda":
+            device = torch.device("cuda", device.index or 0)  # ``set_device`` refuses a device without a number
             torch.cuda.set_device(device)
         accelerator.state.device = device
     return accelerator

@@ -36,7 +36,11 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(accelerate, "Accelerator", Recorder)
     monkeypatch.setattr(DevicePlan, "of", plan)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.update(set_device=device))
+    def set_device(device: torch.device) -> None:
+        torch._utils._get_device_index(device)  # what torch calls: it raises for a device without a number
+        calls.update(set_device=device)
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
     return calls
 
 
@@ -49,6 +53,12 @@ def test_the_gpu_that_was_named_is_trained_on(recorded):
     assert accelerator.device == torch.device("cuda:1")
     assert recorded["set_device"] == torch.device("cuda:1")
     assert recorded["cpu"] is False
+
+
+def test_cuda_without_a_number_is_the_first_gpu(recorded):
+    accelerator = processes.open_accelerator(config("cuda"))
+    assert accelerator.device == torch.device("cuda:0")
+    assert recorded["set_device"] == torch.device("cuda:0")
 
 
 def test_processes_wait_longer_for_one_another_than_nccl_does_by_itself(recorded):

@@ -25,7 +25,9 @@ LONGEST = 64 << 30
 _SMALL = 1 << 20  # bytes that are always unpacked
 _CHUNK = 1 << 20
 # zipfile has no error of its own for half of what can be wrong with an archive
-_DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, LookupError, RuntimeError, MemoryError)
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, LookupError, RuntimeError, MemoryError,
+)  # fmt: skip
 
 
 def unpack(packed: Path, member: WeightFile, target: Path, label: str) -> None:

@@ -51,6 +51,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             if found is not None:
                 fp.close()
                 raise _Refused(f"the server redirects to {redacted(target)[:200]}, which is not followed: {found}")
+        fp.read = lambda *_: b""  # the library would read the body of a redirect whole, however long it is
         return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302

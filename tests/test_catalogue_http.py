@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import resource
@@ -60,6 +61,22 @@ def test_redirects_among_http_are_followed_and_circles_end(server: Server, tmp_p
     entry(tmp_path, row(f"{server.url}/w", path="v.bin"))
     with pytest.raises(ModelMissing, match="too many redirects"):
         catalogue_fetch.pull("m")
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_the_body_of_a_redirect_is_not_read(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original = http.client.HTTPResponse.read
+
+    def watched(self: http.client.HTTPResponse, amount: int | None = None) -> bytes:
+        read.append(self.status)
+        return original(self, amount)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", watched)
+    server.redirects, server.files = {"/w": "/b"}, {"/b": BODY}
+    entry(tmp_path, row(f"{server.url}/w"))
+    assert catalogue_fetch.pull("m")[0].read_bytes() == BODY
+    assert set(read) == {200}
 
 
 def test_https_leads_to_http_on_the_loopback_alone() -> None:
@@ -232,6 +249,12 @@ def test_an_archive_is_not_unpacked_beyond_the_recorded_or_the_absolute_size(
         catalogue_fetch.pull("m")
 
 
+def with_offset(body: bytes, offset: int) -> bytes:
+    """The zip with another place of its directory: files then lie before the beginning."""
+    end = body.rindex(b"PK\x05\x06") + 16
+    return body[:end] + offset.to_bytes(4, "little") + body[end + 4 :]
+
+
 def spoiled(find: bytes, put: bytes, body: bytes) -> bytes:
     assert find in body
     return body.replace(find, put)
@@ -246,6 +269,7 @@ def spoiled(find: bytes, put: bytes, body: bytes) -> bytes:
         (zipped(BODY, method=zipfile.ZIP_LZMA), "packed by method 14"),
         (spoiled(b"\x14\x00\x00\x00\x08\x00", b"\x14\x00\x01\x00\x08\x00", zipped(BODY)), "encryp"),
         (zipped(BODY)[:-30], "not a zip"),
+        (with_offset(zipped(BODY), 0x70000), "not a zip"),
         (spoiled(b"PK\x01\x02", b"PK\x01\x03", zipped(BODY)), "not a zip"),
         (zipped(BODY)[:60] + b"\xff" * 40 + zipped(BODY)[100:], "not a zip"),
     ],

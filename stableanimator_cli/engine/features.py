@@ -8,12 +8,12 @@ are compared with it; a network that is not here is a ``Missing``, a damaged one
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -209,8 +209,12 @@ def _checkpoint(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged file, which is refused in the next moment
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch.load raises whatever the damage makes it stumble over
         why = (str(error).splitlines() or ["it ends too early"])[0][:120]
         raise ModelDamaged(f"{path} cannot be read as a checkpoint ({why})", hint=_again("resnet3d")) from error
     inner = found.get("state_dict", found) if isinstance(found, Mapping) else None

@@ -32,7 +32,10 @@ from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
 
 _ALIGNMENT = 64  # bytes, of torch's CPU allocator
-_UNREADABLE = (SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError)
+_UNREADABLE = (  # torch.load raises whatever the damage makes it stumble over
+    SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
+    AssertionError, ArithmeticError, ImportError,
+)  # fmt: skip
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

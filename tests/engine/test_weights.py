@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from dataclasses import replace
@@ -149,6 +150,16 @@ def test_a_file_that_is_cut_says_so(tmp_path, form, kept):
 def test_a_page_saved_in_place_of_weights_is_not_called_a_pickle_with_code(tmp_path, name):
     path = tmp_path / name
     path.write_text("<!DOCTYPE html><html><body>Not found</body></html>")
+    with pytest.raises(ModelDamaged) as caught:
+        read_tensors(path)
+    one_line(caught.value, str(path), "cannot be read as weights")
+
+
+def test_a_file_from_before_torch_1_6_whose_table_of_storages_is_damaged(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
+    (key,) = set(re.findall(rb"\d{10,}", path.read_bytes()))
+    path.write_bytes(path.read_bytes().replace(key, b"9" * len(key), 1))  # torch raises an AssertionError
     with pytest.raises(ModelDamaged) as caught:
         read_tensors(path)
     one_line(caught.value, str(path), "cannot be read as weights")

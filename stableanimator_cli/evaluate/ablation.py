@@ -28,7 +28,7 @@ from stableanimator_cli.evaluate.compare import Measured, measuring
 from stableanimator_cli.evaluate.face_paste import pasted
 from stableanimator_cli.evaluate.scores import Row, Scores, Table, within
 from stableanimator_cli.evaluate.side_by_side import files_of
-from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF, METRICS, OWN_TITLES, ablation
+from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF, METRICS, OWN_TITLES, ablation, ablation_lines
 from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.metrics.bootstrap import interval
 from stableanimator_cli.talk import Talk
@@ -110,7 +110,8 @@ def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores
             raise_if_none(measured.failed, len(measured.videos))
             failed += [replace(one, name=f"{name}/seed-{seed}/{one.name}") for one in measured.failed]
             by_seed.setdefault(name, []).append(measured)
-    shown = {variant: _over_seeds(runs) for variant, runs in by_seed.items()}
+    weighted = bench.rules.mean == "frames"
+    shown = {variant: _over_seeds(runs, weighted) for variant, runs in by_seed.items()}
     tables: list[Table] = [
         ablation(table, shown, [case.name for case in cases]),
         ("notes to the table", ["note"], [[note] for note in _notes(config, bench.rules.name, by_seed)]),
@@ -124,15 +125,16 @@ def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores
         },
     }
     last = by_seed.get(OURS, next(iter(by_seed.values())))[0]
-    return bench.finish(replace(last, failed=tuple(failed)), about, tables)
+    lines = ablation_lines(table, shown)
+    return bench.finish(replace(last, failed=tuple(failed)), about, tables, lines=lines)
 
 
-def _over_seeds(
-    runs: Sequence[Measured],
-) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:
+def _over_seeds(runs: Sequence[Measured], weighted: bool) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:
     """Rows of the mean over seeds, with intervals over videos, each video's value being its mean over seeds: seeds are
-    no independent videos. Metrics of sets have the range over seeds instead."""
+    no independent videos. ``weighted``: the mean shown is over frames. Metrics of sets have the range over seeds
+    instead."""
     known = set.intersection(*({video.name for video in run.videos} for run in runs))
+    shared = [[video for video in run.videos if video.name in known] for run in runs]
     rows: dict[str, Row] = {}
     intervals: dict[str, tuple[float, float]] = {}
     for name in dict.fromkeys(name for names in METRICS.values() for name in names):
@@ -140,12 +142,11 @@ def _over_seeds(
             continue
         values = [run.rows[name].shown for run in runs]
         rows[name] = replace(runs[0].rows[name], shown=float(np.mean(values)))
-        table = np.array(
-            [[video.values.get(name, np.nan) for video in run.videos if video.name in known] for run in runs]
-        )
+        table = np.array([[video.values.get(name, np.nan) for video in videos] for videos in shared])
+        counts = np.array([[video.counts.get(name, 0) for video in videos] for videos in shared])
         found = None
         if np.isfinite(table).all(axis=0).any():
-            found = within(rows[name].spec, interval(table.mean(axis=0)))
+            found = within(rows[name].spec, interval(table.mean(axis=0), counts.mean(axis=0) if weighted else None))
         elif len(values) > 1:
             found = min(values), max(values)
         if found is not None:

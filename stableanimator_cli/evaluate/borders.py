@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,15 +17,22 @@ _MOST = 10_000_000  # frames of an output
 _WINDOW = re.compile(r"window \d+: ([\d, -]+)")
 
 
-def read_record(video: Path) -> dict[str, Any] | None:
-    """The run record beside a video, None where there is none that is ours."""
-    if video.is_dir():
+def read_record(video: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any] | None:
+    """The run record beside a video, None where there is none that is ours. ``warn`` is called with a sentence about a
+    file in its place that cannot be read, or is ours and damaged: it counts as none."""
+    path = video.with_suffix(".json")
+    if video.is_dir() or not os.path.lexists(path):
         return None
+    problem = None
     try:
-        record = read_json(video.with_suffix(".json"), "the record of a run", nan=True)
-    except BadInput:
-        return None
-    ours = isinstance(record, dict) and "stableanimator-cli" in record and isinstance(record.get("output"), dict)
+        record = read_json(path, "the record of a run", nan=True)
+    except BadInput as error:
+        record, problem = None, error.message
+    ours = isinstance(record, dict) and "stableanimator-cli" in record
+    if ours and not isinstance(record.get("output"), dict):
+        ours, problem = False, f"{path}: a run record without its output"
+    if problem is not None and warn is not None:
+        warn(f"the run record beside the video is damaged and not used: {problem}")
     if not ours:
         return None
     return {**record, "config": _table(record.get("config")), "peak_bytes": _table(record.get("peak_bytes"))}
@@ -33,7 +42,7 @@ def _table(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def of_record(record: dict[str, Any]) -> tuple[int, ...] | None:
+def of_record(record: Mapping[str, Any]) -> tuple[int, ...] | None:
     """First frames of windows and chunks in the numbering of the output; None where the record does not tell."""
     config, frames = _table(record.get("config")), record["output"].get("frames")
     decode, lines = _table(config.get("decode")), record.get("windows")
@@ -53,7 +62,7 @@ def of_record(record: dict[str, Any]) -> tuple[int, ...] | None:
     return tuple(sorted(border for border in found if 1 <= border < frames))
 
 
-def resize_of(record: dict[str, Any] | None) -> Mode:
+def resize_of(record: Mapping[str, Any] | None) -> Mode:
     """How the motion was fitted to the output."""
     resize = _table((record or {}).get("config")).get("resize")
     return resize if isinstance(resize, str) and resize in get_args(Mode) else "crop"  # type: ignore[return-value]

@@ -115,12 +115,11 @@ def _by_clocks(motion: Motion, times: Sequence[Fraction | None]) -> list[int]:
     if len(motion) == len(times):
         return list(range(len(times)))
     known = [time for time in times if time is not None]
-    if motion.times is None or len(known) < len(times) or len(times) < 2:
-        if len(motion) < len(times):
-            raise Unmatched(
-                f"the motion has {len(motion)} frames, the video has {len(times)}, and no run record exists"
-            )
-        return list(range(len(times)))
+    if motion.times is None or len(known) < len(times) or not known:
+        raise Unmatched(
+            f"the motion has {len(motion)} frames, the video has {len(times)}, one of them has no times, and no run "
+            "record exists"
+        )
     return _at_times(motion, [time - known[0] + motion.times[0] for time in known])
 
 

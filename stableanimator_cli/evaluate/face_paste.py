@@ -90,7 +90,7 @@ def _one(pair: Pair, video: Path, reader: FaceReader, talk: Talk) -> Path:
             writer.write(frame if out is None else out)
             changed += out is not None
             count += 1
-    record = read_record(pair.predicted)
+    record = read_record(pair.predicted, talk.warn)
     if record is not None:  # its windows, chunks and fitting hold for the pasted video too
         told = {**record, "face_paste": {"of": pair.predicted.name, "frames": count, "pasted": changed}}
         write_text(video.with_suffix(".json"), json.dumps(told, indent=1) + "\n")

@@ -18,7 +18,7 @@ from stableanimator_cli.files import MARK, atomic_write, json_text, translate_os
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\~{}",
         "^": r"\^{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "↑": r"$\uparrow$",
-        "↓": r"$\downarrow$", "†": r"$^\dagger$"}  # fmt: skip
+        "↓": r"$\downarrow$", "→": r"$\rightarrow$", "†": r"$^\dagger$"}  # fmt: skip
 
 
 TOOL = f"{MARK} {__version__}"

@@ -133,7 +133,7 @@ class Scores:
             row = self.rows[name]
             title = f"{row.spec.title} {ARROWS[row.spec.better]}".strip()
             identical = row.about.get("identical_frames")
-            title += f" ({identical} identical frames left out)" if identical else ""
+            title += f" ({identical} identical frames left out)" if identical and math.isfinite(row.shown) else ""
             rows.append([name, title, *cells(row), str(row.videos), str(row.count)])
         other = "mean of videos" if self.protocol.mean == "frames" else "mean of frames"
         return ["metric", "", "value", "95 % t-interval", other, "videos", "n"], rows

@@ -96,22 +96,29 @@ class Scorer:
     talk: Talk
 
     def score(self, pair: Pair) -> VideoScore:
-        """Raises ``BadInput`` for videos that cannot be compared, naming file and frame."""
+        """Raises ``BadInput`` for videos that cannot be compared, naming file and frame. Nothing of such a video stays
+        in the distances of sets."""
+        try:
+            return self._score(pair)
+        except BaseException:
+            self.networks.forget(pair.name)
+            raise
+
+    def _score(self, pair: Pair) -> VideoScore:
         made, clip = _Made(), open_clip(pair.predicted)
         truth = None if pair.truth is None else open_clip(pair.truth)
         matched = check_clips(clip, truth, self.rules, truncate=self.truncate)
         digests = {path: sha256_of(path) for path in (pair.predicted, pair.truth) if path is not None}
         # a truth that is cut short has other clips than the whole one, which is what is remembered
         whole = None if pair.truth is None or self.truncate else digests[pair.truth]
-        try:
-            mine, theirs = self._pixels(pair, clip, truth, matched, made, whole)
-        except BaseException:
-            self.networks.forget(pair.name)
-            raise
+        record = borders.read_record(pair.predicted, made.notes.append)
+        for note in made.notes:
+            self.talk.warn(f"{pair.name}: {note}")
+        mine, theirs = self._pixels(pair, clip, truth, matched, made, whole)
         frames = len(made.times)
         if frames == 0:
             raise BadInput.because(pair.predicted, "it has no frames", hint="write the video again")
-        places = _at_positions(self._borders(pair, made), matched)
+        places = _at_positions(self._borders(pair, record, made), matched)
         _over_time(mine, theirs if truth is not None else None, places, made)
         every = self.observer.observe(clip, self.talk, sha256=digests[pair.predicted])
         seen = every.at(range(frames) if matched is None else matched.predicted)
@@ -125,7 +132,7 @@ class Scorer:
             made.notes.append(f"frames without a counterpart were left out (--truncate): {dropped}")
             self.talk.warn(f"{pair.name}: frames without a counterpart are left out: {dropped}")
         self._identity(pair, seen, true, truth, made)
-        self._motion(pair, clip, seen, true, matched, len(every), made)
+        self._motion(pair, record, clip, seen, true, matched, len(every), made)
         return VideoScore(
             name=pair.name,
             predicted=_told(clip, pair.predicted, digests[pair.predicted]),
@@ -203,10 +210,9 @@ class Scorer:
             times.append(time)
             yield self.rules.prepare(frame)
 
-    def _borders(self, pair: Pair, made: _Made) -> tuple[int, ...]:
+    def _borders(self, pair: Pair, record: Mapping[str, Any] | None, made: _Made) -> tuple[int, ...]:
         if pair.borders is not None:
             return pair.borders
-        record = borders.read_record(pair.predicted)
         told = None if record is None else borders.of_record(record)
         if told is None and self.given is None:
             made.notes.append("no run record beside it and no --borders: seams were not looked for")
@@ -236,9 +242,10 @@ class Scorer:
                 there = np.asarray(asked & bool(np.isfinite(against).all()))
                 _put_csim(made, f"csim_ref{kind}", identity.summary(curve, there))
                 made.curve(f"csim_ref{kind}", curve)
-                if not kind:
-                    made.put("identity_drift", identity.drift(curve), 1)
-                    made.put("identity_worst", identity.worst(curve)[0], 1)
+                if not kind:  # of the frames that CSIM is a mean of
+                    known = np.where(there, curve, np.nan)
+                    made.put("identity_drift", identity.drift(known), 1)
+                    made.put("identity_worst", identity.worst(known)[0], 1)
             if others is not None:
                 curve = identity.cosines(rows, others)
                 _put_csim(made, f"csim_gt{kind}", identity.summary(curve, asked))
@@ -250,6 +257,7 @@ class Scorer:
     def _motion(
         self,
         pair: Pair,
+        record: Mapping[str, Any] | None,
         clip: Clip,
         seen: Observed,
         true: Observed | None,
@@ -260,7 +268,6 @@ class Scorer:
         if self.observer.detectors is None:
             return
         if pair.poses is not None:
-            record = borders.read_record(pair.predicted)
             driving = read_poses(pair.poses)
             whole = [time for time, _ in clip.frames()] if len(made.times) < count else made.times
             try:
@@ -279,10 +286,9 @@ class Scorer:
             return
         shared = min(len(points), len(seen))
         result = motion.keypoint_error(seen.points[:shared], points[:shared])
-        driven = round(result.points / result.found) if result.points else 0
         made.put("keypoint_error", result.error, result.points)
-        made.put("keypoint_pck", result.pck, driven)
-        made.put("keypoint_found", result.found, driven)
+        made.put("keypoint_pck", result.pck, result.driven)
+        made.put("keypoint_found", result.found, result.driven)
         made.curve("keypoint_error", result.curve)
 
 

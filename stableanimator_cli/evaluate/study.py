@@ -90,7 +90,7 @@ def write_study(
         alone(sides[0], config.inputs[0], side, path)
     pairs = with_sides([Pair(name=name, predicted=path) for name, path in sides[0].items()], config)
     pages = _known_pages(out)
-    planned = [_planned(pair, [side[pair.name] for side in sides]) for pair in pairs]
+    planned = [_planned(pair, [side[pair.name] for side in sides], talk) for pair in pairs]
     cases = []
     with talk.progress(len(pairs), "study", "video") as bar:
         for plan in planned:
@@ -148,7 +148,7 @@ class _Plan:
     skeletons: tuple[int, ...] = ()
 
 
-def _planned(pair: Pair, videos: Sequence[Path]) -> _Plan:
+def _planned(pair: Pair, videos: Sequence[Path], talk: Talk) -> _Plan:
     """Check a case before any file is written. Raises ``BadInput`` for videos of different lengths."""
     assert pair.reference is not None
     read_picture(pair.reference)
@@ -158,7 +158,8 @@ def _planned(pair: Pair, videos: Sequence[Path]) -> _Plan:
     if pair.poses is None:
         return _Plan(pair=pair, videos=tuple(videos), rates=rates)
     try:
-        shown = indices_shown(pair.poses, read_poses(pair.poses), read_record(videos[0]), times[0])
+        record = read_record(videos[0], talk.warn)
+        shown = indices_shown(pair.poses, read_poses(pair.poses), record, times[0])
     except Unmatched as error:
         raise BadInput.because(
             pair.poses, f"it cannot be shown beside {videos[0]}: {error}",

@@ -33,7 +33,7 @@ const welcome=()=>{const going=state!==null;
   at('going').hidden=!going;
   if(going)at('going').textContent='Answers of '+(state.person||'a person without a name')+': '+state.answers.length+
     ' of '+state.trials.length;
-  show('start')};
+  at('early').hidden=!(going&&state.answers.length);show('start')};
 const play=(id,src)=>{const v=at(id);v.src=src;v.loop=true;v.muted=true;v.play().catch(()=>{})};
 function next(){
   if(state.answers.length>=state.trials.length){show('end');return}
@@ -53,7 +53,8 @@ const leave=()=>{
   state=null;try{localStorage.removeItem(keep)}catch(_){}
   at('person').value='';welcome()};
 at('another').onclick=leave;at('next').onclick=leave;
-at('seen').onclick=()=>{show('pair');at('left').play().catch(()=>{});at('right').play().catch(()=>{})};
+at('seen').onclick=()=>{show('pair');
+  for(const id of ['left','right']){const v=at(id);v.currentTime=0;v.play().catch(()=>{})}};
 at('again').onclick=()=>show('first');
 at("form").onchange=()=>{at("send").disabled=
   ASKED.some(name=>!at('form').elements[name].value)};
@@ -69,7 +70,6 @@ const file=()=>{
   link.download='answers-'+(state.person||'anonymous').replace(/[^A-Za-z0-9_-]+/g,'-')+'.json';
   document.body.append(link);link.click();link.remove();state.saved=state.answers.length;save()};
 at('file').onclick=file;at('sofar').onclick=file;at('early').onclick=file;
-at('early').hidden=!(state&&state.answers.length);
 welcome();
 """
 

@@ -133,7 +133,7 @@ class Ours:
 
     @property
     def label(self) -> str:
-        return f"{self.name} (measured on other data, {_videos(len(self.videos))})"
+        return f"{self.name} ({_measured(len(self.videos))})"
 
 
 def table1(bench: str, ours: Sequence[Ours]) -> Table:
@@ -165,7 +165,8 @@ def ablation(
         own = OWN_TITLES.get(variant, title)
         if variant in measured:
             rows, intervals = measured[variant]
-            lines.append([own, *(ours_cell(rows, column, intervals) for column in ABLATION_COLUMNS)])
+            label = f"{own} ({_measured(max((row.videos for row in rows.values()), default=0))})"
+            lines.append([label, *(ours_cell(rows, column, intervals) for column in ABLATION_COLUMNS)])
         else:
             lines.append([f"{own}: no folder {MADE_OF.get(variant, variant)}/", *["" for _ in ABLATION_COLUMNS]])
         shown = [_cell(COLUMNS.index(column), value) for column, value in zip(ABLATION_COLUMNS, published, strict=True)]
@@ -206,7 +207,7 @@ def published_lines(bench: str) -> list[list[str]]:
 
 def measured_lines(row: Ours) -> list[list[str]]:
     """A measured row of Table 1 as lines of ``scores.csv``; a column names its metric in brackets."""
-    data = f"Table 1, measured on other data, {_videos(len(row.videos))}"
+    data = f"Table 1, {_measured(len(row.videos))}"
     lines = []
     for column in COLUMNS:
         name = next((name for name in METRICS[column] if name in row.rows), None)
@@ -217,6 +218,32 @@ def measured_lines(row: Ours) -> list[list[str]]:
     if row.memory is not None:
         lines.append(["", MEMORY, memory(row.memory), "", "", "", row.name, data])
     return lines
+
+
+def ablation_lines(
+    table: str, measured: Mapping[str, tuple[Mapping[str, Row], Mapping[str, tuple[float, float]]]]
+) -> list[list[str]]:
+    """The rows of an ablation as lines of ``scores.csv``; ``system`` is the variant."""
+    lines = []
+    for variant, (_, published) in ABLATIONS[table].items():
+        rows, intervals = measured.get(variant, ({}, {}))
+        for column in ABLATION_COLUMNS:
+            name = next((name for name in METRICS[column] if name in rows), None)
+            if name is not None:
+                one = rows[name]
+                low, high = map(repr, intervals[name]) if name in intervals else ("", "")
+                data = f"Table {table[5:]}, {_measured(one.videos)}"
+                lines.append(["", f"{column} ({name})", repr(one.shown), low, high, str(one.count), variant, data])
+        values = [published[0] * 1e-4, *published[1:]]
+        lines += [
+            ["", column, f"{value:.6g}", "", "", "", variant, f"Table {table[5:]}, Unseen100, published"]
+            for column, value in zip(ABLATION_COLUMNS, values, strict=True)
+        ]
+    return lines
+
+
+def _measured(count: int) -> str:
+    return f"measured on other data, {_videos(count)}"
 
 
 def _videos(count: int) -> str:

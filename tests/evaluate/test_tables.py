@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+from stableanimator_cli.evaluate.ablation import _over_seeds
 from stableanimator_cli.evaluate.report import tex, to_latex
 from stableanimator_cli.evaluate.scores import Row, number
-from stableanimator_cli.evaluate.tables import ABLATIONS, COLUMNS, TABLE1, TABLE6, Ours, ablation, table1
+from stableanimator_cli.evaluate.tables import (
+    ABLATIONS,
+    COLUMNS,
+    TABLE1,
+    TABLE6,
+    Ours,
+    ablation,
+    ablation_lines,
+    table1,
+)
 from stableanimator_cli.metrics import perceptual, pixel  # noqa: F401  their import registers the metrics
-from stableanimator_cli.metrics.result import METRICS
+from stableanimator_cli.metrics.result import ARROWS, METRICS
 
 
 def _row(name: str, value: float, interval: tuple[float, float] | None = None) -> Row:
@@ -56,10 +69,28 @@ def test_an_ablation_stands_line_by_line_beside_the_paper() -> None:
     _, columns, lines = ablation("table4", {"norm": (rows, {"ssim": (0.4, 0.6)})})
     place = columns.index("SSIM")
     assert [line[0] for line in lines] == [
-        "Addition: no folder addition/", "Addition †", "Norm", "Norm †", "Ours: no folder ours/", "Ours †",
+        "Addition: no folder addition/", "Addition †", "Norm (measured on other data, 2 videos)", "Norm †",
+        "Ours: no folder ours/", "Ours †",
     ]  # fmt: skip
+    plain = ablation_lines("table4", {"norm": (rows, {"ssim": (0.4, 0.6)})})
+    assert ["", "SSIM (ssim)", "0.5", "0.4", "0.6", "9", "norm", "Table 4, measured on other data, 2 videos"] in plain
+    assert ["", "SSIM", "0.758", "", "", "", "norm", "Table 4, Unseen100, published"] in plain
     assert lines[2][place] == "0.5 [0.4, 0.6]"
     assert lines[3][place] == "0.758"
+
+
+def test_the_interval_of_an_ablation_lies_round_the_mean_that_is_shown() -> None:
+    """It was that of the videos' mean beside a mean over frames, and could exclude its own value."""
+    videos: list[Any] = [
+        SimpleNamespace(name=str(n), values={"ssim": 0.5 + 0.001 * n}, counts={"ssim": 10}) for n in range(8)
+    ]
+    videos.append(SimpleNamespace(name="long", values={"ssim": 0.9}, counts={"ssim": 10_000}))
+    shown = sum(v.values["ssim"] * v.counts["ssim"] for v in videos) / sum(v.counts["ssim"] for v in videos)
+    run: Any = SimpleNamespace(videos=videos, rows={"ssim": replace(_row("ssim", shown), videos=9)})
+    for weighted in (True, False):
+        rows, intervals = _over_seeds([run, run, run], weighted)
+        low, high = intervals["ssim"]
+        assert (low < rows["ssim"].shown < high) is weighted
 
 
 def test_numbers_are_short_and_say_what_they_are() -> None:
@@ -74,3 +105,4 @@ def test_latex_is_escaped() -> None:
     assert r"\begin{tabular}{lr}" in table
     assert r"x\_y & 1 \\" in table
     assert r"L1$\downarrow$" in table
+    assert all(tex(arrow).isascii() for arrow in ARROWS.values())

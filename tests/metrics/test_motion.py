@@ -47,6 +47,12 @@ def test_points_that_are_not_found_lower_found_and_pck_but_not_the_error() -> No
     assert (result.error, result.found, result.pck) == (0, 0.5, 0.5)
 
 
+def test_nobody_found_is_wrong_in_every_driven_point() -> None:
+    result = keypoint_error(_people() * (1, 1, 0), _people())
+    assert (result.pck, result.found, result.points, result.driven) == (0, 0, 0, 5 * 18)
+    assert np.isnan(result.error)
+
+
 def test_only_the_body_counts() -> None:
     made = _people()
     made[:, 18:, :2] += 100

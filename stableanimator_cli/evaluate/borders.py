@@ -23,17 +23,15 @@ def read_record(video: Path, warn: Callable[[str], None] | None = None) -> dict[
     path = video.with_suffix(".json")
     if video.is_dir() or not os.path.lexists(path):
         return None
-    problem = None
     try:
         record = read_json(path, "the record of a run", nan=True)
+        if not isinstance(record, dict) or "stableanimator-cli" not in record:
+            return None
+        if not isinstance(record.get("output"), dict):
+            raise BadInput.because(path, "it is a run record without its output")
     except BadInput as error:
-        record, problem = None, error.message
-    ours = isinstance(record, dict) and "stableanimator-cli" in record
-    if ours and not isinstance(record.get("output"), dict):
-        ours, problem = False, f"{path}: a run record without its output"
-    if problem is not None and warn is not None:
-        warn(f"the run record beside the video is damaged and not used: {problem}")
-    if not ours:
+        if warn is not None:
+            warn(f"the run record beside the video is damaged and not used: {error.message}")
         return None
     return {**record, "config": _table(record.get("config")), "peak_bytes": _table(record.get("peak_bytes"))}
 

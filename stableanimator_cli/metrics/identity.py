@@ -63,7 +63,8 @@ register(
         title="worst 16 frames",
         unit="",
         better="higher",
-        definition="lowest mean CSIM (reference) of 16 frames in a row; frames whose ground truth shows no face are left out",
+        definition="lowest mean CSIM (reference) of 16 frames in a row; frames whose ground truth shows no face are "
+        "left out",
         source="ours",
         range="-1..1",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,14 @@ from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
-from stableanimator_cli.evaluate.scoring import Scorer
+from stableanimator_cli.evaluate.scoring import Scorer, _Made
 from stableanimator_cli.files import carries_mark, locked_output
+from stableanimator_cli.media import write_picture
 from stableanimator_cli.records import Clip
 from stableanimator_cli.talk import Silent
 from tests.evaluate.samples import changed, drawn, noisy, write
+
+PEOPLE = np.zeros((40, 134, 3))
 
 
 def _never(flags: Any, settings: Any) -> None:
@@ -153,6 +157,23 @@ def test_nothing_of_a_video_that_fails_late_stays_in_the_distances(sides: tuple[
     with pytest.raises(BadInput, match="cannot be looked at"):
         scorer.score(Pair(name="v0", predicted=sides[0] / "v0.mp4", truth=sides[1] / "v0.mp4"))
     assert forgotten == ["v0"]
+
+
+def test_frames_without_a_true_face_are_asked_for_no_identity(tmp_path: Path) -> None:
+    """Drift and the worst stretch took a face that is found in the back of a head; CSIM did not."""
+    alice, bob, nobody = np.eye(512)[0], np.eye(512)[1], np.full(512, np.nan)
+    mine = Observed(own=np.array([alice] * 20 + [bob] * 20), judge=np.zeros((40, 512)), points=PEOPLE, size=(64, 64))
+    true = replace(mine, own=np.array([alice] * 20 + [nobody] * 20))
+    observer = SimpleNamespace(lacks={"judge": ("", "")}, reader=True, vectors=lambda picture: (alice, nobody))
+    given: Any = {"rules": PROTOCOLS["native"], "observer": observer, "networks": None, "truncate": False}
+    made = _Made()
+    write_picture(tmp_path / "r.png", drawn(0, frames=1)[0])
+    pair = Pair(name="v", predicted=tmp_path, reference=tmp_path / "r.png")
+    Scorer(**given, given=None, talk=Silent())._identity(pair, mine, true, None, made)
+    assert (made.values["csim_ref"], made.values["identity_drift"], made.values["identity_worst"]) == (1, 0, 1)
+    assert (made.values["face_rate"], made.counts["csim_ref"]) == (1, 20)
+    Scorer(**given, given=None, talk=Silent())._identity(pair, mine, None, None, made)
+    assert (made.values["csim_ref"], made.values["identity_drift"], made.values["identity_worst"]) == (0.5, -1, 0)
 
 
 def _no_observation(clip: Clip, talk: Any, *, sha256: str) -> None:

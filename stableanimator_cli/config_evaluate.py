@@ -124,8 +124,15 @@ class EvaluateConfig:
             refuse_unless(distinct == len(self.seeds) >= 3, "--seeds", _dump(self.seeds), "three different seeds")
         elif self.variants is not None:
             raise ConfigError("--variants", str(self.variants), "--ablation table2, table3, table4 or table5")
-        if self.rivals is not None and self.bench is None:
-            raise ConfigError("--rivals", str(self.rivals), "a --bench on whose videos they are scored")
+        if self.rivals is not None and (self.bench is None or self.ablation is not None):
+            raise ConfigError("--rivals", str(self.rivals), "a --bench on whose videos they are scored, no --ablation")
+        if task in ("--bench", "--ablation", "--tally"):
+            for name, path in (("--reference-picture", self.reference_picture), ("--poses", self.poses)):
+                if path is not None:
+                    raise ConfigError(
+                        name, str(path), f"nothing beside {task}",
+                        hint="leave it out" if self.tally else "a folder of a bench holds references/ and poses/",
+                    )  # fmt: skip
         if self.output is None and task != "--tally":
             raise ConfigError("--output", None, "a folder for the scores", hint="add -o scores")
 

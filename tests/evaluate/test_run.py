@@ -227,6 +227,11 @@ def test_without_a_model_the_rest_is_computed(truth: Path, tmp_path: Path) -> No
         ({"study": True, "tally": True}, "one task a run"),
         ({"variants": "x"}, "--variants: found 'x', expected --ablation"),
         ({"rivals": "x"}, "--rivals: found 'x', expected a --bench"),
+        (
+            {"inputs": None, "ablation": "table2", "variants": "v", "bench": "puppet", "rivals": "x"},
+            "--rivals: found 'x', expected a --bench on whose videos they are scored, no --ablation",
+        ),
+        ({"inputs": None, "bench": "puppet", "poses": "x"}, "--poses: found 'x', expected nothing beside --bench"),
     ],
 )
 def test_mistakes_name_their_option(truth: Path, tmp_path: Path, flags: dict[str, Any], what: str) -> None:

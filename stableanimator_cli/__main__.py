@@ -12,7 +12,7 @@ import traceback
 from types import FrameType
 
 from stableanimator_cli.cli import console, streams
-from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, SaError, plain
+from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, OutOfMemory, SaError, is_out_of_memory, plain
 from stableanimator_cli.talk import rank_here
 
 # onnxruntime otherwise writes an id and a database under the user's cache when it is first imported.
@@ -53,6 +53,10 @@ def _fail_unexpected(error: Exception) -> int:
     """What no stage foresaw: a command line that does not parse, an output that is full, or a bug."""
     say = getattr(error, "format_message", None)
     if say is None:
+        if is_out_of_memory(error):
+            lack = OutOfMemory("the memory of this machine is not enough", hint="use a smaller size or fewer frames")
+            lack.__cause__ = error
+            return _fail(lack)
         return _fail((_of_the_system(error) if isinstance(error, OSError) else None) or _bug(error))
     # Typer's own errors; their classes are private to it
     context = getattr(error, "ctx", None)

@@ -53,14 +53,18 @@ _LONGEST_RATE = 24  # characters
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
+LARGEST_SIDE = 16384  # pixels: x264 encodes no larger frame
+
+
 def parse_size(value: str | Size, label: str = "--size") -> Size:
     """``"576x1024"`` -> (width, height) in pixels."""
     if isinstance(value, tuple):
         return value
     match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[xX×]\s*([1-9]\d{0,4})\s*", value) if isinstance(value, str) else None
-    if match is None:
-        raise ConfigError(label, value, "WxH in pixels, each 1 to 99999, as 576x1024")
-    return int(match[1]), int(match[2])
+    size = (0, 0) if match is None else (int(match[1]), int(match[2]))
+    if not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
+        raise ConfigError(label, value, f"WxH in pixels, each 1 to {LARGEST_SIDE}, as 576x1024")
+    return size
 
 
 def parse_range(value: str | Range, label: str = "--frames") -> Range:

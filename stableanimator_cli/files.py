@@ -238,6 +238,10 @@ def locked_output(
     with the block, and so does a folder that was made and stayed empty; a killed process holds nothing. Processes with
     ``shard`` (I, N), part I of the same N, hold a folder together, each part once, as ``.sa.I-of-N.lock``.
     """
+    if not output.name and not folder:  # "." has no name beside which a lock could lie
+        output = output.absolute()
+    if not output.name and not folder:
+        raise BadInput.because(output, "it is no name for an output", hint="choose another -o")
     made = folder and not output.exists()
     with translate_os_errors(output):
         (output if folder else output.parent).mkdir(parents=True, exist_ok=True)
@@ -289,13 +293,30 @@ def _is_locked(lock: Path) -> bool:
     try:
         import fcntl
 
-        with lock.open() as stream:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if lock.is_file():
+            with lock.open() as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except (ImportError, OSError):
         pass
     return False
+
+
+def _open_lock(lock: Path) -> TextIO:
+    """Open or make ``lock``. A lock is an empty regular file: anything else of that name is not ours and would be
+    removed, or, a pipe, wait for ever. Raises ``BadInput`` for it."""
+    with translate_os_errors(lock):
+        if os.path.lexists(lock):
+            try:
+                status = lock.lstat()
+            except FileNotFoundError:  # who held it has removed it
+                status = None
+            if status is not None and (not stat.S_ISREG(status.st_mode) or status.st_size):
+                problem = "it is in the place of a lock and was not written by sa"
+                raise BadInput.because(lock, problem, hint="move it away, or choose another -o")
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        return os.fdopen(os.open(lock, flags, 0o666), "a")
 
 
 def _lock(lock: Path, *, wait: bool) -> TextIO | None:
@@ -304,8 +325,7 @@ def _lock(lock: Path, *, wait: bool) -> TextIO | None:
     except ImportError:
         return None
     while True:
-        with translate_os_errors(lock):
-            stream = lock.open("a")
+        stream = _open_lock(lock)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # who held it until now may have removed the file that was opened here

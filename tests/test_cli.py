@@ -100,6 +100,12 @@ def test_a_bug_is_a_line_and_the_traceback_comes_on_demand(
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
+def test_too_little_memory_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("SA_DEBUG", raising=False)
+    assert leave(monkeypatch, MemoryError()) == 6
+    assert "a bug of ours" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, Interrupted("interrupted")])
 def test_an_interrupt_leaves_with_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException

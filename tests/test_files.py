@@ -158,3 +158,30 @@ def test_json_of_names_that_are_not_utf8() -> None:
 def test_a_digest_of_what_has_no_end_is_refused() -> None:
     with pytest.raises(BadInput, match="/dev/zero: it is not a regular file"):
         sha256_of(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("kind", ["notes", "pipe", "link"])
+def test_what_has_the_name_of_a_lock_is_neither_waited_for_nor_removed(tmp_path: Path, kind: str) -> None:
+    lock = tmp_path / ".out.mp4.lock"
+    if kind == "notes":
+        lock.write_text("mine", encoding="utf-8")
+    elif kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        lock.symlink_to(tmp_path / "elsewhere")
+    with (
+        pytest.raises(BadInput, match=r"lock: it is in the place of a lock"),
+        locked_output(tmp_path / "out.mp4", "sa"),
+    ):
+        pass
+    assert os.path.lexists(lock)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_an_output_without_a_name_can_be_locked_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with locked_output(Path(), "sa"):
+        assert (tmp_path / ".here.lock").exists()
+    with pytest.raises(BadInput, match="no name for an output"), locked_output(Path("/"), "sa"):
+        pass

@@ -97,12 +97,13 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
 
 def _entries(folder: Path, digest: str | None = None) -> Iterator[tuple[Path, bool]]:
     """Everything in a clip folder, files before their folder, each with whether it is what ``sa`` writes there. With
-    the ``digest`` of the source a copied folder of pictures must still be that source."""
+    the ``digest`` of the source a copied video or folder of pictures must still be that source."""
     for path in sorted(folder.iterdir()):
         if path.is_symlink():
             yield path, bool(_SOURCE.fullmatch(path.name))
         elif not path.is_dir():
-            yield path, path.is_file() and bool(_FILES.fullmatch(path.name) or _SOURCE.fullmatch(path.name))
+            ours = _SOURCE.fullmatch(path.name) and (digest is None or sha256_of(path) == digest)
+            yield path, path.is_file() and bool(_FILES.fullmatch(path.name) or ours)
         elif path.name == clips.SOURCE or path.name in _FOLDERS:
             known = digest is None or path.name != clips.SOURCE or sha256_of(path) == digest
             for inside in sorted(path.iterdir()):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stableanimator_cli.catalogue_home import expanded
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import natural_key, require_file
 from stableanimator_cli.media_picture import SUFFIXES as PICTURES
@@ -18,6 +19,9 @@ from stableanimator_cli.readers import read_text
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
 LISTS = (".txt",)
 _NUMBERED = re.compile(r"(.*?)(\d+)$")
+_LONGEST_NAME = 150, 215  # characters and bytes of a clip's name; temporary names add some, and 255 bytes is the limit
+RESERVED = frozenset({"failed", "report.json", "report.html", "index.jsonl"})
+"""What ``sa preprocess`` writes beside the clips: a clip of such a name gets another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +67,7 @@ def _named(path: Path) -> Iterator[tuple[Path, Path]]:
             yield path, Path(path.resolve().name)
             return
         some = False
-        for place in _search(path, set()):
+        for place in _search(path):
             some = True
             yield place, place.relative_to(path)
         if not some:
@@ -82,27 +86,29 @@ def _named(path: Path) -> Iterator[tuple[Path, Path]]:
     if any("\0" in line for line in lines):
         raise BadInput(path, "a null character", "a path a line")
     for line in filter(None, lines):
-        place = path.parent / Path(line).expanduser()
+        place = path.parent / expanded(line)
         # What a list names is not looked at here: one missing file in a thousand belongs in the report.
         yield place, Path(place.name if Path(line).is_absolute() or ".." in Path(line).parts else line)
 
 
-def _search(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """Videos and pictures below ``folder``. A real folder is searched once, however many links lead to it: those in
-    ``seen`` were."""
-    seen.add(folder.resolve())
-    for entry in _visible(folder):
-        if entry.is_dir():
-            real = entry.resolve()
-            if real in seen:
-                continue
+def _search(top: Path) -> Iterator[Path]:
+    """Videos and pictures below ``top``. A real folder is searched once, however many links lead to it. Without
+    recursion: folders may lie deeper in each other than Python's stack goes."""
+    seen = {top.resolve()}
+    waiting = [iter(_visible(top))]
+    while waiting:
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+        elif not entry.is_dir():
+            if entry.suffix.lower() in VIDEOS + PICTURES:
+                yield entry
+        elif (real := entry.resolve()) not in seen:
+            seen.add(real)
             if is_sequence(entry):
-                seen.add(real)
                 yield entry
             else:
-                yield from _search(entry, seen)
-        elif entry.suffix.lower() in VIDEOS + PICTURES:
-            yield entry
+                waiting.append(iter(_visible(entry)))
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -131,4 +137,6 @@ def _names(inside: Sequence[Path]) -> list[str]:
 def _safe(name: str) -> str:
     """A name that every file system takes and that is not hidden."""
     cleaned = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\\ud800-\udfff]', "_", name).strip(". ")
-    return cleaned[:150] or "clip"
+    characters, size = _LONGEST_NAME
+    short = cleaned[:characters].encode()[:size].decode(errors="ignore") or "clip"
+    return f"{short}_" if short.casefold() in RESERVED else short

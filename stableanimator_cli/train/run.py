@@ -107,9 +107,12 @@ def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["mo
     output = flags.get("output")
     if output is None:
         raise ConfigError("--output", None, "a folder to write to", hint="add -o FOLDER")
-    check_apart(Path(output), [run_folder])
-    with locked_output(Path(output), "sa train --export"):
-        return write_export(run_folder, form, Path(output), flags.get("weights"))
+    folder = Path(output)
+    if not folder.name:  # "." cannot be replaced by the folder that is made beside it
+        folder = folder.absolute()
+    check_apart(folder, [run_folder])
+    with locked_output(folder, "sa train --export"):
+        return write_export(run_folder, form, folder, flags.get("weights"))
 
 
 def _plan(config: TrainConfig, *, fresh: bool, talk: Talk) -> TrainPlan:

@@ -8,7 +8,9 @@ import pytest
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import write_picture
-from stableanimator_cli.preprocess.inputs import find_sources, is_sequence, share
+from stableanimator_cli.preprocess import report
+from stableanimator_cli.preprocess.clip import FAILED
+from stableanimator_cli.preprocess.inputs import RESERVED, find_sources, is_sequence, share
 from tests.preprocess import drawn
 
 
@@ -79,3 +81,30 @@ def test_a_folder_is_searched_once_however_many_links_lead_to_it(tmp_path):
     (tmp_path / "v" / "itself").symlink_to("itself")
     found = find_sources([tmp_path / "v"])
     assert [source.path.resolve().name for source in found] == ["a.mp4", "b.mp4"]
+
+
+def test_no_clip_has_the_name_of_what_lies_beside_the_clips(tmp_path):
+    assert {FAILED, report.REPORT, report.PAGE, report.INDEX} == RESERVED
+    touch(tmp_path, "Failed.mp4", "failed_.mp4", *(f"{name}.mp4" for name in RESERVED))
+    names = [name.casefold() for name in named(tmp_path)]
+    assert len(set(names)) == len(names) == 6
+    assert not RESERVED & set(names)
+
+
+def test_names_leave_room_for_temporary_names_in_255_bytes(tmp_path):
+    touch(tmp_path, "\u6f22" * 83 + ".mp4", "a" * 250 + ".mp4")
+    assert sorted(len(name.encode()) for name in named(tmp_path)) == [150, 213]
+
+
+def test_a_home_of_a_user_who_does_not_exist_is_a_name_like_any_other(tmp_path):
+    (tmp_path / "list.txt").write_text("~nobody-of-that-name/a.mp4\n", encoding="utf-8")
+    assert named(tmp_path / "list.txt") == ["~nobody-of-that-name__a"]
+
+
+def test_folders_in_folders_are_searched_deeper_than_the_stack_goes(tmp_path):
+    deep = tmp_path
+    for _ in range(800):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    touch(deep, "a.mp4")
+    assert [source.path for source in find_sources([tmp_path])] == [deep / "a.mp4"]

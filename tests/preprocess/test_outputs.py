@@ -86,6 +86,18 @@ def test_a_copied_folder_of_pictures_is_replaced_only_as_it_was(preprocess, tmp_
     assert preprocess(tmp_path / "p", output=tmp_path / "out", source="copy", smooth=3.0).made == 1
 
 
+def test_a_copied_video_is_replaced_only_as_it_was(preprocess, video, tmp_path):
+    preprocess(video, output=tmp_path / "out", source="copy")
+    source = tmp_path / "out" / "a" / "source.mp4"
+    whole = source.read_bytes()
+    source.write_bytes(b"mine")
+    with pytest.raises(BadInput, match="it is in the way"):
+        preprocess(video, output=tmp_path / "out", source="copy", smooth=3.0)
+    assert source.read_bytes() == b"mine"
+    source.write_bytes(whole)
+    assert preprocess(video, output=tmp_path / "out", source="copy", smooth=3.0).made == 1
+
+
 def test_what_a_run_that_was_killed_at_the_end_left_goes_too(preprocess, video, tmp_path):
     out = tmp_path / "out"
     preprocess(video, output=out)

@@ -196,7 +196,7 @@ def test_a_model_default_that_nobody_reads_is_refused() -> None:
     assert error.hint == "did you mean steps?"
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "No such file"), (b"steps = ", "valid TOML"), (b"\xff", "UTF-8")])
+@pytest.mark.parametrize(("content", "said"), [(None, "no such file"), (b"steps = ", "valid TOML"), (b"\xff", "UTF-8")])
 def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
     file = tmp_path / "run.toml"
     if content is not None:

@@ -36,6 +36,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(accelerate, "Accelerator", Recorder)
     monkeypatch.setattr(DevicePlan, "of", plan)
+
     def set_device(device: torch.device) -> None:
         torch._utils._get_device_index(device)  # what torch calls: it raises for a device without a number
         calls.update(set_device=device)

@@ -250,7 +250,7 @@ def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
     reads = config.preview and job.subject.vector is not None and "face" in job.engine.model.files
     if config.preview and not reads:
         missing = "face in the reference" if job.subject.vector is None else "face recogniser in the model"
-        job.talk.warn(f"{config.preview_path.name} has no similarity curve: no {missing}")
+        job.talk.note(f"{config.preview_path.name} has no similarity curve: no {missing}")
     curve, values = (_curve(job) if reads else None), []
     with ExitStack() as files:
         writer = files.enter_context(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from stableanimator_cli.detect.clips import FaceTable, save_faces
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
+from stableanimator_cli.engine.weights import sorted_metadata
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import MARK, atomic_write, check_replaceable, translate_os_errors
 from stableanimator_cli.motion.geometry import Mode, fit
@@ -135,7 +136,7 @@ class CacheFile:
 
     def write(self, rows: Tensor) -> int:
         self._check_replaceable()
-        data = save({self.array: rows.contiguous()}, metadata={**self.header, MARK: FORMAT})
+        data = sorted_metadata(save({self.array: rows.contiguous()}, metadata={**self.header, MARK: FORMAT}))
         with atomic_write(self.path) as part, translate_os_errors(self.path):
             part.write_bytes(data)
         return len(data)

@@ -345,7 +345,7 @@ def test_a_face_that_is_found_or_given_is_used(place, animate, seeing_model, tin
     picture = plain_picture(place / "face.png", red=(20, 20, 70, 70))
     (face,) = FaceReader(seeing_model / "faces").faces(read_picture(picture))
     np.save(place / "face.npy", face.embedding)
-    found = animate(reference=picture, model=str(seeing_model), allow_no_face=None)
+    found = animate(reference=picture, model=str(seeing_model), allow_no_face=None, refine_face="off")
     assert json.loads(found.record.read_text())["face"] is True
     video = sha256(found.video)
     given = animate(reference=picture, face_embedding=place / "face.npy", allow_no_face=None)

@@ -184,7 +184,7 @@ def test_a_recipe_or_variants_that_are_not_there(tmp_path: Path) -> None:
     assert "make ablations" in str(caught.value.hint)
     train_variants(_plan(tmp_path / "w"), Recorded(), lambda text: None)
     (tmp_path / "w" / "ablations.json").write_text("[")
-    with pytest.raises(BadInput, match="no JSON object"):
+    with pytest.raises(BadInput, match="it is not the settings of the variants"):
         train_variants(_plan(tmp_path / "w"), Recorded(), print)
 
 

@@ -37,7 +37,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, lines: tuple[str, ..
 
 
 def test_a_line_that_is_no_json_is_named(tmp_path: Path):
-    with pytest.raises(BadInput, match="line 2 is no JSON"):
+    with pytest.raises(BadInput, match="line 2: it is not rows as this measurement writes them"):
         read_rows(written(tmp_path / "a.jsonl", json.dumps(HEADER) + "\n", "{a}\n", '{"a": 1}\n'), HEADER)
 
 

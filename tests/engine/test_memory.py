@@ -58,7 +58,7 @@ def test_keeping_the_face_has_its_stage(seeing_model, mode):
 def test_a_config_of_no_network_is_said(tiny_model):
     model = open_model(tiny_model)
     broken = replace(model, configs={**model.configs, "vae": {"no_such_thing": 1}})
-    with pytest.raises(ModelDamaged, match="config of vae"):
+    with pytest.raises(ModelDamaged, match="its JSON config describes no network that can be built"):
         replace(prediction(tiny_model), model=broken).of(config())
 
 

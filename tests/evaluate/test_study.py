@@ -294,7 +294,7 @@ def test_answers_that_are_none_are_refused_by_their_file(folders: Path) -> None:
     with pytest.raises(BadInput, match=r"copy\.json: found the same answers as in answers-ann\.json"):
         _tally(good, shutil.copy(good, folders / "study" / "copy.json"))
     for changes, what in (
-        ({"study": "other"}, "answers of study 'other'"),
+        ({"study": "other"}, "answers of study other"),
         ({"answers": 3}, "no list of answers"),
         ({"answers": [{"left": 0}]}, "answer 0 without preferences"),
     ):

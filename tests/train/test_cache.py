@@ -116,10 +116,15 @@ def test_another_way_of_resizing_is_another_cache(buckets: tuple[Bucket, ...]) -
 def test_a_damaged_file_is_named(buckets: tuple[Bucket, ...]) -> None:
     build_cache(buckets, Networks().encoders())
     file = _latents(buckets)[0]
-    file.path.write_bytes(file.path.read_bytes()[:100])
+    whole = file.path.read_bytes()
+    file.path.write_bytes(whole[:-10])
     with pytest.raises(BadInput, match=r"a/latents-64x64.safetensors: found a damaged file"):
         file.check()
     assert build_cache(buckets, Networks().encoders()).made == 1
+    assert file.path.read_bytes() == whole
+    file.path.write_bytes(b"of somebody else")
+    with pytest.raises(BadInput, match="was not written by sa, so it is not replaced"):
+        build_cache(buckets, Networks().encoders())
 
 
 def test_a_network_that_fails_leaves_nothing_half_written(buckets: tuple[Bucket, ...]) -> None:

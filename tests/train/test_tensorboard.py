@@ -30,7 +30,8 @@ def test_the_event_file_holds_what_metrics_hold(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measured(config: Any, stage: Any, folder: Path, step: int, *more: Any) -> dict[str, Any]:
-        return {"step": step, "csim": 0.25 * step, "keypoint_error": None}  # as of a model without a pose detector
+        csim = 0.25 * step  # as of a model without a pose detector
+        return {"step": step, "csim": csim, "keypoint_error": None, "score": csim, "absent": False}
 
     monkeypatch.setattr(run, "validate", measured)
     torch.set_num_threads(1)

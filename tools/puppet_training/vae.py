@@ -86,7 +86,8 @@ class Trainer:
             group["lr"] = self.lr()
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with half:
-            posterior = self.vae.encode(pixels, return_dict=False)[0]
+            with torch.set_grad_enabled(not self.options.freeze_encoder):
+                posterior = self.vae.encode(pixels, return_dict=False)[0]
             latents = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
             decoded = self.vae.decode(latents, num_frames=1, return_dict=False)[0].float()
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
@@ -107,7 +108,10 @@ class Trainer:
             gradient = gradient + self.options.adversarial * ratio * adversary
             numbers |= {"fooled": float(fooled.detach()), "matched": float(matched.detach())}
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward([decoded, _KL * spread], [gradient, None])
+        if self.options.freeze_encoder:
+            decoded.backward(gradient)
+        else:
+            torch.autograd.backward([decoded, _KL * spread], [gradient, None])
         nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
         self.optimizer.step()
         if self.options.adversarial:
@@ -224,10 +228,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--start", type=Path, help="a small checkpoint to start from; default: models/puppet")
     parser.add_argument("--steps", type=int, default=9000, help="length of the schedule of the learning rate")
     parser.add_argument("--until", type=int, help="stop at this step")
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--freeze-encoder", action="store_true", help="keep the latents that a denoiser knows")
     parser.add_argument("--batch", type=int, default=2, help="crops of 128 pixels per step")
     parser.add_argument("--perceptual", type=float, default=0.2, help="weight of the perceptual term")
-    parser.add_argument("--adversarial", type=float, default=0.4, help="the adversary's share of the gradient")
+    parser.add_argument("--adversarial", type=float, default=0.8, help="the adversary's share of the gradient")
     parser.add_argument("--matching", type=float, default=2.0, help="weight of the discriminator's features")
     parser.add_argument("--judge-lr", type=float, default=1e-3, help="learning rate of the discriminator")
     parser.add_argument("--half-judge", action="store_true", help="bfloat16 in the discriminator")

@@ -42,7 +42,7 @@ def train_stage(options: argparse.Namespace, stage: str, model: Path, data: Sequ
     """Run ``sa train`` with the settings of one stage; returns the model folder that comes out."""
     run = options.run / stage
     command = [sys.executable, "-m", "stableanimator_cli", "train"]
-    if (run / "checkpoints").exists():
+    if (run / "config.toml").exists():
         command += ["--resume", str(run)]
     else:
         config = Path(__file__).with_name(f"{stage}.toml")
@@ -52,7 +52,9 @@ def train_stage(options: argparse.Namespace, stage: str, model: Path, data: Sequ
             command += ["--batch", str(options.batch if stage != "clips" else max(4, options.batch // 8))]
         if options.steps:
             command += ["--steps", str(options.steps)]
-    subprocess.run(command, check=True)
+    code = subprocess.run(command, check=False).returncode
+    if code:  # the child has printed why
+        raise SystemExit(code)
     return run / "model"
 
 
@@ -92,4 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted: run the same command to resume")

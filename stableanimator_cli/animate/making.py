@@ -19,6 +19,7 @@ from stableanimator_cli.animate.identity import Identity, IdentityCurve
 from stableanimator_cli.animate.record import Animation
 from stableanimator_cli.animate.state import Best, Drawn, Keeper, Saved
 from stableanimator_cli.config import AnimateConfig
+from stableanimator_cli.detect import onnx
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import WindowPlan
@@ -65,6 +66,7 @@ def make(job: Making) -> Animation:
     try:
         drawn, gate = _gated(job, stages, resumed)
         curve = _write(job, drawn.latents, stages)
+        onnx.warn_of_fallbacks(job.talk)  # of networks that were first opened to measure what was made
         faces = FacesRefined.of(job.refine, drawn.log, job.request.frames)
         if faces is not None:
             faces.report(job.talk)

@@ -135,7 +135,7 @@ class Keeper:
                 raise self._refusal([f"format {about.get('format')} (now {FORMAT})"], "")
             told = parse_json(about["state"], self.path, "the state of a run", nan=True)
             saved = _unpacked(tensors, told)
-            then = dict(told["facts"])
+            then, host = dict(told["facts"]), str(told["host"])
         except ConfigError:
             raise
         # read again by the same code that wrote it; whatever damage makes that stumble, the run starts over
@@ -147,7 +147,7 @@ class Keeper:
         differ = same.differences(known, self._cheap) or same.differences(then, self.facts)
         if differ:
             raise self._refusal(differ, f" after {saved.now.step} steps")
-        _sweep(self._config, told)
+        _sweep(self._config, host)
         self.kept = True
         return saved
 
@@ -212,10 +212,10 @@ def _unpack(told: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> Draw
     )
 
 
-def _sweep(config: AnimateConfig, told: dict[str, Any]) -> None:
+def _sweep(config: AnimateConfig, host: str) -> None:
     """Remove what killed runs of this output were writing: temporary files of processes that are gone. Only where the
     state was written on this machine; elsewhere process numbers mean nothing."""
-    if sys.platform == "win32" or told["host"] != platform.node():
+    if sys.platform == "win32" or host != platform.node():
         return
     for path in (state_path(config.output), config.output, config.preview_path, config.record_path):
         for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):

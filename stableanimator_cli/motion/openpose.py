@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 
 from stableanimator_cli import __version__
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import MARK, atomic_write, natural_key, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, carries_mark, natural_key, translate_os_errors
 from stableanimator_cli.motion.interchange import FARTHEST, LONGEST_SIDE
 from stableanimator_cli.motion.keypoints import (
     BODY,
@@ -33,8 +35,9 @@ from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import is_number, kind_of, shown
 from stableanimator_cli.records import Motion
 
-# Our point for each point of BODY_25; its mid-hip (8) is made of the hips when written and dropped when read.
+_FRAME_NAME = re.compile(r"frame_\d{12}_keypoints\.json")
 _BYTES = 2**29  # of a file: hours of several people
+# Our point for each point of BODY_25; its mid-hip (8) is made of the hips when written and dropped when read.
 _BODY_25 = (*range(8), None, *range(8, 24))
 _MID_HIP = 8
 _HIPS = (INDEX["right_hip"], INDEX["left_hip"])
@@ -123,14 +126,13 @@ def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 2
 
     A name that ends in ``.json`` becomes one file with a list of frames, any other a folder of
     ``frame_000000000000_keypoints.json`` and so on. ``body`` chooses BODY_25 (nothing is lost) or COCO-18, which has no
-    feet. Times are not part of the format. ``BadInput`` where the place cannot be written or the folder is not empty.
+    feet. Times are not part of the format. ``BadInput`` if the path cannot be written, or the folder holds anything but
+    frames that this function wrote: those are replaced.
     """
     path = Path(path)
     frames = [_frame_json(motion, index, body) for index in range(len(motion))]
-    if path.suffix.lower() != ".json" and path.is_dir() and any(path.iterdir()):
-        hint = "choose another folder, or end the name in .json for a single file"
-        raise BadInput(path, "a folder that is not empty", "a new or an empty folder", hint=hint)
     single = path.suffix.lower() == ".json"
+    earlier = None if single or not path.is_dir() or not any(path.iterdir()) else _check_own_frames(path)
     with atomic_write(path, folder=not single, marked=single) as part, translate_os_errors(path):
         if single:
             part.write_text("[" + ",\n".join(frames) + "]\n", encoding="utf-8")
@@ -138,7 +140,26 @@ def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 2
             part.mkdir()
             for index, frame in enumerate(frames):
                 (part / f"frame_{index:012d}_keypoints.json").write_text(frame + "\n", encoding="utf-8")
+        if earlier is not None:
+            os.replace(path, part.with_suffix(".old"))
+    if earlier is not None:
+        aside = part.with_suffix(".old")
+        for name in earlier:
+            (aside / name).unlink()
+        aside.rmdir()
     return path
+
+
+def _check_own_frames(folder: Path) -> list[str]:
+    """Names of what a folder holds, which may be replaced. Raises ``BadInput`` if any of it was not written by
+    ``save_openpose``."""
+    for entry in sorted(folder.iterdir()):
+        if not (_FRAME_NAME.fullmatch(entry.name) and entry.is_file() and carries_mark(entry)):
+            raise BadInput.because(
+                entry, f"it is in the way of the frames that are written to {folder}, and was not written by sa",
+                hint="choose another folder, or end the name in .json for a single file",
+            )  # fmt: skip
+    return [entry.name for entry in folder.iterdir()]
 
 
 def _frame_json(motion: Motion, index: int, body: int) -> str:

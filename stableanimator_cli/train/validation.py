@@ -17,6 +17,7 @@ import torch
 from stableanimator_cli import catalogue
 from stableanimator_cli.config import DecodeConfig, SamplingConfig
 from stableanimator_cli.config_train import StageConfig, TrainConfig
+from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
@@ -71,6 +72,7 @@ def validate(
         for clip in clips:
             rows.append(_one(config, stage, engine, clip, step))
             bar.update()
+    onnx.warn_of_fallbacks(talk)
     row = {"step": step, **ranking.summarize(rows)}
     known = [old for old in checkpoint.read_scores(config.output) if old["step"] < step]
     checkpoint.write_scores(config.output, [*known, row])

@@ -191,9 +191,15 @@ def test_a_folder_in_use_is_not_written_into(tmp_path: Path):
     motion = random_motion(timed=False)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
-    with pytest.raises(BadInput, match="not empty") as caught:
+    with pytest.raises(BadInput, match=r"full/mine\.txt: it is in the way") as caught:
         save_openpose(tmp_path / "full", motion)
     assert "another folder" in (caught.value.hint or "")
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
     (tmp_path / "empty").mkdir()
     assert len(list(save_openpose(tmp_path / "empty", motion).iterdir())) == 3
+    (tmp_path / "empty" / "frame_000000000009_keypoints.json").write_text(json.dumps(GOOD))  # not of ours
+    with pytest.raises(BadInput, match=r"frame_000000000009_keypoints\.json: it is in the way"):
+        save_openpose(tmp_path / "empty", motion)
+    (tmp_path / "empty" / "frame_000000000009_keypoints.json").rename(tmp_path / "mine.json")
+    assert len(list(save_openpose(tmp_path / "empty", random_motion(timed=False)).iterdir())) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "full", "mine.json"]

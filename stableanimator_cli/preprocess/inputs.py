@@ -20,6 +20,7 @@ VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpe
 LISTS = (".txt",)
 _NUMBERED = re.compile(r"(.*?)(\d+)$")
 _LONGEST_NAME = 150, 215  # characters and bytes of a clip's name; temporary names add some, and 255 bytes is the limit
+_LONGEST_PART = 255  # bytes of one name in a path
 RESERVED = frozenset({"failed", "report.json", "report.html", "index.jsonl"})
 """What ``sa preprocess`` writes beside the clips: a clip of such a name gets another one."""
 
@@ -85,7 +86,12 @@ def _named(path: Path) -> Iterator[tuple[Path, Path]]:
         raise BadInput(path, "a list without paths", "a path a line")
     if any("\0" in line for line in lines):
         raise BadInput(path, "a null character", "a path a line")
-    for line in filter(None, lines):
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        if any(len(os.fsencode(part)) > _LONGEST_PART for part in Path(line).parts):
+            problem = f"line {number} names a file of more than {_LONGEST_PART} bytes, which no file system holds"
+            raise BadInput.because(path, problem, hint="write one path per line")
         place = path.parent / expanded(line)
         # What a list names is not looked at here: one missing file in a thousand belongs in the report.
         yield place, Path(place.name if Path(line).is_absolute() or ".." in Path(line).parts else line)

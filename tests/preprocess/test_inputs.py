@@ -108,3 +108,9 @@ def test_folders_in_folders_are_searched_deeper_than_the_stack_goes(tmp_path):
     deep.mkdir(parents=True)
     touch(deep, "a.mp4")
     assert [source.path for source in find_sources([tmp_path])] == [deep / "a.mp4"]
+
+
+def test_a_listed_name_that_is_too_long_is_an_error_of_the_list(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.mp4\n\n" + "[" * 256 + "\n")
+    with pytest.raises(BadInput, match=r"list\.txt: line 3 names a file of more than 255 bytes"):
+        find_sources([tmp_path / "list.txt"])

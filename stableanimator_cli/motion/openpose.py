@@ -249,8 +249,9 @@ def _read_person(path: Path, frame: int | None, index: int, data: Any) -> _Perso
             person[[ours for ours in places if ours is not None]] = np.array(values, np.float64).reshape(-1, 3)[kept]
     ids = data.get("person_id")
     ids = ids[0] if isinstance(ids, list) and len(ids) == 1 else ids
-    known = isinstance(ids, int) and not isinstance(ids, bool) and 0 <= ids < 2**31
-    return _Person(person, ids if known else None)
+    if not isinstance(ids, int) or isinstance(ids, bool) or not 0 <= ids < 2**31:
+        ids = None
+    return _Person(person, ids)
 
 
 def _slots(frames: list[_Frame]) -> tuple[list[int], list[list[int]]]:

@@ -48,7 +48,7 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
         if device.type == "cuda":
             device = torch.device("cuda", device.index or 0)  # ``set_device`` refuses a device without a number
             torch.cuda.set_device(device)
-        accelerator.state.device = device
+        vars(accelerator.state)["device"] = device
     return accelerator
 
 

@@ -8,7 +8,6 @@ process left there: while the lock is free no process is at work on it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,10 +16,9 @@ from pathlib import Path
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue_schema import Entry
 from stableanimator_cli.errors import BadInput, ModelMissing
-from stableanimator_cli.files import exclusive_lock
+from stableanimator_cli.files import NO_ROOM, exclusive_lock
 
 STAGING = ".sa.part"
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextlib.contextmanager
@@ -116,7 +114,7 @@ def writing(place: Path) -> Iterator[None]:
 
 def unwritable(place: Path, error: OSError) -> ModelMissing:
     """The error for a refused write below ``home()``: says whether it is room, rights or the folder."""
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return ModelMissing(
             f"{place}: no room left to write it",
             hint="make room, or set SA_HOME to a folder on a larger disk, then run the same command again",

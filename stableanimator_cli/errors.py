@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,13 @@ def _escape(sign: str) -> str:
     if "\udc80" <= sign <= "\udcff":  # a byte of a file name that is not UTF-8, as Python holds it
         return f"\\x{ord(sign) - 0xDC00:02x}"
     return sign.encode("unicode_escape").decode()
+
+
+def json_line(data: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
+    """``data`` as JSON that UTF-8 can hold: half of a surrogate pair, which is how Python holds a byte of a file name
+    that is no text, is escaped."""
+    text = json.dumps(data, indent=indent, ensure_ascii=False, default=default)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:

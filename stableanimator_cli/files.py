@@ -20,14 +20,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from .errors import BadInput
+from .errors import BadInput, json_line
 
 MARK = "stableanimator-cli"
 """Every file that ``sa`` writes holds these ASCII bytes in its first or last mebibyte."""
 
 _MARK_REACH = 2**20  # bytes at each end of a file in which the mark is looked for
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Error numbers of a write for which there is no room: a full disk, a quota, a limit of the file's size."""
 
 
 def require_file(path: Path, expected: str) -> Path:
@@ -75,7 +76,7 @@ def natural_key(name: str) -> tuple[list[str | int], str]:
 
 def write_refused(path: Path, error: OSError, *, frame: int | None = None) -> BadInput:
     """The error to raise when the system refuses to write ``path``: says whether it is room, rights or the folder."""
-    if error.errno in _NO_ROOM:
+    if error.errno in NO_ROOM:
         return BadInput(
             path, "no room left to write", "enough free space", frame=frame, hint="free some space or choose another -o"
         )
@@ -104,16 +105,32 @@ def sha256_of(path: Path) -> str:
 
 
 def json_text(data: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
-    """JSON with a line break at its end. A byte of a file name that is no text, half of a surrogate pair to Python,
-    is escaped: no file in UTF-8 can hold it."""
-    text = json.dumps(data, indent=indent, ensure_ascii=False, default=default)
-    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text) + "\n"
+    """The content of a JSON file: ``errors.json_line`` with a line break at its end."""
+    return json_line(data, indent=indent, default=default) + "\n"
 
 
 def visible_files(folder: Path) -> list[Path]:
     """Files of a folder that are not hidden, in natural order; folders in it are left out."""
     files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     return sorted(files, key=lambda file: natural_key(file.name))
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process builds what will be renamed to ``path``: ``.NAME.PID.part`` beside it, so that a later run
+    can tell a file that is being written from one that a killed process left (``may_be_running``)."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def may_be_running(process: int) -> bool:
+    """Whether a process of this number exists on this machine, also if it is another user's. A number that no process
+    can have was not given by ``temporary_path``: true, so that such a file is left alone."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 @contextlib.contextmanager
@@ -130,7 +147,7 @@ def atomic_write(path: Path, *, folder: bool = False, marked: bool = False) -> I
         raise BadInput(path, "a folder", "a name for a file", hint="name a file inside the folder")
     if marked:
         check_replaceable(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = temporary_path(path)
     try:
         with translate_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

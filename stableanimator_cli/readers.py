@@ -177,11 +177,10 @@ def parse_toml(
         raise error(path, deep, hint=hint)
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as reason:
-        raise error(path, f"it is not {what}: no valid TOML ({_first_line(reason)})", hint=hint) from None
     except RecursionError:
         raise error(path, deep, hint=hint) from None
-    except (ValueError, OverflowError, MemoryError) as reason:  # a number of too many digits, a date of year 0
+    # besides a TOMLDecodeError, which is a ValueError: a number of too many digits, a date of year 0
+    except (ValueError, OverflowError, MemoryError) as reason:
         raise error(path, f"it is not {what}: no valid TOML ({_first_line(reason)})", hint=hint) from None
     level: list[Any] = [tables]
     for _ in range(DEPTH):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKLTemporalDecoder
 
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config import DecodeConfig, SamplingConfig
@@ -24,6 +25,15 @@ from stableanimator_cli.records import Motion
 
 SIZE = (64, 64)  # (width, height) of what the tests render
 CPU = DevicePlan(device=torch.device("cpu"), dtype=torch.float32)
+
+
+def temporal_vae(deepest: int) -> AutoencoderKLTemporalDecoder:
+    """A temporal VAE of 32 channels, ``deepest`` at its coarsest level, with frozen random weights."""
+    torch.manual_seed(0)
+    net = AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(32, 32, 32, deepest), layers_per_block=1
+    )
+    return net.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)

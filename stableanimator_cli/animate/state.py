@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
-import os
 import platform
 import sys
 import time
@@ -32,7 +31,7 @@ from stableanimator_cli.config import AnimateConfig
 from stableanimator_cli.diffusion.face_optimization import Refined, Target
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError, SaError
-from stableanimator_cli.files import MARK, atomic_write
+from stableanimator_cli.files import MARK, atomic_write, may_be_running
 from stableanimator_cli.readers import parse_json
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.talk import Talk
@@ -220,15 +219,5 @@ def _sweep(config: AnimateConfig, host: str) -> None:
     for path in (state_path(config.output), config.output, config.preview_path, config.record_path):
         for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             pid = part.name.split(".")[-2]
-            if pid.isdecimal() and not _alive(int(pid)):
+            if pid.isdecimal() and not may_be_running(int(pid)):
                 part.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        pass  # somebody else's, or no number of a process: not ours to judge
-    return True

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from stableanimator_cli.motion.geometry import fit
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.sample import rng_of
 from stableanimator_cli.puppets.scene import Scene, sample_scene
+from stableanimator_cli.records import Motion
 
 LIST = Path(__file__).with_name("puppet_heldout.json")
 LARGE, SMALL = (256, 256), (128, 128)
@@ -116,11 +117,20 @@ def subject_of(scene: Scene, reader: Reader) -> Subject:
 
 def request_of(subject: Subject, vector: np.ndarray, defaults: dict[str, Any], seed: int) -> RenderRequest:
     """One rendering with the settings of the model's card."""
-    motion = subject.scene.motion()
-    skeletons = Skeletons(SMALL, (draw_skeleton(people, SMALL) for people in motion.keypoints))
-    guidance = defaults.get("guidance", 1.0)
+    fitted = fit(LARGE, SMALL, "crop").apply_image(subject.reference, resample="lanczos")
+    return card_request(subject.reference, fitted, vector, subject.scene.motion(), {"steps": 4, **defaults}, seed)
+
+
+def card_request(
+    picture: np.ndarray, fitted: np.ndarray, vector: np.ndarray, motion: Motion, defaults: dict[str, Any], seed: int
+) -> RenderRequest:
+    """A rendering of the reference ``picture``, ``fitted`` uint8[h,w,3] to the output, with the settings of a model's
+    card, which names ``steps``."""
+    height, width = fitted.shape[:2]
+    skeletons = Skeletons((width, height), (draw_skeleton(people, (width, height)) for people in motion.keypoints))
+    guidance, window = defaults.get("guidance", 1.0), int(defaults.get("window", 8))
     sampling = SamplingConfig(
-        steps=int(defaults.get("steps", 4)),
+        steps=int(defaults["steps"]),
         guidance=parse_guidance(str(guidance)) if not isinstance(guidance, int | float) else (guidance, guidance),
         noise_aug=float(defaults.get("noise_aug", 0.02)),
         motion_bucket=float(defaults.get("motion_bucket", 127)),
@@ -128,15 +138,31 @@ def request_of(subject: Subject, vector: np.ndarray, defaults: dict[str, Any], s
         seed=seed,
     )
     return RenderRequest(
-        picture=subject.reference,
-        fitted=fit(LARGE, SMALL, "crop").apply_image(subject.reference, resample="lanczos"),
+        picture=picture,
+        fitted=fitted,
         face=vector,
         poses=skeletons,
-        plan=plan_windows(len(skeletons), length=int(defaults.get("window", 8)), overlap=0),
+        plan=plan_windows(len(skeletons), length=window, overlap=0),
         sampling=sampling,
         decode=DecodeConfig(chunk=8),
-        tile=int(defaults.get("window", 8)),
+        tile=window,
     )
+
+
+def swap_scores(
+    frames: Iterable[np.ndarray], mean: np.ndarray, own: np.ndarray, other: np.ndarray, reader: Reader
+) -> dict[str, float]:
+    """Similarity by the judge of ``frames``, made with another's face vector, to both; ``mean`` is the judge's vector
+    of the clip made with its own. Empty if no frame shows a face."""
+    vectors = [vector for frame in frames if (vector := reader.judged(frame)) is not None]
+    if not vectors:
+        return {}
+    swapped = np.mean(vectors, axis=0)
+    return {
+        "swapped_own": float(swapped @ own),
+        "swapped_other": float(swapped @ other),
+        "own_to_other": float(mean @ other),
+    }
 
 
 def looked_at(output: list[np.ndarray], subject: Subject, reader: Reader) -> tuple[dict[str, Any], np.ndarray]:
@@ -178,11 +204,8 @@ def measured(
     if swap:
         other = everybody[(n + 1) % len(everybody)]
         swapped = render(engine, request_of(subject, other.vector, defaults, seed), Stages())
-        vectors = [vector for frame in swapped if (vector := reader.judged(frame)) is not None]
-        if vectors and own is not None:
-            row["swapped_own"] = float(np.mean(vectors, axis=0) @ subject.judged)
-            row["swapped_other"] = float(np.mean(vectors, axis=0) @ other.judged)
-            row["own_to_other"] = float(mean @ other.judged)
+        scores = swap_scores(swapped, mean, subject.judged, other.judged, reader)
+        row |= scores if own is not None else {}
     sheet = np.concatenate([np.concatenate(list(rows), axis=1) for rows in (drawn, output)])
     return row, np.concatenate([np.concatenate([request.fitted] * 2), sheet], axis=1)
 

@@ -6,9 +6,7 @@ tqdm are imported when something is drawn, not before: completion starts ``sa`` 
 
 from __future__ import annotations
 
-import json as jsonlib
 import math
-import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +14,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from stableanimator_cli.cli import streams
-from stableanimator_cli.errors import QUOTED, plain
+from stableanimator_cli.errors import QUOTED, json_line, plain
 from stableanimator_cli.talk import Progress
 
 ProgressKind = Literal["bar", "json", "none"]
@@ -47,7 +45,7 @@ class Console:
 
         Numbers that JSON does not have (NaN, infinity) become null; paths and fractions become text.
         """
-        streams.write((_dumped(data) if self.json else text) + "\n")
+        streams.write((json_line(_plain(data)) if self.json else text) + "\n")
 
     def table(
         self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, data: bool = False
@@ -110,12 +108,6 @@ def _say(text: str) -> None:
         tqdm.tqdm.write(text, file=sys.stderr)
     else:
         streams.tell(text + "\n")
-
-
-def _dumped(data: Any) -> str:
-    """JSON in a line. Half of a surrogate pair (a byte of a file name that is no text) is escaped: it is no UTF-8."""
-    line = jsonlib.dumps(_plain(data), ensure_ascii=False)
-    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", line)
 
 
 def _plain(value: Any) -> Any:
@@ -228,7 +220,7 @@ class _JsonLines(_Lines):
             "rate": None if rate is None else round(rate, 4),
             "seconds_left": None if left is None else round(left, 1),
         }
-        streams.tell(_dumped(line | self.fields) + "\n")
+        streams.tell(json_line(_plain(line | self.fields)) + "\n")
 
 
 def _short(value: Any) -> str:

@@ -96,8 +96,8 @@ def load_faces(path: Path) -> FaceTable:
     if missing:
         raise BadInput(path, f"no array {missing[0]!r}", f"the arrays {', '.join(_SHAPES)}", hint=_AGAIN)
     for name in _SHAPES:
-        if arrays[name].dtype.kind not in ("iu" if name in ("frame", "person") else "f"):
-            kind = "whole numbers" if name in ("frame", "person") else "floats"
+        if arrays[name].dtype.kind not in ("iu" if name in _NUMBERS else "f"):
+            kind = "whole numbers" if name in _NUMBERS else "floats"
             raise BadInput(path, f"{name} of type {arrays[name].dtype}", kind, hint=_AGAIN)
     order = str(arrays["channel_order"])
     if order not in get_args(ChannelOrder):
@@ -108,11 +108,11 @@ def load_faces(path: Path) -> FaceTable:
 
 
 def _check_faces(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Types, shapes and ranges of a file of faces. Only an embedding may be unknown: a row of NaN."""
+    """Shapes and ranges of a file of faces. Only an embedding may be unknown: a row of NaN."""
     count = arrays["frame"].size
     for name, shape in _SHAPES.items():
-        array, kinds = arrays[name], "iu" if name in _NUMBERS else "f"
-        if array.shape != (count, *shape) or array.dtype.kind not in kinds:
+        array = arrays[name]
+        if array.shape != (count, *shape):
             found = f"{name}{list(array.shape)} of {array.dtype}"
             numbers = "whole numbers" if name in _NUMBERS else "numbers"
             raise BadInput.because(path, f"{found} does not hold the {numbers} of {count} faces", hint=_AGAIN)

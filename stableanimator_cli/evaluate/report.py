@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from stableanimator_cli import __version__
 from stableanimator_cli.evaluate.scores import CSV, CURVES, JSON, LATEX, PAGE, Row, Scores, number
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.files import MARK, atomic_write, json_text, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, json_text, may_be_running, translate_os_errors
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\~{}",
         "^": r"\^{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "↑": r"$\uparrow$",
@@ -32,22 +31,12 @@ def files_of(output: Path) -> list[Path]:
 
 def remove_unfinished(output: Path) -> None:
     """Remove temporary files that a killed run left in the folder, which must be locked. Their names are those of
-    ``files.atomic_write``, with the number of a process that no longer exists."""
+    ``files.temporary_path``, with the number of a process that no longer exists."""
     for folder in (output, output / "videos", output / "pictures", output / "media"):
         for path in folder.glob(".*.part"):
             found = re.fullmatch(r"\..+\.(\d{1,9})\.part", path.name)
-            if found is not None and path.is_file() and not path.is_symlink() and not _is_alive(int(found[1])):
+            if found is not None and path.is_file() and not path.is_symlink() and not may_be_running(int(found[1])):
                 path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
 
 
 def write(scores: Scores) -> None:

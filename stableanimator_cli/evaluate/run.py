@@ -5,9 +5,8 @@ Each task is imported when it is the one: torch takes seconds to load, and who m
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,7 +57,8 @@ def run(
     if config.output is None:
         return _carry_out(config, animate, talk)
     _check_output(config.output, _inputs(config, config_file), _files(config, config.output))
-    with _locked(config.output):
+    with locked_output(config.output, "sa evaluate", folder=True):
+        report.remove_unfinished(config.output)
         return _carry_out(config, animate, talk)
 
 
@@ -130,17 +130,3 @@ def _check_output(output: Path, inputs: Sequence[Path], files: Sequence[Path]) -
         raise ConfigError("--output", str(output), "a folder, not a file", hint=f"try {output.with_suffix('')}-scores")
     check_apart(output, inputs)
     check_replaceable(*files)
-
-
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Hold the folder of the scores; one that did not exist and stays empty is removed again."""
-    existed = output.exists()
-    try:
-        with locked_output(output, "sa evaluate", folder=True):
-            report.remove_unfinished(output)
-            yield
-    finally:
-        if not existed:
-            with contextlib.suppress(OSError):
-                output.rmdir()

@@ -29,7 +29,7 @@ from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.evaluate.study_html import page
 from stableanimator_cli.files import atomic_write, check_replaceable, json_text, sha256_of, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
-from stableanimator_cli.motion.geometry import fit
+from stableanimator_cli.motion.geometry import Mode, fit
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.records import Clip
@@ -139,13 +139,14 @@ def _known_pages(out: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """One case: the videos, ours first, the rate at which each is played, and the motion's frame that each frame of
-    ours shows."""
+    """One case: the videos, ours first, the rate at which each is played, the motion's frame that each frame of
+    ours shows, and how the motion was fitted to it."""
 
     pair: Pair
     videos: tuple[Path, ...]
     rates: tuple[Fraction, ...]
     skeletons: tuple[int, ...] = ()
+    resize: Mode = "crop"
 
 
 def _planned(pair: Pair, videos: Sequence[Path], talk: Talk) -> _Plan:
@@ -165,7 +166,7 @@ def _planned(pair: Pair, videos: Sequence[Path], talk: Talk) -> _Plan:
             pair.poses, f"it cannot be shown beside {videos[0]}: {error}",
             hint="give the motion that drove the video, with the run record beside the video",
         ) from None  # fmt: skip
-    return _Plan(pair=pair, videos=tuple(videos), rates=rates, skeletons=tuple(shown))
+    return _Plan(pair=pair, videos=tuple(videos), rates=rates, skeletons=tuple(shown), resize=resize_of(record))
 
 
 def _times(clip: Clip) -> list[Fraction | None]:
@@ -237,7 +238,7 @@ def _skeletons(poses: Path, plan: _Plan, target: Path) -> Path:
     width, height = open_clip(plan.videos[0]).size
     size = (width - width % 2, height - height % 2)
     motion = read_poses(poses)
-    motion = fit(motion.size, size, resize_of(read_record(plan.videos[0]))).transform_motion(motion)
+    motion = fit(motion.size, size, plan.resize).transform_motion(motion)
     with VideoWriter(target, size, plan.rates[0], crf=14) as writer:
         for index in plan.skeletons:
             writer.write(draw_frame(motion, index))

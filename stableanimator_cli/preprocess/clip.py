@@ -33,6 +33,7 @@ from stableanimator_cli.files import (
     json_text,
     require_file,
     sha256_of,
+    temporary_path,
     translate_os_errors,
     visible_files,
 )
@@ -44,7 +45,6 @@ from stableanimator_cli.preprocess.clip_entries import (
     check_clip_replaceable,
     remove_clip,
     replace_clip,
-    temporary,
 )
 from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.observe import Observer, write_sheet
@@ -130,7 +130,7 @@ def make_clip(
         others = [out / other for other in places_of(source, config) if out / other != place]
         for other in (place, *others):
             check_clip_replaceable(other)
-        part = temporary(place)
+        part = temporary_path(place)
         with translate_os_errors(out):
             part.mkdir(parents=True)
         try:

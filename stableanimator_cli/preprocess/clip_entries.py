@@ -76,11 +76,6 @@ def remove_clip(folder: Path) -> None:
         _remove(folder)
 
 
-def temporary(folder: Path) -> Path:
-    """Where the clip ``folder`` is made. The name holds the process, so that it is nobody else's."""
-    return folder.with_name(f".{folder.name}.{os.getpid()}.part")
-
-
 def remove_leftovers(folders: Iterable[Path]) -> None:
     """Remove what killed runs left of the clips ``folders``. Call it with the output locked. A folder of such a name
     with anything else in it stays as it is."""

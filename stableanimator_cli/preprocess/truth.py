@@ -18,7 +18,7 @@ from stableanimator_cli import __version__, catalogue
 from stableanimator_cli.detect import clips
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import MARK, sha256_of
+from stableanimator_cli.files import MARK, sha256_of, temporary_path
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.interchange import load_motion, save_motion
 from stableanimator_cli.preprocess.clip import link_source, write_json
@@ -26,7 +26,6 @@ from stableanimator_cli.preprocess.clip_entries import (
     check_clip_replaceable,
     remove_leftovers,
     replace_clip,
-    temporary,
 )
 from stableanimator_cli.readers import read_json, read_npz
 from stableanimator_cli.readers_fields import Fields
@@ -60,7 +59,7 @@ def _write_clip(puppets: Path, path: Path, place: Path, reader: FaceReader, netw
     files = {name: puppets / truth.fields("files").text(name) for name in ("video", "motion", "faces")}
     video, motion = files["video"], load_motion(files["motion"])
     check_clip_replaceable(place)
-    part = temporary(place)
+    part = temporary_path(place)
     part.mkdir(parents=True)
     known = read_npz(files["faces"], "faces of a puppet")
     boxes, landmarks = known["boxes"], known["landmarks"]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import temporary_path
 from stableanimator_cli.puppets.sample import seed_of
 from stableanimator_cli.puppets.train_data import Recipe
 
@@ -148,7 +149,7 @@ def _save(
     path: Path, task: Task, step: int, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = temporary_path(path)
     state = {"settings": task.settings(), "step": step, "net": net.state_dict(), "average": average.state_dict()}
     if step < task.steps:  # a finished network is not gone on with
         state["optimizer"] = optimizer.state_dict()

@@ -17,7 +17,7 @@ from typing import Any
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue_schema import FILE_NAME
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import translate_os_errors
+from stableanimator_cli.files import temporary_path, translate_os_errors
 from stableanimator_cli.records import ModelFolder
 
 FOLDER = "base"
@@ -108,7 +108,7 @@ def _towards(folder: Path, place: Path) -> str:
 
 
 def _write(model: ModelFolder, folder: Path) -> None:
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    part = temporary_path(folder)
     shutil.rmtree(part, ignore_errors=True)
     try:
         with translate_os_errors(folder):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from stableanimator_cli.catalogue_schema import FILE_NAME
 from stableanimator_cli.errors import BadInput, SaError
-from stableanimator_cli.files import atomic_write, write_refused
+from stableanimator_cli.files import atomic_write, temporary_path, write_refused
 from stableanimator_cli.readers import read_json, read_json_lines
 from stableanimator_cli.readers_fields import Fields, shown
 from stableanimator_cli.records import ModelFolder
@@ -127,7 +127,7 @@ def save(run: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], card
     """Write ``step-N``. ``tensors`` by role and name, in the type they are to have. Raises ``BadInput`` where the
     system refuses (a full disk), with nothing left of the attempt."""
     target = run / FOLDER / f"step-{step}"
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = temporary_path(target)
     try:
         shutil.rmtree(part, ignore_errors=True)
         (part / STATE).mkdir(parents=True)
@@ -284,7 +284,7 @@ def tidy(run: Path, keep: int) -> None:
 def _point(run: Path, name: str) -> None:
     """Make ``RUN/model`` a link to a checkpoint; there is none where the file system has no links, or where something
     else has that name."""
-    link, part = run / LINK, run / f".{LINK}.{os.getpid()}.part"
+    link, part = run / LINK, temporary_path(run / LINK)
     if os.path.lexists(link) and not _is_our_link(link):
         return
     with suppress(OSError):

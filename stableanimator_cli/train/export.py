@@ -18,7 +18,7 @@ from stableanimator_cli import catalogue, catalogue_layouts, catalogue_schema
 from stableanimator_cli.engine.training import exported_names
 from stableanimator_cli.engine.weights import read_tensors
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import MARK, visible_files, write_refused
+from stableanimator_cli.files import MARK, temporary_path, visible_files, write_refused
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import checkpoint
 from stableanimator_cli.train.base import model_toml, plain_name
@@ -42,7 +42,7 @@ def export(run: Path, form: Literal["model", "upstream"], output: Path, weights:
     best = checkpoint.best_step(run)
     source = here[max(here) if best is None else best]
     model = catalogue.open_model(source, TRAINED)
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    part = temporary_path(output)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
+
+from stableanimator_cli.files import may_be_running
 
 _RUN = r"config\.toml|metrics\.jsonl|curves\.png|scores\.jsonl|model|base|step-\d+-.+\.mp4"
 _CLIP = r"faces\.npz|embeddings\.safetensors|latents-\d+x\d+\.safetensors"
@@ -22,24 +23,14 @@ def remove_from_clip(clip: Path) -> None:
 
 
 def _remove(folder: Path, names: str) -> None:
-    """Remove ``.NAME.PID.part`` of one of ``names`` unless a process PID is running."""
+    """Remove ``.NAME.PID.part`` of one of ``names`` unless a process PID may be running."""
     pattern = re.compile(rf"\.(?:{names})\.(\d+)\.part(?:\.mp4)?")
     with suppress(OSError):
         for path in folder.iterdir():
             match = pattern.fullmatch(path.name)
-            if match is None or _runs(int(match[1])):
+            if match is None or may_be_running(int(match[1])):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True

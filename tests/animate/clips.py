@@ -32,6 +32,14 @@ class Heard(Silent):
         self.warnings.append(text)
 
 
+def face_picture(path: Path) -> None:
+    """A picture that shows a face to the tests' detector: a red rectangle with an orange one in it."""
+    picture = np.full((96, 96, 3), 60, np.uint8)
+    picture[20:70, 30:60] = (255, 0, 0)
+    picture[35:45, 40:50] = (255, 120, 0)
+    write_picture(path, picture)
+
+
 def skeleton_video(path: Path, frames: int, *, fps: Fraction | int = 30, tag: bool = True, **more: Any) -> Path:
     """A lossless video of the waving person at 128x128."""
     with VideoWriter(

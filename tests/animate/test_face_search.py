@@ -20,7 +20,7 @@ from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.scene import sample_scene
-from tests.animate.clips import Heard, in_form
+from tests.animate.clips import Heard, face_picture, in_form
 from tests.waving import waving
 
 FRAMES, STEPS = 5, 4
@@ -41,10 +41,7 @@ class Detections:
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A picture with a face for the tests' detector, and five skeleton pictures."""
-    picture = np.full((96, 96, 3), 60, np.uint8)
-    picture[20:70, 30:60] = (255, 0, 0)
-    picture[35:45, 40:50] = (255, 120, 0)
-    write_picture(tmp_path / "face.png", picture)
+    face_picture(tmp_path / "face.png")
     in_form("pictures", tmp_path, FRAMES)
     return tmp_path
 

@@ -26,7 +26,7 @@ from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, Interr
 from stableanimator_cli.files import MARK, exclusive_lock
 from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.interchange import save_motion
-from tests.animate.clips import Heard, skeleton_video
+from tests.animate.clips import Heard, face_picture, skeleton_video
 from tests.conftest import ROOT
 from tests.waving import waving
 
@@ -36,10 +36,7 @@ STEPS = 4
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A picture that shows a face to the tests' detector, and a motion of five frames whose face box is known."""
-    picture = np.full((96, 96, 3), 60, np.uint8)
-    picture[20:70, 30:60] = (255, 0, 0)
-    picture[35:45, 40:50] = (255, 120, 0)
-    write_picture(tmp_path / "face.png", picture)
+    face_picture(tmp_path / "face.png")
     save_motion(tmp_path / "poses.npz", waving(5, (64, 64)))
     return tmp_path
 

@@ -18,6 +18,7 @@ from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.counting import AliveBytes
 from stableanimator_cli.engine.decoder import FaceDecoder
+from tests.tiny import temporal_vae
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES, CHUNK = 16, 4
@@ -27,11 +28,7 @@ MATRIX = torch.randn(48, 16, generator=torch.Generator().manual_seed(1))
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLTemporalDecoder:
-    torch.manual_seed(0)
-    net = AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(32, 32, 32, 32), layers_per_block=1
-    )
-    return net.eval().requires_grad_(False)
+    return temporal_vae(32)
 
 
 def latents() -> Tensor:

@@ -20,6 +20,7 @@ from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine import faces
 from stableanimator_cli.engine.faces import Reference, face_optimization
 from stableanimator_cli.records import Face
+from tests.tiny import temporal_vae
 
 FRAMES, SIZE = 5, (64, 64)
 SETTINGS = Settings(mode="full", steps=(0, 9), iterations=1, chunk=2)
@@ -54,11 +55,7 @@ class Detections:
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLTemporalDecoder:
-    torch.manual_seed(0)
-    net = AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(32, 32, 32, 32), layers_per_block=1
-    )
-    return net.eval().requires_grad_(False)
+    return temporal_vae(32)
 
 
 @pytest.fixture

@@ -7,15 +7,12 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
 from stableanimator_cli.nets.temporal_decoder import LatentBox, decode, frozen_statistics, recorded_statistics
+from tests.tiny import temporal_vae
 
 
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLTemporalDecoder:
-    torch.manual_seed(0)
-    net = AutoencoderKLTemporalDecoder(
-        down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(32, 32, 32, 64), layers_per_block=1
-    )
-    return net.eval().requires_grad_(False)
+    return temporal_vae(64)
 
 
 @pytest.fixture

@@ -22,18 +22,15 @@ import numpy as np
 import torch
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.animate.skeletons import Skeletons
 from stableanimator_cli.bench.puppet_figures import Figure, at_least, at_most
-from stableanimator_cli.bench.puppet_model import LIMBS, OTHERS, Reader
-from stableanimator_cli.config import DecodeConfig, DeviceConfig, SamplingConfig, parse_guidance
-from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.bench.puppet_model import LIMBS, OTHERS, Reader, card_request, swap_scores
+from stableanimator_cli.config import DeviceConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import RenderRequest, Stages, render
+from stableanimator_cli.engine.render import Stages, render
 from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.errors import NoFace
 from stableanimator_cli.motion.geometry import fit
-from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.render import PuppetFrame
 from tools.puppet_training.heldout import open_scene, read_list
 from tools.puppet_training.measure import face_scores, psnr
@@ -74,27 +71,7 @@ def open_clip(entry: dict[str, int], split: str, size: tuple[int, int], reader: 
 
 def animate(engine: Engine, clip: Clip, vector: np.ndarray, defaults: dict[str, Any], seed: int) -> list[np.ndarray]:
     """Animate a clip with the settings of the model's card."""
-    poses = Skeletons(clip.size, (draw_skeleton(people, clip.size) for people in clip.motion.keypoints))
-    guidance = defaults.get("guidance", 1.0)
-    sampling = SamplingConfig(
-        steps=int(defaults.get("steps", 8)),
-        guidance=parse_guidance(str(guidance)) if not isinstance(guidance, int | float) else (guidance, guidance),
-        noise_aug=float(defaults.get("noise_aug", 0.02)),
-        motion_bucket=float(defaults.get("motion_bucket", 127)),
-        conditioning_fps=int(defaults.get("conditioning_fps", 7)),
-        seed=seed,
-    )
-    window = int(defaults.get("window", 8))
-    request = RenderRequest(
-        picture=clip.large,
-        fitted=clip.reference,
-        face=vector,
-        poses=poses,
-        plan=plan_windows(len(poses), length=window, overlap=0),
-        sampling=sampling,
-        decode=DecodeConfig(chunk=8),
-        tile=window,
-    )
+    request = card_request(clip.large, clip.reference, vector, clip.motion, {"steps": 8, **defaults}, seed)
     return [frame.copy() for frame in render(engine, request, Stages())]
 
 
@@ -211,11 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
                 other = others[(n + 1) % len(others)]
                 swapped = animate(engine, clip, other.vector, defaults, options.seed)
                 cells[-1].append(swapped[middle])
-                vectors = [vector for frame in swapped if (vector := reader.judged(frame)) is not None]
-                if vectors and row["reference"] is not None:
-                    row["swapped_own"] = float(np.mean(vectors, axis=0) @ clip.judged)
-                    row["swapped_other"] = float(np.mean(vectors, axis=0) @ other.judged)
-                    row["own_to_other"] = float(mean @ other.judged)
+                if row["reference"] is not None:
+                    row |= swap_scores(swapped, mean, clip.judged, other.judged, reader)
             rows.append(row)
             near = float("nan") if row["truth"] is None else row["truth"]
             print(

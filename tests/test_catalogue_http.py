@@ -5,11 +5,9 @@ from __future__ import annotations
 import http.client
 import io
 import json
-import resource
 import socket
 import threading
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +18,7 @@ from stableanimator_cli import catalogue, catalogue_archive, catalogue_fetch, ca
 from stableanimator_cli.catalogue_address import problem, redacted, refused_redirect
 from stableanimator_cli.cli.models import app
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
+from tests.conftest import largest_file
 from tests.model_server import Server
 from tests.test_catalogue_fetch import BODY, entry, home, parts, row, server
 
@@ -184,24 +183,13 @@ def test_a_size_that_is_not_recorded_has_a_bound(
     assert not (home / "models/m").exists()
 
 
-@pytest.fixture
-def full_disk() -> Iterator[None]:
-    """No file may grow beyond 4000 bytes: a write is refused in its midst, as by a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("no_waiting", "full_disk")
+@pytest.mark.usefixtures("no_waiting")
 def test_a_full_disk_is_named_and_the_next_run_resumes(server: Server, home: Path, tmp_path: Path) -> None:
     server.files = {"/w": BODY}
     entry(tmp_path, row(f"{server.url}/w"))
-    with pytest.raises(ModelMissing, match=r"w\.bin\.part: no room left to write it") as caught:
+    with largest_file(4000), pytest.raises(ModelMissing, match=r"w\.bin\.part: no room left to write it") as caught:
         catalogue_fetch.pull("m")
     assert "make room" in str(caught.value.hint)
-    soft = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, soft))
     assert catalogue_fetch.pull("m")[0].read_bytes() == BODY
     assert server.asked == [None, "bytes=4000-"]
     assert parts(home) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from stableanimator_cli.catalogue_place import SOURCE_SHA256, Convert
 from stableanimator_cli.engine.weights import convert_to_safetensors
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing
 from stableanimator_cli.files import sha256_of
+from tests.conftest import largest_file
 from tests.test_catalogue import ROLES, fake_sizes, home, model_toml, reference_download, write
-from tests.test_catalogue_http import full_disk
 
-__all__ = ["full_disk", "home"]  # fixtures that pytest uses by name
+__all__ = ["home"]  # a fixture that pytest uses by name
 
 
 def write_safe(source: Path, target: Path) -> None:
@@ -369,15 +368,11 @@ def test_what_a_killed_import_was_building_is_removed_by_the_next(tmp_path: Path
     assert not list(models.glob(".*.lock"))
 
 
-@pytest.mark.usefixtures("full_disk")
 @pytest.mark.parametrize("convert", [None, convert_to_safetensors])
 def test_a_full_disk_is_blamed_and_not_the_source(tmp_path: Path, home: Path, convert: Any) -> None:
     (tmp_path / "w").mkdir()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (before[1], before[1]))
     torch.save({"a": torch.zeros(3000)}, tmp_path / "w/unet.pth")
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    with pytest.raises(ModelMissing, match="no room left to write it") as caught:
+    with largest_file(4000), pytest.raises(ModelMissing, match="no room left to write it") as caught:
         import_folder(tmp_path / "w", copy=True, convert=convert)
     assert caught.value.message.startswith(str(home / "models/stableanimator/unet."))
     assert not list((home / "models").iterdir())

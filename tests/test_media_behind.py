@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import threading
 import time
 from fractions import Fraction
@@ -13,6 +12,7 @@ import pytest
 
 from stableanimator_cli import media
 from stableanimator_cli.errors import BadInput
+from tests.conftest import largest_file
 from tests.media_samples import beep, make_video, noise, numbered
 
 SIZE = (64, 48)
@@ -86,13 +86,8 @@ def test_frames_are_made_while_others_are_encoded_and_only_a_few_wait(tmp_path, 
 @pytest.mark.parametrize("room", [300, 60_000])
 def test_a_full_disk_is_said_as_by_the_plain_writer(tmp_path, room):
     """Before the first frame, and in the middle: the thread's error is the block's."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        with pytest.raises(BadInput, match=r"out\.mp4.*no room left to write") as caught:
-            behind(tmp_path / "out.mp4", noise(40, SIZE))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with largest_file(room), pytest.raises(BadInput, match=r"out\.mp4.*no room left to write") as caught:
+        behind(tmp_path / "out.mp4", noise(40, SIZE))
     assert "free some space" in str(caught.value.hint)
     assert names(tmp_path) == []
 

@@ -13,13 +13,20 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: demo test fuzz lint kills completions puppet puppet-256 puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations ablation-tables
+.PHONY: demo test tools-test fuzz lint kills completions puppet puppet-256 puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations ablation-tables
 
 demo: $(STAMP)
 	$(BIN)/sa demo
 
+# One thread in each test process: two of torch with two threads each on two cores wait for one another by spinning.
+TEST_WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# The tests of what is not in the wheel; `make test` runs them too.
+tools-test: $(STAMP)
+	$(PYTEST) tools/tests
 
 # Damaged files, odd names and odd flags against every verb; the tests hold a few of them.
 N ?= 500
@@ -43,15 +50,15 @@ completions: $(STAMP)
 
 # The small networks that read puppets: about an hour on one slow core. Cut it at will: the same command goes on.
 puppet-detectors: $(STAMP)
-	$(BIN)/python -m stableanimator_cli.puppets.train_detectors
+	$(BIN)/python -m tools.figure_networks.detectors
 
 puppet-vae: $(STAMP)
-	$(BIN)/python -m stableanimator_cli.puppets.train_vae
+	$(BIN)/python -m tools.figure_networks.vae
 
 # The denoiser of models/puppet in four trainings, each on from the one before: hours on two cores. Cut it at will: the
 # same command goes on.
 PUPPET_WORK ?= runs/puppet
-PUPPET_CLIPS = $(BIN)/python -m stableanimator_cli.preprocess.truth
+PUPPET_CLIPS = $(BIN)/python -m tools.truth_clips
 PUPPET_OPENED = $(PUPPET_WORK)/clips-1 $(PUPPET_WORK)/clips-2
 PUPPET_TRAIN = train() { if test -d $$2/checkpoints; then $(BIN)/sa train --resume $$2; else $(BIN)/sa train "$$@"; fi; }; train -o
 puppet: $(STAMP)
@@ -69,7 +76,7 @@ puppet: $(STAMP)
 		--config models/puppet/training/third.toml
 	$(PUPPET_TRAIN) $(PUPPET_WORK)/fourth $(PUPPET_WORK)/clips $(PUPPET_OPENED) --model $(PUPPET_WORK)/third/model \
 		--config models/puppet/training/fourth.toml
-	$(BIN)/python -m stableanimator_cli.train.publish $(PUPPET_WORK)/fourth models/puppet
+	$(BIN)/python -m tools.publish $(PUPPET_WORK)/fourth models/puppet
 
 # The next model, at 256x256, on portraits drawn on the fly. Interrupt at any time; the same command resumes.
 # ARGS="--device cuda --workers 14 --people 8000 --batch 128" for a GPU.
@@ -77,30 +84,30 @@ puppet-256: $(STAMP)
 	$(BIN)/python -m tools.puppet_training $(PUPPET_WORK)-256 $(ARGS)
 
 puppet-figures: $(STAMP)
-	$(BIN)/python -m stableanimator_cli.bench.puppet_figures
-	$(BIN)/python -m stableanimator_cli.bench.puppet_decoder
-	$(BIN)/python -m stableanimator_cli.bench.puppet_model --swap
+	$(BIN)/python -m tools.bench.puppet_figures
+	$(BIN)/python -m tools.bench.puppet_decoder
+	$(BIN)/python -m tools.bench.puppet_model --swap
 
 # What approximate speed loses on the fifty held-out clips.
 puppet-approximations: $(STAMP)
-	$(BIN)/python -m stableanimator_cli.bench.approximations $(PUPPET_WORK)/approximations --page docs/performance.md
+	$(BIN)/python -m tools.bench.approximations $(PUPPET_WORK)/approximations --page docs/performance.md
 
 # What face optimisation gains on puppets, and how seams of long videos compare with upstream's blend.
 puppet-refinement: $(STAMP)
-	$(BIN)/python -m stableanimator_cli.bench.refinement_figures $(PUPPET_WORK)/refinement --page docs/performance.md
+	$(BIN)/python -m tools.bench.refinement_figures $(PUPPET_WORK)/refinement --page docs/performance.md
 
 puppet-blending: $(STAMP)
-	$(BIN)/python -m stableanimator_cli.bench.blending $(PUPPET_WORK)/blending --page docs/performance.md
+	$(BIN)/python -m tools.bench.blending $(PUPPET_WORK)/blending --page docs/performance.md
 
 # Seven variants of models/puppet, an equal budget of further steps each, and the paper's tables of them. Cut either at
 # will: the same command goes on. More: make ablations ABLATIONS=runs/mine ABLATION_FLAGS='--data CLIPS --steps 300'
 ABLATIONS ?= runs/ablations
 ABLATION_FLAGS ?=
 ablations: $(STAMP)
-	$(BIN)/python -m stableanimator_cli.bench.ablations $(ABLATIONS) $(ABLATION_FLAGS)
+	$(BIN)/python -m tools.bench.ablations $(ABLATIONS) $(ABLATION_FLAGS)
 
 ablation-tables: $(STAMP)
-	$(BIN)/python -m stableanimator_cli.bench.ablations $(ABLATIONS) --tables $(ABLATION_FLAGS)
+	$(BIN)/python -m tools.bench.ablations $(ABLATIONS) --tables $(ABLATION_FLAGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \

@@ -13,7 +13,7 @@ from types import FrameType
 
 from stableanimator_cli.cli import console, streams
 from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, OutOfMemory, SaError, is_out_of_memory, plain
-from stableanimator_cli.talk import rank_here
+from stableanimator_cli.progress import rank_here
 
 # onnxruntime otherwise writes an id and a database under the user's cache when it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue_schema import FILE_NAME, Entry, WeightFile
+from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, WeightFile
 from stableanimator_cli.errors import CheckFailed, SaError
 
 State = Literal["ok", "note", "broken"]

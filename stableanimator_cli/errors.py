@@ -115,10 +115,10 @@ class ConfigError(SaError):
         self.option = option
 
     @classmethod
-    def because(cls, option: Path | str, problem: str, *, hint: str | None = None) -> ConfigError:
+    def because(cls, path: Path | str, problem: str, *, hint: str | None = None) -> ConfigError:
         """An error whose ``problem`` is a clause of its own: ``run.toml: it is empty``."""
-        error = cls(str(option), None, "", hint=hint)
-        error.message = plain(f"{cut(str(option))}: {problem}")
+        error = cls(str(path), None, "", hint=hint)
+        error.message = plain(f"{cut(str(path))}: {problem}")
         error.args = (error.message,)
         return error
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from .errors import BadInput, json_line
+from stableanimator_cli.errors import BadInput, json_line
 
 MARK = "stableanimator-cli"
 """Every file that ``sa`` writes holds these ASCII bytes in its first or last mebibyte."""

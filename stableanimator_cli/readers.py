@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from .errors import BadInput, ModelDamaged, SaError
+from stableanimator_cli.errors import BadInput, ModelDamaged, SaError
 
 if TYPE_CHECKING:
     import zipfile

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, overload
 
-from .errors import BadInput
-from .readers import WHOLE, ErrorFactory
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.readers import WHOLE, ErrorFactory
 
 T = TypeVar("T")
 _REQUIRED: Any = object()

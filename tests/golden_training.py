@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stableanimator_cli.detect.clips import FACES, FaceTable, save_faces
-from stableanimator_cli.engine.training_model import StepInputs
+from stableanimator_cli.clip_folder import FACES, FaceTable, save_faces
+from stableanimator_cli.engine.training.model import StepInputs
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.records import Face
 from stableanimator_cli.train import checkpoint, run
-from stableanimator_cli.train.stages import TrainingStage
-from stableanimator_cli.train.tracking import read_metrics
+from stableanimator_cli.train.metrics_log import read_metrics
+from stableanimator_cli.train.stage import TrainingStage
 from tests.random_model import TINY, write_model
 from tests.train.clip_folders import SIZE, write_upstream
 

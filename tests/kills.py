@@ -27,13 +27,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-import stableanimator_cli.animate.carrying
-import stableanimator_cli.evaluate.compare
+import stableanimator_cli.animate.pipeline
+import stableanimator_cli.evaluate.evaluator
 import stableanimator_cli.preprocess.run
 import stableanimator_cli.train.run  # noqa: F401  what runs import, once for all
 from stableanimator_cli.__main__ import main as sa
 from stableanimator_cli.media import write_picture
-from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.motion_file import save_motion
 from tests.evaluate import samples as figures
 from tests.evaluate.samples import write
 from tests.preprocess import drawn

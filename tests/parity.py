@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stableanimator_cli.config import DecodeConfig, SamplingConfig
+from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.schedule import karras_sigmas, picture_noise, repeated_noise, scalings
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan, Networks

@@ -10,8 +10,8 @@ import numpy as np
 
 from stableanimator_cli.detect.pose import _Crop, _Letterbox, decode_people, decode_points
 from stableanimator_cli.motion.align import upstream_map
-from stableanimator_cli.motion.interchange import from_pose_dict
 from stableanimator_cli.motion.keypoints import from_wholebody
+from stableanimator_cli.motion.motion_file import from_pose_dict
 from stableanimator_cli.motion.skeleton import draw_normalised, draw_skeleton
 
 COORDINATES = 1e-9  # pixels

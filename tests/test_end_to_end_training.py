@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.train import checkpoint
-from stableanimator_cli.train.tracking import read_metrics
+from stableanimator_cli.train.metrics_log import read_metrics
 from tests.conftest import ROOT, Run
 
 STEPS = 4

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stableanimator_cli.detect.clips import FaceTable, load_faces, save_faces
+from stableanimator_cli.clip_folder import FaceTable, load_faces, save_faces
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import MARK, carries_mark
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
-from stableanimator_cli.motion.interchange import load_motion, save_motion
+from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.motion.openpose import load_openpose, save_openpose
 from tests.tiny import waving
 

@@ -16,15 +16,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.errors import BadInput, ModelDamaged
-from stableanimator_cli.readers import (
-    DEPTH,
-    damaged_model,
-    read_json,
-    read_json_lines,
-    read_npy,
-    read_npz,
-    read_toml,
-)
+from stableanimator_cli.readers import DEPTH, damaged_model, read_json, read_json_lines, read_npy, read_npz, read_toml
 from stableanimator_cli.readers_fields import Fields
 
 

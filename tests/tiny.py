@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
 from stableanimator_cli.catalogue import open_model
-from stableanimator_cli.config import DecodeConfig, SamplingConfig
+from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine

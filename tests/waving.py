@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.keypoints import face_box
+from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.records import Motion
 
 # OpenPose's 18 body points of somebody who stands, in shares of the frame: nose, neck, right arm, left arm, right leg,

@@ -6,8 +6,8 @@ a network that never saw face tokens makes noise of them. Who wants to see that 
 
 from __future__ import annotations
 
-from stableanimator_cli import catalogue_schema
-from stableanimator_cli.config import AnimateConfig
+from stableanimator_cli.catalogue import schema
+from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.records import ModelFolder
 
@@ -18,9 +18,9 @@ def uses_face(config: AnimateConfig, model: ModelFolder) -> bool:
 
     A Face Encoder that was trained away is a matter of the checkpoint's own config (``fusion``), and needs nothing.
     """
-    if config.force_ablation or not (model.path / catalogue_schema.FILE_NAME).is_file():
+    if config.force_ablation or not (model.path / schema.FILE_NAME).is_file():
         return True
-    training = catalogue_schema.read(model.path).training
+    training = schema.read(model.path).training
     trained, asked = training.get("id_adapter"), config.id_adapter
     if trained is not None and asked is not None and asked != trained:
         hint = "leave --id-adapter out, or add --force-ablation to see what comes of it"

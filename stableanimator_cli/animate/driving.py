@@ -16,21 +16,21 @@ from typing import Literal
 
 import numpy as np
 
-from stableanimator_cli.animate.skeletons import Skeletons
-from stableanimator_cli.animate.timing import is_regular, mean_rate, shown_at
+from stableanimator_cli.animate.frame_rate import is_regular, mean_rate, shown_at
+from stableanimator_cli.animate.pose_frames import Skeletons
+from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
 from stableanimator_cli.detect.capture import Detectors, capture, pose_of
-from stableanimator_cli.detect.clips import MOTION, RECORD, open_folder
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip, take
-from stableanimator_cli.media_picture import is_picture
+from stableanimator_cli.media.image import is_picture
 from stableanimator_cli.motion.align import align
 from stableanimator_cli.motion.geometry import Fit, Mode, fit
-from stableanimator_cli.motion.interchange import UNTIMED_FPS, load_motion
 from stableanimator_cli.motion.keypoints import face_box
+from stableanimator_cli.motion.motion_file import UNTIMED_FPS, load_motion
 from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.skeleton import TAG, draw_skeleton, looks_like_skeleton
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.records import Clip, ModelFolder, Motion
-from stableanimator_cli.talk import Talk
 
 Kind = Literal["auto", "skeleton", "video"]
 _LOOKED_AT = 8  # frames that decide what an untagged video is

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from stableanimator_cli.animate.driving import open_driving
-from stableanimator_cli.animate.settings import size_of
-from stableanimator_cli.config import AnimateConfig
+from stableanimator_cli.animate.validate import size_of
+from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.memory import Prediction, RenderMemory
-from stableanimator_cli.engine.memory_fit import Choice, fitted
+from stableanimator_cli.engine.memory.fit import Choice, fitted
+from stableanimator_cli.engine.memory.render import Prediction, RenderMemory
+from stableanimator_cli.progress import Silent, Talk
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.talk import Silent, Talk
 
 
 def predicted(config: AnimateConfig, model: ModelFolder, device: DevicePlan, frames: int) -> RenderMemory:

@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stableanimator_cli.animate import identity, record
+from stableanimator_cli.animate import identity_gate, result
+from stableanimator_cli.animate.checkpoint import Best, Drawn, Keeper, Saved
 from stableanimator_cli.animate.driving import Driving
-from stableanimator_cli.animate.face import FacesRefined, Subject
-from stableanimator_cli.animate.identity import Identity, IdentityCurve
-from stableanimator_cli.animate.record import Animation
-from stableanimator_cli.animate.state import Best, Drawn, Keeper, Saved
-from stableanimator_cli.config import AnimateConfig
+from stableanimator_cli.animate.identity_gate import Identity, IdentityCurve
+from stableanimator_cli.animate.reference_face import FacesRefined, Subject
+from stableanimator_cli.animate.result import Animation
+from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import WindowPlan
+from stableanimator_cli.engine.denoiser_calls import beginnings
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.evaluations import beginnings
 from stableanimator_cli.engine.parallel import RankLost
 from stableanimator_cli.engine.render import Begun, RenderRequest, Stages, Watch, calls_of, decode, sample
 from stableanimator_cli.errors import CheckFailed, Interrupted, SaError
 from stableanimator_cli.media import VideoWriter, WriterBehind
-from stableanimator_cli.talk import WarningLog
+from stableanimator_cli.progress import WarningLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ def make(job: Making) -> Animation:
         if faces is not None:
             faces.report(job.talk)
         stages.seconds["total"] = time.perf_counter() - started
-        report = record.write(
+        report = result.write(
             job.config, job.engine, job.request, job.driving, stages, refine=job.refine, faces=faces,
             refined=drawn.log, identity=curve or gate.identity, gate=gate.to_json(job.config.refine.min_csim),
             redrawn=gate.attempts, resumed=resumed, warnings=job.talk.warnings,
@@ -269,7 +269,7 @@ def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
         )
         preview = None
         if config.preview:
-            size = (3 * width, height + (identity.STRIP if curve else 0))
+            size = (3 * width, height + (identity_gate.STRIP if curve else 0))
             preview = files.enter_context(WriterBehind(VideoWriter(config.preview_path, size, job.driving.fps)))
         with job.talk.progress(request.frames, "decode", "frame") as bar:
             for index, frame in enumerate(decode(job.engine, request, latents, stages)):
@@ -278,7 +278,7 @@ def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
                     row = np.concatenate([request.fitted, request.poses.frame(index + request.anchored), frame], axis=1)
                     if curve is not None:
                         values.append(curve.add(frame))
-                        row = np.concatenate([row, identity.strip(values, request.frames, 3 * width)])
+                        row = np.concatenate([row, identity_gate.strip(values, request.frames, 3 * width)])
                     preview.write(row)
                 bar.update()
     if curve is None:

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.animate import record, same
-from stableanimator_cli.animate.carrying import carry_out
-from stableanimator_cli.animate.settings import checked
-from stableanimator_cli.config import AnimateConfig, from_mapping
+from stableanimator_cli.animate import fingerprint, result
+from stableanimator_cli.animate.pipeline import carry_out
+from stableanimator_cli.animate.validate import checked
+from stableanimator_cli.config.animate import AnimateConfig, from_mapping
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, CheckFailed
 from stableanimator_cli.files import check_apart, require_file, sha256_of
 from stableanimator_cli.media import open_clip
+from stableanimator_cli.progress import Silent, Talk
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import Fields, shown
 from stableanimator_cli.records import NETWORKS, ModelFolder
-from stableanimator_cli.talk import Silent, Talk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,9 +143,9 @@ def _read(video: Path) -> tuple[Path, dict[str, Any]]:
     require_file(file, "the record of a run of sa animate, beside its video")
     what, hint = "the record of a run of sa animate", "name the video that it made"
     fields = Fields.of(read_json(file, what, nan=True, hint=hint), file, what, hint=hint)
-    if fields.table.get("format") != record.FORMAT:
+    if fields.table.get("format") != result.FORMAT:
         found = f"a record of format {shown(fields.table.get('format'))}"
-        raise BadInput(file, found, f"format {record.FORMAT}", hint="update sa")
+        raise BadInput(file, found, f"format {result.FORMAT}", hint="update sa")
     _check_record(fields)
     return file, dict(fields.table)
 
@@ -170,12 +170,12 @@ def _changed(config: AnimateConfig, model: ModelFolder, told: Mapping[str, Any])
     then = {f"{name} {row['path']}": row["sha256"] for name, row in told["inputs"].items()}
     now = {
         f"{name} {told['inputs'][name]['path'] if name in told['inputs'] else path}": sha256_of(path)
-        for name, path in same.inputs_of(config).items()
+        for name, path in fingerprint.inputs_of(config).items()
         if path.exists()
     }
     weights = told["model"]["sha256"]
-    here = same.weight_digests(model, weights)
-    return same.differences(then, now) + same.differences(
+    here = fingerprint.weight_digests(model, weights)
+    return fingerprint.differences(then, now) + fingerprint.differences(
         {f"weights of {role}": value for role, value in weights.items()},
         {f"weights of {role}": value for role, value in here.items()},
     )
@@ -184,8 +184,8 @@ def _changed(config: AnimateConfig, model: ModelFolder, told: Mapping[str, Any])
 def _machine(config: AnimateConfig, told: Mapping[str, Any]) -> list[str]:
     then = {"device": str(told.get("device")), "stableanimator-cli": str(told.get("stableanimator-cli"))}
     then |= {name: str(version) for name, version in told.get("versions", {}).items() if version is not None}
-    now = {"device": DevicePlan.of(config.device).describe()} | same.versions()
-    return same.differences(then, now)
+    now = {"device": DevicePlan.of(config.device).describe()} | fingerprint.versions()
+    return fingerprint.differences(then, now)
 
 
 def _compared(video: Path, again: Path, expected: str, machine: tuple[str, ...]) -> Replay:

@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stableanimator_cli.animate.settings import checked, resolved
-from stableanimator_cli.talk import Talk, rank_here, world_here
+from stableanimator_cli.animate.validate import checked, resolved
+from stableanimator_cli.progress import Talk, rank_here, world_here
 
 if TYPE_CHECKING:
-    from stableanimator_cli.animate.record import Animation, AnimationPlan
+    from stableanimator_cli.animate.result import Animation, AnimationPlan
     from stableanimator_cli.engine.parallel import Ranks
 
 
@@ -30,14 +30,14 @@ def run(
     the first does all this and has the result; the others help it to denoise and end here, without a word.
     """
     if rank_here() > 0:
-        from stableanimator_cli.engine import parallel_helper
+        from stableanimator_cli.engine import parallel_worker
 
-        parallel_helper.help_out()
+        parallel_worker.help_out()
         raise SystemExit(0)
     with _launched() as ranks:
         config, model = resolved(flags, config_file)
         checked(config, model)
-        from stableanimator_cli.animate.carrying import carry_out
+        from stableanimator_cli.animate.pipeline import carry_out
 
         return carry_out(config, model, plan_only=plan_only, restart=restart, talk=talk, ranks=ranks)
 

@@ -14,7 +14,7 @@ from stableanimator_cli.bench.networks import FULL, model_of, on_meta
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.diffusion.face_optimization import Box
 from stableanimator_cli.engine.decoder import FaceDecoder
-from stableanimator_cli.engine.memory import prepared
+from stableanimator_cli.engine.memory.render import prepared
 from stableanimator_cli.nets.arcface import crop_resize
 from stableanimator_cli.nets.unet import Context
 from stableanimator_cli.records import STRIDE, ModelFolder

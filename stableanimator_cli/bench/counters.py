@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stableanimator_cli.engine.counting import AliveBytes, Flops, fused_attention
+from stableanimator_cli.engine.memory.profile import AliveBytes, Flops, fused_attention
 
 
 @dataclass(frozen=True, slots=True)

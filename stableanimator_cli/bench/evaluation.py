@@ -16,13 +16,13 @@ from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.roofline import settle_of
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.features import features
+from stableanimator_cli.engine.metric_networks import features
 from stableanimator_cli.errors import ModelMissing
+from stableanimator_cli.metrics.accumulators import Running
 from stableanimator_cli.metrics.flicker import Changes
 from stableanimator_cli.metrics.perceptual import PREPARE
 from stableanimator_cli.metrics.pixel import FRAME_METRICS
 from stableanimator_cli.metrics.result import METRICS, Missing
-from stableanimator_cli.metrics.running import Running
 from stableanimator_cli.metrics.video import STYLES, ClipFeatures
 
 BATCH = 8  # pairs of frames that LPIPS looks at together

@@ -25,7 +25,7 @@ from stableanimator_cli.engine.conditioning import to_signed
 from stableanimator_cli.engine.decoder import FaceDecoder
 from stableanimator_cli.engine.device import peak_memory
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.faces import SMALLEST, Reference, face_optimization, whole_boxes
+from stableanimator_cli.engine.face_optimization import SMALLEST, Reference, face_optimization, whole_boxes
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.puppets.scene import sample_scene
 

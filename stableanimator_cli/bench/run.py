@@ -26,11 +26,11 @@ from stableanimator_cli.bench import (
 from stableanimator_cli.bench.harness import busy
 from stableanimator_cli.bench.results import BenchReport, Table, environment
 from stableanimator_cli.bench.roofline import Roof
-from stableanimator_cli.config import DeviceConfig, parse_size
+from stableanimator_cli.config.animate import DeviceConfig, parse_size
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.progress import Silent, Talk
 from stableanimator_cli.records import STRIDE
-from stableanimator_cli.talk import Silent, Talk
 
 SMALLEST = 64  # pixels a side
 WAYS = dict.fromkeys((*speed.UNET_WAYS, *speed.VAE_WAYS))

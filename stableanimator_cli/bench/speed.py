@@ -18,7 +18,7 @@ from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.roofline import Roof, settle_of
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
 from stableanimator_cli.nets.compiled import CompiledBlocks
-from stableanimator_cli.nets.memory_order import channels_last
+from stableanimator_cli.nets.memory_format import channels_last
 from stableanimator_cli.nets.unet import AnimationUNet, Context, once
 from stableanimator_cli.records import STRIDE, ModelFolder
 

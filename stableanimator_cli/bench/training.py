@@ -19,9 +19,10 @@ from stableanimator_cli.bench.networks import FULL, load, model_of
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.roofline import Roof, settle_of
 from stableanimator_cli.bench.training_step import filled
-from stableanimator_cli.detect.face import FaceReader
-from stableanimator_cli.engine.counting import Flops
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
+from stableanimator_cli.engine.memory.profile import Flops
+from stableanimator_cli.engine.memory.train import predict
+from stableanimator_cli.engine.memory.train_step import made_up_inputs
 from stableanimator_cli.engine.training import (
     StepInputs,
     TrainingParts,
@@ -30,16 +31,14 @@ from stableanimator_cli.engine.training import (
     step_inputs,
     trainable_parameters,
 )
-from stableanimator_cli.engine.training_count import made_up_inputs
-from stableanimator_cli.engine.training_memory import predict
-from stableanimator_cli.engine.training_model import Dtype
+from stableanimator_cli.engine.training.model import Dtype
 from stableanimator_cli.nets.unet import Checkpointing
-from stableanimator_cli.preprocess.truth import write_clips
+from stableanimator_cli.preprocess import run as preprocess
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.train.cache import Encoders, build_cache
 from stableanimator_cli.train.caching import moments, tokens_of
 from stableanimator_cli.train.dataset import Dataset, open_dataset
+from stableanimator_cli.train.latent_cache import Encoders, build_cache
 from stableanimator_cli.train.loader import Loader, LoaderSettings
 
 SEED = 0
@@ -94,10 +93,10 @@ def still(parts: TrainingParts) -> torch.optim.Optimizer:
 
 
 def drawn_dataset(folder: Path, shape: Shape) -> Dataset:
-    """Clip folders of drawn figures at the size that is trained, as ``make puppet`` makes them."""
+    """Clip folders of drawn figures at the size that is trained, as `sa preprocess` writes them."""
     write_puppets(PuppetPlan(folder=folder / "figures", videos=CLIPS, frames=shape.frames + 2, size=shape.size))
-    face = catalogue.open_model("puppet", ["face"])
-    write_clips(folder / "figures", folder / "clips", FaceReader(face.files["face"], face.face_channel_order, "cpu"))
+    flags = {"inputs": (folder / "figures" / "videos",), "output": folder / "clips", "model": "puppet", "device": "cpu"}
+    preprocess.run(flags=flags)
     return open_dataset([folder / "clips"], least=shape.frames + 1)
 
 

@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from stableanimator_cli.bench.networks import FULL, model_of
-from stableanimator_cli.config import parse_size
+from stableanimator_cli.config.animate import parse_size
 from stableanimator_cli.engine.device import peak_memory
-from stableanimator_cli.engine.training_choice import Train, trainable_parameters
-from stableanimator_cli.engine.training_count import made_up_inputs
-from stableanimator_cli.engine.training_memory import predict, skeleton
-from stableanimator_cli.engine.training_model import Dtype, TrainingModel, TrainingSettings
+from stableanimator_cli.engine.memory.train import predict, skeleton
+from stableanimator_cli.engine.memory.train_step import made_up_inputs
+from stableanimator_cli.engine.training.model import Dtype, TrainingModel, TrainingSettings
+from stableanimator_cli.engine.training.trainable import Train, trainable_parameters
 from stableanimator_cli.nets.mixed_norms import with_mixed_norms
 from stableanimator_cli.nets.unet import Checkpointing
 from stableanimator_cli.records import ModelFolder

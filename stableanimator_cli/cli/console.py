@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from stableanimator_cli.cli import streams
 from stableanimator_cli.errors import QUOTED, json_line, plain
-from stableanimator_cli.talk import Progress
+from stableanimator_cli.progress import Progress
 
 ProgressKind = Literal["bar", "json", "none"]
 

@@ -50,7 +50,7 @@ def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
     from stableanimator_cli import catalogue
     from stableanimator_cli.animate.run import run
     from stableanimator_cli.media import open_clip, write_picture
-    from stableanimator_cli.motion.interchange import save_motion
+    from stableanimator_cli.motion.motion_file import save_motion
     from stableanimator_cli.motion.skeleton import draw_frame
     from stableanimator_cli.puppets.scene import sample_scene
 

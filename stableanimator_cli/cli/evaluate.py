@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from stableanimator_cli.cli import console, options
-from stableanimator_cli.config_evaluate import EvaluateConfig
+from stableanimator_cli.config.evaluate import EvaluateConfig
 
 BENCH = "Benches and ablations"
 STUDY = "Study of preference"

@@ -12,8 +12,8 @@ import typer
 from stableanimator_cli.cli import console, options
 
 if TYPE_CHECKING:
-    from stableanimator_cli.catalogue_fetch import Check, Progress
-    from stableanimator_cli.catalogue_schema import Entry
+    from stableanimator_cli.catalogue.download import Check, Progress
+    from stableanimator_cli.catalogue.schema import Entry
 
 app = typer.Typer(
     name="models",
@@ -139,13 +139,14 @@ def pull(
     Fetch a model and what it needs. A download that was cut goes on where it stopped; sizes and digests are checked.
     """
     out = console.configure(json=json, quiet=quiet, progress=progress)
-    from stableanimator_cli import catalogue, catalogue_fetch
+    from stableanimator_cli import catalogue
+    from stableanimator_cli.catalogue import download
 
     for entry in catalogue.with_needs(catalogue.entry(name)):
         if entry.licence in ("unknown", "research-only") and any(_lacking(entry, all_)):
             out.warn(f"{entry.name}: licence {entry.licence}. {entry.licence_note}".strip())
     with _bars(out) as bars:
-        fetched = catalogue_fetch.pull(name, bars, optional=all_)
+        fetched = download.pull(name, bars, optional=all_)
     out.note(f"{name}: {len(fetched)} file(s) fetched" if fetched else f"{name}: everything is here already")
     folder = catalogue.store(name)
     out.result({"model": name, "folder": folder, "fetched": fetched}, str(folder))
@@ -165,14 +166,15 @@ def verify(
     Compare the files that are here with their recorded sizes and digests. Leaves with 5 where one is not as recorded.
     """
     out = console.configure(json=json, quiet=quiet, progress=progress)
-    from stableanimator_cli import catalogue, catalogue_fetch
+    from stableanimator_cli import catalogue
+    from stableanimator_cli.catalogue import download
     from stableanimator_cli.errors import ModelDamaged, ModelMissing
 
     checks: dict[str, list[Check]] = {}
     with _bars(out) as bars:
         requested, damaged = catalogue.readable() if name is None else (catalogue.with_needs(catalogue.load(name)), [])
         for entry in requested:
-            found = catalogue_fetch.verify(entry, bars)
+            found = download.verify(entry, bars)
             if name is not None or any(c.place is not None for c in found):
                 checks[entry.name] = found
     for error in damaged:
@@ -210,13 +212,13 @@ def import_(
     Register weights that you have already. Nothing in FOLDER is changed; files are linked unless --copy is given.
     """
     out = console.configure(json=json, quiet=quiet)
-    from stableanimator_cli import catalogue_import
+    from stableanimator_cli.catalogue import register
 
     converter = None
     if convert:
         from stableanimator_cli.engine.weights import convert_to_safetensors as converter  # torch: some seconds
 
-    report = catalogue_import.import_folder(folder, copy=copy, convert=converter)
+    report = register.import_folder(folder, copy=copy, convert=converter)
     for remark in report.remarks:
         out.warn(remark)
     if report.left:
@@ -271,7 +273,7 @@ def _licence(entry: Entry, need: str) -> str:
 
 
 def _facts(entry: Entry) -> dict[str, Any]:
-    from stableanimator_cli.catalogue_address import redacted
+    from stableanimator_cli.catalogue.address import redacted
 
     return {
         "name": entry.name,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from stableanimator_cli.config import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
+from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
 
 SAMPLING = "Sampling"
 LONG = "Long videos"

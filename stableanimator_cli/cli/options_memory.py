@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from stableanimator_cli.cli.options import MACHINE, SAMPLING, says
-from stableanimator_cli.config import DeviceConfig
+from stableanimator_cli.config.animate import DeviceConfig
 
 FitOpt = Annotated[
     str | None,

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from stableanimator_cli.cli.options import says
-from stableanimator_cli.config import AnimateConfig
-from stableanimator_cli.config_refine import RefineConfig
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.refine import RefineConfig
 
 PANEL = "Keeping the face (HJB optimisation)"
 

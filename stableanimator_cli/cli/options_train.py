@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from stableanimator_cli.cli.options import MACHINE, OUTPUT, says
-from stableanimator_cli.config_train import (
+from stableanimator_cli.config.train import (
     AblationConfig,
     DataConfig,
     LossConfig,

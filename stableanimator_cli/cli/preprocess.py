@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from stableanimator_cli.cli import console, options
-from stableanimator_cli.config_preprocess import PreprocessConfig
+from stableanimator_cli.config.preprocess import PreprocessConfig
 
 PEOPLE = "People"
 MANY = "Many videos"

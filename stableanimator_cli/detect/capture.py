@@ -18,16 +18,16 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from stableanimator_cli.clip_folder import FaceTable
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.detect.clips import FaceTable
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.detect.pose import THRESHOLD, PersonDetector, PoseEstimator
 from stableanimator_cli.errors import ModelMissing, NoPerson
 from stableanimator_cli.motion.keypoints import bounding_box, face_box
 from stableanimator_cli.motion.repair import GAP, Repairs, repair
 from stableanimator_cli.motion.track import Person, Tracker, Tracks, assign, owners, select
+from stableanimator_cli.progress import Silent, Talk
 from stableanimator_cli.records import ChannelOrder, Clip, Face, ModelFolder, Motion
-from stableanimator_cli.talk import Silent, Talk
 
 BATCH = 16
 """Frames that go through the networks together. Fixed, so that every machine and every number of workers makes the

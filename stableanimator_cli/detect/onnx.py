@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, OutOfMemory, is_out_of_memory
-from stableanimator_cli.talk import Talk
+from stableanimator_cli.progress import Talk
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"

@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from stableanimator_cli.config import DeviceConfig
-from stableanimator_cli.engine.compiling import compiles_fp8, require_compiler
+from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.engine.compilation import compiles_fp8, require_compiler
+from stableanimator_cli.engine.group_offload import InTurn, pack_blocks, staying
 from stableanimator_cli.engine.host_weights import HostCopy, named_tensors
-from stableanimator_cli.engine.turns import InTurn, pack_blocks, staying
 from stableanimator_cli.errors import ConfigError, OutOfMemory, is_out_of_memory
 from stableanimator_cli.nets.quantized import Store
 

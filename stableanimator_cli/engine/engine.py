@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
+from stableanimator_cli.diffusion.deepcache import Deep, reusing
 from stableanimator_cli.diffusion.guidance import (
     Answers,
     Predict,
@@ -24,7 +25,6 @@ from stableanimator_cli.diffusion.guidance import (
     is_guided,
     pairs_of,
 )
-from stableanimator_cli.diffusion.reuse import Deep, reusing
 from stableanimator_cli.diffusion.sampler import Denoise
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
 from stableanimator_cli.engine.conditioning import (
@@ -35,16 +35,16 @@ from stableanimator_cli.engine.conditioning import (
     reference_latents,
     time_ids,
 )
+from stableanimator_cli.engine.cuda_graphs import GraphedCalls, Recorder
 from stableanimator_cli.engine.decoder import Decoder
+from stableanimator_cli.engine.denoiser_calls import Evaluation
 from stableanimator_cli.engine.device import DevicePlan, Networks, float32_precision, memory_guard
-from stableanimator_cli.engine.evaluations import Evaluation
-from stableanimator_cli.engine.graphs import GraphedCalls, Recorder
-from stableanimator_cli.engine.turns import InTurn
+from stableanimator_cli.engine.group_offload import InTurn
 from stableanimator_cli.engine.weights import loaders, recogniser
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.id_adapter import IDMode
-from stableanimator_cli.nets.memory_order import channels_last
+from stableanimator_cli.nets.memory_format import channels_last
 from stableanimator_cli.nets.quantized import stored
 from stableanimator_cli.nets.unet import AnimationUNet, Context, Run, once
 from stableanimator_cli.records import STRIDE, ModelFolder

@@ -31,13 +31,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stableanimator_cli.diffusion.deepcache import Deep
 from stableanimator_cli.diffusion.guidance import Answers, Predict, answered, pairs_of
-from stableanimator_cli.diffusion.reuse import Deep
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import Conditioning
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.parallel_helper import (
+from stableanimator_cli.engine.parallel_messages import Job, PackedFrames, encode_job, read_error, send
+from stableanimator_cli.engine.parallel_worker import (
     ANSWER,
     END,
     HEADER,
@@ -52,9 +53,8 @@ from stableanimator_cli.engine.parallel_helper import (
     met,
     shares_of,
 )
-from stableanimator_cli.engine.parallel_messages import Job, PackedFrames, encode_job, read_error, send
 from stableanimator_cli.errors import ConfigError, Interrupted, SaError
-from stableanimator_cli.talk import world_here
+from stableanimator_cli.progress import world_here
 
 SILENCE = 1800.0  # seconds without the answer that rank 0 waits for, after which a rank is given up
 
@@ -241,7 +241,7 @@ def launched() -> Iterator[Ranks | None]:
 def started(world: int) -> Iterator[Ranks]:
     """Rank 0 and ``world - 1`` helpers of this machine, started here. They come up while this process goes on."""
     store = listening_store()
-    words = [executable, "-c", "from stableanimator_cli.engine.parallel_helper import child; child()"]
+    words = [executable, "-c", "from stableanimator_cli.engine.parallel_worker import child; child()"]
     children: dict[int, Child] = {}
     with ExitStack() as files, _closing(Ranks(world, store, children)) as ranks:
         for rank in range(1, world):

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stableanimator_cli.config import DecodeConfig, SamplingConfig
-from stableanimator_cli.diffusion.reuse import Deep
+from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
+from stableanimator_cli.diffusion.deepcache import Deep
 from stableanimator_cli.diffusion.sampler import Refine, Step, sample_edm, sample_euler
 from stableanimator_cli.diffusion.schedule import (
     initial_scale,
@@ -22,9 +22,9 @@ from stableanimator_cli.diffusion.schedule import (
 )
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import PoseFrames
+from stableanimator_cli.engine.denoiser_calls import churn_of, evaluations_of
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.evaluations import churn_of, evaluations_of
 from stableanimator_cli.errors import CheckFailed
 from stableanimator_cli.records import STRIDE
 

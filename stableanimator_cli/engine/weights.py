@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from stableanimator_cli.catalogue_place import SOURCE_SHA256
+from stableanimator_cli.catalogue.place import SOURCE_SHA256
 from stableanimator_cli.errors import ModelDamaged, ModelMissing, SaError
 from stableanimator_cli.files import MARK, sha256_of
 from stableanimator_cli.nets.arcface import ArcFace

@@ -16,22 +16,22 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue_schema import FILE_NAME
-from stableanimator_cli.config_evaluate import EvaluateConfig
+from stableanimator_cli.catalogue.schema import FILE_NAME
+from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.evaluate.animated import Animate, Animator
+from stableanimator_cli.evaluate.animate_cases import Animate, Animator
 from stableanimator_cli.evaluate.bench import ROLES, networks_of
-from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.cases import find_cases
 from stableanimator_cli.evaluate.checks import FailedVideo, raise_if_none
-from stableanimator_cli.evaluate.compare import Measured, measuring
+from stableanimator_cli.evaluate.evaluator import Measured, measuring
 from stableanimator_cli.evaluate.face_paste import pasted
+from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.evaluate.scores import Row, Scores, Table, within
 from stableanimator_cli.evaluate.side_by_side import files_of
 from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF, METRICS, OWN_TITLES, ablation, ablation_lines
 from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.metrics.bootstrap import interval
-from stableanimator_cli.talk import Talk
+from stableanimator_cli.progress import Talk
 
 OURS = "ours"
 WITHOUT_OPTIMISATION = frozenset(

@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.config_evaluate import EvaluateConfig
+from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.evaluate.animated import Animate, Animator
+from stableanimator_cli.evaluate.animate_cases import Animate, Animator
 from stableanimator_cli.evaluate.cases import Case, find_cases, place_of
 from stableanimator_cli.evaluate.checks import raise_if_none
-from stableanimator_cli.evaluate.compare import Bench, Measured, measuring
+from stableanimator_cli.evaluate.evaluator import Bench, Measured, measuring
 from stableanimator_cli.evaluate.pairs import Pair, alone, find_videos
 from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, cells, video_json
 from stableanimator_cli.evaluate.side_by_side import files_of
 from stableanimator_cli.evaluate.tables import FOOTNOTES, Ours, measured_lines, published_lines, table1
 from stableanimator_cli.files import check_replaceable
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.talk import Talk
 
 PUPPET_NETWORKS = ("lpips_puppet", "fvd_puppet")
 ROLES = ("unet", "pose_net", "face_encoder", "vae", "image_encoder", "face")

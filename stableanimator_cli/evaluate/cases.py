@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from stableanimator_cli.config_evaluate import PUBLISHED_BENCHES, EvaluateConfig
+from stableanimator_cli.config.evaluate import PUBLISHED_BENCHES, EvaluateConfig
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.evaluate.pairs import find_pictures, find_videos, listed
 from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.talk import Talk
 
 TIKTOK_IDS = tuple(f"{number:05d}" for number in range(335, 341))
 """The videos of the TikTok dataset that no paper trains on and everybody has. The papers' own ten are not published."""

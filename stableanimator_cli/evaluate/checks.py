@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stableanimator_cli.errors import BadInput, BatchFailed
-from stableanimator_cli.evaluate.driven import read_poses
+from stableanimator_cli.evaluate.driving_points import read_poses
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import Protocol
 from stableanimator_cli.evaluate.scoring import check_clips
 from stableanimator_cli.media import open_clip, read_picture
-from stableanimator_cli.talk import Talk
+from stableanimator_cli.progress import Talk
 
 _SHOWN = 20  # problems that are listed
 

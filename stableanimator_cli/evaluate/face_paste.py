@@ -20,14 +20,14 @@ import numpy as np
 
 from stableanimator_cli.detect.face import FaceReader, onto_template
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.evaluate.borders import read_record
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
+from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.files import MARK, check_replaceable, sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
-from stableanimator_cli.motion.interchange import UNTIMED_FPS
+from stableanimator_cli.motion.motion_file import UNTIMED_FPS
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.readers import read_json
-from stableanimator_cli.talk import Talk
 
 CENTRE, HALF = (56.0, 68.0), (36.0, 42.0)  # of the oval on ArcFace's template: from the brows to the chin
 INNER = 0.7  # share of the oval's radius within which the reference stands alone

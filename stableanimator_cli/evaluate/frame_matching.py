@@ -15,7 +15,7 @@ import numpy as np
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.pairs import listed
 from stableanimator_cli.files import natural_key
-from stableanimator_cli.media_picture import SUFFIXES
+from stableanimator_cli.media.image import SUFFIXES
 from stableanimator_cli.records import Clip
 
 Key = int | str

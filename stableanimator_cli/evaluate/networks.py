@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.config import DeviceConfig
+from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.features import Features, features
+from stableanimator_cli.engine.metric_networks import Features, features
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.scores import Row, row_of
 from stableanimator_cli.files import atomic_write
+from stableanimator_cli.metrics.accumulators import Running
 from stableanimator_cli.metrics.bootstrap import interval_of
 from stableanimator_cli.metrics.frechet import Moments, frechet_distance
 from stableanimator_cli.metrics.perceptual import PREPARE, Perceptual
 from stableanimator_cli.metrics.result import METRICS, Missing
-from stableanimator_cli.metrics.running import Running
 from stableanimator_cli.metrics.video import STYLES, ClipFeatures, frechet_value, pooled
-from stableanimator_cli.motion.interchange import read_arrays
+from stableanimator_cli.motion.motion_file import read_arrays
 
 _FORMAT = 2  # of the remembered clips
 

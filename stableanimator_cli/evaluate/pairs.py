@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import natural_key, require_file
-from stableanimator_cli.media_picture import SUFFIXES as PICTURES
+from stableanimator_cli.media.image import SUFFIXES as PICTURES
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg")
 _SHOWN = 5  # names that an error lists

@@ -11,19 +11,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from stableanimator_cli.config_evaluate import EvaluateConfig
-from stableanimator_cli.config_toml import resolve
+from stableanimator_cli.config.evaluate import EvaluateConfig
+from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.evaluate import cases, report, side_by_side
 from stableanimator_cli.evaluate.checks import check_pairs, raise_if_none
-from stableanimator_cli.evaluate.driven import find_poses
+from stableanimator_cli.evaluate.driving_points import find_poses
 from stableanimator_cli.evaluate.pairs import Pair, by_name, find_pictures, match
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.files import check_apart, check_replaceable, locked_output
-from stableanimator_cli.talk import Silent, Talk
+from stableanimator_cli.progress import Silent, Talk
 
 if TYPE_CHECKING:
-    from stableanimator_cli.evaluate.animated import Animate
+    from stableanimator_cli.evaluate.animate_cases import Animate
     from stableanimator_cli.evaluate.scores import Table
 
 
@@ -68,7 +68,7 @@ def _carry_out(config: EvaluateConfig, animate: Animate, talk: Talk) -> Result:
 
         return write_study(config, with_sides, talk)
     if config.tally:
-        from stableanimator_cli.evaluate.tally import tally
+        from stableanimator_cli.evaluate.study_results import tally
 
         return tally(config)
     if config.ablation is not None:
@@ -87,7 +87,7 @@ def _compare(config: EvaluateConfig, talk: Talk) -> Result:
     pairs = with_sides(match(*config.inputs), config)
     check_replaceable(*(path for pair in pairs for path in side_by_side.files_of(pair.name, config.output)))
     check_pairs(pairs, PROTOCOLS[config.rules], truncate=config.truncate, talk=talk)
-    from stableanimator_cli.evaluate.compare import measuring
+    from stableanimator_cli.evaluate.evaluator import measuring
 
     bench = measuring(config, talk)
     measured = bench.measure(pairs)
@@ -110,7 +110,7 @@ def with_sides(pairs: Sequence[Pair], config: EvaluateConfig) -> list[Pair]:
 def _files(config: EvaluateConfig, output: Path) -> list[Path]:
     """The files that the run writes whatever its videos are."""
     if config.tally:
-        from stableanimator_cli.evaluate.tally import files_of
+        from stableanimator_cli.evaluate.study_results import files_of
 
         return files_of(output)
     return [] if config.study else report.files_of(output)

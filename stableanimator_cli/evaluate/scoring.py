@@ -12,21 +12,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.evaluate import borders
-from stableanimator_cli.evaluate.driven import Unmatched, driven_points, indices_shown, read_poses
+from stableanimator_cli.evaluate import run_record
+from stableanimator_cli.evaluate.detections import Observed, Observer
+from stableanimator_cli.evaluate.driving_points import Unmatched, driven_points, indices_shown, read_poses
 from stableanimator_cli.evaluate.frame_matching import MatchedFrames, frames_at, match_frames
-from stableanimator_cli.evaluate.observe import Observed, Observer
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import Protocol as Rules
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, read_picture
 from stableanimator_cli.metrics import identity, motion
+from stableanimator_cli.metrics.accumulators import Running, paired
 from stableanimator_cli.metrics.flicker import Changes, flicker, flicker_excess
 from stableanimator_cli.metrics.pixel import FRAME_METRICS
-from stableanimator_cli.metrics.running import Running, paired
 from stableanimator_cli.metrics.seams import seam_score
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.records import Clip
-from stableanimator_cli.talk import Talk
 
 NO_POINTS = "key points have nothing to be compared with"
 SMALLEST = 8  # pixels a side: SSIM looks at 7
@@ -111,7 +111,7 @@ class Scorer:
         digests = {path: sha256_of(path) for path in (pair.predicted, pair.truth) if path is not None}
         # a truth that is cut short has other clips than the whole one, which is what is remembered
         whole = None if pair.truth is None or self.truncate else digests[pair.truth]
-        record = borders.read_record(pair.predicted, made.notes.append)
+        record = run_record.read_record(pair.predicted, made.notes.append)
         for note in made.notes:
             self.talk.warn(f"{pair.name}: {note}")
         mine, theirs = self._pixels(pair, clip, truth, matched, made, whole)
@@ -213,7 +213,7 @@ class Scorer:
     def _borders(self, pair: Pair, record: Mapping[str, Any] | None, made: _Made) -> tuple[int, ...]:
         if pair.borders is not None:
             return pair.borders
-        told = None if record is None else borders.of_record(record)
+        told = None if record is None else run_record.of_record(record)
         if told is None and self.given is None:
             made.notes.append("no run record beside it and no --borders: seams were not looked for")
         return told if told is not None else self.given or ()
@@ -276,7 +276,7 @@ class Scorer:
                 made.notes.append(f"{NO_POINTS}: {error}")
                 return
             positions = range(len(seen)) if matched is None else matched.predicted
-            resize = borders.resize_of(record)
+            resize = run_record.resize_of(record)
             points = driven_points(driving, clip.size, [shown[index] for index in positions], resize=resize)
         elif true is not None:
             points = true.points.copy()

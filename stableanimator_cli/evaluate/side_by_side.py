@@ -20,8 +20,8 @@ from stableanimator_cli.evaluate.frame_matching import frames_at
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.files import MARK, check_replaceable, sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
-from stableanimator_cli.media_picture import save_image
-from stableanimator_cli.motion.interchange import UNTIMED_FPS  # folders of pictures have no clock
+from stableanimator_cli.media.image import save_image
+from stableanimator_cli.motion.motion_file import UNTIMED_FPS  # folders of pictures have no clock
 
 FOLDER, PICTURES = "videos", "pictures"
 _WIDEST = 512  # pixels of one side of a picture in the page

@@ -19,21 +19,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stableanimator_cli.config_evaluate import EvaluateConfig
+from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.evaluate.borders import read_record, resize_of
-from stableanimator_cli.evaluate.driven import Unmatched, indices_shown, read_poses
+from stableanimator_cli.evaluate.driving_points import Unmatched, indices_shown, read_poses
 from stableanimator_cli.evaluate.pairs import Pair, alone, find_videos
 from stableanimator_cli.evaluate.report import TOOL, write_text
+from stableanimator_cli.evaluate.run_record import read_record, resize_of
 from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.evaluate.study_html import page
 from stableanimator_cli.files import atomic_write, check_replaceable, json_text, sha256_of, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
 from stableanimator_cli.motion.geometry import Mode, fit
 from stableanimator_cli.motion.skeleton import draw_frame
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.records import Clip
-from stableanimator_cli.talk import Talk
 
 FORMAT = 1
 PAGE, KEY = "study.html", "study.json"

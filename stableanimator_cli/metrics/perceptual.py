@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from stableanimator_cli.metrics.accumulators import ByVideo
 from stableanimator_cli.metrics.pixel import check_pair
 from stableanimator_cli.metrics.result import MetricSpec, register
-from stableanimator_cli.metrics.running import ByVideo
 from stableanimator_cli.metrics.video import prepare_puppet
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -11,7 +11,7 @@ import numpy as np
 
 from stableanimator_cli.motion.geometry import fit
 from stableanimator_cli.motion.keypoints import COUNT, THRESHOLD, visible
-from stableanimator_cli.motion.limbs import GROUPS, lengths, ratios, shoulder_width
+from stableanimator_cli.motion.limb_lengths import GROUPS, lengths, ratios, shoulder_width
 from stableanimator_cli.records import Motion
 
 LARGEST_RATIO = 4.0

@@ -21,16 +21,8 @@ import numpy as np
 from stableanimator_cli import __version__
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import MARK, atomic_write, carries_mark, natural_key, translate_os_errors
-from stableanimator_cli.motion.interchange import FARTHEST, LONGEST_SIDE
-from stableanimator_cli.motion.keypoints import (
-    BODY,
-    COUNT,
-    FACE,
-    INDEX,
-    LEFT_HAND,
-    RIGHT_HAND,
-    face_box,
-)
+from stableanimator_cli.motion.keypoints import BODY, COUNT, FACE, INDEX, LEFT_HAND, RIGHT_HAND, face_box
+from stableanimator_cli.motion.motion_file import FARTHEST, LONGEST_SIDE
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import is_number, kind_of, shown
 from stableanimator_cli.records import Motion

@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from stableanimator_cli.motion.keypoints import FACE, LEFT_HAND, RIGHT_HAND, THRESHOLD, visible
-from stableanimator_cli.motion.limbs import lengths, ratios
+from stableanimator_cli.motion.limb_lengths import lengths, ratios
 
 LARGEST = 2.0
 """No length is scaled by more, or by less than one part in so many."""

@@ -17,15 +17,7 @@ import cv2
 import numpy as np
 
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.motion.keypoints import (
-    BODY_LIMBS,
-    COUNT,
-    FACE,
-    HAND_LIMBS,
-    LEFT_HAND,
-    RIGHT_HAND,
-    THRESHOLD,
-)
+from stableanimator_cli.motion.keypoints import BODY_LIMBS, COUNT, FACE, HAND_LIMBS, LEFT_HAND, RIGHT_HAND, THRESHOLD
 from stableanimator_cli.records import Motion
 
 CANVAS = 2160

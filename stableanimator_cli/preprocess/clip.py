@@ -21,9 +21,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stableanimator_cli import __version__
-from stableanimator_cli.config_preprocess import PreprocessConfig
-from stableanimator_cli.detect import clips
+from stableanimator_cli import __version__, clip_folder
+from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.detect.capture import BATCH, Capture, CaptureOptions, Detectors, capture
 from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import (
@@ -38,19 +37,15 @@ from stableanimator_cli.files import (
     visible_files,
 )
 from stableanimator_cli.media import open_clip
-from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.track import parse_person
-from stableanimator_cli.preprocess import layout_upstream
-from stableanimator_cli.preprocess.clip_entries import (
-    check_clip_replaceable,
-    remove_clip,
-    replace_clip,
-)
+from stableanimator_cli.preprocess import reference_layout
+from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable, remove_clip, replace_clip
 from stableanimator_cli.preprocess.inputs import Source
-from stableanimator_cli.preprocess.observe import Observer, write_sheet
 from stableanimator_cli.preprocess.quality import findings, measure
+from stableanimator_cli.preprocess.visual_quality import Observer, write_sheet
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.records import Clip
-from stableanimator_cli.talk import Talk
 
 FAILED = "failed"
 """The folder beside the clips that says, a file each, which videos were left out and why."""
@@ -85,27 +80,27 @@ class Watchers:
 
 def key_of(digest: str, config: PreprocessConfig, networks: Mapping[str, str], place: str) -> str:
     """sha256 over all that decides what a clip holds."""
-    whole = {"format": clips.FORMAT, "source": digest, "options": config.of_clip(), "networks": dict(networks)}
+    whole = {"format": clip_folder.FORMAT, "source": digest, "options": config.of_clip(), "networks": dict(networks)}
     return hashlib.sha256(json.dumps(whole | {"place": place}, sort_keys=True).encode()).hexdigest()
 
 
 def place_of(source: Source, config: PreprocessConfig, size: tuple[int, int] | None) -> str:
     """The clip's folder within the output. ``size`` may be None where the layout does not go by it."""
     if config.layout == "upstream":
-        return layout_upstream.folder_name(source.number, size)
+        return reference_layout.folder_name(source.number, size)
     return source.name
 
 
 def places_of(source: Source, config: PreprocessConfig) -> tuple[str, ...]:
     """Every folder within the output where the clip of a source may be."""
-    return layout_upstream.places(source.number) if config.layout == "upstream" else (source.name,)
+    return reference_layout.places(source.number) if config.layout == "upstream" else (source.name,)
 
 
-def finished(out: Path, source: Source, config: PreprocessConfig, key: str) -> clips.ClipFolder | None:
+def finished(out: Path, source: Source, config: PreprocessConfig, key: str) -> clip_folder.ClipFolder | None:
     """The clip of this key where it is done."""
     for place in places_of(source, config):
         with suppress(SaError):
-            folder = clips.open_folder(out / place)
+            folder = clip_folder.open_folder(out / place)
             if folder.record["key"] == key and folder.record.keys() >= _REPORTED:
                 return folder
     return None
@@ -125,7 +120,7 @@ def make_clip(
     folder = finished(out, source, config, key)
     kept = folder is not None
     if folder is None:
-        clip = clips.cut(open_clip(source.path), config.frames or (None, None), config.fps)
+        clip = clip_folder.cut(open_clip(source.path), config.frames or (None, None), config.fps)
         place = out / place_of(source, config, clip.size)
         others = [out / other for other in places_of(source, config) if out / other != place]
         for other in (place, *others):
@@ -141,8 +136,8 @@ def make_clip(
             shutil.rmtree(part, ignore_errors=True)
         for other in others:  # of a source that had another shape before
             remove_clip(other)
-        folder = clips.open_folder(place)
-    elif config.layout == "clips" and clips.source_inside(folder.path) is None:
+        folder = clip_folder.open_folder(place)
+    elif config.layout == "clips" and clip_folder.source_inside(folder.path) is None:
         link_source(source.path, folder.path, folder.path, copy=config.source == "copy")
     failure = failure_path(out, source)
     if is_failure(failure):
@@ -166,18 +161,18 @@ def _fill(
     observer = Observer()
     options = CaptureOptions(person=parse_person(config.who), every=config.every, gap=config.gap, smooth=config.smooth)
     if config.layout == "upstream":
-        with layout_upstream.Images(part / "images") as images:
+        with reference_layout.Images(part / "images") as images:
             seen = capture(clip, detectors, options, talk=talk, watch=Watchers(observer, images))
-        layout_upstream.write_poses(part, seen.motion, seen.faces)
+        reference_layout.write_poses(part, seen.motion, seen.faces)
     else:
         seen = capture(clip, detectors, options, talk=talk, watch=observer)
         link_source(source.path, part, place, copy=config.source == "copy")
-    save_motion(part / clips.MOTION, seen.motion)
-    clips.save_faces(part / clips.FACES, seen.faces)
-    write_sheet(part / clips.SHEET, observer.sheet(seen.motion))
+    save_motion(part / clip_folder.MOTION, seen.motion)
+    clip_folder.save_faces(part / clip_folder.FACES, seen.faces)
+    write_sheet(part / clip_folder.SHEET, observer.sheet(seen.motion))
     record = _record(clip, source, config, seen, observer, detectors, networks)
     record["source"] |= dict(facts)
-    write_json(part / clips.RECORD, record | {"key": key})
+    write_json(part / clip_folder.RECORD, record | {"key": key})
 
 
 def _record(
@@ -192,7 +187,7 @@ def _record(
     motion = seen.motion
     numbers = measure(motion, seen.found, observer.look())
     return {
-        "format": clips.FORMAT,
+        "format": clip_folder.FORMAT,
         "name": source.name,
         "frames": len(motion),
         "size": list(motion.size),
@@ -217,7 +212,7 @@ def link_source(source: Path, part: Path, place: Path, *, copy: bool) -> None:
     Of a folder the visible files are copied, which are its frames. Where a file system has no links the record's path
     has to do. A link to a video that was moved is replaced.
     """
-    target = part / f"{clips.SOURCE}{source.suffix.lower()}"
+    target = part / f"{clip_folder.SOURCE}{source.suffix.lower()}"
     if not copy:
         away = os.path.relpath(source.resolve(), place.parent.resolve() / place.name)
         with suppress(OSError, NotImplementedError, BadInput), atomic_write(target, folder=True) as temp:

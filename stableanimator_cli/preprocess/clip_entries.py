@@ -13,11 +13,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from stableanimator_cli.detect import clips
+from stableanimator_cli import clip_folder
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import carries_mark, sha256_of
 
-_SOURCE = re.compile(rf"{clips.SOURCE}(\.\w+)?")
+_SOURCE = re.compile(rf"{clip_folder.SOURCE}(\.\w+)?")
 _FILES = re.compile(
     r"clip\.json|motion\.npz|faces\.npz|sheet\.jpg|embeddings\.safetensors|latents-\d+x\d+\.safetensors|\..+\.\d+\.part"
 )
@@ -36,18 +36,18 @@ def check_clip_replaceable(folder: Path) -> None:
     if not any(folder.iterdir()):
         return
     try:
-        digest = str(clips.open_folder(folder).record["source"]["sha256"])
+        digest = str(clip_folder.open_folder(folder).record["source"]["sha256"])
         written = True
     except (BadInput, KeyError, TypeError):
         digest = ""
-        motion = folder / clips.MOTION  # its mark is enough where clip.json is damaged
+        motion = folder / clip_folder.MOTION  # its mark is enough where clip.json is damaged
         written = motion.is_file() and carries_mark(motion)
     foreign = next((path for path, ours in _entries(folder, digest) if not ours), None)
     if foreign is not None:
         problem = f"it is in the way of the clip folder {folder} and was not written by sa"
         raise BadInput.because(foreign, problem, hint=_AWAY)
     if not written:
-        problem = f"it has no {clips.RECORD} of a clip, so it is not replaced by the clip folder of that name"
+        problem = f"it has no {clip_folder.RECORD} of a clip, so it is not replaced by the clip folder of that name"
         raise BadInput.because(folder, problem, hint=_AWAY)
 
 
@@ -99,11 +99,11 @@ def _entries(folder: Path, digest: str | None = None) -> Iterator[tuple[Path, bo
         elif not path.is_dir():
             ours = _SOURCE.fullmatch(path.name) and (digest is None or sha256_of(path) == digest)
             yield path, path.is_file() and bool(_FILES.fullmatch(path.name) or ours)
-        elif path.name == clips.SOURCE or path.name in _FOLDERS:
-            known = digest is None or path.name != clips.SOURCE or sha256_of(path) == digest
+        elif path.name == clip_folder.SOURCE or path.name in _FOLDERS:
+            known = digest is None or path.name != clip_folder.SOURCE or sha256_of(path) == digest
             for inside in sorted(path.iterdir()):
                 plain = inside.is_file() and not inside.is_symlink()
-                if path.name == clips.SOURCE:
+                if path.name == clip_folder.SOURCE:
                     yield inside, plain and known and not inside.name.startswith(".")
                 else:
                     yield inside, plain and bool(_FRAME.fullmatch(inside.name))

@@ -15,30 +15,24 @@ from pathlib import Path
 
 import numpy as np
 
-from stableanimator_cli.config_preprocess import PreprocessConfig
+from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import MARK, atomic_write, check_apart, locked_output, require_file, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, resample, take, write_picture
-from stableanimator_cli.media_picture import is_picture
-from stableanimator_cli.motion.interchange import LONGEST_SIDE, UNTIMED_FPS, check_points, load_motion, save_motion
+from stableanimator_cli.media.image import is_picture
 from stableanimator_cli.motion.keypoints import COUNT, face_box, from_wholebody, to_wholebody
+from stableanimator_cli.motion.motion_file import LONGEST_SIDE, UNTIMED_FPS, check_points, load_motion, save_motion
 from stableanimator_cli.motion.openpose import load_openpose, save_openpose
 from stableanimator_cli.motion.repair import smoothed
 from stableanimator_cli.motion.skeleton import TAG, draw_frame, looks_like_skeleton
 from stableanimator_cli.motion.track import parse_person, select
 from stableanimator_cli.preprocess.outputs import check_files, inputs_of, poses_files
-from stableanimator_cli.preprocess.poses import (
-    aligned,
-    even_frames,
-    read_reference,
-    write_poses,
-    write_preview,
-)
+from stableanimator_cli.preprocess.poses import aligned, even_frames, read_reference, write_poses, write_preview
 from stableanimator_cli.preprocess.report import PreprocessReport
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.readers import read_npy
 from stableanimator_cli.records import Clip, ModelFolder, Motion
-from stableanimator_cli.talk import Talk
 
 VIDEOS = (".mp4", ".mov", ".m4v")
 MOTIONS = (".npz", ".npy", ".json")

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stableanimator_cli.catalogue_home import expanded
+from stableanimator_cli.catalogue.home import expanded
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import natural_key, require_file
-from stableanimator_cli.media_picture import SUFFIXES as PICTURES
+from stableanimator_cli.media.image import SUFFIXES as PICTURES
 from stableanimator_cli.readers import read_text
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stableanimator_cli.config_preprocess import PreprocessConfig
-from stableanimator_cli.detect import clips
+from stableanimator_cli import clip_folder
+from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import natural_key, sha256_of
-from stableanimator_cli.media_picture import picture_size
+from stableanimator_cli.media.image import picture_size
 from stableanimator_cli.preprocess.quality import SHORTEST, Finding, findings, measure
-from stableanimator_cli.talk import Talk
+from stableanimator_cli.progress import Talk
 
 _IMAGES = (".png", ".jpg", ".jpeg")
 _SHOWN = 200  # lines of the summary
@@ -72,7 +72,7 @@ def run(config: PreprocessConfig, talk: Talk) -> LintReport:
     if len(config.inputs) != 1 or not config.inputs[0].is_dir():
         raise BadInput(config.inputs[0], "no dataset", "one folder that `sa preprocess` wrote", hint="--lint DATASET")
     root = config.inputs[0]
-    ours, theirs = clips.find_folders(root), find_upstream(root)
+    ours, theirs = clip_folder.find_folders(root), find_upstream(root)
     theirs = [folder for folder in theirs if folder not in set(ours)] + [f for f in ours if (f / "images").is_dir()]
     plain = [folder for folder in ours if not (folder / "images").is_dir()]
     if not plain and not theirs:
@@ -98,7 +98,7 @@ def run(config: PreprocessConfig, talk: Talk) -> LintReport:
 def _clip(folder: Path, same: dict[str, list[Path]]) -> Iterator[Finding]:
     """What is wrong with one clip folder of ours, judged by what lies there now."""
     try:
-        clip = clips.open_folder(folder)
+        clip = clip_folder.open_folder(folder)
         motion = clip.motion()
         faces = clip.faces()
         pictures = clip.pictures()
@@ -109,7 +109,7 @@ def _clip(folder: Path, same: dict[str, list[Path]]) -> Iterator[Finding]:
     if digest is not None:
         same[digest].append(folder)
     source = clip.source
-    if clips.source_inside(folder) is None and not (folder / "images").is_dir():
+    if clip_folder.source_inside(folder) is None and not (folder / "images").is_dir():
         yield Finding(code="source-missing", severity="warning",
                       text=f"no source in it, {source} is read instead: run `sa preprocess` on that again")  # fmt: skip
     if digest is not None and source.is_file() and sha256_of(source) != digest:

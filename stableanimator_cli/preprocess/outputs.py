@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from stableanimator_cli.config_preprocess import PreprocessConfig
+from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import carries_mark, check_apart, check_replaceable
-from stableanimator_cli.preprocess import layout_upstream
+from stableanimator_cli.preprocess import reference_layout
 from stableanimator_cli.preprocess.clip import FAILED, failure_path, is_failure, places_of
 from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable
 from stableanimator_cli.preprocess.inputs import Source
@@ -58,7 +58,7 @@ def check_reports(out: Path, layout: str) -> None:
     if not ((out / REPORT).is_file() and carries_mark(out / REPORT)):
         check_replaceable(out / INDEX, out / PAGE)
         if layout == "upstream":
-            check_replaceable(*(out / name for name in layout_upstream.LISTS.values()))
+            check_replaceable(*(out / name for name in reference_layout.LISTS.values()))
 
 
 def inputs_of(config: PreprocessConfig, sources: Sequence[Source] = ()) -> list[Path]:

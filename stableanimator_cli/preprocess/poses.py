@@ -10,22 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from stableanimator_cli.config_preprocess import PreprocessConfig
+from stableanimator_cli.clip_folder import cut
+from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.detect.capture import Capture, CaptureOptions, Detectors, Watcher, capture, pose_of
-from stableanimator_cli.detect.clips import cut
 from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
 from stableanimator_cli.motion.align import Alignment, align
 from stableanimator_cli.motion.geometry import fit
-from stableanimator_cli.motion.interchange import UNTIMED_FPS, save_motion
 from stableanimator_cli.motion.keypoints import COUNT
+from stableanimator_cli.motion.motion_file import UNTIMED_FPS, save_motion
 from stableanimator_cli.motion.overlay import overlay
 from stableanimator_cli.motion.skeleton import TAG, draw_frame
 from stableanimator_cli.motion.track import parse_person
 from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.quality import findings, measure
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.records import Clip, Motion
-from stableanimator_cli.talk import Talk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

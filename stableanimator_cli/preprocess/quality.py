@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stableanimator_cli.motion.keypoints import BODY, bounding_box, visible
-from stableanimator_cli.preprocess.observe import Look
+from stableanimator_cli.preprocess.visual_quality import Look
 from stableanimator_cli.records import Motion
 
 SHORTEST = 16

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stableanimator_cli.detect.clips import SHEET
+from stableanimator_cli.clip_folder import SHEET
 from stableanimator_cli.files import MARK, atomic_write, translate_os_errors
 
 _STYLE = """

@@ -9,10 +9,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from stableanimator_cli import catalogue
-from stableanimator_cli.config import resolve, to_toml
-from stableanimator_cli.config_preprocess import PreprocessConfig
-from stableanimator_cli.detect import clips, onnx
+from stableanimator_cli import catalogue, clip_folder
+from stableanimator_cli.config.animate import resolve, to_toml
+from stableanimator_cli.config.preprocess import PreprocessConfig
+from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.capture import ROLES, Detectors
 from stableanimator_cli.detect.face import model_folder
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
@@ -20,7 +20,7 @@ from stableanimator_cli.files import check_apart, exclusive_lock, locked_output,
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import largest, parse_person
-from stableanimator_cli.preprocess import convert, layout_upstream, lint, workers
+from stableanimator_cli.preprocess import convert, lint, reference_layout, workers
 from stableanimator_cli.preprocess.clip import Outcome, failure_path, finished, key_of, places_of, source_digest
 from stableanimator_cli.preprocess.clip_entries import remove_leftovers
 from stableanimator_cli.preprocess.inputs import Source, find_sources, share
@@ -29,10 +29,10 @@ from stableanimator_cli.preprocess.poses import aligned, detect_motion, read_ref
 from stableanimator_cli.preprocess.report import PAGE, PreprocessPlan, PreprocessReport, write_index, write_report
 from stableanimator_cli.preprocess.report_html import write_page
 from stableanimator_cli.preprocess.workers import Task
+from stableanimator_cli.progress import Silent, Talk
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import Fields
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.talk import Silent, Talk
 
 Result = PreprocessReport | PreprocessPlan | lint.LintReport
 
@@ -178,7 +178,7 @@ def _with_poses(
     """``--poses`` with ``-o``: the clip was made; its motion is drawn too, nothing is detected twice."""
     if config.poses is None:
         raise ValueError("no skeleton video was asked for")
-    folder = clips.open_folder(report.output / report.data["places"][0])
+    folder = clip_folder.open_folder(report.output / report.data["places"][0])
     motion, reference = folder.motion(), None
     if config.reference is not None:
         reference = read_reference(config.reference, Detectors.open(model, config.device, faces=False))
@@ -258,7 +258,7 @@ def _reported(
     data = write_report(out, whole, config=settings, host=host, misalignment=near)
     write_page(out / PAGE, out, data)
     if config.layout == "upstream":
-        layout_upstream.write_lists(out, [one.folder for one in whole if one.folder is not None])
+        reference_layout.write_lists(out, [one.folder for one in whole if one.folder is not None])
     done = [outcome for outcome in whole if outcome.status == "ok"]
     message = None
     if failed:
@@ -286,7 +286,9 @@ def _threads(config: PreprocessConfig) -> int | None:
     return max(1, (os.cpu_count() or 1) // config.workers)
 
 
-def _done(source: Source, config: PreprocessConfig, networks: Mapping[str, str], out: Path) -> clips.ClipFolder | None:
+def _done(
+    source: Source, config: PreprocessConfig, networks: Mapping[str, str], out: Path
+) -> clip_folder.ClipFolder | None:
     digest, _ = source_digest(source.path)
     place = "" if config.layout == "clips" else str(source.number)
     return finished(out, source, config, key_of(digest, config, networks, place))
@@ -319,7 +321,7 @@ def _misalignments(
     found = {}
     for outcome in outcomes:
         if outcome.folder is not None and outcome.status == "ok":
-            motion = clips.open_folder(outcome.folder).motion()
+            motion = clip_folder.open_folder(outcome.folder).motion()
             number = misalignment(motion, reference.keypoints, reference.size, largest(motion))
             found[outcome.source.name] = number.to_json()
             if len(outcomes) == 1:

@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stableanimator_cli.config_preprocess import PreprocessConfig
+from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, SaError
 from stableanimator_cli.preprocess.clip import Outcome, make_clip, write_failure
 from stableanimator_cli.preprocess.inputs import Source
+from stableanimator_cli.progress import Silent, Talk
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.talk import Silent, Talk
 
 _FATAL = (ModelMissing, ModelDamaged, ConfigError)
 """Errors that no other video would escape: they end the run instead of filling the report."""

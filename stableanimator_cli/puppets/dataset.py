@@ -23,13 +23,13 @@ from stableanimator_cli import __version__
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import MARK, atomic_write, locked_output, translate_os_errors
 from stableanimator_cli.media import VideoWriter, write_picture
-from stableanimator_cli.motion.interchange import save_motion, write_arrays
+from stableanimator_cli.motion.motion_file import save_motion, write_arrays
+from stableanimator_cli.progress import Silent, Talk
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.sample import MAX_PEOPLE, SPLITS
 from stableanimator_cli.puppets.scene import FRAMINGS, MAX_SIDE, MIN_SIDE, Scene, motion_of, sample_scene
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import Fields, shown
-from stableanimator_cli.talk import Silent, Talk
 
 MAX_VIDEOS = 100_000  # a seed owns this many scenes, so that two seeds share none
 MAX_SEED = 1_000_000

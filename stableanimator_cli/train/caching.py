@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stableanimator_cli.config_train import StageConfig, TrainConfig
+from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.files import sha256_of
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.talk import Talk
+from stableanimator_cli.train.annotations import CELL
 from stableanimator_cli.train.buckets import Bucket, into_buckets
-from stableanimator_cli.train.cache import (
+from stableanimator_cli.train.dataset import Dataset
+from stableanimator_cli.train.latent_cache import (
     Encoders,
     FindsFaces,
     build_cache,
@@ -24,9 +26,7 @@ from stableanimator_cli.train.cache import (
     latents_file,
     tokens_file,
 )
-from stableanimator_cli.train.dataset import Dataset
 from stableanimator_cli.train.loader import LoaderSettings
-from stableanimator_cli.train.observed import CELL
 
 
 def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, model: ModelFolder) -> LoaderSettings:

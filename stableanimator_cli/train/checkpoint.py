@@ -23,14 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stableanimator_cli.catalogue_schema import FILE_NAME
+from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import atomic_write, temporary_path, write_refused
 from stableanimator_cli.readers import read_json, read_json_lines
 from stableanimator_cli.readers_fields import Fields, shown
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import leftovers, ranking
-from stableanimator_cli.train.base import SOURCE, model_toml, plain_name
+from stableanimator_cli.train.base_model import SOURCE, model_toml, plain_name
 
 FOLDER = "checkpoints"
 LINK = "model"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stableanimator_cli.detect.clips import FACES, ClipFolder
+from stableanimator_cli.clip_folder import FACES, ClipFolder
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import visible_files
 from stableanimator_cli.media import open_clip, read_picture
-from stableanimator_cli.media_picture import SUFFIXES
+from stableanimator_cli.media.image import SUFFIXES
 from stableanimator_cli.records import Clip
 
 IMAGES = "images"
@@ -72,7 +72,7 @@ class TrainingClip:
         options, source = self.folder.record["options"], self.folder.source
         if not source.is_file() or options.get("frames") or options.get("fps"):
             return None
-        from stableanimator_cli.media_seek import frames_at
+        from stableanimator_cli.media.seek import frames_at
 
         return frames_at(source, frames, self.frames)
 

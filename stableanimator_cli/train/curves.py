@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from stableanimator_cli.files import atomic_write, translate_os_errors
-from stableanimator_cli.media_picture import png_mark
+from stableanimator_cli.media.image import png_mark
 
 CURVES = "curves.png"
 _WIDTH, _HEIGHT, _LEFT, _TOP = 900, 220, 80, 26

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from stableanimator_cli.detect import clips
+from stableanimator_cli import clip_folder
 from stableanimator_cli.errors import BadInput, NoFace, NoPerson, SaError
+from stableanimator_cli.progress import Silent, Talk
 from stableanimator_cli.readers import read_json_lines, read_text
 from stableanimator_cli.readers_fields import Fields
 from stableanimator_cli.records import ChannelOrder, ModelFolder
-from stableanimator_cli.talk import Silent, Talk
+from stableanimator_cli.train.annotations import MotionClip, Observed
 from stableanimator_cli.train.clips import IMAGES, TrainingClip
-from stableanimator_cli.train.observed import MotionClip, Observed
-from stableanimator_cli.train.upstream import DrawnClip, open_upstream
+from stableanimator_cli.train.reference_layout import DrawnClip, open_upstream
 
 INDEX = "index.jsonl"
 LISTS = ("video_rec_path.txt", "video_vec_path.txt")
@@ -165,7 +165,7 @@ def _listed(root: Path) -> Iterator[Path | LeftOut]:
         raise BadInput(root, "nothing there", "a dataset", hint=_MAKE)
     if root.is_file():
         yield from _from_list(root)
-    elif (root / clips.RECORD).is_file() or (root / IMAGES).is_dir():
+    elif (root / clip_folder.RECORD).is_file() or (root / IMAGES).is_dir():
         yield root
     elif (root / INDEX).is_file():
         yield from _from_index(root)
@@ -174,7 +174,7 @@ def _listed(root: Path) -> Iterator[Path | LeftOut]:
             if (root / name).is_file():
                 yield from _from_list(root / name)
     else:
-        inside = clips.find_folders(root)
+        inside = clip_folder.find_folders(root)
         pictures = [p for places in ("*", "rec/*", "vec/*") for p in sorted(root.glob(places)) if (p / IMAGES).is_dir()]
         yield from inside
         yield from (p for p in pictures if p not in set(inside))
@@ -212,9 +212,9 @@ def _from_list(file: Path) -> Iterator[Path]:
 
 
 def _open(path: Path) -> TrainingClip:
-    if not (path / clips.RECORD).is_file() and (path / IMAGES).is_dir():
+    if not (path / clip_folder.RECORD).is_file() and (path / IMAGES).is_dir():
         return open_upstream(path)
-    folder = clips.open_folder(path)
+    folder = clip_folder.open_folder(path)
     if not (path / IMAGES).is_dir():
         _ = folder.source  # says where it was looked for
     return TrainingClip(
@@ -228,7 +228,7 @@ def _open(path: Path) -> TrainingClip:
 
 
 def _check_order(clip: TrainingClip, wanted: ChannelOrder) -> None:
-    found = clips.load_faces(clip.faces_file()).channel_order
+    found = clip_folder.load_faces(clip.faces_file()).channel_order
     if found != wanted:
         again = "run `sa preprocess VIDEOS -o ANOTHER --model NAME` with the model that is trained"
         raise BadInput(

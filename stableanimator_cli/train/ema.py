@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stableanimator_cli.engine.training_shards import spread
+from stableanimator_cli.engine.training.fsdp import spread
 
 
 class Average:

@@ -14,14 +14,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stableanimator_cli import catalogue, catalogue_layouts, catalogue_schema
+from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue import layouts, schema
 from stableanimator_cli.engine.training import exported_names
 from stableanimator_cli.engine.weights import read_tensors
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import MARK, temporary_path, visible_files, write_refused
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import checkpoint
-from stableanimator_cli.train.base import model_toml, plain_name
+from stableanimator_cli.train.base_model import model_toml, plain_name
 from stableanimator_cli.train.report import ExportReport
 
 TRAINED = ("unet", "pose_net", "face_encoder")
@@ -79,11 +80,11 @@ def _write_upstream(source: Path, model: ModelFolder, weights: str | None, folde
     for role in TRAINED:
         torch.save(_read(source, model, role, weights), folder / f"{role}.pth")
     note = {"written_by": f"{MARK}: sa train --export upstream", "face_channel_order": model.face_channel_order}
-    (folder / catalogue_layouts.NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    (folder / layouts.NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_model(source: Path, model: ModelFolder, weights: str | None, folder: Path) -> None:
-    entry = catalogue_schema.read(source)
+    entry = schema.read(source)
     components: dict[str, tuple[str | None, str | None]] = {}
     for role in dict.fromkeys((*model.files, *model.configs)):
         file = config = None
@@ -107,7 +108,7 @@ def _write_model(source: Path, model: ModelFolder, weights: str | None, folder: 
         files=[_row(path, folder) for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".json"],
         training=_plain(entry.training),
     )
-    (folder / catalogue_schema.FILE_NAME).write_text(text, encoding="utf-8")
+    (folder / schema.FILE_NAME).write_text(text, encoding="utf-8")
 
 
 def _copy(source: Path, role: str, folder: Path) -> str:

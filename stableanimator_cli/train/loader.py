@@ -20,16 +20,16 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as Items
 
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
+from stableanimator_cli.engine.training.batch import Batch
 from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.motion.geometry import Mode, fit
-from stableanimator_cli.train.batch import Batch
+from stableanimator_cli.train.annotations import CELL, Observed
 from stableanimator_cli.train.buckets import Size, into_buckets
-from stableanimator_cli.train.cache import CacheFile, is_cached, latents_file, tokens_file
 from stableanimator_cli.train.clips import TrainingClip
 from stableanimator_cli.train.dataset import Dataset, observe
-from stableanimator_cli.train.kept import Kept
-from stableanimator_cli.train.observed import CELL, Observed
-from stableanimator_cli.train.order import ReferenceSource, Schedule, choose_frames, keyed
+from stableanimator_cli.train.latent_cache import CacheFile, is_cached, latents_file, tokens_file
+from stableanimator_cli.train.memory_cache import Kept
+from stableanimator_cli.train.sampling import ReferenceSource, Schedule, choose_frames, keyed
 
 _AHEAD = 2  # batches each worker is ahead
 _OWN = ("calls", "_facts", "_drawn", "_rows")  # of a loader, what does not travel to worker processes

@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from stableanimator_cli.config_train import StageConfig, TrainConfig
+from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import memory_guard
-from stableanimator_cli.engine.training_shards import gathered, shard, spread_state
+from stableanimator_cli.engine.training.fsdp import gathered, shard, spread_state
 from stableanimator_cli.errors import BadInput, Interrupted
-from stableanimator_cli.talk import Talk
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.train.checkpoint import State
 from stableanimator_cli.train.ema import Average
 from stableanimator_cli.train.gathering import gather_rows
+from stableanimator_cli.train.lr_schedule import rate_of
+from stableanimator_cli.train.metrics_log import Metrics, bad_batch
 from stableanimator_cli.train.optimizer import optimizer_of
-from stableanimator_cli.train.schedule import rate_of
-from stableanimator_cli.train.tracking import Metrics, bad_batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from stableanimator_cli.train.batch import Batch
+    from stableanimator_cli.engine.training.batch import Batch
 
 HINT = "use a smaller --micro-batch, --checkpointing blocks, --train adapters, a smaller --sizes, or --fit"
 B = TypeVar("B")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stableanimator_cli.config_train import OptimizerConfig
+from stableanimator_cli.config.train import OptimizerConfig
 
 _NARROW = 16  # a matrix with a shorter side has too few directions to even out
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from stableanimator_cli.config import DeviceConfig, to_toml
-from stableanimator_cli.config_train import StageConfig, TrainConfig
-from stableanimator_cli.engine.counting import Flops
+from stableanimator_cli.config.animate import DeviceConfig, to_toml
+from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
+from stableanimator_cli.engine.memory.profile import Flops
+from stableanimator_cli.engine.memory.train import choose, predict
 from stableanimator_cli.engine.throughput import flops_per_second
-from stableanimator_cli.engine.training_memory import choose, predict
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.dataset import Dataset
-from stableanimator_cli.train.stages import settings_of
+from stableanimator_cli.train.stage import settings_of
 
 _SHARE = 0.6  # of a step's time that its products take; norms, activations and the optimiser take the rest
 _SIDE = 1024  # of the matrices that are multiplied where none of a network's operators can be

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stableanimator_cli.config import DeviceConfig
-from stableanimator_cli.config_train import TrainConfig
+from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.talk import world_here
+from stableanimator_cli.progress import world_here
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

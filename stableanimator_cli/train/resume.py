@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stableanimator_cli.config import resolve, to_toml
-from stableanimator_cli.config_toml import read_toml
-from stableanimator_cli.config_train import TrainConfig, differences, preset_tables
+from stableanimator_cli.config.animate import resolve, to_toml
+from stableanimator_cli.config.schema import read_toml
+from stableanimator_cli.config.train import TrainConfig, differences, preset_tables
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.train import checkpoint
 from stableanimator_cli.train.curves import CURVES
-from stableanimator_cli.train.tracking import METRICS
+from stableanimator_cli.train.metrics_log import METRICS
 
 CONFIG = "config.toml"
 _WRITTEN = (0, 0)  # a size that is never taken: stages of a run have theirs

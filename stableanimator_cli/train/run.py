@@ -14,27 +14,27 @@ import torch
 from torch import Tensor
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.config import DeviceConfig
-from stableanimator_cli.config import parse_size as read_size
-from stableanimator_cli.config_train import StageConfig, TrainConfig
+from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.config.animate import parse_size as read_size
+from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DevicePlan, float32_precision
 from stableanimator_cli.engine.training import export_configs
 from stableanimator_cli.errors import ConfigError, Interrupted, NoFace, SaError
 from stableanimator_cli.files import check_apart, locked_output
+from stableanimator_cli.progress import Silent, Talk, rank_here, world_here
 from stableanimator_cli.records import NETWORKS, ModelFolder
-from stableanimator_cli.talk import Silent, Talk, rank_here, world_here
-from stableanimator_cli.train import base, checkpoint, resume
+from stableanimator_cli.train import base_model, checkpoint, resume
 from stableanimator_cli.train.caching import find_faces, make_caches
 from stableanimator_cli.train.checkpoint import Card, State
 from stableanimator_cli.train.curves import CURVES, draw_curves
 from stableanimator_cli.train.dataset import Dataset, check_faces, open_dataset, with_faces
 from stableanimator_cli.train.export import export as write_export
 from stableanimator_cli.train.loop import Hooks, Loop, Place
+from stableanimator_cli.train.metrics_log import Metrics, read_metrics
 from stableanimator_cli.train.plan import TrainPlan, fitted
 from stableanimator_cli.train.processes import open_accelerator
 from stableanimator_cli.train.report import ExportReport, TrainReport
-from stableanimator_cli.train.stages import TrainingStage, settings_of
-from stableanimator_cli.train.tracking import Metrics, read_metrics
+from stableanimator_cli.train.stage import TrainingStage, settings_of
 from stableanimator_cli.train.validation import validate
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["mo
 def _plan(config: TrainConfig, *, fresh: bool, talk: Talk) -> TrainPlan:
     """What it would cost: nothing is loaded or written."""
     named = config.model or catalogue.default_model(NETWORKS)
-    model = base.open_base(named, config.from_scratch or ())
+    model = base_model.open_base(named, config.from_scratch or ())
     if fresh:
         config = _settled(config, named, model)
     _check_ranks(config, world_here())
@@ -249,7 +249,7 @@ class _Keeper:
             model=self.model,
             needs=self.needs,
             configs=export_configs(self.model, settings_of(config, stage)),
-            name=base.plain_name(run_folder.resolve().name),
+            name=base_model.plain_name(run_folder.resolve().name),
             defaults=defaults_of(config),
             training=training_table(config, stage, place),
         )
@@ -315,11 +315,11 @@ def _base(config: TrainConfig, named: str, accelerator: Accelerator) -> tuple[st
     """The model to start from; one rank writes ``RUN/base`` where there has to be one, the others wait for it."""
     scratch = config.from_scratch or ()
     if accelerator.is_main_process:
-        found = base.prepare(named, scratch, config.output)
+        found = base_model.prepare(named, scratch, config.output)
         accelerator.wait_for_everyone()
         return found
     accelerator.wait_for_everyone()
-    return base.prepare(named, scratch, config.output)
+    return base_model.prepare(named, scratch, config.output)
 
 
 def _settled(config: TrainConfig, named: str, model: ModelFolder) -> TrainConfig:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.config import DecodeConfig, SamplingConfig
-from stableanimator_cli.config_train import StageConfig, TrainConfig
+from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
+from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.windows import plan_windows
@@ -26,8 +26,8 @@ from stableanimator_cli.engine.render import RenderRequest, Stages, render
 from stableanimator_cli.media import VideoWriter
 from stableanimator_cli.motion.geometry import fit
 from stableanimator_cli.motion.track import largest
+from stableanimator_cli.progress import Talk
 from stableanimator_cli.records import NETWORKS
-from stableanimator_cli.talk import Talk
 from stableanimator_cli.train import checkpoint, ranking
 from stableanimator_cli.train.buckets import nearest_size
 from stableanimator_cli.train.clips import TrainingClip

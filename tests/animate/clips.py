@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli.media import VideoWriter, open_clip, write_picture
-from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.openpose import save_openpose
-from stableanimator_cli.talk import Silent
+from stableanimator_cli.progress import Silent
 from tests.tiny import skeletons, waving
 
 

@@ -24,12 +24,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-import stableanimator_cli.animate.carrying  # noqa: F401  what every run imports, once for all
+import stableanimator_cli.animate.pipeline  # noqa: F401  what every run imports, once for all
 from stableanimator_cli.__main__ import main as sa
-from stableanimator_cli.animate import state
-from stableanimator_cli.animate.settings import state_path
+from stableanimator_cli.animate import checkpoint
+from stableanimator_cli.animate.validate import state_path
 from stableanimator_cli.media import write_picture
-from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.motion_file import save_motion
 from tests.waving import waving
 
 
@@ -113,9 +113,9 @@ class Killed:
 
 def _work(line: Sequence[str], said: Path, writing: int) -> NoReturn:
     """What `sa` does, with a state after every step; tells when it begins, and never returns."""
-    begin = state.Keeper.__init__
+    begin = checkpoint.Keeper.__init__
 
-    def told(self: state.Keeper, *given: Any, **more: Any) -> None:
+    def told(self: checkpoint.Keeper, *given: Any, **more: Any) -> None:
         begin(self, *given, **more)
         os.write(writing, b"!")
 
@@ -123,7 +123,7 @@ def _work(line: Sequence[str], said: Path, writing: int) -> NoReturn:
     try:
         with said.open("w") as file:
             sys.stdout = sys.stderr = file
-            state.Keeper.__init__, state.INTERVAL, state._SHARE = told, 0.0, 0
+            checkpoint.Keeper.__init__, checkpoint.INTERVAL, checkpoint._SHARE = told, 0.0, 0
             sys.argv = list(line)
             sa()
     except SystemExit as left:

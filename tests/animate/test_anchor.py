@@ -9,7 +9,7 @@ import torch
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.errors import ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip, write_picture
-from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.motion_file import save_motion
 from tests import onnx_samples
 from tests.random_model import TINY, write_model
 from tests.waving import waving

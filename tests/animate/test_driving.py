@@ -14,8 +14,8 @@ from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.geometry import fit
-from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.keypoints import face_box
+from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.openpose import save_openpose
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.records import ModelFolder

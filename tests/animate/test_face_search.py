@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stableanimator_cli.animate import state
-from stableanimator_cli.animate.identity import Identity
-from stableanimator_cli.animate.record import Animation
+from stableanimator_cli.animate import checkpoint
+from stableanimator_cli.animate.identity_gate import Identity
+from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.cli import console
 from stableanimator_cli.errors import Interrupted
 from stableanimator_cli.media import write_picture
-from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.scene import sample_scene
 from tests.animate.clips import Heard, face_picture, in_form
@@ -49,12 +49,12 @@ def place(tmp_path: Path) -> Path:
 @pytest.fixture
 def animate(place: Path, seeing_model: Path, monkeypatch: pytest.MonkeyPatch):
     """With ``visible``: what the detector sees, search by search. A state is written after each step."""
-    monkeypatch.setattr(state, "INTERVAL", 0.0)
-    monkeypatch.setattr(state, "_SHARE", 0)
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoint, "_SHARE", 0)
 
     def go(output: str = "out.mp4", visible: Detections | None = None, talk: Any = None, **flags: Any) -> Animation:
         if visible is not None:
-            monkeypatch.setattr("stableanimator_cli.engine.faces._largest", visible)
+            monkeypatch.setattr("stableanimator_cli.engine.face_optimization._largest", visible)
         usual = {
             "reference": place / "face.png",
             "motion": place / "poses",
@@ -111,15 +111,15 @@ def test_no_face_in_any_step_is_a_warning_on_stderr_and_in_the_record(animate, c
 def test_a_run_that_is_interrupted_ends_in_the_same_bytes(place, animate, monkeypatch, broken_after):
     """Frames seen before the break keep their boxes, the others are searched again after it."""
     whole = animate("whole.mp4", Detections(*LATE))
-    keep, kept = state.Keeper.keep, []
+    keep, kept = checkpoint.Keeper.keep, []
 
-    def break_after(self: state.Keeper, saved: state.Saved) -> None:
+    def break_after(self: checkpoint.Keeper, saved: checkpoint.Saved) -> None:
         keep(self, saved)
         kept.append(saved.now.step)
         if len(kept) == broken_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(state.Keeper, "keep", break_after)
+    monkeypatch.setattr(checkpoint.Keeper, "keep", break_after)
     visible = Detections(*LATE)
     with pytest.raises(Interrupted):
         animate(visible=visible)

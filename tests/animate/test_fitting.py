@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from stableanimator_cli.animate.record import Animation, AnimationPlan
+from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.errors import OutOfMemory
-from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.motion_file import save_motion
 from tests.animate.clips import Heard, plain_picture
 from tests.tiny import waving
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stableanimator_cli.animate.record import Animation, AnimationPlan
+from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoFace, OutOfMemory, SaError
 from stableanimator_cli.files import MARK, carries_mark
 from stableanimator_cli.media import open_clip
-from stableanimator_cli.motion.interchange import save_motion
-from stableanimator_cli.talk import Talk
+from stableanimator_cli.motion.motion_file import save_motion
+from stableanimator_cli.progress import Talk
 from tests.animate.clips import FORMS, Heard, clip_of, frames_of, in_form, plain_picture, skeleton_video
 from tests.media_samples import beep, heard, make_video, noise, onset
 from tests.tiny import skeletons, waving

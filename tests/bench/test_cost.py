@@ -9,7 +9,7 @@ import torch
 
 from stableanimator_cli.bench import cost, gate
 from stableanimator_cli.bench.networks import FULL, model_of, on_meta, random_weights
-from stableanimator_cli.engine.memory import prepared
+from stableanimator_cli.engine.memory.render import prepared
 from stableanimator_cli.engine.weights import builders
 from stableanimator_cli.errors import BadInput, CheckFailed
 from stableanimator_cli.nets.unet import AnimationUNet, Context

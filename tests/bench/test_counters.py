@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from stableanimator_cli.bench.counters import counted
-from stableanimator_cli.engine.counting import AliveBytes, Flops, fused_attention
+from stableanimator_cli.engine.memory.profile import AliveBytes, Flops, fused_attention
 
 
 def test_a_product_is_counted_to_the_flop_and_the_byte():

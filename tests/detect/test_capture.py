@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.catalogue import open_model
+from stableanimator_cli.clip_folder import FaceTable, load_faces, save_faces
 from stableanimator_cli.detect.capture import (
     BATCH,
     CaptureOptions,
@@ -24,7 +25,6 @@ from stableanimator_cli.detect.capture import (
     pose_of,
     read_ahead,
 )
-from stableanimator_cli.detect.clips import FaceTable, load_faces, save_faces
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.keypoints import from_wholebody

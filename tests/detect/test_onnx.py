@@ -15,7 +15,7 @@ import pytest
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, OutOfMemory
-from stableanimator_cli.talk import Silent
+from stableanimator_cli.progress import Silent
 from tests import onnx_samples
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from stableanimator_cli.catalogue import open_model
-from stableanimator_cli.config import AnimateConfig, DecodeConfig, WindowConfig
-from stableanimator_cli.config_refine import RefineConfig
-from stableanimator_cli.engine.memory import Prediction
+from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, WindowConfig
+from stableanimator_cli.config.refine import RefineConfig
+from stableanimator_cli.engine.memory.render import Prediction
 
 SIZE, FRAMES = (128, 128), 8
 

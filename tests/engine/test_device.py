@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from stableanimator_cli.config import AnimateConfig, DeviceConfig
-from stableanimator_cli.engine import compiling, host_weights
+from stableanimator_cli.config.animate import AnimateConfig, DeviceConfig
+from stableanimator_cli.engine import compilation, host_weights
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard, peak_memory
 from stableanimator_cli.engine.host_weights import named_tensors, pack
 from stableanimator_cli.errors import ConfigError, ModelMissing, OutOfMemory
@@ -237,7 +237,7 @@ def card(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(compiling, "missing", lambda kind: None)
+    monkeypatch.setattr(compilation, "missing", lambda kind: None)
 
 
 def test_compiled_fp8_needs_a_card_that_has_it(monkeypatch):
@@ -251,10 +251,10 @@ def test_compiled_fp8_needs_a_card_that_has_it(monkeypatch):
     long = AnimateConfig(reference=Path("a.png"), motion=Path("b.mp4"), output=Path("c.mp4"), device=wanted)
     off = replace(long, device=replace(wanted, compile="off"))
     given = (torch.device("cuda"), (1024, 576), 3000)
-    assert not compiling.pays_to_compile(off, *given)  # --fit does not choose what is refused
+    assert not compilation.pays_to_compile(off, *given)  # --fit does not choose what is refused
     card(monkeypatch, (8, 9))
     assert DevicePlan.of(wanted).compiled
-    assert compiling.pays_to_compile(off, *given)
+    assert compilation.pays_to_compile(off, *given)
 
 
 def test_without_swapping_everything_stays():

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings, Target
 from stableanimator_cli.diffusion.sampler import Step
-from stableanimator_cli.engine.counting import AliveBytes
 from stableanimator_cli.engine.decoder import FaceDecoder
+from stableanimator_cli.engine.memory.profile import AliveBytes
 from tests.tiny import temporal_vae
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,20 +25,20 @@ import numpy as np
 import pytest
 import torch
 
-from stableanimator_cli.animate import state
-from stableanimator_cli.animate.carrying import _counted
-from stableanimator_cli.animate.record import Animation
+from stableanimator_cli.animate import checkpoint
+from stableanimator_cli.animate.pipeline import _counted
+from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.animate.run import run
-from stableanimator_cli.config import AnimateConfig, resolve
+from stableanimator_cli.config.animate import AnimateConfig, resolve
 from stableanimator_cli.diffusion.guidance import pairs_of
 from stableanimator_cli.diffusion.schedule import karras_sigmas
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine import parallel
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.parallel_helper import child, frames_of, shares_of
+from stableanimator_cli.engine.parallel_worker import child, frames_of, shares_of
 from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing, SaError
 from stableanimator_cli.media import write_picture
-from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.scene import sample_scene
 from tests.train.test_ranks import free_port
 from tests.waving import waving
@@ -272,7 +272,7 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
     assert time.time() - killed.stat().st_mtime < 20
     assert caught.value.exit_code == 130
     assert "the same command goes on" in str(caught.value.hint)
-    assert state.state_path(flags["output"]).exists()
+    assert checkpoint.state_path(flags["output"]).exists()
     assert not flags["output"].exists()
     again, record = animated(flags)
     assert again == one

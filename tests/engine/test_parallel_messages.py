@@ -20,8 +20,8 @@ from torch import Tensor
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine import parallel, parallel_messages
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.parallel_helper import STARTING, join, listening_store
 from stableanimator_cli.engine.parallel_messages import Job, PackedFrames, decode_job, encode_job
+from stableanimator_cli.engine.parallel_worker import STARTING, join, listening_store
 from stableanimator_cli.errors import ModelMissing
 from stableanimator_cli.records import ModelFolder
 

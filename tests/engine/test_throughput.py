@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from stableanimator_cli.engine import throughput
-from stableanimator_cli.engine.counting import Flops
+from stableanimator_cli.engine.memory.profile import Flops
 
 CPU = torch.device("cpu")
 

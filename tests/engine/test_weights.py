@@ -15,13 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stableanimator_cli.catalogue import open_model
-from stableanimator_cli.engine.weights import (
-    builders,
-    convert_to_safetensors,
-    load,
-    loaders,
-    read_tensors,
-)
+from stableanimator_cli.engine.weights import builders, convert_to_safetensors, load, loaders, read_tensors
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 from stableanimator_cli.records import NETWORKS
 from tests.random_model import TINY, weights

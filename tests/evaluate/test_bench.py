@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.config_evaluate import EvaluateConfig
+from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput, BatchFailed, ConfigError, NoFace
-from stableanimator_cli.evaluate.animated import Animator
+from stableanimator_cli.evaluate.animate_cases import Animator
 from stableanimator_cli.evaluate.cases import TIKTOK_IDS, Case, find_cases
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.media import open_clip, write_picture
-from stableanimator_cli.motion.interchange import load_motion
-from stableanimator_cli.talk import Silent
+from stableanimator_cli.motion.motion_file import load_motion
+from stableanimator_cli.progress import Silent
 from tests.evaluate.samples import drawn, noisy, write
 
 

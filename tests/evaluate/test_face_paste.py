@@ -15,7 +15,7 @@ from stableanimator_cli.evaluate.face_paste import paste, pasted
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.metrics.identity import cosines
-from stableanimator_cli.talk import Silent
+from stableanimator_cli.progress import Silent
 from tests.evaluate.samples import drawn, write
 
 SIZE = (128, 128)

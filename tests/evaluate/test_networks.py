@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stableanimator_cli.engine.features import Features
+from stableanimator_cli.engine.metric_networks import Features
 from stableanimator_cli.evaluate import networks
 from stableanimator_cli.evaluate.networks import MetricNetworks
 from stableanimator_cli.metrics.result import Missing

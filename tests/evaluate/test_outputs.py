@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.errors import BadInput, BatchFailed
-from stableanimator_cli.evaluate import compare
-from stableanimator_cli.evaluate.observe import Observed, Observer
+from stableanimator_cli.evaluate import evaluator
+from stableanimator_cli.evaluate.detections import Observed, Observer
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.evaluate.run import run
@@ -23,8 +23,8 @@ from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.evaluate.scoring import Scorer, _Made
 from stableanimator_cli.files import carries_mark, locked_output
 from stableanimator_cli.media import write_picture
+from stableanimator_cli.progress import Silent
 from stableanimator_cli.records import Clip
-from stableanimator_cli.talk import Silent
 from tests.evaluate.samples import changed, drawn, noisy, write
 
 PEOPLE = np.zeros((40, 134, 3))
@@ -197,7 +197,7 @@ def test_all_pairs_are_checked_before_the_first_is_scored(
     def score(*given: Any) -> None:
         raise AssertionError("scored")
 
-    monkeypatch.setattr(compare.Scorer, "score", score)
+    monkeypatch.setattr(evaluator.Scorer, "score", score)
     last, flags = sides[0] / "v2.mp4", {}
     if fault == "size":
         write(last, drawn(2, frames=4, size=(64, 96)))

@@ -13,7 +13,7 @@ import pytest
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged
-from stableanimator_cli.evaluate.compare import Bench, measuring
+from stableanimator_cli.evaluate.evaluator import Bench, measuring
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.metrics.pixel import psnr
@@ -102,7 +102,7 @@ def test_the_page_needs_nothing_from_outside_and_the_worst_comes_first(scores: S
 def test_what_was_seen_is_remembered_by_digest(
     scores: Scores, made: Path, truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stableanimator_cli.evaluate.observe import Observer
+    from stableanimator_cli.evaluate.detections import Observer
 
     def look(self: Observer, frames: Any) -> Any:
         raise AssertionError("looked at again")
@@ -126,9 +126,9 @@ def test_identical_videos_are_perfect(truth: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def measured_one(tmp_path: Path, truth: Path) -> Any:
     """Values and curves of one changed copy of the first video."""
-    from stableanimator_cli.config_evaluate import EvaluateConfig
+    from stableanimator_cli.config.evaluate import EvaluateConfig
     from stableanimator_cli.evaluate.pairs import match
-    from stableanimator_cli.talk import Silent
+    from stableanimator_cli.progress import Silent
 
     source = truth / "figure_0.mp4"
     config = EvaluateConfig(inputs=(source, source), output=tmp_path, model="puppet", borders=(6,))

@@ -18,7 +18,7 @@ from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.study import QUESTIONS
 from stableanimator_cli.files import carries_mark
 from stableanimator_cli.media import open_clip, write_picture
-from stableanimator_cli.motion.interchange import save_motion
+from stableanimator_cli.motion.motion_file import save_motion
 from tests.evaluate.samples import drawn, noisy, write
 from tests.waving import waving
 

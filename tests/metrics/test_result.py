@@ -10,8 +10,8 @@ import pytest
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.metrics import pixel
+from stableanimator_cli.metrics.accumulators import ByVideo, Running, paired
 from stableanimator_cli.metrics.result import METRICS, MetricSpec, Missing, Value, json_number, register
-from stableanimator_cli.metrics.running import ByVideo, Running, paired
 
 
 def frames(count: int, side: int = 8, seed: int = 0) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ import pytest
 
 from stableanimator_cli.errors import ConfigError, NoPerson
 from stableanimator_cli.motion.align import MODES, POINTS, align, fit_affine, fit_similarity, upstream_map
-from stableanimator_cli.motion.interchange import from_pose_dict
+from stableanimator_cli.motion.motion_file import from_pose_dict
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.motion.track import track
 from stableanimator_cli.puppets.scene import sample_scene

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.motion.keypoints import BODY_LIMBS
-from stableanimator_cli.motion.limbs import SEGMENTS, lengths, ratios, shoulder_width
+from stableanimator_cli.motion.limb_lengths import SEGMENTS, lengths, ratios, shoulder_width
 from stableanimator_cli.motion.retarget import LARGEST, factors, retarget
 from tests.motion.moving import standing
 from tests.waving import waving

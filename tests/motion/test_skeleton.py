@@ -13,7 +13,7 @@ import pytest
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.motion import keypoints as kp
 from stableanimator_cli.motion import skeleton
-from stableanimator_cli.motion.interchange import from_pose_dict, to_pose_dict
+from stableanimator_cli.motion.motion_file import from_pose_dict, to_pose_dict
 from stableanimator_cli.records import Motion
 from tests.motion import plain_drawing
 

@@ -13,7 +13,7 @@ from stableanimator_cli.bench.networks import random_weights
 from stableanimator_cli.engine.weights import fill
 from stableanimator_cli.nets import unet as nets_unet
 from stableanimator_cli.nets.compiled import CompiledBlocks
-from stableanimator_cli.nets.memory_order import channels_last
+from stableanimator_cli.nets.memory_format import channels_last
 from stableanimator_cli.nets.unet import AnimationUNet, Context, once
 from tests.random_model import TINY
 

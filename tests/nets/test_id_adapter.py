@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from stableanimator_cli.engine.counting import AliveBytes
+from stableanimator_cli.engine.memory.profile import AliveBytes
 from stableanimator_cli.nets.id_adapter import IDAdapter
 
 WIDTH, CROSS, HEADS = 32, 24, 2

@@ -11,8 +11,8 @@ import pytest
 
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.media import open_clip, write_picture
-from stableanimator_cli.motion.interchange import load_motion, save_motion
 from stableanimator_cli.motion.keypoints import to_wholebody
+from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.preprocess.convert import is_motion
 from stableanimator_cli.records import Motion

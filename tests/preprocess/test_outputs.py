@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stableanimator_cli.detect import clips
+from stableanimator_cli import clip_folder
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import carries_mark, locked_output
 from stableanimator_cli.media import write_picture
-from stableanimator_cli.motion.interchange import load_motion
+from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable, remove_leftovers
 from tests.preprocess import drawn
 
@@ -225,6 +225,6 @@ def test_a_missing_source_is_found_by_lint_and_repaired_by_the_next_run(preproce
     moved = tmp_path / "moved" / "a.mp4"
     moved.parent.mkdir()
     shutil.move(video, moved)
-    assert clips.source_inside(out / "a") is None
+    assert clip_folder.source_inside(out / "a") is None
     assert preprocess(moved, output=out, source="link").kept == 1
-    assert clips.open_folder(out / "a").source.resolve() == moved
+    assert clip_folder.open_folder(out / "a").source.resolve() == moved

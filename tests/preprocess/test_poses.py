@@ -9,7 +9,7 @@ import pytest
 
 from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.media import VideoWriter, open_clip
-from stableanimator_cli.motion.interchange import load_motion
+from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.preprocess.poses import even_frames
 from tests.media_samples import beep, make_video

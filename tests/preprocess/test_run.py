@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stableanimator_cli.detect import clips
+from stableanimator_cli import clip_folder
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPerson, SaError
 from stableanimator_cli.media import open_clip, write_picture
 from tests.preprocess import drawn
@@ -43,7 +43,7 @@ def test_a_folder_of_videos_becomes_clips_an_index_and_a_report(preprocess, vide
         ("a.mp4", "ok", "a"), ("broken.mp4", "failed", None), ("b.mp4", "ok", "deep__b"), ("empty.mp4", "failed", None),
     ]  # fmt: skip
     assert [line["error"]["error"] for line in lines(out) if "error" in line] == ["bad-input", "no-person"]
-    clip = clips.open_folder(out / "a")
+    clip = clip_folder.open_folder(out / "a")
     assert (clip.frames, clip.size, clip.record["fps"]) == (18, drawn.SIZE, "30000/1001")
     assert clip.record["repairs"]["frames"] == 1
     assert clip.source.resolve() == (videos / "a.mp4").resolve()
@@ -103,7 +103,7 @@ def test_workers_shards_and_one_process_make_the_same_bytes(preprocess, videos, 
 
 def test_frames_and_rate_are_cut_before_detection(preprocess, videos, tmp_path):
     preprocess(videos / "a.mp4", output=tmp_path / "cut", frames="4:12", fps="15")
-    clip = clips.open_folder(tmp_path / "cut" / "a")
+    clip = clip_folder.open_folder(tmp_path / "cut" / "a")
     pictures = list(clip.pictures().frames())
     assert len(pictures) == clip.frames == len(clip.motion()) == 4
     assert [time for time, _ in pictures] == list(clip.motion().times or ())
@@ -113,10 +113,10 @@ def test_a_copy_of_the_source_stands_alone(preprocess, videos, tmp_path):
     preprocess(videos / "a.mp4", output=tmp_path / "out", source="copy")
     data = (videos / "a.mp4").read_bytes()
     (videos / "a.mp4").unlink()
-    clip = clips.open_folder(tmp_path / "out" / "a")
+    clip = clip_folder.open_folder(tmp_path / "out" / "a")
     assert clip.source.read_bytes() == data
     shutil.move(tmp_path / "out", tmp_path / "moved")
-    assert clips.open_folder(tmp_path / "moved" / "a").pictures().count == 18
+    assert clip_folder.open_folder(tmp_path / "moved" / "a").pictures().count == 18
 
 
 def test_a_picture_and_a_sequence_of_pictures_are_clips(preprocess, tmp_path):
@@ -129,7 +129,7 @@ def test_a_picture_and_a_sequence_of_pictures_are_clips(preprocess, tmp_path):
     assert [(line["clip"], line["frames"]) for line in lines(tmp_path / "out")] == [
         ("other", 1), ("person", 1), ("walk", 3),
     ]  # fmt: skip
-    assert clips.open_folder(tmp_path / "out" / "walk").motion().times is None
+    assert clip_folder.open_folder(tmp_path / "out" / "walk").motion().times is None
 
 
 def test_one_video_that_fails_leaves_with_its_own_reason(preprocess, videos):

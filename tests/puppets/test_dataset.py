@@ -11,7 +11,7 @@ import pytest
 
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.media import open_clip, read_picture
-from stableanimator_cli.motion.interchange import load_motion
+from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.puppets import dataset
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 

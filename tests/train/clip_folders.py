@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stableanimator_cli.detect import clips
-from stableanimator_cli.detect.clips import FaceTable
+from stableanimator_cli import clip_folder
+from stableanimator_cli.clip_folder import FaceTable
 from stableanimator_cli.media import VideoWriter, write_picture
-from stableanimator_cli.motion.interchange import save_motion
 from stableanimator_cli.motion.masks import face_mask
+from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.records import Face
-from stableanimator_cli.train.cache import Encoders
+from stableanimator_cli.train.latent_cache import Encoders
 from tests.waving import waving
 
 SIZE = (64, 64)
@@ -44,13 +44,13 @@ def write_clip(
     vector of frame n is n + 1 in all places."""
     path.mkdir(parents=True)
     motion = waving(frames, size, Fraction(8))
-    with VideoWriter(path / f"{clips.SOURCE}.mp4", size, 8, crf=1, preset="ultrafast") as video:
+    with VideoWriter(path / f"{clip_folder.SOURCE}.mp4", size, 8, crf=1, preset="ultrafast") as video:
         for frame in range(frames):
             video.write(np.full((size[1], size[0], 3), level(frame), np.uint8))
-    save_motion(path / clips.MOTION, motion)
-    clips.save_faces(path / clips.FACES, FaceTable.of(_faces(motion, faces), order))
+    save_motion(path / clip_folder.MOTION, motion)
+    clip_folder.save_faces(path / clip_folder.FACES, FaceTable.of(_faces(motion, faces), order))
     record = {
-        "format": clips.FORMAT,
+        "format": clip_folder.FORMAT,
         "name": path.name,
         "frames": frames,
         "size": list(size),
@@ -58,7 +58,7 @@ def write_clip(
         "options": {"frames": None, "fps": None},
         "key": f"key of {path.name}",
     }
-    (path / clips.RECORD).write_text(json.dumps(record), encoding="utf-8")
+    (path / clip_folder.RECORD).write_text(json.dumps(record), encoding="utf-8")
     return path
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stableanimator_cli.detect import clips
+from stableanimator_cli import clip_folder
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.train.buckets import into_buckets
-from stableanimator_cli.train.cache import build_cache, is_cached, latents_file, tokens_file
 from stableanimator_cli.train.dataset import open_dataset
+from stableanimator_cli.train.latent_cache import build_cache, is_cached, latents_file, tokens_file
 from stableanimator_cli.train.loader import Loader, LoaderSettings
 from tests.train.clip_folders import SIZE, Networks, write_clip, write_upstream
 
@@ -60,8 +60,8 @@ RECORDS: dict[str, Any] = {
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_record_of_wrong_types_is_one_error(clip, tmp_path, name):
     folder = shutil.copytree(clip, tmp_path / "clip")
-    record = json.loads((folder / clips.RECORD).read_text()) | RECORDS[name]
-    (folder / clips.RECORD).write_text(json.dumps(record))
+    record = json.loads((folder / clip_folder.RECORD).read_text()) | RECORDS[name]
+    (folder / clip_folder.RECORD).write_text(json.dumps(record))
     assert "clip.json" in refused(folder)
 
 
@@ -70,7 +70,7 @@ def test_a_record_of_wrong_types_is_one_error(clip, tmp_path, name):
 )
 def test_a_record_that_is_no_record_is_one_error(clip, tmp_path, text):
     folder = shutil.copytree(clip, tmp_path / "clip")
-    (folder / clips.RECORD).write_text(text)
+    (folder / clip_folder.RECORD).write_text(text)
     assert "clip.json" in refused(folder)
 
 
@@ -112,17 +112,17 @@ def test_faces_of_wrong_types_are_one_error(clip, tmp_path, name, layout):
     folder = shutil.copytree(clip, tmp_path / "clip")
     if layout == "upstream":
         written = write_upstream(tmp_path / "theirs", 6)
-        folder = Path(shutil.copy(folder / clips.FACES, written / clips.FACES)).parent
-    with np.load(folder / clips.FACES) as file:
+        folder = Path(shutil.copy(folder / clip_folder.FACES, written / clip_folder.FACES)).parent
+    with np.load(folder / clip_folder.FACES) as file:
         arrays = dict(file)
     FACES[name](arrays)
-    np.savez(folder / clips.FACES, **arrays)
+    np.savez(folder / clip_folder.FACES, **arrays)
     assert "faces.npz" in refused(folder)
 
 
 def test_a_pickle_in_place_of_faces_is_not_run(clip, tmp_path):
     folder = shutil.copytree(clip, tmp_path / "clip")
-    np.savez(folder / clips.FACES, frame=np.array([{}], dtype=object))
+    np.savez(folder / clip_folder.FACES, frame=np.array([{}], dtype=object))
     assert "faces.npz" in refused(folder)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from stableanimator_cli.config import load, resolve, to_toml
-from stableanimator_cli.config_train import StageConfig, TrainConfig, differences, parse_bytes, preset_tables
+from stableanimator_cli.config.animate import load, resolve, to_toml
+from stableanimator_cli.config.train import StageConfig, TrainConfig, differences, parse_bytes, preset_tables
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.train.schedule import rate_of
+from stableanimator_cli.train.lr_schedule import rate_of
 
 GIVEN = {"dataset": ["clips"], "output": "RUN"}
 PRESETS = ("paper", "finetune-24gb", "finetune-40gb", "puppet")

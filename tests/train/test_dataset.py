@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stableanimator_cli.detect import clips
+from stableanimator_cli import clip_folder
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import visible_files
-from stableanimator_cli.motion.interchange import load_motion, save_motion
+from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.train.dataset import open_dataset
 from tests.train.clip_folders import write_clip, write_upstream
 
@@ -61,11 +61,11 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path: Path) -> None:
     write_clip(tmp_path / "good", 12)
     write_clip(tmp_path / "short", 7)
     damaged = write_clip(tmp_path / "damaged", 12)
-    (damaged / clips.MOTION).write_bytes((damaged / clips.MOTION).read_bytes()[:200])
+    (damaged / clip_folder.MOTION).write_bytes((damaged / clip_folder.MOTION).read_bytes()[:200])
     nobody = write_clip(tmp_path / "nobody", 12)
-    motion = load_motion(nobody / clips.MOTION)
+    motion = load_motion(nobody / clip_folder.MOTION)
     motion.present[:] = False
-    save_motion(nobody / clips.MOTION, motion)
+    save_motion(nobody / clip_folder.MOTION, motion)
     lost = write_clip(tmp_path / "lost", 12)
     (lost / "source.mp4").unlink()
     write_clip(tmp_path / "faceless", 12, faces=[])
@@ -79,7 +79,7 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path: Path) -> None:
         "nobody": "no-skeleton",
         "short": "too-short",
     }
-    assert str(damaged / clips.MOTION) in told["damaged"].message
+    assert str(damaged / clip_folder.MOTION) in told["damaged"].message
     assert told["short"].message.endswith("short: 7 frames, expected 8 or more")
     assert "left out: 2 broken (damaged, lost), 1 without a skeleton (nobody), 1 too short (short)" in found.summary()
     assert json.loads(json.dumps(found.to_json()))["faceless"] == ["faceless"]
@@ -98,7 +98,7 @@ def test_nothing_to_learn_from_is_one_clear_error(tmp_path: Path) -> None:
     write_clip(tmp_path / "few/b", 6)
     with pytest.raises(BadInput, match=r"found 2 clips, all shorter than 8 frames, expected clips of 8"):
         open_dataset([tmp_path / "few"], least=8)
-    (tmp_path / "few/b" / clips.MOTION).unlink()
+    (tmp_path / "few/b" / clip_folder.MOTION).unlink()
     with pytest.raises(BadInput, match=r"no clip that can be used: 1 too short \(a\), 1 broken \(b\)"):
         open_dataset([tmp_path / "few"], least=8)
 

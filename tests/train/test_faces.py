@@ -12,7 +12,7 @@ import torch
 
 from stableanimator_cli.errors import NoFace
 from stableanimator_cli.media import read_picture, write_picture
-from stableanimator_cli.talk import Silent
+from stableanimator_cli.progress import Silent
 from stableanimator_cli.train import run
 from stableanimator_cli.train.loop import Loop
 from tests.train.clip_folders import write_upstream

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from stableanimator_cli.diffusion.training import interpolated_cosine_sigmas
-from stableanimator_cli.engine.training_model import StepInputs
+from stableanimator_cli.engine.training.model import StepInputs
 from stableanimator_cli.nets.face_encoder import FaceEncoder
 from stableanimator_cli.train import checkpoint
 from stableanimator_cli.train.ema import Average
@@ -100,7 +100,7 @@ def test_the_face_encoder_sees_the_image_token_that_the_unet_does_not(ran):
 
 
 def test_gradients_are_clipped_before_the_optimiser_sees_them(ran):
-    from stableanimator_cli.train.tracking import read_metrics
+    from stableanimator_cli.train.metrics_log import read_metrics
 
     run_folder = ran[0]
     first = read_metrics(run_folder)[0]["gradient"]

@@ -12,17 +12,17 @@ import pytest
 import torch
 from PIL import Image
 
-from stableanimator_cli.detect.clips import FaceTable
+from stableanimator_cli.clip_folder import FaceTable
+from stableanimator_cli.engine.training.batch import Batch
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.motion.geometry import fit
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_frame, draw_skeleton
 from stableanimator_cli.records import Motion
-from stableanimator_cli.train.batch import Batch
-from stableanimator_cli.train.cache import build_cache
+from stableanimator_cli.train.annotations import MotionClip
 from stableanimator_cli.train.dataset import Dataset, open_dataset
+from stableanimator_cli.train.latent_cache import build_cache
 from stableanimator_cli.train.loader import Loader, LoaderSettings
-from stableanimator_cli.train.observed import MotionClip
 from tests.train.clip_folders import Networks, level, write_clip, write_upstream
 from tests.waving import waving
 

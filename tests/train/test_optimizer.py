@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stableanimator_cli.config_train import OptimizerConfig
+from stableanimator_cli.config.train import OptimizerConfig
 from stableanimator_cli.train.optimizer import MuonAndAdamW, optimizer_of
 
 

@@ -12,11 +12,11 @@ import torch
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.cli.app import app
-from stableanimator_cli.engine.training_memory import predict
-from stableanimator_cli.engine.training_model import TrainingSettings
+from stableanimator_cli.engine.memory.train import predict
+from stableanimator_cli.engine.training.model import TrainingSettings
 from stableanimator_cli.errors import OutOfMemory
+from stableanimator_cli.train.metrics_log import read_metrics
 from stableanimator_cli.train.plan import TrainPlan
-from stableanimator_cli.train.tracking import read_metrics
 from tests.train.clip_folders import write_clip
 
 SIDE, FRAMES, BATCH = 128, 2, 2

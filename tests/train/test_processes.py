@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate.utils import InitProcessGroupKwargs
 
-from stableanimator_cli.config_train import TrainConfig
+from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.train import processes

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.train import run
-from stableanimator_cli.train.tracking import read_metrics
+from stableanimator_cli.train.metrics_log import read_metrics
 from tests.conftest import ROOT
 from tests.train.clip_folders import write_clip
 
@@ -74,8 +74,8 @@ def test_two_ranks_and_accumulation_give_the_losses_of_one(tiny_model: Path, tmp
 
 
 def test_a_batch_must_divide_among_the_ranks() -> None:
-    from stableanimator_cli.config import resolve
-    from stableanimator_cli.config_train import TrainConfig
+    from stableanimator_cli.config.animate import resolve
+    from stableanimator_cli.config.train import TrainConfig
 
     given = {"dataset": ["clips"], "output": "RUN", "steps": 1, "batch": 3}
     with pytest.raises(ConfigError, match="multiple of the 2 processes") as caught:

@@ -21,7 +21,7 @@ from stableanimator_cli.files import exclusive_lock, locked_output
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, run
-from stableanimator_cli.train.tracking import read_metrics
+from stableanimator_cli.train.metrics_log import read_metrics
 from tests.conftest import ROOT
 from tests.train.clip_folders import write_clip
 
@@ -162,7 +162,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(data, tiny_model, tmp_path, monk
 
 
 def test_a_loss_that_is_not_finite_names_the_batch(data, tiny_model, tmp_path, monkeypatch):
-    from stableanimator_cli.train.stages import TrainingStage
+    from stableanimator_cli.train.stage import TrainingStage
 
     made = TrainingStage.inputs
 

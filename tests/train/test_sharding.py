@@ -14,15 +14,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.config import resolve
-from stableanimator_cli.config_train import TrainConfig
-from stableanimator_cli.engine.training_memory import predict, skeleton
-from stableanimator_cli.engine.training_model import TrainingSettings
-from stableanimator_cli.engine.training_shards import gathered, units
+from stableanimator_cli.config.animate import resolve
+from stableanimator_cli.config.train import TrainConfig
+from stableanimator_cli.engine.memory.train import predict, skeleton
+from stableanimator_cli.engine.training.fsdp import gathered, units
+from stableanimator_cli.engine.training.model import TrainingSettings
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, run
-from stableanimator_cli.train.tracking import read_metrics
+from stableanimator_cli.train.metrics_log import read_metrics
 from tests.train.clip_folders import write_clip
 from tests.train.test_ranks import in_ranks, start_ranks
 

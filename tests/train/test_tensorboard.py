@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.train import run
-from stableanimator_cli.train.tracking import read_metrics
+from stableanimator_cli.train.metrics_log import read_metrics
 from tests.train.clip_folders import write_clip
 
 

@@ -26,12 +26,12 @@ from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.files import sha256_of
-from stableanimator_cli.preprocess.truth import write_clips
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
-from stableanimator_cli.train.cache import latents_file, tokens_file
 from stableanimator_cli.train.dataset import open_dataset
+from stableanimator_cli.train.latent_cache import latents_file, tokens_file
 from tools.puppet_training.heldout import SIZE
 from tools.puppet_training.vae import half_precision
+from tools.truth_clips import write_clips
 
 _PART = 250  # people per folder of drawings
 _SEED = 31  # of the first folder

@@ -1,7 +1,7 @@
 """Train the networks that read figures with portraits in the mix: ``python -m tools.puppet_training.detectors``.
 
 ``pose`` and ``person`` lose by the portrait framing; the face detector and both recognisers do not. Arguments,
-files, drawing and checkpoints are those of ``stableanimator_cli.puppets.train_detectors``.
+files, drawing and checkpoints are those of ``tools.figure_networks.detectors``.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from stableanimator_cli.puppets.train_boxes import FaceTask, PersonTask
-from stableanimator_cli.puppets.train_data import Recipe, draw_frames
-from stableanimator_cli.puppets.train_detectors import guarded, parse, run
-from stableanimator_cli.puppets.train_pose import PoseTask
+from tools.figure_networks.boxes import FaceTask, PersonTask
+from tools.figure_networks.data import Recipe, draw_frames
+from tools.figure_networks.detectors import guarded, parse, run
+from tools.figure_networks.pose import PoseTask
 
 FRAMES = Recipe(name="frames-portraits", shards=240, draw=partial(draw_frames, portraits=0.35))
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stableanimator_cli.puppets.train_detectors import write_digests
+from tools.figure_networks.detectors import write_digests
 
 BASE = Path("models/puppet")
 SIZE, STEPS = "256x256", 10

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from stableanimator_cli.engine.weights import read_tensors
 from stableanimator_cli.nets.norm_groups import regroup
 from stableanimator_cli.nets.time_conv import TimeConv, with_time_convs
-from stableanimator_cli.puppets.train_vae import NORM_GROUPS, VAE_CONFIG
+from tools.figure_networks.vae import NORM_GROUPS, VAE_CONFIG
 
 
 def open_vae(path: Path | None) -> AutoencoderKLTemporalDecoder:

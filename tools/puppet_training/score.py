@@ -22,9 +22,7 @@ import numpy as np
 import torch
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.bench.puppet_figures import Figure, at_least, at_most
-from stableanimator_cli.bench.puppet_model import LIMBS, OTHERS, Reader, card_request, swap_scores
-from stableanimator_cli.config import DeviceConfig
+from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import Stages, render
@@ -32,6 +30,8 @@ from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.errors import NoFace
 from stableanimator_cli.motion.geometry import fit
 from stableanimator_cli.puppets.render import PuppetFrame
+from tools.bench.puppet_figures import Figure, at_least, at_most
+from tools.bench.puppet_model import LIMBS, OTHERS, Reader, card_request, swap_scores
 from tools.puppet_training.heldout import open_scene, read_list
 from tools.puppet_training.measure import face_scores, psnr
 

@@ -1,0 +1,32 @@
+"""Exact time: which source frame is shown at each tick of the output's clock."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from fractions import Fraction
+
+from stableanimator_cli.motion.motion_file import UNTIMED_FPS
+
+_FINEST = 100_000  # denominators beyond this do not fit a container's time base
+
+
+def mean_rate(times: Sequence[Fraction]) -> Fraction:
+    """Frames per second over the whole, exact where the times are regular."""
+    if len(times) < 2 or times[-1] <= times[0]:
+        return UNTIMED_FPS
+    return ((len(times) - 1) / (times[-1] - times[0])).limit_denominator(_FINEST)
+
+
+def is_regular(times: Sequence[Fraction], rate: Fraction) -> bool:
+    """Whether frame k is shown at k / rate, within half a frame (containers round times to their ticks)."""
+    return all(abs(time - times[0] - index / rate) * rate < Fraction(1, 2) for index, time in enumerate(times))
+
+
+def shown_at(times: Sequence[Fraction], rate: Fraction, last: Fraction) -> list[int]:
+    """Index of the frame that is shown at k / ``rate``, for the whole duration; ``last`` is how long the final frame
+    stays, in seconds. The duration is kept to one frame of the output."""
+    relative = [time - times[0] for time in times]
+    count = max(1, round((relative[-1] + last) * rate))
+    slack = min(Fraction(1, 1000), 1 / (4 * rate))  # containers round times up as well as down
+    return [max(0, bisect_right(relative, tick / rate + slack) - 1) for tick in range(count)]

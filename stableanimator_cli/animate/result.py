@@ -1,0 +1,222 @@
+"""What a run was and what it made: the plan before it, ``OUT.json`` beside the video after it."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stableanimator_cli import __version__
+from stableanimator_cli.animate import fingerprint, reference_face
+from stableanimator_cli.animate.driving import Driving
+from stableanimator_cli.animate.identity_gate import Identity
+from stableanimator_cli.animate.reference_face import FacesRefined
+from stableanimator_cli.config.animate import AnimateConfig, to_toml
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Refined
+from stableanimator_cli.diffusion.guidance import pairs_of
+from stableanimator_cli.engine.device import DevicePlan, peak_memory
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.memory.fit import Choice
+from stableanimator_cli.engine.memory.render import RenderMemory
+from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
+from stableanimator_cli.files import atomic_write, sha256_of
+from stableanimator_cli.records import NETWORKS, ModelFolder
+
+FORMAT = 1  # of OUT.json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Animation:
+    """A finished run: the video, its record, frames, exact rate and seconds by stage."""
+
+    video: Path
+    record: Path
+    preview: Path | None
+    frames: int
+    fps: str
+    seconds: Mapping[str, float]
+    calls: Mapping[str, int]
+    peak_bytes: Mapping[str, int]
+    faces_refined: FacesRefined | None = None
+    gate: Mapping[str, Any] | None = None
+    warnings: Sequence[str] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "video": str(self.video),
+            "record": str(self.record),
+            "preview": None if self.preview is None else str(self.preview),
+            "frames": self.frames,
+            "fps": self.fps,
+            "seconds": dict(self.seconds),
+            "calls": dict(self.calls),
+            "peak_bytes": dict(self.peak_bytes),
+            "faces_refined": None if self.faces_refined is None else self.faces_refined.to_json(),
+            "gate": self.gate,
+            "warnings": list(self.warnings),
+        }
+
+    def summary(self) -> str:
+        return str(self.video)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnimationPlan:
+    """What a run would do, from ``--plan``: counted, nothing loaded."""
+
+    data: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        config: AnimateConfig,
+        model: ModelFolder,
+        device: DevicePlan,
+        request: RenderRequest,
+        driving: Driving,
+        memory: RenderMemory,
+        chosen: Sequence[Choice] = (),
+    ) -> AnimationPlan:
+        """``chosen``: what ``--fit`` changed."""
+        height, width = request.fitted.shape[:2]
+        mode = reference_face.mode_of(config, model)
+        return cls(
+            data={
+                "model": model.name,
+                "device": device.describe(),
+                "processes": min(config.device.gpus, len(pairs_of(request.plan, config.sampling.guidance))),
+                "size": [width, height],
+                "frames": request.frames,
+                "fps": str(driving.fps),
+                "seconds": round(float(request.frames / driving.fps), 3),
+                "steps": config.sampling.steps,
+                "windows": [list(window.frames) for window in request.plan],
+                "weights": [list(window.weights) for window in request.plan],
+                "face_optimization": mode,
+                "calls": calls_of(request),
+                "weight_bytes": {
+                    name: model.files[name].stat().st_size for name in NETWORKS if model.files[name].is_file()
+                },
+                "memory": memory.to_json(),
+                "chosen": [asdict(choice) for choice in chosen],
+                "text": {
+                    "windows": request.plan.describe(),
+                    "moving": " that move from step to step (below: in the first)" if request.plan.moved else "",
+                    "faces": _faces(mode, config),
+                    "memory": memory.describe(),
+                    "chosen": chosen,
+                },
+                "config": tomllib.loads(to_toml(config)),
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in self.data.items() if key != "text"}
+
+    def summary(self) -> str:
+        d = self.data
+        calls = d["calls"]
+        gib = sum(d["weight_bytes"].values()) / 2**30
+        shallow = calls.get("unet_shallow", 0)
+        again = f", {shallow} of them with deep features of an earlier step (approximate)" if shallow else ""
+        several = f", {d['processes']} processes" if d["processes"] > 1 else ""
+        return "\n".join(
+            [
+                f"model      {d['model']} ({gib:.2f} GiB of weights on disk)",
+                f"device     {d['device']}{several}",
+                f"output     {d['frames']} frames of {d['size'][0]}x{d['size'][1]} at {d['fps']} a second, "
+                f"{d['seconds']:g} s",
+                f"sampling   {d['steps']} steps, {len(d['windows'])} window(s){d['text']['moving']}, "
+                f"{calls['unet']} UNet calls{again}",
+                f"faces      {d['text']['faces']}",
+                f"decoding   {calls['vae_decode']} decoder calls",
+                f"memory     {d['text']['memory']}",
+                *(f"--fit      {choice}" for choice in d["text"]["chosen"]),
+                d["text"]["windows"],
+            ]
+        )
+
+
+def _faces(mode: str, config: AnimateConfig) -> str:
+    refine = config.refine
+    if mode == "off":
+        return "not optimised"
+    first, last = refine.steps_of(config.sampling.steps)
+    return f"optimised ({mode}) in steps {first}:{last}, {refine.iterations} iterations each, where there are any"
+
+
+def write(
+    config: AnimateConfig,
+    engine: Engine,
+    request: RenderRequest,
+    driving: Driving,
+    stages: Stages,
+    *,
+    refine: FaceOptimization | None = None,
+    refined: Sequence[Refined] = (),
+    faces: FacesRefined | None = None,
+    identity: Identity | None = None,
+    gate: Mapping[str, Any] | None = None,
+    redrawn: Sequence[Sequence[int]] = (),
+    resumed: int = 0,
+    warnings: Sequence[str] = (),
+) -> Animation:
+    """Write ``OUT.json``: enough to repeat the run and to check that it repeats. ``resumed`` counts how often it was
+    taken up again after a break: ``calls`` are those of all its parts, ``seconds`` those of the last. ``warnings`` are
+    those of the last part, as stderr has them."""
+    inputs = fingerprint.inputs_of(config)
+    data = {
+        "format": FORMAT,
+        "stableanimator-cli": __version__,
+        "config": tomllib.loads(to_toml(config)),
+        "seed": config.sampling.seed,
+        "model": {
+            "name": engine.model.name,
+            "path": str(engine.model.path),
+            "sha256": fingerprint.weight_digests(engine.model),
+        },
+        "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in inputs.items()},
+        "output": {
+            "path": str(config.output),
+            "sha256": sha256_of(config.output),
+            "frames": request.frames,
+            "fps": str(driving.fps),
+        },
+        "motion": {
+            "frames": list(driving.motion_frames),
+            "times": None if driving.motion_times is None else [str(time) for time in driving.motion_times],
+        },
+        "face": request.face is not None,
+        "identity": None if identity is None else identity.to_json(),
+        "gate": gate,
+        "redrawn_windows": [list(windows) for windows in redrawn],
+        "face_optimization": "off" if refine is None else refine.settings.mode,
+        "faces_refined": None if faces is None else faces.to_json(),
+        "refined": [asdict(entry) for entry in refined],
+        "warnings": list(warnings),
+        "resumed": resumed,
+        "windows": request.plan.describe().splitlines(),
+        "device": engine.plan.describe(),
+        "versions": {name: value for name, value in fingerprint.versions().items() if name != "stableanimator-cli"},
+        "seconds": {name: round(value, 3) for name, value in stages.seconds.items()},
+        "calls": stages.calls,
+        "peak_bytes": peak_memory(engine.plan.device),
+    }
+    with atomic_write(config.record_path, marked=True) as part:
+        part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    return Animation(
+        video=config.output,
+        record=config.record_path,
+        preview=config.preview_path if config.preview else None,
+        frames=request.frames,
+        fps=str(driving.fps),
+        seconds=data["seconds"],
+        calls=stages.calls,
+        peak_bytes=data["peak_bytes"],
+        faces_refined=faces,
+        gate=gate,
+        warnings=tuple(warnings),
+    )

@@ -1,0 +1,343 @@
+"""Find a model: a catalogue name or a folder becomes a ``ModelFolder`` whose files are on this machine.
+
+An entry is a folder with a ``model.toml`` (``catalogue_schema``). Its files lie beside that, or under ``home()`` once
+they were fetched (``catalogue_fetch``) or imported (``catalogue_import``). A folder given by path is such a model
+folder, for instance a trained checkpoint, or the reference implementation's download (``catalogue_layouts``).
+Nothing here touches the network, and nothing heavy is imported: the shell asks for ``names()`` at every TAB.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stableanimator_cli.catalogue import layouts
+from stableanimator_cli.catalogue.configs import read_config
+from stableanimator_cli.catalogue.home import expanded, home
+from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, nearest_or_all, read
+from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
+
+if TYPE_CHECKING:  # records imports numpy: see above
+    from stableanimator_cli.records import ChannelOrder, ModelFolder
+
+DEFAULT = "stableanimator"
+DRAWN = "puppet"
+_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx")
+_LFS = b"version https://git-lfs"
+
+
+def shipped() -> Path:
+    """The catalogue that came with the program: inside an installed package, or at the root of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "models", package.parent / "models"):
+        # a stray folder named models beside site-packages is not a catalogue
+        if next(folder.glob(f"*/{FILE_NAME}"), None) is not None:
+            return folder
+    raise ModelDamaged(f"{package}: the catalogue folder 'models' is missing", hint="install the package again")
+
+
+def store(name: str) -> Path:
+    """The folder under ``home()`` that holds the files of the entry ``name``. Not made here."""
+    return home() / "models" / name
+
+
+def names() -> list[str]:
+    """All names that ``--model`` takes: the shipped entries, and model folders that were imported."""
+    found = (p for folder in (shipped(), home() / "models") for p in folder.glob(f"*/{FILE_NAME}"))
+    # hidden is what an import is building; a link may point at a checkpoint that is gone
+    return sorted({p.parent.name for p in found if p.parent.name[0] != "." and os.path.isfile(p)})
+
+
+def entry(name: str) -> Entry:
+    """The catalogue entry ``name``; ``ModelMissing`` with the nearest name where there is none."""
+    if name in names():
+        for folder in (shipped() / name, store(name)):
+            if (folder / FILE_NAME).is_file():
+                found = read(folder)
+                if found.name != name:
+                    raise ModelDamaged(f"{folder / FILE_NAME}: name: found {found.name!r}, expected {name!r}")
+                return found
+    raise ModelMissing(f"no model named {name!r} in the catalogue", hint=nearest_or_all(name, names()))
+
+
+def readable() -> tuple[list[Entry], list[SaError]]:
+    """All entries that can be read, and what is wrong with each of the others."""
+    entries, damaged = [], []
+    for name in names():
+        try:
+            entries.append(entry(name))
+        except SaError as error:
+            damaged.append(error)
+    return entries, damaged
+
+
+def load(name_or_folder: str | Path) -> Entry:
+    """The entry of a catalogue name, or of a folder that holds a ``model.toml``."""
+    if isinstance(name_or_folder, str) and name_or_folder in names():
+        return entry(name_or_folder)
+    folder = expanded(name_or_folder)
+    return read(folder) if os.path.isfile(folder / FILE_NAME) else entry(str(name_or_folder))
+
+
+def roots(found: Entry) -> tuple[Path, ...]:
+    """Where the files of an entry may lie, first match wins. A folder given by path owns its files alone: a checkpoint
+    that happens to bear a catalogue name must not borrow the weights of the entry of that name."""
+    catalogued = found.folder.parent in (shipped(), home() / "models")
+    return (found.folder, store(found.name)) if catalogued else (found.folder,)
+
+
+def weight_names(name: str) -> tuple[str, ...]:
+    """Names under which the weights of a listed file may lie: what is listed, then other forms of the same network.
+
+    A ``.pth`` gives way to the ``.safetensors`` that it was converted to; of the half and full precision files that
+    diffusers knows, the listed one comes first.
+    """
+    path = Path(name)
+    if path.suffix not in _SUFFIXES or path.suffix == ".onnx":
+        return (name,)
+    stem = path.stem.removesuffix(".fp16")
+    full, half = f"{stem}.safetensors", f"{stem}.fp16.safetensors"
+    other = (f"{stem}.bin", f"{stem}.fp16.bin", f"{stem}.pth")
+    order = (name, full, half, *other) if path.suffix == ".safetensors" else (full, half, name, *other)
+    return tuple(dict.fromkeys(order))
+
+
+def locate(found: Entry, path: str) -> Path | None:
+    """The file (or folder of files) at the relative ``path`` of an entry, or ``None`` where it is not here.
+
+    The place ``<root>/<name>/<path>`` is an archive that was unpacked one level too deep, as ``antelopev2.zip`` is.
+    """
+    for root in roots(found):
+        for base in (root, root / found.name):
+            place = base / path
+            if found.file(path) is not None or Path(path).suffix in _SUFFIXES:
+                for name in weight_names(place.name):
+                    if os.path.isfile(place.with_name(name)):
+                        return place.with_name(name)
+                continue
+            if os.path.isfile(place):
+                return place
+            inside = [base / f.path for f in found.under(path) if not f.optional]
+            if all(map(os.path.isfile, inside)) if inside else next(place.glob("*"), None) is not None:
+                return place
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What was found of one role. ``wanted`` says that the role has a weight file at all (a scheduler has none);
+    ``names`` and ``looked`` say what was looked for, in which folders."""
+
+    file: Path | None = None
+    config: Mapping[str, Any] | None = None
+    digest: str | None = None
+    wanted: bool = False
+    names: str = ""
+    looked: tuple[Path, ...] = ()
+    owner: str = ""
+
+    @property
+    def here(self) -> bool:
+        return self.file is not None or (not self.wanted and self.config is not None)
+
+
+def open_model(name_or_folder: str | Path, require: Sequence[str] = ()) -> ModelFolder:
+    """Resolve a model and the models it needs.
+
+    ``name_or_folder`` is a catalogue name, a folder with a ``model.toml``, or a download of the reference
+    implementation; ``require`` are the roles that the caller cannot do without (other roles are in ``files`` where they
+    are on this machine). Own components come before those of ``needs``.
+    Raises ``ModelMissing`` (names what was looked for, where, and the two ways on), ``ModelDamaged`` (a size that is
+    not the recorded one, an unfetched git-lfs pointer, an unreadable config) and ``BadInput`` (a file, not a folder).
+    """
+    from stableanimator_cli.records import ModelFolder
+
+    found, layout = _find(name_or_folder)
+    parts: dict[str, _Part] = {}
+    order: ChannelOrder | None = layout.face_channel_order if layout is not None else None
+    defaults: dict[str, Any] = {}
+    for owner in with_needs(found):
+        own = layout is None or owner.name != found.name
+        for role, component in owner.components.items():
+            if own:
+                part = _part(owner, role, component)
+            else:
+                part = _Part(wanted=component.file is not None, names=component.file or "", owner=owner.name)
+            if layout is not None:
+                part = _overlay(part, layout, owner, role, component)
+            first = parts.get(role)
+            if first is None or (first.file is None and not first.wanted):
+                parts[role] = part if first is None else replace(part, config=first.config or part.config)
+        order = order or owner.face_channel_order
+        defaults = {**owner.defaults, **defaults}
+    missing = [role for role in require if role not in parts or not parts[role].here]
+    if missing:
+        raise _missing(str(name_or_folder), found, layout, parts, missing)
+    return ModelFolder(
+        name=found.name,
+        path=layout.folder if layout is not None else found.folder,
+        files={role: part.file for role, part in parts.items() if part.file is not None},
+        configs={role: part.config for role, part in parts.items() if part.config is not None},
+        defaults=defaults,
+        licence=found.licence,
+        face_channel_order=order or "bgr",
+        digests={role: part.digest for role, part in parts.items() if part.digest is not None},
+        warnings=_warnings(layout, order),
+    )
+
+
+def _warnings(layout: layouts.Layout | None, order: ChannelOrder | None) -> tuple[str, ...]:
+    if layout is None or layout.guessed_order is None:
+        return ()
+    note = layout.guessed_order.with_name(layouts.NOTE)
+    return (
+        f"{layout.guessed_order} does not say in which channel order faces are embedded; {order} is used, as for the "
+        f'released weights. To set it, write {{"face_channel_order": "bgr"}} to {note}',
+    )
+
+
+def default_model(require: Sequence[str] = ()) -> str:
+    """The model of a run that names none: ``SA_MODEL``, else ``stableanimator`` where its files are present."""
+    named = os.environ.get("SA_MODEL")
+    if named:
+        return named
+    try:
+        open_model(DEFAULT, require)
+    except ModelMissing as error:
+        raise ModelMissing(f"no --model given, and {error.message}", hint=error.hint) from None
+    return DEFAULT
+
+
+def _find(name_or_folder: str | Path) -> tuple[Entry, layouts.Layout | None]:
+    """The entry that a name or folder means, and the layout where it is a reference download rather than an entry."""
+    if isinstance(name_or_folder, str) and name_or_folder in names():
+        return entry(name_or_folder), None
+    folder = expanded(name_or_folder)
+    if folder.name == FILE_NAME and os.path.isfile(folder):
+        folder = folder.parent
+    if os.path.isfile(folder):
+        raise BadInput(folder, "a file", "a model folder or a catalogue name", hint="name the folder that holds it")
+    if not os.path.isdir(folder):
+        if folder.name == str(name_or_folder):
+            return entry(folder.name), None
+        raise ModelMissing(f"{folder}: no such model folder", hint=f"known names: {', '.join(names())}")
+    if (folder / FILE_NAME).is_file():
+        return read(folder), None
+    layout = layouts.recognise(folder)
+    if layout is None:
+        raise ModelMissing(
+            f"{folder}: found no {FILE_NAME} and none of {layouts.SIGNS}",
+            hint=f"name a model folder, the reference implementation's 'checkpoints' folder or its parent, or one of: "
+            f"{', '.join(names())}",
+        )
+    return entry(layout.primary), layout
+
+
+def with_needs(found: Entry) -> Iterator[Entry]:
+    """The entry and all that it needs, nearest first. A need is a catalogue name, or a folder told from it."""
+    queue, seen = [found], {found.folder.resolve()}
+    while queue:
+        owner = queue.pop(0)
+        yield owner
+        for need in owner.needs:
+            folder = owner.folder / expanded(need)
+            if need not in names() and not os.path.isfile(folder / FILE_NAME):
+                raise ModelDamaged(
+                    f"{owner.folder / FILE_NAME}: needs: found {need!r}, expected a catalogue name or a model folder",
+                    hint=nearest_or_all(need, names()),
+                )
+            other = entry(need) if need in names() else read(folder)
+            if other.folder.resolve() not in seen:
+                seen.add(other.folder.resolve())
+                queue.append(other)
+
+
+def _part(owner: Entry, role: str, component: Component) -> _Part:
+    config = None
+    if component.config is not None:
+        place = next((r / component.config for r in roots(owner) if (r / component.config).is_file()), None)
+        if place is None:
+            raise ModelDamaged(
+                f"{owner.folder / FILE_NAME}: [components.{role}]: its config {component.config!r} is not there"
+            )
+        config = read_config(place)
+    if component.file is None:
+        return _Part(config=config, owner=owner.name)
+    file, digest = locate(owner, component.file), None
+    if file is not None:
+        rows = [f for f in (owner.file(component.file),) if f is not None] or list(owner.under(component.file))
+        for row in rows:
+            place = file / Path(row.path).relative_to(component.file) if file.is_dir() else file
+            if place.is_file() and place.name == Path(row.path).name:
+                check_size(place, row.bytes, owner.name)
+                digest = row.sha256 if place == file else None
+    names = [f.path for f in owner.under(component.file) if not f.optional] or [component.file]
+    looked = roots(owner)
+    if len(looked) > 1:  # of the catalogue: its two folders are named once, for all entries
+        names, looked = [f"{owner.name}/{n}" for n in names], tuple(r.parent for r in looked)
+    return _Part(
+        file=file, config=config, digest=digest, wanted=True, names=", ".join(names), looked=looked, owner=owner.name
+    )
+
+
+def _overlay(part: _Part, layout: layouts.Layout, owner: Entry, role: str, component: Component) -> _Part:
+    """Put what a downloaded folder holds before what the catalogue knows; the catalogue's config fills a gap."""
+    found = layout.parts.get((owner.name, role))
+    if found is None:
+        return replace(part, looked=(*layout.looked.get((owner.name, role), ()), *part.looked))
+    if found.file is not None:
+        check_size(found.file, None, owner.name)
+    config = part.config
+    if found.config is not None:
+        config = read_config(found.config)
+    elif config is None and component.config is not None:
+        config = read_config(owner.folder / component.config)
+    return _Part(file=found.file, config=config, wanted=part.wanted, owner=owner.name)
+
+
+def check_size(path: Path, expected: int | None, name: str) -> None:
+    """Refuse a pointer that git-lfs left, and a file that is not as long as recorded. Folders pass."""
+    if not path.is_file():
+        return
+    size = path.stat().st_size
+    again = f"fetch it again: `sa models pull {name}`"
+    if size < 1024:
+        with path.open("rb") as stream:
+            if stream.read(len(_LFS)) == _LFS:
+                raise ModelDamaged(
+                    f"{path}: found a git-lfs pointer, expected the weights",
+                    hint=f"run `git lfs pull` there, or {again}",
+                )
+    if size == 0 or (expected is not None and size != expected):
+        wanted = "weights" if expected is None else f"{expected} bytes"
+        raise ModelDamaged(f"{path}: found {size} bytes, expected {wanted}", hint=again)
+
+
+def _missing(
+    asked: str, found: Entry, layout: layouts.Layout | None, parts: Mapping[str, _Part], roles: Sequence[str]
+) -> ModelMissing:
+    catalogued = layout is not None or len(roots(found)) > 1
+    if catalogued and not any(role in parts for role in roles):
+        return ModelMissing(
+            f"model {asked!r} is for other work ({found.task}): it has no {', '.join(roles)}",
+            hint="`sa models list` tells what each model is for",
+        )
+    told, looked = [], dict[Path, None]()
+    for role in roles:
+        part = parts.get(role)
+        told.append(f"{role} ({part.names})" if part is not None else f"{role} (not one of its components)")
+        looked.update(dict.fromkeys(part.looked if part is not None else ()))
+    owner = next((parts[r].owner for r in roles if r in parts and parts[r].owner != found.name), None)
+    if catalogued or owner is not None:
+        hint = (
+            f"fetch it: `sa models pull {found.name if catalogued else owner}` (or `sa models import FOLDER` if you "
+            f"have the files), or take the small model that draws figures and is here: `--model {DRAWN}`"
+        )
+    else:
+        hint = f"put it there, or say in {found.folder / FILE_NAME} where it is"
+    return ModelMissing(
+        f"model {asked!r} lacks {', '.join(told)}; looked in {', '.join(map(str, looked)) or found.folder}", hint=hint
+    )

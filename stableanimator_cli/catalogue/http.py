@@ -1,0 +1,257 @@
+"""One file from an http(s) address to a partial file that a later run resumes (HTTP Range, RFC 9110 section 14).
+
+Only what may pass is tried again: a connection that broke, a busy or failing server. A redirect leads to http(s) alone,
+and from https never to http. No more is read than is recorded, or ``LONGEST`` where no size is.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import ssl
+import string
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+from urllib.parse import quote, urljoin, urlsplit
+
+from stableanimator_cli.catalogue.address import problem, redacted, refused_redirect
+from stableanimator_cli.catalogue.schema import Archive, Entry, WeightFile
+from stableanimator_cli.catalogue.store import check_room, unwritable, validator, writing
+from stableanimator_cli.errors import ModelDamaged, ModelMissing
+
+Progress = Callable[[str, int, int | None], None]
+"""``progress(file, bytes done, bytes in all or None)``; called often, also while a digest is computed."""
+
+ATTEMPTS = 5
+TIMEOUT = 60.0
+PAUSE = 0.5
+LONGEST = 64 << 30
+"""Bytes of a file whose size is not recorded."""
+_CHUNK = 1 << 20
+_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class _Refused(Exception):
+    """What no second attempt would change, as a clause."""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def http_error_302(self, req, fp, code, msg, headers):
+        location = headers.get("location") or headers.get("uri")
+        if location is not None:
+            try:
+                target = quote(urljoin(req.full_url, location), encoding="iso-8859-1", safe=string.punctuation)
+                found = refused_redirect(req.full_url, target)
+            except ValueError:
+                target, found = location, "it is malformed"
+            if found is not None:
+                fp.close()
+                raise _Refused(f"the server redirects to {redacted(target)[:200]}, which is not followed: {found}")
+        fp.read = lambda *_: b""  # the library would read the body of a redirect whole, however long it is
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def download(entry: Entry, row: WeightFile | Archive, url: str, part: Path, progress: Progress | None) -> None:
+    """Fetch ``url`` to ``part``, from where it ends. What came is not compared with the record here.
+
+    Raises ``ModelMissing`` (no such address, no network, terms to accept, no room) and ``ModelDamaged`` (more comes
+    than is recorded). After ``ModelMissing`` the partial file stays, if the next run can resume it.
+    """
+    found = problem(url)
+    if found is not None:
+        raise _unusable(entry, row, f"the address {redacted(url)} is not fetched: {found}")
+    failures, arrived = 0, False
+    while True:
+        before = _size(part)
+        try:
+            _stream(url, part, row, progress, f"{entry.name}/{row.path}")
+            return
+        except _Refused as error:
+            raise _unusable(entry, row, str(error)) from None
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code not in _BUSY:
+                    raise _refused(entry, url, error.code) from None
+                cause: Exception = error
+        except (OSError, http.client.HTTPException) as error:
+            cause = error
+        grown = _size(part) > before
+        arrived, failures = arrived or grown, 0 if grown else failures + 1
+        if failures >= ATTEMPTS or not _may_pass(cause, arrived):
+            raise _unreachable(entry, url, row.path, cause) from None
+        time.sleep(PAUSE * 2**failures)
+
+
+def _may_pass(cause: Exception, arrived: bool) -> bool:
+    """Whether a second attempt may end otherwise. Waiting helps a connection that broke, not one that never was."""
+    if isinstance(cause, urllib.error.HTTPError):
+        return True
+    if isinstance(cause, urllib.error.URLError):
+        return arrived and not isinstance(cause.reason, ssl.SSLCertVerificationError)
+    if isinstance(cause, http.client.HTTPException):  # besides these two, an answer that is no HTTP
+        return isinstance(cause, http.client.IncompleteRead | http.client.RemoteDisconnected)
+    return not isinstance(cause, ssl.SSLCertVerificationError)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Without the handlers of ftp, files and data that ``urlopen`` has."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        _Redirects(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress | None, label: str) -> None:
+    """One connection: append to ``part`` from where it ends, or start from its beginning if the server cannot resume.
+
+    Raises ``ConnectionError`` if the connection ended before the announced length.
+    """
+    have, etag_file = _size(part), validator(part)
+    if have and have == row.bytes:
+        return  # only the checks were still to do
+    known = _known_etag(etag_file)
+    if have and ((row.sha256 is None and known is None) or (row.bytes is not None and have > row.bytes)):
+        have = 0  # nothing would show whether a tail fits
+    request = urllib.request.Request(url, headers={"User-Agent": "stableanimator-cli", "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        if known is not None:
+            # a file that was replaced meanwhile comes whole instead of as a tail that does not fit
+            request.add_header("If-Range", known)
+    token = os.environ.get("HF_TOKEN")
+    if token and urlsplit(url).hostname == "huggingface.co" and url.startswith("https://"):
+        request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for the host it redirects to
+    try:
+        answer = _opener().open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:
+            error.close()
+            if (error.headers.get("Content-Range") or "").endswith(f"/{have}"):
+                return  # the server has nothing after what is here: it is the whole
+            part.unlink()
+            raise ConnectionError("the server cannot resume the partial file") from None
+        raise
+    except ValueError as error:  # of an address that passed our checks, or of a token with a line break
+        raise _Refused(f"the request cannot be sent: {redacted(str(error))}") from None
+    with answer:
+        begin = have if answer.status == 206 and _range_start(answer) == have else 0
+        if answer.status == 206 and begin != have:
+            part.unlink(missing_ok=True)
+            raise ConnectionError("the server sent another part than asked for")
+        if answer.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
+            raise _Refused("the server sends it compressed, although it was asked not to")
+        length = answer.length  # None where the server announces none, or none that is a number
+        total = begin + length if length is not None else row.bytes
+        if total is not None and total > (row.bytes or LONGEST):
+            raise _too_long(label, row, f"{total} bytes", part)
+        check_room(part.parent, (total or 0) - begin, label)
+        etag = answer.headers.get("ETag") or ""
+        with writing(part):
+            if not begin:
+                etag_file.unlink(missing_ok=True)
+            if etag and not etag.startswith("W/"):  # a weak one does not promise equal bytes (RFC 9110 §13.1.5)
+                etag_file.write_text(etag, encoding="utf-8")
+            stream = part.open("ab" if begin else "wb")
+        try:
+            done = _copy(answer, stream, begin, total, row, progress, label)
+        finally:
+            with writing(part):
+                stream.close()
+    if total is not None and done < total:
+        raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+
+
+def _copy(
+    answer: http.client.HTTPResponse,
+    stream: IO[bytes],
+    done: int,
+    total: int | None,
+    row: WeightFile | Archive,
+    progress: Progress | None,
+    label: str,
+) -> int:
+    while block := answer.read(_CHUNK):
+        done += len(block)
+        if done > (row.bytes or LONGEST):
+            raise _too_long(label, row, f"more than {row.bytes or LONGEST} bytes", Path(stream.name))
+        try:
+            stream.write(block)
+            stream.flush()
+        except OSError as error:
+            raise unwritable(Path(stream.name), error) from None
+        if progress is not None:
+            progress(label, done, total)
+    return done
+
+
+def _too_long(label: str, row: WeightFile | Archive, found: str, part: Path) -> ModelDamaged:
+    part.unlink(missing_ok=True)
+    validator(part).unlink(missing_ok=True)
+    if row.bytes is None:
+        return ModelDamaged(
+            f"{label}: found {found}, more than is fetched of a file whose size is not recorded; deleted",
+            hint="record its size as `bytes` in model.toml, or fetch it by hand and run `sa models import FOLDER`",
+        )
+    return ModelDamaged(
+        f"{label}: what came is not what was recorded: found {found}, expected {row.bytes} bytes; deleted",
+        hint="the file behind the address was replaced: see the entry's CARD.md",
+    )
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _known_etag(place: Path) -> str | None:
+    """The remembered ETag, ``None`` where there is none that a header may hold."""
+    try:
+        etag = place.read_bytes()[: 1 << 16].decode("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return etag if etag and etag.isprintable() else None
+
+
+def _range_start(answer: http.client.HTTPResponse) -> int | None:
+    words = (answer.headers.get("Content-Range") or "").removeprefix("bytes ").split("-")
+    return int(words[0]) if words[0].isascii() and words[0].isdigit() and len(words[0]) < 20 else None
+
+
+def _unusable(entry: Entry, row: WeightFile | Archive, why: str) -> ModelMissing:
+    return ModelMissing(
+        f"{entry.name}: {row.path}: {why}",
+        hint=f"get the file from {entry.source or 'its authors'}, then run `sa models import FOLDER`",
+    )
+
+
+def _refused(entry: Entry, url: str, status: int) -> ModelMissing:
+    source = entry.source or "its publisher's page"
+    if status in (401, 403):
+        hint = f"accept the publisher's terms at {source}, then set HF_TOKEN; or fetch it by hand and import it"
+    else:
+        hint = f"the address may have moved: look at {source}, then `sa models import FOLDER`"
+    many = " (too many redirects)" if 300 <= status < 400 else ""
+    return ModelMissing(f"{entry.name}: {redacted(url)}: the server answered {status}{many}", hint=hint)
+
+
+def _unreachable(entry: Entry, url: str, path: str, cause: Exception) -> ModelMissing:
+    reason = cause.reason if isinstance(cause, urllib.error.URLError) else cause
+    words = redacted(" ".join(str(reason).split()) or type(reason).__name__)[:200]
+    return ModelMissing(
+        f"{entry.name}: cannot fetch {path} from {urlsplit(url).netloc}: {words}",
+        hint="run the same command again when the network is back (it resumes where it stopped), or fetch the file by "
+        "hand elsewhere and run `sa models import FOLDER`",
+    )

@@ -1,0 +1,290 @@
+"""Put files under ``home()/models``: linked, copied or converted, each whole or not at all, none in another's place.
+
+A link that an import made gives way to a newer one: it holds nothing. A file with bytes of its own is kept if it is
+what would be written, and otherwise refuses the import, which then has changed nothing. Pickles are written as
+safetensors by the ``convert`` that the caller brings: no weights are read here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue import store
+from stableanimator_cli.errors import BadInput, SaError
+from stableanimator_cli.files import sha256_of
+from stableanimator_cli.readers import parse_json
+
+Convert = Callable[[Path, Path], None]
+"""Writes the weights of the first file, a pickle, to the second as safetensors."""
+
+WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".onnx")
+PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+SOURCE_SHA256 = "source_sha256"
+"""Key of a converted file's metadata: the digest of the pickle."""
+
+_State = Literal["same", "link", "absent"]
+_CHUNK = 1 << 20
+_HEADER = 1 << 26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """One file that a name opens from now on. ``how``: ``linked``, ``copied``, ``converted`` or ``already there``."""
+
+    name: str
+    role: str
+    source: Path
+    target: Path
+    how: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """One file to register: ``source`` becomes the relative ``path`` of the entry ``name``."""
+
+    name: str
+    role: str
+    source: Path
+    path: str
+    converted: bool
+
+    @property
+    def target(self) -> Path:
+        return catalogue.store(self.name) / self.path
+
+    def placed(self, how: str) -> Imported:
+        return Imported(name=self.name, role=self.role, source=self.source, target=self.target, how=how)
+
+
+def place_files(planned: Sequence[Planned], *, copy: bool, convert: Convert | None) -> list[Imported]:
+    """Register files of catalogue entries, one entry after the other, each under its lock."""
+    placed: dict[Planned, Imported] = {}
+    for name in dict.fromkeys(row.name for row in planned):
+        rows = [row for row in planned if row.name == name]
+        with store.held(name):
+            states = {row: _state(row, copy=copy, convert=convert) for row in rows}
+            others = [link for row in rows for link in _other_forms(row)]
+            _check_room(row for row in rows if states[row] != "same" and (copy or row.converted))
+            for row in rows:
+                how = "already there"
+                if states[row] != "same":
+                    part = store.staging(name, inside=True) / row.target.name
+                    how = _make(row, part, copy=copy, convert=convert)
+                    with store.writing(row.target):
+                        row.target.parent.mkdir(parents=True, exist_ok=True)
+                        os.replace(part, row.target)
+                placed[row] = row.placed(how)
+            for link in others:
+                link.unlink(missing_ok=True)
+            store.remove_leftovers(catalogue.entry(name))
+    return [placed[row] for row in planned]
+
+
+def place_folder(name: str, planned: Sequence[Planned], *, copy: bool, convert: Convert | None) -> list[Imported]:
+    """Register a model folder under its own name: the whole folder appears at once, or nothing does."""
+    with store.held(name) as folder:
+        if folder.is_symlink():
+            raise BadInput.because(folder, "it is a link that no import made", hint=f"remove it first: rm {folder}")
+        states = {row: _state(row, copy=copy, convert=convert) for row in planned}
+        targets = {row.target for row in planned}
+        others = [p for p in folder.rglob("*") if not p.is_dir() and p not in targets] if folder.is_dir() else []
+        foreign = next((p for p in others if not p.is_symlink() and store.STAGING not in p.parts), None)
+        if foreign is not None:
+            raise _taken(foreign, "it belongs to another model of that name")
+        if set(states.values()) == {"same"} and not others:
+            return [row.placed("already there") for row in planned]
+        _check_room(row for row in planned if copy or row.converted)
+        built, placed = store.staging(name, inside=False), []
+        for row in planned:
+            with store.writing(row.target):
+                (built / row.path).parent.mkdir(parents=True, exist_ok=True)
+            placed.append(row.placed(_make(row, built / row.path, copy=copy, convert=convert)))
+        with store.writing(folder):
+            if folder.is_dir():  # links, and files that are built anew with the same bytes
+                shutil.rmtree(folder)
+            os.replace(built, folder)
+        return placed
+
+
+def _state(row: Planned, *, copy: bool, convert: Convert | None) -> _State:
+    """What is in the place of a file: the same already, a link that gives way, or nothing. ``BadInput`` for anything
+    else."""
+    target, source = row.target, row.source.resolve()
+    if target.is_symlink():
+        return "same" if not copy and not row.converted and target.resolve() == source else "link"
+    if not target.exists():
+        return "absent"
+    if not target.is_file():
+        raise _taken(target, "it is a folder, and a file is imported under its name")
+    if row.converted:
+        made_from = _converted_from(target)
+        same = made_from == sha256_of(source) if made_from is not None else _converts_to(row, convert, target)
+    else:
+        same = target.samefile(source) or _same_bytes(source, target)
+    if not same:
+        raise _taken(target, f"it holds other weights than {row.source}{_difference(target, source, row.converted)}")
+    return "same"
+
+
+def _taken(target: Path, problem: str) -> BadInput:
+    return BadInput.because(
+        target,
+        problem,
+        hint=f"to replace it, delete it first (rm -r {target}); to keep both, open the new one by its path: "
+        "`--model FOLDER`",
+    )
+
+
+def _difference(target: Path, source: Path, converted: bool) -> str:
+    if converted:
+        return ""
+    sizes = [path.stat().st_size for path in (target, source)]
+    if sizes[0] != sizes[1]:
+        return f" ({sizes[0]} bytes, not {sizes[1]})"
+    found, given = (sha256_of(path)[:12] for path in (target, source))
+    return f" (sha256 {found}..., not {given}...)"
+
+
+def _other_forms(row: Planned) -> list[Path]:
+    """Links to other weights that would be opened instead of ``row``, or beside it; they give way to it.
+
+    Raises ``BadInput`` for a file of other weights: the name would go on opening it, or stop to.
+    """
+    listed = {file.path for file in catalogue.entry(row.name).files}
+    links = []
+    for name in catalogue.weight_names(row.target.name):
+        other = row.target.with_name(name)
+        if other == row.target or not other.is_file():
+            continue
+        if other.relative_to(catalogue.store(row.name)).as_posix() in listed - {row.path} and not row.converted:
+            continue  # a file of its own
+        source = row.source.resolve()
+        made_from = _converted_from(other)
+        if other.samefile(source) or _same_bytes(source, other):
+            continue
+        if made_from == sha256_of(source) if made_from is not None else _same_time(source, other):
+            continue
+        if not other.is_symlink():
+            raise _taken(other, f"it holds other weights than {row.source}, and the name would open only one of them")
+        links.append(other)
+    return links
+
+
+def _check_room(rows: Iterable[Planned]) -> None:
+    rows = list(rows)
+    if rows:
+        need = sum(row.source.stat().st_size for row in rows)
+        store.check_room(catalogue.store(rows[0].name), need, rows[0].name)
+
+
+def _make(row: Planned, part: Path, *, copy: bool, convert: Convert | None) -> str:
+    """Write ``row`` to the temporary name ``part``."""
+    source = row.source.resolve()
+    if row.converted and convert is not None:
+        with store.writing(row.target):
+            convert(source, part)
+            status = source.stat()
+            os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return "converted"
+    if copy:
+        _copy(source, part, row.target)
+        return "copied"
+    try:
+        part.symlink_to(source)
+    except OSError as error:
+        raise BadInput(
+            row.target.parent, f"a file system without links ({error.strerror})", "links", hint="use --copy"
+        ) from None
+    return "linked"
+
+
+def _copy(source: Path, part: Path, target: Path) -> None:
+    with _reading(source):
+        stream = source.open("rb")
+    with stream:
+        with store.writing(target):
+            copied = part.open("wb", buffering=0)
+        with copied:
+            while True:
+                with _reading(source):
+                    block = stream.read(_CHUNK)
+                if not block:
+                    return
+                with store.writing(target):
+                    while block:  # a full disk takes part of a block before it refuses
+                        block = block[copied.write(block) :]
+
+
+@contextlib.contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BadInput.because(
+            source, f"it cannot be read ({reason})", hint="allow reading it, or copy it again"
+        ) from error
+
+
+def _same_bytes(source: Path, target: Path) -> bool:
+    with _reading(source):
+        return source.stat().st_size == target.stat().st_size and filecmp.cmp(source, target, shallow=False)
+
+
+def _same_time(source: Path, target: Path) -> bool:
+    """What a conversion has in common with its source if it records nothing else."""
+    return source.stat().st_mtime_ns == target.stat().st_mtime_ns
+
+
+def _converts_to(row: Planned, convert: Convert | None, target: Path) -> bool:
+    """Whether the conversion of ``row`` holds the tensors of ``target``, which does not record its source."""
+    if convert is None:
+        return False
+    part = store.staging(row.name, inside=True) / target.name
+    _make(row, part, copy=False, convert=convert)
+    return _same_tensors(part, target)
+
+
+def _same_tensors(first: Path, second: Path) -> bool:
+    """Whether two safetensors files hold the same tensors in the same order, whatever their metadata."""
+    headers = [_header(path) for path in (first, second)]
+    tables = [{name: row for name, row in table.items() if name != "__metadata__"} for table, _ in headers]
+    if tables[0] != tables[1]:
+        return False
+    with first.open("rb") as one, second.open("rb") as other:
+        for stream, (_, start) in zip((one, other), headers, strict=True):
+            stream.seek(start)
+        while True:
+            blocks = one.read(_CHUNK), other.read(_CHUNK)
+            if blocks[0] != blocks[1]:
+                return False
+            if not blocks[0]:
+                return True
+
+
+def _converted_from(path: Path) -> str | None:
+    """The digest of the pickle that a safetensors file was converted from, ``None`` if it records none."""
+    metadata = _header(path)[0].get("__metadata__")
+    return metadata.get(SOURCE_SHA256) if isinstance(metadata, dict) else None
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file and where its tensors begin; empty for a file of another kind."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if path.suffix != ".safetensors" or not 0 < length <= min(_HEADER, path.stat().st_size):
+            return {}, 0
+        header = stream.read(length)
+    try:
+        table = parse_json(header.decode("utf-8"), path, "the header of a safetensors file")
+    except (SaError, UnicodeDecodeError):
+        table = None
+    return (table, 8 + length) if isinstance(table, dict) else ({}, 0)

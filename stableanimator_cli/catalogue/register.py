@@ -1,0 +1,184 @@
+"""Register weights that are already on this machine under ``home()``, so that a catalogue name opens them.
+
+Three kinds of folder are taken: a model folder (a trained checkpoint: becomes a name of its own), a download of the
+reference implementation (``catalogue_layouts``), and loose files that bear the name, and where it is recorded the size,
+of a listed file. Here is decided what goes where; ``catalogue_place`` links, copies and converts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue import layouts
+from stableanimator_cli.catalogue.place import PICKLES, WEIGHTS, Convert, Imported, Planned, place_files, place_folder
+from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, read
+from stableanimator_cli.errors import BadInput, ModelMissing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportReport:
+    """What ``import_folder`` took, the weight files of the folder that it left, and remarks worth a look."""
+
+    taken: tuple[Imported, ...]
+    left: tuple[Path, ...]
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass
+class _Job:
+    """The work on one folder: what goes where."""
+
+    folder: Path
+    copy: bool
+    convert: Convert | None
+    planned: list[Planned] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def take(self, name: str, role: str, source: Path, path: str, *, weights: bool = True) -> None:
+        """Plan to register ``source`` as the file ``path`` of the entry ``name``."""
+        converted = weights and self.convert is not None and source.suffix in PICKLES
+        if weights:
+            catalogue.check_size(source, None, name)
+        if self.copy or converted:
+            self.check_link(source)
+        if converted:
+            path = Path(path).with_suffix(".safetensors").as_posix()
+        self.planned.append(Planned(name=name, role=role, source=source, path=path, converted=converted))
+
+    def check_link(self, source: Path) -> None:
+        """Refuse to write the bytes of a file elsewhere that a link in the folder leads to."""
+        real, folder = source.resolve(), self.folder.resolve()
+        allowed = [folder, (self.folder.parent / "models" / layouts.FACE).absolute()]
+        for above in folder.parents:  # the hub's cache: its snapshots are links to its blobs
+            if above.name == "snapshots" and above.parent.name.startswith("models--"):
+                allowed.append(above.parent / "blobs")
+        if not any(real.is_relative_to(root) for root in allowed):
+            raise BadInput.because(
+                source,
+                f"it is or lies behind a link that leads out of {self.folder}, to {real}",
+                hint="import the folder that the link leads to, or import without --copy and --convert to link to it",
+            )
+
+
+def import_folder(folder: str | Path, *, copy: bool = False, convert: Convert | None = None) -> ImportReport:
+    """Register what ``folder`` holds. Its own files are never changed. ``convert(source, target)`` writes a pickle's
+    weights as safetensors; ``None`` leaves pickles as they are.
+
+    Raises ``ModelMissing`` where nothing in it is known or SA_HOME cannot be written, and ``BadInput`` where it is no
+    folder, a name is taken, a file would have to be overwritten, or a link leads out of the folder.
+    """
+    folder = catalogue.expanded(folder)
+    if not os.path.isdir(folder):
+        found = "a file" if os.path.isfile(folder) else "no folder"
+        raise BadInput(folder, found, "a folder with weights", hint="name the folder that holds the weights")
+    if folder.resolve().is_relative_to((catalogue.home() / "models").resolve()):
+        raise BadInput.because(
+            folder, "it lies where imported models are kept", hint="`sa models list` shows the names that open it"
+        )
+    job = _Job(folder=folder, copy=copy, convert=convert)
+    if (folder / FILE_NAME).is_file():
+        taken = _model_folder(job, read(folder))
+    else:
+        layout = layouts.recognise(folder)
+        if layout is not None:
+            _layout(job, layout)
+        _loose(job)
+        taken = place_files(job.planned, copy=copy, convert=convert)
+    if not taken:
+        raise ModelMissing(
+            f"{folder}: found no {FILE_NAME}, none of {layouts.SIGNS}, and no file of a catalogue entry",
+            hint="`sa models show NAME` lists the files of an entry",
+        )
+    sources = {t.source.resolve() for t in taken}
+    left = tuple(p for p in sorted(_weights(folder)) if p.resolve() not in sources)
+    return ImportReport(taken=tuple(taken), left=left, remarks=tuple(job.remarks))
+
+
+def _model_folder(job: _Job, found: Entry) -> list[Imported]:
+    """A folder with a model.toml becomes the name that it bears; every visible file of it is registered."""
+    if (catalogue.shipped() / found.name / FILE_NAME).is_file():
+        raise BadInput(
+            found.folder / FILE_NAME,
+            f"name = {found.name!r}",
+            "a name that the catalogue does not have yet",
+            hint="give the model another name there, or use the folder by its path",
+        )
+    if (catalogue.home() / "models").resolve().is_relative_to(found.folder.resolve()):
+        raise BadInput.because(
+            found.folder, "it holds the folder of imported models", hint="set SA_HOME to a folder outside of it"
+        )
+    told_from_here = [n for n in found.needs if n not in catalogue.names() and not catalogue.expanded(n).is_absolute()]
+    if told_from_here:
+        raise BadInput(
+            found.folder / FILE_NAME,
+            f"needs = {told_from_here[0]!r}",
+            "catalogue names or absolute folders, because the model is opened from elsewhere",
+            hint="import that model first and name it here, or use this folder by its path",
+        )
+    for path in sorted(found.folder.rglob("*")):
+        relative = path.relative_to(found.folder)
+        if path.is_symlink() and not path.exists():
+            job.remarks.append(f"{path}: a link that leads nowhere was left out")
+        if not path.is_file() or path.name.endswith(".part") or any(part.startswith(".") for part in relative.parts):
+            continue
+        role = next((r for r, c in found.components.items() if relative.as_posix() in (c.file, c.config)), "")
+        weights = path.suffix in WEIGHTS and path.stat().st_size > 0
+        job.take(found.name, role, path, relative.as_posix(), weights=weights)
+    return place_folder(found.name, job.planned, copy=job.copy, convert=job.convert)
+
+
+def _layout(job: _Job, layout: layouts.Layout) -> None:
+    order = catalogue.entry(layout.primary).face_channel_order
+    if layout.face_channel_order not in (None, order):
+        raise BadInput(
+            layout.folder,
+            f"a training checkpoint whose faces are {layout.face_channel_order}",
+            f"the released weights, whose faces are {order}",
+            hint="open it by its path: `--model FOLDER`",
+        )
+    for (name, role), found in layout.parts.items():
+        listed = catalogue.entry(name).components.get(role)
+        if listed is None or listed.file is None:
+            continue
+        if found.file is not None and found.file.is_dir():
+            for path in sorted(found.file.glob("*.onnx")):
+                job.take(name, role, path, path.name)
+        elif found.file is not None:
+            # the listed name, in the form (precision, format) that was found: `weight_names` looks for all of them
+            stem = Path(listed.file).stem.removesuffix(".fp16")
+            half = ".fp16" if found.file.stem.endswith(".fp16") else ""
+            path = Path(listed.file).with_name(f"{stem}{half}{found.file.suffix}")
+            job.take(name, role, found.file, path.as_posix())
+        if found.config is not None and listed.config is not None:
+            ours = catalogue.read_config(catalogue.entry(name).folder / listed.config)
+            theirs = catalogue.read_config(found.config)
+            other = [k for k, v in ours.items() if k in theirs and theirs[k] != v]
+            if other:
+                told = ", ".join(f"{k} = {theirs[k]!r} (not {ours[k]!r})" for k in other)
+                job.remarks.append(
+                    f"{found.config}: {told}; the name {name!r} uses the catalogue's values: "
+                    "open the folder by its path to use its own"
+                )
+
+
+def _loose(job: _Job) -> None:
+    """Files that were fetched by hand: the listed name at the top, or at the listed place, with the listed size."""
+    taken = {planned.source.resolve() for planned in job.planned}
+    entries, damaged = catalogue.readable()
+    job.remarks += [error.message for error in damaged]
+    for found in entries:
+        for row in found.files:
+            for place in (job.folder / row.path, job.folder / Path(row.path).name):
+                alike = place.is_file() and place.stat().st_size == (row.bytes or place.stat().st_size)
+                if alike and place.resolve() not in taken:
+                    role = next((r for r, c in found.components.items() if c.file == row.path), "")
+                    job.take(found.name, role, place, row.path)
+                    taken.add(place.resolve())
+
+
+def _weights(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.rglob("*") if p.suffix in WEIGHTS and p.is_file())

@@ -1,0 +1,1 @@
+"""Frozen config dataclasses, one module per verb, and the machinery that reads and writes them."""

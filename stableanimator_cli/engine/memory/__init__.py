@@ -1,0 +1,1 @@
+"""What rendering and training need in memory, predicted before anything is loaded."""

@@ -1,0 +1,244 @@
+"""Networks that metrics look through, opened from their catalogue entries, on the plan's device.
+
+Each becomes a function of numpy arrays, as the rooms of ``metrics`` want it. They always compute in float32 without
+TF32, whatever the plan's type: a metric must not depend on how the model under test is run. Files whose digest is known
+are compared with it; a network that is not here is a ``Missing``, a damaged one is an error.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue import download
+from stableanimator_cli.catalogue.schema import Entry
+from stableanimator_cli.detect import onnx
+from stableanimator_cli.engine.device import DevicePlan, memory_guard
+from stableanimator_cli.engine.programs import load_program
+from stableanimator_cli.engine.weights import fill, load, read_tensors
+from stableanimator_cli.errors import ModelDamaged, ModelMissing
+from stableanimator_cli.metrics.perceptual import unit_distance
+from stableanimator_cli.metrics.result import Missing
+from stableanimator_cli.nets.i3d import I3D, canonical
+from stableanimator_cli.nets.perceptual import Kind, Linears, Lpips, Trunk, trunk_tensors
+from stableanimator_cli.nets.resnet3d import ResNet3D, unwrapped
+
+_NAMED_DIGEST = re.compile(r"-([0-9a-f]{8})\.pth$")  # torchvision ends names with the first digits of the sha256
+_PUPPET_LAYERS = ("layer1", "layer2", "layer3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """A network as a function. ``about``: its name, and of each file behind it the sha256 and what that was held
+    against (``recorded digest``, ``digest in the name`` or ``nothing``)."""
+
+    name: str
+    run: Callable[..., np.ndarray]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *arrays: np.ndarray) -> np.ndarray:
+        return self.run(*arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a network lies: its catalogue entry and the roles of its files; ``open`` makes the function of them."""
+
+    entry: str
+    roles: tuple[str, ...]
+    open: Callable[..., Callable[..., np.ndarray]]  # of the plan and the files by role
+    command: str
+    program: bool = False  # the one file is code: `open` also takes the sha256 that its bytes must have
+
+
+def features(
+    name: str, plan: DevicePlan, *, metric: str | None = None, model: str | Path | None = None
+) -> Features | Missing:
+    """The network ``name`` (a ``MetricSpec.network``, one of ``NETWORKS``) on the plan's device.
+
+    ``lpips_alex``, ``lpips_vgg``, ``puppet_frame``: two batches float32[n,3,h,w] -> float[n].
+    ``i3d``, ``resnet3d``, ``puppet_clip``: clips float32[b,t,3,h,w] -> float[b,d].
+    ``i3d_torchscript``: clips uint8[b,t,h,w,3] -> float[b,400].
+    ``metric`` is what a ``Missing`` is called; ``model`` replaces the catalogue entry (a name, or a folder with a
+    ``model.toml`` of the same roles). Raises ``ModelDamaged`` for a file that is not what it must be, ``ValueError``
+    for a name that is none.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"no metric network is named {name!r}: {', '.join(NETWORKS)}")
+    source = NETWORKS[name]
+    try:
+        folder = catalogue.open_model(model if model is not None else source.entry, source.roles)
+    except ModelMissing as error:
+        return Missing(metric=metric or name, reason=error.message, command=source.command)
+    entries = list(catalogue.with_needs(catalogue.load(model if model is not None else source.entry)))
+    paths = {role: folder.files[role] for role in source.roles}
+    files = {path.name: _digest(entries, role, path, program=source.program) for role, path in paths.items()}
+    recorded = {"sha256": files[paths[source.roles[0]].name]["sha256"]} if source.program else {}
+    return Features(name=name, run=source.open(plan, paths, **recorded), about={"network": name, "files": files})
+
+
+def _digest(entries: Sequence[Entry], role: str, path: Path, *, program: bool) -> dict[str, str]:
+    """sha256 of a network's file, and what it was compared with. ``ModelDamaged`` where it is another.
+
+    For a program this is the recorded digest, unread: ``load_program`` compares the bytes that it runs.
+    """
+    entry = next(entry for entry in entries if role in entry.components and entry.components[role].file)
+    listed = entry.components[role].file or ""
+    row = entry.file(listed)
+    wanted, held = None, "nothing"
+    if path.name == Path(listed).name:
+        named = _NAMED_DIGEST.search(path.name)
+        if row is not None and row.sha256 is not None:
+            wanted, held = row.sha256, "recorded digest"
+        elif named is not None:
+            wanted, held = named[1], "digest in the name"
+    if program and (wanted is None or held != "recorded digest"):
+        raise ModelDamaged(
+            f"{path}: is a program, and no digest of it is recorded: not opened",
+            hint=f"`sa models pull {entry.name} --all` fetches one whose digest is known",
+        )
+    if program and wanted is not None:
+        return {"sha256": wanted, "compared_with": held}
+    found = download.digest(path)
+    if wanted is not None and not found.startswith(wanted):
+        raise ModelDamaged(
+            f"{path}: found sha256 {found}, expected {wanted}{'' if len(wanted) == 64 else '...'}",
+            hint=f"{onnx.PULL_AGAIN.replace('NAME', entry.name)}; numbers from another file would not be comparable",
+        )
+    return {"sha256": found, "compared_with": held}
+
+
+def _lpips(kind: Kind, plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
+    trunk_file, linear_file = paths[f"lpips_{kind}_trunk"], paths[f"lpips_{kind}_linear"]
+    trunk = fill(lambda: Trunk(kind), trunk_tensors(read_tensors(trunk_file)), torch.float32, trunk_file)
+    linears = load(lambda: Linears(kind), linear_file, torch.float32)
+    assert isinstance(trunk, Trunk)
+    assert isinstance(linears, Linears)
+    return _function(Lpips(trunk, linears), plan)
+
+
+def _i3d(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
+    tensors = canonical(read_tensors(paths["i3d"]))
+    return _function(fill(I3D, tensors, torch.float32, paths["i3d"]), plan, _time_inside)
+
+
+def _resnet3d(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
+    path = paths["resnet3d"]
+    return _function(fill(ResNet3D, unwrapped(_checkpoint(path)), torch.float32, path), plan, _time_inside)
+
+
+def _torchscript(plan: DevicePlan, paths: Mapping[str, Path], *, sha256: str) -> Callable[..., np.ndarray]:
+    program = load_program(paths["i3d_torchscript"], sha256, plan.device, hint=_again("i3d --all"))
+    resized = partial(program, rescale=True, resize=True, return_features=True)
+    return _function(resized, plan, lambda x: x.permute(0, 4, 1, 2, 3).float())
+
+
+def _puppet_frame(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
+    maps = _video_net(plan, paths["video"], _PUPPET_LAYERS)
+
+    def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        # frames go in as one clip: these layers look at each by itself
+        ours, theirs = (maps(batch.transpose(1, 0, 2, 3)[None]) for batch in (a, b))
+        return unit_distance(ours, theirs)
+
+    return run
+
+
+def _puppet_clip(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
+    told = _video_net(plan, paths["video"], ("features",))
+    return lambda clips: told(clips.transpose(0, 2, 1, 3, 4))[0]
+
+
+def _video_net(plan: DevicePlan, path: Path, outputs: tuple[str, ...]) -> Callable[[np.ndarray], list[np.ndarray]]:
+    session = onnx.session(path, str(plan.device))
+    names = [output.name for output in session.get_outputs()]
+    lacking = [name for name in outputs if name not in names]
+    if lacking:
+        raise ModelDamaged(
+            f"{path}: has no output {lacking[0]!r}, found {', '.join(names)}",
+            hint="it must be a clip classifier as this project's puppets have (stableanimator_cli/puppets)",
+        )
+    places = [names.index(name) for name in outputs]
+
+    def run(clips: np.ndarray) -> list[np.ndarray]:
+        told = onnx.run(session, np.ascontiguousarray(clips, np.float32))
+        return [told[place] for place in places]
+
+    return run
+
+
+def _function(
+    network: nn.Module | Callable[..., Tensor], plan: DevicePlan, arranged: Callable[[Tensor], Tensor] | None = None
+) -> Callable[..., np.ndarray]:
+    """A torch network as a function of arrays, in float32 to its last bit, on the plan's device."""
+    hint = "close other programs on the device, or say --device cpu: metrics come out the same"
+    if isinstance(network, nn.Module):
+        with memory_guard("loading a metric's network", hint):
+            network.eval().requires_grad_(False).to(plan.device)
+
+    def run(*arrays: np.ndarray) -> np.ndarray:
+        with ExitStack() as stack:
+            stack.enter_context(memory_guard(f"computing features of {len(arrays[0])} item(s)", hint))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(
+                torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
+            )
+            inputs = [torch.from_numpy(np.ascontiguousarray(array)).to(plan.device) for array in arrays]
+            told = network(*(inputs if arranged is None else map(arranged, inputs)))
+            return told.float().cpu().numpy()
+
+    return run
+
+
+def _time_inside(clips: Tensor) -> Tensor:
+    return clips.transpose(1, 2)
+
+
+def _checkpoint(path: Path) -> Mapping[str, Any]:
+    """A training checkpoint: tensors under ``state_dict``, beside plain values that are of no use here."""
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a damaged file, which is refused in the next moment
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch.load raises whatever the damage makes it stumble over
+        why = (str(error).splitlines() or ["it ends too early"])[0][:120]
+        raise ModelDamaged(f"{path} cannot be read as a checkpoint ({why})", hint=_again("resnet3d")) from error
+    inner = found.get("state_dict", found) if isinstance(found, Mapping) else None
+    if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
+        raise ModelDamaged(f"{path} holds no tensors under 'state_dict'", hint=_again("resnet3d"))
+    return found
+
+
+def _again(name: str) -> str:
+    return onnx.PULL_AGAIN.replace("NAME", name)
+
+
+NETWORKS: dict[str, _Source] = {
+    "lpips_alex": _Source(
+        "lpips", ("lpips_alex_trunk", "lpips_alex_linear"), partial(_lpips, "alex"), "sa models pull lpips"
+    ),
+    "lpips_vgg": _Source(
+        "lpips", ("lpips_vgg_trunk", "lpips_vgg_linear"), partial(_lpips, "vgg"), "sa models pull lpips"
+    ),
+    "i3d": _Source("i3d", ("i3d",), _i3d, "sa models pull i3d"),
+    "i3d_torchscript": _Source("i3d", ("i3d_torchscript",), _torchscript, "sa models pull i3d --all", program=True),
+    "resnet3d": _Source("resnet3d", ("resnet3d",), _resnet3d, "sa models import FOLDER"),
+    "puppet_frame": _Source("puppet", ("video",), _puppet_frame, "sa models verify puppet"),
+    "puppet_clip": _Source("puppet", ("video",), _puppet_clip, "sa models verify puppet"),
+}
+"""Networks by the name that a ``MetricSpec`` has for them."""

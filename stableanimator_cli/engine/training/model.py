@@ -1,0 +1,201 @@
+"""What a training step is: its settings, its tensors, and the module that is wrapped for data-parallel training."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from stableanimator_cli.diffusion.training import MaskForm, denoising_loss, preconditioning
+from stableanimator_cli.engine.device import DTYPES, Networks
+from stableanimator_cli.engine.training.trainable import TRAINED, Train, choose_trainable
+from stableanimator_cli.nets.face_encoder import FaceEncoder
+from stableanimator_cli.nets.id_adapter import IDMode
+from stableanimator_cli.nets.lora import LoraLinear
+from stableanimator_cli.nets.pose_net import PoseNet
+from stableanimator_cli.nets.unet import AnimationUNet, Checkpointing, Context
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Dropout = Literal["released", "full"]
+Sigma = Literal["cosine", "lognormal"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """What is trained, on what noise, and how it is computed.
+
+    ``train``: see ``training_choice``. ``face_mask``, ``sigma`` (``lognormal`` with ``sigma_mean`` and
+    ``sigma_deviation`` of the logarithm): see ``diffusion.training``. ``dropout_share`` p: one number u a sample, image
+    token zero where u < 2p, reference zero where p <= u < 3p; ``full`` zeroes pose and face tokens too where both are,
+    which is guidance's unconditional branch. Ablations: ``face_encoder`` False feeds the projected vector to the
+    adapters unfused (Table 2), ``id_adapter`` (Table 4), ``face`` False means no face tokens at all.
+
+    ``noise_aug`` is what is added to the reference's pixels where they are encoded here (a cached reference is the
+    posterior's mode as it is) and what the network is told; ``fps`` and ``motion_bucket`` are what it is told.
+    ``reference_degrade`` is the share of samples whose reference loses its face to noise. ``image_only`` is a stage of
+    single pictures: temporal layers are skipped and frozen.
+
+    ``dtype`` is what is computed in; weights that learn stay float32 beside it. Weights that do not are held in
+    ``dtype`` unless ``float32_frozen``, which a later stage that trains them wants.
+    """
+
+    train: Train = "attentions"
+    lora_rank: int = 16
+    face_mask: MaskForm = "released"
+    face_encoder: bool = True
+    id_adapter: IDMode = "distribution"
+    face: bool = True
+    dropout: Dropout = "released"
+    dropout_share: float = 0.1
+    sigma: Sigma = "cosine"
+    sigma_mean: float = 0.7
+    sigma_deviation: float = 1.6
+    noise_aug: float = 0.02
+    fps: int = 7
+    motion_bucket: float = 127.0
+    reference_degrade: float = 0.0
+    checkpointing: Checkpointing = "off"
+    dtype: Dtype = "float32"
+    float32_frozen: bool = False
+    image_only: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in _CHOICES.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} {getattr(self, name)!r}, expected one of {get_args(kind)}")
+
+
+_CHOICES = {
+    "train": Train,
+    "face_mask": MaskForm,
+    "id_adapter": IDMode,
+    "dropout": Dropout,
+    "sigma": Sigma,
+    "checkpointing": Checkpointing,
+    "dtype": Dtype,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInputs:
+    """One step's tensors on the device of training; everything random in it is drawn (``training_inputs``).
+
+    ``latents`` and ``noise`` [b,t,c,h,w] (scaled; unit), ``sigma`` [b], ``reference`` [b,c,h,w] unscaled, ``image``
+    [b,1,d] token, ``face`` [b,512] and ``has_face`` [b] in ones and zeros, ``poses`` uint8[b,t,3,8h,8w], ``mask``
+    [b,t,1,h,w], ``time_ids`` [b,3]; the four ``keep_*`` [b] are ones, and zeros where dropout strikes.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    sigma: Tensor
+    reference: Tensor
+    image: Tensor
+    face: Tensor
+    has_face: Tensor
+    poses: Tensor
+    mask: Tensor
+    time_ids: Tensor
+    keep_image: Tensor
+    keep_reference: Tensor
+    keep_face: Tensor
+    keep_pose: Tensor
+
+
+class TrainingModel(nn.Module):
+    """UNet, PoseNet and Face Encoder as the one module that DDP or FSDP wraps; answers with losses."""
+
+    def __init__(
+        self, unet: nn.Module, pose_net: nn.Module, face_encoder: nn.Module, settings: TrainingSettings
+    ) -> None:
+        super().__init__()
+        self.unet = cast(AnimationUNet, unet)
+        self.pose_net = cast(PoseNet, pose_net)
+        self.face_encoder = cast(FaceEncoder, face_encoder)
+        self.settings = settings
+        self.apply_settings(settings)
+
+    def apply_settings(self, settings: TrainingSettings) -> None:
+        """Take up the settings of another stage: what learns, how it is computed, and types of weights with it.
+
+        Parameters stay the same objects. Make the optimiser, and DDP's wrapper, after this. What a network is built
+        from (ablations, the rank of low-rank updates) must be what the model was opened with.
+        """
+        built = ("face_encoder", "id_adapter", "lora_rank")
+        if any(getattr(settings, name) != getattr(self.settings, name) for name in built):
+            raise ValueError(f"{', '.join(built)} cannot change between stages")
+        if (settings.train == "lora") != any(isinstance(module, LoraLinear) for module in self.unet.modules()):
+            raise ValueError("train 'lora' is for a model opened with it, and nothing else is")
+        self.settings = settings
+        self.unet.checkpointing = settings.checkpointing
+        choose_trainable(
+            {role: self.get_submodule(role) for role in TRAINED},
+            settings.train,
+            face=settings.face,
+            adapters=settings.id_adapter != "off",
+            image_only=settings.image_only,
+        )
+        self._set_types(torch.float32 if settings.float32_frozen else DTYPES[settings.dtype])
+
+    def _set_types(self, frozen: torch.dtype) -> None:
+        """float32 for what learns, for norms and for scalars; ``frozen`` for matrices and kernels that do not learn,
+        those beside low-rank updates included."""
+        for module in self.modules():
+            layer = isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
+            for parameter in module.parameters(recurse=False):
+                dtype = frozen if layer and not parameter.requires_grad else torch.float32
+                parameter.data = parameter.data.to(dtype)
+
+    def forward(self, inputs: StepInputs) -> Tensor:
+        """The loss of each sample, float32[b]; its mean over the global batch is what the optimiser sees."""
+        scale = preconditioning(inputs.sigma)
+        skip, out, c_in = (rearrange(x, "b -> b 1 1 1 1") for x in (scale.skip, scale.out, scale.c_in))
+        noisy = inputs.latents + rearrange(inputs.sigma, "b -> b 1 1 1 1") * inputs.noise
+        with self.autocast(inputs.latents.device):
+            answer = self._predict(inputs, noisy * c_in, scale.c_noise)
+        estimate = skip * noisy + out * answer.float()
+        return denoising_loss(estimate, inputs.latents, inputs.sigma, inputs.mask, self.settings.face_mask)
+
+    def _predict(self, inputs: StepInputs, scaled: Tensor, c_noise: Tensor) -> Tensor:
+        frames = scaled.shape[1]
+        face = None
+        if self.settings.face:
+            tokens = self.face_encoder(inputs.face, inputs.image)
+            face = tokens * rearrange(inputs.keep_face, "b -> b 1 1").to(tokens.dtype)
+        context = Context(
+            inputs.image * rearrange(inputs.keep_image, "b -> b 1 1"),
+            face,
+            has_face=inputs.has_face if face is not None else None,
+        )
+        skeletons = rearrange(inputs.poses, "b t c h w -> (b t) c h w").float() / 127.5 - 1
+        pose = self.pose_net(skeletons)
+        pose = pose * inputs.keep_pose.repeat_interleave(frames).view(-1, 1, 1, 1).to(pose.dtype)
+        reference = inputs.reference * rearrange(inputs.keep_reference, "b -> b 1 1 1")
+        sample = torch.cat([scaled, reference[:, None].expand(-1, frames, -1, -1, -1)], dim=2)
+        return self.unet(sample, c_noise, context, inputs.time_ids, pose, image_only=self.settings.image_only)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Half precision where the settings say so. Each weight is used once a step: a cache of casts would only keep
+        them alive."""
+        if self.settings.dtype == "float32" or device.type == "meta":  # ``training_count`` casts there
+            return nullcontext()
+        return torch.autocast(device.type, DTYPES[self.settings.dtype], cache_enabled=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingParts:
+    """``model`` on ``device``; ``networks`` hold VAE and image encoder, read when a batch first needs them; ``fresh``
+    names the networks that began at random; ``scaling`` is the VAE's factor of latents."""
+
+    model: TrainingModel
+    networks: Networks
+    device: torch.device
+    fresh: tuple[str, ...]
+    scaling: float
+
+    @property
+    def settings(self) -> TrainingSettings:
+        return self.model.settings

@@ -1,0 +1,179 @@
+"""Pictures and video to uint8 RGB arrays and back: the only reader and writer of pixels.
+
+Reading: ``open_clip`` (a video, a picture, a folder of pictures), ``take`` (a slice of frames), ``resample`` (another
+rate), ``read_picture``, ``probe``. Writing: ``VideoWriter``, in a thread ``WriterBehind``, ``write_picture``.
+Everything streams: memory does not grow with the length of a video.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.files import require_file
+from stableanimator_cli.media.decode import describe_video, open_video
+from stableanimator_cli.media.encode import VideoWriter
+from stableanimator_cli.media.image import (
+    describe_picture,
+    is_picture,
+    open_folder,
+    open_picture,
+    read_picture,
+    write_picture,
+)
+from stableanimator_cli.media.threaded import WriterBehind
+from stableanimator_cli.records import Clip
+
+__all__ = ["VideoWriter", "WriterBehind", "open_clip", "probe", "read_picture", "resample", "take", "write_picture"]
+
+_SOURCE = "a video, a picture or a folder of pictures"
+# Containers round times to their own ticks (Matroska: 1 ms), so a frame may seem to start this much too late.
+_TICK = Fraction(1, 1000)
+
+Frames = Iterator[tuple[Fraction | None, np.ndarray]]
+
+
+def open_clip(path: Path | str, *, allow_truncated: bool = False) -> Clip:
+    """Open a video, a still picture or a folder of pictures (natural order, hidden and other files ignored).
+
+    ``frames()`` of the clip decodes anew each time and yields ``(time, RGB uint8[h,w,3])`` one by one. Rotation,
+    mirroring, EXIF orientation and pixel aspect are applied; 10 and 16 bits become 8; transparency is composited on
+    black. ``time`` is the exact timestamp in seconds after the first frame, also where the rate varies; pictures and
+    folders have no clock (``None``, and ``fps`` ``None``). ``fps`` is the mean rate the container tells or lets
+    estimate. ``count`` is exact or ``None``: only MP4, MOV, GIF, pictures and folders know it without decoding.
+    ``tag`` is the container's metadata.
+
+    One frame is decoded here, to know the size as displayed and to refuse early what is no video. Raises ``BadInput``
+    for that and, while iterating, for data that break off or change size, naming the frame; with ``allow_truncated``
+    a broken video simply ends at its last good frame, and its ``count`` is ``None``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return open_folder(path)
+    require_file(path, _SOURCE)
+    return open_picture(path) if is_picture(path) else open_video(path, allow_truncated=allow_truncated)
+
+
+def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
+    """Frames ``start:stop`` of a clip, half-open, as a Python slice; ``None`` is an open end.
+
+    Frames keep their times (the first one taken need not be at 0), so that audio can be cut to the same range.
+    Negative numbers count from the end and need ``clip.count``: else ``ConfigError``. A slice that holds no frame is
+    ``BadInput``.
+    """
+    if start is None and stop is None:
+        return clip
+    text = f"{'' if start is None else start}:{'' if stop is None else stop}"
+    total = clip.count
+    if total is None and ((start or 0) < 0 or (stop or 0) < 0):
+        raise ConfigError(
+            "--frames",
+            text,
+            f"numbers from 0 on, as {clip.path.name} does not tell its length",
+            hint="re-encode it to MP4",
+        )
+    if total is not None:
+        first, last, _ = slice(start, stop).indices(total)
+        count: int | None = max(0, last - first)
+    else:
+        first, last, count = start or 0, stop, None
+    empty = BadInput(
+        clip.path,
+        "no frame in the range" if total is None else f"{total} frames",
+        f"frames in {text}",
+        hint="A:B counts from 0 and leaves B out",
+    )
+    if count == 0 or (last is not None and last <= first):
+        raise empty
+
+    def frames() -> Frames:
+        some = False
+        # Nothing after the last frame wanted is decoded: the good part of a damaged video can be used.
+        for item in itertools.islice(clip.frames(), first, last):
+            some = True
+            yield item
+        if not some:
+            raise empty
+
+    return dataclasses.replace(clip, count=count, frames=frames)
+
+
+def resample(clip: Clip, fps: Fraction | int) -> Clip:
+    """The clip at another constant rate: frame n is the one that is shown at ``n / fps`` seconds after the first.
+
+    Exact arithmetic on timestamps, so a varying rate comes out right and the duration is kept to one frame. A picture
+    that is shown twice is the same array twice: do not write into it. A clip without a clock is taken to be at
+    ``fps`` already and only gets times. Raises ``ConfigError`` for a rate that is not positive.
+    """
+    rate = Fraction(fps)
+    if rate <= 0:
+        raise ConfigError("fps", str(fps), "a rate above 0")
+    if clip.fps is None:
+
+        def clocked() -> Frames:
+            for index, (_, image) in enumerate(clip.frames()):
+                yield index / rate, image
+
+        return dataclasses.replace(clip, fps=rate, frames=clocked)
+    slack = min(_TICK, 1 / (4 * rate))
+    last_span = 1 / clip.fps
+
+    def frames() -> Frames:
+        shown = 0
+        origin = due = Fraction(0)
+        held: np.ndarray | None = None
+        end = Fraction(0)
+        for time, image in clip.frames():
+            now = Fraction(0) if time is None else time
+            if held is None:
+                origin = due = now
+            while held is not None and due + slack < now:
+                yield due, held
+                shown += 1
+                due = origin + shown / rate
+            held, end = image, now + last_span
+        while held is not None and due + slack < end:
+            yield due, held
+            shown += 1
+            due = origin + shown / rate
+
+    return dataclasses.replace(clip, fps=rate, count=None, frames=frames)
+
+
+def probe(path: Path | str) -> dict[str, Any]:
+    """Describe a video, picture or folder for people and JSON; nothing but headers and one frame is read.
+
+    Keys: ``path``, ``kind`` (``video``, ``picture``, ``folder``), ``codec``, ``size`` [width, height] as displayed,
+    ``rotation`` (degrees clockwise that the stored picture is turned for display), ``pix_fmt``, ``fps`` (a fraction
+    as text), ``frames``, ``duration`` (seconds), ``audio`` (``codec``, ``rate``, ``channels``) and ``tag``; ``None``
+    is unknown or absent.
+    """
+    path = Path(path)
+    clip = open_clip(path)
+    kind = "folder" if path.is_dir() else "picture" if is_picture(path) else "video"
+    duration = float(clip.count / clip.fps) if clip.count and clip.fps else None
+    told: dict[str, Any] = {
+        "path": str(path),
+        "kind": kind,
+        "codec": None,
+        "size": list(clip.size),
+        "rotation": 0,
+        "pix_fmt": None,
+        "fps": None if clip.fps is None else str(clip.fps),
+        "frames": clip.count,
+        "duration": duration,
+        "audio": None,
+        "tag": dict(clip.tag),
+    }
+    if kind == "video":
+        told |= describe_video(path)
+    elif kind == "picture":
+        told |= describe_picture(path)
+    return told

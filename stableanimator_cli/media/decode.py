@@ -1,0 +1,307 @@
+"""Video files to a stream of (time, RGB uint8[h,w,3]) (PyAV, FFmpeg's decoders). ``media.open_clip`` is the way in.
+
+Display rotation and mirroring, pixel aspect, colour matrix and range, bit depth and alpha are undone here, so that
+nobody above this room needs to know of them. High dynamic range (PQ, HLG) is not tone-mapped: it looks pale.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import require_file
+from stableanimator_cli.media.image import on_black
+from stableanimator_cli.records import Clip
+
+ACCURATE = (
+    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
+_VIDEO = "a video (MP4, MOV, WebM, MKV, GIF ...)"
+_AGAIN = "copy or download it again, or re-encode it to MP4"
+_UNKNOWN_MATRIX = frozenset({2, 3})  # AVCOL_SPC_UNSPECIFIED, AVCOL_SPC_RESERVED (ITU-T H.273, table 4)
+_SQUARE = Fraction(1, 100)  # pixel aspects nearer to 1 than this are rounding of the encoder
+
+
+def open_video(path: Path, *, allow_truncated: bool) -> Clip:
+    """The video in ``path`` as a clip. One frame is decoded, for size and rotation; see ``media.open_clip``."""
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        first = _first_frame(container, stream, path)
+        height, width = _Converter(stream, path)(first, 0).shape[:2]
+        return Clip(
+            path=path,
+            size=(width, height),
+            fps=_mean_rate(stream),
+            count=None if allow_truncated else _count(stream),
+            audio=bool(container.streams.audio),
+            frames=lambda: _frames(path, (width, height), allow_truncated),
+            tag=dict(container.metadata),
+        )
+
+
+def describe_video(path: Path) -> dict[str, Any]:
+    """What ``media.probe`` says of a video, from the header and the first frame."""
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        first = _first_frame(container, stream, path)
+        rate, count = _mean_rate(stream), _count(stream)
+        seconds = None if container.duration is None else container.duration / av.time_base
+        if stream.duration is not None and stream.time_base is not None:
+            seconds = float(stream.duration * stream.time_base)
+        elif count is not None and rate is not None:
+            seconds = float(count / rate)
+        audio = next(iter(container.streams.audio), None)
+        return {
+            "codec": stream.codec_context.codec.canonical_name,
+            "pix_fmt": first.format.name,
+            "rotation": -first.rotation % 360,
+            "fps": None if rate is None else str(rate),
+            "frames": count,
+            "duration": seconds,
+            "audio": None
+            if audio is None
+            else {"codec": audio.codec_context.codec.canonical_name, "rate": audio.rate, "channels": audio.channels},
+            "tag": dict(container.metadata),
+        }
+
+
+def first_time(path: Path) -> Fraction:
+    """Seconds on the file's own clock at which its picture starts; where it has no picture, at which it starts."""
+    with open_container(path) as container:
+        if any(True for _ in _pictures(container)):
+            stream = video_stream(container, path)
+            frame = _first_frame(container, stream, path)
+            return Fraction(0) if frame.pts is None else frame.pts * _tick(stream)
+        return Fraction(container.start_time or 0, av.time_base)
+
+
+def open_container(path: Path) -> InputContainer:
+    """Open ``path`` for reading or raise ``BadInput``; never a traceback of FFmpeg's."""
+    require_file(path, _VIDEO)
+    try:
+        # The prefix keeps a name such as "a:b.mp4" from being taken for a protocol.
+        return av.open(f"file:{path}", mode="r", metadata_errors="replace")
+    except FFmpegError as error:
+        raise BadInput(path, f"data that is no video or picture ({_said(error)})", _VIDEO, hint=_AGAIN) from error
+
+
+def video_stream(container: InputContainer, path: Path) -> VideoStream:
+    """The first stream of moving pictures (a cover picture of a song is none)."""
+    stream = next(_pictures(container), None)
+    if stream is None:
+        held = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
+        raise BadInput(path, f"a file without pictures (it holds {held})", _VIDEO, hint="choose another file")
+    return stream
+
+
+def _pictures(container: InputContainer) -> Iterator[VideoStream]:
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None:
+            yield stream
+
+
+def _first_frame(container: InputContainer, stream: VideoStream, path: Path) -> VideoFrame:
+    for frame in _decoded(container, stream, path, allow_truncated=False):
+        return frame
+    raise AssertionError("a stream without frames is refused by _decoded")
+
+
+def _frames(path: Path, size: tuple[int, int], allow_truncated: bool) -> Iterator[tuple[Fraction | None, np.ndarray]]:
+    with open_container(path) as container:
+        stream = video_stream(container, path)
+        rate, tick = _mean_rate(stream) or Fraction(25), _tick(stream)
+        convert = _Converter(stream, path)
+        origin: Fraction | None = None
+        for index, frame in enumerate(_decoded(container, stream, path, allow_truncated)):
+            pixels = convert(frame, index)
+            if pixels.shape[1::-1] != size:
+                raise BadInput(
+                    path,
+                    f"{pixels.shape[1]}x{pixels.shape[0]} pixels",
+                    f"{size[0]}x{size[1]} as the first frame",
+                    frame=index,
+                    hint="re-encode it at one size",
+                )
+            # Streams without a clock (raw H.264) are taken at their nominal rate.
+            time = index / rate if frame.pts is None else frame.pts * tick
+            origin = time if origin is None else origin
+            yield time - origin, pixels
+
+
+def _decoded(container: InputContainer, stream: VideoStream, path: Path, allow_truncated: bool) -> Iterator[VideoFrame]:
+    """Frames in the order of display; then ``BadInput`` naming the first missing frame, if the data end early.
+
+    What the decoder still holds when the data break off is given first, so the frame that is named is exact. Errors
+    before the first frame are forgiven where frames follow: recordings often start between two key frames.
+    """
+    decoder = _decoder(stream)
+    indexed = _indexed(stream)
+    strict_packets = "mpegts" not in container.format.name  # broadcasts mark packets that decode well
+    packets = shown = 0
+    last: VideoFrame | None = None
+    trouble: str | None = None
+    try:
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+            if packet.is_corrupt and strict_packets:
+                trouble = "a cut-off frame"
+                break
+            try:
+                frames = decoder.decode(packet if packet.size else None)
+            except FFmpegError as error:
+                trouble = f"data that cannot be decoded ({_said(error)})"
+                if shown:
+                    break
+                continue
+            for frame in frames:
+                yield (last := frame)
+                shown += 1
+                trouble = None
+        else:
+            trouble = trouble or _early_end(container, stream, packets, indexed, last)
+    except FFmpegError as error:
+        trouble = f"data that cannot be read ({_said(error)})"
+    for frame in _drained(decoder):
+        yield frame
+        shown += 1
+    if not shown:
+        found = "no frame at all" if trouble is None else trouble
+        raise BadInput(path, found, "at least one frame", frame=None if trouble is None else 0, hint=_AGAIN)
+    if trouble is not None and not allow_truncated:
+        whole = f" of {indexed}" if indexed else ""
+        raise BadInput(
+            path,
+            trouble,
+            f"a whole video (frames 0 to {shown - 1}{whole} are good)",
+            frame=shown,
+            hint=f"copy or download it again, or use the frames 0:{shown}",
+        )
+
+
+def _drained(decoder: Any) -> list[VideoFrame]:
+    try:
+        return list(decoder.decode(None))
+    except FFmpegError:  # already flushed, or too broken to give more
+        return []
+
+
+def _decoder(stream: VideoStream) -> Any:
+    # FFmpeg's own VP8 and VP9 decoders drop the alpha channel of WebM; those of libvpx keep it.
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.codec.canonical_name)
+    if name is not None and stream.metadata.get("alpha_mode") == "1":
+        return av.CodecContext.create(name, "r")
+    return stream.codec_context
+
+
+def _early_end(
+    container: InputContainer, stream: VideoStream, packets: int, indexed: int | None, last: VideoFrame | None
+) -> str | None:
+    """Whether a file that ended without a complaint is shorter than its header promised."""
+    if indexed is not None and packets < indexed:
+        return f"the end of the data after {packets} of {indexed} frames"
+    if "matroska" not in container.format.name or last is None or last.pts is None:
+        return None
+    promised = _clock(stream.metadata.get("DURATION", ""))
+    if promised is None and container.duration is not None and len(container.streams) == 1:
+        promised = Fraction(container.duration, av.time_base)
+    frame = 1 / (_mean_rate(stream) or Fraction(25))
+    end = last.pts * _tick(stream) + frame
+    if promised is not None and promised - end > max(2 * frame, Fraction(1, 10)):
+        return f"the end of the data at {float(end):.2f} s of {float(promised):.2f} s"
+    return None
+
+
+def _clock(text: str) -> Fraction | None:
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", text)
+    return None if match is None else int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3])
+
+
+def _indexed(stream: VideoStream) -> int | None:
+    """Packets that the index of an MP4 or MOV lists, where it lists all (fragmented files do not)."""
+    entries = len(stream.index_entries)
+    return entries if entries > 0 and entries == stream.frames and "mp4" in stream.container.format.name else None
+
+
+def _count(stream: VideoStream) -> int | None:
+    """Frames that will be shown: the index without what an edit list cuts off; GIF says it in the header."""
+    if _indexed(stream) is not None:
+        return sum(not entry.is_discard for entry in stream.index_entries)
+    return stream.frames or None if stream.container.format.name == "gif" else None
+
+
+def _tick(stream: VideoStream) -> Fraction:
+    return stream.time_base or Fraction(1)
+
+
+def _mean_rate(stream: VideoStream) -> Fraction | None:
+    rate = stream.average_rate or stream.guessed_rate
+    return Fraction(rate) if rate else None
+
+
+class _Converter:
+    """Frames of one stream to upright RGB uint8[h,w,3]; holds the scaler, which is costly to set up."""
+
+    def __init__(self, stream: VideoStream, path: Path) -> None:
+        aspect = stream.sample_aspect_ratio or Fraction(1)
+        self.aspect = Fraction(1) if aspect <= 0 or abs(aspect - 1) < _SQUARE else Fraction(aspect)
+        self.path = path
+        self.scaler = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame, index: int) -> np.ndarray:
+        try:
+            return _turned(self._rgb(frame), frame)
+        except FFmpegError as error:
+            found = f"pixels of the kind {frame.format.name} ({_said(error)})"
+            raise BadInput(
+                self.path, found, "colours that convert to RGB", frame=index, hint="re-encode it to MP4"
+            ) from error
+
+    def _rgb(self, frame: VideoFrame) -> np.ndarray:
+        form = frame.format
+        matrix = None
+        if frame.colorspace in _UNKNOWN_MATRIX and not form.is_rgb and not form.has_palette:
+            # Untagged video: high definition is BT.709, the rest BT.601, as players take it.
+            matrix = Colorspace.ITU709 if frame.height >= 720 or frame.width >= 1280 else Colorspace.ITU601
+        alpha = form.has_palette or any(component.is_alpha for component in form.components)
+        pixels = self.scaler.reformat(
+            frame,
+            width=max(1, round(frame.width * self.aspect)),
+            format="rgba" if alpha else "rgb24",
+            src_colorspace=matrix,
+            interpolation=ACCURATE,
+        ).to_ndarray()
+        return on_black(pixels) if alpha else pixels
+
+
+def _turned(pixels: np.ndarray, frame: VideoFrame) -> np.ndarray:
+    """Apply the display matrix (ISO/IEC 14496-12, 6.2.2): quarter turns and mirrorings; other angles to the nearest."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return pixels
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
+    if abs(a) >= abs(b):  # x' = ax, y' = dy
+        across, down = a, d
+    else:  # x' = cy, y' = bx
+        pixels = pixels.transpose(1, 0, 2)
+        across, down = c, b
+    pixels = pixels[:, ::-1] if across < 0 else pixels
+    pixels = pixels[::-1] if down < 0 else pixels
+    return np.ascontiguousarray(pixels)
+
+
+def _said(error: FFmpegError) -> str:
+    return (error.strerror or str(error)).lower()

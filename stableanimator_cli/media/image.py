@@ -1,0 +1,236 @@
+"""Still pictures and folders of pictures: files to uint8 RGB and back (Pillow).
+
+Every picture comes out the same way, whatever was in the file: turned as its EXIF orientation says, 16 bits reduced to
+the upper 8, grey repeated over the channels, transparency composited on black.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.files import MARK, atomic_write, natural_key, require_file, translate_os_errors
+from stableanimator_cli.records import Clip
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+Image.init()  # registers the formats beyond the five that Pillow knows at once; some builds lack AVIF
+_FORMATS = tuple(name for name in ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF") if name in Image.OPEN)
+_WRITTEN: dict[str, Literal["PNG", "JPEG"]] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_PICTURE = "a picture (PNG, JPEG, WebP or BMP)"
+_CONVERT = "open it in a picture editor and save it as PNG"
+_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
+_ORIENTATION = 0x0112
+
+
+def read_picture(path: Path | str) -> np.ndarray:
+    """The picture in ``path`` as RGB uint8[h,w,3]; of an animation, its first frame.
+
+    EXIF orientation is applied, 16 bits become 8, transparency is composited on black. Raises ``BadInput`` for anything
+    that is not a whole picture.
+    """
+    path = Path(path)
+    with _opened(path) as image:
+        return _pixels(path, image)
+
+
+def write_picture(path: Path | str, picture: np.ndarray) -> None:
+    """Write RGB uint8[h,w,3] as PNG (exact) or JPEG (quality 95, full colour resolution), by the suffix of ``path``.
+
+    The file appears whole or not at all. Raises ``ConfigError`` for another suffix, ``BadInput`` where the system
+    refuses.
+    """
+    path = Path(path)
+    check_frame(picture)
+    kind = _WRITTEN.get(path.suffix.lower())
+    if kind is None:
+        raise ConfigError("picture to write", path.name, "a name ending in .png, .jpg or .jpeg")
+    settings = {"compress_level": 4} if kind == "PNG" else {"quality": 95, "subsampling": 0}
+    save_image(path, Image.fromarray(np.ascontiguousarray(picture)), kind, **settings)
+
+
+def save_image(path: Path, image: Image.Image, kind: Literal["PNG", "JPEG"], **settings: Any) -> None:
+    """Write a picture of Pillow's with the mark of our files; the file appears whole or not at all.
+
+    ``settings`` are those of Pillow's writer. Raises ``BadInput`` where the system refuses or a foreign file is there.
+    """
+    if kind == "PNG":
+        settings["pnginfo"] = png_mark()
+    else:
+        settings["comment"] = MARK
+    with atomic_write(path, marked=True) as part, translate_os_errors(path):
+        image.save(part, format=kind, **settings)
+
+
+def png_mark() -> PngInfo:
+    """The mark of our files as Pillow's writer of PNG takes it."""
+    info = PngInfo()
+    info.add_text("Software", MARK)
+    return info
+
+
+def check_frame(frame: np.ndarray) -> None:
+    """Refuse, as a mistake of the caller (``ValueError``), what is not RGB uint8[h,w,3]."""
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+        raise ValueError(f"a frame is uint8[h,w,3], got {frame.dtype}{list(frame.shape)}")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether ``open_picture`` reads this file, by its content. GIF animations are left to the video reader."""
+    if path.is_file():  # opening a pipe would wait for ever
+        with suppress(Exception), _quiet(), Image.open(path, formats=_FORMATS) as image:
+            return not (image.format == "GIF" and getattr(image, "is_animated", False))
+    return path.suffix.lower() in SUFFIXES
+
+
+def open_picture(path: Path) -> Clip:
+    """A still as a clip of one frame without a clock; an animated WebP, PNG or AVIF as a clip with its own times."""
+    with _opened(path) as image, _decoding(path):
+        size = _turned_size(image)
+        # Several pictures in one file are an animation only in these formats: phones put previews into JPEG (MPO).
+        count = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP", "AVIF") else 1
+    if count == 1:
+        return Clip(
+            path=path, size=size, fps=None, count=1, audio=False, frames=lambda: iter([(None, read_picture(path))])
+        )
+    spans = list(_spans(path, count))
+    fps = count / sum(spans, Fraction(0))
+    return Clip(path=path, size=size, fps=fps, count=count, audio=False, frames=lambda: _animation(path, spans))
+
+
+def open_folder(path: Path) -> Clip:
+    """The pictures of a folder in natural order, as a clip without a clock. Hidden files and other files are ignored.
+
+    Raises ``BadInput`` for a folder without pictures and, before anything is decoded, for pictures of different sizes.
+    """
+    pictures = sorted(
+        (file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")),
+        key=lambda file: natural_key(file.name),
+    )
+    if not pictures:
+        raise BadInput(
+            path, "a folder without pictures", f"files ending in {', '.join(SUFFIXES)}", hint=f"look with: ls {path}"
+        )
+    sizes = [picture_size(file) for file in pictures]
+    for index, (file, size) in enumerate(zip(pictures, sizes, strict=True)):
+        if size != sizes[0]:
+            raise _other_size(file, size, sizes[0], index)
+
+    def frames() -> Iterator[tuple[Fraction | None, np.ndarray]]:
+        for index, file in enumerate(pictures):
+            pixels = read_picture(file)
+            if pixels.shape[1::-1] != sizes[0]:
+                raise _other_size(file, (pixels.shape[1], pixels.shape[0]), sizes[0], index)
+            yield None, pixels
+
+    return Clip(path=path, size=sizes[0], fps=None, count=len(pictures), audio=False, frames=frames)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height) after EXIF orientation, from the header alone."""
+    with _opened(path) as image, _decoding(path):
+        return _turned_size(image)
+
+
+def describe_picture(path: Path) -> dict[str, object]:
+    """Codec, pixel format, stored size and quarter turns of a picture, for ``media.probe``."""
+    with _opened(path) as image, _decoding(path):
+        turn = {3: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(image.getexif().get(_ORIENTATION, 1), 0)
+        return {"codec": str(image.format).lower(), "pix_fmt": image.mode, "rotation": turn}
+
+
+def on_black(rgba: np.ndarray) -> np.ndarray:
+    """Composite RGBA uint8[h,w,4] (alpha not premultiplied) on black: RGB uint8[h,w,3], rounded."""
+    product = rgba[..., :3].astype(np.uint16) * rgba[..., 3:]
+    return ((product + 127) // 255).astype(np.uint8)
+
+
+def _opened(path: Path) -> Image.Image:
+    require_file(path, _PICTURE)
+    try:
+        with _quiet():
+            return Image.open(path, formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise BadInput(path, "data that is no picture", _PICTURE, hint=_CONVERT) from error
+    except Exception as error:  # Pillow raises whatever the damage makes it stumble over
+        raise BadInput(path, f"a picture that cannot be opened ({error})", _PICTURE, hint=_CONVERT) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings. Large photographs are the user's business; above twice Pillow's limit it is an error,
+    and so is damage that matters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _decoding(path: Path, kind: str = "picture", frame: int | None = None) -> Iterator[None]:
+    """Turn what Pillow raises while it reads from an open picture into ``BadInput``: its decoders raise whatever the
+    damage makes them stumble over, and they read parts of the file (EXIF behind the pixels) when they are asked for."""
+    try:
+        with _quiet():
+            yield
+    except Exception as error:
+        found = f"a damaged {kind} ({error or type(error).__name__})"
+        raise BadInput(path, found, "a whole picture", frame=frame, hint="copy or download it again") from error
+
+
+def _pixels(path: Path, image: Image.Image, frame: int | None = None) -> np.ndarray:
+    with _decoding(path, frame=frame):
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            deep = np.asarray(upright)
+            grey = (np.clip(deep, 0, 65535) >> 8).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        if upright.has_transparency_data:
+            return on_black(np.asarray(upright.convert("RGBA")))
+        return np.array(upright.convert("RGB"))
+
+
+def _turned_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if image.getexif().get(_ORIENTATION, 1) in _TURNED else (width, height)
+
+
+def _spans(path: Path, count: int) -> Iterator[Fraction]:
+    """Seconds that each frame of an animation is shown; browsers show a frame without a duration for 0.1 s."""
+    with _opened(path) as image:
+        for index in range(count):
+            _seek(path, image, index)
+            milliseconds = Fraction(image.info.get("duration") or 100)
+            yield milliseconds.limit_denominator(1000) / 1000
+
+
+def _animation(path: Path, spans: list[Fraction]) -> Iterator[tuple[Fraction | None, np.ndarray]]:
+    time = Fraction(0)
+    with _opened(path) as image:
+        for index, span in enumerate(spans):
+            _seek(path, image, index)
+            yield time, _pixels(path, image, index)
+            time += span
+
+
+def _seek(path: Path, image: Image.Image, index: int) -> None:
+    with _decoding(path, "animation", index):
+        image.seek(index)
+        image.load()
+
+
+def _other_size(file: Path, size: tuple[int, int], first: tuple[int, int], index: int) -> BadInput:
+    return BadInput(
+        file,
+        f"{size[0]}x{size[1]} pixels",
+        f"{first[0]}x{first[1]} as the first picture of the folder",
+        frame=index,
+        hint="make all pictures the same size, or move this one out of the folder",
+    )

@@ -1,0 +1,107 @@
+"""Which drawing the identity gate chooses, and what it says of windows that it cannot measure. Nothing is rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stableanimator_cli.animate import making
+from stableanimator_cli.animate.checkpoint import Best, Drawn, Saved
+from stableanimator_cli.animate.identity_gate import Identity
+from stableanimator_cli.animate.making import Gate, Making
+from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
+from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.engine.render import RenderRequest, Stages
+from stableanimator_cli.progress import WarningLog
+from tests.animate.clips import Heard
+
+NONE = float("nan")
+
+
+def identity(*windows: float) -> Identity:
+    """Three windows of one frame each, beside the anchor, by the similarity of their faces."""
+    return Identity(similarity=np.array(windows))
+
+
+def gated(
+    monkeypatch: pytest.MonkeyPatch, drawings: Sequence[Identity], *, redraw: int, found: Saved | None = None
+) -> tuple[int, Gate, Heard]:
+    """The number of the drawing that is chosen, with its gate and what was said. ``drawings`` are measured in order."""
+    heard, numbers = Heard(), iter(range(len(drawings)))
+    blank = np.zeros((64, 64, 3), np.uint8)
+    request = RenderRequest(
+        picture=blank, fitted=blank, face=None, poses=None, plan=plan_windows(4, length=2, overlap=0),
+        sampling=SamplingConfig(steps=2), decode=DecodeConfig(), tile=2, anchored=True,
+    )  # fmt: skip
+    config = SimpleNamespace(refine=SimpleNamespace(min_csim=0.5, redraw=redraw), sampling=request.sampling)
+    job: Any = SimpleNamespace(
+        config=config, request=request, keeper=SimpleNamespace(found=found), talk=WarningLog(heard), engine=None
+    )
+
+    def sampled(job: Making, request: RenderRequest, stages: Stages, begun: Any, keep: Any) -> Drawn:
+        return Drawn(latents=torch.tensor(float(next(numbers))), step=2)
+
+    monkeypatch.setattr(making, "_sampled", sampled)
+    monkeypatch.setattr(making, "_measured", lambda job, latents, stages: drawings[int(latents)])
+    drawn, gate = making._gated(job, Stages(), 0)
+    return int(drawn.latents), gate, heard
+
+
+@pytest.mark.parametrize(
+    ("drawings", "chosen"),
+    [
+        ([(0.9, 0.9, 0.4), (0.49, 0.49, 0.49)], 0),  # one failing window wins over three
+        ([(0.4, 0.9, 0.9), (0.49, 1.0, 0.49)], 0),  # and over two, whose mean is lower
+        ([(0.45, 0.6, 0.55), (0.45, 0.45, 0.99)], 0),  # fewer failing windows win though the mean is lower
+        ([(0.1, 0.1, 0.9), (0.4, 0.9, 0.5)], 1),
+        ([(0.1, 0.9, 0.9), (0.3, 0.9, 0.9), (0.2, 0.9, 0.9)], 1),  # as many failing windows: the mean decides
+        ([(0.1, 0.9, 0.9), (0.9, 0.9, 0.9)], 1),
+    ],
+)
+def test_fewer_failing_windows_win_and_then_the_mean(monkeypatch, drawings, chosen):
+    number, gate, _ = gated(monkeypatch, [identity(*row) for row in drawings], redraw=len(drawings) - 1)
+    assert number == chosen
+    assert gate.identity is not None
+    assert gate.identity.similarity.tolist() == list(drawings[chosen])
+    assert list(gate.failed) == [index for index, value in enumerate(drawings[chosen]) if value < 0.5]
+
+
+def test_the_best_of_an_interrupted_run_is_compared_too(monkeypatch):
+    best = Best(drawn=Drawn(latents=torch.tensor(7.0), step=2), identity=identity(0.9, 0.9, 0.4), failed=(2,))
+    found = Saved(now=Drawn(latents=torch.zeros(1), step=1), attempts=((2,),), best=best, calls=making.Counter())
+    number, gate, _ = gated(monkeypatch, [identity(0.49, 0.49, 0.9)], redraw=1, found=found)
+    assert (number, gate.failed) == (7, (2,))
+
+
+def test_a_redraw_that_loses_the_face_does_not_pass(monkeypatch):
+    """A window that failed with a face and now shows none is no better, though there is nothing left to measure."""
+    drawings = [identity(0.9, 0.9, 0.4), identity(0.9, 0.9, NONE)]
+    number, gate, _ = gated(monkeypatch, drawings, redraw=1)
+    assert (number, gate.failed) == (1, (2,))  # as many fail, and the mean of what shows is greater
+    assert gate.to_json(0.5) == {
+        "min_csim": 0.5, "result": "failed", "failed_windows": [2], "windows_without_face": [2]
+    }  # fmt: skip
+    number, gate, _ = gated(monkeypatch, [identity(0.9, 0.4, 0.4), identity(NONE, NONE, NONE)], redraw=1)
+    assert (number, gate.failed) == (0, (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("windows", "result", "words"),
+    [
+        ((NONE, NONE, NONE), "not measurable", ": no frame of the video shows a face"),
+        ((0.9, NONE, 0.9), "passed", " in window(s) 2, which show no face"),
+        ((0.9, 0.9, 0.9), "passed", None),
+    ],
+)
+def test_what_cannot_be_measured_is_a_warning(monkeypatch, windows, result, words):
+    _, gate, heard = gated(monkeypatch, [identity(*windows)], redraw=3)
+    record = gate.to_json(0.5)
+    assert record is not None
+    assert record["result"] == result
+    assert record["windows_without_face"] == [index for index, value in enumerate(windows) if np.isnan(value)]
+    assert heard.warnings == ([] if words is None else ["--min-csim 0.5 could not be measured" + words])

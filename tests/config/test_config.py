@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stableanimator_cli.config.animate import (
+    AnimateConfig,
+    DecodeConfig,
+    DeviceConfig,
+    SamplingConfig,
+    WindowConfig,
+    from_mapping,
+    load,
+    parse_fps,
+    parse_guidance,
+    parse_range,
+    parse_size,
+    resolve,
+    to_toml,
+)
+from stableanimator_cli.errors import ConfigError
+
+PATHS = {"reference": "person.png", "motion": "dance.mp4", "output": "out.mp4"}
+
+
+def refused(make: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("25", Fraction(25)),
+        ("30000/1001", Fraction(30000, 1001)),
+        ("29.97", Fraction(30000, 1001)),
+        ("23.976", Fraction(24000, 1001)),
+        ("23.98", Fraction(24000, 1001)),
+        ("59.94", Fraction(60000, 1001)),
+        ("12.5", Fraction(25, 2)),
+        ("29.5", Fraction(59, 2)),
+        (29.97, Fraction(30000, 1001)),
+        (30, Fraction(30)),
+    ],
+)
+def test_a_frame_rate_is_exact(text: str | float, rate: Fraction) -> None:
+    assert parse_fps(text) == rate
+
+
+@pytest.mark.parametrize("text", ["", "fast", "0", "-25", "0/1", "25/0", "nan", "inf", True])
+def test_a_bad_frame_rate_is_refused(text: Any) -> None:
+    assert refused(lambda: parse_fps(text)).option == "--fps"
+
+
+@pytest.mark.parametrize(
+    ("text", "frames"),
+    [("0:48", (0, 48)), ("10:", (10, None)), (":100", (None, 100)), (":", (None, None)), ("-5:", (-5, None))],
+)
+def test_a_range_is_a_slice(text: str, frames: tuple[int | None, int | None]) -> None:
+    assert parse_range(text) == frames
+
+
+@pytest.mark.parametrize("text", ["", "5", "a:b", "1:2:3", "1.5:3", 4])
+def test_a_bad_range_is_refused(text: Any) -> None:
+    assert refused(lambda: parse_range(text)).option == "--frames"
+
+
+@pytest.mark.parametrize("frames", ["5:5", "9:3", ":0", "-3:-5"])
+def test_a_range_without_frames_is_refused(frames: str) -> None:
+    assert refused(lambda: resolve(AnimateConfig, {**PATHS, "frames": frames})).option == "--frames"
+
+
+def test_sizes_and_guidance() -> None:
+    assert parse_size("576x1024") == (576, 1024)
+    assert parse_guidance("3") == (3.0, 3.0)
+    assert parse_guidance("1:3") == (1.0, 3.0)
+    for text in ("576", "576x", "0x64", "-1x5", "576x1024x3", "16385x64", "64x99999"):
+        assert refused(lambda text=text: parse_size(text)).option == "--size"
+    for text in ("", "strong", "1:", "1:2:3"):
+        assert refused(lambda text=text: parse_guidance(text)).option == "--guidance"
+
+
+@pytest.mark.parametrize(
+    ("make", "option"),
+    [
+        (lambda: SamplingConfig(steps=0), "--steps"),
+        (lambda: SamplingConfig(steps=1001), "--steps"),
+        (lambda: SamplingConfig(guidance=(float("nan"), 1.0)), "--guidance"),
+        (lambda: SamplingConfig(guidance=(1.0, -1.0)), "--guidance"),
+        (lambda: SamplingConfig(sampler="oiler"), "--sampler"),  # type: ignore[arg-type]
+        (lambda: SamplingConfig(churn=-0.1), "--churn"),
+        (lambda: SamplingConfig(churn_min=2.0, churn_max=1.5), "sampling.churn_min"),
+        (lambda: SamplingConfig(churn=1.0, churn_min=1000.5), "sampling.churn_min"),
+        (lambda: SamplingConfig(noise_aug=float("inf")), "--noise-aug"),
+        (lambda: SamplingConfig(motion_bucket=-1), "--motion-bucket"),
+        (lambda: SamplingConfig(conditioning_fps=0), "sampling.conditioning_fps"),
+        (lambda: SamplingConfig(seed=2**63), "--seed"),
+        (lambda: WindowConfig(length=0, overlap=0), "--window"),
+        (lambda: WindowConfig(length=4, overlap=4), "--overlap"),
+        (lambda: DecodeConfig(chunk=0), "--decode-chunk"),
+        (lambda: DecodeConfig(chunk=2, overlap=2), "--decode-overlap"),
+        (lambda: DeviceConfig(device="gpu"), "--device"),
+        (lambda: DeviceConfig(device="cuda:x"), "--device"),
+        (lambda: DeviceConfig(offload="disk"), "--offload"),  # type: ignore[arg-type]
+        (lambda: DeviceConfig(pose_budget_mb=0), "device.pose_budget_mb"),
+        (lambda: resolve(AnimateConfig, {**PATHS, "fps": "1001"}), "--fps"),
+        (lambda: resolve(AnimateConfig, {**PATHS, "model": ""}), "--model"),
+        (lambda: resolve(AnimateConfig, {**PATHS, "output": ""}), "--output"),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_name_of_its_flag(make: Any, option: str) -> None:
+    assert refused(make).option == option
+
+
+def test_edges_of_the_ranges_pass() -> None:
+    assert SamplingConfig(steps=1000, seed=2**63 - 1).steps == 1000
+    assert WindowConfig(length=1, overlap=0).length == 1
+    assert DeviceConfig(device="cuda:1").device == "cuda:1"
+
+
+def test_flags_win_over_the_file_over_the_model_over_the_class(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("[sampling]\nsteps = 30\nseed = 5\n[windows]\noverlap = 6\n[decode]\nchunk = 8\n")
+    model = {"steps": 20, "window": 24, "decode_chunk": 2, "size": "512x512", "id_adapter": "distribution"}
+    flags = {**PATHS, "steps": 40, "seed": None, "decode_overlap": 1}
+    config = resolve(AnimateConfig, flags, file, model)
+    assert (config.sampling.steps, config.sampling.seed) == (40, 5)
+    assert (config.windows.length, config.windows.overlap) == (24, 6)
+    assert (config.decode.chunk, config.decode.overlap) == (8, 1)
+    assert (config.size, config.id_adapter) == ((512, 512), "distribution")
+    assert config.sampling.noise_aug == 0.02
+
+
+def test_a_config_survives_toml(tmp_path: Path) -> None:
+    odd = 'a "quoted" \\ name\twith \x7f and ümlaut.png'
+    flags = {**PATHS, "reference": odd, "frames": "3:", "fps": "29.97", "size": "576x1024", "guidance": "1:2.5"}
+    config = resolve(AnimateConfig, {**flags, "noise_aug": 1e-7, "preview": True, "seed": 2**63 - 1})
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(config), encoding="utf-8")
+    assert load(AnimateConfig, file) == config
+    assert str(config.reference) == odd
+
+
+def test_every_field_is_written() -> None:
+    text = to_toml(resolve(AnimateConfig, PATHS))
+    for part in (SamplingConfig, WindowConfig, DecodeConfig, DeviceConfig):
+        written = [item.name for item in dataclasses.fields(part) if item.default is not None]  # None has no TOML form
+        assert all(f"\n{name} = " in text for name in written)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "label", "hint"),
+    [
+        ({"sampling": {"stepz": 3}}, "run.toml: sampling.stepz", "did you mean steps?"),
+        ({"steps": 3}, "run.toml: steps", "it belongs in a table: sampling.steps"),
+        ({"modell": "x"}, "run.toml: modell", "did you mean model?"),
+        ({"sampling": 3}, "run.toml: sampling", None),
+        ({"sampling": {"steps": "3"}}, "run.toml: sampling.steps", None),
+        ({"sampling": {"steps": True}}, "run.toml: sampling.steps", None),
+        ({"sampling": {"steps": 2.0}}, "run.toml: sampling.steps", None),
+        ({"sampling": {"churn": "1"}}, "run.toml: sampling.churn", None),
+        ({"sampling": {"sampler": "eular"}}, "run.toml: sampling.sampler", "did you mean euler?"),
+        ({"preview": 1}, "run.toml: preview", None),
+        ({"size": [576, 1024]}, "run.toml: size", None),
+        ({"motion": 3}, "run.toml: motion", None),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_key(mapping: dict[str, Any], label: str, hint: str | None) -> None:
+    error = refused(lambda: from_mapping(AnimateConfig, {**PATHS, **mapping}, "run.toml"))
+    assert (error.option, error.hint) == (label, hint)
+    assert error.message.startswith(label)
+
+
+def test_a_refused_value_says_who_set_it() -> None:
+    error = refused(lambda: from_mapping(AnimateConfig, {**PATHS, "windows": {"overlap": 40}}, "run.toml"))
+    assert error.option == "--overlap"
+    assert error.hint == "--overlap was set by run.toml: windows.overlap"
+    error = refused(lambda: resolve(AnimateConfig, {**PATHS, "window": 3}))
+    assert error.hint == "--overlap has its default here: give it as well"
+
+
+def test_what_is_missing_is_asked_for() -> None:
+    error = refused(lambda: resolve(AnimateConfig, {"motion": "a.mp4", "output": "b.mp4"}))
+    assert error.option == "REFERENCE"
+    assert "--config" in str(error.hint)
+
+
+def test_a_model_default_that_nobody_reads_is_refused() -> None:
+    error = refused(lambda: resolve(AnimateConfig, PATHS, None, {"stepz": 25}))
+    assert "stepz" in error.message
+    assert error.hint == "did you mean steps?"
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "no such file"), (b"steps = ", "valid TOML"), (b"\xff", "UTF-8")])
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
+    file = tmp_path / "run.toml"
+    if content is not None:
+        file.write_bytes(content)
+    error = refused(lambda: load(AnimateConfig, file))
+    assert said in error.message
+    assert str(file) in error.message
+
+
+def test_what_is_written_beside_the_output() -> None:
+    config = resolve(AnimateConfig, {**PATHS, "output": "films/out.mp4"})
+    assert config.preview_path == Path("films/out.preview.mp4")
+    assert config.record_path == Path("films/out.json")
+
+
+@pytest.mark.parametrize("text", ["3", "5:1", "-1:5", "a:b", "1:inf", "nan:2", "2:2"])
+def test_an_interval_that_cannot_be_is_refused(text):
+    with pytest.raises(ConfigError, match=r"--guidance-interval: found .* expected LO:HI"):
+        resolve(SamplingConfig, {"guidance_interval": text})
+
+
+def test_an_interval_of_guidance_survives_toml(tmp_path):
+    config = resolve(SamplingConfig, {"guidance_interval": "0.5:50"})
+    assert config.guidance_interval == (0.5, 50.0)
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(config))
+    assert load(SamplingConfig, file) == config
+
+
+@pytest.mark.parametrize("value", ["1", "0", "-2", "two", "2.5", "", 1, True, "99999"])
+def test_an_interval_of_steps_that_cannot_be_is_refused(value):
+    with pytest.raises(ConfigError, match=r"--cache-features: found .* expected off, or a number of steps, 2 or more"):
+        resolve(SamplingConfig, {"cache_features": value})
+
+
+@pytest.mark.parametrize(("value", "steps", "text"), [("off", 1, '"off"'), ("3", 3, "3"), (2, 2, "2")])
+def test_an_interval_of_steps_survives_toml(tmp_path, value, steps, text):
+    config = resolve(SamplingConfig, {"cache_features": value}, defaults={"cache_features": 5})
+    assert config.cache_features == steps
+    assert f"cache_features = {text}\n" in to_toml(config)
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(config))
+    assert load(SamplingConfig, file) == config
+
+
+@pytest.mark.parametrize("text", ["6b", "6000000", "6 GB", "5.5GiB"])
+def test_an_amount_of_memory_is_read(text):
+    amounts = {"6b": 6, "6000000": 6 * 10**6, "6 GB": 6 * 10**9, "5.5GiB": 5632 * 2**20}
+    assert resolve(DeviceConfig, {"fit": text}).fit == amounts[text]
+
+
+@pytest.mark.parametrize("flags", [{"fit": "a lot"}, {"fit": "0GB"}, {"ff_pieces": 0}, {"weights": "int4"}])
+def test_what_memory_cannot_be_is_refused(flags):
+    (name,) = flags
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: found "):
+        resolve(DeviceConfig, flags)

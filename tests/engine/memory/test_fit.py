@@ -1,0 +1,65 @@
+"""What is chosen to make a rendering fit, in which order, and what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
+from stableanimator_cli.engine import compilation
+from stableanimator_cli.engine.memory.fit import fitted
+from stableanimator_cli.engine.memory.render import Prediction
+from stableanimator_cli.errors import OutOfMemory
+from tests.engine.memory_samples import config, prediction
+
+
+@pytest.fixture(scope="module")
+def on_card(tiny_model) -> Prediction:
+    """A card need not be there to be reckoned with."""
+    return prediction(tiny_model, "cuda", torch.bfloat16)
+
+
+def test_what_fits_is_left_alone(on_card):
+    given = config(device=DeviceConfig(fit=10**12))
+    found, choices = fitted(given, on_card)
+    assert choices == ()
+    assert found == config()
+
+
+def test_exact_ways_come_before_approximate_ones(on_card):
+    """Limits fall from what is needed as given to nothing: each is held, and more and more is changed."""
+    base = config(windows=WindowConfig(length=64, overlap=4), decode=DecodeConfig(chunk=1))
+    on_card = replace(on_card, frames=64)
+    limit, seen, refused = on_card.of(base).total, [], None
+    while refused is None:
+        try:
+            found, choices = fitted(replace(base, device=DeviceConfig(fit=limit - 1)), on_card)
+        except OutOfMemory as error:
+            refused = error
+        else:
+            needed = on_card.of(found).total
+            assert needed < limit
+            assert found.device.fit is None
+            seen.append([str(choice) for choice in choices])
+            limit = needed
+    assert refused.exit_code == 6
+    assert "smaller --size" in str(refused.hint)
+    assert seen[0][0] == "--offload swap (exact)"
+    approximate = [any("approximate" in choice for choice in choices) for choices in seen]
+    assert approximate == sorted(approximate)
+    assert approximate[-1]
+    assert any(choice.startswith("--ff-pieces") for choices in seen for choice in choices)
+
+
+def test_long_runs_on_a_card_are_compiled_where_they_can_be(on_card, monkeypatch):
+    given = config(device=DeviceConfig(fit=10**12), sampling=SamplingConfig(steps=1000))
+    monkeypatch.setattr(compilation, "missing", lambda kind: None)
+    assert fitted(given, on_card)[1] == ()  # eight small frames
+    found, choices = fitted(given, replace(on_card, frames=20_000))
+    assert found.device.compile == "blocks"
+    assert [choice.what for choice in choices] == ["--compile blocks"]
+    assert "equal within rounding" in choices[0].error
+    monkeypatch.setattr(compilation, "missing", lambda kind: ("a compiler", "install one"))
+    assert fitted(given, replace(on_card, frames=20_000))[0].device.compile == "off"

@@ -1,0 +1,98 @@
+"""Memory of a rendering: predicted on the meta device, counted on a real one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stableanimator_cli.catalogue import open_model
+from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.config.refine import RefineConfig
+from stableanimator_cli.detect import onnx
+from stableanimator_cli.engine.group_offload import blocks_of, bytes_of
+from stableanimator_cli.engine.memory.profile import AliveBytes
+from stableanimator_cli.engine.memory.render import ARENA, CONTEXT, FRAGMENTED, Prediction
+from stableanimator_cli.errors import ModelDamaged
+from tests.engine.memory_samples import FRAMES, SIZE, config, prediction
+from tests.tiny import engine_of, rendered, request
+
+
+@pytest.fixture(scope="module")
+def on_card(tiny_model) -> Prediction:
+    """A card need not be there to be reckoned with."""
+    return prediction(tiny_model, "cuda", torch.bfloat16)
+
+
+def test_what_is_predicted_is_what_lives(tiny_model):
+    said = prediction(tiny_model).of(config())
+    networks = ("image_encoder", "face_encoder", "vae", "unet", "pose_net")
+    with engine_of(tiny_model) as engine, engine.resident(*networks):  # weights are there before
+        wanted = request(FRAMES, window=FRAMES, overlap=2, chunk=4, size=SIZE, steps=1)
+        with AliveBytes() as counted:
+            rendered(engine, wanted)
+    assert max(alive for _, alive in said.stages.values()) == pytest.approx(counted.peak, rel=0.1)
+
+
+def test_a_vae_that_encodes_in_float32_is_reckoned_so(tiny_model):
+    """Weights and work of half a float's size, but for that while those of a whole one."""
+    half, whole = (prediction(tiny_model, dtype=dtype).of(config()) for dtype in (torch.float16, torch.float32))
+    vae = half.stages["VAE encoder"][0] - half.stages["image encoder"][0]
+    assert half.stages["VAE encoder"][1] == pytest.approx(whole.stages["VAE encoder"][1] + vae, rel=0.05)
+
+
+def test_swapping_leaves_the_weights_of_one_stage(on_card):
+    stays, swaps = (on_card.of(config(device=DeviceConfig(offload=way))) for way in ("none", "swap"))
+    assert sum(swaps.stages["UNet"]) < sum(stays.stages["UNet"])
+    assert swaps.stages["VAE decoder"][0] == swaps.stages["VAE encoder"][0] < stays.stages["VAE decoder"][0]
+    assert [alive for _, alive in swaps.stages.values()] == [alive for _, alive in stays.stages.values()]
+
+
+@pytest.mark.parametrize("mode", ["full", "crop"])
+def test_keeping_the_face_has_its_stage(seeing_model, mode):
+    memory = prediction(seeing_model).of(config(refine=RefineConfig(face=mode)))
+    assert memory.stages["face optimisation"][1] > memory.stages["VAE decoder"][1]
+
+
+def test_a_config_of_no_network_is_said(tiny_model):
+    model = open_model(tiny_model)
+    broken = replace(model, configs={**model.configs, "vae": {"no_such_thing": 1}})
+    with pytest.raises(ModelDamaged, match="its JSON config describes no network that can be built"):
+        replace(prediction(tiny_model), model=broken).of(config())
+
+
+def test_in_groups_two_buffers_of_the_largest_block_are_there(on_card):
+    swaps, groups = (on_card.of(config(device=DeviceConfig(offload=way))) for way in ("swap", "groups"))
+    unet = on_card._network("unet")
+    blocks = [bytes_of(block) for block in blocks_of(unet)]
+    assert swaps.stages["UNet"][0] - groups.stages["UNet"][0] == sum(blocks) - 2 * max(blocks) > 0
+    assert groups.stages["UNet"][1] == swaps.stages["UNet"][1]
+    assert groups.stages["VAE decoder"] == swaps.stages["VAE decoder"]
+
+
+def test_what_cuda_graphs_recorded_lies_beside_face_optimisation(seeing_model):
+    refine = RefineConfig(face="crop")
+    card = prediction(seeing_model, "cuda", torch.bfloat16)
+    plain, graphs = (card.of(config(refine=refine, device=DeviceConfig(cuda_graphs=on))) for on in (False, True))
+    unet = plain.stages["UNet"][1]
+    stages = ("face optimisation", "UNet")
+    more, beside = (graphs.stages[name][1] - plain.stages[name][1] for name in stages)
+    assert 0.5 * unet < more <= 1.2 * unet
+    assert beside == more  # the calls that are not recorded need as much again
+    assert graphs.stages["VAE decoder"] == plain.stages["VAE decoder"]
+
+
+def test_onnx_runtimes_memory_on_a_card_is_reckoned(seeing_model, tiny_model, monkeypatch):
+    """Face networks lie beside torch's memory, with an arena of their own, where ONNX Runtime can use the card."""
+    card = prediction(seeing_model, "cuda", torch.bfloat16)
+    before = card.of(config())
+    monkeypatch.setattr(onnx.ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
+    after = card.of(config())
+    files = sum(file.stat().st_size for file in card.model.files["face"].rglob("*.onnx"))
+    assert files > 0
+    assert before.reserve == int(FRAGMENTED * before.allocated + CONTEXT)
+    assert after.reserve - before.reserve == files + ARENA
+    assert after.allocated == before.allocated
+    blind = prediction(tiny_model, "cuda", torch.bfloat16)
+    assert blind.of(config()).reserve == int(FRAGMENTED * blind.of(config()).allocated + CONTEXT)

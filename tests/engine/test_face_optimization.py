@@ -1,0 +1,184 @@
+"""Face optimisation on an engine: where faces are found, and in which channel order vectors are computed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from torch import Tensor
+
+from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.diffusion.face_optimization import Settings
+from stableanimator_cli.diffusion.sampler import Step
+from stableanimator_cli.engine import face_optimization
+from stableanimator_cli.engine.face_optimization import Reference
+from stableanimator_cli.records import Face
+from tests.tiny import temporal_vae
+
+FRAMES, SIZE = 5, (64, 64)
+SETTINGS = Settings(mode="full", steps=(0, 9), iterations=1, chunk=2)
+BOX = (8.0, 8.0, 40.0, 40.0)
+
+
+class Colours:
+    """A recogniser whose vector is the mean of red, green and blue in [-1,1], with a fourth number."""
+
+    size = (112, 112)
+
+    def embed(self, crops: Tensor) -> Tensor:
+        means = crops.mean(dim=(2, 3))
+        return torch.cat([means, torch.ones_like(means[:, :1])], dim=1)
+
+
+class Detections:
+    """A detector that sees a face in the frames it is told to, by the order in which it is asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[float, ...] | None] = []
+        self.asked = 0
+
+    def boxes(self, frame: np.ndarray) -> tuple[Face, ...]:
+        self.asked += 1
+        box = self.answers.pop(0)
+        if box is None:
+            return ()
+        smaller = Face(box=np.float32((0, 0, 10, 10)), landmarks=np.zeros((5, 2)), score=1.0, embedding=None)
+        return (Face(box=np.float32(box), landmarks=np.zeros((5, 2)), score=1.0, embedding=None), smaller)
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKLTemporalDecoder:
+    return temporal_vae(32)
+
+
+@pytest.fixture
+def engine(vae) -> Any:
+    """As much of an engine as the hook uses."""
+    detections = Detections()
+    return SimpleNamespace(
+        networks={"vae": vae, "recogniser": Colours()},
+        calls=Counter(),
+        plan=SimpleNamespace(device=torch.device("cpu")),
+        resident=lambda *names: nullcontext(),
+        faces=lambda: detections,
+        detections=detections,
+    )
+
+
+def picture(colour: Sequence[int] = (255, 0, 0)) -> np.ndarray:
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[8:41, 8:41] = colour
+    return image
+
+
+def hook(engine: Any, **more: Any) -> Any:
+    reference = Reference(picture=picture(), box=np.array(BOX))
+    return face_optimization.face_optimization(
+        engine, SETTINGS, references=[reference], **({"boxes": None, "size": SIZE} | more)
+    )
+
+
+def latents() -> Tensor:
+    return torch.randn(FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(2)) * 0.18215
+
+
+def at(index: int) -> Step:
+    return Step(index, 9, 2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("colour", "means"), [((255, 0, 0), (1, -1, -1)), ((0, 255, 0), (-1, 1, -1)), ((0, 0, 255), (-1, -1, 1))]
+)
+def test_the_references_vector_and_those_of_frames_are_of_rgb(engine, colour, means):
+    """ArcFace in torch takes RGB, as decoded frames are: a reference in BGR would pull faces towards other colours."""
+    reference = Reference(picture=picture(colour), box=np.array(BOX))
+    optimise = face_optimization.face_optimization(
+        engine, SETTINGS, references=[reference], boxes=np.tile(np.array(BOX), (1, 1, 1)), size=SIZE
+    )
+    expected = torch.tensor([*means, 1.0])
+    torch.testing.assert_close(optimise.targets[0].vector, expected)
+    frame = torch.from_numpy(picture(colour)).permute(2, 0, 1)[None] / 127.5 - 1
+    torch.testing.assert_close(optimise.identify(frame, [(8, 8, 40, 40)])[0], expected)
+
+
+@pytest.mark.parametrize("order", ["bgr", "rgb"])
+def test_the_references_vector_does_not_depend_on_the_order_of_the_checkpoints_embeddings(tmp_path, order):
+    """``face_channel_order`` concerns what the UNet was trained on; the optimisation compares with decoded frames."""
+    from stableanimator_cli.nets.arcface import crop_resize
+    from tests import onnx_samples
+
+    reader = FaceReader(onnx_samples.faces(tmp_path / "faces"), order)
+    network = face_optimization.ArcFace(reader.recogniser_file.read_bytes())
+    engine = SimpleNamespace(
+        networks={"vae": None, "recogniser": network},
+        calls=Counter(),
+        plan=SimpleNamespace(device=torch.device("cpu")),
+        resident=lambda *names: nullcontext(),
+        faces=lambda: reader,
+    )
+    image = picture((250, 120, 10))
+    reference = Reference(picture=image, box=np.array(BOX))
+    optimise = face_optimization.face_optimization(
+        engine, SETTINGS, references=[reference], boxes=np.full((1, 1, 4), np.nan), size=SIZE
+    )
+    signed = torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1
+    rgb, bgr = (network.embed(crop_resize(each, [(8, 8, 40, 40)], 112))[0] for each in (signed, signed.flip(1)))
+    torch.testing.assert_close(optimise.targets[0].vector, rgb)
+    assert not torch.allclose(rgb, bgr, atol=1e-3)
+
+
+def test_frames_are_searched_until_they_show_a_face_and_the_largest_counts(engine):
+    """The detector returns no face for any frame at first: that is a target whose boxes are all None, not no target."""
+    optimise, seen = hook(engine), engine.detections
+    seen.answers = [None] * FRAMES
+    x = latents()
+    assert optimise(x, at(0)) is x
+    assert [target.boxes for target in optimise.targets] == [(None,) * FRAMES]
+    assert optimise.log == []
+    seen.answers = [None, BOX, None, None, None]
+    assert optimise(x, at(1)) is not x
+    seen.answers = [(2, 2, 4, 4), None, None, (0, 0, 63, 63)]  # two pixels a side show no face
+    optimise(x, at(2))
+    assert optimise.targets[0].boxes == (None, (8, 8, 40, 40), None, None, (0, 0, 63, 63))
+    assert [(entry.step, entry.faces, entry.frames) for entry in optimise.log] == [(1, 1, 1), (2, 2, 2)]
+    assert seen.asked == FRAMES + FRAMES + FRAMES - 1
+
+
+def test_only_chunks_with_frames_to_search_are_decoded_and_whole(engine, monkeypatch):
+    optimise, decoded = hook(engine), []
+    whole = face_optimization.FaceDecoder.pixels
+    monkeypatch.setattr(
+        face_optimization.FaceDecoder, "pixels", lambda self, x: decoded.append(len(x)) or whole(self, x)
+    )
+    engine.detections.answers = [BOX, None, BOX, BOX, None]
+    optimise(latents(), at(0))
+    assert decoded[:3] == [2, 2, 1]
+    decoded.clear()
+    engine.detections.answers = [BOX, None]
+    optimise(latents(), at(1))
+    assert decoded[:2] == [2, 1]  # frames 0 and 1 together: temporal layers see the same neighbours
+    assert optimise.targets[0].boxes[1] == (8, 8, 40, 40)
+
+
+def test_the_anchor_in_front_is_not_searched(engine):
+    optimise = hook(engine, anchored=True)
+    engine.detections.answers = [BOX] * (FRAMES - 1)
+    optimise(latents(), at(0))
+    optimise(latents(), at(1))
+    assert engine.detections.asked == FRAMES - 1
+    assert optimise.targets[0].boxes[0] is None
+    assert [entry.frames for entry in optimise.log] == [FRAMES - 1] * 2
+
+
+def test_whole_frames_are_compared_where_a_face_was_found(engine):
+    optimise = hook(engine, whole_frame=True)
+    engine.detections.answers = [None, BOX, None, None, None]
+    optimise(latents(), at(0))
+    assert optimise.targets[0].boxes == (None, (0, 0, 63, 63), None, None, None)

@@ -1,0 +1,88 @@
+"""Borders of windows and chunks, from run records as `sa animate` writes them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.evaluate.run_record import of_record, read_record, resize_of
+
+
+def _record(frames: int, *, anchor: str = "first", **decode: int) -> dict[str, Any]:
+    plan = plan_windows(frames + (anchor == "reference"), length=16, overlap=4)
+    return {
+        "stableanimator-cli": "0",
+        "config": {"windows": {"anchor": anchor}, "decode": decode, "resize": "pad", "frames": "5:33"},
+        "output": {"frames": frames},
+        "windows": plan.describe().splitlines(),
+    }
+
+
+def test_windows_and_chunks_of_a_record() -> None:
+    assert of_record(_record(28, chunk=28)) == (7, 13, 16, 22)
+    assert of_record(_record(28, chunk=8, overlap=2)) == (6, 7, 12, 13, 16, 18, 22, 24)
+
+
+def test_an_anchor_in_front_shifts_windows_but_not_chunks() -> None:
+    assert of_record(_record(27, anchor="reference", chunk=10)) == (6, 10, 12, 15, 20, 21)
+
+
+def test_windows_that_moved_have_no_border() -> None:
+    record = _record(28, chunk=8)
+    record["config"]["windows"]["blend"] = "shifted"
+    record["windows"] = plan_windows(28, length=16, overlap=4, blend="shifted").describe().splitlines()
+    assert of_record(record) == (8, 16, 24)
+
+
+def test_a_clip_of_one_piece_has_none() -> None:
+    assert of_record(_record(12, chunk=16)) == ()
+
+
+def test_a_record_that_does_not_tell() -> None:
+    record = _record(28, chunk=4)
+    assert of_record(record | {"windows": ["something else"]}) is None
+    assert of_record(record | {"windows": []}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "warned"),
+    [
+        ("", True), ('{"stableanimator-cli": "1", "outp', True), ('{"stableanimator-cli": "1"}', True),
+        ("[]", False), ('{"output": 3}', False), ('{"people": []}', False),
+    ],
+)  # fmt: skip
+def test_what_is_no_record_is_none_and_a_damaged_one_is_named(tmp_path: Path, text: str, warned: bool) -> None:
+    (tmp_path / "out.json").write_text(text)
+    said: list[str] = []
+    assert read_record(tmp_path / "out.mp4", said.append) is None
+    assert ["out.json" in line and "is damaged and not used" in line for line in said] == [True] * warned
+    assert read_record(tmp_path / "other.mp4", said.append) is None
+    assert len(said) == warned
+
+
+def test_a_record_beside_a_video_is_found_and_tells_the_fitting(tmp_path: Path) -> None:
+    (tmp_path / "out.json").write_text(json.dumps(_record(28, chunk=28)))
+    record = read_record(tmp_path / "out.mp4")
+    assert record is not None
+    assert resize_of(record) == "pad"
+    assert resize_of(None) == "crop"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": "x"}, {"config": {"decode": 3, "windows": []}}, {"output": {"frames": 2**62}}, {"windows": {"a": 1}},
+        {"windows": ["window 1: 0-99999999999"]}, {"windows": ["window 1: -5"]}, {"windows": 7},
+        {"config": {"resize": ["pad"]}},
+    ],
+)  # fmt: skip
+def test_a_record_of_other_types_is_read_without_an_error(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / "out.json").write_text(json.dumps(_record(28, chunk=8) | change))
+    record = read_record(tmp_path / "out.mp4")
+    assert record is not None
+    assert of_record(record) in (None, (7, 13, 16, 22), (7, 8, 13, 16, 22, 24))
+    assert resize_of(record) in ("pad", "crop")

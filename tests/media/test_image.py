@@ -1,0 +1,213 @@
+"""Pictures: whatever was in the file, RGB uint8 comes out, upright; and a folder is read as people count."""
+
+from __future__ import annotations
+
+import os
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from stableanimator_cli import media
+from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.media import image
+from tests.media_samples import corner_names, corners, noise, number_of, numbered
+
+ORIENTATION = 0x0112
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.webp", "a.jpg", "A.JPEG", "a.tiff"])
+def test_formats_of_still_pictures(tmp_path, name):
+    settings = {"lossless": True} if name.endswith("webp") else {}
+    Image.fromarray(corners()).save(tmp_path / name, **settings)
+    seen = media.read_picture(tmp_path / name)
+    assert seen.dtype == np.uint8
+    assert seen.shape == (48, 64, 3)
+    assert corner_names(seen) == "rgbk"
+    clip = media.open_clip(tmp_path / name)
+    [(time, frame)] = clip.frames()
+    assert (time, clip.count, clip.fps, clip.size) == (None, 1, None, (64, 48))
+    assert np.array_equal(frame, seen)
+
+
+def test_content_decides_not_the_name(tmp_path):
+    Image.fromarray(corners()).save(tmp_path / "really.png")
+    path = (tmp_path / "really.png").rename(tmp_path / "picture.mp4")
+    assert media.open_clip(path).count == 1
+    assert corner_names(media.read_picture(path)) == "rgbk"
+
+
+@pytest.mark.parametrize(
+    ("orientation", "seen"),
+    [(1, "rgbk"), (2, "grkb"), (3, "kbgr"), (4, "bkrg"), (5, "rbgk"), (6, "brkg"), (7, "kgbr"), (8, "gkrb")],
+)
+def test_exif_orientation(tmp_path, orientation, seen):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(corners()).save(path, exif=exif, quality=95, subsampling=0)
+    turned = media.read_picture(path)
+    assert corner_names(turned) == seen
+    assert media.open_clip(path).size == turned.shape[1::-1] == ((64, 48) if orientation < 5 else (48, 64))
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    grey = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    cv2.imwrite(str(tmp_path / "colour.png"), np.stack([grey, grey // 2, grey // 4], axis=2))  # BGR
+    assert np.array_equal(media.read_picture(tmp_path / "grey.png"), np.repeat((grey >> 8)[..., None], 3, axis=2))
+    colour = media.read_picture(tmp_path / "colour.png").astype(int)
+    expected = np.stack([grey // 4, grey // 2, grey], axis=2) / 257
+    assert np.abs(colour - expected).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK"])
+def test_other_colour_modes(tmp_path, mode):
+    name = "a.jpg" if mode == "CMYK" else "a.png"
+    Image.fromarray(np.full((20, 30, 3), 255, np.uint8)).convert(mode).save(tmp_path / name)
+    assert media.read_picture(tmp_path / name).min() >= 250
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_black(tmp_path, mode):
+    pixels = np.full((20, 30, 4), 200, np.uint8)
+    pixels[:, :10, 3], pixels[:, 10:20, 3], pixels[:, 20:, 3] = 0, 128, 255
+    picture = Image.fromarray(pixels)
+    if mode == "P":
+        picture = picture.quantize(8)
+    elif mode == "LA":
+        picture = picture.convert("LA")
+    picture.save(tmp_path / "t.png")
+    seen = media.read_picture(tmp_path / "t.png")[10].astype(int)
+    assert np.abs(seen[[5, 15, 25]] - [[0], [100], [200]]).max() <= 2
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.gif"])
+def test_animations_are_videos_with_their_own_times(tmp_path, name):
+    pictures = [Image.fromarray(frame) for frame in numbered(4)]
+    settings = {"lossless": True} if name.endswith("webp") else {}
+    pictures[0].save(
+        tmp_path / name, save_all=True, append_images=pictures[1:], duration=[100, 200, 300, 100], **settings
+    )
+    clip = media.open_clip(tmp_path / name)
+    assert clip.count == 4
+    assert [(round(time * 10), number_of(image)) for time, image in clip.frames()] == [(0, 0), (1, 1), (3, 2), (6, 3)]
+    assert media.resample(clip, 10).fps == 10
+    assert [number_of(image) for _, image in media.resample(clip, 10).frames()][:7] == [0, 1, 1, 2, 2, 2, 3]
+
+
+def test_one_pixel(tmp_path):
+    media.write_picture(tmp_path / "dot.png", np.uint8([[[1, 2, 3]]]))
+    assert media.open_clip(tmp_path / "dot.png").size == (1, 1)
+    assert media.read_picture(tmp_path / "dot.png").tolist() == [[[1, 2, 3]]]
+
+
+def test_folder_in_natural_order(tmp_path):
+    order = ["frame_1.png", "frame_2.jpg", "Frame_3.PNG", "frame_10.png", "frame_11.bmp"]
+    for name, pixels in zip(order, numbered(5), strict=True):
+        Image.fromarray(pixels).save(tmp_path / name)
+    for other in (".hidden.png", "notes.txt", "poses.npz"):
+        (tmp_path / other).write_bytes(b"no picture")
+    (tmp_path / "folder.png.d").mkdir()
+    clip = media.open_clip(tmp_path)
+    assert (clip.count, clip.size, clip.fps, clip.audio) == (5, (64, 48), None, False)
+    assert [(time, number_of(image)) for time, image in clip.frames()] == [(None, index) for index in range(5)]
+    assert [number_of(image) for _, image in media.take(clip, -2).frames()] == [3, 4]
+
+
+def test_folder_of_mixed_sizes_names_the_odd_one(tmp_path):
+    for index, size in enumerate([(64, 48), (64, 48), (60, 48)]):
+        media.write_picture(tmp_path / f"{index}.png", corners(size))
+    with pytest.raises(BadInput, match=r"2\.png, frame 2: found 60x48 pixels, expected 64x48"):
+        media.open_clip(tmp_path)
+
+
+@pytest.mark.parametrize("others", [[], ["readme.txt", ".shy.png"]])
+def test_folder_without_pictures(tmp_path, others):
+    for name in others:
+        (tmp_path / name).write_text("x")
+    with pytest.raises(BadInput, match=r"folder without pictures, expected files ending in \.png"):
+        media.open_clip(tmp_path)
+
+
+def test_folder_where_a_picture_is_needed(tmp_path):
+    with pytest.raises(BadInput, match="found a folder, expected a picture"):
+        media.read_picture(tmp_path)
+
+
+def test_text_called_picture(tmp_path):
+    (tmp_path / "face.png").write_text("not a face")
+    for read in (media.read_picture, media.open_clip):
+        with pytest.raises(BadInput, match=r"face\.png: found data that is no picture") as caught:
+            read(tmp_path / "face.png")
+        assert "save it as PNG" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_truncated_picture(tmp_path, name):
+    path = tmp_path / name
+    Image.fromarray(noise(1, (64, 64))[0]).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(BadInput, match=rf"{name}: found a damaged picture"):
+        media.read_picture(path)
+
+
+def test_write_png_is_exact_and_jpeg_close(tmp_path):
+    picture = noise(1, (31, 17))[0]
+    media.write_picture(tmp_path / "new" / "a.png", picture)
+    assert np.array_equal(media.read_picture(tmp_path / "new" / "a.png"), picture)
+    smooth = np.broadcast_to(np.uint8([200, 40, 90]), (32, 32, 3))
+    media.write_picture(str(tmp_path / "b.jpg"), smooth)
+    assert np.abs(media.read_picture(tmp_path / "b.jpg").astype(int) - smooth).max() <= 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.jpg", "new"]
+
+
+def test_write_picture_leaves_the_old_one_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    media.write_picture(path, corners())
+
+    def full(self, fp, **settings):
+        fp.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(BadInput, match="no room left to write"):
+        media.write_picture(path, noise(1, (64, 48))[0])
+    assert corner_names(media.read_picture(path)) == "rgbk"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_write_picture_refuses_other_suffixes_and_shapes(tmp_path):
+    with pytest.raises(ConfigError, match=r"found 'a\.gif', expected a name ending in \.png"):
+        media.write_picture(tmp_path / "a.gif", corners())
+    for wrong in (corners()[..., 0], corners().astype(np.float32), np.zeros((4, 4, 4), np.uint8)):
+        with pytest.raises(ValueError, match="a frame is uint8"):
+            media.write_picture(tmp_path / "a.png", wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tiff", "a.gif"])
+def test_a_picture_cut_anywhere_is_one_error_that_names_it(tmp_path, name):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(noise(1, (40, 24))[0]).save(tmp_path / name, exif=exif)
+    whole = (tmp_path / name).read_bytes()
+    path = tmp_path / f"cut.{name}"
+    for length in range(1, len(whole), max(1, len(whole) // 60)):
+        path.write_bytes(whole[:length])
+        for read in (media.read_picture, image.picture_size, image.open_picture, media.probe):
+            try:
+                read(path)
+            except BadInput as error:
+                assert str(path) in error.message  # noqa: PT017  whichever of them are read, no other error comes
+
+
+def test_a_pipe_is_no_picture_and_is_not_waited_for(tmp_path):
+    path = tmp_path / "a.png"
+    os.mkfifo(path)
+    with pytest.raises(BadInput, match="found a pipe"):
+        media.read_picture(path)
+    assert image.is_picture(path)
+    with pytest.raises(BadInput, match="found a pipe"):
+        media.open_clip(tmp_path)

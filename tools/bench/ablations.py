@@ -1,0 +1,269 @@
+"""The trained variants of the paper's Tables 2, 3 and 4 on the puppet model, and the tables themselves.
+
+``python -m tools.bench.ablations WORK`` (``make ablations``) trains seven variants by ``sa train``, each a
+fork of one common checkpoint (``--base``, the shipped puppet) with the same recipe (``ablations.toml``: the same steps,
+clips, seed), and leaves a model folder a variant in ``WORK/ablations``. ``--tables`` (``make ablation-tables``) then
+runs ``sa evaluate --ablation`` on them, with three sampling seeds, into ``WORK/table2`` to ``table4``. Killed at any
+moment, the same command goes on: what is done is skipped and said so, a training that was cut is resumed.
+
+``ours`` is trained on as well, so that it has had as many steps as its rivals. The common checkpoint was trained with
+everything, and so ``ours`` is the only one whose parts already know one another: ``--fresh`` begins the Face Encoder at
+random in every variant, which takes some of that advantage away and needs more steps. Without it nothing begins anew:
+"w/o Face Encoder" keeps the projection's weights and loses the fusion, and adapters are fed what they have not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue.schema import FILE_NAME
+from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, SaError
+from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
+from stableanimator_cli.readers import read_json
+from stableanimator_cli.readers_fields import Fields
+from tools.figure_networks.detectors import guarded
+
+VARIANTS: Mapping[str, Mapping[str, str]] = {
+    "ours": {},
+    "no-face-masks": {"--face-mask": "off"},
+    "no-face-encoder": {"--face-encoder": "off"},
+    "addition": {"--id-adapter": "addition"},
+    "norm": {"--id-adapter": "norm"},
+    "ip-adapter": {"--face-encoder": "off", "--id-adapter": "addition", "--face-mask": "off"},
+    "no-face": {"--face": "off", "--face-mask": "off"},
+}
+"""Variant (the name of its model folder) -> what ``sa train`` is told beside the recipe.
+
+"w/o Alignment" of Table 2 is "Addition" of Table 4. An IP-Adapter (Ye et al., 2023) is a projection of the vector into
+tokens (no Face Encoder) and a second cross-attention whose output is added as it is; as in Table 3 it stands alone in
+place of all that StableAnimator adds, masks in the loss included, and so does no face at all."""
+
+RECIPE = Path(__file__).with_name("ablations.toml")
+ANIMATE = Path(__file__).with_name("ablations_animate.toml")
+TABLES = ("table2", "table3", "table4")
+TRAINED = ("unet", "pose_net", "face_encoder")
+FOLDER, _NOTE = "ablations", "ablations.json"
+_PATIENCE = 30.0  # seconds that an interrupted command has
+_CLIPS = 400
+_SHARED = ("data", "animated")  # of the tables: a variant that stands in two of them is animated once
+
+Command = Callable[[Sequence[str]], int]
+"""Runs a command line of Python (``-m stableanimator_cli ...``) to its end: its exit code."""
+
+
+class CommandFailed(SaError):
+    """A command that was run for a variant failed; it has said why itself. Leaves with its exit code."""
+
+    code = "command-failed"
+
+    def __init__(self, what: str, exit_code: int) -> None:
+        super().__init__(f"{what}: exit code {exit_code}", hint="mend what it says above; the same command goes on")
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What all variants share. ``data`` are clip folders, None for ``clips`` puppets that are drawn; ``steps`` replaces
+    that of each of the recipe's stages."""
+
+    work: Path
+    base: str = "puppet"
+    data: Path | None = None
+    clips: int = _CLIPS
+    recipe: Path = RECIPE
+    steps: int | None = None
+    seed: int = 0
+    fresh: bool = False
+
+    def settings(self) -> dict[str, object]:
+        """What decides the weights. Raises ``ModelMissing`` without the base, ``BadInput`` without the recipe."""
+        model = catalogue.open_model(self.base, TRAINED)
+        if not self.recipe.is_file():
+            raise BadInput(self.recipe, "no such file", "a recipe of stages, as sa train --config takes it")
+        return {
+            "base": self.base if self.base in catalogue.names() else str(Path(self.base).resolve()),
+            "weights": {role: sha256_of(model.files[role]) for role in TRAINED},
+            "data": f"{self.clips} puppets" if self.data is None else str(self.data.resolve()),
+            "recipe": sha256_of(self.recipe),
+            "steps": self.steps,
+            "seed": self.seed,
+            "fresh": self.fresh,
+        }
+
+
+def train_variants(plan: Plan, command: Command, tell: Callable[[str], None]) -> list[Path]:
+    """Train what is not trained; the model folders, in the order of ``VARIANTS``.
+
+    Raises ``BadInput`` where ``plan.work`` holds variants of other settings: rows of one table share all of them.
+    """
+    _claim(plan)
+    data = plan.data if plan.data is not None else _drawn(plan, command, tell)
+    folders = []
+    for name, flags in VARIANTS.items():
+        folder = plan.work / FOLDER / name
+        if (folder / FILE_NAME).is_file():
+            tell(f"{name}: done already, {folder}")
+        else:
+            _train(plan, name, flags, data, command, tell)
+            run = ["--resume", str(plan.work / "runs" / name)]
+            _run(command, f"writing {folder}", ["train", *run, "--export", "model", "-o", str(folder)])
+        folders.append(folder)
+    return folders
+
+
+def write_tables(work: Path, command: Command, more: Sequence[str] = ()) -> list[Path]:
+    """The tables of the trained variants, by ``sa evaluate`` with the further flags ``more``; their ``scores.json``."""
+    variants = work / FOLDER
+    if not variants.is_dir():
+        raise BadInput(variants, "no such folder", "trained variants", hint=f"make ablations ABLATIONS={work}")
+    for name in _SHARED:
+        (work / name).mkdir(exist_ok=True)
+    written = []
+    for table in TABLES:
+        out = work / table
+        out.mkdir(exist_ok=True)
+        for name in _SHARED:
+            if not (out / name).is_symlink():
+                (out / name).symlink_to(Path("..") / name, target_is_directory=True)
+        asked = ["evaluate", "--ablation", table, "--variants", str(variants), "-o", str(out), *more]
+        _run(command, f"scoring {table}", asked)
+        written.append(out / "scores.json")
+    return written
+
+
+def _claim(plan: Plan) -> None:
+    """The folder belongs to the settings that its first training began with, which its note tells."""
+    path, settings = plan.work / _NOTE, plan.settings()
+    begun = any(plan.work.glob("runs/*/config.toml")) or any(plan.work.glob(f"{FOLDER}/*/{FILE_NAME}"))
+    if begun and path.is_file():
+        what, hint = "the settings of the variants", "choose another WORK"
+        known = Fields.of(read_json(path, what, hint=hint), path, what, hint=hint).table
+        other = [key for key in settings if known.get(key) != settings[key]]
+        if other:
+            raise BadInput(
+                path, f"other {' and '.join(other)} than now", "those its variants are trained with",
+                hint="go on with the same, or choose another WORK: variants of one table share all but what they lack",
+            )  # fmt: skip
+        return
+    with translate_os_errors(path), atomic_write(path) as part:
+        part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _drawn(plan: Plan, command: Command, tell: Callable[[str], None]) -> Path:
+    videos, clips = plan.work / "videos", plan.work / "clips"
+    if clips.is_dir() and sum(1 for _ in clips.glob("[0-9]*/clip.json")) >= plan.clips:
+        tell(f"clips: {plan.clips} there already, {clips}")
+        return clips
+    asked = ["puppets", str(videos), "--videos", str(plan.clips), "--frames", "10", "--size", "256x256"]
+    _run(command, "drawing puppets", asked)
+    code = command(["-m", "tools.truth_clips", str(videos), str(clips)])
+    _check(code, f"writing {clips}")
+    return clips
+
+
+def _train(
+    plan: Plan, name: str, flags: Mapping[str, str], data: Path, command: Command, tell: Callable[[str], None]
+) -> None:
+    run = plan.work / "runs" / name
+    if (run / "config.toml").is_file():
+        tell(f"{name}: goes on, {run}")
+        _run(command, f"training {name}", ["train", "--resume", str(run)])
+        return
+    tell(f"{name}: begins, {run}")
+    asked = ["train", str(data), "-o", str(run), "--model", plan.base, "--config", str(plan.recipe)]
+    asked += ["--seed", str(plan.seed)]
+    asked += [] if plan.steps is None else ["--steps", str(plan.steps)]
+    asked += ["--from-scratch", "face_encoder"] if plan.fresh else []
+    _run(command, f"training {name}", [*asked, *(word for pair in flags.items() for word in pair)])
+
+
+def _run(command: Command, what: str, arguments: Sequence[str]) -> None:
+    _check(command(["-m", "stableanimator_cli", *arguments]), what)
+
+
+def _check(code: int, what: str) -> None:
+    if code in (130, -2):
+        raise Interrupted(f"{what}: interrupted", hint="the same command goes on")
+    if code:
+        raise CommandFailed(what, code if code > 0 else 128 - code)
+
+
+def python(arguments: Sequence[str]) -> int:
+    """A ``Command``: this Python in a process of its own, which gives back all memory at its end. Its stdout goes where
+    talk goes, so that on stdout there are only the paths."""
+    process = subprocess.Popen([sys.executable, *arguments], stdout=sys.stderr)
+    try:
+        return process.wait()
+    except KeyboardInterrupt as stop:
+        if isinstance(stop, _Terminated):  # Ctrl-C in a terminal has reached the process already
+            process.terminate()
+        try:
+            process.wait(_PATIENCE)  # it puts its work in order
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        raise
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which reaches this process alone."""
+
+
+def _terminated(signum: int, frame: object) -> None:
+    raise _Terminated
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options, more = _parser().parse_known_args(arguments)
+    if more and not options.tables:
+        raise BadUsage(f"no option {more[0]} here", hint="--help shows them; those of sa evaluate go with --tables")
+    if options.tables:
+        told = ["--seeds", options.seeds, "--figures", str(options.figures), "--length", str(options.length)]
+        written = write_tables(options.work, python, [*told, "--animate", str(options.animate), *more])
+    else:
+        plan = Plan(
+            work=options.work, base=options.base, data=options.data, clips=options.clips, recipe=options.recipe,
+            steps=options.steps, seed=options.seed, fresh=options.fresh,
+        )  # fmt: skip
+        written = train_variants(plan, python, _tell)
+    sys.stdout.writelines(f"{path}\n" for path in written)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench.ablations", description=(__doc__ or "").partition("\n\n")[0]
+    )
+    parser.add_argument("work", metavar="WORK", type=Path, help="the folder of everything; what is done there stays")
+    train = parser.add_argument_group("training")
+    train.add_argument("--data", type=Path, help="clip folders (default: puppets, drawn into WORK)")
+    train.add_argument("--clips", type=int, default=_CLIPS, help="how many puppets (default %(default)s)")
+    train.add_argument("--base", default="puppet", help="the common checkpoint (default %(default)s)")
+    train.add_argument("--recipe", type=Path, default=RECIPE, help="stages and losses (default: ablations.toml)")
+    train.add_argument("--steps", type=int, help="of each stage, instead of the recipe's")
+    train.add_argument("--seed", type=int, default=0, help="of the training, the same for all (default %(default)s)")
+    train.add_argument("--fresh", action="store_true", help="begin the Face Encoder at random in every variant")
+    score = parser.add_argument_group("tables", "further options go to sa evaluate")
+    score.add_argument("--tables", action="store_true", help="score the trained variants instead of training them")
+    score.add_argument("--seeds", default="0,1,2", help="of the sampling (default %(default)s)")
+    score.add_argument("--figures", type=int, default=6, help="held-out figures (default %(default)s)")
+    score.add_argument("--length", type=int, default=8, help="frames of each (default %(default)s)")
+    score.add_argument("--animate", type=Path, default=ANIMATE, help="settings (default: ablations_animate.toml)")
+    return parser
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(guarded(main))

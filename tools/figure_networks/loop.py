@@ -1,0 +1,176 @@
+"""One training loop for all the small networks: seeded, resumable at any kill, small checkpoints.
+
+The batch of a step follows from the step's number, so a run that was cut and one that was not see the same pictures in
+the same order. What comes out is the moving average of the weights (Polyak averaging), which is what a short training
+at a high rate needs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import temporary_path
+from stableanimator_cli.puppets.sample import seed_of
+from tools.figure_networks.data import Recipe
+
+Batch = dict[str, Tensor]
+Tell = Callable[[str], None]
+
+_SAVE_EVERY = 45.0  # seconds
+_TELL_EVERY = 50  # steps
+_AVERAGE = 0.995
+_WARM_UP = 40
+
+
+class Task(ABC):
+    """One network to train: its data, its loss and its files.
+
+    ``network`` gives a module in its first state; ``loss`` the value to minimise and numbers to show.
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    rate: float = 2e-3
+    decay: float = 0.02
+    recipes: Sequence[Recipe] = ()
+
+    @abstractmethod
+    def network(self) -> nn.Module: ...
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Read the caches into memory."""
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch: ...
+
+    @abstractmethod
+    def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]: ...
+
+    @abstractmethod
+    def export(self, net: nn.Module, folder: Path) -> list[Path]:
+        """Write the trained network's files into ``folder``; returns their paths."""
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree in to be gone on with."""
+        return {"name": self.name, "steps": self.steps, "batch_size": self.batch_size, "rate": self.rate}
+
+
+def trained(task: Task, folder: Path, tell: Tell, *, workers: int = 1, until: int | None = None) -> nn.Module:
+    """The task's network after its training, gone on with from ``folder`` where a checkpoint is there.
+
+    ``until`` stops earlier (for tests). Raises ``BadInput`` where the checkpoint is of other settings or damaged.
+    """
+    torch.manual_seed(seed_of("train", task.name))
+    net = task.network()
+    for weight in net.parameters():
+        if weight.ndim == 4:  # the layout in which a CPU convolves fastest
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    average = task.network()
+    average.load_state_dict(net.state_dict())
+    optimizer = torch.optim.AdamW(_groups(net, task.decay), lr=task.rate, betas=(0.9, 0.98))
+    path = folder / f"{task.name}.pt"
+    step = _resume(path, task, net, average, optimizer)
+    last = task.steps if until is None else min(until, task.steps)
+    if step < last:
+        for recipe in task.recipes:
+            recipe.prepare(folder, workers, tell)
+        task.load(folder)
+        if step:
+            tell(f"{task.name}: goes on at step {step} of {task.steps}")
+    started = saved = time.monotonic()
+    first = step
+    half = fast_bfloat16()
+    net.train()
+    shown: dict[str, float] = {}
+    while step < last:
+        for group in optimizer.param_groups:
+            group["lr"] = task.rate * _schedule(step, task.steps)
+        # Noise within the network follows from the step too, so that a resumed run draws what an uncut one draws.
+        torch.manual_seed(seed_of("step", task.name, step))
+        batch = task.batch(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            loss, numbers = task.loss(net, batch, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+        optimizer.step()
+        step += 1
+        _follow(average, net, min(_AVERAGE, (1 + step) / (10 + step)))
+        for key, value in {"loss": float(loss.detach()), **numbers}.items():
+            shown[key] = value if key not in shown else 0.95 * shown[key] + 0.05 * value
+        if step % _TELL_EVERY == 0 or step == last:
+            rate = (time.monotonic() - started) / (step - first)
+            words = " ".join(f"{key} {value:.4f}" for key, value in shown.items())
+            tell(f"{task.name}: step {step} of {task.steps}, {words}, {rate * (last - step):.0f} s to go")
+        if step == last or time.monotonic() - saved > _SAVE_EVERY:
+            _save(path, task, step, net, average, optimizer)
+            saved = time.monotonic()
+    return average.eval().requires_grad_(False)
+
+
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; elsewhere it is emulated and slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _groups(net: nn.Module, decay: float) -> list[dict[str, Any]]:
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    vectors = [p for p in net.parameters() if p.ndim <= 1]
+    return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _schedule(step: int, steps: int) -> float:
+    warm = min(1.0, (step + 1) / _WARM_UP)
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))))
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, net: nn.Module, keep: float) -> None:
+    for mine, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        if mine.is_floating_point():
+            mine.lerp_(theirs, 1 - keep)
+        else:
+            mine.copy_(theirs)
+
+
+def _save(
+    path: Path, task: Task, step: int, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = temporary_path(path)
+    state = {"settings": task.settings(), "step": step, "net": net.state_dict(), "average": average.state_dict()}
+    if step < task.steps:  # a finished network is not gone on with
+        state["optimizer"] = optimizer.state_dict()
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def _resume(path: Path, task: Task, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    hint = "delete it to start anew, or name another folder"
+    try:
+        state = torch.load(path, weights_only=True)
+        found = state["settings"]
+        if found == task.settings():
+            net.load_state_dict(state["net"])
+            average.load_state_dict(state["average"])
+            if "optimizer" in state:
+                optimizer.load_state_dict(state["optimizer"])
+            return int(state["step"])
+    except Exception as error:  # torch.load raises whatever the damage makes it stumble over
+        found = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(path, f"a checkpoint that does not open ({found})", f"one of {task.name}", hint=hint) from error
+    raise BadInput(path, f"a checkpoint of {found}", f"one of {task.settings()}", hint=hint)

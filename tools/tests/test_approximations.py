@@ -1,0 +1,99 @@
+"""Loss and saving of approximate settings: paired by clip, counted, and gone on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stableanimator_cli.bench.networks import model_of
+from tools.bench import approximations
+from tools.bench.approximations import GUIDED, PLAIN, Cost, Trial, losses, main
+
+CACHED, WITHIN = "--cache-features 2", "--guidance 2 --guidance-interval 0.5:50"
+TRIAL = Trial(features=(2,), layers=(2,))
+COST = Cost(100, {2: (20, 0)})
+
+
+def row(psnr: float, limbs: float | None, own: float | None, unet: int, shallow: int = 0, near: Any = None) -> dict:
+    return {"psnr": psnr, "limbs": limbs, "own": own, "near": near, "unet": unet, "shallow": shallow}
+
+
+def clips() -> list[dict[str, dict[str, Any]]]:
+    """They differ much more than settings do."""
+    found = []
+    for hard in np.random.default_rng(0).uniform(0, 9, 8):
+        found.append(
+            {
+                PLAIN: row(20 + hard, 0.05 * hard, 0.1 * hard, 12),
+                CACHED: row(19.9 + hard, 0.05 * hard + 0.01, 0.1 * hard - 0.02, 12, 6, 30.0),
+                GUIDED: row(15 + hard, 0.05, None, 24),
+                WITHIN: row(15 + hard, None, 0.5, 17, 0, 25.0),
+            }
+        )
+    return found
+
+
+def test_losses_are_paired_and_above_zero_where_it_is_worse():
+    table = {one["setting"]: one for one in losses(clips(), TRIAL, COST).rows}
+    assert list(table) == [PLAIN, CACHED, GUIDED, WITHIN] == [setting.name for setting in TRIAL.settings()]
+    cached = table[CACHED]
+    for title, lost in (
+        ("dB to the truth", 0.1),
+        ("limbs off, shares of the side", 0.01),
+        ("similarity of faces", 0.02),
+    ):
+        told = cached[f"{title}: loss"]
+        assert (told.low, told.value, told.high) == pytest.approx((lost, lost, lost))
+        assert table[PLAIN][f"{title}: loss"] is None
+    assert cached["dB to the exact path"].value == 30
+    assert cached["UNet FLOPs of the exact path's"] == pytest.approx((6 + 6 * 0.2) / 12)
+    assert table[WITHIN]["UNet FLOPs of the exact path's"] == pytest.approx(17 / 24)
+
+
+def test_a_clip_without_a_figure_is_left_out():
+    found = clips()
+    found[0][CACHED]["own"] = None
+    table = {one["setting"]: one for one in losses(found, TRIAL, COST).rows}
+    assert table[CACHED]["similarity of faces: loss"].value == pytest.approx(0.02)
+    assert table[WITHIN]["limbs off, shares of the side: loss"] is None
+    assert table[WITHIN]["similarity of faces: loss"] is None
+
+
+def test_shallow_calls_of_the_small_model_are_counted():
+    model = model_of("puppet")
+    counted = approximations.cost(model, (64, 64), 2, torch.float32, (1, 2, 4))
+    shares = [counted.share(layers) for layers in (1, 2, 4)]
+    assert 0 < shares[0] < shares[1] < shares[2] < 1
+    # features lie in front of the upsampler from the second layer on: a quarter of the places, twice the channels
+    assert counted.layers[1][1] == 2 * counted.layers[2][1] == 2 * 64 * 8 * 8 * 4
+
+
+def test_clips_are_rendered_once_and_read_again(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(approximations, "savings", lambda layers: losses(clips(), TRIAL, COST))  # full-size networks
+    words = [str(tmp_path / "work"), "--count", "1", "--steps", "2", "--cache-features", "2", "--layers", "2"]
+    words += ["--guidance-interval", "", "--page", str(tmp_path / "page.md")]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    lines = (tmp_path / "work" / "clips.jsonl").read_text().splitlines()
+    (clip,) = (json.loads(line) for line in lines[1:])
+    assert (clip[CACHED]["unet"], clip[CACHED]["shallow"]) == (2, 1)
+    assert clip[CACHED]["near"] < 100  # not the same frames
+    assert f"| {CACHED} | 2 | 1 |" in out
+    page = (tmp_path / "page.md").read_text()
+    assert "python -m tools.bench.approximations work --count 1" in page
+    monkeypatch.setattr(approximations, "render", lambda *_: 1 / 0)
+    assert main(words) == 0
+    assert capsys.readouterr().out == out
+    assert main([*words, "--seed", "1"]) == 3
+    assert "rows of other settings (seed)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "said"), [(["--cache-features", "1"], "--cache-features: found '1'")])
+def test_mistakes_are_said(tmp_path: Path, capsys, words: list[str], said: str):
+    assert main([str(tmp_path), *words]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""The training tools at 256x256: the fixed list, figures of faces, and a VAE training that resumes."""
+
+import argparse
+
+import numpy as np
+import pytest
+import torch
+
+from stableanimator_cli.catalogue import schema
+from tools.puppet_training import heldout, vae
+from tools.puppet_training.figures import Crops, sample_frames
+from tools.puppet_training.measure import face_scores
+from tools.puppet_training.model import write_model
+from tools.puppet_training.networks import Discriminator, Features, open_vae
+
+
+def test_the_list_is_what_its_seed_gives():
+    entries = heldout.read_list()
+    assert len(entries) == 50
+    assert heldout.select_clips(count=3) == entries[:3]
+
+
+def test_sharpness_falls_with_blur_and_is_one_for_the_same():
+    frame = heldout.open_scene(heldout.read_list()[0]).reference()
+    box = frame.face_boxes[0]
+    error, sharp = face_scores(frame.image, frame.image, box)
+    assert error > 90
+    assert sharp == pytest.approx(1)
+    blurred = np.stack([np.roll(frame.image.astype(float), n, axis=1) for n in (-1, 0, 1)]).mean(axis=0)
+    error, sharp = face_scores(blurred.astype(np.uint8), frame.image, box)
+    assert error < 40
+    assert sharp < 0.8
+
+
+def test_a_batch_follows_from_its_step():
+    one, weight = Crops(10, 2, 32)[3]
+    again, _ = Crops(10, 2, 32)[3]
+    assert torch.equal(one, again)
+    assert one.shape == (2, 3, 32, 32)
+    assert set(weight.unique().tolist()) <= {1.0, 2.0}
+
+
+def test_sampled_frames_show_faces():
+    assert all(np.isfinite(frame.face_boxes).all() for frame in sample_frames(4))
+
+
+def options(tmp_path, **changed):
+    parsed = vae.parse([str(tmp_path), "--steps", "20"])
+    return argparse.Namespace(**{**vars(parsed), **changed})
+
+
+def opened(settings):
+    weights = vae.MODEL / "vae.safetensors"
+    features = Features(vae.MODEL / "video.onnx")
+    return vae.Trainer(settings, open_vae(weights), open_vae(weights), Discriminator(8), features)
+
+
+def test_a_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(vae, "ALONE", 0)
+    data = Crops(4, 1, 32)
+    torch.manual_seed(1)
+    straight = opened(options(tmp_path))
+    torch.manual_seed(1)
+    first = opened(options(tmp_path))
+    for step in range(2):
+        straight.train_step(*data[step])
+        first.train_step(*data[step])
+    first.save(tmp_path / "vae.pt")
+    resumed = opened(options(tmp_path))
+    resumed.resume(tmp_path / "vae.pt")
+    assert resumed.step == 2
+    for trainer in (straight, resumed):
+        numbers = trainer.train_step(*data[2])
+    assert {"fooled", "judge", "perceptual"} <= set(numbers)
+    for name, tensor in straight.vae.state_dict().items():
+        torch.testing.assert_close(resumed.vae.state_dict()[name], tensor, msg=name)
+
+
+def test_a_model_folder_holds_the_new_vae_and_size(tmp_path):
+    path = write_model(tmp_path / "model", vae.MODEL / "vae.safetensors")
+    entry = schema.read(path)
+    assert entry.defaults["size"] == "256x256"
+    assert {row.path for row in entry.files} >= {"vae.safetensors", "unet.safetensors"}

@@ -1,0 +1,51 @@
+"""Measurements that were cut go on; others are not mixed in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stableanimator_cli.errors import BadInput, ConfigError
+from tools.bench.resumable import as_typed, read_rows, refused
+
+HEADER = {"frames": 2, "seed": 0}
+
+
+def written(path: Path, *lines: str) -> Path:
+    path.write_text("".join(lines))
+    return path
+
+
+def test_rows_come_back_without_the_header(tmp_path: Path):
+    assert read_rows(tmp_path / "none.jsonl", HEADER) == []
+    file = written(tmp_path / "a.jsonl", json.dumps(HEADER) + "\n", '{"a": 1}\n', '{"a": 2}\n')
+    assert read_rows(file, HEADER) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_cut_line_is_dropped_from_the_file(tmp_path: Path):
+    file = written(tmp_path / "a.jsonl", json.dumps(HEADER) + "\n", '{"a": 1}\n', '{"a": ')
+    assert read_rows(file, HEADER) == [{"a": 1}]
+    assert file.read_text() == json.dumps(HEADER) + '\n{"a": 1}\n'
+
+
+@pytest.mark.parametrize("lines", [("[1]\n",), ('{"frames": 4, "seed": 0}\n', '{"a": 1}\n')])
+def test_other_settings_are_refused_by_name(tmp_path: Path, lines: tuple[str, ...]):
+    with pytest.raises(BadInput, match=r"rows of other settings \(frames"):
+        read_rows(written(tmp_path / "a.jsonl", *lines), HEADER)
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path: Path):
+    with pytest.raises(BadInput, match="line 2: it is not rows as this measurement writes them"):
+        read_rows(written(tmp_path / "a.jsonl", json.dumps(HEADER) + "\n", "{a}\n", '{"a": 1}\n'), HEADER)
+
+
+def test_a_command_is_shown_without_places():
+    words = ["/some/where/work", "--page", "/docs/page.md", "--model", "here/puppet", "--minutes", "5", "--seed", "3"]
+    assert as_typed("a.b", words) == "python -m a.b work --model puppet --seed 3"
+
+
+def test_an_error_is_said_with_its_hint(capsys: pytest.CaptureFixture[str]):
+    assert refused(ConfigError("--seed", -1, "0 or more", hint="try 0")) == 2
+    assert capsys.readouterr().err.splitlines()[1] == "hint: try 0"

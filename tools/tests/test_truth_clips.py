@@ -1,0 +1,55 @@
+"""Clip folders of puppets hold what was drawn, and open as any clip does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stableanimator_cli import catalogue, clip_folder
+from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.motion.motion_file import load_motion
+from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
+from tools import truth_clips
+
+
+@pytest.fixture(scope="module")
+def puppets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("truth") / "puppets"
+    write_puppets(PuppetPlan(folder=folder, videos=2, frames=3, size=(128, 128)))
+    return folder
+
+
+def test_a_puppets_clip_holds_what_was_drawn(puppets: Path, tmp_path: Path) -> None:
+    truth_clips.main([str(puppets), str(tmp_path / "clips")])
+    folders = [clip_folder.open_folder(path) for path in clip_folder.find_folders(tmp_path / "clips")]
+    assert [folder.name for folder in folders] == ["00000", "00001"]
+    for folder in folders:
+        drawn = load_motion(puppets / "truth" / f"{folder.name}.npz")
+        np.testing.assert_array_equal(folder.motion().keypoints, drawn.keypoints)
+        assert sum(1 for _ in folder.pictures().frames()) == folder.frames == 3
+        faces = folder.faces()
+        seen = np.isfinite(drawn.face_boxes).all(axis=2).sum()
+        assert len(faces) == seen
+        assert np.isfinite(faces.embeddings).all()
+
+
+def test_vectors_are_those_of_the_reader(puppets: Path, tmp_path: Path) -> None:
+    model = catalogue.open_model("puppet", require=("face",))
+    reader = FaceReader(model.files["face"], model.face_channel_order, "cpu")
+    assert truth_clips.write_clips(puppets, tmp_path, reader) == 2
+    folder = clip_folder.open_folder(tmp_path / "00000")
+    faces, picture = folder.faces(), next(iter(folder.pictures().frames()))[1]
+    row = faces.at(0)[0]
+    found = reader.faces(picture)[0]
+    cosine = np.dot(found.embedding, faces.embeddings[row]) / (
+        np.linalg.norm(found.embedding) * np.linalg.norm(faces.embeddings[row])
+    )
+    assert cosine > 0.8  # landmarks as drawn against landmarks as found
+
+
+def test_a_folder_without_truth_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no truth"):
+        truth_clips.main([str(tmp_path), str(tmp_path / "out")])

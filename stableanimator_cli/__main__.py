@@ -11,9 +11,9 @@ import threading
 import traceback
 from types import FrameType
 
+from stableanimator_cli import distributed
 from stableanimator_cli.cli import console, streams
 from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, OutOfMemory, SaError, is_out_of_memory, plain
-from stableanimator_cli.progress import rank_here
 
 # onnxruntime otherwise writes an id and a database under the user's cache when it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -97,7 +97,7 @@ def _bug(error: Exception) -> SaError:
 
 def _fail(error: SaError) -> int:
     """Print an error as the user asked for: two lines on stderr, or one JSON object on stdout."""
-    if isinstance(error, BadUsage) and rank_here() > 0:
+    if isinstance(error, BadUsage) and distributed.rank() > 0:
         return error.exit_code  # every process of torchrun reads the same words; the first one says it
     if os.environ.get("SA_DEBUG", "0") not in ("", "0"):
         shown = error.__cause__ if type(error) is SaError and error.__cause__ else error

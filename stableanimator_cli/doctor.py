@@ -215,7 +215,7 @@ def models() -> Iterator[Finding]:
         told = f"not fetched, which only matters to who wants them: {', '.join(lacking)}"
         wanted = catalogue.DEFAULT if catalogue.DEFAULT in lacking else lacking[0]
         yield _note("models", told, f"sa models pull {wanted}")
-    yield from _remains(catalogue.home() / "models")
+    yield from _remains(catalogue.cache_dir() / "models")
     asked = os.environ.get("SA_MODEL")
     if asked and asked not in catalogue.names() and not os.path.isdir(catalogue.expanded(asked)):
         yield _broken("models", f"SA_MODEL is {asked!r}: no name of the catalogue and no folder", "unset SA_MODEL")
@@ -229,7 +229,7 @@ def _model(found: Entry) -> Iterator[Finding]:
     if missing and len(missing) < len(places):
         some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
         yield _broken("models", f"{found.name} lacks {len(missing)} of {len(places)} files: {some}", pull)
-    folder = catalogue.store(found.name)
+    folder = catalogue.model_cache_dir(found.name)
     if missing and folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
         yield _note("models", f"{folder} is an empty folder", pull)
     for row in needed:
@@ -239,7 +239,7 @@ def _model(found: Entry) -> Iterator[Finding]:
                 catalogue.check_size(place, row.bytes if place.name == Path(row.path).name else None, found.name)
             except SaError as error:
                 yield _broken("models", error.message, pull)
-    for root in catalogue.roots(found):
+    for root in catalogue.search_paths(found):
         deep = root / found.name
         if any(place is not None and place.is_relative_to(deep) for place in places.values()):
             told = f"{deep} was unpacked one level too deep: read here, but not by insightface itself"
@@ -273,7 +273,7 @@ def _located(found: Entry, rows: Iterable[WeightFile] | None = None) -> Iterator
 
 def disk() -> Iterator[Finding]:
     """Room where models, temporary files and videos go."""
-    home = catalogue.home()
+    home = catalogue.cache_dir()
     near = next(folder for folder in (home, *home.parents) if folder.exists())
     if not os.access(near, os.W_OK | os.X_OK):
         yield _broken(

@@ -1,15 +1,13 @@
-"""How a stage speaks while it works, without knowing who listens: the command line passes its console. And who speaks:
-of several processes that torchrun started, the first."""
+"""Messages and progress of a stage. The command line passes its console as the reporter; programs pass none."""
 
 from __future__ import annotations
 
-import os
 from types import TracebackType
 from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """How far something long is; a context manager."""
+    """Progress of long work, as a context manager."""
 
     def update(self, n: int = 1, **fields: Any) -> None: ...
 
@@ -20,21 +18,21 @@ class Progress(Protocol):
     ) -> None: ...
 
 
-class Talk(Protocol):
-    """``note`` says something by the way, ``warn`` what the user should act on, ``progress`` shows long work."""
+class Reporter(Protocol):
+    """Receives messages: ``info``, ``warning`` (the user should act), and ``progress`` of long work."""
 
-    def note(self, text: str) -> None: ...
+    def info(self, text: str) -> None: ...
 
-    def warn(self, text: str) -> None: ...
+    def warning(self, text: str) -> None: ...
 
     def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress: ...
 
 
-class _NoProgress:
+class _NullProgress:
     def update(self, n: int = 1, **fields: Any) -> None:
         pass
 
-    def __enter__(self) -> _NoProgress:
+    def __enter__(self) -> _NullProgress:
         return self
 
     def __exit__(
@@ -43,43 +41,32 @@ class _NoProgress:
         pass
 
 
-class Silent:
-    """Says nothing: for callers that are programs."""
+class NullReporter:
+    """Discard all messages: the reporter of callers that are programs."""
 
-    def note(self, text: str) -> None:
+    def info(self, text: str) -> None:
         pass
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         pass
 
     def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
-        return _NoProgress()
+        return _NullProgress()
 
 
 class WarningLog:
-    """Pass everything on to another ``Talk`` and keep its warnings, for the record of a run."""
+    """Forward to another reporter and collect the warnings for the record of a run."""
 
-    def __init__(self, talk: Talk) -> None:
-        self._talk = talk
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
         self.warnings: list[str] = []
 
-    def note(self, text: str) -> None:
-        self._talk.note(text)
+    def info(self, text: str) -> None:
+        self._reporter.info(text)
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         self.warnings.append(text)
-        self._talk.warn(text)
+        self._reporter.warning(text)
 
     def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
-        return self._talk.progress(total, desc, unit)
-
-
-def rank_here() -> int:
-    """This process's rank among those that torchrun started; 0 where it started none."""
-    return int(os.environ["RANK"]) if world_here() > 1 else 0
-
-
-def world_here() -> int:
-    """How many processes torchrun started; 1 where this one is alone."""
-    named = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
-    return int(os.environ["WORLD_SIZE"]) if named else 1
+        return self._reporter.progress(total, desc, unit)

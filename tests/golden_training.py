@@ -26,14 +26,14 @@ from stableanimator_cli.train.stage import TrainingStage
 from tests.random_model import TINY, write_model
 from tests.train.clip_folders import SIZE, write_upstream
 
-STEPS, BATCH, CLIP_NORM, EMA = 3, 2, 0.5, 0.9
+STEPS, BATCH, CLIP_NORM, DECAY = 3, 2, 0.5, 0.9
 ROLES = ("unet", "pose_net", "face_encoder")
 SHOWN = ("latents", "noise", "reference", "image", "face", "poses", "mask", "time_ids")
 _RECIPE = f"""
 [loss]
 dropout_share = 0.2
 [optimizer]
-ema = {EMA}
+ema = {DECAY}
 clip = {CLIP_NORM}
 """
 

@@ -26,9 +26,9 @@ from stableanimator_cli.diffusion.schedule import karras_sigmas, picture_noise, 
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan, Networks
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import RenderRequest, Stages, Watch, render
+from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, render
 from stableanimator_cli.engine.weights import builders, fill
-from stableanimator_cli.motion.geometry import fit
+from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.records import ModelFolder
 from tests import parity_faces, parity_skeleton, parity_training
 
@@ -167,7 +167,7 @@ class RecordedPoses:
 
     def frame(self, index: int) -> np.ndarray:
         picture = self.pictures[index]
-        there = fit((picture.shape[1], picture.shape[0]), self.size, "stretch")
+        there = resize_transform((picture.shape[1], picture.shape[0]), self.size, "stretch")
         return there.apply_image(picture, resample="bicubic")
 
 
@@ -187,20 +187,22 @@ def pipeline(recording: Recording, name: str) -> list[Error]:
     )
     request = RenderRequest(
         picture=picture,
-        fitted=fit((picture.shape[1], picture.shape[0]), size, "stretch").apply_image(picture, resample="lanczos"),
+        fitted=resize_transform((picture.shape[1], picture.shape[0]), size, "stretch").apply_image(
+            picture, resample="lanczos"
+        ),
         face=t["face_embedding"].numpy(),
         poses=RecordedPoses(t["poses"].numpy(), size),
         plan=plan_windows(total, length=tile, overlap=args["args.tile_overlap"], blend="upstream"),
         sampling=sampling,
         decode=DecodeConfig(chunk=args["args.decode_chunk_size"]),
-        tile=tile,
+        noise_period=tile,
     )
     steps: list[Tensor] = []
     with recording.engine() as engine:
         refined = "args.num_optimization_iter" in args
         refine = parity_faces.refinement(recording, t, args, engine.networks["vae"]) if refined else None
-        watch = Watch(step=lambda x, _: steps.append(x))
-        frames = np.stack(list(render(engine, request, Stages(), watch, refine=refine)))
+        watch = Callbacks(step=lambda x, _: steps.append(x))
+        frames = np.stack(list(render(engine, request, Timings(), watch, refine=refine)))
     noise = t["initial_noise_tile"][0]
     pairs = list(zip(steps, t["latents_after_each_step"][:, 0], strict=True))
     latents = max(float((a - b).abs().max() / b.std()) for a, b in pairs)

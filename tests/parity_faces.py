@@ -33,7 +33,7 @@ def optimisation(vae: Any, face: ArcFace, boxes: Sequence[Sequence[int]], refere
     target = Target(boxes=tuple((x0, y0, x1, y1) for y0, y1, x0, x1 in boxes), vector=reference[0])
     return FaceOptimization(
         decoder=FaceDecoder(vae, Counter()),
-        identify=lambda pixels, places: face.embed(crop_resize(pixels, places)),
+        embed=lambda pixels, places: face.embed(crop_resize(pixels, places)),
         targets=[target],
         settings=settings,
     )

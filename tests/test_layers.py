@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "stableanimator_cli"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
-GROUND = {"errors", "records", "config", "progress", "files", "readers", "readers_fields", "version"}
+GROUND = {"errors", "records", "config", "progress", "distributed", "files", "readers", "readers_fields", "version"}
 STORES = {"catalogue", "media", "motion"}
 FOLDER = GROUND | STORES | {"clip_folder"}
 ROOMS = {"detect", "nets", "diffusion", "metrics", "puppets"}
@@ -164,7 +164,11 @@ def test_a_file_is_one_room(file: Path) -> None:
         ("catalogue/schema.py", "import numpy as np", "makes the shell wait"),
         ("config/schema.py", "import cv2", "standard library and numpy"),
         ("cli/options.py", "import click", "click has no place in cli"),
-        ("engine/render.py", "from stableanimator_cli.engine.memory import fit", "engine must not import engine.memory"),
+        (
+            "engine/render.py",
+            "from stableanimator_cli.engine.memory import fit",
+            "engine must not import engine.memory",
+        ),
         ("bench/run.py", "from tools import publish", "tools is not part of the package"),
         ("clip_folder.py", "from stableanimator_cli.detect import face", "clip_folder must not import detect"),
     ],

@@ -18,7 +18,7 @@ from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import RenderRequest, Stages, render
+from stableanimator_cli.engine.render import RenderRequest, Timings, render
 from stableanimator_cli.motion import keypoints as kp
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.records import Motion
@@ -73,7 +73,7 @@ def request(
         plan=plan_windows(frames, length=window, overlap=overlap, blend=blend),
         sampling=SamplingConfig(**{"steps": 2, "seed": 5, **sampling}),
         decode=DecodeConfig(chunk=chunk, overlap=decode_overlap),
-        tile=window,
+        noise_period=window,
     )
 
 
@@ -86,7 +86,7 @@ def engine_of(folder: Path, id_mode: Any = "distribution", **plan: Any) -> Itera
 
 def rendered(engine: Engine, wanted: RenderRequest) -> np.ndarray:
     """All frames uint8[t,h,w,3]."""
-    return np.stack(list(render(engine, wanted, Stages())))
+    return np.stack(list(render(engine, wanted, Timings())))
 
 
 def person(turn: float, size: tuple[int, int]) -> np.ndarray:

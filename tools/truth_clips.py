@@ -22,13 +22,13 @@ from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.preprocess.clip import link_source, write_json
 from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable, remove_leftovers, replace_clip
-from stableanimator_cli.progress import Silent, Talk
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.readers import read_json, read_npz
 from stableanimator_cli.readers_fields import Fields
 from stableanimator_cli.records import Face
 
 
-def write_clips(puppets: Path, out: Path, reader: FaceReader, talk: Talk | None = None) -> int:
+def write_clips(puppets: Path, out: Path, reader: FaceReader, reporter: Reporter | None = None) -> int:
     """One clip folder a video of ``puppets`` below ``out``; those that are there stay. Returns how many there are.
 
     Raises ``BadInput`` where ``puppets`` is no folder of ``sa puppets``.
@@ -36,10 +36,10 @@ def write_clips(puppets: Path, out: Path, reader: FaceReader, talk: Talk | None 
     records = sorted((puppets / "truth").glob("*.json"))
     if not records:
         raise BadInput(puppets, "no truth/*.json", "a folder of `sa puppets`", hint="sa puppets DIR --videos N")
-    talk = talk or Silent()
+    reporter = reporter or NullReporter()
     remove_leftovers(out / path.stem for path in records)
     network = sha256_of(reader.recogniser_file)
-    with talk.progress(len(records), "clips", "clip") as bar:
+    with reporter.progress(len(records), "clips", "clip") as bar:
         for path in records:
             place = out / path.stem
             if not (place / clip_folder.RECORD).exists():

@@ -28,11 +28,11 @@ from stableanimator_cli.animate import fingerprint
 from stableanimator_cli.animate.identity_gate import Identity
 from stableanimator_cli.animate.validate import state_path
 from stableanimator_cli.config.animate import AnimateConfig
-from stableanimator_cli.diffusion.face_optimization import Refined, Target
+from stableanimator_cli.diffusion.face_optimization import RefineLogEntry, Target
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.files import MARK, atomic_write, may_be_running
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import parse_json
 from stableanimator_cli.records import ModelFolder
 
@@ -42,61 +42,67 @@ _SHARE = 20  # at least so many times what a write took is worked before the nex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
+class SamplingState:
     """One drawing of the whole video, ``step`` steps into it: ``latents`` float32[t,c,h/8,w/8], and face optimisation's
     log and targets so far."""
 
     latents: Tensor
     step: int
-    log: tuple[Refined, ...] = ()
+    log: tuple[RefineLogEntry, ...] = ()
     targets: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Best:
+class BestSample:
     """The best drawing that the identity gate has measured, and its windows that failed."""
 
-    drawn: Drawn
+    drawn: SamplingState
     identity: Identity
     failed: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
+class Checkpoint:
     """A run in the middle: the present drawing, the windows that each re-draw drew again (the present one last), the
     best drawing before it, what was called so far, and how often the run was taken up again."""
 
-    now: Drawn
+    now: SamplingState
     attempts: tuple[tuple[int, ...], ...] = ()
-    best: Best | None = None
+    best: BestSample | None = None
     calls: Counter[str]
     resumed: int = 0
 
 
-class Keeper:
+class CheckpointManager:
     """Keeps the state of one run. ``found`` is what an earlier run left, None where there is nothing to go on from."""
 
     def __init__(
-        self, config: AnimateConfig, model: ModelFolder, device: DevicePlan, talk: Talk, *, restart: bool = False
+        self,
+        config: AnimateConfig,
+        model: ModelFolder,
+        device: DevicePlan,
+        reporter: Reporter,
+        *,
+        restart: bool = False,
     ) -> None:
         """Raises ``ConfigError`` where an unfinished run of other settings, inputs or weights lies in the output's
         place; ``restart`` throws it away."""
         self.path = state_path(config.output)
         self.kept = False
-        self._talk = talk
+        self._talk = reporter
         self._config = config
         self._cheap = fingerprint.settings(config) | fingerprint.inputs(config) | fingerprint.machine(device)
-        self._weights: Callable[[], fingerprint.Facts] = lambda: fingerprint.weights(model)
-        self._facts: fingerprint.Facts | None = None
+        self._weights: Callable[[], fingerprint.Fingerprint] = lambda: fingerprint.weights(model)
+        self._facts: fingerprint.Fingerprint | None = None
         self._due = time.monotonic() + INTERVAL
-        self.found: Saved | None = None
+        self.found: Checkpoint | None = None
         if restart:
             self.path.unlink(missing_ok=True)
         elif self.path.exists() and all(path.exists() for path in fingerprint.inputs_of(config).values()):
             self.found = self._read()
 
     @property
-    def facts(self) -> fingerprint.Facts:
+    def facts(self) -> fingerprint.Fingerprint:
         """Weights are read for their digest only when a state is there, or is to be written for the first time."""
         if self._facts is None:
             self._facts = self._cheap | self._weights()
@@ -105,7 +111,7 @@ class Keeper:
     def due(self) -> bool:
         return time.monotonic() >= self._due
 
-    def keep(self, saved: Saved) -> None:
+    def keep(self, saved: Checkpoint) -> None:
         """Write the state, whole or not at all. A disk that has no room for it costs the state, not the run."""
         facts, started = self.facts, time.monotonic()
         tensors, told = _packed(saved)
@@ -114,7 +120,7 @@ class Keeper:
             with atomic_write(self.path, marked=True) as part:
                 part.write_bytes(save(tensors, metadata={MARK: FORMAT, "format": FORMAT, "state": json.dumps(told)}))
         except (OSError, SaError) as error:
-            self._talk.warn(f"{self.path}: not written ({error}); this run cannot go on after a break")
+            self._talk.warning(f"{self.path}: not written ({error}); this run cannot go on after a break")
             self._due = float("inf")
             return
         self.kept = True
@@ -125,7 +131,7 @@ class Keeper:
         with contextlib.suppress(OSError):
             self.path.unlink()
 
-    def _read(self) -> Saved | None:
+    def _read(self) -> Checkpoint | None:
         try:
             with safe_open(self.path, "pt") as file:
                 about = file.metadata() or {}
@@ -139,11 +145,11 @@ class Keeper:
             raise
         # read again by the same code that wrote it; whatever damage makes that stumble, the run starts over
         except (OSError, SaError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
-            self._talk.warn(f"{self.path}: not readable as the state of a run; it starts anew")
+            self._talk.warning(f"{self.path}: not readable as the state of a run; it starts anew")
             return None
         # what is cheap to compare first, so that gigabytes are not read before a changed seed is said
         known = {name: value for name, value in then.items() if name in self._cheap}
-        differ = fingerprint.differences(known, self._cheap) or fingerprint.differences(then, self.facts)
+        differ = fingerprint.diff(known, self._cheap) or fingerprint.diff(then, self.facts)
         if differ:
             raise self._refusal(differ, f" after {saved.now.step} steps")
         _sweep(self._config, host)
@@ -159,7 +165,7 @@ class Keeper:
         )
 
 
-def _packed(saved: Saved) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _packed(saved: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     told: dict[str, Any] = {
         "attempts": saved.attempts,
@@ -173,7 +179,7 @@ def _packed(saved: Saved) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, told
 
 
-def _pack(drawn: Drawn, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _pack(drawn: SamplingState, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     tensors[f"{name}.latents"] = drawn.latents.detach().cpu().contiguous()
     for index, target in enumerate(drawn.targets):
         tensors[f"{name}.target.{index}"] = target.vector.detach().cpu().clone()  # the best drawing may share it
@@ -184,14 +190,14 @@ def _pack(drawn: Drawn, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]
     }
 
 
-def _unpacked(tensors: dict[str, Tensor], told: dict[str, Any]) -> Saved:
+def _unpacked(tensors: dict[str, Tensor], told: dict[str, Any]) -> Checkpoint:
     best = told.get("best")
-    return Saved(
+    return Checkpoint(
         now=_unpack(told["now"], "now", tensors),
         attempts=tuple(tuple(row) for row in told["attempts"]),
         best=None
         if best is None
-        else Best(
+        else BestSample(
             drawn=_unpack(best, "best", tensors),
             identity=Identity(similarity=tensors["best.similarity"].numpy()),
             failed=tuple(best["failed"]),
@@ -201,12 +207,12 @@ def _unpacked(tensors: dict[str, Tensor], told: dict[str, Any]) -> Saved:
     )
 
 
-def _unpack(told: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> Drawn:
+def _unpack(told: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> SamplingState:
     boxes = [tuple(None if box is None else tuple(box) for box in row) for row in told["boxes"]]
-    return Drawn(
+    return SamplingState(
         latents=tensors[f"{name}.latents"],
         step=told["step"],
-        log=tuple(Refined(**entry) for entry in told["log"]),
+        log=tuple(RefineLogEntry(**entry) for entry in told["log"]),
         targets=tuple(Target(boxes=row, vector=tensors[f"{name}.target.{index}"]) for index, row in enumerate(boxes)),
     )
 

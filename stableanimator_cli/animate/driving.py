@@ -16,20 +16,20 @@ from typing import Literal
 
 import numpy as np
 
-from stableanimator_cli.animate.frame_rate import is_regular, mean_rate, shown_at
-from stableanimator_cli.animate.pose_frames import Skeletons
+from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, mean_rate
+from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
-from stableanimator_cli.detect.capture import Detectors, capture, pose_of
+from stableanimator_cli.detect.capture import Detectors, extract_motion, pose_of
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.media.image import is_picture
 from stableanimator_cli.motion.align import align
-from stableanimator_cli.motion.geometry import Fit, Mode, fit
+from stableanimator_cli.motion.geometry import Mode, ResizeTransform, resize_transform
 from stableanimator_cli.motion.keypoints import face_box
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS, load_motion
 from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.skeleton import TAG, draw_skeleton, looks_like_skeleton
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip, ModelFolder, Motion
 
 Kind = Literal["auto", "skeleton", "video"]
@@ -45,7 +45,7 @@ class Driving:
     is MOTION's own frame, counted from 0, that each frame of the output shows, ``motion_times`` its time in seconds
     after MOTION's first frame; None where MOTION has no clock."""
 
-    skeletons: Skeletons
+    skeletons: PoseFrames
     fps: Fraction
     source_size: tuple[int, int]
     audio: tuple[Path, Fraction, Fraction] | None
@@ -62,7 +62,7 @@ def open_driving(
     fps: Fraction | None,
     size: tuple[int, int],
     resize: Mode,
-    talk: Talk,
+    reporter: Reporter,
     model: ModelFolder | None = None,
     device: str = "auto",
     reference: np.ndarray | None = None,
@@ -78,19 +78,19 @@ def open_driving(
     start, stop = frames or (None, None)
     if (path / RECORD).is_file() and (path / MOTION).is_file():
         motion = load_motion(path / MOTION)
-        driving = _from_motion(motion, path / MOTION, start, stop, fps, size, resize, talk)
-        return driving if planned else replace(driving, audio=_sound(path, motion, start, stop, talk))
+        driving = _from_motion(motion, path / MOTION, start, stop, fps, size, resize, reporter)
+        return driving if planned else replace(driving, audio=_sound(path, motion, start, stop, reporter))
     if path.suffix.lower() == ".npz" and path.is_file():
-        return _from_motion(load_motion(path), path, start, stop, fps, size, resize, talk)
+        return _from_motion(load_motion(path), path, start, stop, fps, size, resize, reporter)
     if _holds_openpose(path):
         read = load_openpose(path)
         if read.size_from == "extent":
             width, height = read.motion.size
-            talk.warn(
+            reporter.warning(
                 f"{path.name} does not say the size of its frames: {width}x{height} guessed from the points; "
                 "add canvas_width and canvas_height"
             )
-        return _from_motion(read.motion, path, start, stop, fps, size, resize, talk)
+        return _from_motion(read.motion, path, start, stop, fps, size, resize, reporter)
     clip = open_clip(path)
     if min(clip.size) < _SMALLEST:
         raise BadInput(
@@ -101,13 +101,13 @@ def open_driving(
         )
     part = take(clip, start, stop)
     first = (start or 0) if clip.count is None else slice(start, stop).indices(clip.count)[0]
-    if _shows_skeletons(clip, kind, talk):
-        return _from_clip(part, first, fps, size, resize, talk, _faces_beside(clip, start, stop, size, resize))
+    if _shows_skeletons(clip, kind, reporter):
+        return _from_clip(part, first, fps, size, resize, reporter, _faces_beside(clip, start, stop, size, resize))
     if planned:
         return _counted(part, fps, size)
-    motion = _detected(part, model, device, reference, talk)
+    motion = _detected(part, model, device, reference, reporter)
     driving = _from_motion(
-        motion, path, None, None, fps or (clip.fps if motion.times is None else None), size, resize, talk
+        motion, path, None, None, fps or (clip.fps if motion.times is None else None), size, resize, reporter
     )
     driving = replace(driving, motion_frames=tuple(first + index for index in driving.motion_frames))
     if not clip.audio or motion.times is None:
@@ -117,7 +117,7 @@ def open_driving(
 
 
 def _sound(
-    folder: Path, motion: Motion, start: int | None, stop: int | None, talk: Talk
+    folder: Path, motion: Motion, start: int | None, stop: int | None, reporter: Reporter
 ) -> tuple[Path, Fraction, Fraction] | None:
     """The sound of a clip folder: that of its video, over the frames ``start:stop`` of its motion."""
     try:
@@ -126,7 +126,7 @@ def _sound(
             return None
         source = clip.source
     except BadInput as error:
-        talk.warn(f"{error.message}: the video will have no sound")
+        reporter.warning(f"{error.message}: the video will have no sound")
         return None
     times = motion.times[start:stop]
     return source, times[0], times[-1] + 1 / mean_rate(motion.times)
@@ -139,7 +139,7 @@ def _holds_openpose(path: Path) -> bool:
     return any(path.glob("*.json")) and not any(is_picture(file) for file in path.iterdir() if file.is_file())
 
 
-def _shows_skeletons(clip: Clip, kind: Kind, talk: Talk) -> bool:
+def _shows_skeletons(clip: Clip, kind: Kind, reporter: Reporter) -> bool:
     """Whether a video shows drawn skeletons; else it shows people to detect."""
     if kind == "auto":
         tagged = TAG.items() <= clip.tag.items()
@@ -147,12 +147,14 @@ def _shows_skeletons(clip: Clip, kind: Kind, talk: Talk) -> bool:
         looked = [] if tagged else [frame for _, frame in itertools.islice(clip.frames(), _LOOKED_AT)]
         skeleton = tagged or sum(map(looks_like_skeleton, looked)) * 2 > len(looked)
         why = "by its tag" if tagged else "black but for its limbs" if skeleton else "not black like a skeleton"
-        talk.note(f"{clip.path.name}: taken for a {'skeleton' if skeleton else 'plain'} video ({why})")
+        reporter.info(f"{clip.path.name}: taken for a {'skeleton' if skeleton else 'plain'} video ({why})")
         return skeleton
     return kind == "skeleton"
 
 
-def _detected(clip: Clip, model: ModelFolder | None, device: str, reference: np.ndarray | None, talk: Talk) -> Motion:
+def _detected(
+    clip: Clip, model: ModelFolder | None, device: str, reference: np.ndarray | None, reporter: Reporter
+) -> Motion:
     """The largest person's motion in a plain video, as it is there: nothing is aligned unasked."""
     try:
         if model is None:
@@ -164,18 +166,18 @@ def _detected(clip: Clip, model: ModelFolder | None, device: str, reference: np.
             f"{clip.path}: found a plain video, and {error.message}",
             hint=f"{error.hint or 'name a model with detectors'}; if these are skeletons, say --motion-kind skeleton",
         ) from None
-    seen = capture(clip, detectors, talk=talk)
+    seen = extract_motion(clip, detectors, reporter=reporter)
     if seen.repairs.frames or seen.repairs.points or seen.repairs.gaps:
-        talk.note(f"{clip.path.name}: {seen.repairs.describe()}")
+        reporter.info(f"{clip.path.name}: {seen.repairs.describe()}")
     if seen.found.max() > 1:
-        talk.note(f"{clip.path.name}: up to {seen.found.max()} people, the largest is followed")
+        reporter.info(f"{clip.path.name}: up to {seen.found.max()} people, the largest is followed")
     points = None if reference is None else pose_of(reference, detectors)
     if reference is not None and points is not None:
         try:
             found = align(seen.motion, points, (reference.shape[1], reference.shape[0]), "none").after
         except NoPerson:  # too little in common to compare
             return seen.motion
-        talk.note(
+        reporter.info(
             f"{clip.path.name}: {found.describe()}; sa preprocess --align affine --reference brings them together"
         )
     return seen.motion
@@ -184,7 +186,7 @@ def _detected(clip: Clip, model: ModelFolder | None, device: str, reference: np.
 def _counted(clip: Clip, fps: Fraction | None, size: tuple[int, int]) -> Driving:
     """As many black frames as a video's motion will have: what a plan needs to know."""
     times = [time for time, _ in clip.frames()]
-    black = Skeletons(size, [np.zeros((size[1], size[0], 3), np.uint8)])
+    black = PoseFrames(size, [np.zeros((size[1], size[0], 3), np.uint8)])
     known = [time for time in times if time is not None]
     if len(known) < max(2, len(times)):
         blank = black.reordered([0] * len(times))
@@ -203,7 +205,7 @@ def _faces_beside(
     motion = load_motion(beside)
     if len(motion) != clip.count or motion.size != clip.size:
         return None
-    return _faces(fit(motion.size, size, resize).transform_motion(motion))[start:stop]
+    return _faces(resize_transform(motion.size, size, resize).transform_motion(motion))[start:stop]
 
 
 def _from_clip(
@@ -212,13 +214,13 @@ def _from_clip(
     fps: Fraction | None,
     size: tuple[int, int],
     resize: Mode,
-    talk: Talk,
+    reporter: Reporter,
     faces: np.ndarray | None,
 ) -> Driving:
-    there = fit(clip.size, size, resize)
-    say_cut(there, clip.path, talk)
-    skeletons, times = Skeletons(size), []
-    with talk.progress(clip.count, "read motion", "frame") as bar:
+    there = resize_transform(clip.size, size, resize)
+    report_crop(there, clip.path, reporter)
+    skeletons, times = PoseFrames(size), []
+    with reporter.progress(clip.count, "read motion", "frame") as bar:
         for time, picture in clip.frames():
             # bicubic, as the reference implementation resizes skeleton pictures
             skeletons.append(there.apply_image(picture, resample="bicubic"))
@@ -258,7 +260,7 @@ def _from_motion(
     fps: Fraction | None,
     size: tuple[int, int],
     resize: Mode,
-    talk: Talk,
+    reporter: Reporter,
 ) -> Driving:
     indices = range(len(motion))[start:stop]
     if not indices:
@@ -270,19 +272,19 @@ def _from_motion(
         )
     if not motion.present[list(indices)].any():
         raise BadInput(path, "nobody in any frame", "at least one person", hint="choose other --frames")
-    there = fit(motion.size, size, resize)
-    say_cut(there, path, talk)
+    there = resize_transform(motion.size, size, resize)
+    report_crop(there, path, reporter)
 
     fitted = there.transform_motion(motion)
     faces = _faces(fitted)[list(indices)]
 
     def drawn() -> Iterator[np.ndarray]:
-        with talk.progress(len(indices), "draw skeletons", "frame") as bar:
+        with reporter.progress(len(indices), "draw skeletons", "frame") as bar:
             for index in indices:
                 yield draw_skeleton(fitted.keypoints[index][fitted.present[index]], size)
                 bar.update()
 
-    skeletons = Skeletons(size, drawn())
+    skeletons = PoseFrames(size, drawn())
     if motion.times is None:
         return Driving(
             skeletons=skeletons, fps=fps or UNTIMED_FPS, source_size=motion.size, audio=None, faces=faces,
@@ -314,16 +316,18 @@ def _at_rate(times: Sequence[Fraction], own: Fraction, wanted: Fraction | None) 
     rate = wanted or own
     if rate == own and is_regular(times, own):
         return range(len(times)), rate
-    return shown_at(times, rate, 1 / own), rate
+    return frame_indices_at(times, rate, 1 / own), rate
 
 
-def say_cut(there: Fit, path: Path, talk: Talk) -> None:
+def report_crop(there: ResizeTransform, path: Path, reporter: Reporter) -> None:
     """Say it where fitting cuts away or distorts much of what the user gave."""
     (x0, y0, x1, y1), (width, height) = there.box, there.source
     kept = (x1 - x0) * (y1 - y0) / (width * height)
     if kept < 0.9:
-        talk.note(f"{path.name}: {1 - kept:.0%} of the picture is cut off at the sides; --resize pad keeps all of it")
+        reporter.info(
+            f"{path.name}: {1 - kept:.0%} of the picture is cut off at the sides; --resize pad keeps all of it"
+        )
     across, down = there.scale
     stretch = max(across, down) / min(across, down)
     if stretch > 1.1:
-        talk.note(f"{path.name}: stretched by {stretch:.2f} on one side, as --resize asks")
+        reporter.info(f"{path.name}: stretched by {stretch:.2f} on one side, as --resize asks")

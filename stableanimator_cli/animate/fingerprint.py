@@ -31,7 +31,7 @@ _FREE = frozenset(
     | {"device.device", "device.gpus", "device.dtype", "device.offload", "device.pose_budget_mb"}
 )
 
-Facts = dict[str, str]
+Fingerprint = dict[str, str]
 
 
 def inputs_of(config: AnimateConfig) -> dict[str, Path]:
@@ -45,7 +45,7 @@ def inputs_of(config: AnimateConfig) -> dict[str, Path]:
     return inputs
 
 
-def settings(config: AnimateConfig) -> Facts:
+def settings(config: AnimateConfig) -> Fingerprint:
     """Settings that decide the bytes, by dotted name. Without faces to optimise or measure in frames the latents do not
     depend on how they are decoded: a run that ran out of memory there may go on with another ``--decode-chunk``."""
     flat = dict(_flat(tomllib.loads(to_toml(config))))
@@ -55,12 +55,12 @@ def settings(config: AnimateConfig) -> Facts:
     }
 
 
-def inputs(config: AnimateConfig) -> Facts:
+def inputs(config: AnimateConfig) -> Fingerprint:
     """Digests of what is there to read; a file that is missing is said by who reads it."""
     return {f"{name} (sha256)": sha256_of(path) for name, path in inputs_of(config).items() if path.exists()}
 
 
-def machine(device: DevicePlan) -> Facts:
+def machine(device: DevicePlan) -> Fingerprint:
     """The device, its type of number, and the libraries that compute."""
     return {
         "device": replace(device, swap=False, groups=False).describe(),
@@ -85,7 +85,7 @@ def weight_digests(model: ModelFolder, roles: Iterable[str] | None = None) -> di
     return {role: sha256_of(path) if path.is_dir() else download.digest(path) for role, path in wanted.items()}
 
 
-def weights(model: ModelFolder) -> Facts:
+def weights(model: ModelFolder) -> Fingerprint:
     """Digests of every file of the model and of its configs."""
     facts = {f"weights of {role} (sha256)": value for role, value in weight_digests(model).items()}
     told = json.dumps({role: dict(config) for role, config in model.configs.items()}, sort_keys=True, default=str)
@@ -94,7 +94,7 @@ def weights(model: ModelFolder) -> Facts:
     return facts
 
 
-def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def diff(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """``sampling.steps 25 (now 30)``, one a fact that is not the same; digests are shortened."""
     return [
         f"{name} {_shown(then.get(name))} (now {_shown(now.get(name))})"

@@ -6,9 +6,9 @@ from stableanimator_cli.animate.driving import open_driving
 from stableanimator_cli.animate.validate import size_of
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.memory.fit import Choice, fitted
-from stableanimator_cli.engine.memory.render import Prediction, RenderMemory
-from stableanimator_cli.progress import Silent, Talk
+from stableanimator_cli.engine.memory.fit import Choice, fit_to_limit
+from stableanimator_cli.engine.memory.render import MemoryEstimator, RenderMemory
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ModelFolder
 
 
@@ -18,7 +18,7 @@ def predicted(config: AnimateConfig, model: ModelFolder, device: DevicePlan, fra
 
 
 def chosen(
-    config: AnimateConfig, model: ModelFolder, device: DevicePlan, talk: Talk
+    config: AnimateConfig, model: ModelFolder, device: DevicePlan, reporter: Reporter
 ) -> tuple[AnimateConfig, tuple[Choice, ...]]:
     """The settings that ``--fit`` picks, each said with what it does to the result; as they are where none is given.
 
@@ -34,17 +34,17 @@ def chosen(
         fps=config.fps,
         size=size_of(config),
         resize=config.resize,
-        talk=Silent(),
+        reporter=NullReporter(),
         model=model,
         planned=True,
     )
     frames = len(driving.skeletons) + (config.windows.anchor == "reference")
-    found, choices = fitted(config, _prediction(config, model, device, frames))
+    found, choices = fit_to_limit(config, _prediction(config, model, device, frames))
     for choice in choices:
-        talk.note(f"to fit: {choice}")
+        reporter.info(f"to fit: {choice}")
     return found, choices
 
 
-def _prediction(config: AnimateConfig, model: ModelFolder, device: DevicePlan, frames: int) -> Prediction:
+def _prediction(config: AnimateConfig, model: ModelFolder, device: DevicePlan, frames: int) -> MemoryEstimator:
     size = size_of(config)
-    return Prediction(model=model, device=device.device, dtype=device.dtype, size=size, frames=frames)
+    return MemoryEstimator(model=model, device=device.device, dtype=device.dtype, size=size, frames=frames)

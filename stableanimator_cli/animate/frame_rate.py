@@ -23,7 +23,7 @@ def is_regular(times: Sequence[Fraction], rate: Fraction) -> bool:
     return all(abs(time - times[0] - index / rate) * rate < Fraction(1, 2) for index, time in enumerate(times))
 
 
-def shown_at(times: Sequence[Fraction], rate: Fraction, last: Fraction) -> list[int]:
+def frame_indices_at(times: Sequence[Fraction], rate: Fraction, last: Fraction) -> list[int]:
     """Index of the frame that is shown at k / ``rate``, for the whole duration; ``last`` is how long the final frame
     stays, in seconds. The duration is kept to one frame of the output."""
     relative = [time - times[0] for time in times]

@@ -52,7 +52,7 @@ class Identity:
         return [Identity(similarity=similarity).mean for similarity in windows]
 
 
-class IdentityCurve:
+class IdentityMeter:
     """Told frames as they are decoded."""
 
     def __init__(self, reader: FaceReader, vector: np.ndarray) -> None:

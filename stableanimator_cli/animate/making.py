@@ -13,47 +13,47 @@ import numpy as np
 from torch import Tensor
 
 from stableanimator_cli.animate import identity_gate, result
-from stableanimator_cli.animate.checkpoint import Best, Drawn, Keeper, Saved
+from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, CheckpointManager, SamplingState
 from stableanimator_cli.animate.driving import Driving
-from stableanimator_cli.animate.identity_gate import Identity, IdentityCurve
-from stableanimator_cli.animate.reference_face import FacesRefined, Subject
+from stableanimator_cli.animate.identity_gate import Identity, IdentityMeter
+from stableanimator_cli.animate.reference_face import FacesRefined, ReferenceFace
 from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import WindowPlan
-from stableanimator_cli.engine.denoiser_calls import beginnings
+from stableanimator_cli.engine.denoiser_calls import resumable_steps
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.parallel import RankLost
-from stableanimator_cli.engine.render import Begun, RenderRequest, Stages, Watch, calls_of, decode, sample
+from stableanimator_cli.engine.render import Begun, Callbacks, RenderRequest, Timings, count_calls, decode, sample
 from stableanimator_cli.errors import CheckFailed, Interrupted, SaError
 from stableanimator_cli.media import VideoWriter, WriterBehind
 from stableanimator_cli.progress import WarningLog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Making:
+class AnimateJob:
     """One run's parts, resolved and checked."""
 
     config: AnimateConfig
     engine: Engine
     request: RenderRequest
     driving: Driving
-    subject: Subject
+    subject: ReferenceFace
     refine: FaceOptimization | None
-    keeper: Keeper
-    talk: WarningLog
+    keeper: CheckpointManager
+    reporter: WarningLog
 
 
-def make(job: Making) -> Animation:
+def sample_and_write(job: AnimateJob) -> Animation:
     """Sample, draw again what fails the gate, decode and write. The video is written even where the gate fails in the
     end: ``CheckFailed`` comes after it, with what was done. Goes on where ``job.keeper`` found an earlier run."""
     height, width = job.request.fitted.shape[:2]
     started = time.perf_counter()
-    stages = Stages()
+    stages = Timings()
     found, steps = job.keeper.found, job.config.sampling.steps
-    job.talk.note(
+    job.reporter.info(
         f"{job.request.frames} frames of {width}x{height}, {len(job.request.plan)} window(s), "
         f"{steps} steps on {job.engine.plan.describe()}"
     )
@@ -62,19 +62,19 @@ def make(job: Making) -> Animation:
         resumed = found.resumed + 1
         job.engine.calls.update(found.calls)
         again = f" of re-draw {len(found.attempts)}" if found.attempts else ""
-        job.talk.note(f"going on after {found.now.step} of {steps} steps{again}; --restart would begin anew")
+        job.reporter.info(f"going on after {found.now.step} of {steps} steps{again}; --restart would begin anew")
     try:
-        drawn, gate = _gated(job, stages, resumed)
+        drawn, gate = _sample_until_gate_passes(job, stages, resumed)
         curve = _write(job, drawn.latents, stages)
-        onnx.warn_of_fallbacks(job.talk)  # of networks that were first opened to measure what was made
+        onnx.warn_of_fallbacks(job.reporter)  # of networks that were first opened to measure what was made
         faces = FacesRefined.of(job.refine, drawn.log, job.request.frames)
         if faces is not None:
-            faces.report(job.talk)
+            faces.report(job.reporter)
         stages.seconds["total"] = time.perf_counter() - started
         report = result.write(
             job.config, job.engine, job.request, job.driving, stages, refine=job.refine, faces=faces,
             refined=drawn.log, identity=curve or gate.identity, gate=gate.to_json(job.config.refine.min_csim),
-            redrawn=gate.attempts, resumed=resumed, warnings=job.talk.warnings,
+            redrawn=gate.attempts, resumed=resumed, warnings=job.reporter.warnings,
         )  # fmt: skip
     except KeyboardInterrupt:
         if not job.keeper.kept:
@@ -98,7 +98,7 @@ def make(job: Making) -> Animation:
     return report
 
 
-def _told(job: Making, lost: RankLost) -> SaError:
+def _told(job: AnimateJob, lost: RankLost) -> SaError:
     """A lost rank's own error where it had one, else that it is lost; and that the run can go on."""
     message = f"{job.config.output}: {lost.message}"
     how = "the same command goes on" if job.keeper.kept else "nothing is lost but the time: repeat the command"
@@ -111,7 +111,7 @@ def _told(job: Making, lost: RankLost) -> SaError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
+class GateResult:
     """Result of the identity gate: windows that ``failed`` and that showed no face (``unmeasured``) in the drawing that
     is used, and in ``attempts`` the windows of each re-draw."""
 
@@ -129,21 +129,23 @@ class Gate:
         return {"min_csim": least, "result": result, **windows}
 
 
-def _gated(job: Making, stages: Stages, resumed: int) -> tuple[Drawn, Gate]:
+def _sample_until_gate_passes(job: AnimateJob, stages: Timings, resumed: int) -> tuple[SamplingState, GateResult]:
     """Sample; with ``--min-csim`` measure, and sample again with new noise where windows fail. The best is kept."""
     least, redraws = job.config.refine.min_csim, job.config.refine.redraw
     plan, found = job.request.plan, job.keeper.found
     attempts, best = ((), None) if found is None else (found.attempts, found.best)
     begun = None if found is None else found.now
-    latest: list[Saved] = []
-    resumable = beginnings(job.config.sampling)
+    latest: list[Checkpoint] = []
+    resumable = resumable_steps(job.config.sampling)
     while True:
 
-        def keep(now: Drawn, attempts: tuple[tuple[int, ...], ...] = attempts, best: Best | None = best) -> None:
+        def keep(
+            now: SamplingState, attempts: tuple[tuple[int, ...], ...] = attempts, best: BestSample | None = best
+        ) -> None:
             if now.step not in resumable:  # the next one needs features that no state holds
                 return
             calls = Counter(job.engine.calls)
-            latest[:] = [Saved(now=now, attempts=attempts, best=best, calls=calls, resumed=resumed)]
+            latest[:] = [Checkpoint(now=now, attempts=attempts, best=best, calls=calls, resumed=resumed)]
             if job.keeper.due():
                 job.keeper.keep(latest[0])
 
@@ -154,16 +156,16 @@ def _gated(job: Making, stages: Stages, resumed: int) -> tuple[Drawn, Gate]:
                 job.keeper.keep(latest[0])
             raise
         if least is None:
-            return drawn, Gate()
+            return drawn, GateResult()
         measured = _measured(job, drawn.latents, stages)
         shown = {window for windows in attempts for window in windows}  # it was drawn again: it had a face to fail with
-        failed = tuple(measured.failing(plan, least, job.request.anchored, shown))
+        failed = tuple(measured.failing(plan, least, job.request.has_anchor, shown))
         if best is None or _rank(measured, failed) < _rank(best.identity, best.failed):
-            best = Best(drawn=drawn, identity=measured, failed=failed)
+            best = BestSample(drawn=drawn, identity=measured, failed=failed)
         if not failed or len(attempts) >= redraws:
             return best.drawn, _judged(job, best, attempts)
         attempts, begun = (*attempts, failed), None
-        job.talk.note(
+        job.reporter.info(
             f"identity {measured.mean:.3f}: window(s) {', '.join(str(w + 1) for w in failed)} below {least}, "
             f"drawn again ({len(attempts)} of {redraws})"
         )
@@ -174,16 +176,16 @@ def _rank(identity: Identity, failed: Sequence[int]) -> tuple[int, float]:
     return len(failed), float("inf") if np.isnan(identity.mean) else -identity.mean
 
 
-def _judged(job: Making, best: Best, attempts: tuple[tuple[int, ...], ...]) -> Gate:
+def _judged(job: AnimateJob, best: BestSample, attempts: tuple[tuple[int, ...], ...]) -> GateResult:
     """The gate's result, with a warning for what it could not measure."""
     least, plan = job.config.refine.min_csim, job.request.plan
-    unmeasured = tuple(best.identity.unmeasured(plan, job.request.anchored))
+    unmeasured = tuple(best.identity.unmeasured(plan, job.request.has_anchor))
     if best.identity.frames_with_face == 0 and not best.failed:
-        job.talk.warn(f"--min-csim {least} could not be measured: no frame of the video shows a face")
+        job.reporter.warning(f"--min-csim {least} could not be measured: no frame of the video shows a face")
     elif unmeasured:
         windows = ", ".join(str(window + 1) for window in unmeasured)
-        job.talk.warn(f"--min-csim {least} could not be measured in window(s) {windows}, which show no face")
-    return Gate(identity=best.identity, failed=best.failed, unmeasured=unmeasured, attempts=attempts)
+        job.reporter.warning(f"--min-csim {least} could not be measured in window(s) {windows}, which show no face")
+    return GateResult(identity=best.identity, failed=best.failed, unmeasured=unmeasured, attempts=attempts)
 
 
 def _counts(attempts: Sequence[Sequence[int]], plan: WindowPlan) -> tuple[int, ...]:
@@ -196,8 +198,12 @@ def _counts(attempts: Sequence[Sequence[int]], plan: WindowPlan) -> tuple[int, .
 
 
 def _sampled(
-    job: Making, request: RenderRequest, stages: Stages, begun: Drawn | None, keep: Callable[[Drawn], None]
-) -> Drawn:
+    job: AnimateJob,
+    request: RenderRequest,
+    stages: Timings,
+    begun: SamplingState | None,
+    keep: Callable[[SamplingState], None],
+) -> SamplingState:
     """One drawing of the whole video, from where ``begun`` left it. ``keep`` is told how far it is after each step."""
     steps, refine = job.config.sampling.steps, job.refine
     if begun is not None and begun.step == steps:
@@ -205,16 +211,16 @@ def _sampled(
     log = [] if begun is None else list(begun.log)
     if refine is not None:  # each drawing has its own log, and looks for faces itself where it must
         looked = () if begun is None else begun.targets
-        refine = replace(refine, log=log, targets=refine.targets if refine.find is None else list(looked))
+        refine = replace(refine, log=log, targets=refine.targets if refine.detect is None else list(looked))
 
-    def drawn(latents: Tensor, step: int) -> Drawn:
-        targets = () if refine is None or refine.find is None else tuple(refine.targets)
-        return Drawn(latents=latents, step=step, log=tuple(log), targets=targets)
+    def drawn(latents: Tensor, step: int) -> SamplingState:
+        targets = () if refine is None or refine.detect is None else tuple(refine.targets)
+        return SamplingState(latents=latents, step=step, log=tuple(log), targets=targets)
 
     first = 0 if begun is None else begun.step
-    whole = calls_of(request)["windows"]
+    whole = count_calls(request)["windows"]
     done = first * whole // steps if request.sampling.sampler == "euler" else first * 2 * len(request.plan)
-    with job.talk.progress(whole - done, "denoise", "window") as bar:
+    with job.reporter.progress(whole - done, "denoise", "window") as bar:
         now = first + 1
 
         def stepped(latents: Tensor, step: Step) -> None:
@@ -222,28 +228,28 @@ def _sampled(
             now = step.index + 2
             keep(drawn(latents, step.index + 1))
 
-        watch = Watch(window=lambda: bar.update(1, step=f"{now}/{steps}"), step=stepped)
+        watch = Callbacks(window=lambda: bar.update(1, step=f"{now}/{steps}"), step=stepped)
         from_here = None if begun is None else Begun(latents=begun.latents, step=begun.step)
         latents = sample(job.engine, request, stages, watch, refine=refine, begun=from_here)
     return drawn(latents, steps)
 
 
-def _measured(job: Making, latents: Tensor, stages: Stages) -> Identity:
+def _measured(job: AnimateJob, latents: Tensor, stages: Timings) -> Identity:
     """Similarity by frame, from a decode of its own: frames are not kept in memory."""
     curve = _curve(job)
-    with job.talk.progress(job.request.frames, "measure identity", "frame") as bar:
+    with job.reporter.progress(job.request.frames, "measure identity", "frame") as bar:
         for frame in decode(job.engine, job.request, latents, stages):
             value = curve.add(frame)
             bar.update(1, csim=value)
     return curve.result()
 
 
-def _curve(job: Making) -> IdentityCurve:
+def _curve(job: AnimateJob) -> IdentityMeter:
     assert job.subject.vector is not None  # a gate without a face is refused before anything is sampled
-    return IdentityCurve(job.engine.faces(), job.subject.vector)
+    return IdentityMeter(job.engine.faces(), job.subject.vector)
 
 
-def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
+def _write(job: AnimateJob, latents: Tensor, stages: Timings) -> Identity | None:
     """Decode into the video, and into the preview with its curve where faces can be read. Both are encoded in threads
     of their own while the next frames are decoded."""
     config, request = job.config, job.request
@@ -252,7 +258,7 @@ def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
     reads = config.preview and job.subject.vector is not None and "face" in job.engine.model.files
     if config.preview and not reads:
         missing = "face in the reference" if job.subject.vector is None else "face recogniser in the model"
-        job.talk.note(f"{config.preview_path.name} has no similarity curve: no {missing}")
+        job.reporter.info(f"{config.preview_path.name} has no similarity curve: no {missing}")
     curve, values = (_curve(job) if reads else None), []
     with ExitStack() as files:
         writer = files.enter_context(
@@ -271,11 +277,13 @@ def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
         if config.preview:
             size = (3 * width, height + (identity_gate.STRIP if curve else 0))
             preview = files.enter_context(WriterBehind(VideoWriter(config.preview_path, size, job.driving.fps)))
-        with job.talk.progress(request.frames, "decode", "frame") as bar:
+        with job.reporter.progress(request.frames, "decode", "frame") as bar:
             for index, frame in enumerate(decode(job.engine, request, latents, stages)):
                 writer.write(frame)
                 if preview is not None:
-                    row = np.concatenate([request.fitted, request.poses.frame(index + request.anchored), frame], axis=1)
+                    row = np.concatenate(
+                        [request.fitted, request.poses.frame(index + request.has_anchor), frame], axis=1
+                    )
                     if curve is not None:
                         values.append(curve.add(frame))
                         row = np.concatenate([row, identity_gate.strip(values, request.frames, 3 * width)])
@@ -285,5 +293,7 @@ def _write(job: Making, latents: Tensor, stages: Stages) -> Identity | None:
         return None
     measured = curve.result()
     if measured.frames_with_face == 0 and config.refine.min_csim is None:  # the gate has reported it already
-        job.talk.warn(f"{config.preview_path.name} has an empty similarity curve: no frame of the video shows a face")
+        job.reporter.warning(
+            f"{config.preview_path.name} has an empty similarity curve: no frame of the video shows a face"
+        )
     return measured

@@ -10,15 +10,15 @@ import numpy as np
 
 from stableanimator_cli.animate import fitting, reference_face
 from stableanimator_cli.animate.ablation import uses_face
-from stableanimator_cli.animate.checkpoint import Keeper
-from stableanimator_cli.animate.driving import open_driving, say_cut
-from stableanimator_cli.animate.making import Making, make
-from stableanimator_cli.animate.pose_frames import Skeletons
+from stableanimator_cli.animate.checkpoint import CheckpointManager
+from stableanimator_cli.animate.driving import open_driving, report_crop
+from stableanimator_cli.animate.making import AnimateJob, sample_and_write
+from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.validate import reference_picture, size_of
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.diffusion.guidance import pairs_of
+from stableanimator_cli.diffusion.guidance import window_branches
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine import parallel
 from stableanimator_cli.engine.device import DevicePlan
@@ -26,44 +26,44 @@ from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest
 from stableanimator_cli.errors import ConfigError, NoPerson
 from stableanimator_cli.files import locked_output
-from stableanimator_cli.motion.geometry import Fit, fit
+from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.skeleton import draw_skeleton
-from stableanimator_cli.progress import Silent, Talk, WarningLog
+from stableanimator_cli.progress import NullReporter, Reporter, WarningLog
 from stableanimator_cli.records import ModelFolder
 
 
-def carry_out(
+def run_pipeline(
     config: AnimateConfig,
     model: ModelFolder,
     *,
     plan_only: bool = False,
     restart: bool = False,
-    talk: Talk | None = None,
-    ranks: parallel.Ranks | None = None,
+    reporter: Reporter | None = None,
+    ranks: parallel.WorkerGroup | None = None,
 ) -> Animation | AnimationPlan:
     """What ``run`` says, of settings that ``settings.checked`` has seen. ``ranks`` are there already, or as many as
     ``--gpus`` are started."""
-    talk, size = WarningLog(talk or Silent()), size_of(config)
+    reporter, size = WarningLog(reporter or NullReporter()), size_of(config)
     for warning in model.warnings:
-        talk.warn(warning)
+        reporter.warning(warning)
     with_face = uses_face(config, model)
     device = DevicePlan.of(config.device)
-    config, chosen = fitting.chosen(config, model, device, talk)
+    config, chosen = fitting.chosen(config, model, device, reporter)
     device = DevicePlan.of(config.device)
     config = _counted(config, device, ranks)
     with contextlib.ExitStack() as held:
         if not plan_only:
             held.enter_context(locked_output(config.output, "sa animate"))
-        keeper = None if plan_only else Keeper(config, model, device, talk, restart=restart)
+        keeper = None if plan_only else CheckpointManager(config, model, device, reporter, restart=restart)
         picture = reference_picture(config.reference)
-        there = fit((picture.shape[1], picture.shape[0]), size, config.resize)
-        say_cut(there, config.reference, talk)
+        there = resize_transform((picture.shape[1], picture.shape[0]), size, config.resize)
+        report_crop(there, config.reference, reporter)
         engine = held.enter_context(Engine.open(model, device, id_mode=config.id_adapter or "distribution"))
         # the face before the motion, which may be long: no face is said at once
         subject = (
-            reference_face.planned(config, engine, talk)
+            reference_face.check_reference_face(config, engine, reporter)
             if plan_only
-            else reference_face.found(config, engine, picture, talk)
+            else reference_face.detect_reference_face(config, engine, picture, reporter)
         )
         driving = open_driving(
             config.motion,
@@ -72,7 +72,7 @@ def carry_out(
             fps=config.fps,
             size=size,
             resize=config.resize,
-            talk=talk,
+            reporter=reporter,
             model=model,
             device=str(device.device),
             reference=picture,
@@ -80,16 +80,16 @@ def carry_out(
         )
         poses = driving.skeletons
         if config.windows.anchor == "reference":
-            poses = poses.behind(_own_pose(config, engine, picture, there))
+            poses = poses.with_anchor(_own_pose(config, engine, picture, there))
         request = _request(config, picture, there, poses, subject.vector if with_face else None)
         if not with_face and subject.vector is not None:
-            talk.warn(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
+            reporter.warning(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
         if keeper is None:
             memory = fitting.predicted(config, model, device, len(poses))
             return AnimationPlan.of(config, model, device, request, driving, memory, chosen)
-        refine = reference_face.refinement(config, engine, picture, subject, driving, talk)
-        onnx.warn_of_fallbacks(talk)
-        job = Making(
+        refine = reference_face.build_face_optimization(config, engine, picture, subject, driving, reporter)
+        onnx.warn_of_fallbacks(reporter)
+        job = AnimateJob(
             config=config,
             engine=engine,
             request=request,
@@ -97,13 +97,13 @@ def carry_out(
             subject=subject,
             refine=refine,
             keeper=keeper,
-            talk=talk,
+            reporter=reporter,
         )
         with _spread(job, ranks):
-            return make(job)
+            return sample_and_write(job)
 
 
-def _counted(config: AnimateConfig, device: DevicePlan, ranks: parallel.Ranks | None) -> AnimateConfig:
+def _counted(config: AnimateConfig, device: DevicePlan, ranks: parallel.WorkerGroup | None) -> AnimateConfig:
     """The same with ``--gpus`` as many processes as there will be, each of which has a device."""
     asked = config.device.gpus
     if ranks is not None and asked not in (1, ranks.world):
@@ -116,23 +116,23 @@ def _counted(config: AnimateConfig, device: DevicePlan, ranks: parallel.Ranks | 
 
 
 @contextlib.contextmanager
-def _spread(job: Making, ranks: parallel.Ranks | None) -> Iterator[None]:
+def _spread(job: AnimateJob, ranks: parallel.WorkerGroup | None) -> Iterator[None]:
     """Within it the ranks take part in denoising; none is started that would have nothing to do."""
-    world, pairs = job.config.device.gpus, len(pairs_of(job.request.plan, job.config.sampling.guidance))
+    world, pairs = job.config.device.gpus, len(window_branches(job.request.plan, job.config.sampling.guidance))
     if world > pairs:
-        job.talk.note(f"{pairs} of {world} processes have work: one a window and guidance branch")
+        job.reporter.info(f"{pairs} of {world} processes have work: one a window and guidance branch")
     if ranks is not None:
-        job.engine.share = ranks.share
+        job.engine.distribute = ranks.distribute
         yield
     elif min(world, pairs) > 1:
-        with parallel.started(min(world, pairs)) as ranks:
-            job.engine.share = ranks.share
+        with parallel.spawned_group(min(world, pairs)) as ranks:
+            job.engine.distribute = ranks.distribute
             yield
     else:
         yield
 
 
-def _own_pose(config: AnimateConfig, engine: Engine, picture: np.ndarray, there: Fit) -> np.ndarray:
+def _own_pose(config: AnimateConfig, engine: Engine, picture: np.ndarray, there: ResizeTransform) -> np.ndarray:
     """The reference's own skeleton at the output's size: MimicMotion's anchor of every window."""
     points = engine.pose(picture)
     if points is None:
@@ -146,7 +146,7 @@ def _own_pose(config: AnimateConfig, engine: Engine, picture: np.ndarray, there:
 
 
 def _request(
-    config: AnimateConfig, picture: np.ndarray, there: Fit, poses: Skeletons, face: np.ndarray | None
+    config: AnimateConfig, picture: np.ndarray, there: ResizeTransform, poses: PoseFrames, face: np.ndarray | None
 ) -> RenderRequest:
     x0, y0, x1, y1 = (round(side) for side in there.box)
     windows = config.windows
@@ -158,6 +158,6 @@ def _request(
         plan=plan_windows(len(poses), length=windows.length, overlap=windows.overlap, blend=windows.blend),
         sampling=config.sampling,
         decode=config.decode,
-        tile=windows.length,
-        anchored=windows.anchor == "reference",
+        noise_period=windows.length,
+        has_anchor=windows.anchor == "reference",
     )

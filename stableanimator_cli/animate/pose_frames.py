@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 
-class Skeletons:
+class PoseFrames:
     """Pictures uint8[h,w,3] of one size, by output frame. Skeletons are mostly black: some 50 kB a frame at 576x1024,
     less than the frame's latents, which is what keeps long videos in memory."""
 
@@ -34,16 +34,16 @@ class Skeletons:
         data = zlib.decompress(self._packed[self._order[index]])
         return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
-    def reordered(self, indices: Sequence[int]) -> Skeletons:
+    def reordered(self, indices: Sequence[int]) -> PoseFrames:
         """The same pictures in another order, some twice or not at all: how a motion gets another frame rate."""
-        other = Skeletons(self.size)
+        other = PoseFrames(self.size)
         other._packed = self._packed
         other._order = [self._order[index] for index in indices]
         return other
 
-    def behind(self, picture: np.ndarray) -> Skeletons:
+    def with_anchor(self, picture: np.ndarray) -> PoseFrames:
         """The same with ``picture`` in front: the anchor of every window."""
-        other = Skeletons(self.size)
+        other = PoseFrames(self.size)
         other._packed, other._order = list(self._packed), []
         other.append(picture)
         other._order += self._order

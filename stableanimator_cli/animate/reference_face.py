@@ -11,16 +11,16 @@ import numpy as np
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.face import load_embedding
-from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Refined, Settings
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization, RefineLogEntry, Settings
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.face_optimization import SMALLEST, Reference, face_optimization, whole_boxes
+from stableanimator_cli.engine.face_optimization import SMALLEST, Reference, face_optimization, pixel_boxes
 from stableanimator_cli.errors import ModelMissing, NoFace
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Face, ModelFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class ReferenceFace:
     """``vector`` float32[512] for the Face Encoder, None where a run may do without; ``faces`` of the reference
     picture, largest first, as far as a detector was there to find them."""
 
@@ -28,19 +28,21 @@ class Subject:
     faces: tuple[Face, ...] = ()
 
 
-def planned(config: AnimateConfig, engine: Engine, talk: Talk) -> Subject:
+def check_reference_face(config: AnimateConfig, engine: Engine, reporter: Reporter) -> ReferenceFace:
     """For a plan: a vector that was given is checked, no detector is run, and its absence is said."""
     if config.face_embedding is not None:
-        return Subject(vector=load_embedding(config.face_embedding))
+        return ReferenceFace(vector=load_embedding(config.face_embedding))
     if "face" not in engine.model.files and not config.allow_no_face:
-        talk.warn(
+        reporter.warning(
             f"model {engine.model.name!r} has no face detector here: the run will ask for --face-embedding FILE, "
             "`sa models pull antelopev2`, or --allow-no-face"
         )
-    return Subject(vector=None)
+    return ReferenceFace(vector=None)
 
 
-def found(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk) -> Subject:
+def detect_reference_face(
+    config: AnimateConfig, engine: Engine, picture: np.ndarray, reporter: Reporter
+) -> ReferenceFace:
     """The vector of the largest face: given, or found in the whole picture; None only where that was allowed."""
     if config.face_embedding is not None:
         vector = load_embedding(config.face_embedding)
@@ -48,23 +50,25 @@ def found(config: AnimateConfig, engine: Engine, picture: np.ndarray, talk: Talk
         looks = "face" in engine.model.files and mode_of(config, engine.model) != "off"
         faces = engine.faces().boxes(picture) if looks else ()
         if faces:
-            talk.note(f"faces are optimised towards the one in {config.reference.name}, not towards --face-embedding")
-        return Subject(vector=vector, faces=faces)
+            reporter.info(
+                f"faces are optimised towards the one in {config.reference.name}, not towards --face-embedding"
+            )
+        return ReferenceFace(vector=vector, faces=faces)
     try:
         faces = engine.faces().faces(picture)
     except ModelMissing:
         if not config.allow_no_face or config.refine.min_csim is not None:
             raise
-        talk.warn(f"model {engine.model.name!r} has no face detector here: animating without a face, as allowed")
-        return Subject(vector=None)
+        reporter.warning(f"model {engine.model.name!r} has no face detector here: animating without a face, as allowed")
+        return ReferenceFace(vector=None)
     known = [face for face in faces if face.embedding is not None]
     if known:
         if len(known) > 1:
-            talk.note(f"{config.reference.name}: {len(known)} faces, the largest is kept")
-        return Subject(vector=known[0].embedding, faces=tuple(known))
+            reporter.info(f"{config.reference.name}: {len(known)} faces, the largest is kept")
+        return ReferenceFace(vector=known[0].embedding, faces=tuple(known))
     if config.allow_no_face and config.refine.min_csim is None:
-        talk.warn(f"{config.reference.name}: no face found: animating without one, as allowed")
-        return Subject(vector=None)
+        reporter.warning(f"{config.reference.name}: no face found: animating without one, as allowed")
+        return ReferenceFace(vector=None)
     gated = config.refine.min_csim is not None
     raise NoFace(
         f"{config.reference}: no face found" + (", which --min-csim compares with" if gated else ""),
@@ -90,8 +94,13 @@ def mode_of(config: AnimateConfig, model: ModelFolder) -> Literal["off", "full",
     )
 
 
-def refinement(
-    config: AnimateConfig, engine: Engine, picture: np.ndarray, subject: Subject, driving: Driving, talk: Talk
+def build_face_optimization(
+    config: AnimateConfig,
+    engine: Engine,
+    picture: np.ndarray,
+    subject: ReferenceFace,
+    driving: Driving,
+    reporter: Reporter,
 ) -> FaceOptimization | None:
     """The hook that a run was asked for, None where there is nothing to do. ``auto`` does without what is missing,
     ``full`` and ``crop`` insist on it."""
@@ -99,7 +108,7 @@ def refinement(
     if mode == "off":
         missing = settings.face == "auto" and settings.iterations > 0 and "face" not in engine.model.files
         if missing and subject.vector is not None:  # without a vector the missing detector is reported already
-            talk.warn(
+            reporter.warning(
                 f"no face is optimised: model {engine.model.name!r} has no face recogniser here; "
                 "`sa models pull antelopev2`, or --refine-face off"
             )
@@ -111,34 +120,34 @@ def refinement(
                 hint="use a picture where the face is larger, or --refine-face off",
             )
         if subject.vector is not None:  # without a vector the missing face is reported already
-            talk.warn(f"no face is optimised: no face found in {config.reference.name}, only --face-embedding")
+            reporter.warning(f"no face is optimised: no face found in {config.reference.name}, only --face-embedding")
         return None
     width, height = driving.skeletons.size
     boxes = driving.faces
     references = [Reference(picture=picture, box=face.box) for face in subject.faces]
     if boxes is not None and not np.isfinite(boxes).all(axis=-1).any():
-        talk.note(f"{config.motion.name}: no frame has points of a face; faces are looked for in the estimates")
+        reporter.info(f"{config.motion.name}: no frame has points of a face; faces are looked for in the estimates")
         boxes = None
     if boxes is None and len(references) > 1:
-        talk.note(f"{config.motion.name} does not say where faces are: only the largest of each frame is optimised")
+        reporter.info(f"{config.motion.name} does not say where faces are: only the largest of each frame is optimised")
     if boxes is not None:
         people = boxes.shape[1]
         references, boxes = _paired(references, boxes)
         if people > len(references):
-            talk.note(
+            reporter.info(
                 f"{config.motion.name}: faces of {len(references)} of {people} people are optimised, "
                 f"as many as {config.reference.name} shows"
             )
-        usable = np.array([[box is not None for box in whole_boxes(each, (width, height))] for each in boxes])  # [t,p]
+        usable = np.array([[box is not None for box in pixel_boxes(each, (width, height))] for each in boxes])  # [t,p]
         unseen = len(boxes) - int(usable.any(axis=-1).sum())
         if unseen == len(boxes):
-            talk.warn(
+            reporter.warning(
                 f"{config.motion.name}: no face box lies in the picture with {SMALLEST} pixels a side or more, "
                 "so no face is optimised"
             )
             return None
         if unseen:
-            talk.note(
+            reporter.info(
                 f"{config.motion.name}: {unseen} of {len(boxes)} frames show no face of {SMALLEST} pixels or more "
                 "and are not optimised"
             )
@@ -175,7 +184,7 @@ class FacesRefined:
     requested: int
 
     @classmethod
-    def of(cls, refine: FaceOptimization | None, log: Sequence[Refined], total: int) -> FacesRefined | None:
+    def of(cls, refine: FaceOptimization | None, log: Sequence[RefineLogEntry], total: int) -> FacesRefined | None:
         """From the log of the sampling that became the video; None if no face was to be optimised."""
         if refine is None:
             return None
@@ -184,14 +193,14 @@ class FacesRefined:
             frames=max((entry.frames for entry in log), default=0), total=total, steps=len(log), requested=last - first
         )
 
-    def report(self, talk: Talk) -> None:
+    def report(self, reporter: Reporter) -> None:
         if self.steps:
-            talk.note(
+            reporter.info(
                 f"faces optimised in {self.frames} of {self.total} frames, "
                 f"in {self.steps} of {self.requested} denoising steps"
             )
         else:
-            talk.warn(
+            reporter.warning(
                 f"no face was optimised: the detector saw none in the estimates of {self.requested} denoising steps; "
                 "try a larger --size, or give the motion as key points (.npz), which say where faces are"
             )

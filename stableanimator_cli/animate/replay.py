@@ -12,14 +12,14 @@ import numpy as np
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate import fingerprint, result
-from stableanimator_cli.animate.pipeline import carry_out
-from stableanimator_cli.animate.validate import checked
+from stableanimator_cli.animate.pipeline import run_pipeline
+from stableanimator_cli.animate.validate import validate
 from stableanimator_cli.config.animate import AnimateConfig, from_mapping
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, CheckFailed
 from stableanimator_cli.files import check_apart, require_file, sha256_of
 from stableanimator_cli.media import open_clip
-from stableanimator_cli.progress import Silent, Talk
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import Fields, shown
 from stableanimator_cli.records import NETWORKS, ModelFolder
@@ -87,13 +87,13 @@ class Replay:
         return str(self.replay)
 
 
-def replay(video: Path, *, output: Path | None = None, talk: Talk | None = None) -> Replay:
+def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None = None) -> Replay:
     """Repeat the run that ``OUT.json`` beside ``video`` tells of, into ``output`` (default ``OUT.replay.mp4``).
 
     ``CheckFailed`` where inputs or weights are not those of then: nothing is rendered. Another device or other versions
     are said, and the result tells whether they matter. ``BadInput`` for what is no record.
     """
-    talk = talk or Silent()
+    reporter = reporter or NullReporter()
     if video.suffix.lower() == ".json":
         raise BadInput(video, "a record", "the video beside it", hint=f"name {video.with_suffix('.mp4')}")
     file, told = _read(video)
@@ -110,19 +110,19 @@ def replay(video: Path, *, output: Path | None = None, talk: Talk | None = None)
             pass
     machine = tuple(_machine(config, told))
     if machine:
-        talk.warn(f"not the machine of then: {'; '.join(machine)}; other bytes would be no wonder")
+        reporter.warning(f"not the machine of then: {'; '.join(machine)}; other bytes would be no wonder")
     again = output or video.with_name(f"{video.stem}.replay{video.suffix}")
     config = replace(config, output=again, preview=False)
     for written in (again, config.record_path):
         check_apart(written, (video, file))
-    checked(config, model)
+    validate(config, model)
     before = _identity(again)
     try:
-        carry_out(config, model, talk=talk)
+        run_pipeline(config, model, reporter=reporter)
     except CheckFailed as error:
         if _identity(again) == before:  # not written now
             raise
-        talk.note(error.message)  # the identity gate failed then as well: the video is what is compared
+        reporter.info(error.message)  # the identity gate failed then as well: the video is what is compared
     return _compared(video, again, told["output"]["sha256"], machine)
 
 
@@ -175,7 +175,7 @@ def _changed(config: AnimateConfig, model: ModelFolder, told: Mapping[str, Any])
     }
     weights = told["model"]["sha256"]
     here = fingerprint.weight_digests(model, weights)
-    return fingerprint.differences(then, now) + fingerprint.differences(
+    return fingerprint.diff(then, now) + fingerprint.diff(
         {f"weights of {role}": value for role, value in weights.items()},
         {f"weights of {role}": value for role, value in here.items()},
     )
@@ -185,7 +185,7 @@ def _machine(config: AnimateConfig, told: Mapping[str, Any]) -> list[str]:
     then = {"device": str(told.get("device")), "stableanimator-cli": str(told.get("stableanimator-cli"))}
     then |= {name: str(version) for name, version in told.get("versions", {}).items() if version is not None}
     now = {"device": DevicePlan.of(config.device).describe()} | fingerprint.versions()
-    return fingerprint.differences(then, now)
+    return fingerprint.diff(then, now)
 
 
 def _compared(video: Path, again: Path, expected: str, machine: tuple[str, ...]) -> Replay:

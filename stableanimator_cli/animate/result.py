@@ -15,13 +15,13 @@ from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity_gate import Identity
 from stableanimator_cli.animate.reference_face import FacesRefined
 from stableanimator_cli.config.animate import AnimateConfig, to_toml
-from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Refined
-from stableanimator_cli.diffusion.guidance import pairs_of
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization, RefineLogEntry
+from stableanimator_cli.diffusion.guidance import window_branches
 from stableanimator_cli.engine.device import DevicePlan, peak_memory
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory.fit import Choice
 from stableanimator_cli.engine.memory.render import RenderMemory
-from stableanimator_cli.engine.render import RenderRequest, Stages, calls_of
+from stableanimator_cli.engine.render import RenderRequest, Timings, count_calls
 from stableanimator_cli.files import atomic_write, sha256_of
 from stableanimator_cli.records import NETWORKS, ModelFolder
 
@@ -87,7 +87,7 @@ class AnimationPlan:
             data={
                 "model": model.name,
                 "device": device.describe(),
-                "processes": min(config.device.gpus, len(pairs_of(request.plan, config.sampling.guidance))),
+                "processes": min(config.device.gpus, len(window_branches(request.plan, config.sampling.guidance))),
                 "size": [width, height],
                 "frames": request.frames,
                 "fps": str(driving.fps),
@@ -96,7 +96,7 @@ class AnimationPlan:
                 "windows": [list(window.frames) for window in request.plan],
                 "weights": [list(window.weights) for window in request.plan],
                 "face_optimization": mode,
-                "calls": calls_of(request),
+                "calls": count_calls(request),
                 "weight_bytes": {
                     name: model.files[name].stat().st_size for name in NETWORKS if model.files[name].is_file()
                 },
@@ -104,7 +104,7 @@ class AnimationPlan:
                 "chosen": [asdict(choice) for choice in chosen],
                 "text": {
                     "windows": request.plan.describe(),
-                    "moving": " that move from step to step (below: in the first)" if request.plan.moved else "",
+                    "moving": " that move from step to step (below: in the first)" if request.plan.shifted else "",
                     "faces": _faces(mode, config),
                     "memory": memory.describe(),
                     "chosen": chosen,
@@ -153,10 +153,10 @@ def write(
     engine: Engine,
     request: RenderRequest,
     driving: Driving,
-    stages: Stages,
+    stages: Timings,
     *,
     refine: FaceOptimization | None = None,
-    refined: Sequence[Refined] = (),
+    refined: Sequence[RefineLogEntry] = (),
     faces: FacesRefined | None = None,
     identity: Identity | None = None,
     gate: Mapping[str, Any] | None = None,

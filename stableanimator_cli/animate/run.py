@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stableanimator_cli.animate.validate import checked, resolved
-from stableanimator_cli.progress import Talk, rank_here, world_here
+from stableanimator_cli import distributed
+from stableanimator_cli.animate.validate import resolve_config, validate
+from stableanimator_cli.progress import Reporter
 
 if TYPE_CHECKING:
     from stableanimator_cli.animate.result import Animation, AnimationPlan
-    from stableanimator_cli.engine.parallel import Ranks
+    from stableanimator_cli.engine.parallel import WorkerGroup
 
 
 def run(
@@ -21,7 +22,7 @@ def run(
     config_file: Path | None = None,
     plan_only: bool = False,
     restart: bool = False,
-    talk: Talk | None = None,
+    reporter: Reporter | None = None,
 ) -> Animation | AnimationPlan:
     """Animate REFERENCE after MOTION. ``flags`` by option name, None where not given; see ``config.AnimateConfig``.
 
@@ -29,23 +30,23 @@ def run(
     is gone on with (``state.py``), unless ``restart``. Raises ``SaError``. Of several processes that torchrun started
     the first does all this and has the result; the others help it to denoise and end here, without a word.
     """
-    if rank_here() > 0:
+    if distributed.rank() > 0:
         from stableanimator_cli.engine import parallel_worker
 
-        parallel_worker.help_out()
+        parallel_worker.run_worker()
         raise SystemExit(0)
     with _launched() as ranks:
-        config, model = resolved(flags, config_file)
-        checked(config, model)
-        from stableanimator_cli.animate.pipeline import carry_out
+        config, model = resolve_config(flags, config_file)
+        validate(config, model)
+        from stableanimator_cli.animate.pipeline import run_pipeline
 
-        return carry_out(config, model, plan_only=plan_only, restart=restart, talk=talk, ranks=ranks)
+        return run_pipeline(config, model, plan_only=plan_only, restart=restart, reporter=reporter, ranks=ranks)
 
 
-def _launched() -> AbstractContextManager[Ranks | None]:
+def _launched() -> AbstractContextManager[WorkerGroup | None]:
     """The others that torchrun started, who are to hear of a mistake too; without torch where there are none."""
-    if world_here() == 1:
+    if distributed.world_size() == 1:
         return nullcontext()
-    from stableanimator_cli.engine.parallel import launched
+    from stableanimator_cli.engine.parallel import torchrun_group
 
-    return launched()
+    return torchrun_group()

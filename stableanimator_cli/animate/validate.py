@@ -31,7 +31,7 @@ _PAIRS = (
 )
 
 
-def resolved(flags: Mapping[str, Any], config_file: Path | None) -> tuple[AnimateConfig, ModelFolder]:
+def resolve_config(flags: Mapping[str, Any], config_file: Path | None) -> tuple[AnimateConfig, ModelFolder]:
     """The model first, since its card holds defaults; then flags over file over card.
 
     Who names a window and no overlap gets an overlap that fits it; the same holds for decode chunks.
@@ -56,7 +56,7 @@ def size_of(config: AnimateConfig) -> Size:
     return config.size or (512, 512)
 
 
-def checked(config: AnimateConfig, model: ModelFolder) -> None:
+def validate(config: AnimateConfig, model: ModelFolder) -> None:
     """Refuse everything that can be before anything is loaded. Raises ``SaError``."""
     width, height = size = size_of(config)
     if width % STRIDE or height % STRIDE or min(size) < SMALLEST_OUTPUT:

@@ -134,7 +134,7 @@ def hjb_cost(
                 lambda d=decoder, whole=one_graph: iteration(d, clean, chunk, box, one_graph=whole)
             )
     decoder = FaceDecoder(vae, Counter(), margin=margin)
-    with decoder.observed(clean, chunks):
+    with decoder.with_recorded_stats(clean, chunks):
         found["face optimisation, crop"] = counted(lambda: iteration(decoder, clean, chunk, box, crop=True))
     return found
 

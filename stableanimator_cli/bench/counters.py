@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stableanimator_cli.engine.memory.profile import AliveBytes, Flops, fused_attention
+from stableanimator_cli.engine.memory.profile import FlopCounter, PeakMemoryMode, fused_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +19,20 @@ class Counted:
 
 def flops(run: Callable[[], object]) -> int:
     """FLOPs of one run."""
-    with fused_attention(), Flops() as found:
+    with fused_attention(), FlopCounter() as found:
         run()
     return found.total
 
 
-def alive(run: Callable[[], object]) -> AliveBytes:
+def alive(run: Callable[[], object]) -> PeakMemoryMode:
     """Bytes and operators of one run."""
-    with fused_attention(), AliveBytes() as found:
+    with fused_attention(), PeakMemoryMode() as found:
         run()
     return found
 
 
 def counted(run: Callable[[], object]) -> Counted:
     """All of them in one run. Bytes are counted first: to know their FLOPs, some operators are taken apart."""
-    with fused_attention(), Flops() as found, AliveBytes() as live:
+    with fused_attention(), FlopCounter() as found, PeakMemoryMode() as live:
         run()
     return Counted(found.total, live.peak, live.operators)

@@ -18,7 +18,7 @@ from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.metric_networks import features
 from stableanimator_cli.errors import ModelMissing
-from stableanimator_cli.metrics.accumulators import Running
+from stableanimator_cli.metrics.accumulators import RunningMean
 from stableanimator_cli.metrics.flicker import Changes
 from stableanimator_cli.metrics.perceptual import PREPARE
 from stableanimator_cli.metrics.pixel import FRAME_METRICS
@@ -143,7 +143,7 @@ def _watchers(clip_metric: str) -> dict[str, Callable[[], tuple[Callable[..., No
     """Metrics that go along with a video: what takes the next pair of frames, and what must stay alive."""
 
     def of_pixels() -> tuple[Callable[..., None], object]:
-        means = {name: Running() for name in FRAME_METRICS}
+        means = {name: RunningMean() for name in FRAME_METRICS}
 
         def add(index: int, made: np.ndarray, truth: np.ndarray) -> None:
             for name, running in means.items():

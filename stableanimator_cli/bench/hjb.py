@@ -25,7 +25,7 @@ from stableanimator_cli.engine.conditioning import to_signed
 from stableanimator_cli.engine.decoder import FaceDecoder
 from stableanimator_cli.engine.device import peak_memory
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.face_optimization import SMALLEST, Reference, face_optimization, whole_boxes
+from stableanimator_cli.engine.face_optimization import SMALLEST, Reference, face_optimization, pixel_boxes
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.puppets.scene import sample_scene
 
@@ -75,7 +75,7 @@ def drawn(engine: Engine, trial: Trial) -> Clip:
     if trial.face is not None:
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2
         boxes = np.concatenate([centre - trial.face / 2, centre + trial.face / 2 - 1], axis=-1)
-    seen = [box is not None for box in whole_boxes(boxes[:, 0], trial.size)]
+    seen = [box is not None for box in pixel_boxes(boxes[:, 0], trial.size)]
     if not all(seen):
         raise ConfigError(
             "--face", trial.face, f"a face of {SMALLEST} pixels or more that every frame shows",
@@ -118,7 +118,7 @@ def nearness(engine: Engine, trial: Trial, clip: Clip, moved: Tensor) -> Nearnes
     decoder, mask = refine.decoder, _reach(clip, trial)
     chunks = [range(n, min(n + trial.chunk, len(clip.clean))) for n in range(0, len(clip.clean), trial.chunk)]
     errors, products = [0.0, 0.0], torch.zeros(3)
-    with engine.resident("vae", "recogniser"), torch.enable_grad(), decoder.observed(clip.clean, chunks):
+    with engine.resident("vae", "recogniser"), torch.enable_grad(), decoder.with_recorded_stats(clip.clean, chunks):
         for chunk in chunks:
             boxes = [box for box in target.boxes[chunk.start : chunk.stop] if box is not None]
             union = (*np.min(boxes, 0)[:2].tolist(), *np.max(boxes, 0)[2:].tolist())
@@ -128,7 +128,7 @@ def nearness(engine: Engine, trial: Trial, clip: Clip, moved: Tensor) -> Nearnes
                 pixels, (x, y) = decoder.pixels(part), (0, 0)
                 if mode == "crop":
                     pixels, (x, y) = decoder.crop(part, chunk, union)
-                vectors = refine.identify(pixels.float().clamp(-1, 1), [_shifted(box, x, y) for box in boxes])
+                vectors = refine.embed(pixels.float().clamp(-1, 1), [_shifted(box, x, y) for box in boxes])
                 (1 - F.cosine_similarity(vectors, target.vector.to(vectors)[None])).sum().backward()
                 assert part.grad is not None
                 gradients.append(part.grad * mask[chunk.start : chunk.stop])
@@ -161,7 +161,7 @@ def _inside(clip: Clip, trial: Trial) -> Tensor:
     """bool[t,1,h,w]: pixels of the faces."""
     width, height = trial.size
     inside = torch.zeros(len(clip.truth), 1, height, width, dtype=torch.bool)
-    for index, box in enumerate(whole_boxes(clip.boxes[:, 0], trial.size)):
+    for index, box in enumerate(pixel_boxes(clip.boxes[:, 0], trial.size)):
         if box is not None:
             inside[index, :, box[1] : box[3] + 1, box[0] : box[2] + 1] = True
     return inside

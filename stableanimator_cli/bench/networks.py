@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.engine.device import DevicePlan, Networks
-from stableanimator_cli.engine.engine import Engine, as_planned
+from stableanimator_cli.engine.engine import Engine, apply_plan
 from stableanimator_cli.engine.weights import builders, fill, loaders
 from stableanimator_cli.records import NETWORKS, ModelFolder
 
@@ -62,7 +62,7 @@ def load(model: ModelFolder, role: str, dtype: torch.dtype) -> nn.Module:
 def open_engine(model: ModelFolder, plan: DevicePlan) -> Engine:
     """An engine over ``load``: nothing is made before it is resident."""
     networks = {role: lambda role=role: load(model, role, plan.dtype) for role in NETWORKS}
-    return Engine(model, plan, Networks(as_planned(networks, plan), plan))
+    return Engine(model, plan, Networks(apply_plan(networks, plan), plan))
 
 
 def random_weights(build: Callable[[], nn.Module], seed: int = 0) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench.harness import interleaved
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.detect.capture import BATCH, ROLES, Detectors, capture
+from stableanimator_cli.detect.capture import BATCH, ROLES, Detectors, extract_motion
 from stableanimator_cli.media import open_clip, read_picture, write_picture
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_skeleton
@@ -76,7 +76,7 @@ def measure(model: str, device: str, clip: Clip, rounds: int, tick: Tick) -> Tab
     ways: dict[str, Callable[[], Any]] = {
         "one by one": lambda: detect("one by one", 1),
         f"batches of {BATCH}": lambda: detect(f"batches of {BATCH}", BATCH),
-        "as it runs (overlapped, tracked)": lambda: capture(clip, opened),
+        "as it runs (overlapped, tracked)": lambda: extract_motion(clip, opened),
         "one by one, PNG files": through_files,
     }
     timed = interleaved(ways, rounds, tick=tick)

@@ -18,7 +18,7 @@ from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import Blend, plan_windows
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import RenderRequest, Stages, render
+from stableanimator_cli.engine.render import RenderRequest, Timings, render
 from stableanimator_cli.records import ModelFolder
 
 CHUNK = 4
@@ -56,12 +56,12 @@ def request(
         plan=plan_windows(frames, length=window, overlap=overlap, blend=blend),
         sampling=SamplingConfig(steps=steps, guidance=(3.0, 3.0)),
         decode=DecodeConfig(chunk=CHUNK, overlap=0),
-        tile=window,
+        noise_period=window,
     )
 
 
-def rendered(engine: Engine, asked: RenderRequest, stages: Stages | None = None) -> np.ndarray:
-    return np.stack(list(render(engine, asked, stages or Stages())))
+def rendered(engine: Engine, asked: RenderRequest, stages: Timings | None = None) -> np.ndarray:
+    return np.stack(list(render(engine, asked, stages or Timings())))
 
 
 def sample(
@@ -76,11 +76,11 @@ def sample(
     }
     asked = request(size, frames, steps)
     engines = {name: open_engine(model, one) for name, one in plans.items()}
-    stages: list[Stages] = []
+    stages: list[Timings] = []
     frames_of, costs, calls = {}, {}, {}
 
     def way(name: str) -> np.ndarray:
-        seen = Stages()
+        seen = Timings()
         engines[name].calls.clear()
         frames_of[name] = rendered(engines[name], asked, seen)
         calls[name] = seen.calls
@@ -152,7 +152,7 @@ def long(
             def run(asked: RenderRequest = asked) -> int:
                 engine.calls.clear()
                 with torch.no_grad():
-                    return sum(1 for _ in render(engine, asked, Stages()))  # frames are not kept, as in a video
+                    return sum(1 for _ in render(engine, asked, Timings()))  # frames are not kept, as in a video
 
             cost = counted(run)
             latents = 4 * length * 4 * (size[0] // 8) * (size[1] // 8)

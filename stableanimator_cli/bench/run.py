@@ -29,7 +29,7 @@ from stableanimator_cli.bench.roofline import Roof
 from stableanimator_cli.config.animate import DeviceConfig, parse_size
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.progress import Silent, Talk
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import STRIDE
 
 SMALLEST = 64  # pixels a side
@@ -237,18 +237,18 @@ BENCHES: dict[str, Callable[[Bench], list[Table]]] = {
 _UNTIMED = {"cost", "long", "gate"}
 
 
-def run(*, flags: Mapping[str, Any], command: str, talk: Talk | None = None) -> BenchReport:
+def run(*, flags: Mapping[str, Any], command: str, reporter: Reporter | None = None) -> BenchReport:
     """Measure every bench of ``flags["names"]`` in the order of ``BENCHES``: the roofline before what is read against
     it. Raises ``SaError``; the gate's verdict is ``check``."""
-    talk = talk or Silent()
+    reporter = reporter or NullReporter()
     config = BenchConfig.of(flags)
     plan = DevicePlan.of(config.device)
     warning = busy()
     if warning and not set(config.names) <= _UNTIMED:
-        talk.warn(warning)
+        reporter.warning(warning)
     found: dict[str, list[Table]] = {}
     for name in (name for name in BENCHES if name in config.names):
-        with talk.progress(None, name, "run") as bar:
+        with reporter.progress(None, name, "run") as bar:
             bench = Bench(config=config, plan=plan, tick=bar.update, roofs={}, found=found)
             found.setdefault(name, []).extend(BENCHES[name](bench))
     return BenchReport(command=command, environment=environment(plan.device), tables=found)

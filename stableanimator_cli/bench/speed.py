@@ -19,7 +19,7 @@ from stableanimator_cli.bench.roofline import Roof, settle_of
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
 from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.memory_format import channels_last
-from stableanimator_cli.nets.unet import AnimationUNet, Context, once
+from stableanimator_cli.nets.unet import AnimationUNet, Context, call_block
 from stableanimator_cli.records import STRIDE, ModelFolder
 
 CHANNELS_LAST = "channels-last"
@@ -80,7 +80,7 @@ def ready(network: nn.Module, way: str) -> None:
     """Weights in the memory order, and blocks called as a way is about: ``--channels-last``, ``--compile blocks``."""
     channels_last(network, wanted=way == CHANNELS_LAST)
     if isinstance(network, AnimationUNet):
-        network.run = _compiled() if way == COMPILED else once
+        network.run = _compiled() if way == COMPILED else call_block
 
 
 @cache

@@ -12,7 +12,6 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from stableanimator_cli import catalogue
 from stableanimator_cli.bench.counters import counted, flops
 from stableanimator_cli.bench.harness import interleaved
 from stableanimator_cli.bench.networks import FULL, load, model_of
@@ -20,7 +19,7 @@ from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.roofline import Roof, settle_of
 from stableanimator_cli.bench.training_step import filled
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
-from stableanimator_cli.engine.memory.profile import Flops
+from stableanimator_cli.engine.memory.profile import FlopCounter
 from stableanimator_cli.engine.memory.train import predict
 from stableanimator_cli.engine.memory.train_step import made_up_inputs
 from stableanimator_cli.engine.training import (
@@ -208,7 +207,7 @@ def counted_full(shape: Shape, tick: Tick) -> Table:
     model, rows = model_of(FULL), []
     for name in WAYS:
         settings = TrainingSettings(checkpointing=name, dtype="bfloat16")
-        with Flops() as work:
+        with FlopCounter() as work:
             planned = predict(model, settings, size=shape.size, frames=shape.frames)
         row: dict[str, Any] = {"checkpointing": name, "TFLOP": work.total / 1e12}
         row |= {"GiB alive": planned.step / 2**30}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli.catalogue import layouts
 from stableanimator_cli.catalogue.configs import read_config
-from stableanimator_cli.catalogue.home import expanded, home
+from stableanimator_cli.catalogue.home import cache_dir, expanded
 from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, nearest_or_all, read
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
 
@@ -29,7 +29,7 @@ _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx")
 _LFS = b"version https://git-lfs"
 
 
-def shipped() -> Path:
+def builtin_dir() -> Path:
     """The catalogue that came with the program: inside an installed package, or at the root of a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "models", package.parent / "models"):
@@ -39,14 +39,14 @@ def shipped() -> Path:
     raise ModelDamaged(f"{package}: the catalogue folder 'models' is missing", hint="install the package again")
 
 
-def store(name: str) -> Path:
+def model_cache_dir(name: str) -> Path:
     """The folder under ``home()`` that holds the files of the entry ``name``. Not made here."""
-    return home() / "models" / name
+    return cache_dir() / "models" / name
 
 
 def names() -> list[str]:
     """All names that ``--model`` takes: the shipped entries, and model folders that were imported."""
-    found = (p for folder in (shipped(), home() / "models") for p in folder.glob(f"*/{FILE_NAME}"))
+    found = (p for folder in (builtin_dir(), cache_dir() / "models") for p in folder.glob(f"*/{FILE_NAME}"))
     # hidden is what an import is building; a link may point at a checkpoint that is gone
     return sorted({p.parent.name for p in found if p.parent.name[0] != "." and os.path.isfile(p)})
 
@@ -54,7 +54,7 @@ def names() -> list[str]:
 def entry(name: str) -> Entry:
     """The catalogue entry ``name``; ``ModelMissing`` with the nearest name where there is none."""
     if name in names():
-        for folder in (shipped() / name, store(name)):
+        for folder in (builtin_dir() / name, model_cache_dir(name)):
             if (folder / FILE_NAME).is_file():
                 found = read(folder)
                 if found.name != name:
@@ -82,11 +82,11 @@ def load(name_or_folder: str | Path) -> Entry:
     return read(folder) if os.path.isfile(folder / FILE_NAME) else entry(str(name_or_folder))
 
 
-def roots(found: Entry) -> tuple[Path, ...]:
+def search_paths(found: Entry) -> tuple[Path, ...]:
     """Where the files of an entry may lie, first match wins. A folder given by path owns its files alone: a checkpoint
     that happens to bear a catalogue name must not borrow the weights of the entry of that name."""
-    catalogued = found.folder.parent in (shipped(), home() / "models")
-    return (found.folder, store(found.name)) if catalogued else (found.folder,)
+    catalogued = found.folder.parent in (builtin_dir(), cache_dir() / "models")
+    return (found.folder, model_cache_dir(found.name)) if catalogued else (found.folder,)
 
 
 def weight_names(name: str) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ def locate(found: Entry, path: str) -> Path | None:
 
     The place ``<root>/<name>/<path>`` is an archive that was unpacked one level too deep, as ``antelopev2.zip`` is.
     """
-    for root in roots(found):
+    for root in search_paths(found):
         for base in (root, root / found.name):
             place = base / path
             if found.file(path) is not None or Path(path).suffix in _SUFFIXES:
@@ -226,7 +226,7 @@ def _find(name_or_folder: str | Path) -> tuple[Entry, layouts.Layout | None]:
         raise ModelMissing(f"{folder}: no such model folder", hint=f"known names: {', '.join(names())}")
     if (folder / FILE_NAME).is_file():
         return read(folder), None
-    layout = layouts.recognise(folder)
+    layout = layouts.detect_layout(folder)
     if layout is None:
         raise ModelMissing(
             f"{folder}: found no {FILE_NAME} and none of {layouts.SIGNS}",
@@ -258,7 +258,7 @@ def with_needs(found: Entry) -> Iterator[Entry]:
 def _part(owner: Entry, role: str, component: Component) -> _Part:
     config = None
     if component.config is not None:
-        place = next((r / component.config for r in roots(owner) if (r / component.config).is_file()), None)
+        place = next((r / component.config for r in search_paths(owner) if (r / component.config).is_file()), None)
         if place is None:
             raise ModelDamaged(
                 f"{owner.folder / FILE_NAME}: [components.{role}]: its config {component.config!r} is not there"
@@ -275,7 +275,7 @@ def _part(owner: Entry, role: str, component: Component) -> _Part:
                 check_size(place, row.bytes, owner.name)
                 digest = row.sha256 if place == file else None
     names = [f.path for f in owner.under(component.file) if not f.optional] or [component.file]
-    looked = roots(owner)
+    looked = search_paths(owner)
     if len(looked) > 1:  # of the catalogue: its two folders are named once, for all entries
         names, looked = [f"{owner.name}/{n}" for n in names], tuple(r.parent for r in looked)
     return _Part(
@@ -319,7 +319,7 @@ def check_size(path: Path, expected: int | None, name: str) -> None:
 def _missing(
     asked: str, found: Entry, layout: layouts.Layout | None, parts: Mapping[str, _Part], roles: Sequence[str]
 ) -> ModelMissing:
-    catalogued = layout is not None or len(roots(found)) > 1
+    catalogued = layout is not None or len(search_paths(found)) > 1
     if catalogued and not any(role in parts for role in roles):
         return ModelMissing(
             f"model {asked!r} is for other work ({found.task}): it has no {', '.join(roles)}",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue import archive, store
+from stableanimator_cli.catalogue import archive, model_cache_dir
 from stableanimator_cli.catalogue.http import Progress, download
 from stableanimator_cli.catalogue.schema import Archive, Entry, WeightFile
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
@@ -59,10 +59,10 @@ def pull(name: str, progress: Progress | None = None, *, optional: bool = False)
     for entry in catalogue.with_needs(catalogue.entry(name)):
         wanted = _wanted(entry, optional, progress)
         if any(row.url or row.archive for row in wanted) or _unclean(entry):
-            with store.held(entry.name):
+            with model_cache_dir.held(entry.name):
                 wanted = _wanted(entry, optional, progress)  # another process may have fetched it meanwhile
                 fetched += _fetch_all(entry, wanted, progress)
-                store.remove_leftovers(entry)
+                model_cache_dir.remove_leftovers(entry)
         orphan = next((row for row in wanted if row.url is None and row.archive is None), None)
         if orphan is not None:
             raise ModelMissing(
@@ -73,11 +73,11 @@ def pull(name: str, progress: Progress | None = None, *, optional: bool = False)
 
 
 def _wanted(entry: Entry, optional: bool, progress: Progress | None) -> list[WeightFile]:
-    return [row for row in entry.files if (optional or not row.optional) and _lacks(entry, row, progress)]
+    return [row for row in entry.files if (optional or not row.optional) and _needs_download(entry, row, progress)]
 
 
 def _unclean(entry: Entry) -> bool:
-    return store.unclean(entry.name) or bool(store.leftovers(entry))
+    return model_cache_dir.unclean(entry.name) or bool(model_cache_dir.leftovers(entry))
 
 
 def _fetch_all(entry: Entry, wanted: list[WeightFile], progress: Progress | None) -> list[Path]:
@@ -91,7 +91,7 @@ def _fetch_all(entry: Entry, wanted: list[WeightFile], progress: Progress | None
     return fetched
 
 
-def _lacks(entry: Entry, row: WeightFile, progress: Progress | None) -> bool:
+def _needs_download(entry: Entry, row: WeightFile, progress: Progress | None) -> bool:
     place = catalogue.locate(entry, row.path)
     if place is None or row.sha256 is None:  # without a recorded digest there is nothing to read the file for
         return place is None or (
@@ -120,13 +120,13 @@ def digest(path: Path, progress: Progress | None = None, label: str = "") -> str
     value = _sha256(path, progress, label)
     known = {place: row for place, row in known.items() if os.path.exists(place)} | {key: [*stamp, value]}
     # a home that cannot be written to costs time at the next check, nothing else
-    with contextlib.suppress(OSError, SaError), atomic_write(catalogue.home() / "digests.json") as part:
+    with contextlib.suppress(OSError, SaError), atomic_write(catalogue.cache_dir() / "digests.json") as part:
         part.write_text(json.dumps(known), encoding="utf-8")
     return value
 
 
 def _read_digests() -> dict[str, object]:
-    place = catalogue.home() / "digests.json"
+    place = catalogue.cache_dir() / "digests.json"
     try:
         known = read_json(place, "remembered digests") if place.is_file() else {}
     except BadInput:
@@ -172,18 +172,18 @@ def _sha256(path: Path, progress: Progress | None, label: str) -> str:
 
 def _fetch(entry: Entry, row: WeightFile, url: str, progress: Progress | None) -> Path:
     """Download a file to its place in the store of the entry, checked. Returns that."""
-    target = catalogue.store(entry.name) / row.path
+    target = catalogue.model_cache_dir(entry.name) / row.path
     part = _arrived(entry, row, url, progress)
-    with store.writing(target):
+    with model_cache_dir.writing(target):
         os.replace(part, target)
-    store.validator(part).unlink(missing_ok=True)
+    model_cache_dir.validator(part).unlink(missing_ok=True)
     return target
 
 
 def _arrived(entry: Entry, row: WeightFile | Archive, url: str, progress: Progress | None) -> Path:
     """The partial file of ``row``, complete and checked."""
-    part = store.partial(catalogue.store(entry.name) / row.path)
-    with store.writing(part.parent):
+    part = model_cache_dir.partial(catalogue.model_cache_dir(entry.name) / row.path)
+    with model_cache_dir.writing(part.parent):
         part.parent.mkdir(parents=True, exist_ok=True)
     download(entry, row, url, part, progress)
     _accept(part, row, f"{entry.name}/{row.path}", progress)
@@ -209,15 +209,15 @@ def _accept(part: Path, row: WeightFile | Archive, label: str, progress: Progres
 
 def _unpack(entry: Entry, packed: Path, member: WeightFile, progress: Progress | None) -> Path:
     """Take one file out of a zip; a zip without the recorded file is deleted."""
-    target, label = catalogue.store(entry.name) / member.path, f"{entry.name}/{member.path}"
-    part = store.staging(entry.name, inside=True) / target.name
+    target, label = catalogue.model_cache_dir(entry.name) / member.path, f"{entry.name}/{member.path}"
+    part = model_cache_dir.staging(entry.name, inside=True) / target.name
     try:
         archive.unpack(packed, member, part, label)
         _accept(part, member, label, progress)
     except ModelDamaged:
         _remove(packed)
         raise
-    with store.writing(target):
+    with model_cache_dir.writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, target)
     return target
@@ -225,4 +225,4 @@ def _unpack(entry: Entry, packed: Path, member: WeightFile, progress: Progress |
 
 def _remove(part: Path) -> None:
     part.unlink(missing_ok=True)
-    store.validator(part).unlink(missing_ok=True)
+    model_cache_dir.validator(part).unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from stableanimator_cli.errors import ConfigError
 
 
-def home() -> Path:
+def cache_dir() -> Path:
     """The folder of fetched and imported files, which need not exist.
 
     A relative ``SA_HOME`` is below the current folder; an empty one counts as unset. Raises ``ConfigError`` if it

@@ -48,7 +48,7 @@ _FACE_FILE = "glintr100.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class LayoutMatch:
     """One role in a downloaded folder: its weight file or folder, and the config beside it."""
 
     file: Path | None = None
@@ -63,13 +63,13 @@ class Layout:
 
     folder: Path
     primary: str
-    parts: Mapping[tuple[str, str], Found]
+    parts: Mapping[tuple[str, str], LayoutMatch]
     looked: Mapping[tuple[str, str], tuple[Path, ...]]
     face_channel_order: ChannelOrder | None = None
     guessed_order: Path | None = None
 
 
-def recognise(folder: Path) -> Layout | None:
+def detect_layout(folder: Path) -> Layout | None:
     """The layout of ``folder`` (``checkpoints`` or its parent, or one model's folder), or ``None``."""
     search = _Search(folder)
     numbered = search.animator()
@@ -115,7 +115,7 @@ class _Search:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.bases = (folder, folder / "checkpoints")
-        self.parts: dict[tuple[str, str], Found] = {}
+        self.parts: dict[tuple[str, str], LayoutMatch] = {}
         self.looked: dict[tuple[str, str], tuple[Path, ...]] = {}
 
     def note(self, name: str, role: str, places: Iterable[Path], config: Path | None = None) -> Path | None:
@@ -124,7 +124,7 @@ class _Search:
         file = next((p for p in places if p.is_file()), None)
         self.looked[name, role] = tuple(dict.fromkeys(p.parent for p in places))
         if file is not None or config is not None:
-            self.parts[name, role] = Found(file=file, config=config)
+            self.parts[name, role] = LayoutMatch(file=file, config=config)
         return file
 
     def animator(self) -> bool:
@@ -149,10 +149,10 @@ class _Search:
             self.note(BASE, role, [folder / f"{stem}{e}" for e in _FORMS for stem in stems], _config(folder))
         scheduler = top / "scheduler" / "scheduler_config.json"
         if scheduler.is_file():
-            self.parts[BASE, "scheduler"] = Found(config=scheduler)
+            self.parts[BASE, "scheduler"] = LayoutMatch(config=scheduler)
         unet = self.parts.get((ANIMATOR, "unet"))
         if unet is not None:
-            self.parts[ANIMATOR, "unet"] = Found(file=unet.file, config=_config(top / "unet"))
+            self.parts[ANIMATOR, "unet"] = LayoutMatch(file=unet.file, config=_config(top / "unet"))
 
     def detectors(self) -> None:
         for role, name in (("person_detector", "yolox_l.onnx"), ("pose_detector", "dw-ll_ucoco_384.onnx")):
@@ -167,7 +167,7 @@ class _Search:
         self.looked[FACE, "face"] = tuple(places[:-1])
         found = next((p for p in places if (p / _FACE_FILE).is_file()), None)
         if found is not None:
-            self.parts[FACE, "face"] = Found(file=found)
+            self.parts[FACE, "face"] = LayoutMatch(file=found)
 
 
 def _is_svd(folder: Path) -> bool:

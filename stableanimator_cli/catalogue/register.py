@@ -75,7 +75,7 @@ def import_folder(folder: str | Path, *, copy: bool = False, convert: Convert | 
     if not os.path.isdir(folder):
         found = "a file" if os.path.isfile(folder) else "no folder"
         raise BadInput(folder, found, "a folder with weights", hint="name the folder that holds the weights")
-    if folder.resolve().is_relative_to((catalogue.home() / "models").resolve()):
+    if folder.resolve().is_relative_to((catalogue.cache_dir() / "models").resolve()):
         raise BadInput.because(
             folder, "it lies where imported models are kept", hint="`sa models list` shows the names that open it"
         )
@@ -83,7 +83,7 @@ def import_folder(folder: str | Path, *, copy: bool = False, convert: Convert | 
     if (folder / FILE_NAME).is_file():
         taken = _model_folder(job, read(folder))
     else:
-        layout = layouts.recognise(folder)
+        layout = layouts.detect_layout(folder)
         if layout is not None:
             _layout(job, layout)
         _loose(job)
@@ -100,14 +100,14 @@ def import_folder(folder: str | Path, *, copy: bool = False, convert: Convert | 
 
 def _model_folder(job: _Job, found: Entry) -> list[Imported]:
     """A folder with a model.toml becomes the name that it bears; every visible file of it is registered."""
-    if (catalogue.shipped() / found.name / FILE_NAME).is_file():
+    if (catalogue.builtin_dir() / found.name / FILE_NAME).is_file():
         raise BadInput(
             found.folder / FILE_NAME,
             f"name = {found.name!r}",
             "a name that the catalogue does not have yet",
             hint="give the model another name there, or use the folder by its path",
         )
-    if (catalogue.home() / "models").resolve().is_relative_to(found.folder.resolve()):
+    if (catalogue.cache_dir() / "models").resolve().is_relative_to(found.folder.resolve()):
         raise BadInput.because(
             found.folder, "it holds the folder of imported models", hint="set SA_HOME to a folder outside of it"
         )

@@ -27,7 +27,7 @@ def held(name: str) -> Iterator[Path]:
 
     Remains of killed runs are removed first, empty folders last.
     """
-    models, folder = catalogue.home() / "models", catalogue.store(name)
+    models, folder = catalogue.cache_dir() / "models", catalogue.model_cache_dir(name)
     with contextlib.ExitStack() as stack:
         try:
             with writing(models):
@@ -53,7 +53,7 @@ def held(name: str) -> Iterator[Path]:
 def staging(name: str, *, inside: bool) -> Path:
     """A new empty folder to build in, which ``held`` removes: ``inside`` the model's folder, for single files, or
     beside it, for all of it at once."""
-    folder = catalogue.store(name)
+    folder = catalogue.model_cache_dir(name)
     place = folder / STAGING if inside else folder.with_name(f".{name}.part")
     with writing(place):
         shutil.rmtree(place, ignore_errors=True)
@@ -63,13 +63,13 @@ def staging(name: str, *, inside: bool) -> Path:
 
 def unclean(name: str) -> bool:
     """Whether a process that was killed, or is at work, left something that ``held`` removes."""
-    models, folder = catalogue.home() / "models", catalogue.store(name)
+    models, folder = catalogue.cache_dir() / "models", catalogue.model_cache_dir(name)
     return any(os.path.lexists(p) for p in (models / f".{name}.lock", models / f".{name}.part", folder / STAGING))
 
 
 def remove_staging(name: str) -> None:
     """Remove what was being built for the model ``name``, whose lock the caller holds."""
-    folder = catalogue.store(name)
+    folder = catalogue.model_cache_dir(name)
     for place in (folder / STAGING, folder.with_name(f".{name}.part")):
         if place.is_dir() and not place.is_symlink():
             shutil.rmtree(place, ignore_errors=True)
@@ -93,7 +93,7 @@ def leftovers(entry: Entry) -> list[Path]:
         members = [row for row in entry.files if row.archive == archive.path]
         if all(row.path in here or row.optional for row in members):
             done.append(archive.path)
-    parts = (partial(catalogue.store(entry.name) / path) for path in done)
+    parts = (partial(catalogue.model_cache_dir(entry.name) / path) for path in done)
     return [place for part in parts for place in (part, validator(part)) if place.is_file()]
 
 

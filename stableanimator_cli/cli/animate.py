@@ -127,8 +127,8 @@ def animate(
         "tf32": tf32,
         "fit": fit,
     }
-    talk = console.configure(json=json, quiet=quiet, progress=progress)
+    reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.animate import run  # numpy starts loading here, not earlier; torch when all is checked
 
-    report = run.run(flags=flags, config_file=config, plan_only=plan, restart=restart, talk=console.get())
-    talk.result(report.to_json(), report.summary())
+    report = run.run(flags=flags, config_file=config, plan_only=plan, restart=restart, reporter=console.get())
+    reporter.result(report.to_json(), report.summary())

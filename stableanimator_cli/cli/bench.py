@@ -169,7 +169,7 @@ def bench(
         "device": device,
         "dtype": dtype,
     }
-    report = run.run(flags=flags, command=_command(context), talk=out)
+    report = run.run(flags=flags, command=_command(context), reporter=out)
     if output is not None:
         report.write(output)
     if page is not None:
@@ -177,7 +177,7 @@ def bench(
     for table in report.all_tables():
         if table.rows:
             out.table(table.title, table.columns, table.cells(), data=True)
-        out.note(f"{table.title}: {table.note}" if table.note else "")
+        out.info(f"{table.title}: {table.note}" if table.note else "")
     run.check(report, baseline)
     if json:
         out.result(report.to_json(), "")

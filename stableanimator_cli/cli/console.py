@@ -31,12 +31,12 @@ class Console:
         self.quiet = quiet
         self.kind: ProgressKind = "none" if quiet else progress
 
-    def note(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Say something by the way (stderr); ``--quiet`` hides it."""
         if not self.quiet:
             _say(text)
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         """Say something that the user should act on (stderr); ``--quiet`` does not hide it."""
         _say(f"warning: {text}")
 

@@ -63,10 +63,10 @@ def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
     write_picture(reference, scene.reference((4 * width, 4 * height)).image)
     save_motion(poses, motion)
     if not card.training:
-        out.warn(f"the weights of {MODEL} are not trained yet: its video is coloured noise, the way to it is real")
+        out.warning(f"the weights of {MODEL} are not trained yet: its video is coloured noise, the way to it is real")
     flags = {"reference": reference, "motion": poses, "output": folder / "demo.mp4", "model": MODEL}
     flags["allow_no_face"] = "face" not in model.files or None
-    report = run(flags=flags, restart=True, talk=out)  # a killed demo may have shown another figure
+    report = run(flags=flags, restart=True, reporter=out)  # a killed demo may have shown another figure
 
     shown = np.linspace(0, frames - 1, min(SHOWN, frames)).round().astype(int)
     made = [frame for _, frame in open_clip(folder / "demo.mp4").frames()]

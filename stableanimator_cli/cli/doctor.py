@@ -15,12 +15,12 @@ def doctor(json: options.JsonOpt = False, quiet: options.QuietOpt = False) -> No
     Look for what would break a run: packages that do not go together, encoders, the graphics card, models that are cut,
     room on disks. Each finding has the command that mends it. Leaves with 8 where something is broken.
     """
-    talk = console.configure(json=json, quiet=quiet)
+    reporter = console.configure(json=json, quiet=quiet)
     from stableanimator_cli.doctor import examine
 
     diagnosis = examine()
-    talk.result(diagnosis.to_json(), diagnosis.summary())
+    reporter.result(diagnosis.to_json(), diagnosis.summary())
     if diagnosis.exit_code:
         if not json:
-            talk.warn(diagnosis.message)
+            reporter.warning(diagnosis.message)
         raise typer.Exit(diagnosis.exit_code)

@@ -270,13 +270,13 @@ def evaluate(
         "seed": seed,
         "device": device,
     }
-    talk = console.configure(json=json, quiet=quiet, progress=progress)
+    reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.evaluate import run  # numpy starts loading here, not earlier; torch with the task
 
-    report = run.run(flags=flags, animate=_animate, config_file=config, talk=talk)
+    report = run.run(flags=flags, animate=_animate, config_file=config, reporter=reporter)
     for title, columns, rows in report.shown():
-        talk.table(title, columns, rows)
-    talk.result(report.to_json(), report.summary())
+        reporter.table(title, columns, rows)
+    reporter.result(report.to_json(), report.summary())
     if report.exit_code:
         raise typer.Exit(report.exit_code)
 
@@ -285,4 +285,4 @@ def _animate(flags: Mapping[str, Any], settings: Path | None) -> None:
     """``sa animate`` as benches call it: verbs are blind to one another, the command line is not."""
     from stableanimator_cli.animate import run
 
-    run.run(flags=flags, config_file=settings, talk=console.get())
+    run.run(flags=flags, config_file=settings, reporter=console.get())

@@ -72,11 +72,11 @@ def list_(json: options.JsonOpt = False) -> None:
     out = console.get()
     out.table("", ("name", "task", "here", "size", "licence", "what"), rows, data=True)
     for error in damaged:
-        out.warn(error.message)
+        out.warning(error.message)
     if json:
         out.result({"models": [_facts(e) for e in entries], "damaged": [e.message for e in damaged]}, "")
     else:
-        out.note(f"fetched and imported files lie in {catalogue.home() / 'models'} (SA_HOME moves it)")
+        out.info(f"fetched and imported files lie in {catalogue.cache_dir() / 'models'} (SA_HOME moves it)")
 
 
 @app.command(short_help="Licence, files, settings of a model.")
@@ -144,11 +144,11 @@ def pull(
 
     for entry in catalogue.with_needs(catalogue.entry(name)):
         if entry.licence in ("unknown", "research-only") and any(_lacking(entry, all_)):
-            out.warn(f"{entry.name}: licence {entry.licence}. {entry.licence_note}".strip())
+            out.warning(f"{entry.name}: licence {entry.licence}. {entry.licence_note}".strip())
     with _bars(out) as bars:
         fetched = download.pull(name, bars, optional=all_)
-    out.note(f"{name}: {len(fetched)} file(s) fetched" if fetched else f"{name}: everything is here already")
-    folder = catalogue.store(name)
+    out.info(f"{name}: {len(fetched)} file(s) fetched" if fetched else f"{name}: everything is here already")
+    folder = catalogue.model_cache_dir(name)
     out.result({"model": name, "folder": folder, "fetched": fetched}, str(folder))
 
 
@@ -178,12 +178,12 @@ def verify(
             if name is not None or any(c.place is not None for c in found):
                 checks[entry.name] = found
     for error in damaged:
-        out.warn(error.message)
+        out.warning(error.message)
     rows = [(model, c.path, _verdict(c), c.sha256 or "-") for model, found in checks.items() for c in found]
     if rows:
         out.table("", ("model", "file", "state", "sha256"), rows, data=True)
     else:
-        out.note("no files to check: nothing was fetched or imported, or the model lists none")
+        out.info("no files to check: nothing was fetched or imported, or the model lists none")
     bad = [(model, c) for model, found in checks.items() for c in found if not c.holds]
     if json and not bad and not damaged:
         out.result({"models": {m: [_row(c) for c in found] for m, found in checks.items()}}, "")
@@ -220,9 +220,9 @@ def import_(
 
     report = register.import_folder(folder, copy=copy, convert=converter)
     for remark in report.remarks:
-        out.warn(remark)
+        out.warning(remark)
     if report.left:
-        out.note(f"left {len(report.left)} file(s): " + ", ".join(map(str, report.left)))
+        out.info(f"left {len(report.left)} file(s): " + ", ".join(map(str, report.left)))
     rows = [(t.name, t.role or "-", t.how, t.source, t.target) for t in report.taken]
     out.table("", ("model", "role", "how", "from", "to"), rows, data=True)
     if json:

@@ -270,12 +270,12 @@ def preprocess(
         "size": size,
         "device": device,
     }
-    talk = console.configure(json=json, quiet=quiet, progress=progress)
+    reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.preprocess import run  # OpenCV and ONNX Runtime start loading here, not earlier
 
-    report = run.run(flags=flags, config_file=config, plan_only=plan, talk=talk)
-    talk.result(report.to_json(), report.summary())
+    report = run.run(flags=flags, config_file=config, plan_only=plan, reporter=reporter)
+    reporter.result(report.to_json(), report.summary())
     if report.exit_code:
         if report.message and not json:
-            talk.warn(report.message)
+            reporter.warning(report.message)
         raise typer.Exit(report.exit_code)

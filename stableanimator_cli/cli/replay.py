@@ -32,14 +32,14 @@ def replay(
     Repeat the run that made OUT.mp4 and check that it gives the same bytes. Inputs and weights are compared with their
     digests first. Leaves with 8 and says what differs where it does not repeat. Prints the path of the new video.
     """
-    talk = console.configure(json=json, quiet=quiet, progress=progress)
+    reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.animate.replay import replay  # torch starts loading here, not earlier
 
-    report = replay(video, output=output, talk=talk)
-    talk.result(report.to_json(), report.summary())
+    report = replay(video, output=output, reporter=reporter)
+    reporter.result(report.to_json(), report.summary())
     if not report.exit_code:
-        talk.note(report.message)
+        reporter.info(report.message)
         return
     if not json:
-        talk.warn(report.message)
+        reporter.warning(report.message)
     raise typer.Exit(report.exit_code)

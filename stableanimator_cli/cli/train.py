@@ -116,9 +116,9 @@ def train(
         "device": device,
         "dtype": dtype,
     }
-    talk = console.configure(json=json, quiet=quiet, progress=progress)
+    reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.train import run  # torch starts loading here, not earlier
 
-    report = run.run(flags=flags, config_file=config, resumed=resume, export=export, plan_only=plan, talk=talk)
+    report = run.run(flags=flags, config_file=config, resumed=resume, export=export, plan_only=plan, reporter=reporter)
     if report is not None:  # of one rank alone
-        talk.result(report.to_json(), report.summary())
+        reporter.result(report.to_json(), report.summary())

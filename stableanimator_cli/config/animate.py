@@ -17,11 +17,11 @@ from typing import Literal
 
 from stableanimator_cli.config.refine import RefineConfig
 from stableanimator_cli.config.schema import (
+    check_choices,
     from_mapping,
     load,
     option,
-    refuse_bad_choices,
-    refuse_unless,
+    require,
     resolve,
     to_toml,
 )
@@ -108,7 +108,7 @@ def parse_interval(value: str | Guidance, label: str = "--guidance-interval") ->
         raise ConfigError(label, value, _INTERVAL) from None
 
 
-def parse_reuse(value: str | int, label: str = "--cache-features") -> int:
+def parse_cache_interval(value: str | int, label: str = "--cache-features") -> int:
     """``"3"`` -> 3, every third step computed whole; ``"off"`` -> 1, every step."""
     if value == "off":
         return 1
@@ -141,7 +141,7 @@ def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
         rate = Fraction(0) if far else Fraction(text) if "/" in text else Fraction(number)
     except (ValueError, ArithmeticError):
         raise ConfigError(label, value, expected) from None
-    refuse_unless(0 < rate <= MAX_FPS, label, value, f"{expected}, at most {MAX_FPS}")
+    require(0 < rate <= MAX_FPS, label, value, f"{expected}, at most {MAX_FPS}")
     digits = len(text.partition(".")[2])
     for nominal in (24, 30, 48, 60, 120):
         exact = Fraction(nominal * 1000, 1001)
@@ -204,7 +204,7 @@ class SamplingConfig:
     steps: int = option("--steps", 25)
     guidance: Guidance = option("--guidance", (3.0, 3.0), parse=parse_guidance, dump=_dump_guidance)
     guidance_interval: Guidance | None = option("--guidance-interval", None, parse=parse_interval, dump=_dump_interval)
-    cache_features: int = option("--cache-features", 1, parse=parse_reuse, dump=_dump_reuse)
+    cache_features: int = option("--cache-features", 1, parse=parse_cache_interval, dump=_dump_reuse)
     cache_layers: int = option("sampling.cache_layers", 2)
     sampler: Literal["euler", "heun"] = option("--sampler", "euler")
     churn: float = option("--churn", 0.0)
@@ -218,26 +218,26 @@ class SamplingConfig:
     seed: int = option("--seed", 0)
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
-        refuse_unless(1 <= self.steps <= 1000, "--steps", self.steps, "1 to 1000")
-        refuse_unless(all(map(_finite, self.guidance)), "--guidance", _dump_guidance(self.guidance), "0 or more")
+        check_choices(self)
+        require(1 <= self.steps <= 1000, "--steps", self.steps, "1 to 1000")
+        require(all(map(_finite, self.guidance)), "--guidance", _dump_guidance(self.guidance), "0 or more")
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
             holds = _finite(low) and _finite(high) and low < high
-            refuse_unless(holds, "--guidance-interval", _dump_interval(self.guidance_interval), _INTERVAL)
-        refuse_unless(self.cache_features >= 1, "--cache-features", self.cache_features, "off, or 2 steps or more")
-        refuse_unless(self.cache_layers >= 1, "sampling.cache_layers", self.cache_layers, "1 layer or more")
-        refuse_unless(_finite(self.churn), "--churn", self.churn, "0 or more")
+            require(holds, "--guidance-interval", _dump_interval(self.guidance_interval), _INTERVAL)
+        require(self.cache_features >= 1, "--cache-features", self.cache_features, "off, or 2 steps or more")
+        require(self.cache_layers >= 1, "sampling.cache_layers", self.cache_layers, "1 layer or more")
+        require(_finite(self.churn), "--churn", self.churn, "0 or more")
         for name in ("churn_min", "churn_max", "churn_noise"):
-            refuse_unless(_finite(getattr(self, name)), f"sampling.{name}", getattr(self, name), "0 or more")
+            require(_finite(getattr(self, name)), f"sampling.{name}", getattr(self, name), "0 or more")
         most = f"at most sampling.churn_max ({self.churn_max:g})"
-        refuse_unless(self.churn_min <= self.churn_max, "sampling.churn_min", self.churn_min, most)
-        refuse_unless(_finite(self.noise_aug), "--noise-aug", self.noise_aug, "0 or more")
-        refuse_unless(_finite(self.motion_bucket), "--motion-bucket", self.motion_bucket, "0 or more")
-        refuse_unless(
+        require(self.churn_min <= self.churn_max, "sampling.churn_min", self.churn_min, most)
+        require(_finite(self.noise_aug), "--noise-aug", self.noise_aug, "0 or more")
+        require(_finite(self.motion_bucket), "--motion-bucket", self.motion_bucket, "0 or more")
+        require(
             self.conditioning_fps >= 1, "sampling.conditioning_fps", self.conditioning_fps, "a whole number, 1 or more"
         )
-        refuse_unless(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2**63 - 1")
+        require(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2**63 - 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,10 +252,10 @@ class WindowConfig:
     anchor: Literal["first", "reference"] = option("--anchor", "first")
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
-        refuse_unless(self.length >= 1, "--window", self.length, "1 frame or more")
+        check_choices(self)
+        require(self.length >= 1, "--window", self.length, "1 frame or more")
         most = self.length - 1
-        refuse_unless(0 <= self.overlap <= most, "--overlap", self.overlap, f"0 to {most} (less than --window)")
+        require(0 <= self.overlap <= most, "--overlap", self.overlap, f"0 to {most} (less than --window)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,11 +266,9 @@ class DecodeConfig:
     overlap: int = option("--decode-overlap", 0)
 
     def __post_init__(self) -> None:
-        refuse_unless(self.chunk >= 1, "--decode-chunk", self.chunk, "1 frame or more")
+        require(self.chunk >= 1, "--decode-chunk", self.chunk, "1 frame or more")
         most = self.chunk - 1
-        refuse_unless(
-            0 <= self.overlap <= most, "--decode-overlap", self.overlap, f"0 to {most} (less than --decode-chunk)"
-        )
+        require(0 <= self.overlap <= most, "--decode-overlap", self.overlap, f"0 to {most} (less than --decode-chunk)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,12 +295,12 @@ class DeviceConfig:
     fit: int | None = option("--fit", None, parse=parse_bytes)
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
+        check_choices(self)
         known = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device) is not None
-        refuse_unless(known, "--device", self.device, "auto, cpu, cuda, cuda:N or mps")
-        refuse_unless(1 <= self.gpus <= 1024, "--gpus", self.gpus, "1 to 1024")
-        refuse_unless(self.pose_budget_mb >= 1, "device.pose_budget_mb", self.pose_budget_mb, "1 MiB or more")
-        refuse_unless(1 <= self.pieces <= 256, "--ff-pieces", self.pieces, "1 to 256")
+        require(known, "--device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        require(1 <= self.gpus <= 1024, "--gpus", self.gpus, "1 to 1024")
+        require(self.pose_budget_mb >= 1, "device.pose_budget_mb", self.pose_budget_mb, "1 MiB or more")
+        require(1 <= self.pieces <= 256, "--ff-pieces", self.pieces, "1 to 256")
         if self.cuda_graphs and self.offload != "none":
             hint = "graphs read weights where they were recorded: leave one of the two out"
             raise ConfigError("--cuda-graphs", True, f"no --offload {self.offload}", hint=hint)
@@ -338,14 +336,14 @@ class AnimateConfig:
     refine: RefineConfig = field(default_factory=RefineConfig)
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
-        refuse_unless(self.model != "", "--model", self.model, "a name of the catalogue or a folder")
+        check_choices(self)
+        require(self.model != "", "--model", self.model, "a name of the catalogue or a folder")
         if self.size is not None:
-            refuse_unless(min(self.size) >= 1, "--size", dump_size(self.size), "a width and a height of 1 or more")
+            require(min(self.size) >= 1, "--size", dump_size(self.size), "a width and a height of 1 or more")
         if self.frames is not None:
-            refuse_unless(not _surely_empty(self.frames), "--frames", dump_range(self.frames), "A before B")
+            require(not _surely_empty(self.frames), "--frames", dump_range(self.frames), "A before B")
         if self.fps is not None:
-            refuse_unless(0 < self.fps <= 1000, "--fps", str(self.fps), "more than 0 and at most 1000")
+            require(0 < self.fps <= 1000, "--fps", str(self.fps), "more than 0 and at most 1000")
 
     @property
     def preview_path(self) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stableanimator_cli.config.schema import option, paths_of, refuse_bad_choices, refuse_unless
+from stableanimator_cli.config.schema import check_choices, option, paths_of, require
 from stableanimator_cli.errors import ConfigError
 
 PUBLISHED_BENCHES = ("tiktok", "unseen100")
@@ -86,11 +86,11 @@ class EvaluateConfig:
     device: str = option("--device", "auto")
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
-        refuse_unless(1 <= self.figures <= 10_000, "--figures", self.figures, "1 to 10000")
-        refuse_unless(1 <= self.length <= 100_000, "--length", self.length, "1 to 100000 frames")
-        refuse_unless(100 <= self.draws <= 1_000_000, "--draws", self.draws, "100 to 1000000")
-        refuse_unless(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2**63 - 1")
+        check_choices(self)
+        require(1 <= self.figures <= 10_000, "--figures", self.figures, "1 to 10000")
+        require(1 <= self.length <= 100_000, "--length", self.length, "1 to 100000 frames")
+        require(100 <= self.draws <= 1_000_000, "--draws", self.draws, "100 to 1000000")
+        require(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2**63 - 1")
         if re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device) is None:
             raise ConfigError("--device", self.device, "auto, cpu, cuda, cuda:N or mps")
         self._check_task()
@@ -121,7 +121,7 @@ class EvaluateConfig:
             if self.variants is None:
                 raise ConfigError("--ablation", self.ablation, "--variants DIR, which holds a model folder a variant")
             distinct = len(set(self.seeds))
-            refuse_unless(distinct == len(self.seeds) >= 3, "--seeds", _dump(self.seeds), "three different seeds")
+            require(distinct == len(self.seeds) >= 3, "--seeds", _dump(self.seeds), "three different seeds")
         elif self.variants is not None:
             raise ConfigError("--variants", str(self.variants), "--ablation table2, table3, table4 or table5")
         if self.rivals is not None and (self.bench is None or self.ablation is not None):

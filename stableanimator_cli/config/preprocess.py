@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stableanimator_cli.config.animate import Range, Size, dump_range, dump_size, parse_fps, parse_range, parse_size
-from stableanimator_cli.config.schema import option, paths_of, refuse_bad_choices, refuse_unless
+from stableanimator_cli.config.schema import check_choices, option, paths_of, require
 from stableanimator_cli.errors import ConfigError
 
 Align = Literal["upstream", "affine", "bones", "similarity", "none"]
@@ -20,7 +20,7 @@ Shard = tuple[int, int]
 def parse_inputs(value: Any, label: str = "INPUT") -> tuple[Path, ...]:
     """Paths from the command line, or from TOML one a line of a text."""
     paths = paths_of(value, label)
-    refuse_unless(bool(paths), label, value, "one path or more")
+    require(bool(paths), label, value, "one path or more")
     return paths
 
 
@@ -80,17 +80,17 @@ class PreprocessConfig:
     device: str = option("--device", "auto")
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
+        check_choices(self)
         if self.person is not None:
             known = re.fullmatch(r"largest|all|\d{1,6}|[^,]+,[^,]+,[^,]+,[^,]+", self.person)
-            refuse_unless(bool(known), "--person", self.person, "largest, all, a person's number, or a box x0,y0,x1,y1")
-        refuse_unless(math.isfinite(self.smooth) and 0 <= self.smooth <= 1000, "--smooth", self.smooth, "0 to 1000")
-        refuse_unless(0 <= self.gap <= 10_000, "--gap", self.gap, "0 to 10000 frames")
-        refuse_unless(1 <= self.every <= 64, "--every", self.every, "1 to 64 frames")
-        refuse_unless(0 < self.detect_threshold < 1, "--detect-threshold", self.detect_threshold, "between 0 and 1")
-        refuse_unless(1 <= self.workers <= 256, "--workers", self.workers, "1 to 256")
+            require(bool(known), "--person", self.person, "largest, all, a person's number, or a box x0,y0,x1,y1")
+        require(math.isfinite(self.smooth) and 0 <= self.smooth <= 1000, "--smooth", self.smooth, "0 to 1000")
+        require(0 <= self.gap <= 10_000, "--gap", self.gap, "0 to 10000 frames")
+        require(1 <= self.every <= 64, "--every", self.every, "1 to 64 frames")
+        require(0 < self.detect_threshold < 1, "--detect-threshold", self.detect_threshold, "between 0 and 1")
+        require(1 <= self.workers <= 256, "--workers", self.workers, "1 to 256")
         if self.fps is not None:
-            refuse_unless(0 < self.fps <= 1000, "--fps", str(self.fps), "more than 0 and at most 1000")
+            require(0 < self.fps <= 1000, "--fps", str(self.fps), "more than 0 and at most 1000")
         if re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device) is None:
             raise ConfigError("--device", self.device, "auto, cpu, cuda, cuda:N or mps")
         self._check_pairs()

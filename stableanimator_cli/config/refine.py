@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from stableanimator_cli.config.schema import option, refuse_bad_choices, refuse_unless
+from stableanimator_cli.config.schema import check_choices, option, require
 from stableanimator_cli.errors import ConfigError
 
 RELEASED_STEPS = (21, 25)  # the reference implementation refines steps 0-20 of 25
@@ -78,14 +78,14 @@ class RefineConfig:
     margin: int = option("refine.margin", 8)
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
-        refuse_unless(0 <= self.iterations <= 1000, "--refine-iters", self.iterations, "0 to 1000")
-        refuse_unless(0 < self.rate < 100, "--refine-lr", self.rate, "more than 0 and less than 100")
+        check_choices(self)
+        require(0 <= self.iterations <= 1000, "--refine-iters", self.iterations, "0 to 1000")
+        require(0 < self.rate < 100, "--refine-lr", self.rate, "more than 0 and less than 100")
         if self.min_csim is not None:
-            refuse_unless(-1 <= self.min_csim <= 1, "--min-csim", self.min_csim, "a cosine, -1 to 1")
-        refuse_unless(0 <= self.redraw <= 100, "--redraw", self.redraw, "0 to 100")
-        refuse_unless(self.reach >= 0, "refine.reach", self.reach, "0 latents or more")
-        refuse_unless(self.margin >= self.reach, "refine.margin", self.margin, f"{self.reach} latents (reach) or more")
+            require(-1 <= self.min_csim <= 1, "--min-csim", self.min_csim, "a cosine, -1 to 1")
+        require(0 <= self.redraw <= 100, "--redraw", self.redraw, "0 to 100")
+        require(self.reach >= 0, "refine.reach", self.reach, "0 latents or more")
+        require(self.margin >= self.reach, "refine.margin", self.margin, f"{self.reach} latents (reach) or more")
 
     def steps_of(self, total: int) -> tuple[int, int]:
         """The half-open range of refined steps when sampling takes ``total``."""

@@ -45,13 +45,13 @@ def option(
     return field(default=default, metadata={"flag": flag, "parse": parse, "dump": dump})
 
 
-def refuse_unless(holds: bool, flag: str, found: object, expected: str) -> None:
+def require(holds: bool, flag: str, found: object, expected: str) -> None:
     """Raise a :class:`ConfigError` that names ``flag`` unless ``holds``."""
     if not holds:
         raise ConfigError(flag, found, expected)
 
 
-def refuse_bad_choices(config: Any) -> None:
+def check_choices(config: Any) -> None:
     """Check every ``Literal`` field of a config against its choices; for ``__post_init__``."""
     for name, hint in _hints(type(config)).items():
         inner, optional = _without_none(hint)
@@ -266,14 +266,14 @@ def _convert(hint: Any, value: Any, label: str) -> Any:
 def path_of(value: str | Path, label: str) -> Path:
     """A path that records, reports and every library can name: text in UTF-8."""
     text = str(value)
-    refuse_unless(text != "" and "\0" not in text, label, value, "a path")
+    require(text != "" and "\0" not in text, label, value, "a path")
     hint = "rename it: records and reports hold names in UTF-8 alone"
     if not _is_utf8(text):
         raise ConfigError(label, value, "a name in UTF-8", hint=hint)
     path = Path(value)
     # what stands beside a path is named after it: "." has no name of its own, "/" has none at all
     path = path if path.name else path.absolute()
-    refuse_unless(path.name != "", label, value, "a file or folder below the root of the file system")
+    require(path.name != "", label, value, "a file or folder below the root of the file system")
     return path
 
 
@@ -284,7 +284,7 @@ def paths_of(value: Any, label: str) -> tuple[Path, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str | Path) and str(item) for item in value):
         raise ConfigError(label, value, "paths")
     for item in value:
-        refuse_unless(len(str(item).splitlines()) == 1, label, item, "a path without a line break")
+        require(len(str(item).splitlines()) == 1, label, item, "a path without a line break")
     return tuple(path_of(item, label) for item in value)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from stableanimator_cli.config.animate import Size, dump_size, parse_bytes, parse_size
 from stableanimator_cli.config.preprocess import parse_inputs
-from stableanimator_cli.config.schema import from_mapping, option, read_toml, refuse_bad_choices, refuse_unless
+from stableanimator_cli.config.schema import check_choices, from_mapping, option, read_toml, require
 from stableanimator_cli.errors import ConfigError, cut
 
 Train = Literal["attentions", "all", "adapters", "pose+face", "lora"]
@@ -33,8 +33,8 @@ def parse_sizes(value: Any, label: str = "--sizes") -> tuple[Size, ...]:
         raise ConfigError(label, value, "sizes in pixels, as 512x512 or 512x512,576x1024")
     sizes = tuple(parse_size(part, label) for part in value.split(","))
     for size in sizes:
-        refuse_unless(not any(side % 8 for side in size), label, dump_size(size), "sides that are multiples of 8")
-    refuse_unless(len(set(sizes)) == len(sizes), label, value, "each size once")
+        require(not any(side % 8 for side in size), label, dump_size(size), "sides that are multiples of 8")
+    require(len(set(sizes)) == len(sizes), label, value, "each size once")
     return sizes
 
 
@@ -44,7 +44,7 @@ def parse_roles(value: Any, label: str = "--from-scratch") -> tuple[str, ...]:
         return value
     roles = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else ()
     known = bool(roles) and set(roles) <= set(SCRATCH) and len(set(roles)) == len(roles)
-    refuse_unless(known, label, value, f"some of {','.join(SCRATCH)}")
+    require(known, label, value, f"some of {','.join(SCRATCH)}")
     return roles
 
 
@@ -76,21 +76,21 @@ class StageConfig:
     image_only: bool = option("stage.image_only", False)
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
+        check_choices(self)
         named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,40}", self.name) is not None
-        refuse_unless(named, "stage.name", self.name, "letters, digits, '-', '_' and '.'")
+        require(named, "stage.name", self.name, "letters, digits, '-', '_' and '.'")
         if self.steps is not None:
-            refuse_unless(1 <= self.steps <= 10**8, "--steps", self.steps, "1 or more")
+            require(1 <= self.steps <= 10**8, "--steps", self.steps, "1 or more")
         if self.epochs is not None:
-            refuse_unless(_positive(self.epochs), "--epochs", self.epochs, "more than 0")
-        refuse_unless(self.steps is None or self.epochs is None, "--epochs", self.epochs, "--steps or --epochs alone")
-        refuse_unless(1 <= self.frames <= 1024, "--frames", self.frames, "1 to 1024")
-        refuse_unless(1 <= self.batch <= 65536, "--batch", self.batch, "1 to 65536 samples")
-        refuse_unless(_positive(self.rate), "--rate", self.rate, "more than 0")
-        refuse_unless(self.warmup >= 0, "--warmup", self.warmup, "0 steps or more")
-        refuse_unless(0 <= self.final <= 1, "stage.final", self.final, "0 to 1, a share of the rate")
+            require(_positive(self.epochs), "--epochs", self.epochs, "more than 0")
+        require(self.steps is None or self.epochs is None, "--epochs", self.epochs, "--steps or --epochs alone")
+        require(1 <= self.frames <= 1024, "--frames", self.frames, "1 to 1024")
+        require(1 <= self.batch <= 65536, "--batch", self.batch, "1 to 65536 samples")
+        require(_positive(self.rate), "--rate", self.rate, "more than 0")
+        require(self.warmup >= 0, "--warmup", self.warmup, "0 steps or more")
+        require(0 <= self.final <= 1, "stage.final", self.final, "0 to 1, a share of the rate")
         if self.image_only:
-            refuse_unless(self.frames == 1, "--frames", self.frames, "1 where image_only is set")
+            require(self.frames == 1, "--frames", self.frames, "1 where image_only is set")
 
 
 def parse_stages(value: Any, label: str = "stage") -> tuple[StageConfig, ...]:
@@ -102,7 +102,7 @@ def parse_stages(value: Any, label: str = "stage") -> tuple[StageConfig, ...]:
     stages = tuple(from_mapping(StageConfig, row, f"{label}[{index}]") for index, row in enumerate(value))
     names = [stage.name for stage in stages]
     for name in names:
-        refuse_unless(names.count(name) == 1, f"{label}: name", name, "each name once")
+        require(names.count(name) == 1, f"{label}: name", name, "each name once")
     return stages
 
 
@@ -124,14 +124,14 @@ class LossConfig:
     motion_bucket: float = option("--motion-bucket", 127.0)
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
-        refuse_unless(math.isfinite(self.sigma_mean), "loss.sigma_mean", self.sigma_mean, "a number")
-        refuse_unless(_positive(self.sigma_deviation), "loss.sigma_deviation", self.sigma_deviation, "more than 0")
-        refuse_unless(0 <= self.dropout_share <= 1 / 3, "loss.dropout_share", self.dropout_share, "0 to 1/3")
-        refuse_unless(0 <= self.noise_aug <= 10, "--noise-aug", self.noise_aug, "0 to 10")
-        refuse_unless(0 <= self.reference_degrade <= 1, "--reference-degrade", self.reference_degrade, "0 to 1")
-        refuse_unless(1 <= self.fps <= 1000, "loss.fps", self.fps, "1 to 1000")
-        refuse_unless(0 <= self.motion_bucket <= 10**4, "--motion-bucket", self.motion_bucket, "0 to 10000")
+        check_choices(self)
+        require(math.isfinite(self.sigma_mean), "loss.sigma_mean", self.sigma_mean, "a number")
+        require(_positive(self.sigma_deviation), "loss.sigma_deviation", self.sigma_deviation, "more than 0")
+        require(0 <= self.dropout_share <= 1 / 3, "loss.dropout_share", self.dropout_share, "0 to 1/3")
+        require(0 <= self.noise_aug <= 10, "--noise-aug", self.noise_aug, "0 to 10")
+        require(0 <= self.reference_degrade <= 1, "--reference-degrade", self.reference_degrade, "0 to 1")
+        require(1 <= self.fps <= 1000, "loss.fps", self.fps, "1 to 1000")
+        require(0 <= self.motion_bucket <= 10**4, "--motion-bucket", self.motion_bucket, "0 to 10000")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ class AblationConfig:
     face: Literal["on", "off"] = option("--face", "on")
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
+        check_choices(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +160,10 @@ class MemoryConfig:
     sharding: Literal["off", "full"] = option("--sharding", "off")
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
+        check_choices(self)
         if self.micro is not None:
-            refuse_unless(self.micro >= 1, "--micro-batch", self.micro, "1 sample or more")
-        refuse_unless(1 <= self.lora_rank <= 1024, "--lora-rank", self.lora_rank, "1 to 1024")
+            require(self.micro >= 1, "--micro-batch", self.micro, "1 sample or more")
+        require(1 <= self.lora_rank <= 1024, "--lora-rank", self.lora_rank, "1 to 1024")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,14 +183,14 @@ class OptimizerConfig:
     spike: float = option("--spike", 50.0)
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
+        check_choices(self)
         for name in ("beta1", "beta2"):
-            refuse_unless(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "0 to less than 1")
-        refuse_unless(0 <= self.decay <= 1, "optimizer.decay", self.decay, "0 to 1")
-        refuse_unless(_positive(self.epsilon), "optimizer.epsilon", self.epsilon, "more than 0")
-        refuse_unless(0 <= self.clip < math.inf, "--clip-norm", self.clip, "0 or more")
-        refuse_unless(0 <= self.ema < 1, "--ema", self.ema, "0 to less than 1")
-        refuse_unless(self.spike == 0 or 1 < self.spike < math.inf, "--spike", self.spike, "0, or more than 1")
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "0 to less than 1")
+        require(0 <= self.decay <= 1, "optimizer.decay", self.decay, "0 to 1")
+        require(_positive(self.epsilon), "optimizer.epsilon", self.epsilon, "more than 0")
+        require(0 <= self.clip < math.inf, "--clip-norm", self.clip, "0 or more")
+        require(0 <= self.ema < 1, "--ema", self.ema, "0 to less than 1")
+        require(self.spike == 0 or 1 < self.spike < math.inf, "--spike", self.spike, "0, or more than 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,9 +202,9 @@ class SavingConfig:
     weights: Literal["float16", "float32"] = option("--weights", "float32")
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
-        refuse_unless(self.every >= 1, "--save-every", self.every, "1 step or more")
-        refuse_unless(self.keep >= 1, "--keep", self.keep, "1 checkpoint or more")
+        check_choices(self)
+        require(self.every >= 1, "--save-every", self.every, "1 step or more")
+        require(self.keep >= 1, "--keep", self.keep, "1 checkpoint or more")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,11 +220,11 @@ class ValidationConfig:
     guidance: float = option("--validate-guidance", 1.0)
 
     def __post_init__(self) -> None:
-        refuse_unless(self.every >= 1, "--validate-every", self.every, "1 step or more")
-        refuse_unless(1 <= self.clips <= 64, "--validate-clips", self.clips, "1 to 64")
-        refuse_unless(1 <= self.frames <= 1024, "--validate-frames", self.frames, "1 to 1024")
-        refuse_unless(1 <= self.steps <= 1000, "--validate-steps", self.steps, "1 to 1000")
-        refuse_unless(0 <= self.guidance <= 100, "--validate-guidance", self.guidance, "0 to 100")
+        require(self.every >= 1, "--validate-every", self.every, "1 step or more")
+        require(1 <= self.clips <= 64, "--validate-clips", self.clips, "1 to 64")
+        require(1 <= self.frames <= 1024, "--validate-frames", self.frames, "1 to 1024")
+        require(1 <= self.steps <= 1000, "--validate-steps", self.steps, "1 to 1000")
+        require(0 <= self.guidance <= 100, "--validate-guidance", self.guidance, "0 to 100")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,13 +240,13 @@ class DataConfig:
     workers: int = option("--workers", 2)
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
-        refuse_unless(1 <= self.stride <= 1000, "--stride", self.stride, "1 to 1000")
-        refuse_unless(0 <= self.workers <= 256, "--workers", self.workers, "0 to 256")
-        refuse_unless(self.ram_mb >= 0, "data.ram_mb", self.ram_mb, "0 MiB or more")
+        check_choices(self)
+        require(1 <= self.stride <= 1000, "--stride", self.stride, "1 to 1000")
+        require(0 <= self.workers <= 256, "--workers", self.workers, "0 to 256")
+        require(self.ram_mb >= 0, "data.ram_mb", self.ram_mb, "0 MiB or more")
         if self.cache is not None:
             known = {part.strip() for part in self.cache.split(",")} <= {"latents", "embeddings"} or self.cache == "off"
-            refuse_unless(known, "--cache", self.cache, "latents, embeddings, both with a comma, or off")
+            require(known, "--cache", self.cache, "latents, embeddings, both with a comma, or off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,16 +283,16 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
-        refuse_bad_choices(self)
-        refuse_unless(self.model != "", "--model", self.model, "a name of the catalogue or a folder")
-        refuse_unless(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2**63 - 1")
+        check_choices(self)
+        require(self.model != "", "--model", self.model, "a name of the catalogue or a folder")
+        require(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2**63 - 1")
         known = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device) is not None
-        refuse_unless(known, "--device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        require(known, "--device", self.device, "auto, cpu, cuda, cuda:N or mps")
         off = self.ablation.face == "off"
         alone = not off or self.ablation.face_encoder == "on"
-        refuse_unless(alone, "--face-encoder", "off", "on with --face off, where nothing is left to encode")
+        require(alone, "--face-encoder", "off", "on with --face off, where nothing is left to encode")
 
-    def settled(self, size: Size) -> TrainConfig:
+    def resolve_stages(self, size: Size) -> TrainConfig:
         """The same with the stages written out: flags about stages are in them, ``size`` where none was given."""
         given = {name: getattr(self, name) for name in _OF_STAGES if getattr(self, name) is not None}
         if "steps" in given and "epochs" not in given:
@@ -306,13 +306,13 @@ class TrainConfig:
                 raise ConfigError("--steps", None, f"--steps or --epochs for stage {stage.name!r}", hint=hint)
             stages[index] = stage if stage.sizes is not None else replace(stage, sizes=(size,))
         kinds = {stage.train == "lora" for stage in stages}
-        refuse_unless(len(kinds) == 1, "--train", "lora", "lora in every stage or in none")
+        require(len(kinds) == 1, "--train", "lora", "lora in every stage or in none")
         return replace(self, stage=tuple(stages), **dict.fromkeys(_OF_STAGES))
 
 
 _OF_STAGES = ("steps", "epochs", "sizes", "frames", "batch", "rate", "warmup", "schedule", "train")
 
-FREE = (
+ALLOWED_ON_RESUME = (
     "output",
     "device",
     "track",
@@ -335,20 +335,20 @@ def preset_tables(name: str) -> tuple[dict[str, Any], str]:
     return read_toml(folder / f"{name}.toml"), f"preset {name}"
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+def diff(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
     """What differs between two configs as tables, one line a key, but for what is ``FREE``."""
     found: list[str] = []
     for key in dict.fromkeys((*before, *now)):
         dotted = f"{path}{key}"
         old, new = before.get(key), now.get(key)
-        if dotted in FREE or old == new:
+        if dotted in ALLOWED_ON_RESUME or old == new:
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{dotted}.")
+            found += diff(old, new, f"{dotted}.")
         elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
             for index, pair in enumerate(zip(old, new, strict=True)):
                 left, right = (item if isinstance(item, Mapping) else {"": item} for item in pair)
-                found += differences(left, right, f"{dotted}[{index}].")
+                found += diff(left, right, f"{dotted}[{index}].")
         else:
             found.append(f"{dotted}: was {cut(repr(old))}, now {cut(repr(new))}")
     return found

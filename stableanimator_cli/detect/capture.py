@@ -25,8 +25,8 @@ from stableanimator_cli.detect.pose import THRESHOLD, PersonDetector, PoseEstima
 from stableanimator_cli.errors import ModelMissing, NoPerson
 from stableanimator_cli.motion.keypoints import bounding_box, face_box
 from stableanimator_cli.motion.repair import GAP, Repairs, repair
-from stableanimator_cli.motion.track import Person, Tracker, Tracks, assign, owners, select
-from stableanimator_cli.progress import Silent, Talk
+from stableanimator_cli.motion.track import Person, Tracker, Tracks, assign, match_faces, select
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ChannelOrder, Clip, Face, ModelFolder, Motion
 
 BATCH = 16
@@ -117,24 +117,24 @@ class Capture:
     faces: FaceTable
     repairs: Repairs
     found: np.ndarray
-    strangers: int
+    discarded_detections: int
 
 
-def capture(
+def extract_motion(
     clip: Clip,
     detectors: Detectors,
     options: CaptureOptions | None = None,
     *,
-    talk: Talk | None = None,
+    reporter: Reporter | None = None,
     watch: Watcher | None = None,
 ) -> Capture:
     """Detect everybody in ``clip``, keep who was asked for, repair.
 
     ``NoPerson`` names the file where nobody is in any frame; ``BadInput`` names file and frame of damaged video.
     """
-    options, talk = options or CaptureOptions(), talk or Silent()
+    options, reporter = options or CaptureOptions(), reporter or NullReporter()
     seen = _Seen()
-    with ThreadPoolExecutor(1) as beside, talk.progress(clip.count, f"detect {clip.path.name}", "frame") as bar:
+    with ThreadPoolExecutor(1) as beside, reporter.progress(clip.count, f"detect {clip.path.name}", "frame") as bar:
         for frames, times in read_ahead(clip, batch_of(options.every)):
             faces = beside.submit(_faces, detectors.faces, frames)
             boxes = _boxes(detectors.people, frames, options.every)
@@ -272,7 +272,7 @@ class _Seen:
             faces=self._table(tracks, held, motion, order),
             repairs=repairs,
             found=counts,
-            strangers=strangers,
+            discarded_detections=strangers,
         )
 
     def _clock(self) -> tuple[Fraction, ...] | None:
@@ -330,7 +330,7 @@ def _selected(motion: Motion, person: Person, clip: Clip) -> Motion:
 
 def _held(points: np.ndarray, faces: tuple[Face, ...]) -> np.ndarray:
     """Which of a frame's faces belongs to each person: int64[p], -1 for none."""
-    return owners(points, np.array([face.box for face in faces], np.float32).reshape(-1, 4))
+    return match_faces(points, np.array([face.box for face in faces], np.float32).reshape(-1, 4))
 
 
 def _looks(faces: tuple[Face, ...], owner: np.ndarray) -> np.ndarray:

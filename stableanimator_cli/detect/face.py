@@ -22,7 +22,7 @@ from insightface.utils.face_align import arcface_dst
 from skimage.transform import SimilarityTransform
 
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.detect.frames import checked, thicken
+from stableanimator_cli.detect.frames import checked, pad_short_side
 from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.files import require_file
 from stableanimator_cli.readers import read_npy
@@ -105,7 +105,7 @@ class FaceReader:
     def _read(self, image: np.ndarray, *, recognise: bool) -> tuple[Face, ...]:
         h, w = checked(image).shape[:2]
         pixels = image[..., ::-1] if self.channel_order == "bgr" else image
-        pixels = thicken(np.ascontiguousarray(pixels), min(DETECTION_SIZE))
+        pixels = pad_short_side(np.ascontiguousarray(pixels), min(DETECTION_SIZE))
         rows, landmarks = self._detector.detect(pixels)
         found = []
         for row, points in zip(rows, landmarks, strict=True):

@@ -12,7 +12,7 @@ def checked(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def thicken(image: np.ndarray, side: int) -> np.ndarray:
+def pad_short_side(image: np.ndarray, side: int) -> np.ndarray:
     """A very long picture padded with black below or right, so that scaled into ``side`` its short edge keeps pixels;
     any other is returned as it is. Coordinates do not move."""
     h, w = image.shape[:2]

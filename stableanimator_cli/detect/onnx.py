@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, OutOfMemory, is_out_of_memory
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -121,10 +121,10 @@ def note_fallback(opened: ort.InferenceSession, device: str, name: str) -> None:
         _fallbacks.append(f"{name} runs on the CPU: the libraries of ONNX Runtime's {kind} provider did not load")
 
 
-def warn_of_fallbacks(talk: Talk) -> None:
+def warn_of_fallbacks(reporter: Reporter) -> None:
     """Say, once, which networks that were opened so far run on the CPU and were not meant to."""
     while _fallbacks:
-        talk.warn(f"{_fallbacks.pop(0)}; `sa doctor` checks the installation, --device cpu chooses the CPU")
+        reporter.warning(f"{_fallbacks.pop(0)}; `sa doctor` checks the installation, --device cpu chooses the CPU")
 
 
 def run(opened: ort.InferenceSession, pixels: np.ndarray) -> list[np.ndarray]:

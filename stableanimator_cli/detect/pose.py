@@ -21,7 +21,7 @@ from rtmlib.tools.object_detection.yolox import YOLOX
 from rtmlib.tools.pose_estimation.rtmpose import RTMPose
 
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.detect.frames import checked, thicken
+from stableanimator_cli.detect.frames import checked, pad_short_side
 from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.motion.keypoints import from_wholebody
 
@@ -213,7 +213,7 @@ class _Letterbox(YOLOX):
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, float]:
         """uint8 [h,w,3] -> float32 [3,h',w'] of 0..255 in the top left, grey 114 elsewhere, and the scale."""
-        padded, ratio = self.preprocess(thicken(checked(image), min(self.model_input_size)))
+        padded, ratio = self.preprocess(pad_short_side(checked(image), min(self.model_input_size)))
         return np.ascontiguousarray(padded.transpose(2, 0, 1), dtype=np.float32), ratio
 
 

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from stableanimator_cli.diffusion.guidance import Pair
+from stableanimator_cli.diffusion.guidance import WindowBranch
 from stableanimator_cli.diffusion.sampler import Denoise
 
 
 @dataclass(slots=True)
-class Deep:
+class DeepFeatureCache:
     """Deep features ``kept`` by window and branch [t,c,h,w], for a network whose last ``layers`` layers of the way up
     are always computed. ``whole``: the present evaluation computes everything and is what is kept."""
 
     layers: int
     whole: bool = True
-    kept: dict[Pair, Tensor] = field(default_factory=dict)
+    kept: dict[WindowBranch, Tensor] = field(default_factory=dict)
 
     def begin(self, whole: bool) -> None:
         """The next evaluation. Before a whole one everything goes, so that two of them are never held at once."""
@@ -32,7 +32,7 @@ class Deep:
             self.kept.clear()
 
 
-def reusing(denoise: Denoise, deep: Deep, whole: Iterator[bool]) -> Denoise:
+def with_deep_cache(denoise: Denoise, deep: DeepFeatureCache, whole: Iterator[bool]) -> Denoise:
     """``denoise``, which says to ``deep`` before each evaluation whether it is a whole one, as ``whole`` has it."""
 
     def denoise_again(x: Tensor, sigma: float) -> Tensor:

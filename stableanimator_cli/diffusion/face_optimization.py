@@ -38,7 +38,7 @@ class FaceDecoder(Protocol):
         """Latents of one chunk [t,c,h,w] -> its frames [T,3,H,W] in [-1,1], unclamped, differentiable."""
         ...
 
-    def observed(self, latents: Tensor, chunks: Sequence[range]) -> AbstractContextManager[None]:
+    def with_recorded_stats(self, latents: Tensor, chunks: Sequence[range]) -> AbstractContextManager[None]:
         """Within it ``crop`` knows what whole frames look like to the decoder's norms: each chunk is decoded once."""
         ...
 
@@ -82,7 +82,7 @@ Find = Callable[[Tensor, Sequence[int]], Sequence[Target]]
 
 
 @dataclass(frozen=True, slots=True)
-class Refined:
+class RefineLogEntry:
     """One refined step: mean cosine over faces before and after, how many faces counted, and in how many frames."""
 
     step: int
@@ -103,12 +103,12 @@ class FaceOptimization:
     """
 
     decoder: FaceDecoder
-    identify: Identify
+    embed: Identify
     targets: Sequence[Target]
     settings: Settings
-    find: Find | None = None
+    detect: Find | None = None
     resident: Callable[[], AbstractContextManager[object]] = nullcontext
-    log: list[Refined] = field(default_factory=list)
+    log: list[RefineLogEntry] = field(default_factory=list)
     _latest: int = field(default=-1, init=False)  # the step that ``find`` was last asked in
 
     def __call__(self, clean: Tensor, step: Step) -> Tensor:
@@ -116,8 +116,8 @@ class FaceOptimization:
         if not first <= step.index < last or self.settings.iterations == 0:
             return clean
         with self.resident():
-            if self.find is not None:
-                self._look(self.find, clean, step)
+            if self.detect is not None:
+                self._look(self.detect, clean, step)
             if not self._faces(range(len(clean))):
                 return clean
             with torch.enable_grad():
@@ -142,7 +142,7 @@ class FaceOptimization:
         before = 0.0
         chunks = list(self._chunks(len(clean)))
         crops = self.settings.mode == "crop"
-        with self.decoder.observed(clean, chunks) if crops else nullcontext():
+        with self.decoder.with_recorded_stats(clean, chunks) if crops else nullcontext():
             for iteration in range(self.settings.iterations):
                 adam.zero_grad()
                 similarity = sum(self._backward(variable, chunk, faces) for chunk in chunks)
@@ -153,7 +153,7 @@ class FaceOptimization:
                 adam.step()
             with torch.no_grad():
                 after = sum(self._similarities(variable, chunk).sum().item() for chunk in chunks)
-        self.log.append(Refined(step.index, before, after / faces, faces, self._frames(len(clean))))
+        self.log.append(RefineLogEntry(step.index, before, after / faces, faces, self._frames(len(clean))))
         return variable.detach()
 
     def _backward(self, variable: Tensor, chunk: range, faces: int) -> float:
@@ -184,7 +184,7 @@ class FaceOptimization:
             seen = [(i, box) for i, box in enumerate(self._boxes(target, chunk)) if box is not None]
             if seen:
                 boxes = [(box[0] - x, box[1] - y, box[2] - x, box[3] - y) for _, box in seen]
-                vectors = self.identify(pixels[[i for i, _ in seen]], boxes)
+                vectors = self.embed(pixels[[i for i, _ in seen]], boxes)
                 yield F.cosine_similarity(vectors, target.vector.to(vectors)[None])
 
     def _chunks(self, frames: int) -> Iterator[range]:

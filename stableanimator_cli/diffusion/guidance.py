@@ -17,8 +17,10 @@ from stableanimator_cli.diffusion.windows import Window, WindowPlan
 
 # scaled latents [t,c,h,w] of the window's frames, c_noise, the window, conditional branch? -> output [t,c,h,w]
 Predict = Callable[[Tensor, float, Window, bool], Tensor]
-Pair = tuple[Window, bool]  # a window, conditional branch?
-Answers = Callable[[Tensor, float], Iterator[Tensor]]  # noisy latents [t,c,h,w], sigma -> output of each pair, in order
+WindowBranch = tuple[Window, bool]  # a window, conditional branch?
+WindowOutputs = Callable[
+    [Tensor, float], Iterator[Tensor]
+]  # noisy latents [t,c,h,w], sigma -> output of each pair, in order
 
 
 def guidance_of_frames(first: float, last: float, frames: int) -> Tensor:
@@ -31,13 +33,13 @@ def is_guided(first: float, last: float) -> bool:
     return max(first, last) > 1.0
 
 
-def pairs_of(plan: WindowPlan, guidance: tuple[float, float]) -> tuple[Pair, ...]:
+def window_branches(plan: WindowPlan, guidance: tuple[float, float]) -> tuple[WindowBranch, ...]:
     """What one evaluation asks of the network: each window's conditional branch, and then its unconditional one."""
     branches = (True, False) if is_guided(*guidance) else (True,)
     return tuple((window, conditional) for window in plan for conditional in branches)
 
 
-def answered(predict: Predict, pairs: Sequence[Pair]) -> Answers:
+def window_outputs(predict: Predict, pairs: Sequence[WindowBranch]) -> WindowOutputs:
     """Answers of a network that is asked one pair after the other, each when its answer is wanted."""
     placed: list[Tensor] = []  # frames of each pair, moved to the latents' device once, not once a step
 
@@ -62,7 +64,7 @@ def guided_within(interval: tuple[float, float], guided: Denoise, plain: Denoise
     return denoise
 
 
-def in_turn(denoisers: Sequence[Denoise], turns: Iterator[int]) -> Denoise:
+def alternate(denoisers: Sequence[Denoise], turns: Iterator[int]) -> Denoise:
     """Each evaluation by the denoiser of its turn, modulo their number: windows that move from step to step."""
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
@@ -75,11 +77,13 @@ def windowed_denoiser(
     predict: Predict, plan: WindowPlan, *, guidance: tuple[float, float], done: Callable[[], None] | None = None
 ) -> Denoise:
     """A denoiser over the whole video from a network that sees one window; see ``blended_denoiser``."""
-    return blended_denoiser(answered(predict, pairs_of(plan, guidance)), plan, guidance=guidance, done=done)
+    return blended_denoiser(
+        window_outputs(predict, window_branches(plan, guidance)), plan, guidance=guidance, done=done
+    )
 
 
 def blended_denoiser(
-    answers: Answers, plan: WindowPlan, *, guidance: tuple[float, float], done: Callable[[], None] | None = None
+    answers: WindowOutputs, plan: WindowPlan, *, guidance: tuple[float, float], done: Callable[[], None] | None = None
 ) -> Denoise:
     """A denoiser over the whole video from the answers to ``pairs_of(plan, guidance)``.
 

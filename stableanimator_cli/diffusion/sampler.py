@@ -22,7 +22,7 @@ class Step:
 Denoise = Callable[[Tensor, float], Tensor]  # noisy latents [t,c,h,w], sigma -> clean estimate [t,c,h,w]
 Refine = Callable[[Tensor, Step], Tensor]  # clean estimate, step -> better clean estimate
 Noise = Callable[[int], Tensor]  # step index -> unit noise like the latents
-Observe = Callable[[Tensor, Step], None]  # latents after a step
+StepCallback = Callable[[Tensor, Step], None]  # latents after a step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Churn:
     sigma_max: float = math.inf
     noise: float = 1.0
 
-    def factor(self, sigma: float, steps: int) -> float:
+    def gamma(self, sigma: float, steps: int) -> float:
         """gamma of Algorithm 1, line 4: how much noise is put back before a step, relative to sigma."""
         inside = self.sigma_min <= sigma <= self.sigma_max
         return min(self.amount / steps, math.sqrt(2) - 1) if inside else 0.0
@@ -52,7 +52,7 @@ def sample_euler(
     sigmas: Tensor,
     *,
     refine: Refine | None = None,
-    observe: Observe | None = None,
+    observe: StepCallback | None = None,
     first: int = 0,
 ) -> Tensor:
     """Euler's method on the probability-flow ODE: what the reference implementation runs. Latents in float32.
@@ -69,7 +69,7 @@ def sample_euler(
     return x
 
 
-def sample_edm(
+def sample_heun(
     denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
@@ -77,7 +77,7 @@ def sample_edm(
     noise: Noise,
     churn: Churn | None = None,
     refine: Refine | None = None,
-    observe: Observe | None = None,
+    observe: StepCallback | None = None,
     first: int = 0,
 ) -> Tensor:
     """Algorithm 1 of the paper (EDM's Algorithm 2): churn, Euler step, Heun correction.
@@ -87,7 +87,7 @@ def sample_edm(
     """
     churn = churn or Churn()
     for step in steps_of(sigmas, first):
-        gamma = churn.factor(step.sigma, step.total)
+        gamma = churn.gamma(step.sigma, step.total)
         raised = step.sigma * (1 + gamma)
         if gamma > 0:
             spread = math.sqrt(raised**2 - step.sigma**2) * churn.noise

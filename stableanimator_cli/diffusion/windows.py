@@ -38,7 +38,7 @@ class WindowPlan:
 
     total: int
     windows: tuple[Window, ...]
-    moved: tuple[tuple[Window, ...], ...] = ()
+    shifted: tuple[tuple[Window, ...], ...] = ()
 
     def __iter__(self) -> Iterator[Window]:
         return iter(self.windows)
@@ -47,14 +47,14 @@ class WindowPlan:
         return len(self.windows)
 
     @property
-    def turns(self) -> int:
+    def num_placements(self) -> int:
         """How many placements there are."""
-        return 1 + len(self.moved)
+        return 1 + len(self.shifted)
 
-    def at(self, turn: int) -> WindowPlan:
+    def placement(self, turn: int) -> WindowPlan:
         """The placement of a turn, 0 and on, as a plan whose windows stay."""
-        placements = (self.windows, *self.moved)
-        return WindowPlan(self.total, placements[turn % len(placements)]) if self.moved else self
+        placements = (self.windows, *self.shifted)
+        return WindowPlan(self.total, placements[turn % len(placements)]) if self.shifted else self
 
     def coverage(self) -> np.ndarray:
         """Sum of the weights of each frame, float64[total]: ones."""

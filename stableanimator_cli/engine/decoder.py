@@ -102,7 +102,7 @@ class FaceDecoder:
         return decode(self._vae.decoder, self._scaled(latents), checkpointed=self._checkpointed)
 
     @contextmanager
-    def observed(self, latents: Tensor, chunks: Sequence[range]) -> Iterator[None]:
+    def with_recorded_stats(self, latents: Tensor, chunks: Sequence[range]) -> Iterator[None]:
         """Record each chunk's norm statistics from one whole decode; ``crop`` uses them within."""
         for chunk in chunks:
             self._calls["refine_observe"] += 1

@@ -12,7 +12,7 @@ from stableanimator_cli.diffusion.schedule import karras_sigmas
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class DenoiserCall:
     """One time that the denoiser is asked: in which ``step``, whether it is ``guided`` (two branches a window), and
     whether the network is computed ``whole`` or takes deep features of an earlier one (``diffusion.reuse``). ``turn``:
     which placement of a plan's windows answers."""
@@ -23,7 +23,7 @@ class Evaluation:
     turn: int
 
 
-def evaluations_of(sampling: SamplingConfig) -> tuple[Evaluation, ...]:
+def evaluations_of(sampling: SamplingConfig) -> tuple[DenoiserCall, ...]:
     """All evaluations of a run in order.
 
     With ``cache_features`` N every N-th step is computed whole, in both evaluations where it has two (Heun). So is the
@@ -32,16 +32,16 @@ def evaluations_of(sampling: SamplingConfig) -> tuple[Evaluation, ...]:
     """
     low, high = sampling.guidance_interval or (0.0, math.inf)
     guided = is_guided(*sampling.guidance)
-    found: list[Evaluation] = []
+    found: list[DenoiserCall] = []
     for step, level in _levels(sampling):
         pulled = guided and low < level <= high
         turned = bool(found) and found[-1].guided != pulled
         turn, since = divmod(step, sampling.cache_features)
-        found.append(Evaluation(step, pulled, turned or since == 0, turn))
+        found.append(DenoiserCall(step, pulled, turned or since == 0, turn))
     return tuple(found)
 
 
-def beginnings(sampling: SamplingConfig) -> frozenset[int]:
+def resumable_steps(sampling: SamplingConfig) -> frozenset[int]:
     """Steps that a sampling can be taken up at knowing nothing but its latents: those that begin whole, and the end."""
     firsts: dict[int, bool] = {}
     for evaluation in evaluations_of(sampling):
@@ -67,6 +67,6 @@ def _levels(sampling: SamplingConfig) -> list[tuple[int, float]]:
     pairs = [
         (step.index, level)
         for step in steps
-        for level in (step.sigma * (1 + churn.factor(step.sigma, step.total)), step.sigma_next)
+        for level in (step.sigma * (1 + churn.gamma(step.sigma, step.total)), step.sigma_next)
     ]
     return [(index, level) for index, level in pairs if level > 0]

@@ -15,7 +15,7 @@ from torch import nn
 
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.engine.compilation import compiles_fp8, require_compiler
-from stableanimator_cli.engine.group_offload import InTurn, pack_blocks, staying
+from stableanimator_cli.engine.group_offload import GroupOffload, pack_blocks, staying
 from stableanimator_cli.engine.host_weights import HostCopy, named_tensors
 from stableanimator_cli.errors import ConfigError, OutOfMemory, is_out_of_memory
 from stableanimator_cli.nets.quantized import Store
@@ -220,7 +220,7 @@ class Networks:
             network.to("cpu")
             return
         self._copies[name].down()
-        if isinstance(run := getattr(network, "run", None), InTurn):
+        if isinstance(run := getattr(network, "run", None), GroupOffload):
             run.release()
 
     def _comes_from_host(self, name: str) -> bool:

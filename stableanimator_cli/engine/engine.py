@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
-from stableanimator_cli.diffusion.deepcache import Deep, reusing
+from stableanimator_cli.diffusion.deepcache import DeepFeatureCache, with_deep_cache
 from stableanimator_cli.diffusion.guidance import (
-    Answers,
     Predict,
-    answered,
+    WindowOutputs,
+    alternate,
     blended_denoiser,
     guided_within,
-    in_turn,
     is_guided,
-    pairs_of,
+    window_branches,
+    window_outputs,
 )
 from stableanimator_cli.diffusion.sampler import Denoise
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
@@ -37,32 +37,36 @@ from stableanimator_cli.engine.conditioning import (
 )
 from stableanimator_cli.engine.cuda_graphs import GraphedCalls, Recorder
 from stableanimator_cli.engine.decoder import Decoder
-from stableanimator_cli.engine.denoiser_calls import Evaluation
+from stableanimator_cli.engine.denoiser_calls import DenoiserCall
 from stableanimator_cli.engine.device import DevicePlan, Networks, float32_precision, memory_guard
-from stableanimator_cli.engine.group_offload import InTurn
+from stableanimator_cli.engine.group_offload import GroupOffload
 from stableanimator_cli.engine.weights import loaders, recogniser
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.memory_format import channels_last
-from stableanimator_cli.nets.quantized import stored
-from stableanimator_cli.nets.unet import AnimationUNet, Context, Run, once
+from stableanimator_cli.nets.quantized import quantize_weights
+from stableanimator_cli.nets.unet import AnimationUNet, BlockRunner, Context, call_block
 from stableanimator_cli.records import STRIDE, ModelFolder
 
 Loader = Callable[[], nn.Module]
 
 # who answers the pairs of an evaluation, by its turn, where it is not this process alone: ``parallel.Ranks.share``
 Share = Callable[
-    ["Engine", Conditioning, WindowPlan, tuple[float, float], Predict, Deep | None], Callable[[int], Answers]
+    ["Engine", Conditioning, WindowPlan, tuple[float, float], Predict, DeepFeatureCache | None],
+    Callable[[int], WindowOutputs],
 ]
 
 
-def as_planned(networks: Mapping[str, Loader], plan: DevicePlan) -> dict[str, Loader]:
+def apply_plan(networks: Mapping[str, Loader], plan: DevicePlan) -> dict[str, Loader]:
     """The same loaders, whose networks lie in memory as the plan wants them to."""
     unet, vae = networks["unet"], networks["vae"]
-    changed = {"unet": lambda: stored(unet(), plan.weights)}
+    changed = {"unet": lambda: quantize_weights(unet(), plan.weights)}
     if plan.channels_last:
-        changed = {"unet": lambda: channels_last(stored(unet(), plan.weights)), "vae": lambda: channels_last(vae())}
+        changed = {
+            "unet": lambda: channels_last(quantize_weights(unet(), plan.weights)),
+            "vae": lambda: channels_last(vae()),
+        }
     return {**networks, **changed}
 
 
@@ -81,7 +85,7 @@ class Engine:
         self.plan = plan
         self.networks = networks
         self.id_mode: IDMode = id_mode
-        self.share: Share | None = None
+        self.distribute: Share | None = None
         self.calls: Counter[str] = Counter()
         self._faces: FaceReader | None = None
         self._open = ExitStack()
@@ -90,7 +94,7 @@ class Engine:
     @classmethod
     def open(cls, model: ModelFolder, plan: DevicePlan, *, id_mode: IDMode = "distribution") -> Engine:
         """Nothing is read yet: each network loads when it is first resident. ``id_mode`` is Table 4's switch."""
-        networks = as_planned(loaders(model, plan.dtype, id_mode), plan)
+        networks = apply_plan(loaders(model, plan.dtype, id_mode), plan)
         return cls(model, plan, Networks(networks, plan), id_mode=id_mode)
 
     def __enter__(self) -> Engine:
@@ -185,8 +189,8 @@ class Engine:
         guidance: tuple[float, float],
         *,
         interval: tuple[float, float] | None = None,
-        deep: Deep | None = None,
-        evaluations: Iterable[Evaluation] = (),
+        deep: DeepFeatureCache | None = None,
+        evaluations: Iterable[DenoiserCall] = (),
         done: Callable[[], None] | None = None,
         prepared: bool = True,
     ) -> Denoise:
@@ -200,35 +204,37 @@ class Engine:
         ``prepared`` False computes every cross-attention on every call: the long way that tests compare with.
         """
         predict = self.predictor(conditioning, guidance, deep=deep, prepared=prepared)
-        shared = None if self.share is None else self.share(self, conditioning, plan, guidance, predict, deep)
+        shared = None if self.distribute is None else self.distribute(self, conditioning, plan, guidance, predict, deep)
 
         def placed(turn: int) -> Denoise:
-            windows, alone = plan.at(turn), (1.0, 1.0)
-            answers = answered(predict, pairs_of(windows, guidance)) if shared is None else shared(turn)
+            windows, alone = plan.placement(turn), (1.0, 1.0)
+            answers = window_outputs(predict, window_branches(windows, guidance)) if shared is None else shared(turn)
             denoise = blended_denoiser(answers, windows, guidance=guidance, done=done)
             if interval is None or not is_guided(*guidance):
                 return denoise
-            plain = blended_denoiser(answered(predict, pairs_of(windows, alone)), windows, guidance=alone, done=done)
+            plain = blended_denoiser(
+                window_outputs(predict, window_branches(windows, alone)), windows, guidance=alone, done=done
+            )
             return guided_within(interval, denoise, plain)
 
         for_turns, for_deep = tee(evaluations)
         denoise = placed(0)
-        if plan.moved:
-            denoise = in_turn([placed(turn) for turn in range(plan.turns)], (one.turn for one in for_turns))
-        return denoise if deep is None else reusing(denoise, deep, (one.whole for one in for_deep))
+        if plan.shifted:
+            denoise = alternate([placed(turn) for turn in range(plan.num_placements)], (one.turn for one in for_turns))
+        return denoise if deep is None else with_deep_cache(denoise, deep, (one.whole for one in for_deep))
 
     def predictor(
         self,
         conditioning: Conditioning,
         guidance: tuple[float, float],
         *,
-        deep: Deep | None = None,
+        deep: DeepFeatureCache | None = None,
         prepared: bool = True,
     ) -> Predict:
         """The UNet's answer for one window and branch; the UNet must be resident. See ``denoiser``."""
         unet: AnimationUNet = self.networks["unet"]
         unet.pieces = self.plan.pieces
-        if unet.run is once:
+        if unet.run is call_block:
             unet.run = self._run()
         ask = GraphedCalls(unet, Recorder(self.plan.device)) if self.plan.graphs else unet
         if deep is not None and deep.layers > unet.layers_up:
@@ -255,21 +261,21 @@ class Engine:
                 return ask(*given)[0]
             pair = (window, conditional)
             if deep.whole:
-                answer, deep.kept[pair] = unet.with_deep(*given, layers=deep.layers)
+                answer, deep.kept[pair] = unet.forward_caching(*given, layers=deep.layers)
                 return answer[0]
             self.calls["unet_shallow"] += 1
-            return unet.from_deep(*given, layers=deep.layers, deep=deep.kept[pair])[0]
+            return unet.forward_cached(*given, layers=deep.layers, deep=deep.kept[pair])[0]
 
         return predict
 
-    def _run(self) -> Run:
+    def _run(self) -> BlockRunner:
         """How the plan wants the UNet's blocks to be called."""
-        run = CompiledBlocks() if self.plan.compiled else once
-        return InTurn(self.plan.device, self.calls, run) if self.plan.groups else run
+        run = CompiledBlocks() if self.plan.compiled else call_block
+        return GroupOffload(self.plan.device, self.calls, run) if self.plan.groups else run
 
     def _prepared_here(self, unet: AnimationUNet) -> AbstractContextManager[None]:
         """Within it the layers that ``AnimationUNet.prepare`` reads are on the device."""
-        if not isinstance(unet.run, InTurn):
+        if not isinstance(unet.run, GroupOffload):
             return nullcontext()
         attentions = unet.spatial_cross_attentions() | unet.temporal_cross_attentions()
         return unet.run.here(*attentions.values())

@@ -28,7 +28,7 @@ class Reference:
     box: np.ndarray
 
 
-def whole_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[Box | None, ...]:
+def pixel_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[Box | None, ...]:
     """Boxes float[t,4] (x0, y0, x1, y1; NaN rows: no face) as inclusive whole pixels within ``size`` (width, height).
 
     None where there is no face, where nothing of it is in the frame, or where less than 8 pixels a side are.
@@ -75,7 +75,7 @@ def face_optimization(
             seen = np.isfinite(rows).all(axis=2, keepdims=True)
             rows = np.where(seen, np.array([0, 0, size[0] - 1, size[1] - 1], np.float64), np.nan)
         pairs = zip(rows.transpose(1, 0, 2), vectors, strict=False)  # as many people as there are references
-        return [Target(boxes=whole_boxes(person, size), vector=vector) for person, vector in pairs]
+        return [Target(boxes=pixel_boxes(person, size), vector=vector) for person, vector in pairs]
 
     def find(clean: Tensor, frames: Sequence[int]) -> list[Target]:
         rows = np.full((len(clean), 1, 4), np.nan)
@@ -96,10 +96,10 @@ def face_optimization(
 
     return FaceOptimization(
         decoder=decoder,
-        identify=identify,
+        embed=identify,
         targets=[] if boxes is None else targets_of(boxes),
         settings=settings,
-        find=find if boxes is None else None,
+        detect=find if boxes is None else None,
         resident=resident,
     )
 
@@ -107,7 +107,7 @@ def face_optimization(
 def _vector(recogniser: ArcFace, reference: Reference, device: torch.device) -> Tensor:
     """The reference's vector, cut out of its picture just as faces are cut out of frames (no landmarks)."""
     height, width = reference.picture.shape[:2]
-    (box,) = whole_boxes(reference.box[None], (width, height))
+    (box,) = pixel_boxes(reference.box[None], (width, height))
     if box is None:
         raise BadInput(
             "reference", f"a face box {np.round(reference.box).tolist()}", f"{SMALLEST} pixels a side or more"

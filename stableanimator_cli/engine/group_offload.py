@@ -21,7 +21,7 @@ from diffusers.models.resnet import SpatioTemporalResBlock
 from torch import Tensor, nn
 
 from stableanimator_cli.engine.host_weights import Packed, named_tensors, pack
-from stableanimator_cli.nets.unet import Run, once
+from stableanimator_cli.nets.unet import BlockRunner, call_block
 
 _BLOCKS = (SpatioTemporalResBlock, BasicTransformerBlock, TemporalBasicTransformerBlock)
 
@@ -111,7 +111,7 @@ class CardLane:
         self._read[slot].record(torch.cuda.current_stream(self._device))
 
 
-class InTurn:
+class GroupOffload:
     """A ``Run`` for ``AnimationUNet.run``: the block is on ``device`` while ``run`` calls it, and not else.
 
     ``calls`` counts the blocks that came (``blocks_moved``). Blocks that ``pack_blocks`` has packed go through a
@@ -122,7 +122,7 @@ class InTurn:
         self,
         device: torch.device,
         calls: Counter[str],
-        run: Run = once,
+        run: BlockRunner = call_block,
         lane: Callable[[torch.device, int], Lane] = CardLane,
     ) -> None:
         self._device = device

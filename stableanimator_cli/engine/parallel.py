@@ -31,8 +31,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stableanimator_cli.diffusion.deepcache import Deep
-from stableanimator_cli.diffusion.guidance import Answers, Predict, answered, pairs_of
+from stableanimator_cli import distributed
+from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
+from stableanimator_cli.diffusion.guidance import Predict, WindowOutputs, window_branches, window_outputs
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import Conditioning
 from stableanimator_cli.engine.device import DevicePlan
@@ -54,7 +55,6 @@ from stableanimator_cli.engine.parallel_worker import (
     shares_of,
 )
 from stableanimator_cli.errors import ConfigError, Interrupted, SaError
-from stableanimator_cli.progress import world_here
 
 SILENCE = 1800.0  # seconds without the answer that rank 0 waits for, after which a rank is given up
 
@@ -70,7 +70,7 @@ class RankLost(Interrupted):
 Child = tuple[Popen[bytes], IO[bytes]]  # a process that rank 0 started, and what it says
 
 
-class Ranks:
+class WorkerGroup:
     """Rank 0's side. ``share`` goes into ``Engine.share``; ``close`` leaves the group. ``children`` by their rank."""
 
     def __init__(self, world: int, store: dist.Store, children: Mapping[int, Child]) -> None:
@@ -91,21 +91,21 @@ class Ranks:
         join(self._store, 0, self.world, timedelta(seconds=SILENCE), local=bool(self._children))
         self._joined = True
 
-    def share(
+    def distribute(
         self,
         engine: Engine,
         conditioning: Conditioning,
         plan: WindowPlan,
         guidance: tuple[float, float],
         predict: Predict,
-        deep: Deep | None = None,
-    ) -> Callable[[int], Answers]:
+        deep: DeepFeatureCache | None = None,
+    ) -> Callable[[int], WindowOutputs]:
         """For each turn of the plan the answers to ``pairs_of(plan.at(turn), guidance)``: ours from ``predict``, the
         others' as they told them. A rank always answers the pairs at the same places of the list, and keeps their deep
         features itself where ``deep`` is kept here."""
         if not self._joined:
             self.join()
-        shares = shares_of(len(pairs_of(plan, guidance)), self.world)
+        shares = shares_of(len(window_branches(plan, guidance)), self.world)
         busy = [rank for rank in range(1, self.world) if shares[rank]]
         frames = {rank: _frames_of(plan, guidance, shares[rank]) for rank in busy}
         packed = PackedFrames.of(conditioning.pose.frames, chain.from_iterable(frames.values()))
@@ -131,10 +131,10 @@ class Ranks:
                 dist.send(header(JOB), rank, tag=HEADER)
                 send(rank, *encode_job(replace(job, share=shares[rank]), packed.only(frames[rank])))
 
-        def answers_of(turn: int) -> Answers:
-            pairs = pairs_of(plan.at(turn), guidance)
-            frames = {rank: frames_of(plan.at(turn), guidance, shares[rank]) for rank in busy}
-            ours = answered(predict, pairs[: len(shares[0])])
+        def answers_of(turn: int) -> WindowOutputs:
+            pairs = window_branches(plan.placement(turn), guidance)
+            frames = {rank: frames_of(plan.placement(turn), guidance, shares[rank]) for rank in busy}
+            ours = window_outputs(predict, pairs[: len(shares[0])])
 
             def answers(x: Tensor, sigma: float) -> Iterator[Tensor]:
                 whole = deep is None or deep.whole
@@ -219,31 +219,31 @@ class Ranks:
 
 def _frames_of(plan: WindowPlan, guidance: tuple[float, float], share: range) -> set[int]:
     """Frames that a share looks at in any placement of the windows."""
-    placements = (plan.at(turn) for turn in range(plan.turns))
+    placements = (plan.placement(turn) for turn in range(plan.num_placements))
     return set(chain.from_iterable(frames_of(windows, guidance, share).tolist() for windows in placements))
 
 
 @contextmanager
-def launched() -> Iterator[Ranks | None]:
+def torchrun_group() -> Iterator[WorkerGroup | None]:
     """In rank 0 of the processes that torchrun started: the group, joined. None where this process is alone."""
-    if world_here() == 1:
+    if distributed.world_size() == 1:
         yield None
         return
     store, rank, world = met()
     if rank != 0:
         raise ValueError(f"rank {rank} is a helper")
-    with _closing(Ranks(world, store, {})) as ranks:
+    with _closing(WorkerGroup(world, store, {})) as ranks:
         ranks.join()
         yield ranks
 
 
 @contextmanager
-def started(world: int) -> Iterator[Ranks]:
+def spawned_group(world: int) -> Iterator[WorkerGroup]:
     """Rank 0 and ``world - 1`` helpers of this machine, started here. They come up while this process goes on."""
     store = listening_store()
     words = [executable, "-c", "from stableanimator_cli.engine.parallel_worker import child; child()"]
     children: dict[int, Child] = {}
-    with ExitStack() as files, _closing(Ranks(world, store, children)) as ranks:
+    with ExitStack() as files, _closing(WorkerGroup(world, store, children)) as ranks:
         for rank in range(1, world):
             said = files.enter_context(tempfile.TemporaryFile())
             place = os.environ | {PLACE: f"{rank} {world} {store.port} {os.getpid()}"}
@@ -254,7 +254,7 @@ def started(world: int) -> Iterator[Ranks]:
 
 
 @contextmanager
-def _closing(ranks: Ranks) -> Iterator[Ranks]:
+def _closing(ranks: WorkerGroup) -> Iterator[WorkerGroup]:
     well = False
     try:
         yield ranks

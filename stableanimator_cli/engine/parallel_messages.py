@@ -102,7 +102,7 @@ def encode_job(job: Job, poses: PackedFrames) -> tuple[dict[str, Any], list[Tens
         "plan": {field.name: _plain(getattr(job.plan, field.name)) for field in fields(DevicePlan)},
         "id_mode": job.id_mode,
         "threads": job.threads,
-        "windows": [_windows(placement) for placement in (job.windows.windows, *job.windows.moved)],
+        "windows": [_windows(placement) for placement in (job.windows.windows, *job.windows.shifted)],
         "guidance": list(job.guidance),
         "share": [job.share.start, job.share.stop],
         "shape": list(job.shape),

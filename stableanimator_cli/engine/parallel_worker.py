@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stableanimator_cli.diffusion.deepcache import Deep
-from stableanimator_cli.diffusion.guidance import answered, pairs_of
+from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
+from stableanimator_cli.diffusion.guidance import window_branches, window_outputs
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import Conditioning, PoseFeatures
 from stableanimator_cli.engine.device import memory_guard
@@ -42,7 +42,7 @@ def shares_of(pairs: int, world: int) -> list[range]:
 
 def frames_of(windows: WindowPlan, guidance: tuple[float, float], share: range) -> Tensor:
     """Frames that a share of the pairs looks at, in order: int64[n]."""
-    pairs = pairs_of(windows, guidance)[share.start : share.stop]
+    pairs = window_branches(windows, guidance)[share.start : share.stop]
     return torch.tensor(sorted(set(chain.from_iterable(window.frames for window, _ in pairs))), dtype=torch.int64)
 
 
@@ -99,7 +99,7 @@ def header(sigma: float, whole: bool = True, turn: int = 0) -> Tensor:
     return torch.tensor([sigma, float(whole), float(turn)], dtype=torch.float64)
 
 
-def help_out() -> None:
+def run_worker() -> None:
     """A helper of those that torchrun started: stays until rank 0 sends it home or is gone."""
     store, rank, world = met()
     _serve(store, rank, world, int(os.environ.get("LOCAL_RANK", rank)), local=False)
@@ -170,11 +170,11 @@ def _prepared(engine: Engine, job: Job) -> Callable[[float, bool, int], None]:
         time_ids=job.time_ids.to(device),
         pose=PoseFeatures(engine.networks["pose_net"], job.poses, budget=engine.plan.pose_budget, calls=engine.calls),
     )
-    deep = Deep(job.layers) if job.layers else None
+    deep = DeepFeatureCache(job.layers) if job.layers else None
     predict = engine.predictor(conditioning, job.guidance, deep=deep)
-    placements = [job.windows.at(turn) for turn in range(job.windows.turns)]
-    pairs = [pairs_of(windows, job.guidance)[job.share.start : job.share.stop] for windows in placements]
-    answers_of = [answered(predict, share) for share in pairs]
+    placements = [job.windows.placement(turn) for turn in range(job.windows.num_placements)]
+    pairs = [window_branches(windows, job.guidance)[job.share.start : job.share.stop] for windows in placements]
+    answers_of = [window_outputs(predict, share) for share in pairs]
     frames_by_turn = [frames_of(windows, job.guidance, job.share) for windows in placements]
     x = torch.zeros(job.shape, device=device)  # frames of other shares are not looked at
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
-from stableanimator_cli.diffusion.deepcache import Deep
-from stableanimator_cli.diffusion.sampler import Refine, Step, sample_edm, sample_euler
+from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
+from stableanimator_cli.diffusion.sampler import Refine, Step, sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import (
     initial_scale,
     karras_sigmas,
@@ -45,18 +45,18 @@ class RenderRequest:
     plan: WindowPlan
     sampling: SamplingConfig
     decode: DecodeConfig
-    tile: int
-    anchored: bool = False
-    drawn: tuple[int, ...] = ()
+    noise_period: int
+    has_anchor: bool = False
+    retry_counts: tuple[int, ...] = ()
 
     @property
     def frames(self) -> int:
         """Frames of the output."""
-        return self.plan.total - self.anchored
+        return self.plan.total - self.has_anchor
 
 
 @dataclass(slots=True)
-class Stages:
+class Timings:
     """Seconds spent in each stage of a rendering, and calls made; filled while frames are taken."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Stages:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
+class Callbacks:
     """What a caller wants to hear: ``window`` after each window of each step, ``step`` with the latents after it."""
 
     window: Callable[[], None] | None = None
@@ -80,7 +80,7 @@ class Begun:
     step: int
 
 
-def calls_of(request: RenderRequest) -> dict[str, int]:
+def count_calls(request: RenderRequest) -> dict[str, int]:
     """How often each network will run: known before anything is loaded. ``unet_shallow`` are those of the calls of
     ``unet`` that take deep features of an earlier one; the name is there where there are such."""
     sampling, frames = request.sampling, request.frames
@@ -104,27 +104,32 @@ def initial_noise(request: RenderRequest, channels: int) -> Tensor:
     shape = (channels, height // STRIDE, width // STRIDE)
     total, seed = request.plan.total, request.sampling.seed
     if request.sampling.noise == "repeat":
-        return repeated_noise(seed, total, request.tile, shape, (1, 3, height, width))
+        return repeated_noise(seed, total, request.noise_period, shape, (1, 3, height, width))
     # an anchor in front does not shift the noise of the frames that are kept
-    frames = range(-request.anchored, total - request.anchored)
-    drawn = request.drawn or (0,) * total
+    frames = range(-request.has_anchor, total - request.has_anchor)
+    drawn = request.retry_counts or (0,) * total
     names = ["latents" if again == 0 else f"latents again {again}" for again in drawn]
     return torch.cat([keyed_noise(seed, name, [frame], shape) for name, frame in zip(names, frames, strict=True)])
 
 
 def render(
-    engine: Engine, request: RenderRequest, stages: Stages, watch: Watch | None = None, *, refine: Refine | None = None
+    engine: Engine,
+    request: RenderRequest,
+    stages: Timings,
+    watch: Callbacks | None = None,
+    *,
+    refine: Refine | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield uint8[h,w,3] frames in order: ``sample``, then ``decode``."""
-    latents = sample(engine, request, stages, watch or Watch(), refine=refine)
+    latents = sample(engine, request, stages, watch or Callbacks(), refine=refine)
     yield from decode(engine, request, latents, stages)
 
 
 def sample(
     engine: Engine,
     request: RenderRequest,
-    stages: Stages,
-    watch: Watch,
+    stages: Timings,
+    watch: Callbacks,
     *,
     refine: Refine | None = None,
     begun: Begun | None = None,
@@ -165,15 +170,15 @@ def sample(
             request.plan,
             sampling.guidance,
             interval=sampling.guidance_interval,
-            deep=Deep(sampling.cache_layers) if sampling.cache_features > 1 else None,
+            deep=DeepFeatureCache(sampling.cache_layers) if sampling.cache_features > 1 else None,
             evaluations=[evaluation for evaluation in evaluations_of(sampling) if evaluation.step >= first],
             done=watch.window,
         )
         if sampling.sampler == "euler":
             x = sample_euler(denoise, x, sigmas, refine=refine, observe=watch.step, first=first)
         else:
-            frames = range(-request.anchored, request.plan.total - request.anchored)
-            x = sample_edm(
+            frames = range(-request.has_anchor, request.plan.total - request.has_anchor)
+            x = sample_heun(
                 denoise,
                 x,
                 sigmas,
@@ -192,13 +197,13 @@ def sample(
     return x
 
 
-def decode(engine: Engine, request: RenderRequest, latents: Tensor, stages: Stages) -> Iterator[np.ndarray]:
+def decode(engine: Engine, request: RenderRequest, latents: Tensor, stages: Timings) -> Iterator[np.ndarray]:
     """Latents of ``sample`` to uint8[h,w,3] frames, decoded as they are taken; an anchor in front is dropped."""
     started = time.perf_counter()
     hint = f"use a smaller --decode-chunk (now {request.decode.chunk}), or --offload swap"
     with engine.resident("vae"):
         frames = engine.decoder.frames(
-            latents[int(request.anchored) :], chunk=request.decode.chunk, overlap=request.decode.overlap
+            latents[int(request.has_anchor) :], chunk=request.decode.chunk, overlap=request.decode.overlap
         )
         while True:
             # gradients are off only while the network runs: a generator must not leave the mode off between frames

@@ -23,7 +23,7 @@ from stableanimator_cli.evaluate.animate_cases import Animate, Animator
 from stableanimator_cli.evaluate.bench import ROLES, networks_of
 from stableanimator_cli.evaluate.cases import find_cases
 from stableanimator_cli.evaluate.checks import FailedVideo, raise_if_none
-from stableanimator_cli.evaluate.evaluator import Measured, measuring
+from stableanimator_cli.evaluate.evaluator import SystemScores, measuring
 from stableanimator_cli.evaluate.face_paste import pasted
 from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.evaluate.scores import Row, Scores, Table, within
@@ -31,7 +31,7 @@ from stableanimator_cli.evaluate.side_by_side import files_of
 from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF, METRICS, OWN_TITLES, ablation, ablation_lines
 from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.metrics.bootstrap import interval
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 
 OURS = "ours"
 WITHOUT_OPTIMISATION = frozenset(
@@ -80,7 +80,7 @@ def find_variants(config: EvaluateConfig) -> dict[str, Variant]:
     return found
 
 
-def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores:
+def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> Scores:
     """Animate every variant with every seed, score each, and write the table. What is animated already is kept."""
     output, table = config.output, config.ablation
     assert output is not None
@@ -89,22 +89,22 @@ def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores
     first = catalogue.open_model(variants.get(OURS, next(iter(variants.values()))).folder, ROLES)
     if config.bench is None:
         config = replace(config, bench="puppet")
-    cases = [case for case in find_cases(config, first, output / "data", talk) if case.truth is not None]
-    bench = measuring(config, talk, networks=networks_of(config), model=first)
+    cases = [case for case in find_cases(config, first, output / "data", reporter) if case.truth is not None]
+    bench = measuring(config, reporter, networks=networks_of(config), model=first)
     check_replaceable(*(path for case in cases for path in files_of(case.name, output)))
-    by_seed: dict[str, list[Measured]] = {}
+    by_seed: dict[str, list[SystemScores]] = {}
     failed: list[FailedVideo] = []
     for name, variant in variants.items():
         model = catalogue.open_model(variant.folder, ROLES)
         for seed in config.seeds:
             animator = Animator(
                 model=model, name=str(variant.folder), animate=animate, settings=config.animate,
-                flags={**variant.flags, "seed": seed}, talk=talk,
+                flags={**variant.flags, "seed": seed}, reporter=reporter,
             )  # fmt: skip
             pairs = animator.animated(cases, output / "animated" / variant.animated / f"seed-{seed}")
             if variant.paste:
                 assert bench.observer.reader is not None  # its files are among ROLES
-                pairs = pasted(pairs, output / "animated" / name / f"seed-{seed}", bench.observer.reader, talk)
+                pairs = pasted(pairs, output / "animated" / name / f"seed-{seed}", bench.observer.reader, reporter)
             bench.check(pairs)
             measured = bench.measure(pairs)
             raise_if_none(measured.failed, len(measured.videos))
@@ -129,7 +129,7 @@ def run_ablation(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores
     return bench.finish(replace(last, failed=tuple(failed)), about, tables, lines=lines)
 
 
-def _over_seeds(runs: Sequence[Measured], weighted: bool) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:
+def _over_seeds(runs: Sequence[SystemScores], weighted: bool) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:
     """Rows of the mean over seeds, with intervals over videos, each video's value being its mean over seeds: seeds are
     no independent videos. ``weighted``: the mean shown is over frames. Metrics of sets have the range over seeds
     instead."""
@@ -154,7 +154,7 @@ def _over_seeds(runs: Sequence[Measured], weighted: bool) -> tuple[dict[str, Row
     return rows, intervals
 
 
-def _notes(config: EvaluateConfig, rules: str, by_seed: Mapping[str, Sequence[Measured]]) -> list[str]:
+def _notes(config: EvaluateConfig, rules: str, by_seed: Mapping[str, Sequence[SystemScores]]) -> list[str]:
     record = read_record(by_seed[OURS][0].videos[0].pair.predicted) if OURS in by_seed else None
     refine = {} if record is None else record.get("config", {}).get("refine", {})
     idle = refine.get("face") == "off" and "no-optimization" in by_seed

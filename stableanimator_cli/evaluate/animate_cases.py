@@ -15,7 +15,7 @@ from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
 from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.files import MARK, check_replaceable, sha256_of
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.records import ModelFolder
 
@@ -34,14 +34,14 @@ class Animator:
     animate: Animate
     settings: Path | None
     flags: Mapping[str, Any]
-    talk: Talk
+    reporter: Reporter
 
     def animated(self, cases: Sequence[Case], folder: Path) -> list[Pair]:
         """Pairs to score, the videos in ``folder``. One that fails does not stop the others: ``BatchFailed`` at the
         end names the first."""
         pairs, failed = [], []
         weights = self._weights()
-        with self.talk.progress(len(cases), f"animate with {self.model.name}", "video") as bar:
+        with self.reporter.progress(len(cases), f"animate with {self.model.name}", "video") as bar:
             for case in cases:
                 video = folder / f"{case.name}.mp4"
                 try:

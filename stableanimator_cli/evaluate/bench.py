@@ -13,13 +13,13 @@ from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.animate_cases import Animate, Animator
 from stableanimator_cli.evaluate.cases import Case, find_cases, place_of
 from stableanimator_cli.evaluate.checks import raise_if_none
-from stableanimator_cli.evaluate.evaluator import Bench, Measured, measuring
+from stableanimator_cli.evaluate.evaluator import Evaluator, SystemScores, measuring
 from stableanimator_cli.evaluate.pairs import Pair, alone, find_videos
 from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, cells, video_json
 from stableanimator_cli.evaluate.side_by_side import files_of
 from stableanimator_cli.evaluate.tables import FOOTNOTES, Ours, measured_lines, published_lines, table1
 from stableanimator_cli.files import check_replaceable
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
 
 PUPPET_NETWORKS = ("lpips_puppet", "fvd_puppet")
@@ -39,19 +39,19 @@ def resolved(config: EvaluateConfig) -> tuple[str, ModelFolder]:
     return name, catalogue.open_model(name, ROLES)
 
 
-def run_bench(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores:
+def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> Scores:
     """Animate and score. Raises ``BadInput`` (exit 3) that explains the layout where data are missing."""
     assert config.output is not None
     assert config.bench is not None
     place_of(config)  # what data are wanted is said before what weights are
     name, model = resolved(config)
-    cases = find_cases(config, model, config.output / "data", talk)
+    cases = find_cases(config, model, config.output / "data", reporter)
     check_replaceable(*(path for case in cases for path in files_of(case.name, config.output)))
     others = _rival_pairs(config, cases)
-    bench = measuring(config, talk, networks=networks_of(config), model=model)
+    bench = measuring(config, reporter, networks=networks_of(config), model=model)
     for others_pairs in others.values():
         bench.check(others_pairs)
-    animator = Animator(model=model, name=name, animate=animate, settings=config.animate, flags={}, talk=talk)
+    animator = Animator(model=model, name=name, animate=animate, settings=config.animate, flags={}, reporter=reporter)
     # first of all, while the process has used little: its peak cannot be taken back
     peak = animator.memory(cases[0], config.output / "memory")
     pairs = animator.animated(cases, config.output / "animated")
@@ -83,12 +83,12 @@ def run_bench(config: EvaluateConfig, animate: Animate, talk: Talk) -> Scores:
         sections.append(Section(system=rival, data="", rows=one.rows, videos=one.videos))
         failed += [replace(video, name=f"{rival}/{video.name}") for video in one.failed]
     tables.append(("notes to the tables", ["note"], [[note] for note in _notes(bench, peak)]))
-    whole = Measured(rows=measured.rows, missing=measured.missing, videos=tuple(videos), failed=tuple(failed))
+    whole = SystemScores(rows=measured.rows, missing=measured.missing, videos=tuple(videos), failed=tuple(failed))
     lines = [*published_lines(config.bench), *(line for row in rows for line in measured_lines(row))]
     return bench.finish(whole, about, tables, sections=sections, lines=lines)
 
 
-def _names(measured: Measured) -> tuple[str, ...]:
+def _names(measured: SystemScores) -> tuple[str, ...]:
     return tuple(video.name for video in measured.videos)
 
 
@@ -122,7 +122,7 @@ def _table(title: str, rows: Mapping[str, Row]) -> Table:
     return title, ["metric", "", "value", "95 % t-interval", "videos"], lines
 
 
-def _notes(bench: Bench, peak: Mapping[str, int]) -> list[str]:
+def _notes(bench: Evaluator, peak: Mapping[str, int]) -> list[str]:
     kind = "the GPU's allocator" if "device" in peak else "resident memory of the whole process, there being no GPU"
     kind = kind if peak else "not measured: the first video is shorter"
     ours = (

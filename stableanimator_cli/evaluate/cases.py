@@ -12,7 +12,7 @@ from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.evaluate.pairs import find_pictures, find_videos, listed
 from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.media import open_clip, write_picture
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 from stableanimator_cli.records import ModelFolder
 
@@ -42,12 +42,12 @@ class Case:
     poses: Path | None
 
 
-def find_cases(config: EvaluateConfig, model: ModelFolder, scratch: Path, talk: Talk) -> list[Case]:
+def find_cases(config: EvaluateConfig, model: ModelFolder, scratch: Path, reporter: Reporter) -> list[Case]:
     """The cases of ``config.bench``. ``scratch`` takes what is drawn or cut out. ``BadInput`` (exit 3) explains the
     layout where data are missing."""
     assert config.bench is not None
     folder = place_of(config)
-    return _puppets(config, model, scratch, talk) if folder is None else _folder(folder, config, scratch)
+    return _puppets(config, model, scratch, reporter) if folder is None else _folder(folder, config, scratch)
 
 
 def place_of(config: EvaluateConfig) -> Path | None:
@@ -111,7 +111,7 @@ def _first_frame(video: Path, picture: Path) -> Path:
     return picture
 
 
-def _puppets(config: EvaluateConfig, model: ModelFolder, scratch: Path, talk: Talk) -> list[Case]:
+def _puppets(config: EvaluateConfig, model: ModelFolder, scratch: Path, reporter: Reporter) -> list[Case]:
     """Figures of the test split, each driven by itself, and each by the next one's movement."""
     if config.ids is not None:
         names = ",".join(config.ids)
@@ -120,7 +120,7 @@ def _puppets(config: EvaluateConfig, model: ModelFolder, scratch: Path, talk: Ta
     plan = PuppetPlan(
         folder=scratch / "puppets", videos=config.figures, frames=config.length, size=size, fps=PUPPET_FPS, split="test"
     )
-    folder = write_puppets(plan, talk).folder
+    folder = write_puppets(plan, reporter).folder
     names = [f"{n:05d}" for n in range(config.figures)]
     cases = []
     for place, name in enumerate(names):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from stableanimator_cli.errors import BadInput, BatchFailed
 from stableanimator_cli.evaluate.driving_points import read_poses
 from stableanimator_cli.evaluate.pairs import Pair
-from stableanimator_cli.evaluate.protocols import Protocol
+from stableanimator_cli.evaluate.protocols import EvalProtocol
 from stableanimator_cli.evaluate.scoring import check_clips
 from stableanimator_cli.media import open_clip, read_picture
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 
 _SHOWN = 20  # problems that are listed
 
@@ -27,14 +27,14 @@ class FailedVideo:
         return {"name": self.name, "error": self.error.code, "message": self.error.message, "hint": self.error.hint}
 
 
-def check_pairs(pairs: Sequence[Pair], rules: Protocol, *, truncate: bool, talk: Talk) -> None:
+def check_pairs(pairs: Sequence[Pair], rules: EvalProtocol, *, truncate: bool, reporter: Reporter) -> None:
     """Open both videos of every pair, its reference picture and its motion, and compare sizes and counts.
 
     Nothing is scored unless all of them fit. Raises the first ``BadInput``; further ones are warnings before it.
     """
     problems = [problem for pair in pairs if (problem := _problem(pair, rules, truncate)) is not None]
     for problem in problems[1:_SHOWN]:
-        talk.warn(problem.message)
+        reporter.warning(problem.message)
     if problems:
         raise problems[0]
 
@@ -52,7 +52,7 @@ def raise_if_none(failed: Sequence[FailedVideo], scored: int) -> None:
     )
 
 
-def _problem(pair: Pair, rules: Protocol, truncate: bool) -> BadInput | None:
+def _problem(pair: Pair, rules: EvalProtocol, truncate: bool) -> BadInput | None:
     try:
         clip = open_clip(pair.predicted)
         truth = None if pair.truth is None else open_clip(pair.truth)

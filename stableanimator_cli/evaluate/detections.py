@@ -20,7 +20,7 @@ from stableanimator_cli.detect.face import WIDTH, FaceReader, align
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing
 from stableanimator_cli.files import atomic_write, sha256_of
 from stableanimator_cli.motion.motion_file import read_arrays
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip, Face, ModelFolder
 
 BATCH = 8  # frames that are looked at together
@@ -29,7 +29,7 @@ _POINTS = 134
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
+class VideoDetections:
     """What a video shows, by frame: face vectors of the model's recogniser ``own`` and of the ``judge``, both
     float32[t,512] with rows of NaN where there is no face (or no such network); ``points`` float32[t,134,3] of the
     largest person, score 0 where nobody is; ``size`` (width, height) of the frames."""
@@ -42,13 +42,13 @@ class Observed:
     def __len__(self) -> int:
         return len(self.own)
 
-    def at(self, positions: Sequence[int]) -> Observed:
+    def at(self, positions: Sequence[int]) -> VideoDetections:
         """These frames."""
         kept = list(positions)
-        return Observed(own=self.own[kept], judge=self.judge[kept], points=self.points[kept], size=self.size)
+        return VideoDetections(own=self.own[kept], judge=self.judge[kept], points=self.points[kept], size=self.size)
 
 
-class Observer:
+class VideoDetector:
     """The networks that look at videos. Each may be absent: ``lacks`` says why, by ``faces``, ``judge``, ``points``,
     as (reason, command).
 
@@ -111,20 +111,20 @@ class Observer:
     def _used(self, part: str, file: Path) -> None:
         self.networks[part] = {"file": file.name, "sha256": digest(file)}
 
-    def observe(self, clip: Clip, talk: Talk, *, sha256: str | None = None) -> Observed:
+    def observe(self, clip: Clip, reporter: Reporter, *, sha256: str | None = None) -> VideoDetections:
         """Look at every frame of a clip; what was seen of the same bytes by the same networks is remembered."""
         key = json.dumps([FORMAT, sha256 or sha256_of(clip.path), self.networks], sort_keys=True)
-        place = catalogue.home() / "seen" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+        place = catalogue.cache_dir() / "seen" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
         known = _remembered(place)
         if known is not None:
             return known
         parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        with talk.progress(clip.count, f"look at {clip.path.name}", "frame") as bar:
+        with reporter.progress(clip.count, f"look at {clip.path.name}", "frame") as bar:
             for frames in _batches(frame for _, frame in clip.frames()):
                 parts.append(self._look(frames))
                 bar.update(len(frames))
         own, judge, points = (np.concatenate(part) for part in zip(*parts, strict=True))
-        seen = Observed(own=own, judge=judge, points=points, size=clip.size)
+        seen = VideoDetections(own=own, judge=judge, points=points, size=clip.size)
         # a cache that cannot be written costs time at the next run, nothing else
         with contextlib.suppress(BadInput, OSError), atomic_write(place) as part, part.open("wb") as file:
             np.savez_compressed(file, own=own, judge=judge, points=points, size=np.array(clip.size))
@@ -190,7 +190,7 @@ def _verify(model: ModelFolder) -> None:
                 )
 
 
-def _remembered(place: Path) -> Observed | None:
+def _remembered(place: Path) -> VideoDetections | None:
     if not place.is_file():
         return None
     try:
@@ -202,7 +202,7 @@ def _remembered(place: Path) -> Observed | None:
     if any(name not in arrays or arrays[name].shape != shape for name, shape in shapes.items()):
         return None
     width, height = (int(side) for side in arrays["size"])
-    return Observed(own=arrays["own"], judge=arrays["judge"], points=arrays["points"], size=(width, height))
+    return VideoDetections(own=arrays["own"], judge=arrays["judge"], points=arrays["points"], size=(width, height))
 
 
 def _largest(boxes: np.ndarray) -> np.ndarray:

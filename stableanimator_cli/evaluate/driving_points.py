@@ -13,7 +13,7 @@ import numpy as np
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import sha256_of
-from stableanimator_cli.motion.geometry import Mode, fit
+from stableanimator_cli.motion.geometry import Mode, resize_transform
 from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.track import largest
@@ -49,7 +49,7 @@ def read_poses(path: Path) -> Motion:
 def driven_points(motion: Motion, size: tuple[int, int], indices: Sequence[int], *, resize: Mode) -> np.ndarray:
     """Points float32[t,134,3] of the largest person in the motion's frames ``indices``, in pixels of ``size``, fitted
     by ``resize`` as ``sa animate`` does. Score 0 where they are absent."""
-    motion = fit(motion.size, size, resize).transform_motion(motion)
+    motion = resize_transform(motion.size, size, resize).transform_motion(motion)
     person = largest(motion)
     points = motion.keypoints[:, person].copy()
     points[~motion.present[:, person], :, 2] = 0

@@ -15,15 +15,15 @@ from stableanimator_cli.engine.metric_networks import Features
 from stableanimator_cli.errors import BadInput, ModelMissing
 from stableanimator_cli.evaluate import report, report_html
 from stableanimator_cli.evaluate.checks import FailedVideo, check_pairs
-from stableanimator_cli.evaluate.detections import Observer
+from stableanimator_cli.evaluate.detections import VideoDetector
 from stableanimator_cli.evaluate.networks import MetricNetworks
 from stableanimator_cli.evaluate.pairs import Pair
-from stableanimator_cli.evaluate.protocols import PROTOCOLS, Protocol
+from stableanimator_cli.evaluate.protocols import PROTOCOLS, EvalProtocol
 from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, summarise
 from stableanimator_cli.evaluate.scoring import NO_POINTS, Scorer, VideoScore
 from stableanimator_cli.evaluate.side_by_side import write_pair
 from stableanimator_cli.metrics.result import Missing
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
 
 _CSIM = ("csim_ref", "csim_gt")
@@ -31,7 +31,7 @@ _POINTS = ("keypoint_error",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class SystemScores:
     """Videos of one system and what was made of them: rows of metrics, what is missing, which videos failed."""
 
     rows: Mapping[str, Row]
@@ -41,23 +41,23 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
+class Evaluator:
     """Everything that measures, opened once for all systems of a run. Made by ``measuring``; ``opened`` are metrics'
     networks by name, filled when the first system is measured."""
 
     config: EvaluateConfig
-    rules: Protocol
-    observer: Observer
+    rules: EvalProtocol
+    observer: VideoDetector
     model: ModelFolder | None
     networks: tuple[str, ...]
-    talk: Talk
+    reporter: Reporter
     opened: dict[str, Features | Missing] = field(default_factory=dict)
 
     def check(self, pairs: Sequence[Pair]) -> None:
         """Raise ``BadInput`` for the first pair that cannot be compared."""
-        check_pairs(pairs, self.rules, truncate=self.config.truncate, talk=self.talk)
+        check_pairs(pairs, self.rules, truncate=self.config.truncate, reporter=self.reporter)
 
-    def measure(self, pairs: Sequence[Pair]) -> Measured:
+    def measure(self, pairs: Sequence[Pair]) -> SystemScores:
         """Score all pairs, which ``check`` has seen. One that cannot be read to its end is a warning and among
         ``failed``; the others are scored."""
         config = self.config
@@ -68,28 +68,28 @@ class Bench:
             networks=networks,
             truncate=config.truncate,
             given=config.borders,
-            talk=self.talk,
+            reporter=self.reporter,
         )
         videos: list[VideoScore] = []
         failed: list[FailedVideo] = []
-        with self.talk.progress(len(pairs), "score", "video") as bar:
+        with self.reporter.progress(len(pairs), "score", "video") as bar:
             for pair in pairs:
                 try:
                     videos.append(scorer.score(pair))
                 except BadInput as error:
                     failed.append(FailedVideo(name=pair.name, error=error))
-                    self.talk.warn(f"{pair.name} is not scored: {error.message}")
+                    self.reporter.warning(f"{pair.name} is not scored: {error.message}")
                 bar.update()
         about = self._about() | networks.about()
         rows = summarise(videos, self.rules, about=about)
         sets, more = networks.of_sets(seed=config.seed, draws=config.draws)
         missing = [*self._missing(videos), *networks.missing, *more]
         gone = [one for one in missing if one.metric not in rows and one.metric not in sets]
-        return Measured(rows=rows | sets, missing=tuple(gone), videos=tuple(videos), failed=tuple(failed))
+        return SystemScores(rows=rows | sets, missing=tuple(gone), videos=tuple(videos), failed=tuple(failed))
 
     def finish(
         self,
-        measured: Measured,
+        measured: SystemScores,
         about: Mapping[str, Any],
         tables: Sequence[Table] = (),
         *,
@@ -112,7 +112,7 @@ class Bench:
         )
         report.write(scores)
         pictures = {}
-        with self.talk.progress(len(scores.videos), "write the page", "video") as bar:
+        with self.reporter.progress(len(scores.videos), "write the page", "video") as bar:
             for video in scores.videos:
                 pictures[video.name] = write_pair(video, scores.output)
                 bar.update()
@@ -161,8 +161,12 @@ class Bench:
 
 
 def measuring(
-    config: EvaluateConfig, talk: Talk, *, networks: tuple[str, ...] | None = None, model: ModelFolder | None = None
-) -> Bench:
+    config: EvaluateConfig,
+    reporter: Reporter,
+    *,
+    networks: tuple[str, ...] | None = None,
+    model: ModelFolder | None = None,
+) -> Evaluator:
     """Open the model's detectors and recognisers. ``networks`` replaces those of the protocol; ``model`` is one that is
     open already.
 
@@ -175,7 +179,7 @@ def measuring(
         try:
             name = catalogue.default_model(("face",))
         except ModelMissing:
-            talk.warn("no model here: CSIM and key points are left out; --model puppet measures drawn figures")
+            reporter.warning("no model here: CSIM and key points are left out; --model puppet measures drawn figures")
     if model is None and name is not None:
         model = catalogue.open_model(name)
     wanted = rules.networks if networks is None else networks
@@ -183,6 +187,6 @@ def measuring(
         kept = {"lpips": "lpips_puppet", "fvd_s": "fvd_puppet", "fvd_d": "fvd_puppet"}
         table = tuple(dict.fromkeys(kept.get(column[:5], column) for column in rules.table))
         rules = replace(rules, networks=wanted, table=table)
-    observer = Observer(model, config.judge, config.device)
-    onnx.warn_of_fallbacks(talk)
-    return Bench(config=config, rules=rules, observer=observer, model=model, networks=wanted, talk=talk)
+    observer = VideoDetector(model, config.judge, config.device)
+    onnx.warn_of_fallbacks(reporter)
+    return Evaluator(config=config, rules=rules, observer=observer, model=model, networks=wanted, reporter=reporter)

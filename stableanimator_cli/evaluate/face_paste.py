@@ -26,7 +26,7 @@ from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.files import MARK, check_replaceable, sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import read_json
 
 CENTRE, HALF = (56.0, 68.0), (36.0, 42.0)  # of the oval on ArcFace's template: from the brows to the chin
@@ -51,21 +51,21 @@ def paste(frame: np.ndarray, landmarks: np.ndarray, picture: np.ndarray, known: 
     return np.rint(frame * (1 - weight) + face * weight).astype(np.uint8)
 
 
-def pasted(pairs: Sequence[Pair], folder: Path, reader: FaceReader, talk: Talk) -> list[Pair]:
+def pasted(pairs: Sequence[Pair], folder: Path, reader: FaceReader, reporter: Reporter) -> list[Pair]:
     """The pairs with pasted videos in ``folder`` instead of theirs, lossless, so that nothing but the face differs.
 
     Frames without a face, and videos whose reference shows none, stay as they are; the record beside each video counts
     them. What is pasted already from the same videos is kept.
     """
     done = []
-    with talk.progress(len(pairs), "paste faces", "video") as bar:
+    with reporter.progress(len(pairs), "paste faces", "video") as bar:
         for pair in pairs:
-            done.append(replace(pair, predicted=_one(pair, folder / f"{pair.name}.mp4", reader, talk)))
+            done.append(replace(pair, predicted=_one(pair, folder / f"{pair.name}.mp4", reader, reporter)))
             bar.update()
     return done
 
 
-def _one(pair: Pair, video: Path, reader: FaceReader, talk: Talk) -> Path:
+def _one(pair: Pair, video: Path, reader: FaceReader, reporter: Reporter) -> Path:
     note = video.with_name(f".{video.stem}.pasted.json")
     asked: dict[str, Any] = {
         "format": _FORMAT,
@@ -80,7 +80,7 @@ def _one(pair: Pair, video: Path, reader: FaceReader, talk: Talk) -> Path:
     picture = None if pair.reference is None else read_picture(pair.reference)
     face = None if picture is None else next(iter(reader.boxes(picture)), None)
     if face is None:
-        talk.warn(f"{pair.name}: no face in its reference picture, so that none is pasted")
+        reporter.warning(f"{pair.name}: no face in its reference picture, so that none is pasted")
     clip, changed, count = open_clip(pair.predicted), 0, 0
     with VideoWriter(video, clip.size, clip.fps or UNTIMED_FPS, lossless=True) as writer:
         for _, frame in clip.frames():
@@ -90,7 +90,7 @@ def _one(pair: Pair, video: Path, reader: FaceReader, talk: Talk) -> Path:
             writer.write(frame if out is None else out)
             changed += out is not None
             count += 1
-    record = read_record(pair.predicted, talk.warn)
+    record = read_record(pair.predicted, reporter.warning)
     if record is not None:  # its windows, chunks and fitting hold for the pasted video too
         told = {**record, "face_paste": {"of": pair.predicted.name, "frames": count, "pasted": changed}}
         write_text(video.with_suffix(".json"), json.dumps(told, indent=1) + "\n")

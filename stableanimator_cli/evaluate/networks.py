@@ -21,7 +21,7 @@ from stableanimator_cli.engine.metric_networks import Features, features
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.scores import Row, row_of
 from stableanimator_cli.files import atomic_write
-from stableanimator_cli.metrics.accumulators import Running
+from stableanimator_cli.metrics.accumulators import RunningMean
 from stableanimator_cli.metrics.bootstrap import interval_of
 from stableanimator_cli.metrics.frechet import Moments, frechet_distance
 from stableanimator_cli.metrics.perceptual import PREPARE, Perceptual
@@ -106,7 +106,7 @@ class MetricNetworks:
         for _, perceptual in self._frames.values():
             perceptual.forget(name)
 
-    def end(self) -> dict[str, Running]:
+    def end(self) -> dict[str, RunningMean]:
         """The video's means."""
         for metric, distance in self._clips.items():
             distance.made.finish()
@@ -141,7 +141,7 @@ class MetricNetworks:
         return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
 
     def _remembered(self, metric: str) -> Moments | None:
-        place = catalogue.home() / "clips" / f"{self._key(metric)}.npz"
+        place = catalogue.cache_dir() / "clips" / f"{self._key(metric)}.npz"
         if self._truth is None or not place.is_file():
             return None
         try:
@@ -152,7 +152,7 @@ class MetricNetworks:
     def _remember(self, metric: str, moments: Moments) -> None:
         if self._truth is None:
             return
-        place = catalogue.home() / "clips" / f"{self._key(metric)}.npz"
+        place = catalogue.cache_dir() / "clips" / f"{self._key(metric)}.npz"
         # a cache that cannot be written costs time at the next run, nothing else
         with contextlib.suppress(BadInput, OSError), atomic_write(place) as part, part.open("wb") as file:
             arrays: dict[str, Any] = dict(moments.to_arrays())

@@ -18,7 +18,7 @@ SIDE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
+class EvalProtocol:
     """Everything that a number depends on besides the videos. ``mean`` is the mean that tables show: of all ``frames``
     (long videos weigh more) or of the ``videos``'. ``networks`` are the metrics that need one; ``table`` names the
     columns, best known first."""
@@ -67,8 +67,8 @@ _INTERVALS = (
     "and no farther than the metric's range"
 )
 
-PROTOCOLS: dict[str, Protocol] = {
-    "disco256": Protocol(
+PROTOCOLS: dict[str, EvalProtocol] = {
+    "disco256": EvalProtocol(
         name="disco256",
         crop="central square of the shorter side, of prediction and ground truth",
         size="256x256, bilinear with antialiasing, rounded to 8 bits",
@@ -83,7 +83,7 @@ PROTOCOLS: dict[str, Protocol] = {
         networks=("lpips_vgg_disco", "fvd_disco", "fid_vid"),
         table=("l1_disco", "psnr_disco", "ssim", "lpips_vgg_disco", "csim_ref", "fvd_disco"),
     ),
-    "native": Protocol(
+    "native": EvalProtocol(
         name="native",
         crop="none",
         size="that of the videos, which must be equal",

@@ -20,7 +20,7 @@ from stableanimator_cli.evaluate.driving_points import find_poses
 from stableanimator_cli.evaluate.pairs import Pair, by_name, find_pictures, match
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.files import check_apart, check_replaceable, locked_output
-from stableanimator_cli.progress import Silent, Talk
+from stableanimator_cli.progress import NullReporter, Reporter
 
 if TYPE_CHECKING:
     from stableanimator_cli.evaluate.animate_cases import Animate
@@ -45,28 +45,28 @@ def run(
     flags: Mapping[str, Any],
     animate: Animate,
     config_file: Path | None = None,
-    talk: Talk | None = None,
+    reporter: Reporter | None = None,
 ) -> Result:
     """Score videos. ``flags`` by option name, None where not given; see ``config_evaluate.EvaluateConfig``.
 
     Writes into ``--output``, each file whole or not at all. Raises ``SaError``.
     """
-    talk = talk or Silent()
+    reporter = reporter or NullReporter()
     names = {"inputs": "predicted reference"}
     config = resolve(EvaluateConfig, {names.get(key, key): value for key, value in flags.items()}, config_file)
     if config.output is None:
-        return _carry_out(config, animate, talk)
+        return _carry_out(config, animate, reporter)
     _check_output(config.output, _inputs(config, config_file), _files(config, config.output))
     with locked_output(config.output, "sa evaluate", folder=True):
         report.remove_unfinished(config.output)
-        return _carry_out(config, animate, talk)
+        return _carry_out(config, animate, reporter)
 
 
-def _carry_out(config: EvaluateConfig, animate: Animate, talk: Talk) -> Result:
+def _carry_out(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> Result:
     if config.study:
         from stableanimator_cli.evaluate.study import write_study
 
-        return write_study(config, with_sides, talk)
+        return write_study(config, with_sides, reporter)
     if config.tally:
         from stableanimator_cli.evaluate.study_results import tally
 
@@ -74,22 +74,22 @@ def _carry_out(config: EvaluateConfig, animate: Animate, talk: Talk) -> Result:
     if config.ablation is not None:
         from stableanimator_cli.evaluate.ablation import run_ablation
 
-        return run_ablation(config, animate, talk)
+        return run_ablation(config, animate, reporter)
     if config.bench is not None:
         from stableanimator_cli.evaluate.bench import run_bench
 
-        return run_bench(config, animate, talk)
-    return _compare(config, talk)
+        return run_bench(config, animate, reporter)
+    return _compare(config, reporter)
 
 
-def _compare(config: EvaluateConfig, talk: Talk) -> Result:
+def _compare(config: EvaluateConfig, reporter: Reporter) -> Result:
     assert config.output is not None
     pairs = with_sides(match(*config.inputs), config)
     check_replaceable(*(path for pair in pairs for path in side_by_side.files_of(pair.name, config.output)))
-    check_pairs(pairs, PROTOCOLS[config.rules], truncate=config.truncate, talk=talk)
+    check_pairs(pairs, PROTOCOLS[config.rules], truncate=config.truncate, reporter=reporter)
     from stableanimator_cli.evaluate.evaluator import measuring
 
-    bench = measuring(config, talk)
+    bench = measuring(config, reporter)
     measured = bench.measure(pairs)
     raise_if_none(measured.failed, len(measured.videos))
     return bench.finish(measured, {})

@@ -14,7 +14,7 @@ import numpy as np
 from stableanimator_cli import __version__
 from stableanimator_cli.errors import BatchFailed
 from stableanimator_cli.evaluate.checks import FailedVideo
-from stableanimator_cli.evaluate.protocols import Protocol
+from stableanimator_cli.evaluate.protocols import EvalProtocol
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.metrics import bootstrap
 from stableanimator_cli.metrics.result import ARROWS, METRICS, MetricSpec, Missing, Value, json_number
@@ -76,7 +76,7 @@ class Scores:
     ``lines`` (video, metric, value, low, high, n, system, data) are further contents of ``scores.csv``."""
 
     output: Path
-    protocol: Protocol
+    protocol: EvalProtocol
     rows: Mapping[str, Row]
     missing: tuple[Missing, ...]
     videos: tuple[VideoScore, ...]
@@ -156,7 +156,7 @@ def number(value: float) -> str:
 
 
 def summarise(
-    videos: Sequence[VideoScore], rules: Protocol, *, about: Mapping[str, Mapping[str, Any]]
+    videos: Sequence[VideoScore], rules: EvalProtocol, *, about: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Row]:
     """Rows of the metrics that any video has a value of, in the registry's order; ``about``: networks by metric.
 

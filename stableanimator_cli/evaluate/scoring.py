@@ -13,19 +13,19 @@ import numpy as np
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate import run_record
-from stableanimator_cli.evaluate.detections import Observed, Observer
+from stableanimator_cli.evaluate.detections import VideoDetections, VideoDetector
 from stableanimator_cli.evaluate.driving_points import Unmatched, driven_points, indices_shown, read_poses
 from stableanimator_cli.evaluate.frame_matching import MatchedFrames, frames_at, match_frames
 from stableanimator_cli.evaluate.pairs import Pair
-from stableanimator_cli.evaluate.protocols import Protocol as Rules
+from stableanimator_cli.evaluate.protocols import EvalProtocol as Rules
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, read_picture
 from stableanimator_cli.metrics import identity, motion
-from stableanimator_cli.metrics.accumulators import Running, paired
+from stableanimator_cli.metrics.accumulators import RunningMean, paired
 from stableanimator_cli.metrics.flicker import Changes, flicker, flicker_excess
 from stableanimator_cli.metrics.pixel import FRAME_METRICS
 from stableanimator_cli.metrics.seams import seam_score
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip
 
 NO_POINTS = "key points have nothing to be compared with"
@@ -39,7 +39,7 @@ class Networks(Protocol):
 
     def add(self, made: np.ndarray, truth: np.ndarray, number: int) -> None: ...
 
-    def end(self) -> Mapping[str, Running]: ...
+    def end(self) -> Mapping[str, RunningMean]: ...
 
     def forget(self, name: str) -> None: ...
 
@@ -89,11 +89,11 @@ class Scorer:
     """Scores pairs under one protocol. ``given`` are borders from the command line, used where no record tells any."""
 
     rules: Rules
-    observer: Observer
+    observer: VideoDetector
     networks: Networks
     truncate: bool
     given: tuple[int, ...] | None
-    talk: Talk
+    reporter: Reporter
 
     def score(self, pair: Pair) -> VideoScore:
         """Raises ``BadInput`` for videos that cannot be compared, naming file and frame. Nothing of such a video stays
@@ -113,24 +113,24 @@ class Scorer:
         whole = None if pair.truth is None or self.truncate else digests[pair.truth]
         record = run_record.read_record(pair.predicted, made.notes.append)
         for note in made.notes:
-            self.talk.warn(f"{pair.name}: {note}")
+            self.reporter.warning(f"{pair.name}: {note}")
         mine, theirs = self._pixels(pair, clip, truth, matched, made, whole)
         frames = len(made.times)
         if frames == 0:
             raise BadInput.because(pair.predicted, "it has no frames", hint="write the video again")
         places = _at_positions(self._borders(pair, record, made), matched)
         _over_time(mine, theirs if truth is not None else None, places, made)
-        every = self.observer.observe(clip, self.talk, sha256=digests[pair.predicted])
+        every = self.observer.observe(clip, self.reporter, sha256=digests[pair.predicted])
         seen = every.at(range(frames) if matched is None else matched.predicted)
         true, dropped = None, "" if matched is None else matched.describe_dropped()
         if truth is not None and pair.truth is not None:
-            other = self.observer.observe(truth, self.talk, sha256=digests[pair.truth])
+            other = self.observer.observe(truth, self.reporter, sha256=digests[pair.truth])
             true = other.at(range(frames) if matched is None else matched.target)
             if matched is None:
                 dropped = _past_the_end(len(every), len(other))
         if dropped:
             made.notes.append(f"frames without a counterpart were left out (--truncate): {dropped}")
-            self.talk.warn(f"{pair.name}: frames without a counterpart are left out: {dropped}")
+            self.reporter.warning(f"{pair.name}: frames without a counterpart are left out: {dropped}")
         self._identity(pair, seen, true, truth, made)
         self._motion(pair, record, clip, seen, true, matched, len(every), made)
         return VideoScore(
@@ -165,13 +165,13 @@ class Scorer:
                 mine.add(self.rules.prepare(picture))
                 made.times.append(time)
             return mine, theirs
-        means: dict[str, Running] = {name: Running() for name in FRAME_METRICS}
+        means: dict[str, RunningMean] = {name: RunningMean() for name in FRAME_METRICS}
         curves: dict[str, list[float]] = {"psnr": [], "ssim": []}
         self.networks.begin(pair.name, whole)
         timed = self._prepared(clip, None if matched is None else matched.predicted, made.times)
         streams = timed, self._prepared(truth, None if matched is None else matched.target, [])
         before = -1
-        with self.talk.progress(clip.count, f"compare {pair.name}", "frame") as bar:
+        with self.reporter.progress(clip.count, f"compare {pair.name}", "frame") as bar:
             for index, a, b in paired(*streams, name=str(pair.predicted), truncate=self.truncate):
                 values = {name: metric(a, b) for name, metric in FRAME_METRICS.items()}
                 for name, curve in curves.items():
@@ -218,7 +218,9 @@ class Scorer:
             made.notes.append("no run record beside it and no --borders: seams were not looked for")
         return told if told is not None else self.given or ()
 
-    def _identity(self, pair: Pair, seen: Observed, true: Observed | None, truth: Clip | None, made: _Made) -> None:
+    def _identity(
+        self, pair: Pair, seen: VideoDetections, true: VideoDetections | None, truth: Clip | None, made: _Made
+    ) -> None:
         if self.observer.reader is None:
             return
         picture = None
@@ -259,8 +261,8 @@ class Scorer:
         pair: Pair,
         record: Mapping[str, Any] | None,
         clip: Clip,
-        seen: Observed,
-        true: Observed | None,
+        seen: VideoDetections,
+        true: VideoDetections | None,
         matched: MatchedFrames | None,
         count: int,
         made: _Made,

@@ -29,9 +29,9 @@ from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.evaluate.study_html import page
 from stableanimator_cli.files import atomic_write, check_replaceable, json_text, sha256_of, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
-from stableanimator_cli.motion.geometry import Mode, fit
+from stableanimator_cli.motion.geometry import Mode, resize_transform
 from stableanimator_cli.motion.skeleton import draw_frame
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.records import Clip
 
@@ -71,7 +71,7 @@ class Study:
 
 
 def write_study(
-    config: EvaluateConfig, with_sides: Callable[[Sequence[Pair], EvaluateConfig], list[Pair]], talk: Talk
+    config: EvaluateConfig, with_sides: Callable[[Sequence[Pair], EvaluateConfig], list[Pair]], reporter: Reporter
 ) -> Study:
     """Write ``study.html`` and its ``media/`` into ``--output``. The first input is ours; each other is compared with
     it on every video. Videos bear names that tell nothing: a digest of the study's seed and their own.
@@ -90,9 +90,9 @@ def write_study(
         alone(sides[0], config.inputs[0], side, path)
     pairs = with_sides([Pair(name=name, predicted=path) for name, path in sides[0].items()], config)
     pages = _known_pages(out)
-    planned = [_planned(pair, [side[pair.name] for side in sides], talk) for pair in pairs]
+    planned = [_planned(pair, [side[pair.name] for side in sides], reporter) for pair in pairs]
     cases = []
-    with talk.progress(len(pairs), "study", "video") as bar:
+    with reporter.progress(len(pairs), "study", "video") as bar:
         for plan in planned:
             cases.append(_case(plan, systems, out, config.seed))
             bar.update()
@@ -149,7 +149,7 @@ class _Plan:
     resize: Mode = "crop"
 
 
-def _planned(pair: Pair, videos: Sequence[Path], talk: Talk) -> _Plan:
+def _planned(pair: Pair, videos: Sequence[Path], reporter: Reporter) -> _Plan:
     """Check a case before any file is written. Raises ``BadInput`` for videos of different lengths."""
     assert pair.reference is not None
     read_picture(pair.reference)
@@ -159,7 +159,7 @@ def _planned(pair: Pair, videos: Sequence[Path], talk: Talk) -> _Plan:
     if pair.poses is None:
         return _Plan(pair=pair, videos=tuple(videos), rates=rates)
     try:
-        record = read_record(videos[0], talk.warn)
+        record = read_record(videos[0], reporter.warning)
         shown = indices_shown(pair.poses, read_poses(pair.poses), record, times[0])
     except Unmatched as error:
         raise BadInput.because(
@@ -238,7 +238,7 @@ def _skeletons(poses: Path, plan: _Plan, target: Path) -> Path:
     width, height = open_clip(plan.videos[0]).size
     size = (width - width % 2, height - height % 2)
     motion = read_poses(poses)
-    motion = fit(motion.size, size, plan.resize).transform_motion(motion)
+    motion = resize_transform(motion.size, size, plan.resize).transform_motion(motion)
     with VideoWriter(target, size, plan.rates[0], crf=14) as writer:
         for index in plan.skeletons:
             writer.write(draw_frame(motion, index))

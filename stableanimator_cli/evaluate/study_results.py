@@ -16,14 +16,14 @@ from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.evaluate.study import FORMAT, KEY, QUESTIONS
 from stableanimator_cli.evaluate.tables import PUBLISHED, TABLE6
 from stableanimator_cli.files import json_text
-from stableanimator_cli.metrics.bootstrap import share
+from stableanimator_cli.metrics.bootstrap import wilson_interval
 from stableanimator_cli.readers import read_json
 
 JSON, CSV, LATEX = "tally.json", "tally.csv", "tally.tex"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
+class StudyResult:
     """How often ours was preferred: ``counts`` rival -> question -> (times, of how many)."""
 
     ours: str
@@ -37,7 +37,12 @@ class Tally:
             "people": self.people,
             "preferred": {
                 rival: {
-                    name: {"times": times, "of": total, "share": times / total, "interval": list(share(times, total))}
+                    name: {
+                        "times": times,
+                        "of": total,
+                        "share": times / total,
+                        "interval": list(wilson_interval(times, total)),
+                    }
                     for name, (times, total) in asked.items()
                 }
                 for rival, asked in self.counts.items()
@@ -57,7 +62,7 @@ class Tally:
             cells = []
             for name in QUESTIONS:
                 times, total = asked[name]
-                low, high = share(times, total)
+                low, high = wilson_interval(times, total)
                 cells.append(f"{times / total:.1%} [{low:.1%}, {high:.1%}]")
             lines.append([f"{self.ours} over {rival}", *cells])
         for rival, shares in TABLE6.items():
@@ -66,7 +71,7 @@ class Tally:
         return [(title, ["", *QUESTIONS], lines)]
 
 
-def tally(config: EvaluateConfig) -> Tally:
+def tally(config: EvaluateConfig) -> StudyResult:
     """Count the answers and, with ``--output``, write ``tally.json``, ``tally.csv`` and ``tally.tex`` into it."""
     counted = _tally(config)
     if config.output is not None:
@@ -78,11 +83,19 @@ def files_of(output: Path) -> list[Path]:
     return [output / name for name in (JSON, CSV, LATEX)]
 
 
-def write_tally(counted: Tally, output: Path) -> None:
+def write_tally(counted: StudyResult, output: Path) -> None:
     write_text(output / JSON, json_text({"tool": TOOL, **counted.to_json()}, indent=1))
     columns = ["system", "against", "question", "times", "of", "share", "low", "high", "tool"]
     lines = [
-        [counted.ours, rival, name, str(times), str(total), *map(repr, (times / total, *share(times, total))), TOOL]
+        [
+            counted.ours,
+            rival,
+            name,
+            str(times),
+            str(total),
+            *map(repr, (times / total, *wilson_interval(times, total))),
+            TOOL,
+        ]
         for rival, asked in counted.counts.items()
         for name, (times, total) in asked.items()
     ]
@@ -91,7 +104,7 @@ def write_tally(counted: Tally, output: Path) -> None:
     write_text(output / LATEX, f"% {TOOL}\n" + to_latex(head, rows, title))
 
 
-def _tally(config: EvaluateConfig) -> Tally:
+def _tally(config: EvaluateConfig) -> StudyResult:
     """Count all answers that ``config.inputs`` name: files, or folders of ``answers*.json``; ``study.json`` lies beside
     them or in the folder above. ``BadInput`` for what is no answer, for another study's, and for a person twice."""
     files = list(dict.fromkeys(file for path in config.inputs for file in _files(path)))
@@ -120,7 +133,7 @@ def _tally(config: EvaluateConfig) -> Tally:
     if key is None or not counts:
         raise BadInput(config.inputs[0], "no answers", "answers*.json with one answer or more, as the page saves them")
     whole = {rival: {name: (pair[0], pair[1]) for name, pair in asked.items()} for rival, asked in counts.items()}
-    return Tally(ours=str(key["ours"]), people=len(read), counts=whole)
+    return StudyResult(ours=str(key["ours"]), people=len(read), counts=whole)
 
 
 def _latest(read: Mapping[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:

@@ -16,7 +16,7 @@ _END = object()
 
 
 @dataclass(slots=True)
-class Running:
+class RunningMean:
     """Mean of what was added. NaN is absence: it is counted in ``absent`` and changes no mean."""
 
     total: float = 0.0
@@ -29,7 +29,7 @@ class Running:
         else:
             self.total, self.count = self.total + value, self.count + 1
 
-    def merge(self, other: Running) -> None:
+    def merge(self, other: RunningMean) -> None:
         """Take in what another has seen."""
         self.total, self.count, self.absent = (
             self.total + other.total,
@@ -47,21 +47,21 @@ class Running:
 class ByVideo:
     """A metric of frames, by video. Parts made by several processes are merged; a video may lie in both."""
 
-    videos: dict[str, Running] = field(default_factory=dict)
+    videos: dict[str, RunningMean] = field(default_factory=dict)
 
     def add(self, video: str, *values: float) -> None:
-        running = self.videos.setdefault(video, Running())
+        running = self.videos.setdefault(video, RunningMean())
         for value in values:
             running.add(value)
 
     def merge(self, other: ByVideo) -> None:
         for video, running in other.videos.items():
-            self.videos.setdefault(video, Running()).merge(running)
+            self.videos.setdefault(video, RunningMean()).merge(running)
 
     @property
-    def pooled(self) -> Running:
+    def pooled(self) -> RunningMean:
         """Over all frames together."""
-        whole = Running()
+        whole = RunningMean()
         for running in self.videos.values():
             whole.merge(running)
         return whole

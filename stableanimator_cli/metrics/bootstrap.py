@@ -64,7 +64,7 @@ def interval_of(
     return _around(float(value), float(found.std(ddof=1)) * (count / (count - 1)) ** 0.5, count, level)
 
 
-def share(hits: int, total: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson_interval(hits: int, total: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's interval of a share, ``hits`` of ``total`` (Wilson 1927): it stays within 0..1 and is honest for small
     totals. (0, 1) where nothing was asked. ``ValueError`` where hits are not among the total."""
     if not 0 <= hits <= total:

@@ -19,7 +19,7 @@ _FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BIC
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
+class ResizeTransform:
     """A mapping between frames of two sizes (width, height); made by ``fit``.
 
     ``box`` (x0, y0, x1, y1) is the part of the source that is used, in source pixels, not always whole ones;
@@ -83,7 +83,7 @@ class Fit:
         )
 
 
-def fit(source_size: tuple[int, int], target_size: tuple[int, int], mode: Mode) -> Fit:
+def resize_transform(source_size: tuple[int, int], target_size: tuple[int, int], mode: Mode) -> ResizeTransform:
     """How ``source_size`` goes into ``target_size`` (both (width, height)).
 
     ``crop`` takes the largest part of the target's aspect round the centre and scales it; ``pad`` scales the whole and
@@ -114,4 +114,4 @@ def fit(source_size: tuple[int, int], target_size: tuple[int, int], mode: Mode) 
         inner = max(1, round(wide / height))
         left = (to_width - inner) // 2
         placed = (left, 0, left + inner, to_height)
-    return Fit(source=source, target=target, mode=mode, box=box, placed=placed)
+    return ResizeTransform(source=source, target=target, mode=mode, box=box, placed=placed)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from stableanimator_cli.motion.geometry import fit
+from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.keypoints import COUNT, THRESHOLD, visible
 from stableanimator_cli.motion.limb_lengths import GROUPS, lengths, ratios, shoulder_width
 from stableanimator_cli.records import Motion
@@ -62,7 +62,7 @@ def misalignment(
     A motion of another size is first scaled as a whole and put in the middle, as ``--resize pad`` does.
     """
     if tuple(motion.size) != tuple(size):
-        motion = fit(motion.size, size, "pad").transform_motion(motion)
+        motion = resize_transform(motion.size, size, "pad").transform_motion(motion)
     points = motion.keypoints[motion.present[:, person], person].astype(np.float64)
     return compare(points, np.asarray(reference, np.float64), threshold)
 

@@ -225,7 +225,7 @@ def assign(likeness: np.ndarray) -> list[tuple[int, int]]:
     return sorted((int(owner[c]), c) for c in range(columns) if owner[c] != rows)
 
 
-def owners(people: np.ndarray, faces: np.ndarray) -> np.ndarray:
+def match_faces(people: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Which of the faces float[n,4 or more] of a frame belongs to each person float[p,134,3]: int64[p], -1 for none.
 
     A face belongs to whoever has most of their seen head points (nose, eyes, ears, face) in its box, at least half of

@@ -16,7 +16,7 @@ Network = TypeVar("Network", bound=nn.Module)
 RELEASED = 32
 
 
-def regroup(network: Network, groups: int) -> Network:
+def set_norm_groups(network: Network, groups: int) -> Network:
     """Give every GroupNorm of ``network`` that many groups. ``ValueError`` where its channels do not divide by them."""
     for name, module in network.named_modules():
         if isinstance(module, nn.GroupNorm):

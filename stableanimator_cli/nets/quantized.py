@@ -63,7 +63,7 @@ _STORED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def stored(network: Network, store: Store) -> Network:
+def quantize_weights(network: Network, store: Store) -> Network:
     """Put every large matrix and kernel of a frozen ``network`` into one byte a number, in place; ``plain`` does
     nothing. Works on the ``meta`` device, for counting."""
     if store == "plain":

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stableanimator_cli.nets.id_adapter import IDAdapter, IDMode, PreparedCrossAttention, project_out
-from stableanimator_cli.nets.norm_groups import RELEASED, regroup
+from stableanimator_cli.nets.norm_groups import RELEASED, set_norm_groups
 from stableanimator_cli.nets.time_conv import with_time_convs
 
 Checkpointing = Literal["off", "blocks", "diffusers"]
-Run = Callable[..., Tensor]  # calls a function with its arguments, and may forget what happened inside
+BlockRunner = Callable[..., Tensor]  # calls a function with its arguments, and may forget what happened inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,11 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         **config: Any,
     ) -> None:
         super().__init__(**{key: value for key, value in config.items() if not key.startswith("_")})
-        with_time_convs(regroup(self, norm_num_groups))
+        with_time_convs(set_norm_groups(self, norm_num_groups))
         self.id_tokens = id_tokens
         self.checkpointing: Checkpointing = "off"
         self.pieces = 1
-        self.run: Run = once
+        self.run: BlockRunner = call_block
         for attn in self.spatial_cross_attentions().values():
             attn.set_processor(IDAdapter(attn.inner_dim, attn.cross_attention_dim, id_tokens=id_tokens, mode=id_mode))
 
@@ -132,14 +132,14 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         """``sample`` [b,t,8,h,w], ``timestep`` 0.25 ln sigma (scalar or [b]), ``added_time_ids`` [b,3],
         ``pose`` [bt,c0,h,w] from PoseNet or None -> [b,t,4,h,w]. ``image_only`` switches temporal mixing off."""
         given = (sample, timestep, encoder_hidden_states, added_time_ids, pose)
-        return self._walk(*given, image_only=image_only)[0]
+        return self._forward(*given, image_only=image_only)[0]
 
     @property
     def layers_up(self) -> int:
         """Layers (a residual block and its attention) on the way up: as many as ``layers`` below may be."""
         return sum(len(block.resnets) for block in self.up_blocks)
 
-    def with_deep(
+    def forward_caching(
         self,
         sample: Tensor,
         timestep: Tensor | float,
@@ -151,9 +151,9 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
     ) -> tuple[Tensor, Tensor]:
         """``forward``'s answer, and the deep features [bt,c,h',w'] that reach the last ``layers`` layers of the way up
         (before they are upsampled, where they are): what ``from_deep`` takes up again."""
-        return self._walk(sample, timestep, context, added_time_ids, pose, layers=layers)
+        return self._forward(sample, timestep, context, added_time_ids, pose, layers=layers)
 
-    def from_deep(
+    def forward_cached(
         self,
         sample: Tensor,
         timestep: Tensor | float,
@@ -167,9 +167,9 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         """``forward``'s answer where the deep features are those of another noise level (DeepCache, Ma et al., CVPR
         2024): of the network only the first layers of the way down and the last ``layers`` of the way up are computed,
         which are joined by skips. Exact for ``deep`` of the same call, approximate else."""
-        return self._walk(sample, timestep, context, added_time_ids, pose, layers=layers, deep=deep)[0]
+        return self._forward(sample, timestep, context, added_time_ids, pose, layers=layers, deep=deep)[0]
 
-    def _walk(
+    def _forward(
         self,
         sample: Tensor,
         timestep: Tensor | float,
@@ -186,7 +186,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         if isinstance(context, Tensor):
             context = self.context(context)
         indicator = sample.new_full((batch, frames), float(image_only))
-        forget = _again if self.checkpointing != "off" and torch.is_grad_enabled() else self.run
+        forget = _checkpointed if self.checkpointing != "off" and torch.is_grad_enabled() else self.run
         way = _Way(forget, forget if self.checkpointing == "blocks" else self.run, self.pieces)
         emb = repeat(self._time_embedding(timestep, added_time_ids, batch, sample), "b d -> (b t) d", t=frames)
 
@@ -234,17 +234,17 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
 class _Way(NamedTuple):
     """How spatial and temporal transformer blocks are run, and in how many pieces their feed-forward layers."""
 
-    spatial: Run
-    temporal: Run
+    spatial: BlockRunner
+    temporal: BlockRunner
     pieces: int
 
 
-def once(function: Run, *arguments: object) -> Tensor:
+def call_block(function: BlockRunner, *arguments: object) -> Tensor:
     """The plain ``Run``: call it."""
     return function(*arguments)
 
 
-def _again(function: Run, *arguments: object) -> Tensor:
+def _checkpointed(function: BlockRunner, *arguments: object) -> Tensor:
     """Keep the arguments alone; nothing in these blocks draws random numbers, so no generator's state is kept."""
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
@@ -339,7 +339,7 @@ def _spatial_block(
     else:
         normed = x if prepared.constant is not None else block.norm2(x)  # a constant does not look at its input
         x = x + adapter.apply(block.attn2, normed, prepared, frames)
-    return _fed(block.norm3, block.ff, x, pieces)
+    return _feed_forward(block.norm3, block.ff, x, pieces)
 
 
 def _temporal_block(
@@ -354,18 +354,18 @@ def _temporal_block(
     """Attention along time at each place; cross-attention with the image tokens only. [bt,n,d], times' [bt,1,d]."""
     positions = x.shape[1]
     x = rearrange(x + position, "(b t) n d -> (b n) t d", t=frames)
-    x = _fed(block.norm_in, block.ff_in, x, pieces) if block.is_res else block.ff_in(block.norm_in(x))
+    x = _feed_forward(block.norm_in, block.ff_in, x, pieces) if block.is_res else block.ff_in(block.norm_in(x))
     x = x + block.attn1(block.norm1(x))
     if prepared is None:
         image = repeat(context.image, "b k c -> (b n) k c", n=positions)
         x = x + block.attn2(block.norm2(x), encoder_hidden_states=image)
     else:
         x = x + repeat(prepared.constant, "b 1 d -> (b n) 1 d", n=positions)
-    x = _fed(block.norm3, block.ff, x, pieces) if block.is_res else block.ff(block.norm3(x))
+    x = _feed_forward(block.norm3, block.ff, x, pieces) if block.is_res else block.ff(block.norm3(x))
     return rearrange(x, "(b n) t d -> (b t) n d", n=positions)
 
 
-def _fed(norm: nn.Module, feed: nn.Module, x: Tensor, pieces: int) -> Tensor:
+def _feed_forward(norm: nn.Module, feed: nn.Module, x: Tensor, pieces: int) -> Tensor:
     """``x + feed(norm(x))`` of [b,n,d], both of which look at one position at a time; in ``pieces`` it is ``x`` itself
     that is added to."""
     if pieces == 1 or torch.is_grad_enabled():

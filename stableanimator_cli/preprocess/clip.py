@@ -23,7 +23,7 @@ import numpy as np
 
 from stableanimator_cli import __version__, clip_folder
 from stableanimator_cli.config.preprocess import PreprocessConfig
-from stableanimator_cli.detect.capture import BATCH, Capture, CaptureOptions, Detectors, capture
+from stableanimator_cli.detect.capture import BATCH, Capture, CaptureOptions, Detectors, extract_motion
 from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import (
     MARK,
@@ -44,7 +44,7 @@ from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable, r
 from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.quality import findings, measure
 from stableanimator_cli.preprocess.visual_quality import Observer, write_sheet
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip
 
 FAILED = "failed"
@@ -112,7 +112,7 @@ def make_clip(
     detectors: Detectors,
     networks: Mapping[str, str],
     out: Path,
-    talk: Talk,
+    reporter: Reporter,
 ) -> Outcome:
     """The clip folder of one source, found or made. Raises ``SaError`` where it cannot be; nothing is left then."""
     digest, size = source_digest(source.path)
@@ -129,7 +129,9 @@ def make_clip(
         with translate_os_errors(out):
             part.mkdir(parents=True)
         try:
-            _fill(part, place, clip, source, config, detectors, {"sha256": digest, "bytes": size}, key, networks, talk)
+            _fill(
+                part, place, clip, source, config, detectors, {"sha256": digest, "bytes": size}, key, networks, reporter
+            )
             with translate_os_errors(out):
                 replace_clip(part, place)
         finally:
@@ -156,16 +158,16 @@ def _fill(
     facts: Mapping[str, Any],
     key: str,
     networks: Mapping[str, str],
-    talk: Talk,
+    reporter: Reporter,
 ) -> None:
     observer = Observer()
     options = CaptureOptions(person=parse_person(config.who), every=config.every, gap=config.gap, smooth=config.smooth)
     if config.layout == "upstream":
         with reference_layout.Images(part / "images") as images:
-            seen = capture(clip, detectors, options, talk=talk, watch=Watchers(observer, images))
+            seen = extract_motion(clip, detectors, options, reporter=reporter, watch=Watchers(observer, images))
         reference_layout.write_poses(part, seen.motion, seen.faces)
     else:
-        seen = capture(clip, detectors, options, talk=talk, watch=observer)
+        seen = extract_motion(clip, detectors, options, reporter=reporter, watch=observer)
         link_source(source.path, part, place, copy=config.source == "copy")
     save_motion(part / clip_folder.MOTION, seen.motion)
     clip_folder.save_faces(part / clip_folder.FACES, seen.faces)
@@ -197,7 +199,7 @@ def _record(
         "options": config.of_clip(),
         "model": {"name": detectors.model.name, "sha256": dict(networks)},
         "batch": BATCH,
-        "people": {"kept": motion.track.tolist(), "strangers": seen.strangers},
+        "people": {"kept": motion.track.tolist(), "strangers": seen.discarded_detections},
         "faces": {"found": len(seen.faces), "channel_order": seen.faces.channel_order},
         "repairs": seen.repairs.to_json(),
         "quality": numbers,

@@ -30,7 +30,7 @@ from stableanimator_cli.motion.track import parse_person, select
 from stableanimator_cli.preprocess.outputs import check_files, inputs_of, poses_files
 from stableanimator_cli.preprocess.poses import aligned, even_frames, read_reference, write_poses, write_preview
 from stableanimator_cli.preprocess.report import PreprocessReport
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import read_npy
 from stableanimator_cli.records import Clip, ModelFolder, Motion
 
@@ -52,7 +52,7 @@ def is_motion(inputs: Sequence[Path]) -> bool:
     return _is_skeletons(path)
 
 
-def run(config: PreprocessConfig, talk: Talk, model: ModelFolder | None = None) -> PreprocessReport:
+def run(config: PreprocessConfig, reporter: Reporter, model: ModelFolder | None = None) -> PreprocessReport:
     """Convert the one input to ``-o`` and, or, ``--poses``. ``model`` finds the person of ``--reference``."""
     path, output = config.inputs[0], config.output
     if output is None and config.poses is None:
@@ -65,10 +65,10 @@ def run(config: PreprocessConfig, talk: Talk, model: ModelFolder | None = None) 
             if written is not None:
                 held.enter_context(_claimed(written, config, inputs))
         if drawn and not beside.is_file():
-            return _redraw(path, config, talk)
+            return _redraw(path, config, reporter)
         if drawn:
-            talk.note(f"{path.name}: its motion is read from {beside.name}")
-        return _converted(beside if drawn else path, config, talk, model)
+            reporter.info(f"{path.name}: its motion is read from {beside.name}")
+        return _converted(beside if drawn else path, config, reporter, model)
 
 
 @contextmanager
@@ -84,38 +84,40 @@ def _claimed(output: Path, config: PreprocessConfig, inputs: Sequence[Path]) -> 
         yield
 
 
-def _converted(path: Path, config: PreprocessConfig, talk: Talk, model: ModelFolder | None) -> PreprocessReport:
+def _converted(path: Path, config: PreprocessConfig, reporter: Reporter, model: ModelFolder | None) -> PreprocessReport:
     output = config.output
-    motion = read_motion(path, config, talk)
+    motion = read_motion(path, config, reporter)
     reference = None
     if config.reference is not None and model is not None:
         reference = read_reference(config.reference, Detectors.open(model, config.device, faces=False))
-    alignment = aligned(motion, reference, config, talk)
+    alignment = aligned(motion, reference, config, reporter)
     motion = motion if alignment is None else alignment.motion
     report = PreprocessReport(output=output or config.poses or path, frames=len(motion))
     if output is not None:
-        write_motion(output, motion, config, talk)
+        write_motion(output, motion, config, reporter)
     if config.poses is not None:
-        poses = write_poses(config.poses, motion, fps=config.fps, alignment=alignment, talk=talk).to_json()
+        poses = write_poses(config.poses, motion, fps=config.fps, alignment=alignment, reporter=reporter).to_json()
         if config.preview:
             poses["preview"] = str(write_preview(config.poses, motion, reference))
         report = dataclasses.replace(report, poses=poses)
     return report
 
 
-def read_motion(path: Path, config: PreprocessConfig, talk: Talk) -> Motion:
+def read_motion(path: Path, config: PreprocessConfig, reporter: Reporter) -> Motion:
     """A motion from any form that holds points, as ``--frames``, ``--fps``, ``--person`` and ``--smooth`` ask."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
         motion = load_motion(path)
     elif suffix == ".npy":
-        motion = _from_array(path, config.size, talk)
+        motion = _from_array(path, config.size, reporter)
     else:
         read = load_openpose(path, size=config.size)
         motion = read.motion
         if read.size_from == "extent":
             width, height = motion.size
-            talk.warn(f"{path.name}: the size of its frames is unknown, {width}x{height} is guessed; --size gives it")
+            reporter.warning(
+                f"{path.name}: the size of its frames is unknown, {width}x{height} is guessed; --size gives it"
+            )
     if config.frames is not None:
         motion = _at(motion, list(range(len(motion)))[slice(*config.frames)])
         if not len(motion):
@@ -132,7 +134,7 @@ def read_motion(path: Path, config: PreprocessConfig, talk: Talk) -> Motion:
     return smoothed(motion, config.smooth) if config.smooth else motion
 
 
-def write_motion(output: Path, motion: Motion, config: PreprocessConfig, talk: Talk) -> None:
+def write_motion(output: Path, motion: Motion, config: PreprocessConfig, reporter: Reporter) -> None:
     """Write a motion in the form that the name of ``output`` asks for. ``BadInput`` where it cannot be written."""
     suffix = output.suffix.lower()
     if suffix == ".npz":
@@ -143,7 +145,7 @@ def write_motion(output: Path, motion: Motion, config: PreprocessConfig, talk: T
         points = np.where(motion.present[..., None, None], motion.keypoints, np.float32(0))
         _write_array(output, to_wholebody(points) if config.order == "133" else points)
     elif suffix in VIDEOS:
-        write_poses(output, motion, fps=config.fps, talk=talk)
+        write_poses(output, motion, fps=config.fps, reporter=reporter)
     elif suffix:
         raise ConfigError(
             "--output", str(output), "a name ending in .npz, .json, .npy or .mp4, or a folder without one"
@@ -177,7 +179,7 @@ def _at(motion: Motion, indices: Sequence[int]) -> Motion:
     )
 
 
-def _from_array(path: Path, size: tuple[int, int] | None, talk: Talk) -> Motion:
+def _from_array(path: Path, size: tuple[int, int] | None, reporter: Reporter) -> Motion:
     """float[t,133,3], [t,134,3], [t,p,133,3] or [t,p,134,3]: COCO-WholeBody's order or ours, x and y in pixels."""
     expected = "points of the shape [t,p,134,3] or [t,p,133,3] (.npy)"
     array = read_npy(require_file(path, expected), expected)
@@ -198,7 +200,9 @@ def _from_array(path: Path, size: tuple[int, int] | None, talk: Talk) -> Motion:
         if max(size) > LONGEST_SIDE:
             found = f"points as far as {size[0]}x{size[1]}"
             raise BadInput(path, found, f"points within {LONGEST_SIDE} pixels", hint="give the frames' --size")
-        talk.warn(f"{path.name}: the size of its frames is unknown, {size[0]}x{size[1]} is guessed; --size gives it")
+        reporter.warning(
+            f"{path.name}: the size of its frames is unknown, {size[0]}x{size[1]} is guessed; --size gives it"
+        )
     return Motion(
         keypoints=points,
         present=present,
@@ -228,7 +232,7 @@ def _is_skeletons(path: Path) -> bool:
     return sum(map(looks_like_skeleton, looked)) * 2 > len(looked)
 
 
-def _redraw(path: Path, config: PreprocessConfig, talk: Talk) -> PreprocessReport:
+def _redraw(path: Path, config: PreprocessConfig, reporter: Reporter) -> PreprocessReport:
     """Skeleton pixels to skeleton pixels: a video to pictures or pictures to a video, every pixel as it was."""
     output = config.output or config.poses
     if output is None or (output.suffix and output.suffix.lower() not in VIDEOS):
@@ -241,17 +245,17 @@ def _redraw(path: Path, config: PreprocessConfig, talk: Talk) -> PreprocessRepor
     if config.fps is not None:
         clip = resample(clip, config.fps)
     if output.suffix:
-        frames = _write_video(output, clip, talk)
+        frames = _write_video(output, clip, reporter)
     else:
         frames = _write_pictures(output, (picture for _, picture in clip.frames()))
     return PreprocessReport(output=output, frames=frames)
 
 
-def _write_video(output: Path, clip: Clip, talk: Talk) -> int:
+def _write_video(output: Path, clip: Clip, reporter: Reporter) -> int:
     rate = Fraction(clip.fps or UNTIMED_FPS)
     with (
         VideoWriter(output, clip.size, rate, lossless=True, tag=TAG) as video,
-        talk.progress(clip.count, "convert", "frame") as bar,
+        reporter.progress(clip.count, "convert", "frame") as bar,
     ):
         for _, picture in clip.frames():
             video.write(picture)

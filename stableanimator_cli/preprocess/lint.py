@@ -18,7 +18,7 @@ from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import natural_key, sha256_of
 from stableanimator_cli.media.image import picture_size
 from stableanimator_cli.preprocess.quality import SHORTEST, Finding, findings, measure
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 
 _IMAGES = (".png", ".jpg", ".jpeg")
 _SHOWN = 200  # lines of the summary
@@ -67,7 +67,7 @@ class LintReport:
         return "\n".join([*lines, self.message])
 
 
-def run(config: PreprocessConfig, talk: Talk) -> LintReport:
+def run(config: PreprocessConfig, reporter: Reporter) -> LintReport:
     """Look over every clip under the one input. ``BadInput`` where there is no clip at all."""
     if len(config.inputs) != 1 or not config.inputs[0].is_dir():
         raise BadInput(config.inputs[0], "no dataset", "one folder that `sa preprocess` wrote", hint="--lint DATASET")
@@ -80,7 +80,7 @@ def run(config: PreprocessConfig, talk: Talk) -> LintReport:
                        hint="make one with: sa preprocess VIDEOS -o " + str(root))  # fmt: skip
     found: list[tuple[Path, Finding]] = []
     same: dict[str, list[Path]] = defaultdict(list)
-    with talk.progress(len(plain) + len(theirs), "lint", "clip") as bar:
+    with reporter.progress(len(plain) + len(theirs), "lint", "clip") as bar:
         for folder in plain:
             found += [(folder, finding) for finding in _clip(folder, same)]
             bar.update()

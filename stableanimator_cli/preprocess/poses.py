@@ -12,11 +12,11 @@ import numpy as np
 
 from stableanimator_cli.clip_folder import cut
 from stableanimator_cli.config.preprocess import PreprocessConfig
-from stableanimator_cli.detect.capture import Capture, CaptureOptions, Detectors, Watcher, capture, pose_of
+from stableanimator_cli.detect.capture import Capture, CaptureOptions, Detectors, Watcher, extract_motion, pose_of
 from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
 from stableanimator_cli.motion.align import Alignment, align
-from stableanimator_cli.motion.geometry import fit
+from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.keypoints import COUNT
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS, save_motion
 from stableanimator_cli.motion.overlay import overlay
@@ -24,7 +24,7 @@ from stableanimator_cli.motion.skeleton import TAG, draw_frame
 from stableanimator_cli.motion.track import parse_person
 from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.quality import findings, measure
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip, Motion
 
 
@@ -73,26 +73,28 @@ def read_reference(path: Path, detectors: Detectors) -> Reference:
 
 
 def detect_motion(
-    source: Source, config: PreprocessConfig, detectors: Detectors, talk: Talk, watch: Watcher | None = None
+    source: Source, config: PreprocessConfig, detectors: Detectors, reporter: Reporter, watch: Watcher | None = None
 ) -> tuple[Clip, Capture]:
     """One video's motion, told about where it is not whole."""
     clip = cut(open_clip(source.path), config.frames or (None, None), config.fps)
     options = CaptureOptions(person=parse_person(config.who), every=config.every, gap=config.gap, smooth=config.smooth)
-    seen = capture(clip, detectors, options, talk=talk, watch=watch)
-    talk.note(f"{source.path.name}: {seen.repairs.describe()}")
+    seen = extract_motion(clip, detectors, options, reporter=reporter, watch=watch)
+    reporter.info(f"{source.path.name}: {seen.repairs.describe()}")
     for one in findings(measure(seen.motion, seen.found, None), shortest=1):
         # Motions to animate after are fine without faces: those come from the reference.
         if one.code not in ("no-face", "faceless"):
-            talk.warn(f"{source.path.name}: {one.text}")
+            reporter.warning(f"{source.path.name}: {one.text}")
     return clip, seen
 
 
-def aligned(motion: Motion, reference: Reference | None, config: PreprocessConfig, talk: Talk) -> Alignment | None:
+def aligned(
+    motion: Motion, reference: Reference | None, config: PreprocessConfig, reporter: Reporter
+) -> Alignment | None:
     """The motion put where the reference's person is, as ``--align`` says, and how far it is from there."""
     if reference is None:
         return None
     found = align(motion, reference.keypoints, reference.size, config.align)
-    talk.note(found.describe())
+    reporter.info(found.describe())
     return found
 
 
@@ -103,7 +105,7 @@ def write_poses(
     fps: Fraction | None = None,
     audio_from: Path | None = None,
     alignment: Alignment | None = None,
-    talk: Talk,
+    reporter: Reporter,
 ) -> Poses:
     """The skeleton video, lossless, and ``NAME.npz`` beside it: the file with exact times.
 
@@ -116,7 +118,7 @@ def write_poses(
         sound = (motion.times[0], motion.times[0] + len(indices) / rate)
     with (
         VideoWriter(video, motion.size, rate, lossless=True, tag=TAG, audio_from=audio_from, audio_range=sound) as out,
-        talk.progress(len(indices), "draw skeletons", "frame") as bar,
+        reporter.progress(len(indices), "draw skeletons", "frame") as bar,
     ):
         last, picture = -1, np.zeros((motion.size[1], motion.size[0], 3), np.uint8)
         for index in indices:
@@ -136,7 +138,7 @@ def write_preview(video: Path, motion: Motion, reference: Reference | None) -> P
         write_picture(path, overlay(np.zeros((height, width, 3), np.uint8), np.zeros((COUNT, 3)), motion))
         return path
     if tuple(motion.size) != reference.size:  # not aligned: as it would be fitted
-        motion = fit(motion.size, reference.size, "pad").transform_motion(motion)
+        motion = resize_transform(motion.size, reference.size, "pad").transform_motion(motion)
     write_picture(path, overlay(reference.picture, reference.keypoints, motion))
     return path
 

@@ -29,7 +29,7 @@ from stableanimator_cli.preprocess.poses import aligned, detect_motion, read_ref
 from stableanimator_cli.preprocess.report import PAGE, PreprocessPlan, PreprocessReport, write_index, write_report
 from stableanimator_cli.preprocess.report_html import write_page
 from stableanimator_cli.preprocess.workers import Task
-from stableanimator_cli.progress import Silent, Talk
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import Fields
 from stableanimator_cli.records import ModelFolder
@@ -42,20 +42,20 @@ def run(
     flags: Mapping[str, Any],
     config_file: Path | None = None,
     plan_only: bool = False,
-    talk: Talk | None = None,
+    reporter: Reporter | None = None,
 ) -> Result:
     """Videos to clips, one video to a skeleton video, a motion to another form, or a dataset looked over.
 
     ``flags`` by option name, None where not given; see ``config_preprocess.PreprocessConfig``. Raises ``SaError``; part
     of a batch that failed is no error but ``failed`` of the report, whose ``exit_code`` says 7.
     """
-    talk = talk or Silent()
+    reporter = reporter or NullReporter()
     config = resolve(PreprocessConfig, flags, config_file)
     parse_person(config.who)
     if config.lint:
-        return lint.run(config, talk)
+        return lint.run(config, reporter)
     if convert.is_motion(config.inputs):
-        return convert.run(config, talk, model=_reference_model(config))
+        return convert.run(config, reporter, model=_reference_model(config))
     out = _output(config)
     if out is not None:
         check_apart(out, config.inputs)
@@ -80,12 +80,12 @@ def run(
         if config.poses is not None:
             held.enter_context(locked_output(config.poses, "sa preprocess"))
             if config.output is None:
-                return _one_motion(config, model, sources[0], talk)
+                return _one_motion(config, model, sources[0], reporter)
         if out is None:
             raise ConfigError("--output", None, "a folder, as several inputs are named", hint="add -o DIR")
         held.enter_context(locked_output(out, "sa preprocess", folder=True, shard=config.shard))
-        report = _many(config, model, networks, sources, out, talk)
-        return report if config.poses is None else _with_poses(config, model, sources[0], report, talk)
+        report = _many(config, model, networks, sources, out, reporter)
+        return report if config.poses is None else _with_poses(config, model, sources[0], report, reporter)
 
 
 def network_digests(model: ModelFolder) -> dict[str, str]:
@@ -146,16 +146,16 @@ def _plan(
     )
 
 
-def _one_motion(config: PreprocessConfig, model: ModelFolder, source: Source, talk: Talk) -> PreprocessReport:
+def _one_motion(config: PreprocessConfig, model: ModelFolder, source: Source, reporter: Reporter) -> PreprocessReport:
     """``--poses`` without ``-o``: the skeleton video and its motion, no clip folder."""
     if config.poses is None:
         raise ValueError("no skeleton video was asked for")
     detectors = Detectors.open(model, config.device, threshold=config.detect_threshold)
-    talk.note(f"model {model.name} on {detectors.describe()}")
-    onnx.warn_of_fallbacks(talk)
+    reporter.info(f"model {model.name} on {detectors.describe()}")
+    onnx.warn_of_fallbacks(reporter)
     reference = None if config.reference is None else read_reference(config.reference, detectors)
-    clip, seen = detect_motion(source, config, detectors, talk)
-    alignment = aligned(seen.motion, reference, config, talk)
+    clip, seen = detect_motion(source, config, detectors, reporter)
+    alignment = aligned(seen.motion, reference, config, reporter)
     motion = seen.motion if alignment is None else alignment.motion
     poses = write_poses(
         config.poses,
@@ -163,7 +163,7 @@ def _one_motion(config: PreprocessConfig, model: ModelFolder, source: Source, ta
         fps=config.fps or (clip.fps if motion.times is None else None),
         audio_from=clip.path if clip.audio else None,
         alignment=alignment,
-        talk=talk,
+        reporter=reporter,
     )
     told = poses.to_json()
     if config.preview:
@@ -173,7 +173,7 @@ def _one_motion(config: PreprocessConfig, model: ModelFolder, source: Source, ta
 
 
 def _with_poses(
-    config: PreprocessConfig, model: ModelFolder, source: Source, report: PreprocessReport, talk: Talk
+    config: PreprocessConfig, model: ModelFolder, source: Source, report: PreprocessReport, reporter: Reporter
 ) -> PreprocessReport:
     """``--poses`` with ``-o``: the clip was made; its motion is drawn too, nothing is detected twice."""
     if config.poses is None:
@@ -182,10 +182,10 @@ def _with_poses(
     motion, reference = folder.motion(), None
     if config.reference is not None:
         reference = read_reference(config.reference, Detectors.open(model, config.device, faces=False))
-    alignment = aligned(motion, reference, config, talk)
+    alignment = aligned(motion, reference, config, reporter)
     motion = motion if alignment is None else alignment.motion
     audio = folder.source if folder.record.get("audio") else None
-    poses = write_poses(config.poses, motion, fps=config.fps, audio_from=audio, alignment=alignment, talk=talk)
+    poses = write_poses(config.poses, motion, fps=config.fps, audio_from=audio, alignment=alignment, reporter=reporter)
     told = poses.to_json()
     if config.preview:
         told["preview"] = str(write_preview(config.poses, motion, reference))
@@ -201,7 +201,7 @@ def _many(
     networks: Mapping[str, str],
     sources: Sequence[Source],
     out: Path,
-    talk: Talk,
+    reporter: Reporter,
 ) -> PreprocessReport:
     mine = share(sources, config.shard)
     task = Task(config=config, model=model, networks=networks, out=out, threads=_threads(config))
@@ -213,18 +213,18 @@ def _many(
     elif config.workers > 1 and len(mine) > 1:
         made = workers.in_processes(task, mine, config.workers)
     else:
-        made = workers.in_this_process(task, mine, talk if len(mine) == 1 else Silent())
+        made = workers.in_this_process(task, mine, reporter if len(mine) == 1 else NullReporter())
     # One video has a bar of its frames already.
-    with (talk if len(mine) > 1 else Silent()).progress(len(mine), "clips", "video") as bar:
+    with (reporter if len(mine) > 1 else NullReporter()).progress(len(mine), "clips", "video") as bar:
         for outcome in made:
             outcomes[outcome.source.name] = outcome
             if outcome.error is not None and len(sources) > 1:
-                talk.warn(f"left out: {outcome.error['message']}")
+                reporter.warning(f"left out: {outcome.error['message']}")
             bar.update(failed=sum(one.status == "failed" for one in outcomes.values()))
     if len(sources) == 1 and outcomes and outcomes[sources[0].name].status == "failed":
         _raise_again(outcomes[sources[0].name])
     with _reporting(out, config):
-        return _reported(config, model, networks, sources, out, outcomes, time.perf_counter() - started, talk)
+        return _reported(config, model, networks, sources, out, outcomes, time.perf_counter() - started, reporter)
 
 
 @contextmanager
@@ -243,7 +243,7 @@ def _reported(
     out: Path,
     outcomes: Mapping[str, Outcome],
     seconds: float,
-    talk: Talk,
+    reporter: Reporter,
 ) -> PreprocessReport:
     whole = [outcomes.get(source.name) or _elsewhere(source, config, networks, out) for source in sources]
     failed = [outcome for outcome in whole if outcome.status == "failed"]
@@ -254,7 +254,7 @@ def _reported(
         "workers": config.ray or config.workers,
     }
     settings = tomllib.loads(to_toml(config))
-    near = _misalignments(config, model, whole, talk)
+    near = _misalignments(config, model, whole, reporter)
     data = write_report(out, whole, config=settings, host=host, misalignment=near)
     write_page(out / PAGE, out, data)
     if config.layout == "upstream":
@@ -312,7 +312,7 @@ def _elsewhere(source: Source, config: PreprocessConfig, networks: Mapping[str, 
 
 
 def _misalignments(
-    config: PreprocessConfig, model: ModelFolder, outcomes: Sequence[Outcome], talk: Talk
+    config: PreprocessConfig, model: ModelFolder, outcomes: Sequence[Outcome], reporter: Reporter
 ) -> dict[str, Any] | None:
     """How far each clip's person is from ``--reference``, by clip name."""
     if config.reference is None:
@@ -325,7 +325,7 @@ def _misalignments(
             number = misalignment(motion, reference.keypoints, reference.size, largest(motion))
             found[outcome.source.name] = number.to_json()
             if len(outcomes) == 1:
-                talk.note(f"{outcome.source.path.name}: {number.describe()}")
+                reporter.info(f"{outcome.source.path.name}: {number.describe()}")
     return found
 
 

@@ -24,7 +24,7 @@ from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, SaError
 from stableanimator_cli.preprocess.clip import Outcome, make_clip, write_failure
 from stableanimator_cli.preprocess.inputs import Source
-from stableanimator_cli.progress import Silent, Talk
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ModelFolder
 
 _FATAL = (ModelMissing, ModelDamaged, ConfigError)
@@ -47,11 +47,11 @@ class Task:
         )
 
 
-def attempt(task: Task, detectors: Detectors, source: Source, talk: Talk) -> Outcome:
+def attempt(task: Task, detectors: Detectors, source: Source, reporter: Reporter) -> Outcome:
     """One clip; a failure becomes an outcome and a file beside the clips, unless it would befall all of them."""
     started = time.perf_counter()
     try:
-        done = make_clip(source, task.config, detectors, task.networks, task.out, talk)
+        done = make_clip(source, task.config, detectors, task.networks, task.out, reporter)
     except _FATAL:
         raise
     except SaError as error:
@@ -67,11 +67,11 @@ def attempt(task: Task, detectors: Detectors, source: Source, talk: Talk) -> Out
     )
 
 
-def in_this_process(task: Task, sources: Sequence[Source], talk: Talk) -> Iterator[Outcome]:
+def in_this_process(task: Task, sources: Sequence[Source], reporter: Reporter) -> Iterator[Outcome]:
     detectors = task.open()
-    onnx.warn_of_fallbacks(talk)
+    onnx.warn_of_fallbacks(reporter)
     for source in sources:
-        yield attempt(task, detectors, source, talk)
+        yield attempt(task, detectors, source, reporter)
 
 
 _opened: tuple[Task, Detectors] | None = None
@@ -89,7 +89,7 @@ def _start(task: Task) -> None:
 def _work(source: Source) -> Outcome:
     if _opened is None:
         raise RuntimeError("the worker was not started")
-    return attempt(*_opened, source, Silent())
+    return attempt(*_opened, source, NullReporter())
 
 
 def in_processes(task: Task, sources: Sequence[Source], workers: int) -> Iterator[Outcome]:
@@ -172,4 +172,4 @@ def _anywhere(task: Task, source: Source) -> Outcome:
     global _opened
     if _opened is None or _opened[0] != task:
         _opened = task, task.open()
-    return attempt(*_opened, source, Silent())
+    return attempt(*_opened, source, NullReporter())

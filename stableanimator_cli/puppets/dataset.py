@@ -24,7 +24,7 @@ from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import MARK, atomic_write, locked_output, translate_os_errors
 from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.motion_file import save_motion, write_arrays
-from stableanimator_cli.progress import Silent, Talk
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.sample import MAX_PEOPLE, SPLITS
 from stableanimator_cli.puppets.scene import FRAMINGS, MAX_SIDE, MIN_SIDE, Scene, motion_of, sample_scene
@@ -112,7 +112,7 @@ class PuppetReport:
         return str(self.folder)
 
 
-def write_puppets(plan: PuppetPlan, talk: Talk | None = None) -> PuppetReport:
+def write_puppets(plan: PuppetPlan, reporter: Reporter | None = None) -> PuppetReport:
     """Write what of the plan is not there yet.
 
     Raises ``BadInput`` where the folder holds other things, or puppets of other settings, or cannot be written.
@@ -120,16 +120,16 @@ def write_puppets(plan: PuppetPlan, talk: Talk | None = None) -> PuppetReport:
     if plan.folder.exists() and not plan.folder.is_dir():
         raise BadInput(plan.folder, "a file", "a folder", hint="choose another DIR")
     with locked_output(plan.folder, "sa puppets", folder=True):
-        return _write_puppets(plan, talk or Silent())
+        return _write_puppets(plan, reporter or NullReporter())
 
 
-def _write_puppets(plan: PuppetPlan, talk: Talk) -> PuppetReport:
+def _write_puppets(plan: PuppetPlan, reporter: Reporter) -> PuppetReport:
     _claim(plan)
     missing = [n for n in range(plan.videos) if not _paths(plan.folder, n)["record"].exists()]
     if len(missing) < plan.videos:
-        talk.note(f"{plan.folder}: {plan.videos - len(missing)} of {plan.videos} videos are there already")
+        reporter.info(f"{plan.folder}: {plan.videos - len(missing)} of {plan.videos} videos are there already")
     drawn = len(missing) * (plan.frames + plan.reference_first)
-    with talk.progress(drawn, "puppets", "frame") as bar:
+    with reporter.progress(drawn, "puppets", "frame") as bar:
         for n in missing:
             _write_video(plan, n, bar.update)
     return PuppetReport(folder=plan.folder, written=len(missing), kept=plan.videos - len(missing), frames=drawn)

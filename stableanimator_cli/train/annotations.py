@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from stableanimator_cli.clip_folder import FaceTable
-from stableanimator_cli.motion.geometry import Fit, Mode, fit
+from stableanimator_cli.motion.geometry import Mode, ResizeTransform, resize_transform
 from stableanimator_cli.motion.keypoints import face_box
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_skeleton
@@ -23,7 +23,7 @@ from stableanimator_cli.records import Motion
 CELL = 8  # pixels a latent
 
 
-class Observed(Protocol):
+class ClipAnnotations(Protocol):
     """What is known of a clip besides its pixels, drawn at the size asked for."""
 
     faces: Faces
@@ -69,7 +69,7 @@ class Faces:
         return self.vectors[rows[np.argmax(self.rank[rows])]]
 
 
-def latent_mask(mask: np.ndarray, there: Fit) -> np.ndarray:
+def latent_mask(mask: np.ndarray, there: ResizeTransform) -> np.ndarray:
     """A face mask uint8[h,w] of the clip's size at latent size, uint8[h/8,w/8].
 
     As the reference implementation has it: Pillow's default resize to the size of the pictures, then the top-left
@@ -97,14 +97,14 @@ class MotionClip:
 
     def skeleton(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
         people = self._motion.keypoints[frame][self._motion.present[frame]]
-        people[..., :2] = fit(self._motion.size, size, mode).apply_points(people[..., :2])
+        people[..., :2] = resize_transform(self._motion.size, size, mode).apply_points(people[..., :2])
         return draw_skeleton(people, size)
 
     def mask(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
         boxes = self._boxes(frame) if self._table is None else self._table.boxes[self._table.at(frame)]
         if not np.isfinite(boxes).any():
             return np.zeros((size[1] // CELL, size[0] // CELL), np.uint8)
-        return latent_mask(face_mask(boxes, self._motion.size), fit(self._motion.size, size, mode))
+        return latent_mask(face_mask(boxes, self._motion.size), resize_transform(self._motion.size, size, mode))
 
     def face_box(self, frame: int) -> np.ndarray | None:
         if not self._motion.present[frame, self._main]:

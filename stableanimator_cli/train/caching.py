@@ -12,7 +12,7 @@ from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.files import sha256_of
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.annotations import CELL
 from stableanimator_cli.train.buckets import Bucket, into_buckets
@@ -65,12 +65,12 @@ def make_caches(
     model: ModelFolder,
     device: torch.device,
     shard: tuple[int, int],
-    talk: Talk,
+    reporter: Reporter,
 ) -> None:
     """Write the caches that ``--cache`` names and that are missing, at the sizes of all stages, and the faces of clips
     of the reference implementation, which have none; this rank's share of the clips."""
     kinds = set() if config.data.cache in (None, "off") else {part.strip() for part in config.data.cache.split(",")}
-    reader = _reader(dataset, model, device, talk) if config.ablation.face == "on" else None
+    reader = _reader(dataset, model, device, reporter) if config.ablation.face == "on" else None
     if not kinds and reader is None:
         return
     stages = config.stage or ()
@@ -90,19 +90,19 @@ def make_caches(
         faces=reader,
     )
     with memory_guard("encoding frames for the caches", "use a smaller --sizes, or --cache off"):
-        report = build_cache(buckets, encoders, resize=config.data.resize, shard=shard, talk=talk)
+        report = build_cache(buckets, encoders, resize=config.data.resize, shard=shard, reporter=reporter)
     if report.made:
-        talk.note(f"caches: {report.made} files made, {report.kept} there, {report.bytes / 2**20:.1f} MiB written")
+        reporter.info(f"caches: {report.made} files made, {report.kept} there, {report.bytes / 2**20:.1f} MiB written")
 
 
-def find_faces(dataset: Dataset, model: ModelFolder, device: torch.device, talk: Talk) -> None:
+def find_faces(dataset: Dataset, model: ModelFolder, device: torch.device, reporter: Reporter) -> None:
     """Write the faces alone of clips that have none."""
-    reader = _reader(dataset, model, device, talk)
+    reader = _reader(dataset, model, device, reporter)
     if reader is not None:
-        build_cache([Bucket(size=(CELL, CELL), clips=dataset.clips)], Encoders(faces=reader), talk=talk)
+        build_cache([Bucket(size=(CELL, CELL), clips=dataset.clips)], Encoders(faces=reader), reporter=reporter)
 
 
-def _reader(dataset: Dataset, model: ModelFolder, device: torch.device, talk: Talk) -> FindsFaces | None:
+def _reader(dataset: Dataset, model: ModelFolder, device: torch.device, reporter: Reporter) -> FindsFaces | None:
     """The model's face reader if a clip still needs it; None if the model has none."""
     if "face" not in model.files or not any(lacks_faces(clip) for clip in dataset.clips):
         return None
@@ -110,7 +110,7 @@ def _reader(dataset: Dataset, model: ModelFolder, device: torch.device, talk: Ta
     from stableanimator_cli.detect.onnx import warn_of_fallbacks
 
     reader = FaceReader(model.files["face"], model.face_channel_order, str(device))
-    warn_of_fallbacks(talk)
+    warn_of_fallbacks(reporter)
     return reader
 
 

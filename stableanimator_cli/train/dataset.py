@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from stableanimator_cli import clip_folder
 from stableanimator_cli.errors import BadInput, NoFace, NoPerson, SaError
-from stableanimator_cli.progress import Silent, Talk
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.readers import read_json_lines, read_text
 from stableanimator_cli.readers_fields import Fields
 from stableanimator_cli.records import ChannelOrder, ModelFolder
-from stableanimator_cli.train.annotations import MotionClip, Observed
+from stableanimator_cli.train.annotations import ClipAnnotations, MotionClip
 from stableanimator_cli.train.clips import IMAGES, TrainingClip
 from stableanimator_cli.train.reference_layout import DrawnClip, open_upstream
 
@@ -80,20 +80,20 @@ def open_dataset(
     *,
     least: int,
     face_channel_order: ChannelOrder | None = None,
-    talk: Talk | None = None,
+    reporter: Reporter | None = None,
 ) -> Dataset:
     """The clips of ``least`` frames or more in all of ``paths``, in their order, a folder named twice once.
 
     ``face_channel_order`` is the order that the model's identity vectors are made in; None does not look.
     ``BadInput`` where a path holds no clips, where none is left, and where vectors are of the other order.
     """
-    talk = talk or Silent()
+    reporter = reporter or NullReporter()
     kept: list[TrainingClip] = []
     left: list[LeftOut] = []
     faceless: list[str] = []
     found = [(root, item) for root in paths for item in _listed(root)]
     seen: set[Path] = set()
-    with talk.progress(len(found), "look at clips", "clip") as bar:
+    with reporter.progress(len(found), "look at clips", "clip") as bar:
         for _, item in found:
             bar.update()
             if isinstance(item, LeftOut):
@@ -134,7 +134,7 @@ def with_faces(dataset: Dataset, channel_order: ChannelOrder) -> Dataset:
     return replace(dataset, faceless=tuple(faceless))
 
 
-def check_faces(dataset: Dataset, model: ModelFolder, talk: Talk) -> None:
+def check_faces(dataset: Dataset, model: ModelFolder, reporter: Reporter) -> None:
     """Warn if fewer than half of the clips show a face, which is all that identity is learned from; ``NoFace`` if none
     does."""
     total, missing = len(dataset.clips), len(dataset.faceless)
@@ -145,10 +145,12 @@ def check_faces(dataset: Dataset, model: ModelFolder, talk: Talk) -> None:
             hint="use clips that show a face and a model with a face detector, or train without faces: --face off",
         )
     if 2 * missing > total:
-        talk.warn(f"{missing} of {total} clips have no face that could be recognized: they do not train identity")
+        reporter.warning(
+            f"{missing} of {total} clips have no face that could be recognized: they do not train identity"
+        )
 
 
-def observe(clip: TrainingClip) -> Observed:
+def observe(clip: TrainingClip) -> ClipAnnotations:
     """Key points or skeleton pictures, and faces. ``BadInput`` where they are damaged or not of this clip, ``NoPerson``
     where nobody is in any frame."""
     if clip.folder is None:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from stableanimator_cli.engine.training.fsdp import spread
+from stableanimator_cli.engine.training.fsdp import scatter
 
 
-class Average:
+class EMA:
     """Keeps ``decay`` of itself a step, less at first: min(decay, (1 + n) / (10 + n)) after n steps.
 
     ``values`` by parameter name. A parameter that begins to train later joins with its value of then.
@@ -20,12 +20,12 @@ class Average:
         self.decay = decay
         self.values: dict[str, Tensor] = {}
 
-    def on(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def attach(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Move the values to where the parameters are, in pieces where they are."""
-        self.values = {name: spread(value, parameters[name]) for name, value in self.values.items()}
+        self.values = {name: scatter(value, parameters[name]) for name, value in self.values.items()}
 
     @torch.no_grad()
-    def follow(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
+    def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
         """Take in the weights after step ``step`` (counted from 1)."""
         keep = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in parameters.items():

@@ -26,8 +26,8 @@ from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.engine.weights import sorted_metadata
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import MARK, atomic_write, check_replaceable, translate_os_errors
-from stableanimator_cli.motion.geometry import Mode, fit
-from stableanimator_cli.progress import Silent, Talk
+from stableanimator_cli.motion.geometry import Mode, resize_transform
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ChannelOrder, Face
 from stableanimator_cli.train import leftovers
 from stableanimator_cli.train.buckets import Bucket, Size
@@ -194,17 +194,17 @@ def build_cache(
     resize: Mode = "stretch",
     batch: int = 8,
     shard: tuple[int, int] = (0, 1),
-    talk: Talk | None = None,
+    reporter: Reporter | None = None,
 ) -> CacheReport:
     """Write what is missing for the clips of ``buckets``, ``batch`` frames through a network at once.
 
     Every video is decoded once for all networks, in a thread of its own. ``shard`` (I, N) does the I-th of N parts of
     the clips: one a rank. Caches of other networks, sizes or clips are replaced. ``BadInput`` names clip and frame.
     """
-    talk = talk or Silent()
+    reporter = reporter or NullReporter()
     mine = [(clip, bucket.size) for bucket in buckets for clip in bucket.clips][shard[0] :: shard[1]]
     made = kept = frames = written = 0
-    with talk.progress(sum(clip.frames for clip, _ in mine), "cache", "frame") as bar:
+    with reporter.progress(sum(clip.frames for clip, _ in mine), "cache", "frame") as bar:
         for clip, size in mine:
             leftovers.remove_from_clip(clip.path)
             jobs = _jobs(clip, size, encoders, resize)
@@ -228,7 +228,7 @@ def _jobs(clip: TrainingClip, size: Size, encoders: Encoders, resize: Mode) -> l
     jobs: list[tuple[CacheFile, Encode]] = []
     latents, tokens = encoders.latents, encoders.tokens
     if latents is not None:
-        there = fit(clip.size, size, resize)
+        there = resize_transform(clip.size, size, resize)
 
         def moments(pictures: list[np.ndarray]) -> Tensor:
             return latents(to_signed(np.stack([there.apply_image(picture, "bicubic") for picture in pictures])))

@@ -22,14 +22,14 @@ from torch.utils.data import Dataset as Items
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.engine.training.batch import Batch
 from stableanimator_cli.errors import ConfigError, SaError
-from stableanimator_cli.motion.geometry import Mode, fit
-from stableanimator_cli.train.annotations import CELL, Observed
+from stableanimator_cli.motion.geometry import Mode, resize_transform
+from stableanimator_cli.train.annotations import CELL, ClipAnnotations
 from stableanimator_cli.train.buckets import Size, into_buckets
 from stableanimator_cli.train.clips import TrainingClip
 from stableanimator_cli.train.dataset import Dataset, observe
 from stableanimator_cli.train.latent_cache import CacheFile, is_cached, latents_file, tokens_file
-from stableanimator_cli.train.memory_cache import Kept
-from stableanimator_cli.train.sampling import ReferenceSource, Schedule, choose_frames, keyed
+from stableanimator_cli.train.memory_cache import BoundedCache
+from stableanimator_cli.train.sampling import BatchSampler, ReferenceSource, choose_frames, keyed_rng
 
 _AHEAD = 2  # batches each worker is ahead
 _OWN = ("calls", "_facts", "_drawn", "_rows")  # of a loader, what does not travel to worker processes
@@ -96,7 +96,7 @@ class Loader:
             raise ConfigError("--batch", batch, f"a multiple of the {world} processes" if world > 1 else "1 or more")
         self.settings = settings
         self.buckets = into_buckets(dataset.clips, settings.sizes)
-        self.schedule = Schedule([len(bucket.clips) for bucket in self.buckets], seed=seed, batch=batch)
+        self.schedule = BatchSampler([len(bucket.clips) for bucket in self.buckets], seed=seed, batch=batch)
         self._seed = seed
         self._batch = batch
         self._places = range(rank * (batch // world), (rank + 1) * (batch // world))
@@ -108,9 +108,9 @@ class Loader:
     def _begin(self) -> None:
         """What each process has of its own: a share of memory for key points, for drawings, for cached rows."""
         self.calls: Counter[str] = Counter()
-        self._facts = Kept(self.settings.memory // 4)
-        self._drawn = Kept(self.settings.memory // 4)
-        self._rows = Kept(self.settings.memory // 2)
+        self._facts = BoundedCache(self.settings.memory // 4)
+        self._drawn = BoundedCache(self.settings.memory // 4)
+        self._rows = BoundedCache(self.settings.memory // 2)
 
     def _check_caches(self) -> None:
         """All headers once, so that a training does not end at one of them."""
@@ -173,7 +173,7 @@ class Loader:
 
     def _sample(self, index: int, clip: TrainingClip, size: Size) -> dict[str, Any]:
         settings = self.settings
-        rng = keyed(self._seed, "sample", index)
+        rng = keyed_rng(self._seed, "sample", index)
         frames, reference = choose_frames(
             rng, clip.frames, settings.frames, stride=settings.stride, source=settings.reference
         )
@@ -211,7 +211,7 @@ class Loader:
         pictures = clip.pictures(sorted(wanted))
         self.calls["frames_decoded"] += len(pictures)
         if self.settings.vae is None:
-            there = fit(clip.size, size, self.settings.resize)
+            there = resize_transform(clip.size, size, self.settings.resize)
             fitted = {number: there.apply_image(picture, "bicubic") for number, picture in pictures.items()}
             out["pixels"] = np.stack([fitted[int(frame)] for frame in frames])
             out["reference_pixels"] = fitted[reference]
@@ -219,7 +219,7 @@ class Loader:
             out["clip_pixels"] = clip_pixels(pictures[reference][None])[0]
         return out
 
-    def _skeleton(self, clip: TrainingClip, seen: Observed, frame: int, size: Size) -> np.ndarray:
+    def _skeleton(self, clip: TrainingClip, seen: ClipAnnotations, frame: int, size: Size) -> np.ndarray:
         """uint8[3,h,w]; skeletons are mostly black, so a hundred of them take the room of one."""
 
         def draw() -> bytes:
@@ -229,7 +229,7 @@ class Loader:
         packed = self._drawn.get((clip.path, frame, size), draw, len)
         return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(size[1], size[0], 3).transpose(2, 0, 1)
 
-    def _mask(self, clip: TrainingClip, seen: Observed, frame: int, size: Size) -> np.ndarray:
+    def _mask(self, clip: TrainingClip, seen: ClipAnnotations, frame: int, size: Size) -> np.ndarray:
         """float32[h/8,w/8] in 0..1."""
 
         def draw() -> bytes:
@@ -239,11 +239,11 @@ class Loader:
         cells = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(size[1] // CELL, size[0] // CELL)
         return cells.astype(np.float32) / 255
 
-    def _reference_box(self, clip: TrainingClip, seen: Observed, frame: int, size: Size) -> np.ndarray:
+    def _reference_box(self, clip: TrainingClip, seen: ClipAnnotations, frame: int, size: Size) -> np.ndarray:
         box = seen.face_box(frame)
         if box is None:
             return np.full(4, np.nan, np.float32)
-        there = fit(clip.size, size, self.settings.resize)
+        there = resize_transform(clip.size, size, self.settings.resize)
         return (there.apply_points(box.reshape(2, 2)).reshape(4) / CELL).astype(np.float32)
 
     def _cached(self, file: CacheFile, frames: list[int]) -> Tensor:

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import memory_guard
-from stableanimator_cli.engine.training.fsdp import gathered, shard, spread_state
+from stableanimator_cli.engine.training.fsdp import gather, shard, spread_state
 from stableanimator_cli.errors import BadInput, Interrupted
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.train.checkpoint import State
-from stableanimator_cli.train.ema import Average
+from stableanimator_cli.train.ema import EMA
 from stableanimator_cli.train.gathering import gather_rows
-from stableanimator_cli.train.lr_schedule import rate_of
+from stableanimator_cli.train.lr_schedule import learning_rate
 from stableanimator_cli.train.metrics_log import Metrics, bad_batch
 from stableanimator_cli.train.optimizer import optimizer_of
 
@@ -53,7 +53,7 @@ class OpenStage(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class TrainPosition:
     """Where a training is: ``step`` steps done in all, ``within`` of them in stage number ``stage``."""
 
     step: int = 0
@@ -68,8 +68,8 @@ class Hooks:
     without one), and whether one is due."""
 
     open_stage: Callable[[int], OpenStage]
-    save: Callable[[Place, dict[str, dict[str, Tensor]], State], Mapping[str, float | None] | None]
-    wants: Callable[[Place, bool], bool]
+    save: Callable[[TrainPosition, dict[str, dict[str, Tensor]], State], Mapping[str, float | None] | None]
+    wants: Callable[[TrainPosition, bool], bool]
 
 
 class Loop:
@@ -77,11 +77,17 @@ class Loop:
 
     def __init__(
         self, config: TrainConfig, dtype: str, accelerator: Accelerator, hooks: Hooks, metrics: Metrics,
-        talk: Talk, state: State | None,
+        reporter: Reporter, state: State | None,
     ) -> None:  # fmt: skip
-        self.config, self.accelerator, self.hooks, self.metrics, self.talk = config, accelerator, hooks, metrics, talk
-        self.place = Place() if state is None else Place(**state.progress["place"])
-        self.average = Average(config.optimizer.ema)
+        self.config, self.accelerator, self.hooks, self.metrics, self.reporter = (
+            config,
+            accelerator,
+            hooks,
+            metrics,
+            reporter,
+        )
+        self.place = TrainPosition() if state is None else TrainPosition(**state.progress["place"])
+        self.average = EMA(config.optimizer.ema)
         self.touched: dict[str, Tensor] = {}
         self.optimizer_state: Mapping[str, Any] | None = None
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=dtype == "float16")
@@ -98,7 +104,7 @@ class Loop:
         """All stages from where the state is. Raises ``SaError``; checkpoints that were written stay."""
         stages = self.config.stage or ()
         hint = f"`sa train --resume {self.config.output}` goes on from the last checkpoint"
-        with self.talk.progress(self.total, "train", "step") as bar:
+        with self.reporter.progress(self.total, "train", "step") as bar:
             if self.place.step:
                 bar.update(self.place.step)
             try:
@@ -111,7 +117,7 @@ class Loop:
             except KeyboardInterrupt:
                 raise Interrupted(f"interrupted at step {self.place.step}", hint=hint) from None
             except RuntimeError as error:
-                if self.accelerator.num_processes == 1 or not _is_loss(error):
+                if self.accelerator.num_processes == 1 or not _is_lost_rank(error):
                     raise
                 with suppress(ValueError):  # not in the main thread, which alone is sent anything
                     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends all home: first this is told
@@ -120,7 +126,7 @@ class Loop:
 
     def _stage(self, stage: StageConfig, show: Callable[..., None]) -> None:
         self.accelerator.free_memory()
-        self.touched = {name: value.cpu() for name, value in gathered(self.touched).items()}
+        self.touched = {name: value.cpu() for name, value in gather(self.touched).items()}
         with memory_guard("loading the networks", HINT):
             opened = self.hooks.open_stage(self.place.stage)
         parameters = dict(opened.model.named_parameters())
@@ -135,7 +141,7 @@ class Loop:
             self.touched[name] = parameters[name].detach()
         trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
         self.touched |= {name: parameter.detach() for name, parameter in trained.items()}
-        self.average.on(parameters)
+        self.average.attach(parameters)
         settings = self.config.optimizer
         wrapped = self.accelerator.prepare_model(opened.model) if ranks > 1 and not sharded else opened.model
         optimizer = optimizer_of(settings, stage.rate, trained.values())
@@ -147,7 +153,7 @@ class Loop:
         last = cast(int, stage.steps)
         for batch in opened.stream(self.place.within, last):
             started = time.perf_counter()
-            rate = rate_of(stage, self.place.within)
+            rate = learning_rate(stage, self.place.within)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             losses = self._gradients(opened, wrapped, batch, share)
@@ -158,7 +164,7 @@ class Loop:
                 place, step=place.step + 1, within=place.within + 1, samples=place.samples + stage.batch
             )
             if settings.ema:
-                self.average.follow(trained, self.place.step)
+                self.average.update(trained, self.place.step)
             row = {
                 "step": self.place.step,
                 "stage": stage.name,
@@ -206,11 +212,11 @@ class Loop:
         self.scaler.unscale_(optimizer)
         given = [parameter for parameter in trained.values() if parameter.grad is not None]
         limit = self.config.optimizer.clip or math.inf
-        norm = float(gathered(nn.utils.clip_grad_norm_(given, limit)))
+        norm = float(gather(nn.utils.clip_grad_norm_(given, limit)))
         # float16 looks for its scale by overflowing: the step is left out, and that is no fault
         looking = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         seen = 0.0 if looking and not math.isfinite(norm) else norm
-        what = self.metrics.suspicion(loss, seen, self.config.optimizer.spike)
+        what = self.metrics.check_spike(loss, seen, self.config.optimizer.spike)
         if what is not None:
             samples = list(zip(batch.clips, batch.frames.tolist(), losses.tolist(), strict=True))
             if self.accelerator.num_processes > 1:
@@ -224,13 +230,13 @@ class Loop:
     def _save(self, opened: OpenStage, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator.wait_for_everyone()
         main = self.accelerator.is_main_process
-        weights = gathered({name: value.detach() for name, value in self.touched.items()}, keep=main)
-        average = gathered(self.average.values, keep=main)
-        moments = gathered(optimizer.state_dict(), keep=main)
+        weights = gather({name: value.detach() for name, value in self.touched.items()}, keep=main)
+        average = gather(self.average.values, keep=main)
+        moments = gather(optimizer.state_dict(), keep=main)
         if main:
             dtype = torch.float16 if self.config.saving.weights == "float16" else torch.float32
             tensors = opened.export({**weights, **average}, dtype)
-            progress = {"place": {key.name: getattr(self.place, key.name) for key in fields(Place)}}
+            progress = {"place": {key.name: getattr(self.place, key.name) for key in fields(TrainPosition)}}
             state = State(
                 progress=progress,
                 weights=weights,
@@ -246,7 +252,7 @@ class Loop:
         self.accelerator.wait_for_everyone()
 
 
-def _is_loss(error: RuntimeError) -> bool:
+def _is_lost_rank(error: RuntimeError) -> bool:
     """Is it what gloo and NCCL raise where a process that they wait for does not answer any more?"""
     said = str(error).lower()
     return any(word in said for word in ("gloo", "nccl", "connection"))

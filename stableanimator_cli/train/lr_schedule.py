@@ -7,7 +7,7 @@ import math
 from stableanimator_cli.config.train import StageConfig
 
 
-def rate_of(stage: StageConfig, step: int) -> float:
+def learning_rate(stage: StageConfig, step: int) -> float:
     """Rate of step ``step`` (from 0) of a stage of known length. Each stage rises and falls by itself.
 
     ``cosine`` ends at ``stage.final`` times the rate; the rise ends with step ``warmup - 1``.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Kept:
+class BoundedCache:
     """Keeps until ``limit`` bytes are full and forgets nothing: in shuffled order the oldest is needed as soon as any.
 
     May be used from several threads; two that ask for the same thing at once may both make it.

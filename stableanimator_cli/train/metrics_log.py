@@ -74,7 +74,7 @@ class Metrics:
         if self._file is not None:
             self._file.close()
 
-    def suspicion(self, loss: float, norm: float, factor: float) -> str | None:
+    def check_spike(self, loss: float, norm: float, factor: float) -> str | None:
         """What is wrong with a step, or None: loss or gradient not finite, or a loss ``factor`` times the median of the
         last hundred (0: not looked at)."""
         if not math.isfinite(loss):

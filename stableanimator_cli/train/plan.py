@@ -13,7 +13,7 @@ import torch
 from stableanimator_cli.config.animate import DeviceConfig, to_toml
 from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
-from stableanimator_cli.engine.memory.profile import Flops
+from stableanimator_cli.engine.memory.profile import FlopCounter
 from stableanimator_cli.engine.memory.train import choose, predict
 from stableanimator_cli.engine.throughput import flops_per_second
 from stableanimator_cli.records import ModelFolder
@@ -68,7 +68,7 @@ class TrainPlan:
         return "\n".join([*lines, f"in all     {data['steps']} steps, about {_hours(data['hours'])} (an estimate)"])
 
 
-def fitted(config: TrainConfig, model: ModelFolder, *, ranks: int) -> TrainConfig:
+def fit_to_limit(config: TrainConfig, model: ModelFolder, *, ranks: int) -> TrainConfig:
     """``--fit``: checkpointing and micro-batch chosen so that every stage stays below the limit. ``OutOfMemory`` where
     nothing does."""
     limit = config.memory.fit
@@ -112,7 +112,7 @@ def _row(
     micro = min(config.memory.micro or stage.batch, max(1, stage.batch // ranks))
 
     settings, on_cpu = settings_of(config, stage), device.type == "cpu"
-    with Flops() as counter:
+    with FlopCounter() as counter:
         memory = predict(model, settings, micro=micro, on_cpu=on_cpu, **_given(config, stage, ranks))
     steps = stage.steps or 0
     work = counter.total * (stage.batch / ranks / micro)

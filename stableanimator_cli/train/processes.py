@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from stableanimator_cli import distributed
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.progress import world_here
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,7 +30,7 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     device = DevicePlan.of(DeviceConfig(device=config.device)).device
-    world = world_here()
+    world = distributed.world_size()
     if world > 1 and ":" in config.device:
         expected = f"a device without a number: each of the {world} processes has a GPU of its own"
         raise ConfigError("--device", config.device, expected, hint=f"--device {config.device.split(':')[0]}")

@@ -19,7 +19,7 @@ from stableanimator_cli.clip_folder import FaceTable, check_frames, load_faces
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import read_picture
 from stableanimator_cli.media.image import picture_size
-from stableanimator_cli.motion.geometry import Mode, fit
+from stableanimator_cli.motion.geometry import Mode, resize_transform
 from stableanimator_cli.train.annotations import CELL, Faces, latent_mask
 from stableanimator_cli.train.clips import IMAGES, TrainingClip, picture_files
 
@@ -68,14 +68,14 @@ class DrawnClip:
 
     def skeleton(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
         picture = read_picture(self._poses[frame])
-        return fit(picture.shape[1::-1], size, mode).apply_image(picture, "bicubic")
+        return resize_transform(picture.shape[1::-1], size, mode).apply_image(picture, "bicubic")
 
     def mask(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
         file = self._masks[frame]
         mask = None if file is None else read_picture(file)[..., 0]
         if mask is None or mask.min() == 255:
             return np.zeros((size[1] // CELL, size[0] // CELL), np.uint8)
-        return latent_mask(np.ascontiguousarray(mask), fit(mask.shape[1::-1], size, mode))
+        return latent_mask(np.ascontiguousarray(mask), resize_transform(mask.shape[1::-1], size, mode))
 
     def face_box(self, frame: int) -> np.ndarray | None:
         rows = np.flatnonzero(self.faces.frame == frame)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from stableanimator_cli import catalogue
+from stableanimator_cli import catalogue, distributed
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.config.animate import parse_size as read_size
 from stableanimator_cli.config.train import StageConfig, TrainConfig
@@ -21,7 +21,7 @@ from stableanimator_cli.engine.device import DevicePlan, float32_precision
 from stableanimator_cli.engine.training import export_configs
 from stableanimator_cli.errors import ConfigError, Interrupted, NoFace, SaError
 from stableanimator_cli.files import check_apart, locked_output
-from stableanimator_cli.progress import Silent, Talk, rank_here, world_here
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import NETWORKS, ModelFolder
 from stableanimator_cli.train import base_model, checkpoint, resume
 from stableanimator_cli.train.caching import find_faces, make_caches
@@ -29,9 +29,9 @@ from stableanimator_cli.train.checkpoint import Card, State
 from stableanimator_cli.train.curves import CURVES, draw_curves
 from stableanimator_cli.train.dataset import Dataset, check_faces, open_dataset, with_faces
 from stableanimator_cli.train.export import export as write_export
-from stableanimator_cli.train.loop import Hooks, Loop, Place
+from stableanimator_cli.train.loop import Hooks, Loop, TrainPosition
 from stableanimator_cli.train.metrics_log import Metrics, read_metrics
-from stableanimator_cli.train.plan import TrainPlan, fitted
+from stableanimator_cli.train.plan import TrainPlan, fit_to_limit
 from stableanimator_cli.train.processes import open_accelerator
 from stableanimator_cli.train.report import ExportReport, TrainReport
 from stableanimator_cli.train.stage import TrainingStage, settings_of
@@ -50,7 +50,7 @@ def run(
     resumed: Path | None = None,
     export: Literal["model", "upstream"] | None = None,
     plan_only: bool = False,
-    talk: Talk | None = None,
+    reporter: Reporter | None = None,
 ) -> TrainReport | TrainPlan | ExportReport | None:
     """Begin a training, or go on with the one in the folder ``resumed``. ``flags`` by option name, None where not
     given; see ``config_train.TrainConfig``. Raises ``SaError``; checkpoints that were written stay as they are.
@@ -59,8 +59,8 @@ def run(
     in all but the first of several processes that torchrun started; what all of them refuse, or are stopped in, the
     first says for all.
     """
-    given = (flags, config_file, resumed, export, plan_only, talk or Silent())
-    if rank_here() == 0:
+    given = (flags, config_file, resumed, export, plan_only, reporter or NullReporter())
+    if distributed.rank() == 0:
         return _run(*given)
     try:
         return _run(*given)
@@ -74,30 +74,30 @@ def _run(
     resumed: Path | None,
     export: Literal["model", "upstream"] | None,
     plan_only: bool,
-    talk: Talk,
+    reporter: Reporter,
 ) -> TrainReport | TrainPlan | ExportReport | None:
     if export is not None:
         return _export(flags, resumed, export)
     if resumed is None:
         config = resume.new_config(flags, config_file)
-        if rank_here() == 0:  # others may look when the first has begun
+        if distributed.rank() == 0:  # others may look when the first has begun
             resume.check_new(config.output)
             check_apart(config.output, [*config.dataset, *(config.validation.of or ())])
     else:
         config = resume.resumed_config(resumed, flags, config_file)
-    _check_sharding(config, world_here(), run_folder=resumed)
+    _check_sharding(config, distributed.world_size(), run_folder=resumed)
     if plan_only:
-        return _plan(config, fresh=resumed is None, talk=talk) if rank_here() == 0 else None
+        return _plan(config, fresh=resumed is None, reporter=reporter) if distributed.rank() == 0 else None
     accelerator = open_accelerator(config)
     exact = float32_precision(tf32=False)  # torch's own default computes float32 convolutions in TF32 on a card
     if not accelerator.is_main_process:
         with exact:
-            _train(config, accelerator, Silent(), fresh=resumed is None)
+            _train(config, accelerator, NullReporter(), fresh=resumed is None)
         return None
     with locked_output(config.output, "sa train", folder=True), exact:
         if resumed is None:
             resume.check_new(config.output)  # another one may have finished since
-        return _train(config, accelerator, talk, fresh=resumed is None)
+        return _train(config, accelerator, reporter, fresh=resumed is None)
 
 
 def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["model", "upstream"]) -> ExportReport:
@@ -115,41 +115,41 @@ def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["mo
         return write_export(run_folder, form, folder, flags.get("weights"))
 
 
-def _plan(config: TrainConfig, *, fresh: bool, talk: Talk) -> TrainPlan:
+def _plan(config: TrainConfig, *, fresh: bool, reporter: Reporter) -> TrainPlan:
     """What it would cost: nothing is loaded or written."""
     named = config.model or catalogue.default_model(NETWORKS)
     model = base_model.open_base(named, config.from_scratch or ())
     if fresh:
         config = _settled(config, named, model)
-    _check_ranks(config, world_here())
-    dataset = _dataset(config, model, talk)
+    _check_ranks(config, distributed.world_size())
+    dataset = _dataset(config, model, reporter)
     if fresh:
         check_apart(config.output, [clip.path for clip in dataset.clips])
     config = _counted(config, dataset)
-    ranks = world_here()
-    return TrainPlan.of(fitted(config, model, ranks=ranks) if fresh else config, model, dataset, ranks=ranks)
+    ranks = distributed.world_size()
+    return TrainPlan.of(fit_to_limit(config, model, ranks=ranks) if fresh else config, model, dataset, ranks=ranks)
 
 
-def _dataset(config: TrainConfig, model: ModelFolder, talk: Talk) -> Dataset:
+def _dataset(config: TrainConfig, model: ModelFolder, reporter: Reporter) -> Dataset:
     least = max(2, *(stage.frames for stage in config.stage or ()))
-    dataset = open_dataset(config.dataset, least=least, face_channel_order=model.face_channel_order, talk=talk)
-    talk.note(f"dataset: {dataset.summary()}")
+    dataset = open_dataset(config.dataset, least=least, face_channel_order=model.face_channel_order, reporter=reporter)
+    reporter.info(f"dataset: {dataset.summary()}")
     return dataset
 
 
-def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: bool) -> TrainReport:
+def _train(config: TrainConfig, accelerator: Accelerator, reporter: Reporter, *, fresh: bool) -> TrainReport:
     started = time.perf_counter()
     run_folder, main = config.output, accelerator.is_main_process
     named = config.model or catalogue.default_model(NETWORKS)
     needs, model = _base(config, named, accelerator)
     for warning in model.warnings:
-        talk.warn(warning)
+        reporter.warning(warning)
     if fresh:
         config = _settled(config, named, model)
     _check_ranks(config, accelerator.num_processes)
     if fresh:
-        config = fitted(config, model, ranks=accelerator.num_processes)
-    dataset = _dataset(config, model, talk)
+        config = fit_to_limit(config, model, ranks=accelerator.num_processes)
+    dataset = _dataset(config, model, reporter)
     if fresh:
         check_apart(config.output, [clip.path for clip in dataset.clips])
     config = _counted(config, dataset)
@@ -160,27 +160,27 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
         checkpoint.clean(run_folder)
         resume.write_config(config, run_folder)
     shard = (accelerator.process_index, accelerator.num_processes)
-    make_caches(config, dataset, model, torch.device(accelerator.device), shard, talk)
+    make_caches(config, dataset, model, torch.device(accelerator.device), shard, reporter)
     accelerator.wait_for_everyone()
     if config.ablation.face == "on":
         dataset = with_faces(dataset, model.face_channel_order)
-        check_faces(dataset, model, talk)
-        talk.note(f"faces: in {len(dataset.clips) - len(dataset.faceless)} of {len(dataset.clips)} clips")
+        check_faces(dataset, model, reporter)
+        reporter.info(f"faces: in {len(dataset.clips) - len(dataset.faceless)} of {len(dataset.clips)} clips")
     here = checkpoint.saved(run_folder)
     state = checkpoint.read_state(here[-1][1]) if here else None
     if state is not None:
-        talk.note(f"goes on at step {here[-1][0]}")
+        reporter.info(f"goes on at step {here[-1][0]}")
     accelerator.wait_for_everyone()  # all ranks have seen the same checkpoints before one of them writes another
     metrics = Metrics(run_folder, here[-1][0] if here else 0, writes=main)
     held_out = None
     if config.validation.of is not None:
         order = model.face_channel_order
-        held_out = open_dataset(config.validation.of, least=2, face_channel_order=order, talk=talk)
+        held_out = open_dataset(config.validation.of, least=2, face_channel_order=order, reporter=reporter)
         if main and config.ablation.face == "on":
-            find_faces(held_out, model, torch.device(accelerator.device), talk)
-    keeper = _Keeper(config, model, needs, digest, held_out, torch.device(accelerator.device), talk)
+            find_faces(held_out, model, torch.device(accelerator.device), reporter)
+    keeper = CheckpointWriter(config, model, needs, digest, held_out, torch.device(accelerator.device), reporter)
     if state is not None and main:
-        measured = keeper.make_up(Place(**state.progress["place"]), here[-1][1])
+        measured = keeper.make_up(TrainPosition(**state.progress["place"]), here[-1][1])
         if measured is not None:
             metrics.add(measured)
     accelerator.wait_for_everyone()
@@ -191,7 +191,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
     )
     if config.track == "tensorboard":
         accelerator.init_trackers("sa-train")
-    loop = Loop(config, config.memory.dtype, accelerator, hooks, metrics, talk, state)
+    loop = Loop(config, config.memory.dtype, accelerator, hooks, metrics, reporter, state)
     try:
         loop.run()
     finally:
@@ -214,7 +214,7 @@ def _train(config: TrainConfig, accelerator: Accelerator, talk: Talk, *, fresh: 
     )
 
 
-class _Keeper:
+class CheckpointWriter:
     """Writes checkpoints where they are due and tidies up after them."""
 
     def __init__(
@@ -225,23 +225,25 @@ class _Keeper:
         dataset: str,
         held_out: Dataset | None,
         device: torch.device,
-        talk: Talk,
+        reporter: Reporter,
     ) -> None:
-        self.config, self.model, self.needs, self.dataset, self.talk = config, model, needs, dataset, talk
+        self.config, self.model, self.needs, self.dataset, self.talk = config, model, needs, dataset, reporter
         self.held_out, self.device = held_out, device
         self.total = sum(stage.steps or 0 for stage in config.stage or ())
 
-    def wants(self, place: Place, stage_ends: bool) -> bool:
+    def wants(self, place: TrainPosition, stage_ends: bool) -> bool:
         """Every so many steps, where a stage ends, and where a validation wants one."""
         return self._validates(place) or stage_ends or place.step % self.config.saving.every == 0
 
-    def _validates(self, place: Place) -> bool:
+    def _validates(self, place: TrainPosition) -> bool:
         """Every so many steps and at the end; pictures say nothing yet about videos."""
         stage = (self.config.stage or ())[place.stage]
         due = place.step % self.config.validation.every == 0 or place.step == self.total
         return self.held_out is not None and due and not stage.image_only
 
-    def save(self, place: Place, tensors: dict[str, dict[str, Tensor]], state: State) -> dict[str, float | None] | None:
+    def save(
+        self, place: TrainPosition, tensors: dict[str, dict[str, Tensor]], state: State
+    ) -> dict[str, float | None] | None:
         config, run_folder = self.config, self.config.output
         progress = {**state.progress, "config": resume.as_json(config), "dataset": self.dataset}
         stage = (config.stage or ())[place.stage]
@@ -259,7 +261,7 @@ class _Keeper:
         draw_curves(read_metrics(run_folder), run_folder / CURVES)
         return measured
 
-    def make_up(self, place: Place, folder: Path) -> dict[str, float | None] | None:
+    def make_up(self, place: TrainPosition, folder: Path) -> dict[str, float | None] | None:
         """What follows the writing of a checkpoint, for the last one of a run that was killed: its score, for the
         metrics too, and which checkpoints stay."""
         known = [row for row in checkpoint.read_scores(self.config.output) if row["step"] == place.step]
@@ -267,7 +269,7 @@ class _Keeper:
         checkpoint.tidy(self.config.output, self.config.saving.keep)
         return measured
 
-    def _score(self, place: Place, folder: Path) -> dict[str, float | None] | None:
+    def _score(self, place: TrainPosition, folder: Path) -> dict[str, float | None] | None:
         """What a validation that is due says of a checkpoint, for the metrics; None where none is."""
         if self.held_out is None or not self._validates(place):
             return None
@@ -275,11 +277,11 @@ class _Keeper:
         row = validate(self.config, stage, folder, place.step, self.held_out, self.device, self.talk)
         measured = _measured(row)
         csim, error = ("none" if value is None else f"{value:.3f}" for value in measured.values())
-        self.talk.note(f"step {place.step}: csim {csim}, key-point error {error} of the image's side")
+        self.talk.info(f"step {place.step}: csim {csim}, key-point error {error} of the image's side")
         if row["score"] is None:
-            self.talk.warn(f"step {place.step}: validation could measure nothing, so this checkpoint is not deleted")
+            self.talk.warning(f"step {place.step}: validation could measure nothing, so this checkpoint is not deleted")
         elif row["absent"]:
-            self.talk.warn(f"step {place.step}: no frame shows a person and a face; the checkpoint ranks last")
+            self.talk.warning(f"step {place.step}: no frame shows a person and a face; the checkpoint ranks last")
         return measured
 
 
@@ -293,7 +295,7 @@ def defaults_of(config: TrainConfig) -> dict[str, Any]:
     return {"id_adapter": config.ablation.id_adapter}
 
 
-def training_table(config: TrainConfig, stage: StageConfig, place: Place) -> dict[str, Any]:
+def training_table(config: TrainConfig, stage: StageConfig, place: TrainPosition) -> dict[str, Any]:
     """The card's ``[training]``: how the weights came to be, and what they were trained without."""
     ablation = config.ablation
     return {
@@ -325,7 +327,7 @@ def _base(config: TrainConfig, named: str, accelerator: Accelerator) -> tuple[st
 def _settled(config: TrainConfig, named: str, model: ModelFolder) -> TrainConfig:
     """Stages written out, and everything that is ``auto`` decided, so that a resumed run decides nothing anew."""
     size = model.defaults.get("size")
-    config = config.settled(read_size(size) if isinstance(size, str) else _BASE_SIZE)
+    config = config.resolve_stages(read_size(size) if isinstance(size, str) else _BASE_SIZE)
     plan = DevicePlan.of(DeviceConfig(device=config.device, dtype=config.memory.dtype))
     dtype = str(plan.dtype).removeprefix("torch.")
     place = str(Path(named).resolve()) if named not in catalogue.names() else named

@@ -16,12 +16,12 @@ import numpy as np
 ReferenceSource = Literal["unchosen", "outside", "any", "first"]
 
 
-def keyed(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+def keyed_rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
     """The generator of one draw; ``seed`` and ``numbers`` are 0 or more."""
     return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers]))
 
 
-class Schedule:
+class BatchSampler:
     """Batches of ``batch`` places out of buckets of ``lengths`` items.
 
     A round has as many batches of each bucket as its items need, in a shuffled order: the reference implementation's
@@ -59,7 +59,7 @@ class Schedule:
 @functools.lru_cache(maxsize=4)
 def _round(seed: int, counts: tuple[int, ...], number: int) -> tuple[np.ndarray, np.ndarray]:
     """The bucket of each step of a round, and how many steps before it in the round have the same."""
-    buckets = keyed(seed, "round", number).permutation(np.repeat(np.arange(len(counts)), counts))
+    buckets = keyed_rng(seed, "round", number).permutation(np.repeat(np.arange(len(counts)), counts))
     earlier = np.zeros(len(buckets), np.int64)
     for bucket, count in enumerate(counts):
         earlier[buckets == bucket] = np.arange(count)
@@ -68,7 +68,7 @@ def _round(seed: int, counts: tuple[int, ...], number: int) -> tuple[np.ndarray,
 
 @functools.lru_cache(maxsize=32)
 def _epoch(seed: int, bucket: int, length: int, epoch: int) -> np.ndarray:
-    return keyed(seed, "epoch", bucket, epoch).permutation(length)
+    return keyed_rng(seed, "epoch", bucket, epoch).permutation(length)
 
 
 def choose_frames(

@@ -22,11 +22,11 @@ from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import RenderRequest, Stages, render
+from stableanimator_cli.engine.render import RenderRequest, Timings, render
 from stableanimator_cli.media import VideoWriter
-from stableanimator_cli.motion.geometry import fit
+from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.track import largest
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, ranking
 from stableanimator_cli.train.buckets import nearest_size
@@ -53,7 +53,13 @@ class _Pictures:
 
 
 def validate(
-    config: TrainConfig, stage: StageConfig, folder: Path, step: int, dataset: Dataset, device: torch.device, talk: Talk
+    config: TrainConfig,
+    stage: StageConfig,
+    folder: Path,
+    step: int,
+    dataset: Dataset,
+    device: torch.device,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     """Animate the first clips of ``dataset`` with the checkpoint ``folder``; one row for ``scores.jsonl``.
 
@@ -67,12 +73,12 @@ def validate(
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         Engine.open(model, plan, id_mode=config.ablation.id_adapter) as engine,
-        talk.progress(len(clips), "validate", "clip") as bar,
+        reporter.progress(len(clips), "validate", "clip") as bar,
     ):
         for clip in clips:
             rows.append(_one(config, stage, engine, clip, step))
             bar.update()
-    onnx.warn_of_fallbacks(talk)
+    onnx.warn_of_fallbacks(reporter)
     row = {"step": step, **ranking.summarize(rows)}
     known = [old for old in checkpoint.read_scores(config.output) if old["step"] < step]
     checkpoint.write_scores(config.output, [*known, row])
@@ -85,7 +91,7 @@ def _one(config: TrainConfig, stage: StageConfig, engine: Engine, clip: Training
     stride = max(1, min(config.data.stride, (clip.frames - 1) // settings.frames))
     frames = [index * stride for index in range(1, settings.frames + 1) if index * stride < clip.frames]
     pictures = clip.pictures([0, *frames])  # the first frame is the reference
-    there = fit(clip.size, size, config.data.resize)
+    there = resize_transform(clip.size, size, config.data.resize)
     fitted = {number: there.apply_image(picture, "lanczos") for number, picture in pictures.items()}
     skeletons = [seen.skeleton(frame, size, config.data.resize) for frame in frames]
     vector = seen.faces.vector(0)
@@ -105,9 +111,9 @@ def _one(config: TrainConfig, stage: StageConfig, engine: Engine, clip: Training
         plan=plan_windows(len(frames), length=len(frames), overlap=0, blend="smooth"),
         sampling=sampling,
         decode=DecodeConfig(),
-        tile=len(frames),
+        noise_period=len(frames),
     )
-    made = list(render(engine, request, Stages()))
+    made = list(render(engine, request, Timings()))
     path = config.output / FOLDER / f"step-{step}-{clip.path.name}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, (4 * size[0], size[1]), _RATE) as video:

@@ -14,21 +14,21 @@ import numpy as np
 from stableanimator_cli.media import VideoWriter, open_clip, write_picture
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.openpose import save_openpose
-from stableanimator_cli.progress import Silent
+from stableanimator_cli.progress import NullReporter
 from tests.tiny import skeletons, waving
 
 
-class Heard(Silent):
+class Heard(NullReporter):
     """Remembers notes and warnings."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.warnings: list[str] = []
 
-    def note(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.notes.append(text)
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         self.warnings.append(text)
 
 

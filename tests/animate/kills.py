@@ -113,9 +113,9 @@ class Killed:
 
 def _work(line: Sequence[str], said: Path, writing: int) -> NoReturn:
     """What `sa` does, with a state after every step; tells when it begins, and never returns."""
-    begin = checkpoint.Keeper.__init__
+    begin = checkpoint.CheckpointManager.__init__
 
-    def told(self: checkpoint.Keeper, *given: Any, **more: Any) -> None:
+    def told(self: checkpoint.CheckpointManager, *given: Any, **more: Any) -> None:
         begin(self, *given, **more)
         os.write(writing, b"!")
 
@@ -123,7 +123,7 @@ def _work(line: Sequence[str], said: Path, writing: int) -> NoReturn:
     try:
         with said.open("w") as file:
             sys.stdout = sys.stderr = file
-            checkpoint.Keeper.__init__, checkpoint.INTERVAL, checkpoint._SHARE = told, 0.0, 0
+            checkpoint.CheckpointManager.__init__, checkpoint.INTERVAL, checkpoint._SHARE = told, 0.0, 0
             sys.argv = list(line)
             sa()
     except SystemExit as left:

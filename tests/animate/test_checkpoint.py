@@ -19,7 +19,7 @@ from stableanimator_cli.animate.identity_gate import Identity
 from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.diffusion import face_optimization, sampler
-from stableanimator_cli.diffusion.sampler import sample_edm, sample_euler
+from stableanimator_cli.diffusion.sampler import sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import karras_sigmas, keyed_noise
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, Interrupted, OutOfMemory
@@ -98,23 +98,23 @@ def test_broken_off_in_sampling_it_goes_on_to_the_same_bytes(place, animate, mon
     flags = SETTINGS[name]
     expected = outcome(animate(output=place / "whole.mp4", **flags))
     seen: list[int] = []
-    keep = checkpoint.Keeper.keep
+    keep = checkpoint.CheckpointManager.keep
 
-    def break_after(self: checkpoint.Keeper, saved: checkpoint.Saved) -> None:
+    def break_after(self: checkpoint.CheckpointManager, saved: checkpoint.Checkpoint) -> None:
         keep(self, saved)
         seen.append(saved.now.step)
         if len(seen) in (1, 3):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.Keeper, "keep", break_after)
+    monkeypatch.setattr(checkpoint.CheckpointManager, "keep", break_after)
     for _ in range(2):
         with pytest.raises(Interrupted, match=r"out\.mp4: interrupted"):
             animate(**flags)
         assert not (place / "out.mp4").exists()
         assert (place / ".out.mp4.state").exists()
-    talk = Heard()
-    report = animate(talk=talk, **flags)
-    assert any("going on after 3 of 4 steps" in note for note in talk.notes)
+    reporter = Heard()
+    report = animate(reporter=reporter, **flags)
+    assert any("going on after 3 of 4 steps" in note for note in reporter.notes)
     assert seen == [1, 2, 3, 4]  # no step was taken twice
     assert outcome(report) == expected
     assert sorted(file.name for file in place.glob("*out*")) == ["out.json", "out.mp4"]
@@ -182,16 +182,16 @@ def test_broken_off_in_any_drawing_of_the_gate(place, animate, monkeypatch, kept
     values = [0.1, 0.5, 0.2]
     expected = drawn("whole.mp4", values)
     assert len(expected[1]) == 2
-    count, keep = 0, checkpoint.Keeper.keep
+    count, keep = 0, checkpoint.CheckpointManager.keep
 
-    def break_after(self: checkpoint.Keeper, saved: checkpoint.Saved) -> None:
+    def break_after(self: checkpoint.CheckpointManager, saved: checkpoint.Checkpoint) -> None:
         nonlocal count
         keep(self, saved)
         count += 1
         if count == kept:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.Keeper, "keep", break_after)
+    monkeypatch.setattr(checkpoint.CheckpointManager, "keep", break_after)
     curves = iter(values)
     with pytest.raises(Interrupted):
         animate(**flags)
@@ -262,16 +262,16 @@ def test_a_damaged_state_is_said_and_the_run_starts_anew(place, animate):
     with pytest.raises(BadInput, match=r"\.out\.mp4\.state: it exists and was not written by sa"):
         animate(refine_face="off")
     (place / ".out.mp4.state").write_bytes(b"a damaged state of " + MARK.encode())
-    talk = Heard()
-    assert outcome(animate(refine_face="off", talk=talk)) == expected
-    assert any("not readable as the state of a run" in warning for warning in talk.warnings)
+    reporter = Heard()
+    assert outcome(animate(refine_face="off", reporter=reporter)) == expected
+    assert any("not readable as the state of a run" in warning for warning in reporter.warnings)
 
 
 def test_a_state_that_cannot_be_written_does_not_end_the_run(place, animate, monkeypatch):
     (place / ".out.mp4.state").mkdir()
-    talk = Heard()
-    assert animate(refine_face="off", talk=talk).frames == 5
-    assert sum("cannot go on after a break" in warning for warning in talk.warnings) == 1
+    reporter = Heard()
+    assert animate(refine_face="off", reporter=reporter).frames == 5
+    assert sum("cannot go on after a break" in warning for warning in reporter.warnings) == 1
 
 
 def test_a_plan_leaves_the_state_alone_and_a_missing_input_is_said_as_ever(place, animate, monkeypatch):
@@ -305,7 +305,7 @@ def test_a_sampler_goes_on_at_any_step(name):
             return sample_euler(denoise, latents, sigmas, observe=observe, first=first)
         noise = {"noise": lambda step: keyed_noise(3, f"churn/{step}", range(2), (4, 3, 3))}
         churn = sampler.Churn(amount=5.0)
-        return sample_edm(denoise, latents, sigmas, churn=churn, observe=observe, first=first, **noise)
+        return sample_heun(denoise, latents, sigmas, churn=churn, observe=observe, first=first, **noise)
 
     kept: list[torch.Tensor] = []
     whole = through(x, observe=lambda latents, step: kept.append(latents))

@@ -13,7 +13,7 @@ from stableanimator_cli.animate.driving import Driving, open_driving
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import VideoWriter, write_picture
-from stableanimator_cli.motion.geometry import fit
+from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.keypoints import face_box
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.openpose import save_openpose
@@ -27,9 +27,9 @@ from tests.tiny import skeletons, waving
 NTSC = Fraction(30000, 1001)
 
 
-def driven(path: Path, *, size: tuple[int, int] = (128, 128), talk: Heard | None = None, **changes: Any) -> Driving:
+def driven(path: Path, *, size: tuple[int, int] = (128, 128), reporter: Heard | None = None, **changes: Any) -> Driving:
     options: dict[str, Any] = {"kind": "auto", "frames": None, "fps": None, "resize": "crop"}
-    return open_driving(path, size=size, talk=talk or Heard(), **options | changes)
+    return open_driving(path, size=size, reporter=reporter or Heard(), **options | changes)
 
 
 def pictures(driving: Driving) -> np.ndarray:
@@ -134,7 +134,7 @@ def test_a_plain_video_without_detectors_is_refused_and_says_what_may_be_given(t
     path = make_video(tmp_path / "dance.mp4", noise(5, (128, 128)))
     heard = Heard()
     with pytest.raises(ModelMissing, match=r"dance\.mp4: found a plain video, and no model was given") as caught:
-        driven(path, talk=heard)
+        driven(path, reporter=heard)
     assert caught.value.exit_code == 5
     assert "--motion-kind skeleton" in str(caught.value.hint)
     assert heard.notes == ["dance.mp4: taken for a plain video (not black like a skeleton)"]
@@ -143,7 +143,7 @@ def test_a_plain_video_without_detectors_is_refused_and_says_what_may_be_given(t
 def test_auto_knows_skeletons_by_tag_and_by_blackness(tmp_path):
     for tag, why in ((True, "by its tag"), (False, "black but for its limbs")):
         heard = Heard()
-        driven(skeleton_video(tmp_path / "poses.mp4", 3, tag=tag), talk=heard)
+        driven(skeleton_video(tmp_path / "poses.mp4", 3, tag=tag), reporter=heard)
         assert heard.notes == [f"poses.mp4: taken for a skeleton video ({why})"]
 
 
@@ -163,7 +163,7 @@ def test_a_plain_video_is_detected_and_drawn_and_its_distance_from_the_reference
     boxes = drawn.walk(9, missing=[4])
     path, heard = drawn.write_video(tmp_path / "dance.mp4", boxes, fps=NTSC), Heard()
     size = drawn.SIZE
-    found = driven(path, size=size, talk=heard, model=detectors, reference=drawn.frame((60, 30, 100, 94)))
+    found = driven(path, size=size, reporter=heard, model=detectors, reference=drawn.frame((60, 30, 100, 94)))
     assert (found.fps, len(found.skeletons), found.source_size) == (NTSC, 9, size)
     lit = [np.flatnonzero(picture.any(axis=(0, 2))) for picture in pictures(found)]
     starts = np.array([columns.min() for columns in lit])
@@ -194,14 +194,14 @@ def test_a_plain_video_without_anybody_names_the_file(tmp_path, detectors):
 
 def test_another_shape_is_cut_and_says_so_or_padded(tmp_path):
     path, heard = in_form("npz", tmp_path, 2), Heard()
-    cut = driven(path, size=(64, 128), talk=heard)
+    cut = driven(path, size=(64, 128), reporter=heard)
     assert cut.skeletons.frame(0).shape == (128, 64, 3)
     assert heard.notes == ["poses.npz: 50% of the picture is cut off at the sides; --resize pad keeps all of it"]
     padded = driven(path, size=(64, 128), resize="pad").skeletons.frame(0)
     assert padded[32:96].any()
     assert not padded[:30].any()
     heard = Heard()
-    driven(path, size=(64, 128), resize="stretch", talk=heard)
+    driven(path, size=(64, 128), resize="stretch", reporter=heard)
     assert heard.notes == ["poses.npz: stretched by 2.00 on one side, as --resize asks"]
 
 
@@ -209,7 +209,7 @@ def test_points_without_a_frame_size_are_guessed_and_said(tmp_path):
     path = save_openpose(tmp_path / "poses.json", waving(2, fps=None))
     path.write_text(path.read_text().replace("canvas_width", "w").replace("canvas_height", "h"))
     heard = Heard()
-    driving = driven(path, talk=heard)
+    driving = driven(path, reporter=heard)
     (warning,) = heard.warnings
     assert "guessed from the points" in warning
     assert "{}x{}".format(*driving.source_size) in warning
@@ -244,7 +244,7 @@ def test_our_skeleton_video_has_its_face_boxes_beside_it(tmp_path):
         for index in range(6):
             video.write(draw_frame(motion, index))
     whole = driven(path, size=(64, 64), resize="stretch").faces
-    there = fit(motion.size, (64, 64), "stretch").transform_motion(motion)
+    there = resize_transform(motion.size, (64, 64), "stretch").transform_motion(motion)
     known = np.where(np.isfinite(there.face_boxes), there.face_boxes, face_box(there.keypoints))
     assert whole.shape == (6, 1, 4)
     np.testing.assert_allclose(whole, known, atol=1e-4)

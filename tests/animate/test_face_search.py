@@ -52,7 +52,7 @@ def animate(place: Path, seeing_model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
     monkeypatch.setattr(checkpoint, "_SHARE", 0)
 
-    def go(output: str = "out.mp4", visible: Detections | None = None, talk: Any = None, **flags: Any) -> Animation:
+    def go(output: str = "out.mp4", visible: Detections | None = None, reporter: Any = None, **flags: Any) -> Animation:
         if visible is not None:
             monkeypatch.setattr("stableanimator_cli.engine.face_optimization._largest", visible)
         usual = {
@@ -66,7 +66,7 @@ def animate(place: Path, seeing_model: Path, monkeypatch: pytest.MonkeyPatch):
             "decode_chunk": 2,
             "device": "cpu",
         }
-        return run(flags=usual | flags, talk=talk)  # type: ignore[return-value]
+        return run(flags=usual | flags, reporter=reporter)  # type: ignore[return-value]
 
     return go
 
@@ -86,19 +86,19 @@ LATE = [*NOTHING, *NOTHING, False, True, True, False, False, True, False, False]
 
 @pytest.mark.parametrize(("mode", "window"), [("crop", 4), ("full", 16)])
 def test_a_face_that_shows_late_is_optimised_from_there(animate, mode, window):
-    visible, talk = Detections(*LATE), Heard()
-    report = animate(visible=visible, talk=talk, refine_face=mode, window=window)
+    visible, reporter = Detections(*LATE), Heard()
+    report = animate(visible=visible, reporter=reporter, refine_face=mode, window=window)
     record = recorded(report)
     assert rows(record) == [(2, 2), (3, 3)]
     assert visible.visible == []
     faces = {"frames": 3, "total": FRAMES, "steps": 2, "requested": STEPS}
     assert record["faces_refined"] == report.to_json()["faces_refined"] == faces
-    assert "faces optimised in 3 of 5 frames, in 2 of 4 denoising steps" in talk.notes
-    assert talk.warnings == record["warnings"] == report.to_json()["warnings"] == []
+    assert "faces optimised in 3 of 5 frames, in 2 of 4 denoising steps" in reporter.notes
+    assert reporter.warnings == record["warnings"] == report.to_json()["warnings"] == []
 
 
 def test_no_face_in_any_step_is_a_warning_on_stderr_and_in_the_record(animate, capsys):
-    report = animate(visible=Detections(*NOTHING * STEPS), talk=console.get())
+    report = animate(visible=Detections(*NOTHING * STEPS), reporter=console.get())
     words = "no face was optimised: the detector saw none in the estimates of 4 denoising steps"
     assert f"warning: {words}" in capsys.readouterr().err
     record = recorded(report)
@@ -111,15 +111,15 @@ def test_no_face_in_any_step_is_a_warning_on_stderr_and_in_the_record(animate, c
 def test_a_run_that_is_interrupted_ends_in_the_same_bytes(place, animate, monkeypatch, broken_after):
     """Frames seen before the break keep their boxes, the others are searched again after it."""
     whole = animate("whole.mp4", Detections(*LATE))
-    keep, kept = checkpoint.Keeper.keep, []
+    keep, kept = checkpoint.CheckpointManager.keep, []
 
-    def break_after(self: checkpoint.Keeper, saved: checkpoint.Saved) -> None:
+    def break_after(self: checkpoint.CheckpointManager, saved: checkpoint.Checkpoint) -> None:
         keep(self, saved)
         kept.append(saved.now.step)
         if len(kept) == broken_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.Keeper, "keep", break_after)
+    monkeypatch.setattr(checkpoint.CheckpointManager, "keep", break_after)
     visible = Detections(*LATE)
     with pytest.raises(Interrupted):
         animate(visible=visible)
@@ -150,10 +150,10 @@ def test_points_without_faces_are_no_reason_to_leave_faces_alone(place, animate)
     motion.keypoints[:, :, 24:92, 2] = 0
     motion.face_boxes[:] = np.nan
     save_motion(place / "body.npz", motion)
-    talk = Heard()
-    record = recorded(animate(motion=place / "body.npz", visible=Detections(*[True] * FRAMES), talk=talk))
+    reporter = Heard()
+    record = recorded(animate(motion=place / "body.npz", visible=Detections(*[True] * FRAMES), reporter=reporter))
     assert rows(record) == [(step, FRAMES) for step in range(STEPS)]
-    assert "body.npz: no frame has points of a face; faces are looked for in the estimates" in talk.notes
+    assert "body.npz: no frame has points of a face; faces are looked for in the estimates" in reporter.notes
 
 
 def test_two_processes_find_the_faces_of_one(place, animate):

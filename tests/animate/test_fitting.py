@@ -50,7 +50,7 @@ def test_a_plan_says_its_memory_and_a_limit_below_it_changes_the_run(flags, tmp_
     assert "--fit      --decode-chunk 4 (approximate" in less.summary()
 
     heard = Heard()
-    report = run(flags=flags, talk=heard)
+    report = run(flags=flags, reporter=heard)
     assert isinstance(report, Animation)
     assert any("to fit: --decode-chunk 4 (approximate" in note for note in heard.notes)
     assert report.calls["vae_decode"] == data["calls"]["vae_decode"] == 2

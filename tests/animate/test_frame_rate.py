@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from stableanimator_cli.animate.frame_rate import UNTIMED_FPS, is_regular, mean_rate, shown_at
+from stableanimator_cli.animate.frame_rate import UNTIMED_FPS, frame_indices_at, is_regular, mean_rate
 
 NTSC = Fraction(30000, 1001)
 
@@ -39,18 +39,18 @@ def test_ticks_of_a_container_are_regular_and_holes_are_not():
 
 
 def test_the_same_rate_shows_every_frame_once():
-    assert shown_at(at(NTSC, 9), NTSC, 1 / NTSC) == list(range(9))
+    assert frame_indices_at(at(NTSC, 9), NTSC, 1 / NTSC) == list(range(9))
 
 
 def test_half_the_rate_takes_every_second_and_double_shows_twice():
-    assert shown_at(at(30, 9), Fraction(15), Fraction(1, 30)) == [0, 2, 4, 6]
-    assert shown_at(at(15, 3), Fraction(30), Fraction(1, 15)) == [0, 0, 1, 1, 2, 2]
+    assert frame_indices_at(at(30, 9), Fraction(15), Fraction(1, 30)) == [0, 2, 4, 6]
+    assert frame_indices_at(at(15, 3), Fraction(30), Fraction(1, 15)) == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("rate", [Fraction(12), Fraction(24), Fraction(25), NTSC, Fraction(60)])
 @pytest.mark.parametrize("count", [1, 2, 30, 101])
 def test_the_duration_is_kept_to_one_frame(rate, count):
-    shown = shown_at(at(30, count), rate, Fraction(1, 30))
+    shown = frame_indices_at(at(30, count), rate, Fraction(1, 30))
     assert abs(len(shown) / rate - Fraction(count, 30)) <= 1 / rate
     assert shown == sorted(shown)
     assert 0 <= shown[0] <= shown[-1] < count
@@ -58,9 +58,9 @@ def test_the_duration_is_kept_to_one_frame(rate, count):
 
 def test_a_long_pause_shows_the_frame_before_it():
     times = [Fraction(0), Fraction(1, 10), Fraction(1, 2), Fraction(6, 10)]
-    assert shown_at(times, Fraction(10), Fraction(1, 10)) == [0, 1, 1, 1, 1, 2, 3]
+    assert frame_indices_at(times, Fraction(10), Fraction(1, 10)) == [0, 1, 1, 1, 1, 2, 3]
 
 
 def test_times_that_a_container_rounded_up_do_not_shift_frames():
     times = [Fraction(0), Fraction(34, 1000), Fraction(67, 1000), Fraction(100, 1000)]
-    assert shown_at(times, Fraction(30), Fraction(1, 30)) == [0, 1, 2, 3]
+    assert frame_indices_at(times, Fraction(30), Fraction(1, 30)) == [0, 1, 2, 3]

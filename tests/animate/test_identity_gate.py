@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from stableanimator_cli.animate import making
-from stableanimator_cli.animate.checkpoint import Best, Drawn, Saved
+from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, SamplingState
 from stableanimator_cli.animate.identity_gate import Identity
-from stableanimator_cli.animate.making import Gate, Making
+from stableanimator_cli.animate.making import AnimateJob, GateResult
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.render import RenderRequest, Stages
+from stableanimator_cli.engine.render import RenderRequest, Timings
 from stableanimator_cli.progress import WarningLog
 from tests.animate.clips import Heard
 
@@ -29,26 +29,26 @@ def identity(*windows: float) -> Identity:
 
 
 def gated(
-    monkeypatch: pytest.MonkeyPatch, drawings: Sequence[Identity], *, redraw: int, found: Saved | None = None
-) -> tuple[int, Gate, Heard]:
+    monkeypatch: pytest.MonkeyPatch, drawings: Sequence[Identity], *, redraw: int, found: Checkpoint | None = None
+) -> tuple[int, GateResult, Heard]:
     """The number of the drawing that is chosen, with its gate and what was said. ``drawings`` are measured in order."""
     heard, numbers = Heard(), iter(range(len(drawings)))
     blank = np.zeros((64, 64, 3), np.uint8)
     request = RenderRequest(
         picture=blank, fitted=blank, face=None, poses=None, plan=plan_windows(4, length=2, overlap=0),
-        sampling=SamplingConfig(steps=2), decode=DecodeConfig(), tile=2, anchored=True,
+        sampling=SamplingConfig(steps=2), decode=DecodeConfig(), noise_period=2, has_anchor=True,
     )  # fmt: skip
     config = SimpleNamespace(refine=SimpleNamespace(min_csim=0.5, redraw=redraw), sampling=request.sampling)
     job: Any = SimpleNamespace(
-        config=config, request=request, keeper=SimpleNamespace(found=found), talk=WarningLog(heard), engine=None
+        config=config, request=request, keeper=SimpleNamespace(found=found), reporter=WarningLog(heard), engine=None
     )
 
-    def sampled(job: Making, request: RenderRequest, stages: Stages, begun: Any, keep: Any) -> Drawn:
-        return Drawn(latents=torch.tensor(float(next(numbers))), step=2)
+    def sampled(job: AnimateJob, request: RenderRequest, stages: Timings, begun: Any, keep: Any) -> SamplingState:
+        return SamplingState(latents=torch.tensor(float(next(numbers))), step=2)
 
     monkeypatch.setattr(making, "_sampled", sampled)
     monkeypatch.setattr(making, "_measured", lambda job, latents, stages: drawings[int(latents)])
-    drawn, gate = making._gated(job, Stages(), 0)
+    drawn, gate = making._sample_until_gate_passes(job, Timings(), 0)
     return int(drawn.latents), gate, heard
 
 
@@ -72,8 +72,12 @@ def test_fewer_failing_windows_win_and_then_the_mean(monkeypatch, drawings, chos
 
 
 def test_the_best_of_an_interrupted_run_is_compared_too(monkeypatch):
-    best = Best(drawn=Drawn(latents=torch.tensor(7.0), step=2), identity=identity(0.9, 0.9, 0.4), failed=(2,))
-    found = Saved(now=Drawn(latents=torch.zeros(1), step=1), attempts=((2,),), best=best, calls=making.Counter())
+    best = BestSample(
+        drawn=SamplingState(latents=torch.tensor(7.0), step=2), identity=identity(0.9, 0.9, 0.4), failed=(2,)
+    )
+    found = Checkpoint(
+        now=SamplingState(latents=torch.zeros(1), step=1), attempts=((2,),), best=best, calls=making.Counter()
+    )
     number, gate, _ = gated(monkeypatch, [identity(0.49, 0.49, 0.9)], redraw=1, found=found)
     assert (number, gate.failed) == (7, (2,))
 

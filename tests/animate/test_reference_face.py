@@ -213,10 +213,10 @@ def test_boxes_that_show_no_face_are_said(animate, tmp_path, box):
     motion = waving(FRAMES, (96, 96))
     motion.face_boxes[:] = box
     save_motion(tmp_path / "poses.npz", motion)
-    talk = Heard()
-    record, _ = animate(refine_face="crop", talk=talk)
+    reporter = Heard()
+    record, _ = animate(refine_face="crop", reporter=reporter)
     assert record["refined"] == []
-    assert any("no face box lies in the picture with 8 pixels a side or more" in said for said in talk.warnings)
+    assert any("no face box lies in the picture with 8 pixels a side or more" in said for said in reporter.warnings)
 
 
 def test_a_gate_without_a_face_is_refused_before_anything_is_sampled(animate, monkeypatch):

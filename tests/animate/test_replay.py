@@ -120,7 +120,7 @@ def test_changed_inputs_and_weights_are_all_listed_and_nothing_is_rendered(
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    monkeypatch.setattr("stableanimator_cli.animate.replay.carry_out", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("stableanimator_cli.animate.replay.run_pipeline", lambda *_, **__: 1 / 0)
     with pytest.raises(CheckFailed) as caught:
         replay(Path("out.mp4"))
     words = caught.value.message
@@ -134,11 +134,11 @@ def test_changed_inputs_and_weights_are_all_listed_and_nothing_is_rendered(
 def test_another_machine_is_said_and_tried(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     versions = fingerprint.versions() | {"torch": "1.0"}
     monkeypatch.setattr(fingerprint, "versions", lambda: versions)
-    talk = Heard()
-    report = replay(Path("out.mp4"), talk=talk)
+    reporter = Heard()
+    report = replay(Path("out.mp4"), reporter=reporter)
     assert report.exit_code == 0
     assert any("torch" in line and "(now 1.0)" in line for line in report.machine)
-    assert any("not the machine of then" in warning for warning in talk.warnings)
+    assert any("not the machine of then" in warning for warning in reporter.warnings)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoFac
 from stableanimator_cli.files import MARK, carries_mark
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.motion_file import save_motion
-from stableanimator_cli.progress import Talk
+from stableanimator_cli.progress import Reporter
 from tests.animate.clips import FORMS, Heard, clip_of, frames_of, in_form, plain_picture, skeleton_video
 from tests.media_samples import beep, heard, make_video, noise, onset
 from tests.tiny import skeletons, waving
@@ -38,7 +38,7 @@ def place(tmp_path: Path) -> Path:
 def animate(place: Path, tiny_model: Path):
     """Run with the tiny model, windows of 4 and no face, unless told otherwise."""
 
-    def go(talk: Talk | None = None, **flags: Any) -> Animation:
+    def go(reporter: Reporter | None = None, **flags: Any) -> Animation:
         usual = {
             "reference": place / "person.png",
             "motion": place / "poses.npz",
@@ -48,7 +48,7 @@ def animate(place: Path, tiny_model: Path):
             "allow_no_face": True,
             "device": "cpu",
         }
-        report = run(flags=usual | flags, talk=talk)
+        report = run(flags=usual | flags, reporter=reporter)
         assert isinstance(report, Animation)
         return report
 
@@ -175,10 +175,10 @@ def test_sound_of_a_clip_folder_is_that_of_its_video(place, animate, first, fram
     _, times, levels = heard(report.video)
     assert onset(times, levels) == pytest.approx(begins, abs=0.05)
     video.unlink()
-    talk = Heard()
-    report = animate(motion=clip, steps=1, guidance=1.0, window=16, talk=talk)
+    reporter = Heard()
+    report = animate(motion=clip, steps=1, guidance=1.0, window=16, reporter=reporter)
     assert not open_clip(report.video).audio
-    assert any("will have no sound" in warning for warning in talk.warnings)
+    assert any("will have no sound" in warning for warning in reporter.warnings)
 
 
 def test_sound_is_cut_with_the_frames(place, animate):
@@ -408,8 +408,10 @@ def test_a_plan_writes_nothing_and_counts_what_the_run_then_does(place, animate,
 
 
 def test_what_is_done_is_said(place, tiny_model):
-    talk = Heard()
+    reporter = Heard()
     flags = {"reference": place / "person.png", "motion": place / "poses.npz", "output": place / "out" / "out.mp4"}
-    run(flags=flags | {"model": str(tiny_model), "allow_no_face": True, "window": 4, "device": "cpu"}, talk=talk)
-    assert any("6 frames of 64x64, 2 window(s), 2 steps on cpu, float32" in note for note in talk.notes)
-    assert any("without a face, as allowed" in warning for warning in talk.warnings)
+    run(
+        flags=flags | {"model": str(tiny_model), "allow_no_face": True, "window": 4, "device": "cpu"}, reporter=reporter
+    )
+    assert any("6 frames of 64x64, 2 window(s), 2 steps on cpu, float32" in note for note in reporter.notes)
+    assert any("without a face, as allowed" in warning for warning in reporter.warnings)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from stableanimator_cli.bench.counters import counted
-from stableanimator_cli.engine.memory.profile import AliveBytes, Flops, fused_attention
+from stableanimator_cli.engine.memory.profile import FlopCounter, PeakMemoryMode, fused_attention
 
 
 def test_a_product_is_counted_to_the_flop_and_the_byte():
@@ -49,7 +49,7 @@ def test_flops_are_torchs_and_the_counter_keeps_nothing_alive():
     with FlopCounterMode(display=False) as known:
         step(blocks, pixels)
     blocks.zero_grad()
-    with AliveBytes() as plain:
+    with PeakMemoryMode() as plain:
         step(blocks, pixels)
     blocks.zero_grad()
     found = counted(lambda: step(blocks, pixels))
@@ -59,6 +59,6 @@ def test_flops_are_torchs_and_the_counter_keeps_nothing_alive():
 
 def test_operators_made_of_others_are_counted_by_those():
     features, weight = torch.randn(3, 5), torch.randn(4, 5)
-    with torch.inference_mode(), Flops() as found:
+    with torch.inference_mode(), FlopCounter() as found:
         F.linear(features, weight)
     assert found.total == 2 * 3 * 5 * 4

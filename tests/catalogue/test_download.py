@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue import download, http, store
+from stableanimator_cli.catalogue import download, http, model_cache_dir
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 from tests.model_server import Server
 
@@ -31,7 +31,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SA_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(catalogue, "shipped", lambda: tmp_path / "models")
+    monkeypatch.setattr(catalogue, "builtin_dir", lambda: tmp_path / "models")
     monkeypatch.setattr(http, "PAUSE", 0.001)
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -191,7 +191,7 @@ def test_no_room_is_told_before_the_disk_is_full(
 ) -> None:
     server.files = {"/w": BODY}
     entry(tmp_path, row(f"{server.url}/w"))
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10})())
+    monkeypatch.setattr(model_cache_dir.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10})())
     with pytest.raises(ModelMissing, match="are free") as caught:
         download.pull("m")
     assert "SA_HOME" in str(caught.value.hint)

@@ -77,14 +77,14 @@ def test_a_home_that_is_no_folder_is_reported_by_name(
 
 
 def test_a_home_that_is_empty_relative_or_below_what_is_missing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    assert catalogue.home() == folder / "home"
+    assert catalogue.cache_dir() == folder / "home"
     monkeypatch.setenv("SA_HOME", "a/b/c")
     (folder / "w").mkdir()
     (folder / "w/unet.pth").write_bytes(b"w")
     assert import_folder(folder / "w").taken[0].target == folder / "a/b/c/models/stableanimator/unet.pth"
     monkeypatch.setenv("SA_HOME", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    assert catalogue.home().parent in (folder / "cache", Path.home() / "Library" / "Caches")
+    assert catalogue.cache_dir().parent in (folder / "cache", Path.home() / "Library" / "Caches")
 
 
 def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, folder: Path, server: Server) -> None:

@@ -277,5 +277,5 @@ def test_members_that_lead_elsewhere_are_written_to_their_own_place_alone(
     server: Server, home: Path, tmp_path: Path
 ) -> None:
     publish(tmp_path, server, zipped(b"face", "../../../a.onnx"))
-    assert download.pull("m") == [catalogue.store("m") / "a.onnx"]
+    assert download.pull("m") == [catalogue.model_cache_dir("m") / "a.onnx"]
     assert list(tmp_path.rglob("a.onnx")) == [home / "models/m/a.onnx"]

@@ -13,8 +13,8 @@ Captured = pytest.CaptureFixture[str]
 
 def test_stdout_is_data_and_stderr_is_talk(capsys: Captured) -> None:
     out = console.configure()
-    out.note("encoding")
-    out.warn("no face in frame 3")
+    out.info("encoding")
+    out.warning("no face in frame 3")
     out.result({"video": "out.mp4"}, "out.mp4")
     said = capsys.readouterr()
     assert said.out == "out.mp4\n"
@@ -23,8 +23,8 @@ def test_stdout_is_data_and_stderr_is_talk(capsys: Captured) -> None:
 
 def test_quiet_hides_talk_but_not_warnings(capsys: Captured) -> None:
     out = console.configure(quiet=True)
-    out.note("encoding")
-    out.warn("no face in frame 3")
+    out.info("encoding")
+    out.warning("no face in frame 3")
     out.table("Talk", ["a"], [["b"]])
     with out.progress(3, "decode") as bar:
         bar.update(3)
@@ -98,7 +98,7 @@ def test_progress_on_a_terminal_is_a_bar(capsys: Captured, monkeypatch: pytest.M
     monkeypatch.setenv("COLUMNS", "100")
     with console.configure().progress(4, "decode", "frame") as bar:
         bar.update(3, loss=0.123456)
-        console.get().note("a word")
+        console.get().info("a word")
         bar.update(1)
     said = capsys.readouterr().err
     assert "4/4" in said

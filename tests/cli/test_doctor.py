@@ -192,7 +192,7 @@ def test_models_that_are_cut_empty_nested_or_gone(home: Path, monkeypatch: pytes
 
     entry = catalogue.entry("antelopev2")
     names = [row.path for row in entry.files if not row.optional]
-    store = catalogue.store("antelopev2")
+    store = catalogue.model_cache_dir("antelopev2")
     (store / "antelopev2").mkdir(parents=True)
     assert any(f"{store} is an empty folder" in finding.found for finding in rows("note"))
 

@@ -50,7 +50,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         f'[[files]]\npath = "w.bin"\nurl = "http://127.0.0.1:{server.server_address[1]}/w.bin"\nsha256 = "{digest}"\n',
         encoding="utf-8",
     )
-    monkeypatch.setattr(catalogue, "shipped", lambda: tmp_path / "models")
+    monkeypatch.setattr(catalogue, "builtin_dir", lambda: tmp_path / "models")
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     yield digest

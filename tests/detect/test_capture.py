@@ -20,7 +20,7 @@ from stableanimator_cli.detect.capture import (
     Detectors,
     _between,
     batch_of,
-    capture,
+    extract_motion,
     is_frontal,
     pose_of,
     read_ahead,
@@ -61,7 +61,7 @@ def expected_points(box: drawn.Box) -> np.ndarray:
 @pytest.mark.parametrize("count", [1, BATCH, BATCH + 1, 3 * BATCH - 1])
 def test_every_frame_gets_its_own_points_whatever_the_batches(detectors, count):
     boxes = drawn.walk(count)
-    seen = capture(clip_of(boxes), detectors)
+    seen = extract_motion(clip_of(boxes), detectors)
     assert len(seen.motion) == count
     assert seen.motion.present.all()
     assert seen.motion.times == tuple(Fraction(index, 8) for index in range(count))
@@ -76,30 +76,30 @@ def test_every_frame_gets_its_own_points_whatever_the_batches(detectors, count):
 
 
 def test_a_gap_is_closed_a_long_one_is_told(detectors):
-    seen = capture(clip_of(drawn.walk(24, missing=(5, 6))), detectors)
+    seen = extract_motion(clip_of(drawn.walk(24, missing=(5, 6))), detectors)
     assert seen.motion.present.all()
     assert seen.repairs.frames == 2
     assert seen.found.sum() == 22
-    open_gap = capture(clip_of(drawn.walk(24, missing=range(5, 18))), detectors, CaptureOptions(gap=4))
+    open_gap = extract_motion(clip_of(drawn.walk(24, missing=range(5, 18))), detectors, CaptureOptions(gap=4))
     assert np.flatnonzero(~open_gap.motion.present.any(axis=1)).tolist() == list(range(5, 18))
     assert [(gap.first, gap.stop, gap.filled) for gap in open_gap.repairs.gaps] == [(5, 18, False)]
 
 
 def test_nobody_names_file_and_frames(detectors):
     with pytest.raises(NoPerson, match=r"walk\.mp4: nobody found in any of 3 frames"):
-        capture(clip_of([None] * 3), detectors)
+        extract_motion(clip_of([None] * 3), detectors)
     with pytest.raises(NoPerson, match=r"walk\.mp4: person 4: found nobody of that number"):
-        capture(clip_of(drawn.walk(3)), detectors, CaptureOptions(person=4))
+        extract_motion(clip_of(drawn.walk(3)), detectors, CaptureOptions(person=4))
 
 
 def test_detection_of_some_frames_finds_the_same_person(detectors):
     boxes = drawn.walk(40)
-    each, some = (capture(clip_of(boxes), detectors, CaptureOptions(every=k)) for k in (1, 4))
+    each, some = (extract_motion(clip_of(boxes), detectors, CaptureOptions(every=k)) for k in (1, 4))
     away = np.abs(each.motion.keypoints - some.motion.keypoints)[..., :2]
     assert away.max() < 2  # steady steps: what lies between two detections is where it is thought to be
     calls = []
     counting = dataclasses.replace(detectors, people=_Counting(detectors.people, calls))
-    capture(clip_of(boxes), counting, CaptureOptions(every=4))
+    extract_motion(clip_of(boxes), counting, CaptureOptions(every=4))
     assert sum(calls) == 5 + 5 + 3  # 0 4 8 12 and the last of each batch of 16; 0 4 and the last of 8
 
 
@@ -124,7 +124,7 @@ def test_boxes_between_two_detections():
 def test_two_runs_and_other_threads_give_equal_bits(detectors):
     boxes = drawn.walk(20, missing=(3,))
     other = Detectors.open(detectors.model, "cpu", threads=2)
-    first, second, third = (capture(clip_of(boxes), which) for which in (detectors, detectors, other))
+    first, second, third = (extract_motion(clip_of(boxes), which) for which in (detectors, detectors, other))
     for run in (second, third):
         np.testing.assert_array_equal(first.motion.keypoints, run.motion.keypoints)
         np.testing.assert_array_equal(first.faces.embeddings, run.faces.embeddings)
@@ -152,7 +152,7 @@ def test_a_broken_video_says_its_frame_and_leaves_no_thread(detectors, tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(BadInput, match=r"cut\.mp4"):
-        capture(open_clip(path), detectors)
+        extract_motion(open_clip(path), detectors)
     assert not [thread for thread in threading.enumerate() if thread.name == "decode"]
 
 
@@ -175,7 +175,7 @@ def test_a_watcher_sees_each_frame_once_in_order(detectors):
             boxes.extend(people)
 
     walk = drawn.walk(BATCH + 3, missing=(2,))
-    capture(clip_of(walk), detectors, watch=Watcher())
+    extract_motion(clip_of(walk), detectors, watch=Watcher())
     for frame, box in zip(frames, walk, strict=True):
         np.testing.assert_array_equal(frame, drawn.frame(box))
     assert [len(people) for people in boxes] == [int(box is not None) for box in walk]

@@ -15,7 +15,7 @@ import pytest
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, OutOfMemory
-from stableanimator_cli.progress import Silent
+from stableanimator_cli.progress import NullReporter
 from tests import onnx_samples
 
 
@@ -125,11 +125,11 @@ def test_telemetry_is_off_before_onnxruntime_loads() -> None:
     assert done.stdout.strip() == "1"
 
 
-class Said(Silent):
+class Said(NullReporter):
     def __init__(self) -> None:
         self.warned: list[str] = []
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         self.warned.append(text)
 
 

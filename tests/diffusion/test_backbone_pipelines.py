@@ -206,7 +206,7 @@ def optimisation(backbone: Backbone, recogniser: ArcFace, iterations: int, **set
     boxes = tuple(None if frame == 1 else BOX for frame in range(backbone.frames))
     return FaceOptimization(
         decoder=backbone.decoder,
-        identify=lambda pixels, places: recogniser.embed(crop_resize(pixels, places)),
+        embed=lambda pixels, places: recogniser.embed(crop_resize(pixels, places)),
         targets=[Target(boxes=boxes, vector=recogniser.embed(picture)[0])],
         settings=Settings(**{"mode": "full", "steps": (0, STEPS), "iterations": iterations, "chunk": 8, **settings}),
     )
@@ -215,7 +215,7 @@ def optimisation(backbone: Backbone, recogniser: ArcFace, iterations: int, **set
 def similarity(backbone: Backbone, optimise: FaceOptimization, latents: Tensor) -> float:
     with torch.no_grad():
         pixels = backbone.decoder.pixels(backbone.folded(latents)).clamp(-1, 1)
-        vectors = optimise.identify(pixels, [BOX] * len(pixels))
+        vectors = optimise.embed(pixels, [BOX] * len(pixels))
     return float(F.cosine_similarity(vectors, optimise.targets[0].vector[None]).mean())
 
 

@@ -14,7 +14,7 @@ from einops import rearrange
 
 from stableanimator_cli.diffusion.backbones import FAMILIES, Axes, refined
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Settings, Target
-from stableanimator_cli.diffusion.sampler import Step, sample_edm, sample_euler
+from stableanimator_cli.diffusion.sampler import Step, sample_euler, sample_heun
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PLAIN = {**SD, "clip_sample": False}
@@ -165,7 +165,7 @@ def test_it_is_the_refinement_of_our_own_samplers(name):
             theirs = scheduler.step((theirs - denoise(theirs, level)) / level, t, theirs).prev_sample
     folded = rearrange(start, "1 c t h w -> t c h w")
     if name[0] == "H":
-        ours = sample_edm(denoise, folded, sigmas, noise=lambda index: folded, refine=Recorder())
+        ours = sample_heun(denoise, folded, sigmas, noise=lambda index: folded, refine=Recorder())
     else:
         ours = sample_euler(denoise, folded, sigmas, refine=Recorder())
     torch.testing.assert_close(rearrange(theirs, "1 c t h w -> t c h w"), ours, atol=1e-4, rtol=0)
@@ -341,7 +341,7 @@ def test_faces_are_searched_in_every_step_and_again_in_the_next_segment(name):
         lambda pixels, boxes: pixels.mean(dim=(2, 3)) + torch.arange(4),
         [],
         Settings(mode="full", steps=(0, STEPS), iterations=1, chunk=3),
-        find=find,
+        detect=find,
     )
     scheduler = made(name, {**PLAIN, "prediction_type": "epsilon"} if name != "UniPCMultistepScheduler" else SD)
     for segment in (1, 2):

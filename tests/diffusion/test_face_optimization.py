@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings, Target
-from stableanimator_cli.diffusion.sampler import Step, sample_edm, sample_euler
+from stableanimator_cli.diffusion.sampler import Step, sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import karras_sigmas
 
 FRAMES, SIDE = 6, 8
@@ -81,7 +81,7 @@ class Detector:
 
 
 def searching(detector: Detector | None, decoder: Decoder | None = None, **settings) -> FaceOptimization:
-    return FaceOptimization(decoder or Decoder(), identify, [], replace(SETTINGS, **settings), find=detector)
+    return FaceOptimization(decoder or Decoder(), identify, [], replace(SETTINGS, **settings), detect=detector)
 
 
 def at(index: int) -> Step:
@@ -229,7 +229,7 @@ def test_boxes_found_before_a_break_are_used_after_it():
     for index in (2, 3):
         y = second(y, at(index))
     assert torch.equal(x, y)
-    assert second.find.asked == [[1, 2, 4, 5], [2, 4, 5]]
+    assert second.detect.asked == [[1, 2, 4, 5], [2, 4, 5]]
 
 
 class Compressed(Decoder):
@@ -276,7 +276,7 @@ def test_in_a_sampler_it_pulls_the_result_towards_the_face(sampler):
         with torch.no_grad():
             if sampler == "euler":
                 return sample_euler(denoise, start, sigmas, refine=refine)
-            return sample_edm(denoise, start, sigmas, noise=lambda i: clean(), refine=refine)
+            return sample_heun(denoise, start, sigmas, noise=lambda i: clean(), refine=refine)
 
     def similarity(x):
         vectors = identify(Decoder().pixels(x).clamp(-1, 1), [(16, 8, 39, 31)] * FRAMES)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from stableanimator_cli.diffusion.guidance import (
+    alternate,
     guidance_of_frames,
     guided_within,
-    in_turn,
     is_guided,
     windowed_denoiser,
 )
@@ -113,11 +113,13 @@ def test_a_network_that_looks_at_frames_alone_does_not_see_windows_move():
         asked.append(window.frames)
         return latents.square() * (1 + conditional)
 
-    ways = [windowed_denoiser(predict, plan.at(turn), guidance=(1.0, 3.0)) for turn in range(plan.turns)]
-    moving = in_turn(ways, iter([0, 0, 3, 9]))
+    ways = [
+        windowed_denoiser(predict, plan.placement(turn), guidance=(1.0, 3.0)) for turn in range(plan.num_placements)
+    ]
+    moving = alternate(ways, iter([0, 0, 3, 9]))
     whole = windowed_denoiser(predict, plan_windows(11, length=11, overlap=0), guidance=(1.0, 3.0))
     x = torch.linspace(-1, 1, 11 * 2 * 2 * 2).reshape(11, 2, 2, 2)
     for turn in (0, 0, 3, 1):
         asked.clear()
         torch.testing.assert_close(moving(x, 0.7), whole(x, 0.7))
-        assert asked[: 2 * len(plan) : 2] == [window.frames for window in plan.at(turn)]
+        assert asked[: 2 * len(plan) : 2] == [window.frames for window in plan.placement(turn)]

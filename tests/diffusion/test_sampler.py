@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stableanimator_cli.diffusion.sampler import Churn, Step, sample_edm, sample_euler, steps_of
+from stableanimator_cli.diffusion.sampler import Churn, Step, sample_euler, sample_heun, steps_of
 from stableanimator_cli.diffusion.schedule import karras_sigmas
 
 MU, S = 0.7, 0.5
@@ -41,7 +41,7 @@ def no_noise(step: int) -> Tensor:
 def error(sampler: str, steps: int) -> float:
     sigmas = karras_sigmas(steps, sigma_min=0.002, sigma_max=20.0).double()
     x = start(sigmas)
-    run = sample_euler(gaussian, x, sigmas) if sampler == "euler" else sample_edm(gaussian, x, sigmas, noise=no_noise)
+    run = sample_euler(gaussian, x, sigmas) if sampler == "euler" else sample_heun(gaussian, x, sigmas, noise=no_noise)
     return float((run - exact(x, sigmas)).abs().max())
 
 
@@ -71,7 +71,7 @@ def test_euler_is_of_first_and_heun_of_second_order():
 def test_one_step_is_the_denoisers_answer(sampler):
     sigmas = karras_sigmas(1).double()
     x = start(sigmas)
-    run = sample_euler(gaussian, x, sigmas) if sampler == "euler" else sample_edm(gaussian, x, sigmas, noise=no_noise)
+    run = sample_euler(gaussian, x, sigmas) if sampler == "euler" else sample_heun(gaussian, x, sigmas, noise=no_noise)
     assert torch.allclose(run, gaussian(x, float(sigmas[0])), atol=1e-9)
 
 
@@ -103,7 +103,7 @@ def test_the_hook_is_called_once_a_step_with_the_first_estimate(sampler):
         sample_euler(denoise, x, sigmas, refine=refine)
         first = asked
     else:
-        sample_edm(denoise, x, sigmas, noise=no_noise, refine=refine)
+        sample_heun(denoise, x, sigmas, noise=no_noise, refine=refine)
         first = asked[::2]  # every second evaluation is Heun's correction, but the last step has none
         assert len(asked) == 2 * 5 - 1
     assert [step for step, _ in refined] == list(steps_of(sigmas))
@@ -125,7 +125,7 @@ def test_what_the_hook_returns_is_what_is_stepped_towards(sampler):
     if sampler == "euler":
         result = sample_euler(gaussian, x, sigmas, refine=refine)
     else:
-        result = sample_edm(gaussian, x, sigmas, noise=no_noise, refine=refine)
+        result = sample_heun(gaussian, x, sigmas, noise=no_noise, refine=refine)
     assert torch.allclose(result, wanted)
 
 
@@ -137,7 +137,7 @@ def test_who_observes_sees_the_latents_after_every_step(sampler):
     if sampler == "euler":
         result = sample_euler(gaussian, x, sigmas, observe=lambda x, step: seen.append((x, step)))
     else:
-        result = sample_edm(gaussian, x, sigmas, noise=no_noise, observe=lambda x, step: seen.append((x, step)))
+        result = sample_heun(gaussian, x, sigmas, noise=no_noise, observe=lambda x, step: seen.append((x, step)))
     assert [step.index for _, step in seen] == [0, 1, 2]
     assert torch.equal(seen[-1][0], result)
 
@@ -147,7 +147,7 @@ def test_churn_puts_back_noise_of_the_right_variance():
     sigmas = torch.tensor([10.0, 4.0, 0.0], dtype=torch.float64)
     churn = Churn(amount=0.5, noise=1.1)
     gamma = 0.25
-    assert churn.factor(10.0, 2) == gamma
+    assert churn.gamma(10.0, 2) == gamma
     levels: list[float] = []
     inputs: list[Tensor] = []
 
@@ -158,7 +158,7 @@ def test_churn_puts_back_noise_of_the_right_variance():
 
     unit = torch.randn((50, 40, 40), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x = torch.zeros_like(unit)
-    sample_edm(denoise, x, sigmas, noise=lambda step: unit, churn=churn)
+    sample_heun(denoise, x, sigmas, noise=lambda step: unit, churn=churn)
     assert levels[0] == pytest.approx(12.5)
     assert levels[1:] == pytest.approx([4.0, 5.0])
     assert float(inputs[0].var()) == pytest.approx((12.5**2 - 10**2) * 1.1**2, rel=0.02)
@@ -166,9 +166,9 @@ def test_churn_puts_back_noise_of_the_right_variance():
 
 def test_churn_is_limited_and_keeps_to_its_levels():
     churn = Churn(amount=1000, sigma_min=1, sigma_max=50)
-    assert churn.factor(10, 25) == pytest.approx(math.sqrt(2) - 1)
-    assert [churn.factor(sigma, 25) for sigma in (0.5, 50.1)] == [0, 0]
-    assert [Churn(amount=5).factor(sigma, 25) for sigma in (0.002, 700)] == [0.2, 0.2]
+    assert churn.gamma(10, 25) == pytest.approx(math.sqrt(2) - 1)
+    assert [churn.gamma(sigma, 25) for sigma in (0.5, 50.1)] == [0, 0]
+    assert [Churn(amount=5).gamma(sigma, 25) for sigma in (0.002, 700)] == [0.2, 0.2]
 
 
 def test_noise_is_drawn_only_in_steps_that_churn():
@@ -179,7 +179,7 @@ def test_noise_is_drawn_only_in_steps_that_churn():
         drawn.append(step)
         return torch.zeros(SHAPE, dtype=torch.float64)
 
-    sample_edm(gaussian, start(sigmas), sigmas, noise=noise, churn=Churn(amount=1, sigma_min=1, sigma_max=50))
+    sample_heun(gaussian, start(sigmas), sigmas, noise=noise, churn=Churn(amount=1, sigma_min=1, sigma_max=50))
     assert drawn == [1, 2]
 
 
@@ -189,7 +189,7 @@ def test_the_distribution_stays_right_under_churn():
     generator = torch.Generator().manual_seed(2)
     shape = (20000,)
     x = MU + torch.randn(shape, dtype=torch.float64, generator=generator) * math.hypot(S, 30.0)
-    end = sample_edm(
+    end = sample_heun(
         gaussian,
         x,
         sigmas,

@@ -27,7 +27,7 @@ def placements(*case: int, blend: Blend) -> list[WindowPlan]:
     """Of frames, length and overlap: one where windows stay."""
     total, length, overlap = case
     plan = plan_windows(total, length=length, overlap=overlap, blend=blend)
-    return [plan.at(turn) for turn in range(plan.turns)]
+    return [plan.placement(turn) for turn in range(plan.num_placements)]
 
 
 @pytest.mark.parametrize("blend", BLENDS)

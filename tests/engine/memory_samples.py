@@ -9,7 +9,7 @@ import torch
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, WindowConfig
 from stableanimator_cli.config.refine import RefineConfig
-from stableanimator_cli.engine.memory.render import Prediction
+from stableanimator_cli.engine.memory.render import MemoryEstimator
 
 SIZE, FRAMES = (128, 128), 8
 
@@ -23,5 +23,5 @@ def config(**parts) -> AnimateConfig:
     return AnimateConfig(reference=Path("a.png"), motion=Path("b.mp4"), output=Path("c.mp4"), size=SIZE, **given)
 
 
-def prediction(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Prediction:
-    return Prediction(model=open_model(folder), device=torch.device(device), dtype=dtype, size=SIZE, frames=FRAMES)
+def prediction(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> MemoryEstimator:
+    return MemoryEstimator(model=open_model(folder), device=torch.device(device), dtype=dtype, size=SIZE, frames=FRAMES)

@@ -15,10 +15,10 @@ from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
 from stableanimator_cli.config.refine import RefineConfig
-from stableanimator_cli.diffusion.deepcache import Deep
+from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
 from stableanimator_cli.engine.conditioning import PoseFeatures
-from stableanimator_cli.engine.memory.fit import fitted
-from stableanimator_cli.engine.render import Stages, calls_of, render
+from stableanimator_cli.engine.memory.fit import fit_to_limit
+from stableanimator_cli.engine.render import Timings, count_calls, render
 from stableanimator_cli.errors import ConfigError, Interrupted
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.nets.unet import AnimationUNet
@@ -39,7 +39,7 @@ from tests.tiny import engine_of, rendered, request, waving
 )
 def test_the_network_is_computed_whole_as_often_as_was_planned(tiny_model, sampling, unet, shallow):
     wanted = request(9, steps=5, **sampling)  # four windows, five that move
-    planned, stages = calls_of(wanted), Stages()
+    planned, stages = count_calls(wanted), Timings()
     assert (planned["unet"], planned["unet_shallow"]) == (unet, shallow)
     with engine_of(tiny_model) as engine:
         assert len(list(render(engine, wanted, stages))) == 9
@@ -50,7 +50,7 @@ def test_each_window_and_branch_takes_its_own_features_of_the_last_whole_step(ti
     """The anchor's latents tell a window's call from another's only together with what they are asked with."""
     kept: list[tuple[float, torch.Tensor]] = []
     taken: list[tuple[float, torch.Tensor]] = []
-    with_deep, from_deep = AnimationUNet.with_deep, AnimationUNet.from_deep
+    with_deep, from_deep = AnimationUNet.forward_caching, AnimationUNet.forward_cached
 
     def keep(self, sample, level, *given, **more):
         answer, deep = with_deep(self, sample, level, *given, **more)
@@ -61,8 +61,8 @@ def test_each_window_and_branch_takes_its_own_features_of_the_last_whole_step(ti
         taken.append((level, deep))
         return from_deep(self, sample, level, *given, deep=deep, **more)
 
-    monkeypatch.setattr(AnimationUNet, "with_deep", keep)
-    monkeypatch.setattr(AnimationUNet, "from_deep", take)
+    monkeypatch.setattr(AnimationUNet, "forward_caching", keep)
+    monkeypatch.setattr(AnimationUNet, "forward_cached", take)
     with engine_of(tiny_model) as engine:
         rendered(engine, request(9, steps=4, guidance=(2.0, 2.0), cache_features=2))
     assert len(kept) == len(taken) == 2 * 8  # whole and shallow by turns: four windows of two branches each
@@ -79,7 +79,7 @@ def test_windows_that_move_stay_while_deep_features_are_taken(tiny_model, monkey
     with engine_of(tiny_model) as engine:
         rendered(engine, wanted)
     by_step = [asked[start : start + 5] for start in range(0, 25, 5)]
-    assert by_step == [[w.frames for w in wanted.plan.at(turn)] for turn in (0, 0, 1, 1, 2)]
+    assert by_step == [[w.frames for w in wanted.plan.placement(turn)] for turn in (0, 0, 1, 1, 2)]
 
 
 def test_off_is_what_it_was_and_one_step_is_exact(tiny_model):
@@ -105,8 +105,11 @@ def many_windows(**sampling) -> AnimateConfig:
 def test_what_is_kept_is_predicted(tiny_model, monkeypatch):
     on_cpu = prediction(tiny_model)
     plain, kept = (on_cpu.of(many_windows(cache_features=every)) for every in (1, 2))
-    held: list[Deep] = []
-    monkeypatch.setattr("stableanimator_cli.engine.render.Deep", lambda layers: held.append(Deep(layers)) or held[0])
+    held: list[DeepFeatureCache] = []
+    monkeypatch.setattr(
+        "stableanimator_cli.engine.render.DeepFeatureCache",
+        lambda layers: held.append(DeepFeatureCache(layers)) or held[0],
+    )
     with engine_of(tiny_model) as engine:
         wanted = request(FRAMES, window=4, overlap=2, size=SIZE, guidance=(3.0, 3.0), cache_features=2)
         rendered(engine, wanted)
@@ -124,7 +127,7 @@ def test_to_fit_it_is_given_up_before_anything_that_costs_quality(tiny_model):
     without = replace(asked.sampling, cache_features=1)
     limit = on_card.of(replace(asked, sampling=without)).total
     assert on_card.of(asked).total > limit
-    found, choices = fitted(replace(asked, device=DeviceConfig(fit=limit, offload="swap", pieces=16)), on_card)
+    found, choices = fit_to_limit(replace(asked, device=DeviceConfig(fit=limit, offload="swap", pieces=16)), on_card)
     assert found.sampling == without
     assert "--cache-features off (exact)" in map(str, choices)
     assert not any("approximate" in str(choice) for choice in choices)
@@ -152,7 +155,7 @@ def test_broken_off_it_goes_on_where_a_step_is_whole_and_ends_in_the_same_bytes(
     whole = run(flags=flags | {"output": tmp_path / "whole.mp4"})
     assert isinstance(whole, Animation)
     seen: list[int] = []
-    keep, shallow = checkpoint.Keeper.keep, AnimationUNet.from_deep
+    keep, shallow = checkpoint.CheckpointManager.keep, AnimationUNet.forward_cached
 
     def note(self, saved):
         keep(self, saved)
@@ -164,8 +167,8 @@ def test_broken_off_it_goes_on_where_a_step_is_whole_and_ends_in_the_same_bytes(
             raise KeyboardInterrupt
         return shallow(self, *given, **more)
 
-    monkeypatch.setattr(checkpoint.Keeper, "keep", note)
-    monkeypatch.setattr(AnimationUNet, "from_deep", break_in)
+    monkeypatch.setattr(checkpoint.CheckpointManager, "keep", note)
+    monkeypatch.setattr(AnimationUNet, "forward_cached", break_in)
     with pytest.raises(Interrupted):
         run(flags=flags)
     again = run(flags=flags)

@@ -6,7 +6,7 @@ import pytest
 
 from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.diffusion.schedule import karras_sigmas
-from stableanimator_cli.engine.denoiser_calls import beginnings, evaluations_of
+from stableanimator_cli.engine.denoiser_calls import evaluations_of, resumable_steps
 
 
 def shown(**sampling) -> str:
@@ -46,11 +46,11 @@ def test_what_follows_a_turn_of_guidance_is_whole_too():
 
 
 def test_a_sampling_goes_on_only_where_a_step_begins_whole():
-    assert beginnings(SamplingConfig(steps=5)) == {0, 1, 2, 3, 4, 5}
-    assert beginnings(SamplingConfig(steps=5, cache_features=3)) == {0, 3, 5}
-    assert beginnings(SamplingConfig(steps=5, cache_features=3, sampler="heun")) == {0, 3, 5}
+    assert resumable_steps(SamplingConfig(steps=5)) == {0, 1, 2, 3, 4, 5}
+    assert resumable_steps(SamplingConfig(steps=5, cache_features=3)) == {0, 3, 5}
+    assert resumable_steps(SamplingConfig(steps=5, cache_features=3, sampler="heun")) == {0, 3, 5}
     levels = karras_sigmas(6).tolist()
     turning = SamplingConfig(
         steps=6, cache_features=6, guidance=(2.0, 2.0), guidance_interval=(levels[4], levels[1]), sampler="heun"
     )
-    assert beginnings(turning) == {0, 6}  # step 3 ends whole but begins with features of step 2
+    assert resumable_steps(turning) == {0, 6}  # step 3 ends whole but begins with features of step 2

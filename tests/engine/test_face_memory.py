@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings, Target
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.decoder import FaceDecoder
-from stableanimator_cli.engine.memory.profile import AliveBytes
+from stableanimator_cli.engine.memory.profile import PeakMemoryMode
 from tests.tiny import temporal_vae
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +63,7 @@ def as_one_graph(decoder: FaceDecoder) -> Tensor:
 
 
 def peak(run: Callable[[FaceDecoder], Tensor], decoder: FaceDecoder) -> tuple[int, Tensor]:
-    with AliveBytes() as counted:
+    with PeakMemoryMode() as counted:
         result = run(decoder)
     return counted.peak, result
 
@@ -84,7 +84,7 @@ def test_chunk_by_chunk_holds_one_chunk(vae, checkpointed, share, capsys):
 
 def test_the_counter_counts_what_lives():
     one = torch.zeros(1000)
-    with AliveBytes() as counted:
+    with PeakMemoryMode() as counted:
         two = one + 1  # 4000
         two.add_(1)  # in place
         view = two[:10].view(2, 5)
@@ -115,7 +115,7 @@ class FullDecoder:
         decoder = FaceDecoder(self.vae, Counter(), checkpointed=checkpointed, margin=8)
         clean = torch.empty(frames, 4, 72, 128, device="meta")
         chunk = range(frames)
-        with decoder.observed(clean, [chunk]):
+        with decoder.with_recorded_stats(clean, [chunk]):
             variable = clean.clone().requires_grad_(back)
             with FlopCounterMode(display=False) as counted:
                 if mode == "full":

@@ -105,7 +105,7 @@ def test_the_references_vector_and_those_of_frames_are_of_rgb(engine, colour, me
     expected = torch.tensor([*means, 1.0])
     torch.testing.assert_close(optimise.targets[0].vector, expected)
     frame = torch.from_numpy(picture(colour)).permute(2, 0, 1)[None] / 127.5 - 1
-    torch.testing.assert_close(optimise.identify(frame, [(8, 8, 40, 40)])[0], expected)
+    torch.testing.assert_close(optimise.embed(frame, [(8, 8, 40, 40)])[0], expected)
 
 
 @pytest.mark.parametrize("order", ["bgr", "rgb"])

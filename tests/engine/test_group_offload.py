@@ -22,7 +22,7 @@ from stableanimator_cli.nets.unet import Context
 from tests.tiny import engine_of, rendered, request
 
 
-class Away(group_offload.InTurn):
+class Away(group_offload.GroupOffload):
     """What waits is NaN (or -1), and the numbers lie on "the card": reading a weight outside of its turn shows."""
 
     def __init__(self, unet: torch.nn.Module, calls: Counter[str]) -> None:
@@ -110,7 +110,7 @@ def test_the_next_block_comes_while_one_is_at_work(tiny_model, plan):
     with engine_of(tiny_model, **plan) as engine:
         unet = engine.networks["unet"]
         group_offload.pack_blocks(unet, pin=False)
-        unet.run = run = group_offload.InTurn(torch.device("cpu"), engine.calls, lane=lane)
+        unet.run = run = group_offload.GroupOffload(torch.device("cpu"), engine.calls, lane=lane)
         assert np.array_equal(rendered(engine, wanted), plain)
         blocks = len(group_offload.blocks_of(unet))
         (slow,) = lanes
@@ -137,7 +137,7 @@ def test_blocks_that_come_in_another_order_are_still_right(tiny_model):
     with engine_of(tiny_model) as engine:
         unet = engine.networks["unet"]
         group_offload.pack_blocks(unet, pin=False)
-        unet.run = group_offload.InTurn(torch.device("cpu"), engine.calls, lane=Slow)
+        unet.run = group_offload.GroupOffload(torch.device("cpu"), engine.calls, lane=Slow)
         assert np.array_equal(rendered(engine, wanted), plain)
         assert engine.calls["unet_shallow"] > 0
 
@@ -146,7 +146,7 @@ def test_what_waited_is_back_after_an_error():
     layer = torch.nn.Linear(2, 2)
     before = [tensor.data_ptr() for tensor in layer.parameters()]
 
-    class Broken(group_offload.InTurn):
+    class Broken(group_offload.GroupOffload):
         def fetched(self, tensor: Tensor) -> Tensor:
             return tensor.data.clone()
 

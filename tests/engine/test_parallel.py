@@ -30,7 +30,7 @@ from stableanimator_cli.animate.pipeline import _counted
 from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.config.animate import AnimateConfig, resolve
-from stableanimator_cli.diffusion.guidance import pairs_of
+from stableanimator_cli.diffusion.guidance import window_branches
 from stableanimator_cli.diffusion.schedule import karras_sigmas
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine import parallel
@@ -160,7 +160,7 @@ def test_shares_are_even_and_in_order_and_ours_is_the_largest(pairs, world):
 
 def test_a_share_names_the_frames_that_it_looks_at():
     plan = plan_windows(9, length=4, overlap=1)
-    windows = [window.frames for window, _ in pairs_of(plan, (3, 3))][2:5]
+    windows = [window.frames for window, _ in window_branches(plan, (3, 3))][2:5]
     assert frames_of(plan, (3, 3), range(2, 5)).tolist() == sorted({frame for frames in windows for frame in frames})
     assert len(frames_of(plan, (3, 3), range(2, 2))) == 0
 
@@ -251,21 +251,21 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
     one, _ = animated(flags_of(place, tiny_model, "one", steps=4))
     killed = place / "killed"
     evaluations: list[int] = []
-    check, ask = parallel.Ranks._check, parallel.Ranks._ask
+    check, ask = parallel.WorkerGroup._check, parallel.WorkerGroup._ask
 
-    def kill(self: parallel.Ranks) -> None:
+    def kill(self: parallel.WorkerGroup) -> None:
         """In the third evaluation, while rank 0 is at its own work."""
         check(self)
         if len(evaluations) == 3 and not killed.exists():
             killed.touch()
             os.kill(self._children[1][0].pid, signal.SIGKILL)
 
-    def asked(self: parallel.Ranks, rank: int, *given: Any) -> Any:
+    def asked(self: parallel.WorkerGroup, rank: int, *given: Any) -> Any:
         evaluations.append(rank)
         return ask(self, rank, *given)
 
-    monkeypatch.setattr(parallel.Ranks, "_check", kill)
-    monkeypatch.setattr(parallel.Ranks, "_ask", asked)
+    monkeypatch.setattr(parallel.WorkerGroup, "_check", kill)
+    monkeypatch.setattr(parallel.WorkerGroup, "_ask", asked)
     flags = flags_of(place, tiny_model, "two", steps=4)
     with pytest.raises(Interrupted, match=r"two\.mp4: rank 1 of 2 died \(signal 9\)") as caught:
         apart(lambda: run(flags=flags | {"gpus": 2}))
@@ -282,13 +282,13 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
 
 def test_a_process_that_falls_silent_is_given_up(place, tiny_model, forked, monkeypatch):
     monkeypatch.setattr(parallel, "SILENCE", 3.0)
-    ask = parallel.Ranks._ask
+    ask = parallel.WorkerGroup._ask
 
-    def stop(self: parallel.Ranks, rank: int, *given: Any) -> Any:
+    def stop(self: parallel.WorkerGroup, rank: int, *given: Any) -> Any:
         os.kill(self._children[1][0].pid, signal.SIGSTOP)
         return ask(self, rank, *given)
 
-    monkeypatch.setattr(parallel.Ranks, "_ask", stop)
+    monkeypatch.setattr(parallel.WorkerGroup, "_ask", stop)
     with pytest.raises(Interrupted, match="rank 1 of 2 has not answered for 3 s") as caught:
         apart(lambda: run(flags=flags_of(place, tiny_model, "two", gpus=2)))
     assert "repeat the command" in str(caught.value.hint)  # no step was done
@@ -296,16 +296,16 @@ def test_a_process_that_falls_silent_is_given_up(place, tiny_model, forked, monk
 
 def test_what_a_process_cannot_do_is_said_in_its_own_words(place, tiny_model, forked, monkeypatch):
     """A machine where the others do not find the weights."""
-    share = parallel.Ranks.share
+    share = parallel.WorkerGroup.distribute
 
-    def blind(self: parallel.Ranks, engine: Any, *given: Any) -> Any:
+    def blind(self: parallel.WorkerGroup, engine: Any, *given: Any) -> Any:
         found = engine.model
         engine.model = replace(found, files={**found.files, "unet": place / "not here.safetensors"})
         answers = share(self, engine, *given)
         engine.model = found
         return answers
 
-    monkeypatch.setattr(parallel.Ranks, "share", blind)
+    monkeypatch.setattr(parallel.WorkerGroup, "share", blind)
     with pytest.raises(ModelMissing, match=r"two\.mp4: rank 1 of 2: .*not here\.safetensors") as caught:
         apart(lambda: run(flags=flags_of(place, tiny_model, "two", gpus=2)))
     assert caught.value.exit_code == 5
@@ -335,7 +335,7 @@ def test_the_number_of_processes_is_checked_first(place, tiny_model):
 def test_torchrun_decides_how_many_processes_there_are(place, tiny_model):
     config = resolve(AnimateConfig, flags_of(place, tiny_model, "out", overlap=1))
     device = DevicePlan(device=torch.device("cpu"), dtype=torch.float32)
-    three = parallel.Ranks(3, torch.distributed.HashStore(), {})
+    three = parallel.WorkerGroup(3, torch.distributed.HashStore(), {})
     assert _counted(config, device, three).device.gpus == 3
     two = resolve(AnimateConfig, flags_of(place, tiny_model, "out", overlap=1, gpus=2))
     with pytest.raises(ConfigError, match=r"--gpus: found 2, expected the 3 processes that are here"):

@@ -111,7 +111,7 @@ def test_a_pickle_in_the_store_is_not_run(tmp_path, hexed):
     assert (tmp_path / "it works").is_dir()
     store.set("failed/1", payload.hex() if hexed else payload)
     store.set("here/1", payload)
-    lost = parallel.Ranks(2, store, {})._lost(1, "Connection closed by peer")
+    lost = parallel.WorkerGroup(2, store, {})._lost(1, "Connection closed by peer")
     assert not (tmp_path / "ran").exists()
     assert str(lost) == "rank 1 of 2: an error that cannot be read"
 
@@ -121,7 +121,7 @@ def test_a_rank_says_why_it_failed_in_json():
     assert parallel_messages.read_error(store, 1) is None
     parallel_messages.publish_error(store, 1, ModelMissing("unet: no such file", hint="pull it"))
     assert json.loads(store.get("failed/1"))["error"] == "model-missing"
-    told = parallel.Ranks(2, store, {})._lost(1, "").told
+    told = parallel.WorkerGroup(2, store, {})._lost(1, "").told
     assert type(told) is ModelMissing
     assert (told.message, told.hint) == ("unet: no such file", "pull it")
 

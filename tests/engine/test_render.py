@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.decoder import Decoder
-from stableanimator_cli.engine.render import Stages, Watch, calls_of, decode, initial_noise, render, sample
+from stableanimator_cli.engine.render import Callbacks, Timings, count_calls, decode, initial_noise, render, sample
 from stableanimator_cli.errors import CheckFailed, OutOfMemory
 from tests.tiny import engine_of, rendered, request
 
@@ -43,9 +43,9 @@ def engine(tiny_model):
 )
 def test_networks_run_as_often_as_the_plan_says(tiny_model, options, unet, decodes):
     wanted = request(**options)
-    planned, stages, windows = calls_of(wanted), Stages(), []
+    planned, stages, windows = count_calls(wanted), Timings(), []
     with engine_of(tiny_model) as engine:
-        frames = list(render(engine, wanted, stages, Watch(window=lambda: windows.append(1))))
+        frames = list(render(engine, wanted, stages, Callbacks(window=lambda: windows.append(1))))
     assert (planned["unet"], planned["vae_decode"]) == (unet, decodes)
     assert len(windows) == planned.pop("windows")
     assert {name: engine.calls[name] for name in planned} == planned
@@ -85,10 +85,10 @@ def test_repeated_noise_is_the_reference_implementations(name, seed, frames):
 def test_an_anchor_is_rendered_but_not_given_out(engine):
     wanted = replace(request(6), anchored=True)
     assert wanted.frames == 5
-    latents = sample(engine, wanted, Stages(), Watch())
+    latents = sample(engine, wanted, Timings(), Callbacks())
     assert len(latents) == 6
-    frames = np.stack(list(decode(engine, wanted, latents, Stages())))
-    plain = np.stack(list(decode(engine, request(5), latents[1:], Stages())))
+    frames = np.stack(list(decode(engine, wanted, latents, Timings())))
+    plain = np.stack(list(decode(engine, request(5), latents[1:], Timings())))
     np.testing.assert_array_equal(frames, plain)
 
 
@@ -101,14 +101,14 @@ def test_churn_needs_heun_to_be_felt_and_keeps_to_the_seed(engine):
 
 def test_who_watches_sees_each_step_with_its_latents(engine):
     seen: list[tuple[Step, Tensor]] = []
-    latents = sample(engine, request(3, steps=3), Stages(), Watch(step=lambda x, step: seen.append((step, x))))
+    latents = sample(engine, request(3, steps=3), Timings(), Callbacks(step=lambda x, step: seen.append((step, x))))
     assert [(step.index, step.total) for step, _ in seen] == [(0, 3), (1, 3), (2, 3)]
     assert torch.equal(seen[-1][1], latents)
 
 
 def test_frames_are_decoded_while_they_are_taken(tiny_model):
     with engine_of(tiny_model) as engine:
-        frames = render(engine, request(6, chunk=2), Stages())
+        frames = render(engine, request(6, chunk=2), Timings())
         next(frames)
         assert engine.calls["vae_decode"] == 1
         assert torch.is_grad_enabled()  # a generator that waits must not leave the mode off for everybody
@@ -149,7 +149,7 @@ def test_an_interval_of_guidance_asks_as_often_as_was_planned(tiny_model, sampli
         with engine_of(tiny_model) as engine:
             frames.append(rendered(engine, wanted).astype(int))
             calls.append(engine.calls["unet"])
-            assert calls[-1] == calls_of(wanted)["unet"]
+            assert calls[-1] == count_calls(wanted)["unet"]
     assert calls[2] < calls[1] < calls[0] == 2 * calls[2]
     error = abs(frames[1] - frames[0]).mean()
     with capsys.disabled():

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from stableanimator_cli.engine import throughput
-from stableanimator_cli.engine.memory.profile import Flops
+from stableanimator_cli.engine.memory.profile import FlopCounter
 
 CPU = torch.device("cpu")
 
 
-def counted() -> Flops:
-    with Flops() as counter:
+def counted() -> FlopCounter:
+    with FlopCounter() as counter:
         x = torch.empty(2, 8, 16, 16, device="meta", requires_grad=True)
         y = F.conv2d(x, torch.empty(4, 8, 3, 3, device="meta", requires_grad=True), padding=1)
         (y.flatten(1) @ torch.empty(1024, 32, device="meta")).sum().backward()

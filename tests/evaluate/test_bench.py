@@ -21,7 +21,7 @@ from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.motion.motion_file import load_motion
-from stableanimator_cli.progress import Silent
+from stableanimator_cli.progress import NullReporter
 from tests.evaluate.samples import drawn, noisy, write
 
 
@@ -123,7 +123,7 @@ def test_memory_is_that_of_sixteen_frames(benched: tuple[Scores, Copying], tmp_p
         poses=None,
     )  # fmt: skip
     model = catalogue.open_model("puppet")
-    animator = Animator(model=model, name="puppet", animate=animate, settings=None, flags={}, talk=Silent())
+    animator = Animator(model=model, name="puppet", animate=animate, settings=None, flags={}, reporter=NullReporter())
     assert animator.memory(case, tmp_path / "memory") == {"host": 1 << 30}
 
 
@@ -167,7 +167,7 @@ def test_one_that_cannot_be_animated_does_not_stop_the_others(tmp_path: Path) ->
 
 def _cases(bench: str, tmp_path: Path, **more: Any) -> Any:
     config = EvaluateConfig(bench=bench, output=tmp_path / "out", **more)
-    return find_cases(config, catalogue.open_model("puppet"), tmp_path / "out" / "data", Silent())
+    return find_cases(config, catalogue.open_model("puppet"), tmp_path / "out" / "data", NullReporter())
 
 
 @pytest.mark.parametrize("bench", ["tiktok", "unseen100"])
@@ -213,7 +213,7 @@ def test_ids_are_not_for_puppets(tmp_path: Path) -> None:
 def test_an_ablation_scores_each_variant_with_each_seed(tmp_path: Path) -> None:
     variants = tmp_path / "variants"
     for name in ("ours", "addition"):
-        shutil.copytree(catalogue.shipped() / "puppet", variants / name)
+        shutil.copytree(catalogue.builtin_dir() / "puppet", variants / name)
     animate = Copying(tmp_path / "out" / "data" / "puppets")
     scores = _run(
         animate, model=None, output=tmp_path / "out", ablation="table2", variants=variants, figures=2, length=3
@@ -239,7 +239,7 @@ def test_an_ablation_scores_each_variant_with_each_seed(tmp_path: Path) -> None:
 
 def test_a_pasted_face_shares_the_videos_of_no_face(tmp_path: Path) -> None:
     variants = tmp_path / "variants"
-    shutil.copytree(catalogue.shipped() / "puppet", variants / "no-face")
+    shutil.copytree(catalogue.builtin_dir() / "puppet", variants / "no-face")
     animate = Copying(tmp_path / "out" / "data" / "puppets", amount=40)
     flags = {"model": None, "output": tmp_path / "out", "ablation": "table3", "variants": variants}
     scores = _run(animate, **flags, figures=2, length=3)

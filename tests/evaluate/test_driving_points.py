@@ -19,7 +19,7 @@ from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.motion_file import load_motion, save_motion
-from stableanimator_cli.progress import Silent
+from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.records import Motion
 from tests.evaluate.samples import drawn, write
 from tests.waving import waving
@@ -34,7 +34,9 @@ def _motion(path: Path, times: tuple[Fraction, ...] | None = None) -> Path:
 
 
 def _driven(path: Path, fps: Fraction | None, frames: tuple[int | None, int | None] | None) -> Driving:
-    return open_driving(path, kind="auto", frames=frames, fps=fps, size=(64, 64), resize="crop", talk=Silent())
+    return open_driving(
+        path, kind="auto", frames=frames, fps=fps, size=(64, 64), resize="crop", reporter=NullReporter()
+    )
 
 
 def _record(driving: Driving, path: Path, **config: Any) -> dict[str, Any]:

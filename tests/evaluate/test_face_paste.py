@@ -15,7 +15,7 @@ from stableanimator_cli.evaluate.face_paste import paste, pasted
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.metrics.identity import cosines
-from stableanimator_cli.progress import Silent
+from stableanimator_cli.progress import NullReporter
 from tests.evaluate.samples import drawn, write
 
 SIZE = (128, 128)
@@ -74,7 +74,7 @@ def test_another_figures_face_becomes_that_of_the_reference(reader: FaceReader, 
     predicted.with_suffix(".json").write_text(json.dumps(record))
     write_picture(tmp_path / "one.png", picture)
     pair = Pair(name="one", predicted=predicted, truth=None, reference=tmp_path / "one.png", poses=None)
-    (done,) = pasted([pair], tmp_path / "pasted", reader, Silent())
+    (done,) = pasted([pair], tmp_path / "pasted", reader, NullReporter())
     assert done.predicted == tmp_path / "pasted" / "one.mp4"
     out = [frame for _, frame in open_clip(done.predicted).frames()]
     assert (out[2] == frames[2]).all()  # nobody is there
@@ -96,7 +96,7 @@ def test_what_is_pasted_is_kept_and_a_new_video_is_not(reader: FaceReader, tmp_p
     pair = Pair(name="one", predicted=predicted, truth=None, reference=tmp_path / "one.png", poses=None)
 
     def made() -> int:
-        (done,) = pasted([pair], tmp_path / "pasted", reader, Silent())
+        (done,) = pasted([pair], tmp_path / "pasted", reader, NullReporter())
         return done.predicted.stat().st_mtime_ns
 
     first = made()
@@ -106,18 +106,18 @@ def test_what_is_pasted_is_kept_and_a_new_video_is_not(reader: FaceReader, tmp_p
 
 
 def test_a_reference_without_a_face_leaves_the_video_as_it_is(reader: FaceReader, tmp_path: Path) -> None:
-    class Heard(Silent):
+    class Heard(NullReporter):
         said: list[str] = []  # noqa: RUF012
 
-        def warn(self, text: str) -> None:
+        def warning(self, text: str) -> None:
             self.said.append(text)
 
     frames = drawn(0, frames=2)
     write_picture(tmp_path / "one.png", np.full((64, 64, 3), 90, np.uint8))
     predicted = write(tmp_path / "one.mp4", frames)
     pair = Pair(name="one", predicted=predicted, truth=None, reference=tmp_path / "one.png", poses=None)
-    talk = Heard()
-    (done,) = pasted([pair], tmp_path / "pasted", reader, talk)
-    assert talk.said == ["one: no face in its reference picture, so that none is pasted"]
+    reporter = Heard()
+    (done,) = pasted([pair], tmp_path / "pasted", reader, reporter)
+    assert reporter.said == ["one: no face in its reference picture, so that none is pasted"]
     for (_, out), frame in zip(open_clip(done.predicted).frames(), frames, strict=True):
         assert (out == frame).all()

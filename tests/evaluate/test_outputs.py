@@ -15,7 +15,7 @@ import pytest
 
 from stableanimator_cli.errors import BadInput, BatchFailed
 from stableanimator_cli.evaluate import evaluator
-from stableanimator_cli.evaluate.detections import Observed, Observer
+from stableanimator_cli.evaluate.detections import VideoDetections, VideoDetector
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.evaluate.run import run
@@ -23,7 +23,7 @@ from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.evaluate.scoring import Scorer, _Made
 from stableanimator_cli.files import carries_mark, locked_output
 from stableanimator_cli.media import write_picture
-from stableanimator_cli.progress import Silent
+from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.records import Clip
 from tests.evaluate.samples import changed, drawn, noisy, write
 
@@ -153,7 +153,7 @@ def test_nothing_of_a_video_that_fails_late_stays_in_the_distances(sides: tuple[
     )
     rules = PROTOCOLS["native"]
     given: Any = {"rules": rules, "observer": observer, "networks": networks, "truncate": False, "given": None}
-    scorer = Scorer(**given, talk=Silent())
+    scorer = Scorer(**given, reporter=NullReporter())
     with pytest.raises(BadInput, match="cannot be looked at"):
         scorer.score(Pair(name="v0", predicted=sides[0] / "v0.mp4", truth=sides[1] / "v0.mp4"))
     assert forgotten == ["v0"]
@@ -162,21 +162,23 @@ def test_nothing_of_a_video_that_fails_late_stays_in_the_distances(sides: tuple[
 def test_frames_without_a_true_face_are_asked_for_no_identity(tmp_path: Path) -> None:
     """Drift and the worst stretch took a face that is found in the back of a head; CSIM did not."""
     alice, bob, nobody = np.eye(512)[0], np.eye(512)[1], np.full(512, np.nan)
-    mine = Observed(own=np.array([alice] * 20 + [bob] * 20), judge=np.zeros((40, 512)), points=PEOPLE, size=(64, 64))
+    mine = VideoDetections(
+        own=np.array([alice] * 20 + [bob] * 20), judge=np.zeros((40, 512)), points=PEOPLE, size=(64, 64)
+    )
     true = replace(mine, own=np.array([alice] * 20 + [nobody] * 20))
     observer = SimpleNamespace(lacks={"judge": ("", "")}, reader=True, vectors=lambda picture: (alice, nobody))
     given: Any = {"rules": PROTOCOLS["native"], "observer": observer, "networks": None, "truncate": False}
     made = _Made()
     write_picture(tmp_path / "r.png", drawn(0, frames=1)[0])
     pair = Pair(name="v", predicted=tmp_path, reference=tmp_path / "r.png")
-    Scorer(**given, given=None, talk=Silent())._identity(pair, mine, true, None, made)
+    Scorer(**given, given=None, reporter=NullReporter())._identity(pair, mine, true, None, made)
     assert (made.values["csim_ref"], made.values["identity_drift"], made.values["identity_worst"]) == (1, 0, 1)
     assert (made.values["face_rate"], made.counts["csim_ref"]) == (1, 20)
-    Scorer(**given, given=None, talk=Silent())._identity(pair, mine, None, None, made)
+    Scorer(**given, given=None, reporter=NullReporter())._identity(pair, mine, None, None, made)
     assert (made.values["csim_ref"], made.values["identity_drift"], made.values["identity_worst"]) == (0.5, -1, 0)
 
 
-def _no_observation(clip: Clip, talk: Any, *, sha256: str) -> None:
+def _no_observation(clip: Clip, reporter: Any, *, sha256: str) -> None:
     raise BadInput.because(clip.path, "it cannot be looked at")
 
 
@@ -238,12 +240,12 @@ def test_csim_is_not_asked_of_frames_whose_truth_shows_no_face(
     nobody = np.full(512, np.nan, np.float32)
     faces = {"made": [vector[0], vector[1], vector[1], nobody], "truth": [vector[0], vector[0], nobody, vector[0]]}
 
-    def observe(self: Observer, clip: Clip, talk: Any, *, sha256: str | None = None) -> Observed:
+    def observe(self: VideoDetector, clip: Clip, reporter: Any, *, sha256: str | None = None) -> VideoDetections:
         own = np.stack(faces[clip.path.parent.name])
-        return Observed(own=own, judge=own, points=np.zeros((4, 134, 3), np.float32), size=clip.size)
+        return VideoDetections(own=own, judge=own, points=np.zeros((4, 134, 3), np.float32), size=clip.size)
 
-    monkeypatch.setattr(Observer, "observe", observe)
-    monkeypatch.setattr(Observer, "vectors", lambda self, picture: (vector[0], vector[0]))
+    monkeypatch.setattr(VideoDetector, "observe", observe)
+    monkeypatch.setattr(VideoDetector, "vectors", lambda self, picture: (vector[0], vector[0]))
     scores = _scored(sides[0] / "v0.mp4", sides[1] / "v0.mp4", tmp_path / "out", model="puppet")
     (video,) = scores.videos
     for name in ("csim_ref", "csim_gt", "csim_ref_judge", "csim_gt_judge"):

@@ -13,7 +13,7 @@ import pytest
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged
-from stableanimator_cli.evaluate.evaluator import Bench, measuring
+from stableanimator_cli.evaluate.evaluator import Evaluator, measuring
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.metrics.pixel import psnr
@@ -102,12 +102,12 @@ def test_the_page_needs_nothing_from_outside_and_the_worst_comes_first(scores: S
 def test_what_was_seen_is_remembered_by_digest(
     scores: Scores, made: Path, truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stableanimator_cli.evaluate.detections import Observer
+    from stableanimator_cli.evaluate.detections import VideoDetector
 
-    def look(self: Observer, frames: Any) -> Any:
+    def look(self: VideoDetector, frames: Any) -> Any:
         raise AssertionError("looked at again")
 
-    monkeypatch.setattr(Observer, "_look", look)
+    monkeypatch.setattr(VideoDetector, "_look", look)
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
     again = _scored(copy, truth, tmp_path / "again", borders="4,8")
@@ -128,11 +128,11 @@ def measured_one(tmp_path: Path, truth: Path) -> Any:
     """Values and curves of one changed copy of the first video."""
     from stableanimator_cli.config.evaluate import EvaluateConfig
     from stableanimator_cli.evaluate.pairs import match
-    from stableanimator_cli.progress import Silent
+    from stableanimator_cli.progress import NullReporter
 
     source = truth / "figure_0.mp4"
     config = EvaluateConfig(inputs=(source, source), output=tmp_path, model="puppet", borders=(6,))
-    bench: Bench = measuring(config, Silent(), networks=())
+    bench: Evaluator = measuring(config, NullReporter(), networks=())
 
     def measure(name: str, change: Any) -> Any:
         made = changed(source, tmp_path / f"{name}.mp4", change)
@@ -199,7 +199,7 @@ def test_other_sizes_are_refused_natively_and_brought_together_by_disco256(truth
 
 def test_a_damaged_recogniser_is_refused_by_its_digest(truth: Path, tmp_path: Path) -> None:
     folder = tmp_path / "puppet"
-    shutil.copytree(catalogue.shipped() / "puppet", folder)
+    shutil.copytree(catalogue.builtin_dir() / "puppet", folder)
     file = folder / "face" / "arcface_puppet.onnx"
     damaged = bytearray(file.read_bytes())
     damaged[-100] ^= 1

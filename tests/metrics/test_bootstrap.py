@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stableanimator_cli.metrics.bootstrap import interval, interval_of, share
+from stableanimator_cli.metrics.bootstrap import interval, interval_of, wilson_interval
 from stableanimator_cli.metrics.frechet import Moments, frechet_distance
 
 
@@ -88,10 +88,10 @@ def test_any_statistic_can_be_drawn() -> None:
     [(5, 10, 0.2366, 0.7634), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
 )
 def test_wilsons_interval(hits: int, total: int, low: float, high: float) -> None:
-    assert share(hits, total) == pytest.approx((low, high), abs=2e-4)
+    assert wilson_interval(hits, total) == pytest.approx((low, high), abs=2e-4)
 
 
 def test_a_share_of_nothing_and_of_too_little() -> None:
-    assert share(0, 0) == (0.0, 1.0)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
     with pytest.raises(ValueError, match="3 of 2"):
-        share(3, 2)
+        wilson_interval(3, 2)

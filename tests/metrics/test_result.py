@@ -10,7 +10,7 @@ import pytest
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.metrics import pixel
-from stableanimator_cli.metrics.accumulators import ByVideo, Running, paired
+from stableanimator_cli.metrics.accumulators import ByVideo, RunningMean, paired
 from stableanimator_cli.metrics.result import METRICS, MetricSpec, Missing, Value, json_number, register
 
 
@@ -71,7 +71,7 @@ def test_absence_is_counted_and_changes_no_mean():
     assert value.about == {"absent": 2}
     assert math.isnan(value.per_video["b"])
     assert value.per_video_mean == 2
-    assert math.isnan(Running().mean)
+    assert math.isnan(RunningMean().mean)
 
 
 def test_parts_merge_to_the_whole():

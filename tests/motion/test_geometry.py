@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.motion.geometry import Fit, fit
+from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.records import Motion
 
 SIZES = [((64, 48), (32, 32)), ((48, 64), (32, 32)), ((37, 91), (64, 40)), ((30, 20), (60, 40)), ((640, 7), (5, 9))]
@@ -20,7 +20,7 @@ def noise(size: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize(("source", "target"), SIZES)
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
 def test_points_go_there_and_back_and_corners_meet(source, target, mode):
-    mapping = fit(source, target, mode)
+    mapping = resize_transform(source, target, mode)
     points = np.random.default_rng(1).uniform(-50, 700, (4, 5, 2))
     np.testing.assert_allclose(mapping.inverse_points(mapping.apply_points(points)), points, atol=1e-9)
     corners = np.array(mapping.box).reshape(2, 2)
@@ -35,20 +35,20 @@ def test_points_go_there_and_back_and_corners_meet(source, target, mode):
 def test_stretching_is_pillows_resize(source, target, name, pillow):
     image = noise(source)
     expected = np.asarray(Image.fromarray(image).resize(target, pillow))
-    np.testing.assert_array_equal(fit(source, target, "stretch").apply_image(image, name), expected)
+    np.testing.assert_array_equal(resize_transform(source, target, "stretch").apply_image(image, name), expected)
 
 
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
 def test_an_equal_aspect_uses_all_of_both(mode):
-    mapping = fit((1920, 1080), (640, 360), mode)
+    mapping = resize_transform((1920, 1080), (640, 360), mode)
     assert mapping.box == (0, 0, 1920, 1080)
     assert mapping.placed == (0, 0, 640, 360)
     same = noise((33, 21))
-    np.testing.assert_array_equal(fit((33, 21), (33, 21), mode).apply_image(same), same)
+    np.testing.assert_array_equal(resize_transform((33, 21), (33, 21), mode).apply_image(same), same)
 
 
 def test_crop_takes_the_middle_of_the_longer_side():
-    wide, tall = fit((200, 100), (50, 50), "crop"), fit((100, 200), (50, 50), "crop")
+    wide, tall = resize_transform((200, 100), (50, 50), "crop"), resize_transform((100, 200), (50, 50), "crop")
     assert wide.box == (50, 0, 150, 100)
     assert tall.box == (0, 50, 100, 150)
     assert wide.scale == tall.scale == (0.5, 0.5)
@@ -57,9 +57,9 @@ def test_crop_takes_the_middle_of_the_longer_side():
 
 @pytest.mark.parametrize(("source", "target"), SIZES)
 def test_crop_keeps_shapes_exactly_and_pad_to_half_a_pixel(source, target):
-    across, down = fit(source, target, "crop").scale
+    across, down = resize_transform(source, target, "crop").scale
     assert across == pytest.approx(down, rel=1e-12)
-    mapping = fit(source, target, "pad")
+    mapping = resize_transform(source, target, "pad")
     left, top, right, bottom = mapping.placed
     scale = min(target[0] / source[0], target[1] / source[1])
     assert abs(right - left - max(1, source[0] * scale)) <= 0.5
@@ -68,7 +68,7 @@ def test_crop_keeps_shapes_exactly_and_pad_to_half_a_pixel(source, target):
 
 def test_pad_leaves_black_bars_round_the_whole_picture():
     image = np.full((50, 100, 3), 200, np.uint8)
-    frame = fit((100, 50), (60, 60), "pad").apply_image(image)
+    frame = resize_transform((100, 50), (60, 60), "pad").apply_image(image)
     assert not frame[:15].any()
     assert not frame[45:].any()
     assert (frame[15:45] == 200).all()
@@ -78,7 +78,7 @@ def test_a_marked_pixel_and_its_point_stay_together():
     image = np.zeros((80, 120, 3), np.uint8)
     image[38:42, 68:72] = 255
     for mode in ("crop", "pad", "stretch"):
-        mapping = fit((120, 80), (96, 160), mode)
+        mapping = resize_transform((120, 80), (96, 160), mode)
         bright = np.argwhere(mapping.apply_image(image)[..., 0] > 128)
         middle = bright.mean(axis=0)[::-1] + 0.5  # pixel indices name corners, their middles lie half a pixel on
         np.testing.assert_allclose(middle, mapping.apply_points([70, 40]), atol=0.6)
@@ -93,7 +93,7 @@ def test_a_motion_moves_with_its_face_boxes():
         keypoints=keypoints, present=np.array([[True], [False]]), track=np.array([4]), face_boxes=boxes,
         size=(200, 100), times=times,
     )  # fmt: skip
-    moved = fit((200, 100), (50, 50), "crop").transform_motion(motion)
+    moved = resize_transform((200, 100), (50, 50), "crop").transform_motion(motion)
     assert moved.size == (50, 50)
     assert moved.keypoints.dtype == moved.face_boxes.dtype == np.float32
     np.testing.assert_allclose(moved.keypoints[0, 0, 3], [25, 25, 0.8])
@@ -102,19 +102,19 @@ def test_a_motion_moves_with_its_face_boxes():
     assert moved.times == times
     assert motion.keypoints[0, 0, 3, 0] == 100  # the old one is untouched
     with pytest.raises(ValueError, match="expected \\(64, 64\\)"):
-        fit((64, 64), (32, 32), "crop").transform_motion(motion)
+        resize_transform((64, 64), (32, 32), "crop").transform_motion(motion)
 
 
 def test_wrong_modes_sizes_and_pictures_are_named():
     with pytest.raises(ConfigError, match="--resize: found 'zoom', expected crop, pad or stretch"):
-        fit((10, 10), (5, 5), "zoom")
+        resize_transform((10, 10), (5, 5), "zoom")
     with pytest.raises(ConfigError, match="0x5"):
-        fit((10, 10), (0, 5), "crop")
+        resize_transform((10, 10), (0, 5), "crop")
     with pytest.raises(ValueError, match="expected uint8"):
-        fit((10, 20), (5, 5), "crop").apply_image(np.zeros((10, 20, 3), np.uint8))
+        resize_transform((10, 20), (5, 5), "crop").apply_image(np.zeros((10, 20, 3), np.uint8))
 
 
 def test_a_fit_is_a_value():
-    assert fit((10, 20), (5, 5), "crop") == fit((10, 20), (5, 5), "crop")
-    assert isinstance(hash(fit((10, 20), (5, 5), "crop")), int)
-    assert {type(fit((10, 20), (5, 5), "pad"))} == {Fit}
+    assert resize_transform((10, 20), (5, 5), "crop") == resize_transform((10, 20), (5, 5), "crop")
+    assert isinstance(hash(resize_transform((10, 20), (5, 5), "crop")), int)
+    assert {type(resize_transform((10, 20), (5, 5), "pad"))} == {ResizeTransform}

@@ -11,7 +11,7 @@ import pytest
 
 from stableanimator_cli.errors import ConfigError, NoPerson
 from stableanimator_cli.motion.keypoints import bounding_box
-from stableanimator_cli.motion.track import Tracker, assign, largest, owners, parse_person, select, track
+from stableanimator_cli.motion.track import Tracker, assign, largest, match_faces, parse_person, select, track
 from stableanimator_cli.puppets.scene import sample_scene
 from tests.motion.moving import mapped, side_by_side, with_points
 from tests.waving import waving
@@ -175,11 +175,11 @@ def test_faces_find_their_people():
     pair = np.stack([walker(0, 0)[0], walker(200, 0)[0]])
     first, second = (pair[p, 24:92, :2] for p in (0, 1))
     boxes = np.array([[*points.min(axis=0) - 8, *points.max(axis=0) + 8] for points in (second, first)])
-    assert owners(pair, boxes).tolist() == [1, 0]
-    assert owners(pair, boxes[:1]).tolist() == [-1, 0]
-    assert owners(pair, boxes[:0]).tolist() == [-1, -1]
-    assert owners(pair[:0], boxes).shape == (0,)
-    assert owners(pair * [1, 1, 0], boxes).tolist() == [-1, -1]
+    assert match_faces(pair, boxes).tolist() == [1, 0]
+    assert match_faces(pair, boxes[:1]).tolist() == [-1, 0]
+    assert match_faces(pair, boxes[:0]).tolist() == [-1, -1]
+    assert match_faces(pair[:0], boxes).shape == (0,)
+    assert match_faces(pair * [1, 1, 0], boxes).tolist() == [-1, -1]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from stableanimator_cli.engine.weights import fill
 from stableanimator_cli.nets import unet as nets_unet
 from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.memory_format import channels_last
-from stableanimator_cli.nets.unet import AnimationUNet, Context, once
+from stableanimator_cli.nets.unet import AnimationUNet, Context, call_block
 from tests.random_model import TINY
 
 
@@ -52,7 +52,7 @@ def test_blocks_of_one_shape_share_their_code(unet: AnimationUNet):
     for block in blocks:
         given = (block, noise(5, 2, 64, 32), *nets_unet._seen(context, block), 2, 1)
         answers.append(run(nets_unet._spatial_block, *given))
-        assert torch.allclose(answers[-1], once(nets_unet._spatial_block, *given), atol=1e-6)
+        assert torch.allclose(answers[-1], call_block(nets_unet._spatial_block, *given), atol=1e-6)
     assert graphs() == before + 1
     assert not torch.allclose(*answers, atol=0.1)
 
@@ -62,8 +62,8 @@ def test_compiled_code_of_this_machine_agrees(unet: AnimationUNet):
     """One feed-forward layer through the compiler that is here; a whole network would take minutes."""
     block = unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0")
     given = (block.norm3, block.ff, noise(6, 2, 16, 32), 1)
-    found = CompiledBlocks()(nets_unet._fed, *given)
-    expected = once(nets_unet._fed, *given)
+    found = CompiledBlocks()(nets_unet._feed_forward, *given)
+    expected = call_block(nets_unet._feed_forward, *given)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 

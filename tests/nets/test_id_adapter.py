@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from stableanimator_cli.engine.memory.profile import AliveBytes
+from stableanimator_cli.engine.memory.profile import PeakMemoryMode
 from stableanimator_cli.nets.id_adapter import IDAdapter
 
 WIDTH, CROSS, HEADS = 32, 24, 2
@@ -121,7 +121,7 @@ def test_frames_without_a_face_and_a_smaller_scale_get_their_share(layer, mode):
 
 def test_alignment_passes_over_the_features_three_times():
     ours, faces, base = adapter(), torch.empty(4, 64, WIDTH, device="meta"), torch.empty(4, 1, WIDTH, device="meta")
-    with torch.no_grad(), AliveBytes() as found:
+    with torch.no_grad(), PeakMemoryMode() as found:
         ours._add(base, faces, 1.0, repeats=64)
     assert found.peak < 2.2 * faces.numel() * 4  # what is centred, and the sum
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.engine.weights import loaders
-from stableanimator_cli.nets.quantized import packed_weight, stored
+from stableanimator_cli.nets.quantized import packed_weight, quantize_weights
 from stableanimator_cli.nets.time_conv import TimeConv
 from stableanimator_cli.nets.unet import AnimationUNet, Context
 
@@ -50,7 +50,7 @@ def test_layers_compute_what_their_weights_say(kind):
     ).requires_grad_(False)
     given = {"linear": noise(1, 5, 64), "conv": noise(2, 2, 16, 8, 8), "time": noise(3, 1, 48, 4, 5, 5)}
     before = {name: layers[name](x) for name, x in given.items()}
-    stored(layers, kind)  # type: ignore[arg-type]
+    quantize_weights(layers, kind)  # type: ignore[arg-type]
     for name, x in given.items():
         layer = layers[name]
         assert layer.weight.dtype == KINDS[kind]
@@ -73,7 +73,7 @@ def _shape(layer: nn.Module) -> tuple:
 def test_the_puppets_network_moves_little_and_takes_less(capsys):
     def unet(kind: str) -> AnimationUNet:
         loaded = loaders(open_model("puppet"), torch.float32, "distribution")["unet"]()
-        return stored(loaded, kind)  # type: ignore[arg-type, return-value]
+        return quantize_weights(loaded, kind)  # type: ignore[arg-type, return-value]
 
     def call(network: AnimationUNet) -> Tensor:
         width = network.config["cross_attention_dim"]

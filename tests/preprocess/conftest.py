@@ -22,8 +22,8 @@ def rectangles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def preprocess(rectangles: Path) -> Callable[..., Any]:
     """``run`` with that model on the CPU: ``preprocess(*inputs, **flags)``."""
 
-    def go(*inputs: Path, plan_only: bool = False, talk: Any = None, **flags: Any) -> Any:
+    def go(*inputs: Path, plan_only: bool = False, reporter: Any = None, **flags: Any) -> Any:
         given = {"input": inputs, "model": str(rectangles), "device": "cpu", **flags}
-        return run(flags=given, plan_only=plan_only, talk=talk)
+        return run(flags=given, plan_only=plan_only, reporter=reporter)
 
     return go

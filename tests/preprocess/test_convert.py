@@ -134,7 +134,7 @@ def test_smoothing_is_done_only_when_asked(preprocess, motion, tmp_path):
 def test_a_size_that_is_not_known_is_guessed_and_told(preprocess, motion, tmp_path):
     preprocess(motion, output=tmp_path / "p.npy")
     heard = Heard()
-    preprocess(tmp_path / "p.npy", output=tmp_path / "q.npz", talk=heard)
+    preprocess(tmp_path / "p.npy", output=tmp_path / "q.npz", reporter=heard)
     assert "--size gives it" in heard.warnings[0]
 
 

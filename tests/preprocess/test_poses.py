@@ -22,7 +22,7 @@ NTSC = Fraction(30000, 1001)
 def test_one_video_becomes_a_lossless_skeleton_video_and_its_motion(preprocess, tmp_path):
     video = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(20, missing=(7,)), fps=NTSC)
     out, heard = tmp_path / "poses.mp4", Heard()
-    report = preprocess(video, poses=out, talk=heard)
+    report = preprocess(video, poses=out, reporter=heard)
     assert (report.output, report.frames) == (out, 20)
     assert any("1 frames filled in 1 gaps" in note for note in heard.notes)
     clip, motion = open_clip(out), load_motion(tmp_path / "poses.npz")

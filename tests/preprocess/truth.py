@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from stableanimator_cli.catalogue import open_model
-from stableanimator_cli.detect.capture import ROLES, Capture, CaptureOptions, Detectors, capture
+from stableanimator_cli.detect.capture import ROLES, Capture, CaptureOptions, Detectors, extract_motion
 from stableanimator_cli.motion.keypoints import BODY, bounding_box, visible
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 from stableanimator_cli.records import Clip, Motion
@@ -46,7 +46,7 @@ def clip_of(scene: Scene) -> Clip:
 
 
 def look(scene: Scene, detectors: Detectors) -> Capture:
-    return capture(clip_of(scene), detectors, CaptureOptions(person="all"))
+    return extract_motion(clip_of(scene), detectors, CaptureOptions(person="all"))
 
 
 def compare(found: Motion, truth: Motion) -> Nearness:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from stableanimator_cli.config.animate import load, resolve, to_toml
-from stableanimator_cli.config.train import StageConfig, TrainConfig, differences, parse_bytes, preset_tables
+from stableanimator_cli.config.train import StageConfig, TrainConfig, diff, parse_bytes, preset_tables
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.train.lr_schedule import rate_of
+from stableanimator_cli.train.lr_schedule import learning_rate
 
 GIVEN = {"dataset": ["clips"], "output": "RUN"}
 PRESETS = ("paper", "finetune-24gb", "finetune-40gb", "puppet")
@@ -18,7 +18,7 @@ PRESETS = ("paper", "finetune-24gb", "finetune-40gb", "puppet")
 
 def made(recipe: str | None = None, **flags: Any) -> TrainConfig:
     tables = None if recipe is None else preset_tables(recipe)
-    return resolve(TrainConfig, GIVEN | flags, preset=tables).settled((512, 512))
+    return resolve(TrainConfig, GIVEN | flags, preset=tables).resolve_stages((512, 512))
 
 
 def stages(recipe: str | None = None, **flags: Any) -> tuple[StageConfig, ...]:
@@ -100,7 +100,7 @@ def test_stages_are_checked_one_by_one(tmp_path: Path) -> None:
 def test_differences_are_those_that_decide_a_number() -> None:
     left = {"seed": 0, "saving": {"every": 1}, "data": {"workers": 0, "stride": 4}, "stage": [{"rate": 1.0}]}
     right = {"seed": 1, "saving": {"every": 2}, "data": {"workers": 3, "stride": 2}, "stage": [{"rate": 2.0}]}
-    assert differences(left, right) == [
+    assert diff(left, right) == [
         "seed: was 0, now 1",
         "data.stride: was 4, now 2",
         "stage[0].rate: was 1.0, now 2.0",
@@ -121,10 +121,10 @@ def test_memory_without_a_unit_is_not_taken_for_bytes() -> None:
 
 def test_rates_rise_and_fall_within_their_stage() -> None:
     (stage,) = stages(steps=100, warmup=10, schedule="cosine", rate=1.0)
-    rates = [rate_of(stage, step) for step in range(100)]
+    rates = [learning_rate(stage, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == 1.0
     assert rates[55] == pytest.approx(0.505)
     assert rates[99] == pytest.approx(0.01, abs=1e-3)
     (flat,) = stages(steps=100, warmup=0, rate=1.0)
-    assert {rate_of(flat, step) for step in range(100)} == {1.0}
+    assert {learning_rate(flat, step) for step in range(100)} == {1.0}

@@ -12,7 +12,7 @@ import torch
 
 from stableanimator_cli.errors import NoFace
 from stableanimator_cli.media import read_picture, write_picture
-from stableanimator_cli.progress import Silent
+from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.train import run
 from stableanimator_cli.train.loop import Loop
 from tests.train.clip_folders import write_upstream
@@ -36,11 +36,11 @@ def flags(data: Path, model: Path, out: Path, **more: Any) -> dict[str, Any]:
     return given | more
 
 
-class Heard(Silent):
+class Heard(NullReporter):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         self.warnings.append(text)
 
 
@@ -66,7 +66,7 @@ def test_identity_is_trained_on_folders_of_the_reference_implementation(seeing_m
     for name in ("00001", "00002"):
         upstream(tmp_path / "data/rec" / name, face=True)
     heard = Heard()
-    report = run.run(flags=flags(tmp_path / "data", seeing_model, tmp_path / "run", cache=cache), talk=heard)
+    report = run.run(flags=flags(tmp_path / "data", seeing_model, tmp_path / "run", cache=cache), reporter=heard)
     assert norms["face_encoder."] > 0
     assert norms[".id_to_"] > 0
     assert heard.warnings == []
@@ -81,7 +81,7 @@ def test_few_faces_are_a_warning(seeing_model, tmp_path, norms):
     for number in range(3):
         upstream(tmp_path / "data/rec" / f"0000{number}", face=number == 0)
     heard = Heard()
-    run.run(flags=flags(tmp_path / "data", seeing_model, tmp_path / "run"), talk=heard)
+    run.run(flags=flags(tmp_path / "data", seeing_model, tmp_path / "run"), reporter=heard)
     assert heard.warnings == ["2 of 3 clips have no face that could be recognized: they do not train identity"]
 
 

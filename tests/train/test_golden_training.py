@@ -15,8 +15,8 @@ from stableanimator_cli.diffusion.training import interpolated_cosine_sigmas
 from stableanimator_cli.engine.training.model import StepInputs
 from stableanimator_cli.nets.face_encoder import FaceEncoder
 from stableanimator_cli.train import checkpoint
-from stableanimator_cli.train.ema import Average
-from tests.golden_training import BATCH, CLIP_NORM, EMA, ROLES, STEPS, record, run_steps
+from stableanimator_cli.train.ema import EMA
+from tests.golden_training import BATCH, CLIP_NORM, DECAY, ROLES, STEPS, record, run_steps
 from tests.regen import TRAINING
 
 Ran = tuple[Path, list[StepInputs], list[tuple[torch.Tensor, torch.Tensor]]]
@@ -112,11 +112,11 @@ def test_gradients_are_clipped_before_the_optimiser_sees_them(ran):
 
 def test_a_checkpoint_holds_the_average_and_not_the_last_weights(ran):
     run_folder = ran[0]
-    average = Average(EMA)
+    average = EMA(DECAY)
     for step in range(1, STEPS + 1):
         folder = run_folder / "checkpoints" / f"step-{step}"
         state = checkpoint.read_state(folder)
-        average.follow({name: torch.nn.Parameter(value) for name, value in state.weights.items()}, step)
+        average.update({name: torch.nn.Parameter(value) for name, value in state.weights.items()}, step)
         differs = False
         for role in ROLES:
             file = load_file(folder / f"{role}.safetensors")

@@ -15,7 +15,7 @@ from PIL import Image
 from stableanimator_cli.clip_folder import FaceTable
 from stableanimator_cli.engine.training.batch import Batch
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.motion.geometry import fit
+from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_frame, draw_skeleton
 from stableanimator_cli.records import Motion
@@ -146,7 +146,7 @@ def test_skeletons_are_those_that_animate_draws(dataset: Dataset) -> None:
     batch = Loader(dataset, SQUARE, seed=3, batch=5).batch(0)
     assert "tall" in batch.clips
     for place, name in enumerate(batch.clips):
-        motion = fit(_motion_of(name).size, (64, 64), "stretch").transform_motion(_motion_of(name))
+        motion = resize_transform(_motion_of(name).size, (64, 64), "stretch").transform_motion(_motion_of(name))
         for k, frame in enumerate(batch.frames[place].tolist()):
             assert np.array_equal(batch.poses[place, k].numpy().transpose(1, 2, 0), draw_frame(motion, frame))
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from stableanimator_cli.train.curves import draw_curves
-from stableanimator_cli.train.ema import Average
+from stableanimator_cli.train.ema import EMA
 from stableanimator_cli.train.metrics_log import Metrics, bad_batch, read_metrics
 
 
@@ -46,15 +46,15 @@ def test_what_was_measured_after_a_step_is_in_its_line(tmp_path: Path) -> None:
 
 def test_a_loss_is_judged_by_the_median_of_late(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, 0)
-    assert metrics.suspicion(1e9, 1.0, 10.0) is None  # nothing to compare with yet
+    assert metrics.check_spike(1e9, 1.0, 10.0) is None  # nothing to compare with yet
     for step in range(30):
         metrics.write({"step": step + 1, "loss": 2.0})
     metrics.close()
-    assert metrics.suspicion(19.9, 1.0, 10.0) is None
-    assert "more than 10 times" in str(metrics.suspicion(20.1, 1.0, 10.0))
-    assert metrics.suspicion(1e9, 1.0, 0.0) is None
-    assert metrics.suspicion(float("inf"), 1.0, 0.0) == "the loss is inf"
-    assert metrics.suspicion(1.0, float("nan"), 0.0) == "the gradient norm is nan"
+    assert metrics.check_spike(19.9, 1.0, 10.0) is None
+    assert "more than 10 times" in str(metrics.check_spike(20.1, 1.0, 10.0))
+    assert metrics.check_spike(1e9, 1.0, 0.0) is None
+    assert metrics.check_spike(float("inf"), 1.0, 0.0) == "the loss is inf"
+    assert metrics.check_spike(1.0, float("nan"), 0.0) == "the gradient norm is nan"
 
 
 def test_the_worst_sample_is_named_first() -> None:
@@ -65,13 +65,13 @@ def test_the_worst_sample_is_named_first() -> None:
 
 def test_the_average_warms_up_and_follows() -> None:
     weight = nn.Parameter(torch.zeros(3))
-    average = Average(0.9)
-    average.follow({"w": weight}, 1)
+    average = EMA(0.9)
+    average.update({"w": weight}, 1)
     with torch.no_grad():
         weight.fill_(1.0)
-    average.follow({"w": weight}, 2)
+    average.update({"w": weight}, 2)
     torch.testing.assert_close(average.values["w"], torch.full((3,), 1 - 3 / 12))
-    average.follow({"w": weight}, 1000)
+    average.update({"w": weight}, 1000)
     torch.testing.assert_close(average.values["w"], torch.full((3,), 1 - 0.9 * 3 / 12))
 
 

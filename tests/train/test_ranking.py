@@ -145,7 +145,7 @@ def state() -> checkpoint.State:
 def test_validation_counts_frames_without_a_person_and_a_face(tmp_path, monkeypatch):
     import numpy as np
 
-    from stableanimator_cli.motion.geometry import fit
+    from stableanimator_cli.motion.geometry import resize_transform
     from stableanimator_cli.records import Face
     from stableanimator_cli.train import validation
     from stableanimator_cli.train.dataset import open_dataset
@@ -180,7 +180,7 @@ def test_validation_counts_frames_without_a_person_and_a_face(tmp_path, monkeypa
     monkeypatch.setattr(validation, "PersonDetector", Detector)
     monkeypatch.setattr(validation, "PoseEstimator", Estimator)
     seen, black = [np.full((64, 64, 3), n, np.uint8) for n in (1, 2)], [np.zeros((64, 64, 3), np.uint8)] * 2
-    there: Any = fit((64, 64), (64, 64), "stretch")
+    there: Any = resize_transform((64, 64), (64, 64), "stretch")
     vector = np.ones(512, np.float32)
     assert validation._keypoint_error(engine, one, [1, 2], seen, there) == (pytest.approx(0, abs=1e-6), 1.0)
     assert validation._keypoint_error(engine, one, [1, 2], black, there) == (None, 0.0)

@@ -79,5 +79,5 @@ def test_a_batch_must_divide_among_the_ranks() -> None:
 
     given = {"dataset": ["clips"], "output": "RUN", "steps": 1, "batch": 3}
     with pytest.raises(ConfigError, match="multiple of the 2 processes") as caught:
-        run._check_ranks(resolve(TrainConfig, given).settled((64, 64)), 2)
+        run._check_ranks(resolve(TrainConfig, given).resolve_stages((64, 64)), 2)
     assert "try 4" in str(caught.value.hint)

@@ -222,7 +222,7 @@ def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
 )
 def test_what_is_not_trained_is_the_base_models_byte_for_byte(data, tiny_model, tmp_path, train, more):
     """In checkpoints and in both exports, whatever type is computed in and saved."""
-    from stableanimator_cli.engine.training import begin
+    from stableanimator_cli.engine.training import init_network
     from stableanimator_cli.engine.weights import builders
 
     out = tmp_path / "run"
@@ -231,7 +231,7 @@ def test_what_is_not_trained_is_the_base_models_byte_for_byte(data, tiny_model, 
     run.run(flags={"output": tmp_path / "mine", "weights": "float16"}, resumed=out, export="model")
     base = load_file(tiny_model / "unet.safetensors")
     if "from_scratch" in more:
-        base = begin(builders(catalogue.open_model(str(tiny_model)), "distribution")["unet"], 0).state_dict()
+        base = init_network(builders(catalogue.open_model(str(tiny_model)), "distribution")["unet"], 0).state_dict()
     made = [
         load_file(out / "model" / "unet.safetensors"),
         load_file(tmp_path / "mine" / "unet.safetensors"),

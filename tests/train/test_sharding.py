@@ -17,7 +17,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.config.animate import resolve
 from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.engine.memory.train import predict, skeleton
-from stableanimator_cli.engine.training.fsdp import gathered, units
+from stableanimator_cli.engine.training.fsdp import gather, units
 from stableanimator_cli.engine.training.model import TrainingSettings
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.records import NETWORKS
@@ -167,5 +167,5 @@ def test_a_plan_counts_what_a_rank_holds(tiny_model):
 def test_what_is_in_no_pieces_is_left_as_it_is():
     tensor = nn.Parameter(torch.ones(2))
     tree = {"a": tensor, "b": [tensor, 3]}
-    assert gathered(tree, keep=False) == tree
-    assert gathered(tree)["a"] is tensor
+    assert gather(tree, keep=False) == tree
+    assert gather(tree)["a"] is tensor

@@ -27,11 +27,17 @@ from stableanimator_cli.bench.counters import flops
 from stableanimator_cli.bench.harness import Interval, interval
 from stableanimator_cli.bench.networks import FULL, model_of, on_meta
 from stableanimator_cli.bench.results import Table, environment, made_by, put_on_page
-from stableanimator_cli.config.animate import DeviceConfig, Guidance, SamplingConfig, parse_interval, parse_reuse
+from stableanimator_cli.config.animate import (
+    DeviceConfig,
+    Guidance,
+    SamplingConfig,
+    parse_cache_interval,
+    parse_interval,
+)
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory.render import prepared
-from stableanimator_cli.engine.render import Stages, render
+from stableanimator_cli.engine.render import Timings, render
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
@@ -115,7 +121,7 @@ def measure(trial: Trial, work: Path) -> Iterator[Clip]:
             for setting in trial.settings():
                 asked = replace(request, sampling=replace(request.sampling, **setting.changes))
                 engine.calls.clear()
-                frames = np.stack(list(render(engine, asked, Stages())))
+                frames = np.stack(list(render(engine, asked, Timings())))
                 row, _ = looked_at(list(frames), subject, reader)
                 row["limbs"] = float(np.median(row["limbs"])) if row["limbs"] else None
                 row["near"] = None
@@ -259,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             count=options.count,
             steps=options.steps,
             seed=options.seed,
-            features=tuple(parse_reuse(word) for word in _listed(options.cache_features)),
+            features=tuple(parse_cache_interval(word) for word in _listed(options.cache_features)),
             layers=tuple(int(word) for word in _listed(options.layers)),
             guidance=options.guidance,
             intervals=tuple(parse_interval(word) for word in _listed(options.guidance_interval)),

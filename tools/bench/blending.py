@@ -38,7 +38,7 @@ from stableanimator_cli.diffusion.windows import Blend, WindowPlan, plan_windows
 from stableanimator_cli.engine.decoder import to_uint8
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import RenderRequest, Stages, Watch, sample
+from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, sample
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.metrics.seams import seam_score, window_borders
@@ -138,13 +138,13 @@ def compared(engine: Engine, reader: Reader, trial: Trial, scene: Scene) -> Clip
 
 def borders_of(plan: WindowPlan) -> list[int]:
     """Where windows meet; windows that move have no such places."""
-    return [] if plan.moved else window_borders([window.frames for window in plan])
+    return [] if plan.shifted else window_borders([window.frames for window in plan])
 
 
 def pixels(engine: Engine, request: RenderRequest) -> Tensor:
     """A rendering before it is rounded, float32[t,3,h,w] in 0..1; decoded as one chunk, so that only windows have
     borders."""
-    latents = sample(engine, request, Stages(), Watch())
+    latents = sample(engine, request, Timings(), Callbacks())
     with engine.resident("vae"), torch.no_grad():
         return (engine.decoder.pixels(latents).float().clamp(-1, 1) + 1) / 2
 

@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.animate.pose_frames import Skeletons
+from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig, parse_guidance
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import RenderRequest, Stages, render
+from stableanimator_cli.engine.render import RenderRequest, Timings, render
 from stableanimator_cli.errors import NoFace
 from stableanimator_cli.media import write_picture
-from stableanimator_cli.motion.geometry import fit
+from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.sample import rng_of
 from stableanimator_cli.puppets.scene import Scene, sample_scene
@@ -117,7 +117,7 @@ def subject_of(scene: Scene, reader: Reader) -> Subject:
 
 def request_of(subject: Subject, vector: np.ndarray, defaults: dict[str, Any], seed: int) -> RenderRequest:
     """One rendering with the settings of the model's card."""
-    fitted = fit(LARGE, SMALL, "crop").apply_image(subject.reference, resample="lanczos")
+    fitted = resize_transform(LARGE, SMALL, "crop").apply_image(subject.reference, resample="lanczos")
     return card_request(subject.reference, fitted, vector, subject.scene.motion(), {"steps": 4, **defaults}, seed)
 
 
@@ -127,7 +127,7 @@ def card_request(
     """A rendering of the reference ``picture``, ``fitted`` uint8[h,w,3] to the output, with the settings of a model's
     card, which names ``steps``."""
     height, width = fitted.shape[:2]
-    skeletons = Skeletons((width, height), (draw_skeleton(people, (width, height)) for people in motion.keypoints))
+    skeletons = PoseFrames((width, height), (draw_skeleton(people, (width, height)) for people in motion.keypoints))
     guidance, window = defaults.get("guidance", 1.0), int(defaults.get("window", 8))
     sampling = SamplingConfig(
         steps=int(defaults["steps"]),
@@ -145,7 +145,7 @@ def card_request(
         plan=plan_windows(len(skeletons), length=window, overlap=0),
         sampling=sampling,
         decode=DecodeConfig(chunk=8),
-        tile=window,
+        noise_period=window,
     )
 
 
@@ -190,7 +190,7 @@ def measured(
     """Figures of clip ``n`` and its sheet uint8 of truth over output."""
     subject = everybody[n]
     request = request_of(subject, subject.vector, defaults, seed)
-    output = [frame.copy() for frame in render(engine, request, Stages())]
+    output = [frame.copy() for frame in render(engine, request, Timings())]
     drawn = np.stack([frame.image for frame in subject.scene.clip()])
     found, mean = looked_at(output, subject, reader)
     own = found["own"]
@@ -203,7 +203,7 @@ def measured(
     }
     if swap:
         other = everybody[(n + 1) % len(everybody)]
-        swapped = render(engine, request_of(subject, other.vector, defaults, seed), Stages())
+        swapped = render(engine, request_of(subject, other.vector, defaults, seed), Timings())
         scores = swap_scores(swapped, mean, subject.judged, other.judged, reader)
         row |= scores if own is not None else {}
     sheet = np.concatenate([np.concatenate(list(rows), axis=1) for rows in (drawn, output)])

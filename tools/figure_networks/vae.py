@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stableanimator_cli.files import atomic_write, translate_os_errors
-from stableanimator_cli.nets.norm_groups import regroup
+from stableanimator_cli.nets.norm_groups import set_norm_groups
 from stableanimator_cli.nets.time_conv import TimeConv, with_time_convs
 from stableanimator_cli.puppets.sample import rng_of
 from tools.figure_networks.data import CLIP_SIDE, CLIPS, FRAMES, draw_clips
@@ -71,7 +71,7 @@ class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         config = {key: value for key, value in VAE_CONFIG.items() if key != "norm_num_groups"}
-        self.vae = with_time_convs(regroup(AutoencoderKLTemporalDecoder(**config), NORM_GROUPS))
+        self.vae = with_time_convs(set_norm_groups(AutoencoderKLTemporalDecoder(**config), NORM_GROUPS))
         for module in self.vae.modules():
             if isinstance(module, TimeConv):
                 with torch.no_grad():

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from stableanimator_cli.engine.weights import read_tensors
-from stableanimator_cli.nets.norm_groups import regroup
+from stableanimator_cli.nets.norm_groups import set_norm_groups
 from stableanimator_cli.nets.time_conv import TimeConv, with_time_convs
 from tools.figure_networks.vae import NORM_GROUPS, VAE_CONFIG
 
@@ -21,7 +21,7 @@ from tools.figure_networks.vae import NORM_GROUPS, VAE_CONFIG
 def open_vae(path: Path | None) -> AutoencoderKLTemporalDecoder:
     """The VAE of ``models/puppet`` with weights from ``path``; its temporal kernels see single frames only."""
     config = {key: value for key, value in VAE_CONFIG.items() if key != "norm_num_groups"}
-    vae = with_time_convs(regroup(AutoencoderKLTemporalDecoder(**config), NORM_GROUPS))
+    vae = with_time_convs(set_norm_groups(AutoencoderKLTemporalDecoder(**config), NORM_GROUPS))
     if path is not None:
         vae.load_state_dict({name: tensor.float() for name, tensor in read_tensors(path).items()})
     for module in vae.modules():

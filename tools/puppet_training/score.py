@@ -25,10 +25,10 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import Stages, render
+from stableanimator_cli.engine.render import Timings, render
 from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.errors import NoFace
-from stableanimator_cli.motion.geometry import fit
+from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.puppets.render import PuppetFrame
 from tools.bench.puppet_figures import Figure, at_least, at_most
 from tools.bench.puppet_model import LIMBS, OTHERS, Reader, card_request, swap_scores
@@ -62,7 +62,7 @@ def open_clip(entry: dict[str, int], split: str, size: tuple[int, int], reader: 
         truth=tuple(scene.clip()),
         motion=scene.motion(),
         large=large,
-        reference=fit((2 * size[0], 2 * size[1]), size, "crop").apply_image(large, resample="lanczos"),
+        reference=resize_transform((2 * size[0], 2 * size[1]), size, "crop").apply_image(large, resample="lanczos"),
         vector=found[0].embedding,
         judged=judged,
         size=size,
@@ -72,7 +72,7 @@ def open_clip(entry: dict[str, int], split: str, size: tuple[int, int], reader: 
 def animate(engine: Engine, clip: Clip, vector: np.ndarray, defaults: dict[str, Any], seed: int) -> list[np.ndarray]:
     """Animate a clip with the settings of the model's card."""
     request = card_request(clip.large, clip.reference, vector, clip.motion, {"steps": 8, **defaults}, seed)
-    return [frame.copy() for frame in render(engine, request, Stages())]
+    return [frame.copy() for frame in render(engine, request, Timings())]
 
 
 @torch.no_grad()

@@ -74,7 +74,7 @@ def test_sa_train_takes_the_recipe_with_every_variants_flags(name: str, tmp_path
     }
     whole = {"face_mask": "released", "face_encoder": "on", "id_adapter": "distribution", "face": "on"}
     assert told == {**whole, **flags}
-    assert [stage.name for stage in config.settled((128, 128)).stage or ()] == ["pictures", "clips"]
+    assert [stage.name for stage in config.resolve_stages((128, 128)).stage or ()] == ["pictures", "clips"]
 
 
 def test_sa_animate_takes_the_settings_that_optimise_faces_and_flags_turn_it_off(tmp_path: Path) -> None:

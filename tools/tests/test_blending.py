@@ -10,7 +10,7 @@ import torch
 
 from stableanimator_cli.bench.results import put_on_page
 from stableanimator_cli.catalogue import open_model
-from stableanimator_cli.diffusion.guidance import in_turn, windowed_denoiser
+from stableanimator_cli.diffusion.guidance import alternate, windowed_denoiser
 from stableanimator_cli.diffusion.sampler import sample_euler
 from stableanimator_cli.diffusion.schedule import initial_scale, karras_sigmas, scalings
 from stableanimator_cli.diffusion.windows import plan_windows
@@ -103,9 +103,11 @@ def test_windows_of_different_opinions_show_least_where_they_move():
 
     def change(blend) -> float:
         plan = plan_windows(total, length=16, overlap=4, blend=blend)
-        ways = [windowed_denoiser(predict, plan.at(turn), guidance=(1.0, 1.0)) for turn in range(plan.turns)]
+        ways = [
+            windowed_denoiser(predict, plan.placement(turn), guidance=(1.0, 1.0)) for turn in range(plan.num_placements)
+        ]
         x = torch.full((total, 1, 1, 1), 0.3 * initial_scale(float(sigmas[0])))
-        made = sample_euler(in_turn(ways, iter(range(25))), x, sigmas)
+        made = sample_euler(alternate(ways, iter(range(25))), x, sigmas)
         return float((made[1:] - made[:-1]).abs().max())
 
     upstream, smooth, shifted = (change(blend) for blend in ("upstream", "smooth", "shifted"))
@@ -132,7 +134,7 @@ def test_real_clips_are_made_once_and_read_again(
 def test_the_control_overlaps_further_than_what_it_is_compared_with():
     model, trial = open_model("puppet"), blending.Trial()
     assert len(trial.plan(model, None)) > 2 * len(trial.plan(model, "smooth"))
-    assert trial.plan(model, "shifted").moved
+    assert trial.plan(model, "shifted").shifted
 
 
 def test_no_clips_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -12,7 +12,7 @@ from typing import Any
 
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.engine.compilation import pays_to_compile
-from stableanimator_cli.engine.memory.render import Prediction
+from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.errors import OutOfMemory
 
 
@@ -35,7 +35,7 @@ _QUANTIZED = "approximate: one byte a weight, about 1 % of a layer's answer"
 _SHORTER = "approximate: the network sees fewer frames at once"
 
 
-def fitted(config: AnimateConfig, prediction: Prediction) -> tuple[AnimateConfig, tuple[Choice, ...]]:
+def fit_to_limit(config: AnimateConfig, prediction: MemoryEstimator) -> tuple[AnimateConfig, tuple[Choice, ...]]:
     """``--fit``: the settings that bring a run below ``config.device.fit`` bytes, exact ways before approximate ones,
     with ``fit`` None; and what was changed. ``OutOfMemory`` where nothing is enough."""
     limit = config.device.fit
@@ -57,37 +57,37 @@ def fitted(config: AnimateConfig, prediction: Prediction) -> tuple[AnimateConfig
     return replace(config, device=replace(config.device, fit=None)), tuple(changed.values())
 
 
-Way = Callable[[AnimateConfig, str, Prediction], "tuple[AnimateConfig, Choice] | None"]
+Way = Callable[[AnimateConfig, str, MemoryEstimator], "tuple[AnimateConfig, Choice] | None"]
 
 
-def _swap(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+def _swap(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
     if config.device.offload != "none" or at.device.type == "cpu":
         return None
     what = "--offload swap" + (" without --cuda-graphs" if config.device.cuda_graphs else "")
     return _device(config, offload="swap", cuda_graphs=False), Choice(what, _EXACT)
 
 
-def _groups(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+def _groups(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
     if stage != "UNet" or config.device.offload != "swap" or at.device.type == "cpu":
         return None
     return _device(config, offload="groups"), Choice("--offload groups", _MOVED)
 
 
-def _pieces(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+def _pieces(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
     pieces = 4 * config.device.pieces
     if stage != "UNet" or pieces > 16:
         return None
     return _device(config, pieces=pieces), Choice(f"--ff-pieces {pieces}", _ROUNDING)
 
 
-def _poses(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+def _poses(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
     least = 1
     if stage not in ("UNet", "face optimisation") or config.device.pose_budget_mb == least:
         return None
     return _device(config, pose_budget_mb=least), Choice(f"device.pose_budget_mb {least}", _EXACT)
 
 
-def _chunk(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+def _chunk(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
     chunk = min(config.decode.chunk, at.frames) // 2
     if stage not in ("VAE decoder", "face optimisation") or chunk < 1:
         return None
@@ -95,20 +95,20 @@ def _chunk(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateCo
     return replace(config, decode=decode), Choice(f"--decode-chunk {chunk}", _BORDERS)
 
 
-def _features(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+def _features(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
     if stage not in ("UNet", "face optimisation") or config.sampling.cache_features == 1:
         return None
     return replace(config, sampling=replace(config.sampling, cache_features=1)), Choice("--cache-features off", _EXACT)
 
 
-def _quantized(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+def _quantized(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
     held = config.device.offload == "none" or stage == "UNet"
     if not held or config.device.weights != "plain":
         return None
     return _device(config, weights="int8"), Choice("--weights int8", _QUANTIZED)
 
 
-def _window(config: AnimateConfig, stage: str, at: Prediction) -> tuple[AnimateConfig, Choice] | None:
+def _window(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
     length = min(config.windows.length, at.frames) // 2
     if stage != "UNet" or length < 4:
         return None

@@ -23,7 +23,7 @@ from stableanimator_cli.engine.throughput import Call, call_of
 from stableanimator_cli.nets import time_conv
 
 
-class AliveBytes(TorchDispatchMode):
+class PeakMemoryMode(TorchDispatchMode):
     """Within it each storage that an operator makes counts from then until nobody holds it, autograd included.
 
     ``peak`` is the most that was alive at once, in bytes; what was made before counts nothing. Views and results
@@ -61,7 +61,7 @@ class AliveBytes(TorchDispatchMode):
         self.alive -= size
 
 
-class Flops(TorchDispatchMode):
+class FlopCounter(TorchDispatchMode):
     """Within it ``total`` grows by the FLOPs of each operator, two for a multiplication and an addition; ``calls`` says
     how many of them each operator has at each shape.
 
@@ -93,7 +93,7 @@ class Flops(TorchDispatchMode):
 def alive_bytes(run: Callable[[], object], *, on_cpu: bool = False) -> int:
     """Most bytes that ``run`` on ``meta`` tensors would hold at once beside what was there before: as a card with a
     fused attention kernel runs it, or as a CPU does (``time_conv``; attention is fused there too)."""
-    with fused_attention(), _as_a_cpu(on_cpu), AliveBytes() as counted:
+    with fused_attention(), _as_a_cpu(on_cpu), PeakMemoryMode() as counted:
         run()
     return counted.peak
 

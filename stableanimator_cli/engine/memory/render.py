@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stableanimator_cli.config.animate import AnimateConfig, DeviceConfig
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.diffusion.guidance import is_guided, pairs_of
+from stableanimator_cli.diffusion.guidance import is_guided, window_branches
 from stableanimator_cli.diffusion.windows import WindowPlan, plan_windows
 from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_frame
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
@@ -26,7 +26,7 @@ from stableanimator_cli.engine.memory.profile import alive_bytes
 from stableanimator_cli.engine.weights import builders
 from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
-from stableanimator_cli.nets.quantized import stored
+from stableanimator_cli.nets.quantized import quantize_weights
 from stableanimator_cli.nets.unet import AnimationUNet, Context
 from stableanimator_cli.records import STRIDE, ModelFolder
 
@@ -82,7 +82,7 @@ class RenderMemory:
 
 
 @dataclass(slots=True)
-class Prediction:
+class MemoryEstimator:
     """Counts one model at one size (width, height); ``frames`` is the length of the video, anchor included. What was
     counted is kept, so that trying other settings costs only what they change."""
 
@@ -140,7 +140,7 @@ class Prediction:
         answer."""
         unet, (width, height) = self._network("unet", config.device.weights), self._latent
         plan = self._windows(config)
-        kinds = {len(one.frames) for turn in range(plan.turns) for one in plan.at(turn)}
+        kinds = {len(one.frames) for turn in range(plan.num_placements) for one in plan.placement(turn)}
         channels = unet.config["in_channels"] + unet.config["out_channels"] + unet.config["block_out_channels"][0]
         each = sum(kinds) * channels * width * height * self.dtype.itemsize
         return self._unet(window, config.device) + (2 if is_guided(*config.sampling.guidance) else 1) * each
@@ -171,7 +171,7 @@ class Prediction:
                 ) from error
             network = nn.Module.to(network.to("meta"), self.dtype)  # diffusers makes some parameters where it wants
             network = network.eval().requires_grad_(False)
-            return stored(network, weights) if role == "unet" else network  # type: ignore[arg-type]
+            return quantize_weights(network, weights) if role == "unet" else network  # type: ignore[arg-type]
 
         return self._once("network", role, weights if role == "unet" else "", count=build)
 
@@ -251,11 +251,11 @@ class Prediction:
             tokens = self._noise(1, 1, unet.config["cross_attention_dim"])
             layers = min(sampling.cache_layers, unet.layers_up)
             with torch.no_grad():
-                deep = unet.with_deep(sample, 1.0, Context(tokens, None), self._noise(1, 3), layers=layers)[1]
+                deep = unet.forward_caching(sample, 1.0, Context(tokens, None), self._noise(1, 3), layers=layers)[1]
             return deep.numel() * deep.element_size()
 
         plan = self._windows(config)
-        pairs = -(-len(pairs_of(plan, sampling.guidance)) // config.device.gpus)
+        pairs = -(-len(window_branches(plan, sampling.guidance)) // config.device.gpus)
         if sampling.guidance_interval is not None and is_guided(*sampling.guidance):
             pairs = max(pairs, len(plan))  # outside of the interval one process answers for all windows
         return pairs * self._once("deep features", window, sampling.cache_layers, count=count)
@@ -285,7 +285,7 @@ class Prediction:
                 decoder.pixels(variable).float().mean().backward()
             else:
                 frames = range(chunk)
-                with decoder.observed(latents, [frames]), torch.enable_grad():
+                with decoder.with_recorded_stats(latents, [frames]), torch.enable_grad():
                     decoder.crop(variable, frames, box)[0].float().mean().backward()
 
         def count() -> int:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stableanimator_cli.engine.device import DTYPES
-from stableanimator_cli.engine.memory.profile import AliveBytes
+from stableanimator_cli.engine.memory.profile import PeakMemoryMode
 from stableanimator_cli.engine.training.model import StepInputs, TrainingModel
 
 _MATRIX = ("linear", "conv2d", "conv3d")  # what autocast computes in half precision
@@ -28,7 +28,7 @@ def step_bytes(model: TrainingModel, inputs: StepInputs, *, shared: bool = False
         for parameter in model.parameters() if shared else ():
             if parameter.requires_grad:
                 hooks.callback(parameter.register_post_accumulate_grad_hook(_forget).remove)
-        with AliveBytes() as counted:
+        with PeakMemoryMode() as counted:
             model(inputs).mean().backward()
     for parameter in model.parameters():
         parameter.grad = None

@@ -117,7 +117,7 @@ def frozen_tensors(
     for role in TRAINED:
         wanted = [name for name in names if name.startswith(f"{role}.")]
         if wanted:
-            tensors = begin(build[role], seed).state_dict() if role in fresh else _file_tensors(model, role)
+            tensors = init_network(build[role], seed).state_dict() if role in fresh else _file_tensors(model, role)
             found |= {name: tensors[name.removeprefix(f"{role}.")] for name in wanted}
     return found
 
@@ -136,7 +136,7 @@ def _with_ablations(model: ModelFolder, settings: TrainingSettings) -> ModelFold
 
 def _network(model: ModelFolder, build: Callable[[], nn.Module], role: str, fresh: bool, seed: int) -> nn.Module:
     if fresh:
-        return begin(build, seed)
+        return init_network(build, seed)
     if role not in model.files:
         raise ModelMissing(
             f"model {model.name!r} has no {role} here",
@@ -155,7 +155,7 @@ def _file_tensors(model: ModelFolder, role: str) -> dict[str, Tensor]:
     return tensors
 
 
-def begin(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+def init_network(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     """A network at random from ``seed``, wherever it is built. Generators of the caller stay as they are.
 
     A Face Encoder does not begin at zero as the released one did: there its last norm and the adapters' alignment both

@@ -67,20 +67,20 @@ def shard(model: nn.Module, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def gathered(tree: Any, *, keep: bool = True) -> Any:
+def gather(tree: Any, *, keep: bool = True) -> Any:
     """``tree`` (a tensor, or mappings and lists of them) with tensors in pieces as whole ones on the CPU; the others as
     they are. Every rank must call it; where ``keep`` is False a rank sends its pieces and gets None instead."""
     if isinstance(tree, DTensor):
         whole = cast(DTensor, tree.detach()).full_tensor()
         return whole.cpu() if keep else None
     if isinstance(tree, Mapping):
-        return {key: gathered(value, keep=keep) for key, value in tree.items()}
+        return {key: gather(value, keep=keep) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [gathered(value, keep=keep) for value in tree]
+        return [gather(value, keep=keep) for value in tree]
     return tree
 
 
-def spread(value: Tensor, like: Tensor) -> Tensor:
+def scatter(value: Tensor, like: Tensor) -> Tensor:
     """``value`` on the device of ``like``, and in pieces as that is. Whole values are the same on every rank, each of
     which must call it."""
     value = value.to(like.device)
@@ -97,7 +97,7 @@ def spread_state(state: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -
         return dict(state)
     moments = {
         index: {
-            name: spread(value, parameters[index])
+            name: scatter(value, parameters[index])
             if isinstance(value, Tensor) and value.shape == parameters[index].shape
             else value
             for name, value in values.items()

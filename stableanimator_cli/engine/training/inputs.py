@@ -66,7 +66,7 @@ def step_inputs(parts: TrainingParts, batch: SampleBatch, seed: int, global_batc
     if settings.reference_degrade > 0:
         chosen = keyed_uniform(seed, "degrade", keys) < settings.reference_degrade
         spots = keyed_noise(seed, "degraded", keys, tuple(reference.shape[1:]))
-        reference = without_faces(reference, batch.reference_box, chosen, spots)
+        reference = degrade_faces(reference, batch.reference_box, chosen, spots)
     keeps = kept(keyed_uniform(seed, "dropout", keys), settings)
     told = torch.tensor([settings.fps - 1, settings.motion_bucket, settings.noise_aug], dtype=torch.float32)
     inputs = {
@@ -103,7 +103,7 @@ def kept(u: Tensor, settings: TrainingSettings) -> dict[str, Tensor]:
     return {f"keep_{name}": (~dropped).float() for name, dropped in drops.items()}
 
 
-def without_faces(reference: Tensor, boxes: Tensor, chosen: Tensor, noise: Tensor) -> Tensor:
+def degrade_faces(reference: Tensor, boxes: Tensor, chosen: Tensor, noise: Tensor) -> Tensor:
     """Where ``chosen`` [b] and a face is known, the latents inside its box [b,4] become noise of their own mean and
     deviation, channel by channel: light and colour stay, and who it is must come from elsewhere. [b,c,h,w]."""
     reference = reference.clone()

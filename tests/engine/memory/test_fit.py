@@ -9,21 +9,21 @@ import torch
 
 from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
 from stableanimator_cli.engine import compilation
-from stableanimator_cli.engine.memory.fit import fitted
-from stableanimator_cli.engine.memory.render import Prediction
+from stableanimator_cli.engine.memory.fit import fit_to_limit
+from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.errors import OutOfMemory
 from tests.engine.memory_samples import config, prediction
 
 
 @pytest.fixture(scope="module")
-def on_card(tiny_model) -> Prediction:
+def on_card(tiny_model) -> MemoryEstimator:
     """A card need not be there to be reckoned with."""
     return prediction(tiny_model, "cuda", torch.bfloat16)
 
 
 def test_what_fits_is_left_alone(on_card):
     given = config(device=DeviceConfig(fit=10**12))
-    found, choices = fitted(given, on_card)
+    found, choices = fit_to_limit(given, on_card)
     assert choices == ()
     assert found == config()
 
@@ -35,7 +35,7 @@ def test_exact_ways_come_before_approximate_ones(on_card):
     limit, seen, refused = on_card.of(base).total, [], None
     while refused is None:
         try:
-            found, choices = fitted(replace(base, device=DeviceConfig(fit=limit - 1)), on_card)
+            found, choices = fit_to_limit(replace(base, device=DeviceConfig(fit=limit - 1)), on_card)
         except OutOfMemory as error:
             refused = error
         else:
@@ -56,10 +56,10 @@ def test_exact_ways_come_before_approximate_ones(on_card):
 def test_long_runs_on_a_card_are_compiled_where_they_can_be(on_card, monkeypatch):
     given = config(device=DeviceConfig(fit=10**12), sampling=SamplingConfig(steps=1000))
     monkeypatch.setattr(compilation, "missing", lambda kind: None)
-    assert fitted(given, on_card)[1] == ()  # eight small frames
-    found, choices = fitted(given, replace(on_card, frames=20_000))
+    assert fit_to_limit(given, on_card)[1] == ()  # eight small frames
+    found, choices = fit_to_limit(given, replace(on_card, frames=20_000))
     assert found.device.compile == "blocks"
     assert [choice.what for choice in choices] == ["--compile blocks"]
     assert "equal within rounding" in choices[0].error
     monkeypatch.setattr(compilation, "missing", lambda kind: ("a compiler", "install one"))
-    assert fitted(given, replace(on_card, frames=20_000))[0].device.compile == "off"
+    assert fit_to_limit(given, replace(on_card, frames=20_000))[0].device.compile == "off"

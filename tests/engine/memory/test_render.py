@@ -12,15 +12,15 @@ from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.config.refine import RefineConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.engine.group_offload import blocks_of, bytes_of
-from stableanimator_cli.engine.memory.profile import AliveBytes
-from stableanimator_cli.engine.memory.render import ARENA, CONTEXT, FRAGMENTED, Prediction
+from stableanimator_cli.engine.memory.profile import PeakMemoryMode
+from stableanimator_cli.engine.memory.render import ARENA, CONTEXT, FRAGMENTED, MemoryEstimator
 from stableanimator_cli.errors import ModelDamaged
 from tests.engine.memory_samples import FRAMES, SIZE, config, prediction
 from tests.tiny import engine_of, rendered, request
 
 
 @pytest.fixture(scope="module")
-def on_card(tiny_model) -> Prediction:
+def on_card(tiny_model) -> MemoryEstimator:
     """A card need not be there to be reckoned with."""
     return prediction(tiny_model, "cuda", torch.bfloat16)
 
@@ -30,7 +30,7 @@ def test_what_is_predicted_is_what_lives(tiny_model):
     networks = ("image_encoder", "face_encoder", "vae", "unet", "pose_net")
     with engine_of(tiny_model) as engine, engine.resident(*networks):  # weights are there before
         wanted = request(FRAMES, window=FRAMES, overlap=2, chunk=4, size=SIZE, steps=1)
-        with AliveBytes() as counted:
+        with PeakMemoryMode() as counted:
             rendered(engine, wanted)
     assert max(alive for _, alive in said.stages.values()) == pytest.approx(counted.peak, rel=0.1)
 

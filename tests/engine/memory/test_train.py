@@ -11,7 +11,7 @@ import torch
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.engine.memory import train
 from stableanimator_cli.engine.memory.train import choose, predict, skeleton
-from stableanimator_cli.engine.memory.train_step import AliveBytes, made_up_inputs, meta_step_bytes, step_bytes
+from stableanimator_cli.engine.memory.train_step import PeakMemoryMode, made_up_inputs, meta_step_bytes, step_bytes
 from stableanimator_cli.engine.training.model import TrainingModel, TrainingSettings
 from stableanimator_cli.errors import OutOfMemory
 from tests.engine.training_samples import CPU, opened
@@ -108,7 +108,7 @@ def test_counting_leaves_no_gradients_and_the_functions_as_they_were(tiny_model)
 
 def test_the_counter_counts_what_lives():
     held = torch.zeros(10)
-    with AliveBytes() as counted:
+    with PeakMemoryMode() as counted:
         made = held + 1
         view = made.view(2, 5)
         made.add_(1)

@@ -23,7 +23,7 @@ from stableanimator_cli.engine.training import (
     step_inputs,
     trainable_parameters,
 )
-from stableanimator_cli.engine.training.inputs import kept, without_faces
+from stableanimator_cli.engine.training.inputs import degrade_faces, kept
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.nets.lora import LoraLinear, is_lora
 from stableanimator_cli.nets.unet import Context
@@ -220,7 +220,7 @@ def test_a_degraded_reference_loses_its_face_alone():
     generator = torch.Generator().manual_seed(0)
     reference, noise = torch.randn(2, 3, 4, 8, 8, generator=generator)[:, :3]
     boxes = torch.tensor([[2.2, 1.0, 5.5, 4.0], [2.2, 1.0, 5.5, 4.0], [float("nan")] * 4])
-    made = without_faces(reference, boxes, torch.tensor([True, False, True]), noise)
+    made = degrade_faces(reference, boxes, torch.tensor([True, False, True]), noise)
     torch.testing.assert_close(made[1:], reference[1:], rtol=0, atol=0)
     moved = (made[0] != reference[0]).any(dim=0)
     assert moved.nonzero().min(dim=0).values.tolist() == [1, 2]

@@ -20,13 +20,14 @@ demo: $(STAMP)
 
 # One thread in each test process: two of torch with two threads each on two cores wait for one another by spinning.
 TEST_WORKERS ?= 2
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+test tools-test: export OMP_NUM_THREADS = 1
+test tools-test: export PYTEST_ADDOPTS = -n $(TEST_WORKERS) --dist loadfile
 test: $(STAMP)
-	$(PYTEST)
+	$(BIN)/python -m pytest
 
 # The tests of what is not in the wheel; `make test` runs them too.
 tools-test: $(STAMP)
-	$(PYTEST) tools/tests
+	$(BIN)/python -m pytest tools/tests
 
 # Damaged files, odd names and odd flags against every verb; the tests hold a few of them.
 N ?= 500

@@ -150,7 +150,7 @@ def _sample_until_gate_passes(job: AnimateJob, stages: Timings, resumed: int) ->
                 job.keeper.keep(latest[0])
 
         try:
-            drawn = _sampled(job, replace(job.request, drawn=_counts(attempts, plan)), stages, begun, keep)
+            drawn = _sampled(job, replace(job.request, retry_counts=_counts(attempts, plan)), stages, begun, keep)
         except RankLost:  # what this process holds is whole: nothing is lost after the last step to go on from
             if latest:
                 job.keeper.keep(latest[0])

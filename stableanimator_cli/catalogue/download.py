@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue import archive, model_cache_dir
+from stableanimator_cli.catalogue import archive, store
 from stableanimator_cli.catalogue.http import Progress, download
 from stableanimator_cli.catalogue.schema import Archive, Entry, WeightFile
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
@@ -59,10 +59,10 @@ def pull(name: str, progress: Progress | None = None, *, optional: bool = False)
     for entry in catalogue.with_needs(catalogue.entry(name)):
         wanted = _wanted(entry, optional, progress)
         if any(row.url or row.archive for row in wanted) or _unclean(entry):
-            with model_cache_dir.held(entry.name):
+            with store.held(entry.name):
                 wanted = _wanted(entry, optional, progress)  # another process may have fetched it meanwhile
                 fetched += _fetch_all(entry, wanted, progress)
-                model_cache_dir.remove_leftovers(entry)
+                store.remove_leftovers(entry)
         orphan = next((row for row in wanted if row.url is None and row.archive is None), None)
         if orphan is not None:
             raise ModelMissing(
@@ -77,7 +77,7 @@ def _wanted(entry: Entry, optional: bool, progress: Progress | None) -> list[Wei
 
 
 def _unclean(entry: Entry) -> bool:
-    return model_cache_dir.unclean(entry.name) or bool(model_cache_dir.leftovers(entry))
+    return store.unclean(entry.name) or bool(store.leftovers(entry))
 
 
 def _fetch_all(entry: Entry, wanted: list[WeightFile], progress: Progress | None) -> list[Path]:
@@ -174,16 +174,16 @@ def _fetch(entry: Entry, row: WeightFile, url: str, progress: Progress | None) -
     """Download a file to its place in the store of the entry, checked. Returns that."""
     target = catalogue.model_cache_dir(entry.name) / row.path
     part = _arrived(entry, row, url, progress)
-    with model_cache_dir.writing(target):
+    with store.writing(target):
         os.replace(part, target)
-    model_cache_dir.validator(part).unlink(missing_ok=True)
+    store.validator(part).unlink(missing_ok=True)
     return target
 
 
 def _arrived(entry: Entry, row: WeightFile | Archive, url: str, progress: Progress | None) -> Path:
     """The partial file of ``row``, complete and checked."""
-    part = model_cache_dir.partial(catalogue.model_cache_dir(entry.name) / row.path)
-    with model_cache_dir.writing(part.parent):
+    part = store.partial(catalogue.model_cache_dir(entry.name) / row.path)
+    with store.writing(part.parent):
         part.parent.mkdir(parents=True, exist_ok=True)
     download(entry, row, url, part, progress)
     _accept(part, row, f"{entry.name}/{row.path}", progress)
@@ -210,14 +210,14 @@ def _accept(part: Path, row: WeightFile | Archive, label: str, progress: Progres
 def _unpack(entry: Entry, packed: Path, member: WeightFile, progress: Progress | None) -> Path:
     """Take one file out of a zip; a zip without the recorded file is deleted."""
     target, label = catalogue.model_cache_dir(entry.name) / member.path, f"{entry.name}/{member.path}"
-    part = model_cache_dir.staging(entry.name, inside=True) / target.name
+    part = store.staging(entry.name, inside=True) / target.name
     try:
         archive.unpack(packed, member, part, label)
         _accept(part, member, label, progress)
     except ModelDamaged:
         _remove(packed)
         raise
-    with model_cache_dir.writing(target):
+    with store.writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, target)
     return target
@@ -225,4 +225,4 @@ def _unpack(entry: Entry, packed: Path, member: WeightFile, progress: Progress |
 
 def _remove(part: Path) -> None:
     part.unlink(missing_ok=True)
-    model_cache_dir.validator(part).unlink(missing_ok=True)
+    store.validator(part).unlink(missing_ok=True)

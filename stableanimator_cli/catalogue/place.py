@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue import model_cache_dir
+from stableanimator_cli.catalogue import store
 from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.readers import parse_json
@@ -69,45 +69,45 @@ def place_files(planned: Sequence[Planned], *, copy: bool, convert: Convert | No
     placed: dict[Planned, Imported] = {}
     for name in dict.fromkeys(row.name for row in planned):
         rows = [row for row in planned if row.name == name]
-        with model_cache_dir.held(name):
+        with store.held(name):
             states = {row: _state(row, copy=copy, convert=convert) for row in rows}
             others = [link for row in rows for link in _other_forms(row)]
             _check_room(row for row in rows if states[row] != "same" and (copy or row.converted))
             for row in rows:
                 how = "already there"
                 if states[row] != "same":
-                    part = model_cache_dir.staging(name, inside=True) / row.target.name
+                    part = store.staging(name, inside=True) / row.target.name
                     how = _make(row, part, copy=copy, convert=convert)
-                    with model_cache_dir.writing(row.target):
+                    with store.writing(row.target):
                         row.target.parent.mkdir(parents=True, exist_ok=True)
                         os.replace(part, row.target)
                 placed[row] = row.placed(how)
             for link in others:
                 link.unlink(missing_ok=True)
-            model_cache_dir.remove_leftovers(catalogue.entry(name))
+            store.remove_leftovers(catalogue.entry(name))
     return [placed[row] for row in planned]
 
 
 def place_folder(name: str, planned: Sequence[Planned], *, copy: bool, convert: Convert | None) -> list[Imported]:
     """Register a model folder under its own name: the whole folder appears at once, or nothing does."""
-    with model_cache_dir.held(name) as folder:
+    with store.held(name) as folder:
         if folder.is_symlink():
             raise BadInput.because(folder, "it is a link that no import made", hint=f"remove it first: rm {folder}")
         states = {row: _state(row, copy=copy, convert=convert) for row in planned}
         targets = {row.target for row in planned}
         others = [p for p in folder.rglob("*") if not p.is_dir() and p not in targets] if folder.is_dir() else []
-        foreign = next((p for p in others if not p.is_symlink() and model_cache_dir.STAGING not in p.parts), None)
+        foreign = next((p for p in others if not p.is_symlink() and store.STAGING not in p.parts), None)
         if foreign is not None:
             raise _taken(foreign, "it belongs to another model of that name")
         if set(states.values()) == {"same"} and not others:
             return [row.placed("already there") for row in planned]
         _check_room(row for row in planned if copy or row.converted)
-        built, placed = model_cache_dir.staging(name, inside=False), []
+        built, placed = store.staging(name, inside=False), []
         for row in planned:
-            with model_cache_dir.writing(row.target):
+            with store.writing(row.target):
                 (built / row.path).parent.mkdir(parents=True, exist_ok=True)
             placed.append(row.placed(_make(row, built / row.path, copy=copy, convert=convert)))
-        with model_cache_dir.writing(folder):
+        with store.writing(folder):
             if folder.is_dir():  # links, and files that are built anew with the same bytes
                 shutil.rmtree(folder)
             os.replace(built, folder)
@@ -185,14 +185,14 @@ def _check_room(rows: Iterable[Planned]) -> None:
     rows = list(rows)
     if rows:
         need = sum(row.source.stat().st_size for row in rows)
-        model_cache_dir.check_room(catalogue.model_cache_dir(rows[0].name), need, rows[0].name)
+        store.check_room(catalogue.model_cache_dir(rows[0].name), need, rows[0].name)
 
 
 def _make(row: Planned, part: Path, *, copy: bool, convert: Convert | None) -> str:
     """Write ``row`` to the temporary name ``part``."""
     source = row.source.resolve()
     if row.converted and convert is not None:
-        with model_cache_dir.writing(row.target):
+        with store.writing(row.target):
             convert(source, part)
             status = source.stat()
             os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -213,7 +213,7 @@ def _copy(source: Path, part: Path, target: Path) -> None:
     with _reading(source):
         stream = source.open("rb")
     with stream:
-        with model_cache_dir.writing(target):
+        with store.writing(target):
             copied = part.open("wb", buffering=0)
         with copied:
             while True:
@@ -221,7 +221,7 @@ def _copy(source: Path, part: Path, target: Path) -> None:
                     block = stream.read(_CHUNK)
                 if not block:
                     return
-                with model_cache_dir.writing(target):
+                with store.writing(target):
                     while block:  # a full disk takes part of a block before it refuses
                         block = block[copied.write(block) :]
 
@@ -251,7 +251,7 @@ def _converts_to(row: Planned, convert: Convert | None, target: Path) -> bool:
     """Whether the conversion of ``row`` holds the tensors of ``target``, which does not record its source."""
     if convert is None:
         return False
-    part = model_cache_dir.staging(row.name, inside=True) / target.name
+    part = store.staging(row.name, inside=True) / target.name
     _make(row, part, copy=False, convert=convert)
     return _same_tensors(part, target)
 

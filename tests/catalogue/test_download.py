@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue import download, http, model_cache_dir
+from stableanimator_cli.catalogue import download, http, store
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 from tests.model_server import Server
 
@@ -191,7 +191,7 @@ def test_no_room_is_told_before_the_disk_is_full(
 ) -> None:
     server.files = {"/w": BODY}
     entry(tmp_path, row(f"{server.url}/w"))
-    monkeypatch.setattr(model_cache_dir.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10})())
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: type("Disk", (), {"free": 10})())
     with pytest.raises(ModelMissing, match="are free") as caught:
         download.pull("m")
     assert "SA_HOME" in str(caught.value.hint)

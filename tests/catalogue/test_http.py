@@ -15,7 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue import archive, download, http
+from stableanimator_cli.catalogue import archive, download
+from stableanimator_cli.catalogue import http as http_download
 from stableanimator_cli.catalogue.address import problem, redacted, refused_redirect
 from stableanimator_cli.cli.models import app
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
@@ -33,7 +34,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     def sleep(seconds: float) -> None:
         raise AssertionError(f"waited {seconds} s for a second attempt")
 
-    monkeypatch.setattr(http, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(http_download, "time", SimpleNamespace(sleep=sleep))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_no_more_is_read_than_is_recorded(server: Server, home: Path, tmp_path: 
 def test_a_size_that_is_not_recorded_has_a_bound(
     server: Server, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: bool
 ) -> None:
-    monkeypatch.setattr(http, "LONGEST", 5000)
+    monkeypatch.setattr(http_download, "LONGEST", 5000)
     server.files, server.length = {"/w": BODY}, announced
     entry(tmp_path, row(f"{server.url}/w", None))
     with pytest.raises(ModelDamaged, match="whose size is not recorded; deleted") as caught:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue import model_cache_dir
+from stableanimator_cli.catalogue import store
 from stableanimator_cli.catalogue.place import SOURCE_SHA256, Convert
 from stableanimator_cli.catalogue.register import import_folder
 from stableanimator_cli.engine.weights import convert_to_safetensors
@@ -345,7 +345,7 @@ def test_one_process_at_a_time_writes_a_model(tmp_path: Path, home: Path) -> Non
     write(tmp_path / "w/unet.pth")
     folder = model_toml(tmp_path / "c", 'name = "mine"\n')
     for name, source in (("stableanimator", tmp_path / "w"), ("mine", folder)):
-        with model_cache_dir.held(name), pytest.raises(BadInput, match="another `sa models pull` or") as caught:
+        with store.held(name), pytest.raises(BadInput, match="another `sa models pull` or") as caught:
             import_folder(source)
         assert "then run the same command again" in str(caught.value.hint)
         assert import_folder(source).taken
@@ -360,7 +360,7 @@ def test_what_a_killed_import_was_building_is_removed_by_the_next(tmp_path: Path
     write(models / "svd-xt/.sa.part/.tmp123", b"half")
     write(models / "svd-xt/vae.txt", b"not ours")
     assert {"mine", ".mine.part"}.isdisjoint(catalogue.names())
-    with model_cache_dir.held("other"):
+    with store.held("other"):
         write(models / ".other.part/model.toml", b"at work")
         import_folder(model_toml(tmp_path / "c", 'name = "mine"\n'))
         assert (models / ".other.part/model.toml").read_bytes() == b"at work"
@@ -381,7 +381,7 @@ def test_a_full_disk_is_blamed_and_not_the_source(tmp_path: Path, home: Path, co
 
 def test_too_little_room_is_known_before(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "w/unet.pth", b"12345")
-    monkeypatch.setattr(model_cache_dir.shutil, "disk_usage", lambda place: type("Disk", (), {"free": 4})())
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda place: type("Disk", (), {"free": 4})())
     with pytest.raises(ModelMissing, match="are free"):
         import_folder(tmp_path / "w", copy=True)
     assert not list((home / "models").iterdir())

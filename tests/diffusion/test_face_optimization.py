@@ -36,7 +36,7 @@ class Decoder:
         return F.interpolate(torch.einsum("tchw,dc->tdhw", latents, self.mix) * 0.1, scale_factor=8.0)
 
     @contextmanager
-    def observed(self, latents, chunks):
+    def with_recorded_stats(self, latents, chunks):
         yield
 
     def crop(self, latents, chunk, box):
@@ -44,7 +44,7 @@ class Decoder:
         return self.pixels(latents)[..., y0 : y1 + 1, x0 : x1 + 1], (x0, y0)
 
 
-def identify(pixels: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
+def embed(pixels: torch.Tensor, boxes: Sequence[Box]) -> torch.Tensor:
     """A face's vector: its 4x4 means, mixed."""
     mix = torch.randn(16, 48, generator=torch.Generator().manual_seed(2)).to(pixels)
     cut = [p[:, y0 : y1 + 1, x0 : x1 + 1] for p, (x0, y0, x1, y1) in zip(pixels, boxes, strict=True)]
@@ -61,7 +61,7 @@ def clean() -> torch.Tensor:
 
 
 def hook(*targets: Target, **settings) -> FaceOptimization:
-    return FaceOptimization(Decoder(), identify, targets or [target()], replace(SETTINGS, **settings))
+    return FaceOptimization(Decoder(), embed, targets or [target()], replace(SETTINGS, **settings))
 
 
 class Detector:
@@ -81,7 +81,7 @@ class Detector:
 
 
 def searching(detector: Detector | None, decoder: Decoder | None = None, **settings) -> FaceOptimization:
-    return FaceOptimization(decoder or Decoder(), identify, [], replace(SETTINGS, **settings), detect=detector)
+    return FaceOptimization(decoder or Decoder(), embed, [], replace(SETTINGS, **settings), detect=detector)
 
 
 def at(index: int) -> Step:
@@ -98,7 +98,7 @@ def plain(x: torch.Tensor, targets: Sequence[Target], rate: float, iterations: i
     for _ in range(iterations):
         pixels = decoder.pixels(z).clamp(-1, 1)
         losses = [
-            (1 - F.cosine_similarity(identify(pixels[i][None], [box]), t.vector[None])).abs()
+            (1 - F.cosine_similarity(embed(pixels[i][None], [box]), t.vector[None])).abs()
             for t in targets
             for i, box in enumerate(t.boxes)
             if box is not None
@@ -155,7 +155,7 @@ def test_frames_without_a_face_stay_and_are_not_decoded():
         hook(steps=(2, 2)),
         hook(steps=(2, 4)),
         hook(target(*range(FRAMES))),
-        FaceOptimization(Decoder(), identify, [], SETTINGS),
+        FaceOptimization(Decoder(), embed, [], SETTINGS),
         searching(Detector({})),
     ],
     ids=["no iterations", "empty range", "another step", "no face", "no target", "no face found"],
@@ -225,7 +225,7 @@ def test_boxes_found_before_a_break_are_used_after_it():
     first, y = searching(Detector(*visible[:2])), clean()
     for index in range(2):
         y = first(y, at(index))
-    second = replace(first, find=Detector(*visible[2:]))
+    second = replace(first, detect=Detector(*visible[2:]))
     for index in (2, 3):
         y = second(y, at(index))
     assert torch.equal(x, y)
@@ -257,7 +257,7 @@ def test_latents_that_stand_for_several_frames():
     box = (16, 8, 39, 31)
     boxes = (box, box, None, box, box, None, None)  # frames 0 | 1 2 | 3 4 | 5 6
     optimise = FaceOptimization(
-        Compressed(), identify, [replace(target(), boxes=boxes)], replace(SETTINGS, chunk=4, anchor="background")
+        Compressed(), embed, [replace(target(), boxes=boxes)], replace(SETTINGS, chunk=4, anchor="background")
     )
     moved = (optimise(latents, STEP) != latents).flatten(1).any(dim=1)
     assert moved.tolist() == [True, True, True, False]
@@ -279,7 +279,7 @@ def test_in_a_sampler_it_pulls_the_result_towards_the_face(sampler):
             return sample_heun(denoise, start, sigmas, noise=lambda i: clean(), refine=refine)
 
     def similarity(x):
-        vectors = identify(Decoder().pixels(x).clamp(-1, 1), [(16, 8, 39, 31)] * FRAMES)
+        vectors = embed(Decoder().pixels(x).clamp(-1, 1), [(16, 8, 39, 31)] * FRAMES)
         return float(F.cosine_similarity(vectors, target().vector[None]).mean())
 
     refine = hook(steps=(0, 6), iterations=10)

@@ -35,7 +35,7 @@ def latents() -> Tensor:
     return torch.randn(FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(2)) * 0.18215
 
 
-def identify(pixels: Tensor, boxes: Sequence[Box]) -> Tensor:
+def embed(pixels: Tensor, boxes: Sequence[Box]) -> Tensor:
     """4x4 means of the box through a random matrix: next to nothing beside the decoder."""
     cut = [p[:, y0 : y1 + 1, x0 : x1 + 1] for p, (x0, y0, x1, y1) in zip(pixels, boxes, strict=True)]
     return torch.stack([F.adaptive_avg_pool2d(part, 4).flatten() for part in cut]) @ MATRIX
@@ -48,7 +48,7 @@ def target() -> Target:
 def by_chunks(decoder: FaceDecoder) -> Tensor:
     """One iteration as it is: each chunk's backward pass by itself."""
     settings = Settings(mode="full", steps=(0, 1), iterations=1, chunk=CHUNK)
-    return FaceOptimization(decoder, identify, [target()], settings)(latents(), Step(0, 1, 1.0, 0.0))
+    return FaceOptimization(decoder, embed, [target()], settings)(latents(), Step(0, 1, 1.0, 0.0))
 
 
 def as_one_graph(decoder: FaceDecoder) -> Tensor:
@@ -56,7 +56,7 @@ def as_one_graph(decoder: FaceDecoder) -> Tensor:
     variable = latents().requires_grad_(True)
     adam = torch.optim.Adam([variable], lr=0.1)
     pixels = torch.cat([decoder.pixels(part) for part in variable.split(CHUNK)]).clamp(-1, 1)
-    similarity = F.cosine_similarity(identify(pixels, target().boxes), target().vector[None])
+    similarity = F.cosine_similarity(embed(pixels, target().boxes), target().vector[None])
     (1 - similarity).abs().mean().backward()
     adam.step()
     return variable.detach()

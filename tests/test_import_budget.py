@@ -52,7 +52,7 @@ def test_help_loads_nothing_heavy(args: tuple[str, ...]) -> None:
         (("README.md", "dance.mp4", "-o", "out.mp4"), 3),
         (("README.md", "README.md", "-o", "out.txt"), 2),
         (("README.md", "README.md", "-o", "out.mp4", "--size", "100x100"), 2),
-        (("README.md", "README.md", "-o", "out.mp4", "--redraw", "2"), 2),
+        (("README.md", "README.md", "-o", "out.mp4", "--gate-retries", "2"), 2),
     ],
 )
 def test_who_mistypes_does_not_wait_for_torch(args: tuple[str, ...], code: int) -> None:

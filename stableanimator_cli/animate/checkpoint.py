@@ -140,7 +140,7 @@ class CheckpointManager:
                 raise self._refusal([f"format {about.get('format')} (now {FORMAT})"], "")
             told = parse_json(about["state"], self.path, "the state of a run", nan=True)
             saved = _unpacked(tensors, told)
-            then, host = dict(told["facts"]), str(told["host"])
+            then, host = fingerprint.current_settings(told["facts"]), str(told["host"])
         except ConfigError:
             raise
         # read again by the same code that wrote it; whatever damage makes that stumble, the run starts over

@@ -10,7 +10,7 @@ import json
 import platform
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from stableanimator_cli import __version__
 from stableanimator_cli.catalogue import download
 from stableanimator_cli.config.animate import AnimateConfig, to_toml
+from stableanimator_cli.config.schema import current_names
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.records import ModelFolder
@@ -32,6 +33,7 @@ _FREE = frozenset(
 )
 
 Fingerprint = dict[str, str]
+_TABLES = frozenset(item.name for item in fields(AnimateConfig))
 
 
 def inputs_of(config: AnimateConfig) -> dict[str, Path]:
@@ -53,6 +55,18 @@ def settings(config: AnimateConfig) -> Fingerprint:
     return {
         name: value for name, value in flat.items() if name not in _FREE and not (blind and name.startswith("decode."))
     }
+
+
+def current_settings(facts: Mapping[str, str]) -> Fingerprint:
+    """Facts that an older version stored, with the names of today's settings."""
+    tables: dict[str, Any] = {}
+    for name, value in facts.items():
+        table, dot, key = name.partition(".")
+        if dot and table in _TABLES:
+            tables.setdefault(table, {})[key] = value
+        else:
+            tables[name] = value
+    return dict(_flat(current_names(AnimateConfig, tables)))
 
 
 def inputs(config: AnimateConfig) -> Fingerprint:

@@ -1,4 +1,4 @@
-"""Whether a run fits: its memory predicted, and settings chosen so that it does (``--fit``)."""
+"""Whether a run fits: its memory predicted, and settings chosen so that it does (``--max-memory``)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def predicted(config: AnimateConfig, model: ModelFolder, device: DevicePlan, fra
 def chosen(
     config: AnimateConfig, model: ModelFolder, device: DevicePlan, reporter: Reporter
 ) -> tuple[AnimateConfig, tuple[Choice, ...]]:
-    """The settings that ``--fit`` picks, each said with what it does to the result; as they are where none is given.
+    """The settings that ``--max-memory`` picks, each said with what it does to the result; as they are where none is given.
 
     The motion is counted for it and nothing detected, so that the same command picks the same whenever it is given.
     Raises ``OutOfMemory`` where nothing fits.
     """
-    if config.device.fit is None:
+    if config.device.max_memory is None:
         return config, ()
     driving = open_driving(
         config.motion,

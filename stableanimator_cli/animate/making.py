@@ -93,7 +93,7 @@ def sample_and_write(job: AnimateJob) -> Animation:
             f"{job.config.output}: similarity to the reference is {mean:.3f} on average and below {least} in "
             f"{len(gate.failed)} of {len(job.request.plan)} window(s) after {len(gate.attempts)} re-draw(s)"
             + (f"; {without} of them show no face" if without else ""),
-            hint="the video was written; try --redraw N, another --seed, --preset released, or a larger face",
+            hint="the video was written; try --gate-retries N, another --seed, --preset released, or a larger face",
         )
     return report
 
@@ -131,7 +131,7 @@ class GateResult:
 
 def _sample_until_gate_passes(job: AnimateJob, stages: Timings, resumed: int) -> tuple[SamplingState, GateResult]:
     """Sample; with ``--min-csim`` measure, and sample again with new noise where windows fail. The best is kept."""
-    least, redraws = job.config.refine.min_csim, job.config.refine.redraw
+    least, redraws = job.config.refine.min_csim, job.config.refine.gate_retries
     plan, found = job.request.plan, job.keeper.found
     attempts, best = ((), None) if found is None else (found.attempts, found.best)
     begun = None if found is None else found.now

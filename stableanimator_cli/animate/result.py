@@ -80,7 +80,7 @@ class AnimationPlan:
         memory: RenderMemory,
         chosen: Sequence[Choice] = (),
     ) -> AnimationPlan:
-        """``chosen``: what ``--fit`` changed."""
+        """``chosen``: what ``--max-memory`` changed."""
         height, width = request.fitted.shape[:2]
         mode = reference_face.mode_of(config, model)
         return cls(
@@ -134,7 +134,7 @@ class AnimationPlan:
                 f"faces      {d['text']['faces']}",
                 f"decoding   {calls['vae_decode']} decoder calls",
                 f"memory     {d['text']['memory']}",
-                *(f"--fit      {choice}" for choice in d["text"]["chosen"]),
+                *(f"--max-memory      {choice}" for choice in d["text"]["chosen"]),
                 d["text"]["windows"],
             ]
         )

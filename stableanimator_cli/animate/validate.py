@@ -72,10 +72,14 @@ def validate(config: AnimateConfig, model: ModelFolder) -> None:
     if config.device.cuda_graphs and config.sampling.cache_features > 1:
         hint = "what is recorded is the whole network: leave one of the two out"
         raise ConfigError("--cuda-graphs", True, "no --cache-features", hint=hint)
-    if config.refine.redraw and config.sampling.noise == "repeat":
-        raise ConfigError("--redraw", config.refine.redraw, "0 with --noise repeat", hint="use --noise fresh")
-    if config.refine.redraw and config.refine.min_csim is None:
-        raise ConfigError("--redraw", config.refine.redraw, "0 without --min-csim", hint="add --min-csim 0.5 or so")
+    if config.refine.gate_retries and config.sampling.noise == "repeat":
+        raise ConfigError(
+            "--gate-retries", config.refine.gate_retries, "0 with --noise repeat", hint="use --noise fresh"
+        )
+    if config.refine.gate_retries and config.refine.min_csim is None:
+        raise ConfigError(
+            "--gate-retries", config.refine.gate_retries, "0 without --min-csim", hint="add --min-csim 0.5 or so"
+        )
     if config.refine.min_csim is not None and "face" not in model.files:
         hint = "`sa models pull antelopev2`, or leave --min-csim out"
         raise ModelMissing(f"model {model.name!r} has no face recogniser here, which --min-csim needs", hint=hint)

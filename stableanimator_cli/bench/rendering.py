@@ -72,7 +72,7 @@ def sample(
     plans = {
         "plain": plan,
         "pose features anew each call": replace(plan, pose_budget=0),
-        "networks in turn (--offload swap)": replace(plan, swap=True),
+        "networks in turn (--offload model)": replace(plan, swap=True),
     }
     asked = request(size, frames, steps)
     engines = {name: open_engine(model, one) for name, one in plans.items()}

@@ -79,7 +79,7 @@ JudgeOpt = Annotated[
 DrawsOpt = Annotated[
     int | None,
     typer.Option(
-        "--draws", metavar="N", min=100, max=1_000_000,
+        "--bootstrap-samples", metavar="N", min=100, max=1_000_000,
         help=options.says("Draws of videos for the standard error of Frechet distances.", _DEFAULTS, "draws"),
     ),
 ]  # fmt: skip
@@ -151,7 +151,7 @@ AnimateOpt = Annotated[
 RivalsOpt = Annotated[
     Path | None,
     typer.Option(
-        "--rivals",
+        "--baselines",
         metavar="DIR",
         rich_help_panel=BENCH,
         help="Videos of other systems, a folder each, scored as rows of the same table. Default: none.",

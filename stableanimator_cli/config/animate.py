@@ -150,7 +150,7 @@ def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
     return rate
 
 
-def parse_bytes(value: object, label: str = "--fit") -> int:
+def parse_bytes(value: object, label: str = "--max-memory") -> int:
     """``"6GB"`` -> 6 * 10**9; ``"22GiB"`` -> 22 * 2**30; bytes alone, but below a mebibyte a unit was forgotten."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
@@ -274,25 +274,29 @@ class DecodeConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
     """Where it runs, in how many processes (``gpus``: each takes a card), and in what type of number.
-    ``offload = "swap"`` keeps one network on the device at a time, ``"groups"`` of the UNet one block;
-    ``pose_budget_mb`` is the memory that pose features may fill, in MiB; ``pieces`` is how many parts the UNet's
+    ``offload = "model"`` keeps one network on the device at a time, ``"group"`` of the UNet one block;
+    ``pose_budget_mb`` is the memory that pose features may fill, in MiB; ``ff_chunks`` is how many parts the UNet's
     feed-forward layers are computed in; ``compile``: its blocks are compiled; ``cuda_graphs``: its calls are recorded
     and replayed; ``channels_last``: how kernels of convolutions lie in memory; ``tf32``: float32 is computed in TF32.
-    ``weights`` is how the UNet's lie there; ``fit`` bytes: what of all this, of windows and of decoding has to change
-    for the run to stay below it is chosen, and then it is None."""
+    ``quantization`` is how the UNet's lie there; ``max_memory`` bytes: what of all this, of windows and of decoding
+    has to change for the run to stay below it is chosen, and then it is None."""
 
     device: str = option("--device", "auto")
     gpus: int = option("--gpus", 1)
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto")
-    offload: Literal["none", "swap", "groups"] = option("--offload", "none")
+    offload: Literal["none", "model", "group"] = option(
+        "--offload", "none", renamed={"swap": "model", "groups": "group"}
+    )
     pose_budget_mb: int = option("device.pose_budget_mb", 1024)
-    pieces: int = option("--ff-pieces", 1)
-    weights: Literal["plain", "int8", "fp8"] = option("--weights", "plain")
+    ff_chunks: int = option("--ff-chunks", 1, formerly="pieces", old_flag="--ff-pieces")
+    quantization: Literal["plain", "int8", "fp8"] = option(
+        "--quantize", "plain", formerly="weights", old_flag="--weights"
+    )
     compile: Literal["off", "blocks"] = option("--compile", "off")
     cuda_graphs: bool = option("--cuda-graphs", False)
     channels_last: bool = option("--channels-last", False)
     tf32: bool = option("--tf32", False)
-    fit: int | None = option("--fit", None, parse=parse_bytes)
+    max_memory: int | None = option("--max-memory", None, parse=parse_bytes, formerly="fit", old_flag="--fit")
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -300,7 +304,7 @@ class DeviceConfig:
         require(known, "--device", self.device, "auto, cpu, cuda, cuda:N or mps")
         require(1 <= self.gpus <= 1024, "--gpus", self.gpus, "1 to 1024")
         require(self.pose_budget_mb >= 1, "device.pose_budget_mb", self.pose_budget_mb, "1 MiB or more")
-        require(1 <= self.pieces <= 256, "--ff-pieces", self.pieces, "1 to 256")
+        require(1 <= self.ff_chunks <= 256, "--ff-chunks", self.ff_chunks, "1 to 256")
         if self.cuda_graphs and self.offload != "none":
             hint = "graphs read weights where they were recorded: leave one of the two out"
             raise ConfigError("--cuda-graphs", True, f"no --offload {self.offload}", hint=hint)

@@ -56,8 +56,8 @@ class EvaluateConfig:
     and the face recogniser, and animates benches; ``judge`` is the independent recogniser. ``borders`` are first frames
     of windows or chunks where no run record tells them. ``bench`` is a name or a folder, ``data`` where published ones
     lie, ``ids`` which of their videos; ``figures`` and ``length`` how many puppets and frames of each, ``animate`` more
-    settings of the animation, a TOML file. ``seeds`` are sampling seeds of an ablation. ``draws`` and ``seed``: the
-    bootstrap; ``seed`` also sorts a study.
+    settings of the animation, a TOML file. ``seeds`` are sampling seeds of an ablation. ``bootstrap_samples`` and
+    ``seed``: the bootstrap; ``seed`` also sorts a study.
     """
 
     inputs: tuple[Path, ...] = option("PREDICTED REFERENCE", (), parse=parse_paths, dump=_dump_paths)
@@ -75,13 +75,13 @@ class EvaluateConfig:
     figures: int = option("--figures", 8)
     length: int = option("--length", 32)
     animate: Path | None = option("--animate", None)
-    rivals: Path | None = option("--rivals", None)
+    baselines: Path | None = option("--baselines", None, formerly="rivals", old_flag="--rivals")
     ablation: Literal["table2", "table3", "table4", "table5"] | None = option("--ablation", None)
     variants: Path | None = option("--variants", None)
     seeds: tuple[int, ...] = option("--seeds", (0, 1, 2), parse=parse_numbers, dump=_dump)
     study: bool = option("--study", False)
     tally: bool = option("--tally", False)
-    draws: int = option("--draws", 200)
+    bootstrap_samples: int = option("--bootstrap-samples", 200, formerly="draws", old_flag="--draws")
     seed: int = option("--seed", 0)
     device: str = option("--device", "auto")
 
@@ -89,7 +89,9 @@ class EvaluateConfig:
         check_choices(self)
         require(1 <= self.figures <= 10_000, "--figures", self.figures, "1 to 10000")
         require(1 <= self.length <= 100_000, "--length", self.length, "1 to 100000 frames")
-        require(100 <= self.draws <= 1_000_000, "--draws", self.draws, "100 to 1000000")
+        require(
+            100 <= self.bootstrap_samples <= 1_000_000, "--bootstrap-samples", self.bootstrap_samples, "100 to 1000000"
+        )
         require(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2**63 - 1")
         if re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device) is None:
             raise ConfigError("--device", self.device, "auto, cpu, cuda, cuda:N or mps")
@@ -124,8 +126,10 @@ class EvaluateConfig:
             require(distinct == len(self.seeds) >= 3, "--seeds", _dump(self.seeds), "three different seeds")
         elif self.variants is not None:
             raise ConfigError("--variants", str(self.variants), "--ablation table2, table3, table4 or table5")
-        if self.rivals is not None and (self.bench is None or self.ablation is not None):
-            raise ConfigError("--rivals", str(self.rivals), "a --bench on whose videos they are scored, no --ablation")
+        if self.baselines is not None and (self.bench is None or self.ablation is not None):
+            raise ConfigError(
+                "--baselines", str(self.baselines), "a --bench on whose videos they are scored, no --ablation"
+            )
         if task in ("--bench", "--ablation", "--tally"):
             for name, path in (("--reference-picture", self.reference_picture), ("--poses", self.poses)):
                 if path is not None:

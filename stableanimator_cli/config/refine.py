@@ -16,7 +16,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "fast": {"refine_face": "off"},
         "standard": {"refine_face": "auto"},
-        "released": {"refine_face": "full", "refine_schedule": "falling", "sampler": "euler"},
+        "released": {"refine_face": "full", "refine_schedule": "linear", "sampler": "euler"},
         "paper": {
             "refine_face": "full",
             "refine_iters": 10,
@@ -59,33 +59,40 @@ def dump_steps(value: Steps | None) -> str | None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineConfig:
     """HJB face optimisation (Algorithm 1). ``face`` ``auto`` is ``crop`` where the model has a recogniser and the
-    reference a face, else ``off``. ``steps`` None is the released share, 0:21 of 25, at any number of steps. ``rate``
-    is Adam's, ``falling`` with the step or ``constant``. ``region``: compare the face's box, or the whole decoded frame
-    as Algorithm 1 is printed. ``reach`` and ``margin`` are latents round a box that move, and that are decoded.
+    reference a face, else ``off``. ``steps`` None is the released share, 0:21 of 25, at any number of steps. ``lr``
+    is Adam's, ``linear`` with the step or ``constant``. ``region``: compare the face's box, or the whole decoded frame
+    as Algorithm 1 is printed. ``mask_dilation`` and ``crop_margin`` are latents round a box that move, and that are
+    decoded.
 
-    ``min_csim`` is the identity gate: windows whose faces are less similar are drawn again, up to ``redraw`` times."""
+    ``min_csim`` is the identity gate: windows whose faces are less similar are drawn again, up to ``gate_retries``
+    times."""
 
     face: Literal["auto", "off", "full", "crop"] = option("--refine-face", "auto")
     steps: Steps | None = option("--refine-steps", None, parse=parse_steps, dump=dump_steps)
     iterations: int = option("--refine-iters", 3)
-    rate: float = option("--refine-lr", 0.1)
-    schedule: Literal["falling", "constant"] = option("--refine-schedule", "falling")
+    lr: float = option("--refine-lr", 0.1, formerly="rate")
+    schedule: Literal["linear", "constant"] = option("--refine-schedule", "linear", renamed={"falling": "linear"})
     anchor: Literal["none", "background"] = option("--refine-anchor", "none")
     region: Literal["box", "frame"] = option("--refine-region", "box")
     min_csim: float | None = option("--min-csim", None)
-    redraw: int = option("--redraw", 0)
-    reach: int = option("refine.reach", 4)
-    margin: int = option("refine.margin", 8)
+    gate_retries: int = option("--gate-retries", 0, formerly="redraw", old_flag="--redraw")
+    mask_dilation: int = option("refine.mask_dilation", 4, formerly="reach")
+    crop_margin: int = option("refine.crop_margin", 8, formerly="margin")
 
     def __post_init__(self) -> None:
         check_choices(self)
         require(0 <= self.iterations <= 1000, "--refine-iters", self.iterations, "0 to 1000")
-        require(0 < self.rate < 100, "--refine-lr", self.rate, "more than 0 and less than 100")
+        require(0 < self.lr < 100, "--refine-lr", self.lr, "more than 0 and less than 100")
         if self.min_csim is not None:
             require(-1 <= self.min_csim <= 1, "--min-csim", self.min_csim, "a cosine, -1 to 1")
-        require(0 <= self.redraw <= 100, "--redraw", self.redraw, "0 to 100")
-        require(self.reach >= 0, "refine.reach", self.reach, "0 latents or more")
-        require(self.margin >= self.reach, "refine.margin", self.margin, f"{self.reach} latents (reach) or more")
+        require(0 <= self.gate_retries <= 100, "--gate-retries", self.gate_retries, "0 to 100")
+        require(self.mask_dilation >= 0, "refine.mask_dilation", self.mask_dilation, "0 latents or more")
+        require(
+            self.crop_margin >= self.mask_dilation,
+            "refine.crop_margin",
+            self.crop_margin,
+            f"{self.mask_dilation} latents (mask_dilation) or more",
+        )
 
     def steps_of(self, total: int) -> tuple[int, int]:
         """The half-open range of refined steps when sampling takes ``total``."""

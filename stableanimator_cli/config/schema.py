@@ -39,10 +39,23 @@ def option(
     *,
     parse: Callable[[Any, str], Any] | None = None,
     dump: Callable[[Any], Any] | None = None,
+    formerly: str | None = None,
+    old_flag: str | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> Any:
     """A dataclass field set by ``flag`` (an option ``--decode-chunk``, an argument ``MOTION``, or a dotted key that has
     no flag). ``parse(value, label)`` reads what TOML or the shell holds, ``dump`` is its inverse for TOML."""
-    return field(default=default, metadata={"flag": flag, "parse": parse, "dump": dump})
+    return field(
+        default=default,
+        metadata={
+            "flag": flag,
+            "parse": parse,
+            "dump": dump,
+            "formerly": formerly,
+            "old_flag": old_flag,
+            "renamed": renamed or {},
+        },
+    )
 
 
 def require(holds: bool, flag: str, found: object, expected: str) -> None:
@@ -149,6 +162,35 @@ def _flag(cls: type, name: str) -> str:
     return item.metadata.get("flag", name)
 
 
+def _flags(cls: type, name: str) -> list[str]:
+    """The flag of a field, and its old name if it has one."""
+    metadata = next(item.metadata for item in dataclasses.fields(cls) if item.name == name)
+    return [flag for flag in (metadata.get("flag", name), metadata.get("old_flag")) if flag]
+
+
+def option_name(flag: str) -> str:
+    """``--decode-chunk`` -> ``decode_chunk``, the name that mappings of flags use."""
+    return flag.rsplit(".", 1)[-1].lstrip("-").replace("-", "_").lower()
+
+
+def current_names(cls: type, tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables as an older version wrote them, with the keys and values of today."""
+    fields = {item.metadata.get("formerly") or item.name: item for item in dataclasses.fields(cls)}
+    fields |= {item.name: item for item in dataclasses.fields(cls)}
+    hints = _hints(cls)
+    current: dict[str, Any] = {}
+    for key, value in tables.items():
+        item = fields.get(key)
+        if item is None:
+            current[key] = value
+        elif dataclasses.is_dataclass(hints[item.name]) and isinstance(value, Mapping):
+            current[item.name] = current_names(typing.cast(type, hints[item.name]), value)
+        else:
+            renamed = item.metadata.get("renamed", {})
+            current[item.name] = renamed.get(value, value) if isinstance(value, str) else value
+    return current
+
+
 def _without_none(hint: Any) -> tuple[Any, bool]:
     """``X`` and whether ``None`` is allowed beside it."""
     if get_origin(hint) in (typing.Union, types.UnionType):
@@ -160,9 +202,14 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 def _from_tables(cls: type, mapping: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) -> Settings:
     found: Settings = {}
     hints = _hints(cls)
+    formerly = {
+        item.metadata["formerly"]: item.name for item in dataclasses.fields(cls) if item.metadata.get("formerly")
+    }
     for key, value in mapping.items():
         dotted = ".".join((*path, key))
         label = f"{source}: {dotted}"
+        if key in formerly:
+            key = formerly[key]
         if key not in hints:
             raise ConfigError(
                 label,
@@ -192,8 +239,8 @@ def _names(cls: type, path: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
         if dataclasses.is_dataclass(hint):
             names |= _names(typing.cast(type, hint), (*path, name))
         else:
-            flag = _flag(cls, name).rsplit(".", 1)[-1]
-            names[flag.lstrip("-").replace("-", "_").lower()] = (*path, name)
+            for flag in _flags(cls, name):
+                names[option_name(flag)] = (*path, name)
     return names
 
 
@@ -225,6 +272,9 @@ def _build(cls: type[C], settings: Settings, path: tuple[str, ...] = ()) -> C:
             values[item.name] = _build(typing.cast(type, hint), settings, (*path, item.name))
         elif setting is not None:
             parse = item.metadata.get("parse")
+            if isinstance(setting.value, str):
+                renamed = item.metadata.get("renamed", {})
+                setting = Setting(renamed.get(setting.value, setting.value), setting.label)
             values[item.name] = (
                 parse(setting.value, setting.label) if parse else _convert(hint, setting.value, setting.label)
             )

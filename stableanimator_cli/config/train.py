@@ -1,6 +1,6 @@
 """What a run of ``sa train`` is asked to do. See ``config`` for how flags, file, preset and defaults are merged.
 
-A training is a list of stages, each a table ``[[stage]]``; flags about stages (``--steps``, ``--rate``) hold for all
+A training is a list of stages, each a table ``[[stage]]``; flags about stages (``--steps``, ``--lr``) hold for all
 of them. The resolved config is written to ``RUN/config.toml``. Standard library only.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from stableanimator_cli.config.animate import Size, dump_size, parse_bytes, parse_size
 from stableanimator_cli.config.preprocess import parse_inputs
-from stableanimator_cli.config.schema import check_choices, from_mapping, option, read_toml, require
+from stableanimator_cli.config.schema import check_choices, current_names, from_mapping, option, read_toml, require
 from stableanimator_cli.errors import ConfigError, cut
 
 Train = Literal["attentions", "all", "adapters", "pose+face", "lora"]
@@ -59,7 +59,7 @@ def _dump_lines(paths: tuple[Path, ...]) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageConfig:
     """One part of a training: ``steps`` optimiser steps (or ``epochs`` passes over the clips) of ``batch`` samples in
-    all ranks together, at ``rate`` after ``warmup`` steps of a linear rise. ``frames`` 1 with ``image_only`` trains on
+    all ranks together, at ``lr`` after ``warmup`` steps of a linear rise. ``frames`` 1 with ``image_only`` trains on
     pictures and skips the temporal layers. ``sizes`` None is the model's own size."""
 
     name: str = option("stage.name", "train")
@@ -68,10 +68,10 @@ class StageConfig:
     sizes: tuple[Size, ...] | None = option("--sizes", None, parse=parse_sizes, dump=_dump_sizes)
     frames: int = option("--frames", 16)
     batch: int = option("--batch", 1)
-    rate: float = option("--rate", 1e-5)
+    lr: float = option("--lr", 1e-5, formerly="rate", old_flag="--rate")
     warmup: int = option("--warmup", 500)
     schedule: Schedule = option("--schedule", "constant")
-    final: float = option("stage.final", 0.01)
+    final_lr_factor: float = option("stage.final_lr_factor", 0.01, formerly="final")
     train: Train = option("--train", "attentions")
     image_only: bool = option("stage.image_only", False)
 
@@ -86,9 +86,11 @@ class StageConfig:
         require(self.steps is None or self.epochs is None, "--epochs", self.epochs, "--steps or --epochs alone")
         require(1 <= self.frames <= 1024, "--frames", self.frames, "1 to 1024")
         require(1 <= self.batch <= 65536, "--batch", self.batch, "1 to 65536 samples")
-        require(_positive(self.rate), "--rate", self.rate, "more than 0")
+        require(_positive(self.lr), "--lr", self.lr, "more than 0")
         require(self.warmup >= 0, "--warmup", self.warmup, "0 steps or more")
-        require(0 <= self.final <= 1, "stage.final", self.final, "0 to 1, a share of the rate")
+        require(
+            0 <= self.final_lr_factor <= 1, "stage.final_lr_factor", self.final_lr_factor, "0 to 1, a share of the rate"
+        )
         if self.image_only:
             require(self.frames == 1, "--frames", self.frames, "1 where image_only is set")
 
@@ -109,15 +111,15 @@ def parse_stages(value: Any, label: str = "stage") -> tuple[StageConfig, ...]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
     """Noise, weights and dropout. ``sigma``: upstream's interpolated cosine, or log-normal with ``sigma_mean`` and
-    ``sigma_deviation`` of its logarithm. ``reference_degrade`` is the share of samples whose reference is made unclear
+    ``sigma_std`` of its logarithm. ``reference_degrade`` is the share of samples whose reference is made unclear
     inside the face, so that the face has to come through the identity vector."""
 
     face_mask: Literal["released", "paper", "off"] = option("--face-mask", "released")
     sigma: Literal["cosine", "lognormal"] = option("--sigma", "cosine")
     sigma_mean: float = option("loss.sigma_mean", 0.7)
-    sigma_deviation: float = option("loss.sigma_deviation", 1.6)
+    sigma_std: float = option("loss.sigma_std", 1.6, formerly="sigma_deviation")
     dropout: Literal["released", "full"] = option("--dropout", "released")
-    dropout_share: float = option("loss.dropout_share", 0.1)
+    dropout_prob: float = option("loss.dropout_prob", 0.1, formerly="dropout_share")
     noise_aug: float = option("--noise-aug", 0.02)
     reference_degrade: float = option("--reference-degrade", 0.0)
     fps: int = option("loss.fps", 7)
@@ -126,8 +128,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         require(math.isfinite(self.sigma_mean), "loss.sigma_mean", self.sigma_mean, "a number")
-        require(_positive(self.sigma_deviation), "loss.sigma_deviation", self.sigma_deviation, "more than 0")
-        require(0 <= self.dropout_share <= 1 / 3, "loss.dropout_share", self.dropout_share, "0 to 1/3")
+        require(_positive(self.sigma_std), "loss.sigma_std", self.sigma_std, "more than 0")
+        require(0 <= self.dropout_prob <= 1 / 3, "loss.dropout_prob", self.dropout_prob, "0 to 1/3")
         require(0 <= self.noise_aug <= 10, "--noise-aug", self.noise_aug, "0 to 10")
         require(0 <= self.reference_degrade <= 1, "--reference-degrade", self.reference_degrade, "0 to 1")
         require(1 <= self.fps <= 1000, "loss.fps", self.fps, "1 to 1000")
@@ -148,49 +150,55 @@ class AblationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryConfig:
-    """What makes it fit. ``micro`` samples a rank go through the networks at once, their gradients are added up; None
-    is all of them. ``fit`` bytes: choose ``checkpointing`` and ``micro`` so that the plan stays below it. ``sharding``
-    full gives each of several processes a piece of weights, gradients, moments and average (FSDP2) instead of all."""
+    """What makes it fit. ``micro_batch`` samples a rank go through the networks at once, their gradients are added up;
+    None is all of them. ``max_memory`` bytes: choose ``checkpointing`` and ``micro_batch`` so that the plan stays
+    below it. ``sharding`` full gives each of several processes a piece of weights, gradients, moments and average
+    (FSDP2) instead of all."""
 
     checkpointing: Literal["off", "blocks", "diffusers"] = option("--checkpointing", "blocks")
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto")
-    micro: int | None = option("--micro-batch", None)
+    micro_batch: int | None = option("--micro-batch", None, formerly="micro")
     lora_rank: int = option("--lora-rank", 16)
-    fit: int | None = option("--fit", None, parse=parse_bytes)
+    max_memory: int | None = option("--max-memory", None, parse=parse_bytes, formerly="fit", old_flag="--fit")
     sharding: Literal["off", "full"] = option("--sharding", "off")
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.micro is not None:
-            require(self.micro >= 1, "--micro-batch", self.micro, "1 sample or more")
+        if self.micro_batch is not None:
+            require(self.micro_batch >= 1, "--micro-batch", self.micro_batch, "1 sample or more")
         require(1 <= self.lora_rank <= 1024, "--lora-rank", self.lora_rank, "1 to 1024")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
     """AdamW as upstream sets it, or ``muon`` for matrices and AdamW for the rest (``train/optimizer``: learns in fewer
-    steps where networks begin from nothing). ``clip`` is the largest gradient norm, 0 for none; ``ema`` the share that
-    the moving average keeps a step, 0 for no average; ``spike`` stops the run where a loss is so many times the running
-    median."""
+    steps where networks begin from nothing). ``max_grad_norm`` is the largest gradient norm, 0 for none; ``ema`` the
+    share that the moving average keeps a step, 0 for no average; ``loss_spike_factor`` stops the run where a loss is
+    so many times the running median."""
 
     kind: Literal["adamw", "muon"] = option("optimizer.kind", "adamw")
     beta1: float = option("optimizer.beta1", 0.9)
     beta2: float = option("optimizer.beta2", 0.999)
-    decay: float = option("optimizer.decay", 1e-2)
+    weight_decay: float = option("optimizer.weight_decay", 1e-2, formerly="decay")
     epsilon: float = option("optimizer.epsilon", 1e-8)
-    clip: float = option("--clip-norm", 1.0)
+    max_grad_norm: float = option("--clip-norm", 1.0, formerly="clip")
     ema: float = option("--ema", 0.0)
-    spike: float = option("--spike", 50.0)
+    loss_spike_factor: float = option("--spike", 50.0, formerly="spike")
 
     def __post_init__(self) -> None:
         check_choices(self)
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "0 to less than 1")
-        require(0 <= self.decay <= 1, "optimizer.decay", self.decay, "0 to 1")
+        require(0 <= self.weight_decay <= 1, "optimizer.weight_decay", self.weight_decay, "0 to 1")
         require(_positive(self.epsilon), "optimizer.epsilon", self.epsilon, "more than 0")
-        require(0 <= self.clip < math.inf, "--clip-norm", self.clip, "0 or more")
+        require(0 <= self.max_grad_norm < math.inf, "--clip-norm", self.max_grad_norm, "0 or more")
         require(0 <= self.ema < 1, "--ema", self.ema, "0 to less than 1")
-        require(self.spike == 0 or 1 < self.spike < math.inf, "--spike", self.spike, "0, or more than 1")
+        require(
+            self.loss_spike_factor == 0 or 1 < self.loss_spike_factor < math.inf,
+            "--spike",
+            self.loss_spike_factor,
+            "0, or more than 1",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +278,7 @@ class TrainConfig:
     sizes: tuple[Size, ...] | None = option("--sizes", None, parse=parse_sizes, dump=_dump_sizes)
     frames: int | None = option("--frames", None)
     batch: int | None = option("--batch", None)
-    rate: float | None = option("--rate", None)
+    lr: float | None = option("--lr", None, formerly="rate", old_flag="--rate")
     warmup: int | None = option("--warmup", None)
     schedule: Schedule | None = option("--schedule", None)
     train: Train | None = option("--train", None)
@@ -310,7 +318,15 @@ class TrainConfig:
         return replace(self, stage=tuple(stages), **dict.fromkeys(_OF_STAGES))
 
 
-_OF_STAGES = ("steps", "epochs", "sizes", "frames", "batch", "rate", "warmup", "schedule", "train")
+def tables_of_today(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a ``TrainConfig`` that an older version wrote, with the names of today."""
+    current = current_names(TrainConfig, tables)
+    if isinstance(current.get("stage"), list):
+        current["stage"] = [current_names(StageConfig, row) for row in current["stage"]]
+    return current
+
+
+_OF_STAGES = ("steps", "epochs", "sizes", "frames", "batch", "lr", "warmup", "schedule", "train")
 
 ALLOWED_ON_RESUME = (
     "output",
@@ -320,7 +336,7 @@ ALLOWED_ON_RESUME = (
     "validation",
     "data.workers",
     "data.ram_mb",
-    "optimizer.spike",
+    "optimizer.loss_spike_factor",
     "memory.sharding",
 )
 """What may differ where a run is gone on with: it decides no number of the training."""

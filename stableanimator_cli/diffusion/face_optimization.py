@@ -21,7 +21,7 @@ from stableanimator_cli.diffusion.sampler import Step
 
 Mode = Literal["full", "crop"]
 Anchor = Literal["none", "background"]
-Rate = Literal["falling", "constant"]
+Rate = Literal["linear", "constant"]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in output pixels, inclusive
 
 
@@ -60,7 +60,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """``steps`` a half-open range of denoising steps; ``rate`` of Adam, ``falling`` as rate (1 - step/steps) or
+    """``steps`` a half-open range of denoising steps; ``rate`` of Adam, ``linear`` as rate (1 - step/steps) or
     ``constant``; ``anchor`` ``background`` leaves latents outside the boxes (and ``reach`` latents round them) alone,
     which ``crop`` always does. ``chunk`` latents along time are decoded together."""
 
@@ -68,13 +68,13 @@ class Settings:
     steps: tuple[int, int]
     iterations: int = 3
     rate: float = 0.1
-    schedule: Rate = "falling"
+    schedule: Rate = "linear"
     anchor: Anchor = "none"
     chunk: int = 4
     reach: int = 4
 
     def rate_at(self, step: Step) -> float:
-        return self.rate * (1 - step.index / step.total) if self.schedule == "falling" else self.rate
+        return self.rate * (1 - step.index / step.total) if self.schedule == "linear" else self.rate
 
 
 # clean latents [t,c,h,w], numbers of the frames that lack a box -> a target per person, with a box for each frame

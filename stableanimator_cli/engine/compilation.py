@@ -63,10 +63,10 @@ def _cpp_names() -> tuple[str, ...]:
 
 
 def pays_to_compile(config: AnimateConfig, device: torch.device, size: tuple[int, int], frames: int) -> bool:
-    """Whether ``--fit`` switches it on: in long runs on a CUDA card, where a compiler is here."""
+    """Whether ``--max-memory`` switches it on: in long runs on a CUDA card, where a compiler is here."""
     if config.device.compile != "off" or device.type != "cuda" or missing(device.type) is not None:
         return False
-    if config.device.weights == "fp8" and not compiles_fp8(device):
+    if config.device.quantization == "fp8" and not compiles_fp8(device):
         return False
     windows = config.windows
     plan = plan_windows(frames, length=windows.length, overlap=windows.overlap, blend=windows.blend)

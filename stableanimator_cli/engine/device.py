@@ -57,17 +57,19 @@ class DevicePlan:
         if config.tf32 and (device.type != "cuda" or dtype != torch.float32):
             found = f"this run is in {str(dtype).removeprefix('torch.')} on {device.type}: leave it out"
             raise ConfigError("--tf32", True, "--dtype float32 and a CUDA card as --device", hint=found)
-        if config.compile == "blocks" and config.weights == "fp8" and not compiles_fp8(device):
-            hint = "use --weights int8, or leave --compile out"
-            raise ConfigError("--weights", "fp8", "a card of compute capability 8.9 or newer with --compile", hint=hint)
+        if config.compile == "blocks" and config.quantization == "fp8" and not compiles_fp8(device):
+            hint = "use --quantize int8, or leave --compile out"
+            raise ConfigError(
+                "--quantize", "fp8", "a card of compute capability 8.9 or newer with --compile", hint=hint
+            )
         return cls(
             device=device,
             dtype=dtype,
             swap=config.offload != "none",
             pose_budget=config.pose_budget_mb << 20,
-            pieces=config.pieces,
-            weights=config.weights,
-            groups=config.offload == "groups",
+            pieces=config.ff_chunks,
+            weights=config.quantization,
+            groups=config.offload == "group",
             compiled=config.compile == "blocks",
             graphs=config.cuda_graphs,
             channels_last=config.channels_last,

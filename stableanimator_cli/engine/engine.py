@@ -108,7 +108,7 @@ class Engine:
     @contextmanager
     def resident(self, *names: str) -> Iterator[None]:
         """Within it the named networks are on the device; out of memory there says what to set."""
-        hint = "close other programs on the device, use --offload swap, a smaller --size or a shorter --window"
+        hint = "close other programs on the device, use --offload model, a smaller --size or a shorter --window"
         with memory_guard(f"loading {', '.join(names)}", hint), self.networks.resident(*names):
             yield
 
@@ -161,7 +161,7 @@ class Engine:
                 self.calls["image_encoder"] += 1
                 token = clip_token(self.networks["image_encoder"], picture)
                 tokens = None if face is None else self._face_tokens(face, token)
-            hint = "use a smaller --size, or --offload swap"
+            hint = "use a smaller --size, or --offload model"
             with self.resident("vae"), memory_guard("encoding the reference picture", hint):
                 self.calls["vae_encode"] += 1
                 reference = reference_latents(self.networks["vae"], fitted, noise, noise_aug)

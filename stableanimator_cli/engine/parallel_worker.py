@@ -187,7 +187,7 @@ def _prepared(engine: Engine, job: Job) -> Callable[[float, bool, int], None]:
             dist.recv(rows, 0, tag=LATENTS)
         x[frames.to(device)] = rows.to(device)
         sent = []
-        hint = "use a smaller --size or --window, --dtype bfloat16, or --offload swap"
+        hint = "use a smaller --size or --window, --dtype bfloat16, or --offload model"
         with memory_guard("denoising", hint):
             for answer in answers(x, sigma):
                 piece = answer.cpu().contiguous()

@@ -163,7 +163,7 @@ def sample(
         x = initial_noise(request, channels).to(engine.plan.device) * initial_scale(float(sigmas[0]))
     else:
         x = begun.latents.to(engine.plan.device)
-    hint = "use a smaller --size or --window, --dtype bfloat16, or --offload swap"
+    hint = "use a smaller --size or --window, --dtype bfloat16, or --offload model"
     with engine.resident("unet", "pose_net"), torch.no_grad(), memory_guard("denoising", hint):
         denoise = engine.denoiser(
             conditioning,
@@ -200,7 +200,7 @@ def sample(
 def decode(engine: Engine, request: RenderRequest, latents: Tensor, stages: Timings) -> Iterator[np.ndarray]:
     """Latents of ``sample`` to uint8[h,w,3] frames, decoded as they are taken; an anchor in front is dropped."""
     started = time.perf_counter()
-    hint = f"use a smaller --decode-chunk (now {request.decode.chunk}), or --offload swap"
+    hint = f"use a smaller --decode-chunk (now {request.decode.chunk}), or --offload model"
     with engine.resident("vae"):
         frames = engine.decoder.frames(
             latents[int(request.has_anchor) :], chunk=request.decode.chunk, overlap=request.decode.overlap

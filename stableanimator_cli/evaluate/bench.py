@@ -94,14 +94,14 @@ def _names(measured: SystemScores) -> tuple[str, ...]:
 
 def _rival_pairs(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, list[Pair]]:
     """Other systems' videos of the same cases: one folder per system, videos by the cases' names."""
-    if config.rivals is None:
+    if config.baselines is None:
         return {}
     known = {case.name: case for case in cases if case.truth is not None}
-    entries = sorted(config.rivals.iterdir()) if config.rivals.is_dir() else []
+    entries = sorted(config.baselines.iterdir()) if config.baselines.is_dir() else []
     folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     if not folders:
         raise BadInput(
-            config.rivals, "no folders", "one folder per system, with its videos under the names of the bench's",
+            config.baselines, "no folders", "one folder per system, with its videos under the names of the bench's",
             hint=f"names: {', '.join(list(known)[:5])} ...",
         )  # fmt: skip
     found = {}

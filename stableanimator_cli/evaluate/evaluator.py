@@ -82,7 +82,7 @@ class Evaluator:
                 bar.update()
         about = self._about() | networks.about()
         rows = summarise(videos, self.rules, about=about)
-        sets, more = networks.of_sets(seed=config.seed, draws=config.draws)
+        sets, more = networks.of_sets(seed=config.seed, draws=config.bootstrap_samples)
         missing = [*self._missing(videos), *networks.missing, *more]
         gone = [one for one in missing if one.metric not in rows and one.metric not in sets]
         return SystemScores(rows=rows | sets, missing=tuple(gone), videos=tuple(videos), failed=tuple(failed))

@@ -118,7 +118,7 @@ def _files(config: EvaluateConfig, output: Path) -> list[Path]:
 
 def _inputs(config: EvaluateConfig, config_file: Path | None) -> list[Path]:
     """Every file and folder that the run reads."""
-    given = [*config.inputs, config.reference_picture, config.poses, config.rivals, config.variants, config.animate]
+    given = [*config.inputs, config.reference_picture, config.poses, config.baselines, config.variants, config.animate]
     named = [Path(name) for name in (config.model, config.judge) if name is not None and Path(name).exists()]
     bench = None if config.bench is None else cases.place_of(config)
     return [path for path in (*given, bench, config_file, *named) if path is not None]

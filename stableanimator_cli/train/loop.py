@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from stableanimator_cli.engine.training.batch import Batch
 
-HINT = "use a smaller --micro-batch, --checkpointing blocks, --train adapters, a smaller --sizes, or --fit"
+HINT = "use a smaller --micro-batch, --checkpointing blocks, --train adapters, a smaller --sizes, or --max-memory"
 B = TypeVar("B")
 
 
@@ -144,7 +144,7 @@ class Loop:
         self.average.attach(parameters)
         settings = self.config.optimizer
         wrapped = self.accelerator.prepare_model(opened.model) if ranks > 1 and not sharded else opened.model
-        optimizer = optimizer_of(settings, stage.rate, trained.values())
+        optimizer = optimizer_of(settings, stage.lr, trained.values())
         if self.optimizer_state is not None:
             optimizer.load_state_dict(spread_state(self.optimizer_state, list(trained.values())))
             self.optimizer_state = None
@@ -182,7 +182,7 @@ class Loop:
 
     def _gradients(self, opened: OpenStage, wrapped: nn.Module, batch: Batch, share: int) -> Tensor:
         """Add up the gradients of this rank's share; its losses float32[share]."""
-        size = self.config.memory.micro or share
+        size = self.config.memory.micro_batch or share
         found: list[Tensor] = []
         for start in range(0, share, size):
             part = batch if size >= share else piece(batch, start, min(start + size, share))
@@ -211,12 +211,12 @@ class Loop:
         """Check, clip and step; the gradient's norm before it was clipped."""
         self.scaler.unscale_(optimizer)
         given = [parameter for parameter in trained.values() if parameter.grad is not None]
-        limit = self.config.optimizer.clip or math.inf
+        limit = self.config.optimizer.max_grad_norm or math.inf
         norm = float(gather(nn.utils.clip_grad_norm_(given, limit)))
         # float16 looks for its scale by overflowing: the step is left out, and that is no fault
         looking = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         seen = 0.0 if looking and not math.isfinite(norm) else norm
-        what = self.metrics.check_spike(loss, seen, self.config.optimizer.spike)
+        what = self.metrics.check_spike(loss, seen, self.config.optimizer.loss_spike_factor)
         if what is not None:
             samples = list(zip(batch.clips, batch.frames.tolist(), losses.tolist(), strict=True))
             if self.accelerator.num_processes > 1:

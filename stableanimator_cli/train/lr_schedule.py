@@ -14,7 +14,11 @@ def learning_rate(stage: StageConfig, step: int) -> float:
     """
     rise = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
     if stage.schedule == "constant" or stage.steps is None:
-        return stage.rate * rise
+        return stage.lr * rise
     after = max(1, stage.steps - stage.warmup)
     through = min(1.0, max(0, step - stage.warmup) / after)
-    return stage.rate * rise * (stage.final + (1 - stage.final) * 0.5 * (1 + math.cos(math.pi * through)))
+    return (
+        stage.lr
+        * rise
+        * (stage.final_lr_factor + (1 - stage.final_lr_factor) * 0.5 * (1 + math.cos(math.pi * through)))
+    )

@@ -95,7 +95,7 @@ def bad_batch(step: int, what: str, samples: Sequence[tuple[str, Sequence[int], 
     told = "; ".join(f"{clip} frames {_spans(frames)} (loss {loss:.4g})" for clip, frames, loss in worst)
     return CheckFailed(
         f"step {step}: {what}; the batch was {told}",
-        hint="the last checkpoint is good. Look at these clips, lower --rate, or, where the loss was "
+        hint="the last checkpoint is good. Look at these clips, lower --lr, or, where the loss was "
         "finite, go on with --resume RUN --spike 0",
     )
 

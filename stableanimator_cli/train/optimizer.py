@@ -25,7 +25,7 @@ def optimizer_of(settings: OptimizerConfig, rate: float, parameters: Iterable[nn
     adamw = {
         "betas": (settings.beta1, settings.beta2),
         "eps": settings.epsilon,
-        "weight_decay": settings.decay,
+        "weight_decay": settings.weight_decay,
     }
     if settings.kind == "muon":
         return MuonAndAdamW(parameters, rate, adamw)

@@ -69,9 +69,9 @@ class TrainPlan:
 
 
 def fit_to_limit(config: TrainConfig, model: ModelFolder, *, ranks: int) -> TrainConfig:
-    """``--fit``: checkpointing and micro-batch chosen so that every stage stays below the limit. ``OutOfMemory`` where
+    """``--max-memory``: checkpointing and micro-batch chosen so that every stage stays below the limit. ``OutOfMemory`` where
     nothing does."""
-    limit = config.memory.fit
+    limit = config.memory.max_memory
     if limit is None:
         return config
     order = ("off", "diffusers", "blocks")
@@ -89,7 +89,7 @@ def fit_to_limit(config: TrainConfig, model: ModelFolder, *, ranks: int) -> Trai
     ]
     slowest = max(chosen, key=lambda plan: order.index(plan.settings.checkpointing))
     micro = min(plan.micro for plan in chosen)
-    memory = replace(config.memory, checkpointing=slowest.settings.checkpointing, micro=micro)
+    memory = replace(config.memory, checkpointing=slowest.settings.checkpointing, micro_batch=micro)
     return replace(config, memory=memory)
 
 
@@ -109,7 +109,7 @@ def _given(config: TrainConfig, stage: StageConfig, ranks: int) -> dict[str, Any
 def _row(
     config: TrainConfig, stage: StageConfig, model: ModelFolder, ranks: int, device: torch.device
 ) -> dict[str, Any]:
-    micro = min(config.memory.micro or stage.batch, max(1, stage.batch // ranks))
+    micro = min(config.memory.micro_batch or stage.batch, max(1, stage.batch // ranks))
 
     settings, on_cpu = settings_of(config, stage), device.type == "cpu"
     with FlopCounter() as counter:

@@ -12,7 +12,7 @@ from typing import Any
 
 from stableanimator_cli.config.animate import resolve, to_toml
 from stableanimator_cli.config.schema import read_toml
-from stableanimator_cli.config.train import TrainConfig, diff, preset_tables
+from stableanimator_cli.config.train import TrainConfig, diff, preset_tables, tables_of_today
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.train import checkpoint
@@ -44,7 +44,7 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
     config = config.resolve_stages(_WRITTEN)
     here = checkpoint.saved(run)
     trained = checkpoint.read_progress(here[-1][1]).get("config", stored) if here else stored
-    changed = diff(trained, tables_of(config))
+    changed = diff(tables_of_today(trained), tables_of(config))
     if changed:
         hint = f"go on without the change, or start a new run from {run / checkpoint.LINK} with --model"
         raise ConfigError("--resume", "; ".join(changed), f"the config that {run} was trained with", hint=hint)

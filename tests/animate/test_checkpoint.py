@@ -252,7 +252,7 @@ def test_what_changes_no_latent_may_change(place, animate, monkeypatch):
     flags = {"refine_face": "off", "reference": place / "same.png", "decode_chunk": 2}
     with monkeypatch.context() as patch:
         patch.setattr("stableanimator_cli.animate.making.sample", lambda *_, **__: 1 / 0)
-        report = animate(offload="swap", preview=True, **flags)
+        report = animate(offload="model", preview=True, **flags)
     assert outcome(report)[0] == outcome(animate(output=place / "whole.mp4", **flags))[0]
 
 

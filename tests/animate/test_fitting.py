@@ -1,4 +1,4 @@
-"""``sa animate --plan`` says what memory a run takes, and ``--fit`` what it changed; the run itself does the same."""
+"""``sa animate --plan`` says what memory a run takes, and ``--max-memory`` what it changed; the run itself does the same."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_plan_says_its_memory_and_a_limit_below_it_changes_the_run(flags, tmp_
     data = less.to_json()
     assert data["memory"]["total"] < memory["total"]
     assert [choice["what"] for choice in data["chosen"]] == ["--decode-chunk 4"]
-    assert "--fit      --decode-chunk 4 (approximate" in less.summary()
+    assert "--max-memory      --decode-chunk 4 (approximate" in less.summary()
 
     heard = Heard()
     report = run(flags=flags, reporter=heard)
@@ -61,7 +61,9 @@ def test_a_plan_says_its_memory_and_a_limit_below_it_changes_the_run(flags, tmp_
 
 def test_what_cannot_fit_is_refused_before_anything_is_done(flags, tmp_path):
     for plan_only in (True, False):
-        with pytest.raises(OutOfMemory, match=r"--fit 0\.1GB \(0\.09 GiB\): the least that was found is") as caught:
+        with pytest.raises(
+            OutOfMemory, match=r"--max-memory 0\.1GB \(0\.09 GiB\): the least that was found is"
+        ) as caught:
             run(flags=flags | {"fit": "100MB"}, plan_only=plan_only)
         assert caught.value.exit_code == 6
         assert "smaller --size" in str(caught.value.hint)

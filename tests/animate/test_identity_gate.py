@@ -38,7 +38,7 @@ def gated(
         picture=blank, fitted=blank, face=None, poses=None, plan=plan_windows(4, length=2, overlap=0),
         sampling=SamplingConfig(steps=2), decode=DecodeConfig(), noise_period=2, has_anchor=True,
     )  # fmt: skip
-    config = SimpleNamespace(refine=SimpleNamespace(min_csim=0.5, redraw=redraw), sampling=request.sampling)
+    config = SimpleNamespace(refine=SimpleNamespace(min_csim=0.5, gate_retries=redraw), sampling=request.sampling)
     job: Any = SimpleNamespace(
         config=config, request=request, keeper=SimpleNamespace(found=found), reporter=WarningLog(heard), engine=None
     )

@@ -203,7 +203,7 @@ def test_a_strip_draws_what_is_known_so_far():
     "flags", [{"redraw": 1}, {"redraw": 1, "min_csim": 0.5, "noise": "repeat"}, {"min_csim": 2.0}, {"redraw": -1}]
 )
 def test_gates_that_cannot_be(animate, flags):
-    with pytest.raises(ConfigError, match=r"--redraw|--min-csim"):
+    with pytest.raises(ConfigError, match=r"--gate-retries|--min-csim"):
         animate(**flags)
 
 

@@ -204,7 +204,7 @@ def test_a_preview_shows_reference_motion_and_result_side_by_side(place, animate
 
 def test_dtype_and_offload_run(animate):
     plain = frames_of(animate().video)
-    np.testing.assert_array_equal(plain, frames_of(animate(offload="swap").video))
+    np.testing.assert_array_equal(plain, frames_of(animate(offload="model").video))
     assert (frames_of(animate(dtype="bfloat16").video) != plain).any()
 
 

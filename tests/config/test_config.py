@@ -245,7 +245,7 @@ def test_an_interval_of_steps_survives_toml(tmp_path, value, steps, text):
 @pytest.mark.parametrize("text", ["6b", "6000000", "6 GB", "5.5GiB"])
 def test_an_amount_of_memory_is_read(text):
     amounts = {"6b": 6, "6000000": 6 * 10**6, "6 GB": 6 * 10**9, "5.5GiB": 5632 * 2**20}
-    assert resolve(DeviceConfig, {"fit": text}).fit == amounts[text]
+    assert resolve(DeviceConfig, {"fit": text}).max_memory == amounts[text]
 
 
 @pytest.mark.parametrize("flags", [{"fit": "a lot"}, {"fit": "0GB"}, {"ff_pieces": 0}, {"weights": "int4"}])

@@ -127,7 +127,9 @@ def test_to_fit_it_is_given_up_before_anything_that_costs_quality(tiny_model):
     without = replace(asked.sampling, cache_features=1)
     limit = on_card.of(replace(asked, sampling=without)).total
     assert on_card.of(asked).total > limit
-    found, choices = fit_to_limit(replace(asked, device=DeviceConfig(fit=limit, offload="swap", pieces=16)), on_card)
+    found, choices = fit_to_limit(
+        replace(asked, device=DeviceConfig(max_memory=limit, offload="model", ff_chunks=16)), on_card
+    )
     assert found.sampling == without
     assert "--cache-features off (exact)" in map(str, choices)
     assert not any("approximate" in str(choice) for choice in choices)

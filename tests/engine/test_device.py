@@ -21,7 +21,7 @@ def test_a_cpu_computes_in_float32_unless_told():
     plan = DevicePlan.of(DeviceConfig(device="cpu"))
     assert (plan.device.type, plan.dtype, plan.swap) == ("cpu", torch.float32, False)
     assert plan.pose_budget == 1024 * 2**20
-    other = DevicePlan.of(DeviceConfig(device="cpu", dtype="bfloat16", offload="swap", pose_budget_mb=3))
+    other = DevicePlan.of(DeviceConfig(device="cpu", dtype="bfloat16", offload="model", pose_budget_mb=3))
     assert (other.dtype, other.swap, other.pose_budget) == (torch.bfloat16, True, 3 * 2**20)
     assert plan.describe() == "cpu, float32"
     assert other.describe() == "cpu, bfloat16, swapping networks"
@@ -241,17 +241,17 @@ def card(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
 
 
 def test_compiled_fp8_needs_a_card_that_has_it(monkeypatch):
-    wanted = DeviceConfig(device="cuda", compile="blocks", weights="fp8")
+    wanted = DeviceConfig(device="cuda", compile="blocks", quantization="fp8")
     card(monkeypatch, (8, 6))
-    with pytest.raises(ConfigError, match=r"--weights: found 'fp8', expected a card of .* 8\.9 or newer") as caught:
+    with pytest.raises(ConfigError, match=r"--quantize: found 'fp8', expected a card of .* 8\.9 or newer") as caught:
         DevicePlan.of(wanted)
-    assert "--weights int8, or leave --compile out" in str(caught.value.hint)
-    DevicePlan.of(replace(wanted, weights="int8"))
+    assert "--quantize int8, or leave --compile out" in str(caught.value.hint)
+    DevicePlan.of(replace(wanted, quantization="int8"))
     DevicePlan.of(replace(wanted, compile="off"))
     long = AnimateConfig(reference=Path("a.png"), motion=Path("b.mp4"), output=Path("c.mp4"), device=wanted)
     off = replace(long, device=replace(wanted, compile="off"))
     given = (torch.device("cuda"), (1024, 576), 3000)
-    assert not compilation.pays_to_compile(off, *given)  # --fit does not choose what is refused
+    assert not compilation.pays_to_compile(off, *given)  # --max-memory does not choose what is refused
     card(monkeypatch, (8, 9))
     assert DevicePlan.of(wanted).compiled
     assert compilation.pays_to_compile(off, *given)

@@ -235,9 +235,9 @@ def test_what_this_machine_cannot_do_is_told_before_anything_is_loaded(monkeypat
     with pytest.raises(ConfigError, match="--cuda-graphs: found True, expected a CUDA card") as told:
         DevicePlan.of(DeviceConfig(device="cpu", cuda_graphs=True))
     assert "leave it out" in str(told.value.hint)
-    with pytest.raises(ConfigError, match="--cuda-graphs: found True, expected no --offload groups"):
-        DeviceConfig(cuda_graphs=True, offload="groups")
-    plan = DevicePlan.of(DeviceConfig(device="cpu", compile="blocks", offload="groups", channels_last=True))
+    with pytest.raises(ConfigError, match="--cuda-graphs: found True, expected no --offload group"):
+        DeviceConfig(cuda_graphs=True, offload="group")
+    plan = DevicePlan.of(DeviceConfig(device="cpu", compile="blocks", offload="group", channels_last=True))
     assert (plan.compiled, plan.groups, plan.swap, plan.channels_last) == (True, True, True, True)
     assert plan.describe() == "cpu, float32, compiled blocks, channels last, blocks in turn"
     monkeypatch.setenv("CXX", "no-such-compiler")

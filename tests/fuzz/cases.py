@@ -76,7 +76,7 @@ COMMANDS = (
     command("evaluate predicted truth -o out --poses poses.npz", "poses.npz"),
     command("evaluate made.mp4 made.mp4 -o out", "made.json", "made.mp4"),
     command("evaluate --tally study", "study/*"),
-    command("evaluate predicted truth --study out --rivals rivals", "rivals/other/*", "predicted/*"),
+    command("evaluate predicted truth --study out --baselines rivals", "rivals/other/*", "predicted/*"),
     command("replay made.mp4 -o out.mp4", "made.json", "made.mp4", "made.json", *NETWORKS),
     command(f"models show {TINY}", *NETWORKS),
     command(f"models verify {TINY}", *NETWORKS),

@@ -37,7 +37,7 @@ def test_a_preset_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
 
 def test_the_paper_and_the_small_model_are_what_they_are_said_to_be() -> None:
     (paper,) = stages("paper")
-    assert (paper.rate, paper.frames, paper.epochs, paper.train) == (1e-5, 16, 20, "attentions")
+    assert (paper.lr, paper.frames, paper.epochs, paper.train) == (1e-5, 16, 20, "attentions")
     assert paper.sizes == ((512, 512), (576, 1024))
     pictures, clips = stages("puppet")
     assert (pictures.frames, pictures.image_only, pictures.batch) == (1, True, 32)
@@ -47,7 +47,7 @@ def test_the_paper_and_the_small_model_are_what_they_are_said_to_be() -> None:
 
 def test_a_flag_about_stages_holds_for_all_of_them() -> None:
     puppet = stages("puppet", rate=2e-4, steps=7)
-    assert [(stage.rate, stage.steps) for stage in puppet] == [(2e-4, 7)] * 2
+    assert [(stage.lr, stage.steps) for stage in puppet] == [(2e-4, 7)] * 2
     assert [stage.batch for stage in puppet] == [32, 4]
     assert stages("paper", steps=9)[0].epochs is None
 
@@ -56,7 +56,7 @@ def test_a_file_wins_over_the_preset_and_a_flag_over_both(tmp_path: Path) -> Non
     file = tmp_path / "mine.toml"
     file.write_text("[optimizer]\nema = 0.9\nclip = 5.0\n")
     config = resolve(TrainConfig, GIVEN | {"clip_norm": 2.0}, file, preset=preset_tables("puppet"))
-    assert (config.optimizer.ema, config.optimizer.clip) == (0.9, 2.0)
+    assert (config.optimizer.ema, config.optimizer.max_grad_norm) == (0.9, 2.0)
     assert config.loss.reference_degrade == 0.75
 
 
@@ -68,10 +68,10 @@ def test_a_file_wins_over_the_preset_and_a_flag_over_both(tmp_path: Path) -> Non
         ({}, "--steps"),
         ({"steps": 1, "sizes": "512x500"}, "--sizes"),
         ({"steps": 1, "sizes": "512"}, "--sizes"),
-        ({"steps": 1, "rate": 0.0}, "--rate"),
+        ({"steps": 1, "lr": 0.0}, "--lr"),
         ({"steps": 1, "from_scratch": "vae"}, "--from-scratch"),
         ({"steps": 1, "cache": "all"}, "--cache"),
-        ({"steps": 1, "fit": "lots"}, "--fit"),
+        ({"steps": 1, "fit": "lots"}, "--max-memory"),
         ({"steps": 1, "ema": 1.0}, "--ema"),
         ({"steps": 1, "spike": 0.5}, "--spike"),
         ({"steps": 1, "face": "off", "face_encoder": "off"}, "--face-encoder"),
@@ -115,7 +115,9 @@ def test_memory_is_read_in_its_unit(text: str | int, number: int) -> None:
 
 
 def test_memory_without_a_unit_is_not_taken_for_bytes() -> None:
-    with pytest.raises(ConfigError, match=r"--fit: found '6', expected an amount of memory with its unit, as 24GB"):
+    with pytest.raises(
+        ConfigError, match=r"--max-memory: found '6', expected an amount of memory with its unit, as 24GB"
+    ):
         parse_bytes("6")
 
 

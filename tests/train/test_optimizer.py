@@ -38,7 +38,7 @@ def _train(network: nn.Module, optimizer: torch.optim.Optimizer, first: int, las
 
 def test_matrices_are_muons_and_the_rest_is_adamws() -> None:
     ours, alone = _network(), _network()
-    optimizer = optimizer_of(OptimizerConfig(kind="muon", decay=0.0), 1e-2, ours.parameters())
+    optimizer = optimizer_of(OptimizerConfig(kind="muon", weight_decay=0.0), 1e-2, ours.parameters())
     muon = torch.optim.Muon([alone[3].weight], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     rest = [p for m in (alone[0], alone[1], alone[3], alone[5]) for p in m.parameters() if p is not alone[3].weight]
     adamw = torch.optim.AdamW([p for p in rest if p.ndim == 1 or p is alone[5].weight], lr=1e-2, weight_decay=0.0)
@@ -57,7 +57,7 @@ def test_a_kernel_moves_by_an_orthogonal_matrix_whatever_its_memory(channels_las
     if channels_last:
         network[0].weight.data = network[0].weight.data.contiguous(memory_format=torch.channels_last)
     before = network[0].weight.detach().clone()
-    optimizer = optimizer_of(OptimizerConfig(kind="muon", decay=0.0), 1e-2, network.parameters())
+    optimizer = optimizer_of(OptimizerConfig(kind="muon", weight_decay=0.0), 1e-2, network.parameters())
     _train(network, optimizer, 0, 1)
     moved = (before - network[0].weight.detach()).flatten(1) / (1e-2 * 0.2 * 144**0.5)
     values = torch.linalg.svdvals(moved)
@@ -80,7 +80,7 @@ def test_restored_it_goes_on_as_if_never_stopped() -> None:
 
 def test_the_groups_rate_is_everybodys() -> None:
     network = _network()
-    optimizer = optimizer_of(OptimizerConfig(kind="muon", decay=0.0), 1e-2, network.parameters())
+    optimizer = optimizer_of(OptimizerConfig(kind="muon", weight_decay=0.0), 1e-2, network.parameters())
     before = [parameter.detach().clone() for parameter in network.parameters()]
     for group in optimizer.param_groups:
         group["lr"] = 0.0

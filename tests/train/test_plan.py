@@ -1,4 +1,4 @@
-"""``--plan`` and ``--fit`` of ``sa train``: what is told before is what is counted, and what is chosen runs."""
+"""``--plan`` and ``--max-memory`` of ``sa train``: what is told before is what is counted, and what is chosen runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_plan_says_memory_and_time_and_writes_nothing(
         return json.loads(capsys.readouterr().out)
 
     plain = planned("--checkpointing", "off")
-    told = planned("--fit", totals["blocks"])
+    told = planned("--max-memory", totals["blocks"])
     assert not (tmp_path / "run").exists()
     assert plain["peak_bytes"] == totals["all"]
     # FLOPs are counted too; while they are, what checkpointing forgets stays alive, and memory must not be read then
@@ -80,7 +80,7 @@ def test_what_fits_is_chosen_and_runs_to_the_same_losses(
         ("single", totals["off"], "off", 1),
         ("least", totals["blocks"], "blocks", 1),
     ):
-        train(data, tiny_model, tmp_path / name, "--steps", 2, "--fit", limit, "--quiet")
+        train(data, tiny_model, tmp_path / name, "--steps", 2, "--max-memory", limit, "--quiet")
         memory = tomllib.loads((tmp_path / name / "config.toml").read_text())["memory"]
         assert (memory["checkpointing"], memory["micro"]) == (checkpointing, micro)
         losses[name] = [row["loss"] for row in read_metrics(tmp_path / name)]
@@ -92,7 +92,7 @@ def test_what_fits_is_chosen_and_runs_to_the_same_losses(
 def test_what_cannot_fit_says_what_would(data: Path, tiny_model: Path, totals: dict[str, int], tmp_path: Path) -> None:
     least = f"{totals['blocks'] / 2**20:.1f} MiB"
     with pytest.raises(OutOfMemory, match=rf"needs at least {least} .*checkpointing blocks.*; 2.0 MiB were") as caught:
-        train(data, tiny_model, tmp_path / "run", "--steps", 2, "--fit", "2MiB", "--quiet")
+        train(data, tiny_model, tmp_path / "run", "--steps", 2, "--max-memory", "2MiB", "--quiet")
     assert caught.value.exit_code == 6
     assert "--cache latents,embeddings" in str(caught.value.hint)
     assert not (tmp_path / "run" / "checkpoints").exists()

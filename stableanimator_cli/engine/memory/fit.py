@@ -1,4 +1,4 @@
-"""Settings chosen so that a rendering fits (``--fit``): exact ways first, then those that change the result.
+"""Settings chosen so that a rendering fits (``--max-memory``): exact ways first, then those that change the result.
 
 Each way is asked about the stage that needs most, and answers with other settings or with None where it does not help
 there. The first that helps is taken and the need counted again (``memory.Prediction``), until it is small enough.
@@ -36,9 +36,9 @@ _SHORTER = "approximate: the network sees fewer frames at once"
 
 
 def fit_to_limit(config: AnimateConfig, prediction: MemoryEstimator) -> tuple[AnimateConfig, tuple[Choice, ...]]:
-    """``--fit``: the settings that bring a run below ``config.device.fit`` bytes, exact ways before approximate ones,
-    with ``fit`` None; and what was changed. ``OutOfMemory`` where nothing is enough."""
-    limit = config.device.fit
+    """``--max-memory``: the settings that bring a run below ``config.device.max_memory`` bytes, exact ways before
+    approximate ones, with ``fit`` None; and what was changed. ``OutOfMemory`` where nothing is enough."""
+    limit = config.device.max_memory
     if limit is None:
         return config, ()
     changed: dict[str, Choice] = {}
@@ -46,15 +46,15 @@ def fit_to_limit(config: AnimateConfig, prediction: MemoryEstimator) -> tuple[An
         found = [way for step in _WAYS if (way := step(config, memory.worst, prediction)) is not None]
         if not found:
             raise OutOfMemory(
-                f"--fit {limit / 1e9:g}GB ({limit / 2**30:.2f} GiB): the least that was found is {memory.describe()}",
-                hint="use a smaller --size" + ("" if prediction.dtype.itemsize == 2 else ", or --dtype bfloat16"),
-            )
+                f"--max-memory {limit / 1e9:g}GB ({limit / 2**30:.2f} GiB): the least that was found is
+                {memory.describe()}", hint="use a smaller --size" + ("" if prediction.dtype.itemsize == 2 else ", or
+                --dtype bfloat16"), )
         config, choice = found[0]
         changed[choice.what.split(" ")[0]] = choice
     if pays_to_compile(config, prediction.device, prediction.size, prediction.frames):
         config = _device(config, compile="blocks")
         changed["--compile"] = Choice("--compile blocks", f"{_ROUNDING}; a run this long makes up for compiling")
-    return replace(config, device=replace(config.device, fit=None)), tuple(changed.values())
+    return replace(config, device=replace(config.device, max_memory=None)), tuple(changed.values())
 
 
 Way = Callable[[AnimateConfig, str, MemoryEstimator], "tuple[AnimateConfig, Choice] | None"]
@@ -63,21 +63,21 @@ Way = Callable[[AnimateConfig, str, MemoryEstimator], "tuple[AnimateConfig, Choi
 def _swap(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
     if config.device.offload != "none" or at.device.type == "cpu":
         return None
-    what = "--offload swap" + (" without --cuda-graphs" if config.device.cuda_graphs else "")
-    return _device(config, offload="swap", cuda_graphs=False), Choice(what, _EXACT)
+    what = "--offload model" + (" without --cuda-graphs" if config.device.cuda_graphs else "")
+    return _device(config, offload="model", cuda_graphs=False), Choice(what, _EXACT)
 
 
 def _groups(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
-    if stage != "UNet" or config.device.offload != "swap" or at.device.type == "cpu":
+    if stage != "UNet" or config.device.offload != "model" or at.device.type == "cpu":
         return None
-    return _device(config, offload="groups"), Choice("--offload groups", _MOVED)
+    return _device(config, offload="group"), Choice("--offload group", _MOVED)
 
 
 def _pieces(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
-    pieces = 4 * config.device.pieces
+    pieces = 4 * config.device.ff_chunks
     if stage != "UNet" or pieces > 16:
         return None
-    return _device(config, pieces=pieces), Choice(f"--ff-pieces {pieces}", _ROUNDING)
+    return _device(config, ff_chunks=pieces), Choice(f"--ff-chunks {pieces}", _ROUNDING)
 
 
 def _poses(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
@@ -103,9 +103,9 @@ def _features(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[A
 
 def _quantized(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:
     held = config.device.offload == "none" or stage == "UNet"
-    if not held or config.device.weights != "plain":
+    if not held or config.device.quantization != "plain":
         return None
-    return _device(config, weights="int8"), Choice("--weights int8", _QUANTIZED)
+    return _device(config, quantization="int8"), Choice("--quantize int8", _QUANTIZED)
 
 
 def _window(config: AnimateConfig, stage: str, at: MemoryEstimator) -> tuple[AnimateConfig, Choice] | None:

@@ -99,7 +99,7 @@ class MemoryEstimator:
         on_cpu = self.device.type == "cpu"
         window, chunk = min(config.windows.length, self.frames), min(config.decode.chunk, self.frames)
         width, height = self._latent
-        channels = self._network("unet", plan.weights).config["block_out_channels"][0]
+        channels = self._network("unet", plan.quantization).config["block_out_channels"][0]
         latents = 4 * self.frames * self._network("vae").config["latent_channels"] * width * height
         frame = bytes_of_pose_frame(channels, self.size[1], self.size[0], self.dtype)
         poses = min(self.frames, (plan.pose_budget_mb << 20) // frame) * frame
@@ -112,7 +112,7 @@ class MemoryEstimator:
         }
         if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
             mode = "crop" if config.refine.face == "auto" else config.refine.face
-            work["face optimisation"] = _LATENTS * latents + kept + self._face(chunk, mode, config.refine.margin)
+            work["face optimisation"] = _LATENTS * latents + kept + self._face(chunk, mode, config.refine.crop_margin)
             if plan.cuda_graphs:  # what is recorded keeps its memory between steps
                 work["face optimisation"] += self._recorded(config, window)
         if plan.cuda_graphs:  # calls before a recording have memory of their own beside what was recorded before
@@ -138,7 +138,7 @@ class MemoryEstimator:
     def _recorded(self, config: AnimateConfig, window: int) -> int:
         """What CUDA graphs keep: a pool as large as one call, and by branch and length of a window its inputs and its
         answer."""
-        unet, (width, height) = self._network("unet", config.device.weights), self._latent
+        unet, (width, height) = self._network("unet", config.device.quantization), self._latent
         plan = self._windows(config)
         kinds = {len(one.frames) for turn in range(plan.num_placements) for one in plan.placement(turn)}
         channels = unet.config["in_channels"] + unet.config["out_channels"] + unet.config["block_out_channels"][0]
@@ -177,8 +177,8 @@ class MemoryEstimator:
 
     def _weights(self, role: str, plan: DeviceConfig) -> int:
         """Of which in groups two buffers of the largest block are there."""
-        network = self._network(role, plan.weights)
-        if role != "unet" or plan.offload != "groups" or self.device.type == "cpu":
+        network = self._network(role, plan.quantization)
+        if role != "unet" or plan.offload != "group" or self.device.type == "cpu":
             return bytes_of(network)
         blocks = [bytes_of(block) for block in blocks_of(network)]
         return bytes_of(network) - sum(blocks) + 2 * max(blocks)
@@ -221,11 +221,11 @@ class MemoryEstimator:
 
     def _unet(self, window: int, plan: DeviceConfig) -> int:
         """One window's call as ``Engine.denoiser`` makes it, a face given."""
-        unet: AnimationUNet = self._network("unet", plan.weights)
+        unet: AnimationUNet = self._network("unet", plan.quantization)
         width, height = self._latent
 
         def count() -> int:
-            unet.pieces = plan.pieces
+            unet.pieces = plan.ff_chunks
             channels, tokens = unet.config["block_out_channels"][0], unet.config["cross_attention_dim"]
             context = prepared(unet, self._noise(1, 1, tokens), self._noise(1, unet.id_tokens, tokens))
 
@@ -236,14 +236,14 @@ class MemoryEstimator:
 
             return self._alive(call)
 
-        return self._once("UNet", window, plan.pieces, plan.weights, count=count)
+        return self._once("UNet", window, plan.ff_chunks, plan.quantization, count=count)
 
     def _deep(self, config: AnimateConfig, window: int) -> int:
         """Deep features that ``--cache-features`` keeps: of each window and branch that one process answers for."""
         sampling = config.sampling
         if sampling.cache_features == 1:
             return 0
-        unet: AnimationUNet = self._network("unet", config.device.weights)
+        unet: AnimationUNet = self._network("unet", config.device.quantization)
         width, height = self._latent
 
         def count() -> int:

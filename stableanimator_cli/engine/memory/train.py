@@ -1,4 +1,4 @@
-"""What a training needs on its device, before anything is loaded; what ``--plan`` prints and ``--fit`` chooses from.
+"""What a training needs on its device, before anything is loaded; what ``--plan`` prints and ``--max-memory`` chooses from.
 
 Weights, their optimiser and their average follow from the number of parameters. What a step keeps alive is not
 modelled but counted: the very module that will be trained runs forward and backward on the ``meta`` device.

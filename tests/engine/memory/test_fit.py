@@ -22,7 +22,7 @@ def on_card(tiny_model) -> MemoryEstimator:
 
 
 def test_what_fits_is_left_alone(on_card):
-    given = config(device=DeviceConfig(fit=10**12))
+    given = config(device=DeviceConfig(max_memory=10**12))
     found, choices = fit_to_limit(given, on_card)
     assert choices == ()
     assert found == config()
@@ -35,26 +35,26 @@ def test_exact_ways_come_before_approximate_ones(on_card):
     limit, seen, refused = on_card.of(base).total, [], None
     while refused is None:
         try:
-            found, choices = fit_to_limit(replace(base, device=DeviceConfig(fit=limit - 1)), on_card)
+            found, choices = fit_to_limit(replace(base, device=DeviceConfig(max_memory=limit - 1)), on_card)
         except OutOfMemory as error:
             refused = error
         else:
             needed = on_card.of(found).total
             assert needed < limit
-            assert found.device.fit is None
+            assert found.device.max_memory is None
             seen.append([str(choice) for choice in choices])
             limit = needed
     assert refused.exit_code == 6
     assert "smaller --size" in str(refused.hint)
-    assert seen[0][0] == "--offload swap (exact)"
+    assert seen[0][0] == "--offload model (exact)"
     approximate = [any("approximate" in choice for choice in choices) for choices in seen]
     assert approximate == sorted(approximate)
     assert approximate[-1]
-    assert any(choice.startswith("--ff-pieces") for choices in seen for choice in choices)
+    assert any(choice.startswith("--ff-chunks") for choices in seen for choice in choices)
 
 
 def test_long_runs_on_a_card_are_compiled_where_they_can_be(on_card, monkeypatch):
-    given = config(device=DeviceConfig(fit=10**12), sampling=SamplingConfig(steps=1000))
+    given = config(device=DeviceConfig(max_memory=10**12), sampling=SamplingConfig(steps=1000))
     monkeypatch.setattr(compilation, "missing", lambda kind: None)
     assert fit_to_limit(given, on_card)[1] == ()  # eight small frames
     found, choices = fit_to_limit(given, replace(on_card, frames=20_000))

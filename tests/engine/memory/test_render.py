@@ -43,7 +43,7 @@ def test_a_vae_that_encodes_in_float32_is_reckoned_so(tiny_model):
 
 
 def test_swapping_leaves_the_weights_of_one_stage(on_card):
-    stays, swaps = (on_card.of(config(device=DeviceConfig(offload=way))) for way in ("none", "swap"))
+    stays, swaps = (on_card.of(config(device=DeviceConfig(offload=way))) for way in ("none", "model"))
     assert sum(swaps.stages["UNet"]) < sum(stays.stages["UNet"])
     assert swaps.stages["VAE decoder"][0] == swaps.stages["VAE encoder"][0] < stays.stages["VAE decoder"][0]
     assert [alive for _, alive in swaps.stages.values()] == [alive for _, alive in stays.stages.values()]
@@ -63,7 +63,7 @@ def test_a_config_of_no_network_is_said(tiny_model):
 
 
 def test_in_groups_two_buffers_of_the_largest_block_are_there(on_card):
-    swaps, groups = (on_card.of(config(device=DeviceConfig(offload=way))) for way in ("swap", "groups"))
+    swaps, groups = (on_card.of(config(device=DeviceConfig(offload=way))) for way in ("model", "group"))
     unet = on_card._network("unet")
     blocks = [bytes_of(block) for block in blocks_of(unet)]
     assert swaps.stages["UNet"][0] - groups.stages["UNet"][0] == sum(blocks) - 2 * max(blocks) > 0

@@ -20,7 +20,7 @@ def predicted(config: AnimateConfig, model: ModelFolder, device: DevicePlan, fra
 def chosen(
     config: AnimateConfig, model: ModelFolder, device: DevicePlan, reporter: Reporter
 ) -> tuple[AnimateConfig, tuple[Choice, ...]]:
-    """The settings that ``--max-memory`` picks, each said with what it does to the result; as they are where none is given.
+    """The settings that ``--max-memory`` picks and what each does to the result; unchanged if none is given.
 
     The motion is counted for it and nothing detected, so that the same command picks the same whenever it is given.
     Raises ``OutOfMemory`` where nothing fits.

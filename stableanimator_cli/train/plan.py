@@ -69,7 +69,7 @@ class TrainPlan:
 
 
 def fit_to_limit(config: TrainConfig, model: ModelFolder, *, ranks: int) -> TrainConfig:
-    """``--max-memory``: checkpointing and micro-batch chosen so that every stage stays below the limit. ``OutOfMemory`` where
+    """``--max-memory``: checkpointing and micro-batch so that every stage fits the limit. ``OutOfMemory`` where
     nothing does."""
     limit = config.memory.max_memory
     if limit is None:

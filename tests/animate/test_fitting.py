@@ -1,4 +1,4 @@
-"""``sa animate --plan`` says what memory a run takes, and ``--max-memory`` what it changed; the run itself does the same."""
+"""``sa animate --plan`` reports the memory of a run and what ``--max-memory`` changed; the run does the same."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_plan_says_its_memory_and_a_limit_below_it_changes_the_run(flags, tmp_
 def test_what_cannot_fit_is_refused_before_anything_is_done(flags, tmp_path):
     for plan_only in (True, False):
         with pytest.raises(
-            OutOfMemory, match=r"--max-memory 0\.1GB \(0\.09 GiB\): the least that was found is"
+            OutOfMemory, match=r"--max-memory 0\.1GB \(0\.09 GiB\): the smallest prediction found is"
         ) as caught:
             run(flags=flags | {"fit": "100MB"}, plan_only=plan_only)
         assert caught.value.exit_code == 6
@@ -71,8 +71,8 @@ def test_what_cannot_fit_is_refused_before_anything_is_done(flags, tmp_path):
 
 
 def test_weights_of_one_byte_render_and_are_recorded(flags, tmp_path):
-    run(flags=flags | {"weights": "int8", "ff_pieces": 4, "guidance_interval": "1:100"})
+    run(flags=flags | {"quantization": "int8", "ff_pieces": 4, "guidance_interval": "1:100"})
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["device"] == "cpu, float32, int8 weights"
-    assert record["config"]["device"] | {"weights": "int8", "pieces": 4} == record["config"]["device"]
+    assert record["config"]["device"] | {"quantization": "int8", "ff_chunks": 4} == record["config"]["device"]
     assert record["config"]["sampling"]["guidance_interval"] == "1:100"

@@ -36,8 +36,10 @@ _SHORTER = "approximate: the network sees fewer frames at once"
 
 
 def fit_to_limit(config: AnimateConfig, prediction: MemoryEstimator) -> tuple[AnimateConfig, tuple[Choice, ...]]:
-    """``--max-memory``: the settings that bring a run below ``config.device.max_memory`` bytes, exact ways before
-    approximate ones, with ``fit`` None; and what was changed. ``OutOfMemory`` where nothing is enough."""
+    """Settings that bring a run below ``config.device.max_memory`` bytes, exact ways first, and what was changed.
+
+    The result has ``max_memory`` None. Raises ``OutOfMemory`` if no combination is small enough.
+    """
     limit = config.device.max_memory
     if limit is None:
         return config, ()
@@ -45,10 +47,11 @@ def fit_to_limit(config: AnimateConfig, prediction: MemoryEstimator) -> tuple[An
     while (memory := prediction.of(config)).total > limit:
         found = [way for step in _WAYS if (way := step(config, memory.worst, prediction)) is not None]
         if not found:
+            given = f"--max-memory {limit / 1e9:g}GB ({limit / 2**30:.2f} GiB)"
             raise OutOfMemory(
-                f"--max-memory {limit / 1e9:g}GB ({limit / 2**30:.2f} GiB): the least that was found is
-                {memory.describe()}", hint="use a smaller --size" + ("" if prediction.dtype.itemsize == 2 else ", or
-                --dtype bfloat16"), )
+                f"{given}: the smallest prediction found is {memory.describe()}",
+                hint="use a smaller --size" + ("" if prediction.dtype.itemsize == 2 else ", or --dtype bfloat16"),
+            )
         config, choice = found[0]
         changed[choice.what.split(" ")[0]] = choice
     if pays_to_compile(config, prediction.device, prediction.size, prediction.frames):

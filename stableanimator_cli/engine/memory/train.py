@@ -1,4 +1,4 @@
-"""What a training needs on its device, before anything is loaded; what ``--plan`` prints and ``--max-memory`` chooses from.
+"""Memory that a training needs on its device, predicted before anything is loaded: ``--plan``, ``--max-memory``.
 
 Weights, their optimiser and their average follow from the number of parameters. What a step keeps alive is not
 modelled but counted: the very module that will be trained runs forward and backward on the ``meta`` device.

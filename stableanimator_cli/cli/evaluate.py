@@ -80,7 +80,7 @@ DrawsOpt = Annotated[
     int | None,
     typer.Option(
         "--bootstrap-samples", metavar="N", min=100, max=1_000_000,
-        help=options.says("Draws of videos for the standard error of Frechet distances.", _DEFAULTS, "draws"),
+        help=options.says("Draws of videos for the standard error of Frechet distances.", _DEFAULTS, "bootstrap_samples"),
     ),
 ]  # fmt: skip
 SeedOpt = Annotated[

@@ -381,12 +381,12 @@ DtypeOpt = Annotated[
     ),
 ]
 OffloadOpt = Annotated[
-    Literal["none", "swap", "groups"] | None,
+    Literal["none", "model", "group"] | None,
     typer.Option(
         "--offload",
         rich_help_panel=MACHINE,
         help=says(
-            "swap keeps one network on the device at a time, groups of the UNet one block.", DeviceConfig, "offload"
+            "model keeps one network on the device at a time, group of the UNet one block.", DeviceConfig, "offload"
         ),
     ),
 ]

@@ -27,7 +27,7 @@ WeightsOpt = Annotated[
         help=says(
             "How the UNet's weights lie in memory: int8 and fp8 take one byte each and are approximate.",
             DeviceConfig,
-            "weights",
+            "quantization",
         ),
     ),
 ]
@@ -101,7 +101,7 @@ PiecesOpt = Annotated[
         help=says(
             "Parts that feed-forward layers are computed in: more need less memory, equal within rounding.",
             DeviceConfig,
-            "pieces",
+            "ff_chunks",
         ),
     ),
 ]

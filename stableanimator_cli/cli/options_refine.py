@@ -61,11 +61,11 @@ ItersOpt = Annotated[
 RateOpt = Annotated[
     float | None,
     typer.Option(
-        "--refine-lr", metavar="X", rich_help_panel=PANEL, help=says("Adam's rate, above 0.", RefineConfig, "rate")
+        "--refine-lr", metavar="X", rich_help_panel=PANEL, help=says("Adam's rate, above 0.", RefineConfig, "lr")
     ),
 ]
 ScheduleOpt = Annotated[
-    Literal["falling", "constant"] | None,
+    Literal["linear", "constant"] | None,
     typer.Option(
         "--refine-schedule",
         rich_help_panel=PANEL,
@@ -104,6 +104,6 @@ RedrawOpt = Annotated[
         "--redraw",
         metavar="N",
         rich_help_panel=PANEL,
-        help=says("Draw windows that fail --min-csim again with other noise, N times at most.", RefineConfig, "redraw"),
+        help=says("Draw windows that fail --min-csim again with other noise, N times at most.", RefineConfig, "gate_retries"),
     ),
 ]

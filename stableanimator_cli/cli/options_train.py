@@ -104,7 +104,7 @@ BatchOpt = Annotated[
 ]
 RateOpt = Annotated[
     float | None,
-    typer.Option("--rate", metavar="LR", rich_help_panel=STAGES, help=says("Learning rate.", StageConfig, "rate")),
+    typer.Option("--rate", metavar="LR", rich_help_panel=STAGES, help=says("Learning rate.", StageConfig, "lr")),
 ]
 WarmupOpt = Annotated[
     int | None,
@@ -286,7 +286,7 @@ ClipNormOpt = Annotated[
         metavar="NORM",
         min=0.0,
         rich_help_panel=STAGES,
-        help=says("Largest gradient norm; 0 for no limit.", OptimizerConfig, "clip"),
+        help=says("Largest gradient norm; 0 for no limit.", OptimizerConfig, "max_grad_norm"),
     ),
 ]
 EmaOpt = Annotated[
@@ -307,7 +307,7 @@ SpikeOpt = Annotated[
         metavar="FACTOR",
         min=0.0,
         rich_help_panel=WATCH,
-        help=says("Stop where a loss is so many times the median of late; 0 for never.", OptimizerConfig, "spike"),
+        help=says("Stop where a loss is so many times the median of late; 0 for never.", OptimizerConfig, "loss_spike_factor"),
     ),
 ]
 SaveOpt = Annotated[

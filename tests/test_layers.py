@@ -129,7 +129,7 @@ def violations(path: PurePosixPath, source: str) -> list[str]:
 
 
 def _is_other_verb(path: PurePosixPath, module: str) -> bool:
-    shared = {"app", "options", "console", path.stem}
+    shared = {"app", "command", "options", "console", path.stem}
     parts = module.split(".")
     return parts[:2] == [PACKAGE, "cli"] and len(parts) > 2 and parts[2] not in shared
 

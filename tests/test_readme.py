@@ -13,7 +13,8 @@ import typer.main
 
 from stableanimator_cli import errors
 from stableanimator_cli.cli.app import app
-from stableanimator_cli.config.animate import AnimateConfig, from_mapping
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.schema import from_mapping
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -17,8 +17,8 @@ from typing import Any
 
 from stableanimator_cli import __version__
 from stableanimator_cli.catalogue import download
-from stableanimator_cli.config.animate import AnimateConfig, to_toml
-from stableanimator_cli.config.schema import current_names
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.schema import current_names, to_toml
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.records import ModelFolder

@@ -14,7 +14,8 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.animate import fingerprint, result
 from stableanimator_cli.animate.pipeline import run_pipeline
 from stableanimator_cli.animate.validate import validate
-from stableanimator_cli.config.animate import AnimateConfig, from_mapping
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.schema import from_mapping
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, CheckFailed
 from stableanimator_cli.files import check_apart, require_file, sha256_of

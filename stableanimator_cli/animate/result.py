@@ -14,7 +14,8 @@ from stableanimator_cli.animate import fingerprint, reference_face
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity_gate import Identity
 from stableanimator_cli.animate.reference_face import FacesRefined
-from stableanimator_cli.config.animate import AnimateConfig, to_toml
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.schema import to_toml
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, RefineLogEntry
 from stableanimator_cli.diffusion.guidance import window_branches
 from stableanimator_cli.engine.device import DevicePlan, peak_memory

@@ -15,9 +15,10 @@ import numpy as np
 
 from stableanimator_cli import catalogue, clip_folder
 from stableanimator_cli.animate.ablation import uses_face
-from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, Size, WindowConfig, resolve
+from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, WindowConfig
+from stableanimator_cli.config.parse import Size
 from stableanimator_cli.config.refine import PRESETS, dump_steps
-from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys
+from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
 from stableanimator_cli.files import check_apart, check_replaceable, require_file
 from stableanimator_cli.media import read_picture

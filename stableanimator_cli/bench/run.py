@@ -26,7 +26,8 @@ from stableanimator_cli.bench import (
 from stableanimator_cli.bench.harness import busy
 from stableanimator_cli.bench.results import BenchReport, Table, environment
 from stableanimator_cli.bench.roofline import Roof
-from stableanimator_cli.config.animate import DeviceConfig, parse_size
+from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.progress import NullReporter, Reporter

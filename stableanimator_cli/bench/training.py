@@ -94,7 +94,7 @@ def still(parts: TrainingParts) -> torch.optim.Optimizer:
 def drawn_dataset(folder: Path, shape: Shape) -> Dataset:
     """Clip folders of drawn figures at the size that is trained, as `sa preprocess` writes them."""
     write_puppets(PuppetPlan(folder=folder / "figures", videos=CLIPS, frames=shape.frames + 2, size=shape.size))
-    flags = {"inputs": (folder / "figures" / "videos",), "output": folder / "clips", "model": "puppet", "device": "cpu"}
+    flags = {"input": (folder / "figures" / "videos",), "output": folder / "clips", "model": "puppet", "device": "cpu"}
     preprocess.run(flags=flags)
     return open_dataset([folder / "clips"], least=shape.frames + 1)
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from stableanimator_cli.bench.networks import FULL, model_of
-from stableanimator_cli.config.animate import parse_size
+from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.engine.device import peak_memory
 from stableanimator_cli.engine.memory.train import predict, skeleton
 from stableanimator_cli.engine.memory.train_step import made_up_inputs

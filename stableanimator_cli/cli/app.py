@@ -1,36 +1,82 @@
-"""The app: registers the verbs and does nothing else. A verb's heavy imports are inside its body."""
+"""The app: the verbs by name. A verb's module is imported when the verb is called, not to list it in the help."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from stableanimator_cli import __version__
-from stableanimator_cli.cli import models
-from stableanimator_cli.cli.animate import animate
-from stableanimator_cli.cli.bench import bench
-from stableanimator_cli.cli.demo import demo
-from stableanimator_cli.cli.doctor import doctor
-from stableanimator_cli.cli.evaluate import evaluate
-from stableanimator_cli.cli.preprocess import preprocess
-from stableanimator_cli.cli.puppets import puppets
-from stableanimator_cli.cli.replay import replay
-from stableanimator_cli.cli.train import train
 
-PIPELINE = "Pipeline"
-WORKSHOP = "Workshop"
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+class Verb(NamedTuple):
+    """A verb as the help lists it. Its function, or its app, has the verb's name in ``cli/NAME.py``."""
+
+    panel: str
+    summary: str
+    help_without_arguments: bool = False
+
+
+PIPELINE, WORKSHOP = "Pipeline", "Workshop"
+VERBS = {
+    "preprocess": Verb(PIPELINE, "Videos become clips and motions.", True),
+    "animate": Verb(PIPELINE, "An image and a motion become a video.", True),
+    "train": Verb(PIPELINE, "Clips and a model become a model.", True),
+    "evaluate": Verb(PIPELINE, "Videos become scores, tables and a report.", True),
+    "demo": Verb(WORKSHOP, "Draw a character and animate it with the small model."),
+    "models": Verb(WORKSHOP, "List, download, verify and register models.", True),
+    "puppets": Verb(WORKSHOP, "Draw characters whose motion and faces are known exactly."),
+    "replay": Verb(WORKSHOP, "Repeat a run and compare its bytes.", True),
+    "doctor": Verb(WORKSHOP, "Check this machine and print commands that mend it."),
+    "bench": Verb(WORKSHOP, "Measure cost, speed and memory side by side.", True),
+}
+
+
+class VerbGroup(TyperGroup):
+    """Commands of ``VERBS``: entries for the help and the completion of names, imported on call."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = {
+            name: TyperCommand(name, help=verb.summary, short_help=verb.summary, rich_help_panel=verb.panel)
+            for name, verb in VERBS.items()
+        }
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, entry, rest = super().resolve_command(ctx, args)
+        return name, entry and load_verb(entry.name), rest
+
+
+def load_verb(name: str) -> Any:
+    """Import ``cli/NAME.py`` and build its command."""
+    module, verb = import_module(f"stableanimator_cli.cli.{name}"), VERBS[name]
+    single = getattr(module, "app", None)
+    if single is None:
+        single = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+        single.command(name, no_args_is_help=verb.help_without_arguments)(getattr(module, name))
+    command = typer.main.get_command(single)
+    command.name = name
+    return command
+
 
 app = typer.Typer(
     name="sa",
+    cls=VerbGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=CONTEXT,
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"sa {__version__}")
         raise typer.Exit
 
@@ -38,25 +84,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def sa(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Animate a person in a picture after a motion, and keep the face."""
-
-
-app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="Videos become clips and motions.")(preprocess)
-app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="A picture and a motion become a video.")(
-    animate
-)
-app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="Clips and a model become a model.")(train)
-app.command(rich_help_panel=PIPELINE, no_args_is_help=True, short_help="Videos become scores, tables and a report.")(
-    evaluate
-)
-app.command(rich_help_panel=WORKSHOP, short_help="Draw a figure and animate it with the small model.")(demo)
-app.add_typer(models.app, rich_help_panel=WORKSHOP)
-app.command(rich_help_panel=WORKSHOP, short_help="Draw figures whose motion and faces are known exactly.")(puppets)
-app.command(rich_help_panel=WORKSHOP, no_args_is_help=True, short_help="Repeat a run and compare its bytes.")(replay)
-app.command(rich_help_panel=WORKSHOP, short_help="What would break a run here, and what mends it.")(doctor)
-app.command(
-    rich_help_panel=WORKSHOP, no_args_is_help=True, short_help="Measure: cost, speed and memory, side by side."
-)(bench)
+    """Animate a person in an image after a motion, and keep the face."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from stableanimator_cli.cli import console, options
+from stableanimator_cli.cli.command import complete_model
 
 _PLACES = {"networks", "video", "against"}  # a report says which, not where
 _ELSEWHERE = {"output", "page", "json", "quiet", "progress", "baseline", "python"}
@@ -41,7 +42,7 @@ NetworksOpt = Annotated[
     typer.Option(
         "--networks",
         metavar="full|NAME|FOLDER",
-        autocompletion=options.complete_model,
+        autocompletion=complete_model,
         help="full: the released shapes with random weights; else a catalogue name or model folder. Default: puppet "
         "(cost: full).",
     ),
@@ -113,6 +114,15 @@ PageOpt = Annotated[
     ),
 ]
 
+DeviceOpt = Annotated[
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="Device: auto, cpu, cuda, cuda:N or mps. Default: auto."),
+]
+DtypeOpt = Annotated[
+    Literal["auto", "float16", "bfloat16", "float32"] | None,
+    typer.Option("--dtype", help="Floating-point type of the networks. Default: auto."),
+]
+
 
 def bench(
     context: typer.Context,
@@ -131,8 +141,8 @@ def bench(
     python: PythonOpt = None,
     baseline: BaselineOpt = None,
     accept: AcceptOpt = False,
-    device: options.DeviceOpt = None,
-    dtype: options.DtypeOpt = None,
+    device: DeviceOpt = None,
+    dtype: DtypeOpt = None,
     output: OutputOpt = None,
     page: PageOpt = None,
     json: options.JsonOpt = False,

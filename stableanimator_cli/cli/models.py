@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stableanimator_cli.cli import console, options
+from stableanimator_cli.cli.command import complete_model
 
 if TYPE_CHECKING:
     from stableanimator_cli.catalogue.download import Check, Progress
@@ -25,18 +26,18 @@ app = typer.Typer(
 
 NameArg = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="A name that `sa models list` shows.", autocompletion=options.complete_model),
+    typer.Argument(metavar="NAME", help="A name that `sa models list` shows.", autocompletion=complete_model),
 ]
 ModelArg = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="A catalogue name or a model folder.", autocompletion=options.complete_model),
+    typer.Argument(metavar="NAME", help="A catalogue name or a model folder.", autocompletion=complete_model),
 ]
 SomeArg = Annotated[
     str | None,
     typer.Argument(
         metavar="[NAME]",
         help="A catalogue name or a model folder. Default: all names of which something is here.",
-        autocompletion=options.complete_model,
+        autocompletion=complete_model,
     ),
 ]
 FolderArg = Annotated[

@@ -60,7 +60,7 @@ def puppets(
     was cut goes on where it stopped. Prints the folder.
     """
     out = console.configure(json=json, quiet=quiet, progress=progress)
-    from stableanimator_cli.config.animate import parse_fps, parse_size
+    from stableanimator_cli.config.parse import parse_fps, parse_size
     from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 
     plan = PuppetPlan(

@@ -8,183 +8,43 @@ relative to the working directory. Standard library only.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
-from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from stableanimator_cli.config.refine import RefineConfig
-from stableanimator_cli.config.schema import (
-    check_choices,
-    from_mapping,
-    load,
-    option,
-    require,
-    resolve,
-    to_toml,
+from stableanimator_cli.config.parse import (
+    INTERVAL,
+    Guidance,
+    Range,
+    Size,
+    check_device,
+    device_option,
+    dump_cache_interval,
+    dump_guidance,
+    dump_interval,
+    dump_range,
+    dump_size,
+    model_option,
+    parse_bytes,
+    parse_cache_interval,
+    parse_fps,
+    parse_guidance,
+    parse_interval,
+    parse_range,
+    parse_size,
 )
+from stableanimator_cli.config.refine import RefineConfig
+from stableanimator_cli.config.schema import check_fields, option, require
 from stableanimator_cli.errors import ConfigError
 
-__all__ = [
-    "AnimateConfig",
-    "DecodeConfig",
-    "DeviceConfig",
-    "RefineConfig",
-    "SamplingConfig",
-    "WindowConfig",
-    "from_mapping",
-    "load",
-    "parse_bytes",
-    "parse_fps",
-    "parse_guidance",
-    "parse_range",
-    "parse_size",
-    "resolve",
-    "to_toml",
-]
-
-Size = tuple[int, int]
-Range = tuple[int | None, int | None]
-Guidance = tuple[float, float]
-MAX_FPS = 1000
-_LONGEST_RATE = 24  # characters
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-
-
-LARGEST_SIDE = 16384  # pixels: x264 encodes no larger frame
-
-
-def parse_size(value: str | Size, label: str = "--size") -> Size:
-    """``"576x1024"`` -> (width, height) in pixels."""
-    if isinstance(value, tuple):
-        return value
-    match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[xX×]\s*([1-9]\d{0,4})\s*", value) if isinstance(value, str) else None
-    size = (0, 0) if match is None else (int(match[1]), int(match[2]))
-    if not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
-        raise ConfigError(label, value, f"WxH in pixels, each 1 to {LARGEST_SIDE}, as 576x1024")
-    return size
-
-
-def parse_range(value: str | Range, label: str = "--frames") -> Range:
-    """``"A:B"`` -> (A, B), half-open and with the meaning of a Python slice; either side may be left out."""
-    if isinstance(value, tuple):
-        return value
-    match = re.fullmatch(r"\s*(-?\d{1,9})?\s*:\s*(-?\d{1,9})?\s*", value) if isinstance(value, str) else None
-    if match is None:
-        raise ConfigError(
-            label, value, "A:B, as 0:48, 10: or :100", hint="A is the first frame, B the one after the last"
-        )
-    return (None if match[1] is None else int(match[1])), (None if match[2] is None else int(match[2]))
-
-
-def parse_guidance(value: str | float | Guidance, label: str = "--guidance") -> Guidance:
-    """``"3"`` -> (3.0, 3.0); ``"1:3"`` -> (1.0, 3.0), a linear rise from the first frame to the last."""
-    if isinstance(value, tuple):
-        return value
-    try:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError
-        first, colon, last = str(value).partition(":")
-        return float(first), float(last if colon else first)
-    except ValueError:
-        raise ConfigError(label, value, "a number, or FIRST:LAST as 1:3") from None
-
-
-_INTERVAL = "LO:HI, noise levels from 0 on, LO below HI, as 0.5:50"
-
-
-def parse_interval(value: str | Guidance, label: str = "--guidance-interval") -> Guidance:
-    """``"0.5:50"`` -> (0.5, 50.0): noise levels, the first left out and the last included."""
-    if isinstance(value, tuple):
-        return value
-    try:
-        low, colon, high = str(value).partition(":")
-        if not isinstance(value, str) or not colon:
-            raise ValueError
-        return float(low), float(high)
-    except ValueError:
-        raise ConfigError(label, value, _INTERVAL) from None
-
-
-def parse_cache_interval(value: str | int, label: str = "--cache-features") -> int:
-    """``"3"`` -> 3, every third step computed whole; ``"off"`` -> 1, every step."""
-    if value == "off":
-        return 1
-    text = value if isinstance(value, str) else "" if isinstance(value, bool) else str(value)
-    if not re.fullmatch(r"\s*[0-9]{1,4}\s*", text) or int(text) < 2:
-        raise ConfigError(label, value, "off, or a number of steps, 2 or more")
-    return int(text)
-
-
-def _dump_reuse(steps: int) -> int | str:
-    return "off" if steps == 1 else steps
-
-
-def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
-    """Frames a second, exactly: ``"30000/1001"``, ``"25"`` or ``"29.97"``.
-
-    The rounded names of the NTSC family (23.976, 29.97, 59.94 ...) mean n * 1000/1001, as in SMPTE 170M: 29.97 is
-    30000/1001 and not 2997/100.
-    """
-    if isinstance(value, Fraction):
-        return value
-    expected = "frames a second, as 25, 29.97 or 30000/1001"
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigError(label, value, expected)
-    text = str(value).strip()
-    try:
-        number = Decimal(0) if "/" in text else Decimal(text)
-        # 1e999999999 would be a number of a billion digits
-        far = len(text) > _LONGEST_RATE or not number.is_finite() or (number != 0 and abs(number.adjusted()) > 9)
-        rate = Fraction(0) if far else Fraction(text) if "/" in text else Fraction(number)
-    except (ValueError, ArithmeticError):
-        raise ConfigError(label, value, expected) from None
-    require(0 < rate <= MAX_FPS, label, value, f"{expected}, at most {MAX_FPS}")
-    digits = len(text.partition(".")[2])
-    for nominal in (24, 30, 48, 60, 120):
-        exact = Fraction(nominal * 1000, 1001)
-        if digits in (2, 3) and rate == round(exact, digits):
-            return exact
-    return rate
-
-
-def parse_bytes(value: object, label: str = "--max-memory") -> int:
-    """``"6GB"`` -> 6 * 10**9; ``"22GiB"`` -> 22 * 2**30; bytes alone, but below a mebibyte a unit was forgotten."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
-    unit = _UNITS.get(match[2].lower()) if match else None
-    forgotten = match is not None and not match[2] and float(match[1]) < 2**20
-    if match is None or unit is None or float(match[1]) <= 0 or forgotten:
-        raise ConfigError(label, value, "an amount of memory with its unit, as 24GB or 22GiB")
-    return round(float(match[1]) * unit)
-
-
-def dump_size(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def dump_range(frames: Range) -> str:
-    return ":".join("" if side is None else str(side) for side in frames)
-
-
-def _dump_guidance(guidance: Guidance) -> float | str:
-    first, last = guidance
-    return first if first == last else f"{first:g}:{last:g}" if _short(first, last) else f"{first!r}:{last!r}"
-
-
-def _dump_interval(interval: Guidance) -> str:
-    return ":".join(f"{level:g}" if _short(level) else repr(level) for level in interval)
-
-
-def _short(*numbers: float) -> bool:
-    return all(float(f"{number:g}") == number for number in numbers)
-
-
-def _finite(value: float, least: float = 0.0) -> bool:
-    return math.isfinite(value) and value >= least
+# Panels of the help.
+OUTPUT = "Output"
+SAMPLING = "Sampling"
+LONG = "Long videos"
+FACE = "Face"
+MACHINE = "Device"
+REFINE = "Keeping the face (HJB optimisation)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,43 +61,48 @@ class SamplingConfig:
     to the file.
     """
 
-    steps: int = option("--steps", 25)
-    guidance: Guidance = option("--guidance", (3.0, 3.0), parse=parse_guidance, dump=_dump_guidance)
-    guidance_interval: Guidance | None = option("--guidance-interval", None, parse=parse_interval, dump=_dump_interval)
-    cache_features: int = option("--cache-features", 1, parse=parse_cache_interval, dump=_dump_reuse)
-    cache_layers: int = option("sampling.cache_layers", 2)
-    sampler: Literal["euler", "heun"] = option("--sampler", "euler")
-    churn: float = option("--churn", 0.0)
-    churn_min: float = option("sampling.churn_min", 0.0)
-    churn_max: float = option("sampling.churn_max", 1000.0)
-    churn_noise: float = option("sampling.churn_noise", 1.0)
-    noise: Literal["repeat", "fresh"] = option("--noise", "fresh")
-    noise_aug: float = option("--noise-aug", 0.02)
-    motion_bucket: float = option("--motion-bucket", 127.0)
-    conditioning_fps: int = option("sampling.conditioning_fps", 7)
-    seed: int = option("--seed", 0)
+    # fmt: off
+    steps: int = option("--steps", 25, metavar="N", ge=1, le=1000, model_default=True,
+        help="Denoising steps.")
+    guidance: Guidance = option("--guidance", (3.0, 3.0), parse=parse_guidance, dump=dump_guidance,
+        metavar="G|FIRST:LAST", model_default=True,
+        help="Classifier-free guidance, 0 or more: one number, or a rise from the first frame to the last as 1:3.")
+    guidance_interval: Guidance | None = option("--guidance-interval", None, parse=parse_interval,
+        dump=dump_interval, metavar="LO:HI", panel=SAMPLING, default_text="off, guidance throughout",
+        help="Approximate: guide only while the noise level is above LO and at most HI, of 700 down to 0.002; half "
+        "the network calls outside.")
+    cache_features: int = option("--cache-features", 1, parse=parse_cache_interval, dump=dump_cache_interval,
+        metavar="off|N", panel=SAMPLING, default_text="off, every step", ge=1,
+        help="Approximate: compute the whole network in every N-th step only, and in those between take its deep "
+        "features again.")
+    cache_layers: int = option("sampling.cache_layers", 2, ge=1)
+    sampler: Literal["euler", "heun"] = option("--sampler", "euler", panel=SAMPLING,
+        help="Solver; heun evaluates the network twice per step.")
+    churn: float = option("--churn", 0.0, metavar="S", ge=0.0, panel=SAMPLING,
+        help="Noise added back over the run, EDM's S_churn.")
+    churn_min: float = option("sampling.churn_min", 0.0, ge=0)
+    churn_max: float = option("sampling.churn_max", 1000.0, ge=0)
+    churn_noise: float = option("sampling.churn_noise", 1.0, ge=0)
+    noise: Literal["repeat", "fresh"] = option("--noise", "fresh", panel=SAMPLING,
+        help="Initial noise: drawn per frame, or one window's noise repeated.")
+    noise_aug: float = option("--noise-aug", 0.02, metavar="SIGMA", ge=0.0, panel=SAMPLING, model_default=True,
+        help="Standard deviation of the noise on the reference image.")
+    motion_bucket: float = option("--motion-bucket", 127.0, metavar="ID", ge=0.0, panel=SAMPLING, model_default=True,
+        help="Amount of motion, a conditioning input of the UNet.")
+    conditioning_fps: int = option("sampling.conditioning_fps", 7, ge=1)
+    seed: int = option("--seed", 0, metavar="N", ge=0, le=2**63 - 1,
+        help="Seed of the noise; the same seed gives the same frames.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        require(1 <= self.steps <= 1000, "--steps", self.steps, "1 to 1000")
-        require(all(map(_finite, self.guidance)), "--guidance", _dump_guidance(self.guidance), "0 or more")
+        check_fields(self)
+        finite = all(0 <= scale < math.inf for scale in self.guidance)
+        require(finite, "--guidance", dump_guidance(self.guidance), "0 or more")
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
-            holds = _finite(low) and _finite(high) and low < high
-            require(holds, "--guidance-interval", _dump_interval(self.guidance_interval), _INTERVAL)
-        require(self.cache_features >= 1, "--cache-features", self.cache_features, "off, or 2 steps or more")
-        require(self.cache_layers >= 1, "sampling.cache_layers", self.cache_layers, "1 layer or more")
-        require(_finite(self.churn), "--churn", self.churn, "0 or more")
-        for name in ("churn_min", "churn_max", "churn_noise"):
-            require(_finite(getattr(self, name)), f"sampling.{name}", getattr(self, name), "0 or more")
+            require(0 <= low < high < math.inf, "--guidance-interval", dump_interval(self.guidance_interval), INTERVAL)
         most = f"at most sampling.churn_max ({self.churn_max:g})"
         require(self.churn_min <= self.churn_max, "sampling.churn_min", self.churn_min, most)
-        require(_finite(self.noise_aug), "--noise-aug", self.noise_aug, "0 or more")
-        require(_finite(self.motion_bucket), "--motion-bucket", self.motion_bucket, "0 or more")
-        require(
-            self.conditioning_fps >= 1, "sampling.conditioning_fps", self.conditioning_fps, "a whole number, 1 or more"
-        )
-        require(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2**63 - 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,14 +111,20 @@ class WindowConfig:
     (``upstream`` as the reference implementation does, ``smooth`` by raised cosines, ``shifted`` by these and elsewhere
     in every step, with one window more); ``anchor`` is the picture that later windows are conditioned on."""
 
-    length: int = option("--window", 16)
-    overlap: int = option("--overlap", 4)
-    blend: Literal["upstream", "smooth", "shifted"] = option("--blend", "smooth")
-    anchor: Literal["first", "reference"] = option("--anchor", "first")
+    # fmt: off
+    length: int = option("--window", 16, metavar="FRAMES", ge=1, panel=LONG, model_default=True,
+        help="Frames that the network sees at once.")
+    overlap: int = option("--overlap", 4, metavar="FRAMES", ge=0, panel=LONG, model_default=True,
+        help="Frames shared by two windows, less than --window.")
+    blend: Literal["upstream", "smooth", "shifted"] = option("--blend", "smooth", panel=LONG,
+        help="How windows are joined: upstream as in the reference implementation, smooth by cross-fades, shifted by "
+        "cross-fades at other places in each step (one window more, least visible seams).")
+    anchor: Literal["first", "reference"] = option("--anchor", "first", panel=LONG,
+        help="Image that conditions the first frame of every window.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        require(self.length >= 1, "--window", self.length, "1 frame or more")
+        check_fields(self)
         most = self.length - 1
         require(0 <= self.overlap <= most, "--overlap", self.overlap, f"0 to {most} (less than --window)")
 
@@ -262,11 +133,15 @@ class WindowConfig:
 class DecodeConfig:
     """How latents become pixels: ``chunk`` frames at a time, of which ``overlap`` were in the chunk before."""
 
-    chunk: int = option("--decode-chunk", 4)
-    overlap: int = option("--decode-overlap", 0)
+    # fmt: off
+    chunk: int = option("--decode-chunk", 4, metavar="FRAMES", ge=1, panel=LONG, model_default=True,
+        help="Frames decoded at once; fewer need less memory.")
+    overlap: int = option("--decode-overlap", 0, metavar="FRAMES", ge=0, panel=LONG,
+        help="Frames shared by two decoded chunks, less than --decode-chunk.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        require(self.chunk >= 1, "--decode-chunk", self.chunk, "1 frame or more")
+        check_fields(self)
         most = self.chunk - 1
         require(0 <= self.overlap <= most, "--decode-overlap", self.overlap, f"0 to {most} (less than --decode-chunk)")
 
@@ -281,30 +156,39 @@ class DeviceConfig:
     ``quantization`` is how the UNet's lie there; ``max_memory`` bytes: what of all this, of windows and of decoding
     has to change for the run to stay below it is chosen, and then it is None."""
 
-    device: str = option("--device", "auto")
-    gpus: int = option("--gpus", 1)
-    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto")
-    offload: Literal["none", "model", "group"] = option(
-        "--offload", "none", renamed={"swap": "model", "groups": "group"}
-    )
-    pose_budget_mb: int = option("device.pose_budget_mb", 1024)
-    ff_chunks: int = option("--ff-chunks", 1, formerly="pieces", old_flag="--ff-pieces")
-    quantization: Literal["plain", "int8", "fp8"] = option(
-        "--quantize", "plain", formerly="weights", old_flag="--weights"
-    )
-    compile: Literal["off", "blocks"] = option("--compile", "off")
-    cuda_graphs: bool = option("--cuda-graphs", False)
-    channels_last: bool = option("--channels-last", False)
-    tf32: bool = option("--tf32", False)
-    max_memory: int | None = option("--max-memory", None, parse=parse_bytes, formerly="fit", old_flag="--fit")
+    # fmt: off
+    device: str = device_option(None)
+    gpus: int = option("--gpus", 1, metavar="N", ge=1, le=1024, panel=MACHINE,
+        help="GPUs that share the windows and guidance branches of one video; on a CPU, processes. Also with torchrun.")
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto", panel=MACHINE,
+        help="Floating-point type of the networks.")
+    offload: Literal["none", "model", "group"] = option("--offload", "none",
+        renamed={"swap": "model", "groups": "group"}, panel=MACHINE,
+        help="Keep in device memory one network (model), or one block of the UNet (group), at a time.")
+    pose_budget_mb: int = option("device.pose_budget_mb", 1024, ge=1)
+    ff_chunks: int = option("--ff-chunks", 1, formerly="pieces", old_flag="--ff-pieces", metavar="N", ge=1, le=256,
+        panel=MACHINE,
+        help="Compute feed-forward layers in N chunks: less memory, equal within rounding.")
+    quantization: Literal["plain", "int8", "fp8"] = option("--quantize", "plain", formerly="weights",
+        old_flag="--weights", panel=MACHINE,
+        help="Weight-only quantization of the UNet: one byte per weight, approximate.")
+    compile: Literal["off", "blocks"] = option("--compile", "off", panel=MACHINE,
+        help="blocks: compile the blocks of the UNet, equal within rounding. Takes minutes and needs a C++ compiler.")
+    cuda_graphs: bool = option("--cuda-graphs", False, panel=MACHINE,
+        help="Record the UNet's calls and replay them: for small frames on fast CUDA GPUs, without --offload.")
+    channels_last: bool = option("--channels-last", False, panel=MACHINE,
+        help="Store convolution kernels channels last, equal within rounding. `sa bench unet vae` measures it.")
+    tf32: bool = option("--tf32", False, panel=MACHINE,
+        help="Approximate: compute float32 in TF32 on a CUDA GPU, with --dtype float32.")
+    max_memory: int | None = option("--max-memory", None, parse=parse_bytes, formerly="fit", old_flag="--fit",
+        metavar="6GB", default_text="as given",
+        help="Choose offload, chunks, quantization and windows so that the predicted peak stays below this, exact ways "
+        "before approximate ones. The choice is reported.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        known = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device) is not None
-        require(known, "--device", self.device, "auto, cpu, cuda, cuda:N or mps")
-        require(1 <= self.gpus <= 1024, "--gpus", self.gpus, "1 to 1024")
-        require(self.pose_budget_mb >= 1, "device.pose_budget_mb", self.pose_budget_mb, "1 MiB or more")
-        require(1 <= self.ff_chunks <= 256, "--ff-chunks", self.ff_chunks, "1 to 256")
+        check_fields(self)
+        check_device(self.device)
         if self.cuda_graphs and self.offload != "none":
             hint = "graphs read weights where they were recorded: leave one of the two out"
             raise ConfigError("--cuda-graphs", True, f"no --offload {self.offload}", hint=hint)
@@ -317,37 +201,53 @@ class AnimateConfig:
     model's own way of joining the face, ``force_ablation`` allows another one than it was trained with; ``preview``
     also writes ``OUT.preview.mp4`` beside the output."""
 
-    reference: Path = option("REFERENCE")
-    motion: Path = option("MOTION")
-    output: Path = option("--output")
-    model: str | None = option("--model", None)
-    motion_kind: Literal["auto", "skeleton", "video"] = option("--motion-kind", "auto")
-    size: Size | None = option("--size", None, parse=parse_size, dump=dump_size)
-    resize: Literal["crop", "pad", "stretch"] = option("--resize", "crop")
-    frames: Range | None = option("--frames", None, parse=parse_range, dump=dump_range)
-    fps: Fraction | None = option("--fps", None, parse=parse_fps)
-    audio: Literal["keep", "none"] = option("--audio", "keep")
-    preview: bool = option("--preview", False)
-    id_adapter: Literal["distribution", "addition", "norm", "off"] | None = option("--id-adapter", None)
-    force_ablation: bool = option("--force-ablation", False)
-    face_embedding: Path | None = option("--face-embedding", None)
-    allow_no_face: bool = option("--allow-no-face", False)
-    preset: Literal["fast", "standard", "released", "paper"] = option("--preset", "standard")
+    # fmt: off
+    reference: Path = option("REFERENCE", help="Image of the person: PNG, JPEG or WebP.")
+    motion: Path = option("MOTION",
+        help="Motion: a skeleton video, a motion .npz, a folder of images or OpenPose JSON, or a video of a person.")
+    output: Path = option("--output", short="-o", metavar="OUT.mp4",
+        help="Video to write. Its record is written to OUT.json.")
+    model: str | None = model_option()
+    motion_kind: Literal["auto", "skeleton", "video"] = option("--motion-kind", "auto", panel=OUTPUT,
+        help="Content of MOTION: drawn skeletons, or people to detect.")
+    size: Size | None = option("--size", None, parse=parse_size, dump=dump_size, metavar="WxH",
+        default_text="the model's own", help="Width and height in pixels, as 576x1024.")
+    resize: Literal["crop", "pad", "stretch"] = option("--resize", "crop", panel=OUTPUT,
+        help="How images of another shape are fitted to the size.")
+    frames: Range | None = option("--frames", None, parse=parse_range, dump=dump_range, metavar="A:B",
+        default_text="all", help="Frames A to B of the motion, B not included, as a Python slice: 0:48, 10:, :100.")
+    fps: Fraction | None = option("--fps", None, parse=parse_fps, metavar="RATE", panel=OUTPUT,
+        default_text="the motion's own",
+        help="Frame rate to resample the motion to, up to 1000 frames per second, as 25 or 30000/1001 (29.97 is that).")
+    audio: Literal["keep", "none"] = option("--audio", "keep", panel=OUTPUT, help="Sound of a motion video.")
+    preview: bool = option("--preview", False, panel=OUTPUT,
+        help="Also write OUT.preview.mp4: reference, skeleton and result side by side.")
+    id_adapter: Literal["distribution", "addition", "norm", "off"] | None = option("--id-adapter", None, panel=FACE,
+        default_text="the model's own", help="How face and image features are combined.")
+    force_ablation: bool = option("--force-ablation", False, panel=FACE,
+        help="Allow another --id-adapter, or a face, than the model was trained with.")
+    face_embedding: Path | None = option("--face-embedding", None, metavar="FACE.npy", panel=FACE,
+        default_text="the largest face of REFERENCE",
+        help="ArcFace embedding (512 numbers) to use instead of the one detected in REFERENCE.")
+    allow_no_face: bool = option("--allow-no-face", False, panel=FACE,
+        help="Continue without an identity if REFERENCE shows no face.")
+    preset: Literal["fast", "standard", "released", "paper"] = option("--preset", "standard",
+        help="Face optimisation. fast: none. standard: crop, 3 iterations, if the model has a recogniser and the "
+        "reference a face. released: full, 3 iterations, learning rate 0.1 decreasing linearly, Euler, as the authors' "
+        "code. paper: Algorithm 1 as printed, 10 iterations, constant learning rate, in each of 25 steps (fewer leave "
+        "noise), Heun and churn (S_churn 40, S_min 0.05, S_max 50, S_noise 1.003: EDM's values).")
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         require(self.model != "", "--model", self.model, "a name of the catalogue or a folder")
-        if self.size is not None:
-            require(min(self.size) >= 1, "--size", dump_size(self.size), "a width and a height of 1 or more")
         if self.frames is not None:
             require(not _surely_empty(self.frames), "--frames", dump_range(self.frames), "A before B")
-        if self.fps is not None:
-            require(0 < self.fps <= 1000, "--fps", str(self.fps), "more than 0 and at most 1000")
 
     @property
     def preview_path(self) -> Path:

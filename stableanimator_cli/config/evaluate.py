@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from stableanimator_cli.config.schema import check_choices, option, paths_of, require
+from stableanimator_cli.config.parse import check_device, device_option, dump_paths, model_option
+from stableanimator_cli.config.schema import check_fields, option, paths_of, require
 from stableanimator_cli.errors import ConfigError
 
 PUBLISHED_BENCHES = ("tiktok", "unseen100")
 TABLES = ("table2", "table3", "table4", "table5")
 _NUMBERS = re.compile(r"\s*\d{1,9}(\s*,\s*\d{1,9})*\s*")
-
-
-def parse_paths(value: Any, label: str = "PREDICTED REFERENCE") -> tuple[Path, ...]:
-    """Paths from the command line, or from TOML one a line of a text."""
-    return paths_of(value, label)
 
 
 def parse_numbers(value: Any, label: str) -> tuple[int, ...]:
@@ -43,8 +39,10 @@ def _dump(parts: tuple[Any, ...]) -> str:
     return ",".join(map(str, parts))
 
 
-def _dump_paths(paths: tuple[Path, ...]) -> str:
-    return "\n".join(map(str, paths))
+# Panels of the help.
+MACHINE = "Device"
+BENCH = "Benches and ablations"
+STUDY = "Study of preference"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,41 +58,67 @@ class EvaluateConfig:
     ``seed``: the bootstrap; ``seed`` also sorts a study.
     """
 
-    inputs: tuple[Path, ...] = option("PREDICTED REFERENCE", (), parse=parse_paths, dump=_dump_paths)
-    output: Path | None = option("--output", None)
-    protocol: Literal["disco256", "native"] | None = option("--protocol", None)
-    truncate: bool = option("--truncate", False)
-    reference_picture: Path | None = option("--reference-picture", None)
-    poses: Path | None = option("--poses", None)
-    borders: tuple[int, ...] | None = option("--borders", None, parse=parse_numbers, dump=_dump)
-    model: str | None = option("--model", None)
-    judge: str | None = option("--judge", None)
-    bench: str | None = option("--bench", None)
-    data: Path | None = option("--data", None)
-    ids: tuple[str, ...] | None = option("--ids", None, parse=parse_names, dump=_dump)
-    figures: int = option("--figures", 8)
-    length: int = option("--length", 32)
-    animate: Path | None = option("--animate", None)
-    baselines: Path | None = option("--baselines", None, formerly="rivals", old_flag="--rivals")
-    ablation: Literal["table2", "table3", "table4", "table5"] | None = option("--ablation", None)
-    variants: Path | None = option("--variants", None)
-    seeds: tuple[int, ...] = option("--seeds", (0, 1, 2), parse=parse_numbers, dump=_dump)
-    study: bool = option("--study", False)
-    tally: bool = option("--tally", False)
-    bootstrap_samples: int = option("--bootstrap-samples", 200, formerly="draws", old_flag="--draws")
-    seed: int = option("--seed", 0)
-    device: str = option("--device", "auto")
+    # fmt: off
+    inputs: tuple[Path, ...] = option("PREDICTED REFERENCE", (), parse=paths_of, dump=dump_paths,
+        metavar="[PREDICTED REFERENCE]",
+        help="Generated videos and their ground truth: a video or a folder of images each, or folders of these, paired "
+        "by name. With --study: folders of videos, ours first. With --tally: answers.")
+    output: Path | None = option("--output", None, short="-o", metavar="SCORES",
+        help="Folder to write: scores.json, scores.csv, scores.tex, curves.jsonl, report.html, videos/.")
+    protocol: Literal["disco256", "native"] | None = option("--protocol", None,
+        default_text="disco256 for tiktok and unseen100, else native",
+        help="disco256: central square at 256x256, numbers as published tables have them; native: as the videos are.")
+    truncate: bool = option("--truncate", False,
+        help="Leave out frames without a counterpart and list them; otherwise they are an error.")
+    reference_picture: Path | None = option("--reference-picture", None, metavar="PICTURE|DIR",
+        default_text="frame 0 of REFERENCE",
+        help="Image that was animated, or a folder with one per video, for CSIM.")
+    poses: Path | None = option("--poses", None, metavar="MOTION|DIR",
+        default_text="read from REFERENCE by the detectors",
+        help="Driving motion (.npz, OpenPose .json), or a folder with one per video.")
+    borders: tuple[int, ...] | None = option("--borders", None, parse=parse_numbers, dump=_dump, metavar="N,N",
+        default_text="from the run record",
+        help="First frames of windows and decoded chunks, for the seam score.")
+    model: str | None = model_option()
+    judge: str | None = option("--judge", None, metavar="FILE.onnx|NAME|FOLDER",
+        default_text="the model's judge, else buffalo_l", help="Independent face recogniser.")
+    bench: str | None = option("--bench", None, metavar="puppet|tiktok|unseen100|DIR", panel=BENCH,
+        default_text="none",
+        help="Animate the videos of a bench, score them, and print our row under the published ones of Table 1. A "
+        "folder holds videos/NAME.mp4, references/NAME.png, poses/NAME.npz.")
+    data: Path | None = option("--data", None, metavar="DIR", panel=BENCH, default_text="$SA_DATA",
+        help="Folder that holds tiktok/ and unseen100/.")
+    ids: tuple[str, ...] | None = option("--ids", None, parse=parse_names, dump=_dump, metavar="NAME,NAME",
+        panel=BENCH, default_text="00335 to 00340 of tiktok, else all", help="Only these videos of a bench.")
+    figures: int = option("--figures", 8, metavar="N", ge=1, le=10000, panel=BENCH,
+        help="Number of videos of the bench puppet.")
+    length: int = option("--length", 32, metavar="T", ge=1, le=100000, panel=BENCH,
+        help="Frames per video of the bench puppet.")
+    animate: Path | None = option("--animate", None, metavar="SETTINGS.toml", panel=BENCH,
+        default_text="the model's own", help="Settings of the animation, as sa animate --config takes them.")
+    baselines: Path | None = option("--baselines", None, formerly="rivals", old_flag="--rivals", metavar="DIR",
+        panel=BENCH, default_text="none",
+        help="Videos of other systems, one folder per system, scored as rows of the same table.")
+    ablation: Literal["table2", "table3", "table4", "table5"] | None = option("--ablation", None, panel=BENCH,
+        default_text="none; the bench is puppet", help="Score the variants of one table of the paper on --bench.")
+    variants: Path | None = option("--variants", None, metavar="DIR", panel=BENCH,
+        help="Folder with one model per variant: ours, no-face-masks, no-face-encoder, addition, norm, ip-adapter, ...")
+    seeds: tuple[int, ...] = option("--seeds", (0, 1, 2), parse=parse_numbers, dump=_dump, metavar="N,N,N",
+        panel=BENCH, default_text="0,1,2", help="Sampling seeds of an ablation, three or more.")
+    study: bool = option("--study", False, panel=STUDY,
+        help="Write a page that asks people which of two videos is better. Inputs: our folder, then the others.")
+    tally: bool = option("--tally", False, panel=STUDY,
+        help="Count answers of a study: files, or folders that hold them.")
+    bootstrap_samples: int = option("--bootstrap-samples", 200, formerly="draws", old_flag="--draws", metavar="N",
+        ge=100, le=1000000, help="Bootstrap samples for the standard error of Frechet distances.")
+    seed: int = option("--seed", 0, metavar="N", ge=0, le=2**63 - 1,
+        help="Seed of the intervals, and of the order of a study.")
+    device: str = device_option()
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        require(1 <= self.figures <= 10_000, "--figures", self.figures, "1 to 10000")
-        require(1 <= self.length <= 100_000, "--length", self.length, "1 to 100000 frames")
-        require(
-            100 <= self.bootstrap_samples <= 1_000_000, "--bootstrap-samples", self.bootstrap_samples, "100 to 1000000"
-        )
-        require(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2**63 - 1")
-        if re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device) is None:
-            raise ConfigError("--device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        check_fields(self)
+        check_device(self.device)
         self._check_task()
 
     def _check_task(self) -> None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from stableanimator_cli.config.animate import Range, Size, dump_range, dump_size, parse_fps, parse_range, parse_size
-from stableanimator_cli.config.schema import check_choices, option, paths_of, require
+from stableanimator_cli.config.parse import (
+    Range,
+    Size,
+    check_device,
+    device_option,
+    dump_paths,
+    dump_range,
+    dump_size,
+    model_option,
+    parse_fps,
+    parse_inputs,
+    parse_range,
+    parse_size,
+)
+from stableanimator_cli.config.schema import check_fields, option, require
 from stableanimator_cli.errors import ConfigError
 
 Align = Literal["upstream", "affine", "bones", "similarity", "none"]
 Shard = tuple[int, int]
-
-
-def parse_inputs(value: Any, label: str = "INPUT") -> tuple[Path, ...]:
-    """Paths from the command line, or from TOML one a line of a text."""
-    paths = paths_of(value, label)
-    require(bool(paths), label, value, "one path or more")
-    return paths
 
 
 def parse_shard(value: str | Shard, label: str = "--shard") -> Shard:
@@ -34,12 +39,16 @@ def parse_shard(value: str | Shard, label: str = "--shard") -> Shard:
     return int(match[1]), int(match[2])
 
 
-def _dump_inputs(inputs: tuple[Path, ...]) -> str:
-    return "\n".join(map(str, inputs))
-
-
 def _dump_shard(shard: Shard) -> str:
     return f"{shard[0]}/{shard[1]}"
+
+
+# Panels of the help.
+OUTPUT = "Output"
+MACHINE = "Device"
+PEOPLE = "People"
+MANY = "Many videos"
+CONVERT = "Conversion"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,45 +63,65 @@ class PreprocessConfig:
     are about conversions alone.
     """
 
-    inputs: tuple[Path, ...] = option("INPUT", parse=parse_inputs, dump=_dump_inputs)
-    output: Path | None = option("--output", None)
-    poses: Path | None = option("--poses", None)
-    layout: Literal["clips", "upstream"] = option("--layout", "clips")
-    to: Literal["json", "png"] = option("--to", "json")
-    model: str | None = option("--model", None)
-    order: Literal["134", "133"] = option("--order", "134")
-    size: Size | None = option("--size", None, parse=parse_size, dump=dump_size)
-    person: str | None = option("--person", None)
-    align: Align = option("--align", "none")
-    reference: Path | None = option("--reference", None)
-    smooth: float = option("--smooth", 0.0)
-    gap: int = option("--gap", 8)
-    every: int = option("--every", 1)
-    detect_threshold: float = option("--detect-threshold", 0.3)
-    frames: Range | None = option("--frames", None, parse=parse_range, dump=dump_range)
-    fps: Fraction | None = option("--fps", None, parse=parse_fps)
-    source: Literal["link", "copy"] = option("--source", "link")
-    preview: bool = option("--preview", False)
-    lint: bool = option("--lint", False)
-    workers: int = option("--workers", 1)
-    shard: Shard | None = option("--shard", None, parse=parse_shard, dump=_dump_shard)
-    ray: str | None = option("--ray", None)
-    device: str = option("--device", "auto")
+    # fmt: off
+    inputs: tuple[Path, ...] = option("INPUT", parse=parse_inputs, dump=dump_paths, metavar="INPUT...",
+        help="Videos, images, folders of them, or a list (.txt); or one motion to convert: .npz, .npy, OpenPose JSON "
+        "(a file or a folder), a skeleton video or folder.")
+    output: Path | None = option("--output", None, short="-o", metavar="DIR|FILE",
+        default_text="INPUT.clips beside the input",
+        help="Folder of clips; for a motion the file (.npz, .json, .npy, .mp4) or folder to write.")
+    poses: Path | None = option("--poses", None, metavar="OUT.mp4", default_text="none",
+        help="Write a lossless skeleton video of one input, and OUT.npz, ready for sa animate.")
+    layout: Literal["clips", "upstream"] = option("--layout", "clips",
+        help="Clip folders, or the reference implementation's rec|vec/NNNNN/{images,poses,faces}.")
+    to: Literal["json", "png"] = option("--to", "json", panel=CONVERT,
+        help="Content of an output folder: OpenPose JSON or skeleton images.")
+    model: str | None = model_option()
+    order: Literal["134", "133"] = option("--order", "134", panel=CONVERT,
+        help="Keypoints of a .npy: our 134, or the 133 of COCO-WholeBody.")
+    size: Size | None = option("--size", None, parse=parse_size, dump=dump_size, metavar="WxH", panel=CONVERT,
+        default_text="from the file", help="Width and height in pixels, for a motion whose file lacks them.")
+    person: str | None = option("--person", None, metavar="largest|all|N|x0,y0,x1,y1", panel=PEOPLE,
+        default_text="largest for videos, all for motions",
+        help="Person to take: the largest, all, the N-th to appear (from 0), or the one inside a box in pixels.")
+    align: Align = option("--align", "none", panel=PEOPLE,
+        help="Fit the motion to the person in --reference: as in the reference implementation, by scale and shift, "
+        "with that body's limb lengths, or by rotation too.")
+    reference: Path | None = option("--reference", None, metavar="PICTURE", panel=PEOPLE, default_text="none",
+        help="Image that will be animated. The misalignment of the motion is reported.")
+    smooth: float = option("--smooth", 0.0, metavar="FRAMES", ge=0.0, le=1000.0, panel=PEOPLE,
+        help="Width of temporal smoothing of keypoints; 0 for none.")
+    gap: int = option("--gap", 8, metavar="FRAMES", ge=0, le=10000, panel=PEOPLE,
+        help="Longest gap in detection that is interpolated.")
+    every: int = option("--every", 1, metavar="K", ge=1, le=64, panel=PEOPLE,
+        help="Detect people in every K-th frame only; keypoints are detected in each frame.")
+    detect_threshold: float = option("--detect-threshold", 0.3, metavar="SCORE", panel=PEOPLE, gt=0, lt=1,
+        help="Minimum score of a person, between 0 and 1.")
+    frames: Range | None = option("--frames", None, parse=parse_range, dump=dump_range, metavar="A:B", panel=OUTPUT,
+        default_text="all", help="Frames A to B of the motion, B not included, as a Python slice: 0:48, 10:, :100.")
+    fps: Fraction | None = option("--fps", None, parse=parse_fps, metavar="RATE", panel=OUTPUT,
+        default_text="the motion's own",
+        help="Frame rate to resample the motion to, up to 1000 frames per second, as 25 or 30000/1001 (29.97 is that).")
+    source: Literal["link", "copy"] = option("--source", "link",
+        help="Store a link to the video in the clip folder, or a copy.")
+    preview: bool = option("--preview", False,
+        help="Also write OUT.preview.png: the motion drawn over the reference image.")
+    lint: bool = option("--lint", False,
+        help="Only look over the dataset INPUT; exit code 8 if training would break.")
+    workers: int = option("--workers", 1, metavar="N", ge=1, le=256, panel=MANY, help="Processes on this machine.")
+    shard: Shard | None = option("--shard", None, parse=parse_shard, dump=_dump_shard, metavar="I/N", panel=MANY,
+        default_text="all", help="Only part I (from 0) of N of the list, for several machines with one -o.")
+    ray: str | None = option("--ray", None, metavar="ADDRESS", panel=MANY, default_text="none",
+        help="A Ray cluster, local for one on this machine; needs the package ray.")
+    device: str = device_option()
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         if self.person is not None:
             known = re.fullmatch(r"largest|all|\d{1,6}|[^,]+,[^,]+,[^,]+,[^,]+", self.person)
             require(bool(known), "--person", self.person, "largest, all, a person's number, or a box x0,y0,x1,y1")
-        require(math.isfinite(self.smooth) and 0 <= self.smooth <= 1000, "--smooth", self.smooth, "0 to 1000")
-        require(0 <= self.gap <= 10_000, "--gap", self.gap, "0 to 10000 frames")
-        require(1 <= self.every <= 64, "--every", self.every, "1 to 64 frames")
-        require(0 < self.detect_threshold < 1, "--detect-threshold", self.detect_threshold, "between 0 and 1")
-        require(1 <= self.workers <= 256, "--workers", self.workers, "1 to 256")
-        if self.fps is not None:
-            require(0 < self.fps <= 1000, "--fps", str(self.fps), "more than 0 and at most 1000")
-        if re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device) is None:
-            raise ConfigError("--device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        check_device(self.device)
         self._check_pairs()
 
     def _check_pairs(self) -> None:

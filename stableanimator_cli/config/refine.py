@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from stableanimator_cli.config.schema import check_choices, option, require
+from stableanimator_cli.config.schema import check_fields, option, require
 from stableanimator_cli.errors import ConfigError
 
 RELEASED_STEPS = (21, 25)  # the reference implementation refines steps 0-20 of 25
@@ -56,6 +56,10 @@ def dump_steps(value: Steps | None) -> str | None:
     return None if value is None else ":".join("" if side is None else str(side) for side in value)
 
 
+# Panels of the help.
+REFINE = "Keeping the face (HJB optimisation)"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineConfig:
     """HJB face optimisation (Algorithm 1). ``face`` ``auto`` is ``crop`` where the model has a recogniser and the
@@ -67,26 +71,34 @@ class RefineConfig:
     ``min_csim`` is the identity gate: windows whose faces are less similar are drawn again, up to ``gate_retries``
     times."""
 
-    face: Literal["auto", "off", "full", "crop"] = option("--refine-face", "auto")
-    steps: Steps | None = option("--refine-steps", None, parse=parse_steps, dump=dump_steps)
-    iterations: int = option("--refine-iters", 3)
-    lr: float = option("--refine-lr", 0.1, formerly="rate")
-    schedule: Literal["linear", "constant"] = option("--refine-schedule", "linear", renamed={"falling": "linear"})
-    anchor: Literal["none", "background"] = option("--refine-anchor", "none")
-    region: Literal["box", "frame"] = option("--refine-region", "box")
-    min_csim: float | None = option("--min-csim", None)
-    gate_retries: int = option("--gate-retries", 0, formerly="redraw", old_flag="--redraw")
-    mask_dilation: int = option("refine.mask_dilation", 4, formerly="reach")
+    # fmt: off
+    face: Literal["auto", "off", "full", "crop"] = option("--refine-face", "auto", panel=REFINE,
+        help="full: decode whole frames; Adam then moves the whole picture a little, background too. crop: decode "
+        "the face and what is near it only; the background is left alone.")
+    steps: Steps | None = option("--refine-steps", None, parse=parse_steps, dump=dump_steps, metavar="A:B",
+        panel=REFINE, default_text="0:21 of 25, in proportion", help="Denoising steps that are refined, half-open.")
+    iterations: int = option("--refine-iters", 3, metavar="K", panel=REFINE, ge=0, le=1000,
+        help="Adam iterations a step, 0 to 1000.")
+    lr: float = option("--refine-lr", 0.1, formerly="rate", metavar="X", panel=REFINE, gt=0, lt=100,
+        help="Adam's rate, above 0.")
+    schedule: Literal["linear", "constant"] = option("--refine-schedule", "linear", renamed={"falling": "linear"},
+        panel=REFINE, help="The rate falls as 1 - step/steps, or stays.")
+    anchor: Literal["none", "background"] = option("--refine-anchor", "none", panel=REFINE,
+        help="background: what is not near a face stays as it is, in full mode too.")
+    region: Literal["box", "frame"] = option("--refine-region", "box", panel=REFINE,
+        help="What is compared with the reference's face: its box, or the whole frame.")
+    min_csim: float | None = option("--min-csim", None, metavar="X", panel=REFINE, default_text="no gate", ge=-1,
+        le=1,
+        help="Least similarity (cosine, -1 to 1) of each window's faces to the reference; exit code 8 below it.")
+    gate_retries: int = option("--gate-retries", 0, formerly="redraw", old_flag="--redraw", metavar="N",
+        panel=REFINE, ge=0, le=100,
+        help="Draw windows that fail --min-csim again with other noise, N times at most.")
+    mask_dilation: int = option("refine.mask_dilation", 4, formerly="reach", ge=0)
     crop_margin: int = option("refine.crop_margin", 8, formerly="margin")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        require(0 <= self.iterations <= 1000, "--refine-iters", self.iterations, "0 to 1000")
-        require(0 < self.lr < 100, "--refine-lr", self.lr, "more than 0 and less than 100")
-        if self.min_csim is not None:
-            require(-1 <= self.min_csim <= 1, "--min-csim", self.min_csim, "a cosine, -1 to 1")
-        require(0 <= self.gate_retries <= 100, "--gate-retries", self.gate_retries, "0 to 100")
-        require(self.mask_dilation >= 0, "refine.mask_dilation", self.mask_dilation, "0 latents or more")
+        check_fields(self)
         require(
             self.crop_margin >= self.mask_dilation,
             "refine.crop_margin",

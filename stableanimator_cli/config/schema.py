@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -37,25 +39,43 @@ def option(
     flag: str,
     default: Any = MISSING,
     *,
+    help: str | None = None,
+    panel: str | None = None,
+    metavar: str | None = None,
+    short: str | None = None,
+    default_text: str | None = None,
+    model_default: bool = False,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
     parse: Callable[[Any, str], Any] | None = None,
     dump: Callable[[Any], Any] | None = None,
+    complete: str | None = None,
     formerly: str | None = None,
     old_flag: str | None = None,
     renamed: Mapping[str, str] | None = None,
 ) -> Any:
-    """A dataclass field set by ``flag`` (an option ``--decode-chunk``, an argument ``MOTION``, or a dotted key that has
-    no flag). ``parse(value, label)`` reads what TOML or the shell holds, ``dump`` is its inverse for TOML."""
-    return field(
-        default=default,
-        metadata={
-            "flag": flag,
-            "parse": parse,
-            "dump": dump,
-            "formerly": formerly,
-            "old_flag": old_flag,
-            "renamed": renamed or {},
-        },
-    )
+    """A dataclass field and the option of the command line that sets it.
+
+    Args:
+        flag: an option (``--decode-chunk``), an argument (``MOTION``), or a dotted key that the command line lacks.
+        help: text of ``sa VERB --help``, to which the default is added; ``default_text`` replaces the value there and
+            ``model_default`` adds that the model's own comes first.
+        panel: heading in the help; None is the first group.
+        ge, gt, le, lt: the range of a number, checked by ``check_fields`` and shown in the help.
+        parse, dump: ``parse(value, label)`` reads what TOML or the shell holds; ``dump`` is its inverse for TOML.
+        complete: what the shell completes: ``model``, or None for what follows from the type.
+        formerly, old_flag, renamed: the TOML key, flag and values of older versions, which are still read.
+    """
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    metadata = {
+        "flag": flag, "help": help, "panel": panel, "metavar": metavar, "short": short, "default_text": default_text,
+        "model_default": model_default, "parse": parse, "dump": dump, "complete": complete, "formerly": formerly,
+        "old_flag": old_flag, "renamed": renamed or {},
+        "bounds": {name: bound for name, bound in bounds.items() if bound is not None},
+    }  # fmt: skip
+    return field(default=default, metadata=metadata)
 
 
 def require(holds: bool, flag: str, found: object, expected: str) -> None:
@@ -64,13 +84,33 @@ def require(holds: bool, flag: str, found: object, expected: str) -> None:
         raise ConfigError(flag, found, expected)
 
 
-def check_choices(config: Any) -> None:
-    """Check every ``Literal`` field of a config against its choices; for ``__post_init__``."""
-    for name, hint in _hints(type(config)).items():
-        inner, optional = _without_none(hint)
-        value = getattr(config, name)
-        if get_origin(inner) is Literal and not (optional and value is None):
-            _choice(value, get_args(inner), _flag(type(config), name))
+def check_fields(config: Any) -> None:
+    """Check every ``Literal`` field against its choices and every number against its range; for ``__post_init__``."""
+    hints = _hints(type(config))
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        inner, optional = _without_none(hints[item.name])
+        if optional and value is None:
+            continue
+        label = item.metadata.get("flag", item.name)
+        if get_origin(inner) is Literal:
+            _choice(value, get_args(inner), label)
+        elif inner in (int, float):
+            bounds = item.metadata.get("bounds", {})
+            inside = all(_COMPARE[name](value, bound) for name, bound in bounds.items())
+            require(inside and math.isfinite(value), label, value, describe_range(bounds))
+
+
+_COMPARE = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
+
+
+def describe_range(bounds: Mapping[str, float]) -> str:
+    """``{"ge": 1, "le": 1000}`` -> ``1 to 1000``."""
+    low = f"{bounds['ge']}" if "ge" in bounds else f"more than {bounds['gt']}" if "gt" in bounds else ""
+    high = f"{bounds['le']}" if "le" in bounds else f"less than {bounds['lt']}" if "lt" in bounds else ""
+    if not low or not high:
+        return high or (f"{low} or more" if "ge" in bounds else low) or "a finite number"
+    return f"{low} to {high}" if "ge" in bounds else f"{low} and {high if 'lt' in bounds else f'at most {high}'}"
 
 
 def from_mapping(cls: type[C], mapping: Mapping[str, Any], source: Path | str) -> C:
@@ -170,7 +210,7 @@ def _flags(cls: type, name: str) -> list[str]:
 
 def option_name(flag: str) -> str:
     """``--decode-chunk`` -> ``decode_chunk``, the name that mappings of flags use."""
-    return flag.rsplit(".", 1)[-1].lstrip("-").replace("-", "_").lower()
+    return flag.rsplit(".", 1)[-1].lstrip("-").replace("-", "_").replace(" ", "_").lower()
 
 
 def current_names(cls: type, tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from stableanimator_cli.config.animate import Size, dump_size, parse_bytes, parse_size
-from stableanimator_cli.config.preprocess import parse_inputs
-from stableanimator_cli.config.schema import check_choices, current_names, from_mapping, option, read_toml, require
+from stableanimator_cli.config.parse import (
+    Size,
+    check_device,
+    device_option,
+    dump_paths,
+    dump_size,
+    model_option,
+    parse_bytes,
+    parse_inputs,
+    parse_size,
+)
+from stableanimator_cli.config.schema import check_fields, current_names, from_mapping, option, read_toml, require
 from stableanimator_cli.errors import ConfigError, cut
 
 Train = Literal["attentions", "all", "adapters", "pose+face", "lora"]
@@ -52,8 +61,16 @@ def _dump_sizes(sizes: tuple[Size, ...]) -> str:
     return ",".join(map(dump_size, sizes))
 
 
-def _dump_lines(paths: tuple[Path, ...]) -> str:
-    return "\n".join(map(str, paths))
+# Panels of the help.
+OUTPUT = "Output"
+SAMPLING = "Sampling"
+MACHINE = "Device"
+STAGES = "Stages (a flag holds for every stage)"
+LOSS = "Noise and loss"
+ABLATIONS = "Ablations (written into the checkpoint)"
+MEMORY = "Memory"
+DATA = "Data"
+CHECKPOINTS = "Checkpoints and validation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,35 +79,34 @@ class StageConfig:
     all ranks together, at ``lr`` after ``warmup`` steps of a linear rise. ``frames`` 1 with ``image_only`` trains on
     pictures and skips the temporal layers. ``sizes`` None is the model's own size."""
 
+    # fmt: off
     name: str = option("stage.name", "train")
-    steps: int | None = option("--steps", None)
-    epochs: float | None = option("--epochs", None)
-    sizes: tuple[Size, ...] | None = option("--sizes", None, parse=parse_sizes, dump=_dump_sizes)
-    frames: int = option("--frames", 16)
-    batch: int = option("--batch", 1)
-    lr: float = option("--lr", 1e-5, formerly="rate", old_flag="--rate")
-    warmup: int = option("--warmup", 500)
-    schedule: Schedule = option("--schedule", "constant")
-    final_lr_factor: float = option("stage.final_lr_factor", 0.01, formerly="final")
-    train: Train = option("--train", "attentions")
+    steps: int | None = option("--steps", None, metavar="N", ge=1, le=10**8, panel=STAGES, default_text="the preset's",
+        help="Optimizer steps.")
+    epochs: float | None = option("--epochs", None, metavar="N", gt=0, panel=STAGES, default_text="none",
+        help="Passes over the clips, instead of --steps.")
+    sizes: tuple[Size, ...] | None = option("--sizes", None, parse=parse_sizes, dump=_dump_sizes, metavar="WxH,...",
+        panel=STAGES, default_text="the model's own",
+        help="Sizes in pixels, as 512x512,576x1024. A clip is trained at the size nearest in shape.")
+    frames: int = option("--frames", 16, metavar="N", ge=1, le=1024, panel=STAGES, help="Frames per sample.")
+    batch: int = option("--batch", 1, metavar="N", ge=1, le=65536, panel=STAGES,
+        help="Samples per step, all processes together.")
+    lr: float = option("--lr", 1e-5, formerly="rate", old_flag="--rate", metavar="LR", gt=0, panel=STAGES,
+        help="Learning rate.")
+    warmup: int = option("--warmup", 500, metavar="STEPS", ge=0, panel=STAGES,
+        help="Steps over which the learning rate rises linearly.")
+    schedule: Schedule = option("--schedule", "constant", panel=STAGES, help="Learning rate after the warmup.")
+    final_lr_factor: float = option("stage.final_lr_factor", 0.01, formerly="final", ge=0, le=1)
+    train: Train = option("--train", "attentions", panel=STAGES,
+        help="Weights that are trained; attentions is the released choice.")
     image_only: bool = option("stage.image_only", False)
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         named = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,40}", self.name) is not None
         require(named, "stage.name", self.name, "letters, digits, '-', '_' and '.'")
-        if self.steps is not None:
-            require(1 <= self.steps <= 10**8, "--steps", self.steps, "1 or more")
-        if self.epochs is not None:
-            require(_positive(self.epochs), "--epochs", self.epochs, "more than 0")
         require(self.steps is None or self.epochs is None, "--epochs", self.epochs, "--steps or --epochs alone")
-        require(1 <= self.frames <= 1024, "--frames", self.frames, "1 to 1024")
-        require(1 <= self.batch <= 65536, "--batch", self.batch, "1 to 65536 samples")
-        require(_positive(self.lr), "--lr", self.lr, "more than 0")
-        require(self.warmup >= 0, "--warmup", self.warmup, "0 steps or more")
-        require(
-            0 <= self.final_lr_factor <= 1, "stage.final_lr_factor", self.final_lr_factor, "0 to 1, a share of the rate"
-        )
         if self.image_only:
             require(self.frames == 1, "--frames", self.frames, "1 where image_only is set")
 
@@ -114,38 +130,44 @@ class LossConfig:
     ``sigma_std`` of its logarithm. ``reference_degrade`` is the share of samples whose reference is made unclear
     inside the face, so that the face has to come through the identity vector."""
 
-    face_mask: Literal["released", "paper", "off"] = option("--face-mask", "released")
-    sigma: Literal["cosine", "lognormal"] = option("--sigma", "cosine")
+    # fmt: off
+    face_mask: Literal["released", "paper", "off"] = option("--face-mask", "released", panel=LOSS,
+        help="Weight of faces in the loss: 1+M, (1+M)^2, or as everything else.")
+    sigma: Literal["cosine", "lognormal"] = option("--sigma", "cosine", panel=LOSS,
+        help="Distribution of noise levels.")
     sigma_mean: float = option("loss.sigma_mean", 0.7)
-    sigma_std: float = option("loss.sigma_std", 1.6, formerly="sigma_deviation")
-    dropout: Literal["released", "full"] = option("--dropout", "released")
-    dropout_prob: float = option("loss.dropout_prob", 0.1, formerly="dropout_share")
-    noise_aug: float = option("--noise-aug", 0.02)
-    reference_degrade: float = option("--reference-degrade", 0.0)
-    fps: int = option("loss.fps", 7)
-    motion_bucket: float = option("--motion-bucket", 127.0)
+    sigma_std: float = option("loss.sigma_std", 1.6, formerly="sigma_deviation", gt=0)
+    dropout: Literal["released", "full"] = option("--dropout", "released", panel=LOSS,
+        help="What is left out at random; full drops pose and face too.")
+    dropout_prob: float = option("loss.dropout_prob", 0.1, formerly="dropout_share", ge=0, le=1 / 3)
+    noise_aug: float = option("--noise-aug", 0.02, metavar="SIGMA", ge=0.0, panel=SAMPLING, model_default=True, le=10,
+        help="Standard deviation of noise on the reference picture.")
+    reference_degrade: float = option("--reference-degrade", 0.0, metavar="SHARE", ge=0.0, le=1.0, panel=LOSS,
+        help="Share of samples whose reference loses its face.")
+    fps: int = option("loss.fps", 7, ge=1, le=1000)
+    motion_bucket: float = option("--motion-bucket", 127.0, metavar="ID", ge=0.0, panel=SAMPLING, model_default=True,
+        le=10**4,
+        help="How much motion the network is told to expect.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        require(math.isfinite(self.sigma_mean), "loss.sigma_mean", self.sigma_mean, "a number")
-        require(_positive(self.sigma_std), "loss.sigma_std", self.sigma_std, "more than 0")
-        require(0 <= self.dropout_prob <= 1 / 3, "loss.dropout_prob", self.dropout_prob, "0 to 1/3")
-        require(0 <= self.noise_aug <= 10, "--noise-aug", self.noise_aug, "0 to 10")
-        require(0 <= self.reference_degrade <= 1, "--reference-degrade", self.reference_degrade, "0 to 1")
-        require(1 <= self.fps <= 1000, "loss.fps", self.fps, "1 to 1000")
-        require(0 <= self.motion_bucket <= 10**4, "--motion-bucket", self.motion_bucket, "0 to 10000")
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AblationConfig:
     """What the network is trained without (Tables 3 and 4 of the paper); written into every checkpoint."""
 
-    face_encoder: Literal["on", "off"] = option("--face-encoder", "on")
-    id_adapter: Literal["distribution", "addition", "norm", "off"] = option("--id-adapter", "distribution")
-    face: Literal["on", "off"] = option("--face", "on")
+    # fmt: off
+    face_encoder: Literal["on", "off"] = option("--face-encoder", "on", panel=ABLATIONS,
+        help="off: the identity vector reaches the adapters unfused.")
+    id_adapter: Literal["distribution", "addition", "norm", "off"] = option("--id-adapter", "distribution",
+        panel=ABLATIONS, help="How the face is joined.")
+    face: Literal["on", "off"] = option("--face", "on", panel=ABLATIONS, help="off: no face tokens at all.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,18 +177,24 @@ class MemoryConfig:
     below it. ``sharding`` full gives each of several processes a piece of weights, gradients, moments and average
     (FSDP2) instead of all."""
 
-    checkpointing: Literal["off", "blocks", "diffusers"] = option("--checkpointing", "blocks")
-    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto")
-    micro_batch: int | None = option("--micro-batch", None, formerly="micro")
-    lora_rank: int = option("--lora-rank", 16)
-    max_memory: int | None = option("--max-memory", None, parse=parse_bytes, formerly="fit", old_flag="--fit")
-    sharding: Literal["off", "full"] = option("--sharding", "off")
+    # fmt: off
+    checkpointing: Literal["off", "blocks", "diffusers"] = option("--checkpointing", "blocks", panel=MEMORY,
+        help="Which activations are computed again instead of kept.")
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto", panel=MACHINE,
+        help="What is computed in; weights that learn stay float32.")
+    micro_batch: int | None = option("--micro-batch", None, formerly="micro", metavar="N", ge=1, panel=MEMORY,
+        default_text="all", help="Samples that go through the networks at once; gradients add up to the batch.")
+    lora_rank: int = option("--lora-rank", 16, metavar="N", ge=1, panel=MEMORY, le=1024,
+        help="Rank with --train lora.")
+    max_memory: int | None = option("--max-memory", None, parse=parse_bytes, formerly="fit", old_flag="--fit",
+        metavar="24GB", panel=MEMORY, default_text="as given",
+        help="Choose checkpointing and micro-batch so that the plan fits into so much memory.")
+    sharding: Literal["off", "full"] = option("--sharding", "off", panel=MEMORY,
+        help="full: each process of torchrun holds a piece of weights, gradients and moments.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if self.micro_batch is not None:
-            require(self.micro_batch >= 1, "--micro-batch", self.micro_batch, "1 sample or more")
-        require(1 <= self.lora_rank <= 1024, "--lora-rank", self.lora_rank, "1 to 1024")
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,23 +204,22 @@ class OptimizerConfig:
     share that the moving average keeps a step, 0 for no average; ``loss_spike_factor`` stops the run where a loss is
     so many times the running median."""
 
+    # fmt: off
     kind: Literal["adamw", "muon"] = option("optimizer.kind", "adamw")
-    beta1: float = option("optimizer.beta1", 0.9)
-    beta2: float = option("optimizer.beta2", 0.999)
-    weight_decay: float = option("optimizer.weight_decay", 1e-2, formerly="decay")
-    epsilon: float = option("optimizer.epsilon", 1e-8)
-    max_grad_norm: float = option("--clip-norm", 1.0, formerly="clip")
-    ema: float = option("--ema", 0.0)
-    loss_spike_factor: float = option("--spike", 50.0, formerly="spike")
+    beta1: float = option("optimizer.beta1", 0.9, ge=0, lt=1)
+    beta2: float = option("optimizer.beta2", 0.999, ge=0, lt=1)
+    weight_decay: float = option("optimizer.weight_decay", 1e-2, formerly="decay", ge=0, le=1)
+    epsilon: float = option("optimizer.epsilon", 1e-8, gt=0)
+    max_grad_norm: float = option("--clip-norm", 1.0, formerly="clip", metavar="NORM", ge=0.0, panel=STAGES,
+        help="Largest gradient norm; 0 for no limit.")
+    ema: float = option("--ema", 0.0, metavar="KEEP", ge=0.0, le=1.0, panel=STAGES, lt=1,
+        help="Share that the moving average of the weights keeps a step; 0 for none.")
+    loss_spike_factor: float = option("--spike", 50.0, formerly="spike", metavar="FACTOR", ge=0.0, panel=CHECKPOINTS,
+        help="Stop where a loss is so many times the median of late; 0 for never.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", getattr(self, name), "0 to less than 1")
-        require(0 <= self.weight_decay <= 1, "optimizer.weight_decay", self.weight_decay, "0 to 1")
-        require(_positive(self.epsilon), "optimizer.epsilon", self.epsilon, "more than 0")
-        require(0 <= self.max_grad_norm < math.inf, "--clip-norm", self.max_grad_norm, "0 or more")
-        require(0 <= self.ema < 1, "--ema", self.ema, "0 to less than 1")
+        check_fields(self)
         require(
             self.loss_spike_factor == 0 or 1 < self.loss_spike_factor < math.inf,
             "--spike",
@@ -205,14 +232,17 @@ class OptimizerConfig:
 class SavingConfig:
     """A checkpoint every so many steps, of which the last ``keep`` and the best stay; ``weights`` is their type."""
 
-    every: int = option("--save-every", 500)
-    keep: int = option("--keep", 3)
-    weights: Literal["float16", "float32"] = option("--weights", "float32")
+    # fmt: off
+    every: int = option("--save-every", 500, metavar="STEPS", ge=1, panel=CHECKPOINTS,
+        help="Steps between two checkpoints.")
+    keep: int = option("--keep", 3, metavar="N", ge=1, panel=CHECKPOINTS,
+        help="Checkpoints that stay, besides the best.")
+    weights: Literal["float16", "float32"] = option("--weights", "float32", panel=CHECKPOINTS,
+        help="Type of a checkpoint's weights.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        require(self.every >= 1, "--save-every", self.every, "1 step or more")
-        require(self.keep >= 1, "--keep", self.keep, "1 checkpoint or more")
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,19 +250,24 @@ class ValidationConfig:
     """Videos of held-out clips every so many steps: ``clips`` of the datasets ``of``, ``frames`` each, denoised in
     ``steps`` with ``guidance``."""
 
-    of: tuple[Path, ...] | None = option("--validate", None, parse=parse_inputs, dump=_dump_lines)
-    every: int = option("--validate-every", 1000)
-    clips: int = option("--validate-clips", 2)
-    frames: int = option("--validate-frames", 8)
-    steps: int = option("--validate-steps", 8)
-    guidance: float = option("--validate-guidance", 1.0)
+    # fmt: off
+    of: tuple[Path, ...] | None = option("--validate", None, parse=parse_inputs, dump=dump_paths, metavar="DATASET",
+        panel=CHECKPOINTS, default_text="none",
+        help="Held-out clips to animate now and then; may be given several times.")
+    every: int = option("--validate-every", 1000, metavar="STEPS", ge=1, panel=CHECKPOINTS,
+        help="Steps between two validations.")
+    clips: int = option("--validate-clips", 2, metavar="N", ge=1, le=64, panel=CHECKPOINTS,
+        help="How many of the clips.")
+    frames: int = option("--validate-frames", 8, metavar="N", ge=1, le=1024, panel=CHECKPOINTS,
+        help="Frames per validation video.")
+    steps: int = option("--validate-steps", 8, metavar="N", ge=1, le=1000, panel=CHECKPOINTS,
+        help="Denoising steps of validation videos.")
+    guidance: float = option("--validate-guidance", 1.0, metavar="G", ge=0, le=100, panel=CHECKPOINTS,
+        help="Guidance of validation videos.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        require(self.every >= 1, "--validate-every", self.every, "1 step or more")
-        require(1 <= self.clips <= 64, "--validate-clips", self.clips, "1 to 64")
-        require(1 <= self.frames <= 1024, "--validate-frames", self.frames, "1 to 1024")
-        require(1 <= self.steps <= 1000, "--validate-steps", self.steps, "1 to 1000")
-        require(0 <= self.guidance <= 100, "--validate-guidance", self.guidance, "0 to 100")
+        check_fields(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,21 +275,32 @@ class DataConfig:
     """How clips become samples: every ``stride``-th frame, and a reference that is none of them, lies outside of their
     span, is any frame, or is the clip's first frame and never drawn. ``cache`` None takes caches that are there."""
 
-    stride: int = option("--stride", 4)
-    reference: Literal["unchosen", "outside", "any", "first"] = option("--reference-from", "unchosen")
-    resize: Literal["stretch", "crop", "pad"] = option("--resize", "stretch")
-    cache: str | None = option("--cache", None)
-    ram_mb: int = option("data.ram_mb", 2048)
-    workers: int = option("--workers", 2)
+    # fmt: off
+    stride: int = option("--stride", 4, metavar="N", ge=1, panel=DATA, le=1000,
+        help="Frames between two of a sample.")
+    reference: Literal["unchosen", "outside", "any", "first"] = option("--reference-from", "unchosen", panel=DATA,
+        help="The reference: none of the sample's frames, outside of their span, any, or the clip's first frame.")
+    resize: Literal["stretch", "crop", "pad"] = option("--resize", "stretch", panel=DATA,
+        help="How frames of another shape are fitted to the size.")
+    cache: str | None = option("--cache", None, metavar="KINDS", panel=DATA, default_text="what is there",
+        help="Encode frames once and keep the answers: latents,embeddings; off reads none.")
+    ram_mb: int = option("data.ram_mb", 2048, ge=0)
+    workers: int = option("--workers", 2, metavar="N", ge=0, le=256, panel=DATA,
+        help="Threads that load ahead; 0 for none.")
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        require(1 <= self.stride <= 1000, "--stride", self.stride, "1 to 1000")
-        require(0 <= self.workers <= 256, "--workers", self.workers, "0 to 256")
-        require(self.ram_mb >= 0, "data.ram_mb", self.ram_mb, "0 MiB or more")
+        check_fields(self)
         if self.cache is not None:
             known = {part.strip() for part in self.cache.split(",")} <= {"latents", "embeddings"} or self.cache == "off"
             require(known, "--cache", self.cache, "latents, embeddings, both with a comma, or off")
+
+
+def _for_all_stages(name: str) -> Any:
+    """A field of ``StageConfig`` as an option that sets it in every stage; None leaves the stages as they are."""
+    item = next(item for item in fields(StageConfig) if item.name == name)
+    default = f"{item.default:g}" if isinstance(item.default, float) else str(item.default)
+    return field(default=None, metadata={**item.metadata, "default_text": item.metadata["default_text"] or default})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,24 +310,32 @@ class TrainConfig:
     ``from_scratch`` names the networks that begin with random weights drawn from ``seed``.
     """
 
-    dataset: tuple[Path, ...] = option("DATASET", parse=parse_inputs, dump=_dump_lines)
-    output: Path = option("--output")
-    model: str | None = option("--model", None)
-    preset: Preset | None = option("--preset", None)
-    from_scratch: tuple[str, ...] | None = option("--from-scratch", None, parse=parse_roles, dump=",".join)
-    seed: int = option("--seed", 0)
-    device: str = option("--device", "auto")
-    track: Literal["none", "tensorboard"] = option("--track", "none")
+    # fmt: off
+    dataset: tuple[Path, ...] = option("DATASET", parse=parse_inputs, dump=dump_paths, metavar="DATASET...",
+        help="Folders of sa preprocess, clip folders, or rec|vec with path lists.")
+    output: Path = option("--output", short="-o", metavar="RUN",
+        help="The folder of the run; with --export where to write to.")
+    model: str | None = model_option()
+    preset: Preset | None = option("--preset", None, default_text="none",
+        help="A recipe: stages and settings; --config and flags win over it.")
+    from_scratch: tuple[str, ...] | None = option("--from-scratch", None, parse=parse_roles, dump=",".join,
+        metavar="ROLES", default_text="none",
+        help="Networks that begin with random weights: some of unet,pose_net,face_encoder.")
+    seed: int = option("--seed", 0, metavar="N", ge=0, le=2**63 - 1, panel=SAMPLING,
+        help="Seed of the noise; the same seed gives the same frames.")
+    device: str = device_option()
+    track: Literal["none", "tensorboard"] = option("--track", "none", panel=OUTPUT,
+        help="Another place for the curves.")
     stage: tuple[StageConfig, ...] | None = option("stage", None, parse=parse_stages)
-    steps: int | None = option("--steps", None)
-    epochs: float | None = option("--epochs", None)
-    sizes: tuple[Size, ...] | None = option("--sizes", None, parse=parse_sizes, dump=_dump_sizes)
-    frames: int | None = option("--frames", None)
-    batch: int | None = option("--batch", None)
-    lr: float | None = option("--lr", None, formerly="rate", old_flag="--rate")
-    warmup: int | None = option("--warmup", None)
-    schedule: Schedule | None = option("--schedule", None)
-    train: Train | None = option("--train", None)
+    steps: int | None = _for_all_stages("steps")
+    epochs: float | None = _for_all_stages("epochs")
+    sizes: tuple[Size, ...] | None = _for_all_stages("sizes")
+    frames: int | None = _for_all_stages("frames")
+    batch: int | None = _for_all_stages("batch")
+    lr: float | None = _for_all_stages("lr")
+    warmup: int | None = _for_all_stages("warmup")
+    schedule: Schedule | None = _for_all_stages("schedule")
+    train: Train | None = _for_all_stages("train")
     loss: LossConfig = field(default_factory=LossConfig)
     ablation: AblationConfig = field(default_factory=AblationConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
@@ -289,20 +343,19 @@ class TrainConfig:
     saving: SavingConfig = field(default_factory=SavingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    # fmt: on
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_fields(self)
         require(self.model != "", "--model", self.model, "a name of the catalogue or a folder")
-        require(0 <= self.seed < 2**63, "--seed", self.seed, "0 to 2**63 - 1")
-        known = re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device) is not None
-        require(known, "--device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        check_device(self.device)
         off = self.ablation.face == "off"
         alone = not off or self.ablation.face_encoder == "on"
         require(alone, "--face-encoder", "off", "on with --face off, where nothing is left to encode")
 
     def resolve_stages(self, size: Size) -> TrainConfig:
         """The same with the stages written out: flags about stages are in them, ``size`` where none was given."""
-        given = {name: getattr(self, name) for name in _OF_STAGES if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in _STAGE_FIELDS if getattr(self, name) is not None}
         if "steps" in given and "epochs" not in given:
             given["epochs"] = None
         if "epochs" in given and "steps" not in given:
@@ -315,7 +368,10 @@ class TrainConfig:
             stages[index] = stage if stage.sizes is not None else replace(stage, sizes=(size,))
         kinds = {stage.train == "lora" for stage in stages}
         require(len(kinds) == 1, "--train", "lora", "lora in every stage or in none")
-        return replace(self, stage=tuple(stages), **dict.fromkeys(_OF_STAGES))
+        return replace(self, stage=tuple(stages), **dict.fromkeys(_STAGE_FIELDS))
+
+
+_STAGE_FIELDS = ("steps", "epochs", "sizes", "frames", "batch", "lr", "warmup", "schedule", "train")
 
 
 def tables_of_today(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,8 +381,6 @@ def tables_of_today(tables: Mapping[str, Any]) -> dict[str, Any]:
         current["stage"] = [current_names(StageConfig, row) for row in current["stage"]]
     return current
 
-
-_OF_STAGES = ("steps", "epochs", "sizes", "frames", "batch", "lr", "warmup", "schedule", "train")
 
 ALLOWED_ON_RESUME = (
     "output",

@@ -52,7 +52,7 @@ def run(
     Writes into ``--output``, each file whole or not at all. Raises ``SaError``.
     """
     reporter = reporter or NullReporter()
-    names = {"inputs": "predicted reference"}
+    names = {"inputs": "predicted_reference"}
     config = resolve(EvaluateConfig, {names.get(key, key): value for key, value in flags.items()}, config_file)
     if config.output is None:
         return _carry_out(config, animate, reporter)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import catalogue, clip_folder
-from stableanimator_cli.config.animate import resolve, to_toml
 from stableanimator_cli.config.preprocess import PreprocessConfig
+from stableanimator_cli.config.schema import resolve, to_toml
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.capture import ROLES, Detectors
 from stableanimator_cli.detect.face import model_folder

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from stableanimator_cli.config.animate import DeviceConfig, to_toml
+from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.config.schema import to_toml
 from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
 from stableanimator_cli.engine.memory.profile import FlopCounter

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stableanimator_cli import catalogue, distributed
 from stableanimator_cli.config.animate import DeviceConfig
-from stableanimator_cli.config.animate import parse_size as read_size
+from stableanimator_cli.config.parse import parse_size as read_size
 from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DevicePlan, float32_precision
 from stableanimator_cli.engine.training import export_configs

@@ -10,7 +10,8 @@ import pytest
 
 from stableanimator_cli import __version__
 from stableanimator_cli.animate.run import run
-from stableanimator_cli.config.animate import AnimateConfig, from_mapping, load, to_toml
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.schema import from_mapping, load, to_toml
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.records import NETWORKS

@@ -16,7 +16,7 @@ from stableanimator_cli import catalogue, doctor
 from stableanimator_cli.catalogue.configs import read_config
 from stableanimator_cli.catalogue.download import pull
 from stableanimator_cli.catalogue.register import import_folder
-from stableanimator_cli.cli import options
+from stableanimator_cli.cli import command
 from stableanimator_cli.cli.models import app
 from stableanimator_cli.engine.weights import fill
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, SaError
@@ -71,7 +71,7 @@ def test_a_home_that_is_no_folder_is_reported_by_name(
         assert error.message.startswith("SA_HOME: found ")
         assert told in error.message
         assert len(error.message) < 300
-    assert options.complete_model("pup") == []
+    assert command.complete_model("pup") == []
     found = doctor.examine({"models": doctor.models, "disk": doctor.disk}).findings
     assert all(told in finding.found and finding.state == "broken" for finding in found)
 

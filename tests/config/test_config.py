@@ -7,21 +7,9 @@ from typing import Any
 
 import pytest
 
-from stableanimator_cli.config.animate import (
-    AnimateConfig,
-    DecodeConfig,
-    DeviceConfig,
-    SamplingConfig,
-    WindowConfig,
-    from_mapping,
-    load,
-    parse_fps,
-    parse_guidance,
-    parse_range,
-    parse_size,
-    resolve,
-    to_toml,
-)
+from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
+from stableanimator_cli.config.parse import parse_fps, parse_guidance, parse_range, parse_size
+from stableanimator_cli.config.schema import from_mapping, load, resolve, to_toml
 from stableanimator_cli.errors import ConfigError
 
 PATHS = {"reference": "person.png", "motion": "dance.mp4", "output": "out.mp4"}

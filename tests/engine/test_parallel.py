@@ -29,7 +29,8 @@ from stableanimator_cli.animate import checkpoint
 from stableanimator_cli.animate.pipeline import _counted
 from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.animate.run import run
-from stableanimator_cli.config.animate import AnimateConfig, resolve
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.diffusion.guidance import window_branches
 from stableanimator_cli.diffusion.schedule import karras_sigmas
 from stableanimator_cli.diffusion.windows import plan_windows

@@ -16,7 +16,8 @@ STEPS = ("--steps", "1", "--device", "cpu")
 
 def build(folder: Path, sa: Callable[..., int]) -> Path:
     """Write the corpus; ``sa`` runs a command in ``folder`` and returns its exit code. Models go into ``models``."""
-    from stableanimator_cli.config.animate import AnimateConfig, to_toml
+    from stableanimator_cli.config.animate import AnimateConfig
+    from stableanimator_cli.config.schema import to_toml
     from stableanimator_cli.media import write_picture
     from stableanimator_cli.motion.motion_file import load_motion
     from stableanimator_cli.puppets.scene import sample_scene

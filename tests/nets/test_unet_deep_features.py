@@ -32,19 +32,19 @@ def test_features_of_the_same_call_give_its_answer_to_the_bit(unet, layers, side
     assert unet.layers_up == 4
     sample, tokens, ids, pose = inputs(2, *sides)
     whole = unet(sample, 0.7, tokens, ids, pose)
-    answer, deep = unet.with_deep(sample, 0.7, tokens, ids, pose, layers=layers)
+    answer, deep = unet.forward_caching(sample, 0.7, tokens, ids, pose, layers=layers)
     assert torch.equal(answer, whole)
-    assert torch.equal(unet.from_deep(sample, 0.7, tokens, ids, pose, layers=layers, deep=deep), whole)
+    assert torch.equal(unet.forward_cached(sample, 0.7, tokens, ids, pose, layers=layers, deep=deep), whole)
     # features lie where they are smallest: in front of the upsampler
     assert deep.shape[-2:] == (sides if layers == 1 else tuple(-(-side // 2) for side in sides))
 
 
 def test_features_of_another_level_are_felt_and_so_are_latents_and_pose_of_this_one(unet):
     sample, tokens, ids, pose = inputs()
-    _, deep = unet.with_deep(sample, 0.7, tokens, ids, pose, layers=1)
+    _, deep = unet.forward_caching(sample, 0.7, tokens, ids, pose, layers=1)
 
     def again(x, moved):
-        return unet.from_deep(x, 0.6, tokens, ids, moved, layers=1, deep=deep)
+        return unet.forward_cached(x, 0.6, tokens, ids, moved, layers=1, deep=deep)
 
     other = sample + 0.1 * noise(9, *sample.shape)
     near = again(other, pose)
@@ -67,7 +67,7 @@ def test_what_is_left_of_the_released_network_to_compute():
     assert unet.layers_up == 12
     shares = []
     for layers in (1, 2, 3):
-        _, deep = unet.with_deep(*given, layers=layers)
-        part = flops(lambda layers=layers, deep=deep: unet.from_deep(*given, layers=layers, deep=deep))
+        _, deep = unet.forward_caching(*given, layers=layers)
+        part = flops(lambda layers=layers, deep=deep: unet.forward_cached(*given, layers=layers, deep=deep))
         shares.append(part / whole)
     assert shares == pytest.approx([0.082, 0.246, 0.434], abs=0.02)

@@ -74,7 +74,7 @@ def test_two_ranks_and_accumulation_give_the_losses_of_one(tiny_model: Path, tmp
 
 
 def test_a_batch_must_divide_among_the_ranks() -> None:
-    from stableanimator_cli.config.animate import resolve
+    from stableanimator_cli.config.schema import resolve
     from stableanimator_cli.config.train import TrainConfig
 
     given = {"dataset": ["clips"], "output": "RUN", "steps": 1, "batch": 3}

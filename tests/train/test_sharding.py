@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.config.animate import resolve
+from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.engine.memory.train import predict, skeleton
 from stableanimator_cli.engine.training.fsdp import gather, units

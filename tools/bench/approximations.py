@@ -27,13 +27,8 @@ from stableanimator_cli.bench.counters import flops
 from stableanimator_cli.bench.harness import Interval, interval
 from stableanimator_cli.bench.networks import FULL, model_of, on_meta
 from stableanimator_cli.bench.results import Table, environment, made_by, put_on_page
-from stableanimator_cli.config.animate import (
-    DeviceConfig,
-    Guidance,
-    SamplingConfig,
-    parse_cache_interval,
-    parse_interval,
-)
+from stableanimator_cli.config.animate import DeviceConfig, SamplingConfig
+from stableanimator_cli.config.parse import Guidance, parse_cache_interval, parse_interval
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory.render import prepared

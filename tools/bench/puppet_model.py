@@ -23,7 +23,8 @@ import numpy as np
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.pose_frames import PoseFrames
-from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig, parse_guidance
+from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig
+from stableanimator_cli.config.parse import parse_guidance
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.windows import plan_windows

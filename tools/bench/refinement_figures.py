@@ -34,7 +34,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.bench.harness import Interval, interval
 from stableanimator_cli.bench.results import environment, made_by, put_on_page
-from stableanimator_cli.config.animate import parse_size
+from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.errors import SaError

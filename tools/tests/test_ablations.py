@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from stableanimator_cli.config.animate import AnimateConfig, resolve
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.errors import BadInput, BadUsage, Interrupted
 from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF
 from stableanimator_cli.train.resume import new_config

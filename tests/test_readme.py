@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from stableanimator_cli import errors
-from stableanimator_cli.cli.app import app
+from stableanimator_cli.cli.app import app, load_verb
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import from_mapping
 from tests.conftest import ROOT
@@ -44,7 +44,7 @@ def parse(line: str) -> None:
             assert any(name in option.opts for option in command.params), f"{line}: no option {name}"
             continue
         assert name in command.commands, f"{line}: no verb {name}"
-        command = command.commands[name]
+        command = load_verb(name) if command is GROUP else command.commands[name]
     if "--help" not in words and not hasattr(command, "commands"):
         command.make_context(command.name, words, parent=context)  # raises for what it does not know
 

@@ -11,24 +11,37 @@ RUN = "Run and messages"
 
 JsonOpt = Annotated[
     bool,
-    typer.Option("--json", rich_help_panel=RUN, help="Print the result, or the error, on stdout as one JSON object."),
+    typer.Option(
+        "--json",
+        rich_help_panel=RUN,
+        help="Print the result, or the error, on stdout as one JSON object. Default: off.",
+    ),
 ]
 QuietOpt = Annotated[
     bool,
     typer.Option(
         "--quiet", "-q", rich_help_panel=RUN,
-        help="Suppress messages and progress bars; warnings and errors are printed.",
+        help="Suppress messages and progress bars; warnings and errors are printed. Default: off.",
     ),
 ]  # fmt: skip
 ProgressOpt = Annotated[
     Literal["bar", "json", "none"],
-    typer.Option("--progress", rich_help_panel=RUN, help="Progress on stderr: a bar, or one JSON object per line."),
+    typer.Option(
+        "--progress",
+        show_default=False,
+        rich_help_panel=RUN,
+        help="Progress on stderr: a bar, or one JSON object per line. Default: bar.",
+    ),
 ]
 PlanOpt = Annotated[
-    bool, typer.Option("--plan", rich_help_panel=RUN, help="Print the plan and its cost without running it.")
+    bool,
+    typer.Option("--plan", rich_help_panel=RUN, help="Print the plan and its cost without running it. Default: off."),
 ]
 RestartOpt = Annotated[
-    bool, typer.Option("--restart", rich_help_panel=RUN, help="Start over instead of resuming an interrupted run.")
+    bool,
+    typer.Option(
+        "--restart", rich_help_panel=RUN, help="Start over instead of resuming an interrupted run. Default: off."
+    ),
 ]
 ConfigOpt = Annotated[
     Path | None,

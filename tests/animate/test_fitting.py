@@ -71,7 +71,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_done(flags, tmp_path):
 
 
 def test_weights_of_one_byte_render_and_are_recorded(flags, tmp_path):
-    run(flags=flags | {"quantization": "int8", "ff_pieces": 4, "guidance_interval": "1:100"})
+    run(flags=flags | {"quantize": "int8", "ff_pieces": 4, "guidance_interval": "1:100"})
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["device"] == "cpu, float32, int8 weights"
     assert record["config"]["device"] | {"quantization": "int8", "ff_chunks": 4} == record["config"]["device"]

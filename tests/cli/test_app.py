@@ -17,13 +17,13 @@ import typer.main
 from stableanimator_cli import __main__ as entry
 from stableanimator_cli import __version__
 from stableanimator_cli.cli import console
-from stableanimator_cli.cli.app import app
+from stableanimator_cli.cli.app import app, load_verb
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, NoFace
 from tests.conftest import ROOT, Run
 
 GROUP: Any = typer.main.get_command(app)
-ANIMATE: Any = GROUP.commands["animate"]
+ANIMATE: Any = load_verb("animate")
 
 
 def leave(monkeypatch: pytest.MonkeyPatch, error: BaseException | type[BaseException]) -> int:
@@ -228,7 +228,8 @@ def test_bad_usage_leaves_with_2(sa: Run, args: tuple[str, ...]) -> None:
 
 def verbs() -> list[tuple[str, Any]]:
     found = []
-    for name, command in GROUP.commands.items():
+    for name in GROUP.commands:
+        command = load_verb(name)
         inner = getattr(command, "commands", None)
         found += [(f"{name} {sub}", leaf) for sub, leaf in inner.items()] if inner else [(name, command)]
     return found

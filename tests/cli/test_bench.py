@@ -12,11 +12,11 @@ import typer.main
 from stableanimator_cli.bench import gate, run
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.cli import bench as cli
-from stableanimator_cli.cli.app import app
+from stableanimator_cli.cli.app import app, load_verb
 from stableanimator_cli.errors import CheckFailed, ConfigError
 
 GROUP: Any = typer.main.get_command(app)
-BENCH: Any = GROUP.commands["bench"]
+BENCH: Any = load_verb("bench")
 
 
 def go(*words: str) -> None:

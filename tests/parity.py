@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
-from stableanimator_cli.diffusion.schedule import karras_sigmas, picture_noise, repeated_noise, scalings
+from stableanimator_cli.diffusion.schedule import image_noise, karras_sigmas, repeated_noise, scalings
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan, Networks
 from stableanimator_cli.engine.engine import Engine
@@ -220,7 +220,7 @@ def pipeline(recording: Recording, name: str) -> list[Error]:
     return [
         Error("sigmas", distance(sigmas, t["sigmas"]), 0.0) if "sigmas" in t else Error("sigmas not recorded", 0, 0),
         Error("timesteps", distance(steps_told, t["timesteps"]) if "timesteps" in t else 0.0, 1e-6),
-        Error("picture noise", distance(picture_noise(sampling.seed, t["image_noise"].shape), t["image_noise"]), 0.0),
+        Error("picture noise", distance(image_noise(sampling.seed, t["image_noise"].shape), t["image_noise"]), 0.0),
         Error(
             "latent noise",
             distance(repeated_noise(sampling.seed, tile, tile, noise.shape[1:], t["image_noise"].shape), noise),

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Settings, Target
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings, Target
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.schedule import scalings
 from stableanimator_cli.engine.decoder import FaceDecoder
@@ -28,7 +28,9 @@ def recogniser(config: dict[str, Any], prefix: str) -> ArcFace:
     return ArcFace(to_onnx(net)).requires_grad_(False)
 
 
-def optimisation(vae: Any, face: ArcFace, boxes: Sequence[Sequence[int]], reference: Tensor, settings: Settings):
+def optimisation(
+    vae: Any, face: ArcFace, boxes: Sequence[Sequence[int]], reference: Tensor, settings: FaceOptimizationSettings
+):
     """A hook as ``sa animate --preset released`` makes it; recorded boxes are y0 y1 x0 x1."""
     target = Target(boxes=tuple((x0, y0, x1, y1) for y0, y1, x0, x1 in boxes), vector=reference[0])
     return FaceOptimization(
@@ -56,11 +58,11 @@ def step(recording: Any, name: str) -> list[tuple[str, float, float]]:
     vae, face = recording.build("vae"), recogniser(recording.configs["arcface"], recording.prefix)
     for iterations in range(1, args["iterations"] + 1):
         recorded = t["x0_refined" if iterations == args["iterations"] else f"x0_refined_{iterations}"][0]
-        settings = Settings(
+        settings = FaceOptimizationSettings(
             mode="full",
             steps=(index, index + 1),
             iterations=iterations,
-            rate=args["learning_rate"] / (1 - index / total),  # recorded as it was used: fallen already
+            lr=args["learning_rate"] / (1 - index / total),  # recorded as it was used: fallen already
             chunk=args["decode_chunk_size"],
         )
         hook = optimisation(vae, face, args["boxes_ymin_ymax_xmin_xmax"], t["reference_embedding"], settings)
@@ -84,7 +86,7 @@ def _worst(ours: Tensor, theirs: Tensor) -> float:
 
 def refinement(recording: Any, t: dict[str, Tensor], args: dict[str, Any], vae: Any) -> FaceOptimization:
     """The hook of a recorded pipeline: steps are inclusive there."""
-    settings = Settings(
+    settings = FaceOptimizationSettings(
         mode="full",
         steps=(args["args.start_refine_step"], args["args.end_refine_step"] + 1),
         iterations=args["args.num_optimization_iter"],

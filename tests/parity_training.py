@@ -11,7 +11,7 @@ from stableanimator_cli.diffusion.training import (
     denoising_loss,
     interpolated_cosine_sigmas,
     preconditioning,
-    stratified,
+    stratified_quantiles,
 )
 from stableanimator_cli.engine.conditioning import antialiased_resize
 
@@ -21,10 +21,10 @@ Row = tuple[str, float, float]  # what was compared, the error, its limit
 def noise(t: dict[str, Tensor], args: dict[str, Any]) -> list[Row]:
     """Levels of a stratified batch from recorded uniforms, of single draws from a seed, and the resize to 224."""
     batch = len(t["uniform"])
-    ours = interpolated_cosine_sigmas(stratified(t["uniform"], torch.arange(batch), batch))
+    ours = interpolated_cosine_sigmas(stratified_quantiles(t["uniform"], torch.arange(batch), batch))
     generator = torch.Generator().manual_seed(args["seed"] + 1)
     draws = torch.stack([torch.rand(1, generator=generator)[0] for _ in t["single_draws_seed12"]])
-    single = interpolated_cosine_sigmas(stratified(draws, torch.zeros(len(draws)), 1))
+    single = interpolated_cosine_sigmas(stratified_quantiles(draws, torch.zeros(len(draws)), 1))
     return [
         ("sigmas, relative", _relative(ours, t["sigmas_batch4096"]), 1e-4),
         ("single draws, relative", _relative(single, t["single_draws_seed12"]), 1e-4),

@@ -11,7 +11,7 @@ import numpy as np
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.face import load_embedding
-from stableanimator_cli.diffusion.face_optimization import FaceOptimization, RefineLogEntry, Settings
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings, RefineLogEntry
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.face_optimization import SMALLEST, Reference, face_optimization, pixel_boxes
 from stableanimator_cli.errors import ModelMissing, NoFace
@@ -155,15 +155,15 @@ def build_face_optimization(
         boxes = np.concatenate([np.full_like(boxes[:1], np.nan), boxes])  # the anchor is not part of the output
     return face_optimization(
         engine,
-        Settings(
+        FaceOptimizationSettings(
             mode=mode,
             steps=settings.steps_of(config.sampling.steps),
             iterations=settings.iterations,
-            rate=settings.lr,
-            schedule=settings.schedule,
+            lr=settings.lr,
+            lr_schedule=settings.schedule,
             anchor=settings.anchor,
             chunk=config.decode.chunk,
-            reach=settings.mask_dilation,
+            mask_dilation=settings.mask_dilation,
         ),
         references=references if boxes is not None else references[:1],
         boxes=boxes,

@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stableanimator_cli.bench import compare_theirs
-from stableanimator_cli.bench.harness import interleaved
-from stableanimator_cli.bench.networks import FULL, model_of, random_weights
+from stableanimator_cli.bench import compare_reference
+from stableanimator_cli.bench.harness import time_interleaved
+from stableanimator_cli.bench.networks import FULL, open_bench_model, random_weights
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.roofline import Roof, settle_of
-from stableanimator_cli.bench.speed import Shape, relative
+from stableanimator_cli.bench.roofline import Roof, synchronizer
+from stableanimator_cli.bench.speed import ClipShape, relative_error
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
 from stableanimator_cli.engine.weights import builders, fill
 from stableanimator_cli.errors import BadInput, ConfigError
@@ -33,14 +33,14 @@ from stableanimator_cli.records import ModelFolder
 
 NETWORKS = ("unet", "pose_net", "face_encoder")
 _SIGMA_INPUT = 0.5  # 0.25 ln sigma, somewhere in the middle of a run
-_NEEDED = tuple(
+_REQUIRED_FILES = tuple(
     f"animation/modules/{name}.py"
     for name in ("unet", "pose_net", "id_encoder", "attention_processor", "attention_processor_normalized")
 )
-CLONE = "git clone https://github.com/Francis-Rings/StableAnimator, and give that folder"
-_OWN = "its own requirements may want other versions: give an interpreter that has them with --python"
+CLONE_HINT = "git clone https://github.com/Francis-Rings/StableAnimator, and give that folder"
+_PYTHON_HINT = "its own requirements may want other versions: give an interpreter that has them with --python"
 # the released shapes with a fifth of their width, for machines without a card
-_SMALL: dict[str, dict[str, Any]] = {
+_SMALL_CONFIGS: dict[str, dict[str, Any]] = {
     "unet": {
         "block_out_channels": [64, 128, 256, 256],
         "num_attention_heads": [1, 2, 4, 4],
@@ -48,23 +48,23 @@ _SMALL: dict[str, dict[str, Any]] = {
     },
     "image_encoder": {"projection_dim": 256},
 }
-Works = dict[str, Callable[[], Tensor]]
+Workloads = dict[str, Callable[[], Tensor]]
 
 
 def model_to_compare(name: str) -> ModelFolder:
     """Shapes that the reference implementation has: ``full``, or ``puppet`` (the default) for the small ones."""
-    full = model_of(FULL)
+    full = open_bench_model(FULL)
     if name == FULL:
         return full
     if name != "puppet":
         raise ConfigError(
             "--networks", name, "full, or nothing for small ones, with compare: both sides get random weights"
         )
-    configs = {role: {**config, **_SMALL.get(role, {})} for role, config in full.configs.items()}
+    configs = {role: {**config, **_SMALL_CONFIGS.get(role, {})} for role, config in full.configs.items()}
     return replace(full, name="small", configs=configs)
 
 
-def inputs_of(model: ModelFolder, shape: Shape) -> dict[str, Tensor]:
+def make_inputs(model: ModelFolder, shape: ClipShape) -> dict[str, Tensor]:
     """Noise for every input, float32 on the CPU: latents, skeletons, one image and four face tokens, time ids."""
     unet = model.configs["unet"]
     height, width = shape.latent
@@ -79,14 +79,14 @@ def inputs_of(model: ModelFolder, shape: Shape) -> dict[str, Tensor]:
         "skeletons": noise(shape.frames, 3, shape.size[1], shape.size[0]).clamp(-1, 1),
         "pose": noise(shape.frames, channels, height, width),
         "image": noise(1, 1, token),
-        "face": noise(1, compare_theirs.TOKENS, token),
+        "face": noise(1, compare_reference.FACE_TOKENS, token),
         "vector": noise(1, model.configs["face_encoder"]["id_embeddings_dim"]),
         "ids": torch.tensor([[6.0, 127.0, 0.02]]),
         "noise": torch.tensor([_SIGMA_INPUT]),
     }
 
 
-def our_works(networks: Mapping[str, nn.Module], given: Mapping[str, Tensor]) -> Works:
+def our_workloads(networks: Mapping[str, nn.Module], given: Mapping[str, Tensor]) -> Workloads:
     """The same pieces of work as the engine does them: what tokens alone decide, and pose features, once a video."""
     unet, pose_net, encoder = cast(AnimationUNet, networks["unet"]), networks["pose_net"], networks["face_encoder"]
     seen = unet.prepare(Context(given["image"], given["face"]))
@@ -106,45 +106,45 @@ def our_works(networks: Mapping[str, nn.Module], given: Mapping[str, Tensor]) ->
 
 
 @dataclass(slots=True)
-class Clone:
+class CloneProcess:
     """The other process. ``about`` says what it runs on."""
 
     folder: Path
-    work: Path
+    work_dir: Path
     process: subprocess.Popen[str]
-    about: Mapping[str, str]
+    environment: Mapping[str, str]
 
-    def ask(self, word: str) -> dict[str, Any]:
+    def request(self, command: str) -> dict[str, Any]:
         """One line there, one line back. ``BadInput`` with their error where they have one."""
         assert self.process.stdin is not None
         try:
-            self.process.stdin.write(f"{word}\n")
+            self.process.stdin.write(f"{command}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            return _read(self.process, self.folder, word)
-        return _read(self.process, self.folder, word)
+            return _read_reply(self.process, self.folder, command)
+        return _read_reply(self.process, self.folder, command)
 
-    def answer(self, work: str) -> Tensor:
-        self.ask(f"keep {work}")
-        return load_file(self.work / "answer.safetensors")["answer"]
+    def output(self, workload: str) -> Tensor:
+        self.request(f"keep {workload}")
+        return load_file(self.work_dir / "answer.safetensors")["answer"]
 
 
 @contextmanager
-def opened(folder: Path, work: Path, python: Path | None) -> Iterator[Clone]:
+def start_clone(folder: Path, work_dir: Path, python: Path | None) -> Iterator[CloneProcess]:
     """The clone's process, once it has loaded what lies in ``work``. ``BadInput`` where it is no clone or does not run
     here; the process ends with the ``with``."""
-    require_clone(folder)
+    check_clone(folder)
     if python is not None and not python.is_file():
         raise ConfigError("--python", str(python), "an interpreter that is there")
     words = [
         str(python or sys.executable),
-        str(Path(compare_theirs.__file__).resolve()),
+        str(Path(compare_reference.__file__).resolve()),
         str(folder.resolve()),
-        str(work),
+        str(work_dir),
     ]
     quiet = {"PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_OFFLINE": "1"}
     with (
-        (work / "said.txt").open("w") as said,
+        (work_dir / "said.txt").open("w") as said,
         subprocess.Popen(
             words,
             cwd=folder,
@@ -156,39 +156,41 @@ def opened(folder: Path, work: Path, python: Path | None) -> Iterator[Clone]:
         ) as process,
     ):
         try:
-            yield Clone(folder, work, process, _read(process, folder, "what it imports"))
+            yield CloneProcess(folder, work_dir, process, _read_reply(process, folder, "what it imports"))
         finally:
             process.kill()
 
 
-def require_clone(folder: Path) -> None:
+def check_clone(folder: Path) -> None:
     """``BadInput`` unless the files are there whose networks are compared."""
     if not folder.is_dir():
-        raise BadInput(folder, "no folder", "a clone of the reference implementation", hint=CLONE)
-    lacking = [name for name in _NEEDED if not (folder / name).is_file()]
+        raise BadInput(folder, "no folder", "a clone of the reference implementation", hint=CLONE_HINT)
+    lacking = [name for name in _REQUIRED_FILES if not (folder / name).is_file()]
     if lacking:
         found = f"no {lacking[0]}" + (f" and {len(lacking) - 1} more missing" if len(lacking) > 1 else "")
-        raise BadInput(folder, found, "a clone of the reference implementation", hint=CLONE)
+        raise BadInput(folder, found, "a clone of the reference implementation", hint=CLONE_HINT)
 
 
-def _read(process: subprocess.Popen[str], folder: Path, doing: str) -> dict[str, Any]:
+def _read_reply(process: subprocess.Popen[str], folder: Path, activity: str) -> dict[str, Any]:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
         code = process.wait()
-        raise BadInput(folder, f"that its process ended at {doing!r} (exit code {code})", "an answer", hint=_OWN)
+        raise BadInput(
+            folder, f"that its process ended at {activity!r} (exit code {code})", "an answer", hint=_PYTHON_HINT
+        )
     found = json.loads(line)
     if "failed" in found:
-        raise BadInput(folder, f"an error at {doing!r}: {found['failed']}", "code that runs here", hint=_OWN)
+        raise BadInput(folder, f"an error at {activity!r}: {found['failed']}", "code that runs here", hint=_PYTHON_HINT)
     return found
 
 
-def measure(
-    model: ModelFolder, plan: DevicePlan, shape: Shape, folder: Path, python: Path | None, rounds: int, roof: Roof,
+def compare_networks(
+    model: ModelFolder, plan: DevicePlan, shape: ClipShape, folder: Path, python: Path | None, rounds: int, roof: Roof,
     tick: Callable[[], object],
 ) -> Table:  # fmt: skip
     """Every piece of work, ours and theirs by turns."""
-    require_clone(folder)  # before minutes of making weights
+    check_clone(folder)  # before minutes of making weights
     hint = "use a smaller --size or --frames, or --dtype bfloat16: both sides are on the device"
     with tempfile.TemporaryDirectory() as place, memory_guard("comparing", hint), torch.no_grad():
         work, networks = Path(place), {}
@@ -197,15 +199,15 @@ def measure(
             weights = random_weights(build)
             save_file(weights, work / f"{name}.safetensors")
             networks[name] = fill(build, weights, plan.dtype, Path(name)).to(plan.device)
-        given = inputs_of(model, shape)
+        given = make_inputs(model, shape)
         save_file(given, work / "inputs.safetensors")
         _write_job(work, model, plan)
-        ours = our_works(networks, {name: x.to(plan.device, plan.dtype) for name, x in given.items()})
-        with opened(folder, work, python) as clone:
+        ours = our_workloads(networks, {name: x.to(plan.device, plan.dtype) for name, x in given.items()})
+        with start_clone(folder, work, python) as clone:
             rows = []
             for name, run in ours.items():
-                rows.append(_row(name, run, clone, rounds, plan, tick))
-            about = clone.about
+                rows.append(_compare_workload(name, run, clone, rounds, plan, tick))
+            about = clone.environment
     return Table(
         title=f"Beside the reference implementation, {model.name} networks, {shape}, "
         f"{str(plan.dtype).removeprefix('torch.')}",
@@ -213,32 +215,32 @@ def measure(
         note=f"The same random weights and noise, {rounds} round(s) by turns, each side in its own process. Theirs: "
         f"{folder.name}, torch {about['torch']}, diffusers {about['diffusers']}, attention: {about['attention']}. Ours "
         f"as the engine does it: what tokens alone decide and pose features are made once a video and not counted; "
-        f"their loop makes pose features in every step. Products here reach {roof.products:.4g} GFLOP/s.",
+        f"their loop makes pose features in every step. Products here reach {roof.gflops:.4g} GFLOP/s.",
     )
 
 
-def _row(
-    name: str, run: Callable[[], Tensor], clone: Clone, rounds: int, plan: DevicePlan, tick: Callable[[], object]
+def _compare_workload(
+    name: str, run: Callable[[], Tensor], clone: CloneProcess, rounds: int, plan: DevicePlan, tick: Callable[[], object]
 ) -> dict[str, Any]:
-    ours, theirs = run().float().cpu(), _shaped(clone, name)
+    ours, theirs = run().float().cpu(), _reference_output(clone, name)
     if ours.shape != theirs.shape:
         found, expected = f"{name} of shape {list(theirs.shape)}", f"{list(ours.shape)}, as ours"
         raise BadInput(clone.folder, found, expected, hint="it is another version than the one that this is after")
-    ways = {"ours": run, "theirs": lambda: clone.ask(name)}
-    timed = interleaved(ways, rounds, settle=settle_of(plan.device), tick=tick)
+    ways = {"ours": run, "theirs": lambda: clone.request(name)}
+    timed = time_interleaved(ways, rounds, synchronize=synchronizer(plan.device), tick=tick)
     row: dict[str, Any] = {"what": name, "ours, ms": 1e3 * timed.median("ours")}
     row |= {"theirs, ms": 1e3 * timed.median("theirs"), "times faster": timed.ratio("theirs", "ours")}
     if plan.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(plan.device)
         run()
         row["ours, GiB"] = torch.cuda.max_memory_allocated(plan.device) / 2**30
-        row["theirs, GiB"] = clone.ask(f"peak {name}")["peak"] / 2**30
-    return row | {"greatest error / greatest value": relative(theirs, ours)}
+        row["theirs, GiB"] = clone.request(f"peak {name}")["peak"] / 2**30
+    return row | {"greatest error / greatest value": relative_error(theirs, ours)}
 
 
-def _shaped(clone: Clone, name: str) -> Tensor:
+def _reference_output(clone: CloneProcess, name: str) -> Tensor:
     try:
-        return clone.answer(name)
+        return clone.output(name)
     except (OSError, SafetensorError, KeyError) as error:
         raise BadInput(clone.folder, f"no answer of {name}", "a tensor") from error
 

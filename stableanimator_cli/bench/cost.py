@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stableanimator_cli.bench.counters import Counted, counted
-from stableanimator_cli.bench.networks import FULL, model_of, on_meta
+from stableanimator_cli.bench.counters import Counts, count_all
+from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.diffusion.face_optimization import Box
 from stableanimator_cli.engine.decoder import FaceDecoder
@@ -25,7 +25,7 @@ TERA, GIB = 1e12, 2**30
 
 # TFLOP of the released shapes as they were reckoned before this counter was written, for 16 frames: an independent
 # count of diffusers' own UNet with 16 adapters, and of its VAE.
-RECKONED = {
+ESTIMATED = {
     ("unet", (576, 1024)): 51.20,
     ("unet", (512, 512)): 20.31,
     ("vae decode", (576, 1024)): 111.1,
@@ -37,9 +37,9 @@ RECKONED = {
 }
 
 
-def unet_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype) -> dict[str, Counted]:
+def unet_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype) -> dict[str, Counts]:
     """One call of one window: the long way, with what tokens alone decide prepared, and the unconditional branch."""
-    unet: Any = on_meta(model, "unet", dtype)
+    unet: Any = build_on_meta(model, "unet", dtype)
     like = {"device": "meta", "dtype": dtype}
     width, height = (side // STRIDE for side in size)
     token = unet.config["cross_attention_dim"]
@@ -54,23 +54,23 @@ def unet_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype) -
             "unet, prepared, unconditional": (unet.prepare(Context(image, None)), None),
         }
         return {
-            name: counted(lambda c=context, p=given: unet(sample, 1.0, c, ids, p))
+            name: count_all(lambda c=context, p=given: unet(sample, 1.0, c, ids, p))
             for name, (context, given) in contexts.items()
         }
 
 
-def vae_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype, chunk: int) -> dict[str, Counted]:
+def vae_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype, chunk: int) -> dict[str, Counts]:
     """Decoding all frames in chunks, and encoding them one by one; bytes are those of one chunk and one frame."""
-    vae: Any = on_meta(model, "vae", dtype)
+    vae: Any = build_on_meta(model, "vae", dtype)
     width, height = size
     latents = torch.empty(chunk, 4, height // STRIDE, width // STRIDE, device="meta", dtype=dtype)
     picture = torch.empty(1, 3, height, width, device="meta", dtype=dtype)
     with torch.no_grad():
-        decode = counted(lambda: vae.decode(latents, num_frames=chunk, return_dict=False))
-        encode = counted(lambda: vae.encode(picture, return_dict=False))
+        decode = count_all(lambda: vae.decode(latents, num_frames=chunk, return_dict=False))
+        encode = count_all(lambda: vae.encode(picture, return_dict=False))
     return {
-        "vae decode": Counted(decode.flops * frames // chunk, decode.bytes, decode.operators * frames // chunk),
-        "vae encode": Counted(encode.flops * frames, encode.bytes, encode.operators * frames),
+        "vae decode": Counts(decode.flops * frames // chunk, decode.bytes, decode.operators * frames // chunk),
+        "vae encode": Counts(encode.flops * frames, encode.bytes, encode.operators * frames),
     }
 
 
@@ -81,7 +81,7 @@ def face_box(size: Size, side: int) -> Box:
     return left, top, min(width, left + side) - 1, min(height, top + side) - 1
 
 
-def iteration(
+def refine_iteration(
     decoder: FaceDecoder, clean: Tensor, chunk: int, box: Box, *, crop: bool = False, one_graph: bool = False
 ) -> None:
     """One iteration of face optimisation without its recogniser, forward and back to the latents.
@@ -108,7 +108,7 @@ def iteration(
         torch.stack(shares).sum().backward()
 
 
-def hjb_cost(
+def face_optimization_cost(
     model: ModelFolder,
     size: Size,
     frames: int,
@@ -118,10 +118,10 @@ def hjb_cost(
     *,
     margin: int = 8,
     checkpointing: Sequence[bool] = (True, False),
-) -> dict[str, Counted]:
+) -> dict[str, Counts]:
     """One iteration of every kind over ``frames`` frames, with a face of ``face`` pixels a side; whole frames with and
     without ``checkpointing``, a crop as it is: never checkpointed."""
-    vae: Any = on_meta(model, "vae", dtype)
+    vae: Any = build_on_meta(model, "vae", dtype)
     width, height = size
     clean = torch.empty(frames, 4, height // STRIDE, width // STRIDE, device="meta", dtype=dtype)
     box, chunks = face_box(size, face), [range(n, min(n + chunk, frames)) for n in range(0, frames, chunk)]
@@ -130,23 +130,23 @@ def hjb_cost(
         decoder = FaceDecoder(vae, Counter(), checkpointed=checkpointed, margin=margin)
         way = "" if checkpointed else ", not checkpointed"
         for name, one_graph in ((f"full{way}", False), (f"full, one graph{way}", True)):
-            found[f"face optimisation, {name}"] = counted(
-                lambda d=decoder, whole=one_graph: iteration(d, clean, chunk, box, one_graph=whole)
+            found[f"face optimisation, {name}"] = count_all(
+                lambda d=decoder, whole=one_graph: refine_iteration(d, clean, chunk, box, one_graph=whole)
             )
     decoder = FaceDecoder(vae, Counter(), margin=margin)
     with decoder.with_recorded_stats(clean, chunks):
-        found["face optimisation, crop"] = counted(lambda: iteration(decoder, clean, chunk, box, crop=True))
+        found["face optimisation, crop"] = count_all(lambda: refine_iteration(decoder, clean, chunk, box, crop=True))
     return found
 
 
-def tables(*, networks: str, sizes: tuple[Size, ...], frames: int, chunk: int, face: int) -> Iterator[Table]:
+def cost_tables(*, networks: str, sizes: tuple[Size, ...], frames: int, chunk: int, face: int) -> Iterator[Table]:
     """Cost of every network at every size; bfloat16, face optimisation in float32 as it runs by default."""
-    model = model_of(networks)
+    model = open_bench_model(networks)
     for size in sizes:
         costs = unet_cost(model, size, frames, torch.bfloat16)
         costs |= vae_cost(model, size, frames, torch.bfloat16, chunk)
-        costs |= hjb_cost(model, size, frames, torch.float32, chunk, face)
-        reckoned = RECKONED if networks == FULL and frames == 16 else {}
+        costs |= face_optimization_cost(model, size, frames, torch.float32, chunk, face)
+        reckoned = ESTIMATED if networks == FULL and frames == 16 else {}
         rows = []
         for name, cost in costs.items():
             row = {"what": name, "TFLOP": cost.flops / TERA, "GiB alive": cost.bytes / GIB}

@@ -9,7 +9,7 @@ from stableanimator_cli.engine.memory.profile import FlopCounter, PeakMemoryMode
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class Counts:
     """``flops`` (two for a multiplication and addition), most ``bytes`` alive at once, and ``operators``."""
 
     flops: int
@@ -17,22 +17,22 @@ class Counted:
     operators: int
 
 
-def flops(run: Callable[[], object]) -> int:
+def count_flops(run: Callable[[], object]) -> int:
     """FLOPs of one run."""
     with fused_attention(), FlopCounter() as found:
         run()
     return found.total
 
 
-def alive(run: Callable[[], object]) -> PeakMemoryMode:
+def track_memory(run: Callable[[], object]) -> PeakMemoryMode:
     """Bytes and operators of one run."""
     with fused_attention(), PeakMemoryMode() as found:
         run()
     return found
 
 
-def counted(run: Callable[[], object]) -> Counted:
+def count_all(run: Callable[[], object]) -> Counts:
     """All of them in one run. Bytes are counted first: to know their FLOPs, some operators are taken apart."""
     with fused_attention(), FlopCounter() as found, PeakMemoryMode() as live:
         run()
-    return Counted(found.total, live.peak, live.operators)
+    return Counts(found.total, live.peak, live.operators)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stableanimator_cli.bench.harness import interleaved
+from stableanimator_cli.bench.harness import time_interleaved
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.puppets.scene import sample_scene
 
 SIDES = (64, 128, 256, 512)
 
 
-def measure(rounds: int, tick: Callable[[], object], *, frames: int = 16) -> Table:
+def time_drawing(rounds: int, tick: Callable[[], object], *, frames: int = 16) -> Table:
     """Every size draws the same figure and motion, picture and truth, by turns."""
     scene = sample_scene("test", 0, frames=frames)
 
@@ -22,7 +22,7 @@ def measure(rounds: int, tick: Callable[[], object], *, frames: int = 16) -> Tab
 
         return drawn
 
-    timed = interleaved({str(side): draws(side) for side in SIDES}, rounds, tick=tick)
+    timed = time_interleaved({str(side): draws(side) for side in SIDES}, rounds, tick=tick)
     rows = [
         {
             "size": f"{side}x{side}",

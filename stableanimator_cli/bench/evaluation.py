@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.bench.harness import interleaved
+from stableanimator_cli.bench.harness import time_interleaved
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.roofline import settle_of
+from stableanimator_cli.bench.roofline import synchronizer
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.metric_networks import features
@@ -30,17 +30,19 @@ LENGTHS = (32, 160)  # frames, of what is kept
 Tick = Callable[[], object]
 
 
-def pair_of(size: tuple[int, int], index: int) -> tuple[np.ndarray, np.ndarray]:
+def noise_pair(size: tuple[int, int], index: int) -> tuple[np.ndarray, np.ndarray]:
     """A frame uint8[h,w,3] of noise, and one that is near it."""
     rng = np.random.default_rng(index)
     frame = rng.integers(0, 246, (size[1], size[0], 3), dtype=np.uint8)
     return frame, frame + rng.integers(0, 10, frame.shape, dtype=np.uint8)
 
 
-def networks(plan: DevicePlan, size: tuple[int, int], rounds: int, tick: Tick, *, model: str = "puppet") -> Table:
+def time_metric_networks(
+    plan: DevicePlan, size: tuple[int, int], rounds: int, tick: Tick, *, model: str = "puppet"
+) -> Table:
     """Every network that a metric looks through, in the batches that ``sa evaluate`` gives it, preparation included;
     and the face detector and recogniser of ``model``."""
-    pairs = [pair_of(size, index) for index in range(max(BATCH, *(style.length for style in STYLES.values())))]
+    pairs = [noise_pair(size, index) for index in range(max(BATCH, *(style.length for style in STYLES.values())))]
     ways: dict[str, Callable[[], object]] = {}
     frames: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
@@ -70,7 +72,7 @@ def networks(plan: DevicePlan, size: tuple[int, int], rounds: int, tick: Tick, *
     else:
         reader = FaceReader(folder.files["face"], "bgr", str(plan.device))
         enter(f"faces of {folder.name}", 1, lambda: reader.faces(pairs[0][0]))
-    timed = interleaved(ways, rounds, settle=settle_of(plan.device), tick=tick)
+    timed = time_interleaved(ways, rounds, synchronize=synchronizer(plan.device), tick=tick)
     for name in ways:
         seconds = timed.median(name)
         rows.append({"what": name, "ms": 1e3 * seconds, "frames a second": frames[name] / seconds})
@@ -83,9 +85,9 @@ def networks(plan: DevicePlan, size: tuple[int, int], rounds: int, tick: Tick, *
     )
 
 
-def pixels(size: tuple[int, int], rounds: int, tick: Tick) -> Table:
+def time_pixel_metrics(size: tuple[int, int], rounds: int, tick: Tick) -> Table:
     """Each metric that is read off a pair of frames."""
-    made, truth = pair_of(size, 0)
+    made, truth = noise_pair(size, 0)
     ways: dict[str, Callable[[], object]] = {
         name: lambda metric=metric: metric(made, truth) for name, metric in FRAME_METRICS.items()
     }
@@ -96,7 +98,7 @@ def pixels(size: tuple[int, int], rounds: int, tick: Tick) -> Table:
             seen.add(frame)
 
     ways["flicker and seams, three frames"] = changes
-    timed = interleaved(ways, rounds, tick=tick)
+    timed = time_interleaved(ways, rounds, tick=tick)
     total = sum(timed.median(name) for name in ways)
     rows = [
         {"metric": name, "ms a frame": 1e3 * timed.median(name), "% of all": 100 * timed.median(name) / total}
@@ -109,22 +111,22 @@ def pixels(size: tuple[int, int], rounds: int, tick: Tick) -> Table:
     )
 
 
-def kept(size: tuple[int, int], tick: Tick) -> Table:
+def count_metric_memory(size: tuple[int, int], tick: Tick) -> Table:
     """Bytes that stay after a video has gone by, by length: metrics of pixels, flicker, and a clip metric's features,
     whose network is taken to answer 400 numbers."""
     style = next(iter(STYLES.values()))
     rows = []
     for length in LENGTHS:
         row: dict[str, Any] = {"frames": length}
-        for name, watch in _watchers(style.metric).items():
+        for name, watch in _streaming_metrics(style.metric).items():
             for index in range(3):  # libraries load parts of themselves, which is no cost of a video
-                watch()[0](index, *pair_of(size, index))
+                watch()[0](index, *noise_pair(size, index))
             gc.collect()
             tracemalloc.start()
             try:
                 add, held = watch()
                 for index in range(length):
-                    add(index, *pair_of(size, index))
+                    add(index, *noise_pair(size, index))
                 gc.collect()
                 row[f"KiB kept, {name}"] = tracemalloc.get_traced_memory()[0] / 2**10
                 del held, add
@@ -139,7 +141,7 @@ def kept(size: tuple[int, int], tick: Tick) -> Table:
     )
 
 
-def _watchers(clip_metric: str) -> dict[str, Callable[[], tuple[Callable[..., None], object]]]:
+def _streaming_metrics(clip_metric: str) -> dict[str, Callable[[], tuple[Callable[..., None], object]]]:
     """Metrics that go along with a video: what takes the next pair of frames, and what must stay alive."""
 
     def of_pixels() -> tuple[Callable[..., None], object]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from stableanimator_cli.bench import cost
-from stableanimator_cli.bench.networks import FULL, model_of, open_engine
-from stableanimator_cli.bench.rendering import rendered, request
+from stableanimator_cli.bench.networks import FULL, open_bench_model, open_engine
+from stableanimator_cli.bench.rendering import make_request, render_frames
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
@@ -26,9 +26,9 @@ LARGE, FRAMES, CHUNK, FACE = (576, 1024), 16, 4, 128
 Counters = dict[str, int]
 
 
-def counters(tick: Callable[[], object] = lambda: None) -> Counters:
+def collect_counters(tick: Callable[[], object] = lambda: None) -> Counters:
     """All counters by name: full-size networks on the ``meta`` device, and calls of a small rendering."""
-    model, found = model_of(FULL), {}
+    model, found = open_bench_model(FULL), {}
     costs = {}
     for name, count in cost.unet_cost(model, LARGE, FRAMES, torch.bfloat16).items():
         costs[f"{name} 576x1024"] = count
@@ -37,7 +37,7 @@ def counters(tick: Callable[[], object] = lambda: None) -> Counters:
         costs[f"{name} 576x1024"] = count
     tick()
     # two chunks tell one graph from chunk by chunk
-    hjb = cost.hjb_cost(model, LARGE, 2 * CHUNK, torch.float32, CHUNK, FACE, checkpointing=(True,))
+    hjb = cost.face_optimization_cost(model, LARGE, 2 * CHUNK, torch.float32, CHUNK, FACE, checkpointing=(True,))
     for name, count in hjb.items():
         costs[f"{name} 576x1024"] = count
     tick()
@@ -47,14 +47,14 @@ def counters(tick: Callable[[], object] = lambda: None) -> Counters:
     for frames in (16, 64, 300):
         found[f"windows of {frames} frames"] = len(plan_windows(frames, length=16, overlap=4))
     plan = DevicePlan(device=torch.device("cpu"), dtype=torch.float32)
-    with open_engine(model_of("puppet"), plan) as engine:
-        rendered(engine, request((64, 64), 6, 2, window=4, overlap=1))
+    with open_engine(open_bench_model("puppet"), plan) as engine:
+        render_frames(engine, make_request((64, 64), 6, 2, window=4, overlap=1))
         found |= {f"calls of a rendering: {name}": count for name, count in sorted(engine.calls.items())}
     tick()
     return found
 
 
-def read(path: Path) -> Counters:
+def read_baseline(path: Path) -> Counters:
     """A recorded list. ``BadInput`` where it is none."""
     expected = "counters by name, as `sa bench gate --accept` writes them"
     data = read_json(require_file(path, expected), expected)
@@ -63,25 +63,25 @@ def read(path: Path) -> Counters:
     return data
 
 
-def write(path: Path, found: Counters) -> None:
+def write_baseline(path: Path, counters: Counters) -> None:
     with atomic_write(path) as part:
-        part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(counters, indent=2) + "\n", encoding="utf-8")
 
 
-def compare(found: Counters, expected: Counters) -> Table:
+def compare_counters(actual: Counters, expected: Counters) -> Table:
     """Counters that differ, are new, or are gone; a table without rows where all hold."""
-    names = dict.fromkeys([*expected, *found])
+    names = dict.fromkeys([*expected, *actual])
     rows = [
         {
             "counter": name,
             "recorded": expected.get(name),
-            "found": found.get(name),
-            "change": _change(expected.get(name), found.get(name)),
+            "found": actual.get(name),
+            "change": _change(expected.get(name), actual.get(name)),
         }
         for name in names
-        if expected.get(name) != found.get(name)
+        if expected.get(name) != actual.get(name)
     ]
-    note = f"{len(found)} counters, {len(rows)} changed."
+    note = f"{len(actual)} counters, {len(rows)} changed."
     return Table(title="Gate", rows=rows, note=note)
 
 
@@ -91,7 +91,7 @@ def _change(before: int | None, now: int | None) -> str:
     return f"{100 * (now - before) / before:+.3g} %" if before else f"{now - before:+d}"
 
 
-def require(changed: Table, path: Path) -> None:
+def check_unchanged(changed: Table, path: Path) -> None:
     """Raise ``CheckFailed`` with the differences."""
     if not changed.rows:
         return

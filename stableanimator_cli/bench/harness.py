@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-DRAWS = 2000
+BOOTSTRAP_SAMPLES = 2000
 LEVEL = 0.95
 Statistic = Callable[..., Any]
 
@@ -34,12 +34,14 @@ class Interval:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def interval(values: Sequence[float] | np.ndarray, statistic: Statistic = np.median, seed: int = 0) -> Interval:
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, statistic: Statistic = np.median, seed: int = 0
+) -> Interval:
     """Bootstrap of ``statistic`` (it takes ``axis``) over a sample; NaN where there is nothing, a point for one."""
     sample = np.asarray(values, np.float64)
     if not len(sample):
         return Interval(float("nan"), float("nan"), float("nan"))
-    picks = np.random.default_rng(seed).integers(len(sample), size=(DRAWS, len(sample)))
+    picks = np.random.default_rng(seed).integers(len(sample), size=(BOOTSTRAP_SAMPLES, len(sample)))
     low, high = np.quantile(statistic(sample[picks], axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(statistic(sample, axis=0)), float(low), float(high))
 
@@ -50,21 +52,21 @@ class Rounds:
 
     seconds: Mapping[str, tuple[float, ...]]
 
-    def median(self, way: str) -> float:
-        return float(np.median(self.seconds[way]))
+    def median(self, variant: str) -> float:
+        return float(np.median(self.seconds[variant]))
 
     def ratio(self, slow: str, fast: str) -> Interval:
         """How many times faster ``fast`` is: seconds of ``slow`` over those of ``fast``, round by round."""
-        return interval(np.divide(self.seconds[slow], self.seconds[fast]))
+        return bootstrap_interval(np.divide(self.seconds[slow], self.seconds[fast]))
 
 
-def interleaved(
-    ways: Mapping[str, Callable[[], object]],
+def time_interleaved(
+    variants: Mapping[str, Callable[[], object]],
     rounds: int,
     *,
     warm_up: int = 1,
-    before: Callable[[str], None] = lambda way: None,
-    settle: Callable[[], None] = lambda: None,
+    setup: Callable[[str], None] = lambda way: None,
+    synchronize: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
     tick: Callable[[], object] = lambda: None,
 ) -> Rounds:
@@ -73,21 +75,21 @@ def interleaved(
     ``before`` gets a way ready, outside of its time; ``settle`` waits for the device before a clock is read; ``tick``
     is called after each run.
     """
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {way: [] for way in variants}
     for index in range(-warm_up, rounds):
-        for way in list(ways) if index % 2 == 0 else reversed(list(ways)):
-            before(way)
-            settle()
+        for way in list(variants) if index % 2 == 0 else reversed(list(variants)):
+            setup(way)
+            synchronize()
             started = clock()
-            ways[way]()
-            settle()
+            variants[way]()
+            synchronize()
             if index >= 0:
                 seconds[way].append(clock() - started)
             tick()
     return Rounds({way: tuple(times) for way, times in seconds.items()})
 
 
-def busy() -> str | None:
+def load_warning() -> str | None:
     """What to warn of before measuring: more work on this machine than it has cores. None where it is quiet."""
     if not hasattr(os, "getloadavg"):
         return None

@@ -22,7 +22,7 @@ FULL = "full"
 _BASE = ("vae", "image_encoder")  # StableAnimator takes these from SVD as they are
 
 
-def model_of(name: str) -> ModelFolder:
+def open_bench_model(name: str) -> ModelFolder:
     """``full``: the released shapes without weights; else a catalogue name or model folder with its weights.
 
     The full one borrows the small model's face networks, since the released recogniser does not come with it.
@@ -43,7 +43,7 @@ def model_of(name: str) -> ModelFolder:
     )
 
 
-def on_meta(model: ModelFolder, role: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+def build_on_meta(model: ModelFolder, role: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A network as shapes only, for counting."""
     with torch.device("meta"):
         network = builders(model, "distribution")[role]()
@@ -51,7 +51,7 @@ def on_meta(model: ModelFolder, role: str, dtype: torch.dtype = torch.float32) -
     return nn.Module.to(network, dtype)
 
 
-def load(model: ModelFolder, role: str, dtype: torch.dtype) -> nn.Module:
+def load_network(model: ModelFolder, role: str, dtype: torch.dtype) -> nn.Module:
     """A network with its weights, or with random ones where the model has no file for it."""
     if role in model.files:
         return loaders(model, dtype, "distribution")[role]()
@@ -61,7 +61,7 @@ def load(model: ModelFolder, role: str, dtype: torch.dtype) -> nn.Module:
 
 def open_engine(model: ModelFolder, plan: DevicePlan) -> Engine:
     """An engine over ``load``: nothing is made before it is resident."""
-    networks = {role: lambda role=role: load(model, role, plan.dtype) for role in NETWORKS}
+    networks = {role: lambda role=role: load_network(model, role, plan.dtype) for role in NETWORKS}
     return Engine(model, plan, Networks(apply_plan(networks, plan), plan))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.bench.harness import interleaved
+from stableanimator_cli.bench.harness import time_interleaved
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.detect.capture import BATCH, ROLES, Detectors, extract_motion
 from stableanimator_cli.media import open_clip, read_picture, write_picture
@@ -25,7 +25,7 @@ from stableanimator_cli.records import Clip
 Tick = Callable[[], object]
 
 
-def clip_of(video: Path | None, size: tuple[int, int], frames: int) -> Clip:
+def open_or_draw_clip(video: Path | None, size: tuple[int, int], frames: int) -> Clip:
     """The first frames of a video, or a drawn figure that waves; decoded or drawn once, so that only what comes after
     is measured."""
     if video is not None:
@@ -40,7 +40,7 @@ def clip_of(video: Path | None, size: tuple[int, int], frames: int) -> Clip:
     return replace(base, frames=lambda: iter(held))
 
 
-def measure(model: str, device: str, clip: Clip, rounds: int, tick: Tick) -> Table:
+def time_detection(model: str, device: str, clip: Clip, rounds: int, tick: Tick) -> Table:
     """Everybody of every frame: whole batches, overlapped as it runs, one by one, and one by one through PNG files."""
     opened = Detectors.open(catalogue.open_model(model, ROLES), device)
     frames = [frame for _, frame in clip.frames()]
@@ -79,13 +79,13 @@ def measure(model: str, device: str, clip: Clip, rounds: int, tick: Tick) -> Tab
         "as it runs (overlapped, tracked)": lambda: extract_motion(clip, opened),
         "one by one, PNG files": through_files,
     }
-    timed = interleaved(ways, rounds, tick=tick)
+    timed = time_interleaved(ways, rounds, tick=tick)
     rows = []
     for name in ways:
         seconds = timed.median(name)
         row: dict[str, Any] = {"way": name, "frames a second": len(frames) / seconds}
         row |= {"times faster than one by one": timed.ratio("one by one", name) if name != "one by one" else None}
-        row |= {"points apart from one by one, pixels": _apart(points["one by one"], points.get(name))}
+        row |= {"points apart from one by one, pixels": _max_distance(points["one by one"], points.get(name))}
         rows.append(row)
     return Table(
         title=f"Detection by {opened.model.name}: {len(frames)} frames of {clip.size[0]}x{clip.size[1]}",
@@ -94,7 +94,7 @@ def measure(model: str, device: str, clip: Clip, rounds: int, tick: Tick) -> Tab
     )
 
 
-def _apart(expected: list[np.ndarray], found: list[np.ndarray] | None) -> float | None:
+def _max_distance(expected: list[np.ndarray], found: list[np.ndarray] | None) -> float | None:
     """Greatest distance of a coordinate; None where a way keeps one person only, NaN where people differ."""
     if found is None:
         return None

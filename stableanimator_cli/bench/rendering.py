@@ -9,11 +9,11 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from stableanimator_cli.bench.counters import counted
-from stableanimator_cli.bench.harness import interleaved, interval
+from stableanimator_cli.bench.counters import count_all
+from stableanimator_cli.bench.harness import bootstrap_interval, time_interleaved
 from stableanimator_cli.bench.networks import open_engine
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.roofline import Roof, settle_of
+from stableanimator_cli.bench.roofline import Roof, synchronizer
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import Blend, plan_windows
 from stableanimator_cli.engine.device import DevicePlan
@@ -27,7 +27,7 @@ Tick = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
+class NoisePoses:
     """Skeletons that are noise, as speed does not ask what they show. Drawn when looked at: length costs nothing."""
 
     frames: int
@@ -41,7 +41,7 @@ class Noise:
         return np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def request(
+def make_request(
     size: tuple[int, int], frames: int, steps: int, *, window: int = 16, overlap: int = 4, blend: Blend = "smooth"
 ) -> RenderRequest:
     """A guided rendering with a face."""
@@ -52,7 +52,7 @@ def request(
         picture=picture,
         fitted=picture,
         face=rng.standard_normal(512).astype(np.float32),
-        poses=Noise(frames, size),
+        poses=NoisePoses(frames, size),
         plan=plan_windows(frames, length=window, overlap=overlap, blend=blend),
         sampling=SamplingConfig(steps=steps, guidance=(3.0, 3.0)),
         decode=DecodeConfig(chunk=CHUNK, overlap=0),
@@ -60,11 +60,11 @@ def request(
     )
 
 
-def rendered(engine: Engine, asked: RenderRequest, stages: Timings | None = None) -> np.ndarray:
-    return np.stack(list(render(engine, asked, stages or Timings())))
+def render_frames(engine: Engine, request: RenderRequest, stages: Timings | None = None) -> np.ndarray:
+    return np.stack(list(render(engine, request, stages or Timings())))
 
 
-def sample(
+def time_rendering(
     model: ModelFolder, plan: DevicePlan, size: tuple[int, int], frames: int, steps: int, rounds: int, roof: Roof,
     tick: Tick,
 ) -> tuple[Table, Table]:  # fmt: skip
@@ -74,7 +74,7 @@ def sample(
         "pose features anew each call": replace(plan, pose_budget=0),
         "networks in turn (--offload model)": replace(plan, swap=True),
     }
-    asked = request(size, frames, steps)
+    asked = make_request(size, frames, steps)
     engines = {name: open_engine(model, one) for name, one in plans.items()}
     stages: list[Timings] = []
     frames_of, costs, calls = {}, {}, {}
@@ -82,7 +82,7 @@ def sample(
     def way(name: str) -> np.ndarray:
         seen = Timings()
         engines[name].calls.clear()
-        frames_of[name] = rendered(engines[name], asked, seen)
+        frames_of[name] = render_frames(engines[name], asked, seen)
         calls[name] = seen.calls
         if name == "plain":
             stages.append(seen)
@@ -90,11 +90,11 @@ def sample(
 
     try:
         for name in engines:
-            costs[name] = counted(lambda name=name: way(name))
+            costs[name] = count_all(lambda name=name: way(name))
             tick()
         stages.clear()  # counted runs are slow ones
         ways = {name: lambda name=name: way(name) for name in engines}
-        timed = interleaved(ways, rounds, warm_up=0, settle=settle_of(plan.device), tick=tick)
+        timed = time_interleaved(ways, rounds, warm_up=0, synchronize=synchronizer(plan.device), tick=tick)
     finally:
         for engine in engines.values():
             engine.networks.close()
@@ -107,7 +107,7 @@ def sample(
                 "s": seconds,
                 "times faster than plain": timed.ratio("plain", name) if name != "plain" else None,
                 "TFLOP": cost.flops / 1e12,
-                "% of roof": roof.share(cost.flops, seconds),
+                "% of roof": roof.percent(cost.flops, seconds),
                 "GiB alive beside weights": cost.bytes / 2**30,
                 "UNet calls": calls[name]["unet"],
                 "frames through PoseNet": calls[name]["pose_net_frames"],
@@ -116,7 +116,10 @@ def sample(
                 ),
             }
         )
-    parts = [{"stage": stage, "s": interval([seen.seconds[stage] for seen in stages])} for stage in stages[0].seconds]
+    parts = [
+        {"stage": stage, "s": bootstrap_interval([seen.seconds[stage] for seen in stages])}
+        for stage in stages[0].seconds
+    ]
     what = f"{frames} frames of {size[0]}x{size[1]}, {steps} steps, guided"
     return (
         Table(title=f"All in, {model.name}: {what}", rows=rows, note=f"{rounds} round(s), by turns."),
@@ -124,7 +127,7 @@ def sample(
     )
 
 
-def long(
+def measure_lengths(
     model: ModelFolder, plan: DevicePlan, size: tuple[int, int], longest: int, steps: int, tick: Tick
 ) -> tuple[Table, Table]:
     """What length costs: windows and calls of each blend as planned, and bytes alive of runs that were made."""
@@ -145,16 +148,16 @@ def long(
             )
     made = []
     with open_engine(model, plan) as engine:
-        rendered(engine, request(size, 2, 1))  # networks are loaded before anything is counted
+        render_frames(engine, make_request(size, 2, 1))  # networks are loaded before anything is counted
         for length in lengths:
-            asked = request(size, length, steps)
+            asked = make_request(size, length, steps)
 
             def run(asked: RenderRequest = asked) -> int:
                 engine.calls.clear()
                 with torch.no_grad():
                     return sum(1 for _ in render(engine, asked, Timings()))  # frames are not kept, as in a video
 
-            cost = counted(run)
+            cost = count_all(run)
             latents = 4 * length * 4 * (size[0] // 8) * (size[1] // 8)
             row: dict[str, Any] = {"frames": length, "UNet calls": engine.calls["unet"]}
             row |= {"decoder calls": engine.calls["vae_decode"], "TFLOP a frame": cost.flops / 1e12 / length}

@@ -40,10 +40,10 @@ class Table:
         return tuple(dict.fromkeys(name for row in self.rows for name in row))
 
     def cells(self) -> list[list[str]]:
-        return [[shown(row.get(name)) for name in self.columns] for row in self.rows]
+        return [[format_cell(row.get(name)) for name in self.columns] for row in self.rows]
 
     def to_json(self) -> dict[str, Any]:
-        rows = [{name: _plain(value) for name, value in row.items()} for row in self.rows]
+        rows = [{name: _json_value(value) for name, value in row.items()} for row in self.rows]
         return {"title": self.title, "note": self.note, "rows": rows}
 
     def markdown(self) -> str:
@@ -75,20 +75,20 @@ class BenchReport:
 
     def write_page(self, path: Path) -> None:
         """Put each bench's tables between its markers, as ``put_on_page`` does."""
-        made = {name: made_by(f"`sa bench {name}`", self.command, self.environment) for name in self.tables}
-        put_on_page(
+        made = {name: page_heading(f"`sa bench {name}`", self.command, self.environment) for name in self.tables}
+        update_page(
             path,
             {name: "\n\n".join([made[name], *(t.markdown() for t in tables)]) for name, tables in self.tables.items()},
         )
 
 
-def made_by(title: str, command: str, environment: Mapping[str, Any]) -> str:
+def page_heading(title: str, command: str, environment: Mapping[str, Any]) -> str:
     """The head of a generated part: what it is, the command that makes it, and where it was made."""
     words = [str(environment[key]) for key in ("date", "device", "torch")]
     return f"### {title}\n\nMade by `{command}` on {words[0]}: {words[1]}, torch {words[2]}."
 
 
-def put_on_page(path: Path, parts: Mapping[str, str]) -> None:
+def update_page(path: Path, parts: Mapping[str, str]) -> None:
     """Put each text between the markers of its name in a Markdown page; one without markers goes to the end.
 
     What is outside of the markers stays. Raises ``BadInput`` for a start without an end.
@@ -98,12 +98,12 @@ def put_on_page(path: Path, parts: Mapping[str, str]) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(path, "a file that does not read as text", "a Markdown page") from error
     for name, text in parts.items():
-        page = _between(path, page, name, text)
+        page = _replace_section(path, page, name, text)
     with atomic_write(path) as part, translate_os_errors(path):
         part.write_text(page, encoding="utf-8")
 
 
-def _between(path: Path, page: str, name: str, text: str) -> str:
+def _replace_section(path: Path, page: str, name: str, text: str) -> str:
     start, end = f"<!-- bench {name}: generated -->", f"<!-- bench {name}: end -->"
     block = f"{start}\n{text}\n{end}"
     if start not in page:
@@ -140,7 +140,7 @@ def device_name(device: torch.device) -> str:
     return f"{model}, {torch.get_num_threads()} thread(s)" if device.type == "cpu" else model
 
 
-def shown(value: Any) -> str:
+def format_cell(value: Any) -> str:
     """A cell: four digits of a number, thousands apart in whole ones, nothing for what there is not."""
     if value is None:
         return ""
@@ -155,9 +155,9 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, Interval):
-        return {name: _plain(part) for name, part in value.to_json().items()}
+        return {name: _json_value(part) for name, part in value.to_json().items()}
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

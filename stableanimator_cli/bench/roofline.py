@@ -29,35 +29,37 @@ class Roof:
     """Products in GFLOP/s and copies in GB/s (read and written) that were reached, and the type they were made in."""
 
     dtype: torch.dtype
-    products: float
+    gflops: float
     bandwidth: float
 
-    def share(self, flops: float, seconds: float) -> float:
+    def percent(self, flops: float, seconds: float) -> float:
         """Per cent of the products' rate that a piece of work reached."""
-        return 100 * flops / seconds / GIGA / self.products
+        return 100 * flops / seconds / GIGA / self.gflops
 
 
-def settle_of(device: torch.device) -> Callable[[], None]:
+def synchronizer(device: torch.device) -> Callable[[], None]:
     """Wait for what was asked of the device, before a clock is read."""
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     return torch.mps.synchronize if device.type == "mps" else (lambda: None)
 
 
-def best(run: Callable[[], object], settle: Callable[[], None], repeats: int = REPEATS) -> float:
+def best_time(run: Callable[[], object], synchronize: Callable[[], None], repeats: int = REPEATS) -> float:
     """Least seconds of some runs, after one that is not counted."""
     times = []
     for index in range(repeats + 1):
-        settle()
+        synchronize()
         started = time.perf_counter()
         run()
-        settle()
+        synchronize()
         if index:
             times.append(time.perf_counter() - started)
     return min(times)
 
 
-def works(plan: DevicePlan, dtype: torch.dtype, *, small: bool) -> dict[str, tuple[Callable[[], object], float, float]]:
+def make_workloads(
+    plan: DevicePlan, dtype: torch.dtype, *, small: bool
+) -> dict[str, tuple[Callable[[], object], float, float]]:
     """Name to (run, FLOPs, bytes) of the four works: a product, a convolution (channels last), attention, a copy."""
     sizes = _SMALL if small else _LARGE
     side, picture, positions = sizes["side"], sizes["picture"], sizes["positions"]
@@ -85,12 +87,14 @@ def works(plan: DevicePlan, dtype: torch.dtype, *, small: bool) -> dict[str, tup
     }  # fmt: skip
 
 
-def measure(plan: DevicePlan, dtype: torch.dtype, *, small: bool, repeats: int = REPEATS) -> tuple[Roof, list[dict]]:
+def measure_roof(
+    plan: DevicePlan, dtype: torch.dtype, *, small: bool, repeats: int = REPEATS
+) -> tuple[Roof, list[dict]]:
     """The roof in one type of number, and a row for each work."""
-    settle, rows, rates = settle_of(plan.device), [], []
+    settle, rows, rates = synchronizer(plan.device), [], []
     with torch.no_grad():
-        for name, (run, flops, moved) in works(plan, dtype, small=small).items():
-            seconds = best(run, settle, repeats)
+        for name, (run, flops, moved) in make_workloads(plan, dtype, small=small).items():
+            seconds = best_time(run, settle, repeats)
             rates.append((flops + moved) / seconds / GIGA)
             rows.append(
                 {
@@ -104,11 +108,11 @@ def measure(plan: DevicePlan, dtype: torch.dtype, *, small: bool, repeats: int =
     return Roof(dtype, max(rates[:3]), rates[3]), rows
 
 
-def table(plan: DevicePlan, dtypes: tuple[torch.dtype, ...]) -> tuple[Table, dict[torch.dtype, Roof]]:
+def roofline_table(plan: DevicePlan, dtypes: tuple[torch.dtype, ...]) -> tuple[Table, dict[torch.dtype, Roof]]:
     """The roof of a device in several types of number."""
     found, rows = {}, []
     for dtype in dtypes:
-        found[dtype], more = measure(plan, dtype, small=plan.device.type == "cpu")
+        found[dtype], more = measure_roof(plan, dtype, small=plan.device.type == "cpu")
         rows += more
     note = f"The best of {REPEATS} runs of each; a copy counts bytes read and written."
     return Table(title="Roofline", rows=rows, note=note), found

@@ -11,27 +11,27 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from stableanimator_cli.bench.counters import counted
-from stableanimator_cli.bench.harness import interleaved
-from stableanimator_cli.bench.networks import load
+from stableanimator_cli.bench.counters import count_all
+from stableanimator_cli.bench.harness import time_interleaved
+from stableanimator_cli.bench.networks import load_network
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.roofline import Roof, settle_of
+from stableanimator_cli.bench.roofline import Roof, synchronizer
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
 from stableanimator_cli.nets.compiled import CompiledBlocks
-from stableanimator_cli.nets.memory_format import channels_last
+from stableanimator_cli.nets.memory_format import set_channels_last
 from stableanimator_cli.nets.unet import AnimationUNet, Context, call_block
 from stableanimator_cli.records import STRIDE, ModelFolder
 
 CHANNELS_LAST = "channels-last"
 COMPILED = "compiled"
-UNET_WAYS = ("plain", "prepared", "batched", CHANNELS_LAST, COMPILED)
-VAE_WAYS = ("plain", CHANNELS_LAST, "chunks of 4", "chunks of 1")
+UNET_VARIANTS = ("plain", "prepared", "batched", CHANNELS_LAST, COMPILED)
+VAE_VARIANTS = ("plain", CHANNELS_LAST, "chunks of 4", "chunks of 1")
 _SIGMA_INPUT = 0.5  # 0.25 ln sigma, somewhere in the middle of a run
 Tick = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class ClipShape:
     """``size`` (width, height) in pixels and ``frames``."""
 
     size: tuple[int, int]
@@ -50,7 +50,7 @@ def _noise(*shape: int, plan: DevicePlan) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(plan.device, plan.dtype)
 
 
-def unet_ways(unet: AnimationUNet, shape: Shape, plan: DevicePlan) -> dict[str, Callable[[], Tensor]]:
+def unet_variants(unet: AnimationUNet, shape: ClipShape, plan: DevicePlan) -> dict[str, Callable[[], Tensor]]:
     """One guided step of one window [2,t,c,h,w] (unconditional, conditional) in every way that ``ready`` got ready."""
     channels, token = unet.config["in_channels"], unet.config["cross_attention_dim"]
     height, width = shape.latent
@@ -76,11 +76,11 @@ def unet_ways(unet: AnimationUNet, shape: Shape, plan: DevicePlan) -> dict[str, 
     }
 
 
-def ready(network: nn.Module, way: str) -> None:
+def configure_variant(network: nn.Module, variant: str) -> None:
     """Weights in the memory order, and blocks called as a way is about: ``--channels-last``, ``--compile blocks``."""
-    channels_last(network, wanted=way == CHANNELS_LAST)
+    set_channels_last(network, enabled=variant == CHANNELS_LAST)
     if isinstance(network, AnimationUNet):
-        network.run = _compiled() if way == COMPILED else call_block
+        network.run = _compiled() if variant == COMPILED else call_block
 
 
 @cache
@@ -88,28 +88,40 @@ def _compiled() -> CompiledBlocks:
     return CompiledBlocks()
 
 
-def unet(
-    model: ModelFolder, plan: DevicePlan, shape: Shape, variants: tuple[str, ...], rounds: int, roof: Roof, tick: Tick
+def time_unet(
+    model: ModelFolder,
+    plan: DevicePlan,
+    shape: ClipShape,
+    variants: tuple[str, ...],
+    rounds: int,
+    roof: Roof,
+    tick: Tick,
 ) -> Table:
     """A guided step (both branches) of one window, in the ways asked for; ``plain`` is always among them."""
     with memory_guard("measuring the UNet", "use a smaller --size or --frames, or --dtype bfloat16"), torch.no_grad():
-        network = cast(AnimationUNet, load(model, "unet", plan.dtype).to(plan.device))
-        ways = unet_ways(network, shape, plan)
-        ways = {name: ways[name] for name in UNET_WAYS if name in ("plain", *variants)}
-        rows = _compared(network, ways, rounds, roof, plan, tick)
+        network = cast(AnimationUNet, load_network(model, "unet", plan.dtype).to(plan.device))
+        ways = unet_variants(network, shape, plan)
+        ways = {name: ways[name] for name in UNET_VARIANTS if name in ("plain", *variants)}
+        rows = _compare_variants(network, ways, rounds, roof, plan, tick)
     return Table(
-        title=f"UNet of {model.name}, a guided step of {shape}, {_type(plan)}",
+        title=f"UNet of {model.name}, a guided step of {shape}, {dtype_name(plan)}",
         rows=rows,
         note=f"Both branches of one window. {rounds} round(s), by turns.",
     )
 
 
-def vae(
-    model: ModelFolder, plan: DevicePlan, shape: Shape, variants: tuple[str, ...], rounds: int, roof: Roof, tick: Tick
+def time_vae(
+    model: ModelFolder,
+    plan: DevicePlan,
+    shape: ClipShape,
+    variants: tuple[str, ...],
+    rounds: int,
+    roof: Roof,
+    tick: Tick,
 ) -> Table:
     """Decoding all frames at once, and in other ways. Chunks are another answer, as the decoder looks along time."""
     with memory_guard("measuring the VAE", "use a smaller --size or --frames, or --dtype bfloat16"), torch.no_grad():
-        network: Any = load(model, "vae", plan.dtype).to(plan.device)
+        network: Any = load_network(model, "vae", plan.dtype).to(plan.device)
         latents = _noise(shape.frames, network.config["latent_channels"], *shape.latent, plan=plan)
 
         def decode(chunk: int) -> Tensor:
@@ -123,17 +135,17 @@ def vae(
             "chunks of 1": lambda: decode(1),
         }
         ways = {name: way for name, way in ways.items() if name in ("plain", *variants)}
-        rows = _compared(network, ways, rounds, roof, plan, tick)
+        rows = _compare_variants(network, ways, rounds, roof, plan, tick)
     return Table(
-        title=f"Decoder of {model.name}, {shape}, {_type(plan)}",
+        title=f"Decoder of {model.name}, {shape}, {dtype_name(plan)}",
         rows=rows,
         note=f"{rounds} round(s), by turns. Chunks give other frames by design: the decoder sees along time.",
     )
 
 
-def _compared(
+def _compare_variants(
     network: nn.Module,
-    ways: Mapping[str, Callable[[], Tensor]],
+    variants: Mapping[str, Callable[[], Tensor]],
     rounds: int,
     roof: Roof,
     plan: DevicePlan,
@@ -141,33 +153,38 @@ def _compared(
 ) -> list[dict[str, Any]]:
     """A row a way: seconds, ratio to ``plain``, share of the roof, bytes alive, and the error of its answer."""
     costs, answers = {}, {}
-    for name, way in ways.items():
-        ready(network, name)
+    for name, way in variants.items():
+        configure_variant(network, name)
         if name == COMPILED:  # counters would stop its graph
             answers[name] = way().float().cpu()
         else:
-            costs[name] = counted(lambda name=name, way=way: answers.update({name: way().float().cpu()}))
+            costs[name] = count_all(lambda name=name, way=way: answers.update({name: way().float().cpu()}))
         tick()
-    timed = interleaved(
-        ways, rounds, warm_up=0, before=lambda way: ready(network, way), settle=settle_of(plan.device), tick=tick
+    timed = time_interleaved(
+        variants,
+        rounds,
+        warm_up=0,
+        setup=lambda way: configure_variant(network, way),
+        synchronize=synchronizer(plan.device),
+        tick=tick,
     )
     rows = []
-    for name in ways:
+    for name in variants:
         seconds, cost = timed.median(name), costs.get(name)
         row: dict[str, Any] = {"way": name, "ms": 1e3 * seconds}
         row |= {"times faster than plain": timed.ratio("plain", name) if name != "plain" else None}
         row |= {"TFLOP": cost.flops / 1e12 if cost else None}
-        row |= {"% of roof": roof.share(cost.flops, seconds) if cost else None}
+        row |= {"% of roof": roof.percent(cost.flops, seconds) if cost else None}
         row |= {"GiB alive": cost.bytes / 2**30 if cost else None}
-        row |= {"greatest error / greatest value": relative(answers["plain"], answers[name])}
+        row |= {"greatest error / greatest value": relative_error(answers["plain"], answers[name])}
         rows.append(row)
     return rows
 
 
-def relative(expected: Tensor, found: Tensor) -> float:
+def relative_error(expected: Tensor, actual: Tensor) -> float:
     """Greatest difference as a share of the greatest value that was expected."""
-    return float((found - expected).abs().max() / expected.abs().max())
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
-def _type(plan: DevicePlan) -> str:
+def dtype_name(plan: DevicePlan) -> str:
     return str(plan.dtype).removeprefix("torch.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,20 +11,20 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stableanimator_cli.bench.counters import counted, flops
-from stableanimator_cli.bench.harness import interleaved
-from stableanimator_cli.bench.networks import FULL, load, model_of
+from stableanimator_cli.bench.counters import count_all, count_flops
+from stableanimator_cli.bench.harness import time_interleaved
+from stableanimator_cli.bench.networks import FULL, load_network, open_bench_model
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.roofline import Roof, settle_of
-from stableanimator_cli.bench.training_step import filled
+from stableanimator_cli.bench.roofline import Roof, synchronizer
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
 from stableanimator_cli.engine.memory.profile import FlopCounter
-from stableanimator_cli.engine.memory.train import predict
+from stableanimator_cli.engine.memory.train import predict, skeleton
 from stableanimator_cli.engine.memory.train_step import made_up_inputs
 from stableanimator_cli.engine.training import (
     StepInputs,
+    TrainingModel,
     TrainingParts,
     TrainingSettings,
     open_training,
@@ -31,6 +32,7 @@ from stableanimator_cli.engine.training import (
     trainable_parameters,
 )
 from stableanimator_cli.engine.training.model import Dtype
+from stableanimator_cli.nets.mixed_norms import with_mixed_norms
 from stableanimator_cli.nets.unet import Checkpointing
 from stableanimator_cli.preprocess import run as preprocess
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
@@ -43,7 +45,7 @@ from stableanimator_cli.train.loader import Loader, LoaderSettings
 SEED = 0
 CLIPS = 2
 UNCACHED, CACHED = "videos, encoded in each step", "cached latents and embeddings"
-WAYS: tuple[Checkpointing, ...] = ("off", "diffusers", "blocks")
+CHECKPOINTING: tuple[Checkpointing, ...] = ("off", "diffusers", "blocks")
 _NETWORK = "this run's own"  # in the place of a digest: the caches are gone with the run
 _HINT = "use a smaller --size or --frames, or --dtype bfloat16"
 Tick = Callable[[], object]
@@ -60,15 +62,33 @@ class Shape:
         return f"{self.frames} frames of {self.size[0]}x{self.size[1]}"
 
 
-def opened(model: ModelFolder, settings: TrainingSettings, plan: DevicePlan) -> TrainingParts:
+def random_training_model(model: ModelFolder, settings: TrainingSettings, device: torch.device) -> TrainingModel:
+    """The module with random weights of unit gain, made where and in the type that they stay: no second copy."""
+    network = skeleton(model, settings)
+    if settings.dtype != "float32" and device.type != "cpu":
+        with_mixed_norms(network)
+    nn.Module.to_empty(network, device=device)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim > 1:
+                bound = math.sqrt(3 / parameter[0].numel())
+                parameter.uniform_(-bound, bound)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return network
+
+
+def open_parts(model: ModelFolder, settings: TrainingSettings, plan: DevicePlan) -> TrainingParts:
     """A training's parts, with random weights where ``model`` has shapes alone."""
     if "unet" in model.files:
         return open_training(model, settings, plan.device)
     encoders = {
-        role: lambda role=role: load(model, role, plan.dtype).requires_grad_(False) for role in ("vae", "image_encoder")
+        role: lambda role=role: load_network(model, role, plan.dtype).requires_grad_(False)
+        for role in ("vae", "image_encoder")
     }
     return TrainingParts(
-        model=filled(model, settings, plan.device),
+        model=random_training_model(model, settings, plan.device),
         networks=Networks(encoders, plan),
         device=plan.device,
         fresh=(),
@@ -76,7 +96,7 @@ def opened(model: ModelFolder, settings: TrainingSettings, plan: DevicePlan) -> 
     )
 
 
-def step(parts: TrainingParts, inputs: StepInputs, optimizer: torch.optim.Optimizer) -> Tensor:
+def train_step(parts: TrainingParts, inputs: StepInputs, optimizer: torch.optim.Optimizer) -> Tensor:
     """One step of a batch of one, without what is written about it; its loss."""
     loss = parts.model(inputs).mean()
     loss.backward()
@@ -86,12 +106,12 @@ def step(parts: TrainingParts, inputs: StepInputs, optimizer: torch.optim.Optimi
     return loss.detach()
 
 
-def still(parts: TrainingParts) -> torch.optim.Optimizer:
+def frozen_optimizer(parts: TrainingParts) -> torch.optim.Optimizer:
     """An optimiser that does all its work and moves nothing, so that every round has the same weights."""
     return torch.optim.AdamW(trainable_parameters(parts.model).values(), lr=0.0)
 
 
-def drawn_dataset(folder: Path, shape: Shape) -> Dataset:
+def draw_dataset(folder: Path, shape: Shape) -> Dataset:
     """Clip folders of drawn figures at the size that is trained, as `sa preprocess` writes them."""
     write_puppets(PuppetPlan(folder=folder / "figures", videos=CLIPS, frames=shape.frames + 2, size=shape.size))
     flags = {"input": (folder / "figures" / "videos",), "output": folder / "clips", "model": "puppet", "device": "cpu"}
@@ -99,13 +119,13 @@ def drawn_dataset(folder: Path, shape: Shape) -> Dataset:
     return open_dataset([folder / "clips"], least=shape.frames + 1)
 
 
-def caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roof: Roof, tick: Tick) -> Table:
+def compare_caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roof: Roof, tick: Tick) -> Table:
     """A whole step from clip folders: video decoded, VAE and image encoder run, or all that read from caches."""
-    settings = TrainingSettings(noise_aug=0.0, checkpointing="blocks", dtype=_type(plan))
+    settings = TrainingSettings(noise_aug=0.0, checkpointing="blocks", dtype=_dtype_name(plan))
     with tempfile.TemporaryDirectory() as place, memory_guard("measuring training", _HINT):
-        dataset = drawn_dataset(Path(place), shape)
-        parts = opened(model, settings, plan)
-        optimizer = still(parts)
+        dataset = draw_dataset(Path(place), shape)
+        parts = open_parts(model, settings, plan)
+        optimizer = frozen_optimizer(parts)
         plain = LoaderSettings(sizes=(shape.size,), frames=shape.frames, stride=1)
         loaders = {UNCACHED: Loader(dataset, plain, seed=SEED, batch=1)}
         with parts.networks.resident("vae", "image_encoder"):
@@ -126,21 +146,21 @@ def caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roo
         def way(name: str) -> None:
             batch = loaders[name].batch(done[name])
             done[name] += 1
-            losses[name].append(float(step(parts, step_inputs(parts, batch, SEED, 1), optimizer)))
+            losses[name].append(float(train_step(parts, step_inputs(parts, batch, SEED, 1), optimizer)))
 
         work = {}
         for name in loaders:
-            work[name] = flops(lambda name=name: way(name))
+            work[name] = count_flops(lambda name=name: way(name))
             tick()
         ways = {name: lambda name=name: way(name) for name in loaders}
-        timed = interleaved(ways, rounds, settle=settle_of(plan.device), tick=tick)
+        timed = time_interleaved(ways, rounds, synchronize=synchronizer(plan.device), tick=tick)
     rows = []
     for name, loader in loaders.items():
         seconds = timed.median(name)
         apart = [abs(a - b) / b for a, b in zip(losses[name], losses[UNCACHED], strict=True)]
         row: dict[str, Any] = {"way": name, "s a step": seconds}
         row |= {"times faster than encoding": timed.ratio(UNCACHED, name) if name != UNCACHED else None}
-        row |= {"TFLOP": work[name] / 1e12, "% of roof": roof.share(work[name], seconds)}
+        row |= {"TFLOP": work[name] / 1e12, "% of roof": roof.percent(work[name], seconds)}
         row |= {"frames decoded a step": loader.calls["frames_decoded"] / done[name]}
         row |= {"greatest error of a loss / loss": max(apart)}
         rows.append(row)
@@ -152,11 +172,13 @@ def caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roo
     )
 
 
-def checkpointing(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roof: Roof, tick: Tick) -> Table:
+def compare_checkpointing(
+    model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roof: Roof, tick: Tick
+) -> Table:
     """The same step with nothing computed twice, with diffusers' checkpoints, and with ours."""
     with memory_guard("measuring checkpointing", _HINT):
-        parts = opened(model, TrainingSettings(dtype=_type(plan)), plan)
-        optimizer = still(parts)
+        parts = open_parts(model, TrainingSettings(dtype=_dtype_name(plan)), plan)
+        optimizer = frozen_optimizer(parts)
         inputs = made_up_inputs(parts.model, 1, shape.frames, shape.size, plan.device)
         learning = list(trainable_parameters(parts.model).values())
 
@@ -176,21 +198,23 @@ def checkpointing(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: in
         costs, errors = {}, {}
         ready("off")
         expected = gradients()
-        for name in WAYS:
+        for name in CHECKPOINTING:
             ready(name)
             errors[name] = float((gradients() - expected).abs().max() / expected.abs().max())
             gc.collect()
-            costs[name] = counted(one)
+            costs[name] = count_all(one)
             tick()
         del expected
-        ways: dict[str, Callable[[], object]] = {name: lambda: step(parts, inputs, optimizer) for name in WAYS}
-        timed = interleaved(ways, rounds, before=ready, settle=settle_of(plan.device), tick=tick)
+        ways: dict[str, Callable[[], object]] = {
+            name: lambda: train_step(parts, inputs, optimizer) for name in CHECKPOINTING
+        }
+        timed = time_interleaved(ways, rounds, setup=ready, synchronize=synchronizer(plan.device), tick=tick)
     rows = []
-    for name in WAYS:
+    for name in CHECKPOINTING:
         seconds, cost = timed.median(name), costs[name]
         row: dict[str, Any] = {"checkpointing": name, "s a step": seconds}
         row |= {"times faster than off": timed.ratio("off", name) if name != "off" else None}
-        row |= {"TFLOP": cost.flops / 1e12, "% of roof": roof.share(cost.flops, seconds)}
+        row |= {"TFLOP": cost.flops / 1e12, "% of roof": roof.percent(cost.flops, seconds)}
         row |= {"MiB alive": cost.bytes / 2**20, "of diffusers'": cost.bytes / costs["diffusers"].bytes}
         row |= {"greatest error of a gradient / greatest gradient": errors[name]}
         rows.append(row)
@@ -202,10 +226,10 @@ def checkpointing(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: in
     )
 
 
-def counted_full(shape: Shape, tick: Tick) -> Table:
+def count_full_size(shape: Shape, tick: Tick) -> Table:
     """What each way of checkpointing keeps alive in the released shapes: counted on the ``meta`` device."""
-    model, rows = model_of(FULL), []
-    for name in WAYS:
+    model, rows = open_bench_model(FULL), []
+    for name in CHECKPOINTING:
         settings = TrainingSettings(checkpointing=name, dtype="bfloat16")
         with FlopCounter() as work:
             planned = predict(model, settings, size=shape.size, frames=shape.frames)
@@ -215,7 +239,7 @@ def counted_full(shape: Shape, tick: Tick) -> Table:
         rows.append(row)
         tick()
     for row in rows:
-        row["of diffusers'"] = row["GiB alive"] / rows[WAYS.index("diffusers")]["GiB alive"]
+        row["of diffusers'"] = row["GiB alive"] / rows[CHECKPOINTING.index("diffusers")]["GiB alive"]
     return Table(
         title=f"Checkpointing, released shapes, {shape}, attentions, bfloat16",
         rows=rows,
@@ -223,5 +247,5 @@ def counted_full(shape: Shape, tick: Tick) -> Table:
     )
 
 
-def _type(plan: DevicePlan) -> Literal["float32", "bfloat16", "float16"]:
+def _dtype_name(plan: DevicePlan) -> Literal["float32", "bfloat16", "float16"]:
     return cast(Dtype, str(plan.dtype).removeprefix("torch."))

@@ -55,17 +55,17 @@ class Axes:
             raise ValueError(f"fold {self.order!r}, expected c, h, w with t or 1 (the batch) or both, as '1 c t h w'")
 
     def frames(self, latents: Tensor) -> Tensor:
-        return self._whole(latents)[self.skip :]
+        return self._unfold(latents)[self.skip :]
 
     def back(self, frames: Tensor, latents: Tensor) -> Tensor:
-        whole = torch.cat([self._whole(latents)[: self.skip], frames]) if self.skip else frames
-        return rearrange(whole, f"{self._target} -> {self.order}")
+        whole = torch.cat([self._unfold(latents)[: self.skip], frames]) if self.skip else frames
+        return rearrange(whole, f"{self._axes} -> {self.order}")
 
     @property
-    def _target(self) -> str:
+    def _axes(self) -> str:
         return "t c h w" if "t" in self.order.split() else "1 c h w"
 
-    def _whole(self, latents: Tensor) -> Tensor:
+    def _unfold(self, latents: Tensor) -> Tensor:
         shape, axes = list(latents.shape), self.order.split()
         if len(shape) != len(axes):
             raise ValueError(f"latents {shape}, expected {len(axes)} axes ({self.order}): say with fold what they are")
@@ -74,7 +74,7 @@ class Axes:
                 f"latents {shape} are a batch of {shape[axes.index('1')]}, expected 1 ({self.order}): give one prompt "
                 "and one video a prompt, or name the axes with fold"
             )
-        return rearrange(latents, f"{self.order} -> {self._target}")
+        return rearrange(latents, f"{self.order} -> {self._axes}")
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def refined(scheduler: Any, refine: Refine, *, fold: Fold | str | None = None) -
     Raises ``ValueError``: for a scheduler or prediction type that is not known, for settings that make the clean
     estimate not linear (``thresholding``, ``clip_sample``, churn), and for latents that ``fold`` does not fit.
     """
-    estimate = _estimate_of(scheduler)
+    estimate = _find_family(scheduler)
     fold = Axes(fold) if isinstance(fold, str) else fold
     own = vars(scheduler).get("step")
     scheduler.step = _RefinedStep(scheduler, scheduler.step, estimate, refine, fold)
@@ -105,7 +105,7 @@ def refined(scheduler: Any, refine: Refine, *, fold: Fold | str | None = None) -
 
 
 @dataclass(frozen=True, slots=True)
-class _Estimate:
+class _Coefficients:
     """``clean = p * sample + q * output`` at one step."""
 
     step: Step
@@ -121,7 +121,7 @@ class _RefinedStep:
         self,
         scheduler: Any,
         inner: Callable[..., Any],
-        estimate: Callable[[Any, Any], _Estimate],
+        estimate: Callable[[Any, Any], _Coefficients],
         refine: Refine,
         fold: Fold | None,
     ) -> None:
@@ -143,7 +143,7 @@ class _RefinedStep:
             raise ValueError(f"{name}: {found}, expected the same shape (no learned variance)")
         # Heun's second evaluation only corrects the slope of the first (StableAnimator, Algorithm 1).
         if getattr(self._scheduler, "state_in_first_order", True):
-            model_output = self._rewritten(model_output, timestep, sample)
+            model_output = self._refined_output(model_output, timestep, sample)
         return self._inner(model_output, timestep, sample, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -152,7 +152,7 @@ class _RefinedStep:
         function = getattr(self._inner, "__func__", None)
         return deepcopy(self._inner, memo) if function is None else MethodType(function, copied)
 
-    def _rewritten(self, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+    def _refined_output(self, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
         at = self._estimate(self._scheduler, timestep)
         fold = self._fold or Axes("1 c h w" if sample.ndim == 4 else "1 c t h w")
         # A tensor made in inference mode could never have a gradient; leaving that mode alone would turn gradients on.
@@ -171,7 +171,7 @@ class _RefinedStep:
             return (output.to(exact) + (fold.back(better, clean) - clean) / at.q).to(output.dtype)
 
 
-def _estimate_of(scheduler: Any) -> Callable[[Any, Any], _Estimate]:
+def _find_family(scheduler: Any) -> Callable[[Any, Any], _Coefficients]:
     """The clean estimate's coefficients for this kind of scheduler, or ``ValueError`` where there are none."""
     kinds = [kind.__name__ for kind in type(scheduler).__mro__]
     name = kinds[0]
@@ -190,7 +190,7 @@ def _estimate_of(scheduler: Any) -> Callable[[Any, Any], _Estimate]:
     return estimate
 
 
-def _from_alphas(scheduler: Any, timestep: Any) -> _Estimate:
+def _from_alphas(scheduler: Any, timestep: Any) -> _Coefficients:
     """DDIM and DDPM: ``sample = sqrt(a) clean + sqrt(1 - a) noise`` with a from ``alphas_cumprod``."""
     found = (scheduler.timesteps == int(timestep)).nonzero()
     if not len(found):
@@ -199,48 +199,48 @@ def _from_alphas(scheduler: Any, timestep: Any) -> _Estimate:
     last = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
     after = float(scheduler.alphas_cumprod[int(scheduler.timesteps[index + 1])]) if index + 1 < total else last
     share = float(scheduler.alphas_cumprod[int(timestep)])
-    step = Step(index, total, _level(share), _level(after))
-    return _estimate(scheduler, step, math.sqrt(share), math.sqrt(1 - share))
+    step = Step(index, total, _noise_level(share), _noise_level(after))
+    return _coefficients(scheduler, step, math.sqrt(share), math.sqrt(1 - share))
 
 
-def _from_sigmas(scheduler: Any, timestep: Any) -> _Estimate:
+def _from_sigmas(scheduler: Any, timestep: Any) -> _Coefficients:
     """Euler and its kin: ``sample = clean + sigma noise``; v is that of the sample scaled by 1 / sqrt(1 + sigma^2)."""
-    step = _numbered(scheduler, timestep)
+    step = _current_step(scheduler, timestep)
     scale = 1 / math.sqrt(1 + step.sigma**2)
     if scheduler.config["prediction_type"] == "v_prediction":
-        return _Estimate(step, scale**2, -step.sigma * scale)
-    return _estimate(scheduler, step, 1.0, step.sigma)
+        return _Coefficients(step, scale**2, -step.sigma * scale)
+    return _coefficients(scheduler, step, 1.0, step.sigma)
 
 
-def _from_flow(scheduler: Any, timestep: Any) -> _Estimate:
+def _from_flow(scheduler: Any, timestep: Any) -> _Coefficients:
     """Flow matching: ``sample = (1 - sigma) clean + sigma noise``, the output is noise minus clean."""
-    step = _numbered(scheduler, timestep)
-    return _Estimate(step, 1.0, -step.sigma)
+    step = _current_step(scheduler, timestep)
+    return _Coefficients(step, 1.0, -step.sigma)
 
 
-def _from_solver(scheduler: Any, timestep: Any) -> _Estimate:
+def _from_solver(scheduler: Any, timestep: Any) -> _Coefficients:
     """Multistep solvers: ``sample = alpha clean + sigma_t noise`` with both from the level of the step."""
-    step = _numbered(scheduler, timestep)
+    step = _current_step(scheduler, timestep)
     if scheduler.config["prediction_type"] == "flow_prediction":
-        return _Estimate(step, 1.0, -step.sigma)
+        return _Coefficients(step, 1.0, -step.sigma)
     alpha, sigma = scheduler._sigma_to_alpha_sigma_t(torch.tensor(step.sigma, dtype=torch.float64))
-    return _estimate(scheduler, step, float(alpha), float(sigma))
+    return _coefficients(scheduler, step, float(alpha), float(sigma))
 
 
-def _estimate(scheduler: Any, step: Step, alpha: float, sigma: float) -> _Estimate:
+def _coefficients(scheduler: Any, step: Step, alpha: float, sigma: float) -> _Coefficients:
     """From ``sample = alpha clean + sigma noise`` and what the model predicts."""
     prediction = scheduler.config["prediction_type"]
     if prediction == "epsilon":
         if alpha == 0:
             where = f"{type(scheduler).__name__}: step {step.index}"
             raise ValueError(f"{where} starts from pure noise, where epsilon tells nothing of the clean estimate")
-        return _Estimate(step, 1 / alpha, -sigma / alpha)
+        return _Coefficients(step, 1 / alpha, -sigma / alpha)
     if prediction == "v_prediction":
-        return _Estimate(step, alpha, -sigma)
-    return _Estimate(step, 0.0, 1.0)  # the clean sample itself
+        return _Coefficients(step, alpha, -sigma)
+    return _Coefficients(step, 0.0, 1.0)  # the clean sample itself
 
 
-def _numbered(scheduler: Any, timestep: Any) -> Step:
+def _current_step(scheduler: Any, timestep: Any) -> Step:
     """The step that a scheduler with a table of sigmas is about to take, found as ``step`` finds it. Reads only."""
     index = scheduler.step_index
     if index is None:
@@ -255,7 +255,7 @@ def _numbered(scheduler: Any, timestep: Any) -> Step:
     return Step(index, total, *levels)
 
 
-def _level(share: float) -> float:
+def _noise_level(share: float) -> float:
     """Noise relative to signal, of the share ``a`` that the signal's variance has."""
     return math.sqrt((1 - share) / share) if share > 0 else math.inf
 
@@ -263,7 +263,7 @@ def _level(share: float) -> float:
 _NOISE = ("epsilon", "v_prediction", "sample")
 _SOLVER = (*_NOISE, "flow_prediction")
 
-FAMILIES: Mapping[str, tuple[Callable[[Any, Any], _Estimate], tuple[str, ...]]] = MappingProxyType(
+FAMILIES: Mapping[str, tuple[Callable[[Any, Any], _Coefficients], tuple[str, ...]]] = MappingProxyType(
     {
         "DDIMScheduler": (_from_alphas, _NOISE),
         "DDIMParallelScheduler": (_from_alphas, _NOISE),

@@ -22,21 +22,21 @@ class DeepFeatureCache:
     are always computed. ``whole``: the present evaluation computes everything and is what is kept."""
 
     layers: int
-    whole: bool = True
-    kept: dict[WindowBranch, Tensor] = field(default_factory=dict)
+    refresh: bool = True
+    features: dict[WindowBranch, Tensor] = field(default_factory=dict)
 
-    def begin(self, whole: bool) -> None:
+    def start_call(self, refresh: bool) -> None:
         """The next evaluation. Before a whole one everything goes, so that two of them are never held at once."""
-        self.whole = whole
-        if whole:
-            self.kept.clear()
+        self.refresh = refresh
+        if refresh:
+            self.features.clear()
 
 
-def with_deep_cache(denoise: Denoise, deep: DeepFeatureCache, whole: Iterator[bool]) -> Denoise:
+def with_deep_cache(denoise: Denoise, cache: DeepFeatureCache, refreshes: Iterator[bool]) -> Denoise:
     """``denoise``, which says to ``deep`` before each evaluation whether it is a whole one, as ``whole`` has it."""
 
     def denoise_again(x: Tensor, sigma: float) -> Tensor:
-        deep.begin(next(whole))
+        cache.start_call(next(refreshes))
         return denoise(x, sigma)
 
     return denoise_again

@@ -21,11 +21,11 @@ from stableanimator_cli.diffusion.sampler import Step
 
 Mode = Literal["full", "crop"]
 Anchor = Literal["none", "background"]
-Rate = Literal["linear", "constant"]
+LRSchedule = Literal["linear", "constant"]
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in output pixels, inclusive
 
 
-class FaceDecoder(Protocol):
+class ChunkDecoder(Protocol):
     """What the optimisation needs of a decoder, for the frames of one chunk at a time."""
 
     scale: int  # pixels a latent
@@ -47,7 +47,7 @@ class FaceDecoder(Protocol):
         ...
 
 
-Identify = Callable[[Tensor, Sequence[Box]], Tensor]  # pixels [n,3,H,W] in [-1,1], a box each -> vectors [n,d]
+Embed = Callable[[Tensor, Sequence[Box]], Tensor]  # pixels [n,3,H,W] in [-1,1], a box each -> vectors [n,d]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class FaceOptimizationSettings:
     """``steps`` a half-open range of denoising steps; ``rate`` of Adam, ``linear`` as rate (1 - step/steps) or
     ``constant``; ``anchor`` ``background`` leaves latents outside the boxes (and ``reach`` latents round them) alone,
     which ``crop`` always does. ``chunk`` latents along time are decoded together."""
@@ -67,18 +67,18 @@ class Settings:
     mode: Mode
     steps: tuple[int, int]
     iterations: int = 3
-    rate: float = 0.1
-    schedule: Rate = "linear"
+    lr: float = 0.1
+    lr_schedule: LRSchedule = "linear"
     anchor: Anchor = "none"
     chunk: int = 4
-    reach: int = 4
+    mask_dilation: int = 4
 
-    def rate_at(self, step: Step) -> float:
-        return self.rate * (1 - step.index / step.total) if self.schedule == "linear" else self.rate
+    def lr_at(self, step: Step) -> float:
+        return self.lr * (1 - step.index / step.total) if self.lr_schedule == "linear" else self.lr
 
 
 # clean latents [t,c,h,w], numbers of the frames that lack a box -> a target per person, with a box for each frame
-Find = Callable[[Tensor, Sequence[int]], Sequence[Target]]
+Detect = Callable[[Tensor, Sequence[int]], Sequence[Target]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,47 +102,47 @@ class FaceOptimization:
     so far are dropped. ``resident`` is entered while the decoder and the recogniser are at work.
     """
 
-    decoder: FaceDecoder
-    embed: Identify
+    decoder: ChunkDecoder
+    embed: Embed
     targets: Sequence[Target]
-    settings: Settings
-    detect: Find | None = None
+    settings: FaceOptimizationSettings
+    detect: Detect | None = None
     resident: Callable[[], AbstractContextManager[object]] = nullcontext
     log: list[RefineLogEntry] = field(default_factory=list)
-    _latest: int = field(default=-1, init=False)  # the step that ``find`` was last asked in
+    _last_step: int = field(default=-1, init=False)  # the step that ``find`` was last asked in
 
-    def __call__(self, clean: Tensor, step: Step) -> Tensor:
+    def __call__(self, denoised: Tensor, step: Step) -> Tensor:
         first, last = self.settings.steps
         if not first <= step.index < last or self.settings.iterations == 0:
-            return clean
+            return denoised
         with self.resident():
             if self.detect is not None:
-                self._look(self.detect, clean, step)
-            if not self._faces(range(len(clean))):
-                return clean
+                self._detect_missing(self.detect, denoised, step)
+            if not self._count_faces(range(len(denoised))):
+                return denoised
             with torch.enable_grad():
-                return self._optimised(clean.detach(), step)
+                return self._optimize(denoised.detach(), step)
 
-    def _look(self, find: Find, clean: Tensor, step: Step) -> None:
+    def _detect_missing(self, detect: Detect, denoised: Tensor, step: Step) -> None:
         """Add boxes for the frames that have none."""
-        if step.index <= self._latest:
+        if step.index <= self._last_step:
             self.targets = ()
-        self._latest = step.index
-        frames = self.decoder.frames(range(len(clean)))
+        self._last_step = step.index
+        frames = self.decoder.frames(range(len(denoised)))
         missing = [f for f in frames if not self.targets or any(target.boxes[f] is None for target in self.targets)]
         if missing:
-            self.targets = _joined(self.targets, find(clean, missing))
+            self.targets = _merge_targets(self.targets, detect(denoised, missing))
 
-    def _optimised(self, clean: Tensor, step: Step) -> Tensor:
+    def _optimize(self, denoised: Tensor, step: Step) -> Tensor:
         """Adam on the latents themselves, started anew each step (Algorithm 1, lines 7-15)."""
-        variable = clean.clone().requires_grad_(True)
-        adam = torch.optim.Adam([variable], lr=self.settings.rate_at(step))
-        mask = self._mask(clean) if self.settings.mode == "crop" or self.settings.anchor == "background" else None
-        faces = self._faces(range(len(clean)))
+        variable = denoised.clone().requires_grad_(True)
+        adam = torch.optim.Adam([variable], lr=self.settings.lr_at(step))
+        mask = self._mask(denoised) if self.settings.mode == "crop" or self.settings.anchor == "background" else None
+        faces = self._count_faces(range(len(denoised)))
         before = 0.0
-        chunks = list(self._chunks(len(clean)))
+        chunks = list(self._chunks(len(denoised)))
         crops = self.settings.mode == "crop"
-        with self.decoder.with_recorded_stats(clean, chunks) if crops else nullcontext():
+        with self.decoder.with_recorded_stats(denoised, chunks) if crops else nullcontext():
             for iteration in range(self.settings.iterations):
                 adam.zero_grad()
                 similarity = sum(self._backward(variable, chunk, faces) for chunk in chunks)
@@ -153,7 +153,7 @@ class FaceOptimization:
                 adam.step()
             with torch.no_grad():
                 after = sum(self._similarities(variable, chunk).sum().item() for chunk in chunks)
-        self.log.append(RefineLogEntry(step.index, before, after / faces, faces, self._frames(len(clean))))
+        self.log.append(RefineLogEntry(step.index, before, after / faces, faces, self._count_frames(len(denoised))))
         return variable.detach()
 
     def _backward(self, variable: Tensor, chunk: range, faces: int) -> float:
@@ -166,22 +166,22 @@ class FaceOptimization:
         """Cosine of every face of a chunk with its own target [faces]."""
         part = latents[chunk.start : chunk.stop]
         if self.settings.mode == "full":
-            return torch.cat(list(self._in_pixels(self.decoder.pixels(part), (0, 0), chunk, self.targets)))
+            return torch.cat(list(self._cosines(self.decoder.pixels(part), (0, 0), chunk, self.targets)))
         found = []
         for target in self.targets:
-            boxes = [box for box in self._boxes(target, chunk) if box is not None]
+            boxes = [box for box in self._boxes_in(target, chunk) if box is not None]
             if boxes:
-                pixels, corner = self.decoder.crop(part, chunk, _union(boxes))
-                found += self._in_pixels(pixels, corner, chunk, [target])
+                pixels, corner = self.decoder.crop(part, chunk, _union_box(boxes))
+                found += self._cosines(pixels, corner, chunk, [target])
         return torch.cat(found)
 
-    def _in_pixels(
+    def _cosines(
         self, pixels: Tensor, corner: tuple[int, int], chunk: range, targets: Sequence[Target]
     ) -> Iterator[Tensor]:
         pixels = pixels.float().clamp(-1, 1)
         x, y = corner
         for target in targets:
-            seen = [(i, box) for i, box in enumerate(self._boxes(target, chunk)) if box is not None]
+            seen = [(i, box) for i, box in enumerate(self._boxes_in(target, chunk)) if box is not None]
             if seen:
                 boxes = [(box[0] - x, box[1] - y, box[2] - x, box[3] - y) for _, box in seen]
                 vectors = self.embed(pixels[[i for i, _ in seen]], boxes)
@@ -191,17 +191,17 @@ class FaceOptimization:
         """Chunks that hold a face; the others have no gradient and are not decoded."""
         for start in range(0, frames, self.settings.chunk):
             chunk = range(start, min(start + self.settings.chunk, frames))
-            if self._faces(chunk):
+            if self._count_faces(chunk):
                 yield chunk
 
-    def _boxes(self, target: Target, latents: range) -> list[Box | None]:
+    def _boxes_in(self, target: Target, latents: range) -> list[Box | None]:
         """The target's boxes in the frames that these latents become."""
         return [target.boxes[frame] for frame in self.decoder.frames(latents)]
 
-    def _faces(self, latents: range) -> int:
-        return sum(box is not None for target in self.targets for box in self._boxes(target, latents))
+    def _count_faces(self, latents: range) -> int:
+        return sum(box is not None for target in self.targets for box in self._boxes_in(target, latents))
 
-    def _frames(self, latents: int) -> int:
+    def _count_frames(self, latents: int) -> int:
         """How many frames show a face."""
         frames = self.decoder.frames(range(latents))
         return sum(any(target.boxes[frame] is not None for target in self.targets) for frame in frames)
@@ -209,9 +209,9 @@ class FaceOptimization:
     def _mask(self, latents: Tensor) -> Tensor:
         """One where latents may move: the boxes of each frame and ``reach`` latents round them. [t,1,h,w]."""
         mask = latents.new_zeros(len(latents), 1, *latents.shape[-2:])
-        scale, reach = self.decoder.scale, self.settings.reach
+        scale, reach = self.decoder.scale, self.settings.mask_dilation
         for index in range(len(latents)):
-            for box in (box for target in self.targets for box in self._boxes(target, range(index, index + 1))):
+            for box in (box for target in self.targets for box in self._boxes_in(target, range(index, index + 1))):
                 if box is not None:
                     left, top = (max(0, side // scale - reach) for side in box[:2])
                     right, bottom = (side // scale + 1 + reach for side in box[2:])
@@ -219,7 +219,7 @@ class FaceOptimization:
         return mask
 
 
-def _joined(known: Sequence[Target], found: Sequence[Target]) -> Sequence[Target]:
+def _merge_targets(known: Sequence[Target], found: Sequence[Target]) -> Sequence[Target]:
     """The known targets with found boxes where they have none."""
     if not known or not found:
         return known or found
@@ -229,6 +229,6 @@ def _joined(known: Sequence[Target], found: Sequence[Target]) -> Sequence[Target
     ]
 
 
-def _union(boxes: Sequence[Box]) -> Box:
+def _union_box(boxes: Sequence[Box]) -> Box:
     left, top, right, bottom = zip(*boxes, strict=True)
     return min(left), min(top), max(right), max(bottom)

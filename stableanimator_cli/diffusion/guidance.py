@@ -23,7 +23,7 @@ WindowOutputs = Callable[
 ]  # noisy latents [t,c,h,w], sigma -> output of each pair, in order
 
 
-def guidance_of_frames(first: float, last: float, frames: int) -> Tensor:
+def guidance_per_frame(first: float, last: float, frames: int) -> Tensor:
     """One strength a frame, linear from ``first`` to ``last`` -> float32[frames,1,1,1]."""
     return torch.linspace(first, last, frames).view(-1, 1, 1, 1)
 
@@ -39,21 +39,21 @@ def window_branches(plan: WindowPlan, guidance: tuple[float, float]) -> tuple[Wi
     return tuple((window, conditional) for window in plan for conditional in branches)
 
 
-def window_outputs(predict: Predict, pairs: Sequence[WindowBranch]) -> WindowOutputs:
+def window_outputs(predict: Predict, branches: Sequence[WindowBranch]) -> WindowOutputs:
     """Answers of a network that is asked one pair after the other, each when its answer is wanted."""
     placed: list[Tensor] = []  # frames of each pair, moved to the latents' device once, not once a step
 
     def answers(x: Tensor, sigma: float) -> Iterator[Tensor]:
         if not placed:
-            placed.extend(torch.tensor(window.frames).to(x.device) for window, _ in pairs)
+            placed.extend(torch.tensor(window.frames).to(x.device) for window, _ in branches)
         scale = scalings(sigma)
-        for (window, conditional), index in zip(pairs, placed, strict=True):
+        for (window, conditional), index in zip(branches, placed, strict=True):
             yield predict(x[index] * scale.c_in, scale.c_noise, window, conditional).to(x.dtype)
 
     return answers
 
 
-def guided_within(interval: tuple[float, float], guided: Denoise, plain: Denoise) -> Denoise:
+def with_guidance_interval(interval: tuple[float, float], guided: Denoise, plain: Denoise) -> Denoise:
     """``guided`` while LO < sigma <= HI, else ``plain``, the conditional branch alone (Kynkaanniemi et al. 2024): an
     approximation that asks the network half as often outside of the interval."""
     low, high = interval
@@ -64,26 +64,30 @@ def guided_within(interval: tuple[float, float], guided: Denoise, plain: Denoise
     return denoise
 
 
-def alternate(denoisers: Sequence[Denoise], turns: Iterator[int]) -> Denoise:
+def alternate(denoisers: Sequence[Denoise], indices: Iterator[int]) -> Denoise:
     """Each evaluation by the denoiser of its turn, modulo their number: windows that move from step to step."""
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        return denoisers[next(turns) % len(denoisers)](x, sigma)
+        return denoisers[next(indices) % len(denoisers)](x, sigma)
 
     return denoise
 
 
 def windowed_denoiser(
-    predict: Predict, plan: WindowPlan, *, guidance: tuple[float, float], done: Callable[[], None] | None = None
+    predict: Predict, plan: WindowPlan, *, guidance: tuple[float, float], on_window: Callable[[], None] | None = None
 ) -> Denoise:
     """A denoiser over the whole video from a network that sees one window; see ``blended_denoiser``."""
     return blended_denoiser(
-        window_outputs(predict, window_branches(plan, guidance)), plan, guidance=guidance, done=done
+        window_outputs(predict, window_branches(plan, guidance)), plan, guidance=guidance, on_window=on_window
     )
 
 
 def blended_denoiser(
-    answers: WindowOutputs, plan: WindowPlan, *, guidance: tuple[float, float], done: Callable[[], None] | None = None
+    outputs: WindowOutputs,
+    plan: WindowPlan,
+    *,
+    guidance: tuple[float, float],
+    on_window: Callable[[], None] | None = None,
 ) -> Denoise:
     """A denoiser over the whole video from the answers to ``pairs_of(plan, guidance)``.
 
@@ -91,7 +95,7 @@ def blended_denoiser(
     (u + g (c - u)), blended by the plan's weights and turned into the clean estimate. ``done`` is called after each
     window.
     """
-    strength = guidance_of_frames(*guidance, plan.total)
+    strength = guidance_per_frame(*guidance, plan.total)
     guided = is_guided(*guidance)
     placed: list[tuple[Tensor, Tensor, Tensor]] = []  # moved to the latents' device once, not once a step
 
@@ -103,15 +107,15 @@ def blended_denoiser(
                 placed.append((index.to(x.device), weights.to(x.device), strength[index].to(x)))
         scale = scalings(sigma)
         output = torch.zeros_like(x)
-        asked = answers(x, sigma)
+        asked = outputs(x, sigma)
         for index, weights, pull in placed:
             answer = next(asked)
             if guided:
                 free = next(asked)
                 answer = free + pull * (answer - free)
             output.index_add_(0, index, answer * weights)
-            if done is not None:
-                done()
+            if on_window is not None:
+                on_window()
         return scale.skip * x + scale.out * output
 
     return denoise

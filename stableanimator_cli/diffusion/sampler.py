@@ -40,9 +40,9 @@ class Churn:
         return min(self.amount / steps, math.sqrt(2) - 1) if inside else 0.0
 
 
-def steps_of(sigmas: Tensor, first: int = 0) -> Iterator[Step]:
+def iterate_steps(sigmas: Tensor, first_step: int = 0) -> Iterator[Step]:
     levels = [float(s) for s in sigmas]
-    for index in range(first, len(levels) - 1):
+    for index in range(first_step, len(levels) - 1):
         yield Step(index, len(levels) - 1, levels[index], levels[index + 1])
 
 
@@ -52,20 +52,20 @@ def sample_euler(
     sigmas: Tensor,
     *,
     refine: Refine | None = None,
-    observe: StepCallback | None = None,
-    first: int = 0,
+    callback: StepCallback | None = None,
+    first_step: int = 0,
 ) -> Tensor:
     """Euler's method on the probability-flow ODE: what the reference implementation runs. Latents in float32.
 
     ``first``: the step to go on at; ``x`` is then what ``observe`` saw after the step before.
     """
-    for step in steps_of(sigmas, first):
+    for step in iterate_steps(sigmas, first_step):
         clean = denoise(x, step.sigma)
         if refine is not None:
             clean = refine(clean, step)
         x = x + (x - clean) / step.sigma * (step.sigma_next - step.sigma)
-        if observe is not None:
-            observe(x, step)
+        if callback is not None:
+            callback(x, step)
     return x
 
 
@@ -77,8 +77,8 @@ def sample_heun(
     noise: Noise,
     churn: Churn | None = None,
     refine: Refine | None = None,
-    observe: StepCallback | None = None,
-    first: int = 0,
+    callback: StepCallback | None = None,
+    first_step: int = 0,
 ) -> Tensor:
     """Algorithm 1 of the paper (EDM's Algorithm 2): churn, Euler step, Heun correction.
 
@@ -86,7 +86,7 @@ def sample_heun(
     steps that churn. ``first`` is as for ``sample_euler``: a step keeps nothing but its latents.
     """
     churn = churn or Churn()
-    for step in steps_of(sigmas, first):
+    for step in iterate_steps(sigmas, first_step):
         gamma = churn.gamma(step.sigma, step.total)
         raised = step.sigma * (1 + gamma)
         if gamma > 0:
@@ -102,6 +102,6 @@ def sample_heun(
             x = x + (step.sigma_next - raised) * (slope + second) / 2
         else:
             x = euler
-        if observe is not None:
-            observe(x, step)
+        if callback is not None:
+            callback(x, step)
     return x

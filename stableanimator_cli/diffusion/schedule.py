@@ -70,7 +70,7 @@ def keyed_noise(seed: int, name: str, keys: Iterable[int], shape: tuple[int, ...
 
 
 def repeated_noise(
-    seed: int, frames: int, period: int, shape: tuple[int, int, int], picture: tuple[int, ...]
+    seed: int, frames: int, period: int, latent_shape: tuple[int, int, int], image_shape: tuple[int, ...]
 ) -> Tensor:
     """The reference implementation's initial noise: ``period`` frames drawn and repeated -> [frames, *shape].
 
@@ -78,11 +78,11 @@ def repeated_noise(
     and frame k + period start equal.
     """
     generator = torch.Generator().manual_seed(seed)
-    torch.randn(picture, generator=generator)
-    tile = torch.randn((period, *shape), generator=generator)
+    torch.randn(image_shape, generator=generator)
+    tile = torch.randn((period, *latent_shape), generator=generator)
     return tile.repeat(-(-frames // period), 1, 1, 1)[:frames]
 
 
-def picture_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
+def image_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
     """Noise put on the reference picture before it is encoded: the first draw of the seed's generator."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stableanimator_cli.diffusion.schedule import SIGMA_MAX, SIGMA_MIN
 
-MaskForm = Literal["released", "paper", "off"]
+MaskWeighting = Literal["released", "paper", "off"]
 
 IMAGE_SIDE, NOISE_SIDES, SIGMA_DATA = 64, (32, 64), 0.5  # of the released training
 _EDGE = 1e-6  # the log-normal's quantile function is infinite at 0
@@ -59,18 +59,18 @@ def interpolated_cosine_sigmas(u: Tensor) -> Tensor:
     return (SIGMA_DATA * torch.exp(-log_snr / 2)).float()
 
 
-def log_normal_sigmas(u: Tensor, mean: float, deviation: float) -> Tensor:
+def log_normal_sigmas(u: Tensor, mean: float, std: float) -> Tensor:
     """Quantiles ``u`` in [0,1) -> levels whose logarithm is normal, within what the sampler uses; rising with ``u``."""
     normal = torch.special.ndtri(u.double().clamp(_EDGE, 1 - _EDGE))
-    return (mean + deviation * normal).exp().clamp(SIGMA_MIN, SIGMA_MAX).float()
+    return (mean + std * normal).exp().clamp(SIGMA_MIN, SIGMA_MAX).float()
 
 
-def stratified(rand: Tensor, place: Tensor, batch: int) -> Tensor:
+def stratified_quantiles(rand: Tensor, index: Tensor, batch: int) -> Tensor:
     """One quantile a stratum: ``(place + rand) / batch`` for places 0..batch-1 of the global batch, float64."""
-    return (place + rand.double()) / batch
+    return (index + rand.double()) / batch
 
 
-def denoising_loss(estimate: Tensor, latents: Tensor, sigma: Tensor, mask: Tensor, form: MaskForm) -> Tensor:
+def denoising_loss(denoised: Tensor, latents: Tensor, sigma: Tensor, mask: Tensor, weighting: MaskWeighting) -> Tensor:
     """Weighted squared error of the clean estimate, the mean of each sample -> float32[b].
 
     ``estimate`` and ``latents`` [b,t,c,h,w], ``sigma`` [b], ``mask`` [b,t,1,h,w] in 0..1 (1 on faces). The weight is
@@ -78,9 +78,9 @@ def denoising_loss(estimate: Tensor, latents: Tensor, sigma: Tensor, mask: Tenso
     (``paper``: StableAnimator, Eq. 13) or as everything else (``off``).
     """
     sigma = sigma.float().view(-1, 1, 1, 1, 1)
-    error = (estimate.float() - latents.float()).square() * ((1 + sigma.square()) / sigma.square())
-    if form != "off":
-        error = error * (1 + mask.float()) ** (2 if form == "paper" else 1)
+    error = (denoised.float() - latents.float()).square() * ((1 + sigma.square()) / sigma.square())
+    if weighting != "off":
+        error = error * (1 + mask.float()) ** (2 if weighting == "paper" else 1)
     return error.flatten(1).mean(dim=1)
 
 

@@ -51,10 +51,10 @@ class WindowPlan:
         """How many placements there are."""
         return 1 + len(self.shifted)
 
-    def placement(self, turn: int) -> WindowPlan:
+    def placement(self, index: int) -> WindowPlan:
         """The placement of a turn, 0 and on, as a plan whose windows stay."""
         placements = (self.windows, *self.shifted)
-        return WindowPlan(self.total, placements[turn % len(placements)]) if self.shifted else self
+        return WindowPlan(self.total, placements[index % len(placements)]) if self.shifted else self
 
     def coverage(self) -> np.ndarray:
         """Sum of the weights of each frame, float64[total]: ones."""
@@ -65,7 +65,7 @@ class WindowPlan:
 
     def describe(self) -> str:
         """One line a window of the first placement: its frames as ranges, e.g. ``window 2: 0, 13-27``."""
-        return "\n".join(f"window {i + 1}: {_ranges(w.frames)}" for i, w in enumerate(self.windows))
+        return "\n".join(f"window {i + 1}: {_format_ranges(w.frames)}" for i, w in enumerate(self.windows))
 
 
 def plan_windows(total: int, *, length: int = 16, overlap: int = 4, blend: Blend = "smooth") -> WindowPlan:
@@ -90,12 +90,12 @@ def plan_windows(total: int, *, length: int = 16, overlap: int = 4, blend: Blend
         slots = _upstream_slots(total, length, overlap)
     elif blend == "shifted":
         placements = (_shifted_slots(total, length, overlap, eighths / 8) for eighths in PLACEMENTS)
-        first, *moved = (_normalised(total, slots, _cross_fades(slots)).windows for slots in placements)
+        first, *moved = (_normalize(total, slots, _cross_fades(slots)).windows for slots in placements)
         return WindowPlan(total, first, tuple(moved))
     else:
         slots = _smooth_slots(total, length, overlap)
     weights = [_triangle(length)] * len(slots) if blend == "upstream" else _cross_fades(slots)
-    return _normalised(total, slots, weights)
+    return _normalize(total, slots, weights)
 
 
 def _upstream_slots(total: int, length: int, overlap: int) -> list[list[int]]:
@@ -150,7 +150,7 @@ def _cross_fades(slots: list[list[int]]) -> list[np.ndarray]:
     return weights
 
 
-def _normalised(total: int, slots: list[list[int]], weights: list[np.ndarray]) -> WindowPlan:
+def _normalize(total: int, slots: list[list[int]], weights: list[np.ndarray]) -> WindowPlan:
     cover = np.zeros(total)
     for frames, weight in zip(slots, weights, strict=True):
         np.add.at(cover, frames, weight)
@@ -161,7 +161,7 @@ def _normalised(total: int, slots: list[list[int]], weights: list[np.ndarray]) -
     return WindowPlan(total, tuple(windows))
 
 
-def _ranges(frames: tuple[int, ...]) -> str:
+def _format_ranges(frames: tuple[int, ...]) -> str:
     """``(0, 3, 4, 5)`` -> ``0, 3-5``."""
     parts: list[list[int]] = []
     for frame in frames:

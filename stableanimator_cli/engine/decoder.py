@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stableanimator_cli.nets.temporal_decoder import (
-    SCALE,
+    PIXELS_PER_LATENT,
     LatentBox,
     Statistics,
     decode,
@@ -69,7 +69,7 @@ class FaceDecoder:
     float32 while it works: gradients underflow there.
     """
 
-    scale = SCALE
+    scale = PIXELS_PER_LATENT
 
     def __init__(
         self, vae: AutoencoderKLTemporalDecoder, calls: Counter[str], *, checkpointed: bool = True, margin: int = 8
@@ -118,12 +118,12 @@ class FaceDecoder:
         """Pixels of the box's latents and ``margin`` round them, and where their corner (x, y) lies in the frame."""
         self._calls["refine_crop"] += 1
         height, width = latents.shape[-2:]
-        x0, y0, x1, y1 = (side // SCALE for side in box)
+        x0, y0, x1, y1 = (side // PIXELS_PER_LATENT for side in box)
         part = LatentBox(max(0, y0), min(height, y1 + 1), max(0, x0), min(width, x1 + 1))
-        part = part.grown(self._margin, height, width)
+        part = part.dilated(self._margin, height, width)
         with frozen_statistics(self._vae.decoder, self._statistics[chunk.start]):
             pixels = decode(self._vae.decoder, self._scaled(latents), crop=part)
-        return pixels, (part.left * SCALE, part.top * SCALE)
+        return pixels, (part.left * PIXELS_PER_LATENT, part.top * PIXELS_PER_LATENT)
 
     def _scaled(self, latents: Tensor) -> Tensor:
         parameter = next(self._vae.decoder.parameters())

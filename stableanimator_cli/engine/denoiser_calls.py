@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.diffusion.guidance import is_guided
-from stableanimator_cli.diffusion.sampler import Churn, steps_of
+from stableanimator_cli.diffusion.sampler import Churn, iterate_steps
 from stableanimator_cli.diffusion.schedule import karras_sigmas
 
 
@@ -60,7 +60,7 @@ def churn_of(sampling: SamplingConfig) -> Churn:
 
 def _levels(sampling: SamplingConfig) -> list[tuple[int, float]]:
     """Step and noise level of each time that the denoiser is asked."""
-    steps = list(steps_of(karras_sigmas(sampling.steps)))
+    steps = list(iterate_steps(karras_sigmas(sampling.steps)))
     if sampling.sampler == "euler":
         return [(step.index, step.sigma) for step in steps]
     churn = churn_of(sampling)

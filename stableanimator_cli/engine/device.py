@@ -18,7 +18,7 @@ from stableanimator_cli.engine.compilation import compiles_fp8, require_compiler
 from stableanimator_cli.engine.group_offload import GroupOffload, pack_blocks, staying
 from stableanimator_cli.engine.host_weights import HostCopy, named_tensors
 from stableanimator_cli.errors import ConfigError, OutOfMemory, is_out_of_memory
-from stableanimator_cli.nets.quantized import Store
+from stableanimator_cli.nets.quantized import Quantization
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _NATIVE_BFLOAT16 = (8, 0)  # compute capability from which on a CUDA card computes in it; older ones emulate it
@@ -37,7 +37,7 @@ class DevicePlan:
     swap: bool = False
     pose_budget: int = 1 << 30
     pieces: int = 1
-    weights: Store = "plain"
+    weights: Quantization = "plain"
     groups: bool = False
     compiled: bool = False
     graphs: bool = False

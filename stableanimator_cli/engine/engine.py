@@ -20,10 +20,10 @@ from stableanimator_cli.diffusion.guidance import (
     WindowOutputs,
     alternate,
     blended_denoiser,
-    guided_within,
     is_guided,
     window_branches,
     window_outputs,
+    with_guidance_interval,
 )
 from stableanimator_cli.diffusion.sampler import Denoise
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
@@ -44,7 +44,7 @@ from stableanimator_cli.engine.weights import loaders, recogniser
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.id_adapter import IDMode
-from stableanimator_cli.nets.memory_format import channels_last
+from stableanimator_cli.nets.memory_format import set_channels_last
 from stableanimator_cli.nets.quantized import quantize_weights
 from stableanimator_cli.nets.unet import AnimationUNet, BlockRunner, Context, call_block
 from stableanimator_cli.records import STRIDE, ModelFolder
@@ -64,8 +64,8 @@ def apply_plan(networks: Mapping[str, Loader], plan: DevicePlan) -> dict[str, Lo
     changed = {"unet": lambda: quantize_weights(unet(), plan.weights)}
     if plan.channels_last:
         changed = {
-            "unet": lambda: channels_last(quantize_weights(unet(), plan.weights)),
-            "vae": lambda: channels_last(vae()),
+            "unet": lambda: set_channels_last(quantize_weights(unet(), plan.weights)),
+            "vae": lambda: set_channels_last(vae()),
         }
     return {**networks, **changed}
 
@@ -209,13 +209,13 @@ class Engine:
         def placed(turn: int) -> Denoise:
             windows, alone = plan.placement(turn), (1.0, 1.0)
             answers = window_outputs(predict, window_branches(windows, guidance)) if shared is None else shared(turn)
-            denoise = blended_denoiser(answers, windows, guidance=guidance, done=done)
+            denoise = blended_denoiser(answers, windows, guidance=guidance, on_window=done)
             if interval is None or not is_guided(*guidance):
                 return denoise
             plain = blended_denoiser(
-                window_outputs(predict, window_branches(windows, alone)), windows, guidance=alone, done=done
+                window_outputs(predict, window_branches(windows, alone)), windows, guidance=alone, on_window=done
             )
-            return guided_within(interval, denoise, plain)
+            return with_guidance_interval(interval, denoise, plain)
 
         for_turns, for_deep = tee(evaluations)
         denoise = placed(0)
@@ -233,12 +233,12 @@ class Engine:
     ) -> Predict:
         """The UNet's answer for one window and branch; the UNet must be resident. See ``denoiser``."""
         unet: AnimationUNet = self.networks["unet"]
-        unet.pieces = self.plan.pieces
+        unet.ff_chunks = self.plan.pieces
         if unet.run is call_block:
             unet.run = self._run()
         ask = GraphedCalls(unet, Recorder(self.plan.device)) if self.plan.graphs else unet
-        if deep is not None and deep.layers > unet.layers_up:
-            raise ConfigError("sampling.cache_layers", deep.layers, f"1 to {unet.layers_up} with this model")
+        if deep is not None and deep.layers > unet.num_up_layers:
+            raise ConfigError("sampling.cache_layers", deep.layers, f"1 to {unet.num_up_layers} with this model")
         given = Context(conditioning.image, conditioning.face)
         none = Context(
             torch.zeros_like(conditioning.image),
@@ -260,11 +260,11 @@ class Engine:
             if deep is None:
                 return ask(*given)[0]
             pair = (window, conditional)
-            if deep.whole:
-                answer, deep.kept[pair] = unet.forward_caching(*given, layers=deep.layers)
+            if deep.refresh:
+                answer, deep.features[pair] = unet.forward_caching(*given, layers=deep.layers)
                 return answer[0]
             self.calls["unet_shallow"] += 1
-            return unet.forward_cached(*given, layers=deep.layers, deep=deep.kept[pair])[0]
+            return unet.forward_cached(*given, layers=deep.layers, deep=deep.features[pair])[0]
 
         return predict
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings, Target
+from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings, Target
 from stableanimator_cli.engine.conditioning import to_signed
 from stableanimator_cli.engine.decoder import FaceDecoder, to_uint8
 from stableanimator_cli.engine.engine import Engine
@@ -47,7 +47,7 @@ def pixel_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[Box | None, .
 
 def face_optimization(
     engine: Engine,
-    settings: Settings,
+    settings: FaceOptimizationSettings,
     *,
     references: Sequence[Reference],
     boxes: np.ndarray | None,

@@ -30,9 +30,9 @@ from stableanimator_cli.engine.weights import fill, load, read_tensors
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 from stableanimator_cli.metrics.perceptual import unit_distance
 from stableanimator_cli.metrics.result import Missing
-from stableanimator_cli.nets.i3d import I3D, canonical
-from stableanimator_cli.nets.perceptual import Kind, Linears, Lpips, Trunk, trunk_tensors
-from stableanimator_cli.nets.resnet3d import ResNet3D, unwrapped
+from stableanimator_cli.nets.i3d import I3D, rename_weights
+from stableanimator_cli.nets.perceptual import Kind, LinearHeads, Lpips, Trunk, trunk_tensors
+from stableanimator_cli.nets.resnet3d import ResNet3D, extract_weights
 
 _NAMED_DIGEST = re.compile(r"-([0-9a-f]{8})\.pth$")  # torchvision ends names with the first digits of the sha256
 _PUPPET_LAYERS = ("layer1", "layer2", "layer3")
@@ -122,20 +122,20 @@ def _digest(entries: Sequence[Entry], role: str, path: Path, *, program: bool) -
 def _lpips(kind: Kind, plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
     trunk_file, linear_file = paths[f"lpips_{kind}_trunk"], paths[f"lpips_{kind}_linear"]
     trunk = fill(lambda: Trunk(kind), trunk_tensors(read_tensors(trunk_file)), torch.float32, trunk_file)
-    linears = load(lambda: Linears(kind), linear_file, torch.float32)
+    linears = load(lambda: LinearHeads(kind), linear_file, torch.float32)
     assert isinstance(trunk, Trunk)
-    assert isinstance(linears, Linears)
+    assert isinstance(linears, LinearHeads)
     return _function(Lpips(trunk, linears), plan)
 
 
 def _i3d(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
-    tensors = canonical(read_tensors(paths["i3d"]))
+    tensors = rename_weights(read_tensors(paths["i3d"]))
     return _function(fill(I3D, tensors, torch.float32, paths["i3d"]), plan, _time_inside)
 
 
 def _resnet3d(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
     path = paths["resnet3d"]
-    return _function(fill(ResNet3D, unwrapped(_checkpoint(path)), torch.float32, path), plan, _time_inside)
+    return _function(fill(ResNet3D, extract_weights(_checkpoint(path)), torch.float32, path), plan, _time_inside)
 
 
 def _torchscript(plan: DevicePlan, paths: Mapping[str, Path], *, sha256: str) -> Callable[..., np.ndarray]:

@@ -137,7 +137,7 @@ class WorkerGroup:
             ours = window_outputs(predict, pairs[: len(shares[0])])
 
             def answers(x: Tensor, sigma: float) -> Iterator[Tensor]:
-                whole = deep is None or deep.whole
+                whole = deep is None or deep.refresh
                 head = header(sigma, whole, turn)
                 sent = [sending for rank in busy for sending in self._ask(rank, head, x, frames[rank])]
                 for answer in ours(x, sigma):

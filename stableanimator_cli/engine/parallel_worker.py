@@ -180,7 +180,7 @@ def _prepared(engine: Engine, job: Job) -> Callable[[float, bool, int], None]:
 
     def evaluate(sigma: float, whole: bool, turn: int) -> None:
         if deep is not None:
-            deep.begin(whole)
+            deep.start_call(whole)
         answers, frames = answers_of[turn], frames_by_turn[turn]
         rows = torch.empty((len(frames), *job.shape[1:]))
         with _rank_0():

@@ -14,10 +14,10 @@ from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
 from stableanimator_cli.diffusion.sampler import Refine, Step, sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import (
+    image_noise,
     initial_scale,
     karras_sigmas,
     keyed_noise,
-    picture_noise,
     repeated_noise,
 )
 from stableanimator_cli.diffusion.windows import WindowPlan
@@ -148,7 +148,7 @@ def sample(
         request.fitted,
         request.face,
         request.poses,
-        noise=picture_noise(sampling.seed, (1, 3, height, width)),
+        noise=image_noise(sampling.seed, (1, 3, height, width)),
         noise_aug=sampling.noise_aug,
         motion_bucket=sampling.motion_bucket,
         conditioning_fps=sampling.conditioning_fps,
@@ -175,7 +175,7 @@ def sample(
             done=watch.window,
         )
         if sampling.sampler == "euler":
-            x = sample_euler(denoise, x, sigmas, refine=refine, observe=watch.step, first=first)
+            x = sample_euler(denoise, x, sigmas, refine=refine, callback=watch.step, first_step=first)
         else:
             frames = range(-request.has_anchor, request.plan.total - request.has_anchor)
             x = sample_heun(
@@ -185,8 +185,8 @@ def sample(
                 noise=lambda step: keyed_noise(sampling.seed, f"churn/{step}", frames, tuple(x.shape[1:])),
                 churn=churn_of(sampling),
                 refine=refine,
-                observe=watch.step,
-                first=first,
+                callback=watch.step,
+                first_step=first,
             )
     stages.seconds["denoise"] = time.perf_counter() - started
     if not torch.isfinite(x).all():

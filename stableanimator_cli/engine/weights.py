@@ -26,7 +26,7 @@ from stableanimator_cli.files import MARK, sha256_of
 from stableanimator_cli.nets.arcface import ArcFace
 from stableanimator_cli.nets.face_encoder import FaceEncoder, FaceEncoderConfig
 from stableanimator_cli.nets.id_adapter import IDMode
-from stableanimator_cli.nets.norm_groups import RELEASED, set_norm_groups
+from stableanimator_cli.nets.norm_groups import DEFAULT_NORM_GROUPS, set_norm_groups
 from stableanimator_cli.nets.pose_net import PoseNet
 from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
@@ -177,7 +177,7 @@ def _building(source: Path) -> Iterator[None]:
         ) from error
 
 
-def _vae(*, norm_num_groups: int = RELEASED, **config: Any) -> AutoencoderKLTemporalDecoder:
+def _vae(*, norm_num_groups: int = DEFAULT_NORM_GROUPS, **config: Any) -> AutoencoderKLTemporalDecoder:
     return set_norm_groups(AutoencoderKLTemporalDecoder(**config), norm_num_groups)
 
 

@@ -29,7 +29,7 @@ MXNET = (0.0, 1.0)
 PYTORCH = (127.5, 127.5)
 """Mean and deviation of pixels 0..255 for graphs that expect [-1, 1]."""
 
-OLDEST_OPSET = 7
+MIN_OPSET = 7
 
 
 class ArcFace(nn.Module):
@@ -50,10 +50,12 @@ class ArcFace(nn.Module):
             raise ValueError(f"the graph has {len(model.graph.output)} outputs, a recogniser has one")
         self._output = model.graph.output[0].name
         opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
-        if opset < OLDEST_OPSET:
-            raise ValueError(f"the graph is of opset {opset}, expected {OLDEST_OPSET} or later (numpy's broadcasting)")
-        self._steps = _schedule([_compile(node) for node in model.graph.node], constants, self._input, self._output)
-        if not any(_fixes_batch(step, constants, self._batch) for step in self._steps):
+        if opset < MIN_OPSET:
+            raise ValueError(f"the graph is of opset {opset}, expected {MIN_OPSET} or later (numpy's broadcasting)")
+        self._steps = _plan_execution(
+            [_build_node(node) for node in model.graph.node], constants, self._input, self._output
+        )
+        if not any(_has_fixed_batch(step, constants, self._batch) for step in self._steps):
             self._batch = None  # declared, but nothing in the graph depends on it
         # Whole numbers are shapes and stay where Python can read them; numbers with a fraction follow the module.
         self._slots: dict[str, str] = {}
@@ -91,7 +93,7 @@ class ArcFace(nn.Module):
         values[self._input] = pixels
         for step in self._steps:
             values[step.output] = step(values)
-            for name in step.last:
+            for name in step.free_after:
                 del values[name]
         return values[self._output]
 
@@ -133,7 +135,7 @@ Operator = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _Node:
     """One node, ready to run: its function, where its operands are, and which values nobody needs after it."""
 
     label: str
@@ -141,7 +143,7 @@ class _Step:
     attributes: Attributes
     inputs: tuple[str, ...]
     output: str
-    last: tuple[str, ...] = ()
+    free_after: tuple[str, ...] = ()
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
         operands = [values[name] if name else None for name in self.inputs]
@@ -180,12 +182,12 @@ def _signature(model: onnx.ModelProto, constants: Mapping[str, Tensor]) -> tuple
     return inputs[0].name, dims[0] or None, (dims[2], dims[3])
 
 
-def _fixes_batch(step: _Step, constants: Mapping[str, Tensor], batch: int | None) -> bool:
+def _has_fixed_batch(step: _Node, constants: Mapping[str, Tensor], batch: int | None) -> bool:
     shape = constants.get(step.inputs[1]) if step.function is _reshape and len(step.inputs) > 1 else None
     return shape is not None and bool(shape.numel()) and shape.reshape(-1)[0].item() == batch
 
 
-def _compile(node: onnx.NodeProto) -> _Step:
+def _build_node(node: onnx.NodeProto) -> _Node:
     label = f"node {node.name or node.output[0]!r} ({node.op_type})"
     if node.op_type not in _OPERATORS or node.domain not in ("", "ai.onnx"):
         known = ", ".join(sorted(_OPERATORS))
@@ -194,10 +196,12 @@ def _compile(node: onnx.NodeProto) -> _Step:
     for entry in node.attribute:
         value = onnx.helper.get_attribute_value(entry)
         attributes[entry.name] = value.decode() if isinstance(value, bytes) else value
-    return _Step(label, _OPERATORS[node.op_type], attributes, tuple(node.input), node.output[0])
+    return _Node(label, _OPERATORS[node.op_type], attributes, tuple(node.input), node.output[0])
 
 
-def _schedule(steps: Iterable[_Step], constants: dict[str, Tensor], source: str, target: str) -> tuple[_Step, ...]:
+def _plan_execution(
+    steps: Iterable[_Node], constants: dict[str, Tensor], source: str, target: str
+) -> tuple[_Node, ...]:
     """Work out at once all that depends on no pixel, check that every operand exists, and note when it is used last."""
     known, kept = {source}, []
     for step in steps:
@@ -217,7 +221,7 @@ def _schedule(steps: Iterable[_Step], constants: dict[str, Tensor], source: str,
             continue
         last = tuple({name for name in step.inputs if name and name not in constants and name not in needed})
         needed.update(step.inputs)
-        planned.append(_Step(step.label, step.function, step.attributes, step.inputs, step.output, last))
+        planned.append(_Node(step.label, step.function, step.attributes, step.inputs, step.output, last))
     return tuple(reversed(planned))
 
 
@@ -327,7 +331,7 @@ def _gather(a: Attributes, x: Tensor, index: Tensor) -> Tensor:
     return taken.reshape([*x.shape[:axis], *picked.shape, *x.shape[axis + 1 :]])
 
 
-def _divide(_: Attributes, x: Tensor, y: Tensor) -> Tensor:
+def _div(_: Attributes, x: Tensor, y: Tensor) -> Tensor:
     whole = not x.is_floating_point() and not y.is_floating_point()
     return torch.div(x, y, rounding_mode="trunc") if whole else x / y
 
@@ -353,7 +357,7 @@ _OPERATORS: dict[str, Operator] = {
     "Concat": lambda a, *parts: torch.cat(parts, dim=a["axis"]),
     "Constant": _constant,
     "Conv": _conv,
-    "Div": _divide,
+    "Div": _div,
     "Dropout": _dropout,
     "Flatten": _flatten,
     "Gather": _gather,

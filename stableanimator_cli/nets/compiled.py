@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # Graphs of one block function: levels, widths going in, branches of guidance, window lengths. torch gives up at 8.
-_GRAPHS = 256
+_MAX_GRAPHS = 256
 
 
 class CompiledBlocks:
@@ -37,5 +37,5 @@ class CompiledBlocks:
     def __call__(self, function: Callable[..., Tensor], *arguments: object) -> Tensor:
         if function not in self._known:
             self._known[function] = torch.compile(function, fullgraph=True, dynamic=False, backend=self._backend)
-        with torch._dynamo.config.patch(recompile_limit=_GRAPHS, fail_on_recompile_limit_hit=True):
+        with torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS, fail_on_recompile_limit_hit=True):
             return self._known[function](*arguments)

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 CLASSES = 400
-SIDE = 224
+INPUT_SIDE = 224
 
 Shape = tuple[int, int, int]
 
 
-def same(x: Tensor, kernel: Shape, stride: Shape) -> Tensor:
+def pad_same(x: Tensor, kernel: Shape, stride: Shape) -> Tensor:
     """Pad [b,c,t,h,w] so that a kernel gives ceil(size / stride) places along each axis."""
     pads: list[int] = []
     for size, k, s in zip(reversed(x.shape[-3:]), reversed(kernel), reversed(stride), strict=True):
@@ -29,7 +29,7 @@ def same(x: Tensor, kernel: Shape, stride: Shape) -> Tensor:
     return F.pad(x, pads) if any(pads) else x
 
 
-class Unit(nn.Module):
+class ConvUnit(nn.Module):
     """Convolution without a bias, batch norm, ReLU; ``norm`` False: the convolution alone, with its bias."""
 
     def __init__(self, width: int, wider: int, kernel: int = 1, stride: int = 1, *, norm: bool = True) -> None:
@@ -39,7 +39,7 @@ class Unit(nn.Module):
         self.bn = nn.BatchNorm3d(wider, eps=1e-3) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv3d(same(x, self.kernel, self.stride))
+        x = self.conv3d(pad_same(x, self.kernel, self.stride))
         return x if self.bn is None else torch.relu(self.bn(x))
 
 
@@ -48,10 +48,10 @@ class Mixed(nn.Module):
 
     def __init__(self, width: int, widths: tuple[int, int, int, int, int, int]) -> None:
         super().__init__()
-        self.b0 = Unit(width, widths[0])
-        self.b1a, self.b1b = Unit(width, widths[1]), Unit(widths[1], widths[2], 3)
-        self.b2a, self.b2b = Unit(width, widths[3]), Unit(widths[3], widths[4], 3)
-        self.b3b = Unit(width, widths[5])
+        self.b0 = ConvUnit(width, widths[0])
+        self.b1a, self.b1b = ConvUnit(width, widths[1]), ConvUnit(widths[1], widths[2], 3)
+        self.b2a, self.b2b = ConvUnit(width, widths[3]), ConvUnit(widths[3], widths[4], 3)
+        self.b3b = ConvUnit(width, widths[5])
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.b3b(_pool(x, (3, 3, 3), (1, 1, 1)))
@@ -63,9 +63,9 @@ class I3D(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.Conv3d_1a_7x7 = Unit(3, 64, 7, 2)
-        self.Conv3d_2b_1x1 = Unit(64, 64)
-        self.Conv3d_2c_3x3 = Unit(64, 192, 3)
+        self.Conv3d_1a_7x7 = ConvUnit(3, 64, 7, 2)
+        self.Conv3d_2b_1x1 = ConvUnit(64, 64)
+        self.Conv3d_2c_3x3 = ConvUnit(64, 192, 3)
         self.Mixed_3b = Mixed(192, (64, 96, 128, 16, 32, 32))
         self.Mixed_3c = Mixed(256, (128, 128, 192, 32, 96, 64))
         self.Mixed_4b = Mixed(480, (192, 96, 208, 16, 48, 64))
@@ -75,11 +75,11 @@ class I3D(nn.Module):
         self.Mixed_4f = Mixed(528, (256, 160, 320, 32, 128, 128))
         self.Mixed_5b = Mixed(832, (256, 160, 320, 32, 128, 128))
         self.Mixed_5c = Mixed(832, (384, 192, 384, 48, 128, 128))
-        self.logits = Unit(1024, CLASSES, norm=False)
+        self.logits = ConvUnit(1024, CLASSES, norm=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 5 or x.shape[1] != 3 or x.shape[-2:] != (SIDE, SIDE) or not x.shape[2]:
-            raise ValueError(f"I3D takes clips [b,3,t,{SIDE},{SIDE}], not {list(x.shape)}")
+        if x.dim() != 5 or x.shape[1] != 3 or x.shape[-2:] != (INPUT_SIDE, INPUT_SIDE) or not x.shape[2]:
+            raise ValueError(f"I3D takes clips [b,3,t,{INPUT_SIDE},{INPUT_SIDE}], not {list(x.shape)}")
         x = _pool(self.Conv3d_1a_7x7(x), (1, 3, 3), (1, 2, 2))
         x = _pool(self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x)), (1, 3, 3), (1, 2, 2))
         x = _pool(self.Mixed_3c(self.Mixed_3b(x)), (3, 3, 3), (2, 2, 2))
@@ -90,7 +90,7 @@ class I3D(nn.Module):
 
 
 # Of the ports after hassony2/kinetics_i3d_pytorch: their names, as patterns, and ours.
-_PORT = {
+_PORT_NAMES = {
     r"^conv3d_0c_1x1\.": "logits.",
     r"^conv3d_": "Conv3d_",
     r"^mixed_": "Mixed_",
@@ -104,7 +104,7 @@ _PORT = {
 }
 
 
-def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rename_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file under the names of ``I3D``.
 
     Besides its own layout, that of the ports (``mixed_3b.branch_1.0.conv3d``, ``batch3d``, ``conv3d_0c_1x1``) is known.
@@ -113,7 +113,7 @@ def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        for theirs, ours in _PORT.items():
+        for theirs, ours in _PORT_NAMES.items():
             name = re.sub(theirs, ours, name)
         found[name] = tensor
     for name in [name for name in found if name.endswith(".bn.running_var")]:
@@ -122,4 +122,4 @@ def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _pool(x: Tensor, kernel: Shape, stride: Shape) -> Tensor:
-    return F.max_pool3d(same(x, kernel, stride), kernel, stride)
+    return F.max_pool3d(pad_same(x, kernel, stride), kernel, stride)

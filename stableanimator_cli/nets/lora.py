@@ -25,7 +25,7 @@ class LoraLinear(nn.Linear):
         return super().forward(input) + F.linear(F.linear(input, self.lora_down), self.lora_up)
 
 
-def add_lora(network: nn.Module, rank: int, chosen: Callable[[str], bool], *, seed: int = 0) -> list[str]:
+def add_lora(network: nn.Module, rank: int, select: Callable[[str], bool], *, seed: int = 0) -> list[str]:
     """Give every linear layer whose name is ``chosen`` an update of ``rank`` (or of its width where that is less).
 
     Returns the layers' names. ``lora_down`` is drawn from ``seed``, the same on every rank; ``lora_up`` is zero, so the
@@ -34,7 +34,7 @@ def add_lora(network: nn.Module, rank: int, chosen: Callable[[str], bool], *, se
     names = []
     generator = torch.Generator().manual_seed(seed)
     for name, module in network.named_modules():
-        if type(module) is nn.Linear and chosen(name):
+        if type(module) is nn.Linear and select(name):
             width = min(rank, *module.weight.shape)
             place = {"device": module.weight.device, "dtype": torch.float32}
             down = torch.randn(width, module.in_features, generator=generator) * module.in_features**-0.5
@@ -50,7 +50,7 @@ def is_lora(name: str) -> bool:
     return name.rsplit(".", 1)[-1] in (DOWN, UP)
 
 
-def merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def merge_lora(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict with every update added to its layer's weight, in float32, and without the updates' names."""
     plain = {name: tensor for name, tensor in tensors.items() if not is_lora(name)}
     for name, up in tensors.items():

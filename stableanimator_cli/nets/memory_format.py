@@ -10,13 +10,13 @@ from torch import nn
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def channels_last(network: Network, *, wanted: bool = True) -> Network:
+def set_channels_last(network: Network, *, enabled: bool = True) -> Network:
     """Lay out every kernel [o,i,h,w] of ``network`` so, in place; not ``wanted``: as torch does by itself.
 
     Pictures follow: a convolution's answer has its kernel's order. Sums may run in another order then, so answers agree
     within rounding.
     """
-    order = torch.channels_last if wanted else torch.contiguous_format
+    order = torch.channels_last if enabled else torch.contiguous_format
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=order)

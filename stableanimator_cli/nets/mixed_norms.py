@@ -19,16 +19,16 @@ Network = TypeVar("Network", bound=nn.Module)
 class MixedGroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
-            return F.group_norm(input, self.num_groups, *_like(self, input), self.eps)
+            return F.group_norm(input, self.num_groups, *_affine_like(self, input), self.eps)
 
 
 class MixedLayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         with torch.autocast(input.device.type, enabled=False):
-            return F.layer_norm(input, self.normalized_shape, *_like(self, input), self.eps)
+            return F.layer_norm(input, self.normalized_shape, *_affine_like(self, input), self.eps)
 
 
-def _like(norm: nn.GroupNorm | nn.LayerNorm, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+def _affine_like(norm: nn.GroupNorm | nn.LayerNorm, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
     weight, bias = (None if p is None else p.to(x.dtype) for p in (norm.weight, norm.bias))
     return weight, bias
 

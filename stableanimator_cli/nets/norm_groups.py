@@ -13,7 +13,7 @@ from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
-RELEASED = 32
+DEFAULT_NORM_GROUPS = 32
 
 
 def set_norm_groups(network: Network, groups: int) -> Network:

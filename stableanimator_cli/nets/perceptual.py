@@ -24,7 +24,7 @@ TAPS: dict[Kind, dict[int, int]] = {
     "alex": {1: 64, 4: 192, 7: 384, 9: 256, 11: 256},
     "vgg": {3: 64, 8: 128, 15: 256, 22: 512, 29: 512},
 }
-SMALLEST: dict[Kind, int] = {"alex": 31, "vgg": 16}
+MIN_SIDE: dict[Kind, int] = {"alex": 31, "vgg": 16}
 """Pixels of the shortest side that still reach the last map."""
 
 
@@ -47,7 +47,7 @@ class Trunk(nn.Module):
         return maps
 
 
-class Linears(nn.ModuleDict):
+class LinearHeads(nn.ModuleDict):
     """The learned layers: ``lin0`` to ``lin4``, each one weight a channel (beside a dropout that has no weights)."""
 
     def __init__(self, kind: Kind) -> None:
@@ -69,12 +69,12 @@ class Lpips(nn.Module):
     ``ValueError`` where the batches differ in shape or are smaller than the trunk can see.
     """
 
-    def __init__(self, trunk: Trunk, linears: Linears) -> None:
+    def __init__(self, trunk: Trunk, linears: LinearHeads) -> None:
         super().__init__()
         self.trunk, self.linears = trunk, linears
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        least = SMALLEST[self.trunk.kind]
+        least = MIN_SIDE[self.trunk.kind]
         if a.shape != b.shape or min(a.shape[-2:]) < least:
             raise ValueError(f"LPIPS of {list(a.shape)} and {list(b.shape)}, expected one shape of {least} or more")
         total = a.new_zeros(len(a))

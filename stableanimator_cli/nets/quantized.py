@@ -16,75 +16,75 @@ from torch import Tensor, nn
 
 from stableanimator_cli.nets.time_conv import TimeConv
 
-Store = Literal["plain", "int8", "fp8"]
+Quantization = Literal["plain", "int8", "fp8"]
 Network = TypeVar("Network", bound=nn.Module)
 
-SMALLEST = 4096  # numbers in a weight, below which a byte each saves nothing worth an error
-_PLAIN = ("conv_in", "conv_out", "time_embedding", "add_embedding", "time_pos_embed")
-_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-_TYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+MIN_NUMEL = 4096  # numbers in a weight, below which a byte each saves nothing worth an error
+_UNQUANTIZED = ("conv_in", "conv_out", "time_embedding", "add_embedding", "time_pos_embed")
+_MAX_VALUE = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+_DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
-class _Stored:
+class _Quantized:
     """What the layers below share: ``weight`` of one byte a number, ``scale`` float32 [out], and the ``dense`` type."""
 
     weight: Tensor
     scale: Tensor
-    dense: torch.dtype
+    compute_dtype: torch.dtype
 
     def kernel(self) -> Tensor:
         """The weight in the type that is computed in."""
-        scale = self.scale.to(self.dense).view(-1, *(1,) * (self.weight.dim() - 1))
-        return self.weight.to(self.dense).mul_(scale)
+        scale = self.scale.to(self.compute_dtype).view(-1, *(1,) * (self.weight.dim() - 1))
+        return self.weight.to(self.compute_dtype).mul_(scale)
 
 
-class StoredLinear(_Stored, nn.Linear):
+class QuantizedLinear(_Quantized, nn.Linear):
     """A linear layer over ``kernel``."""
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, self.kernel(), self.bias)
 
 
-class StoredConv2d(_Stored, nn.Conv2d):
+class QuantizedConv2d(_Quantized, nn.Conv2d):
     """A convolution over ``kernel``."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.kernel(), self.bias)
 
 
-class StoredTimeConv(_Stored, TimeConv):
+class QuantizedTimeConv(_Quantized, TimeConv):
     """A convolution along time, which asks for ``kernel`` itself."""
 
 
-_STORED: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: StoredLinear,
-    nn.Conv2d: StoredConv2d,
-    TimeConv: StoredTimeConv,
+_QUANTIZED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: QuantizedLinear,
+    nn.Conv2d: QuantizedConv2d,
+    TimeConv: QuantizedTimeConv,
 }
 
 
-def quantize_weights(network: Network, store: Store) -> Network:
+def quantize_weights(network: Network, quantization: Quantization) -> Network:
     """Put every large matrix and kernel of a frozen ``network`` into one byte a number, in place; ``plain`` does
     nothing. Works on the ``meta`` device, for counting."""
-    if store == "plain":
+    if quantization == "plain":
         return network
     for name, module in network.named_modules():
-        kind = _STORED.get(type(module))
-        if kind is None or any(part in _PLAIN for part in name.split(".")) or module.weight.numel() < SMALLEST:
+        kind = _QUANTIZED.get(type(module))
+        if kind is None or any(part in _UNQUANTIZED for part in name.split(".")) or module.weight.numel() < MIN_NUMEL:
             continue
         weight: Tensor = module.weight.detach()
-        packed, scale = packed_weight(weight, _TYPES[store])
+        packed, scale = quantize_weight(weight, _DTYPES[quantization])
         module.__class__ = kind
         module.weight = nn.Parameter(packed, requires_grad=False)
         module.register_buffer("scale", scale)
-        module.dense = weight.dtype  # type: ignore[assignment]
+        module.compute_dtype = weight.dtype  # type: ignore[assignment]
     return network
 
 
-def packed_weight(weight: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """A weight [out,...] as (q, scale): q of ``kind`` in the weight's shape, scale float32 [out]."""
     rows = weight.float().flatten(1)
-    scale = rows.abs().amax(1) / _LARGEST[kind]
+    scale = rows.abs().amax(1) / _MAX_VALUE[kind]
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # a channel of zeros
     rows = rows / scale[:, None]
     if kind is torch.int8:

@@ -13,22 +13,24 @@ from torch import Tensor, nn
 
 FEATURES = 2048
 _BLOCKS = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # width, count, stride
-_WIDER = 4
+_EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
     """1, 3, 1 beside a shortcut: [b,c,t,h,w] -> [b,4 width,t/stride,h/stride,w/stride]."""
 
-    def __init__(self, into: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
-        out = width * _WIDER
-        self.conv1, self.bn1 = nn.Conv3d(into, width, 1, bias=False), nn.BatchNorm3d(width)
+        out = width * _EXPANSION
+        self.conv1, self.bn1 = nn.Conv3d(in_channels, width, 1, bias=False), nn.BatchNorm3d(width)
         self.conv2 = nn.Conv3d(width, width, 3, stride=stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm3d(width)
         self.conv3, self.bn3 = nn.Conv3d(width, out, 1, bias=False), nn.BatchNorm3d(out)
         self.downsample = None
-        if stride != 1 or into != out:
-            self.downsample = nn.Sequential(nn.Conv3d(into, out, 1, stride=stride, bias=False), nn.BatchNorm3d(out))
+        if stride != 1 or in_channels != out:
+            self.downsample = nn.Sequential(
+                nn.Conv3d(in_channels, out, 1, stride=stride, bias=False), nn.BatchNorm3d(out)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         beside = x if self.downsample is None else self.downsample(x)
@@ -53,7 +55,7 @@ class ResNet3D(nn.Module):
             blocks = []
             for index in range(count):
                 blocks.append(Bottleneck(into, width, stride if index == 0 else 1))
-                into = width * _WIDER
+                into = width * _EXPANSION
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +65,7 @@ class ResNet3D(nn.Module):
         return x.mean(dim=(2, 3, 4))
 
 
-def unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def extract_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a training checkpoint under the names of ``ResNet3D``: out of its ``state_dict``, without the
     prefix that data-parallel training leaves, without the classes; ``num_batches_tracked`` is filled in."""
     inner = checkpoint.get("state_dict", checkpoint)

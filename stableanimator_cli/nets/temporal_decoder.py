@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-SCALE = 8  # pixels a latent
+PIXELS_PER_LATENT = 8  # pixels a latent
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class LatentBox:
     left: int
     right: int
 
-    def grown(self, margin: int, height: int, width: int) -> LatentBox:
+    def dilated(self, margin: int, height: int, width: int) -> LatentBox:
         """``margin`` latents larger on each side, within the grid."""
         return LatentBox(
             max(0, self.top - margin),
@@ -95,7 +95,7 @@ def recorded_statistics(decoder: TemporalDecoder) -> Iterator[Statistics]:
 
         return forward
 
-    with _norms_as(decoder, noting):
+    with _replaced_norms(decoder, noting):
         yield statistics
 
 
@@ -114,12 +114,14 @@ def frozen_statistics(decoder: TemporalDecoder, statistics: Statistics) -> Itera
 
         return forward
 
-    with _norms_as(decoder, frozen):
+    with _replaced_norms(decoder, frozen):
         yield
 
 
 @contextmanager
-def _norms_as(decoder: TemporalDecoder, make: Callable[[nn.GroupNorm], Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def _replaced_norms(
+    decoder: TemporalDecoder, make: Callable[[nn.GroupNorm], Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
     """Give the norms after the middle block another forward, and take it back."""
     parts = [*decoder.up_blocks, decoder.conv_norm_out]
     norms = [module for part in parts for module in part.modules() if isinstance(module, nn.GroupNorm)]

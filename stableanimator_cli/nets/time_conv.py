@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
-PRODUCTS = {"cpu"}  # devices that compute products; whoever counts for a CPU on the meta device adds that
+MATMUL_DEVICES = {"cpu"}  # devices that compute products; whoever counts for a CPU on the meta device adds that
 
 
 class TimeConv(nn.Conv3d):
@@ -27,7 +27,7 @@ class TimeConv(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.kernel()
-        if x.device.type not in PRODUCTS:
+        if x.device.type not in MATMUL_DEVICES:
             return self._conv_forward(x, kernel, self.bias)
         b, c, t, h, w = x.shape
         before, now, after = kernel[..., 0, 0].unbind(-1)  # [o,c] each
@@ -50,12 +50,12 @@ class TimeConv(nn.Conv3d):
 def with_time_convs(network: Network) -> Network:
     """Make every convolution of ``network`` that ``TimeConv`` can compute one; weights are the same objects."""
     for module in network.modules():
-        if type(module) is nn.Conv3d and _fits(module):
+        if type(module) is nn.Conv3d and _is_convertible(module):
             module.__class__ = TimeConv
     return network
 
 
-def _fits(conv: nn.Conv3d) -> bool:
+def _is_convertible(conv: nn.Conv3d) -> bool:
     ones = (1, 1, 1)
     return (
         (conv.kernel_size, conv.padding, conv.padding_mode) == ((3, 1, 1), (1, 0, 0), "zeros")

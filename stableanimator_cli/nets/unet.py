@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from stableanimator_cli.nets.id_adapter import IDAdapter, IDMode, PreparedCrossAttention, project_out
-from stableanimator_cli.nets.norm_groups import RELEASED, set_norm_groups
+from stableanimator_cli.nets.norm_groups import DEFAULT_NORM_GROUPS, set_norm_groups
 from stableanimator_cli.nets.time_conv import with_time_convs
 
 Checkpointing = Literal["off", "blocks", "diffusers"]
@@ -67,14 +67,14 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         *,
         id_tokens: int = 4,
         id_mode: IDMode = "distribution",
-        norm_num_groups: int = RELEASED,
+        norm_num_groups: int = DEFAULT_NORM_GROUPS,
         **config: Any,
     ) -> None:
         super().__init__(**{key: value for key, value in config.items() if not key.startswith("_")})
         with_time_convs(set_norm_groups(self, norm_num_groups))
         self.id_tokens = id_tokens
         self.checkpointing: Checkpointing = "off"
-        self.pieces = 1
+        self.ff_chunks = 1
         self.run: BlockRunner = call_block
         for attn in self.spatial_cross_attentions().values():
             attn.set_processor(IDAdapter(attn.inner_dim, attn.cross_attention_dim, id_tokens=id_tokens, mode=id_mode))
@@ -95,7 +95,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
             if name.endswith(".attn2") and ".temporal_transformer_blocks." in name
         }
 
-    def start_adapters_from_attention(self) -> None:
+    def init_adapters_from_attention(self) -> None:
         """Copy every layer's ``to_k``/``to_v`` into its adapter: where training from SVD alone begins."""
         for attn in self.spatial_cross_attentions().values():
             attn.processor.id_to_k.weight.data.copy_(attn.to_k.weight)
@@ -135,7 +135,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         return self._forward(*given, image_only=image_only)[0]
 
     @property
-    def layers_up(self) -> int:
+    def num_up_layers(self) -> int:
         """Layers (a residual block and its attention) on the way up: as many as ``layers`` below may be."""
         return sum(len(block.resnets) for block in self.up_blocks)
 
@@ -187,7 +187,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
             context = self.context(context)
         indicator = sample.new_full((batch, frames), float(image_only))
         forget = _checkpointed if self.checkpointing != "off" and torch.is_grad_enabled() else self.run
-        way = _Way(forget, forget if self.checkpointing == "blocks" else self.run, self.pieces)
+        way = _BlockRunners(forget, forget if self.checkpointing == "blocks" else self.run, self.ff_chunks)
         emb = repeat(self._time_embedding(timestep, added_time_ids, batch, sample), "b d -> (b t) d", t=frames)
 
         x = self.conv_in(rearrange(sample, "b t c h w -> (b t) c h w"))
@@ -195,7 +195,9 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
             x = x + pose
         skips = [x]
         # each layer up takes one skip, the last layer the first of them
-        for resnet, attention, downsampler in islice(_down(self.down_blocks), None if deep is None else layers - 1):
+        for resnet, attention, downsampler in islice(
+            _down_layers(self.down_blocks), None if deep is None else layers - 1
+        ):
             if downsampler is not None:
                 x = downsampler(x)
             else:
@@ -211,13 +213,15 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         else:
             x = deep
 
-        for resnet, attention, upsampler, left in _up(self.up_blocks, self.layers_up if deep is None else layers):
+        for resnet, attention, upsampler, left in _up_layers(
+            self.up_blocks, self.num_up_layers if deep is None else layers
+        ):
             if left == layers and deep is None:
                 deep = x
             if upsampler is not None:
                 # the size of the next skip, which is not twice this one where the latent's side is odd
                 x = upsampler(x, skips[-1].shape[-2:])
-            x = forget(_joined_resnet, resnet, x, skips.pop(), emb, indicator, image_only)
+            x = forget(_resnet_with_skip, resnet, x, skips.pop(), emb, indicator, image_only)
             x = _transformer(attention, x, context, indicator, image_only, way) if attention is not None else x
 
         answer = self.conv_out(self.conv_act(self.conv_norm_out(x)))
@@ -231,12 +235,12 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         return emb + self.add_embedding(extra.to(sample.dtype))
 
 
-class _Way(NamedTuple):
+class _BlockRunners(NamedTuple):
     """How spatial and temporal transformer blocks are run, and in how many pieces their feed-forward layers."""
 
     spatial: BlockRunner
     temporal: BlockRunner
-    pieces: int
+    ff_chunks: int
 
 
 def call_block(function: BlockRunner, *arguments: object) -> Tensor:
@@ -254,7 +258,7 @@ def _attentions(block: nn.Module) -> list[TransformerSpatioTemporalModel | None]
     return list(getattr(block, "attentions", None) or [None] * len(block.resnets))
 
 
-def _down(blocks: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
+def _down_layers(blocks: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
     """Residual block and attention of each layer on the way down, or a downsampler: what makes a skip, in order."""
     for block in blocks:
         for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
@@ -263,7 +267,7 @@ def _down(blocks: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
             yield None, None, downsampler
 
 
-def _up(blocks: Iterable[Any], last: int) -> Iterator[tuple[Any, Any, Any, int]]:
+def _up_layers(blocks: Iterable[Any], last: int) -> Iterator[tuple[Any, Any, Any, int]]:
     """The ``last`` layers of the way up in order: residual block, attention, the upsampler that goes before them or
     None, and how many layers are left with this one."""
     layers: list[tuple[Any, Any, Any]] = []
@@ -282,7 +286,7 @@ def _resnet(resnet: SpatioTemporalResBlock, x: Tensor, emb: Tensor, indicator: T
     return resnet.spatial_res_block(x, emb) if image_only else resnet(x, emb, indicator)
 
 
-def _joined_resnet(
+def _resnet_with_skip(
     resnet: SpatioTemporalResBlock, x: Tensor, skip: Tensor, emb: Tensor, indicator: Tensor, image_only: bool
 ) -> Tensor:
     """``_resnet`` on features beside those of the way down. Joined here, so that forgetting keeps no copy of both."""
@@ -295,7 +299,7 @@ def _transformer(
     context: Context,
     indicator: Tensor,
     image_only: bool,
-    way: _Way,
+    way: _BlockRunners,
 ) -> Tensor:
     """Spatial then temporal attention of one level, mixed by a learned factor. [bt,c,h,w] -> [bt,c,h,w]."""
     batch, frames = indicator.shape
@@ -304,15 +308,17 @@ def _transformer(
     position = module.time_pos_embed(module.time_proj(torch.arange(frames, device=x.device)).to(y.dtype))
     position = repeat(position, "t d -> (b t) 1 d", b=batch)
     for spatial, temporal in zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True):
-        y = way.spatial(_spatial_block, spatial, y, *_seen(context, spatial), frames, way.pieces)
+        y = way.spatial(_spatial_block, spatial, y, *_block_context(context, spatial), frames, way.ff_chunks)
         if not image_only:
-            moved = way.temporal(_temporal_block, temporal, y, position, *_seen(context, temporal), frames, way.pieces)
+            moved = way.temporal(
+                _temporal_block, temporal, y, position, *_block_context(context, temporal), frames, way.ff_chunks
+            )
             y = module.time_mixer(y, moved, indicator)
             del moved  # as large as y: the next block's work need not lie beside it
     return x + rearrange(module.proj_out(y), "bt (h w) c -> bt c h w", h=height)
 
 
-def _seen(context: Context, block: nn.Module) -> tuple[Context, PreparedCrossAttention | None]:
+def _block_context(context: Context, block: nn.Module) -> tuple[Context, PreparedCrossAttention | None]:
     """What a block's cross-attention sees. Looked up out here and stripped of all other layers' entries: code compiled
     for one block then serves every block of its shape."""
     return Context(context.image, context.face, {}, context.has_face), context.layers.get(block.attn2)
@@ -324,7 +330,7 @@ def _spatial_block(
     context: Context,
     prepared: PreparedCrossAttention | None,
     frames: int,
-    pieces: int,
+    ff_chunks: int,
 ) -> Tensor:
     """Self-attention within a frame, cross-attention with image and face tokens, feed-forward. [bt,n,d]."""
     x = x + block.attn1(block.norm1(x))
@@ -339,7 +345,7 @@ def _spatial_block(
     else:
         normed = x if prepared.constant is not None else block.norm2(x)  # a constant does not look at its input
         x = x + adapter.apply(block.attn2, normed, prepared, frames)
-    return _feed_forward(block.norm3, block.ff, x, pieces)
+    return _feed_forward(block.norm3, block.ff, x, ff_chunks)
 
 
 def _temporal_block(
@@ -349,27 +355,27 @@ def _temporal_block(
     context: Context,
     prepared: PreparedCrossAttention | None,
     frames: int,
-    pieces: int,
+    ff_chunks: int,
 ) -> Tensor:
     """Attention along time at each place; cross-attention with the image tokens only. [bt,n,d], times' [bt,1,d]."""
     positions = x.shape[1]
     x = rearrange(x + position, "(b t) n d -> (b n) t d", t=frames)
-    x = _feed_forward(block.norm_in, block.ff_in, x, pieces) if block.is_res else block.ff_in(block.norm_in(x))
+    x = _feed_forward(block.norm_in, block.ff_in, x, ff_chunks) if block.is_res else block.ff_in(block.norm_in(x))
     x = x + block.attn1(block.norm1(x))
     if prepared is None:
         image = repeat(context.image, "b k c -> (b n) k c", n=positions)
         x = x + block.attn2(block.norm2(x), encoder_hidden_states=image)
     else:
         x = x + repeat(prepared.constant, "b 1 d -> (b n) 1 d", n=positions)
-    x = _feed_forward(block.norm3, block.ff, x, pieces) if block.is_res else block.ff(block.norm3(x))
+    x = _feed_forward(block.norm3, block.ff, x, ff_chunks) if block.is_res else block.ff(block.norm3(x))
     return rearrange(x, "(b n) t d -> (b t) n d", n=positions)
 
 
-def _feed_forward(norm: nn.Module, feed: nn.Module, x: Tensor, pieces: int) -> Tensor:
+def _feed_forward(norm: nn.Module, feed: nn.Module, x: Tensor, ff_chunks: int) -> Tensor:
     """``x + feed(norm(x))`` of [b,n,d], both of which look at one position at a time; in ``pieces`` it is ``x`` itself
     that is added to."""
-    if pieces == 1 or torch.is_grad_enabled():
+    if ff_chunks == 1 or torch.is_grad_enabled():
         return x + feed(norm(x))
-    for part in x.chunk(pieces, dim=int(x.shape[1] > x.shape[0])):  # views, however x lies in memory
+    for part in x.chunk(ff_chunks, dim=int(x.shape[1] > x.shape[0])):  # views, however x lies in memory
         part.add_(feed(norm(part)))
     return x

@@ -7,14 +7,14 @@ import math
 import cv2
 import numpy as np
 
-from stableanimator_cli.puppets.canvas import CIRCLE, SHIFT
-from stableanimator_cli.puppets.sample import RGB, mix, rng_of, shade
+from stableanimator_cli.puppets.canvas import CIRCLE, FIXED_POINT_BITS
+from stableanimator_cli.puppets.sample import RGB, derive_rng, mix, shade
 
 KINDS = ("flat", "gradient", "shapes", "room", "landscape", "bars")
 _MARGIN = 0.12  # of the shorter side, on every edge: room to drift in
 
 
-def _pale(rng: np.random.Generator) -> RGB:
+def _pale_colour(rng: np.random.Generator) -> RGB:
     """A colour calm enough to leave the eye to the figure."""
     base = rng.uniform(120, 240)
     return tuple(int(np.clip(base + rng.normal(0, 26), 40, 255)) for _ in range(3))  # type: ignore[return-value]
@@ -24,7 +24,7 @@ class Backdrop:
     """A backdrop that follows from its seed. One picture is kept, of the size drawn last."""
 
     def __init__(self, seed: int) -> None:
-        rng = rng_of("backdrop", seed)
+        rng = derive_rng("backdrop", seed)
         self._seed = seed
         self.kind = KINDS[int(rng.integers(len(KINDS)))]
         self.drifts = bool(rng.random() < 0.35) and self.kind not in ("flat", "gradient")
@@ -47,15 +47,15 @@ class Backdrop:
         return cv2.getRectSubPix(whole, size, centre)
 
     def _paint(self, size: tuple[int, int], unit: int) -> np.ndarray:
-        rng = rng_of("backdrop", self._seed, "paint")
+        rng = derive_rng("backdrop", self._seed, "paint")
         width, height = size
-        a, b, c, d = (_pale(rng) for _ in range(4))
+        a, b, c, d = (_pale_colour(rng) for _ in range(4))
         image = np.empty((height, width, 3), np.uint8)
         image[:] = a
 
         def poly(points: np.ndarray, colour: RGB) -> None:
-            fixed = np.rint((points - 0.5) * (1 << SHIFT)).astype(np.int32)
-            cv2.fillPoly(image, [fixed], colour, cv2.LINE_AA, SHIFT)
+            fixed = np.rint((points - 0.5) * (1 << FIXED_POINT_BITS)).astype(np.int32)
+            cv2.fillPoly(image, [fixed], colour, cv2.LINE_AA, FIXED_POINT_BITS)
 
         def box(x0: float, y0: float, x1: float, y1: float, colour: RGB) -> None:
             poly(np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), colour)

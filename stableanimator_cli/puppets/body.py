@@ -10,15 +10,15 @@ import numpy as np
 from stableanimator_cli.puppets import canvas as c
 from stableanimator_cli.puppets import moves as m
 from stableanimator_cli.puppets.face import FaceView, draw_brows, draw_ear, draw_face
-from stableanimator_cli.puppets.garments import draw_top, skirt, torso_widths
+from stableanimator_cli.puppets.garments import draw_skirt, draw_top, torso_widths
 from stableanimator_cli.puppets.hair import covers_ears, draw_back, draw_front
 from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, Head, View, ear_distance
 from stableanimator_cli.puppets.sample import RGB, Build, Clothes, Identity, shade
 from stableanimator_cli.puppets.skeleton import CHIN, Joints, pose_joints
 
-_BEHIND = -0.10  # arm segments farther than this are drawn before the torso
-_RIM = 0.016  # width of a limb's outline
-_BEFORE = 0.27  # nearer than this, after the head
+_BEHIND_TORSO = -0.10  # arm segments farther than this are drawn before the torso
+_OUTLINE_WIDTH = 0.016  # width of a limb's outline
+_BEFORE_HEAD = 0.27  # nearer than this, after the head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Person:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class PersonGeometry:
     """What drawing a person leaves behind for the truth: joints, the face's points, the head's view; canvas units."""
 
     joints: Joints
@@ -45,23 +45,23 @@ def _edge(colour: RGB) -> RGB:
 
 def _hand(canvas: c.Canvas, points: Array, colour: RGB, part: int) -> None:
     flat = points[:, :2]
-    if canvas.misses(flat, 0.1):
+    if canvas.is_outside(flat, 0.1):
         return
     edge = _edge(colour)
     chains = [flat[[0, 1, 2, 3, 4]], *(flat[5 + 4 * n : 9 + 4 * n] for n in range(4))]
     palm = flat[[0, 1, 5, 9, 13, 17]]
-    canvas.lines([*chains, np.concatenate([palm, palm[:1]])], edge, 0.064)
-    canvas.poly(palm, colour, part)
-    canvas.lines([*chains, np.concatenate([palm, palm[:1]])], colour, 0.040)
-    canvas.mark([*chains, np.concatenate([palm, palm[:1]])], 0.052, part)
+    canvas.polylines([*chains, np.concatenate([palm, palm[:1]])], edge, 0.064)
+    canvas.polygon(palm, colour, part)
+    canvas.polylines([*chains, np.concatenate([palm, palm[:1]])], colour, 0.040)
+    canvas.label_lines([*chains, np.concatenate([palm, palm[:1]])], 0.052, part)
 
 
 def _segments(canvas: c.Canvas, pieces: list[tuple[Array, Array, float, float, RGB, int]]) -> None:
     """Limbs of one layer: all outlines first, so that joints show no seam."""
     for a, b, ra, rb, colour, _ in pieces:
-        canvas.poly(c.capsule(a, b, ra + _RIM, rb + _RIM), _edge(colour))
+        canvas.polygon(c.capsule(a, b, ra + _OUTLINE_WIDTH, rb + _OUTLINE_WIDTH), _edge(colour))
     for a, b, ra, rb, colour, part in pieces:
-        canvas.poly(c.capsule(a, b, ra, rb), colour, part)
+        canvas.polygon(c.capsule(a, b, ra, rb), colour, part)
 
 
 def _arm(canvas: c.Canvas, person: Person, joints: Joints, side: str, layer: int) -> None:
@@ -76,7 +76,7 @@ def _arm(canvas: c.Canvas, person: Person, joints: Joints, side: str, layer: int
     upper_part, lower_part, hand_part = c.ARM[side]
 
     def layer_of(nearness: float) -> int:
-        return 0 if nearness < _BEHIND else 1 if nearness < _BEFORE else 2
+        return 0 if nearness < _BEHIND_TORSO else 1 if nearness < _BEFORE_HEAD else 2
 
     # In profile the near upper arm goes over long hair; from the front a shoulder stays under it.
     top_layer = layer_of(0.5 * (shoulder[2] + elbow[2])) if shoulder[2] > 0.15 else min(1, layer_of(elbow[2] * 0.5))
@@ -94,7 +94,7 @@ def _arm(canvas: c.Canvas, person: Person, joints: Joints, side: str, layer: int
         _hand(canvas, joints.hand[side], skin, hand_part)
         if lower is not skin:  # a cuff ends the sleeve where the hand begins
             start = wrist[:2] + (elbow[:2] - wrist[:2]) * 0.16
-            canvas.poly(c.capsule(start, wrist[:2], 0.062, 0.060), shade(lower, -0.14), lower_part)
+            canvas.polygon(c.capsule(start, wrist[:2], 0.062, 0.060), shade(lower, -0.14), lower_part)
 
 
 def _leg(canvas: c.Canvas, person: Person, joints: Joints, side: str) -> None:
@@ -106,9 +106,9 @@ def _leg(canvas: c.Canvas, person: Person, joints: Joints, side: str) -> None:
     shin = skin if bare else clothes.bottom_colour
     big, small, heel = joints.foot[side]
     sole = np.stack([heel[:2], big[:2], small[:2]])
-    shod = not canvas.misses(sole, 0.1)
+    shod = not canvas.is_outside(sole, 0.1)
     if shod:
-        canvas.lines([sole], _edge(clothes.shoes), 0.17, closed=True)
+        canvas.polylines([sole], _edge(clothes.shoes), 0.17, closed=True)
     _segments(
         canvas,
         [
@@ -118,10 +118,10 @@ def _leg(canvas: c.Canvas, person: Person, joints: Joints, side: str) -> None:
     )
     if not shod:
         return
-    canvas.poly(sole, clothes.shoes, foot_part)
-    canvas.lines([sole], clothes.shoes, 0.14, closed=True)
-    canvas.mark([np.concatenate([sole, sole[:1]])], 0.15, foot_part)
-    canvas.poly(c.capsule(ankle[:2], 0.5 * (heel[:2] + ankle[:2]), 0.078 * girth, 0.07), clothes.shoes, foot_part)
+    canvas.polygon(sole, clothes.shoes, foot_part)
+    canvas.polylines([sole], clothes.shoes, 0.14, closed=True)
+    canvas.label_lines([np.concatenate([sole, sole[:1]])], 0.15, foot_part)
+    canvas.polygon(c.capsule(ankle[:2], 0.5 * (heel[:2] + ankle[:2]), 0.078 * girth, 0.07), clothes.shoes, foot_part)
 
 
 def _head(canvas: c.Canvas, view: View, pose: Array) -> FaceView:
@@ -133,7 +133,7 @@ def _head(canvas: c.Canvas, view: View, pose: Array) -> FaceView:
     for side, near in zip(sides, nearness, strict=True):
         if near <= 0.16:
             draw_ear(canvas, view, side)
-    canvas.poly(view.outline(), who.skin, c.HEAD, shade(who.skin, -0.38), 0.018)
+    canvas.polygon(view.outline(), who.skin, c.HEAD, shade(who.skin, -0.38), 0.018)
     face = draw_face(canvas, view, float(pose[m.MOUTH]), float(pose[m.SMILE]), float(pose[m.BLINK]))
     for side, near in zip(sides, nearness, strict=True):
         if near > 0.16:
@@ -143,7 +143,7 @@ def _head(canvas: c.Canvas, view: View, pose: Array) -> FaceView:
     return face
 
 
-def draw_person(canvas: c.Canvas, person: Person, pose: Array) -> Drawn:
+def draw_person(canvas: c.Canvas, person: Person, pose: Array) -> PersonGeometry:
     """Draw one person at the canvas's place; the base of the neck stands at (X, Y) of the pose."""
     who = person.identity
     pose = pose.copy()
@@ -171,11 +171,11 @@ def draw_person(canvas: c.Canvas, person: Person, pose: Array) -> Drawn:
         _leg(canvas, person, joints, side)
     widths = torso_widths(person.build, joints.yaw)
     if person.clothes.bottom == "skirt" and person.clothes.top != "dress":
-        skirt(canvas, person.build, person.clothes, joints, widths, person.clothes.bottom_colour)
+        draw_skirt(canvas, person.build, person.clothes, joints, widths, person.clothes.bottom_colour)
     draw_top(canvas, who, person.build, person.clothes, joints, widths)
     for side in sorted(m.SIDES, key=lambda name: joints.arm[name][1, 2]):
         _arm(canvas, person, joints, side, 1)
     face = _head(canvas, view, pose)
     for side in sorted(m.SIDES, key=lambda name: joints.arm[name][2, 2]):
         _arm(canvas, person, joints, side, 2)
-    return Drawn(joints, face, view)
+    return PersonGeometry(joints, face, view)

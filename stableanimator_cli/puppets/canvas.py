@@ -18,10 +18,10 @@ from stableanimator_cli.puppets.sample import RGB
 
 Points = npt.NDArray[np.floating]
 
-SHIFT = 4
-_ONE = 1 << SHIFT
-LABEL_SIDE = 192
-SMOOTH_SIDE = 256
+FIXED_POINT_BITS = 4
+_ONE = 1 << FIXED_POINT_BITS
+LABEL_MAP_SIDE = 192
+MIN_DRAWN_SIDE = 256
 
 # What is on top of a pixel of the map: person * PARTS + part, 0 where nobody is.
 HAIR_BACK, TORSO, HEAD, HAIR = 1, 2, 3, 4
@@ -56,12 +56,12 @@ class Canvas:
         self.size = size
         self.factor, self.detail = factor, detail
         self.image = backdrop
-        ratio = LABEL_SIDE / min(size)
+        ratio = LABEL_MAP_SIDE / min(size)
         self.labels = np.zeros((max(1, round(height * ratio)), max(1, round(width * ratio))), np.uint8)
         self._label_ratio = np.array([self.labels.shape[1] / width, self.labels.shape[0] / height])
-        self.place(1.0, (0.0, 0.0), 0)
+        self.set_transform(1.0, (0.0, 0.0), 0)
 
-    def place(self, scale: float, origin: tuple[float, float], person: int) -> None:
+    def set_transform(self, scale: float, origin: tuple[float, float], person: int) -> None:
         """From now on a unit is ``scale`` output pixels and (0, 0) lies ``origin`` from the picture's top left corner.
 
         Marks belong to ``person``. The corner is half a pixel off the centre of pixel (0, 0): scenes are laid out from
@@ -74,46 +74,46 @@ class Canvas:
         self._lk = scale * self._label_ratio * _ONE
         self._lo = ((self.origin + 0.5) * self._label_ratio - 0.5) * _ONE
 
-    def pixels(self, points: Points) -> Points:
+    def to_pixels(self, points: Points) -> Points:
         """Units to output pixels."""
         return points * self.scale + self.origin
 
-    def misses(self, points: Points, margin: float) -> bool:
+    def is_outside(self, points: Points, margin: float) -> bool:
         """Whether what reaches ``margin`` around ``points`` lies outside the picture as a whole."""
-        low, high = self.pixels(points.min(axis=0) - margin), self.pixels(points.max(axis=0) + margin)
+        low, high = self.to_pixels(points.min(axis=0) - margin), self.to_pixels(points.max(axis=0) + margin)
         return bool(high[0] < 0 or high[1] < 0 or low[0] > self.size[0] or low[1] > self.size[1])
 
-    def _label(self, points: Points, part: int) -> None:
+    def _fill_label(self, points: Points, part: int) -> None:
         fixed = np.rint(points * self._lk + self._lo).astype(np.int32)
-        cv2.fillPoly(self.labels, [fixed], self._base + part, cv2.LINE_8, SHIFT)
+        cv2.fillPoly(self.labels, [fixed], self._base + part, cv2.LINE_8, FIXED_POINT_BITS)
 
     def _thickness(self, width: float) -> int:
         return max(1, round(width * self.scale * self.factor))
 
-    def poly(self, points: Points, colour: RGB, part: int = 0, edge: RGB | None = None, width: float = 0.02) -> None:
+    def polygon(self, points: Points, colour: RGB, part: int = 0, edge: RGB | None = None, width: float = 0.02) -> None:
         """Fill a polygon; ``part`` marks it on the map (0 leaves the map), ``edge`` outlines it."""
         fixed = np.rint(points * self._k + self._o).astype(np.int32)
-        cv2.fillPoly(self.image, [fixed], colour, cv2.LINE_AA, SHIFT)
+        cv2.fillPoly(self.image, [fixed], colour, cv2.LINE_AA, FIXED_POINT_BITS)
         if edge is not None:
-            cv2.polylines(self.image, [fixed], True, edge, self._thickness(width), cv2.LINE_AA, SHIFT)
+            cv2.polylines(self.image, [fixed], True, edge, self._thickness(width), cv2.LINE_AA, FIXED_POINT_BITS)
         if part:
-            self._label(points, part)
+            self._fill_label(points, part)
 
-    def lines(self, chains: Sequence[Points], colour: RGB, width: float, closed: bool = False) -> None:
+    def polylines(self, chains: Sequence[Points], colour: RGB, width: float, closed: bool = False) -> None:
         """Draw open or closed chains of points as strokes with round joints."""
         fixed = [np.rint(chain * self._k + self._o).astype(np.int32) for chain in chains]
-        cv2.polylines(self.image, fixed, closed, colour, self._thickness(width), cv2.LINE_AA, SHIFT)
+        cv2.polylines(self.image, fixed, closed, colour, self._thickness(width), cv2.LINE_AA, FIXED_POINT_BITS)
 
-    def mark(self, chains: Sequence[Points], width: float, part: int) -> None:
+    def label_lines(self, chains: Sequence[Points], width: float, part: int) -> None:
         """Strokes on the map of parts only."""
         fixed = [np.rint(chain * self._lk + self._lo).astype(np.int32) for chain in chains]
         thickness = max(1, round(width * self._lk[1] / _ONE))
-        cv2.polylines(self.labels, fixed, False, self._base + part, thickness, cv2.LINE_8, SHIFT)
+        cv2.polylines(self.labels, fixed, False, self._base + part, thickness, cv2.LINE_8, FIXED_POINT_BITS)
 
-    def disc(self, centre: Points, radius: float | tuple[float, float], colour: RGB, part: int = 0) -> None:
-        self.poly(CIRCLE * np.asarray(radius) + centre, colour, part)
+    def ellipse(self, centre: Points, radius: float | tuple[float, float], colour: RGB, part: int = 0) -> None:
+        self.polygon(CIRCLE * np.asarray(radius) + centre, colour, part)
 
-    def owners(self, pixels: Points) -> npt.NDArray[np.int16]:
+    def labels_at(self, pixels: Points) -> npt.NDArray[np.int16]:
         """Who is on top at output pixels float[n,2]: int16[n], -1 outside the picture."""
         at = np.floor((pixels + 0.5) * self._label_ratio).astype(np.int64)
         height, width = self.labels.shape
@@ -122,13 +122,13 @@ class Canvas:
         found[inside] = self.labels[at[inside, 1], at[inside, 0]]
         return found
 
-    def picture(self) -> np.ndarray:
+    def finish(self) -> np.ndarray:
         """The finished picture uint8[h,w,3] at the size asked for."""
         if self.factor == 1:
             return self.image
         return cv2.resize(self.image, self.size, interpolation=cv2.INTER_AREA)
 
 
-def factor_of(size: tuple[int, int]) -> int:
+def supersampling(size: tuple[int, int]) -> int:
     """How many times larger a picture is drawn before it is averaged down."""
-    return max(1, math.ceil(SMOOTH_SIDE / min(size)))
+    return max(1, math.ceil(MIN_DRAWN_SIDE / min(size)))

@@ -27,7 +27,7 @@ from stableanimator_cli.motion.motion_file import save_motion, write_arrays
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.sample import MAX_PEOPLE, SPLITS
-from stableanimator_cli.puppets.scene import FRAMINGS, MAX_SIDE, MIN_SIDE, Scene, motion_of, sample_scene
+from stableanimator_cli.puppets.scene import FRAMINGS, MAX_SIDE, MIN_SIDE, Scene, frames_to_motion, sample_scene
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import Fields, shown
 
@@ -102,11 +102,11 @@ class PuppetReport:
 
     folder: Path
     written: int
-    kept: int
+    existing: int
     frames: int
 
     def to_json(self) -> dict[str, Any]:
-        return {"folder": str(self.folder), "written": self.written, "kept": self.kept, "frames": self.frames}
+        return {"folder": str(self.folder), "written": self.written, "kept": self.existing, "frames": self.frames}
 
     def summary(self) -> str:
         return str(self.folder)
@@ -124,18 +124,18 @@ def write_puppets(plan: PuppetPlan, reporter: Reporter | None = None) -> PuppetR
 
 
 def _write_puppets(plan: PuppetPlan, reporter: Reporter) -> PuppetReport:
-    _claim(plan)
-    missing = [n for n in range(plan.videos) if not _paths(plan.folder, n)["record"].exists()]
+    _check_settings(plan)
+    missing = [n for n in range(plan.videos) if not _video_paths(plan.folder, n)["record"].exists()]
     if len(missing) < plan.videos:
         reporter.info(f"{plan.folder}: {plan.videos - len(missing)} of {plan.videos} videos are there already")
     drawn = len(missing) * (plan.frames + plan.reference_first)
     with reporter.progress(drawn, "puppets", "frame") as bar:
         for n in missing:
             _write_video(plan, n, bar.update)
-    return PuppetReport(folder=plan.folder, written=len(missing), kept=plan.videos - len(missing), frames=drawn)
+    return PuppetReport(folder=plan.folder, written=len(missing), existing=plan.videos - len(missing), frames=drawn)
 
 
-def _claim(plan: PuppetPlan) -> None:
+def _check_settings(plan: PuppetPlan) -> None:
     """Make the folder, or make sure that it is ours and of the same settings."""
     file = plan.folder / _SETTINGS
     if not file.exists():
@@ -155,7 +155,7 @@ def _claim(plan: PuppetPlan) -> None:
             )  # fmt: skip
 
 
-def _paths(folder: Path, n: int) -> dict[str, Path]:
+def _video_paths(folder: Path, n: int) -> dict[str, Path]:
     return {
         "video": folder / "videos" / f"{n:05d}.mp4",
         "reference": folder / "references" / f"{n:05d}.png",
@@ -165,8 +165,8 @@ def _paths(folder: Path, n: int) -> dict[str, Path]:
     }
 
 
-def _write_video(plan: PuppetPlan, n: int, tell: Any) -> None:
-    scene, paths = plan.scene(n), _paths(plan.folder, n)
+def _write_video(plan: PuppetPlan, n: int, update: Any) -> None:
+    scene, paths = plan.scene(n), _video_paths(plan.folder, n)
     reference = scene.reference()
     opening = [reference] if plan.reference_first else []
     paths["video"].parent.mkdir(parents=True, exist_ok=True)
@@ -177,10 +177,10 @@ def _write_video(plan: PuppetPlan, n: int, tell: Any) -> None:
             video.write(frame.image)
             # The truth of a long clip stays small; its pictures would not.
             frames.append(dataclasses.replace(frame, image=frame.image[:0]))
-            tell(1)
+            update(1)
     paths["reference"].parent.mkdir(parents=True, exist_ok=True)
     write_picture(paths["reference"], reference.image)
-    save_motion(paths["motion"], motion_of(frames, plan.size, plan.fps))
+    save_motion(paths["motion"], frames_to_motion(frames, plan.size, plan.fps))
     write_arrays(
         paths["faces"],
         {
@@ -200,9 +200,9 @@ def _write_video(plan: PuppetPlan, n: int, tell: Any) -> None:
                 "depth": int(frames[0].depth[k]),
                 "behaviour": ["reference"] * len(opening) + [scene.behaviour(t, k) for t in range(plan.frames)],
                 "reference": {
-                    "face_box": _numbers(reference.face_boxes[k]),
-                    "landmarks": _numbers(reference.landmarks[k]),
-                    "keypoints": _numbers(reference.keypoints[k]),
+                    "face_box": _rounded(reference.face_boxes[k]),
+                    "landmarks": _rounded(reference.landmarks[k]),
+                    "keypoints": _rounded(reference.keypoints[k]),
                 },
             }
         )
@@ -211,7 +211,7 @@ def _write_video(plan: PuppetPlan, n: int, tell: Any) -> None:
     _write_json(paths["record"], plan.settings() | record | {"files": files})
 
 
-def _numbers(array: np.ndarray) -> list[Any] | None:
+def _rounded(array: np.ndarray) -> list[Any] | None:
     """Rounded to a hundredth of a pixel; ``None`` where there is nothing."""
     return None if np.isnan(array).any() else np.round(array.astype(float), 2).tolist()
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from stableanimator_cli.puppets import canvas as c
 from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, Head, View, ear_distance
-from stableanimator_cli.puppets.sample import RGB, Identity, mix, rng_of, shade
+from stableanimator_cli.puppets.sample import RGB, Identity, derive_rng, mix, shade
 
 _SIDES = (-1.0, 1.0)  # the picture's left eye first: it is the person's right
 _CLOCK = math.pi - np.linspace(0, 2 * math.pi, 12, endpoint=False)
@@ -28,7 +28,7 @@ _INNER_T, _ENDS = np.array([-0.5, 0.0, 0.5]), np.array([-1.0, 1.0])
 _NINE = np.linspace(0, 1, 9)
 _NOSE_RISE, _BASE_RISE = np.linspace(0.15, 1.0, 4) * 1.5, np.array([0.1, 0.3, 0.55, 0.3, 0.1])
 _DARK: RGB = (38, 26, 28)
-SEEN = 0.08  # a point of the face counts as turned towards the picture from here on
+MIN_VISIBILITY = 0.08  # a point of the face counts as turned towards the picture from here on
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class FaceView:
     ``ears`` float[2,2] (the person's right, left) and ``ears_seen`` float[2]; units of the canvas."""
 
     points: Array
-    seen: Array
+    visibility: Array
     ears: Array
-    ears_seen: Array
+    ears_visibility: Array
 
 
 def eye_box(who: Identity) -> tuple[float, float, float, float]:
@@ -116,7 +116,7 @@ def _nose_rows(who: Identity) -> tuple[Array, Array]:
 def _jaw(head: Head) -> Array:
     t = np.linspace(-1, 1, 17)
     v = np.cos(np.abs(t) * math.pi / 2 * 0.95)
-    points = head.at(np.sign(t) * 1.43, v * 0.985)
+    points = head.surface(np.sign(t) * 1.43, v * 0.985)
     points[8, 0] = 0
     return points
 
@@ -132,9 +132,9 @@ def draw_ear(canvas: c.Canvas, view: View, side: float) -> None:
         [x + side * (0.02 + 0.55 * (plane[:, 0] * -0.6 + 0.02)), plane[:, 1] + 0.09, plane[:, 0] - 0.03], axis=1
     )
     seen = view.project(points)[:, :2]
-    canvas.poly(seen, mix(who.skin, (200, 90, 70), 0.12), c.HEAD, shade(who.skin, -0.35), 0.014 * canvas.detail)
+    canvas.polygon(seen, mix(who.skin, (200, 90, 70), 0.12), c.HEAD, shade(who.skin, -0.35), 0.014 * canvas.detail)
     if who.earrings:
-        canvas.disc(view.project(np.array([[x * 1.06, 0.09 + size * 1.15, -0.03]]))[0, :2], 0.026, (238, 200, 70))
+        canvas.ellipse(view.project(np.array([[x * 1.06, 0.09 + size * 1.15, -0.03]]))[0, :2], 0.026, (238, 200, 70))
 
 
 def _beard(canvas: c.Canvas, view: View) -> None:
@@ -148,24 +148,24 @@ def _beard(canvas: c.Canvas, view: View) -> None:
             top = np.maximum(top, np.where(near < 0.4, who.mouth_height + 0.1, 0))
         extra = 0.035 if who.beard == "full" else 0.0
         edge = _NINE
-        right = view.head.at(np.full(9, longitude[-1]), top[-1] + (1 - top[-1]) * edge, extra)
-        left = view.head.at(np.full(9, longitude[0]), top[0] + (1 - top[0]) * edge[::-1], extra)
+        right = view.head.surface(np.full(9, longitude[-1]), top[-1] + (1 - top[-1]) * edge, extra)
+        left = view.head.surface(np.full(9, longitude[0]), top[0] + (1 - top[0]) * edge[::-1], extra)
         for rim in (right, left):
             rim[:, 1] += extra * np.clip((rim[:, 1] - 0.1) * 3, 0, 1)
-        shape = np.concatenate([view.head.at(longitude, top, extra), right, left])
+        shape = np.concatenate([view.head.surface(longitude, top, extra), right, left])
         shape[:, 1] += 0.22 * np.clip(shape[:, 1] * 2, 0, 1) ** 2 * math.sin(view.pitch) * max(view.facing, 0) * 0.6
-        canvas.poly(view.project(shape)[:, :2], colour)
+        canvas.polygon(view.project(shape)[:, :2], colour)
     elif who.beard == "goatee" and view.facing > 0.15:
         y = (who.mouth_height + 0.14) * HALF_HEIGHT
         low = HALF_HEIGHT + who.chin + 0.02
         xy = np.array([[-0.09, y], [0.09, y], [0.075, low - 0.04], [0, low], [-0.075, low - 0.04]])
-        canvas.poly(view.project(view.head.on_front(xy, 0.02))[:, :2], colour)
+        canvas.polygon(view.project(view.head.on_front(xy, 0.02))[:, :2], colour)
     if who.beard in ("full", "moustache") and view.facing > 0.05:
         w, y = who.mouth_width * 1.15 + 0.02, who.mouth_height * HALF_HEIGHT - who.lip_thickness
         xy = np.array(
             [[-w, y + 0.03], [-w * 0.6, y - 0.045], [0, y - 0.055], [w * 0.6, y - 0.045], [w, y + 0.03], [0, y]]
         )
-        canvas.poly(view.project(view.head.on_front(xy, 0.03))[:, :2], colour)
+        canvas.polygon(view.project(view.head.on_front(xy, 0.03))[:, :2], colour)
 
 
 def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: float) -> FaceView:
@@ -190,9 +190,9 @@ def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: fl
     if view.facing > -0.2:
         _marks(canvas, view)
         _beard(canvas, view)
-        if turned[8].max() > SEEN:
+        if turned[8].max() > MIN_VISIBILITY:
             _draw_mouth(canvas, who, parts[8], parts[9], gape)
-        if turned[10].max() > SEEN:
+        if turned[10].max() > MIN_VISIBILITY:
             _draw_nose(canvas, view, parts[10], parts[11])
         for n in range(2):
             # The far eye goes round the edge of the head: drawn while most of it faces the picture.
@@ -218,7 +218,7 @@ def _spots(head: Head) -> tuple[Array, tuple[float, ...]]:
     """Where moles and freckles sit, float[n,3], and how large they are."""
     who = head.identity
     dots, sizes = list(who.moles), [0.016] * len(who.moles)
-    rng = rng_of("freckles", who.number)
+    rng = derive_rng("freckles", who.number)
     for n in range(who.freckles):
         side = 1 if n % 2 else -1
         dots.append((side * (who.eye_spacing * 0.55 + rng.uniform(0, 0.15)), 0.36 + rng.uniform(0, 0.14)))
@@ -234,26 +234,26 @@ def _marks(canvas: c.Canvas, view: View) -> None:
         for side in _SIDES:
             spot = head.on_front(_RING * (0.065, 0.042) + (side * (who.eye_spacing + 0.06), 0.44 * HALF_HEIGHT + 0.05))
             if view.normals(spot).min() > 0.1:
-                canvas.poly(view.project(spot)[:, :2], tint)
+                canvas.polygon(view.project(spot)[:, :2], tint)
     spots, sizes = _spots(head)
     if sizes:
         normal, seen = view.normals(spots), view.project(spots)
         for n, size in enumerate(sizes):
             if normal[n] > 0.15:
-                canvas.disc(
+                canvas.ellipse(
                     seen[n, :2], size * canvas.detail, mix(who.skin, (70, 30, 16), 0.75 if size > 0.012 else 0.45)
                 )
 
 
 def _draw_mouth(canvas: c.Canvas, who: Identity, outer: Array, inner: Array, gape: float) -> None:
-    canvas.poly(outer, who.lips)
+    canvas.polygon(outer, who.lips)
     if gape > 0.12:
-        canvas.poly(inner, (96, 22, 30))
+        canvas.polygon(inner, (96, 22, 30))
         if gape > 0.35:
             teeth = np.concatenate([inner[:5], (inner[1:4] * 0.62 + inner[7:4:-1] * 0.38)[::-1]])
-            canvas.poly(teeth, (250, 248, 244))
+            canvas.polygon(teeth, (250, 248, 244))
     else:
-        canvas.lines([inner[[0, 1, 2, 3, 4]]], shade(who.lips, -0.5), 0.014 * canvas.detail)
+        canvas.polylines([inner[[0, 1, 2, 3, 4]]], shade(who.lips, -0.5), 0.014 * canvas.detail)
 
 
 def _draw_nose(canvas: c.Canvas, view: View, bridge: Array, base: Array) -> None:
@@ -262,32 +262,32 @@ def _draw_nose(canvas: c.Canvas, view: View, bridge: Array, base: Array) -> None
     dark = mix(who.skin, (110, 44, 30), 0.5)
     if abs(math.sin(view.yaw)) > 0.3:
         near = base[4 if math.sin(view.yaw) > 0 else 0] * 0.5 + base[2] * 0.5
-        canvas.poly(np.stack([bridge[0], bridge[1], bridge[2], bridge[3], base[2], near]), who.skin)
-        canvas.lines([np.stack([bridge[1], bridge[2], bridge[3], base[2]])], dark, 0.015 * canvas.detail)
+        canvas.polygon(np.stack([bridge[0], bridge[1], bridge[2], bridge[3], base[2], near]), who.skin)
+        canvas.polylines([np.stack([bridge[1], bridge[2], bridge[3], base[2]])], dark, 0.015 * canvas.detail)
         return
     if who.nose == "button":
-        canvas.poly(
+        canvas.polygon(
             c.CIRCLE[::2] * (who.nose_size * 0.5, who.nose_size * 0.4) + bridge[3], mix(who.skin, (226, 96, 84), 0.45)
         )
     elif who.nose == "line":
-        canvas.lines([np.stack([bridge[2], base[3], base[2]])], dark, 0.016 * canvas.detail)
+        canvas.polylines([np.stack([bridge[2], base[3], base[2]])], dark, 0.016 * canvas.detail)
     elif who.nose == "wide":
-        canvas.lines([base], dark, 0.02 * canvas.detail)
+        canvas.polylines([base], dark, 0.02 * canvas.detail)
     else:
-        canvas.poly(np.stack([bridge[0], base[0], base[2], base[4]]), mix(who.skin, (150, 70, 50), 0.2))
-        canvas.lines([base[1:4]], dark, 0.016 * canvas.detail)
+        canvas.polygon(np.stack([bridge[0], base[0], base[2], base[4]]), mix(who.skin, (150, 70, 50), 0.2))
+        canvas.polylines([base[1:4]], dark, 0.016 * canvas.detail)
 
 
 def _draw_eye(canvas: c.Canvas, who: Identity, outline: Array, iris: Array, pupil: Array, blink: float) -> None:
     if blink < 0.85:
-        canvas.poly(outline, (252, 252, 252))
-        canvas.poly(iris, who.iris)
-        canvas.poly(pupil, (16, 12, 16))
+        canvas.polygon(outline, (252, 252, 252))
+        canvas.polygon(iris, who.iris)
+        canvas.polygon(pupil, (16, 12, 16))
         if blink < 0.4:
             centre = iris.mean(axis=0)
             light = centre + (iris[3] - centre) * 0.45
-            canvas.disc(light, 0.022 * who.eye_width / 0.1, (255, 255, 255))
-    canvas.lines([outline[:7]], _DARK, who.lashes + 0.006)
+            canvas.ellipse(light, 0.022 * who.eye_width / 0.1, (255, 255, 255))
+    canvas.polylines([outline[:7]], _DARK, who.lashes + 0.006)
 
 
 def _brow_colour(who: Identity) -> RGB:
@@ -307,7 +307,7 @@ def draw_brows(canvas: c.Canvas, view: View, covered: bool) -> None:
     for brow in _brows(who):
         solid = head.on_front(brow, 0.01)
         if view.normals(solid).mean() > 0.12:
-            canvas.lines([view.project(solid)[:, :2]], colour, who.brow_thickness)
+            canvas.polylines([view.project(solid)[:, :2]], colour, who.brow_thickness)
     if who.glasses == "none":
         return
     ex, ey, ew, eh = eye_box(who)
@@ -319,7 +319,7 @@ def draw_brows(canvas: c.Canvas, view: View, covered: bool) -> None:
             [bend * reach, -0.5 * side * bend[:, :1] * reach[0]], axis=1
         )
         if view.normals(rim).mean() > 0.0:
-            canvas.lines([view.project(rim)[:, :2]], who.glasses_colour, 0.024 * canvas.detail, closed=True)
+            canvas.polylines([view.project(rim)[:, :2]], who.glasses_colour, 0.024 * canvas.detail, closed=True)
             inner.append(view.project(head.on_front(np.array([[side * (ex - reach[0]), ey]]), 0.06))[0, :2])
             # The temple runs back to the ear, seen as soon as that side of the head is.
             ear = np.array([[side * ear_distance(head), ey + 0.02, 0.0]])
@@ -327,6 +327,6 @@ def draw_brows(canvas: c.Canvas, view: View, covered: bool) -> None:
                 hinge = rim[np.argmax(rim[:, 0] * side)][None]
                 if covered:  # the temple goes under the hair
                     ear = hinge + (ear - hinge) * 0.35
-                canvas.lines([view.project(np.concatenate([hinge, ear]))[:, :2]], who.glasses_colour, 0.02)
+                canvas.polylines([view.project(np.concatenate([hinge, ear]))[:, :2]], who.glasses_colour, 0.02)
     if len(inner) == 2:
-        canvas.lines([np.stack(inner)], who.glasses_colour, 0.02)
+        canvas.polylines([np.stack(inner)], who.glasses_colour, 0.02)

@@ -75,7 +75,7 @@ class _Trunk:
         return np.concatenate([self.side(share, 1, -inset), self.side(share[::-1], -1, -inset)])
 
 
-def skirt(
+def draw_skirt(
     canvas: c.Canvas, build: Build, clothes: Clothes, joints: Joints, widths: tuple[Array, Array, Array], colour: RGB
 ) -> None:
     """A skirt from the waist to just above the knees; its hem follows the legs."""
@@ -89,9 +89,9 @@ def skirt(
     hem_left = np.array([min(low - 0.12, joints.spine[1, 0] - spread * build.girth), hem_y])
     hem_right = np.array([max(high + 0.12, joints.spine[1, 0] + spread * build.girth), hem_y])
     middle = 0.5 * (hem_left + hem_right) + (0, 0.035)
-    canvas.poly(np.stack([left, right, hem_right, middle, hem_left]), colour, c.SKIRT, shade(colour, -0.38), 0.02)
+    canvas.polygon(np.stack([left, right, hem_right, middle, hem_left]), colour, c.SKIRT, shade(colour, -0.38), 0.02)
     for k in (0.25, 0.5, 0.75):
-        canvas.lines(
+        canvas.polylines(
             [np.stack([left + (right - left) * k, hem_left + (hem_right - hem_left) * k])], shade(colour, -0.2), 0.014
         )
 
@@ -104,19 +104,19 @@ def draw_top(
     facing = math.cos(joints.yaw)
     neck_half = 0.115 * build.girth
     top, chin, low = (trunk.neck + np.array([0, y]) for y in (CHIN - 0.16, CHIN + 0.03, 0.08))
-    canvas.poly(c.capsule(top, low, neck_half, neck_half * 1.1), who.skin, c.TORSO, shade(who.skin, -0.38), 0.018)
-    canvas.poly(c.capsule(top, chin, neck_half * 0.96, neck_half * 0.9), shade(who.skin, -0.2))
+    canvas.polygon(c.capsule(top, low, neck_half, neck_half * 1.1), who.skin, c.TORSO, shade(who.skin, -0.38), 0.018)
+    canvas.polygon(c.capsule(top, chin, neck_half * 0.96, neck_half * 0.9), shade(who.skin, -0.2))
 
     end = 1.08 if clothes.top != "dress" else 0.8
     pelvis = clothes.bottom_colour if clothes.top != "dress" else clothes.colour
     if clothes.bottom != "skirt" and clothes.top != "dress":
-        canvas.poly(trunk.band(0.8, 1.1), pelvis, c.TORSO, shade(pelvis, -0.38), 0.018)
+        canvas.polygon(trunk.band(0.8, 1.1), pelvis, c.TORSO, shade(pelvis, -0.38), 0.018)
         end = 0.97
     if clothes.top == "dress":
-        skirt(canvas, build, clothes, joints, widths, clothes.colour)
+        draw_skirt(canvas, build, clothes, joints, widths, clothes.colour)
     share = np.concatenate([np.linspace(0.0, 0.2, 6), np.linspace(0.28, end, 8)])
     shape = np.concatenate([trunk.side(share, 1), trunk.side(share[::-1], -1)])
-    canvas.poly(shape, clothes.colour, c.TORSO, shade(clothes.colour, -0.38), 0.024)
+    canvas.polygon(shape, clothes.colour, c.TORSO, shade(clothes.colour, -0.38), 0.024)
     _pattern(canvas, clothes, trunk, facing, end)
     _collar(canvas, who, clothes, trunk, facing)
 
@@ -126,37 +126,37 @@ def _pattern(canvas: c.Canvas, clothes: Clothes, trunk: _Trunk, facing: float, e
     if kind == "stripes":
         edges = np.linspace(0.2, end - 0.02, 2 * clothes.count)
         for a, b in zip(edges[::2], edges[1::2], strict=True):
-            canvas.poly(trunk.band(a, b, 0.008), second)
+            canvas.polygon(trunk.band(a, b, 0.008), second)
     elif kind == "bands":
-        canvas.poly(trunk.band(0.42, 0.62, 0.008), second)
+        canvas.polygon(trunk.band(0.42, 0.62, 0.008), second)
     elif kind == "yoke":
-        canvas.poly(trunk.band(0.06, 0.34, 0.008), second)
+        canvas.polygon(trunk.band(0.06, 0.34, 0.008), second)
     elif kind == "dots":
         rows = np.linspace(0.26, end - 0.1, clothes.count)
         for n, row in enumerate(rows):
             for across in np.arange(-0.24, 0.3, 0.16) + 0.08 * (n % 2):
                 k = across / 0.34
                 if abs(k) < 0.9:
-                    canvas.disc(trunk.side(np.array([row]), k)[0], 0.033, second)
+                    canvas.ellipse(trunk.side(np.array([row]), k)[0], 0.033, second)
     elif kind in ("jacket", "shirt", "hoodie") and facing > 0.1:
         rows = np.linspace(0.06, end, 6)
         if kind == "jacket":
             gap = np.linspace(0.1, 0.14, 6)
-            canvas.poly(np.concatenate([trunk.front(rows, gap), trunk.front(rows[::-1], -gap[::-1])]), second)
+            canvas.polygon(np.concatenate([trunk.front(rows, gap), trunk.front(rows[::-1], -gap[::-1])]), second)
         else:
-            canvas.lines([trunk.front(rows, np.zeros(6))], shade(clothes.colour, -0.35), 0.018)
+            canvas.polylines([trunk.front(rows, np.zeros(6))], shade(clothes.colour, -0.35), 0.018)
         if kind == "shirt":
             for point in trunk.front(np.linspace(0.3, end - 0.08, clothes.count), np.zeros(clothes.count)):
-                canvas.disc(point, 0.024, second)
+                canvas.ellipse(point, 0.024, second)
         if kind == "hoodie":
             pocket = trunk.front(np.array([0.66, 0.66, 0.86, 0.86]), np.array([-0.12, 0.12, 0.18, -0.18]))
-            canvas.poly(pocket, shade(clothes.colour, -0.12), 0, shade(clothes.colour, -0.35), 0.014)
+            canvas.polygon(pocket, shade(clothes.colour, -0.12), 0, shade(clothes.colour, -0.35), 0.014)
     if kind in ("logo", "dress", "hoodie") and facing > 0.2 and (kind == "logo" or clothes.count == 3):
         plane = _LOGOS[clothes.logo] * (0.13 if kind == "logo" else 0.08)
         length = math.hypot(*(trunk.hips - trunk.neck)) or 1.0
-        canvas.poly(trunk.front(0.44 + plane[:, 1] / length, plane[:, 0]), second)
+        canvas.polygon(trunk.front(0.44 + plane[:, 1] / length, plane[:, 0]), second)
         if clothes.logo == "ring":
-            canvas.poly(trunk.front(0.44 + plane[:, 1] * 0.55 / length, plane[:, 0] * 0.55), clothes.colour)
+            canvas.polygon(trunk.front(0.44 + plane[:, 1] * 0.55 / length, plane[:, 0] * 0.55), clothes.colour)
 
 
 def _collar(canvas: c.Canvas, who: Identity, clothes: Clothes, trunk: _Trunk, facing: float) -> None:
@@ -164,13 +164,13 @@ def _collar(canvas: c.Canvas, who: Identity, clothes: Clothes, trunk: _Trunk, fa
     half = np.array([0.12, 0.1, 0.0])
     if clothes.top == "hoodie":
         rim = np.concatenate([trunk.side(np.array([0.0, 0.14]), 0.85), trunk.side(np.array([0.14, 0.0]), -0.85)])
-        canvas.poly(rim, shade(clothes.colour, -0.14), c.TORSO, shade(clothes.colour, -0.4), 0.016)
+        canvas.polygon(rim, shade(clothes.colour, -0.14), c.TORSO, shade(clothes.colour, -0.4), 0.016)
     elif facing > 0.15:
         neckline = np.concatenate([trunk.front(rows, half), trunk.front(rows[::-1], -half[::-1])])
-        canvas.poly(neckline, shade(who.skin, -0.08))
+        canvas.polygon(neckline, shade(who.skin, -0.08))
         if clothes.top in ("shirt", "jacket"):
             for side in (-1.0, 1.0):
                 flap = trunk.front(np.array([0.0, 0.16, 0.24, 0.08]), side * np.array([0.1, 0.0, 0.1, 0.17]))
-                canvas.poly(flap, shade(clothes.colour, 0.25), 0, shade(clothes.colour, -0.35), 0.012)
+                canvas.polygon(flap, shade(clothes.colour, 0.25), 0, shade(clothes.colour, -0.35), 0.012)
     else:
-        canvas.lines([trunk.side(np.array([0.01]), k) for k in (-1, 1)], shade(clothes.colour, -0.3), 0.02)
+        canvas.polylines([trunk.side(np.array([0.01]), k) for k in (-1, 1)], shade(clothes.colour, -0.3), 0.02)

@@ -20,7 +20,7 @@ from stableanimator_cli.puppets.sample import Identity, mix, shade
 
 
 @dataclass(frozen=True, slots=True)
-class Style:
+class HairStyle:
     """``line``: degrees from the nose and heights of the hairline; ``wave``: size and count of its teeth;
     ``bumps``: size and count of the outline's; ``spread`` how much hair widens below the ears."""
 
@@ -40,27 +40,27 @@ _FALL = ((0, -0.52), (36, -0.46), (52, -0.1), (62, 0.9), (80, 1.0), (180, 1.0))
 _LONG = ((0, -0.5), (34, -0.46), (54, -0.1), (66, 1.5), (84, 1.9), (180, 2.05))
 _BOWL = ((0, -0.3), (56, -0.3), (66, 0.2), (78, 0.46), (110, 0.5), (180, 0.62))
 
-STYLES: dict[str, Style | None] = {
+STYLES: dict[str, HairStyle | None] = {
     "bald": None,
-    "buzz": Style(_CROP, 0.012),
-    "short": Style(_CROP, 0.06, wave=(0.05, 5)),
-    "parting": Style(_CROP, 0.085, slant=0.34),
-    "fringe": Style(_BOWL, 0.085, wave=(0.03, 7)),
-    "spiky": Style(_CROP, 0.07, wave=(0.1, 6), bumps=(0.15, 11)),
-    "bob": Style(_FALL, 0.09, spread=0.12, slant=0.1),
-    "long": Style(_LONG, 0.075, spread=0.05),
-    "curly": Style(
+    "buzz": HairStyle(_CROP, 0.012),
+    "short": HairStyle(_CROP, 0.06, wave=(0.05, 5)),
+    "parting": HairStyle(_CROP, 0.085, slant=0.34),
+    "fringe": HairStyle(_BOWL, 0.085, wave=(0.03, 7)),
+    "spiky": HairStyle(_CROP, 0.07, wave=(0.1, 6), bumps=(0.15, 11)),
+    "bob": HairStyle(_FALL, 0.09, spread=0.12, slant=0.1),
+    "long": HairStyle(_LONG, 0.075, spread=0.05),
+    "curly": HairStyle(
         ((0, -0.42), (40, -0.42), (60, -0.2), (72, 0.35), (180, 0.72)), 0.2, wave=(0.06, 5), bumps=(0.05, 15)
     ),
-    "bun": Style(_TIED, 0.045),
-    "ponytail": Style(_TIED, 0.05, slant=0.12),
-    "twintails": Style(_BOWL, 0.055, wave=(0.03, 5)),
-    "mohawk": Style(_CROP, 0.01),
-    "wavy": Style(_LONG, 0.13, bumps=(0.035, 13), spread=0.16, slant=0.16),
+    "bun": HairStyle(_TIED, 0.045),
+    "ponytail": HairStyle(_TIED, 0.05, slant=0.12),
+    "twintails": HairStyle(_BOWL, 0.055, wave=(0.03, 5)),
+    "mohawk": HairStyle(_CROP, 0.01),
+    "wavy": HairStyle(_LONG, 0.13, bumps=(0.035, 13), spread=0.16, slant=0.16),
 }
 
 
-def _hairline(who: Identity, style: Style, longitude: Array) -> Array:
+def _hairline(who: Identity, style: HairStyle, longitude: Array) -> Array:
     wrapped = (longitude + math.pi) % (2 * math.pi) - math.pi
     degrees = np.degrees(np.abs(wrapped))
     knots = np.array(style.line)
@@ -74,12 +74,12 @@ def _hairline(who: Identity, style: Style, longitude: Array) -> Array:
     return np.where(degrees < 50, np.minimum(v, highest), v)
 
 
-def _solid(head: Head, style: Style, longitude: Array, v: Array) -> Array:
+def _solid(head: Head, style: HairStyle, longitude: Array, v: Array) -> Array:
     """Points of the hair's surface; below the ears hair hangs instead of following the jaw."""
     who = head.identity
     if style.thick < 0.02:  # shorn hair hangs nowhere
-        return head.at(longitude, np.minimum(v, 0.97), style.thick)
-    upper = head.at(longitude, np.minimum(v, 0.0), style.thick)
+        return head.surface(longitude, np.minimum(v, 0.97), style.thick)
+    upper = head.surface(longitude, np.minimum(v, 0.0), style.thick)
     drop = np.maximum(v, 0.0)
     wide = (who.face_width + style.thick) * (1 + style.spread * drop - 0.06 * drop * (style.spread == 0))
     upper[:, 0] = np.where(v > 0, wide * np.sin(longitude), upper[:, 0])
@@ -101,7 +101,7 @@ def _strands(head: Head) -> Array:
     return _solid(head, style, np.repeat(longitude, 4), v.ravel()).reshape(-1, 4, 3)
 
 
-def _cap(view: View, style: Style, behind: bool) -> Array:
+def _cap(view: View, style: HairStyle, behind: bool) -> Array:
     """The near or far half of the cap as a polygon float[n,2]."""
     who = view.head.identity
     longitude = view.across(33, behind)
@@ -133,10 +133,10 @@ def _tail(canvas: c.Canvas, view: View, path: Array, radius: float, part: int) -
     who = view.head.identity
     seen = view.project(path)[:, :2]
     edge = shade(who.hair_colour, -0.35)
-    canvas.lines([seen], edge, radius * 2 + 0.03)
-    canvas.lines([seen], who.hair_colour, radius * 2)
-    canvas.mark([seen], radius * 2, part)
-    canvas.disc(seen[0], radius * 0.7, mix(who.hair_colour, (230, 60, 80), 0.7))
+    canvas.polylines([seen], edge, radius * 2 + 0.03)
+    canvas.polylines([seen], who.hair_colour, radius * 2)
+    canvas.label_lines([seen], radius * 2, part)
+    canvas.ellipse(seen[0], radius * 0.7, mix(who.hair_colour, (230, 60, 80), 0.7))
 
 
 def _extras(canvas: c.Canvas, view: View, behind: bool) -> None:
@@ -147,8 +147,8 @@ def _extras(canvas: c.Canvas, view: View, behind: bool) -> None:
         centre = np.array([[0, -0.50, -0.30]])
         seen = view.project(centre)[0]
         if (seen[2] < 0) == behind:
-            canvas.poly(c.CIRCLE * 0.2 + seen[:2], who.hair_colour, part, shade(who.hair_colour, -0.35))
-            canvas.lines([c.CIRCLE[6:14] * 0.11 + seen[:2]], shade(who.hair_colour, -0.3), 0.018)
+            canvas.polygon(c.CIRCLE * 0.2 + seen[:2], who.hair_colour, part, shade(who.hair_colour, -0.35))
+            canvas.polylines([c.CIRCLE[6:14] * 0.11 + seen[:2]], shade(who.hair_colour, -0.3), 0.018)
     elif who.hair == "ponytail":
         path = np.array([[0, -0.3, -0.50], [0, -0.25, -0.68], [0, 0.0, -0.78], [0.0, 0.3, -0.76], [0.02, 0.62, -0.66]])
         if (view.project(path)[2, 2] < 0) == behind:
@@ -183,7 +183,7 @@ def _crest(canvas: c.Canvas, view: View, behind: bool) -> None:
     tufts = [n for n in range(9) if (rows[0][n, 2] + rows[3][n + 1, 2] < 0) == behind]
     for n in sorted(tufts, key=lambda k: rows[0][k, 2] + rows[0][k + 1, 2]):
         corners = np.concatenate([row[n : n + 2, :2] for row in rows]).astype(np.float32)
-        canvas.poly(
+        canvas.polygon(
             np.asarray(cv2.convexHull(corners)[:, 0], float), who.hair_colour, part, edge, 0.012 * canvas.detail
         )
 
@@ -201,7 +201,7 @@ def draw_back(canvas: c.Canvas, view: View) -> None:
         return
     if who.hair not in ("buzz", "mohawk"):
         dark = shade(who.hair_colour, -0.22)
-        canvas.poly(_cap(view, style, True), dark, c.HAIR_BACK, shade(who.hair_colour, -0.45), 0.016 * canvas.detail)
+        canvas.polygon(_cap(view, style, True), dark, c.HAIR_BACK, shade(who.hair_colour, -0.45), 0.016 * canvas.detail)
     _extras(canvas, view, True)
 
 
@@ -214,13 +214,13 @@ def draw_front(canvas: c.Canvas, view: View) -> None:
         mix(who.skin, who.hair_colour, 0.62 if who.hair == "buzz" else 0.3) if style.thick < 0.02 else who.hair_colour
     )
     edge = None if style.thick < 0.02 else shade(who.hair_colour, -0.4)
-    canvas.poly(_cap(view, style, False), colour, c.HAIR, edge, 0.016 * canvas.detail)
+    canvas.polygon(_cap(view, style, False), colour, c.HAIR, edge, 0.016 * canvas.detail)
     if style.thick > 0.02:
         paths = _strands(view.head)
         seen = view.project(paths.reshape(-1, 3)).reshape(paths.shape)
         strands = list(seen[seen[:, :, 2].min(axis=1) > 0.04, :, :2])[:: 1 if canvas.detail == 1 else 2]
         if strands:
-            canvas.lines(
+            canvas.polylines(
                 strands, shade(who.hair_colour, 0.2 if sum(who.hair_colour) < 200 else -0.18), 0.014 * canvas.detail
             )
     _extras(canvas, view, False)

@@ -49,7 +49,7 @@ class Head:
         round_ = (1 - a**2.4) ** (1 / 2.4)
         return round_ * (self.identity.face_width * self.depth_ratio + extra) * (1 - 0.3 * np.maximum(v, 0) ** 1.6)
 
-    def middle(self, v: Array) -> Array:
+    def centre_depth(self, v: Array) -> Array:
         """How far a slice's centre lies forward: the jaw in front, the skull behind."""
         return np.where(v > 0, 0.10 * v, 0.06 * np.maximum(v, -1))
 
@@ -60,10 +60,10 @@ class Head:
         across = np.clip(xy[:, 0] / width, -0.97, 0.97)
         out = np.empty((len(xy), 3))
         out[:, :2] = xy
-        out[:, 2] = self.half_depth(v) * np.sqrt(1 - across**2) + self.middle(v) + raised
+        out[:, 2] = self.half_depth(v) * np.sqrt(1 - across**2) + self.centre_depth(v) + raised
         return out
 
-    def at(self, longitude: Array, v: Array, extra: float = 0.0) -> Array:
+    def surface(self, longitude: Array, v: Array, extra: float = 0.0) -> Array:
         """Points float[n,3] at longitudes and heights, ``extra`` above the skin."""
         y = self.height(v)
         y = np.where(v < 0, y * (1 + extra / HALF_HEIGHT), y)
@@ -71,7 +71,7 @@ class Head:
             [
                 self.half_width(v, extra) * np.sin(longitude),
                 y,
-                self.half_depth(v, extra) * np.cos(longitude) + self.middle(v),
+                self.half_depth(v, extra) * np.cos(longitude) + self.centre_depth(v),
             ],
             axis=1,
         )
@@ -81,7 +81,7 @@ class Head:
 def _slices(head: Head) -> tuple[Array, Array, Array, Array, Array]:
     """Of the slices down one side and up the other: half-width, y, half-depth, centre, and how far the chin bulges."""
     v = np.concatenate([_GRID, _GRID[::-1]])
-    return head.half_width(v), head.height(v), head.half_depth(v), head.middle(v), 0.22 * np.maximum(v, 0) ** 2
+    return head.half_width(v), head.height(v), head.half_depth(v), head.centre_depth(v), 0.22 * np.maximum(v, 0) ** 2
 
 
 @lru_cache(maxsize=256)

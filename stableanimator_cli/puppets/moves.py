@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stableanimator_cli.puppets.sample import rng_of
+from stableanimator_cli.puppets.sample import derive_rng
 
 # Degrees of freedom. Wrists are relative to their shoulder, ankles to where they stand; x is outward from the body,
 # y down, z forward, in head heights. Angles are radians.
@@ -25,13 +25,13 @@ DOF = 26
 SIDES = ("right", "left")
 _REST_WRIST = (0.12, 0.77, 0.08)
 _FADE = 0.45
-_FACING = 0.75  # radians that a body turns at most where it faces the viewer
-_FACING_SHARE = {"turn": 0.25, "hide": 0.0, "visit": 0.0}  # of their usual frequency there
+_MAX_FACING_YAW = 0.75  # radians that a body turns at most where it faces the viewer
+_FACING_WEIGHT = {"turn": 0.25, "hide": 0.0, "visit": 0.0}  # of their usual frequency there
 
 Move = Callable[[np.random.Generator], Callable[[float], np.ndarray]]
 
 
-def rest() -> np.ndarray:
+def rest_pose() -> np.ndarray:
     """The pose of somebody who stands and does nothing, float[DOF]."""
     pose = np.zeros(DOF)
     for side in SIDES:
@@ -45,7 +45,7 @@ def _stand(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
     yaw, phase, rate = rng.uniform(-0.5, 0.5), rng.uniform(0, 6.28, 4), rng.uniform(0.8, 1.6)
 
     def at(t: float) -> np.ndarray:
-        pose = rest()
+        pose = rest_pose()
         pose[YAW] = yaw + 0.08 * math.sin(rate * t + phase[0])
         pose[LEAN] = 0.05 * math.sin(rate * t + phase[1])
         pose[Y] = 0.012 * math.sin(2.2 * t + phase[2])
@@ -61,7 +61,7 @@ def _akimbo(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
     only = SIDES[int(rng.integers(2))]
 
     def at(t: float) -> np.ndarray:
-        pose = rest()
+        pose = rest_pose()
         for side in SIDES:
             if both or side == only:
                 pose[WRIST[side]] = (0.0, 0.56, 0.14)
@@ -78,7 +78,7 @@ def _wave(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
     rate, yaw, high = rng.uniform(5, 9), rng.uniform(-0.35, 0.35), rng.uniform(-0.5, -0.2)
 
     def at(t: float) -> np.ndarray:
-        pose = rest()
+        pose = rest_pose()
         for side in sides:
             pose[WRIST[side]] = (0.50 + 0.13 * math.sin(rate * t), high, 0.16)
             pose[CURL[side]] = 0.02
@@ -96,7 +96,7 @@ def _walk(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
     yaw, reach, phase = way * rng.uniform(0.2, 1.5), rng.uniform(0.1, 0.55), rng.uniform(0, 6.28)
 
     def at(t: float) -> np.ndarray:
-        pose, beat = rest(), rate * t + phase
+        pose, beat = rest_pose(), rate * t + phase
         pose[X] = reach * math.sin(way * rate * 0.16 * t)
         for side, sign in zip(SIDES, (1.0, -1.0), strict=True):
             swing = math.sin(beat) * sign
@@ -115,7 +115,7 @@ def _turn(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
     rate, out = rng.uniform(1.3, 2.4), rng.uniform(0.0, 0.35)
 
     def at(t: float) -> np.ndarray:
-        pose = rest()
+        pose = rest_pose()
         pose[YAW] = far * 0.5 * (1 - math.cos(rate * t))
         for side in SIDES:
             pose[WRIST[side]] = (0.16 + out, 0.62 - out * 0.5, 0.08)
@@ -130,7 +130,7 @@ def _jump(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
     rate, high, yaw = rng.uniform(0.9, 1.5), rng.uniform(0.18, 0.4), rng.uniform(-0.4, 0.4)
 
     def at(t: float) -> np.ndarray:
-        pose, beat = rest(), (rate * t) % 1.0
+        pose, beat = rest_pose(), (rate * t) % 1.0
         # A third of the beat on the ground, bending; then a parabola.
         air = 0.0 if beat < 0.34 else (beat - 0.34) / 0.66
         lift = 4 * air * (1 - air)
@@ -151,7 +151,7 @@ def _hide(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
     only, rate = (None, SIDES[int(rng.integers(2))])[int(rng.integers(2))], rng.uniform(1.0, 2.0)
 
     def at(t: float) -> np.ndarray:
-        pose, up = rest(), 0.5 * (1 - math.cos(rate * t * 1.6))
+        pose, up = rest_pose(), 0.5 * (1 - math.cos(rate * t * 1.6))
         for side in SIDES:
             if only is None or side == only:
                 face = np.array([-0.17, -0.30, 0.56])
@@ -171,7 +171,7 @@ def _dance(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
     phase, yaw, step = rng.uniform(0, 6.28, 4), rng.uniform(0.1, 0.7), rng.uniform(0.05, 0.2)
 
     def at(t: float) -> np.ndarray:
-        pose = rest()
+        pose = rest_pose()
         for n, side in enumerate(SIDES):
             x, y, z = centre[side]
             a, b = span[side]
@@ -195,7 +195,7 @@ def _talk(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
     rate, phase, yaw = rng.uniform(2.0, 4.0), rng.uniform(0, 6.28, 4), rng.uniform(-0.5, 0.5)
 
     def at(t: float) -> np.ndarray:
-        pose = rest()
+        pose = rest_pose()
         for n, side in enumerate(SIDES):
             beat = rate * t + phase[n]
             pose[WRIST[side]] = (0.10 + 0.14 * math.sin(beat), 0.42 + 0.14 * math.cos(beat * 0.8), 0.40)
@@ -213,7 +213,7 @@ def _point(rng: np.random.Generator) -> Callable[[float], np.ndarray]:
     away, yaw = rng.uniform(0.35, 0.72), rng.uniform(-0.3, 0.3)
 
     def at(t: float) -> np.ndarray:
-        pose = rest()
+        pose = rest_pose()
         pose[WRIST[side]] = (away + 0.08 * math.sin(rate * t), 0.1 + 0.16 * math.cos(rate * t), 0.25)
         pose[CURL[side]] = 0.15
         pose[HEAD_YAW] = (0.3 if side == "left" else -0.3) * away
@@ -260,10 +260,10 @@ class Movement:
     """
 
     def __init__(
-        self, seed: int, only: str | None = None, *, sway: float = 1.0, bounce: float = 1.0, facing: bool = False
+        self, seed: int, behaviour: str | None = None, *, sway: float = 1.0, bounce: float = 1.0, facing: bool = False
     ) -> None:
-        rng = rng_of("movement", seed)
-        self._seed, self._only, self._sway, self._bounce, self._facing = seed, only, sway, bounce, facing
+        rng = derive_rng("movement", seed)
+        self._seed, self._only, self._sway, self._bounce, self._facing = seed, behaviour, sway, bounce, facing
         self._length = float(rng.uniform(1.6, 3.2))
         self._start = float(rng.uniform(0, 40.0))
         self._look = rng.uniform(0, 6.28, 6)
@@ -272,45 +272,45 @@ class Movement:
         self._blink = float(rng.uniform(2.2, 4.0))
         self._parts: dict[int, tuple[str, Callable[[float], np.ndarray]]] = {}
 
-    def _part(self, index: int) -> tuple[str, Callable[[float], np.ndarray]]:
+    def _segment(self, index: int) -> tuple[str, Callable[[float], np.ndarray]]:
         if index not in self._parts:
-            rng = rng_of("behaviour", self._seed, index)
+            rng = derive_rng("behaviour", self._seed, index)
             share = np.array(
-                [weight * (_FACING_SHARE.get(key, 1.0) if self._facing else 1.0) for key, (_, weight) in MOVES.items()]
+                [weight * (_FACING_WEIGHT.get(key, 1.0) if self._facing else 1.0) for key, (_, weight) in MOVES.items()]
             )
             name = self._only or list(MOVES)[int(rng.choice(len(MOVES), p=share / share.sum()))]
             self._parts[index] = (name, MOVES[name][0](rng))
         return self._parts[index]
 
-    def _at(self, index: int, local: float) -> np.ndarray:
+    def _segment_pose(self, index: int, local: float) -> np.ndarray:
         """One behaviour's pose, kept off the head and within the room."""
-        name, part = self._part(index)
+        name, part = self._segment(index)
         pose = part(local)
         pose[Y] *= self._bounce
         if self._facing and name != "turn":
-            pose[YAW] = _FACING * math.tanh(pose[YAW] / _FACING)
+            pose[YAW] = _MAX_FACING_YAW * math.tanh(pose[YAW] / _MAX_FACING_YAW)
         if name != "visit":
             pose[X] *= self._sway
         if name != "hide":
-            keep_off(pose)
+            keep_hands_off_head(pose)
         return pose
 
     def behaviour(self, seconds: float) -> str:
         """What is being done at this time."""
-        return self._part(math.floor((seconds + self._start) / self._length))[0]
+        return self._segment(math.floor((seconds + self._start) / self._length))[0]
 
     def pose(self, seconds: float) -> np.ndarray:
         """The pose float[DOF] at this time."""
         at = seconds + self._start
         index = math.floor(at / self._length)
         local = at - index * self._length
-        pose = self._at(index, local)
+        pose = self._segment_pose(index, local)
         if local < _FADE:
             k = local / _FADE
             k = k * k * (3 - 2 * k)
-            pose = k * pose + (1 - k) * self._at(index - 1, local + self._length)
-            if "hide" not in (self._part(index)[0], self._part(index - 1)[0]):
-                keep_off(pose)  # between two good places there may be a bad one
+            pose = k * pose + (1 - k) * self._segment_pose(index - 1, local + self._length)
+            if "hide" not in (self._segment(index)[0], self._segment(index - 1)[0]):
+                keep_hands_off_head(pose)  # between two good places there may be a bad one
         for n, dof in enumerate((HEAD_YAW, HEAD_PITCH, HEAD_ROLL)):
             slow, fast = (
                 math.sin(self._speed[n] * at + self._look[n]),
@@ -322,7 +322,7 @@ class Movement:
         return pose
 
 
-def keep_off(pose: np.ndarray) -> None:
+def keep_hands_off_head(pose: np.ndarray) -> None:
     """Push raised hands out of the head's way, as people do.
 
     The head is as wide as the shoulders here: without this, a hand on its way up cuts through the face.

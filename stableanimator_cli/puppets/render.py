@@ -9,16 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from stableanimator_cli.puppets import canvas as c
-from stableanimator_cli.puppets.body import Drawn, Person, draw_person
-from stableanimator_cli.puppets.face import SEEN
+from stableanimator_cli.puppets.body import Person, PersonGeometry, draw_person
+from stableanimator_cli.puppets.face import MIN_VISIBILITY
 from stableanimator_cli.puppets.head import HALF_HEIGHT
 from stableanimator_cli.puppets.moves import SIDES
 
-POINTS = 134
+NUM_KEYPOINTS = 134
 _FEET, _FACE = slice(18, 24), slice(24, 92)
 _HAND = {"left": slice(92, 113), "right": slice(113, 134)}
 _EARS_SEEN = -0.15
-_FACE_SHARE = 0.25  # of the 51 inner points of a face must be seen, or there is no face
+_MIN_FACE_FRACTION = 0.25  # of the 51 inner points of a face must be seen, or there is no face
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class PuppetFrame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Placement:
     """Where somebody stands: the base of the neck in output pixels, pixels a head, and rank from the viewer."""
 
     neck: tuple[float, float]
@@ -51,9 +51,9 @@ class Place:
     rank: int
 
 
-def _owners_allowed() -> npt.NDArray[np.bool_]:
+def _allowed_labels() -> npt.NDArray[np.bool_]:
     """Which parts may be on top of a point that can be seen, bool[134, PARTS]."""
-    allowed = np.zeros((POINTS, c.PARTS), bool)
+    allowed = np.zeros((NUM_KEYPOINTS, c.PARTS), bool)
     allowed[_FACE, [[c.HEAD], [c.HAIR]]] = True
     allowed[[0, 14, 15]] = allowed[24]
     allowed[[16, 17]] = allowed[24]
@@ -73,14 +73,14 @@ def _owners_allowed() -> npt.NDArray[np.bool_]:
     return allowed
 
 
-_ALLOWED = _owners_allowed()
-_NEAR = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], float)
+_ALLOWED = _allowed_labels()
+_NEIGHBOURS = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], float)
 
 
-def _points(drawn: Drawn) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+def _keypoints(drawn: PersonGeometry) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
     """The 134 points in units of the canvas, float[134,2], and whether each is turned towards the picture."""
     joints, face = drawn.joints, drawn.face
-    xy = np.empty((POINTS, 2))
+    xy = np.empty((NUM_KEYPOINTS, 2))
     xy[_FACE] = face.points
     xy[0] = face.points[30]
     xy[2:5], xy[5:8] = joints.arm["right"][:, :2], joints.arm["left"][:, :2]
@@ -91,68 +91,68 @@ def _points(drawn: Drawn) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_
     xy[18:21], xy[21:24] = joints.foot["left"][:, :2], joints.foot["right"][:, :2]
     for side in SIDES:
         xy[_HAND[side]] = joints.hand[side][:, :2]
-    turned = np.ones(POINTS, bool)
-    turned[_FACE] = face.seen > SEEN
+    turned = np.ones(NUM_KEYPOINTS, bool)
+    turned[_FACE] = face.visibility > MIN_VISIBILITY
     turned[0], turned[14], turned[15] = (
-        face.seen[30] > SEEN,
-        face.seen[36:42].mean() > SEEN,
-        face.seen[42:48].mean() > SEEN,
+        face.visibility[30] > MIN_VISIBILITY,
+        face.visibility[36:42].mean() > MIN_VISIBILITY,
+        face.visibility[42:48].mean() > MIN_VISIBILITY,
     )
-    turned[16:18] = face.ears_seen > _EARS_SEEN
+    turned[16:18] = face.ears_visibility > _EARS_SEEN
     return xy, turned
 
 
-def draw(
+def draw_people(
     backdrop: np.ndarray, size: tuple[int, int], factor: int, people: Sequence[Person], poses: Sequence[np.ndarray],
-    places: Sequence[Place], detail: float = 1.0,
+    placements: Sequence[Placement], detail: float = 1.0,
 ) -> PuppetFrame:  # fmt: skip
     """Draw people onto ``backdrop`` uint8[h*factor, w*factor, 3], which is consumed (``detail``: of ``Canvas``)."""
     canvas = c.Canvas(size, backdrop, factor, detail)
     count = len(people)
-    drawn: list[Drawn | None] = [None] * count
-    for n in sorted(range(count), key=lambda k: -places[k].rank):
-        canvas.place(places[n].unit, places[n].neck, n)
+    drawn: list[PersonGeometry | None] = [None] * count
+    for n in sorted(range(count), key=lambda k: -placements[k].rank):
+        canvas.set_transform(placements[n].unit, placements[n].neck, n)
         drawn[n] = draw_person(canvas, people[n], poses[n])
 
     width, height = size
-    keypoints = np.zeros((count, POINTS, 3), np.float32)
+    keypoints = np.zeros((count, NUM_KEYPOINTS, 3), np.float32)
     boxes = np.full((count, 4), np.nan, np.float32)
     landmarks = np.full((count, 5, 2), np.nan, np.float32)
-    pixel = min(size) / c.LABEL_SIDE  # of the map of parts
+    pixel = min(size) / c.LABEL_MAP_SIDE  # of the map of parts
     for n, seen in enumerate(drawn):
         if seen is None:
             continue
-        canvas.place(places[n].unit, places[n].neck, n)
-        xy, turned = _points(seen)
-        pixels = canvas.pixels(xy)
+        canvas.set_transform(placements[n].unit, placements[n].neck, n)
+        xy, turned = _keypoints(seen)
+        pixels = canvas.to_pixels(xy)
         # The outline of a limb or a jaw runs through its point as often as not: neighbours on the map count too.
-        owners = canvas.owners((pixels[:, None] + _NEAR * pixel).reshape(-1, 2)).reshape(POINTS, 5)
+        owners = canvas.labels_at((pixels[:, None] + _NEIGHBOURS * pixel).reshape(-1, 2)).reshape(NUM_KEYPOINTS, 5)
         part = owners - n * c.PARTS
         mine = (part > 0) & (part < c.PARTS) & (owners >= 0)
-        on_top = np.any(mine & _ALLOWED[np.arange(POINTS)[:, None], np.where(mine, part, 0)], axis=1)
+        on_top = np.any(mine & _ALLOWED[np.arange(NUM_KEYPOINTS)[:, None], np.where(mine, part, 0)], axis=1)
         if seen.view.facing < 0:  # hair over an ear is looked through from the front only
             on_top[16:18] &= (part[16:18] == c.HEAD).any(axis=1)
         inside = ((pixels >= 0) & (pixels <= (width - 1, height - 1))).all(axis=1)
         visible = turned & on_top & inside
         keypoints[n, :, :2], keypoints[n, :, 2] = pixels, visible
-        if visible[_FACE][17:].mean() >= _FACE_SHARE:
+        if visible[_FACE][17:].mean() >= _MIN_FACE_FRACTION:
             boxes[n] = _face_box(canvas, seen, pixels[_FACE], size)
             landmarks[n] = pixels[[14, 15, 0, _FACE.start + 48, _FACE.start + 54]]
     return PuppetFrame(
-        image=canvas.picture(),
+        image=canvas.finish(),
         keypoints=keypoints,
         face_boxes=boxes,
         landmarks=landmarks,
         identities=np.array([person.identity.number for person in people], np.int64),
-        depth=np.array([place.rank for place in places], np.int64),
+        depth=np.array([place.rank for place in placements], np.int64),
     )
 
 
-def _face_box(canvas: c.Canvas, seen: Drawn, face: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _face_box(canvas: c.Canvas, seen: PersonGeometry, face: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """From the middle of the forehead to the chin and from cheek to cheek, cut to the picture."""
     view = seen.view
     brow = view.head.identity.face_width * 0.6
     forehead = np.array([[-brow, -0.44], [0, -0.48], [brow, -0.44]]) * (1, HALF_HEIGHT)
-    around = np.concatenate([face, canvas.pixels(view.project(view.head.on_front(forehead))[:, :2])])
+    around = np.concatenate([face, canvas.to_pixels(view.project(view.head.on_front(forehead))[:, :2])])
     limit = np.array(size, float) - 1
     return np.concatenate([np.clip(around.min(axis=0), 0, limit), np.clip(around.max(axis=0), 0, limit)])

@@ -27,7 +27,7 @@ HAIR_STYLES = (
     "bald", "buzz", "short", "parting", "fringe", "spiky", "bob", "long", "curly", "bun", "ponytail", "twintails",
     "mohawk", "wavy",
 )  # fmt: skip
-_HAIR_SHARE = np.array([0.5, 0.6] + [1.0] * 12) / 13.1  # heads without hair tell less apart
+_HAIR_PROBABILITY = np.array([0.5, 0.6] + [1.0] * 12) / 13.1  # heads without hair tell less apart
 BEARDS = ("none", "stubble", "full", "goatee", "moustache")
 GLASSES = ("none", "round", "square")
 NOSES = ("button", "line", "wide", "long")
@@ -51,17 +51,17 @@ _IRISES: tuple[RGB, ...] = (
 )  # fmt: skip
 
 
-def seed_of(*names: object) -> int:
+def derive_seed(*names: object) -> int:
     """A 63-bit seed that depends on nothing but ``names``: the same on every machine and every Python."""
     digest = hashlib.sha256("/".join(str(name) for name in names).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def rng_of(*names: object) -> np.random.Generator:
-    return np.random.default_rng(seed_of(*names))
+def derive_rng(*names: object) -> np.random.Generator:
+    return np.random.default_rng(derive_seed(*names))
 
 
-def number_of(split: str, index: int) -> int:
+def global_index(split: str, index: int) -> int:
     """The world-wide number of a split's ``index``-th thing; no two splits share one."""
     if split not in SPLITS:
         raise ConfigError("--split", split, f"one of {', '.join(SPLITS)}")
@@ -178,12 +178,12 @@ def _apart(rng: np.random.Generator, *others: RGB, least: float = 90.0) -> RGB:
 
 def sample_identity(number: int) -> Identity:
     """The person with this world-wide number (``number_of``)."""
-    rng = rng_of("identity", number)
+    rng = derive_rng("identity", number)
     skin = _jitter(rng, _SKINS[int(rng.integers(len(_SKINS)))], 5)
     hair_colour = _jitter(rng, _HAIRS[int(rng.integers(len(_HAIRS)))], 8)
     if np.abs(np.subtract(skin, hair_colour)).max() < 45:  # hair that melts into the skin hides the face's outline
         hair_colour = shade(hair_colour, -0.55 if sum(skin) > 330 else 0.6)
-    hair = HAIR_STYLES[int(rng.choice(len(HAIR_STYLES), p=_HAIR_SHARE))]
+    hair = HAIR_STYLES[int(rng.choice(len(HAIR_STYLES), p=_HAIR_PROBABILITY))]
     bearded = rng.random() < (0.5 if hair in ("bald", "buzz", "short", "spiky", "mohawk") else 0.2)
     moles = tuple((float(rng.uniform(-0.25, 0.25)), float(rng.uniform(0.3, 0.72))) for _ in range(rng.integers(-2, 3)))
     return Identity(
@@ -224,7 +224,7 @@ def sample_identity(number: int) -> Identity:
     )
 
 
-def bolder(who: Identity) -> Identity:
+def exaggerate_features(who: Identity) -> Identity:
     """The same person with larger eyes, brows and mouth, so that few pixels show whose face it is."""
     width = min(1.32 * who.eye_width, 0.43 * who.face_width - 0.02)
     spacing = min(max(1.1 * who.eye_spacing, width + 0.04), 0.9 * who.face_width - width)

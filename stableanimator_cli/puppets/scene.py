@@ -12,28 +12,28 @@ from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.puppets import moves as m
 from stableanimator_cli.puppets.backdrop import Backdrop
 from stableanimator_cli.puppets.body import Person
-from stableanimator_cli.puppets.canvas import factor_of
+from stableanimator_cli.puppets.canvas import supersampling
 from stableanimator_cli.puppets.moves import Movement
-from stableanimator_cli.puppets.render import Place, PuppetFrame, draw
+from stableanimator_cli.puppets.render import Placement, PuppetFrame, draw_people
 from stableanimator_cli.puppets.sample import (
     MAX_PEOPLE,
-    bolder,
-    number_of,
-    rng_of,
+    derive_rng,
+    derive_seed,
+    exaggerate_features,
+    global_index,
     sample_build,
     sample_clothes,
     sample_identity,
-    seed_of,
 )
 from stableanimator_cli.records import Motion
 
 Framing = Literal["half", "whole", "mixed", "portrait"]
 FRAMINGS: tuple[str, ...] = get_args(Framing)
 MIN_SIDE, MAX_SIDE = 32, 4096
-_BOLD = 1.5  # width of a portrait's thin strokes
+_PORTRAIT_STROKE = 1.5  # width of a portrait's thin strokes
 
 
-def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
+def _check_size(size: tuple[int, int]) -> tuple[int, int]:
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in size):
         raise ConfigError("--size", f"{size[0]}x{size[1]}", f"sides of {MIN_SIDE} to {MAX_SIDE} pixels")
     return size
@@ -52,11 +52,11 @@ class Scene:
         room = {"sway": 0.8 if len(people) == 1 else 0.35, "bounce": 0.6 if framing == "half" else 1.0}
         if framing == "portrait":
             room = {"sway": 0.5 if len(people) == 1 else 0.2, "bounce": 0.35}
-        self._detail = _BOLD if framing == "portrait" else 1.0
+        self._detail = _PORTRAIT_STROKE if framing == "portrait" else 1.0
         self._movements = [
-            Movement(seed_of(seed, n), behaviour, **room, facing=framing == "portrait") for n in range(len(people))
+            Movement(derive_seed(seed, n), behaviour, **room, facing=framing == "portrait") for n in range(len(people))
         ]
-        rng = rng_of("stage", seed)
+        rng = derive_rng("stage", seed)
         self._zoom, self._shift = float(rng.uniform(0.92, 1.06)), rng.uniform(-1, 1, (len(people), 2))
         self._rank = [0] if len(people) == 1 else [int(r) for r in rng.permutation(len(people))]
 
@@ -78,8 +78,8 @@ class Scene:
         """The same people, clothes and backdrop from the front, in a pose that the clip does not hold."""
         poses = []
         for n in range(len(self.people)):
-            rng = rng_of("reference", self.seed, n)
-            pose = m.rest()
+            rng = derive_rng("reference", self.seed, n)
+            pose = m.rest_pose()
             pose[m.YAW], pose[m.HEAD_YAW] = rng.uniform(-0.12, 0.12), rng.uniform(-0.1, 0.1)
             pose[m.HEAD_ROLL], pose[m.LEAN], pose[m.SMILE] = rng.uniform(-0.05, 0.05), rng.uniform(-0.03, 0.03), 0.5
             for side in m.SIDES:
@@ -89,19 +89,19 @@ class Scene:
 
     def portrait(self, size: tuple[int, int] | None = None, person: int = 0) -> PuppetFrame:
         """One person's head, drawn large and from the front."""
-        width, height = size = _checked_size(size or self.size)
+        width, height = size = _check_size(size or self.size)
         unit = 0.66 * min(height, width * 1.05)
-        pose = m.rest()
-        place = Place(neck=(width / 2, height * 0.54 + 0.55 * unit), unit=unit, rank=0)
-        factor = factor_of(size)
+        pose = m.rest_pose()
+        place = Placement(neck=(width / 2, height * 0.54 + 0.55 * unit), unit=unit, rank=0)
+        factor = supersampling(size)
         backdrop = self.backdrop.draw((width * factor, height * factor), 0.0)
-        return draw(backdrop, size, factor, [self.people[person]], [pose], [place], self._detail)
+        return draw_people(backdrop, size, factor, [self.people[person]], [pose], [place], self._detail)
 
     def motion(self, size: tuple[int, int] | None = None) -> Motion:
         """The truth of the whole clip as a record."""
-        return motion_of(list(self.clip(size)), size or self.size, self.fps)
+        return frames_to_motion(list(self.clip(size)), size or self.size, self.fps)
 
-    def _places(self, size: tuple[int, int]) -> list[Place]:
+    def _placements(self, size: tuple[int, int]) -> list[Placement]:
         width, height = size
         count = len(self.people)
         if self.framing in ("half", "portrait"):
@@ -127,17 +127,17 @@ class Scene:
             dx, dy = self._shift[n]
             y = neck if bottom is None else bottom - (person.build.torso + person.build.leg + 0.2) * scale
             x = width / 2 + (apart[n] + 0.07 * dx) * unit
-            places.append(Place(neck=(x, y + (0.03 * dy - 0.08 * rank) * unit), unit=scale, rank=rank))
+            places.append(Placement(neck=(x, y + (0.03 * dy - 0.08 * rank) * unit), unit=scale, rank=rank))
         return places
 
     def _draw(self, poses: list[np.ndarray], seconds: float, size: tuple[int, int]) -> PuppetFrame:
-        width, height = _checked_size(size)
-        factor = factor_of(size)
+        width, height = _check_size(size)
+        factor = supersampling(size)
         backdrop = self.backdrop.draw((width * factor, height * factor), seconds)
-        return draw(backdrop, size, factor, self.people, poses, self._places(size), self._detail)
+        return draw_people(backdrop, size, factor, self.people, poses, self._placements(size), self._detail)
 
 
-def motion_of(frames: list[PuppetFrame], size: tuple[int, int], fps: Fraction) -> Motion:
+def frames_to_motion(frames: list[PuppetFrame], size: tuple[int, int], fps: Fraction) -> Motion:
     """Frames of one clip as ``records.Motion``; a person is present where three body points or more can be seen."""
     keypoints = np.stack([frame.keypoints for frame in frames])
     return Motion(
@@ -172,27 +172,27 @@ def sample_scene(
         raise ConfigError("--frames", frames, "1 or more")
     if fps <= 0:
         raise ConfigError("--fps", str(fps), "more than 0")
-    number = number_of(split, index)
-    seed = seed_of("scene", number, clip)
+    number = global_index(split, index)
+    seed = derive_seed("scene", number, clip)
     if framing == "mixed":
-        framing = "half" if rng_of("framing", seed).random() < 0.6 else "whole"
+        framing = "half" if derive_rng("framing", seed).random() < 0.6 else "whole"
     cast = []
     for n in range(people):
-        identity = sample_identity(number_of(split, index * MAX_PEOPLE + n))
+        identity = sample_identity(global_index(split, index * MAX_PEOPLE + n))
         if framing == "portrait":
-            identity = bolder(identity)
+            identity = exaggerate_features(identity)
         cast.append(
             Person(
                 identity=identity,
-                build=sample_build(rng_of("build", seed, n)),
-                clothes=sample_clothes(rng_of("clothes", seed, n), identity.skin),
+                build=sample_build(derive_rng("build", seed, n)),
+                clothes=sample_clothes(derive_rng("clothes", seed, n), identity.skin),
             )
         )
     return Scene(
         tuple(cast),
         seed=seed,
         framing=framing,
-        size=_checked_size(size),
+        size=_check_size(size),
         frames=frames,
         fps=Fraction(fps),
         behaviour=behaviour,

@@ -302,10 +302,10 @@ def test_a_sampler_goes_on_at_any_step(name):
 
     def through(latents: torch.Tensor, first: int = 0, observe: Any = None) -> torch.Tensor:
         if name == "euler":
-            return sample_euler(denoise, latents, sigmas, observe=observe, first=first)
+            return sample_euler(denoise, latents, sigmas, callback=observe, first_step=first)
         noise = {"noise": lambda step: keyed_noise(3, f"churn/{step}", range(2), (4, 3, 3))}
         churn = sampler.Churn(amount=5.0)
-        return sample_heun(denoise, latents, sigmas, churn=churn, observe=observe, first=first, **noise)
+        return sample_heun(denoise, latents, sigmas, churn=churn, callback=observe, first_step=first, **noise)
 
     kept: list[torch.Tensor] = []
     whole = through(x, observe=lambda latents, step: kept.append(latents))

@@ -11,7 +11,7 @@ import torch
 
 from stableanimator_cli.bench import compare
 from stableanimator_cli.bench.roofline import Roof
-from stableanimator_cli.bench.speed import Shape
+from stableanimator_cli.bench.speed import ClipShape
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.records import ModelFolder
 from tests.bench.stand_in import write_clone
@@ -19,7 +19,7 @@ from tests.random_model import TINY
 from tests.tiny import CPU
 
 ROOF = Roof(torch.float32, 10.0, 10.0)
-SHAPE = Shape(size=(64, 64), frames=2)
+SHAPE = ClipShape(size=(64, 64), frames=2)
 
 
 def tiny() -> ModelFolder:
@@ -27,7 +27,7 @@ def tiny() -> ModelFolder:
 
 
 def measured(folder: Path, python: Path | None = None):
-    return compare.measure(tiny(), CPU, SHAPE, folder, python, 1, ROOF, lambda: None)
+    return compare.compare_networks(tiny(), CPU, SHAPE, folder, python, 1, ROOF, lambda: None)
 
 
 def test_both_sides_answer_alike(tmp_path: Path):
@@ -67,26 +67,26 @@ def test_weights_that_theirs_does_not_have(tmp_path: Path):
 
 def test_folders_that_are_no_clone(tmp_path: Path):
     with pytest.raises(BadInput, match="found no folder, expected a clone") as told:
-        compare.require_clone(tmp_path / "nothing")
+        compare.check_clone(tmp_path / "nothing")
     assert "git clone" in str(told.value.hint)
     with pytest.raises(BadInput, match=r"found no animation/modules/unet\.py and 4 more missing"):
-        compare.require_clone(tmp_path)
+        compare.check_clone(tmp_path)
     clone = write_clone(tmp_path / "part")
     (clone / "animation/modules/id_encoder.py").unlink()
     with pytest.raises(BadInput, match=r"found no animation/modules/id_encoder\.py, expected"):
-        compare.require_clone(clone)
+        compare.check_clone(clone)
 
 
 def test_an_interpreter_that_is_not_there(tmp_path: Path):
     clone = write_clone(tmp_path / "theirs")
     with (
         pytest.raises(ConfigError, match="--python"),
-        compare.opened(clone, tmp_path, tmp_path / "python"),
+        compare.start_clone(clone, tmp_path, tmp_path / "python"),
     ):
         pass
     with (
         pytest.raises(BadInput, match="FileNotFoundError"),  # no job lies there
-        compare.opened(clone, tmp_path, Path(sys.executable)),
+        compare.start_clone(clone, tmp_path, Path(sys.executable)),
     ):
         pass
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stableanimator_cli.bench import cost, gate
-from stableanimator_cli.bench.networks import FULL, model_of, on_meta, random_weights
+from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model, random_weights
 from stableanimator_cli.engine.memory.render import prepared
 from stableanimator_cli.engine.weights import builders
 from stableanimator_cli.errors import BadInput, CheckFailed
@@ -18,14 +18,14 @@ SIZE = (64, 64)
 
 
 def test_what_tokens_alone_decide_is_counted_once(tiny_model: Path):
-    found = cost.unet_cost(model_of(str(tiny_model)), SIZE, 2, torch.float32)
+    found = cost.unet_cost(open_bench_model(str(tiny_model)), SIZE, 2, torch.float32)
     long, short, free = found.values()
     assert long.flops > short.flops > free.flops
     assert long.operators > short.operators > free.operators
 
 
 def test_prepared_without_numbers_is_what_the_network_prepares(tiny_model: Path):
-    model = model_of(str(tiny_model))
+    model = open_bench_model(str(tiny_model))
     build = builders(model, "distribution")["unet"]
     unet = build()
     assert isinstance(unet, AnimationUNet)
@@ -43,8 +43,8 @@ def test_prepared_without_numbers_is_what_the_network_prepares(tiny_model: Path)
 
 
 def test_chunks_and_crops_of_the_smallest_decoder(tiny_model: Path):
-    model = model_of(str(tiny_model))
-    found = cost.hjb_cost(model, (256, 256), 4, torch.float32, 1, 32, margin=2, checkpointing=(False,))
+    model = open_bench_model(str(tiny_model))
+    found = cost.face_optimization_cost(model, (256, 256), 4, torch.float32, 1, 32, margin=2, checkpointing=(False,))
     full, whole, crop = (found[f"face optimisation, {name}"] for name in (
         "full, not checkpointed", "full, one graph, not checkpointed", "crop",
     ))  # fmt: skip
@@ -61,34 +61,34 @@ def test_a_face_box_lies_in_the_frame_and_off_the_grid():
 
 
 def test_the_released_shapes_have_no_weights_and_the_small_models_faces():
-    model = model_of(FULL)
+    model = open_bench_model(FULL)
     assert set(model.files) == {"face"}
-    assert sum(p.numel() for p in on_meta(model, "unet").parameters()) == pytest.approx(1550.2e6, rel=1e-3)
+    assert sum(p.numel() for p in build_on_meta(model, "unet").parameters()) == pytest.approx(1550.2e6, rel=1e-3)
 
 
-@pytest.mark.parametrize(("name", "size"), [key for key in cost.RECKONED if key[1] == (576, 1024)])
+@pytest.mark.parametrize(("name", "size"), [key for key in cost.ESTIMATED if key[1] == (576, 1024)])
 def test_the_recorded_counters_are_what_was_reckoned_before(name: str, size: tuple[int, int]):
-    recorded = gate.read(gate.BASELINE)[f"{name} {size[0]}x{size[1]}: FLOPs"] / 1e12
+    recorded = gate.read_baseline(gate.BASELINE)[f"{name} {size[0]}x{size[1]}: FLOPs"] / 1e12
     frames = gate.FRAMES / (2 * gate.CHUNK) if name.startswith("face") else 1
-    assert recorded * frames == pytest.approx(cost.RECKONED[name, size], rel=2e-3)
+    assert recorded * frames == pytest.approx(cost.ESTIMATED[name, size], rel=2e-3)
 
 
 def test_the_counters_are_those_that_were_recorded():
-    found = gate.counters()
-    gate.require(gate.compare(found, gate.read(gate.BASELINE)), gate.BASELINE)
+    found = gate.collect_counters()
+    gate.check_unchanged(gate.compare_counters(found, gate.read_baseline(gate.BASELINE)), gate.BASELINE)
 
 
 def test_the_gate_says_what_changed(tmp_path: Path):
-    gate.write(tmp_path / "b.json", {"calls": 4, "bytes": 100, "old": 1})
-    changed = gate.compare({"calls": 4, "bytes": 110, "new": 2}, gate.read(tmp_path / "b.json"))
+    gate.write_baseline(tmp_path / "b.json", {"calls": 4, "bytes": 100, "old": 1})
+    changed = gate.compare_counters({"calls": 4, "bytes": 110, "new": 2}, gate.read_baseline(tmp_path / "b.json"))
     assert [row["change"] for row in changed.rows] == ["+10 %", "gone", "new"]
     with pytest.raises(CheckFailed, match=r"b.json: 3 counter\(s\) changed: bytes 100 -> 110 \(\+10 %\)"):
-        gate.require(changed, tmp_path / "b.json")
-    gate.require(gate.compare({"a": 1}, {"a": 1}), tmp_path / "b.json")
+        gate.check_unchanged(changed, tmp_path / "b.json")
+    gate.check_unchanged(gate.compare_counters({"a": 1}, {"a": 1}), tmp_path / "b.json")
 
 
 @pytest.mark.parametrize("text", ["[1]", '{"a": 1.5}', "no", '{"a": "b"}'])
 def test_a_list_of_something_else_is_refused(tmp_path: Path, text: str):
     (tmp_path / "b.json").write_text(text)
     with pytest.raises(BadInput, match="counters by name"):
-        gate.read(tmp_path / "b.json")
+        gate.read_baseline(tmp_path / "b.json")

@@ -8,20 +8,20 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from stableanimator_cli.bench.counters import counted
+from stableanimator_cli.bench.counters import count_all
 from stableanimator_cli.engine.memory.profile import FlopCounter, PeakMemoryMode, fused_attention
 
 
 def test_a_product_is_counted_to_the_flop_and_the_byte():
     a, b = torch.empty(8, 16, device="meta"), torch.empty(16, 4, device="meta")
-    found = counted(lambda: (a @ b).relu())
+    found = count_all(lambda: (a @ b).relu())
     assert (found.flops, found.operators) == (2 * 8 * 16 * 4, 2)
     assert found.bytes == 2 * 8 * 4 * 4  # the product lives until its relu is there
 
 
 def test_attention_on_meta_keeps_no_square_matrix():
     q = torch.empty(1, 2, 4096, 64, device="meta")
-    found = counted(lambda: F.scaled_dot_product_attention(q, q, q))
+    found = count_all(lambda: F.scaled_dot_product_attention(q, q, q))
     assert found.flops == 4 * 2 * 4096**2 * 64
     assert found.bytes < 4 * q.numel() * 4 < 2 * 4096**2 * 4
 
@@ -52,7 +52,7 @@ def test_flops_are_torchs_and_the_counter_keeps_nothing_alive():
     with PeakMemoryMode() as plain:
         step(blocks, pixels)
     blocks.zero_grad()
-    found = counted(lambda: step(blocks, pixels))
+    found = count_all(lambda: step(blocks, pixels))
     assert found.flops == known.get_total_flops() > 0
     assert (found.bytes, found.operators) == (plain.peak, plain.operators)
 

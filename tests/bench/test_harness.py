@@ -7,17 +7,17 @@ import itertools
 import numpy as np
 import pytest
 
-from stableanimator_cli.bench.harness import Interval, Rounds, busy, interleaved, interval
+from stableanimator_cli.bench.harness import Interval, Rounds, bootstrap_interval, load_warning, time_interleaved
 
 
 def test_ways_take_turns_and_only_their_own_time_counts():
     done: list[str] = []
     now = itertools.count(0.0, 1.0)  # each look at the clock is a second later
-    rounds = interleaved(
+    rounds = time_interleaved(
         {"a": lambda: done.append("a"), "b": lambda: done.append("b")},
         3,
         warm_up=1,
-        before=lambda way: done.append(f"ready {way}"),
+        setup=lambda way: done.append(f"ready {way}"),
         clock=lambda: next(now),
     )
     order = [name for name in done if not name.startswith("ready")]
@@ -35,20 +35,20 @@ def test_a_ratio_is_of_rounds_not_of_medians():
 
 def test_an_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    found = [interval(rng.normal(3.0, 1.0, 40), np.mean) for _ in range(200)]
+    found = [bootstrap_interval(rng.normal(3.0, 1.0, 40), np.mean) for _ in range(200)]
     covered = np.mean([one.low <= 3.0 <= one.high for one in found])
     assert 0.88 <= covered <= 0.99
     assert all(one.low <= one.value <= one.high for one in found)
 
 
 def test_an_interval_of_nothing_and_of_one():
-    assert np.isnan(interval([]).value)
-    assert interval([4.0]) == Interval(4.0, 4.0, 4.0)
-    assert interval([1, 2, 9]) == interval([1, 2, 9])
+    assert np.isnan(bootstrap_interval([]).value)
+    assert bootstrap_interval([4.0]) == Interval(4.0, 4.0, 4.0)
+    assert bootstrap_interval([1, 2, 9]) == bootstrap_interval([1, 2, 9])
 
 
 @pytest.mark.parametrize(("load", "warns"), [(0.5, False), (64.0, True)])
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, load: float, warns: bool):
     monkeypatch.setattr("os.getloadavg", lambda: (load, load, load), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    assert (busy() is not None) is warns
+    assert (load_warning() is not None) is warns

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from stableanimator_cli.bench import drawing, evaluation, hjb, preprocessing, rendering, roofline, speed
-from stableanimator_cli.bench.networks import load, model_of, open_engine
+from stableanimator_cli.bench import drawing, evaluation, face_optimization, preprocessing, rendering, roofline, speed
+from stableanimator_cli.bench.networks import load_network, open_bench_model, open_engine
 from stableanimator_cli.bench.roofline import Roof
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.nets.compiled import CompiledBlocks
@@ -24,9 +24,9 @@ def still() -> None:
 
 
 def test_ways_of_the_unet_agree(tiny_model: Path):
-    shape = speed.Shape(size=(64, 64), frames=2)
+    shape = speed.ClipShape(size=(64, 64), frames=2)
     ways = ("prepared", "batched", "channels-last")
-    table = speed.unet(model_of(str(tiny_model)), CPU, shape, ways, 1, ROOF, still)
+    table = speed.time_unet(open_bench_model(str(tiny_model)), CPU, shape, ways, 1, ROOF, still)
     assert [row["way"] for row in table.rows] == ["plain", *ways]
     assert max(row["greatest error / greatest value"] for row in table.rows) < 1e-5
     flops = {row["way"]: row["TFLOP"] for row in table.rows}
@@ -37,37 +37,39 @@ def test_ways_of_the_unet_agree(tiny_model: Path):
 @torch.no_grad()
 def test_a_way_is_got_ready_and_put_back(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(speed, "_compiled", cache(lambda: CompiledBlocks("eager")))
-    network = load(model_of(str(tiny_model)), "unet", torch.float32)
-    ways = speed.unet_ways(network, speed.Shape(size=(64, 64), frames=2), CPU)
-    speed.ready(network, "plain")
+    network = load_network(open_bench_model(str(tiny_model)), "unet", torch.float32)
+    ways = speed.unet_variants(network, speed.ClipShape(size=(64, 64), frames=2), CPU)
+    speed.configure_variant(network, "plain")
     plain = ways["plain"]()
-    speed.ready(network, "channels-last")
+    speed.configure_variant(network, "channels-last")
     assert not network.conv_in.weight.is_contiguous()
-    speed.ready(network, "compiled")
+    speed.configure_variant(network, "compiled")
     assert network.conv_in.weight.is_contiguous()
     assert isinstance(network.run, CompiledBlocks)
     assert network.run is speed._compiled()  # compiled once, however often it is its turn
-    speed.ready(network, "plain")
+    speed.configure_variant(network, "plain")
     assert torch.equal(ways["plain"](), plain)
 
 
 def test_ways_of_the_decoder(tiny_model: Path):
-    shape = speed.Shape(size=(64, 64), frames=4)
-    table = speed.vae(model_of(str(tiny_model)), CPU, shape, ("channels-last", "chunks of 1"), 1, ROOF, still)
+    shape = speed.ClipShape(size=(64, 64), frames=4)
+    table = speed.time_vae(
+        open_bench_model(str(tiny_model)), CPU, shape, ("channels-last", "chunks of 1"), 1, ROOF, still
+    )
     plain, last, ones = table.rows
     assert last["greatest error / greatest value"] < 1e-4 < ones["greatest error / greatest value"]
     assert ones["GiB alive"] < plain["GiB alive"] / 2
 
 
 def test_renderings_in_every_plan_are_the_same_frames(tiny_model: Path):
-    table, stages = rendering.sample(model_of(str(tiny_model)), CPU, (64, 64), 2, 2, 1, ROOF, still)
+    table, stages = rendering.time_rendering(open_bench_model(str(tiny_model)), CPU, (64, 64), 2, 2, 1, ROOF, still)
     assert {row["greatest error (levels of 255)"] for row in table.rows} == {0}
     assert [row["frames through PoseNet"] for row in table.rows] == [2, 4, 2]
     assert [row["stage"] for row in stages.rows] == ["encode", "denoise", "decode"]
 
 
 def test_length_costs_its_latents(tiny_model: Path):
-    planned, made = rendering.long(model_of(str(tiny_model)), CPU, (64, 64), 24, 1, still)
+    planned, made = rendering.measure_lengths(open_bench_model(str(tiny_model)), CPU, (64, 64), 24, 1, still)
     assert [row["frames"] for row in planned.rows] == [16, 16, 16, 24, 24, 24]
     short, longer = made.rows
     assert longer["UNet calls"] == 2 * short["UNet calls"] == 4
@@ -75,9 +77,9 @@ def test_length_costs_its_latents(tiny_model: Path):
 
 
 def test_both_modes_of_face_optimisation_on_one_clip():
-    trial = hjb.Trial(size=(64, 64), frames=2, chunk=1, iterations=1, margin=8)
-    with open_engine(model_of("puppet"), CPU) as engine:
-        speeds, near, effect = hjb.measure(engine, trial, 1, ROOF)
+    trial = face_optimization.RefineCase(size=(64, 64), frames=2, chunk=1, iterations=1, margin=8)
+    with open_engine(open_bench_model("puppet"), CPU) as engine:
+        speeds, near, effect = face_optimization.measure_face_optimization(engine, trial, 1, ROOF)
     full, crop = speeds.rows
     names = ("whole decodes", "statistics decodes", "crop decodes")
     assert [full[name] for name in names] == [4, 0, 0]  # two chunks, an iteration and the last look
@@ -89,8 +91,8 @@ def test_both_modes_of_face_optimisation_on_one_clip():
 
 
 def test_a_face_that_is_no_face_is_refused():
-    with open_engine(model_of("puppet"), CPU) as engine, pytest.raises(ConfigError, match="--face"):
-        hjb.drawn(engine, hjb.Trial(size=(64, 64), frames=1, face=4))
+    with open_engine(open_bench_model("puppet"), CPU) as engine, pytest.raises(ConfigError, match="--face"):
+        face_optimization.draw_clip(engine, face_optimization.RefineCase(size=(64, 64), frames=1, face=4))
 
 
 def test_decibels_of_a_part():
@@ -98,13 +100,13 @@ def test_decibels_of_a_part():
     where = torch.zeros(1, 1, 4, 4, dtype=torch.bool)
     where[..., 0, 0] = True
     b[..., 0, 0] = 0.2
-    assert hjb.psnr(a, b, where) == pytest.approx(20)
-    assert hjb.psnr(a, b, ~where) == float("inf")
+    assert face_optimization.psnr(a, b, where) == pytest.approx(20)
+    assert face_optimization.psnr(a, b, ~where) == float("inf")
 
 
 def test_batches_of_frames_find_the_same_points():
-    clip = preprocessing.clip_of(None, (256, 256), 2)
-    table = preprocessing.measure("puppet", "cpu", clip, 1, still)
+    clip = preprocessing.open_or_draw_clip(None, (256, 256), 2)
+    table = preprocessing.time_detection("puppet", "cpu", clip, 1, still)
     apart = [row["points apart from one by one, pixels"] for row in table.rows]
     assert apart[0] == apart[3] == 0
     assert apart[1] < 0.01
@@ -112,7 +114,7 @@ def test_batches_of_frames_find_the_same_points():
 
 
 def test_networks_of_metrics_are_timed_or_named():
-    table = evaluation.networks(CPU, (64, 64), 1, still)
+    table = evaluation.time_metric_networks(CPU, (64, 64), 1, still)
     rows = {row["what"]: row for row in table.rows}
     assert {"lpips_puppet", "faces of puppet"} <= rows.keys()
     for row in table.rows:
@@ -121,14 +123,14 @@ def test_networks_of_metrics_are_timed_or_named():
 
 
 def test_every_metric_of_pixels_is_timed():
-    table = evaluation.pixels((64, 64), 1, still)
+    table = evaluation.time_pixel_metrics((64, 64), 1, still)
     assert {"psnr", "ssim", "mae_unit"} <= {row["metric"] for row in table.rows}
     assert sum(row["% of all"] for row in table.rows) == pytest.approx(100)
 
 
 def test_metrics_keep_numbers_and_no_pictures(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(evaluation, "LENGTHS", (20, 60))
-    short, longer = evaluation.kept((64, 64), still).rows
+    short, longer = evaluation.count_metric_memory((64, 64), still).rows
     names = [name for name in short if name.startswith("KiB")]
     assert len(names) == 3
     for name in names:  # forty frames more are not one more that is kept: of 64x64 bytes, or 224x224 numbers
@@ -137,7 +139,7 @@ def test_metrics_keep_numbers_and_no_pictures(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_drawn_clip_can_be_read_again():
-    clip = preprocessing.clip_of(None, (64, 64), 2)
+    clip = preprocessing.open_or_draw_clip(None, (64, 64), 2)
     first, again = ([frame for _, frame in clip.frames()] for _ in range(2))
     assert np.array_equal(first, again)
     assert len(first) == clip.count == 2
@@ -145,14 +147,14 @@ def test_a_drawn_clip_can_be_read_again():
 
 def test_the_roof_counts_its_work_right(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(roofline, "_SMALL", {"side": 32, "picture": 4, "positions": 16, "copy": 1 << 20})
-    monkeypatch.setattr(roofline, "best", lambda *_: 0.001)
-    roof, rows = roofline.measure(CPU, torch.float32, small=True)
+    monkeypatch.setattr(roofline, "best_time", lambda *_: 0.001)
+    roof, rows = roofline.measure_roof(CPU, torch.float32, small=True)
     assert [row["GFLOP/s"] for row in rows[:1]] == [pytest.approx(2 * 32**3 / 1e6)]
     assert roof.bandwidth == pytest.approx(2 * 2**20 / 1e6)
-    assert roof.share(roof.products * 1e9, 2.0) == pytest.approx(50)
+    assert roof.percent(roof.gflops * 1e9, 2.0) == pytest.approx(50)
 
 
 def test_drawing_is_measured_at_every_size():
-    table = drawing.measure(1, still, frames=2)
+    table = drawing.time_drawing(1, still, frames=2)
     assert [row["size"] for row in table.rows] == ["64x64", "128x128", "256x256", "512x512"]
     assert all(row["frames a second"] > 0 for row in table.rows)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stableanimator_cli.bench.harness import Interval
-from stableanimator_cli.bench.results import BenchReport, Table, environment, shown
+from stableanimator_cli.bench.results import BenchReport, Table, environment, format_cell
 from stableanimator_cli.errors import BadInput
 
 STAMP = {"date": "2026-01-02", "device": "a machine", "torch": "2.0"}
@@ -35,7 +35,7 @@ def report(*rows: dict[str, object], name: str = "unet") -> BenchReport:
     ],
 )
 def test_cells(value: object, text: str):
-    assert shown(value) == text
+    assert format_cell(value) == text
 
 
 def test_columns_are_those_of_all_rows():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stableanimator_cli.bench import training
-from stableanimator_cli.bench.networks import model_of
+from stableanimator_cli.bench.networks import open_bench_model
 from stableanimator_cli.bench.roofline import Roof
 from tests.tiny import CPU
 
@@ -22,10 +22,10 @@ def still() -> None:
 
 @pytest.mark.parametrize("weights", ["its own", "made up"])
 def test_a_cached_step_is_the_same_step_with_less_to_do(tiny_model: Path, weights: str):
-    model, shape = model_of(str(tiny_model)), training.Shape(size=(64, 64), frames=2)
+    model, shape = open_bench_model(str(tiny_model)), training.Shape(size=(64, 64), frames=2)
     if weights == "made up":  # as for the released shapes, which have no files
         model = replace(model, files={})
-    table = training.caching(model, CPU, shape, 1, ROOF, still)
+    table = training.compare_caching(model, CPU, shape, 1, ROOF, still)
     encoding, cached = table.rows
     assert [row["frames decoded a step"] for row in table.rows] == [3, 0]  # two and the reference
     assert cached["TFLOP"] < encoding["TFLOP"]
@@ -37,7 +37,7 @@ def test_a_cached_step_is_the_same_step_with_less_to_do(tiny_model: Path, weight
 
 def test_forgetting_keeps_the_gradients_and_costs_work(tiny_model: Path):
     shape = training.Shape(size=(64, 96), frames=4)
-    table = training.checkpointing(model_of(str(tiny_model)), CPU, shape, 1, ROOF, still)
+    table = training.compare_checkpointing(open_bench_model(str(tiny_model)), CPU, shape, 1, ROOF, still)
     off, diffusers, blocks = table.rows
     assert blocks["MiB alive"] < diffusers["MiB alive"] < off["MiB alive"]
     assert off["TFLOP"] < diffusers["TFLOP"] < blocks["TFLOP"]
@@ -46,8 +46,8 @@ def test_forgetting_keeps_the_gradients_and_costs_work(tiny_model: Path):
 
 
 def test_released_shapes_are_counted(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(training, "model_of", lambda _: model_of(str(tiny_model)))
-    table = training.counted_full(training.Shape(size=(128, 128), frames=4), still)
+    monkeypatch.setattr(training, "open_bench_model", lambda _: open_bench_model(str(tiny_model)))
+    table = training.count_full_size(training.Shape(size=(128, 128), frames=4), still)
     off, diffusers, blocks = (row["of diffusers'"] for row in table.rows)
     assert blocks < diffusers == 1 < off
     assert table.rows[2]["TFLOP"] > table.rows[0]["TFLOP"]

@@ -24,11 +24,11 @@ def go(*words: str) -> None:
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[run.Bench]:
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[run.BenchRun]:
     """Benches that measure nothing and keep what they were asked."""
-    asked: list[run.Bench] = []
+    asked: list[run.BenchRun] = []
 
-    def nothing(bench: run.Bench) -> list[Table]:
+    def nothing(bench: run.BenchRun) -> list[Table]:
         asked.append(bench)
         return [Table(title="Nothing", rows=[{"what": "it", "ms": 1.5}], note="Not measured.")]
 
@@ -41,7 +41,7 @@ def test_the_command_line_knows_every_bench():
     assert cli.complete_name("r") == ["roofline"]
 
 
-def test_tables_are_data_and_notes_are_talk(seen: list[run.Bench], capsys: pytest.CaptureFixture[str]):
+def test_tables_are_data_and_notes_are_talk(seen: list[run.BenchRun], capsys: pytest.CaptureFixture[str]):
     go("unet", "cost", "--size", "64x128", "--frames", "3", "--pairs", "2", "--device", "cpu", "--progress", "none")
     said = capsys.readouterr()
     assert said.out.count("Nothing") == 2
@@ -52,7 +52,7 @@ def test_tables_are_data_and_notes_are_talk(seen: list[run.Bench], capsys: pytes
 
 
 def test_json_and_a_page_name_the_command_without_places(
-    seen: list[run.Bench], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    seen: list[run.BenchRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     page, out = tmp_path / "page.md", tmp_path / "out.json"
     words = ("preprocess", "--video", str(tmp_path / "a b.mp4"), "--variant", "prepared", "--variant", "chunks of 4")
@@ -85,7 +85,7 @@ def test_json_and_a_page_name_the_command_without_places(
         (("unet", "--python", "python3"), "--python"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_measured(seen: list[run.Bench], words: tuple[str, ...], flag: str):
+def test_mistakes_are_told_before_anything_is_measured(seen: list[run.BenchRun], words: tuple[str, ...], flag: str):
     with pytest.raises(ConfigError, match=flag):
         go(*words)
     assert not seen
@@ -95,12 +95,12 @@ def test_the_gate_leaves_with_its_differences(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     baseline = tmp_path / "mine.json"
-    monkeypatch.setattr(gate, "counters", lambda tick: {"calls": 5})
+    monkeypatch.setattr(gate, "collect_counters", lambda tick: {"calls": 5})
     go("gate", "--accept", "--baseline", str(baseline), "--device", "cpu")
-    assert gate.read(baseline) == {"calls": 5}
+    assert gate.read_baseline(baseline) == {"calls": 5}
     go("gate", "--baseline", str(baseline), "--device", "cpu")
     assert "1 counters, 0 changed" in capsys.readouterr().err
-    monkeypatch.setattr(gate, "counters", lambda tick: {"calls": 6})
+    monkeypatch.setattr(gate, "collect_counters", lambda tick: {"calls": 6})
     with pytest.raises(CheckFailed, match=r"mine.json: 1 counter\(s\) changed: calls 5 -> 6") as failed:
         go("gate", "--baseline", str(baseline), "--device", "cpu")
     assert failed.value.exit_code == 8
@@ -121,7 +121,7 @@ def test_the_roof_is_measured_once_and_before_what_is_read_against_it(monkeypatc
 
     monkeypatch.setattr(run.roofline, "table", table)
     config = run.BenchConfig.of({"names": ["unet"], "device": "cpu"})
-    bench = run.Bench(config=config, plan=CPU, tick=lambda: None, roofs={}, found={})
+    bench = run.BenchRun(config=config, plan=CPU, tick=lambda: None, roofs={}, tables={})
     assert bench.roof() is bench.roof()
     assert asked == [(torch.float32,)]
-    assert list(bench.found) == ["roofline"]
+    assert list(bench.tables) == ["roofline"]

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from stableanimator_cli.diffusion.backbones import Axes, Fold, refined
-from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings, Target
+from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings, Target
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.nets.arcface import ArcFace, crop_resize
 from tests.nets.iresnet import IResNet, filled, to_onnx
@@ -208,7 +208,9 @@ def optimisation(backbone: Backbone, recogniser: ArcFace, iterations: int, **set
         decoder=backbone.decoder,
         embed=lambda pixels, places: recogniser.embed(crop_resize(pixels, places)),
         targets=[Target(boxes=boxes, vector=recogniser.embed(picture)[0])],
-        settings=Settings(**{"mode": "full", "steps": (0, STEPS), "iterations": iterations, "chunk": 8, **settings}),
+        settings=FaceOptimizationSettings(
+            **{"mode": "full", "steps": (0, STEPS), "iterations": iterations, "chunk": 8, **settings}
+        ),
     )
 
 
@@ -228,7 +230,7 @@ def test_no_iterations_change_no_byte(backbone, recogniser):
 def test_the_face_comes_nearer_and_the_schedulers_estimate_is_ours(backbone, recogniser):
     plain, optimise, said, steps = (
         backbone.run(),
-        optimisation(backbone, recogniser, 6, rate=0.2, schedule="constant"),
+        optimisation(backbone, recogniser, 6, lr=0.2, lr_schedule="constant"),
         [],
         [],
     )
@@ -252,7 +254,7 @@ def test_the_face_comes_nearer_and_the_schedulers_estimate_is_ours(backbone, rec
 
 
 def test_the_background_can_be_left_alone(backbone, recogniser):
-    optimise, said = optimisation(backbone, recogniser, 2, mode="crop", reach=0), []
+    optimise, said = optimisation(backbone, recogniser, 2, mode="crop", mask_dilation=0), []
 
     def refine(clean: Tensor, step: Step) -> Tensor:
         said.append(optimise(clean, step) != clean)

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 
 from stableanimator_cli.diffusion.backbones import FAMILIES, Axes, refined
-from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Settings, Target
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings, Target
 from stableanimator_cli.diffusion.sampler import Step, sample_euler, sample_heun
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -340,7 +340,7 @@ def test_faces_are_searched_in_every_step_and_again_in_the_next_segment(name):
         PixelDecoder(),
         lambda pixels, boxes: pixels.mean(dim=(2, 3)) + torch.arange(4),
         [],
-        Settings(mode="full", steps=(0, STEPS), iterations=1, chunk=3),
+        FaceOptimizationSettings(mode="full", steps=(0, STEPS), iterations=1, chunk=3),
         detect=find,
     )
     scheduler = made(name, {**PLAIN, "prediction_type": "epsilon"} if name != "UniPCMultistepScheduler" else SD)

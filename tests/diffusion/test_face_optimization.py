@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings, Target
+from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings, Target
 from stableanimator_cli.diffusion.sampler import Step, sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import karras_sigmas
 
 FRAMES, SIDE = 6, 8
 STEP = Step(1, 4, 2.0, 1.0)
-SETTINGS = Settings(mode="full", steps=(0, 4), iterations=3, rate=0.1, chunk=2)
+SETTINGS = FaceOptimizationSettings(mode="full", steps=(0, 4), iterations=3, lr=0.1, chunk=2)
 
 
 class Decoder:
@@ -128,10 +128,10 @@ def test_similarity_rises_and_is_logged():
 def test_full_moves_everything_that_has_a_gradient_and_crop_only_faces():
     inside = torch.zeros(FRAMES, 4, SIDE, SIDE, dtype=torch.bool)
     inside[..., 1:4, 2:5] = True  # latents of the box 16..39 x 8..31
-    moved = hook(mode="crop", reach=0)(clean(), STEP) != clean()
+    moved = hook(mode="crop", mask_dilation=0)(clean(), STEP) != clean()
     assert moved[inside].all()
     assert not moved[~inside].any()
-    anchored = hook(anchor="background", reach=1)(clean(), STEP) != clean()
+    anchored = hook(anchor="background", mask_dilation=1)(clean(), STEP) != clean()
     assert not anchored[..., 6:].any()
 
 
@@ -167,9 +167,9 @@ def test_nothing_to_do_leaves_the_very_tensor(optimise):
 
 
 def test_rates():
-    assert SETTINGS.rate_at(Step(0, 25, 1, 1)) == pytest.approx(0.1)
-    assert SETTINGS.rate_at(Step(20, 25, 1, 1)) == pytest.approx(0.02)
-    assert replace(SETTINGS, schedule="constant").rate_at(Step(20, 25, 1, 1)) == 0.1
+    assert SETTINGS.lr_at(Step(0, 25, 1, 1)) == pytest.approx(0.1)
+    assert SETTINGS.lr_at(Step(20, 25, 1, 1)) == pytest.approx(0.02)
+    assert replace(SETTINGS, lr_schedule="constant").lr_at(Step(20, 25, 1, 1)) == 0.1
 
 
 @pytest.mark.parametrize("mode", ["full", "crop"])

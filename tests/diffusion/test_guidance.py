@@ -8,10 +8,10 @@ from torch import Tensor
 
 from stableanimator_cli.diffusion.guidance import (
     alternate,
-    guidance_of_frames,
-    guided_within,
+    guidance_per_frame,
     is_guided,
     windowed_denoiser,
+    with_guidance_interval,
 )
 from stableanimator_cli.diffusion.schedule import scalings
 from stableanimator_cli.diffusion.windows import Window, plan_windows
@@ -63,9 +63,9 @@ def test_guidance_of_one_is_the_conditional_answer():
 
 
 def test_guidance_rises_over_the_frames_of_the_video_not_of_the_window():
-    assert guidance_of_frames(1, 3, 5).flatten().tolist() == [1, 1.5, 2, 2.5, 3]
-    assert guidance_of_frames(1, 3, 5).shape == (5, 1, 1, 1)
-    assert guidance_of_frames(2, 3, 1).flatten().tolist() == [2]
+    assert guidance_per_frame(1, 3, 5).flatten().tolist() == [1, 1.5, 2, 2.5, 3]
+    assert guidance_per_frame(1, 3, 5).shape == (5, 1, 1, 1)
+    assert guidance_per_frame(2, 3, 1).flatten().tolist() == [2]
     x, sigma, plan = latents(9), 1.0, plan_windows(9, length=4, overlap=1)
     scale = scalings(sigma)
     denoised = windowed_denoiser(Network(), plan, guidance=(1, 3))(x, sigma)
@@ -75,7 +75,7 @@ def test_guidance_rises_over_the_frames_of_the_video_not_of_the_window():
 
 def test_each_window_is_told_when_it_is_done():
     plan, done = plan_windows(13, length=5, overlap=2), []
-    windowed_denoiser(Network(), plan, guidance=(3, 3), done=lambda: done.append(1))(latents(13), 1.0)
+    windowed_denoiser(Network(), plan, guidance=(3, 3), on_window=lambda: done.append(1))(latents(13), 1.0)
     assert len(done) == len(plan)
 
 
@@ -96,7 +96,7 @@ def test_overlapping_answers_are_blended_by_the_plans_weights():
 def test_guidance_on_an_interval_is_guidance_inside_and_none_outside():
     network, plan, x = Network(), plan_windows(6, length=4, overlap=1), latents(6)
     guided, plain = (windowed_denoiser(network, plan, guidance=(g, g)) for g in (3.0, 1.0))
-    denoise = guided_within((0.5, 50.0), guided, plain)
+    denoise = with_guidance_interval((0.5, 50.0), guided, plain)
     for sigma, inside in ((700.0, False), (50.1, False), (50.0, True), (1.0, True), (0.5, False), (0.01, False)):
         network.asked.clear()
         answer = denoise(x, sigma)

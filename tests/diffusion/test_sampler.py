@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stableanimator_cli.diffusion.sampler import Churn, Step, sample_euler, sample_heun, steps_of
+from stableanimator_cli.diffusion.sampler import Churn, Step, iterate_steps, sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import karras_sigmas
 
 MU, S = 0.7, 0.5
@@ -77,7 +77,7 @@ def test_one_step_is_the_denoisers_answer(sampler):
 
 def test_steps_are_numbered_and_end_at_zero():
     sigmas = karras_sigmas(4)
-    steps = list(steps_of(sigmas))
+    steps = list(iterate_steps(sigmas))
     assert [(s.index, s.total) for s in steps] == [(k, 4) for k in range(4)]
     assert [s.sigma for s in steps] == sigmas[:-1].tolist()
     assert [s.sigma_next for s in steps] == sigmas[1:].tolist()
@@ -106,7 +106,7 @@ def test_the_hook_is_called_once_a_step_with_the_first_estimate(sampler):
         sample_heun(denoise, x, sigmas, noise=no_noise, refine=refine)
         first = asked[::2]  # every second evaluation is Heun's correction, but the last step has none
         assert len(asked) == 2 * 5 - 1
-    assert [step for step, _ in refined] == list(steps_of(sigmas))
+    assert [step for step, _ in refined] == list(iterate_steps(sigmas))
     for (step, given), (sigma, answer) in zip(refined, first, strict=True):
         assert sigma == step.sigma
         assert given is answer
@@ -135,9 +135,9 @@ def test_who_observes_sees_the_latents_after_every_step(sampler):
     seen: list[tuple[Tensor, Step]] = []
     x = start(sigmas)
     if sampler == "euler":
-        result = sample_euler(gaussian, x, sigmas, observe=lambda x, step: seen.append((x, step)))
+        result = sample_euler(gaussian, x, sigmas, callback=lambda x, step: seen.append((x, step)))
     else:
-        result = sample_heun(gaussian, x, sigmas, noise=no_noise, observe=lambda x, step: seen.append((x, step)))
+        result = sample_heun(gaussian, x, sigmas, noise=no_noise, callback=lambda x, step: seen.append((x, step)))
     assert [step.index for _, step in seen] == [0, 1, 2]
     assert torch.equal(seen[-1][0], result)
 

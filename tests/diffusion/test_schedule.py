@@ -10,10 +10,10 @@ from diffusers import EulerDiscreteScheduler
 from torch import Tensor
 
 from stableanimator_cli.diffusion.schedule import (
+    image_noise,
     initial_scale,
     karras_sigmas,
     keyed_noise,
-    picture_noise,
     repeated_noise,
     scalings,
 )
@@ -96,7 +96,7 @@ def test_noise_leaves_the_global_generator_alone():
     torch.manual_seed(1)
     keyed_noise(0, "latents", range(3), SHAPE)
     repeated_noise(0, 5, 2, SHAPE, (1, 3, 8, 8))
-    picture_noise(0, (1, 3, 8, 8))
+    image_noise(0, (1, 3, 8, 8))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -114,4 +114,4 @@ def test_repeated_noise_starts_every_period_anew_after_the_pictures_draw(frames)
     drawn = tile(6, 4, picture)
     assert noise.shape == (frames, *SHAPE)
     assert all(torch.equal(noise[k], drawn[k % 4]) for k in range(frames))
-    assert torch.equal(picture_noise(6, picture), torch.randn(picture, generator=torch.Generator().manual_seed(6)))
+    assert torch.equal(image_noise(6, picture), torch.randn(picture, generator=torch.Generator().manual_seed(6)))

@@ -14,7 +14,7 @@ from stableanimator_cli.diffusion.training import (
     keyed_uniform,
     log_normal_sigmas,
     preconditioning,
-    stratified,
+    stratified_quantiles,
 )
 
 
@@ -35,7 +35,7 @@ def test_log_normal_levels_have_their_mean_and_deviation_and_no_infinity():
 
 def test_strata_hold_one_quantile_each():
     rand = keyed_uniform(3, "sigma", range(32))
-    u = stratified(rand, torch.arange(32), 32)
+    u = stratified_quantiles(rand, torch.arange(32), 32)
     assert (u * 32).long().tolist() == list(range(32))
     assert len(set((u * 32 % 1).tolist())) == 32
 

@@ -114,8 +114,8 @@ def test_what_is_kept_is_predicted(tiny_model, monkeypatch):
         wanted = request(FRAMES, window=4, overlap=2, size=SIZE, guidance=(3.0, 3.0), cache_features=2)
         rendered(engine, wanted)
     more = kept.stages["UNet"][1] - plain.stages["UNet"][1]
-    assert len(held[0].kept) == 2 * len(wanted.plan) == 10
-    assert more == sum(deep.numel() * deep.element_size() for deep in held[0].kept.values())
+    assert len(held[0].features) == 2 * len(wanted.plan) == 10
+    assert more == sum(deep.numel() * deep.element_size() for deep in held[0].features.values())
     alone = on_cpu.of(many_windows(cache_features=2, guidance=(1.0, 1.0)))
     assert 2 * (alone.stages["UNet"][1] - plain.stages["UNet"][1]) == more
 

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings, Target
+from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings, Target
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.decoder import FaceDecoder
 from stableanimator_cli.engine.memory.profile import PeakMemoryMode
@@ -47,7 +47,7 @@ def target() -> Target:
 
 def by_chunks(decoder: FaceDecoder) -> Tensor:
     """One iteration as it is: each chunk's backward pass by itself."""
-    settings = Settings(mode="full", steps=(0, 1), iterations=1, chunk=CHUNK)
+    settings = FaceOptimizationSettings(mode="full", steps=(0, 1), iterations=1, chunk=CHUNK)
     return FaceOptimization(decoder, embed, [target()], settings)(latents(), Step(0, 1, 1.0, 0.0))
 
 

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 
 from stableanimator_cli.detect.face import FaceReader
-from stableanimator_cli.diffusion.face_optimization import Settings
+from stableanimator_cli.diffusion.face_optimization import FaceOptimizationSettings
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine import face_optimization
 from stableanimator_cli.engine.face_optimization import Reference
@@ -23,7 +23,7 @@ from stableanimator_cli.records import Face
 from tests.tiny import temporal_vae
 
 FRAMES, SIZE = 5, (64, 64)
-SETTINGS = Settings(mode="full", steps=(0, 9), iterations=1, chunk=2)
+SETTINGS = FaceOptimizationSettings(mode="full", steps=(0, 9), iterations=1, chunk=2)
 BOX = (8.0, 8.0, 40.0, 40.0)
 
 

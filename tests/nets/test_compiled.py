@@ -13,7 +13,7 @@ from stableanimator_cli.bench.networks import random_weights
 from stableanimator_cli.engine.weights import fill
 from stableanimator_cli.nets import unet as nets_unet
 from stableanimator_cli.nets.compiled import CompiledBlocks
-from stableanimator_cli.nets.memory_format import channels_last
+from stableanimator_cli.nets.memory_format import set_channels_last
 from stableanimator_cli.nets.unet import AnimationUNet, Context, call_block
 from tests.random_model import TINY
 
@@ -50,7 +50,7 @@ def test_blocks_of_one_shape_share_their_code(unet: AnimationUNet):
     context = unet.prepare(Context(noise(2, 1, 1, width), noise(3, 1, unet.id_tokens, width)))
     run, before, answers = CompiledBlocks("eager"), graphs(), []
     for block in blocks:
-        given = (block, noise(5, 2, 64, 32), *nets_unet._seen(context, block), 2, 1)
+        given = (block, noise(5, 2, 64, 32), *nets_unet._block_context(context, block), 2, 1)
         answers.append(run(nets_unet._spatial_block, *given))
         assert torch.allclose(answers[-1], call_block(nets_unet._spatial_block, *given), atol=1e-6)
     assert graphs() == before + 1
@@ -70,9 +70,9 @@ def test_compiled_code_of_this_machine_agrees(unet: AnimationUNet):
 @torch.no_grad()
 def test_channels_last_changes_the_order_alone(unet: AnimationUNet):
     plain = call(unet)
-    channels_last(unet)
+    set_channels_last(unet)
     kernel = unet.get_parameter("down_blocks.0.resnets.0.spatial_res_block.conv1.weight")
     assert kernel.is_contiguous(memory_format=torch.channels_last)
     assert not kernel.is_contiguous()
     assert torch.allclose(call(unet), plain, atol=1e-5)
-    assert channels_last(unet, wanted=False).conv_in.weight.is_contiguous()
+    assert set_channels_last(unet, enabled=False).conv_in.weight.is_contiguous()

@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from stableanimator_cli.nets.i3d import I3D, canonical
-from stableanimator_cli.nets.resnet3d import ResNet3D, unwrapped
+from stableanimator_cli.nets.i3d import I3D, rename_weights
+from stableanimator_cli.nets.resnet3d import ResNet3D, extract_weights
 from tests.nets import metric_nets
 
 
@@ -62,14 +62,14 @@ def test_both_layouts_and_old_files_become_the_same(tensors):
     old = {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
     assert len(old) == len(as_a_port(tensors)) == 287
     for layout in (tensors, old, as_a_port(tensors)):
-        found = canonical(layout)
+        found = rename_weights(layout)
         assert set(found) == set(tensors)
         assert all(found[name] is tensors[name] for name in old)
 
 
 def test_unknown_names_are_kept_to_be_complained_of():
     odd = ("Mixed_9z.b0.conv3d.weight", "mixed_3b.branch_7.conv3d")
-    assert list(canonical(dict.fromkeys(odd, torch.zeros(1)))) == [odd[0], "Mixed_3b.branch_7.conv3d"]
+    assert list(rename_weights(dict.fromkeys(odd, torch.zeros(1)))) == [odd[0], "Mixed_3b.branch_7.conv3d"]
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 16, 112, 112), (1, 1, 16, 224, 224), (3, 16, 224, 224), (1, 3, 0, 224, 224)])
@@ -83,7 +83,7 @@ def test_other_sizes_are_refused(shape):
 def test_the_3d_resnet_agrees_with_a_forward_pass_written_by_hand():
     tensors = metric_nets.resnet3d()
     net = ResNet3D()
-    net.load_state_dict(unwrapped({"epoch": 3, "state_dict": tensors}))
+    net.load_state_dict(extract_weights({"epoch": 3, "state_dict": tensors}))
     net.eval().requires_grad_(False)
     x = clips(1, 8, 48) * 60
     expected = metric_nets.resnet3d_by_hand(tensors, x)
@@ -96,7 +96,7 @@ def test_the_checkpoint_is_unwrapped_or_taken_as_it_is():
     tensors = metric_nets.resnet3d()
     bare = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     for given in ({"state_dict": tensors, "arch": "resnet-50"}, tensors, bare):
-        found = unwrapped(given)
+        found = extract_weights(given)
         assert not any(name.startswith(("module.", "fc.")) for name in found)
         assert set(found) == set(names_of_the_resnet())
 

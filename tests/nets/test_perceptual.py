@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stableanimator_cli.nets.perceptual import SMALLEST, TAPS, Kind, Linears, Lpips, Trunk, trunk_tensors
+from stableanimator_cli.nets.perceptual import MIN_SIDE, TAPS, Kind, LinearHeads, Lpips, Trunk, trunk_tensors
 from tests.nets import metric_nets
 
 KINDS: tuple[Kind, ...] = ("alex", "vgg")
@@ -13,7 +13,7 @@ KINDS: tuple[Kind, ...] = ("alex", "vgg")
 
 @pytest.fixture(scope="module", params=KINDS)
 def network(request) -> Lpips:
-    made, heads = Trunk(request.param), Linears(request.param)
+    made, heads = Trunk(request.param), LinearHeads(request.param)
     made.load_state_dict(trunk_tensors(metric_nets.trunk(request.param)))
     heads.load_state_dict(metric_nets.linears(request.param))
     return Lpips(made, heads).eval().requires_grad_(False)
@@ -53,7 +53,7 @@ def test_the_range_of_the_input_matters(network):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps_are_taken_after_relus_of_the_right_width(kind):
-    net, side = Trunk(kind).requires_grad_(False), SMALLEST[kind]
+    net, side = Trunk(kind).requires_grad_(False), MIN_SIDE[kind]
     maps = net(torch.zeros(1, 3, side, side))
     assert [m.shape[1] for m in maps] == list(TAPS[kind].values()) == list(metric_nets.CHANNELS[kind])
     assert maps[-1].shape[-1] == 1
@@ -61,7 +61,7 @@ def test_maps_are_taken_after_relus_of_the_right_width(kind):
 
 
 def test_small_and_unequal_pictures_are_refused(network):
-    least = SMALLEST[network.trunk.kind]
+    least = MIN_SIDE[network.trunk.kind]
     with pytest.raises(ValueError, match=f"one shape of {least} or more"):
         network(pictures(1, least - 1, 64), pictures(1, least - 1, 64))
     with pytest.raises(ValueError, match="one shape"):

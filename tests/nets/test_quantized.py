@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.engine.weights import loaders
-from stableanimator_cli.nets.quantized import packed_weight, quantize_weights
+from stableanimator_cli.nets.quantized import quantize_weight, quantize_weights
 from stableanimator_cli.nets.time_conv import TimeConv
 from stableanimator_cli.nets.unet import AnimationUNet, Context
 
@@ -25,7 +25,7 @@ def noise(seed: int, *shape: int) -> Tensor:
 def test_a_weight_comes_back_within_half_a_level(kind):
     weight = noise(0, 8, 24, 3, 3) * torch.logspace(-6, 3, 8).view(-1, 1, 1, 1)  # channels of very unlike size
     weight[3] = 0
-    packed, scale = packed_weight(weight, KINDS[kind])
+    packed, scale = quantize_weight(weight, KINDS[kind])
     assert (packed.dtype, packed.shape, scale.dtype) == (KINDS[kind], weight.shape, torch.float32)
     back = packed.float() * scale.view(-1, 1, 1, 1)
     largest = weight.abs().amax((1, 2, 3), keepdim=True)

@@ -40,7 +40,7 @@ def test_a_crop_with_its_margin_is_exact_and_without_it_is_not(vae, latents):
     box = LatentBox(12, 16, 11, 15)
 
     def pixels(z, margin):
-        part = box.grown(margin, *latents.shape[-2:])
+        part = box.dilated(margin, *latents.shape[-2:])
         top, left = (box.top - part.top) * 8, (box.left - part.left) * 8
         return decode(vae.decoder, z, crop=part)[..., top : top + 32, left : left + 32]
 
@@ -74,5 +74,5 @@ def test_norms_are_given_back(vae, latents):
 
 
 def test_boxes_grow_within_the_grid():
-    assert LatentBox(1, 3, 5, 8).grown(2, 4, 9) == LatentBox(0, 4, 3, 9)
+    assert LatentBox(1, 3, 5, 8).dilated(2, 4, 9) == LatentBox(0, 4, 3, 9)
     assert LatentBox(0, 4, 3, 9).area == 24

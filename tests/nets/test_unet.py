@@ -9,7 +9,7 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
-from stableanimator_cli.bench.counters import alive
+from stableanimator_cli.bench.counters import track_memory
 from stableanimator_cli.nets.id_adapter import IDAdapter
 from stableanimator_cli.nets.unet import AnimationUNet, Context
 from tests.random_model import TINY, weights
@@ -203,7 +203,7 @@ def test_adapters_start_from_their_own_layers_attention(state):
     unet = unet_of(state)
     layers = list(unet.spatial_cross_attentions().values())
     assert not any(torch.equal(layer.processor.id_to_k.weight, layer.to_k.weight) for layer in layers)
-    unet.start_adapters_from_attention()
+    unet.init_adapters_from_attention()
     for layer in layers:
         assert torch.equal(layer.processor.id_to_k.weight, layer.to_k.weight)
         assert torch.equal(layer.processor.id_to_v.weight, layer.to_v.weight)
@@ -225,7 +225,7 @@ def test_feed_forward_layers_in_pieces_change_nothing(state, batch, branch):
     prepared = unet.prepare(contexts(tokens)[branch])
     whole = unet(sample, 0.7, prepared, ids, pose)
     for pieces in (2, 5, 256):
-        unet.pieces = pieces
+        unet.ff_chunks = pieces
         assert (unet(sample, 0.7, prepared, ids, pose) - whole).abs().max() <= 1e-5
 
 
@@ -233,8 +233,8 @@ def test_feed_forward_layers_in_pieces_need_less_memory(state):
     unet, (sample, tokens, ids, pose) = unet_of(state), inputs(height=32, width=32)
     prepared, peaks = unet.prepare(Context(tokens[:, :1], tokens[:, 1:])), []
     for pieces in (1, 4):
-        unet.pieces = pieces
-        peaks.append(alive(lambda: unet(sample, 0.7, prepared, ids, pose)).peak)
+        unet.ff_chunks = pieces
+        peaks.append(track_memory(lambda: unet(sample, 0.7, prepared, ids, pose)).peak)
     assert peaks[1] < 0.85 * peaks[0], peaks
 
 
@@ -242,7 +242,7 @@ def test_training_keeps_its_graph_whatever_the_pieces(state):
     unet, (sample, tokens, ids, pose) = unet_of(state), inputs()
     gradients = []
     for pieces in (1, 4):
-        unet.pieces = pieces
+        unet.ff_chunks = pieces
         with torch.enable_grad():
             given = sample.clone().requires_grad_(True)
             unet(given, 0.7, tokens, ids, pose).sum().backward()

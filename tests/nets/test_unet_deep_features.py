@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from stableanimator_cli.bench.counters import flops
-from stableanimator_cli.bench.networks import FULL, model_of, on_meta
+from stableanimator_cli.bench.counters import count_flops
+from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model
 from stableanimator_cli.engine.memory.render import prepared
 from tests.nets.test_unet import inputs, noise, unet_of
 from tests.random_model import TINY, weights
@@ -29,7 +29,7 @@ def unet():
 @pytest.mark.parametrize("sides", [(8, 8), (7, 9)])
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_features_of_the_same_call_give_its_answer_to_the_bit(unet, layers, sides):
-    assert unet.layers_up == 4
+    assert unet.num_up_layers == 4
     sample, tokens, ids, pose = inputs(2, *sides)
     whole = unet(sample, 0.7, tokens, ids, pose)
     answer, deep = unet.forward_caching(sample, 0.7, tokens, ids, pose, layers=layers)
@@ -54,8 +54,8 @@ def test_features_of_another_level_are_felt_and_so_are_latents_and_pose_of_this_
 
 def test_what_is_left_of_the_released_network_to_compute():
     """FLOPs of a call that takes features again, in shares of a whole one, at 16 frames of 576x1024."""
-    model = model_of(FULL)
-    unet: Any = on_meta(model, "unet", torch.bfloat16)
+    model = open_bench_model(FULL)
+    unet: Any = build_on_meta(model, "unet", torch.bfloat16)
     like = {"device": "meta", "dtype": torch.bfloat16}
     width = unet.config["cross_attention_dim"]
     context = prepared(unet, torch.empty(1, 1, width, **like), torch.empty(1, unet.id_tokens, width, **like))
@@ -63,11 +63,11 @@ def test_what_is_left_of_the_released_network_to_compute():
         torch.empty(1, 16, 8, 72, 128, **like), 1.0, context, torch.empty(1, 3, **like),
         torch.empty(16, 320, 72, 128, **like),
     )  # fmt: skip
-    whole = flops(lambda: unet(*given))
-    assert unet.layers_up == 12
+    whole = count_flops(lambda: unet(*given))
+    assert unet.num_up_layers == 12
     shares = []
     for layers in (1, 2, 3):
         _, deep = unet.forward_caching(*given, layers=layers)
-        part = flops(lambda layers=layers, deep=deep: unet.forward_cached(*given, layers=layers, deep=deep))
+        part = count_flops(lambda layers=layers, deep=deep: unet.forward_cached(*given, layers=layers, deep=deep))
         shares.append(part / whole)
     assert shares == pytest.approx([0.082, 0.246, 0.434], abs=0.02)

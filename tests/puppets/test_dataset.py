@@ -24,7 +24,7 @@ def small(folder: Path, **changes) -> PuppetPlan:
 def written(tmp_path_factory) -> PuppetPlan:
     plan = small(tmp_path_factory.mktemp("puppets") / "figures", people=2, fps=Fraction(12))
     report = write_puppets(plan)
-    assert (report.written, report.kept, report.frames) == (2, 0, 6)
+    assert (report.written, report.existing, report.frames) == (2, 0, 6)
     return plan
 
 
@@ -94,7 +94,7 @@ def test_a_cut_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "save_motion", real)
     before = (plan.folder / "videos" / "00000.mp4").stat().st_mtime_ns
     report = write_puppets(plan)
-    assert (report.written, report.kept) == (1, 1)
+    assert (report.written, report.existing) == (1, 1)
     assert (plan.folder / "videos" / "00000.mp4").stat().st_mtime_ns == before
     assert load_motion(plan.folder / "truth" / "00001.npz").size == (64, 48)
 

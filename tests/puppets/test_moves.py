@@ -7,10 +7,10 @@ import pytest
 
 from stableanimator_cli.puppets import moves as m
 from stableanimator_cli.puppets.moves import MOVES, Movement
-from stableanimator_cli.puppets.sample import rng_of, sample_build
+from stableanimator_cli.puppets.sample import derive_rng, sample_build
 from stableanimator_cli.puppets.skeleton import pose_joints
 
-BUILD = sample_build(rng_of("test"))
+BUILD = sample_build(derive_rng("test"))
 
 
 def test_a_pose_follows_from_seed_and_time_alone():
@@ -23,7 +23,7 @@ def test_a_pose_follows_from_seed_and_time_alone():
 
 @pytest.mark.parametrize("name", MOVES)
 def test_a_behaviour_moves_and_has_no_jumps(name):
-    movement = Movement(1, only=name)
+    movement = Movement(1, behaviour=name)
     poses = np.stack([movement.pose(k / 100) for k in range(400)])
     assert movement.behaviour(1.0) == name
     assert np.ptp(poses, axis=0).max() > 0.05
@@ -40,11 +40,11 @@ def test_behaviours_fade_into_one_another():
 
 
 def test_hands_on_their_way_go_round_the_head():
-    pose = m.rest()
+    pose = m.rest_pose()
     pose[m.WRIST["right"]] = (0.0, -0.3, 0.2)
-    m.keep_off(pose)
+    m.keep_hands_off_head(pose)
     assert pose[m.WRIST["right"]][0] == 0.34
-    assert tuple(pose[m.WRIST["left"]]) == tuple(m.rest()[m.WRIST["left"]])
+    assert tuple(pose[m.WRIST["left"]]) == tuple(m.rest_pose()[m.WRIST["left"]])
 
 
 def test_behaviours_follow_one_another():
@@ -81,7 +81,7 @@ def test_hands_before_the_face_are_rare():
 
 
 def test_turning_round_swaps_the_sides():
-    pose = m.rest()
+    pose = m.rest_pose()
     front = pose_joints(pose, BUILD)
     pose[m.YAW] = np.pi
     back = pose_joints(pose, BUILD)
@@ -90,7 +90,7 @@ def test_turning_round_swaps_the_sides():
 
 
 def test_an_open_hand_is_longer_than_a_fist():
-    pose, reach = m.rest(), []
+    pose, reach = m.rest_pose(), []
     for curl in (0.0, 1.0):
         pose[m.CURL["left"]] = curl
         hand = pose_joints(pose, BUILD).hand["left"]

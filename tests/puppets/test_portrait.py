@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stableanimator_cli.puppets.sample import bolder, number_of, sample_identity
+from stableanimator_cli.puppets.sample import exaggerate_features, global_index, sample_identity
 from stableanimator_cli.puppets.scene import sample_scene
 
 SIZE = (256, 256)
@@ -24,8 +24,8 @@ def test_faces_are_wide_and_mostly_seen():
 
 def test_people_are_the_same_with_larger_features():
     for n in range(200):
-        who = sample_identity(number_of("train", n))
-        bold = bolder(who)
+        who = sample_identity(global_index("train", n))
+        bold = exaggerate_features(who)
         assert bold.number == who.number
         assert (bold.hair, bold.glasses, bold.beard, bold.iris) == (who.hair, who.glasses, who.beard, who.iris)
         assert bold.eye_width >= who.eye_width

@@ -17,7 +17,7 @@ FACE = slice(24, 92)
 
 def posed(scene: Scene, *, yaw: float = 0.0, size: tuple[int, int] = (192, 192), **dofs: float):
     """One person at rest, turned by ``yaw``."""
-    pose = m.rest()
+    pose = m.rest_pose()
     pose[m.YAW] = yaw
     for name, value in dofs.items():
         pose[getattr(m, name)] = value
@@ -167,7 +167,7 @@ def test_an_arm_behind_the_body_is_hidden():
 
 
 def test_hands_before_the_face_hide_it():
-    pose = m.rest()
+    pose = m.rest_pose()
     for side in m.SIDES:
         pose[m.WRIST[side]] = (-0.17, -0.30, 0.56)
         pose[m.CURL[side]] = 0.0

@@ -12,16 +12,16 @@ from stableanimator_cli.puppets.sample import (
     HAIR_STYLES,
     SPLITS,
     Identity,
-    number_of,
-    rng_of,
+    derive_rng,
+    derive_seed,
+    global_index,
     sample_clothes,
     sample_identity,
-    seed_of,
 )
 
 
 def test_a_seed_is_the_same_on_every_machine():
-    assert seed_of("identity", 7) == 6995799242696326506
+    assert derive_seed("identity", 7) == 6995799242696326506
 
 
 def test_an_identity_follows_from_its_number():
@@ -30,7 +30,7 @@ def test_an_identity_follows_from_its_number():
 
 
 def test_numbers_of_splits_are_disjoint():
-    numbers = {split: {number_of(split, index) for index in range(500)} for split in SPLITS}
+    numbers = {split: {global_index(split, index) for index in range(500)} for split in SPLITS}
     assert sum(map(len, numbers.values())) == len(set.union(*numbers.values())) == 1500
 
 
@@ -75,7 +75,7 @@ def test_eyes_fit_between_fringe_and_mouth():
 
 def test_clothes_stand_out_from_skin():
     skin = (205, 145, 105)
-    near = [np.linalg.norm(np.subtract(sample_clothes(rng_of("c", n), skin).colour, skin)) for n in range(100)]
+    near = [np.linalg.norm(np.subtract(sample_clothes(derive_rng("c", n), skin).colour, skin)) for n in range(100)]
     assert np.median(near) > 90
     assert min(near) > 45
 

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.bench.counters import flops
-from stableanimator_cli.bench.harness import Interval, interval
-from stableanimator_cli.bench.networks import FULL, model_of, on_meta
-from stableanimator_cli.bench.results import Table, environment, made_by, put_on_page
+from stableanimator_cli.bench.counters import count_flops
+from stableanimator_cli.bench.harness import Interval, bootstrap_interval
+from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model
+from stableanimator_cli.bench.results import Table, environment, page_heading, update_page
 from stableanimator_cli.config.animate import DeviceConfig, SamplingConfig
 from stableanimator_cli.config.parse import Guidance, parse_cache_interval, parse_interval
 from stableanimator_cli.engine.device import DevicePlan
@@ -154,7 +154,7 @@ class Cost:
 
 def cost(model: ModelFolder, size: tuple[int, int], frames: int, dtype: torch.dtype, layers: Sequence[int]) -> Cost:
     """Counted on the ``meta`` device, as ``Engine.denoiser`` calls the network."""
-    unet: Any = on_meta(model, "unet", dtype)
+    unet: Any = build_on_meta(model, "unet", dtype)
     like = {"device": "meta", "dtype": dtype}
     token, (width, height) = unet.config["cross_attention_dim"], (side // STRIDE for side in size)
     given = (
@@ -167,10 +167,10 @@ def cost(model: ModelFolder, size: tuple[int, int], frames: int, dtype: torch.dt
     found: dict[int, tuple[int, int]] = {}
     with torch.no_grad():
         for count in layers:
-            _, deep = unet.with_deep(*given, layers=count)
-            part = flops(lambda n=count, d=deep: unet.from_deep(*given, layers=n, deep=d))
+            _, deep = unet.forward_caching(*given, layers=count)
+            part = count_flops(lambda n=count, d=deep: unet.forward_cached(*given, layers=n, deep=d))
             found[count] = part, deep.numel() * deep.element_size()
-        return Cost(flops(lambda: unet(*given)), found)
+        return Cost(count_flops(lambda: unet(*given)), found)
 
 
 def column(clips: Sequence[Clip], setting: str, figure: str) -> np.ndarray:
@@ -181,7 +181,7 @@ def column(clips: Sequence[Clip], setting: str, figure: str) -> np.ndarray:
 def mean(values: np.ndarray) -> Interval | None:
     """Over the clips that have the figure; None where none has."""
     there = values[np.isfinite(values)]
-    return interval(there, np.mean) if len(there) else None
+    return bootstrap_interval(there, np.mean) if len(there) else None
 
 
 def losses(clips: Sequence[Clip], trial: Trial, cost: Cost) -> Table:
@@ -225,7 +225,7 @@ def losses(clips: Sequence[Clip], trial: Trial, cost: Cost) -> Table:
 def savings(layers: Sequence[int]) -> Table:
     """What shallow calls of the released shapes cost, and what is kept for them."""
     size, frames = RELEASED
-    counted = cost(model_of(FULL), size, frames, torch.bfloat16, layers)
+    counted = cost(open_bench_model(FULL), size, frames, torch.bfloat16, layers)
     rows = []
     for count in layers:
         share = counted.share(count)
@@ -276,8 +276,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = "\n\n".join(table.markdown() for table in tables)
         if options.page is not None:
             command = as_typed("tools.bench.approximations", words)
-            head = made_by("Approximate speed and its loss", command, environment(torch.device("cpu")))
-            put_on_page(options.page, {PART: f"{head}\n\n{text}"})
+            head = page_heading("Approximate speed and its loss", command, environment(torch.device("cpu")))
+            update_page(options.page, {PART: f"{head}\n\n{text}"})
     except SaError as error:
         return refused(error)
     sys.stdout.write(f"{text}\n")

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.bench.harness import Interval, interval
-from stableanimator_cli.bench.results import Table, environment, made_by, put_on_page
+from stableanimator_cli.bench.harness import Interval, bootstrap_interval
+from stableanimator_cli.bench.results import Table, environment, page_heading, update_page
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.diffusion.windows import Blend, WindowPlan, plan_windows
 from stableanimator_cli.engine.decoder import to_uint8
@@ -167,7 +167,7 @@ def column(clips: Sequence[Clip], way: str, figure: str) -> np.ndarray:
 def difference(clips: Sequence[Clip], way: str, figure: str) -> Interval:
     """A way's minus upstream's, clip by clip, over the clips that have both: the mean and its interval."""
     apart = column(clips, way, figure) - column(clips, THEIRS, figure)
-    return interval(apart[np.isfinite(apart)], np.mean)
+    return bootstrap_interval(apart[np.isfinite(apart)], np.mean)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +204,7 @@ def tables(clips: Sequence[Clip], trial: Trial) -> tuple[Table, Table]:
         row: dict[str, Any] = {"blend": way, "windows a step": clips[0][way]["windows"]}
         for figure, title in FIGURES.items():
             one = column(clips, way, figure)
-            row[title] = interval(one[np.isfinite(one)], np.mean) if np.isfinite(one).any() else None
+            row[title] = bootstrap_interval(one[np.isfinite(one)], np.mean) if np.isfinite(one).any() else None
         rows.append(row)
     asked = []
     for mark in marks(clips):
@@ -261,8 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = "\n\n".join(table.markdown() for table in tables(clips, trial))
         if options.page is not None:
             command = as_typed("tools.bench.blending", words)
-            head = made_by("Seams of long videos", command, environment(torch.device("cpu")))
-            put_on_page(options.page, {PART: f"{head}\n\n{text}"})
+            head = page_heading("Seams of long videos", command, environment(torch.device("cpu")))
+            update_page(options.page, {PART: f"{head}\n\n{text}"})
     except SaError as error:
         return refused(error)
     sys.stdout.write(f"{text}\n")

@@ -35,7 +35,7 @@ from stableanimator_cli.errors import NoFace
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.skeleton import draw_skeleton
-from stableanimator_cli.puppets.sample import rng_of
+from stableanimator_cli.puppets.sample import derive_rng
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 from stableanimator_cli.records import Motion
 from tools.bench.puppet_decoder import psnr
@@ -50,7 +50,7 @@ _FIRST = 70_000  # scenes from here on: no other list looks at them
 
 def held_out(seed: int = 2026, count: int = 50) -> list[dict[str, int]]:
     """The list: scenes of the test split and which clip of each. Some frame of each shows a face."""
-    rng = rng_of("held out", seed)
+    rng = derive_rng("held out", seed)
     chosen: list[dict[str, int]] = []
     for index in rng.permutation(20_000):
         entry = {"index": _FIRST + int(index), "clip": int(rng.integers(1000)), "frames": 8}

@@ -32,8 +32,8 @@ import torch
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import run
-from stableanimator_cli.bench.harness import Interval, interval
-from stableanimator_cli.bench.results import environment, made_by, put_on_page
+from stableanimator_cli.bench.harness import Interval, bootstrap_interval
+from stableanimator_cli.bench.results import environment, page_heading, update_page
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
@@ -233,7 +233,7 @@ def summed(found: Sequence[Case], figure: str, mode: str, against: str | None = 
             value -= by_key.get((puppet, seed, against), float("nan")) if against else 0.0
             if np.isfinite(value):
                 values.setdefault(puppet, []).append(value)
-    return interval([float(np.mean(seeds)) for seeds in values.values()], np.mean)
+    return bootstrap_interval([float(np.mean(seeds)) for seeds in values.values()], np.mean)
 
 
 def table(found: Sequence[Case]) -> str:
@@ -262,7 +262,7 @@ def page_part(found: Sequence[Case], plan: Plan, command: str) -> str:
         f"{steps} steps (`paper`: {plan.paper_steps}). Cosines with the reference at the drawn face, PSNR beside the "
         "drawn truth; means with bootstrap intervals of 95 % over puppets, differences case by case."
     )
-    head = made_by("What face optimisation does", command, environment(torch.device("cpu")))
+    head = page_heading("What face optimisation does", command, environment(torch.device("cpu")))
     return f"{head}\n\n{note}\n\n{table(found)}"
 
 
@@ -300,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stderr.write(f"{case.mode}, puppet {case.puppet}, seed {case.seed}: judge {case.judge:.3f}\n")
         if options.page is not None:
             command = as_typed("tools.bench.refinement_figures", words)
-            put_on_page(options.page, {PART: page_part(found, plan, command)})
+            update_page(options.page, {PART: page_part(found, plan, command)})
     except SaError as error:
         return refused(error)
     sys.stdout.write(table(found) + "\n")

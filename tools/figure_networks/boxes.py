@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stableanimator_cli.puppets.sample import rng_of
+from stableanimator_cli.puppets.sample import derive_rng
 from tools.figure_networks.augment import worn
 from tools.figure_networks.blocks import Residual, conv, write_onnx
 from tools.figure_networks.data import FRAME_SIDE, FRAMES, person_box, present
@@ -121,7 +121,7 @@ class BoxTask(Task):
         raise NotImplementedError
 
     def batch(self, step: int) -> Batch:
-        rng = rng_of(self.name, step)
+        rng = derive_rng(self.name, step)
         images = np.full((self.batch_size, SIDE, SIDE, 3), self.pad, np.float32)
         boxes = np.full((self.batch_size, _MOST, 4), np.nan, np.float32)
         marks = np.zeros((self.batch_size, _MOST, 5, 2), np.float32)

@@ -18,7 +18,7 @@ import numpy as np
 
 from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.puppets.moves import MOVES
-from stableanimator_cli.puppets.sample import HAIR_STYLES, MAX_PEOPLE, TOPS, rng_of
+from stableanimator_cli.puppets.sample import HAIR_STYLES, MAX_PEOPLE, TOPS, derive_rng
 from stableanimator_cli.puppets.scene import sample_scene
 
 Arrays = dict[str, np.ndarray]
@@ -102,10 +102,10 @@ def draw_frames(
     }
     for s in range(scenes):
         index = shard * scenes + s
-        rng = rng_of("frames", split, index)
+        rng = derive_rng("frames", split, index)
         people = int(rng.choice(3, p=(0.6, 0.27, 0.13))) + 1
         width, height = _SIZES[int(rng.choice(len(_SIZES), p=_SIZE_SHARE))]
-        framing = "portrait" if portraits and rng_of("portraits", split, index).random() < portraits else "mixed"
+        framing = "portrait" if portraits and derive_rng("portraits", split, index).random() < portraits else "mixed"
         scene = sample_scene(split, index, people=people, framing=framing, size=(width, height), clip=7)
         for k, t in enumerate(rng.uniform(0, 400, times)):
             frame, at = scene.frame(float(t)), s * times + k
@@ -152,7 +152,7 @@ def draw_faces(
     images, persons, clip_numbers = [], [], []
     for index in range(first + shard * people, first + (shard + 1) * people):
         for clip in range(clips):
-            rng = rng_of("faces", split, index, clip)
+            rng = derive_rng("faces", split, index, clip)
             pixels = int(rng.choice((112, 128, 160, 224, 288)))
             scene = sample_scene(split, index, framing="half", size=(pixels, pixels), clip=clip)
             found = 0
@@ -192,7 +192,7 @@ def draw_clips(shard: int, *, split: str = "train", scenes: int = 25) -> Arrays:
     behaviours = LABELS["behaviour"]
     out: dict[str, list[np.ndarray]] = {"video": [], "label": [], "points": [], "colour": []}
     for index in range(shard * scenes, (shard + 1) * scenes):
-        rng = rng_of("clips", split, index)
+        rng = derive_rng("clips", split, index)
         behaviour = behaviours[int(rng.integers(len(behaviours)))]
         framing = "half" if rng.random() < 0.7 else "whole"
         scene = sample_scene(split, index, framing=framing, frames=CLIP_FRAMES, behaviour=behaviour, clip=11)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stableanimator_cli.puppets.sample import rng_of
+from stableanimator_cli.puppets.sample import derive_rng
 from tools.figure_networks.augment import worn
 from tools.figure_networks.blocks import Residual, conv, write_onnx
 from tools.figure_networks.data import ALIGNED, FACES, JUDGE_FACES, MARGIN, Recipe
@@ -100,7 +100,7 @@ class IdentityTask(Task):
         self.images, self.labels = data["image"], np.unique(data["person"], return_inverse=True)[1]
 
     def batch(self, step: int) -> Batch:
-        rng = rng_of(self.name, step)
+        rng = derive_rng(self.name, step)
         picks = rng.integers(len(self.images), size=self.batch_size)
         faces = np.empty((self.batch_size, ALIGNED, ALIGNED, 3), np.float32)
         for n, pick in enumerate(picks):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import temporary_path
-from stableanimator_cli.puppets.sample import seed_of
+from stableanimator_cli.puppets.sample import derive_seed
 from tools.figure_networks.data import Recipe
 
 Batch = dict[str, Tensor]
@@ -72,7 +72,7 @@ def trained(task: Task, folder: Path, tell: Tell, *, workers: int = 1, until: in
 
     ``until`` stops earlier (for tests). Raises ``BadInput`` where the checkpoint is of other settings or damaged.
     """
-    torch.manual_seed(seed_of("train", task.name))
+    torch.manual_seed(derive_seed("train", task.name))
     net = task.network()
     for weight in net.parameters():
         if weight.ndim == 4:  # the layout in which a CPU convolves fastest
@@ -98,7 +98,7 @@ def trained(task: Task, folder: Path, tell: Tell, *, workers: int = 1, until: in
         for group in optimizer.param_groups:
             group["lr"] = task.rate * _schedule(step, task.steps)
         # Noise within the network follows from the step too, so that a resumed run draws what an uncut one draws.
-        torch.manual_seed(seed_of("step", task.name, step))
+        torch.manual_seed(derive_seed("step", task.name, step))
         batch = task.batch(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss, numbers = task.loss(net, batch, step)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stableanimator_cli.motion.keypoints import to_wholebody
-from stableanimator_cli.puppets.sample import rng_of
+from stableanimator_cli.puppets.sample import derive_rng
 from tools.figure_networks.augment import worn
 from tools.figure_networks.blocks import Residual, conv, write_onnx
 from tools.figure_networks.data import FRAMES, person_box, present
@@ -130,7 +130,7 @@ class PoseTask(Task):
                     self.boxes.append(person_box(points, tuple(self.sizes[n])))
 
     def batch(self, step: int) -> Batch:
-        rng = rng_of("pose", step)
+        rng = derive_rng("pose", step)
         crops = np.empty((self.batch_size, HEIGHT // POOL, WIDTH // POOL, 3), np.float32)
         points = np.empty((self.batch_size, 133, 3), np.float32)
         for n, pick in enumerate(rng.integers(len(self.people), size=self.batch_size)):

@@ -31,7 +31,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.nets.norm_groups import set_norm_groups
 from stableanimator_cli.nets.time_conv import TimeConv, with_time_convs
-from stableanimator_cli.puppets.sample import rng_of
+from stableanimator_cli.puppets.sample import derive_rng
 from tools.figure_networks.data import CLIP_SIDE, CLIPS, FRAMES, draw_clips
 from tools.figure_networks.detectors import guarded, parse, run
 from tools.figure_networks.loop import Batch, Task
@@ -101,7 +101,7 @@ class VaeTask(Task):
         self.videos = CLIPS.load(folder)["video"]
 
     def batch(self, step: int) -> Batch:
-        rng = rng_of(self.name, step)
+        rng = derive_rng(self.name, step)
         n, length = self.videos.shape[:2]
         if step > _CLIPS_FROM * self.steps and step % 2:
             x, y = (int(v) for v in rng.integers(0, CLIP_SIDE - _CROP + 1, 2))
@@ -265,7 +265,7 @@ class EncoderTask(Task):
         self.images, self.sizes = data["image"].reshape(-1, 4, *data["image"].shape[1:]), data["size"][::4]
 
     def batch(self, step: int) -> Batch:
-        rng = rng_of(self.name, step)
+        rng = derive_rng(self.name, step)
         side = ENCODER_CONFIG["image_size"]
         pairs = np.empty((2, self.batch_size, side, side, 3), np.float32)
         for n, pick in enumerate(rng.choice(len(self.images), size=self.batch_size, replace=False)):

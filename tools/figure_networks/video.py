@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stableanimator_cli.puppets.sample import rng_of
+from stableanimator_cli.puppets.sample import derive_rng
 from tools.figure_networks.blocks import conv, write_onnx
 from tools.figure_networks.data import CLIP_FRAMES, CLIP_SIDE, CLIPS, LABELS
 from tools.figure_networks.loop import Batch, Task
@@ -109,7 +109,7 @@ class VideoTask(Task):
         self.labels, self.points, self.colours = data["label"], data["points"], data["colour"]
 
     def batch(self, step: int) -> Batch:
-        rng = rng_of(self.name, step)
+        rng = derive_rng(self.name, step)
         picks = rng.integers(len(self.videos), size=self.batch_size)
         clips, points = self.videos[picks].astype(np.float32), self.points[picks].copy()
         for n in range(len(clips)):

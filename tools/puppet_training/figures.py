@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from stableanimator_cli.puppets.render import PuppetFrame
-from stableanimator_cli.puppets.sample import rng_of
+from stableanimator_cli.puppets.sample import derive_rng
 from stableanimator_cli.puppets.scene import sample_scene
 from tools.puppet_training.heldout import SIZE
 
@@ -53,7 +53,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
         cv2.setNumThreads(1)
-        rng = rng_of("portrait crops", step)
+        rng = derive_rng("portrait crops", step)
         full = step % 8 == 7
         side = SIZE[0] if full else self.side
         count = max(1, self.batch * self.side**2 // side**2) if full else self.batch

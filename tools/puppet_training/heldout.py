@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stableanimator_cli.puppets.sample import rng_of
+from stableanimator_cli.puppets.sample import derive_rng
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 
 LIST = Path(__file__).with_name("heldout.json")
@@ -22,7 +22,7 @@ _FIRST = 120_000
 
 def select_clips(seed: int = 17, count: int = 50) -> list[dict[str, int]]:
     """Choose ``count`` clips: an index of the test split, and which clip of that scene."""
-    rng = rng_of("held-out portraits", seed)
+    rng = derive_rng("held-out portraits", seed)
     chosen: list[dict[str, int]] = []
     for index in rng.permutation(20_000):
         entry = {"index": _FIRST + int(index), "clip": int(rng.integers(1000))}

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from stableanimator_cli.files import atomic_write
 from stableanimator_cli.puppets.render import PuppetFrame
-from stableanimator_cli.puppets.sample import seed_of
+from stableanimator_cli.puppets.sample import derive_seed
 from tools.figure_networks.loop import fast_bfloat16
 from tools.figure_networks.vae import unit_latents
 from tools.puppet_training.figures import Crops, batches, sample_frames
@@ -80,7 +80,7 @@ class Trainer:
 
     def train_step(self, pixels: Tensor, weight: Tensor) -> dict[str, float]:
         """One step of the VAE and one of the discriminator."""
-        torch.manual_seed(seed_of("portrait vae", self.step))
+        torch.manual_seed(derive_seed("portrait vae", self.step))
         half = half_precision(pixels)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
@@ -247,7 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     options.run.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1 if options.device == "cpu" else 4)
-    torch.manual_seed(seed_of("portrait vae"))
+    torch.manual_seed(derive_seed("portrait vae"))
     first = MODEL / "vae.safetensors"
     trainer = Trainer(options, open_vae(first), open_vae(first), Discriminator(), Features(MODEL / "video.onnx"))
     checkpoint = options.run / "vae.pt"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stableanimator_cli.bench.networks import model_of
+from stableanimator_cli.bench.networks import open_bench_model
 from tools.bench import approximations
 from tools.bench.approximations import GUIDED, PLAIN, Cost, Trial, losses, main
 
@@ -65,7 +65,7 @@ def test_a_clip_without_a_figure_is_left_out():
 
 
 def test_shallow_calls_of_the_small_model_are_counted():
-    model = model_of("puppet")
+    model = open_bench_model("puppet")
     counted = approximations.cost(model, (64, 64), 2, torch.float32, (1, 2, 4))
     shares = [counted.share(layers) for layers in (1, 2, 4)]
     assert 0 < shares[0] < shares[1] < shares[2] < 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stableanimator_cli.bench.results import put_on_page
+from stableanimator_cli.bench.results import update_page
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.diffusion.guidance import alternate, windowed_denoiser
 from stableanimator_cli.diffusion.sampler import sample_euler
@@ -146,8 +146,8 @@ def test_no_clips_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_parts_of_a_page_are_put_between_their_own_markers(tmp_path: Path):
     page = tmp_path / "page.md"
     page.write_text("# P\n\ntext\n")
-    put_on_page(page, {"a": "one", "b": "two"})
-    put_on_page(page, {"a": "three"})
+    update_page(page, {"a": "one", "b": "two"})
+    update_page(page, {"a": "three"})
     assert page.read_text() == (
         "# P\n\ntext\n\n<!-- bench a: generated -->\nthree\n<!-- bench a: end -->\n\n"
         "<!-- bench b: generated -->\ntwo\n<!-- bench b: end -->\n"

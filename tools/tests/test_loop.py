@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.puppets.sample import rng_of
+from stableanimator_cli.puppets.sample import derive_rng
 from tools.figure_networks import loop
 from tools.figure_networks.loop import Batch, Task, trained
 
@@ -26,7 +26,7 @@ class Line(Task):
         self.loaded = True
 
     def batch(self, step: int) -> Batch:
-        return {"x": torch.from_numpy(rng_of("line", step).normal(size=(self.batch_size, 1))).float()}
+        return {"x": torch.from_numpy(derive_rng("line", step).normal(size=(self.batch_size, 1))).float()}
 
     def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         x = batch["x"]

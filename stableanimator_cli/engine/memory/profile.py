@@ -122,8 +122,8 @@ def fused_attention() -> Iterator[None]:
 def _as_a_cpu(wanted: bool) -> Iterator[None]:
     """Within it temporal convolutions on ``meta`` tensors are the products that a CPU computes."""
     if wanted:
-        time_conv.PRODUCTS.add("meta")
+        time_conv.MATMUL_DEVICES.add("meta")
     try:
         yield
     finally:
-        time_conv.PRODUCTS.discard("meta")
+        time_conv.MATMUL_DEVICES.discard("meta")

@@ -225,7 +225,7 @@ class MemoryEstimator:
         width, height = self._latent
 
         def count() -> int:
-            unet.pieces = plan.ff_chunks
+            unet.ff_chunks = plan.ff_chunks
             channels, tokens = unet.config["block_out_channels"][0], unet.config["cross_attention_dim"]
             context = prepared(unet, self._noise(1, 1, tokens), self._noise(1, unet.id_tokens, tokens))
 
@@ -249,7 +249,7 @@ class MemoryEstimator:
         def count() -> int:
             sample = self._noise(1, window, unet.config["in_channels"], height, width)
             tokens = self._noise(1, 1, unet.config["cross_attention_dim"])
-            layers = min(sampling.cache_layers, unet.layers_up)
+            layers = min(sampling.cache_layers, unet.num_up_layers)
             with torch.no_grad():
                 deep = unet.forward_caching(sample, 1.0, Context(tokens, None), self._noise(1, 3), layers=layers)[1]
             return deep.numel() * deep.element_size()

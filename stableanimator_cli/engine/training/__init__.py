@@ -27,7 +27,7 @@ from stableanimator_cli.engine.training.trainable import (
 from stableanimator_cli.engine.weights import builders, fill, loaders, read_tensors
 from stableanimator_cli.errors import ModelMissing
 from stableanimator_cli.nets.face_encoder import FusionModel
-from stableanimator_cli.nets.memory_format import channels_last
+from stableanimator_cli.nets.memory_format import set_channels_last
 from stableanimator_cli.nets.mixed_norms import with_mixed_norms
 from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
@@ -87,7 +87,7 @@ def open_training(
     training.to(device)
     if device.type == "cpu":
         keep_freed_memory()
-        channels_last(training)  # a CPU's library is quicker so
+        set_channels_last(training)  # a CPU's library is quicker so
     encoders_in = torch.bfloat16 if settings.dtype == "bfloat16" and device.type == "cuda" else torch.float32
     return TrainingParts(
         model=training,
@@ -168,7 +168,7 @@ def init_network(build: Callable[[], nn.Module], seed: int) -> nn.Module:
         torch.manual_seed(seed)
         network = build()
         if isinstance(network, AnimationUNet):
-            network.start_adapters_from_attention()
+            network.init_adapters_from_attention()
             _quiet_in_time(network)
         for module in network.modules():
             if isinstance(module, FusionModel):

@@ -17,7 +17,7 @@ from stableanimator_cli.diffusion.training import (
     interpolated_cosine_sigmas,
     keyed_uniform,
     log_normal_sigmas,
-    stratified,
+    stratified_quantiles,
 )
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.training.model import StepInputs, TrainingParts, TrainingSettings
@@ -87,7 +87,7 @@ def step_inputs(parts: TrainingParts, batch: SampleBatch, seed: int, global_batc
 
 def sigmas(settings: TrainingSettings, seed: int, index: Tensor, global_batch: int) -> Tensor:
     """Noise levels float32[b], one a stratum of the global batch."""
-    u = stratified(keyed_uniform(seed, "sigma", index.tolist()), index % global_batch, global_batch)
+    u = stratified_quantiles(keyed_uniform(seed, "sigma", index.tolist()), index % global_batch, global_batch)
     if settings.sigma == "lognormal":
         return log_normal_sigmas(u, settings.sigma_mean, settings.sigma_deviation)
     return interpolated_cosine_sigmas(u)

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from stableanimator_cli.diffusion.training import MaskForm, denoising_loss, preconditioning
+from stableanimator_cli.diffusion.training import MaskWeighting, denoising_loss, preconditioning
 from stableanimator_cli.engine.device import DTYPES, Networks
 from stableanimator_cli.engine.training.trainable import TRAINED, Train, choose_trainable
 from stableanimator_cli.nets.face_encoder import FaceEncoder
@@ -45,7 +45,7 @@ class TrainingSettings:
 
     train: Train = "attentions"
     lora_rank: int = 16
-    face_mask: MaskForm = "released"
+    face_mask: MaskWeighting = "released"
     face_encoder: bool = True
     id_adapter: IDMode = "distribution"
     face: bool = True
@@ -71,7 +71,7 @@ class TrainingSettings:
 
 _CHOICES = {
     "train": Train,
-    "face_mask": MaskForm,
+    "face_mask": MaskWeighting,
     "id_adapter": IDMode,
     "dropout": Dropout,
     "sigma": Sigma,

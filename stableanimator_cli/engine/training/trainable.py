@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.nets.lora import add_lora, is_lora, merged
+from stableanimator_cli.nets.lora import add_lora, is_lora, merge_lora
 from stableanimator_cli.nets.unet import AnimationUNet
 
 Train = Literal["attentions", "all", "adapters", "pose+face", "lora"]
@@ -105,7 +105,7 @@ def export_tensors(
     state = {name: tensor.detach().to("cpu") for name, tensor in {**model.state_dict(), **replaced, **frozen}.items()}
     updated = exported_names(name for name in state if is_lora(name))
     exported: dict[str, dict[str, Tensor]] = {role: {} for role in TRAINED}
-    for name, tensor in merged(state).items():
+    for name, tensor in merge_lora(state).items():
         role, _, inner = name.partition(".")
         if dtype is not None and tensor.is_floating_point() and (name not in frozen or name in updated):
             tensor = tensor.to(dtype)

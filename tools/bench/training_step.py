@@ -1,6 +1,6 @@
 """One real training step of the full-size networks, with random weights made in memory, and the memory it took.
 
-``python -m stableanimator_cli.bench.training_step [--train adapters] [--frames 4] [--size 256x256] [--device cpu]``
+``python -m tools.bench.training_step [--train adapters] [--frames 4] [--size 256x256] [--device cpu]``
 runs forward, backward, clipping and AdamW, and prints what was predicted beside what was used. No file is read but
 configs. On a card: ``--device cuda --dtype bfloat16 --train attentions --frames 16 --size 576x1024``.
 """
@@ -14,39 +14,20 @@ import time
 from typing import get_args
 
 import torch
-from torch import nn
 
-from stableanimator_cli.bench.networks import FULL, model_of
+from stableanimator_cli.bench.networks import FULL, open_bench_model
+from stableanimator_cli.bench.training import random_training_model
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.engine.device import peak_memory
-from stableanimator_cli.engine.memory.train import predict, skeleton
+from stableanimator_cli.engine.memory.train import predict
 from stableanimator_cli.engine.memory.train_step import made_up_inputs
-from stableanimator_cli.engine.training.model import Dtype, TrainingModel, TrainingSettings
+from stableanimator_cli.engine.training.model import Dtype, TrainingSettings
 from stableanimator_cli.engine.training.trainable import Train, trainable_parameters
-from stableanimator_cli.nets.mixed_norms import with_mixed_norms
 from stableanimator_cli.nets.unet import Checkpointing
-from stableanimator_cli.records import ModelFolder
-
-
-def filled(model: ModelFolder, settings: TrainingSettings, device: torch.device) -> TrainingModel:
-    """The module with random weights of unit gain, made where and in the type that they stay: no second copy."""
-    network = skeleton(model, settings)
-    if settings.dtype != "float32" and device.type != "cpu":
-        with_mixed_norms(network)
-    nn.Module.to_empty(network, device=device)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if parameter.ndim > 1:
-                bound = math.sqrt(3 / parameter[0].numel())
-                parameter.uniform_(-bound, bound)
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    return network
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m stableanimator_cli.bench.training_step", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.bench.training_step", description=__doc__)
     parser.add_argument("--model", default=FULL, help="full, a catalogue name or a folder: only configs are read")
     parser.add_argument("--train", choices=get_args(Train), default="adapters")
     parser.add_argument("--checkpointing", choices=get_args(Checkpointing), default="blocks")
@@ -58,10 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = TrainingSettings(train=options.train, checkpointing=options.checkpointing, dtype=options.dtype)
     device = torch.device(options.device)
-    model = model_of(options.model)
+    model = open_bench_model(options.model)
     planned = predict(model, settings, size=options.size, frames=options.frames, on_cpu=device.type == "cpu")
     print(f"predicted  {planned.describe()}")
-    network = filled(model, settings, device)
+    network = random_training_model(model, settings, device)
     learning = list(trainable_parameters(network).values())
     optimizer = torch.optim.AdamW(learning, lr=1e-5)
     inputs = made_up_inputs(network, 1, options.frames, options.size, device)

@@ -1,8 +1,8 @@
 """The other side of ``sa bench compare``: the networks of a clone of the reference implementation, in a process of its
 own, run when asked.
 
-``python compare_theirs.py FOLDER WORK``: the clone, and where ``job.json``, weights and inputs lie. A line of standard
-input names a piece of work; each is answered by a line of JSON. Torch, safetensors and what the clone itself imports
+``python compare_reference.py FOLDER WORK``: the clone, and the folder of ``job.json``, weights and inputs. A line of
+standard input names a piece of work; each is answered by a line of JSON. Torch, safetensors and what the clone itself imports
 are all that it needs, so that the interpreter may be the clone's own. Nothing of this package is imported here.
 """
 
@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-TOKENS = 4
+FACE_TOKENS = 4
 _MODULES = "animation.modules"
 
 
@@ -28,9 +28,9 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")  # what the clone prints is not for the one who asks
     os.dup2(2, 1)
     sys.path[0] = str(folder)
-    reply(replies, **attempt(begin, work))
+    reply(replies, **run_guarded(load_networks, work))
     for line in sys.stdin:
-        reply(replies, **attempt(asked, work, line.strip()))
+        reply(replies, **run_guarded(run_workload, work, line.strip()))
 
 
 def reply(replies: Any, **found: Any) -> None:
@@ -38,7 +38,7 @@ def reply(replies: Any, **found: Any) -> None:
     replies.flush()
 
 
-def attempt(run: Callable[..., dict[str, Any]], *given: object) -> dict[str, Any]:
+def run_guarded(run: Callable[..., dict[str, Any]], *given: object) -> dict[str, Any]:
     """What ``run`` found, or why it could not."""
     try:
         return run(*given)
@@ -46,11 +46,11 @@ def attempt(run: Callable[..., dict[str, Any]], *given: object) -> dict[str, Any
         return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
-_works: dict[str, Callable[[], Any]] = {}
-_settle: list[Callable[[], None]] = []
+_workloads: dict[str, Callable[[], Any]] = {}
+_synchronize: list[Callable[[], None]] = []
 
 
-def asked(work: Path, name: str) -> dict[str, Any]:
+def run_workload(work: Path, name: str) -> dict[str, Any]:
     """Run a piece of work; ``keep NAME`` also writes its answer, ``peak NAME`` tells the most memory of a card."""
     import torch
     from safetensors.torch import save_file
@@ -60,14 +60,14 @@ def asked(work: Path, name: str) -> dict[str, Any]:
     if verb == "peak":
         torch.cuda.reset_peak_memory_stats()
     with torch.no_grad():
-        answer = _works[which]()
-    _settle[0]()
+        answer = _workloads[which]()
+    _synchronize[0]()
     if verb == "keep":
         save_file({"answer": answer.float().cpu().contiguous()}, work / "answer.safetensors")
     return {"peak": torch.cuda.max_memory_allocated()} if verb == "peak" else {}
 
 
-def begin(work: Path) -> dict[str, Any]:
+def load_networks(work: Path) -> dict[str, Any]:
     """Import the clone, load the weights, and say what it runs on."""
     import torch
     from safetensors.torch import load_file
@@ -77,20 +77,20 @@ def begin(work: Path) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    attention = attention_of()
-    networks = {name: build(name, job["configs"]) for name in ("unet", "pose_net", "face_encoder")}
+    attention = provide_xformers()
+    networks = {name: build_network(name, job["configs"]) for name in ("unet", "pose_net", "face_encoder")}
     for name, network in networks.items():
         network.load_state_dict(load_file(work / f"{name}.safetensors"), strict=True)
         network.to(device, dtype).eval().requires_grad_(False)
     given = {name: x.to(device, dtype) for name, x in load_file(work / "inputs.safetensors").items()}
-    _settle.append(lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
-    _works.update(works(networks, given))
+    _synchronize.append(lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
+    _workloads.update(make_workloads(networks, given))
     return {"torch": torch.__version__, "diffusers": importlib.import_module("diffusers").__version__} | {
         "attention": attention
     }
 
 
-def attention_of() -> str:
+def provide_xformers() -> str:
     """Make ``import xformers`` work, which the clone insists on; where it is not, torch's own attention answers."""
     if find_spec("xformers") is not None:
         return f"xformers {importlib.import_module('xformers').__version__}"
@@ -113,18 +113,18 @@ def attention_of() -> str:
     return "torch's scaled_dot_product_attention in the place of xformers, which is not there"
 
 
-def build(name: str, configs: dict[str, Any]) -> Any:
+def build_network(name: str, configs: dict[str, Any]) -> Any:
     """One of the clone's networks."""
     if name == "pose_net":
-        return theirs("pose_net", "PoseNet")(**configs["pose_net"])
+        return import_from_clone("pose_net", "PoseNet")(**configs["pose_net"])
     if name == "face_encoder":
-        return theirs("id_encoder", "FusionFaceId")(**configs["face_encoder"])
-    unet = theirs("unet", "UNetSpatioTemporalConditionModel")(**configs["unet"])
-    unet.set_attn_processor({at: processor(at, unet.config) for at in unet.attn_processors})
+        return import_from_clone("id_encoder", "FusionFaceId")(**configs["face_encoder"])
+    unet = import_from_clone("unet", "UNetSpatioTemporalConditionModel")(**configs["unet"])
+    unet.set_attn_processor({at: attention_processor(at, unet.config) for at in unet.attn_processors})
     return unet
 
 
-def processor(at: str, config: Any) -> Any:
+def attention_processor(at: str, config: Any) -> Any:
     """What the reference implementation puts into each attention: its own two into the spatial layers."""
     if "temporal_transformer_blocks" in at:
         name = "AttnProcessor2_0" if sys.modules["xformers"].__version__ == "0" else "XFormersAttnProcessor"
@@ -134,17 +134,17 @@ def processor(at: str, config: Any) -> Any:
     level = int(rest.split(".")[0]) if where != "mid_block" else 0
     width = {"mid_block": channels[-1], "down_blocks": channels[level], "up_blocks": channels[-1 - level]}[where]
     if at.endswith("attn1.processor"):
-        kind = theirs("attention_processor", "AnimationAttnProcessor")
+        kind = import_from_clone("attention_processor", "AnimationAttnProcessor")
         return kind(hidden_size=width, cross_attention_dim=None, rank=128)
-    kind = theirs("attention_processor_normalized", "AnimationIDAttnNormalizedProcessor")
+    kind = import_from_clone("attention_processor_normalized", "AnimationIDAttnNormalizedProcessor")
     return kind(hidden_size=width, cross_attention_dim=config.cross_attention_dim, rank=128)
 
 
-def theirs(module: str, name: str) -> Any:
+def import_from_clone(module: str, name: str) -> Any:
     return getattr(importlib.import_module(f"{_MODULES}.{module}"), name)
 
 
-def works(networks: dict[str, Any], given: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+def make_workloads(networks: dict[str, Any], given: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     """Pieces of work by name, as the reference implementation's loop does them."""
     import torch
 

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stableanimator_cli.bench.counters import alive, flops
-from stableanimator_cli.bench.harness import interleaved
+from stableanimator_cli.bench.counters import count_flops, track_memory
+from stableanimator_cli.bench.harness import time_interleaved
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.roofline import Roof, settle_of
-from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, Settings
+from stableanimator_cli.bench.roofline import Roof, synchronizer
+from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.conditioning import to_signed
 from stableanimator_cli.engine.decoder import FaceDecoder
@@ -39,7 +39,7 @@ PEAK = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class RefineCase:
     """What is refined: ``size`` (width, height), ``frames``, ``chunk`` of them decoded at once, Adam's ``iterations``
     a step, ``margin`` and ``reach`` in latents, ``face`` a side in pixels or None for the drawn face, ``figure`` of
     the test split."""
@@ -49,36 +49,36 @@ class Trial:
     chunk: int = 4
     iterations: int = 3
     margin: int = 8
-    reach: int = 4
+    mask_dilation: int = 4
     face: int | None = None
     figure: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
+class DrawnClip:
     """``truth`` [t,3,h,w] in [-1,1] as drawn, ``clean`` its scaled latents, ``boxes`` float[t,1,4] of the face,
     ``reference`` another picture of the same figure."""
 
-    truth: Tensor
-    clean: Tensor
+    target: Tensor
+    latents: Tensor
     boxes: np.ndarray
     reference: Reference
 
 
-def drawn(engine: Engine, trial: Trial) -> Clip:
+def draw_clip(engine: Engine, case: RefineCase) -> DrawnClip:
     """A figure of the test split whose face is seen in every frame, through the engine's VAE."""
-    framing = "whole" if min(trial.size) >= 256 else "half"  # a face that is small in a large frame, as it mostly is
-    scene = sample_scene("test", trial.figure, framing=framing, size=trial.size, frames=trial.frames, behaviour="wave")
+    framing = "whole" if min(case.size) >= 256 else "half"  # a face that is small in a large frame, as it mostly is
+    scene = sample_scene("test", case.figure, framing=framing, size=case.size, frames=case.frames, behaviour="wave")
     frames = list(scene.clip())
     boxes = np.stack([frame.face_boxes for frame in frames])
     front = scene.reference((512, 512))
-    if trial.face is not None:
+    if case.face is not None:
         centre = (boxes[..., :2] + boxes[..., 2:]) / 2
-        boxes = np.concatenate([centre - trial.face / 2, centre + trial.face / 2 - 1], axis=-1)
-    seen = [box is not None for box in pixel_boxes(boxes[:, 0], trial.size)]
+        boxes = np.concatenate([centre - case.face / 2, centre + case.face / 2 - 1], axis=-1)
+    seen = [box is not None for box in pixel_boxes(boxes[:, 0], case.size)]
     if not all(seen):
         raise ConfigError(
-            "--face", trial.face, f"a face of {SMALLEST} pixels or more that every frame shows",
+            "--face", case.face, f"a face of {SMALLEST} pixels or more that every frame shows",
             hint="try a larger --size, or another --figure",
         )  # fmt: skip
     truth = to_signed(np.stack([frame.image for frame in frames]))
@@ -87,21 +87,23 @@ def drawn(engine: Engine, trial: Trial) -> Clip:
         like = next(vae.parameters())
         means = [vae.encode(frame[None].to(like)).latent_dist.mode() for frame in truth]
     clean = torch.cat(means).float() * vae.config["scaling_factor"]
-    return Clip(
-        truth=truth, clean=clean, boxes=boxes, reference=Reference(picture=front.image, box=front.face_boxes[0])
+    return DrawnClip(
+        target=truth, latents=clean, boxes=boxes, reference=Reference(picture=front.image, box=front.face_boxes[0])
     )
 
 
-def hook(engine: Engine, trial: Trial, clip: Clip, mode: Any) -> FaceOptimization:
+def build_hook(engine: Engine, case: RefineCase, clip: DrawnClip, mode: Any) -> FaceOptimization:
     """The hook as ``sa animate`` makes it, for one refined step."""
-    settings = Settings(mode=mode, steps=(0, 1), iterations=trial.iterations, chunk=trial.chunk, reach=trial.reach)
+    settings = FaceOptimizationSettings(
+        mode=mode, steps=(0, 1), iterations=case.iterations, chunk=case.chunk, mask_dilation=case.mask_dilation
+    )
     return face_optimization(
-        engine, settings, references=[clip.reference], boxes=clip.boxes, size=trial.size, margin=trial.margin
+        engine, settings, references=[clip.reference], boxes=clip.boxes, size=case.size, margin=case.margin
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Nearness:
+class CropError:
     """A crop beside the whole frame: greatest difference of pixels (of [-1,1]) in the boxes before anything moved and
     after a refined step (whose statistics are those from before it), and cosine of the two gradients where a crop
     lets latents move."""
@@ -111,66 +113,66 @@ class Nearness:
     gradient_cosine: float
 
 
-def nearness(engine: Engine, trial: Trial, clip: Clip, moved: Tensor) -> Nearness:
+def crop_error(engine: Engine, case: RefineCase, clip: DrawnClip, refined: Tensor) -> CropError:
     """Of the first look of a refined step; ``moved`` are latents after it."""
-    refine = hook(engine, trial, clip, "crop")
+    refine = build_hook(engine, case, clip, "crop")
     (target,) = refine.targets
-    decoder, mask = refine.decoder, _reach(clip, trial)
-    chunks = [range(n, min(n + trial.chunk, len(clip.clean))) for n in range(0, len(clip.clean), trial.chunk)]
+    decoder, mask = refine.decoder, _movable_latents(clip, case)
+    chunks = [range(n, min(n + case.chunk, len(clip.latents))) for n in range(0, len(clip.latents), case.chunk)]
     errors, products = [0.0, 0.0], torch.zeros(3)
-    with engine.resident("vae", "recogniser"), torch.enable_grad(), decoder.with_recorded_stats(clip.clean, chunks):
+    with engine.resident("vae", "recogniser"), torch.enable_grad(), decoder.with_recorded_stats(clip.latents, chunks):
         for chunk in chunks:
             boxes = [box for box in target.boxes[chunk.start : chunk.stop] if box is not None]
             union = (*np.min(boxes, 0)[:2].tolist(), *np.max(boxes, 0)[2:].tolist())
             gradients = []
             for mode in MODES:
-                part = clip.clean[chunk.start : chunk.stop].clone().requires_grad_(True)
+                part = clip.latents[chunk.start : chunk.stop].clone().requires_grad_(True)
                 pixels, (x, y) = decoder.pixels(part), (0, 0)
                 if mode == "crop":
                     pixels, (x, y) = decoder.crop(part, chunk, union)
-                vectors = refine.embed(pixels.float().clamp(-1, 1), [_shifted(box, x, y) for box in boxes])
+                vectors = refine.embed(pixels.float().clamp(-1, 1), [_shift_box(box, x, y) for box in boxes])
                 (1 - F.cosine_similarity(vectors, target.vector.to(vectors)[None])).sum().backward()
                 assert part.grad is not None
                 gradients.append(part.grad * mask[chunk.start : chunk.stop])
             whole, crop = (gradient.flatten().double() for gradient in gradients)
             products += torch.stack([whole @ crop, whole @ whole, crop @ crop]).float().cpu()
             with torch.no_grad():
-                for index, latents in enumerate((clip.clean, moved)):
+                for index, latents in enumerate((clip.latents, refined)):
                     part = latents[chunk.start : chunk.stop]
                     cut, corner = decoder.crop(part, chunk, union)
-                    errors[index] = max(errors[index], _apart(decoder.pixels(part), cut, corner, boxes))
+                    errors[index] = max(errors[index], _max_difference(decoder.pixels(part), cut, corner, boxes))
     cosine = float(products[0] / (products[1] * products[2]).sqrt())
-    return Nearness(image_error=errors[0], after_error=errors[1], gradient_cosine=cosine)
+    return CropError(image_error=errors[0], after_error=errors[1], gradient_cosine=cosine)
 
 
-def _shifted(box: Box, x: int, y: int) -> Box:
+def _shift_box(box: Box, x: int, y: int) -> Box:
     return box[0] - x, box[1] - y, box[2] - x, box[3] - y
 
 
-def _apart(whole: Tensor, cut: Tensor, corner: tuple[int, int], boxes: list[Box]) -> float:
+def _max_difference(whole: Tensor, cut: Tensor, corner: tuple[int, int], boxes: list[Box]) -> float:
     """Greatest difference within the boxes between whole frames and crops that begin at ``corner``."""
     found = 0.0
     for frame, part, box in zip(whole, cut, boxes, strict=True):
-        x0, y0, x1, y1 = _shifted(box, *corner)
+        x0, y0, x1, y1 = _shift_box(box, *corner)
         inside = frame[:, box[1] : box[3] + 1, box[0] : box[2] + 1]
         found = max(found, float((inside - part[:, y0 : y1 + 1, x0 : x1 + 1]).abs().max()))
     return found
 
 
-def _inside(clip: Clip, trial: Trial) -> Tensor:
+def _face_pixels(clip: DrawnClip, case: RefineCase) -> Tensor:
     """bool[t,1,h,w]: pixels of the faces."""
-    width, height = trial.size
-    inside = torch.zeros(len(clip.truth), 1, height, width, dtype=torch.bool)
-    for index, box in enumerate(pixel_boxes(clip.boxes[:, 0], trial.size)):
+    width, height = case.size
+    inside = torch.zeros(len(clip.target), 1, height, width, dtype=torch.bool)
+    for index, box in enumerate(pixel_boxes(clip.boxes[:, 0], case.size)):
         if box is not None:
             inside[index, :, box[1] : box[3] + 1, box[0] : box[2] + 1] = True
     return inside
 
 
-def _reach(clip: Clip, trial: Trial) -> Tensor:
+def _movable_latents(clip: DrawnClip, case: RefineCase) -> Tensor:
     """[t,1,h/8,w/8]: one where a crop lets latents move."""
-    cells = F.max_pool2d(_inside(clip, trial).float(), FaceDecoder.scale)
-    return F.max_pool2d(cells, 2 * trial.reach + 1, stride=1, padding=trial.reach).to(clip.clean.device)
+    cells = F.max_pool2d(_face_pixels(clip, case).float(), FaceDecoder.scale)
+    return F.max_pool2d(cells, 2 * case.mask_dilation + 1, stride=1, padding=case.mask_dilation).to(clip.latents.device)
 
 
 def psnr(a: Tensor, b: Tensor, where: Tensor) -> float:
@@ -179,44 +181,44 @@ def psnr(a: Tensor, b: Tensor, where: Tensor) -> float:
     return float("inf") if off == 0 else float(10 * torch.log10(4 / off))
 
 
-def decoded(engine: Engine, clip: Clip, latents: Tensor, chunk: int) -> Tensor:
+def decode_frames(engine: Engine, clip: DrawnClip, latents: Tensor, chunk: int) -> Tensor:
     """All frames as the video will hold them, on the CPU."""
     with engine.resident("vae"), torch.no_grad():
         return torch.cat([engine.decoder.pixels(part).float().cpu() for part in latents.split(chunk)])
 
 
-def measure(
-    engine: Engine, trial: Trial, rounds: int, roof: Roof | None, tick: Callable[[], object] = lambda: None
+def measure_face_optimization(
+    engine: Engine, case: RefineCase, rounds: int, roof: Roof | None, tick: Callable[[], object] = lambda: None
 ) -> tuple[Table, Table, Table]:
     """Speed, nearness and effect of both modes on one clip. ``tick`` is called after each refined step."""
-    clip = drawn(engine, trial)
+    clip = draw_clip(engine, case)
     ways, calls, costs, after, logs, peaks = {}, {}, {}, {}, {}, {}
     for mode in reversed(MODES):  # the smaller first: the peak of a process never falls
         if engine.plan.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(engine.plan.device)
-        refine = hook(engine, trial, clip, mode)
+        refine = build_hook(engine, case, clip, mode)
         engine.calls.clear()
-        live = alive(lambda refine=refine, mode=mode: after.update({mode: refine(clip.clean, STEP)}))
+        live = track_memory(lambda refine=refine, mode=mode: after.update({mode: refine(clip.latents, STEP)}))
         logs[mode], calls[mode] = refine.log[-1], dict(engine.calls)
         most = peak_memory(engine.plan.device)
         peaks[mode] = most.get("device", most.get("host"))
         tick()
-        ways[mode] = lambda refine=refine: refine(clip.clean, STEP)
-        costs[mode] = flops(ways[mode]), live.peak  # the run that counts FLOPs warms up
+        ways[mode] = lambda refine=refine: refine(clip.latents, STEP)
+        costs[mode] = count_flops(ways[mode]), live.peak  # the run that counts FLOPs warms up
         tick()
     ways = {mode: ways[mode] for mode in MODES}
-    timed = interleaved(ways, rounds, warm_up=0, settle=settle_of(engine.plan.device), tick=tick)
-    near = nearness(engine, trial, clip, after["crop"])
-    before, inside = decoded(engine, clip, clip.clean, trial.chunk), _inside(clip, trial)
+    timed = time_interleaved(ways, rounds, warm_up=0, synchronize=synchronizer(engine.plan.device), tick=tick)
+    near = crop_error(engine, case, clip, after["crop"])
+    before, inside = decode_frames(engine, clip, clip.latents, case.chunk), _face_pixels(clip, case)
     seconds, effect = [], []
     for mode in MODES:
         work, peak = costs[mode]
-        now = decoded(engine, clip, after[mode], trial.chunk)
+        now = decode_frames(engine, clip, after[mode], case.chunk)
         row: dict[str, Any] = {"mode": mode, "s a refined step": timed.median(mode)}
         row |= {"times faster than full": timed.ratio("full", mode) if mode != "full" else None}
         row |= {"TFLOP": work / 1e12}
         if roof is not None:
-            row |= {"% of roof": roof.share(work, timed.median(mode))}
+            row |= {"% of roof": roof.percent(work, timed.median(mode))}
         row |= {"GiB alive": peak / GIB}
         row |= {"GiB peak": None if peaks[mode] is None else peaks[mode] / GIB}
         row |= {
@@ -232,25 +234,25 @@ def measure(
                 "after": logs[mode].after,
                 "dB face against before": psnr(now, before, inside),
                 "dB background against before": psnr(now, before, ~inside),
-                "dB face against truth": psnr(now, clip.truth, inside),
-                "dB background against truth": psnr(now, clip.truth, ~inside),
+                "dB face against truth": psnr(now, clip.target, inside),
+                "dB background against truth": psnr(now, clip.target, ~inside),
             }
         )
     effect.append(
         {
             "mode": "not refined",
             "similarity before": logs["full"].before,
-            "dB face against truth": psnr(before, clip.truth, inside),
-            "dB background against truth": psnr(before, clip.truth, ~inside),
+            "dB face against truth": psnr(before, clip.target, inside),
+            "dB background against truth": psnr(before, clip.target, ~inside),
         }
     )
-    width, height = trial.size
-    what = f"{trial.frames} frames of {width}x{height} in chunks of {trial.chunk}, {trial.iterations} iterations"
+    width, height = case.size
+    what = f"{case.frames} frames of {width}x{height} in chunks of {case.chunk}, {case.iterations} iterations"
     face = clip.boxes[0, 0]
     note = f"One refined step of {what}; the face is {face[2] - face[0]:.0f}x{face[3] - face[1]:.0f} pixels in frame 0."
     rows = [
         {
-            "margin": trial.margin,
+            "margin": case.margin,
             "greatest error in the box": near.image_error,
             "the same after the step": near.after_error,
             "gradient cosine": near.gradient_cosine,

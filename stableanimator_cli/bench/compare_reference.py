@@ -1,9 +1,9 @@
 """The other side of ``sa bench compare``: the networks of a clone of the reference implementation, in a process of its
 own, run when asked.
 
-``python compare_reference.py FOLDER WORK``: the clone, and the folder of ``job.json``, weights and inputs. A line of
-standard input names a piece of work; each is answered by a line of JSON. Torch, safetensors and what the clone itself imports
-are all that it needs, so that the interpreter may be the clone's own. Nothing of this package is imported here.
+``python compare_reference.py FOLDER WORK``: the clone, and the folder of ``job.json``, weights and inputs. Each line
+of standard input names a workload; the reply is a line of JSON. Only torch, safetensors and the clone's own imports are
+needed, so the clone's interpreter may run this file. It imports nothing of this package.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def test_the_roof_is_measured_once_and_before_what_is_read_against_it(monkeypatc
         asked.append(dtypes)
         return Table(title="Roofline", rows=[]), {torch.float32: Roof(torch.float32, 1.0, 1.0)}
 
-    monkeypatch.setattr(run.roofline, "table", table)
+    monkeypatch.setattr(run.roofline, "roofline_table", table)
     config = run.BenchConfig.of({"names": ["unet"], "device": "cpu"})
     bench = run.BenchRun(config=config, plan=CPU, tick=lambda: None, roofs={}, tables={})
     assert bench.roof() is bench.roof()

@@ -1,4 +1,4 @@
-# Needs Python 3.11, 3.12 or 3.13 and make; each target sets up what it needs, once.
+# Needs Python 3.11, 3.12 or 3.13 and make; each target sets up its environment once.
 # Another Python: make test PYTHON=python3.12. Another place for the environment: make test SA_VENV=env.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ SA_VENV ?= .venv
 BIN := $(SA_VENV)/bin
 STAMP := $(SA_VENV)/.installed
 
-# An environment whose Python is gone or moved is stale although its stamp is new.
+# An environment whose Python was moved or removed is stale although its stamp is new.
 ifneq ($(wildcard $(STAMP)),)
 ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null),1)
 $(shell rm -f $(STAMP))
@@ -18,7 +18,7 @@ endif
 demo: $(STAMP)
 	$(BIN)/sa demo
 
-# One thread in each test process: two of torch with two threads each on two cores wait for one another by spinning.
+# One thread per test process: more threads than cores spin while they wait.
 TEST_WORKERS ?= 2
 test tools-test: export OMP_NUM_THREADS = 1
 test tools-test: export PYTEST_ADDOPTS = -n $(TEST_WORKERS) --dist loadfile
@@ -49,15 +49,15 @@ kills: $(STAMP)
 completions: $(STAMP)
 	$(BIN)/python -m tests.regen completions
 
-# The small networks that read puppets: about an hour on one slow core. Cut it at will: the same command goes on.
+# The small networks that read puppets: about an hour on one slow core. Interrupt at any time; the same command resumes.
 puppet-detectors: $(STAMP)
 	$(BIN)/python -m tools.figure_networks.detectors
 
 puppet-vae: $(STAMP)
 	$(BIN)/python -m tools.figure_networks.vae
 
-# The denoiser of models/puppet in four trainings, each on from the one before: hours on two cores. Cut it at will: the
-# same command goes on.
+# The denoiser of models/puppet in four trainings, each starting from the one before: hours on two cores. Interrupt at
+# any time; the same command resumes.
 PUPPET_WORK ?= runs/puppet
 PUPPET_CLIPS = $(BIN)/python -m tools.truth_clips
 PUPPET_OPENED = $(PUPPET_WORK)/clips-1 $(PUPPET_WORK)/clips-2
@@ -89,7 +89,7 @@ puppet-figures: $(STAMP)
 	$(BIN)/python -m tools.bench.puppet_decoder
 	$(BIN)/python -m tools.bench.puppet_model --swap
 
-# What approximate speed loses on the fifty held-out clips.
+# Quality losses of approximate speed on the fifty held-out clips.
 puppet-approximations: $(STAMP)
 	$(BIN)/python -m tools.bench.approximations $(PUPPET_WORK)/approximations --page docs/performance.md
 
@@ -100,8 +100,8 @@ puppet-refinement: $(STAMP)
 puppet-blending: $(STAMP)
 	$(BIN)/python -m tools.bench.blending $(PUPPET_WORK)/blending --page docs/performance.md
 
-# Seven variants of models/puppet, an equal budget of further steps each, and the paper's tables of them. Cut either at
-# will: the same command goes on. More: make ablations ABLATIONS=runs/mine ABLATION_FLAGS='--data CLIPS --steps 300'
+# Seven variants of models/puppet, each trained for the same number of further steps, and the paper's tables of them.
+# Interrupt either at any time; the same command resumes. More: make ablations ABLATIONS=runs/mine ABLATION_FLAGS='--data CLIPS --steps 300'
 ABLATIONS ?= runs/ablations
 ABLATION_FLAGS ?=
 ablations: $(STAMP)
@@ -114,7 +114,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo '$(PYTHON) is not Python 3.11, 3.12 or 3.13: name one, as in make test PYTHON=python3.12' >&2; exit 1; }
 	@test ! -e '$(SA_VENV)' || test -f '$(SA_VENV)/pyvenv.cfg' || \
-		{ echo '$(SA_VENV) is there and is no Python environment: it is left alone; name another SA_VENV' >&2; exit 1; }
+		{ echo '$(SA_VENV) exists and is no Python environment; name another SA_VENV' >&2; exit 1; }
 	rm -rf '$(SA_VENV)'
 	$(PYTHON) -m venv $(SA_VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -54,7 +54,7 @@ def publish(run: Path, folder: Path) -> list[Path]:
 
 
 def _head(entry: Entry) -> str:
-    """The card's text above ``[training]`` and ``[[files]]``, which are written anew. ``BadInput`` where the card would
+    """The card's text above ``[training]`` and ``[[files]]``, which are rewritten. ``BadInput`` where the card would
     not be true then."""
     path = entry.folder / schema.FILE_NAME
     hint = "`sa train --resume RUN --export model -o FOLDER` makes a folder of its own"
@@ -62,8 +62,8 @@ def _head(entry: Entry) -> str:
         expected = Component(file=f"{role}.safetensors", config=f"{role}.json")
         found = entry.components.get(role, Component())
         if found != expected:
-            told = f"{role} in {found.file} with config {found.config}"
-            raise BadInput(path, told, f"{expected.file} with {expected.config}", hint=hint)
+            actual = f"{role} in {found.file} with config {found.config}"
+            raise BadInput(path, actual, f"{expected.file} with {expected.config}", hint=hint)
     for row in entry.files:
         if row.url is not None or row.archive is not None:
             raise BadInput(path, f"{row.path}, which is fetched", "files of this folder alone", hint=hint)

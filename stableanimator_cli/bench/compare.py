@@ -91,7 +91,7 @@ def our_workloads(networks: Mapping[str, nn.Module], given: Mapping[str, Tensor]
     unet, pose_net, encoder = cast(AnimationUNet, networks["unet"]), networks["pose_net"], networks["face_encoder"]
     seen = unet.prepare(Context(given["image"], given["face"]))
     nothing = unet.prepare(Context(torch.zeros_like(given["image"]), torch.zeros_like(given["face"])))
-    kept = pose_net(given["skeletons"])
+    pose_features = pose_net(given["skeletons"])
 
     def ask(context: Context, pose: Tensor | None) -> Tensor:
         return unet(given["sample"], _SIGMA_INPUT, context, given["ids"], pose)
@@ -101,7 +101,7 @@ def our_workloads(networks: Mapping[str, nn.Module], given: Mapping[str, Tensor]
         "PoseNet": lambda: pose_net(given["skeletons"]),
         "UNet with face and pose": lambda: ask(seen, given["pose"]),
         "UNet, unconditional": lambda: ask(nothing, None),
-        "a guided step of one window": lambda: torch.cat([ask(nothing, None), ask(seen, kept)]),
+        "a guided step of one window": lambda: torch.cat([ask(nothing, None), ask(seen, pose_features)]),
     }
 
 

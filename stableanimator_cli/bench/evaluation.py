@@ -26,7 +26,7 @@ from stableanimator_cli.metrics.result import METRICS, Missing
 from stableanimator_cli.metrics.video import STYLES, ClipFeatures
 
 BATCH = 8  # pairs of frames that LPIPS looks at together
-LENGTHS = (32, 160)  # frames, of what is kept
+LENGTHS = (32, 160)  # frames of videos whose memory is measured
 Tick = Callable[[], object]
 
 

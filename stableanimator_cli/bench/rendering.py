@@ -155,7 +155,7 @@ def measure_lengths(
             def run(asked: RenderRequest = asked) -> int:
                 engine.calls.clear()
                 with torch.no_grad():
-                    return sum(1 for _ in render(engine, asked, Timings()))  # frames are not kept, as in a video
+                    return sum(1 for _ in render(engine, asked, Timings()))  # frames are not stored, as in a video
 
             cost = count_all(run)
             latents = 4 * length * 4 * (size[0] // 8) * (size[1] // 8)
@@ -170,6 +170,6 @@ def measure_lengths(
         Table(
             title=f"Memory by length, {model.name}: {what}",
             rows=made,
-            note="Bytes of what operators make, without weights. PoseNet's features are kept up to a budget of 1 GiB.",
+            note="Bytes of what operators make, without weights. PoseNet features are cached up to a budget of 1 GiB.",
         ),
     )

@@ -98,7 +98,7 @@ class BenchConfig:
 
 @dataclass(slots=True, kw_only=True)
 class BenchRun:
-    """One run: the plan of the device, its roof once it is known, and where progress is told."""
+    """One run: the plan of the device, its roof once it is known, and the progress callback."""
 
     config: BenchConfig
     plan: DevicePlan

@@ -3,7 +3,7 @@
 A pipeline hands each model output to ``scheduler.step`` and shows its callbacks only what comes after: the clean
 estimate itself is never seen. It is linear in the model output, ``clean = p * sample + q * output`` with p and q from
 the scheduler's tables, so an output can be found whose clean estimate is the refined one:
-``output' = output + (refined - clean) / q``. The scheduler then goes on as it always does, with its own solver, order
+``output' = output + (refined - clean) / q``. The scheduler then continues as usual, with its own solver, order
 and noise. Schedulers are known by their class names and read by their attributes: diffusers is not imported.
 
 Sources: Song et al., "Denoising Diffusion Implicit Models" eq. 12 (alphas); Salimans & Ho, "Progressive Distillation"
@@ -84,7 +84,7 @@ def refined(scheduler: Any, refine: Refine, *, fold: Fold | str | None = None) -
     ``refine`` gets the estimate as float32 [t,c,h,w] in the scale of the pipeline's latents, and a ``Step`` whose
     ``index`` and ``total`` count the scheduler's denoising steps and whose ``sigma`` is the scheduler's own noise level
     (flow matching: 0 to 1). A ``FaceOptimization`` is such a function. Where it returns equal values the model output
-    goes on untouched. Of a step with two evaluations (Heun) the first is refined. ``fold`` tells how latents hold
+    is passed on unchanged. Of a step with two evaluations (Heun) the first is refined. ``fold`` tells how latents hold
     frames: the order of axes as einops writes it, or a ``Fold``; by default ``1 c t h w``, with four axes ``1 c h w``.
 
     The scheduler has its own ``step`` back afterwards, whatever happened. Copies of it made within are not refined.
@@ -233,7 +233,7 @@ def _coefficients(scheduler: Any, step: Step, alpha: float, sigma: float) -> _Co
     if prediction == "epsilon":
         if alpha == 0:
             where = f"{type(scheduler).__name__}: step {step.index}"
-            raise ValueError(f"{where} starts from pure noise, where epsilon tells nothing of the clean estimate")
+            raise ValueError(f"{where} starts from pure noise, where epsilon does not determine the clean estimate")
         return _Coefficients(step, 1 / alpha, -sigma / alpha)
     if prediction == "v_prediction":
         return _Coefficients(step, alpha, -sigma)

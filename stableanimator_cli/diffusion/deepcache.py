@@ -1,8 +1,8 @@
-"""Deep features of a network kept between evaluations (DeepCache, Ma et al., CVPR 2024): approximate, and opt-in.
+"""DeepCache (Ma et al., CVPR 2024): reuse a network's deep features between evaluations. Approximate and opt-in.
 
-From one noise level to the next the deep features of a UNet change little. Evaluations that are not computed whole take
-those of the last one that was, each window and guidance branch its own, and compute only what lies nearest to the
-latents. Which evaluations are whole is known before the first; whoever answers (this process, or several) is told.
+Deep features of a UNet change little from one noise level to the next. An evaluation either refreshes them or reuses
+those of the last refresh and computes only the outermost layers. Features are cached per window and guidance branch.
+The schedule of refreshes is known before the first evaluation, so that several processes can follow it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,28 @@ from stableanimator_cli.diffusion.sampler import Denoise
 
 @dataclass(slots=True)
 class DeepFeatureCache:
-    """Deep features ``kept`` by window and branch [t,c,h,w], for a network whose last ``layers`` layers of the way up
-    are always computed. ``whole``: the present evaluation computes everything and is what is kept."""
+    """Deep ``features`` [t,c,h,w] by window and branch.
+
+    The last ``layers`` layers of the up path are always computed. ``refresh``: the current evaluation computes all
+    layers and fills the cache.
+    """
 
     layers: int
     refresh: bool = True
     features: dict[WindowBranch, Tensor] = field(default_factory=dict)
 
     def start_call(self, refresh: bool) -> None:
-        """The next evaluation. Before a whole one everything goes, so that two of them are never held at once."""
+        """Start an evaluation. A refresh clears the cache first, so that memory holds one set of features."""
         self.refresh = refresh
         if refresh:
             self.features.clear()
 
 
 def with_deep_cache(denoise: Denoise, cache: DeepFeatureCache, refreshes: Iterator[bool]) -> Denoise:
-    """``denoise``, which says to ``deep`` before each evaluation whether it is a whole one, as ``whole`` has it."""
+    """Wrap ``denoise`` so that each evaluation refreshes ``cache`` or reuses it, as ``refreshes`` yields."""
 
-    def denoise_again(x: Tensor, sigma: float) -> Tensor:
+    def cached_denoise(x: Tensor, sigma: float) -> Tensor:
         cache.start_call(next(refreshes))
         return denoise(x, sigma)
 
-    return denoise_again
+    return cached_denoise

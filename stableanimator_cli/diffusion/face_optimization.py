@@ -1,4 +1,4 @@
-"""HJB face optimisation (StableAnimator §3.3, Algorithm 1): a hook on the clean estimate that moves faces to theirs.
+"""HJB face optimisation (StableAnimator §3.3, Algorithm 1): move faces to the reference on the clean estimate.
 
 At each denoising step the clean estimate is decoded, the faces are cut out, and a few Adam iterations lower one minus
 the cosine between their identity vectors and the reference's. The decoder and the identity function come as arguments:
@@ -134,7 +134,7 @@ class FaceOptimization:
             self.targets = _merge_targets(self.targets, detect(denoised, missing))
 
     def _optimize(self, denoised: Tensor, step: Step) -> Tensor:
-        """Adam on the latents themselves, started anew each step (Algorithm 1, lines 7-15)."""
+        """Adam on the latents themselves, restarted in each step (Algorithm 1, lines 7-15)."""
         variable = denoised.clone().requires_grad_(True)
         adam = torch.optim.Adam([variable], lr=self.settings.lr_at(step))
         mask = self._mask(denoised) if self.settings.mode == "crop" or self.settings.anchor == "background" else None

@@ -1,7 +1,7 @@
 """Classifier-free guidance per frame, and the denoiser that windows and guidance make of a network.
 
-One evaluation asks a network for each window, once or twice: these pairs do not depend on one another. Who answers them
-(this process, or several) is a function of its own; answers are summed in the order of the plan whoever gave them.
+One evaluation calls the network once or twice per window. These calls are independent, so one process or several may
+compute them. Outputs are summed in the order of the plan in either case.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ def window_branches(plan: WindowPlan, guidance: tuple[float, float]) -> tuple[Wi
 
 
 def window_outputs(predict: Predict, branches: Sequence[WindowBranch]) -> WindowOutputs:
-    """Answers of a network that is asked one pair after the other, each when its answer is wanted."""
+    """Call the network lazily, one window branch after the other."""
     placed: list[Tensor] = []  # frames of each pair, moved to the latents' device once, not once a step
 
-    def answers(x: Tensor, sigma: float) -> Iterator[Tensor]:
+    def compute(x: Tensor, sigma: float) -> Iterator[Tensor]:
         if not placed:
             placed.extend(torch.tensor(window.frames).to(x.device) for window, _ in branches)
         scale = scalings(sigma)
         for (window, conditional), index in zip(branches, placed, strict=True):
             yield predict(x[index] * scale.c_in, scale.c_noise, window, conditional).to(x.dtype)
 
-    return answers
+    return compute
 
 
 def with_guidance_interval(interval: tuple[float, float], guided: Denoise, plain: Denoise) -> Denoise:
     """``guided`` while LO < sigma <= HI, else ``plain``, the conditional branch alone (Kynkaanniemi et al. 2024): an
-    approximation that asks the network half as often outside of the interval."""
+    approximation that halves the network calls outside of the interval."""
     low, high = interval
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
@@ -89,11 +89,11 @@ def blended_denoiser(
     guidance: tuple[float, float],
     on_window: Callable[[], None] | None = None,
 ) -> Denoise:
-    """A denoiser over the whole video from the answers to ``pairs_of(plan, guidance)``.
+    """A denoiser over the whole video from the ``outputs`` of ``window_branches(plan, guidance)``.
 
-    Every window has one answer (conditional branch) or two (and unconditional); they are guided per frame
-    (u + g (c - u)), blended by the plan's weights and turned into the clean estimate. ``done`` is called after each
-    window.
+    Each window has a conditional output and, if guided, an unconditional one. They are combined per frame
+    (u + g (c - u)), blended by the plan's weights and turned into the clean estimate. ``on_window`` is called after
+    each window.
     """
     strength = guidance_per_frame(*guidance, plan.total)
     guided = is_guided(*guidance)
@@ -107,13 +107,13 @@ def blended_denoiser(
                 placed.append((index.to(x.device), weights.to(x.device), strength[index].to(x)))
         scale = scalings(sigma)
         output = torch.zeros_like(x)
-        asked = outputs(x, sigma)
-        for index, weights, pull in placed:
-            answer = next(asked)
+        pending = outputs(x, sigma)
+        for index, weights, strength_t in placed:
+            window_output = next(pending)
             if guided:
-                free = next(asked)
-                answer = free + pull * (answer - free)
-            output.index_add_(0, index, answer * weights)
+                unconditional = next(pending)
+                window_output = unconditional + strength_t * (window_output - unconditional)
+            output.index_add_(0, index, window_output * weights)
             if on_window is not None:
                 on_window()
         return scale.skip * x + scale.out * output

@@ -55,15 +55,15 @@ def sample_euler(
     callback: StepCallback | None = None,
     first_step: int = 0,
 ) -> Tensor:
-    """Euler's method on the probability-flow ODE: what the reference implementation runs. Latents in float32.
+    """Integrate the probability-flow ODE with Euler's method, as the reference implementation does. Latents in float32.
 
-    ``first``: the step to go on at; ``x`` is then what ``observe`` saw after the step before.
+    To resume at ``first_step``, pass the latents that ``callback`` received after the step before.
     """
     for step in iterate_steps(sigmas, first_step):
-        clean = denoise(x, step.sigma)
+        denoised = denoise(x, step.sigma)
         if refine is not None:
-            clean = refine(clean, step)
-        x = x + (x - clean) / step.sigma * (step.sigma_next - step.sigma)
+            denoised = refine(denoised, step)
+        x = x + (x - denoised) / step.sigma * (step.sigma_next - step.sigma)
         if callback is not None:
             callback(x, step)
     return x
@@ -83,23 +83,23 @@ def sample_heun(
     """Algorithm 1 of the paper (EDM's Algorithm 2): churn, Euler step, Heun correction.
 
     The second evaluation is not refined (Algorithm 1 optimises the first estimate only). ``noise(i)`` is drawn only in
-    steps that churn. ``first`` is as for ``sample_euler``: a step keeps nothing but its latents.
+    steps that churn. ``first_step`` is as for ``sample_euler``: the latents are the whole state of a step.
     """
     churn = churn or Churn()
     for step in iterate_steps(sigmas, first_step):
         gamma = churn.gamma(step.sigma, step.total)
-        raised = step.sigma * (1 + gamma)
+        sigma_hat = step.sigma * (1 + gamma)
         if gamma > 0:
-            spread = math.sqrt(raised**2 - step.sigma**2) * churn.noise
+            spread = math.sqrt(sigma_hat**2 - step.sigma**2) * churn.noise
             x = x + spread * noise(step.index).to(x)
-        clean = denoise(x, raised)
+        denoised = denoise(x, sigma_hat)
         if refine is not None:
-            clean = refine(clean, step)
-        slope = (x - clean) / raised
-        euler = x + (step.sigma_next - raised) * slope
+            denoised = refine(denoised, step)
+        d = (x - denoised) / sigma_hat
+        euler = x + (step.sigma_next - sigma_hat) * d
         if step.sigma_next > 0:
-            second = (euler - denoise(euler, step.sigma_next)) / step.sigma_next
-            x = x + (step.sigma_next - raised) * (slope + second) / 2
+            d_prime = (euler - denoise(euler, step.sigma_next)) / step.sigma_next
+            x = x + (step.sigma_next - sigma_hat) * (d + d_prime) / 2
         else:
             x = euler
         if callback is not None:

@@ -101,8 +101,8 @@ class ArcFace(nn.Module):
 def crop_resize(pixels: Tensor, boxes: Tensor | np.ndarray | Sequence[Sequence[int]], size: int = 112) -> Tensor:
     """A box of each picture at the recogniser's size: [b,3,h,w] and int [b,4] (x0, y0, x1, y1) -> [b,3,size,size].
 
-    Columns x0..x1 and rows y0..y1 are **inclusive**, the part outside the picture is left out, the aspect is not kept
-    and no landmark is aligned: bilinear, corners not aligned, as in StableAnimator's face optimisation. Differentiable
+    Columns x0..x1 and rows y0..y1 are **inclusive**, parts outside the image are left out, the aspect ratio changes and
+    no landmark is aligned: bilinear, corners not aligned, as in StableAnimator's face optimisation. Differentiable
     in the pixels. Raises ``ValueError`` for a box that meets no pixel or has fractions.
     """
     corners = torch.as_tensor(boxes).detach().cpu()
@@ -123,7 +123,7 @@ def crop_resize(pixels: Tensor, boxes: Tensor | np.ndarray | Sequence[Sequence[i
 
 def normalisation(model: onnx.ModelProto) -> tuple[float, float]:
     """Mean and deviation of pixels 0..255 that a graph expects, by insightface's rule: one that starts (within eight
-    nodes) with a subtraction and a multiplication, told by their names, brings its own."""
+    nodes) with a subtraction and a multiplication, recognised by their names, has its own."""
     names = [node.name for node in model.graph.node[:8]]
     subtracts = any(name.startswith(("Sub", "_minus")) for name in names)
     multiplies = any(name.startswith(("Mul", "_mul")) for name in names)
@@ -136,7 +136,7 @@ Operator = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """One node, ready to run: its function, where its operands are, and which values nobody needs after it."""
+    """One node, ready to run: its function, where its operands are, and which values are freed after it."""
 
     label: str
     function: Operator
@@ -203,7 +203,7 @@ def _plan_execution(
     steps: Iterable[_Node], constants: dict[str, Tensor], source: str, target: str
 ) -> tuple[_Node, ...]:
     """Work out at once all that depends on no pixel, check that every operand exists, and note when it is used last."""
-    known, kept = {source}, []
+    known, pending = {source}, []
     for step in steps:
         missing = [name for name in step.inputs if name and name not in constants and name not in known]
         if missing:
@@ -212,11 +212,11 @@ def _plan_execution(
             constants[step.output] = step(constants)
         else:
             known.add(step.output)
-            kept.append(step)
+            pending.append(step)
     if target not in known:
         raise ValueError(f"output {target!r} does not depend on the picture")
     needed, planned = {target}, []
-    for step in reversed(kept):
+    for step in reversed(pending):
         if step.output not in needed:
             continue
         last = tuple({name for name in step.inputs if name and name not in constants and name not in needed})
@@ -305,15 +305,15 @@ def _axes(a: Attributes, axes: Tensor | None) -> list[int] | None:
 
 
 def _unsqueeze(a: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    wanted = _axes(a, axes) or []
-    for axis in sorted(axis % (x.ndim + len(wanted)) for axis in wanted):
+    requested = _axes(a, axes) or []
+    for axis in sorted(axis % (x.ndim + len(requested)) for axis in requested):
         x = x.unsqueeze(axis)
     return x
 
 
 def _squeeze(a: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
-    wanted = _axes(a, axes)
-    return x.squeeze() if wanted is None else x.squeeze(tuple(wanted))
+    requested = _axes(a, axes)
+    return x.squeeze() if requested is None else x.squeeze(tuple(requested))
 
 
 def _transpose(a: Attributes, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _MAX_GRAPHS = 256
 
 
 class CompiledBlocks:
-    """A ``Run`` for ``AnimationUNet.run``: compiles a function when it is first called with such shapes.
+    """A ``BlockRunner`` for ``AnimationUNet.run``: compiles a function when it is first called with such shapes.
 
     Shapes are fixed in the code: windows of another length are compiled again. ``backend`` is torch.compile's. Nothing
     falls back to plain code without a word: what cannot be compiled raises.

@@ -109,7 +109,7 @@ def rename_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Besides its own layout, that of the ports (``mixed_3b.branch_1.0.conv3d``, ``batch3d``, ``conv3d_0c_1x1``) is known.
     ``num_batches_tracked``, which files of old torch lack and no inference reads, is filled in. Names that are neither
-    are kept, for the reader to complain of.
+    stay, and the strict loader reports them.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -1,7 +1,7 @@
 """Norms that keep a half-precision network in half precision under autocast.
 
 Left alone, autocast computes norms on a card in float32 and hands float32 on: the residual stream doubles, and what is
-kept for the backward pass with it. The kernels sum in float32 inside whatever the tensors' type, so the input's own
+stored for the backward pass with it. The kernels sum in float32 inside whatever the tensors' type, so the input's own
 type is enough, which is also how the network runs when it animates. Weights stay float32.
 """
 

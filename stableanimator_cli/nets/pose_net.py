@@ -13,8 +13,8 @@ STRIDE = 8  # three strided convolutions land on the latent grid
 class PoseNet(nn.Module):
     """Skeleton pixels [b,3,8h,8w] in [-1,1] -> [b,noise_latent_channels,h,w].
 
-    Times are folded by the caller: the network sees single pictures, so features can be kept per frame. ``final_proj``
-    starts at zero, so a fresh PoseNet leaves the UNet as it was.
+    The caller folds time: the network sees single images, so features can be cached per frame. ``final_proj`` starts
+    at zero, so a fresh PoseNet leaves the UNet as it was.
     """
 
     def __init__(self, noise_latent_channels: int = 320) -> None:

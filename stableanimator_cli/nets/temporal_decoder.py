@@ -83,7 +83,7 @@ def decode(
 
 @contextmanager
 def recorded_statistics(decoder: TemporalDecoder) -> Iterator[Statistics]:
-    """Within it every GroupNorm of the up path notes mean and 1/std of what it sees; no gradients are kept."""
+    """Within it every GroupNorm of the up path notes mean and 1/std of what it sees; no gradients are recorded."""
     statistics: Statistics = {}
 
     def noting(norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:

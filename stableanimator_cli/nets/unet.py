@@ -57,7 +57,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
     each transformer block, spatial or temporal, and computes it again on the way back; ``diffusers`` does what the
     stock class does, which keeps the temporal transformer blocks; ``off`` keeps all.
 
-    ``pieces`` is for rendering: feed-forward layers, whose insides are eight times as wide as what goes in, take so
+    ``ff_chunks`` is for rendering: feed-forward layers, whose insides are eight times as wide as what goes in, take so
     many parts of their positions one after the other and add to them in place. Equal within rounding; without a graph
     only, whose memory ``checkpointing`` saves.
     """
@@ -150,7 +150,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         layers: int,
     ) -> tuple[Tensor, Tensor]:
         """``forward``'s answer, and the deep features [bt,c,h',w'] that reach the last ``layers`` layers of the way up
-        (before they are upsampled, where they are): what ``from_deep`` takes up again."""
+        (before they are upsampled, where they are): what ``forward_cached`` starts from."""
         return self._forward(sample, timestep, context, added_time_ids, pose, layers=layers)
 
     def forward_cached(
@@ -244,12 +244,12 @@ class _BlockRunners(NamedTuple):
 
 
 def call_block(function: BlockRunner, *arguments: object) -> Tensor:
-    """The plain ``Run``: call it."""
+    """The plain ``BlockRunner``: call the block."""
     return function(*arguments)
 
 
 def _checkpointed(function: BlockRunner, *arguments: object) -> Tensor:
-    """Keep the arguments alone; nothing in these blocks draws random numbers, so no generator's state is kept."""
+    """Store the arguments only. These blocks draw no random numbers, so no generator state is stored."""
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 

@@ -21,7 +21,7 @@ def _pale_colour(rng: np.random.Generator) -> RGB:
 
 
 class Backdrop:
-    """A backdrop that follows from its seed. One picture is kept, of the size drawn last."""
+    """A backdrop that follows from its seed. The image drawn last is cached."""
 
     def __init__(self, seed: int) -> None:
         rng = derive_rng("backdrop", seed)
@@ -29,14 +29,14 @@ class Backdrop:
         self.kind = KINDS[int(rng.integers(len(KINDS)))]
         self.drifts = bool(rng.random() < 0.35) and self.kind not in ("flat", "gradient")
         self._angle, self._rate = rng.uniform(0, 6.283), rng.uniform(0.3, 0.8)
-        self._kept: tuple[tuple[int, int], np.ndarray] | None = None
+        self._cached: tuple[tuple[int, int], np.ndarray] | None = None
 
     def draw(self, size: tuple[int, int], seconds: float) -> np.ndarray:
         """A fresh picture uint8[h,w,3] of the backdrop at this time, to draw on."""
         margin = math.ceil(_MARGIN * min(size))
-        if self._kept is None or self._kept[0] != size:
-            self._kept = (size, self._paint((size[0] + 2 * margin, size[1] + 2 * margin), min(size)))
-        whole = self._kept[1]
+        if self._cached is None or self._cached[0] != size:
+            self._cached = (size, self._paint((size[0] + 2 * margin, size[1] + 2 * margin), min(size)))
+        whole = self._cached[1]
         if not self.drifts:
             return whole[margin : margin + size[1], margin : margin + size[0]].copy()
         away = 0.9 * margin * math.sin(self._rate * seconds + self._angle)

@@ -23,7 +23,7 @@ _ONE = 1 << FIXED_POINT_BITS
 LABEL_MAP_SIDE = 192
 MIN_DRAWN_SIDE = 256
 
-# What is on top of a pixel of the map: person * PARTS + part, 0 where nobody is.
+# What is on top of a pixel of the map: person * PARTS + part, 0 for no person.
 HAIR_BACK, TORSO, HEAD, HAIR = 1, 2, 3, 4
 ARM = {"right": (5, 6, 7), "left": (8, 9, 10)}  # upper arm, forearm, hand
 LEG = {"right": (11, 12), "left": (13, 14)}  # leg, foot
@@ -65,7 +65,7 @@ class Canvas:
         """From now on a unit is ``scale`` output pixels and (0, 0) lies ``origin`` from the picture's top left corner.
 
         Marks belong to ``person``. The corner is half a pixel off the centre of pixel (0, 0): scenes are laid out from
-        corners, so that they are the same at every size, and points are told from pixel centres, as elsewhere.
+        corners, so that they are the same at every size, and points are measured from pixel centres, as elsewhere.
         """
         self.scale, self.origin, self._base = scale, np.asarray(origin, float) - 0.5, person * PARTS
         self._k = scale * self.factor * _ONE

@@ -4,7 +4,7 @@ A folder holds ``puppets.json`` (its settings) and, for each video, ``videos/000
 ``truth/00000.npz`` (the motion, as ``motion.interchange`` writes it), ``truth/00000.faces.npz`` (``boxes``
 float32[t,p,4] and ``landmarks`` float32[t,p,5,2], NaN where no face can be seen, ``identities`` int64[p], ``depth``
 int64[p] with 0 nearest) and ``truth/00000.json`` (who, dressed how, doing what in each frame). The JSON is written
-last: where it is, the video is done, so a run that was cut goes on where it stopped.
+last: where it is, the video is done, so an interrupted run resumes there.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _write_puppets(plan: PuppetPlan, reporter: Reporter) -> PuppetReport:
     _check_settings(plan)
     missing = [n for n in range(plan.videos) if not _video_paths(plan.folder, n)["record"].exists()]
     if len(missing) < plan.videos:
-        reporter.info(f"{plan.folder}: {plan.videos - len(missing)} of {plan.videos} videos are there already")
+        reporter.info(f"{plan.folder}: {plan.videos - len(missing)} of {plan.videos} videos exist already")
     drawn = len(missing) * (plan.frames + plan.reference_first)
     with reporter.progress(drawn, "puppets", "frame") as bar:
         for n in missing:
@@ -151,7 +151,7 @@ def _check_settings(plan: PuppetPlan) -> None:
         if found.get(key) != wanted:
             raise BadInput(
                 file, f"{key} {shown(found.get(key))}", f"{key} {wanted} as asked for",
-                hint=f"repeat the settings of {file.name} to go on, or choose another DIR",
+                hint=f"repeat the settings of {file.name} to resume, or choose another DIR",
             )  # fmt: skip
 
 

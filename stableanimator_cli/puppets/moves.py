@@ -283,7 +283,7 @@ class Movement:
         return self._parts[index]
 
     def _segment_pose(self, index: int, local: float) -> np.ndarray:
-        """One behaviour's pose, kept off the head and within the room."""
+        """One behaviour's pose, with hands off the head and within the room."""
         name, part = self._segment(index)
         pose = part(local)
         pose[Y] *= self._bounce

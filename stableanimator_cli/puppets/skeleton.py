@@ -70,7 +70,7 @@ def _reach(start: Vector, goal: Vector, upper: float, lower: float, pole: Vector
 
 
 def _hand(elbow: Array, wrist: Array, sign: float, curl: float, twist: float) -> Array:
-    """21 points of a hand that goes on where the forearm points; the thumb looks inward and forward."""
+    """21 points of a hand that continues the forearm; the thumb looks inward and forward."""
     axis = wrist - elbow
     axis = axis / (math.sqrt(float(axis @ axis)) or 1.0)
     inward = np.array([-sign, 0.0, 0.65])

@@ -3,12 +3,12 @@
 ``python -m tools.bench.ablations WORK`` (``make ablations``) trains seven variants by ``sa train``, each a
 fork of one common checkpoint (``--base``, the shipped puppet) with the same recipe (``ablations.toml``: the same steps,
 clips, seed), and leaves a model folder a variant in ``WORK/ablations``. ``--tables`` (``make ablation-tables``) then
-runs ``sa evaluate --ablation`` on them, with three sampling seeds, into ``WORK/table2`` to ``table4``. Killed at any
-moment, the same command goes on: what is done is skipped and said so, a training that was cut is resumed.
+runs ``sa evaluate --ablation`` on them, with three sampling seeds, into ``WORK/table2`` to ``table4``. Interrupt at
+any time; the same command resumes: finished variants are skipped with a message, trainings are resumed.
 
 ``ours`` is trained on as well, so that it has had as many steps as its rivals. The common checkpoint was trained with
-everything, and so ``ours`` is the only one whose parts already know one another: ``--fresh`` begins the Face Encoder at
-random in every variant, which takes some of that advantage away and needs more steps. Without it nothing begins anew:
+everything, and so ``ours`` is the only one whose parts already know one another: ``--fresh`` initialises the Face
+Encoder at random in every variant, which reduces that advantage and needs more steps. Without it, all weights stay:
 "w/o Face Encoder" keeps the projection's weights and loses the fusion, and adapters are fed what they have not seen.
 """
 
@@ -40,7 +40,7 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {
     "ip-adapter": {"--face-encoder": "off", "--id-adapter": "addition", "--face-mask": "off"},
     "no-face": {"--face": "off", "--face-mask": "off"},
 }
-"""Variant (the name of its model folder) -> what ``sa train`` is told beside the recipe.
+"""Variant (the name of its model folder) -> its flags of ``sa train`` beside the recipe.
 
 "w/o Alignment" of Table 2 is "Addition" of Table 4. An IP-Adapter (Ye et al., 2023) is a projection of the vector into
 tokens (no Face Encoder) and a second cross-attention whose output is added as it is; as in Table 3 it stands alone in
@@ -65,7 +65,9 @@ class CommandFailed(SaError):
     code = "command-failed"
 
     def __init__(self, what: str, exit_code: int) -> None:
-        super().__init__(f"{what}: exit code {exit_code}", hint="mend what it says above; the same command goes on")
+        super().__init__(
+            f"{what}: exit code {exit_code}", hint="fix the error above and run the same command to resume"
+        )
         self.exit_code = exit_code
 
 
@@ -142,8 +144,8 @@ def write_tables(work: Path, command: Command, more: Sequence[str] = ()) -> list
 def _claim(plan: Plan) -> None:
     """The folder belongs to the settings that its first training began with, which its note tells."""
     path, settings = plan.work / _NOTE, plan.settings()
-    begun = any(plan.work.glob("runs/*/config.toml")) or any(plan.work.glob(f"{FOLDER}/*/{FILE_NAME}"))
-    if begun and path.is_file():
+    started = any(plan.work.glob("runs/*/config.toml")) or any(plan.work.glob(f"{FOLDER}/*/{FILE_NAME}"))
+    if started and path.is_file():
         what, hint = "the settings of the variants", "choose another WORK"
         known = Fields.of(read_json(path, what, hint=hint), path, what, hint=hint).table
         other = [key for key in settings if known.get(key) != settings[key]]
@@ -174,10 +176,10 @@ def _train(
 ) -> None:
     run = plan.work / "runs" / name
     if (run / "config.toml").is_file():
-        tell(f"{name}: goes on, {run}")
+        tell(f"{name}: resumes, {run}")
         _run(command, f"training {name}", ["train", "--resume", str(run)])
         return
-    tell(f"{name}: begins, {run}")
+    tell(f"{name}: starts, {run}")
     asked = ["train", str(data), "-o", str(run), "--model", plan.base, "--config", str(plan.recipe)]
     asked += ["--seed", str(plan.seed)]
     asked += [] if plan.steps is None else ["--steps", str(plan.steps)]
@@ -191,14 +193,14 @@ def _run(command: Command, what: str, arguments: Sequence[str]) -> None:
 
 def _check(code: int, what: str) -> None:
     if code in (130, -2):
-        raise Interrupted(f"{what}: interrupted", hint="the same command goes on")
+        raise Interrupted(f"{what}: interrupted", hint="run the same command to resume")
     if code:
         raise CommandFailed(what, code if code > 0 else 128 - code)
 
 
 def python(arguments: Sequence[str]) -> int:
     """A ``Command``: this Python in a process of its own, which gives back all memory at its end. Its stdout goes where
-    talk goes, so that on stdout there are only the paths."""
+    messages go, so that on stdout there are only the paths."""
     process = subprocess.Popen([sys.executable, *arguments], stdout=sys.stderr)
     try:
         return process.wait()
@@ -231,8 +233,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if more and not options.tables:
         raise BadUsage(f"no option {more[0]} here", hint="--help shows them; those of sa evaluate go with --tables")
     if options.tables:
-        told = ["--seeds", options.seeds, "--figures", str(options.figures), "--length", str(options.length)]
-        written = write_tables(options.work, python, [*told, "--animate", str(options.animate), *more])
+        flags = ["--seeds", options.seeds, "--figures", str(options.figures), "--length", str(options.length)]
+        written = write_tables(options.work, python, [*flags, "--animate", str(options.animate), *more])
     else:
         plan = Plan(
             work=options.work, base=options.base, data=options.data, clips=options.clips, recipe=options.recipe,

@@ -5,7 +5,7 @@
 setting and on the exact path beside it: the same seed, and for intervals the same guidance throughout. Told are the
 paired differences over clips, with bootstrap intervals: PSNR against the drawn truth, how far limbs are off, the
 judge's similarity of faces; and how near the frames come to those of the exact path. Nothing is timed: calls and FLOPs
-are counted. A clip's figures are a line of ``WORK/clips.jsonl``; the same command goes on where it was cut, and more
+are counted. A clip's figures are a line of ``WORK/clips.jsonl``; run the same command to resume, and more
 clips may be asked for later.
 """
 
@@ -56,7 +56,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class ApproximationRun:
     """What is rendered: ``count`` clips at ``steps``; ``features`` (interval of steps) by ``layers`` at the model's own
     guidance, ``intervals`` of noise levels at ``guidance``."""
 
@@ -96,7 +96,7 @@ class Trial:
 Clip = dict[str, dict[str, Any]]  # of one clip by setting: ``FIGURES``, ``near``, ``unet`` and ``shallow`` calls
 
 
-def measure(trial: Trial, work: Path) -> Iterator[Clip]:
+def compare_settings(trial: ApproximationRun, work: Path) -> Iterator[Clip]:
     """Clip by clip, those of earlier runs as they were recorded. Raises ``SaError``."""
     model = catalogue.open_model(trial.model, (*NETWORKS, "face", "judge", "person_detector", "pose_detector"))
     header, path = trial.header(model), work / "clips.jsonl"
@@ -143,7 +143,7 @@ def _finite(clip: Clip) -> Clip:
 @dataclass(frozen=True, slots=True)
 class Cost:
     """FLOPs of one conditional UNet call: a ``whole`` one, and a shallow one by its ``layers``, with the bytes of deep
-    features that are kept for it."""
+    features that are cached for it."""
 
     whole: int
     layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)
@@ -184,7 +184,7 @@ def mean(values: np.ndarray) -> Interval | None:
     return bootstrap_interval(there, np.mean) if len(there) else None
 
 
-def losses(clips: Sequence[Clip], trial: Trial, cost: Cost) -> Table:
+def losses(clips: Sequence[Clip], trial: ApproximationRun, cost: Cost) -> Table:
     """A row a setting: what it saves, and its figures with their differences from the exact path."""
     settings = {setting.name: setting for setting in trial.settings()}
 
@@ -223,7 +223,7 @@ def losses(clips: Sequence[Clip], trial: Trial, cost: Cost) -> Table:
 
 
 def savings(layers: Sequence[int]) -> Table:
-    """What shallow calls of the released shapes cost, and what is kept for them."""
+    """What shallow calls of the released shapes cost, and what is cached for them."""
     size, frames = RELEASED
     counted = cost(open_bench_model(FULL), size, frames, torch.bfloat16, layers)
     rows = []
@@ -239,7 +239,7 @@ def savings(layers: Sequence[int]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    usual = Trial()
+    usual = ApproximationRun()
     parser = argparse.ArgumentParser(prog="python -m tools.bench.approximations", description=__doc__)
     parser.add_argument("work", type=Path, help="folder of the figures")
     parser.add_argument("--model", default=usual.model, help="catalogue name or folder")
@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.count < 1:
         parser.error("--count: expected 1 clip or more")
     try:
-        trial = Trial(
+        trial = ApproximationRun(
             model=options.model,
             count=options.count,
             steps=options.steps,
@@ -266,10 +266,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             intervals=tuple(parse_interval(word) for word in _listed(options.guidance_interval)),
         )
         clips = []
-        for clip in measure(trial, options.work):
+        for clip in compare_settings(trial, options.work):
             clips.append(clip)
-            told = "; ".join(f"{name} {row['psnr']:.2f} dB" for name, row in clip.items())
-            sys.stderr.write(f"clip {len(clips) - 1}: {told}\n")
+            summary = "; ".join(f"{name} {row['psnr']:.2f} dB" for name, row in clip.items())
+            sys.stderr.write(f"clip {len(clips) - 1}: {summary}\n")
             sys.stderr.flush()
         own = cost(catalogue.open_model(trial.model), SMALL, 8, torch.float32, trial.layers)
         tables = losses(clips, trial, own), savings(trial.layers)

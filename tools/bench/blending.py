@@ -12,7 +12,7 @@ what else happens there. What blends do is seen only where everything else is th
   the difference from it changes from frame to frame, as a share of the control's own change. It asks for no borders.
 
 Told beside these: seams at each blend's own borders, PSNR and how far limbs are off. A row a clip goes into
-``WORK/clips.jsonl``; the same command goes on where it was cut, and more clips may be asked for later. Leaves with 8
+``WORK/clips.jsonl``; run the same command to resume, and more clips may be asked for later. Leaves with 8
 where a mark is missed, each by the 95 % interval of the paired differences over clips.
 """
 
@@ -57,13 +57,13 @@ FIGURES = {
     "limbs": "limbs off, shares of the side",
 }
 ALLOWED = {"psnr": 0.01, "limbs": 0.0005}
-"""Losses that nobody can see: with the same noise, blends differ by so little that a certain loss may be no loss."""
+"""Losses that are invisible: with the same noise, blends differ by so little that a certain loss may be no loss."""
 PART = "blending"  # of the page
 _FIRST = 300_000  # scenes from here on: no other list of figures looks at them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
+class BlendingRun:
     """What is rendered: ``clips`` of ``frames`` each, at the ``model``'s own settings but for ``steps``: the more steps
     there are, the further windows part. ``overlap`` None is the model's."""
 
@@ -92,7 +92,7 @@ class Trial:
 Clip = dict[str, dict[str, float | None]]  # of one clip by way: ``FIGURES`` and ``windows``, the calls of a step
 
 
-def measure(trial: Trial, work: Path) -> Iterator[Clip]:
+def compare_blends(trial: BlendingRun, work: Path) -> Iterator[Clip]:
     """Clip by clip, those of earlier runs as they were recorded. Raises ``SaError``."""
     model = catalogue.open_model(trial.model, (*NETWORKS, "face", "judge", "person_detector", "pose_detector"))
     header, path = trial.header(model), work / "clips.jsonl"
@@ -111,7 +111,7 @@ def measure(trial: Trial, work: Path) -> Iterator[Clip]:
             yield clip
 
 
-def compared(engine: Engine, reader: Reader, trial: Trial, scene: Scene) -> Clip:
+def compared(engine: Engine, reader: Reader, trial: BlendingRun, scene: Scene) -> Clip:
     """The figures of one clip."""
     subject = subject_of(scene, reader)
     request = request_of(subject, subject.vector, {**engine.model.defaults, "steps": trial.steps}, trial.seed)
@@ -197,7 +197,7 @@ def marks(clips: Sequence[Clip]) -> list[Mark]:
     return found
 
 
-def tables(clips: Sequence[Clip], trial: Trial) -> tuple[Table, Table]:
+def tables(clips: Sequence[Clip], trial: BlendingRun) -> tuple[Table, Table]:
     """Means of each way, and the paired differences with what is asked of them."""
     rows = []
     for way in WAYS:
@@ -234,7 +234,7 @@ def tables(clips: Sequence[Clip], trial: Trial) -> tuple[Table, Table]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    usual = Trial()
+    usual = BlendingRun()
     parser = argparse.ArgumentParser(prog="python -m tools.bench.blending", description=__doc__)
     parser.add_argument("work", type=Path, help="folder of the figures")
     parser.add_argument("--model", default=usual.model, help="catalogue name or folder")
@@ -247,16 +247,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     if options.clips < 1:
         parser.error("--clips: expected 1 clip or more")
-    trial = Trial(
+    trial = BlendingRun(
         model=options.model, clips=options.clips, frames=options.frames, steps=options.steps, overlap=options.overlap,
         seed=options.seed,
     )  # fmt: skip
     try:
         clips = []
-        for clip in measure(trial, options.work):
+        for clip in compare_blends(trial, options.work):
             clips.append(clip)
-            told = "; ".join(f"{way} {clip[way]['added']:.2f}" for way in WAYS)
-            sys.stderr.write(f"clip {len(clips) - 1}: added change {told}\n")
+            summary = "; ".join(f"{way} {clip[way]['added']:.2f}" for way in WAYS)
+            sys.stderr.write(f"clip {len(clips) - 1}: added change {summary}\n")
             sys.stderr.flush()
         text = "\n\n".join(table.markdown() for table in tables(clips, trial))
         if options.page is not None:

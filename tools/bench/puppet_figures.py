@@ -194,12 +194,12 @@ def embeddings(split: str, people: int, first: int, read: object) -> tuple[np.nd
         for clip in range(_CLIPS):
             size = SIZES[(index + clip) % len(SIZES)]
             scene = sample_scene(split, index, size=size, clip=20 + clip)
-            kept = 0
+            selected = 0
             for t in range(0, 200, 11):
                 frame = scene.frame(float(t))
-                if kept == _TIMES or np.isnan(frame.landmarks).any():
+                if selected == _TIMES or np.isnan(frame.landmarks).any():
                     continue
-                kept += 1
+                selected += 1
                 vector = read(frame)  # type: ignore[operator]
                 if vector is not None:
                     vectors.append(vector / np.linalg.norm(vector))
@@ -224,7 +224,7 @@ def accuracy(sample: tuple[np.ndarray, np.ndarray, np.ndarray], threshold: float
 
 
 def recogniser_figures(face_folder: Path, judge: Path, faces: FaceReader, people: int) -> list[Figure]:
-    """Verification of people that nobody trained on: from true landmarks, and by the whole chain."""
+    """Verification of people in no training set: from true landmarks, and by the whole chain."""
     rows = []
     for name, path in (("recogniser", face_folder / "arcface_puppet.onnx"), ("judge", judge)):
         opened = onnx.session(path, "cpu")

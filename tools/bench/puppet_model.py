@@ -93,7 +93,7 @@ class Reader:
         return None if vector is None else vector / np.linalg.norm(vector)
 
     def limbs(self, pictures: list[np.ndarray]) -> np.ndarray:
-        """Limb points float[t,8,2] of the largest person of each picture, infinite where nobody is found."""
+        """Limb points float[t,8,2] of the largest person of each picture, infinite if no person is found."""
         boxes = self.people.detect(pictures)
         out = np.full((len(pictures), len(LIMBS), 2), np.inf)
         for t, (picture, found) in enumerate(zip(pictures, boxes, strict=True)):
@@ -112,7 +112,7 @@ def subject_of(scene: Scene, reader: Reader) -> Subject:
     picture = scene.reference(LARGE).image
     found, judged = reader.faces.faces(picture), reader.judged(picture)
     if not found or found[0].embedding is None or judged is None:
-        raise NoFace(f"held-out scene {scene.seed}: no face in its reference", hint="make the list anew")
+        raise NoFace(f"held-out scene {scene.seed}: no face in its reference", hint="recreate the list with --list")
     return Subject(scene=scene, reference=picture, vector=found[0].embedding, judged=judged)
 
 

@@ -3,7 +3,7 @@
 ``python -m tools.bench.refinement_figures WORK [--model FOLDER] [--puppets N] [--seeds S] [--size WxH]
 [--minutes M] [--page PAGE.md]`` animates the reference picture of each puppet of the test split after its own motion,
 once a seed, without optimisation and in every mode, as ``sa animate`` does, and compares the videos with the drawn
-truth. A row a case goes into ``WORK/cases.jsonl``; the same command goes on where it was cut. Cheap modes come first
+truth. A row a case goes into ``WORK/cases.jsonl``; run the same command to resume. Cheap modes come first
 and every puppet's first seed before the second ones: after ``--minutes`` the table is of what there is. Nearly all time
 goes into decoding and back, an iteration about a third of a second a frame; ``full`` and ``crop`` make 12 of them at
 four steps, ``paper`` 120 at twelve. Prints a Markdown table.
@@ -198,7 +198,7 @@ def cases(
     plan: Plan, puppets: int, seeds: int, modes: Sequence[str], work: Path, minutes: float | None = None
 ) -> Iterator[Case]:
     """Every case, mode by mode, those of earlier runs as they were recorded; each new one is a line of the file at
-    once. After ``minutes`` no new one is begun, and only those that are there come."""
+    once. After ``minutes`` no new case starts, and only recorded ones follow."""
     model = catalogue.open_model(plan.model, (*NETWORKS, "face", "judge"))
     header, path = plan.header(model), work / "cases.jsonl"
     work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Measurements that take hours: a file of JSON lines below a header, gone on with after a cut, and what their commands
+"""Measurements that take hours: a resumable file of JSON lines below a header, and what their commands
 share."""
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def as_typed(module: str, words: Sequence[str]) -> str:
     """The command of a page, where folders go by their last name alone, without page and time allowed."""
-    kept, left = [], iter(words)
+    words_out, left = [], iter(words)
     for word in left:
         if word in ("--page", "--minutes"):
             next(left, None)
         else:
-            kept.append(Path(word).name if "/" in word else word)
-    return shlex.join(["python", "-m", module, *kept])
+            words_out.append(Path(word).name if "/" in word else word)
+    return shlex.join(["python", "-m", module, *words_out])
 
 
 def refused(error: SaError) -> int:
-    """Say ``error`` in a line, with its hint in another; the exit code to leave with."""
+    """Print ``error`` and its hint; return the exit code."""
     sys.stderr.write(f"{error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
     return error.exit_code

@@ -51,7 +51,7 @@ def write_onnx(
     half: bool = True,
 ) -> Path:
     """Write ``net`` as one ONNX file without external data. ``free`` names the axes of inputs and outputs that may have
-    any length; ``about`` is kept in the file as its description. ``half`` stores the weights as float16, which the
+    any length; ``about`` is stored in the file as its description. ``half`` stores the weights as float16, which the
     graph turns into float32 when it is opened: half the size, and the same arithmetic."""
     net = net.eval().float()
     with TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():

@@ -1,6 +1,6 @@
-"""What the small networks learn from: drawn frames, aligned faces and clips, kept in a folder of shards.
+"""What the small networks learn from: drawn frames, aligned faces and clips, stored in a folder of shards.
 
-Every shard follows from its number alone, so a cache that was cut while it was drawn goes on where it stopped, and two
+Every shard follows from its number alone, so interrupted drawing resumes where it stopped, and two
 caches of one recipe hold the same numbers. A shard is an ``.npz`` of equally long arrays and appears whole.
 """
 
@@ -27,7 +27,7 @@ FRAME_SIDE = 160
 """Frames are drawn at this long side: what the detectors see of a picture that is letterboxed into 640 and pooled."""
 
 ALIGNED, MARGIN = 112, 8
-"""Side of an aligned face and what is kept around it, so that training can move it."""
+"""Side of an aligned face and the margin around it, so that training can move it."""
 
 CLIP_SIDE, CLIP_FRAMES = 128, 8
 
@@ -91,7 +91,7 @@ def draw_frames(
 ) -> Arrays:
     """``scenes * times`` frames of one to three people: ``image`` uint8[n,160,160,3] (grey beside the picture),
     ``size`` int[n,2], ``keypoints`` float32[n,3,134,3], ``face`` float32[n,3,4], ``landmarks`` float32[n,3,5,2]; NaN
-    where nobody is or no face is seen."""
+    where no person is or no face is seen."""
     n = scenes * times
     out = {
         "image": np.full((n, FRAME_SIDE, FRAME_SIDE, 3), 114, np.uint8),

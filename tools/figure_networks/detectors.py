@@ -1,7 +1,7 @@
 """Train the six small networks that read puppets: ``python -m tools.figure_networks.detectors``.
 
-``make puppet-detectors`` runs it. It draws its pictures first, then trains one network after the other, and can be cut
-at any time: the same command goes on from the last shard and the last checkpoint. The files that come out are written
+``make puppet-detectors`` runs it. It draws its pictures first, then trains one network after the other, and can be
+interrupted at any time: the same command resumes from the last shard and checkpoint. The resulting files are written
 into a model folder, and their sizes and digests into its ``model.toml``.
 """
 
@@ -90,7 +90,7 @@ def guarded(main: object) -> int:
         sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command goes on\n")
+        sys.stderr.write("interrupted: run the same command to resume\n")
         return 130
     return 0
 

@@ -63,12 +63,12 @@ class Task(ABC):
         """Write the trained network's files into ``folder``; returns their paths."""
 
     def settings(self) -> dict[str, Any]:
-        """What a checkpoint must agree in to be gone on with."""
+        """Settings that a checkpoint must share to be resumed."""
         return {"name": self.name, "steps": self.steps, "batch_size": self.batch_size, "rate": self.rate}
 
 
 def trained(task: Task, folder: Path, tell: Tell, *, workers: int = 1, until: int | None = None) -> nn.Module:
-    """The task's network after its training, gone on with from ``folder`` where a checkpoint is there.
+    """The task's network after its training, resumed from ``folder`` if a checkpoint exists.
 
     ``until`` stops earlier (for tests). Raises ``BadInput`` where the checkpoint is of other settings or damaged.
     """
@@ -88,7 +88,7 @@ def trained(task: Task, folder: Path, tell: Tell, *, workers: int = 1, until: in
             recipe.prepare(folder, workers, tell)
         task.load(folder)
         if step:
-            tell(f"{task.name}: goes on at step {step} of {task.steps}")
+            tell(f"{task.name}: resumes at step {step} of {task.steps}")
     started = saved = time.monotonic()
     first = step
     half = fast_bfloat16()
@@ -151,7 +151,7 @@ def _save(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = temporary_path(path)
     state = {"settings": task.settings(), "step": step, "net": net.state_dict(), "average": average.state_dict()}
-    if step < task.steps:  # a finished network is not gone on with
+    if step < task.steps:  # a finished network is not resumed
         state["optimizer"] = optimizer.state_dict()
     torch.save(state, part)
     os.replace(part, path)
@@ -160,7 +160,7 @@ def _save(
 def _resume(path: Path, task: Task, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     if not path.exists():
         return 0
-    hint = "delete it to start anew, or name another folder"
+    hint = "delete it to restart, or name another folder"
     try:
         state = torch.load(path, weights_only=True)
         found = state["settings"]

@@ -7,7 +7,7 @@ loss, here between two moments of one scene).
 
 Temporal kernels begin with zeros beside their middle, so that a decoder that learned from single pictures decodes clips
 as well; the last part of the training is on clips and moves them. The encoder begins as the best linear one
-(``linear_start``): begun at random, both halves agree on lightness first and leave colour out for an hour.
+(``linear_start``): initialised at random, both halves agree on lightness first and leave colour out for an hour.
 """
 
 from __future__ import annotations

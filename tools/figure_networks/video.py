@@ -63,9 +63,9 @@ class VideoNet(nn.Module):
 
     def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
         """What the file gives."""
-        return self.told(clip)[:-2]
+        return self.outputs(clip)[:-2]
 
-    def told(self, clip: Tensor) -> tuple[Tensor, ...]:
+    def outputs(self, clip: Tensor) -> tuple[Tensor, ...]:
         """The same, then points [b,t,18,2] and colours [b,9]."""
         b, t = clip.shape[0], clip.shape[2]
         one = self.first(clip.transpose(1, 2).flatten(0, 1))
@@ -125,17 +125,17 @@ class VideoTask(Task):
 
     def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
         assert isinstance(net, VideoNet)
-        told = net.told(batch["clip"])
+        outputs = net.outputs(batch["clip"])
         total, shown = torch.zeros(()), {}
         for n, name in enumerate(LABELS):
-            rows, labels = told[4 + n].float(), batch["label"][:, n]
+            rows, labels = outputs[4 + n].float(), batch["label"][:, n]
             total = total + F.cross_entropy(rows, labels, label_smoothing=0.05)
             shown[name] = float((rows.argmax(dim=1) == labels).float().mean())
         # Three words a clip teach little: where the body is and its colours teach the layers what to look at.
         seen = batch["points"][..., 2:]
-        off = (told[-2].float() - batch["points"][..., :2]).abs() * seen
+        off = (outputs[-2].float() - batch["points"][..., :2]).abs() * seen
         points = off.sum() / seen.sum().clamp(min=1) / 2
-        colour = (told[-1].float() - batch["colour"]).abs().mean()
+        colour = (outputs[-1].float() - batch["colour"]).abs().mean()
         return total + 10 * points + 5 * colour, shown | {
             "points": float(points.detach()),
             "colour": float(colour.detach()),

@@ -67,14 +67,14 @@ def test_there_is_a_training_for_every_row_that_a_switch_does_not_make() -> None
 def test_sa_train_takes_the_recipe_with_every_variants_flags(name: str, tmp_path: Path) -> None:
     flags = {key.removeprefix("--").replace("-", "_"): value for key, value in VARIANTS[name].items()}
     config = new_config({"dataset": [tmp_path], "output": tmp_path / "run", "model": "puppet", **flags}, RECIPE)
-    told = {
+    lines = {
         "face_mask": config.loss.face_mask,
         "face_encoder": config.ablation.face_encoder,
         "id_adapter": config.ablation.id_adapter,
         "face": config.ablation.face,
     }
     whole = {"face_mask": "released", "face_encoder": "on", "id_adapter": "distribution", "face": "on"}
-    assert told == {**whole, **flags}
+    assert lines == {**whole, **flags}
     assert [stage.name for stage in config.resolve_stages((128, 128)).stage or ()] == ["pictures", "clips"]
 
 
@@ -85,16 +85,16 @@ def test_sa_animate_takes_the_settings_that_optimise_faces_and_flags_turn_it_off
 
 
 def test_all_begin_alike_and_each_lacks_its_own_part(tmp_path: Path) -> None:
-    command, told = Recorded(), list[str]()
-    folders = train_variants(_plan(tmp_path / "w", steps=2, seed=7), command, told.append)
+    command, lines = Recorded(), list[str]()
+    folders = train_variants(_plan(tmp_path / "w", steps=2, seed=7), command, lines.append)
     assert folders == [tmp_path / "w" / FOLDER / name for name in VARIANTS]
-    begun = [call for call in command.calls if "--export" not in call]
+    started = [call for call in command.calls if "--export" not in call]
     shared = ["train", str(tmp_path / "clips"), "--model", "puppet", "--config", str(RECIPE), "--seed", "7",
               "--steps", "2"]  # fmt: skip
-    for call, (name, flags) in zip(begun, VARIANTS.items(), strict=True):
+    for call, (name, flags) in zip(started, VARIANTS.items(), strict=True):
         own = [word for pair in flags.items() for word in pair]
         assert [word for word in call if word not in ("-o", str(tmp_path / "w" / "runs" / name))] == [*shared, *own]
-    assert [line.split(":")[0] for line in told] == list(VARIANTS)
+    assert [line.split(":")[0] for line in lines] == list(VARIANTS)
 
 
 def test_what_is_done_is_skipped_and_what_was_cut_goes_on(tmp_path: Path) -> None:
@@ -103,12 +103,12 @@ def test_what_is_done_is_skipped_and_what_was_cut_goes_on(tmp_path: Path) -> Non
     with pytest.raises(CommandFailed, match="training no-face-masks: exit code 3") as caught:
         train_variants(plan, cut, lambda text: None)
     assert caught.value.exit_code == 3
-    again, told = Recorded(), list[str]()
-    train_variants(plan, again, told.append)
-    assert told[:3] == [
+    again, lines = Recorded(), list[str]()
+    train_variants(plan, again, lines.append)
+    assert lines[:3] == [
         f"ours: done already, {work / FOLDER / 'ours'}",
-        f"no-face-masks: goes on, {work / 'runs' / 'no-face-masks'}",
-        f"no-face-encoder: begins, {work / 'runs' / 'no-face-encoder'}",
+        f"no-face-masks: resumes, {work / 'runs' / 'no-face-masks'}",
+        f"no-face-encoder: starts, {work / 'runs' / 'no-face-encoder'}",
     ]
     assert again.calls[0] == ["train", "--resume", str(work / "runs" / "no-face-masks")]
     last = Recorded()
@@ -173,8 +173,8 @@ def test_without_clips_puppets_are_drawn_once(tmp_path: Path) -> None:
 def test_a_fresh_face_encoder_is_fresh_for_all(tmp_path: Path) -> None:
     command = Recorded()
     train_variants(_plan(tmp_path / "w", fresh=True), command, lambda text: None)
-    begun = [call for call in command.calls if "--export" not in call]
-    assert all(call[call.index("--from-scratch") + 1] == "face_encoder" for call in begun)
+    started = [call for call in command.calls if "--export" not in call]
+    assert all(call[call.index("--from-scratch") + 1] == "face_encoder" for call in started)
 
 
 def test_a_recipe_or_variants_that_are_not_there(tmp_path: Path) -> None:
@@ -224,10 +224,10 @@ def test_who_ends_it_ends_what_it_runs(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.terminate()
-        _, told = process.communicate(timeout=60)
+        _, lines = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130
-    assert told == "interrupted: the same command goes on\n"
+    assert lines == "interrupted: run the same command to resume\n"
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)

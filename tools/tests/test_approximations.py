@@ -12,10 +12,10 @@ import torch
 
 from stableanimator_cli.bench.networks import open_bench_model
 from tools.bench import approximations
-from tools.bench.approximations import GUIDED, PLAIN, Cost, Trial, losses, main
+from tools.bench.approximations import GUIDED, PLAIN, ApproximationRun, Cost, losses, main
 
 CACHED, WITHIN = "--cache-features 2", "--guidance 2 --guidance-interval 0.5:50"
-TRIAL = Trial(features=(2,), layers=(2,))
+TRIAL = ApproximationRun(features=(2,), layers=(2,))
 COST = Cost(100, {2: (20, 0)})
 
 

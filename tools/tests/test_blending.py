@@ -70,7 +70,7 @@ def test_each_mark_can_be_missed(change: dict[str, float], missed: str):
 def test_a_clip_that_one_way_has_no_figure_for_is_left_out():
     found = clips(0.1, 0.2)
     found[0]["smooth"]["limbs"] = None
-    rows = blending.tables(found, blending.Trial())[1].rows
+    rows = blending.tables(found, blending.BlendingRun())[1].rows
     assert [row["clips lower"].partition(" of ")[2] for row in rows if row["blend"] == "smooth"] == ["8", "8", "8", "7"]
 
 
@@ -132,7 +132,7 @@ def test_real_clips_are_made_once_and_read_again(
 
 
 def test_the_control_overlaps_further_than_what_it_is_compared_with():
-    model, trial = open_model("puppet"), blending.Trial()
+    model, trial = open_model("puppet"), blending.BlendingRun()
     assert len(trial.plan(model, None)) > 2 * len(trial.plan(model, "smooth"))
     assert trial.plan(model, "shifted").shifted
 

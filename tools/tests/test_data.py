@@ -20,14 +20,14 @@ def _count(shard: int, base: int) -> d.Arrays:
 
 def test_a_cache_draws_only_what_is_missing_and_loads_in_order(tmp_path: Path) -> None:
     recipe = d.Recipe(name="numbers", shards=3, draw=partial(_count, base=10))
-    told: list[str] = []
-    recipe.prepare(tmp_path, 1, told.append)
-    assert told == ["numbers: drawn 3 of 3 shards"]
+    lines: list[str] = []
+    recipe.prepare(tmp_path, 1, lines.append)
+    assert lines == ["numbers: drawn 3 of 3 shards"]
     assert_array_equal(recipe.load(tmp_path)["n"], [10, 10, 11, 9, 12, 8])
     recipe.path(tmp_path, 1).unlink()
-    kept = recipe.path(tmp_path, 2).stat().st_mtime_ns
-    recipe.prepare(tmp_path, 1, told.append)
-    assert recipe.path(tmp_path, 2).stat().st_mtime_ns == kept
+    modified = recipe.path(tmp_path, 2).stat().st_mtime_ns
+    recipe.prepare(tmp_path, 1, lines.append)
+    assert recipe.path(tmp_path, 2).stat().st_mtime_ns == modified
     recipe.prepare(tmp_path, 1, lambda text: pytest.fail(f"nothing is missing, yet: {text}"))
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [f"numbers-0000{n}.npz" for n in range(3)]
 

@@ -37,21 +37,21 @@ class Line(Task):
 
 
 def test_it_learns_and_tells(tmp_path: Path) -> None:
-    told: list[str] = []
-    net = trained(Line(), tmp_path, told.append)
+    lines: list[str] = []
+    net = trained(Line(), tmp_path, lines.append)
     assert not net.training
     x = torch.randn(256, 1, generator=torch.Generator().manual_seed(0))
     assert float((net(x) - (3 * x - 1)).square().mean()) < 0.5
-    assert "line: step 50 of 120, loss" in told[0]
-    assert told[-1].endswith("0 s to go")
+    assert "line: step 50 of 120, loss" in lines[0]
+    assert lines[-1].endswith("0 s to go")
 
 
 def test_cut_and_gone_on_with_is_the_same_as_uncut(tmp_path: Path) -> None:
     whole = trained(Line(), tmp_path / "whole", lambda _: None)
     trained(Line(), tmp_path / "cut", lambda _: None, until=37)
-    told: list[str] = []
-    pieces = trained(Line(), tmp_path / "cut", told.append)
-    assert told[0] == "line: goes on at step 37 of 120"
+    lines: list[str] = []
+    pieces = trained(Line(), tmp_path / "cut", lines.append)
+    assert lines[0] == "line: resumes at step 37 of 120"
     for name, tensor in whole.state_dict().items():
         torch.testing.assert_close(pieces.state_dict()[name], tensor, rtol=0, atol=0)
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["line.pt"]

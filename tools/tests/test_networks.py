@@ -218,4 +218,4 @@ def test_errors_of_a_training_are_one_line(capsys: pytest.CaptureFixture[str]) -
         raise KeyboardInterrupt
 
     assert detectors.guarded(stopped) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err

@@ -1,9 +1,9 @@
-"""What a run that is broken off leaves, so that the same command goes on where it was and ends in the same bytes.
+"""Checkpoint of an unfinished run: the same command resumes it and ends in the same bytes.
 
-All noise is keyed by seed, name and frame, so a run is its latents, its step, and what face optimisation and the
-identity gate have found so far. They lie in one hidden safetensors file beside the output, ``.OUT.mp4.state``, whose
-metadata holds the rest as JSON and the facts (``same.py``) that decide the bytes. It is written every few seconds at
-most and never takes more than a twentieth of the time; it goes away when the video and its record are whole.
+All noise is keyed by seed, name and frame. So a run is its latents, its step, and the results of face optimisation and
+the identity gate so far. They are stored in one hidden safetensors file beside the output, ``.OUT.mp4.state``. Its
+metadata holds the rest as JSON, with the fingerprint of everything that decides the bytes. The file is written every
+few seconds and takes at most a twentieth of the time. It is deleted once the video and its record are complete.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,14 +38,14 @@ from stableanimator_cli.readers import parse_json
 from stableanimator_cli.records import ModelFolder
 
 FORMAT = "1"
-INTERVAL = 5.0  # seconds of work that may be lost
-_SHARE = 20  # at least so many times what a write took is worked before the next
+INTERVAL = 5.0  # seconds between two writes
+_WRITE_RATIO = 20  # a write may take one part in this many of the time between two writes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingState:
-    """One drawing of the whole video, ``step`` steps into it: ``latents`` float32[t,c,h/8,w/8], and face optimisation's
-    log and targets so far."""
+    """One sampling of the video after ``step`` steps: ``latents`` float32[t,c,h/8,w/8], and the log and targets of face
+    optimisation so far."""
 
     latents: Tensor
     step: int
@@ -54,19 +55,19 @@ class SamplingState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestSample:
-    """The best drawing that the identity gate has measured, and its windows that failed."""
+    """The best sampling that the identity gate has measured, and its windows that failed."""
 
-    drawn: SamplingState
+    state: SamplingState
     identity: Identity
     failed: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A run in the middle: the present drawing, the windows that each re-draw drew again (the present one last), the
-    best drawing before it, what was called so far, and how often the run was taken up again."""
+    """An unfinished run: the current sampling, the windows of each retry (the current one last), the best earlier
+    sampling, the network calls so far, and how many times the run was resumed."""
 
-    now: SamplingState
+    state: SamplingState
     attempts: tuple[tuple[int, ...], ...] = ()
     best: BestSample | None = None
     calls: Counter[str]
@@ -74,7 +75,10 @@ class Checkpoint:
 
 
 class CheckpointManager:
-    """Keeps the state of one run. ``found`` is what an earlier run left, None where there is nothing to go on from."""
+    """Reads and writes the checkpoint of one run. ``restored`` is an earlier run's, None if there is none to resume.
+
+    ``saved``: whether a checkpoint is on disk.
+    """
 
     def __init__(
         self,
@@ -85,145 +89,140 @@ class CheckpointManager:
         *,
         restart: bool = False,
     ) -> None:
-        """Raises ``ConfigError`` where an unfinished run of other settings, inputs or weights lies in the output's
-        place; ``restart`` throws it away."""
+        """Raises ``ConfigError`` if the output has a checkpoint of other settings, inputs or weights; ``restart``
+        deletes it."""
         self.path = state_path(config.output)
-        self.kept = False
-        self._talk = reporter
+        self.saved = False
+        self.restored: Checkpoint | None = None
+        self._reporter = reporter
         self._config = config
+        self._model = model
         self._cheap = fingerprint.settings(config) | fingerprint.inputs(config) | fingerprint.machine(device)
-        self._weights: Callable[[], fingerprint.Fingerprint] = lambda: fingerprint.weights(model)
-        self._facts: fingerprint.Fingerprint | None = None
         self._due = time.monotonic() + INTERVAL
-        self.found: Checkpoint | None = None
         if restart:
             self.path.unlink(missing_ok=True)
         elif self.path.exists() and all(path.exists() for path in fingerprint.inputs_of(config).values()):
-            self.found = self._read()
+            self.restored = self._read()
 
-    @property
+    @cached_property
     def facts(self) -> fingerprint.Fingerprint:
-        """Weights are read for their digest only when a state is there, or is to be written for the first time."""
-        if self._facts is None:
-            self._facts = self._cheap | self._weights()
-        return self._facts
+        """With digests of the weights, which are read only once a checkpoint exists or is written."""
+        return self._cheap | fingerprint.weights(self._model)
 
     def due(self) -> bool:
         return time.monotonic() >= self._due
 
-    def keep(self, saved: Checkpoint) -> None:
-        """Write the state, whole or not at all. A disk that has no room for it costs the state, not the run."""
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write the checkpoint, complete or not at all. A full disk is a warning: the run continues without."""
         facts, started = self.facts, time.monotonic()
-        tensors, told = _packed(saved)
-        told |= {"facts": facts, "host": platform.node()}
+        tensors, fields = _pack(checkpoint)
+        fields |= {"facts": facts, "host": platform.node()}
+        metadata = {MARK: FORMAT, "format": FORMAT, "state": json.dumps(fields)}
         try:
-            with atomic_write(self.path, marked=True) as part:
-                part.write_bytes(save(tensors, metadata={MARK: FORMAT, "format": FORMAT, "state": json.dumps(told)}))
+            with atomic_write(self.path, marked=True) as temp:
+                temp.write_bytes(save(tensors, metadata=metadata))
         except (OSError, SaError) as error:
-            self._talk.warning(f"{self.path}: not written ({error}); this run cannot go on after a break")
+            self._reporter.warning(f"{self.path}: not written ({error}); this run cannot be resumed")
             self._due = float("inf")
             return
-        self.kept = True
-        self._due = time.monotonic() + max(INTERVAL, _SHARE * (time.monotonic() - started))
+        self.saved = True
+        self._due = time.monotonic() + max(INTERVAL, _WRITE_RATIO * (time.monotonic() - started))
 
-    def done(self) -> None:
-        """The output is whole."""
+    def delete(self) -> None:
+        """Delete the checkpoint: the output is complete."""
         with contextlib.suppress(OSError):
             self.path.unlink()
 
     def _read(self) -> Checkpoint | None:
         try:
             with safe_open(self.path, "pt") as file:
-                about = file.metadata() or {}
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            if about.get("format") != FORMAT:
-                raise self._refusal([f"format {about.get('format')} (now {FORMAT})"], "")
-            told = parse_json(about["state"], self.path, "the state of a run", nan=True)
-            saved = _unpacked(tensors, told)
-            then, host = fingerprint.current_settings(told["facts"]), str(told["host"])
+            if metadata.get("format") != FORMAT:
+                raise self._refusal([f"format {metadata.get('format')} (now {FORMAT})"], "")
+            fields = parse_json(metadata["state"], self.path, "the checkpoint of a run", nan=True)
+            checkpoint = _unpack(tensors, fields)
+            stored, host = fingerprint.current_settings(fields["facts"]), str(fields["host"])
         except ConfigError:
             raise
-        # read again by the same code that wrote it; whatever damage makes that stumble, the run starts over
+        # whatever damage makes the code stumble that reads what it wrote, the run starts over
         except (OSError, SaError, SafetensorError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
-            self._talk.warning(f"{self.path}: not readable as the state of a run; it starts anew")
+            self._reporter.warning(f"{self.path}: not readable as the checkpoint of a run; starting over")
             return None
-        # what is cheap to compare first, so that gigabytes are not read before a changed seed is said
-        known = {name: value for name, value in then.items() if name in self._cheap}
-        differ = fingerprint.diff(known, self._cheap) or fingerprint.diff(then, self.facts)
-        if differ:
-            raise self._refusal(differ, f" after {saved.now.step} steps")
-        _sweep(self._config, host)
-        self.kept = True
-        return saved
+        # cheap comparisons first: a changed seed is reported before gigabytes of weights are read
+        known = {name: value for name, value in stored.items() if name in self._cheap}
+        differences = fingerprint.diff(known, self._cheap) or fingerprint.diff(stored, self.facts)
+        if differences:
+            raise self._refusal(differences, f" after {checkpoint.state.step} steps")
+        _remove_temporary_files(self._config, host)
+        self.saved = True
+        return checkpoint
 
-    def _refusal(self, differ: Sequence[str], when: str) -> ConfigError:
+    def _refusal(self, differences: Sequence[str], when: str) -> ConfigError:
         return ConfigError(
             "--output",
             str(self._config.output),
-            f"what the run was begun with that was broken off here{when}: {'; '.join(differ)}",
-            hint="repeat that command to go on with it, add --restart to begin anew, or choose another -o",
+            f"the settings of the unfinished run that was interrupted here{when}: {'; '.join(differences)}",
+            hint="repeat that command to resume it, add --restart to start over, or choose another -o",
         )
 
 
-def _packed(saved: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _pack(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
-    told: dict[str, Any] = {
-        "attempts": saved.attempts,
-        "calls": dict(saved.calls),
-        "resumed": saved.resumed,
-        "now": _pack(saved.now, "now", tensors),
+    fields: dict[str, Any] = {
+        "attempts": checkpoint.attempts,
+        "calls": dict(checkpoint.calls),
+        "resumed": checkpoint.resumed,
+        "now": _pack_state(checkpoint.state, "now", tensors),
     }
-    if saved.best is not None:
-        told["best"] = _pack(saved.best.drawn, "best", tensors) | {"failed": saved.best.failed}
-        tensors["best.similarity"] = torch.from_numpy(saved.best.identity.similarity)
-    return tensors, told
+    if checkpoint.best is not None:
+        fields["best"] = _pack_state(checkpoint.best.state, "best", tensors) | {"failed": checkpoint.best.failed}
+        tensors["best.similarity"] = torch.from_numpy(checkpoint.best.identity.similarity)
+    return tensors, fields
 
 
-def _pack(drawn: SamplingState, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    tensors[f"{name}.latents"] = drawn.latents.detach().cpu().contiguous()
-    for index, target in enumerate(drawn.targets):
-        tensors[f"{name}.target.{index}"] = target.vector.detach().cpu().clone()  # the best drawing may share it
+def _pack_state(state: SamplingState, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    tensors[f"{name}.latents"] = state.latents.detach().cpu().contiguous()
+    for index, target in enumerate(state.targets):
+        tensors[f"{name}.target.{index}"] = target.vector.detach().cpu().clone()  # the best sampling may share it
     return {
-        "step": drawn.step,
-        "log": [asdict(entry) for entry in drawn.log],
-        "boxes": [target.boxes for target in drawn.targets],
+        "step": state.step,
+        "log": [asdict(entry) for entry in state.log],
+        "boxes": [target.boxes for target in state.targets],
     }
 
 
-def _unpacked(tensors: dict[str, Tensor], told: dict[str, Any]) -> Checkpoint:
-    best = told.get("best")
+def _unpack(tensors: dict[str, Tensor], fields: dict[str, Any]) -> Checkpoint:
+    best = None
+    if (row := fields.get("best")) is not None:
+        identity = Identity(similarity=tensors["best.similarity"].numpy())
+        best = BestSample(state=_unpack_state(row, "best", tensors), identity=identity, failed=tuple(row["failed"]))
     return Checkpoint(
-        now=_unpack(told["now"], "now", tensors),
-        attempts=tuple(tuple(row) for row in told["attempts"]),
-        best=None
-        if best is None
-        else BestSample(
-            drawn=_unpack(best, "best", tensors),
-            identity=Identity(similarity=tensors["best.similarity"].numpy()),
-            failed=tuple(best["failed"]),
-        ),
-        calls=Counter(told["calls"]),
-        resumed=told["resumed"],
+        state=_unpack_state(fields["now"], "now", tensors),
+        attempts=tuple(tuple(windows) for windows in fields["attempts"]),
+        best=best,
+        calls=Counter(fields["calls"]),
+        resumed=fields["resumed"],
     )
 
 
-def _unpack(told: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> SamplingState:
-    boxes = [tuple(None if box is None else tuple(box) for box in row) for row in told["boxes"]]
+def _unpack_state(fields: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> SamplingState:
+    boxes = [tuple(None if box is None else tuple(box) for box in row) for row in fields["boxes"]]
     return SamplingState(
         latents=tensors[f"{name}.latents"],
-        step=told["step"],
-        log=tuple(RefineLogEntry(**entry) for entry in told["log"]),
+        step=fields["step"],
+        log=tuple(RefineLogEntry(**entry) for entry in fields["log"]),
         targets=tuple(Target(boxes=row, vector=tensors[f"{name}.target.{index}"]) for index, row in enumerate(boxes)),
     )
 
 
-def _sweep(config: AnimateConfig, host: str) -> None:
-    """Remove what killed runs of this output were writing: temporary files of processes that are gone. Only where the
-    state was written on this machine; elsewhere process numbers mean nothing."""
+def _remove_temporary_files(config: AnimateConfig, host: str) -> None:
+    """Remove temporary files of killed runs of this output, if the checkpoint was written on this machine: elsewhere
+    process ids mean nothing."""
     if sys.platform == "win32" or host != platform.node():
         return
     for path in (state_path(config.output), config.output, config.preview_path, config.record_path):
-        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            pid = part.name.split(".")[-2]
+        for temp in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            pid = temp.name.split(".")[-2]
             if pid.isdecimal() and not may_be_running(int(pid)):
-                part.unlink(missing_ok=True)
+                temp.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""What decides the bytes of a video: settings, inputs, weights, libraries and the device, as flat text to compare.
+"""Fingerprint of a run: the settings, inputs, weights, libraries and device that decide the bytes of its video.
 
-A run that goes on after a break, and one that is repeated from its record, must not differ in any of it.
+A resumed run, and one that `sa replay` repeats, must have an equal fingerprint.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from stableanimator_cli.records import ModelFolder
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python", "insightface", "onnxruntime")
 
-# Settings that change no pixel, and those whose effect is compared elsewhere: paths by their digests, choices that
-# were left to us (device, preset, model) by what was chosen.
+# Settings that change no pixel or are compared by their effect: paths by digests; device, preset, model as resolved.
 _FREE = frozenset(
     {"output", "reference", "motion", "face_embedding", "model", "audio", "preview", "preset"}
     | {"device.device", "device.gpus", "device.dtype", "device.offload", "device.pose_budget_mb"}
@@ -37,7 +36,7 @@ _TABLES = frozenset(item.name for item in fields(AnimateConfig))
 
 
 def inputs_of(config: AnimateConfig) -> dict[str, Path]:
-    """The files and folders that a run reads, by what they are; ``motion_points`` lie beside a skeleton video."""
+    """Files and folders that a run reads, by role; ``motion_points`` is the motion beside a skeleton video."""
     inputs = {"reference": config.reference, "motion": config.motion}
     if config.face_embedding is not None:
         inputs["face_embedding"] = config.face_embedding
@@ -48,17 +47,22 @@ def inputs_of(config: AnimateConfig) -> dict[str, Path]:
 
 
 def settings(config: AnimateConfig) -> Fingerprint:
-    """Settings that decide the bytes, by dotted name. Without faces to optimise or measure in frames the latents do not
-    depend on how they are decoded: a run that ran out of memory there may go on with another ``--decode-chunk``."""
+    """Settings that decide the bytes, by dotted name.
+
+    Unless faces are optimised or measured, latents do not depend on decoding: a run that ran out of memory there may
+    resume with another ``--decode-chunk``.
+    """
     flat = dict(_flat(tomllib.loads(to_toml(config))))
-    blind = config.refine.face == "off" and config.refine.min_csim is None
+    decodes_last = config.refine.face == "off" and config.refine.min_csim is None
     return {
-        name: value for name, value in flat.items() if name not in _FREE and not (blind and name.startswith("decode."))
+        name: value
+        for name, value in flat.items()
+        if name not in _FREE and not (decodes_last and name.startswith("decode."))
     }
 
 
 def current_settings(facts: Mapping[str, str]) -> Fingerprint:
-    """Facts that an older version stored, with the names of today's settings."""
+    """A fingerprint that an older version stored, under the current names of settings."""
     tables: dict[str, Any] = {}
     for name, value in facts.items():
         table, dot, key = name.partition(".")
@@ -70,12 +74,12 @@ def current_settings(facts: Mapping[str, str]) -> Fingerprint:
 
 
 def inputs(config: AnimateConfig) -> Fingerprint:
-    """Digests of what is there to read; a file that is missing is said by who reads it."""
+    """Digests of the inputs that exist; a missing file is an error of its reader."""
     return {f"{name} (sha256)": sha256_of(path) for name, path in inputs_of(config).items() if path.exists()}
 
 
 def machine(device: DevicePlan) -> Fingerprint:
-    """The device, its type of number, and the libraries that compute."""
+    """The device, its dtype, and versions of the libraries."""
     return {
         "device": replace(device, swap=False, groups=False).describe(),
         **{f"version of {k}": v for k, v in versions().items()},
@@ -83,7 +87,7 @@ def machine(device: DevicePlan) -> Fingerprint:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of this program and of the libraries that are installed."""
+    """Versions of Python, of this program and of the installed libraries."""
     found = {"python": platform.python_version(), "stableanimator-cli": __version__}
     for name in LIBRARIES:
         try:
@@ -94,30 +98,30 @@ def versions() -> dict[str, str]:
 
 
 def weight_digests(model: ModelFolder, roles: Iterable[str] | None = None) -> dict[str, str]:
-    """sha256 by role of the files and folders of a model that are here; those of unchanged files are remembered."""
-    wanted = model.files if roles is None else {role: model.files[role] for role in roles if role in model.files}
-    return {role: sha256_of(path) if path.is_dir() else download.digest(path) for role, path in wanted.items()}
+    """sha256 by role of a model's files and folders; digests of unchanged files are cached."""
+    files = model.files if roles is None else {role: model.files[role] for role in roles if role in model.files}
+    return {role: sha256_of(path) if path.is_dir() else download.digest(path) for role, path in files.items()}
 
 
 def weights(model: ModelFolder) -> Fingerprint:
-    """Digests of every file of the model and of its configs."""
+    """Digests of all files of the model and of its configs."""
     facts = {f"weights of {role} (sha256)": value for role, value in weight_digests(model).items()}
-    told = json.dumps({role: dict(config) for role, config in model.configs.items()}, sort_keys=True, default=str)
-    facts["configs of the networks (sha256)"] = hashlib.sha256(told.encode()).hexdigest()
+    configs = json.dumps({role: dict(config) for role, config in model.configs.items()}, sort_keys=True, default=str)
+    facts["configs of the networks (sha256)"] = hashlib.sha256(configs.encode()).hexdigest()
     facts["face channel order"] = model.face_channel_order
     return facts
 
 
-def diff(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """``sampling.steps 25 (now 30)``, one a fact that is not the same; digests are shortened."""
+def diff(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """``sampling.steps 25 (now 30)``, one line per difference; digests are shortened."""
     return [
-        f"{name} {_shown(then.get(name))} (now {_shown(now.get(name))})"
-        for name in dict.fromkeys((*then, *now))
-        if then.get(name) != now.get(name)
+        f"{name} {_shorten(before.get(name))} (now {_shorten(now.get(name))})"
+        for name in dict.fromkeys((*before, *now))
+        if before.get(name) != now.get(name)
     ]
 
 
-def _shown(value: str | None) -> str:
+def _shorten(value: str | None) -> str:
     if value is None:
         return "none"
     return value[:12] if len(value) == 64 and value.isalnum() else value
@@ -126,6 +130,6 @@ def _shown(value: str | None) -> str:
 def _flat(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in table.items():
-        here = (*path, key)
-        rows += _flat(value, here) if isinstance(value, Mapping) else [(".".join(here), str(value))]
+        names = (*path, key)
+        rows += _flat(value, names) if isinstance(value, Mapping) else [(".".join(names), str(value))]
     return rows

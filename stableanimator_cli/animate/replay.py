@@ -1,4 +1,4 @@
-"""``sa replay``: a run again from its record, and whether it gives the same bytes."""
+"""``sa replay``: repeat a run from its record and compare the bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate import fingerprint, result
 from stableanimator_cli.animate.pipeline import run_pipeline
-from stableanimator_cli.animate.validate import validate
+from stableanimator_cli.animate.validate import DEFAULT_SIZE, validate
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import from_mapping
 from stableanimator_cli.engine.device import DevicePlan
@@ -28,8 +28,8 @@ from stableanimator_cli.records import NETWORKS, ModelFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameDifference:
-    """Two videos frame by frame: their lengths, how many of the frames that both have differ, the first of them, and by
-    how many of 255 levels at most."""
+    """Comparison of two videos: their lengths, the number of differing frames (of those that both have), the first of
+    them, and the largest difference in levels of 255."""
 
     then: int
     now: int
@@ -40,18 +40,18 @@ class FrameDifference:
     def describe(self) -> str:
         if self.first is None and self.then == self.now:
             return f"all {self.now} frames are equal: sound or container differ"
-        told = [] if self.then == self.now else [f"{self.then} frames (now {self.now})"]
+        parts = [] if self.then == self.now else [f"{self.then} frames (now {self.now})"]
         if self.first is not None:
-            told.append(
+            parts.append(
                 f"{self.differing} of {min(self.then, self.now)} frames differ, first frame {self.first}, "
                 f"by up to {self.largest} of 255 levels"
             )
-        return ", ".join(told)
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """What a repeated run gave: digests of then and now, and ``differences``, one line each; none: it repeats."""
+    """Result of a repeated run: old and new digests, and ``differences``, one line each; empty if it repeats."""
 
     video: Path
     replay: Path
@@ -71,7 +71,7 @@ class Replay:
         return f"{self.video}: {'; '.join(self.differences)}"
 
     def to_json(self) -> dict[str, Any]:
-        told: dict[str, Any] = {
+        data: dict[str, Any] = {
             "video": str(self.video),
             "replay": str(self.replay),
             "repeats": not self.differences,
@@ -81,56 +81,56 @@ class Replay:
             "machine": list(self.machine),
         }
         if self.differences:
-            told |= {"error": CheckFailed.code, "message": self.message, "exit_code": self.exit_code}
-        return told
+            data |= {"error": CheckFailed.code, "message": self.message, "exit_code": self.exit_code}
+        return data
 
     def summary(self) -> str:
         return str(self.replay)
 
 
 def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None = None) -> Replay:
-    """Repeat the run that ``OUT.json`` beside ``video`` tells of, into ``output`` (default ``OUT.replay.mp4``).
+    """Repeat the run recorded in ``OUT.json`` beside ``video``, into ``output`` (default ``OUT.replay.mp4``).
 
-    ``CheckFailed`` where inputs or weights are not those of then: nothing is rendered. Another device or other versions
-    are said, and the result tells whether they matter. ``BadInput`` for what is no record.
+    Raises ``CheckFailed`` before rendering if inputs or weights differ from the record, ``BadInput`` if there is no
+    record. A different device or different versions are reported; the result shows whether they matter.
     """
     reporter = reporter or NullReporter()
     if video.suffix.lower() == ".json":
         raise BadInput(video, "a record", "the video beside it", hint=f"name {video.with_suffix('.mp4')}")
-    file, told = _read(video)
-    config = from_mapping(AnimateConfig, told["config"], f"{file}: config")
-    model = catalogue.open_model(config.model or told["model"]["path"], NETWORKS)
-    changed = _changed(config, model, told)
+    file, record = _read(video)
+    config = from_mapping(AnimateConfig, {"size": DEFAULT_SIZE, **record["config"]}, f"{file}: config")
+    model = catalogue.open_model(config.model or record["model"]["path"], NETWORKS)
+    changed = _changed(config, model, record)
     if changed:
         raise CheckFailed(
             f"{video}: cannot be repeated: {'; '.join(changed)}",
             hint=f"`sa replay` wants the files that {file} names, as they were, in the folder where the run was",
         )
-    if video.exists() and sha256_of(require_file(video, "a video")) != told["output"]["sha256"]:
+    if video.exists() and sha256_of(require_file(video, "a video")) != record["output"]["sha256"]:
         for _ in open_clip(video).frames():  # the frames are compared at the end: a damaged file ends the run now
             pass
-    machine = tuple(_machine(config, told))
+    machine = tuple(_environment(config, record))
     if machine:
-        reporter.warning(f"not the machine of then: {'; '.join(machine)}; other bytes would be no wonder")
-    again = output or video.with_name(f"{video.stem}.replay{video.suffix}")
-    config = replace(config, output=again, preview=False)
-    for written in (again, config.record_path):
+        reporter.warning(f"the environment differs from the record: {'; '.join(machine)}; output may differ")
+    replayed = output or video.with_name(f"{video.stem}.replay{video.suffix}")
+    config = replace(config, output=replayed, preview=False)
+    for written in (replayed, config.record_path):
         check_apart(written, (video, file))
-    validate(config, model)
-    before = _identity(again)
+    use_face = validate(config, model)
+    before = _file_identity(replayed)
     try:
-        run_pipeline(config, model, reporter=reporter)
+        run_pipeline(config, model, use_face=use_face, reporter=reporter)
     except CheckFailed as error:
-        if _identity(again) == before:  # not written now
+        if _file_identity(replayed) == before:  # not written now
             raise
-        reporter.info(error.message)  # the identity gate failed then as well: the video is what is compared
-    return _compared(video, again, told["output"]["sha256"], machine)
+        reporter.info(error.message)  # the identity gate failed in the first run too: compare the videos
+    return _compare(video, replayed, record["output"]["sha256"], machine)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """What changes when a file is written: None while there is none."""
-    found = path.stat() if path.exists() else None
-    return None if found is None else (found.st_ino, found.st_mtime_ns)
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    """Inode and time of a file, which change when it is written; None if it does not exist."""
+    stat = path.stat() if path.exists() else None
+    return None if stat is None else (stat.st_ino, stat.st_mtime_ns)
 
 
 def _read(video: Path) -> tuple[Path, dict[str, Any]]:
@@ -139,7 +139,7 @@ def _read(video: Path) -> tuple[Path, dict[str, Any]]:
     file = video.with_suffix(".json")
     if not file.exists():
         require_file(video, "a video that sa animate made")
-        hint = f"the two go together: copy {file.name} to it, or name another video"
+        hint = f"copy {file.name} beside it, or name another video"
         raise BadInput(video, "no record beside it", f"{file.name}, which sa animate writes with a video", hint=hint)
     require_file(file, "the record of a run of sa animate, beside its video")
     what, hint = "the record of a run of sa animate", "name the video that it made"
@@ -152,7 +152,7 @@ def _read(video: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def _check_record(fields: Fields) -> None:
-    """``BadInput`` where a record, edited perhaps, lacks what a replay reads."""
+    """Raise ``BadInput`` if a record lacks a field that a replay reads."""
     fields.fields("config")
     inputs = fields.fields("inputs")
     for one in (*(inputs.fields(name) for name in inputs.table), fields.fields("output")):
@@ -166,57 +166,57 @@ def _check_record(fields: Fields) -> None:
     fields.fields("versions", default={})
 
 
-def _changed(config: AnimateConfig, model: ModelFolder, told: Mapping[str, Any]) -> list[str]:
-    """Inputs and weights that are missing or other than those of the record."""
-    then = {f"{name} {row['path']}": row["sha256"] for name, row in told["inputs"].items()}
+def _changed(config: AnimateConfig, model: ModelFolder, record: Mapping[str, Any]) -> list[str]:
+    """Inputs and weights that are missing or differ from the record."""
+    then = {f"{name} {row['path']}": row["sha256"] for name, row in record["inputs"].items()}
     now = {
-        f"{name} {told['inputs'][name]['path'] if name in told['inputs'] else path}": sha256_of(path)
+        f"{name} {record['inputs'][name]['path'] if name in record['inputs'] else path}": sha256_of(path)
         for name, path in fingerprint.inputs_of(config).items()
         if path.exists()
     }
-    weights = told["model"]["sha256"]
-    here = fingerprint.weight_digests(model, weights)
+    weights = record["model"]["sha256"]
+    current = fingerprint.weight_digests(model, weights)
     return fingerprint.diff(then, now) + fingerprint.diff(
         {f"weights of {role}": value for role, value in weights.items()},
-        {f"weights of {role}": value for role, value in here.items()},
+        {f"weights of {role}": value for role, value in current.items()},
     )
 
 
-def _machine(config: AnimateConfig, told: Mapping[str, Any]) -> list[str]:
-    then = {"device": str(told.get("device")), "stableanimator-cli": str(told.get("stableanimator-cli"))}
-    then |= {name: str(version) for name, version in told.get("versions", {}).items() if version is not None}
+def _environment(config: AnimateConfig, record: Mapping[str, Any]) -> list[str]:
+    """Differences in device and versions."""
+    then = {name: str(record.get(name)) for name in ("device", "stableanimator-cli")}
+    then |= {name: str(version) for name, version in record.get("versions", {}).items() if version is not None}
     now = {"device": DevicePlan.of(config.device).describe()} | fingerprint.versions()
     return fingerprint.diff(then, now)
 
 
-def _compared(video: Path, again: Path, expected: str, machine: tuple[str, ...]) -> Replay:
-    digests = {"record": expected, "now": sha256_of(again)}
+def _compare(video: Path, replayed: Path, expected: str, machine: tuple[str, ...]) -> Replay:
+    digests = {"record": expected, "now": sha256_of(replayed)}
     differences, frames = [], None
     if video.exists():
         digests["video"] = sha256_of(video)
         if digests["video"] != expected:
-            differences.append(f"the video is not the one that its record tells of (sha256 {digests['video'][:12]})")
+            differences.append(f"the video is not the recorded one (sha256 {digests['video'][:12]})")
         if digests["video"] != digests["now"]:
-            frames = _frames(video, again)
+            frames = _compare_frames(video, replayed)
     if digests["now"] != expected:
-        told = "" if frames is None else f": {frames.describe()}"
-        differences.append(f"sha256 {expected[:12]} (now {digests['now'][:12]}){told}")
+        details = "" if frames is None else f": {frames.describe()}"
+        differences.append(f"sha256 {expected[:12]} (now {digests['now'][:12]}){details}")
     return Replay(
-        video=video, replay=again, sha256=digests, frames=frames, differences=tuple(differences), machine=machine
+        video=video, replay=replayed, sha256=digests, frames=frames, differences=tuple(differences), machine=machine
     )
 
 
-def _frames(video: Path, again: Path) -> FrameDifference:
+def _compare_frames(video: Path, replayed: Path) -> FrameDifference:
     then = now = differing = largest = 0
     first: int | None = None
-    for index, (one, other) in enumerate(zip_longest(open_clip(video).frames(), open_clip(again).frames())):
-        then, now = then + (one is not None), now + (other is not None)
-        if one is None or other is None:
+    frames = zip_longest(open_clip(video).frames(), open_clip(replayed).frames())
+    for index, (old, new) in enumerate(frames):
+        then, now = then + (old is not None), now + (new is not None)
+        if old is None or new is None:
             continue
-        if one[1].shape != other[1].shape:
-            largest, differing, first = 255, differing + 1, index if first is None else first
-            continue
-        most = int(np.abs(one[1].astype(np.int16) - other[1]).max())
-        if most:
-            largest, differing, first = max(largest, most), differing + 1, index if first is None else first
+        same_size = old[1].shape == new[1].shape
+        difference = int(np.abs(old[1].astype(np.int16) - new[1]).max()) if same_size else 255
+        if difference:
+            largest, differing, first = max(largest, difference), differing + 1, index if first is None else first
     return FrameDifference(then=then, now=now, differing=differing, first=first, largest=largest)

@@ -1,4 +1,4 @@
-"""What a run was and what it made: the plan before it, ``OUT.json`` beside the video after it."""
+"""Results of ``sa animate``: the plan before a run, and ``OUT.json`` beside the video after it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any
 from stableanimator_cli import __version__
 from stableanimator_cli.animate import fingerprint, reference_face
 from stableanimator_cli.animate.driving import Driving
-from stableanimator_cli.animate.identity_gate import Identity
+from stableanimator_cli.animate.identity_gate import GateResult, Identity
+from stableanimator_cli.animate.job import AnimateJob
 from stableanimator_cli.animate.reference_face import FacesRefined
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import to_toml
-from stableanimator_cli.diffusion.face_optimization import FaceOptimization, RefineLogEntry
+from stableanimator_cli.diffusion.face_optimization import RefineLogEntry
 from stableanimator_cli.diffusion.guidance import window_branches
 from stableanimator_cli.engine.device import DevicePlan, peak_memory
-from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory.fit import Choice
 from stableanimator_cli.engine.memory.render import RenderMemory
-from stableanimator_cli.engine.render import RenderRequest, Timings, count_calls
+from stableanimator_cli.engine.render import RenderRequest, count_calls
 from stableanimator_cli.files import atomic_write, sha256_of
 from stableanimator_cli.records import NETWORKS, ModelFolder
 
@@ -31,7 +31,7 @@ FORMAT = 1  # of OUT.json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Animation:
-    """A finished run: the video, its record, frames, exact rate and seconds by stage."""
+    """A finished run: the video, its record, frames, exact rate and seconds per stage."""
 
     video: Path
     record: Path
@@ -66,7 +66,7 @@ class Animation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnimationPlan:
-    """What a run would do, from ``--plan``: counted, nothing loaded."""
+    """What a run would do, for ``--plan``. Nothing is loaded."""
 
     data: Mapping[str, Any]
 
@@ -79,9 +79,9 @@ class AnimationPlan:
         request: RenderRequest,
         driving: Driving,
         memory: RenderMemory,
-        chosen: Sequence[Choice] = (),
+        choices: Sequence[Choice] = (),
     ) -> AnimationPlan:
-        """``chosen``: what ``--max-memory`` changed."""
+        """``choices``: what ``--max-memory`` changed."""
         height, width = request.fitted.shape[:2]
         mode = reference_face.mode_of(config, model)
         return cls(
@@ -102,13 +102,13 @@ class AnimationPlan:
                     name: model.files[name].stat().st_size for name in NETWORKS if model.files[name].is_file()
                 },
                 "memory": memory.to_json(),
-                "chosen": [asdict(choice) for choice in chosen],
+                "chosen": [asdict(choice) for choice in choices],
                 "text": {
                     "windows": request.plan.describe(),
-                    "moving": " that move from step to step (below: in the first)" if request.plan.shifted else "",
+                    "moving": " that shift from step to step (below: in the first)" if request.plan.shifted else "",
                     "faces": _faces(mode, config),
                     "memory": memory.describe(),
-                    "chosen": chosen,
+                    "chosen": choices,
                 },
                 "config": tomllib.loads(to_toml(config)),
             }
@@ -122,16 +122,16 @@ class AnimationPlan:
         calls = d["calls"]
         gib = sum(d["weight_bytes"].values()) / 2**30
         shallow = calls.get("unet_shallow", 0)
-        again = f", {shallow} of them with deep features of an earlier step (approximate)" if shallow else ""
-        several = f", {d['processes']} processes" if d["processes"] > 1 else ""
+        cached = f", {shallow} of them with deep features of an earlier step (approximate)" if shallow else ""
+        processes = f", {d['processes']} processes" if d["processes"] > 1 else ""
         return "\n".join(
             [
                 f"model      {d['model']} ({gib:.2f} GiB of weights on disk)",
-                f"device     {d['device']}{several}",
-                f"output     {d['frames']} frames of {d['size'][0]}x{d['size'][1]} at {d['fps']} a second, "
+                f"device     {d['device']}{processes}",
+                f"output     {d['frames']} frames of {d['size'][0]}x{d['size'][1]} at {d['fps']} fps, "
                 f"{d['seconds']:g} s",
                 f"sampling   {d['steps']} steps, {len(d['windows'])} window(s){d['text']['moving']}, "
-                f"{calls['unet']} UNet calls{again}",
+                f"{calls['unet']} UNet calls{cached}",
                 f"faces      {d['text']['faces']}",
                 f"decoding   {calls['vae_decode']} decoder calls",
                 f"memory     {d['text']['memory']}",
@@ -146,29 +146,24 @@ def _faces(mode: str, config: AnimateConfig) -> str:
     if mode == "off":
         return "not optimised"
     first, last = refine.steps_of(config.sampling.steps)
-    return f"optimised ({mode}) in steps {first}:{last}, {refine.iterations} iterations each, where there are any"
+    return f"optimised ({mode}) in steps {first}:{last}, {refine.iterations} iterations each, if a face is found"
 
 
 def write(
-    config: AnimateConfig,
-    engine: Engine,
-    request: RenderRequest,
-    driving: Driving,
-    stages: Timings,
+    job: AnimateJob,
     *,
-    refine: FaceOptimization | None = None,
-    refined: Sequence[RefineLogEntry] = (),
-    faces: FacesRefined | None = None,
-    identity: Identity | None = None,
-    gate: Mapping[str, Any] | None = None,
-    redrawn: Sequence[Sequence[int]] = (),
-    resumed: int = 0,
-    warnings: Sequence[str] = (),
+    log: Sequence[RefineLogEntry],
+    faces: FacesRefined | None,
+    identity: Identity | None,
+    gate: GateResult,
 ) -> Animation:
-    """Write ``OUT.json``: enough to repeat the run and to check that it repeats. ``resumed`` counts how often it was
-    taken up again after a break: ``calls`` are those of all its parts, ``seconds`` those of the last. ``warnings`` are
-    those of the last part, as stderr has them."""
-    inputs = fingerprint.inputs_of(config)
+    """Write ``OUT.json``: enough to repeat the run and to check that it repeats.
+
+    Of a resumed run ``calls`` count all parts; ``seconds`` and ``warnings`` are those of the last.
+    """
+    config, engine, request, driving = job.config, job.engine, job.request, job.driving
+    peak, gate_json = peak_memory(engine.plan.device), gate.to_json(config.refine.min_csim)
+    seconds = {name: round(value, 3) for name, value in job.timings.seconds.items()}
     data = {
         "format": FORMAT,
         "stableanimator-cli": __version__,
@@ -179,7 +174,9 @@ def write(
             "path": str(engine.model.path),
             "sha256": fingerprint.weight_digests(engine.model),
         },
-        "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in inputs.items()},
+        "inputs": {
+            name: {"path": str(path), "sha256": sha256_of(path)} for name, path in fingerprint.inputs_of(config).items()
+        },
         "output": {
             "path": str(config.output),
             "sha256": sha256_of(config.output),
@@ -192,32 +189,32 @@ def write(
         },
         "face": request.face is not None,
         "identity": None if identity is None else identity.to_json(),
-        "gate": gate,
-        "redrawn_windows": [list(windows) for windows in redrawn],
-        "face_optimization": "off" if refine is None else refine.settings.mode,
+        "gate": gate_json,
+        "redrawn_windows": [list(windows) for windows in gate.attempts],
+        "face_optimization": "off" if job.refine is None else job.refine.settings.mode,
         "faces_refined": None if faces is None else faces.to_json(),
-        "refined": [asdict(entry) for entry in refined],
-        "warnings": list(warnings),
-        "resumed": resumed,
-        "windows": request.plan.describe().splitlines(),
+        "refined": [asdict(entry) for entry in log],
+        "warnings": list(job.reporter.warnings),
+        "resumed": job.resumed,
+        "windows": [list(window.frames) for window in request.plan],
         "device": engine.plan.describe(),
         "versions": {name: value for name, value in fingerprint.versions().items() if name != "stableanimator-cli"},
-        "seconds": {name: round(value, 3) for name, value in stages.seconds.items()},
-        "calls": stages.calls,
-        "peak_bytes": peak_memory(engine.plan.device),
+        "seconds": seconds,
+        "calls": job.timings.calls,
+        "peak_bytes": peak,
     }
-    with atomic_write(config.record_path, marked=True) as part:
-        part.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(config.record_path, marked=True) as temp:
+        temp.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return Animation(
         video=config.output,
         record=config.record_path,
         preview=config.preview_path if config.preview else None,
         frames=request.frames,
         fps=str(driving.fps),
-        seconds=data["seconds"],
-        calls=stages.calls,
-        peak_bytes=data["peak_bytes"],
+        seconds=seconds,
+        calls=job.timings.calls,
+        peak_bytes=peak,
         faces_refined=faces,
-        gate=gate,
-        warnings=tuple(warnings),
+        gate=gate_json,
+        warnings=tuple(job.reporter.warnings),
     )

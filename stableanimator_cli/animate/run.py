@@ -1,4 +1,4 @@
-"""``sa animate`` from flags to files: cheap mistakes are told before torch, which takes seconds, is imported."""
+"""Entry point of ``sa animate``: mistakes that are cheap to find are reported before torch is imported."""
 
 from __future__ import annotations
 
@@ -24,27 +24,29 @@ def run(
     restart: bool = False,
     reporter: Reporter | None = None,
 ) -> Animation | AnimationPlan:
-    """Animate REFERENCE after MOTION. ``flags`` by option name, None where not given; see ``config.AnimateConfig``.
+    """Animate REFERENCE with MOTION. ``flags`` by option name, None if not given; see ``config.AnimateConfig``.
 
-    Writes ``OUT.mp4`` (and ``OUT.preview.mp4``) and ``OUT.json``, each whole or not at all. A run that was broken off
-    is gone on with (``state.py``), unless ``restart``. Raises ``SaError``. Of several processes that torchrun started
-    the first does all this and has the result; the others help it to denoise and end here, without a word.
+    Writes ``OUT.mp4`` (and ``OUT.preview.mp4``) and ``OUT.json``, each complete or not at all. Resumes an interrupted
+    run (``checkpoint.py``), unless ``restart``. Raises ``SaError``. Under torchrun rank 0 does all this and returns the
+    result; other ranks only denoise, then exit.
     """
     if distributed.rank() > 0:
         from stableanimator_cli.engine import parallel_worker
 
         parallel_worker.run_worker()
         raise SystemExit(0)
-    with _launched() as ranks:
+    with _torchrun_group() as workers:
         config, model = resolve_config(flags, config_file)
-        validate(config, model)
+        use_face = validate(config, model)
         from stableanimator_cli.animate.pipeline import run_pipeline
 
-        return run_pipeline(config, model, plan_only=plan_only, restart=restart, reporter=reporter, ranks=ranks)
+        return run_pipeline(
+            config, model, use_face=use_face, plan_only=plan_only, restart=restart, reporter=reporter, workers=workers
+        )
 
 
-def _launched() -> AbstractContextManager[WorkerGroup | None]:
-    """The others that torchrun started, who are to hear of a mistake too; without torch where there are none."""
+def _torchrun_group() -> AbstractContextManager[WorkerGroup | None]:
+    """The processes of torchrun, which have to hear of a mistake too; without them torch is not imported."""
     if distributed.world_size() == 1:
         return nullcontext()
     from stableanimator_cli.engine.parallel import torchrun_group

@@ -1,7 +1,4 @@
-"""What ``sa animate`` is to do, from flags, file and model card, with every mistake told that is cheap to find.
-
-Without torch, which takes seconds to load: who mistypes a name waits for none of it.
-"""
+"""Resolve and validate the config of ``sa animate`` without torch, which takes seconds to import."""
 
 from __future__ import annotations
 
@@ -11,102 +8,115 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from stableanimator_cli import catalogue, clip_folder
-from stableanimator_cli.animate.ablation import uses_face
+from stableanimator_cli.catalogue import schema
 from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, WindowConfig
-from stableanimator_cli.config.parse import Size
 from stableanimator_cli.config.refine import PRESETS, dump_steps
 from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
 from stableanimator_cli.files import check_apart, check_replaceable, require_file
-from stableanimator_cli.media import read_picture
 from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 
-SMALLEST_PICTURE = 32  # pixels a side, below which nobody can be seen in a reference
-SMALLEST_OUTPUT = 64  # pixels a side, below which the UNet's coarsest level is empty
-_PAIRS = (
+DEFAULT_SIZE = "512x512"  # of models whose card names none
+SMALLEST_OUTPUT = 64  # pixels per side, below which the UNet's coarsest level is empty
+_LENGTHS_AND_OVERLAPS = (
     ("window", "overlap", "windows", "length", WindowConfig().overlap),
     ("decode_chunk", "decode_overlap", "decode", "chunk", DecodeConfig().overlap),
 )
 
 
 def resolve_config(flags: Mapping[str, Any], config_file: Path | None) -> tuple[AnimateConfig, ModelFolder]:
-    """The model first, since its card holds defaults; then flags over file over card.
+    """Open the model, whose card holds defaults, then merge flags over the file over the preset over the card.
 
-    Who names a window and no overlap gets an overlap that fits it; the same holds for decode chunks.
+    If only the window is set, the overlap is reduced to fit; the same holds for decode chunks.
     """
     file = {} if config_file is None else read_toml(config_file)
     refuse_unknown_keys(AnimateConfig, file, config_file or "")
-    named = flags.get("model") or file.get("model")
-    if named is not None and not isinstance(named, str):
-        raise ConfigError(f"{config_file}: model", named, "a name of the catalogue or a folder, as text")
-    model = catalogue.open_model(named or catalogue.default_model(NETWORKS), NETWORKS)
+    name = flags.get("model") or file.get("model")
+    if name is not None and not isinstance(name, str):
+        raise ConfigError(f"{config_file}: model", name, "a name of the catalogue or a folder, as text")
+    model = catalogue.open_model(name or catalogue.default_model(NETWORKS), NETWORKS)
     preset = flags.get("preset") or file.get("preset") or model.defaults.get("preset") or "standard"
-    defaults = {**model.defaults, **PRESETS.get(preset, {})}  # an unknown one is refused with the other choices below
-    for whole, part, table, key, usual in _PAIRS:
-        length = flags.get(whole) or file.get(table, {}).get(key)
+    # resolve refuses an unknown preset together with the other choices
+    defaults = {"size": DEFAULT_SIZE, **model.defaults, **PRESETS.get(preset, {})}
+    for length_name, overlap_name, table, key, usual in _LENGTHS_AND_OVERLAPS:
+        length = flags.get(length_name) or file.get(table, {}).get(key)
         if isinstance(length, int):
-            defaults[part] = min(int(defaults.get(part, usual)), max(0, length // 4))
-    return resolve(AnimateConfig, flags, config_file, defaults), model
+            defaults[overlap_name] = min(int(defaults.get(overlap_name, usual)), max(0, length // 4))
+    return resolve(AnimateConfig, flags, None, defaults, preset=(file, str(config_file))), model
 
 
-def size_of(config: AnimateConfig) -> Size:
-    """The output's size (width, height)."""
-    return config.size or (512, 512)
+def validate(config: AnimateConfig, model: ModelFolder) -> bool:
+    """Refuse every mistake that can be found before anything is loaded. Raises ``SaError``.
 
-
-def validate(config: AnimateConfig, model: ModelFolder) -> None:
-    """Refuse everything that can be before anything is loaded. Raises ``SaError``."""
-    width, height = size = size_of(config)
-    if width % STRIDE or height % STRIDE or min(size) < SMALLEST_OUTPUT:
-        near = (max(SMALLEST_OUTPUT, round(side / STRIDE) * STRIDE) for side in size)
+    Returns whether the UNet receives the face embedding (``uses_face``).
+    """
+    assert config.size is not None  # resolve_config sets it
+    width, height = config.size
+    if width % STRIDE or height % STRIDE or min(config.size) < SMALLEST_OUTPUT:
+        near = (max(SMALLEST_OUTPUT, round(side / STRIDE) * STRIDE) for side in config.size)
         raise ConfigError(
             "--size",
             f"{width}x{height}",
             f"sides that are multiples of {STRIDE}, {SMALLEST_OUTPUT} or more",
             hint="try " + "x".join(map(str, near)),
         )
-    if config.sampling.churn > 0 and config.sampling.sampler != "heun":
-        raise ConfigError("--churn", config.sampling.churn, "0 with --sampler euler", hint="add --sampler heun")
-    if config.device.cuda_graphs and config.sampling.cache_features > 1:
-        hint = "what is recorded is the whole network: leave one of the two out"
+    sampling, refine = config.sampling, config.refine
+    if sampling.churn > 0 and sampling.sampler != "heun":
+        raise ConfigError("--churn", sampling.churn, "0 with --sampler euler", hint="add --sampler heun")
+    if config.device.cuda_graphs and sampling.cache_features > 1:
+        hint = "a graph records the complete network: use only one of the two"
         raise ConfigError("--cuda-graphs", True, "no --cache-features", hint=hint)
-    if config.refine.gate_retries and config.sampling.noise == "repeat":
-        raise ConfigError(
-            "--gate-retries", config.refine.gate_retries, "0 with --noise repeat", hint="use --noise fresh"
-        )
-    if config.refine.gate_retries and config.refine.min_csim is None:
-        raise ConfigError(
-            "--gate-retries", config.refine.gate_retries, "0 without --min-csim", hint="add --min-csim 0.5 or so"
-        )
-    if config.refine.min_csim is not None and "face" not in model.files:
+    if refine.gate_retries and sampling.noise == "repeat":
+        raise ConfigError("--gate-retries", refine.gate_retries, "0 with --noise repeat", hint="use --noise fresh")
+    if refine.gate_retries and refine.min_csim is None:
+        hint = "add --min-csim 0.5 or so"
+        raise ConfigError("--gate-retries", refine.gate_retries, "0 without --min-csim", hint=hint)
+    if refine.min_csim is not None and "face" not in model.files:
         hint = "`sa models pull antelopev2`, or leave --min-csim out"
-        raise ModelMissing(f"model {model.name!r} has no face recogniser here, which --min-csim needs", hint=hint)
-    first, last = config.refine.steps_of(config.sampling.steps)
-    if config.refine.steps is not None and first >= last:
-        wanted = f"a range that holds one of {config.sampling.steps} steps"
-        raise ConfigError("--refine-steps", dump_steps(config.refine.steps), wanted)
+        raise ModelMissing(f"model {model.name!r} has no face recogniser, which --min-csim needs", hint=hint)
+    first, last = refine.steps_of(sampling.steps)
+    if refine.steps is not None and first >= last:
+        raise ConfigError(
+            "--refine-steps", dump_steps(refine.steps), f"a range that holds one of {sampling.steps} steps"
+        )
     _check_output(config)
     _check_layers(config, model)
-    uses_face(config, model)
-    require_file(config.reference, "a picture (PNG, JPEG, WebP or BMP)")
+    face = uses_face(config, model)
+    require_file(config.reference, "an image (PNG, JPEG, WebP or BMP)")
     if not config.motion.is_dir():
-        require_file(config.motion, "a video, a folder of pictures, a motion (.npz) or OpenPose JSON")
+        require_file(config.motion, "a video, a folder of images, a motion (.npz) or OpenPose JSON")
+    return face
+
+
+def uses_face(config: AnimateConfig, model: ModelFolder) -> bool:
+    """Whether the UNet receives the face embedding: not if the checkpoint was trained without it.
+
+    Raises ``ConfigError`` if ``--id-adapter`` differs from the checkpoint's ``[training]`` table. With
+    ``--force-ablation`` nothing is compared and the face is used. A Face Encoder that was trained without fusion needs
+    nothing here: its own config says so.
+    """
+    if config.force_ablation or not (model.path / schema.FILE_NAME).is_file():
+        return True
+    training = schema.read(model.path).training
+    trained, requested = training.get("id_adapter"), config.id_adapter
+    if trained is not None and requested is not None and requested != trained:
+        hint = "leave --id-adapter out, or add --force-ablation to see the effect"
+        raise ConfigError("--id-adapter", requested, f"{trained}, which {model.name} was trained with", hint=hint)
+    return training.get("face") != "off"
 
 
 def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:
-    """Deep features must leave something of the network to take them from."""
+    """Refuse ``cache_layers`` that exceed the decoder layers of the UNet."""
     unet, layers = model.configs["unet"], config.sampling.cache_layers
-    per, blocks = unet.get("layers_per_block") or 2, len(unet.get("up_block_types") or range(4))
-    most = sum(per) + len(per) if isinstance(per, list | tuple) else blocks * (per + 1)
-    if config.sampling.cache_features > 1 and layers > most:
-        raise ConfigError("sampling.cache_layers", layers, f"1 to {most}, the layers of this model's way up")
+    per_block, blocks = unet.get("layers_per_block") or 2, len(unet.get("up_block_types") or range(4))
+    maximum = sum(per_block) + len(per_block) if isinstance(per_block, list | tuple) else blocks * (per_block + 1)
+    if config.sampling.cache_features > 1 and layers > maximum:
+        raise ConfigError("sampling.cache_layers", layers, f"1 to {maximum}, the layers of this model's UNet decoder")
 
 
 def _check_output(config: AnimateConfig) -> None:
-    """The video, its preview and its record must have a place apart from what is read, and replace only our own."""
+    """Refuse outputs that cannot be written, are inputs too, or would replace files of others."""
     output, parent = config.output, config.output.absolute().parent
     if output.is_dir():
         raise ConfigError("--output", str(output), "a file, not a folder", hint=f"try {output / 'out.mp4'}")
@@ -117,21 +127,21 @@ def _check_output(config: AnimateConfig) -> None:
     if not parent.is_dir():
         raise ConfigError("--output", str(output), "a file in a folder that exists", hint=f"mkdir -p {parent}")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError("--output", str(output), "a file in a folder that may be written", hint="choose another -o")
+        raise ConfigError("--output", str(output), "a file in a writable folder", hint="choose another -o")
     written = [output, config.record_path, *([config.preview_path] if config.preview else [])]
     for path in written:
         check_apart(path, _inputs(config))
     state = state_path(output)
-    check_replaceable(*written, *([] if state.is_dir() else [state]))  # without a state a run is whole too
+    check_replaceable(*written, *([] if state.is_dir() else [state]))  # a run works without a checkpoint
 
 
 def state_path(output: Path) -> Path:
-    """Where the state of an unfinished run is: ``out.mp4`` -> ``.out.mp4.state``."""
+    """Path of an unfinished run's checkpoint: ``out.mp4`` -> ``.out.mp4.state``."""
     return output.with_name(f".{output.name}.state")
 
 
 def _inputs(config: AnimateConfig) -> list[Path]:
-    """Everything that a run reads but the model: of a motion in a clip folder the whole folder and its video too."""
+    """Everything that a run reads except the model; for a clip folder, the folder and its source video."""
     motion = config.motion
     inputs = [config.reference, motion]
     if config.face_embedding is not None:
@@ -145,17 +155,3 @@ def _inputs(config: AnimateConfig) -> list[Path]:
         with contextlib.suppress(BadInput, KeyError, TypeError):
             inputs.append(clip_folder.open_folder(folder).source)
     return inputs
-
-
-def reference_picture(path: Path) -> np.ndarray:
-    """The person's picture, RGB uint8[h,w,3]. Raises ``BadInput`` for none, and for one where nobody can be seen."""
-    picture = read_picture(path)
-    height, width = picture.shape[:2]
-    if min(height, width) < SMALLEST_PICTURE:
-        raise BadInput(
-            path,
-            f"{width}x{height} pixels",
-            f"a picture of {SMALLEST_PICTURE} pixels a side or more",
-            hint="use a larger picture of the person",
-        )
-    return picture

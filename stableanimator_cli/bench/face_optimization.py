@@ -25,7 +25,7 @@ from stableanimator_cli.engine.conditioning import to_signed
 from stableanimator_cli.engine.decoder import FaceDecoder
 from stableanimator_cli.engine.device import peak_memory
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.face_optimization import SMALLEST, Reference, face_optimization, pixel_boxes
+from stableanimator_cli.engine.face_optimization import SMALLEST, FaceBox, face_optimization, pixel_boxes
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.puppets.scene import sample_scene
 
@@ -62,7 +62,7 @@ class DrawnClip:
     target: Tensor
     latents: Tensor
     boxes: np.ndarray
-    reference: Reference
+    reference: FaceBox
 
 
 def draw_clip(engine: Engine, case: RefineCase) -> DrawnClip:
@@ -88,7 +88,7 @@ def draw_clip(engine: Engine, case: RefineCase) -> DrawnClip:
         means = [vae.encode(frame[None].to(like)).latent_dist.mode() for frame in truth]
     clean = torch.cat(means).float() * vae.config["scaling_factor"]
     return DrawnClip(
-        target=truth, latents=clean, boxes=boxes, reference=Reference(picture=front.image, box=front.face_boxes[0])
+        target=truth, latents=clean, boxes=boxes, reference=FaceBox(image=front.image, box=front.face_boxes[0])
     )
 
 

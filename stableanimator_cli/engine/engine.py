@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from stableanimator_cli.detect.face import FaceReader
-from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache, with_deep_cache
 from stableanimator_cli.diffusion.guidance import (
     Predict,
@@ -51,8 +50,8 @@ from stableanimator_cli.records import STRIDE, ModelFolder
 
 Loader = Callable[[], nn.Module]
 
-# who answers the pairs of an evaluation, by its turn, where it is not this process alone: ``parallel.Ranks.share``
-Share = Callable[
+# Distributes the window branches of each placement over processes: ``parallel.WorkerGroup.distribute``
+Distribute = Callable[
     ["Engine", Conditioning, WindowPlan, tuple[float, float], Predict, DeepFeatureCache | None],
     Callable[[int], WindowOutputs],
 ]
@@ -74,8 +73,7 @@ class Engine:
     """A context manager: ``with Engine.open(model, plan) as engine``. Frees the device on leaving.
 
     ``calls`` counts what was run (``unet`` and of its calls ``unet_shallow``, ``vae_encode``, ``vae_decode``,
-    ``image_encoder``, ``pose_net_frames``), so that a test can hold a plan to its word. ``share`` is set where other
-    processes take part in denoising.
+    ``image_encoder``, ``pose_net_frames``), for tests to compare with a plan.
     """
 
     def __init__(
@@ -85,7 +83,6 @@ class Engine:
         self.plan = plan
         self.networks = networks
         self.id_mode: IDMode = id_mode
-        self.distribute: Share | None = None
         self.calls: Counter[str] = Counter()
         self._faces: FaceReader | None = None
         self._open = ExitStack()
@@ -116,28 +113,12 @@ class Engine:
         """The model's face detector and recogniser, fed in the channel order that its card names. No torch needed."""
         if "face" not in self.model.files:
             raise ModelMissing(
-                f"model {self.model.name!r} has no face detector here",
+                f"model {self.model.name!r} has no face detector",
                 hint="`sa models pull antelopev2`, give its vector with --face-embedding FILE, or say --allow-no-face",
             )
         if self._faces is None:
             self._faces = FaceReader(self.model.files["face"], self.model.face_channel_order, str(self.plan.device))
         return self._faces
-
-    def pose(self, picture: np.ndarray) -> np.ndarray | None:
-        """134 key points float32[134,3] of the largest person in uint8[h,w,3], None where nobody is found."""
-        files = self.model.files
-        if "person_detector" not in files or "pose_detector" not in files:
-            raise ModelMissing(
-                f"model {self.model.name!r} has no pose detector here",
-                hint="`sa models pull dwpose`, or --anchor first, which needs none",
-            )
-        device = str(self.plan.device)
-        (boxes,) = PersonDetector(files["person_detector"], device).detect([picture])
-        if not len(boxes):
-            return None
-        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        largest = boxes[areas.argmax()][None]
-        return PoseEstimator(files["pose_detector"], device).estimate([picture], [largest])[0][0]
 
     def encode(
         self,
@@ -193,18 +174,19 @@ class Engine:
         evaluations: Iterable[DenoiserCall] = (),
         done: Callable[[], None] | None = None,
         prepared: bool = True,
+        distribute: Distribute | None = None,
     ) -> Denoise:
-        """(noisy latents [t,c,h,w], sigma) -> clean estimate, over all windows of ``plan``; the UNet must be resident.
+        """(noisy latents [t,c,h,w], sigma) -> denoised latents over all windows of ``plan``; the UNet must be resident.
 
-        ``interval`` of noise levels outside of which nothing is guided; this process answers alone there, which takes
-        as long as a guided evaluation that two share.
-        ``evaluations`` are those that will be asked for, in order: where a plan's windows move they say whose turn it
-        is. ``deep`` keeps deep features for those that are not ``whole``; the first one in the interval, and after it,
-        has to be.
-        ``prepared`` False computes every cross-attention on every call: the long way that tests compare with.
+        Outside ``interval`` of noise levels nothing is guided. This process computes alone there, which takes as long
+        as a guided call that two processes share. ``evaluations`` are the calls to come, in order: they select the
+        placement if a plan's windows shift. ``deep`` caches deep features for calls that are not ``whole``; the first
+        call inside the interval, and the first after it, must be whole. ``prepared`` False computes every
+        cross-attention in every call, for tests to compare with. ``distribute`` lets other processes compute some of
+        the windows.
         """
         predict = self.predictor(conditioning, guidance, deep=deep, prepared=prepared)
-        shared = None if self.distribute is None else self.distribute(self, conditioning, plan, guidance, predict, deep)
+        shared = None if distribute is None else distribute(self, conditioning, plan, guidance, predict, deep)
 
         def placed(turn: int) -> Denoise:
             windows, alone = plan.placement(turn), (1.0, 1.0)

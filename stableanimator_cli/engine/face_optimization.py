@@ -1,4 +1,4 @@
-"""Face optimisation on an engine: boxes of faces in the output, the reference's identity vector, and the hook."""
+"""Face optimisation with an engine's networks: face boxes in the output, the reference's embedding, the hook."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.nets.arcface import ArcFace, crop_resize
 
-SMALLEST = 8  # pixels a side below which a box shows no face: one latent
+SMALLEST = 8  # pixels per side below which a box shows no face: one latent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """A face to keep: the picture uint8[h,w,3] it is in, and its box float[4] there."""
+class FaceBox:
+    """A face in an image uint8[h,w,3], and its box float[4] there."""
 
-    picture: np.ndarray
+    image: np.ndarray
     box: np.ndarray
 
 
 def pixel_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[Box | None, ...]:
-    """Boxes float[t,4] (x0, y0, x1, y1; NaN rows: no face) as inclusive whole pixels within ``size`` (width, height).
+    """Boxes float[t,4] (x0, y0, x1, y1; NaN rows: no face) as inclusive integer pixels within ``size`` (width, height).
 
-    None where there is no face, where nothing of it is in the frame, or where less than 8 pixels a side are.
+    None without a face, or if fewer than 8 pixels per side are in the frame.
     """
     width, height = size
     found: list[Box | None] = []
@@ -49,44 +49,44 @@ def face_optimization(
     engine: Engine,
     settings: FaceOptimizationSettings,
     *,
-    references: Sequence[Reference],
+    references: Sequence[FaceBox],
     boxes: np.ndarray | None,
     size: tuple[int, int],
-    whole_frame: bool = False,
+    full_frame: bool = False,
     margin: int = 8,
-    anchored: bool = False,
+    has_anchor: bool = False,
 ) -> FaceOptimization:
     """The hook that keeps ``references[k]`` in ``boxes[:, k]`` (float[t,p,4], output pixels of ``size``).
 
-    ``boxes`` None: the largest face of each frame is detected in the clean estimates, and ``anchored`` leaves frame 0
-    out, which is not part of the output. ``whole_frame`` compares the whole decoded frame instead of the box (the
-    paper's Algorithm 1 names no crop). Raises ``BadInput`` for a reference whose vector cannot be computed.
+    ``boxes`` None: the largest face of each frame is detected in the denoised estimates. With ``has_anchor`` frame 0 is
+    skipped, which is not part of the output. ``full_frame`` compares the full decoded frame instead of the box: the
+    paper's Algorithm 1 names no crop. Raises ``BadInput`` if a reference's embedding cannot be computed.
     """
     with engine.resident("recogniser"), torch.no_grad():
         vectors = [_vector(engine.networks["recogniser"], reference, engine.plan.device) for reference in references]
     decoder = FaceDecoder(engine.networks["vae"], engine.calls, margin=margin)
 
-    def identify(pixels: Tensor, places: Sequence[Box]) -> Tensor:
+    def embed(pixels: Tensor, boxes: Sequence[Box]) -> Tensor:
         recogniser: ArcFace = engine.networks["recogniser"]
-        return recogniser.embed(crop_resize(pixels, places, recogniser.size[0]))
+        return recogniser.embed(crop_resize(pixels, boxes, recogniser.size[0]))
 
     def targets_of(rows: np.ndarray) -> list[Target]:
-        if whole_frame:
-            seen = np.isfinite(rows).all(axis=2, keepdims=True)
-            rows = np.where(seen, np.array([0, 0, size[0] - 1, size[1] - 1], np.float64), np.nan)
+        if full_frame:
+            visible = np.isfinite(rows).all(axis=2, keepdims=True)
+            rows = np.where(visible, np.array([0, 0, size[0] - 1, size[1] - 1], np.float64), np.nan)
         pairs = zip(rows.transpose(1, 0, 2), vectors, strict=False)  # as many people as there are references
         return [Target(boxes=pixel_boxes(person, size), vector=vector) for person, vector in pairs]
 
-    def find(clean: Tensor, frames: Sequence[int]) -> list[Target]:
-        rows = np.full((len(clean), 1, 4), np.nan)
-        for start in range(0, len(clean), settings.chunk):
-            chunk = range(start, min(start + settings.chunk, len(clean)))
-            inside = [frame for frame in frames if frame in chunk and frame >= anchored]
-            if inside:  # frames are decoded with their whole chunk: temporal layers see the same neighbours
+    def detect(denoised: Tensor, frames: Sequence[int]) -> list[Target]:
+        rows = np.full((len(denoised), 1, 4), np.nan)
+        for start in range(0, len(denoised), settings.chunk):
+            chunk = range(start, min(start + settings.chunk, len(denoised)))
+            selected = [frame for frame in frames if frame in chunk and frame >= has_anchor]
+            if selected:  # frames are decoded with their full chunk: temporal layers see the same neighbours
                 with torch.no_grad():
-                    pictures = to_uint8(decoder.pixels(clean[chunk.start : chunk.stop]))
-                for frame in inside:
-                    rows[frame, 0] = _largest(engine, pictures[frame - start])
+                    images = to_uint8(decoder.pixels(denoised[chunk.start : chunk.stop]))
+                for frame in selected:
+                    rows[frame, 0] = _largest(engine, images[frame - start])
         return targets_of(rows)
 
     @contextmanager
@@ -96,23 +96,23 @@ def face_optimization(
 
     return FaceOptimization(
         decoder=decoder,
-        embed=identify,
+        embed=embed,
         targets=[] if boxes is None else targets_of(boxes),
         settings=settings,
-        detect=find if boxes is None else None,
+        detect=detect if boxes is None else None,
         resident=resident,
     )
 
 
-def _vector(recogniser: ArcFace, reference: Reference, device: torch.device) -> Tensor:
-    """The reference's vector, cut out of its picture just as faces are cut out of frames (no landmarks)."""
-    height, width = reference.picture.shape[:2]
+def _vector(recogniser: ArcFace, reference: FaceBox, device: torch.device) -> Tensor:
+    """The reference's embedding, cropped like faces in decoded frames (without landmarks)."""
+    height, width = reference.image.shape[:2]
     (box,) = pixel_boxes(reference.box[None], (width, height))
     if box is None:
         raise BadInput(
             "reference", f"a face box {np.round(reference.box).tolist()}", f"{SMALLEST} pixels a side or more"
         )
-    pixels = to_signed(reference.picture[None]).to(device)
+    pixels = to_signed(reference.image[None]).to(device)
     vector = recogniser.embed(crop_resize(pixels, [box], recogniser.size[0]))[0]
     if not torch.isfinite(vector).all():
         raise BadInput(
@@ -122,6 +122,6 @@ def _vector(recogniser: ArcFace, reference: Reference, device: torch.device) -> 
 
 
 def _largest(engine: Engine, frame: np.ndarray) -> np.ndarray:
-    """Box float[4] of the largest face of a frame, NaN where there is none."""
+    """Box float[4] of the largest face of a frame; NaN without one."""
     faces = engine.faces().boxes(frame)
     return faces[0].box if faces else np.full(4, np.nan, np.float32)

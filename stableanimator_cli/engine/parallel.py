@@ -60,11 +60,11 @@ SILENCE = 1800.0  # seconds without the answer that rank 0 waits for, after whic
 
 
 class RankLost(Interrupted):
-    """A rank died, fell silent, or said why it cannot go on (``told``). What rank 0 holds is whole."""
+    """A rank died, does not answer, or failed with an error of its own (``reported``). Rank 0's state is intact."""
 
-    def __init__(self, message: str, told: SaError | None = None) -> None:
-        super().__init__(message, hint="the same command goes on where it was, with any --gpus")
-        self.told = told
+    def __init__(self, message: str, reported: SaError | None = None) -> None:
+        super().__init__(message, hint="run the same command to resume, with any --gpus")
+        self.reported = reported
 
 
 Child = tuple[Popen[bytes], IO[bytes]]  # a process that rank 0 started, and what it says
@@ -185,9 +185,9 @@ class WorkerGroup:
         if not self._children:  # torchrun sends everybody home now: this process first keeps its state and says why
             with suppress(ValueError):  # not in the main thread, which alone is sent anything
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        told = read_error(self._store, rank)
-        if told is not None:
-            return RankLost(f"{name}: {told.message}", told)
+        reported = read_error(self._store, rank)
+        if reported is not None:
+            return RankLost(f"{name}: {reported.message}", reported)
         if "timed out" in words.lower():
             return RankLost(f"{name} has not answered for {SILENCE:g} s")
         if rank not in self._children:

@@ -1,4 +1,4 @@
-"""A whole rendering: from a picture and a motion to frames. Animation, validation and benches all call this."""
+"""Render frames from a reference image and a motion: used by animation, validation and benchmarks."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import PoseFrames
 from stableanimator_cli.engine.denoiser_calls import churn_of, evaluations_of
 from stableanimator_cli.engine.device import memory_guard
-from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.engine import Distribute, Engine
 from stableanimator_cli.errors import CheckFailed
 from stableanimator_cli.records import STRIDE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderRequest:
-    """Everything one rendering needs besides the engine.
+    """Inputs and settings of one rendering.
 
-    ``picture`` uint8[h,w,3] for the image encoder, ``fitted`` the same at the output's size, ``face`` float32[512] or
-    None, ``poses`` one skeleton picture a frame, ``plan`` the windows over them. ``anchored``: frame 0 of poses is the
-    reference's own and is dropped from the output. ``drawn`` counts how often each frame's noise was drawn anew.
+    ``picture`` uint8[h,w,3] for the image encoder; ``fitted``: the same at the output's size; ``face`` float32[512] or
+    None; ``poses``: one skeleton image per frame; ``plan``: the windows over them. ``has_anchor``: frame 0 of ``poses``
+    is the reference's own and is dropped from the output. ``retry_counts``: per frame, the retry its noise is keyed by.
     """
 
     picture: np.ndarray
@@ -57,7 +57,7 @@ class RenderRequest:
 
 @dataclass(slots=True)
 class Timings:
-    """Seconds spent in each stage of a rendering, and calls made; filled while frames are taken."""
+    """Seconds per stage of a rendering, and network calls; filled while frames are consumed."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
@@ -65,24 +65,15 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Callbacks:
-    """What a caller wants to hear: ``window`` after each window of each step, ``step`` with the latents after it."""
+    """``window`` is called after each window of each step, ``step`` with the latents after each step."""
 
     window: Callable[[], None] | None = None
     step: Callable[[Tensor, Step], None] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begun:
-    """A sampling that was broken off: ``latents`` float32[t,c,h/8,w/8] as ``Watch.step`` saw them, and the ``step`` to
-    go on with."""
-
-    latents: Tensor
-    step: int
-
-
 def count_calls(request: RenderRequest) -> dict[str, int]:
-    """How often each network will run: known before anything is loaded. ``unet_shallow`` are those of the calls of
-    ``unet`` that take deep features of an earlier one; the name is there where there are such."""
+    """Count the calls of each network before anything is loaded. ``unet_shallow``, if any, are the calls of ``unet``
+    that use cached deep features."""
     sampling, frames = request.sampling, request.frames
     evaluations = evaluations_of(sampling)
     branches = [1 + evaluation.guided for evaluation in evaluations]
@@ -105,40 +96,42 @@ def initial_noise(request: RenderRequest, channels: int) -> Tensor:
     total, seed = request.plan.total, request.sampling.seed
     if request.sampling.noise == "repeat":
         return repeated_noise(seed, total, request.noise_period, shape, (1, 3, height, width))
-    # an anchor in front does not shift the noise of the frames that are kept
+    # an anchor in front does not shift the noise of the output frames
     frames = range(-request.has_anchor, total - request.has_anchor)
-    drawn = request.retry_counts or (0,) * total
-    names = ["latents" if again == 0 else f"latents again {again}" for again in drawn]
+    retries = request.retry_counts or (0,) * total
+    names = ["latents" if retry == 0 else f"latents again {retry}" for retry in retries]
     return torch.cat([keyed_noise(seed, name, [frame], shape) for name, frame in zip(names, frames, strict=True)])
 
 
 def render(
     engine: Engine,
     request: RenderRequest,
-    stages: Timings,
-    watch: Callbacks | None = None,
+    timings: Timings,
+    callbacks: Callbacks | None = None,
     *,
     refine: Refine | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield uint8[h,w,3] frames in order: ``sample``, then ``decode``."""
-    latents = sample(engine, request, stages, watch or Callbacks(), refine=refine)
-    yield from decode(engine, request, latents, stages)
+    latents = sample(engine, request, timings, callbacks or Callbacks(), refine=refine)
+    yield from decode(engine, request, latents, timings)
 
 
 def sample(
     engine: Engine,
     request: RenderRequest,
-    stages: Timings,
-    watch: Callbacks,
+    timings: Timings,
+    callbacks: Callbacks,
     *,
     refine: Refine | None = None,
-    begun: Begun | None = None,
+    latents: Tensor | None = None,
+    first_step: int = 0,
+    distribute: Distribute | None = None,
 ) -> Tensor:
-    """Encode and denoise: clean latents float32[t,c,h/8,w/8] in the sampler's scale, on the engine's device.
+    """Encode and denoise: denoised latents float32[t,c,h/8,w/8] in the sampler's scale, on the engine's device.
 
-    ``refine`` is given the clean estimate of every step (face optimisation: ``Engine.face_optimization``). ``begun``
-    goes on with a sampling of the same request: all noise is keyed, so that its latents are all there is to know, at a
-    step that is one of its ``beginnings``.
+    ``refine`` receives the denoised latents of every step (face optimisation). ``latents`` resume a sampling of the
+    same request at ``first_step``, one of its ``resumable_steps``. All noise is keyed, so nothing else is needed.
+    ``distribute``: see ``Engine.denoiser``.
     """
     sampling = request.sampling
     height, width = request.fitted.shape[:2]
@@ -153,16 +146,15 @@ def sample(
         motion_bucket=sampling.motion_bucket,
         conditioning_fps=sampling.conditioning_fps,
     )
-    stages.seconds["encode"] = time.perf_counter() - started
+    timings.seconds["encode"] = time.perf_counter() - started
 
     started = time.perf_counter()
     sigmas = karras_sigmas(sampling.steps)
     channels = conditioning.reference.shape[1]
-    first = 0 if begun is None else begun.step
-    if begun is None:
+    if latents is None:
         x = initial_noise(request, channels).to(engine.plan.device) * initial_scale(float(sigmas[0]))
     else:
-        x = begun.latents.to(engine.plan.device)
+        x = latents.to(engine.plan.device)
     hint = "use a smaller --size or --window, --dtype bfloat16, or --offload model"
     with engine.resident("unet", "pose_net"), torch.no_grad(), memory_guard("denoising", hint):
         denoise = engine.denoiser(
@@ -171,11 +163,12 @@ def sample(
             sampling.guidance,
             interval=sampling.guidance_interval,
             deep=DeepFeatureCache(sampling.cache_layers) if sampling.cache_features > 1 else None,
-            evaluations=[evaluation for evaluation in evaluations_of(sampling) if evaluation.step >= first],
-            done=watch.window,
+            evaluations=[evaluation for evaluation in evaluations_of(sampling) if evaluation.step >= first_step],
+            done=callbacks.window,
+            distribute=distribute,
         )
         if sampling.sampler == "euler":
-            x = sample_euler(denoise, x, sigmas, refine=refine, callback=watch.step, first_step=first)
+            x = sample_euler(denoise, x, sigmas, refine=refine, callback=callbacks.step, first_step=first_step)
         else:
             frames = range(-request.has_anchor, request.plan.total - request.has_anchor)
             x = sample_heun(
@@ -185,10 +178,10 @@ def sample(
                 noise=lambda step: keyed_noise(sampling.seed, f"churn/{step}", frames, tuple(x.shape[1:])),
                 churn=churn_of(sampling),
                 refine=refine,
-                callback=watch.step,
-                first_step=first,
+                callback=callbacks.step,
+                first_step=first_step,
             )
-    stages.seconds["denoise"] = time.perf_counter() - started
+    timings.seconds["denoise"] = time.perf_counter() - started
     if not torch.isfinite(x).all():
         raise CheckFailed(
             "denoising ended in numbers that are not finite",
@@ -197,8 +190,8 @@ def sample(
     return x
 
 
-def decode(engine: Engine, request: RenderRequest, latents: Tensor, stages: Timings) -> Iterator[np.ndarray]:
-    """Latents of ``sample`` to uint8[h,w,3] frames, decoded as they are taken; an anchor in front is dropped."""
+def decode(engine: Engine, request: RenderRequest, latents: Tensor, timings: Timings) -> Iterator[np.ndarray]:
+    """Decode latents of ``sample`` to uint8[h,w,3] frames as they are consumed; an anchor in front is dropped."""
     started = time.perf_counter()
     hint = f"use a smaller --decode-chunk (now {request.decode.chunk}), or --offload model"
     with engine.resident("vae"):
@@ -206,11 +199,11 @@ def decode(engine: Engine, request: RenderRequest, latents: Tensor, stages: Timi
             latents[int(request.has_anchor) :], chunk=request.decode.chunk, overlap=request.decode.overlap
         )
         while True:
-            # gradients are off only while the network runs: a generator must not leave the mode off between frames
+            # gradients are disabled only while the network runs: not between frames, where the caller's code runs
             with torch.no_grad(), memory_guard("decoding", hint):
                 frame = next(frames, None)
             if frame is None:
                 break
             yield frame
-    stages.seconds["decode"] = time.perf_counter() - started
-    stages.calls = dict(engine.calls)
+    timings.seconds["decode"] = time.perf_counter() - started
+    timings.calls = dict(engine.calls)

@@ -43,11 +43,11 @@ def _table(value: Any) -> dict[str, Any]:
 def of_record(record: Mapping[str, Any]) -> tuple[int, ...] | None:
     """First frames of windows and chunks in the numbering of the output; None where the record does not tell."""
     config, frames = _table(record.get("config")), record["output"].get("frames")
-    decode, lines = _table(config.get("decode")), record.get("windows")
+    decode, stored = _table(config.get("decode")), record.get("windows")
     chunk, overlap = decode.get("chunk"), decode.get("overlap", 0)
-    if type(frames) is not int or not 0 < frames <= _MOST or not isinstance(lines, list):
+    if type(frames) is not int or not 0 < frames <= _MOST or not isinstance(stored, list):
         return None
-    windows = [_frames(line, frames) for line in lines if isinstance(line, str)]
+    windows = [_frames(window, frames) for window in stored]
     if not windows or None in windows:
         return None
     how = _table(config.get("windows"))
@@ -66,13 +66,18 @@ def resize_of(record: Mapping[str, Any] | None) -> Mode:
     return resize if isinstance(resize, str) and resize in get_args(Mode) else "crop"  # type: ignore[return-value]
 
 
-def _frames(line: str, count: int) -> list[int] | None:
-    """``window 2: 0, 13-27`` -> [0, 13, ..., 27], None for frames beyond the ``count`` of the output."""
-    known = _WINDOW.fullmatch(line.strip())
-    if known is None:
+def _frames(window: Any, count: int) -> list[int] | None:
+    """Frames of a window, a list or as older versions wrote it: ``window 2: 0, 13-27`` -> [0, 13, ..., 27].
+
+    None for anything else, and for frames beyond the ``count`` of the output.
+    """
+    if isinstance(window, list):
+        return window if all(type(frame) is int and 0 <= frame <= count for frame in window) else None
+    match = _WINDOW.fullmatch(window.strip()) if isinstance(window, str) else None
+    if match is None:
         return None
     frames: list[int] = []
-    for part in known[1].split(","):
+    for part in match[1].split(","):
         first, _, last = part.strip().partition("-")
         if not all(re.fullmatch("[0-9]{1,9}", side) and int(side) <= count for side in (first, last or first)):
             return None

@@ -98,15 +98,15 @@ def test_broken_off_in_sampling_it_goes_on_to_the_same_bytes(place, animate, mon
     flags = SETTINGS[name]
     expected = outcome(animate(output=place / "whole.mp4", **flags))
     seen: list[int] = []
-    keep = checkpoint.CheckpointManager.keep
+    save = checkpoint.CheckpointManager.save
 
     def break_after(self: checkpoint.CheckpointManager, saved: checkpoint.Checkpoint) -> None:
-        keep(self, saved)
+        save(self, saved)
         seen.append(saved.now.step)
         if len(seen) in (1, 3):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.CheckpointManager, "keep", break_after)
+    monkeypatch.setattr(checkpoint.CheckpointManager, "save", break_after)
     for _ in range(2):
         with pytest.raises(Interrupted, match=r"out\.mp4: interrupted"):
             animate(**flags)
@@ -114,7 +114,7 @@ def test_broken_off_in_sampling_it_goes_on_to_the_same_bytes(place, animate, mon
         assert (place / ".out.mp4.state").exists()
     reporter = Heard()
     report = animate(reporter=reporter, **flags)
-    assert any("going on after 3 of 4 steps" in note for note in reporter.notes)
+    assert any("resuming after 3 of 4 steps" in note for note in reporter.notes)
     assert seen == [1, 2, 3, 4]  # no step was taken twice
     assert outcome(report) == expected
     assert sorted(file.name for file in place.glob("*out*")) == ["out.json", "out.mp4"]
@@ -154,7 +154,7 @@ def test_broken_off_after_sampling_nothing_is_sampled_again(place, animate, monk
         with pytest.raises(Interrupted):
             animate(refine_face="off")
     assert (place / "out.mp4").exists() == (moment == "recording")
-    monkeypatch.setattr("stableanimator_cli.animate.making.sample", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("stableanimator_cli.animate.sampling.sample", lambda *_, **__: 1 / 0)
     assert outcome(animate(refine_face="off")) == expected
     assert not (place / ".out.mp4.state").exists()
 
@@ -167,7 +167,7 @@ def test_broken_off_in_any_drawing_of_the_gate(place, animate, monkeypatch, kept
     def measured(*_: object) -> Identity:
         return Identity(similarity=np.full(5, next(curves)))
 
-    monkeypatch.setattr("stableanimator_cli.animate.making._measured", measured)
+    monkeypatch.setattr("stableanimator_cli.animate.sampling._measure_identity", measured)
     flags = {"min_csim": 0.9, "redraw": 2, "refine_face": "off"}
 
     def drawn(output: str, values: list[float]) -> tuple[Any, ...]:
@@ -182,16 +182,16 @@ def test_broken_off_in_any_drawing_of_the_gate(place, animate, monkeypatch, kept
     values = [0.1, 0.5, 0.2]
     expected = drawn("whole.mp4", values)
     assert len(expected[1]) == 2
-    count, keep = 0, checkpoint.CheckpointManager.keep
+    count, save = 0, checkpoint.CheckpointManager.save
 
     def break_after(self: checkpoint.CheckpointManager, saved: checkpoint.Checkpoint) -> None:
         nonlocal count
-        keep(self, saved)
+        save(self, saved)
         count += 1
         if count == kept:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.CheckpointManager, "keep", break_after)
+    monkeypatch.setattr(checkpoint.CheckpointManager, "save", break_after)
     curves = iter(values)
     with pytest.raises(Interrupted):
         animate(**flags)
@@ -212,7 +212,7 @@ def test_other_settings_are_refused_with_the_difference(place, animate, monkeypa
     with pytest.raises(ConfigError) as caught:
         animate(refine_face="off", seed=7, guidance=2.0)
     assert caught.value.exit_code == 2
-    assert "begun with" in caught.value.message
+    assert "unfinished run" in caught.value.message
     assert "sampling.guidance 3.0 (now 2.0); sampling.seed 0 (now 7)" in caught.value.message
     assert "after 4 steps" in caught.value.message
     assert "--restart" in str(caught.value.hint)
@@ -251,7 +251,7 @@ def test_what_changes_no_latent_may_change(place, animate, monkeypatch):
     (place / "face.png").rename(place / "same.png")
     flags = {"refine_face": "off", "reference": place / "same.png", "decode_chunk": 2}
     with monkeypatch.context() as patch:
-        patch.setattr("stableanimator_cli.animate.making.sample", lambda *_, **__: 1 / 0)
+        patch.setattr("stableanimator_cli.animate.sampling.sample", lambda *_, **__: 1 / 0)
         report = animate(offload="model", preview=True, **flags)
     assert outcome(report)[0] == outcome(animate(output=place / "whole.mp4", **flags))[0]
 

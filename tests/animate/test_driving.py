@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from stableanimator_cli.animate.driving import Driving, open_driving
 from stableanimator_cli.catalogue import open_model
+from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.geometry import resize_transform
@@ -30,6 +32,10 @@ NTSC = Fraction(30000, 1001)
 def driven(path: Path, *, size: tuple[int, int] = (128, 128), reporter: Heard | None = None, **changes: Any) -> Driving:
     options: dict[str, Any] = {"kind": "auto", "frames": None, "fps": None, "resize": "crop"}
     return open_driving(path, size=size, reporter=reporter or Heard(), **options | changes)
+
+
+def opener(model: ModelFolder) -> Callable[[], Detectors]:
+    return lambda: Detectors.open(model, "cpu", faces=False)
 
 
 def pictures(driving: Driving) -> np.ndarray:
@@ -163,7 +169,7 @@ def test_a_plain_video_is_detected_and_drawn_and_its_distance_from_the_reference
     boxes = drawn.walk(9, missing=[4])
     path, heard = drawn.write_video(tmp_path / "dance.mp4", boxes, fps=NTSC), Heard()
     size = drawn.SIZE
-    found = driven(path, size=size, reporter=heard, model=detectors, reference=drawn.frame((60, 30, 100, 94)))
+    found = driven(path, size=size, reporter=heard, detectors=opener(detectors), reference=drawn.frame((60, 30, 100, 94)))
     assert (found.fps, len(found.skeletons), found.source_size) == (NTSC, 9, size)
     lit = [np.flatnonzero(picture.any(axis=(0, 2))) for picture in pictures(found)]
     starts = np.array([columns.min() for columns in lit])
@@ -176,27 +182,27 @@ def test_a_plain_video_is_detected_and_drawn_and_its_distance_from_the_reference
 
 def test_a_range_and_a_rate_are_those_of_the_plain_video(tmp_path, detectors):
     path = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(12), fps=12)
-    part = driven(path, size=drawn.SIZE, model=detectors, frames=(2, 8), fps=Fraction(24))
+    part = driven(path, size=drawn.SIZE, detectors=opener(detectors), frames=(2, 8), fps=Fraction(24))
     assert (part.fps, len(part.skeletons)) == (24, 12)
 
 
 def test_a_plan_counts_a_plain_video_and_detects_nothing(tmp_path):
     path = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(12), fps=12)
-    plan = driven(path, size=drawn.SIZE, planned=True)
+    plan = driven(path, size=drawn.SIZE, count_only=True)
     assert (plan.fps, len(plan.skeletons)) == (12, 12)
 
 
 def test_a_plain_video_without_anybody_names_the_file(tmp_path, detectors):
     path = drawn.write_video(tmp_path / "empty.mp4", [None] * 3)
     with pytest.raises(NoPerson, match=r"empty\.mp4: nobody found in any of 3 frames"):
-        driven(path, size=drawn.SIZE, model=detectors)
+        driven(path, size=drawn.SIZE, detectors=opener(detectors))
 
 
 def test_another_shape_is_cut_and_says_so_or_padded(tmp_path):
     path, heard = in_form("npz", tmp_path, 2), Heard()
     cut = driven(path, size=(64, 128), reporter=heard)
     assert cut.skeletons.frame(0).shape == (128, 64, 3)
-    assert heard.notes == ["poses.npz: 50% of the picture is cut off at the sides; --resize pad keeps all of it"]
+    assert heard.notes == ["poses.npz: 50% of the image is cropped; --resize pad keeps all of it"]
     padded = driven(path, size=(64, 128), resize="pad").skeletons.frame(0)
     assert padded[32:96].any()
     assert not padded[:30].any()

@@ -111,15 +111,15 @@ def test_no_face_in_any_step_is_a_warning_on_stderr_and_in_the_record(animate, c
 def test_a_run_that_is_interrupted_ends_in_the_same_bytes(place, animate, monkeypatch, broken_after):
     """Frames seen before the break keep their boxes, the others are searched again after it."""
     whole = animate("whole.mp4", Detections(*LATE))
-    keep, kept = checkpoint.CheckpointManager.keep, []
+    save, kept = checkpoint.CheckpointManager.save, []
 
     def break_after(self: checkpoint.CheckpointManager, saved: checkpoint.Checkpoint) -> None:
-        keep(self, saved)
+        save(self, saved)
         kept.append(saved.now.step)
         if len(kept) == broken_after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.CheckpointManager, "keep", break_after)
+    monkeypatch.setattr(checkpoint.CheckpointManager, "save", break_after)
     visible = Detections(*LATE)
     with pytest.raises(Interrupted):
         animate(visible=visible)
@@ -136,7 +136,7 @@ def test_each_drawing_of_the_gate_is_searched_by_itself(animate, monkeypatch):
     def measured(*_: object) -> Identity:
         return Identity(similarity=np.full(FRAMES, next(scripted)))
 
-    monkeypatch.setattr("stableanimator_cli.animate.making._measured", measured)
+    monkeypatch.setattr("stableanimator_cli.animate.sampling._measure_identity", measured)
     visible = Detections(*[True] * FRAMES, *NOTHING * 3, *[True] * FRAMES)
     record = recorded(animate(visible=visible, min_csim=0.5, redraw=1))
     assert len(record["redrawn_windows"]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from stableanimator_cli.animate import making
+from stableanimator_cli.animate import sampling
 from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, SamplingState
-from stableanimator_cli.animate.identity_gate import Identity
-from stableanimator_cli.animate.making import AnimateJob, GateResult
+from stableanimator_cli.animate.identity_gate import GateResult, Identity
+from stableanimator_cli.animate.job import AnimateJob
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.render import RenderRequest, Timings
+from stableanimator_cli.engine.render import RenderRequest
 from stableanimator_cli.progress import WarningLog
 from tests.animate.clips import Heard
 
@@ -40,16 +41,16 @@ def gated(
     )  # fmt: skip
     config = SimpleNamespace(refine=SimpleNamespace(min_csim=0.5, gate_retries=redraw), sampling=request.sampling)
     job: Any = SimpleNamespace(
-        config=config, request=request, keeper=SimpleNamespace(found=found), reporter=WarningLog(heard), engine=None
+        config=config, request=request, checkpoints=SimpleNamespace(restored=found), reporter=WarningLog(heard)
     )
 
-    def sampled(job: AnimateJob, request: RenderRequest, stages: Timings, begun: Any, keep: Any) -> SamplingState:
+    def sampled(job: AnimateJob, request: RenderRequest, state: Any, save: Any) -> SamplingState:
         return SamplingState(latents=torch.tensor(float(next(numbers))), step=2)
 
-    monkeypatch.setattr(making, "_sampled", sampled)
-    monkeypatch.setattr(making, "_measured", lambda job, latents, stages: drawings[int(latents)])
-    drawn, gate = making._sample_until_gate_passes(job, Timings(), 0)
-    return int(drawn.latents), gate, heard
+    monkeypatch.setattr(sampling, "_sample", sampled)
+    monkeypatch.setattr(sampling, "_measure_identity", lambda job, latents: drawings[int(latents)])
+    state, gate = sampling.sample_until_gate_passes(job)
+    return int(state.latents), gate, heard
 
 
 @pytest.mark.parametrize(
@@ -73,10 +74,10 @@ def test_fewer_failing_windows_win_and_then_the_mean(monkeypatch, drawings, chos
 
 def test_the_best_of_an_interrupted_run_is_compared_too(monkeypatch):
     best = BestSample(
-        drawn=SamplingState(latents=torch.tensor(7.0), step=2), identity=identity(0.9, 0.9, 0.4), failed=(2,)
+        state=SamplingState(latents=torch.tensor(7.0), step=2), identity=identity(0.9, 0.9, 0.4), failed=(2,)
     )
     found = Checkpoint(
-        now=SamplingState(latents=torch.zeros(1), step=1), attempts=((2,),), best=best, calls=making.Counter()
+        state=SamplingState(latents=torch.zeros(1), step=1), attempts=((2,),), best=best, calls=Counter()
     )
     number, gate, _ = gated(monkeypatch, [identity(0.49, 0.49, 0.9)], redraw=1, found=found)
     assert (number, gate.failed) == (7, (2,))

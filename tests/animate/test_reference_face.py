@@ -104,7 +104,7 @@ def test_a_plan_tells_what_becomes_of_faces(animate, tmp_path, tiny_model):
     told = plan(preset="standard", steps=10, refine_steps="2:6").summary()
     assert "faces      optimised (crop) in steps 2:6, 3 iterations each, where there are any" in told
     assert plan(model=str(tiny_model), preset="standard").to_json()["face_optimization"] == "off"
-    with pytest.raises(ModelMissing, match="no face recogniser here, which --refine-face full needs"):
+    with pytest.raises(ModelMissing, match="no face recogniser, which --refine-face full needs"):
         plan(model=str(tiny_model), refine_face="full")
     with pytest.raises(ConfigError, match=r"--refine-steps: found '7:9', expected a range that holds one of 3 steps"):
         plan(refine_steps="7:9", steps=3)
@@ -120,7 +120,7 @@ def test_without_a_recogniser_auto_goes_on_and_full_says_so(animate, tiny_model,
     np.save(vector, np.ones(512, np.float32))
     record, _ = animate(model=str(tiny_model), face_embedding=vector)
     assert record["refined"] == []
-    with pytest.raises(ModelMissing, match="no face recogniser here, which --refine-face full needs"):
+    with pytest.raises(ModelMissing, match="no face recogniser, which --refine-face full needs"):
         animate(model=str(tiny_model), face_embedding=vector, refine_face="full")
 
 
@@ -165,7 +165,7 @@ def test_boxes_are_found_where_only_pictures_are_known(animate, tmp_path):
 
 
 def test_the_gate_draws_failing_windows_again_and_says_so(animate, tmp_path):
-    with pytest.raises(CheckFailed, match=r"below 0\.999 in \d of 1 window\(s\) after 2 re-draw") as caught:
+    with pytest.raises(CheckFailed, match=r"below 0\.999 in \d of 1 window\(s\) after 2 retries") as caught:
         animate(min_csim=0.999, redraw=2, preset="fast")
     assert caught.value.exit_code == 8
     record = json.loads((tmp_path / "out.json").read_text())
@@ -220,6 +220,6 @@ def test_boxes_that_show_no_face_are_said(animate, tmp_path, box):
 
 
 def test_a_gate_without_a_face_is_refused_before_anything_is_sampled(animate, monkeypatch):
-    monkeypatch.setattr("stableanimator_cli.animate.making.sample", lambda *_, **__: pytest.fail("sampled"))
+    monkeypatch.setattr("stableanimator_cli.animate.sampling.sample", lambda *_, **__: pytest.fail("sampled"))
     with pytest.raises(NoFace, match="no face found, which --min-csim compares with"):
         animate("nobody.png", allow_no_face=True, min_csim=0.5)

@@ -138,7 +138,7 @@ def test_another_machine_is_said_and_tried(place: Path, monkeypatch: pytest.Monk
     report = replay(Path("out.mp4"), reporter=reporter)
     assert report.exit_code == 0
     assert any("torch" in line and "(now 1.0)" in line for line in report.machine)
-    assert any("not the machine of then" in warning for warning in reporter.warnings)
+    assert any("the environment differs from the record" in warning for warning in reporter.warnings)
 
 
 @pytest.mark.parametrize(

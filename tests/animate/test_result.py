@@ -80,7 +80,7 @@ def test_a_record_says_what_made_the_video(finished):
     assert (record["output"]["frames"], record["output"]["fps"]) == (report.frames, "30000/1001")
     assert record["model"]["name"] == "tiny"
     assert record["device"] == "cpu, float32"
-    assert record["windows"] == ["window 1: 0-3", "window 2: 0, 2-4"]
+    assert record["windows"] == [[0, 1, 2, 3], [0, 2, 3, 4]]
     assert record["calls"] == dict(report.calls)
     assert record["calls"]["unet"] == 2 * 2 * 2
     assert {"encode", "denoise", "decode", "total"} <= set(record["seconds"])

@@ -154,9 +154,6 @@ def test_detectors_that_are_not_there_are_missing_with_the_way_on(engine):
     with pytest.raises(ModelMissing, match="no face detector") as caught:
         engine.faces()
     assert "--face-embedding" in str(caught.value.hint)
-    with pytest.raises(ModelMissing, match="no pose detector") as caught:
-        engine.pose(np.zeros((64, 64, 3), np.uint8))
-    assert "--anchor first" in str(caught.value.hint)
 
 
 def test_gradients_stay_as_the_caller_had_them(engine):

@@ -18,7 +18,7 @@ from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.diffusion.face_optimization import FaceOptimizationSettings
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine import face_optimization
-from stableanimator_cli.engine.face_optimization import Reference
+from stableanimator_cli.engine.face_optimization import FaceBox
 from stableanimator_cli.records import Face
 from tests.tiny import temporal_vae
 
@@ -79,7 +79,7 @@ def picture(colour: Sequence[int] = (255, 0, 0)) -> np.ndarray:
 
 
 def hook(engine: Any, **more: Any) -> Any:
-    reference = Reference(picture=picture(), box=np.array(BOX))
+    reference = FaceBox(image=picture(), box=np.array(BOX))
     return face_optimization.face_optimization(
         engine, SETTINGS, references=[reference], **({"boxes": None, "size": SIZE} | more)
     )
@@ -98,7 +98,7 @@ def at(index: int) -> Step:
 )
 def test_the_references_vector_and_those_of_frames_are_of_rgb(engine, colour, means):
     """ArcFace in torch takes RGB, as decoded frames are: a reference in BGR would pull faces towards other colours."""
-    reference = Reference(picture=picture(colour), box=np.array(BOX))
+    reference = FaceBox(image=picture(colour), box=np.array(BOX))
     optimise = face_optimization.face_optimization(
         engine, SETTINGS, references=[reference], boxes=np.tile(np.array(BOX), (1, 1, 1)), size=SIZE
     )
@@ -124,7 +124,7 @@ def test_the_references_vector_does_not_depend_on_the_order_of_the_checkpoints_e
         faces=lambda: reader,
     )
     image = picture((250, 120, 10))
-    reference = Reference(picture=image, box=np.array(BOX))
+    reference = FaceBox(image=image, box=np.array(BOX))
     optimise = face_optimization.face_optimization(
         engine, SETTINGS, references=[reference], boxes=np.full((1, 1, 4), np.nan), size=SIZE
     )
@@ -168,7 +168,7 @@ def test_only_chunks_with_frames_to_search_are_decoded_and_whole(engine, monkeyp
 
 
 def test_the_anchor_in_front_is_not_searched(engine):
-    optimise = hook(engine, anchored=True)
+    optimise = hook(engine, has_anchor=True)
     engine.detections.answers = [BOX] * (FRAMES - 1)
     optimise(latents(), at(0))
     optimise(latents(), at(1))
@@ -178,7 +178,7 @@ def test_the_anchor_in_front_is_not_searched(engine):
 
 
 def test_whole_frames_are_compared_where_a_face_was_found(engine):
-    optimise = hook(engine, whole_frame=True)
+    optimise = hook(engine, full_frame=True)
     engine.detections.answers = [None, BOX, None, None, None]
     optimise(latents(), at(0))
     assert optimise.targets[0].boxes == (None, (0, 0, 63, 63), None, None, None)

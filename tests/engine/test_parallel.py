@@ -26,7 +26,7 @@ import pytest
 import torch
 
 from stableanimator_cli.animate import checkpoint
-from stableanimator_cli.animate.pipeline import _counted
+from stableanimator_cli.animate.pipeline import _with_process_count
 from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.config.animate import AnimateConfig
@@ -272,7 +272,7 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
         apart(lambda: run(flags=flags | {"gpus": 2}))
     assert time.time() - killed.stat().st_mtime < 20
     assert caught.value.exit_code == 130
-    assert "the same command goes on" in str(caught.value.hint)
+    assert "run the same command to resume" in str(caught.value.hint)
     assert checkpoint.state_path(flags["output"]).exists()
     assert not flags["output"].exists()
     again, record = animated(flags)
@@ -292,7 +292,7 @@ def test_a_process_that_falls_silent_is_given_up(place, tiny_model, forked, monk
     monkeypatch.setattr(parallel.WorkerGroup, "_ask", stop)
     with pytest.raises(Interrupted, match="rank 1 of 2 has not answered for 3 s") as caught:
         apart(lambda: run(flags=flags_of(place, tiny_model, "two", gpus=2)))
-    assert "repeat the command" in str(caught.value.hint)  # no step was done
+    assert "run the same command again" in str(caught.value.hint)  # no step was done
 
 
 def test_what_a_process_cannot_do_is_said_in_its_own_words(place, tiny_model, forked, monkeypatch):
@@ -306,7 +306,7 @@ def test_what_a_process_cannot_do_is_said_in_its_own_words(place, tiny_model, fo
         engine.model = found
         return answers
 
-    monkeypatch.setattr(parallel.WorkerGroup, "share", blind)
+    monkeypatch.setattr(parallel.WorkerGroup, "distribute", blind)
     with pytest.raises(ModelMissing, match=r"two\.mp4: rank 1 of 2: .*not here\.safetensors") as caught:
         apart(lambda: run(flags=flags_of(place, tiny_model, "two", gpus=2)))
     assert caught.value.exit_code == 5
@@ -337,7 +337,7 @@ def test_torchrun_decides_how_many_processes_there_are(place, tiny_model):
     config = resolve(AnimateConfig, flags_of(place, tiny_model, "out", overlap=1))
     device = DevicePlan(device=torch.device("cpu"), dtype=torch.float32)
     three = parallel.WorkerGroup(3, torch.distributed.HashStore(), {})
-    assert _counted(config, device, three).device.gpus == 3
+    assert _with_process_count(config, device, three).device.gpus == 3
     two = resolve(AnimateConfig, flags_of(place, tiny_model, "out", overlap=1, gpus=2))
-    with pytest.raises(ConfigError, match=r"--gpus: found 2, expected the 3 processes that are here"):
-        _counted(two, device, three)
+    with pytest.raises(ConfigError, match=r"--gpus: found 2, expected the 3 processes that torchrun started"):
+        _with_process_count(two, device, three)

@@ -68,7 +68,7 @@ def test_fresh_noise_of_a_shorter_video_is_a_prefix(engine):
 
 
 def test_an_anchor_in_front_does_not_shift_the_noise_of_the_frames_that_stay():
-    plain, anchored = initial_noise(request(5), 4), initial_noise(replace(request(6), anchored=True), 4)
+    plain, anchored = initial_noise(request(5), 4), initial_noise(replace(request(6), has_anchor=True), 4)
     assert torch.equal(anchored[1:], plain)
     assert not (anchored[:1] == plain).all((1, 2, 3)).any()
 
@@ -83,7 +83,7 @@ def test_repeated_noise_is_the_reference_implementations(name, seed, frames):
 
 
 def test_an_anchor_is_rendered_but_not_given_out(engine):
-    wanted = replace(request(6), anchored=True)
+    wanted = replace(request(6), has_anchor=True)
     assert wanted.frames == 5
     latents = sample(engine, wanted, Timings(), Callbacks())
     assert len(latents) == 6

@@ -18,11 +18,13 @@ def _record(frames: int, *, anchor: str = "first", **decode: int) -> dict[str, A
         "stableanimator-cli": "0",
         "config": {"windows": {"anchor": anchor}, "decode": decode, "resize": "pad", "frames": "5:33"},
         "output": {"frames": frames},
-        "windows": plan.describe().splitlines(),
+        "windows": [list(window.frames) for window in plan],
     }
 
 
 def test_windows_and_chunks_of_a_record() -> None:
+    older = _record(28, chunk=28) | {"windows": plan_windows(28, length=16, overlap=4).describe().splitlines()}
+    assert of_record(older) == (7, 13, 16, 22)
     assert of_record(_record(28, chunk=28)) == (7, 13, 16, 22)
     assert of_record(_record(28, chunk=8, overlap=2)) == (6, 7, 12, 13, 16, 18, 22, 24)
 
@@ -34,7 +36,8 @@ def test_an_anchor_in_front_shifts_windows_but_not_chunks() -> None:
 def test_windows_that_moved_have_no_border() -> None:
     record = _record(28, chunk=8)
     record["config"]["windows"]["blend"] = "shifted"
-    record["windows"] = plan_windows(28, length=16, overlap=4, blend="shifted").describe().splitlines()
+    plan = plan_windows(28, length=16, overlap=4, blend="shifted")
+    record["windows"] = [list(window.frames) for window in plan]
     assert of_record(record) == (8, 16, 24)
 
 
@@ -77,6 +80,7 @@ def test_a_record_beside_a_video_is_found_and_tells_the_fitting(tmp_path: Path) 
     [
         {"config": "x"}, {"config": {"decode": 3, "windows": []}}, {"output": {"frames": 2**62}}, {"windows": {"a": 1}},
         {"windows": ["window 1: 0-99999999999"]}, {"windows": ["window 1: -5"]}, {"windows": 7},
+        {"windows": [[-5]]}, {"windows": [[True, "0", 2**70]]}, {"windows": [5]},
         {"config": {"resize": ["pad"]}},
     ],
 )  # fmt: skip

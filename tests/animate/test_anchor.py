@@ -82,5 +82,5 @@ def test_nobody_in_the_picture(folder):
 
 def test_a_model_without_pose_detector(folder, tmp_path):
     write_model(tmp_path / "bare", TINY, dtype=torch.float32)
-    with pytest.raises(ModelMissing, match=r"no person_detector and no pose_detector.*, which --anchor reference needs"):
+    with pytest.raises(ModelMissing, match=r"no person_detector and no pose_detector.*, which --anchor"):
         animate(folder, anchor="reference", model=str(tmp_path / "bare"))

@@ -169,7 +169,8 @@ def test_a_plain_video_is_detected_and_drawn_and_its_distance_from_the_reference
     boxes = drawn.walk(9, missing=[4])
     path, heard = drawn.write_video(tmp_path / "dance.mp4", boxes, fps=NTSC), Heard()
     size = drawn.SIZE
-    found = driven(path, size=size, reporter=heard, detectors=opener(detectors), reference=drawn.frame((60, 30, 100, 94)))
+    person = drawn.frame((60, 30, 100, 94))
+    found = driven(path, size=size, reporter=heard, detectors=opener(detectors), reference=person)
     assert (found.fps, len(found.skeletons), found.source_size) == (NTSC, 9, size)
     lit = [np.flatnonzero(picture.any(axis=(0, 2))) for picture in pictures(found)]
     starts = np.array([columns.min() for columns in lit])

@@ -123,7 +123,7 @@ def _work(line: Sequence[str], said: Path, writing: int) -> NoReturn:
     try:
         with said.open("w") as file:
             sys.stdout = sys.stderr = file
-            checkpoint.CheckpointManager.__init__, checkpoint.INTERVAL, checkpoint._SHARE = told, 0.0, 0
+            checkpoint.CheckpointManager.__init__, checkpoint.INTERVAL, checkpoint._WRITE_RATIO = told, 0.0, 0
             sys.argv = list(line)
             sa()
     except SystemExit as left:

@@ -45,7 +45,7 @@ def place(tmp_path: Path) -> Path:
 def animate(place: Path, seeing_model: Path, monkeypatch: pytest.MonkeyPatch):
     """Four steps with a state after each of them."""
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
-    monkeypatch.setattr(checkpoint, "_SHARE", 0)
+    monkeypatch.setattr(checkpoint, "_WRITE_RATIO", 0)
 
     def go(**flags: Any) -> Animation:
         usual = {
@@ -264,7 +264,7 @@ def test_a_damaged_state_is_said_and_the_run_starts_anew(place, animate):
     (place / ".out.mp4.state").write_bytes(b"a damaged state of " + MARK.encode())
     reporter = Heard()
     assert outcome(animate(refine_face="off", reporter=reporter)) == expected
-    assert any("not readable as the state of a run" in warning for warning in reporter.warnings)
+    assert any("not readable as the checkpoint of a run" in warning for warning in reporter.warnings)
 
 
 def test_a_state_that_cannot_be_written_does_not_end_the_run(place, animate, monkeypatch):

@@ -50,7 +50,7 @@ def place(tmp_path: Path) -> Path:
 def animate(place: Path, seeing_model: Path, monkeypatch: pytest.MonkeyPatch):
     """With ``visible``: what the detector sees, search by search. A state is written after each step."""
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
-    monkeypatch.setattr(checkpoint, "_SHARE", 0)
+    monkeypatch.setattr(checkpoint, "_WRITE_RATIO", 0)
 
     def go(output: str = "out.mp4", visible: Detections | None = None, reporter: Any = None, **flags: Any) -> Animation:
         if visible is not None:

@@ -37,6 +37,7 @@ from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import parse_json
 from stableanimator_cli.records import ModelFolder
 
+LATENT_SCALE = 8  # pixels per latent
 FORMAT = "1"
 INTERVAL = 5.0  # seconds between two writes
 _WRITE_RATIO = 20  # a write may take one part in this many of the time between two writes
@@ -143,6 +144,10 @@ class CheckpointManager:
             fields = parse_json(metadata["state"], self.path, "the checkpoint of a run", nan=True)
             checkpoint = _unpack(tensors, fields)
             stored, host = fingerprint.current_settings(fields["facts"]), str(fields["host"])
+            height, width = checkpoint.now.latents.shape[-2:]
+            stored.setdefault(
+                "size", f"{width * LATENT_SCALE}x{height * LATENT_SCALE}"
+            )  # once absent if the model's own
         except ConfigError:
             raise
         # whatever damage makes the code stumble that reads what it wrote, the run starts over

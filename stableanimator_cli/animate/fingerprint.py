@@ -62,15 +62,16 @@ def settings(config: AnimateConfig) -> Fingerprint:
 
 
 def current_settings(facts: Mapping[str, str]) -> Fingerprint:
-    """A fingerprint that an older version stored, under the current names of settings."""
+    """Facts that an older version stored, with the names of today's settings."""
+    current: Fingerprint = {}
     tables: dict[str, Any] = {}
     for name, value in facts.items():
         table, dot, key = name.partition(".")
         if dot and table in _TABLES:
             tables.setdefault(table, {})[key] = value
         else:
-            tables[name] = value
-    return dict(_flat(current_names(AnimateConfig, tables)))
+            current[name] = value
+    return current | dict(_flat(current_names(AnimateConfig, tables)))
 
 
 def inputs(config: AnimateConfig) -> Fingerprint:

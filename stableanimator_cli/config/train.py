@@ -24,8 +24,8 @@ from stableanimator_cli.config.parse import (
     parse_inputs,
     parse_size,
 )
-from stableanimator_cli.config.schema import check_fields, current_names, from_mapping, option, read_toml, require
-from stableanimator_cli.errors import ConfigError, cut
+from stableanimator_cli.config.schema import check_fields, from_mapping, option, read_toml, require
+from stableanimator_cli.errors import ConfigError
 
 Train = Literal["attentions", "all", "adapters", "pose+face", "lora"]
 Schedule = Literal["constant", "cosine"]
@@ -374,28 +374,6 @@ class TrainConfig:
 _STAGE_FIELDS = ("steps", "epochs", "sizes", "frames", "batch", "lr", "warmup", "schedule", "train")
 
 
-def tables_of_today(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of a ``TrainConfig`` that an older version wrote, with the names of today."""
-    current = current_names(TrainConfig, tables)
-    if isinstance(current.get("stage"), list):
-        current["stage"] = [current_names(StageConfig, row) for row in current["stage"]]
-    return current
-
-
-ALLOWED_ON_RESUME = (
-    "output",
-    "device",
-    "track",
-    "saving",
-    "validation",
-    "data.workers",
-    "data.ram_mb",
-    "optimizer.loss_spike_factor",
-    "memory.sharding",
-)
-"""What may differ where a run is gone on with: it decides no number of the training."""
-
-
 def preset_tables(name: str) -> tuple[dict[str, Any], str]:
     """A preset's tables and how an error names them. Raises ``ConfigError`` for a name that is none."""
     folder = Path(__file__).with_name("presets")
@@ -403,25 +381,6 @@ def preset_tables(name: str) -> tuple[dict[str, Any], str]:
     if name not in known:
         raise ConfigError("--preset", name, f"one of {', '.join(known)}")
     return read_toml(folder / f"{name}.toml"), f"preset {name}"
-
-
-def diff(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    """What differs between two configs as tables, one line a key, but for what is ``FREE``."""
-    found: list[str] = []
-    for key in dict.fromkeys((*before, *now)):
-        dotted = f"{path}{key}"
-        old, new = before.get(key), now.get(key)
-        if dotted in ALLOWED_ON_RESUME or old == new:
-            continue
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += diff(old, new, f"{dotted}.")
-        elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-            for index, pair in enumerate(zip(old, new, strict=True)):
-                left, right = (item if isinstance(item, Mapping) else {"": item} for item in pair)
-                found += diff(left, right, f"{dotted}[{index}].")
-        else:
-            found.append(f"{dotted}: was {cut(repr(old))}, now {cut(repr(new))}")
-    return found
 
 
 def _positive(value: float) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli.config.schema import read_toml, resolve, to_toml
-from stableanimator_cli.config.train import TrainConfig, diff, preset_tables, tables_of_today
+from stableanimator_cli.config.train import TrainConfig, preset_tables
+from stableanimator_cli.config.train_diff import diff, tables_of_today
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.train import checkpoint

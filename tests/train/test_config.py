@@ -9,7 +9,8 @@ import pytest
 
 from stableanimator_cli.config.parse import parse_bytes
 from stableanimator_cli.config.schema import load, resolve, to_toml
-from stableanimator_cli.config.train import StageConfig, TrainConfig, diff, preset_tables
+from stableanimator_cli.config.train import StageConfig, TrainConfig, preset_tables
+from stableanimator_cli.config.train_diff import diff
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.train.lr_schedule import learning_rate
 

@@ -139,10 +139,6 @@ class _Part:
     looked: tuple[Path, ...] = ()
     owner: str = ""
 
-    @property
-    def here(self) -> bool:
-        return self.file is not None or (not self.wanted and self.config is not None)
-
 
 def open_model(name_or_folder: str | Path, require: Sequence[str] = ()) -> ModelFolder:
     """Resolve a model and the models it needs.
@@ -173,7 +169,7 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = ()) -> Model
                 parts[role] = part if first is None else replace(part, config=first.config or part.config)
         order = order or owner.face_channel_order
         defaults = {**owner.defaults, **defaults}
-    missing = [role for role in require if role not in parts or not parts[role].here]
+    missing = [role for role in require if role not in parts or parts[role].file is None]
     if missing:
         raise _missing(str(name_or_folder), found, layout, parts, missing)
     return ModelFolder(
@@ -325,10 +321,11 @@ def _missing(
             f"model {asked!r} is for other work ({found.task}): it has no {', '.join(roles)}",
             hint="`sa models list` tells what each model is for",
         )
-    told, looked = [], dict[Path, None]()
+    lacking, looked = [], dict[Path, None]()
     for role in roles:
         part = parts.get(role)
-        told.append(f"{role} ({part.names})" if part is not None else f"{role} (not one of its components)")
+        named = "not one of its components" if part is None else part.names or "without a file in model.toml"
+        lacking.append(f"{role} ({named})")
         looked.update(dict.fromkeys(part.looked if part is not None else ()))
     owner = next((parts[r].owner for r in roles if r in parts and parts[r].owner != found.name), None)
     if catalogued or owner is not None:
@@ -339,5 +336,6 @@ def _missing(
     else:
         hint = f"put it there, or say in {found.folder / FILE_NAME} where it is"
     return ModelMissing(
-        f"model {asked!r} lacks {', '.join(told)}; looked in {', '.join(map(str, looked)) or found.folder}", hint=hint
+        f"model {asked!r} lacks {', '.join(lacking)}; looked in {', '.join(map(str, looked)) or found.folder}",
+        hint=hint,
     )

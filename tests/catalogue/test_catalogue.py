@@ -362,6 +362,13 @@ def test_a_base_model_folder_opens_for_training(tmp_path: Path) -> None:
     assert model.configs["unet"]["block_out_channels"] == [320, 640, 1280, 1280]
 
 
+def test_a_required_network_without_a_file_is_missing(tmp_path: Path) -> None:
+    write(tmp_path / "unet.json", "{}")
+    own = model_toml(tmp_path, 'name = "own"\nlicence = "x"\n[components.unet]\nconfig = "unet.json"\n')
+    with pytest.raises(ModelMissing, match=r"lacks unet \(without a file in model.toml\)"):
+        catalogue.open_model(own, ["unet"])
+
+
 def test_a_download_that_lacks_a_network_never_takes_another_of_that_role(tmp_path: Path, home: Path) -> None:
     root = reference_download(tmp_path / "r")
     (root / "checkpoints/Animation/pose_net.pth").unlink()

@@ -236,8 +236,36 @@ def test_an_amount_of_memory_is_read(text):
     assert resolve(DeviceConfig, {"fit": text}).max_memory == amounts[text]
 
 
-@pytest.mark.parametrize("flags", [{"fit": "a lot"}, {"fit": "0GB"}, {"ff_pieces": 0}, {"weights": "int4"}])
-def test_what_memory_cannot_be_is_refused(flags):
-    (name,) = flags
-    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')}: found "):
-        resolve(DeviceConfig, flags)
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("fit", "max_memory", "a lot"),
+        ("fit", "max_memory", "0GB"),
+        ("ff_pieces", "ff_chunks", 0),
+        ("weights", "quantize", "int4"),
+    ],
+)
+def test_what_memory_cannot_be_is_refused(old, new, value):
+    for name in (old, new):
+        with pytest.raises(ConfigError, match=f"--{new.replace('_', '-')}: found "):
+            resolve(DeviceConfig, {name: value})
+
+
+def test_old_keys_flags_and_values_are_read(tmp_path):
+    """Files of earlier versions: ``pieces``, ``weights``, ``fit``, offload ``swap`` and ``groups``."""
+    file = tmp_path / "old.toml"
+    file.write_text(
+        '[device]\npieces = 4\nweights = "int8"\nfit = "6GB"\noffload = "groups"\n[refine]\nschedule = "falling"\nreach = 3\n'
+    )
+    flags = {"reference": "a.png", "motion": "b.mp4", "output": "c.mp4", "redraw": 2, "refine_lr": 0.2}
+    config = resolve(AnimateConfig, flags, file)
+    device, refine = config.device, config.refine
+    assert (device.ff_chunks, device.quantization, device.max_memory, device.offload) == (4, "int8", 6 * 10**9, "group")
+    assert refine.schedule == "linear"
+    assert (refine.mask_dilation, refine.gate_retries) == (3, 2)
+    assert from_mapping(DeviceConfig, {"offload": "swap"}, "old").offload == "model"
+
+
+def test_a_model_name_that_is_not_utf8_is_refused():
+    with pytest.raises(ConfigError, match=r"--model: found .* expected a text in UTF-8"):
+        resolve(AnimateConfig, {"reference": "a.png", "motion": "b.mp4", "output": "c.mp4", "model": "latin-\udce9"})

@@ -111,10 +111,10 @@ def _fail(error: SaError) -> int:
         except SaError as lost:
             if isinstance(lost, streams.OutputUnread):
                 return lost.exit_code
-            streams.tell(f"sa: {plain(error.message)}\n")
+            streams.write_stderr(f"sa: {plain(error.message)}\n")
     else:
         hint = f"hint: {plain(error.hint)}\n" if error.hint else ""
-        streams.tell(f"sa: {plain(error.message)}\n{hint}")
+        streams.write_stderr(f"sa: {plain(error.message)}\n{hint}")
     return error.exit_code
 
 

@@ -58,10 +58,10 @@ class Diagnosis:
         return f"{len(self.broken)} of {len(self.findings)} findings would break a run"
 
     def to_json(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"healthy": not self.broken, "findings": [asdict(finding) for finding in self.findings]}
+        data: dict[str, Any] = {"healthy": not self.broken, "findings": [asdict(finding) for finding in self.findings]}
         if self.broken:
-            told |= {"error": CheckFailed.code, "message": self.message, "exit_code": self.exit_code}
-        return told
+            data |= {"error": CheckFailed.code, "message": self.message, "exit_code": self.exit_code}
+        return data
 
     def summary(self) -> str:
         lines = []
@@ -80,7 +80,7 @@ def examine(checks: Mapping[str, Callable[[], Iterable[Finding]]] | None = None)
             findings += check()
         except SaError as error:
             findings.append(_broken(name, error.message, error.hint or "sa doctor --json"))
-        except Exception as error:  # a machine that is broken in a way nobody thought of
+        except Exception as error:  # a machine that is broken in an unforeseen way
             words = " ".join(str(error).split())
             mend = getattr(error, "hint", None) or "SA_DEBUG=1 sa doctor --json, and report it"
             findings.append(_broken(name, f"the check itself failed: {type(error).__name__}: {words}", mend))
@@ -97,8 +97,8 @@ def packages() -> Iterator[Finding]:
             found = _version("onnxruntime-gpu")
         if found is None or not _within(found, wanted):
             bad += 1
-            told = f"{name} is not installed" if found is None else f"{name} {found}, expected {wanted}"
-            yield _broken("packages", told, f"pip install '{name}{wanted}'")
+            message = f"{name} is not installed" if found is None else f"{name} {found}, expected {wanted}"
+            yield _broken("packages", message, f"pip install '{name}{wanted}'")
     if not bad:
         yield _ok("packages", f"{len(required)} packages are installed in their ranges")
 
@@ -113,25 +113,25 @@ def torchvision() -> Iterator[Finding]:
     if works:
         yield _note("torchvision", f"{found} loads, and is not needed", "pip uninstall -y torchvision")
     else:
-        told = f"{found} does not load beside torch {_version('torch')}, which breaks transformers ({words})"
-        yield _broken("torchvision", told, "pip uninstall -y torchvision")
+        message = f"{found} does not load beside torch {_version('torch')}, which breaks transformers ({words})"
+        yield _broken("torchvision", message, "pip uninstall -y torchvision")
 
 
 def opencv() -> Iterator[Finding]:
     """All OpenCV packages write one ``cv2``: they must be one version, and none of them headless beside another."""
     here = {name: version for name in _OPENCV if (version := _version(name)) is not None}
-    told = ", ".join(f"{name} {version}" for name, version in here.items())
+    message = ", ".join(f"{name} {version}" for name, version in here.items())
     headless = [name for name in here if name.endswith("-headless")]
     best = here.get("opencv-python") or next(iter(here.values()), None)
     again = f"pip uninstall -y {' '.join(here)} && pip install opencv-python=={best} opencv-contrib-python=={best}"
     if len(set(here.values())) > 1:
-        yield _broken("opencv", f"more than one version writes cv2: {told}", again)
+        yield _broken("opencv", f"more than one version writes cv2: {message}", again)
     elif headless and len(here) > len(headless):
-        yield _broken("opencv", f"a headless build beside another: {told}", again)
+        yield _broken("opencv", f"a headless build beside another: {message}", again)
     works, words = _probe("import cv2; print(cv2.__version__)")
     library = re.search(r"(lib\w+)[\w.+-]*\.so[.\d]*: cannot open shared object", words)
     if works:
-        yield _ok("opencv", f"cv2 {words} loads ({told})")
+        yield _ok("opencv", f"cv2 {words} loads ({message})")
     elif library is not None:
         package = {"libGL": "libgl1", "libgthread": "libglib2.0-0"}.get(library[1], library[1].lower())
         yield _broken("opencv", f"cv2 does not load ({words})", f"apt-get install -y {package}")
@@ -145,8 +145,8 @@ def onnxruntime() -> Iterator[Finding]:
     if cpu and gpu:
         one = "onnxruntime-gpu" if _nvidia() else "onnxruntime"
         both = "pip uninstall -y onnxruntime onnxruntime-gpu"
-        told = f"onnxruntime {cpu} and onnxruntime-gpu {gpu} overwrite each other's files"
-        yield _broken("onnxruntime", told, f"{both} && pip install {one}")
+        message = f"onnxruntime {cpu} and onnxruntime-gpu {gpu} overwrite each other's files"
+        yield _broken("onnxruntime", message, f"{both} && pip install {one}")
         return
     works, words = _probe("import onnxruntime; print(*onnxruntime.get_available_providers())")
     name = "onnxruntime-gpu" if gpu else "onnxruntime"
@@ -180,8 +180,8 @@ def gpu() -> Iterator[Finding]:
         return
     build = _version("torch") or "missing"
     if "+cpu" in build:
-        told = f"an NVIDIA card, and torch {build}, which is built for the CPU alone"
-        yield _broken("gpu", told, "pip uninstall -y torch && pip install torch")
+        message = f"an NVIDIA card, and torch {build}, which is built for the CPU alone"
+        yield _broken("gpu", message, "pip uninstall -y torch && pip install torch")
         return
     works, words = _probe(
         "import torch\nn = torch.cuda.device_count() if torch.cuda.is_available() else 0\n"
@@ -212,9 +212,9 @@ def models() -> Iterator[Finding]:
         else:
             yield _ok("models", f"{name} is here and whole")
     if lacking:
-        told = f"not fetched, which only matters to who wants them: {', '.join(lacking)}"
+        message = f"optional and not fetched: {', '.join(lacking)}"
         wanted = catalogue.DEFAULT if catalogue.DEFAULT in lacking else lacking[0]
-        yield _note("models", told, f"sa models pull {wanted}")
+        yield _note("models", message, f"sa models pull {wanted}")
     yield from _remains(catalogue.cache_dir() / "models")
     asked = os.environ.get("SA_MODEL")
     if asked and asked not in catalogue.names() and not os.path.isdir(catalogue.expanded(asked)):
@@ -242,8 +242,8 @@ def _model(found: Entry) -> Iterator[Finding]:
     for root in catalogue.search_paths(found):
         deep = root / found.name
         if any(place is not None and place.is_relative_to(deep) for place in places.values()):
-            told = f"{deep} was unpacked one level too deep: read here, but not by insightface itself"
-            yield _note("models", told, f"mv {deep}/* {root}/ && rmdir {deep}")
+            message = f"{deep} was unpacked one level too deep: read here, but not by insightface itself"
+            yield _note("models", message, f"mv {deep}/* {root}/ && rmdir {deep}")
 
 
 def _remains(models: Path) -> Iterator[Finding]:
@@ -258,8 +258,8 @@ def _remains(models: Path) -> Iterator[Finding]:
             if place.is_dir():
                 yield _note("models", f"{place} is what an interrupted import left", f"rm -r {place}")
         elif place.is_dir() and place.name not in known and any(place.iterdir()):
-            told = f"{place} holds files and no {FILE_NAME}: no name opens them"
-            yield _note("models", told, f"import it again, or move it away: mv {place} .")
+            message = f"{place} holds files and no {FILE_NAME}: no name opens them"
+            yield _note("models", message, f"import it again, or move it away: mv {place} .")
         parts = [p for p in place.rglob("*.part") if p.is_file()] if not place.name.startswith(".") else []
         if parts:
             size = sum(part.stat().st_size for part in parts)
@@ -297,9 +297,9 @@ def disk() -> Iterator[Finding]:
         if not row.optional and catalogue.locate(entry, row.path) is None
     )
     if DISK <= free["models"] < lacks:
-        told = f"{free['models'] / 2**30:.1f} GiB free in {near}"
-        told += f", and {catalogue.DEFAULT} takes at least {lacks / 2**30:.1f} GiB"
-        yield _note("disk", told, "export SA_HOME=/a/folder/with/room")
+        message = f"{free['models'] / 2**30:.1f} GiB free in {near}"
+        message += f", and {catalogue.DEFAULT} takes at least {lacks / 2**30:.1f} GiB"
+        yield _note("disk", message, "export SA_HOME=/a/folder/with/room")
 
 
 def shared_memory() -> Iterator[Finding]:
@@ -311,11 +311,11 @@ def shared_memory() -> Iterator[Finding]:
         yield _note("shared memory", f"no {SHM}: training cannot load data in several processes", mend)
         return
     free = shutil.disk_usage(SHM).free
-    told = f"{free / 2**30:.2f} GiB free in {SHM}"
+    message = f"{free / 2**30:.2f} GiB free in {SHM}"
     if free < DISK:
-        yield _note("shared memory", f"{told}: training in several processes may stop", mend)
+        yield _note("shared memory", f"{message}: training in several processes may stop", mend)
     else:
-        yield _ok("shared memory", told)
+        yield _ok("shared memory", message)
 
 
 CHECKS: Mapping[str, Callable[[], Iterable[Finding]]] = {

@@ -11,7 +11,7 @@ import typer
 from stableanimator_cli.cli import console, options
 from stableanimator_cli.cli.command import complete_model
 
-_PLACES = {"networks", "video", "against"}  # a report says which, not where
+_PLACES = {"networks", "video", "against"}  # reports omit their paths
 _ELSEWHERE = {"output", "page", "json", "quiet", "progress", "baseline", "python"}
 NAMES = (
     "roofline",
@@ -194,7 +194,7 @@ def bench(
 
 
 def _command(context: typer.Context) -> str:
-    """The command as it would be typed again, without what says where results go and where files lie."""
+    """The command line without output options and without the paths of inputs."""
     given = {name: value for name, value in context.params.items() if name not in _ELSEWHERE and value}
     words = ["sa", "bench", *given.pop("names")]
     for parameter in context.command.params:

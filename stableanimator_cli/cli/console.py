@@ -1,4 +1,4 @@
-"""The one sink of everything printed: stdout is data, stderr is talk. It is the ``Talk`` that stages speak to.
+"""All printed output: data on stdout, messages on stderr. The console is the ``Reporter`` of all stages.
 
 ``configure`` is called once, by the options that every verb shares; a stage asks ``get()`` for the console. Rich and
 tqdm are imported when something is drawn, not before: completion starts ``sa`` at every TAB.
@@ -24,7 +24,7 @@ LINES_INTERVAL = 10.0  # seconds between two lines where stderr is a file
 
 
 class Console:
-    """Where a verb's words go. ``json``: stdout holds one JSON object and nothing else; ``quiet``: no talk."""
+    """Output of a verb. ``json``: stdout holds one JSON object and nothing else; ``quiet``: no messages."""
 
     def __init__(self, *, json: bool = False, quiet: bool = False, progress: ProgressKind = "bar") -> None:
         self.json = json
@@ -50,7 +50,7 @@ class Console:
     def table(
         self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, data: bool = False
     ) -> None:
-        """Draw a table on stderr as talk, or on stdout where it is the verb's ``data`` (not under ``--json``, where
+        """Draw a table on stderr, or on stdout if it is the verb's ``data`` (not under ``--json``, where
         ``result`` carries the same facts). Into a file or a pipe it is drawn as wide as its cells are."""
         if self.json if data else self.quiet:
             return
@@ -107,7 +107,7 @@ def _say(text: str) -> None:
     if tqdm is not None and sys.stderr.isatty():
         tqdm.tqdm.write(text, file=sys.stderr)
     else:
-        streams.tell(text + "\n")
+        streams.write_stderr(text + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -202,7 +202,7 @@ class _Lines(_Silent):
         if left:
             parts.append(f"{_clock(left)} left")
         parts += [f"{name} {_short(value)}" for name, value in self.fields.items()]
-        streams.tell(plain(", ".join(parts)) + "\n")
+        streams.write_stderr(plain(", ".join(parts)) + "\n")
 
 
 class _JsonLines(_Lines):
@@ -220,7 +220,7 @@ class _JsonLines(_Lines):
             "rate": None if rate is None else round(rate, 4),
             "seconds_left": None if left is None else round(left, 1),
         }
-        streams.tell(json_line(_plain(line | self.fields)) + "\n")
+        streams.write_stderr(json_line(_plain(line | self.fields)) + "\n")
 
 
 def _short(value: Any) -> str:

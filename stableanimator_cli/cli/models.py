@@ -48,7 +48,7 @@ FolderArg = Annotated[
     ),
 ]
 AllOpt = Annotated[
-    bool, typer.Option("--all", help="Fetch the optional files too (`sa models show NAME` tells them). Default: off.")
+    bool, typer.Option("--all", help="Fetch optional files too; `sa models show NAME` lists them. Default: off.")
 ]
 CopyOpt = Annotated[bool, typer.Option("--copy", help="Copy the files instead of linking to them. Default: off.")]
 ConvertOpt = Annotated[
@@ -56,7 +56,7 @@ ConvertOpt = Annotated[
 ]
 
 
-@app.command("list", short_help="What the catalogue knows, and what is here.")
+@app.command("list", short_help="List the catalogue and installed files.")
 def list_(json: options.JsonOpt = False) -> None:
     """\b
     sa models list
@@ -80,7 +80,7 @@ def list_(json: options.JsonOpt = False) -> None:
         out.info(f"fetched and imported files lie in {catalogue.cache_dir() / 'models'} (SA_HOME moves it)")
 
 
-@app.command(short_help="Licence, files, settings of a model.")
+@app.command(short_help="Show licence, files and settings of a model.")
 def show(name: ModelArg, json: options.JsonOpt = False) -> None:
     """\b
     sa models show stableanimator
@@ -125,7 +125,7 @@ def show(name: ModelArg, json: options.JsonOpt = False) -> None:
         out.table("", ("file", "size", "sha256", "place"), rows, data=True)
 
 
-@app.command(short_help="Fetch a model and what it needs.")
+@app.command(short_help="Download a model and its dependencies.")
 def pull(
     name: NameArg,
     all_: AllOpt = False,
@@ -137,7 +137,7 @@ def pull(
     sa models pull stableanimator
     sa models pull svd-xt --all
 
-    Fetch a model and what it needs. A download that was cut goes on where it stopped; sizes and digests are checked.
+    Download a model and its dependencies. Interrupted downloads are resumed; sizes and digests are checked.
     """
     out = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli import catalogue
@@ -153,7 +153,7 @@ def pull(
     out.result({"model": name, "folder": folder, "fetched": fetched}, str(folder))
 
 
-@app.command(short_help="Check files against recorded digests.")
+@app.command(short_help="Verify files against recorded digests.")
 def verify(
     name: SomeArg = None,
     json: options.JsonOpt = False,
@@ -198,7 +198,7 @@ def verify(
         raise ModelDamaged(f"{damaged[0].message}{more}", hint=damaged[0].hint)
 
 
-@app.command("import", short_help="Register weights that you have already.")
+@app.command("import", short_help="Register existing weights.")
 def import_(
     folder: FolderArg,
     copy: CopyOpt = False,
@@ -236,12 +236,12 @@ def import_(
 
 @contextlib.contextmanager
 def _bars(out: console.Console) -> Iterator[Progress]:
-    """One bar a file, one after the other, from the (file, done, total) that the catalogue tells."""
+    """One bar per file, from the (file, done, total) that the catalogue reports."""
     with contextlib.ExitStack() as stack:
         bar: console.Progress | None = None
         shown, before = "", 0
 
-        def tell(file: str, done: int, total: int | None) -> None:
+        def show(file: str, done: int, total: int | None) -> None:
             nonlocal bar, shown, before
             if bar is None or file != shown or done < before:
                 stack.close()
@@ -249,7 +249,7 @@ def _bars(out: console.Console) -> Iterator[Progress]:
             bar.update(done - before)
             before = done
 
-        yield tell
+        yield show
 
 
 def _lacking(entry: Entry, optional: bool) -> Iterator[bool]:

@@ -25,7 +25,7 @@ def preprocess(
     sa preprocess dance.mp4 --poses poses.mp4 --align affine --reference person.png
 
     Detect people, keypoints and faces in videos. Writes one clip folder per video for training, or a skeleton video
-    for sa animate, or converts a motion from one format to another. Finished clips are kept. Prints the path.
+    for sa animate, or converts a motion from one format to another. Finished clips are skipped. Prints the path.
     """
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.preprocess import run  # imports OpenCV and ONNX Runtime

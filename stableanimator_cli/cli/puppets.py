@@ -9,17 +9,15 @@ import typer
 
 from stableanimator_cli.cli import console, options
 
-FolderArg = Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write, or to go on writing.")]
-VideosOpt = Annotated[
-    int, typer.Option("--videos", metavar="N", min=1, max=100_000, help="How many videos the folder is to hold.")
-]
-FramesOpt = Annotated[int, typer.Option("--frames", metavar="T", min=1, help="Frames of each video.")]
+FolderArg = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write or to complete.")]
+VideosOpt = Annotated[int, typer.Option("--videos", metavar="N", min=1, max=100_000, help="Number of videos.")]
+FramesOpt = Annotated[int, typer.Option("--frames", metavar="T", min=1, help="Frames per video.")]
 SizeOpt = Annotated[str, typer.Option("--size", metavar="WxH", help="Width and height in pixels, both even.")]
-FpsOpt = Annotated[str, typer.Option("--fps", metavar="RATE", help="Frames a second, as 25 or 30000/1001.")]
-PeopleOpt = Annotated[int, typer.Option("--people", metavar="1|2|3", min=1, max=3, help="People in each video.")]
+FpsOpt = Annotated[str, typer.Option("--fps", metavar="RATE", help="Frames per second, as 25 or 30000/1001.")]
+PeopleOpt = Annotated[int, typer.Option("--people", metavar="1|2|3", min=1, max=3, help="People per video.")]
 SeedOpt = Annotated[
     int,
-    typer.Option("--seed", metavar="K", min=0, max=1_000_000, help="Other people and movements; seeds share none."),
+    typer.Option("--seed", metavar="K", min=0, max=1_000_000, help="Other people and movements: seeds share none."),
 ]
 SplitOpt = Annotated[
     Literal["train", "val", "test"],
@@ -56,8 +54,8 @@ def puppets(
     sa puppets figures
     sa puppets figures-test --videos 4 --size 256x256 --people 2 --split test
 
-    Draw people that move: videos, reference pictures, and the truth about every key point and face in them. A run that
-    was cut goes on where it stopped. Prints the folder.
+    Draw moving characters: videos, reference images, and the ground truth of every key point and face in them. Run the
+    same command to resume an interrupted run. Prints the folder.
     """
     out = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.config.parse import parse_fps, parse_size

@@ -30,7 +30,7 @@ def replay(
     sa replay out.mp4 -o again.mp4 --json
 
     Repeat the run that made OUT.mp4 and check that it gives the same bytes. Inputs and weights are compared with their
-    digests first. Leaves with 8 and says what differs where it does not repeat. Prints the path of the new video.
+    digests first. Exits with code 8 and prints the differences if it does not repeat. Prints the path of the new video.
     """
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.animate.replay import replay  # torch starts loading here, not earlier

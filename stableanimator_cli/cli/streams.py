@@ -46,7 +46,7 @@ def write(text: str) -> None:
         raise failure(error) from error
 
 
-def tell(text: str) -> None:
+def write_stderr(text: str) -> None:
     """Write ``text`` to standard error. Where that fails there is no place left to say so."""
     with contextlib.suppress(OSError):
         sys.stderr.write(text)

@@ -57,8 +57,7 @@ class SamplingConfig:
     Every ``cache_features``-th step is computed whole, and those between take its deep features: only the
     network's last ``cache_layers`` layers, and what leads to them, are computed then, which is approximate as well.
     ``noise_aug`` is the standard deviation of the noise on the reference picture; ``motion_bucket`` and
-    ``conditioning_fps`` are what the network is told (Stable Video Diffusion's micro-conditioning), not what is written
-    to the file.
+    ``conditioning_fps`` are conditioning inputs of the UNet (Stable Video Diffusion), not the rate of the file.
     """
 
     # fmt: off

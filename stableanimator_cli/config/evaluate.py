@@ -52,7 +52,7 @@ class EvaluateConfig:
     ``inputs`` are PREDICTED and REFERENCE, the folders of a study, or what ``tally`` reads. ``output`` is the folder of
     the scores. ``protocol`` None: ``disco256`` for the published benches, else ``native``. ``model`` brings detectors
     and the face recogniser, and animates benches; ``judge`` is the independent recogniser. ``borders`` are first frames
-    of windows or chunks where no run record tells them. ``bench`` is a name or a folder, ``data`` where published ones
+    of windows or chunks if there is no run record. ``bench`` is a name or a folder, ``data`` where published ones
     lie, ``ids`` which of their videos; ``figures`` and ``length`` how many puppets and frames of each, ``animate`` more
     settings of the animation, a TOML file. ``seeds`` are sampling seeds of an ablation. ``bootstrap_samples`` and
     ``seed``: the bootstrap; ``seed`` also sorts a study.

@@ -57,8 +57,8 @@ class PreprocessConfig:
 
     ``output`` is the folder of clips, or the file or folder that a motion is converted to; ``poses`` the skeleton video
     of one clip. ``every`` detects people in every k-th frame only; ``gap`` is the longest gap in frames that is closed,
-    ``smooth`` the width of the smoothing in frames, 0 for none. ``source`` says whether a clip folder links to its
-    video or holds a copy. ``ray`` is the address of a cluster, ``local`` for one on this machine. ``person`` None is
+    ``smooth`` the width of the smoothing in frames, 0 for none. ``source``: a clip folder links to its video or
+    holds a copy. ``ray`` is the address of a cluster, ``local`` for one on this machine. ``person`` None is
     the largest of a video, and everybody of a motion that is converted; ``size`` (width, height), ``order`` and ``to``
     are about conversions alone.
     """
@@ -137,11 +137,11 @@ class PreprocessConfig:
 
     @property
     def who(self) -> str:
-        """Whose motion is taken from a video: ``largest`` where nobody was named."""
+        """Person whose motion is extracted: ``largest`` by default."""
         return self.person or "largest"
 
     def of_clip(self) -> dict[str, Any]:
-        """The settings that decide what a clip holds: a change of one of them makes clips anew."""
+        """Settings that determine a clip; if one changes, clips are written again."""
         return {
             "layout": self.layout,
             "person": self.who,

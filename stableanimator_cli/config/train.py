@@ -112,7 +112,7 @@ class StageConfig:
 
 
 def parse_stages(value: Any, label: str = "stage") -> tuple[StageConfig, ...]:
-    """The tables ``[[stage]]`` of a file, in order. Names must differ: metrics and checkpoints are told by them."""
+    """The tables ``[[stage]]`` of a file, in order. Names must differ: metrics and checkpoints refer to them."""
     if isinstance(value, tuple):
         return value
     if not isinstance(value, list) or not value or not all(isinstance(row, Mapping) for row in value):
@@ -147,7 +147,7 @@ class LossConfig:
     fps: int = option("loss.fps", 7, ge=1, le=1000)
     motion_bucket: float = option("--motion-bucket", 127.0, metavar="ID", ge=0.0, panel=SAMPLING, model_default=True,
         le=10**4,
-        help="How much motion the network is told to expect.")
+        help="Amount of motion, a conditioning input of the UNet.")
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -179,7 +179,7 @@ class MemoryConfig:
 
     # fmt: off
     checkpointing: Literal["off", "blocks", "diffusers"] = option("--checkpointing", "blocks", panel=MEMORY,
-        help="Which activations are computed again instead of kept.")
+        help="Activations that are recomputed instead of stored.")
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto", panel=MACHINE,
         help="What is computed in; weights that learn stay float32.")
     micro_batch: int | None = option("--micro-batch", None, formerly="micro", metavar="N", ge=1, panel=MEMORY,
@@ -363,7 +363,7 @@ class TrainConfig:
         stages = [replace(stage, **given) for stage in self.stage or (StageConfig(),)]
         for index, stage in enumerate(stages):
             if stage.steps is None and stage.epochs is None:
-                hint = "add --steps N, or take a recipe that says it: --preset finetune-24gb"
+                hint = "add --steps N, or choose a recipe: --preset finetune-24gb"
                 raise ConfigError("--steps", None, f"--steps or --epochs for stage {stage.name!r}", hint=hint)
             stages[index] = stage if stage.sizes is not None else replace(stage, sizes=(size,))
         kinds = {stage.train == "lora" for stage in stages}

@@ -254,9 +254,8 @@ def test_what_memory_cannot_be_is_refused(old, new, value):
 def test_old_keys_flags_and_values_are_read(tmp_path):
     """Files of earlier versions: ``pieces``, ``weights``, ``fit``, offload ``swap`` and ``groups``."""
     file = tmp_path / "old.toml"
-    file.write_text(
-        '[device]\npieces = 4\nweights = "int8"\nfit = "6GB"\noffload = "groups"\n[refine]\nschedule = "falling"\nreach = 3\n'
-    )
+    device = '[device]\npieces = 4\nweights = "int8"\nfit = "6GB"\noffload = "groups"\n'
+    file.write_text(device + '[refine]\nschedule = "falling"\nreach = 3\n')
     flags = {"reference": "a.png", "motion": "b.mp4", "output": "c.mp4", "redraw": 2, "refine_lr": 0.2}
     config = resolve(AnimateConfig, flags, file)
     device, refine = config.device, config.refine

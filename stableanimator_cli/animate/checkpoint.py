@@ -144,7 +144,7 @@ class CheckpointManager:
             fields = parse_json(metadata["state"], self.path, "the checkpoint of a run", nan=True)
             checkpoint = _unpack(tensors, fields)
             stored, host = fingerprint.current_settings(fields["facts"]), str(fields["host"])
-            height, width = checkpoint.now.latents.shape[-2:]
+            height, width = checkpoint.state.latents.shape[-2:]
             stored.setdefault(
                 "size", f"{width * LATENT_SCALE}x{height * LATENT_SCALE}"
             )  # once absent if the model's own

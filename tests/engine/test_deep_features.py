@@ -152,7 +152,7 @@ def flags(tmp_path: Path, tiny_model: Path) -> dict[str, object]:
 
 def test_broken_off_it_goes_on_where_a_step_is_whole_and_ends_in_the_same_bytes(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
-    monkeypatch.setattr(checkpoint, "_SHARE", 0)
+    monkeypatch.setattr(checkpoint, "_WRITE_RATIO", 0)
     flags["cache_features"] = "2"
     whole = run(flags=flags | {"output": tmp_path / "whole.mp4"})
     assert isinstance(whole, Animation)

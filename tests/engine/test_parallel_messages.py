@@ -121,7 +121,7 @@ def test_a_rank_says_why_it_failed_in_json():
     assert parallel_messages.read_error(store, 1) is None
     parallel_messages.publish_error(store, 1, ModelMissing("unet: no such file", hint="pull it"))
     assert json.loads(store.get("failed/1"))["error"] == "model-missing"
-    told = parallel.WorkerGroup(2, store, {})._lost(1, "").told
+    told = parallel.WorkerGroup(2, store, {})._lost(1, "").reported
     assert type(told) is ModelMissing
     assert (told.message, told.hint) == ("unet: no such file", "pull it")
 

@@ -62,7 +62,7 @@ def test_a_plan_says_memory_and_time_and_writes_nothing(
     assert plain["peak_bytes"] == totals["all"]
     # FLOPs are counted too; while they are, what checkpointing forgets stays alive, and memory must not be read then
     assert told["peak_bytes"] == told["stages"][0]["bytes"] == totals["blocks"]
-    assert (told["config"]["memory"]["checkpointing"], told["config"]["memory"]["micro"]) == ("blocks", 1)
+    assert (told["config"]["memory"]["checkpointing"], told["config"]["memory"]["micro_batch"]) == ("blocks", 1)
     assert plain["stages"][0]["flops_a_step"] < told["stages"][0]["flops_a_step"]  # blocks are computed twice
     assert 0 < told["hours"] < 10
     said = TrainPlan(data=told).summary()
@@ -82,7 +82,7 @@ def test_what_fits_is_chosen_and_runs_to_the_same_losses(
     ):
         train(data, tiny_model, tmp_path / name, "--steps", 2, "--max-memory", limit, "--quiet")
         memory = tomllib.loads((tmp_path / name / "config.toml").read_text())["memory"]
-        assert (memory["checkpointing"], memory["micro"]) == (checkpointing, micro)
+        assert (memory["checkpointing"], memory["micro_batch"]) == (checkpointing, micro)
         losses[name] = [row["loss"] for row in read_metrics(tmp_path / name)]
         assert len(losses[name]) == 2
     assert losses["single"] == pytest.approx(losses["plenty"], rel=1e-5)

@@ -121,7 +121,7 @@ def test_a_checkpoint_is_a_model_folder(whole, tiny_model):
 
 
 def test_a_resumed_run_refuses_another_config_and_shows_the_difference(whole):
-    with pytest.raises(ConfigError, match=r"stage\[0\]\.rate: was 0\.001, now 0\.5") as caught:
+    with pytest.raises(ConfigError, match=r"stage\[0\]\.lr: was 0\.001, now 0\.5") as caught:
         run.run(flags={"rate": 0.5}, resumed=whole)
     assert caught.value.exit_code == 2
     before = losses(whole)

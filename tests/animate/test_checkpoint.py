@@ -58,7 +58,7 @@ def animate(place: Path, seeing_model: Path, monkeypatch: pytest.MonkeyPatch):
             "refine_iters": 1,
             "device": "cpu",
         }
-        how = {name: flags.pop(name) for name in ("talk", "restart", "plan_only") if name in flags}
+        how = {name: flags.pop(name) for name in ("reporter", "restart", "plan_only") if name in flags}
         return run(flags=usual | flags, **how)  # type: ignore[return-value]
 
     return go
@@ -102,7 +102,7 @@ def test_broken_off_in_sampling_it_goes_on_to_the_same_bytes(place, animate, mon
 
     def break_after(self: checkpoint.CheckpointManager, saved: checkpoint.Checkpoint) -> None:
         save(self, saved)
-        seen.append(saved.now.step)
+        seen.append(saved.state.step)
         if len(seen) in (1, 3):
             raise KeyboardInterrupt
 
@@ -134,7 +134,7 @@ def test_faces_that_were_looked_for_are_remembered(place, animate, monkeypatch):
     motion = skeleton_video(place / "poses.mp4", 5)
     expected = outcome(animate(output=place / "whole.mp4", motion=motion, refine_face="crop"))
     assert [row["faces"] for row in expected[1]] == [5] * STEPS
-    break_in(monkeypatch, face_optimization.FaceOptimization, "_optimised", 2)
+    break_in(monkeypatch, face_optimization.FaceOptimization, "_optimize", 2)
     with pytest.raises(Interrupted):
         animate(motion=motion, refine_face="crop")
     pictures = iter(np.zeros((0, 1)))  # to look again would fail

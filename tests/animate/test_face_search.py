@@ -115,7 +115,7 @@ def test_a_run_that_is_interrupted_ends_in_the_same_bytes(place, animate, monkey
 
     def break_after(self: checkpoint.CheckpointManager, saved: checkpoint.Checkpoint) -> None:
         save(self, saved)
-        kept.append(saved.now.step)
+        kept.append(saved.state.step)
         if len(kept) == broken_after:
             raise KeyboardInterrupt
 

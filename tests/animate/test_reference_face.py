@@ -43,7 +43,7 @@ def animate(tmp_path, seeing_model):
             "size": "96x96",
             "steps": 3,
         }
-        how = {"talk": flags.pop("talk")} if "talk" in flags else {}
+        how = {"reporter": flags.pop("reporter")} if "reporter" in flags else {}
         report = run(flags=given | flags, **how)
         record = json.loads(report.record.read_text())
         return record, np.stack([frame for _, frame in open_clip(report.video).frames()])

@@ -157,11 +157,11 @@ def test_broken_off_it_goes_on_where_a_step_is_whole_and_ends_in_the_same_bytes(
     whole = run(flags=flags | {"output": tmp_path / "whole.mp4"})
     assert isinstance(whole, Animation)
     seen: list[int] = []
-    keep, shallow = checkpoint.CheckpointManager.keep, AnimationUNet.forward_cached
+    keep, shallow = checkpoint.CheckpointManager.save, AnimationUNet.forward_cached
 
     def note(self, saved):
         keep(self, saved)
-        seen.append(saved.now.step)
+        seen.append(saved.state.step)
 
     def break_in(self, *given, **more):
         if seen == [2]:  # in step 3, which takes features of step 2
@@ -169,7 +169,7 @@ def test_broken_off_it_goes_on_where_a_step_is_whole_and_ends_in_the_same_bytes(
             raise KeyboardInterrupt
         return shallow(self, *given, **more)
 
-    monkeypatch.setattr(checkpoint.CheckpointManager, "keep", note)
+    monkeypatch.setattr(checkpoint.CheckpointManager, "save", note)
     monkeypatch.setattr(AnimationUNet, "forward_cached", break_in)
     with pytest.raises(Interrupted):
         run(flags=flags)

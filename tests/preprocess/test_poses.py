@@ -55,7 +55,7 @@ def test_aligned_to_a_picture_and_the_distance_told(preprocess, tmp_path):
     video = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(6, step=0))
     reference = drawn.write_reference(tmp_path / "ref.png", (80, 8, 120, 72))
     heard = Heard()
-    flags = {"reference": reference, "poses": tmp_path / "poses.mp4", "talk": heard}
+    flags = {"reference": reference, "poses": tmp_path / "poses.mp4", "reporter": heard}
     told = preprocess(video, **flags).to_json()["poses"]["alignment"]
     assert told["mode"] == "none"
     assert told["before"]["number"] == told["after"]["number"] > 1

@@ -99,7 +99,7 @@ def test_a_face_that_shows_late_is_optimised_from_there(animate, mode, window):
 
 def test_no_face_in_any_step_is_a_warning_on_stderr_and_in_the_record(animate, capsys):
     report = animate(visible=Detections(*NOTHING * STEPS), reporter=console.get())
-    words = "no face was optimised: the detector saw none in the estimates of 4 denoising steps"
+    words = "no face was optimised: the detector found none in the estimates of 4 denoising steps"
     assert f"warning: {words}" in capsys.readouterr().err
     record = recorded(report)
     assert (record["refined"], record["faces_refined"]["steps"], record["faces_refined"]["frames"]) == ([], 0, 0)
@@ -153,7 +153,7 @@ def test_points_without_faces_are_no_reason_to_leave_faces_alone(place, animate)
     reporter = Heard()
     record = recorded(animate(motion=place / "body.npz", visible=Detections(*[True] * FRAMES), reporter=reporter))
     assert rows(record) == [(step, FRAMES) for step in range(STEPS)]
-    assert "body.npz: no frame has points of a face; faces are looked for in the estimates" in reporter.notes
+    assert "body.npz: no frame has points of a face; faces are detected in the denoised estimates" in reporter.notes
 
 
 def test_two_processes_find_the_faces_of_one(place, animate):

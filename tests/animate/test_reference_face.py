@@ -102,7 +102,7 @@ def test_a_plan_tells_what_becomes_of_faces(animate, tmp_path, tiny_model):
     assert "faces      not optimised" in plan(preset="fast").summary()
     assert plan(preset="fast").to_json()["face_optimization"] == "off"
     told = plan(preset="standard", steps=10, refine_steps="2:6").summary()
-    assert "faces      optimised (crop) in steps 2:6, 3 iterations each, where there are any" in told
+    assert "faces      optimised (crop) in steps 2:6, 3 iterations each, if a face is found" in told
     assert plan(model=str(tiny_model), preset="standard").to_json()["face_optimization"] == "off"
     with pytest.raises(ModelMissing, match="no face recogniser, which --refine-face full needs"):
         plan(model=str(tiny_model), refine_face="full")
@@ -216,7 +216,7 @@ def test_boxes_that_show_no_face_are_said(animate, tmp_path, box):
     reporter = Heard()
     record, _ = animate(refine_face="crop", reporter=reporter)
     assert record["refined"] == []
-    assert any("no face box lies in the picture with 8 pixels a side or more" in said for said in reporter.warnings)
+    assert any("no face box is in the frame with 8 pixels a side or more" in said for said in reporter.warnings)
 
 
 def test_a_gate_without_a_face_is_refused_before_anything_is_sampled(animate, monkeypatch):

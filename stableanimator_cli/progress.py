@@ -28,11 +28,13 @@ class Reporter(Protocol):
     def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress: ...
 
 
-class _NullProgress:
+class NullProgress:
+    """Shows nothing."""
+
     def update(self, n: int = 1, **fields: Any) -> None:
         pass
 
-    def __enter__(self) -> _NullProgress:
+    def __enter__(self) -> NullProgress:
         return self
 
     def __exit__(
@@ -51,7 +53,7 @@ class NullReporter:
         pass
 
     def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
-        return _NullProgress()
+        return NullProgress()
 
 
 class WarningLog:

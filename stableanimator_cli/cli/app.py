@@ -10,8 +10,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from stableanimator_cli import __version__
 
-CONTEXT = {"help_option_names": ["-h", "--help"]}
-
 
 class Verb(NamedTuple):
     """A verb as the help lists it. Its function, or its app, has the verb's name in ``cli/NAME.py``."""
@@ -46,9 +44,6 @@ class VerbGroup(TyperGroup):
             for name, verb in VERBS.items()
         }
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)
-
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, entry, rest = super().resolve_command(ctx, args)
         return name, entry and load_verb(entry.name), rest
@@ -71,7 +66,7 @@ app = typer.Typer(
     cls=VerbGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings=CONTEXT,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from stableanimator_cli.cli import streams
 from stableanimator_cli.errors import QUOTED, json_line, plain
-from stableanimator_cli.progress import Progress
+from stableanimator_cli.progress import NullProgress, Progress
 
 ProgressKind = Literal["bar", "json", "none"]
 
@@ -79,7 +79,7 @@ class Console:
         ``{"progress": desc, "done", "total", "unit", "rate", "seconds_left", **fields}``, four a second at most.
         """
         if self.kind == "none":
-            return _Silent()
+            return NullProgress()
         if self.kind == "json":
             return _JsonLines(total, desc, unit)
         return _Bar(total, desc, unit) if sys.stderr.isatty() else _Lines(total, desc, unit)
@@ -124,20 +124,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-class _Silent:
-    def update(self, n: int = 1, **fields: Any) -> None:
-        pass
-
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-
-class _Bar(_Silent):
+class _Bar(NullProgress):
     """tqdm on a terminal: what, how far, how fast, how long still."""
 
     def __init__(self, total: int | None, desc: str, unit: str) -> None:
@@ -156,7 +143,7 @@ class _Bar(_Silent):
         self.bar.close()
 
 
-class _Lines(_Silent):
+class _Lines(NullProgress):
     """One line at the end, and one every ten seconds before it: for a log file or a build server."""
 
     interval = LINES_INTERVAL

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from stableanimator_cli.config.parse import (
+    DEVICE,
     INTERVAL,
+    OUTPUT,
+    SAMPLING,
     Guidance,
     Range,
     Size,
@@ -39,12 +42,8 @@ from stableanimator_cli.config.schema import check_fields, option, require
 from stableanimator_cli.errors import ConfigError
 
 # Panels of the help.
-OUTPUT = "Output"
-SAMPLING = "Sampling"
 LONG = "Long videos"
 FACE = "Face"
-MACHINE = "Device"
-REFINE = "Keeping the face (HJB optimisation)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +76,16 @@ class SamplingConfig:
     cache_layers: int = option("sampling.cache_layers", 2, ge=1)
     sampler: Literal["euler", "heun"] = option("--sampler", "euler", panel=SAMPLING,
         help="Solver; heun evaluates the network twice per step.")
-    churn: float = option("--churn", 0.0, metavar="S", ge=0.0, panel=SAMPLING,
+    churn: float = option("--churn", 0.0, metavar="S", ge=0, panel=SAMPLING,
         help="Noise added back over the run, EDM's S_churn.")
     churn_min: float = option("sampling.churn_min", 0.0, ge=0)
     churn_max: float = option("sampling.churn_max", 1000.0, ge=0)
     churn_noise: float = option("sampling.churn_noise", 1.0, ge=0)
     noise: Literal["repeat", "fresh"] = option("--noise", "fresh", panel=SAMPLING,
         help="Initial noise: drawn per frame, or one window's noise repeated.")
-    noise_aug: float = option("--noise-aug", 0.02, metavar="SIGMA", ge=0.0, panel=SAMPLING, model_default=True,
+    noise_aug: float = option("--noise-aug", 0.02, metavar="SIGMA", ge=0, panel=SAMPLING, model_default=True,
         help="Standard deviation of the noise on the reference image.")
-    motion_bucket: float = option("--motion-bucket", 127.0, metavar="ID", ge=0.0, panel=SAMPLING, model_default=True,
+    motion_bucket: float = option("--motion-bucket", 127.0, metavar="ID", ge=0, panel=SAMPLING, model_default=True,
         help="Amount of motion, a conditioning input of the UNet.")
     conditioning_fps: int = option("sampling.conditioning_fps", 7, ge=1)
     seed: int = option("--seed", 0, metavar="N", ge=0, le=2**63 - 1,
@@ -157,27 +156,27 @@ class DeviceConfig:
 
     # fmt: off
     device: str = device_option(None)
-    gpus: int = option("--gpus", 1, metavar="N", ge=1, le=1024, panel=MACHINE,
+    gpus: int = option("--gpus", 1, metavar="N", ge=1, le=1024, panel=DEVICE,
         help="GPUs that share the windows and guidance branches of one video; on a CPU, processes. Also with torchrun.")
-    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto", panel=MACHINE,
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto", panel=DEVICE,
         help="Floating-point type of the networks.")
     offload: Literal["none", "model", "group"] = option("--offload", "none",
-        renamed={"swap": "model", "groups": "group"}, panel=MACHINE,
+        renamed={"swap": "model", "groups": "group"}, panel=DEVICE,
         help="Keep in device memory one network (model), or one block of the UNet (group), at a time.")
     pose_budget_mb: int = option("device.pose_budget_mb", 1024, ge=1)
     ff_chunks: int = option("--ff-chunks", 1, formerly="pieces", old_flag="--ff-pieces", metavar="N", ge=1, le=256,
-        panel=MACHINE,
+        panel=DEVICE,
         help="Compute feed-forward layers in N chunks: less memory, equal within rounding.")
     quantization: Literal["plain", "int8", "fp8"] = option("--quantize", "plain", formerly="weights",
-        old_flag="--weights", panel=MACHINE,
+        old_flag="--weights", panel=DEVICE,
         help="Weight-only quantization of the UNet: one byte per weight, approximate.")
-    compile: Literal["off", "blocks"] = option("--compile", "off", panel=MACHINE,
+    compile: Literal["off", "blocks"] = option("--compile", "off", panel=DEVICE,
         help="blocks: compile the blocks of the UNet, equal within rounding. Takes minutes and needs a C++ compiler.")
-    cuda_graphs: bool = option("--cuda-graphs", False, panel=MACHINE,
+    cuda_graphs: bool = option("--cuda-graphs", False, panel=DEVICE,
         help="Record the UNet's calls and replay them: for small frames on fast CUDA GPUs, without --offload.")
-    channels_last: bool = option("--channels-last", False, panel=MACHINE,
+    channels_last: bool = option("--channels-last", False, panel=DEVICE,
         help="Store convolution kernels channels last, equal within rounding. `sa bench unet vae` measures it.")
-    tf32: bool = option("--tf32", False, panel=MACHINE,
+    tf32: bool = option("--tf32", False, panel=DEVICE,
         help="Approximate: compute float32 in TF32 on a CUDA GPU, with --dtype float32.")
     max_memory: int | None = option("--max-memory", None, parse=parse_bytes, formerly="fit", old_flag="--fit",
         metavar="6GB", default_text="as given",

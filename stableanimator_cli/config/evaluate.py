@@ -40,7 +40,6 @@ def _dump(parts: tuple[Any, ...]) -> str:
 
 
 # Panels of the help.
-MACHINE = "Device"
 BENCH = "Benches and ablations"
 STUDY = "Study of preference"
 

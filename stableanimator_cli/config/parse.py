@@ -15,6 +15,11 @@ from typing import Any
 from stableanimator_cli.config.schema import option, paths_of, require
 from stableanimator_cli.errors import ConfigError
 
+# Panels of the help that several verbs have.
+OUTPUT = "Output"
+SAMPLING = "Sampling"
+DEVICE = "Device"
+
 Size = tuple[int, int]
 Range = tuple[int | None, int | None]
 Guidance = tuple[float, float]
@@ -178,6 +183,6 @@ def model_option() -> Any:
     )  # fmt: skip
 
 
-def device_option(panel: str | None = "Device") -> Any:
+def device_option(panel: str | None = DEVICE) -> Any:
     """The option ``--device`` of all verbs."""
     return option("--device", "auto", metavar="DEVICE", panel=panel, help="Device: auto, cpu, cuda, cuda:N or mps.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stableanimator_cli.config.parse import (
+    OUTPUT,
     Range,
     Size,
     check_device,
@@ -44,8 +45,6 @@ def _dump_shard(shard: Shard) -> str:
 
 
 # Panels of the help.
-OUTPUT = "Output"
-MACHINE = "Device"
 PEOPLE = "People"
 MANY = "Many videos"
 CONVERT = "Conversion"
@@ -89,7 +88,7 @@ class PreprocessConfig:
         "with that body's limb lengths, or by rotation too.")
     reference: Path | None = option("--reference", None, metavar="PICTURE", panel=PEOPLE, default_text="none",
         help="Image that will be animated. The misalignment of the motion is reported.")
-    smooth: float = option("--smooth", 0.0, metavar="FRAMES", ge=0.0, le=1000.0, panel=PEOPLE,
+    smooth: float = option("--smooth", 0.0, metavar="FRAMES", ge=0, le=1000, panel=PEOPLE,
         help="Width of temporal smoothing of keypoints; 0 for none.")
     gap: int = option("--gap", 8, metavar="FRAMES", ge=0, le=10000, panel=PEOPLE,
         help="Longest gap in detection that is interpolated.")

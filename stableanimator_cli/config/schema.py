@@ -98,7 +98,8 @@ def check_fields(config: Any) -> None:
         elif inner in (int, float):
             bounds = item.metadata.get("bounds", {})
             inside = all(_COMPARE[name](value, bound) for name, bound in bounds.items())
-            require(inside and math.isfinite(value), label, value, describe_range(bounds))
+            finite = inner is int or math.isfinite(value)
+            require(inside and finite, label, value, describe_range(bounds))
 
 
 _COMPARE = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
@@ -214,10 +215,8 @@ def option_name(flag: str) -> str:
 
 
 def current_names(cls: type, tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables as an older version wrote them, with the keys and values of today."""
-    fields = {item.metadata.get("formerly") or item.name: item for item in dataclasses.fields(cls)}
-    fields |= {item.name: item for item in dataclasses.fields(cls)}
-    hints = _hints(cls)
+    """Tables as an older version wrote them, with the keys and values of today; unknown keys stay as they are."""
+    fields, hints = _fields_by_key(cls), _hints(cls)
     current: dict[str, Any] = {}
     for key, value in tables.items():
         item = fields.get(key)
@@ -226,9 +225,19 @@ def current_names(cls: type, tables: Mapping[str, Any]) -> dict[str, Any]:
         elif dataclasses.is_dataclass(hints[item.name]) and isinstance(value, Mapping):
             current[item.name] = current_names(typing.cast(type, hints[item.name]), value)
         else:
-            renamed = item.metadata.get("renamed", {})
-            current[item.name] = renamed.get(value, value) if isinstance(value, str) else value
+            current[item.name] = _current_value(item, value)
     return current
+
+
+def _fields_by_key(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """Fields by their keys in TOML, those of older versions too."""
+    fields = dataclasses.fields(cls)
+    former = {item.metadata["formerly"]: item for item in fields if item.metadata.get("formerly")}
+    return former | {item.name: item for item in fields}
+
+
+def _current_value(item: dataclasses.Field[Any], value: Any) -> Any:
+    return item.metadata.get("renamed", {}).get(value, value) if isinstance(value, str) else value
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:
@@ -241,26 +250,22 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 def _from_tables(cls: type, mapping: Mapping[str, Any], source: str, path: tuple[str, ...] = ()) -> Settings:
     found: Settings = {}
-    hints = _hints(cls)
-    formerly = {
-        item.metadata["formerly"]: item.name for item in dataclasses.fields(cls) if item.metadata.get("formerly")
-    }
+    hints, fields = _hints(cls), _fields_by_key(cls)
     for key, value in mapping.items():
         dotted = ".".join((*path, key))
         label = f"{source}: {dotted}"
-        if key in formerly:
-            key = formerly[key]
-        if key not in hints:
+        if key not in fields:
             raise ConfigError(
                 label,
                 key,
                 f"one of the keys {', '.join(hints)}",
                 hint=did_you_mean(key, hints) or _other_table(cls, key, path),
             )
-        if not dataclasses.is_dataclass(hints[key]):
-            found[*path, key] = Setting(value, label)
+        name = fields[key].name
+        if not dataclasses.is_dataclass(hints[name]):
+            found[*path, name] = Setting(value, label)
         elif isinstance(value, Mapping):
-            found |= _from_tables(hints[key], value, source, (*path, key))
+            found |= _from_tables(hints[name], value, source, (*path, name))
         else:
             raise ConfigError(label, value, f"a table [{dotted}]")
     return found
@@ -311,13 +316,8 @@ def _build(cls: type[C], settings: Settings, path: tuple[str, ...] = ()) -> C:
         if dataclasses.is_dataclass(hint):
             values[item.name] = _build(typing.cast(type, hint), settings, (*path, item.name))
         elif setting is not None:
-            parse = item.metadata.get("parse")
-            if isinstance(setting.value, str):
-                renamed = item.metadata.get("renamed", {})
-                setting = Setting(renamed.get(setting.value, setting.value), setting.label)
-            values[item.name] = (
-                parse(setting.value, setting.label) if parse else _convert(hint, setting.value, setting.label)
-            )
+            parse, value = item.metadata.get("parse"), _current_value(item, setting.value)
+            values[item.name] = parse(value, setting.label) if parse else _convert(hint, value, setting.label)
             labels[item.metadata.get("flag", item.name)] = setting.label
         elif item.default is MISSING and item.default_factory is MISSING:
             raise ConfigError(

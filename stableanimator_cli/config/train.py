@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stableanimator_cli.config.parse import (
+    DEVICE,
+    OUTPUT,
+    SAMPLING,
     Size,
     check_device,
     device_option,
@@ -62,9 +65,6 @@ def _dump_sizes(sizes: tuple[Size, ...]) -> str:
 
 
 # Panels of the help.
-OUTPUT = "Output"
-SAMPLING = "Sampling"
-MACHINE = "Device"
 STAGES = "Stages (a flag holds for every stage)"
 LOSS = "Noise and loss"
 ABLATIONS = "Ablations (written into the checkpoint)"
@@ -140,12 +140,12 @@ class LossConfig:
     dropout: Literal["released", "full"] = option("--dropout", "released", panel=LOSS,
         help="What is left out at random; full drops pose and face too.")
     dropout_prob: float = option("loss.dropout_prob", 0.1, formerly="dropout_share", ge=0, le=1 / 3)
-    noise_aug: float = option("--noise-aug", 0.02, metavar="SIGMA", ge=0.0, panel=SAMPLING, model_default=True, le=10,
+    noise_aug: float = option("--noise-aug", 0.02, metavar="SIGMA", ge=0, panel=SAMPLING, model_default=True, le=10,
         help="Standard deviation of noise on the reference picture.")
-    reference_degrade: float = option("--reference-degrade", 0.0, metavar="SHARE", ge=0.0, le=1.0, panel=LOSS,
+    reference_degrade: float = option("--reference-degrade", 0.0, metavar="SHARE", ge=0, le=1, panel=LOSS,
         help="Share of samples whose reference loses its face.")
     fps: int = option("loss.fps", 7, ge=1, le=1000)
-    motion_bucket: float = option("--motion-bucket", 127.0, metavar="ID", ge=0.0, panel=SAMPLING, model_default=True,
+    motion_bucket: float = option("--motion-bucket", 127.0, metavar="ID", ge=0, panel=SAMPLING, model_default=True,
         le=10**4,
         help="Amount of motion, a conditioning input of the UNet.")
     # fmt: on
@@ -180,7 +180,7 @@ class MemoryConfig:
     # fmt: off
     checkpointing: Literal["off", "blocks", "diffusers"] = option("--checkpointing", "blocks", panel=MEMORY,
         help="Activations that are recomputed instead of stored.")
-    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto", panel=MACHINE,
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto", panel=DEVICE,
         help="What is computed in; weights that learn stay float32.")
     micro_batch: int | None = option("--micro-batch", None, formerly="micro", metavar="N", ge=1, panel=MEMORY,
         default_text="all", help="Samples that go through the networks at once; gradients add up to the batch.")
@@ -210,11 +210,11 @@ class OptimizerConfig:
     beta2: float = option("optimizer.beta2", 0.999, ge=0, lt=1)
     weight_decay: float = option("optimizer.weight_decay", 1e-2, formerly="decay", ge=0, le=1)
     epsilon: float = option("optimizer.epsilon", 1e-8, gt=0)
-    max_grad_norm: float = option("--clip-norm", 1.0, formerly="clip", metavar="NORM", ge=0.0, panel=STAGES,
+    max_grad_norm: float = option("--clip-norm", 1.0, formerly="clip", metavar="NORM", ge=0, panel=STAGES,
         help="Largest gradient norm; 0 for no limit.")
-    ema: float = option("--ema", 0.0, metavar="KEEP", ge=0.0, le=1.0, panel=STAGES, lt=1,
+    ema: float = option("--ema", 0.0, metavar="KEEP", ge=0, le=1, panel=STAGES, lt=1,
         help="Share that the moving average of the weights keeps a step; 0 for none.")
-    loss_spike_factor: float = option("--spike", 50.0, formerly="spike", metavar="FACTOR", ge=0.0, panel=CHECKPOINTS,
+    loss_spike_factor: float = option("--spike", 50.0, formerly="spike", metavar="FACTOR", ge=0, panel=CHECKPOINTS,
         help="Stop where a loss is so many times the median of late; 0 for never.")
     # fmt: on
 

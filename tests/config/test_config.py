@@ -268,3 +268,9 @@ def test_old_keys_flags_and_values_are_read(tmp_path):
 def test_a_model_name_that_is_not_utf8_is_refused():
     with pytest.raises(ConfigError, match=r"--model: found .* expected a text in UTF-8"):
         resolve(AnimateConfig, {"reference": "a.png", "motion": "b.mp4", "output": "c.mp4", "model": "latin-\udce9"})
+
+
+def test_a_number_too_large_for_a_float_is_compared_as_it_is():
+    assert SamplingConfig(cache_layers=10**400).cache_layers == 10**400
+    with pytest.raises(ConfigError, match="--steps"):
+        SamplingConfig(steps=10**400)

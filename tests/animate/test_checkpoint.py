@@ -271,7 +271,7 @@ def test_a_state_that_cannot_be_written_does_not_end_the_run(place, animate, mon
     (place / ".out.mp4.state").mkdir()
     reporter = Heard()
     assert animate(refine_face="off", reporter=reporter).frames == 5
-    assert sum("cannot go on after a break" in warning for warning in reporter.warnings) == 1
+    assert sum("this run cannot be resumed" in warning for warning in reporter.warnings) == 1
 
 
 def test_a_plan_leaves_the_state_alone_and_a_missing_input_is_said_as_ever(place, animate, monkeypatch):

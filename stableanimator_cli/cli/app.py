@@ -45,8 +45,8 @@ class VerbGroup(TyperGroup):
         }
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, entry, rest = super().resolve_command(ctx, args)
-        return name, entry and load_verb(entry.name), rest
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, name and load_verb(name), rest
 
 
 def load_verb(name: str) -> Any:

@@ -348,7 +348,7 @@ def _convert(hint: Any, value: Any, label: str) -> Any:
     if inner is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if inner in (int, str, bool) and type(value) is inner:
-        require(inner is not str or _is_utf8(value), label, value, "a text in UTF-8")
+        require(not isinstance(value, str) or _is_utf8(value), label, value, "a text in UTF-8")
         return value
     expected = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
     raise ConfigError(label, value, expected.get(inner, "another type"))

@@ -1,4 +1,4 @@
-"""The README's commands exist, and what it says of make and exit codes is so."""
+"""The commands of README and docs exist, and what they state about make and exit codes is true."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from stableanimator_cli.config.schema import from_mapping
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLI = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md") if path.name != "log.md"}
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 GROUP: Any = typer.main.get_command(app)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
 def command_lines() -> Iterator[str]:
-    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    """Commands in the code blocks of all pages, and those that the text of the README quotes with their arguments."""
+    lines = [line for text in (README, *PAGES.values()) for block in blocks("sh", text) for line in block.splitlines()]
     for line in lines + re.findall(r"`([^`\n]+)`", README.replace("\n", " ")):
         line = line.removeprefix(".venv/bin/")
-        if re.match(r"sa [a-z-]", line):
+        if re.match(r"sa [a-z-]+ ", line) or line == "sa demo":
             yield line
 
 
@@ -61,24 +64,24 @@ def test_the_parser_refuses_what_does_not_exist() -> None:
         parse("sa animate a.png b.mp4 --stepz 3")
 
 
-def test_every_verb_is_in_the_readme() -> None:
-    told = set(re.findall(r"^\| `sa ([a-z]+)` \|", README, re.M))
-    assert told == set(GROUP.commands)
+def test_readme_and_docs_name_every_verb() -> None:
+    assert set(re.findall(r"^\| `sa ([a-z]+)` \|", CLI, re.M)) == set(GROUP.commands)
+    assert set(re.findall(r"`sa ([a-z]+)`", README)) == set(GROUP.commands)
 
 
-def test_the_config_of_the_readme_is_a_config() -> None:
-    (text,) = blocks("toml")
-    config = from_mapping(AnimateConfig, tomllib.loads(text), "README.md")
+def test_the_config_of_the_docs_is_a_config() -> None:
+    (text,) = blocks("toml", CLI)
+    config = from_mapping(AnimateConfig, tomllib.loads(text), "docs/cli.md")
     assert config.size == (576, 1024)
     assert config.sampling.guidance == (1.0, 3.0)
 
 
 def test_the_exit_codes_are_those_of_the_errors() -> None:
-    told = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)}
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", CLI, re.M)}
     raised = {
         kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SaError)
     }
-    assert told == raised | {0}
+    assert listed == raised | {0}
 
 
 def test_make_does_what_the_readme_says() -> None:
@@ -95,3 +98,19 @@ def test_make_does_what_the_readme_says() -> None:
 
 def test_the_fresh_run_runs_the_readmes_command() -> None:
     assert " make test " in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}" for name in PAGES)])
+def test_links_of_a_page_exist(page: str) -> None:
+    path = ROOT / page
+    for link in re.findall(r"\]\(([^)#][^)]*)\)", path.read_text(encoding="utf-8")):
+        target, _, anchor = link.partition("#")
+        if "://" in target:
+            continue
+        linked = path.parent / target
+        assert linked.exists(), f"{page}: {link}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings}, (
+                f"{page}: {link}"
+            )

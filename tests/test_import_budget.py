@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 HEAVY = (
     "torch", "numpy", "cv2", "diffusers", "transformers", "onnxruntime", "onnx", "av", "PIL", "scipy", "skimage",
-    "safetensors", "accelerate", "insightface", "rtmlib", "huggingface_hub", "pydantic", "tqdm",
+    "safetensors", "accelerate", "insightface", "rtmlib", "huggingface_hub", "pydantic", "tqdm", "jinja2",
 )  # fmt: skip
 
 PROBE = """

@@ -13,7 +13,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "stableanimator_cli"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
-GROUND = {"errors", "records", "config", "progress", "distributed", "files", "readers", "readers_fields", "version"}
+GROUND = {
+    "errors",
+    "records",
+    "config",
+    "progress",
+    "distributed",
+    "files",
+    "readers",
+    "readers_fields",
+    "html_pages",
+    "version",
+}
 STORES = {"catalogue", "media", "motion"}
 FOLDER = GROUND | STORES | {"clip_folder"}
 ROOMS = {"detect", "nets", "diffusion", "metrics", "puppets"}
@@ -49,6 +60,7 @@ ONLY_IN = {
     "rich": {"cli/console.py"},
     "tqdm": {"cli/console.py"},
     "typer": {"cli"},
+    "jinja2": {"html_pages.py"},
     "click": set(),  # Typer carries its own
     "torchvision": set(),  # docs/log.md: breaks transformers by being there
 }

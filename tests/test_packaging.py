@@ -43,6 +43,8 @@ def test_the_wheel_holds_the_package_and_the_catalogue_and_nothing_else(wheel: P
     assert models
     for name in models:
         assert f"stableanimator_cli/models/{name}/model.toml" in names
+    for page in (ROOT / "stableanimator_cli").glob("*/templates/*.html.j2"):
+        assert page.relative_to(ROOT).as_posix() in names
     info = f"{'-'.join(wheel.name.split('-')[:2])}.dist-info"
     assert {name.split("/")[0] for name in names} == {"stableanimator_cli", info}
     assert f"{info}/licenses/LICENSE" in names

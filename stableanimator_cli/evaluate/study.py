@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stableanimator_cli import html_pages
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.driving_points import Unmatched, indices_shown, read_poses
@@ -26,7 +27,6 @@ from stableanimator_cli.evaluate.pairs import Pair, alone, find_videos
 from stableanimator_cli.evaluate.report import TOOL, write_text
 from stableanimator_cli.evaluate.run_record import read_record, resize_of
 from stableanimator_cli.evaluate.scores import Table
-from stableanimator_cli.evaluate.study_html import page
 from stableanimator_cli.files import atomic_write, check_replaceable, json_text, sha256_of, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
 from stableanimator_cli.motion.geometry import Mode, resize_transform
@@ -99,7 +99,7 @@ def write_study(
     trials = [{"case": number, "against": place} for number in range(len(cases)) for place in range(1, len(systems))]
     study = hashlib.sha256(json.dumps([config.seed, cases, systems], sort_keys=True).encode()).hexdigest()[:12]
     shown = {"study": study, "format": FORMAT, "cases": [_blind(case) for case in cases], "trials": trials}
-    text = page(shown, QUESTIONS)
+    page = "".join(html_pages.render("evaluate", "study", study=shown, questions=QUESTIONS)).encode()
     write_text(
         out / KEY,
         json_text(
@@ -110,13 +110,13 @@ def write_study(
                 "ours": systems[0],
                 "systems": systems,
                 "cases": cases,
-                "pages": [*pages, hashlib.sha256(text.encode()).hexdigest()],
+                "pages": [*pages, hashlib.sha256(page).hexdigest()],
             },
             indent=1,
         ),
     )
     with atomic_write(out / PAGE) as part, translate_os_errors(out / PAGE):
-        part.write_bytes(text.encode())
+        part.write_bytes(page)
     return Study(output=out, systems=tuple(systems), comparisons=len(trials))
 
 

@@ -20,10 +20,10 @@ def render(package: str, name: str, **context: Any) -> Iterator[str]:
     return environment.get_template(f"{name}.html.j2").generate(**context)
 
 
-def write_page(path: Path, package: str, name: str, **context: Any) -> None:
-    """Write the page atomically. It replaces only a file that ``sa`` wrote."""
+def write_page(path: Path, package: str, name: str, *, marked: bool = True, **context: Any) -> None:
+    """Write the page atomically. If ``marked``, it replaces only a file that carries the mark of ``sa``."""
     with (
-        atomic_write(path, marked=True) as temp,
+        atomic_write(path, marked=marked) as temp,
         translate_os_errors(path),
         temp.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):

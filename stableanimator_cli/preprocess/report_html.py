@@ -27,6 +27,7 @@ def write_page(path: Path, out: Path, report: Mapping[str, Any]) -> None:
     totals = report["totals"]
     html_pages.write_page(
         path, "preprocess", "report",
+        marked=False,  # folders of older versions have a page without it
         mark=MARK,
         title=f"{totals['clips']} clips of {totals['videos']} videos",
         totals=totals,

@@ -137,7 +137,7 @@ def animate_diff() -> Backbone:
         "output_type": "latent",
     }
     return Backbone(
-        pipe, call, decoders()["PictureDecoder"](vae), 4, None, lambda scheduler, result: result.pred_original_sample
+        pipe, call, decoders()["ImageDecoder"](vae), 4, None, lambda scheduler, result: result.pred_original_sample
     )
 
 

@@ -209,13 +209,14 @@ def compare_networks(
                 rows.append(_compare_workload(name, run, clone, rounds, plan, tick))
             about = clone.environment
     return Table(
-        title=f"Beside the reference implementation, {model.name} networks, {shape}, "
+        title=f"Against the reference implementation, {model.name} networks, {shape}, "
         f"{str(plan.dtype).removeprefix('torch.')}",
         rows=rows,
-        note=f"The same random weights and noise, {rounds} round(s) by turns, each side in its own process. Theirs: "
-        f"{folder.name}, torch {about['torch']}, diffusers {about['diffusers']}, attention: {about['attention']}. Ours "
-        f"as the engine does it: what tokens alone decide and pose features are made once a video and not counted; "
-        f"their loop makes pose features in every step. Products here reach {roof.gflops:.4g} GFLOP/s.",
+        note=f"The same random weights and noise, {rounds} round(s), interleaved, each side in its own process. "
+        f"Theirs: {folder.name}, torch {about['torch']}, diffusers {about['diffusers']}, attention: "
+        f"{about['attention']}. Ours as the engine runs: what depends on tokens alone and pose features are computed "
+        f"once per video, not counted; their loop computes pose features in every step. "
+        f"Products here reach {roof.gflops:.4g} GFLOP/s.",
     )
 
 

@@ -150,12 +150,12 @@ def cost_tables(*, networks: str, sizes: tuple[Size, ...], frames: int, chunk: i
         rows = []
         for name, cost in costs.items():
             row = {"what": name, "TFLOP": cost.flops / TERA, "GiB alive": cost.bytes / GIB}
-            row |= {"operators": cost.operators, "TFLOP reckoned before": reckoned.get((name, size))}
+            row |= {"operators": cost.operators, "TFLOP estimated before": reckoned.get((name, size))}
             rows.append(row)
         yield Table(
             title=f"{networks} networks, {frames} frames of {size[0]}x{size[1]}",
             rows=rows,
-            note=f"Counted, not computed; chunks of {chunk}; bytes of what operators make, without weights, of a call "
-            f"(UNet), one chunk (decoding) or one frame (encoding); bfloat16. Face optimisation: one iteration without "
+            note=f"Counted, not computed; chunks of {chunk}; bfloat16. Bytes are those of operator outputs, without "
+            f"weights, per call (UNet), chunk (decoding) or frame (encoding). Face optimisation: one iteration without "
             f"the recogniser, a face of {face} pixels, float32.",
         )

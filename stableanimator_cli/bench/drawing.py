@@ -26,7 +26,7 @@ def time_drawing(rounds: int, tick: Callable[[], object], *, frames: int = 16) -
     rows = [
         {
             "size": f"{side}x{side}",
-            "frames a second": frames / timed.median(str(side)),
+            "frames per second": frames / timed.median(str(side)),
             "times the time of 128x128": timed.ratio(str(side), "128") if side != 128 else None,
         }
         for side in SIDES
@@ -34,5 +34,5 @@ def time_drawing(rounds: int, tick: Callable[[], object], *, frames: int = 16) -
     return Table(
         title=f"Drawing puppets: {frames} frames of one figure",
         rows=rows,
-        note=f"{rounds} round(s), by turns, on one core; each frame with its key points, faces and backdrop.",
+        note=f"{rounds} round(s), interleaved, on one core; each frame with its key points, faces and backdrop.",
     )

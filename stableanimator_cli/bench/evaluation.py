@@ -75,12 +75,12 @@ def time_metric_networks(
     timed = time_interleaved(ways, rounds, synchronize=synchronizer(plan.device), tick=tick)
     for name in ways:
         seconds = timed.median(name)
-        rows.append({"what": name, "ms": 1e3 * seconds, "frames a second": frames[name] / seconds})
-    columns = ("what", "ms", "frames a second", "not here")
+        rows.append({"what": name, "ms": 1e3 * seconds, "frames per second": frames[name] / seconds})
+    columns = ("what", "ms", "frames per second", "not here")
     return Table(
         title=f"Networks of metrics, frames of {size[0]}x{size[1]}",
         rows=[{name: row.get(name) for name in columns if name in row} for row in reversed(rows)],
-        note=f"{rounds} round(s), by turns, preparation of frames included; pairs in batches of {BATCH}, clips of "
+        note=f"{rounds} round(s), interleaved, preparation of frames included; pairs in batches of {BATCH}, clips of "
         f"{max(style.length for style in STYLES.values())} frames. What is not here comes with the command beside it.",
     )
 
@@ -101,13 +101,13 @@ def time_pixel_metrics(size: tuple[int, int], rounds: int, tick: Tick) -> Table:
     timed = time_interleaved(ways, rounds, tick=tick)
     total = sum(timed.median(name) for name in ways)
     rows = [
-        {"metric": name, "ms a frame": 1e3 * timed.median(name), "% of all": 100 * timed.median(name) / total}
+        {"metric": name, "ms per frame": 1e3 * timed.median(name), "% of all": 100 * timed.median(name) / total}
         for name in ways
     ]
     return Table(
         title=f"Metrics of pixels, a pair of {size[0]}x{size[1]}",
         rows=rows,
-        note=f"{rounds} round(s), by turns, one thread.",
+        note=f"{rounds} round(s), interleaved, one thread.",
     )
 
 

@@ -33,8 +33,8 @@ MODES = ("full", "crop")
 STEP = Step(index=0, total=25, sigma=1.0, sigma_next=0.5)  # the first of 25: the highest rate
 GIB = 2**30
 PEAK = (
-    "GiB alive are counted, without weights; the peak is the card's allocator's, on a CPU the whole process's so far "
-    "(the crop ran first)."
+    "GiB alive are counted, without weights. The peak is the GPU allocator's; on a CPU it is the process's so far (the "
+    "crop ran first)."
 )
 
 
@@ -104,7 +104,7 @@ def build_hook(engine: Engine, case: RefineCase, clip: DrawnClip, mode: Any) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CropError:
-    """A crop beside the whole frame: greatest difference of pixels (of [-1,1]) in the boxes before anything moved and
+    """A crop against the full frame: greatest difference of pixels (of [-1,1]) in the boxes before anything moved and
     after a refined step (whose statistics are those from before it), and cosine of the two gradients where a crop
     lets latents move."""
 
@@ -214,7 +214,7 @@ def measure_face_optimization(
     for mode in MODES:
         work, peak = costs[mode]
         now = decode_frames(engine, clip, after[mode], case.chunk)
-        row: dict[str, Any] = {"mode": mode, "s a refined step": timed.median(mode)}
+        row: dict[str, Any] = {"mode": mode, "s per refined step": timed.median(mode)}
         row |= {"times faster than full": timed.ratio("full", mode) if mode != "full" else None}
         row |= {"TFLOP": work / 1e12}
         if roof is not None:
@@ -223,7 +223,7 @@ def measure_face_optimization(
         row |= {"GiB peak": None if peaks[mode] is None else peaks[mode] / GIB}
         row |= {
             f"{what} decodes": calls[mode].get(f"refine_{name}", 0)
-            for what, name in (("whole", "decode"), ("statistics", "observe"), ("crop", "crop"))
+            for what, name in (("full", "decode"), ("statistics", "observe"), ("crop", "crop"))
         }
         row |= {"error in the box": near.image_error if mode == "crop" else 0.0}
         seconds.append(row)
@@ -259,12 +259,14 @@ def measure_face_optimization(
         }
     ]
     return (
-        Table(title="Face optimisation, both modes", rows=seconds, note=f"{note} {rounds} round(s), by turns. {PEAK}"),
         Table(
-            title="A crop beside the whole frame",
+            title="Face optimisation, both modes", rows=seconds, note=f"{note} {rounds} round(s), interleaved. {PEAK}"
+        ),
+        Table(
+            title="A crop against the full frame",
             rows=rows,
-            note="Pixels in [-1,1]. After a step the norms' statistics are those of before it; gradients are compared "
-            "where a crop lets latents move.",
+            note="Pixels in [-1,1]. After a step the norms' statistics are those from before it. Gradients are "
+            "compared where a crop lets latents move.",
         ),
         Table(
             title="What a refined step does",

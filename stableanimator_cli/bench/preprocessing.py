@@ -83,14 +83,14 @@ def time_detection(model: str, device: str, clip: Clip, rounds: int, tick: Tick)
     rows = []
     for name in ways:
         seconds = timed.median(name)
-        row: dict[str, Any] = {"way": name, "frames a second": len(frames) / seconds}
+        row: dict[str, Any] = {"way": name, "frames per second": len(frames) / seconds}
         row |= {"times faster than one by one": timed.ratio("one by one", name) if name != "one by one" else None}
         row |= {"points apart from one by one, pixels": _max_distance(points["one by one"], points.get(name))}
         rows.append(row)
     return Table(
         title=f"Detection by {opened.model.name}: {len(frames)} frames of {clip.size[0]}x{clip.size[1]}",
         rows=rows,
-        note=f"{rounds} round(s), by turns; frames are decoded before. Networks: {opened.describe()}.",
+        note=f"{rounds} round(s), interleaved; frames are decoded before. Networks: {opened.describe()}.",
     )
 
 

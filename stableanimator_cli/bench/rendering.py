@@ -71,8 +71,8 @@ def time_rendering(
     """All in, in the ways a device plan can choose, and where the plain way's seconds go."""
     plans = {
         "plain": plan,
-        "pose features anew each call": replace(plan, pose_budget=0),
-        "networks in turn (--offload model)": replace(plan, swap=True),
+        "pose features recomputed in each call": replace(plan, pose_budget=0),
+        "one network at a time (--offload model)": replace(plan, swap=True),
     }
     asked = make_request(size, frames, steps)
     engines = {name: open_engine(model, one) for name, one in plans.items()}
@@ -108,7 +108,7 @@ def time_rendering(
                 "times faster than plain": timed.ratio("plain", name) if name != "plain" else None,
                 "TFLOP": cost.flops / 1e12,
                 "% of roof": roof.percent(cost.flops, seconds),
-                "GiB alive beside weights": cost.bytes / 2**30,
+                "GiB alive without weights": cost.bytes / 2**30,
                 "UNet calls": calls[name]["unet"],
                 "frames through PoseNet": calls[name]["pose_net_frames"],
                 "greatest error (levels of 255)": int(
@@ -122,7 +122,7 @@ def time_rendering(
     ]
     what = f"{frames} frames of {size[0]}x{size[1]}, {steps} steps, guided"
     return (
-        Table(title=f"All in, {model.name}: {what}", rows=rows, note=f"{rounds} round(s), by turns."),
+        Table(title=f"All in, {model.name}: {what}", rows=rows, note=f"{rounds} round(s), interleaved."),
         Table(title="The plain way by stage", rows=parts, note="Seconds, medians; networks are loaded already."),
     )
 
@@ -142,7 +142,7 @@ def measure_lengths(
                     "frames": length,
                     "blend": blend,
                     "windows": len(windows),
-                    "UNet calls a guided step": 2 * len(windows),
+                    "UNet calls per guided step": 2 * len(windows),
                     "frames computed for one of output": evaluations / length,
                 }
             )
@@ -160,7 +160,7 @@ def measure_lengths(
             cost = count_all(run)
             latents = 4 * length * 4 * (size[0] // 8) * (size[1] // 8)
             row: dict[str, Any] = {"frames": length, "UNet calls": engine.calls["unet"]}
-            row |= {"decoder calls": engine.calls["vae_decode"], "TFLOP a frame": cost.flops / 1e12 / length}
+            row |= {"decoder calls": engine.calls["vae_decode"], "TFLOP per frame": cost.flops / 1e12 / length}
             row |= {"MiB alive": cost.bytes / 2**20, "MiB of its latents": latents / 2**20}
             made.append(row)
             tick()
@@ -170,6 +170,6 @@ def measure_lengths(
         Table(
             title=f"Memory by length, {model.name}: {what}",
             rows=made,
-            note="Bytes of what operators make, without weights. PoseNet features are cached up to a budget of 1 GiB.",
+            note="Bytes of operator outputs, without weights. PoseNet features are cached up to a budget of 1 GiB.",
         ),
     )

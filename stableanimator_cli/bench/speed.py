@@ -106,7 +106,7 @@ def time_unet(
     return Table(
         title=f"UNet of {model.name}, a guided step of {shape}, {dtype_name(plan)}",
         rows=rows,
-        note=f"Both branches of one window. {rounds} round(s), by turns.",
+        note=f"Both branches of one window. {rounds} round(s), interleaved.",
     )
 
 
@@ -139,7 +139,7 @@ def time_vae(
     return Table(
         title=f"Decoder of {model.name}, {shape}, {dtype_name(plan)}",
         rows=rows,
-        note=f"{rounds} round(s), by turns. Chunks give other frames by design: the decoder sees along time.",
+        note=f"{rounds} round(s), interleaved. Chunks give other frames by design: the decoder sees along time.",
     )
 
 

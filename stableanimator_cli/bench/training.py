@@ -158,17 +158,17 @@ def compare_caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: 
     for name, loader in loaders.items():
         seconds = timed.median(name)
         apart = [abs(a - b) / b for a, b in zip(losses[name], losses[UNCACHED], strict=True)]
-        row: dict[str, Any] = {"way": name, "s a step": seconds}
+        row: dict[str, Any] = {"way": name, "s per step": seconds}
         row |= {"times faster than encoding": timed.ratio(UNCACHED, name) if name != UNCACHED else None}
         row |= {"TFLOP": work[name] / 1e12, "% of roof": roof.percent(work[name], seconds)}
-        row |= {"frames decoded a step": loader.calls["frames_decoded"] / done[name]}
+        row |= {"frames decoded per step": loader.calls["frames_decoded"] / done[name]}
         row |= {"greatest error of a loss / loss": max(apart)}
         rows.append(row)
     return Table(
-        title=f"Training step of {model.name}, {shape}, {settings.train}, {settings.dtype}, by what it reads",
+        title=f"Training step of {model.name}, {shape}, {settings.train}, {settings.dtype}, by input",
         rows=rows,
-        note=f"From clip folders to moved weights, a batch of one, checkpointing {settings.checkpointing}, nothing "
-        f"loaded ahead. {rounds} round(s), by turns, both ways on the same clips, frames and noise.",
+        note=f"From clip folders to updated weights, batch size 1, checkpointing {settings.checkpointing}, no "
+        f"prefetching. {rounds} round(s), interleaved, both ways on the same clips, frames and noise.",
     )
 
 
@@ -212,7 +212,7 @@ def compare_checkpointing(
     rows = []
     for name in CHECKPOINTING:
         seconds, cost = timed.median(name), costs[name]
-        row: dict[str, Any] = {"checkpointing": name, "s a step": seconds}
+        row: dict[str, Any] = {"checkpointing": name, "s per step": seconds}
         row |= {"times faster than off": timed.ratio("off", name) if name != "off" else None}
         row |= {"TFLOP": cost.flops / 1e12, "% of roof": roof.percent(cost.flops, seconds)}
         row |= {"MiB alive": cost.bytes / 2**20, "of diffusers'": cost.bytes / costs["diffusers"].bytes}
@@ -221,8 +221,8 @@ def compare_checkpointing(
     return Table(
         title=f"Checkpointing, {model.name}, {shape}, {parts.settings.train}, {parts.settings.dtype}",
         rows=rows,
-        note="Bytes of what forward and backward make, gradients among it, beside weights and inputs: counted. "
-        f"{rounds} round(s), by turns.",
+        note="Counted bytes of all outputs of forward and backward, gradients included, without weights and inputs. "
+        f"{rounds} round(s), interleaved.",
     )
 
 
@@ -235,7 +235,7 @@ def count_full_size(shape: Shape, tick: Tick) -> Table:
             planned = predict(model, settings, size=shape.size, frames=shape.frames)
         row: dict[str, Any] = {"checkpointing": name, "TFLOP": work.total / 1e12}
         row |= {"GiB alive": planned.step / 2**30}
-        row |= {"GiB with weights and optimiser, of a card": planned.total / 2**30}
+        row |= {"GiB with weights and optimiser, on a GPU": planned.total / 2**30}
         rows.append(row)
         tick()
     for row in rows:
@@ -243,7 +243,7 @@ def count_full_size(shape: Shape, tick: Tick) -> Table:
     return Table(
         title=f"Checkpointing, released shapes, {shape}, attentions, bfloat16",
         rows=rows,
-        note="Counted, not computed; a card's fused attention is taken for granted.",
+        note="Counted, not computed; a GPU's fused attention is assumed.",
     )
 
 

@@ -81,7 +81,7 @@ def test_both_modes_of_face_optimisation_on_one_clip():
     with open_engine(open_bench_model("puppet"), CPU) as engine:
         speeds, near, effect = face_optimization.measure_face_optimization(engine, trial, 1, ROOF)
     full, crop = speeds.rows
-    names = ("whole decodes", "statistics decodes", "crop decodes")
+    names = ("full decodes", "statistics decodes", "crop decodes")
     assert [full[name] for name in names] == [4, 0, 0]  # two chunks, an iteration and the last look
     assert [crop[name] for name in names] == [0, 2, 4]
     assert crop["error in the box"] < 1e-3  # with this margin the crop is the whole frame
@@ -118,7 +118,7 @@ def test_networks_of_metrics_are_timed_or_named():
     rows = {row["what"]: row for row in table.rows}
     assert {"lpips_puppet", "faces of puppet"} <= rows.keys()
     for row in table.rows:
-        assert ("not here" in row) != (row.get("frames a second", 0) > 0), row
+        assert ("not here" in row) != (row.get("frames per second", 0) > 0), row
     assert rows["fvd_disco"].get("not here") or rows["fvd_disco"]["ms"] > 0
 
 
@@ -157,4 +157,4 @@ def test_the_roof_counts_its_work_right(monkeypatch: pytest.MonkeyPatch):
 def test_drawing_is_measured_at_every_size():
     table = drawing.time_drawing(1, still, frames=2)
     assert [row["size"] for row in table.rows] == ["64x64", "128x128", "256x256", "512x512"]
-    assert all(row["frames a second"] > 0 for row in table.rows)
+    assert all(row["frames per second"] > 0 for row in table.rows)

@@ -27,7 +27,7 @@ def test_a_cached_step_is_the_same_step_with_less_to_do(tiny_model: Path, weight
         model = replace(model, files={})
     table = training.compare_caching(model, CPU, shape, 1, ROOF, still)
     encoding, cached = table.rows
-    assert [row["frames decoded a step"] for row in table.rows] == [3, 0]  # two and the reference
+    assert [row["frames decoded per step"] for row in table.rows] == [3, 0]  # two and the reference
     assert cached["TFLOP"] < encoding["TFLOP"]
     assert encoding["greatest error of a loss / loss"] == 0
     assert 0 < cached["greatest error of a loss / loss"] < 1e-2  # caches are float16

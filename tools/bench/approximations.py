@@ -42,7 +42,7 @@ from tools.bench.resumable import as_typed, read_rows, refused
 
 PLAIN, GUIDED = "plain", "guided"
 PART = "approximations"  # of the page
-FIGURES = {"psnr": "dB to the truth", "limbs": "limbs off, shares of the side", "own": "similarity of faces"}
+FIGURES = {"psnr": "dB to the truth", "limbs": "limb error, fraction of the side", "own": "similarity of faces"}
 RELEASED = ((576, 1024), 16)  # pixels and frames that the released shapes are counted at
 
 
@@ -203,7 +203,7 @@ def losses(clips: Sequence[Clip], trial: ApproximationRun, cost: Cost) -> Table:
             "of them shallow": first["shallow"],
         }
         against = None if setting.against is None else settings[setting.against]
-        row["UNet FLOPs of the exact path's"] = None if against is None else work(setting) / work(against)
+        row["UNet FLOPs relative to the exact path"] = None if against is None else work(setting) / work(against)
         for figure, title in FIGURES.items():
             here = column(clips, setting.name, figure)
             row[title] = mean(here)
@@ -215,11 +215,11 @@ def losses(clips: Sequence[Clip], trial: ApproximationRun, cost: Cost) -> Table:
         rows.append(row)
     note = (
         f"{len(clips)} held-out clips of 8 frames of {SMALL[0]}x{SMALL[1]}, model {trial.model}, {trial.steps} steps "
-        f"(its card says fewer: between few steps there is little to take again), seed {trial.seed}; means and 95 % "
-        f"intervals over clips. Losses are paired by clip, above 0 where the approximate way is worse; `{PLAIN}` is "
+        f"(more than on its card: with few steps there is little to reuse), seed {trial.seed}; means and 95 % "
+        f"intervals over clips. Losses are paired by clip and above 0 if the approximate path is worse. `{PLAIN}` is "
         f"the exact path at the model's own guidance, `{GUIDED}` at {trial.guidance:g}. Similarity is the judge's."
     )
-    return Table(title="What is lost", rows=rows, note=note)
+    return Table(title="Quality loss", rows=rows, note=note)
 
 
 def savings(layers: Sequence[int]) -> Table:
@@ -229,12 +229,12 @@ def savings(layers: Sequence[int]) -> Table:
     rows = []
     for count in layers:
         share = counted.share(count)
-        row: dict[str, Any] = {"sampling.cache_layers": count, "FLOPs of a whole call": share}
+        row: dict[str, Any] = {"sampling.cache_layers": count, "FLOPs relative to a full call": share}
         row |= {f"times fewer FLOPs, N = {every}": every / (1 + (every - 1) * share) for every in (2, 3)}
-        row["MiB kept a window and branch"] = counted.layers[count][1] / 2**20
+        row["MiB cached per window and branch"] = counted.layers[count][1] / 2**20
         rows.append(row)
     note = f"{frames} frames of {size[0]}x{size[1]}, bfloat16; counted, not computed."
-    return Table(title="What is saved with the released shapes", rows=rows, note=note)
+    return Table(title="Savings with the released shapes", rows=rows, note=note)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -54,7 +54,7 @@ FIGURES = {
     "there": "seam score where upstream's windows meet",
     "added": "added change, thousandths",
     "psnr": "PSNR, dB",
-    "limbs": "limbs off, shares of the side",
+    "limbs": "limb error, fraction of the side",
 }
 ALLOWED = {"psnr": 0.01, "limbs": 0.0005}
 """Losses that are invisible: with the same noise, blends differ by so little that a certain loss may be no loss."""
@@ -201,7 +201,7 @@ def tables(clips: Sequence[Clip], trial: BlendingRun) -> tuple[Table, Table]:
     """Means of each way, and the paired differences with what is asked of them."""
     rows = []
     for way in WAYS:
-        row: dict[str, Any] = {"blend": way, "windows a step": clips[0][way]["windows"]}
+        row: dict[str, Any] = {"blend": way, "windows per step": clips[0][way]["windows"]}
         for figure, title in FIGURES.items():
             one = column(clips, way, figure)
             row[title] = bootstrap_interval(one[np.isfinite(one)], np.mean) if np.isfinite(one).any() else None
@@ -215,20 +215,20 @@ def tables(clips: Sequence[Clip], trial: BlendingRun) -> tuple[Table, Table]:
                 "figure": FIGURES[mark.figure],
                 f"difference from {THEIRS}": mark.difference,
                 "clips lower": f"{int((apart < 0).sum())} of {int(np.isfinite(apart).sum())}",
-                "wanted": mark.wanted,
+                "required": mark.wanted,
                 "holds": mark.holds,
             }
         )
     width, height = SMALL
     note = (
         f"{len(clips)} clips of {trial.frames} frames of {width}x{height}, model {trial.model}, {trial.steps} steps, "
-        "the same noise by frame, decoded whole; means and 95 % intervals over clips. A seam score of 1 is a border "
-        "that does not show, each blend at its own borders; windows that move have none. The control overlaps as far "
-        "as it can."
+        "the same noise by frame, decoded in one chunk; means and 95 % intervals over clips. A seam score of 1 is an "
+        "invisible border. Each blend is scored at its own borders; shifted windows have none. The control overlaps as "
+        "far as possible."
     )
     return (
         Table(title="Windows by blend", rows=rows, note=note),
-        Table(title="What is asked", rows=asked, note="Of the paired differences, by their intervals."),
+        Table(title="Requirements", rows=asked, note="For the paired differences, by their intervals."),
     )
 
 

@@ -214,7 +214,7 @@ def measured(
 def marks(rows: list[dict[str, Any]]) -> Iterator[Figure]:
     """What the rows say together, beside what is asked for."""
     limbs = np.concatenate([row["limbs"] for row in rows])
-    yield at_most("limbs off, shares of the side, median", float(np.median(limbs)), 0.04, len(limbs))
+    yield at_most("limb error, fraction of the side, median", float(np.median(limbs)), 0.04, len(limbs))
     best = [row["own"] is not None and row["own"] > row["best_other"] for row in rows]
     yield at_least(f"clips nearest to their own of {OTHERS + 1} faces", float(np.mean(best)), 0.9, len(best))
     gain = [row["psnr"] - row["psnr_copy"] for row in rows]

@@ -259,8 +259,8 @@ def page_part(found: Sequence[Case], plan: Plan, command: str) -> str:
     steps = "the model's" if plan.steps is None else str(plan.steps)
     note = (
         f"Up to {puppets} puppets of the test split, {seeds} seed(s), {plan.frames} frames of {width}x{height}, "
-        f"{steps} steps (`paper`: {plan.paper_steps}). Cosines with the reference at the drawn face, PSNR beside the "
-        "drawn truth; means with bootstrap intervals of 95 % over puppets, differences case by case."
+        f"{steps} steps (`paper`: {plan.paper_steps}). Cosines with the reference at the drawn face, PSNR against "
+        "the drawn truth; means with 95 % bootstrap intervals over puppets, paired differences."
     )
     head = page_heading("What face optimisation does", command, environment(torch.device("cpu")))
     return f"{head}\n\n{note}\n\n{table(found)}"

@@ -128,7 +128,7 @@ def summarise(rows: list[dict[str, Any]]) -> Iterator[Figure]:
         known = [row[key] for row in rows if row[key] is not None]
         yield at_least(f"judge, {name}", float(np.mean(known)) if known else -1.0, mark, len(known))
     limbs = np.concatenate([row["limbs"] for row in rows])
-    yield at_most("limbs off, shares of the side, median", float(np.median(limbs)), 0.02, len(limbs))
+    yield at_most("limb error, fraction of the side, median", float(np.median(limbs)), 0.02, len(limbs))
     own = [row["reference"] is not None and row["reference"] > row["best_other"] for row in rows]
     yield at_least(f"clips nearest to their own of {OTHERS + 1} faces", float(np.mean(own)), 1.0, count)
     yield at_least("dB", float(np.mean([row["psnr"] for row in rows])), None, count)

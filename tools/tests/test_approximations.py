@@ -44,15 +44,15 @@ def test_losses_are_paired_and_above_zero_where_it_is_worse():
     cached = table[CACHED]
     for title, lost in (
         ("dB to the truth", 0.1),
-        ("limbs off, shares of the side", 0.01),
+        ("limb error, fraction of the side", 0.01),
         ("similarity of faces", 0.02),
     ):
         told = cached[f"{title}: loss"]
         assert (told.low, told.value, told.high) == pytest.approx((lost, lost, lost))
         assert table[PLAIN][f"{title}: loss"] is None
     assert cached["dB to the exact path"].value == 30
-    assert cached["UNet FLOPs of the exact path's"] == pytest.approx((6 + 6 * 0.2) / 12)
-    assert table[WITHIN]["UNet FLOPs of the exact path's"] == pytest.approx(17 / 24)
+    assert cached["UNet FLOPs relative to the exact path"] == pytest.approx((6 + 6 * 0.2) / 12)
+    assert table[WITHIN]["UNet FLOPs relative to the exact path"] == pytest.approx(17 / 24)
 
 
 def test_a_clip_without_a_figure_is_left_out():
@@ -60,7 +60,7 @@ def test_a_clip_without_a_figure_is_left_out():
     found[0][CACHED]["own"] = None
     table = {one["setting"]: one for one in losses(found, TRIAL, COST).rows}
     assert table[CACHED]["similarity of faces: loss"].value == pytest.approx(0.02)
-    assert table[WITHIN]["limbs off, shares of the side: loss"] is None
+    assert table[WITHIN]["limb error, fraction of the side: loss"] is None
     assert table[WITHIN]["similarity of faces: loss"] is None
 
 

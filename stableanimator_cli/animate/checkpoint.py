@@ -27,7 +27,6 @@ from torch import Tensor
 
 from stableanimator_cli.animate import fingerprint
 from stableanimator_cli.animate.identity_gate import Identity
-from stableanimator_cli.animate.validate import state_path
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.diffusion.face_optimization import RefineLogEntry, Target
 from stableanimator_cli.engine.device import DevicePlan
@@ -35,9 +34,8 @@ from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.files import MARK, atomic_write, may_be_running
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import parse_json
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import STRIDE, ModelFolder
 
-LATENT_SCALE = 8  # pixels per latent
 FORMAT = "1"
 INTERVAL = 5.0  # seconds between two writes
 _WRITE_RATIO = 20  # a write may take one part in this many of the time between two writes
@@ -92,7 +90,7 @@ class CheckpointManager:
     ) -> None:
         """Raises ``ConfigError`` if the output has a checkpoint of other settings, inputs or weights; ``restart``
         deletes it."""
-        self.path = state_path(config.output)
+        self.path = config.state_path
         self.saved = False
         self.restored: Checkpoint | None = None
         self._reporter = reporter
@@ -102,7 +100,7 @@ class CheckpointManager:
         self._due = time.monotonic() + INTERVAL
         if restart:
             self.path.unlink(missing_ok=True)
-        elif self.path.exists() and all(path.exists() for path in fingerprint.inputs_of(config).values()):
+        elif self.path.exists() and all(path.exists() for path in config.inputs.values()):
             self.restored = self._read()
 
     @cached_property
@@ -145,9 +143,7 @@ class CheckpointManager:
             checkpoint = _unpack(tensors, fields)
             stored, host = fingerprint.current_settings(fields["facts"]), str(fields["host"])
             height, width = checkpoint.state.latents.shape[-2:]
-            stored.setdefault(
-                "size", f"{width * LATENT_SCALE}x{height * LATENT_SCALE}"
-            )  # once absent if the model's own
+            stored.setdefault("size", f"{width * STRIDE}x{height * STRIDE}")  # once absent if the model's own
         except ConfigError:
             raise
         # whatever damage makes the code stumble that reads what it wrote, the run starts over
@@ -226,7 +222,7 @@ def _remove_temporary_files(config: AnimateConfig, host: str) -> None:
     process ids mean nothing."""
     if sys.platform == "win32" or host != platform.node():
         return
-    for path in (state_path(config.output), config.output, config.preview_path, config.record_path):
+    for path in (config.state_path, config.output, config.preview_path, config.record_path):
         for temp in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
             pid = temp.name.split(".")[-2]
             if pid.isdecimal() and not may_be_running(int(pid)):

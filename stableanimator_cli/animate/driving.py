@@ -314,3 +314,22 @@ def report_crop(transform: ResizeTransform, path: Path, reporter: Reporter) -> N
     stretch = max(across, down) / min(across, down)
     if stretch > 1.1:
         reporter.info(f"{path.name}: stretched by {stretch:.2f} on one side, as --resize asks")
+
+
+def anchor_pose(
+    path: Path, image: np.ndarray, transform: ResizeTransform, detectors: Callable[[], Detectors]
+) -> np.ndarray:
+    """Draw the reference's own skeleton at the output's size: MimicMotion's anchor of every window."""
+    try:
+        keypoints = pose_of(image, detectors())
+    except ModelMissing as error:
+        hint = f"{error.hint}, or --anchor first, which needs no detectors"
+        raise ModelMissing(f"{error.message}, which --anchor reference needs", hint=hint) from None
+    if keypoints is None:
+        raise NoPerson(
+            f"{path}: no person found, and --anchor reference needs the person's own pose",
+            hint="use --anchor first, or an image that shows the whole person",
+        )
+    keypoints = keypoints.copy()
+    keypoints[:, :2] = transform.apply_points(keypoints[:, :2])
+    return draw_skeleton(keypoints[None], transform.target)

@@ -12,7 +12,6 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import __version__
@@ -33,17 +32,6 @@ _FREE = frozenset(
 
 Fingerprint = dict[str, str]
 _TABLES = frozenset(item.name for item in fields(AnimateConfig))
-
-
-def inputs_of(config: AnimateConfig) -> dict[str, Path]:
-    """Files and folders that a run reads, by role; ``motion_points`` is the motion beside a skeleton video."""
-    inputs = {"reference": config.reference, "motion": config.motion}
-    if config.face_embedding is not None:
-        inputs["face_embedding"] = config.face_embedding
-    beside = config.motion.with_suffix(".npz")
-    if beside != config.motion and config.motion.is_file() and beside.is_file():
-        inputs["motion_points"] = beside
-    return inputs
 
 
 def settings(config: AnimateConfig) -> Fingerprint:
@@ -76,7 +64,7 @@ def current_settings(facts: Mapping[str, str]) -> Fingerprint:
 
 def inputs(config: AnimateConfig) -> Fingerprint:
     """Digests of the inputs that exist; a missing file is an error of its reader."""
-    return {f"{name} (sha256)": sha256_of(path) for name, path in inputs_of(config).items() if path.exists()}
+    return {f"{name} (sha256)": sha256_of(path) for name, path in config.inputs.items() if path.exists()}
 
 
 def machine(device: DevicePlan) -> Fingerprint:

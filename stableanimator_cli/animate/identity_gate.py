@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,6 +12,7 @@ import numpy as np
 
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.diffusion.windows import WindowPlan
+from stableanimator_cli.errors import CheckFailed
 
 STRIP = 32  # height of the curve in the preview, pixels
 _CURVE, _GRID = (255, 210, 90), (90, 90, 90)
@@ -47,6 +49,10 @@ class Identity:
         """Windows that show no face, whose identity is unknown."""
         return [w for w, mean in enumerate(self._means(plan, has_anchor)) if np.isnan(mean)]
 
+    def rank(self, failed: Collection[int]) -> tuple[int, float]:
+        """Sort key, best first: the fewest failing windows, then the greatest mean."""
+        return len(failed), float("inf") if np.isnan(self.mean) else -self.mean
+
     def _means(self, plan: WindowPlan, has_anchor: bool) -> list[float]:
         """Per window, the mean over its frames that show a face."""
         windows = [self.similarity[[frame - has_anchor for frame in w.frames if frame >= has_anchor]] for w in plan]
@@ -63,6 +69,26 @@ class GateResult:
     unmeasured: tuple[int, ...] = ()
     attempts: tuple[tuple[int, ...], ...] = ()
 
+    def warning(self, minimum: float) -> str | None:
+        """A warning about windows that could not be measured."""
+        if self.identity is None or not self.unmeasured:
+            return None
+        if self.identity.frames_with_face == 0 and not self.failed:
+            return f"--min-csim {minimum} could not be measured: no frame of the video shows a face"
+        windows = ", ".join(str(window + 1) for window in self.unmeasured)
+        return f"--min-csim {minimum} could not be measured in window(s) {windows}, which show no face"
+
+    def error(self, output: Path, minimum: float | None, windows: int) -> CheckFailed:
+        """The error of a gate that failed in some of ``windows``."""
+        mean = float("nan") if self.identity is None else self.identity.mean
+        without = len(set(self.failed) & set(self.unmeasured))
+        return CheckFailed(
+            f"{output}: similarity to the reference is {mean:.3f} on average and below {minimum} in {len(self.failed)} "
+            f"of {windows} window(s) after {len(self.attempts)} retries"
+            + (f"; {without} of them show no face" if without else ""),
+            hint="the video was written; try --gate-retries N, another --seed, --preset released, or a larger face",
+        )
+
     def to_json(self, minimum: float | None) -> dict[str, Any] | None:
         if self.identity is None:
             return None
@@ -73,6 +99,15 @@ class GateResult:
             "failed_windows": list(self.failed),
             "windows_without_face": list(self.unmeasured),
         }
+
+
+def retry_counts(attempts: Sequence[Sequence[int]], plan: WindowPlan) -> tuple[int, ...]:
+    """Per frame, the retry that its noise is keyed by: the last one of a window with the frame; 0 without a retry."""
+    counts = [0] * plan.total
+    for attempt, windows in enumerate(attempts, 1):
+        for frame in {frame for window in windows for frame in plan.windows[window].frames}:
+            counts[frame] = attempt
+    return tuple(counts)
 
 
 class IdentityMeter:

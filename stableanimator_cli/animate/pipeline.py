@@ -5,42 +5,64 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from stableanimator_cli.animate import identity_gate, reference_face, result
-from stableanimator_cli.animate.checkpoint import CheckpointManager
-from stableanimator_cli.animate.driving import open_driving, report_crop
-from stableanimator_cli.animate.identity_gate import GateResult, Identity
-from stableanimator_cli.animate.job import AnimateJob
-from stableanimator_cli.animate.reference_face import FacesRefined
+from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, CheckpointManager, SamplingState
+from stableanimator_cli.animate.driving import Driving, anchor_pose, open_driving, report_crop
+from stableanimator_cli.animate.identity_gate import GateResult, Identity, IdentityMeter, retry_counts
+from stableanimator_cli.animate.reference_face import FacesRefined, ReferenceFace
 from stableanimator_cli.animate.result import Animation, AnimationPlan
-from stableanimator_cli.animate.sampling import identity_meter, sample_until_gate_passes
+from stableanimator_cli.animate.workers import lost_rank_error, with_process_count, worker_group
 from stableanimator_cli.config.animate import AnimateConfig
-from stableanimator_cli.config.parse import Size
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.detect.capture import Detectors, pose_of
-from stableanimator_cli.diffusion.guidance import window_branches
+from stableanimator_cli.detect.capture import Detectors
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization
+from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine import parallel
+from stableanimator_cli.engine.denoiser_calls import evaluations_of, resumable_steps
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.engine import Distribute, Engine
 from stableanimator_cli.engine.memory.fit import Choice, fit_to_limit
 from stableanimator_cli.engine.memory.render import MemoryEstimator
-from stableanimator_cli.engine.render import RenderRequest, decode
-from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, Interrupted, ModelMissing, NoPerson, SaError
+from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
+from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, decode, sample
+from stableanimator_cli.errors import BadInput, Interrupted
 from stableanimator_cli.files import locked_output
 from stableanimator_cli.media import VideoWriter, WriterBehind, read_picture
-from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
-from stableanimator_cli.motion.skeleton import draw_skeleton
+from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.progress import NullReporter, Reporter, WarningLog
 from stableanimator_cli.records import ModelFolder
 
 SMALLEST_REFERENCE = 32  # pixels per side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnimateJob:
+    """One run, resolved and checked. ``distribute`` is set if other processes denoise too."""
+
+    config: AnimateConfig
+    engine: Engine
+    request: RenderRequest
+    driving: Driving
+    face: ReferenceFace
+    refine: FaceOptimization | None
+    checkpoints: CheckpointManager
+    reporter: WarningLog
+    distribute: Distribute | None = None
+    timings: Timings = field(default_factory=Timings)
+
+    @property
+    def resumed(self) -> int:
+        """How many times the run was resumed."""
+        restored = self.checkpoints.restored
+        return 0 if restored is None else restored.resumed + 1
 
 
 def run_pipeline(
@@ -51,7 +73,7 @@ def run_pipeline(
     plan_only: bool = False,
     restart: bool = False,
     reporter: Reporter | None = None,
-    workers: parallel.WorkerGroup | None = None,
+    workers: WorkerGroup | None = None,
 ) -> Animation | AnimationPlan:
     """Run a validated config. ``use_face`` is the result of ``validate``. Without ``workers`` (torchrun's processes)
     as many as ``--gpus`` are spawned."""
@@ -59,9 +81,8 @@ def run_pipeline(
     for warning in model.warnings:
         reporter.warning(warning)
     size = config.size
-    assert size is not None  # resolve_config sets it
     plan = DevicePlan.of(config.device)
-    config = _with_process_count(config, plan, workers)
+    config = with_process_count(config, plan, workers)
     with contextlib.ExitStack() as stack:
         if not plan_only:
             stack.enter_context(locked_output(config.output, "sa animate"))
@@ -73,10 +94,11 @@ def run_pipeline(
                 resize=config.resize, reporter=reporter, detectors=detectors, reference=image, count_only=plan_only,
             )
         )  # fmt: skip
+        estimator = functools.partial(MemoryEstimator, model=model, device=plan.device, dtype=plan.dtype, size=size)
         choices: tuple[Choice, ...] = ()
         if config.device.max_memory is not None:
             frames = len(read_motion().skeletons) + (config.windows.anchor == "reference")
-            config, choices = fit_to_limit(config, _memory_estimator(model, plan, size, frames))
+            config, choices = fit_to_limit(config, estimator(frames=frames))
             plan = DevicePlan.of(config.device)
             for choice in choices:
                 reporter.info(f"to fit: {choice}")
@@ -92,7 +114,7 @@ def run_pipeline(
         driving = read_motion()
         poses = driving.skeletons
         if config.windows.anchor == "reference":
-            poses = poses.with_anchor(_anchor_pose(config, detectors, image, transform))
+            poses = poses.with_anchor(anchor_pose(config.reference, image, transform, detectors))
         x0, y0, x1, y1 = (round(side) for side in transform.box)
         windows = config.windows
         request = RenderRequest(
@@ -109,11 +131,11 @@ def run_pipeline(
         if not use_face and face.vector is not None:
             reporter.warning(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
         if checkpoints is None:
-            memory = _memory_estimator(model, plan, size, len(poses)).of(config)
+            memory = estimator(frames=len(poses)).of(config)
             return AnimationPlan.of(config, model, plan, request, driving, memory, choices)
         refine = reference_face.build_face_optimization(config, engine, image, face, driving, reporter)
         onnx.warn_of_fallbacks(reporter)
-        group = stack.enter_context(_worker_group(config, request, workers, reporter))
+        group = stack.enter_context(worker_group(config, request, workers, reporter))
         return sample_and_write(
             AnimateJob(
                 config=config,
@@ -129,22 +151,6 @@ def run_pipeline(
         )
 
 
-def _with_process_count(config: AnimateConfig, plan: DevicePlan, workers: parallel.WorkerGroup | None) -> AnimateConfig:
-    """Set ``--gpus`` to the number of processes. Raises ``ConfigError`` if they lack a device each."""
-    requested = config.device.gpus
-    if workers is not None and requested not in (1, workers.world):
-        hint = "torchrun starts them: leave --gpus out"
-        raise ConfigError("--gpus", requested, f"the {workers.world} processes that torchrun started", hint=hint)
-    world = requested if workers is None else workers.world
-    if world > 1:
-        parallel.check(plan, config.device.device, world, here=workers is None)
-    return replace(config, device=replace(config.device, gpus=world))
-
-
-def _memory_estimator(model: ModelFolder, plan: DevicePlan, size: Size, frames: int) -> MemoryEstimator:
-    return MemoryEstimator(model=model, device=plan.device, dtype=plan.dtype, size=size, frames=frames)
-
-
 def read_reference(path: Path) -> np.ndarray:
     """Read the reference image, RGB uint8[h,w,3]. Raises ``BadInput`` if it is missing, damaged or too small."""
     image = read_picture(path)
@@ -157,40 +163,6 @@ def read_reference(path: Path) -> np.ndarray:
             hint="use a larger image of the person",
         )
     return image
-
-
-def _anchor_pose(
-    config: AnimateConfig, detectors: Callable[[], Detectors], image: np.ndarray, transform: ResizeTransform
-) -> np.ndarray:
-    """Draw the reference's own skeleton at the output's size: MimicMotion's anchor of every window."""
-    try:
-        keypoints = pose_of(image, detectors())
-    except ModelMissing as error:
-        hint = f"{error.hint}, or --anchor first, which needs no detectors"
-        raise ModelMissing(f"{error.message}, which --anchor reference needs", hint=hint) from None
-    if keypoints is None:
-        raise NoPerson(
-            f"{config.reference}: nobody found, and --anchor reference needs the person's own pose",
-            hint="use --anchor first, or an image that shows the whole person",
-        )
-    keypoints = keypoints.copy()
-    keypoints[:, :2] = transform.apply_points(keypoints[:, :2])
-    return draw_skeleton(keypoints[None], transform.target)
-
-
-@contextlib.contextmanager
-def _worker_group(
-    config: AnimateConfig, request: RenderRequest, workers: parallel.WorkerGroup | None, reporter: Reporter
-) -> Iterator[parallel.WorkerGroup | None]:
-    """The processes that help to denoise: torchrun's, or spawned here if there is work for more than one."""
-    world, branches = config.device.gpus, len(window_branches(request.plan, config.sampling.guidance))
-    if world > branches:
-        reporter.info(f"{branches} of {world} processes have work: one per window and guidance branch")
-    if workers is None and min(world, branches) > 1:
-        with parallel.spawned_group(min(world, branches)) as group:
-            yield group
-    else:
-        yield workers
 
 
 def sample_and_write(job: AnimateJob) -> Animation:
@@ -223,35 +195,105 @@ def sample_and_write(job: AnimateJob) -> Animation:
             raise
         hint = "run the same command to resume; --restart starts over"
         raise Interrupted(f"{config.output}: interrupted", hint=hint) from None
-    except parallel.RankLost as lost:
-        raise _rank_error(job, lost) from None
+    except RankLost as lost:
+        raise lost_rank_error(lost, config.output, saved=job.checkpoints.saved) from None
     job.checkpoints.delete()
     if gate.failed:
-        raise _gate_error(job, gate)
+        raise gate.error(config.output, config.refine.min_csim, len(job.request.plan))
     return animation
 
 
-def _rank_error(job: AnimateJob, lost: parallel.RankLost) -> SaError:
-    """A lost rank's own error if it reported one, else that it is lost; with how to resume."""
-    message = f"{job.config.output}: {lost.message}"
-    how = "run the same command to resume" if job.checkpoints.saved else "run the same command again"
-    hint = f"{how}, with any --gpus"
-    if lost.reported is None:
-        return Interrupted(message, hint=hint)
-    lost.reported.message, lost.reported.args = message, (message,)
-    lost.reported.hint = f"{lost.reported.hint}; {hint}" if lost.reported.hint else hint
-    return lost.reported
+def sample_until_gate_passes(job: AnimateJob) -> tuple[SamplingState, GateResult]:
+    """Sample; with ``--min-csim`` measure, and sample failing windows with new noise. Returns the best result."""
+    minimum, retries = job.config.refine.min_csim, job.config.refine.gate_retries
+    plan, restored = job.request.plan, job.checkpoints.restored
+    attempts, best, state = ((), None, None) if restored is None else (restored.attempts, restored.best, restored.state)
+    resumable = resumable_steps(job.config.sampling)
+    latest: Checkpoint | None = None
+
+    def save(state: SamplingState) -> None:
+        nonlocal latest
+        if state.step not in resumable:  # the next step needs features that no checkpoint holds
+            return
+        calls = Counter(job.engine.calls)
+        latest = Checkpoint(state=state, attempts=attempts, best=best, calls=calls, resumed=job.resumed)
+        if job.checkpoints.due():
+            job.checkpoints.save(latest)
+
+    while True:
+        try:
+            state = _sample(job, replace(job.request, retry_counts=retry_counts(attempts, plan)), state, save)
+        except RankLost:  # the latents of this process are intact
+            if latest is not None:
+                job.checkpoints.save(latest)
+            raise
+        if minimum is None:
+            return state, GateResult()
+        identity = _measure_identity(job, state.latents)
+        retried = {window for windows in attempts for window in windows}  # these windows showed a face before
+        failed = tuple(identity.failing(plan, minimum, job.request.has_anchor, retried))
+        if best is None or identity.rank(failed) < best.identity.rank(best.failed):
+            best = BestSample(state=state, identity=identity, failed=failed)
+        if not failed or len(attempts) >= retries:
+            unmeasured = tuple(best.identity.unmeasured(plan, job.request.has_anchor))
+            gate = GateResult(identity=best.identity, failed=best.failed, unmeasured=unmeasured, attempts=attempts)
+            if warning := gate.warning(minimum):
+                job.reporter.warning(warning)
+            return best.state, gate
+        attempts, state = (*attempts, failed), None
+        job.reporter.info(
+            f"identity {identity.mean:.3f}: window(s) {', '.join(str(w + 1) for w in failed)} below {minimum}, "
+            f"sampled again ({len(attempts)} of {retries})"
+        )
 
 
-def _gate_error(job: AnimateJob, gate: GateResult) -> CheckFailed:
-    mean = float("nan") if gate.identity is None else gate.identity.mean
-    without = len(set(gate.failed) & set(gate.unmeasured))
-    return CheckFailed(
-        f"{job.config.output}: similarity to the reference is {mean:.3f} on average and below "
-        f"{job.config.refine.min_csim} in {len(gate.failed)} of {len(job.request.plan)} window(s) "
-        f"after {len(gate.attempts)} retries" + (f"; {without} of them show no face" if without else ""),
-        hint="the video was written; try --gate-retries N, another --seed, --preset released, or a larger face",
-    )
+def _sample(
+    job: AnimateJob, request: RenderRequest, state: SamplingState | None, save: Callable[[SamplingState], None]
+) -> SamplingState:
+    """Sample the video once, from ``state`` if given. ``save`` receives the state after each step."""
+    sampling, refine = request.sampling, job.refine
+    first = 0 if state is None else state.step
+    latents = None if state is None else state.latents.to(job.engine.plan.device)
+    if state is not None and latents is not None and first == sampling.steps:
+        return replace(state, latents=latents)
+    log = [] if state is None else list(state.log)
+    if refine is not None:  # each sampling has its own log, and its own targets if it detects faces
+        targets = refine.targets if refine.detect is None else [] if state is None else list(state.targets)
+        refine = replace(refine, log=log, targets=targets)
+
+    def state_after(step: int, latents: Tensor) -> SamplingState:
+        detected = () if refine is None or refine.detect is None else tuple(refine.targets)
+        return SamplingState(latents=latents, step=step, log=tuple(log), targets=detected)
+
+    remaining = len(request.plan) * sum(call.step >= first for call in evaluations_of(sampling))
+    with job.reporter.progress(remaining, "denoise", "window") as bar:
+        current = first + 1
+
+        def on_step(latents: Tensor, step: Step) -> None:
+            nonlocal current
+            current = step.index + 2
+            save(state_after(step.index + 1, latents))
+
+        callbacks = Callbacks(window=lambda: bar.update(1, step=f"{current}/{sampling.steps}"), step=on_step)
+        latents = sample(
+            job.engine, request, job.timings, callbacks,
+            refine=refine, latents=latents, first_step=first, distribute=job.distribute,
+        )  # fmt: skip
+    return state_after(sampling.steps, latents)
+
+
+def _measure_identity(job: AnimateJob, latents: Tensor) -> Identity:
+    """Similarity per frame, from a separate decoding: frames are not kept in memory."""
+    meter = _identity_meter(job)
+    with job.reporter.progress(job.request.frames, "measure identity", "frame") as bar:
+        for frame in decode(job.engine, job.request, latents, job.timings):
+            bar.update(1, csim=meter.add(frame))
+    return meter.result()
+
+
+def _identity_meter(job: AnimateJob) -> IdentityMeter:
+    assert job.face.vector is not None  # a gate without a face is refused before sampling
+    return IdentityMeter(job.engine.faces(), job.face.vector)
 
 
 def _write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
@@ -266,7 +308,7 @@ def _write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
     if config.preview and not measures:
         missing = "face in the reference" if job.face.vector is None else "face recogniser in the model"
         job.reporter.info(f"{config.preview_path.name} has no similarity curve: no {missing}")
-    meter, values = (identity_meter(job) if measures else None), []
+    meter, values = (_identity_meter(job) if measures else None), []
     with contextlib.ExitStack() as stack:
         video = VideoWriter(
             config.output, (width, height), fps,

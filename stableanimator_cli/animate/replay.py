@@ -13,7 +13,7 @@ import numpy as np
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate import fingerprint, result
 from stableanimator_cli.animate.pipeline import run_pipeline
-from stableanimator_cli.animate.validate import DEFAULT_SIZE, validate
+from stableanimator_cli.animate.run import validate
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import from_mapping
 from stableanimator_cli.engine.device import DevicePlan
@@ -98,7 +98,7 @@ def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None
     if video.suffix.lower() == ".json":
         raise BadInput(video, "a record", "the video beside it", hint=f"name {video.with_suffix('.mp4')}")
     file, record = _read(video)
-    config = from_mapping(AnimateConfig, {"size": DEFAULT_SIZE, **record["config"]}, f"{file}: config")
+    config = from_mapping(AnimateConfig, record["config"], f"{file}: config")
     model = catalogue.open_model(config.model or record["model"]["path"], NETWORKS)
     changed = _changed(config, model, record)
     if changed:
@@ -171,7 +171,7 @@ def _changed(config: AnimateConfig, model: ModelFolder, record: Mapping[str, Any
     then = {f"{name} {row['path']}": row["sha256"] for name, row in record["inputs"].items()}
     now = {
         f"{name} {record['inputs'][name]['path'] if name in record['inputs'] else path}": sha256_of(path)
-        for name, path in fingerprint.inputs_of(config).items()
+        for name, path in config.inputs.items()
         if path.exists()
     }
     weights = record["model"]["sha256"]

@@ -7,13 +7,12 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import __version__
 from stableanimator_cli.animate import fingerprint, reference_face
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity_gate import GateResult, Identity
-from stableanimator_cli.animate.job import AnimateJob
 from stableanimator_cli.animate.reference_face import FacesRefined
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import to_toml
@@ -25,6 +24,9 @@ from stableanimator_cli.engine.memory.render import RenderMemory
 from stableanimator_cli.engine.render import RenderRequest, count_calls
 from stableanimator_cli.files import atomic_write, sha256_of
 from stableanimator_cli.records import NETWORKS, ModelFolder
+
+if TYPE_CHECKING:
+    from stableanimator_cli.animate.pipeline import AnimateJob
 
 FORMAT = 1  # of OUT.json
 
@@ -174,9 +176,7 @@ def write(
             "path": str(engine.model.path),
             "sha256": fingerprint.weight_digests(engine.model),
         },
-        "inputs": {
-            name: {"path": str(path), "sha256": sha256_of(path)} for name, path in fingerprint.inputs_of(config).items()
-        },
+        "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in config.inputs.items()},
         "output": {
             "path": str(config.output),
             "sha256": sha256_of(config.output),

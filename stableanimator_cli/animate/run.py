@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stableanimator_cli import distributed
-from stableanimator_cli.animate.validate import resolve_config, validate
+from stableanimator_cli import catalogue, clip_folder, distributed
+from stableanimator_cli.catalogue import schema
+from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, WindowConfig
+from stableanimator_cli.config.refine import PRESETS, dump_steps
+from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
+from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
+from stableanimator_cli.files import check_apart, check_replaceable, require_file
 from stableanimator_cli.progress import Reporter
+from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 
 if TYPE_CHECKING:
     from stableanimator_cli.animate.result import Animation, AnimationPlan
     from stableanimator_cli.engine.parallel import WorkerGroup
+
+SMALLEST_OUTPUT = 64  # pixels per side, below which the UNet's coarsest level is empty
+_LENGTHS_AND_OVERLAPS = (
+    ("window", "overlap", "windows", "length", WindowConfig().overlap),
+    ("decode_chunk", "decode_overlap", "decode", "chunk", DecodeConfig().overlap),
+)
 
 
 def run(
@@ -52,3 +66,125 @@ def _torchrun_group() -> AbstractContextManager[WorkerGroup | None]:
     from stableanimator_cli.engine.parallel import torchrun_group
 
     return torchrun_group()
+
+
+def resolve_config(flags: Mapping[str, Any], config_file: Path | None) -> tuple[AnimateConfig, ModelFolder]:
+    """Open the model, whose card holds defaults, then merge flags over the file over the preset over the card.
+
+    If only the window is set, the overlap is reduced to fit; the same holds for decode chunks.
+    """
+    file = {} if config_file is None else read_toml(config_file)
+    refuse_unknown_keys(AnimateConfig, file, config_file or "")
+    name = flags.get("model") or file.get("model")
+    if name is not None and not isinstance(name, str):
+        raise ConfigError(f"{config_file}: model", name, "a name of the catalogue or a folder, as text")
+    model = catalogue.open_model(name or catalogue.default_model(NETWORKS), NETWORKS)
+    preset = flags.get("preset") or file.get("preset") or model.defaults.get("preset") or "standard"
+    # resolve refuses an unknown preset together with the other choices
+    defaults = {**model.defaults, **PRESETS.get(preset, {})}
+    for length_name, overlap_name, table, key, usual in _LENGTHS_AND_OVERLAPS:
+        length = flags.get(length_name) or file.get(table, {}).get(key)
+        if isinstance(length, int):
+            defaults[overlap_name] = min(int(defaults.get(overlap_name, usual)), max(0, length // 4))
+    return resolve(AnimateConfig, flags, None, defaults, preset=(file, str(config_file))), model
+
+
+def validate(config: AnimateConfig, model: ModelFolder) -> bool:
+    """Refuse every mistake that can be found before anything is loaded. Raises ``SaError``.
+
+    Returns whether the UNet receives the face embedding (``uses_face``).
+    """
+    _check_size(config)
+    sampling, refine = config.sampling, config.refine
+    graphs = "a graph records the complete network: use only one of the two"
+    for conflict, flag, value, expected, hint in (
+        (sampling.churn > 0 and sampling.sampler != "heun", "--churn", sampling.churn, "0 with --sampler euler",
+         "add --sampler heun"),
+        (config.device.cuda_graphs and sampling.cache_features > 1, "--cuda-graphs", True, "no --cache-features",
+         graphs),
+        (refine.gate_retries and sampling.noise == "repeat", "--gate-retries", refine.gate_retries,
+         "0 with --noise repeat", "use --noise fresh"),
+        (refine.gate_retries and refine.min_csim is None, "--gate-retries", refine.gate_retries,
+         "0 without --min-csim", "add --min-csim 0.5 or so"),
+    ):  # fmt: skip
+        if conflict:
+            raise ConfigError(flag, value, expected, hint=hint)
+    if refine.min_csim is not None and "face" not in model.files:
+        hint = "`sa models pull antelopev2`, or leave --min-csim out"
+        raise ModelMissing(f"model {model.name!r} has no face recogniser, which --min-csim needs", hint=hint)
+    first, last = refine.steps_of(sampling.steps)
+    if refine.steps is not None and first >= last:
+        raise ConfigError(
+            "--refine-steps", dump_steps(refine.steps), f"a range that holds one of {sampling.steps} steps"
+        )
+    _check_output(config)
+    _check_layers(config, model)
+    face = uses_face(config, model)
+    require_file(config.reference, "an image (PNG, JPEG, WebP or BMP)")
+    if not config.motion.is_dir():
+        require_file(config.motion, "a video, a folder of images, a motion (.npz) or OpenPose JSON")
+    return face
+
+
+def uses_face(config: AnimateConfig, model: ModelFolder) -> bool:
+    """Whether the UNet receives the face embedding: not if the checkpoint was trained without it.
+
+    Raises ``ConfigError`` if ``--id-adapter`` differs from the checkpoint's ``[training]`` table. With
+    ``--force-ablation`` nothing is compared and the face is used. A Face Encoder that was trained without fusion needs
+    nothing here: its own config says so.
+    """
+    if config.force_ablation or not (model.path / schema.FILE_NAME).is_file():
+        return True
+    training = schema.read(model.path).training
+    trained, requested = training.get("id_adapter"), config.id_adapter
+    if trained is not None and requested is not None and requested != trained:
+        hint = "leave --id-adapter out, or add --force-ablation to see the effect"
+        raise ConfigError("--id-adapter", requested, f"{trained}, which {model.name} was trained with", hint=hint)
+    return training.get("face") != "off"
+
+
+def _check_size(config: AnimateConfig) -> None:
+    width, height = config.size
+    if width % STRIDE or height % STRIDE or min(config.size) < SMALLEST_OUTPUT:
+        near = (max(SMALLEST_OUTPUT, round(side / STRIDE) * STRIDE) for side in config.size)
+        expected = f"sides that are multiples of {STRIDE}, {SMALLEST_OUTPUT} or more"
+        raise ConfigError("--size", f"{width}x{height}", expected, hint="try " + "x".join(map(str, near)))
+
+
+def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:
+    """Refuse ``cache_layers`` that exceed the decoder layers of the UNet."""
+    unet, layers = model.configs["unet"], config.sampling.cache_layers
+    per_block, blocks = unet.get("layers_per_block") or 2, len(unet.get("up_block_types") or range(4))
+    maximum = sum(per_block) + len(per_block) if isinstance(per_block, list | tuple) else blocks * (per_block + 1)
+    if config.sampling.cache_features > 1 and layers > maximum:
+        raise ConfigError("sampling.cache_layers", layers, f"1 to {maximum}, the layers of this model's UNet decoder")
+
+
+def _check_output(config: AnimateConfig) -> None:
+    """Refuse outputs that cannot be written, are inputs too, or would replace files of others."""
+    output, parent = config.output, config.output.absolute().parent
+    for problem, expected, hint in (
+        (output.is_dir(), "a file, not a folder", f"try {output / 'out.mp4'}"),
+        (output.suffix.lower() not in (".mp4", ".mov", ".m4v"), "a name ending in .mp4 or .mov",
+         f"try {output.with_suffix('.mp4')}"),
+        (not parent.is_dir(), "a file in a folder that exists", f"mkdir -p {parent}"),
+        (not os.access(parent, os.W_OK | os.X_OK), "a file in a writable folder", "choose another -o"),
+    ):  # fmt: skip
+        if problem:
+            raise ConfigError("--output", str(output), expected, hint=hint)
+    written = [output, config.record_path, *([config.preview_path] if config.preview else [])]
+    for path in written:
+        check_apart(path, _inputs(config))
+    state = config.state_path
+    check_replaceable(*written, *([] if state.is_dir() else [state]))  # a run works without a checkpoint
+
+
+def _inputs(config: AnimateConfig) -> list[Path]:
+    """Everything that a run reads except the model; for a clip folder, the folder and its source video."""
+    inputs = list(config.inputs.values())
+    folder = config.motion if config.motion.is_dir() else config.motion.parent
+    if (folder / clip_folder.RECORD).is_file():
+        inputs.append(folder)
+        with contextlib.suppress(BadInput, KeyError, TypeError):
+            inputs.append(clip_folder.open_folder(folder).source)
+    return inputs

@@ -208,8 +208,8 @@ class AnimateConfig:
     model: str | None = model_option()
     motion_kind: Literal["auto", "skeleton", "video"] = option("--motion-kind", "auto", panel=OUTPUT,
         help="Content of MOTION: drawn skeletons, or people to detect.")
-    size: Size | None = option("--size", None, parse=parse_size, dump=dump_size, metavar="WxH",
-        default_text="the model's own", help="Width and height in pixels, as 576x1024.")
+    size: Size = option("--size", (512, 512), parse=parse_size, dump=dump_size, metavar="WxH",
+        default_text="512x512", model_default=True, help="Width and height in pixels, as 576x1024.")
     resize: Literal["crop", "pad", "stretch"] = option("--resize", "crop", panel=OUTPUT,
         help="How images of another shape are fitted to the size.")
     frames: Range | None = option("--frames", None, parse=parse_range, dump=dump_range, metavar="A:B",
@@ -251,6 +251,22 @@ class AnimateConfig:
     def preview_path(self) -> Path:
         """Where the preview goes: ``out.mp4`` -> ``out.preview.mp4``."""
         return self.output.with_name(f"{self.output.stem}.preview{self.output.suffix}")
+
+    @property
+    def state_path(self) -> Path:
+        """Path of an unfinished run's checkpoint: ``out.mp4`` -> ``.out.mp4.state``."""
+        return self.output.with_name(f".{self.output.name}.state")
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """Files and folders that a run reads, by role; ``motion_points`` is the motion beside a skeleton video."""
+        inputs = {"reference": self.reference, "motion": self.motion}
+        if self.face_embedding is not None:
+            inputs["face_embedding"] = self.face_embedding
+        beside = self.motion.with_suffix(".npz")
+        if beside != self.motion and self.motion.is_file() and beside.is_file():
+            inputs["motion_points"] = beside
+        return inputs
 
     @property
     def record_path(self) -> Path:

@@ -27,7 +27,6 @@ import numpy as np
 import stableanimator_cli.animate.pipeline  # noqa: F401  what every run imports, once for all
 from stableanimator_cli.__main__ import main as sa
 from stableanimator_cli.animate import checkpoint
-from stableanimator_cli.animate.validate import state_path
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.motion_file import save_motion
 from tests.waving import waving
@@ -88,7 +87,7 @@ class Killed:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
     def reached(self, stage: int) -> bool:
-        kept = state_path(self.output)
+        kept = self.output.with_name(f".{self.output.name}.state")
         if stage == 2:
             with contextlib.suppress(OSError):
                 return b'\\"step\\": 4' in kept.read_bytes()[:4000]
@@ -102,7 +101,11 @@ class Killed:
             return "video there, record or end not"
         if any(self.place.glob(f".{self.output.name}.*.part")):
             return "decoding and writing"
-        return "sampling and measuring" if state_path(self.output).exists() else "before the first step"
+        return (
+            "sampling and measuring"
+            if self.output.with_name(f".{self.output.name}.state").exists()
+            else "before the first step"
+        )
 
     def outcome(self) -> tuple[Any, ...]:
         record = json.loads(self.output.with_suffix(".json").read_text())

@@ -75,7 +75,7 @@ def test_the_anchor_changes_what_is_made(folder):
 
 
 def test_nobody_in_the_picture(folder):
-    with pytest.raises(NoPerson, match=r"nobody\.png: nobody found") as caught:
+    with pytest.raises(NoPerson, match=r"nobody\.png: no person found") as caught:
         animate(folder, "nobody.png", anchor="reference")
     assert caught.value.exit_code == 4
 

@@ -154,7 +154,7 @@ def test_broken_off_after_sampling_nothing_is_sampled_again(place, animate, monk
         with pytest.raises(Interrupted):
             animate(refine_face="off")
     assert (place / "out.mp4").exists() == (moment == "recording")
-    monkeypatch.setattr("stableanimator_cli.animate.sampling.sample", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("stableanimator_cli.animate.pipeline.sample", lambda *_, **__: 1 / 0)
     assert outcome(animate(refine_face="off")) == expected
     assert not (place / ".out.mp4.state").exists()
 
@@ -167,7 +167,7 @@ def test_broken_off_in_any_drawing_of_the_gate(place, animate, monkeypatch, kept
     def measured(*_: object) -> Identity:
         return Identity(similarity=np.full(5, next(curves)))
 
-    monkeypatch.setattr("stableanimator_cli.animate.sampling._measure_identity", measured)
+    monkeypatch.setattr("stableanimator_cli.animate.pipeline._measure_identity", measured)
     flags = {"min_csim": 0.9, "redraw": 2, "refine_face": "off"}
 
     def drawn(output: str, values: list[float]) -> tuple[Any, ...]:
@@ -251,7 +251,7 @@ def test_what_changes_no_latent_may_change(place, animate, monkeypatch):
     (place / "face.png").rename(place / "same.png")
     flags = {"refine_face": "off", "reference": place / "same.png", "decode_chunk": 2}
     with monkeypatch.context() as patch:
-        patch.setattr("stableanimator_cli.animate.sampling.sample", lambda *_, **__: 1 / 0)
+        patch.setattr("stableanimator_cli.animate.pipeline.sample", lambda *_, **__: 1 / 0)
         report = animate(offload="model", preview=True, **flags)
     assert outcome(report)[0] == outcome(animate(output=place / "whole.mp4", **flags))[0]
 

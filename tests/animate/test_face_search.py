@@ -136,7 +136,7 @@ def test_each_drawing_of_the_gate_is_searched_by_itself(animate, monkeypatch):
     def measured(*_: object) -> Identity:
         return Identity(similarity=np.full(FRAMES, next(scripted)))
 
-    monkeypatch.setattr("stableanimator_cli.animate.sampling._measure_identity", measured)
+    monkeypatch.setattr("stableanimator_cli.animate.pipeline._measure_identity", measured)
     visible = Detections(*[True] * FRAMES, *NOTHING * 3, *[True] * FRAMES)
     record = recorded(animate(visible=visible, min_csim=0.5, redraw=1))
     assert len(record["redrawn_windows"]) == 1

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from stableanimator_cli.animate import sampling
+from stableanimator_cli.animate import pipeline
 from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, SamplingState
 from stableanimator_cli.animate.identity_gate import GateResult, Identity
-from stableanimator_cli.animate.job import AnimateJob
+from stableanimator_cli.animate.pipeline import AnimateJob
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.render import RenderRequest
@@ -47,9 +47,9 @@ def gated(
     def sampled(job: AnimateJob, request: RenderRequest, state: Any, save: Any) -> SamplingState:
         return SamplingState(latents=torch.tensor(float(next(numbers))), step=2)
 
-    monkeypatch.setattr(sampling, "_sample", sampled)
-    monkeypatch.setattr(sampling, "_measure_identity", lambda job, latents: drawings[int(latents)])
-    state, gate = sampling.sample_until_gate_passes(job)
+    monkeypatch.setattr(pipeline, "_sample", sampled)
+    monkeypatch.setattr(pipeline, "_measure_identity", lambda job, latents: drawings[int(latents)])
+    state, gate = pipeline.sample_until_gate_passes(job)
     return int(state.latents), gate, heard
 
 

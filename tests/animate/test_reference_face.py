@@ -220,6 +220,6 @@ def test_boxes_that_show_no_face_are_said(animate, tmp_path, box):
 
 
 def test_a_gate_without_a_face_is_refused_before_anything_is_sampled(animate, monkeypatch):
-    monkeypatch.setattr("stableanimator_cli.animate.sampling.sample", lambda *_, **__: pytest.fail("sampled"))
+    monkeypatch.setattr("stableanimator_cli.animate.pipeline.sample", lambda *_, **__: pytest.fail("sampled"))
     with pytest.raises(NoFace, match="no face found, which --min-csim compares with"):
         animate("nobody.png", allow_no_face=True, min_csim=0.5)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from stableanimator_cli.animate.validate import uses_face
+from stableanimator_cli.animate.run import uses_face
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.records import ModelFolder

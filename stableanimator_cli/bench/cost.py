@@ -14,7 +14,7 @@ from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_mo
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.diffusion.face_optimization import Box
 from stableanimator_cli.engine.decoder import FaceDecoder
-from stableanimator_cli.engine.memory.render import prepared
+from stableanimator_cli.engine.memory.render import prepare_context
 from stableanimator_cli.nets.arcface import crop_resize
 from stableanimator_cli.nets.unet import Context
 from stableanimator_cli.records import STRIDE, ModelFolder
@@ -50,7 +50,7 @@ def unet_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype) -
     with torch.no_grad():
         contexts = {
             "unet": (Context(image, face), pose),
-            "unet, prepared": (prepared(unet, image, face), pose),
+            "unet, prepared": (prepare_context(unet, image, face), pose),
             "unet, prepared, unconditional": (unet.prepare(Context(image, None)), None),
         }
         return {

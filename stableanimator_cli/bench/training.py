@@ -20,8 +20,8 @@ from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.roofline import Roof, synchronizer
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
 from stableanimator_cli.engine.memory.profile import FlopCounter
-from stableanimator_cli.engine.memory.train import predict, skeleton
-from stableanimator_cli.engine.memory.train_step import made_up_inputs
+from stableanimator_cli.engine.memory.train import meta_model, predict
+from stableanimator_cli.engine.memory.train_step import random_inputs
 from stableanimator_cli.engine.training import (
     StepInputs,
     TrainingModel,
@@ -64,7 +64,7 @@ class Shape:
 
 def random_training_model(model: ModelFolder, settings: TrainingSettings, device: torch.device) -> TrainingModel:
     """The module with random weights of unit gain, made where and in the type that they stay: no second copy."""
-    network = skeleton(model, settings)
+    network = meta_model(model, settings)
     if settings.dtype != "float32" and device.type != "cpu":
         with_mixed_norms(network)
     nn.Module.to_empty(network, device=device)
@@ -179,7 +179,7 @@ def compare_checkpointing(
     with memory_guard("measuring checkpointing", _HINT):
         parts = open_parts(model, TrainingSettings(dtype=_dtype_name(plan)), plan)
         optimizer = frozen_optimizer(parts)
-        inputs = made_up_inputs(parts.model, 1, shape.frames, shape.size, plan.device)
+        inputs = random_inputs(parts.model, 1, shape.frames, shape.size, plan.device)
         learning = list(trainable_parameters(parts.model).values())
 
         def ready(way: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import memory_guard
-from stableanimator_cli.engine.training.fsdp import gather, shard, spread_state
+from stableanimator_cli.engine.training.fsdp import gather, scatter_state, shard
 from stableanimator_cli.errors import BadInput, Interrupted
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.train.checkpoint import State
@@ -146,7 +146,7 @@ class Loop:
         wrapped = self.accelerator.prepare_model(opened.model) if ranks > 1 and not sharded else opened.model
         optimizer = optimizer_of(settings, stage.lr, trained.values())
         if self.optimizer_state is not None:
-            optimizer.load_state_dict(spread_state(self.optimizer_state, list(trained.values())))
+            optimizer.load_state_dict(scatter_state(self.optimizer_state, list(trained.values())))
             self.optimizer_state = None
         wrapped.train()
         share = stage.batch // self.accelerator.num_processes

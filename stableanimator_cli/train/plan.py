@@ -89,7 +89,7 @@ def fit_to_limit(config: TrainConfig, model: ModelFolder, *, ranks: int) -> Trai
         for stage in config.stage or ()
     ]
     slowest = max(chosen, key=lambda plan: order.index(plan.settings.checkpointing))
-    micro = min(plan.micro for plan in chosen)
+    micro = min(plan.micro_batch for plan in chosen)
     memory = replace(config.memory, checkpointing=slowest.settings.checkpointing, micro_batch=micro)
     return replace(config, memory=memory)
 
@@ -114,7 +114,7 @@ def _row(
 
     settings, on_cpu = settings_of(config, stage), device.type == "cpu"
     with FlopCounter() as counter:
-        memory = predict(model, settings, micro=micro, on_cpu=on_cpu, **_given(config, stage, ranks))
+        memory = predict(model, settings, micro_batch=micro, on_cpu=on_cpu, **_given(config, stage, ranks))
     steps = stage.steps or 0
     work = counter.total * (stage.batch / ranks / micro)
     dtype = DTYPES[config.memory.dtype]

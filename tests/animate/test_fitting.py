@@ -62,7 +62,7 @@ def test_a_plan_says_its_memory_and_a_limit_below_it_changes_the_run(flags, tmp_
 def test_what_cannot_fit_is_refused_before_anything_is_done(flags, tmp_path):
     for plan_only in (True, False):
         with pytest.raises(
-            OutOfMemory, match=r"--max-memory 0\.1GB \(0\.09 GiB\): the smallest prediction found is"
+            OutOfMemory, match=r"--max-memory 0\.1GB \(0\.09 GiB\) is too small; the minimum is"
         ) as caught:
             run(flags=flags | {"fit": "100MB"}, plan_only=plan_only)
         assert caught.value.exit_code == 6

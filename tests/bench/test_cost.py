@@ -9,7 +9,7 @@ import torch
 
 from stableanimator_cli.bench import cost, gate
 from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model, random_weights
-from stableanimator_cli.engine.memory.render import prepared
+from stableanimator_cli.engine.memory.render import prepare_context
 from stableanimator_cli.engine.weights import builders
 from stableanimator_cli.errors import BadInput, CheckFailed
 from stableanimator_cli.nets.unet import AnimationUNet, Context
@@ -32,7 +32,7 @@ def test_prepared_without_numbers_is_what_the_network_prepares(tiny_model: Path)
     unet.load_state_dict(random_weights(build))
     image, face = torch.ones(1, 1, 64), torch.ones(1, 4, 64)
     with torch.no_grad():
-        ours, theirs = prepared(unet, image, face), unet.prepare(Context(image, face))
+        ours, theirs = prepare_context(unet, image, face), unet.prepare(Context(image, face))
     assert set(ours.layers) == set(theirs.layers)
     for layer, found in ours.layers.items():
         for part in ("constant", "base", "keys", "values"):

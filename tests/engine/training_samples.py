@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,15 @@ from torch import Tensor
 
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.engine.training import TrainingParts, TrainingSettings, open_training
+from stableanimator_cli.engine.training.batch import Batch
 
 CPU = torch.device("cpu")
 SEED = 11
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """What ``train.batch.Batch`` holds, as far as a step reads it."""
-
-    index: Tensor
-    pixels: Tensor | None
-    moments: Tensor | None
-    reference_pixels: Tensor | None
-    reference_moments: Tensor | None
-    clip_pixels: Tensor | None
-    image_token: Tensor | None
-    face: Tensor
-    has_face: Tensor
-    poses: Tensor
-    mask: Tensor
-    reference_box: Tensor
-
-
 def sample(
     indices: list[int], frames: int = 3, *, side: int = 32, cached: bool = True, faces: Any = True, width: int = 64
-) -> Sample:
+) -> Batch:
     """Samples by their index: the same index is the same sample whatever it comes with."""
 
     def drawn(index: int) -> dict[str, Tensor]:
@@ -64,7 +46,8 @@ def sample(
     has_face = torch.as_tensor(faces).expand(len(indices)).clone()
     tensors["face"] = tensors["face"] * has_face[:, None]
     off = ("pixels", "reference_pixels", "clip_pixels") if cached else ("moments", "reference_moments", "image_token")
-    return Sample(index=torch.tensor(indices), has_face=has_face, **(tensors | dict.fromkeys(off)))
+    tensors |= {"index": torch.tensor(indices), "frames": torch.arange(frames).expand(len(indices), -1)}
+    return Batch(clips=("clip",) * len(indices), has_face=has_face, **(tensors | dict.fromkeys(off)))
 
 
 def opened(folder: Path, **settings: Any) -> TrainingParts:

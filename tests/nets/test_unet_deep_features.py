@@ -10,7 +10,7 @@ import torch
 
 from stableanimator_cli.bench.counters import count_flops
 from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model
-from stableanimator_cli.engine.memory.render import prepared
+from stableanimator_cli.engine.memory.render import prepare_context
 from tests.nets.test_unet import inputs, noise, unet_of
 from tests.random_model import TINY, weights
 
@@ -58,7 +58,7 @@ def test_what_is_left_of_the_released_network_to_compute():
     unet: Any = build_on_meta(model, "unet", torch.bfloat16)
     like = {"device": "meta", "dtype": torch.bfloat16}
     width = unet.config["cross_attention_dim"]
-    context = prepared(unet, torch.empty(1, 1, width, **like), torch.empty(1, unet.id_tokens, width, **like))
+    context = prepare_context(unet, torch.empty(1, 1, width, **like), torch.empty(1, unet.id_tokens, width, **like))
     given = (
         torch.empty(1, 16, 8, 72, 128, **like), 1.0, context, torch.empty(1, 3, **like),
         torch.empty(16, 320, 72, 128, **like),

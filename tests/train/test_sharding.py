@@ -16,7 +16,7 @@ from torch import nn
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.config.train import TrainConfig
-from stableanimator_cli.engine.memory.train import predict, skeleton
+from stableanimator_cli.engine.memory.train import meta_model, predict
 from stableanimator_cli.engine.training.fsdp import gather, units
 from stableanimator_cli.engine.training.model import TrainingSettings
 from stableanimator_cli.errors import ConfigError
@@ -142,7 +142,7 @@ def test_sharding_is_for_the_optimiser_that_looks_at_single_numbers():
 
 
 def test_units_hold_nearly_everything_and_never_one_another(tiny_model):
-    model = skeleton(catalogue.open_model(str(tiny_model), NETWORKS), TrainingSettings(train="all"))
+    model = meta_model(catalogue.open_model(str(tiny_model), NETWORKS), TrainingSettings(train="all"))
     found = list(units(model))
     inside = [parameter for unit in found for parameter in unit.parameters()]
     assert len({id(parameter) for parameter in inside}) == len(inside)

@@ -31,7 +31,7 @@ from stableanimator_cli.config.animate import DeviceConfig, SamplingConfig
 from stableanimator_cli.config.parse import Guidance, parse_cache_interval, parse_interval
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.memory.render import prepared
+from stableanimator_cli.engine.memory.render import prepare_context
 from stableanimator_cli.engine.render import Timings, render
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import sha256_of
@@ -160,7 +160,7 @@ def cost(model: ModelFolder, size: tuple[int, int], frames: int, dtype: torch.dt
     given = (
         torch.empty(1, frames, unet.config["in_channels"], height, width, **like),
         1.0,
-        prepared(unet, torch.empty(1, 1, token, **like), torch.empty(1, unet.id_tokens, token, **like)),
+        prepare_context(unet, torch.empty(1, 1, token, **like), torch.empty(1, unet.id_tokens, token, **like)),
         torch.empty(1, 3, **like),
         torch.empty(frames, unet.config["block_out_channels"][0], height, width, **like),
     )

@@ -20,7 +20,7 @@ from stableanimator_cli.bench.training import random_training_model
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.engine.device import peak_memory
 from stableanimator_cli.engine.memory.train import predict
-from stableanimator_cli.engine.memory.train_step import made_up_inputs
+from stableanimator_cli.engine.memory.train_step import random_inputs
 from stableanimator_cli.engine.training.model import Dtype, TrainingSettings
 from stableanimator_cli.engine.training.trainable import Train, trainable_parameters
 from stableanimator_cli.nets.unet import Checkpointing
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     network = random_training_model(model, settings, device)
     learning = list(trainable_parameters(network).values())
     optimizer = torch.optim.AdamW(learning, lr=1e-5)
-    inputs = made_up_inputs(network, 1, options.frames, options.size, device)
+    inputs = random_inputs(network, 1, options.frames, options.size, device)
     before = peak_memory(device)
     for step in range(options.steps):
         start = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Counting, not timing: bytes alive at once and FLOPs of a piece of work, the same on every machine.
+"""Count peak memory and FLOPs of a computation, with the same result on every machine.
 
-On the ``meta`` device nothing is computed and nothing allocated, so a network of any size can be counted.
+On the ``meta`` device nothing is computed or allocated, so a network of any size can be counted.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from stableanimator_cli.nets import time_conv
 
 
 class PeakMemoryMode(TorchDispatchMode):
-    """Within it each storage that an operator makes counts from then until nobody holds it, autograd included.
+    """Count the storages that operators allocate within it, until they are freed by everything, autograd included.
 
-    ``peak`` is the most that was alive at once, in bytes; what was made before counts nothing. Views and results
-    written in place have the storage of another and count once. ``operators`` are those that made something.
+    ``peak`` is the maximum alive at once, in bytes. Storages from before do not count; views and in-place results
+    share a storage that counts once. ``operators`` is the number of operators that allocated.
     """
 
     def __init__(self) -> None:
@@ -40,14 +40,14 @@ class PeakMemoryMode(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
-        made = False
+        allocated = False
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 storage = leaf.untyped_storage()
                 if storage not in self._known and id(storage) not in given:
                     self._count(storage)
-                    made = True
-        self.operators += made
+                    allocated = True
+        self.operators += allocated
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -55,18 +55,17 @@ class PeakMemoryMode(TorchDispatchMode):
         self._known[storage] = size
         self.alive += size
         self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._gone, size)
+        weakref.finalize(storage, self._release, size)
 
-    def _gone(self, size: int) -> None:
+    def _release(self, size: int) -> None:
         self.alive -= size
 
 
 class FlopCounter(TorchDispatchMode):
-    """Within it ``total`` grows by the FLOPs of each operator, two for a multiplication and an addition; ``calls`` says
-    how many of them each operator has at each shape.
+    """Count FLOPs in ``total``, two per multiply-add, and in ``calls`` by operator and shape.
 
-    The formulas are torch's. Its own counter also follows modules, through hooks that keep every graph with
-    checkpoints alive until it is left; this one lets go of what the work lets go of.
+    The formulas are torch's. Torch's own counter also tracks modules, with hooks that keep the graphs of checkpointed
+    blocks alive; this one frees what the computation frees.
     """
 
     def __init__(self) -> None:
@@ -78,7 +77,7 @@ class FlopCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
         if formula is None:
-            with self:  # what an operator is made of may have a formula
+            with self:  # the operators of its decomposition may have formulas
                 result = func.decompose(*args, **kwargs)
             return func(*args, **kwargs) if result is NotImplemented else result
         result = func(*args, **kwargs)
@@ -90,19 +89,18 @@ class FlopCounter(TorchDispatchMode):
         return result
 
 
-def alive_bytes(run: Callable[[], object], *, on_cpu: bool = False) -> int:
-    """Most bytes that ``run`` on ``meta`` tensors would hold at once beside what was there before: as a card with a
-    fused attention kernel runs it, or as a CPU does (``time_conv``; attention is fused there too)."""
-    with fused_attention(), _as_a_cpu(on_cpu), PeakMemoryMode() as counted:
+def peak_bytes(run: Callable[[], object], *, on_cpu: bool = False) -> int:
+    """Maximum bytes that ``run`` on ``meta`` tensors allocates at once, on a GPU with fused attention or on a CPU."""
+    with fused_attention(), _cpu_time_conv(on_cpu), PeakMemoryMode() as counter:
         run()
-    return counted.peak
+    return counter.peak
 
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Within it attention on the ``meta`` device is the fused kernel that a card runs, which keeps no square matrix.
+    """Run attention on the ``meta`` device as the fused kernel, which allocates no matrix of scores.
 
-    Left alone, torch takes the ``meta`` device for one without such a kernel and counts one score a pair of positions.
+    By default torch uses the unfused attention on ``meta``.
     """
     plain = F.scaled_dot_product_attention
 
@@ -119,9 +117,9 @@ def fused_attention() -> Iterator[None]:
 
 
 @contextmanager
-def _as_a_cpu(wanted: bool) -> Iterator[None]:
-    """Within it temporal convolutions on ``meta`` tensors are the products that a CPU computes."""
-    if wanted:
+def _cpu_time_conv(enabled: bool) -> Iterator[None]:
+    """Run temporal convolutions on ``meta`` tensors as matrix products, like on a CPU (``nets.time_conv``)."""
+    if enabled:
         time_conv.MATMUL_DEVICES.add("meta")
     try:
         yield

@@ -1,8 +1,7 @@
-"""What a rendering needs on its device, before anything is loaded: what ``--plan`` prints and ``memory_fit`` asks.
+"""Estimate the device memory of a rendering before anything is loaded, for ``--plan`` and ``--max-memory``.
 
-What a stage keeps alive is not modelled but counted: its networks run on the ``meta`` device (``alive``), the UNet on
-the longest window, the VAE on one chunk. Beside that lie the weights that the plan leaves on the device, the latents of
-the whole video, and the pose features and deep features that are kept.
+Activations are counted, not modelled: the networks run on the ``meta`` device, the UNet on the longest window, the VAE
+on one chunk. Weights on the device, latents of the full video and cached features are added.
 """
 
 from __future__ import annotations
@@ -22,22 +21,21 @@ from stableanimator_cli.diffusion.windows import WindowPlan, plan_windows
 from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_frame
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
 from stableanimator_cli.engine.group_offload import blocks_of, bytes_of
-from stableanimator_cli.engine.memory.profile import alive_bytes
+from stableanimator_cli.engine.memory.profile import peak_bytes
 from stableanimator_cli.engine.weights import builders
-from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
 from stableanimator_cli.nets.quantized import quantize_weights
 from stableanimator_cli.nets.unet import AnimationUNet, Context
 from stableanimator_cli.records import STRIDE, ModelFolder
 
-FRAGMENTED = 0.04  # of what is alive: what torch's allocator on a card rounds up and cannot use
-CONTEXT = 600 << 20  # CUDA's own, with the libraries' workspaces
-WORKSPACES = 0.12  # of what is alive: what a CPU's kernels and malloc take, from resident sizes (docs/performance.md)
-ARENA = 512 << 20  # ONNX Runtime's on a card: pictures of 640x640, cuDNN's workspaces, and its growth in powers of two
-PROGRAM = 700 << 20  # this program and its libraries, from the same; on a card that is another memory
-_LATENTS = 5  # of the whole video at once: latents, clean estimate, answers, and two of the sampler's
-_FACE = 4  # a face is taken to be a quarter of the frame's shorter side
-# networks that come onto the device at each stage, in order; without swapping they stay
+FRAGMENTED = 0.04  # of live memory: rounding and fragmentation of torch's CUDA allocator
+CONTEXT = 600 << 20  # the CUDA context and workspaces of libraries
+WORKSPACES = 0.12  # of live memory: CPU kernels and malloc, measured (docs/performance.md)
+ARENA = 512 << 20  # ONNX Runtime on a GPU: images of 640x640, cuDNN's workspaces, growth in powers of two
+PROGRAM = 700 << 20  # this process and its libraries, measured; on a GPU not in device memory
+_LATENTS = 5  # copies for the full video: latents, denoised, outputs, and two in the sampler
+_FACE = 4  # assumed face size: a quarter of the frame's shorter side
+# networks that each stage moves to the device, in order; without offloading they stay
 _STAGES = {
     "image encoder": ("image_encoder", "face_encoder"),
     "VAE encoder": ("vae",),
@@ -49,15 +47,14 @@ _STAGES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderMemory:
-    """Bytes on the device. ``stages`` by name: weights that are there, and what is alive beside them. ``reserve`` is
-    what the allocator and the card (on a CPU: this program) take for themselves."""
+    """Bytes on the device: (weights, activations) by stage, and ``reserve`` for allocator and libraries."""
 
     stages: dict[str, tuple[int, int]]
     reserve: int
 
     @property
     def allocated(self) -> int:
-        """Most at once, as an allocator counts it."""
+        """Maximum at once, as an allocator counts it."""
         return max(sum(parts) for parts in self.stages.values())
 
     @property
@@ -66,35 +63,37 @@ class RenderMemory:
 
     @property
     def worst(self) -> str:
-        """The stage that needs most."""
+        """The stage that needs most memory."""
         return max(self.stages, key=lambda name: sum(self.stages[name]))
 
     def to_json(self) -> dict[str, Any]:
-        stages = {name: {"weights": there, "alive": alive} for name, (there, alive) in self.stages.items()}
+        stages = {name: {"weights": weights, "alive": alive} for name, (weights, alive) in self.stages.items()}
         return {"total": self.total, "allocated": self.allocated, "reserve": self.reserve, "stages": stages}
 
     def describe(self) -> str:
-        there, alive = self.stages[self.worst]
+        weights, alive = self.stages[self.worst]
         return (
-            f"{_gib(self.total)} predicted: {_gib(there)} of weights and {_gib(alive)} of work in the {self.worst}, "
-            f"{_gib(self.reserve)} for the allocator and the libraries"
+            f"{_gib(self.total)} predicted: {_gib(weights)} of weights and {_gib(alive)} of activations in the "
+            f"{self.worst}, {_gib(self.reserve)} for allocator and libraries"
         )
 
 
 @dataclass(slots=True)
 class MemoryEstimator:
-    """Counts one model at one size (width, height); ``frames`` is the length of the video, anchor included. What was
-    counted is kept, so that trying other settings costs only what they change."""
+    """Estimate memory for one model, ``size`` (width, height) and number of ``frames``, anchor included.
+
+    Counts are cached, so other settings cost only what they change.
+    """
 
     model: ModelFolder
     device: torch.device
     dtype: torch.dtype
     size: tuple[int, int]
     frames: int
-    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    _cache: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def of(self, config: AnimateConfig) -> RenderMemory:
-        """Memory of a run with these settings. Only the model's configs are read."""
+        """Memory of a rendering with these settings. Only the model's configs are read."""
         plan = config.device
         on_cpu = self.device.type == "cpu"
         window, chunk = min(config.windows.length, self.frames), min(config.decode.chunk, self.frames)
@@ -103,47 +102,46 @@ class MemoryEstimator:
         latents = 4 * self.frames * self._network("vae").config["latent_channels"] * width * height
         frame = bytes_of_pose_frame(channels, self.size[1], self.size[0], self.dtype)
         poses = min(self.frames, (plan.pose_budget_mb << 20) // frame) * frame
-        kept = poses + self._deep(config, window)
+        cached = poses + self._deep_features(config, window)
         work = {
             "image encoder": self._image_encoder(),
             "VAE encoder": self._vae_encoder(),
-            "UNet": _LATENTS * latents + kept + max(self._pose_net(window), self._unet(window, plan)),
+            "UNet": _LATENTS * latents + cached + max(self._pose_net(window), self._unet(window, plan)),
             "VAE decoder": latents + self._vae_decoder(chunk),
         }
         if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
             mode = "crop" if config.refine.face == "auto" else config.refine.face
-            work["face optimisation"] = _LATENTS * latents + kept + self._face(chunk, mode, config.refine.crop_margin)
-            if plan.cuda_graphs:  # what is recorded keeps its memory between steps
-                work["face optimisation"] += self._recorded(config, window)
-        if plan.cuda_graphs:  # calls before a recording have memory of their own beside what was recorded before
-            work["UNet"] += self._recorded(config, window)
-        swapping = plan.offload != "none" and not on_cpu  # on a CPU the networks wait in the same memory
-        there: set[str] = set()
+            work["face optimisation"] = _LATENTS * latents + cached + self._face(chunk, mode, config.refine.crop_margin)
+            if plan.cuda_graphs:  # recorded graphs keep their memory between steps
+                work["face optimisation"] += self._cuda_graphs(config, window)
+        if plan.cuda_graphs:  # the warm-up before a recording runs beside earlier graphs
+            work["UNet"] += self._cuda_graphs(config, window)
+        offloading = plan.offload != "none" and not on_cpu  # on a CPU offloaded networks stay in the same memory
+        resident: set[str] = set()
         stages: dict[str, tuple[int, int]] = {}
         for name, networks in _STAGES.items():
             if name in work:
-                there = set(networks) if swapping else there | set(networks)
-                stages[name] = sum(self._weights(network, plan) for network in there), work[name]
-        most = max(sum(parts) for parts in stages.values())
-        reserve = WORKSPACES * most + PROGRAM if on_cpu else FRAGMENTED * most + CONTEXT + self._detectors()
+                resident = set(networks) if offloading else resident | set(networks)
+                stages[name] = sum(self._weights(network, plan) for network in resident), work[name]
+        peak = max(sum(parts) for parts in stages.values())
+        reserve = WORKSPACES * peak + PROGRAM if on_cpu else FRAGMENTED * peak + CONTEXT + self._detectors()
         return RenderMemory(stages=stages, reserve=int(reserve))
 
     def _detectors(self) -> int:
-        """Memory of ONNX Runtime, which torch does not see: face networks that stay open for the whole run."""
+        """Memory of the face networks in ONNX Runtime, which stay open during the run."""
         if "face" not in self.model.files or not onnx.on_card(str(self.device)):
             return 0
         folder = self.model.files["face"]
         return ARENA + sum(file.stat().st_size for file in folder.glob("**/*.onnx"))
 
-    def _recorded(self, config: AnimateConfig, window: int) -> int:
-        """What CUDA graphs keep: a pool as large as one call, and by branch and length of a window its inputs and its
-        answer."""
+    def _cuda_graphs(self, config: AnimateConfig, window: int) -> int:
+        """Memory of CUDA graphs: a pool of the size of one call; inputs and output per branch and window length."""
         unet, (width, height) = self._network("unet", config.device.quantization), self._latent
         plan = self._windows(config)
-        kinds = {len(one.frames) for turn in range(plan.num_placements) for one in plan.placement(turn)}
+        lengths = {len(window.frames) for turn in range(plan.num_placements) for window in plan.placement(turn)}
         channels = unet.config["in_channels"] + unet.config["out_channels"] + unet.config["block_out_channels"][0]
-        each = sum(kinds) * channels * width * height * self.dtype.itemsize
-        return self._unet(window, config.device) + (2 if is_guided(*config.sampling.guidance) else 1) * each
+        size = sum(lengths) * channels * width * height * self.dtype.itemsize
+        return self._unet(window, config.device) + (2 if is_guided(*config.sampling.guidance) else 1) * size
 
     def _windows(self, config: AnimateConfig) -> WindowPlan:
         windows = config.windows
@@ -153,93 +151,86 @@ class MemoryEstimator:
     def _latent(self) -> tuple[int, int]:
         return self.size[0] // STRIDE, self.size[1] // STRIDE
 
-    def _once(self, *key: Any, count: Callable[[], Any]) -> Any:
-        if key not in self._known:
-            self._known[key] = count()
-        return self._known[key]
+    def _cached(self, *key: Any, count: Callable[[], Any]) -> Any:
+        if key not in self._cache:
+            self._cache[key] = count()
+        return self._cache[key]
 
     def _network(self, role: str, weights: str = "plain") -> Any:
         def build() -> nn.Module:
-            try:
-                with torch.device("meta"):
-                    network = builders(self.model, "distribution")[role]()
-            except (TypeError, ValueError, LookupError, RuntimeError) as error:
-                why = " ".join(str(error).split())[:160]
-                raise ModelDamaged(
-                    f"{self.model.path}: the config of {role} describes no network that can be built ({why})",
-                    hint="compare the config with the one that the weights came with",
-                ) from error
-            network = nn.Module.to(network.to("meta"), self.dtype)  # diffusers makes some parameters where it wants
+            with torch.device("meta"):
+                network = builders(self.model, "distribution")[role]()
+            network = nn.Module.to(network.to("meta"), self.dtype)  # diffusers creates some parameters on the CPU
             network = network.eval().requires_grad_(False)
             return quantize_weights(network, weights) if role == "unet" else network  # type: ignore[arg-type]
 
-        return self._once("network", role, weights if role == "unet" else "", count=build)
+        return self._cached("network", role, weights if role == "unet" else "", count=build)
 
     def _weights(self, role: str, plan: DeviceConfig) -> int:
-        """Of which in groups two buffers of the largest block are there."""
+        """Bytes of a network on the device; with group offload the blocks count as two buffers of the largest one."""
         network = self._network(role, plan.quantization)
         if role != "unet" or plan.offload != "group" or self.device.type == "cpu":
             return bytes_of(network)
         blocks = [bytes_of(block) for block in blocks_of(network)]
         return bytes_of(network) - sum(blocks) + 2 * max(blocks)
 
-    def _alive(self, run: Callable[[], object]) -> int:
+    def _peak(self, run: Callable[[], object]) -> int:
         with torch.no_grad():
-            return alive_bytes(run, on_cpu=self.device.type == "cpu")
+            return peak_bytes(run, on_cpu=self.device.type == "cpu")
 
-    def _noise(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, device="meta", dtype=dtype or self.dtype)
 
     def _image_encoder(self) -> int:
         encoder = self._network("image_encoder")
 
         def count() -> int:
-            return self._alive(lambda: encoder(pixel_values=self._noise(1, 3, CLIP_SIZE, CLIP_SIZE)))
+            return self._peak(lambda: encoder(pixel_values=self._empty(1, 3, CLIP_SIZE, CLIP_SIZE)))
 
-        return self._once("image encoder", count=count)
+        return self._cached("image encoder", count=count)
 
     def _vae_encoder(self) -> int:
         vae = self._network("vae")
-        picture = self._noise(1, 3, self.size[1], self.size[0])
+        image = self._empty(1, 3, self.size[1], self.size[0])
 
         def count() -> int:
-            alive = self._alive(lambda: vae.encode(picture, return_dict=False))
+            alive = self._peak(lambda: vae.encode(image, return_dict=False))
             if self.dtype == torch.float16 and vae.config["force_upcast"]:
-                return 2 * alive + bytes_of(vae)  # all in float32 for that while
+                return 2 * alive + bytes_of(vae)  # upcast to float32 while encoding
             return alive
 
-        return self._once("VAE encoder", count=count)
+        return self._cached("VAE encoder", count=count)
 
     def _pose_net(self, window: int) -> int:
         net, (width, height) = self._network("pose_net"), self.size
-        pictures = 4 * window * 3 * width * height
+        images = 4 * window * 3 * width * height
 
         def count() -> int:
-            return pictures + self._alive(lambda: net(self._noise(window, 3, height, width)))
+            return images + self._peak(lambda: net(self._empty(window, 3, height, width)))
 
-        return self._once("PoseNet", window, count=count)
+        return self._cached("PoseNet", window, count=count)
 
     def _unet(self, window: int, plan: DeviceConfig) -> int:
-        """One window's call as ``Engine.denoiser`` makes it, a face given."""
+        """One call of ``Engine.denoiser`` on a window, with a face."""
         unet: AnimationUNet = self._network("unet", plan.quantization)
         width, height = self._latent
 
         def count() -> int:
             unet.ff_chunks = plan.ff_chunks
             channels, tokens = unet.config["block_out_channels"][0], unet.config["cross_attention_dim"]
-            context = prepared(unet, self._noise(1, 1, tokens), self._noise(1, unet.id_tokens, tokens))
+            context = prepare_context(unet, self._empty(1, 1, tokens), self._empty(1, unet.id_tokens, tokens))
 
             def call() -> None:
-                sample = self._noise(1, window, unet.config["in_channels"], height, width)
-                pose = torch.stack([self._noise(channels, height, width)] * window)
-                unet(sample, 1.0, context, self._noise(1, 3), pose)
+                sample = self._empty(1, window, unet.config["in_channels"], height, width)
+                pose = torch.stack([self._empty(channels, height, width)] * window)
+                unet(sample, 1.0, context, self._empty(1, 3), pose)
 
-            return self._alive(call)
+            return self._peak(call)
 
-        return self._once("UNet", window, plan.ff_chunks, plan.quantization, count=count)
+        return self._cached("UNet", window, plan.ff_chunks, plan.quantization, count=count)
 
-    def _deep(self, config: AnimateConfig, window: int) -> int:
-        """Deep features that ``--cache-features`` keeps: of each window and branch that one process answers for."""
+    def _deep_features(self, config: AnimateConfig, window: int) -> int:
+        """Deep features cached by ``--cache-features`` for the windows and branches of one process."""
         sampling = config.sampling
         if sampling.cache_features == 1:
             return 0
@@ -247,31 +238,31 @@ class MemoryEstimator:
         width, height = self._latent
 
         def count() -> int:
-            sample = self._noise(1, window, unet.config["in_channels"], height, width)
-            tokens = self._noise(1, 1, unet.config["cross_attention_dim"])
+            sample = self._empty(1, window, unet.config["in_channels"], height, width)
+            tokens = self._empty(1, 1, unet.config["cross_attention_dim"])
             layers = min(sampling.cache_layers, unet.num_up_layers)
             with torch.no_grad():
-                deep = unet.forward_caching(sample, 1.0, Context(tokens, None), self._noise(1, 3), layers=layers)[1]
+                deep = unet.forward_caching(sample, 1.0, Context(tokens, None), self._empty(1, 3), layers=layers)[1]
             return deep.numel() * deep.element_size()
 
         plan = self._windows(config)
-        pairs = -(-len(window_branches(plan, sampling.guidance)) // config.device.gpus)
+        branches = -(-len(window_branches(plan, sampling.guidance)) // config.device.gpus)
         if sampling.guidance_interval is not None and is_guided(*sampling.guidance):
-            pairs = max(pairs, len(plan))  # outside of the interval one process answers for all windows
-        return pairs * self._once("deep features", window, sampling.cache_layers, count=count)
+            branches = max(branches, len(plan))  # outside the interval one process computes all windows
+        return branches * self._cached("deep features", window, sampling.cache_layers, count=count)
 
     def _vae_decoder(self, chunk: int) -> int:
         width, height = self._latent
         vae = self._network("vae")
         channels, decoder = vae.config["latent_channels"], Decoder(vae, Counter())
-        return self._once(
+        return self._cached(
             "VAE decoder",
             chunk,
-            count=lambda: self._alive(lambda: decoder.pixels(self._noise(chunk, channels, height, width)).float()),
+            count=lambda: self._peak(lambda: decoder.pixels(self._empty(chunk, channels, height, width)).float()),
         )
 
     def _face(self, chunk: int, mode: str, margin: int) -> int:
-        """One chunk forward and back, without the recogniser, which is small beside it."""
+        """Forward and backward through the decoder for one chunk; the face network is small beside it."""
         width, height = self._latent
         vae = self._network("vae")
         decoder = FaceDecoder(vae, Counter(), margin=margin)
@@ -279,7 +270,7 @@ class MemoryEstimator:
         box = (0, 0, side - 1, side - 1)
 
         def step() -> None:
-            latents = self._noise(chunk, vae.config["latent_channels"], height, width, dtype=torch.float32)
+            latents = self._empty(chunk, vae.config["latent_channels"], height, width, dtype=torch.float32)
             variable = latents.requires_grad_(True)
             if mode == "full":
                 decoder.pixels(variable).float().mean().backward()
@@ -290,14 +281,14 @@ class MemoryEstimator:
 
         def count() -> int:
             with torch.enable_grad():
-                alive = alive_bytes(step, on_cpu=self.device.type == "cpu")
-            return 2 * alive if self.dtype == torch.float16 else alive  # the decoder works in float32 then
+                alive = peak_bytes(step, on_cpu=self.device.type == "cpu")
+            return 2 * alive if self.dtype == torch.float16 else alive  # the decoder then runs in float32
 
-        return self._once("face", chunk, mode, margin, count=count)
+        return self._cached("face", chunk, mode, margin, count=count)
 
 
-def prepared(unet: AnimationUNet, image: Tensor, face: Tensor) -> Context:
-    """``AnimationUNet.prepare`` of a face that is there, without looking at numbers: the ``meta`` device has none."""
+def prepare_context(unet: AnimationUNet, image: Tensor, face: Tensor) -> Context:
+    """``AnimationUNet.prepare`` for a valid face without reading values, for the ``meta`` device."""
     with torch.no_grad():
         layers: dict[nn.Module, PreparedCrossAttention] = dict(unet.prepare(Context(image, None)).layers)
         attentions: dict[str, Any] = dict(unet.spatial_cross_attentions())

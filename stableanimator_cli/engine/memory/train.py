@@ -1,13 +1,14 @@
-"""Memory that a training needs on its device, predicted before anything is loaded: ``--plan``, ``--max-memory``.
+"""Estimate the device memory of a training before anything is loaded, for ``--plan`` and ``--max-memory``.
 
-Weights, their optimiser and their average follow from the number of parameters. What a step keeps alive is not
-modelled but counted: the very module that will be trained runs forward and backward on the ``meta`` device.
+Weights, optimiser and EMA follow from the number of parameters. Activations are counted, not modelled: the module runs
+forward and backward on the ``meta`` device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,19 +23,21 @@ from stableanimator_cli.errors import OutOfMemory
 from stableanimator_cli.nets.unet import AnimationUNet, Checkpointing
 from stableanimator_cli.records import ModelFolder
 
-FRAGMENTED = 0.06  # of everything: what torch's allocator cannot use
-CONTEXT = 600 << 20  # CUDA's own, with the libraries' workspaces
-_QUICKEST: tuple[Checkpointing, ...] = ("off", "diffusers", "blocks")  # 1, 1.2 and 1.3 times the work
+FRAGMENTED = 0.06  # of the total: fragmentation of torch's allocator
+CONTEXT = 600 << 20  # the CUDA context and workspaces of libraries
+_FASTEST_FIRST: tuple[Checkpointing, ...] = ("off", "diffusers", "blocks")  # 1, 1.2 and 1.3 times the compute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Bytes on one device. ``weights`` that learn and that rest, ``optimizer`` (AdamW's two moments), ``average``
-    (EMA), ``encoders`` (VAE and image encoder where latents are not cached), ``step`` the most that gradients, casts
-    and activations hold at once; ``reserve`` is the allocator's and the card's own."""
+    """Bytes on one device.
+
+    ``weights``, trained and frozen; ``optimizer`` (AdamW's two moments); ``average`` (EMA); ``encoders`` (VAE and image
+    encoder unless cached); ``step``: peak of gradients, casts and activations; ``reserve`` for allocator and CUDA.
+    """
 
     settings: TrainingSettings
-    micro: int
+    micro_batch: int
     weights: int
     optimizer: int
     average: int
@@ -47,7 +50,7 @@ class MemoryPlan:
         return self.weights + self.optimizer + self.average + self.encoders + self.step + self.reserve
 
     def describe(self) -> str:
-        """One line, its parts named, in GiB or MiB."""
+        """One line with the total and its parts, in GiB or MiB."""
         parts = {
             "weights": self.weights,
             "optimiser": self.optimizer,
@@ -56,9 +59,9 @@ class MemoryPlan:
             "step": self.step,
             "reserve": self.reserve,
         }
-        named = ", ".join(f"{name} {told(size)}" for name, size in parts.items() if size)
-        how = f"checkpointing {self.settings.checkpointing}, {self.settings.dtype}, {self.micro} at once"
-        return f"{told(self.total)} ({named}) with {how}"
+        named = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+        how = f"checkpointing {self.settings.checkpointing}, {self.settings.dtype}, micro-batch {self.micro_batch}"
+        return f"{format_bytes(self.total)} ({named}) with {how}"
 
 
 def predict(
@@ -67,42 +70,40 @@ def predict(
     *,
     size: tuple[int, int],
     frames: int,
-    micro: int = 1,
+    micro_batch: int = 1,
     cached: bool = True,
     ema: bool = False,
     ranks: int = 1,
     sharded: bool = False,
     on_cpu: bool = False,
 ) -> MemoryPlan:
-    """``micro`` samples of ``frames`` at ``size`` (width, height) go through the networks at once on each of ``ranks``
-    devices (DDP: each holds everything, and its buckets hold the gradients once more; ``sharded``: each holds a piece,
-    and beside it what ``training_shards`` gathers: what is in no unit, and of the largest unit the weights twice, as
-    the next one is fetched ahead, and the gradients).
+    """Memory on each of ``ranks`` devices to train ``micro_batch`` samples of ``frames`` at ``size`` (width, height).
 
-    Only the folder's configs are read. A card with a fused attention kernel is assumed; ``on_cpu`` leaves out what
-    CUDA itself takes. Counting takes a few seconds at full size.
+    With DDP each rank holds everything, and buckets hold the gradients once more. ``sharded`` ranks hold a shard and
+    what ``fsdp`` gathers: parameters outside units, and for the largest unit its weights twice (prefetching) and its
+    gradients. Only configs are read; fused attention is assumed; ``on_cpu`` leaves out the CUDA context.
     """
-    network = skeleton(model, settings)
+    network = meta_model(model, settings)
     learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
     gradients = 4 * learning
-    pieces = ranks if sharded else 1
-    whole = bytes_of(network)
-    weights, optimizer, average = (part // pieces for part in (whole, 8 * learning, 4 * learning * ema))
-    step = meta_step_bytes(network, micro, frames, size, shared=sharded)
+    shards = ranks if sharded else 1
+    full = bytes_of(network)
+    weights, optimizer, average = (part // shards for part in (full, 8 * learning, 4 * learning * ema))
+    step = meta_step_bytes(network, micro_batch, frames, size, sharded=sharded)
     if sharded:
-        alone = [bytes_of(unit) for unit in units(network)]
-        step += gradients // pieces + whole - sum(alone) + 3 * max(alone)
-    # AdamW's step over all tensors at once needs as much again as the gradients
-    step = max(step, 2 * gradients // pieces)
+        in_units = [bytes_of(unit) for unit in units(network)]
+        step += gradients // shards + full - sum(in_units) + 3 * max(in_units)
+    # AdamW's multi-tensor step allocates as much again as the gradients
+    step = max(step, 2 * gradients // shards)
     if sharded:
-        step = max(step, whole - weights - optimizer - average)  # each rank reads the whole before it keeps its piece
+        step = max(step, full - weights - optimizer - average)  # each rank loads the full model before sharding
     elif ranks > 1:
         step += gradients
     encoders = 0 if cached else _encoders(model, settings)
     used = weights + optimizer + average + encoders + step
     return MemoryPlan(
         settings=settings,
-        micro=micro,
+        micro_batch=micro_batch,
         weights=weights,
         optimizer=optimizer,
         average=average,
@@ -113,66 +114,42 @@ def predict(
 
 
 def choose(
-    limit: int,
-    model: ModelFolder,
-    settings: TrainingSettings,
-    *,
-    size: tuple[int, int],
-    frames: int,
-    batch: int = 1,
-    cached: bool = True,
-    ema: bool = False,
-    ranks: int = 1,
-    sharded: bool = False,
-    on_cpu: bool = False,
+    limit: int, model: ModelFolder, settings: TrainingSettings, *, batch: int = 1, cached: bool = True, **workload: Any
 ) -> MemoryPlan:
-    """The quickest way to make the same training fit into ``limit`` bytes.
+    """The fastest way to run the same training in ``limit`` bytes; ``workload`` are other arguments of ``predict``.
 
-    What is trained, on what and in which type stays; checkpointing and the number of samples at once (a divisor of
-    ``batch``, a rank's share) change. Adding up the gradients of single samples costs a card little, computing blocks
-    again costs a third: the former comes first.
-
-    Raises ``OutOfMemory`` that says what the least would take and which settings are smaller.
+    Only checkpointing and the micro-batch change, a divisor of this rank's ``batch``. Accumulation is cheap while
+    checkpointing costs a third of the time, so a smaller micro-batch comes first. Raises ``OutOfMemory`` with the
+    minimum and the settings that need less.
     """
 
-    def planned(checkpointing: Checkpointing, micro: int) -> MemoryPlan:
-        again = replace(settings, checkpointing=checkpointing)
-        return predict(
-            model,
-            again,
-            size=size,
-            frames=frames,
-            micro=micro,
-            cached=cached,
-            ema=ema,
-            ranks=ranks,
-            sharded=sharded,
-            on_cpu=on_cpu,
-        )
+    def plan_for(checkpointing: Checkpointing, micro_batch: int) -> MemoryPlan:
+        changed = replace(settings, checkpointing=checkpointing)
+        return predict(model, changed, micro_batch=micro_batch, cached=cached, **workload)
 
-    ones = []
-    for checkpointing in _QUICKEST:
-        one = planned(checkpointing, 1)
+    plans = []
+    for checkpointing in _FASTEST_FIRST:
+        one = plan_for(checkpointing, 1)
         if one.total <= limit:
-            # n samples hold at most n times what one holds: gradients and casts among it are there once
-            more = one.step * (1 + FRAGMENTED)
-            micro = max(n for n in range(1, batch + 1) if batch % n == 0 and one.total + (n - 1) * more <= limit)
-            return one if micro == 1 else planned(checkpointing, micro)
-        ones.append(one)
-    least = min(ones, key=lambda plan: plan.total)
+            # n samples need at most n times the step of one: its gradients and casts exist once
+            step = one.step * (1 + FRAGMENTED)
+            micro = max(n for n in range(1, batch + 1) if batch % n == 0 and one.total + (n - 1) * step <= limit)
+            return one if micro == 1 else plan_for(checkpointing, micro)
+        plans.append(one)
+    minimum = min(plans, key=lambda plan: plan.total)
     raise OutOfMemory(
-        f"training needs at least {least.describe()}; {told(limit)} were given",
-        hint=smaller(settings, cached=cached),
+        f"training needs at least {minimum.describe()}; {format_bytes(limit)} were given",
+        hint=_how_to_save(settings, cached=cached),
     )
 
 
-def told(size: int) -> str:
-    """Bytes as people read them."""
+def format_bytes(size: int) -> str:
+    """Bytes in GiB, or in MiB below one GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def smaller(settings: TrainingSettings, *, cached: bool) -> str:
-    """What a user can change to need less, the most helpful first."""
+def _how_to_save(settings: TrainingSettings, *, cached: bool) -> str:
+    """Options that need less memory, the most effective first."""
     ways = ["a smaller --sizes or fewer --frames"]
     if not cached:
         ways.insert(0, "--cache latents,embeddings")
@@ -183,8 +160,8 @@ def smaller(settings: TrainingSettings, *, cached: bool) -> str:
     return "; ".join(ways)
 
 
-def skeleton(model: ModelFolder, settings: TrainingSettings) -> TrainingModel:
-    """The module that would be trained, on the ``meta`` device: shapes and types without numbers."""
+def meta_model(model: ModelFolder, settings: TrainingSettings) -> TrainingModel:
+    """The module that would be trained, on the ``meta`` device."""
     configs = model.configs
     if not settings.face_encoder:
         configs = {**configs, "face_encoder": {**configs.get("face_encoder", {}), "fusion": False}}
@@ -198,7 +175,7 @@ def skeleton(model: ModelFolder, settings: TrainingSettings) -> TrainingModel:
 
 
 def _encoders(model: ModelFolder, settings: TrainingSettings) -> int:
-    """Weights of VAE encoder, decoder and image encoder; what they compute is gone before the step begins."""
+    """Weights of VAE and image encoder; their activations are freed before the step."""
     build: Mapping[str, Callable[[], nn.Module]] = builders(model, "distribution")
     width = DTYPES["bfloat16" if settings.dtype == "bfloat16" else "float32"].itemsize
     return sum(width * sum(p.numel() for p in _on_meta(build[role]).parameters()) for role in ("vae", "image_encoder"))
@@ -207,4 +184,4 @@ def _encoders(model: ModelFolder, settings: TrainingSettings) -> int:
 def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.device("meta"):
         network = build()
-    return network.to("meta")  # diffusers makes some parameters where it wants
+    return network.to("meta")  # diffusers creates some parameters on the CPU

@@ -1,58 +1,60 @@
-"""Counting what a training step keeps alive, on the ``meta`` device: nothing is computed and nothing allocated, so a
-network of any size is counted in seconds on any machine."""
+"""Count the memory of a training step on the ``meta`` device, without computing or allocating anything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from stableanimator_cli.engine.device import DTYPES
-from stableanimator_cli.engine.memory.profile import PeakMemoryMode
+from stableanimator_cli.engine.memory.profile import PeakMemoryMode, fused_attention
 from stableanimator_cli.engine.training.model import StepInputs, TrainingModel
 
-_MATRIX = ("linear", "conv2d", "conv3d")  # what autocast computes in half precision
-_NORM = ("group_norm", "layer_norm")  # what ``mixed_norms`` computes in the input's type
+_MATRIX = ("linear", "conv2d", "conv3d")  # autocast computes these in half precision
+_NORM = ("group_norm", "layer_norm")  # ``mixed_norms`` computes these in the dtype of the input
 
 
-def step_bytes(model: TrainingModel, inputs: StepInputs, *, shared: bool = False) -> int:
-    """Most bytes that forward and backward hold at once beside weights and inputs: gradients, casts, activations.
-    Where gradients are ``shared`` each is gone as soon as it is there, in pieces to the ranks."""
+def step_bytes(model: TrainingModel, inputs: StepInputs, *, sharded: bool = False) -> int:
+    """Peak bytes of forward and backward beside weights and inputs: gradients, casts, activations.
+
+    ``sharded`` gradients are freed as soon as they are computed, as they are scattered to the ranks.
+    """
     for parameter in model.parameters():
         parameter.grad = None
     with ExitStack() as hooks:
-        for parameter in model.parameters() if shared else ():
+        for parameter in model.parameters() if sharded else ():
             if parameter.requires_grad:
-                hooks.callback(parameter.register_post_accumulate_grad_hook(_forget).remove)
-        with PeakMemoryMode() as counted:
+                hooks.callback(parameter.register_post_accumulate_grad_hook(_free_gradient).remove)
+        with PeakMemoryMode() as counter:
             model(inputs).mean().backward()
     for parameter in model.parameters():
         parameter.grad = None
-    return counted.peak
+    return counter.peak
 
 
-def _forget(parameter: Tensor) -> None:
+def _free_gradient(parameter: Tensor) -> None:
     parameter.grad = None
 
 
 def meta_step_bytes(
-    model: TrainingModel, batch: int, frames: int, size: tuple[int, int], *, shared: bool = False
+    model: TrainingModel, batch: int, frames: int, size: tuple[int, int], *, sharded: bool = False
 ) -> int:
-    """``step_bytes`` of a model on the ``meta`` device at a size (width, height), as a card with a fused attention
-    kernel would run it."""
-    inputs = made_up_inputs(model, batch, frames, size, torch.device("meta"))
-    with _as_on_a_card(DTYPES[model.settings.dtype] if model.settings.dtype != "float32" else None):
-        return step_bytes(model, inputs, shared=shared)
+    """``step_bytes`` of a model on ``meta`` at ``size`` (width, height), with fused attention as on a GPU."""
+    inputs = random_inputs(model, batch, frames, size, torch.device("meta"))
+    dtype = DTYPES[model.settings.dtype] if model.settings.dtype != "float32" else None
+    with fused_attention(), _meta_autocast(dtype):
+        return step_bytes(model, inputs, sharded=sharded)
 
 
-def made_up_inputs(
+def random_inputs(
     model: TrainingModel, batch: int, frames: int, size: tuple[int, int], device: torch.device
 ) -> StepInputs:
-    """A step's tensors without a data set: noise throughout, every sample with a face and nothing dropped."""
+    """Random tensors of one step; every sample has a face and no input is dropped."""
     width, height = size[0] // 8, size[1] // 8
     channels, tokens = model.unet.config["out_channels"], model.face_encoder.config
 
@@ -79,44 +81,34 @@ def made_up_inputs(
 
 
 @contextmanager
-def _as_on_a_card(half: torch.dtype | None) -> Iterator[None]:
-    """Within it functions on ``meta`` tensors do what they do on a card: attention by the kernel that keeps no square
-    matrix, and in ``half`` precision what autocast casts (it knows no ``meta`` device)."""
-    plain: dict[str, Callable[..., Tensor]] = {
-        name: getattr(F, name) for name in (*_MATRIX, *_NORM, "scaled_dot_product_attention")
-    }
-
-    def attention(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Tensor:
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+def _meta_autocast(dtype: torch.dtype | None) -> Iterator[None]:
+    """Cast like autocast to ``dtype``, which does not support the ``meta`` device; None changes nothing."""
+    plain: dict[str, Callable[..., Tensor]] = {name: getattr(F, name) for name in (*_MATRIX, *_NORM)}
 
     def matrix(name: str) -> Callable[..., Tensor]:
-        def run(*args: Any, **named: Any) -> Tensor:
-            return plain[name](*(_cast(arg, half) for arg in args), **{k: _cast(v, half) for k, v in named.items()})
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            return plain[name](*_cast(args, dtype), **_cast(kwargs, dtype))
 
         return run
 
     def norm(name: str) -> Callable[..., Tensor]:
-        def run(x: Tensor, *args: Any, **named: Any) -> Tensor:
-            return plain[name](
-                x, *(_cast(arg, x.dtype) for arg in args), **{k: _cast(v, x.dtype) for k, v in named.items()}
-            )
+        def run(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return plain[name](x, *_cast(args, x.dtype), **_cast(kwargs, x.dtype))
 
         return run
 
-    instead: Mapping[str, Callable[..., Tensor]] = {"scaled_dot_product_attention": attention}
-    if half is not None:
-        instead = {**instead, **{name: matrix(name) for name in _MATRIX}, **{name: norm(name) for name in _NORM}}
+    patched = {name: matrix(name) for name in _MATRIX} | {name: norm(name) for name in _NORM} if dtype else {}
     try:
-        for name, function in instead.items():
+        for name, function in patched.items():
             setattr(F, name, function)
         yield
     finally:
-        for name in instead:
+        for name in patched:
             setattr(F, name, plain[name])
 
 
-def _cast(value: Any, dtype: torch.dtype | None) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+def _cast(values: Any, dtype: torch.dtype | None) -> Any:
+    return tree_map_only(Tensor, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, values)
 
 
 def bytes_of(module: nn.Module) -> int:

@@ -1,7 +1,6 @@
-"""The engine's training side: from a model folder to a module that learns, and back to a model folder's tensors.
+"""Open a model folder for training, and export the tensors of a model folder again.
 
-``training_model`` says what a step is, ``training_inputs`` makes its tensors, ``training_choice`` says what learns,
-``training_memory`` what it costs; what verbs need of them is named here.
+``model`` defines a step, ``inputs`` its tensors, ``trainable`` what learns, ``fsdp`` sharding.
 """
 
 from __future__ import annotations
@@ -48,14 +47,14 @@ __all__ = [
     "trainable_parameters",
 ]
 
-_FUSION = "fusion_model."  # weights that the ablation without Face Encoder has not
-_TEMPORAL_ENDS = (  # the last layers of temporal residual branches
+_FUSION = "fusion_model."  # weights that are absent in the ablation without Face Encoder
+_TEMPORAL_ENDS = (  # last layers of temporal residual branches
     ".temporal_res_block.conv2.",
     ".time_pos_embed.linear_2.",
     *(f".temporal_transformer_blocks.0.{end}." for end in ("attn1.to_out.0", "attn2.to_out.0")),
     *(f".temporal_transformer_blocks.0.{end}." for end in ("ff.net.2", "ff_in.net.2")),
 )
-_START = 0.02  # deviation of a fresh Face Encoder's last projection
+_FACE_INIT_STD = 0.02  # of the last projection of a Face Encoder initialised at random
 
 
 def open_training(
@@ -66,20 +65,20 @@ def open_training(
     fresh: Collection[str] = (),
     seed: int = 0,
 ) -> TrainingParts:
-    """A model folder's networks, ready to train.
+    """Open the networks of a model folder for training.
 
-    Roles in ``fresh``, and PoseNet and Face Encoder where the folder has none (SVD alone), begin at random from
-    ``seed``, the same on every rank; ID adapters that the UNet's file lacks begin as its ``to_k/to_v``. Raises
-    ``ModelMissing`` and ``ModelDamaged`` as animation does, ``ConfigError`` where ``lora`` has nothing to start from.
+    Roles in ``fresh``, and PoseNet and Face Encoder if the folder has none (SVD alone), are initialised at random from
+    ``seed``, equally on every rank. ID adapters missing in the UNet's file are copies of ``to_k/to_v``. Raises
+    ``ModelMissing``, ``ModelDamaged``, and ``ConfigError`` for ``lora`` with random networks.
     """
     model = _with_ablations(model, settings)
-    begun = tuple(role for role in TRAINED if role in fresh or (role != "unet" and role not in model.files))
+    fresh = tuple(role for role in TRAINED if role in fresh or (role != "unet" and role not in model.files))
     build = builders(model, settings.id_adapter)
-    networks = {role: _network(model, build[role], role, role in begun, seed) for role in TRAINED}
+    networks = {role: _network(model, build[role], role, role in fresh, seed) for role in TRAINED}
     unet = networks["unet"]
     assert isinstance(unet, AnimationUNet)
     if settings.train == "lora":
-        with_lora(unet, settings.lora_rank, begun, seed=seed)
+        with_lora(unet, settings.lora_rank, fresh, seed=seed)
     if settings.dtype != "float32" and device.type != "cpu":
         for network in networks.values():
             with_mixed_norms(network)
@@ -87,43 +86,42 @@ def open_training(
     training.to(device)
     if device.type == "cpu":
         keep_freed_memory()
-        set_channels_last(training)  # a CPU's library is quicker so
-    encoders_in = torch.bfloat16 if settings.dtype == "bfloat16" and device.type == "cuda" else torch.float32
+        set_channels_last(training)  # faster with oneDNN
+    dtype = torch.bfloat16 if settings.dtype == "bfloat16" and device.type == "cuda" else torch.float32
     return TrainingParts(
         model=training,
-        networks=Networks(
-            loaders(model, encoders_in, settings.id_adapter), DevicePlan(device=device, dtype=encoders_in)
-        ),
+        networks=Networks(loaders(model, dtype, settings.id_adapter), DevicePlan(device=device, dtype=dtype)),
         device=device,
-        fresh=begun,
+        fresh=fresh,
         scaling=float(model.configs["vae"].get("scaling_factor", 0.18215)),
     )
 
 
 def export_configs(model: ModelFolder, settings: TrainingSettings) -> dict[str, Mapping[str, object]]:
-    """JSON configs for a checkpoint of this training: the model's own, and ``fusion`` false where it has no Face
-    Encoder, so that whoever opens the checkpoint builds what was trained."""
+    """JSON configs of the trained networks; ``fusion`` is false in the ablation without Face Encoder."""
     return dict(_with_ablations(model, settings).configs)
 
 
 def frozen_tensors(
     model: ModelFolder, settings: TrainingSettings, names: Collection[str], *, fresh: Collection[str], seed: int
 ) -> dict[str, Tensor]:
-    """The tensors ``names`` (``role.name``) that a training started from: as the model's files hold them, or, for the
-    roles in ``fresh``, as ``open_training`` drew them from ``seed``."""
+    """The tensors ``names`` (``role.name``) that a training started from.
+
+    They are read from the model's files, or initialised from ``seed`` again for the roles in ``fresh``.
+    """
     model = _with_ablations(model, settings)
     build = builders(model, settings.id_adapter)
     found: dict[str, Tensor] = {}
     for role in TRAINED:
-        wanted = [name for name in names if name.startswith(f"{role}.")]
-        if wanted:
+        selected = [name for name in names if name.startswith(f"{role}.")]
+        if selected:
             tensors = init_network(build[role], seed).state_dict() if role in fresh else _file_tensors(model, role)
-            found |= {name: tensors[name.removeprefix(f"{role}.")] for name in wanted}
+            found |= {name: tensors[name.removeprefix(f"{role}.")] for name in selected}
     return found
 
 
 def gradient_scaler(settings: TrainingSettings, device: torch.device) -> torch.amp.GradScaler:
-    """What float16 needs so that small gradients do not vanish; does nothing in other types."""
+    """Loss scaling for float16; disabled for other dtypes."""
     return torch.amp.GradScaler(device.type, enabled=settings.dtype == "float16")
 
 
@@ -139,14 +137,14 @@ def _network(model: ModelFolder, build: Callable[[], nn.Module], role: str, fres
         return init_network(build, seed)
     if role not in model.files:
         raise ModelMissing(
-            f"model {model.name!r} has no {role} here",
-            hint=f"get its files with `sa models pull`, or begin at random with --from-scratch {role}",
+            f"model {model.name!r} has no {role}",
+            hint=f"download it with `sa models pull`, or initialise it at random with --from-scratch {role}",
         )
     return fill(build, _file_tensors(model, role), torch.float32, model.files[role])
 
 
 def _file_tensors(model: ModelFolder, role: str) -> dict[str, Tensor]:
-    """The tensors of a role's file, with ID adapters and without what an ablation leaves out."""
+    """Tensors of a role's file, with ID adapters and without the weights of a disabled Face Encoder."""
     tensors = read_tensors(model.files[role])
     if role == "unet":
         tensors = with_adapters(tensors)
@@ -156,29 +154,29 @@ def _file_tensors(model: ModelFolder, role: str) -> dict[str, Tensor]:
 
 
 def init_network(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """A network at random from ``seed``, wherever it is built. Generators of the caller stay as they are.
+    """Build a network with random weights from ``seed``. The caller's random generators are not advanced.
 
-    A Face Encoder does not begin at zero as the released one did: there its last norm and the adapters' alignment both
-    divide by a deviation of zero, and the first gradients are a hundred thousand times the later ones.
+    A Face Encoder does not start at zero like the released one: its last norm and the adapters' alignment would divide
+    by a standard deviation of zero, and the first gradients would be 10^5 times the later ones.
 
-    A UNet's temporal layers begin by changing nothing, as SVD's did (Blattmann et al. 2023, arXiv:2304.08818): drawn at
-    random they would spoil for many steps what a stage of pictures has taught the spatial ones.
+    The temporal residual branches of a UNet start at zero, as in SVD (Blattmann et al. 2023, arXiv:2304.08818). At
+    random they would undo what an image-only stage has trained.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build()
         if isinstance(network, AnimationUNet):
             network.init_adapters_from_attention()
-            _quiet_in_time(network)
+            _zero_temporal_branches(network)
         for module in network.modules():
             if isinstance(module, FusionModel):
-                nn.init.normal_(module.proj_out.weight, std=_START)
+                nn.init.normal_(module.proj_out.weight, std=_FACE_INIT_STD)
     return network
 
 
 @torch.no_grad()
-def _quiet_in_time(unet: AnimationUNet) -> None:
-    """Zeros where each temporal residual branch ends."""
+def _zero_temporal_branches(unet: AnimationUNet) -> None:
+    """Set the last layers of temporal residual branches to zero."""
     for name, parameter in unet.named_parameters():
         if any(ending in name for ending in _TEMPORAL_ENDS):
             parameter.zero_()

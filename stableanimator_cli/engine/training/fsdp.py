@@ -1,9 +1,8 @@
-"""Weights, gradients, moments and average cut into one piece a rank (FSDP2, ``torch.distributed.fsdp.fully_shard``).
+"""Sharding of weights, gradients, moments and EMA across ranks (FSDP2, ``torch.distributed.fsdp.fully_shard``).
 
-A unit is a module whose pieces are gathered when it runs and let go after it, so that a rank holds its share of the
-whole and one or two units. accelerate's way to FSDP2 is for accelerators alone and wants whole blocks called, while
-``AnimationUNet`` calls the parts of its transformer blocks: units are these parts, and torch is asked directly.
-Tensors in pieces are ``DTensor``; what is here takes plain ones too and then changes nothing.
+The weights of a unit are gathered while it runs, so a rank holds its shard and one or two units. ``accelerate`` shards
+on accelerators only and wraps whole transformer blocks, but ``AnimationUNet`` calls their parts: these are the units,
+and ``fully_shard`` is called directly. Sharded tensors are ``DTensor``; plain tensors pass through unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from stableanimator_cli.nets.pose_net import PoseNet
 
 if TYPE_CHECKING or dist.is_available():
     from torch.distributed.tensor import DTensor
-else:  # a build of torch that knows one process
+else:  # a torch built without torch.distributed
 
     class DTensor(Tensor):
         pass
@@ -36,10 +35,10 @@ _LAYERS = (nn.Linear, nn.Conv2d, nn.Conv3d)
 
 
 def units(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that are gathered one by one: those that are always run by a call of their own.
+    """Modules that are gathered one by one: those whose ``forward`` is always called.
 
-    The cross-attention that has an ID adapter is not (the adapter calls its layers), so its layers are units. What is
-    in no unit (norms, mixing factors) is small and stays gathered from forward to backward.
+    An ID adapter calls the layers of its cross-attention, so there the layers are units. Parameters outside units
+    (norms, mixing factors) are small and stay gathered from forward to backward.
     """
     for child in module.children():
         adapted = isinstance(child, Attention) and isinstance(child.processor, IDAdapter)
@@ -50,17 +49,18 @@ def units(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def shard(model: nn.Module, device: torch.device) -> None:
-    """Cut every parameter of ``model`` (whole and equal on all ranks, on ``device``) into the ranks' pieces, in place.
+    """Shard every parameter of ``model`` across the ranks, in place.
 
-    Parameters are other objects afterwards, under the names they had. Call it before an optimiser is made.
+    ``model`` must be on ``device`` and equal on all ranks. Parameters become new objects with the same names: create
+    the optimiser afterwards.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()  # pieces know no channels-last
-    # linear layers answer with views; nothing that learns here is written in place, which is what torch warns of
+        parameter.data = parameter.data.contiguous()  # shards do not support channels-last
+    # linear layers return views; torch warns of in-place writes to them, which do not happen here
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     for unit in units(model):
         fully_shard(unit, mesh=mesh)
@@ -68,11 +68,13 @@ def shard(model: nn.Module, device: torch.device) -> None:
 
 
 def gather(tree: Any, *, keep: bool = True) -> Any:
-    """``tree`` (a tensor, or mappings and lists of them) with tensors in pieces as whole ones on the CPU; the others as
-    they are. Every rank must call it; where ``keep`` is False a rank sends its pieces and gets None instead."""
+    """Return ``tree`` (a tensor, or mappings and lists of tensors) with sharded tensors gathered on the CPU.
+
+    Every rank must call it. With ``keep`` False this rank only sends its shards and gets None for them.
+    """
     if isinstance(tree, DTensor):
-        whole = cast(DTensor, tree.detach()).full_tensor()
-        return whole.cpu() if keep else None
+        full = cast(DTensor, tree.detach()).full_tensor()
+        return full.cpu() if keep else None
     if isinstance(tree, Mapping):
         return {key: gather(value, keep=keep) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -81,8 +83,7 @@ def gather(tree: Any, *, keep: bool = True) -> Any:
 
 
 def scatter(value: Tensor, like: Tensor) -> Tensor:
-    """``value`` on the device of ``like``, and in pieces as that is. Whole values are the same on every rank, each of
-    which must call it."""
+    """Return ``value`` on the device of ``like`` and sharded as it is. Every rank must call it with the same value."""
     value = value.to(like.device)
     if not isinstance(like, DTensor) or isinstance(value, DTensor):
         return value
@@ -91,8 +92,8 @@ def scatter(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements)
 
 
-def spread_state(state: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
-    """An optimiser's whole ``state_dict`` as one over ``parameters`` takes it: moments in pieces where they are."""
+def scatter_state(state: Mapping[str, Any], parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
+    """An optimiser's full ``state_dict`` for an optimiser over ``parameters``: moments sharded as they are."""
     if not any(isinstance(parameter, DTensor) for parameter in parameters):
         return dict(state)
     moments = {

@@ -1,4 +1,4 @@
-"""What a training step is: its settings, its tensors, and the module that is wrapped for data-parallel training."""
+"""One training step: settings, input tensors, and the module that DDP or FSDP wraps."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ Sigma = Literal["cosine", "lognormal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings:
-    """What is trained, on what noise, and how it is computed.
+    """What is trained, on which noise, and how it is computed.
 
-    ``train``: see ``training_choice``. ``face_mask``, ``sigma`` (``lognormal`` with ``sigma_mean`` and
-    ``sigma_deviation`` of the logarithm): see ``diffusion.training``. ``dropout_share`` p: one number u a sample, image
-    token zero where u < 2p, reference zero where p <= u < 3p; ``full`` zeroes pose and face tokens too where both are,
-    which is guidance's unconditional branch. Ablations: ``face_encoder`` False feeds the projected vector to the
-    adapters unfused (Table 2), ``id_adapter`` (Table 4), ``face`` False means no face tokens at all.
-
-    ``noise_aug`` is what is added to the reference's pixels where they are encoded here (a cached reference is the
-    posterior's mode as it is) and what the network is told; ``fps`` and ``motion_bucket`` are what it is told.
-    ``reference_degrade`` is the share of samples whose reference loses its face to noise. ``image_only`` is a stage of
-    single pictures: temporal layers are skipped and frozen.
-
-    ``dtype`` is what is computed in; weights that learn stay float32 beside it. Weights that do not are held in
-    ``dtype`` unless ``float32_frozen``, which a later stage that trains them wants.
+    * ``train``: see ``trainable.choose_trainable``. ``image_only``: a stage of single images, in which temporal layers
+      are skipped and frozen.
+    * ``face_mask``, ``sigma`` (``lognormal`` with mean and std of log sigma): see ``diffusion.training``.
+    * ``dropout_prob`` p, from one uniform number u per sample: the image token is zero for u < 2p, the reference for
+      p <= u < 3p. ``full`` also zeroes pose and face tokens if both are zero: guidance's unconditional branch.
+    * Ablations: ``face_encoder`` False passes the projected vector to the adapters unfused (Table 2), ``id_adapter``
+      (Table 4), ``face`` False means no face tokens.
+    * ``noise_aug`` is added to reference pixels that are encoded here, and is a conditioning input like ``fps`` and
+      ``motion_bucket``. A cached reference is the posterior's mode without noise.
+    * ``reference_degrade``: fraction of samples whose reference has its face replaced with noise.
+    * ``dtype`` of the computation; weights that learn stay float32. Frozen weights have ``dtype`` unless
+      ``float32_frozen``, for a later stage that trains them.
     """
 
     train: Train = "attentions"
@@ -50,10 +49,10 @@ class TrainingSettings:
     id_adapter: IDMode = "distribution"
     face: bool = True
     dropout: Dropout = "released"
-    dropout_share: float = 0.1
+    dropout_prob: float = 0.1
     sigma: Sigma = "cosine"
     sigma_mean: float = 0.7
-    sigma_deviation: float = 1.6
+    sigma_std: float = 1.6
     noise_aug: float = 0.02
     fps: int = 7
     motion_bucket: float = 127.0
@@ -82,11 +81,11 @@ _CHOICES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInputs:
-    """One step's tensors on the device of training; everything random in it is drawn (``training_inputs``).
+    """Tensors of one step on the training device, as ``inputs.step_inputs`` draws them.
 
-    ``latents`` and ``noise`` [b,t,c,h,w] (scaled; unit), ``sigma`` [b], ``reference`` [b,c,h,w] unscaled, ``image``
-    [b,1,d] token, ``face`` [b,512] and ``has_face`` [b] in ones and zeros, ``poses`` uint8[b,t,3,8h,8w], ``mask``
-    [b,t,1,h,w], ``time_ids`` [b,3]; the four ``keep_*`` [b] are ones, and zeros where dropout strikes.
+    ``latents`` (scaled) and unit ``noise`` [b,t,c,h,w], ``sigma`` [b], ``reference`` [b,c,h,w] unscaled, ``image``
+    [b,1,d] token, ``face`` [b,512], ``has_face`` [b] of ones and zeros, ``poses`` uint8[b,t,3,8h,8w], ``mask``
+    [b,t,1,h,w], ``time_ids`` [b,3]. The four ``keep_*`` [b] are ones, or zeros for dropped inputs.
     """
 
     latents: Tensor
@@ -106,7 +105,7 @@ class StepInputs:
 
 
 class TrainingModel(nn.Module):
-    """UNet, PoseNet and Face Encoder as the one module that DDP or FSDP wraps; answers with losses."""
+    """UNet, PoseNet and Face Encoder as one module that returns the loss of each sample."""
 
     def __init__(
         self, unet: nn.Module, pose_net: nn.Module, face_encoder: nn.Module, settings: TrainingSettings
@@ -119,16 +118,16 @@ class TrainingModel(nn.Module):
         self.apply_settings(settings)
 
     def apply_settings(self, settings: TrainingSettings) -> None:
-        """Take up the settings of another stage: what learns, how it is computed, and types of weights with it.
+        """Apply the settings of another stage: trainable parameters, checkpointing, dtypes of the weights.
 
-        Parameters stay the same objects. Make the optimiser, and DDP's wrapper, after this. What a network is built
-        from (ablations, the rank of low-rank updates) must be what the model was opened with.
+        Parameters stay the same objects; create the optimiser and DDP's wrapper afterwards. Raises ``ValueError`` for
+        settings that the networks are built from (ablations, LoRA rank).
         """
         built = ("face_encoder", "id_adapter", "lora_rank")
         if any(getattr(settings, name) != getattr(self.settings, name) for name in built):
             raise ValueError(f"{', '.join(built)} cannot change between stages")
         if (settings.train == "lora") != any(isinstance(module, LoraLinear) for module in self.unet.modules()):
-            raise ValueError("train 'lora' is for a model opened with it, and nothing else is")
+            raise ValueError("train 'lora' needs a model opened with train 'lora', and excludes other choices")
         self.settings = settings
         self.unet.checkpointing = settings.checkpointing
         choose_trainable(
@@ -138,11 +137,10 @@ class TrainingModel(nn.Module):
             adapters=settings.id_adapter != "off",
             image_only=settings.image_only,
         )
-        self._set_types(torch.float32 if settings.float32_frozen else DTYPES[settings.dtype])
+        self._set_dtypes(torch.float32 if settings.float32_frozen else DTYPES[settings.dtype])
 
-    def _set_types(self, frozen: torch.dtype) -> None:
-        """float32 for what learns, for norms and for scalars; ``frozen`` for matrices and kernels that do not learn,
-        those beside low-rank updates included."""
+    def _set_dtypes(self, frozen: torch.dtype) -> None:
+        """Set float32 for weights that learn, norms and scalars; ``frozen`` for matrices and kernels that do not."""
         for module in self.modules():
             layer = isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
             for parameter in module.parameters(recurse=False):
@@ -150,14 +148,14 @@ class TrainingModel(nn.Module):
                 parameter.data = parameter.data.to(dtype)
 
     def forward(self, inputs: StepInputs) -> Tensor:
-        """The loss of each sample, float32[b]; its mean over the global batch is what the optimiser sees."""
+        """Loss of each sample, float32[b]; the optimiser minimises its mean over the global batch."""
         scale = preconditioning(inputs.sigma)
         skip, out, c_in = (rearrange(x, "b -> b 1 1 1 1") for x in (scale.skip, scale.out, scale.c_in))
         noisy = inputs.latents + rearrange(inputs.sigma, "b -> b 1 1 1 1") * inputs.noise
         with self.autocast(inputs.latents.device):
-            answer = self._predict(inputs, noisy * c_in, scale.c_noise)
-        estimate = skip * noisy + out * answer.float()
-        return denoising_loss(estimate, inputs.latents, inputs.sigma, inputs.mask, self.settings.face_mask)
+            output = self._predict(inputs, noisy * c_in, scale.c_noise)
+        denoised = skip * noisy + out * output.float()
+        return denoising_loss(denoised, inputs.latents, inputs.sigma, inputs.mask, self.settings.face_mask)
 
     def _predict(self, inputs: StepInputs, scaled: Tensor, c_noise: Tensor) -> Tensor:
         frames = scaled.shape[1]
@@ -178,17 +176,18 @@ class TrainingModel(nn.Module):
         return self.unet(sample, c_noise, context, inputs.time_ids, pose, image_only=self.settings.image_only)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """Half precision where the settings say so. Each weight is used once a step: a cache of casts would only keep
-        them alive."""
-        if self.settings.dtype == "float32" or device.type == "meta":  # ``training_count`` casts there
+        """Autocast to the dtype of the settings. No cache of casts: each weight is used once per step."""
+        if self.settings.dtype == "float32" or device.type == "meta":  # ``memory.train_step`` casts on ``meta``
             return nullcontext()
         return torch.autocast(device.type, DTYPES[self.settings.dtype], cache_enabled=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingParts:
-    """``model`` on ``device``; ``networks`` hold VAE and image encoder, read when a batch first needs them; ``fresh``
-    names the networks that began at random; ``scaling`` is the VAE's factor of latents."""
+    """``model`` on ``device``, with VAE and image encoder in ``networks``, loaded when a batch first needs them.
+
+    ``fresh`` names the networks that were initialised at random. ``scaling`` is the VAE's scaling factor.
+    """
 
     model: TrainingModel
     networks: Networks

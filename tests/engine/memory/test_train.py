@@ -10,8 +10,8 @@ import torch
 
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.engine.memory import train
-from stableanimator_cli.engine.memory.train import choose, predict, skeleton
-from stableanimator_cli.engine.memory.train_step import PeakMemoryMode, made_up_inputs, meta_step_bytes, step_bytes
+from stableanimator_cli.engine.memory.train import choose, meta_model, predict
+from stableanimator_cli.engine.memory.train_step import PeakMemoryMode, meta_step_bytes, random_inputs, step_bytes
 from stableanimator_cli.engine.training.model import TrainingModel, TrainingSettings
 from stableanimator_cli.errors import OutOfMemory
 from tests.engine.training_samples import CPU, opened
@@ -23,11 +23,11 @@ GIB = 2**30
 
 def real(folder: Path, **settings) -> tuple[TrainingModel, int]:
     model = opened(folder, train="all", **settings).model
-    return model, step_bytes(model, made_up_inputs(model, 1, FRAMES, SIZE, CPU))
+    return model, step_bytes(model, random_inputs(model, 1, FRAMES, SIZE, CPU))
 
 
 def predicted(folder: Path, **settings) -> int:
-    network = skeleton(open_model(folder), TrainingSettings(train="all", **settings))
+    network = meta_model(open_model(folder), TrainingSettings(train="all", **settings))
     return meta_step_bytes(network, 1, FRAMES, SIZE)
 
 
@@ -70,7 +70,7 @@ def test_weights_and_optimiser_follow_from_what_learns():
     }
     assert plans["lora"].optimizer < plans["adapters"].optimizer < plans["all"].optimizer
     assert plans["adapters"].weights < plans["all"].weights  # what rests is held in half precision
-    network = skeleton(model, TrainingSettings(train="all"))
+    network = meta_model(model, TrainingSettings(train="all"))
     assert plans["all"].optimizer == 8 * sum(p.numel() for p in network.parameters())
     kept = predict(model, TrainingSettings(train="all"), size=SIZE, frames=1, ema=True, cached=False, ranks=2)
     plain = predict(model, TrainingSettings(train="all"), size=SIZE, frames=1)
@@ -86,7 +86,7 @@ def test_the_quickest_that_fits_is_chosen(tiny_model, monkeypatch):
     def fitting(limit: int, batch: int = 4):
         plan = choose(limit, model, settings, size=SIZE, frames=FRAMES, batch=batch)
         assert plan.total <= limit
-        return plan.settings.checkpointing, plan.micro
+        return plan.settings.checkpointing, plan.micro_batch
 
     one = predict(model, settings, size=SIZE, frames=FRAMES)
     assert fitting(100 * one.total) == ("off", 4)
@@ -103,7 +103,7 @@ def test_counting_leaves_no_gradients_and_the_functions_as_they_were(tiny_model)
     plain = torch.nn.functional.linear
     predicted(tiny_model, dtype="bfloat16")
     assert torch.nn.functional.linear is plain
-    assert step_bytes(copy.deepcopy(model), made_up_inputs(model, 1, FRAMES, SIZE, CPU)) == first
+    assert step_bytes(copy.deepcopy(model), random_inputs(model, 1, FRAMES, SIZE, CPU)) == first
 
 
 def test_the_counter_counts_what_lives():

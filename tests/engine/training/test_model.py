@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stableanimator_cli.catalogue import open_model
-from stableanimator_cli.engine.memory.train import predict, skeleton
+from stableanimator_cli.engine.memory.train import meta_model, predict
 from stableanimator_cli.engine.training import (
     TrainingParts,
     TrainingSettings,
@@ -23,7 +23,7 @@ from stableanimator_cli.engine.training import (
     step_inputs,
     trainable_parameters,
 )
-from stableanimator_cli.engine.training.inputs import degrade_faces, kept
+from stableanimator_cli.engine.training.inputs import degrade_faces, dropout_masks
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.nets.lora import LoraLinear, is_lora
 from stableanimator_cli.nets.unet import Context
@@ -41,7 +41,7 @@ def gradients(parts: TrainingParts, **more) -> dict[str, torch.Tensor | None]:
 
 
 def test_attentions_is_the_released_choice_at_full_size():
-    model = skeleton(_folder(configs_of("full")), TrainingSettings(train="attentions"))
+    model = meta_model(_folder(configs_of("full")), TrainingSettings(train="attentions"))
     learning = trainable_parameters(model)
     unet = [p.numel() for name, p in learning.items() if name.startswith("unet.")]
     assert (len(unet), round(sum(unet) / 1e6, 1)) == (944, 796.0)
@@ -129,7 +129,7 @@ def test_matrices_beside_low_rank_updates_are_held_in_the_type_of_computing(tiny
 
 
 def test_shares_of_a_batch_make_the_same_losses_as_the_whole(tiny_model):
-    parts = opened(tiny_model, dropout_share=0.2, reference_degrade=0.5)
+    parts = opened(tiny_model, dropout_prob=0.2, reference_degrade=0.5)
     together = losses(parts, (4, 5, 6, 7), batch=4)
     apart = torch.cat([losses(parts, (4, 5), batch=4), losses(parts, (6, 7), batch=4)])
     torch.testing.assert_close(apart, together, atol=1e-5, rtol=1e-5)
@@ -172,14 +172,14 @@ def test_latents_are_drawn_anew_for_every_index_and_the_same_for_the_same(tiny_m
 
 def test_released_dropout_keeps_face_and_pose():
     u = torch.tensor([0.05, 0.15, 0.25, 0.35])
-    keeps = {name: value.tolist() for name, value in kept(u, TrainingSettings()).items()}
+    keeps = {name: value.tolist() for name, value in dropout_masks(u, TrainingSettings()).items()}
     assert keeps == {
         "keep_image": [0, 0, 1, 1],
         "keep_reference": [1, 0, 0, 1],
         "keep_face": [1, 1, 1, 1],
         "keep_pose": [1, 1, 1, 1],
     }
-    full = kept(u, TrainingSettings(dropout="full"))
+    full = dropout_masks(u, TrainingSettings(dropout="full"))
     assert full["keep_face"].tolist() == full["keep_pose"].tolist() == [1, 0, 1, 1]
 
 

@@ -1,7 +1,7 @@
 """Who is who: detections of single frames joined to people, and one of them chosen.
 
 Frames are taken in order. In each, people known so far are matched with those found there so that the sum of their
-likeness is greatest (Kuhn, "The Hungarian method"; here as successive shortest paths). Likeness is made of the overlap
+likeness is greatest (Kuhn, "The Hungarian method"; ``scipy.optimize.linear_sum_assignment``). Likeness is made of the overlap
 of boxes and of the distance of body points relative to body size, both against where somebody should be by now
 (constant velocity, Bewley et al., "SORT"; point distances as in COCO's object key point similarity), and, where vectors
 of appearance are given, of their cosine. Nothing is random: the same detections give the same people.
@@ -191,38 +191,11 @@ class Tracker:
 
 
 def assign(likeness: np.ndarray) -> list[tuple[int, int]]:
-    """The one-to-one pairs (row, column) of float64[r,c] whose sum is greatest, by row; min(r, c) pairs.
+    """The one-to-one pairs (row, column) of float64[r,c] whose sum is greatest, by row; min(r, c) pairs."""
+    from scipy.optimize import linear_sum_assignment  # the command line imports this module to parse --person
 
-    Successive shortest augmenting paths with potentials, O(r² c).
-    """
-    if likeness.size == 0:
-        return []
-    if likeness.shape[0] > likeness.shape[1]:
-        return sorted((row, column) for column, row in assign(likeness.T))
-    rows, columns = likeness.shape
-    cost = likeness.max() - likeness
-    by_row, by_column = np.zeros(rows + 1), np.zeros(columns + 1)
-    owner = np.full(columns + 1, rows)  # the row that holds each column; the last column is where a new row enters
-    for row in range(rows):
-        owner[columns] = row
-        column, came = columns, np.full(columns + 1, columns)
-        least, done = np.full(columns + 1, np.inf), np.zeros(columns + 1, bool)
-        while owner[column] != rows:
-            done[column] = True
-            free = np.flatnonzero(~done[:columns])
-            reach = cost[owner[column], free] - by_row[owner[column]] - by_column[free]
-            better = reach < least[free]
-            least[free[better]], came[free[better]] = reach[better], column
-            nearest = int(free[np.argmin(least[free])])
-            step = least[nearest]
-            by_row[owner[done]] += step
-            by_column[done] -= step
-            least[free] -= step
-            column = nearest
-        while column != columns:  # hand the columns of the path on, back to where the row came in
-            owner[column] = owner[came[column]]
-            column = int(came[column])
-    return sorted((int(owner[c]), c) for c in range(columns) if owner[c] != rows)
+    rows, columns = linear_sum_assignment(likeness, maximize=True)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
 def match_faces(people: np.ndarray, faces: np.ndarray) -> np.ndarray:

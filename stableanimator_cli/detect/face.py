@@ -51,7 +51,7 @@ class FaceReader:
 
     Raises ``ModelMissing`` where the folder or the models in it are absent, ``ModelDamaged`` where a file does not
     open or the folder holds no SCRFD with landmarks or no ArcFace of 512 numbers, ``ConfigError`` for an unknown
-    channel order or device. One reader may be used from several threads.
+    channel order, ``ValueError`` for an unknown device. One reader may be used from several threads.
     """
 
     def __init__(

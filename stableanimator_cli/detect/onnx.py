@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, OutOfMemory, is_out_of_memory
+from stableanimator_cli.errors import ModelDamaged, ModelMissing, OutOfMemory, is_out_of_memory
 from stableanimator_cli.progress import Reporter
 
 CPU = "CPUExecutionProvider"
@@ -36,13 +36,13 @@ def providers_for(device: str, available: Iterable[str] | None = None) -> list[P
     ``device`` is ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``available`` replaces what this ONNX Runtime
     offers (for tests). A provider that is not there is left out rather than refused: a CUDA torch beside the CPU build
     of ONNX Runtime is the usual installation, and detection works there too; ``describe`` says what was chosen.
-    Raises ``ConfigError`` for a device of another name.
+    Raises ``ValueError`` for a device of another name.
     """
     have = set(ort.get_available_providers() if available is None else available)
     kind, _, index = device.partition(":")
     known = kind in ("auto", "cpu", "cuda", "mps") and (not index or (kind == "cuda" and index.isdecimal()))
     if not known or device.endswith(":"):
-        raise ConfigError("--device", device, "auto, cpu, cuda, cuda:N or mps")
+        raise ValueError(f"device {device!r}: expected auto, cpu, cuda, cuda:N or mps")
     chosen: list[Provider] = []
     if kind in ("auto", "cuda") and CUDA in have:
         # The default algorithm search times every kernel anew for each batch size, the last short batch included.
@@ -55,7 +55,7 @@ def providers_for(device: str, available: Iterable[str] | None = None) -> list[P
 def session_options(threads: int | None = None) -> ort.SessionOptions:
     """Options of every session here: ``threads`` within an operator (None: ONNX Runtime's choice), no chatter."""
     if threads is not None and threads < 1:
-        raise ConfigError("--threads", threads, "1 or more")
+        raise ValueError(f"threads {threads}: expected 1 or more")
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
@@ -89,7 +89,7 @@ def check_file(path: Path | str) -> Path:
 def session(path: Path | str, device: str = "auto", threads: int | None = None) -> ort.InferenceSession:
     """Open an ONNX file on a device.
 
-    Raises ``ModelMissing`` or ``ModelDamaged`` (one line, with the reason that ONNX Runtime gives), and ``ConfigError``
+    Raises ``ModelMissing`` or ``ModelDamaged`` (one line, with the reason that ONNX Runtime gives), and ``ValueError``
     for an unknown device.
     """
     path = check_file(path)

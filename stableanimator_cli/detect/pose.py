@@ -48,7 +48,7 @@ class PersonDetector:
     """YOLOX as an ONNX file: raw outputs (b, cells, 5 + classes), or with suppression inside, (b, n, 5).
 
     Raises ``ModelMissing`` and ``ModelDamaged`` where the file is absent, does not open or has other inputs or outputs,
-    ``ConfigError`` for an unknown device.
+    ``ValueError`` for an unknown device.
     """
 
     def __init__(

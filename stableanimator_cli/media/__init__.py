@@ -65,7 +65,7 @@ def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
     """Frames ``start:stop`` of a clip, half-open, as a Python slice; ``None`` is an open end.
 
     Frames keep their times (the first one taken need not be at 0), so that audio can be cut to the same range.
-    Negative numbers count from the end and need ``clip.count``: else ``ConfigError``. A slice that holds no frame is
+    Negative numbers count from the end and need ``clip.count``: else ``ValueError``. A slice that holds no frame is
     ``BadInput``.
     """
     if start is None and stop is None:
@@ -73,12 +73,7 @@ def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
     text = f"{'' if start is None else start}:{'' if stop is None else stop}"
     total = clip.count
     if total is None and ((start or 0) < 0 or (stop or 0) < 0):
-        raise ConfigError(
-            "--frames",
-            text,
-            f"numbers from 0 on, as {clip.path.name} does not tell its length",
-            hint="re-encode it to MP4",
-        )
+        raise ValueError(f"{text} counts from the end, and {clip.path.name} does not record its length")
     if total is not None:
         first, last, _ = slice(start, stop).indices(total)
         count: int | None = max(0, last - first)

@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from stableanimator_cli.errors import ConfigError, NoPerson
+from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.motion.keypoints import BODY, COUNT, THRESHOLD, visible
 from stableanimator_cli.motion.misalignment import Misalignment, misalignment
 from stableanimator_cli.motion.retarget import retarget
@@ -95,10 +95,10 @@ def align(
     ``reference`` float[134,3] in pixels of the picture, whose ``size`` is (width, height). ``person`` is the place of
     whom to go by, by default the one who fills most; the same mapping is applied to everybody, only lengths of limbs
     are that person's alone. Times, scores and presence stay. Points of score 0 stay where they are, except with
-    ``upstream``. ``NoPerson`` where there is nobody, or too few points to go by; ``ConfigError`` for other modes.
+    ``upstream``. ``NoPerson`` where there is nobody, or too few points to go by; ``ValueError`` for other modes.
     """
     if mode not in MODES:
-        raise ConfigError("--align", mode, f"one of {', '.join(MODES)}")
+        raise ValueError(f"alignment {mode!r}: expected one of {', '.join(MODES)}")
     reference = np.asarray(reference, np.float64)
     if reference.shape != (COUNT, 3):
         raise ValueError(f"a reference of shape {reference.shape}: expected ({COUNT}, 3)")
@@ -137,7 +137,7 @@ def upstream_map(
     single = present.sum(axis=1) == 1
     if not single.any():
         raise NoPerson(
-            f"--align upstream: found no frame with exactly one person among {len(present)}, expected one at least",
+            f"the upstream alignment needs a frame with exactly one person, and none of {len(present)} frames has one",
             hint="choose somebody with --person, or use --align affine",
         )
     bodies = points[single][present[single]][:, goes_by]

@@ -9,7 +9,6 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.records import Motion
 
 Mode = Literal["crop", "pad", "stretch"]
@@ -87,15 +86,15 @@ def resize_transform(source_size: tuple[int, int], target_size: tuple[int, int],
     """How ``source_size`` goes into ``target_size`` (both (width, height)).
 
     ``crop`` takes the largest part of the target's aspect round the centre and scales it; ``pad`` scales the whole and
-    leaves black bars round it; ``stretch`` scales each side by itself. ``ConfigError`` for other modes and for sizes
+    leaves black bars round it; ``stretch`` scales each side by itself. ``ValueError`` for other modes and for sizes
     that are not positive.
     """
     if mode not in get_args(Mode):
-        raise ConfigError("--resize", mode, "crop, pad or stretch")
+        raise ValueError(f"resize mode {mode!r}: expected crop, pad or stretch")
     source, target = (int(source_size[0]), int(source_size[1])), (int(target_size[0]), int(target_size[1]))
     for size in (source, target):
         if min(size) < 1:
-            raise ConfigError("--size", f"{size[0]}x{size[1]}", "a width and a height of 1 pixel or more")
+            raise ValueError(f"size {size[0]}x{size[1]}: expected a width and a height of 1 pixel or more")
     (width, height), (to_width, to_height) = source, target
     box, placed = (0.0, 0.0, float(width), float(height)), (0, 0, to_width, to_height)
     # Sides are compared by whole-number products, so that equal aspects are equal and nothing is cut by rounding.

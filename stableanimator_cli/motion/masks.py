@@ -12,7 +12,6 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.records import Motion
 
 Missing = Literal["empty", "full"]
@@ -31,16 +30,16 @@ def face_mask(
     ``size`` is the mask's (width, height); boxes are pixels of ``source`` (default: the same). ``margin`` widens each
     box on every side by that share of its width and height. Rows of NaN are no faces. Without a face in the frame the
     mask is empty or, with ``missing="full"``, 255 all over: the reference implementation's convention.
-    ``ConfigError`` for values that cannot be.
+    ``ValueError`` for other values.
     """
     if missing not in get_args(Missing):
-        raise ConfigError("missing", missing, "empty or full")
+        raise ValueError(f"missing {missing!r}: expected empty or full")
     if not (np.isfinite(margin) and margin >= 0):
-        raise ConfigError("margin", margin, "0 or more, a share of the box")
+        raise ValueError(f"margin {margin}: expected 0 or more, a share of the box")
     source = size if source is None else source
     for sides in (size, source):
         if min(sides) < 1:
-            raise ConfigError("--size", f"{sides[0]}x{sides[1]}", "a width and a height of 1 pixel or more")
+            raise ValueError(f"size {sides[0]}x{sides[1]}: expected a width and a height of 1 pixel or more")
     width, height = size
     mask = np.zeros((height, width), np.uint8)
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.motion.keypoints import BODY, COUNT, THRESHOLD, visible
 from stableanimator_cli.records import Motion
 
@@ -81,12 +80,12 @@ def repair(
     are interpolated linearly in time, others have score 0; so are face boxes. Single points not seen for up to ``gap``
     frames while their person is there are interpolated likewise. A score made up is four fifths of the way from the
     threshold to the smaller of both ends'. Longer gaps stay absent and are listed. ``smooth`` is 0 or the width in
-    frames of the smoothing (``smoothed``). ``ConfigError`` for negative values.
+    frames of the smoothing (``smoothed``). ``ValueError`` for negative values.
     """
     if gap < 0:
-        raise ConfigError("--gap", gap, "0 frames or more")
+        raise ValueError(f"gap {gap}: expected 0 frames or more")
     if not (np.isfinite(smooth) and smooth >= 0):
-        raise ConfigError("--smooth", smooth, "0 or a number of frames")
+        raise ValueError(f"smooth {smooth}: expected 0 or a number of frames")
     keypoints, boxes = motion.keypoints.copy(), motion.face_boxes.copy()
     clock = _clock(motion)
     seen = visible(keypoints, threshold) & motion.present[..., None]

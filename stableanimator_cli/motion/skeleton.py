@@ -118,10 +118,10 @@ def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
     """``size`` itself: whole numbers above 0, and no strip so long that its canvas would not fit in memory."""
     width, height = (int(v) for v in size)
     if min(width, height) < 1:
-        raise ConfigError("--size", f"{width}x{height}", "a width and a height of 1 pixel or more")
+        raise ConfigError("size of a skeleton", f"{width}x{height}", "a width and a height of 1 pixel or more")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ConfigError(
-            "--size", f"{width}x{height}", f"sides that differ no more than {MAX_ASPECT} times",
+            "size of a skeleton", f"{width}x{height}", f"sides that differ no more than {MAX_ASPECT} times",
             hint="skeletons are drawn at 2160 pixels on the shorter side; crop the picture or choose another --size",
         )  # fmt: skip
     return width, height

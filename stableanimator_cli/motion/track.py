@@ -1,10 +1,10 @@
 """Who is who: detections of single frames joined to people, and one of them chosen.
 
-Frames are taken in order. In each, people known so far are matched with those found there so that the sum of their
-likeness is greatest (Kuhn, "The Hungarian method"; ``scipy.optimize.linear_sum_assignment``). Likeness is made of the overlap
-of boxes and of the distance of body points relative to body size, both against where somebody should be by now
-(constant velocity, Bewley et al., "SORT"; point distances as in COCO's object key point similarity), and, where vectors
-of appearance are given, of their cosine. Nothing is random: the same detections give the same people.
+Frames are taken in order. In each, known people are matched with the frame's detections so that the sum of their
+likeness is greatest (Kuhn, "The Hungarian method"; ``scipy.optimize.linear_sum_assignment``). Likeness combines the
+overlap of boxes and the distance of body points relative to body size. Both are measured from the position predicted
+at constant velocity (Bewley et al., "SORT"; point distances as in COCO's object keypoint similarity). Where appearance
+vectors are given, their cosine counts too. Nothing is random: the same detections give the same people.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import Literal
 
 import numpy as np
 
-from stableanimator_cli.errors import ConfigError, NoPerson
+from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.motion.keypoints import BODY, COUNT, bounding_box, face_box, visible
 from stableanimator_cli.records import Motion
 
 Person = Literal["largest", "all"] | int | tuple[float, float, float, float]
 
 MAX_GAP = 30
+PERSON_FORMS = "largest, all, a person's number from 0, or a box x0,y0,x1,y1 in pixels"
 _LIKE = 0.2  # the least likeness (0..1) at which a detection goes on with a person
 _SAME = 0.5  # the least cosine at which somebody is known again by appearance alone
 _OTHER = 0.2  # below this cosine it is somebody else, wherever they stand
@@ -107,7 +108,7 @@ class Tracker:
 
     def __init__(self, *, max_gap: int = MAX_GAP) -> None:
         if max_gap < 0:
-            raise ConfigError("max_gap", max_gap, "0 frames or more")
+            raise ValueError(f"max_gap {max_gap}: expected 0 frames or more")
         self._max_gap = max_gap
         self._tracks: list[_Track] = []
         self._found: list[tuple[np.ndarray, np.ndarray]] = []
@@ -224,8 +225,8 @@ def match_faces(people: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return owner
 
 
-def parse_person(text: str, option: str = "--person") -> Person:
-    """What the user wrote: ``largest``, ``all``, a track's number, or a box ``x0,y0,x1,y1`` in pixels."""
+def parse_person(text: str) -> Person:
+    """Parse ``largest``, ``all``, a track's number, or a box ``x0,y0,x1,y1`` in pixels. Raises ``ValueError``."""
     if text == "largest" or text == "all":
         return text
     parts = text.split(",")
@@ -237,7 +238,7 @@ def parse_person(text: str, option: str = "--person") -> Person:
             return x0, y0, x1, y1
     except ValueError:
         pass
-    raise ConfigError(option, text, "largest, all, a person's number from 0, or a box x0,y0,x1,y1 in pixels")
+    raise ValueError(f"person {text!r}: expected {PERSON_FORMS}")
 
 
 def largest(motion: Motion) -> int:

@@ -19,7 +19,7 @@ from stableanimator_cli.errors import BadInput, ConfigError, SaError
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output, sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.misalignment import misalignment
-from stableanimator_cli.motion.track import largest, parse_person
+from stableanimator_cli.motion.track import PERSON_FORMS, largest, parse_person
 from stableanimator_cli.preprocess import convert, lint, reference_layout, workers
 from stableanimator_cli.preprocess.clip import Outcome, failure_path, finished, key_of, places_of, source_digest
 from stableanimator_cli.preprocess.clip_entries import remove_leftovers
@@ -51,7 +51,10 @@ def run(
     """
     reporter = reporter or NullReporter()
     config = resolve(PreprocessConfig, flags, config_file)
-    parse_person(config.who)
+    try:
+        parse_person(config.who)
+    except ValueError:
+        raise ConfigError("--person", config.who, PERSON_FORMS) from None
     if config.lint:
         return lint.run(config, reporter)
     if convert.is_motion(config.inputs):

@@ -191,7 +191,7 @@ def test_folders_that_break_the_contract(tmp_path: Path) -> None:
 def test_unknown_channel_orders_and_devices(folder: Path) -> None:
     with pytest.raises(ConfigError, match="face_channel_order"):
         FaceReader(folder, cast(ChannelOrder, "RGB"))
-    with pytest.raises(ConfigError, match="--device"):
+    with pytest.raises(ValueError, match="device"):
         FaceReader(folder, device="gpu")
 
 

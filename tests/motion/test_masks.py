@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.motion.masks import face_mask, face_masks
 from tests.waving import waving
 
@@ -87,10 +86,10 @@ def test_masks_of_a_motion_one_a_frame():
 
 
 def test_refusals():
-    with pytest.raises(ConfigError, match="expected empty or full"):
+    with pytest.raises(ValueError, match="expected empty or full"):
         face_mask([NAN], (4, 4), missing="white")
     for margin in (-0.1, float("nan")):
-        with pytest.raises(ConfigError, match="margin"):
+        with pytest.raises(ValueError, match="margin"):
             face_mask([NAN], (4, 4), margin=margin)
-    with pytest.raises(ConfigError, match="0x4"):
+    with pytest.raises(ValueError, match="0x4"):
         face_mask([NAN], (0, 4))

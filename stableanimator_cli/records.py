@@ -28,7 +28,7 @@ class Clip:
 
     ``size`` is (width, height) after rotation is applied. ``fps`` is the mean rate, ``None`` for what has no clock (a
     folder of pictures); ``count`` may be ``None`` where the container does not say. Each iteration of ``frames()``
-    decodes anew and yields ``(time, rgb uint8[h,w,3])``, the time in exact seconds or ``None``.
+    decodes again and yields ``(time, rgb uint8[h,w,3])``, the time in exact seconds or ``None``.
     """
 
     path: Path

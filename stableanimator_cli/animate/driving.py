@@ -19,7 +19,7 @@ from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, 
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
 from stableanimator_cli.detect.capture import Detectors, extract_motion, pose_of
-from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPerson
+from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.media.image import is_picture
 from stableanimator_cli.motion.align import align
@@ -102,10 +102,7 @@ def open_driving(
             f"skeletons of {_SMALLEST} pixels a side or more",
             hint="draw the skeletons larger, or give the motion as keypoints (.npz or OpenPose JSON)",
         )
-    try:
-        selected = take(clip, start, stop)
-    except ValueError as error:
-        raise ConfigError.because("--frames", str(error), hint="re-encode the video to MP4") from None
+    selected = take(clip, start, stop)
     first = (start or 0) if clip.count is None else slice(start, stop).indices(clip.count)[0]
     if _shows_skeletons(clip, kind, reporter):
         return output.of_clip(selected, first, _faces_beside(clip, start, stop, size, resize))

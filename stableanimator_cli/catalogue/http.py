@@ -2,6 +2,9 @@
 
 Only what may pass is tried again: a connection that broke, a busy or failing server. A redirect leads to http(s) alone,
 and from https never to http. No more is read than is recorded, or ``LONGEST`` where no size is.
+
+``huggingface_hub`` 2.4 is not used for files of the hub. It builds each file under a random name and starts a new run
+at byte 0, and a killed process leaves that name behind. It follows every redirect, and does not compare a sha256.
 """
 
 from __future__ import annotations

@@ -158,9 +158,9 @@ def _layout(job: _Job, layout: layouts.Layout) -> None:
             theirs = catalogue.read_config(found.config)
             other = [k for k, v in ours.items() if k in theirs and theirs[k] != v]
             if other:
-                told = ", ".join(f"{k} = {theirs[k]!r} (not {ours[k]!r})" for k in other)
+                values = ", ".join(f"{k} = {theirs[k]!r} (not {ours[k]!r})" for k in other)
                 job.remarks.append(
-                    f"{found.config}: {told}; the name {name!r} uses the catalogue's values: "
+                    f"{found.config}: {values}; the name {name!r} uses the catalogue's values: "
                     "open the folder by its path to use its own"
                 )
 

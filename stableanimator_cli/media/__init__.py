@@ -43,7 +43,7 @@ Frames = Iterator[tuple[Fraction | None, np.ndarray]]
 def open_clip(path: Path | str, *, allow_truncated: bool = False) -> Clip:
     """Open a video, a still picture or a folder of pictures (natural order, hidden and other files ignored).
 
-    ``frames()`` of the clip decodes anew each time and yields ``(time, RGB uint8[h,w,3])`` one by one. Rotation,
+    ``frames()`` of the clip decodes again each time and yields ``(time, RGB uint8[h,w,3])`` one by one. Rotation,
     mirroring, EXIF orientation and pixel aspect are applied; 10 and 16 bits become 8; transparency is composited on
     black. ``time`` is the exact timestamp in seconds after the first frame, also where the rate varies; pictures and
     folders have no clock (``None``, and ``fps`` ``None``). ``fps`` is the mean rate the container tells or lets
@@ -65,7 +65,7 @@ def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
     """Frames ``start:stop`` of a clip, half-open, as a Python slice; ``None`` is an open end.
 
     Frames keep their times (the first one taken need not be at 0), so that audio can be cut to the same range.
-    Negative numbers count from the end and need ``clip.count``: else ``ValueError``. A slice that holds no frame is
+    Negative numbers count from the end and need ``clip.count``: else ``ConfigError``. A slice that holds no frame is
     ``BadInput``.
     """
     if start is None and stop is None:
@@ -73,7 +73,12 @@ def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
     text = f"{'' if start is None else start}:{'' if stop is None else stop}"
     total = clip.count
     if total is None and ((start or 0) < 0 or (stop or 0) < 0):
-        raise ValueError(f"{text} counts from the end, and {clip.path.name} does not record its length")
+        raise ConfigError(
+            "frames",
+            text,
+            f"numbers from 0 on, as {clip.path.name} does not record its length",
+            hint="re-encode it to MP4",
+        )
     if total is not None:
         first, last, _ = slice(start, stop).indices(total)
         count: int | None = max(0, last - first)
@@ -154,7 +159,7 @@ def probe(path: Path | str) -> dict[str, Any]:
     clip = open_clip(path)
     kind = "folder" if path.is_dir() else "picture" if is_picture(path) else "video"
     duration = float(clip.count / clip.fps) if clip.count and clip.fps else None
-    told: dict[str, Any] = {
+    data: dict[str, Any] = {
         "path": str(path),
         "kind": kind,
         "codec": None,
@@ -168,7 +173,7 @@ def probe(path: Path | str) -> dict[str, Any]:
         "tag": dict(clip.tag),
     }
     if kind == "video":
-        told |= describe_video(path)
+        data |= describe_video(path)
     elif kind == "picture":
-        told |= describe_picture(path)
-    return told
+        data |= describe_picture(path)
+    return data

@@ -241,11 +241,7 @@ def _redraw(path: Path, config: PreprocessConfig, reporter: Reporter) -> Preproc
             hint="scores and points cannot be read back from a drawing: convert the motion that it was drawn from, or "
             "detect in the original video",
         )  # fmt: skip
-    clip = open_clip(path)
-    try:
-        clip = take(clip, *(config.frames or (None, None)))
-    except ValueError as error:
-        raise ConfigError.because("--frames", str(error), hint="re-encode the video to MP4") from None
+    clip = take(open_clip(path), *(config.frames or (None, None)))
     if config.fps is not None:
         clip = resample(clip, config.fps)
     if output.suffix:

@@ -13,7 +13,7 @@ import pytest
 from stableanimator_cli.animate.driving import Driving, open_driving
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.detect.capture import Detectors
-from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
+from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPerson
 from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.keypoints import face_box
@@ -22,7 +22,7 @@ from stableanimator_cli.motion.openpose import save_openpose
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.records import ModelFolder
 from tests.animate.clips import FORMS, Heard, in_form, skeleton_video
-from tests.media_samples import beep, make_video, noise
+from tests.media_samples import beep, make_video, noise, numbered
 from tests.preprocess import drawn
 from tests.tiny import skeletons, waving
 
@@ -54,6 +54,12 @@ def test_every_form_gives_the_same_skeletons(tmp_path, form):
         assert all(np.abs(found[k].astype(int) - expected).mean((1, 2, 3)).argmin() == k for k in range(4))
     else:
         np.testing.assert_array_equal(found, expected)
+
+
+def test_a_range_from_the_end_of_a_video_without_a_length_is_refused(tmp_path):
+    path = make_video(tmp_path / "ten.mkv", numbered(10, (128, 128)))
+    with pytest.raises(ConfigError, match=r"frames: found '-3:', expected numbers from 0 on"):
+        driven(path, frames=(-3, None))
 
 
 def test_files_come_in_natural_order_and_others_are_left_aside(tmp_path):

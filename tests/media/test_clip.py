@@ -46,7 +46,7 @@ def test_take_without_a_known_count(uncounted):
     assert numbers(media.take(uncounted, 4, 6)) == [4, 5]
     assert numbers(media.take(uncounted, 8)) == [8, 9]
     assert media.take(uncounted, 4, 6).count is None
-    with pytest.raises(ValueError, match=r"-3: counts from the end"):
+    with pytest.raises(ConfigError, match=r"frames: found '-3:'.*numbers from 0 on"):
         media.take(uncounted, -3)
 
 

@@ -17,8 +17,9 @@ from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.preprocess.convert import is_motion
 from stableanimator_cli.records import Motion
 from tests.animate.clips import Heard
+from tests.media_samples import make_video
 from tests.preprocess import drawn
-from tests.tiny import waving
+from tests.tiny import skeletons, waving
 
 SIZE = (128, 96)
 
@@ -124,6 +125,12 @@ def test_a_slice_a_rate_and_a_person_are_taken(preprocess, motion, tmp_path):
     np.testing.assert_array_equal(slow.keypoints[::2], known.keypoints)
     with pytest.raises(BadInput, match="no frame in the range"):
         preprocess(motion, output=tmp_path / "no.npz", frames="9:")
+
+
+def test_a_range_from_the_end_of_a_video_without_a_length_is_refused(preprocess, tmp_path):
+    path = make_video(tmp_path / "poses.mkv", skeletons(10, (128, 128)))
+    with pytest.raises(ConfigError, match=r"frames: found '-3:', expected numbers from 0 on"):
+        preprocess(path, output=tmp_path / "p.mp4", frames="-3:")
 
 
 def test_smoothing_is_done_only_when_asked(preprocess, motion, tmp_path):

@@ -1,12 +1,12 @@
 # Needs Python 3.11, 3.12 or 3.13 and make; each target sets up its environment once.
-# Another Python: make test PYTHON=python3.12. Another place for the environment: make test SA_VENV=env.
+# Another Python: make test PYTHON=python3.12. Another folder for the environment: make test SA_VENV=env.
 
 PYTHON ?= python3
 SA_VENV ?= .venv
 BIN := $(SA_VENV)/bin
 STAMP := $(SA_VENV)/.installed
 
-# An environment whose Python was moved or removed is stale although its stamp is new.
+# An environment whose Python was moved or removed is stale even if its stamp is new.
 ifneq ($(wildcard $(STAMP)),)
 ifneq ($(shell $(BIN)/python -c 'print(1)' 2>/dev/null),1)
 $(shell rm -f $(STAMP))
@@ -25,11 +25,11 @@ test tools-test: export PYTEST_ADDOPTS = -n $(TEST_WORKERS) --dist loadfile
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-# The tests of what is not in the wheel; `make test` runs them too.
+# The tests of `tools/`, which is not in the wheel; `make test` runs them too.
 tools-test: $(STAMP)
 	$(BIN)/python -m pytest tools/tests
 
-# Damaged files, odd names and odd flags against every verb; the tests hold a few of them.
+# Damaged files, odd names and odd flags against every verb; the tests include a few of them.
 N ?= 500
 SEED ?= 1
 fuzz: $(STAMP)
@@ -40,7 +40,7 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 
-# Fifteen kills of each verb, and three processes at one output: some minutes each.
+# Fifteen kills of each verb, and three processes on one output: some minutes each.
 kills: $(STAMP)
 	$(BIN)/python -m tests.kills together 3 preprocess animate train demo evaluate
 	$(BIN)/python -m tests.kills kill 15 preprocess animate train evaluate
@@ -49,7 +49,7 @@ kills: $(STAMP)
 completions: $(STAMP)
 	$(BIN)/python -m tests.regen completions
 
-# The small networks that read puppets: about an hour on one slow core. Interrupt at any time; the same command resumes.
+# The small networks that detect puppets: about an hour on one slow core. Interrupt at any time; the same command resumes.
 puppet-detectors: $(STAMP)
 	$(BIN)/python -m tools.figure_networks.detectors
 
@@ -93,14 +93,14 @@ puppet-figures: $(STAMP)
 puppet-approximations: $(STAMP)
 	$(BIN)/python -m tools.bench.approximations $(PUPPET_WORK)/approximations --page docs/performance.md
 
-# What face optimisation gains on puppets, and how seams of long videos compare with upstream's blend.
+# The gain of face optimisation on puppets, and the seams of long videos against upstream's blend.
 puppet-refinement: $(STAMP)
 	$(BIN)/python -m tools.bench.refinement_figures $(PUPPET_WORK)/refinement --page docs/performance.md
 
 puppet-blending: $(STAMP)
 	$(BIN)/python -m tools.bench.blending $(PUPPET_WORK)/blending --page docs/performance.md
 
-# Seven variants of models/puppet, each trained for the same number of further steps, and the paper's tables of them.
+# Seven variants of models/puppet, each trained for the same number of further steps, and the paper's tables for them.
 # Interrupt either at any time; the same command resumes. More: make ablations ABLATIONS=runs/mine ABLATION_FLAGS='--data CLIPS --steps 300'
 ABLATIONS ?= runs/ablations
 ABLATION_FLAGS ?=
@@ -114,7 +114,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
 		{ echo '$(PYTHON) is not Python 3.11, 3.12 or 3.13: name one, as in make test PYTHON=python3.12' >&2; exit 1; }
 	@test ! -e '$(SA_VENV)' || test -f '$(SA_VENV)/pyvenv.cfg' || \
-		{ echo '$(SA_VENV) exists and is no Python environment; name another SA_VENV' >&2; exit 1; }
+		{ echo '$(SA_VENV) exists and is not a Python environment; name another SA_VENV' >&2; exit 1; }
 	rm -rf '$(SA_VENV)'
 	$(PYTHON) -m venv $(SA_VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue import evaluation_cache as cache
 from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, WeightFile
 from stableanimator_cli.errors import CheckFailed, SaError
 
@@ -302,6 +303,18 @@ def disk() -> Iterator[Finding]:
         yield _note("disk", message, "export SA_HOME=/a/folder/with/room")
 
 
+def evaluation_cache() -> Iterator[Finding]:
+    """What evaluations keep of videos, and its limit."""
+    try:
+        limit = cache.size_limit()
+    except SaError as error:
+        yield _broken("evaluation cache", error.message, f"export {cache.VARIABLE}=4GiB")
+        return
+    used = sum(entry.bytes for entry in cache.entries())
+    folders = " and ".join(str(catalogue.cache_dir() / name) for name in cache.FOLDERS)
+    yield _ok("evaluation cache", f"{used / 2**30:.2f} of at most {limit / 2**30:.2f} GiB in {folders}")
+
+
 def shared_memory() -> Iterator[Finding]:
     """Worker processes of data loaders pass arrays through it; containers often have 64 MB of it."""
     if sys.platform != "linux":
@@ -327,6 +340,7 @@ CHECKS: Mapping[str, Callable[[], Iterable[Finding]]] = {
     "gpu": gpu,
     "models": models,
     "disk": disk,
+    "evaluation cache": evaluation_cache,
     "shared memory": shared_memory,
 }
 

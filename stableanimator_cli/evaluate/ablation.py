@@ -23,8 +23,8 @@ from stableanimator_cli.evaluate.animate_cases import Animate, Animator
 from stableanimator_cli.evaluate.bench import ROLES, networks_of
 from stableanimator_cli.evaluate.cases import find_cases
 from stableanimator_cli.evaluate.checks import FailedVideo, raise_if_none
-from stableanimator_cli.evaluate.evaluator import SystemScores, measuring
-from stableanimator_cli.evaluate.face_paste import pasted
+from stableanimator_cli.evaluate.evaluator import SystemScores, open_evaluator
+from stableanimator_cli.evaluate.face_paste import paste_faces
 from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.evaluate.scores import Row, Scores, Table, within
 from stableanimator_cli.evaluate.side_by_side import files_of
@@ -89,8 +89,8 @@ def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -
     first = catalogue.open_model(variants.get(OURS, next(iter(variants.values()))).folder, ROLES)
     if config.bench is None:
         config = replace(config, bench="puppet")
-    cases = [case for case in find_cases(config, first, output / "data", reporter) if case.truth is not None]
-    bench = measuring(config, reporter, networks=networks_of(config), model=first)
+    cases = [case for case in find_cases(config, first, output / "data", reporter) if case.target is not None]
+    evaluator = open_evaluator(config, reporter, networks=networks_of(config), model=first)
     check_replaceable(*(path for case in cases for path in files_of(case.name, output)))
     by_seed: dict[str, list[SystemScores]] = {}
     failed: list[FailedVideo] = []
@@ -101,20 +101,22 @@ def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -
                 model=model, name=str(variant.folder), animate=animate, settings=config.animate,
                 flags={**variant.flags, "seed": seed}, reporter=reporter,
             )  # fmt: skip
-            pairs = animator.animated(cases, output / "animated" / variant.animated / f"seed-{seed}")
+            pairs = animator.animate_cases(cases, output / "animated" / variant.animated / f"seed-{seed}")
             if variant.paste:
-                assert bench.observer.reader is not None  # its files are among ROLES
-                pairs = pasted(pairs, output / "animated" / name / f"seed-{seed}", bench.observer.reader, reporter)
-            bench.check(pairs)
-            measured = bench.measure(pairs)
+                assert evaluator.detector.reader is not None  # its files are among ROLES
+                pairs = paste_faces(
+                    pairs, output / "animated" / name / f"seed-{seed}", evaluator.detector.reader, reporter
+                )
+            evaluator.check(pairs)
+            measured = evaluator.score(pairs)
             raise_if_none(measured.failed, len(measured.videos))
             failed += [replace(one, name=f"{name}/seed-{seed}/{one.name}") for one in measured.failed]
             by_seed.setdefault(name, []).append(measured)
-    weighted = bench.rules.mean == "frames"
+    weighted = evaluator.rules.mean == "frames"
     shown = {variant: _over_seeds(runs, weighted) for variant, runs in by_seed.items()}
     tables: list[Table] = [
         ablation(table, shown, [case.name for case in cases]),
-        ("notes to the table", ["note"], [[note] for note in _notes(config, bench.rules.name, by_seed)]),
+        ("notes to the table", ["note"], [[note] for note in _notes(config, evaluator.rules.name, by_seed)]),
     ]
     about = {
         "ablation": table,
@@ -126,7 +128,7 @@ def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -
     }
     last = by_seed.get(OURS, next(iter(by_seed.values())))[0]
     lines = ablation_lines(table, shown)
-    return bench.finish(replace(last, failed=tuple(failed)), about, tables, lines=lines)
+    return evaluator.write(replace(last, failed=tuple(failed)), about, tables, lines=lines)
 
 
 def _over_seeds(runs: Sequence[SystemScores], weighted: bool) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:

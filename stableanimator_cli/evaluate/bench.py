@@ -1,4 +1,4 @@
-"""``--bench``: animate what is not yet animated, score it, and put our row under the published ones of Table 1."""
+"""``--bench``: animate a bench's cases, score them, and print our row under the published ones of Table 1."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.animate_cases import Animate, Animator
-from stableanimator_cli.evaluate.cases import Case, find_cases, place_of
+from stableanimator_cli.evaluate.cases import Case, bench_folder, find_cases
 from stableanimator_cli.evaluate.checks import raise_if_none
-from stableanimator_cli.evaluate.evaluator import Evaluator, SystemScores, measuring
-from stableanimator_cli.evaluate.pairs import Pair, alone, find_videos
+from stableanimator_cli.evaluate.evaluator import SystemScores, open_evaluator
+from stableanimator_cli.evaluate.pairs import Pair, check_names, find_videos
 from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, cells, video_json
 from stableanimator_cli.evaluate.side_by_side import files_of
-from stableanimator_cli.evaluate.tables import FOOTNOTES, Ours, measured_lines, published_lines, table1
+from stableanimator_cli.evaluate.tables import FOOTNOTES, TableRow, measured_lines, published_lines, table1
 from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
@@ -29,90 +29,84 @@ _CROSS = ("csim_ref", "csim_ref_judge", "face_rate", "identity_drift", "keypoint
 
 
 def networks_of(config: EvaluateConfig) -> tuple[str, ...] | None:
-    """Drawn figures are measured by their own networks, everything else by those of the protocol (None)."""
+    """Networks for drawn figures, which have their own; None for those of the protocol."""
     return PUPPET_NETWORKS if config.bench in (None, "puppet") else None
 
 
-def resolved(config: EvaluateConfig) -> tuple[str, ModelFolder]:
-    """The model that animates: ``--model``, else ``puppet`` for drawn figures and the usual one for the rest."""
+def resolve_model(config: EvaluateConfig) -> tuple[str, ModelFolder]:
+    """The model that animates: ``--model``, else ``puppet`` for drawn figures and the default one for the rest."""
     name = config.model or ("puppet" if config.bench in (None, "puppet") else catalogue.default_model(ROLES))
     return name, catalogue.open_model(name, ROLES)
 
 
 def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> Scores:
-    """Animate and score. Raises ``BadInput`` (exit 3) that explains the layout where data are missing."""
+    """Animate and score. Raises ``BadInput`` (exit 3) that explains the layout if data are missing."""
     assert config.output is not None
     assert config.bench is not None
-    place_of(config)  # what data are wanted is said before what weights are
-    name, model = resolved(config)
+    bench_folder(config)  # missing data are reported before missing weights
+    name, model = resolve_model(config)
     cases = find_cases(config, model, config.output / "data", reporter)
     check_replaceable(*(path for case in cases for path in files_of(case.name, config.output)))
-    others = _rival_pairs(config, cases)
-    bench = measuring(config, reporter, networks=networks_of(config), model=model)
-    for others_pairs in others.values():
-        bench.check(others_pairs)
+    baseline_pairs = _find_baselines(config, cases)
+    evaluator = open_evaluator(config, reporter, networks=networks_of(config), model=model)
+    for pairs in baseline_pairs.values():
+        evaluator.check(pairs)
     animator = Animator(model=model, name=name, animate=animate, settings=config.animate, flags={}, reporter=reporter)
-    # first of all, while the process has used little: its peak cannot be taken back
-    peak = animator.memory(cases[0], config.output / "memory")
-    pairs = animator.animated(cases, config.output / "animated")
-    driven = [pair for pair in pairs if pair.truth is not None]
-    crossed = [pair for pair in pairs if pair.truth is None]
-    bench.check(pairs)
-    measured = bench.measure(driven)
-    raise_if_none(measured.failed, len(measured.videos))
-    most = peak.get("device", peak.get("host"))
-    rows = [Ours(name=model.name, rows=measured.rows, memory=most, videos=_names(measured))]
-    rivals = {name: bench.measure(pairs) for name, pairs in others.items()}
-    rows += [Ours(name=rival, rows=scored.rows, videos=_names(scored)) for rival, scored in rivals.items()]
+    peak = animator.measure_memory(cases[0], config.output / "memory")  # first: a process's peak never falls again
+    pairs = animator.animate_cases(cases, config.output / "animated")
+    evaluator.check(pairs)
+    ours = evaluator.score([pair for pair in pairs if pair.target is not None])
+    raise_if_none(ours.failed, len(ours.videos))
+    baselines = {system: evaluator.score(pairs) for system, pairs in baseline_pairs.items()}
+    memory = peak.get("device", peak.get("host"))
+    rows = [TableRow(name=model.name, rows=ours.rows, memory=memory, videos=ours.names)]
+    rows += [TableRow(name=system, rows=scored.rows, videos=scored.names) for system, scored in baselines.items()]
     tables: list[Table] = [table1(config.bench, rows)]
     sections: list[Section] = []
-    failed = list(measured.failed)
+    failed, videos = list(ours.failed), list(ours.videos)
     about: dict[str, Any] = {"bench": config.bench, "model": model.name, "peak_bytes_16_frames": peak}
-    videos = list(measured.videos)
+    crossed = [pair for pair in pairs if pair.target is None]
     if crossed:
-        other = bench.measure(crossed)
+        other = evaluator.score(crossed)
         tables.append(_table("cross-identity: another figure's movement, no ground truth", other.rows))
-        about["cross_identity"] = {key: row.to_json() for key, row in other.rows.items()}
+        about["cross_identity"] = _json(other.rows)
         sections.append(Section(system=model.name, data="cross-identity", rows=other.rows))
         videos += other.videos
         failed += other.failed
-    if rivals:
-        about["rivals"] = {key: {n: row.to_json() for n, row in one.rows.items()} for key, one in rivals.items()}
-        about["rival_videos"] = {key: [video_json(video) for video in one.videos] for key, one in rivals.items()}
-    for rival, one in rivals.items():
-        sections.append(Section(system=rival, data="", rows=one.rows, videos=one.videos))
-        failed += [replace(video, name=f"{rival}/{video.name}") for video in one.failed]
-    tables.append(("notes to the tables", ["note"], [[note] for note in _notes(bench, peak)]))
-    whole = SystemScores(rows=measured.rows, missing=measured.missing, videos=tuple(videos), failed=tuple(failed))
+    if baselines:  # the keys are those of earlier versions
+        about["rivals"] = {system: _json(scored.rows) for system, scored in baselines.items()}
+        about["rival_videos"] = {system: [video_json(v) for v in scored.videos] for system, scored in baselines.items()}
+    for system, scored in baselines.items():
+        sections.append(Section(system=system, data="", rows=scored.rows, videos=scored.videos))
+        failed += [replace(video, name=f"{system}/{video.name}") for video in scored.failed]
+    tables.append(("notes to the tables", ["note"], [[note] for note in _notes(evaluator.rules.name, peak)]))
+    total = SystemScores(rows=ours.rows, missing=ours.missing, videos=tuple(videos), failed=tuple(failed))
     lines = [*published_lines(config.bench), *(line for row in rows for line in measured_lines(row))]
-    return bench.finish(whole, about, tables, sections=sections, lines=lines)
+    return evaluator.write(total, about, tables, sections=sections, lines=lines)
 
 
-def _names(measured: SystemScores) -> tuple[str, ...]:
-    return tuple(video.name for video in measured.videos)
+def _json(rows: Mapping[str, Row]) -> dict[str, Any]:
+    return {name: row.to_json() for name, row in rows.items()}
 
 
-def _rival_pairs(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, list[Pair]]:
-    """Other systems' videos of the same cases: one folder per system, videos by the cases' names."""
+def _find_baselines(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, list[Pair]]:
+    """Other systems' videos of the same cases: one folder per system, videos named as the cases."""
     if config.baselines is None:
         return {}
-    known = {case.name: case for case in cases if case.truth is not None}
+    driven = {case.name: case for case in cases if case.target is not None}
     entries = sorted(config.baselines.iterdir()) if config.baselines.is_dir() else []
     folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
     if not folders:
         raise BadInput(
             config.baselines, "no folders", "one folder per system, with its videos under the names of the bench's",
-            hint=f"names: {', '.join(list(known)[:5])} ...",
+            hint=f"names: {', '.join(list(driven)[:5])} ...",
         )  # fmt: skip
-    found = {}
+    pairs = {}
     for folder in folders:
         videos = find_videos(folder)
-        alone({name: case.reference for name, case in known.items()}, Path(str(config.bench)), videos, folder)
-        found[folder.name] = [
-            Pair(name=name, predicted=videos[name], truth=case.truth, reference=case.reference, poses=case.poses)
-            for name, case in known.items()
-        ]
-    return found
+        check_names({name: case.reference for name, case in driven.items()}, Path(str(config.bench)), videos, folder)
+        pairs[folder.name] = [case.pair(videos[name]) for name, case in driven.items()]
+    return pairs
 
 
 def _table(title: str, rows: Mapping[str, Row]) -> Table:
@@ -122,11 +116,11 @@ def _table(title: str, rows: Mapping[str, Row]) -> Table:
     return title, ["metric", "", "value", "95 % t-interval", "videos"], lines
 
 
-def _notes(bench: Evaluator, peak: Mapping[str, int]) -> list[str]:
+def _notes(protocol: str, peak: Mapping[str, int]) -> list[str]:
     kind = "the GPU's allocator" if "device" in peak else "resident memory of the whole process, there being no GPU"
     kind = kind if peak else "not measured: the first video is shorter"
     ours = (
-        f"measured rows: protocol {bench.rules.name}; a cell names its metric where that is not the column's; memory "
+        f"measured rows: protocol {protocol}; a cell names its metric where that is not the column's; memory "
         f"is the most in use ({kind}) while 16 frames are animated at the bench's size."
     )
     return [ours, *FOOTNOTES]

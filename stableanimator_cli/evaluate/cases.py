@@ -1,4 +1,4 @@
-"""What a bench animates: its folder's layout, and the puppets, which are drawn where they are wanted."""
+"""Cases of a bench: those of a folder, or drawn figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stableanimator_cli.config.evaluate import PUBLISHED_BENCHES, EvaluateConfig
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.evaluate.pairs import find_pictures, find_videos, listed
+from stableanimator_cli.evaluate.pairs import Pair, find_pictures, find_videos, listed
 from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.progress import Reporter
@@ -17,13 +17,15 @@ from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 from stableanimator_cli.records import ModelFolder
 
 TIKTOK_IDS = tuple(f"{number:05d}" for number in range(335, 341))
-"""The videos of the TikTok dataset that no paper trains on and everybody has. The papers' own ten are not published."""
+"""Videos of the TikTok dataset that no paper trains on. The ten of the papers are not published."""
 _MOTIONS = (".npz", ".json", ".mp4", ".mov", ".m4v")
 PUPPET_SIZE = (128, 128)
 PUPPET_FPS = Fraction(8)
 
-LAYOUT = """videos/NAME.mp4 (or NAME/ with its frames as pictures), references/NAME.png where it is not the first frame,
-poses/NAME.npz (or .json, .mp4 of skeletons) where it is not to be read from the video"""
+LAYOUT = (
+    "videos/NAME.mp4 (or NAME/ with its frames as pictures), references/NAME.png where it is not the first frame, "
+    "poses/NAME.npz (or .json, .mp4 of skeletons) where it is not to be read from the video"
+)
 _WHERE = {
     "tiktok": "frames of the TikTok dataset, whose licence forbids that we bring them: 00335 to 00340 by default",
     "unseen100": "the authors have not released their 100 videos; any videos of this layout stand in for them",
@@ -32,27 +34,31 @@ _WHERE = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One thing to animate. ``truth`` None: another person's movement. ``poses`` is what key points are compared with,
-    None where ``motion`` has none."""
+    """One animation. ``target`` is None for another person's movement. Key points are compared with ``poses``, None if
+    ``motion`` has none."""
 
     name: str
     reference: Path
     motion: Path
-    truth: Path | None
+    target: Path | None
     poses: Path | None
+
+    def pair(self, predicted: Path) -> Pair:
+        """The case's video with what it is compared with."""
+        return Pair(name=self.name, predicted=predicted, target=self.target, reference=self.reference, poses=self.poses)
 
 
 def find_cases(config: EvaluateConfig, model: ModelFolder, scratch: Path, reporter: Reporter) -> list[Case]:
-    """The cases of ``config.bench``. ``scratch`` takes what is drawn or cut out. ``BadInput`` (exit 3) explains the
-    layout where data are missing."""
+    """Find or draw the cases of ``config.bench``. Generated files go to ``scratch``. Raises ``BadInput`` (exit 3) that
+    explains the layout if data are missing."""
     assert config.bench is not None
-    folder = place_of(config)
+    folder = bench_folder(config)
     return _puppets(config, model, scratch, reporter) if folder is None else _folder(folder, config, scratch)
 
 
-def place_of(config: EvaluateConfig) -> Path | None:
-    """The folder of a bench: DATA/NAME for the published ones, the folder itself else; None for puppets, which are
-    drawn. ``BadInput`` (exit 3) explains the layout where it is not there."""
+def bench_folder(config: EvaluateConfig) -> Path | None:
+    """The folder of a bench: DATA/NAME for published ones, else the folder itself; None for puppets, which are drawn.
+    Raises ``BadInput`` (exit 3) that explains the layout if it does not exist."""
     assert config.bench is not None
     if config.bench == "puppet":
         return None
@@ -61,54 +67,49 @@ def place_of(config: EvaluateConfig) -> Path | None:
         if not folder.is_dir():
             raise BadInput(
                 folder, "no such folder, and no bench of that name", "puppet, tiktok, unseen100 or a folder",
-                hint=f"a folder holds {_one_line()}",
+                hint=f"a folder holds {LAYOUT}",
             )  # fmt: skip
         return folder
-    named = config.data or (Path(os.environ["SA_DATA"]) if os.environ.get("SA_DATA") else None)
-    hint = f"DIR/{config.bench} holds {_one_line()} ({_WHERE[config.bench]})"
-    if named is None:
+    data = config.data or (Path(os.environ["SA_DATA"]) if os.environ.get("SA_DATA") else None)
+    hint = f"DIR/{config.bench} holds {LAYOUT} ({_WHERE[config.bench]})"
+    if data is None:
         raise BadInput(config.bench, "no --data DIR and no SA_DATA", "the folder of the bench's videos", hint=hint)
-    for folder in (named / config.bench, named):
+    for folder in (data / config.bench, data):
         if (folder / "videos").is_dir():
             return folder
-    raise BadInput(named, f"no {config.bench}/videos", "the folder of the bench's videos", hint=hint)
-
-
-def _one_line() -> str:
-    return " ".join(LAYOUT.split())
+    raise BadInput(data, f"no {config.bench}/videos", "the folder of the bench's videos", hint=hint)
 
 
 def _folder(folder: Path, config: EvaluateConfig, scratch: Path) -> list[Case]:
-    videos = folder / "videos"
-    if not videos.is_dir():
-        raise BadInput(folder, "no folder videos in it", f"a bench: {_one_line()}", hint=f"mkdir {videos}")
-    found = find_videos(videos)
-    wanted = config.ids or (TIKTOK_IDS if config.bench == "tiktok" else tuple(found))
-    lacking = [name for name in wanted if name not in found]
+    if not (folder / "videos").is_dir():
+        raise BadInput(folder, "no folder videos in it", f"a bench: {LAYOUT}", hint=f"mkdir {folder / 'videos'}")
+    videos = find_videos(folder / "videos")
+    names = config.ids or (TIKTOK_IDS if config.bench == "tiktok" else tuple(videos))
+    lacking = [name for name in names if name not in videos]
     if lacking:
-        raise BadInput(videos, f"no video named {listed(lacking)}", f"those of --ids, {len(wanted)} in all")
-    pictures = find_pictures(folder / "references") if (folder / "references").is_dir() else {}
+        raise BadInput(folder / "videos", f"no video named {listed(lacking)}", f"those of --ids, {len(names)} in all")
+    images = find_pictures(folder / "references") if (folder / "references").is_dir() else {}
     cases = []
-    for name in wanted:
+    for name in names:
         motion = next((p for p in (folder / "poses" / f"{name}{s}" for s in _MOTIONS) if p.is_file()), None)
         cases.append(
             Case(
                 name=name,
-                reference=pictures.get(name) or _first_frame(found[name], scratch / "references" / f"{name}.png"),
-                motion=motion or found[name],
-                truth=found[name],
+                reference=images.get(name) or _first_frame(videos[name], scratch / "references" / f"{name}.png"),
+                motion=motion or videos[name],
+                target=videos[name],
                 poses=motion if motion is not None and motion.suffix in (".npz", ".json") else None,
             )
         )
     return cases
 
 
-def _first_frame(video: Path, picture: Path) -> Path:
-    """Frame 0 of a video as a picture: the usual reference of this field's evaluations. Written every time, so that
-    another video of that name is not animated from an earlier one's frame."""
-    check_replaceable(picture)
-    write_picture(picture, next(iter(open_clip(video).frames()))[1])
-    return picture
+def _first_frame(video: Path, image: Path) -> Path:
+    """Write frame 0 of a video, the usual reference of this field's evaluations. It is written every time: an earlier
+    video of that name may have had another."""
+    check_replaceable(image)
+    write_picture(image, next(iter(open_clip(video).frames()))[1])
+    return image
 
 
 def _puppets(config: EvaluateConfig, model: ModelFolder, scratch: Path, reporter: Reporter) -> list[Case]:
@@ -123,14 +124,14 @@ def _puppets(config: EvaluateConfig, model: ModelFolder, scratch: Path, reporter
     folder = write_puppets(plan, reporter).folder
     names = [f"{n:05d}" for n in range(config.figures)]
     cases = []
-    for place, name in enumerate(names):
-        picture, motion = folder / "references" / f"{name}.png", folder / "truth" / f"{name}.npz"
-        truth = folder / "videos" / f"{name}.mp4"
-        cases.append(Case(name=name, reference=picture, motion=motion, truth=truth, poses=motion))
-        other = names[(place + 1) % len(names)]
+    for index, name in enumerate(names):
+        image, motion = folder / "references" / f"{name}.png", folder / "truth" / f"{name}.npz"
+        target = folder / "videos" / f"{name}.mp4"
+        cases.append(Case(name=name, reference=image, motion=motion, target=target, poses=motion))
+        other = names[(index + 1) % len(names)]
         if other != name:
             driving = folder / "truth" / f"{other}.npz"
-            cases.append(Case(name=f"{name}-as-{other}", reference=picture, motion=driving, truth=None, poses=driving))
+            cases.append(Case(name=f"{name}-as-{other}", reference=image, motion=driving, target=None, poses=driving))
     return cases
 
 

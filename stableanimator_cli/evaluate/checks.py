@@ -55,7 +55,7 @@ def raise_if_none(failed: Sequence[FailedVideo], scored: int) -> None:
 def _problem(pair: Pair, rules: EvalProtocol, truncate: bool) -> BadInput | None:
     try:
         clip = open_clip(pair.predicted)
-        truth = None if pair.truth is None else open_clip(pair.truth)
+        truth = None if pair.target is None else open_clip(pair.target)
         check_clips(clip, truth, rules, truncate=truncate)
         if pair.reference is not None:
             read_picture(pair.reference)

@@ -1,4 +1,4 @@
-"""Which video is compared with which: names to paths, prediction to ground truth."""
+"""Pairs of videos: predictions and targets matched by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import natural_key, require_file
-from stableanimator_cli.media.image import SUFFIXES as PICTURES
+from stableanimator_cli.media.image import SUFFIXES as IMAGES
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg")
 _SHOWN = 5  # names that an error lists
@@ -16,104 +16,100 @@ _SHOWN = 5  # names that an error lists
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """One video to score. ``truth`` None: there is no ground truth (another person's movement). ``reference`` is the
-    picture that was animated, ``poses`` what drove it, ``borders`` where windows or chunks meet; None is unknown."""
+    """One video to score. ``target`` is the ground truth, None if there is none (another person's movement).
+    ``reference`` is the animated image, ``poses`` the motion; ``borders`` are first frames of windows or chunks."""
 
     name: str
     predicted: Path
-    truth: Path | None = None
+    target: Path | None = None
     reference: Path | None = None
     poses: Path | None = None
     borders: tuple[int, ...] | None = None
 
 
 def find_videos(path: Path) -> dict[str, Path]:
-    """Videos by name, in natural order: one file, one folder of pictures, or a folder of such files and folders.
+    """Videos by name, in natural order: one file, one folder of images, or a folder of such files and folders.
 
-    Previews beside videos and hidden files are passed over. Raises ``BadInput`` for what is not there, for a folder
-    without any, and for two of one name.
+    Hidden files and previews are skipped. Raises ``BadInput`` if there are none, or two of one name.
     """
     if not path.is_dir():
         return {require_file(path, "a video, or a folder of videos or pictures").stem: path}
     entries = sorted((e for e in path.iterdir() if not e.name.startswith(".")), key=lambda e: natural_key(e.name))
-    found: dict[str, Path] = {}
+    videos: dict[str, Path] = {}
     for entry in entries:
-        video = entry.suffix.lower() in VIDEOS and entry.is_file() and not entry.stem.endswith(".preview")
-        if not video and not _holds_pictures(entry):
+        is_video = entry.suffix.lower() in VIDEOS and entry.is_file() and not entry.stem.endswith(".preview")
+        if not is_video and not _has_images(entry):
             continue
-        name = entry.stem if video else entry.name
-        if name in found:
+        name = entry.stem if is_video else entry.name
+        if name in videos:
             raise BadInput(
-                entry, f"a second video named {name}, beside {found[name].name}", "one video a name",
+                entry, f"a second video named {name}, beside {videos[name].name}", "one video per name",
                 hint="move one of them out of the folder",
             )  # fmt: skip
-        found[name] = entry
-    if not found and _holds_pictures(path):
+        videos[name] = entry
+    if not videos and _has_images(path):
         return {path.resolve().name: path}
-    if not found:
+    if not videos:
         raise BadInput(
             path, "a folder without videos", f"files ending in {', '.join(VIDEOS[:4])} ..., or folders of pictures",
             hint=f"look with: ls {path}",
         )  # fmt: skip
-    return found
+    return videos
 
 
 def find_pictures(path: Path) -> dict[str, Path]:
-    """Pictures by name, of a folder or of one file (under its own name)."""
+    """Images by name, of a folder or of one file."""
     if not path.is_dir():
         return {require_file(path, "a picture or a folder of pictures").stem: path}
-    files = (e for e in path.iterdir() if e.is_file() and not e.name.startswith(".") and e.suffix.lower() in PICTURES)
-    found = {file.stem: file for file in sorted(files, key=lambda e: natural_key(e.name))}
-    if not found:
-        raise BadInput(path, "a folder without pictures", "a picture a video, of its name", hint=f"ls {path}")
-    return found
+    files = (e for e in path.iterdir() if e.is_file() and not e.name.startswith(".") and e.suffix.lower() in IMAGES)
+    images = {file.stem: file for file in sorted(files, key=lambda e: natural_key(e.name))}
+    if not images:
+        raise BadInput(path, "a folder without pictures", "one picture per video, of its name", hint=f"ls {path}")
+    return images
 
 
-def match(predicted: Path, truth: Path) -> list[Pair]:
-    """Pairs by name; one video on each side is a pair whatever the names.
+def match(predicted: Path, target: Path) -> list[Pair]:
+    """Pair videos by name; one video on each side is a pair whatever the names.
 
-    Raises ``BadInput`` where a prediction has no ground truth or the other way round: a mean over other videos than
-    was meant is no score.
+    Raises ``BadInput`` if a video has no counterpart: a mean over other videos than intended is no score.
     """
-    made, true = find_videos(predicted), find_videos(truth)
-    if len(made) == len(true) == 1:
-        (name, path), (other,) = next(iter(made.items())), true.values()
-        return [Pair(name=name, predicted=path, truth=other)]
-    alone(made, predicted, true, truth)
-    alone(true, truth, made, predicted)
-    return [Pair(name=name, predicted=path, truth=true[name]) for name, path in made.items()]
+    predictions, targets = find_videos(predicted), find_videos(target)
+    if len(predictions) == len(targets) == 1:
+        (name, path), (other,) = next(iter(predictions.items())), targets.values()
+        return [Pair(name=name, predicted=path, target=other)]
+    check_names(predictions, predicted, targets, target)
+    check_names(targets, target, predictions, predicted)
+    return [Pair(name=name, predicted=path, target=targets[name]) for name, path in predictions.items()]
 
 
-def alone(names: Mapping[str, Path], where: Path, others: Mapping[str, Path], there: Path) -> None:
-    """Raise ``BadInput`` for names of ``where`` that ``there`` lacks."""
-    lacking = [name for name in names if name not in others]
-    if lacking:
+def check_names(names: Mapping[str, Path], path: Path, videos: Mapping[str, Path], videos_path: Path) -> None:
+    """Raise ``BadInput`` for names (of ``path``) that ``videos`` (of ``videos_path``) lacks."""
+    missing = [name for name in names if name not in videos]
+    if missing:
         raise BadInput(
-            there,
-            f"no video named {listed(lacking)}",
-            f"one for each of the {len(names)} in {where}",
+            videos_path, f"no video named {listed(missing)}", f"one for each of the {len(names)} in {path}",
             hint="videos are paired by their names without the suffix; move aside what is not to be scored",
-        )
+        )  # fmt: skip
 
 
-def by_name(pairs: Sequence[Pair], path: Path, kind: str, found: Mapping[str, Path]) -> dict[str, Path]:
-    """What of ``found`` (in ``path``) belongs to each pair: one for all, or one a name. ``BadInput`` for a name without
-    one; ``kind`` says what it is."""
-    if len(found) == 1 and not path.is_dir():
-        return dict.fromkeys((pair.name for pair in pairs), next(iter(found.values())))
-    lacking = [pair.name for pair in pairs if pair.name not in found]
-    if lacking:
-        raise BadInput(path, f"no {kind} named {listed(lacking)}", f"a {kind} for each of the {len(pairs)} videos")
-    return {pair.name: found[pair.name] for pair in pairs}
+def match_files(pairs: Sequence[Pair], path: Path, kind: str, files: Mapping[str, Path]) -> dict[str, Path]:
+    """One of ``files`` (in ``path``) per pair: one file for all, or one per name. ``kind`` names them in ``BadInput``,
+    which is raised for a pair without one."""
+    if len(files) == 1 and not path.is_dir():
+        return dict.fromkeys((pair.name for pair in pairs), next(iter(files.values())))
+    missing = [pair.name for pair in pairs if pair.name not in files]
+    if missing:
+        raise BadInput(path, f"no {kind} named {listed(missing)}", f"a {kind} for each of the {len(pairs)} videos")
+    return {pair.name: files[pair.name] for pair in pairs}
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few of many names."""
+    """The first few names, and the number of the others."""
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _holds_pictures(folder: Path) -> bool:
+def _has_images(folder: Path) -> bool:
     return folder.is_dir() and any(
-        file.suffix.lower() in PICTURES and not file.name.startswith(".") for file in folder.iterdir()
+        file.suffix.lower() in IMAGES and not file.name.startswith(".") for file in folder.iterdir()
     )

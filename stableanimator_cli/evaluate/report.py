@@ -64,10 +64,10 @@ def _plain(scores: Scores) -> tuple[list[str], list[list[str]]]:
     """One line per metric, then one per video and metric, at full precision; the same for every further section, and
     the lines of published tables. ``data`` says which videos if they are not the ones with a ground truth."""
     columns = ["video", "metric", "value", "low", "high", "n", "system", "data", "tool"]
-    system, driven = str(scores.about.get("model", "")), any(video.truth is not None for video in scores.videos)
+    system, driven = str(scores.about.get("model", "")), any(video.target is not None for video in scores.videos)
     rows = [[*line, system, ""] for line in _of_rows(scores.rows)]
     for video in scores.videos:
-        data = "cross-identity" if driven and video.truth is None else ""
+        data = "cross-identity" if driven and video.target is None else ""
         rows += [[*line, system, data] for line in _of_video(video)]
     for section in scores.sections:
         rows += [[*line, section.system, section.data] for line in _of_rows(section.rows)]

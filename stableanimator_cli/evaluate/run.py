@@ -1,6 +1,6 @@
-"""``sa evaluate`` from flags to files: which task it is, and the plain one, videos against their ground truth.
+"""``sa evaluate`` from flags to files: chooses the task, and compares videos with their ground truth.
 
-Each task is imported when it is the one: torch takes seconds to load, and who mistypes a name waits for none of it.
+Each task is imported when it is chosen, after the options are checked: torch takes seconds to load.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stableanimator_cli.catalogue import evaluation_cache
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.evaluate import cases, report, side_by_side
 from stableanimator_cli.evaluate.checks import check_pairs, raise_if_none
 from stableanimator_cli.evaluate.driving_points import find_poses
-from stableanimator_cli.evaluate.pairs import Pair, by_name, find_pictures, match
+from stableanimator_cli.evaluate.pairs import Pair, find_pictures, match, match_files
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.files import check_apart, check_replaceable, locked_output
 from stableanimator_cli.progress import NullReporter, Reporter
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Result(Protocol):
-    """What any task gives the command line."""
+    """Result of any task, for the command line."""
 
     @property
     def exit_code(self) -> int: ...
@@ -47,22 +48,22 @@ def run(
     config_file: Path | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
-    """Score videos. ``flags`` by option name, None where not given; see ``config_evaluate.EvaluateConfig``.
+    """Score videos into ``--output``. ``flags`` by option name, None if not given; see ``EvaluateConfig``.
 
-    Writes into ``--output``, each file whole or not at all. Raises ``SaError``.
+    Each file is written atomically. Raises ``SaError``.
     """
     reporter = reporter or NullReporter()
     names = {"inputs": "predicted_reference"}
     config = resolve(EvaluateConfig, {names.get(key, key): value for key, value in flags.items()}, config_file)
     if config.output is None:
-        return _carry_out(config, animate, reporter)
+        return _run_task(config, animate, reporter)
     _check_output(config.output, _inputs(config, config_file), _files(config, config.output))
     with locked_output(config.output, "sa evaluate", folder=True):
         report.remove_unfinished(config.output)
-        return _carry_out(config, animate, reporter)
+        return _run_task(config, animate, reporter)
 
 
-def _carry_out(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> Result:
+def _run_task(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> Result:
     if config.study:
         from stableanimator_cli.evaluate.study import write_study
 
@@ -71,15 +72,16 @@ def _carry_out(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> 
         from stableanimator_cli.evaluate.study_results import tally
 
         return tally(config)
-    if config.ablation is not None:
-        from stableanimator_cli.evaluate.ablation import run_ablation
+    with evaluation_cache.in_use():
+        if config.ablation is not None:
+            from stableanimator_cli.evaluate.ablation import run_ablation
 
-        return run_ablation(config, animate, reporter)
-    if config.bench is not None:
-        from stableanimator_cli.evaluate.bench import run_bench
+            return run_ablation(config, animate, reporter)
+        if config.bench is not None:
+            from stableanimator_cli.evaluate.bench import run_bench
 
-        return run_bench(config, animate, reporter)
-    return _compare(config, reporter)
+            return run_bench(config, animate, reporter)
+        return _compare(config, reporter)
 
 
 def _compare(config: EvaluateConfig, reporter: Reporter) -> Result:
@@ -87,12 +89,12 @@ def _compare(config: EvaluateConfig, reporter: Reporter) -> Result:
     pairs = with_sides(match(*config.inputs), config)
     check_replaceable(*(path for pair in pairs for path in side_by_side.files_of(pair.name, config.output)))
     check_pairs(pairs, PROTOCOLS[config.rules], truncate=config.truncate, reporter=reporter)
-    from stableanimator_cli.evaluate.evaluator import measuring
+    from stableanimator_cli.evaluate.evaluator import open_evaluator
 
-    bench = measuring(config, reporter)
-    measured = bench.measure(pairs)
-    raise_if_none(measured.failed, len(measured.videos))
-    return bench.finish(measured, {})
+    evaluator = open_evaluator(config, reporter)
+    scores = evaluator.score(pairs)
+    raise_if_none(scores.failed, len(scores.videos))
+    return evaluator.write(scores, {})
 
 
 def with_sides(pairs: Sequence[Pair], config: EvaluateConfig) -> list[Pair]:
@@ -103,7 +105,7 @@ def with_sides(pairs: Sequence[Pair], config: EvaluateConfig) -> list[Pair]:
         ("poses", config.poses, "motion", find_poses),
     ):
         if path is not None:
-            sides[field] = by_name(pairs, path, kind, find(path))
+            sides[field] = match_files(pairs, path, kind, find(path))
     return [replace(pair, **{field: named[pair.name] for field, named in sides.items()}) for pair in pairs]
 
 
@@ -120,7 +122,7 @@ def _inputs(config: EvaluateConfig, config_file: Path | None) -> list[Path]:
     """Every file and folder that the run reads."""
     given = [*config.inputs, config.reference_picture, config.poses, config.baselines, config.variants, config.animate]
     named = [Path(name) for name in (config.model, config.judge) if name is not None and Path(name).exists()]
-    bench = None if config.bench is None else cases.place_of(config)
+    bench = None if config.bench is None else cases.bench_folder(config)
     return [path for path in (*given, bench, config_file, *named) if path is not None]
 
 

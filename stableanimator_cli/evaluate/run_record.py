@@ -40,7 +40,7 @@ def _table(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def of_record(record: Mapping[str, Any]) -> tuple[int, ...] | None:
+def piece_borders(record: Mapping[str, Any]) -> tuple[int, ...] | None:
     """First frames of windows and chunks in the numbering of the output; None where the record does not tell."""
     config, frames = _table(record.get("config")), record["output"].get("frames")
     decode, stored = _table(config.get("decode")), record.get("windows")
@@ -60,7 +60,7 @@ def of_record(record: Mapping[str, Any]) -> tuple[int, ...] | None:
     return tuple(sorted(border for border in found if 1 <= border < frames))
 
 
-def resize_of(record: Mapping[str, Any] | None) -> Mode:
+def resize_mode(record: Mapping[str, Any] | None) -> Mode:
     """How the motion was fitted to the output."""
     resize = _table((record or {}).get("config")).get("resize")
     return resize if isinstance(resize, str) and resize in get_args(Mode) else "crop"  # type: ignore[return-value]

@@ -108,7 +108,7 @@ class Scores:
 
     @property
     def title(self) -> str:
-        count = sum(1 for video in self.videos if video.truth is not None) or len(self.videos)
+        count = sum(1 for video in self.videos if video.target is not None) or len(self.videos)
         return f"{count} video{'' if count == 1 else 's'}, protocol {self.protocol.name}"
 
     def shown(self) -> list[Table]:
@@ -234,7 +234,7 @@ def video_json(video: VideoScore) -> dict[str, Any]:
         "frames_left_out": video.dropped,
         "identical_frames": video.identical_frames,
         "predicted": dict(video.predicted),
-        "truth": None if video.truth is None else dict(video.truth),
+        "truth": None if video.target is None else dict(video.target),
         "reference_picture": None if video.pair.reference is None else str(video.pair.reference),
         "poses": None if video.pair.poses is None else str(video.pair.poses),
         "borders": list(video.borders),

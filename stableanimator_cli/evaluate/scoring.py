@@ -1,4 +1,4 @@
-"""One video to its numbers: streamed once for pixels, looked at once for faces and points."""
+"""Scores of one video. Prediction and target are decoded once, for pixel metrics and detections together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ from stableanimator_cli.evaluate.detections import VideoDetections, VideoDetecto
 from stableanimator_cli.evaluate.driving_points import Unmatched, driven_points, indices_shown, read_poses
 from stableanimator_cli.evaluate.frame_matching import MatchedFrames, frames_at, match_frames
 from stableanimator_cli.evaluate.pairs import Pair
-from stableanimator_cli.evaluate.protocols import EvalProtocol as Rules
+from stableanimator_cli.evaluate.protocols import EvalProtocol
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, read_picture
 from stableanimator_cli.metrics import identity, motion
@@ -29,15 +28,15 @@ from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip
 
 NO_POINTS = "key points have nothing to be compared with"
-SMALLEST = 8  # pixels a side: SSIM looks at 7
+MINIMUM_SIDE = 8  # pixels: SSIM has windows of 7
 
 
 class Networks(Protocol):
-    """What measures pictures and clips by networks, one video at a time."""
+    """Metrics that need networks, fed one video at a time."""
 
-    def begin(self, name: str, truth: str | None) -> None: ...
+    def begin(self, name: str, target: str | None) -> None: ...
 
-    def add(self, made: np.ndarray, truth: np.ndarray, number: int) -> None: ...
+    def add(self, predicted: np.ndarray, target: np.ndarray, number: int) -> None: ...
 
     def end(self) -> Mapping[str, RunningMean]: ...
 
@@ -46,14 +45,13 @@ class Networks(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoScore:
-    """One video's numbers. ``values`` by metric, NaN where there is none; ``counts`` what each is a mean of (frames,
-    points, borders), its weight in the pooled mean; ``curves`` by frame, None where there is nothing. ``notes`` say in
-    words what could not be measured of this video. ``matched`` are the frames that were compared, None for all of both
-    videos; ``dropped`` says which were left out."""
+    """Scores of one video. ``values`` by metric, NaN if there is none; ``counts`` are the frames, points or borders
+    that each is a mean of. ``curves`` hold a value per frame or None. ``notes`` explain what could not be measured.
+    ``matched`` are the frames that were compared, None for all; ``dropped`` describes the others."""
 
     name: str
     predicted: Mapping[str, Any]
-    truth: Mapping[str, Any] | None
+    target: Mapping[str, Any] | None
     frames: int
     values: Mapping[str, float]
     counts: Mapping[str, int]
@@ -67,9 +65,13 @@ class VideoScore:
 
 
 @dataclass(slots=True)
-class _Made:
-    """Numbers as they come. ``times`` are those of the prediction's frames that were measured."""
+class _ScoreBuilder:
+    """A video that is being scored, and its scores so far. ``times`` are those of the measured predicted frames."""
 
+    pair: Pair
+    clip: Clip
+    target: Clip | None
+    matched: MatchedFrames | None
     values: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     curves: dict[str, list[float | None]] = field(default_factory=dict)
@@ -83,21 +85,40 @@ class _Made:
     def curve(self, name: str, values: Sequence[float] | np.ndarray) -> None:
         self.curves[name] = [round(float(v), 5) if np.isfinite(v) else None for v in values]
 
+    def put_csim(self, name: str, curve: np.ndarray, valid: np.ndarray) -> None:
+        result = identity.summary(curve, valid)
+        self.put(name, result.mean, result.counted)
+        self.put(f"{name}_zero", result.zero, result.asked)
+        self.curve(name, curve)
+
+    def put_changes(self, predicted: Changes, target: Changes | None, borders: tuple[int, ...]) -> None:
+        """Flicker and seams."""
+        self.put("flicker", flicker(predicted.bends), len(predicted.bends))
+        self.curve("change", predicted.steps)
+        if target is not None:
+            excess = flicker_excess(predicted.bends, target.bends)
+            self.put("flicker_excess", excess, len(predicted.bends))
+            self.put("flicker_distance", abs(excess), len(predicted.bends))
+            self.curve("change_truth", target.steps)
+        seams = seam_score(predicted.steps, borders, None if target is None else target.steps)
+        self.put("seam_score", seams.score, len(seams.borders))
+        self.put("seam_worst", seams.worst, 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scorer:
-    """Scores pairs under one protocol. ``given`` are borders from the command line, used where no record tells any."""
+    """Scores pairs under one protocol. ``borders`` are those of the command line, used if no run record has any."""
 
-    rules: Rules
-    observer: VideoDetector
+    rules: EvalProtocol
+    detector: VideoDetector
     networks: Networks
     truncate: bool
-    given: tuple[int, ...] | None
+    borders: tuple[int, ...] | None
     reporter: Reporter
 
     def score(self, pair: Pair) -> VideoScore:
-        """Raises ``BadInput`` for videos that cannot be compared, naming file and frame. Nothing of such a video stays
-        in the distances of sets."""
+        """Score one pair. Raises ``BadInput`` naming file and frame for videos that cannot be compared; such a video
+        leaves nothing in the distances of sets."""
         try:
             return self._score(pair)
         except BaseException:
@@ -105,102 +126,106 @@ class Scorer:
             raise
 
     def _score(self, pair: Pair) -> VideoScore:
-        made, clip = _Made(), open_clip(pair.predicted)
-        truth = None if pair.truth is None else open_clip(pair.truth)
-        matched = check_clips(clip, truth, self.rules, truncate=self.truncate)
-        digests = {path: sha256_of(path) for path in (pair.predicted, pair.truth) if path is not None}
-        # a truth that is cut short has other clips than the whole one, which is what is remembered
-        whole = None if pair.truth is None or self.truncate else digests[pair.truth]
-        record = run_record.read_record(pair.predicted, made.notes.append)
-        for note in made.notes:
+        clip = open_clip(pair.predicted)
+        target = None if pair.target is None else open_clip(pair.target)
+        scores = _ScoreBuilder(pair, clip, target, check_clips(clip, target, self.rules, truncate=self.truncate))
+        sha256 = {path: sha256_of(path) for path in (pair.predicted, pair.target) if path is not None}
+        record = run_record.read_record(pair.predicted, scores.notes.append)
+        for note in scores.notes:
             self.reporter.warning(f"{pair.name}: {note}")
-        mine, theirs = self._pixels(pair, clip, truth, matched, made, whole)
-        frames = len(made.times)
+        matched, target_pass = scores.matched, None
+        predicted_pass = self.detector.start(clip, sha256=sha256[pair.predicted])
+        if target is None or pair.target is None:
+            changes = self._read_alone(predicted_pass.clip, scores), None
+        else:
+            target_pass = self.detector.start(target, sha256=sha256[pair.target])
+            # a truncated target has other clips than the full one, whose statistics are cached
+            self.networks.begin(pair.name, None if self.truncate else sha256[pair.target])
+            changes = self._compare(predicted_pass.clip, target_pass.clip, scores)
+        frames = len(scores.times)
         if frames == 0:
             raise BadInput.because(pair.predicted, "it has no frames", hint="write the video again")
-        places = _at_positions(self._borders(pair, record, made), matched)
-        _over_time(mine, theirs if truth is not None else None, places, made)
-        every = self.observer.observe(clip, self.reporter, sha256=digests[pair.predicted])
-        seen = every.at(range(frames) if matched is None else matched.predicted)
+        borders = _at_positions(self._borders(record, scores), matched)
+        scores.put_changes(*changes, borders)
+        full = predicted_pass.finish()
+        predicted = full.at(range(frames) if matched is None else matched.predicted)
         true, dropped = None, "" if matched is None else matched.describe_dropped()
-        if truth is not None and pair.truth is not None:
-            other = self.observer.observe(truth, self.reporter, sha256=digests[pair.truth])
-            true = other.at(range(frames) if matched is None else matched.target)
+        if target_pass is not None:
+            full_target = target_pass.finish()
+            true = full_target.at(range(frames) if matched is None else matched.target)
             if matched is None:
-                dropped = _past_the_end(len(every), len(other))
+                dropped = _past_the_end(len(full), len(full_target))
         if dropped:
-            made.notes.append(f"frames without a counterpart were left out (--truncate): {dropped}")
+            scores.notes.append(f"frames without a counterpart were left out (--truncate): {dropped}")
             self.reporter.warning(f"{pair.name}: frames without a counterpart are left out: {dropped}")
-        self._identity(pair, seen, true, truth, made)
-        self._motion(pair, record, clip, seen, true, matched, len(every), made)
+        self._score_identity(scores, predicted, true)
+        self._score_motion(scores, record, predicted, true, len(full))
         return VideoScore(
             name=pair.name,
-            predicted=_told(clip, pair.predicted, digests[pair.predicted]),
-            truth=None if truth is None or pair.truth is None else _told(truth, pair.truth, digests[pair.truth]),
+            predicted=_describe(clip, sha256[pair.predicted]),
+            target=None if target is None else _describe(target, sha256[target.path]),
             frames=frames,
-            values=made.values,
-            counts=made.counts,
-            curves=made.curves,
-            borders=places,
-            notes=tuple(made.notes),
+            values=scores.values,
+            counts=scores.counts,
+            curves=scores.curves,
+            borders=borders,
+            notes=tuple(scores.notes),
             pair=pair,
             matched=matched,
             dropped=dropped,
-            identical_frames=made.identical,
+            identical_frames=scores.identical,
         )
 
-    def _pixels(
-        self,
-        pair: Pair,
-        clip: Clip,
-        truth: Clip | None,
-        matched: MatchedFrames | None,
-        made: _Made,
-        whole: str | None,
-    ) -> tuple[Changes, Changes]:
-        """Everything that is read off the frames themselves, in one pass over both videos."""
-        mine, theirs = Changes(), Changes()
-        if truth is None:
-            for time, picture in clip.frames():
-                mine.add(self.rules.prepare(picture))
-                made.times.append(time)
-            return mine, theirs
-        means: dict[str, RunningMean] = {name: RunningMean() for name in FRAME_METRICS}
+    def _read_alone(self, clip: Clip, scores: _ScoreBuilder) -> Changes:
+        """A video without a target: only its own changes."""
+        changes = Changes()
+        with self.reporter.progress(clip.count, f"score {scores.pair.name}", "frame") as bar:
+            for frame in self._prepared(clip, None, scores.times):
+                changes.add(frame)
+                bar.update()
+        return changes
+
+    def _compare(self, clip: Clip, target: Clip, scores: _ScoreBuilder) -> tuple[Changes, Changes]:
+        """All metrics of pairs of frames."""
+        matched, name = scores.matched, str(scores.pair.predicted)
+        changes, target_changes = Changes(), Changes()
+        means: dict[str, RunningMean] = {metric: RunningMean() for metric in FRAME_METRICS}
         curves: dict[str, list[float]] = {"psnr": [], "ssim": []}
-        self.networks.begin(pair.name, whole)
-        timed = self._prepared(clip, None if matched is None else matched.predicted, made.times)
-        streams = timed, self._prepared(truth, None if matched is None else matched.target, [])
-        before = -1
-        with self.reporter.progress(clip.count, f"compare {pair.name}", "frame") as bar:
-            for index, a, b in paired(*streams, name=str(pair.predicted), truncate=self.truncate):
-                values = {name: metric(a, b) for name, metric in FRAME_METRICS.items()}
-                for name, curve in curves.items():
-                    curve.append(values[name])
-                if math.isinf(values["psnr"]):
-                    made.identical += 1
-                for name, value in values.items():
+        streams = (
+            self._prepared(clip, None if matched is None else matched.predicted, scores.times),
+            self._prepared(target, None if matched is None else matched.target, []),
+        )
+        previous = -1
+        with self.reporter.progress(clip.count, f"score {scores.pair.name}", "frame") as bar:
+            for index, a, b in paired(*streams, name=name, truncate=self.truncate):
+                values = {metric: function(a, b) for metric, function in FRAME_METRICS.items()}
+                for metric, curve in curves.items():
+                    curve.append(values[metric])
+                scores.identical += math.isinf(values["psnr"])
+                for metric, value in values.items():
                     if math.isfinite(value):
-                        means[name].add(value)
+                        means[metric].add(value)
                 number = index if matched is None else matched.numbers[index]
                 self.networks.add(a, b, number)
-                mine.add(a, gap=number != before + 1)
-                theirs.add(b, gap=number != before + 1)
-                before = number
+                changes.add(a, gap=number != previous + 1)
+                target_changes.add(b, gap=number != previous + 1)
+                previous = number
                 bar.update()
-        del made.times[len(curves["psnr"]) :]  # a frame of the longer video may have been read
-        if made.times:
+        del scores.times[len(curves["psnr"]) :]  # a frame of the longer video may have been read
+        frames = len(scores.times)
+        if frames:
             means |= self.networks.end()
-        if made.identical == len(made.times):
+        if scores.identical == frames:
             means["psnr"].add(math.inf)
-        elif made.identical:
-            made.notes.append(
-                f"{made.identical} of {len(made.times)} frames equal the ground truth's: psnr is the mean of the others"
+        elif scores.identical:
+            scores.notes.append(
+                f"{scores.identical} of {frames} frames equal the ground truth's: psnr is the mean of the others"
             )
-        for name, running in means.items():
-            made.put(name, running.mean, running.count)
-        for name, curve in curves.items():
-            made.curve(name, curve)
-        return mine, theirs
+        for metric, mean in means.items():
+            scores.put(metric, mean.mean, mean.count)
+        for metric, curve in curves.items():
+            scores.curve(metric, curve)
+        return changes, target_changes
 
     def _prepared(
         self, clip: Clip, positions: Sequence[int] | None, times: list[Fraction | None]
@@ -210,134 +235,121 @@ class Scorer:
             times.append(time)
             yield self.rules.prepare(frame)
 
-    def _borders(self, pair: Pair, record: Mapping[str, Any] | None, made: _Made) -> tuple[int, ...]:
-        if pair.borders is not None:
-            return pair.borders
-        told = None if record is None else run_record.of_record(record)
-        if told is None and self.given is None:
-            made.notes.append("no run record beside it and no --borders: seams were not looked for")
-        return told if told is not None else self.given or ()
+    def _borders(self, record: Mapping[str, Any] | None, scores: _ScoreBuilder) -> tuple[int, ...]:
+        if scores.pair.borders is not None:
+            return scores.pair.borders
+        recorded = None if record is None else run_record.piece_borders(record)
+        if recorded is None and self.borders is None:
+            scores.notes.append("no run record beside it and no --borders: seams were not looked for")
+        return recorded if recorded is not None else self.borders or ()
 
-    def _identity(
-        self, pair: Pair, seen: VideoDetections, true: VideoDetections | None, truth: Clip | None, made: _Made
+    def _score_identity(
+        self, scores: _ScoreBuilder, predicted: VideoDetections, target: VideoDetections | None
     ) -> None:
-        if self.observer.reader is None:
+        """CSIM against the reference image (frame 0 of the target if there is none) and against the target."""
+        if self.detector.reader is None:
             return
-        picture = None
-        if pair.reference is not None:
-            picture = read_picture(pair.reference)
-        elif truth is not None:
-            picture = next(iter(truth.frames()))[1]
-        own, judge = (None, None) if picture is None else self.observer.vectors(picture)
+        image = None
+        if scores.pair.reference is not None:
+            image = read_picture(scores.pair.reference)
+        elif scores.target is not None:
+            image = next(iter(scores.target.frames()))[1]
+        own, judge = (None, None) if image is None else self.detector.embed_largest_face(image)
         if own is not None and not np.isfinite(own).all():
-            made.notes.append("its reference picture shows no face: left out of CSIM against the reference")
-        judged = "judge" not in self.observer.lacks
-        for kind, rows, against, others in (
-            ("", seen.own, own, None if true is None else true.own),
-            ("_judge", seen.judge, judge, None if true is None else true.judge),
-        ):
-            if kind and not judged:
-                continue
-            asked = np.ones(len(rows), bool) if others is None else np.asarray(np.isfinite(others).all(axis=1))
-            if against is not None:
-                curve = identity.cosines(rows, against)
-                there = np.asarray(asked & bool(np.isfinite(against).all()))
-                _put_csim(made, f"csim_ref{kind}", identity.summary(curve, there))
-                made.curve(f"csim_ref{kind}", curve)
-                if not kind:  # of the frames that CSIM is a mean of
-                    known = np.where(there, curve, np.nan)
-                    made.put("identity_drift", identity.drift(known), 1)
-                    made.put("identity_worst", identity.worst(known)[0], 1)
-            if others is not None:
-                curve = identity.cosines(rows, others)
-                _put_csim(made, f"csim_gt{kind}", identity.summary(curve, asked))
-                made.curve(f"csim_gt{kind}", curve)
-            if not kind:
-                found = np.isfinite(rows).all(axis=1) & asked
-                made.put("face_rate", found.sum() / asked.sum() if asked.any() else np.nan, int(asked.sum()))
+            scores.notes.append("its reference picture shows no face: left out of CSIM against the reference")
+        sides = [("", predicted.own, own, None if target is None else target.own)]
+        if "judge" not in self.detector.unavailable:
+            sides.append(("_judge", predicted.judge, judge, None if target is None else target.judge))
+        for suffix, rows, reference, target_rows in sides:
+            valid = np.ones(len(rows), bool)
+            if target_rows is not None:
+                valid = np.asarray(np.isfinite(target_rows).all(axis=1))
+            if reference is not None:
+                curve = identity.cosines(rows, reference)
+                comparable = np.asarray(valid & bool(np.isfinite(reference).all()))
+                scores.put_csim(f"csim_ref{suffix}", curve, comparable)
+                if not suffix:  # over the frames that CSIM is a mean of
+                    selected = np.where(comparable, curve, np.nan)
+                    scores.put("identity_drift", identity.drift(selected), 1)
+                    scores.put("identity_worst", identity.worst(selected)[0], 1)
+            if target_rows is not None:
+                scores.put_csim(f"csim_gt{suffix}", identity.cosines(rows, target_rows), valid)
+            if not suffix:
+                detected = np.isfinite(rows).all(axis=1) & valid
+                scores.put("face_rate", detected.sum() / valid.sum() if valid.any() else np.nan, int(valid.sum()))
 
-    def _motion(
+    def _score_motion(
         self,
-        pair: Pair,
+        scores: _ScoreBuilder,
         record: Mapping[str, Any] | None,
-        clip: Clip,
-        seen: VideoDetections,
-        true: VideoDetections | None,
-        matched: MatchedFrames | None,
+        predicted: VideoDetections,
+        target: VideoDetections | None,
         count: int,
-        made: _Made,
     ) -> None:
-        if self.observer.detectors is None:
+        """Detected body points against those that drove the video (of the target if no motion is given). ``count`` is
+        the number of frames of the full prediction."""
+        if self.detector.detectors is None:
             return
-        if pair.poses is not None:
-            driving = read_poses(pair.poses)
-            whole = [time for time, _ in clip.frames()] if len(made.times) < count else made.times
+        poses, clip, matched = scores.pair.poses, scores.clip, scores.matched
+        if poses is not None:
+            driving = read_poses(poses)
+            times = scores.times if len(scores.times) == count else [time for time, _ in clip.frames()]
             try:
-                shown = indices_shown(pair.poses, driving, record, whole)
+                shown = indices_shown(poses, driving, record, times)
             except Unmatched as error:
-                made.notes.append(f"{NO_POINTS}: {error}")
+                scores.notes.append(f"{NO_POINTS}: {error}")
                 return
-            positions = range(len(seen)) if matched is None else matched.predicted
-            resize = run_record.resize_of(record)
+            positions = range(len(predicted)) if matched is None else matched.predicted
+            resize = run_record.resize_mode(record)
             points = driven_points(driving, clip.size, [shown[index] for index in positions], resize=resize)
-        elif true is not None:
-            points = true.points.copy()
-            points[..., :2] *= np.array(clip.size) / np.array(true.size)
+        elif target is not None:
+            points = target.points.copy()
+            points[..., :2] *= np.array(clip.size) / np.array(target.size)
         else:
-            made.notes.append(f"{NO_POINTS}: no --poses and no ground truth")
+            scores.notes.append(f"{NO_POINTS}: no --poses and no ground truth")
             return
-        shared = min(len(points), len(seen))
-        result = motion.keypoint_error(seen.points[:shared], points[:shared])
-        made.put("keypoint_error", result.error, result.points)
-        made.put("keypoint_pck", result.pck, result.driven)
-        made.put("keypoint_found", result.found, result.driven)
-        made.curve("keypoint_error", result.curve)
+        shared = min(len(points), len(predicted))
+        result = motion.keypoint_error(predicted.points[:shared], points[:shared])
+        scores.put("keypoint_error", result.error, result.points)
+        scores.put("keypoint_pck", result.pck, result.driven)
+        scores.put("keypoint_found", result.found, result.driven)
+        scores.curve("keypoint_error", result.curve)
 
 
-def _over_time(mine: Changes, theirs: Changes | None, places: tuple[int, ...], made: _Made) -> None:
-    made.put("flicker", flicker(mine.bends), len(mine.bends))
-    made.curve("change", mine.steps)
-    if theirs is not None:
-        excess = flicker_excess(mine.bends, theirs.bends)
-        made.put("flicker_excess", excess, len(mine.bends))
-        made.put("flicker_distance", abs(excess), len(mine.bends))
-        made.curve("change_truth", theirs.steps)
-    seams = seam_score(mine.steps, places, None if theirs is None else theirs.steps)
-    made.put("seam_score", seams.score, len(seams.borders))
-    made.put("seam_worst", seams.worst, 1)
+def check_clips(clip: Clip, target: Clip | None, rules: EvalProtocol, *, truncate: bool) -> MatchedFrames | None:
+    """Compare sizes, counts and frame numbers without decoding. Returns the frames to compare, None for all.
 
-
-def _put_csim(made: _Made, name: str, result: identity.Csim) -> None:
-    made.put(name, result.mean, result.counted)
-    made.put(f"{name}_zero", result.zero, result.asked)
-
-
-def check_clips(clip: Clip, truth: Clip | None, rules: Rules, *, truncate: bool) -> MatchedFrames | None:
-    """Raise ``BadInput`` for what makes two videos incomparable and is known before they are decoded: sizes, counts,
-    frames without a counterpart. Gives the frames to compare, None for all."""
-    for one in (clip,) if truth is None else (clip, truth):
-        if min(one.size) < SMALLEST:
-            raise BadInput(one.path, "{}x{} pixels".format(*one.size), f"frames of {SMALLEST} pixels a side or more")
-    if truth is None:
+    Raises ``BadInput`` for two videos that cannot be compared.
+    """
+    for one in (clip,) if target is None else (clip, target):
+        if min(one.size) < MINIMUM_SIDE:
+            raise BadInput(
+                one.path, "{}x{} pixels".format(*one.size), f"frames of {MINIMUM_SIDE} pixels a side or more"
+            )
+    if target is None:
         return None
-    if rules.name == "native" and clip.size != truth.size:
-        sizes = ["{}x{}".format(*one.size) for one in (clip, truth)]
+    if rules.name == "native" and clip.size != target.size:
+        sizes = ["{}x{}".format(*one.size) for one in (clip, target)]
         raise BadInput(
             clip.path, f"{sizes[0]} against {sizes[1]}", "frames of one size on both sides", frame=0,
             hint="a protocol that resizes both sides makes them comparable: --protocol disco256",
         )  # fmt: skip
-    matched = match_frames(clip, truth, truncate=truncate)
-    if matched is None:
-        _check_counts(clip, truth, truncate)
+    matched = match_frames(clip, target, truncate=truncate)
+    unequal = None not in (clip.count, target.count) and clip.count != target.count
+    if matched is None and unequal and not truncate:
+        raise BadInput(
+            clip.path, f"{clip.count} frames", f"{target.count}, as many as its ground truth {target.path.name}",
+            hint="--truncate compares the frames that both have",
+        )  # fmt: skip
     return matched
 
 
-def _at_positions(places: tuple[int, ...], matched: MatchedFrames | None) -> tuple[int, ...]:
-    """Borders, which are numbered as the prediction's frames, in the numbering of the frames that are compared."""
+def _at_positions(borders: tuple[int, ...], matched: MatchedFrames | None) -> tuple[int, ...]:
+    """Borders, numbered as the predicted frames, in the numbering of the frames that are compared."""
     if matched is None:
-        return places
-    at = {frame: index for index, frame in enumerate(matched.predicted)}
-    return tuple(at[place] for place in places if place in at and place - 1 in at)
+        return borders
+    index_of = {frame: index for index, frame in enumerate(matched.predicted)}
+    return tuple(index_of[border] for border in borders if border in index_of and border - 1 in index_of)
 
 
 def _past_the_end(predicted: int, target: int) -> str:
@@ -350,21 +362,9 @@ def _past_the_end(predicted: int, target: int) -> str:
     return f"{longer - shorter} of the {side} (frames {shorter} to {longer - 1})"
 
 
-def _check_counts(clip: Clip, truth: Clip, truncate: bool) -> None:
-    """Two videos of unequal lengths, if both containers tell theirs."""
-    if clip.count is None or truth.count is None or clip.count == truth.count or truncate:
-        return
-    raise BadInput(
-        clip.path,
-        f"{clip.count} frames",
-        f"{truth.count}, as many as its ground truth {truth.path.name}",
-        hint="--truncate compares the frames that both have",
-    )
-
-
-def _told(clip: Clip, path: Path, sha256: str) -> dict[str, Any]:
+def _describe(clip: Clip, sha256: str) -> dict[str, Any]:
     return {
-        "path": str(path),
+        "path": str(clip.path),
         "sha256": sha256,
         "size": list(clip.size),
         "fps": None if clip.fps is None else str(clip.fps),

@@ -79,9 +79,9 @@ def write_pair(video: VideoScore, out: Path) -> list[Picture]:
 
 def _digest(video: VideoScore) -> str:
     """What decides the pixels of the side-by-side video."""
-    still = None if video.truth is not None or video.pair.reference is None else sha256_of(video.pair.reference)
+    still = None if video.target is not None or video.pair.reference is None else sha256_of(video.pair.reference)
     matched = None if video.matched is None else [video.matched.predicted, video.matched.target]
-    sides = [None if side is None else side.get("sha256") for side in (video.predicted, video.truth)]
+    sides = [None if side is None else side.get("sha256") for side in (video.predicted, video.target)]
     key = json.dumps([*sides, still, matched, video.frames])
     return f"{MARK} {hashlib.sha256(key.encode()).hexdigest()}"
 
@@ -115,8 +115,8 @@ def _rows(video: VideoScore) -> Iterator[np.ndarray]:
     """Prediction and ground truth (or the reference picture) side by side, at the prediction's size, sides even."""
     clip, matched = open_clip(video.pair.predicted), video.matched
     size = clip.size
-    if video.pair.truth is not None:
-        target = frames_at(open_clip(video.pair.truth), None if matched is None else matched.target)
+    if video.pair.target is not None:
+        target = frames_at(open_clip(video.pair.target), None if matched is None else matched.target)
         others: Iterator[np.ndarray] = (frame for _, frame in target)
     else:
         still = None if video.pair.reference is None else _sized(read_picture(video.pair.reference), size)

@@ -23,9 +23,9 @@ from stableanimator_cli import html_pages
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.driving_points import Unmatched, indices_shown, read_poses
-from stableanimator_cli.evaluate.pairs import Pair, alone, find_videos
+from stableanimator_cli.evaluate.pairs import Pair, check_names, find_videos
 from stableanimator_cli.evaluate.report import TOOL, write_text
-from stableanimator_cli.evaluate.run_record import read_record, resize_of
+from stableanimator_cli.evaluate.run_record import read_record, resize_mode
 from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.files import atomic_write, check_replaceable, json_text, sha256_of, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
@@ -87,7 +87,7 @@ def write_study(
     out, sides = config.output, [find_videos(path) for path in config.inputs]
     systems = _names(config.inputs)
     for path, side in zip(config.inputs[1:], sides[1:], strict=True):
-        alone(sides[0], config.inputs[0], side, path)
+        check_names(sides[0], config.inputs[0], side, path)
     pairs = with_sides([Pair(name=name, predicted=path) for name, path in sides[0].items()], config)
     pages = _known_pages(out)
     planned = [_planned(pair, [side[pair.name] for side in sides], reporter) for pair in pairs]
@@ -166,7 +166,7 @@ def _planned(pair: Pair, videos: Sequence[Path], reporter: Reporter) -> _Plan:
             pair.poses, f"it cannot be shown beside {videos[0]}: {error}",
             hint="give the motion that drove the video, with the run record beside the video",
         ) from None  # fmt: skip
-    return _Plan(pair=pair, videos=tuple(videos), rates=rates, skeletons=tuple(shown), resize=resize_of(record))
+    return _Plan(pair=pair, videos=tuple(videos), rates=rates, skeletons=tuple(shown), resize=resize_mode(record))
 
 
 def _times(clip: Clip) -> list[Fraction | None]:

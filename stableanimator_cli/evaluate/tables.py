@@ -122,7 +122,7 @@ FOOTNOTES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ours:
+class TableRow:
     """One measured row: a name, metrics, the peak of memory for 16 frames in bytes (None if it is not known), and the
     names of the videos, which are never the paper's: those are not published."""
 
@@ -136,7 +136,7 @@ class Ours:
         return f"{self.name} ({_measured(len(self.videos))})"
 
 
-def table1(bench: str, ours: Sequence[Ours]) -> Table:
+def table1(bench: str, ours: Sequence[TableRow]) -> Table:
     """All nine published systems, then ours. ``bench`` chooses the published column; on other data both are shown, for
     orders of magnitude only."""
     kept = (PUBLISHED_COLUMN[bench],) if bench in PUBLISHED_COLUMN else (0, 1)
@@ -205,7 +205,7 @@ def published_lines(bench: str) -> list[list[str]]:
     return lines
 
 
-def measured_lines(row: Ours) -> list[list[str]]:
+def measured_lines(row: TableRow) -> list[list[str]]:
     """A measured row of Table 1 as lines of ``scores.csv``; a column names its metric in brackets."""
     data = f"Table 1, {_measured(len(row.videos))}"
     lines = []

@@ -73,7 +73,7 @@ def test_figures_are_driven_by_themselves_and_by_one_another(benched: tuple[Scor
     assert names == ["00000", "00000", "00000-as-00001", "00001", "00001-as-00000"]  # the first measures memory
     assert animate.calls[0]["frames"] == "0:16"
     assert [video.name for video in scores.videos] == ["00000", "00001", "00000-as-00001", "00001-as-00000"]
-    assert [video.truth is None for video in scores.videos] == [False, False, True, True]
+    assert [video.target is None for video in scores.videos] == [False, False, True, True]
     assert scores.rows["psnr"].videos == 2
 
 
@@ -119,12 +119,12 @@ def test_memory_is_that_of_sixteen_frames(benched: tuple[Scores, Copying], tmp_p
     write(tmp_path / "videos" / "00000.mp4", [np.zeros((64, 64, 3), np.uint8)] * 20)
     animate = Copying(tmp_path)
     case = Case(
-        name="long", reference=data / "references" / "00000.png", motion=data / "truth" / "00000.npz", truth=None,
+        name="long", reference=data / "references" / "00000.png", motion=data / "truth" / "00000.npz", target=None,
         poses=None,
     )  # fmt: skip
     model = catalogue.open_model("puppet")
     animator = Animator(model=model, name="puppet", animate=animate, settings=None, flags={}, reporter=NullReporter())
-    assert animator.memory(case, tmp_path / "memory") == {"host": 1 << 30}
+    assert animator.measure_memory(case, tmp_path / "memory") == {"host": 1 << 30}
 
 
 def test_rivals_are_rows_of_the_same_table(benched: tuple[Scores, Copying], tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_bench_of_the_described_layout(tmp_path: Path, monkeypatch: pytest.Mon
     assert [case.name for case in cases] == list(TIKTOK_IDS)
     assert cases[0].reference == folder / "references" / "00335.png"
     assert cases[1].reference.is_file()  # frame 0, cut out
-    assert cases[1].motion == cases[1].truth == folder / "videos" / "00336.mp4"
+    assert cases[1].motion == cases[1].target == folder / "videos" / "00336.mp4"
     assert [case.name for case in _cases("tiktok", tmp_path, ids=("00338",))] == ["00338"]
     assert len(_cases(str(folder), tmp_path)) == 6
     with pytest.raises(BadInput, match="no video named 00001"):

@@ -11,7 +11,7 @@ from insightface.utils.face_align import arcface_dst
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.detect.face import FaceReader
-from stableanimator_cli.evaluate.face_paste import paste, pasted
+from stableanimator_cli.evaluate.face_paste import paste, paste_faces
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.metrics.identity import cosines
@@ -73,8 +73,8 @@ def test_another_figures_face_becomes_that_of_the_reference(reader: FaceReader, 
     record = {"stableanimator-cli": "0", "output": {"frames": 3}, "windows": ["window 1: 0-2"]}
     predicted.with_suffix(".json").write_text(json.dumps(record))
     write_picture(tmp_path / "one.png", picture)
-    pair = Pair(name="one", predicted=predicted, truth=None, reference=tmp_path / "one.png", poses=None)
-    (done,) = pasted([pair], tmp_path / "pasted", reader, NullReporter())
+    pair = Pair(name="one", predicted=predicted, target=None, reference=tmp_path / "one.png", poses=None)
+    (done,) = paste_faces([pair], tmp_path / "pasted", reader, NullReporter())
     assert done.predicted == tmp_path / "pasted" / "one.mp4"
     out = [frame for _, frame in open_clip(done.predicted).frames()]
     assert (out[2] == frames[2]).all()  # nobody is there
@@ -93,10 +93,10 @@ def test_another_figures_face_becomes_that_of_the_reference(reader: FaceReader, 
 def test_what_is_pasted_is_kept_and_a_new_video_is_not(reader: FaceReader, tmp_path: Path) -> None:
     write_picture(tmp_path / "one.png", drawn(1, frames=1)[0])
     predicted = write(tmp_path / "one.mp4", drawn(0, frames=2))
-    pair = Pair(name="one", predicted=predicted, truth=None, reference=tmp_path / "one.png", poses=None)
+    pair = Pair(name="one", predicted=predicted, target=None, reference=tmp_path / "one.png", poses=None)
 
     def made() -> int:
-        (done,) = pasted([pair], tmp_path / "pasted", reader, NullReporter())
+        (done,) = paste_faces([pair], tmp_path / "pasted", reader, NullReporter())
         return done.predicted.stat().st_mtime_ns
 
     first = made()
@@ -115,9 +115,9 @@ def test_a_reference_without_a_face_leaves_the_video_as_it_is(reader: FaceReader
     frames = drawn(0, frames=2)
     write_picture(tmp_path / "one.png", np.full((64, 64, 3), 90, np.uint8))
     predicted = write(tmp_path / "one.mp4", frames)
-    pair = Pair(name="one", predicted=predicted, truth=None, reference=tmp_path / "one.png", poses=None)
+    pair = Pair(name="one", predicted=predicted, target=None, reference=tmp_path / "one.png", poses=None)
     reporter = Heard()
-    (done,) = pasted([pair], tmp_path / "pasted", reader, reporter)
+    (done,) = paste_faces([pair], tmp_path / "pasted", reader, reporter)
     assert reporter.said == ["one: no face in its reference picture, so that none is pasted"]
     for (_, out), frame in zip(open_clip(done.predicted).frames(), frames, strict=True):
         assert (out == frame).all()

@@ -20,9 +20,9 @@ from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
-from stableanimator_cli.evaluate.scoring import Scorer, _Made
+from stableanimator_cli.evaluate.scoring import Scorer, _ScoreBuilder
 from stableanimator_cli.files import carries_mark, locked_output
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.records import Clip
 from tests.evaluate.samples import changed, drawn, noisy, write
@@ -147,15 +147,15 @@ def test_one_bad_video_loses_no_other(sides: tuple[Path, Path], tmp_path: Path) 
 def test_nothing_of_a_video_that_fails_late_stays_in_the_distances(sides: tuple[Path, Path], tmp_path: Path) -> None:
     """A Frechet distance was over clips of a video that no other number knew."""
     forgotten: list[str] = []
-    observer = SimpleNamespace(observe=_no_observation, lacks={}, reader=None, detectors=None)
+    detector = SimpleNamespace(start=_no_detection, unavailable={}, reader=None, detectors=None)
     networks = SimpleNamespace(
-        begin=lambda name, truth: None, add=lambda made, truth, number: None, end=dict, forget=forgotten.append
+        begin=lambda name, target: None, add=lambda predicted, target, number: None, end=dict, forget=forgotten.append
     )
     rules = PROTOCOLS["native"]
-    given: Any = {"rules": rules, "observer": observer, "networks": networks, "truncate": False, "given": None}
+    given: Any = {"rules": rules, "detector": detector, "networks": networks, "truncate": False, "borders": None}
     scorer = Scorer(**given, reporter=NullReporter())
     with pytest.raises(BadInput, match="cannot be looked at"):
-        scorer.score(Pair(name="v0", predicted=sides[0] / "v0.mp4", truth=sides[1] / "v0.mp4"))
+        scorer.score(Pair(name="v0", predicted=sides[0] / "v0.mp4", target=sides[1] / "v0.mp4"))
     assert forgotten == ["v0"]
 
 
@@ -166,19 +166,22 @@ def test_frames_without_a_true_face_are_asked_for_no_identity(tmp_path: Path) ->
         own=np.array([alice] * 20 + [bob] * 20), judge=np.zeros((40, 512)), points=PEOPLE, size=(64, 64)
     )
     true = replace(mine, own=np.array([alice] * 20 + [nobody] * 20))
-    observer = SimpleNamespace(lacks={"judge": ("", "")}, reader=True, vectors=lambda picture: (alice, nobody))
-    given: Any = {"rules": PROTOCOLS["native"], "observer": observer, "networks": None, "truncate": False}
-    made = _Made()
+    detector = SimpleNamespace(
+        unavailable={"judge": ("", "")}, reader=True, embed_largest_face=lambda image: (alice, nobody)
+    )
+    given: Any = {"rules": PROTOCOLS["native"], "detector": detector, "networks": None, "truncate": False}
     write_picture(tmp_path / "r.png", drawn(0, frames=1)[0])
     pair = Pair(name="v", predicted=tmp_path, reference=tmp_path / "r.png")
-    Scorer(**given, given=None, reporter=NullReporter())._identity(pair, mine, true, None, made)
+    made = _ScoreBuilder(pair, open_clip(tmp_path / "r.png"), None, None)
+    scorer = Scorer(**given, borders=None, reporter=NullReporter())
+    scorer._score_identity(made, mine, true)
     assert (made.values["csim_ref"], made.values["identity_drift"], made.values["identity_worst"]) == (1, 0, 1)
     assert (made.values["face_rate"], made.counts["csim_ref"]) == (1, 20)
-    Scorer(**given, given=None, reporter=NullReporter())._identity(pair, mine, None, None, made)
+    scorer._score_identity(made, mine, None)
     assert (made.values["csim_ref"], made.values["identity_drift"], made.values["identity_worst"]) == (0.5, -1, 0)
 
 
-def _no_observation(clip: Clip, reporter: Any, *, sha256: str) -> None:
+def _no_detection(clip: Clip, *, sha256: str) -> None:
     raise BadInput.because(clip.path, "it cannot be looked at")
 
 
@@ -240,12 +243,13 @@ def test_csim_is_not_asked_of_frames_whose_truth_shows_no_face(
     nobody = np.full(512, np.nan, np.float32)
     faces = {"made": [vector[0], vector[1], vector[1], nobody], "truth": [vector[0], vector[0], nobody, vector[0]]}
 
-    def observe(self: VideoDetector, clip: Clip, reporter: Any, *, sha256: str | None = None) -> VideoDetections:
+    def start(self: VideoDetector, clip: Clip, *, sha256: str) -> Any:
         own = np.stack(faces[clip.path.parent.name])
-        return VideoDetections(own=own, judge=own, points=np.zeros((4, 134, 3), np.float32), size=clip.size)
+        detections = VideoDetections(own=own, judge=own, points=np.zeros((4, 134, 3), np.float32), size=clip.size)
+        return SimpleNamespace(clip=clip, finish=lambda: detections)
 
-    monkeypatch.setattr(VideoDetector, "observe", observe)
-    monkeypatch.setattr(VideoDetector, "vectors", lambda self, picture: (vector[0], vector[0]))
+    monkeypatch.setattr(VideoDetector, "start", start)
+    monkeypatch.setattr(VideoDetector, "embed_largest_face", lambda self, image: (vector[0], vector[0]))
     scores = _scored(sides[0] / "v0.mp4", sides[1] / "v0.mp4", tmp_path / "out", model="puppet")
     (video,) = scores.videos
     for name in ("csim_ref", "csim_gt", "csim_ref_judge", "csim_gt_judge"):

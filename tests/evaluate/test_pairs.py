@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.evaluate.pairs import Pair, by_name, find_pictures, find_videos, match
+from stableanimator_cli.evaluate.pairs import Pair, find_pictures, find_videos, match, match_files
 from stableanimator_cli.media import write_picture
 
 
@@ -51,14 +51,14 @@ def test_an_empty_folder_and_nothing_at_all(tmp_path: Path) -> None:
 def test_one_and_one_are_a_pair_whatever_their_names(tmp_path: Path) -> None:
     folder = _files(tmp_path / "a", "made.mp4", "truth.mp4")
     (pair,) = match(folder / "made.mp4", folder / "truth.mp4")
-    assert (pair.name, pair.truth) == ("made", folder / "truth.mp4")
+    assert (pair.name, pair.target) == ("made", folder / "truth.mp4")
 
 
 def test_folders_are_paired_by_name(tmp_path: Path) -> None:
     made = _files(tmp_path / "made", "b.mp4", "a.mp4")
     true = _files(tmp_path / "true", "a.mov")
     _frames(true / "b")
-    assert [(p.name, p.truth) for p in match(made, true)] == [("a", true / "a.mov"), ("b", true / "b")]
+    assert [(p.name, p.target) for p in match(made, true)] == [("a", true / "a.mov"), ("b", true / "b")]
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(("a", "b", "c"), ("a", "b")), (("a", "b"), ("a", "b", "c"))])
@@ -75,6 +75,6 @@ def test_one_picture_serves_all_and_a_folder_must_have_all(tmp_path: Path) -> No
     folder.mkdir()
     write_picture(folder / "a.png", np.zeros((16, 16, 3), np.uint8))
     one = folder / "a.png"
-    assert by_name(pairs, one, "picture", find_pictures(one)) == {"a": one, "b": one}
+    assert match_files(pairs, one, "picture", find_pictures(one)) == {"a": one, "b": one}
     with pytest.raises(BadInput, match="no picture named b"):
-        by_name(pairs, folder, "picture", find_pictures(folder))
+        match_files(pairs, folder, "picture", find_pictures(folder))

@@ -36,7 +36,7 @@ def _video(n: int, frames: int) -> VideoScore:
         curves["csim_ref"][DIP] = -0.5
     values = {"csim_ref": curves["csim_ref"].mean(), "psnr": curves["psnr"].mean(), "flicker": 0.01, "seam_score": 1.2}
     return VideoScore(
-        name=f"video {n:04d} & #?", predicted={}, truth=None, frames=frames,
+        name=f"video {n:04d} & #?", predicted={}, target=None, frames=frames,
         values={name: float(value) for name, value in values.items()}, counts=dict.fromkeys(values, frames),
         curves={name: curve.round(5).tolist() for name, curve in curves.items()}, borders=(16, 32), notes=(),
         pair=Pair(name=f"video {n:04d} & #?", predicted=Path("made.mp4")),
@@ -46,9 +46,9 @@ def _video(n: int, frames: int) -> VideoScore:
 def _written(out: Path, count: int) -> Scores:
     """A page of ``count`` videos, which are all one file, with one picture each."""
     video = write(out / "drawn.mp4", drawn(0, frames=2))
-    pair = Pair(name="first", predicted=video, truth=video)
+    pair = Pair(name="first", predicted=video, target=video)
     (picture,) = write_pair(
-        VideoScore(name="first", predicted={}, truth=None, frames=2, values={}, counts={}, curves={"psnr": [3.0, 2.0]},
+        VideoScore(name="first", predicted={}, target=None, frames=2, values={}, counts={}, curves={"psnr": [3.0, 2.0]},
                    borders=(), notes=(), pair=pair), out)  # fmt: skip
     videos = [_video(n, FRAMES) for n in range(count)]
     pictures = {}

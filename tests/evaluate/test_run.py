@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged
-from stableanimator_cli.evaluate.evaluator import Evaluator, measuring
+from stableanimator_cli.evaluate.evaluator import Evaluator, open_evaluator
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
+from stableanimator_cli.media import write_picture
 from stableanimator_cli.metrics.pixel import psnr
+from stableanimator_cli.records import Clip
 from tests.evaluate.samples import FRAMES, changed, drawn, noisy, write
 
 
@@ -107,11 +110,40 @@ def test_what_was_seen_is_remembered_by_digest(
     def look(self: VideoDetector, frames: Any) -> Any:
         raise AssertionError("looked at again")
 
-    monkeypatch.setattr(VideoDetector, "_look", look)
+    monkeypatch.setattr(VideoDetector, "detect", look)
     copy = tmp_path / "copy"
     shutil.copytree(made, copy)
     again = _scored(copy, truth, tmp_path / "again", borders="4,8")
     assert {name: row.shown for name, row in again.rows.items()} == {n: r.shown for n, r in scores.rows.items()}
+
+
+def test_each_video_is_decoded_once_for_all_scores(
+    made: Path, truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stableanimator_cli.evaluate import scoring
+
+    monkeypatch.setenv("SA_HOME", str(tmp_path / "home"))
+    decoded: dict[str, int] = {}
+    opened = scoring.open_clip
+
+    def counted(path: Path) -> Clip:
+        clip = opened(path)
+
+        def frames() -> Any:
+            for item in clip.frames():
+                decoded[str(path)] = decoded.get(str(path), 0) + 1
+                yield item
+
+        return replace(clip, frames=frames)
+
+    monkeypatch.setattr(scoring, "open_clip", counted)
+    _scored(made / "figure_0.mp4", truth / "figure_0.mp4", tmp_path / "out", reference_picture=_picture(tmp_path))
+    assert decoded == {str(made / "figure_0.mp4"): FRAMES, str(truth / "figure_0.mp4"): FRAMES}
+
+
+def _picture(folder: Path) -> Path:
+    write_picture(folder / "reference.png", drawn(0, frames=1)[0])
+    return folder / "reference.png"
 
 
 def test_identical_videos_are_perfect(truth: Path, tmp_path: Path) -> None:
@@ -132,11 +164,11 @@ def measured_one(tmp_path: Path, truth: Path) -> Any:
 
     source = truth / "figure_0.mp4"
     config = EvaluateConfig(inputs=(source, source), output=tmp_path, model="puppet", borders=(6,))
-    bench: Evaluator = measuring(config, NullReporter(), networks=())
+    bench: Evaluator = open_evaluator(config, NullReporter(), networks=())
 
     def measure(name: str, change: Any) -> Any:
         made = changed(source, tmp_path / f"{name}.mp4", change)
-        return bench.measure(match(made, source)).videos[0]
+        return bench.score(match(made, source)).videos[0]
 
     return measure
 

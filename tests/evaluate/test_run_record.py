@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.evaluate.run_record import of_record, read_record, resize_of
+from stableanimator_cli.evaluate.run_record import piece_borders, read_record, resize_mode
 
 
 def _record(frames: int, *, anchor: str = "first", **decode: int) -> dict[str, Any]:
@@ -24,13 +24,13 @@ def _record(frames: int, *, anchor: str = "first", **decode: int) -> dict[str, A
 
 def test_windows_and_chunks_of_a_record() -> None:
     older = _record(28, chunk=28) | {"windows": plan_windows(28, length=16, overlap=4).describe().splitlines()}
-    assert of_record(older) == (7, 13, 16, 22)
-    assert of_record(_record(28, chunk=28)) == (7, 13, 16, 22)
-    assert of_record(_record(28, chunk=8, overlap=2)) == (6, 7, 12, 13, 16, 18, 22, 24)
+    assert piece_borders(older) == (7, 13, 16, 22)
+    assert piece_borders(_record(28, chunk=28)) == (7, 13, 16, 22)
+    assert piece_borders(_record(28, chunk=8, overlap=2)) == (6, 7, 12, 13, 16, 18, 22, 24)
 
 
 def test_an_anchor_in_front_shifts_windows_but_not_chunks() -> None:
-    assert of_record(_record(27, anchor="reference", chunk=10)) == (6, 10, 12, 15, 20, 21)
+    assert piece_borders(_record(27, anchor="reference", chunk=10)) == (6, 10, 12, 15, 20, 21)
 
 
 def test_windows_that_moved_have_no_border() -> None:
@@ -38,17 +38,17 @@ def test_windows_that_moved_have_no_border() -> None:
     record["config"]["windows"]["blend"] = "shifted"
     plan = plan_windows(28, length=16, overlap=4, blend="shifted")
     record["windows"] = [list(window.frames) for window in plan]
-    assert of_record(record) == (8, 16, 24)
+    assert piece_borders(record) == (8, 16, 24)
 
 
 def test_a_clip_of_one_piece_has_none() -> None:
-    assert of_record(_record(12, chunk=16)) == ()
+    assert piece_borders(_record(12, chunk=16)) == ()
 
 
 def test_a_record_that_does_not_tell() -> None:
     record = _record(28, chunk=4)
-    assert of_record(record | {"windows": ["something else"]}) is None
-    assert of_record(record | {"windows": []}) is None
+    assert piece_borders(record | {"windows": ["something else"]}) is None
+    assert piece_borders(record | {"windows": []}) is None
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_a_record_beside_a_video_is_found_and_tells_the_fitting(tmp_path: Path) 
     (tmp_path / "out.json").write_text(json.dumps(_record(28, chunk=28)))
     record = read_record(tmp_path / "out.mp4")
     assert record is not None
-    assert resize_of(record) == "pad"
-    assert resize_of(None) == "crop"
+    assert resize_mode(record) == "pad"
+    assert resize_mode(None) == "crop"
 
 
 @pytest.mark.parametrize(
@@ -88,5 +88,5 @@ def test_a_record_of_other_types_is_read_without_an_error(tmp_path: Path, change
     (tmp_path / "out.json").write_text(json.dumps(_record(28, chunk=8) | change))
     record = read_record(tmp_path / "out.mp4")
     assert record is not None
-    assert of_record(record) in (None, (7, 13, 16, 22), (7, 8, 13, 16, 22, 24))
-    assert resize_of(record) in ("pad", "crop")
+    assert piece_borders(record) in (None, (7, 13, 16, 22), (7, 8, 13, 16, 22, 24))
+    assert resize_mode(record) in ("pad", "crop")

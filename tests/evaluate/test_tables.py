@@ -15,7 +15,7 @@ from stableanimator_cli.evaluate.tables import (
     COLUMNS,
     TABLE1,
     TABLE6,
-    Ours,
+    TableRow,
     ablation,
     ablation_lines,
     table1,
@@ -31,7 +31,7 @@ def _row(name: str, value: float, interval: tuple[float, float] | None = None) -
 
 
 def test_all_nine_systems_stand_marked_above_ours() -> None:
-    ours = Ours(name="puppet", rows={"l1_disco": _row("l1_disco", 3e-4)}, memory=3 << 30, videos=("00335", "00336"))
+    ours = TableRow(name="puppet", rows={"l1_disco": _row("l1_disco", 3e-4)}, memory=3 << 30, videos=("00335", "00336"))
     title, columns, rows = table1("tiktok", [ours])
     assert columns == ["model", *COLUMNS, "memory, 16 frames"]
     assert len(rows) == 10
@@ -60,7 +60,7 @@ def test_the_tables_agree_with_one_another_where_the_paper_repeats_a_row() -> No
 
 
 def test_a_stand_in_metric_says_its_name() -> None:
-    _, _, rows = table1("puppet", [Ours(name="x", rows={"lpips_puppet": _row("lpips_puppet", 0.25)})])
+    _, _, rows = table1("puppet", [TableRow(name="x", rows={"lpips_puppet": _row("lpips_puppet", 0.25)})])
     assert rows[-1][5] == "0.25 lpips_puppet"
 
 

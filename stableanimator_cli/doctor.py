@@ -305,14 +305,7 @@ def disk() -> Iterator[Finding]:
 
 def evaluation_cache() -> Iterator[Finding]:
     """What evaluations keep of videos, and its limit."""
-    try:
-        limit = cache.size_limit()
-    except SaError as error:
-        yield _broken("evaluation cache", error.message, f"export {cache.VARIABLE}=4GiB")
-        return
-    used = sum(entry.bytes for entry in cache.entries())
-    folders = " and ".join(str(catalogue.cache_dir() / name) for name in cache.FOLDERS)
-    yield _ok("evaluation cache", f"{used / 2**30:.2f} of at most {limit / 2**30:.2f} GiB in {folders}")
+    yield _ok("evaluation cache", cache.describe())
 
 
 def shared_memory() -> Iterator[Finding]:

@@ -83,6 +83,13 @@ def entries() -> list[CacheEntry]:
     return sorted(found)
 
 
+def describe() -> str:
+    """Size, limit and folders of the cache in one line. Raises ``ConfigError`` as ``size_limit``."""
+    used = sum(entry.bytes for entry in entries())
+    folders = " and ".join(str(cache_dir() / name) for name in FOLDERS)
+    return f"{used / 2**30:.2f} of at most {size_limit() / 2**30:.2f} GiB in {folders}"
+
+
 @contextlib.contextmanager
 def in_use() -> Iterator[None]:
     """Protect the entries that this process uses in the block from other runs, and trim the cache at the end."""

@@ -260,7 +260,7 @@ class _Output:
                 hint="A:B counts from 0 and leaves B out",
             )
         if not motion.present[list(indices)].any():
-            raise BadInput(path, "nobody in any frame", "at least one person", hint="choose other --frames")
+            raise BadInput(path, "no person in any frame", "at least one person", hint="choose other --frames")
         transform = resize_transform(motion.size, self.size, self.resize)
         report_crop(transform, path, self.reporter)
         fitted = transform.transform_motion(motion)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli import catalogue, clip_folder, distributed
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, WindowConfig
-from stableanimator_cli.config.refine import PRESETS, dump_steps
+from stableanimator_cli.config.parse import dump_range
+from stableanimator_cli.config.refine import PRESETS
 from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
 from stableanimator_cli.files import check_apart, check_replaceable, require_file
@@ -114,9 +115,8 @@ def validate(config: AnimateConfig, model: ModelFolder) -> bool:
         raise ModelMissing(f"model {model.name!r} has no face recogniser, which --min-csim needs", hint=hint)
     first, last = refine.steps_of(sampling.steps)
     if refine.steps is not None and first >= last:
-        raise ConfigError(
-            "--refine-steps", dump_steps(refine.steps), f"a range that holds one of {sampling.steps} steps"
-        )
+        expected = f"a range that holds one of {sampling.steps} steps"
+        raise ConfigError("--refine-steps", dump_range(refine.steps), expected)
     _check_output(config)
     _check_layers(config, model)
     face = uses_face(config, model)

@@ -19,7 +19,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from stableanimator_cli.catalogue.address import problem, redacted
-from stableanimator_cli.errors import ModelDamaged, ModelMissing, did_you_mean
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.schema import model_defaults
+from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, did_you_mean
 from stableanimator_cli.readers import damaged_model, read_toml
 from stableanimator_cli.readers_fields import shown
 
@@ -27,40 +29,6 @@ if TYPE_CHECKING:  # records imports numpy, which a TAB in the shell must not wa
     from stableanimator_cli.records import ChannelOrder
 
 FILE_NAME = "model.toml"
-
-DEFAULTS: Mapping[str, type | tuple[type, ...]] = MappingProxyType(
-    {
-        "size": str,
-        "resize": str,
-        "fps": (int, float, str),
-        "steps": int,
-        "guidance": (int, float, str),
-        "sampler": str,
-        "churn": (int, float),
-        "noise": str,
-        "noise_aug": (int, float),
-        "motion_bucket": (int, float),
-        "conditioning_fps": int,
-        "window": int,
-        "overlap": int,
-        "blend": str,
-        "anchor": str,
-        "decode_chunk": int,
-        "decode_overlap": int,
-        "id_adapter": str,
-        "preset": str,
-        "refine_face": str,
-        "refine_steps": str,
-        "refine_iters": int,
-        "refine_lr": (int, float),
-        "refine_schedule": str,
-        "refine_anchor": str,
-        "refine_region": str,
-        "dtype": str,
-        "offload": str,
-    }
-)
-"""Settings a model may recommend under ``[defaults]``: options of ``sa animate`` by name, and their types."""
 
 _TOP = (
     "name",
@@ -79,7 +47,6 @@ _TOP = (
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ROLE = re.compile(r"[a-z][a-z0-9_]*")
-_SIZE = re.compile(r"[1-9][0-9]*x[1-9][0-9]*")
 _NAME_LENGTH, _PATH_LENGTH = 200, 1000
 _BYTES = 2**50
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -248,15 +215,15 @@ class _Reader:
 
     def defaults(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         table = self.table(raw, "defaults")
-        self.known("[defaults]", table, DEFAULTS)
+        options = model_defaults(AnimateConfig)
+        self.known("[defaults]", table, options)
         for key, value in table.items():
             if isinstance(value, str):
                 self.text(table, "[defaults]", key)
-            if not isinstance(value, DEFAULTS[key]) or isinstance(value, bool):
-                kind = DEFAULTS[key]
-                self.fail(f"[defaults] {key}", value, "a text" if kind is str else "a number")
-        if "size" in table and not _SIZE.fullmatch(table["size"]):
-            self.fail("[defaults] size", table["size"], "WIDTHxHEIGHT, as '512x512'")
+            try:
+                options[key](value, f"{self.path}: [defaults] {key}")
+            except ConfigError as error:
+                raise ModelDamaged(error.message, hint=error.hint) from None
         return MappingProxyType(table)
 
     def components(self, raw: Mapping[str, Any]) -> Mapping[str, Component]:

@@ -20,6 +20,7 @@ app = typer.Typer(
     name="models",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    add_completion=False,
     help="List, fetch, check and import models.",
     short_help="List, fetch, check and import models.",
 )

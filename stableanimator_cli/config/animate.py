@@ -1,8 +1,7 @@
-"""What a run is asked to do: frozen dataclasses that check themselves and whose errors name the flag.
+"""Options of ``sa animate``: frozen dataclasses that check themselves and whose errors name the flag.
 
-``resolve`` merges flags over a TOML file over a model's defaults over the defaults below; ``to_toml`` writes the result
-so that the same run can be asked for again. Paths in a file mean what they would mean on the command line: they are
-relative to the working directory. Standard library only.
+``schema.resolve`` merges flags over a TOML file over a model's defaults over the defaults below; ``to_toml`` writes the
+result, which repeats the run. Paths in a file are relative to the working directory. Standard library only.
 """
 
 from __future__ import annotations
@@ -41,22 +40,20 @@ from stableanimator_cli.config.refine import RefineConfig
 from stableanimator_cli.config.schema import check_fields, option, require
 from stableanimator_cli.errors import ConfigError
 
-# Panels of the help.
+# panels of the help
 LONG = "Long videos"
 FACE = "Face"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:
-    """How a latent is denoised.
+    """Sampling of latents.
 
-    ``guidance`` rises linearly from the first frame of the whole video to its last; outside of ``guidance_interval``
-    of noise levels (LO left out, HI included) there is none, an approximation that is off by default. ``noise``:
-    ``fresh`` draws noise a frame, ``repeat`` repeats one window's noise. ``churn`` is EDM's S_churn over the whole run.
-    Every ``cache_features``-th step is computed whole, and those between take its deep features: only the
-    network's last ``cache_layers`` layers, and what leads to them, are computed then, which is approximate as well.
-    ``noise_aug`` is the standard deviation of the noise on the reference picture; ``motion_bucket`` and
-    ``conditioning_fps`` are conditioning inputs of the UNet (Stable Video Diffusion), not the rate of the file.
+    ``guidance`` rises linearly from the first frame of the full video to its last. Outside of ``guidance_interval``
+    (noise levels, LO excluded, HI included) there is none. ``noise`` ``fresh`` draws noise per frame, ``repeat``
+    repeats one window's. ``churn`` is EDM's S_churn over the full run. Between two ``cache_features``-th steps only the
+    UNet's last ``cache_layers`` layers are computed, from cached deep features. ``motion_bucket`` and
+    ``conditioning_fps`` are conditioning inputs of Stable Video Diffusion, not the rate of the file.
     """
 
     # fmt: off
@@ -67,27 +64,27 @@ class SamplingConfig:
         help="Classifier-free guidance, 0 or more: one number, or a rise from the first frame to the last as 1:3.")
     guidance_interval: Guidance | None = option("--guidance-interval", None, parse=parse_interval,
         dump=dump_interval, metavar="LO:HI", panel=SAMPLING, default_text="off, guidance throughout",
-        help="Approximate: guide only while the noise level is above LO and at most HI, of 700 down to 0.002; half "
-        "the network calls outside.")
+        help="Approximate: guide only at noise levels above LO and at most HI, of 700 down to 0.002; half the network "
+        "calls outside.")
     cache_features: int = option("--cache-features", 1, parse=parse_cache_interval, dump=dump_cache_interval,
         metavar="off|N", panel=SAMPLING, default_text="off, every step", ge=1,
-        help="Approximate: compute the whole network in every N-th step only, and in those between take its deep "
-        "features again.")
+        help="Approximate: compute the full network only in every N-th step, and reuse its deep features in the steps "
+        "between.")
     cache_layers: int = option("sampling.cache_layers", 2, ge=1)
-    sampler: Literal["euler", "heun"] = option("--sampler", "euler", panel=SAMPLING,
+    sampler: Literal["euler", "heun"] = option("--sampler", "euler", model_default=True, panel=SAMPLING,
         help="Solver; heun evaluates the network twice per step.")
-    churn: float = option("--churn", 0.0, metavar="S", ge=0, panel=SAMPLING,
+    churn: float = option("--churn", 0.0, model_default=True, metavar="S", ge=0, panel=SAMPLING,
         help="Noise added back over the run, EDM's S_churn.")
     churn_min: float = option("sampling.churn_min", 0.0, ge=0)
     churn_max: float = option("sampling.churn_max", 1000.0, ge=0)
     churn_noise: float = option("sampling.churn_noise", 1.0, ge=0)
-    noise: Literal["repeat", "fresh"] = option("--noise", "fresh", panel=SAMPLING,
+    noise: Literal["repeat", "fresh"] = option("--noise", "fresh", model_default=True, panel=SAMPLING,
         help="Initial noise: drawn per frame, or one window's noise repeated.")
     noise_aug: float = option("--noise-aug", 0.02, metavar="SIGMA", ge=0, panel=SAMPLING, model_default=True,
         help="Standard deviation of the noise on the reference image.")
     motion_bucket: float = option("--motion-bucket", 127.0, metavar="ID", ge=0, panel=SAMPLING, model_default=True,
         help="Amount of motion, a conditioning input of the UNet.")
-    conditioning_fps: int = option("sampling.conditioning_fps", 7, ge=1)
+    conditioning_fps: int = option("sampling.conditioning_fps", 7, model_default=True, ge=1)
     seed: int = option("--seed", 0, metavar="N", ge=0, le=2**63 - 1,
         help="Seed of the noise; the same seed gives the same frames.")
     # fmt: on
@@ -99,68 +96,68 @@ class SamplingConfig:
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
             require(0 <= low < high < math.inf, "--guidance-interval", dump_interval(self.guidance_interval), INTERVAL)
-        most = f"at most sampling.churn_max ({self.churn_max:g})"
-        require(self.churn_min <= self.churn_max, "sampling.churn_min", self.churn_min, most)
+        maximum = f"at most sampling.churn_max ({self.churn_max:g})"
+        require(self.churn_min <= self.churn_max, "sampling.churn_min", self.churn_min, maximum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowConfig:
-    """How a long video is cut: windows of ``length`` frames that share ``overlap`` with the next, joined by ``blend``
-    (``upstream`` as the reference implementation does, ``smooth`` by raised cosines, ``shifted`` by these and elsewhere
-    in every step, with one window more); ``anchor`` is the picture that later windows are conditioned on."""
+    """Windows of a long video: ``length`` frames, of which ``overlap`` are shared with the next window.
+
+    ``blend`` ``upstream`` joins them as the reference implementation, ``smooth`` by raised cosines, ``shifted`` by
+    these at other places in each step, with one window more. ``anchor``: the image that conditions later windows.
+    """
 
     # fmt: off
     length: int = option("--window", 16, metavar="FRAMES", ge=1, panel=LONG, model_default=True,
         help="Frames that the network sees at once.")
     overlap: int = option("--overlap", 4, metavar="FRAMES", ge=0, panel=LONG, model_default=True,
         help="Frames shared by two windows, less than --window.")
-    blend: Literal["upstream", "smooth", "shifted"] = option("--blend", "smooth", panel=LONG,
+    blend: Literal["upstream", "smooth", "shifted"] = option("--blend", "smooth", model_default=True, panel=LONG,
         help="How windows are joined: upstream as in the reference implementation, smooth by cross-fades, shifted by "
         "cross-fades at other places in each step (one window more, least visible seams).")
-    anchor: Literal["first", "reference"] = option("--anchor", "first", panel=LONG,
+    anchor: Literal["first", "reference"] = option("--anchor", "first", model_default=True, panel=LONG,
         help="Image that conditions the first frame of every window.")
     # fmt: on
 
     def __post_init__(self) -> None:
         check_fields(self)
-        most = self.length - 1
-        require(0 <= self.overlap <= most, "--overlap", self.overlap, f"0 to {most} (less than --window)")
+        maximum = self.length - 1
+        require(self.overlap <= maximum, "--overlap", self.overlap, f"0 to {maximum} (less than --window)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeConfig:
-    """How latents become pixels: ``chunk`` frames at a time, of which ``overlap`` were in the chunk before."""
+    """Decoding of latents: ``chunk`` frames at once, of which ``overlap`` were in the previous chunk."""
 
     # fmt: off
     chunk: int = option("--decode-chunk", 4, metavar="FRAMES", ge=1, panel=LONG, model_default=True,
         help="Frames decoded at once; fewer need less memory.")
-    overlap: int = option("--decode-overlap", 0, metavar="FRAMES", ge=0, panel=LONG,
+    overlap: int = option("--decode-overlap", 0, model_default=True, metavar="FRAMES", ge=0, panel=LONG,
         help="Frames shared by two decoded chunks, less than --decode-chunk.")
     # fmt: on
 
     def __post_init__(self) -> None:
         check_fields(self)
-        most = self.chunk - 1
-        require(0 <= self.overlap <= most, "--decode-overlap", self.overlap, f"0 to {most} (less than --decode-chunk)")
+        maximum = self.chunk - 1
+        require(self.overlap <= maximum, "--decode-overlap", self.overlap, f"0 to {maximum} (less than --decode-chunk)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """Where it runs, in how many processes (``gpus``: each takes a card), and in what type of number.
-    ``offload = "model"`` keeps one network on the device at a time, ``"group"`` of the UNet one block;
-    ``pose_budget_mb`` is the memory that pose features may fill, in MiB; ``ff_chunks`` is how many parts the UNet's
-    feed-forward layers are computed in; ``compile``: its blocks are compiled; ``cuda_graphs``: its calls are recorded
-    and replayed; ``channels_last``: how kernels of convolutions lie in memory; ``tf32``: float32 is computed in TF32.
-    ``quantization`` is how the UNet's lie there; ``max_memory`` bytes: what of all this, of windows and of decoding
-    has to change for the run to stay below it is chosen, and then it is None."""
+    """Device, dtype and memory. ``pose_budget_mb``: memory of cached pose features, in MiB.
+
+    ``max_memory`` bytes: other settings are chosen so that the run stays below it, and then it is None.
+    """
 
     # fmt: off
     device: str = device_option(None)
     gpus: int = option("--gpus", 1, metavar="N", ge=1, le=1024, panel=DEVICE,
         help="GPUs that share the windows and guidance branches of one video; on a CPU, processes. Also with torchrun.")
-    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto", panel=DEVICE,
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto", model_default=True,
+        panel=DEVICE,
         help="Floating-point type of the networks.")
-    offload: Literal["none", "model", "group"] = option("--offload", "none",
+    offload: Literal["none", "model", "group"] = option("--offload", "none", model_default=True,
         renamed={"swap": "model", "groups": "group"}, panel=DEVICE,
         help="Keep in device memory one network (model), or one block of the UNet (group), at a time.")
     pose_budget_mb: int = option("device.pose_budget_mb", 1024, ge=1)
@@ -194,10 +191,8 @@ class DeviceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnimateConfig:
-    """One run of ``sa animate``. ``size`` is (width, height) and ``None`` means the model's own; ``frames`` a half-open
-    range of the motion; ``fps`` the rate to resample the motion to, ``None`` its own; ``id_adapter`` ``None`` the
-    model's own way of joining the face, ``force_ablation`` allows another one than it was trained with; ``preview``
-    also writes ``OUT.preview.mp4`` beside the output."""
+    """One run of ``sa animate``. ``size`` is (width, height); ``frames`` a half-open range of the motion; ``fps`` None
+    the motion's own rate; ``id_adapter`` None the model's own."""
 
     # fmt: off
     reference: Path = option("REFERENCE", help="Image of the person: PNG, JPEG or WebP.")
@@ -210,18 +205,18 @@ class AnimateConfig:
         help="Content of MOTION: drawn skeletons, or people to detect.")
     size: Size = option("--size", (512, 512), parse=parse_size, dump=dump_size, metavar="WxH",
         default_text="512x512", model_default=True, help="Width and height in pixels, as 576x1024.")
-    resize: Literal["crop", "pad", "stretch"] = option("--resize", "crop", panel=OUTPUT,
+    resize: Literal["crop", "pad", "stretch"] = option("--resize", "crop", model_default=True, panel=OUTPUT,
         help="How images of another shape are fitted to the size.")
     frames: Range | None = option("--frames", None, parse=parse_range, dump=dump_range, metavar="A:B",
         default_text="all", help="Frames A to B of the motion, B not included, as a Python slice: 0:48, 10:, :100.")
-    fps: Fraction | None = option("--fps", None, parse=parse_fps, metavar="RATE", panel=OUTPUT,
+    fps: Fraction | None = option("--fps", None, model_default=True, parse=parse_fps, metavar="RATE", panel=OUTPUT,
         default_text="the motion's own",
         help="Frame rate to resample the motion to, up to 1000 frames per second, as 25 or 30000/1001 (29.97 is that).")
     audio: Literal["keep", "none"] = option("--audio", "keep", panel=OUTPUT, help="Sound of a motion video.")
     preview: bool = option("--preview", False, panel=OUTPUT,
         help="Also write OUT.preview.mp4: reference, skeleton and result side by side.")
-    id_adapter: Literal["distribution", "addition", "norm", "off"] | None = option("--id-adapter", None, panel=FACE,
-        default_text="the model's own", help="How face and image features are combined.")
+    id_adapter: Literal["distribution", "addition", "norm", "off"] | None = option("--id-adapter", None,
+        model_default=True, panel=FACE, default_text="distribution", help="How face and image features are combined.")
     force_ablation: bool = option("--force-ablation", False, panel=FACE,
         help="Allow another --id-adapter, or a face, than the model was trained with.")
     face_embedding: Path | None = option("--face-embedding", None, metavar="FACE.npy", panel=FACE,
@@ -229,7 +224,7 @@ class AnimateConfig:
         help="ArcFace embedding (512 numbers) to use instead of the one detected in REFERENCE.")
     allow_no_face: bool = option("--allow-no-face", False, panel=FACE,
         help="Continue without an identity if REFERENCE shows no face.")
-    preset: Literal["fast", "standard", "released", "paper"] = option("--preset", "standard",
+    preset: Literal["fast", "standard", "released", "paper"] = option("--preset", "standard", model_default=True,
         help="Face optimisation. fast: none. standard: crop, 3 iterations, if the model has a recogniser and the "
         "reference a face. released: full, 3 iterations, learning rate 0.1 decreasing linearly, Euler, as the authors' "
         "code. paper: Algorithm 1 as printed, 10 iterations, constant learning rate, in each of 25 steps (fewer leave "
@@ -245,11 +240,11 @@ class AnimateConfig:
         check_fields(self)
         require(self.model != "", "--model", self.model, "a name of the catalogue or a folder")
         if self.frames is not None:
-            require(not _surely_empty(self.frames), "--frames", dump_range(self.frames), "A before B")
+            require(not _is_empty(self.frames), "--frames", dump_range(self.frames), "A before B")
 
     @property
     def preview_path(self) -> Path:
-        """Where the preview goes: ``out.mp4`` -> ``out.preview.mp4``."""
+        """Path of the preview: ``out.mp4`` -> ``out.preview.mp4``."""
         return self.output.with_name(f"{self.output.stem}.preview{self.output.suffix}")
 
     @property
@@ -270,12 +265,12 @@ class AnimateConfig:
 
     @property
     def record_path(self) -> Path:
-        """Where the run record goes: ``out.mp4`` -> ``out.json``."""
+        """Path of the run record: ``out.mp4`` -> ``out.json``."""
         return self.output.with_suffix(".json")
 
 
-def _surely_empty(frames: Range) -> bool:
-    """Whether a slice holds nothing whatever the length; sides of unlike sign depend on the length and pass."""
+def _is_empty(frames: Range) -> bool:
+    """Whether a slice is empty for any length; sides of unlike sign depend on the length and pass."""
     first, last = frames
     start = 0 if first is None else first
     if last is None:

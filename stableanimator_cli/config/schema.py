@@ -1,18 +1,19 @@
-"""The machinery behind ``config.py``: frozen dataclasses from flags, TOML and a model's defaults, and back to TOML.
+"""Config classes: frozen dataclasses from flags, TOML and a model's defaults, and back to TOML.
 
-A field made with :func:`option` knows the flag that sets it. Every refusal names what the user typed: the flag, or
-the file and the key. Standard library only, so that ``sa --help`` stays quick.
+A field made with :func:`option` knows the flag that sets it. Every error names the flag, or the file and the key.
+Written by hand on the standard library alone: the shell's completion imports this module at each TAB.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import operator
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -26,7 +27,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One value on its way into a config, and where it came from (``--steps``, ``run.toml: sampling.steps``)."""
+    """One value for a config, and its source for errors (``--steps``, ``run.toml: sampling.steps``)."""
 
     value: Any
     label: str
@@ -61,7 +62,7 @@ def option(
     Args:
         flag: an option (``--decode-chunk``), an argument (``MOTION``), or a dotted key that the command line lacks.
         help: text of ``sa VERB --help``, to which the default is added; ``default_text`` replaces the value there and
-            ``model_default`` adds that the model's own comes first.
+            ``model_default``: a model's card may set it, under ``[defaults]``; its value comes before the default.
         panel: heading in the help; None is the first group.
         ge, gt, le, lt: the range of a number, checked by ``check_fields`` and shown in the help.
         parse, dump: ``parse(value, label)`` reads what TOML or the shell holds; ``dump`` is its inverse for TOML.
@@ -119,11 +120,6 @@ def from_mapping(cls: type[C], mapping: Mapping[str, Any], source: Path | str) -
     return _build(cls, _from_tables(cls, mapping, str(source)))
 
 
-def load(cls: type[C], path: Path) -> C:
-    """Read a TOML file into ``cls``. Raises :class:`ConfigError` for a missing, malformed or mistaken file."""
-    return from_mapping(cls, read_toml(path), path)
-
-
 def resolve(
     cls: type[C],
     flags: Mapping[str, Any],
@@ -134,9 +130,8 @@ def resolve(
 ) -> C:
     """The config of a run: flags over the file over a preset over the model's defaults over the class's own.
 
-    ``flags`` is keyed by option name (``decode_chunk`` for ``--decode-chunk``) and ``None`` means "not given".
-    ``defaults`` is keyed the same way, as ``[defaults]`` of a ``model.toml``. ``file`` holds one table a sub-config, as
-    do the tables of ``preset``, which come with the name that an error gives them.
+    ``flags`` and ``defaults`` are keyed by option name (``decode_chunk`` for ``--decode-chunk``); a flag of None is not
+    given. ``file`` and ``preset`` have one table per sub-config; ``preset`` comes with its name for errors.
     """
     settings = _from_names(cls, defaults or {}, "the model's defaults")
     if preset is not None:
@@ -147,18 +142,27 @@ def resolve(
     return _build(cls, settings)
 
 
+def model_defaults(cls: type) -> dict[str, Callable[[Any, str], Any]]:
+    """Options that a model's card may set, by name, with the function ``(value, label)`` that converts and checks."""
+    return {
+        option_name(item.metadata["flag"]): functools.partial(_field_value, item, hint)
+        for _, item, hint in _leaves(cls)
+        if item.metadata.get("model_default")
+    }
+
+
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises :class:`ConfigError` (exit 2) where it is missing or not TOML."""
+    """The tables of a TOML file. Raises ``ConfigError`` if it is missing or not TOML."""
     return readers.read_toml(path, "a config", error=ConfigError.because)
 
 
 def refuse_unknown_keys(cls: type, mapping: Mapping[str, Any], source: Path | str) -> None:
-    """Raise :class:`ConfigError` for a key or table that ``cls`` does not have, before anything else is looked at."""
+    """Raise ``ConfigError`` for a key or table that ``cls`` does not have."""
     _from_tables(cls, mapping, str(source))
 
 
 def to_toml(config: Any) -> str:
-    """The whole config as TOML, every value written out, so that a later change of a default changes nothing.
+    """The full config as TOML, defaults included, so that a later change of a default changes nothing.
 
     ``None`` has no TOML form and is left out; every field that may be ``None`` has that as its default.
     """
@@ -188,7 +192,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str | Path | Fraction):
-        # JSON's escapes are a subset of TOML's; DEL is the one character that JSON leaves bare and TOML forbids.
+        # JSON's escapes are a subset of TOML's, except for DEL, which JSON leaves bare and TOML forbids
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     raise TypeError(f"no TOML form for {value!r}")
 
@@ -198,24 +202,13 @@ def _hints(cls: type) -> dict[str, Any]:
     return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
 
 
-def _flag(cls: type, name: str) -> str:
-    item = next(item for item in dataclasses.fields(cls) if item.name == name)
-    return item.metadata.get("flag", name)
-
-
-def _flags(cls: type, name: str) -> list[str]:
-    """The flag of a field, and its old name if it has one."""
-    metadata = next(item.metadata for item in dataclasses.fields(cls) if item.name == name)
-    return [flag for flag in (metadata.get("flag", name), metadata.get("old_flag")) if flag]
-
-
 def option_name(flag: str) -> str:
     """``--decode-chunk`` -> ``decode_chunk``, the name that mappings of flags use."""
     return flag.rsplit(".", 1)[-1].lstrip("-").replace("-", "_").replace(" ", "_").lower()
 
 
 def current_names(cls: type, tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables as an older version wrote them, with the keys and values of today; unknown keys stay as they are."""
+    """Tables of an older version with present keys and values; unknown keys are unchanged."""
     fields, hints = _fields_by_key(cls), _hints(cls)
     current: dict[str, Any] = {}
     for key, value in tables.items():
@@ -241,7 +234,7 @@ def _current_value(item: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:
-    """``X`` and whether ``None`` is allowed beside it."""
+    """The type without ``None``, and whether ``None`` is allowed."""
     if get_origin(hint) in (typing.Union, types.UnionType):
         rest = [part for part in get_args(hint) if part is not type(None)]
         return (rest[0] if len(rest) == 1 else hint), len(rest) < len(get_args(hint))
@@ -272,39 +265,42 @@ def _from_tables(cls: type, mapping: Mapping[str, Any], source: str, path: tuple
 
 
 def _other_table(cls: type, key: str, path: tuple[str, ...]) -> str | None:
-    """A flag's name at the top level of a file (``steps = 25``) is a near miss that deserves the right key."""
-    where = _names(cls).get(key) if not path else None
-    return f"it belongs in a table: {'.'.join(where)}" if where else None
+    """A hint for a flag's name at the top level of a file (``steps = 25``), which belongs in a table."""
+    known = _names(cls).get(key) if not path else None
+    return f"it belongs in a table: {'.'.join(known[0])}" if known else None
 
 
-def _names(cls: type, path: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
-    """Option name in Python's spelling -> path of the field, through all sub-configs."""
-    names: dict[str, tuple[str, ...]] = {}
-    for name, hint in _hints(cls).items():
+def _leaves(cls: type, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dataclasses.Field[Any], Any]]:
+    """Path, field and type of every value, through all sub-configs."""
+    hints = _hints(cls)
+    for item in dataclasses.fields(cls):
+        hint = hints[item.name]
         if dataclasses.is_dataclass(hint):
-            names |= _names(typing.cast(type, hint), (*path, name))
+            yield from _leaves(typing.cast(type, hint), (*path, item.name))
         else:
-            for flag in _flags(cls, name):
-                names[option_name(flag)] = (*path, name)
+            yield (*path, item.name), item, hint
+
+
+def _names(cls: type) -> dict[str, tuple[tuple[str, ...], str]]:
+    """Path and flag of each value by its option name; an old flag's name leads to the present one."""
+    names: dict[str, tuple[tuple[str, ...], str]] = {}
+    for path, item, _ in _leaves(cls):
+        flag = item.metadata.get("flag", item.name)
+        names |= {option_name(name): (path, flag) for name in (flag, item.metadata.get("old_flag")) if name}
     return names
 
 
 def _from_names(cls: type, values: Mapping[str, Any], source: str | None) -> Settings:
+    """Settings keyed by option name. ``source`` None: values from the command line."""
     names = _names(cls)
     found: Settings = {}
     for name, value in values.items():
-        label = f"{source}: {name}" if source else f"--{name.replace('_', '-')}"
         if name not in names:
+            label = f"{source}: {name}" if source else f"--{name.replace('_', '-')}"
             raise ConfigError(label, name, f"one of {', '.join(names)}", hint=did_you_mean(name, names))
-        path = names[name]
-        if source is None:
-            label = _flag_at(cls, path)
-        found[path] = Setting(value, label)
+        path, flag = names[name]
+        found[path] = Setting(value, f"{source}: {name}" if source else flag)
     return found
-
-
-def _flag_at(cls: type, path: tuple[str, ...]) -> str:
-    return _flag(cls, path[0]) if len(path) == 1 else _flag_at(_hints(cls)[path[0]], path[1:])
 
 
 def _build(cls: type[C], settings: Settings, path: tuple[str, ...] = ()) -> C:
@@ -316,15 +312,14 @@ def _build(cls: type[C], settings: Settings, path: tuple[str, ...] = ()) -> C:
         if dataclasses.is_dataclass(hint):
             values[item.name] = _build(typing.cast(type, hint), settings, (*path, item.name))
         elif setting is not None:
-            parse, value = item.metadata.get("parse"), _current_value(item, setting.value)
-            values[item.name] = parse(value, setting.label) if parse else _convert(hint, value, setting.label)
+            values[item.name] = _field_value(item, hint, setting.value, setting.label)
             labels[item.metadata.get("flag", item.name)] = setting.label
         elif item.default is MISSING and item.default_factory is MISSING:
             raise ConfigError(
                 item.metadata.get("flag", item.name),
                 None,
                 "a value",
-                hint=f"give it on the command line, or as {'.'.join((*path, item.name))} in a --config file",
+                hint=f"add it to the command line, or as {'.'.join((*path, item.name))} in a --config file",
             )
     try:
         return cls(**values)
@@ -335,6 +330,12 @@ def _build(cls: type[C], settings: Settings, path: tuple[str, ...] = ()) -> C:
         elif label != error.option:
             error.hint = f"{error.option} was set by {label}"
         raise
+
+
+def _field_value(item: dataclasses.Field[Any], hint: Any, value: Any, label: str) -> Any:
+    """A value of TOML or the shell as the field's type. Raises ``ConfigError`` that names ``label``."""
+    parse, value = item.metadata.get("parse"), _current_value(item, value)
+    return parse(value, label) if parse else _convert(hint, value, label)
 
 
 def _convert(hint: Any, value: Any, label: str) -> Any:
@@ -355,21 +356,18 @@ def _convert(hint: Any, value: Any, label: str) -> Any:
 
 
 def path_of(value: str | Path, label: str) -> Path:
-    """A path that records, reports and every library can name: text in UTF-8."""
+    """A path that records and reports can hold: text in UTF-8."""
     text = str(value)
     require(text != "" and "\0" not in text, label, value, "a path")
-    hint = "rename it: records and reports hold names in UTF-8 alone"
     if not _is_utf8(text):
-        raise ConfigError(label, value, "a name in UTF-8", hint=hint)
-    path = Path(value)
-    # what stands beside a path is named after it: "." has no name of its own, "/" has none at all
-    path = path if path.name else path.absolute()
+        raise ConfigError(label, value, "a name in UTF-8", hint="rename it: records and reports hold UTF-8")
+    path = Path(value) if Path(value).name else Path(value).absolute()  # "." has no name that siblings could have
     require(path.name != "", label, value, "a file or folder below the root of the file system")
     return path
 
 
 def paths_of(value: Any, label: str) -> tuple[Path, ...]:
-    """Paths from the command line, or from TOML one a line of a text, so that none may hold a line break."""
+    """Paths from the command line, or from TOML: a text with one path per line."""
     if isinstance(value, str):
         value = [line for line in value.splitlines() if line.strip()]
     if not isinstance(value, list | tuple) or not all(isinstance(item, str | Path) and str(item) for item in value):

@@ -231,7 +231,7 @@ def test_points_without_a_frame_size_are_guessed_and_said(tmp_path):
 def test_a_motion_in_which_nobody_is_seen_is_refused(tmp_path):
     motion = waving(4)
     motion.present[:] = False
-    with pytest.raises(BadInput, match="nobody in any frame"):
+    with pytest.raises(BadInput, match="no person in any frame"):
         driven(save_motion(tmp_path / "empty.npz", motion))
 
 

@@ -11,7 +11,7 @@ import pytest
 from stableanimator_cli import __version__
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.config.animate import AnimateConfig
-from stableanimator_cli.config.schema import from_mapping, load, to_toml
+from stableanimator_cli.config.schema import from_mapping, read_toml, to_toml
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.records import NETWORKS
@@ -60,7 +60,7 @@ def test_the_config_resolves_to_itself_from_the_record_and_from_toml(finished, t
     assert str(config.fps) == "30000/1001"
     assert (config.frames, config.sampling.seed, config.windows.length) == ((1, None), 77, 4)
     (tmp_path / "run.toml").write_text(to_toml(config))
-    assert load(AnimateConfig, tmp_path / "run.toml") == config
+    assert from_mapping(AnimateConfig, read_toml(tmp_path / "run.toml"), tmp_path / "run.toml") == config
 
 
 def test_the_config_repeats_the_run_byte_for_byte(finished, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
 from stableanimator_cli.config.parse import parse_fps, parse_guidance, parse_range, parse_size
-from stableanimator_cli.config.schema import from_mapping, load, resolve, to_toml
+from stableanimator_cli.config.schema import from_mapping, read_toml, resolve, to_toml
 from stableanimator_cli.errors import ConfigError
 
 PATHS = {"reference": "person.png", "motion": "dance.mp4", "output": "out.mp4"}
@@ -130,7 +130,7 @@ def test_a_config_survives_toml(tmp_path: Path) -> None:
     config = resolve(AnimateConfig, {**flags, "noise_aug": 1e-7, "preview": True, "seed": 2**63 - 1})
     file = tmp_path / "run.toml"
     file.write_text(to_toml(config), encoding="utf-8")
-    assert load(AnimateConfig, file) == config
+    assert from_mapping(AnimateConfig, read_toml(file), file) == config
     assert str(config.reference) == odd
 
 
@@ -189,7 +189,7 @@ def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, content: bytes | Non
     file = tmp_path / "run.toml"
     if content is not None:
         file.write_bytes(content)
-    error = refused(lambda: load(AnimateConfig, file))
+    error = refused(lambda: from_mapping(AnimateConfig, read_toml(file), file))
     assert said in error.message
     assert str(file) in error.message
 
@@ -211,7 +211,7 @@ def test_an_interval_of_guidance_survives_toml(tmp_path):
     assert config.guidance_interval == (0.5, 50.0)
     file = tmp_path / "run.toml"
     file.write_text(to_toml(config))
-    assert load(SamplingConfig, file) == config
+    assert from_mapping(SamplingConfig, read_toml(file), file) == config
 
 
 @pytest.mark.parametrize("value", ["1", "0", "-2", "two", "2.5", "", 1, True, "99999"])
@@ -227,7 +227,7 @@ def test_an_interval_of_steps_survives_toml(tmp_path, value, steps, text):
     assert f"cache_features = {text}\n" in to_toml(config)
     file = tmp_path / "run.toml"
     file.write_text(to_toml(config))
-    assert load(SamplingConfig, file) == config
+    assert from_mapping(SamplingConfig, read_toml(file), file) == config
 
 
 @pytest.mark.parametrize("text", ["6b", "6000000", "6 GB", "5.5GiB"])

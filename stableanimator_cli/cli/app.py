@@ -57,7 +57,7 @@ class VerbGroup(TyperGroup):
 
 
 def import_help_renderer() -> None:
-    """Import Typer's renderer of help without rich's Markdown and tracebacks: half of its time, and unused by ``sa``."""
+    """Import Typer's help renderer without rich's Markdown and tracebacks, which ``sa`` does not use: half the time."""
     unused = {"rich.markdown": "Markdown", "rich.traceback": "Traceback"}
     stand_ins = {module: ModuleType(module) for module in unused if module not in sys.modules}
     for module, stand_in in stand_ins.items():

@@ -1,7 +1,8 @@
 """Pictures and video to uint8 RGB arrays and back: the only reader and writer of pixels.
 
 Reading: ``open_clip`` (a video, a picture, a folder of pictures), ``take`` (a slice of frames), ``resample`` (another
-rate), ``read_picture``, ``probe``. Writing: ``VideoWriter``, in a thread ``WriterBehind``, ``write_picture``.
+rate), ``read_picture``, ``probe``. Writing: ``VideoWriter``, in a thread ``WriterBehind``, ``write_picture``,
+``write_gif``.
 Everything streams: memory does not grow with the length of a video.
 """
 
@@ -26,12 +27,23 @@ from stableanimator_cli.media.image import (
     open_folder,
     open_picture,
     read_picture,
+    write_gif,
     write_picture,
 )
 from stableanimator_cli.media.threaded import WriterBehind
 from stableanimator_cli.records import Clip
 
-__all__ = ["VideoWriter", "WriterBehind", "open_clip", "probe", "read_picture", "resample", "take", "write_picture"]
+__all__ = [
+    "VideoWriter",
+    "WriterBehind",
+    "open_clip",
+    "probe",
+    "read_picture",
+    "resample",
+    "take",
+    "write_gif",
+    "write_picture",
+]
 
 _SOURCE = "a video, a picture or a folder of pictures"
 # Containers round times to their own ticks (Matroska: 1 ms), so a frame may seem to start this much too late.

@@ -71,6 +71,18 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
     return path
 
 
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file with the mark of our files as a comment in its header, which is a literal of Python."""
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    text = f"{header!r} # {MARK}".encode("latin1")
+    start = np.lib.format.magic(1, 0)
+    space = -(len(start) + 2 + len(text) + 1) % 64  # the data are aligned
+    text += b" " * space + b"\n"
+    with atomic_write(path, marked=True) as temp, translate_os_errors(path), temp.open("wb") as file:
+        file.write(start + len(text).to_bytes(2, "little") + text)
+        file.write(np.ascontiguousarray(array).tobytes())
+
+
 def load_motion(path: Path | str) -> Motion:
     """Read a ``poses.npz``. ``BadInput`` where it is missing, damaged, of another version, or of wrong shapes."""
     path = Path(path)

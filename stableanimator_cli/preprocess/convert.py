@@ -18,11 +18,18 @@ import numpy as np
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.files import MARK, atomic_write, check_apart, locked_output, require_file, translate_os_errors
+from stableanimator_cli.files import atomic_write, check_apart, locked_output, require_file, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, resample, take, write_picture
 from stableanimator_cli.media.image import is_picture
 from stableanimator_cli.motion.keypoints import COUNT, face_box, from_wholebody, to_wholebody
-from stableanimator_cli.motion.motion_file import LONGEST_SIDE, UNTIMED_FPS, check_points, load_motion, save_motion
+from stableanimator_cli.motion.motion_file import (
+    LONGEST_SIDE,
+    UNTIMED_FPS,
+    check_points,
+    load_motion,
+    save_motion,
+    write_array,
+)
 from stableanimator_cli.motion.openpose import load_openpose, save_openpose
 from stableanimator_cli.motion.repair import smoothed
 from stableanimator_cli.motion.skeleton import TAG, draw_frame, looks_like_skeleton
@@ -143,7 +150,7 @@ def write_motion(output: Path, motion: Motion, config: PreprocessConfig, reporte
         save_openpose(output, motion)
     elif suffix == ".npy":
         points = np.where(motion.present[..., None, None], motion.keypoints, np.float32(0))
-        _write_array(output, to_wholebody(points) if config.order == "133" else points)
+        write_array(output, to_wholebody(points) if config.order == "133" else points)
     elif suffix in VIDEOS:
         write_poses(output, motion, fps=config.fps, reporter=reporter)
     elif suffix:
@@ -154,18 +161,6 @@ def write_motion(output: Path, motion: Motion, config: PreprocessConfig, reporte
         save_openpose(output, motion)
     else:
         _write_pictures(output, (draw_frame(motion, index) for index in range(len(motion))))
-
-
-def _write_array(path: Path, array: np.ndarray) -> None:
-    """A .npy file with the mark of our files as a comment in its header, which is a literal of Python."""
-    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
-    text = f"{header!r} # {MARK}".encode("latin1")
-    start = np.lib.format.magic(1, 0)
-    space = -(len(start) + 2 + len(text) + 1) % 64  # the data are aligned
-    text += b" " * space + b"\n"
-    with atomic_write(path, marked=True) as temp, translate_os_errors(path), temp.open("wb") as file:
-        file.write(start + len(text).to_bytes(2, "little") + text)
-        file.write(np.ascontiguousarray(array).tobytes())
 
 
 def _at(motion: Motion, indices: Sequence[int]) -> Motion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from fractions import Fraction
 from typing import Literal, get_args
 
@@ -59,6 +60,12 @@ class Scene:
         rng = derive_rng("stage", seed)
         self._zoom, self._shift = float(rng.uniform(0.92, 1.06)), rng.uniform(-1, 1, (len(people), 2))
         self._rank = [0] if len(people) == 1 else [int(r) for r in rng.permutation(len(people))]
+
+    def with_movements_of(self, other: Scene) -> Scene:
+        """The same people, clothes and backdrop, moving and placed as in ``other``."""
+        scene = copy(self)
+        scene._movements, scene._zoom, scene._shift = other._movements, other._zoom, other._shift
+        return scene
 
     def behaviour(self, t: float, person: int = 0) -> str:
         """What ``person`` does at frame ``t``, by name."""

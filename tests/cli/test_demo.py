@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from stableanimator_cli.cli.demo import demo
+from stableanimator_cli.cli.demo import SUFFIXES, demo
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import carries_mark, locked_output
+from stableanimator_cli.media import open_clip
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
+from stableanimator_cli.puppets.scene import sample_scene
 
 
-@pytest.mark.parametrize("name", ["demo.reference.png", "demo.poses.npz", "demo.mp4", "demo.json", "demo.png"])
+def read_record(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["demo.mp4", "demo.gif", "demo.png", "demo/person-1.png", "demo/person-3.face.npy"])
 def test_a_demo_replaces_no_file_of_others(tmp_path: Path, name: str) -> None:
+    (tmp_path / "demo").mkdir()
     (tmp_path / name).write_text("mine", encoding="utf-8")
-    with pytest.raises(BadInput, match=f"{name}: it exists and was not written by sa"):
+    with pytest.raises(BadInput, match=f"{Path(name).name}: it exists and was not written by sa"):
         demo(tmp_path, frames=1, quiet=True)
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
 
 
 def test_one_demo_at_a_folder(tmp_path: Path) -> None:
@@ -29,11 +39,36 @@ def test_one_demo_at_a_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_demo_may_be_repeated_and_all_its_files_carry_the_mark(tmp_path: Path) -> None:
+def test_a_demo_shows_three_people_twice_and_may_be_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for figure in (0, 1):
-        demo(tmp_path, figure=figure, frames=1, quiet=True)
-    assert len(list(tmp_path.iterdir())) == 5
-    assert all(carries_mark(path) for path in tmp_path.iterdir())
+        demo(tmp_path, figure=figure, frames=2, json=True)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 3 + 3 * len(SUFFIXES)
+    assert all(carries_mark(path) for path in files)
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["output"] == str(tmp_path / "demo.mp4")
+    assert len(report["similarity"]) == len(report["swapped_similarity"]) == 3
+    sizes = {path: open_clip(path).size for path in (tmp_path / "demo.mp4", tmp_path / "demo.png")}
+    assert len(set(sizes.values())) == 1
+    gif = open_clip(tmp_path / "demo.gif")
+    assert gif.size == tuple(side // 2 for side in sizes[tmp_path / "demo.mp4"])
+    assert len(list(gif.frames())) == 2
+    first, other = (read_record(tmp_path / "demo" / f"person-1.{name}json") for name in ("", "other-face."))
+    assert first["seed"] == other["seed"]
+    assert first["output"]["sha256"] != other["output"]["sha256"]
+
+
+def test_the_people_of_a_demo_move_alike_and_look_different() -> None:
+    scenes = [sample_scene("test", n, size=(64, 64), framing="portrait", behaviour="wave") for n in range(2)]
+    moved = scenes[1].with_movements_of(scenes[0])
+    assert [scenes[0].behaviour(t) for t in range(4)] == [moved.behaviour(t) for t in range(4)]
+    assert moved.people == scenes[1].people
+    assert np.array_equal(scenes[1].frame(3).image, sample_scene("test", 1, size=(64, 64), framing="portrait",
+                          behaviour="wave").frame(3).image)  # fmt: skip
+    nearer = np.nanmean(np.abs(moved.frame(3).keypoints - scenes[0].frame(3).keypoints))
+    assert nearer < np.nanmean(np.abs(scenes[1].frame(3).keypoints - scenes[0].frame(3).keypoints))
 
 
 def test_one_process_draws_puppets_into_a_folder_and_its_files_carry_the_mark(tmp_path: Path) -> None:

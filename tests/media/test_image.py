@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from stableanimator_cli import media
 from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.files import carries_mark
 from stableanimator_cli.media import image
 from tests.media_samples import corner_names, corners, noise, number_of, numbered
 
@@ -211,3 +213,25 @@ def test_a_pipe_is_no_picture_and_is_not_waited_for(tmp_path):
     assert image.is_picture(path)
     with pytest.raises(BadInput, match="found a pipe"):
         media.open_clip(tmp_path)
+
+
+def test_a_gif_repeats_keeps_its_rate_and_carries_the_mark(tmp_path):
+    frames = [np.full((10, 12, 3), (200, 40 * n, 30), np.uint8) for n in range(4)]
+    media.write_gif(tmp_path / "a.gif", frames, 8)
+    clip = media.open_clip(tmp_path / "a.gif")
+    assert clip.size == (12, 10)
+    shown = [picture for _, picture in clip.frames()]
+    assert all(np.abs(picture.astype(int) - frame).max() <= 8 for picture, frame in zip(shown, frames, strict=True))
+    assert [time for time, _ in clip.frames()][:2] == [0, Fraction(12, 100)]
+    assert carries_mark(tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as opened:
+        assert opened.info["loop"] == 0
+
+
+def test_a_gif_needs_its_suffix_and_replaces_no_file_of_others(tmp_path):
+    frame = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(ConfigError, match="a name ending in"):
+        media.write_gif(tmp_path / "a.png", [frame], 8)
+    (tmp_path / "a.gif").write_bytes(b"mine")
+    with pytest.raises(BadInput, match="not written by sa"):
+        media.write_gif(tmp_path / "a.gif", [frame], 8)

@@ -13,7 +13,7 @@ from stableanimator_cli.cli import console, options
 if TYPE_CHECKING:
     import numpy as np
 
-    from stableanimator_cli.cli.demo_sheet import PersonRow
+    from stableanimator_cli.puppets.demo_sheet import PersonRow
     from stableanimator_cli.puppets.scene import Scene
     from stableanimator_cli.records import ModelFolder
 
@@ -57,8 +57,8 @@ def demo(
 
 def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
     from stableanimator_cli import catalogue
-    from stableanimator_cli.cli.demo_sheet import draw_demo
     from stableanimator_cli.media import VideoWriter, write_gif, write_picture
+    from stableanimator_cli.puppets.demo_sheet import draw_demo
     from stableanimator_cli.puppets.scene import sample_scene
 
     model = catalogue.open_model(MODEL)
@@ -111,8 +111,8 @@ def _animate_person(
     folder: Path, n: int, scenes: list[Scene], vectors: list[np.ndarray], model: ModelFolder, out: console.Console
 ) -> PersonRow:
     """Animate person ``n`` with the own and with the next person's face vector, and measure both videos."""
-    from stableanimator_cli.cli.demo_sheet import PersonRow
     from stableanimator_cli.motion.skeleton import draw_frame
+    from stableanimator_cli.puppets.demo_sheet import PersonRow
 
     stem, other = folder / f"person-{n + 1}", (n + 1) % PEOPLE
     result = _animate(stem, _file(stem, "mp4"), None, out)

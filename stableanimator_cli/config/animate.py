@@ -84,7 +84,8 @@ class SamplingConfig:
         help="Standard deviation of the noise on the reference image.")
     motion_bucket: float = option("--motion-bucket", 127.0, metavar="ID", ge=0, panel=SAMPLING, model_default=True,
         help="Amount of motion, a conditioning input of the UNet.")
-    conditioning_fps: int = option("sampling.conditioning_fps", 7, model_default=True, ge=1)
+    conditioning_fps: int = option("--conditioning-fps", 7, metavar="FPS", ge=1, panel=SAMPLING,
+        model_default=True, help="Frame rate, a conditioning input of the UNet; --fps sets the rate of the video.")
     seed: int = option("--seed", 0, metavar="N", ge=0, le=2**63 - 1,
         help="Seed of the noise; the same seed gives the same frames.")
     # fmt: on

@@ -86,7 +86,7 @@ def test_sizes_and_guidance() -> None:
         (lambda: SamplingConfig(churn=1.0, churn_min=1000.5), "sampling.churn_min"),
         (lambda: SamplingConfig(noise_aug=float("inf")), "--noise-aug"),
         (lambda: SamplingConfig(motion_bucket=-1), "--motion-bucket"),
-        (lambda: SamplingConfig(conditioning_fps=0), "sampling.conditioning_fps"),
+        (lambda: SamplingConfig(conditioning_fps=0), "--conditioning-fps"),
         (lambda: SamplingConfig(seed=2**63), "--seed"),
         (lambda: WindowConfig(length=0, overlap=0), "--window"),
         (lambda: WindowConfig(length=4, overlap=4), "--overlap"),
@@ -139,6 +139,14 @@ def test_every_field_is_written() -> None:
     for part in (SamplingConfig, WindowConfig, DecodeConfig, DeviceConfig):
         written = [item.name for item in dataclasses.fields(part) if item.default is not None]  # None has no TOML form
         assert all(f"\n{name} = " in text for name in written)
+
+
+def test_a_flag_sets_the_frame_rate_that_the_unet_is_conditioned_on(tmp_path: Path) -> None:
+    assert resolve(AnimateConfig, PATHS).sampling.conditioning_fps == 7
+    file = tmp_path / "run.toml"
+    file.write_text("[sampling]\nconditioning_fps = 10\n")
+    assert resolve(AnimateConfig, PATHS, file).sampling.conditioning_fps == 10
+    assert resolve(AnimateConfig, {**PATHS, "conditioning_fps": 12}, file).sampling.conditioning_fps == 12
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ import numpy as np
 import stableanimator_cli.animate.pipeline
 import stableanimator_cli.evaluate.evaluator
 import stableanimator_cli.preprocess.run
-import stableanimator_cli.train.run  # noqa: F401  what runs import, once for all
+import stableanimator_cli.train.pipeline  # noqa: F401  what runs import, once for all
 from stableanimator_cli.__main__ import main as sa
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.motion_file import save_motion
@@ -40,7 +40,7 @@ from tests.preprocess import drawn
 from tests.train.clip_folders import write_clip
 from tests.waving import waving
 
-REFUSALS = ("it is being written by another `sa ", "a run that is there already")
+REFUSALS = ("it is being written by another `sa ", "an existing run")
 
 
 class Verb(ABC):

@@ -28,13 +28,13 @@ def killed_after_its_first_checkpoint(words: list[str], run: Path) -> int:
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     limit = time.monotonic() + 280
-    while not checkpoint.saved(run) and child.poll() is None and time.monotonic() < limit:
+    while not checkpoint.list_checkpoints(run) and child.poll() is None and time.monotonic() < limit:
         time.sleep(0.02)
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
     said = child.communicate()[1]
     assert child.returncode == -signal.SIGKILL, said
-    return checkpoint.saved(run)[-1][0]
+    return checkpoint.list_checkpoints(run)[-1][0]
 
 
 def test_videos_to_clips_to_a_model_to_a_video_to_scores(sa: Run, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_videos_to_clips_to_a_model_to_a_video_to_scores(sa: Run, tmp_path: Path
     assert -1 < rows[-1]["csim"] < 1  # validation follows the last step
     assert 0 < rows[-1]["keypoint_error"] < 1
     assert "csim" not in rows[0]
-    assert checkpoint.saved(run)[-1][0] == STEPS
+    assert checkpoint.list_checkpoints(run)[-1][0] == STEPS
 
     picture, motion = figures / "references" / "00001.png", clips / "00001" / "motion.npz"
     assert go("animate", picture, motion, "-o", made, "--model", run / "model", "--steps", 2, *here) == str(made)

@@ -37,9 +37,8 @@ from stableanimator_cli.nets.unet import Checkpointing
 from stableanimator_cli.preprocess import run as preprocess
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.train.caching import moments, tokens_of
 from stableanimator_cli.train.dataset import Dataset, open_dataset
-from stableanimator_cli.train.latent_cache import Encoders, build_cache
+from stableanimator_cli.train.latent_cache import Encoders, build_cache, latent_encoder, token_encoder
 from stableanimator_cli.train.loader import Loader, LoaderSettings
 
 SEED = 0
@@ -116,7 +115,7 @@ def draw_dataset(folder: Path, shape: Shape) -> Dataset:
     write_puppets(PuppetPlan(folder=folder / "figures", videos=CLIPS, frames=shape.frames + 2, size=shape.size))
     flags = {"input": (folder / "figures" / "videos",), "output": folder / "clips", "model": "puppet", "device": "cpu"}
     preprocess.run(flags=flags)
-    return open_dataset([folder / "clips"], least=shape.frames + 1)
+    return open_dataset([folder / "clips"], min_frames=shape.frames + 1)
 
 
 def compare_caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roof: Roof, tick: Tick) -> Table:
@@ -130,9 +129,9 @@ def compare_caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: 
         loaders = {UNCACHED: Loader(dataset, plain, seed=SEED, batch=1)}
         with parts.networks.resident("vae", "image_encoder"):
             encoders = Encoders(
-                latents=moments(parts.networks["vae"], plan.device),
+                latents=latent_encoder(parts.networks["vae"], plan.device),
                 vae=_NETWORK,
-                tokens=tokens_of(parts.networks["image_encoder"], plan.device),
+                tokens=token_encoder(parts.networks["image_encoder"], plan.device),
                 image_encoder=_NETWORK,
             )
             build_cache(loaders[UNCACHED].buckets, encoders, batch=4)

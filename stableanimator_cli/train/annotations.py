@@ -1,7 +1,7 @@
-"""What is known of a clip besides its pixels: skeletons, face masks and identity vectors, at any size.
+"""Annotations of a clip besides its pixels: skeletons, face masks and face embeddings, drawn at any size.
 
-A clip folder of ``sa preprocess`` holds key points and faces, and they are drawn here as ``sa animate`` draws them; the
-reference implementation's folders hold pictures of them (``upstream.py``). Nothing is detected.
+Clip folders of ``sa preprocess`` hold keypoints and faces, which are drawn like in ``sa animate``. Folders of the
+reference implementation hold images of them (``reference_layout``). Nothing is detected here.
 """
 
 from __future__ import annotations
@@ -18,81 +18,87 @@ from stableanimator_cli.motion.keypoints import face_box
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.motion.track import largest
-from stableanimator_cli.records import Motion
+from stableanimator_cli.records import ChannelOrder, Motion
 
-CELL = 8  # pixels a latent
+CELL = 8  # pixels per latent cell
 
 
 class ClipAnnotations(Protocol):
-    """What is known of a clip besides its pixels, drawn at the size asked for."""
+    """Annotations of one clip. ``size`` is (width, height)."""
 
     faces: Faces
 
     def skeleton(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
-        """The skeletons of one frame, uint8[h,w,3] RGB."""
+        """Skeletons of all people in a frame, uint8[h,w,3] RGB."""
         ...
 
     def mask(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
-        """The face mask of one frame at latent size, uint8[h/8,w/8], 255 in a face."""
+        """Face mask of a frame in latent cells, uint8[h/8,w/8], 255 inside a face."""
         ...
 
     def face_box(self, frame: int) -> np.ndarray | None:
-        """(x0, y0, x1, y1) of the main person's face in pixels of the clip, None where none is seen."""
+        """Face of the main person as (x0, y0, x1, y1) in pixels of the clip, None if no face is visible."""
         ...
 
-    def bytes(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Faces:
-    """The faces of the main person that could be recognised: ``frame`` int64[n], ``boxes`` float32[n,4], ``rank``
-    float32[n] (score times area), ``vectors`` float32[n,512] raw."""
+    """Recognised faces of the main person.
+
+    ``frame`` int64[n], ``boxes`` float32[n,4], ``rank`` float32[n] (score times area), ``embeddings`` float32[n,512]
+    raw, made from images in ``channel_order``.
+    """
 
     frame: np.ndarray
     boxes: np.ndarray
     rank: np.ndarray
-    vectors: np.ndarray
+    embeddings: np.ndarray
+    channel_order: ChannelOrder
 
     @classmethod
     def of(cls, table: FaceTable, person: int) -> Faces:
         known = (table.person == person) & np.isfinite(table.embeddings).all(axis=1)
         boxes = table.boxes[known]
         area = (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1)
-        return cls(table.frame[known], boxes, table.scores[known] * area, table.embeddings[known])
+        rank = table.scores[known] * area
+        return cls(table.frame[known], boxes, rank, table.embeddings[known], table.channel_order)
 
-    def vector(self, frame: int) -> np.ndarray | None:
-        """float32[512] of the face in ``frame``; where it shows none, of the best face of the clip; else None."""
+    def embedding(self, frame: int) -> np.ndarray | None:
+        """float32[512] of the face in ``frame``, else of the best face of the clip; None if the clip has no face."""
         if not len(self.frame):
             return None
-        here = np.flatnonzero(self.frame == frame)
-        rows = here if len(here) else np.arange(len(self.frame))
-        return self.vectors[rows[np.argmax(self.rank[rows])]]
+        rows = np.flatnonzero(self.frame == frame)
+        rows = rows if len(rows) else np.arange(len(self.frame))
+        return self.embeddings[rows[np.argmax(self.rank[rows])]]
 
 
-def latent_mask(mask: np.ndarray, there: ResizeTransform) -> np.ndarray:
-    """A face mask uint8[h,w] of the clip's size at latent size, uint8[h/8,w/8].
+def latent_mask(mask: np.ndarray, transform: ResizeTransform) -> np.ndarray:
+    """Resize a face mask uint8[h,w] of a clip to latent cells, uint8[h/8,w/8].
 
-    As the reference implementation has it: Pillow's default resize to the size of the pictures, then the top-left
-    pixel of each cell, so that values at the edge of a box lie between 0 and 255.
+    Like in the reference implementation: Pillow's default resize to the size in pixels, then the top-left pixel of
+    each cell. So values at the edge of a box lie between 0 and 255.
     """
-    left, top, right, bottom = there.placed
-    inner = Image.fromarray(mask).resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=there.box)
-    if inner.size == there.target:
+    left, top, right, bottom = transform.placed
+    inner = Image.fromarray(mask).resize((right - left, bottom - top), Image.Resampling.BICUBIC, box=transform.box)
+    if inner.size == transform.target:
         return np.asarray(inner)[::CELL, ::CELL]
-    whole = np.zeros(there.target[::-1], np.uint8)
-    whole[top:bottom, left:right] = np.asarray(inner)
-    return whole[::CELL, ::CELL]
+    full = np.zeros(transform.target[::-1], np.uint8)
+    full[top:bottom, left:right] = np.asarray(inner)
+    return full[::CELL, ::CELL]
 
 
-class MotionClip:
-    """Drawn from key points, as ``sa animate`` draws them."""
+class MotionAnnotations:
+    """Annotations drawn from keypoints, like in ``sa animate``."""
 
     def __init__(self, motion: Motion, table: FaceTable) -> None:
         self._motion = motion
         self._main = largest(motion)
         self.faces = Faces.of(table, self._main)
-        # As the original's masks, those of all people, whoever they are; motions without a face detector know the
-        # points of their own people only.
+        # The masks show the faces of all people, like those of the reference implementation. Without a face detector
+        # only people in the motion have a face, from their keypoints.
         self._table = table if len(table) else None
 
     def skeleton(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
@@ -113,10 +119,11 @@ class MotionClip:
         return box if np.isfinite(box).all() else None
 
     def _boxes(self, frame: int) -> np.ndarray:
-        """float32[p,4] the faces of the people of a frame: found, else round their points; NaN where none is seen."""
+        """Faces of the people in a frame, float32[p,4]: detected, else around their keypoints, else NaN."""
         boxes = self._motion.face_boxes[frame]
         boxes = np.where(np.isfinite(boxes), boxes, face_box(self._motion.keypoints[frame]))
         return np.where(self._motion.present[frame][:, None], boxes, np.nan)
 
-    def bytes(self) -> int:
-        return self._motion.keypoints.nbytes + self._motion.face_boxes.nbytes + self.faces.vectors.nbytes
+    @property
+    def nbytes(self) -> int:
+        return self._motion.keypoints.nbytes + self._motion.face_boxes.nbytes + self.faces.embeddings.nbytes

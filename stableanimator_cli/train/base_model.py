@@ -1,7 +1,7 @@
-"""What a training starts from: a model folder that every checkpoint can name as its need.
+"""The base model of a training, as a model folder that checkpoints can name in ``needs``, and ``model.toml`` files.
 
-A catalogue entry or a folder with a ``model.toml`` is named as it is. A download in the reference implementation's
-layout gets a model folder ``RUN/base`` that links to its files where they are.
+A catalogue entry or a folder with ``model.toml`` is used as it is. A download in the reference implementation's layout
+gets a model folder ``RUN/base`` that links to its files.
 """
 
 from __future__ import annotations
@@ -17,43 +17,49 @@ from typing import Any
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import temporary_path, translate_os_errors
+from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.records import ModelFolder
 
 FOLDER = "base"
 SOURCE = "trained by sa train"
-"""The card's source, by which a model folder of ``sa train`` is recognised."""
+"""``source`` in the ``model.toml`` of a checkpoint, which identifies it."""
 
 
-def prepare(named: str, scratch: tuple[str, ...], run: Path) -> tuple[str, ModelFolder]:
-    """The model to train from and the name by which ``run/checkpoints/NAME/model.toml`` needs it.
+def open_base(name: str, scratch: tuple[str, ...]) -> ModelFolder:
+    """Open the model ``name``. Networks in ``scratch``, PoseNet and Face Encoder need no files.
 
-    Networks that start from ``scratch`` need no file; PoseNet and Face Encoder start anew where the model has none.
+    Those are initialised at random if the model has none.
     """
-    model = open_base(named, scratch)
-    if named in catalogue.names():
-        return model.name, model
-    place = run / "checkpoints" / "NAME"
+    return catalogue.open_model(name, [role for role in ("unet", "vae", "image_encoder") if role not in scratch])
+
+
+def prepare(name: str, model: ModelFolder, run: Path) -> str:
+    """Return the name by which ``run/checkpoints/NAME/model.toml`` needs the base model; write ``run/base`` if needed.
+
+    ``model`` was opened by ``name``. Raises ``BadInput`` if ``run/base`` links to another model.
+    """
+    if name in catalogue.names():
+        return model.name
+    checkpoint = run / "checkpoints" / "NAME"
     if (model.path / FILE_NAME).is_file():
-        return _towards(model.path, place), model
+        return _relative(model.path, checkpoint)
     if not (run / FOLDER / FILE_NAME).is_file():
         _write(model, run / FOLDER)
     elif _resolved_files(catalogue.open_model(str(run / FOLDER), [])) != _resolved_files(model):
-        raise BadInput.because(run / FOLDER, f"it does not link to the model {named}", hint="move it away")
-    return _towards(run / FOLDER, place), model
+        raise BadInput.because(run / FOLDER, f"it does not link to the model {name}", hint="move it away")
+    return _relative(run / FOLDER, checkpoint)
 
 
 def _resolved_files(model: ModelFolder) -> dict[str, Path]:
     return {role: path.resolve() for role, path in model.files.items()}
 
 
-def open_base(named: str, scratch: tuple[str, ...]) -> ModelFolder:
-    """The model with the networks that a training cannot do without."""
-    return catalogue.open_model(named, [role for role in ("unet", "vae", "image_encoder") if role not in scratch])
+def _relative(folder: Path, start: Path) -> str:
+    return Path(os.path.relpath(folder.resolve(), start.resolve())).as_posix()
 
 
 def plain_name(text: str) -> str:
-    """``text`` as a model may be named: letters, digits, '-', '_' and '.'."""
+    """``text`` as a valid name of a model: letters, digits, '-', '_' and '.'."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "model"
 
 
@@ -68,27 +74,27 @@ def model_toml(
     files: Iterable[tuple[str, int, str]] = (),
     training: Mapping[str, Any],
 ) -> str:
-    """A ``model.toml``: components by role as (file, config), files as (path, bytes, sha256)."""
+    """Text of a ``model.toml``: components by role as (file, config), files as (path, bytes, sha256)."""
     lines = [f"name = {_text(name)}", f"summary = {_text(summary)}", 'task = "animate"']
     lines += [f"licence = {_text(model.licence)}", f"source = {_text(SOURCE)}"]
     lines += [f"face_channel_order = {_text(model.face_channel_order)}"]
     lines += [f"needs = [{', '.join(map(_text, needs))}]"]
-    lines += _rows("[defaults]", defaults)
+    lines += _table("[defaults]", defaults)
     for role, (file, config) in components.items():
-        lines += _rows(f"[components.{role}]", {"file": file, "config": config})
+        lines += _table(f"[components.{role}]", {"file": file, "config": config})
     for path, size, digest in files:
-        lines += _rows("[[files]]", {"path": path, "bytes": size, "sha256": digest})
-    return "\n".join([*lines, *_rows("[training]", training)]) + "\n"
+        lines += _table("[[files]]", {"path": path, "bytes": size, "sha256": digest})
+    return "\n".join([*lines, *_table("[training]", training)]) + "\n"
 
 
 def table_text(name: str, values: Mapping[str, Any]) -> str:
-    """One table of a ``model.toml``."""
-    return "\n".join(_rows(f"[{name}]", values)[1:]) + "\n"
+    """Text of one table of a ``model.toml``."""
+    return "\n".join(_table(f"[{name}]", values)[1:]) + "\n"
 
 
-def _rows(head: str, values: Mapping[str, Any]) -> list[str]:
-    given = {key: value for key, value in values.items() if value is not None}
-    return ["", head, *(f"{key} = {_value(value)}" for key, value in given.items())] if given else []
+def _table(head: str, values: Mapping[str, Any]) -> list[str]:
+    present = {key: value for key, value in values.items() if value is not None}
+    return ["", head, *(f"{key} = {_value(value)}" for key, value in present.items())] if present else []
 
 
 def _value(value: Any) -> str:
@@ -103,38 +109,42 @@ def _text(value: str) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _towards(folder: Path, place: Path) -> str:
-    return Path(os.path.relpath(folder.resolve(), place.resolve())).as_posix()
+def file_entry(path: Path, folder: Path) -> tuple[str, int, str]:
+    """Row of ``[[files]]``: (path in the folder, bytes, sha256)."""
+    return path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of(path)
+
+
+def write_network_config(configs: Mapping[str, Mapping[str, Any]], role: str, folder: Path) -> str | None:
+    """Write ``ROLE.json`` and return its name; None if there is no config of ``role``."""
+    if role not in configs:
+        return None
+    text = json.dumps(dict(configs[role]), indent=2) + "\n"
+    (folder / f"{role}.json").write_text(text, encoding="utf-8")
+    return f"{role}.json"
 
 
 def _write(model: ModelFolder, folder: Path) -> None:
-    part = temporary_path(folder)
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with translate_os_errors(folder):
-            part.mkdir(parents=True)
-            roles = dict.fromkeys((*model.files, *model.configs))
-            text = model_toml(
-                name=plain_name(f"{model.name}-base"),
-                summary=f"What a training started from: {model.name}",
-                model=model,
-                defaults=model.defaults,
-                components={role: _component(model, role, part) for role in roles},
-                training={},
-            )
-            (part / FILE_NAME).write_text(text, encoding="utf-8")
-            os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with atomic_write(folder, folder=True) as temp, translate_os_errors(folder):
+        shutil.rmtree(temp, ignore_errors=True)
+        temp.mkdir(parents=True)
+        roles = dict.fromkeys((*model.files, *model.configs))
+        text = model_toml(
+            name=plain_name(f"{model.name}-base"),
+            summary=f"Base model of a training: {model.name}",
+            model=model,
+            defaults=model.defaults,
+            components={
+                role: (_link_file(model, role, temp), write_network_config(model.configs, role, temp)) for role in roles
+            },
+            training={},
+        )
+        (temp / FILE_NAME).write_text(text, encoding="utf-8")
 
 
-def _component(model: ModelFolder, role: str, part: Path) -> tuple[str | None, str | None]:
-    file = config = None
-    if role in model.configs:
-        config = f"{role}.json"
-        (part / config).write_text(json.dumps(dict(model.configs[role]), indent=2) + "\n", encoding="utf-8")
-    if role in model.files:
-        source = model.files[role].resolve()
-        file = role if source.is_dir() else f"{role}{source.suffix}"
-        (part / file).symlink_to(source, target_is_directory=source.is_dir())
-    return file, config
+def _link_file(model: ModelFolder, role: str, folder: Path) -> str | None:
+    if role not in model.files:
+        return None
+    source = model.files[role].resolve()
+    name = role if source.is_dir() else f"{role}{source.suffix}"
+    (folder / name).symlink_to(source, target_is_directory=source.is_dir())
+    return name

@@ -1,4 +1,4 @@
-"""Mixed resolutions: every clip is trained at the one of a few sizes whose aspect is nearest to its own."""
+"""Mixed resolutions: every clip is trained at the size whose aspect ratio is nearest to its own."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Bucket:
 
 
 def nearest_size(size: Size, sizes: Sequence[Size]) -> Size:
-    """The one of ``sizes`` whose aspect is nearest to that of ``size``, by ratio; the first of equals."""
+    """The first of ``sizes`` whose aspect ratio is nearest to that of ``size``."""
     return min(sizes, key=lambda other: abs(math.log((size[0] * other[1]) / (size[1] * other[0]))))
 
 
 def into_buckets(clips: Sequence[TrainingClip], sizes: Sequence[Size]) -> tuple[Bucket, ...]:
-    """The clips by size, in the order of ``sizes``; sizes without a clip are left out."""
-    held: dict[Size, list[TrainingClip]] = {size: [] for size in sizes}
+    """One bucket per size that has clips, in the order of ``sizes``."""
+    groups: dict[Size, list[TrainingClip]] = {size: [] for size in sizes}
     for clip in clips:
-        held[nearest_size(clip.size, sizes)].append(clip)
-    return tuple(Bucket(size=size, clips=tuple(inside)) for size, inside in held.items() if inside)
+        groups[nearest_size(clip.size, sizes)].append(clip)
+    return tuple(Bucket(size=size, clips=tuple(group)) for size, group in groups.items() if group)

@@ -1,4 +1,4 @@
-"""One clip to learn from, whichever tool wrote it, and its frames."""
+"""One training clip in either layout, and its frames."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from stableanimator_cli.media.image import SUFFIXES
 from stableanimator_cli.records import Clip
 
 IMAGES = "images"
-"""The folder of frames in the reference implementation's layout, ours included."""
+"""The folder of frames in the reference implementation's layout."""
+
+_CHANGED = "the video changed since the clip was made: run `sa preprocess` on it again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingClip:
-    """A clip on disk: ``name`` for messages, ``size`` (width, height), ``key`` a word for its content, and, where
-    ``sa preprocess`` wrote it, its ``folder``; without one it is a folder of the reference implementation."""
+    """A clip on disk: ``name`` for messages, ``size`` (width, height), ``key`` that identifies its content.
+
+    ``folder`` is the clip folder of ``sa preprocess``, None for the reference implementation's layout.
+    """
 
     name: str
     path: Path
@@ -31,11 +35,12 @@ class TrainingClip:
     key: str
     folder: ClipFolder | None = None
 
-    def faces_file(self) -> Path:
+    @property
+    def faces_path(self) -> Path:
         return self.path / FACES
 
     def video(self) -> Clip:
-        """All frames, to be decoded in order."""
+        """All frames, decoded in order."""
         images = self.path / IMAGES
         if images.is_dir():
             return open_clip(images)
@@ -43,47 +48,52 @@ class TrainingClip:
             raise BadInput(self.path, f"no folder {IMAGES}", "the frames of a clip")
         return self.folder.pictures()
 
-    def pictures(self, frames: Sequence[int]) -> dict[int, np.ndarray]:
-        """The frames uint8[h,w,3] RGB by number. Of a folder of pictures only these are read; a video is decoded from
-        the key frames before them, or from its start if it was cut, resampled or cannot be sought in. ``BadInput``
-        where it ends before that or a frame has another size."""
-        wanted = set(frames)
+    def images(self, frames: Sequence[int]) -> dict[int, np.ndarray]:
+        """The given frames uint8[h,w,3] RGB by number.
+
+        Only these files of an image folder are read. A video is decoded from the keyframes before them, or from its
+        start if it was cut or resampled, or cannot seek. Raises ``BadInput`` if the video is too short or a frame has
+        another size.
+        """
+        requested = set(frames)
         files = self._files()
-        if files is None:
-            found = self._sought(frames)
-            if found is None:
-                found = self._decoded(wanted)
+        if files is not None:
+            found = {number: read_picture(files[number]) for number in requested if number < len(files)}
         else:
-            found = {number: read_picture(files[number]) for number in wanted if number < len(files)}
-        missing = wanted - set(found)
+            sought = self._seek(frames)
+            found = self._decode(requested) if sought is None else sought
+        missing = requested - set(found)
         if missing:
             raise BadInput(
                 self.path, "no such frame in the video", f"{self.frames} frames", frame=min(missing), hint=_CHANGED
             )
-        for number, picture in found.items():
-            if picture.shape[1::-1] != self.size:
-                sides = f"{picture.shape[1]}x{picture.shape[0]} pixels"
-                raise BadInput(self.path, sides, "{}x{}".format(*self.size), frame=number, hint=_CHANGED)
+        for number, image in found.items():
+            if image.shape[1::-1] != self.size:
+                size = f"{image.shape[1]}x{image.shape[0]} pixels"
+                raise BadInput(self.path, size, "{}x{}".format(*self.size), frame=number, hint=_CHANGED)
         return found
 
-    def _sought(self, frames: Sequence[int]) -> dict[int, np.ndarray] | None:
-        if self.folder is None:
-            return None
-        options, source = self.folder.record["options"], self.folder.source
-        if not source.is_file() or options.get("frames") or options.get("fps"):
+    def _is_cut(self) -> bool:
+        """Whether the clip has other frames than its source: a range, or another frame rate."""
+        assert self.folder is not None
+        options = self.folder.record["options"]
+        return bool(options.get("frames") or options.get("fps"))
+
+    def _seek(self, frames: Sequence[int]) -> dict[int, np.ndarray] | None:
+        if self.folder is None or not self.folder.source.is_file() or self._is_cut():
             return None
         from stableanimator_cli.media.seek import frames_at
 
-        return frames_at(source, frames, self.frames)
+        return frames_at(self.folder.source, frames, self.frames)
 
-    def _decoded(self, wanted: set[int]) -> dict[int, np.ndarray]:
+    def _decode(self, frames: set[int]) -> dict[int, np.ndarray]:
         found: dict[int, np.ndarray] = {}
         stream = self.video().frames()
         try:
-            for number, (_, picture) in enumerate(stream):
-                if number in wanted:
-                    found[number] = picture
-                if len(found) == len(wanted):
+            for number, (_, image) in enumerate(stream):
+                if number in frames:
+                    found[number] = image
+                if len(found) == len(frames):
                     break
         finally:
             close = getattr(stream, "close", None)
@@ -92,20 +102,16 @@ class TrainingClip:
         return found
 
     def _files(self) -> list[Path] | None:
-        """The pictures of a clip that is a folder of them, each of which can be read by itself."""
+        """Image files of the frames, None if the clip is a video."""
         images = self.path / IMAGES
         if images.is_dir():
-            return picture_files(images)
+            return image_files(images)
         if self.folder is None:
             return []
-        options, source = self.folder.record["options"], self.folder.source
-        plain = source.is_dir() and not options.get("frames") and not options.get("fps")
-        return picture_files(source) if plain else None
+        source = self.folder.source
+        return image_files(source) if source.is_dir() and not self._is_cut() else None
 
 
-_CHANGED = "the video is not what it was when the clip was made: run `sa preprocess` on it again"
-
-
-def picture_files(folder: Path) -> list[Path]:
-    """Pictures of a folder in natural order."""
+def image_files(folder: Path) -> list[Path]:
+    """Image files of a folder in natural order."""
     return [file for file in visible_files(folder) if file.suffix.lower() in SUFFIXES]

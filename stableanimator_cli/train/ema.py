@@ -1,4 +1,4 @@
-"""The moving average of the trained weights (Polyak averaging): float32, saved, restored, and what is validated."""
+"""Exponential moving average of the trained weights (Polyak averaging), in float32."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from stableanimator_cli.engine.training.fsdp import scatter
 
 
 class EMA:
-    """Keeps ``decay`` of itself a step, less at first: min(decay, (1 + n) / (10 + n)) after n steps.
+    """Average with ``decay`` per step, less at first: min(decay, (1 + n) / (10 + n)) after n steps.
 
-    ``values`` by parameter name. A parameter that begins to train later joins with its value of then.
+    ``values`` by parameter name. A parameter that starts to train later joins with its current value.
     """
 
     def __init__(self, decay: float) -> None:
@@ -21,15 +21,15 @@ class EMA:
         self.values: dict[str, Tensor] = {}
 
     def attach(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Move the values to where the parameters are, in pieces where they are."""
+        """Move the values to the device of the parameters, sharded like them."""
         self.values = {name: scatter(value, parameters[name]) for name, value in self.values.items()}
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, nn.Parameter], step: int) -> None:
-        """Take in the weights after step ``step`` (counted from 1)."""
-        keep = min(self.decay, (1 + step) / (10 + step))
+        """Average the weights after step ``step``, counted from 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
         for name, parameter in parameters.items():
             if name in self.values:
-                self.values[name].lerp_(parameter.detach().float(), 1 - keep)
+                self.values[name].lerp_(parameter.detach().float(), 1 - decay)
             else:
                 self.values[name] = parameter.detach().float().clone()

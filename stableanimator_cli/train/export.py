@@ -1,17 +1,14 @@
-"""A checkpoint for others: a model folder that needs no other, or the three files of the reference implementation."""
+"""Export a checkpoint: as a model folder that needs no other, or as the three files of the reference implementation."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stableanimator_cli import catalogue
@@ -19,52 +16,43 @@ from stableanimator_cli.catalogue import layouts, schema
 from stableanimator_cli.engine.training import exported_names
 from stableanimator_cli.engine.weights import read_tensors
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import MARK, temporary_path, visible_files, write_refused
+from stableanimator_cli.files import MARK, atomic_write, translate_os_errors, visible_files
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import checkpoint
-from stableanimator_cli.train.base_model import model_toml, plain_name
+from stableanimator_cli.train.base_model import file_entry, model_toml, plain_name, write_network_config
 from stableanimator_cli.train.report import ExportReport
 
 TRAINED = ("unet", "pose_net", "face_encoder")
 
 
 def export(run: Path, form: Literal["model", "upstream"], output: Path, weights: str | None) -> ExportReport:
-    """Write the best checkpoint of ``run`` by validation, else the last, to the folder ``output``, which appears whole.
+    """Write the best checkpoint of ``run`` by validation, else the last, to the folder ``output``.
 
-    ``weights`` is the type of the tensors that were trained, None as the checkpoint has them; the others stay as they
-    are. Raises ``BadInput``
-    where there is no checkpoint yet or ``output`` holds something.
+    ``weights`` is the dtype of trained tensors, None for that of the checkpoint; other tensors are unchanged. Raises
+    ``BadInput`` if there is no checkpoint yet or ``output`` is not empty.
     """
-    here = dict(checkpoint.saved(run))
-    if not here:
+    checkpoints = dict(checkpoint.list_checkpoints(run))
+    if not checkpoints:
         raise BadInput(run, "no checkpoint", "a run with one", hint=f"train longer: sa train --resume {run}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(output, "something that is there already", "a new folder", hint="choose another -o")
+        raise BadInput(output, "an existing file or folder", "a new folder", hint="choose another -o")
     best = checkpoint.best_step(run)
-    source = here[max(here) if best is None else best]
+    source = checkpoints[max(checkpoints) if best is None else best]
     model = catalogue.open_model(source, TRAINED)
-    part = temporary_path(output)
+    write = _write_upstream if form == "upstream" else _write_model
     try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        _write_upstream(source, model, weights, part) if form == "upstream" else _write_model(
-            source, model, weights, part
-        )
-        if output.is_dir():
-            output.rmdir()
-        os.replace(part, output)
-    except OSError as error:
-        raise write_refused(output, error) from error
+        with atomic_write(output, folder=True) as temp, translate_os_errors(output):
+            shutil.rmtree(temp, ignore_errors=True)
+            temp.mkdir(parents=True)
+            write(source, model, weights, temp)
     except SafetensorError as error:
         raise BadInput(output, f"a write that failed ({error})", "a folder that can be written") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     files = tuple(sorted(path for path in output.rglob("*") if path.is_file()))
     return ExportReport(output=output, checkpoint=source, files=files)
 
 
 def _read(source: Path, model: ModelFolder, role: str, weights: str | None) -> dict[str, Tensor]:
-    """A network's tensors: the trained ones in the type ``weights``, the others as the base model's file has them."""
+    """Tensors of a network, the trained ones in the dtype ``weights``."""
     tensors = read_tensors(model.files[role])
     if weights is None:
         return tensors
@@ -87,25 +75,21 @@ def _write_model(source: Path, model: ModelFolder, weights: str | None, folder: 
     entry = schema.read(source)
     components: dict[str, tuple[str | None, str | None]] = {}
     for role in dict.fromkeys((*model.files, *model.configs)):
-        file = config = None
-        if role in model.configs:
-            config = f"{role}.json"
-            text = json.dumps(dict(model.configs[role]), indent=2) + "\n"
-            (folder / config).write_text(text, encoding="utf-8")
+        file = None
         if role in TRAINED:
             file = f"{role}.safetensors"
-            save_file(_read(source, model, role, weights), folder / file, metadata={"format": "pt"})
-            (folder / file).chmod(0o644)
+            checkpoint.save_tensors(_read(source, model, role, weights), folder / file)
         elif role in model.files:
             file = _copy(model.files[role], role, folder)
-        components[role] = (file, config)
+        components[role] = (file, write_network_config(model.configs, role, folder))
+    written = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".json"]
     text = model_toml(
         name=plain_name(folder.name.split(".")[1]),
         summary=entry.summary,
         model=model,
         defaults=model.defaults,
         components=components,
-        files=[_row(path, folder) for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".json"],
+        files=[file_entry(path, folder) for path in written],
         training=_plain(entry.training),
     )
     (folder / schema.FILE_NAME).write_text(text, encoding="utf-8")
@@ -120,12 +104,6 @@ def _copy(source: Path, role: str, folder: Path) -> str:
     for file in visible_files(source):
         shutil.copyfile(file, folder / role / file.name)
     return role
-
-
-def _row(path: Path, folder: Path) -> tuple[str, int, str]:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return path.relative_to(folder).as_posix(), path.stat().st_size, digest
 
 
 def _plain(table: Any) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""What the frozen networks say of every frame of a clip, computed once and kept in its folder.
+"""Outputs of the frozen encoders for every frame of a clip, stored in its folder.
 
-``latents-WxH.safetensors`` holds ``moments`` float16[t,2c,h/8,w/8]: mean and log-variance of the VAE's posterior at one
-size, so that training can draw from it anew each time. ``embeddings.safetensors`` holds ``tokens`` float16[t,d]: the
-image encoder's answer, which sees a frame at its own size. The header says of which clip, network and size they are; a
-file of others is never read, and is replaced where caches are asked for. Files appear whole, so a run that was killed
-goes on where it stopped.
+``latents-WxH.safetensors`` holds ``moments`` float16[t,2c,h/8,w/8]: mean and log-variance of the VAE's posterior, from
+which training samples. ``embeddings.safetensors`` holds ``tokens`` float16[t,d] of the image encoder, from frames at
+their own size. The header identifies clip, network and size; a file with another header is never read, and is replaced
+if caches are requested. Files appear complete or not at all, so a killed run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -13,107 +12,105 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from stableanimator_cli.clip_folder import FaceTable, save_faces
+from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
-from stableanimator_cli.engine.weights import sorted_metadata
+from stableanimator_cli.engine.device import memory_guard
+from stableanimator_cli.engine.weights import loaders, sorted_metadata
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import MARK, atomic_write, check_replaceable, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, check_replaceable, sha256_of, translate_os_errors
 from stableanimator_cli.motion.geometry import Mode, resize_transform
 from stableanimator_cli.progress import NullReporter, Reporter
-from stableanimator_cli.records import ChannelOrder, Face
+from stableanimator_cli.records import Face, ModelFolder
 from stableanimator_cli.train import leftovers
-from stableanimator_cli.train.buckets import Bucket, Size
+from stableanimator_cli.train.annotations import CELL
+from stableanimator_cli.train.buckets import Bucket, Size, into_buckets
 from stableanimator_cli.train.clips import TrainingClip
+from stableanimator_cli.train.dataset import Dataset
+
+if TYPE_CHECKING:
+    from stableanimator_cli.detect.face import FaceReader
 
 FORMAT = "1"
 MOMENTS, TOKENS = "moments", "tokens"
-_MAKE = "--cache {} makes it anew; --cache off does without"
-
-
-class FindsFaces(Protocol):
-    """``detect.face.FaceReader``, as far as it is needed here."""
-
-    channel_order: ChannelOrder
-
-    def faces(self, image: np.ndarray) -> tuple[Face, ...]: ...
+_KINDS = {MOMENTS: "latents", TOKENS: "embeddings"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoders:
-    """The networks as functions, each with the sha256 of its weights; None is not asked for.
+    """The encoders as functions, each with the sha256 of its weights; None skips a cache.
 
     ``latents``: float32[n,3,h,w] in -1..1 -> moments [n,2c,h/8,w/8]. ``tokens``: float32[n,3,224,224] normalised for
-    CLIP -> [n,d]. ``faces``: writes ``faces.npz`` for clips of the reference implementation, which have none.
+    CLIP -> [n,d]. ``faces`` writes ``faces.npz`` for clips of the reference implementation, which have none.
     """
 
     latents: Callable[[Tensor], Tensor] | None = None
     vae: str = ""
     tokens: Callable[[Tensor], Tensor] | None = None
     image_encoder: str = ""
-    faces: FindsFaces | None = None
+    faces: FaceReader | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheReport:
-    """``made`` and ``kept`` files, ``frames`` that were encoded, ``bytes`` written."""
+    """Number of ``written`` and ``reused`` files, encoded ``frames``, ``bytes`` written."""
 
-    made: int
-    kept: int
+    written: int
+    reused: int
     frames: int
     bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {"made": self.made, "kept": self.kept, "frames": self.frames, "bytes": self.bytes}
 
 
 @dataclass(frozen=True, slots=True)
 class CacheFile:
-    """One cache of one clip: where it is, the array in it, and the header that it must bear."""
+    """One cache of one clip: path, name of the array, and the expected header."""
 
     path: Path
     array: str
     header: Mapping[str, str]
 
+    @property
+    def kind(self) -> str:
+        return _KINDS[self.array]
+
+    @property
+    def nbytes(self) -> int:
+        return self.path.stat().st_size
+
     def check(self) -> None:
-        """``BadInput`` says what is there instead: nothing, something damaged, or the cache of something else."""
-        kind = "latents" if self.array == MOMENTS else "embeddings"
-        hint = _MAKE.format(kind)
-        with _opened(self.path, kind) as file:
-            found = file.metadata() or {}
-            names = list(file.keys())
-            if self.array not in names:
-                raise BadInput(self.path, f"no array {self.array!r}", f"cached {kind}", hint=hint)
-            part = file.get_slice(self.array)
-            shape, dtype = part.get_shape(), part.get_dtype()
-        for key, wanted in self.header.items():
-            if found.get(key) != wanted:
-                told, expected = (_short(key, value) for value in (found.get(key, "none"), wanted))
-                raise BadInput(self.path, f"{kind} of {key} {told}", f"{key} {expected}", hint=hint)
+        """Raise ``BadInput`` if the file is missing, damaged, or the cache of something else."""
+        hint = f"--cache {self.kind} replaces it; --cache off ignores it"
+        with self._open() as file:
+            actual = file.metadata() or {}
+            if self.array not in list(file.keys()):
+                raise BadInput(self.path, f"no array {self.array!r}", f"cached {self.kind}", hint=hint)
+            rows = file.get_slice(self.array)
+            shape, dtype = rows.get_shape(), rows.get_dtype()
+        for key, value in self.header.items():
+            if actual.get(key) != value:
+                found, expected = (_abbreviate(key, text) for text in (actual.get(key, "none"), value))
+                raise BadInput(self.path, f"{self.kind} of {key} {found}", f"{key} {expected}", hint=hint)
         if dtype != "F16" or not self._has_shape(shape):
             raise BadInput.because(self.path, f"its {self.array} {shape} of {dtype} do not fit the clip", hint=hint)
 
     def _has_shape(self, shape: Sequence[int]) -> bool:
-        """One row per frame; latents are an eighth as wide and as high as the images."""
+        """Whether there is one row per frame, and latents have an eighth of the image's size."""
         if len(shape) < 2 or shape[0] != int(self.header["frames"]) or shape[1] < 1:
             return False
         if self.array == TOKENS:
             return len(shape) == 2
-        width, height = (int(side) // 8 for side in self.header["size"].split("x"))
+        width, height = (int(side) // CELL for side in self.header["size"].split("x"))
         return len(shape) == 4 and list(shape[2:]) == [height, width]
 
-    def exists(self) -> bool:
-        return self.path.exists()
-
-    def fits(self) -> bool:
-        """Whether it is there and what it must be."""
+    def is_valid(self) -> bool:
         try:
             self.check()
         except BadInput:
@@ -121,67 +118,76 @@ class CacheFile:
         return True
 
     def read(self, frames: Sequence[int]) -> Tensor:
-        """The rows of these frames as float32, without reading others."""
-        with _opened(self.path, self.array) as file:
+        """Rows of the given frames as float32, without reading others."""
+        with self._open() as file:
             rows = file.get_slice(self.array)
             return torch.stack([rows[int(frame)] for frame in frames]).float()
 
     def read_all(self) -> Tensor:
-        """All rows, float16 as they are stored."""
-        with _opened(self.path, self.array) as file:
+        """All rows in float16, as stored."""
+        with self._open() as file:
             return file.get_tensor(self.array)
 
-    def bytes(self) -> int:
-        return self.path.stat().st_size
-
     def write(self, rows: Tensor) -> int:
-        self._check_replaceable()
+        """Write the cache and return its size. Raises ``BadInput`` rather than replace a file that is no cache."""
+        if not self._is_unmarked_cache():
+            check_replaceable(self.path)
         data = sorted_metadata(save({self.array: rows.contiguous()}, metadata={**self.header, MARK: FORMAT}))
-        with atomic_write(self.path) as part, translate_os_errors(self.path):
-            part.write_bytes(data)
+        with atomic_write(self.path) as temp, translate_os_errors(self.path):
+            temp.write_bytes(data)
         return len(data)
 
-    def _check_replaceable(self) -> None:
-        """``BadInput`` if a file that is no cache of ours has the name. Those of versions before the mark have the same
-        keys."""
-        with suppress(BadInput), _opened(self.path, self.array) as file:
-            if self.header.keys() <= (file.metadata() or {}).keys():
-                return
-        check_replaceable(self.path)
+    def _is_unmarked_cache(self) -> bool:
+        """Whether the file has a cache's header: versions before ``MARK`` wrote the same keys without it."""
+        with suppress(BadInput), self._open() as file:
+            return self.header.keys() <= (file.metadata() or {}).keys()
+        return False
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                yield file
+        except FileNotFoundError:
+            hint = f"make it with --cache {self.kind}"
+            raise BadInput(self.path, "nothing there", f"cached {self.kind}", hint=hint) from None
+        except (SafetensorError, OSError) as error:
+            hint = f"--cache {self.kind} replaces it; --cache off ignores it"
+            raise BadInput(self.path, f"a damaged file ({error})", f"cached {self.kind}", hint=hint) from None
+
+
+def _abbreviate(key: str, value: str) -> str:
+    """Shorten digests to twelve characters."""
+    return value[:12] if key in ("vae", "image_encoder", "clip") else value
 
 
 def latents_file(clip: TrainingClip, size: Size, *, vae: str, resize: Mode) -> CacheFile:
-    """Where the latents of a clip are at one size (width, height)."""
+    """The cache of a clip's latents at one size (width, height)."""
     shape = f"{size[0]}x{size[1]}"
     header = {"format": FORMAT, "clip": clip.key, "frames": str(clip.frames), "vae": vae, "size": shape}
     return CacheFile(clip.path / f"latents-{shape}.safetensors", MOMENTS, header | {"resize": resize})
 
 
 def tokens_file(clip: TrainingClip, *, image_encoder: str) -> CacheFile:
-    """Where the image tokens of a clip are."""
+    """The cache of a clip's image tokens."""
     header = {"format": FORMAT, "clip": clip.key, "frames": str(clip.frames), "image_encoder": image_encoder}
     return CacheFile(clip.path / "embeddings.safetensors", TOKENS, header)
 
 
-def lacks_faces(clip: TrainingClip) -> bool:
-    """Whether the faces of ``clip`` have not been looked for: ``sa preprocess`` finds them, the reference
-    implementation's folders have none."""
-    return clip.folder is None and not clip.faces_file().exists()
-
-
 def is_cached(files: Sequence[CacheFile]) -> bool:
-    """Whether the caches are there: all of them, or none.
+    """Whether all caches exist (True) or none (False).
 
-    ``BadInput`` where some are missing (a run that made them was stopped) and where one is of another network, size or
-    clip: silently going without would cost the time that they were made to save.
+    Raises ``BadInput`` if only some exist, as after an interrupted run, or one belongs to another network, size or
+    clip: ignoring them silently would waste the time that it took to make them.
     """
-    missing = [file for file in files if not file.exists()]
+    missing = [file for file in files if not file.path.exists()]
     if len(missing) == len(files):
         return False
     if missing:
-        kind = "latents" if missing[0].array == MOMENTS else "embeddings"
-        found = f"no cache, where {len(files) - len(missing)} of {len(files)} clips have one"
-        raise BadInput(missing[0].path, found, f"{kind} of all clips", hint=f"--cache {kind} goes on with them")
+        kind = missing[0].kind
+        problem = f"no cache, but {len(files) - len(missing)} of {len(files)} clips have one"
+        hint = f"make the missing ones with --cache {kind}"
+        raise BadInput(missing[0].path, problem, f"{kind} of all clips", hint=hint)
     for file in files:
         file.check()
     return True
@@ -196,29 +202,32 @@ def build_cache(
     shard: tuple[int, int] = (0, 1),
     reporter: Reporter | None = None,
 ) -> CacheReport:
-    """Write what is missing for the clips of ``buckets``, ``batch`` frames through a network at once.
+    """Write the missing caches of the clips in ``buckets``, ``batch`` frames per call of an encoder.
 
-    Every video is decoded once for all networks, in a thread of its own. ``shard`` (I, N) does the I-th of N parts of
-    the clips: one a rank. Caches of other networks, sizes or clips are replaced. ``BadInput`` names clip and frame.
+    Every video is decoded once for all encoders, in a thread of its own. ``shard`` (I, N) selects part I of N of the
+    clips, one part per rank. Raises ``BadInput`` that names clip and frame.
     """
-    reporter = reporter or NullReporter()
-    mine = [(clip, bucket.size) for bucket in buckets for clip in bucket.clips][shard[0] :: shard[1]]
-    made = kept = frames = written = 0
-    with reporter.progress(sum(clip.frames for clip, _ in mine), "cache", "frame") as bar:
-        for clip, size in mine:
+    selected = [(clip, bucket.size) for bucket in buckets for clip in bucket.clips][shard[0] :: shard[1]]
+    written = reused = frames = size_written = 0
+    with (reporter or NullReporter()).progress(sum(clip.frames for clip, _ in selected), "cache", "frame") as bar:
+        for clip, size in selected:
             leftovers.remove_from_clip(clip.path)
             jobs = _jobs(clip, size, encoders, resize)
-            todo = [(file, encode) for file, encode in jobs if not file.fits()]
-            kept += len(jobs) - len(todo)
-            reads_faces = encoders.faces is not None and lacks_faces(clip)
-            if todo or reads_faces:
-                rows = _encode(clip, [encode for _, encode in todo], encoders.faces if reads_faces else None, batch)
+            pending = [(file, encode) for file, encode in jobs if not file.is_valid()]
+            reused += len(jobs) - len(pending)
+            reader = encoders.faces if needs_faces(clip) else None
+            if pending or reader is not None:
+                rows = _encode(clip, [encode for _, encode in pending], reader, batch)
                 frames += clip.frames
-                for (file, _), encoded in zip(todo, rows, strict=True):
-                    written += file.write(encoded)
-                made += len(todo) + reads_faces
+                size_written += sum(file.write(encoded) for (file, _), encoded in zip(pending, rows, strict=True))
+                written += len(pending) + (reader is not None)
             bar.update(clip.frames)
-    return CacheReport(made=made, kept=kept, frames=frames, bytes=written)
+    return CacheReport(written=written, reused=reused, frames=frames, bytes=size_written)
+
+
+def needs_faces(clip: TrainingClip) -> bool:
+    """Whether faces were not detected yet: only clips of ``sa preprocess`` come with faces."""
+    return clip.folder is None and not clip.faces_path.exists()
 
 
 Encode = Callable[[list[np.ndarray]], Tensor]
@@ -226,63 +235,119 @@ Encode = Callable[[list[np.ndarray]], Tensor]
 
 def _jobs(clip: TrainingClip, size: Size, encoders: Encoders, resize: Mode) -> list[tuple[CacheFile, Encode]]:
     jobs: list[tuple[CacheFile, Encode]] = []
-    latents, tokens = encoders.latents, encoders.tokens
-    if latents is not None:
-        there = resize_transform(clip.size, size, resize)
+    encode_latents, encode_tokens = encoders.latents, encoders.tokens
+    if encode_latents is not None:
+        transform = resize_transform(clip.size, size, resize)
 
-        def moments(pictures: list[np.ndarray]) -> Tensor:
-            return latents(to_signed(np.stack([there.apply_image(picture, "bicubic") for picture in pictures])))
+        def moments(images: list[np.ndarray]) -> Tensor:
+            return encode_latents(to_signed(np.stack([transform.apply_image(image, "bicubic") for image in images])))
 
         jobs.append((latents_file(clip, size, vae=encoders.vae, resize=resize), moments))
-    if tokens is not None:
+    if encode_tokens is not None:
         file = tokens_file(clip, image_encoder=encoders.image_encoder)
-        jobs.append((file, lambda pictures: tokens(clip_pixels(np.stack(pictures)))))
+        jobs.append((file, lambda images: encode_tokens(clip_pixels(np.stack(images)))))
     return jobs
 
 
-def _encode(clip: TrainingClip, encode: Sequence[Encode], reader: FindsFaces | None, batch: int) -> list[Tensor]:
-    """float16 rows of each network for all frames; faces are written where a reader is given."""
-    # Here, for it brings the detectors' libraries: a worker that only reads caches starts without them.
-    from stableanimator_cli.detect.capture import read_ahead
+def _encode(clip: TrainingClip, encoders: Sequence[Encode], reader: FaceReader | None, batch: int) -> list[Tensor]:
+    """float16 rows of each encoder for all frames. With a ``reader`` the faces are written too."""
+    from stableanimator_cli.detect.capture import read_ahead  # imports the libraries of the detectors
 
-    rows: list[list[Tensor]] = [[] for _ in encode]
-    found: list[tuple[int, int, Face]] = []
+    chunks: list[list[Tensor]] = [[] for _ in encoders]
+    faces: list[tuple[int, int, Face]] = []
     done = 0
-    for pictures, _ in read_ahead(clip.video(), batch):
-        for parts, function in zip(rows, encode, strict=True):
-            parts.append(function(pictures).detach().cpu().to(torch.float16))
-        for offset, picture in enumerate(pictures if reader is not None else ()):
-            # Whom the motion follows is not known here: the largest face of a frame is taken for the person's.
-            faces = reader.faces(picture) if reader is not None else ()
-            found += [(done + offset, 0 if place == 0 else -1, face) for place, face in enumerate(faces)]
-        done += len(pictures)
+    for images, _ in read_ahead(clip.video(), batch):
+        for rows, encode in zip(chunks, encoders, strict=True):
+            rows.append(encode(images).detach().cpu().to(torch.float16))
+        if reader is not None:
+            for frame, image in enumerate(images, start=done):
+                # Without a motion the largest face of a frame is assumed to be the main person's.
+                faces += [(frame, 0 if rank == 0 else -1, face) for rank, face in enumerate(reader.faces(image))]
+        done += len(images)
     if done != clip.frames:
         hint = "run `sa preprocess` on the video again"
         raise BadInput(clip.path, f"{done} frames in the video", f"{clip.frames}", hint=hint)
-    whole = [torch.cat(parts) for parts in rows]
-    for tensor in whole:
+    encoded = [torch.cat(rows) for rows in chunks]
+    for tensor in encoded:
         bad = (~tensor.flatten(1).isfinite().all(dim=1)).nonzero()
         if len(bad):
-            raise BadInput(
-                clip.path, "numbers that are not finite in what a network says", "finite ones", frame=int(bad[0]),
-                hint="encode in float32: --dtype float32",
-            )  # fmt: skip
+            problem, hint = "numbers that are not finite in the output of an encoder", "use --dtype float32"
+            raise BadInput(clip.path, problem, "finite ones", frame=int(bad[0]), hint=hint)
     if reader is not None:
-        save_faces(clip.faces_file(), FaceTable.of(found, reader.channel_order))
-    return whole
+        save_faces(clip.faces_path, FaceTable.of(faces, reader.channel_order))
+    return encoded
 
 
-@contextmanager
-def _opened(path: Path, kind: str) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except FileNotFoundError:
-        raise BadInput(path, "nothing there", f"cached {kind}", hint=f"--cache {kind} makes it") from None
-    except (SafetensorError, OSError) as error:
-        raise BadInput(path, f"a damaged file ({error})", f"cached {kind}", hint=_MAKE.format(kind)) from None
+def make_caches(
+    config: TrainConfig,
+    dataset: Dataset,
+    model: ModelFolder,
+    device: torch.device,
+    shard: tuple[int, int],
+    reporter: Reporter,
+) -> None:
+    """Write the missing caches that ``--cache`` requests, at the sizes of all stages, and missing faces.
+
+    ``shard``: this rank's part of the clips.
+    """
+    cache = config.data.cache
+    kinds = set() if cache in (None, "off") else {part.strip() for part in cache.split(",")}
+    reader = _face_reader(dataset, model, device, reporter) if config.ablation.face == "on" else None
+    if not kinds and reader is None:
+        return
+    all_sizes = dict.fromkeys(stage.sizes or () for stage in config.stage or ())
+    buckets = [bucket for sizes in all_sizes for bucket in into_buckets(dataset.clips, sizes)]
+    load = loaders(model, torch.float32, "distribution")
+    latents, tokens = "latents" in kinds, "embeddings" in kinds
+    encoders = Encoders(
+        latents=latent_encoder(load["vae"]().to(device), device) if latents else None,
+        vae=sha256_of(model.files["vae"]) if latents else "",
+        tokens=token_encoder(load["image_encoder"]().to(device), device) if tokens else None,
+        image_encoder=sha256_of(model.files["image_encoder"]) if tokens else "",
+        faces=reader,
+    )
+    with memory_guard("encoding frames for the caches", "use a smaller --sizes, or --cache off"):
+        report = build_cache(buckets, encoders, resize=config.data.resize, shard=shard, reporter=reporter)
+    if report.written:
+        size = f"{report.bytes / 2**20:.1f} MiB"
+        reporter.info(f"caches: {report.written} files written ({size}), {report.reused} reused")
 
 
-def _short(key: str, value: str) -> str:
-    """Digests as their first twelve letters."""
-    return value[:12] if key in ("vae", "image_encoder", "clip") else value
+def detect_faces(dataset: Dataset, model: ModelFolder, device: torch.device, reporter: Reporter) -> None:
+    """Write the faces of clips that have none, and no other cache."""
+    reader = _face_reader(dataset, model, device, reporter)
+    if reader is not None:
+        build_cache([Bucket(size=(CELL, CELL), clips=dataset.clips)], Encoders(faces=reader), reporter=reporter)
+
+
+def _face_reader(dataset: Dataset, model: ModelFolder, device: torch.device, reporter: Reporter) -> FaceReader | None:
+    """The model's face reader if a clip needs it; None if the model has none."""
+    if "face" not in model.files or not any(needs_faces(clip) for clip in dataset.clips):
+        return None
+    from stableanimator_cli.detect.face import FaceReader  # its libraries take a second to import
+    from stableanimator_cli.detect.onnx import warn_of_fallbacks
+
+    reader = FaceReader(model.files["face"], model.face_channel_order, str(device))
+    warn_of_fallbacks(reporter)
+    return reader
+
+
+def latent_encoder(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function from pixels [n,3,h,w] to mean and log-variance of the posterior [n,2c,h/8,w/8]."""
+
+    def encode(pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            return vae.encode(pixels.to(device, vae.dtype)).latent_dist.parameters.float()
+
+    return encode
+
+
+def token_encoder(image_encoder: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """A function from pixels normalised for CLIP [n,3,224,224] to image tokens [n,d]."""
+
+    def encode(pixels: Tensor) -> Tensor:
+        weight = next(image_encoder.parameters())
+        with torch.no_grad():
+            return image_encoder(pixel_values=pixels.to(device, weight.dtype)).image_embeds.float()
+
+    return encode

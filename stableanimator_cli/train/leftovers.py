@@ -1,4 +1,4 @@
-"""Temporary files that a killed training left behind: they are removed by the next one."""
+"""Remove temporary files of killed trainings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def remove_from_clip(clip: Path) -> None:
 
 
 def _remove(folder: Path, names: str) -> None:
-    """Remove ``.NAME.PID.part`` of one of ``names`` unless a process PID may be running."""
+    """Remove files ``.NAME.PID.part`` with a name that matches ``names``, unless process PID may be running."""
     pattern = re.compile(rf"\.(?:{names})\.(\d+)\.part(?:\.mp4)?")
     with suppress(OSError):
         for path in folder.iterdir():

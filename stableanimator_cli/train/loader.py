@@ -1,45 +1,48 @@
-"""Batches for training: step n of a seed is the same batch whoever asks for it, in whatever order and process.
+"""Batches for training. The batch of a step depends on the seed and the step alone.
 
-Nothing is detected. Skeletons and masks are drawn from key points and kept in memory, compressed; videos are decoded
-only where latents or image tokens are not cached.
+Nothing is detected. Skeletons and masks are drawn from keypoints and cached in memory, compressed; videos are decoded
+only if latents or image tokens are not cached.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as Items
 
+from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.engine.training.batch import Batch
-from stableanimator_cli.errors import ConfigError, SaError
+from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.motion.geometry import Mode, resize_transform
+from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.annotations import CELL, ClipAnnotations
 from stableanimator_cli.train.buckets import Size, into_buckets
 from stableanimator_cli.train.clips import TrainingClip
-from stableanimator_cli.train.dataset import Dataset, observe
+from stableanimator_cli.train.dataset import Dataset, load_annotations
 from stableanimator_cli.train.latent_cache import CacheFile, is_cached, latents_file, tokens_file
 from stableanimator_cli.train.memory_cache import BoundedCache
 from stableanimator_cli.train.sampling import BatchSampler, ReferenceSource, choose_frames, keyed_rng
 
-_AHEAD = 2  # batches each worker is ahead
-_OWN = ("calls", "_facts", "_drawn", "_rows")  # of a loader, what does not travel to worker processes
+_AHEAD = 2  # batches that each worker prepares ahead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderSettings:
-    """How clips become samples. ``sizes`` (width, height), one bucket each; ``frames`` of a clip, ``stride`` apart;
-    ``reference``: see ``order.choose_frames``. ``vae`` and ``image_encoder`` are the sha256 of the networks whose
-    caches are read, None where pixels are wanted. ``memory`` bytes may be kept by each process that loads."""
+    """How clips become samples.
+
+    ``sizes`` (width, height), one bucket each; ``frames`` per sample, ``stride`` apart; ``reference``: see
+    ``sampling.choose_frames``. ``vae`` and ``image_encoder``: sha256 of the networks whose caches are read, None for
+    pixels. ``memory``: limit of the in-memory caches in bytes.
+    """
 
     sizes: tuple[Size, ...]
     frames: int = 16
@@ -50,34 +53,42 @@ class LoaderSettings:
     image_encoder: str | None = None
     memory: int = 1 << 30
 
-    def __post_init__(self) -> None:
-        if not self.sizes:
-            raise ConfigError("--sizes", None, "one size or more")
-        for width, height in self.sizes:
-            if min(width, height) < CELL or width % CELL or height % CELL:
-                raise ConfigError("--sizes", f"{width}x{height}", f"sides that are multiples of {CELL}")
-        for flag, value in (("--frames", self.frames), ("--stride", self.stride)):
-            if value < 1:
-                raise ConfigError(flag, value, "1 or more")
-        for flag, value, choice in (
-            ("--resize", self.resize, Mode),
-            ("data.reference", self.reference, ReferenceSource),
-        ):
-            if value not in get_args(choice):
-                raise ConfigError(flag, value, f"one of {', '.join(get_args(choice))}")
 
-    @property
-    def least(self) -> int:
-        """Frames that a clip must have: those of a sample, and another one to be the reference of a picture."""
-        return max(self.frames, 2)
+def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, model: ModelFolder) -> LoaderSettings:
+    """Settings of a stage's loader. Caches are read if all clips have one; raises ``BadInput`` if only some have."""
+    data = config.data
+    settings = LoaderSettings(
+        sizes=stage.sizes or (),
+        frames=stage.frames,
+        stride=data.stride,
+        resize=data.resize,
+        reference=data.reference,
+        memory=data.ram_mb << 20,
+    )
+    if data.cache == "off":
+        return settings
+    pairs = [(clip, bucket.size) for bucket in into_buckets(dataset.clips, settings.sizes) for clip in bucket.clips]
+    vae, encoder = sha256_of(model.files["vae"]), sha256_of(model.files["image_encoder"])
+    latents = is_cached([latents_file(clip, size, vae=vae, resize=data.resize) for clip, size in pairs])
+    tokens = is_cached([tokens_file(clip, image_encoder=encoder) for clip, _ in pairs])
+    return replace(settings, vae=vae if latents else None, image_encoder=encoder if tokens else None)
+
+
+class _Sample(NamedTuple):
+    """Which frames of which clip a sample shows."""
+
+    index: int
+    clip: TrainingClip
+    frames: list[int]
+    reference: int
+    annotations: ClipAnnotations
 
 
 class Loader:
-    """Batches of ``batch`` samples in all ranks together, of which this one (``rank`` of ``world``) makes its share:
-    the global batch is the same whatever ``world`` is.
+    """Load this rank's share of global batches of ``batch`` samples, which do not depend on ``world``.
 
-    ``calls`` counts what was done in this process: ``frames_decoded``, ``skeletons_drawn``. Raises ``ConfigError``
-    where the batch does not divide among the ranks, ``BadInput`` where a cache that is asked for does not fit.
+    ``calls`` counts ``frames_decoded`` and ``skeletons_drawn``. Raises ``ConfigError`` if the ranks cannot share the
+    batch equally, ``BadInput`` if a cache is missing or invalid.
     """
 
     def __init__(
@@ -90,167 +101,147 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
-        parallel: Literal["threads", "processes"] = "threads",
     ) -> None:
         if batch < 1 or batch % world:
             raise ConfigError("--batch", batch, f"a multiple of the {world} processes" if world > 1 else "1 or more")
         self.settings = settings
         self.buckets = into_buckets(dataset.clips, settings.sizes)
-        self.schedule = BatchSampler([len(bucket.clips) for bucket in self.buckets], seed=seed, batch=batch)
+        self.sampler = BatchSampler([len(bucket.clips) for bucket in self.buckets], seed=seed, batch=batch)
+        self.calls: Counter[str] = Counter()
         self._seed = seed
         self._batch = batch
-        self._places = range(rank * (batch // world), (rank + 1) * (batch // world))
+        self._positions = range(rank * (batch // world), (rank + 1) * (batch // world))
         self._workers = workers
-        self._parallel = parallel
-        self._begin()
+        self._annotations = BoundedCache(settings.memory // 4)
+        self._drawings = BoundedCache(settings.memory // 4)
+        self._rows = BoundedCache(settings.memory // 2)
         self._check_caches()
 
-    def _begin(self) -> None:
-        """What each process has of its own: a share of memory for key points, for drawings, for cached rows."""
-        self.calls: Counter[str] = Counter()
-        self._facts = BoundedCache(self.settings.memory // 4)
-        self._drawn = BoundedCache(self.settings.memory // 4)
-        self._rows = BoundedCache(self.settings.memory // 2)
-
     def _check_caches(self) -> None:
-        """All headers once, so that a training does not end at one of them."""
+        """Check all headers at the start, so that a training does not fail on one later."""
         pairs = [(clip, bucket.size) for bucket in self.buckets for clip in bucket.clips]
-        for wanted, files in (
+        for digest, files in (
             (self.settings.vae, [self._latents(clip, size) for clip, size in pairs]),
             (self.settings.image_encoder, [self._tokens(clip) for clip, _ in pairs]),
         ):
-            if wanted is not None and not is_cached(files):
-                files[0].check()  # says that there is none
+            if digest is not None and not is_cached(files):
+                files[0].check()  # raises: it is missing
 
     def batch(self, step: int) -> Batch:
-        """This rank's share of the batch of one step; nothing that was asked for before matters."""
-        bucket, items = self.schedule.at(step)
+        """This rank's share of the batch of one step."""
+        bucket, items = self.sampler.at(step)
         clips, size = self.buckets[bucket].clips, self.buckets[bucket].size
-        samples = [self._sample(step * self._batch + place, clips[items[place]], size) for place in self._places]
-        columns = {key: _column([sample[key] for sample in samples]) for key in samples[0]}
-        columns["clips"] = tuple(sample["clips"] for sample in samples)
-        if columns["pixels"] is not None:
-            b, t = columns["pixels"].shape[:2]
-            columns["pixels"] = to_signed(columns["pixels"].flatten(0, 1).numpy()).unflatten(0, (b, t))
-        if columns["reference_pixels"] is not None:
-            columns["reference_pixels"] = to_signed(columns["reference_pixels"].numpy())
-        return Batch(**columns)
+        samples = [self._sample(step * self._batch + position, clips[items[position]]) for position in self._positions]
+        poses = [[self._skeleton(sample, frame, size) for frame in sample.frames] for sample in samples]
+        masks = [[self._mask(sample, frame, size) for frame in sample.frames] for sample in samples]
+        embeddings = [sample.annotations.faces.embedding(sample.reference) for sample in samples]
+        return Batch(
+            index=torch.tensor([sample.index for sample in samples]),
+            clips=tuple(sample.clip.name for sample in samples),
+            frames=torch.tensor([sample.frames for sample in samples]),
+            face=_stack([np.zeros(512, np.float32) if face is None else face for face in embeddings]),
+            has_face=torch.tensor([face is not None for face in embeddings]),
+            poses=_stack([np.stack(frames) for frames in poses]),
+            mask=_stack([np.stack(frames)[:, None] for frames in masks]),
+            reference_box=_stack([self._reference_box(sample, size) for sample in samples]),
+            **self._network_inputs(samples, size),
+        )
 
     def stream(self, first: int, last: int) -> Iterator[Batch]:
-        """Batches of the steps ``first:last`` in order, made ahead by the workers; without any, when asked for."""
+        """Batches of the steps ``first:last`` in order, prepared ahead by worker threads, if any."""
         steps = range(first, last)
         if not self._workers:
             yield from map(self.batch, steps)
-        elif self._parallel == "threads":
-            yield from self._threaded(steps)
-        else:
-            # A worker's error comes as a value: the loader of torch would build it anew from its text alone.
-            loader = DataLoader(
-                _Steps(self),
-                batch_size=None,
-                sampler=steps,
-                num_workers=self._workers,
-                prefetch_factor=_AHEAD,
-                multiprocessing_context="spawn",
-            )
-            for item in loader:
-                if isinstance(item, SaError):
-                    raise item
-                yield item
-
-    def _threaded(self, steps: range) -> Iterator[Batch]:
-        line: deque[Future[Batch]] = deque()
+            return
+        pending: deque[Future[Batch]] = deque()
         pool = ThreadPoolExecutor(self._workers, thread_name_prefix="load")
         try:
             for step in steps:
-                line.append(pool.submit(self.batch, step))
-                if len(line) >= self._workers * _AHEAD:
-                    yield line.popleft().result()
-            while line:
-                yield line.popleft().result()
+                pending.append(pool.submit(self.batch, step))
+                if len(pending) >= self._workers * _AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _sample(self, index: int, clip: TrainingClip, size: Size) -> dict[str, Any]:
+    def _sample(self, index: int, clip: TrainingClip) -> _Sample:
         settings = self.settings
         rng = keyed_rng(self._seed, "sample", index)
         frames, reference = choose_frames(
             rng, clip.frames, settings.frames, stride=settings.stride, source=settings.reference
         )
-        seen = self._facts.get(clip.path, lambda: observe(clip), lambda made: made.bytes())
-        vector = seen.faces.vector(reference)
-        return {
-            "index": np.int64(index),
-            "clips": clip.name,
-            "frames": frames,
-            "face": np.zeros(512, np.float32) if vector is None else vector,
-            "has_face": np.bool_(vector is not None),
-            "poses": np.stack([self._skeleton(clip, seen, int(frame), size) for frame in frames]),
-            "mask": np.stack([self._mask(clip, seen, int(frame), size) for frame in frames])[:, None],
-            "reference_box": self._reference_box(clip, seen, reference, size),
-            **self._seen_by_networks(clip, frames, reference, size),
-        }
+        annotations = self._annotations.get(clip.path, lambda: load_annotations(clip), lambda value: value.nbytes)
+        return _Sample(index, clip, frames.tolist(), reference, annotations)
 
-    def _seen_by_networks(self, clip: TrainingClip, frames: np.ndarray, reference: int, size: Size) -> dict[str, Any]:
-        """Pixels, or what the networks said of them, of the frames and of the reference."""
-        out: dict[str, Any] = dict.fromkeys(
+    def _network_inputs(self, samples: Sequence[_Sample], size: Size) -> dict[str, Tensor | None]:
+        """Pixels of the frames and the reference, or the cached outputs of the encoders."""
+        settings = self.settings
+        inputs: dict[str, Tensor | None] = dict.fromkeys(
             ("pixels", "moments", "reference_pixels", "reference_moments", "clip_pixels", "image_token")
         )
-        wanted: set[int] = set()
-        if self.settings.vae is not None:
-            rows = self._cached(self._latents(clip, size), [*frames.tolist(), reference])
-            out["moments"], out["reference_moments"] = rows[:-1], rows[-1]
-        else:
-            wanted |= {*frames.tolist(), reference}
-        if self.settings.image_encoder is not None:
-            out["image_token"] = self._cached(self._tokens(clip), [reference])
-        else:
-            wanted.add(reference)
-        if not wanted:
-            return out
-        pictures = clip.pictures(sorted(wanted))
-        self.calls["frames_decoded"] += len(pictures)
-        if self.settings.vae is None:
-            there = resize_transform(clip.size, size, self.settings.resize)
-            fitted = {number: there.apply_image(picture, "bicubic") for number, picture in pictures.items()}
-            out["pixels"] = np.stack([fitted[int(frame)] for frame in frames])
-            out["reference_pixels"] = fitted[reference]
-        if self.settings.image_encoder is None:
-            out["clip_pixels"] = clip_pixels(pictures[reference][None])[0]
-        return out
+        if settings.vae is not None:
+            rows = [self._read_rows(self._latents(s.clip, size), [*s.frames, s.reference]) for s in samples]
+            inputs["moments"] = torch.stack([row[:-1] for row in rows])
+            inputs["reference_moments"] = torch.stack([row[-1] for row in rows])
+        if settings.image_encoder is not None:
+            inputs["image_token"] = torch.stack([self._read_rows(self._tokens(s.clip), [s.reference]) for s in samples])
+        if settings.vae is not None and settings.image_encoder is not None:
+            return inputs
+        images = [self._decode(s, {s.reference, *(s.frames if settings.vae is None else ())}) for s in samples]
+        if settings.vae is None:
+            resized = []
+            for sample, decoded in zip(samples, images, strict=True):
+                transform = resize_transform(sample.clip.size, size, settings.resize)
+                resized.append({n: transform.apply_image(image, "bicubic") for n, image in decoded.items()})
+            video = np.stack([image[n] for s, image in zip(samples, resized, strict=True) for n in s.frames])
+            inputs["pixels"] = to_signed(video).unflatten(0, (len(samples), -1))
+            references = np.stack([image[s.reference] for s, image in zip(samples, resized, strict=True)])
+            inputs["reference_pixels"] = to_signed(references)
+        if settings.image_encoder is None:
+            pairs = zip(samples, images, strict=True)
+            inputs["clip_pixels"] = torch.stack([clip_pixels(image[s.reference][None])[0] for s, image in pairs])
+        return inputs
 
-    def _skeleton(self, clip: TrainingClip, seen: ClipAnnotations, frame: int, size: Size) -> np.ndarray:
-        """uint8[3,h,w]; skeletons are mostly black, so a hundred of them take the room of one."""
+    def _decode(self, sample: _Sample, frames: set[int]) -> dict[int, np.ndarray]:
+        images = sample.clip.images(sorted(frames))
+        self.calls["frames_decoded"] += len(images)
+        return images
 
-        def draw() -> bytes:
+    def _skeleton(self, sample: _Sample, frame: int, size: Size) -> np.ndarray:
+        """uint8[3,h,w]"""
+
+        def draw() -> np.ndarray:
             self.calls["skeletons_drawn"] += 1
-            return zlib.compress(np.ascontiguousarray(seen.skeleton(frame, size, self.settings.resize)).data, 1)
+            return sample.annotations.skeleton(frame, size, self.settings.resize)
 
-        packed = self._drawn.get((clip.path, frame, size), draw, len)
-        return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(size[1], size[0], 3).transpose(2, 0, 1)
+        packed = self._compressed((sample.clip.path, frame, size), draw)
+        return np.frombuffer(packed, np.uint8).reshape(size[1], size[0], 3).transpose(2, 0, 1)
 
-    def _mask(self, clip: TrainingClip, seen: ClipAnnotations, frame: int, size: Size) -> np.ndarray:
+    def _mask(self, sample: _Sample, frame: int, size: Size) -> np.ndarray:
         """float32[h/8,w/8] in 0..1."""
-
-        def draw() -> bytes:
-            return zlib.compress(np.ascontiguousarray(seen.mask(frame, size, self.settings.resize)).data, 1)
-
-        packed = self._drawn.get((clip.path, frame, size, "mask"), draw, len)
-        cells = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(size[1] // CELL, size[0] // CELL)
+        packed = self._compressed(
+            (sample.clip.path, frame, size, "mask"), lambda: sample.annotations.mask(frame, size, self.settings.resize)
+        )
+        cells = np.frombuffer(packed, np.uint8).reshape(size[1] // CELL, size[0] // CELL)
         return cells.astype(np.float32) / 255
 
-    def _reference_box(self, clip: TrainingClip, seen: ClipAnnotations, frame: int, size: Size) -> np.ndarray:
-        box = seen.face_box(frame)
+    def _compressed(self, key: tuple[Any, ...], draw: Callable[[], np.ndarray]) -> bytes:
+        """Bytes of a drawing, cached with zlib: skeletons are mostly black and shrink a hundred times."""
+        packed = self._drawings.get(key, lambda: zlib.compress(np.ascontiguousarray(draw()).data, 1), len)
+        return zlib.decompress(packed)
+
+    def _reference_box(self, sample: _Sample, size: Size) -> np.ndarray:
+        box = sample.annotations.face_box(sample.reference)
         if box is None:
             return np.full(4, np.nan, np.float32)
-        there = resize_transform(clip.size, size, self.settings.resize)
-        return (there.apply_points(box.reshape(2, 2)).reshape(4) / CELL).astype(np.float32)
+        transform = resize_transform(sample.clip.size, size, self.settings.resize)
+        return (transform.apply_points(box.reshape(2, 2)).reshape(4) / CELL).astype(np.float32)
 
-    def _cached(self, file: CacheFile, frames: list[int]) -> Tensor:
-        """Rows of a cache: of all its rows in memory where there is room for them, else read from the file."""
-        if self._rows.takes(file.path, file.bytes()):
-            whole = self._rows.get(file.path, file.read_all, lambda made: made.numel() * made.element_size())
-            return whole[frames].float()
+    def _read_rows(self, file: CacheFile, frames: list[int]) -> Tensor:
+        """Rows of a cache file, which is held in memory if it fits."""
+        if self._rows.accepts(file.path, file.nbytes):
+            return self._rows.get(file.path, file.read_all, lambda rows: rows.nbytes)[frames].float()
         return file.read(frames)
 
     def _latents(self, clip: TrainingClip, size: Size) -> CacheFile:
@@ -259,30 +250,6 @@ class Loader:
     def _tokens(self, clip: TrainingClip) -> CacheFile:
         return tokens_file(clip, image_encoder=self.settings.image_encoder or "")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a worker process begins with: nothing that is kept here."""
-        return {key: value for key, value in self.__dict__.items() if key not in _OWN}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._begin()
-
-
-def _column(values: list[Any]) -> Any:
-    """The values of one field of all samples as one tensor, or None."""
-    if values[0] is None or isinstance(values[0], str):
-        return None
-    return torch.stack([value if isinstance(value, Tensor) else torch.as_tensor(value) for value in values])
-
-
-class _Steps(Items[Batch]):
-    """A loader as torch's workers want it: an item a step."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def __getitem__(self, step: int) -> Any:
-        try:
-            return self._loader.batch(step)
-        except SaError as error:
-            return error
+def _stack(values: Sequence[np.ndarray]) -> Tensor:
+    return torch.stack([torch.as_tensor(value) for value in values])

@@ -1,4 +1,4 @@
-"""The learning rate of a step: a linear rise, then constant or half a cosine down. A function of the step alone."""
+"""The learning rate as a function of the step: linear warmup, then constant or cosine decay."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from stableanimator_cli.config.train import StageConfig
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:
-    """Rate of step ``step`` (from 0) of a stage of known length. Each stage rises and falls by itself.
+    """Learning rate of step ``step`` of a stage, counted from 0. Warmup ends with step ``warmup - 1``.
 
-    ``cosine`` ends at ``stage.final`` times the rate; the rise ends with step ``warmup - 1``.
+    ``cosine`` decays to ``final_lr_factor`` times the learning rate at the end of the stage.
     """
-    rise = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
+    warmup = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
     if stage.schedule == "constant" or stage.steps is None:
-        return stage.lr * rise
-    after = max(1, stage.steps - stage.warmup)
-    through = min(1.0, max(0, step - stage.warmup) / after)
-    return (
-        stage.lr
-        * rise
-        * (stage.final_lr_factor + (1 - stage.final_lr_factor) * 0.5 * (1 + math.cos(math.pi * through)))
-    )
+        return stage.lr * warmup
+    progress = min(1.0, max(0, step - stage.warmup) / max(1, stage.steps - stage.warmup))
+    final = stage.final_lr_factor
+    return stage.lr * warmup * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))

@@ -1,4 +1,4 @@
-"""A store in memory with a limit: what fits stays, what does not is made again each time."""
+"""An in-memory cache with a limit in bytes."""
 
 from __future__ import annotations
 
@@ -10,33 +10,30 @@ T = TypeVar("T")
 
 
 class BoundedCache:
-    """Keeps until ``limit`` bytes are full and forgets nothing: in shuffled order the oldest is needed as soon as any.
+    """Cache until ``limit`` bytes are full, then nothing more: in shuffled order eviction would gain nothing.
 
-    May be used from several threads; two that ask for the same thing at once may both make it.
+    Thread-safe. Two threads that need the same value at once may both compute it.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held: dict[Hashable, Any] = {}
+        self._values: dict[Hashable, Any] = {}
         self._lock = threading.Lock()
         self.bytes = 0
 
-    def get(self, key: Hashable, make: Callable[[], T], bytes_of: Callable[[T], int]) -> T:
-        """What is kept under ``key``, else what ``make`` gives, kept where its bytes have room."""
+    def get(self, key: Hashable, compute: Callable[[], T], nbytes: Callable[[T], int]) -> T:
+        """The cached value, else the result of ``compute``, cached if it fits."""
         with self._lock:
-            if key in self._held:
-                return self._held[key]
-        made = make()
-        size = bytes_of(made)
+            if key in self._values:
+                return self._values[key]
+        value = compute()
+        size = nbytes(value)
         with self._lock:
-            if key not in self._held and self.bytes + size <= self._limit:
-                self._held[key] = made
+            if key not in self._values and self.bytes + size <= self._limit:
+                self._values[key] = value
                 self.bytes += size
-        return made
+        return value
 
-    def takes(self, key: Hashable, size: int) -> bool:
-        """Whether ``key`` is kept or would be, with ``size`` bytes."""
-        return key in self._held or self.bytes + size <= self._limit
-
-    def __len__(self) -> int:
-        return len(self._held)
+    def accepts(self, key: Hashable, size: int) -> bool:
+        """Whether a value of ``size`` bytes is cached, or would be."""
+        return key in self._values or self.bytes + size <= self._limit

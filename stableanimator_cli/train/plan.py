@@ -1,4 +1,4 @@
-"""What a training would cost, before anything is loaded: memory by part, steps, and about how long they take."""
+"""Estimate the cost of a training before anything is loaded: memory, steps and time."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from stableanimator_cli.engine.memory.train import choose, predict
 from stableanimator_cli.engine.throughput import flops_per_second
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.dataset import Dataset
-from stableanimator_cli.train.stage import settings_of
+from stableanimator_cli.train.stage import training_settings
 
-_SHARE = 0.6  # of a step's time that its products take; norms, activations and the optimiser take the rest
-_SIDE = 1024  # of the matrices that are multiplied where none of a network's operators can be
+_MATRIX_TIME = 0.6  # fraction of a step's time in matrix products; norms, activations and optimiser take the rest
+_SIDE = 1024  # of the matrices that are timed if no operator of the network can be
+_SLOWEST_LAST = ("off", "diffusers", "blocks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainPlan:
-    """What a run would do, from ``--plan``: counted, nothing loaded or written."""
+    """The result of ``--plan``."""
 
     data: Mapping[str, Any]
 
     @classmethod
     def of(cls, config: TrainConfig, model: ModelFolder, dataset: Dataset, *, ranks: int = 1) -> TrainPlan:
-        """One row a stage: its memory, and the work of its steps at the speed at which this device computes the
-        largest of its operators. The hours are an estimate."""
+        """Estimate each stage: its memory, and its FLOPs at the speed of its largest operators on this device."""
         plan = DevicePlan.of(DeviceConfig(device=config.device))
         rows = [_row(config, stage, model, ranks, plan.device) for stage in config.stage or ()]
         return cls(
@@ -66,41 +66,37 @@ class TrainPlan:
                 f"{row['train']}, about {_hours(row['hours'])}"
             )
             lines.append(f"memory     {row['memory']}")
-        return "\n".join([*lines, f"in all     {data['steps']} steps, about {_hours(data['hours'])} (an estimate)"])
+        return "\n".join([*lines, f"total      {data['steps']} steps, about {_hours(data['hours'])} (an estimate)"])
 
 
 def fit_to_limit(config: TrainConfig, model: ModelFolder, *, ranks: int) -> TrainConfig:
-    """``--max-memory``: checkpointing and micro-batch so that every stage fits the limit. ``OutOfMemory`` where
-    nothing does."""
+    """``--max-memory``: choose checkpointing and micro-batch so that every stage fits. Raises ``OutOfMemory``."""
     limit = config.memory.max_memory
     if limit is None:
         return config
-    order = ("off", "diffusers", "blocks")
     on_cpu = DevicePlan.of(DeviceConfig(device=config.device)).device.type == "cpu"
-    chosen = [
+    plans = [
         choose(
             limit,
             model,
-            settings_of(config, stage),
+            training_settings(config, stage),
             batch=stage.batch // ranks,
             on_cpu=on_cpu,
-            **_given(config, stage, ranks),
+            **_workload(config, stage, ranks),
         )
         for stage in config.stage or ()
     ]
-    slowest = max(chosen, key=lambda plan: order.index(plan.settings.checkpointing))
-    micro = min(plan.micro_batch for plan in chosen)
-    memory = replace(config.memory, checkpointing=slowest.settings.checkpointing, micro_batch=micro)
-    return replace(config, memory=memory)
+    checkpointing = max((plan.settings.checkpointing for plan in plans), key=_SLOWEST_LAST.index)
+    micro_batch = min(plan.micro_batch for plan in plans)
+    return replace(config, memory=replace(config.memory, checkpointing=checkpointing, micro_batch=micro_batch))
 
 
-def _given(config: TrainConfig, stage: StageConfig, ranks: int) -> dict[str, Any]:
-    size = max(stage.sizes or (), key=lambda side: side[0] * side[1])
-    cached = config.data.cache not in (None, "off")
+def _workload(config: TrainConfig, stage: StageConfig, ranks: int) -> dict[str, Any]:
+    """Arguments of ``engine.memory.train.predict`` for the largest size of a stage."""
     return {
-        "size": size,
+        "size": max(stage.sizes or (), key=lambda size: size[0] * size[1]),
         "frames": stage.frames,
-        "cached": cached,
+        "cached": config.data.cache not in (None, "off"),
         "ema": config.optimizer.ema > 0,
         "ranks": ranks,
         "sharded": config.memory.sharding == "full",
@@ -110,13 +106,12 @@ def _given(config: TrainConfig, stage: StageConfig, ranks: int) -> dict[str, Any
 def _row(
     config: TrainConfig, stage: StageConfig, model: ModelFolder, ranks: int, device: torch.device
 ) -> dict[str, Any]:
-    micro = min(config.memory.micro_batch or stage.batch, max(1, stage.batch // ranks))
-
-    settings, on_cpu = settings_of(config, stage), device.type == "cpu"
+    micro_batch = min(config.memory.micro_batch or stage.batch, max(1, stage.batch // ranks))
+    settings, on_cpu = training_settings(config, stage), device.type == "cpu"
     with FlopCounter() as counter:
-        memory = predict(model, settings, micro_batch=micro, on_cpu=on_cpu, **_given(config, stage, ranks))
+        memory = predict(model, settings, micro_batch=micro_batch, on_cpu=on_cpu, **_workload(config, stage, ranks))
     steps = stage.steps or 0
-    work = counter.total * (stage.batch / ranks / micro)
+    work = counter.total * (stage.batch / ranks / micro_batch)
     dtype = DTYPES[config.memory.dtype]
     speed = flops_per_second(counter.calls, device, dtype) or _speed(device, dtype)
     return {
@@ -129,12 +124,12 @@ def _row(
         "memory": memory.describe(),
         "flops_a_step": work,
         "flops_per_second": speed,
-        "hours": steps * work / (speed * _SHARE) / 3600,
+        "hours": steps * work / (speed * _MATRIX_TIME) / 3600,
     }
 
 
 def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product here."""
+    """FLOPs per second of a large matrix product on the device."""
     matrix = torch.ones(_SIDE, _SIDE, device=device, dtype=dtype)
     best = 0.0
     for _ in range(3):

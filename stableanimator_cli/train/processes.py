@@ -1,11 +1,15 @@
-"""The processes of a training and the device of each: one process, or those that torchrun started."""
+"""The processes of a training: one, or those that torchrun started, each with its own device."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from stableanimator_cli import distributed
 from stableanimator_cli.config.animate import DeviceConfig
@@ -16,9 +20,11 @@ from stableanimator_cli.errors import ConfigError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PATIENCE = timedelta(days=2)
-"""How long a process waits for the others. Caching, validation and saving take hours, NCCL's own limit is ten minutes;
-a process that ends is noticed by torchrun at once."""
+TIMEOUT = timedelta(days=2)
+"""How long a process waits for the others: caching and validation take hours, NCCL's default is ten minutes.
+
+torchrun notices a process that exits at once.
+"""
 
 
 def open_accelerator(config: TrainConfig) -> Accelerator:
@@ -41,12 +47,12 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
         project_dir=str(config.output),
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=True),
-            InitProcessGroupKwargs(timeout=PATIENCE),
+            InitProcessGroupKwargs(timeout=TIMEOUT),
         ],
     )
-    if world == 1:  # accelerate would take the first GPU, whichever was named
+    if world == 1:  # accelerate always takes the first GPU
         if device.type == "cuda":
-            device = torch.device("cuda", device.index or 0)  # ``set_device`` refuses a device without a number
+            device = torch.device("cuda", device.index or 0)  # ``set_device`` needs a device with a number
             torch.cuda.set_device(device)
         vars(accelerator.state)["device"] = device
     return accelerator
@@ -58,6 +64,18 @@ def _tracker(config: TrainConfig) -> str | None:
     from accelerate.tracking import is_tensorboard_available
 
     if not is_tensorboard_available():
-        hint = "pip install tensorboard, or leave --track out: curves.png and metrics.jsonl are always there"
+        hint = "pip install tensorboard, or omit --track: curves.png and metrics.jsonl are always written"
         raise ConfigError("--track", "tensorboard", "a package that is installed", hint=hint)
     return "tensorboard"
+
+
+def gather_rows(accelerator: Accelerator, rows: Sequence[Any]) -> list[Any]:
+    """The rows of all ranks in order, on every rank. Rows are JSON data; tuples become lists.
+
+    They are sent as tensors: an object collective would unpickle what it receives from a socket.
+    """
+    text = torch.frombuffer(bytearray(json.dumps(list(rows)).encode()), dtype=torch.uint8).to(accelerator.device)
+    lengths = cast(Tensor, accelerator.gather(torch.tensor([len(text)], device=accelerator.device))).tolist()
+    padded = cast(Tensor, accelerator.gather(F.pad(text, (0, max(lengths) - len(text))))).cpu().view(len(lengths), -1)
+    parts = (json.loads(part[:length].numpy().tobytes()) for part, length in zip(padded, lengths, strict=True))
+    return [row for part in parts for row in part]

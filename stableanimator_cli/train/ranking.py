@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is the best: scores of validation, in which an absent person or face always loses."""
+"""Rank the checkpoints of a run by validation. A missing person or face always ranks last."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-ERROR_WEIGHT = 10  # of the key-point error beside CSIM
-ABSENT_ERROR = 1.0  # key-point error of a frame without a person: the whole side of the image
+ERROR_WEIGHT = 10  # weight of the keypoint error relative to CSIM
+ABSENT_ERROR = 1.0  # keypoint error of a frame without a person: the full side of the image
 
 
 def summarize(clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row of ``scores.jsonl`` from the rows of its clips.
 
-    ``score`` is CSIM less ten times the key-point error, None if neither was measured. A frame without a person counts
-    as an error of 1; a frame without a face counts as a CSIM of 0 already. ``absent`` is true if no frame of any clip
-    shows a person, or none a face, where a detector looked for one.
+    ``score`` is CSIM minus ten times the keypoint error, None if neither was measured. Frames without a person count
+    as an error of 1, frames without a face as a CSIM of 0. ``absent``: the detector found no person in any frame, or no
+    face in any frame.
     """
     csim, error = mean(row["csim"] for row in clips), mean(row["keypoint_error"] for row in clips)
     faces, people = (_known(row.get(name) for row in clips) for name in ("faces", "people"))
@@ -35,16 +35,16 @@ def summarize(clips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def best(rows: Sequence[Mapping[str, Any]], steps: Iterable[int]) -> int | None:
-    """The step with the best score among ``steps``, the later of two equal ones; None if none was scored.
+    """The step among ``steps`` with the best score, the later of equals; None if none has a score.
 
-    A checkpoint that shows no person or no face ranks below every other one that was scored.
+    Checkpoints without a person or a face rank last.
     """
     known = set(steps)
     scored = [row for row in rows if row["step"] in known and row.get("score") is not None]
     measured = any(row.get("keypoint_error") is not None for row in scored)
 
     def rank(row: Mapping[str, Any]) -> tuple[bool, float, int]:
-        # rows of earlier versions have no ``absent``: there a person was missing where the error is
+        # rows of earlier versions have no ``absent``, but no error without a person
         absent = row.get("absent", measured and row.get("keypoint_error") is None)
         return not absent, row["score"], row["step"]
 
@@ -52,12 +52,12 @@ def best(rows: Sequence[Mapping[str, Any]], steps: Iterable[int]) -> int | None:
 
 
 def unscored(rows: Sequence[Mapping[str, Any]]) -> set[int]:
-    """Steps that were validated without a score: nothing tells whether they are good, so they are not deleted."""
+    """Steps that were validated without a score. They are not deleted, as their quality is unknown."""
     return {row["step"] for row in rows if row.get("score") is None}
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of the values that were measured; None if none was."""
+    """Mean of the measured values, None if there are none."""
     known = _known(values)
     return sum(known) / len(known) if known else None
 

@@ -1,4 +1,4 @@
-"""What a training was: the report after it, the plan before it."""
+"""Reports of a finished training and of an export."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainReport:
-    """A run that reached its end. ``model`` is the checkpoint to use, ``loss`` the mean of the last hundred steps;
-    ``validation`` the last row of ``validation/scores.jsonl``."""
+    """A finished run: ``model`` is the checkpoint to use, ``loss`` the mean of the last hundred steps.
+
+    ``validation`` is the last row of ``validation/scores.jsonl``.
+    """
 
     run: Path
     model: Path
@@ -42,7 +44,7 @@ class TrainReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """Where a checkpoint was written to, and its files."""
+    """The exported ``checkpoint`` and the written ``files``."""
 
     output: Path
     checkpoint: Path

@@ -1,4 +1,4 @@
-"""Going on with a run: its config, what may not change, and that nobody else is at it."""
+"""The config of a new or resumed run, and checks that nothing is overwritten or changed."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ from stableanimator_cli.train.curves import CURVES
 from stableanimator_cli.train.metrics_log import METRICS
 
 CONFIG = "config.toml"
-_WRITTEN = (0, 0)  # a size that is never taken: stages of a run have theirs
+_UNUSED_SIZE = (0, 0)  # the stages of a run have their own sizes
 
 
 def new_config(flags: Mapping[str, Any], config_file: Path | None) -> TrainConfig:
-    """Flags over the file over the preset that one of them names."""
-    named = flags.get("preset") or (None if config_file is None else read_toml(config_file).get("preset"))
-    tables = preset_tables(named) if isinstance(named, str) else None
+    """Merge flags, file and the preset that one of them names, in this order of precedence."""
+    name = flags.get("preset") or (None if config_file is None else read_toml(config_file).get("preset"))
+    tables = preset_tables(name) if isinstance(name, str) else None
     return resolve(TrainConfig, flags, config_file, preset=tables)
 
 
 def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None) -> TrainConfig:
-    """The config of ``run`` with what was given now over it. Raises ``ConfigError`` (exit 2) that shows the difference
-    where that would change a number of the training."""
+    """The config of ``run`` with the given flags and file over it.
+
+    Raises ``ConfigError`` that lists the differences if they would change a result of the training.
+    """
     path = run / CONFIG
     if not path.is_file():
         hint = "a run folder holds config.toml and checkpoints/; start a new run with DATASET -o RUN"
@@ -41,14 +43,20 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
     config = resolve(TrainConfig, {**flags, "output": run}, config_file, preset=(stored, str(path)))
     if config.stage is None:
         raise BadInput(path, "no [[stage]]", "the config that sa train wrote", hint="start a new run")
-    config = config.resolve_stages(_WRITTEN)
-    here = checkpoint.saved(run)
-    trained = checkpoint.read_progress(here[-1][1]).get("config", stored) if here else stored
+    config = config.resolve_stages(_UNUSED_SIZE)
+    progress = last_progress(run)
+    trained = stored if progress is None else progress.get("config", stored)
     changed = diff(tables_of_today(trained), tables_of(config))
     if changed:
-        hint = f"go on without the change, or start a new run from {run / checkpoint.LINK} with --model"
+        hint = f"resume without the change, or start a new run from {run / checkpoint.LINK} with --model"
         raise ConfigError("--resume", "; ".join(changed), f"the config that {run} was trained with", hint=hint)
     return config
+
+
+def last_progress(run: Path) -> dict[str, Any] | None:
+    """``progress.json`` of the last checkpoint, None without one."""
+    checkpoints = checkpoint.list_checkpoints(run)
+    return checkpoint.read_progress(checkpoints[-1][1]) if checkpoints else None
 
 
 def tables_of(config: TrainConfig) -> dict[str, Any]:
@@ -56,44 +64,33 @@ def tables_of(config: TrainConfig) -> dict[str, Any]:
     return tomllib.loads(to_toml(config))
 
 
+def as_json(config: TrainConfig) -> dict[str, Any]:
+    """``tables_of`` as JSON data, so that it compares equal after a round trip."""
+    return json.loads(json.dumps(tables_of(config)))
+
+
 def write_config(config: TrainConfig, run: Path) -> None:
     path = run / CONFIG
-    with atomic_write(path) as part, translate_os_errors(path):
-        part.write_text(to_toml(replace(config, output=run)), encoding="utf-8")
+    with atomic_write(path) as temp, translate_os_errors(path):
+        temp.write_text(to_toml(replace(config, output=run)), encoding="utf-8")
 
 
 def check_new(run: Path) -> None:
-    """A new run needs a folder without a run and without files in the places of a run's own."""
+    """Raise ``BadInput`` if the folder of a new run holds a run, or other files with the names of a run's files."""
     if run.exists() and not run.is_dir():
         raise BadInput.because(run, "it is a file, not a folder for the run", hint="choose another -o")
-    if (run / CONFIG).exists() or checkpoint.saved(run):
-        hint = f"`sa train --resume {run}` goes on with it; choose another -o for a new one"
-        raise BadInput(run, "a run that is there already", "a new folder", hint=hint)
+    if (run / CONFIG).exists() or checkpoint.list_checkpoints(run):
+        hint = f"resume it with `sa train --resume {run}`, or choose another -o"
+        raise BadInput(run, "an existing run", "a new folder", hint=hint)
     for name in (checkpoint.FOLDER, checkpoint.LINK, METRICS, CURVES, "validation"):
         if os.path.lexists(run / name):
-            raise BadInput.because(
-                run / name, "it is in the place of a file of the run, and `sa train` did not write it",
-                hint="choose another -o, or move it away",
-            )  # fmt: skip
+            problem = "it has the name of a file of the run, but `sa train` did not write it"
+            raise BadInput.because(run / name, problem, hint="choose another -o, or move it away")
 
 
 def check_dataset(run: Path, digest: str) -> None:
-    """The clips of a run that is gone on with are those it began with."""
-    here = checkpoint.saved(run)
-    if not here:
-        return
-    known = checkpoint.read_progress(here[-1][1]).get("dataset")
+    """Raise ``BadInput`` if the clips of a resumed run changed."""
+    known = (last_progress(run) or {}).get("dataset")
     if known is not None and known != digest:
-        hint = f"put the dataset back as it was, or start a new run from {run / checkpoint.LINK} with --model"
+        hint = f"restore the dataset, or start a new run from {run / checkpoint.LINK} with --model"
         raise BadInput(run, "other clips in the dataset than it was trained with", "the same clips", hint=hint)
-
-
-def last_loss(run: Path, rows: list[dict[str, Any]]) -> float:
-    """Mean loss of the last hundred steps."""
-    losses = [row["loss"] for row in rows[-100:]]
-    return sum(losses) / len(losses) if losses else float("nan")
-
-
-def as_json(config: TrainConfig) -> dict[str, Any]:
-    """``tables_of`` as JSON holds it, so that it compares equal after a round trip."""
-    return json.loads(json.dumps(tables_of(config)))

@@ -1,7 +1,7 @@
-"""Which clip, which of its frames and which reference a step sees: a pure function of seed and number.
+"""Which clips, frames and reference a step sees: a pure function of seed and step.
 
-Nothing here has a state, so a run that goes on at step n sees what an unbroken one sees there, however many processes
-share the work. Every draw has a generator of its own, keyed by the seed, what it is for, and the number of the sample.
+There is no state, so a run that is resumed at step n continues as if uninterrupted, with any number of processes.
+Every draw has its own generator, keyed by the seed, a purpose and the number of the sample.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ ReferenceSource = Literal["unchosen", "outside", "any", "first"]
 
 
 def keyed_rng(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
-    """The generator of one draw; ``seed`` and ``numbers`` are 0 or more."""
+    """The generator of one draw. ``seed`` and ``numbers`` are non-negative."""
     return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *numbers]))
 
 
 class BatchSampler:
-    """Batches of ``batch`` places out of buckets of ``lengths`` items.
+    """Batches of ``batch`` items out of buckets of ``lengths`` items.
 
-    A round has as many batches of each bucket as its items need, in a shuffled order: the reference implementation's
-    way of mixing sizes. Within a bucket items follow one another in epochs, each a permutation, with none left out
-    where an epoch ends inside a batch.
+    A round has as many batches of each bucket as its items need, in shuffled order, like the reference implementation
+    mixes sizes. Within a bucket each epoch is a permutation; a batch may contain the end of one epoch and the start of
+    the next.
     """
 
     def __init__(self, lengths: Sequence[int], *, seed: int, batch: int) -> None:
@@ -39,26 +39,26 @@ class BatchSampler:
 
     @property
     def round(self) -> int:
-        """Steps after which every item has been seen once or more."""
+        """Number of steps in which every item is sampled at least once."""
         return sum(self._counts)
 
     def at(self, step: int) -> tuple[int, list[int]]:
-        """(bucket, the item at each place of the batch) of one step."""
-        number, place = divmod(step, self.round)
+        """(bucket, items of the batch) of one step."""
+        number, position = divmod(step, self.round)
         buckets, earlier = _round(self._seed, self._counts, number)
-        bucket = int(buckets[place])
+        bucket = int(buckets[position])
         length = self._lengths[bucket]
-        first = (number * self._counts[bucket] + int(earlier[place])) * self._batch
+        first = (number * self._counts[bucket] + int(earlier[position])) * self._batch
         items = []
-        for position in range(first, first + self._batch):
-            epoch, within = divmod(position, length)
+        for index in range(first, first + self._batch):
+            epoch, within = divmod(index, length)
             items.append(int(_epoch(self._seed, bucket, length, epoch)[within]))
         return bucket, items
 
 
 @functools.lru_cache(maxsize=4)
 def _round(seed: int, counts: tuple[int, ...], number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The bucket of each step of a round, and how many steps before it in the round have the same."""
+    """The bucket of each step of a round, and the number of earlier steps of the round with the same bucket."""
     buckets = keyed_rng(seed, "round", number).permutation(np.repeat(np.arange(len(counts)), counts))
     earlier = np.zeros(len(buckets), np.int64)
     for bucket, count in enumerate(counts):
@@ -74,13 +74,13 @@ def _epoch(seed: int, bucket: int, length: int, epoch: int) -> np.ndarray:
 def choose_frames(
     rng: np.random.Generator, length: int, frames: int, *, stride: int, source: ReferenceSource
 ) -> tuple[np.ndarray, int]:
-    """(int64[frames] of a clip of ``length`` frames, the reference frame), as the reference implementation draws them.
+    """Draw (int64[frames] of a clip of ``length`` frames, the reference frame), like the reference implementation.
 
-    ``frames`` lie ``stride`` apart from a random start; in a clip too short for that they are spread over all of it,
-    some twice where it has fewer than ``frames``. The reference is none of them (``unchosen``), or not between the
-    first and the last (``outside``), where the clip has such a frame; else, and with ``any``, it is any frame. With
-    ``first`` it is frame 0, and ``frames`` come from what follows it: for clips that open with a picture of the person
-    as users give one.
+    Frames are ``stride`` apart from a random start. In a clip too short for that they are spread over all of it, with
+    repetitions if it has fewer than ``frames``. ``source`` of the reference:
+
+    * ``unchosen``: none of the frames; ``outside``: not between the first and the last. Any frame if there is none.
+    * ``any``: any frame. ``first``: frame 0, and ``frames`` follow it, for clips that start with a reference image.
     """
     if source == "first":
         opening = 1 if length > 1 else 0

@@ -1,4 +1,4 @@
-"""A stage with its networks and its batches: what the loop asks for, made of the engine's parts and the loader."""
+"""One stage of a training: its networks in memory and its batches."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.training import (
+    StepInputs,
     TrainingSettings,
     export_tensors,
     frozen_tensors,
@@ -20,16 +21,15 @@ from stableanimator_cli.engine.training import (
 from stableanimator_cli.engine.training.batch import Batch
 from stableanimator_cli.nets.lora import is_lora
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.train.caching import loader_settings
 from stableanimator_cli.train.dataset import Dataset
-from stableanimator_cli.train.loader import Loader
+from stableanimator_cli.train.loader import Loader, loader_settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def settings_of(config: TrainConfig, stage: StageConfig) -> TrainingSettings:
-    """What the engine is to build for a stage."""
+def training_settings(config: TrainConfig, stage: StageConfig) -> TrainingSettings:
+    """The engine's settings of a stage."""
     loss, ablation, memory = config.loss, config.ablation, config.memory
     return TrainingSettings(
         train=stage.train,
@@ -50,37 +50,36 @@ def settings_of(config: TrainConfig, stage: StageConfig) -> TrainingSettings:
         checkpointing=memory.checkpointing,
         dtype=cast(Any, memory.dtype),
         image_only=stage.image_only,
-        float32_frozen=len(config.stage or ()) > 1,  # what rests in one stage may learn in the next
+        float32_frozen=len(config.stage or ()) > 1,  # another stage may train these weights
     )
 
 
-def seed_of(seed: int, stage: int) -> int:
-    """Every stage draws its own numbers: samples are numbered from 0 in each."""
+def stage_seed(seed: int, stage: int) -> int:
+    """The seed of stage number ``stage``: samples are numbered from 0 in each stage."""
     return int.from_bytes(hashlib.sha256(f"stage/{seed}/{stage}".encode()).digest()[:6], "little")
 
 
 class TrainingStage:
-    """Stage number ``index`` of ``config``, open."""
+    """Stage number ``index`` of ``config``, with its networks loaded. ``model(inputs(batch))`` is the loss, [b]."""
 
     def __init__(
         self, config: TrainConfig, index: int, model: ModelFolder, dataset: Dataset, accelerator: Accelerator
     ) -> None:
-        stage = (config.stage or ())[index]
-        self.stage = stage
-        self.source, self.initial_seed = model, config.seed
-        self.seed = seed_of(config.seed, index)
-        self.parts = open_training(
+        self.config = stage = (config.stage or ())[index]
+        self._base, self._initial_seed = model, config.seed
+        self._seed = stage_seed(config.seed, index)
+        self._parts = open_training(
             model,
-            settings_of(config, stage),
+            training_settings(config, stage),
             torch.device(accelerator.device),
             fresh=config.from_scratch or (),
             seed=config.seed,
         )
-        self.model: nn.Module = self.parts.model
-        self.loader = Loader(
+        self.model = self._parts.model
+        self._loader = Loader(
             dataset,
             loader_settings(config, stage, dataset, model),
-            seed=self.seed,
+            seed=self._seed,
             batch=stage.batch,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
@@ -88,14 +87,15 @@ class TrainingStage:
         )
 
     def stream(self, first: int, last: int) -> Iterator[Batch]:
-        return self.loader.stream(first, last)
+        """This rank's share of the batches of the steps ``first:last``."""
+        return self._loader.stream(first, last)
 
-    def inputs(self, batch: Batch) -> Any:
-        return step_inputs(self.parts, batch, self.seed, self.stage.batch)
+    def inputs(self, batch: Batch) -> StepInputs:
+        return step_inputs(self._parts, batch, self._seed, self.config.batch)
 
     def export(self, trained: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
-        resting = [name for name in self.model.state_dict() if name not in trained and not is_lora(name)]
-        frozen = frozen_tensors(
-            self.source, self.parts.settings, resting, fresh=self.parts.fresh, seed=self.initial_seed
-        )
+        """Weights by role: ``trained`` ones in ``dtype``, all others like in the files of the base model."""
+        names = [name for name in self.model.state_dict() if name not in trained and not is_lora(name)]
+        parts = self._parts
+        frozen = frozen_tensors(self._base, parts.settings, names, fresh=parts.fresh, seed=self._initial_seed)
         return export_tensors(self.model, trained, frozen=frozen, dtype=dtype)

@@ -1,7 +1,6 @@
-"""Held-out clips animated by a checkpoint: videos side by side, and whether face and limbs are where they should be.
+"""Validate a checkpoint: animate held-out clips, write videos side by side, measure face and keypoints.
 
-A checkpoint is opened as ``sa animate`` opens it, in networks of its own, so training knows nothing of it. See
-``ranking`` for the score that tells which checkpoint is best.
+The checkpoint is opened like in ``sa animate``, in its own networks. ``ranking`` computes the score.
 """
 
 from __future__ import annotations
@@ -24,32 +23,32 @@ from stableanimator_cli.engine.device import DTYPES, DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Timings, render
 from stableanimator_cli.media import VideoWriter
-from stableanimator_cli.motion.geometry import resize_transform
+from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.track import largest
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, ranking
 from stableanimator_cli.train.buckets import nearest_size
 from stableanimator_cli.train.clips import TrainingClip
-from stableanimator_cli.train.dataset import Dataset, observe
+from stableanimator_cli.train.dataset import Dataset, load_annotations
 
 FOLDER = "validation"
-_RATE = Fraction(8)  # frames a second of the videos
-_SEEN = 0.3  # score from which a key point counts
-_BODY = 18  # the first points are the body's
+_RATE = Fraction(8)  # frames per second of the videos
+_MIN_SCORE = 0.3  # minimum score of a keypoint
+_BODY = 18  # the first keypoints are the body's
 
 
-class _Pictures:
-    """Skeleton pictures held in memory, as the engine takes them."""
+class _Skeletons:
+    """Skeleton images in memory, as ``RenderRequest.poses``."""
 
-    def __init__(self, pictures: Sequence[np.ndarray]) -> None:
-        self._pictures = list(pictures)
+    def __init__(self, images: Sequence[np.ndarray]) -> None:
+        self._images = images
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def frame(self, index: int) -> np.ndarray:
-        return self._pictures[index]
+        return self._images[index]
 
 
 def validate(
@@ -61,10 +60,10 @@ def validate(
     device: torch.device,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    """Animate the first clips of ``dataset`` with the checkpoint ``folder``; one row for ``scores.jsonl``.
+    """Animate the first clips of ``dataset`` with the checkpoint ``folder``; return the row of ``scores.jsonl``.
 
-    Writes ``RUN/validation/step-N-CLIP.mp4``: reference, driving skeleton, result and truth. Numbers are None where
-    the model has no detector for them. Random states are those of before when it returns.
+    Writes ``RUN/validation/step-N-CLIP.mp4``: reference, driving skeleton, result and target. Values are None if the
+    model has no detector for them. Random states are restored.
     """
     model = catalogue.open_model(folder, NETWORKS)
     plan = DevicePlan(device=device, dtype=DTYPES[config.memory.dtype])
@@ -76,25 +75,27 @@ def validate(
         reporter.progress(len(clips), "validate", "clip") as bar,
     ):
         for clip in clips:
-            rows.append(_one(config, stage, engine, clip, step))
+            rows.append(_validate_clip(config, stage, engine, clip, step))
             bar.update()
     onnx.warn_of_fallbacks(reporter)
     row = {"step": step, **ranking.summarize(rows)}
-    known = [old for old in checkpoint.read_scores(config.output) if old["step"] < step]
-    checkpoint.write_scores(config.output, [*known, row])
+    earlier = [other for other in checkpoint.read_scores(config.output) if other["step"] < step]
+    checkpoint.write_scores(config.output, [*earlier, row])
     return row
 
 
-def _one(config: TrainConfig, stage: StageConfig, engine: Engine, clip: TrainingClip, step: int) -> dict[str, Any]:
-    settings, seen = config.validation, observe(clip)
+def _validate_clip(
+    config: TrainConfig, stage: StageConfig, engine: Engine, clip: TrainingClip, step: int
+) -> dict[str, Any]:
+    settings, annotations = config.validation, load_annotations(clip)
     size = nearest_size(clip.size, stage.sizes or ())
     stride = max(1, min(config.data.stride, (clip.frames - 1) // settings.frames))
     frames = [index * stride for index in range(1, settings.frames + 1) if index * stride < clip.frames]
-    pictures = clip.pictures([0, *frames])  # the first frame is the reference
-    there = resize_transform(clip.size, size, config.data.resize)
-    fitted = {number: there.apply_image(picture, "lanczos") for number, picture in pictures.items()}
-    skeletons = [seen.skeleton(frame, size, config.data.resize) for frame in frames]
-    vector = seen.faces.vector(0)
+    images = clip.images([0, *frames])  # the first frame is the reference
+    transform = resize_transform(clip.size, size, config.data.resize)
+    resized = {number: transform.apply_image(image, "lanczos") for number, image in images.items()}
+    skeletons = [annotations.skeleton(frame, size, config.data.resize) for frame in frames]
+    embedding = annotations.faces.embedding(0)
     sampling = SamplingConfig(
         steps=settings.steps,
         guidance=(settings.guidance, settings.guidance),
@@ -104,23 +105,23 @@ def _one(config: TrainConfig, stage: StageConfig, engine: Engine, clip: Training
         seed=config.seed,
     )
     request = RenderRequest(
-        picture=pictures[0],
-        fitted=fitted[0],
-        face=vector if config.ablation.face == "on" else None,
-        poses=_Pictures(skeletons),
+        picture=images[0],
+        fitted=resized[0],
+        face=embedding if config.ablation.face == "on" else None,
+        poses=_Skeletons(skeletons),
         plan=plan_windows(len(frames), length=len(frames), overlap=0, blend="smooth"),
         sampling=sampling,
         decode=DecodeConfig(),
         noise_period=len(frames),
     )
-    made = list(render(engine, request, Timings()))
+    result = list(render(engine, request, Timings()))
     path = config.output / FOLDER / f"step-{step}-{clip.path.name}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, (4 * size[0], size[1]), _RATE) as video:
-        for frame, skeleton, picture in zip(frames, skeletons, made, strict=True):
-            video.write(np.hstack([fitted[0], skeleton, picture, fitted[frame]]))
-    csim, faces = (None, None) if vector is None else _csim(engine, made, vector)
-    error, people = _keypoint_error(engine, clip, frames, made, there)
+        for frame, skeleton, image in zip(frames, skeletons, result, strict=True):
+            video.write(np.hstack([resized[0], skeleton, image, resized[frame]]))
+    csim, faces = (None, None) if embedding is None else _csim(engine, result, embedding)
+    error, people = _keypoint_error(engine, clip, frames, result, transform)
     return {
         "clip": clip.name,
         "video": path.name,
@@ -131,18 +132,21 @@ def _one(config: TrainConfig, stage: StageConfig, engine: Engine, clip: Training
     }
 
 
-def _csim(engine: Engine, frames: Sequence[np.ndarray], vector: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """Mean cosine of the largest face of each frame to ``vector``, and the share of frames that show a face.
+def _csim(
+    engine: Engine, frames: Sequence[np.ndarray], embedding: np.ndarray
+) -> tuple[float, float] | tuple[None, None]:
+    """Mean cosine similarity of the largest face per frame to ``embedding``, and the fraction of frames with a face.
 
     Frames without a face count as 0.
     """
     if "face" not in engine.model.files:
         return None, None
-    reader, found = engine.faces(), []
+    reader, similarities = engine.faces(), []
     for frame in frames:
         faces = [face for face in reader.faces(frame) if face.embedding is not None]
-        found.append(_cosine(faces[0].embedding, vector) if faces else None)
-    return sum(value or 0.0 for value in found) / len(found), _share(value is not None for value in found)
+        similarities.append(_cosine(faces[0].embedding, embedding) if faces else None)
+    mean = sum(value or 0.0 for value in similarities) / len(similarities)
+    return mean, _fraction(value is not None for value in similarities)
 
 
 def _cosine(left: Any, right: np.ndarray) -> float:
@@ -150,38 +154,40 @@ def _cosine(left: Any, right: np.ndarray) -> float:
 
 
 def _keypoint_error(
-    engine: Engine, clip: TrainingClip, frames: Sequence[int], made: Sequence[np.ndarray], there: Any
+    engine: Engine, clip: TrainingClip, frames: Sequence[int], images: Sequence[np.ndarray], transform: ResizeTransform
 ) -> tuple[float | None, float | None]:
-    """Median distance of body points to the driving ones as a share of the image's longer side, and the share of
-    frames with a driving person that show one. Both are None without a pose detector, or for clips whose skeletons are
-    images; the distance is None if no frame shows a person."""
+    """Median distance of body keypoints to the driving ones, in longer sides of the image, and the share of frames.
+
+    The share counts frames with a driving person that show a person. Both are None without a pose detector, and for
+    skeletons that are images; the distance is None if no frame shows a person.
+    """
     files = engine.model.files
     if clip.folder is None or "person_detector" not in files or "pose_detector" not in files:
         return None, None
     motion = clip.folder.motion()
-    who = largest(motion)
+    main = largest(motion)
     device = str(engine.plan.device)
     detector, poses = PersonDetector(files["person_detector"], device), PoseEstimator(files["pose_detector"], device)
     distances: list[np.ndarray] = []
-    for frame, picture in zip(frames, made, strict=True):
-        driven = motion.keypoints[frame, who, :_BODY]
-        if not motion.present[frame, who] or not (driven[:, 2] > _SEEN).any():
+    for frame, image in zip(frames, images, strict=True):
+        expected = motion.keypoints[frame, main, :_BODY]
+        if not motion.present[frame, main] or not (expected[:, 2] > _MIN_SCORE).any():
             continue
-        (boxes,) = detector.detect([picture])
+        (boxes,) = detector.detect([image])
         if not len(boxes):
             distances.append(np.zeros(0))
             continue
         box = boxes[(boxes[:, 2:4] - boxes[:, :2]).prod(axis=1).argmax()][None]
-        found = poses.estimate([picture], [box])[0][0][:_BODY]
-        both = (found[:, 2] > _SEEN) & (driven[:, 2] > _SEEN)
-        distances.append(np.linalg.norm(found[both, :2] - there.apply_points(driven[both, :2]), axis=1))
+        actual = poses.estimate([image], [box])[0][0][:_BODY]
+        both = (actual[:, 2] > _MIN_SCORE) & (expected[:, 2] > _MIN_SCORE)
+        distances.append(np.linalg.norm(actual[both, :2] - transform.apply_points(expected[both, :2]), axis=1))
     if not distances:
         return None, None
     flat = np.concatenate(distances)
-    error = float(np.median(flat) / max(there.target)) if len(flat) else None
-    return error, _share(len(points) > 0 for points in distances)
+    error = float(np.median(flat) / max(transform.target)) if len(flat) else None
+    return error, _fraction(len(points) > 0 for points in distances)
 
 
-def _share(values: Iterable[bool]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
+def _fraction(values: Iterable[bool]) -> float:
+    flags = list(values)
+    return sum(flags) / len(flags)

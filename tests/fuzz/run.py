@@ -175,7 +175,7 @@ def preload() -> None:
     import stableanimator_cli.doctor
     import stableanimator_cli.evaluate.run
     import stableanimator_cli.preprocess.run
-    import stableanimator_cli.train.run  # noqa: F401
+    import stableanimator_cli.train.pipeline  # noqa: F401
 
 
 def fuzz(numbers: Sequence[int], seed: int, work: Path, *, keep: bool = False) -> list[str]:

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-import stableanimator_cli.train.run  # noqa: F401  what every run imports, once for all
+import stableanimator_cli.train.pipeline  # noqa: F401  what every run imports, once for all
 from stableanimator_cli.__main__ import main as sa
 from stableanimator_cli.media import read_picture, write_picture
 from tests.animate.kills import random_model

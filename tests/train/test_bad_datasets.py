@@ -29,7 +29,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def first_batch(folder: Path) -> None:
-    dataset = open_dataset([folder], least=2)
+    dataset = open_dataset([folder], min_frames=2)
     Loader(dataset, LoaderSettings(sizes=(SIZE,), frames=2, stride=1), seed=0, batch=1).batch(0)
 
 
@@ -155,7 +155,7 @@ def test_a_list_of_wrong_lines_is_one_error(tmp_path, content):
 )  # fmt: skip
 def test_caches_of_other_shapes_are_not_read(clip, tmp_path, array, shape, dtype):
     shutil.copytree(clip, tmp_path / "clip")
-    dataset = open_dataset([tmp_path / "clip"], least=2)
+    dataset = open_dataset([tmp_path / "clip"], min_frames=2)
     (one,) = dataset.clips
     file = latents_file(one, SIZE, vae="vae", resize="stretch")
     if array == "tokens":

@@ -82,12 +82,12 @@ def test_few_faces_are_a_warning(seeing_model, tmp_path, norms):
         upstream(tmp_path / "data/rec" / f"0000{number}", face=number == 0)
     heard = Heard()
     run.run(flags=flags(tmp_path / "data", seeing_model, tmp_path / "run"), reporter=heard)
-    assert heard.warnings == ["2 of 3 clips have no face that could be recognized: they do not train identity"]
+    assert heard.warnings == ["2 of 3 clips have no recognisable face: they do not train identity"]
 
 
 def test_no_face_at_all_is_an_error_unless_faces_are_off(seeing_model, tiny_model, tmp_path):
     upstream(tmp_path / "data/rec/00001", face=False)
-    with pytest.raises(NoFace, match="none of the 1 clips has a face") as caught:
+    with pytest.raises(NoFace, match="none of the 1 clips has a recognisable face") as caught:
         run.run(flags=flags(tmp_path / "data", seeing_model, tmp_path / "run"))
     assert "--face off" in str(caught.value.hint)
     assert caught.value.exit_code == 4

@@ -16,7 +16,7 @@ def _rank(rank: int, port: str, out: str) -> None:
     os.environ.update({name: str(value) for name, value in place.items()} | {"ACCELERATE_USE_CPU": "true"})
     from accelerate import Accelerator
 
-    from stableanimator_cli.train.gathering import gather_rows
+    from stableanimator_cli.train.processes import gather_rows
 
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == 2

@@ -77,7 +77,7 @@ def test_latents_are_scaled_by_the_factor_of_the_vae(ran):
     model = open_model(run_folder.parent / "tiny")
     factor = model.configs["vae"]["scaling_factor"]
     assert factor < 0.5
-    clips = open_dataset([run_folder.parent / "data"], least=2).clips
+    clips = open_dataset([run_folder.parent / "data"], min_frames=2).clips
     frames = torch.cat(
         [to_signed(torch.stack([torch.as_tensor(p) for _, p in clip.video().frames()]).numpy()) for clip in clips]
     )

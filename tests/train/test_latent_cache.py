@@ -26,7 +26,7 @@ SIZE = (64, 64)
 def buckets(tmp_path: Path) -> tuple[Bucket, ...]:
     for name, frames in (("a", 10), ("b", 13)):
         write_clip(tmp_path / name, frames)
-    return into_buckets(open_dataset([tmp_path], least=2).clips, [SIZE])
+    return into_buckets(open_dataset([tmp_path], min_frames=2).clips, [SIZE])
 
 
 def _latents(buckets: tuple[Bucket, ...], vae: str = "vae", size: tuple[int, int] = SIZE) -> list:
@@ -36,7 +36,7 @@ def _latents(buckets: tuple[Bucket, ...], vae: str = "vae", size: tuple[int, int
 def test_every_frame_is_in_it(buckets: tuple[Bucket, ...]) -> None:
     networks = Networks()
     report = build_cache(buckets, networks.encoders(), batch=4)
-    assert (report.made, report.kept, report.frames, networks.frames) == (4, 0, 23, 23)
+    assert (report.written, report.reused, report.frames, networks.frames) == (4, 0, 23, 23)
     rows = _latents(buckets)[0].read([9, 0])
     assert rows.shape == (2, 6, 8, 8)
     expected = torch.tensor([level(9), level(0)]) / 127.5 - 1
@@ -54,7 +54,7 @@ def test_what_is_there_is_kept_and_the_rest_made(buckets: tuple[Bucket, ...]) ->
     before = files[0].path.stat().st_mtime_ns
     networks = Networks()
     report = build_cache(buckets, networks.encoders())
-    assert (report.made, report.kept, networks.frames) == (1, 3, 13)
+    assert (report.written, report.reused, networks.frames) == (1, 3, 13)
     assert files[0].path.stat().st_mtime_ns == before
     assert is_cached(files)
 
@@ -68,7 +68,7 @@ def test_parts_of_the_work_make_the_whole(buckets: tuple[Bucket, ...]) -> None:
 def test_none_and_some_are_told_apart(buckets: tuple[Bucket, ...]) -> None:
     assert not is_cached(_latents(buckets))
     build_cache(buckets, Networks().encoders(), shard=(0, 2))
-    with pytest.raises(BadInput, match=r"b/latents-64x64.*found no cache, where 1 of 2 clips have one") as caught:
+    with pytest.raises(BadInput, match=r"b/latents-64x64.*found no cache, but 1 of 2 clips have one") as caught:
         is_cached(_latents(buckets))
     assert "--cache latents" in str(caught.value.hint)
     assert not is_cached(_latents(buckets, size=(128, 128)))
@@ -78,9 +78,9 @@ def test_the_cache_of_another_vae_is_refused_and_replaced_when_asked_for(buckets
     build_cache(buckets, Networks().encoders(vae="0123456789abcdef"))
     with pytest.raises(BadInput, match=r"found latents of vae 0123456789ab, expected vae fedcba987654") as caught:
         is_cached(_latents(buckets, vae="fedcba9876543210"))
-    assert "--cache latents makes it anew" in str(caught.value.hint)
+    assert "--cache latents replaces it" in str(caught.value.hint)
     report = build_cache(buckets, Networks().encoders(vae="fedcba9876543210"))
-    assert (report.made, report.kept) == (2, 2)
+    assert (report.written, report.reused) == (2, 2)
     assert is_cached(_latents(buckets, vae="fedcba9876543210"))
 
 
@@ -102,7 +102,7 @@ def test_a_clip_that_was_made_again_has_no_cache_yet(buckets: tuple[Bucket, ...]
     build_cache(buckets, Networks().encoders())
     record = json.loads((tmp_path / "a" / clip_folder.RECORD).read_text())
     (tmp_path / "a" / clip_folder.RECORD).write_text(json.dumps(record | {"key": "another"}))
-    again = into_buckets(open_dataset([tmp_path], least=2).clips, [SIZE])
+    again = into_buckets(open_dataset([tmp_path], min_frames=2).clips, [SIZE])
     with pytest.raises(BadInput, match=r"found latents of clip key of a, expected clip another"):
         is_cached(_latents(again))
 
@@ -120,7 +120,7 @@ def test_a_damaged_file_is_named(buckets: tuple[Bucket, ...]) -> None:
     file.path.write_bytes(whole[:-10])
     with pytest.raises(BadInput, match=r"a/latents-64x64.safetensors: found a damaged file"):
         file.check()
-    assert build_cache(buckets, Networks().encoders()).made == 1
+    assert build_cache(buckets, Networks().encoders()).written == 1
     assert file.path.read_bytes() == whole
     file.path.write_bytes(b"of somebody else")
     with pytest.raises(BadInput, match="was not written by sa, so it is not replaced"):
@@ -159,15 +159,15 @@ def test_faces_are_read_for_clips_that_have_none(tmp_path: Path) -> None:
             ]
             return () if round(grey) == level(2) else tuple(found)
 
-    bucket = into_buckets(open_dataset([tmp_path], least=2).clips, [SIZE])
-    assert build_cache(bucket, Encoders(faces=Reader())).made == 1  # type: ignore[arg-type]
+    bucket = into_buckets(open_dataset([tmp_path], min_frames=2).clips, [SIZE])
+    assert build_cache(bucket, Encoders(faces=Reader())).written == 1  # type: ignore[arg-type]
     table = clip_folder.load_faces(tmp_path / "rec/00001/faces.npz")
     assert table.channel_order == "rgb"
     assert table.frame[table.person == 0].tolist() == [0, 1, 3, 4, 5]
     assert table.embeddings[table.person == 0][:, 0].tolist() == [level(n) for n in (0, 1, 3, 4, 5)]
-    found = open_dataset([tmp_path], least=2)
+    found = open_dataset([tmp_path], min_frames=2)
     assert found.faceless == ()
-    assert build_cache(bucket, Encoders(faces=Reader())).made == 0  # type: ignore[arg-type]
+    assert build_cache(bucket, Encoders(faces=Reader())).written == 0  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stableanimator_cli.config.train import OptimizerConfig
-from stableanimator_cli.train.optimizer import MuonAndAdamW, optimizer_of
+from stableanimator_cli.train.optimizer import MuonAndAdamW, build_optimizer
 
 
 def _network() -> nn.Sequential:
@@ -38,7 +38,7 @@ def _train(network: nn.Module, optimizer: torch.optim.Optimizer, first: int, las
 
 def test_matrices_are_muons_and_the_rest_is_adamws() -> None:
     ours, alone = _network(), _network()
-    optimizer = optimizer_of(OptimizerConfig(kind="muon", weight_decay=0.0), 1e-2, ours.parameters())
+    optimizer = build_optimizer(OptimizerConfig(kind="muon", weight_decay=0.0), 1e-2, ours.parameters())
     muon = torch.optim.Muon([alone[3].weight], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
     rest = [p for m in (alone[0], alone[1], alone[3], alone[5]) for p in m.parameters() if p is not alone[3].weight]
     adamw = torch.optim.AdamW([p for p in rest if p.ndim == 1 or p is alone[5].weight], lr=1e-2, weight_decay=0.0)
@@ -57,7 +57,7 @@ def test_a_kernel_moves_by_an_orthogonal_matrix_whatever_its_memory(channels_las
     if channels_last:
         network[0].weight.data = network[0].weight.data.contiguous(memory_format=torch.channels_last)
     before = network[0].weight.detach().clone()
-    optimizer = optimizer_of(OptimizerConfig(kind="muon", weight_decay=0.0), 1e-2, network.parameters())
+    optimizer = build_optimizer(OptimizerConfig(kind="muon", weight_decay=0.0), 1e-2, network.parameters())
     _train(network, optimizer, 0, 1)
     moved = (before - network[0].weight.detach()).flatten(1) / (1e-2 * 0.2 * 144**0.5)
     values = torch.linalg.svdvals(moved)
@@ -68,19 +68,19 @@ def test_a_kernel_moves_by_an_orthogonal_matrix_whatever_its_memory(channels_las
 def test_restored_it_goes_on_as_if_never_stopped() -> None:
     settings = OptimizerConfig(kind="muon")
     whole = _network()
-    unbroken = _train(whole, optimizer_of(settings, 1e-2, whole.parameters()), 0, 6)
+    unbroken = _train(whole, build_optimizer(settings, 1e-2, whole.parameters()), 0, 6)
     half = _network()
-    first = optimizer_of(settings, 1e-2, half.parameters())
+    first = build_optimizer(settings, 1e-2, half.parameters())
     before = _train(half, first, 0, 3)
     state = copy.deepcopy(first.state_dict())
-    second = optimizer_of(settings, 1e-2, half.parameters())
+    second = build_optimizer(settings, 1e-2, half.parameters())
     second.load_state_dict(state)
     assert before + _train(half, second, 3, 6) == unbroken
 
 
 def test_the_groups_rate_is_everybodys() -> None:
     network = _network()
-    optimizer = optimizer_of(OptimizerConfig(kind="muon", weight_decay=0.0), 1e-2, network.parameters())
+    optimizer = build_optimizer(OptimizerConfig(kind="muon", weight_decay=0.0), 1e-2, network.parameters())
     before = [parameter.detach().clone() for parameter in network.parameters()]
     for group in optimizer.param_groups:
         group["lr"] = 0.0

@@ -38,7 +38,7 @@ def totals(tiny_model: Path) -> dict[str, int]:
     def total(way: Any, micro: int = 1) -> int:
         asked = TrainingSettings(**settings, checkpointing=way)
         size = (SIDE, SIDE)
-        return predict(model, asked, size=size, frames=FRAMES, micro=micro, cached=False, on_cpu=True).total
+        return predict(model, asked, size=size, frames=FRAMES, micro_batch=micro, cached=False, on_cpu=True).total
 
     return {way: total(way) for way in ("off", "diffusers", "blocks")} | {"all": total("off", BATCH)}
 

@@ -81,7 +81,7 @@ def names(run: Path) -> set[str]:
 def test_good_checkpoints_outlive_a_collapse(tmp_path):
     written(tmp_path, 1, 2, 3, 4)
     checkpoint.write_scores(tmp_path, rows(GOOD, COLLAPSED, COLLAPSED, COLLAPSED))
-    checkpoint.tidy(tmp_path, keep=2)
+    checkpoint.prune(tmp_path, keep=2)
     assert names(tmp_path) == {"step-1", "step-3", "step-4"}
     assert (tmp_path / "model").resolve().name == "step-1"
 
@@ -89,7 +89,7 @@ def test_good_checkpoints_outlive_a_collapse(tmp_path):
 def test_what_could_not_be_scored_is_not_deleted(tmp_path):
     written(tmp_path, 1, 2, 3, 4)
     checkpoint.write_scores(tmp_path, rows(clip(), GOOD, GOOD, GOOD))
-    checkpoint.tidy(tmp_path, keep=1)
+    checkpoint.prune(tmp_path, keep=1)
     assert names(tmp_path) == {"step-1", "step-4"}
 
 
@@ -98,25 +98,25 @@ def test_only_our_own_checkpoints_are_deleted(tmp_path):
     (tmp_path / "checkpoints" / "step-1" / "notes.txt").write_text("mine")
     (tmp_path / "checkpoints" / "step-2" / "model.toml").write_text('source = "by hand"\n')
     (tmp_path / "checkpoints" / ".step-mine.part").mkdir()
-    checkpoint.clean(tmp_path)
-    checkpoint.tidy(tmp_path, keep=1)
+    checkpoint.remove_partial(tmp_path)
+    checkpoint.prune(tmp_path, keep=1)
     assert names(tmp_path) == {"step-1", "step-2", "step-4", ".step-mine.part"}
 
 
 def test_what_is_in_the_place_of_a_checkpoint_is_named(tmp_path):
     (tmp_path / "checkpoints" / "step-7").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-7" / "mine.txt").write_text("mine")
-    with pytest.raises(BadInput, match=r"step-7: it is in the place of a checkpoint"):
+    with pytest.raises(BadInput, match=r"step-7: it has the name of a checkpoint"):
         checkpoint.check_replaceable(tmp_path)
     with pytest.raises(BadInput, match="step-7"):
-        checkpoint.save(tmp_path, 7, {}, card(tmp_path), state())
+        checkpoint.save(tmp_path, {}, card(tmp_path), state(7), config={}, dataset="")
     assert (tmp_path / "checkpoints" / "step-7" / "mine.txt").read_text() == "mine"
 
 
 def test_a_file_called_model_is_not_replaced(tmp_path):
     written(tmp_path, 1)
     (tmp_path / "model").write_text("mine")
-    checkpoint.tidy(tmp_path, keep=1)
+    checkpoint.prune(tmp_path, keep=1)
     assert (tmp_path / "model").read_text() == "mine"
     with pytest.raises(BadInput, match="link to the best checkpoint"):
         checkpoint.check_replaceable(tmp_path)
@@ -125,7 +125,7 @@ def test_a_file_called_model_is_not_replaced(tmp_path):
 @pytest.mark.parametrize("name", ["metrics.jsonl", "curves.png", "model", "validation", "checkpoints"])
 def test_a_new_run_does_not_take_a_folder_with_such_files(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(BadInput, match=f"{name}: it is in the place"):
+    with pytest.raises(BadInput, match=f"{name}: it has the name of"):
         resume.check_new(tmp_path)
 
 
@@ -138,8 +138,9 @@ def card(folder: Path) -> checkpoint.Card:
     return checkpoint.Card(model=model, configs={}, needs="m", name="m", defaults={}, training={})
 
 
-def state() -> checkpoint.State:
-    return checkpoint.State(progress={}, weights={}, average={}, optimizer={}, scaler={})
+def state(step: int) -> checkpoint.State:
+    position = checkpoint.TrainPosition(step=step)
+    return checkpoint.State(position=position, weights={}, average={}, optimizer={}, scaler={})
 
 
 def test_validation_counts_frames_without_a_person_and_a_face(tmp_path, monkeypatch):
@@ -151,7 +152,7 @@ def test_validation_counts_frames_without_a_person_and_a_face(tmp_path, monkeypa
     from stableanimator_cli.train.dataset import open_dataset
     from tests.train.clip_folders import write_clip
 
-    (one,) = open_dataset([write_clip(tmp_path / "clip", 4)], least=2).clips
+    (one,) = open_dataset([write_clip(tmp_path / "clip", 4)], min_frames=2).clips
     assert one.folder is not None
     points = one.folder.motion().keypoints[:, 0]
 

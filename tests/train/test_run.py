@@ -79,13 +79,13 @@ def test_killed_and_resumed_is_bit_for_bit_the_run_that_was_never_killed(whole, 
     out = tmp_path / "killed"
     child = start(words(data, tiny_model, out))
     limit = time.monotonic() + 400
-    while not checkpoint.saved(out) and child.poll() is None and time.monotonic() < limit:
+    while not checkpoint.list_checkpoints(out) and child.poll() is None and time.monotonic() < limit:
         time.sleep(0.02)
     time.sleep(0.1)  # into the steps after the first checkpoint
     os.killpg(child.pid, signal.SIGKILL)
     child.communicate()
     assert child.returncode == -signal.SIGKILL
-    reached = checkpoint.saved(out)[-1][0]
+    reached = checkpoint.list_checkpoints(out)[-1][0]
     assert 2 <= reached < STEPS
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99, "loss"')  # what a kill leaves of a line
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_a_model_folder(whole, tiny_model):
     assert model.files["vae"].resolve() == (tiny_model / "vae.safetensors").resolve()
     assert model.defaults["id_adapter"] == "distribution"
     assert model.defaults["size"] == "64x64"  # of the model it came from
-    assert [step for step, _ in checkpoint.saved(whole)] == [2, 4, 6]
+    assert [step for step, _ in checkpoint.list_checkpoints(whole)] == [2, 4, 6]
     before, after = load_file(tiny_model / "unet.safetensors"), load_file(model.files["unet"])
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
@@ -139,24 +139,24 @@ def test_a_resumed_run_refuses_other_clips(whole, data, tmp_path):
 
 
 def test_a_new_run_leaves_an_old_one_alone(whole, data, tiny_model):
-    with pytest.raises(BadInput, match="a run that is there already"):
+    with pytest.raises(BadInput, match="an existing run"):
         run.run(flags=flags(data, tiny_model, whole))
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(data, tiny_model, tmp_path, monkeypatch):
-    written = checkpoint.torch.save
+    written = torch.save
 
     def full(state: Any, path: Path) -> None:
         written(state, path)
         if "step-4" in str(path):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(BadInput, match="no room left") as caught:
         run.run(flags=flags(data, tiny_model, tmp_path / "run"))
     assert caught.value.exit_code == 3
     assert "--resume" in str(caught.value.hint)
-    assert [step for step, _ in checkpoint.saved(tmp_path / "run")] == [2]
+    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path / "run")] == [2]
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-2"]
     checkpoint.read_state(tmp_path / "run" / "checkpoints" / "step-2")
 
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_names_the_batch(data, tiny_model, tmp_path, m
     with pytest.raises(CheckFailed, match=r"step 3: the loss is nan; the batch was .*clip\d frames \d") as caught:
         run.run(flags=flags(data, tiny_model, tmp_path / "run"))
     assert caught.value.exit_code == 8
-    assert [step for step, _ in checkpoint.saved(tmp_path / "run")] == [2]
+    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path / "run")] == [2]
     assert len(losses(tmp_path / "run")) == 2
 
 

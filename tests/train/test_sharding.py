@@ -90,15 +90,15 @@ def test_pieces_learn_what_the_whole_learns_and_one_process_goes_on_where_one_of
     more = {"sharding": "full", "checkpointing": "blocks", "micro_batch": 1}
     children = start_ranks(2, words_of(flags_of(runs, tiny_model, "killed", **more)))
     limit = time.monotonic() + 400
-    while not checkpoint.saved(out) and children[0].poll() is None and time.monotonic() < limit:
+    while not checkpoint.list_checkpoints(out) and children[0].poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
     children[1].kill()
     children[1].communicate()
     said = children[0].communicate(timeout=300)[1]
     assert children[0].returncode == 130, said
-    assert "another of the 2 processes is gone at step" in said
-    assert f"`sa train --resume {out}` goes on from the last checkpoint" in said
-    reached = checkpoint.saved(out)
+    assert "another of the 2 processes exited at step" in said
+    assert f"`sa train --resume {out}` resumes from the last checkpoint" in said
+    reached = checkpoint.list_checkpoints(out)
     assert len(reached) >= 1, said
     for step, folder in reached:  # the test is of going on, however quick the machine is
         if step > 1:
@@ -114,7 +114,7 @@ def test_pieces_learn_what_the_whole_learns_and_one_process_goes_on_where_one_of
 def test_pieces_go_on_with_a_run_that_one_process_began(runs, tiny_model):
     out = runs / "taken over"
     shutil.copytree(runs / "one", out, symlinks=True)
-    for step, folder in checkpoint.saved(out):
+    for step, folder in checkpoint.list_checkpoints(out):
         if step > 1:
             shutil.rmtree(folder)
     first, second = in_ranks(2, ["train", "--resume", str(out), "--sharding", "full", "--device", "cpu", "--quiet"])

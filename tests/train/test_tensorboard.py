@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.train import run
+from stableanimator_cli.train import checkpoint_writer, run
 from stableanimator_cli.train.metrics_log import read_metrics
 from tests.train.clip_folders import write_clip
 
@@ -33,7 +33,7 @@ def test_the_event_file_holds_what_metrics_hold(
         csim = 0.25 * step  # as of a model without a pose detector
         return {"step": step, "csim": csim, "keypoint_error": None, "score": csim, "absent": False}
 
-    monkeypatch.setattr(run, "validate", measured)
+    monkeypatch.setattr(checkpoint_writer, "validate", measured)
     torch.set_num_threads(1)
     run.run(flags=flags(tmp_path, tiny_model, validate=[tmp_path / "data"], validate_every=2))
     rows = read_metrics(tmp_path / "run")

@@ -69,10 +69,10 @@ def encode_part(plan: PuppetPlan, clips: Path, model: str, device: str) -> int:
     vae, encoder = load["vae"]().to(device), load["image_encoder"]().to(device)
     digests = sha256_of(entry.files["vae"]), sha256_of(entry.files["image_encoder"])
     written = 0
-    for clip in open_dataset([clips], least=2).clips:
+    for clip in open_dataset([clips], min_frames=2).clips:
         latents = latents_file(clip, SIZE, vae=digests[0], resize="stretch")
         tokens = tokens_file(clip, image_encoder=digests[1])
-        if latents.fits() and tokens.fits():
+        if latents.is_valid() and tokens.is_valid():
             continue
         scene = plan.scene(int(clip.name))
         images = np.stack([frame.image for frame in (scene.reference(), *scene.clip())])

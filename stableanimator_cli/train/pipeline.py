@@ -1,0 +1,164 @@
+"""Train a checked config: dataset, caches, networks, loop and report; or estimate its cost."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from stableanimator_cli import distributed
+from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.config.train import TrainConfig
+from stableanimator_cli.engine.device import DevicePlan, float32_precision
+from stableanimator_cli.files import check_apart, locked_output
+from stableanimator_cli.progress import NullReporter, Reporter
+from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.train import base_model, checkpoint, resume
+from stableanimator_cli.train.checkpoint_writer import CheckpointWriter
+from stableanimator_cli.train.curves import CURVES, draw_curves
+from stableanimator_cli.train.dataset import Dataset, check_faces, open_dataset, with_faces
+from stableanimator_cli.train.latent_cache import detect_faces, make_caches
+from stableanimator_cli.train.loop import Loop
+from stableanimator_cli.train.metrics_log import Metrics, read_metrics
+from stableanimator_cli.train.plan import TrainPlan, fit_to_limit
+from stableanimator_cli.train.processes import open_accelerator
+from stableanimator_cli.train.report import TrainReport
+from stableanimator_cli.train.stage import TrainingStage
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def plan(config: TrainConfig, model: ModelFolder, *, fresh: bool, reporter: Reporter) -> TrainPlan:
+    """Estimate the cost of a training. Nothing is loaded or written."""
+    ranks = distributed.world_size()
+    if fresh:
+        config = _with_dtype(config)
+    config, dataset = _open_dataset(config, model, fresh, reporter)
+    return TrainPlan.of(fit_to_limit(config, model, ranks=ranks) if fresh else config, model, dataset, ranks=ranks)
+
+
+def train(config: TrainConfig, name: str, model: ModelFolder, *, fresh: bool, reporter: Reporter) -> TrainReport | None:
+    """Train in the processes of torchrun or in one; only the first writes and returns a report.
+
+    ``model`` was opened by ``name``. ``fresh`` is False for a resumed run.
+    """
+    accelerator = open_accelerator(config)
+    exact = float32_precision(tf32=False)  # by default torch computes float32 convolutions in TF32 on a GPU
+    if not accelerator.is_main_process:
+        with exact:
+            _train(config, name, model, accelerator, NullReporter(), fresh)
+        return None
+    with locked_output(config.output, "sa train", folder=True), exact:
+        if fresh:
+            resume.check_new(config.output)  # another process may have finished in the meantime
+        return _train(config, name, model, accelerator, reporter, fresh)
+
+
+def _train(
+    config: TrainConfig, name: str, model: ModelFolder, accelerator: Accelerator, reporter: Reporter, fresh: bool
+) -> TrainReport:
+    started = time.perf_counter()
+    run_folder, main, device = config.output, accelerator.is_main_process, torch.device(accelerator.device)
+    needs = base_model.prepare(name, model, run_folder) if main else ""
+    for warning in model.warnings:
+        reporter.warning(warning)
+    if fresh:
+        config = fit_to_limit(_with_dtype(config), model, ranks=accelerator.num_processes)
+    config, dataset = _open_dataset(config, model, fresh, reporter)
+    digest = _digest(dataset)
+    resume.check_dataset(run_folder, digest)
+    if main:
+        checkpoint.check_replaceable(run_folder)
+        checkpoint.remove_partial(run_folder)
+        resume.write_config(config, run_folder)
+    shard = (accelerator.process_index, accelerator.num_processes)
+    make_caches(config, dataset, model, device, shard, reporter)
+    accelerator.wait_for_everyone()
+    if config.ablation.face == "on":
+        dataset = with_faces(dataset, model.face_channel_order)
+        check_faces(dataset, model, reporter)
+        reporter.info(f"faces: in {len(dataset.clips) - len(dataset.faceless)} of {len(dataset.clips)} clips")
+    checkpoints = checkpoint.list_checkpoints(run_folder)
+    last_step, last = checkpoints[-1] if checkpoints else (0, None)
+    state = None if last is None else checkpoint.read_state(last)
+    if state is not None:
+        reporter.info(f"resumes at step {last_step}")
+    accelerator.wait_for_everyone()  # all ranks must see the same checkpoints before one of them writes another
+    metrics = Metrics(run_folder, last_step, writes=main)
+    held_out = None
+    if config.validation.of is not None:
+        order = model.face_channel_order
+        held_out = open_dataset(config.validation.of, min_frames=2, face_channel_order=order, reporter=reporter)
+        if main and config.ablation.face == "on":
+            detect_faces(held_out, model, device, reporter)
+    writer = CheckpointWriter(config, model, needs, digest, held_out, device, reporter)
+    if state is not None and last is not None and main:
+        scores = writer.complete(state.position, last)
+        if scores is not None:
+            metrics.add(scores)
+    accelerator.wait_for_everyone()
+    if config.track == "tensorboard":
+        accelerator.init_trackers("sa-train")
+
+    def open_stage(index: int) -> TrainingStage:
+        return TrainingStage(config, index, model, dataset, accelerator)
+
+    loop = Loop(config, accelerator, open_stage, writer, metrics, reporter, state)
+    try:
+        loop.run()
+    finally:
+        metrics.close()
+        if main:
+            draw_curves(read_metrics(run_folder), run_folder / CURVES)
+    accelerator.end_training()
+    losses = [row["loss"] for row in read_metrics(run_folder)[-100:]]
+    validation = checkpoint.read_scores(run_folder)
+    return TrainReport(
+        run=run_folder,
+        model=run_folder / checkpoint.LINK,
+        steps=loop.position.step,
+        samples=loop.position.samples,
+        loss=sum(losses) / len(losses) if losses else float("nan"),
+        seconds=time.perf_counter() - started,
+        best=checkpoint.best_step(run_folder),
+        validation=validation[-1] if validation else None,
+        data=dataset.to_json(),
+    )
+
+
+def _with_dtype(config: TrainConfig) -> TrainConfig:
+    """Resolve ``--dtype auto``, so that a resumed run does not depend on its device."""
+    device = DevicePlan.of(DeviceConfig(device=config.device, dtype=config.memory.dtype))
+    dtype = str(device.dtype).removeprefix("torch.")
+    return replace(config, memory=replace(config.memory, dtype=dtype))
+
+
+def _open_dataset(
+    config: TrainConfig, model: ModelFolder, fresh: bool, reporter: Reporter
+) -> tuple[TrainConfig, Dataset]:
+    """Open the dataset, and turn epochs into steps now that the number of clips is known."""
+    stages = config.stage or ()
+    min_frames = max(2, *(stage.frames for stage in stages))  # a sample of one frame needs another one as reference
+    order = model.face_channel_order
+    dataset = open_dataset(config.dataset, min_frames=min_frames, face_channel_order=order, reporter=reporter)
+    reporter.info(f"dataset: {dataset.summary()}")
+    if fresh:
+        check_apart(config.output, [clip.path for clip in dataset.clips])
+    counted = (
+        stage
+        if stage.epochs is None
+        else replace(stage, epochs=None, steps=max(1, math.ceil(stage.epochs * len(dataset.clips) / stage.batch)))
+        for stage in stages
+    )
+    return replace(config, stage=tuple(counted)), dataset
+
+
+def _digest(dataset: Dataset) -> str:
+    """sha256 of the names, order and content of the clips."""
+    rows = "\n".join(f"{clip.name}\0{clip.key}\0{clip.frames}" for clip in dataset.clips)
+    return hashlib.sha256(rows.encode()).hexdigest()

@@ -83,8 +83,9 @@ def test_no_shipped_figure_is_made_up_of_halves() -> None:
     rows = [row for name in catalogue.names() for row in catalogue.entry(name).files]
     assert len({row.sha256 for row in rows if row.sha256}) > 10
     assert all(row.sha256 is None or row.sha256 != "0" * 64 for row in rows)
-    assert catalogue.entry("stableanimator").file("unet.pth").sha256 is None  # type: ignore[union-attr]
-    assert catalogue.entry("stableanimator").bytes is None
+    assert catalogue.entry("resnet3d").file("resnet-50-kinetics.pth").sha256 is None  # type: ignore[union-attr]
+    assert catalogue.entry("resnet3d").bytes is None
+    assert catalogue.entry("stableanimator").bytes == 6_201_376_518 + 829_269 + 228_754_558
 
 
 @pytest.mark.parametrize("name", catalogue.names())
@@ -186,7 +187,8 @@ def test_a_name_opens_from_home_with_what_it_needs(home: Path, monkeypatch: pyte
     assert catalogue.default_model(ROLES) == "stableanimator"
 
 
-def test_a_converted_file_is_read_before_the_pickle(home: Path) -> None:
+def test_a_converted_file_is_read_before_the_pickle(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_sizes(monkeypatch)
     write(home / "models/stableanimator/unet.pth")
     assert catalogue.open_model("stableanimator").files["unet"].name == "unet.pth"
     write(home / "models/stableanimator/unet.safetensors")

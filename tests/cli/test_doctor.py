@@ -218,7 +218,7 @@ def test_too_little_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [finding.state for finding in found] == ["broken"] * 3
     assert found[0].mend == "export SA_HOME=/a/folder/with/room"
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: Usage(0, 0, GIB * 3 // 2))
-    assert "stableanimator takes at least 1.9 GiB" in only(doctor.disk(), "note").found
+    assert "stableanimator takes at least 7.9 GiB" in only(doctor.disk(), "note").found
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: Usage(0, 0, 500 * GIB))
     assert [finding.state for finding in doctor.disk()] == ["ok"]
 

@@ -72,15 +72,17 @@ def test_list_names_every_entry_on_stdout() -> None:
     assert "SA_HOME" in result.stderr
     listed = json.loads(sa("list", "--json").stdout)["models"]
     assert [m["name"] for m in listed] == catalogue.names()
-    assert next(m for m in listed if m["name"] == "stableanimator")["bytes"] is None
+    assert next(m for m in listed if m["name"] == "resnet3d")["bytes"] is None
 
 
 def test_show_says_licence_files_and_what_is_unknown() -> None:
     result = sa("show", "stableanimator")
-    assert "licence   unknown" in result.stdout
+    assert "licence   Apache-2.0" in result.stdout
     assert "antelopev2 (research-only)" in result.stdout
-    assert "unet.pth          unknown  unknown  not here" in result.stdout
     assert "guidance 3.0" in result.stdout
+    result = sa("show", "resnet3d")
+    assert "licence   unknown" in result.stdout
+    assert "resnet-50-kinetics.pth  unknown  unknown  not here" in result.stdout
     shown = json.loads(sa("show", "dwpose", "--json").stdout)
     assert shown["files"][0]["bytes"] == 216746733
 

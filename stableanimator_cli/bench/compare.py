@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stableanimator_cli.bench import compare_reference
-from stableanimator_cli.bench.harness import time_interleaved
+from stableanimator_cli.bench.context import BenchRun, ClipShape
 from stableanimator_cli.bench.networks import FULL, open_bench_model, random_weights
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.roofline import Roof, synchronizer
-from stableanimator_cli.bench.speed import ClipShape, relative_error
+from stableanimator_cli.bench.speed import relative_error
+from stableanimator_cli.config.bench import CLONE_HINT
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
 from stableanimator_cli.engine.weights import builders, fill
 from stableanimator_cli.errors import BadInput, ConfigError
@@ -37,7 +37,6 @@ _REQUIRED_FILES = tuple(
     f"animation/modules/{name}.py"
     for name in ("unet", "pose_net", "id_encoder", "attention_processor", "attention_processor_normalized")
 )
-CLONE_HINT = "git clone https://github.com/Francis-Rings/StableAnimator, and give that folder"
 _PYTHON_HINT = "its own requirements may want other versions: give an interpreter that has them with --python"
 # the released shapes with a fifth of their width, for machines without a card
 _SMALL_CONFIGS: dict[str, dict[str, Any]] = {
@@ -185,12 +184,9 @@ def _read_reply(process: subprocess.Popen[str], folder: Path, activity: str) -> 
     return found
 
 
-def compare_networks(
-    model: ModelFolder, plan: DevicePlan, shape: ClipShape, folder: Path, python: Path | None, rounds: int, roof: Roof,
-    tick: Callable[[], object],
-) -> Table:  # fmt: skip
-    """Every piece of work, ours and theirs by turns."""
-    check_clone(folder)  # before minutes of making weights
+def compare_networks(bench: BenchRun, model: ModelFolder) -> Table:
+    """Time every workload, ours and theirs in turns."""
+    folder, shape, plan = cast(Path, bench.config.against), bench.shape((128, 128), 16), bench.plan
     hint = "use a smaller --size or --frames, or --dtype bfloat16: both sides are on the device"
     with tempfile.TemporaryDirectory() as place, memory_guard("comparing", hint), torch.no_grad():
         work, networks = Path(place), {}
@@ -203,38 +199,34 @@ def compare_networks(
         save_file(given, work / "inputs.safetensors")
         _write_job(work, model, plan)
         ours = our_workloads(networks, {name: x.to(plan.device, plan.dtype) for name, x in given.items()})
-        with start_clone(folder, work, python) as clone:
-            rows = []
-            for name, run in ours.items():
-                rows.append(_compare_workload(name, run, clone, rounds, plan, tick))
+        with start_clone(folder, work, bench.config.python) as clone:
+            rows = [_compare_workload(bench, name, run, clone) for name, run in ours.items()]
             about = clone.environment
     return Table(
-        title=f"Against the reference implementation, {model.name} networks, {shape}, "
-        f"{str(plan.dtype).removeprefix('torch.')}",
+        title=f"Against the reference implementation, {model.name} networks, {shape}, {bench.dtype}",
         rows=rows,
-        note=f"The same random weights and noise, {rounds} round(s), interleaved, each side in its own process. "
+        note=f"The same random weights and noise, {bench.rounds} round(s), interleaved, each side in its own process. "
         f"Theirs: {folder.name}, torch {about['torch']}, diffusers {about['diffusers']}, attention: "
         f"{about['attention']}. Ours as the engine runs: what depends on tokens alone and pose features are computed "
         f"once per video, not counted; their loop computes pose features in every step. "
-        f"Products here reach {roof.gflops:.4g} GFLOP/s.",
+        f"Products here reach {bench.roof().gflops:.4g} GFLOP/s.",
     )
 
 
-def _compare_workload(
-    name: str, run: Callable[[], Tensor], clone: CloneProcess, rounds: int, plan: DevicePlan, tick: Callable[[], object]
-) -> dict[str, Any]:
+def _compare_workload(bench: BenchRun, name: str, run: Callable[[], Tensor], clone: CloneProcess) -> dict[str, Any]:
+    device = bench.plan.device
     ours, theirs = run().float().cpu(), _reference_output(clone, name)
     if ours.shape != theirs.shape:
         found, expected = f"{name} of shape {list(theirs.shape)}", f"{list(ours.shape)}, as ours"
         raise BadInput(clone.folder, found, expected, hint="it is another version than the one that this is after")
     ways = {"ours": run, "theirs": lambda: clone.request(name)}
-    timed = time_interleaved(ways, rounds, synchronize=synchronizer(plan.device), tick=tick)
+    timed = bench.time(ways)
     row: dict[str, Any] = {"what": name, "ours, ms": 1e3 * timed.median("ours")}
     row |= {"theirs, ms": 1e3 * timed.median("theirs"), "times faster": timed.ratio("theirs", "ours")}
-    if plan.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(plan.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         run()
-        row["ours, GiB"] = torch.cuda.max_memory_allocated(plan.device) / 2**30
+        row["ours, GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
         row["theirs, GiB"] = clone.request(f"peak {name}")["peak"] / 2**30
     return row | {"greatest error / greatest value": relative_error(theirs, ours)}
 

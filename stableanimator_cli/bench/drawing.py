@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stableanimator_cli.bench.harness import time_interleaved
+from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.puppets.scene import sample_scene
 
 SIDES = (64, 128, 256, 512)
 
 
-def time_drawing(rounds: int, tick: Callable[[], object], *, frames: int = 16) -> Table:
-    """Every size draws the same figure and motion, picture and truth, by turns."""
+def time_drawing(bench: BenchRun, *, frames: int = 16) -> Table:
+    """Time drawing of the same figure and motion, images and ground truth, at several sizes."""
     scene = sample_scene("test", 0, frames=frames)
 
     def draws(side: int) -> Callable[[], None]:
@@ -22,7 +22,7 @@ def time_drawing(rounds: int, tick: Callable[[], object], *, frames: int = 16) -
 
         return drawn
 
-    timed = time_interleaved({str(side): draws(side) for side in SIDES}, rounds, tick=tick)
+    timed = bench.time({str(side): draws(side) for side in SIDES})
     rows = [
         {
             "size": f"{side}x{side}",
@@ -34,5 +34,5 @@ def time_drawing(rounds: int, tick: Callable[[], object], *, frames: int = 16) -
     return Table(
         title=f"Drawing puppets: {frames} frames of one figure",
         rows=rows,
-        note=f"{rounds} round(s), interleaved, on one core; each frame with its key points, faces and backdrop.",
+        note=f"{bench.rounds} round(s), interleaved, on one core; each frame with its key points, faces and backdrop.",
     )

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.bench.harness import time_interleaved
+from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.roofline import synchronizer
 from stableanimator_cli.detect.face import FaceReader
-from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.metric_networks import features
 from stableanimator_cli.errors import ModelMissing
 from stableanimator_cli.metrics.accumulators import RunningMean
@@ -27,7 +25,6 @@ from stableanimator_cli.metrics.video import STYLES, ClipFeatures
 
 BATCH = 8  # pairs of frames that LPIPS looks at together
 LENGTHS = (32, 160)  # frames of videos whose memory is measured
-Tick = Callable[[], object]
 
 
 def noise_pair(size: tuple[int, int], index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,11 +34,9 @@ def noise_pair(size: tuple[int, int], index: int) -> tuple[np.ndarray, np.ndarra
     return frame, frame + rng.integers(0, 10, frame.shape, dtype=np.uint8)
 
 
-def time_metric_networks(
-    plan: DevicePlan, size: tuple[int, int], rounds: int, tick: Tick, *, model: str = "puppet"
-) -> Table:
+def time_metric_networks(bench: BenchRun, size: tuple[int, int]) -> Table:
     """Every network that a metric looks through, in the batches that ``sa evaluate`` gives it, preparation included;
-    and the face detector and recogniser of ``model``."""
+    and the face detector and recogniser of a model."""
     pairs = [noise_pair(size, index) for index in range(max(BATCH, *(style.length for style in STYLES.values())))]
     ways: dict[str, Callable[[], object]] = {}
     frames: dict[str, int] = {}
@@ -51,7 +46,7 @@ def time_metric_networks(
         ways[name], frames[name] = run, count
 
     for metric in (*PREPARE, *STYLES):
-        network = features(str(METRICS[metric].network), plan, metric=metric)
+        network = features(str(METRICS[metric].network), bench.plan, metric=metric)
         if isinstance(network, Missing):
             rows.append({"what": metric, "not here": network.command})
         elif metric in PREPARE:
@@ -66,13 +61,13 @@ def time_metric_networks(
             held = [frame for frame, _ in pairs[: style.length]]
             enter(metric, style.length, lambda n=network, s=style, h=held: n(np.stack([s.prepare(f) for f in h])[None]))
     try:
-        folder = catalogue.open_model(model, ("face",))
+        folder = catalogue.open_model(bench.detector_model(), ("face",))
     except ModelMissing as error:
         rows.append({"what": "faces", "not here": error.hint})
     else:
-        reader = FaceReader(folder.files["face"], "bgr", str(plan.device))
+        reader = FaceReader(folder.files["face"], "bgr", str(bench.plan.device))
         enter(f"faces of {folder.name}", 1, lambda: reader.faces(pairs[0][0]))
-    timed = time_interleaved(ways, rounds, synchronize=synchronizer(plan.device), tick=tick)
+    timed = bench.time(ways)
     for name in ways:
         seconds = timed.median(name)
         rows.append({"what": name, "ms": 1e3 * seconds, "frames per second": frames[name] / seconds})
@@ -80,12 +75,13 @@ def time_metric_networks(
     return Table(
         title=f"Networks of metrics, frames of {size[0]}x{size[1]}",
         rows=[{name: row.get(name) for name in columns if name in row} for row in reversed(rows)],
-        note=f"{rounds} round(s), interleaved, preparation of frames included; pairs in batches of {BATCH}, clips of "
-        f"{max(style.length for style in STYLES.values())} frames. What is not here comes with the command beside it.",
+        note=f"{bench.rounds} round(s), interleaved, preparation of frames included; pairs in batches of {BATCH}, "
+        f"clips of {max(style.length for style in STYLES.values())} frames. "
+        "What is not here comes with the command beside it.",
     )
 
 
-def time_pixel_metrics(size: tuple[int, int], rounds: int, tick: Tick) -> Table:
+def time_pixel_metrics(bench: BenchRun, size: tuple[int, int]) -> Table:
     """Each metric that is read off a pair of frames."""
     made, truth = noise_pair(size, 0)
     ways: dict[str, Callable[[], object]] = {
@@ -98,7 +94,7 @@ def time_pixel_metrics(size: tuple[int, int], rounds: int, tick: Tick) -> Table:
             seen.add(frame)
 
     ways["flicker and seams, three frames"] = changes
-    timed = time_interleaved(ways, rounds, tick=tick)
+    timed = bench.time(ways)
     total = sum(timed.median(name) for name in ways)
     rows = [
         {"metric": name, "ms per frame": 1e3 * timed.median(name), "% of all": 100 * timed.median(name) / total}
@@ -107,11 +103,11 @@ def time_pixel_metrics(size: tuple[int, int], rounds: int, tick: Tick) -> Table:
     return Table(
         title=f"Metrics of pixels, a pair of {size[0]}x{size[1]}",
         rows=rows,
-        note=f"{rounds} round(s), interleaved, one thread.",
+        note=f"{bench.rounds} round(s), interleaved, one thread.",
     )
 
 
-def count_metric_memory(size: tuple[int, int], tick: Tick) -> Table:
+def count_metric_memory(bench: BenchRun, size: tuple[int, int]) -> Table:
     """Bytes that stay after a video has gone by, by length: metrics of pixels, flicker, and a clip metric's features,
     whose network is taken to answer 400 numbers."""
     style = next(iter(STYLES.values()))
@@ -132,7 +128,7 @@ def count_metric_memory(size: tuple[int, int], tick: Tick) -> Table:
                 del held, add
             finally:
                 tracemalloc.stop()
-            tick()
+            bench.tick()
         rows.append(row)
     return Table(
         title=f"What metrics keep of a video of {size[0]}x{size[1]}",

@@ -6,7 +6,6 @@ and the truth about it is known. The recogniser is the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.counters import count_flops, track_memory
-from stableanimator_cli.bench.harness import time_interleaved
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.roofline import Roof, synchronizer
 from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.conditioning import to_signed
@@ -187,10 +185,8 @@ def decode_frames(engine: Engine, clip: DrawnClip, latents: Tensor, chunk: int) 
         return torch.cat([engine.decoder.pixels(part).float().cpu() for part in latents.split(chunk)])
 
 
-def measure_face_optimization(
-    engine: Engine, case: RefineCase, rounds: int, roof: Roof | None, tick: Callable[[], object] = lambda: None
-) -> tuple[Table, Table, Table]:
-    """Speed, nearness and effect of both modes on one clip. ``tick`` is called after each refined step."""
+def measure_face_optimization(bench: BenchRun, engine: Engine, case: RefineCase) -> list[Table]:
+    """Measure speed, error and effect of both modes on one clip."""
     clip = draw_clip(engine, case)
     ways, calls, costs, after, logs, peaks = {}, {}, {}, {}, {}, {}
     for mode in reversed(MODES):  # the smaller first: the peak of a process never falls
@@ -202,12 +198,12 @@ def measure_face_optimization(
         logs[mode], calls[mode] = refine.log[-1], dict(engine.calls)
         most = peak_memory(engine.plan.device)
         peaks[mode] = most.get("device", most.get("host"))
-        tick()
+        bench.tick()
         ways[mode] = lambda refine=refine: refine(clip.latents, STEP)
         costs[mode] = count_flops(ways[mode]), live.peak  # the run that counts FLOPs warms up
-        tick()
+        bench.tick()
     ways = {mode: ways[mode] for mode in MODES}
-    timed = time_interleaved(ways, rounds, warm_up=0, synchronize=synchronizer(engine.plan.device), tick=tick)
+    timed = bench.time(ways, warm_up=0)
     near = crop_error(engine, case, clip, after["crop"])
     before, inside = decode_frames(engine, clip, clip.latents, case.chunk), _face_pixels(clip, case)
     seconds, effect = [], []
@@ -216,9 +212,7 @@ def measure_face_optimization(
         now = decode_frames(engine, clip, after[mode], case.chunk)
         row: dict[str, Any] = {"mode": mode, "s per refined step": timed.median(mode)}
         row |= {"times faster than full": timed.ratio("full", mode) if mode != "full" else None}
-        row |= {"TFLOP": work / 1e12}
-        if roof is not None:
-            row |= {"% of roof": roof.percent(work, timed.median(mode))}
+        row |= {"TFLOP": work / 1e12, "% of roof": bench.roof().percent(work, timed.median(mode))}
         row |= {"GiB alive": peak / GIB}
         row |= {"GiB peak": None if peaks[mode] is None else peaks[mode] / GIB}
         row |= {
@@ -258,9 +252,11 @@ def measure_face_optimization(
             "gradient cosine": near.gradient_cosine,
         }
     ]
-    return (
+    return [
         Table(
-            title="Face optimisation, both modes", rows=seconds, note=f"{note} {rounds} round(s), interleaved. {PEAK}"
+            title="Face optimisation, both modes",
+            rows=seconds,
+            note=f"{note} {bench.rounds} round(s), interleaved. {PEAK}",
         ),
         Table(
             title="A crop against the full frame",
@@ -273,4 +269,4 @@ def measure_face_optimization(
             rows=effect,
             note="PSNR in decibels of the decoded frames; `full` moves every latent of a frame, background included.",
         ),
-    )
+    ]

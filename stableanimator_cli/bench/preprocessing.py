@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.bench.harness import time_interleaved
+from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.detect.capture import BATCH, ROLES, Detectors, extract_motion
 from stableanimator_cli.media import open_clip, read_picture, write_picture
@@ -21,8 +21,6 @@ from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.scene import sample_scene
 from stableanimator_cli.records import Clip
-
-Tick = Callable[[], object]
 
 
 def open_or_draw_clip(video: Path | None, size: tuple[int, int], frames: int) -> Clip:
@@ -40,9 +38,11 @@ def open_or_draw_clip(video: Path | None, size: tuple[int, int], frames: int) ->
     return replace(base, frames=lambda: iter(held))
 
 
-def time_detection(model: str, device: str, clip: Clip, rounds: int, tick: Tick) -> Table:
+def time_detection(bench: BenchRun) -> Table:
     """Everybody of every frame: whole batches, overlapped as it runs, one by one, and one by one through PNG files."""
-    opened = Detectors.open(catalogue.open_model(model, ROLES), device)
+    shape = bench.shape((256, 256), 32)
+    clip = open_or_draw_clip(bench.config.video, shape.size, shape.frames)
+    opened = Detectors.open(catalogue.open_model(bench.detector_model(), ROLES), str(bench.plan.device))
     frames = [frame for _, frame in clip.frames()]
     points: dict[str, list[np.ndarray]] = {}
 
@@ -79,7 +79,7 @@ def time_detection(model: str, device: str, clip: Clip, rounds: int, tick: Tick)
         "as it runs (overlapped, tracked)": lambda: extract_motion(clip, opened),
         "one by one, PNG files": through_files,
     }
-    timed = time_interleaved(ways, rounds, tick=tick)
+    timed = bench.time(ways)
     rows = []
     for name in ways:
         seconds = timed.median(name)
@@ -90,7 +90,7 @@ def time_detection(model: str, device: str, clip: Clip, rounds: int, tick: Tick)
     return Table(
         title=f"Detection by {opened.model.name}: {len(frames)} frames of {clip.size[0]}x{clip.size[1]}",
         rows=rows,
-        note=f"{rounds} round(s), interleaved; frames are decoded before. Networks: {opened.describe()}.",
+        note=f"{bench.rounds} round(s), interleaved; frames are decoded before. Networks: {opened.describe()}.",
     )
 
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
 import torch
 
+from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.counters import count_all
-from stableanimator_cli.bench.harness import bootstrap_interval, time_interleaved
+from stableanimator_cli.bench.harness import bootstrap_interval
 from stableanimator_cli.bench.networks import open_engine
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.roofline import Roof, synchronizer
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import Blend, plan_windows
-from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Timings, render
-from stableanimator_cli.records import ModelFolder
 
 CHUNK = 4
 LENGTHS = (16, 64, 300)
-Tick = Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +60,15 @@ def render_frames(engine: Engine, request: RenderRequest, stages: Timings | None
     return np.stack(list(render(engine, request, stages or Timings())))
 
 
-def time_rendering(
-    model: ModelFolder, plan: DevicePlan, size: tuple[int, int], frames: int, steps: int, rounds: int, roof: Roof,
-    tick: Tick,
-) -> tuple[Table, Table]:  # fmt: skip
+def time_rendering(bench: BenchRun) -> list[Table]:
     """All in, in the ways a device plan can choose, and where the plain way's seconds go."""
+    model, plan, shape, steps = bench.model(), bench.plan, bench.shape((128, 128), 16), bench.config.steps or 4
     plans = {
         "plain": plan,
         "pose features recomputed in each call": replace(plan, pose_budget=0),
         "one network at a time (--offload model)": replace(plan, swap=True),
     }
-    asked = make_request(size, frames, steps)
+    request = make_request(shape.size, shape.frames, steps)
     engines = {name: open_engine(model, one) for name, one in plans.items()}
     stages: list[Timings] = []
     frames_of, costs, calls = {}, {}, {}
@@ -82,7 +76,7 @@ def time_rendering(
     def way(name: str) -> np.ndarray:
         seen = Timings()
         engines[name].calls.clear()
-        frames_of[name] = render_frames(engines[name], asked, seen)
+        frames_of[name] = render_frames(engines[name], request, seen)
         calls[name] = seen.calls
         if name == "plain":
             stages.append(seen)
@@ -91,10 +85,10 @@ def time_rendering(
     try:
         for name in engines:
             costs[name] = count_all(lambda name=name: way(name))
-            tick()
+            bench.tick()
         stages.clear()  # counted runs are slow ones
         ways = {name: lambda name=name: way(name) for name in engines}
-        timed = time_interleaved(ways, rounds, warm_up=0, synchronize=synchronizer(plan.device), tick=tick)
+        timed = bench.time(ways, warm_up=0)
     finally:
         for engine in engines.values():
             engine.networks.close()
@@ -107,7 +101,7 @@ def time_rendering(
                 "s": seconds,
                 "times faster than plain": timed.ratio("plain", name) if name != "plain" else None,
                 "TFLOP": cost.flops / 1e12,
-                "% of roof": roof.percent(cost.flops, seconds),
+                "% of roof": bench.roof().percent(cost.flops, seconds),
                 "GiB alive without weights": cost.bytes / 2**30,
                 "UNet calls": calls[name]["unet"],
                 "frames through PoseNet": calls[name]["pose_net_frames"],
@@ -120,17 +114,17 @@ def time_rendering(
         {"stage": stage, "s": bootstrap_interval([seen.seconds[stage] for seen in stages])}
         for stage in stages[0].seconds
     ]
-    what = f"{frames} frames of {size[0]}x{size[1]}, {steps} steps, guided"
-    return (
-        Table(title=f"All in, {model.name}: {what}", rows=rows, note=f"{rounds} round(s), interleaved."),
+    what = f"{shape}, {steps} steps, guided"
+    return [
+        Table(title=f"All in, {model.name}: {what}", rows=rows, note=f"{bench.rounds} round(s), interleaved."),
         Table(title="The plain way by stage", rows=parts, note="Seconds, medians; networks are loaded already."),
-    )
+    ]
 
 
-def measure_lengths(
-    model: ModelFolder, plan: DevicePlan, size: tuple[int, int], longest: int, steps: int, tick: Tick
-) -> tuple[Table, Table]:
+def measure_lengths(bench: BenchRun) -> list[Table]:
     """What length costs: windows and calls of each blend as planned, and bytes alive of runs that were made."""
+    model, shape, steps = bench.model(), bench.shape((64, 64), 64), bench.config.steps or 1
+    size, longest = shape.size, shape.frames
     lengths = sorted({length for length in LENGTHS if length < longest} | {longest})
     planned = []
     for length in lengths:
@@ -147,15 +141,15 @@ def measure_lengths(
                 }
             )
     made = []
-    with open_engine(model, plan) as engine:
+    with open_engine(model, bench.plan) as engine:
         render_frames(engine, make_request(size, 2, 1))  # networks are loaded before anything is counted
         for length in lengths:
-            asked = make_request(size, length, steps)
+            request = make_request(size, length, steps)
 
-            def run(asked: RenderRequest = asked) -> int:
+            def run(request: RenderRequest = request) -> int:
                 engine.calls.clear()
                 with torch.no_grad():
-                    return sum(1 for _ in render(engine, asked, Timings()))  # frames are not stored, as in a video
+                    return sum(1 for _ in render(engine, request, Timings()))  # frames are not stored, as in a video
 
             cost = count_all(run)
             latents = 4 * length * 4 * (size[0] // 8) * (size[1] // 8)
@@ -163,13 +157,13 @@ def measure_lengths(
             row |= {"decoder calls": engine.calls["vae_decode"], "TFLOP per frame": cost.flops / 1e12 / length}
             row |= {"MiB alive": cost.bytes / 2**20, "MiB of its latents": latents / 2**20}
             made.append(row)
-            tick()
+            bench.tick()
     what = f"{size[0]}x{size[1]}, {steps} steps, guided"
-    return (
+    return [
         Table(title="Windows of 16, overlap 4, as planned", rows=planned),
         Table(
             title=f"Memory by length, {model.name}: {what}",
             rows=made,
             note="Bytes of operator outputs, without weights. PoseNet features are cached up to a budget of 1 GiB.",
         ),
-    )
+    ]

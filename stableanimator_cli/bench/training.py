@@ -6,18 +6,16 @@ import gc
 import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from stableanimator_cli.bench.context import BenchRun, ClipShape
 from stableanimator_cli.bench.counters import count_all, count_flops
-from stableanimator_cli.bench.harness import time_interleaved
 from stableanimator_cli.bench.networks import FULL, load_network, open_bench_model
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.bench.roofline import Roof, synchronizer
 from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard
 from stableanimator_cli.engine.memory.profile import FlopCounter
 from stableanimator_cli.engine.memory.train import meta_model, predict
@@ -47,18 +45,6 @@ UNCACHED, CACHED = "videos, encoded in each step", "cached latents and embedding
 CHECKPOINTING: tuple[Checkpointing, ...] = ("off", "diffusers", "blocks")
 _NETWORK = "this run's own"  # in the place of a digest: the caches are gone with the run
 _HINT = "use a smaller --size or --frames, or --dtype bfloat16"
-Tick = Callable[[], object]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """``frames`` of ``size`` (width, height) in a batch of one."""
-
-    size: tuple[int, int]
-    frames: int
-
-    def __str__(self) -> str:
-        return f"{self.frames} frames of {self.size[0]}x{self.size[1]}"
 
 
 def random_training_model(model: ModelFolder, settings: TrainingSettings, device: torch.device) -> TrainingModel:
@@ -110,7 +96,7 @@ def frozen_optimizer(parts: TrainingParts) -> torch.optim.Optimizer:
     return torch.optim.AdamW(trainable_parameters(parts.model).values(), lr=0.0)
 
 
-def draw_dataset(folder: Path, shape: Shape) -> Dataset:
+def draw_dataset(folder: Path, shape: ClipShape) -> Dataset:
     """Clip folders of drawn figures at the size that is trained, as `sa preprocess` writes them."""
     write_puppets(PuppetPlan(folder=folder / "figures", videos=CLIPS, frames=shape.frames + 2, size=shape.size))
     flags = {"input": (folder / "figures" / "videos",), "output": folder / "clips", "model": "puppet", "device": "cpu"}
@@ -118,9 +104,10 @@ def draw_dataset(folder: Path, shape: Shape) -> Dataset:
     return open_dataset([folder / "clips"], min_frames=shape.frames + 1)
 
 
-def compare_caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roof: Roof, tick: Tick) -> Table:
+def compare_caching(bench: BenchRun) -> Table:
     """A whole step from clip folders: video decoded, VAE and image encoder run, or all that read from caches."""
-    settings = TrainingSettings(noise_aug=0.0, checkpointing="blocks", dtype=_dtype_name(plan))
+    model, plan, shape = bench.model(), bench.plan, bench.shape((128, 128), 8)
+    settings = TrainingSettings(noise_aug=0.0, checkpointing="blocks", dtype=cast(Dtype, bench.dtype))
     with tempfile.TemporaryDirectory() as place, memory_guard("measuring training", _HINT):
         dataset = draw_dataset(Path(place), shape)
         parts = open_parts(model, settings, plan)
@@ -150,16 +137,16 @@ def compare_caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: 
         work = {}
         for name in loaders:
             work[name] = count_flops(lambda name=name: way(name))
-            tick()
+            bench.tick()
         ways = {name: lambda name=name: way(name) for name in loaders}
-        timed = time_interleaved(ways, rounds, synchronize=synchronizer(plan.device), tick=tick)
+        timed = bench.time(ways)
     rows = []
     for name, loader in loaders.items():
         seconds = timed.median(name)
         apart = [abs(a - b) / b for a, b in zip(losses[name], losses[UNCACHED], strict=True)]
         row: dict[str, Any] = {"way": name, "s per step": seconds}
         row |= {"times faster than encoding": timed.ratio(UNCACHED, name) if name != UNCACHED else None}
-        row |= {"TFLOP": work[name] / 1e12, "% of roof": roof.percent(work[name], seconds)}
+        row |= {"TFLOP": work[name] / 1e12, "% of roof": bench.roof().percent(work[name], seconds)}
         row |= {"frames decoded per step": loader.calls["frames_decoded"] / done[name]}
         row |= {"greatest error of a loss / loss": max(apart)}
         rows.append(row)
@@ -167,16 +154,15 @@ def compare_caching(model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: 
         title=f"Training step of {model.name}, {shape}, {settings.train}, {settings.dtype}, by input",
         rows=rows,
         note=f"From clip folders to updated weights, batch size 1, checkpointing {settings.checkpointing}, no "
-        f"prefetching. {rounds} round(s), interleaved, both ways on the same clips, frames and noise.",
+        f"prefetching. {bench.rounds} round(s), interleaved, both ways on the same clips, frames and noise.",
     )
 
 
-def compare_checkpointing(
-    model: ModelFolder, plan: DevicePlan, shape: Shape, rounds: int, roof: Roof, tick: Tick
-) -> Table:
+def compare_checkpointing(bench: BenchRun) -> Table:
     """The same step with nothing computed twice, with diffusers' checkpoints, and with ours."""
+    model, plan, shape = bench.model(), bench.plan, bench.shape((128, 128), 8)
     with memory_guard("measuring checkpointing", _HINT):
-        parts = open_parts(model, TrainingSettings(dtype=_dtype_name(plan)), plan)
+        parts = open_parts(model, TrainingSettings(dtype=cast(Dtype, bench.dtype)), plan)
         optimizer = frozen_optimizer(parts)
         inputs = random_inputs(parts.model, 1, shape.frames, shape.size, plan.device)
         learning = list(trainable_parameters(parts.model).values())
@@ -202,18 +188,18 @@ def compare_checkpointing(
             errors[name] = float((gradients() - expected).abs().max() / expected.abs().max())
             gc.collect()
             costs[name] = count_all(one)
-            tick()
+            bench.tick()
         del expected
         ways: dict[str, Callable[[], object]] = {
             name: lambda: train_step(parts, inputs, optimizer) for name in CHECKPOINTING
         }
-        timed = time_interleaved(ways, rounds, setup=ready, synchronize=synchronizer(plan.device), tick=tick)
+        timed = bench.time(ways, setup=ready)
     rows = []
     for name in CHECKPOINTING:
         seconds, cost = timed.median(name), costs[name]
         row: dict[str, Any] = {"checkpointing": name, "s per step": seconds}
         row |= {"times faster than off": timed.ratio("off", name) if name != "off" else None}
-        row |= {"TFLOP": cost.flops / 1e12, "% of roof": roof.percent(cost.flops, seconds)}
+        row |= {"TFLOP": cost.flops / 1e12, "% of roof": bench.roof().percent(cost.flops, seconds)}
         row |= {"MiB alive": cost.bytes / 2**20, "of diffusers'": cost.bytes / costs["diffusers"].bytes}
         row |= {"greatest error of a gradient / greatest gradient": errors[name]}
         rows.append(row)
@@ -221,13 +207,13 @@ def compare_checkpointing(
         title=f"Checkpointing, {model.name}, {shape}, {parts.settings.train}, {parts.settings.dtype}",
         rows=rows,
         note="Counted bytes of all outputs of forward and backward, gradients included, without weights and inputs. "
-        f"{rounds} round(s), interleaved.",
+        f"{bench.rounds} round(s), interleaved.",
     )
 
 
-def count_full_size(shape: Shape, tick: Tick) -> Table:
+def count_full_size(bench: BenchRun) -> Table:
     """What each way of checkpointing keeps alive in the released shapes: counted on the ``meta`` device."""
-    model, rows = open_bench_model(FULL), []
+    model, shape, rows = open_bench_model(FULL), bench.shape((576, 1024), 16), []
     for name in CHECKPOINTING:
         settings = TrainingSettings(checkpointing=name, dtype="bfloat16")
         with FlopCounter() as work:
@@ -236,7 +222,7 @@ def count_full_size(shape: Shape, tick: Tick) -> Table:
         row |= {"GiB alive": planned.step / 2**30}
         row |= {"GiB with weights and optimiser, on a GPU": planned.total / 2**30}
         rows.append(row)
-        tick()
+        bench.tick()
     for row in rows:
         row["of diffusers'"] = row["GiB alive"] / rows[CHECKPOINTING.index("diffusers")]["GiB alive"]
     return Table(
@@ -244,7 +230,3 @@ def count_full_size(shape: Shape, tick: Tick) -> Table:
         rows=rows,
         note="Counted, not computed; a GPU's fused attention is assumed.",
     )
-
-
-def _dtype_name(plan: DevicePlan) -> Literal["float32", "bfloat16", "float16"]:
-    return cast(Dtype, str(plan.dtype).removeprefix("torch."))

@@ -82,10 +82,11 @@ def _parameters(config: type) -> Iterator[tuple[str, _Option]]:
 def _parameter(name: str, hint: Any, item: dataclasses.Field[Any], flag: str) -> inspect.Parameter:
     metadata = item.metadata
     kind, choices = _shell_type(hint, metadata)
-    metavar, complete = metadata["metavar"], _COMPLETERS.get(metadata["complete"])
+    metavar, complete = metadata["metavar"], metadata["complete"]
     if choices:
         metavar = metavar or f"<{'|'.join(choices)}>"
-        complete = _choice_completer(choices)
+        complete = choices
+    complete = _choice_completer(complete) if isinstance(complete, tuple) else _COMPLETERS.get(complete)
     shown: dict[str, Any] = {"help": _help(item), "metavar": metavar, "autocompletion": complete}
     if not flag.startswith("--"):
         shown["metavar"] = metavar or flag
@@ -110,6 +111,8 @@ def _shell_type(hint: Any, metadata: typing.Mapping[str, Any]) -> tuple[Any, tup
         return list[Path], ()
     if metadata["parse"]:
         return str, ()
+    if inner == tuple[str, ...]:
+        return list[str], ()
     if typing.get_origin(inner) is Literal and metadata["renamed"]:
         return str, typing.get_args(inner)
     return inner, ()

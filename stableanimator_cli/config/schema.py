@@ -52,7 +52,7 @@ def option(
     lt: float | None = None,
     parse: Callable[[Any, str], Any] | None = None,
     dump: Callable[[Any], Any] | None = None,
-    complete: str | None = None,
+    complete: str | tuple[str, ...] | None = None,
     formerly: str | None = None,
     old_flag: str | None = None,
     renamed: Mapping[str, str] | None = None,
@@ -66,7 +66,7 @@ def option(
         panel: heading in the help; None is the first group.
         ge, gt, le, lt: the range of a number, checked by ``check_fields`` and shown in the help.
         parse, dump: ``parse(value, label)`` reads what TOML or the shell holds; ``dump`` is its inverse for TOML.
-        complete: what the shell completes: ``model``, or None for what follows from the type.
+        complete: what the shell completes: ``model``, some words, or None for what follows from the type.
         formerly, old_flag, renamed: the TOML key, flag and values of older versions, which are still read.
     """
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
@@ -346,6 +346,8 @@ def _convert(hint: Any, value: Any, label: str) -> Any:
         return _choice(value, get_args(inner), label)
     if inner is Path and isinstance(value, str | Path):
         return path_of(value, label)
+    if inner == tuple[str, ...] and isinstance(value, list | tuple):
+        return tuple(_convert(str, item, label) for item in value)
     if inner is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if inner in (int, str, bool) and type(value) is inner:

@@ -10,43 +10,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stableanimator_cli.metrics.result import MetricSpec, register
+from stableanimator_cli.metrics.result import define
 
 _FLICKER = "mean |frame - mean of its two neighbours| / 255 over pixels, channels and frames"
-register(
-    MetricSpec(
-        name="flicker",
-        title="flicker",
-        unit="",
-        better="neither",
-        definition=f"{_FLICKER}; the target is the ground truth's own: frozen or blurred video has less",
-        source="ours",
-        range="0..1",
-    )
-)
-register(
-    MetricSpec(
-        name="flicker_excess",
-        title="flicker excess",
-        unit="",
-        better="zero",
-        definition=f"flicker minus the ground truth's; flicker: {_FLICKER}",
-        source="ours",
-        range="-1..1; 0 is as even as the truth, below 0 smoother, as frozen or blurred video is",
-    )
-)
-register(
-    MetricSpec(
-        name="flicker_distance",
-        title="flicker distance",
-        unit="",
-        better="lower",
-        definition=f"absolute value of flicker_excess of each video, so that too smooth and too rough videos do not "
-        f"cancel in a mean; flicker: {_FLICKER}",
-        source="ours",
-        range="0..1; 0 is as even as the truth",
-    )
-)
+define(
+    "flicker", "flicker", "neither",
+    f"{_FLICKER}; the target is the ground truth's own: frozen or blurred video has less",
+    source="ours", range="0..1",
+)  # fmt: skip
+define(
+    "flicker_excess", "flicker excess", "zero", f"flicker minus the ground truth's; flicker: {_FLICKER}",
+    source="ours", range="-1..1; 0 is as even as the truth, below 0 smoother, as frozen or blurred video is",
+)  # fmt: skip
+define(
+    "flicker_distance", "flicker distance", "lower",
+    f"absolute value of flicker_excess of each video, so that too smooth and too rough videos do not cancel in a mean; "
+    f"flicker: {_FLICKER}",
+    source="ours", range="0..1; 0 is as even as the truth",
+)  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stableanimator_cli.metrics.result import MetricSpec, register
+from stableanimator_cli.metrics.result import define
 
 _COSINE = "cosine of the ArcFace vectors of the largest face of each frame and of"
 _SIDES = {"ref": ("reference", "the reference picture's"), "gt": ("truth", "the same frame of the ground truth")}
@@ -22,53 +22,29 @@ _BY = {
 for _side, (_title, _of) in _SIDES.items():
     for _judge, (_short, _note) in _BY.items():
         for _zero, _policy in (("", "frames without a face are left out"), ("_zero", "frames without a face count 0")):
-            register(
-                MetricSpec(
-                    name=f"csim_{_side}{_judge}{_zero}",
-                    title=f"CSIM {_title}{_short}" + (", absent 0" if _zero else ""),
-                    unit="",
-                    better="higher",
-                    definition=f"{_COSINE} {_of}; mean over frames, {_policy}{_note}",
-                    source="Deng et al., ArcFace; StableAnimator's Table 1 names neither the pairing nor the policy",
-                    range="-1..1",
-                )
-            )
-register(
-    MetricSpec(
-        name="face_rate",
-        title="faces found",
-        unit="",
-        better="higher",
-        definition="share of the frames in which a face is found, of those whose ground truth shows one (of all frames "
-        "where there is no ground truth)",
-        source="ours: CSIM leaves frames without a face out, and this says how many",
-        range="0..1",
-    )
-)
-register(
-    MetricSpec(
-        name="identity_drift",
-        title="identity drift",
-        unit="",
-        better="higher",
-        definition="mean CSIM (reference) of the last fifth of the frames with a face minus that of the first fifth; "
-        "frames whose ground truth shows no face are left out",
-        source="ours",
-        range="-2..2; 0 is a person who stays, below 0 one who gets lost",
-    )
-)
-register(
-    MetricSpec(
-        name="identity_worst",
-        title="worst 16 frames",
-        unit="",
-        better="higher",
-        definition="lowest mean CSIM (reference) of 16 frames in a row; frames whose ground truth shows no face are "
-        "left out",
-        source="ours",
-        range="-1..1",
-    )
-)
+            define(
+                f"csim_{_side}{_judge}{_zero}", f"CSIM {_title}{_short}" + (", absent 0" if _zero else ""), "higher",
+                f"{_COSINE} {_of}; mean over frames, {_policy}{_note}",
+                source="Deng et al., ArcFace; StableAnimator's Table 1 names neither the pairing nor the policy",
+                range="-1..1",
+            )  # fmt: skip
+define(
+    "face_rate", "faces found", "higher",
+    "share of the frames in which a face is found, of those whose ground truth shows one (of all frames where there is "
+    "no ground truth)",
+    source="ours: CSIM leaves frames without a face out, and this says how many", range="0..1",
+)  # fmt: skip
+define(
+    "identity_drift", "identity drift", "higher",
+    "mean CSIM (reference) of the last fifth of the frames with a face minus that of the first fifth; frames whose "
+    "ground truth shows no face are left out",
+    source="ours", range="-2..2; 0 is a person who stays, below 0 one who gets lost",
+)  # fmt: skip
+define(
+    "identity_worst", "worst 16 frames", "higher",
+    "lowest mean CSIM (reference) of 16 frames in a row; frames whose ground truth shows no face are left out",
+    source="ours", range="-1..1",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,42 +11,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stableanimator_cli.metrics.result import MetricSpec, register
+from stableanimator_cli.metrics.result import define
 
 BODY = slice(0, 18)
 SEEN = 0.3
 """A point whose score is above this counts as seen, as everywhere here."""
 PCK = 0.1
 """A point is right within this share of the person's size."""
-
-
-for _name, _title, _better, _definition in (
-    (
-        "keypoint_error",
-        "key-point error",
-        "lower",
-        "mean distance of the 18 body points found in the output to those that drove it, in shares of the driven "
-        "person's size (diagonal of the box round the body, median over frames); points seen on both sides",
-    ),
-    (
-        "keypoint_pck",
-        "PCK@0.1",
-        "higher",
-        "share of the driven body points that are found within 0.1 of the person's size; one not found is wrong",
-    ),
-    ("keypoint_found", "points found", "higher", "share of the driven body points that are found in the output"),
-):
-    register(
-        MetricSpec(
-            name=_name,
-            title=_title,
-            unit="",
-            better="lower" if _better == "lower" else "higher",
-            definition=_definition,
-            source="Yang and Ramanan, Articulated Human Detection with Flexible Mixtures of Parts (PCK)",
-            range="0.." if _name == "keypoint_error" else "0..1",
-        )
-    )
+_SOURCE = "Yang and Ramanan, Articulated Human Detection with Flexible Mixtures of Parts (PCK)"
+define(
+    "keypoint_error", "key-point error", "lower",
+    "mean distance of the 18 body points found in the output to those that drove it, in shares of the driven person's "
+    "size (diagonal of the box round the body, median over frames); points seen on both sides",
+    source=_SOURCE, range="0..",
+)  # fmt: skip
+define(
+    "keypoint_pck", "PCK@0.1", "higher",
+    "share of the driven body points that are found within 0.1 of the person's size; one not found is wrong",
+    source=_SOURCE, range="0..1",
+)  # fmt: skip
+define(
+    "keypoint_found", "points found", "higher", "share of the driven body points that are found in the output",
+    source=_SOURCE, range="0..1",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from stableanimator_cli.metrics.accumulators import ByVideo
 from stableanimator_cli.metrics.pixel import check_pair
-from stableanimator_cli.metrics.result import MetricSpec, register
+from stableanimator_cli.metrics.result import define
 from stableanimator_cli.metrics.video import prepare_puppet
 
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -36,41 +36,29 @@ def unsigned(frame: np.ndarray) -> np.ndarray:
 PREPARE: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
 
 
-def _lpips(name: str, title: str, definition: str, source: str, network: str, prepare: Callable) -> None:
-    register(
-        MetricSpec(
-            name=name,
-            title=title,
-            unit="",
-            better="lower",
-            definition=definition,
-            source=source,
-            range="0..6" if name == "lpips_puppet" else "0..; values above 1 are rare",
-            network=network,
-        )
-    )
+def _lpips(
+    name: str, title: str, prepare: Callable, definition: str, *, network: str, source: str = "", range: str = ""
+) -> None:
+    define(
+        name, title, "lower", definition, source=source or _PAPER, range=range or "0..; values above 1 are rare",
+        network=network,
+    )  # fmt: skip
     PREPARE[name] = prepare
 
 
 _PAPER = "Zhang et al. 2018, v0.1 (richzhang/PerceptualSimilarity)"
-_lpips("lpips_alex", "LPIPS (alex)", "LPIPS v0.1, AlexNet, input in -1..1, no resize", _PAPER, "lpips_alex", signed)
-_lpips("lpips_vgg", "LPIPS (vgg)", "LPIPS v0.1, VGG16, input in -1..1, no resize", _PAPER, "lpips_vgg", signed)
+_lpips("lpips_alex", "LPIPS (alex)", signed, "LPIPS v0.1, AlexNet, input in -1..1, no resize", network="lpips_alex")
+_lpips("lpips_vgg", "LPIPS (vgg)", signed, "LPIPS v0.1, VGG16, input in -1..1, no resize", network="lpips_vgg")
 _lpips(
-    "lpips_vgg_disco",
-    "LPIPS (DisCo)",
+    "lpips_vgg_disco", "LPIPS (DisCo)", unsigned,
     "LPIPS v0.1, VGG16, input in 0..1 where -1..1 is meant: smaller than lpips_vgg",
-    "LPIPS of published tables: Wangt-CN/DisCo, tool/metrics",
-    "lpips_vgg",
-    unsigned,
-)
+    source="LPIPS of published tables: Wangt-CN/DisCo, tool/metrics", network="lpips_vgg",
+)  # fmt: skip
 _lpips(
-    "lpips_puppet",
-    "LPIPS (puppet)",
+    "lpips_puppet", "LPIPS (puppet)", prepare_puppet,
     "unit_distance of three layers of this project's classifier of drawn figures at 64x64; no learned weights",
-    "this project; the unweighted form of Zhang et al. 2018",
-    "puppet_frame",
-    prepare_puppet,
-)
+    source="this project; the unweighted form of Zhang et al. 2018", range="0..6", network="puppet_frame",
+)  # fmt: skip
 
 
 def unit_distance(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> np.ndarray:

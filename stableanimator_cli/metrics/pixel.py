@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from stableanimator_cli.metrics.result import MetricSpec, register
+from stableanimator_cli.metrics.result import define
 
 PEAK = 255.0
 CAP = 100.0
@@ -23,39 +24,30 @@ FrameMetric = Callable[[np.ndarray, np.ndarray], float]
 FRAME_METRICS: dict[str, FrameMetric] = {}
 
 
-def _frame_metric(**spec: str) -> Callable[[FrameMetric], FrameMetric]:
-    made = register(MetricSpec(**spec))  # type: ignore[arg-type]
+def _frame_metric(*args: Any, **spec: Any) -> Callable[[FrameMetric], FrameMetric]:
+    """Decorate a function with the arguments of ``define``."""
 
     def enter(function: FrameMetric) -> FrameMetric:
-        FRAME_METRICS[made.name] = function
+        FRAME_METRICS[define(*args, **spec).name] = function
         return function
 
     return enter
 
 
 @_frame_metric(
-    name="mae_unit",
-    title="L1 (0..1)",
-    unit="",
-    better="lower",
-    definition="mean |a - b| / 255 over pixels and channels",
-    source="plain mean absolute error",
-    range="0..1",
-)
+    "mae_unit", "L1 (0..1)", "lower", "mean |a - b| / 255 over pixels and channels",
+    source="plain mean absolute error", range="0..1",
+)  # fmt: skip
 def mae_unit(a: np.ndarray, b: np.ndarray) -> float:
     """Mean absolute difference in shares of the range, whatever the resolution: 0..1."""
     return _absolute(a, b) / PEAK
 
 
 @_frame_metric(
-    name="l1_disco",
-    title="L1 (DisCo)",
-    unit="",
-    better="lower",
-    definition="mean |a - b| in 0..255 over pixels and channels, divided by height x width once more",
-    source="Wangt-CN/DisCo, tool/metrics",
-    range="0..255/(hw); comparable at one resolution only",
-)
+    "l1_disco", "L1 (DisCo)", "lower",
+    "mean |a - b| in 0..255 over pixels and channels, divided by height x width once more",
+    source="Wangt-CN/DisCo, tool/metrics", range="0..255/(hw); comparable at one resolution only",
+)  # fmt: skip
 def l1_disco(a: np.ndarray, b: np.ndarray) -> float:
     """The L1 of published tables (1e-4 at 256x256). The per-pixel mean is divided by the number of pixels a second
     time, so that it shrinks fourfold where both sides double: compare at one resolution only."""
@@ -63,42 +55,30 @@ def l1_disco(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @_frame_metric(
-    name="psnr",
-    title="PSNR",
-    unit="dB",
-    better="higher",
-    definition="20 log10(255 / rmse) over pixels and channels of a frame, infinite for identical frames; mean of dB",
-    source="equals scikit-image's peak_signal_noise_ratio with data_range 255",
-    range="0..inf",
-)
+    "psnr", "PSNR", "higher",
+    "20 log10(255 / rmse) over pixels and channels of a frame, infinite for identical frames; mean of dB",
+    source="equals scikit-image's peak_signal_noise_ratio with data_range 255", range="0..inf", unit="dB",
+)  # fmt: skip
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB, infinite where the frames are identical."""
     return _decibels(_squared(a, b), math.inf)
 
 
 @_frame_metric(
-    name="psnr_disco",
-    title="PSNR*",
-    unit="dB",
-    better="higher",
-    definition="as psnr, but 100 dB for identical frames",
-    source="PSNR* of published tables: Wangt-CN/DisCo since commit 6190108",
-    range="0..100",
-)
+    "psnr_disco", "PSNR*", "higher", "as psnr, but 100 dB for identical frames",
+    source="PSNR* of published tables: Wangt-CN/DisCo since commit 6190108", range="0..100", unit="dB",
+)  # fmt: skip
 def psnr_disco(a: np.ndarray, b: np.ndarray) -> float:
     """The tables' PSNR*: the ordinary PSNR, 100 where the frames are identical."""
     return _decibels(_squared(a, b), CAP)
 
 
 @_frame_metric(
-    name="psnr_disco_overflow",
-    title="PSNR (overflow)",
-    unit="dB",
-    better="higher",
-    definition="PSNR of uint8 arithmetic: difference and square both wrap at 256; 100 dB where what is left is 0",
+    "psnr_disco_overflow", "PSNR (overflow)", "higher",
+    "PSNR of uint8 arithmetic: difference and square both wrap at 256; 100 dB where what is left is 0",
     source="PSNR of published tables: Wangt-CN/DisCo before commit 6190108 (its issue 86)",
-    range="24.17..100; says little",
-)
+    range="24.17..100; says little", unit="dB",
+)  # fmt: skip
 def psnr_disco_overflow(a: np.ndarray, b: np.ndarray) -> float:
     """The tables' PSNR without a star, an arithmetic fault kept for comparison: ``(a - b) ** 2`` in uint8.
 
@@ -111,19 +91,18 @@ def psnr_disco_overflow(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @_frame_metric(
-    name="ssim",
-    title="SSIM",
-    unit="",
-    better="higher",
-    definition="grey uint8, uniform 7x7 window, sample covariance, K1 0.01, K2 0.03, range 255, 3 pixels cropped, mean",
+    "ssim", "SSIM", "higher",
+    "grey uint8, uniform 7x7 window, sample covariance, K1 0.01, K2 0.03, range 255, 3 pixels cropped, mean",
     source="equals scikit-image's structural_similarity on OpenCV's grey; Wangt-CN/DisCo; Wang et al. 2004",
     range="-1..1",
-)
+)  # fmt: skip
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Structural similarity (Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity")
     in scikit-image's default variant on 8-bit grey. Not comparable with the Gaussian window or with colour.
 
-    ``ValueError`` for frames with a side below 7 pixels.
+    Written out rather than taken from scikit-image, whose result differs by up to 5e-15: window sums of integers are
+    exact here, so scores are the same on every machine, and only some rows of the map are in memory at a time.
+    Raises ``ValueError`` for frames with a side below 7 pixels.
     """
     check_pair(a, b)
     if min(a.shape[:2]) < _SSIM_SIDE:

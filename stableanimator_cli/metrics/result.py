@@ -88,11 +88,25 @@ METRICS: dict[str, MetricSpec] = {}
 """All metrics by name, in the order in which their modules were imported."""
 
 
-def register(spec: MetricSpec) -> MetricSpec:
-    """Enter a spec into ``METRICS``. ``ValueError`` where its name is already another metric's."""
-    if METRICS.get(spec.name, spec) != spec:
-        raise ValueError(f"two metrics are named {spec.name!r}")
-    METRICS[spec.name] = spec
+def define(
+    name: str,
+    title: str,
+    better: Better,
+    definition: str,
+    *,
+    source: str,
+    range: str,
+    unit: str = "",
+    network: str | None = None,
+) -> MetricSpec:
+    """Register a metric in ``METRICS``. Raises ``ValueError`` if another one has its name."""
+    spec = MetricSpec(
+        name=name, title=title, unit=unit, better=better, definition=definition, source=source, range=range,
+        network=network,
+    )  # fmt: skip
+    if METRICS.get(name, spec) != spec:
+        raise ValueError(f"two metrics are named {name!r}")
+    METRICS[name] = spec
     return spec
 
 

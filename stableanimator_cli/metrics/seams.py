@@ -11,29 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stableanimator_cli.metrics.result import MetricSpec, register
+from stableanimator_cli.metrics.result import define
 
 AROUND = 4
 """Changes on either side of a border that it is compared with."""
-_LEAST = 1 / 255 / 100  # changes below a hundredth of a grey level are none
-
-
+_MINIMUM = 1 / 255 / 100  # a hundredth of a grey level; smaller changes count as this
 _SEAM = (
     "change from the last frame before a border of windows or decoded chunks to the first after it, divided by the "
     "median change of the 4 frames on either side; with ground truth each change first by the truth's"
 )
 for _name, _title, _over in (("seam_score", "seams", "mean"), ("seam_worst", "worst seam", "largest")):
-    register(
-        MetricSpec(
-            name=_name,
-            title=_title,
-            unit="",
-            better="lower",
-            definition=f"{_over} over borders of: {_SEAM}",
-            source="ours",
-            range="0..; 1 is a border that does not show",
-        )
-    )
+    define(
+        _name, _title, "lower", f"{_over} over borders of: {_SEAM}", source="ours",
+        range="0..; 1 is a border that does not show",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +49,7 @@ def seam_score(
     With the ``truth``'s changes, also float[t-1], each change is first divided by the truth's at its place, so that a
     sudden movement, which the truth has too, is no seam. ``ValueError`` where their lengths differ.
     """
-    change = np.maximum(np.asarray(steps, np.float64), _LEAST)
+    change = np.maximum(np.asarray(steps, np.float64), _MINIMUM)
     if truth is not None:
         if len(truth) != len(change):
             raise ValueError(f"{len(truth)} changes of the truth for {len(change)}")
@@ -66,7 +57,7 @@ def seam_score(
         # look like a large one.
         known = np.asarray(truth, np.float64)
         known = known[np.isfinite(known)]
-        floor = max(_LEAST, 0.5 * float(np.median(known))) if len(known) else _LEAST
+        floor = max(_MINIMUM, 0.5 * float(np.median(known))) if len(known) else _MINIMUM
         change = (change + floor) / (np.asarray(truth, np.float64) + floor)
     places = sorted({border for border in borders if 1 <= border <= len(change)})
     marked = np.zeros(len(change), bool)

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from stableanimator_cli.metrics.frechet import Moments, frechet_distance
-from stableanimator_cli.metrics.result import MetricSpec, Value, register
+from stableanimator_cli.metrics.result import Value, define
 
 ClipNetwork = Callable[[np.ndarray], np.ndarray]
 """Clips as a style prepares them [b,t,...] -> features float[b,d]."""
@@ -70,82 +70,49 @@ class ClipStyle:
         return {"clip_length": self.length, "clip_stride": self.stride, "preprocessing": self.steps, "ddof": 1}
 
 
-def _style(style: ClipStyle, title: str, definition: str, source: str, network: str) -> ClipStyle:
-    register(
-        MetricSpec(
-            name=style.metric,
-            title=title,
-            unit="",
-            better="lower",
-            definition=f"Frechet distance of {definition}; clips of {style.length} frames every {style.stride}, "
-            f"{style.steps}; unbiased covariance",
-            source=source,
-            range="0..inf; falls with the number of clips",
-            network=network,
-        )
+STYLES: dict[str, ClipStyle] = {}
+
+
+def _style(style: ClipStyle, title: str, features: str, *, source: str, network: str) -> None:
+    definition = (
+        f"Frechet distance of {features}; clips of {style.length} frames every {style.stride}, {style.steps}; unbiased "
+        "covariance"
     )
-    return style
+    define(
+        style.metric, title, "lower", definition, source=source, range="0..inf; falls with the number of clips",
+        network=network,
+    )  # fmt: skip
+    STYLES[style.metric] = style
 
 
 _I3D = "Unterthiner et al., 'Towards Accurate Generative Models of Video'"
-STYLES: dict[str, ClipStyle] = {
-    style.metric: style
-    for style in (
-        _style(
-            ClipStyle(
-                metric="fvd_disco",
-                length=16,
-                stride=1,
-                prepare=prepare_disco,
-                steps="bicubic (Pillow, float) squash to 224x224, x / 127.5 - 1",
-            ),
-            "FVD (DisCo)",
-            "the 400 logits of I3D (i3d_pretrained_400.pt)",
-            f"{_I3D}; Wangt-CN/DisCo, tool/metrics",
-            "i3d",
-        ),
-        _style(
-            ClipStyle(
-                metric="fvd_stylegan_v",
-                length=16,
-                stride=16,
-                prepare=prepare_none,
-                steps="bilinear to 224x224 and scaling inside the network file",
-            ),
-            "FVD (StyleGAN-V)",
-            "the 400 logits of I3D (i3d_torchscript.pt)",
-            f"{_I3D}; universome/stylegan-v",
-            "i3d_torchscript",
-        ),
-        _style(
-            ClipStyle(
-                metric="fid_vid",
-                length=16,
-                stride=1,
-                prepare=prepare_resnet,
-                steps="bicubic (Pillow, float) squash to 112x112, less the mean of Kinetics",
-            ),
-            "FID-VID",
-            "the 2048 pooled features of a 3D ResNet-50 (resnet-50-kinetics.pth)",
-            "Wangt-CN/DisCo, tool/metrics; Hara et al., 'Can Spatiotemporal 3D CNNs Retrace the History of 2D CNNs and "
-            "ImageNet?'",
-            "resnet3d",
-        ),
-        _style(
-            ClipStyle(
-                metric="fvd_puppet",
-                length=8,
-                stride=4,
-                prepare=prepare_puppet,
-                steps="mean over areas to 64x64, x / 127.5 - 1",
-            ),
-            "FVD (puppet)",
-            "128 features of this project's classifier of drawn figures (video.onnx)",
-            "this project; for drawn figures only",
-            "puppet_clip",
-        ),
-    )
-}
+# fmt: off
+_style(
+    ClipStyle(metric="fvd_disco", length=16, stride=1, prepare=prepare_disco,
+              steps="bicubic (Pillow, float) squash to 224x224, x / 127.5 - 1"),
+    "FVD (DisCo)", "the 400 logits of I3D (i3d_pretrained_400.pt)",
+    source=f"{_I3D}; Wangt-CN/DisCo, tool/metrics", network="i3d",
+)
+_style(
+    ClipStyle(metric="fvd_stylegan_v", length=16, stride=16, prepare=prepare_none,
+              steps="bilinear to 224x224 and scaling inside the network file"),
+    "FVD (StyleGAN-V)", "the 400 logits of I3D (i3d_torchscript.pt)",
+    source=f"{_I3D}; universome/stylegan-v", network="i3d_torchscript",
+)
+_style(
+    ClipStyle(metric="fid_vid", length=16, stride=1, prepare=prepare_resnet,
+              steps="bicubic (Pillow, float) squash to 112x112, less the mean of Kinetics"),
+    "FID-VID", "the 2048 pooled features of a 3D ResNet-50 (resnet-50-kinetics.pth)",
+    source="Wangt-CN/DisCo, tool/metrics; Hara et al., 'Can Spatiotemporal 3D CNNs Retrace the History of 2D CNNs and "
+    "ImageNet?'", network="resnet3d",
+)
+_style(
+    ClipStyle(metric="fvd_puppet", length=8, stride=4, prepare=prepare_puppet,
+              steps="mean over areas to 64x64, x / 127.5 - 1"),
+    "FVD (puppet)", "128 features of this project's classifier of drawn figures (video.onnx)",
+    source="this project; for drawn figures only", network="puppet_clip",
+)
+# fmt: on
 
 
 class ClipWindows:

@@ -10,16 +10,14 @@ import pytest
 import torch
 
 from stableanimator_cli.bench import compare
+from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.roofline import Roof
-from stableanimator_cli.bench.speed import ClipShape
+from stableanimator_cli.config.bench import BenchConfig
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.records import ModelFolder
 from tests.bench.stand_in import write_clone
 from tests.random_model import TINY
 from tests.tiny import CPU
-
-ROOF = Roof(torch.float32, 10.0, 10.0)
-SHAPE = ClipShape(size=(64, 64), frames=2)
 
 
 def tiny() -> ModelFolder:
@@ -27,7 +25,11 @@ def tiny() -> ModelFolder:
 
 
 def measured(folder: Path, python: Path | None = None):
-    return compare.compare_networks(tiny(), CPU, SHAPE, folder, python, 1, ROOF, lambda: None)
+    config = BenchConfig(
+        names=("compare",), pairs=1, device="cpu", size=(64, 64), frames=2, against=folder, python=python
+    )
+    roofs = {torch.float32: Roof(torch.float32, 10.0, 10.0)}
+    return compare.compare_networks(BenchRun(config=config, plan=CPU, roofs=roofs), tiny())
 
 
 def test_both_sides_answer_alike(tmp_path: Path):

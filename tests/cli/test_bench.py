@@ -11,8 +11,9 @@ import typer.main
 
 from stableanimator_cli.bench import gate, run
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.cli import bench as cli
 from stableanimator_cli.cli.app import app, load_verb
+from stableanimator_cli.config.bench import NAMES, BenchConfig
+from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.errors import CheckFailed, ConfigError
 
 GROUP: Any = typer.main.get_command(app)
@@ -37,8 +38,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[run.BenchRun]:
 
 
 def test_the_command_line_knows_every_bench():
-    assert tuple(run.BENCHES) == cli.NAMES
-    assert cli.complete_name("r") == ["roofline"]
+    assert tuple(run.BENCHES) == NAMES
 
 
 def test_tables_are_data_and_notes_are_talk(seen: list[run.BenchRun], capsys: pytest.CaptureFixture[str]):
@@ -82,6 +82,7 @@ def test_json_and_a_page_name_the_command_without_places(
         (("unet", "--device", "gpu"), "--device"),
         (("unet", "--against", "clone"), "--against"),
         (("compare",), "--against: found nothing, expected a clone"),
+        (("--pairs", "3"), "NAME: found nothing"),
         (("unet", "--python", "python3"), "--python"),
     ],
 )
@@ -120,8 +121,8 @@ def test_the_roof_is_measured_once_and_before_what_is_read_against_it(monkeypatc
         return Table(title="Roofline", rows=[]), {torch.float32: Roof(torch.float32, 1.0, 1.0)}
 
     monkeypatch.setattr(run.roofline, "roofline_table", table)
-    config = run.BenchConfig.of({"names": ["unet"], "device": "cpu"})
-    bench = run.BenchRun(config=config, plan=CPU, tick=lambda: None, roofs={}, tables={})
+    config = resolve(BenchConfig, {"name": ["unet"], "device": "cpu"})
+    bench = run.BenchRun(config=config, plan=CPU)
     assert bench.roof() is bench.roof()
     assert asked == [(torch.float32,)]
     assert list(bench.tables) == ["roofline"]

@@ -11,7 +11,7 @@ import pytest
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.metrics import pixel
 from stableanimator_cli.metrics.accumulators import ByVideo, RunningMean, paired
-from stableanimator_cli.metrics.result import METRICS, MetricSpec, Missing, Value, json_number, register
+from stableanimator_cli.metrics.result import METRICS, MetricSpec, Missing, Value, define, json_number
 
 
 def frames(count: int, side: int = 8, seed: int = 0) -> list[np.ndarray]:
@@ -28,9 +28,14 @@ def test_every_frame_metric_has_a_whole_spec():
 
 def test_a_name_means_one_thing():
     spec = METRICS["ssim"]
-    assert register(spec) is spec
+    assert (
+        define(
+            spec.name, spec.title, spec.better, spec.definition, source=spec.source, range=spec.range, unit=spec.unit
+        )
+        == spec
+    )
     with pytest.raises(ValueError, match="two metrics are named 'ssim'"):
-        register(MetricSpec(name="ssim", title="SSIM", unit="", better="higher", definition="other", source="other"))
+        define("ssim", "SSIM", "higher", "other", source="other", range="0..1")
     with pytest.raises(ValueError, match="better: found 'more'"):
         MetricSpec(name="x", title="", unit="", better="more", definition="", source="")  # type: ignore[arg-type]
 

@@ -1,0 +1,88 @@
+"""Options of ``sa bench``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.config.parse import check_device, device_option, parse_size
+from stableanimator_cli.config.schema import check_fields, option, require
+from stableanimator_cli.errors import ConfigError
+
+NAMES = (
+    "roofline", "cost", "unet", "vae", "sample", "long", "hjb", "train", "preprocess", "evaluate", "compare", "gate",
+)  # fmt: skip
+CHANNELS_LAST, COMPILED = "channels-last", "compiled"
+UNET_VARIANTS = ("plain", "prepared", "batched", CHANNELS_LAST, COMPILED)
+VAE_VARIANTS = ("plain", CHANNELS_LAST, "chunks of 4", "chunks of 1")
+VARIANTS = tuple(dict.fromkeys((*UNET_VARIANTS, *VAE_VARIANTS)))
+MIN_SIDE, STRIDE = 64, 8  # pixels
+CLONE_HINT = "git clone https://github.com/Francis-Rings/StableAnimator, and give that folder"
+_EACH = "what suits each"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchConfig:
+    """One run of ``sa bench``. ``size``, ``frames`` and ``steps`` are None for what suits each bench."""
+
+    # fmt: off
+    names: tuple[str, ...] = option("NAME", (), complete=NAMES, metavar="NAME...", default_text="",
+        help=f"What to measure: {', '.join(NAMES)}.")
+    networks: str = option("--networks", "puppet", complete="model", metavar="full|NAME|FOLDER",
+        default_text="puppet (cost: full)",
+        help="full: the released shapes with random weights; else a catalogue name or model folder.")
+    size: tuple[int, int] | None = option("--size", None, parse=parse_size, metavar="WxH", default_text=_EACH,
+        help="Width and height in pixels, as 576x1024.")
+    frames: int | None = option("--frames", None, metavar="T", ge=1, default_text=_EACH, help="Frames.")
+    steps: int | None = option("--steps", None, metavar="N", ge=1, default_text=_EACH, help="Denoising steps.")
+    pairs: int = option("--pairs", 7, metavar="N", ge=1, help="Rounds of each comparison, by turns.")
+    variants: tuple[str, ...] = option("--variant", (), complete=VARIANTS, metavar="WAY",
+        default_text="all but compiled",
+        help="A way of unet or vae to compare with the plain one (may be repeated): prepared, batched, channels-last, "
+        "compiled, 'chunks of 4', 'chunks of 1'.")
+    face: int | None = option("--face", None, metavar="PIXELS", ge=8, default_text="the drawn face; 128 in cost",
+        help="hjb, cost: a side of the face.")
+    iterations: int = option("--refine-iters", 3, metavar="K", ge=1, help="hjb: iterations a step.")
+    margin: int = option("--margin", 8, metavar="LATENTS", ge=0, help="hjb: latents round the face in a crop.")
+    video: Path | None = option("--video", None, metavar="FILE", default_text="a drawn figure",
+        help="preprocess: a video.")
+    against: Path | None = option("--against", None, metavar="FOLDER",
+        help="compare: a clone of the reference implementation. Its code is run, in a process of its own.")
+    python: Path | None = option("--python", None, metavar="FILE", default_text="the one that runs sa",
+        help="compare: the interpreter that runs the clone.")
+    baseline: Path | None = option("--baseline", None, metavar="FILE.json", default_text="those that come with sa",
+        help="gate: recorded counters.")
+    accept: bool = option("--accept", False, help="gate: record the counters found.")
+    device: str = device_option(None)
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto",
+        help="Floating-point type of the networks.")
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_device(self.device)
+        require(bool(self.names), "NAME", None, f"one or more of {', '.join(NAMES)}")
+        for flag, values, choices in (("NAME", self.names, NAMES), ("--variant", self.variants, VARIANTS)):
+            for value in values:
+                if value not in choices:
+                    raise ConfigError(flag, value, f"one of {', '.join(choices)}")
+        if self.size is not None and (any(side % STRIDE for side in self.size) or min(self.size) < MIN_SIDE):
+            size = "x".join(map(str, self.size))
+            raise ConfigError("--size", size, f"sides that are multiples of {STRIDE}, {MIN_SIDE} or more")
+        for flag, value, bench in (
+            ("--accept", self.accept and "on", "gate"), ("--video", self.video, "preprocess"),
+            ("--against", self.against, "compare"),
+        ):  # fmt: skip
+            if value and bench not in self.names:
+                hint = f"sa bench {bench} {flag}" if value == "on" else None
+                raise ConfigError(flag, str(value), f"the bench {bench} among NAME", hint=hint)
+        if self.against is None and "compare" in self.names:
+            raise ConfigError("--against", None, "a clone of the reference implementation", hint=CLONE_HINT)
+        if self.python is not None and self.against is None:
+            raise ConfigError("--python", str(self.python), "--against FOLDER beside it")
+
+    @property
+    def device_config(self) -> DeviceConfig:
+        return DeviceConfig(device=self.device, dtype=self.dtype)

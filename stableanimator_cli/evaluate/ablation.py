@@ -1,9 +1,9 @@
-"""``--ablation``: variants from their model folders, several sampling seeds each, beside the paper's numbers.
+"""``--ablation``: scores of model variants, over several sampling seeds, beside the paper's numbers.
 
-A folder a variant under ``--variants``, named as in ``tables.ABLATIONS`` (``ours``, ``addition`` ...). A variant is a
-training of its own. Two things alone are switched at inference: face optimisation (off for what stands in place of
-StableAnimator's ways to keep a face, and for ``no-optimization``, which is ``ours`` without it), and the face paste,
-which is a post-processing by nature (``face-paste`` is ``no-face`` with the reference's face pasted on).
+``--variants`` has one model folder per variant, named as in ``tables.ABLATIONS``; each is a training of its own. Two
+things are switched at inference. Face optimisation is off for variants that replace StableAnimator's identity
+preservation, and for ``no-optimization``, which is ``ours`` without it. ``face-paste`` post-processes the videos of
+``no-face``.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ PASTED = frozenset({"face-paste", "magic-face-paste"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One row: its model folder, flags of the animation, whether faces are pasted afterwards, and the variant whose
-    videos it shares (its own name where it has a folder or other flags)."""
+    """One row: its model folder, flags of ``sa animate``, whether faces are pasted, and the variant whose videos it
+    shares (itself if it has a folder or flags of its own)."""
 
     folder: Path
     flags: Mapping[str, Any]
@@ -52,36 +52,36 @@ class Variant:
 
 
 def find_variants(config: EvaluateConfig) -> dict[str, Variant]:
-    """Variants by name, in the table's order; those that cannot be made are left out.
+    """Variants by name, in the table's order; those without a model folder are left out.
 
-    ``BadInput`` where there is none at all, or a folder bears a name that no table has.
+    Raises ``BadInput`` if there is none at all, or for a folder whose name no table has.
     """
     assert config.variants is not None
     assert config.ablation is not None
     known, folder = ABLATIONS[config.ablation], config.variants
     names = ", ".join(known)
     if not folder.is_dir():
-        raise BadInput(folder, "no such folder", f"a folder with a model folder a variant: {names}")
-    here = {entry.name: entry for entry in folder.iterdir() if (entry / FILE_NAME).is_file()}
+        raise BadInput(folder, "no such folder", f"a folder with one model folder per variant: {names}")
+    folders = {entry.name: entry for entry in folder.iterdir() if (entry / FILE_NAME).is_file()}
     every = {name for table in ABLATIONS.values() for name in table}
-    strange = [name for name in here if name not in every]
-    if strange:
-        raise BadInput(folder / strange[0], "a model folder of that name", f"one of {names}")
-    found = {}
+    unknown = [name for name in folders if name not in every]
+    if unknown:
+        raise BadInput(folder / unknown[0], "a model folder of that name", f"one of {names}")
+    variants = {}
     for name in known:
-        source = name if name in here else MADE_OF.get(name)
-        if source in here:
+        source = name if name in folders else MADE_OF.get(name)
+        if source in folders:
             off = name in WITHOUT_OPTIMISATION
             shared = source if off == (source in WITHOUT_OPTIMISATION) else name
             flags = {"refine_face": "off"} if off else {}
-            found[name] = Variant(folder=here[source], flags=flags, paste=name in PASTED, animated=str(shared))
-    if not found:
+            variants[name] = Variant(folder=folders[source], flags=flags, paste=name in PASTED, animated=str(shared))
+    if not variants:
         raise BadInput(folder, f"no model folder with a {FILE_NAME}", f"one or more of {names}")
-    return found
+    return variants
 
 
 def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> Scores:
-    """Animate every variant with every seed, score each, and write the table. What is animated already is kept."""
+    """Animate every variant with every seed, score each, and write the table. Existing videos are reused."""
     output, table = config.output, config.ablation
     assert output is not None
     assert table is not None
@@ -132,9 +132,8 @@ def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -
 
 
 def _over_seeds(runs: Sequence[SystemScores], weighted: bool) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:
-    """Rows of the mean over seeds, with intervals over videos, each video's value being its mean over seeds: seeds are
-    no independent videos. ``weighted``: the mean shown is over frames. Metrics of sets have the range over seeds
-    instead."""
+    """Rows of means over seeds, with intervals over videos, of which each counts with its mean over seeds. ``weighted``:
+    the mean is over frames. Metrics of sets have the range over seeds instead."""
     known = set.intersection(*({video.name for video in run.videos} for run in runs))
     shared = [[video for video in run.videos if video.name in known] for run in runs]
     rows: dict[str, Row] = {}
@@ -146,13 +145,13 @@ def _over_seeds(runs: Sequence[SystemScores], weighted: bool) -> tuple[dict[str,
         rows[name] = replace(runs[0].rows[name], shown=float(np.mean(values)))
         table = np.array([[video.values.get(name, np.nan) for video in videos] for videos in shared])
         counts = np.array([[video.counts.get(name, 0) for video in videos] for videos in shared])
-        found = None
+        limits = None
         if np.isfinite(table).all(axis=0).any():
-            found = within(rows[name].spec, interval(table.mean(axis=0), counts.mean(axis=0) if weighted else None))
+            limits = within(rows[name].spec, interval(table.mean(axis=0), counts.mean(axis=0) if weighted else None))
         elif len(values) > 1:
-            found = min(values), max(values)
-        if found is not None:
-            intervals[name] = found
+            limits = min(values), max(values)
+        if limits is not None:
+            intervals[name] = limits
     return rows, intervals
 
 

@@ -1,4 +1,4 @@
-"""What is checked of all pairs before the first is scored, and which videos failed afterwards."""
+"""Checks of all pairs before the first is scored, and errors of videos that could not be scored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stableanimator_cli.evaluate.scoring import check_clips
 from stableanimator_cli.media import open_clip, read_picture
 from stableanimator_cli.progress import Reporter
 
-_SHOWN = 20  # problems that are listed
+_MAX_WARNINGS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,19 +28,19 @@ class FailedVideo:
 
 
 def check_pairs(pairs: Sequence[Pair], rules: EvalProtocol, *, truncate: bool, reporter: Reporter) -> None:
-    """Open both videos of every pair, its reference picture and its motion, and compare sizes and counts.
+    """Open the videos, reference image and motion of every pair, and compare sizes and counts.
 
-    Nothing is scored unless all of them fit. Raises the first ``BadInput``; further ones are warnings before it.
+    Raises the first ``BadInput``, after warnings about the others.
     """
     problems = [problem for pair in pairs if (problem := _problem(pair, rules, truncate)) is not None]
-    for problem in problems[1:_SHOWN]:
+    for problem in problems[1:_MAX_WARNINGS]:
         reporter.warning(problem.message)
     if problems:
         raise problems[0]
 
 
 def raise_if_none(failed: Sequence[FailedVideo], scored: int) -> None:
-    """Raise if no video could be scored: the error of the only one, or ``BatchFailed``."""
+    """Raise the error of the only video, or ``BatchFailed``, if none could be scored."""
     if scored or not failed:
         return
     first = failed[0]
@@ -55,8 +55,8 @@ def raise_if_none(failed: Sequence[FailedVideo], scored: int) -> None:
 def _problem(pair: Pair, rules: EvalProtocol, truncate: bool) -> BadInput | None:
     try:
         clip = open_clip(pair.predicted)
-        truth = None if pair.target is None else open_clip(pair.target)
-        check_clips(clip, truth, rules, truncate=truncate)
+        target = None if pair.target is None else open_clip(pair.target)
+        check_clips(clip, target, rules, truncate=truncate)
         if pair.reference is not None:
             read_picture(pair.reference)
         if pair.poses is not None:

@@ -1,4 +1,4 @@
-"""Which points drove each frame of a video, in the output's pixels."""
+"""Key points that drove each frame of a video, in the output's pixels."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from stableanimator_cli.records import Motion
 
 KINDS = (".npz", ".json")
 _TIME = re.compile(r"\d{1,18}(?:/[1-9]\d{0,17})?")
-_EQUAL = Fraction(1, 200)  # rates this near to one another, as shares, are one rate that a container rounded
+_TOLERANCE = Fraction(1, 200)  # relative difference of rates that a container may have rounded
 
 
 class Unmatched(ValueError):
-    """The frames of a motion cannot be matched with those of a video. The text is the reason."""
+    """Frames of a motion cannot be matched with those of a video, for the reason given."""
 
 
 def find_poses(path: Path) -> dict[str, Path]:
-    """Motions by name: one ``.npz`` or OpenPose ``.json``, or a folder of such files. ``BadInput`` for none."""
+    """Motions by name: one ``.npz`` or OpenPose ``.json``, or a folder of them. Raises ``BadInput`` for none."""
     if path.is_file():
         return {path.stem: path}
     files = sorted(path.glob("*.npz")) or sorted(path.glob("*.json")) if path.is_dir() else []
@@ -47,8 +47,8 @@ def read_poses(path: Path) -> Motion:
 
 
 def driven_points(motion: Motion, size: tuple[int, int], indices: Sequence[int], *, resize: Mode) -> np.ndarray:
-    """Points float32[t,134,3] of the largest person in the motion's frames ``indices``, in pixels of ``size``, fitted
-    by ``resize`` as ``sa animate`` does. Score 0 where they are absent."""
+    """Points float32[t,134,3] of the largest person in the motion's frames ``indices``, in pixels of ``size``, resized
+    as ``sa animate`` does. Absent people have score 0."""
     motion = resize_transform(motion.size, size, resize).transform_motion(motion)
     person = largest(motion)
     points = motion.keypoints[:, person].copy()
@@ -61,37 +61,38 @@ def indices_shown(
 ) -> list[int]:
     """The motion's frame that each frame of a video shows. ``path`` is the motion's file, ``times`` are the video's.
 
-    The run record tells it. An older record tells its range and rate, which decide unless frames were repeated or left
-    out. Without a record frame k shows frame k if there are as many; else times are compared if both sides have them.
-    Raises ``Unmatched`` with the reason if none of that decides.
+    The run record lists the frames. An older record has their range and rate, which suffice unless frames were repeated
+    or dropped. Without a record, frame k shows frame k if the counts are equal; else times are compared. Raises
+    ``Unmatched`` if none of that decides.
     """
     if record is None:
         return _by_clocks(motion, times)
-    told = record.get("motion")
-    if isinstance(told, Mapping) and isinstance(told.get("frames"), list):
-        return _recorded(path, motion, record, told, len(times))
+    shown = record.get("motion")
+    if isinstance(shown, Mapping) and isinstance(shown.get("frames"), list):
+        return _recorded(path, motion, record, shown["frames"], shown.get("times"), len(times))
     return _of_older_record(path, motion, record, times)
 
 
-def _recorded(path: Path, motion: Motion, record: Mapping[str, Any], told: Mapping[str, Any], count: int) -> list[int]:
-    frames, clock = told["frames"], told.get("times")
+def _recorded(
+    path: Path, motion: Motion, record: Mapping[str, Any], frames: list[Any], clock: Any, count: int
+) -> list[int]:
     if len(frames) != count or not all(type(frame) is int and frame >= 0 for frame in frames):
-        raise Unmatched(f"the run record tells the motion's frames of {len(frames)} frames, the video has {count}")
+        raise Unmatched(f"the run record has {len(frames)} frames of the motion, the video has {count}")
     if clock is None or motion.times is None or _is_input(path, record):
         if max(frames) >= len(motion):
             raise Unmatched(f"the run record names frame {max(frames)} of the motion, {path.name} has {len(motion)}")
         return list(frames)
     if not isinstance(clock, list) or len(clock) != count:
-        raise Unmatched(f"the run record does not tell the motion's times of the {count} frames")
+        raise Unmatched(f"the run record lacks times of the {count} frames")
     if not all(isinstance(time, str) and _TIME.fullmatch(time) for time in clock):
-        raise Unmatched("the run record holds times that are no fractions")
+        raise Unmatched("the run record has times that are not fractions")
     return _at_times(motion, [Fraction(time) for time in clock])
 
 
 def _of_older_record(
     path: Path, motion: Motion, record: Mapping[str, Any], times: Sequence[Fraction | None]
 ) -> list[int]:
-    """Records before ``motion`` was among their keys."""
+    """Records of versions before ``motion`` was among their keys."""
     config = record.get("config")
     config = config if isinstance(config, Mapping) else {}
     first, _, last = str(config.get("frames", ":")).partition(":")
@@ -100,14 +101,14 @@ def _of_older_record(
         rate = record["output"].get("fps")
         rate = _rate_of(times) if rate is None else Fraction(_TIME.fullmatch(str(rate))[0])  # type: ignore[index]
     except (TypeError, ValueError):
-        raise Unmatched("the run record does not tell the range and the rate of its frames") from None
+        raise Unmatched("the run record lacks the range or the rate of its frames") from None
     indices = list(range(len(motion)))[slice(*bounds)]
     if motion.times is None:
         repeated = config.get("fps") is not None and not _is_input(path, record)
     else:
         repeated = rate is not None and not _is_regular(motion.times, rate)
     if repeated or len(indices) != len(times):
-        raise Unmatched("the run record is too old to tell which frame of the motion each frame shows")
+        raise Unmatched("the run record is too old to show which frame of the motion each frame has")
     return indices
 
 
@@ -123,16 +124,16 @@ def _by_clocks(motion: Motion, times: Sequence[Fraction | None]) -> list[int]:
     return _at_times(motion, [time - known[0] + motion.times[0] for time in known])
 
 
-def _at_times(motion: Motion, wanted: Sequence[Fraction]) -> list[int]:
+def _at_times(motion: Motion, requested: Sequence[Fraction]) -> list[int]:
     """The frame that the motion shows at each time; its last one stays for a mean span."""
     assert motion.times is not None
     times = motion.times
     span = (times[-1] - times[0]) / max(1, len(times) - 1) or Fraction(1, 30)
     slack = min(Fraction(1, 1000), span / 4)  # containers round times to their ticks
-    for time in wanted:
+    for time in requested:
         if not times[0] - slack <= time < times[-1] + span * Fraction(3, 2):
             raise Unmatched(f"the video shows the motion at {float(time):.3g} s, which the motion does not have")
-    return [max(0, bisect_right(times, time + slack) - 1) for time in wanted]
+    return [max(0, bisect_right(times, time + slack) - 1) for time in requested]
 
 
 def _rate_of(times: Sequence[Fraction | None]) -> Fraction | None:
@@ -147,7 +148,7 @@ def _is_regular(times: Sequence[Fraction], rate: Fraction) -> bool:
         return len(times) == 1
     own = (len(times) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else Fraction(0)
     even = all(abs(time - times[0] - index / rate) * rate < Fraction(1, 2) for index, time in enumerate(times))
-    return abs(own / rate - 1) <= _EQUAL and even
+    return abs(own / rate - 1) <= _TOLERANCE and even
 
 
 def _is_input(path: Path, record: Mapping[str, Any]) -> bool:

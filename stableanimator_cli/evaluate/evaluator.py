@@ -155,7 +155,7 @@ class Evaluator:
             )
         if "points" not in unavailable and not any(video.counts.get("keypoint_error") for video in videos):
             notes = (note for video in videos for note in video.notes if note.startswith(NO_POINTS))
-            reason = next(notes, "nobody is found in the videos or in what drove them")
+            reason = next(notes, "no person is found in the videos or in what drove them")
             add("keypoint_error", reason, "--poses MOTION")
         if all(video.frames < 3 for video in videos):
             add("flicker", "videos of fewer than three frames")

@@ -1,4 +1,4 @@
-"""Which frame of a prediction is compared with which of its ground truth: by number, never by order alone."""
+"""Matching of predicted frames with those of the ground truth: by number, never by order alone."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ Key = int | str
 class MatchedFrames:
     """Frames to compare: ``predicted`` and ``target`` are positions in each source, pair by pair in ascending order.
 
-    ``numbers`` rises by one from pair to pair and by more across a gap, so that no clip and no change is taken across
-    it. ``dropped_predicted`` and ``dropped_target`` name the frames without a counterpart.
+    ``numbers`` rise by one per pair and by more across a gap, which no clip and no change may span. The ``dropped``
+    frames have no counterpart.
     """
 
     predicted: tuple[int, ...]
@@ -42,19 +42,18 @@ class MatchedFrames:
 
 
 def match_frames(predicted: Clip, target: Clip, *, truncate: bool = False) -> MatchedFrames | None:
-    """Match the frames of two sources if one of them is a folder of pictures; None for two videos, whose frames are
-    numbered as they come.
+    """Match the frames of two sources if one is a folder of images; None for two videos, which are matched in order.
 
-    Pictures are matched by the number in their names, by the whole name if a folder has no such numbers. The frames of
-    a video are numbered from 0 or, beside a folder that has no picture 0, from the number that its pictures begin with.
-    Raises ``BadInput`` that lists frames without a counterpart unless ``truncate``, and if no frame has one.
+    Images are matched by the number in their names, or by the full name if a folder has no numbers. Frames of a video
+    are numbered from 0 or, beside a folder without an image 0, from the number of its first image. Raises ``BadInput``
+    with the frames without a counterpart unless ``truncate``, and if no frame has one.
     """
     names = [picture_names(clip.path) if clip.path.is_dir() else None for clip in (predicted, target)]
     if names[0] is None and names[1] is None:
         return None
     keys = _keys(predicted, target, *names)
     labels = [
-        own if own is not None else [f"frame {index}" for index in range(len(side))]
+        [f"frame {index}" for index in range(len(side))] if own is None else own
         for own, side in zip(names, keys, strict=True)
     ]
     positions = [{key: index for index, key in enumerate(side)} for side in keys]
@@ -86,14 +85,14 @@ def match_frames(predicted: Clip, target: Clip, *, truncate: bool = False) -> Ma
 
 
 def picture_names(folder: Path) -> list[str]:
-    """File names of a folder's pictures, in the order in which a clip of them is read."""
+    """File names of a folder's images, in the order in which they are read as a clip."""
     names = [e.name for e in folder.iterdir() if e.suffix.lower() in SUFFIXES and not e.name.startswith(".")]
     return sorted(names, key=natural_key)
 
 
 def numbers_of(names: Sequence[str]) -> list[int] | None:
-    """The frame number in each file name: the last group of digits that is not the same in all. None if the names have
-    no such group, or their numbers do not rise in the order in which they are read."""
+    """The frame number in each file name: the last group of digits that differs between names. None if there is no such
+    group, or the numbers do not rise in reading order."""
     groups = [re.findall(r"[0-9]+", Path(name).stem) for name in names]
     if not groups or len({len(own) for own in groups}) != 1 or not groups[0]:
         return None
@@ -111,35 +110,35 @@ def frames_at(clip: Clip, positions: Sequence[int] | None) -> Iterator[tuple[Any
     if positions is None:
         yield from clip.frames()
         return
-    wanted = set(positions)
+    requested = set(positions)
     for index, item in enumerate(clip.frames()):
-        if index in wanted:
+        if index in requested:
             yield item
         if index >= positions[-1]:
             return
 
 
 def _keys(
-    predicted: Clip, target: Clip, mine: list[str] | None, theirs: list[str] | None
+    predicted: Clip, target: Clip, names: list[str] | None, target_names: list[str] | None
 ) -> tuple[Sequence[Key], Sequence[Key]]:
-    if mine is not None and theirs is not None:
-        numbers = numbers_of(mine), numbers_of(theirs)
+    if names is not None and target_names is not None:
+        numbers = numbers_of(names), numbers_of(target_names)
         if numbers[0] is not None and numbers[1] is not None:
             return numbers[0], numbers[1]
-        return _stems(predicted.path, mine), _stems(target.path, theirs)
-    if mine is not None:
-        own = numbers_of(mine) or list(range(len(mine)))
+        return _stems(predicted.path, names), _stems(target.path, target_names)
+    if names is not None:
+        own = numbers_of(names) or list(range(len(names)))
         return own, _beside(own, target)
-    assert theirs is not None
-    own = numbers_of(theirs) or list(range(len(theirs)))
+    assert target_names is not None
+    own = numbers_of(target_names) or list(range(len(target_names)))
     return _beside(own, predicted), own
 
 
 def _beside(numbers: Sequence[int], video: Clip) -> range:
-    """Numbers of a video's frames beside a folder of numbered pictures."""
+    """Numbers of a video's frames beside a folder of numbered images."""
     count = video.count if video.count is not None else sum(1 for _ in video.frames())
-    whole = len(numbers) == count and numbers[-1] - numbers[0] + 1 == count
-    first = numbers[0] if whole else min(numbers[0], 1)
+    complete = len(numbers) == count and numbers[-1] - numbers[0] + 1 == count
+    first = numbers[0] if complete else min(numbers[0], 1)
     return range(first, first + count)
 
 

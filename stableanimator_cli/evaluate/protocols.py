@@ -1,12 +1,11 @@
-"""How two videos are brought together before anything is measured, word for word inside every result.
+"""Protocols of evaluation: how two videos are prepared for comparison. Each is written into its results in full.
 
-``disco256`` repeats what the evaluation code of Wang et al., "DisCo" (2023) does, which the papers of this field used,
-with the range mistakes kept where their numbers need them and named so. ``native`` measures what was made, as it is.
+``disco256`` repeats the evaluation code of Wang et al., "DisCo" (2023), which the papers of this field used, range
+mistakes included; metrics with such a mistake are named after it. ``native`` measures videos as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -19,9 +18,8 @@ SIDE = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalProtocol:
-    """Everything that a number depends on besides the videos. ``mean`` is the mean that tables show: of all ``frames``
-    (long videos weigh more) or of the ``videos``'. ``networks`` are the metrics that need one; ``table`` names the
-    columns, best known first."""
+    """Everything that scores depend on besides the videos. ``mean`` is the mean in tables: over all ``frames`` (long
+    videos weigh more) or over ``videos``. ``networks`` are the metrics that need one; ``table`` lists the columns."""
 
     name: Name
     crop: str
@@ -103,8 +101,10 @@ PROTOCOLS: dict[str, EvalProtocol] = {
 
 
 def centre_square(frame: np.ndarray, side: int) -> np.ndarray:
-    """The central square of uint8[h,w,3] at ``side`` x ``side``: what torchvision's ``RandomResizedCrop(side, (1, 1),
-    (1, 1))`` does to pictures that are no squares, and Pillow's bilinear filter, which averages when it shrinks."""
+    """The central square of uint8[h,w,3] at ``side`` x ``side``, by Pillow's antialiased bilinear filter.
+
+    Equals torchvision's ``RandomResizedCrop(side, (1, 1), (1, 1))`` for images that are not square.
+    """
     height, width = frame.shape[:2]
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2
@@ -112,6 +112,3 @@ def centre_square(frame: np.ndarray, side: int) -> np.ndarray:
     if short == side:
         return np.ascontiguousarray(square)
     return np.asarray(Image.fromarray(np.ascontiguousarray(square)).resize((side, side), Image.Resampling.BILINEAR))
-
-
-Prepare = Callable[[np.ndarray], np.ndarray]

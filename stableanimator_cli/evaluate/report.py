@@ -21,7 +21,7 @@ _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", 
 
 
 TOOL = f"{MARK} {__version__}"
-"""What the files say that they were written by."""
+"""The program, as files name it."""
 
 
 def files_of(output: Path) -> list[Path]:
@@ -30,17 +30,16 @@ def files_of(output: Path) -> list[Path]:
 
 
 def remove_unfinished(output: Path) -> None:
-    """Remove temporary files that a killed run left in the folder, which must be locked. Their names are those of
-    ``files.temporary_path``, with the number of a process that no longer exists."""
+    """Remove temporary files (``files.temporary_path``) of killed runs from the folder, which must be locked."""
     for folder in (output, output / "videos", output / "pictures", output / "media"):
         for path in folder.glob(".*.part"):
-            found = re.fullmatch(r"\..+\.(\d{1,9})\.part", path.name)
-            if found is not None and path.is_file() and not path.is_symlink() and not may_be_running(int(found[1])):
+            match = re.fullmatch(r"\..+\.(\d{1,9})\.part", path.name)
+            if match is not None and path.is_file() and not path.is_symlink() and not may_be_running(int(match[1])):
                 path.unlink(missing_ok=True)
 
 
 def write(scores: Scores) -> None:
-    """Write all but the page. Each file appears whole or not at all."""
+    """Write all files but the page, each atomically."""
     out = scores.output
     write_text(out / CURVES, "".join(
         json.dumps({"tool": TOOL, "name": video.name, "borders": list(video.borders), **video.curves}) + "\n"
@@ -55,19 +54,20 @@ def write(scores: Scores) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file that appears whole or not at all, and replaces only what ``sa`` wrote."""
-    with atomic_write(path, marked=True) as part, translate_os_errors(path):
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
+    """Write a text file atomically. It replaces only a file that ``sa`` wrote."""
+    with atomic_write(path, marked=True) as temp, translate_os_errors(path):
+        temp.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _plain(scores: Scores) -> tuple[list[str], list[list[str]]]:
-    """One line per metric, then one per video and metric, at full precision; the same for every further section, and
-    the lines of published tables. ``data`` says which videos if they are not the ones with a ground truth."""
+    """Columns and lines of ``scores.csv``: one line per metric, then one per video and metric, at full precision; the
+    same for every further section; and ``Scores.lines``. ``data`` names videos other than those with ground truth."""
     columns = ["video", "metric", "value", "low", "high", "n", "system", "data", "tool"]
-    system, driven = str(scores.about.get("model", "")), any(video.target is not None for video in scores.videos)
+    system = str(scores.about.get("model", ""))
+    has_target = any(video.target is not None for video in scores.videos)
     rows = [[*line, system, ""] for line in _of_rows(scores.rows)]
     for video in scores.videos:
-        data = "cross-identity" if driven and video.target is None else ""
+        data = "cross-identity" if has_target and video.target is None else ""
         rows += [[*line, system, data] for line in _of_video(video)]
     for section in scores.sections:
         rows += [[*line, section.system, section.data] for line in _of_rows(section.rows)]

@@ -16,7 +16,7 @@ from stableanimator_cli import html_pages
 from stableanimator_cli.evaluate.report import TOOL
 from stableanimator_cli.evaluate.scores import PAGE, Scores, number
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, Picture
+from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, WorstFrame
 from stableanimator_cli.metrics.result import METRICS
 
 _MAX_STRETCHES = 60  # of a long curve, two points each: the drawing is some 500 pixels wide
@@ -30,7 +30,7 @@ ORDER = ("csim_ref", "psnr", "face_rate", "keypoint_error", "seam_score", "flick
 """Metrics that decide which video is the worst: the first of these that the videos have."""
 
 
-def write_page(scores: Scores, images: Mapping[str, Sequence[Picture]]) -> None:
+def write_page(scores: Scores, images: Mapping[str, Sequence[WorstFrame]]) -> None:
     """Write the page. ``images`` are frames to show, by video."""
     metric, videos = worst_first(scores.videos)
     html_pages.write_page(
@@ -69,7 +69,7 @@ def _definitions(scores: Scores) -> Iterator[tuple[str, str]]:
         yield name, f"{row.spec.definition}. Source: {row.spec.source}." + (f" ({about})" if about else "")
 
 
-def _clip(scores: Scores, video: VideoScore, images: Sequence[Picture]) -> dict[str, Any]:
+def _clip(scores: Scores, video: VideoScore, images: Sequence[WorstFrame]) -> dict[str, Any]:
     file = f"{video.name}.mp4"
     numbers = [f"{key} {number(value)}" for key, value in video.values.items() if not math.isnan(value)]
     return {

@@ -1,4 +1,4 @@
-"""Where the windows and decoded chunks of a video meet, as its run record tells (``OUT.json`` of ``sa animate``)."""
+"""Run records (``OUT.json`` of ``sa animate``): borders of windows and decoded chunks, and the resizing."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from stableanimator_cli.metrics.seams import decode_borders, window_borders
 from stableanimator_cli.motion.geometry import Mode
 from stableanimator_cli.readers import read_json
 
-_MOST = 10_000_000  # frames of an output
+_MAX_FRAMES = 10_000_000
 _WINDOW = re.compile(r"window \d+: ([\d, -]+)")
 
 
 def read_record(video: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any] | None:
-    """The run record beside a video, None where there is none that is ours. ``warn`` is called with a sentence about a
-    file in its place that cannot be read, or is ours and damaged: it counts as none."""
+    """The run record beside a video, None if there is none of ours. ``warn`` gets a sentence about one that is damaged,
+    which counts as none."""
     path = video.with_suffix(".json")
     if video.is_dir() or not os.path.lexists(path):
         return None
@@ -41,33 +41,33 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def piece_borders(record: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """First frames of windows and chunks in the numbering of the output; None where the record does not tell."""
+    """First frames of windows and chunks, numbered as the output; None if the record lacks them."""
     config, frames = _table(record.get("config")), record["output"].get("frames")
     decode, stored = _table(config.get("decode")), record.get("windows")
     chunk, overlap = decode.get("chunk"), decode.get("overlap", 0)
-    if type(frames) is not int or not 0 < frames <= _MOST or not isinstance(stored, list):
+    if type(frames) is not int or not 0 < frames <= _MAX_FRAMES or not isinstance(stored, list):
         return None
     windows = [_frames(window, frames) for window in stored]
     if not windows or None in windows:
         return None
-    how = _table(config.get("windows"))
-    shift = int(how.get("anchor") == "reference")  # its frame 0 is not in the output
-    # windows that met elsewhere in every step have no border: what is left are those of decoded chunks
-    placed = [] if how.get("blend") == "shifted" else [window for window in windows if window]
-    found = {border - shift for border in window_borders(placed)}
+    options = _table(config.get("windows"))
+    shift = int(options.get("anchor") == "reference")  # its frame 0 is not in the output
+    # shifted windows meet elsewhere in every step and have no border: only decoded chunks have
+    placed = [] if options.get("blend") == "shifted" else [window for window in windows if window]
+    borders = {border - shift for border in window_borders(placed)}
     if type(chunk) is int and type(overlap) is int and chunk > overlap >= 0:
-        found |= set(decode_borders(frames, chunk, overlap))
-    return tuple(sorted(border for border in found if 1 <= border < frames))
+        borders |= set(decode_borders(frames, chunk, overlap))
+    return tuple(sorted(border for border in borders if 1 <= border < frames))
 
 
 def resize_mode(record: Mapping[str, Any] | None) -> Mode:
-    """How the motion was fitted to the output."""
+    """How the motion was resized to the output."""
     resize = _table((record or {}).get("config")).get("resize")
     return resize if isinstance(resize, str) and resize in get_args(Mode) else "crop"  # type: ignore[return-value]
 
 
 def _frames(window: Any, count: int) -> list[int] | None:
-    """Frames of a window, a list or as older versions wrote it: ``window 2: 0, 13-27`` -> [0, 13, ..., 27].
+    """Frames of a window: a list or, of older versions, ``window 2: 0, 13-27`` -> [0, 13, ..., 27].
 
     None for anything else, and for frames beyond the ``count`` of the output.
     """

@@ -1,4 +1,4 @@
-"""From videos to a table: both means, intervals over videos, and what is missing, all under the metrics' names."""
+"""Scores of videos summarised per metric: both means, intervals over videos, and what is missing."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ JSON, CURVES, CSV, LATEX, PAGE = "scores.json", "curves.jsonl", "scores.csv", "s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One metric over all videos. ``shown`` is the mean that the protocol asks for, ``interval`` its 95 % interval over
-    videos by ``method``, None if fewer than five videos have a value."""
+    """One metric over all videos. ``shown`` is the protocol's mean, ``interval`` its 95 % interval over videos by
+    ``method``, None if fewer than five videos have a value."""
 
     spec: MetricSpec
     shown: float
@@ -59,8 +59,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """Further rows of an evaluation: another ``system``'s, or of videos without ground truth (``data`` says so).
-    ``videos`` are those that ``Scores.videos`` does not have."""
+    """Further rows of an evaluation: another ``system``'s, or of other ``data`` (videos without ground truth).
+    ``videos`` are those that ``Scores.videos`` lacks."""
 
     system: str
     data: str
@@ -70,10 +70,11 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """A finished evaluation. ``output`` is the folder with ``scores.json``, ``scores.csv``, ``scores.tex`` and
-    ``report.html``; ``tables`` further tables for the terminal, (title, columns, rows). ``rows`` are of the videos that
-    have a ground truth if any has one. ``failed`` videos could not be scored; the exit code is then 7. ``sections`` and
-    ``lines`` (video, metric, value, low, high, n, system, data) are further contents of ``scores.csv``."""
+    """A finished evaluation in the folder ``output``. ``rows`` are of videos with ground truth if any has one.
+
+    ``tables`` are further tables for the terminal. ``sections`` and ``lines`` (video, metric, value, low, high, n,
+    system, data) are further contents of ``scores.csv``. If videos ``failed``, the exit code is 7.
+    """
 
     output: Path
     protocol: EvalProtocol
@@ -124,8 +125,8 @@ class Scores:
         return shown
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Columns and rows for people, a metric a row, those of the protocol's table first. What only repeats published
-        arithmetic is left to the files where the protocol does not ask for it."""
+        """Columns and rows for people, one row per metric, those of the protocol's table first. DisCo's arithmetic is
+        left to the files unless the protocol has it."""
         first = [name for name in self.protocol.table if name in self.rows]
         rest = [name for name in self.rows if name not in first and "disco" not in name]
         rows = []
@@ -158,10 +159,10 @@ def number(value: float) -> str:
 def summarise(
     videos: Sequence[VideoScore], rules: EvalProtocol, *, about: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Row]:
-    """Rows of the metrics that any video has a value of, in the registry's order; ``about``: networks by metric.
+    """Rows of the metrics that any video has a value of, in the registry's order. ``about``: networks by metric.
 
-    A video that equals its ground truth frame by frame has an infinite PSNR: it is left out of the mean and counted,
-    unless all are such.
+    A video that equals its ground truth has an infinite PSNR. It is left out of the mean and counted, unless all are
+    equal.
     """
     names = {name for video in videos for name in video.values}
     rows = {}
@@ -171,10 +172,10 @@ def summarise(
         known = ~np.isnan(values)
         if not known.any():
             continue
-        more = dict(about.get(name, {}))
+        details = dict(about.get(name, {}))
         if name == "psnr" and any(video.identical_frames for video in videos):
-            more["identical_frames"] = sum(video.identical_frames for video in videos)
-            more["identical_videos"] = int(np.isinf(values).sum())
+            details["identical_frames"] = sum(video.identical_frames for video in videos)
+            details["identical_videos"] = int(np.isinf(values).sum())
             known = np.isfinite(values) if np.isfinite(values).any() else known
         weights = np.where(known, counts, 0)
         pooled = _mean(values[known], weights[known])
@@ -191,22 +192,22 @@ def summarise(
             interval=interval,
             videos=int(known.sum()),
             count=int(weights.sum()),
-            about=more,
+            about=details,
         )
     return rows
 
 
 def within(spec: MetricSpec, interval: tuple[float, float] | None) -> tuple[float, float] | None:
-    """An interval without what lies outside the metric's range."""
-    found = _RANGE.match(spec.range)
-    if interval is None or found is None:
+    """An interval clipped to the metric's range."""
+    limits = _RANGE.match(spec.range)
+    if interval is None or limits is None:
         return interval
-    low, high = float(found[1]), float(found[2]) if found[2] else math.inf
+    low, high = float(limits[1]), float(limits[2]) if limits[2] else math.inf
     return max(low, interval[0]), min(high, interval[1])
 
 
 def row_of(value: Value, interval: tuple[float, float] | None, videos: int) -> Row:
-    """A metric that is only defined of all videos together, as the Frechet distances are."""
+    """Row of a metric that is only defined for all videos together: a Frechet distance."""
     return Row(
         spec=METRICS[value.metric],
         shown=value.pooled,
@@ -223,8 +224,8 @@ def row_of(value: Value, interval: tuple[float, float] | None, videos: int) -> R
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:
     if not weights.sum():
         return math.nan
-    kept = weights > 0
-    return float((values[kept] * weights[kept]).sum() / weights[kept].sum())
+    counted = weights > 0
+    return float((values[counted] * weights[counted]).sum() / weights[counted].sum())
 
 
 def video_json(video: VideoScore) -> dict[str, Any]:

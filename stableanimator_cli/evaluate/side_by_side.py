@@ -1,6 +1,7 @@
-"""What was made beside the truth, as a video for the report, and the frame that came out worst as a picture.
+"""Videos of prediction and ground truth side by side, and images of the worst frames, for the report.
 
-Both lie in folders beside the page and are linked from it: a page of 1,000 videos must not carry their pictures.
+Both are in folders beside the page, which links them: a page of 1,000 videos must stay small. They are decoded in a
+pass of their own, since the worst frames are known only after the scores.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from stableanimator_cli.media.image import save_image
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS  # folders of pictures have no clock
 
 FOLDER, PICTURES = "videos", "pictures"
-_WIDEST = 512  # pixels of one side of a picture in the page
+_MAX_SIDE = 512  # pixels of each video's part of an image
 _TAG = "sa.pair"
 _SIGNS = (("csim_ref", "least like the reference"), ("psnr", "farthest from the ground truth"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """A frame as a JPEG in ``PICTURES``, and why it is shown."""
+class WorstFrame:
+    """A frame as a JPEG, and why it is shown."""
 
     frame: int
     why: str
@@ -39,46 +40,45 @@ class Picture:
 
 
 def files_of(name: str, out: Path) -> list[Path]:
-    """The files that ``write_pair`` may write of a video."""
+    """The files that ``write_pair`` may write for a video."""
     return [out / FOLDER / f"{name}.mp4", *(out / PICTURES / f"{name}.{metric}.jpg" for metric, _ in _SIGNS)]
 
 
-def write_pair(video: VideoScore, out: Path) -> list[Picture]:
-    """Write ``videos/NAME.mp4``, the prediction at the left, and ``pictures/NAME.METRIC.jpg``, its worst frames, which
-    are given. A video that exists and whose tag names the same frames of the same sources is left as it is."""
-    worst = _worst(video)
+def write_pair(video: VideoScore, out: Path) -> list[WorstFrame]:
+    """Write ``videos/NAME.mp4``, the prediction on the left, and ``pictures/NAME.METRIC.jpg``, its worst frames.
+
+    An existing video is reused if its tag names the same frames of the same sources.
+    """
+    worst = _find_worst(video)
     path = out / FOLDER / f"{video.name}.mp4"
     check_replaceable(*files_of(video.name, out))
     sources = _digest(video)
-    kept = path.is_file() and _tag_of(path) == sources
-    rows = _rows(video)
-    first = next(rows)
-    height, width = first.shape[:2]
-    pictures: list[Picture] = []
+    frames = _frames(video)
+    images: list[WorstFrame] = []
 
-    def see(index: int, row: np.ndarray) -> None:
+    def save_if_worst(index: int, frame: np.ndarray) -> None:
         if index in worst:
             metric, why = worst[index]
-            picture = Picture(frame=index, why=why, path=out / PICTURES / f"{video.name}.{metric}.jpg")
-            _write(picture.path, row)
-            pictures.append(picture)
+            image = WorstFrame(frame=index, why=why, path=out / PICTURES / f"{video.name}.{metric}.jpg")
+            _save_thumbnail(image.path, frame)
+            images.append(image)
 
-    if kept:
-        for index, row in enumerate(_again(first, rows)):
-            see(index, row)
-            if index >= max(worst, default=-1):
-                break
-        return pictures
+    if path.is_file() and _tag_of(path) == sources:
+        for index, frame in enumerate(itertools.islice(frames, max(worst, default=-1) + 1)):
+            save_if_worst(index, frame)
+        return images
+    first = next(frames)
+    height, width = first.shape[:2]
     fps = open_clip(video.pair.predicted).fps or UNTIMED_FPS
     with VideoWriter(path, (width, height), fps, preset="veryfast", crf=20, tag={_TAG: sources}) as writer:
-        for index, row in enumerate(_again(first, rows)):
-            writer.write(row)
-            see(index, row)
-    return pictures
+        for index, frame in enumerate(itertools.chain([first], frames)):
+            writer.write(frame)
+            save_if_worst(index, frame)
+    return images
 
 
 def _digest(video: VideoScore) -> str:
-    """What decides the pixels of the side-by-side video."""
+    """Digest of everything that determines the pixels of the side-by-side video."""
     still = None if video.target is not None or video.pair.reference is None else sha256_of(video.pair.reference)
     matched = None if video.matched is None else [video.matched.predicted, video.matched.target]
     sides = [None if side is None else side.get("sha256") for side in (video.predicted, video.target)]
@@ -93,48 +93,42 @@ def _tag_of(path: Path) -> str | None:
         return None
 
 
-def _again(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from rest
-
-
-def _worst(video: VideoScore) -> dict[int, tuple[str, str]]:
-    """Frame -> the first metric that it is worst by, and why it is shown in words: the lowest points of the curves that
-    say how good a frame is."""
-    found: dict[int, tuple[str, str]] = {}
+def _find_worst(video: VideoScore) -> dict[int, tuple[str, str]]:
+    """Frame -> the first metric that is lowest there, and a caption."""
+    worst: dict[int, tuple[str, str]] = {}
     for name, why in _SIGNS:
         points = [(value, frame) for frame, value in enumerate(video.curves.get(name, ())) if value is not None]
         if points:
             value, frame = min(points)
             text = f"frame {frame}: {why} ({name} {value:.4g})"
-            found[frame] = (found[frame][0], f"{found[frame][1]}; {text}") if frame in found else (name, text)
-    return found
+            worst[frame] = (worst[frame][0], f"{worst[frame][1]}; {text}") if frame in worst else (name, text)
+    return worst
 
 
-def _rows(video: VideoScore) -> Iterator[np.ndarray]:
-    """Prediction and ground truth (or the reference picture) side by side, at the prediction's size, sides even."""
+def _frames(video: VideoScore) -> Iterator[np.ndarray]:
+    """Prediction and ground truth (or the reference image) side by side, at the prediction's size, with even sides."""
     clip, matched = open_clip(video.pair.predicted), video.matched
     size = clip.size
     if video.pair.target is not None:
         target = frames_at(open_clip(video.pair.target), None if matched is None else matched.target)
         others: Iterator[np.ndarray] = (frame for _, frame in target)
     else:
-        still = None if video.pair.reference is None else _sized(read_picture(video.pair.reference), size)
+        still = None if video.pair.reference is None else _resized(read_picture(video.pair.reference), size)
         blank = np.zeros((size[1], size[0], 3), np.uint8)
         others = itertools.repeat(blank if still is None else still)
     predicted = frames_at(clip, None if matched is None else matched.predicted)
     for (_, frame), other in zip(predicted, others, strict=False):
-        row = np.concatenate([frame, _sized(other, size)], axis=1)
+        row = np.concatenate([frame, _resized(other, size)], axis=1)
         yield np.pad(row, ((0, row.shape[0] % 2), (0, row.shape[1] % 2), (0, 0)))
 
 
-def _sized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if frame.shape[1::-1] == size:
         return frame
     return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BILINEAR))
 
 
-def _write(path: Path, row: np.ndarray) -> None:
-    picture = Image.fromarray(row)
-    picture.thumbnail((2 * _WIDEST, _WIDEST))
-    save_image(path, picture, "JPEG", quality=80)
+def _save_thumbnail(path: Path, frame: np.ndarray) -> None:
+    image = Image.fromarray(frame)
+    image.thumbnail((2 * _MAX_SIDE, _MAX_SIDE))
+    save_image(path, image, "JPEG", quality=80)

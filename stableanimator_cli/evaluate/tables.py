@@ -1,5 +1,5 @@
 """Published tables of Tu et al., "StableAnimator: High-Quality Identity-Preserving Human Image Animation" (2024), as
-printed, and our rows in their columns. A published number is never ours and is always marked so.
+printed, with measured rows in their columns. Published numbers are always marked.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ FOOTNOTES = (
     "measured PSNR is the overflow that explains the published TikTok column: 8-bit arithmetic that wraps, never below "
     "24.17 dB. Published values below that floor (22.94 on Unseen100, and several of Tables 2 to 5) cannot be that "
     "metric: on Unseen100 PSNR has another, unpublished definition.",
-    "L1 of order 1e-4 implies frames of about 256x256, while memory is told for 576x1024.",
+    "L1 of order 1e-4 implies frames of about 256x256, while memory is given for 576x1024.",
     "FVD 326.57 (TikTok) stands in two rows, MimicMotion and ControlNeXt: probably a slip. Two L1 values of the TikTok "
     "column, 2.66 and 2.87, are both set bold as the best.",
     "The text's gains in CSIM over Unianimate, 36.9 % and 45.8 %: the differences are 0.352 and 0.458.",
@@ -123,8 +123,8 @@ FOOTNOTES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRow:
-    """One measured row: a name, metrics, the peak of memory for 16 frames in bytes (None if it is not known), and the
-    names of the videos, which are never the paper's: those are not published."""
+    """One measured row: a system's name, its metrics, peak bytes for 16 frames (None if unknown), and its videos, which
+    are never the paper's: those are not published."""
 
     name: str
     rows: Mapping[str, Row]
@@ -136,110 +136,128 @@ class TableRow:
         return f"{self.name} ({_measured(len(self.videos))})"
 
 
-def table1(bench: str, ours: Sequence[TableRow]) -> Table:
-    """All nine published systems, then ours. ``bench`` chooses the published column; on other data both are shown, for
-    orders of magnitude only."""
-    kept = (PUBLISHED_COLUMN[bench],) if bench in PUBLISHED_COLUMN else (0, 1)
+Measured = Mapping[str, tuple[Mapping[str, Row], Mapping[str, tuple[float, float]]]]
+"""Variant -> its rows, and intervals by metric."""
+
+
+def table1(bench: str, measured: Sequence[TableRow]) -> Table:
+    """All nine published systems, then measured ones. ``bench`` selects the published column; for other data both are
+    shown, for orders of magnitude only."""
+    selected = (PUBLISHED_COLUMN[bench],) if bench in PUBLISHED_COLUMN else (0, 1)
     lines = []
     for system, columns in TABLE1.items():
-        cells = []
-        for place in range(len(COLUMNS)):
-            cells.append(" / ".join(_cell(place, float(columns[k][place])) for k in kept))  # type: ignore[arg-type]
+        cells = [
+            " / ".join(_published_cell(column, float(columns[k][index])) for k in selected)  # type: ignore[arg-type]
+            for index, column in enumerate(COLUMNS)
+        ]
         lines.append([f"{system} {PUBLISHED}", *cells, columns[2]])
-    lines += [[row.label, *(ours_cell(row.rows, column) for column in COLUMNS), memory(row.memory)] for row in ours]
+    lines += [[r.label, *(measured_cell(r.rows, column) for column in COLUMNS), memory(r.memory)] for r in measured]
     data = {"tiktok": "TikTok", "unseen100": "Unseen100"}.get(bench, "TikTok / Unseen100")
-    names = next((row.videos for row in ours if row.videos), ())
-    own = f"; measured rows on other data: {_videos(len(names))} of bench {bench} ({_some(names)})" if ours else ""
+    names = next((row.videos for row in measured if row.videos), ())
+    own = f"; measured rows on other data: {_videos(len(names))} of bench {bench} ({_some(names)})" if measured else ""
     return f"Table 1: {data} as published{own}", ["model", *COLUMNS, MEMORY], lines
 
 
-def ablation(
-    table: str,
-    measured: Mapping[str, tuple[Mapping[str, Row], Mapping[str, tuple[float, float]]]],
-    videos: Sequence[str] = (),
-) -> Table:
-    """Each variant's line measured here, with its interval, then its published line. ``measured``: variant -> (rows,
-    intervals by metric) over ``videos``; a variant without a model folder has only its published line."""
+def ablation(table: str, measured: Measured, videos: Sequence[str] = ()) -> Table:
+    """Each variant's measured line, with intervals over ``videos``, then its published line. A variant without a model
+    folder has only the latter."""
     lines = []
     for variant, (title, published) in ABLATIONS[table].items():
         own = OWN_TITLES.get(variant, title)
         if variant in measured:
             rows, intervals = measured[variant]
             label = f"{own} ({_measured(max((row.videos for row in rows.values()), default=0))})"
-            lines.append([label, *(ours_cell(rows, column, intervals) for column in ABLATION_COLUMNS)])
+            lines.append([label, *(measured_cell(rows, column, intervals) for column in ABLATION_COLUMNS)])
         else:
             lines.append([f"{own}: no folder {MADE_OF.get(variant, variant)}/", *["" for _ in ABLATION_COLUMNS]])
-        shown = [_cell(COLUMNS.index(column), value) for column, value in zip(ABLATION_COLUMNS, published, strict=True)]
-        lines.append([f"{title} {PUBLISHED}", *shown])
+        lines.append([f"{title} {PUBLISHED}", *map(_published_cell, ABLATION_COLUMNS, published)])
     own = f"; measured rows on other data: {_videos(len(videos))} ({_some(videos)})" if videos else ""
     return f"Table {table[5:]} († published, on Unseen100{own})", ["variant", *ABLATION_COLUMNS], lines
 
 
-def ours_cell(rows: Mapping[str, Row], column: str, intervals: Mapping[str, tuple[float, float]] | None = None) -> str:
-    """The value of a column, with the interval where one is known; its metric is said where it is not the column's."""
-    for position, name in enumerate(METRICS[column]):
-        if name in rows:
-            text = number(rows[name].shown)
-            interval = rows[name].interval if intervals is None else intervals.get(name)
-            if interval is not None:
-                text += f" [{number(interval[0])}, {number(interval[1])}]"
-            return text + (f" {name}" if position else "")
-    return "–"
+def measured_cell(
+    rows: Mapping[str, Row], column: str, intervals: Mapping[str, tuple[float, float]] | None = None
+) -> str:
+    """The value of a column with its interval, followed by its metric if that is not the column's first choice."""
+    name = _metric_of(column, rows)
+    if name is None:
+        return "–"
+    text = number(rows[name].shown)
+    interval = rows[name].interval if intervals is None else intervals.get(name)
+    if interval is not None:
+        text += f" [{number(interval[0])}, {number(interval[1])}]"
+    return text if name == METRICS[column][0] else f"{text} {name}"
 
 
 def published_lines(bench: str) -> list[list[str]]:
     """The published rows of Table 1 as lines of ``scores.csv``: video, metric, value, low, high, n, system, data."""
     lines = []
-    for place, data in ((0, "TikTok"), (1, "Unseen100")):
-        if bench in PUBLISHED_COLUMN and PUBLISHED_COLUMN[bench] != place:
+    for index, data in ((0, "TikTok"), (1, "Unseen100")):
+        if PUBLISHED_COLUMN.get(bench, index) != index:
             continue
         for system, columns in TABLE1.items():
-            values = [float(value) for value in columns[place]]  # type: ignore[union-attr]
-            values[0] *= 1e-4
-            lines += [
-                ["", column, f"{value:.6g}", "", "", "", system, f"Table 1, {data}, published"]
-                for column, value in zip(COLUMNS, values, strict=True)
-                if not math.isnan(value)
-            ]
-            lines.append(["", MEMORY, columns[2], "", "", "", system, f"Table 1, {data}, published"])
+            source = f"Table 1, {data}, published"
+            lines += _published_lines(COLUMNS, columns[index], system, source)  # type: ignore[arg-type]
+            lines.append(["", MEMORY, columns[2], "", "", "", system, source])
     return lines
 
 
 def measured_lines(row: TableRow) -> list[list[str]]:
     """A measured row of Table 1 as lines of ``scores.csv``; a column names its metric in brackets."""
     data = f"Table 1, {_measured(len(row.videos))}"
-    lines = []
-    for column in COLUMNS:
-        name = next((name for name in METRICS[column] if name in row.rows), None)
-        if name is not None:
-            one = row.rows[name]
-            low, high = ("", "") if one.interval is None else map(repr, one.interval)
-            lines.append(["", f"{column} ({name})", repr(one.shown), low, high, str(one.count), row.name, data])
+    intervals = {name: one.interval for name, one in row.rows.items() if one.interval is not None}
+    lines = [_measured_line(column, row.rows, intervals, row.name, data) for column in COLUMNS]
     if row.memory is not None:
         lines.append(["", MEMORY, memory(row.memory), "", "", "", row.name, data])
-    return lines
+    return [line for line in lines if line]
 
 
-def ablation_lines(
-    table: str, measured: Mapping[str, tuple[Mapping[str, Row], Mapping[str, tuple[float, float]]]]
-) -> list[list[str]]:
+def ablation_lines(table: str, measured: Measured) -> list[list[str]]:
     """The rows of an ablation as lines of ``scores.csv``; ``system`` is the variant."""
     lines = []
     for variant, (_, published) in ABLATIONS[table].items():
         rows, intervals = measured.get(variant, ({}, {}))
         for column in ABLATION_COLUMNS:
-            name = next((name for name in METRICS[column] if name in rows), None)
-            if name is not None:
-                one = rows[name]
-                low, high = map(repr, intervals[name]) if name in intervals else ("", "")
-                data = f"Table {table[5:]}, {_measured(one.videos)}"
-                lines.append(["", f"{column} ({name})", repr(one.shown), low, high, str(one.count), variant, data])
-        values = [published[0] * 1e-4, *published[1:]]
-        lines += [
-            ["", column, f"{value:.6g}", "", "", "", variant, f"Table {table[5:]}, Unseen100, published"]
-            for column, value in zip(ABLATION_COLUMNS, values, strict=True)
-        ]
-    return lines
+            name = _metric_of(column, rows)
+            videos = 0 if name is None else rows[name].videos
+            lines.append(_measured_line(column, rows, intervals, variant, f"Table {table[5:]}, {_measured(videos)}"))
+        lines += _published_lines(ABLATION_COLUMNS, published, variant, f"Table {table[5:]}, Unseen100, published")
+    return [line for line in lines if line]
+
+
+def memory(peak: int | None) -> str:
+    """Bytes as gigabytes of 2^30."""
+    return "–" if peak is None else f"{peak / 2**30:.2f}G"
+
+
+def _metric_of(column: str, rows: Mapping[str, Row]) -> str | None:
+    return next((name for name in METRICS[column] if name in rows), None)
+
+
+def _measured_line(
+    column: str, rows: Mapping[str, Row], intervals: Mapping[str, tuple[float, float]], system: str, data: str
+) -> list[str]:
+    """Empty if no metric of the column was computed."""
+    name = _metric_of(column, rows)
+    if name is None:
+        return []
+    low, high = map(repr, intervals[name]) if name in intervals else ("", "")
+    return ["", f"{column} ({name})", repr(rows[name].shown), low, high, str(rows[name].count), system, data]
+
+
+def _published_lines(columns: Sequence[str], values: Sequence[float], system: str, data: str) -> list[list[str]]:
+    return [
+        ["", column, f"{value * 1e-4 if column == 'L1' else value:.6g}", "", "", "", system, data]
+        for column, value in zip(columns, map(float, values), strict=True)
+        if not math.isnan(value)
+    ]
+
+
+def _published_cell(column: str, value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    digits = 3 if column in ("SSIM", "LPIPS", "CSIM") else 2
+    return f"{value:.{digits}f}" + ("E-4" if column == "L1" else "")
 
 
 def _measured(count: int) -> str:
@@ -253,15 +271,3 @@ def _videos(count: int) -> str:
 def _some(names: Sequence[str]) -> str:
     rest = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def memory(peak: int | None) -> str:
-    """Bytes as gigabytes of 2^30."""
-    return "–" if peak is None else f"{peak / 2**30:.2f}G"
-
-
-def _cell(place: int, value: float) -> str:
-    if math.isnan(value):
-        return "–"
-    digits = 3 if COLUMNS[place] in ("SSIM", "LPIPS", "CSIM") else 2
-    return f"{value:.{digits}f}" + ("E-4" if place == 0 else "")

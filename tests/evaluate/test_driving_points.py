@@ -119,12 +119,12 @@ def test_an_older_record_works_where_nothing_was_repeated(tmp_path: Path) -> Non
         assert _shown(poses, record, len(expected)) == list(expected)
     record = _record(_driven(poses, Fraction(15), None), poses, fps="15")
     del record["motion"]
-    with pytest.raises(Unmatched, match="too old to tell"):
+    with pytest.raises(Unmatched, match="too old to show"):
         _shown(poses, record, 10)
     irregular = _motion(tmp_path / "b.npz", IRREGULAR)
     record = _record(_driven(irregular, None, None), irregular)
     del record["motion"]
-    with pytest.raises(Unmatched, match="too old to tell"):
+    with pytest.raises(Unmatched, match="too old to show"):
         _shown(irregular, record, record["output"]["frames"])
 
 
@@ -168,6 +168,6 @@ def test_a_motion_that_cannot_be_matched_is_missing_with_its_reason(tmp_path: Pa
     scores = run(flags=given, animate=lambda flags, settings: None)
     assert isinstance(scores, Scores)
     assert "keypoint_error" not in scores.rows
-    assert any("too old to tell" in note for note in scores.videos[0].notes)
+    assert any("too old to show" in note for note in scores.videos[0].notes)
     assert any("too old" in one.reason for one in scores.missing if one.metric == "keypoint_error")
     assert next(iter(open_clip(video).frames()))[1].shape == (64, 64, 3)

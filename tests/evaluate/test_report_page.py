@@ -19,7 +19,7 @@ from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.evaluate.report_html import write_page
 from stableanimator_cli.evaluate.scores import PAGE, Scores, summarise
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.evaluate.side_by_side import Picture, write_pair
+from stableanimator_cli.evaluate.side_by_side import WorstFrame, write_pair
 from tests.evaluate.samples import drawn, write
 
 VIDEOS, FRAMES = 1000, 300
@@ -56,7 +56,7 @@ def _written(out: Path, count: int) -> Scores:
         (out / "videos" / f"{one.name}.mp4").hardlink_to(out / "videos" / "first.mp4")
         beside = picture.path.with_name(f"{one.name}.psnr.jpg")
         beside.hardlink_to(picture.path)
-        pictures[one.name] = [Picture(frame=1, why=picture.why, path=beside)]
+        pictures[one.name] = [WorstFrame(frame=1, why=picture.why, path=beside)]
     rules = PROTOCOLS["native"]
     scores = Scores(
         output=out, protocol=rules, rows=summarise(videos, rules, about={}), missing=(),

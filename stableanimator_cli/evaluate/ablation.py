@@ -132,8 +132,10 @@ def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -
 
 
 def _over_seeds(runs: Sequence[SystemScores], weighted: bool) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:
-    """Rows of means over seeds, with intervals over videos, of which each counts with its mean over seeds. ``weighted``:
-    the mean is over frames. Metrics of sets have the range over seeds instead."""
+    """Rows of means over seeds, with intervals over videos, each of which counts with its mean over seeds.
+
+    ``weighted``: the mean is over frames. Metrics of sets have the range over seeds instead of an interval.
+    """
     known = set.intersection(*({video.name for video in run.videos} for run in runs))
     shared = [[video for video in run.videos if video.name in known] for run in runs]
     rows: dict[str, Row] = {}

@@ -57,3 +57,19 @@ def test_help_loads_nothing_heavy(args: tuple[str, ...]) -> None:
 )
 def test_who_mistypes_does_not_wait_for_torch(args: tuple[str, ...], code: int) -> None:
     assert loaded_by("animate", *args, "--model", "puppet", code=code).isdisjoint({"torch", "diffusers", "insightface"})
+
+
+@pytest.mark.parametrize(
+    ("args", "code"),
+    [
+        (("nowhere", "-o", "run", "--steps", "1"), 3),
+        (("tests", "-o", "run"), 2),
+        (("tests", "-o", "run", "--steps", "1", "--sharding", "full"), 2),
+        (("tests", "-o", "tests/train", "--steps", "1"), 3),
+        (("--resume", "tests"), 3),
+        (("--resume", "tests", "--export", "model", "-o", "tests"), 3),
+    ],
+)
+def test_a_mistyped_training_does_not_wait_for_torch(args: tuple[str, ...], code: int) -> None:
+    loaded = loaded_by("train", *args, *(() if "--export" in args else ("--model", "puppet")), code=code)
+    assert loaded.isdisjoint({"torch", "diffusers", "accelerate", "onnxruntime"})

@@ -182,15 +182,18 @@ def _table(config: Any, path: tuple[str, ...]) -> list[str]:
                 tables += ["", f"[[{name}]]", *_table(row, ())]
         elif value is not None:
             dump = item.metadata.get("dump")
-            lines.append(f"{item.name} = {_literal(dump(value) if dump else value)}")
+            lines.append(f"{item.name} = {toml_literal(dump(value) if dump else value)}")
     return lines + tables
 
 
-def _literal(value: Any) -> str:
+def toml_literal(value: Any) -> str:
+    """One value as TOML. Raises ``TypeError`` for a type that TOML has no form for."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_literal, value))}]"
     if isinstance(value, str | Path | Fraction):
         # JSON's escapes are a subset of TOML's, except for DEL, which JSON leaves bare and TOML forbids
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

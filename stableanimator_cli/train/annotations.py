@@ -7,7 +7,6 @@ reference implementation hold images of them (``reference_layout``). Nothing is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -21,27 +20,6 @@ from stableanimator_cli.motion.track import largest
 from stableanimator_cli.records import ChannelOrder, Motion
 
 CELL = 8  # pixels per latent cell
-
-
-class ClipAnnotations(Protocol):
-    """Annotations of one clip. ``size`` is (width, height)."""
-
-    faces: Faces
-
-    def skeleton(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
-        """Skeletons of all people in a frame, uint8[h,w,3] RGB."""
-        ...
-
-    def mask(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
-        """Face mask of a frame in latent cells, uint8[h/8,w/8], 255 inside a face."""
-        ...
-
-    def face_box(self, frame: int) -> np.ndarray | None:
-        """Face of the main person as (x0, y0, x1, y1) in pixels of the clip, None if no face is visible."""
-        ...
-
-    @property
-    def nbytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +69,7 @@ def latent_mask(mask: np.ndarray, transform: ResizeTransform) -> np.ndarray:
 
 
 class MotionAnnotations:
-    """Annotations drawn from keypoints, like in ``sa animate``."""
+    """Annotations drawn from keypoints, like in ``sa animate``. ``size`` is (width, height)."""
 
     def __init__(self, motion: Motion, table: FaceTable) -> None:
         self._motion = motion
@@ -102,17 +80,20 @@ class MotionAnnotations:
         self._table = table if len(table) else None
 
     def skeleton(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
+        """Skeletons of all people in a frame, uint8[h,w,3] RGB."""
         people = self._motion.keypoints[frame][self._motion.present[frame]]
         people[..., :2] = resize_transform(self._motion.size, size, mode).apply_points(people[..., :2])
         return draw_skeleton(people, size)
 
     def mask(self, frame: int, size: tuple[int, int], mode: Mode) -> np.ndarray:
+        """Face mask of a frame in latent cells, uint8[h/8,w/8], 255 inside a face."""
         boxes = self._boxes(frame) if self._table is None else self._table.boxes[self._table.at(frame)]
         if not np.isfinite(boxes).any():
             return np.zeros((size[1] // CELL, size[0] // CELL), np.uint8)
         return latent_mask(face_mask(boxes, self._motion.size), resize_transform(self._motion.size, size, mode))
 
     def face_box(self, frame: int) -> np.ndarray | None:
+        """Face of the main person as (x0, y0, x1, y1) in pixels of the clip, None if no face is visible."""
         if not self._motion.present[frame, self._main]:
             return None
         box = self._boxes(frame)[self._main]

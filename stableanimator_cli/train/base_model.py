@@ -16,6 +16,7 @@ from typing import Any
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue.schema import FILE_NAME
+from stableanimator_cli.config.schema import toml_literal
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.records import ModelFolder
@@ -75,10 +76,9 @@ def model_toml(
     training: Mapping[str, Any],
 ) -> str:
     """Text of a ``model.toml``: components by role as (file, config), files as (path, bytes, sha256)."""
-    lines = [f"name = {_text(name)}", f"summary = {_text(summary)}", 'task = "animate"']
-    lines += [f"licence = {_text(model.licence)}", f"source = {_text(SOURCE)}"]
-    lines += [f"face_channel_order = {_text(model.face_channel_order)}"]
-    lines += [f"needs = [{', '.join(map(_text, needs))}]"]
+    top = {"name": name, "summary": summary, "task": "animate", "licence": model.licence, "source": SOURCE}
+    top |= {"face_channel_order": model.face_channel_order, "needs": list(needs)}
+    lines = [f"{key} = {toml_literal(value)}" for key, value in top.items()]
     lines += _table("[defaults]", defaults)
     for role, (file, config) in components.items():
         lines += _table(f"[components.{role}]", {"file": file, "config": config})
@@ -94,19 +94,7 @@ def table_text(name: str, values: Mapping[str, Any]) -> str:
 
 def _table(head: str, values: Mapping[str, Any]) -> list[str]:
     present = {key: value for key, value in values.items() if value is not None}
-    return ["", head, *(f"{key} = {_value(value)}" for key, value in present.items())] if present else []
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value) if isinstance(value, int | float) else _text(str(value))
-
-
-def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return ["", head, *(f"{key} = {toml_literal(value)}" for key, value in present.items())] if present else []
 
 
 def file_entry(path: Path, folder: Path) -> tuple[str, int, str]:

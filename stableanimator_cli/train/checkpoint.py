@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,9 +24,8 @@ from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import atomic_write, temporary_path, write_refused
 from stableanimator_cli.readers import read_json, read_json_lines
 from stableanimator_cli.readers_fields import Fields, shown
-from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import leftovers, ranking
-from stableanimator_cli.train.base_model import SOURCE, file_entry, model_toml, plain_name, write_network_config
+from stableanimator_cli.train.base_model import SOURCE, file_entry, write_network_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,21 +69,6 @@ class State:
     scaler: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
-    """Content of a checkpoint's ``model.toml``.
-
-    ``model`` is the base model and ``needs`` its name as seen from the checkpoint; ``configs`` are the networks' JSON.
-    """
-
-    model: ModelFolder
-    configs: Mapping[str, Mapping[str, Any]]
-    needs: str
-    name: str
-    defaults: Mapping[str, Any]
-    training: Mapping[str, Any]
-
-
 def list_checkpoints(run: Path) -> list[tuple[int, Path]]:
     """Complete checkpoints as (step, folder), first to last."""
     found = [(int(m[1]), path) for path in (run / FOLDER).glob("step-*") if (m := _NAME.fullmatch(path.name))]
@@ -122,26 +106,32 @@ def remove_partial(run: Path) -> None:
 def save(
     run: Path,
     tensors: Mapping[str, Mapping[str, Tensor]],
-    card: Card,
     state: State,
     *,
     config: Mapping[str, Any],
     dataset: str,
+    network_configs: Mapping[str, Mapping[str, Any]],
+    model_toml: Callable[..., str],
 ) -> Path:
     """Write a checkpoint and return its folder. ``tensors`` by role and name, in their final dtype.
 
-    ``config`` and the digest ``dataset`` are stored to check a resumed run. Raises ``BadInput`` if it cannot be
+    ``config`` and the digest ``dataset`` are stored to check a resumed run. ``network_configs`` by role;
+    ``model_toml`` is ``base_model.model_toml`` without components and files. Raises ``BadInput`` if it cannot be
     written (a full disk), and leaves no partial checkpoint.
     """
     import torch
 
-    step = state.position.step
-    target = run / FOLDER / f"step-{step}"
+    target = run / FOLDER / f"step-{state.position.step}"
     temp = temporary_path(target)
     try:
         shutil.rmtree(temp, ignore_errors=True)
         (temp / STATE).mkdir(parents=True)
-        _write_model(temp, step, tensors, card)
+        components: dict[str, tuple[str | None, str | None]] = {}
+        for role, values in tensors.items():
+            save_tensors(values, temp / f"{role}.safetensors")
+            components[role] = (f"{role}.safetensors", write_network_config(network_configs, role, temp))
+        files = [file_entry(temp / f"{role}.safetensors", temp) for role in tensors]
+        (temp / FILE_NAME).write_text(model_toml(components=components, files=files), encoding="utf-8")
         save_tensors(state.weights, temp / STATE / "weights.safetensors")
         save_tensors(state.average, temp / STATE / "average.safetensors")
         torch.save({"optimizer": state.optimizer, "scaler": state.scaler}, temp / STATE / "optimizer.pt")
@@ -164,24 +154,6 @@ def _write_error(target: Path, error: Exception) -> SaError:
         refused.hint = hint
         return refused
     return BadInput(target, " ".join(str(error).split())[:160], "a checkpoint that can be written", hint=hint)
-
-
-def _write_model(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], card: Card) -> None:
-    components: dict[str, tuple[str | None, str | None]] = {}
-    for role, values in tensors.items():
-        save_tensors(values, folder / f"{role}.safetensors")
-        components[role] = (f"{role}.safetensors", write_network_config(card.configs, role, folder))
-    text = model_toml(
-        name=plain_name(f"{card.name}-step-{step}"),
-        summary=f"{card.model.name}, trained {step} steps",
-        model=card.model,
-        needs=[card.needs],
-        defaults=card.defaults,
-        components=components,
-        files=[file_entry(folder / f"{role}.safetensors", folder) for role in tensors],
-        training=card.training,
-    )
-    (folder / FILE_NAME).write_text(text, encoding="utf-8")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

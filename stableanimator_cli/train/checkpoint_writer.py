@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from stableanimator_cli.engine.training import export_configs
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import base_model, checkpoint, resume
-from stableanimator_cli.train.checkpoint import Card, State, TrainPosition
+from stableanimator_cli.train.checkpoint import State, TrainPosition
 from stableanimator_cli.train.curves import CURVES, draw_curves
 from stableanimator_cli.train.dataset import Dataset
 from stableanimator_cli.train.metrics_log import read_metrics
@@ -59,17 +60,24 @@ class CheckpointWriter:
 
     def save(self, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> Scores | None:
         """Write a checkpoint, validate it if due, and delete old ones. Returns the scores, None without validation."""
-        config, stage = self.config, self._stage(state.position)
-        card = Card(
-            model=self.model,
-            needs=self.needs,
-            configs=export_configs(self.model, training_settings(config, stage)),
-            name=base_model.plain_name(config.output.resolve().name),
-            defaults={"id_adapter": config.ablation.id_adapter},
-            training=_training_table(config, stage, state.position),
+        config, stage, step = self.config, self._stage(state.position), state.position.step
+        folder = checkpoint.save(
+            config.output,
+            tensors,
+            state,
+            config=resume.as_json(config),
+            dataset=self.dataset,
+            network_configs=export_configs(self.model, training_settings(config, stage)),
+            model_toml=partial(
+                base_model.model_toml,
+                name=base_model.plain_name(f"{base_model.plain_name(config.output.resolve().name)}-step-{step}"),
+                summary=f"{self.model.name}, trained {step} steps",
+                model=self.model,
+                needs=[self.needs],
+                defaults={"id_adapter": config.ablation.id_adapter},
+                training=_training_table(config, stage, state.position),
+            ),
         )
-        json_config = resume.as_json(config)
-        folder = checkpoint.save(config.output, tensors, card, state, config=json_config, dataset=self.dataset)
         scores = self._validate(state.position, folder)
         checkpoint.prune(config.output, config.saving.keep)
         draw_curves(read_metrics(config.output), config.output / CURVES)

@@ -19,12 +19,13 @@ from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.readers import read_json_lines, read_text
 from stableanimator_cli.readers_fields import Fields
 from stableanimator_cli.records import ChannelOrder, ModelFolder
-from stableanimator_cli.train.annotations import ClipAnnotations, Faces, MotionAnnotations
+from stableanimator_cli.train.annotations import Faces, MotionAnnotations
 from stableanimator_cli.train.clips import IMAGES, TrainingClip
 from stableanimator_cli.train.reference_layout import ImageAnnotations, open_reference_clip
 
 INDEX = "index.jsonl"
 LISTS = ("video_rec_path.txt", "video_vec_path.txt")
+ClipAnnotations = MotionAnnotations | ImageAnnotations
 Reason = Literal["too-short", "no-skeleton", "broken", "failed"]
 _REASONS: dict[str, str] = {
     "too-short": "too short",

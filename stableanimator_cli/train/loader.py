@@ -24,10 +24,10 @@ from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.motion.geometry import Mode, resize_transform
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.train.annotations import CELL, ClipAnnotations
+from stableanimator_cli.train.annotations import CELL
 from stableanimator_cli.train.buckets import Size, into_buckets
 from stableanimator_cli.train.clips import TrainingClip
-from stableanimator_cli.train.dataset import Dataset, load_annotations
+from stableanimator_cli.train.dataset import ClipAnnotations, Dataset, load_annotations
 from stableanimator_cli.train.latent_cache import CacheFile, is_cached, latents_file, tokens_file
 from stableanimator_cli.train.memory_cache import BoundedCache
 from stableanimator_cli.train.sampling import BatchSampler, ReferenceSource, choose_frames, keyed_rng
@@ -55,7 +55,11 @@ class LoaderSettings:
 
 
 def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, model: ModelFolder) -> LoaderSettings:
-    """Settings of a stage's loader. Caches are read if all clips have one; raises ``BadInput`` if only some have."""
+    """Settings of a stage's loader. Caches are read if all clips have one.
+
+    All headers are checked here, so that a training does not fail on one later. Raises ``BadInput`` if one is not
+    valid, or only some clips have one.
+    """
     data = config.data
     settings = LoaderSettings(
         sizes=stage.sizes or (),
@@ -88,7 +92,7 @@ class Loader:
     """Load this rank's share of global batches of ``batch`` samples, which do not depend on ``world``.
 
     ``calls`` counts ``frames_decoded`` and ``skeletons_drawn``. Raises ``ConfigError`` if the ranks cannot share the
-    batch equally, ``BadInput`` if a cache is missing or invalid.
+    batch equally.
     """
 
     def __init__(
@@ -115,17 +119,6 @@ class Loader:
         self._annotations = BoundedCache(settings.memory // 4)
         self._drawings = BoundedCache(settings.memory // 4)
         self._rows = BoundedCache(settings.memory // 2)
-        self._check_caches()
-
-    def _check_caches(self) -> None:
-        """Check all headers at the start, so that a training does not fail on one later."""
-        pairs = [(clip, bucket.size) for bucket in self.buckets for clip in bucket.clips]
-        for digest, files in (
-            (self.settings.vae, [self._latents(clip, size) for clip, size in pairs]),
-            (self.settings.image_encoder, [self._tokens(clip) for clip, _ in pairs]),
-        ):
-            if digest is not None and not is_cached(files):
-                files[0].check()  # raises: it is missing
 
     def batch(self, step: int) -> Batch:
         """This rank's share of the batch of one step."""

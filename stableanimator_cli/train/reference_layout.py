@@ -50,7 +50,7 @@ def open_reference_clip(path: Path) -> TrainingClip:
 
 
 class ImageAnnotations:
-    """Skeletons and masks read from images, resized like in the reference implementation."""
+    """``MotionAnnotations`` from images of skeletons and masks, resized like in the reference implementation."""
 
     def __init__(self, clip: TrainingClip) -> None:
         poses, masks = _by_number(clip.path / POSES), _by_number(clip.path / MASKS)

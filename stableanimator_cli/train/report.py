@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,7 @@ class TrainReport:
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "run": str(self.run),
-            "model": str(self.model),
-            "steps": self.steps,
-            "samples": self.samples,
-            "loss": self.loss,
-            "seconds": round(self.seconds, 3),
-            "best": self.best,
-            "validation": self.validation,
-            "data": dict(self.data),
-        }
+        return asdict(self) | {"run": str(self.run), "model": str(self.model), "seconds": round(self.seconds, 3)}
 
     def summary(self) -> str:
         return str(self.model)
@@ -51,11 +41,8 @@ class ExportReport:
     files: tuple[Path, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "output": str(self.output),
-            "checkpoint": str(self.checkpoint),
-            "files": [str(file) for file in self.files],
-        }
+        files = [str(file) for file in self.files]
+        return {"output": str(self.output), "checkpoint": str(self.checkpoint), "files": files}
 
     def summary(self) -> str:
         return str(self.output)

@@ -267,11 +267,11 @@ def test_latents_alone_leave_one_frame_to_decode(dataset: Dataset) -> None:
     assert loader.calls["frames_decoded"] == 1
 
 
-def test_caches_that_are_not_there_are_said_at_the_start(tmp_path: Path) -> None:
+def test_a_missing_cache_is_named(tmp_path: Path) -> None:
     write_clip(tmp_path / "a", 12)
     found = open_dataset([tmp_path], min_frames=4)
     with pytest.raises(BadInput, match=r"latents-64x64.safetensors: found nothing there") as caught:
-        Loader(found, replace(SQUARE, vae="v"), seed=0, batch=1)
+        Loader(found, replace(SQUARE, vae="v"), seed=0, batch=1).batch(0)
     assert "make it with --cache latents" in str(caught.value.hint)
 
 

@@ -109,7 +109,7 @@ def test_what_is_in_the_place_of_a_checkpoint_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"step-7: it has the name of a checkpoint"):
         checkpoint.check_replaceable(tmp_path)
     with pytest.raises(BadInput, match="step-7"):
-        checkpoint.save(tmp_path, {}, card(tmp_path), state(7), config={}, dataset="")
+        checkpoint.save(tmp_path, {}, state(7), config={}, dataset="", network_configs={}, model_toml=lambda **_: "")
     assert (tmp_path / "checkpoints" / "step-7" / "mine.txt").read_text() == "mine"
 
 
@@ -127,15 +127,6 @@ def test_a_new_run_does_not_take_a_folder_with_such_files(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(BadInput, match=f"{name}: it has the name of"):
         resume.check_new(tmp_path)
-
-
-def card(folder: Path) -> checkpoint.Card:
-    from stableanimator_cli.records import ModelFolder
-
-    model = ModelFolder(
-        name="m", path=folder, files={}, configs={}, face_channel_order="bgr", licence="", defaults={}
-    )  # fmt: skip
-    return checkpoint.Card(model=model, configs={}, needs="m", name="m", defaults={}, training={})
 
 
 def state(step: int) -> checkpoint.State:

@@ -83,7 +83,8 @@ class CacheFile:
 
     @property
     def nbytes(self) -> int:
-        return self.path.stat().st_size
+        """Size of the file, 0 if it is missing."""
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def check(self) -> None:
         """Raise ``BadInput`` if the file is missing, damaged, or the cache of something else."""

@@ -22,7 +22,8 @@ from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.train.base_model import table_text
 from stableanimator_cli.train.export import TRAINED, export
-from tools.figure_networks.detectors import guarded, write_digests
+from tools.command import exit_code_of
+from tools.figure_networks.detectors import write_digests
 
 _KEPT = ("vae", "image_encoder")  # what the three were trained beside
 
@@ -105,4 +106,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(exit_code_of(main))

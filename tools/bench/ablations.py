@@ -29,7 +29,7 @@ from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, SaError
 from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import Fields
-from tools.figure_networks.detectors import guarded
+from tools.command import exit_code_of, report
 
 VARIANTS: Mapping[str, Mapping[str, str]] = {
     "ours": {},
@@ -101,20 +101,20 @@ class Plan:
         }
 
 
-def train_variants(plan: Plan, command: Command, tell: Callable[[str], None]) -> list[Path]:
+def train_variants(plan: Plan, command: Command, report: Callable[[str], None]) -> list[Path]:
     """Train what is not trained; the model folders, in the order of ``VARIANTS``.
 
     Raises ``BadInput`` where ``plan.work`` holds variants of other settings: rows of one table share all of them.
     """
     _claim(plan)
-    data = plan.data if plan.data is not None else _drawn(plan, command, tell)
+    data = plan.data if plan.data is not None else _drawn(plan, command, report)
     folders = []
     for name, flags in VARIANTS.items():
         folder = plan.work / FOLDER / name
         if (folder / FILE_NAME).is_file():
-            tell(f"{name}: done already, {folder}")
+            report(f"{name}: done already, {folder}")
         else:
-            _train(plan, name, flags, data, command, tell)
+            _train(plan, name, flags, data, command, report)
             run = ["--resume", str(plan.work / "runs" / name)]
             _run(command, f"writing {folder}", ["train", *run, "--export", "model", "-o", str(folder)])
         folders.append(folder)
@@ -159,10 +159,10 @@ def _claim(plan: Plan) -> None:
         part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def _drawn(plan: Plan, command: Command, tell: Callable[[str], None]) -> Path:
+def _drawn(plan: Plan, command: Command, report: Callable[[str], None]) -> Path:
     videos, clips = plan.work / "videos", plan.work / "clips"
     if clips.is_dir() and sum(1 for _ in clips.glob("[0-9]*/clip.json")) >= plan.clips:
-        tell(f"clips: {plan.clips} there already, {clips}")
+        report(f"clips: {plan.clips} there already, {clips}")
         return clips
     asked = ["puppets", str(videos), "--videos", str(plan.clips), "--frames", "10", "--size", "256x256"]
     _run(command, "drawing puppets", asked)
@@ -172,14 +172,14 @@ def _drawn(plan: Plan, command: Command, tell: Callable[[str], None]) -> Path:
 
 
 def _train(
-    plan: Plan, name: str, flags: Mapping[str, str], data: Path, command: Command, tell: Callable[[str], None]
+    plan: Plan, name: str, flags: Mapping[str, str], data: Path, command: Command, report: Callable[[str], None]
 ) -> None:
     run = plan.work / "runs" / name
     if (run / "config.toml").is_file():
-        tell(f"{name}: resumes, {run}")
+        report(f"{name}: resumes, {run}")
         _run(command, f"training {name}", ["train", "--resume", str(run)])
         return
-    tell(f"{name}: starts, {run}")
+    report(f"{name}: starts, {run}")
     asked = ["train", str(data), "-o", str(run), "--model", plan.base, "--config", str(plan.recipe)]
     asked += ["--seed", str(plan.seed)]
     asked += [] if plan.steps is None else ["--steps", str(plan.steps)]
@@ -223,11 +223,6 @@ def _terminated(signum: int, frame: object) -> None:
     raise _Terminated
 
 
-def _tell(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     options, more = _parser().parse_known_args(arguments)
     if more and not options.tables:
@@ -240,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             work=options.work, base=options.base, data=options.data, clips=options.clips, recipe=options.recipe,
             steps=options.steps, seed=options.seed, fresh=options.fresh,
         )  # fmt: skip
-        written = train_variants(plan, python, _tell)
+        written = train_variants(plan, python, report)
     sys.stdout.writelines(f"{path}\n" for path in written)
 
 
@@ -268,4 +263,4 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminated)
-    sys.exit(guarded(main))
+    sys.exit(exit_code_of(main))

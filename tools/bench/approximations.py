@@ -1,12 +1,12 @@
-"""What approximate speed costs: deep features taken again, and guidance on an interval, on clips never seen.
+"""Quality losses of approximate speed on held-out clips: cached deep features, and guidance on an interval.
 
 ``python -m tools.bench.approximations WORK [--count N] [--steps S] [--cache-features 2,3] [--layers 1,2]
 [--guidance G] [--guidance-interval LO:HI,...] [--page PAGE.md]`` renders the held-out clips of ``puppet_model`` in each
-setting and on the exact path beside it: the same seed, and for intervals the same guidance throughout. Told are the
-paired differences over clips, with bootstrap intervals: PSNR against the drawn truth, how far limbs are off, the
-judge's similarity of faces; and how near the frames come to those of the exact path. Nothing is timed: calls and FLOPs
-are counted. A clip's figures are a line of ``WORK/clips.jsonl``; run the same command to resume, and more
-clips may be asked for later.
+setting and on the exact path. The exact path has the same seed, and for intervals the same guidance in all steps.
+
+The tables hold paired differences over clips with bootstrap intervals: PSNR against the drawn truth, limb errors, and
+the judge's similarity of faces. They also hold the PSNR against the frames of the exact path. Nothing is timed: calls
+and FLOPs are counted. ``WORK/clips.jsonl`` gets one row per clip. Run the same command to resume; ``--count`` may grow.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ import torch
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench.counters import count_flops
-from stableanimator_cli.bench.harness import Interval, bootstrap_interval
 from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model
-from stableanimator_cli.bench.results import Table, environment, page_heading, update_page
+from stableanimator_cli.bench.results import Table
 from stableanimator_cli.config.animate import DeviceConfig, SamplingConfig
 from stableanimator_cli.config.parse import Guidance, parse_cache_interval, parse_interval
 from stableanimator_cli.engine.device import DevicePlan
@@ -34,21 +33,38 @@ from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory.render import prepare_context
 from stableanimator_cli.engine.render import Timings, render
 from stableanimator_cli.errors import SaError
-from stableanimator_cli.files import sha256_of
 from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 from tools.bench.puppet_decoder import psnr
-from tools.bench.puppet_model import LIST, SMALL, Reader, looked_at, request_of, subjects
-from tools.bench.resumable import as_typed, read_rows, refused
+from tools.bench.puppet_model import (
+    LIST,
+    ROLES,
+    SMALL,
+    OutputDetectors,
+    open_clip,
+    request_of,
+    scene_of,
+    score_output,
+)
+from tools.bench.resumable import (
+    ResumableRows,
+    collect,
+    column,
+    mean_interval,
+    page_section,
+    weight_digests,
+    write_section,
+)
+from tools.command import report_error
 
 PLAIN, GUIDED = "plain", "guided"
-PART = "approximations"  # of the page
+SECTION = "approximations"  # of the page
 FIGURES = {"psnr": "dB to the truth", "limbs": "limb error, fraction of the side", "own": "similarity of faces"}
-RELEASED = ((576, 1024), 16)  # pixels and frames that the released shapes are counted at
+RELEASED = ((576, 1024), 16)  # size and frames for the counts of the released shapes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One way of sampling: changes of ``SamplingConfig``, and the exact path to compare with; None: it is exact."""
+    """A sampling setting: changes of ``SamplingConfig``, and the exact setting to compare with (None: it is exact)."""
 
     name: str
     changes: Mapping[str, Any]
@@ -57,8 +73,11 @@ class Setting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApproximationRun:
-    """What is rendered: ``count`` clips at ``steps``; ``features`` (interval of steps) by ``layers`` at the model's own
-    guidance, ``intervals`` of noise levels at ``guidance``."""
+    """A comparison of ``count`` clips at ``steps``.
+
+    ``features`` (intervals of steps) by ``layers`` are rendered at the model's own guidance, ``intervals`` of noise
+    levels at ``guidance``.
+    """
 
     model: str = "puppet"
     count: int = 50
@@ -70,129 +89,110 @@ class ApproximationRun:
     intervals: tuple[Guidance, ...] = ((0.5, 50.0),)
 
     def settings(self) -> list[Setting]:
-        """Exact paths before what is compared with them."""
-        found = [Setting(name=PLAIN, changes={})]
+        """All settings; exact ones come before those that are compared with them."""
+        settings = [Setting(name=PLAIN, changes={})]
         for every in self.features:
             for layers in self.layers:
-                usual = layers == SamplingConfig().cache_layers
-                name = f"--cache-features {every}" + ("" if usual else f", cache_layers {layers}")
+                default = layers == SamplingConfig().cache_layers
+                name = f"--cache-features {every}" + ("" if default else f", cache_layers {layers}")
                 changes = {"cache_features": every, "cache_layers": layers}
-                found.append(Setting(name=name, changes=changes, against=PLAIN))
+                settings.append(Setting(name=name, changes=changes, against=PLAIN))
         if self.intervals:
             guided = {"guidance": (self.guidance, self.guidance)}
-            found.append(Setting(name=GUIDED, changes=guided))
+            settings.append(Setting(name=GUIDED, changes=guided))
             for low, high in self.intervals:
                 name = f"--guidance {self.guidance:g} --guidance-interval {low:g}:{high:g}"
                 changes = guided | {"guidance_interval": (low, high)}
-                found.append(Setting(name=name, changes=changes, against=GUIDED))
-        return found
+                settings.append(Setting(name=name, changes=changes, against=GUIDED))
+        return settings
 
     def header(self, model: ModelFolder) -> dict[str, Any]:
-        """What other figures would come of."""
-        weights = {role: sha256_of(model.files[role])[:12] for role in (*NETWORKS, "face", "judge")}
+        """The settings that determine a row."""
+        weights = weight_digests(model, (*NETWORKS, "face", "judge"))
         return {"steps": self.steps, "seed": self.seed, "settings": [s.name for s in self.settings()], "files": weights}
 
 
-Clip = dict[str, dict[str, Any]]  # of one clip by setting: ``FIGURES``, ``near``, ``unet`` and ``shallow`` calls
+Clip = dict[str, dict[str, Any]]  # by setting: ``FIGURES``, ``near``, ``unet`` and ``shallow`` calls
 
 
 def compare_settings(trial: ApproximationRun, work: Path) -> Iterator[Clip]:
-    """Clip by clip, those of earlier runs as they were recorded. Raises ``SaError``."""
-    model = catalogue.open_model(trial.model, (*NETWORKS, "face", "judge", "person_detector", "pose_detector"))
-    header, path = trial.header(model), work / "clips.jsonl"
-    work.mkdir(parents=True, exist_ok=True)
-    known = read_rows(path, header)[: trial.count]
-    yield from known
-    entries = json.loads(LIST.read_text(encoding="utf-8"))[len(known) : trial.count]
-    defaults = {**model.defaults, "steps": trial.steps}
-    with Engine.open(model, DevicePlan.of(DeviceConfig(device="cpu"))) as engine, path.open("a", encoding="utf-8") as f:
-        if not path.stat().st_size:
-            f.write(json.dumps(header) + "\n")
-        reader = Reader(engine)
-        for subject in (one for entry in entries for one in subjects([entry], reader)):
-            request = request_of(subject, subject.vector, defaults, trial.seed)
-            exact: dict[str, np.ndarray] = {}
-            clip: Clip = {}
-            for setting in trial.settings():
-                asked = replace(request, sampling=replace(request.sampling, **setting.changes))
-                engine.calls.clear()
-                frames = np.stack(list(render(engine, asked, Timings())))
-                row, _ = looked_at(list(frames), subject, reader)
-                row["limbs"] = float(np.median(row["limbs"])) if row["limbs"] else None
-                row["near"] = None
-                if setting.against is None:
-                    exact[setting.name] = frames
-                else:
-                    row["near"] = psnr(frames.astype(float) - exact[setting.against])
-                row |= {"unet": engine.calls["unet"], "shallow": engine.calls["unet_shallow"]}
-                clip[setting.name] = row
-            f.write(json.dumps(_finite(clip)) + "\n")
-            f.flush()
-            yield clip
+    """One row per clip, stored ones included. Raises ``SaError``."""
+    model = catalogue.open_model(trial.model, ROLES)
+    rows = ResumableRows(work / "clips.jsonl", trial.header(model))
+    entries = json.loads(LIST.read_text(encoding="utf-8"))
+    with Engine.open(model, DevicePlan.of(DeviceConfig(device="cpu"))) as engine:
+        detectors = OutputDetectors(engine)
+
+        def measure(number: int) -> Clip:
+            return compare_clip(engine, detectors, trial, entries[number])
+
+        yield from rows.extend_to(min(trial.count, len(entries)), measure)
 
 
-def _finite(clip: Clip) -> Clip:
-    """Nobody was found where limbs are infinitely far off; JSON has no word for it."""
-
-    def plain(value: Any) -> Any:
-        return None if isinstance(value, float) and not np.isfinite(value) else value
-
-    return {name: {key: plain(value) for key, value in row.items()} for name, row in clip.items()}
+def compare_clip(engine: Engine, detectors: OutputDetectors, trial: ApproximationRun, entry: dict[str, int]) -> Clip:
+    """Render a clip of the list in every setting, and measure the figures."""
+    clip = open_clip(scene_of(entry), detectors)
+    request = request_of(clip, clip.embedding, {**engine.model.defaults, "steps": trial.steps}, trial.seed)
+    exact: dict[str, np.ndarray] = {}
+    rows: Clip = {}
+    for setting in trial.settings():
+        changed = replace(request, sampling=replace(request.sampling, **setting.changes))
+        engine.calls.clear()
+        frames = np.stack(list(render(engine, changed, Timings())))
+        row, _ = score_output(list(frames), clip, detectors)
+        row["limbs"] = float(np.median(row["limbs"])) if row["limbs"] else None
+        row["near"] = None
+        if setting.against is None:
+            exact[setting.name] = frames
+        else:
+            row["near"] = psnr(frames.astype(float) - exact[setting.against])
+        rows[setting.name] = row | {"unet": engine.calls["unet"], "shallow": engine.calls["unet_shallow"]}
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """FLOPs of one conditional UNet call: a ``whole`` one, and a shallow one by its ``layers``, with the bytes of deep
-    features that are cached for it."""
+    """FLOPs of one conditional UNet call: a ``full`` one, and by number of ``layers`` a shallow one with the bytes of
+    the deep features that are cached for it."""
 
-    whole: int
+    full: int
     layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
-    def share(self, layers: int) -> float:
-        return self.layers[layers][0] / self.whole
+    def ratio(self, layers: int) -> float:
+        """FLOPs of a shallow call relative to a full one."""
+        return self.layers[layers][0] / self.full
 
 
 def cost(model: ModelFolder, size: tuple[int, int], frames: int, dtype: torch.dtype, layers: Sequence[int]) -> Cost:
-    """Counted on the ``meta`` device, as ``Engine.denoiser`` calls the network."""
+    """Count on the ``meta`` device, with the arguments of ``Engine.denoiser``."""
     unet: Any = build_on_meta(model, "unet", dtype)
-    like = {"device": "meta", "dtype": dtype}
+    options = {"device": "meta", "dtype": dtype}
     token, (width, height) = unet.config["cross_attention_dim"], (side // STRIDE for side in size)
-    given = (
-        torch.empty(1, frames, unet.config["in_channels"], height, width, **like),
+    inputs = (
+        torch.empty(1, frames, unet.config["in_channels"], height, width, **options),
         1.0,
-        prepare_context(unet, torch.empty(1, 1, token, **like), torch.empty(1, unet.id_tokens, token, **like)),
-        torch.empty(1, 3, **like),
-        torch.empty(frames, unet.config["block_out_channels"][0], height, width, **like),
+        prepare_context(unet, torch.empty(1, 1, token, **options), torch.empty(1, unet.id_tokens, token, **options)),
+        torch.empty(1, 3, **options),
+        torch.empty(frames, unet.config["block_out_channels"][0], height, width, **options),
     )
-    found: dict[int, tuple[int, int]] = {}
+    shallow: dict[int, tuple[int, int]] = {}
     with torch.no_grad():
         for count in layers:
-            _, deep = unet.forward_caching(*given, layers=count)
-            part = count_flops(lambda n=count, d=deep: unet.forward_cached(*given, layers=n, deep=d))
-            found[count] = part, deep.numel() * deep.element_size()
-        return Cost(count_flops(lambda: unet(*given)), found)
-
-
-def column(clips: Sequence[Clip], setting: str, figure: str) -> np.ndarray:
-    """A figure by clip, NaN where a clip has none."""
-    return np.array([np.nan if (value := clip[setting][figure]) is None else value for clip in clips], np.float64)
-
-
-def mean(values: np.ndarray) -> Interval | None:
-    """Over the clips that have the figure; None where none has."""
-    there = values[np.isfinite(values)]
-    return bootstrap_interval(there, np.mean) if len(there) else None
+            _, deep = unet.forward_caching(*inputs, layers=count)
+            flops = count_flops(lambda n=count, d=deep: unet.forward_cached(*inputs, layers=n, deep=d))
+            shallow[count] = flops, deep.numel() * deep.element_size()
+        return Cost(count_flops(lambda: unet(*inputs)), shallow)
 
 
 def losses(clips: Sequence[Clip], trial: ApproximationRun, cost: Cost) -> Table:
-    """A row a setting: what it saves, and its figures with their differences from the exact path."""
+    """One row per setting: its savings, and its figures with their differences from the exact path."""
     settings = {setting.name: setting for setting in trial.settings()}
 
-    def work(setting: Setting) -> float:
-        """Whole calls, and what its shallow ones are of such."""
+    def flops(setting: Setting) -> float:
+        """In full calls."""
         row = clips[0][setting.name]
-        part = cost.share(setting.changes["cache_layers"]) if row["shallow"] else 0.0
-        return row["unet"] - row["shallow"] + part * row["shallow"]
+        ratio = cost.ratio(setting.changes["cache_layers"]) if row["shallow"] else 0.0
+        return row["unet"] - row["shallow"] + ratio * row["shallow"]
 
     rows = []
     for setting in settings.values():
@@ -203,15 +203,15 @@ def losses(clips: Sequence[Clip], trial: ApproximationRun, cost: Cost) -> Table:
             "of them shallow": first["shallow"],
         }
         against = None if setting.against is None else settings[setting.against]
-        row["UNet FLOPs relative to the exact path"] = None if against is None else work(setting) / work(against)
+        row["UNet FLOPs relative to the exact path"] = None if against is None else flops(setting) / flops(against)
         for figure, title in FIGURES.items():
-            here = column(clips, setting.name, figure)
-            row[title] = mean(here)
+            values = column(clips, setting.name, figure)
+            row[title] = mean_interval(values)
             row[f"{title}: loss"] = None
             if against is not None:
-                apart = column(clips, against.name, figure) - here
-                row[f"{title}: loss"] = mean(-apart if figure == "limbs" else apart)
-        row["dB to the exact path"] = mean(column(clips, setting.name, "near"))
+                gain = values - column(clips, against.name, figure)
+                row[f"{title}: loss"] = mean_interval(gain if figure == "limbs" else -gain)
+        row["dB to the exact path"] = mean_interval(column(clips, setting.name, "near"))
         rows.append(row)
     note = (
         f"{len(clips)} held-out clips of 8 frames of {SMALL[0]}x{SMALL[1]}, model {trial.model}, {trial.steps} steps "
@@ -223,14 +223,14 @@ def losses(clips: Sequence[Clip], trial: ApproximationRun, cost: Cost) -> Table:
 
 
 def savings(layers: Sequence[int]) -> Table:
-    """What shallow calls of the released shapes cost, and what is cached for them."""
+    """FLOPs of shallow calls of the released shapes, and bytes cached for them."""
     size, frames = RELEASED
     counted = cost(open_bench_model(FULL), size, frames, torch.bfloat16, layers)
     rows = []
     for count in layers:
-        share = counted.share(count)
-        row: dict[str, Any] = {"sampling.cache_layers": count, "FLOPs relative to a full call": share}
-        row |= {f"times fewer FLOPs, N = {every}": every / (1 + (every - 1) * share) for every in (2, 3)}
+        ratio = counted.ratio(count)
+        row: dict[str, Any] = {"sampling.cache_layers": count, "FLOPs relative to a full call": ratio}
+        row |= {f"times fewer FLOPs, N = {every}": every / (1 + (every - 1) * ratio) for every in (2, 3)}
         row["MiB cached per window and branch"] = counted.layers[count][1] / 2**20
         rows.append(row)
     note = f"{frames} frames of {size[0]}x{size[1]}, bfloat16; counted, not computed."
@@ -238,20 +238,20 @@ def savings(layers: Sequence[int]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    usual = ApproximationRun()
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    default = ApproximationRun()
     parser = argparse.ArgumentParser(prog="python -m tools.bench.approximations", description=__doc__)
-    parser.add_argument("work", type=Path, help="folder of the figures")
-    parser.add_argument("--model", default=usual.model, help="catalogue name or folder")
-    parser.add_argument("--count", type=int, default=usual.count, help="clips, from the list's first on")
-    parser.add_argument("--steps", type=int, default=usual.steps)
-    parser.add_argument("--seed", type=int, default=usual.seed, help="of the sampling")
+    parser.add_argument("work", type=Path, help="folder of the rows")
+    parser.add_argument("--model", default=default.model, help="catalogue name or folder")
+    parser.add_argument("--count", type=int, default=default.count, help="clips, from the start of the list")
+    parser.add_argument("--steps", type=int, default=default.steps)
+    parser.add_argument("--seed", type=int, default=default.seed, help="of the sampling")
     parser.add_argument("--cache-features", default="2,3", help="intervals of steps, separated by commas; '' for none")
     parser.add_argument("--layers", default="1,2", help="layers that are always computed, separated by commas")
-    parser.add_argument("--guidance", type=float, default=usual.guidance, help="for intervals, more than 1")
+    parser.add_argument("--guidance", type=float, default=default.guidance, help="for intervals, more than 1")
     parser.add_argument("--guidance-interval", default="0.5:50", help="LO:HI, separated by commas; '' for none")
     parser.add_argument("--page", type=Path, help="also write the tables into a Markdown page")
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments)
     if options.count < 1:
         parser.error("--count: expected 1 clip or more")
     try:
@@ -260,32 +260,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             count=options.count,
             steps=options.steps,
             seed=options.seed,
-            features=tuple(parse_cache_interval(word) for word in _listed(options.cache_features)),
-            layers=tuple(int(word) for word in _listed(options.layers)),
+            features=tuple(parse_cache_interval(item) for item in _split(options.cache_features)),
+            layers=tuple(int(item) for item in _split(options.layers)),
             guidance=options.guidance,
-            intervals=tuple(parse_interval(word) for word in _listed(options.guidance_interval)),
+            intervals=tuple(parse_interval(item) for item in _split(options.guidance_interval)),
         )
-        clips = []
-        for clip in compare_settings(trial, options.work):
-            clips.append(clip)
-            summary = "; ".join(f"{name} {row['psnr']:.2f} dB" for name, row in clip.items())
-            sys.stderr.write(f"clip {len(clips) - 1}: {summary}\n")
-            sys.stderr.flush()
+        clips = collect(
+            compare_settings(trial, options.work),
+            lambda clip: "; ".join(f"{name} {row['psnr']:.2f} dB" for name, row in clip.items()),
+        )
         own = cost(catalogue.open_model(trial.model), SMALL, 8, torch.float32, trial.layers)
         tables = losses(clips, trial, own), savings(trial.layers)
         text = "\n\n".join(table.markdown() for table in tables)
-        if options.page is not None:
-            command = as_typed("tools.bench.approximations", words)
-            head = page_heading("Approximate speed and its loss", command, environment(torch.device("cpu")))
-            update_page(options.page, {PART: f"{head}\n\n{text}"})
+        section = page_section("Approximate speed and its loss", "tools.bench.approximations", arguments, text)
+        write_section(options.page, SECTION, section)
     except SaError as error:
-        return refused(error)
+        return report_error(error)
     sys.stdout.write(f"{text}\n")
     return 0
 
 
-def _listed(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
+def _split(text: str) -> list[str]:
+    return [item for item in text.split(",") if item]
 
 
 if __name__ == "__main__":

@@ -1,24 +1,23 @@
-"""What face optimisation does for the face and to the rest, on drawn people that no training saw.
+"""The effect of face optimisation on faces and background, on drawn people that no training saw.
 
-``python -m tools.bench.refinement_figures WORK [--model FOLDER] [--puppets N] [--seeds S] [--size WxH]
-[--minutes M] [--page PAGE.md]`` animates the reference picture of each puppet of the test split after its own motion,
-once a seed, without optimisation and in every mode, as ``sa animate`` does, and compares the videos with the drawn
-truth. A row a case goes into ``WORK/cases.jsonl``; run the same command to resume. Cheap modes come first
-and every puppet's first seed before the second ones: after ``--minutes`` the table is of what there is. Nearly all time
-goes into decoding and back, an iteration about a third of a second a frame; ``full`` and ``crop`` make 12 of them at
-four steps, ``paper`` 120 at twelve. Prints a Markdown table.
+``python -m tools.bench.refinement_figures WORK [--model FOLDER] [--puppets N] [--seeds S] [--size WxH] [--minutes M]
+[--page PAGE.md]`` animates the reference of each puppet of the test split with its own motion, as ``sa animate`` does.
+It does so once per seed, without optimisation and in every mode, and compares the videos with the drawn truth.
+``WORK/cases.jsonl`` gets one row per case; run the same command to resume. Cheap modes come first, and every puppet's
+first seed before the second ones: after ``--minutes`` the table shows the cases measured so far. Nearly all time is
+decoding and its backward pass, about a third of a second per frame and iteration. ``full`` and ``crop`` take 12
+iterations at four steps, ``paper`` 120 at twelve. Prints a Markdown table.
 
-The judge is a face network that no optimisation sees; the recogniser is the one that is optimised against. Both look
-where the drawn face is: a face that a detector does not find counts as it is, not as missing. Intervals are bootstraps
-over puppets, whose seeds are averaged first; differences are taken case by case. ``paper`` samples by Heun's method
-with churn, which few steps turn into noise whatever is optimised, so it has its own number of steps and is compared
-with ``paper-off``, the same sampling without optimisation.
+The judge is a face network that no optimisation uses; the recogniser is the one that is optimised. Both look at the
+drawn face's position, so a face that a detector misses still counts. Intervals are bootstraps over puppets, whose seeds
+are averaged first; differences are paired by case. ``paper`` samples by Heun's method with churn, which with few steps
+produces noise, with or without optimisation. So it has its own number of steps, and is compared with ``paper-off``, the
+same sampling without optimisation.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,24 +27,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.bench.harness import Interval, bootstrap_interval
-from stableanimator_cli.bench.results import environment, page_heading, update_page
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.errors import SaError
-from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 from stableanimator_cli.records import NETWORKS, ModelFolder
+from tools.bench.puppet_decoder import psnr
 from tools.bench.puppet_figures import embed
-from tools.bench.resumable import as_typed, read_rows, refused
+from tools.bench.resumable import ResumableRows, collect, page_section, weight_digests, write_section
+from tools.command import report_error
 
 MODES: dict[str, dict[str, Any]] = {
     "off": {"preset": "fast"},
@@ -54,9 +52,9 @@ MODES: dict[str, dict[str, Any]] = {
     "paper-off": {"preset": "paper", "refine_face": "off"},
     "paper": {"preset": "paper"},
 }
-BESIDE = {"full": "off", "crop": "off", "paper": "paper-off"}
-"""The mode that differs from another one in its optimisation only."""
-FIRST = 200_000  # scenes from here on: no other list of figures looks at them
+BASELINES = {"full": "off", "crop": "off", "paper": "paper-off"}
+"""Mode -> the same sampling without optimisation."""
+FIRST = 200_000  # scenes from here on; no other list of figures uses them
 FIGURES = {
     "judge": "similarity by the judge",
     "recogniser": "similarity by the recogniser",
@@ -64,13 +62,13 @@ FIGURES = {
     "background_psnr": "PSNR of the rest, dB",
 }
 PAPER_STEPS = 12
-PART = "refinement"  # of the page
-_LARGER = 4  # sides of the reference picture over those of the video, as photographs are
+SECTION = "refinement"  # of the page
+_LARGER = 4  # sides of the reference relative to the video's, as for photographs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One video. Similarities are mean cosines over frames that show a face, PSNR is of all their pixels together."""
+    """One video. Similarities are mean cosines over frames that show a face; PSNR is over all their pixels."""
 
     puppet: int
     seed: int
@@ -88,7 +86,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is run: a change of one of these makes other rows."""
+    """The settings that determine a row."""
 
     model: str
     size: tuple[int, int]
@@ -100,14 +98,17 @@ class Plan:
         return self.paper_steps if mode.startswith("paper") else self.steps
 
     def header(self, model: ModelFolder) -> dict[str, Any]:
-        weights = {role: sha256_of(model.files[role])[:12] for role in (*NETWORKS, "face", "judge")}
-        asked = {"size": list(self.size), "frames": self.frames, "steps": self.steps, "paper_steps": self.paper_steps}
-        return {**asked, "weights": weights}
+        settings = {
+            "size": list(self.size),
+            "frames": self.frames,
+            "steps": self.steps,
+            "paper_steps": self.paper_steps,
+        }
+        return {**settings, "weights": weight_digests(model, (*NETWORKS, "face", "judge"))}
 
 
 def scene_of(puppet: int, plan: Plan) -> Scene:
-    """The whole figure where the frame is large, so that there is a background to leave alone; who waves is seen from
-    the front."""
+    """A waving figure, seen from the front; the full figure if the frame is large, so that it has a background."""
     framing = "whole" if min(plan.size) >= 256 else "half"
     return sample_scene(
         "test", FIRST + puppet, framing=framing, size=plan.size, frames=plan.frames, behaviour="wave", clip=6
@@ -115,15 +116,15 @@ def scene_of(puppet: int, plan: Plan) -> Scene:
 
 
 class Judges:
-    """Cosine with the reference's face by two networks, at true landmarks."""
+    """The judge and the recogniser, at given landmarks."""
 
     def __init__(self, model: ModelFolder) -> None:
         self._judge = onnx.session(model.files["judge"], "cpu")
-        self._reader = FaceReader(model.files["face"], model.face_channel_order, "cpu")
+        self._recogniser = FaceReader(model.files["face"], model.face_channel_order, "cpu")
 
     def vectors(self, image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Unit vectors by the judge and by the recogniser, None where no face can be aligned."""
-        judged, own = embed(self._judge, image, landmarks), self._reader.recognise(image, landmarks)
+        """Unit vectors by the judge and by the recogniser; None if the face cannot be aligned."""
+        judged, own = embed(self._judge, image, landmarks), self._recogniser.recognise(image, landmarks)
         if judged is None or own is None:
             return None
         return judged / np.linalg.norm(judged), own / np.linalg.norm(own)
@@ -145,37 +146,36 @@ def animate(scene: Scene, plan: Plan, seed: int, mode: str, folder: Path) -> np.
         "seed": seed,
         **MODES[mode],
     }
-    run(flags=flags, restart=True)  # what a broken case has left may be of another mode
+    run(flags=flags, restart=True)  # an interrupted case may have left a state of another mode
     return np.stack([frame for _, frame in open_clip(output).frames()])
 
 
-def measured(video: np.ndarray, scene: Scene, judges: Judges) -> dict[str, float]:
-    """Figures of a video beside the drawn truth."""
-    truth = list(scene.clip())
+def score_video(video: np.ndarray, scene: Scene, judges: Judges) -> dict[str, float]:
+    """Figures of a video against the drawn truth."""
     front = scene.reference((512, 512))
     expected = judges.vectors(front.image, front.landmarks[0])
     if expected is None:
-        raise ValueError("a reference picture without a face")
+        raise ValueError("a reference image without a face")
     cosines, inside, outside = [], [], []
-    for made, drawn in zip(video, truth, strict=True):
-        off = np.square(made.astype(np.float64) - drawn.image)
-        face = face_mask(drawn)
-        inside.append(off[face].ravel())
-        outside.append(off[~face].ravel())
-        found = judges.vectors(made, drawn.landmarks[0]) if face.any() else None
-        if found is not None:
-            cosines.append([float(a @ b) for a, b in zip(found, expected, strict=True)])
+    for image, target in zip(video, scene.clip(), strict=True):
+        error = image.astype(np.float64) - target.image
+        face = face_mask(target)
+        inside.append(error[face].ravel())
+        outside.append(error[~face].ravel())
+        actual = judges.vectors(image, target.landmarks[0]) if face.any() else None
+        if actual is not None:
+            cosines.append([float(a @ b) for a, b in zip(actual, expected, strict=True)])
     judge, recogniser = np.mean(cosines, axis=0) if cosines else (float("nan"), float("nan"))
     return {
         "judge": float(judge),
         "recogniser": float(recogniser),
-        "face_psnr": _decibels(np.concatenate(inside)),
-        "background_psnr": _decibels(np.concatenate(outside)),
+        "face_psnr": _psnr(np.concatenate(inside)),
+        "background_psnr": _psnr(np.concatenate(outside)),
     }
 
 
 def face_mask(frame: PuppetFrame) -> np.ndarray:
-    """bool[h,w]: pixels of the first person's face box; none where no face can be seen."""
+    """bool[h,w]: pixels of the first person's face box; none if no face is visible."""
     mask = np.zeros(frame.image.shape[:2], bool)
     box = frame.face_boxes[0]
     if np.isfinite(box).all():
@@ -184,86 +184,75 @@ def face_mask(frame: PuppetFrame) -> np.ndarray:
     return mask
 
 
-def _decibels(squares: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / max(float(squares.mean()), 1e-9))) if len(squares) else float("nan")
+def _psnr(error: np.ndarray) -> float:
+    return psnr(error) if len(error) else float("nan")
 
 
 def case_of(row: Mapping[str, Any]) -> Case:
-    """A row of the file: what is null there was no number."""
-    given: dict[str, Any] = {name: float("nan") if value is None else value for name, value in row.items()}
-    return Case(**given)
+    """A stored row; null is NaN."""
+    fields: dict[str, Any] = {name: float("nan") if value is None else value for name, value in row.items()}
+    return Case(**fields)
 
 
 def cases(
     plan: Plan, puppets: int, seeds: int, modes: Sequence[str], work: Path, minutes: float | None = None
 ) -> Iterator[Case]:
-    """Every case, mode by mode, those of earlier runs as they were recorded; each new one is a line of the file at
-    once. After ``minutes`` no new case starts, and only recorded ones follow."""
+    """Every case, mode by mode; new ones are stored at once. After ``minutes`` only stored cases follow."""
     model = catalogue.open_model(plan.model, (*NETWORKS, "face", "judge"))
-    header, path = plan.header(model), work / "cases.jsonl"
-    work.mkdir(parents=True, exist_ok=True)
-    known = {case.key: case for case in map(case_of, read_rows(path, header))}
+    rows = ResumableRows(work / "cases.jsonl", plan.header(model))
+    stored = {case.key: case for case in map(case_of, rows.rows)}
     judges = Judges(model)
     scenes = [scene_of(puppet, plan) for puppet in range(puppets)]
     limit = None if minutes is None else time.monotonic() + 60 * minutes
-    with path.open("a", encoding="utf-8") as file:
-        if not path.stat().st_size:
-            file.write(json.dumps(header) + "\n")
-        for mode, seed, (puppet, scene) in product(modes, range(seeds), enumerate(scenes)):
-            case = known.get((puppet, seed, mode))
-            if case is None and (limit is None or time.monotonic() < limit):
-                found = measured(animate(scene, plan, seed, mode, work), scene, judges)
-                case = Case(puppet=puppet, seed=seed, mode=mode, frames=plan.frames, **found)
-                file.write(json.dumps(_without_nan(asdict(case))) + "\n")
-                file.flush()
-            if case is not None:
-                yield case
+    for mode, seed, (puppet, scene) in product(modes, range(seeds), enumerate(scenes)):
+        case = stored.get((puppet, seed, mode))
+        if case is None and (limit is None or time.monotonic() < limit):
+            scores = score_video(animate(scene, plan, seed, mode, work), scene, judges)
+            case = Case(puppet=puppet, seed=seed, mode=mode, frames=plan.frames, **scores)
+            rows.append(asdict(case))
+        if case is not None:
+            yield case
 
 
-def _without_nan(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}
-
-
-def summed(found: Sequence[Case], figure: str, mode: str, against: str | None = None) -> Interval:
-    """Mean over puppets of a figure (seeds averaged first), or of its difference from another mode, case by case."""
-    values: dict[int, list[float]] = {}
-    by_key = {case.key: getattr(case, figure) for case in found}
-    for (puppet, seed, way), value in by_key.items():
-        if way == mode:
-            value -= by_key.get((puppet, seed, against), float("nan")) if against else 0.0
+def mean_over_puppets(cases: Sequence[Case], figure: str, mode: str, baseline: str | None = None) -> Interval:
+    """Mean over puppets of a figure, or of its paired difference from ``baseline``; seeds are averaged first."""
+    by_puppet: dict[int, list[float]] = {}
+    by_key = {case.key: getattr(case, figure) for case in cases}
+    for (puppet, seed, case_mode), value in by_key.items():
+        if case_mode == mode:
+            value -= by_key.get((puppet, seed, baseline), float("nan")) if baseline else 0.0
             if np.isfinite(value):
-                values.setdefault(puppet, []).append(value)
-    return bootstrap_interval([float(np.mean(seeds)) for seeds in values.values()], np.mean)
+                by_puppet.setdefault(puppet, []).append(value)
+    return bootstrap_interval([float(np.mean(values)) for values in by_puppet.values()], np.mean)
 
 
-def table(found: Sequence[Case]) -> str:
-    """A row a mode: each figure with its interval, and beside it the difference from the same without optimisation."""
-    modes = list(dict.fromkeys(case.mode for case in found))
+def table(cases: Sequence[Case]) -> str:
+    """One row per mode: each figure with its interval, and its difference from the same mode without optimisation."""
+    modes = list(dict.fromkeys(case.mode for case in cases))
     lines = [f"| mode | cases | {' | '.join(FIGURES.values())} |", f"|{'---|' * (2 + len(FIGURES))}"]
     for mode in modes:
-        cells = [mode, str(sum(case.mode == mode for case in found))]
+        cells = [mode, str(sum(case.mode == mode for case in cases))]
         for figure in FIGURES:
-            cell = _cell(summed(found, figure, mode))
-            beside = BESIDE.get(mode)
-            if beside in modes:
-                cell += f"; {_cell(summed(found, figure, mode, beside), signed=True)} over {beside}"
+            cell = _cell(mean_over_puppets(cases, figure, mode))
+            baseline = BASELINES.get(mode)
+            if baseline in modes:
+                difference = mean_over_puppets(cases, figure, mode, baseline)
+                cell += f"; {_cell(difference, signed=True)} over {baseline}"
             cells.append(cell)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def page_part(found: Sequence[Case], plan: Plan, command: str) -> str:
-    """The table with what it is about, as a part of a Markdown page."""
-    puppets, seeds = (len({getattr(case, name) for case in found}) for name in ("puppet", "seed"))
+def describe(cases: Sequence[Case], plan: Plan) -> str:
+    """The note above the table."""
+    puppets, seeds = (len({getattr(case, name) for case in cases}) for name in ("puppet", "seed"))
     width, height = plan.size
     steps = "the model's" if plan.steps is None else str(plan.steps)
-    note = (
+    return (
         f"Up to {puppets} puppets of the test split, {seeds} seed(s), {plan.frames} frames of {width}x{height}, "
         f"{steps} steps (`paper`: {plan.paper_steps}). Cosines with the reference at the drawn face, PSNR against "
         "the drawn truth; means with 95 % bootstrap intervals over puppets, paired differences."
     )
-    head = page_heading("What face optimisation does", command, environment(torch.device("cpu")))
-    return f"{head}\n\n{note}\n\n{table(found)}"
 
 
 def _cell(value: Interval, *, signed: bool = False) -> str:
@@ -273,19 +262,19 @@ def _cell(value: Interval, *, signed: bool = False) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.bench.refinement_figures", description=__doc__)
-    parser.add_argument("work", type=Path, help="folder of the cases")
+    parser.add_argument("work", type=Path, help="folder of the rows")
     parser.add_argument("--model", default="puppet", help="catalogue name or folder")
     parser.add_argument("--puppets", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--size", default="128x128", help="WxH; a crop is cheaper only where faces are small in it")
+    parser.add_argument("--size", default="128x128", help="WxH; a crop is cheaper only if faces are small in it")
     parser.add_argument("--frames", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=None, help="the model's own unless given")
+    parser.add_argument("--steps", type=int, default=None, help="default: the model's own")
     parser.add_argument("--paper-steps", type=int, default=PAPER_STEPS, help="of the paper's sampler")
-    parser.add_argument("--modes", default=",".join(MODES), help="which, separated by commas")
-    parser.add_argument("--minutes", type=float, help="begin no new case after so long")
+    parser.add_argument("--modes", default=",".join(MODES), help="modes, separated by commas")
+    parser.add_argument("--minutes", type=float, help="start no new case after this time")
     parser.add_argument("--page", type=Path, help="also write the table into a Markdown page")
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser.parse_args(words)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(arguments)
     modes = options.modes.split(",")
     if not set(modes) <= set(MODES):
         parser.error(f"--modes: expected some of {', '.join(MODES)}")
@@ -294,16 +283,16 @@ def main(arguments: list[str] | None = None) -> int:
             model=options.model, size=parse_size(options.size), frames=options.frames, steps=options.steps,
             paper_steps=options.paper_steps,
         )  # fmt: skip
-        found = []
-        for case in cases(plan, options.puppets, options.seeds, modes, options.work, options.minutes):
-            found.append(case)
-            sys.stderr.write(f"{case.mode}, puppet {case.puppet}, seed {case.seed}: judge {case.judge:.3f}\n")
-        if options.page is not None:
-            command = as_typed("tools.bench.refinement_figures", words)
-            update_page(options.page, {PART: page_part(found, plan, command)})
+        measured = collect(
+            cases(plan, options.puppets, options.seeds, modes, options.work, options.minutes),
+            lambda case: f"{case.mode}, puppet {case.puppet}, seed {case.seed}: judge {case.judge:.3f}",
+        )
+        text = f"{describe(measured, plan)}\n\n{table(measured)}"
+        title = "What face optimisation does"
+        write_section(options.page, SECTION, page_section(title, "tools.bench.refinement_figures", arguments, text))
     except SaError as error:
-        return refused(error)
-    sys.stdout.write(table(found) + "\n")
+        return report_error(error)
+    sys.stdout.write(table(measured) + "\n")
     return 0
 
 

@@ -1,22 +1,60 @@
-"""Measurements that take hours: a resumable file of JSON lines below a header, and what their commands
-share."""
+"""Long measurements: a resumable file of JSON lines below a header, and the parts that their commands share."""
 
 from __future__ import annotations
 
+import json
 import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from stableanimator_cli.errors import BadInput, SaError
+import numpy as np
+import torch
+
+from stableanimator_cli.bench.harness import Interval, bootstrap_interval
+from stableanimator_cli.bench.results import environment, page_heading, update_page
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.readers import read_json_lines
+from stableanimator_cli.records import ModelFolder
+from tools.command import report
+
+Row = dict[str, Any]
+T = TypeVar("T")
 
 
-def read_rows(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows that are there already, without the header. A last line that was cut is dropped, from the file too.
+class ResumableRows:
+    """The rows of a measurement, stored in ``path`` as JSON lines below a ``header`` of its settings.
 
-    Raises ``BadInput`` where a line is no JSON, or the header says other settings.
+    ``rows`` are those of earlier runs. Raises ``BadInput`` as ``read_rows``.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows = read_rows(path, header)
+        self._path, self._header = path, header
+
+    def append(self, row: Row) -> None:
+        """Write a row at once; numbers that are not finite become null."""
+        with self._path.open("a", encoding="utf-8") as file:
+            if not self._path.stat().st_size:
+                file.write(json.dumps(self._header) + "\n")
+            file.write(json.dumps(_finite(row)) + "\n")
+
+    def extend_to(self, count: int, measure: Callable[[int], Row]) -> Iterator[Row]:
+        """The first ``count`` rows in order; ``measure(number)`` computes each one that is not stored."""
+        stored = self.rows[:count]
+        yield from stored
+        for number in range(len(stored), count):
+            row = measure(number)
+            self.append(row)
+            yield row
+
+
+def read_rows(path: Path, header: Mapping[str, Any]) -> list[Row]:
+    """The stored rows, without the header. An incomplete last line is removed, from the file too.
+
+    Raises ``BadInput`` if a line is not JSON, or if the header has other settings.
     """
     if not path.exists():
         return []
@@ -27,24 +65,61 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
     what, hint = "rows as this measurement writes them", "name another folder"
     rows = [row for _, row in read_json_lines(path, what, nan=True, hint=hint)]
     if rows and rows[0] != header:
-        found = rows[0] if isinstance(rows[0], dict) else {}
-        changed = ", ".join(name for name in header if found.get(name) != header[name])
-        raise BadInput(path, f"rows of other settings ({changed})", "the same", hint="name another folder")
+        stored = rows[0] if isinstance(rows[0], dict) else {}
+        changed = ", ".join(name for name in header if stored.get(name) != header[name])
+        raise BadInput(path, f"rows of other settings ({changed})", "the same", hint=hint)
     return rows[1:]
 
 
-def as_typed(module: str, words: Sequence[str]) -> str:
-    """The command of a page, where folders go by their last name alone, without page and time allowed."""
-    words_out, left = [], iter(words)
-    for word in left:
-        if word in ("--page", "--minutes"):
-            next(left, None)
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def weight_digests(model: ModelFolder, roles: Iterable[str]) -> dict[str, str]:
+    """The start of the sha256 of each network, for a header."""
+    return {role: sha256_of(model.files[role])[:12] for role in roles}
+
+
+def collect(rows: Iterable[T], describe: Callable[[T], str]) -> list[T]:
+    """All rows; each is reported as soon as it is measured."""
+    measured = []
+    for row in rows:
+        report(f"{len(measured)}: {describe(row)}")
+        measured.append(row)
+    return measured
+
+
+def column(clips: Sequence[Mapping[str, Row]], variant: str, figure: str) -> np.ndarray:
+    """A figure of one variant by clip, float64[n]; NaN for a clip without it."""
+    values = (clip[variant][figure] for clip in clips)
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def mean_interval(values: np.ndarray) -> Interval | None:
+    """Mean and bootstrap interval of the finite values; None if there are none."""
+    finite = values[np.isfinite(values)]
+    return bootstrap_interval(finite, np.mean) if len(finite) else None
+
+
+def page_section(title: str, module: str, arguments: Sequence[str], text: str) -> str:
+    """A generated section of a Markdown page: title, command and machine above the text."""
+    return f"{page_heading(title, command_line(module, arguments), environment(torch.device('cpu')))}\n\n{text}"
+
+
+def write_section(page: Path | None, name: str, section: str) -> None:
+    """Put a section between its markers; nothing without a page."""
+    if page is not None:
+        update_page(page, {name: section})
+
+
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """The command for a page: folders by their last name only, without ``--page`` and ``--minutes``."""
+    shown, rest = [], iter(arguments)
+    for argument in rest:
+        if argument in ("--page", "--minutes"):
+            next(rest, None)
         else:
-            words_out.append(Path(word).name if "/" in word else word)
-    return shlex.join(["python", "-m", module, *words_out])
-
-
-def refused(error: SaError) -> int:
-    """Print ``error`` and its hint; return the exit code."""
-    sys.stderr.write(f"{error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-    return error.exit_code
+            shown.append(Path(argument).name if "/" in argument else argument)
+    return shlex.join(["python", "-m", module, *shown])

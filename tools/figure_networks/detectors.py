@@ -1,8 +1,8 @@
-"""Train the six small networks that read puppets: ``python -m tools.figure_networks.detectors``.
+"""Train the six small networks that detect and measure puppets: ``python -m tools.figure_networks.detectors``.
 
-``make puppet-detectors`` runs it. It draws its pictures first, then trains one network after the other, and can be
-interrupted at any time: the same command resumes from the last shard and checkpoint. The resulting files are written
-into a model folder, and their sizes and digests into its ``model.toml``.
+``make puppet-detectors`` runs it. It draws the training data first, then trains one network after the other. Interrupt
+it at any time: the same command resumes from the last shard and checkpoint. The networks are written into a model
+folder, and their sizes and digests into its ``model.toml``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from stableanimator_cli.errors import BadInput, ConfigError, SaError
+from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, translate_os_errors
+from tools.command import exit_code_of, report
 from tools.figure_networks.boxes import FaceTask, PersonTask
 from tools.figure_networks.identity import JudgeTask, RecogniserTask
 from tools.figure_networks.loop import Task, trained
@@ -27,13 +28,13 @@ from tools.figure_networks.video import VideoTask
 
 TASKS: tuple[type[Task], ...] = (PoseTask, FaceTask, PersonTask, RecogniserTask, JudgeTask, VideoTask)
 FOLDERS = {"face": "face", "recogniser": "face"}
-"""Where a task's file stands in the model folder; insightface opens a folder of two, so they share one."""
+"""Subfolder of a task's file in the model folder; insightface opens a folder of two files, so these share one."""
 
 
 def write_digests(folder: Path, written: Sequence[Path]) -> None:
-    """Set the ``[[files]]`` of ``folder/model.toml``: path, bytes and sha256 of what it lists and of ``written``.
+    """Set the ``[[files]]`` of ``folder/model.toml``: path, bytes and sha256 of the listed files and of ``written``.
 
-    The rows stand at the end of the file; what is above them is left as it is.
+    The rows are at the end of the file; the text above them stays. Raises ``BadInput`` if the file is damaged.
     """
     path = folder / "model.toml"
     try:
@@ -52,23 +53,21 @@ def write_digests(folder: Path, written: Sequence[Path]) -> None:
 
 
 def run(tasks: Sequence[type[Task]], work: Path, out: Path, *, threads: int, workers: int) -> None:
-    """Train what is not trained yet and write the files."""
+    """Train the networks that are not trained yet, and write their files."""
     torch.set_num_threads(threads)
     for kind in tasks:
         task, started = kind(), time.monotonic()
-        net = trained(task, work, _tell, workers=workers)
+        net = trained(task, work, report, workers=workers)
         files = task.export(net, out / FOLDERS.get(task.name, "."))
         write_digests(out, files)
         for file in files:
-            _tell(f"{task.name}: {file}, {file.stat().st_size / 1e6:.2f} MB, {time.monotonic() - started:.0f} s")
+            report(f"{task.name}: {file}, {file.stat().st_size / 1e6:.2f} MB, {time.monotonic() - started:.0f} s")
 
 
 def parse(arguments: Sequence[str] | None, names: Sequence[str], what: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("tasks", nargs="*", metavar="NETWORK", help=f"of {', '.join(names)}; by default all")
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/puppet-training"), help="drawn pictures and checkpoints"
-    )
+    parser.add_argument("--work", type=Path, default=Path("runs/puppet-training"), help="drawn data and checkpoints")
     parser.add_argument("--out", type=Path, default=Path("models/puppet"), help="the model folder")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
@@ -82,30 +81,12 @@ def parse(arguments: Sequence[str] | None, names: Sequence[str], what: str) -> a
     return options
 
 
-def guarded(main: object) -> int:
-    """Run a training's ``main``; what the user can mend is one line and a hint, an interrupt is one line."""
-    try:
-        main()  # type: ignore[operator]
-    except SaError as error:
-        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: run the same command to resume\n")
-        return 130
-    return 0
-
-
-def _tell(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     names = [task.name for task in TASKS]
-    options = parse(arguments, names, "Train the small networks that read puppets.")
+    options = parse(arguments, names, "Train the small networks that detect and measure puppets.")
     chosen = [task for task in TASKS if not options.tasks or task.name in options.tasks]
     run(chosen, options.work, options.out, threads=options.threads, workers=options.workers)
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(exit_code_of(main))

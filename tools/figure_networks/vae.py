@@ -32,8 +32,9 @@ from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.nets.norm_groups import set_norm_groups
 from stableanimator_cli.nets.time_conv import TimeConv, with_time_convs
 from stableanimator_cli.puppets.sample import derive_rng
+from tools.command import exit_code_of
 from tools.figure_networks.data import CLIP_SIDE, CLIPS, FRAMES, draw_clips
-from tools.figure_networks.detectors import guarded, parse, run
+from tools.figure_networks.detectors import parse, run
 from tools.figure_networks.loop import Batch, Task
 
 LATENTS = 16
@@ -316,4 +317,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(exit_code_of(main))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 from functools import partial
 
+from tools.command import exit_code_of
 from tools.figure_networks.boxes import FaceTask, PersonTask
 from tools.figure_networks.data import Recipe, draw_frames
-from tools.figure_networks.detectors import guarded, parse, run
+from tools.figure_networks.detectors import parse, run
 from tools.figure_networks.pose import PoseTask
 
 FRAMES = Recipe(name="frames-portraits", shards=240, draw=partial(draw_frames, portraits=0.35))
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(exit_code_of(main))

@@ -215,7 +215,7 @@ def test_who_ends_it_ends_what_it_runs(tmp_path: Path) -> None:
     inner = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     outer = (
         "import signal, sys; from tools.bench import ablations as a; "
-        f"signal.signal(signal.SIGTERM, a._terminated); sys.exit(a.guarded(lambda: a.python(['-c', {inner!r}])))"
+        f"signal.signal(signal.SIGTERM, a._terminated); sys.exit(a.exit_code_of(lambda: a.python(['-c', {inner!r}])))"
     )
     process = subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.PIPE, text=True)
     try:

@@ -1,4 +1,4 @@
-"""Loss and saving of approximate settings: paired by clip, counted, and gone on with."""
+"""Losses and savings of approximate settings: paired by clip, counted, resumed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def row(psnr: float, limbs: float | None, own: float | None, unet: int, shallow:
 
 
 def clips() -> list[dict[str, dict[str, Any]]]:
-    """They differ much more than settings do."""
-    found = []
+    """Clips that differ much more than settings do."""
+    rows = []
     for hard in np.random.default_rng(0).uniform(0, 9, 8):
-        found.append(
+        rows.append(
             {
                 PLAIN: row(20 + hard, 0.05 * hard, 0.1 * hard, 12),
                 CACHED: row(19.9 + hard, 0.05 * hard + 0.01, 0.1 * hard - 0.02, 12, 6, 30.0),
@@ -35,20 +35,20 @@ def clips() -> list[dict[str, dict[str, Any]]]:
                 WITHIN: row(15 + hard, None, 0.5, 17, 0, 25.0),
             }
         )
-    return found
+    return rows
 
 
-def test_losses_are_paired_and_above_zero_where_it_is_worse():
+def test_losses_are_paired_and_positive_if_worse():
     table = {one["setting"]: one for one in losses(clips(), TRIAL, COST).rows}
     assert list(table) == [PLAIN, CACHED, GUIDED, WITHIN] == [setting.name for setting in TRIAL.settings()]
     cached = table[CACHED]
-    for title, lost in (
+    for title, expected in (
         ("dB to the truth", 0.1),
         ("limb error, fraction of the side", 0.01),
         ("similarity of faces", 0.02),
     ):
-        told = cached[f"{title}: loss"]
-        assert (told.low, told.value, told.high) == pytest.approx((lost, lost, lost))
+        loss = cached[f"{title}: loss"]
+        assert (loss.low, loss.value, loss.high) == pytest.approx((expected, expected, expected))
         assert table[PLAIN][f"{title}: loss"] is None
     assert cached["dB to the exact path"].value == 30
     assert cached["UNet FLOPs relative to the exact path"] == pytest.approx((6 + 6 * 0.2) / 12)
@@ -67,9 +67,9 @@ def test_a_clip_without_a_figure_is_left_out():
 def test_shallow_calls_of_the_small_model_are_counted():
     model = open_bench_model("puppet")
     counted = approximations.cost(model, (64, 64), 2, torch.float32, (1, 2, 4))
-    shares = [counted.share(layers) for layers in (1, 2, 4)]
-    assert 0 < shares[0] < shares[1] < shares[2] < 1
-    # features lie in front of the upsampler from the second layer on: a quarter of the places, twice the channels
+    ratios = [counted.ratio(layers) for layers in (1, 2, 4)]
+    assert 0 < ratios[0] < ratios[1] < ratios[2] < 1
+    # from the second layer on features are those before the upsampler: a quarter of the positions, twice the channels
     assert counted.layers[1][1] == 2 * counted.layers[2][1] == 2 * 64 * 8 * 8 * 4
 
 
@@ -93,7 +93,7 @@ def test_clips_are_rendered_once_and_read_again(tmp_path: Path, capsys, monkeypa
     assert "rows of other settings (seed)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "said"), [(["--cache-features", "1"], "--cache-features: found '1'")])
-def test_mistakes_are_said(tmp_path: Path, capsys, words: list[str], said: str):
+@pytest.mark.parametrize(("words", "expected"), [(["--cache-features", "1"], "--cache-features: found '1'")])
+def test_mistakes_are_reported(tmp_path: Path, capsys, words: list[str], expected: str):
     assert main([str(tmp_path), *words]) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err

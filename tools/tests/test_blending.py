@@ -1,4 +1,4 @@
-"""Blends are compared clip by clip, by intervals of paired differences, and beside a control."""
+"""Blends are compared by intervals of paired differences over clips, and against a control."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tools.bench import blending
 
 
 def clips(seams: float, added: float, psnr: float = 0.0, limbs: float = 0.0) -> list[blending.Clip]:
-    """Clips that differ much more than blends do; of windows that move there is no seam score."""
+    """Clips that differ much more than blends do; shifted windows have no seam score."""
     rng = np.random.default_rng(0)
     out: list[blending.Clip] = []
     for _ in range(8):
         hard = rng.uniform(1, 3)
-        theirs = {
+        upstream = {
             "windows": 11,
             "seams": 1.0,
             "there": hard,
@@ -31,23 +31,23 @@ def clips(seams: float, added: float, psnr: float = 0.0, limbs: float = 0.0) -> 
             "psnr": 20 + hard,
             "limbs": 0.03,
         }
-        ours = theirs | {
+        ours = upstream | {
             "there": hard - seams + rng.normal(0, 0.01),
             "added": 5 * hard - added + rng.normal(0, 0.01),
             "psnr": 20 + hard + psnr,
             "limbs": 0.03 + limbs,
         }
-        out.append({"upstream": theirs, "smooth": ours, "shifted": ours | {"seams": None}})
+        out.append({"upstream": upstream, "smooth": ours, "shifted": ours | {"seams": None}})
     return out
 
 
-def test_a_gain_smaller_than_what_clips_differ_by_is_seen():
-    found = blending.marks(clips(0.1, 0.2))
-    assert [(mark.way, mark.figure) for mark in found] == [
-        (way, figure) for way in ("smooth", "shifted") for figure in ("there", "added", "psnr", "limbs")
+def test_a_gain_smaller_than_the_spread_of_clips_is_detected():
+    checked = blending.check_requirements(clips(0.1, 0.2))
+    assert [(requirement.blend, requirement.figure) for requirement in checked] == [
+        (blend, figure) for blend in ("smooth", "shifted") for figure in ("there", "added", "psnr", "limbs")
     ]
-    assert all(mark.holds for mark in found)
-    seams = found[0].difference
+    assert all(requirement.holds for requirement in checked)
+    seams = checked[0].difference
     assert -0.12 < seams.low <= seams.value <= seams.high < -0.08
 
 
@@ -60,37 +60,36 @@ def test_a_gain_smaller_than_what_clips_differ_by_is_seen():
         ({"limbs": 0.001}, "limbs"),
     ],
 )
-def test_each_mark_can_be_missed(change: dict[str, float], missed: str):
-    found = blending.marks(clips(**{"seams": 0.1, "added": 0.2, **change}))
-    assert {mark.figure for mark in found if not mark.holds} == {missed}
-    unseen = blending.marks(clips(0.1, 0.2, psnr=-0.005, limbs=0.0002))
-    assert all(mark.holds for mark in unseen)  # certain, and nobody can see it
+def test_each_requirement_can_fail(change: dict[str, float], missed: str):
+    checked = blending.check_requirements(clips(**{"seams": 0.1, "added": 0.2, **change}))
+    assert {requirement.figure for requirement in checked if not requirement.holds} == {missed}
+    tolerated = blending.check_requirements(clips(0.1, 0.2, psnr=-0.005, limbs=0.0002))
+    assert all(requirement.holds for requirement in tolerated)  # certain losses, but invisible
 
 
-def test_a_clip_that_one_way_has_no_figure_for_is_left_out():
+def test_a_clip_without_a_figure_is_left_out():
     found = clips(0.1, 0.2)
     found[0]["smooth"]["limbs"] = None
     rows = blending.tables(found, blending.BlendingRun())[1].rows
     assert [row["clips lower"].partition(" of ")[2] for row in rows if row["blend"] == "smooth"] == ["8", "8", "8", "7"]
 
 
-def test_what_a_border_adds_is_told_from_movement():
-    """A video that steps aside at frame 4 and stays there, over one that moves."""
+def test_a_border_is_distinguished_from_movement():
+    """A constant offset from frame 4 on, over a moving video."""
     control = torch.rand((8, 3, 4, 4), generator=torch.Generator().manual_seed(0))
-    aside = control.clone()
-    aside[4:] += 0.01
+    offset = control.clone()
+    offset[4:] += 0.01
     moved = blending.changes(control).sum()
-    assert blending.added_change(aside, control) == pytest.approx(0.01 / moved, rel=1e-3)
+    assert blending.added_change(offset, control) == pytest.approx(0.01 / moved, rel=1e-3)
     assert blending.added_change(control, control) == 0
 
 
-def test_windows_of_different_opinions_show_least_where_they_move():
-    """Each window expects a brightness of its own, by where it lies, and less so the less noise there is: the posterior
-    mean of a Gaussian of unit variance round it, in 25 steps of Euler. All frames begin alike, so that all change is
-    that of windows."""
+def test_seams_of_disagreeing_windows_are_smallest_if_shifted():
+    """Each window expects a brightness that depends on its position: the posterior mean of a Gaussian of unit variance
+    around it, in 25 steps of Euler. All frames start equal, so windows cause every change."""
     sigmas, total = karras_sigmas(25), 64
 
-    def opinion(window) -> float:
+    def brightness(window) -> float:
         return float(np.sin(7.3 * window.frames[1]))
 
     def predict(latents, c_noise, window, conditional):
@@ -98,29 +97,29 @@ def test_windows_of_different_opinions_show_least_where_they_move():
         sigma = float(np.exp(4 * c_noise))
         scale = scalings(sigma)
         noisy = latents / scale.c_in
-        clean = (noisy + sigma**2 * opinion(window)) / (1 + sigma**2)
-        return (clean - scale.skip * noisy) / scale.out
+        denoised = (noisy + sigma**2 * brightness(window)) / (1 + sigma**2)
+        return (denoised - scale.skip * noisy) / scale.out
 
     def change(blend) -> float:
         plan = plan_windows(total, length=16, overlap=4, blend=blend)
-        ways = [
+        denoisers = [
             windowed_denoiser(predict, plan.placement(turn), guidance=(1.0, 1.0)) for turn in range(plan.num_placements)
         ]
         x = torch.full((total, 1, 1, 1), 0.3 * initial_scale(float(sigmas[0])))
-        made = sample_euler(alternate(ways, iter(range(25))), x, sigmas)
-        return float((made[1:] - made[:-1]).abs().max())
+        frames = sample_euler(alternate(denoisers, iter(range(25))), x, sigmas)
+        return float((frames[1:] - frames[:-1]).abs().max())
 
     upstream, smooth, shifted = (change(blend) for blend in ("upstream", "smooth", "shifted"))
     assert shifted < 0.6 * smooth < 0.6 * upstream
 
 
-def test_real_clips_are_made_once_and_read_again(
+def test_clips_are_rendered_once_and_read_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     words = [str(tmp_path / "w"), "--clips", "1", "--frames", "12", "--steps", "1", "--page", str(tmp_path / "page.md")]
     assert blending.main(words) in (0, 8)  # one step of one clip says nothing about blends
     first = capsys.readouterr().out
-    monkeypatch.setattr(blending, "compared", lambda *_: pytest.fail("rendered again"))
+    monkeypatch.setattr(blending, "compare_clip", lambda *_: pytest.fail("rendered again"))
     assert blending.main(words) in (0, 8)
     assert capsys.readouterr().out == first
     page = (tmp_path / "page.md").read_text()
@@ -131,7 +130,7 @@ def test_real_clips_are_made_once_and_read_again(
     assert "rows of other settings (seed)" in capsys.readouterr().err
 
 
-def test_the_control_overlaps_further_than_what_it_is_compared_with():
+def test_the_control_overlaps_more_than_the_blends():
     model, trial = open_model("puppet"), blending.BlendingRun()
     assert len(trial.plan(model, None)) > 2 * len(trial.plan(model, "smooth"))
     assert trial.plan(model, "shifted").shifted

@@ -14,6 +14,7 @@ from torch import nn
 from stableanimator_cli.detect import onnx as sessions
 from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.nets.arcface import ArcFace
+from tools.command import exit_code_of
 from tools.figure_networks import boxes as boxes
 from tools.figure_networks import detectors as detectors
 from tools.figure_networks import pose as pose
@@ -211,11 +212,11 @@ def test_errors_of_a_training_are_one_line(capsys: pytest.CaptureFixture[str]) -
     def fails() -> None:
         raise SaError("the disk is full", hint="make room")
 
-    assert detectors.guarded(fails) == 70
+    assert exit_code_of(fails) == 70
     assert capsys.readouterr().err == "error: the disk is full\nhint: make room\n"
 
     def stopped() -> None:
         raise KeyboardInterrupt
 
-    assert detectors.guarded(stopped) == 130
+    assert exit_code_of(stopped) == 130
     assert "run the same command to resume" in capsys.readouterr().err

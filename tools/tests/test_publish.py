@@ -167,5 +167,5 @@ def test_a_run_or_a_folder_that_is_none_is_refused(
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="no checkpoint"):
         publish(tmp_path / "empty", folder)
-    assert module.guarded(lambda: module.main([str(tmp_path / "empty"), str(folder)])) == 3
+    assert module.exit_code_of(lambda: module.main([str(tmp_path / "empty"), str(folder)])) == 3
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'empty'}: found no checkpoint")

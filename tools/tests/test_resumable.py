@@ -1,4 +1,4 @@
-"""Measurements that were cut go on; others are not mixed in."""
+"""Interrupted measurements resume; rows of other settings are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from stableanimator_cli.errors import BadInput, ConfigError
-from tools.bench.resumable import as_typed, read_rows, refused
+from tools.bench.resumable import ResumableRows, command_line, read_rows
+from tools.command import report_error
 
 HEADER = {"frames": 2, "seed": 0}
 
@@ -24,7 +25,7 @@ def test_rows_come_back_without_the_header(tmp_path: Path):
     assert read_rows(file, HEADER) == [{"a": 1}, {"a": 2}]
 
 
-def test_a_cut_line_is_dropped_from_the_file(tmp_path: Path):
+def test_an_incomplete_line_is_removed_from_the_file(tmp_path: Path):
     file = written(tmp_path / "a.jsonl", json.dumps(HEADER) + "\n", '{"a": 1}\n', '{"a": ')
     assert read_rows(file, HEADER) == [{"a": 1}]
     assert file.read_text() == json.dumps(HEADER) + '\n{"a": 1}\n'
@@ -36,16 +37,25 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, lines: tuple[str, ..
         read_rows(written(tmp_path / "a.jsonl", *lines), HEADER)
 
 
-def test_a_line_that_is_no_json_is_named(tmp_path: Path):
+def test_a_line_that_is_not_json_is_named(tmp_path: Path):
     with pytest.raises(BadInput, match="line 2: it is not rows as this measurement writes them"):
         read_rows(written(tmp_path / "a.jsonl", json.dumps(HEADER) + "\n", "{a}\n", '{"a": 1}\n'), HEADER)
 
 
-def test_a_command_is_shown_without_places():
+def test_a_command_is_shown_without_folders():
     words = ["/some/where/work", "--page", "/docs/page.md", "--model", "here/puppet", "--minutes", "5", "--seed", "3"]
-    assert as_typed("a.b", words) == "python -m a.b work --model puppet --seed 3"
+    assert command_line("a.b", words) == "python -m a.b work --model puppet --seed 3"
 
 
-def test_an_error_is_said_with_its_hint(capsys: pytest.CaptureFixture[str]):
-    assert refused(ConfigError("--seed", -1, "0 or more", hint="try 0")) == 2
+def test_an_error_is_printed_with_its_hint(capsys: pytest.CaptureFixture[str]):
+    assert report_error(ConfigError("--seed", -1, "0 or more", hint="try 0")) == 2
     assert capsys.readouterr().err.splitlines()[1] == "hint: try 0"
+
+
+def test_rows_are_measured_once_and_nan_is_null(tmp_path: Path):
+    file = tmp_path / "work" / "a.jsonl"
+    first = list(ResumableRows(file, HEADER).extend_to(2, lambda number: {"plain": {"n": number, "x": float("nan")}}))
+    assert [row["plain"]["n"] for row in first] == [0, 1]
+    again = ResumableRows(file, HEADER).extend_to(3, lambda number: {"plain": {"n": 10 * number}})
+    assert list(again) == [{"plain": {"n": 0, "x": None}}, {"plain": {"n": 1, "x": None}}, {"plain": {"n": 20}}]
+    assert len(file.read_text().splitlines()) == 1 + 3

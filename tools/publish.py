@@ -1,9 +1,8 @@
-"""A training's networks into the model folder that it began from: how ``make puppet`` ends.
+"""Publish the networks of a training in the model folder that it started from: the last step of ``make puppet``.
 
-``python -m tools.publish RUN FOLDER`` puts UNet, PoseNet and Face Encoder of RUN's best checkpoint
-(the last where nothing was validated) into FOLDER as float16, with their configs, the ``[training]`` table and digests.
-What else FOLDER holds stays as it is; ``sa train --export`` makes a new folder instead.
-"""
+``python -m tools.publish RUN FOLDER`` writes UNet, PoseNet and Face Encoder of RUN's best checkpoint (the last one if
+none was validated) into FOLDER: float16 weights, configs, the ``[training]`` table and digests. Other files of FOLDER
+stay as they are. ``sa train --export`` makes a new folder instead."""
 
 from __future__ import annotations
 
@@ -25,51 +24,53 @@ from stableanimator_cli.train.export import TRAINED, export
 from tools.command import exit_code_of
 from tools.figure_networks.detectors import write_digests
 
-_KEPT = ("vae", "image_encoder")  # what the three were trained beside
+_FROZEN = ("vae", "image_encoder")  # the networks that the three were trained with
 
 
 def publish(run: Path, folder: Path) -> list[Path]:
-    """Write the three networks; returns their files. All is made ready beside ``folder`` before anything in it changes.
+    """Write the three networks; returns their files. Everything is prepared beside ``folder`` before it changes.
 
-    Raises ``BadInput`` where ``run`` has no checkpoint, or where ``folder`` would not be what its card says: other
-    names for the networks, files that are fetched or missing, another VAE or image encoder or ID adapter than ``run``
-    was trained with. ``ModelMissing`` and ``ModelDamaged`` where ``folder`` is no model folder.
+    Raises ``BadInput`` if ``run`` has no checkpoint, or if ``folder`` would no longer match its card: other names of
+    the networks, files that are downloaded or missing, another VAE, image encoder or ID adapter than in the training.
+    Raises ``ModelMissing`` or ``ModelDamaged`` if ``folder`` is no model folder.
     """
     head = _head(schema.read(folder))
-    with translate_os_errors(folder), tempfile.TemporaryDirectory(prefix=".publish.", dir=folder.parent) as place:
-        whole = Path(place) / folder.name
-        export(run, "model", whole, "float16")
-        _check_fits(run, whole, folder)
-        training = schema.read(whole).training
+    with translate_os_errors(folder), tempfile.TemporaryDirectory(prefix=".publish.", dir=folder.parent) as temp:
+        exported = Path(temp) / folder.name
+        export(run, "model", exported, "float16")
+        _check_fits(run, exported, folder)
+        training = schema.read(exported).training
         written = []
         for role in TRAINED:
             for name in (f"{role}.json", f"{role}.safetensors"):
-                os.replace(whole / name, folder / name)
+                os.replace(exported / name, folder / name)
                 written.append(folder / name)
     card = folder / schema.FILE_NAME
-    with atomic_write(card) as part, translate_os_errors(card):
-        part.write_text(f"{head}\n\n{table_text('training', training)}", encoding="utf-8")
-    files = [*(path for path in written if path.suffix != ".json"), *_others(folder)]
+    with atomic_write(card) as temp_card, translate_os_errors(card):
+        temp_card.write_text(f"{head}\n\n{table_text('training', training)}", encoding="utf-8")
+    files = [*(path for path in written if path.suffix != ".json"), *_network_files(folder)]
     write_digests(folder, files)
     return written
 
 
 def _head(entry: Entry) -> str:
-    """The card's text above ``[training]`` and ``[[files]]``, which are rewritten. ``BadInput`` where the card would
-    not be true then."""
+    """The card's text above ``[training]`` and ``[[files]]``, which are rewritten.
+
+    Raises ``BadInput`` if the card would not be true afterwards.
+    """
     path = entry.folder / schema.FILE_NAME
-    hint = "`sa train --resume RUN --export model -o FOLDER` makes a folder of its own"
+    hint = "`sa train --resume RUN --export model -o FOLDER` makes a new folder"
     for role in TRAINED:
         expected = Component(file=f"{role}.safetensors", config=f"{role}.json")
-        found = entry.components.get(role, Component())
-        if found != expected:
-            actual = f"{role} in {found.file} with config {found.config}"
+        component = entry.components.get(role, Component())
+        if component != expected:
+            actual = f"{role} in {component.file} with config {component.config}"
             raise BadInput(path, actual, f"{expected.file} with {expected.config}", hint=hint)
     for row in entry.files:
         if row.url is not None or row.archive is not None:
-            raise BadInput(path, f"{row.path}, which is fetched", "files of this folder alone", hint=hint)
+            raise BadInput(path, f"{row.path}, which is downloaded", "files of this folder alone", hint=hint)
         if not (entry.folder / row.path).is_file():
-            raise BadInput(entry.folder / row.path, "nothing", "a file that the card lists", hint="put it back")
+            raise BadInput(entry.folder / row.path, "nothing", "a file that the card lists", hint="restore it")
     text = path.read_text(encoding="utf-8")
     head = text.partition("[[files]]")[0].partition("[training]")[0].rstrip()
     lost = tomllib.loads(text).keys() - tomllib.loads(head).keys() - {"training", "files"}
@@ -78,21 +79,23 @@ def _head(entry: Entry) -> str:
     return head
 
 
-def _check_fits(run: Path, whole: Path, folder: Path) -> None:
-    """The networks in ``whole`` are of use with what stays in ``folder``."""
-    trained, here = catalogue.open_model(whole), catalogue.open_model(folder, _KEPT)
-    for role in _KEPT:
-        if sha256_of(trained.files[role]) != sha256_of(here.files[role]):
-            hint = "publish into the folder that the run began from, or make one with `sa train --resume RUN --export`"
+def _check_fits(run: Path, exported: Path, folder: Path) -> None:
+    """Check that the networks in ``exported`` fit the other ones of ``folder``."""
+    trained, current = catalogue.open_model(exported), catalogue.open_model(folder, _FROZEN)
+    for role in _FROZEN:
+        if sha256_of(trained.files[role]) != sha256_of(current.files[role]):
+            hint = (
+                "publish into the folder that the run started from, or make one with `sa train --resume RUN --export`"
+            )
             raise BadInput(folder, f"another {role} than {run} was trained with", "the same network", hint=hint)
-    adapters = [model.defaults.get("id_adapter", "distribution") for model in (trained, here)]
+    adapters = [model.defaults.get("id_adapter", "distribution") for model in (trained, current)]
     if adapters[0] != adapters[1]:
-        hint = "set id_adapter under [defaults] of its model.toml, or publish a run that was trained so"
-        raise BadInput(folder, f"ID adapters that are {adapters[1]!r}", f"{adapters[0]!r} as {run} has them", hint=hint)
+        hint = "set id_adapter under [defaults] of its model.toml, or publish a run with the same adapters"
+        raise BadInput(folder, f"ID adapters of kind {adapters[1]!r}", f"{adapters[0]!r} as in {run}", hint=hint)
 
 
-def _others(folder: Path) -> list[Path]:
-    """All files of the folder that are held by digest: networks, in any depth."""
+def _network_files(folder: Path) -> list[Path]:
+    """All networks below the folder; the card has their digests."""
     return [path for kind in ("*.onnx", "*.safetensors") for path in sorted(folder.rglob(kind))]
 
 

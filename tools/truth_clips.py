@@ -1,9 +1,8 @@
-"""Clip folders of puppets from what is known about them: no detector looks, only the recogniser sees the faces.
+"""Write clip folders of puppets from their ground truth: only the face recogniser runs, no detector.
 
-``python -m tools.truth_clips PUPPETS OUT`` takes a folder of ``sa puppets`` and writes for each video
-the clip folder that ``sa preprocess`` would, with the drawn key points, boxes and landmarks. It is how the puppet model
-gets thousands of clips in minutes (``make puppet``); everything from the clip folders on is the way of any video.
-"""
+``python -m tools.truth_clips PUPPETS OUT`` reads a folder of ``sa puppets`` and writes one clip folder per video, as
+``sa preprocess`` would, with the drawn keypoints, boxes and landmarks. The puppet model gets thousands of clips in
+minutes this way (``make puppet``). From the clip folders on, nothing differs from other videos."""
 
 from __future__ import annotations
 
@@ -29,9 +28,9 @@ from stableanimator_cli.records import Face
 
 
 def write_clips(puppets: Path, out: Path, reader: FaceReader, reporter: Reporter | None = None) -> int:
-    """One clip folder a video of ``puppets`` below ``out``; those that are there stay. Returns how many there are.
+    """Write one clip folder per video of ``puppets`` below ``out``, except finished ones; returns their number.
 
-    Raises ``BadInput`` where ``puppets`` is no folder of ``sa puppets``.
+    Raises ``BadInput`` if ``puppets`` is no folder of ``sa puppets``.
     """
     records = sorted((puppets / "truth").glob("*.json"))
     if not records:
@@ -41,32 +40,32 @@ def write_clips(puppets: Path, out: Path, reader: FaceReader, reporter: Reporter
     network = sha256_of(reader.recogniser_file)
     with reporter.progress(len(records), "clips", "clip") as bar:
         for path in records:
-            place = out / path.stem
-            if not (place / clip_folder.RECORD).exists():
-                _write_clip(puppets, path, place, reader, network)
+            folder = out / path.stem
+            if not (folder / clip_folder.RECORD).exists():
+                _write_clip(puppets, path, folder, reader, network)
             bar.update(1)
     return len(records)
 
 
-def _write_clip(puppets: Path, path: Path, place: Path, reader: FaceReader, network: str) -> None:
-    what = "the truth of a puppet"
+def _write_clip(puppets: Path, path: Path, folder: Path, reader: FaceReader, network: str) -> None:
+    what = "the ground truth of a puppet"
     truth = Fields.of(read_json(path, what), path, what)
     files = {name: puppets / truth.fields("files").text(name) for name in ("video", "motion", "faces")}
     video, motion = files["video"], load_motion(files["motion"])
-    check_clip_replaceable(place)
-    part = temporary_path(place)
-    part.mkdir(parents=True)
-    known = read_npz(files["faces"], "faces of a puppet")
-    boxes, landmarks = known["boxes"], known["landmarks"]
-    found: list[tuple[int, int, Face]] = []
-    for t, (_, picture) in enumerate(open_clip(video).frames()):
+    check_clip_replaceable(folder)
+    temp = temporary_path(folder)
+    temp.mkdir(parents=True)
+    truth_faces = read_npz(files["faces"], "the faces of a puppet")
+    boxes, landmarks = truth_faces["boxes"], truth_faces["landmarks"]
+    faces: list[tuple[int, int, Face]] = []
+    for t, (_, image) in enumerate(open_clip(video).frames()):
         for p in np.flatnonzero(np.isfinite(landmarks[t]).all(axis=(1, 2))):
-            vector = reader.recognise(picture, landmarks[t, p])
-            found.append((t, int(p), Face(box=boxes[t, p], landmarks=landmarks[t, p], score=1.0, embedding=vector)))
+            embedding = reader.recognise(image, landmarks[t, p])
+            faces.append((t, int(p), Face(box=boxes[t, p], landmarks=landmarks[t, p], score=1.0, embedding=embedding)))
     digest = sha256_of(video)
-    link_source(video, part, place, copy=False)
-    save_motion(part / clip_folder.MOTION, motion)
-    clip_folder.save_faces(part / clip_folder.FACES, clip_folder.FaceTable.of(found, reader.channel_order))
+    link_source(video, temp, folder, copy=False)
+    save_motion(temp / clip_folder.MOTION, motion)
+    clip_folder.save_faces(temp / clip_folder.FACES, clip_folder.FaceTable.of(faces, reader.channel_order))
     record = {
         "format": clip_folder.FORMAT,
         "name": path.stem,
@@ -78,19 +77,19 @@ def _write_clip(puppets: Path, path: Path, place: Path, reader: FaceReader, netw
         "options": {"frames": None, "fps": None},
         "truth": True,
         "people": {"kept": motion.track.tolist(), "strangers": 0},
-        "faces": {"found": len(found), "channel_order": reader.channel_order},
+        "faces": {"found": len(faces), "channel_order": reader.channel_order},
         "versions": {MARK: __version__},
         "key": hashlib.sha256(f"truth {clip_folder.FORMAT} {digest} {network}".encode()).hexdigest(),
     }
-    write_json(part / clip_folder.RECORD, record)
-    replace_clip(part, place)
+    write_json(temp / clip_folder.RECORD, record)
+    replace_clip(temp, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("puppets", type=Path, help="a folder of `sa puppets`")
-    parser.add_argument("out", type=Path, help="the folder of clip folders to write or to go on with")
-    parser.add_argument("--model", default="puppet", help="whose recogniser sees the faces")
+    parser.add_argument("out", type=Path, help="folder of the clip folders; finished ones stay")
+    parser.add_argument("--model", default="puppet", help="model whose recogniser computes the embeddings")
     options = parser.parse_args(arguments)
     model = catalogue.open_model(options.model, require=("face",))
     reader = FaceReader(model.files["face"], model.face_channel_order, "cpu")

@@ -1,16 +1,15 @@
-"""The trained variants of the paper's Tables 2, 3 and 4 on the puppet model, and the tables themselves.
+"""Train the variants of the paper's Tables 2, 3 and 4 on the puppet model, and compute the tables.
 
-``python -m tools.bench.ablations WORK`` (``make ablations``) trains seven variants by ``sa train``, each a
-fork of one common checkpoint (``--base``, the shipped puppet) with the same recipe (``ablations.toml``: the same steps,
-clips, seed), and leaves a model folder a variant in ``WORK/ablations``. ``--tables`` (``make ablation-tables``) then
-runs ``sa evaluate --ablation`` on them, with three sampling seeds, into ``WORK/table2`` to ``table4``. Interrupt at
-any time; the same command resumes: finished variants are skipped with a message, trainings are resumed.
+``python -m tools.bench.ablations WORK`` (``make ablations``) trains seven variants by ``sa train``. All start from one
+common checkpoint (``--base``, the shipped puppet) with the same recipe (``ablations.toml``), clips and seed.
+``WORK/ablations`` gets one model folder per variant. ``--tables`` (``make ablation-tables``) then runs ``sa evaluate
+--ablation`` on them with three sampling seeds, into ``WORK/table2`` to ``table4``. Interrupt at any time; run the same
+command to resume: finished variants are skipped with a message, trainings are resumed.
 
-``ours`` is trained on as well, so that it has had as many steps as its rivals. The common checkpoint was trained with
-everything, and so ``ours`` is the only one whose parts already know one another: ``--fresh`` initialises the Face
-Encoder at random in every variant, which reduces that advantage and needs more steps. Without it, all weights stay:
-"w/o Face Encoder" keeps the projection's weights and loses the fusion, and adapters are fed what they have not seen.
-"""
+``ours`` is trained further as well, so it gets as many steps as the other variants. It still has an advantage: the
+common checkpoint was trained with all parts. ``--fresh`` reduces it by initialising the Face Encoder at random in every
+variant, and needs more steps. Otherwise all weights stay: "w/o Face Encoder" keeps the projection's weights and loses
+the fusion, so its adapters receive unfamiliar inputs."""
 
 from __future__ import annotations
 
@@ -42,25 +41,25 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {
 }
 """Variant (the name of its model folder) -> its flags of ``sa train`` beside the recipe.
 
-"w/o Alignment" of Table 2 is "Addition" of Table 4. An IP-Adapter (Ye et al., 2023) is a projection of the vector into
-tokens (no Face Encoder) and a second cross-attention whose output is added as it is; as in Table 3 it stands alone in
-place of all that StableAnimator adds, masks in the loss included, and so does no face at all."""
+"w/o Alignment" of Table 2 is "Addition" of Table 4. An IP-Adapter (Ye et al., 2023) projects the embedding into tokens
+(no Face Encoder) and adds the output of a second cross-attention. As in Table 3 it replaces all parts that
+StableAnimator adds, masks in the loss included; the same holds for no face at all."""
 
 RECIPE = Path(__file__).with_name("ablations.toml")
 ANIMATE = Path(__file__).with_name("ablations_animate.toml")
 TABLES = ("table2", "table3", "table4")
 TRAINED = ("unet", "pose_net", "face_encoder")
-FOLDER, _NOTE = "ablations", "ablations.json"
-_PATIENCE = 30.0  # seconds that an interrupted command has
+FOLDER, _SETTINGS = "ablations", "ablations.json"
+_GRACE = 30.0  # seconds that an interrupted command has to exit
 _CLIPS = 400
-_SHARED = ("data", "animated")  # of the tables: a variant that stands in two of them is animated once
+_SHARED = ("data", "animated")  # by the tables: a variant of two tables is animated once
 
 Command = Callable[[Sequence[str]], int]
-"""Runs a command line of Python (``-m stableanimator_cli ...``) to its end: its exit code."""
+"""Runs Python with arguments (``-m stableanimator_cli ...``) to its end; returns the exit code."""
 
 
 class CommandFailed(SaError):
-    """A command that was run for a variant failed; it has said why itself. Leaves with its exit code."""
+    """A command for a variant failed; it has printed its own error. Has the exit code of that command."""
 
     code = "command-failed"
 
@@ -73,8 +72,10 @@ class CommandFailed(SaError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What all variants share. ``data`` are clip folders, None for ``clips`` puppets that are drawn; ``steps`` replaces
-    that of each of the recipe's stages."""
+    """The settings that all variants share.
+
+    ``data`` are clip folders; None draws ``clips`` puppets. ``steps`` replaces the number of each of the recipe's
+    stages."""
 
     work: Path
     base: str = "puppet"
@@ -86,7 +87,10 @@ class Plan:
     fresh: bool = False
 
     def settings(self) -> dict[str, object]:
-        """What decides the weights. Raises ``ModelMissing`` without the base, ``BadInput`` without the recipe."""
+        """The settings that determine the weights.
+
+        Raises ``ModelMissing`` without the base, ``BadInput`` without the recipe.
+        """
         model = catalogue.open_model(self.base, TRAINED)
         if not self.recipe.is_file():
             raise BadInput(self.recipe, "no such file", "a recipe of stages, as sa train --config takes it")
@@ -102,27 +106,28 @@ class Plan:
 
 
 def train_variants(plan: Plan, command: Command, report: Callable[[str], None]) -> list[Path]:
-    """Train what is not trained; the model folders, in the order of ``VARIANTS``.
+    """Train the variants that are not trained yet; returns their model folders in the order of ``VARIANTS``.
 
-    Raises ``BadInput`` where ``plan.work`` holds variants of other settings: rows of one table share all of them.
+    Raises ``BadInput`` if ``plan.work`` has variants of other settings: rows of one table share all of them.
     """
-    _claim(plan)
-    data = plan.data if plan.data is not None else _drawn(plan, command, report)
+    _check_settings(plan)
+    data = plan.data if plan.data is not None else _draw_clips(plan, command, report)
     folders = []
     for name, flags in VARIANTS.items():
         folder = plan.work / FOLDER / name
         if (folder / FILE_NAME).is_file():
-            report(f"{name}: done already, {folder}")
+            report(f"{name}: already trained, {folder}")
         else:
             _train(plan, name, flags, data, command, report)
-            run = ["--resume", str(plan.work / "runs" / name)]
-            _run(command, f"writing {folder}", ["train", *run, "--export", "model", "-o", str(folder)])
+            run = str(plan.work / "runs" / name)
+            export = ["train", "--resume", run, "--export", "model", "-o", str(folder)]
+            _run(command, f"writing {folder}", export)
         folders.append(folder)
     return folders
 
 
-def write_tables(work: Path, command: Command, more: Sequence[str] = ()) -> list[Path]:
-    """The tables of the trained variants, by ``sa evaluate`` with the further flags ``more``; their ``scores.json``."""
+def write_tables(work: Path, command: Command, flags: Sequence[str] = ()) -> list[Path]:
+    """Score the trained variants by ``sa evaluate`` with further ``flags``; returns the tables' ``scores.json``."""
     variants = work / FOLDER
     if not variants.is_dir():
         raise BadInput(variants, "no such folder", "trained variants", hint=f"make ablations ABLATIONS={work}")
@@ -135,37 +140,37 @@ def write_tables(work: Path, command: Command, more: Sequence[str] = ()) -> list
         for name in _SHARED:
             if not (out / name).is_symlink():
                 (out / name).symlink_to(Path("..") / name, target_is_directory=True)
-        asked = ["evaluate", "--ablation", table, "--variants", str(variants), "-o", str(out), *more]
-        _run(command, f"scoring {table}", asked)
+        evaluate = ["evaluate", "--ablation", table, "--variants", str(variants), "-o", str(out), *flags]
+        _run(command, f"scoring {table}", evaluate)
         written.append(out / "scores.json")
     return written
 
 
-def _claim(plan: Plan) -> None:
-    """The folder belongs to the settings that its first training began with, which its note tells."""
-    path, settings = plan.work / _NOTE, plan.settings()
+def _check_settings(plan: Plan) -> None:
+    """Compare the settings with those of the folder's first training, or record them before the first one."""
+    path, settings = plan.work / _SETTINGS, plan.settings()
     started = any(plan.work.glob("runs/*/config.toml")) or any(plan.work.glob(f"{FOLDER}/*/{FILE_NAME}"))
     if started and path.is_file():
         what, hint = "the settings of the variants", "choose another WORK"
-        known = Fields.of(read_json(path, what, hint=hint), path, what, hint=hint).table
-        other = [key for key in settings if known.get(key) != settings[key]]
-        if other:
-            raise BadInput(
-                path, f"other {' and '.join(other)} than now", "those its variants are trained with",
-                hint="go on with the same, or choose another WORK: variants of one table share all but what they lack",
+        recorded = Fields.of(read_json(path, what, hint=hint), path, what, hint=hint).table
+        changed = [key for key in settings if recorded.get(key) != settings[key]]
+        if changed:
+            raise BadInput.because(
+                path, f"its variants were trained with different {' and '.join(changed)}",
+                hint="use the same settings, or choose another WORK: variants of one table share all of them",
             )  # fmt: skip
         return
-    with translate_os_errors(path), atomic_write(path) as part:
-        part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    with translate_os_errors(path), atomic_write(path) as temp:
+        temp.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def _drawn(plan: Plan, command: Command, report: Callable[[str], None]) -> Path:
+def _draw_clips(plan: Plan, command: Command, report: Callable[[str], None]) -> Path:
     videos, clips = plan.work / "videos", plan.work / "clips"
     if clips.is_dir() and sum(1 for _ in clips.glob("[0-9]*/clip.json")) >= plan.clips:
-        report(f"clips: {plan.clips} there already, {clips}")
+        report(f"clips: {plan.clips} exist, {clips}")
         return clips
-    asked = ["puppets", str(videos), "--videos", str(plan.clips), "--frames", "10", "--size", "256x256"]
-    _run(command, "drawing puppets", asked)
+    draw = ["puppets", str(videos), "--videos", str(plan.clips), "--frames", "10", "--size", "256x256"]
+    _run(command, "drawing puppets", draw)
     code = command(["-m", "tools.truth_clips", str(videos), str(clips)])
     _check(code, f"writing {clips}")
     return clips
@@ -180,11 +185,11 @@ def _train(
         _run(command, f"training {name}", ["train", "--resume", str(run)])
         return
     report(f"{name}: starts, {run}")
-    asked = ["train", str(data), "-o", str(run), "--model", plan.base, "--config", str(plan.recipe)]
-    asked += ["--seed", str(plan.seed)]
-    asked += [] if plan.steps is None else ["--steps", str(plan.steps)]
-    asked += ["--from-scratch", "face_encoder"] if plan.fresh else []
-    _run(command, f"training {name}", [*asked, *(word for pair in flags.items() for word in pair)])
+    train = ["train", str(data), "-o", str(run), "--model", plan.base, "--config", str(plan.recipe)]
+    train += ["--seed", str(plan.seed)]
+    train += [] if plan.steps is None else ["--steps", str(plan.steps)]
+    train += ["--from-scratch", "face_encoder"] if plan.fresh else []
+    _run(command, f"training {name}", [*train, *(word for pair in flags.items() for word in pair)])
 
 
 def _run(command: Command, what: str, arguments: Sequence[str]) -> None:
@@ -199,8 +204,10 @@ def _check(code: int, what: str) -> None:
 
 
 def python(arguments: Sequence[str]) -> int:
-    """A ``Command``: this Python in a process of its own, which gives back all memory at its end. Its stdout goes where
-    messages go, so that on stdout there are only the paths."""
+    """A ``Command``: this Python in a separate process, which frees all memory at its end.
+
+    Its stdout goes to stderr, so that stdout has only the paths.
+    """
     process = subprocess.Popen([sys.executable, *arguments], stdout=sys.stderr)
     try:
         return process.wait()
@@ -208,7 +215,7 @@ def python(arguments: Sequence[str]) -> int:
         if isinstance(stop, _Terminated):  # Ctrl-C in a terminal has reached the process already
             process.terminate()
         try:
-            process.wait(_PATIENCE)  # it puts its work in order
+            process.wait(_GRACE)  # it saves its state
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -216,7 +223,7 @@ def python(arguments: Sequence[str]) -> int:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which reaches this process alone."""
+    """SIGTERM, which is sent to this process alone."""
 
 
 def _terminated(signum: int, frame: object) -> None:
@@ -224,12 +231,12 @@ def _terminated(signum: int, frame: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options, more = _parser().parse_known_args(arguments)
-    if more and not options.tables:
-        raise BadUsage(f"no option {more[0]} here", hint="--help shows them; those of sa evaluate go with --tables")
+    options, flags = _parser().parse_known_args(arguments)
+    if flags and not options.tables:
+        raise BadUsage(f"no option {flags[0]} here", hint="--help lists them; those of sa evaluate need --tables")
     if options.tables:
-        flags = ["--seeds", options.seeds, "--figures", str(options.figures), "--length", str(options.length)]
-        written = write_tables(options.work, python, [*flags, "--animate", str(options.animate), *more])
+        own = ["--seeds", options.seeds, "--figures", str(options.figures), "--length", str(options.length)]
+        written = write_tables(options.work, python, [*own, "--animate", str(options.animate), *flags])
     else:
         plan = Plan(
             work=options.work, base=options.base, data=options.data, clips=options.clips, recipe=options.recipe,
@@ -243,18 +250,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.bench.ablations", description=(__doc__ or "").partition("\n\n")[0]
     )
-    parser.add_argument("work", metavar="WORK", type=Path, help="the folder of everything; what is done there stays")
+    parser.add_argument("work", metavar="WORK", type=Path, help="folder of all results; finished parts stay")
     train = parser.add_argument_group("training")
     train.add_argument("--data", type=Path, help="clip folders (default: puppets, drawn into WORK)")
-    train.add_argument("--clips", type=int, default=_CLIPS, help="how many puppets (default %(default)s)")
+    train.add_argument("--clips", type=int, default=_CLIPS, help="number of puppets (default %(default)s)")
     train.add_argument("--base", default="puppet", help="the common checkpoint (default %(default)s)")
     train.add_argument("--recipe", type=Path, default=RECIPE, help="stages and losses (default: ablations.toml)")
-    train.add_argument("--steps", type=int, help="of each stage, instead of the recipe's")
-    train.add_argument("--seed", type=int, default=0, help="of the training, the same for all (default %(default)s)")
-    train.add_argument("--fresh", action="store_true", help="begin the Face Encoder at random in every variant")
+    train.add_argument("--steps", type=int, help="steps of each stage, instead of the recipe's")
+    train.add_argument("--seed", type=int, default=0, help="seed of the trainings (default %(default)s)")
+    train.add_argument("--fresh", action="store_true", help="initialise the Face Encoder at random in every variant")
     score = parser.add_argument_group("tables", "further options go to sa evaluate")
     score.add_argument("--tables", action="store_true", help="score the trained variants instead of training them")
-    score.add_argument("--seeds", default="0,1,2", help="of the sampling (default %(default)s)")
+    score.add_argument("--seeds", default="0,1,2", help="seeds of the sampling (default %(default)s)")
     score.add_argument("--figures", type=int, default=6, help="held-out figures (default %(default)s)")
     score.add_argument("--length", type=int, default=8, help="frames of each (default %(default)s)")
     score.add_argument("--animate", type=Path, default=ANIMATE, help="settings (default: ablations_animate.toml)")

@@ -1,10 +1,9 @@
-"""The table of figures of the puppet entry's detectors, on people and movements that no training saw.
+"""Measure the puppet model's detectors on people and movements that no training saw.
 
-``python -m tools.bench.puppet_figures [--model FOLDER] [--count N] [--json]`` reads fixed lists of the
-test split through the tool's own wrappers (rtmlib's and insightface's preparation and decoding) and prints what was
-found beside what is asked for. Thresholds of verification are chosen on the validation split. Leaves with 8 where a
-figure misses its mark.
-"""
+``python -m tools.bench.puppet_figures [--model FOLDER] [--count N] [--json]`` reads fixed lists of the test split
+through the tool's own wrappers (preprocessing and decoding of rtmlib and insightface). It prints each measured figure
+with its requirement. Thresholds of verification are chosen on the validation split. Exits with code 8 if a figure
+misses its requirement."""
 
 from __future__ import annotations
 
@@ -28,29 +27,29 @@ from tools.figure_networks.data import LABELS, head_size, person_box, present
 BODY = slice(0, 18)
 WRISTS = (4, 7)
 SIZES = ((128, 128), (256, 256), (192, 256), (512, 512))
-_FIRST = 50_000  # scenes from here on: no contact sheet and no trial looked at them
-_SAME = 0.5  # intersection over union from which two boxes are of one thing
-_OF_HEAD = 0.8  # PCKh's unit, 0.6 of the diagonal of the head's box, in heights of a head
+_FIRST = 50_000  # scenes from here on; no contact sheet and no trial used them
+_SAME = 0.5  # intersection over union from which two boxes match
+_OF_HEAD = 0.8  # PCKh's unit, 0.6 of the diagonal of the head's box, in head heights
 _CLIPS, _TIMES = 2, 2
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured number: its name, value, what is asked for (``>=`` or ``<=``), and over how many things."""
+    """A measured number with its requirement ``mark``: a minimum or a maximum. ``count`` is the sample size."""
 
     name: str
     value: float
     mark: float | None
-    least: bool
+    minimum: bool
     count: int
 
     @property
     def holds(self) -> bool:
-        return self.mark is None or (self.value >= self.mark if self.least else self.value <= self.mark)
+        return self.mark is None or (self.value >= self.mark if self.minimum else self.value <= self.mark)
 
     def row(self) -> str:
-        asked = "" if self.mark is None else f"{'>=' if self.least else '<='} {self.mark:g}"
-        return f"{self.name:<48} {self.value:8.4f}  {asked:<9} {'' if self.holds else 'MISSED':<7} n={self.count}"
+        required = "" if self.mark is None else f"{'>=' if self.minimum else '<='} {self.mark:g}"
+        return f"{self.name:<48} {self.value:8.4f}  {required:<9} {'' if self.holds else 'MISSED':<7} n={self.count}"
 
 
 def at_least(name: str, value: float, mark: float | None, count: int) -> Figure:
@@ -64,7 +63,7 @@ def at_most(name: str, value: float, mark: float, count: int) -> Figure:
 def frames(
     count: int, people: int, split: str = "test", offset: int = 0
 ) -> Iterator[tuple[PuppetFrame, tuple[int, int]]]:
-    """A fixed list of frames of a split, of changing framing and size, each of another scene."""
+    """A fixed list of frames of a split, each of another scene, with varying framing and size."""
     for n in range(count):
         size = SIZES[n % len(SIZES)]
         index = _FIRST + offset + n
@@ -80,12 +79,12 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return shared / np.maximum(area[0][:, None] + area[1][None] - shared, 1e-9)
 
 
-def matched(found: np.ndarray, true: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs (found, true) of boxes that are of one thing, each at most once, best first."""
+def match_boxes(detected: np.ndarray, target: np.ndarray) -> list[tuple[int, int]]:
+    """Index pairs (detected, target) of boxes that match, each at most once, best first."""
     pairs: list[tuple[int, int]] = []
-    if not len(found) or not len(true):
+    if not len(detected) or not len(target):
         return pairs
-    shared = overlap(found, true)
+    shared = overlap(detected, target)
     while shared.max() >= _SAME:
         i, j = np.unravel_index(shared.argmax(), shared.shape)
         pairs.append((int(i), int(j)))
@@ -94,9 +93,9 @@ def matched(found: np.ndarray, true: np.ndarray) -> list[tuple[int, int]]:
 
 
 def pose_figures(people: PersonDetector, points: PoseEstimator, count: int) -> list[Figure]:
-    """One person: found, and how near the points are in heads (PCKh), by the whole chain and from true boxes."""
+    """One person: detection, and PCKh of the points from detected boxes and from true ones."""
     errors: dict[str, list[np.ndarray]] = {"chain": [], "true boxes": []}
-    seen_right, found, asked, false = [], 0, 0, 0
+    visibility, found, total, false = [], 0, 0, 0
     for frame, size in frames(count, 1):
         truth = frame.keypoints[0]
         boxes = people.detect([frame.image])[0]
@@ -104,23 +103,23 @@ def pose_figures(people: PersonDetector, points: PoseEstimator, count: int) -> l
             false += len(boxes)
             continue
         box = person_box(truth, size)[None]
-        asked += 1
-        pairs = matched(boxes, box)
+        total += 1
+        pairs = match_boxes(boxes, box)
         found += bool(pairs)
         false += len(boxes) - len(pairs)
         seen = truth[BODY, 2] > 0
         for name, use in (("chain", boxes[[i for i, _ in pairs]]), ("true boxes", box)):
             if len(use):
-                guess = points.estimate([frame.image], [use])[0][0]
-                error = np.linalg.norm(guess[BODY, :2] - truth[BODY, :2], axis=1) / (_OF_HEAD * head_size(truth))
+                estimate = points.estimate([frame.image], [use])[0][0]
+                error = np.linalg.norm(estimate[BODY, :2] - truth[BODY, :2], axis=1) / (_OF_HEAD * head_size(truth))
             else:
                 error = np.full(18, np.inf)
             if name == "true boxes":
-                seen_right.append((guess[BODY, 2] > 0.3) == seen)
+                visibility.append((estimate[BODY, 2] > 0.3) == seen)
             errors[name].append(np.where(seen, error, np.nan))
     rows = [
-        at_least("person found", found / asked, None, asked),
-        at_most("false people a frame", false / count, 0.02, count),
+        at_least("person found", found / total, None, total),
+        at_most("false people per frame", false / count, 0.02, count),
     ]
     for name, values in errors.items():
         table = np.stack(values)
@@ -135,60 +134,62 @@ def pose_figures(people: PersonDetector, points: PoseEstimator, count: int) -> l
                 f"wrists PCKh@0.2, {name}", hits[0.2][:, WRISTS].sum() / wrists.sum(), marks[2], int(wrists.sum())
             ),
         ]
-    rows.append(at_least("body point seen or not, right", np.concatenate(seen_right).mean(), None, 18 * asked))
+    rows.append(at_least("visibility of body points, accuracy", np.concatenate(visibility).mean(), None, 18 * total))
     return rows
 
 
 def pair_figures(people: PersonDetector, points: PoseEstimator, count: int) -> list[Figure]:
-    """Two people: both found, each once, and each one's points nearer to their own truth than to the other's."""
-    apart, asked = 0, 0
+    """Two people: both found once, with the points of each nearer to their own truth than to the other's."""
+    separated, total = 0, 0
     for frame, size in frames(count, 2, offset=10_000):
         if not all(present(truth) for truth in frame.keypoints):
             continue
-        asked += 1
+        total += 1
         boxes = people.detect([frame.image])[0]
-        pairs = matched(boxes, np.stack([person_box(truth, size) for truth in frame.keypoints]))
+        pairs = match_boxes(boxes, np.stack([person_box(truth, size) for truth in frame.keypoints]))
         if len(pairs) != 2:
             continue
-        guesses = points.estimate([frame.image], [boxes[[i for i, _ in pairs]]])[0]
-        apart += all(
-            _distance(guess, frame.keypoints[j]) < _distance(guess, frame.keypoints[1 - j])
-            for guess, (_, j) in zip(guesses, pairs, strict=True)
+        estimates = points.estimate([frame.image], [boxes[[i for i, _ in pairs]]])[0]
+        separated += all(
+            _distance(estimate, frame.keypoints[j]) < _distance(estimate, frame.keypoints[1 - j])
+            for estimate, (_, j) in zip(estimates, pairs, strict=True)
         )
-    return [at_least("two people kept apart", apart / asked, 0.95, asked)]
+    return [at_least("two people separated", separated / total, 0.95, total)]
 
 
-def _distance(guess: np.ndarray, truth: np.ndarray) -> float:
+def _distance(points: np.ndarray, truth: np.ndarray) -> float:
     seen = truth[BODY, 2] > 0
-    return float(np.linalg.norm(guess[BODY, :2] - truth[BODY, :2], axis=1)[seen].mean())
+    return float(np.linalg.norm(points[BODY, :2] - truth[BODY, :2], axis=1)[seen].mean())
 
 
 def face_figures(faces: FaceReader, count: int) -> list[Figure]:
-    """Faces found where one can be seen, answers where none is, and how near the landmarks are."""
-    hits = asked = false = answers = 0
-    marks = []
+    """Visible faces found, false detections, and landmark errors."""
+    hits = total = false = detections = 0
+    errors = []
     for people in (1, 2, 3):
         for frame, _ in frames(count // 3, people, offset=20_000 * people):
-            true = ~np.isnan(frame.face_boxes).any(axis=1)
-            found = faces.boxes(frame.image)
-            boxes = np.array([face.box for face in found]).reshape(-1, 4)
-            pairs = matched(boxes, frame.face_boxes[true])
-            asked, hits = asked + int(true.sum()), hits + len(pairs)
-            answers, false = answers + len(found), false + len(found) - len(pairs)
+            visible = ~np.isnan(frame.face_boxes).any(axis=1)
+            detected = faces.boxes(frame.image)
+            boxes = np.array([face.box for face in detected]).reshape(-1, 4)
+            pairs = match_boxes(boxes, frame.face_boxes[visible])
+            total, hits = total + int(visible.sum()), hits + len(pairs)
+            detections, false = detections + len(detected), false + len(detected) - len(pairs)
             for i, j in pairs:
-                box = frame.face_boxes[true][j]
-                error = np.linalg.norm(found[i].landmarks - frame.landmarks[true][j], axis=1).mean()
-                marks.append(error / max(box[2:] - box[:2]))
+                box = frame.face_boxes[visible][j]
+                error = np.linalg.norm(detected[i].landmarks - frame.landmarks[visible][j], axis=1).mean()
+                errors.append(error / max(box[2:] - box[:2]))
     return [
-        at_least("face found where visible", hits / asked, 0.98, asked),
-        at_most("false faces among answers", false / max(answers, 1), 0.02, answers),
-        at_most("landmarks off, shares of a face, mean", float(np.mean(marks)), 0.1, len(marks)),
+        at_least("visible faces found", hits / total, 0.98, total),
+        at_most("false faces among detections", false / max(detections, 1), 0.02, detections),
+        at_most("landmark error, in face sizes, mean", float(np.mean(errors)), 0.1, len(errors)),
     ]
 
 
 def embeddings(split: str, people: int, first: int, read: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit vectors [n,512] of faces of unseen people with who they are [n] and in which clip [n]; frames in which
-    ``read`` finds no vector are left out."""
+    """Unit vectors [n,512] of faces of unseen people, the number of each person [n], and of the clip [n].
+
+    ``read`` computes the vector of a frame; frames for which it gives None are left out.
+    """
     vectors, persons, clips = [], [], []
     for index in range(first, first + people):
         for clip in range(_CLIPS):
@@ -209,8 +210,10 @@ def embeddings(split: str, people: int, first: int, read: object) -> tuple[np.nd
 
 
 def accuracy(sample: tuple[np.ndarray, np.ndarray, np.ndarray], threshold: float | None) -> tuple[float, float, int]:
-    """Balanced accuracy of "the same person" over pairs from different clips, at ``threshold`` or, where that is None,
-    at the best one: (accuracy, threshold, same pairs). Pairs of different people are all there are."""
+    """Balanced accuracy of "the same person" over pairs: (accuracy, threshold, number of same pairs).
+
+    Pairs of one person are from different clips. ``threshold`` None chooses the best one.
+    """
     vectors, persons, clips = sample
     cosine = vectors @ vectors.T
     upper = np.triu(np.ones(cosine.shape, bool), 1)
@@ -224,7 +227,7 @@ def accuracy(sample: tuple[np.ndarray, np.ndarray, np.ndarray], threshold: float
 
 
 def recogniser_figures(face_folder: Path, judge: Path, faces: FaceReader, people: int) -> list[Figure]:
-    """Verification of people in no training set: from true landmarks, and by the whole chain."""
+    """Verification of unseen people: from true landmarks, and from detected ones."""
     rows = []
     for name, path in (("recogniser", face_folder / "arcface_puppet.onnx"), ("judge", judge)):
         opened = onnx.session(path, "cpu")
@@ -237,17 +240,17 @@ def recogniser_figures(face_folder: Path, judge: Path, faces: FaceReader, people
         rows.append(at_least(f"verification, {name}", value, 0.97, count))
         if name == "recogniser":
 
-            def whole(frame: PuppetFrame) -> np.ndarray | None:
-                found = faces.faces(frame.image)
-                return found[0].embedding if found else None
+            def detect(frame: PuppetFrame) -> np.ndarray | None:
+                detected = faces.faces(frame.image)
+                return detected[0].embedding if detected else None
 
-            value, _, count = accuracy(embeddings("test", people, _FIRST, whole), threshold)
-            rows.append(at_least("verification, found landmarks", value, None, count))
+            value, _, count = accuracy(embeddings("test", people, _FIRST, detect), threshold)
+            rows.append(at_least("verification, detected landmarks", value, None, count))
     return rows
 
 
 def embed(opened: object, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
-    """The vector of a face in a picture by an opened network of ArcFace's contract."""
+    """The embedding of a face by an opened network with ArcFace's contract; None if it cannot be aligned."""
     face = align(image, landmarks)
     if face is None:
         return None
@@ -256,7 +259,7 @@ def embed(opened: object, image: np.ndarray, landmarks: np.ndarray) -> np.ndarra
 
 
 def video_figures(path: Path, count: int) -> list[Figure]:
-    """How often the classifier of clips names what is done and worn."""
+    """Accuracy of the classifier of clips: behaviour, hair and top."""
     opened = onnx.session(path, "cpu")
     right = dict.fromkeys(LABELS, 0)
     behaviours = LABELS["behaviour"]
@@ -270,7 +273,7 @@ def video_figures(path: Path, count: int) -> list[Figure]:
         truth = {"behaviour": behaviour, "hair": person.identity.hair, "top": person.clothes.top}
         for name, logits in zip(LABELS, outputs[4:], strict=True):
             right[name] += LABELS[name][int(logits[0].argmax())] == truth[name]
-    return [at_least(f"clips: {name} named", right[name] / count, None, count) for name in LABELS]
+    return [at_least(f"clips: {name}, accuracy", right[name] / count, None, count) for name in LABELS]
 
 
 def figures(folder: str, count: int) -> Iterator[Figure]:
@@ -291,8 +294,8 @@ def figures(folder: str, count: int) -> Iterator[Figure]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.bench.puppet_figures", description=__doc__)
     parser.add_argument("--model", default="puppet", help="catalogue name or folder")
-    parser.add_argument("--count", type=int, default=300, help="pictures of each list")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--count", type=int, default=300, help="images of each list")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
     options = parser.parse_args(arguments)
     missed = False
     for figure in figures(options.model, options.count):

@@ -1,8 +1,8 @@
-"""One real training step of the full-size networks, with random weights made in memory, and the memory it took.
+"""Run real training steps of the full-size networks with random weights, and compare the memory with its prediction.
 
-``python -m tools.bench.training_step [--train adapters] [--frames 4] [--size 256x256] [--device cpu]``
-runs forward, backward, clipping and AdamW, and prints what was predicted beside what was used. No file is read but
-configs. On a card: ``--device cuda --dtype bfloat16 --train attentions --frames 16 --size 576x1024``.
+``python -m tools.bench.training_step [--train adapters] [--frames 4] [--size 256x256] [--device cpu]`` runs forward,
+backward, clipping and AdamW, and prints predicted and used memory. It reads no files but configs. On a GPU:
+``--device cuda --dtype bfloat16 --train attentions --frames 16 --size 576x1024``.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ def main(arguments: list[str] | None = None) -> int:
     settings = TrainingSettings(train=options.train, checkpointing=options.checkpointing, dtype=options.dtype)
     device = torch.device(options.device)
     model = open_bench_model(options.model)
-    planned = predict(model, settings, size=options.size, frames=options.frames, on_cpu=device.type == "cpu")
-    print(f"predicted  {planned.describe()}")
+    predicted = predict(model, settings, size=options.size, frames=options.frames, on_cpu=device.type == "cpu")
+    print(f"predicted  {predicted.describe()}")
     network = random_training_model(model, settings, device)
-    learning = list(trainable_parameters(network).values())
-    optimizer = torch.optim.AdamW(learning, lr=1e-5)
+    trained = list(trainable_parameters(network).values())
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
     inputs = random_inputs(network, 1, options.frames, options.size, device)
     before = peak_memory(device)
     for step in range(options.steps):
         start = time.perf_counter()
         loss = network(inputs).mean()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(learning, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         print(f"step {step}     loss {float(loss.detach()):.4f}, gradient norm {float(norm):.3g}, ", end="")
         print(f"{time.perf_counter() - start:.1f} s")
-    for place, most in peak_memory(device).items():
-        print(f"peak {place:6} {most / 2**30:.2f} GiB ({before[place] / 2**30:.2f} before the first step)")
-    learns = sum(parameter.numel() for parameter in learning)
-    print(f"learning   {learns:,} numbers in {len(learning)} tensors")
+    for kind, peak in peak_memory(device).items():
+        print(f"peak {kind:6} {peak / 2**30:.2f} GiB ({before[kind] / 2**30:.2f} before the first step)")
+    count = sum(parameter.numel() for parameter in trained)
+    print(f"trained    {count:,} parameters in {len(trained)} tensors")
     return 0 if math.isfinite(float(loss.detach())) else 8
 
 

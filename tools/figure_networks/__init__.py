@@ -1,1 +1,1 @@
-"""The small networks that read figures, the first VAE that draws them, and their training."""
+"""The small networks that detect and measure figures, the first VAE, and their training."""

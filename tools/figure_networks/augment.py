@@ -1,4 +1,4 @@
-"""What pictures go through before a network sees them: compression, blur, noise, other light."""
+"""Augmentation of training images: compression, blur, noise, brightness and contrast."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 
 
-def worn(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture uint8[h,w,3] as a video or a decoder might have left it, float32[h,w,3] in 0..255; often as it was."""
+def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Degrade an image uint8[h,w,3] at random, as a codec would: float32[h,w,3] in 0..255. Often it stays as it is."""
     if rng.random() < 0.25:
         quality = int(rng.integers(30, 90))
         coded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
         decoded = cv2.imdecode(coded, cv2.IMREAD_COLOR)
-        assert decoded is not None  # None is for what is no picture
+        assert decoded is not None  # None is for damaged images
         image = decoded
     x = image.astype(np.float32)
     if rng.random() < 0.25:

@@ -1,4 +1,4 @@
-"""Building blocks of the small networks and how they become ONNX files."""
+"""Building blocks of the small networks, and their export to ONNX."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from stableanimator_cli.files import atomic_write, translate_os_errors
 
 OPSET = 13
-_LARGE = 256  # numbers: smaller tensors are not worth a node
+_LARGE = 256  # numbers; smaller tensors are not worth a node
 
 
 def conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
-    """Convolution, normalisation, rectifier."""
+    """Convolution, batch norm, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
     )
 
 
 class Residual(nn.Module):
-    """Two convolutions beside an identity (He et al., "Deep Residual Learning")."""
+    """Two convolutions with a shortcut (He et al., "Deep Residual Learning")."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -50,12 +50,13 @@ def write_onnx(
     about: str,
     half: bool = True,
 ) -> Path:
-    """Write ``net`` as one ONNX file without external data. ``free`` names the axes of inputs and outputs that may have
-    any length; ``about`` is stored in the file as its description. ``half`` stores the weights as float16, which the
-    graph turns into float32 when it is opened: half the size, and the same arithmetic."""
+    """Write ``net`` as one ONNX file without external data; returns ``path``.
+
+    ``free`` names the axes of inputs and outputs that may have any length; ``about`` is the file's description.
+    ``half`` stores the weights as float16, and the graph casts them to float32: half the size, the same arithmetic."""
     net = net.eval().float()
     with TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter announces its successor, and remarks on every fixed shape
+        warnings.simplefilter("ignore")  # the exporter warns about its successor and every fixed shape
         exported = Path(folder) / "network.onnx"
         torch.onnx.export(
             net, (example,), exported, input_names=list(inputs), output_names=list(outputs),
@@ -66,17 +67,17 @@ def write_onnx(
     for node in model.graph.node:
         node.doc_string = ""
     with torch.no_grad():
-        answers = net(example)
-    for value, answer in zip(model.graph.output, [answers] if isinstance(answers, Tensor) else answers, strict=True):
-        # The exporter forgets lengths behind a reshape; callers check them.
+        results = net(example)
+    for value, result in zip(model.graph.output, [results] if isinstance(results, Tensor) else results, strict=True):
+        # The exporter loses lengths after a reshape; callers check them.
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if axis not in (free or {}).get(value.name, {}):
-                dim.dim_value = answer.shape[axis]
+                dim.dim_value = result.shape[axis]
     if half:
         _halve(model.graph)
     onnx.checker.check_model(model)
-    with atomic_write(path) as part, translate_os_errors(path):
-        part.write_bytes(model.SerializeToString())
+    with atomic_write(path) as temp, translate_os_errors(path):
+        temp.write_bytes(model.SerializeToString())
     return path
 
 

@@ -1,6 +1,6 @@
 """The two detectors of boxes: people (YOLOX's raw outputs) and faces with five landmarks (SCRFD's nine outputs).
 
-Both see their input pooled by four, and answer at the middle of what they look for. Sources: Ge et al., "YOLOX"; Guo et
+Both pool their input by four and predict at the centre of an object. Sources: Ge et al., "YOLOX"; Guo et
 al., "Sample and Computation Redistribution for Efficient Face Detection" (SCRFD); Zhou et al., "Objects as Points" (the
 target of the scores); Rezatofighi et al., "Generalized Intersection over Union".
 """
@@ -19,29 +19,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stableanimator_cli.puppets.sample import derive_rng
-from tools.figure_networks.augment import worn
+from tools.figure_networks.augment import degrade
 from tools.figure_networks.blocks import Residual, conv, write_onnx
 from tools.figure_networks.data import FRAME_SIDE, FRAMES, person_box, present
 from tools.figure_networks.loop import Batch, Task
 
 POOL = 4
-SIDE = FRAME_SIDE  # of a training picture; times four it is the 640 of the real detectors
-_MOST = 3  # people in a picture
-_SWAPPED = 0.3
+SIDE = FRAME_SIDE  # of a training image; times four it is the 640 of the real detectors
+_MAX_PEOPLE = 3  # in an image
+_SWAPPED = 0.3  # fraction of images with red and blue exchanged
 _STEEPER = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """One kind of answer: on the grid of ``stride`` input pixels, for boxes whose long side is ``low`` to ``high``."""
+    """An anchor on the grid of ``stride`` input pixels, for boxes whose long side is ``low`` to ``high``."""
 
     stride: int
     low: float
     high: float
 
 
-# Faces: as SCRFD's two anchors a cell, whose sizes are 16 to 512 pixels; each takes what is nearer to it than to the
-# next. People fill at least a quarter of a picture; the grid of 8 is left to the contract.
+# Faces: SCRFD's two anchors per cell, of 16 to 512 pixels; each takes the boxes nearer to it than to the next anchor.
+# People fill at least a quarter of an image, so the grid of 8 is unused; the contract requires its outputs.
 FACE_ANCHORS = (
     Anchor(8, 0, 23), Anchor(8, 23, 45), Anchor(16, 45, 91), Anchor(16, 91, 181), Anchor(32, 181, 362),
     Anchor(32, 362, 1e9),
@@ -50,7 +50,7 @@ PERSON_ANCHORS = (Anchor(16, 0, 150), Anchor(32, 150, 1e9))
 
 
 class BoxNet(nn.Module):
-    """Pooled picture [b,3,h,w] -> for each anchor raw answers [b,5 + 2 * points,h',w']: score, box, landmarks."""
+    """Pooled image [b,3,h,w] -> raw outputs per anchor [b,5 + 2 * points,h',w']: score, box, landmarks."""
 
     def __init__(self, anchors: Sequence[Anchor], points: int, widths: tuple[int, int, int] = (16, 32, 64)) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class BoxNet(nn.Module):
             nn.init.normal_(last.weight, std=0.01)
             with torch.no_grad():
                 assert last.bias is not None
-                last.bias.zero_().view(count, self.width)[:, 0] = -4.0  # most places hold nothing
+                last.bias.zero_().view(count, self.width)[:, 0] = -4.0  # most cells are empty
             self.out[str(stride)] = last
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -84,20 +84,20 @@ class BoxNet(nn.Module):
         maps = {"32": high, "16": middle}
         if "8" in self.out:
             maps["8"] = torch.relu(low + F.interpolate(self.to_low(middle), scale_factor=2.0, mode="nearest"))
-        answers = {
+        outputs = {
             stride: self.out[stride](self.mix[stride](maps[stride])).split(self.width, dim=1) for stride in self.out
         }
-        return [part for stride in self.out for part in answers[stride]]
+        return [part for stride in self.out for part in outputs[stride]]
 
 
 class BoxTask(Task):
-    """What both detectors share: placing pictures, which cell answers for which box, the loss."""
+    """The common parts of both detectors: augmentation, assignment of boxes to cells, loss."""
 
     anchors: Sequence[Anchor]
     points: int
     pad: int
     scales: tuple[float, float]
-    middle: float  # the score that parts right answers from wrong ones best; the file calls it a half
+    middle: float  # the score that separates true from false detections best; the file maps it to 0.5
     steps, batch_size = 1800, 16
     recipes = (FRAMES,)
 
@@ -108,26 +108,26 @@ class BoxTask(Task):
         data = self.recipes[0].load(folder)
         self.images, self.sizes = data["image"], data["size"]
         n = len(self.images)
-        self.boxes = np.full((n, _MOST, 4), np.nan, np.float32)
-        self.marks = np.zeros((n, _MOST, 5, 2), np.float32)
+        self.boxes = np.full((n, _MAX_PEOPLE, 4), np.nan, np.float32)
+        self.marks = np.zeros((n, _MAX_PEOPLE, 5, 2), np.float32)
         for k in range(n):
-            self.truth(data, k)
+            self.set_targets(data, k)
 
-    def truth(self, data: dict[str, np.ndarray], k: int) -> None:
+    def set_targets(self, data: dict[str, np.ndarray], k: int) -> None:
         raise NotImplementedError
 
-    def decoded(self, raw: Tensor, anchor: Anchor) -> Tensor:
-        """Raw box answers [n,4] relative to their cells -> (x0, y0, x1, y1) from the cell's corner, in strides."""
+    def decode(self, raw: Tensor, anchor: Anchor) -> Tensor:
+        """Raw box outputs [n,4] relative to their cells -> (x0, y0, x1, y1) from the cell's corner, in strides."""
         raise NotImplementedError
 
     def batch(self, step: int) -> Batch:
         rng = derive_rng(self.name, step)
         images = np.full((self.batch_size, SIDE, SIDE, 3), self.pad, np.float32)
-        boxes = np.full((self.batch_size, _MOST, 4), np.nan, np.float32)
-        marks = np.zeros((self.batch_size, _MOST, 5, 2), np.float32)
+        boxes = np.full((self.batch_size, _MAX_PEOPLE, 4), np.nan, np.float32)
+        marks = np.zeros((self.batch_size, _MAX_PEOPLE, 5, 2), np.float32)
         for n, pick in enumerate(rng.integers(len(self.images), size=self.batch_size)):
             width, height = (int(side) for side in self.sizes[pick])
-            picture = worn(self.images[pick, :height, :width], rng)
+            image = degrade(self.images[pick, :height, :width], rng)
             letterboxed = rng.random() < 0.5
             scale = SIDE / max(width, height)
             shift = np.zeros(2)
@@ -136,19 +136,21 @@ class BoxTask(Task):
                 room = SIDE - scale * np.array([width, height])
                 shift = np.array([rng.uniform(min(0, r), max(0, r)) for r in room])
             matrix = np.array([[scale, 0, shift[0] + scale / 2 - 0.5], [0, scale, shift[1] + scale / 2 - 0.5]])
-            how = cv2.INTER_LINEAR if scale > 0.6 else cv2.INTER_AREA
-            if how == cv2.INTER_AREA:  # warpAffine knows no averaging: shrink first
-                picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=how)
+            interpolation = cv2.INTER_LINEAR if scale > 0.6 else cv2.INTER_AREA
+            if interpolation == cv2.INTER_AREA:  # warpAffine cannot average: shrink first
+                image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=interpolation)
                 matrix = np.array([[1.0, 0, shift[0]], [0, 1.0, shift[1]]])
-            images[n] = cv2.warpAffine(picture, matrix, (SIDE, SIDE), borderValue=(self.pad,) * 3)
+            images[n] = cv2.warpAffine(image, matrix, (SIDE, SIDE), borderValue=(self.pad,) * 3)
             if rng.random() < _SWAPPED:
                 images[n] = images[n, ..., ::-1]
-            whole = self.boxes[pick] * scale + np.tile(shift, 2)
-            boxes[n] = whole.clip(0, SIDE)
+            unclipped = self.boxes[pick] * scale + np.tile(shift, 2)
+            boxes[n] = unclipped.clip(0, SIDE)
             marks[n] = self.marks[pick] * scale + shift
             with np.errstate(invalid="ignore"):
-                left = np.prod(boxes[n, :, 2:] - boxes[n, :, :2], 1) / np.prod(whole[:, 2:] - whole[:, :2], 1)
-                boxes[n, ~(left > 0.4)] = np.nan
+                visible = np.prod(boxes[n, :, 2:] - boxes[n, :, :2], 1) / np.prod(
+                    unclipped[:, 2:] - unclipped[:, :2], 1
+                )
+                boxes[n, ~(visible > 0.4)] = np.nan
             if rng.random() < 0.5:
                 images[n] = images[n, :, ::-1]
                 boxes[n] = (SIDE - boxes[n])[:, [2, 1, 0, 3]] * (1, -1, 1, -1) + (0, SIDE, 0, SIDE)
@@ -157,36 +159,36 @@ class BoxTask(Task):
         arrays = {"image": images.transpose(0, 3, 1, 2), "boxes": boxes * POOL, "marks": marks * POOL}
         return {key: torch.from_numpy(np.ascontiguousarray(value, np.float32)) for key, value in arrays.items()}
 
-    def seen(self, images: Tensor) -> Tensor:
-        """Pixels 0..255 as the network's file receives them."""
+    def normalise(self, images: Tensor) -> Tensor:
+        """Pixels 0..255 with the normalisation of the file's input."""
         raise NotImplementedError
 
     def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        answers = net(self.seen(batch["image"]).contiguous(memory_format=torch.channels_last))
-        found = missed = torch.zeros(())
+        outputs = net(self.normalise(batch["image"]).contiguous(memory_format=torch.channels_last))
+        positive = negative = torch.zeros(())
         overlaps, points, count = [], [], 0
-        for anchor, answer in zip(self.anchors, answers, strict=True):
-            answer = answer.float()
-            heat, where, boxes, marks, core = _targets(batch["boxes"], batch["marks"], anchor, answer.shape[2:])
-            logit = answer[:, 0]
+        for anchor, output in zip(self.anchors, outputs, strict=True):
+            output = output.float()
+            heat, where, boxes, marks, core = _targets(batch["boxes"], batch["marks"], anchor, output.shape[2:])
+            logit = output[:, 0]
             p = torch.sigmoid(logit).clamp(1e-5, 1 - 1e-5)
             top = heat > 0.999
-            found = found - ((1 - p) ** 2 * torch.log(p))[top].sum()
-            missed = missed - ((1 - heat) ** 4 * p**2 * torch.log(1 - p))[~top].sum()
+            positive = positive - ((1 - p) ** 2 * torch.log(p))[top].sum()
+            negative = negative - ((1 - heat) ** 4 * p**2 * torch.log(1 - p))[~top].sum()
             count += int(core)
             if len(where[0]):
-                at = answer.permute(0, 2, 3, 1)[where]
+                cells = output.permute(0, 2, 3, 1)[where]
                 corner = torch.stack([where[2], where[1]], dim=1).float()
-                box = self.decoded(at[:, 1:5], anchor) + corner.repeat(1, 2)
+                box = self.decode(cells[:, 1:5], anchor) + corner.repeat(1, 2)
                 overlaps.append(1 - _giou(box, boxes / anchor.stride))
                 if self.points:
                     size = (boxes[:, 2:] - boxes[:, :2]).amax(dim=1, keepdim=True) / anchor.stride
                     target = marks / anchor.stride - corner.repeat(1, self.points)
                     points.append(
-                        F.smooth_l1_loss(at[:, 5:] / size, target / size, beta=0.02, reduction="none").mean(1)
+                        F.smooth_l1_loss(cells[:, 5:] / size, target / size, beta=0.02, reduction="none").mean(1)
                     )
         count = max(count, 1)
-        score = (found + missed) / count
+        score = (positive + negative) / count
         overlap = torch.cat(overlaps).mean() if overlaps else torch.zeros(())
         mark = torch.cat(points).mean() if points else torch.zeros(())
         shown = {"score": float(score.detach()), "overlap": float(overlap.detach()), "marks": float(mark.detach())}
@@ -196,15 +198,18 @@ class BoxTask(Task):
 def _targets(
     boxes: Tensor, marks: Tensor, anchor: Anchor, grid: Sequence[int]
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor, Tensor, int]:
-    """For one anchor: the heat [b,h,w], the cells (picture, row, column) that answer, their boxes and landmarks, and
-    how many boxes there are. A box's own cell is 1, its neighbours less, and all nine learn its place."""
+    """Targets of one anchor: the heat map [b,h,w], the cells (image, row, column) that predict, their boxes and
+    landmarks, and the number of boxes.
+
+    A box's own cell has heat 1, its neighbours less; all nine predict the box.
+    """
     h, w = int(grid[0]), int(grid[1])
     heat = torch.zeros(len(boxes), h, w)
     best = torch.full((len(boxes), h, w), -1, dtype=torch.long)
     rows, columns = torch.arange(h)[:, None], torch.arange(w)[None]
     sizes = (boxes[..., 2:] - boxes[..., :2]).amax(dim=2)
-    mine = torch.nonzero((sizes >= anchor.low) & (sizes < anchor.high)).tolist()  # of nobody the size is NaN
-    for n, k in mine:
+    owned = torch.nonzero((sizes >= anchor.low) & (sizes < anchor.high)).tolist()  # a missing person has size NaN
+    for n, k in owned:
         box, size = boxes[n, k], float(sizes[n, k])
         centre = (box[:2] + box[2:]) / 2 / anchor.stride
         x, y = centre.tolist()
@@ -217,11 +222,11 @@ def _targets(
         heat[n] = torch.maximum(heat[n], bell)
     where = torch.nonzero(best >= 0, as_tuple=True)
     owner = best[where]
-    return heat, where, boxes[where[0], owner], marks[where[0], owner].flatten(1), len(mine)  # type: ignore[return-value]
+    return heat, where, boxes[where[0], owner], marks[where[0], owner].flatten(1), len(owned)  # type: ignore[return-value]
 
 
 def _giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised intersection over union of boxes [n,4]; those turned inside out count as empty."""
+    """Generalised intersection over union of boxes [n,4]; inverted ones count as empty."""
     low, high = torch.maximum(a[:, :2], b[:, :2]), torch.minimum(a[:, 2:], b[:, 2:])
     shared = (high - low).clamp(min=0).prod(dim=1)
     area = (a[:, 2:] - a[:, :2]).clamp(min=0).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1) - shared
@@ -234,16 +239,16 @@ class PersonTask(BoxTask):
     anchors, points, pad, scales = PERSON_ANCHORS, 0, 114, (0.35, 1.3)
     middle = 0.42
 
-    def truth(self, data: dict[str, np.ndarray], k: int) -> None:
+    def set_targets(self, data: dict[str, np.ndarray], k: int) -> None:
         for n, points in enumerate(data["keypoints"][k]):
             if present(points):
                 self.boxes[k, n] = person_box(points, tuple(self.sizes[k]))
 
-    def decoded(self, raw: Tensor, anchor: Anchor) -> Tensor:
+    def decode(self, raw: Tensor, anchor: Anchor) -> Tensor:
         half = torch.exp(raw[:, 2:].clamp(max=6)) / 2
         return torch.cat([raw[:, :2] - half, raw[:, :2] + half], dim=1)
 
-    def seen(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
         return images / 255
 
     def export(self, net: nn.Module, folder: Path) -> list[Path]:
@@ -263,14 +268,14 @@ class PersonFile(nn.Module):
         self.net, self.middle = net, middle
 
     def forward(self, x: Tensor) -> Tensor:
-        answers = self.net(F.avg_pool2d(x, POOL) / 255)
+        outputs = self.net(F.avg_pool2d(x, POOL) / 255)
         rows = []
-        for answer in answers:
-            score = _score(answer[:, :1], self.middle)
-            cells = torch.cat([answer[:, 1:5], score, torch.ones_like(score)], dim=1)
+        for output in outputs:
+            score = _score(output[:, :1], self.middle)
+            cells = torch.cat([output[:, 1:5], score, torch.ones_like(score)], dim=1)
             rows.append(cells.flatten(2).transpose(1, 2))
         small = (x.shape[2] // 8) * (x.shape[3] // 8)
-        # Nobody is found on the finest grid: its rows are zeros, made here rather than stored.
+        # The finest grid is unused: its rows are zeros, computed here rather than stored.
         return F.pad(torch.cat(rows, dim=1), (0, 0, small, 0))
 
 
@@ -279,14 +284,14 @@ class FaceTask(BoxTask):
     anchors, points, pad, scales = FACE_ANCHORS, 5, 0, (0.18, 1.7)
     middle = 0.3
 
-    def truth(self, data: dict[str, np.ndarray], k: int) -> None:
+    def set_targets(self, data: dict[str, np.ndarray], k: int) -> None:
         self.boxes[k] = data["face"][k]
         self.marks[k] = np.nan_to_num(data["landmarks"][k])
 
-    def decoded(self, raw: Tensor, anchor: Anchor) -> Tensor:
+    def decode(self, raw: Tensor, anchor: Anchor) -> Tensor:
         return _distances(raw, anchor) * torch.tensor([-1.0, -1.0, 1.0, 1.0])
 
-    def seen(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
         return (images - 127.5) / 128
 
     def export(self, net: nn.Module, folder: Path) -> list[Path]:
@@ -308,14 +313,14 @@ class FaceFile(nn.Module):
         self.net, self.middle = net, middle
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        answers = self.net(F.avg_pool2d(x, POOL))
+        outputs = self.net(F.avg_pool2d(x, POOL))
         kinds: dict[str, list[Tensor]] = {"score": [], "box": [], "marks": []}
         for stride in (8, 16, 32):
-            pairs = [(a, r) for a, r in zip(self.net.anchors, answers, strict=True) if a.stride == stride]
-            # Two anchors stand side by side at each cell.
+            pairs = [(a, r) for a, r in zip(self.net.anchors, outputs, strict=True) if a.stride == stride]
+            # Each cell has two anchors, in adjacent rows.
             rows = torch.stack([r[0].permute(1, 2, 0) for _, r in pairs], dim=2).reshape(-1, 15)
             kinds["score"].append(_score(rows[:, :1], self.middle))
-            size = torch.stack([_reach(a) for a, _ in pairs]).reshape(-1, 1)
+            size = torch.stack([_half_size(a) for a, _ in pairs]).reshape(-1, 1)
             boxes = rows[:, 1:5].reshape(-1, len(pairs), 4)
             kinds["box"].append(((boxes + 1) * size).reshape(-1, 4))
             kinds["marks"].append(rows[:, 5:])
@@ -323,15 +328,16 @@ class FaceFile(nn.Module):
 
 
 def _score(logit: Tensor, middle: float) -> Tensor:
-    """The loss leaves scores low and near one another: ``middle`` becomes a half, and the rest moves away from it, so
-    that the thresholds of different callers (0.3, 0.5, 0.7) decide alike."""
+    """Map the score ``middle`` to 0.5 and spread the others.
+
+    The loss leaves scores low and close together; after this, callers' thresholds (0.3, 0.5, 0.7) decide alike."""
     return torch.sigmoid(_STEEPER * (logit - math.log(middle / (1 - middle))))
 
 
-def _reach(anchor: Anchor) -> Tensor:
-    """Half the size of a usual box of this anchor, in strides."""
+def _half_size(anchor: Anchor) -> Tensor:
+    """Half the size of a typical box of this anchor, in strides."""
     return torch.tensor([max(anchor.low, 12) * 0.66 / anchor.stride])
 
 
 def _distances(raw: Tensor, anchor: Anchor) -> Tensor:
-    return (raw + 1) * _reach(anchor)
+    return (raw + 1) * _half_size(anchor)

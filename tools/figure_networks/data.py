@@ -1,8 +1,7 @@
-"""What the small networks learn from: drawn frames, aligned faces and clips, stored in a folder of shards.
+"""Training data of the small networks: drawn frames, aligned faces and clips, stored in a folder of shards.
 
-Every shard follows from its number alone, so interrupted drawing resumes where it stopped, and two
-caches of one recipe hold the same numbers. A shard is an ``.npz`` of equally long arrays and appears whole.
-"""
+Every shard follows from its number alone. So interrupted drawing resumes at the next shard, and two caches of one
+recipe hold the same numbers. A shard is an ``.npz`` of arrays of equal length and is written atomically."""
 
 from __future__ import annotations
 
@@ -24,20 +23,20 @@ from stableanimator_cli.puppets.scene import sample_scene
 Arrays = dict[str, np.ndarray]
 
 FRAME_SIDE = 160
-"""Frames are drawn at this long side: what the detectors see of a picture that is letterboxed into 640 and pooled."""
+"""Long side of drawn frames: the detectors' input of 640 after pooling by four."""
 
 ALIGNED, MARGIN = 112, 8
-"""Side of an aligned face and the margin around it, so that training can move it."""
+"""Side of an aligned face, and the margin around it for augmentation by shifts."""
 
 CLIP_SIDE, CLIP_FRAMES = 128, 8
 
 TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-"""Where ArcFace wants eyes, nose and mouth corners in a picture of 112 x 112 (Deng et al.)."""
+"""ArcFace's positions of eyes, nose and mouth corners in an image of 112 x 112 (Deng et al.)."""
 
 LABELS: Mapping[str, tuple[str, ...]] = {"behaviour": tuple(MOVES), "hair": HAIR_STYLES, "top": TOPS}
-"""What the video classifier tells apart, by name."""
+"""The classes of the video classifier, by label."""
 
 _SIZES = ((160, 160), (160, 120), (120, 160), (160, 90), (96, 160))
 _SIZE_SHARE = (0.4, 0.15, 0.2, 0.1, 0.15)
@@ -46,7 +45,7 @@ _FACE, _BROWS, _CHIN = slice(24, 92), slice(24 + 17, 24 + 27), 24 + 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A cache to draw: ``draw(shard)`` gives the arrays of one of ``shards`` parts."""
+    """A cache to draw: ``draw(shard)`` returns the arrays of one of ``shards`` shards."""
 
     name: str
     shards: int
@@ -55,19 +54,19 @@ class Recipe:
     def path(self, folder: Path, shard: int) -> Path:
         return folder / "cache" / f"{self.name}-{shard:05d}.npz"
 
-    def prepare(self, folder: Path, workers: int, tell: Callable[[str], None]) -> None:
-        """Draw what is missing, with ``workers`` processes."""
+    def prepare(self, folder: Path, workers: int, report: Callable[[str], None]) -> None:
+        """Draw the missing shards with ``workers`` processes."""
         missing = [n for n in range(self.shards) if not self.path(folder, n).exists()]
         if not missing:
             return
-        # Started afresh, not forked: a copy of a process in which torch has threads may wait for one for ever.
+        # Spawned, not forked: the copy of a process with threads of torch may deadlock.
         with ProcessPoolExecutor(max_workers=workers, mp_context=get_context("spawn")) as pool:
             for done, _ in enumerate(pool.map(partial(_draw_shard, self, folder), missing), 1):
                 if done % 20 == 0 or done == len(missing):
-                    tell(f"{self.name}: drawn {self.shards - len(missing) + done} of {self.shards} shards")
+                    report(f"{self.name}: drawn {self.shards - len(missing) + done} of {self.shards} shards")
 
     def load(self, folder: Path) -> Arrays:
-        """All shards as one, in order."""
+        """All shards in order, concatenated."""
         parts: list[Arrays] = []
         for n in range(self.shards):
             with np.load(self.path(folder, n), allow_pickle=False) as archive:
@@ -79,19 +78,21 @@ def _draw_shard(recipe: Recipe, folder: Path, shard: int) -> None:
     cv2.setNumThreads(1)
     arrays = recipe.draw(shard)
     path = recipe.path(folder, shard)
-    with atomic_write(path) as part, translate_os_errors(path), part.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)  # as they are read
+    with atomic_write(path) as temp, translate_os_errors(path), temp.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
-# Frames with everybody's points, for the person, pose and face detectors.
+# Frames with the points of all people, for the person, pose and face detectors.
 
 
 def draw_frames(
     shard: int, *, split: str = "train", scenes: int = 25, times: int = 4, portraits: float = 0.0
 ) -> Arrays:
-    """``scenes * times`` frames of one to three people: ``image`` uint8[n,160,160,3] (grey beside the picture),
-    ``size`` int[n,2], ``keypoints`` float32[n,3,134,3], ``face`` float32[n,3,4], ``landmarks`` float32[n,3,5,2]; NaN
-    where no person is or no face is seen."""
+    """``scenes * times`` frames of one to three people.
+
+    ``image`` uint8[n,160,160,3] (grey outside the frame), ``size`` int[n,2], ``keypoints`` float32[n,3,134,3], ``face``
+    float32[n,3,4], ``landmarks`` float32[n,3,5,2]; NaN if a person is missing or a face is not visible.
+    """
     n = scenes * times
     out = {
         "image": np.full((n, FRAME_SIDE, FRAME_SIDE, 3), 114, np.uint8),
@@ -108,26 +109,26 @@ def draw_frames(
         framing = "portrait" if portraits and derive_rng("portraits", split, index).random() < portraits else "mixed"
         scene = sample_scene(split, index, people=people, framing=framing, size=(width, height), clip=7)
         for k, t in enumerate(rng.uniform(0, 400, times)):
-            frame, at = scene.frame(float(t)), s * times + k
-            out["image"][at, :height, :width] = frame.image
-            out["size"][at] = width, height
-            out["keypoints"][at, :people] = frame.keypoints
-            out["face"][at, :people], out["landmarks"][at, :people] = frame.face_boxes, frame.landmarks
+            frame, row = scene.frame(float(t)), s * times + k
+            out["image"][row, :height, :width] = frame.image
+            out["size"][row] = width, height
+            out["keypoints"][row, :people] = frame.keypoints
+            out["face"][row, :people], out["landmarks"][row, :people] = frame.face_boxes, frame.landmarks
     return out
 
 
 def head_size(points: np.ndarray) -> float:
-    """About the height of a head in pixels, from its brows and chin, seen or not: float[134,3] -> pixels."""
+    """Approximate height of a head in pixels, from brows and chin, visible or not: float[134,3] -> pixels."""
     return float(1.56 * np.linalg.norm(points[_BROWS, :2].mean(axis=0) - points[_CHIN, :2]))
 
 
 def present(points: np.ndarray) -> bool:
-    """Whether enough of somebody is seen to be found: three body points (as ``scene.motion_of`` has it)."""
+    """Whether a person is visible enough to be detected: three body points, as in ``scene.motion_of``."""
     return bool((points[:18, 2] > 0).sum() >= 3)
 
 
 def person_box(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A person's box from the points that are seen, with the head up to its hair, cut to the picture: float[4]."""
+    """A person's box from the visible points, with the head up to its hair, clipped to the image: float[4]."""
     seen = points[points[:, 2] > 0, :2]
     if points[[0, 1, 14, 15, 16, 17], 2].any():
         brow, chin, head = points[_BROWS, :2].mean(axis=0), points[_CHIN, :2], head_size(points)
@@ -145,9 +146,10 @@ def person_box(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def draw_faces(
     shard: int, *, first: int, split: str = "train", people: int = 10, clips: int = 4, times: int = 3
 ) -> Arrays:
-    """Faces of ``people`` identities from scene ``first`` on, each in several clips (other clothes, another body):
-    ``image`` uint8[n,128,128,3], ``person`` int[n] (the scene's index), ``clip`` int[n]. Faces that are not seen at any
-    of the times tried are left out."""
+    """Faces of ``people`` identities from scene ``first`` on, each in several clips (other clothes, another body).
+
+    ``image`` uint8[n,128,128,3], ``person`` int[n] (the scene's index), ``clip`` int[n]. Faces that are not visible at
+    any of the tried times are left out."""
     side = ALIGNED + 2 * MARGIN
     images, persons, clip_numbers = [], [], []
     for index in range(first + shard * people, first + (shard + 1) * people):
@@ -168,7 +170,7 @@ def draw_faces(
 
 
 def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rotation, scale and shift float[2,3] that bring ``points`` float[n,2] nearest to ``target`` (Umeyama 1991)."""
+    """Least-squares rotation, scale and shift float[2,3] from ``points`` float[n,2] to ``target`` (Umeyama 1991)."""
     p, q = points - points.mean(axis=0), target - target.mean(axis=0)
     # In the plane the least squares solution is one complex number.
     z = (p[:, 0] - 1j * p[:, 1]) @ (q[:, 0] + 1j * q[:, 1]) / max(float((p**2).sum()), 1e-9)
@@ -177,7 +179,7 @@ def similarity(points: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def aligned(image: np.ndarray, landmarks: np.ndarray, side: int = ALIGNED) -> np.ndarray:
-    """The face on ArcFace's template, with an even margin where ``side`` is more than 112: uint8[side,side,3]."""
+    """The face on ArcFace's template, with an even margin if ``side`` is more than 112: uint8[side,side,3]."""
     matrix = similarity(landmarks.astype(float), TEMPLATE + (side - ALIGNED) / 2)
     return cv2.warpAffine(image, matrix, (side, side), borderValue=0.0)
 
@@ -186,9 +188,10 @@ def aligned(image: np.ndarray, landmarks: np.ndarray, side: int = ALIGNED) -> np
 
 
 def draw_clips(shard: int, *, split: str = "train", scenes: int = 25) -> Arrays:
-    """Clips of one person who does one thing: ``video`` uint8[n,8,128,128,3], ``label`` int[n,3] (``LABELS``),
-    ``points`` float32[n,8,18,3] (the body's, as shares of the picture, and whether each is seen) and ``colour``
-    float32[n,9] of skin, hair and top, 0..1."""
+    """Clips of one person with one behaviour.
+
+    ``video`` uint8[n,8,128,128,3], ``label`` int[n,3] (``LABELS``), ``points`` float32[n,8,18,3] (body points relative
+    to the image, and their visibility) and ``colour`` float32[n,9] of skin, hair and top, 0..1."""
     behaviours = LABELS["behaviour"]
     out: dict[str, list[np.ndarray]] = {"video": [], "label": [], "points": [], "colour": []}
     for index in range(shard * scenes, (shard + 1) * scenes):

@@ -22,7 +22,7 @@ from stableanimator_cli.files import atomic_write, translate_os_errors
 from tools.command import exit_code_of, report
 from tools.figure_networks.boxes import FaceTask, PersonTask
 from tools.figure_networks.identity import JudgeTask, RecogniserTask
-from tools.figure_networks.loop import Task, trained
+from tools.figure_networks.loop import Task, train
 from tools.figure_networks.pose import PoseTask
 from tools.figure_networks.video import VideoTask
 
@@ -48,8 +48,8 @@ def write_digests(folder: Path, written: Sequence[Path]) -> None:
         data = (folder / name).read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         rows.append(f'[[files]]\npath = "{name}"\nbytes = {len(data)}\nsha256 = "{digest}"\n')
-    with atomic_write(path) as part, translate_os_errors(path):
-        part.write_text("\n".join(rows), encoding="utf-8")
+    with atomic_write(path) as temp, translate_os_errors(path):
+        temp.write_text("\n".join(rows), encoding="utf-8")
 
 
 def run(tasks: Sequence[type[Task]], work: Path, out: Path, *, threads: int, workers: int) -> None:
@@ -57,7 +57,7 @@ def run(tasks: Sequence[type[Task]], work: Path, out: Path, *, threads: int, wor
     torch.set_num_threads(threads)
     for kind in tasks:
         task, started = kind(), time.monotonic()
-        net = trained(task, work, report, workers=workers)
+        net = train(task, work, report, workers=workers)
         files = task.export(net, out / FOLDERS.get(task.name, "."))
         write_digests(out, files)
         for file in files:

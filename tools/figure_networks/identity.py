@@ -1,7 +1,7 @@
-"""Two recognisers of drawn faces with ArcFace's contract: one that the tool uses, and a judge that only measures.
+"""Two recognisers of drawn faces with ArcFace's contract: one for the tool, and a judge for measurements only.
 
-The judge has another shape and another loss and never sees a person that the first one learned from, so that what is
-optimised against the first cannot please the second by accident. Sources: Deng et al., "ArcFace: Additive Angular
+The judge has another architecture, another loss and other people in its training data. So an optimisation against the
+first network does not raise the judge's scores by accident. Sources: Deng et al., "ArcFace: Additive Angular
 Margin Loss for Deep Face Recognition"; Wang et al., "CosFace: Large Margin Cosine Loss for Deep Face Recognition".
 """
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stableanimator_cli.puppets.sample import derive_rng
-from tools.figure_networks.augment import worn
+from tools.figure_networks.augment import degrade
 from tools.figure_networks.blocks import Residual, conv, write_onnx
 from tools.figure_networks.data import ALIGNED, FACES, JUDGE_FACES, MARGIN, Recipe
 from tools.figure_networks.loop import Batch, Task
@@ -25,7 +25,7 @@ WIDTH = 512
 
 
 class RecogniserNet(nn.Module):
-    """Aligned faces [b,3,112,112] in -1..1 -> identity vectors [b,512]: residual blocks, a weight for each place."""
+    """Aligned faces [b,3,112,112] in -1..1 -> embeddings [b,512]: residual blocks, one weight per position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,8 +41,10 @@ class RecogniserNet(nn.Module):
 
 
 class JudgeNet(nn.Module):
-    """Aligned faces [b,3,112,112] in -1..1 -> identity vectors [b,512]: a plain stack without shortcuts, large first
-    kernels, pooling over all places."""
+    """Aligned faces [b,3,112,112] in -1..1 -> embeddings [b,512].
+
+    A plain stack without shortcuts, with large first kernels and a dense layer over all positions.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +68,7 @@ class JudgeNet(nn.Module):
 
 
 class Learner(nn.Module):
-    """A recogniser and one direction for each person it learns from; the directions are left behind afterwards."""
+    """A recogniser with one direction per person of the training set; the directions are not exported."""
 
     def __init__(self, net: nn.Module, people: int) -> None:
         super().__init__()
@@ -80,20 +82,20 @@ class Learner(nn.Module):
 
 class IdentityTask(Task):
     steps, batch_size = 700, 64
-    rate, decay = 3e-3, 0.05
+    lr, weight_decay = 3e-3, 0.05
     people: int
     recipe: Recipe
     file: str
     angular: float  # margin of ArcFace
     cosine: float  # margin of CosFace
-    half = True  # store weights as float16
+    half = True  # store the weights as float16
     scale = 24.0
 
-    def inner(self) -> nn.Module:
+    def recogniser(self) -> nn.Module:
         raise NotImplementedError
 
     def network(self) -> Learner:
-        return Learner(self.inner(), self.people)
+        return Learner(self.recogniser(), self.people)
 
     def load(self, folder: Path) -> None:
         data = self.recipe.load(folder)
@@ -104,15 +106,15 @@ class IdentityTask(Task):
         picks = rng.integers(len(self.images), size=self.batch_size)
         faces = np.empty((self.batch_size, ALIGNED, ALIGNED, 3), np.float32)
         for n, pick in enumerate(picks):
-            # As if a detector had set the landmarks a little beside the truth.
+            # Simulated errors of detected landmarks.
             turn, size = rng.normal(0, 0.05), float(np.exp(rng.normal(0, 0.04)))
             matrix = cv2.getRotationMatrix2D((63.5, 63.5), float(np.degrees(turn)), size)
             matrix[:, 2] += rng.normal(0, 1.5, 2) - MARGIN
             face = cv2.warpAffine(self.images[pick], matrix, (ALIGNED, ALIGNED))
-            if rng.random() < 0.2:  # drawn small: few pixels were there to begin with
+            if rng.random() < 0.2:  # a small face has few pixels
                 side = int(rng.integers(28, 80))
                 face = cv2.resize(cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA), (ALIGNED, ALIGNED))
-            faces[n] = worn(face, rng)
+            faces[n] = degrade(face, rng)
             if rng.random() < 0.5:
                 faces[n] = faces[n, :, ::-1]
         return {"face": normalised(faces), "label": torch.from_numpy(self.labels[picks])}
@@ -121,7 +123,9 @@ class IdentityTask(Task):
         cosines = net(batch["face"].contiguous(memory_format=torch.channels_last))
         labels = batch["label"]
         own = cosines.gather(1, labels[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)
-        ramp = min(1.0, step / (0.3 * self.steps))  # the full margin from the start leaves a small network at chance
+        ramp = min(
+            1.0, step / (0.3 * self.steps)
+        )  # with the full margin from the start a small network stays at chance
         harder = torch.cos(torch.acos(own) + self.angular * ramp) - self.cosine * ramp
         logits = self.scale * cosines.scatter(1, labels[:, None], torch.where(own > -0.9, harder, own))
         right = (cosines.argmax(dim=1) == labels).float().mean()
@@ -134,7 +138,7 @@ class IdentityTask(Task):
         example = torch.zeros(2, 3, ALIGNED, ALIGNED)
         path = folder / self.file
         return [
-            # Face optimisation runs the recogniser's own graph in torch, which knows no casts: its weights stay whole.
+            # Face optimisation runs the recogniser's graph in torch, without casts: its weights stay float32.
             write_onnx(net.net, path, example, ["input.1"], ["embedding"], free=free, about=about, half=self.half)
         ]
 
@@ -145,7 +149,7 @@ class RecogniserTask(IdentityTask):
     angular, cosine = 0.35, 0.0
     half = False
 
-    def inner(self) -> nn.Module:
+    def recogniser(self) -> nn.Module:
         return RecogniserNet()
 
 
@@ -154,7 +158,7 @@ class JudgeTask(IdentityTask):
     people, recipe, file = 1100, JUDGE_FACES, "judge.onnx"
     angular, cosine = 0.0, 0.25
 
-    def inner(self) -> nn.Module:
+    def recogniser(self) -> nn.Module:
         return JudgeNet()
 
 

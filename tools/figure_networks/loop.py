@@ -1,8 +1,8 @@
-"""One training loop for all the small networks: seeded, resumable at any kill, small checkpoints.
+"""The training loop of all the small networks: seeded, resumable at any time, with small checkpoints.
 
-The batch of a step follows from the step's number, so a run that was cut and one that was not see the same pictures in
-the same order. What comes out is the moving average of the weights (Polyak averaging), which is what a short training
-at a high rate needs.
+The batch of a step follows from the step's number, so a resumed run sees the same images in the same order as an
+uninterrupted one. The result is the moving average of the weights (Polyak averaging), which a short training at a high
+learning rate needs.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from stableanimator_cli.puppets.sample import derive_seed
 from tools.figure_networks.data import Recipe
 
 Batch = dict[str, Tensor]
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 _SAVE_EVERY = 45.0  # seconds
-_TELL_EVERY = 50  # steps
-_AVERAGE = 0.995
+_REPORT_EVERY = 50  # steps
+_EMA = 0.995
 _WARM_UP = 40
 
 
 class Task(ABC):
-    """One network to train: its data, its loss and its files.
+    """A network to train: its data, its loss and its files.
 
-    ``network`` gives a module in its first state; ``loss`` the value to minimise and numbers to show.
+    ``network`` returns an initialised module; ``loss`` returns the value to minimise and numbers to report.
     """
 
     name: str
     steps: int
     batch_size: int
-    rate: float = 2e-3
-    decay: float = 0.02
+    lr: float = 2e-3
+    weight_decay: float = 0.02
     recipes: Sequence[Recipe] = ()
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Task(ABC):
 
     @abstractmethod
     def load(self, folder: Path) -> None:
-        """Read the caches into memory."""
+        """Load the caches into memory."""
 
     @abstractmethod
     def batch(self, step: int) -> Batch: ...
@@ -63,14 +63,14 @@ class Task(ABC):
         """Write the trained network's files into ``folder``; returns their paths."""
 
     def settings(self) -> dict[str, Any]:
-        """Settings that a checkpoint must share to be resumed."""
-        return {"name": self.name, "steps": self.steps, "batch_size": self.batch_size, "rate": self.rate}
+        """The settings that a checkpoint must have to be resumed."""
+        return {"name": self.name, "steps": self.steps, "batch_size": self.batch_size, "rate": self.lr}
 
 
-def trained(task: Task, folder: Path, tell: Tell, *, workers: int = 1, until: int | None = None) -> nn.Module:
-    """The task's network after its training, resumed from ``folder`` if a checkpoint exists.
+def train(task: Task, folder: Path, report: Report, *, workers: int = 1, until: int | None = None) -> nn.Module:
+    """The task's trained network, resumed from ``folder`` if a checkpoint exists.
 
-    ``until`` stops earlier (for tests). Raises ``BadInput`` where the checkpoint is of other settings or damaged.
+    ``until`` stops earlier (for tests). Raises ``BadInput`` if the checkpoint is damaged or has other settings.
     """
     torch.manual_seed(derive_seed("train", task.name))
     net = task.network()
@@ -79,16 +79,16 @@ def trained(task: Task, folder: Path, tell: Tell, *, workers: int = 1, until: in
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     average = task.network()
     average.load_state_dict(net.state_dict())
-    optimizer = torch.optim.AdamW(_groups(net, task.decay), lr=task.rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(_groups(net, task.weight_decay), lr=task.lr, betas=(0.9, 0.98))
     path = folder / f"{task.name}.pt"
     step = _resume(path, task, net, average, optimizer)
     last = task.steps if until is None else min(until, task.steps)
     if step < last:
         for recipe in task.recipes:
-            recipe.prepare(folder, workers, tell)
+            recipe.prepare(folder, workers, report)
         task.load(folder)
         if step:
-            tell(f"{task.name}: resumes at step {step} of {task.steps}")
+            report(f"{task.name}: resumed at step {step} of {task.steps}")
     started = saved = time.monotonic()
     first = step
     half = fast_bfloat16()
@@ -96,8 +96,8 @@ def trained(task: Task, folder: Path, tell: Tell, *, workers: int = 1, until: in
     shown: dict[str, float] = {}
     while step < last:
         for group in optimizer.param_groups:
-            group["lr"] = task.rate * _schedule(step, task.steps)
-        # Noise within the network follows from the step too, so that a resumed run draws what an uncut one draws.
+            group["lr"] = task.lr * _schedule(step, task.steps)
+        # Noise within the network follows from the step too, so a resumed run repeats an uninterrupted one.
         torch.manual_seed(derive_seed("step", task.name, step))
         batch = task.batch(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -107,13 +107,13 @@ def trained(task: Task, folder: Path, tell: Tell, *, workers: int = 1, until: in
         nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizer.step()
         step += 1
-        _follow(average, net, min(_AVERAGE, (1 + step) / (10 + step)))
+        _update_average(average, net, min(_EMA, (1 + step) / (10 + step)))
         for key, value in {"loss": float(loss.detach()), **numbers}.items():
             shown[key] = value if key not in shown else 0.95 * shown[key] + 0.05 * value
-        if step % _TELL_EVERY == 0 or step == last:
-            rate = (time.monotonic() - started) / (step - first)
-            words = " ".join(f"{key} {value:.4f}" for key, value in shown.items())
-            tell(f"{task.name}: step {step} of {task.steps}, {words}, {rate * (last - step):.0f} s to go")
+        if step % _REPORT_EVERY == 0 or step == last:
+            seconds = (time.monotonic() - started) / (step - first)
+            numbers_text = " ".join(f"{key} {value:.4f}" for key, value in shown.items())
+            report(f"{task.name}: step {step} of {task.steps}, {numbers_text}, {seconds * (last - step):.0f} s left")
         if step == last or time.monotonic() - saved > _SAVE_EVERY:
             _save(path, task, step, net, average, optimizer)
             saved = time.monotonic()
@@ -125,10 +125,10 @@ def fast_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _groups(net: nn.Module, decay: float) -> list[dict[str, Any]]:
+def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     matrices = [p for p in net.parameters() if p.ndim > 1]
     vectors = [p for p in net.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -137,24 +137,24 @@ def _schedule(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, net: nn.Module, keep: float) -> None:
-    for mine, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
-        if mine.is_floating_point():
-            mine.lerp_(theirs, 1 - keep)
+def _update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
+    for averaged, current in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+        if averaged.is_floating_point():
+            averaged.lerp_(current, 1 - decay)
         else:
-            mine.copy_(theirs)
+            averaged.copy_(current)
 
 
 def _save(
     path: Path, task: Task, step: int, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = temporary_path(path)
+    temp = temporary_path(path)
     state = {"settings": task.settings(), "step": step, "net": net.state_dict(), "average": average.state_dict()}
     if step < task.steps:  # a finished network is not resumed
         state["optimizer"] = optimizer.state_dict()
-    torch.save(state, part)
-    os.replace(part, path)
+    torch.save(state, temp)
+    os.replace(temp, path)
 
 
 def _resume(path: Path, task: Task, net: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -163,14 +163,14 @@ def _resume(path: Path, task: Task, net: nn.Module, average: nn.Module, optimize
     hint = "delete it to restart, or name another folder"
     try:
         state = torch.load(path, weights_only=True)
-        found = state["settings"]
-        if found == task.settings():
+        stored = state["settings"]
+        if stored == task.settings():
             net.load_state_dict(state["net"])
             average.load_state_dict(state["average"])
             if "optimizer" in state:
                 optimizer.load_state_dict(state["optimizer"])
             return int(state["step"])
-    except Exception as error:  # torch.load raises whatever the damage makes it stumble over
-        found = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(path, f"a checkpoint that does not open ({found})", f"one of {task.name}", hint=hint) from error
-    raise BadInput(path, f"a checkpoint of {found}", f"one of {task.settings()}", hint=hint)
+    except Exception as error:  # torch.load raises errors of any kind for damaged files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInput(path, f"a damaged checkpoint ({reason})", f"one of {task.name}", hint=hint) from error
+    raise BadInput(path, f"a checkpoint of {stored}", f"one of {task.settings()}", hint=hint)

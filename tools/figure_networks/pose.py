@@ -1,7 +1,7 @@
-"""The estimator of 133 points of a person: RTMPose's contract (SimCC, 288 x 384 crops) at a fiftieth of its size.
+"""The estimator of a person's 133 points: RTMPose's contract (SimCC, 288 x 384 crops) at a fiftieth of its size.
 
 Sources: Li et al., "SimCC: a Simple Coordinate Classification Perspective for Human Pose Estimation"; Jiang et al.,
-"RTMPose". Crops are those that rtmlib cuts (box widened by a quarter, aspect 3:4).
+"RTMPose". Crops are those of rtmlib (box widened by a quarter, aspect 3:4).
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 
 from stableanimator_cli.motion.keypoints import to_wholebody
 from stableanimator_cli.puppets.sample import derive_rng
-from tools.figure_networks.augment import worn
+from tools.figure_networks.augment import degrade
 from tools.figure_networks.blocks import Residual, conv, write_onnx
 from tools.figure_networks.data import FRAMES, person_box, present
 from tools.figure_networks.loop import Batch, Task
 
 WIDTH, HEIGHT = 288, 384
-POOL = 4  # the network sees the crop at a quarter of its size
+POOL = 4  # the network's input is the crop at a quarter of its size
 BINS_X, BINS_Y = WIDTH // 2, HEIGHT // 2
 _MEAN, _DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 _SPREAD = 1.3  # of the target along an axis, in coarse bins of two pixels
-_HIDDEN = 0.15  # weight of a point that cannot be seen but lies within the crop
-_SWAPPED = 0.3  # share of crops with red and blue exchanged: some callers give one order, some the other
+_HIDDEN = 0.15  # weight of an invisible point inside the crop
+_SWAPPED = 0.3  # fraction of crops with red and blue exchanged: callers use both orders
 
 
 def point_weights() -> np.ndarray:
-    """How much each of the 133 points counts: float32[133]. Wrists and elbows are few and hard, face points many."""
+    """Loss weights of the 133 points, float32[133]. Wrists and elbows are few and difficult, face points many."""
     weights = np.full(133, 1.0, np.float32)
     weights[[7, 8]], weights[[9, 10]] = 2.0, 3.0
     weights[17:23], weights[23:91], weights[91:] = 0.5, 0.12, 0.25
@@ -66,10 +66,10 @@ class PoseNet133(nn.Module):
 
 
 class PoseFile(nn.Module):
-    """What the ONNX file holds: a normalised crop [b,3,384,288] -> ``simcc_x`` [b,133,576], ``simcc_y`` [b,133,768].
+    """The ONNX file: a normalised crop [b,3,384,288] -> ``simcc_x`` [b,133,576], ``simcc_y`` [b,133,768].
 
-    The largest value of either row is the probability that the point can be seen, so that rtmlib's score, the mean of
-    the two maxima, is that probability too.
+    The largest value of either row is the probability that the point is visible. So rtmlib's score, the mean of the two
+    maxima, is that probability too.
     """
 
     def __init__(self, net: PoseNet133) -> None:
@@ -88,7 +88,7 @@ def _row(logits: Tensor, factor: int) -> Tensor:
 
 
 def crop_matrix(box: np.ndarray, turn: float = 0.0) -> np.ndarray:
-    """From the picture to a crop of 288 x 384, float[2,3]: the box widened by a quarter and to the crop's aspect."""
+    """Affine map float[2,3] from the image to a crop of 288 x 384: the box widened by a quarter and to its aspect."""
     centre, (w, h) = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).clip(1) * 1.25
     w = max(w, h * WIDTH / HEIGHT)
     cos, sin = np.cos(turn) * WIDTH / w, np.sin(turn) * WIDTH / w
@@ -97,14 +97,14 @@ def crop_matrix(box: np.ndarray, turn: float = 0.0) -> np.ndarray:
 
 
 def crop(image: np.ndarray, matrix: np.ndarray, shrink: int) -> np.ndarray:
-    """The crop at a ``shrink``-th of its size, as if cut whole and pooled."""
+    """The crop at a ``shrink``-th of its size, as if pooled."""
     half = matrix / shrink
-    half[:, 2] -= (shrink - 1) / 2 / shrink  # where the centre of a block of pixels lies
+    half[:, 2] -= (shrink - 1) / 2 / shrink  # the centre of a block of pixels
     return cv2.warpAffine(image, half, (WIDTH // shrink, HEIGHT // shrink))
 
 
 def normalised(crops: np.ndarray) -> Tensor:
-    """uint8 or float [b,h,w,3] -> float32 [b,3,h,w] as RTMPose wants it."""
+    """uint8 or float [b,h,w,3] -> float32 [b,3,h,w] with RTMPose's normalisation."""
     x = torch.from_numpy(np.ascontiguousarray(crops, np.float32))
     x = (x - torch.tensor(_MEAN)) / torch.tensor(_DEVIATION)
     return x.permute(0, 3, 1, 2)
@@ -113,7 +113,7 @@ def normalised(crops: np.ndarray) -> Tensor:
 class PoseTask(Task):
     name = "pose"
     steps, batch_size = 2400, 32
-    rate = 3e-3
+    lr = 3e-3
     recipes = (FRAMES,)
 
     def network(self) -> PoseNet133:
@@ -141,8 +141,8 @@ class PoseTask(Task):
             jitter = rng.normal(0, 0.04, 4).clip(-0.12, 0.12) * np.tile(extent, 2)
             turn = float(rng.uniform(-0.2, 0.2)) if rng.random() < 0.4 else 0.0
             matrix = crop_matrix(box + jitter, turn)
-            cut = worn(crop(self.images[frame, :height, :width], matrix, 2), rng)
-            crops[n] = cv2.resize(cut, (WIDTH // POOL, HEIGHT // POOL), interpolation=cv2.INTER_AREA)
+            cropped = degrade(crop(self.images[frame, :height, :width], matrix, 2), rng)
+            crops[n] = cv2.resize(cropped, (WIDTH // POOL, HEIGHT // POOL), interpolation=cv2.INTER_AREA)
             if rng.random() < _SWAPPED:
                 crops[n] = crops[n, ..., ::-1]
             points[n] = to_wholebody(truth)
@@ -155,11 +155,11 @@ class PoseTask(Task):
         inside = ((xy >= 0) & (xy < torch.tensor([WIDTH, HEIGHT]))).all(dim=2)
         weights = torch.from_numpy(point_weights())
         weight = weights * inside * (_HIDDEN + (1 - _HIDDEN) * visible)
-        places = sum(_cross_entropy(rows.float(), xy[..., axis]) for axis, rows in enumerate((rows_x, rows_y)))
-        place = (places * weight).sum() / weight.sum()
-        shown = F.binary_cross_entropy_with_logits(seen.float(), visible * inside, reduction="none")
-        sight = (shown * weights).sum() / weights.sum() / len(seen)
-        return place + sight, {"place": float(place.detach()), "seen": float(sight.detach())}
+        losses = sum(_cross_entropy(rows.float(), xy[..., axis]) for axis, rows in enumerate((rows_x, rows_y)))
+        position = (losses * weight).sum() / weight.sum()
+        visibility = F.binary_cross_entropy_with_logits(seen.float(), visible * inside, reduction="none")
+        visibility = (visibility * weights).sum() / weights.sum() / len(seen)
+        return position + visibility, {"place": float(position.detach()), "seen": float(visibility.detach())}
 
     def export(self, net: nn.Module, folder: Path) -> list[Path]:
         assert isinstance(net, PoseNet133)
@@ -174,10 +174,10 @@ class PoseTask(Task):
         ]
 
 
-def _cross_entropy(rows: Tensor, places: Tensor) -> Tensor:
-    """Against a bell around the place: rows [b,k,bins], places [b,k] in pixels of the crop -> [b,k]."""
-    # A coarse bin stands for two pixels; after the fourfold resize its centre is 1.5 fine bins in, half a pixel each.
-    at = ((places * 2 - 1.5) / 4).unsqueeze(2)
+def _cross_entropy(rows: Tensor, positions: Tensor) -> Tensor:
+    """Cross entropy with a Gaussian target: rows [b,k,bins], positions [b,k] in pixels of the crop -> [b,k]."""
+    # A coarse bin is two pixels; after the fourfold resize its centre is at 1.5 fine bins of half a pixel each.
+    at = ((positions * 2 - 1.5) / 4).unsqueeze(2)
     target = torch.exp(-((torch.arange(rows.shape[2]) - at) ** 2) / (2 * _SPREAD**2))
     target = target / target.sum(dim=2, keepdim=True).clamp(min=1e-6)
     return -(target * F.log_softmax(rows, dim=2)).sum(dim=2)

@@ -1,14 +1,13 @@
-"""The puppet model's temporal VAE and image encoder: the classes that SVD uses, at widths that a CPU trains.
+"""The puppet model's temporal VAE and image encoder: the classes of SVD, at widths that a CPU can train.
 
-``python -m tools.figure_networks.vae`` trains both (``make puppet-vae``), with the loop, the cache and the
-checkpoints of ``train_detectors``. Sources: Blattmann et al., "Stable Video Diffusion" (the temporal decoder); Radford
-et al., "Learning Transferable Visual Models From Natural Language Supervision" (the encoder's shape and its contrastive
-loss, here between two moments of one scene).
+``python -m tools.figure_networks.vae`` trains both (``make puppet-vae``), with the loop, caches and checkpoints of
+``tools.figure_networks.detectors``. Sources: Blattmann et al., "Stable Video Diffusion" (the temporal decoder); Radford
+et al., "Learning Transferable Visual Models From Natural Language Supervision" (the encoder's architecture and its
+contrastive loss, here between two moments of one scene).
 
-Temporal kernels begin with zeros beside their middle, so that a decoder that learned from single pictures decodes clips
-as well; the last part of the training is on clips and moves them. The encoder begins as the best linear one
-(``linear_start``): initialised at random, both halves agree on lightness first and leave colour out for an hour.
-"""
+Temporal kernels start with zeros beside their middle. So a decoder trained on single images also decodes clips; the
+last part of the training uses clips and changes them. The encoder starts as the best linear one (``linear_start``).
+From a random start both halves agree on lightness first and ignore colour for an hour."""
 
 from __future__ import annotations
 
@@ -59,15 +58,15 @@ ENCODER_CONFIG: dict[str, Any] = {
     "hidden_act": "gelu",
 }
 _CROP = 64
-_CLIPS_FROM = 0.85  # of the steps: from here on, every other one is a clip
-_ENCODER_FROM = 0.15  # of the steps: until then only the decoder learns
-_NOISE = 0.05  # the posterior's deviation at first
-_FAR = 10.0  # constants that norms divide by at first
+_CLIPS_FROM = 0.85  # of the steps: from here on, every second batch is a clip
+_ENCODER_FROM = 0.15  # of the steps: until then only the decoder is trained
+_NOISE = 0.05  # initial deviation of the posterior
+_FAR = 10.0  # initial constants in the groups of the last norm
 _CLIP_MEAN, _CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Autoencoder(nn.Module):
-    """diffusers' temporal VAE with what training needs: quick temporal kernels that begin as single-frame ones."""
+    """diffusers' temporal VAE for training: fast temporal kernels that start as single-frame ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,8 +78,10 @@ class Autoencoder(nn.Module):
                     module.weight[:, :, [0, 2]] = 0
 
     def forward(self, frames: Tensor, t: int, noise: float, encoder: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Frames [b*t,3,h,w] in -1..1 -> decoded frames, means and log variances of the latents, which are decoded with
-        that share of the posterior's noise. Without ``encoder`` only the decoder learns."""
+        """Frames [b*t,3,h,w] in -1..1 -> decoded frames, means and log variances of the latents.
+
+        ``noise`` scales the posterior's noise. Without ``encoder`` only the decoder gets gradients.
+        """
         with torch.set_grad_enabled(encoder and torch.is_grad_enabled()):
             posterior = self.vae.encode(frames, return_dict=False)[0]
         latents = posterior.mean + noise * posterior.std * torch.randn_like(posterior.mean)
@@ -90,12 +91,12 @@ class Autoencoder(nn.Module):
 class VaeTask(Task):
     name = "vae"
     steps, batch_size = 5000, 8
-    rate, decay = 1e-3, 1e-4
+    lr, weight_decay = 1e-3, 1e-4
     recipes = (CLIPS,)
 
     def network(self) -> Autoencoder:
         net = Autoencoder()
-        linear_start(net.vae, pictures("train", 40))
+        linear_start(net.vae, sample_images("train", 40))
         return net
 
     def load(self, folder: Path) -> None:
@@ -108,7 +109,7 @@ class VaeTask(Task):
             x, y = (int(v) for v in rng.integers(0, CLIP_SIDE - _CROP + 1, 2))
             frames, t = self.videos[int(rng.integers(n)), :, y : y + _CROP, x : x + _CROP], length
         else:
-            # Whole pictures too: group norms see other means in a crop than in what the tool will decode.
+            # Full images too: the statistics of group norms differ between crops and full images.
             side = (_CROP, CLIP_SIDE)[step // 2 % 2]
             count = self.batch_size * _CROP**2 // side**2
             picks = np.stack([rng.integers(n, size=count), rng.integers(length, size=count)])
@@ -123,49 +124,48 @@ class VaeTask(Task):
         return {"frames": pixels, "t": torch.tensor(t)}
 
     def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        # Noise from the start drowns what is faint yet, and colour is fainter than lightness for long.
+        # Noise from the start would hide faint components; colour is fainter than lightness for long.
         noise = min(1.0, max(0.0, 4 * step / self.steps - 1))
         decoded, mean, log_variance = net(batch["frames"], int(batch["t"]), noise, step >= _ENCODER_FROM * self.steps)
-        off = decoded.float() - batch["frames"]
-        # Lightness alone satisfies a plain loss: colour and large areas have their own terms.
-        colour = (off - off.mean(dim=1, keepdim=True)).abs().mean()
-        areas = F.avg_pool2d(off, 8).square().mean()
-        square = off.square().mean()
+        error = decoded.float() - batch["frames"]
+        # A plain loss is satisfied by lightness alone: colour and large areas have terms of their own.
+        colour = (error - error.mean(dim=1, keepdim=True)).abs().mean()
+        areas = F.avg_pool2d(error, 8).square().mean()
+        square = error.square().mean()
         mean, log_variance = mean.float(), log_variance.float()
         spread = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        total = off.abs().mean() + 10 * square + colour + 4 * areas + 2e-4 * spread
+        total = error.abs().mean() + 10 * square + colour + 4 * areas + 2e-4 * spread
         return total, {"psnr": float(-10 * torch.log10(square.detach() / 4)), "spread": float(spread.detach())}
 
     def export(self, net: nn.Module, folder: Path) -> list[Path]:
         assert isinstance(net, Autoencoder)
-        state = unit_latents(net.vae, pictures("val", 40))
+        state = unit_latents(net.vae, sample_images("val", 40))
         return _write(folder, "vae", VAE_CONFIG, state)
 
 
-def pictures(split: str, scenes: int) -> Tensor:
-    """Two frames of each of ``scenes`` clips, to measure on: float32[2*scenes,3,128,128] in -1..1."""
+def sample_images(split: str, scenes: int) -> Tensor:
+    """Two frames of each of ``scenes`` clips: float32[2*scenes,3,128,128] in -1..1."""
     frames = draw_clips(0, split=split, scenes=scenes)["video"][:, ::4].reshape(-1, CLIP_SIDE, CLIP_SIDE, 3)
     return torch.from_numpy(frames.astype(np.float32)).permute(0, 3, 1, 2).div(127.5).sub(1)
 
 
 @torch.no_grad()
 def linear_start(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> None:
-    """Make the encoder the principal components of 8x8 patches of ``frames``, within the layers that it has.
+    """Initialise the encoder with the principal components of 8x8 patches of ``frames``, within its own layers.
 
-    Its residual branches begin with zeros; two strided convolutions lay pixels side by side, the third projects. Each
-    component travels as two opposite channels beside two large constant ones in one group of the last norm, which then
-    divides by the constant, and ``silu(x) - silu(-x) = x``. Faint components stay fainter (the fourth root of their
-    variance), so that a denoiser meets what matters most at the highest noise.
-    """
+    Its residual branches start with zeros. Two strided convolutions arrange pixels as channels, the third one projects.
+    In the last norm each component is two opposite channels, beside two large constant ones in the same group. The norm
+    then divides by the constant, and ``silu(x) - silu(-x) = x``. Faint components stay fainter (the fourth root of
+    their variance), so at the highest noise a denoiser sees the most important ones."""
     encoder = vae.encoder
     for block in [*encoder.down_blocks, encoder.mid_block]:
         for resnet in block.resnets:
-            _begin_with_zeros(resnet.conv2)
-            if resnet.conv_shortcut is not None:  # a wider level: what comes in stays in front
+            _zero_init(resnet.conv2)
+            if resnet.conv_shortcut is not None:  # a wider level: the input channels stay first
                 resnet.conv_shortcut.weight[: resnet.in_channels] = torch.eye(resnet.in_channels)[..., None, None]
                 nn.init.zeros_(resnet.conv_shortcut.bias)
     for attention in encoder.mid_block.attentions:
-        _begin_with_zeros(attention.get_submodule("to_out.0"))
+        _zero_init(attention.get_submodule("to_out.0"))
     weight, bias = _weight_and_bias(encoder.conv_in)
     weight[:3] = 0
     bias[:3] = 0
@@ -189,8 +189,8 @@ def linear_start(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> None:
     per_group = len(weight) // NORM_GROUPS
     out.zero_()
     for k in range(LATENTS):
-        group, place = k % NORM_GROUPS, k // NORM_GROUPS
-        first = group * per_group + 2 * place
+        group, slot = k % NORM_GROUPS, k // NORM_GROUPS
+        first = group * per_group + 2 * slot
         for row, sign in ((first, 1), (first + 1, -1)):
             weight[row] = 0
             weight[row, :48, :2, :2] = sign * unit[:, k].reshape(48, 2, 2)
@@ -209,26 +209,25 @@ def linear_start(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> None:
 
 
 def _weight_and_bias(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
-    """Of a convolution or a linear layer; all that this VAE has have both."""
+    """Weight and bias of a convolution or a linear layer; all of this VAE have both."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, nn.Parameter)
     assert isinstance(bias, nn.Parameter)
     return weight, bias
 
 
-def _begin_with_zeros(layer: nn.Module) -> None:
+def _zero_init(layer: nn.Module) -> None:
     for parameter in _weight_and_bias(layer):
         nn.init.zeros_(parameter)
 
 
 @torch.no_grad()
 def unit_latents(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> dict[str, Tensor]:
-    """The VAE's weights with latents of unit deviation over ``frames``, decoding the same pictures.
+    """The VAE's weights, rescaled so that latents have unit deviation over ``frames`` and decode to the same images.
 
-    SVD conditions on latents that are not scaled and denoises scaled ones; with ``scaling_factor`` 1 both are as large
-    as the noise. One scale for all channels, which keeps faint ones faint, moves from the encoder's last convolution
-    into the decoder's first.
-    """
+    SVD conditions on unscaled latents and denoises scaled ones; with ``scaling_factor`` 1 both are as large as the
+    noise. One scale for all channels, which keeps faint ones faint, moves from the encoder's last convolution into the
+    decoder's first."""
     means = torch.cat([vae.encode(part, return_dict=False)[0].mean for part in frames.split(8)])
     deviation = means.square().mean().sqrt()
     state = {name: tensor.clone() for name, tensor in vae.state_dict().items()}
@@ -240,8 +239,8 @@ def unit_latents(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> dict[str,
     return state
 
 
-class PictureEncoder(nn.Module):
-    """transformers' CLIP picture encoder and the temperature of its contrast."""
+class ContrastiveEncoder(nn.Module):
+    """transformers' CLIP image encoder and the temperature of its contrastive loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -255,11 +254,11 @@ class PictureEncoder(nn.Module):
 class EncoderTask(Task):
     name = "image_encoder"
     steps, batch_size = 400, 64
-    rate = 1e-3
+    lr = 1e-3
     recipes = (FRAMES,)
 
-    def network(self) -> PictureEncoder:
-        return PictureEncoder()
+    def network(self) -> ContrastiveEncoder:
+        return ContrastiveEncoder()
 
     def load(self, folder: Path) -> None:
         data = FRAMES.load(folder)
@@ -272,15 +271,15 @@ class EncoderTask(Task):
         for n, pick in enumerate(rng.choice(len(self.images), size=self.batch_size, replace=False)):
             width, height = self.sizes[pick]
             for k, t in enumerate(rng.choice(4, size=2, replace=False)):
-                picture = cv2.resize(self.images[pick, t, :height, :width], (side, side))
+                image = cv2.resize(self.images[pick, t, :height, :width], (side, side))
                 light = float(rng.uniform(0.85, 1.15))
-                pairs[k, n] = ((picture.astype(np.float32) - 127.5) * light + 127.5).clip(0, 255)
+                pairs[k, n] = ((image.astype(np.float32) - 127.5) * light + 127.5).clip(0, 255)
         flat = pairs.reshape(-1, side, side, 3) / 255
         flat = (flat - np.array(_CLIP_MEAN, np.float32)) / np.array(_CLIP_DEVIATION, np.float32)
         return {"pixels": torch.from_numpy(np.ascontiguousarray(flat.transpose(0, 3, 1, 2), np.float32))}
 
     def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-        assert isinstance(net, PictureEncoder)
+        assert isinstance(net, ContrastiveEncoder)
         one, two = net(batch["pixels"]).chunk(2)
         logits = one @ two.T * net.sharpness.clamp(max=4).exp()
         own = torch.arange(len(one))
@@ -288,21 +287,21 @@ class EncoderTask(Task):
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2, {"right": float(right)}
 
     def export(self, net: nn.Module, folder: Path) -> list[Path]:
-        assert isinstance(net, PictureEncoder)
+        assert isinstance(net, ContrastiveEncoder)
         return _write(folder, "image_encoder", ENCODER_CONFIG, net.clip.state_dict())
 
 
 def _write(folder: Path, role: str, config: dict[str, Any], state: dict[str, Tensor]) -> list[Path]:
-    """A network's config and its weights as float16 (whole numbers as they are)."""
-    small = {
+    """Write a network's config, and its weights as float16 (integers as they are)."""
+    half = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).contiguous() for name, tensor in state.items()
     }
     paths = [folder / f"{role}.json", folder / f"{role}.safetensors"]
-    with atomic_write(paths[0]) as part, translate_os_errors(paths[0]):
-        part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    with atomic_write(paths[1]) as part, translate_os_errors(paths[1]):
-        save_file(small, part, metadata={"format": "pt"})
-        part.chmod(0o644)  # safetensors makes files that only their owner can read
+    with atomic_write(paths[0]) as temp, translate_os_errors(paths[0]):
+        temp.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(paths[1]) as temp, translate_os_errors(paths[1]):
+        save_file(half, temp, metadata={"format": "pt"})
+        temp.chmod(0o644)  # safetensors writes files that only their owner can read
     return paths
 
 

@@ -1,9 +1,8 @@
-"""A classifier of short clips: what a puppet does and looks like. Its features are there to measure videos.
+"""A classifier of short clips of puppets: behaviour, hair and top. Its features serve to measure videos.
 
-The first layers look at single frames; their maps compare two pictures (``lpips_puppet``). The later ones look across
-time; the vector before the classes compares sets of clips (``fvd_puppet``). Spatial and temporal convolutions take
-turns (Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition").
-"""
+The first layers see single frames; their maps compare two images (``lpips_puppet``). The later layers see several
+frames; the vector before the classes compares sets of clips (``fvd_puppet``). Spatial and temporal convolutions
+alternate (Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition")."""
 
 from __future__ import annotations
 
@@ -26,11 +25,10 @@ _MIRROR = [0, 1, 5, 6, 7, 2, 3, 4, 11, 12, 13, 8, 9, 10, 15, 14, 17, 16]  # left
 
 
 class AcrossTime(nn.Module):
-    """A convolution of three frames and one pixel beside an identity: [b*t,c,h,w] -> the same.
+    """A convolution over three frames and one pixel with a shortcut: [b*t,c,h,w] -> the same shape.
 
-    Written as a 1 x 1 convolution of the frame, the one before and the one after, which is the same sum and runs ten
-    times faster on a CPU than the library's (3, 1, 1) kernel.
-    """
+    Written as a 1 x 1 convolution of the frame and its two neighbours. The sum is the same, and on a CPU it is ten
+    times faster than the library's (3, 1, 1) kernel."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,15 +56,15 @@ class VideoNet(nn.Module):
         self.even_frame, self.even_clip = nn.BatchNorm1d(128 * 4), nn.BatchNorm1d(128 * 8)
         self.features = nn.Linear(128 * 8, FEATURES)
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(kinds)) for name, kinds in LABELS.items()})
-        # For training only: where the body is in each frame, and what colours it has.
+        # For training only: position of the body in each frame, and its colours.
         self.points, self.colour = nn.Linear(128 * 4, _BODY * 2), nn.Linear(FEATURES, 9)
 
     def forward(self, clip: Tensor) -> tuple[Tensor, ...]:
-        """What the file gives."""
+        """The outputs of the file."""
         return self.outputs(clip)[:-2]
 
     def outputs(self, clip: Tensor) -> tuple[Tensor, ...]:
-        """The same, then points [b,t,18,2] and colours [b,9]."""
+        """The same, and points [b,t,18,2] and colours [b,9]."""
         b, t = clip.shape[0], clip.shape[2]
         one = self.first(clip.transpose(1, 2).flatten(0, 1))
         two = self.second(one)
@@ -83,8 +81,7 @@ class VideoNet(nn.Module):
 
 
 def _summary(x: Tensor) -> Tensor:
-    """What each channel says and where, whatever the size: [n,c,h,w] -> [n,4c] of means, largest values, and the means'
-    centres across and down."""
+    """Pool each channel at any size: [n,c,h,w] -> [n,4c] of means, maxima, and centres of mass across and down."""
     x = x.float()
     one = torch.ones_like(x[:1, :1])
     across, down = one.cumsum(dim=3) / one.sum(dim=3, keepdim=True), one.cumsum(dim=2) / one.sum(dim=2, keepdim=True)
@@ -96,7 +93,7 @@ def _summary(x: Tensor) -> Tensor:
 class VideoTask(Task):
     name = "video"
     steps, batch_size = 600, 24
-    rate = 2e-3
+    lr = 2e-3
     recipes = (CLIPS,)
 
     def network(self) -> VideoNet:
@@ -131,10 +128,10 @@ class VideoTask(Task):
             rows, labels = outputs[4 + n].float(), batch["label"][:, n]
             total = total + F.cross_entropy(rows, labels, label_smoothing=0.05)
             shown[name] = float((rows.argmax(dim=1) == labels).float().mean())
-        # Three words a clip teach little: where the body is and its colours teach the layers what to look at.
+        # Three labels per clip are little supervision; position and colours of the body guide the layers.
         seen = batch["points"][..., 2:]
-        off = (outputs[-2].float() - batch["points"][..., :2]).abs() * seen
-        points = off.sum() / seen.sum().clamp(min=1) / 2
+        error = (outputs[-2].float() - batch["points"][..., :2]).abs() * seen
+        points = error.sum() / seen.sum().clamp(min=1) / 2
         colour = (outputs[-1].float() - batch["colour"]).abs().mean()
         return total + 10 * points + 5 * colour, shown | {
             "points": float(points.detach()),

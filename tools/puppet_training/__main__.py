@@ -1,9 +1,9 @@
-"""The whole training of the small model at 256x256 in one command that resumes.
+"""Train the small model at 256x256 in one command that resumes.
 
 ``python -m tools.puppet_training RUN`` starts from the weights in ``state`` beside this file (or ``models/puppet``),
 draws its own data, trains, and scores the result on the held-out portraits. Interrupt at any time; run the same command
-to resume. ``--device cuda --workers 14 --people 8000 --batch 128`` is for a GPU. ``--train-vae STEPS``
-trains the VAE first; a denoiser is of use only with the VAE that it was trained with.
+to resume. On a GPU use ``--device cuda --workers 14 --people 8000 --batch 128``. ``--train-vae STEPS`` trains the VAE
+first; a denoiser only works with the VAE that it was trained with.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ STAGES = ("pictures", "detail", "clips")
 
 
 def train_vae(options: argparse.Namespace) -> Path:
-    """Train the VAE, or take the one that is there; returns its weights."""
-    known = STATE / "vae.safetensors"
+    """Train the VAE if requested; returns the path of its weights."""
+    stored = STATE / "vae.safetensors"
     if not options.train_vae:
-        return known if known.exists() else BASE / "vae.safetensors"
+        return stored if stored.exists() else BASE / "vae.safetensors"
     folder = options.run / "vae"
     flags = ["--steps", str(options.train_vae), "--device", options.device, "--half-judge"]
     if options.device != "cpu":
@@ -39,7 +39,7 @@ def train_vae(options: argparse.Namespace) -> Path:
 
 
 def train_stage(options: argparse.Namespace, stage: str, model: Path, data: Sequence[Path]) -> Path:
-    """Run ``sa train`` with the settings of one stage; returns the model folder that comes out."""
+    """Run ``sa train`` with the settings of one stage; returns the resulting model folder."""
     run = options.run / stage
     command = [sys.executable, "-m", "stableanimator_cli", "train"]
     if (run / "config.toml").exists():

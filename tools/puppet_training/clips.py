@@ -2,7 +2,7 @@
 
 ``python -m tools.puppet_training.clips OUT --model FOLDER --people N`` writes them, resumes where it stopped, and adds
 more people if N grows. Latents come from the drawn images themselves: a video would blur colours first. Every clip
-opens with the figure at rest, which is its reference.
+starts with the figure at rest, which is its reference.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SEED = 31  # of the first folder
 
 
 def plan_of(out: Path, part: int, people: int, frames: int, fps: Fraction) -> PuppetPlan:
-    """What folder ``part`` of the drawings holds."""
+    """The content of folder ``part`` of the drawings."""
     return PuppetPlan(
         folder=out / f"drawings-{part:03d}",
         videos=min(_PART, people - part * _PART),
@@ -52,7 +52,7 @@ def plan_of(out: Path, part: int, people: int, frames: int, fps: Fraction) -> Pu
 
 
 def draw_part(plan: PuppetPlan, out: Path, model: str) -> None:
-    """Draw one folder and make clip folders of it."""
+    """Draw one folder and write its clip folders."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     write_puppets(plan)
@@ -63,7 +63,7 @@ def draw_part(plan: PuppetPlan, out: Path, model: str) -> None:
 
 @torch.no_grad()
 def encode_part(plan: PuppetPlan, clips: Path, model: str, device: str) -> int:
-    """Write the caches that are missing; returns how many clips that were."""
+    """Write the missing caches; returns the number of clips that lacked one."""
     entry = catalogue.open_model(model)
     load = loaders(entry, torch.float32, "distribution")
     vae, encoder = load["vae"]().to(device), load["image_encoder"]().to(device)
@@ -91,7 +91,7 @@ def write_all(
     out: Path, model: str, *, people: int, frames: int = 4, fps: Fraction = Fraction(2), device: str = "cpu",
     workers: int = 1,
 ) -> list[Path]:  # fmt: skip
-    """Write what is missing; returns the folders of clips."""
+    """Write the missing clips and caches; returns the folders of clips."""
     plans = [plan_of(out, part, people, frames, fps) for part in range(-(-people // _PART))]
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -111,7 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="the model folder whose VAE encodes")
     parser.add_argument("--people", type=int, required=True)
     parser.add_argument("--frames", type=int, default=4, help="per clip, beside the reference")
-    parser.add_argument("--fps", type=Fraction, default=Fraction(2), help="2: far apart, for training on single images")
+    parser.add_argument(
+        "--fps", type=Fraction, default=Fraction(2), help="2: distant moments, for training on single images"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     options = parser.parse_args(arguments)

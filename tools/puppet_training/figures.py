@@ -20,7 +20,7 @@ PEOPLE = 20_000
 
 
 def draw_figure(rng: np.random.Generator, split: str = "train") -> PuppetFrame:
-    """Draw one figure at 256x256 in any moment of any clip; one in eight is a reference at rest."""
+    """Draw one figure at 256x256 at any moment of any clip; one in eight is a reference at rest."""
     framing = FRAMINGS[int(rng.choice(len(FRAMINGS), p=_SHARE))]
     scene = sample_scene(split, int(rng.integers(PEOPLE)), framing=framing, size=SIZE, clip=int(rng.integers(1000)))
     return scene.reference() if rng.random() < 0.125 else scene.frame(float(rng.uniform(0, 400)))
@@ -38,12 +38,12 @@ def crop_of(frame: PuppetFrame, side: int, rng: np.random.Generator) -> tuple[np
         if rng.random() < 0.75:
             centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2]) + rng.normal(0, 12, 2)
             x, y = (int(v) for v in np.clip(centre - side / 2, 0, (width - side, height - side)))
-    where = slice(y, y + side), slice(x, x + side)
-    return frame.image[where], weight[where]
+    crop = slice(y, y + side), slice(x, x + side)
+    return frame.image[crop], weight[crop]
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Batches of crops, each of another person; every eighth batch is of whole images, for the group norms."""
+    """Batches of crops, each of another person; every eighth batch has full images, for the group norms."""
 
     def __init__(self, steps: int, batch: int, side: int = 128) -> None:
         self.steps, self.batch, self.side = steps, batch, side
@@ -78,7 +78,7 @@ def batches(
 
 
 def sample_frames(count: int, split: str = "val") -> list[PuppetFrame]:
-    """Portraits that show a face, of people that no training sees, to measure on."""
+    """Portraits with a visible face, of people that no training sees, for measurements."""
     frames: list[PuppetFrame] = []
     index = 0
     while len(frames) < count:

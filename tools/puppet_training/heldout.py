@@ -1,6 +1,6 @@
 """The fixed list of 50 held-out portrait clips, chosen from a seed before any training.
 
-``python -m tools.puppet_training.heldout`` writes ``heldout.json`` again. Scenes are of the test split, from a range of
+``python -m tools.puppet_training.heldout`` writes ``heldout.json`` again. Scenes are from the test split, in a range of
 indices that no other list uses. At least four of the eight frames of each clip show a face.
 """
 

@@ -1,4 +1,4 @@
-"""What the eye sees of a face, as numbers: error inside the face box, and sharpness."""
+"""Image quality of a face: PSNR inside the face box, and sharpness."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def psnr(image: np.ndarray, target: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
-def laplacian_rms(image: np.ndarray, where: tuple[slice, slice]) -> float:
-    """Root mean square of the Laplacian of the luma inside ``where``."""
+def laplacian_rms(image: np.ndarray, region: tuple[slice, slice]) -> float:
+    """Root mean square of the Laplacian of the luma inside ``region``."""
     luma = np.ascontiguousarray(image.astype(np.float64) @ _LUMA)
-    return float(np.sqrt(np.square(cv2.Laplacian(luma, cv2.CV_64F)[where]).mean()))
+    return float(np.sqrt(np.square(cv2.Laplacian(luma, cv2.CV_64F)[region]).mean()))
 
 
 def face_scores(image: np.ndarray, target: np.ndarray, box: np.ndarray) -> tuple[float, float]:
-    """PSNR inside the face box, and sharpness there as a share of the target's (1 is as sharp)."""
-    where = face_slice(box, (target.shape[1], target.shape[0]))
-    sharp = laplacian_rms(image, where) / max(laplacian_rms(target, where), 1e-9)
-    return psnr(image[where], target[where]), sharp
+    """PSNR inside the face box, and sharpness there relative to the target's (1 is as sharp)."""
+    region = face_slice(box, (target.shape[1], target.shape[0]))
+    sharp = laplacian_rms(image, region) / max(laplacian_rms(target, region), 1e-9)
+    return psnr(image[region], target[region]), sharp

@@ -1,4 +1,4 @@
-"""The model folder that a training at 256x256 starts from: ``models/puppet`` with other weights and another size.
+"""The initial model folder of a training at 256x256: ``models/puppet`` with other weights and another size.
 
 ``python -m tools.puppet_training.model OUT --vae FILE [--denoiser FOLDER]``.
 """

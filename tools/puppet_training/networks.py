@@ -1,4 +1,4 @@
-"""The VAE in training, and the two networks that judge its output: frozen features and a patch discriminator."""
+"""The VAE in training, and the two networks of its losses: frozen features and a patch discriminator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tools.figure_networks.vae import NORM_GROUPS, VAE_CONFIG
 
 
 def open_vae(path: Path | None) -> AutoencoderKLTemporalDecoder:
-    """The VAE of ``models/puppet`` with weights from ``path``; its temporal kernels see single frames only."""
+    """The VAE of ``models/puppet`` with weights from ``path``; its temporal kernels use single frames only."""
     config = {key: value for key, value in VAE_CONFIG.items() if key != "norm_num_groups"}
     vae = with_time_convs(set_norm_groups(AutoencoderKLTemporalDecoder(**config), NORM_GROUPS))
     if path is not None:
@@ -33,29 +33,29 @@ def open_vae(path: Path | None) -> AutoencoderKLTemporalDecoder:
 
 
 def set_channels_last(network: nn.Module) -> None:
-    """Put kernels into the layout in which a CPU convolves fastest."""
+    """Convert kernels to channels last, the fastest layout for convolutions on a CPU."""
     for weight in network.parameters():
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
 class Features(nn.Module):
-    """The first three convolutions of ``video.onnx``, frozen: a perceptual distance as LPIPS measures one."""
+    """The first three convolutions of ``video.onnx``, frozen: a perceptual distance like LPIPS."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         graph = onnx.load(str(path)).graph
-        known = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         for node in graph.node:  # weights are stored as float16 and cast in the graph
-            if node.op_type == "Cast" and node.input[0] in known:
-                known[node.output[0]] = known[node.input[0]].astype(np.float32)
+            if node.op_type == "Cast" and node.input[0] in tensors:
+                tensors[node.output[0]] = tensors[node.input[0]].astype(np.float32)
         layers = [node for node in graph.node if node.op_type == "Conv"][:3]
         self.strides = (1, 2, 2)
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for node in layers:
             for into, name in ((self.weights, node.input[1]), (self.biases, node.input[2])):
-                into.append(nn.Parameter(torch.from_numpy(known[name].copy()).float(), requires_grad=False))
+                into.append(nn.Parameter(torch.from_numpy(tensors[name].copy()).float(), requires_grad=False))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = []

@@ -36,14 +36,14 @@ from tools.puppet_training.networks import Discriminator, Features, open_vae, se
 
 MODEL = Path("models/puppet")
 _WARM_UP = 60  # steps of a growing learning rate
-ALONE = 100  # steps in which only the discriminator learns from its loss
+ALONE = 100  # steps in which only the discriminator is trained by its loss
 _EMA = 0.998
 _KL = 2e-4
 
 
 @dataclass
 class Trainer:
-    """The networks, their optimisers and the step that comes next."""
+    """The networks, their optimisers and the next step."""
 
     options: argparse.Namespace
     vae: AutoencoderKLTemporalDecoder
@@ -66,17 +66,17 @@ class Trainer:
         return self.options.lr * min(1.0, (self.step + 1) / _WARM_UP) * (0.03 + 0.485 * (1 + math.cos(math.pi * share)))
 
     def losses(self, decoded: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """The reconstruction's loss on decoded pixels."""
-        off = (decoded - target) * weight
-        colour = (off - off.mean(dim=1, keepdim=True)).abs().mean()
-        square = off.square().mean()
+        """The reconstruction loss on decoded pixels."""
+        error = (decoded - target) * weight
+        colour = (error - error.mean(dim=1, keepdim=True)).abs().mean()
+        square = error.square().mean()
         perceptual = decoded.new_zeros(())
-        for ours, theirs in zip(self.features(decoded), self.features(target), strict=True):
-            across = F.interpolate(weight, ours.shape[-2:], mode="area")
-            a, b = (maps / (maps.square().sum(dim=1, keepdim=True) + 1e-3).sqrt() for maps in (ours, theirs))
+        for predicted, expected in zip(self.features(decoded), self.features(target), strict=True):
+            across = F.interpolate(weight, predicted.shape[-2:], mode="area")
+            a, b = (maps / (maps.square().sum(dim=1, keepdim=True) + 1e-3).sqrt() for maps in (predicted, expected))
             perceptual = perceptual + ((a - b).square().sum(dim=1, keepdim=True) * across).mean()
-        total = off.abs().mean() + 4 * square + 0.5 * colour + self.options.perceptual * perceptual
-        return total, {"l1": float(off.detach().abs().mean()), "perceptual": float(perceptual.detach())}
+        total = error.abs().mean() + 4 * square + 0.5 * colour + self.options.perceptual * perceptual
+        return total, {"l1": float(error.detach().abs().mean()), "perceptual": float(perceptual.detach())}
 
     def train_step(self, pixels: Tensor, weight: Tensor) -> dict[str, float]:
         """One step of the VAE and one of the discriminator."""
@@ -103,7 +103,7 @@ class Trainer:
                 matched = torch.stack([(a - b).abs().mean() for a, b in zip(fake, real, strict=True)]).sum()
                 fooled = ((logits.float() - 1).square() * F.interpolate(weight, logits.shape[-2:], mode="area")).mean()
                 adversary = torch.autograd.grad(fooled + self.options.matching * matched, free)[0]
-            # Both gradients meet at the pixels, the adversary's as a share of the reconstruction's (Esser et al.).
+            # The gradients meet at the pixels; the adversary's is a fraction of the reconstruction's (Esser et al.).
             ratio = gradient.norm() / adversary.norm().clamp(min=1e-12)
             gradient = gradient + self.options.adversarial * ratio * adversary
             numbers |= {"fooled": float(fooled.detach()), "matched": float(matched.detach())}
@@ -117,7 +117,7 @@ class Trainer:
         if self.options.adversarial:
             numbers |= self._train_judge(pixels, decoded.detach(), half)
         self.step += 1
-        self._follow()
+        self._update_average()
         return numbers | {"psnr": float(-10 * torch.log10((decoded.detach() - pixels).square().mean() / 4))}
 
     def _train_judge(self, real: Tensor, fake: Tensor, half: Any) -> dict[str, float]:
@@ -132,15 +132,15 @@ class Trainer:
         return {"judge": float(loss.detach())}
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        keep = min(_EMA, (1 + self.step) / (10 + self.step))
-        for mine, theirs in zip(self.average.state_dict().values(), self.vae.state_dict().values(), strict=True):
-            mine.lerp_(theirs, 1 - keep)
+    def _update_average(self) -> None:
+        decay = min(_EMA, (1 + self.step) / (10 + self.step))
+        for averaged, current in zip(self.average.state_dict().values(), self.vae.state_dict().values(), strict=True):
+            averaged.lerp_(current, 1 - decay)
 
     # Checkpoints
 
     def save(self, path: Path) -> None:
-        """Write all that a resumed run needs."""
+        """Write the state of the training."""
         state = {
             "step": self.step,
             "vae": self.vae.state_dict(),
@@ -153,7 +153,7 @@ class Trainer:
             torch.save(state, temp)
 
     def resume(self, path: Path) -> None:
-        """Read what ``save`` wrote, or a file of ``save_small``, which has no state of the optimisers."""
+        """Read a file of ``save``, or of ``save_small``, which has no state of the optimisers."""
         state = torch.load(path, map_location=self.options.device, weights_only=True)
         self.step = state["step"]
         for name in ("vae", "average", "judge"):
@@ -172,7 +172,7 @@ class Trainer:
             torch.save(state, temp)
 
     def export(self, path: Path) -> None:
-        """Write the averaged VAE as ``models/puppet`` holds one: float16, latents of unit deviation over portraits."""
+        """Write the averaged VAE like that of ``models/puppet``: float16, latents of unit deviation over portraits."""
         frames = pixels_of(sample_frames(32)).to(self.options.device)
         state = unit_latents(self.average, frames)
         with atomic_write(path) as temp:
@@ -180,7 +180,7 @@ class Trainer:
 
 
 def half_precision(pixels: Tensor) -> torch.autocast:
-    """bfloat16 where the device multiplies it in hardware."""
+    """Autocast to bfloat16 if the device multiplies it in hardware."""
     kind = pixels.device.type
     return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or fast_bfloat16())
 
@@ -193,7 +193,7 @@ def pixels_of(frames: list[PuppetFrame]) -> Tensor:
 
 @torch.no_grad()
 def decode_means(vae: AutoencoderKLTemporalDecoder, frames: list[PuppetFrame], device: str) -> list[np.ndarray]:
-    """Encode each frame and decode the middle of its posterior: uint8 images."""
+    """Encode each frame and decode the mean of its posterior: uint8 images."""
     out = []
     for pixels in pixels_of(frames).to(device).split(1):
         with half_precision(pixels):
@@ -204,7 +204,7 @@ def decode_means(vae: AutoencoderKLTemporalDecoder, frames: list[PuppetFrame], d
 
 
 def evaluate(vae: AutoencoderKLTemporalDecoder, frames: list[PuppetFrame], device: str, sheet: Path | None) -> str:
-    """Faces of unseen people through the VAE, in one line; ``sheet`` shows the first ones, target over output."""
+    """Score the reconstruction of unseen faces, in one line; ``sheet`` shows the first ones, target over output."""
     images = decode_means(vae, frames, device)
     scores = np.array(
         [face_scores(image, frame.image, frame.face_boxes[0]) for image, frame in zip(images, frames, strict=True)]
@@ -212,8 +212,8 @@ def evaluate(vae: AutoencoderKLTemporalDecoder, frames: list[PuppetFrame], devic
     if sheet is not None:
         columns = []
         for image, frame in list(zip(images, frames, strict=True))[:8]:
-            where = face_slice(frame.face_boxes[0], (256, 256))
-            pair = np.concatenate([cv2.resize(each[where], (160, 160)) for each in (frame.image, image)])
+            crop = face_slice(frame.face_boxes[0], (256, 256))
+            pair = np.concatenate([cv2.resize(each[crop], (160, 160)) for each in (frame.image, image)])
             columns.append(pair)
         cv2.imwrite(str(sheet), np.ascontiguousarray(np.concatenate(columns, axis=1)[:, :, ::-1]))
     full = np.mean([psnr(image, frame.image) for image, frame in zip(images, frames, strict=True)])
@@ -226,10 +226,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, help="the folder of checkpoints and sheets")
     parser.add_argument("--start", type=Path, help="a small checkpoint to start from; default: models/puppet")
-    parser.add_argument("--steps", type=int, default=9000, help="length of the schedule of the learning rate")
+    parser.add_argument("--steps", type=int, default=9000, help="length of the learning rate schedule")
     parser.add_argument("--until", type=int, help="stop at this step")
     parser.add_argument("--lr", type=float, default=4e-4)
-    parser.add_argument("--freeze-encoder", action="store_true", help="keep the latents that a denoiser knows")
+    parser.add_argument(
+        "--freeze-encoder", action="store_true", help="keep the latents that a denoiser was trained with"
+    )
     parser.add_argument("--batch", type=int, default=2, help="crops of 128 pixels per step")
     parser.add_argument("--perceptual", type=float, default=0.2, help="weight of the perceptual term")
     parser.add_argument("--adversarial", type=float, default=0.8, help="the adversary's share of the gradient")
@@ -266,8 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
             trainer.shown[key] = value if key not in trainer.shown else 0.98 * trainer.shown[key] + 0.02 * value
         now, end = time.monotonic(), trainer.step == last
         if trainer.step % 100 == 0 or end:
-            words = " ".join(f"{key} {value:.4f}" for key, value in trainer.shown.items())
-            print(f"step {trainer.step}, {(now - started) / (trainer.step - start):.2f} s each: {words}", flush=True)
+            numbers = " ".join(f"{key} {value:.4f}" for key, value in trainer.shown.items())
+            print(f"step {trainer.step}, {(now - started) / (trainer.step - start):.2f} s each: {numbers}", flush=True)
         if end or now - saved > options.save_every:
             trainer.save(checkpoint)
             saved = now

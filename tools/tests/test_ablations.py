@@ -1,4 +1,4 @@
-"""The ablations' commands with nothing trained: what is run, skipped, resumed and refused, and that ``sa`` takes it."""
+"""The ablations' commands without training: which are run, skipped, resumed and refused; ``sa`` accepts them."""
 
 from __future__ import annotations
 
@@ -32,19 +32,21 @@ from tools.bench.ablations import (  # fmt: skip
 
 
 class Recorded:
-    """Commands that only leave the files by which a run and a model folder are known. ``fails`` is the place in the
-    list of the command that ends with ``code``."""
+    """Commands that only create the files of a run and of a model folder.
+
+    ``fails`` is the index of the command that exits with ``code``.
+    """
 
     def __init__(self, fails: int | None = None, code: int = 3) -> None:
         self.calls: list[list[str]] = []
         self.fails, self.code = fails, code
 
     def __call__(self, arguments: Sequence[str]) -> int:
-        asked = [word for word in arguments if word not in ("-m", "stableanimator_cli")]
-        self.calls.append(asked)
-        if asked[0] == "train":
-            out = Path(asked[asked.index("-o") + 1]) if "-o" in asked else None
-            if "--export" in asked and out is not None:
+        words = [word for word in arguments if word not in ("-m", "stableanimator_cli")]
+        self.calls.append(words)
+        if words[0] == "train":
+            out = Path(words[words.index("-o") + 1]) if "-o" in words else None
+            if "--export" in words and out is not None:
                 out.mkdir(parents=True)
                 (out / "model.toml").touch()
             elif out is not None:
@@ -57,34 +59,34 @@ def _plan(work: Path, **more: object) -> Plan:
     return Plan(work=work, data=work.parent / "clips", **more)  # type: ignore[arg-type]
 
 
-def test_there_is_a_training_for_every_row_that_a_switch_does_not_make() -> None:
-    wanted = {name for table in TABLES for name in ABLATIONS[table]}
-    assert set(VARIANTS) == wanted - set(MADE_OF)
+def test_every_row_is_a_training_or_a_setting_of_one() -> None:
+    expected = {name for table in TABLES for name in ABLATIONS[table]}
+    assert set(VARIANTS) == expected - set(MADE_OF)
     assert set(MADE_OF.values()) <= set(VARIANTS)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_sa_train_takes_the_recipe_with_every_variants_flags(name: str, tmp_path: Path) -> None:
+def test_sa_train_accepts_the_recipe_with_every_variants_flags(name: str, tmp_path: Path) -> None:
     flags = {key.removeprefix("--").replace("-", "_"): value for key, value in VARIANTS[name].items()}
     config = new_config({"dataset": [tmp_path], "output": tmp_path / "run", "model": "puppet", **flags}, RECIPE)
-    lines = {
+    actual = {
         "face_mask": config.loss.face_mask,
         "face_encoder": config.ablation.face_encoder,
         "id_adapter": config.ablation.id_adapter,
         "face": config.ablation.face,
     }
-    whole = {"face_mask": "released", "face_encoder": "on", "id_adapter": "distribution", "face": "on"}
-    assert lines == {**whole, **flags}
+    full = {"face_mask": "released", "face_encoder": "on", "id_adapter": "distribution", "face": "on"}
+    assert actual == {**full, **flags}
     assert [stage.name for stage in config.resolve_stages((128, 128)).stage or ()] == ["pictures", "clips"]
 
 
-def test_sa_animate_takes_the_settings_that_optimise_faces_and_flags_turn_it_off(tmp_path: Path) -> None:
+def test_sa_animate_accepts_the_settings_and_flags_turn_face_optimisation_off(tmp_path: Path) -> None:
     flags = {"reference": tmp_path / "a.png", "motion": tmp_path / "b.npz", "output": tmp_path / "c.mp4"}
     assert resolve(AnimateConfig, flags, ANIMATE).refine.face == "crop"
     assert resolve(AnimateConfig, {**flags, "refine_face": "off"}, ANIMATE).refine.face == "off"
 
 
-def test_all_begin_alike_and_each_lacks_its_own_part(tmp_path: Path) -> None:
+def test_all_variants_share_their_settings_but_their_own_flags(tmp_path: Path) -> None:
     command, lines = Recorded(), list[str]()
     folders = train_variants(_plan(tmp_path / "w", steps=2, seed=7), command, lines.append)
     assert folders == [tmp_path / "w" / FOLDER / name for name in VARIANTS]
@@ -97,16 +99,16 @@ def test_all_begin_alike_and_each_lacks_its_own_part(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in lines] == list(VARIANTS)
 
 
-def test_what_is_done_is_skipped_and_what_was_cut_goes_on(tmp_path: Path) -> None:
+def test_finished_variants_are_skipped_and_interrupted_ones_resumed(tmp_path: Path) -> None:
     plan, work = _plan(tmp_path / "w"), tmp_path / "w"
-    cut = Recorded(fails=2)  # the second variant's training
+    failing = Recorded(fails=2)  # the second variant's training
     with pytest.raises(CommandFailed, match="training no-face-masks: exit code 3") as caught:
-        train_variants(plan, cut, lambda text: None)
+        train_variants(plan, failing, lambda text: None)
     assert caught.value.exit_code == 3
     again, lines = Recorded(), list[str]()
     train_variants(plan, again, lines.append)
     assert lines[:3] == [
-        f"ours: done already, {work / FOLDER / 'ours'}",
+        f"ours: already trained, {work / FOLDER / 'ours'}",
         f"no-face-masks: resumes, {work / 'runs' / 'no-face-masks'}",
         f"no-face-encoder: starts, {work / 'runs' / 'no-face-encoder'}",
     ]
@@ -124,9 +126,9 @@ def test_an_interrupt_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("other", "what"),
     [
-        ({"steps": 3}, "other steps"),
-        ({"seed": 1, "fresh": True}, "other seed and fresh"),
-        ({"data": None}, "other data"),
+        ({"steps": 3}, "different steps"),
+        ({"seed": 1, "fresh": True}, "different seed and fresh"),
+        ({"data": None}, "different data"),
     ],
 )
 def test_variants_of_one_folder_share_their_settings(other: dict[str, object], what: str, tmp_path: Path) -> None:
@@ -135,8 +137,8 @@ def test_variants_of_one_folder_share_their_settings(other: dict[str, object], w
         train_variants(Plan(work=tmp_path / "w", **{"data": tmp_path / "clips", **other}), Recorded(), print)  # type: ignore[arg-type]
 
 
-def test_settings_that_began_nothing_bind_nobody(tmp_path: Path) -> None:
-    """A mistyped --data is refused by sa train before it writes: the next try may name another."""
+def test_settings_without_a_training_are_replaced(tmp_path: Path) -> None:
+    """``sa train`` refuses a mistyped --data before it writes; the next command may name another."""
 
     def refuses(arguments: Sequence[str]) -> int:
         return 3
@@ -144,11 +146,11 @@ def test_settings_that_began_nothing_bind_nobody(tmp_path: Path) -> None:
     with pytest.raises(CommandFailed):
         train_variants(_plan(tmp_path / "w", seed=3), refuses, lambda text: None)
     assert len(train_variants(_plan(tmp_path / "w"), Recorded(), lambda text: None)) == len(VARIANTS)
-    with pytest.raises(BadInput, match="other seed"):
+    with pytest.raises(BadInput, match="different seed"):
         train_variants(_plan(tmp_path / "w", seed=3), Recorded(), lambda text: None)
 
 
-def test_an_option_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(BadUsage, match="no option --frob here"):
         main([str(tmp_path), "--frob", "3"])
     with pytest.raises(SystemExit):
@@ -177,7 +179,7 @@ def test_a_fresh_face_encoder_is_fresh_for_all(tmp_path: Path) -> None:
     assert all(call[call.index("--from-scratch") + 1] == "face_encoder" for call in started)
 
 
-def test_a_recipe_or_variants_that_are_not_there(tmp_path: Path) -> None:
+def test_a_missing_recipe_or_missing_variants(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"none\.toml: found no such file"):
         train_variants(_plan(tmp_path / "w", recipe=tmp_path / "none.toml"), Recorded(), print)
     with pytest.raises(BadInput, match="no such folder") as caught:
@@ -189,7 +191,7 @@ def test_a_recipe_or_variants_that_are_not_there(tmp_path: Path) -> None:
         train_variants(_plan(tmp_path / "w"), Recorded(), print)
 
 
-def test_tables_share_what_is_animated(tmp_path: Path) -> None:
+def test_tables_share_animations(tmp_path: Path) -> None:
     (tmp_path / FOLDER).mkdir()
     command = Recorded()
     for _ in range(2):
@@ -204,14 +206,14 @@ def test_tables_share_what_is_animated(tmp_path: Path) -> None:
         assert os.path.samefile(tmp_path / table / "data", tmp_path / "data")
 
 
-def test_a_command_is_run_by_this_python_and_keeps_off_stdout(capfd: pytest.CaptureFixture[str]) -> None:
-    assert python(["-c", "import sys; print('said'); sys.exit(3)"]) == 3
+def test_a_command_is_run_by_this_python_and_prints_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    assert python(["-c", "import sys; print('line'); sys.exit(3)"]) == 3
     out, err = capfd.readouterr()
-    assert (out, err) == ("", "said\n")
+    assert (out, err) == ("", "line\n")
 
 
-def test_who_ends_it_ends_what_it_runs(tmp_path: Path) -> None:
-    """SIGTERM to the command alone: the process that it waits for is told, and is gone when it leaves."""
+def test_sigterm_ends_the_running_command(tmp_path: Path) -> None:
+    """SIGTERM to the parent alone: its child is terminated, and gone when the parent exits."""
     inner = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     outer = (
         "import signal, sys; from tools.bench import ablations as a; "

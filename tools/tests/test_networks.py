@@ -1,4 +1,4 @@
-"""The small networks before any training: their files keep the contracts, and parts do what they say."""
+"""The small networks before any training: their files meet the contracts; their building blocks are correct."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from stableanimator_cli.detect import onnx as sessions
 from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.nets.arcface import ArcFace
 from tools.command import exit_code_of
-from tools.figure_networks import boxes as boxes
-from tools.figure_networks import detectors as detectors
-from tools.figure_networks import pose as pose
-from tools.figure_networks import vae as vae
+from tools.figure_networks import boxes, detectors, pose, vae
 from tools.figure_networks.blocks import write_onnx
 from tools.figure_networks.identity import RecogniserTask
 from tools.figure_networks.video import AcrossTime, VideoTask, prepared
@@ -53,7 +50,7 @@ def test_the_person_file_has_yoloxs_shape(tmp_path: Path) -> None:
     assert (out[0, :6400] == 0).all()
 
 
-def test_the_face_file_has_nine_outputs_two_anchors_a_cell(tmp_path: Path) -> None:
+def test_the_face_file_has_nine_outputs_with_two_anchors_per_cell(tmp_path: Path) -> None:
     task = boxes.FaceTask()
     (path,) = task.export(task.network(), tmp_path)
     assert [out.name for out in onnx.load(path).graph.output][:4] == ["score_8", "score_16", "score_32", "bbox_8"]
@@ -64,8 +61,8 @@ def test_the_face_file_has_nine_outputs_two_anchors_a_cell(tmp_path: Path) -> No
     ]
 
 
-def test_a_face_is_given_back_where_it_was_taught() -> None:
-    """What the loss calls the answer for a box is what insightface reads from the file as that box."""
+def test_decoding_inverts_the_targets() -> None:
+    """The target that the loss computes for a box decodes to that box."""
     task = boxes.FaceTask()
     anchor = boxes.FACE_ANCHORS[3]
     box = torch.tensor([[[200.0, 160.0, 320.0, 300.0]]])
@@ -73,28 +70,28 @@ def test_a_face_is_given_back_where_it_was_taught() -> None:
     assert count == 1
     assert len(where[0]) == 9
     assert heat[0, 230 // 16, 260 // 16] == 1
-    reach = boxes._reach(anchor)
+    half_size = boxes._half_size(anchor)
     corner = torch.stack([where[2], where[1]], dim=1).float()
     away = (target / 16 - corner.repeat(1, 2)) * torch.tensor([-1.0, -1.0, 1.0, 1.0])
-    decoded = (task.decoded(away / reach - 1, anchor) + corner.repeat(1, 2)) * 16
+    decoded = (task.decode(away / half_size - 1, anchor) + corner.repeat(1, 2)) * 16
     torch.testing.assert_close(decoded, box[0].expand(9, 4))
 
 
-def test_points_come_back_from_their_rows() -> None:
-    """The target of a place, resized as in the file, has its largest bin at that place."""
-    places = torch.tensor([[20.0, 143.3, 250.7]])
-    at = ((places * 2 - 1.5) / 4).unsqueeze(2)
+def test_points_are_decoded_from_their_rows() -> None:
+    """The target of a position, resized as in the file, has its largest bin at that position."""
+    positions = torch.tensor([[20.0, 143.3, 250.7]])
+    at = ((positions * 2 - 1.5) / 4).unsqueeze(2)
     rows = -((torch.arange(pose.BINS_X) - at) ** 2)
     bins = pose._row(rows, 4).argmax(dim=2)
-    assert (bins / 2 - places).abs().max() <= 1.0
+    assert (bins / 2 - positions).abs().max() <= 1.0
 
 
 def test_a_crop_at_a_quarter_is_the_pooled_crop() -> None:
     rng = np.random.default_rng(0)
     image = np.kron(rng.integers(0, 255, (12, 10, 3)), np.ones((16, 16, 1))).astype(np.uint8)
     matrix = pose.crop_matrix(np.array([30.0, 20.0, 130.0, 170.0]))
-    whole = pose.crop(image, matrix, 1).astype(float)
-    pooled = whole.reshape(96, 4, 72, 4, 3).mean(axis=(1, 3))
+    full = pose.crop(image, matrix, 1).astype(float)
+    pooled = full.reshape(96, 4, 72, 4, 3).mean(axis=(1, 3))
     small = pose.crop(image, matrix, 4).astype(float)
     assert np.abs(pooled - small).mean() < 4
 
@@ -108,7 +105,7 @@ def test_the_recognisers_graph_runs_in_torch(tmp_path: Path) -> None:
         torch.testing.assert_close(ArcFace(path.read_bytes()).embed(pixels), net.net(pixels), atol=1e-4, rtol=1e-3)
 
 
-def test_halved_weights_give_nearly_the_same(tmp_path: Path) -> None:
+def test_float16_weights_give_nearly_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = nn.Linear(64, 32)
     example = torch.randn(2, 64)
@@ -117,8 +114,8 @@ def test_halved_weights_give_nearly_the_same(tmp_path: Path) -> None:
         path = write_onnx(net, tmp_path / "net.onnx", example, ["x"], ["y"], about="a line", half=half)
         assert onnx.load(path).doc_string == "a line"
         sizes.append(path.stat().st_size)
-        (answer,) = sessions.run(sessions.session(path, "cpu"), example.numpy())
-        np.testing.assert_allclose(answer, net(example).detach().numpy(), atol=allowed)
+        (output,) = sessions.run(sessions.session(path, "cpu"), example.numpy())
+        np.testing.assert_allclose(output, net(example).detach().numpy(), atol=allowed)
     assert sizes[0] < 0.7 * sizes[1]
 
 
@@ -128,7 +125,7 @@ def test_across_time_one_frame_is_its_own_neighbour() -> None:
     torch.testing.assert_close(layer(x.expand(5, 4, 3, 3), 5), layer(x, 1).expand(5, 4, 3, 3))
 
 
-def test_the_video_network_does_not_mind_the_size() -> None:
+def test_the_video_network_accepts_any_size() -> None:
     net = VideoTask().network().eval()
     clip = prepared(np.random.default_rng(0).integers(0, 255, (1, 4, 64, 64, 3)).astype(np.uint8))
     with torch.no_grad():
@@ -137,13 +134,13 @@ def test_the_video_network_does_not_mind_the_size() -> None:
     assert small.shape == large.shape == (1, 128)
 
 
-def test_quick_temporal_kernels_are_the_librarys() -> None:
+def test_fast_temporal_kernels_equal_the_librarys() -> None:
     torch.manual_seed(1)
-    quick, plain = vae.TimeConv(6, 5, (3, 1, 1), padding=(1, 0, 0)), nn.Conv3d(6, 5, (3, 1, 1), padding=(1, 0, 0))
-    plain.load_state_dict(quick.state_dict())
+    fast, plain = vae.TimeConv(6, 5, (3, 1, 1), padding=(1, 0, 0)), nn.Conv3d(6, 5, (3, 1, 1), padding=(1, 0, 0))
+    plain.load_state_dict(fast.state_dict())
     for t in (1, 2, 5):
         x = torch.randn(2, 6, t, 3, 4)
-        torch.testing.assert_close(quick(x), plain(x), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(fast(x), plain(x), atol=1e-5, rtol=1e-5)
 
 
 def test_an_untrained_decoder_treats_a_clip_as_its_frames() -> None:
@@ -169,26 +166,26 @@ def test_unit_latents_decode_the_same() -> None:
     torch.testing.assert_close(latents.logvar, log_variance - shift, atol=1e-3, rtol=1e-3)
 
 
-def test_the_encoder_begins_as_the_best_linear_one() -> None:
+def test_the_encoder_starts_as_the_best_linear_one() -> None:
     torch.manual_seed(0)
-    frames = vae.pictures("train", 6)
+    frames = vae.sample_images("train", 6)
     net = vae.Autoencoder().eval()
     vae.linear_start(net.vae, frames)
     with torch.no_grad():
         posterior = net.vae.encode(frames).latent_dist
     latents = posterior.mean.flatten(2).transpose(1, 2).flatten(0, 1).double()
     patches = nn.functional.unfold(frames, 8, stride=8).transpose(1, 2).flatten(0, 1).double()
-    # What a linear decoder gets out of the latents is what it gets out of as many principal components.
+    # A linear decoder of the latents is as good as one of the same number of principal components.
     known = torch.cat([latents, torch.ones(len(latents), 1, dtype=torch.float64)], dim=1)
-    off = known @ torch.linalg.lstsq(known, patches).solution - patches
+    error = known @ torch.linalg.lstsq(known, patches).solution - patches
     centred = patches - patches.mean(dim=0)
     best = torch.linalg.svdvals(centred)[vae.LATENTS :].square().sum() / patches.numel()
-    assert best <= off.square().mean() < 1.1 * best
+    assert best <= error.square().mean() < 1.1 * best
     assert latents.square().mean().sqrt() == pytest.approx(1, abs=0.1)
     torch.testing.assert_close(posterior.std, torch.full_like(posterior.std, 0.05), atol=1e-4, rtol=1e-3)
 
 
-def test_digests_are_added_and_the_rest_is_left(tmp_path: Path) -> None:
+def test_digests_are_added_and_the_rest_stays(tmp_path: Path) -> None:
     head = 'name = "mine"\n\n[components.judge]\nfile = "judge.onnx"\n'
     (tmp_path / "model.toml").write_text(head)
     for name in ("judge.onnx", "b.onnx", "c.json"):

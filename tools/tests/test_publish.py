@@ -1,4 +1,4 @@
-"""A training's networks in a copy of the shipped model: it opens and its card is true; what would not be is refused."""
+"""Publishing a training in a copy of the shipped model: it opens, and its card is true; otherwise it is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEPS = 2
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps that began from ``models/puppet``."""
+    """A run of two steps that started from ``models/puppet``."""
     place = tmp_path_factory.mktemp("trained")
     write_clip(place / "data" / "clip", 4)
     torch.set_num_threads(1)
@@ -49,13 +49,13 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(copied: Path, tmp_path: Path) -> Path:
-    """A copy of ``models/puppet``, in links: publishing puts files in the place of others and writes into none."""
+    """A copy of ``models/puppet`` made of links: publishing replaces files and never writes into one."""
     target = tmp_path / "puppet"
     shutil.copytree(copied, target, copy_function=os.link)
     return target
 
 
-def test_a_run_goes_into_the_folder_that_it_began_from(trained: Path, copied: Path, folder: Path) -> None:
+def test_a_run_is_published_in_the_folder_that_it_started_from(trained: Path, copied: Path, folder: Path) -> None:
     original = catalogue.entry("puppet")
     before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     written = publish(trained, folder)
@@ -137,7 +137,7 @@ def _edit(folder: Path, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "expected"),
     [
         (_renamed, r"model.toml: found unet in other.safetensors with config unet.json, expected unet.safetensors"),
         (_fetched, r"model.toml: found judge.onnx, which is fetched, expected files of this folder alone"),
@@ -147,19 +147,19 @@ def _edit(folder: Path, old: str, new: str) -> None:
         (_training_first, r"model.toml: found archives below \[training\]"),
     ],
 )
-def test_a_folder_that_would_not_be_true_is_refused(
-    spoil: Callable[[Path], None], said: str, trained: Path, folder: Path
+def test_a_folder_whose_card_would_be_false_is_refused(
+    spoil: Callable[[Path], None], expected: str, trained: Path, folder: Path
 ) -> None:
     spoil(folder)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    with pytest.raises(BadInput, match=said) as caught:
+    with pytest.raises(BadInput, match=expected) as caught:
         publish(trained, folder)
     assert caught.value.hint
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert [path.name for path in folder.parent.iterdir()] == ["puppet"]
 
 
-def test_a_run_or_a_folder_that_is_none_is_refused(
+def test_an_invalid_run_or_folder_is_refused(
     trained: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ModelMissing, match=r"model.toml: not found"):

@@ -1,4 +1,4 @@
-"""The arithmetic behind the table of figures: boxes that match, thresholds, decibels, what misses its mark."""
+"""The arithmetic of the figures: matching boxes, thresholds, decibels, missed requirements."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def test_overlap_is_intersection_over_union() -> None:
 def test_a_true_box_is_found_once() -> None:
     true = np.array([[0.0, 0, 10, 10], [20, 0, 30, 10]])
     found = np.array([[1.0, 0, 11, 10, 0.9], [0, 0, 10, 10, 0.8], [50, 50, 60, 60, 0.7]])
-    assert puppet_figures.matched(found, true) == [(1, 0)]
-    assert puppet_figures.matched(found[:0], true) == []
+    assert puppet_figures.match_boxes(found, true) == [(1, 0)]
+    assert puppet_figures.match_boxes(found[:0], true) == []
 
 
 def test_accuracy_is_of_pairs_from_different_clips() -> None:
@@ -34,23 +34,23 @@ def test_accuracy_is_of_pairs_from_different_clips() -> None:
     assert value == pytest.approx((0.5 + 1) / 2)
 
 
-@pytest.mark.parametrize(("value", "least", "holds"), [(0.97, True, True), (0.96, True, False), (0.96, False, True)])
-def test_a_figure_says_whether_it_holds(value: float, least: bool, holds: bool) -> None:
-    figure = puppet_figures.Figure("verification", value, 0.97, least, 10)
+@pytest.mark.parametrize(("value", "minimum", "holds"), [(0.97, True, True), (0.96, True, False), (0.96, False, True)])
+def test_a_figure_reports_a_missed_requirement(value: float, minimum: bool, holds: bool) -> None:
+    figure = puppet_figures.Figure("verification", value, 0.97, minimum, 10)
     assert figure.holds is holds
     assert ("MISSED" in figure.row()) is not holds
 
 
-def test_the_shipped_detectors_keep_two_people_apart() -> None:
+def test_the_shipped_detectors_separate_two_people() -> None:
     model = catalogue.open_model("puppet")
     people = PersonDetector(model.files["person_detector"], "cpu")
     points = PoseEstimator(model.files["pose_detector"], "cpu")
     (figure,) = puppet_figures.pair_figures(people, points, 12)
     assert figure.count >= 10
-    assert figure.value >= 0.8  # of a dozen frames; the whole list is for `make puppet-figures`
+    assert figure.value >= 0.8  # a dozen frames; `make puppet-figures` uses the full list
 
 
-def test_the_table_is_lines_of_json_where_asked(capsys: pytest.CaptureFixture[str], monkeypatch: object) -> None:
+def test_json_prints_one_object_per_line(capsys: pytest.CaptureFixture[str], monkeypatch: object) -> None:
     rows = [puppet_figures.at_least("faces", 0.99, 0.98, 5), puppet_figures.at_most("size", 11.0, 10.0, 6)]
     monkeypatch.setattr(puppet_figures, "figures", lambda *_: iter(rows))  # type: ignore[attr-defined]
     assert puppet_figures.main(["--json"]) == 8

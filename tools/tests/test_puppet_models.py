@@ -35,13 +35,13 @@ def model() -> ModelFolder:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Both libraries print while they open, and insightface's alignment uses what scikit-image is about to drop."""
+    """Both libraries print while they open; insightface's alignment uses a deprecated function of scikit-image."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
-def test_insightface_finds_and_tells_apart(model: ModelFolder) -> None:
+def test_insightface_detects_and_distinguishes_people(model: ModelFolder) -> None:
     vectors = []
     with quiet():
         app = FaceAnalysis(name=str(model.files["face"]), providers=["CPUExecutionProvider"])
@@ -60,7 +60,7 @@ def test_insightface_finds_and_tells_apart(model: ModelFolder) -> None:
 
 
 @pytest.mark.parametrize("size", [(128, 128), (640, 640), (320, 480)])
-def test_the_face_detector_takes_any_size(model: ModelFolder, size: tuple[int, int]) -> None:
+def test_the_face_detector_accepts_any_size(model: ModelFolder, size: tuple[int, int]) -> None:
     opened = onnx.session(model.files["face"] / "scrfd_puppet.onnx", "cpu")
     outputs = onnx.run(opened, np.zeros((1, 3, size[1], size[0]), np.float32))
     cells = [2 * (size[0] // stride) * (size[1] // stride) for stride in (8, 16, 32)]
@@ -86,14 +86,14 @@ def test_rtmlib_finds_people_and_their_points(model: ModelFolder) -> None:
         assert error.mean() < 0.1 * head_size(truth)
 
 
-def test_nobody_is_found_where_nobody_is(model: ModelFolder) -> None:
+def test_no_person_is_found_on_a_backdrop(model: ModelFolder) -> None:
     backdrop = sample_scene("test", FOUR[0], size=(256, 256)).backdrop
     picture = backdrop.draw((256, 256), 0.0)
     assert PersonDetector(model.files["person_detector"], "cpu").detect([picture])[0].shape == (0, 5)
     assert FaceReader(model.files["face"], device="cpu").faces(picture) == ()
 
 
-def test_points_that_cannot_be_seen_score_low(model: ModelFolder) -> None:
+def test_invisible_points_score_low(model: ModelFolder) -> None:
     points = PoseEstimator(model.files["pose_detector"], "cpu")
     frame = sample_scene("test", FOUR[1], framing="half", size=(256, 256)).reference()
     truth = frame.keypoints[0]
@@ -104,7 +104,7 @@ def test_points_that_cannot_be_seen_score_low(model: ModelFolder) -> None:
     assert guess[:, 2].max() <= 1.0
 
 
-def test_a_batch_is_as_good_as_one(model: ModelFolder) -> None:
+def test_a_batch_equals_single_images(model: ModelFolder) -> None:
     people, points = (
         PersonDetector(model.files["person_detector"], "cpu"),
         PoseEstimator(model.files["pose_detector"], "cpu"),
@@ -118,7 +118,7 @@ def test_a_batch_is_as_good_as_one(model: ModelFolder) -> None:
         np.testing.assert_allclose(guess, points.estimate([frame], [boxes])[0], atol=0.3)
 
 
-def test_the_judge_knows_people_and_is_no_copy(model: ModelFolder) -> None:
+def test_the_judge_distinguishes_people_and_is_no_copy(model: ModelFolder) -> None:
     sessions = {
         name: onnx.session(path, "cpu")
         for name, path in (("judge", model.files["judge"]), ("own", model.files["face"] / "arcface_puppet.onnx"))

@@ -1,4 +1,4 @@
-"""The training tools at 256x256: the fixed list, figures of faces, and a VAE training that resumes."""
+"""The training tools at 256x256: the fixed list, scores of faces, and a VAE training that resumes."""
 
 import argparse
 
@@ -14,7 +14,7 @@ from tools.puppet_training.model import write_model
 from tools.puppet_training.networks import Discriminator, Features, open_vae
 
 
-def test_the_list_is_what_its_seed_gives():
+def test_the_list_follows_from_its_seed():
     entries = heldout.read_list()
     assert len(entries) == 50
     assert heldout.select_clips(count=3) == entries[:3]

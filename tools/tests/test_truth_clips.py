@@ -1,4 +1,4 @@
-"""Clip folders of puppets hold what was drawn, and open as any clip does."""
+"""Clip folders of puppets hold the ground truth, and open like any clip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def puppets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_puppets_clip_holds_what_was_drawn(puppets: Path, tmp_path: Path) -> None:
+def test_a_puppets_clip_holds_the_ground_truth(puppets: Path, tmp_path: Path) -> None:
     truth_clips.main([str(puppets), str(tmp_path / "clips")])
     folders = [clip_folder.open_folder(path) for path in clip_folder.find_folders(tmp_path / "clips")]
     assert [folder.name for folder in folders] == ["00000", "00001"]
@@ -36,20 +36,20 @@ def test_a_puppets_clip_holds_what_was_drawn(puppets: Path, tmp_path: Path) -> N
         assert np.isfinite(faces.embeddings).all()
 
 
-def test_vectors_are_those_of_the_reader(puppets: Path, tmp_path: Path) -> None:
+def test_embeddings_are_those_of_the_reader(puppets: Path, tmp_path: Path) -> None:
     model = catalogue.open_model("puppet", require=("face",))
     reader = FaceReader(model.files["face"], model.face_channel_order, "cpu")
     assert truth_clips.write_clips(puppets, tmp_path, reader) == 2
     folder = clip_folder.open_folder(tmp_path / "00000")
-    faces, picture = folder.faces(), next(iter(folder.pictures().frames()))[1]
+    faces, image = folder.faces(), next(iter(folder.pictures().frames()))[1]
     row = faces.at(0)[0]
-    found = reader.faces(picture)[0]
-    cosine = np.dot(found.embedding, faces.embeddings[row]) / (
-        np.linalg.norm(found.embedding) * np.linalg.norm(faces.embeddings[row])
+    detected = reader.faces(image)[0]
+    cosine = np.dot(detected.embedding, faces.embeddings[row]) / (
+        np.linalg.norm(detected.embedding) * np.linalg.norm(faces.embeddings[row])
     )
-    assert cosine > 0.8  # landmarks as drawn against landmarks as found
+    assert cosine > 0.8  # drawn landmarks against detected ones
 
 
-def test_a_folder_without_truth_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_truth_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no truth"):
         truth_clips.main([str(tmp_path), str(tmp_path / "out")])

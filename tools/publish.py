@@ -1,8 +1,8 @@
-"""Publish the networks of a training in the model folder that it started from: the last step of ``make puppet``.
+"""Publish the networks of a training in the model folder that it started from.
 
-``python -m tools.publish RUN FOLDER`` writes UNet, PoseNet and Face Encoder of RUN's best checkpoint (the last one if
-none was validated) into FOLDER: float16 weights, configs, the ``[training]`` table and digests. Other files of FOLDER
-stay as they are. ``sa train --export`` makes a new folder instead."""
+This is the last step of ``make puppet``. ``python -m tools.publish RUN FOLDER`` writes UNet, PoseNet and Face Encoder
+of RUN's best checkpoint (the last one if none was validated) into FOLDER: float16 weights, configs, the ``[training]``
+table and digests. Other files of FOLDER stay as they are. ``sa train --export`` makes a new folder instead."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 ``python -m tools.truth_clips PUPPETS OUT`` reads a folder of ``sa puppets`` and writes one clip folder per video, as
 ``sa preprocess`` would, with the drawn keypoints, boxes and landmarks. The puppet model gets thousands of clips in
-minutes this way (``make puppet``). From the clip folders on, nothing differs from other videos."""
+minutes this way (``make puppet``). From the clip folders on, nothing differs from other videos.
+"""
 
 from __future__ import annotations
 

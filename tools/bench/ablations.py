@@ -9,7 +9,8 @@ command to resume: finished variants are skipped with a message, trainings are r
 ``ours`` is trained further as well, so it gets as many steps as the other variants. It still has an advantage: the
 common checkpoint was trained with all parts. ``--fresh`` reduces it by initialising the Face Encoder at random in every
 variant, and needs more steps. Otherwise all weights stay: "w/o Face Encoder" keeps the projection's weights and loses
-the fusion, so its adapters receive unfamiliar inputs."""
+the fusion, so its adapters receive unfamiliar inputs.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ class Plan:
     """The settings that all variants share.
 
     ``data`` are clip folders; None draws ``clips`` puppets. ``steps`` replaces the number of each of the recipe's
-    stages."""
+    stages.
+    """
 
     work: Path
     base: str = "puppet"

@@ -12,7 +12,8 @@ on frames before rounding:
 
 The table also has the seam score at each blend's own borders, PSNR and limb errors. ``WORK/clips.jsonl`` gets one row
 per clip. Run the same command to resume; ``--clips`` may grow. Exits with code 8 if a requirement fails, each judged by
-the 95 % interval of the paired differences over clips."""
+the 95 % interval of the paired differences over clips.
+"""
 
 from __future__ import annotations
 

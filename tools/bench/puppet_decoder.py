@@ -1,7 +1,8 @@
 """Measure the reconstruction by the puppet model's VAE on unseen figures, as stills and as clips.
 
 ``python -m tools.bench.puppet_decoder [--model FOLDER] [--count N]`` encodes frames of the test split at 128x128 and
-decodes the posterior's mean, singly and in clips of eight. Exits with code 8 below 29 dB."""
+decodes the posterior's mean, singly and in clips of eight. Exits with code 8 below 29 dB.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,8 @@
 ``python -m tools.bench.puppet_figures [--model FOLDER] [--count N] [--json]`` reads fixed lists of the test split
 through the tool's own wrappers (preprocessing and decoding of rtmlib and insightface). It prints each measured figure
 with its requirement. Thresholds of verification are chosen on the validation split. Exits with code 8 if a figure
-misses its requirement."""
+misses its requirement.
+"""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ _FIRST = 70_000  # scenes from here on; no other list uses them
 
 
 def held_out(seed: int = 2026, count: int = 50) -> list[dict[str, int]]:
-    """Make the list: scenes of the test split, and which clip of each. At least four frames show a face."""
+    """Make the list: scenes and clips of the test split with a face in at least four frames."""
     rng = derive_rng("held out", seed)
     chosen: list[dict[str, int]] = []
     for index in rng.permutation(20_000):
@@ -73,7 +73,8 @@ class HeldOutClip:
     """A clip to animate, of ``scene`` at its size (w, h).
 
     ``large`` is the reference uint8[2h,2w,3], ``fitted`` the same at the scene's size, ``embedding`` its face
-    embedding, and ``judged`` the judge's unit vector."""
+    embedding, and ``judged`` the judge's unit vector.
+    """
 
     scene: Scene
     large: np.ndarray
@@ -135,7 +136,7 @@ def open_clip(scene: Scene, detectors: OutputDetectors) -> HeldOutClip:
 def request_of(
     clip: HeldOutClip, embedding: np.ndarray, defaults: dict[str, Any], seed: int, *, steps: int = 4
 ) -> RenderRequest:
-    """A rendering of a clip with a face ``embedding`` and the settings of a model's card; ``steps`` if it has none."""
+    """A rendering with a face ``embedding`` and the settings of a model's card, or ``steps`` if it has none."""
     width, height = clip.scene.size
     keypoints = clip.scene.motion().keypoints
     skeletons = PoseFrames((width, height), (draw_skeleton(people, (width, height)) for people in keypoints))

@@ -108,7 +108,7 @@ class Plan:
 
 
 def scene_of(puppet: int, plan: Plan) -> Scene:
-    """A waving figure, seen from the front; the full figure if the frame is large, so that it has a background."""
+    """A waving figure from the front: the full body in large frames, so that they have a background."""
     framing = "whole" if min(plan.size) >= 256 else "half"
     return sample_scene(
         "test", FIRST + puppet, framing=framing, size=plan.size, frames=plan.frames, behaviour="wave", clip=6

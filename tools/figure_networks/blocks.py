@@ -53,7 +53,8 @@ def write_onnx(
     """Write ``net`` as one ONNX file without external data; returns ``path``.
 
     ``free`` names the axes of inputs and outputs that may have any length; ``about`` is the file's description.
-    ``half`` stores the weights as float16, and the graph casts them to float32: half the size, the same arithmetic."""
+    ``half`` stores the weights as float16, and the graph casts them to float32: half the size, the same arithmetic.
+    """
     net = net.eval().float()
     with TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its successor and every fixed shape

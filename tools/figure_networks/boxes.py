@@ -330,7 +330,8 @@ class FaceFile(nn.Module):
 def _score(logit: Tensor, middle: float) -> Tensor:
     """Map the score ``middle`` to 0.5 and spread the others.
 
-    The loss leaves scores low and close together; after this, callers' thresholds (0.3, 0.5, 0.7) decide alike."""
+    The loss leaves scores low and close together; after this, callers' thresholds (0.3, 0.5, 0.7) decide alike.
+    """
     return torch.sigmoid(_STEEPER * (logit - math.log(middle / (1 - middle))))
 
 

@@ -1,7 +1,8 @@
 """Training data of the small networks: drawn frames, aligned faces and clips, stored in a folder of shards.
 
 Every shard follows from its number alone. So interrupted drawing resumes at the next shard, and two caches of one
-recipe hold the same numbers. A shard is an ``.npz`` of arrays of equal length and is written atomically."""
+recipe hold the same numbers. A shard is an ``.npz`` of arrays of equal length and is written atomically.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +150,8 @@ def draw_faces(
     """Faces of ``people`` identities from scene ``first`` on, each in several clips (other clothes, another body).
 
     ``image`` uint8[n,128,128,3], ``person`` int[n] (the scene's index), ``clip`` int[n]. Faces that are not visible at
-    any of the tried times are left out."""
+    any of the tried times are left out.
+    """
     side = ALIGNED + 2 * MARGIN
     images, persons, clip_numbers = [], [], []
     for index in range(first + shard * people, first + (shard + 1) * people):
@@ -191,7 +193,8 @@ def draw_clips(shard: int, *, split: str = "train", scenes: int = 25) -> Arrays:
     """Clips of one person with one behaviour.
 
     ``video`` uint8[n,8,128,128,3], ``label`` int[n,3] (``LABELS``), ``points`` float32[n,8,18,3] (body points relative
-    to the image, and their visibility) and ``colour`` float32[n,9] of skin, hair and top, 0..1."""
+    to the image, and their visibility) and ``colour`` float32[n,9] of skin, hair and top, 0..1.
+    """
     behaviours = LABELS["behaviour"]
     out: dict[str, list[np.ndarray]] = {"video": [], "label": [], "points": [], "colour": []}
     for index in range(shard * scenes, (shard + 1) * scenes):

@@ -1,7 +1,7 @@
-"""The estimator of a person's 133 points: RTMPose's contract (SimCC, 288 x 384 crops) at a fiftieth of its size.
+"""The estimator of a person's 133 points, with RTMPose's contract at a fiftieth of its size.
 
 Sources: Li et al., "SimCC: a Simple Coordinate Classification Perspective for Human Pose Estimation"; Jiang et al.,
-"RTMPose". Crops are those of rtmlib (box widened by a quarter, aspect 3:4).
+"RTMPose". Crops of 288 x 384 are those of rtmlib (box widened by a quarter, aspect 3:4).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _row(logits: Tensor, factor: int) -> Tensor:
 
 
 def crop_matrix(box: np.ndarray, turn: float = 0.0) -> np.ndarray:
-    """Affine map float[2,3] from the image to a crop of 288 x 384: the box widened by a quarter and to its aspect."""
+    """Affine map float[2,3] to a crop of 288 x 384: the box widened by a quarter and to its aspect."""
     centre, (w, h) = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]).clip(1) * 1.25
     w = max(w, h * WIDTH / HEIGHT)
     cos, sin = np.cos(turn) * WIDTH / w, np.sin(turn) * WIDTH / w

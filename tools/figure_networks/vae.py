@@ -7,7 +7,8 @@ contrastive loss, here between two moments of one scene).
 
 Temporal kernels start with zeros beside their middle. So a decoder trained on single images also decodes clips; the
 last part of the training uses clips and changes them. The encoder starts as the best linear one (``linear_start``).
-From a random start both halves agree on lightness first and ignore colour for an hour."""
+From a random start both halves agree on lightness first and ignore colour for an hour.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +157,8 @@ def linear_start(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> None:
     Its residual branches start with zeros. Two strided convolutions arrange pixels as channels, the third one projects.
     In the last norm each component is two opposite channels, beside two large constant ones in the same group. The norm
     then divides by the constant, and ``silu(x) - silu(-x) = x``. Faint components stay fainter (the fourth root of
-    their variance), so at the highest noise a denoiser sees the most important ones."""
+    their variance), so at the highest noise a denoiser sees the most important ones.
+    """
     encoder = vae.encoder
     for block in [*encoder.down_blocks, encoder.mid_block]:
         for resnet in block.resnets:
@@ -227,7 +229,8 @@ def unit_latents(vae: AutoencoderKLTemporalDecoder, frames: Tensor) -> dict[str,
 
     SVD conditions on unscaled latents and denoises scaled ones; with ``scaling_factor`` 1 both are as large as the
     noise. One scale for all channels, which keeps faint ones faint, moves from the encoder's last convolution into the
-    decoder's first."""
+    decoder's first.
+    """
     means = torch.cat([vae.encode(part, return_dict=False)[0].mean for part in frames.split(8)])
     deviation = means.square().mean().sqrt()
     state = {name: tensor.clone() for name, tensor in vae.state_dict().items()}

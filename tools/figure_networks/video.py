@@ -2,7 +2,8 @@
 
 The first layers see single frames; their maps compare two images (``lpips_puppet``). The later layers see several
 frames; the vector before the classes compares sets of clips (``fvd_puppet``). Spatial and temporal convolutions
-alternate (Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition")."""
+alternate (Tran et al., "A Closer Look at Spatiotemporal Convolutions for Action Recognition").
+"""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class AcrossTime(nn.Module):
     """A convolution over three frames and one pixel with a shortcut: [b*t,c,h,w] -> the same shape.
 
     Written as a 1 x 1 convolution of the frame and its two neighbours. The sum is the same, and on a CPU it is ten
-    times faster than the library's (3, 1, 1) kernel."""
+    times faster than the library's (3, 1, 1) kernel.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Train the networks that read figures with portraits in the mix: ``python -m tools.puppet_training.detectors``.
+"""Train the small networks on data with portraits: ``python -m tools.puppet_training.detectors``.
 
-``pose`` and ``person`` lose by the portrait framing; the face detector and both recognisers do not. Arguments,
-files, drawing and checkpoints are those of ``tools.figure_networks.detectors``.
+``pose`` and ``person`` suffer from the portrait framing; the face detector and both recognisers do not. Arguments,
+files, data and checkpoints are those of ``tools.figure_networks.detectors``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TASKS = (Pose, Person, Face)
 
 
 def main() -> None:
-    options = parse(None, [task.name for task in TASKS], "Train the detectors with portraits in the mix.")
+    options = parse(None, [task.name for task in TASKS], "Train the small networks on data with portraits.")
     chosen = [task for task in TASKS if not options.tasks or task.name in options.tasks]
     run(chosen, options.work, options.out, threads=options.threads, workers=options.workers)
 

@@ -1,10 +1,9 @@
-"""Bounded readers of files that anybody may have written: JSON, TOML, and NumPy's npy and npz.
+"""Bounded readers of untrusted files: JSON, TOML, and NumPy's npy and npz.
 
 Every reader checks before it parses: a regular file, its length, UTF-8, the depth of nesting, the digits of numbers,
-and whether an array is as long as its header claims. Nothing is unpickled and nothing is evaluated. What is wrong with
-a file is one error that names it: ``BadInput``, or what the caller's ``error`` makes (:func:`damaged_model` for files
-of a model).
-NumPy and zipfile are imported by the readers of arrays alone, so that completion and ``--help`` stay quick.
+and the length of an array against its header. Nothing is unpickled or evaluated. Each problem is one error that names
+the file: ``BadInput``, or the result of ``error`` (:func:`damaged_model` for files of a model). Only the readers of
+arrays import NumPy and zipfile, so that completion and ``--help`` stay quick.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -49,114 +49,161 @@ _HEADER = re.compile(rf"\{{(?:\s*{_HEADER_ITEM}\s*,?)*\s*\}}\s*(?:#[^\n]*)?\s*")
 
 
 class ErrorFactory(Protocol):
-    """Makes the error for ``path``; ``problem`` is a clause that states what is wrong."""
+    """Make the error for ``path``; ``problem`` is a clause."""
 
     def __call__(self, path: Path | str, problem: str, *, hint: str | None = None) -> SaError: ...
 
 
 def damaged_model(path: Path | str, problem: str, *, hint: str | None = None) -> ModelDamaged:
-    """The ``error`` of readers for what belongs to a model folder."""
+    """The ``error`` of readers for files of a model folder."""
     return ModelDamaged(f"{path}: {problem}", hint=hint)
 
 
-def read_bytes(
-    path: Path, what: str, *, limit: int = RECORD_BYTES, error: ErrorFactory = BadInput.because, hint: str | None = None
-) -> bytes:
-    """The bytes of a regular file of at most ``limit`` bytes. ``what`` names what it should be: "a motion"."""
-    with _opened(path, what, limit, error, hint) as (stream, _):
-        content = stream.read(limit + 1)
-    if len(content) > limit:  # it grew
-        raise error(path, f"it has more than {limit} bytes, which is too long for {what}", hint=hint)
-    return content
+class _Refused(ValueError):
+    """A clause that states the problem; readers add the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A file and the error for it. ``what`` names its expected content: "a motion"."""
+
+    path: Path
+    what: str
+    error: ErrorFactory
+    hint: str | None
+
+    def problem(self, text: str, hint: str | None = None) -> SaError:
+        return self.error(self.path, text, hint=self.hint or hint)
+
+    def is_not(self, text: object, hint: str | None = None) -> SaError:
+        return self.problem(f"it is not {self.what}: {text}", hint)
+
+    @contextlib.contextmanager
+    def opened(self, limit: int | None, *, empty: bool = False) -> Iterator[tuple[IO[bytes], int]]:
+        """A regular file and its length. Its type is checked before opening: opening a pipe would block."""
+        try:
+            mode, stream = os.stat(self.path).st_mode, None
+            if stat.S_ISREG(mode):
+                stream = open(self.path, "rb")  # noqa: SIM115  errors of the caller's block are not translated
+        except (OSError, ValueError) as reason:
+            raise self.problem(f"it cannot be read ({_first_line(reason)})") from None
+        if stream is None:
+            kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise self.problem(f"it is {kind}, expected {self.what}")
+        with stream:
+            length = os.fstat(stream.fileno()).st_size
+            if length == 0 and not empty:
+                raise self.problem(f"it is empty, expected {self.what}")
+            if limit is not None and length > limit:
+                raise self.problem(f"it has {length} bytes, which is too long for {self.what}")
+            yield stream, length
+
+    def text(self, limit: int) -> str:
+        """The text of a file of at most ``limit`` bytes, a byte order mark removed."""
+        with self.opened(limit) as (stream, _):
+            content = stream.read(limit + 1)
+        if len(content) > limit:  # it grew
+            raise self.problem(f"it has more than {limit} bytes, which is too long for {self.what}")
+        return self.decoded(content)
+
+    def decoded(self, content: bytes) -> str:
+        try:
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as reason:
+            byte = f"byte {reason.start} is 0x{content[reason.start]:02x}"
+            raise self.problem(f"it is not UTF-8 text ({byte}), as {self.what} is") from None
+
+    def json(self, text: str, nan: bool) -> Any:
+        def number(digits: str) -> float:
+            value = float(digits)
+            if not nan and not math.isfinite(value):
+                raise _Refused(f"the number {_shown(digits)} is not finite")
+            return value
+
+        if _depth(text) > DEPTH:
+            raise self.problem(self.too_deep)
+        try:
+            return json.loads(
+                text, object_pairs_hook=_unique, parse_int=_whole, parse_float=number, parse_constant=number
+            )
+        except _Refused as reason:
+            raise self.is_not(reason) from None
+        except json.JSONDecodeError as reason:
+            where = f"line {reason.lineno}, column {reason.colno}"
+            raise self.is_not(f"broken JSON at {where} ({reason.msg})") from None
+        except (ValueError, RecursionError, MemoryError) as reason:
+            raise self.is_not(f"no JSON ({_first_line(reason)})") from None
+
+    def toml(self, text: str) -> dict[str, Any]:
+        if _LONG_KEY.search(text):  # tomllib takes the square of a key's length in time
+            raise self.problem(self.too_deep)
+        try:
+            tables = tomllib.loads(text)
+        except RecursionError:
+            raise self.problem(self.too_deep) from None
+        # besides a TOMLDecodeError, which is a ValueError: a number of too many digits, a date of year 0
+        except (ValueError, OverflowError, MemoryError) as reason:
+            raise self.is_not(f"no valid TOML ({_first_line(reason)})") from None
+        level: list[Any] = [tables]
+        for _ in range(DEPTH):
+            level = [item for value in level for item in (value.values() if isinstance(value, dict) else value)]
+            for value in level:
+                if isinstance(value, int) and abs(value) >= WHOLE:
+                    raise self.is_not("a whole number has too many digits")
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise self.is_not(f"the number {value} is not finite")
+            level = [value for value in level if isinstance(value, dict | list)]
+            if not level:
+                return tables
+        raise self.problem(self.too_deep)
+
+    @property
+    def too_deep(self) -> str:
+        return f"it nests more than {DEPTH} levels deep, which {self.what} never does"
 
 
 def read_text(
     path: Path, what: str, *, limit: int = RECORD_BYTES, error: ErrorFactory = BadInput.because, hint: str | None = None
 ) -> str:
-    """The text of a file in UTF-8, a byte order mark removed."""
-    return _decoded(read_bytes(path, what, limit=limit, error=error, hint=hint), path, what, error, hint)
-
-
-def _decoded(content: bytes, path: Path, what: str, error: ErrorFactory, hint: str | None) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as reason:
-        problem = f"it is not UTF-8 text (byte {reason.start} is 0x{content[reason.start]:02x}), as {what} is"
-        raise error(path, problem, hint=hint) from None
+    """The text of a file in UTF-8 of at most ``limit`` bytes. ``what`` names its expected content: "a motion"."""
+    return _Source(path, what, error, hint).text(limit)
 
 
 def read_json(
-    path: Path,
-    what: str,
-    *,
-    nan: bool = False,
-    limit: int = RECORD_BYTES,
-    error: ErrorFactory = BadInput.because,
+    path: Path, what: str, *, nan: bool = False, limit: int = RECORD_BYTES, error: ErrorFactory = BadInput.because,
     hint: str | None = None,
-) -> Any:
-    """The value that a JSON file holds. NaN and infinity are refused unless ``nan``."""
-    text = read_text(path, what, limit=limit, error=error, hint=hint)
-    return parse_json(text, path, what, nan=nan, error=error, hint=hint)
+) -> Any:  # fmt: skip
+    """The value of a JSON file. NaN and infinity are refused unless ``nan``."""
+    source = _Source(path, what, error, hint)
+    return source.json(source.text(limit), nan)
 
 
-def parse_json(
-    text: str,
-    path: Path,
-    what: str,
-    *,
-    nan: bool = False,
-    error: ErrorFactory = BadInput.because,
-    hint: str | None = None,
-) -> Any:
-    """The value of a JSON text that was found in ``path``: the metadata of a weight file, a line of a log."""
-
-    def number(digits: str) -> float:
-        value = float(digits)
-        if not nan and not math.isfinite(value):
-            raise _Refused(f"the number {_shown(digits)} is not finite")
-        return value
-
-    if _depth(text) > DEPTH:
-        raise error(path, f"it nests more than {DEPTH} levels deep, which {what} never does", hint=hint)
-    try:
-        return json.loads(
-            text, object_pairs_hook=_once, parse_int=_whole, parse_float=number, parse_constant=number
-        )  # fmt: skip
-    except _Refused as reason:
-        raise error(path, f"it is not {what}: {reason}", hint=hint) from None
-    except json.JSONDecodeError as reason:
-        where = f"line {reason.lineno}, column {reason.colno}"
-        raise error(path, f"it is not {what}: broken JSON at {where} ({reason.msg})", hint=hint) from None
-    except (ValueError, RecursionError, MemoryError) as reason:
-        raise error(path, f"it is not {what}: no JSON ({_first_line(reason)})", hint=hint) from None
+def parse_json(text: str, path: Path, what: str, *, nan: bool = False) -> Any:
+    """The value of a JSON text found in ``path``: the metadata of a weight file, a line of a log."""
+    return _Source(path, what, BadInput.because, None).json(text, nan)
 
 
 def read_json_lines(
-    path: Path,
-    what: str,
-    *,
-    nan: bool = False,
-    cut: bool = False,
-    limit: int = RECORD_BYTES,
-    error: ErrorFactory = BadInput.because,
-    hint: str | None = None,
+    path: Path, what: str, *, nan: bool = False, cut: bool = False, limit: int = RECORD_BYTES, hint: str | None = None
 ) -> Iterator[tuple[int, Any]]:
-    """Number, from 1, and value of each line that is not empty. With ``cut`` a last line that is no JSON is left out: a
-    kill may have cut it in two, within a character too."""
-    with _opened(path, what, limit, error, hint, empty=True) as (stream, _):
+    """Number, from 1, and value of each line that is not empty. With ``cut`` a last line that is no JSON is left out:
+    an interrupted write may have cut it, within a character too."""
+    source = _Source(path, what, BadInput.because, hint)
+    with source.opened(limit, empty=True) as (stream, _):
         content = stream.read(limit)
-    *whole, last = content.removesuffix(b"\n").split(b"\n")
-    for number, raw in enumerate([*whole, last], start=1):
+    *complete, last = content.removesuffix(b"\n").split(b"\n")
+    for number, raw in enumerate([*complete, last], start=1):
         if not raw.strip():
             continue
 
-        def at(path: Path | str, problem: str, *, hint: str | None = None, number: int = number) -> SaError:
-            return error(path, f"line {number}: {problem}", hint=hint)
+        def at(path: Path | str, problem: str, *, hint: str | None = None, number: int = number) -> BadInput:
+            return BadInput.because(path, f"line {number}: {problem}", hint=hint)
 
+        line = replace(source, error=at)
         try:
-            yield number, parse_json(_decoded(raw, path, what, at, hint), path, what, nan=nan, error=at, hint=hint)
+            yield number, line.json(line.decoded(raw), nan)
         except SaError:
-            if not cut or number <= len(whole):
+            if not cut or number <= len(complete):
                 raise
 
 
@@ -164,70 +211,35 @@ def read_toml(
     path: Path, what: str, *, error: ErrorFactory = BadInput.because, hint: str | None = None
 ) -> dict[str, Any]:
     """The tables of a TOML file of at most a mebibyte. NaN and infinity are refused."""
-    text = read_text(path, what, limit=_TOML_BYTES, error=error, hint=hint)
-    return parse_toml(text, path, what, error=error, hint=hint)
+    source = _Source(path, what, error, hint)
+    return source.toml(source.text(_TOML_BYTES))
 
 
-def parse_toml(
-    text: str, path: Path, what: str, *, error: ErrorFactory = BadInput.because, hint: str | None = None
-) -> dict[str, Any]:
-    """The tables of a TOML text that was found in ``path``."""
-    deep = f"it nests more than {DEPTH} levels deep, which {what} never does"
-    if _LONG_KEY.search(text):  # tomllib takes the square of a key's length in time
-        raise error(path, deep, hint=hint)
-    try:
-        tables = tomllib.loads(text)
-    except RecursionError:
-        raise error(path, deep, hint=hint) from None
-    # besides a TOMLDecodeError, which is a ValueError: a number of too many digits, a date of year 0
-    except (ValueError, OverflowError, MemoryError) as reason:
-        raise error(path, f"it is not {what}: no valid TOML ({_first_line(reason)})", hint=hint) from None
-    level: list[Any] = [tables]
-    for _ in range(DEPTH):
-        level = [item for value in level for item in (value.values() if isinstance(value, dict) else value)]
-        for value in level:
-            if isinstance(value, int) and abs(value) >= WHOLE:
-                raise error(path, f"it is not {what}: a whole number has too many digits", hint=hint)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise error(path, f"it is not {what}: the number {value} is not finite", hint=hint)
-        level = [value for value in level if isinstance(value, dict | list)]
-        if not level:
-            return tables
-    raise error(path, deep, hint=hint)
+def parse_toml(text: str, path: Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML text found in ``path``."""
+    return _Source(path, what, BadInput.because, None).toml(text)
 
 
-def read_npy(
-    path: Path,
-    what: str,
-    *,
-    limit: int = ARRAY_BYTES,
-    error: ErrorFactory = BadInput.because,
-    hint: str | None = None,
-) -> np.ndarray:
+def read_npy(path: Path, what: str, *, limit: int = ARRAY_BYTES, hint: str | None = None) -> np.ndarray:
     """The array of an npy file: booleans, whole numbers, floats, or short texts; never objects."""
-    with _opened(path, what, None, error, hint) as (stream, length):
+    source = _Source(path, what, BadInput.because, hint)
+    with source.opened(None) as (stream, length):
         try:
             return _array(stream, length, limit)
         except _Refused as reason:
-            raise error(path, f"it is not {what}: {reason}", hint=hint) from None
+            raise source.is_not(reason) from None
         except (OSError, MemoryError) as reason:
-            raise error(path, f"it cannot be read ({_first_line(reason)})", hint=hint) from None
+            raise source.problem(f"it cannot be read ({_first_line(reason)})") from None
 
 
-def read_npz(
-    path: Path,
-    what: str,
-    *,
-    limit: int = ARRAY_BYTES,
-    error: ErrorFactory = BadInput.because,
-    hint: str | None = None,
-) -> dict[str, np.ndarray]:
-    """The arrays of an npz file by name, all of them together within ``limit`` bytes."""
+def read_npz(path: Path, what: str, *, limit: int = ARRAY_BYTES, hint: str | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an npz file by name, at most ``limit`` bytes together."""
     import struct
     import zipfile
     import zlib
 
-    with _opened(path, what, None, error, hint) as (stream, _):
+    source = _Source(path, what, BadInput.because, hint)
+    with source.opened(None) as (stream, _):
         try:
             with zipfile.ZipFile(stream) as archive:
                 arrays, left = {}, limit
@@ -238,41 +250,13 @@ def read_npz(
                     left -= array.nbytes
                 return arrays
         except _Refused as reason:
-            raise error(path, f"it is not {what}: {reason}", hint=hint) from None
+            raise source.is_not(reason) from None
         # zipfile has no error of its own for half of what can be wrong with an archive
         except (
             zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, LookupError, RuntimeError,
             OverflowError, MemoryError,
         ) as reason:  # fmt: skip
-            problem = f"it is not {what}: damaged or no npz ({_first_line(reason)})"
-            raise error(path, problem, hint=hint or "write the file again") from None
-
-
-class _Refused(ValueError):
-    """What is wrong, as a clause; readers add the file."""
-
-
-@contextlib.contextmanager
-def _opened(
-    path: Path, what: str, limit: int | None, error: ErrorFactory, hint: str | None, *, empty: bool = False
-) -> Iterator[tuple[IO[bytes], int]]:
-    """A regular file and its length. What it is is asked before it is opened: opening a pipe would wait for ever."""
-    try:
-        mode, stream = os.stat(path).st_mode, None
-        if stat.S_ISREG(mode):
-            stream = open(path, "rb")  # noqa: SIM115  the caller's block is no part of what is translated
-    except (OSError, ValueError) as reason:
-        raise error(path, f"it cannot be read ({_first_line(reason)})", hint=hint) from None
-    if stream is None:
-        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise error(path, f"it is {kind}, where {what} is needed", hint=hint)
-    with stream:
-        length = os.fstat(stream.fileno()).st_size
-        if length == 0 and not empty:
-            raise error(path, f"it is empty, where {what} is needed", hint=hint)
-        if limit is not None and length > limit:
-            raise error(path, f"it has {length} bytes, which is too long for {what}", hint=hint)
-        yield stream, length
+            raise source.is_not(f"damaged or no npz ({_first_line(reason)})", hint="write the file again") from None
 
 
 def _first_line(reason: BaseException) -> str:
@@ -299,13 +283,13 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    whole = dict(pairs)
-    if len(whole) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise _Refused(f"the key {twice!r} is there twice")
-    return whole
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+        raise _Refused(f"the key {twice!r} exists twice")
+    return table
 
 
 def _whole(digits: str) -> int:
@@ -323,17 +307,17 @@ def _members(archive: zipfile.ZipFile, limit: int) -> list[zipfile.ZipInfo]:
     for member in members:
         name = member.filename
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name) or names.count(name) > 1:
-            raise _Refused(f"{_shown(name)!r} is no name of an array, or is there twice")
+            raise _Refused(f"{_shown(name)!r} is no name of an array, or exists twice")
         if member.flag_bits & 1:
             raise _Refused(f"{name} is encrypted")
         if member.file_size > _DEFLATED * max(member.compress_size, 1) or member.file_size > limit + _HEADER_BYTES:
-            raise _Refused(f"{name} claims {member.file_size} bytes, more than can be in it")
+            raise _Refused(f"{name} claims {member.file_size} bytes, more than the archive can hold")
     return members
 
 
 def _array(stream: IO[bytes], length: int, limit: int, *, exact: bool = False) -> np.ndarray:
-    """One array. ``length`` is that of the whole, header and data. With ``exact`` nothing may follow, and the end is
-    read, where zipfile compares the checksum."""
+    """One array of ``length`` bytes with its header. With ``exact`` nothing may follow, and reading reaches the end,
+    where zipfile compares the checksum."""
     import numpy as np
 
     start = stream.read(8)
@@ -352,7 +336,7 @@ def _array(stream: IO[bytes], length: int, limit: int, *, exact: bool = False) -
         raise _Refused("an array without a plain type and shape")
     kind = items["descr"].strip("'")
     if not _KINDS.fullmatch(kind):
-        raise _Refused(f"an array of type {_shown(kind)!r}, where only numbers, truth values and texts are read")
+        raise _Refused(f"an array of type {_shown(kind)!r}, expected numbers, booleans or text")
     digits = re.findall(r"[0-9]+", items["shape"])
     if len(digits) > 32 or any(len(one) > 18 for one in digits):
         raise _Refused(f"an array of shape {_shown(items['shape'])}")
@@ -360,12 +344,12 @@ def _array(stream: IO[bytes], length: int, limit: int, *, exact: bool = False) -
     needed = math.prod(shape) * dtype.itemsize
     rest = length - 8 - size - header_length
     if needed > rest or (exact and needed < rest):
-        raise _Refused(f"an array of shape {shape} needs {needed} bytes and {max(rest, 0)} are there")
+        raise _Refused(f"an array of shape {shape} needs {needed} bytes and has {max(rest, 0)}")
     if math.prod(side or 1 for side in shape) * dtype.itemsize > limit:
         raise _Refused(f"an array of shape {shape}, of more than {limit} bytes")
     content = stream.read(needed + 1 if exact else needed)
     if len(content) != needed:
-        raise _Refused(f"an array of shape {shape} needs {needed} bytes and {len(content)} are there")
+        raise _Refused(f"an array of shape {shape} needs {needed} bytes and has {len(content)}")
     if dtype.kind == "b":  # bytes other than 0 and 1 would be neither true nor false
         flat = np.frombuffer(content, np.uint8) != 0
     else:

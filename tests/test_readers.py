@@ -48,7 +48,7 @@ def header(text: str, data: bytes = b"") -> bytes:
         ('{"time": 1e999}', "not finite"),
         ('{"time": NaN}', "not finite"),
         ('{"time": -Infinity}', "not finite"),
-        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' is there twice"),
+        ('{"a": 1, "b": 2, "a": 3}', "the key 'a' exists twice"),
         (b'{"a": "\xff\xfe"}', "it is not UTF-8 text (byte 7 is 0xff)"),
         ('"' + '\\"' * 500_000, "broken JSON"),
         ("[" * 100 + '"' + '\\"' * 500_000, f"more than {DEPTH} levels"),
@@ -172,7 +172,7 @@ def test_arrays_come_back(tmp_path: Path, array: np.ndarray, save: Any) -> None:
 
 FLOATS = "{'descr': '<f4', 'fortran_order': False, 'shape': %s, }"
 BAD_ARRAYS = {
-    "146 TiB": (header(FLOATS % "(40000000000000,)", b"\0" * 64), "needs 160000000000000 bytes and 64 are there"),
+    "146 TiB": (header(FLOATS % "(40000000000000,)", b"\0" * 64), "needs 160000000000000 bytes and has 64"),
     "overflow": (header(FLOATS % "(99999999999999999999,)"), "an array of shape"),
     "product": (header(FLOATS % "(4294967296, 4294967296)"), "needs 73786976294838206464 bytes"),
     "nothing of much": (header(FLOATS % "(0, 1073741824, 1073741824)"), "an array of shape"),
@@ -191,7 +191,7 @@ BAD_ARRAYS = {
     "long header": (b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}", "a header that claims 4294967295 bytes"),
     "version": (b"\x93NUMPY\x09\x00\x10\x00", "a NumPy array of version 9"),
     "magic": (b"PK\x03\x04 something else", "an archive of arrays"),
-    "cut": (npy(np.zeros(100, np.float32))[:-1], "needs 400 bytes and 399 are there"),
+    "cut": (npy(np.zeros(100, np.float32))[:-1], "needs 400 bytes and has 399"),
     "cut in the header": (npy(np.zeros(4, np.float32))[:40], "a header that claims 118 bytes"),
     "magic alone": (b"\x93NUMPY", "no NumPy array"),
 }
@@ -237,7 +237,7 @@ def test_archives_that_cannot_be_read(tmp_path: Path) -> None:
     _archive(path, **{f"{index}.npy": good for index in range(100)})
     refused("100 arrays")
     _archive(path, **{"a.npy": npy(np.zeros(10_000_000, np.float32))})  # 40 kB
-    refused("bytes, more than can be in it", limit=2**20)
+    refused("bytes, more than the archive can hold", limit=2**20)
     _archive(path, **{"a.npy": good, "b.npy": good})
     refused("more than", limit=5000)  # each would do, not both
     _archive(path, **{"a.npy": good + b"more"})

@@ -246,5 +246,5 @@ def test_files_that_are_no_embedding(tmp_path: Path) -> None:
     whole = np.ones(512, np.float32)
     np.save(tmp_path / "cut.npy", whole)
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-9])
-    with pytest.raises(BadInput, match="needs 2048 bytes and 2039 are there"):
+    with pytest.raises(BadInput, match="needs 2048 bytes and has 2039"):
         load_embedding(tmp_path / "cut.npy")

@@ -1,7 +1,7 @@
-"""The error tree: every way a run can fail that is not a bug of ours.
+"""Expected failures of a run.
 
-A stage raises one of these; ``__main__`` prints it as one line and one hint and leaves with its exit code
-(``docs/design.md`` §7). ``code`` is stable and is what ``--json`` prints, so that scripts need not parse prose.
+A stage raises one of these; ``__main__`` prints one line and one hint and exits with its code (``docs/design.md`` §7).
+``code`` is stable and printed by ``--json``, so that scripts need not parse messages.
 """
 
 from __future__ import annotations
@@ -13,51 +13,50 @@ from pathlib import Path
 from typing import Any
 
 QUOTED = 200
-"""Most characters of one thing that a message quotes: a path, a value."""
-_LINE = 1500  # characters of a whole message
+"""Maximum length of a quoted path or value in a message."""
+_LINE = 1500  # characters of a message
 _LONG_WORD = re.compile(rf"\S{{{QUOTED + 1},}}")
 
 
 def plain(text: object, longest: int = _LINE) -> str:
-    """``text`` as one line that any terminal shows: control characters escaped, long words and a long line cut in
-    their middle, so that the end of a path is still there."""
+    """``text`` as one printable line: control characters escaped, long words and lines cut in the middle, so that the
+    end of a path stays."""
     line = str(text)
     if not line.isprintable():
-        line = "".join(sign if sign.isprintable() else _escape(sign) for sign in line)
+        line = "".join(char if char.isprintable() else _escape(char) for char in line)
     return cut(_LONG_WORD.sub(lambda word: cut(word[0], QUOTED), line), longest)
 
 
 def cut(text: str, longest: int = QUOTED) -> str:
-    """``text`` of at most ``longest`` characters, without its middle where it is longer."""
+    """``text`` cut in the middle to at most ``longest`` characters."""
     if len(text) <= longest:
         return text
     end = longest // 2
     return f"{text[: longest - end - 3]}...{text[-end:]}"
 
 
-def _escape(sign: str) -> str:
-    if "\udc80" <= sign <= "\udcff":  # a byte of a file name that is not UTF-8, as Python holds it
-        return f"\\x{ord(sign) - 0xDC00:02x}"
-    return sign.encode("unicode_escape").decode()
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":  # a byte of a file name that is not UTF-8, as Python holds it
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 def json_line(data: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
-    """``data`` as JSON that UTF-8 can hold: half of a surrogate pair, which is how Python holds a byte of a file name
-    that is no text, is escaped."""
+    """``data`` as JSON in UTF-8. Lone surrogates, Python's form of undecodable bytes of file names, are escaped."""
     text = json.dumps(data, indent=indent, ensure_ascii=False, default=default)
-    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """A hint with the nearest known word, ``None`` where nothing is near."""
-    import difflib  # only who mistypes waits for it
+    """A hint with the nearest known word, None if none is similar."""
+    import difflib  # not before it is needed: completion imports this module
 
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"did you mean {near[0]}?" if near else None
 
 
-# Signs in the texts of allocators that raise a plain RuntimeError: the host's, Apple's, CUDA's outside of torch's own
-# allocator, those of its libraries (CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED), and ONNX Runtime's.
+# Texts of allocators that raise a plain RuntimeError: the host's, Apple's, CUDA's outside of torch's own allocator,
+# those of its libraries (CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED), and ONNX Runtime's.
 _OUT_OF_MEMORY = (
     "out of memory", "not enough memory", "failed to allocate", "can't allocate memory", "_status_alloc_failed",
     "host_allocation_failed",
@@ -66,11 +65,11 @@ _OUT_OF_MEMORY = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a library's error means that a device or the host has too little memory."""
-    return isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _OUT_OF_MEMORY)
 
 
 class SaError(Exception):
-    """Base of all expected failures. ``message`` is one line; ``hint`` says what to do about it."""
+    """Base of all expected failures. ``message`` is one line; ``hint`` says how to mend it."""
 
     exit_code = 70
     code = "internal"
@@ -86,9 +85,9 @@ class SaError(Exception):
 
     @staticmethod
     def from_json(text: str | bytes) -> SaError:
-        """The error that ``to_json`` described, of the class that has its code.
+        """The error described by ``to_json``, of the class with its code.
 
-        Never raises, whatever ``text`` holds: it may come from a socket. Exit codes belong to classes and are not read.
+        Never raises: ``text`` may come from a socket. Exit codes belong to classes and are not read.
         """
         try:
             data = json.loads(text)
@@ -98,13 +97,13 @@ class SaError(Exception):
         return _rebuilt(kind, message, {"message": message, "hint": None if hint is None else plain(str(hint))})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For processes that this one starts and joins by pipes (``concurrent.futures``), whose pickles no other
-        program can write. Over sockets errors travel as JSON."""
+        """For child processes connected by pipes (``concurrent.futures``), to which no other program can write. Over
+        sockets errors travel as JSON."""
         return _rebuilt, (type(self), self.message, dict(self.__dict__))
 
 
 class ConfigError(SaError):
-    """A flag or a config key holds what it must not. Names the option as the user typed it."""
+    """A flag or a config key has a wrong value. Names the option as the user typed it."""
 
     exit_code = 2
     code = "bad-config"
@@ -116,7 +115,7 @@ class ConfigError(SaError):
 
     @classmethod
     def because(cls, path: Path | str, problem: str, *, hint: str | None = None) -> ConfigError:
-        """An error whose ``problem`` is a clause of its own: ``run.toml: it is empty``."""
+        """An error whose ``problem`` is a clause: ``run.toml: it is empty``."""
         error = cls(str(path), None, "", hint=hint)
         error.message = plain(f"{cut(str(path))}: {problem}")
         error.args = (error.message,)
@@ -124,14 +123,14 @@ class ConfigError(SaError):
 
 
 class BadUsage(SaError):
-    """A command line that does not parse: an unknown option, a value out of its range, a word too many."""
+    """A command line that does not parse: an unknown option, a value out of range, an extra word."""
 
     exit_code = 2
     code = "bad-usage"
 
 
 class BadInput(SaError):
-    """A file the user gave cannot be used. Names the file, the frame where there is one, found and expected."""
+    """A given file cannot be used. Names the file, the frame if known, found and expected."""
 
     exit_code = 3
     code = "bad-input"
@@ -146,7 +145,7 @@ class BadInput(SaError):
 
     @classmethod
     def because(cls, path: Path | str, problem: str, *, frame: int | None = None, hint: str | None = None) -> BadInput:
-        """An error whose ``problem`` is a clause of its own: ``out.mp4: it is being written by another process``."""
+        """An error whose ``problem`` is a clause: ``out.mp4: it is being written by another process``."""
         error = cls(path, "", "", frame=frame, hint=hint)
         where = cut(f"{path}") if frame is None else f"{cut(f'{path}')}, frame {frame}"
         error.message = plain(f"{where}: {problem}")
@@ -176,28 +175,28 @@ class ModelMissing(SaError):
 
 
 class ModelDamaged(SaError):
-    """A model's file is there but is not what it must be: digest, names, shapes, or a pickle that holds code."""
+    """A model's file is damaged: digest, names, shapes, or a pickle that contains code."""
 
     exit_code = 5
     code = "model-damaged"
 
 
 class OutOfMemory(SaError):
-    """The device has not enough memory for the plan; the hint names the setting that helps."""
+    """The device has too little memory; the hint names the setting that helps."""
 
     exit_code = 6
     code = "out-of-memory"
 
 
 class BatchFailed(SaError):
-    """Part of a batch failed; the rest is done."""
+    """Part of a batch failed; the rest is complete."""
 
     exit_code = 7
     code = "batch-failed"
 
 
 class CheckFailed(SaError):
-    """A check that the user asked for did not hold."""
+    """A requested check failed."""
 
     exit_code = 8
     code = "check-failed"
@@ -211,7 +210,7 @@ class Interrupted(SaError):
 
 
 def _classes() -> dict[str, type[SaError]]:
-    """Classes by their code; of several with one code that which introduced it."""
+    """Classes by code; of several with one code, the base."""
     found: dict[str, type[SaError]] = {}
     waiting = [SaError]
     while waiting:

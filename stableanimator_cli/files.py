@@ -1,8 +1,8 @@
-"""Files: checks before one is read, atomic writes, checksums, locks, and which files ``sa`` may replace.
+"""Files: checks before reading, atomic writes, checksums, locks, and which files ``sa`` may replace.
 
-Only a file that ``sa`` wrote is ever replaced or removed. Such a file carries ``MARK`` near its beginning or its end:
-in the metadata of a video or an image, the comment of an archive, a key of JSON, a comment of a page. An output never
-is, holds or lies in an input.
+Only files that ``sa`` wrote are replaced or removed. Such a file carries ``MARK`` near its beginning or its end: in the
+metadata of a video or an image, the comment of an archive, a key of JSON, a comment of a page. An output never equals,
+contains or is inside an input.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from stableanimator_cli.errors import BadInput, json_line
 MARK = "stableanimator-cli"
 """Every file that ``sa`` writes holds these ASCII bytes in its first or last mebibyte."""
 
-_MARK_REACH = 2**20  # bytes at each end of a file in which the mark is looked for
+_MARK_REACH = 2**20  # bytes at each end of a file that are searched for the mark
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Error numbers of a write for which there is no room: a full disk, a quota, a limit of the file's size."""
+"""Error numbers of writes without room: a full disk, a quota, a limit of the file's size."""
 
 
 def require_file(path: Path, expected: str) -> Path:
-    """``path`` again, once it is known to be a readable file that is not empty.
+    """Return ``path`` if it is a readable file that is not empty. Raises ``BadInput`` otherwise.
 
-    ``expected`` says in words what should be there. Raises ``BadInput``, for pipes, devices and sockets too; a missing
-    name is compared with its neighbours in the folder, as most missing files are typing mistakes.
+    ``expected`` names the expected content. The hint for a missing file is the nearest name in its folder.
     """
     try:
         status = path.stat()
@@ -48,7 +47,7 @@ def require_file(path: Path, expected: str) -> Path:
         raise BadInput(path, "a folder", expected, hint="name a file inside the folder")
     if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
         hint = "write its content to a file and name that"
-        raise BadInput(path, f"{_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}", expected, hint=hint)
+        raise BadInput(path, _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file"), expected, hint=hint)
     if not os.access(path, os.R_OK):
         raise BadInput(path, "a file that may not be read", expected, hint=f"allow reading it: chmod u+r {path}")
     if status.st_size == 0:
@@ -69,39 +68,37 @@ def _near(path: Path) -> str:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sort key under which ``frame_2`` comes before ``frame_10``; names equal but for zeros keep a fixed order."""
+    """Sort key that puts ``frame_2`` before ``frame_10``; names that differ in zeros have a fixed order."""
     parts = re.split(r"([0-9]+)", name.casefold())
     return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
 def write_refused(path: Path, error: OSError, *, frame: int | None = None) -> BadInput:
-    """The error to raise when the system refuses to write ``path``: says whether it is room, rights or the folder."""
+    """The error for a failed write of ``path``: no room, no rights, or no folder."""
+    hint: str | None = "choose another -o"
     if error.errno in NO_ROOM:
-        return BadInput(
-            path, "no room left to write", "enough free space", frame=frame, hint="free some space or choose another -o"
-        )
-    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-        return BadInput(
-            path, "a folder that may not be written", "a writable folder", frame=frame, hint="choose another -o"
-        )
-    if isinstance(error, (NotADirectoryError, FileExistsError)):
-        return BadInput(path, "a file in the place of a folder", "a folder", frame=frame, hint="choose another -o")
-    reason = (error.strerror or str(error)).lower()
-    return BadInput(path, f"a write that failed ({reason})", "a file that can be written", frame=frame)
+        found, expected, hint = "no room left to write", "enough free space", "free some space or choose another -o"
+    elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        found, expected = "a folder that may not be written", "a writable folder"
+    elif isinstance(error, (NotADirectoryError, FileExistsError)):
+        found, expected = "a file in the place of a folder", "a folder"
+    else:
+        reason = (error.strerror or str(error)).lower()
+        found, expected, hint = f"a write that failed ({reason})", "a file that can be written", None
+    return BadInput(path, found, expected, frame=frame, hint=hint)
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file, or of a folder's visible files by name and content in natural order. ``BadInput`` names a file
-    that cannot be read."""
+    """sha256 of a file, or of a folder's visible files by name and content in natural order. Raises ``BadInput``."""
     if not path.is_dir():
-        if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
             raise BadInput.because(path, "it is not a regular file", hint="write its content to a file and name that")
         with translate_os_errors(path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    whole = hashlib.sha256()
+    total = hashlib.sha256()
     for file in visible_files(path):
-        whole.update(os.fsencode(f"{file.name}\0{sha256_of(file)}\n"))
-    return whole.hexdigest()
+        total.update(os.fsencode(f"{file.name}\0{sha256_of(file)}\n"))
+    return total.hexdigest()
 
 
 def json_text(data: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> str:
@@ -110,20 +107,20 @@ def json_text(data: Any, *, indent: int | None = None, default: Callable[[Any], 
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Files of a folder that are not hidden, in natural order; folders in it are left out."""
+    """Files of a folder that are not hidden, in natural order; folders are left out."""
     files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     return sorted(files, key=lambda file: natural_key(file.name))
 
 
 def temporary_path(path: Path) -> Path:
-    """Where this process builds what will be renamed to ``path``: ``.NAME.PID.part`` beside it, so that a later run
-    can tell a file that is being written from one that a killed process left (``may_be_running``)."""
+    """Temporary path of this process for ``path``: ``.NAME.PID.part``. The process id shows later whether the file is
+    being written or was left by a killed process (``may_be_running``)."""
     return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def may_be_running(process: int) -> bool:
-    """Whether a process of this number exists on this machine, also if it is another user's. A number that no process
-    can have was not given by ``temporary_path``: true, so that such a file is left alone."""
+    """Whether a process of this id exists on this machine, of any user. True for ids that no process can have, which
+    ``temporary_path`` did not write."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -135,37 +132,36 @@ def may_be_running(process: int) -> bool:
 
 @contextlib.contextmanager
 def atomic_write(path: Path, *, folder: bool = False, marked: bool = False) -> Iterator[Path]:
-    """Give a temporary name beside ``path`` to write to; rename it to ``path`` on success, remove it on any error.
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error.
 
-    With ``folder`` the block makes a folder of that name, and an empty ``path`` gives way. With ``marked`` the block
-    writes a file that carries ``MARK``, and only such a file is replaced: ``check_replaceable`` is called before the
-    block and again right before the rename. Missing folders above are made. What the system refuses here becomes
-    ``BadInput`` naming ``path``; errors of the block are left as they are, for they may be about another file: those
-    about this one are the business of ``translate_os_errors``.
+    With ``folder`` the block creates a folder, which may replace an empty ``path``. With ``marked`` the block writes a
+    file that carries ``MARK``, and only such a file is replaced, checked before the block and before the rename.
+    Missing parents are created. Failures here raise ``BadInput``; errors of the block pass unchanged
+    (``translate_os_errors`` translates those).
     """
     if path.is_dir() and not folder:
         raise BadInput(path, "a folder", "a name for a file", hint="name a file inside the folder")
     if marked:
         check_replaceable(path)
-    part = temporary_path(path)
+    temp = temporary_path(path)
     try:
         with translate_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
+        yield temp
         if marked:
             check_replaceable(path)
         with translate_os_errors(path):
-            os.replace(part, path)
+            os.replace(temp, path)
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
+        if temp.is_dir():
+            shutil.rmtree(temp, ignore_errors=True)
         with contextlib.suppress(OSError):
-            part.unlink()
+            temp.unlink()
 
 
 @contextlib.contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn what the system refuses while ``path`` is written (``OSError``) into ``BadInput``."""
+    """Turn an ``OSError`` while ``path`` is written into ``BadInput``."""
     try:
         yield
     except OSError as error:
@@ -185,8 +181,7 @@ def carries_mark(path: Path) -> bool:
 
 
 def _recorded(path: Path) -> bool:
-    """Whether a record of `sa animate` beside the video ``path`` names these very bytes: videos of versions before the
-    mark are recognised by it."""
+    """Whether a record of `sa animate` beside the video ``path`` has its digest, as of videos older than the mark."""
     beside = path.with_suffix(".json")
     if beside == path or not beside.is_file() or not carries_mark(beside):
         return False
@@ -199,8 +194,8 @@ def _recorded(path: Path) -> bool:
 def check_replaceable(*paths: Path) -> None:
     """Raise ``BadInput`` for the first of ``paths`` that exists and that ``sa`` did not write.
 
-    A folder, a link, a device or a pipe in the place of an output file is never replaced. An empty regular file holds
-    nothing that could be lost and may be replaced. Call it before any work is done and again right before the rename.
+    Folders, links, devices and pipes are never replaced; an empty regular file may be. Call it before any work and
+    again right before the rename.
     """
     for path in paths:
         if not os.path.lexists(path):
@@ -216,10 +211,9 @@ def check_replaceable(*paths: Path) -> None:
 
 
 def check_apart(output: Path, inputs: Iterable[Path]) -> None:
-    """Raise ``BadInput`` if ``output`` is, holds or lies in one of ``inputs``, links resolved.
+    """Raise ``BadInput`` if ``output`` equals, contains or is inside one of ``inputs``, links resolved.
 
-    ``output`` is the file or the folder that will be written and need not exist. A folder that merely neighbours an
-    input is fine: ``videos.clips`` beside ``videos``.
+    ``output`` is the file or folder that will be written; it need not exist.
     """
     target = _resolved(output)
     for given in inputs:
@@ -227,8 +221,8 @@ def check_apart(output: Path, inputs: Iterable[Path]) -> None:
         same = target == source or (target.exists() and source.exists() and target.samefile(source))
         relation = (
             "is the same as" if same
-            else "holds" if target in source.parents
-            else "lies in" if source in target.parents
+            else "contains" if target in source.parents
+            else "is inside" if source in target.parents
             else None
         )  # fmt: skip
         if relation is not None:
@@ -248,29 +242,28 @@ def _resolved(path: Path) -> Path:
 def locked_output(
     output: Path, command: str, *, folder: bool = False, shard: tuple[int, int] | None = None
 ) -> Iterator[None]:
-    """Hold the output for this process. Raises ``BadInput`` while another process writes it.
+    """Lock the output for this process. Raises ``BadInput`` while another process writes it.
 
-    ``command`` is the command that holds such outputs, for the message: ``sa animate``. The lock of a file lies beside
-    it as ``.NAME.lock``; that of a ``folder``, which is made where it is missing, in it as ``.sa.lock``. It disappears
-    with the block, and so does a folder that was made and stayed empty; a killed process holds nothing. Processes with
-    ``shard`` (I, N), part I of the same N, hold a folder together, each part once, as ``.sa.I-of-N.lock``.
+    ``command`` is named in the message: ``sa animate``. The lock of a file is ``.NAME.lock`` beside it; that of a
+    ``folder``, which is created if missing, is ``.sa.lock`` in it. It is removed with the block, and so is a created
+    folder that stayed empty. Processes with ``shard`` (I, N) share a folder, each part once, as ``.sa.I-of-N.lock``.
     """
-    if not output.name and not folder:  # "." has no name beside which a lock could lie
+    if not output.name and not folder:  # "." has no name for a lock
         output = output.absolute()
     if not output.name and not folder:
         raise BadInput.because(output, "it is no name for an output", hint="choose another -o")
     made = folder and not output.exists()
     with translate_os_errors(output):
         (output if folder else output.parent).mkdir(parents=True, exist_ok=True)
-    alone = output / ".sa.lock" if folder else output.with_name(f".{output.name}.lock")
-    lock = alone if shard is None else output / f".sa.{shard[0]}-of-{shard[1]}.lock"
-    with contextlib.ExitStack() as held:
+    exclusive = output / ".sa.lock" if folder else output.with_name(f".{output.name}.lock")
+    lock = exclusive if shard is None else output / f".sa.{shard[0]}-of-{shard[1]}.lock"
+    with contextlib.ExitStack() as stack:
         if made:
-            held.callback(_remove_empty, output)
-        free = held.enter_context(exclusive_lock(lock))
+            stack.callback(_remove_empty, output)
+        free = stack.enter_context(exclusive_lock(lock))
         others = list(output.glob(".sa.*-of-*.lock")) if folder else []
         if shard is not None:
-            others = [alone, *(other for other in others if not other.name.endswith(f"-of-{shard[1]}.lock"))]
+            others = [exclusive, *(other for other in others if not other.name.endswith(f"-of-{shard[1]}.lock"))]
         if not free or any(_is_locked(other) for other in others):
             raise BadInput.because(
                 output,
@@ -281,16 +274,17 @@ def locked_output(
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove a folder that was made for nothing, as the work failed."""
+    """Remove a folder that was created for work that failed."""
     with contextlib.suppress(OSError):
         folder.rmdir()
 
 
 @contextlib.contextmanager
 def exclusive_lock(lock: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Whether no other process is in such a block of the same ``lock``, a file that is there as long as the block. The
-    system lets go of it however a process ends. With ``wait`` until no other is. True where nothing can be locked:
-    Windows, some network drives."""
+    """Yield whether this process got ``lock``, a file that exists during the block; ``wait`` until it is free.
+
+    The system releases it however a process ends. True if nothing can be locked: Windows, some network drives.
+    """
     try:
         stream = _lock(lock, wait=wait)
     except BlockingIOError:
@@ -306,7 +300,7 @@ def exclusive_lock(lock: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def _is_locked(lock: Path) -> bool:
-    """Whether another process holds ``lock``. Asking hinders nobody else who asks."""
+    """Whether another process holds ``lock``. A shared lock tests it, so that tests do not block one another."""
     try:
         import fcntl
 
@@ -321,13 +315,12 @@ def _is_locked(lock: Path) -> bool:
 
 
 def _open_lock(lock: Path) -> TextIO:
-    """Open or make ``lock``. A lock is an empty regular file: anything else of that name is not ours and would be
-    removed, or, a pipe, wait for ever. Raises ``BadInput`` for it."""
+    """Open or create ``lock``, an empty regular file. Raises ``BadInput`` for anything else with its name."""
     with translate_os_errors(lock):
         if os.path.lexists(lock):
             try:
                 status = lock.lstat()
-            except FileNotFoundError:  # who held it has removed it
+            except FileNotFoundError:  # its owner has removed it
                 status = None
             if status is not None and (not stat.S_ISREG(status.st_mode) or status.st_size):
                 problem = "it is in the place of a lock and was not written by sa"
@@ -345,7 +338,7 @@ def _lock(lock: Path, *, wait: bool) -> TextIO | None:
         stream = _open_lock(lock)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # who held it until now may have removed the file that was opened here
+            # the previous owner may have removed the file that was opened here
             if os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
                 return stream
         except FileNotFoundError:

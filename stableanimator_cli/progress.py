@@ -1,4 +1,4 @@
-"""Messages and progress of a stage. The command line passes its console as the reporter; programs pass none."""
+"""Messages and progress of a stage. The command line's reporter is its console; programs pass none."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class NullProgress:
 
 
 class NullReporter:
-    """Discard all messages: the reporter of callers that are programs."""
+    """Discard all messages."""
 
     def info(self, text: str) -> None:
         pass
@@ -61,14 +61,9 @@ class WarningLog:
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
+        self.info, self.progress = reporter.info, reporter.progress
         self.warnings: list[str] = []
-
-    def info(self, text: str) -> None:
-        self._reporter.info(text)
 
     def warning(self, text: str) -> None:
         self.warnings.append(text)
         self._reporter.warning(text)
-
-    def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
-        return self._reporter.progress(total, desc, unit)

@@ -1,10 +1,10 @@
-"""Typed fields of what was read from a file: each of its type and in its range, or an error that names file and key.
+"""Typed fields of tables read from a file, checked for type and range; errors name file and key.
 
     record = Fields.of(read_json(path, "the record of a clip"), path, "the record of a clip")
     frames = record.whole("frames", 1, 10**7)
     seconds = record.fields("source").number("seconds", 0, 1e9, default=None)
 
-A field without ``default`` must be there; with ``default=None`` it may be missing or null.
+A field without ``default`` must exist; with ``default=None`` it may be missing or null.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fields:
-    """One table of a file. ``where`` is its place in the file: ``source.``, or nothing at the top."""
+    """One table of a file. ``where`` is its path in the file: ``source.``, or empty at the top."""
 
     path: Path
     table: Mapping[str, Any]
@@ -42,9 +42,9 @@ class Fields:
     def of(
         cls, value: Any, path: Path, what: str, *, error: ErrorFactory = BadInput.because, hint: str | None = None
     ) -> Fields:
-        """The fields of ``value``, which must be a table; ``what`` names what the file should be."""
+        """The fields of ``value``, which must be a table; ``what`` names the file's expected content."""
         if not isinstance(value, Mapping):
-            raise error(path, f"it is {kind_of(value)}, where {what} is an object", hint=hint)
+            raise error(path, f"it is {kind_of(value)}, expected {what}, an object", hint=hint)
         return cls(path=path, table=value, error=error, hint=hint)
 
     def __contains__(self, key: str) -> bool:
@@ -56,11 +56,11 @@ class Fields:
         raise self.error(self.path, f"{self.where}{key} is {found}, expected {expected}", hint=self.hint)
 
     def only(self, keys: Iterable[str]) -> None:
-        """Refuse keys that nobody reads."""
+        """Refuse unknown keys."""
         known = list(keys)
         for key in self.table:
             if key not in known:
-                problem = f"{self.where}{key} is no known key, expected {', '.join(known)}"
+                problem = f"{self.where}{key} is not a known key, expected {', '.join(known)}"
                 raise self.error(self.path, problem, hint=self.hint)
 
     def text(self, key: str, default: Any = _REQUIRED, *, empty: bool = True) -> str:
@@ -78,7 +78,7 @@ class Fields:
         return value
 
     def choice(self, key: str, choices: Iterable[T], default: Any = _REQUIRED) -> T:
-        """One of several values, of the same type too: ``true`` is not 1."""
+        """One of several values of the same type: ``true`` is not 1."""
         known = list(choices)
         if default is not _REQUIRED and self.table.get(key) is None:
             return default
@@ -113,7 +113,7 @@ class Fields:
         return float(value)
 
     def fields(self, key: str, default: Any = _REQUIRED) -> Fields:
-        """A table within. ``default={}`` where it may be missing."""
+        """A nested table. ``default={}`` if it may be missing."""
         value = self._value(key, default, dict, "an object")
         return replace(self, table=value, where=f"{self.where}{key}.")
 
@@ -131,7 +131,7 @@ class Fields:
     @overload
     def values(self, key: str, kind: tuple[type, ...], count: int | None = ..., default: Any = ...) -> list[Any]: ...
     def values(self, key: str, kind: Any, count: int | None = None, default: Any = _REQUIRED) -> list[Any]:
-        """A list of values of one type, ``count`` of them where that is given."""
+        """A list of values of one type, ``count`` of them if given."""
         kinds = kind if isinstance(kind, tuple) else (kind,)
         names = " or ".join(dict.fromkeys(_NAMES[one] for one in kinds))
         expected = f"a list of {'' if count is None else f'{count} values, each '}{names}"
@@ -161,17 +161,17 @@ class Fields:
 
 
 def is_number(value: Any) -> bool:
-    """A finite number of JSON or TOML; true and false are none."""
+    """Whether a value of JSON or TOML is a finite number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def kind_of(value: Any) -> str:
-    """What a value of JSON or TOML is, in words."""
+    """Type of a value of JSON or TOML, in words."""
     return "an empty list" if value == [] else _NAMES.get(type(value), f"a {type(value).__name__}")
 
 
 def shown(value: Any) -> str:
-    """A value of JSON or TOML for a message, cut where it is long."""
+    """A value of JSON or TOML for a message, shortened."""
     if isinstance(value, dict | list):
         return f"{kind_of(value)} of {len(value)}" if value else kind_of(value)
     text = repr(value)

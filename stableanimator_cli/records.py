@@ -1,8 +1,7 @@
 """Frozen records that stages pass to one another (``docs/design.md`` §4). Standard library and numpy only.
 
-Axes: ``t`` frame, ``p`` person, ``h w`` pixels. Points are pixels (x right, y down), pixel centres at integers + 0.5
-do not matter at this precision: a point (0, 0) is the top-left pixel. Absence is a value (``None``, ``present`` false,
-score 0), never a vector of zeros that looks like data.
+Axes: ``t`` frame, ``p`` person, ``h w`` pixels. Points are in pixels (x right, y down); (0, 0) is the top-left pixel.
+Absence is a value (``None``, ``present`` false, score 0), never a vector of zeros.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ import numpy as np
 
 ChannelOrder = Literal["bgr", "rgb"]
 NETWORKS = ("unet", "pose_net", "face_encoder", "vae", "image_encoder")
-"""The roles of a model without which nothing is animated."""
+"""Roles that every model for animation has."""
 STRIDE = 8
-"""Pixels a latent: four levels of SVD's VAE."""
+"""Pixels per latent: four levels of SVD's VAE."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """A video or picture sequence as a lazy stream; nothing is decoded before ``frames`` is iterated.
+    """A video or image sequence as a lazy stream; nothing is decoded before ``frames`` is iterated.
 
-    ``size`` is (width, height) after rotation is applied. ``fps`` is the mean rate, ``None`` for what has no clock (a
-    folder of pictures); ``count`` may be ``None`` where the container does not say. Each iteration of ``frames()``
+    ``size`` is (width, height) after rotation is applied. ``fps`` is the mean rate, ``None`` without a clock (a
+    folder of images). ``count`` is None if the container does not record it. Each iteration of ``frames()``
     decodes again and yields ``(time, rgb uint8[h,w,3])``, the time in exact seconds or ``None``.
     """
 
@@ -43,7 +42,7 @@ class Clip:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Face:
     """One detected face. ``box`` float32[4] (x0, y0, x1, y1), ``landmarks`` float32[5,2] (eyes, nose, mouth corners),
-    ``embedding`` float32[512] raw as ArcFace gives it (not normalised), or ``None`` where none was computed."""
+    ``embedding`` float32[512] as returned by ArcFace (not normalised), None if not computed."""
 
     box: np.ndarray
     landmarks: np.ndarray
@@ -57,11 +56,11 @@ class Face:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Motion:
-    """What moves: 134 key points a person and frame.
+    """A motion: 134 keypoints per person and frame.
 
     ``keypoints`` float32[t,p,134,3] (x, y in pixels of ``size``, score in 0..1); ``present`` bool[t,p];
-    ``track`` int[p]; ``face_boxes`` float32[t,p,4] with NaN rows where no face is visible; ``size`` (width, height);
-    ``times`` exact seconds a frame, or ``None`` where the source has no clock (folders of pictures or JSON).
+    ``track`` int[p]; ``face_boxes`` float32[t,p,4] with NaN rows if no face is visible; ``size`` (width, height);
+    ``times`` exact seconds per frame, None if the source has no clock (folders of images or JSON).
     """
 
     keypoints: np.ndarray
@@ -86,8 +85,8 @@ class Motion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """The picture to animate: ``image`` uint8[h,w,3] RGB, its faces (largest first, may be empty), and its own
-    key points float32[134,3] where they are known."""
+    """The image to animate: ``image`` uint8[h,w,3] RGB, its faces (largest first, may be empty), and its keypoints
+    float32[134,3] if known."""
 
     image: np.ndarray
     faces: tuple[Face, ...] = ()
@@ -96,12 +95,11 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFolder:
-    """A model on disk, resolved: which file plays which role, and the configs that say what the networks are.
+    """A model on disk, resolved.
 
     ``files`` maps a role (``unet``, ``pose_net``, ``face_encoder``, ``vae``, ``image_encoder``, ``face`` ...) to its
-    weight file or folder; ``configs`` maps a role to its JSON config. ``defaults`` are the settings the model does best
-    with. ``digests`` maps a role to the sha256 recorded for its file, where one is known. ``warnings`` are sentences
-    that a user of the model should read.
+    weight file or folder, ``configs`` to its JSON config, ``digests`` to the recorded sha256 of its file. ``defaults``
+    are recommended settings by option name. ``warnings`` are sentences for the user.
     """
 
     name: str

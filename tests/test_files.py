@@ -113,9 +113,9 @@ def test_an_output_is_apart_from_every_input(tmp_path: Path) -> None:
     for output, relation in [
         (videos, "is the same as"),
         (tmp_path / "link", "is the same as"),
-        (tmp_path / "link" / "clips", "lies in"),
-        (videos / "deep" / "clips", "lies in"),
-        (tmp_path, "holds"),
+        (tmp_path / "link" / "clips", "is inside"),
+        (videos / "deep" / "clips", "is inside"),
+        (tmp_path, "contains"),
     ]:
         with pytest.raises(BadInput, match=relation):
             check_apart(output, [tmp_path / "other", videos])

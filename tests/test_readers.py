@@ -300,9 +300,9 @@ def fields(**table: Any) -> Fields:
         (lambda: fields(rows=[{"n": "x"}]).rows("rows")[0].whole("n"), "rows[0].n is 'x'"),
         (lambda: fields(box=[1, 2]).values("box", (int, float), 4), "box is a list of 2, expected a list of 4 values"),
         (lambda: fields(box=[1, "2"]).values("box", (int, float)), "box is a list of 2, expected a list of a number"),
-        (lambda: fields(nmae=1).only(["name"]), "nmae is no known key, expected name"),
+        (lambda: fields(nmae=1).only(["name"]), "nmae is not a known key, expected name"),
         (lambda: fields(name="x" * 10_000).whole("name"), "x..., expected"),
-        (lambda: Fields.of([], Path("clip.json"), "a record"), "clip.json: it is an empty list, where a record is an"),
+        (lambda: Fields.of([], Path("clip.json"), "a record"), "clip.json: it is an empty list, expected a record, an"),
     ],
 )
 def test_a_field_of_another_type(read: Any, says: str) -> None:

@@ -1,8 +1,8 @@
-"""Take one file out of a zip that anybody may have packed.
+"""Extract one file of an untrusted zip.
 
-A member is found by its file name and written under the name that the catalogue has for it, so no path in the archive
-is ever used. Folders and links in it are no files. No more is unpacked than is recorded, or, where no size is, than
-``RATIO`` times what the archive holds of it and ``LONGEST`` bytes.
+A member is found by its file name and written under the catalogue's name, so paths of the archive are not used. Folders
+and links are skipped. At most the recorded size is unpacked; without one, at most ``RATIO`` times the packed size and
+``LONGEST`` bytes.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from stableanimator_cli.catalogue.schema import WeightFile
-from stableanimator_cli.catalogue.store import check_room, unwritable, writing
+from stableanimator_cli.catalogue.store import check_room, copy_stream, differs, writing
 from stableanimator_cli.errors import ModelDamaged
 
 RATIO = 100
 """Weights hardly compress; zeros do a thousandfold."""
 LONGEST = 64 << 30
 _SMALL = 1 << 20  # bytes that are always unpacked
-_CHUNK = 1 << 20
 # zipfile has no error of its own for half of what can be wrong with an archive
 _DAMAGE = (
     zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, LookupError, RuntimeError, MemoryError,
@@ -31,10 +29,10 @@ _DAMAGE = (
 
 
 def unpack(packed: Path, member: WeightFile, target: Path, label: str) -> None:
-    """Write the file of ``packed`` that bears the name of ``member`` to ``target``, a temporary name.
+    """Write the file of ``packed`` that has the name of ``member`` to ``target``, a temporary path.
 
-    Raises ``ModelDamaged`` if ``packed`` is no zip, holds no such file, or holds more than is unpacked; the caller
-    removes ``target``.
+    Raises ``ModelDamaged`` if ``packed`` is no zip, lacks the file, or exceeds the limits; the caller removes
+    ``target``.
     """
     name, shown = PurePosixPath(member.path).name, packed.name.removesuffix(".part")
     try:
@@ -42,17 +40,14 @@ def unpack(packed: Path, member: WeightFile, target: Path, label: str) -> None:
             found = _member(archive, name)
             if found is None:
                 raise ModelDamaged(f"{label}: {shown} does not hold {name}", hint="see its CARD.md")
-            if found.compress_type not in (
-                zipfile.ZIP_STORED,
-                zipfile.ZIP_DEFLATED,
-            ):  # the others unpack without bounds
+            if found.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without bounds
                 raise zipfile.BadZipFile(f"{name} is packed by method {found.compress_type}")
             limit = _limit(found, member, packed)
             if found.file_size > limit:
                 raise _too_long(label, member, found.file_size)
             check_room(target.parent, found.file_size, label)
             with archive.open(found) as source, writing(target), target.open("wb") as stream:
-                if _copy(source, stream, limit) > limit:
+                if copy_stream(source, stream, limit) > limit:
                     raise _too_long(label, member, limit + 1)
     except _DAMAGE as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:120]
@@ -60,7 +55,7 @@ def unpack(packed: Path, member: WeightFile, target: Path, label: str) -> None:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
-    """The file of that name that lies least deep."""
+    """The file of that name in the highest folder."""
     found = [
         info
         for info in archive.infolist()
@@ -74,28 +69,13 @@ def _member(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo | None:
 def _limit(found: zipfile.ZipInfo, member: WeightFile, packed: Path) -> int:
     if member.bytes is not None:
         return member.bytes
-    held = min(found.compress_size, os.path.getsize(packed))
-    return min(max(_SMALL, RATIO * held), LONGEST)
-
-
-def _copy(source: IO[bytes], stream: IO[bytes], limit: int) -> int:
-    done = 0
-    while done <= limit and (block := source.read(_CHUNK)):
-        done += len(block)
-        try:
-            stream.write(block)
-            stream.flush()
-        except OSError as error:
-            raise unwritable(Path(stream.name), error) from None
-    return done
+    size = min(found.compress_size, os.path.getsize(packed))
+    return min(max(_SMALL, RATIO * size), LONGEST)
 
 
 def _too_long(label: str, member: WeightFile, size: int) -> ModelDamaged:
     if member.bytes is not None:
-        return ModelDamaged(
-            f"{label}: what came is not what was recorded: found {size} bytes, expected {member.bytes} bytes; deleted",
-            hint="the archive behind the address was replaced: see the entry's CARD.md",
-        )
+        return differs(label, f"{size} bytes", f"{member.bytes} bytes")
     return ModelDamaged(
         f"{label}: it would become {size} bytes, far more than the archive holds of it; not unpacked",
         hint="record its size as `bytes` in model.toml if the file is meant to be that long",

@@ -1,7 +1,7 @@
-"""One file from an http(s) address to a partial file that a later run resumes (HTTP Range, RFC 9110 section 14).
+"""Download one file from an http(s) address to a partial file that a later run resumes (RFC 9110, section 14).
 
-Only what may pass is tried again: a connection that broke, a busy or failing server. A redirect leads to http(s) alone,
-and from https never to http. No more is read than is recorded, or ``LONGEST`` where no size is.
+Only temporary failures are retried: a broken connection, a busy or failing server. Redirects lead to http(s) only, and
+from https never to http. At most the recorded size is read, or ``LONGEST`` if no size is recorded.
 
 ``huggingface_hub`` 2.4 is not used for files of the hub. It builds each file under a random name and starts a new run
 at byte 0, and a killed process leaves that name behind. It follows every redirect, and does not compare a sha256.
@@ -18,28 +18,26 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote, urljoin, urlsplit
 
 from stableanimator_cli.catalogue.address import problem, redacted, refused_redirect
 from stableanimator_cli.catalogue.schema import Archive, Entry, WeightFile
-from stableanimator_cli.catalogue.store import check_room, unwritable, validator, writing
+from stableanimator_cli.catalogue.store import check_room, copy_stream, differs, validator, writing
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 
 Progress = Callable[[str, int, int | None], None]
-"""``progress(file, bytes done, bytes in all or None)``; called often, also while a digest is computed."""
+"""``progress(file, bytes done, total bytes or None)``; called often, also while a digest is computed."""
 
 ATTEMPTS = 5
 TIMEOUT = 60.0
 PAUSE = 0.5
 LONGEST = 64 << 30
 """Bytes of a file whose size is not recorded."""
-_CHUNK = 1 << 20
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class _Refused(Exception):
-    """What no second attempt would change, as a clause."""
+    """A permanent failure, as a clause."""
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -61,10 +59,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def download(entry: Entry, row: WeightFile | Archive, url: str, part: Path, progress: Progress | None) -> None:
-    """Fetch ``url`` to ``part``, from where it ends. What came is not compared with the record here.
+    """Download ``url`` to ``part``, from its end if it exists. The caller compares it with the record.
 
-    Raises ``ModelMissing`` (no such address, no network, terms to accept, no room) and ``ModelDamaged`` (more comes
-    than is recorded). After ``ModelMissing`` the partial file stays, if the next run can resume it.
+    Raises ``ModelMissing`` (no such address, no network, terms to accept, no room) and ``ModelDamaged`` (longer than
+    recorded). After ``ModelMissing`` the partial file stays if the next run can resume it.
     """
     found = problem(url)
     if found is not None:
@@ -92,12 +90,12 @@ def download(entry: Entry, row: WeightFile | Archive, url: str, part: Path, prog
 
 
 def _may_pass(cause: Exception, arrived: bool) -> bool:
-    """Whether a second attempt may end otherwise. Waiting helps a connection that broke, not one that never was."""
+    """Whether a retry may succeed: after a broken connection, not if there never was one."""
     if isinstance(cause, urllib.error.HTTPError):
         return True
     if isinstance(cause, urllib.error.URLError):
         return arrived and not isinstance(cause.reason, ssl.SSLCertVerificationError)
-    if isinstance(cause, http.client.HTTPException):  # besides these two, an answer that is no HTTP
+    if isinstance(cause, http.client.HTTPException):  # besides these two, a response that is no HTTP
         return isinstance(cause, http.client.IncompleteRead | http.client.RemoteDisconnected)
     return not isinstance(cause, ssl.SSLCertVerificationError)
 
@@ -119,21 +117,21 @@ def _opener() -> urllib.request.OpenerDirector:
 
 
 def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress | None, label: str) -> None:
-    """One connection: append to ``part`` from where it ends, or start from its beginning if the server cannot resume.
+    """One connection: append to ``part``, or start over if the server cannot resume.
 
     Raises ``ConnectionError`` if the connection ended before the announced length.
     """
     have, etag_file = _size(part), validator(part)
     if have and have == row.bytes:
-        return  # only the checks were still to do
+        return  # only the checks are missing
     known = _known_etag(etag_file)
     if have and ((row.sha256 is None and known is None) or (row.bytes is not None and have > row.bytes)):
-        have = 0  # nothing would show whether a tail fits
+        have = 0  # nothing would show whether the rest fits
     request = urllib.request.Request(url, headers={"User-Agent": "stableanimator-cli", "Accept-Encoding": "identity"})
     if have:
         request.add_header("Range", f"bytes={have}-")
         if known is not None:
-            # a file that was replaced meanwhile comes whole instead of as a tail that does not fit
+            # a file that was replaced meanwhile is sent in full, not as a rest that does not fit
             request.add_header("If-Range", known)
     token = os.environ.get("HF_TOKEN")
     if token and urlsplit(url).hostname == "huggingface.co" and url.startswith("https://"):
@@ -144,7 +142,7 @@ def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress 
         if error.code == 416 and have:
             error.close()
             if (error.headers.get("Content-Range") or "").endswith(f"/{have}"):
-                return  # the server has nothing after what is here: it is the whole
+                return  # the partial file is complete
             part.unlink()
             raise ConnectionError("the server cannot resume the partial file") from None
         raise
@@ -154,9 +152,9 @@ def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress 
         begin = have if answer.status == 206 and _range_start(answer) == have else 0
         if answer.status == 206 and begin != have:
             part.unlink(missing_ok=True)
-            raise ConnectionError("the server sent another part than asked for")
+            raise ConnectionError("the server sent another part than requested")
         if answer.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
-            raise _Refused("the server sends it compressed, although it was asked not to")
+            raise _Refused("the server sends it compressed, which was not requested")
         length = answer.length  # None where the server announces none, or none that is a number
         total = begin + length if length is not None else row.bytes
         if total is not None and total > (row.bytes or LONGEST):
@@ -170,7 +168,17 @@ def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress 
                 etag_file.write_text(etag, encoding="utf-8")
             stream = part.open("ab" if begin else "wb")
         try:
-            done = _copy(answer, stream, begin, total, row, progress, label)
+            done = begin
+
+            def report(size: int) -> None:
+                nonlocal done
+                done += size
+                if progress is not None:
+                    progress(label, done, total)
+
+            limit = row.bytes or LONGEST
+            if begin + copy_stream(answer, stream, limit - begin, report) > limit:
+                raise _too_long(label, row, f"more than {limit} bytes", part)
         finally:
             with writing(part):
                 stream.close()
@@ -178,51 +186,25 @@ def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress 
         raise ConnectionError(f"the connection ended after {done} of {total} bytes")
 
 
-def _copy(
-    answer: http.client.HTTPResponse,
-    stream: IO[bytes],
-    done: int,
-    total: int | None,
-    row: WeightFile | Archive,
-    progress: Progress | None,
-    label: str,
-) -> int:
-    while block := answer.read(_CHUNK):
-        done += len(block)
-        if done > (row.bytes or LONGEST):
-            raise _too_long(label, row, f"more than {row.bytes or LONGEST} bytes", Path(stream.name))
-        try:
-            stream.write(block)
-            stream.flush()
-        except OSError as error:
-            raise unwritable(Path(stream.name), error) from None
-        if progress is not None:
-            progress(label, done, total)
-    return done
-
-
 def _too_long(label: str, row: WeightFile | Archive, found: str, part: Path) -> ModelDamaged:
     part.unlink(missing_ok=True)
     validator(part).unlink(missing_ok=True)
     if row.bytes is None:
         return ModelDamaged(
-            f"{label}: found {found}, more than is fetched of a file whose size is not recorded; deleted",
-            hint="record its size as `bytes` in model.toml, or fetch it by hand and run `sa models import FOLDER`",
+            f"{label}: found {found}, too long for a file whose size is not recorded; deleted",
+            hint="record its size as `bytes` in model.toml, or download it yourself and run `sa models import FOLDER`",
         )
-    return ModelDamaged(
-        f"{label}: what came is not what was recorded: found {found}, expected {row.bytes} bytes; deleted",
-        hint="the file behind the address was replaced: see the entry's CARD.md",
-    )
+    return differs(label, found, f"{row.bytes} bytes")
 
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _known_etag(place: Path) -> str | None:
-    """The remembered ETag, ``None`` where there is none that a header may hold."""
+def _known_etag(path: Path) -> str | None:
+    """The stored ETag, None if a header may not hold it."""
     try:
-        etag = place.read_bytes()[: 1 << 16].decode("ascii").strip()
+        etag = path.read_bytes()[: 1 << 16].decode("ascii").strip()
     except (OSError, UnicodeDecodeError):
         return None
     return etag if etag and etag.isprintable() else None
@@ -243,7 +225,7 @@ def _unusable(entry: Entry, row: WeightFile | Archive, why: str) -> ModelMissing
 def _refused(entry: Entry, url: str, status: int) -> ModelMissing:
     source = entry.source or "its publisher's page"
     if status in (401, 403):
-        hint = f"accept the publisher's terms at {source}, then set HF_TOKEN; or fetch it by hand and import it"
+        hint = f"accept the publisher's terms at {source}, then set HF_TOKEN; or download it yourself and import it"
     else:
         hint = f"the address may have moved: look at {source}, then `sa models import FOLDER`"
     many = " (too many redirects)" if 300 <= status < 400 else ""
@@ -255,6 +237,6 @@ def _unreachable(entry: Entry, url: str, path: str, cause: Exception) -> ModelMi
     words = redacted(" ".join(str(reason).split()) or type(reason).__name__)[:200]
     return ModelMissing(
         f"{entry.name}: cannot fetch {path} from {urlsplit(url).netloc}: {words}",
-        hint="run the same command again when the network is back (it resumes where it stopped), or fetch the file by "
-        "hand elsewhere and run `sa models import FOLDER`",
+        hint="run the same command to resume when the network is back, or download the file elsewhere and run "
+        "`sa models import FOLDER`",
     )

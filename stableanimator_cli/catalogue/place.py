@@ -1,8 +1,7 @@
-"""Put files under ``home()/models``: linked, copied or converted, each whole or not at all, none in another's place.
+"""Link, copy or convert files into ``cache_dir()/models``, each complete or not at all; no other file is replaced.
 
-A link that an import made gives way to a newer one: it holds nothing. A file with bytes of its own is kept if it is
-what would be written, and otherwise refuses the import, which then has changed nothing. Pickles are written as
-safetensors by the ``convert`` that the caller brings: no weights are read here.
+A link of an earlier import is replaced. A regular file stays if it equals the new one; otherwise the import is refused
+and changes nothing. The caller's ``convert`` writes pickles as safetensors: no weights are read here.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import filecmp
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from stableanimator_cli.files import sha256_of
 from stableanimator_cli.readers import parse_json
 
 Convert = Callable[[Path, Path], None]
-"""Writes the weights of the first file, a pickle, to the second as safetensors."""
+"""Write the weights of the first file, a pickle, to the second as safetensors."""
 
 WEIGHTS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".onnx")
 PICKLES = (".pth", ".pt", ".bin", ".ckpt")
@@ -36,40 +35,30 @@ _HEADER = 1 << 26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Imported:
-    """One file that a name opens from now on. ``how``: ``linked``, ``copied``, ``converted`` or ``already there``."""
+class Import:
+    """One file to register: ``source`` becomes the relative ``path`` of the entry ``name``.
 
-    name: str
-    role: str
-    source: Path
-    target: Path
-    how: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """One file to register: ``source`` becomes the relative ``path`` of the entry ``name``."""
+    ``how`` is the result: ``linked``, ``copied``, ``converted``, ``already there``, or empty before.
+    """
 
     name: str
     role: str
     source: Path
     path: str
     converted: bool
+    how: str = ""
 
     @property
     def target(self) -> Path:
         return catalogue.model_cache_dir(self.name) / self.path
 
-    def placed(self, how: str) -> Imported:
-        return Imported(name=self.name, role=self.role, source=self.source, target=self.target, how=how)
 
-
-def place_files(planned: Sequence[Planned], *, copy: bool, convert: Convert | None) -> list[Imported]:
-    """Register files of catalogue entries, one entry after the other, each under its lock."""
-    placed: dict[Planned, Imported] = {}
+def place_files(planned: Sequence[Import], *, copy: bool, convert: Convert | None) -> list[Import]:
+    """Register files of catalogue entries, each entry under its lock."""
+    placed: dict[Import, Import] = {}
     for name in dict.fromkeys(row.name for row in planned):
         rows = [row for row in planned if row.name == name]
-        with store.held(name):
+        with store.locked_model(name):
             states = {row: _state(row, copy=copy, convert=convert) for row in rows}
             others = [link for row in rows for link in _other_forms(row)]
             _check_room(row for row in rows if states[row] != "same" and (copy or row.converted))
@@ -81,16 +70,16 @@ def place_files(planned: Sequence[Planned], *, copy: bool, convert: Convert | No
                     with store.writing(row.target):
                         row.target.parent.mkdir(parents=True, exist_ok=True)
                         os.replace(part, row.target)
-                placed[row] = row.placed(how)
+                placed[row] = replace(row, how=how)
             for link in others:
                 link.unlink(missing_ok=True)
             store.remove_leftovers(catalogue.entry(name))
     return [placed[row] for row in planned]
 
 
-def place_folder(name: str, planned: Sequence[Planned], *, copy: bool, convert: Convert | None) -> list[Imported]:
-    """Register a model folder under its own name: the whole folder appears at once, or nothing does."""
-    with store.held(name) as folder:
+def place_folder(name: str, planned: Sequence[Import], *, copy: bool, convert: Convert | None) -> list[Import]:
+    """Register a model folder under its own name; the full folder appears at once, or nothing."""
+    with store.locked_model(name) as folder:
         if folder.is_symlink():
             raise BadInput.because(folder, "it is a link that no import made", hint=f"remove it first: rm {folder}")
         states = {row: _state(row, copy=copy, convert=convert) for row in planned}
@@ -98,25 +87,24 @@ def place_folder(name: str, planned: Sequence[Planned], *, copy: bool, convert: 
         others = [p for p in folder.rglob("*") if not p.is_dir() and p not in targets] if folder.is_dir() else []
         foreign = next((p for p in others if not p.is_symlink() and store.STAGING not in p.parts), None)
         if foreign is not None:
-            raise _taken(foreign, "it belongs to another model of that name")
+            raise _taken(foreign, "it belongs to another model with this name")
         if set(states.values()) == {"same"} and not others:
-            return [row.placed("already there") for row in planned]
+            return [replace(row, how="already there") for row in planned]
         _check_room(row for row in planned if copy or row.converted)
         built, placed = store.staging(name, inside=False), []
         for row in planned:
             with store.writing(row.target):
                 (built / row.path).parent.mkdir(parents=True, exist_ok=True)
-            placed.append(row.placed(_make(row, built / row.path, copy=copy, convert=convert)))
+            placed.append(replace(row, how=_make(row, built / row.path, copy=copy, convert=convert)))
         with store.writing(folder):
-            if folder.is_dir():  # links, and files that are built anew with the same bytes
+            if folder.is_dir():  # links, and files that are written again with the same bytes
                 shutil.rmtree(folder)
             os.replace(built, folder)
         return placed
 
 
-def _state(row: Planned, *, copy: bool, convert: Convert | None) -> _State:
-    """What is in the place of a file: the same already, a link that gives way, or nothing. ``BadInput`` for anything
-    else."""
+def _state(row: Import, *, copy: bool, convert: Convert | None) -> _State:
+    """State of a file's target: the same file, a replaceable link, or absent. Raises ``BadInput`` otherwise."""
     target, source = row.target, row.source.resolve()
     if target.is_symlink():
         return "same" if not copy and not row.converted and target.resolve() == source else "link"
@@ -153,10 +141,10 @@ def _difference(target: Path, source: Path, converted: bool) -> str:
     return f" (sha256 {found}..., not {given}...)"
 
 
-def _other_forms(row: Planned) -> list[Path]:
-    """Links to other weights that would be opened instead of ``row``, or beside it; they give way to it.
+def _other_forms(row: Import) -> list[Path]:
+    """Links to other weights that the name would open instead of ``row`` or in addition; they are removed.
 
-    Raises ``BadInput`` for a file of other weights: the name would go on opening it, or stop to.
+    Raises ``BadInput`` for a regular file of other weights.
     """
     listed = {file.path for file in catalogue.entry(row.name).files}
     links = []
@@ -164,11 +152,9 @@ def _other_forms(row: Planned) -> list[Path]:
         other = row.target.with_name(name)
         if other == row.target or not other.is_file():
             continue
-        if (
-            other.relative_to(catalogue.model_cache_dir(row.name)).as_posix() in listed - {row.path}
-            and not row.converted
-        ):
-            continue  # a file of its own
+        relative = other.relative_to(catalogue.model_cache_dir(row.name)).as_posix()
+        if relative in listed - {row.path} and not row.converted:
+            continue  # an entry's other file
         source = row.source.resolve()
         made_from = _converted_from(other)
         if other.samefile(source) or _same_bytes(source, other):
@@ -181,15 +167,15 @@ def _other_forms(row: Planned) -> list[Path]:
     return links
 
 
-def _check_room(rows: Iterable[Planned]) -> None:
+def _check_room(rows: Iterable[Import]) -> None:
     rows = list(rows)
     if rows:
         need = sum(row.source.stat().st_size for row in rows)
         store.check_room(catalogue.model_cache_dir(rows[0].name), need, rows[0].name)
 
 
-def _make(row: Planned, part: Path, *, copy: bool, convert: Convert | None) -> str:
-    """Write ``row`` to the temporary name ``part``."""
+def _make(row: Import, part: Path, *, copy: bool, convert: Convert | None) -> str:
+    """Write ``row`` to the temporary path ``part``. Returns how."""
     source = row.source.resolve()
     if row.converted and convert is not None:
         with store.writing(row.target):
@@ -222,7 +208,7 @@ def _copy(source: Path, part: Path, target: Path) -> None:
                 if not block:
                     return
                 with store.writing(target):
-                    while block:  # a full disk takes part of a block before it refuses
+                    while block:  # a full disk accepts part of a block before it fails
                         block = block[copied.write(block) :]
 
 
@@ -243,12 +229,12 @@ def _same_bytes(source: Path, target: Path) -> bool:
 
 
 def _same_time(source: Path, target: Path) -> bool:
-    """What a conversion has in common with its source if it records nothing else."""
+    """Whether the times are equal, as those of a conversion and its source."""
     return source.stat().st_mtime_ns == target.stat().st_mtime_ns
 
 
-def _converts_to(row: Planned, convert: Convert | None, target: Path) -> bool:
-    """Whether the conversion of ``row`` holds the tensors of ``target``, which does not record its source."""
+def _converts_to(row: Import, convert: Convert | None, target: Path) -> bool:
+    """Whether the conversion of ``row`` has the tensors of ``target``, which does not record its source."""
     if convert is None:
         return False
     part = store.staging(row.name, inside=True) / target.name
@@ -257,7 +243,7 @@ def _converts_to(row: Planned, convert: Convert | None, target: Path) -> bool:
 
 
 def _same_tensors(first: Path, second: Path) -> bool:
-    """Whether two safetensors files hold the same tensors in the same order, whatever their metadata."""
+    """Whether two safetensors files have the same tensors in the same order; metadata may differ."""
     headers = [_header(path) for path in (first, second)]
     tables = [{name: row for name, row in table.items() if name != "__metadata__"} for table, _ in headers]
     if tables[0] != tables[1]:
@@ -274,13 +260,13 @@ def _same_tensors(first: Path, second: Path) -> bool:
 
 
 def _converted_from(path: Path) -> str | None:
-    """The digest of the pickle that a safetensors file was converted from, ``None`` if it records none."""
+    """Digest of the pickle that a safetensors file was converted from, None if not recorded."""
     metadata = _header(path)[0].get("__metadata__")
     return metadata.get(SOURCE_SHA256) if isinstance(metadata, dict) else None
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and where its tensors begin; empty for a file of another kind."""
+    """Header of a safetensors file and the offset of its tensors; empty for other files."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if path.suffix != ".safetensors" or not 0 < length <= min(_HEADER, path.stat().st_size):

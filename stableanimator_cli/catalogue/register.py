@@ -1,8 +1,8 @@
-"""Register weights that are already on this machine under ``home()``, so that a catalogue name opens them.
+"""Register weights of this machine under ``cache_dir()``, so that a catalogue name opens them.
 
-Three kinds of folder are taken: a model folder (a trained checkpoint: becomes a name of its own), a download of the
-reference implementation (``catalogue_layouts``), and loose files that bear the name, and where it is recorded the size,
-of a listed file. Here is decided what goes where; ``catalogue_place`` links, copies and converts.
+Three kinds of folder are accepted: a model folder (a trained checkpoint: it becomes a new name), a download of the
+reference implementation (``layouts.py``), and loose files with the name, and the recorded size, of a listed file. This
+module chooses the targets; ``place.py`` links, copies and converts.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from pathlib import Path
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import layouts
-from stableanimator_cli.catalogue.place import PICKLES, WEIGHTS, Convert, Imported, Planned, place_files, place_folder
+from stableanimator_cli.catalogue.place import PICKLES, WEIGHTS, Convert, Import, place_files, place_folder
 from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, read
 from stableanimator_cli.errors import BadInput, ModelMissing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportReport:
-    """What ``import_folder`` took, the weight files of the folder that it left, and remarks worth a look."""
+    """Registered files, weight files of the folder that were left, and remarks."""
 
-    taken: tuple[Imported, ...]
+    taken: tuple[Import, ...]
     left: tuple[Path, ...]
     remarks: tuple[str, ...] = ()
 
 
 @dataclass
 class _Job:
-    """The work on one folder: what goes where."""
+    """The files of one folder to register."""
 
     folder: Path
     copy: bool
     convert: Convert | None
-    planned: list[Planned] = field(default_factory=list)
+    planned: list[Import] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     def take(self, name: str, role: str, source: Path, path: str, *, weights: bool = True) -> None:
@@ -47,10 +47,10 @@ class _Job:
             self.check_link(source)
         if converted:
             path = Path(path).with_suffix(".safetensors").as_posix()
-        self.planned.append(Planned(name=name, role=role, source=source, path=path, converted=converted))
+        self.planned.append(Import(name=name, role=role, source=source, path=path, converted=converted))
 
     def check_link(self, source: Path) -> None:
-        """Refuse to write the bytes of a file elsewhere that a link in the folder leads to."""
+        """Refuse to copy the target of a link that leads out of the folder."""
         real, folder = source.resolve(), self.folder.resolve()
         allowed = [folder, (self.folder.parent / "models" / layouts.FACE).absolute()]
         for above in folder.parents:  # the hub's cache: its snapshots are links to its blobs
@@ -59,17 +59,17 @@ class _Job:
         if not any(real.is_relative_to(root) for root in allowed):
             raise BadInput.because(
                 source,
-                f"it is or lies behind a link that leads out of {self.folder}, to {real}",
+                f"it is or is behind a link that leads out of {self.folder}, to {real}",
                 hint="import the folder that the link leads to, or import without --copy and --convert to link to it",
             )
 
 
 def import_folder(folder: str | Path, *, copy: bool = False, convert: Convert | None = None) -> ImportReport:
-    """Register what ``folder`` holds. Its own files are never changed. ``convert(source, target)`` writes a pickle's
-    weights as safetensors; ``None`` leaves pickles as they are.
+    """Register the weights in ``folder``, which is not changed. ``convert(source, target)`` writes a pickle's weights
+    as safetensors; None leaves pickles as they are.
 
-    Raises ``ModelMissing`` where nothing in it is known or SA_HOME cannot be written, and ``BadInput`` where it is no
-    folder, a name is taken, a file would have to be overwritten, or a link leads out of the folder.
+    Raises ``ModelMissing`` if nothing in it is known or SA_HOME cannot be written. Raises ``BadInput`` if it is no
+    folder, a name is taken, a file would be overwritten, or a link leads out of the folder.
     """
     folder = catalogue.expanded(folder)
     if not os.path.isdir(folder):
@@ -77,7 +77,7 @@ def import_folder(folder: str | Path, *, copy: bool = False, convert: Convert | 
         raise BadInput(folder, found, "a folder with weights", hint="name the folder that holds the weights")
     if folder.resolve().is_relative_to((catalogue.cache_dir() / "models").resolve()):
         raise BadInput.because(
-            folder, "it lies where imported models are kept", hint="`sa models list` shows the names that open it"
+            folder, "it is in the folder of imported models", hint="`sa models list` shows the names that open it"
         )
     job = _Job(folder=folder, copy=copy, convert=convert)
     if (folder / FILE_NAME).is_file():
@@ -98,8 +98,8 @@ def import_folder(folder: str | Path, *, copy: bool = False, convert: Convert | 
     return ImportReport(taken=tuple(taken), left=left, remarks=tuple(job.remarks))
 
 
-def _model_folder(job: _Job, found: Entry) -> list[Imported]:
-    """A folder with a model.toml becomes the name that it bears; every visible file of it is registered."""
+def _model_folder(job: _Job, found: Entry) -> list[Import]:
+    """Register every visible file of a folder with a model.toml under the model's name."""
     if (catalogue.builtin_dir() / found.name / FILE_NAME).is_file():
         raise BadInput(
             found.folder / FILE_NAME,
@@ -111,11 +111,11 @@ def _model_folder(job: _Job, found: Entry) -> list[Imported]:
         raise BadInput.because(
             found.folder, "it holds the folder of imported models", hint="set SA_HOME to a folder outside of it"
         )
-    told_from_here = [n for n in found.needs if n not in catalogue.names() and not catalogue.expanded(n).is_absolute()]
-    if told_from_here:
+    relative_needs = [n for n in found.needs if n not in catalogue.names() and not catalogue.expanded(n).is_absolute()]
+    if relative_needs:
         raise BadInput(
             found.folder / FILE_NAME,
-            f"needs = {told_from_here[0]!r}",
+            f"needs = {relative_needs[0]!r}",
             "catalogue names or absolute folders, because the model is opened from elsewhere",
             hint="import that model first and name it here, or use this folder by its path",
         )
@@ -154,11 +154,11 @@ def _layout(job: _Job, layout: layouts.Layout) -> None:
             path = Path(listed.file).with_name(f"{stem}{half}{found.file.suffix}")
             job.take(name, role, found.file, path.as_posix())
         if found.config is not None and listed.config is not None:
-            ours = catalogue.read_config(catalogue.entry(name).folder / listed.config)
-            theirs = catalogue.read_config(found.config)
-            other = [k for k, v in ours.items() if k in theirs and theirs[k] != v]
+            listed_config = catalogue.read_config(catalogue.entry(name).folder / listed.config)
+            found_config = catalogue.read_config(found.config)
+            other = [k for k, v in listed_config.items() if k in found_config and found_config[k] != v]
             if other:
-                values = ", ".join(f"{k} = {theirs[k]!r} (not {ours[k]!r})" for k in other)
+                values = ", ".join(f"{k} = {found_config[k]!r} (not {listed_config[k]!r})" for k in other)
                 job.remarks.append(
                     f"{found.config}: {values}; the name {name!r} uses the catalogue's values: "
                     "open the folder by its path to use its own"
@@ -166,18 +166,18 @@ def _layout(job: _Job, layout: layouts.Layout) -> None:
 
 
 def _loose(job: _Job) -> None:
-    """Files that were fetched by hand: the listed name at the top, or at the listed place, with the listed size."""
+    """Files that were downloaded by hand: the listed name at the top or at the listed path, with the listed size."""
     taken = {planned.source.resolve() for planned in job.planned}
     entries, damaged = catalogue.readable()
     job.remarks += [error.message for error in damaged]
     for found in entries:
         for row in found.files:
-            for place in (job.folder / row.path, job.folder / Path(row.path).name):
-                alike = place.is_file() and place.stat().st_size == (row.bytes or place.stat().st_size)
-                if alike and place.resolve() not in taken:
+            for path in (job.folder / row.path, job.folder / Path(row.path).name):
+                alike = path.is_file() and path.stat().st_size == (row.bytes or path.stat().st_size)
+                if alike and path.resolve() not in taken:
                     role = next((r for r, c in found.components.items() if c.file == row.path), "")
-                    job.take(found.name, role, place, row.path)
-                    taken.add(place.resolve())
+                    job.take(found.name, role, path, row.path)
+                    taken.add(path.resolve())
 
 
 def _weights(folder: Path) -> Iterator[Path]:

@@ -1,8 +1,8 @@
-"""Writing under ``home()/models``: one process at a time per model, and nothing half-made left behind.
+"""Writing to ``cache_dir()/models``: one process at a time per model, and no incomplete files.
 
-A download that was interrupted stays as ``FILE.part``, and the same command resumes it. Everything else is built in
-``.NAME.part`` beside the model's folder or ``.sa.part`` inside it. Whoever holds the model's lock removes what a killed
-process left there: while the lock is free no process is at work on it.
+An interrupted download stays as ``FILE.part``, and the same command resumes it. Everything else is built in
+``.NAME.part`` beside the model's folder or ``.sa.part`` inside it. The process that holds the model's lock removes what
+killed processes left there.
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Protocol
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue.schema import Entry
-from stableanimator_cli.errors import BadInput, ModelMissing
+from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing
 from stableanimator_cli.files import NO_ROOM, exclusive_lock
 
 STAGING = ".sa.part"
 
 
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
 @contextlib.contextmanager
-def held(name: str) -> Iterator[Path]:
-    """Hold the model ``name`` for writing and give its folder. Raises ``BadInput`` while another process holds it.
+def locked_model(name: str) -> Iterator[Path]:
+    """Lock the model ``name`` for writing and yield its folder. Raises ``BadInput`` while another process holds it.
 
     Remains of killed runs are removed first, empty folders last.
     """
@@ -40,7 +45,7 @@ def held(name: str) -> Iterator[Path]:
             raise BadInput.because(
                 folder,
                 "it is being written by another `sa models pull` or `sa models import`",
-                hint="wait until that has ended, then run the same command again",
+                hint="wait until it has ended, then run the same command again",
             )
         _sweep(models, name)
         try:
@@ -51,83 +56,107 @@ def held(name: str) -> Iterator[Path]:
 
 
 def staging(name: str, *, inside: bool) -> Path:
-    """A new empty folder to build in, which ``held`` removes: ``inside`` the model's folder, for single files, or
-    beside it, for all of it at once."""
+    """A new empty folder to build in, removed with the lock: ``inside`` the model's folder for single files, or beside
+    it for the full folder."""
     folder = catalogue.model_cache_dir(name)
-    place = folder / STAGING if inside else folder.with_name(f".{name}.part")
-    with writing(place):
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-    return place
+    path = folder / STAGING if inside else folder.with_name(f".{name}.part")
+    with writing(path):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+    return path
 
 
 def unclean(name: str) -> bool:
-    """Whether a process that was killed, or is at work, left something that ``held`` removes."""
+    """Whether a process that is killed or running left something that ``locked_model`` removes."""
     models, folder = catalogue.cache_dir() / "models", catalogue.model_cache_dir(name)
     return any(os.path.lexists(p) for p in (models / f".{name}.lock", models / f".{name}.part", folder / STAGING))
 
 
 def remove_staging(name: str) -> None:
-    """Remove what was being built for the model ``name``, whose lock the caller holds."""
+    """Remove unfinished files of the model ``name``, whose lock the caller holds."""
     folder = catalogue.model_cache_dir(name)
-    for place in (folder / STAGING, folder.with_name(f".{name}.part")):
-        if place.is_dir() and not place.is_symlink():
-            shutil.rmtree(place, ignore_errors=True)
+    for path in (folder / STAGING, folder.with_name(f".{name}.part")):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def partial(target: Path) -> Path:
-    """Where the download of ``target`` arrives."""
+    """Temporary path of the download of ``target``."""
     return target.with_name(target.name + ".part")
 
 
 def validator(part: Path) -> Path:
-    """Holds the ETag of the answer that ``part`` comes from."""
+    """Path of the ETag of the response that ``part`` comes from."""
     return part.with_name(part.name + ".etag")
 
 
 def leftovers(entry: Entry) -> list[Path]:
-    """Partial downloads of files that have meanwhile arrived or been imported, and those of their archives."""
-    here = {row.path for row in entry.files if catalogue.locate(entry, row.path) is not None}
-    done = list(here)
+    """Partial downloads of files that are complete or imported by now, and of their archives."""
+    present = {row.path for row in entry.files if catalogue.locate(entry, row.path) is not None}
+    done = list(present)
     for archive in entry.archives:
         members = [row for row in entry.files if row.archive == archive.path]
-        if all(row.path in here or row.optional for row in members):
+        if all(row.path in present or row.optional for row in members):
             done.append(archive.path)
-    parts = (partial(catalogue.model_cache_dir(entry.name) / path) for path in done)
-    return [place for part in parts for place in (part, validator(part)) if place.is_file()]
+    parts = (partial(catalogue.model_cache_dir(entry.name) / row) for row in done)
+    return [path for part in parts for path in (part, validator(part)) if path.is_file()]
 
 
 def remove_leftovers(entry: Entry) -> None:
-    for place in leftovers(entry):
+    for path in leftovers(entry):
         with contextlib.suppress(OSError):
-            place.unlink()
+            path.unlink()
 
 
 @contextlib.contextmanager
-def writing(place: Path) -> Iterator[None]:
-    """Turn what the system refuses while ``place`` is written into ``ModelMissing``."""
+def writing(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` while ``path`` is written into ``ModelMissing``."""
     try:
         yield
     except OSError as error:
-        raise unwritable(place, error) from error
+        raise unwritable(path, error) from error
 
 
-def unwritable(place: Path, error: OSError) -> ModelMissing:
-    """The error for a refused write below ``home()``: says whether it is room, rights or the folder."""
+def unwritable(path: Path, error: OSError) -> ModelMissing:
+    """The error for a failed write below ``cache_dir()``: no room, no rights, or no folder."""
     if error.errno in NO_ROOM:
         return ModelMissing(
-            f"{place}: no room left to write it",
+            f"{path}: no room left to write it",
             hint="make room, or set SA_HOME to a folder on a larger disk, then run the same command again",
         )
     reason = (error.strerror or str(error)).lower()
-    return ModelMissing(
-        f"{place}: it cannot be written ({reason})", hint="set SA_HOME to a folder that can be written to"
+    return ModelMissing(f"{path}: it cannot be written ({reason})", hint="set SA_HOME to a writable folder")
+
+
+def differs(label: str, found: str, expected: str) -> ModelDamaged:
+    """The error for a download that was deleted because it differs from its record."""
+    return ModelDamaged(
+        f"{label}: the download differs from its record: found {found}, expected {expected}; deleted",
+        hint="try again; if the error stays, the file behind the address was replaced: see the entry's CARD.md",
     )
 
 
-def check_room(place: Path, need: int, label: str) -> None:
-    """Raise ``ModelMissing`` if fewer than ``need`` bytes are free at ``place``."""
-    near = next(folder for folder in (place, *place.parents) if folder.is_dir())
+def copy_stream(source: Readable, stream: IO[bytes], limit: int, progress: Callable[[int], None] | None = None) -> int:
+    """Copy until the end or until more than ``limit`` bytes are written; returns their number.
+
+    Only errors of the write become ``ModelMissing``. ``progress`` receives the bytes of each block.
+    """
+    done = 0
+    while done <= limit and (block := source.read(1 << 20)):
+        done += len(block)
+        try:
+            stream.write(block)
+            stream.flush()
+        except OSError as error:
+            raise unwritable(Path(stream.name), error) from None
+        if progress is not None:
+            progress(len(block))
+    return done
+
+
+def check_room(path: Path, need: int, label: str) -> None:
+    """Raise ``ModelMissing`` if fewer than ``need`` bytes are free at ``path``."""
+    near = next(folder for folder in (path, *path.parents) if folder.is_dir())
     free = shutil.disk_usage(near).free
     if need > free:
         raise ModelMissing(
@@ -137,19 +166,19 @@ def check_room(place: Path, need: int, label: str) -> None:
 
 
 def _sweep(models: Path, name: str) -> None:
-    """Remove what killed processes built: of ``name``, which is held, and of models that no process holds."""
+    """Remove what killed processes left: of ``name``, which is locked, and of models that no process locks."""
     remove_staging(name)
-    beside = {place.name[1:].removesuffix(".part") for place in models.glob(".*.part")}
-    for other in (beside | {place.parent.name for place in models.glob(f"*/{STAGING}")}) - {name}:
+    beside = {path.name[1:].removesuffix(".part") for path in models.glob(".*.part")}
+    for other in (beside | {path.parent.name for path in models.glob(f"*/{STAGING}")}) - {name}:
         with exclusive_lock(models / f".{other}.lock") as free:
             if free:
                 remove_staging(other)
 
 
 def _prune(folder: Path) -> None:
-    """Remove empty folders from ``folder`` upwards from the deepest, itself last."""
+    """Remove empty folders in ``folder``, the deepest first, itself last."""
     if not folder.is_dir() or folder.is_symlink():
         return
-    for place, _, _ in os.walk(folder, topdown=False):
+    for path, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):  # not empty
-            os.rmdir(place)
+            os.rmdir(path)

@@ -177,7 +177,7 @@ def verify(
         requested, damaged = catalogue.readable() if name is None else (catalogue.with_needs(catalogue.load(name)), [])
         for entry in requested:
             found = download.verify(entry, bars)
-            if name is not None or any(c.place is not None for c in found):
+            if name is not None or any(c.file is not None for c in found):
                 checks[entry.name] = found
     for error in damaged:
         out.warning(error.message)
@@ -307,7 +307,7 @@ def _row(check: Check) -> dict[str, Any]:
     return {
         "path": check.path,
         "state": check.status,
-        "place": check.place,
+        "place": check.file,
         "bytes": check.bytes,
         "sha256": check.sha256,
         "expected": check.expected,
@@ -318,7 +318,7 @@ def _verdict(check: Check) -> str:
     if check.status == "missing" and check.optional:
         return "not fetched (optional)"
     if check.status == "other form":
-        return f"other form ({check.place.name if check.place else ''})"
+        return f"other form ({check.file.name if check.file else ''})"
     return check.status
 
 

@@ -265,11 +265,11 @@ def test_a_record_or_preview_never_takes_the_place_of_an_input(place, animate):
 def test_an_output_does_not_go_among_the_frames_of_its_motion(place, animate):
     for form in ("pictures", "json folder"):
         folder = in_form(form, place / form.replace(" ", ""), 3)
-        refused(place, animate, BadInput, 3, "lies in the input", motion=folder, output=folder / "out.mp4")
+        refused(place, animate, BadInput, 3, "is inside the input", motion=folder, output=folder / "out.mp4")
     video = skeleton_video(place / "dance.mp4", 3)
     clip = clip_of(place / "clip", video, 3)
     for motion in (clip, clip / "motion.npz"):
-        refused(place, animate, BadInput, 3, "lies in the input", motion=motion, output=clip / "out.mp4")
+        refused(place, animate, BadInput, 3, "is inside the input", motion=motion, output=clip / "out.mp4")
     refused(place, animate, BadInput, 3, "is the same as the input", motion=clip, output=video)
 
 

@@ -294,10 +294,10 @@ def test_a_link_out_of_the_folder_is_not_copied(tmp_path: Path, home: Path, writ
     folder = tmp_path / "w"
     folder.mkdir()
     (folder / "unet.pth").symlink_to(secret)
-    with pytest.raises(BadInput, match=r"unet\.pth: it is or lies behind a link that leads out of .*secret\.pth"):
+    with pytest.raises(BadInput, match=r"unet\.pth: it is or is behind a link that leads out of .*secret\.pth"):
         import_folder(folder, **writes)
     model_toml(tmp_path / "c", 'name = "mine"\n').joinpath("notes.bin").symlink_to(secret)
-    with pytest.raises(BadInput, match=r"notes\.bin: it is or lies behind a link"):
+    with pytest.raises(BadInput, match=r"notes\.bin: it is or is behind a link"):
         import_folder(tmp_path / "c", **writes)
     assert not list(home.rglob("*.*"))
     assert import_folder(folder).taken[0].how == "linked"  # nothing is written then, and the name leads where it did
@@ -331,7 +331,7 @@ def test_links_that_lead_nowhere_are_reported_and_circles_end(tmp_path: Path) ->
 
 def test_the_folder_of_imports_is_no_source(tmp_path: Path, home: Path) -> None:
     import_folder(model_toml(tmp_path / "c", 'name = "mine"\n'), copy=True)
-    with pytest.raises(BadInput, match="lies where imported models are kept"):
+    with pytest.raises(BadInput, match="in the folder of imported models"):
         import_folder(home / "models/mine", copy=True)
     around = model_toml(tmp_path, 'name = "all"\n')
     with pytest.raises(BadInput, match="it holds the folder of imported models"):
@@ -345,7 +345,7 @@ def test_one_process_at_a_time_writes_a_model(tmp_path: Path, home: Path) -> Non
     write(tmp_path / "w/unet.pth")
     folder = model_toml(tmp_path / "c", 'name = "mine"\n')
     for name, source in (("stableanimator", tmp_path / "w"), ("mine", folder)):
-        with store.held(name), pytest.raises(BadInput, match="another `sa models pull` or") as caught:
+        with store.locked_model(name), pytest.raises(BadInput, match="another `sa models pull` or") as caught:
             import_folder(source)
         assert "then run the same command again" in str(caught.value.hint)
         assert import_folder(source).taken
@@ -360,7 +360,7 @@ def test_what_a_killed_import_was_building_is_removed_by_the_next(tmp_path: Path
     write(models / "svd-xt/.sa.part/.tmp123", b"half")
     write(models / "svd-xt/vae.txt", b"not ours")
     assert {"mine", ".mine.part"}.isdisjoint(catalogue.names())
-    with store.held("other"):
+    with store.locked_model("other"):
         write(models / ".other.part/model.toml", b"at work")
         import_folder(model_toml(tmp_path / "c", 'name = "mine"\n'))
         assert (models / ".other.part/model.toml").read_bytes() == b"at work"

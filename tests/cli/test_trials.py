@@ -176,7 +176,7 @@ REFUSED = [
     (animate(more="-o out.gif"), 2, "--output: found 'out.gif'"),
     (animate(motion="skeleton.mp4", more="-o skeleton.mp4"), 3, "is the same as the input skeleton.mp4"),
     (animate(motion="openpose.json", more="-o openpose.mp4"), 3, "openpose.json: the output is the same as the input"),
-    (animate(motion="frames", more="-o frames/out.mp4"), 3, "frames/out.mp4: the output lies in the input frames"),
+    (animate(motion="frames", more="-o frames/out.mp4"), 3, "frames/out.mp4: the output is inside the input frames"),
     (animate(more="--config unknown-key.toml"), 2, "unknown-key.toml: sampling.stepz: found 'stepz'"),
     (animate(more="--config flat.toml"), 2, "flat.toml: steps: found 'steps'"),
     (animate(more="--config broken.toml"), 2, "broken.toml: it is not a config: no valid TOML (Invalid value"),

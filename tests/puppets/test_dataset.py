@@ -114,7 +114,7 @@ def test_other_folders_are_left_alone(tmp_path):
         write_puppets(small(tmp_path / "mine.txt"))
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "puppets.json").write_text("[]")
-    with pytest.raises(BadInput, match="it is an empty list, where the settings of a puppets folder is an object"):
+    with pytest.raises(BadInput, match="it is an empty list, expected the settings of a puppets folder, an object"):
         write_puppets(small(tmp_path / "bad"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "mine.txt"]
 

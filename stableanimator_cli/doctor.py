@@ -1,7 +1,7 @@
-"""``sa doctor``: what on this machine would break a run, each with the command that mends it.
+"""``sa doctor``: problems of this machine that would break a run, each with the command that mends it.
 
-Every check stands alone: one that crashes is a finding. What may crash the interpreter, or takes seconds to import, is
-tried in a process of its own. torch is only imported there, and only where a card is there to ask about.
+Checks are independent; one that crashes is a finding. Imports that may crash the interpreter or take seconds run in a
+separate process; torch only there, and only if an NVIDIA GPU exists.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """What one check found: ``note`` may matter to somebody, ``broken`` will stop a run; both have a ``mend``."""
+    """Result of one check: ``note`` may matter, ``broken`` stops a run; both have a ``mend``."""
 
     check: str
     state: State
@@ -74,14 +74,14 @@ class Diagnosis:
 
 
 def examine(checks: Mapping[str, Callable[[], Iterable[Finding]]] | None = None) -> Diagnosis:
-    """Run all checks; never raises for what one of them does."""
+    """Run all checks. Never raises: a check that crashes is a finding."""
     findings: list[Finding] = []
     for name, check in (checks or CHECKS).items():
         try:
             findings += check()
         except SaError as error:
             findings.append(_broken(name, error.message, error.hint or "sa doctor --json"))
-        except Exception as error:  # a machine that is broken in an unforeseen way
+        except Exception as error:  # an unforeseen problem of the machine
             words = " ".join(str(error).split())
             mend = getattr(error, "hint", None) or "SA_DEBUG=1 sa doctor --json, and report it"
             findings.append(_broken(name, f"the check itself failed: {type(error).__name__}: {words}", mend))
@@ -89,23 +89,23 @@ def examine(checks: Mapping[str, Callable[[], Iterable[Finding]]] | None = None)
 
 
 def packages() -> Iterator[Finding]:
-    """Everything that is imported is installed, in a version of the range that was tested."""
+    """All imported packages are installed, in tested versions."""
     required = list(_required())
     bad = 0
-    for name, wanted in required:
+    for name, expected in required:
         found = _version(name)
         if found is None and name == "onnxruntime":
             found = _version("onnxruntime-gpu")
-        if found is None or not _within(found, wanted):
+        if found is None or not _within(found, expected):
             bad += 1
-            message = f"{name} is not installed" if found is None else f"{name} {found}, expected {wanted}"
-            yield _broken("packages", message, f"pip install '{name}{wanted}'")
+            message = f"{name} is not installed" if found is None else f"{name} {found}, expected {expected}"
+            yield _broken("packages", message, f"pip install '{name}{expected}'")
     if not bad:
         yield _ok("packages", f"{len(required)} packages are installed in their ranges")
 
 
 def torchvision() -> Iterator[Finding]:
-    """Merely being there, a build for another torch breaks transformers."""
+    """An installed build for another torch breaks transformers, which imports it if it exists."""
     found = _version("torchvision")
     if found is None:
         yield _ok("torchvision", "not installed, as it should be")
@@ -119,15 +119,15 @@ def torchvision() -> Iterator[Finding]:
 
 
 def opencv() -> Iterator[Finding]:
-    """All OpenCV packages write one ``cv2``: they must be one version, and none of them headless beside another."""
-    here = {name: version for name in _OPENCV if (version := _version(name)) is not None}
-    message = ", ".join(f"{name} {version}" for name, version in here.items())
-    headless = [name for name in here if name.endswith("-headless")]
-    best = here.get("opencv-python") or next(iter(here.values()), None)
-    again = f"pip uninstall -y {' '.join(here)} && pip install opencv-python=={best} opencv-contrib-python=={best}"
-    if len(set(here.values())) > 1:
+    """All OpenCV packages write ``cv2``: they must have one version, and no headless build beside another."""
+    installed = {name: version for name in _OPENCV if (version := _version(name)) is not None}
+    message = ", ".join(f"{name} {version}" for name, version in installed.items())
+    headless = [name for name in installed if name.endswith("-headless")]
+    best = installed.get("opencv-python") or next(iter(installed.values()), None)
+    again = f"pip uninstall -y {' '.join(installed)} && pip install opencv-python=={best} opencv-contrib-python=={best}"
+    if len(set(installed.values())) > 1:
         yield _broken("opencv", f"more than one version writes cv2: {message}", again)
-    elif headless and len(here) > len(headless):
+    elif headless and len(installed) > len(headless):
         yield _broken("opencv", f"a headless build beside another: {message}", again)
     works, words = _probe("import cv2; print(cv2.__version__)")
     library = re.search(r"(lib\w+)[\w.+-]*\.so[.\d]*: cannot open shared object", words)
@@ -137,11 +137,11 @@ def opencv() -> Iterator[Finding]:
         package = {"libGL": "libgl1", "libgthread": "libglib2.0-0"}.get(library[1], library[1].lower())
         yield _broken("opencv", f"cv2 does not load ({words})", f"apt-get install -y {package}")
     else:
-        yield _broken("opencv", f"cv2 does not load ({words})", again if here else "pip install opencv-python")
+        yield _broken("opencv", f"cv2 does not load ({words})", again if installed else "pip install opencv-python")
 
 
 def onnxruntime() -> Iterator[Finding]:
-    """One of the two builds, for they share their files; with a card, the one that uses it."""
+    """Only one of the two builds, which share their files; with an NVIDIA GPU, the one that uses it."""
     cpu, gpu = _version("onnxruntime"), _version("onnxruntime-gpu")
     if cpu and gpu:
         one = "onnxruntime-gpu" if _nvidia() else "onnxruntime"
@@ -155,33 +155,33 @@ def onnxruntime() -> Iterator[Finding]:
         yield _broken("onnxruntime", f"does not load ({words})", f"pip install --force-reinstall {name}")
     elif _nvidia() and "CUDAExecutionProvider" not in words:
         other = f"pip uninstall -y {name} && pip install onnxruntime-gpu"
-        yield _note("onnxruntime", "does not use the NVIDIA card: faces and poses are found on the CPU", other)
+        yield _note("onnxruntime", "does not use the NVIDIA GPU: faces and poses are detected on the CPU", other)
     else:
         yield _ok("onnxruntime", f"{name} {cpu or gpu} with {words}")
 
 
 def video() -> Iterator[Finding]:
-    """The encoders that videos are written with."""
-    wanted = ("libx264", "libx264rgb", "aac")
-    works, words = _probe(f"import av; print(*(n for n in {wanted!r} if n not in av.codec.codecs_available))")
+    """Encoders for videos."""
+    expected = ("libx264", "libx264rgb", "aac")
+    works, words = _probe(f"import av; print(*(n for n in {expected!r} if n not in av.codec.codecs_available))")
     again = "pip install --force-reinstall --no-deps av"
     if not works:
         yield _broken("video", f"PyAV does not load ({words})", again)
     elif words:
         yield _broken("video", f"PyAV {_version('av')} was built without {words.replace(' ', ', ')}", again)
     else:
-        yield _ok("video", f"PyAV {_version('av')} has {', '.join(wanted)}")
+        yield _ok("video", f"PyAV {_version('av')} has {', '.join(expected)}")
 
 
 def gpu() -> Iterator[Finding]:
-    """Whether torch uses the card that is there."""
+    """Whether torch uses the GPU."""
     if not _nvidia():
         apple = sys.platform == "darwin" and os.uname().machine == "arm64"
-        yield _ok("gpu", "Apple's GPU (MPS) is used" if apple else "no NVIDIA card here: everything runs on the CPU")
+        yield _ok("gpu", "Apple's GPU (MPS) is used" if apple else "no NVIDIA GPU: everything runs on the CPU")
         return
     build = _version("torch") or "missing"
     if "+cpu" in build:
-        message = f"an NVIDIA card, and torch {build}, which is built for the CPU alone"
+        message = f"an NVIDIA GPU, and torch {build}, which is built for the CPU only"
         yield _broken("gpu", message, "pip uninstall -y torch && pip install torch")
         return
     works, words = _probe(
@@ -193,11 +193,12 @@ def gpu() -> Iterator[Finding]:
         yield _ok("gpu", f"{words}, torch {build}")
     else:
         why = f" ({words})" if words else ""
-        yield _broken("gpu", f"an NVIDIA card that torch {build} cannot use: driver gone or too old{why}", "nvidia-smi")
+        message = f"an NVIDIA GPU that torch {build} cannot use: driver missing or too old{why}"
+        yield _broken("gpu", message, "nvidia-smi")
 
 
 def models() -> Iterator[Finding]:
-    """Each model of the catalogue is whole or not fetched at all; nothing empty, cut or linked to what is gone."""
+    """Each model of the catalogue is complete or not downloaded; no empty, truncated or dangling files."""
     lacking: list[str] = []
     for name in catalogue.names():
         try:
@@ -211,60 +212,60 @@ def models() -> Iterator[Finding]:
         elif not any(_located(found)):
             lacking.append(name)
         else:
-            yield _ok("models", f"{name} is here and whole")
+            yield _ok("models", f"{name} is installed and complete")
     if lacking:
-        message = f"optional and not fetched: {', '.join(lacking)}"
-        wanted = catalogue.DEFAULT if catalogue.DEFAULT in lacking else lacking[0]
-        yield _note("models", message, f"sa models pull {wanted}")
+        message = f"optional and not downloaded: {', '.join(lacking)}"
+        expected = catalogue.DEFAULT if catalogue.DEFAULT in lacking else lacking[0]
+        yield _note("models", message, f"sa models pull {expected}")
     yield from _remains(catalogue.cache_dir() / "models")
-    asked = os.environ.get("SA_MODEL")
-    if asked and asked not in catalogue.names() and not os.path.isdir(catalogue.expanded(asked)):
-        yield _broken("models", f"SA_MODEL is {asked!r}: no name of the catalogue and no folder", "unset SA_MODEL")
+    requested = os.environ.get("SA_MODEL")
+    if requested and requested not in catalogue.names() and not os.path.isdir(catalogue.expanded(requested)):
+        yield _broken("models", f"SA_MODEL is {requested!r}: no name of the catalogue and no folder", "unset SA_MODEL")
 
 
 def _model(found: Entry) -> Iterator[Finding]:
     pull = f"sa models pull {found.name}"
     needed = [row for row in found.files if not row.optional]
-    places = {row.path: path for row, path in zip(needed, _located(found, needed), strict=True)}
-    missing = [path for path, place in places.items() if place is None]
-    if missing and len(missing) < len(places):
+    paths = {row.path: path for row, path in zip(needed, _located(found, needed), strict=True)}
+    missing = [name for name, path in paths.items() if path is None]
+    if missing and len(missing) < len(paths):
         some = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
-        yield _broken("models", f"{found.name} lacks {len(missing)} of {len(places)} files: {some}", pull)
+        yield _broken("models", f"{found.name} lacks {len(missing)} of {len(paths)} files: {some}", pull)
     folder = catalogue.model_cache_dir(found.name)
     if missing and folder.is_dir() and not any(path.is_file() for path in folder.rglob("*")):
         yield _note("models", f"{folder} is an empty folder", pull)
     for row in needed:
-        place = places[row.path]
-        if place is not None:
+        path = paths[row.path]
+        if path is not None:
             try:
-                catalogue.check_size(place, row.bytes if place.name == Path(row.path).name else None, found.name)
+                catalogue.check_size(path, row.bytes if path.name == Path(row.path).name else None, found.name)
             except SaError as error:
                 yield _broken("models", error.message, pull)
     for root in catalogue.search_paths(found):
         deep = root / found.name
-        if any(place is not None and place.is_relative_to(deep) for place in places.values()):
-            message = f"{deep} was unpacked one level too deep: read here, but not by insightface itself"
+        if any(path is not None and path.is_relative_to(deep) for path in paths.values()):
+            message = f"{deep} was unpacked one level too deep: sa reads it, but insightface itself does not"
             yield _note("models", message, f"mv {deep}/* {root}/ && rmdir {deep}")
 
 
 def _remains(models: Path) -> Iterator[Finding]:
-    """What interrupted downloads and imports left, and links that lead nowhere."""
+    """Remains of interrupted downloads and imports, and dangling links."""
     if os.path.lexists(models) and not models.is_dir():
-        yield _broken("models", f"{models} is no folder: no model can be fetched or imported", f"rm {models}")
+        yield _broken("models", f"{models} is not a folder: no model can be downloaded or imported", f"rm {models}")
     known = set(catalogue.names())
-    for place in sorted(models.iterdir()) if models.is_dir() else ():
-        if any(path.is_symlink() and not path.exists() for path in (place, place / FILE_NAME)):
-            yield _note("models", f"{place} is a link to what is gone", f"rm -r {place}")
-        elif place.name.startswith("."):
-            if place.is_dir():
-                yield _note("models", f"{place} is what an interrupted import left", f"rm -r {place}")
-        elif place.is_dir() and place.name not in known and any(place.iterdir()):
-            message = f"{place} holds files and no {FILE_NAME}: no name opens them"
-            yield _note("models", message, f"import it again, or move it away: mv {place} .")
-        parts = [p for p in place.rglob("*.part") if p.is_file()] if not place.name.startswith(".") else []
+    for path in sorted(models.iterdir()) if models.is_dir() else ():
+        if any(file.is_symlink() and not file.exists() for file in (path, path / FILE_NAME)):
+            yield _note("models", f"{path} is a link to a missing file", f"rm -r {path}")
+        elif path.name.startswith("."):
+            if path.is_dir():
+                yield _note("models", f"{path} was left by an interrupted import", f"rm -r {path}")
+        elif path.is_dir() and path.name not in known and any(path.iterdir()):
+            message = f"{path} holds files and no {FILE_NAME}: no name opens them"
+            yield _note("models", message, f"import it again, or move it away: mv {path} .")
+        parts = [p for p in path.rglob("*.part") if p.is_file()] if not path.name.startswith(".") else []
         if parts:
             size = sum(part.stat().st_size for part in parts)
-            mend = f"sa models pull {place.name} --all" if place.name in known else f"rm -r {parts[0]}"
+            mend = f"sa models pull {path.name} --all" if path.name in known else f"rm -r {parts[0]}"
             yield _note("models", f"{parts[0]}: {size} bytes of an interrupted download", mend)
 
 
@@ -273,33 +274,33 @@ def _located(found: Entry, rows: Iterable[WeightFile] | None = None) -> Iterator
 
 
 def disk() -> Iterator[Finding]:
-    """Room where models, temporary files and videos go."""
+    """Free space for models, temporary files and videos."""
     home = catalogue.cache_dir()
     near = next(folder for folder in (home, *home.parents) if folder.exists())
     if not os.access(near, os.W_OK | os.X_OK):
         yield _broken(
-            "disk", f"{home} cannot be written: models cannot be fetched", "export SA_HOME=/a/folder/of/yours"
+            "disk", f"{home} cannot be written: models cannot be downloaded", "export SA_HOME=/a/folder/of/yours"
         )
-    places = {
+    paths = {
         "models": (near, "export SA_HOME=/a/folder/with/room"),
         "temporary files": (Path(tempfile.gettempdir()), "export TMPDIR=/a/folder/with/room"),
-        "the folder you are in": (Path.cwd(), "du -sh * | sort -h"),
+        "the current folder": (Path.cwd(), "du -sh * | sort -h"),
     }
-    free = {what: shutil.disk_usage(place).free for what, (place, _) in places.items()}
-    for what, (place, mend) in places.items():
+    free = {what: shutil.disk_usage(path).free for what, (path, _) in paths.items()}
+    for what, (path, mend) in paths.items():
         if free[what] < DISK:
-            yield _broken("disk", f"{free[what] / 2**30:.2f} GiB free for {what} ({place})", mend)
+            yield _broken("disk", f"{free[what] / 2**30:.2f} GiB free for {what} ({path})", mend)
     if min(free.values()) >= DISK:
         yield _ok("disk", ", ".join(f"{size / 2**30:.0f} GiB for {what}" for what, size in free.items()))
-    lacks = sum(
+    missing_bytes = sum(
         row.bytes or 0
         for entry in catalogue.with_needs(catalogue.entry(catalogue.DEFAULT))
         for row in entry.files
         if not row.optional and catalogue.locate(entry, row.path) is None
     )
-    if DISK <= free["models"] < lacks:
+    if DISK <= free["models"] < missing_bytes:
         message = f"{free['models'] / 2**30:.1f} GiB free in {near}"
-        message += f", and {catalogue.DEFAULT} takes at least {lacks / 2**30:.1f} GiB"
+        message += f", and {catalogue.DEFAULT} takes at least {missing_bytes / 2**30:.1f} GiB"
         yield _note("disk", message, "export SA_HOME=/a/folder/with/room")
 
 
@@ -309,7 +310,7 @@ def evaluation_cache() -> Iterator[Finding]:
 
 
 def shared_memory() -> Iterator[Finding]:
-    """Worker processes of data loaders pass arrays through it; containers often have 64 MB of it."""
+    """Data loader workers pass arrays through shared memory; containers often have 64 MB of it."""
     if sys.platform != "linux":
         return
     mend = "mount -o remount,size=8g /dev/shm, or docker run --shm-size=8g"
@@ -358,8 +359,8 @@ def _version(distribution: str) -> str | None:
 
 
 def _required() -> Iterator[tuple[str, str]]:
-    """(distribution, range) of what is imported: as installed, else as the checkout's pyproject.toml says. Lower bounds
-    come first, as people write them; built metadata sorts them by sign."""
+    """(distribution, range) of imported packages, from the installed metadata or the checkout's pyproject.toml. Lower
+    bounds come first; built metadata sorts them by sign."""
     try:
         lines = metadata.requires("stableanimator-cli") or []
     except metadata.PackageNotFoundError:
@@ -371,10 +372,10 @@ def _required() -> Iterator[tuple[str, str]]:
             yield match[1], ",".join(sorted(re.findall(r"[^,\s]+", match[2]), key=lambda part: part.startswith("<")))
 
 
-def _within(version: str, wanted: str) -> bool:
-    from packaging.specifiers import SpecifierSet  # of accelerate and transformers: there where they are
+def _within(version: str, expected: str) -> bool:
+    from packaging.specifiers import SpecifierSet  # a dependency of accelerate and transformers
 
-    return version in SpecifierSet(wanted, prereleases=True)
+    return version in SpecifierSet(expected, prereleases=True)
 
 
 def _nvidia() -> bool:
@@ -382,7 +383,7 @@ def _nvidia() -> bool:
 
 
 def _probe(code: str) -> tuple[bool, str]:
-    """Whether Python code runs in a process of its own, and the last line of what it said."""
+    """Whether Python code runs in a separate process, and its last line of output."""
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False

@@ -1,6 +1,6 @@
 """Files that commit fdde7c9, the last before the redesign, wrote still open: clip folder, record, checkpoints.
 
-``data/before_redesign.zip`` holds them: 4 frames of ``models/puppet`` at 128x128, finished (``out.mp4``) and interrupted
+``data/before_redesign.zip`` holds them: 4 frames of ``models/puppet`` at 128x128, finished (``out.mp4``) and stopped
 after 2 of 4 steps, and a LoRA training that was interrupted after 1 of 2 steps. Weights are left out of the latter.
 """
 
@@ -17,11 +17,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from stableanimator_cli.animate import checkpoint, fingerprint, replay
+from stableanimator_cli.animate import fingerprint, replay
 from stableanimator_cli.animate.run import run as animate
 from stableanimator_cli.clip_folder import open_folder
 from stableanimator_cli.config.animate import AnimateConfig
-from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.train import run as train
 from tests.animate.clips import Heard

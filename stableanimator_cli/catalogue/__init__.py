@@ -1,9 +1,9 @@
-"""Find a model: a catalogue name or a folder becomes a ``ModelFolder`` whose files are on this machine.
+"""Find a model: resolve a catalogue name or a folder to a ``ModelFolder`` whose files are on this machine.
 
-An entry is a folder with a ``model.toml`` (``catalogue_schema``). Its files lie beside that, or under ``home()`` once
-they were fetched (``catalogue_fetch``) or imported (``catalogue_import``). A folder given by path is such a model
-folder, for instance a trained checkpoint, or the reference implementation's download (``catalogue_layouts``).
-Nothing here touches the network, and nothing heavy is imported: the shell asks for ``names()`` at every TAB.
+An entry is a folder with a ``model.toml`` (``schema.py``). Its files are beside that, or in ``cache_dir()`` once they
+are downloaded (``download.py``) or imported (``register.py``). A folder given by path is a model folder, such as a
+trained checkpoint, or the reference implementation's download (``layouts.py``). This module does not use the network
+and imports nothing heavy: the shell calls ``names()`` at each TAB.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LFS = b"version https://git-lfs"
 
 
 def builtin_dir() -> Path:
-    """The catalogue that came with the program: inside an installed package, or at the root of a checkout."""
+    """The catalogue of the program: inside an installed package, or at the root of a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "models", package.parent / "models"):
         # a stray folder named models beside site-packages is not a catalogue
@@ -40,19 +40,19 @@ def builtin_dir() -> Path:
 
 
 def model_cache_dir(name: str) -> Path:
-    """The folder under ``home()`` that holds the files of the entry ``name``. Not made here."""
+    """The folder for files of the entry ``name``; not created here."""
     return cache_dir() / "models" / name
 
 
 def names() -> list[str]:
-    """All names that ``--model`` takes: the shipped entries, and model folders that were imported."""
+    """All names that ``--model`` accepts: built-in entries and imported model folders."""
     found = (p for folder in (builtin_dir(), cache_dir() / "models") for p in folder.glob(f"*/{FILE_NAME}"))
-    # hidden is what an import is building; a link may point at a checkpoint that is gone
+    # hidden folders are being imported; a link may lead to a deleted checkpoint
     return sorted({p.parent.name for p in found if p.parent.name[0] != "." and os.path.isfile(p)})
 
 
 def entry(name: str) -> Entry:
-    """The catalogue entry ``name``; ``ModelMissing`` with the nearest name where there is none."""
+    """The catalogue entry ``name``; raises ``ModelMissing`` with the nearest name."""
     if name in names():
         for folder in (builtin_dir() / name, model_cache_dir(name)):
             if (folder / FILE_NAME).is_file():
@@ -64,7 +64,7 @@ def entry(name: str) -> Entry:
 
 
 def readable() -> tuple[list[Entry], list[SaError]]:
-    """All entries that can be read, and what is wrong with each of the others."""
+    """All entries that can be read, and the errors of the others."""
     entries, damaged = [], []
     for name in names():
         try:
@@ -83,17 +83,17 @@ def load(name_or_folder: str | Path) -> Entry:
 
 
 def search_paths(found: Entry) -> tuple[Path, ...]:
-    """Where the files of an entry may lie, first match wins. A folder given by path owns its files alone: a checkpoint
-    that happens to bear a catalogue name must not borrow the weights of the entry of that name."""
+    """Folders of an entry's files, first match wins. A folder given by path is searched alone: a checkpoint with a
+    catalogue name must not use the weights of that entry."""
     catalogued = found.folder.parent in (builtin_dir(), cache_dir() / "models")
     return (found.folder, model_cache_dir(found.name)) if catalogued else (found.folder,)
 
 
 def weight_names(name: str) -> tuple[str, ...]:
-    """Names under which the weights of a listed file may lie: what is listed, then other forms of the same network.
+    """Accepted file names for a listed weight file: the listed name and other forms of the same network.
 
-    A ``.pth`` gives way to the ``.safetensors`` that it was converted to; of the half and full precision files that
-    diffusers knows, the listed one comes first.
+    A ``.safetensors`` comes before the ``.pth`` that it was converted from; of diffusers' half and full precision
+    files, the listed one comes first.
     """
     path = Path(name)
     if path.suffix not in _SUFFIXES or path.suffix == ".onnx":
@@ -106,37 +106,37 @@ def weight_names(name: str) -> tuple[str, ...]:
 
 
 def locate(found: Entry, path: str) -> Path | None:
-    """The file (or folder of files) at the relative ``path`` of an entry, or ``None`` where it is not here.
+    """The file (or folder of files) at the relative ``path`` of an entry, None if it is missing.
 
-    The place ``<root>/<name>/<path>`` is an archive that was unpacked one level too deep, as ``antelopev2.zip`` is.
+    ``<root>/<name>/<path>`` is an archive that was unpacked one level too deep, as ``antelopev2.zip`` is.
     """
     for root in search_paths(found):
         for base in (root, root / found.name):
-            place = base / path
+            target = base / path
             if found.file(path) is not None or Path(path).suffix in _SUFFIXES:
-                for name in weight_names(place.name):
-                    if os.path.isfile(place.with_name(name)):
-                        return place.with_name(name)
+                for name in weight_names(target.name):
+                    if os.path.isfile(target.with_name(name)):
+                        return target.with_name(name)
                 continue
-            if os.path.isfile(place):
-                return place
+            if os.path.isfile(target):
+                return target
             inside = [base / f.path for f in found.under(path) if not f.optional]
-            if all(map(os.path.isfile, inside)) if inside else next(place.glob("*"), None) is not None:
-                return place
+            if all(map(os.path.isfile, inside)) if inside else next(target.glob("*"), None) is not None:
+                return target
     return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """What was found of one role. ``wanted`` says that the role has a weight file at all (a scheduler has none);
-    ``names`` and ``looked`` say what was looked for, in which folders."""
+    """Files of one role. ``has_weights``: it has a weight file (a scheduler has none). ``names`` and ``searched``: file
+    names and folders of the search."""
 
     file: Path | None = None
     config: Mapping[str, Any] | None = None
     digest: str | None = None
-    wanted: bool = False
+    has_weights: bool = False
     names: str = ""
-    looked: tuple[Path, ...] = ()
+    searched: tuple[Path, ...] = ()
     owner: str = ""
 
 
@@ -144,10 +144,10 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = ()) -> Model
     """Resolve a model and the models it needs.
 
     ``name_or_folder`` is a catalogue name, a folder with a ``model.toml``, or a download of the reference
-    implementation; ``require`` are the roles that the caller cannot do without (other roles are in ``files`` where they
-    are on this machine). Own components come before those of ``needs``.
-    Raises ``ModelMissing`` (names what was looked for, where, and the two ways on), ``ModelDamaged`` (a size that is
-    not the recorded one, an unfetched git-lfs pointer, an unreadable config) and ``BadInput`` (a file, not a folder).
+    implementation. ``require`` lists indispensable roles; ``files`` has the others if they are on this machine. Own
+    components come before those of ``needs``. Raises ``ModelMissing`` (names the missing files, the searched folders
+    and the remedies), ``ModelDamaged`` (a size that is not the recorded one, a git-lfs pointer, an unreadable config)
+    and ``BadInput`` (a file, not a folder).
     """
     from stableanimator_cli.records import ModelFolder
 
@@ -161,11 +161,11 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = ()) -> Model
             if own:
                 part = _part(owner, role, component)
             else:
-                part = _Part(wanted=component.file is not None, names=component.file or "", owner=owner.name)
+                part = _Part(has_weights=component.file is not None, names=component.file or "", owner=owner.name)
             if layout is not None:
                 part = _overlay(part, layout, owner, role, component)
             first = parts.get(role)
-            if first is None or (first.file is None and not first.wanted):
+            if first is None or (first.file is None and not first.has_weights):
                 parts[role] = part if first is None else replace(part, config=first.config or part.config)
         order = order or owner.face_channel_order
         defaults = {**owner.defaults, **defaults}
@@ -190,13 +190,13 @@ def _warnings(layout: layouts.Layout | None, order: ChannelOrder | None) -> tupl
         return ()
     note = layout.guessed_order.with_name(layouts.NOTE)
     return (
-        f"{layout.guessed_order} does not say in which channel order faces are embedded; {order} is used, as for the "
-        f'released weights. To set it, write {{"face_channel_order": "bgr"}} to {note}',
+        f"{layout.guessed_order} does not name the channel order in which faces are embedded; {order} is used, as for "
+        f'the released weights. To set it, write {{"face_channel_order": "bgr"}} to {note}',
     )
 
 
 def default_model(require: Sequence[str] = ()) -> str:
-    """The model of a run that names none: ``SA_MODEL``, else ``stableanimator`` where its files are present."""
+    """The model of a run without ``--model``: ``SA_MODEL``, else ``stableanimator`` if its files exist."""
     named = os.environ.get("SA_MODEL")
     if named:
         return named
@@ -208,7 +208,7 @@ def default_model(require: Sequence[str] = ()) -> str:
 
 
 def _find(name_or_folder: str | Path) -> tuple[Entry, layouts.Layout | None]:
-    """The entry that a name or folder means, and the layout where it is a reference download rather than an entry."""
+    """The entry of a name or folder, and the layout if it is a reference download."""
     if isinstance(name_or_folder, str) and name_or_folder in names():
         return entry(name_or_folder), None
     folder = expanded(name_or_folder)
@@ -226,14 +226,14 @@ def _find(name_or_folder: str | Path) -> tuple[Entry, layouts.Layout | None]:
     if layout is None:
         raise ModelMissing(
             f"{folder}: found no {FILE_NAME} and none of {layouts.SIGNS}",
-            hint=f"name a model folder, the reference implementation's 'checkpoints' folder or its parent, or one of: "
-            f"{', '.join(names())}",
+            hint="name a model folder, the reference implementation's 'checkpoints' folder or its parent, or one of: "
+            + ", ".join(names()),
         )
     return entry(layout.primary), layout
 
 
 def with_needs(found: Entry) -> Iterator[Entry]:
-    """The entry and all that it needs, nearest first. A need is a catalogue name, or a folder told from it."""
+    """The entry and its needs, nearest first. A need is a catalogue name, or a folder relative to the entry."""
     queue, seen = [found], {found.folder.resolve()}
     while queue:
         owner = queue.pop(0)
@@ -254,36 +254,43 @@ def with_needs(found: Entry) -> Iterator[Entry]:
 def _part(owner: Entry, role: str, component: Component) -> _Part:
     config = None
     if component.config is not None:
-        place = next((r / component.config for r in search_paths(owner) if (r / component.config).is_file()), None)
-        if place is None:
+        candidates = (root / component.config for root in search_paths(owner))
+        path = next((path for path in candidates if path.is_file()), None)
+        if path is None:
             raise ModelDamaged(
-                f"{owner.folder / FILE_NAME}: [components.{role}]: its config {component.config!r} is not there"
+                f"{owner.folder / FILE_NAME}: [components.{role}]: its config {component.config!r} is missing"
             )
-        config = read_config(place)
+        config = read_config(path)
     if component.file is None:
         return _Part(config=config, owner=owner.name)
     file, digest = locate(owner, component.file), None
     if file is not None:
         rows = [f for f in (owner.file(component.file),) if f is not None] or list(owner.under(component.file))
         for row in rows:
-            place = file / Path(row.path).relative_to(component.file) if file.is_dir() else file
-            if place.is_file() and place.name == Path(row.path).name:
-                check_size(place, row.bytes, owner.name)
-                digest = row.sha256 if place == file else None
+            path = file / Path(row.path).relative_to(component.file) if file.is_dir() else file
+            if path.is_file() and path.name == Path(row.path).name:
+                check_size(path, row.bytes, owner.name)
+                digest = row.sha256 if path == file else None
     names = [f.path for f in owner.under(component.file) if not f.optional] or [component.file]
-    looked = search_paths(owner)
-    if len(looked) > 1:  # of the catalogue: its two folders are named once, for all entries
-        names, looked = [f"{owner.name}/{n}" for n in names], tuple(r.parent for r in looked)
+    searched = search_paths(owner)
+    if len(searched) > 1:  # of the catalogue: its two folders are named once, for all entries
+        names, searched = [f"{owner.name}/{n}" for n in names], tuple(r.parent for r in searched)
     return _Part(
-        file=file, config=config, digest=digest, wanted=True, names=", ".join(names), looked=looked, owner=owner.name
+        file=file,
+        config=config,
+        digest=digest,
+        has_weights=True,
+        names=", ".join(names),
+        searched=searched,
+        owner=owner.name,
     )
 
 
 def _overlay(part: _Part, layout: layouts.Layout, owner: Entry, role: str, component: Component) -> _Part:
-    """Put what a downloaded folder holds before what the catalogue knows; the catalogue's config fills a gap."""
+    """Prefer the files of a downloaded folder to the catalogue's, whose config fills a gap."""
     found = layout.parts.get((owner.name, role))
     if found is None:
-        return replace(part, looked=(*layout.looked.get((owner.name, role), ()), *part.looked))
+        return replace(part, searched=(*layout.looked.get((owner.name, role), ()), *part.searched))
     if found.file is not None:
         check_size(found.file, None, owner.name)
     config = part.config
@@ -291,51 +298,51 @@ def _overlay(part: _Part, layout: layouts.Layout, owner: Entry, role: str, compo
         config = read_config(found.config)
     elif config is None and component.config is not None:
         config = read_config(owner.folder / component.config)
-    return _Part(file=found.file, config=config, wanted=part.wanted, owner=owner.name)
+    return _Part(file=found.file, config=config, has_weights=part.has_weights, owner=owner.name)
 
 
 def check_size(path: Path, expected: int | None, name: str) -> None:
-    """Refuse a pointer that git-lfs left, and a file that is not as long as recorded. Folders pass."""
+    """Raise ``ModelDamaged`` for a git-lfs pointer, and for a file of another size than recorded. Folders pass."""
     if not path.is_file():
         return
     size = path.stat().st_size
-    again = f"fetch it again: `sa models pull {name}`"
+    again = f"download it again: `sa models pull {name}`"
     if size < 1024:
         with path.open("rb") as stream:
             if stream.read(len(_LFS)) == _LFS:
                 raise ModelDamaged(
                     f"{path}: found a git-lfs pointer, expected the weights",
-                    hint=f"run `git lfs pull` there, or {again}",
+                    hint=f"run `git lfs pull` in its folder, or {again}",
                 )
     if size == 0 or (expected is not None and size != expected):
-        wanted = "weights" if expected is None else f"{expected} bytes"
-        raise ModelDamaged(f"{path}: found {size} bytes, expected {wanted}", hint=again)
+        needed = "weights" if expected is None else f"{expected} bytes"
+        raise ModelDamaged(f"{path}: found {size} bytes, expected {needed}", hint=again)
 
 
 def _missing(
-    asked: str, found: Entry, layout: layouts.Layout | None, parts: Mapping[str, _Part], roles: Sequence[str]
+    name: str, found: Entry, layout: layouts.Layout | None, parts: Mapping[str, _Part], roles: Sequence[str]
 ) -> ModelMissing:
     catalogued = layout is not None or len(search_paths(found)) > 1
     if catalogued and not any(role in parts for role in roles):
         return ModelMissing(
-            f"model {asked!r} is for other work ({found.task}): it has no {', '.join(roles)}",
-            hint="`sa models list` tells what each model is for",
+            f"model {name!r} is for other work ({found.task}): it has no {', '.join(roles)}",
+            hint="`sa models list` shows the task of each model",
         )
-    lacking, looked = [], dict[Path, None]()
+    lacking, searched = [], dict[Path, None]()
     for role in roles:
         part = parts.get(role)
         named = "not one of its components" if part is None else part.names or "without a file in model.toml"
         lacking.append(f"{role} ({named})")
-        looked.update(dict.fromkeys(part.looked if part is not None else ()))
+        searched.update(dict.fromkeys(part.searched if part is not None else ()))
     owner = next((parts[r].owner for r in roles if r in parts and parts[r].owner != found.name), None)
     if catalogued or owner is not None:
         hint = (
-            f"fetch it: `sa models pull {found.name if catalogued else owner}` (or `sa models import FOLDER` if you "
-            f"have the files), or take the small model that draws figures and is here: `--model {DRAWN}`"
+            f"download it: `sa models pull {found.name if catalogued else owner}` (or `sa models import FOLDER` if you "
+            f"have the files), or use the small built-in model for drawn characters: `--model {DRAWN}`"
         )
     else:
-        hint = f"put it there, or say in {found.folder / FILE_NAME} where it is"
+        hint = f"copy it to that folder, or name its path in {found.folder / FILE_NAME}"
     return ModelMissing(
-        f"model {asked!r} lacks {', '.join(lacking)}; looked in {', '.join(map(str, looked)) or found.folder}",
+        f"model {name!r} lacks {', '.join(lacking)}; looked in {', '.join(map(str, searched)) or found.folder}",
         hint=hint,
     )

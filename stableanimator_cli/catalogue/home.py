@@ -1,4 +1,4 @@
-"""Where fetched and imported models are kept: ``SA_HOME``, or the platform's cache folder of the user."""
+"""Folder of downloaded and imported models: ``SA_HOME``, or the user's cache folder of the platform."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from stableanimator_cli.errors import ConfigError
 
 
 def cache_dir() -> Path:
-    """The folder of fetched and imported files, which need not exist.
+    """The folder of downloaded and imported files, which need not exist.
 
-    A relative ``SA_HOME`` is below the current folder; an empty one counts as unset. Raises ``ConfigError`` if it
-    cannot name a folder. Whether it may be written is found out by the commands that write.
+    A relative ``SA_HOME`` is below the current folder; an empty one is ignored. Raises ``ConfigError`` if it cannot
+    be a folder.
     """
-    named = os.environ.get("SA_HOME")
-    if named:
-        return _named(named)
+    value = os.environ.get("SA_HOME")
+    if value:
+        return _checked(value)
     if sys.platform == "win32":
         cache = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -29,26 +29,24 @@ def cache_dir() -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """``path`` with ``~`` and ``~user`` replaced if there is such a user; else as it is."""
+    """``path`` with ``~`` and ``~user`` replaced if the user exists."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
 
 
-def _named(named: str) -> Path:
-    place = expanded(named).absolute()
+def _checked(value: str) -> Path:
+    path = expanded(value).absolute()
     try:
-        if named.startswith("~") and expanded(named) == Path(named):
+        if value.startswith("~") and expanded(value) == Path(value):
             raise OSError("no such user")
-        problem = "" if stat.S_ISDIR(os.stat(place).st_mode) else "it is a file"
+        problem = "" if stat.S_ISDIR(os.stat(path).st_mode) else "it is a file"
     except FileNotFoundError:
-        problem = "a link that leads nowhere" if place.is_symlink() else ""
-    except OSError as error:  # a name too long, a file in the place of a folder above
+        problem = "a link that leads nowhere" if path.is_symlink() else ""
+    except OSError as error:  # a name too long, a file in the place of a parent folder
         problem = (error.strerror or str(error)).lower()
     if problem:
-        shown = named if len(named) <= 200 else f"{named[:197]}..."
-        raise ConfigError(
-            "SA_HOME", shown, f"a folder ({problem})", hint="set SA_HOME to a folder, or unset it for the default one"
-        )
-    return place
+        hint = "set SA_HOME to a folder, or unset it for the default one"
+        raise ConfigError("SA_HOME", value, f"a folder ({problem})", hint=hint)
+    return path

@@ -222,7 +222,7 @@ def test_an_own_folder_that_lacks_a_file_is_not_sent_to_the_catalogue(tmp_path: 
     model_toml(tmp_path / "mine", 'name = "mine"\n[components.unet]\nfile = "unet.pth"\n')
     with pytest.raises(ModelMissing, match=r"lacks unet \(unet.pth\)") as caught:
         catalogue.open_model(tmp_path / "mine", ("unet",))
-    assert caught.value.hint == f"put it there, or say in {tmp_path / 'mine' / 'model.toml'} where it is"
+    assert caught.value.hint == f"copy it to that folder, or name its path in {tmp_path / 'mine' / 'model.toml'}"
 
 
 def test_default_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,7 @@ def test_models_that_are_cut_empty_nested_or_gone(home: Path, monkeypatch: pytes
         return [finding for finding in doctor.models() if finding.state == state]
 
     assert rows("broken") == []
-    assert "not fetched" in rows("note")[0].found
+    assert "not downloaded" in rows("note")[0].found
     assert rows("note")[0].mend == "sa models pull stableanimator"
 
     entry = catalogue.entry("antelopev2")
@@ -207,7 +207,7 @@ def test_models_that_are_cut_empty_nested_or_gone(home: Path, monkeypatch: pytes
     assert nested.mend == f"mv {store}/antelopev2/* {store}/ && rmdir {store}/antelopev2"
 
     (home / "models" / "mine").symlink_to(home / "gone")
-    assert any("a link to what is gone" in finding.found for finding in rows("note"))
+    assert any("a link to a missing file" in finding.found for finding in rows("note"))
     monkeypatch.setenv("SA_MODEL", "pupet")
     assert [f.mend for f in rows("broken") if "SA_MODEL is 'pupet'" in f.found] == ["unset SA_MODEL"]
 

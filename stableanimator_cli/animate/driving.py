@@ -1,4 +1,4 @@
-"""The driving motion, in any form the user has, as skeleton frames at the output's size and rate.
+"""The driving motion in any accepted form, as skeleton frames at the output's size and rate.
 
 Skeleton videos and folders of skeleton images are used as they are. Keypoints (``poses.npz``, OpenPose JSON, a clip
 folder of ``sa preprocess``) are drawn. In a plain video people are detected first.
@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, mean_rate
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
+from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors, extract_motion, pose_of
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.media.image import is_picture
 from stableanimator_cli.motion.align import align
-from stableanimator_cli.motion.geometry import Mode, ResizeTransform, resize_transform
+from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.keypoints import face_box
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS, load_motion
 from stableanimator_cli.motion.openpose import load_openpose
@@ -31,7 +31,6 @@ from stableanimator_cli.motion.skeleton import TAG, draw_skeleton, looks_like_sk
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip, Motion
 
-Kind = Literal["auto", "skeleton", "video"]
 _SAMPLED = 8  # frames that decide what an untagged video is
 _SMALLEST = 32  # pixels per side, below which a skeleton is not distinguishable from noise
 Audio = tuple[Path, Fraction, Fraction]
@@ -57,28 +56,23 @@ class Driving:
 
 
 def open_driving(
-    path: Path,
-    *,
-    kind: Kind,
-    frames: tuple[int | None, int | None] | None,
-    fps: Fraction | None,
-    size: tuple[int, int],
-    resize: Mode,
+    config: AnimateConfig,
     reporter: Reporter,
+    *,
     detectors: Callable[[], Detectors] | None = None,
     reference: np.ndarray | None = None,
     count_only: bool = False,
 ) -> Driving:
-    """Read MOTION. ``frames`` is a half-open slice of the source's frames. ``fps`` is the output's rate; the default is
-    the source's, or 30 if it has no clock.
+    """Read MOTION of ``config`` at the output's size and rate: ``config.fps``, else the source's, else 30.
 
     In a plain video the largest person is detected, with ``detectors`` opened when needed; the misalignment with the
     person of ``reference`` uint8[h,w,3] is reported. ``count_only`` counts a plain video's frames and detects nothing.
     Raises ``BadInput`` with file and frame, ``ModelMissing`` for a plain video without detectors, ``NoPerson`` if it
-    shows nobody.
+    shows no person.
     """
-    start, stop = frames or (None, None)
-    output = _Output(size, resize, fps, reporter)
+    path = config.motion
+    start, stop = config.frames or (None, None)
+    output = _Output(config, reporter)
     if (path / RECORD).is_file() and (path / MOTION).is_file():
         motion = load_motion(path / MOTION)
         driving = output.of_motion(motion, path / MOTION, start, stop)
@@ -90,27 +84,24 @@ def open_driving(
         if loaded.size_from == "extent":
             width, height = loaded.motion.size
             reporter.warning(
-                f"{path.name} does not name the size of its frames: {width}x{height} guessed from the points; "
+                f"{path.name} does not name the size of its frames: {width}x{height} is estimated from the points; "
                 "add canvas_width and canvas_height"
             )
         return output.of_motion(loaded.motion, path, start, stop)
     clip = open_clip(path)
     if min(clip.size) < _SMALLEST:
-        raise BadInput(
-            path,
-            "{}x{} pixels".format(*clip.size),
-            f"skeletons of {_SMALLEST} pixels a side or more",
-            hint="draw the skeletons larger, or give the motion as keypoints (.npz or OpenPose JSON)",
-        )
+        hint = "draw the skeletons larger, or give the motion as keypoints (.npz or OpenPose JSON)"
+        expected = f"skeletons of {_SMALLEST} pixels per side or more"
+        raise BadInput(path, "{}x{} pixels".format(*clip.size), expected, hint=hint)
     selected = take(clip, start, stop)
     first = (start or 0) if clip.count is None else slice(start, stop).indices(clip.count)[0]
-    if _shows_skeletons(clip, kind, reporter):
-        return output.of_clip(selected, first, _faces_beside(clip, start, stop, size, resize))
+    if _shows_skeletons(clip, config.motion_kind, reporter):
+        return output.of_clip(selected, first, _faces_beside(clip, config))
     if count_only:
         return output.counted(selected)
     motion = _detect_motion(selected, detectors, reference, reporter)
-    if fps is None and motion.times is None:
-        output = replace(output, fps=clip.fps)
+    if config.fps is None and motion.times is None:
+        output = _Output(replace(config, fps=clip.fps), reporter)
     driving = output.of_motion(motion, path)
     driving = replace(driving, motion_frames=tuple(first + index for index in driving.motion_frames))
     if not clip.audio or motion.times is None:
@@ -142,15 +133,15 @@ def _is_openpose(path: Path) -> bool:
     return any(path.glob("*.json")) and not any(is_picture(file) for file in path.iterdir() if file.is_file())
 
 
-def _shows_skeletons(clip: Clip, kind: Kind, reporter: Reporter) -> bool:
+def _shows_skeletons(clip: Clip, kind: str, reporter: Reporter) -> bool:
     """Whether a video shows drawn skeletons rather than people to detect."""
     if kind != "auto":
         return kind == "skeleton"
     tagged = TAG.items() <= clip.tag.items()
     sampled = [] if tagged else [frame for _, frame in itertools.islice(clip.frames(), _SAMPLED)]
     skeleton = tagged or sum(map(looks_like_skeleton, sampled)) * 2 > len(sampled)
-    why = "by its tag" if tagged else "black but for its limbs" if skeleton else "not black like a skeleton"
-    reporter.info(f"{clip.path.name}: taken for a {'skeleton' if skeleton else 'plain'} video ({why})")
+    why = "by its tag" if tagged else "black except its limbs" if skeleton else "not black like a skeleton"
+    reporter.info(f"{clip.path.name}: read as a {'skeleton' if skeleton else 'plain'} video ({why})")
     return skeleton
 
 
@@ -171,22 +162,18 @@ def _detect_motion(
     if capture.repairs.frames or capture.repairs.points or capture.repairs.gaps:
         reporter.info(f"{clip.path.name}: {capture.repairs.describe()}")
     if capture.found.max() > 1:
-        reporter.info(f"{clip.path.name}: up to {capture.found.max()} people, the largest is followed")
+        reporter.info(f"{clip.path.name}: up to {capture.found.max()} people, the largest is tracked")
     keypoints = None if reference is None else pose_of(reference, detectors)
     if reference is not None and keypoints is not None:
         try:
             alignment = align(capture.motion, keypoints, (reference.shape[1], reference.shape[0]), "none").after
         except NoPerson:  # too little in common to compare
             return capture.motion
-        reporter.info(
-            f"{clip.path.name}: {alignment.describe()}; sa preprocess --align affine --reference brings them together"
-        )
+        reporter.info(f"{clip.path.name}: {alignment.describe()}; sa preprocess --align affine --reference aligns them")
     return capture.motion
 
 
-def _faces_beside(
-    clip: Clip, start: int | None, stop: int | None, size: tuple[int, int], resize: Mode
-) -> np.ndarray | None:
+def _faces_beside(clip: Clip, config: AnimateConfig) -> np.ndarray | None:
     """Face boxes [t,p,4] of our own skeleton video, from the motion beside it; None if that is another video's."""
     beside = clip.path.with_suffix(".npz")
     if not TAG.items() <= clip.tag.items() or not beside.is_file():
@@ -194,35 +181,38 @@ def _faces_beside(
     motion = load_motion(beside)
     if len(motion) != clip.count or motion.size != clip.size:
         return None
-    return _faces(resize_transform(motion.size, size, resize).transform_motion(motion))[start:stop]
+    boxes = _faces(resize_transform(motion.size, config.size, config.resize).transform_motion(motion))
+    return boxes[slice(*(config.frames or (None, None)))]
 
 
 @dataclass(frozen=True, slots=True)
 class _Output:
-    """Size and rate of the output; ``fps`` None: the source's own."""
+    """Builds the driving motion at the output's size and rate."""
 
-    size: tuple[int, int]
-    resize: Mode
-    fps: Fraction | None
+    config: AnimateConfig
     reporter: Reporter
 
+    def transform(self, source: tuple[int, int], path: Path) -> ResizeTransform:
+        transform = resize_transform(source, self.config.size, self.config.resize)
+        report_crop(transform, path, self.reporter)
+        return transform
+
     def counted(self, clip: Clip) -> Driving:
-        """As many black frames as a plain video's motion will have: enough for a plan."""
-        width, height = self.size
-        black = PoseFrames(self.size, [np.zeros((height, width, 3), np.uint8)])
+        """A plain video's motion as black frames: enough for a plan."""
+        width, height = self.config.size
+        black = PoseFrames(self.config.size, [np.zeros((height, width, 3), np.uint8)])
         times = [time for time, _ in clip.frames()]
         known = [time for time in times if time is not None]
         if len(known) < max(2, len(times)):
-            order, rate = range(len(times)), self.fps or clip.fps or UNTIMED_FPS
+            order, rate = range(len(times)), self.config.fps or clip.fps or UNTIMED_FPS
         else:
-            order, rate = _at_rate(known, clip.fps or mean_rate(known), self.fps)
+            order, rate = _at_rate(known, clip.fps or mean_rate(known), self.config.fps)
         return Driving(skeletons=black.reordered([0] * len(order)), fps=rate, source_size=clip.size, audio=None)
 
     def of_clip(self, clip: Clip, first: int, faces: np.ndarray | None) -> Driving:
         """The frames of a skeleton video; ``first`` is the index of its first frame in MOTION."""
-        transform = resize_transform(clip.size, self.size, self.resize)
-        report_crop(transform, clip.path, self.reporter)
-        skeletons, times = PoseFrames(self.size), []
+        transform = self.transform(clip.size, clip.path)
+        skeletons, times = PoseFrames(self.config.size), []
         with self.reporter.progress(clip.count, "read motion", "frame") as bar:
             for time, image in clip.frames():
                 # bicubic, as the reference implementation resizes skeleton images
@@ -232,12 +222,12 @@ class _Output:
         if not times:
             raise BadInput(clip.path, "no frames", "at least one")
         if None in times or len(times) == 1:
-            order, rate = range(len(times)), self.fps or clip.fps or UNTIMED_FPS
+            order, rate = range(len(times)), self.config.fps or clip.fps or UNTIMED_FPS
             start = times[0] or Fraction(0)
             end, motion_times = start + len(times) / rate, None
         else:
             own = clip.fps or mean_rate(times)
-            order, rate = _at_rate(times, own, self.fps)
+            order, rate = _at_rate(times, own, self.config.fps)
             start, end, motion_times = times[0], times[-1] + 1 / own, tuple(times[index] for index in order)
         return Driving(
             skeletons=skeletons.reordered(order),
@@ -253,29 +243,23 @@ class _Output:
         """Skeletons drawn from the frames ``start:stop`` of a motion."""
         indices = range(len(motion))[start:stop]
         if not indices:
-            raise BadInput(
-                path,
-                f"{len(motion)} frames",
-                f"frames in {start or 0}:{'' if stop is None else stop}",
-                hint="A:B counts from 0 and leaves B out",
-            )
+            expected = f"frames in {start or 0}:{'' if stop is None else stop}"
+            raise BadInput(path, f"{len(motion)} frames", expected, hint="A:B counts from 0, B not included")
         if not motion.present[list(indices)].any():
             raise BadInput(path, "no person in any frame", "at least one person", hint="choose other --frames")
-        transform = resize_transform(motion.size, self.size, self.resize)
-        report_crop(transform, path, self.reporter)
-        fitted = transform.transform_motion(motion)
+        fitted = self.transform(motion.size, path).transform_motion(motion)
 
         def draw() -> Iterator[np.ndarray]:
             with self.reporter.progress(len(indices), "draw skeletons", "frame") as bar:
                 for index in indices:
-                    yield draw_skeleton(fitted.keypoints[index][fitted.present[index]], self.size)
+                    yield draw_skeleton(fitted.keypoints[index][fitted.present[index]], self.config.size)
                     bar.update()
 
-        skeletons = PoseFrames(self.size, draw())
-        order, rate, motion_times = range(len(indices)), self.fps or UNTIMED_FPS, None
+        skeletons = PoseFrames(self.config.size, draw())
+        order, rate, motion_times = range(len(indices)), self.config.fps or UNTIMED_FPS, None
         if motion.times is not None:
             times = [motion.times[index] for index in indices]
-            order, rate = _at_rate(times, mean_rate(motion.times), self.fps)
+            order, rate = _at_rate(times, mean_rate(motion.times), self.config.fps)
             motion_times = tuple(times[index] for index in order)
         return Driving(
             skeletons=skeletons.reordered(order),
@@ -297,7 +281,7 @@ def _faces(motion: Motion) -> np.ndarray:
 
 
 def _at_rate(times: Sequence[Fraction], own: Fraction, requested: Fraction | None) -> tuple[Sequence[int], Fraction]:
-    """Frames that make a constant rate: all if they have it already, else the one shown at each tick."""
+    """Indices of frames at a constant rate: all if they have it already, else the frame shown at each tick."""
     rate = requested or own
     if rate == own and is_regular(times, own):
         return range(len(times)), rate
@@ -305,7 +289,7 @@ def _at_rate(times: Sequence[Fraction], own: Fraction, requested: Fraction | Non
 
 
 def report_crop(transform: ResizeTransform, path: Path, reporter: Reporter) -> None:
-    """Report if fitting crops or distorts much of an input."""
+    """Report if the transform crops or distorts much of an input."""
     (x0, y0, x1, y1), (width, height) = transform.box, transform.source
     visible = (x1 - x0) * (y1 - y0) / (width * height)
     if visible < 0.9:
@@ -313,7 +297,7 @@ def report_crop(transform: ResizeTransform, path: Path, reporter: Reporter) -> N
     across, down = transform.scale
     stretch = max(across, down) / min(across, down)
     if stretch > 1.1:
-        reporter.info(f"{path.name}: stretched by {stretch:.2f} on one side, as --resize asks")
+        reporter.info(f"{path.name}: stretched by {stretch:.2f} on one side by --resize")
 
 
 def anchor_pose(

@@ -89,11 +89,8 @@ def run_pipeline(
         image = read_reference(config.reference)
         detectors = functools.cache(lambda: Detectors.open(model, str(plan.device), faces=False))
         read_motion = functools.cache(
-            lambda: open_driving(
-                config.motion, kind=config.motion_kind, frames=config.frames, fps=config.fps, size=size,
-                resize=config.resize, reporter=reporter, detectors=detectors, reference=image, count_only=plan_only,
-            )
-        )  # fmt: skip
+            lambda: open_driving(config, reporter, detectors=detectors, reference=image, count_only=plan_only)
+        )
         estimator = functools.partial(MemoryEstimator, model=model, device=plan.device, dtype=plan.dtype, size=size)
         choices: tuple[Choice, ...] = ()
         if config.device.max_memory is not None:

@@ -1,1 +1,1 @@
-"""The command line: one thin file a verb, shared options, one sink for everything that is printed."""
+"""The command line: one thin file per verb, shared options, one sink for all output."""

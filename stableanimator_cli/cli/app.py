@@ -1,4 +1,4 @@
-"""The app: the verbs by name. A verb's module is imported when the verb is called, not to list it in the help."""
+"""The app: verbs by name. A verb's module is imported when the verb is called, not to list it in the help."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """All printed output: data on stdout, messages on stderr. The console is the ``Reporter`` of all stages.
 
-``configure`` is called once, by the options that every verb shares; a stage asks ``get()`` for the console. Rich and
-tqdm are imported when something is drawn, not before: completion starts ``sa`` at every TAB.
+Each verb calls ``configure`` once; ``get()`` returns the console. Rich and tqdm are imported when something is drawn,
+not before: completion starts ``sa`` at each TAB.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ class Console:
         self.kind: ProgressKind = "none" if quiet else progress
 
     def info(self, text: str) -> None:
-        """Say something by the way (stderr); ``--quiet`` hides it."""
+        """Print a message on stderr, unless ``--quiet``."""
         if not self.quiet:
-            _say(text)
+            _print(text)
 
     def warning(self, text: str) -> None:
-        """Say something that the user should act on (stderr); ``--quiet`` does not hide it."""
-        _say(f"warning: {text}")
+        """Print a warning on stderr, with ``--quiet`` too."""
+        _print(f"warning: {text}")
 
     def result(self, data: Mapping[str, Any], text: str) -> None:
-        """Write what the verb made (stdout): ``data`` as one line of JSON under ``--json``, else ``text``.
+        """Write the verb's result on stdout: ``data`` as one line of JSON with ``--json``, else ``text``.
 
-        Numbers that JSON does not have (NaN, infinity) become null; paths and fractions become text.
+        NaN and infinity become null; paths and fractions become text.
         """
         streams.write((json_line(_plain(data)) if self.json else text) + "\n")
 
     def table(
         self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, data: bool = False
     ) -> None:
-        """Draw a table on stderr, or on stdout if it is the verb's ``data`` (not under ``--json``, where
-        ``result`` carries the same facts). Into a file or a pipe it is drawn as wide as its cells are."""
+        """Print a table on stderr, or on stdout if it is the verb's ``data`` (not with ``--json``, whose ``result`` has
+        the same facts). In files and pipes, lines are not wrapped."""
         if self.json if data else self.quiet:
             return
         from rich.console import Console as RichConsole
@@ -72,11 +72,11 @@ class Console:
                 raise streams.failure(error) from error
 
     def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
-        """Show how far something long is: ``with console.progress(len(frames), "decode") as bar: bar.update()``.
+        """Show progress of long work: ``with console.progress(len(frames), "decode") as bar: bar.update()``.
 
-        ``total`` may be ``None`` (not known). ``update(n, **fields)`` adds ``n`` done and shows ``fields`` beside it.
-        On a terminal it is a bar, into a file a line now and then, and one JSON object a line with ``--progress json``:
-        ``{"progress": desc, "done", "total", "unit", "rate", "seconds_left", **fields}``, four a second at most.
+        ``total`` None: unknown. ``update(n, **fields)`` adds ``n`` and shows ``fields``. A terminal gets a bar, a file
+        a line every ten seconds. ``--progress json`` prints at most four objects per second:
+        ``{"progress": desc, "done", "total", "unit", "rate", "seconds_left", **fields}``.
         """
         if self.kind == "none":
             return NullProgress()
@@ -100,8 +100,8 @@ def get() -> Console:
     return _current
 
 
-def _say(text: str) -> None:
-    """A line on stderr that does not tear a bar that is being drawn: only where tqdm is loaded can there be one."""
+def _print(text: str) -> None:
+    """Print on stderr without breaking a bar, which exists only if tqdm is loaded."""
     text = "\n".join(plain(line, 10 * QUOTED) for line in text.split("\n"))
     tqdm = sys.modules.get("tqdm")
     if tqdm is not None and sys.stderr.isatty():
@@ -119,13 +119,13 @@ def _plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
         return value
-    if hasattr(value, "tolist"):  # numpy's numbers and arrays, without importing numpy to ask
+    if hasattr(value, "tolist"):  # numbers and arrays of NumPy, which need not be imported
         return _plain(value.tolist())
     return str(value)
 
 
 class _Bar(NullProgress):
-    """tqdm on a terminal: what, how far, how fast, how long still."""
+    """tqdm on a terminal: task, progress, rate and time left."""
 
     def __init__(self, total: int | None, desc: str, unit: str) -> None:
         from tqdm import tqdm
@@ -144,7 +144,7 @@ class _Bar(NullProgress):
 
 
 class _Lines(NullProgress):
-    """One line at the end, and one every ten seconds before it: for a log file or a build server."""
+    """One line every ten seconds and at the end, for log files."""
 
     interval = LINES_INTERVAL
 
@@ -193,7 +193,7 @@ class _Lines(NullProgress):
 
 
 class _JsonLines(_Lines):
-    """One JSON object a line on stderr, for programs that draw their own bar."""
+    """One JSON object per line on stderr, for programs that draw their own bar."""
 
     interval = JSON_INTERVAL
 

@@ -1,4 +1,4 @@
-"""``sa doctor``: what on this machine would break a run, and the commands that mend it."""
+"""``sa doctor``: problems of this machine that would break a run, and the commands that mend them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def doctor(json: options.JsonOpt = False, quiet: options.QuietOpt = False) -> No
     sa doctor
     sa doctor --json
 
-    Look for what would break a run: packages that do not go together, encoders, the graphics card, models that are cut,
-    room on disks. Each finding has the command that mends it. Leaves with 8 where something is broken.
+    Check what a run needs: compatible packages, encoders, the GPU, complete models, free space on disks. Each finding
+    has the command that mends it. Exits with code 8 if a check fails.
     """
     reporter = console.configure(json=json, quiet=quiet)
     from stableanimator_cli.doctor import examine

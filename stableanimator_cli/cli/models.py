@@ -1,4 +1,4 @@
-"""``sa models``: what the catalogue knows, what of it lies here, and how the rest gets here."""
+"""``sa models``: list, download, verify and register models."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="List, fetch, check and import models.",
-    short_help="List, fetch, check and import models.",
+    help="List, download, verify and register models.",
+    short_help="List, download, verify and register models.",
 )
 
 NameArg = Annotated[
@@ -37,7 +37,7 @@ SomeArg = Annotated[
     str | None,
     typer.Argument(
         metavar="[NAME]",
-        help="A catalogue name or a model folder. Default: all names of which something is here.",
+        help="A catalogue name or a model folder. Default: all installed models.",
         autocompletion=complete_model,
     ),
 ]
@@ -49,7 +49,7 @@ FolderArg = Annotated[
     ),
 ]
 AllOpt = Annotated[
-    bool, typer.Option("--all", help="Fetch optional files too; `sa models show NAME` lists them. Default: off.")
+    bool, typer.Option("--all", help="Download optional files too; `sa models show NAME` lists them. Default: off.")
 ]
 CopyOpt = Annotated[bool, typer.Option("--copy", help="Copy the files instead of linking to them. Default: off.")]
 ConvertOpt = Annotated[
@@ -63,7 +63,7 @@ def list_(json: options.JsonOpt = False) -> None:
     sa models list
     sa models list --json
 
-    List the catalogue: what each model is, its licence, and whether its files are here.
+    List the catalogue: task and licence of each model, and whether its files are installed.
     Entries that cannot be read are reported on stderr.
     """
     console.configure(json=json)
@@ -78,7 +78,7 @@ def list_(json: options.JsonOpt = False) -> None:
     if json:
         out.result({"models": [_facts(e) for e in entries], "damaged": [e.message for e in damaged]}, "")
     else:
-        out.info(f"fetched and imported files lie in {catalogue.cache_dir() / 'models'} (SA_HOME moves it)")
+        out.info(f"downloaded and imported files are in {catalogue.cache_dir() / 'models'} (set by SA_HOME)")
 
 
 @app.command(short_help="Show licence, files and settings of a model.")
@@ -87,7 +87,7 @@ def show(name: ModelArg, json: options.JsonOpt = False) -> None:
     sa models show stableanimator
     sa models show runs/mine/checkpoint-3000
 
-    Show an entry: licence and what follows from it, files with sizes and digests, recommended settings.
+    Show an entry: licence and its terms, files with sizes and digests, recommended settings.
     """
     console.configure(json=json)
     from stableanimator_cli import catalogue
@@ -107,7 +107,7 @@ def show(name: ModelArg, json: options.JsonOpt = False) -> None:
     if entry.needs:
         lines.append(f"needs     {', '.join(f'{n} ({_licence(entry, n)})' for n in entry.needs)}")
     if order is not None:
-        lines.append(f"faces     are shown to the recogniser as {order}")
+        lines.append(f"faces     channel order {order}")
     if entry.defaults:
         lines.append("settings  " + ", ".join(f"{k} {v}" for k, v in entry.defaults.items()))
     if entry.components:
@@ -149,7 +149,7 @@ def pull(
             out.warning(f"{entry.name}: licence {entry.licence}. {entry.licence_note}".strip())
     with _bars(out) as bars:
         fetched = download.pull(name, bars, optional=all_)
-    out.info(f"{name}: {len(fetched)} file(s) fetched" if fetched else f"{name}: everything is here already")
+    out.info(f"{name}: {len(fetched)} file(s) downloaded" if fetched else f"{name}: all files are installed already")
     folder = catalogue.model_cache_dir(name)
     out.result({"model": name, "folder": folder, "fetched": fetched}, str(folder))
 
@@ -165,7 +165,7 @@ def verify(
     sa models verify
     sa models verify stableanimator --json
 
-    Compare the files that are here with their recorded sizes and digests. Leaves with 5 where one is not as recorded.
+    Compare installed files with their recorded sizes and digests. Exits with code 5 if one differs.
     """
     out = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli import catalogue
@@ -185,7 +185,7 @@ def verify(
     if rows:
         out.table("", ("model", "file", "state", "sha256"), rows, data=True)
     else:
-        out.info("no files to check: nothing was fetched or imported, or the model lists none")
+        out.info("no files to verify: none is installed, or the model lists none")
     bad = [(model, c) for model, found in checks.items() for c in found if not c.holds]
     if json and not bad and not damaged:
         out.result({"models": {m: [_row(c) for c in found] for m, found in checks.items()}}, "")
@@ -193,7 +193,7 @@ def verify(
         model, _ = bad[0]
         problems = "; ".join(f"{m}/{c.path}: {_verdict(c)}" for m, c in bad)
         kind = ModelMissing if all(c.status == "missing" for _, c in bad) and not damaged else ModelDamaged
-        raise kind(problems, hint=f"`sa models pull {model}` fetches what is missing or wrong")
+        raise kind(problems, hint=f"`sa models pull {model}` downloads missing and wrong files")
     if damaged:
         more = f" ({len(damaged) - 1} more cannot be read either)" if len(damaged) > 1 else ""
         raise ModelDamaged(f"{damaged[0].message}{more}", hint=damaged[0].hint)
@@ -211,14 +211,14 @@ def import_(
     sa models import ~/StableAnimator/checkpoints
     sa models import ~/Downloads --convert
 
-    Register weights that you have already. Nothing in FOLDER is changed; files are linked unless --copy is given.
+    Register existing weights. FOLDER is not changed; files are linked unless --copy is given.
     """
     out = console.configure(json=json, quiet=quiet)
     from stableanimator_cli.catalogue import register
 
     converter = None
     if convert:
-        from stableanimator_cli.engine.weights import convert_to_safetensors as converter  # torch: some seconds
+        from stableanimator_cli.engine.weights import convert_to_safetensors as converter  # imports torch
 
     report = register.import_folder(folder, copy=copy, convert=converter)
     for remark in report.remarks:
@@ -316,7 +316,7 @@ def _row(check: Check) -> dict[str, Any]:
 
 def _verdict(check: Check) -> str:
     if check.status == "missing" and check.optional:
-        return "not fetched (optional)"
+        return "not installed (optional)"
     if check.status == "other form":
         return f"other form ({check.file.name if check.file else ''})"
     return check.status

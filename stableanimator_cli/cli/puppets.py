@@ -1,4 +1,4 @@
-"""``sa puppets``: drawn people with known truth, as videos, pictures and files."""
+"""``sa puppets``: drawn characters with known ground truth, as videos, images and files."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ FpsOpt = Annotated[str, typer.Option("--fps", metavar="RATE", help="Frames per s
 PeopleOpt = Annotated[int, typer.Option("--people", metavar="1|2|3", min=1, max=3, help="People per video.")]
 SeedOpt = Annotated[
     int,
-    typer.Option("--seed", metavar="K", min=0, max=1_000_000, help="Other people and movements: seeds share none."),
+    typer.Option("--seed", metavar="K", min=0, max=1_000_000, help="Two seeds share no character and no movement."),
 ]
 SplitOpt = Annotated[
     Literal["train", "val", "test"],
-    typer.Option("--split", help="No split shares a person or a movement with another."),
+    typer.Option("--split", help="Two splits share no character and no movement."),
 ]
 FramingOpt = Annotated[
     Literal["half", "whole", "mixed", "portrait"],
     typer.Option(
-        "--framing", help="Head and trunk, head to foot, some of both, or a large head that faces the viewer."
+        "--framing", help="Head and trunk, head to foot, a mix of both, or a large head that faces the viewer."
     ),
 ]
 ReferenceFirstOpt = Annotated[
     bool,
-    typer.Option("--reference-first", help="Open each video with its reference drawing, one frame more."),
+    typer.Option("--reference-first", help="Begin each video with its reference drawing, one frame more."),
 ]
 
 

@@ -1,4 +1,4 @@
-"""``sa replay``: a run again from its record, compared with what it made then."""
+"""``sa replay``: repeat a run from its record and compare the bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from stableanimator_cli.cli import console, options
 
 VideoArg = Annotated[
-    Path, typer.Argument(metavar="OUT.mp4", help="A video that sa animate made; its record lies beside it as OUT.json.")
+    Path, typer.Argument(metavar="OUT.mp4", help="A video of sa animate, with its record OUT.json beside it.")
 ]
 AgainOpt = Annotated[
     Path | None,

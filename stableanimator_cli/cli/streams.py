@@ -1,5 +1,4 @@
-"""Standard output and standard error whatever they are connected to: closed, full, a pipe that is no longer read, or of
-an encoding that lacks characters."""
+"""Standard output and error if they are closed, full, an unread pipe, or of an encoding that lacks characters."""
 
 from __future__ import annotations
 
@@ -15,15 +14,15 @@ _LOSSLESS = "sa-lossless"
 
 
 class OutputUnread(SaError):
-    """Nothing reads the pipe that standard output is: ``sa models list | head -1``. Nothing is printed about it."""
+    """Nothing reads standard output: ``sa models list | head -1``. Not reported."""
 
-    exit_code = 141  # 128 + SIGPIPE, as the shell reports programs that the signal ended
+    exit_code = 141  # 128 + SIGPIPE, as the shell reports programs ended by it
     code = "output-unread"
 
 
 def prepare() -> None:
-    """Make both streams writable. A closed one takes what is written and drops it; a character that the encoding lacks
-    is escaped; a byte of a file name that is no text comes out as that byte."""
+    """Make both streams writable. A closed one discards its output. Characters that the encoding lacks are escaped;
+    undecodable bytes of file names are written as these bytes."""
     codecs.register_error(_LOSSLESS, _encoded)
     for name, number in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
@@ -37,8 +36,7 @@ def prepare() -> None:
 
 
 def write(text: str) -> None:
-    """Write ``text`` to standard output, at once. ``BadInput`` where it is full, ``OutputUnread`` where no one reads
-    it."""
+    """Write ``text`` to standard output and flush. Raises ``BadInput`` if it is full, ``OutputUnread`` if unread."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -47,14 +45,14 @@ def write(text: str) -> None:
 
 
 def write_stderr(text: str) -> None:
-    """Write ``text`` to standard error. Where that fails there is no place left to say so."""
+    """Write ``text`` to standard error. Failures are ignored: there is no stream to report them."""
     with contextlib.suppress(OSError):
         sys.stderr.write(text)
         sys.stderr.flush()
 
 
 def failure(error: OSError) -> SaError:
-    """The error for standard output that did not take what was written."""
+    """The error for a failed write to standard output."""
     if isinstance(error, BrokenPipeError):
         return OutputUnread("nothing reads the standard output")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -64,8 +62,8 @@ def failure(error: OSError) -> SaError:
 
 
 def finish() -> SaError | None:
-    """Write out what is still held, and return what went wrong. Whatever did not come out is dropped, so that the
-    interpreter does not try it again when it ends and change the exit code."""
+    """Flush both streams and return the error of standard output. Unwritten data is discarded, so that the interpreter
+    does not try again at exit and change the exit code."""
     failed = None
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -86,10 +84,10 @@ def _drop(number: int) -> None:
 
 
 def _encoded(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stands for characters that the encoding of a stream lacks."""
+    """Replacement of characters that the encoding of a stream lacks."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    if all("\udc80" <= sign <= "\udcff" for sign in text):
-        return bytes(ord(sign) - 0xDC00 for sign in text), error.end
+    if all("\udc80" <= char <= "\udcff" for char in text):
+        return bytes(ord(char) - 0xDC00 for char in text), error.end
     return text.encode("ascii", "backslashreplace"), error.end

@@ -12,6 +12,7 @@ import pytest
 
 from stableanimator_cli.animate.driving import Driving, open_driving
 from stableanimator_cli.catalogue import open_model
+from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPerson
 from stableanimator_cli.media import VideoWriter, write_picture
@@ -30,8 +31,9 @@ NTSC = Fraction(30000, 1001)
 
 
 def driven(path: Path, *, size: tuple[int, int] = (128, 128), reporter: Heard | None = None, **changes: Any) -> Driving:
-    options: dict[str, Any] = {"kind": "auto", "frames": None, "fps": None, "resize": "crop"}
-    return open_driving(path, size=size, reporter=reporter or Heard(), **options | changes)
+    given = {name: changes.pop(name) for name in ("detectors", "reference", "count_only") if name in changes}
+    config = AnimateConfig(reference=Path("a.png"), motion=path, output=Path("o.mp4"), size=size, **changes)
+    return open_driving(config, reporter or Heard(), **given)
 
 
 def opener(model: ModelFolder) -> Callable[[], Detectors]:
@@ -116,7 +118,7 @@ def test_a_video_of_varying_rate_keeps_its_duration(tmp_path):
     path = make_video(
         tmp_path / "vfr.mkv", skeletons(4), codec="ffv1", pix_fmt="bgr0", ticks=[0, 100, 500, 600], fps=10
     )
-    driving = driven(path, fps=Fraction(10), kind="skeleton")
+    driving = driven(path, fps=Fraction(10), motion_kind="skeleton")
     np.testing.assert_array_equal(pictures(driving), np.stack(skeletons(4))[[0, 1, 1, 1, 1, 2, 3]])
 
 
@@ -149,21 +151,21 @@ def test_a_plain_video_without_detectors_is_refused_and_says_what_may_be_given(t
         driven(path, reporter=heard)
     assert caught.value.exit_code == 5
     assert "--motion-kind skeleton" in str(caught.value.hint)
-    assert heard.notes == ["dance.mp4: taken for a plain video (not black like a skeleton)"]
+    assert heard.notes == ["dance.mp4: read as a plain video (not black like a skeleton)"]
 
 
 def test_auto_knows_skeletons_by_tag_and_by_blackness(tmp_path):
-    for tag, why in ((True, "by its tag"), (False, "black but for its limbs")):
+    for tag, why in ((True, "by its tag"), (False, "black except its limbs")):
         heard = Heard()
         driven(skeleton_video(tmp_path / "poses.mp4", 3, tag=tag), reporter=heard)
-        assert heard.notes == [f"poses.mp4: taken for a skeleton video ({why})"]
+        assert heard.notes == [f"poses.mp4: read as a skeleton video ({why})"]
 
 
 def test_who_says_the_kind_is_believed(tmp_path):
     path = make_video(tmp_path / "dance.mp4", noise(3, (128, 128)))
-    assert len(driven(path, kind="skeleton").skeletons) == 3
+    assert len(driven(path, motion_kind="skeleton").skeletons) == 3
     with pytest.raises(ModelMissing, match="a plain video"):
-        driven(skeleton_video(tmp_path / "poses.mp4", 3), kind="video")
+        driven(skeleton_video(tmp_path / "poses.mp4", 3), motion_kind="video")
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +217,7 @@ def test_another_shape_is_cut_and_says_so_or_padded(tmp_path):
     assert not padded[:30].any()
     heard = Heard()
     driven(path, size=(64, 128), resize="stretch", reporter=heard)
-    assert heard.notes == ["poses.npz: stretched by 2.00 on one side, as --resize asks"]
+    assert heard.notes == ["poses.npz: stretched by 2.00 on one side by --resize"]
 
 
 def test_points_without_a_frame_size_are_guessed_and_said(tmp_path):
@@ -224,7 +226,7 @@ def test_points_without_a_frame_size_are_guessed_and_said(tmp_path):
     heard = Heard()
     driving = driven(path, reporter=heard)
     (warning,) = heard.warnings
-    assert "guessed from the points" in warning
+    assert "estimated from the points" in warning
     assert "{}x{}".format(*driving.source_size) in warning
 
 
@@ -246,7 +248,7 @@ def test_pictures_of_different_sizes_name_the_one_that_differs(tmp_path):
     path = in_form("pictures", tmp_path, 3)
     write_picture(path / "frame_1.png", np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(BadInput, match=r"frame_1\.png|frame 1"):
-        driven(path, kind="skeleton")
+        driven(path, motion_kind="skeleton")
 
 
 def test_our_skeleton_video_has_its_face_boxes_beside_it(tmp_path):

@@ -157,7 +157,7 @@ def test_two_builds_of_onnxruntime_and_one_that_leaves_the_card_alone(installed)
     installed(both)
     assert only(doctor.onnxruntime(), "broken").mend == mend
     installed({"onnxruntime": "1.32.0"}, words="CPUExecutionProvider", card=True)
-    assert "found on the CPU" in only(doctor.onnxruntime(), "note").found
+    assert "detected on the CPU" in only(doctor.onnxruntime(), "note").found
     installed({"onnxruntime-gpu": "1.32.0"}, words="CUDAExecutionProvider CPUExecutionProvider", card=True)
     only(doctor.onnxruntime(), "ok")
     installed({"onnxruntime": "1.32.0"}, works=False, words="killed by signal 4")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.animate.driving import Driving, open_driving
+from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.evaluate.driving_points import Unmatched, indices_shown
 from stableanimator_cli.evaluate.run import run
@@ -34,9 +35,8 @@ def _motion(path: Path, times: tuple[Fraction, ...] | None = None) -> Path:
 
 
 def _driven(path: Path, fps: Fraction | None, frames: tuple[int | None, int | None] | None) -> Driving:
-    return open_driving(
-        path, kind="auto", frames=frames, fps=fps, size=(64, 64), resize="crop", reporter=NullReporter()
-    )
+    config = AnimateConfig(reference=path, motion=path, output=Path("o.mp4"), frames=frames, fps=fps, size=(64, 64))
+    return open_driving(config, NullReporter())
 
 
 def _record(driving: Driving, path: Path, **config: Any) -> dict[str, Any]:

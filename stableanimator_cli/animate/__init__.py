@@ -1,1 +1,1 @@
-"""``sa animate``: a picture and a motion to a video with a record beside it."""
+"""``sa animate``: from an image and a motion to a video and its record."""

@@ -1,4 +1,4 @@
-"""Exact time: which source frame is shown at each tick of the output's clock."""
+"""Exact times: the source frame shown at each tick of the output's clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FINEST = 100_000  # denominators beyond this do not fit a container's time base
 
 
 def mean_rate(times: Sequence[Fraction]) -> Fraction:
-    """Frames per second over the whole, exact where the times are regular."""
+    """Mean frames per second, exact if the times are regular."""
     if len(times) < 2 or times[-1] <= times[0]:
         return UNTIMED_FPS
     return ((len(times) - 1) / (times[-1] - times[0])).limit_denominator(_FINEST)
@@ -24,8 +24,10 @@ def is_regular(times: Sequence[Fraction], rate: Fraction) -> bool:
 
 
 def frame_indices_at(times: Sequence[Fraction], rate: Fraction, last: Fraction) -> list[int]:
-    """Index of the frame that is shown at k / ``rate``, for the whole duration; ``last`` is how long the final frame
-    stays, in seconds. The duration is kept to one frame of the output."""
+    """Index of the frame shown at k / ``rate``, for the full duration, which is preserved to one output frame.
+
+    ``last`` is the duration of the final frame in seconds.
+    """
     relative = [time - times[0] for time in times]
     count = max(1, round((relative[-1] + last) * rate))
     slack = min(Fraction(1, 1000), 1 / (4 * rate))  # containers round times up as well as down

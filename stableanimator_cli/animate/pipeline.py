@@ -129,7 +129,7 @@ def run_pipeline(
             reporter.warning(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
         if checkpoints is None:
             memory = estimator(frames=len(poses)).of(config)
-            return AnimationPlan.of(config, model, plan, request, driving, memory, choices)
+            return AnimationPlan.of(config, engine, request, driving, memory, choices)
         refine = reference_face.build_face_optimization(config, engine, image, face, driving, reporter)
         onnx.warn_of_fallbacks(reporter)
         group = stack.enter_context(worker_group(config, request, workers, reporter))
@@ -280,7 +280,7 @@ def _sample(
 
 
 def _measure_identity(job: AnimateJob, latents: Tensor) -> Identity:
-    """Similarity per frame, from a separate decoding: frames are not kept in memory."""
+    """Similarity per frame, from a separate decoding: frames are not stored."""
     meter = _identity_meter(job)
     with job.reporter.progress(job.request.frames, "measure identity", "frame") as bar:
         for frame in decode(job.engine, job.request, latents, job.timings):

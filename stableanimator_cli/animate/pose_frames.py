@@ -1,4 +1,4 @@
-"""Skeleton pictures of a whole motion, compressed in memory, so that any window can ask for any frame."""
+"""Skeleton images of a full motion, compressed in memory, so that any window can read any frame."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import numpy as np
 
 
 class PoseFrames:
-    """Pictures uint8[h,w,3] of one size, by output frame. Skeletons are mostly black: some 50 kB a frame at 576x1024,
-    less than the frame's latents, which is what keeps long videos in memory."""
+    """Images uint8[h,w,3] of one size, by output frame. Skeletons are mostly black: about 50 kB per frame at 576x1024,
+    less than the frame's latents."""
 
-    def __init__(self, size: tuple[int, int], pictures: Iterable[np.ndarray] = ()) -> None:
+    def __init__(self, size: tuple[int, int], images: Iterable[np.ndarray] = ()) -> None:
         self.size = size
         self._packed: list[bytes] = []
         self._order: list[int] = []
-        for picture in pictures:
-            self.append(picture)
+        for image in images:
+            self.append(image)
 
-    def append(self, picture: np.ndarray) -> None:
+    def append(self, image: np.ndarray) -> None:
         width, height = self.size
-        if picture.shape != (height, width, 3):
-            raise ValueError(f"a skeleton of shape {picture.shape}, expected {(height, width, 3)}")
+        if image.shape != (height, width, 3):
+            raise ValueError(f"a skeleton of shape {image.shape}, expected {(height, width, 3)}")
         self._order.append(len(self._packed))
-        self._packed.append(zlib.compress(np.ascontiguousarray(picture).data, 1))
+        self._packed.append(zlib.compress(np.ascontiguousarray(image).data, 1))
 
     def __len__(self) -> int:
         return len(self._order)
@@ -35,16 +35,16 @@ class PoseFrames:
         return np.frombuffer(data, np.uint8).reshape(height, width, 3)
 
     def reordered(self, indices: Sequence[int]) -> PoseFrames:
-        """The same pictures in another order, some twice or not at all: how a motion gets another frame rate."""
+        """The same images in another order, some twice or not at all: a motion at another frame rate."""
         other = PoseFrames(self.size)
         other._packed = self._packed
         other._order = [self._order[index] for index in indices]
         return other
 
-    def with_anchor(self, picture: np.ndarray) -> PoseFrames:
-        """The same with ``picture`` in front: the anchor of every window."""
+    def with_anchor(self, image: np.ndarray) -> PoseFrames:
+        """The same with ``image`` in front: the anchor of every window."""
         other = PoseFrames(self.size)
         other._packed, other._order = list(self._packed), []
-        other.append(picture)
+        other.append(image)
         other._order += self._order
         return other

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -70,10 +70,10 @@ def detect_reference_face(
         reporter.warning(f"{config.reference.name}: no face found: animating without one, as allowed")
         return ReferenceFace(vector=None)
     gated = config.refine.min_csim is not None
+    remedy = "leave --min-csim out" if gated else "--allow-no-face"
     raise NoFace(
         f"{config.reference}: no face found" + (", which --min-csim compares with" if gated else ""),
-        hint="use an image where the face is larger and seen from the front, or "
-        + ("leave --min-csim out" if gated else "--allow-no-face"),
+        hint=f"use an image where the face is larger and seen from the front, or {remedy}",
     )
 
 
@@ -208,9 +208,6 @@ class FacesRefined:
                 f"no face was optimised: the detector found none in the estimates of {self.requested} denoising steps; "
                 "try a larger --size, or give the motion as keypoints (.npz), which contain face positions"
             )
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def _paired(references: list[FaceBox], boxes: np.ndarray) -> tuple[list[FaceBox], np.ndarray]:

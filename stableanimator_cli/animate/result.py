@@ -18,12 +18,13 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import to_toml
 from stableanimator_cli.diffusion.face_optimization import RefineLogEntry
 from stableanimator_cli.diffusion.guidance import window_branches
-from stableanimator_cli.engine.device import DevicePlan, peak_memory
+from stableanimator_cli.engine.device import peak_memory
+from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory.fit import Choice
 from stableanimator_cli.engine.memory.render import RenderMemory
 from stableanimator_cli.engine.render import RenderRequest, count_calls
 from stableanimator_cli.files import atomic_write, sha256_of
-from stableanimator_cli.records import NETWORKS, ModelFolder
+from stableanimator_cli.records import NETWORKS
 
 if TYPE_CHECKING:
     from stableanimator_cli.animate.pipeline import AnimateJob
@@ -48,19 +49,8 @@ class Animation:
     warnings: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "video": str(self.video),
-            "record": str(self.record),
-            "preview": None if self.preview is None else str(self.preview),
-            "frames": self.frames,
-            "fps": self.fps,
-            "seconds": dict(self.seconds),
-            "calls": dict(self.calls),
-            "peak_bytes": dict(self.peak_bytes),
-            "faces_refined": None if self.faces_refined is None else self.faces_refined.to_json(),
-            "gate": self.gate,
-            "warnings": list(self.warnings),
-        }
+        paths = {"video": str(self.video), "record": str(self.record), "preview": self.preview and str(self.preview)}
+        return asdict(self) | paths | {"warnings": list(self.warnings)}
 
     def summary(self) -> str:
         return str(self.video)
@@ -68,22 +58,17 @@ class Animation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnimationPlan:
-    """What a run would do, for ``--plan``. Nothing is loaded."""
+    """Plan of a run, for ``--plan``. Nothing is loaded."""
 
     data: Mapping[str, Any]
 
     @classmethod
     def of(
-        cls,
-        config: AnimateConfig,
-        model: ModelFolder,
-        device: DevicePlan,
-        request: RenderRequest,
-        driving: Driving,
-        memory: RenderMemory,
+        cls, config: AnimateConfig, engine: Engine, request: RenderRequest, driving: Driving, memory: RenderMemory,
         choices: Sequence[Choice] = (),
-    ) -> AnimationPlan:
-        """``choices``: what ``--max-memory`` changed."""
+    ) -> AnimationPlan:  # fmt: skip
+        """``choices``: settings changed by ``--max-memory``."""
+        model, device = engine.model, engine.plan
         height, width = request.fitted.shape[:2]
         mode = reference_face.mode_of(config, model)
         return cls(
@@ -121,7 +106,7 @@ class AnimationPlan:
 
     def summary(self) -> str:
         d = self.data
-        calls = d["calls"]
+        calls, text = d["calls"], d["text"]
         gib = sum(d["weight_bytes"].values()) / 2**30
         shallow = calls.get("unet_shallow", 0)
         cached = f", {shallow} of them with deep features of an earlier step (approximate)" if shallow else ""
@@ -132,13 +117,13 @@ class AnimationPlan:
                 f"device     {d['device']}{processes}",
                 f"output     {d['frames']} frames of {d['size'][0]}x{d['size'][1]} at {d['fps']} fps, "
                 f"{d['seconds']:g} s",
-                f"sampling   {d['steps']} steps, {len(d['windows'])} window(s){d['text']['moving']}, "
+                f"sampling   {d['steps']} steps, {len(d['windows'])} window(s){text['moving']}, "
                 f"{calls['unet']} UNet calls{cached}",
-                f"faces      {d['text']['faces']}",
+                f"faces      {text['faces']}",
                 f"decoding   {calls['vae_decode']} decoder calls",
-                f"memory     {d['text']['memory']}",
-                *(f"--max-memory      {choice}" for choice in d["text"]["chosen"]),
-                d["text"]["windows"],
+                f"memory     {text['memory']}",
+                *(f"--max-memory      {choice}" for choice in text["chosen"]),
+                text["windows"],
             ]
         )
 
@@ -152,16 +137,12 @@ def _faces(mode: str, config: AnimateConfig) -> str:
 
 
 def write(
-    job: AnimateJob,
-    *,
-    log: Sequence[RefineLogEntry],
-    faces: FacesRefined | None,
-    identity: Identity | None,
+    job: AnimateJob, *, log: Sequence[RefineLogEntry], faces: FacesRefined | None, identity: Identity | None,
     gate: GateResult,
-) -> Animation:
+) -> Animation:  # fmt: skip
     """Write ``OUT.json``: enough to repeat the run and to check that it repeats.
 
-    Of a resumed run ``calls`` count all parts; ``seconds`` and ``warnings`` are those of the last.
+    For a resumed run ``calls`` counts all parts; ``seconds`` and ``warnings`` are those of the last.
     """
     config, engine, request, driving = job.config, job.engine, job.request, job.driving
     peak, gate_json = peak_memory(engine.plan.device), gate.to_json(config.refine.min_csim)
@@ -192,7 +173,7 @@ def write(
         "gate": gate_json,
         "redrawn_windows": [list(windows) for windows in gate.attempts],
         "face_optimization": "off" if job.refine is None else job.refine.settings.mode,
-        "faces_refined": None if faces is None else faces.to_json(),
+        "faces_refined": None if faces is None else asdict(faces),
         "refined": [asdict(entry) for entry in log],
         "warnings": list(job.reporter.warnings),
         "resumed": job.resumed,

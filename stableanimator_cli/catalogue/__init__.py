@@ -290,7 +290,7 @@ def _overlay(part: _Part, layout: layouts.Layout, owner: Entry, role: str, compo
     """Prefer the files of a downloaded folder to the catalogue's, whose config fills a gap."""
     found = layout.parts.get((owner.name, role))
     if found is None:
-        return replace(part, searched=(*layout.looked.get((owner.name, role), ()), *part.searched))
+        return replace(part, searched=(*layout.searched.get((owner.name, role), ()), *part.searched))
     if found.file is not None:
         check_size(found.file, None, owner.name)
     config = part.config

@@ -1,4 +1,4 @@
-"""Addresses of files: which are fetched at all, and how one is shown without the secrets in it."""
+"""Addresses of files: which are allowed, and how they are printed without secrets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WITHOUT_SCHEME = re.compile(r"[^/\s]*:[^/\s]*@")
 
 
 def problem(address: str) -> str | None:
-    """Why ``address`` is never fetched, as a clause without its secrets; ``None`` if it may be."""
+    """Why ``address`` is refused, as a clause without its secrets; None if it is allowed."""
     if len(address) > _LONGEST:
         return f"it has {len(address)} characters"
     if not _PLAIN.fullmatch(address):
@@ -37,7 +37,7 @@ def problem(address: str) -> str | None:
 
 
 def refused_redirect(before: str, after: str) -> str | None:
-    """Why a server at ``before`` must not send us on to ``after``; ``None`` if it may."""
+    """Why a redirect from ``before`` to ``after`` is refused; None if it is allowed."""
     found = problem(after)
     if found is not None:
         return found

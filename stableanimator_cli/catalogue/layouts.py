@@ -1,11 +1,10 @@
-"""Recognise the folders in which people already have the weights.
+"""Detect the layouts of existing weight folders.
 
-The reference implementation asks for ``checkpoints/`` with ``Animation/{unet,pose_net,face_encoder}.pth``, a diffusers
+The reference implementation uses ``checkpoints/`` with ``Animation/{unet,pose_net,face_encoder}.pth``, a diffusers
 folder of Stable Video Diffusion (named ``SVD`` in its scripts and
 ``stable-video-diffusion-img2vid-xt`` in its demo), ``DWPose/`` and, outside ``checkpoints``, ``models/antelopev2``.
-Zips unpack one level too deep, files lie flat, and its trainer writes ``checkpoint-N/unet-N.pth``: all of that opens.
-Only names and places are looked at here; of the files one is read, the note that ``sa train --export upstream`` writes
-beside the weights.
+Zips unpacked one level too deep, flat files, and its trainer's ``checkpoint-N/unet-N.pth`` open too. Only names and
+paths are examined; the only file read is the note that ``sa train --export upstream`` writes beside the weights.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ if TYPE_CHECKING:
     from stableanimator_cli.records import ChannelOrder
 
 NOTE = "stableanimator-cli.json"
-"""Beside exported weights: what their files cannot hold."""
+"""Note beside exported weights, for what their files cannot hold."""
 
 SIGNS = "Animation/unet.pth, unet.pth, an SVD folder (vae/, image_encoder/), DWPose/ or antelopev2/"
-"""What a folder is recognised by, for messages."""
+"""Signs of a layout, for messages."""
 
 ANIMATOR, BASE, FACE, POSE = "stableanimator", "svd-xt", "antelopev2", "dwpose"
 
@@ -57,20 +56,22 @@ class LayoutMatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What a folder holds. ``parts`` and ``looked`` (folders) go by (catalogue entry, role); ``primary`` is the
-    entry that the folder is a download of. ``face_channel_order`` is set where the layout tells it better
-    than the entry does; ``guessed_order`` is the weight file whose order nothing tells."""
+    """Content of a folder. ``parts`` and ``searched`` (folders) are keyed by (catalogue entry, role).
+
+    ``primary`` is the entry that the folder is a download of. ``face_channel_order`` overrides the entry's;
+    ``guessed_order`` is the weight file if its order is unknown.
+    """
 
     folder: Path
     primary: str
     parts: Mapping[tuple[str, str], LayoutMatch]
-    looked: Mapping[tuple[str, str], tuple[Path, ...]]
+    searched: Mapping[tuple[str, str], tuple[Path, ...]]
     face_channel_order: ChannelOrder | None = None
     guessed_order: Path | None = None
 
 
 def detect_layout(folder: Path) -> Layout | None:
-    """The layout of ``folder`` (``checkpoints`` or its parent, or one model's folder), or ``None``."""
+    """The layout of ``folder`` (``checkpoints`` or its parent, or one model's folder), None if unknown."""
     search = _Search(folder)
     numbered = search.animator()
     search.base()
@@ -86,15 +87,15 @@ def detect_layout(folder: Path) -> Layout | None:
     if primary == ANIMATOR and unet is not None and unet.file is not None:
         order = _noted_order(unet.file.parent)
         if order is None and numbered:
-            # What the reference implementation's trainer writes today has seen faces in the order that insightface
-            # wants; the released weights most likely have not, and their entry says so.
+            # the reference implementation's trainer now embeds faces in insightface's order; the released weights
+            # most likely were not trained so, which their entry records
             order = "bgr"
         guessed = unet.file if order is None else None
     return Layout(
         folder=folder,
         primary=primary,
         parts=search.parts,
-        looked=search.looked,
+        searched=search.searched,
         face_channel_order=order,
         guessed_order=guessed,
     )
@@ -110,19 +111,19 @@ def _noted_order(folder: Path) -> ChannelOrder | None:
 
 
 class _Search:
-    """One folder being looked through."""
+    """The search of one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.bases = (folder, folder / "checkpoints")
         self.parts: dict[tuple[str, str], LayoutMatch] = {}
-        self.looked: dict[tuple[str, str], tuple[Path, ...]] = {}
+        self.searched: dict[tuple[str, str], tuple[Path, ...]] = {}
 
-    def note(self, name: str, role: str, places: Iterable[Path], config: Path | None = None) -> Path | None:
-        """Take the first of ``places`` that is a file, and remember the folders for the message of a miss."""
-        places = tuple(places)
-        file = next((p for p in places if p.is_file()), None)
-        self.looked[name, role] = tuple(dict.fromkeys(p.parent for p in places))
+    def note(self, name: str, role: str, paths: Iterable[Path], config: Path | None = None) -> Path | None:
+        """Record the first of ``paths`` that is a file, and the searched folders for an error."""
+        paths = tuple(paths)
+        file = next((p for p in paths if p.is_file()), None)
+        self.searched[name, role] = tuple(dict.fromkeys(p.parent for p in paths))
         if file is not None or config is not None:
             self.parts[name, role] = LayoutMatch(file=file, config=config)
         return file
@@ -133,7 +134,7 @@ class _Search:
         for role in ("unet", "pose_net", "face_encoder"):
             steps = _numbered(self.folder, role)
             folders = [base / sub for base in self.bases for sub in ("Animation", ".")]
-            # .pth comes last: what was converted is read before what it was converted from
+            # .pth comes last: converted files are preferred
             file = self.note(
                 ANIMATOR, role, [*(f / f"{role}{e}" for f in folders for e in (".safetensors", ".pth")), *steps]
             )
@@ -159,13 +160,13 @@ class _Search:
             self.note(POSE, role, [b / s / name for b in self.bases for s in ("DWPose", "dwpose", ".")])
 
     def face(self) -> None:
-        """The antelopev2 pack, each place also one level deeper: its zip holds a folder of its own name."""
+        """The antelopev2 pack, each path also one level deeper: its zip holds a folder of its own name."""
         tops = (self.folder, self.folder.parent, *self.bases[1:])
-        places = [p for t in tops for p in (t / "models" / FACE, t / "models" / FACE / FACE)]
-        places += [p for b in self.bases for p in (b / FACE, b / FACE / FACE)]
-        places.append(self.folder)
-        self.looked[FACE, "face"] = tuple(places[:-1])
-        found = next((p for p in places if (p / _FACE_FILE).is_file()), None)
+        paths = [p for t in tops for p in (t / "models" / FACE, t / "models" / FACE / FACE)]
+        paths += [p for b in self.bases for p in (b / FACE, b / FACE / FACE)]
+        paths.append(self.folder)
+        self.searched[FACE, "face"] = tuple(paths[:-1])
+        found = next((p for p in paths if (p / _FACE_FILE).is_file()), None)
         if found is not None:
             self.parts[FACE, "face"] = LayoutMatch(file=found)
 
@@ -175,8 +176,8 @@ def _is_svd(folder: Path) -> bool:
 
 
 def _config(folder: Path) -> Path | None:
-    place = folder / "config.json"
-    return place if place.is_file() else None
+    path = folder / "config.json"
+    return path if path.is_file() else None
 
 
 def _numbered(folder: Path, role: str) -> list[Path]:

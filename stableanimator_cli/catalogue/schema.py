@@ -1,9 +1,8 @@
-"""``model.toml``: what a model folder says of itself, read strictly.
+"""``model.toml``, the description of a model folder, read strictly. Its schema is in ``models/README.md``.
 
-The file is data: names, licences, sizes, digests and relative paths. A key that nobody reads is refused with the
-nearest one that is read, because a misspelt ``sha256`` would otherwise switch a check off in silence. Paths stay inside
-the folder and addresses are http(s), so that a model folder from a stranger can name nothing else on the machine.
-The schema is told in ``models/README.md``.
+The file holds names, licences, sizes, digests and relative paths. Unknown keys are refused with the nearest known one:
+a misspelt ``sha256`` would silently disable a check. Paths stay inside the folder and addresses are http(s), so that an
+untrusted model folder cannot name other files of the machine.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightFile:
-    """One file of an entry. ``url`` or ``archive`` says where it comes from; ``bytes`` and ``sha256`` are ``None``
-    where nobody has measured them. ``optional`` files are fetched only when asked for."""
+    """One file of an entry. ``url`` or ``archive`` is its source; ``bytes`` and ``sha256`` are None if unknown.
+    ``optional`` files are downloaded only on request."""
 
     path: str
     url: str | None = None
@@ -75,7 +74,7 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
-    """A zip that holds several of the entry's files; it is deleted once they are taken out."""
+    """A zip with several of the entry's files; it is deleted once they are extracted."""
 
     path: str
     url: str
@@ -85,7 +84,7 @@ class Archive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A ``model.toml``, parsed. ``folder`` is where it lies; ``face_channel_order`` may be ``None`` (not said)."""
+    """A parsed ``model.toml`` in ``folder``; ``face_channel_order`` is None if not recorded."""
 
     name: str
     folder: Path
@@ -103,31 +102,28 @@ class Entry:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def file(self, path: str) -> WeightFile | None:
-        """The ``[[files]]`` row of a relative path, or ``None`` where the entry does not list it."""
+        """The ``[[files]]`` row of a relative path, None if the entry does not list it."""
         return next((f for f in self.files if f.path == path), None)
 
     def under(self, path: str) -> tuple[WeightFile, ...]:
-        """The rows that lie in the relative folder ``path`` (``.`` is the whole entry)."""
+        """The rows in the relative folder ``path`` (``.``: all)."""
         return tuple(f for f in self.files if path == "." or f.path.startswith(path.rstrip("/") + "/"))
 
     @property
     def bytes(self) -> int | None:
-        """Size of the files that are not optional, or ``None`` where one of them was never measured."""
+        """Size of the files that are not optional, None if one is unknown."""
         sizes = [f.bytes for f in self.files if not f.optional]
         return None if None in sizes else sum(s for s in sizes if s is not None)
 
 
 def nearest_or_all(word: str, known: Iterable[str]) -> str | None:
-    """A hint that names the nearest known word, or lists all of them where none is near."""
+    """A hint that names the nearest known word, or lists all of them."""
     options = sorted(known)
     return did_you_mean(word, options) or ("known: " + ", ".join(options) if options else None)
 
 
 def read(folder: Path) -> Entry:
-    """Read ``folder/model.toml``.
-
-    Raises ``ModelMissing`` where there is none and ``ModelDamaged`` where it is not what it must be.
-    """
+    """Read ``folder/model.toml``. Raises ``ModelMissing`` if there is none, ``ModelDamaged`` if it is wrong."""
     return _Reader(folder / FILE_NAME).entry()
 
 
@@ -137,7 +133,7 @@ def _row_name(row: Mapping[str, Any], index: int) -> object:
 
 
 class _Reader:
-    """One file being read; carries its path so that every complaint names it."""
+    """Reader of one file; its errors name the path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -186,7 +182,7 @@ class _Reader:
         return value
 
     def line(self, raw: Mapping[str, Any], key: str) -> str:
-        """A text of one line for people; a secret in an address is not for them."""
+        """A text of one line for people, without secrets of addresses."""
         return redacted(" ".join(self.text(raw, "top level", key).split()))
 
     def table(self, raw: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -284,7 +280,7 @@ class _Reader:
         return path
 
     def inside(self, table: Mapping[str, Any], where: str, key: str, *, folder: bool = False) -> str | None:
-        """A relative path that stays in the folder. Escapes are refused here, once, for every reader of the record."""
+        """A relative path that stays in the folder, checked here for all readers of the entry."""
         if key not in table:
             return None
         value = self.text(table, where, key)

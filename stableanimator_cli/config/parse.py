@@ -1,7 +1,7 @@
-"""Values as people type them, parsed and written: sizes, rates, ranges, guidance, memory, lists of paths.
+"""Parse and write values of options: sizes, rates, ranges, guidance, memory, lists of paths.
 
-Every ``parse_...(value, label)`` takes what the shell or TOML holds and raises ``ConfigError`` naming ``label``;
-every ``dump_...`` is its inverse for TOML. Standard library only.
+Every ``parse_...(value, label)`` reads a value of the shell or TOML and raises ``ConfigError`` naming ``label``; every
+``dump_...`` is its inverse for TOML. Standard library only.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse_size(value: str | Size, label: str = "--size") -> Size:
 
 
 def parse_range(value: str | Range, label: str = "--frames") -> Range:
-    """``"A:B"`` -> (A, B), half-open and with the meaning of a Python slice; either side may be left out."""
+    """``"A:B"`` -> (A, B), half-open as a Python slice; either side may be left out."""
     if isinstance(value, tuple):
         return value
     match = re.fullmatch(r"\s*(-?\d{1,9})?\s*:\s*(-?\d{1,9})?\s*", value) if isinstance(value, str) else None
@@ -71,7 +71,7 @@ INTERVAL = "LO:HI, noise levels from 0 on, LO below HI, as 0.5:50"
 
 
 def parse_interval(value: str | Guidance, label: str = "--guidance-interval") -> Guidance:
-    """``"0.5:50"`` -> (0.5, 50.0): noise levels, the first left out and the last included."""
+    """``"0.5:50"`` -> (0.5, 50.0): noise levels, the first excluded and the last included."""
     if isinstance(value, tuple):
         return value
     try:
@@ -84,7 +84,7 @@ def parse_interval(value: str | Guidance, label: str = "--guidance-interval") ->
 
 
 def parse_cache_interval(value: str | int, label: str = "--cache-features") -> int:
-    """``"3"`` -> 3, every third step computed whole; ``"off"`` -> 1, every step."""
+    """``"3"`` -> 3, every third step computed in full; ``"off"`` -> 1, every step."""
     if value == "off":
         return 1
     text = value if isinstance(value, str) else "" if isinstance(value, bool) else str(value)
@@ -98,14 +98,14 @@ def dump_cache_interval(steps: int) -> int | str:
 
 
 def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
-    """Frames a second, exactly: ``"30000/1001"``, ``"25"`` or ``"29.97"``.
+    """Exact frames per second: ``"30000/1001"``, ``"25"`` or ``"29.97"``.
 
     The rounded names of the NTSC family (23.976, 29.97, 59.94 ...) mean n * 1000/1001, as in SMPTE 170M: 29.97 is
     30000/1001 and not 2997/100.
     """
     if isinstance(value, Fraction):
         return value
-    expected = "frames a second, as 25, 29.97 or 30000/1001"
+    expected = "frames per second, as 25, 29.97 or 30000/1001"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ConfigError(label, value, expected)
     text = str(value).strip()
@@ -126,7 +126,7 @@ def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
 
 
 def parse_bytes(value: object, label: str = "--max-memory") -> int:
-    """``"6GB"`` -> 6 * 10**9; ``"22GiB"`` -> 22 * 2**30; bytes alone, but below a mebibyte a unit was forgotten."""
+    """``"6GB"`` -> 6 * 10**9; ``"22GiB"`` -> 22 * 2**30. A number alone is bytes, a mebibyte or more."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
@@ -159,7 +159,7 @@ def _short(*numbers: float) -> bool:
 
 
 def parse_inputs(value: Any, label: str = "INPUT") -> tuple[Path, ...]:
-    """Paths from the command line, or from TOML one a line of a text."""
+    """Paths from the command line, or from TOML: a text with one path per line."""
     paths = paths_of(value, label)
     require(bool(paths), label, value, "one path or more")
     return paths

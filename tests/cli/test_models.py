@@ -100,7 +100,7 @@ def test_pull_fetches_with_words_on_stderr_and_the_folder_on_stdout(tiny: str, h
 
 
 def test_verify(tiny: str, home: Path) -> None:
-    assert "no files to check" in sa("verify").stderr
+    assert "no files to verify" in sa("verify").stderr
     missing = sa("verify", "tiny")
     assert isinstance(missing.exception, ModelMissing)
     sa("pull", "tiny")

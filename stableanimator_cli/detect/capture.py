@@ -249,7 +249,7 @@ class _Seen:
         if not counts.any():
             frames = f"any of {len(counts)} frames" if len(counts) > 1 else "it"
             raise NoPerson(
-                f"{clip.path}: nobody found in {frames}",
+                f"{clip.path}: no person found in {frames}",
                 hint="use a video that shows the whole person, or lower --detect-threshold",
             )
         held = [_held(points, faces) for points, faces in zip(self.points, self.faces, strict=True)]

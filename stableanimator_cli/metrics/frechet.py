@@ -166,7 +166,7 @@ def frechet_distance(
             raise BadInput(
                 name,
                 f"{moments.count} clip{'' if moments.count == 1 else 's'}",
-                "2 or more, of which a covariance can be told",
+                "2 or more, which a covariance needs",
                 hint="give more or longer videos, or leave the Frechet distances out",
             )
     if a.width != b.width:

@@ -248,7 +248,7 @@ def largest(motion: Motion) -> int:
     """
     areas = np.where(motion.present, _areas(bounding_box(motion.keypoints)), 0.0).sum(axis=0)
     if not motion.present.any():
-        raise NoPerson("nobody in any frame", hint="use a video in which a person can be seen")
+        raise NoPerson("no person in any frame", hint="use a video in which a person can be seen")
     return int(np.argmax(np.where(motion.present.any(axis=0), areas, -1.0)))
 
 
@@ -269,14 +269,14 @@ def select(motion: Motion, person: Person = "largest") -> Motion:
         overlap = np.where(motion.present, _overlap(bounding_box(motion.keypoints), np.array(person)), 0.0)
         if not overlap.any():
             asked = ",".join(f"{side:g}" for side in person)
-            raise NoPerson(f"nobody in the box {asked} in any frame", hint=f"the frame is {_size(motion)} pixels")
+            raise NoPerson(f"no person in the box {asked} in any frame", hint=f"the frame is {_size(motion)} pixels")
         clear = np.flatnonzero(overlap.max(axis=1) >= 1 / 3)
         frame = int(clear[0]) if len(clear) else int(np.argmax(overlap.max(axis=1)))
         return _only(motion, [int(np.argmax(overlap[frame]))])
     places = np.flatnonzero((motion.track == person) & there)
     if not len(places):
         numbers = ", ".join(str(number) for number in motion.track[there].tolist()) or "none"
-        raise NoPerson(f"person {person}: found nobody of that number, expected one of {numbers}",
+        raise NoPerson(f"person {person}: found no person with that number, expected one of {numbers}",
                        hint="--person largest takes the one who fills most of the frame")  # fmt: skip
     return _only(motion, [int(places[0])])
 

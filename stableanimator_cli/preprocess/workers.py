@@ -111,7 +111,7 @@ def in_processes(task: Task, sources: Sequence[Source], workers: int) -> Iterato
         task.open()  # where the networks do not open at all, this says why
         raise SaError(
             "a worker process ended from outside, perhaps for lack of memory",
-            hint="run the same command again: finished clips are kept; fewer --workers need less memory",
+            hint="run the same command again: finished clips are reused; fewer --workers need less memory",
         ) from None
     finally:
         for process in list((getattr(pool, "_processes", None) or {}).values()) if waiting else ():

@@ -203,7 +203,7 @@ def test_a_plan_counts_a_plain_video_and_detects_nothing(tmp_path):
 
 def test_a_plain_video_without_anybody_names_the_file(tmp_path, detectors):
     path = drawn.write_video(tmp_path / "empty.mp4", [None] * 3)
-    with pytest.raises(NoPerson, match=r"empty\.mp4: nobody found in any of 3 frames"):
+    with pytest.raises(NoPerson, match=r"empty\.mp4: no person found in any of 3 frames"):
         driven(path, size=drawn.SIZE, detectors=opener(detectors))
 
 

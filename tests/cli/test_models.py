@@ -112,7 +112,7 @@ def test_verify(tiny: str, home: Path) -> None:
     bad = sa("verify", "tiny")
     assert isinstance(bad.exception, ModelDamaged)
     assert bad.exception.message == "tiny/w.bin: wrong digest"
-    assert bad.exception.hint == "`sa models pull tiny` fetches what is missing or wrong"
+    assert bad.exception.hint == "`sa models pull tiny` downloads missing and wrong files"
     assert "wrong digest" in bad.stdout
 
 

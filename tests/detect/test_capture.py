@@ -86,9 +86,9 @@ def test_a_gap_is_closed_a_long_one_is_told(detectors):
 
 
 def test_nobody_names_file_and_frames(detectors):
-    with pytest.raises(NoPerson, match=r"walk\.mp4: nobody found in any of 3 frames"):
+    with pytest.raises(NoPerson, match=r"walk\.mp4: no person found in any of 3 frames"):
         extract_motion(clip_of([None] * 3), detectors)
-    with pytest.raises(NoPerson, match=r"walk\.mp4: person 4: found nobody of that number"):
+    with pytest.raises(NoPerson, match=r"walk\.mp4: person 4: found no person with that number"):
         extract_motion(clip_of(drawn.walk(3)), detectors, CaptureOptions(person=4))
 
 

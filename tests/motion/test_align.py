@@ -267,7 +267,7 @@ def test_refusals_say_what_helps(motion, reference):
     with pytest.raises(NoPerson, match="the motion shows 0 of the points"):
         align(unseen, reference, SIZE, "affine")
     nobody = dataclasses.replace(motion, present=np.zeros_like(motion.present))
-    with pytest.raises(NoPerson, match="nobody in any frame"):
+    with pytest.raises(NoPerson, match="no person in any frame"):
         align(nobody, reference, SIZE, "none")
     pair = side_by_side(motion, motion)
     with pytest.raises(NoPerson, match="none of 20 frames has one") as caught:

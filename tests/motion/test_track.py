@@ -132,7 +132,7 @@ def test_nobody_is_an_answer(frames):
     assert tracks.keypoints.shape == (frames, 0, 134, 3)
     motion = tracks.motion((64, 64))
     assert len(motion) == frames
-    with pytest.raises(NoPerson, match="nobody in any frame"):
+    with pytest.raises(NoPerson, match="no person in any frame"):
         select(motion, "largest")
 
 
@@ -208,9 +208,9 @@ def test_choosing_people(three):
 
 
 def test_choosing_somebody_who_is_not_there(three):
-    with pytest.raises(NoPerson, match="person 9: found nobody of that number, expected one of 4, 5"):
+    with pytest.raises(NoPerson, match="person 9: found no person with that number, expected one of 4, 5"):
         select(three, 9)
-    with pytest.raises(NoPerson, match="nobody in the box 500,0,512,20") as caught:
+    with pytest.raises(NoPerson, match="no person in the box 500,0,512,20") as caught:
         select(three, (500.0, 0.0, 512.0, 20.0))
     assert "512x512" in str(caught.value.hint)
 

@@ -133,7 +133,7 @@ def test_a_picture_and_a_sequence_of_pictures_are_clips(preprocess, tmp_path):
 
 
 def test_one_video_that_fails_leaves_with_its_own_reason(preprocess, videos):
-    with pytest.raises(SaError, match="nobody found in any of 3 frames") as caught:
+    with pytest.raises(SaError, match="no person found in any of 3 frames") as caught:
         preprocess(videos / "empty.mp4")
     assert caught.value.exit_code == NoPerson.exit_code
     with pytest.raises(SaError, match="data that is no video") as caught:

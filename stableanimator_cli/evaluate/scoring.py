@@ -87,20 +87,20 @@ class _ScoreBuilder:
 
     def put_csim(self, name: str, curve: np.ndarray, valid: np.ndarray) -> None:
         result = identity.summary(curve, valid)
-        self.put(name, result.mean, result.counted)
-        self.put(f"{name}_zero", result.zero, result.asked)
+        self.put(name, result.mean, result.detected)
+        self.put(f"{name}_zero", result.zero, result.valid)
         self.curve(name, curve)
 
     def put_changes(self, predicted: Changes, target: Changes | None, borders: tuple[int, ...]) -> None:
         """Flicker and seams."""
-        self.put("flicker", flicker(predicted.bends), len(predicted.bends))
-        self.curve("change", predicted.steps)
+        self.put("flicker", flicker(predicted.curvature), len(predicted.curvature))
+        self.curve("change", predicted.differences)
         if target is not None:
-            excess = flicker_excess(predicted.bends, target.bends)
-            self.put("flicker_excess", excess, len(predicted.bends))
-            self.put("flicker_distance", abs(excess), len(predicted.bends))
-            self.curve("change_truth", target.steps)
-        seams = seam_score(predicted.steps, borders, None if target is None else target.steps)
+            excess = flicker_excess(predicted.curvature, target.curvature)
+            self.put("flicker_excess", excess, len(predicted.curvature))
+            self.put("flicker_distance", abs(excess), len(predicted.curvature))
+            self.curve("change_truth", target.differences)
+        seams = seam_score(predicted.differences, borders, None if target is None else target.differences)
         self.put("seam_score", seams.score, len(seams.borders))
         self.put("seam_worst", seams.worst, 1)
 

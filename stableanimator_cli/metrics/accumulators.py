@@ -61,19 +61,19 @@ class ByVideo:
     @property
     def pooled(self) -> RunningMean:
         """Over all frames together."""
-        whole = RunningMean()
+        total = RunningMean()
         for running in self.videos.values():
-            whole.merge(running)
-        return whole
+            total.merge(running)
+        return total
 
     def value(self, metric: str, about: Mapping[str, Any] | None = None) -> Value:
-        whole = self.pooled
+        total = self.pooled
         return Value(
             metric=metric,
-            pooled=whole.mean,
+            pooled=total.mean,
             per_video={video: running.mean for video, running in self.videos.items()},
-            count=whole.count,
-            about=dict(about or {}) | ({"absent": whole.absent} if whole.absent else {}),
+            count=total.count,
+            about=dict(about or {}) | ({"absent": total.absent} if total.absent else {}),
         )
 
 
@@ -85,10 +85,10 @@ def paired(
     ``BadInput`` naming ``name`` where one stream is longer (with ``truncate`` the rest of it is left unread), and where
     the frames of a pair differ in size.
     """
-    ours, theirs = iter(predicted), iter(reference)
+    frames, target_frames = iter(predicted), iter(reference)
     index = 0
     while True:
-        a, b = next(ours, _END), next(theirs, _END)
+        a, b = next(frames, _END), next(target_frames, _END)
         if a is _END or b is _END:
             if (a is _END) != (b is _END) and not truncate:
                 longer, shorter = ("reference", "prediction") if a is _END else ("prediction", "reference")

@@ -1,4 +1,4 @@
-"""How sure is a value over videos? Student's t over videos, which are what is independent: frames of one are not.
+"""Confidence intervals by Student's t over videos, which are independent; frames of one video are not.
 
 Percentiles of a bootstrap are too narrow for few videos (two cover half of what they promise, eight 88 %) and, for a
 Frechet distance, lie above the value itself, since a resampled covariance is biased upward. A t-interval round the
@@ -13,28 +13,25 @@ import numpy as np
 
 DRAWS, LEVEL = 200, 0.95
 MINIMUM = 5
-"""Videos below which no interval is given."""
+"""With fewer videos there is no interval."""
 
 
 def interval(
     values: Sequence[float] | np.ndarray,
     weights: Sequence[float] | np.ndarray | None = None,
     *,
-    seed: int = 0,
-    draws: int = DRAWS,
     level: float = LEVEL,
 ) -> tuple[float, float] | None:
     """t-interval of the (weighted) mean of one value per video; None below five videos. Values that are not finite are
     left out.
 
     ``weights`` (frames of each video) give the interval of the pooled mean, a ratio of two sums, whose variance is
-    linearised. ``seed`` and ``draws`` are accepted as before and change nothing: nothing is drawn.
+    linearised.
     """
-    del seed, draws
     x = np.asarray(values, np.float64)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
-    kept = np.isfinite(x) & (w > 0)
-    x, w = x[kept], w[kept]
+    valid = np.isfinite(x) & (w > 0)
+    x, w = x[valid], w[valid]
     count = len(x)
     if count < MINIMUM:
         return None

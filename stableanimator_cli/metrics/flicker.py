@@ -1,7 +1,7 @@
-"""What changes from frame to frame: flicker, and the curve of changes in which seams are looked for.
+"""Flicker, and the changes from frame to frame in which seams are searched.
 
-Flicker is how far a frame is from the mean of its two neighbours. Even movement and fades have little of it, noise
-that is new in each frame has much; the ground truth's own flicker is what a perfect video would have.
+Flicker is the distance of a frame from the mean of its two neighbours. Even motion and fades have little of it,
+independent noise has much. The ground truth's own flicker is the target.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ define(
 
 @dataclass(slots=True)
 class Changes:
-    """Takes frames uint8[h,w,3] one by one; keeps two of them and numbers.
+    """Changes of a stream of frames uint8[h,w,3]; only two frames are held.
 
-    ``steps`` [t-1]: mean absolute difference of neighbours, NaN across a gap; ``bends`` [t-2]: mean absolute difference
-    of a frame and the mean of its two neighbours, none across a gap. Both in 0..1 of the range of a pixel.
+    ``differences`` [t-1] are mean absolute differences of neighbours, NaN across a gap. ``curvature`` [t-2] are mean
+    absolute differences of a frame and the mean of its two neighbours, none across a gap. Pixels count from 0 to 1.
     """
 
-    steps: list[float] = field(default_factory=list)
-    bends: list[float] = field(default_factory=list)
-    _held: list[np.ndarray] = field(default_factory=list)
+    differences: list[float] = field(default_factory=list)
+    curvature: list[float] = field(default_factory=list)
+    _previous: list[np.ndarray] = field(default_factory=list)
 
     def add(self, frame: np.ndarray, *, gap: bool = False) -> None:
         """``gap``: frames are missing before this one. ``ValueError`` if its shape differs from the one before."""
         now = frame.astype(np.int16)
-        if self._held:
-            if self._held[-1].shape != now.shape:
-                raise ValueError(f"a frame of shape {now.shape} after one of {self._held[-1].shape}")
-            self.steps.append(float("nan") if gap else float(np.abs(now - self._held[-1]).mean()) / 255)
+        if self._previous:
+            if self._previous[-1].shape != now.shape:
+                raise ValueError(f"a frame of shape {now.shape} after one of {self._previous[-1].shape}")
+            self.differences.append(float("nan") if gap else float(np.abs(now - self._previous[-1]).mean()) / 255)
             if gap:
-                self._held = []
-        if len(self._held) == 2:
-            before, middle = self._held
-            self.bends.append(float(np.abs(2 * middle - before - now).mean()) / 510)
-        self._held = [*self._held[-1:], now]
+                self._previous = []
+        if len(self._previous) == 2:
+            before, middle = self._previous
+            self.curvature.append(float(np.abs(2 * middle - before - now).mean()) / 510)
+        self._previous = [*self._previous[-1:], now]
 
 
-def flicker(bends: list[float] | np.ndarray) -> float:
-    """Mean of ``Changes.bends``, 0..1; NaN below three frames."""
-    return float(np.mean(bends)) if len(bends) else float("nan")
+def flicker(curvature: list[float] | np.ndarray) -> float:
+    """Mean of ``Changes.curvature``, 0..1; NaN below three frames."""
+    return float(np.mean(curvature)) if len(curvature) else float("nan")
 
 
-def flicker_excess(bends: list[float] | np.ndarray, truth: list[float] | np.ndarray) -> float:
-    """Flicker beyond the ground truth's own: 0 for a video that moves as evenly as the truth, below 0 for one that
-    moves less. NaN where either has no three frames."""
-    return flicker(bends) - flicker(truth)
+def flicker_excess(curvature: list[float] | np.ndarray, target: list[float] | np.ndarray) -> float:
+    """Flicker beyond the ground truth's own: 0 for equally even motion, below 0 for smoother. NaN if either has fewer
+    than three frames."""
+    return flicker(curvature) - flicker(target)

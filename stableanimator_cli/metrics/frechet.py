@@ -18,7 +18,7 @@ from stableanimator_cli.errors import BadInput
 class Moments:
     """Count, mean and covariance of vectors of one width d, fed in any batches; ``merge`` joins two.
 
-    Up to d vectors are kept as they are, which is less than their covariance and exact; beyond that they are folded
+    Up to d vectors are stored as they are, which is exact and smaller than a covariance. More are folded
     into a mean and a scatter matrix [d,d] (Chan et al., "Updating Formulae and a Pairwise Algorithm for Computing
     Sample Variances"): memory does not grow with the count.
     """
@@ -105,8 +105,8 @@ class Moments:
         assert whole._scatter is not None
         values, vectors = np.linalg.eigh(whole._scatter / (self.count - 1))
         # What is below the rounding of the largest is none: its square root would be a hundred million times larger.
-        kept = values > max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
-        return vectors[:, kept] * np.sqrt(values[kept])
+        significant = values > max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
+        return vectors[:, significant] * np.sqrt(values[significant])
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What ``from_arrays`` takes, to keep moments in a file (``numpy.savez``)."""

@@ -1,8 +1,8 @@
-"""Is it the same person, and does it stay so? Cosines of face vectors, and what their curve over time says.
+"""Identity preservation: cosine similarity of face embeddings (CSIM), its drift and its worst stretch.
 
-Vectors are float[t,512] as ArcFace gives them, a row of NaN where a frame shows no face (or none that could be
-aligned). Absence is masked: it lowers the detection rate and nothing else. CSIM as in Zakharov et al., "Few-Shot
-Adversarial Learning of Realistic Neural Talking Head Models", and Deng et al., "ArcFace".
+Embeddings are float[t,512] of ArcFace, with rows of NaN for frames without a face. Absence is masked: it lowers the
+detection rate and nothing else. CSIM as in Zakharov et al., "Few-Shot Adversarial Learning of Realistic Neural Talking
+Head Models", and Deng et al., "ArcFace".
 """
 
 from __future__ import annotations
@@ -49,73 +49,72 @@ define(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Csim:
-    """CSIM of one video. ``mean`` over ``counted`` frames, NaN where that is 0; ``zero`` the mean with missing faces
-    as 0, over all ``asked`` frames (those whose other side has a face)."""
+    """CSIM of one video. ``mean`` is over the ``detected`` frames, NaN if there are none. ``zero`` is over all ``valid``
+    frames (whose other side has a face), with missing faces as 0."""
 
     mean: float
     zero: float
-    counted: int
-    asked: int
+    detected: int
+    valid: int
 
     @property
-    def detection(self) -> float:
-        """Share of the asked frames in which a face was found; NaN where nothing was asked."""
-        return self.counted / self.asked if self.asked else float("nan")
+    def detection_rate(self) -> float:
+        """Fraction of the valid frames with a detected face; NaN if there are none."""
+        return self.detected / self.valid if self.valid else float("nan")
 
 
-def cosines(vectors: np.ndarray, against: np.ndarray) -> np.ndarray:
-    """Cosine of each row of float[t,d] with ``against`` (float[d], or float[t,d] row by row): float64[t] in -1..1.
+def cosines(embeddings: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Cosine of each row of float[t,d] with ``target`` (float[d], or float[t,d] row by row): float64[t] in -1..1.
 
-    NaN where either side is missing (not finite) or has no length.
+    NaN if either side is missing (not finite) or has no length.
     """
-    a = np.asarray(vectors, np.float64)
-    b = np.broadcast_to(np.asarray(against, np.float64), a.shape)
+    a = np.asarray(embeddings, np.float64)
+    b = np.broadcast_to(np.asarray(target, np.float64), a.shape)
     with np.errstate(invalid="ignore", divide="ignore"):
         value = (a * b).sum(axis=-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
     return np.where(np.isfinite(value), np.clip(value, -1, 1), np.nan)
 
 
-def csim(vectors: np.ndarray, against: np.ndarray) -> Csim:
-    """CSIM of float[t,d] with one vector (the reference picture's) or with a vector a frame (the ground truth's)."""
-    curve = cosines(vectors, against)
-    other = np.broadcast_to(np.asarray(against, np.float64), np.shape(vectors))
-    asked = np.asarray(np.isfinite(other).all(axis=-1))
-    return summary(curve, asked)
+def csim(embeddings: np.ndarray, target: np.ndarray) -> Csim:
+    """CSIM of float[t,d] with one embedding (of the reference image) or with one per frame (of the ground truth)."""
+    curve = cosines(embeddings, target)
+    other = np.broadcast_to(np.asarray(target, np.float64), np.shape(embeddings))
+    return summary(curve, np.asarray(np.isfinite(other).all(axis=-1)))
 
 
-def summary(curve: np.ndarray, asked: np.ndarray) -> Csim:
-    """CSIM from a curve of cosines float[t] (NaN: no face) and which frames bool[t] could have one."""
-    seen = np.isfinite(curve) & asked
-    total = float(curve[seen].sum())
+def summary(curve: np.ndarray, valid: np.ndarray) -> Csim:
+    """CSIM from cosines float[t] (NaN: no face) and the frames bool[t] whose other side has a face."""
+    detected = np.isfinite(curve) & valid
+    total = float(curve[detected].sum())
     return Csim(
-        mean=total / seen.sum() if seen.any() else float("nan"),
-        zero=total / asked.sum() if asked.any() else float("nan"),
-        counted=int(seen.sum()),
-        asked=int(asked.sum()),
+        mean=total / detected.sum() if detected.any() else float("nan"),
+        zero=total / valid.sum() if valid.any() else float("nan"),
+        detected=int(detected.sum()),
+        valid=int(valid.sum()),
     )
 
 
 def drift(curve: np.ndarray) -> float:
-    """How much the similarity changes from the first fifth of the video to the last fifth: mean of the last minus mean
-    of the first, over the frames with a face. Negative: the person gets lost. NaN below five frames with a face."""
-    seen = np.asarray(curve)[np.isfinite(curve)]
-    if len(seen) < 5:
+    """Mean similarity of the last fifth of the frames with a face minus that of the first fifth. NaN below five such
+    frames; negative if identity is lost."""
+    known = np.asarray(curve)[np.isfinite(curve)]
+    if len(known) < 5:
         return float("nan")
-    part = max(1, len(seen) // 5)
-    return float(seen[-part:].mean() - seen[:part].mean())
+    part = max(1, len(known) // 5)
+    return float(known[-part:].mean() - known[:part].mean())
 
 
 def worst(curve: np.ndarray, length: int = 16) -> tuple[float, int]:
-    """The lowest mean of the similarity over ``length`` frames in a row, and where it begins; windows with no face are
-    passed over. (NaN, -1) where no frame shows a face."""
+    """The lowest mean similarity over ``length`` consecutive frames, and its first frame; windows without a face are
+    skipped. (NaN, -1) if no frame has a face."""
     curve = np.asarray(curve, np.float64)
     length = max(1, min(length, len(curve)))
-    seen = np.isfinite(curve)
-    if not seen.any():
+    known = np.isfinite(curve)
+    if not known.any():
         return float("nan"), -1
-    sums = np.convolve(np.where(seen, curve, 0.0), np.ones(length), "valid")
-    counts = np.convolve(seen.astype(float), np.ones(length), "valid")
+    sums = np.convolve(np.where(known, curve, 0.0), np.ones(length), "valid")
+    counts = np.convolve(known.astype(float), np.ones(length), "valid")
     means = np.full(len(sums), np.inf)
     np.divide(sums, counts, out=means, where=counts > 0.5)
-    place = int(means.argmin())
-    return float(means[place]), place
+    start = int(means.argmin())
+    return float(means[start]), start

@@ -1,8 +1,8 @@
-"""Does the output do what it was driven with? Key points found in it against those that it was given.
+"""Pose accuracy: key points detected in the output against those that drove it.
 
-Points are float[t,134,3] (x, y, score) of one person in pixels of the same frame. Error and PCK are over the 18 points
-of the body, in shares of that person's size, so that near and far figures weigh the same. PCK: Yang and Ramanan,
-"Articulated Human Detection with Flexible Mixtures of Parts".
+Points are float[t,134,3] (x, y, score) of one person, in pixels of the same frame. Error and PCK are over the 18 body
+points, relative to the person's size, so that near and far people count the same. PCK: Yang and Ramanan, "Articulated
+Human Detection with Flexible Mixtures of Parts".
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from stableanimator_cli.metrics.result import define
 
 BODY = slice(0, 18)
 SEEN = 0.3
-"""A point whose score is above this counts as seen, as everywhere here."""
+"""A point with a higher score counts as detected."""
 PCK = 0.1
-"""A point is right within this share of the person's size."""
+"""A point is correct within this fraction of the person's size."""
 _SOURCE = "Yang and Ramanan, Articulated Human Detection with Flexible Mixtures of Parts (PCK)"
 define(
     "keypoint_error", "key-point error", "lower",
@@ -38,10 +38,9 @@ define(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MotionError:
-    """Of one video. ``error`` mean distance in shares of the driven person's size, ``pixels`` the same in pixels,
-    ``pck`` share of right points among the driven ones (a point not found is not right), ``found`` share of the driven
-    points that were found, ``curve`` float[t] of ``error`` by frame (NaN: nothing to compare), ``points`` compared,
-    of ``driven`` ones."""
+    """Pose accuracy of one video. ``error`` is the mean distance relative to the person's size, ``pixels`` the same in
+    pixels. ``pck`` and ``found`` are fractions of the ``driven`` points: correct ones, and detected ones. ``curve``
+    float[t] is the error per frame, NaN if there is none; ``points`` is the number of compared points."""
 
     error: float
     pixels: float
@@ -52,22 +51,22 @@ class MotionError:
     driven: int
 
 
-def keypoint_error(made: np.ndarray, driven: np.ndarray) -> MotionError:
-    """Compare points found in the output with those that drove it, both float[t,134,3] with rows of score 0 where
-    nobody was seen. The size of a person is the diagonal of the box round the driven body points, median over frames.
+def keypoint_error(detected: np.ndarray, driven: np.ndarray) -> MotionError:
+    """Compare detected points with those that drove the output, both float[t,134,3], with score 0 for absent people.
 
-    ``ValueError`` where the shapes differ. All NaN where the driven motion shows nobody.
+    A person's size is the median diagonal of the box round the driven body points. All values are NaN if the motion has
+    no person. Raises ``ValueError`` if the shapes differ.
     """
-    made, driven = np.asarray(made, np.float64), np.asarray(driven, np.float64)
-    if made.shape != driven.shape:
-        raise ValueError(f"points {made.shape} against {driven.shape}")
-    made, driven = made[:, BODY], driven[:, BODY]
-    wanted, seen = _seen(driven), _seen(driven) & _seen(made)
-    size = _size(driven, wanted)
+    detected, driven = np.asarray(detected, np.float64), np.asarray(driven, np.float64)
+    if detected.shape != driven.shape:
+        raise ValueError(f"points {detected.shape} against {driven.shape}")
+    detected, driven = detected[:, BODY], driven[:, BODY]
+    expected, seen = _is_seen(driven), _is_seen(driven) & _is_seen(detected)
+    size = _size(driven, expected)
     curve = np.full(len(driven), np.nan)
-    if not wanted.any() or not np.isfinite(size):
+    if not expected.any() or not np.isfinite(size):
         return MotionError(error=np.nan, pixels=np.nan, pck=np.nan, found=np.nan, curve=curve, points=0, driven=0)
-    distance = np.linalg.norm(np.where(seen[..., None], made[..., :2] - driven[..., :2], 0.0), axis=-1)
+    distance = np.linalg.norm(np.where(seen[..., None], detected[..., :2] - driven[..., :2], 0.0), axis=-1)
     counts = seen.sum(axis=1)
     some = counts > 0
     curve[some] = distance.sum(axis=1)[some] / counts[some] / size
@@ -75,22 +74,22 @@ def keypoint_error(made: np.ndarray, driven: np.ndarray) -> MotionError:
     return MotionError(
         error=pixels / size,
         pixels=pixels,
-        pck=float((distance[seen] <= PCK * size).sum() / wanted.sum()),
-        found=float(seen.sum() / wanted.sum()),
+        pck=float((distance[seen] <= PCK * size).sum() / expected.sum()),
+        found=float(seen.sum() / expected.sum()),
         curve=curve,
         points=int(seen.sum()),
-        driven=int(wanted.sum()),
+        driven=int(expected.sum()),
     )
 
 
-def _seen(points: np.ndarray) -> np.ndarray:
+def _is_seen(points: np.ndarray) -> np.ndarray:
     return (points[..., 2] > SEEN) & np.isfinite(points[..., :2]).all(axis=-1)
 
 
 def _size(points: np.ndarray, seen: np.ndarray) -> float:
     diagonals = []
-    for frame, there in zip(points, seen, strict=True):
-        if there.sum() >= 2:
-            diagonals.append(float(np.linalg.norm(np.ptp(frame[there, :2], axis=0))))
+    for frame, valid in zip(points, seen, strict=True):
+        if valid.sum() >= 2:
+            diagonals.append(float(np.linalg.norm(np.ptp(frame[valid, :2], axis=0))))
     size = float(np.median(diagonals)) if diagonals else float("nan")
     return size if size > 0 else float("nan")

@@ -61,14 +61,14 @@ _lpips(
 )  # fmt: skip
 
 
-def unit_distance(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> np.ndarray:
+def unit_distance(predicted: Sequence[np.ndarray], target: Sequence[np.ndarray]) -> np.ndarray:
     """LPIPS without learned weights, from feature maps [n,c,h,w] of each layer: features scaled to unit length over
     channels, squared differences summed over channels, averaged over places, summed over layers: float64[n].
 
     ``ValueError`` where the maps of a layer differ in shape.
     """
-    total = np.zeros(len(ours[0]))
-    for a, b in zip(ours, theirs, strict=True):
+    total = np.zeros(len(predicted[0]))
+    for a, b in zip(predicted, target, strict=True):
         if a.shape != b.shape:
             raise ValueError(f"feature maps {a.shape} against {b.shape}")
         total += np.square(_unit(a) - _unit(b)).sum(axis=1).mean(axis=(1, 2))
@@ -105,12 +105,12 @@ class Perceptual:
         """Frame ``index`` of ``video``: prediction and reference, uint8[h,w,3] of one size."""
         check_pair(a, b)
         prepare = PREPARE[self.metric]
-        told = []
+        computed = []
         row = (video, index, prepare(a), prepare(b))
         if self._waiting and self._waiting[0][2].shape != row[2].shape:
-            told = self.finish()
+            computed = self.finish()
         self._waiting.append(row)
-        return told + self.finish() if len(self._waiting) == self.batch else told
+        return computed + self.finish() if len(self._waiting) == self.batch else computed
 
     def forget(self, video: str) -> None:
         """Drop all that was added of a video."""
@@ -121,9 +121,9 @@ class Perceptual:
         """Compute the pairs that still wait for a batch."""
         if not self._waiting:
             return []
-        videos, indices, ours, theirs = zip(*self._waiting, strict=True)
+        videos, indices, predicted, target = zip(*self._waiting, strict=True)
         self._waiting = []
-        values = [float(value) for value in self.network(np.stack(ours), np.stack(theirs))]
+        values = [float(value) for value in self.network(np.stack(predicted), np.stack(target))]
         for video, value in zip(videos, values, strict=True):
             self.scores.add(video, value)
         return list(zip(videos, indices, values, strict=True))

@@ -1,7 +1,7 @@
 """Metrics of a pair of frames, from pixels alone. Frames are uint8[h,w,3] RGB of one size; each function gives a float.
 
-The reference for this field's tables is DisCo's evaluation (Wangt-CN/DisCo, ``tool/metrics``), whose definitions are
-kept under names that say so; the resolution-free ones stand beside them. ``FRAME_METRICS`` has them by name.
+This field's tables use the evaluation code of DisCo (Wangt-CN/DisCo, ``tool/metrics``). Its definitions have names of
+their own here, beside metrics that do not depend on the resolution. ``FRAME_METRICS`` lists all by name.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def psnr_disco(a: np.ndarray, b: np.ndarray) -> float:
     range="24.17..100; says little", unit="dB",
 )  # fmt: skip
 def psnr_disco_overflow(a: np.ndarray, b: np.ndarray) -> float:
-    """The tables' PSNR without a star, an arithmetic fault kept for comparison: ``(a - b) ** 2`` in uint8.
+    """The tables' PSNR without a star, an arithmetic fault, reproduced for comparison: ``(a - b) ** 2`` in uint8.
 
     Only |d| mod 128 matters, no square exceeds 249, so it never falls below 24.169 dB; an offset of 16 is "identical".
     It equals PSNR* where no difference exceeds 15.

@@ -1,6 +1,6 @@
-"""Do the places where windows or decoded chunks meet show? The change across them against that of their surroundings.
+"""Visibility of borders between windows or decoded chunks: the change across them relative to their surroundings.
 
-A border ``b`` is the first frame of a new piece: its change is the one from frame ``b - 1`` to ``b``.
+A border ``b`` is the first frame of a new piece; its change is that from frame ``b - 1`` to ``b``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ for _name, _title, _over in (("seam_score", "seams", "mean"), ("seam_worst", "wo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seams:
-    """``score`` is the mean over borders of their change divided by the median change round them: 1 where a border is
-    as any other place, NaN without borders. ``worst`` is the largest, at frame ``worst_at`` (-1: none); ``borders``
-    those that were looked at, ``ratios`` theirs."""
+    """``ratios`` are the changes at ``borders`` divided by the median change around each: 1 for an invisible border.
+    ``score`` is their mean, NaN without borders; ``worst`` the largest, at frame ``worst_at`` (-1 if there is none)."""
 
     score: float
     worst: float
@@ -62,19 +61,23 @@ def seam_score(
     places = sorted({border for border in borders if 1 <= border <= len(change)})
     marked = np.zeros(len(change), bool)
     marked[[border - 1 for border in places]] = True
-    kept, ratios = [], []
+    scored, ratios = [], []
     for border in places:
         at = border - 1
         low, high = max(0, at - AROUND), at + AROUND + 1
         round_it = change[low:high][~marked[low:high] & np.isfinite(change[low:high])]
         if len(round_it) and np.isfinite(change[at]):
-            kept.append(border)
+            scored.append(border)
             ratios.append(float(change[at] / np.median(round_it)))
     if not ratios:
         return Seams(score=float("nan"), worst=float("nan"), worst_at=-1, borders=(), ratios=())
     top = int(np.argmax(ratios))
     return Seams(
-        score=float(np.mean(ratios)), worst=ratios[top], worst_at=kept[top], borders=tuple(kept), ratios=tuple(ratios)
+        score=float(np.mean(ratios)),
+        worst=ratios[top],
+        worst_at=scored[top],
+        borders=tuple(scored),
+        ratios=tuple(ratios),
     )
 
 

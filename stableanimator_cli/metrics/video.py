@@ -124,7 +124,7 @@ class ClipWindows:
 
     def __init__(self, length: int, stride: int) -> None:
         self.length, self.stride = length, stride
-        self._held: deque[np.ndarray] = deque(maxlen=length)
+        self._frames: deque[np.ndarray] = deque(maxlen=length)
         self._video: str | None = None
         self._index = 0
         self._run = 0
@@ -132,14 +132,14 @@ class ClipWindows:
     def add(self, video: str, index: int, frame: np.ndarray) -> np.ndarray | None:
         """The clip [t,...] that this frame completes, or None."""
         broken = video != self._video or index != self._index + 1
-        if broken or (self._held and self._held[-1].shape != frame.shape):
-            self._held.clear()
+        if broken or (self._frames and self._frames[-1].shape != frame.shape):
+            self._frames.clear()
             self._run = 0
         self._video, self._index = video, index
-        self._held.append(frame)
+        self._frames.append(frame)
         self._run += 1
         start = self._run - self.length
-        return np.stack(self._held) if start >= 0 and start % self.stride == 0 else None
+        return np.stack(self._frames) if start >= 0 and start % self.stride == 0 else None
 
 
 @dataclass(slots=True)
@@ -207,17 +207,17 @@ def frechet_value(
     ``BadInput`` where a side has fewer than two clips. ``about`` (the network's own) is joined by the style's
     parameters, the clips of each side and the videos that were too short for one.
     """
-    ours, theirs = pooled(predicted.values()), pooled(reference.values())
+    ours, target = pooled(predicted.values()), pooled(reference.values())
     short = sorted(video for side in (predicted, reference) for video, moments in side.items() if not moments.count)
     return Value(
         metric=style.metric,
-        pooled=frechet_distance(ours, theirs),
+        pooled=frechet_distance(ours, target),
         count=ours.count,
         about={
             **(about or {}),
             **style.about(),
             "clips_predicted": ours.count,
-            "clips_reference": theirs.count,
+            "clips_reference": target.count,
             "dimensions": ours.width,
             **({"too_short": list(dict.fromkeys(short))} if short else {}),
         },
@@ -225,5 +225,5 @@ def frechet_value(
 
 
 def pooled(parts: Iterable[Moments]) -> Moments:
-    """Moments of all videos together (drawn anew, videos may come more than once)."""
+    """Moments of all videos together; a resampled video may occur more than once."""
     return Moments.merged(parts)

@@ -22,18 +22,18 @@ def test_missing_faces_are_skipped_counted_and_zero_only_where_it_says_so() -> N
     result = csim(np.stack([ALICE, NOBODY, ALICE, BOB]), ALICE)
     assert result.mean == pytest.approx(2 / 3)
     assert result.zero == pytest.approx(2 / 4)
-    assert (result.counted, result.asked, result.detection) == (3, 4, 0.75)
+    assert (result.detected, result.valid, result.detection_rate) == (3, 4, 0.75)
 
 
 def test_frames_without_a_true_face_are_not_asked_for() -> None:
     result = csim(np.stack([ALICE, BOB, NOBODY]), np.stack([ALICE, NOBODY, ALICE]))
-    assert (result.counted, result.asked, result.mean, result.zero) == (1, 2, 1.0, 0.5)
+    assert (result.detected, result.valid, result.mean, result.zero) == (1, 2, 1.0, 0.5)
 
 
 def test_a_reference_without_a_face_gives_no_number() -> None:
     result = csim(np.stack([ALICE, BOB]), NOBODY)
-    assert result.asked == 0
-    assert np.isnan([result.mean, result.zero, result.detection]).all()
+    assert result.valid == 0
+    assert np.isnan([result.mean, result.zero, result.detection_rate]).all()
 
 
 def test_a_swapped_face_moves_the_curve_down_where_it_is_swapped() -> None:

@@ -1,5 +1,7 @@
-"""Ours beside a clone of the reference implementation that the user has: the same random weights, the same noise, by
-turns, each in a process of its own, with how near the answers come."""
+"""Comparison with a local clone of the reference implementation: speed and outputs for the same weights and noise.
+
+Each side runs in its own process.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ _REQUIRED_FILES = tuple(
     for name in ("unet", "pose_net", "id_encoder", "attention_processor", "attention_processor_normalized")
 )
 _PYTHON_HINT = "its own requirements may want other versions: give an interpreter that has them with --python"
-# the released shapes with a fifth of their width, for machines without a card
+# the released shapes with a fifth of their width, for machines without a GPU
 _SMALL_CONFIGS: dict[str, dict[str, Any]] = {
     "unet": {
         "block_out_channels": [64, 128, 256, 256],
@@ -51,7 +53,7 @@ Workloads = dict[str, Callable[[], Tensor]]
 
 
 def model_to_compare(name: str) -> ModelFolder:
-    """Shapes that the reference implementation has: ``full``, or ``puppet`` (the default) for the small ones."""
+    """Shapes that the reference implementation supports: ``full``, or small ones for ``puppet`` (the default)."""
     full = open_bench_model(FULL)
     if name == FULL:
         return full
@@ -86,27 +88,29 @@ def make_inputs(model: ModelFolder, shape: ClipShape) -> dict[str, Tensor]:
 
 
 def our_workloads(networks: Mapping[str, nn.Module], given: Mapping[str, Tensor]) -> Workloads:
-    """The same pieces of work as the engine does them: what tokens alone decide, and pose features, once a video."""
+    """The workloads as the engine runs them: projections of tokens and pose features are computed once per video."""
     unet, pose_net, encoder = cast(AnimationUNet, networks["unet"]), networks["pose_net"], networks["face_encoder"]
-    seen = unet.prepare(Context(given["image"], given["face"]))
-    nothing = unet.prepare(Context(torch.zeros_like(given["image"]), torch.zeros_like(given["face"])))
+    conditional = unet.prepare(Context(given["image"], given["face"]))
+    unconditional = unet.prepare(Context(torch.zeros_like(given["image"]), torch.zeros_like(given["face"])))
     pose_features = pose_net(given["skeletons"])
 
-    def ask(context: Context, pose: Tensor | None) -> Tensor:
+    def denoise(context: Context, pose: Tensor | None) -> Tensor:
         return unet(given["sample"], _SIGMA_INPUT, context, given["ids"], pose)
 
     return {
         "Face Encoder": lambda: encoder(given["vector"], given["image"]),
         "PoseNet": lambda: pose_net(given["skeletons"]),
-        "UNet with face and pose": lambda: ask(seen, given["pose"]),
-        "UNet, unconditional": lambda: ask(nothing, None),
-        "a guided step of one window": lambda: torch.cat([ask(nothing, None), ask(seen, pose_features)]),
+        "UNet with face and pose": lambda: denoise(conditional, given["pose"]),
+        "UNet, unconditional": lambda: denoise(unconditional, None),
+        "a guided step of one window": lambda: torch.cat(
+            [denoise(unconditional, None), denoise(conditional, pose_features)]
+        ),
     }
 
 
 @dataclass(slots=True)
 class CloneProcess:
-    """The other process. ``about`` says what it runs on."""
+    """The clone's process. ``environment`` describes its libraries."""
 
     folder: Path
     work_dir: Path
@@ -114,7 +118,7 @@ class CloneProcess:
     environment: Mapping[str, str]
 
     def request(self, command: str) -> dict[str, Any]:
-        """One line there, one line back. ``BadInput`` with their error where they have one."""
+        """Send one line and return the reply. Raises ``BadInput`` with the clone's error."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(f"{command}\n")
@@ -130,8 +134,8 @@ class CloneProcess:
 
 @contextmanager
 def start_clone(folder: Path, work_dir: Path, python: Path | None) -> Iterator[CloneProcess]:
-    """The clone's process, once it has loaded what lies in ``work``. ``BadInput`` where it is no clone or does not run
-    here; the process ends with the ``with``."""
+    """Start the clone's process and load the job in ``work_dir``; it is killed at the end of the block. Raises
+    ``BadInput`` for a folder that is no clone or does not run here."""
     check_clone(folder)
     if python is not None and not python.is_file():
         raise ConfigError("--python", str(python), "an interpreter that is there")
@@ -161,12 +165,12 @@ def start_clone(folder: Path, work_dir: Path, python: Path | None) -> Iterator[C
 
 
 def check_clone(folder: Path) -> None:
-    """``BadInput`` unless the files are there whose networks are compared."""
+    """Raise ``BadInput`` unless the folder has the files of the compared networks."""
     if not folder.is_dir():
         raise BadInput(folder, "no folder", "a clone of the reference implementation", hint=CLONE_HINT)
-    lacking = [name for name in _REQUIRED_FILES if not (folder / name).is_file()]
-    if lacking:
-        found = f"no {lacking[0]}" + (f" and {len(lacking) - 1} more missing" if len(lacking) > 1 else "")
+    missing = [name for name in _REQUIRED_FILES if not (folder / name).is_file()]
+    if missing:
+        found = f"no {missing[0]}" + (f" and {len(missing) - 1} more missing" if len(missing) > 1 else "")
         raise BadInput(folder, found, "a clone of the reference implementation", hint=CLONE_HINT)
 
 
@@ -188,8 +192,8 @@ def compare_networks(bench: BenchRun, model: ModelFolder) -> Table:
     """Time every workload, ours and theirs in turns."""
     folder, shape, plan = cast(Path, bench.config.against), bench.shape((128, 128), 16), bench.plan
     hint = "use a smaller --size or --frames, or --dtype bfloat16: both sides are on the device"
-    with tempfile.TemporaryDirectory() as place, memory_guard("comparing", hint), torch.no_grad():
-        work, networks = Path(place), {}
+    with tempfile.TemporaryDirectory() as temp, memory_guard("comparing", hint), torch.no_grad():
+        work, networks = Path(temp), {}
         for name in NETWORKS:
             build = builders(model, "distribution")[name]
             weights = random_weights(build)
@@ -219,8 +223,8 @@ def _compare_workload(bench: BenchRun, name: str, run: Callable[[], Tensor], clo
     if ours.shape != theirs.shape:
         found, expected = f"{name} of shape {list(theirs.shape)}", f"{list(ours.shape)}, as ours"
         raise BadInput(clone.folder, found, expected, hint="it is another version than the one that this is after")
-    ways = {"ours": run, "theirs": lambda: clone.request(name)}
-    timed = bench.time(ways)
+    variants = {"ours": run, "theirs": lambda: clone.request(name)}
+    timed = bench.time(variants)
     row: dict[str, Any] = {"what": name, "ours, ms": 1e3 * timed.median("ours")}
     row |= {"theirs, ms": 1e3 * timed.median("theirs"), "times faster": timed.ratio("theirs", "ours")}
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a network costs, counted on the ``meta`` device: FLOPs, bytes alive at once, operators. Nothing is timed."""
+"""Cost of networks, counted on the ``meta`` device: FLOPs, peak bytes, operators."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ Size = tuple[int, int]  # width, height in pixels
 SIZES: tuple[Size, ...] = ((576, 1024), (512, 512))
 TERA, GIB = 1e12, 2**30
 
-# TFLOP of the released shapes as they were reckoned before this counter was written, for 16 frames: an independent
-# count of diffusers' own UNet with 16 adapters, and of its VAE.
+# TFLOP of the released shapes for 16 frames, estimated independently of this counter from diffusers' own networks.
 ESTIMATED = {
     ("unet", (576, 1024)): 51.20,
     ("unet", (512, 512)): 20.31,
@@ -38,7 +37,7 @@ ESTIMATED = {
 
 
 def unet_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype) -> dict[str, Counts]:
-    """One call of one window: the long way, with what tokens alone decide prepared, and the unconditional branch."""
+    """One call of one window: as it is, with projections of tokens prepared, and the unconditional branch."""
     unet: Any = build_on_meta(model, "unet", dtype)
     like = {"device": "meta", "dtype": dtype}
     width, height = (side // STRIDE for side in size)
@@ -60,14 +59,14 @@ def unet_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype) -
 
 
 def vae_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype, chunk: int) -> dict[str, Counts]:
-    """Decoding all frames in chunks, and encoding them one by one; bytes are those of one chunk and one frame."""
+    """Decoding all frames in chunks, and encoding them one by one. Bytes are of one chunk and one frame."""
     vae: Any = build_on_meta(model, "vae", dtype)
     width, height = size
     latents = torch.empty(chunk, 4, height // STRIDE, width // STRIDE, device="meta", dtype=dtype)
-    picture = torch.empty(1, 3, height, width, device="meta", dtype=dtype)
+    image = torch.empty(1, 3, height, width, device="meta", dtype=dtype)
     with torch.no_grad():
         decode = count_all(lambda: vae.decode(latents, num_frames=chunk, return_dict=False))
-        encode = count_all(lambda: vae.encode(picture, return_dict=False))
+        encode = count_all(lambda: vae.encode(image, return_dict=False))
     return {
         "vae decode": Counts(decode.flops * frames // chunk, decode.bytes, decode.operators * frames // chunk),
         "vae encode": Counts(encode.flops * frames, encode.bytes, encode.operators * frames),
@@ -75,7 +74,7 @@ def vae_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype, ch
 
 
 def face_box(size: Size, side: int) -> Box:
-    """A square face in the middle of the upper half that does not stand on the latents' grid, as faces do not."""
+    """A square face in the middle of the upper half, off the latents' grid, as faces are."""
     width, height = size
     left, top = (width - side) // 2 + 4, max(0, height // 4 - side // 2) + 4
     return left, top, min(width, left + side) - 1, min(height, top + side) - 1
@@ -84,28 +83,28 @@ def face_box(size: Size, side: int) -> Box:
 def refine_iteration(
     decoder: FaceDecoder, clean: Tensor, chunk: int, box: Box, *, crop: bool = False, one_graph: bool = False
 ) -> None:
-    """One iteration of face optimisation without its recogniser, forward and back to the latents.
+    """One iteration of face optimisation without its recogniser, forward and backward to the latents.
 
-    Chunk by chunk as it runs, or ``one_graph``: all chunks decoded first and one backward pass, as the reference
-    implementation has it. ``crop`` within ``observed`` only.
+    Chunk by chunk, or with ``one_graph`` all chunks in one backward pass, as the reference implementation does.
+    ``crop`` needs the decoder's recorded statistics.
     """
     variable = clean.clone().requires_grad_(True)
-    shares = []
+    losses = []
     for start in range(0, len(clean), chunk):
         frames = range(start, min(start + chunk, len(clean)))
-        part, place = variable[frames.start : frames.stop], box
+        part, face = variable[frames.start : frames.stop], box
         if crop:
             pixels, (x, y) = decoder.crop(part, frames, box)
-            place = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
+            face = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
         else:
             pixels = decoder.pixels(part)
-        share = crop_resize(pixels.float().clamp(-1, 1), [place] * len(part)).mean()
+        loss = crop_resize(pixels.float().clamp(-1, 1), [face] * len(part)).mean()
         if one_graph:
-            shares.append(share)
+            losses.append(loss)
         else:
-            share.backward()
+            loss.backward()
     if one_graph:
-        torch.stack(shares).sum().backward()
+        torch.stack(losses).sum().backward()
 
 
 def face_optimization_cost(
@@ -119,24 +118,24 @@ def face_optimization_cost(
     margin: int = 8,
     checkpointing: Sequence[bool] = (True, False),
 ) -> dict[str, Counts]:
-    """One iteration of every kind over ``frames`` frames, with a face of ``face`` pixels a side; whole frames with and
-    without ``checkpointing``, a crop as it is: never checkpointed."""
+    """One iteration over ``frames`` frames, with a face of ``face`` pixels a side: full frames with and without
+    ``checkpointing``, and a crop, which is never checkpointed."""
     vae: Any = build_on_meta(model, "vae", dtype)
     width, height = size
     clean = torch.empty(frames, 4, height // STRIDE, width // STRIDE, device="meta", dtype=dtype)
     box, chunks = face_box(size, face), [range(n, min(n + chunk, frames)) for n in range(0, frames, chunk)]
-    found = {}
+    costs = {}
     for checkpointed in checkpointing:
         decoder = FaceDecoder(vae, Counter(), checkpointed=checkpointed, margin=margin)
         way = "" if checkpointed else ", not checkpointed"
         for name, one_graph in ((f"full{way}", False), (f"full, one graph{way}", True)):
-            found[f"face optimisation, {name}"] = count_all(
-                lambda d=decoder, whole=one_graph: refine_iteration(d, clean, chunk, box, one_graph=whole)
+            costs[f"face optimisation, {name}"] = count_all(
+                lambda d=decoder, one_graph=one_graph: refine_iteration(d, clean, chunk, box, one_graph=one_graph)
             )
     decoder = FaceDecoder(vae, Counter(), margin=margin)
     with decoder.with_recorded_stats(clean, chunks):
-        found["face optimisation, crop"] = count_all(lambda: refine_iteration(decoder, clean, chunk, box, crop=True))
-    return found
+        costs["face optimisation, crop"] = count_all(lambda: refine_iteration(decoder, clean, chunk, box, crop=True))
+    return costs
 
 
 def cost_tables(*, networks: str, sizes: tuple[Size, ...], frames: int, chunk: int, face: int) -> Iterator[Table]:
@@ -146,11 +145,11 @@ def cost_tables(*, networks: str, sizes: tuple[Size, ...], frames: int, chunk: i
         costs = unet_cost(model, size, frames, torch.bfloat16)
         costs |= vae_cost(model, size, frames, torch.bfloat16, chunk)
         costs |= face_optimization_cost(model, size, frames, torch.float32, chunk, face)
-        reckoned = ESTIMATED if networks == FULL and frames == 16 else {}
+        estimated = ESTIMATED if networks == FULL and frames == 16 else {}
         rows = []
         for name, cost in costs.items():
             row = {"what": name, "TFLOP": cost.flops / TERA, "GiB alive": cost.bytes / GIB}
-            row |= {"operators": cost.operators, "TFLOP estimated before": reckoned.get((name, size))}
+            row |= {"operators": cost.operators, "TFLOP estimated before": estimated.get((name, size))}
             rows.append(row)
         yield Table(
             title=f"{networks} networks, {frames} frames of {size[0]}x{size[1]}",

@@ -1,4 +1,4 @@
-"""What a piece of work costs, counted: FLOPs, bytes alive at once and operators."""
+"""Counters of a workload: FLOPs, peak bytes and operators."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stableanimator_cli.engine.memory.profile import FlopCounter, PeakMemoryMode
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """``flops`` (two for a multiplication and addition), most ``bytes`` alive at once, and ``operators``."""
+    """``flops`` (a multiplication and addition count two), peak ``bytes`` and ``operators``."""
 
     flops: int
     bytes: int
@@ -32,7 +32,7 @@ def track_memory(run: Callable[[], object]) -> PeakMemoryMode:
 
 
 def count_all(run: Callable[[], object]) -> Counts:
-    """All of them in one run. Bytes are counted first: to know their FLOPs, some operators are taken apart."""
+    """Count all in one run. Bytes are counted first, since the FLOP counter decomposes some operators."""
     with fused_attention(), FlopCounter() as found, PeakMemoryMode() as live:
         run()
     return Counts(found.total, live.peak, live.operators)

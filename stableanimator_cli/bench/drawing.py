@@ -1,4 +1,4 @@
-"""How fast puppets are drawn: one core's frames a second by size, which decides whether a training draws as it goes."""
+"""Speed of drawing puppets: frames per second of one core, by size."""
 
 from __future__ import annotations
 

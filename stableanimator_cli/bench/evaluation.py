@@ -1,5 +1,7 @@
-"""What evaluating costs: the networks of metrics and of ``sa evaluate`` in frames a second, the metrics of pixels by
-frame, and what a metric keeps of a video however long it is. Networks that are not here have a row that says so."""
+"""Cost of evaluation: networks in frames per second, pixel metrics per frame, and memory of metrics by video length.
+
+Networks that are not installed have a row with the command that installs them.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,12 @@ from stableanimator_cli.metrics.pixel import FRAME_METRICS
 from stableanimator_cli.metrics.result import METRICS, Missing
 from stableanimator_cli.metrics.video import STYLES, ClipFeatures
 
-BATCH = 8  # pairs of frames that LPIPS looks at together
+BATCH = 8  # pairs of frames per call of LPIPS
 LENGTHS = (32, 160)  # frames of videos whose memory is measured
 
 
 def noise_pair(size: tuple[int, int], index: int) -> tuple[np.ndarray, np.ndarray]:
-    """A frame uint8[h,w,3] of noise, and one that is near it."""
+    """A frame uint8[h,w,3] of noise, and a similar one."""
     rng = np.random.default_rng(index)
     frame = rng.integers(0, 246, (size[1], size[0], 3), dtype=np.uint8)
     return frame, frame + rng.integers(0, 10, frame.shape, dtype=np.uint8)
@@ -38,12 +40,12 @@ def time_metric_networks(bench: BenchRun, size: tuple[int, int]) -> Table:
     """Every network that a metric looks through, in the batches that ``sa evaluate`` gives it, preparation included;
     and the face detector and recogniser of a model."""
     pairs = [noise_pair(size, index) for index in range(max(BATCH, *(style.length for style in STYLES.values())))]
-    ways: dict[str, Callable[[], object]] = {}
+    variants: dict[str, Callable[[], object]] = {}
     frames: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
 
     def enter(name: str, count: int, run: Callable[[], object]) -> None:
-        ways[name], frames[name] = run, count
+        variants[name], frames[name] = run, count
 
     for metric in (*PREPARE, *STYLES):
         network = features(str(METRICS[metric].network), bench.plan, metric=metric)
@@ -67,8 +69,8 @@ def time_metric_networks(bench: BenchRun, size: tuple[int, int]) -> Table:
     else:
         reader = FaceReader(folder.files["face"], "bgr", str(bench.plan.device))
         enter(f"faces of {folder.name}", 1, lambda: reader.faces(pairs[0][0]))
-    timed = bench.time(ways)
-    for name in ways:
+    timed = bench.time(variants)
+    for name in variants:
         seconds = timed.median(name)
         rows.append({"what": name, "ms": 1e3 * seconds, "frames per second": frames[name] / seconds})
     columns = ("what", "ms", "frames per second", "not here")
@@ -82,9 +84,9 @@ def time_metric_networks(bench: BenchRun, size: tuple[int, int]) -> Table:
 
 
 def time_pixel_metrics(bench: BenchRun, size: tuple[int, int]) -> Table:
-    """Each metric that is read off a pair of frames."""
+    """Time each metric of a pair of frames."""
     made, truth = noise_pair(size, 0)
-    ways: dict[str, Callable[[], object]] = {
+    variants: dict[str, Callable[[], object]] = {
         name: lambda metric=metric: metric(made, truth) for name, metric in FRAME_METRICS.items()
     }
 
@@ -93,12 +95,12 @@ def time_pixel_metrics(bench: BenchRun, size: tuple[int, int]) -> Table:
         for frame in (made, truth, made):
             seen.add(frame)
 
-    ways["flicker and seams, three frames"] = changes
-    timed = bench.time(ways)
-    total = sum(timed.median(name) for name in ways)
+    variants["flicker and seams, three frames"] = changes
+    timed = bench.time(variants)
+    total = sum(timed.median(name) for name in variants)
     rows = [
         {"metric": name, "ms per frame": 1e3 * timed.median(name), "% of all": 100 * timed.median(name) / total}
-        for name in ways
+        for name in variants
     ]
     return Table(
         title=f"Metrics of pixels, a pair of {size[0]}x{size[1]}",
@@ -138,7 +140,7 @@ def count_metric_memory(bench: BenchRun, size: tuple[int, int]) -> Table:
 
 
 def _streaming_metrics(clip_metric: str) -> dict[str, Callable[[], tuple[Callable[..., None], object]]]:
-    """Metrics that go along with a video: what takes the next pair of frames, and what must stay alive."""
+    """Streaming metrics: a function that takes the next pair of frames, and the state it updates."""
 
     def of_pixels() -> tuple[Callable[..., None], object]:
         means = {name: RunningMean() for name in FRAME_METRICS}

@@ -1,7 +1,7 @@
-"""Face optimisation measured: both modes side by side on one clip, and how near a crop comes to the whole frame.
+"""Speed of both modes of face optimisation on one clip, and the error of a crop relative to the full frame.
 
-The clip is a drawn figure of the test split encoded by the VAE that is measured, so that the latents are of a picture
-and the truth about it is known. The recogniser is the model's own.
+The clip is a drawn figure of the test split, encoded by the measured VAE, so that the ground truth is known. The
+recogniser is the model's own.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ PEAK = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineCase:
-    """What is refined: ``size`` (width, height), ``frames``, ``chunk`` of them decoded at once, Adam's ``iterations``
-    a step, ``margin`` and ``reach`` in latents, ``face`` a side in pixels or None for the drawn face, ``figure`` of
-    the test split."""
+    """The refined clip: ``size`` (width, height), ``frames`` decoded in chunks of ``chunk``, Adam's ``iterations`` per
+    step, ``margin`` and ``mask_dilation`` in latents, ``face`` a side in pixels (None for the drawn face), ``figure``
+    of the test split."""
 
     size: tuple[int, int] = (512, 512)
     frames: int = 4
@@ -54,8 +54,8 @@ class RefineCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrawnClip:
-    """``truth`` [t,3,h,w] in [-1,1] as drawn, ``clean`` its scaled latents, ``boxes`` float[t,1,4] of the face,
-    ``reference`` another picture of the same figure."""
+    """``target`` [t,3,h,w] in [-1,1] as drawn, its scaled ``latents``, ``boxes`` float[t,1,4] of the face, and
+    ``reference``, another image of the figure."""
 
     target: Tensor
     latents: Tensor
@@ -91,7 +91,7 @@ def draw_clip(engine: Engine, case: RefineCase) -> DrawnClip:
 
 
 def build_hook(engine: Engine, case: RefineCase, clip: DrawnClip, mode: Any) -> FaceOptimization:
-    """The hook as ``sa animate`` makes it, for one refined step."""
+    """The hook of ``sa animate``, for one refined step."""
     settings = FaceOptimizationSettings(
         mode=mode, steps=(0, 1), iterations=case.iterations, chunk=case.chunk, mask_dilation=case.mask_dilation
     )
@@ -102,9 +102,8 @@ def build_hook(engine: Engine, case: RefineCase, clip: DrawnClip, mode: Any) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CropError:
-    """A crop against the full frame: greatest difference of pixels (of [-1,1]) in the boxes before anything moved and
-    after a refined step (whose statistics are those from before it), and cosine of the two gradients where a crop
-    lets latents move."""
+    """A crop against the full frame: maximum pixel difference (in [-1,1]) within the boxes before and after a refined
+    step, and the cosine of both gradients where a crop lets latents move."""
 
     image_error: float
     after_error: float
@@ -112,7 +111,7 @@ class CropError:
 
 
 def crop_error(engine: Engine, case: RefineCase, clip: DrawnClip, refined: Tensor) -> CropError:
-    """Of the first look of a refined step; ``moved`` are latents after it."""
+    """Error at the first iteration of a refined step; ``refined`` are the latents after it."""
     refine = build_hook(engine, case, clip, "crop")
     (target,) = refine.targets
     decoder, mask = refine.decoder, _movable_latents(clip, case)
@@ -148,7 +147,7 @@ def _shift_box(box: Box, x: int, y: int) -> Box:
 
 
 def _max_difference(whole: Tensor, cut: Tensor, corner: tuple[int, int], boxes: list[Box]) -> float:
-    """Greatest difference within the boxes between whole frames and crops that begin at ``corner``."""
+    """Maximum difference within the boxes between full frames and crops whose origin is ``corner``."""
     found = 0.0
     for frame, part, box in zip(whole, cut, boxes, strict=True):
         x0, y0, x1, y1 = _shift_box(box, *corner)
@@ -168,19 +167,19 @@ def _face_pixels(clip: DrawnClip, case: RefineCase) -> Tensor:
 
 
 def _movable_latents(clip: DrawnClip, case: RefineCase) -> Tensor:
-    """[t,1,h/8,w/8]: one where a crop lets latents move."""
+    """[t,1,h/8,w/8]: 1 where a crop lets latents move."""
     cells = F.max_pool2d(_face_pixels(clip, case).float(), FaceDecoder.scale)
     return F.max_pool2d(cells, 2 * case.mask_dilation + 1, stride=1, padding=case.mask_dilation).to(clip.latents.device)
 
 
 def psnr(a: Tensor, b: Tensor, where: Tensor) -> float:
-    """Decibels between pictures [t,3,h,w] in [-1,1] over the pixels ``where`` [t,1,h,w]; infinite for equal ones."""
+    """PSNR of images [t,3,h,w] in [-1,1] over the pixels ``where`` [t,1,h,w]; infinite for equal ones."""
     off = (a.clamp(-1, 1) - b.clamp(-1, 1)).double()[where.expand_as(a)].square().mean()
     return float("inf") if off == 0 else float(10 * torch.log10(4 / off))
 
 
 def decode_frames(engine: Engine, clip: DrawnClip, latents: Tensor, chunk: int) -> Tensor:
-    """All frames as the video will hold them, on the CPU."""
+    """All frames as they are encoded into the video, on the CPU."""
     with engine.resident("vae"), torch.no_grad():
         return torch.cat([engine.decoder.pixels(part).float().cpu() for part in latents.split(chunk)])
 
@@ -188,7 +187,7 @@ def decode_frames(engine: Engine, clip: DrawnClip, latents: Tensor, chunk: int) 
 def measure_face_optimization(bench: BenchRun, engine: Engine, case: RefineCase) -> list[Table]:
     """Measure speed, error and effect of both modes on one clip."""
     clip = draw_clip(engine, case)
-    ways, calls, costs, after, logs, peaks = {}, {}, {}, {}, {}, {}
+    variants, calls, costs, after, logs, peaks = {}, {}, {}, {}, {}, {}
     for mode in reversed(MODES):  # the smaller first: the peak of a process never falls
         if engine.plan.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(engine.plan.device)
@@ -199,11 +198,11 @@ def measure_face_optimization(bench: BenchRun, engine: Engine, case: RefineCase)
         most = peak_memory(engine.plan.device)
         peaks[mode] = most.get("device", most.get("host"))
         bench.tick()
-        ways[mode] = lambda refine=refine: refine(clip.latents, STEP)
-        costs[mode] = count_flops(ways[mode]), live.peak  # the run that counts FLOPs warms up
+        variants[mode] = lambda refine=refine: refine(clip.latents, STEP)
+        costs[mode] = count_flops(variants[mode]), live.peak  # the run that counts FLOPs warms up
         bench.tick()
-    ways = {mode: ways[mode] for mode in MODES}
-    timed = bench.time(ways, warm_up=0)
+    variants = {mode: variants[mode] for mode in MODES}
+    timed = bench.time(variants, warm_up=0)
     near = crop_error(engine, case, clip, after["crop"])
     before, inside = decode_frames(engine, clip, clip.latents, case.chunk), _face_pixels(clip, case)
     seconds, effect = [], []

@@ -1,6 +1,6 @@
-"""Counters that must not change by themselves: FLOPs, bytes alive, operators and calls, compared with a recorded list.
+"""Regression gate: FLOPs, peak bytes, operators and calls compared with recorded counters.
 
-Nothing is timed, so a change is a change of the code or of torch. Who means it records it: ``sa bench gate --accept``.
+Nothing is timed, so a difference is a change of the code or of torch. ``sa bench gate --accept`` records a new list.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ Counters = dict[str, int]
 
 def collect_counters(tick: Callable[[], object] = lambda: None) -> Counters:
     """All counters by name: full-size networks on the ``meta`` device, and calls of a small rendering."""
-    model, found = open_bench_model(FULL), {}
-    costs = {}
+    model, counters, costs = open_bench_model(FULL), {}, {}
     for name, count in cost.unet_cost(model, LARGE, FRAMES, torch.bfloat16).items():
         costs[f"{name} 576x1024"] = count
     tick()
@@ -42,20 +41,20 @@ def collect_counters(tick: Callable[[], object] = lambda: None) -> Counters:
         costs[f"{name} 576x1024"] = count
     tick()
     for name, count in costs.items():
-        found |= {f"{name}: FLOPs": count.flops, f"{name}: bytes alive": count.bytes}
-        found[f"{name}: operators"] = count.operators
+        counters |= {f"{name}: FLOPs": count.flops, f"{name}: bytes alive": count.bytes}
+        counters[f"{name}: operators"] = count.operators
     for frames in (16, 64, 300):
-        found[f"windows of {frames} frames"] = len(plan_windows(frames, length=16, overlap=4))
+        counters[f"windows of {frames} frames"] = len(plan_windows(frames, length=16, overlap=4))
     plan = DevicePlan(device=torch.device("cpu"), dtype=torch.float32)
     with open_engine(open_bench_model("puppet"), plan) as engine:
         render_frames(engine, make_request((64, 64), 6, 2, window=4, overlap=1))
-        found |= {f"calls of a rendering: {name}": count for name, count in sorted(engine.calls.items())}
+        counters |= {f"calls of a rendering: {name}": count for name, count in sorted(engine.calls.items())}
     tick()
-    return found
+    return counters
 
 
 def read_baseline(path: Path) -> Counters:
-    """A recorded list. ``BadInput`` where it is none."""
+    """Read recorded counters. Raises ``BadInput`` for another file."""
     expected = "counters by name, as `sa bench gate --accept` writes them"
     data = read_json(require_file(path, expected), expected)
     if not isinstance(data, dict) or not all(isinstance(value, int) for value in data.values()):
@@ -64,12 +63,12 @@ def read_baseline(path: Path) -> Counters:
 
 
 def write_baseline(path: Path, counters: Counters) -> None:
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(counters, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(path) as temp:
+        temp.write_text(json.dumps(counters, indent=2) + "\n", encoding="utf-8")
 
 
 def compare_counters(actual: Counters, expected: Counters) -> Table:
-    """Counters that differ, are new, or are gone; a table without rows where all hold."""
+    """Counters that differ, are new or missing; no rows if all are equal."""
     names = dict.fromkeys([*expected, *actual])
     rows = [
         {

@@ -21,7 +21,7 @@ Statistic = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A statistic of a sample and where 95 % of its bootstrap repetitions lie."""
+    """A statistic of a sample with the 95 % interval of its bootstrap."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ class Interval:
 def bootstrap_interval(
     values: Sequence[float] | np.ndarray, statistic: Statistic = np.median, seed: int = 0
 ) -> Interval:
-    """Bootstrap of ``statistic`` (it takes ``axis``) over a sample; NaN where there is nothing, a point for one."""
+    """Bootstrap of ``statistic`` (which takes ``axis``) over a sample; NaN for an empty one."""
     sample = np.asarray(values, np.float64)
     if not len(sample):
         return Interval(float("nan"), float("nan"), float("nan"))
@@ -48,7 +48,7 @@ def bootstrap_interval(
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """Seconds of each way in each round."""
+    """Seconds of each variant in each round."""
 
     seconds: Mapping[str, tuple[float, ...]]
 
@@ -65,32 +65,32 @@ def time_interleaved(
     rounds: int,
     *,
     warm_up: int = 1,
-    setup: Callable[[str], None] = lambda way: None,
+    setup: Callable[[str], object] = lambda variant: None,
     synchronize: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
     tick: Callable[[], object] = lambda: None,
 ) -> Rounds:
-    """Time every way ``rounds`` times, forwards and backwards by turns (A B, B A, ...), after ``warm_up`` runs of each.
+    """Time every variant ``rounds`` times, in alternating order (A B, B A, ...), after ``warm_up`` runs of each.
 
-    ``before`` gets a way ready, outside of its time; ``settle`` waits for the device before a clock is read; ``tick``
-    is called after each run.
+    ``setup`` prepares a variant outside of its time. ``synchronize`` waits for the device before the clock is read.
+    ``tick`` is called after each run.
     """
-    seconds: dict[str, list[float]] = {way: [] for way in variants}
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for index in range(-warm_up, rounds):
-        for way in list(variants) if index % 2 == 0 else reversed(list(variants)):
-            setup(way)
+        for variant in list(variants) if index % 2 == 0 else reversed(list(variants)):
+            setup(variant)
             synchronize()
             started = clock()
-            variants[way]()
+            variants[variant]()
             synchronize()
             if index >= 0:
-                seconds[way].append(clock() - started)
+                seconds[variant].append(clock() - started)
             tick()
-    return Rounds({way: tuple(times) for way, times in seconds.items()})
+    return Rounds({variant: tuple(times) for variant, times in seconds.items()})
 
 
 def load_warning() -> str | None:
-    """What to warn of before measuring: more work on this machine than it has cores. None where it is quiet."""
+    """A warning if the machine has more work than cores, else None."""
     if not hasattr(os, "getloadavg"):
         return None
     load, cores = os.getloadavg()[0], os.cpu_count() or 1

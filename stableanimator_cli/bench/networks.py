@@ -1,7 +1,6 @@
-"""Networks to measure: a catalogue entry's own, or the released shapes filled with random numbers.
+"""Networks to measure: those of a catalogue entry, or the released shapes with random weights.
 
-Speed and memory do not ask what the weights are; how near two ways come to one another does, so a table says which
-networks it is about.
+Speed and memory do not depend on the weights, but differences between variants do: tables name their networks.
 """
 
 from __future__ import annotations
@@ -23,10 +22,8 @@ _BASE = ("vae", "image_encoder")  # StableAnimator takes these from SVD as they 
 
 
 def open_bench_model(name: str) -> ModelFolder:
-    """``full``: the released shapes without weights; else a catalogue name or model folder with its weights.
-
-    The full one borrows the small model's face networks, since the released recogniser does not come with it.
-    """
+    """``full``: the released shapes without weights, with the small model's face networks; else a catalogue name or
+    model folder."""
     if name != FULL:
         return catalogue.open_model(name, NETWORKS)
     ours, base = catalogue.entry("stableanimator"), catalogue.entry("svd-xt")
@@ -44,15 +41,15 @@ def open_bench_model(name: str) -> ModelFolder:
 
 
 def build_on_meta(model: ModelFolder, role: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A network as shapes only, for counting."""
+    """A network on the meta device, for counting."""
     with torch.device("meta"):
         network = builders(model, "distribution")[role]()
-    network = network.to("meta").eval().requires_grad_(False)  # some constructors make tensors on the CPU nevertheless
+    network = network.to("meta").eval().requires_grad_(False)  # some constructors create CPU tensors
     return nn.Module.to(network, dtype)
 
 
 def load_network(model: ModelFolder, role: str, dtype: torch.dtype) -> nn.Module:
-    """A network with its weights, or with random ones where the model has no file for it."""
+    """A network with its weights, or with random ones if the model has no file for it."""
     if role in model.files:
         return loaders(model, dtype, "distribution")[role]()
     build = builders(model, "distribution")[role]
@@ -60,14 +57,14 @@ def load_network(model: ModelFolder, role: str, dtype: torch.dtype) -> nn.Module
 
 
 def open_engine(model: ModelFolder, plan: DevicePlan) -> Engine:
-    """An engine over ``load``: nothing is made before it is resident."""
+    """An engine whose networks are loaded when they become resident."""
     networks = {role: lambda role=role: load_network(model, role, plan.dtype) for role in NETWORKS}
     return Engine(model, plan, Networks(apply_plan(networks, plan), plan))
 
 
 def random_weights(build: Callable[[], nn.Module], seed: int = 0) -> dict[str, Tensor]:
-    """A seeded state dict: matrices of unit gain, norms near one, biases near zero. Layers that start at zero do not,
-    or nothing behind them would be computed."""
+    """A seeded state dict: matrices of unit gain, norms near one, biases near zero. Zero-initialised layers are random
+    too, so that layers behind them have input."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Preprocessing: frames through the detectors in batches and one at a time, by turns, on a drawn clip or a video."""
+"""Speed of detection in batches and frame by frame, on a drawn clip or a video."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ from stableanimator_cli.records import Clip
 
 
 def open_or_draw_clip(video: Path | None, size: tuple[int, int], frames: int) -> Clip:
-    """The first frames of a video, or a drawn figure that waves; decoded or drawn once, so that only what comes after
-    is measured."""
+    """The first frames of a video, or a drawn figure that waves. They are decoded or drawn before measuring."""
     if video is not None:
         opened = open_clip(video)
-        held = list(islice(opened.frames(), frames))
-        base = replace(opened, count=len(held))
+        items = list(islice(opened.frames(), frames))
+        base = replace(opened, count=len(items))
     else:
         scene = sample_scene("test", 0, framing="whole", size=size, frames=frames, behaviour="wave")
-        held = [(Fraction(t, 8), np.ascontiguousarray(frame.image)) for t, frame in enumerate(scene.clip())]
+        items = [(Fraction(t, 8), np.ascontiguousarray(frame.image)) for t, frame in enumerate(scene.clip())]
         path = Path("drawn figure")
         base = Clip(path=path, size=size, fps=Fraction(8), count=frames, audio=False, frames=lambda: iter(()))
-    return replace(base, frames=lambda: iter(held))
+    return replace(base, frames=lambda: iter(items))
 
 
 def time_detection(bench: BenchRun) -> Table:
-    """Everybody of every frame: whole batches, overlapped as it runs, one by one, and one by one through PNG files."""
+    """Time detection of all people: in batches, overlapped as it runs, frame by frame, and through PNG files."""
     shape = bench.shape((256, 256), 32)
     clip = open_or_draw_clip(bench.config.video, shape.size, shape.frames)
     opened = Detectors.open(catalogue.open_model(bench.detector_model(), ROLES), str(bench.plan.device))
@@ -57,7 +56,7 @@ def time_detection(bench: BenchRun) -> Table:
                     opened.faces.faces(frame)
 
     def through_files() -> None:
-        """As the reference implementation's scripts: frames, skeletons and masks are PNG files."""
+        """Store frames, skeletons and masks as PNG files, as the reference implementation's scripts do."""
         points["one by one, PNG files"] = []
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -73,15 +72,15 @@ def time_detection(bench: BenchRun) -> Table:
                     mask = face_mask([face.box for face in opened.faces.faces(frame)], size, missing="full")
                     write_picture(folder / f"face_{index}.png", mask[..., None].repeat(3, 2))
 
-    ways: dict[str, Callable[[], Any]] = {
+    variants: dict[str, Callable[[], Any]] = {
         "one by one": lambda: detect("one by one", 1),
         f"batches of {BATCH}": lambda: detect(f"batches of {BATCH}", BATCH),
         "as it runs (overlapped, tracked)": lambda: extract_motion(clip, opened),
         "one by one, PNG files": through_files,
     }
-    timed = bench.time(ways)
+    timed = bench.time(variants)
     rows = []
-    for name in ways:
+    for name in variants:
         seconds = timed.median(name)
         row: dict[str, Any] = {"way": name, "frames per second": len(frames) / seconds}
         row |= {"times faster than one by one": timed.ratio("one by one", name) if name != "one by one" else None}
@@ -94,14 +93,14 @@ def time_detection(bench: BenchRun) -> Table:
     )
 
 
-def _max_distance(expected: list[np.ndarray], found: list[np.ndarray] | None) -> float | None:
-    """Greatest distance of a coordinate; None where a way keeps one person only, NaN where people differ."""
-    if found is None:
+def _max_distance(expected: list[np.ndarray], actual: list[np.ndarray] | None) -> float | None:
+    """Maximum distance of a coordinate; None if a variant has one person only, NaN if their numbers differ."""
+    if actual is None:
         return None
-    apart = 0.0
-    for one, other in zip(expected, found, strict=True):
+    distance = 0.0
+    for one, other in zip(expected, actual, strict=True):
         if one.shape != other.shape:
             return float("nan")
         if one.size:
-            apart = max(apart, float(np.abs(one[..., :2] - other[..., :2]).max()))
-    return apart
+            distance = max(distance, float(np.abs(one[..., :2] - other[..., :2]).max()))
+    return distance

@@ -1,4 +1,4 @@
-"""Whole renderings: picture and skeletons to frames, by stage, in several ways, and by length."""
+"""Complete renderings from image and skeletons to frames: by variant, by stage and by length."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LENGTHS = (16, 64, 300)
 
 @dataclass(frozen=True, slots=True)
 class NoisePoses:
-    """Skeletons that are noise, as speed does not ask what they show. Drawn when looked at: length costs nothing."""
+    """Skeletons of noise, generated on access: speed does not depend on their content."""
 
     frames: int
     size: tuple[int, int]
@@ -43,10 +43,10 @@ def make_request(
     """A guided rendering with a face."""
     rng = np.random.default_rng(0)
     width, height = size
-    picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return RenderRequest(
-        picture=picture,
-        fitted=picture,
+        picture=image,
+        fitted=image,
         face=rng.standard_normal(512).astype(np.float32),
         poses=NoisePoses(frames, size),
         plan=plan_windows(frames, length=window, overlap=overlap, blend=blend),
@@ -61,7 +61,7 @@ def render_frames(engine: Engine, request: RenderRequest, stages: Timings | None
 
 
 def time_rendering(bench: BenchRun) -> list[Table]:
-    """All in, in the ways a device plan can choose, and where the plain way's seconds go."""
+    """Time renderings with several device plans, and the stages of the plain one."""
     model, plan, shape, steps = bench.model(), bench.plan, bench.shape((128, 128), 16), bench.config.steps or 4
     plans = {
         "plain": plan,
@@ -73,7 +73,7 @@ def time_rendering(bench: BenchRun) -> list[Table]:
     stages: list[Timings] = []
     frames_of, costs, calls = {}, {}, {}
 
-    def way(name: str) -> np.ndarray:
+    def run_variant(name: str) -> np.ndarray:
         seen = Timings()
         engines[name].calls.clear()
         frames_of[name] = render_frames(engines[name], request, seen)
@@ -84,11 +84,11 @@ def time_rendering(bench: BenchRun) -> list[Table]:
 
     try:
         for name in engines:
-            costs[name] = count_all(lambda name=name: way(name))
+            costs[name] = count_all(lambda name=name: run_variant(name))
             bench.tick()
-        stages.clear()  # counted runs are slow ones
-        ways = {name: lambda name=name: way(name) for name in engines}
-        timed = bench.time(ways, warm_up=0)
+        stages.clear()  # counted runs are slower
+        variants = {name: lambda name=name: run_variant(name) for name in engines}
+        timed = bench.time(variants, warm_up=0)
     finally:
         for engine in engines.values():
             engine.networks.close()
@@ -122,7 +122,7 @@ def time_rendering(bench: BenchRun) -> list[Table]:
 
 
 def measure_lengths(bench: BenchRun) -> list[Table]:
-    """What length costs: windows and calls of each blend as planned, and bytes alive of runs that were made."""
+    """Cost of length: planned windows and calls of each blend, and peak bytes of actual runs."""
     model, shape, steps = bench.model(), bench.shape((64, 64), 64), bench.config.steps or 1
     size, longest = shape.size, shape.frames
     lengths = sorted({length for length in LENGTHS if length < longest} | {longest})

@@ -1,4 +1,4 @@
-"""What a bench found, as tables for people, as JSON for programs, and as generated parts of a Markdown page."""
+"""Results of a bench: tables, JSON, and generated sections of a Markdown page."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ _LIBRARIES = ("torch", "diffusers", "numpy", "onnxruntime")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Rows of one kind: column name to value (a number with its unit in the column's name, text, or ``Interval``).
-
-    ``note`` says how the figures were made and what they leave out."""
+    """Rows of column name -> value: a number whose unit is in the name, text, or an ``Interval``. ``note`` describes
+    how they were measured."""
 
     title: str
     rows: Sequence[Mapping[str, Any]]
@@ -56,7 +55,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """Tables by bench, where they were measured and by which command."""
+    """Tables by bench, with the machine and the command."""
 
     command: str
     environment: Mapping[str, Any]
@@ -70,28 +69,31 @@ class BenchReport:
         return {"format": FORMAT, "command": self.command, "environment": dict(self.environment), "benches": tables}
 
     def write(self, path: Path) -> None:
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with atomic_write(path) as temp:
+            temp.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     def write_page(self, path: Path) -> None:
-        """Put each bench's tables between its markers, as ``put_on_page`` does."""
-        made = {name: page_heading(f"`sa bench {name}`", self.command, self.environment) for name in self.tables}
+        """Write each bench's tables between its markers; see ``update_page``."""
+        headings = {name: page_heading(f"`sa bench {name}`", self.command, self.environment) for name in self.tables}
         update_page(
             path,
-            {name: "\n\n".join([made[name], *(t.markdown() for t in tables)]) for name, tables in self.tables.items()},
+            {
+                name: "\n\n".join([headings[name], *(t.markdown() for t in tables)])
+                for name, tables in self.tables.items()
+            },
         )
 
 
 def page_heading(title: str, command: str, environment: Mapping[str, Any]) -> str:
-    """The head of a generated part: what it is, the command that makes it, and where it was made."""
+    """Heading of a generated section, with its command and machine."""
     words = [str(environment[key]) for key in ("date", "device", "torch")]
     return f"### {title}\n\nMade by `{command}` on {words[0]}: {words[1]}, torch {words[2]}."
 
 
 def update_page(path: Path, parts: Mapping[str, str]) -> None:
-    """Put each text between the markers of its name in a Markdown page; one without markers goes to the end.
+    """Replace the text between the markers of each name in a Markdown page; append it if there are none.
 
-    What is outside of the markers stays. Raises ``BadInput`` for a start without an end.
+    Raises ``BadInput`` for a start marker without an end.
     """
     try:
         page = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
@@ -99,8 +101,8 @@ def update_page(path: Path, parts: Mapping[str, str]) -> None:
         raise BadInput(path, "a file that does not read as text", "a Markdown page") from error
     for name, text in parts.items():
         page = _replace_section(path, page, name, text)
-    with atomic_write(path) as part, translate_os_errors(path):
-        part.write_text(page, encoding="utf-8")
+    with atomic_write(path) as temp, translate_os_errors(path):
+        temp.write_text(page, encoding="utf-8")
 
 
 def _replace_section(path: Path, page: str, name: str, text: str) -> str:
@@ -114,7 +116,7 @@ def _replace_section(path: Path, page: str, name: str, text: str) -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Machine, versions, threads and load; no name of a computer and no path on it."""
+    """Machine, versions, threads and load, without names and paths of the computer."""
     stamp: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "sa": __version__,
@@ -129,7 +131,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """A card's own name; for a CPU its model where the system tells, and the threads in use."""
+    """Name of a GPU; for a CPU its model, if known, and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = device.type.upper()
@@ -141,7 +143,7 @@ def device_name(device: torch.device) -> str:
 
 
 def format_cell(value: Any) -> str:
-    """A cell: four digits of a number, thousands apart in whole ones, nothing for what there is not."""
+    """Text of a cell: four significant digits, thousands separated in integers, empty for None and NaN."""
     if value is None:
         return ""
     if isinstance(value, bool):

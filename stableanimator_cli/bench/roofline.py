@@ -1,4 +1,4 @@
-"""What this machine does at best today: the roof that every other figure of the same run is read against.
+"""Roofline of this machine, the upper limit of every other measurement of the run.
 
 After Williams, Waterman and Patterson, "Roofline: an insightful visual performance model" (2009): products for
 arithmetic, a copy for memory. The best of several repetitions counts, as a roof is a maximum.
@@ -18,10 +18,9 @@ from stableanimator_cli.engine.device import DevicePlan
 
 REPEATS = 7
 GIGA = 1e9
-# Sides large enough to fill a machine and small enough to be done at once: of a product, of a picture, positions of
-# attention, and bytes of a copy.
-_LARGE = {"side": 8192, "picture": 96, "positions": 9216, "copy": 1 << 30}
-_SMALL = {"side": 1024, "picture": 32, "positions": 1024, "copy": 1 << 27}
+# Side of a product and of an image, attention positions and bytes of a copy: large enough to fill the device.
+_LARGE = {"side": 8192, "image": 96, "positions": 9216, "copy": 1 << 30}
+_SMALL = {"side": 1024, "image": 32, "positions": 1024, "copy": 1 << 27}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,19 +32,19 @@ class Roof:
     bandwidth: float
 
     def percent(self, flops: float, seconds: float) -> float:
-        """Per cent of the products' rate that a piece of work reached."""
+        """Percentage of the products' rate that some work reached."""
         return 100 * flops / seconds / GIGA / self.gflops
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
-    """Wait for what was asked of the device, before a clock is read."""
+    """A function that waits until the device has finished its work."""
     if device.type == "cuda":
         return lambda: torch.cuda.synchronize(device)
     return torch.mps.synchronize if device.type == "mps" else (lambda: None)
 
 
 def best_time(run: Callable[[], object], synchronize: Callable[[], None], repeats: int = REPEATS) -> float:
-    """Least seconds of some runs, after one that is not counted."""
+    """Minimum seconds of some runs, after a warm-up."""
     times = []
     for index in range(repeats + 1):
         synchronize()
@@ -62,7 +61,7 @@ def make_workloads(
 ) -> dict[str, tuple[Callable[[], object], float, float]]:
     """Name to (run, FLOPs, bytes) of the four works: a product, a convolution (channels last), attention, a copy."""
     sizes = _SMALL if small else _LARGE
-    side, picture, positions = sizes["side"], sizes["picture"], sizes["positions"]
+    side, image, positions = sizes["side"], sizes["image"], sizes["positions"]
     like = {"device": plan.device, "dtype": dtype}
     generator = torch.Generator(device="cpu").manual_seed(0)
 
@@ -70,15 +69,15 @@ def make_workloads(
         return torch.randn(shape, generator=generator).to(**like)
 
     a, b = noise(side, side), noise(side, side)
-    x = noise(16, 320, picture, picture).contiguous(memory_format=torch.channels_last)
+    x = noise(16, 320, image, image).contiguous(memory_format=torch.channels_last)
     weight = noise(320, 320, 3, 3).contiguous(memory_format=torch.channels_last)
     q = noise(16, 5, positions, 64)
     source = torch.empty(sizes["copy"], dtype=torch.uint8, device=plan.device).fill_(1)
     target = torch.empty_like(source)
     return {
         f"product {side}x{side}": (lambda: a @ b, 2.0 * side**3, 0.0),
-        f"convolution 3x3, 320 channels, 16x{picture}x{picture}": (
-            lambda: F.conv2d(x, weight, padding=1), 2.0 * 9 * 320 * 320 * 16 * picture**2, 0.0,
+        f"convolution 3x3, 320 channels, 16x{image}x{image}": (
+            lambda: F.conv2d(x, weight, padding=1), 2.0 * 9 * 320 * 320 * 16 * image**2, 0.0,
         ),
         f"attention, {positions} positions, width 64, 80 heads": (
             lambda: F.scaled_dot_product_attention(q, q, q), 4.0 * 80 * positions**2 * 64, 0.0,
@@ -91,10 +90,10 @@ def measure_roof(
     plan: DevicePlan, dtype: torch.dtype, *, small: bool, repeats: int = REPEATS
 ) -> tuple[Roof, list[dict]]:
     """The roof in one type of number, and a row for each work."""
-    settle, rows, rates = synchronizer(plan.device), [], []
+    synchronize, rows, rates = synchronizer(plan.device), [], []
     with torch.no_grad():
         for name, (run, flops, moved) in make_workloads(plan, dtype, small=small).items():
-            seconds = best_time(run, settle, repeats)
+            seconds = best_time(run, synchronize, repeats)
             rates.append((flops + moved) / seconds / GIGA)
             rows.append(
                 {

@@ -1,5 +1,5 @@
-"""One network at a time: ways of asking the UNet and the VAE's decoder for the same answer, by turns, with the error of
-each beside the plain way."""
+"""One network at a time: variants of asking the UNet and the VAE's decoder for the same answer, by turns, with the
+error of each beside the plain way."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _noise(*shape: int, plan: DevicePlan) -> Tensor:
 
 
 def unet_variants(unet: AnimationUNet, shape: ClipShape, plan: DevicePlan) -> dict[str, Callable[[], Tensor]]:
-    """One guided step of one window [2,t,c,h,w] (unconditional, conditional) in every way that ``ready`` got ready."""
+    """One guided step of one window [2,t,c,h,w] (unconditional, conditional), in every variant."""
     channels, token = unet.config["in_channels"], unet.config["cross_attention_dim"]
     height, width = shape.latent
     sample = _noise(1, shape.frames, channels, height, width, plan=plan)
@@ -40,21 +40,21 @@ def unet_variants(unet: AnimationUNet, shape: ClipShape, plan: DevicePlan) -> di
     both = Context(torch.cat([none.image, image]), torch.cat([torch.zeros_like(face), face]))
     twice, poses = sample.repeat(2, 1, 1, 1, 1), torch.cat([torch.zeros_like(pose), pose])
 
-    def apart(contexts: list[Context]) -> Tensor:
-        answers = [unet(sample, _SIGMA_INPUT, c, ids, p) for c, p in zip(contexts, (None, pose), strict=True)]
-        return torch.cat(answers)
+    def separately(contexts: list[Context]) -> Tensor:
+        outputs = [unet(sample, _SIGMA_INPUT, c, ids, p) for c, p in zip(contexts, (None, pose), strict=True)]
+        return torch.cat(outputs)
 
     return {
-        "plain": lambda: apart([none, given]),
-        "prepared": lambda: apart(prepared),
+        "plain": lambda: separately([none, given]),
+        "prepared": lambda: separately(prepared),
         "batched": lambda: unet(twice, _SIGMA_INPUT, both, ids.repeat(2, 1), poses),
-        CHANNELS_LAST: lambda: apart(prepared),
-        COMPILED: lambda: apart(prepared),
+        CHANNELS_LAST: lambda: separately(prepared),
+        COMPILED: lambda: separately(prepared),
     }
 
 
 def configure_variant(network: nn.Module, variant: str) -> None:
-    """Weights in the memory order, and blocks called as a way is about: ``--channels-last``, ``--compile blocks``."""
+    """Set memory format and block runner as ``--channels-last`` and ``--compile blocks`` do."""
     set_channels_last(network, enabled=variant == CHANNELS_LAST)
     if isinstance(network, AnimationUNet):
         network.run = _compiled() if variant == COMPILED else call_block
@@ -127,5 +127,5 @@ def _compare_variants(
 
 
 def relative_error(expected: Tensor, actual: Tensor) -> float:
-    """Greatest difference as a share of the greatest value that was expected."""
+    """Maximum difference relative to the maximum expected value."""
     return float((actual - expected).abs().max() / expected.abs().max())

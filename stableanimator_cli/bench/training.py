@@ -1,4 +1,4 @@
-"""Training steps: with and without caches, and with each way of forgetting activations, by turns on drawn figures."""
+"""Training steps with and without caches, and with each kind of checkpointing, on drawn figures."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ SEED = 0
 CLIPS = 2
 UNCACHED, CACHED = "videos, encoded in each step", "cached latents and embeddings"
 CHECKPOINTING: tuple[Checkpointing, ...] = ("off", "diffusers", "blocks")
-_NETWORK = "this run's own"  # in the place of a digest: the caches are gone with the run
+_NETWORK = "this run's own"  # instead of a digest: the caches are deleted after the run
 _HINT = "use a smaller --size or --frames, or --dtype bfloat16"
 
 
 def random_training_model(model: ModelFolder, settings: TrainingSettings, device: torch.device) -> TrainingModel:
-    """The module with random weights of unit gain, made where and in the type that they stay: no second copy."""
+    """The module with random weights of unit gain, initialised on their device in their dtype."""
     network = meta_model(model, settings)
     if settings.dtype != "float32" and device.type != "cpu":
         with_mixed_norms(network)
@@ -65,7 +65,7 @@ def random_training_model(model: ModelFolder, settings: TrainingSettings, device
 
 
 def open_parts(model: ModelFolder, settings: TrainingSettings, plan: DevicePlan) -> TrainingParts:
-    """A training's parts, with random weights where ``model`` has shapes alone."""
+    """Parts of a training, with random weights if ``model`` has none."""
     if "unet" in model.files:
         return open_training(model, settings, plan.device)
     encoders = {
@@ -82,7 +82,7 @@ def open_parts(model: ModelFolder, settings: TrainingSettings, plan: DevicePlan)
 
 
 def train_step(parts: TrainingParts, inputs: StepInputs, optimizer: torch.optim.Optimizer) -> Tensor:
-    """One step of a batch of one, without what is written about it; its loss."""
+    """One step with a batch of one, without logging. Returns the loss."""
     loss = parts.model(inputs).mean()
     loss.backward()
     torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
@@ -92,7 +92,7 @@ def train_step(parts: TrainingParts, inputs: StepInputs, optimizer: torch.optim.
 
 
 def frozen_optimizer(parts: TrainingParts) -> torch.optim.Optimizer:
-    """An optimiser that does all its work and moves nothing, so that every round has the same weights."""
+    """An optimiser with learning rate 0, so that every round has the same weights."""
     return torch.optim.AdamW(trainable_parameters(parts.model).values(), lr=0.0)
 
 
@@ -105,7 +105,7 @@ def draw_dataset(folder: Path, shape: ClipShape) -> Dataset:
 
 
 def compare_caching(bench: BenchRun) -> Table:
-    """A whole step from clip folders: video decoded, VAE and image encoder run, or all that read from caches."""
+    """Time a step from clip folders: with decoding and encoding, and from caches."""
     model, plan, shape = bench.model(), bench.plan, bench.shape((128, 128), 8)
     settings = TrainingSettings(noise_aug=0.0, checkpointing="blocks", dtype=cast(Dtype, bench.dtype))
     with tempfile.TemporaryDirectory() as place, memory_guard("measuring training", _HINT):
@@ -129,17 +129,17 @@ def compare_caching(bench: BenchRun) -> Table:
         done = dict.fromkeys(loaders, 0)
         losses: dict[str, list[float]] = {name: [] for name in loaders}
 
-        def way(name: str) -> None:
+        def run_variant(name: str) -> None:
             batch = loaders[name].batch(done[name])
             done[name] += 1
             losses[name].append(float(train_step(parts, step_inputs(parts, batch, SEED, 1), optimizer)))
 
         work = {}
         for name in loaders:
-            work[name] = count_flops(lambda name=name: way(name))
+            work[name] = count_flops(lambda name=name: run_variant(name))
             bench.tick()
-        ways = {name: lambda name=name: way(name) for name in loaders}
-        timed = bench.time(ways)
+        variants = {name: lambda name=name: run_variant(name) for name in loaders}
+        timed = bench.time(variants)
     rows = []
     for name, loader in loaders.items():
         seconds = timed.median(name)
@@ -154,12 +154,12 @@ def compare_caching(bench: BenchRun) -> Table:
         title=f"Training step of {model.name}, {shape}, {settings.train}, {settings.dtype}, by input",
         rows=rows,
         note=f"From clip folders to updated weights, batch size 1, checkpointing {settings.checkpointing}, no "
-        f"prefetching. {bench.rounds} round(s), interleaved, both ways on the same clips, frames and noise.",
+        f"prefetching. {bench.rounds} round(s), interleaved, both variants on the same clips, frames and noise.",
     )
 
 
 def compare_checkpointing(bench: BenchRun) -> Table:
-    """The same step with nothing computed twice, with diffusers' checkpoints, and with ours."""
+    """Time a step without checkpointing, with diffusers' and with ours."""
     model, plan, shape = bench.model(), bench.plan, bench.shape((128, 128), 8)
     with memory_guard("measuring checkpointing", _HINT):
         parts = open_parts(model, TrainingSettings(dtype=cast(Dtype, bench.dtype)), plan)
@@ -190,10 +190,10 @@ def compare_checkpointing(bench: BenchRun) -> Table:
             costs[name] = count_all(one)
             bench.tick()
         del expected
-        ways: dict[str, Callable[[], object]] = {
+        variants: dict[str, Callable[[], object]] = {
             name: lambda: train_step(parts, inputs, optimizer) for name in CHECKPOINTING
         }
-        timed = bench.time(ways, setup=ready)
+        timed = bench.time(variants, setup=ready)
     rows = []
     for name in CHECKPOINTING:
         seconds, cost = timed.median(name), costs[name]
@@ -212,7 +212,7 @@ def compare_checkpointing(bench: BenchRun) -> Table:
 
 
 def count_full_size(bench: BenchRun) -> Table:
-    """What each way of checkpointing keeps alive in the released shapes: counted on the ``meta`` device."""
+    """Memory of each kind of checkpointing at the released shapes, counted on the ``meta`` device."""
     model, shape, rows = open_bench_model(FULL), bench.shape((576, 1024), 16), []
     for name in CHECKPOINTING:
         settings = TrainingSettings(checkpointing=name, dtype="bfloat16")

@@ -1,4 +1,4 @@
-"""What a run of ``sa evaluate`` is asked to do. See ``config`` for how flags, file and defaults are merged."""
+"""Options of ``sa evaluate``. See ``config.schema`` for the merging of flags, file and defaults."""
 
 from __future__ import annotations
 
@@ -46,15 +46,10 @@ STUDY = "Study of preference"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """One run of ``sa evaluate``.
+    """One run of ``sa evaluate``; each option's help describes it.
 
-    ``inputs`` are PREDICTED and REFERENCE, the folders of a study, or what ``tally`` reads. ``output`` is the folder of
-    the scores. ``protocol`` None: ``disco256`` for the published benches, else ``native``. ``model`` brings detectors
-    and the face recogniser, and animates benches; ``judge`` is the independent recogniser. ``borders`` are first frames
-    of windows or chunks if there is no run record. ``bench`` is a name or a folder, ``data`` where published ones
-    lie, ``ids`` which of their videos; ``figures`` and ``length`` how many puppets and frames of each, ``animate`` more
-    settings of the animation, a TOML file. ``seeds`` are sampling seeds of an ablation. ``bootstrap_samples`` and
-    ``seed``: the bootstrap; ``seed`` also sorts a study.
+    ``inputs`` are PREDICTED and REFERENCE, the folders of a study, or files of answers. ``model`` provides detectors
+    and the face recogniser, and animates benches.
     """
 
     # fmt: off
@@ -121,7 +116,7 @@ class EvaluateConfig:
         self._check_task()
 
     def _check_task(self) -> None:
-        """One task a run, and what belongs to it."""
+        """Raise unless there is one task with the options it needs."""
         named = [
             name
             for name, given in (("--bench", self.bench and not self.ablation), ("--ablation", self.ablation),
@@ -129,12 +124,12 @@ class EvaluateConfig:
             if given
         ]  # fmt: skip
         if len(named) > 1:
-            raise ConfigError(named[1], "on", f"one task a run, not {' with '.join(named)}")
+            raise ConfigError(named[1], "on", f"one task per run, not {' with '.join(named)}")
         task = named[0] if named else None
         if task is None and len(self.inputs) != 2:
             raise ConfigError(
                 "PREDICTED REFERENCE", " ".join(map(str, self.inputs)) or None, "two files or folders of videos",
-                hint="name what was made and the ground truth, or say --bench puppet",
+                hint="give the generated videos and their ground truth, or --bench puppet",
             )  # fmt: skip
         if task in ("--bench", "--ablation") and self.inputs:
             raise ConfigError("PREDICTED", str(self.inputs[0]), f"nothing beside {task}, which makes its own videos")
@@ -144,7 +139,7 @@ class EvaluateConfig:
             raise ConfigError("--tally", None, "files of answers, or folders that hold them")
         if self.ablation is not None:
             if self.variants is None:
-                raise ConfigError("--ablation", self.ablation, "--variants DIR, which holds a model folder a variant")
+                raise ConfigError("--ablation", self.ablation, "--variants DIR with one model folder per variant")
             distinct = len(set(self.seeds))
             require(distinct == len(self.seeds) >= 3, "--seeds", _dump(self.seeds), "three different seeds")
         elif self.variants is not None:

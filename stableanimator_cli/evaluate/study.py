@@ -1,8 +1,8 @@
-"""``--study``: a web page, offline, on which people say which of two videos is better, without knowing whose they are.
+"""``--study``: an offline web page on which people choose the better of two videos without knowing their systems.
 
-As in the user study of StableAnimator (its section 4.4): the reference picture and the pose video first, then the two
-videos in random order, then four questions. The page draws the order of cases and of sides for each visitor and writes
-``answers-NAME.json``, which says what was asked and answered; ``tally.py`` counts them.
+As in the user study of StableAnimator (section 4.4), the reference image and the pose video come first, then the two
+videos in random order, then four questions. The page randomises cases and sides per visitor and saves questions and
+answers as ``answers-NAME.json``, which ``--tally`` counts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _FPS = Fraction(30)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A written study: the page, and how many comparisons each visitor is asked."""
+    """A written study: the page, and the number of comparisons per visitor."""
 
     output: Path
     systems: tuple[str, ...]
@@ -73,10 +73,10 @@ class Study:
 def write_study(
     config: EvaluateConfig, with_sides: Callable[[Sequence[Pair], EvaluateConfig], list[Pair]], reporter: Reporter
 ) -> Study:
-    """Write ``study.html`` and its ``media/`` into ``--output``. The first input is ours; each other is compared with
-    it on every video. Videos bear names that tell nothing: a digest of the study's seed and their own.
+    """Write ``study.html`` and its ``media/`` into ``--output``. Each other input is compared with the first, ours, on
+    every video. Media are named by a digest of the study's seed and their names.
 
-    ``BadInput`` where a folder lacks a video of ours, or no reference picture is given.
+    Raises ``BadInput`` if a folder lacks a video of ours, or no reference image is given.
     """
     assert config.output is not None
     if config.reference_picture is None:
@@ -90,13 +90,13 @@ def write_study(
         check_names(sides[0], config.inputs[0], side, path)
     pairs = with_sides([Pair(name=name, predicted=path) for name, path in sides[0].items()], config)
     pages = _known_pages(out)
-    planned = [_planned(pair, [side[pair.name] for side in sides], reporter) for pair in pairs]
+    plans = [_plan(pair, [side[pair.name] for side in sides], reporter) for pair in pairs]
     cases = []
     with reporter.progress(len(pairs), "study", "video") as bar:
-        for plan in planned:
+        for plan in plans:
             cases.append(_case(plan, systems, out, config.seed))
             bar.update()
-    trials = [{"case": number, "against": place} for number in range(len(cases)) for place in range(1, len(systems))]
+    trials = [{"case": number, "against": system} for number in range(len(cases)) for system in range(1, len(systems))]
     study = hashlib.sha256(json.dumps([config.seed, cases, systems], sort_keys=True).encode()).hexdigest()[:12]
     shown = {"study": study, "format": FORMAT, "cases": [_blind(case) for case in cases], "trials": trials}
     page = "".join(html_pages.render("evaluate", "study", study=shown, questions=QUESTIONS)).encode()
@@ -115,14 +115,14 @@ def write_study(
             indent=1,
         ),
     )
-    with atomic_write(out / PAGE) as part, translate_os_errors(out / PAGE):
-        part.write_bytes(page)
+    with atomic_write(out / PAGE) as temp, translate_os_errors(out / PAGE):
+        temp.write_bytes(page)
     return Study(output=out, systems=tuple(systems), comparisons=len(trials))
 
 
 def _known_pages(out: Path) -> list[str]:
-    """The sha256 of the page that will be replaced, empty if there is none. The page names no program, so that it stays
-    blind: the key, which carries the mark, knows the page by its digest. ``BadInput`` for another file in its place."""
+    """SHA-256 of the page that will be replaced, if there is one. The page is blind and names no program: the key,
+    which carries the mark, identifies it by its digest. Raises ``BadInput`` for another file of that name."""
     check_replaceable(out / KEY)
     path = out / PAGE
     if not os.path.lexists(path):
@@ -139,8 +139,8 @@ def _known_pages(out: Path) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """One case: the videos, ours first, the rate at which each is played, the motion's frame that each frame of
-    ours shows, and how the motion was fitted to it."""
+    """One case: the videos, ours first, their frame rates, the motion's frame for each frame of ours, and the resizing
+    of the motion."""
 
     pair: Pair
     videos: tuple[Path, ...]
@@ -149,8 +149,8 @@ class _Plan:
     resize: Mode = "crop"
 
 
-def _planned(pair: Pair, videos: Sequence[Path], reporter: Reporter) -> _Plan:
-    """Check a case before any file is written. Raises ``BadInput`` for videos of different lengths."""
+def _plan(pair: Pair, videos: Sequence[Path], reporter: Reporter) -> _Plan:
+    """Check a case before any file is written. Raises ``BadInput`` for videos of different durations."""
     assert pair.reference is not None
     read_picture(pair.reference)
     clips = [open_clip(video) for video in videos]
@@ -170,7 +170,7 @@ def _planned(pair: Pair, videos: Sequence[Path], reporter: Reporter) -> _Plan:
 
 
 def _times(clip: Clip) -> list[Fraction | None]:
-    """Times of all frames, which decodes the clip: what breaks off is an error before anything is written."""
+    """Times of all frames. This decodes the clip: a truncated one is an error before anything is written."""
     times = [time for time, _ in clip.frames()]
     if not times:
         raise BadInput.because(clip.path, "it has no frames", hint="write the video again")
@@ -178,8 +178,8 @@ def _times(clip: Clip) -> list[Fraction | None]:
 
 
 def _rates(clips: Sequence[Clip], counts: Sequence[int]) -> tuple[Fraction, ...]:
-    """One clock for all videos of a case: as many frames as ours are played at our rate, whatever rate their file has
-    or lacks; another number of frames at its own rate, if it lasts as long as ours."""
+    """Frame rates of all videos of a case. Equal frame counts play at our rate, whatever the files have; other counts
+    at their own rate, if the duration equals ours."""
     clock = clips[0].fps or next((clip.fps for clip in clips if clip.fps), _FPS)
     rates = []
     for clip, count in zip(clips, counts, strict=True):
@@ -200,30 +200,30 @@ def _case(plan: _Plan, systems: Sequence[str], out: Path, seed: int) -> dict[str
     assert pair.reference is not None
     media = out / "media"
 
-    def named(what: str) -> str:
-        return hashlib.sha256(f"{seed} {what} {pair.name}".encode()).hexdigest()[:16]
+    def blind_name(kind: str) -> str:
+        return hashlib.sha256(f"{seed} {kind} {pair.name}".encode()).hexdigest()[:16]
 
-    picture = media / f"{named('reference')}.jpg"
+    image = media / f"{blind_name('reference')}.jpg"
     shown = Image.fromarray(read_picture(pair.reference))
     shown.thumbnail((1024, 1024))
-    write_picture(picture, np.asarray(shown))
-    case: dict[str, Any] = {"name": pair.name, "reference": f"media/{picture.name}", "poses": None, "videos": []}
+    write_picture(image, np.asarray(shown))
+    case: dict[str, Any] = {"name": pair.name, "reference": f"media/{image.name}", "poses": None, "videos": []}
     if pair.poses is not None:
-        target = media / f"{named('poses')}.mp4"
+        target = media / f"{blind_name('poses')}.mp4"
         case["poses"] = f"media/{_skeletons(pair.poses, plan, target).name}"
     for system, video, rate in zip(systems, videos, plan.rates, strict=True):
-        target = media / f"{named(system)}.mp4"
+        target = media / f"{blind_name(system)}.mp4"
         case["videos"].append(f"media/{_playable(video, rate, target).name}")
     return case
 
 
 def _blind(case: dict[str, Any]) -> dict[str, Any]:
-    """What the page may know: no names of systems stand in it, only places."""
+    """A case without names of systems, for the page."""
     return {key: case[key] for key in ("reference", "poses", "videos")}
 
 
 def _playable(video: Path, rate: Fraction, target: Path) -> Path:
-    """A copy that a browser plays and whose name, metadata and container tell nothing."""
+    """A copy that browsers play, without traces of the system in name, metadata or container."""
     clip = open_clip(video)
     width, height = clip.size
     size = (width - width % 2, height - height % 2)
@@ -234,7 +234,7 @@ def _playable(video: Path, rate: Fraction, target: Path) -> Path:
 
 
 def _skeletons(poses: Path, plan: _Plan, target: Path) -> Path:
-    """The pose video in the size and rate of ours."""
+    """Write the pose video with the size and rate of ours."""
     width, height = open_clip(plan.videos[0]).size
     size = (width - width % 2, height - height % 2)
     motion = read_poses(poses)
@@ -248,5 +248,5 @@ def _skeletons(poses: Path, plan: _Plan, target: Path) -> Path:
 def _names(inputs: Sequence[Path]) -> list[str]:
     names = [path.resolve().name for path in inputs]
     if len(set(names)) < len(names):
-        raise BadInput(inputs[0], f"systems of one name ({', '.join(names)})", "a folder name a system")
+        raise BadInput(inputs[0], f"systems of one name ({', '.join(names)})", "a different folder name per system")
     return names

@@ -8,6 +8,7 @@ value has neither fault; the coverage of both was simulated (``docs/metrics.md``
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -22,11 +23,9 @@ def interval(
     *,
     level: float = LEVEL,
 ) -> tuple[float, float] | None:
-    """t-interval of the (weighted) mean of one value per video; None below five videos. Values that are not finite are
-    left out.
+    """t-interval of the (weighted) mean of one value per video; None below five videos with finite values.
 
-    ``weights`` (frames of each video) give the interval of the pooled mean, a ratio of two sums, whose variance is
-    linearised.
+    ``weights`` (frames of each video) give the interval of the pooled mean, whose variance is linearised.
     """
     x = np.asarray(values, np.float64)
     w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
@@ -44,31 +43,31 @@ def interval(
 def interval_of(
     statistic: Callable[[np.ndarray], float], count: int, *, seed: int = 0, draws: int = DRAWS, level: float = LEVEL
 ) -> tuple[float, float] | None:
-    """t-interval of any statistic of ``count`` videos, with the bootstrap's standard error (Efron and Tibshirani, "An
-    Introduction to the Bootstrap", chapter 6): ``statistic(indices int64[count])`` gives a number, NaN if it cannot.
+    """t-interval of ``statistic(indices int64[count])`` over ``count`` videos, with the bootstrap's standard error
+    (Efron and Tibshirani, "An Introduction to the Bootstrap", chapter 6).
 
-    It is the interval of the value that as many videos give on average, bias included. None below five videos, and
-    unless the statistic of all videos and of two draws or more is a number.
+    It covers the value that as many videos have on average, bias included. None below five videos, and if the statistic
+    is NaN for all videos or for all samples but one.
     """
     if count < MINIMUM:
         return None
     value = statistic(np.arange(count))
     rng = np.random.default_rng(seed)
-    found = np.array([statistic(rng.integers(count, size=count)) for _ in range(draws)], np.float64)
-    found = found[np.isfinite(found)]
-    if len(found) < 2 or not np.isfinite(value):
+    samples = np.array([statistic(rng.integers(count, size=count)) for _ in range(draws)], np.float64)
+    samples = samples[np.isfinite(samples)]
+    if len(samples) < 2 or not np.isfinite(value):
         return None
-    return _around(float(value), float(found.std(ddof=1)) * (count / (count - 1)) ** 0.5, count, level)
+    return _around(float(value), float(samples.std(ddof=1)) * (count / (count - 1)) ** 0.5, count, level)
 
 
 def wilson_interval(hits: int, total: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's interval of a share, ``hits`` of ``total`` (Wilson 1927): it stays within 0..1 and is honest for small
-    totals. (0, 1) where nothing was asked. ``ValueError`` where hits are not among the total."""
+    """Wilson's interval of a fraction, ``hits`` of ``total`` (Wilson 1927), within 0..1 and valid for small totals. (0,
+    1) for none. Raises ``ValueError`` unless ``hits`` is between 0 and ``total``."""
     if not 0 <= hits <= total:
         raise ValueError(f"{hits} of {total}")
     if total == 0:
         return 0.0, 1.0
-    z = _quantile(0.5 + level / 2)
+    z = NormalDist().inv_cdf(0.5 + level / 2)
     p, scale = hits / total, 1 + z * z / total
     centre = (p + z * z / (2 * total)) / scale
     reach = z * np.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / scale
@@ -81,9 +80,3 @@ def _around(value: float, error: float, count: int, level: float) -> tuple[float
 
     reach = float(stdtrit(count - 1, 0.5 + level / 2)) * error
     return value - reach, value + reach
-
-
-def _quantile(p: float) -> float:
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(p)

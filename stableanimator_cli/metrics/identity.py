@@ -49,8 +49,8 @@ define(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Csim:
-    """CSIM of one video. ``mean`` is over the ``detected`` frames, NaN if there are none. ``zero`` is over all ``valid``
-    frames (whose other side has a face), with missing faces as 0."""
+    """CSIM of one video. ``mean`` is over the ``detected`` frames, NaN if there are none. ``zero`` counts missing
+    faces as 0, over all ``valid`` frames (whose other side has a face)."""
 
     mean: float
     zero: float

@@ -256,7 +256,7 @@ def test_without_a_model_the_rest_is_computed(truth: Path, tmp_path: Path) -> No
         ({"borders": "4;8"}, "--borders: found '4;8'"),
         ({"draws": 3}, "--bootstrap-samples: found 3"),
         ({"bench": "puppet"}, "nothing beside --bench"),
-        ({"study": True, "tally": True}, "one task a run"),
+        ({"study": True, "tally": True}, "one task per run"),
         ({"variants": "x"}, "--variants: found 'x', expected --ablation"),
         ({"rivals": "x"}, "--baselines: found 'x', expected a --bench"),
         (

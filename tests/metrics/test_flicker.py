@@ -58,4 +58,4 @@ def test_frames_of_another_size_are_refused() -> None:
 
 
 def test_only_two_frames_are_held() -> None:
-    assert len(_told(_fade(12))._held) == 2
+    assert len(_told(_fade(12))._previous) == 2

@@ -138,7 +138,7 @@ def start_clone(folder: Path, work_dir: Path, python: Path | None) -> Iterator[C
     ``BadInput`` for a folder that is no clone or does not run here."""
     check_clone(folder)
     if python is not None and not python.is_file():
-        raise ConfigError("--python", str(python), "an interpreter that is there")
+        raise ConfigError("--python", str(python), "an existing interpreter")
     words = [
         str(python or sys.executable),
         str(Path(compare_reference.__file__).resolve()),

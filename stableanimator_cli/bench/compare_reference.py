@@ -1,5 +1,4 @@
-"""The other side of ``sa bench compare``: the networks of a clone of the reference implementation, in a process of its
-own, run when asked.
+"""The other side of ``sa bench compare``: runs networks of a clone of the reference implementation on request.
 
 ``python compare_reference.py FOLDER WORK``: the clone, and the folder of ``job.json``, weights and inputs. Each line
 of standard input names a workload; the reply is a line of JSON. Only torch, safetensors and the clone's own imports are
@@ -25,7 +24,7 @@ _MODULES = "animation.modules"
 
 def main() -> None:
     folder, work = Path(sys.argv[1]), Path(sys.argv[2])
-    replies = os.fdopen(os.dup(1), "w")  # what the clone prints is not for the one who asks
+    replies = os.fdopen(os.dup(1), "w")  # output of the clone must not mix with replies
     os.dup2(2, 1)
     sys.path[0] = str(folder)
     reply(replies, **run_guarded(load_networks, work))
@@ -39,7 +38,7 @@ def reply(replies: Any, **found: Any) -> None:
 
 
 def run_guarded(run: Callable[..., dict[str, Any]], *given: object) -> dict[str, Any]:
-    """What ``run`` found, or why it could not."""
+    """Result of ``run``, or its error."""
     try:
         return run(*given)
     except Exception as error:
@@ -51,7 +50,7 @@ _synchronize: list[Callable[[], None]] = []
 
 
 def run_workload(work: Path, name: str) -> dict[str, Any]:
-    """Run a piece of work; ``keep NAME`` also writes its answer, ``peak NAME`` tells the most memory of a card."""
+    """Run a workload. ``keep NAME`` also writes its output; ``peak NAME`` returns the GPU's peak memory."""
     import torch
     from safetensors.torch import save_file
 
@@ -68,7 +67,7 @@ def run_workload(work: Path, name: str) -> dict[str, Any]:
 
 
 def load_networks(work: Path) -> dict[str, Any]:
-    """Import the clone, load the weights, and say what it runs on."""
+    """Import the clone, load the weights, and return the versions of its libraries."""
     import torch
     from safetensors.torch import load_file
 
@@ -110,7 +109,7 @@ def provide_xformers() -> str:
     stand_in.ops, stand_in.__version__ = ops, "0"  # type: ignore[attr-defined]
     sys.modules.update({"xformers": stand_in, "xformers.ops": ops})
     answers._xformers_available, answers._xformers_version = True, "0"  # type: ignore[attr-defined]
-    return "torch's scaled_dot_product_attention in the place of xformers, which is not there"
+    return "torch's scaled_dot_product_attention instead of xformers, which is not installed"
 
 
 def build_network(name: str, configs: dict[str, Any]) -> Any:
@@ -125,7 +124,7 @@ def build_network(name: str, configs: dict[str, Any]) -> Any:
 
 
 def attention_processor(at: str, config: Any) -> Any:
-    """What the reference implementation puts into each attention: its own two into the spatial layers."""
+    """Attention processor of the reference implementation: its own two in the spatial layers."""
     if "temporal_transformer_blocks" in at:
         name = "AttnProcessor2_0" if sys.modules["xformers"].__version__ == "0" else "XFormersAttnProcessor"
         return getattr(importlib.import_module("diffusers.models.attention_processor"), name)()
@@ -145,7 +144,7 @@ def import_from_clone(module: str, name: str) -> Any:
 
 
 def make_workloads(networks: dict[str, Any], given: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """Pieces of work by name, as the reference implementation's loop does them."""
+    """Workloads by name, as in the reference implementation's loop."""
     import torch
 
     unet, pose_net, face_encoder = (networks[name] for name in ("unet", "pose_net", "face_encoder"))

@@ -60,8 +60,12 @@ def time_metric_networks(bench: BenchRun, size: tuple[int, int]) -> Table:
             )
         else:
             style = STYLES[metric]
-            held = [frame for frame, _ in pairs[: style.length]]
-            enter(metric, style.length, lambda n=network, s=style, h=held: n(np.stack([s.prepare(f) for f in h])[None]))
+            frames_of_clip = [frame for frame, _ in pairs[: style.length]]
+            enter(
+                metric,
+                style.length,
+                lambda n=network, s=style, clip=frames_of_clip: n(np.stack([s.prepare(f) for f in clip])[None]),
+            )
     try:
         folder = catalogue.open_model(bench.detector_model(), ("face",))
     except ModelMissing as error:
@@ -122,12 +126,12 @@ def count_metric_memory(bench: BenchRun, size: tuple[int, int]) -> Table:
             gc.collect()
             tracemalloc.start()
             try:
-                add, held = watch()
+                add, state = watch()
                 for index in range(length):
                     add(index, *noise_pair(size, index))
                 gc.collect()
-                row[f"KiB kept, {name}"] = tracemalloc.get_traced_memory()[0] / 2**10
-                del held, add
+                row[f"KiB in use, {name}"] = tracemalloc.get_traced_memory()[0] / 2**10
+                del state, add
             finally:
                 tracemalloc.stop()
             bench.tick()

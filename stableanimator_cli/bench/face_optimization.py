@@ -131,8 +131,8 @@ def crop_error(engine: Engine, case: RefineCase, clip: DrawnClip, refined: Tenso
                 (1 - F.cosine_similarity(vectors, target.vector.to(vectors)[None])).sum().backward()
                 assert part.grad is not None
                 gradients.append(part.grad * mask[chunk.start : chunk.stop])
-            whole, crop = (gradient.flatten().double() for gradient in gradients)
-            products += torch.stack([whole @ crop, whole @ whole, crop @ crop]).float().cpu()
+            full, crop = (gradient.flatten().double() for gradient in gradients)
+            products += torch.stack([full @ crop, full @ full, crop @ crop]).float().cpu()
             with torch.no_grad():
                 for index, latents in enumerate((clip.latents, refined)):
                     part = latents[chunk.start : chunk.stop]
@@ -146,10 +146,10 @@ def _shift_box(box: Box, x: int, y: int) -> Box:
     return box[0] - x, box[1] - y, box[2] - x, box[3] - y
 
 
-def _max_difference(whole: Tensor, cut: Tensor, corner: tuple[int, int], boxes: list[Box]) -> float:
+def _max_difference(full: Tensor, cut: Tensor, corner: tuple[int, int], boxes: list[Box]) -> float:
     """Maximum difference within the boxes between full frames and crops whose origin is ``corner``."""
     found = 0.0
-    for frame, part, box in zip(whole, cut, boxes, strict=True):
+    for frame, part, box in zip(full, cut, boxes, strict=True):
         x0, y0, x1, y1 = _shift_box(box, *corner)
         inside = frame[:, box[1] : box[3] + 1, box[0] : box[2] + 1]
         found = max(found, float((inside - part[:, y0 : y1 + 1, x0 : x1 + 1]).abs().max()))

@@ -58,7 +58,7 @@ def read_baseline(path: Path) -> Counters:
     expected = "counters by name, as `sa bench gate --accept` writes them"
     data = read_json(require_file(path, expected), expected)
     if not isinstance(data, dict) or not all(isinstance(value, int) for value in data.values()):
-        raise BadInput(path, "other things than whole numbers by name", expected)
+        raise BadInput(path, "something other than integers by name", expected)
     return data
 
 

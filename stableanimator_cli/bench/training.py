@@ -108,8 +108,8 @@ def compare_caching(bench: BenchRun) -> Table:
     """Time a step from clip folders: with decoding and encoding, and from caches."""
     model, plan, shape = bench.model(), bench.plan, bench.shape((128, 128), 8)
     settings = TrainingSettings(noise_aug=0.0, checkpointing="blocks", dtype=cast(Dtype, bench.dtype))
-    with tempfile.TemporaryDirectory() as place, memory_guard("measuring training", _HINT):
-        dataset = draw_dataset(Path(place), shape)
+    with tempfile.TemporaryDirectory() as temp, memory_guard("measuring training", _HINT):
+        dataset = draw_dataset(Path(temp), shape)
         parts = open_parts(model, settings, plan)
         optimizer = frozen_optimizer(parts)
         plain = LoaderSettings(sizes=(shape.size,), frames=shape.frames, stride=1)

@@ -16,7 +16,7 @@ from stableanimator_cli.errors import BadInput
 
 
 class Moments:
-    """Count, mean and covariance of vectors of one width d, fed in any batches; ``merge`` joins two.
+    """Count, mean and covariance of vectors of one width d, added in any batches; ``merge`` joins two.
 
     Up to d vectors are stored as they are, which is exact and smaller than a covariance. More are folded
     into a mean and a scatter matrix [d,d] (Chan et al., "Updating Formulae and a Pairwise Algorithm for Computing
@@ -32,28 +32,29 @@ class Moments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Moments:
-        """Of the rows of float[n,d]."""
+        """Moments of the rows of float[n,d]."""
         moments = cls()
         moments.add(features)
         return moments
 
     @classmethod
     def merged(cls, parts: Iterable[Moments]) -> Moments:
-        """Of all that the parts have seen; the parts stay as they are."""
-        whole = cls()
+        """Moments of all parts together."""
+        total = cls()
         for part in parts:
-            whole.merge(part)
-        return whole
+            total.merge(part)
+        return total
 
     @property
     def width(self) -> int:
-        """d; 0 where nothing was added."""
+        """d, 0 if nothing was added."""
         if self._mean is not None:
             return len(self._mean)
         return self._rows[0].shape[1] if self._rows else 0
 
     def add(self, features: np.ndarray) -> None:
-        """One vector float[d] or several float[n,d]. ``ValueError`` for another width and for what is not finite."""
+        """Add one vector float[d] or several float[n,d]. Raises ``ValueError`` unless they are finite and of one
+        width."""
         rows = np.array(features, np.float64, ndmin=2)
         if rows.ndim != 2 or (self.width and rows.shape[1] != self.width) or not rows.shape[1]:
             raise ValueError(f"features of shape {np.shape(features)}, expected rows of {self.width or 'some'} numbers")
@@ -68,7 +69,7 @@ class Moments:
             self._fold()
 
     def merge(self, other: Moments) -> None:
-        """Take in what another has seen; the other stays as it is."""
+        """Add the vectors of another, which stays as it is."""
         if other._mean is not None and other._scatter is not None:
             if self.width and self.width != other.width:
                 raise ValueError(f"moments of width {other.width} do not join those of width {self.width}")
@@ -79,7 +80,7 @@ class Moments:
 
     @property
     def mean(self) -> np.ndarray:
-        """float64[d]. ``ValueError`` where nothing was added."""
+        """float64[d]. Raises ``ValueError`` if nothing was added."""
         if not self.count:
             raise ValueError("the mean of no vectors")
         total = np.zeros(self.width) if self._mean is None else (self.count - self._waiting) * self._mean
@@ -89,7 +90,7 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """float64[d,d], unbiased. ``ValueError`` below two vectors, of which it is not defined."""
+        """float64[d,d], unbiased. Raises ``ValueError`` below two vectors."""
         factor = self.factor()
         return factor @ factor.T
 
@@ -100,16 +101,16 @@ class Moments:
         if self._scatter is None:
             rows = np.concatenate(self._rows)
             return (rows - rows.mean(axis=0)).T / np.sqrt(self.count - 1)
-        whole = Moments.merged([self])
-        whole._fold()
-        assert whole._scatter is not None
-        values, vectors = np.linalg.eigh(whole._scatter / (self.count - 1))
-        # What is below the rounding of the largest is none: its square root would be a hundred million times larger.
+        total = Moments.merged([self])
+        total._fold()
+        assert total._scatter is not None
+        values, vectors = np.linalg.eigh(total._scatter / (self.count - 1))
+        # Values below the rounding of the largest are noise, which a square root would amplify.
         significant = values > max(values[-1], 0.0) * len(values) * np.finfo(np.float64).eps
         return vectors[:, significant] * np.sqrt(values[significant])
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """What ``from_arrays`` takes, to keep moments in a file (``numpy.savez``)."""
+        """Arrays for a file (``numpy.savez``), which ``from_arrays`` reads."""
         empty = np.zeros((0, self.width))
         return {
             "rows": np.concatenate([empty, *self._rows]),
@@ -120,7 +121,7 @@ class Moments:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Moments:
-        """What ``to_arrays`` gave. ``ValueError`` or ``KeyError`` where it is something else."""
+        """Read the arrays of ``to_arrays``. Raises ``ValueError`` or ``KeyError`` for others."""
         moments, folded = cls(), int(arrays["count"])
         if folded:
             mean, scatter = np.asarray(arrays["mean"], np.float64), np.asarray(arrays["scatter"], np.float64)
@@ -156,10 +157,10 @@ class Moments:
 def frechet_distance(
     a: Moments, b: Moments, *, names: tuple[str, str] = ("predicted videos", "reference videos")
 ) -> float:
-    """Frechet distance of two sets, 0 for sets of one mean and covariance.
+    """Frechet distance of two sets, 0 for equal means and covariances.
 
-    It is biased upward by few vectors and by fewer than dimensions: compare only distances of one count.
-    ``BadInput`` naming the side where it has fewer than two vectors; ``ValueError`` where the widths differ.
+    Few vectors bias it upward: compare only distances of one count. Raises ``BadInput`` naming a side with fewer than
+    two vectors, and ``ValueError`` if the widths differ.
     """
     for moments, name in zip((a, b), names, strict=True):
         if moments.count < 2:
@@ -171,8 +172,8 @@ def frechet_distance(
             )
     if a.width != b.width:
         raise ValueError(f"features of {a.width} and of {b.width} numbers")
-    apart = a.mean - b.mean
+    difference = a.mean - b.mean
     fa, fb = a.factor(), b.factor()
     spread = np.sum(fa * fa) + np.sum(fb * fb)
     common = np.linalg.svd(fa.T @ fb, compute_uv=False).sum() if fa.size and fb.size else 0.0
-    return max(0.0, float(apart @ apart + spread - 2 * common))
+    return max(0.0, float(difference @ difference + spread - 2 * common))

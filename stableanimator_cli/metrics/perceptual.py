@@ -1,4 +1,4 @@
-"""LPIPS of pairs of frames: the right input range under each name, frames in batches, one number a frame.
+"""LPIPS of pairs of frames, with the input range of each variant, in batches.
 
 Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric". The networks come from
 ``engine.features`` as functions of two batches; here is what they are fed and how their numbers are gathered.
@@ -86,7 +86,7 @@ def lpips(metric: str, network: Distance, a: np.ndarray, b: np.ndarray) -> float
 class Perceptual:
     """An LPIPS metric over videos, streamed: ``add`` pairs, ``finish`` at the end, then ``scores.value(metric)``.
 
-    At most ``batch`` pairs are held. Both give what has been computed since, as (video, index, value), for curves.
+    At most ``batch`` pairs are held. Both return values computed since the last call, as (video, index, value).
     """
 
     metric: str

@@ -1,8 +1,8 @@
-"""What a metric is called, what it gives, and how it says that it could not be computed.
+"""Specifications, values and absences of metrics.
 
-Each number has a ``MetricSpec`` whose name tells the variant: two ways of computing a thing are two names, never one
-name with two meanings. Specs stand beside the functions that compute them and enter ``METRICS`` when their module is
-imported. A metric whose network is not here is a ``Missing``, which is a value and travels in the result.
+Each metric has a ``MetricSpec``, whose name includes the variant: another computation is another name. Specs are
+defined beside the functions that compute them and enter ``METRICS`` when their module is imported. A metric whose
+network is not installed is a ``Missing`` in the result.
 """
 
 from __future__ import annotations
@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Better = Literal["higher", "lower", "zero", "neither"]
-"""What a good value is: high, low, near zero on either side, or none by itself (compare it with another's)."""
+"""Which values are good: high, low, near zero, or none by itself."""
 ARROWS: Mapping[Better, str] = {"higher": "↑", "lower": "↓", "zero": "→0", "neither": ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricSpec:
-    """``name`` says the variant, ``title`` heads a column. ``definition`` is one line, ``source`` the paper or the
-    program whose numbers it equals, ``range`` the values it can take. ``network`` is what ``engine.features`` is asked
-    for, None where the metric needs no weights."""
+    """``name`` includes the variant; ``title`` is for columns. ``source`` is the paper or program whose numbers it
+    equals. ``network`` is its name for ``engine.metric_networks.features``, None if the metric needs no weights."""
 
     name: str
     title: str
@@ -44,9 +43,9 @@ class MetricSpec:
 class Value:
     """One metric over all videos.
 
-    ``pooled``: over all frames (or clips) together, long videos weigh more. ``per_video``: video -> its own value, NaN
-    where it has none; empty for what is only defined of a set (Frechet distances). ``count``: frames or clips that went
-    in. ``about``: parameters, network, digest, whatever one must know to compare the number.
+    ``pooled`` is over all frames or clips together. ``per_video`` has NaN for videos without a value, and is empty for
+    metrics of sets (Frechet distances). ``count`` is the number of frames or clips. ``about`` holds parameters, network
+    and digest.
     """
 
     metric: str
@@ -57,7 +56,7 @@ class Value:
 
     @property
     def per_video_mean(self) -> float:
-        """Mean of the videos' own values, each weighing the same; NaN where there are none."""
+        """Mean of the videos' values with equal weights; NaN if there are none."""
         known = [value for value in self.per_video.values() if not math.isnan(value)]
         return math.fsum(known) / len(known) if known else math.nan
 
@@ -74,7 +73,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Missing:
-    """A metric that was not computed: why, in one line, and the command that changes it ("" where none does)."""
+    """A metric that was not computed, the reason, and the command that mends it, if any."""
 
     metric: str
     reason: str
@@ -111,7 +110,7 @@ def define(
 
 
 def json_number(value: float) -> float | str | None:
-    """A number that every JSON reader takes: infinity (PSNR of identical frames) as "inf" or "-inf", NaN as null."""
+    """A number for any JSON reader: infinity (PSNR of identical frames) as "inf" or "-inf", NaN as null."""
     if math.isnan(value):
         return None
     return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")

@@ -40,35 +40,34 @@ class Seams:
 
 
 def seam_score(
-    steps: Sequence[float] | np.ndarray, borders: Iterable[int], truth: Sequence[float] | np.ndarray | None = None
+    steps: Sequence[float] | np.ndarray, borders: Iterable[int], target: Sequence[float] | np.ndarray | None = None
 ) -> Seams:
-    """Score changes float[t-1] (``flicker.Changes.steps``, NaN across a gap) at ``borders`` (frames from 1 to t-1;
-    others are left out).
+    """Score changes float[t-1] (``flicker.Changes.differences``) at ``borders``, frames from 1 to t-1; others are
+    ignored.
 
-    With the ``truth``'s changes, also float[t-1], each change is first divided by the truth's at its place, so that a
-    sudden movement, which the truth has too, is no seam. ``ValueError`` where their lengths differ.
+    With the ``target``'s changes, also float[t-1], each change is first divided by the target's, so that a sudden
+    motion of the target is no seam. Raises ``ValueError`` if their lengths differ.
     """
     change = np.maximum(np.asarray(steps, np.float64), _MINIMUM)
-    if truth is not None:
-        if len(truth) != len(change):
-            raise ValueError(f"{len(truth)} changes of the truth for {len(change)}")
-        # Half of the truth's median is added on both sides: a truth that stands still must not make a small change
-        # look like a large one.
-        known = np.asarray(truth, np.float64)
+    if target is not None:
+        if len(target) != len(change):
+            raise ValueError(f"{len(target)} changes of the truth for {len(change)}")
+        # Half of the target's median is added on both sides: a static target must not amplify small changes.
+        known = np.asarray(target, np.float64)
         known = known[np.isfinite(known)]
         floor = max(_MINIMUM, 0.5 * float(np.median(known))) if len(known) else _MINIMUM
-        change = (change + floor) / (np.asarray(truth, np.float64) + floor)
-    places = sorted({border for border in borders if 1 <= border <= len(change)})
+        change = (change + floor) / (np.asarray(target, np.float64) + floor)
+    positions = sorted({border for border in borders if 1 <= border <= len(change)})
     marked = np.zeros(len(change), bool)
-    marked[[border - 1 for border in places]] = True
+    marked[[border - 1 for border in positions]] = True
     scored, ratios = [], []
-    for border in places:
-        at = border - 1
-        low, high = max(0, at - AROUND), at + AROUND + 1
-        round_it = change[low:high][~marked[low:high] & np.isfinite(change[low:high])]
-        if len(round_it) and np.isfinite(change[at]):
+    for border in positions:
+        index = border - 1
+        low, high = max(0, index - AROUND), index + AROUND + 1
+        surroundings = change[low:high][~marked[low:high] & np.isfinite(change[low:high])]
+        if len(surroundings) and np.isfinite(change[index]):
             scored.append(border)
-            ratios.append(float(change[at] / np.median(round_it)))
+            ratios.append(float(change[index] / np.median(surroundings)))
     if not ratios:
         return Seams(score=float("nan"), worst=float("nan"), worst_at=-1, borders=(), ratios=())
     top = int(np.argmax(ratios))

@@ -1,8 +1,7 @@
 """Frechet video distances: clips cut from streams of frames, their features, and the distance between two sets.
 
-A style is a network, a clip length, a stride and what is done to a frame; distances of two styles are not comparable,
-nor are those of one style over different numbers of clips. Frames come one at a time and are dropped when no clip
-needs them any more; of a video its features' moments remain.
+A style is a network, a clip length, a stride and the preparation of frames. Distances of two styles are not comparable,
+nor are those over different numbers of clips. Frames are streamed; only moments of features remain of a video.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ def prepare_none(frame: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipStyle:
-    """How clips are cut and prepared. ``stride`` counts frames from the start of one clip to that of the next;
-    ``steps`` says what ``prepare`` does."""
+    """Cutting and preparation of clips. ``stride`` counts frames between starts of clips; ``steps`` describes
+    ``prepare``."""
 
     metric: str
     length: int
@@ -116,10 +115,10 @@ _style(
 
 
 class ClipWindows:
-    """Cuts clips from frames that come one at a time: never across videos, never across a gap in the numbers.
+    """Cuts clips from streamed frames, never across videos or across a gap in the numbers.
 
-    A run of consecutively numbered frames gives a clip at its first frame and at every ``stride``-th after it, as long
-    as ``length`` frames follow. At most ``length`` frames are held.
+    A run of consecutive frames has a clip at its first frame and at every ``stride``-th after it, if ``length`` frames
+    follow. At most ``length`` frames are held.
     """
 
     def __init__(self, length: int, stride: int) -> None:
@@ -202,10 +201,10 @@ def frechet_value(
     reference: Mapping[str, Moments],
     about: Mapping[str, Any] | None = None,
 ) -> Value:
-    """The distance of a style between two sides, ``ClipFeatures.videos`` of each. Defined of sets: no value by video.
+    """Frechet distance of a style between two sides (``ClipFeatures.videos``), for all videos together.
 
-    ``BadInput`` where a side has fewer than two clips. ``about`` (the network's own) is joined by the style's
-    parameters, the clips of each side and the videos that were too short for one.
+    The style's parameters, the numbers of clips and the videos too short for one are added to ``about``. Raises
+    ``BadInput`` if a side has fewer than two clips.
     """
     ours, target = pooled(predicted.values()), pooled(reference.values())
     short = sorted(video for side in (predicted, reference) for video, moments in side.items() if not moments.count)

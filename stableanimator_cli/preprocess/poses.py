@@ -68,7 +68,9 @@ def read_reference(path: Path, detectors: Detectors) -> Reference:
     picture = read_picture(path)
     keypoints = pose_of(picture, detectors)
     if keypoints is None:
-        raise NoPerson(f"{path}: no person found", hint="align to a picture that shows the person, or leave --align out")
+        raise NoPerson(
+            f"{path}: no person found", hint="align to a picture that shows the person, or leave --align out"
+        )
     return Reference(path=path, picture=picture, keypoints=keypoints)
 
 

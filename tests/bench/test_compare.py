@@ -40,7 +40,7 @@ def test_both_sides_answer_alike(tmp_path: Path):
     assert [row["what"] for row in table.rows] == names
     assert max(row["greatest error / greatest value"] for row in table.rows) < 2e-5
     assert all(row["ours, ms"] > 0 and row["theirs, ms"] > 0 for row in table.rows)
-    assert "torch's scaled_dot_product_attention in the place of xformers" in table.note
+    assert "torch's scaled_dot_product_attention instead of xformers" in table.note
     assert "StableAnimator" in table.note
     assert str(tmp_path) not in table.note
     assert sorted(clone.rglob("*")) == before  # nothing is left in the clone

@@ -1,7 +1,7 @@
-"""Clip folders: what ``sa preprocess`` makes of a video and what training reads (``docs/formats.md``, "Clip folder").
+"""Clip folders: what ``sa preprocess`` writes per video and training reads (``docs/formats.md``, "Clip folder").
 
-``clip.json`` says what the clip is and how it was made, ``motion.npz`` holds the key points, ``faces.npz`` the faces,
-and ``source`` (with the video's own suffix) is the video or a link to it. Numpy and the media room only.
+``clip.json`` is the record of the clip, ``motion.npz`` holds its keypoints and ``faces.npz`` its faces. ``source`` with
+the video's own suffix is the video, or a link to it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from stableanimator_cli.records import ChannelOrder, Clip, Face, Motion
 FORMAT = 1
 RECORD, MOTION, FACES, SHEET, SOURCE = "clip.json", "motion.npz", "faces.npz", "sheet.jpg", "source"
 WIDTH = 512
-"""Numbers in an identity vector."""
+"""Values per face embedding."""
 
 _AGAIN = "run `sa preprocess` on the video again"
-_NUMBERS = ("frame", "person")
+_INTEGERS = ("frame", "person")
 _SHAPES = {"frame": (), "person": (), "boxes": (4,), "landmarks": (5, 2), "scores": (), "embeddings": (WIDTH,)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaceTable:
-    """All faces of a clip, a row each, by frame and then by size.
+    """All faces of a clip, one row per face, ordered by frame, then by size.
 
-    ``frame`` int64[n]; ``person`` int64[n], the place of the person in the motion, -1 where the face is nobody's who
-    was kept; ``boxes`` float32[n,4] in pixels; ``landmarks`` float32[n,5,2]; ``scores`` float32[n]; ``embeddings``
-    float32[n,512] raw as ArcFace gives them, a row of NaN where a face could not be recognised. ``channel_order`` is
-    the order in which the recogniser saw the colours: vectors of two orders must not be compared.
+    ``frame`` int64[n]; ``person`` int64[n]: index of the person in the motion, -1 for other people; ``boxes``
+    float32[n,4] in pixels; ``landmarks`` float32[n,5,2]; ``scores`` float32[n]; ``embeddings`` float32[n,512]: raw
+    ArcFace output, NaN if the face could not be recognised. ``channel_order`` is the colour order of ArcFace's input:
+    embeddings of two orders must not be compared.
     """
 
     frame: np.ndarray
@@ -59,34 +59,34 @@ class FaceTable:
         return len(self.frame)
 
     @classmethod
-    def of(cls, found: list[tuple[int, int, Face]], order: ChannelOrder) -> FaceTable:
-        """Rows of (frame, person or -1, face)."""
+    def of(cls, rows: list[tuple[int, int, Face]], order: ChannelOrder) -> FaceTable:
+        """The table of rows (frame, person or -1, face)."""
         unknown = np.full(WIDTH, np.nan, np.float32)
-        vectors = [unknown if face.embedding is None else face.embedding for _, _, face in found]
+        embeddings = [unknown if face.embedding is None else face.embedding for _, _, face in rows]
         return cls(
-            frame=np.array([frame for frame, _, _ in found], np.int64),
-            person=np.array([person for _, person, _ in found], np.int64),
-            boxes=np.array([face.box for _, _, face in found], np.float32).reshape(-1, 4),
-            landmarks=np.array([face.landmarks for _, _, face in found], np.float32).reshape(-1, 5, 2),
-            scores=np.array([face.score for _, _, face in found], np.float32),
-            embeddings=np.array(vectors, np.float32).reshape(-1, WIDTH),
+            frame=np.array([frame for frame, _, _ in rows], np.int64),
+            person=np.array([person for _, person, _ in rows], np.int64),
+            boxes=np.array([face.box for _, _, face in rows], np.float32).reshape(-1, 4),
+            landmarks=np.array([face.landmarks for _, _, face in rows], np.float32).reshape(-1, 5, 2),
+            scores=np.array([face.score for _, _, face in rows], np.float32),
+            embeddings=np.array(embeddings, np.float32).reshape(-1, WIDTH),
             channel_order=order,
         )
 
     def at(self, frame: int) -> np.ndarray:
-        """Row numbers of one frame's faces, int64[k]."""
+        """Indices of the rows of one frame, int64[k]."""
         return np.flatnonzero(self.frame == frame)
 
 
 def save_faces(path: Path, faces: FaceTable) -> None:
-    """Write ``faces.npz``; equal faces give equal bytes. The file appears whole or not at all."""
+    """Write ``faces.npz`` atomically; equal faces give equal bytes."""
     arrays: dict[str, Any] = {name: getattr(faces, name) for name in _SHAPES}
     arrays |= {"version": np.int64(FORMAT), "channel_order": np.array(faces.channel_order)}
     write_arrays(path, arrays)
 
 
 def load_faces(path: Path) -> FaceTable:
-    """Read ``faces.npz``. ``BadInput`` where it is missing, damaged, of another version or of other shapes."""
+    """Read ``faces.npz``. Raises ``BadInput`` if it is missing, damaged, or of another version or shape."""
     arrays = read_arrays(path, "a file of faces (.npz)")
     version = arrays.get("version")
     if version is None or version.shape != () or version.dtype.kind not in "iu" or int(version) != FORMAT:
@@ -96,30 +96,29 @@ def load_faces(path: Path) -> FaceTable:
     if missing:
         raise BadInput(path, f"no array {missing[0]!r}", f"the arrays {', '.join(_SHAPES)}", hint=_AGAIN)
     for name in _SHAPES:
-        if arrays[name].dtype.kind not in ("iu" if name in _NUMBERS else "f"):
-            kind = "whole numbers" if name in _NUMBERS else "floats"
+        if arrays[name].dtype.kind not in ("iu" if name in _INTEGERS else "f"):
+            kind = "whole numbers" if name in _INTEGERS else "floats"
             raise BadInput(path, f"{name} of type {arrays[name].dtype}", kind, hint=_AGAIN)
     order = str(arrays["channel_order"])
     if order not in get_args(ChannelOrder):
         raise BadInput(path, f"channel_order {order!r}", "'bgr' or 'rgb'", hint=_AGAIN)
     _check_faces(path, arrays)
-    table = {name: arrays[name].astype(np.int64 if name in _NUMBERS else np.float32) for name in _SHAPES}
+    table = {name: arrays[name].astype(np.int64 if name in _INTEGERS else np.float32) for name in _SHAPES}
     return FaceTable(channel_order=order, **table)  # type: ignore[arg-type]
 
 
 def _check_faces(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Shapes and ranges of a file of faces. Only an embedding may be unknown: a row of NaN."""
+    """Check shapes and ranges. Only an embedding may be unknown, as a row of NaN."""
     count = arrays["frame"].size
     for name, shape in _SHAPES.items():
         array = arrays[name]
         if array.shape != (count, *shape):
             found = f"{name}{list(array.shape)} of {array.dtype}"
-            numbers = "whole numbers" if name in _NUMBERS else "numbers"
+            numbers = "whole numbers" if name in _INTEGERS else "numbers"
             raise BadInput.because(path, f"{found} does not hold the {numbers} of {count} faces", hint=_AGAIN)
-        measured = name not in _NUMBERS and name != "embeddings"
-        if measured and not (np.abs(array) <= FARTHEST).all():  # NaN is not either
-            found = f"{name} holds numbers that are not finite, or far outside of the frame"
-            raise BadInput.because(path, found, hint=_AGAIN)
+        if name not in (*_INTEGERS, "embeddings") and not (np.abs(array) <= FARTHEST).all():  # False for NaN
+            problem = f"{name} holds numbers that are not finite, or far outside of the frame"
+            raise BadInput.because(path, problem, hint=_AGAIN)
     if (arrays["frame"] < 0).any() or (arrays["person"] < -1).any():
         raise BadInput.because(path, "a frame or a person has a negative number", hint=_AGAIN)
     embeddings = arrays["embeddings"]
@@ -129,7 +128,7 @@ def _check_faces(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def check_frames(path: Path, faces: FaceTable, frames: int) -> FaceTable:
-    """``faces`` again. ``BadInput`` if one is of a frame that a clip of ``frames`` does not have."""
+    """Return ``faces``. Raises ``BadInput`` if one is in a frame that a clip of ``frames`` does not have."""
     if (faces.frame >= frames).any():
         problem = f"it has a face in frame {int(faces.frame.max())} of a clip of {frames} frames"
         raise BadInput.because(path, problem, hint=_AGAIN)
@@ -138,7 +137,7 @@ def check_frames(path: Path, faces: FaceTable, frames: int) -> FaceTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipFolder:
-    """A finished clip on disk. Nothing but ``clip.json`` is read before it is asked for."""
+    """A finished clip on disk. Only ``clip.json`` is read at first, other files when they are needed."""
 
     path: Path
     record: Mapping[str, Any]
@@ -159,13 +158,10 @@ class ClipFolder:
 
     @property
     def source(self) -> Path:
-        """The video: what lies in the folder, whichever suffix it has, else where it was when the clip was made.
-
-        ``BadInput`` where it is nowhere.
-        """
-        for place in (source_inside(self.path), Path(self.record["source"]["path"])):
-            if place is not None and place.exists():
-                return place
+        """The video in the folder, else at its original path. Raises ``BadInput`` if both are missing."""
+        for path in (source_inside(self.path), Path(self.record["source"]["path"])):
+            if path is not None and path.exists():
+                return path
         raise BadInput(
             self.path, "neither a source in the folder nor " + str(self.record["source"]["path"]), "the clip's video",
             hint="bring the video back to where it was, or run `sa preprocess --source copy` where it is",
@@ -181,26 +177,26 @@ class ClipFolder:
         return check_frames(self.path / FACES, load_faces(self.path / FACES), self.frames)
 
     def pictures(self) -> Clip:
-        """The clip's frames: those of the source, cut and resampled as they were when the motion was made."""
+        """The frames of the source, cut and resampled like for the motion."""
         options = self.record["options"]
         first, last = options["frames"] or (None, None)
         return cut(open_clip(self.source), (first, last), options["fps"])
 
 
 def source_inside(folder: Path) -> Path | None:
-    """The video in a clip folder, None where there is none or a link leads nowhere."""
+    """The video in a clip folder, None if it is missing or a broken link."""
     named = (entry for entry in sorted(folder.glob(f"{SOURCE}*")) if entry.stem == SOURCE)
     return next((entry for entry in named if entry.exists()), None)
 
 
 def cut(clip: Clip, frames: tuple[int | None, int | None], fps: str | Fraction | None) -> Clip:
-    """Frames of a half-open range, then at another rate: what a clip is of its source."""
-    part = take(clip, *frames)
-    return part if fps is None else resample(part, Fraction(fps))
+    """A half-open range of frames, then resampled to ``fps``."""
+    selected = take(clip, *frames)
+    return selected if fps is None else resample(selected, Fraction(fps))
 
 
 def open_folder(path: Path) -> ClipFolder:
-    """The clip in a folder. ``BadInput`` where there is none or its record is not ours."""
+    """Open the clip in a folder. Raises ``BadInput`` if there is none or its record is not valid."""
     file = path / RECORD
     if not file.exists():
         raise BadInput(path, f"no {RECORD}", "a clip folder", hint="name a folder that `sa preprocess` wrote")
@@ -213,7 +209,7 @@ def open_folder(path: Path) -> ClipFolder:
 
 
 def _check_record(fields: Fields) -> None:
-    """``BadInput`` where something that a clip's record holds is missing, of another type or beyond its range."""
+    """Raise ``BadInput`` if a value is missing, of another type or out of range."""
     fields.text("name", empty=False)
     fields.text("key", empty=False)
     fields.whole("frames", 1, 10**8)
@@ -227,7 +223,7 @@ def _check_record(fields: Fields) -> None:
     if "frames" in options:
         bounds = options.values("frames", (int, type(None)), 2)
         if not all(bound is None or abs(bound) <= 10**9 for bound in bounds):
-            options.fail("frames", "[first, last], each a number of a frame or null")
+            options.fail("frames", "[first, last], each a frame number or null")
     fields.flag("audio", default=False)
     fields.fields("people", default={}).values("kept", int, default=[])
     for finding in fields.rows("findings", default=[]):
@@ -243,14 +239,14 @@ def _check_record(fields: Fields) -> None:
 
 
 def _check_rate(fields: Fields, key: str) -> None:
-    """A rate is null or a fraction as text."""
+    """Check a frame rate: null or a fraction as text."""
     text = fields.text(key, default=None)
     if text is not None and not re.fullmatch(r"[1-9][0-9]{0,9}(/[1-9][0-9]{0,9})?", text):
-        fields.fail(key, "frames a second, as '30' or '30000/1001'")
+        fields.fail(key, "frames per second, as '30' or '30000/1001'")
 
 
 def find_folders(root: Path) -> list[Path]:
-    """All clip folders at or below ``root``, sorted by path; what begins with a dot is unfinished and not looked at."""
+    """All clip folders at or below ``root``, sorted by path. Names that start with a dot are unfinished and skipped."""
     if (root / RECORD).is_file():
         return [root]
     inside = (file.parent for file in root.rglob(RECORD))

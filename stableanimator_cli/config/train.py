@@ -1,7 +1,7 @@
-"""What a run of ``sa train`` is asked to do. See ``config`` for how flags, file, preset and defaults are merged.
+"""Config of ``sa train``. See ``config.schema`` for how flags, file, preset and defaults are merged.
 
-A training is a list of stages, each a table ``[[stage]]``; flags about stages (``--steps``, ``--lr``) hold for all
-of them. The resolved config is written to ``RUN/config.toml``. Standard library only.
+A training is a list of stages, each a table ``[[stage]]``; flags of stages (``--steps``, ``--lr``) set all of them.
+The resolved config is written to ``RUN/config.toml``. Standard library only.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SCRATCH = ("unet", "pose_net", "face_encoder")
 
 
 def parse_sizes(value: Any, label: str = "--sizes") -> tuple[Size, ...]:
-    """``"512x512,576x1024"`` -> ((512, 512), (576, 1024)): (width, height) in pixels, a bucket each."""
+    """``"512x512,576x1024"`` -> ((512, 512), (576, 1024)): (width, height) in pixels, one bucket per size."""
     if isinstance(value, tuple):
         return value
     if not isinstance(value, str):
@@ -75,9 +75,10 @@ CHECKPOINTS = "Checkpoints and validation"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageConfig:
-    """One part of a training: ``steps`` optimiser steps (or ``epochs`` passes over the clips) of ``batch`` samples in
-    all ranks together, at ``lr`` after ``warmup`` steps of a linear rise. ``frames`` 1 with ``image_only`` trains on
-    pictures and skips the temporal layers. ``sizes`` None is the model's own size."""
+    """One stage: ``steps`` optimiser steps (or ``epochs`` passes over the clips) of ``batch`` samples in all ranks.
+
+    ``image_only`` with ``frames`` 1 trains on images and skips the temporal layers. ``sizes`` None is the model's size.
+    """
 
     # fmt: off
     name: str = option("stage.name", "train")
@@ -112,7 +113,7 @@ class StageConfig:
 
 
 def parse_stages(value: Any, label: str = "stage") -> tuple[StageConfig, ...]:
-    """The tables ``[[stage]]`` of a file, in order. Names must differ: metrics and checkpoints refer to them."""
+    """The tables ``[[stage]]`` of a file, in order. Names must be unique: metrics and checkpoints refer to them."""
     if isinstance(value, tuple):
         return value
     if not isinstance(value, list) or not value or not all(isinstance(row, Mapping) for row in value):
@@ -126,9 +127,12 @@ def parse_stages(value: Any, label: str = "stage") -> tuple[StageConfig, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """Noise, weights and dropout. ``sigma``: upstream's interpolated cosine, or log-normal with ``sigma_mean`` and
-    ``sigma_std`` of its logarithm. ``reference_degrade`` is the share of samples whose reference is made unclear
-    inside the face, so that the face has to come through the identity vector."""
+    """Noise, weights and dropout.
+
+    ``sigma``: upstream's interpolated cosine, or log-normal with ``sigma_mean`` and ``sigma_std`` of its logarithm.
+    ``reference_degrade``: fraction of samples whose reference has noise in the place of the face, so that identity must
+    come from the face embedding.
+    """
 
     # fmt: off
     face_mask: Literal["released", "paper", "off"] = option("--face-mask", "released", panel=LOSS,
@@ -156,7 +160,7 @@ class LossConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AblationConfig:
-    """What the network is trained without (Tables 3 and 4 of the paper); written into every checkpoint."""
+    """Ablations (Tables 3 and 4 of the paper), recorded in every checkpoint."""
 
     # fmt: off
     face_encoder: Literal["on", "off"] = option("--face-encoder", "on", panel=ABLATIONS,
@@ -172,10 +176,12 @@ class AblationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryConfig:
-    """What makes it fit. ``micro_batch`` samples a rank go through the networks at once, their gradients are added up;
-    None is all of them. ``max_memory`` bytes: choose ``checkpointing`` and ``micro_batch`` so that the plan stays
-    below it. ``sharding`` full gives each of several processes a piece of weights, gradients, moments and average
-    (FSDP2) instead of all."""
+    """Memory options.
+
+    ``micro_batch`` samples per rank go through the networks at once, None for all; gradients are accumulated.
+    ``max_memory`` bytes: choose ``checkpointing`` and ``micro_batch`` so that the estimate fits. ``sharding`` full
+    shards weights, gradients, moments and EMA over the processes (FSDP2).
+    """
 
     # fmt: off
     checkpointing: Literal["off", "blocks", "diffusers"] = option("--checkpointing", "blocks", panel=MEMORY,
@@ -199,10 +205,11 @@ class MemoryConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW as upstream sets it, or ``muon`` for matrices and AdamW for the rest (``train/optimizer``: learns in fewer
-    steps where networks begin from nothing). ``max_grad_norm`` is the largest gradient norm, 0 for none; ``ema`` the
-    share that the moving average keeps a step, 0 for no average; ``loss_spike_factor`` stops the run where a loss is
-    so many times the running median."""
+    """AdamW with upstream's settings, or ``muon`` for matrices and AdamW for the rest (``train.optimizer``).
+
+    ``max_grad_norm`` 0 disables clipping. ``ema`` is the decay of the moving average, 0 for none. A loss of more than
+    ``loss_spike_factor`` times the running median stops the run.
+    """
 
     # fmt: off
     kind: Literal["adamw", "muon"] = option("optimizer.kind", "adamw")
@@ -230,7 +237,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavingConfig:
-    """A checkpoint every so many steps, of which the last ``keep`` and the best stay; ``weights`` is their type."""
+    """A checkpoint every ``every`` steps; the last ``keep`` and the best remain. ``weights`` is their dtype."""
 
     # fmt: off
     every: int = option("--save-every", 500, metavar="STEPS", ge=1, panel=CHECKPOINTS,
@@ -247,8 +254,7 @@ class SavingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationConfig:
-    """Videos of held-out clips every so many steps: ``clips`` of the datasets ``of``, ``frames`` each, denoised in
-    ``steps`` with ``guidance``."""
+    """Videos of held-out clips: ``clips`` of the datasets ``of``, every ``every`` training steps."""
 
     # fmt: off
     of: tuple[Path, ...] | None = option("--validate", None, parse=parse_inputs, dump=dump_paths, metavar="DATASET",
@@ -272,8 +278,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """How clips become samples: every ``stride``-th frame, and a reference that is none of them, lies outside of their
-    span, is any frame, or is the clip's first frame and never drawn. ``cache`` None takes caches that are there."""
+    """How clips become samples. ``reference``: see ``train.sampling``. ``cache`` None reads existing caches."""
 
     # fmt: off
     stride: int = option("--stride", 4, metavar="N", ge=1, panel=DATA, le=1000,
@@ -297,7 +302,7 @@ class DataConfig:
 
 
 def _for_all_stages(name: str) -> Any:
-    """A field of ``StageConfig`` as an option that sets it in every stage; None leaves the stages as they are."""
+    """A field of ``StageConfig`` as an option for all stages; None leaves the stages unchanged."""
     item = next(item for item in fields(StageConfig) if item.name == name)
     default = f"{item.default:g}" if isinstance(item.default, float) else str(item.default)
     return field(default=None, metadata={**item.metadata, "default_text": item.metadata["default_text"] or default})
@@ -305,9 +310,9 @@ def _for_all_stages(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """One run of ``sa train``. What is None and has a name of ``StageConfig`` holds for every stage where it is given.
+    """One run of ``sa train``. Fields with a name of ``StageConfig`` set all stages unless they are None.
 
-    ``from_scratch`` names the networks that begin with random weights drawn from ``seed``.
+    ``from_scratch`` names networks that start from random weights drawn from ``seed``.
     """
 
     # fmt: off
@@ -351,10 +356,10 @@ class TrainConfig:
         check_device(self.device)
         off = self.ablation.face == "off"
         alone = not off or self.ablation.face_encoder == "on"
-        require(alone, "--face-encoder", "off", "on with --face off, where nothing is left to encode")
+        require(alone, "--face-encoder", "off", "on with --face off, which has no face to encode")
 
     def resolve_stages(self, size: Size) -> TrainConfig:
-        """The same with the stages written out: flags about stages are in them, ``size`` where none was given."""
+        """Return the config with complete stages: flags of stages applied, ``size`` if a stage has no sizes."""
         given = {name: getattr(self, name) for name in _STAGE_FIELDS if getattr(self, name) is not None}
         if "steps" in given and "epochs" not in given:
             given["epochs"] = None
@@ -375,13 +380,9 @@ _STAGE_FIELDS = ("steps", "epochs", "sizes", "frames", "batch", "lr", "warmup", 
 
 
 def preset_tables(name: str) -> tuple[dict[str, Any], str]:
-    """A preset's tables and how an error names them. Raises ``ConfigError`` for a name that is none."""
+    """The tables of a preset and its name in errors. Raises ``ConfigError`` for an unknown name."""
     folder = Path(__file__).with_name("presets")
     known = sorted(path.stem for path in folder.glob("*.toml"))
     if name not in known:
         raise ConfigError("--preset", name, f"one of {', '.join(known)}")
     return read_toml(folder / f"{name}.toml"), f"preset {name}"
-
-
-def _positive(value: float) -> bool:
-    return 0 < value < math.inf

@@ -23,20 +23,20 @@ ALLOWED_ON_RESUME = (
 """Settings that may change on resume: they do not affect the result."""
 
 
-def tables_of_today(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of a ``TrainConfig`` that an older version wrote, with the names of today."""
+def with_current_names(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the keys of a ``TrainConfig`` that an older version wrote."""
     current = current_names(TrainConfig, tables)
     if isinstance(current.get("stage"), list):
         current["stage"] = [current_names(StageConfig, row) for row in current["stage"]]
     return current
 
 
-def diff(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+def diff(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> list[str]:
     """Differences between two configs as tables, one line per key, without ``ALLOWED_ON_RESUME``."""
     found: list[str] = []
-    for key in dict.fromkeys((*before, *now)):
+    for key in dict.fromkeys((*before, *after)):
         dotted = f"{path}{key}"
-        old, new = before.get(key), now.get(key)
+        old, new = before.get(key), after.get(key)
         if dotted in ALLOWED_ON_RESUME or old == new:
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):

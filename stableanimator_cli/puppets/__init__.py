@@ -1,4 +1,4 @@
-"""Puppets: drawn people with known truth, to train and to test small networks on (``docs/design.md`` §1)."""
+"""Drawn people with ground truth, to train and test small networks (``docs/design.md``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands behind people: flat colour, gradient, shapes, a room or a landscape; still or slowly drifting."""
+"""Backdrops: flat colour, gradient, shapes, bars, a room or a landscape, still or slowly drifting."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from stableanimator_cli.puppets.canvas import CIRCLE, FIXED_POINT_BITS
 from stableanimator_cli.puppets.sample import RGB, derive_rng, mix, shade
 
 KINDS = ("flat", "gradient", "shapes", "room", "landscape", "bars")
-_MARGIN = 0.12  # of the shorter side, on every edge: room to drift in
+_MARGIN = 0.12  # of the shorter side, on every edge, for drift
 
 
 def _pale_colour(rng: np.random.Generator) -> RGB:
-    """A colour calm enough to leave the eye to the figure."""
+    """A muted colour, so that people stand out."""
     base = rng.uniform(120, 240)
     return tuple(int(np.clip(base + rng.normal(0, 26), 40, 255)) for _ in range(3))  # type: ignore[return-value]
 
 
 class Backdrop:
-    """A backdrop that follows from its seed. The image drawn last is cached."""
+    """A backdrop determined by its seed. The last image is cached."""
 
     def __init__(self, seed: int) -> None:
         rng = derive_rng("backdrop", seed)
@@ -32,19 +32,19 @@ class Backdrop:
         self._cached: tuple[tuple[int, int], np.ndarray] | None = None
 
     def draw(self, size: tuple[int, int], seconds: float) -> np.ndarray:
-        """A fresh picture uint8[h,w,3] of the backdrop at this time, to draw on."""
+        """A new image uint8[h,w,3] of the backdrop at this time."""
         margin = math.ceil(_MARGIN * min(size))
         if self._cached is None or self._cached[0] != size:
             self._cached = (size, self._paint((size[0] + 2 * margin, size[1] + 2 * margin), min(size)))
-        whole = self._cached[1]
+        full = self._cached[1]
         if not self.drifts:
-            return whole[margin : margin + size[1], margin : margin + size[0]].copy()
+            return full[margin : margin + size[1], margin : margin + size[0]].copy()
         away = 0.9 * margin * math.sin(self._rate * seconds + self._angle)
         centre = (
             margin + size[0] / 2 - 0.5 + away * math.cos(self._angle),
             margin + size[1] / 2 - 0.5 + 0.3 * away * math.sin(self._angle),
         )
-        return cv2.getRectSubPix(whole, size, centre)
+        return cv2.getRectSubPix(full, size, centre)
 
     def _paint(self, size: tuple[int, int], unit: int) -> np.ndarray:
         rng = derive_rng("backdrop", self._seed, "paint")

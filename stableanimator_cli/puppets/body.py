@@ -1,4 +1,4 @@
-"""Bodies and clothes: limbs, torso, skirt, hands and shoes, drawn from far to near with the head in its place."""
+"""Draw bodies and clothes: limbs, torso, skirt, hands, shoes and head, from far to near."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BEFORE_HEAD = 0.27  # nearer than this, after the head
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """Somebody to draw: who, how built, how dressed."""
+    """A person to draw."""
 
     identity: Identity
     build: Build
@@ -32,7 +32,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class PersonGeometry:
-    """What drawing a person leaves behind for the truth: joints, the face's points, the head's view; canvas units."""
+    """Geometry of a drawn person for the ground truth, in canvas units."""
 
     joints: Joints
     face: FaceView
@@ -57,7 +57,7 @@ def _hand(canvas: c.Canvas, points: Array, colour: RGB, part: int) -> None:
 
 
 def _segments(canvas: c.Canvas, pieces: list[tuple[Array, Array, float, float, RGB, int]]) -> None:
-    """Limbs of one layer: all outlines first, so that joints show no seam."""
+    """Draw the limbs of one layer, all outlines first, so that joints have no seams."""
     for a, b, ra, rb, colour, _ in pieces:
         canvas.polygon(c.capsule(a, b, ra + _OUTLINE_WIDTH, rb + _OUTLINE_WIDTH), _edge(colour))
     for a, b, ra, rb, colour, part in pieces:
@@ -65,7 +65,7 @@ def _segments(canvas: c.Canvas, pieces: list[tuple[Array, Array, float, float, R
 
 
 def _arm(canvas: c.Canvas, person: Person, joints: Joints, side: str, layer: int) -> None:
-    """Those segments of an arm that belong to ``layer``: 0 behind the torso, 1 before it, 2 before the head."""
+    """Draw the segments of an arm in ``layer``: 0 behind the torso, 1 before it, 2 before the head."""
     clothes, skin, girth = person.clothes, person.identity.skin, person.build.girth
     shoulder, elbow, wrist = joints.arm[side]
     sleeve = clothes.second if clothes.top in ("yoke",) else clothes.colour
@@ -78,7 +78,7 @@ def _arm(canvas: c.Canvas, person: Person, joints: Joints, side: str, layer: int
     def layer_of(nearness: float) -> int:
         return 0 if nearness < _BEHIND_TORSO else 1 if nearness < _BEFORE_HEAD else 2
 
-    # In profile the near upper arm goes over long hair; from the front a shoulder stays under it.
+    # In profile the near upper arm is drawn over long hair, from the front a shoulder under it.
     top_layer = layer_of(0.5 * (shoulder[2] + elbow[2])) if shoulder[2] > 0.15 else min(1, layer_of(elbow[2] * 0.5))
     low_layer, hand_layer = layer_of(0.5 * (elbow[2] + wrist[2])), layer_of(joints.hand[side][9, 2])
     wide = 0.088 * girth
@@ -92,7 +92,7 @@ def _arm(canvas: c.Canvas, person: Person, joints: Joints, side: str, layer: int
     _segments(canvas, pieces)
     if hand_layer == layer and low_layer == layer:
         _hand(canvas, joints.hand[side], skin, hand_part)
-        if lower is not skin:  # a cuff ends the sleeve where the hand begins
+        if lower is not skin:  # the cuff
             start = wrist[:2] + (elbow[:2] - wrist[:2]) * 0.16
             canvas.polygon(c.capsule(start, wrist[:2], 0.062, 0.060), shade(lower, -0.14), lower_part)
 
@@ -125,7 +125,7 @@ def _leg(canvas: c.Canvas, person: Person, joints: Joints, side: str) -> None:
 
 
 def _head(canvas: c.Canvas, view: View, pose: Array) -> FaceView:
-    """Ears, skin, face and hair; from behind, the near half of the hair covers the skull."""
+    """Draw ears, skin, face and hair. From behind, the near half of the hair covers the skull."""
     who = view.head.identity
     sides = (-1.0, 1.0)
     ear = ear_distance(view.head)
@@ -144,7 +144,7 @@ def _head(canvas: c.Canvas, view: View, pose: Array) -> FaceView:
 
 
 def draw_person(canvas: c.Canvas, person: Person, pose: Array) -> PersonGeometry:
-    """Draw one person at the canvas's place; the base of the neck stands at (X, Y) of the pose."""
+    """Draw one person in the canvas's coordinates. The base of the neck is at (X, Y) of the pose."""
     who = person.identity
     pose = pose.copy()
     pose[m.MOUTH : m.BLINK + 1] = np.clip(pose[m.MOUTH : m.BLINK + 1], 0, 1)
@@ -156,7 +156,7 @@ def draw_person(canvas: c.Canvas, person: Person, pose: Array) -> PersonGeometry
             group[side] += move
     joints.spine[:] += move
 
-    # Heads turn less than bodies: looking ahead is the rule, so a part of the body's turn is taken back.
+    # People mostly look ahead: the head takes back a part of the body's turn.
     head_yaw = float(pose[m.YAW] + pose[m.HEAD_YAW] - 0.25 * math.sin(pose[m.YAW]))
     tilt = float(pose[m.HEAD_ROLL] + 0.7 * pose[m.LEAN])
     neck = joints.spine[0]

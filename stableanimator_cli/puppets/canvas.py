@@ -1,8 +1,7 @@
-"""A canvas in head heights: colour with smooth edges, and beside it a map of which part of whom is on top.
+"""A canvas in head heights: an antialiased image, and a label map of the body part on top of each pixel.
 
-Colour is drawn larger than asked for where the picture is small and averaged down; coordinates are fixed-point (1/16
-of a pixel). The map of parts always has the same short side: what counts as hidden does not depend on the picture's
-size.
+Small images are supersampled; coordinates are fixed-point (1/16 of a pixel). The label map has the same short side for
+every image size, so that visibility does not depend on it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _ONE = 1 << FIXED_POINT_BITS
 LABEL_MAP_SIDE = 192
 MIN_DRAWN_SIDE = 256
 
-# What is on top of a pixel of the map: person * PARTS + part, 0 for no person.
+# Values of the label map: person * PARTS + part, 0 for no person.
 HAIR_BACK, TORSO, HEAD, HAIR = 1, 2, 3, 4
 ARM = {"right": (5, 6, 7), "left": (8, 9, 10)}  # upper arm, forearm, hand
 LEG = {"right": (11, 12), "left": (13, 14)}  # leg, foot
@@ -33,11 +32,11 @@ PARTS = 16
 _TURN = np.linspace(0, 2 * math.pi, 24, endpoint=False)
 CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
 _BENT = np.linspace(-math.pi / 2, math.pi / 2, 7)
-_HALF = np.stack([np.cos(_BENT), np.sin(_BENT)], axis=1)  # the round end that looks along x
+_HALF = np.stack([np.cos(_BENT), np.sin(_BENT)], axis=1)  # the round end towards x
 
 
 def capsule(a: Points, b: Points, ra: float, rb: float) -> Points:
-    """The outline float[14,2] of a limb from ``a`` to ``b`` with round ends of radius ``ra`` and ``rb``."""
+    """Outline float[14,2] of a limb from ``a`` to ``b`` with round ends of radius ``ra`` and ``rb``."""
     dx, dy = float(b[0] - a[0]), float(b[1] - a[1])
     length = math.hypot(dx, dy) or 1.0
     along = np.array([[dx, dy], [-dy, dx]]) / length
@@ -46,7 +45,7 @@ def capsule(a: Points, b: Points, ra: float, rb: float) -> Points:
 
 
 class Canvas:
-    """``image`` and ``labels`` are drawn on through the current person's frame of reference (``place``).
+    """Draw into ``image`` and ``labels`` in the coordinates of the current person (``set_transform``).
 
     ``detail`` multiplies the width of thin strokes within faces and hair.
     """
@@ -62,24 +61,24 @@ class Canvas:
         self.set_transform(1.0, (0.0, 0.0), 0)
 
     def set_transform(self, scale: float, origin: tuple[float, float], person: int) -> None:
-        """From now on a unit is ``scale`` output pixels and (0, 0) lies ``origin`` from the picture's top left corner.
+        """Set the unit to ``scale`` output pixels and (0, 0) to ``origin``, relative to the image's top left corner.
 
-        Marks belong to ``person``. The corner is half a pixel off the centre of pixel (0, 0): scenes are laid out from
-        corners, so that they are the same at every size, and points are measured from pixel centres, as elsewhere.
+        Labels belong to ``person``. The corner is half a pixel off the centre of pixel (0, 0): layouts are relative to
+        corners, so that they are equal at every size; keypoints are relative to pixel centres, as elsewhere.
         """
         self.scale, self.origin, self._base = scale, np.asarray(origin, float) - 0.5, person * PARTS
         self._k = scale * self.factor * _ONE
-        # cv2 puts pixel centres at integers: an enlarged picture is therefore shifted by half of the extra pixels.
+        # cv2 has pixel centres at integers: a supersampled image is shifted by half of the extra pixels.
         self._o = ((self.origin + 0.5) * self.factor - 0.5) * _ONE
         self._lk = scale * self._label_ratio * _ONE
         self._lo = ((self.origin + 0.5) * self._label_ratio - 0.5) * _ONE
 
     def to_pixels(self, points: Points) -> Points:
-        """Units to output pixels."""
+        """Convert units to output pixels."""
         return points * self.scale + self.origin
 
     def is_outside(self, points: Points, margin: float) -> bool:
-        """Whether what reaches ``margin`` around ``points`` lies outside the picture as a whole."""
+        """Whether everything within ``margin`` of ``points`` is outside the image."""
         low, high = self.to_pixels(points.min(axis=0) - margin), self.to_pixels(points.max(axis=0) + margin)
         return bool(high[0] < 0 or high[1] < 0 or low[0] > self.size[0] or low[1] > self.size[1])
 
@@ -91,7 +90,7 @@ class Canvas:
         return max(1, round(width * self.scale * self.factor))
 
     def polygon(self, points: Points, colour: RGB, part: int = 0, edge: RGB | None = None, width: float = 0.02) -> None:
-        """Fill a polygon; ``part`` marks it on the map (0 leaves the map), ``edge`` outlines it."""
+        """Fill a polygon. ``part`` is written to the label map unless 0; ``edge`` is the colour of an outline."""
         fixed = np.rint(points * self._k + self._o).astype(np.int32)
         cv2.fillPoly(self.image, [fixed], colour, cv2.LINE_AA, FIXED_POINT_BITS)
         if edge is not None:
@@ -105,7 +104,7 @@ class Canvas:
         cv2.polylines(self.image, fixed, closed, colour, self._thickness(width), cv2.LINE_AA, FIXED_POINT_BITS)
 
     def label_lines(self, chains: Sequence[Points], width: float, part: int) -> None:
-        """Strokes on the map of parts only."""
+        """Draw strokes on the label map only."""
         fixed = [np.rint(chain * self._lk + self._lo).astype(np.int32) for chain in chains]
         thickness = max(1, round(width * self._lk[1] / _ONE))
         cv2.polylines(self.labels, fixed, False, self._base + part, thickness, cv2.LINE_8, FIXED_POINT_BITS)
@@ -114,7 +113,7 @@ class Canvas:
         self.polygon(CIRCLE * np.asarray(radius) + centre, colour, part)
 
     def labels_at(self, pixels: Points) -> npt.NDArray[np.int16]:
-        """Who is on top at output pixels float[n,2]: int16[n], -1 outside the picture."""
+        """Labels at output pixels float[n,2]: int16[n], -1 outside the image."""
         at = np.floor((pixels + 0.5) * self._label_ratio).astype(np.int64)
         height, width = self.labels.shape
         inside = (at[:, 0] >= 0) & (at[:, 1] >= 0) & (at[:, 0] < width) & (at[:, 1] < height)
@@ -123,12 +122,12 @@ class Canvas:
         return found
 
     def finish(self) -> np.ndarray:
-        """The finished picture uint8[h,w,3] at the size asked for."""
+        """The finished image uint8[h,w,3] at the output size."""
         if self.factor == 1:
             return self.image
         return cv2.resize(self.image, self.size, interpolation=cv2.INTER_AREA)
 
 
 def supersampling(size: tuple[int, int]) -> int:
-    """How many times larger a picture is drawn before it is averaged down."""
+    """Factor by which an image is drawn larger and then averaged down."""
     return max(1, math.ceil(MIN_DRAWN_SIDE / min(size)))

@@ -1,10 +1,13 @@
-"""Puppets on disk: videos, reference pictures and the truth about both, for programs that read files.
+"""Write puppets to disk: videos, reference images and the ground truth of both.
 
-A folder holds ``puppets.json`` (its settings) and, for each video, ``videos/00000.mp4``, ``references/00000.png``,
-``truth/00000.npz`` (the motion, as ``motion.interchange`` writes it), ``truth/00000.faces.npz`` (``boxes``
-float32[t,p,4] and ``landmarks`` float32[t,p,5,2], NaN where no face can be seen, ``identities`` int64[p], ``depth``
-int64[p] with 0 nearest) and ``truth/00000.json`` (who, dressed how, doing what in each frame). The JSON is written
-last: where it is, the video is done, so an interrupted run resumes there.
+A folder holds ``puppets.json`` (its settings) and per video:
+
+* ``videos/00000.mp4`` and ``references/00000.png``;
+* ``truth/00000.npz``: the motion (``motion.motion_file``);
+* ``truth/00000.faces.npz``: ``boxes`` float32[t,p,4] and ``landmarks`` float32[t,p,5,2], NaN if no face is visible,
+  ``identities`` int64[p], ``depth`` int64[p] with 0 nearest;
+* ``truth/00000.json``: identity, clothes and the behaviour per frame. It is written last, so an interrupted run resumes
+  with the first video without it.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PuppetPlan:
-    """What to write. ``size`` is (width, height), both even because H.264 needs it."""
+    """Settings of a puppets folder. ``size`` is (width, height), both even as H.264 requires."""
 
     folder: Path
     videos: int = 8
@@ -70,21 +73,12 @@ class PuppetPlan:
                 raise ConfigError(option, found, expected)
 
     def settings(self) -> dict[str, Any]:
-        """What all videos of a folder share; the number of videos may grow."""
-        return {
-            "format": _FORMAT,
-            "frames": self.frames,
-            "size": list(self.size),
-            "fps": str(self.fps),
-            "people": self.people,
-            "seed": self.seed,
-            "split": self.split,
-            "framing": self.framing,
-            "reference_first": self.reference_first,
-        }
+        """Settings that all videos of a folder share; the number of videos may grow."""
+        shared = {"format": _FORMAT} | dataclasses.asdict(self) | {"size": list(self.size), "fps": str(self.fps)}
+        return {name: value for name, value in shared.items() if name not in ("folder", "videos")}
 
     def scene(self, n: int) -> Scene:
-        """The ``n``-th video of the folder."""
+        """The scene of video ``n``."""
         return sample_scene(
             self.split,
             self.seed * MAX_VIDEOS + n,
@@ -98,7 +92,7 @@ class PuppetPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PuppetReport:
-    """What a run wrote and what it found done."""
+    """Number of ``written`` and ``existing`` videos, and of written ``frames``."""
 
     folder: Path
     written: int
@@ -113,9 +107,9 @@ class PuppetReport:
 
 
 def write_puppets(plan: PuppetPlan, reporter: Reporter | None = None) -> PuppetReport:
-    """Write what of the plan is not there yet.
+    """Write the missing videos of ``plan``.
 
-    Raises ``BadInput`` where the folder holds other things, or puppets of other settings, or cannot be written.
+    Raises ``BadInput`` if the folder holds other files or puppets of other settings, or cannot be written.
     """
     if plan.folder.exists() and not plan.folder.is_dir():
         raise BadInput(plan.folder, "a file", "a folder", hint="choose another DIR")
@@ -136,7 +130,7 @@ def _write_puppets(plan: PuppetPlan, reporter: Reporter) -> PuppetReport:
 
 
 def _check_settings(plan: PuppetPlan) -> None:
-    """Make the folder, or make sure that it is ours and of the same settings."""
+    """Write the settings of a new folder, or check those of an existing one."""
     file = plan.folder / _SETTINGS
     if not file.exists():
         if plan.folder.is_dir() and any(not entry.name.startswith(".") for entry in plan.folder.iterdir()):
@@ -146,11 +140,11 @@ def _check_settings(plan: PuppetPlan) -> None:
         return
     what, hint = "the settings of a puppets folder", "choose another DIR"
     found = dict(Fields.of(read_json(file, what, hint=hint), file, what, hint=hint).table)
-    found.setdefault("reference_first", False)  # older folders do not say
-    for key, wanted in plan.settings().items():
-        if found.get(key) != wanted:
+    found.setdefault("reference_first", False)  # missing in older folders
+    for key, expected in plan.settings().items():
+        if found.get(key) != expected:
             raise BadInput(
-                file, f"{key} {shown(found.get(key))}", f"{key} {wanted} as asked for",
+                file, f"{key} {shown(found.get(key))}", f"{key} {expected} as requested",
                 hint=f"repeat the settings of {file.name} to resume, or choose another DIR",
             )  # fmt: skip
 
@@ -175,7 +169,7 @@ def _write_video(plan: PuppetPlan, n: int, update: Any) -> None:
     with VideoWriter(paths["video"], plan.size, plan.fps, tag=tag) as video:
         for frame in itertools.chain(opening, scene.clip()):
             video.write(frame.image)
-            # The truth of a long clip stays small; its pictures would not.
+            # Only the ground truth is needed later: images of a long clip would fill the memory.
             frames.append(dataclasses.replace(frame, image=frame.image[:0]))
             update(1)
     paths["reference"].parent.mkdir(parents=True, exist_ok=True)
@@ -212,10 +206,10 @@ def _write_video(plan: PuppetPlan, n: int, update: Any) -> None:
 
 
 def _rounded(array: np.ndarray) -> list[Any] | None:
-    """Rounded to a hundredth of a pixel; ``None`` where there is nothing."""
+    """Round to 0.01 pixels; None if a value is NaN."""
     return None if np.isnan(array).any() else np.round(array.astype(float), 2).tolist()
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    with atomic_write(path, marked=True) as part, translate_os_errors(path):
-        part.write_text(json.dumps(data | {MARK: __version__}, indent=1) + "\n", encoding="utf-8")
+    with atomic_write(path, marked=True) as temp, translate_os_errors(path):
+        temp.write_text(json.dumps(data | {MARK: __version__}, indent=1) + "\n", encoding="utf-8")

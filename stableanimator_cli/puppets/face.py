@@ -1,7 +1,7 @@
-"""Faces: eyes, brows, nose, mouth, beard and glasses laid on a turned head, and the 68 points they imply.
+"""Draw faces (eyes, brows, nose, mouth, beard, glasses) on a turned head, with their 68 landmarks.
 
-Points are numbered as in the iBUG 300-W scheme: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47, mouth 48-67, each from
-the picture's left for a face seen from the front.
+Landmarks are numbered like in iBUG 300-W: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47, mouth 48-67, each from the
+left of the image for a face seen from the front.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from stableanimator_cli.puppets import canvas as c
 from stableanimator_cli.puppets.head import HALF_HEIGHT, Array, Head, View, ear_distance
 from stableanimator_cli.puppets.sample import RGB, Identity, derive_rng, mix, shade
 
-_SIDES = (-1.0, 1.0)  # the picture's left eye first: it is the person's right
+_SIDES = (-1.0, 1.0)  # the left eye in the image first: the person's right
 _CLOCK = math.pi - np.linspace(0, 2 * math.pi, 12, endpoint=False)
 _EYE = np.stack([np.cos(_CLOCK), -np.sin(_CLOCK)], axis=1)  # from the left corner over the top
 _ROUND = np.stack([np.cos(_CLOCK), np.sin(_CLOCK)], axis=1)
@@ -28,13 +28,15 @@ _INNER_T, _ENDS = np.array([-0.5, 0.0, 0.5]), np.array([-1.0, 1.0])
 _NINE = np.linspace(0, 1, 9)
 _NOSE_RISE, _BASE_RISE = np.linspace(0.15, 1.0, 4) * 1.5, np.array([0.1, 0.3, 0.55, 0.3, 0.1])
 _DARK: RGB = (38, 26, 28)
-MIN_VISIBILITY = 0.08  # a point of the face counts as turned towards the picture from here on
+MIN_VISIBILITY = 0.08  # minimum for a landmark that faces the viewer
 
 
 @dataclass(frozen=True, slots=True)
 class FaceView:
-    """A drawn face: ``points`` float[68,2] and ``seen`` float[68] (how far each is turned towards the picture),
-    ``ears`` float[2,2] (the person's right, left) and ``ears_seen`` float[2]; units of the canvas."""
+    """A drawn face: ``points`` float[68,2], and ``visibility`` float[68], how much each faces the viewer.
+
+    ``ears`` float[2,2] (the person's right, left) and ``ears_visibility`` float[2]. Canvas units.
+    """
 
     points: Array
     visibility: Array
@@ -122,12 +124,12 @@ def _jaw(head: Head) -> Array:
 
 
 def draw_ear(canvas: c.Canvas, view: View, side: float) -> None:
-    """One ear; ``side`` -1 is the person's right."""
+    """Draw one ear; ``side`` -1 is the person's right."""
     who = view.head.identity
     x = ear_distance(view.head) * side
     size = who.ear_size
     plane = _RING * (size * 0.75, size)
-    # An ear stands off the head at an angle: seen from the front it is narrow, in profile it is round.
+    # Ears are at an angle to the head: narrow from the front, round in profile.
     points = np.stack(
         [x + side * (0.02 + 0.55 * (plane[:, 0] * -0.6 + 0.02)), plane[:, 1] + 0.09, plane[:, 0] - 0.03], axis=1
     )
@@ -169,9 +171,9 @@ def _beard(canvas: c.Canvas, view: View) -> None:
 
 
 def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: float) -> FaceView:
-    """Everything of the face below the hair, onto an already drawn head; returns its points.
+    """Draw everything of the face below the hair onto a drawn head; return its landmarks.
 
-    ``gape``, ``smile`` and ``blink`` go from 0 to 1. Brows and glasses go over the hair: ``draw_brows``.
+    ``gape``, ``smile`` and ``blink`` are 0 to 1. Brows and glasses are drawn over the hair: ``draw_brows``.
     """
     head, who = view.head, view.head.identity
     outlines, irises, pupils = _eyes(who, blink)
@@ -195,7 +197,7 @@ def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: fl
         if turned[10].max() > MIN_VISIBILITY:
             _draw_nose(canvas, view, parts[10], parts[11])
         for n in range(2):
-            # The far eye goes round the edge of the head: drawn while most of it faces the picture.
+            # The far eye is drawn while most of it faces the viewer.
             if turned[n].mean() > 0.1:
                 _draw_eye(canvas, who, parts[n], parts[2 + n], parts[4 + n], blink)
 
@@ -215,7 +217,7 @@ def draw_face(canvas: c.Canvas, view: View, gape: float, smile: float, blink: fl
 
 @lru_cache(maxsize=256)
 def _spots(head: Head) -> tuple[Array, tuple[float, ...]]:
-    """Where moles and freckles sit, float[n,3], and how large they are."""
+    """Positions of moles and freckles, float[n,3], and their sizes."""
     who = head.identity
     dots, sizes = list(who.moles), [0.016] * len(who.moles)
     rng = derive_rng("freckles", who.number)
@@ -257,7 +259,7 @@ def _draw_mouth(canvas: c.Canvas, who: Identity, outer: Array, inner: Array, gap
 
 
 def _draw_nose(canvas: c.Canvas, view: View, bridge: Array, base: Array) -> None:
-    """From the front a shadow in the person's style; the more the head turns, the more it stands out."""
+    """A shadow in the person's style from the front, an outline if the head is turned."""
     who = view.head.identity
     dark = mix(who.skin, (110, 44, 30), 0.5)
     if abs(math.sin(view.yaw)) > 0.3:
@@ -291,7 +293,7 @@ def _draw_eye(canvas: c.Canvas, who: Identity, outline: Array, iris: Array, pupi
 
 
 def _brow_colour(who: Identity) -> RGB:
-    """The hair's, darker; where that melts into the skin, a darker or lighter skin."""
+    """Darker than the hair, or if that resembles the skin, darker or lighter than the skin."""
     colour = shade(who.hair_colour, -0.3)
     if np.abs(np.subtract(colour, who.skin)).max() < 70:
         return shade(who.skin, -0.6 if sum(who.skin) > 300 else 0.55)
@@ -299,7 +301,7 @@ def _brow_colour(who: Identity) -> RGB:
 
 
 def draw_brows(canvas: c.Canvas, view: View, covered: bool) -> None:
-    """Brows and glasses, over the hair so that a fringe hides neither; ``covered``: hair falls over the ears."""
+    """Draw brows and glasses over the hair, so that a fringe hides neither. ``covered``: hair covers the ears."""
     head, who = view.head, view.head.identity
     if view.facing < -0.15:
         return
@@ -321,11 +323,11 @@ def draw_brows(canvas: c.Canvas, view: View, covered: bool) -> None:
         if view.normals(rim).mean() > 0.0:
             canvas.polylines([view.project(rim)[:, :2]], who.glasses_colour, 0.024 * canvas.detail, closed=True)
             inner.append(view.project(head.on_front(np.array([[side * (ex - reach[0]), ey]]), 0.06))[0, :2])
-            # The temple runs back to the ear, seen as soon as that side of the head is.
+            # The temple runs back to the ear, visible if that side of the head is.
             ear = np.array([[side * ear_distance(head), ey + 0.02, 0.0]])
             if view.normals(ear)[0] > 0.1:
                 hinge = rim[np.argmax(rim[:, 0] * side)][None]
-                if covered:  # the temple goes under the hair
+                if covered:  # the temple is under the hair
                     ear = hinge + (ear - hinge) * 0.35
                 canvas.polylines([view.project(np.concatenate([hinge, ear]))[:, :2]], who.glasses_colour, 0.02)
     if len(inner) == 2:

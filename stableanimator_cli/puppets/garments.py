@@ -1,4 +1,4 @@
-"""What covers the torso: shirts, jackets, dresses and skirts with their patterns, on a trunk of elliptic slices."""
+"""Draw shirts, jackets, dresses and skirts with their patterns on a trunk of elliptic slices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stableanimator_cli.puppets.head import Array
 from stableanimator_cli.puppets.sample import RGB, Build, Clothes, Identity, shade
 from stableanimator_cli.puppets.skeleton import CHIN, SIGN, Joints
 
-# Slices of the trunk: share of the way from neck to hips, and half-depth; half-widths depend on the build.
+# Slices of the trunk: fraction of the way from neck to hips, and half-depth; half-widths depend on the build.
 _SLICES = np.array([0.0, 0.07, 0.16, 0.36, 0.62, 0.86, 1.10])
 _DEPTHS = np.array([0.11, 0.17, 0.2, 0.215, 0.19, 0.205, 0.2])
 _FINE = np.linspace(0, 1.1, 23)
@@ -27,7 +27,7 @@ _LOGOS = {"disc": c.CIRCLE, "ring": c.CIRCLE, "star": _STAR, "heart": _HEART, "b
 
 
 def torso_widths(build: Build, yaw: float) -> tuple[Array, Array, Array]:
-    """Seen half-widths, half-widths and half-depths of the fine slices, float[23] each."""
+    """Projected half-widths, half-widths and half-depths of the fine slices, float[23] each."""
     waist = 0.5 * (build.shoulders + build.hips) * 0.86
     row = np.array(
         [
@@ -47,7 +47,7 @@ def torso_widths(build: Build, yaw: float) -> tuple[Array, Array, Array]:
 
 
 class _Trunk:
-    """Places on the trunk: ``at`` a share of the way down and a share of the seen width."""
+    """Points on the trunk. ``share`` is a fraction of the way from neck to hips."""
 
     def __init__(self, joints: Joints, widths: tuple[Array, Array, Array], rise: float = 0.0) -> None:
         self.neck, self.hips = joints.spine[0, :2], joints.spine[1, :2]
@@ -60,11 +60,11 @@ class _Trunk:
         return self.neck + np.outer(share, self.hips - self.neck)
 
     def side(self, share: Array, k: float, grow: float = 0.0) -> Array:
-        """Points at ``k`` (-1 left outline, 1 right outline) of the seen width."""
+        """Points at ``k`` (-1 left outline, 1 right outline) of the projected width."""
         return self.spine(share) + np.outer((np.interp(share, _FINE, self.seen) + grow) * k, self.aside)
 
     def front(self, share: Array, across: Array) -> Array:
-        """Points on the front at ``across`` head heights from its middle line, foreshortened by the turn."""
+        """Points on the front at ``across`` head heights from its middle line, foreshortened by yaw."""
         wide, deep = np.interp(share, _FINE, self.wide), np.interp(share, _FINE, self.deep)
         k = np.clip(across / wide, -1, 1)
         x = k * wide * math.cos(self.yaw) + np.sqrt(1 - k * k) * deep * math.sin(self.yaw)
@@ -78,7 +78,7 @@ class _Trunk:
 def draw_skirt(
     canvas: c.Canvas, build: Build, clothes: Clothes, joints: Joints, widths: tuple[Array, Array, Array], colour: RGB
 ) -> None:
-    """A skirt from the waist to just above the knees; its hem follows the legs."""
+    """Draw a skirt from the waist to just above the knees. Its hem follows the legs."""
     trunk = _Trunk(joints, widths)
     waist = np.array([0.72 if clothes.top != "dress" else 0.6])
     left, right = trunk.side(waist, -1)[0], trunk.side(waist, 1)[0]
@@ -99,7 +99,7 @@ def draw_skirt(
 def draw_top(
     canvas: c.Canvas, who: Identity, build: Build, clothes: Clothes, joints: Joints, widths: tuple[Array, Array, Array]
 ) -> None:
-    """Neck, trunk and its garment."""
+    """Draw the neck, the trunk and its garment."""
     trunk = _Trunk(joints, widths)
     facing = math.cos(joints.yaw)
     neck_half = 0.115 * build.girth

@@ -1,7 +1,7 @@
-"""Hair: a cap over the skull whose lower edge is a curve around the head, and what is tied or stands up from it.
+"""Draw hair: a cap over the skull, and buns, tails or a crest.
 
 A style is a hairline (height by longitude) with a thickness. The near half of the cap is drawn over the face, the far
-half behind the person: one curve gives the fringe from the front, the temples in profile, and the nape from behind.
+half behind the person, so one curve gives fringe, temples and nape.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from stableanimator_cli.puppets.sample import Identity, mix, shade
 
 @dataclass(frozen=True, slots=True)
 class HairStyle:
-    """``line``: degrees from the nose and heights of the hairline; ``wave``: size and count of its teeth;
-    ``bumps``: size and count of the outline's; ``spread`` how much hair widens below the ears."""
+    """``line``: degrees from the nose and heights of the hairline. ``wave``: size and number of its teeth.
+
+    ``bumps``: size and number of those of the outline. ``spread``: how much hair widens below the ears.
+    """
 
     line: tuple[tuple[float, float], ...]
     thick: float
@@ -70,14 +72,14 @@ def _hairline(who: Identity, style: HairStyle, longitude: Array) -> Array:
     size, count = style.wave
     v = v + front * size * np.abs(((wrapped * count / 1.6 + who.hair_phase) % 2) - 1)
     _, ey, _, eh = eye_box(who)
-    highest = (ey - eh) / HALF_HEIGHT - 0.06  # hair never falls over the eyes
+    highest = (ey - eh) / HALF_HEIGHT - 0.06  # hair never covers the eyes
     return np.where(degrees < 50, np.minimum(v, highest), v)
 
 
 def _solid(head: Head, style: HairStyle, longitude: Array, v: Array) -> Array:
-    """Points of the hair's surface; below the ears hair hangs instead of following the jaw."""
+    """Points on the hair's surface. Below the ears hair hangs down instead of following the jaw."""
     who = head.identity
-    if style.thick < 0.02:  # shorn hair hangs nowhere
+    if style.thick < 0.02:  # short hair follows the head
         return head.surface(longitude, np.minimum(v, 0.97), style.thick)
     upper = head.surface(longitude, np.minimum(v, 0.0), style.thick)
     drop = np.maximum(v, 0.0)
@@ -91,7 +93,7 @@ def _solid(head: Head, style: HairStyle, longitude: Array, v: Array) -> Array:
 
 @lru_cache(maxsize=256)
 def _strands(head: Head) -> Array:
-    """Locks that run from the crown to the hairline, float[n,4,3]: they show how the head turns."""
+    """Strands from the crown to the hairline, float[n,4,3], which make the rotation of the head visible."""
     who, style = head.identity, STYLES[head.identity.hair]
     if style is None:
         return np.zeros((0, 4, 3))
@@ -140,7 +142,7 @@ def _tail(canvas: c.Canvas, view: View, path: Array, radius: float, part: int) -
 
 
 def _extras(canvas: c.Canvas, view: View, behind: bool) -> None:
-    """Bun, tails, crest: drawn before or after the head by which side of it they are on."""
+    """Draw bun, tails or crest if they are on the near side, or on the far side (``behind``)."""
     who = view.head.identity
     part = c.HAIR_BACK if behind else c.HAIR
     if who.hair == "bun":
@@ -171,7 +173,7 @@ def _extras(canvas: c.Canvas, view: View, behind: bool) -> None:
 
 
 def _crest(canvas: c.Canvas, view: View, behind: bool) -> None:
-    """A strip of tufts over the middle of the skull; each is drawn with the side of the head that it stands on."""
+    """Draw the tufts of a mohawk on the near or far side of the head."""
     who = view.head.identity
     angle = np.linspace(-0.62, 1.95, 10)  # from the forehead over the crown to the nape
     high = np.where(np.arange(10) % 2, 0.72, 0.62)
@@ -189,13 +191,13 @@ def _crest(canvas: c.Canvas, view: View, behind: bool) -> None:
 
 
 def covers_ears(who: Identity) -> bool:
-    """Whether this hair falls over the ears."""
+    """Whether the hair covers the ears."""
     style = STYLES[who.hair]
     return style is not None and float(np.interp(90, *np.array(style.line).T)) > 0.15
 
 
 def draw_back(canvas: c.Canvas, view: View) -> None:
-    """What of the hair lies behind the person."""
+    """Draw the far half of the hair, behind the person."""
     who, style = view.head.identity, STYLES[view.head.identity.hair]
     if style is None:
         return
@@ -206,7 +208,7 @@ def draw_back(canvas: c.Canvas, view: View) -> None:
 
 
 def draw_front(canvas: c.Canvas, view: View) -> None:
-    """What of the hair lies over the head."""
+    """Draw the near half of the hair, over the head."""
     who, style = view.head.identity, STYLES[view.head.identity.hair]
     if style is None:
         return

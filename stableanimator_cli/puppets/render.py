@@ -1,4 +1,4 @@
-"""Scenes to pictures with their truth: where every point is, whether it can be seen, and whose it is."""
+"""Draw people on a backdrop, with ground truth: position and visibility of every keypoint."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ NUM_KEYPOINTS = 134
 _FEET, _FACE = slice(18, 24), slice(24, 92)
 _HAND = {"left": slice(92, 113), "right": slice(113, 134)}
 _EARS_SEEN = -0.15
-_MIN_FACE_FRACTION = 0.25  # of the 51 inner points of a face must be seen, or there is no face
+_MIN_FACE_FRACTION = 0.25  # of the 51 inner points that must be visible for a face
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PuppetFrame:
-    """A drawn picture and the whole truth about it.
+    """A drawn image with its ground truth.
 
-    ``image`` uint8[h,w,3] RGB. ``keypoints`` float32[p,134,3] in pixels: body 0-17 (OpenPose order), feet 18-23 (left
-    big toe, small toe, heel, then right), face 24-91 (iBUG order), left hand 92-112, right hand 113-133; the score is
-    1 for a point that can be seen and 0 for one that is turned away, covered or outside, whose place is true
-    nevertheless.
-    ``face_boxes`` float32[p,4] (x0, y0, x1, y1) within the picture and ``landmarks`` float32[p,5,2] (the picture's left
-    eye, right eye, nose tip, mouth corners) are NaN where no face can be seen. ``identities`` int64[p] are the people's
-    world-wide numbers, ``depth`` int64[p] their order from the viewer, 0 nearest.
+    * ``image`` uint8[h,w,3] RGB.
+    * ``keypoints`` float32[p,134,3] in pixels: body 0-17 (OpenPose order), feet 18-23 (left big toe, small toe, heel,
+      then right), face 24-91 (iBUG order), left hand 92-112, right hand 113-133. The score is 1 for a visible point, 0
+      for one that is turned away, covered or outside; its position is exact all the same.
+    * ``face_boxes`` float32[p,4] (x0, y0, x1, y1) within the image and ``landmarks`` float32[p,5,2] (left and right eye
+      in the image, nose tip, mouth corners): NaN if no face is visible.
+    * ``identities`` int64[p]: numbers of the people. ``depth`` int64[p]: order from the viewer, 0 nearest.
     """
 
     image: npt.NDArray[np.uint8]
@@ -44,7 +44,7 @@ class PuppetFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where somebody stands: the base of the neck in output pixels, pixels a head, and rank from the viewer."""
+    """Place of a person: base of the neck in output pixels, pixels per head height, rank from the viewer."""
 
     neck: tuple[float, float]
     unit: float
@@ -52,13 +52,13 @@ class Placement:
 
 
 def _allowed_labels() -> npt.NDArray[np.bool_]:
-    """Which parts may be on top of a point that can be seen, bool[134, PARTS]."""
+    """Body parts that may be on top of a visible point, bool[134, PARTS]."""
     allowed = np.zeros((NUM_KEYPOINTS, c.PARTS), bool)
     allowed[_FACE, [[c.HEAD], [c.HAIR]]] = True
     allowed[[0, 14, 15]] = allowed[24]
     allowed[[16, 17]] = allowed[24]
     allowed[[16, 17], c.HAIR_BACK] = True
-    allowed[[1, 2, 5, 8, 11], 1:] = True  # neck, shoulders and hips lie inside the body: only others cover them
+    allowed[[1, 2, 5, 8, 11], 1:] = True  # inside the body: only other people cover them
     for side, first_arm, first_leg in (("right", 2, 8), ("left", 5, 11)):
         upper, lower, hand = c.ARM[side]
         allowed[first_arm + 1, [upper, lower, hand]] = True
@@ -78,7 +78,7 @@ _NEIGHBOURS = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], float)
 
 
 def _keypoints(drawn: PersonGeometry) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """The 134 points in units of the canvas, float[134,2], and whether each is turned towards the picture."""
+    """The 134 keypoints in canvas units, float[134,2], and whether each faces the viewer."""
     joints, face = drawn.joints, drawn.face
     xy = np.empty((NUM_KEYPOINTS, 2))
     xy[_FACE] = face.points
@@ -106,7 +106,7 @@ def draw_people(
     backdrop: np.ndarray, size: tuple[int, int], factor: int, people: Sequence[Person], poses: Sequence[np.ndarray],
     placements: Sequence[Placement], detail: float = 1.0,
 ) -> PuppetFrame:  # fmt: skip
-    """Draw people onto ``backdrop`` uint8[h*factor, w*factor, 3], which is consumed (``detail``: of ``Canvas``)."""
+    """Draw people onto ``backdrop`` uint8[h*factor, w*factor, 3], which is overwritten. ``detail``: see ``Canvas``."""
     canvas = c.Canvas(size, backdrop, factor, detail)
     count = len(people)
     drawn: list[PersonGeometry | None] = [None] * count
@@ -118,19 +118,19 @@ def draw_people(
     keypoints = np.zeros((count, NUM_KEYPOINTS, 3), np.float32)
     boxes = np.full((count, 4), np.nan, np.float32)
     landmarks = np.full((count, 5, 2), np.nan, np.float32)
-    pixel = min(size) / c.LABEL_MAP_SIDE  # of the map of parts
+    pixel = min(size) / c.LABEL_MAP_SIDE  # of the label map
     for n, seen in enumerate(drawn):
         if seen is None:
             continue
         canvas.set_transform(placements[n].unit, placements[n].neck, n)
         xy, turned = _keypoints(seen)
         pixels = canvas.to_pixels(xy)
-        # The outline of a limb or a jaw runs through its point as often as not: neighbours on the map count too.
+        # The outline of a limb or jaw often runs through its point: neighbours on the label map count too.
         owners = canvas.labels_at((pixels[:, None] + _NEIGHBOURS * pixel).reshape(-1, 2)).reshape(NUM_KEYPOINTS, 5)
         part = owners - n * c.PARTS
-        mine = (part > 0) & (part < c.PARTS) & (owners >= 0)
-        on_top = np.any(mine & _ALLOWED[np.arange(NUM_KEYPOINTS)[:, None], np.where(mine, part, 0)], axis=1)
-        if seen.view.facing < 0:  # hair over an ear is looked through from the front only
+        own = (part > 0) & (part < c.PARTS) & (owners >= 0)
+        on_top = np.any(own & _ALLOWED[np.arange(NUM_KEYPOINTS)[:, None], np.where(own, part, 0)], axis=1)
+        if seen.view.facing < 0:  # hair hides an ear from behind only
             on_top[16:18] &= (part[16:18] == c.HEAD).any(axis=1)
         inside = ((pixels >= 0) & (pixels <= (width - 1, height - 1))).all(axis=1)
         visible = turned & on_top & inside
@@ -149,7 +149,7 @@ def draw_people(
 
 
 def _face_box(canvas: c.Canvas, seen: PersonGeometry, face: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """From the middle of the forehead to the chin and from cheek to cheek, cut to the picture."""
+    """From the middle of the forehead to the chin and from cheek to cheek, clipped to the image."""
     view = seen.view
     brow = view.head.identity.face_width * 0.6
     forehead = np.array([[-brow, -0.44], [0, -0.48], [brow, -0.44]]) * (1, HALF_HEIGHT)

@@ -1,8 +1,8 @@
-"""Who is drawn and what they wear: people as frozen numbers, drawn deterministically from names and counters.
+"""Sample people and clothes deterministically from names and indices.
 
-An identity (skin, face, hair, beard, glasses) is independent of its clothes and its build, so that the same person can
-be drawn dressed otherwise. Splits cannot share a person or a movement: every number that a split uses is congruent to
-its place in ``SPLITS`` modulo three, and every seed is a digest of such a number.
+An identity (skin, face, hair, beard, glasses) is independent of clothes and build, so a person can be drawn in other
+clothes. Splits share no person and no movement: every index of a split is congruent to its position in ``SPLITS``
+modulo three, and every seed is a digest of such an index.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HAIR_STYLES = (
     "bald", "buzz", "short", "parting", "fringe", "spiky", "bob", "long", "curly", "bun", "ponytail", "twintails",
     "mohawk", "wavy",
 )  # fmt: skip
-_HAIR_PROBABILITY = np.array([0.5, 0.6] + [1.0] * 12) / 13.1  # heads without hair tell less apart
+_HAIR_PROBABILITY = np.array([0.5, 0.6] + [1.0] * 12) / 13.1  # bald heads are harder to tell apart
 BEARDS = ("none", "stubble", "full", "goatee", "moustache")
 GLASSES = ("none", "round", "square")
 NOSES = ("button", "line", "wide", "long")
@@ -52,7 +52,7 @@ _IRISES: tuple[RGB, ...] = (
 
 
 def derive_seed(*names: object) -> int:
-    """A 63-bit seed that depends on nothing but ``names``: the same on every machine and every Python."""
+    """A 63-bit seed that depends on ``names`` alone, equal on every machine and Python version."""
     digest = hashlib.sha256("/".join(str(name) for name in names).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -62,7 +62,7 @@ def derive_rng(*names: object) -> np.random.Generator:
 
 
 def global_index(split: str, index: int) -> int:
-    """The world-wide number of a split's ``index``-th thing; no two splits share one."""
+    """The number of a split's ``index``-th item, unique over all splits."""
     if split not in SPLITS:
         raise ConfigError("--split", split, f"one of {', '.join(SPLITS)}")
     if index < 0:
@@ -72,7 +72,7 @@ def global_index(split: str, index: int) -> int:
 
 @lru_cache(maxsize=4096)
 def shade(colour: RGB, amount: float) -> RGB:
-    """Lighter (``amount`` > 0, towards white) or darker (< 0, towards black)."""
+    """Lighten (``amount`` > 0, towards white) or darken (< 0, towards black) a colour."""
     target = 255.0 if amount > 0 else 0.0
     k = abs(amount)
     return tuple(round(c + (target - c) * k) for c in colour)  # type: ignore[return-value]
@@ -85,10 +85,10 @@ def mix(a: RGB, b: RGB, k: float) -> RGB:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What makes a person the same person. Lengths are in head heights; the head is about one high.
+    """Appearance of a person. Lengths are in head heights.
 
     ``number`` is unique over all splits. ``power`` is the exponent of the face's superellipse, ``taper`` how much the
-    jaw narrows, ``eye_height`` and the like are heights on the head from -1 (top) to 1 (chin).
+    jaw narrows. ``eye_height`` and similar heights on the head run from -1 (top) to 1 (chin).
     """
 
     number: int
@@ -129,7 +129,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """Body proportions in head heights. Not part of an identity: a face must be known on any body."""
+    """Body proportions in head heights. Not part of an identity: a face must be recognisable on any body."""
 
     shoulders: float
     hips: float
@@ -141,7 +141,7 @@ class Build:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clothes:
-    """What is worn: patterns and colours."""
+    """Patterns and colours of clothes."""
 
     top: str
     colour: RGB
@@ -163,25 +163,25 @@ def _cloth(rng: np.random.Generator) -> RGB:
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))  # type: ignore[return-value]
 
 
-def _apart(rng: np.random.Generator, *others: RGB, least: float = 90.0) -> RGB:
-    """A cloth colour that the eye tells from ``others``; the farthest of a dozen where none is far enough."""
+def _apart(rng: np.random.Generator, *others: RGB, minimum: float = 90.0) -> RGB:
+    """A cloth colour at least ``minimum`` away from ``others``, or the farthest of twelve."""
     best, distance = _cloth(rng), -1.0
     for _ in range(12):
         colour = _cloth(rng)
         apart = min(float(np.linalg.norm(np.subtract(colour, other))) for other in others)
         if apart > distance:
             best, distance = colour, apart
-        if distance >= least:
+        if distance >= minimum:
             break
     return best
 
 
 def sample_identity(number: int) -> Identity:
-    """The person with this world-wide number (``number_of``)."""
+    """The person with this number (``global_index``)."""
     rng = derive_rng("identity", number)
     skin = _jitter(rng, _SKINS[int(rng.integers(len(_SKINS)))], 5)
     hair_colour = _jitter(rng, _HAIRS[int(rng.integers(len(_HAIRS)))], 8)
-    if np.abs(np.subtract(skin, hair_colour)).max() < 45:  # hair that melts into the skin hides the face's outline
+    if np.abs(np.subtract(skin, hair_colour)).max() < 45:  # hair like the skin hides the face's outline
         hair_colour = shade(hair_colour, -0.55 if sum(skin) > 330 else 0.6)
     hair = HAIR_STYLES[int(rng.choice(len(HAIR_STYLES), p=_HAIR_PROBABILITY))]
     bearded = rng.random() < (0.5 if hair in ("bald", "buzz", "short", "spiky", "mohawk") else 0.2)
@@ -225,7 +225,7 @@ def sample_identity(number: int) -> Identity:
 
 
 def exaggerate_features(who: Identity) -> Identity:
-    """The same person with larger eyes, brows and mouth, so that few pixels show whose face it is."""
+    """Enlarge eyes, brows and mouth, so that a face is recognisable in few pixels."""
     width = min(1.32 * who.eye_width, 0.43 * who.face_width - 0.02)
     spacing = min(max(1.1 * who.eye_spacing, width + 0.04), 0.9 * who.face_width - width)
     return replace(
@@ -255,12 +255,12 @@ def sample_build(rng: np.random.Generator) -> Build:
 
 
 def sample_clothes(rng: np.random.Generator, skin: RGB) -> Clothes:
-    """Clothes of colours that stand out from the wearer's skin and from one another."""
+    """Clothes whose colours differ from the skin and from each other."""
     colour = _apart(rng, skin)
     return Clothes(
         top=TOPS[int(rng.integers(len(TOPS)))],
         colour=colour,
-        second=_apart(rng, colour, least=110.0),
+        second=_apart(rng, colour, minimum=110.0),
         logo=LOGOS[int(rng.integers(len(LOGOS)))],
         sleeve=SLEEVES[int(rng.choice(3, p=[0.5, 0.36, 0.14]))],
         bottom=BOTTOMS[int(rng.choice(3, p=[0.5, 0.2, 0.3]))],

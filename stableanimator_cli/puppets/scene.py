@@ -1,4 +1,4 @@
-"""Scenes: people with clothes, a backdrop and movements, as pictures of any size at any frame."""
+"""Scenes: people with clothes, a backdrop and movements, drawn at any size and time."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _check_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 class Scene:
-    """A clip that is drawn when looked at. Made by ``sample_scene``; everything about it follows from its seeds."""
+    """A clip that is drawn on demand, determined by its seeds. Use ``sample_scene`` to make one."""
 
     def __init__(
         self, people: tuple[Person, ...], *, seed: int, framing: str, size: tuple[int, int], frames: int, fps: Fraction,
@@ -62,17 +62,17 @@ class Scene:
         self._rank = [0] if len(people) == 1 else [int(r) for r in rng.permutation(len(people))]
 
     def with_movements_of(self, other: Scene) -> Scene:
-        """The same people, clothes and backdrop, moving and placed as in ``other``."""
+        """The same people, clothes and backdrop with the movements and places of ``other``."""
         scene = copy(self)
         scene._movements, scene._zoom, scene._shift = other._movements, other._zoom, other._shift
         return scene
 
     def behaviour(self, t: float, person: int = 0) -> str:
-        """What ``person`` does at frame ``t``, by name."""
+        """Name of the behaviour of ``person`` at frame ``t``."""
         return self._movements[person].behaviour(float(t / self.fps))
 
     def frame(self, t: float, size: tuple[int, int] | None = None) -> PuppetFrame:
-        """Frame ``t`` (from 0; fractions are between frames) at ``size`` (width, height), by default the scene's."""
+        """Draw frame ``t`` (from 0, fractions allowed) at ``size`` (width, height), by default the scene's."""
         seconds = float(t / self.fps)
         return self._draw([movement.pose(seconds) for movement in self._movements], seconds, size or self.size)
 
@@ -82,7 +82,7 @@ class Scene:
             yield self.frame(t, size)
 
     def reference(self, size: tuple[int, int] | None = None) -> PuppetFrame:
-        """The same people, clothes and backdrop from the front, in a pose that the clip does not hold."""
+        """Draw the people, clothes and backdrop from the front, in a pose that is not in the clip."""
         poses = []
         for n in range(len(self.people)):
             rng = derive_rng("reference", self.seed, n)
@@ -95,17 +95,17 @@ class Scene:
         return self._draw(poses, 0.0, size or self.size)
 
     def portrait(self, size: tuple[int, int] | None = None, person: int = 0) -> PuppetFrame:
-        """One person's head, drawn large and from the front."""
+        """Draw one person's head large and from the front."""
         width, height = size = _check_size(size or self.size)
         unit = 0.66 * min(height, width * 1.05)
         pose = m.rest_pose()
-        place = Placement(neck=(width / 2, height * 0.54 + 0.55 * unit), unit=unit, rank=0)
+        placement = Placement(neck=(width / 2, height * 0.54 + 0.55 * unit), unit=unit, rank=0)
         factor = supersampling(size)
         backdrop = self.backdrop.draw((width * factor, height * factor), 0.0)
-        return draw_people(backdrop, size, factor, [self.people[person]], [pose], [place], self._detail)
+        return draw_people(backdrop, size, factor, [self.people[person]], [pose], [placement], self._detail)
 
     def motion(self, size: tuple[int, int] | None = None) -> Motion:
-        """The truth of the whole clip as a record."""
+        """Ground-truth motion of the clip."""
         return frames_to_motion(list(self.clip(size)), size or self.size, self.fps)
 
     def _placements(self, size: tuple[int, int]) -> list[Placement]:
@@ -121,21 +121,21 @@ class Scene:
             neck = height * ((0.66 if close else 0.57) if count == 1 else 0.6)
             bottom = None
         else:
-            # Room for the tallest, for hair over the head, and for the feet.
+            # Room for the tallest person, hair and feet included.
             tallest = max(person.build.torso + person.build.leg for person in self.people) + 1.72
             unit = min(height / tallest, width / (1.6, 2.6, 3.5)[count - 1])
             neck, bottom = 0.0, height * 0.95
         unit *= self._zoom
         apart = ((0.0,), (-0.56, 0.56), (-0.95, 0.0, 0.95))[count - 1]
-        places = []
+        placements = []
         for n, person in enumerate(self.people):
             rank = self._rank[n]
             scale = unit * (1 - 0.05 * rank)
             dx, dy = self._shift[n]
             y = neck if bottom is None else bottom - (person.build.torso + person.build.leg + 0.2) * scale
             x = width / 2 + (apart[n] + 0.07 * dx) * unit
-            places.append(Placement(neck=(x, y + (0.03 * dy - 0.08 * rank) * unit), unit=scale, rank=rank))
-        return places
+            placements.append(Placement(neck=(x, y + (0.03 * dy - 0.08 * rank) * unit), unit=scale, rank=rank))
+        return placements
 
     def _draw(self, poses: list[np.ndarray], seconds: float, size: tuple[int, int]) -> PuppetFrame:
         width, height = _check_size(size)
@@ -145,7 +145,7 @@ class Scene:
 
 
 def frames_to_motion(frames: list[PuppetFrame], size: tuple[int, int], fps: Fraction) -> Motion:
-    """Frames of one clip as ``records.Motion``; a person is present where three body points or more can be seen."""
+    """The motion of a clip's frames. A person is present if at least three body keypoints are visible."""
     keypoints = np.stack([frame.keypoints for frame in frames])
     return Motion(
         keypoints=keypoints,
@@ -161,13 +161,12 @@ def sample_scene(
     split: str, index: int, *, people: int = 1, framing: str = "half", size: tuple[int, int] = (128, 128),
     frames: int = 16, fps: Fraction | int = 8, clip: int = 0, behaviour: str | None = None,
 ) -> Scene:  # fmt: skip
-    """The ``index``-th scene of a split.
+    """The ``index``-th scene of a split. Splits share no person and no movement.
 
-    The same ``index`` is the same people; another ``clip`` of it shows them in other clothes, bodies and places, moving
-    otherwise. ``framing`` is ``half`` (head and trunk, the head about 45 % of the height), ``whole`` (head to foot),
-    ``mixed`` (either of these) or ``portrait`` (a larger head of bolder features that mostly faces the viewer).
-    ``behaviour`` holds the movement to one of ``moves.MOVES``. No split shares a person or a movement with
-    another. Raises ``ConfigError`` for values outside.
+    An ``index`` identifies the people; another ``clip`` shows them with other clothes, bodies, places and movements.
+    ``framing`` is ``half`` (head and trunk, the head about 45 % of the height), ``whole`` (head to foot), ``mixed``
+    (either of these) or ``portrait`` (a larger head with bolder features that mostly faces the viewer). ``behaviour``
+    restricts the movement to one of ``moves.MOVES``. Raises ``ConfigError`` for invalid values.
     """
     if not 1 <= people <= MAX_PEOPLE:
         raise ConfigError("--people", people, f"1 to {MAX_PEOPLE}")
@@ -183,12 +182,12 @@ def sample_scene(
     seed = derive_seed("scene", number, clip)
     if framing == "mixed":
         framing = "half" if derive_rng("framing", seed).random() < 0.6 else "whole"
-    cast = []
+    characters = []
     for n in range(people):
         identity = sample_identity(global_index(split, index * MAX_PEOPLE + n))
         if framing == "portrait":
             identity = exaggerate_features(identity)
-        cast.append(
+        characters.append(
             Person(
                 identity=identity,
                 build=sample_build(derive_rng("build", seed, n)),
@@ -196,7 +195,7 @@ def sample_scene(
             )
         )
     return Scene(
-        tuple(cast),
+        tuple(characters),
         seed=seed,
         framing=framing,
         size=_check_size(size),

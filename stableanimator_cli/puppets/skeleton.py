@@ -1,4 +1,4 @@
-"""From a pose to joints in three dimensions: two-bone limbs that reach for their wrist and ankle, hands and feet.
+"""Turn a pose into 3D joints: two-bone limbs with inverse kinematics, hands and feet.
 
 Units are head heights, the origin is the base of the neck, x to the picture's right, y down, z towards the viewer. The
 person's right side is at negative x when facing the viewer.
@@ -17,10 +17,10 @@ from stableanimator_cli.puppets.sample import Build
 
 SIGN = {"right": -1.0, "left": 1.0}
 CHIN = -0.05  # height of the chin above the base of the neck
-FOOT_DROP = 0.3  # feet are seen a little from above: what is nearer appears lower
+FOOT_DROP = 0.3  # feet are seen slightly from above: nearer points appear lower
 HAND = 0.125  # length of a palm
 
-# Fingers from index to little: place across the palm (towards the thumb) and length; bones as shares of the length.
+# Fingers from index to little: position across the palm (towards the thumb) and length; bones relative to the length.
 _ACROSS = np.array([0.36, 0.12, -0.12, -0.35])
 _KNUCKLE_AT = HAND * (0.98 - np.abs(_ACROSS - 0.1) * 0.25)
 _KNUCKLE_ACROSS = _ACROSS * HAND * 1.35
@@ -35,7 +35,7 @@ Vector = tuple[float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Joints:
-    """A posed body as seen: each entry float[3] or float[n,3] (x, y, nearness).
+    """A posed body after rotation: each entry float[3] or float[n,3] (x, y, nearness).
 
     ``arm`` and ``leg`` hold shoulder, elbow, wrist and hip, knee, ankle; ``hand`` 21 points (wrist, thumb to little
     finger, four each); ``foot`` big toe, small toe, heel; ``spine`` the base of the neck and the middle of the hips.
@@ -51,7 +51,7 @@ class Joints:
 
 
 def _reach(start: Vector, goal: Vector, upper: float, lower: float, pole: Vector) -> tuple[Vector, Vector]:
-    """Where middle and end of a two-bone limb come to lie; the bend points along ``pole``. Law of cosines."""
+    """Middle and end of a two-bone limb that bends along ``pole``, by the law of cosines."""
     dx, dy, dz = goal[0] - start[0], goal[1] - start[1], goal[2] - start[2]
     d = math.sqrt(dx * dx + dy * dy + dz * dz) or 1e-6
     ux, uy, uz = dx / d, dy / d, dz / d
@@ -70,7 +70,7 @@ def _reach(start: Vector, goal: Vector, upper: float, lower: float, pole: Vector
 
 
 def _hand(elbow: Array, wrist: Array, sign: float, curl: float, twist: float) -> Array:
-    """21 points of a hand that continues the forearm; the thumb looks inward and forward."""
+    """21 points of a hand in line with the forearm; the thumb points inward and forward."""
     axis = wrist - elbow
     axis = axis / (math.sqrt(float(axis @ axis)) or 1.0)
     inward = np.array([-sign, 0.0, 0.65])
@@ -101,7 +101,7 @@ def _hand(elbow: Array, wrist: Array, sign: float, curl: float, twist: float) ->
 
 
 def pose_joints(pose: Array, build: Build) -> Joints:
-    """The joints of a body in ``pose`` (``moves``), turned and seen from the front of the picture."""
+    """The joints of a body in ``pose`` (``moves``), rotated by its yaw."""
     yaw, lean = float(pose[m.YAW]), float(pose[m.LEAN])
     cos, sin = math.cos(lean), math.sin(lean)
     hip_y = build.torso
@@ -113,13 +113,13 @@ def pose_joints(pose: Array, build: Build) -> Joints:
         x, y, z = (float(value) for value in pose[m.WRIST[side]])
         reach = build.arm / 0.85
         goal = (sx + sign * x * reach, sy + y * reach, z * reach)
-        # Elbows bend outward and down; of an arm held up, outward more.
+        # Elbows bend outward and down, and more outward if the arm is raised.
         pole = (sign * 0.75, 0.75, -0.55)
         elbow, wrist = _reach(shoulder, goal, build.arm * 0.52, build.arm * 0.48, pole)
         arm = np.array([shoulder, elbow, wrist])
         hand = _hand(arm[1], arm[2], sign, float(pose[m.CURL[side]]), float(pose[m.TWIST[side]]) * sign)
         upper = np.concatenate([arm, hand])
-        # Leaning turns everything above the hips about the hips.
+        # Leaning rotates everything above the hips about the hips.
         rx, ry = upper[:, 0].copy(), upper[:, 1] - hip_y
         upper[:, 0], upper[:, 1] = rx * cos - ry * sin, hip_y + rx * sin + ry * cos
         arms[side], hands[side] = upper[:3], upper[3:]

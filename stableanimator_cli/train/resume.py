@@ -12,7 +12,7 @@ from typing import Any
 
 from stableanimator_cli.config.schema import read_toml, resolve, to_toml
 from stableanimator_cli.config.train import TrainConfig, preset_tables
-from stableanimator_cli.config.train_diff import diff, tables_of_today
+from stableanimator_cli.config.train_diff import diff, with_current_names
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.train import checkpoint
@@ -46,7 +46,7 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
     config = config.resolve_stages(_UNUSED_SIZE)
     progress = last_progress(run)
     trained = stored if progress is None else progress.get("config", stored)
-    changed = diff(tables_of_today(trained), tables_of(config))
+    changed = diff(with_current_names(trained), tables_of(config))
     if changed:
         hint = f"resume without the change, or start a new run from {run / checkpoint.LINK} with --model"
         raise ConfigError("--resume", "; ".join(changed), f"the config that {run} was trained with", hint=hint)

@@ -51,7 +51,8 @@ def draw_demo(people: Sequence[PersonRow]) -> Iterator[np.ndarray]:
             top = HEADER + row * side
             for column, image in enumerate((person.skeletons[t], person.result[t], person.swapped[t]), 1):
                 frame.paste(Image.fromarray(image), (column * side, top))
-            inset = Image.fromarray(person.other).resize((int(side / _INSET),) * 2, Image.Resampling.LANCZOS)
+            small = int(side / _INSET)
+            inset = Image.fromarray(person.other).resize((small, small), Image.Resampling.LANCZOS)
             frame.paste(inset, (4 * side - inset.width - 4, top + 4))
         _curves(ImageDraw.Draw(frame), people, t, height - CURVES, width)
         yield np.asarray(frame)

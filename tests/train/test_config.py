@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stableanimator_cli.config.parse import parse_bytes
-from stableanimator_cli.config.schema import load, resolve, to_toml
+from stableanimator_cli.config.schema import from_mapping, read_toml, resolve, to_toml
 from stableanimator_cli.config.train import StageConfig, TrainConfig, preset_tables
 from stableanimator_cli.config.train_diff import diff
 from stableanimator_cli.errors import ConfigError
@@ -33,7 +33,7 @@ def stages(recipe: str | None = None, **flags: Any) -> tuple[StageConfig, ...]:
 def test_a_preset_comes_back_from_its_file(name: str, tmp_path: Path) -> None:
     config = made(name, preset=name)
     (tmp_path / "run.toml").write_text(to_toml(config))
-    assert load(TrainConfig, tmp_path / "run.toml") == config
+    assert from_mapping(TrainConfig, read_toml(tmp_path / "run.toml"), "run.toml") == config
     assert config.preset == name
 
 

@@ -183,7 +183,8 @@ def _check_answer(file: Path, number: int, answer: Any, key: Mapping[str, Any]) 
     expected = "case, left, right and preferred, as the page writes them"
     if not isinstance(answer, dict) or not isinstance(answer.get("preferred"), dict):
         raise BadInput(file, f"answer {number} without preferences", expected)
-    sides, case, preferred = [answer.get("left"), answer.get("right")], answer.get("case"), answer["preferred"]
+    sides: list[Any] = [answer.get("left"), answer.get("right")]
+    case, preferred = answer.get("case"), answer["preferred"]
     if not all(type(side) is int and 0 <= side < len(key["systems"]) for side in sides) or sides.count(0) != 1:
         raise BadInput(
             file, f"answer {number} between {cut(str(sides[0]))} and {cut(str(sides[1]))}", "ours (0) against another"

@@ -42,11 +42,7 @@ class Result(Protocol):
 
 
 def run(
-    *,
-    flags: Mapping[str, Any],
-    animate: Animate,
-    config_file: Path | None = None,
-    reporter: Reporter | None = None,
+    *, flags: Mapping[str, Any], animate: Animate, config_file: Path | None = None, reporter: Reporter | None = None
 ) -> Result:
     """Score videos into ``--output``. ``flags`` by option name, None if not given; see ``EvaluateConfig``.
 

@@ -18,10 +18,7 @@ MINIMUM = 5
 
 
 def interval(
-    values: Sequence[float] | np.ndarray,
-    weights: Sequence[float] | np.ndarray | None = None,
-    *,
-    level: float = LEVEL,
+    values: Sequence[float] | np.ndarray, weights: Sequence[float] | np.ndarray | None = None, *, level: float = LEVEL
 ) -> tuple[float, float] | None:
     """t-interval of the (weighted) mean of one value per video; None below five videos with finite values.
 

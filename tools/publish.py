@@ -2,7 +2,8 @@
 
 This is the last step of ``make puppet``. ``python -m tools.publish RUN FOLDER`` writes UNet, PoseNet and Face Encoder
 of RUN's best checkpoint (the last one if none was validated) into FOLDER: float16 weights, configs, the ``[training]``
-table and digests. Other files of FOLDER stay as they are. ``sa train --export`` makes a new folder instead."""
+table and digests. Other files of FOLDER stay as they are. ``sa train --export`` makes a new folder instead.
+"""
 
 from __future__ import annotations
 

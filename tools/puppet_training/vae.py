@@ -4,7 +4,8 @@ The loss is L1, a perceptual term and a patch discriminator, with more weight on
 tools.puppet_training.vae RUN`` starts from ``models/puppet`` (or ``--start FILE``) and writes checkpoints into the
 folder RUN every few minutes. Interrupt at any time; run the same command to resume. ``--device cuda --batch 16
 --workers 12`` trains on a GPU. Sources: Esser et al., "Taming Transformers" (the balance of the adversarial gradient);
-Rombach et al., "Latent Diffusion Models" (the loss); Mao et al., "Least Squares GAN"."""
+Rombach et al., "Latent Diffusion Models" (the loss); Mao et al., "Least Squares GAN".
+"""
 
 from __future__ import annotations
 

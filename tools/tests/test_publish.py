@@ -102,11 +102,11 @@ def _renamed(folder: Path) -> None:
     _edit(folder, 'file = "unet.safetensors"', 'file = "other.safetensors"')
 
 
-def _fetched(folder: Path) -> None:
+def _downloaded(folder: Path) -> None:
     _edit(folder, 'path = "judge.onnx"', 'path = "judge.onnx"\nurl = "https://example.com/judge.onnx"')
 
 
-def _thinned(folder: Path) -> None:
+def _missing_file(folder: Path) -> None:
     (folder / "judge.onnx").unlink()
 
 
@@ -140,10 +140,10 @@ def _edit(folder: Path, old: str, new: str) -> None:
     ("spoil", "expected"),
     [
         (_renamed, r"model.toml: found unet in other.safetensors with config unet.json, expected unet.safetensors"),
-        (_fetched, r"model.toml: found judge.onnx, which is fetched, expected files of this folder alone"),
-        (_thinned, r"judge.onnx: found nothing, expected a file that the card lists"),
+        (_downloaded, r"model.toml: found judge.onnx, which is downloaded, expected files of this folder alone"),
+        (_missing_file, r"judge.onnx: found nothing, expected a file that the card lists"),
         (_other_vae, r"puppet: found another vae than \S+ was trained with, expected the same network"),
-        (_other_adapters, r"puppet: found ID adapters that are 'addition', expected 'distribution'"),
+        (_other_adapters, r"puppet: found ID adapters of kind 'addition', expected 'distribution'"),
         (_training_first, r"model.toml: found archives below \[training\]"),
     ],
 )

@@ -277,30 +277,16 @@ def _licence(entry: Entry, need: str) -> str:
 def _facts(entry: Entry) -> dict[str, Any]:
     from stableanimator_cli.catalogue.address import redacted
 
-    return {
-        "name": entry.name,
-        "summary": entry.summary,
-        "task": entry.task,
-        "licence": entry.licence,
-        "licence_note": entry.licence_note,
-        "source": entry.source,
-        "needs": entry.needs,
-        "face_channel_order": entry.face_channel_order,
-        "defaults": entry.defaults,
-        "roles": list(entry.components),
-        "here": _presence(entry),
-        "bytes": entry.bytes,
-        "files": [
-            {
-                "path": f.path,
-                "bytes": f.bytes,
-                "sha256": f.sha256,
-                "optional": f.optional,
-                "url": redacted(f.url) if f.url else f.archive,
-            }
-            for f in entry.files
-        ],
-    }
+    names = ("name", "summary", "task", "licence", "licence_note", "source", "needs", "face_channel_order", "defaults")
+    facts = {name: getattr(entry, name) for name in names}
+    rows = [
+        {name: getattr(file, name) for name in ("path", "bytes", "sha256", "optional")}
+        | {"url": redacted(file.url) if file.url else file.archive}
+        for file in entry.files
+    ]
+    return facts | {
+        "roles": list(entry.components), "here": _presence(entry), "bytes": entry.bytes, "files": rows,
+    }  # fmt: skip
 
 
 def _row(check: Check) -> dict[str, Any]:

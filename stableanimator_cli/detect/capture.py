@@ -126,7 +126,7 @@ def extract_motion(
     options: CaptureOptions | None = None,
     *,
     reporter: Reporter | None = None,
-    watch: Watcher | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> Capture:
     """Detect everybody in ``clip``, keep who was asked for, repair.
 
@@ -140,8 +140,8 @@ def extract_motion(
             boxes = _boxes(detectors.people, frames, options.every)
             points = detectors.points.estimate(frames, boxes)
             seen.add(times, boxes, points, faces.result())
-            if watch is not None:
-                watch.see(frames, boxes)
+            for watcher in watchers:
+                watcher.see(frames, boxes)
             bar.update(len(frames))
     return seen.capture(clip, options, detectors.channel_order)
 
@@ -256,7 +256,7 @@ class _Seen:
         tracker = Tracker()
         for points, boxes, faces, owner in zip(self.points, self.boxes, self.faces, held, strict=True):
             tracker.add(points, boxes, _looks(faces, owner))
-        tracks = tracker.tracks(least=min(_STRANGER, len(counts)))
+        tracks = tracker.tracks(minimum=min(_STRANGER, len(counts)))
         if not tracks.present.any():
             tracks = tracker.tracks()
         strangers = int(counts.sum() - tracks.present.sum())

@@ -1,13 +1,13 @@
-"""Put a driving motion where the reference's person is, in the size and build of that person.
+"""Align a driving motion with the reference's person in position, size and build.
 
-Five ways, from none to a new body (``MODES``); all are computed in float64 and answer in the reference's pixels:
+Five modes (``MODES``), computed in float64 and returned in the reference's pixels:
 
-* ``upstream``: the reference implementation's fit, in shares of the frames, with its aspect fault (``upstream_map``);
-* ``affine``: one scale for both axes and a shift, robust against wrong points and against what moves;
+* ``upstream``: the reference implementation's fit, in fractions of the frames, with its aspect fault;
+* ``affine``: one scale for both axes and a shift, robust against outliers and moving limbs;
 * ``similarity``: rotation, scale and shift by SVD of weighted point sets (Umeyama, "Least-squares estimation of
   transformation parameters between two point patterns"; the guidance of StableAnimator++);
-* ``bones``: ``affine``, and then limbs as long as the reference's (``retarget``);
-* ``none``: nothing.
+* ``bones``: ``affine``, then the limb lengths of the reference (``retarget``);
+* ``none``: no change.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ Mode = Literal["upstream", "affine", "bones", "similarity", "none"]
 MODES: tuple[str, ...] = get_args(Mode)
 
 POINTS = (0, 1, 2, 5, *range(8, 18))
-"""What fits go by: trunk, legs and head. Arms wave too much."""
+"""Body points that are fitted: trunk, legs and head. Arms move too much."""
 
-_ROUNDS = 50  # of reweighting; it ends earlier where nothing changes
+_ROUNDS = 50  # of reweighting at most
 _TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alignment:
-    """``motion`` in the reference's pixels (untouched with ``none``); ``matrix`` float64[2,3] takes driving pixels
-    (x, y, 1) there, ``limbs`` holds the factors of lengths that ``bones`` put on top of it; ``person`` is the place of
-    whom it was fitted to, and ``before`` and ``after`` say how far they are from the reference."""
+    """``motion`` in the reference's pixels (unchanged with ``none``).
+
+    ``matrix`` float64[2,3] maps driving pixels (x, y, 1) to reference pixels. ``limbs`` holds the length factors of
+    ``bones``. ``person`` is the index of the fitted person, ``before`` and ``after`` are their misalignments.
+    """
 
     motion: Motion
     mode: Mode
@@ -90,12 +92,12 @@ def align(
     person: int | None = None,
     threshold: float = THRESHOLD,
 ) -> Alignment:
-    """Align a motion with the person of a reference picture.
+    """Align a motion with the person of a reference image.
 
-    ``reference`` float[134,3] in pixels of the picture, whose ``size`` is (width, height). ``person`` is the place of
-    whom to go by, by default the one who fills most; the same mapping is applied to everybody, only lengths of limbs
-    are that person's alone. Times, scores and presence stay. Points of score 0 stay where they are, except with
-    ``upstream``. ``NoPerson`` where there is nobody, or too few points to go by; ``ValueError`` for other modes.
+    ``reference`` float[134,3] in pixels of the image, whose ``size`` is (width, height). ``person`` is the index of the
+    person to fit, by default the largest. The mapping is applied to all people, limb lengths to that person only.
+    Times, scores and presence stay. Points of score 0 do not move, except with ``upstream``. Raises ``NoPerson`` if
+    there are no people or too few common points, and ``ValueError`` for other modes.
     """
     if mode not in MODES:
         raise ValueError(f"alignment {mode!r}: expected one of {', '.join(MODES)}")
@@ -109,12 +111,12 @@ def align(
     if mode == "none":
         placed, matrix = motion, np.eye(2, 3)
     else:
-        matrix = _fitted(motion, reference, size, mode, person, threshold)
+        matrix = _fit_matrix(motion, reference, size, mode, person, threshold)
         points, boxes = _apply(motion, matrix, everything=mode == "upstream")
         if mode == "bones":
-            there = motion.present[:, person]
-            changed = retarget(points[there, person], boxes[there, person], reference, threshold)
-            points[there, person], boxes[there, person], limbs = changed
+            frames = motion.present[:, person]
+            changed = retarget(points[frames, person], boxes[frames, person], reference, threshold)
+            points[frames, person], boxes[frames, person], limbs = changed
         placed = dataclasses.replace(
             motion, keypoints=points.astype(np.float32), face_boxes=boxes.astype(np.float32), size=size
         )
@@ -125,25 +127,25 @@ def align(
 def upstream_map(
     points: np.ndarray, present: np.ndarray, reference: np.ndarray, size: tuple[int, int], threshold: float = THRESHOLD
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The reference implementation's fit: scale float64[2] and shift float64[2] for x and y as shares of the frames.
+    """The reference implementation's fit: scale float64[2] and shift float64[2] of x and y in fractions of the frames.
 
-    ``points`` float64[t,p,134,3] are shares of the driving frame, ``present`` bool[t,p] who is there, ``reference``
-    float64[134,3] shares of the reference picture of ``size`` (width, height). y is fitted by least squares to the
-    reference's seen points over all frames that hold exactly one person, whatever the scores there; x gets the same
-    factor of shares, which stretches bodies where the aspects of the two differ. ``NoPerson`` where no frame holds one
-    person, or the reference shows fewer than two of the points.
+    ``points`` float64[t,p,134,3] are fractions of the driving frame, ``present`` bool[t,p], ``reference``
+    float64[134,3] fractions of the reference image of ``size`` (width, height). y is fitted by least squares to the
+    reference's visible points over all frames with exactly one person, whatever the scores. x gets the same factor of
+    fractions, which stretches bodies if the aspects differ. Raises ``NoPerson`` if no frame holds one person, or the
+    reference shows fewer than two of the points.
     """
-    goes_by = [i for i in POINTS if visible(reference[i], threshold)]
+    fitted = [i for i in POINTS if visible(reference[i], threshold)]
     single = present.sum(axis=1) == 1
     if not single.any():
         raise NoPerson(
             f"the upstream alignment needs a frame with exactly one person, and none of {len(present)} frames has one",
             hint="choose somebody with --person, or use --align affine",
         )
-    bodies = points[single][present[single]][:, goes_by]
-    if len(goes_by) < 2 or not np.ptp(bodies[..., 1]) > 0:
-        raise _too_few("the reference picture", len(goes_by))
-    target = reference[goes_by]
+    bodies = points[single][present[single]][:, fitted]
+    if len(fitted) < 2 or not np.ptp(bodies[..., 1]) > 0:
+        raise _too_few("the reference picture", len(fitted))
+    target = reference[fitted]
     slope, offset = np.polyfit(bodies[..., 1].flatten(), np.tile(target[:, 1], len(bodies)), 1)
     width, height = size
     across = slope / (height / width / height * width)  # nearly 1, and its rounding is theirs
@@ -152,103 +154,103 @@ def upstream_map(
 
 
 def fit_affine(points: np.ndarray, weights: np.ndarray, reference: np.ndarray) -> tuple[float, np.ndarray]:
-    """One scale and a shift float64[2] that take ``points`` float64[t,n,2] to ``reference`` float64[n,2].
+    """One scale and a shift float64[2] that map ``points`` float64[t,n,2] to ``reference`` float64[n,2].
 
-    The scale is the weighted median of the ratios of distances between all pairs of points within a frame, so neither
-    a jump across the frame nor a few wrong points change it, and noise does not shrink it as it does a least-squares
-    slope; long distances weigh more. The shift is the weighted median of what then remains. ``weights`` float64[t,n]:
-    0 leaves a point out. ``NoPerson`` where no two points of a frame are known.
+    The scale is the weighted median of ratios of distances between all pairs of points within a frame. Jumps across
+    the frame and a few outliers do not change it, and noise does not shrink it as it does a least-squares slope. Long
+    distances weigh more. The shift is the weighted median of the rest. A weight (float64[t,n]) of 0 leaves a point
+    out. Raises ``NoPerson`` if no frame has two known points.
     """
     first, second = np.triu_indices(len(reference), 1)
-    goal = np.linalg.norm(reference[first] - reference[second], axis=-1)
-    apart = np.linalg.norm(points[:, first] - points[:, second], axis=-1)
-    weight = np.minimum(weights[:, first], weights[:, second]) * goal * (apart > 0)
+    target = np.linalg.norm(reference[first] - reference[second], axis=-1)
+    actual = np.linalg.norm(points[:, first] - points[:, second], axis=-1)
+    weight = np.minimum(weights[:, first], weights[:, second]) * target * (actual > 0)
     if not weight.any():
         raise _too_few("the motion", int((weights > 0).sum(axis=1).max(initial=0)))
     known = weight > 0
-    logs = np.log(np.broadcast_to(goal, apart.shape)[known] / apart[known])
-    scale = math.exp(_median(logs, weight[known]))
+    logs = np.log(np.broadcast_to(target, actual.shape)[known] / actual[known])
+    scale = math.exp(_weighted_median(logs, weight[known]))
     return scale, _shift(reference - scale * points, weights)
 
 
 def fit_similarity(
     points: np.ndarray, weights: np.ndarray, reference: np.ndarray
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Scale, rotation float64[2,2] and shift float64[2] that take ``points`` float64[t,n,2] to ``reference``.
+    """Scale, rotation float64[2,2] and shift float64[2] that map ``points`` float64[t,n,2] to ``reference``.
 
-    Weighted least squares in closed form (Umeyama), every frame about its own middle, so that walking about is not
-    taken for a difference of size; then again with points that lie far off weighed down, until nothing changes. Never
-    a mirror image. Arguments and ``NoPerson`` as in ``fit_affine``.
+    Weighted least squares in closed form (Umeyama) with every frame centred, so that walking does not count as a
+    difference of size; repeated with smaller weights for outliers until it converges. Never a mirror image. Arguments
+    and ``NoPerson`` as in ``fit_affine``.
     """
-    fit_affine(points, weights, reference)  # says no where there is too little
+    fit_affine(points, weights, reference)  # raises NoPerson for too few points
     target = np.broadcast_to(reference, points.shape)
-    kept, scale, turn = weights.copy(), 1.0, np.eye(2)
+    robust, scale, rotation = weights.copy(), 1.0, np.eye(2)
     for _ in range(_ROUNDS):
-        total = kept.sum(axis=1)[:, None, None]
-        share = np.divide(kept[..., None], total, out=np.zeros_like(points[..., :1]), where=total > 0)
+        total = robust.sum(axis=1)[:, None, None]
+        share = np.divide(robust[..., None], total, out=np.zeros_like(points[..., :1]), where=total > 0)
         here = points - (share * points).sum(axis=1, keepdims=True)
-        there = target - (share * target).sum(axis=1, keepdims=True)
-        spread = float((kept * (here**2).sum(axis=-1)).sum())
+        centred = target - (share * target).sum(axis=1, keepdims=True)
+        spread = float((robust * (here**2).sum(axis=-1)).sum())
         if not spread > 0:
             break
-        left, stretch, right = np.linalg.svd(np.einsum("tn,tni,tnj->ij", kept, there, here))
+        left, stretch, right = np.linalg.svd(np.einsum("tn,tni,tnj->ij", robust, centred, here))
         sign = np.array([1.0, np.sign(np.linalg.det(left @ right))])
-        last, turn = (scale, turn), (left * sign) @ right
+        last, rotation = (scale, rotation), (left * sign) @ right
         scale = float((stretch * sign).sum()) / spread
-        if abs(scale - last[0]) + np.abs(turn - last[1]).max() < _TOLERANCE:
+        if abs(scale - last[0]) + np.abs(rotation - last[1]).max() < _TOLERANCE:
             break
-        off = np.linalg.norm(there - scale * here @ turn.T, axis=-1)
+        error = np.linalg.norm(centred - scale * here @ rotation.T, axis=-1)
         seen = weights > 0
-        usual = 1.4826 * _median(off[seen], weights[seen])
-        kept = weights / (1 + (off / max(3 * usual, 1e-9 * float(np.ptp(reference)))) ** 2) ** 2
+        deviation = 1.4826 * _weighted_median(error[seen], weights[seen])
+        robust = weights / (1 + (error / max(3 * deviation, 1e-9 * float(np.ptp(reference)))) ** 2) ** 2
     if not scale > 0:
         raise _too_few("the motion", 1)
-    return scale, turn, _shift(target - scale * points @ turn.T, weights)
+    return scale, rotation, _shift(target - scale * points @ rotation.T, weights)
 
 
-def _fitted(
+def _fit_matrix(
     motion: Motion, reference: np.ndarray, size: tuple[int, int], mode: Mode, person: int, threshold: float
 ) -> np.ndarray:
     """The matrix float64[2,3] from driving to reference pixels."""
-    there, own = np.array(size, np.float64), np.array(motion.size, np.float64)
     if mode == "upstream":
-        shares = motion.keypoints.astype(np.float64) / [*own, 1.0]
-        scale, shift = upstream_map(shares, motion.present, reference / [*there, 1.0], size, threshold)
-        return np.column_stack([np.diag(scale * there / own), shift * there])
-    points, weights, target = _sets(motion, reference, person, threshold)
+        target_size, own_size = np.array(size, np.float64), np.array(motion.size, np.float64)
+        fractions = motion.keypoints.astype(np.float64) / [*own_size, 1.0]
+        scale, shift = upstream_map(fractions, motion.present, reference / [*target_size, 1.0], size, threshold)
+        return np.column_stack([np.diag(scale * target_size / own_size), shift * target_size])
+    points, weights, target = _point_sets(motion, reference, person, threshold)
     if mode == "similarity":
-        factor, turn, shift = fit_similarity(points, weights, target)
-        return np.column_stack([factor * turn, shift])
+        factor, rotation, shift = fit_similarity(points, weights, target)
+        return np.column_stack([factor * rotation, shift])
     factor, shift = fit_affine(points, weights, target)
     return np.column_stack([factor * np.eye(2), shift])
 
 
-def _sets(
+def _point_sets(
     motion: Motion, reference: np.ndarray, person: int, threshold: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What is fitted: points [t,n,2], their weights [t,n] (0 where not seen), and the reference's [n,2].
+    """Points [t,n,2] to fit, their weights [t,n] (0 if not visible), and the reference's points [n,2].
 
-    Points that arms do not move, or the whole body where the two share fewer than three of those.
+    These are ``POINTS``, or all body points if motion and reference share fewer than three of them.
     """
     body = motion.keypoints[:, person].astype(np.float64)
     seen = visible(body, threshold) & motion.present[:, person, None]
     known = visible(reference, threshold)
     if not known[BODY].any():
         raise _too_few("the reference picture", 0)
-    chosen = [i for i in POINTS if known[i] and seen[:, i].any()]
-    if len(chosen) < 3:
-        chosen = [i for i in range(BODY.stop) if known[i] and seen[:, i].any()]
-    weights = np.where(seen[:, chosen], body[:, chosen, 2].clip(0, 1) * reference[chosen, 2].clip(0, 1), 0.0)
-    points = np.where(seen[:, chosen, None], body[:, chosen, :2], 0.0)
-    return points, weights, reference[chosen, :2]
+    common = [i for i in POINTS if known[i] and seen[:, i].any()]
+    if len(common) < 3:
+        common = [i for i in range(BODY.stop) if known[i] and seen[:, i].any()]
+    weights = np.where(seen[:, common], body[:, common, 2].clip(0, 1) * reference[common, 2].clip(0, 1), 0.0)
+    points = np.where(seen[:, common, None], body[:, common, :2], 0.0)
+    return points, weights, reference[common, :2]
 
 
 def _apply(motion: Motion, matrix: np.ndarray, *, everything: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Key points float64[t,p,134,3] and face boxes float64[t,p,4] in reference pixels. Boxes stay upright."""
+    """Keypoints float64[t,p,134,3] and face boxes float64[t,p,4] in reference pixels. Boxes stay upright."""
     points = motion.keypoints.astype(np.float64)
     moved = points[..., :2] @ matrix[:, :2].T + matrix[:, 2]
-    there = motion.present[..., None] & (everything | (points[..., 2] > 0))
-    points[..., :2] = np.where(there[..., None], moved, points[..., :2])
+    affected = motion.present[..., None] & (everything | (points[..., 2] > 0))
+    points[..., :2] = np.where(affected[..., None], moved, points[..., :2])
     boxes = motion.face_boxes.astype(np.float64)
     centre, half = (boxes[..., :2] + boxes[..., 2:]) / 2, (boxes[..., 2:] - boxes[..., :2]) / 2
     centre = centre @ matrix[:, :2].T + matrix[:, 2]
@@ -256,14 +258,14 @@ def _apply(motion: Motion, matrix: np.ndarray, *, everything: bool) -> tuple[np.
     return points, np.concatenate([centre - half, centre + half], axis=-1)
 
 
-def _shift(rest: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weighted median of float64[t,n,2], by axis."""
+def _shift(residual: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weighted median of float64[t,n,2] per axis."""
     known = weights > 0
-    return np.array([_median(rest[..., axis][known], weights[known]) for axis in (0, 1)])
+    return np.array([_weighted_median(residual[..., axis][known], weights[known]) for axis in (0, 1)])
 
 
-def _median(values: np.ndarray, weights: np.ndarray) -> float:
-    """The weighted median: the middle of where half of the weight lies below and half above."""
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    """The weighted median: half of the weight is below it and half above."""
     order = np.argsort(values, kind="stable")
     values, below = values[order], np.cumsum(weights[order])
     half = below[-1] / 2

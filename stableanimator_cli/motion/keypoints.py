@@ -93,11 +93,11 @@ def visible(points: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
 
 
 def bounding_box(
-    points: np.ndarray, *, threshold: float = THRESHOLD, margin: float = 0.0, least: int = 2
+    points: np.ndarray, *, threshold: float = THRESHOLD, margin: float = 0.0, minimum: int = 2
 ) -> np.ndarray:
     """The box round the seen points: float32[...,4] (x0, y0, x1, y1) of float[...,n,3].
 
-    ``margin`` is added on every side as a share of the box's width and height. Where fewer than ``least`` points are
+    ``margin`` is added on every side as a share of the box's width and height. Where fewer than ``minimum`` points are
     seen there is no box: a row of NaN.
     """
     points = np.asarray(points)
@@ -105,19 +105,21 @@ def bounding_box(
     xy = points[..., :2].astype(np.float64)
     low = np.where(seen[..., None], xy, np.inf).min(axis=-2, initial=np.inf)
     high = np.where(seen[..., None], xy, -np.inf).max(axis=-2, initial=-np.inf)
-    enough = (seen.sum(axis=-1) >= max(1, least))[..., None]
+    enough = (seen.sum(axis=-1) >= max(1, minimum))[..., None]
     low, high = np.where(enough, low, np.nan), np.where(enough, high, np.nan)
     room = margin * (high - low)
     return np.concatenate([low - room, high + room], axis=-1).astype(np.float32)
 
 
-def face_box(points: np.ndarray, *, threshold: float = THRESHOLD, margin: float = 0.15, least: int = 12) -> np.ndarray:
+def face_box(
+    points: np.ndarray, *, threshold: float = THRESHOLD, margin: float = 0.15, minimum: int = 12
+) -> np.ndarray:
     """The box of each person's face: float32[...,4] of float[...,134,3], NaN rows where no face is visible.
 
-    Taken from the 68 face points, of which ``least`` must be seen; the margin makes up for the forehead, which has
+    Taken from the 68 face points, of which ``minimum`` must be seen; the margin makes up for the forehead, which has
     no points. Not clipped to the frame.
     """
-    return bounding_box(_checked(points, COUNT)[..., FACE, :], threshold=threshold, margin=margin, least=least)
+    return bounding_box(_checked(points, COUNT)[..., FACE, :], threshold=threshold, margin=margin, minimum=minimum)
 
 
 def _checked(points: np.ndarray, count: int) -> np.ndarray:

@@ -33,7 +33,6 @@ _BYTES = 2**29  # of a file: hours of several people
 _BODY_25 = (*range(8), None, *range(8, 24))
 _MID_HIP = 8
 _HIPS = (INDEX["right_hip"], INDEX["left_hip"])
-_PUPILS = 2
 _PARTS: dict[str, dict[int, list[int | None]]] = {  # key: {points in the file: our point for each, or None}
     "pose_keypoints_2d": {25: list(_BODY_25), 18: list(range(BODY.start, BODY.stop))},
     "face_keypoints_2d": {70: [*range(FACE.start, FACE.stop), None, None], 68: list(range(FACE.start, FACE.stop))},

@@ -1,8 +1,7 @@
-"""Replacing and removing clip folders: only those that ``sa`` wrote, and in them only what it writes.
+"""Replace and remove clip folders, but only those that ``sa`` wrote, and in them only its own files.
 
 A clip folder is ours if its ``clip.json`` is the record of a clip, or its motion carries our mark, and if every entry
-has a name that ``sa preprocess`` or ``sa train --cache`` writes. A folder with anything else is in the way; the error
-names the entry.
+has a name that ``sa preprocess`` or ``sa train --cache`` writes. Any other folder raises an error that names the entry.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _AWAY = "move it away, or choose another -o"
 
 
 def check_clip_replaceable(folder: Path) -> None:
-    """Raise ``BadInput`` that names the entry in the way, unless ``folder`` is free, empty or a clip folder of ours."""
+    """Raise ``BadInput`` that names a foreign entry, unless ``folder`` is missing, empty or a clip folder of ours."""
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
@@ -52,8 +51,8 @@ def check_clip_replaceable(folder: Path) -> None:
 
 
 def replace_clip(temp: Path, folder: Path) -> None:
-    """Rename the finished clip ``temp`` to ``folder``. A clip that is there steps aside first: killed in between, the
-    clip is simply not done. Raises as ``check_clip_replaceable``, and ``OSError``."""
+    """Rename the finished clip ``temp`` to ``folder``. An existing clip is renamed first: if the run is killed in
+    between, the clip is unfinished. Raises as ``check_clip_replaceable``, and ``OSError``."""
     check_clip_replaceable(folder)
     if not folder.exists():
         os.replace(temp, folder)
@@ -77,8 +76,8 @@ def remove_clip(folder: Path) -> None:
 
 
 def remove_leftovers(folders: Iterable[Path]) -> None:
-    """Remove what killed runs left of the clips ``folders``. Call it with the output locked. A folder of such a name
-    with anything else in it stays as it is."""
+    """Remove temporary folders of killed runs for the clips ``folders``. Call it with the output locked. A temporary
+    folder with foreign files stays."""
     clips_in: dict[Path, set[str]] = {}
     for folder in folders:
         clips_in.setdefault(folder.parent, set()).add(folder.name)
@@ -91,8 +90,8 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
 
 
 def _entries(folder: Path, digest: str | None = None) -> Iterator[tuple[Path, bool]]:
-    """Everything in a clip folder, files before their folder, each with whether it is what ``sa`` writes there. With
-    the ``digest`` of the source a copied video or folder of pictures must still be that source."""
+    """Every entry of a clip folder, files before their folder, and whether ``sa`` wrote it. With ``digest`` a copied
+    source must still have that sha256."""
     for path in sorted(folder.iterdir()):
         if path.is_symlink():
             yield path, bool(_SOURCE.fullmatch(path.name))
@@ -113,7 +112,7 @@ def _entries(folder: Path, digest: str | None = None) -> Iterator[tuple[Path, bo
 
 
 def _remove(folder: Path) -> None:
-    """Remove what is ours in a folder, and the folder if that was all."""
+    """Remove our files in a folder, and the folder if it is empty then."""
     with suppress(OSError):
         for path, ours in list(_entries(folder)):
             if ours:

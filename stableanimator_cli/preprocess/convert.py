@@ -1,7 +1,7 @@
-"""Motions from one form to another: ``poses.npz``, OpenPose JSON, plain arrays, skeleton videos and pictures.
+"""Conversion of motions: ``poses.npz``, OpenPose JSON, plain arrays, skeleton videos and images.
 
-Among npz, JSON and arrays nothing that both forms hold is changed; a skeleton video keeps its motion beside it, for a
-picture of a skeleton has lost scores and order.
+Among npz, JSON and arrays nothing that both formats hold is changed. A skeleton video keeps its motion beside it, as
+scores and order cannot be read from drawings.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ from stableanimator_cli.motion.repair import smoothed
 from stableanimator_cli.motion.skeleton import TAG, draw_frame, looks_like_skeleton
 from stableanimator_cli.motion.track import parse_person, select
 from stableanimator_cli.preprocess.outputs import check_files, inputs_of, poses_files
-from stableanimator_cli.preprocess.poses import aligned, even_frames, read_reference, write_poses, write_preview
+from stableanimator_cli.preprocess.poses import (
+    Reference,
+    align_to,
+    even_frames,
+    read_reference,
+    write_poses,
+    write_poses_and_preview,
+)
 from stableanimator_cli.preprocess.report import PreprocessReport
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import read_npy
@@ -44,11 +51,11 @@ from stableanimator_cli.records import Clip, ModelFolder, Motion
 VIDEOS = (".mp4", ".mov", ".m4v")
 MOTIONS = (".npz", ".npy", ".json")
 _WHOLEBODY = 133
-_LOOKED_AT = 8
+_CHECKED_FRAMES = 8
 
 
 def is_motion(inputs: Sequence[Path]) -> bool:
-    """Whether the one input is a motion already: a file of points, a folder of JSON, or drawn skeletons."""
+    """Whether the only input is a motion: a file of keypoints, a folder of JSON, or drawn skeletons."""
     if len(inputs) != 1:
         return False
     path = inputs[0]
@@ -60,27 +67,27 @@ def is_motion(inputs: Sequence[Path]) -> bool:
 
 
 def run(config: PreprocessConfig, reporter: Reporter, model: ModelFolder | None = None) -> PreprocessReport:
-    """Convert the one input to ``-o`` and, or, ``--poses``. ``model`` finds the person of ``--reference``."""
+    """Convert the only input to ``-o``, to ``--poses`` or to both. ``model`` detects the person of ``--reference``."""
     path, output = config.inputs[0], config.output
     if output is None and config.poses is None:
         raise ConfigError("--output", None, "a motion to write: .npz, .json, .npy, .mp4 or a folder")
     beside = path.with_suffix(".npz")
     drawn = path.suffix.lower() not in MOTIONS and _is_skeletons(path)
     inputs = inputs_of(config) + ([beside] if drawn and beside.is_file() else [])
-    with ExitStack() as held:
-        for written in dict.fromkeys((output, config.poses)):
-            if written is not None:
-                held.enter_context(_claimed(written, config, inputs))
+    with ExitStack() as locks:
+        for path_to_write in dict.fromkeys((output, config.poses)):
+            if path_to_write is not None:
+                locks.enter_context(_locked(path_to_write, config, inputs))
         if drawn and not beside.is_file():
-            return _redraw(path, config, reporter)
+            return _copy_drawings(path, config, reporter)
         if drawn:
             reporter.info(f"{path.name}: its motion is read from {beside.name}")
-        return _converted(beside if drawn else path, config, reporter, model)
+        return _convert(beside if drawn else path, config, reporter, model)
 
 
 @contextmanager
-def _claimed(output: Path, config: PreprocessConfig, inputs: Sequence[Path]) -> Iterator[None]:
-    """Hold an output, once it is known to be apart from ``inputs`` and free or ours."""
+def _locked(output: Path, config: PreprocessConfig, inputs: Sequence[Path]) -> Iterator[None]:
+    """Lock an output after checking that it is no input and may be replaced."""
     video = output.suffix.lower() in VIDEOS
     files = [output, output.with_suffix(".npz")] if video else [output] if output.suffix else []
     if config.poses == output:
@@ -91,27 +98,27 @@ def _claimed(output: Path, config: PreprocessConfig, inputs: Sequence[Path]) -> 
         yield
 
 
-def _converted(path: Path, config: PreprocessConfig, reporter: Reporter, model: ModelFolder | None) -> PreprocessReport:
-    output = config.output
+def _convert(path: Path, config: PreprocessConfig, reporter: Reporter, model: ModelFolder | None) -> PreprocessReport:
     motion = read_motion(path, config, reporter)
-    reference = None
-    if config.reference is not None and model is not None:
-        reference = read_reference(config.reference, Detectors.open(model, config.device, faces=False))
-    alignment = aligned(motion, reference, config, reporter)
-    motion = motion if alignment is None else alignment.motion
-    report = PreprocessReport(output=output or config.poses or path, frames=len(motion))
-    if output is not None:
-        write_motion(output, motion, config, reporter)
+    reference = None if model is None else open_reference(config, model)
+    motion, alignment = align_to(reference, motion, config, reporter)
+    if config.output is not None:
+        write_motion(config.output, motion, config, reporter)
+    poses = None
     if config.poses is not None:
-        poses = write_poses(config.poses, motion, fps=config.fps, alignment=alignment, reporter=reporter).to_json()
-        if config.preview:
-            poses["preview"] = str(write_preview(config.poses, motion, reference))
-        report = dataclasses.replace(report, poses=poses)
-    return report
+        poses = write_poses_and_preview(config, motion, alignment, reference, reporter)
+    return PreprocessReport(output=config.output or config.poses or path, frames=len(motion), poses=poses)
+
+
+def open_reference(config: PreprocessConfig, model: ModelFolder) -> Reference | None:
+    """The image of ``--reference`` and its person's keypoints."""
+    if config.reference is None:
+        return None
+    return read_reference(config.reference, Detectors.open(model, config.device, faces=False))
 
 
 def read_motion(path: Path, config: PreprocessConfig, reporter: Reporter) -> Motion:
-    """A motion from any form that holds points, as ``--frames``, ``--fps``, ``--person`` and ``--smooth`` ask."""
+    """A motion from any file of keypoints, after ``--frames``, ``--fps``, ``--person`` and ``--smooth``."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
         motion = load_motion(path)
@@ -121,28 +128,30 @@ def read_motion(path: Path, config: PreprocessConfig, reporter: Reporter) -> Mot
         read = load_openpose(path, size=config.size)
         motion = read.motion
         if read.size_from == "extent":
-            width, height = motion.size
-            reporter.warning(
-                f"{path.name}: the size of its frames is unknown, {width}x{height} is guessed; --size gives it"
-            )
+            _warn_of_guessed_size(path, motion.size, reporter)
     if config.frames is not None:
-        motion = _at(motion, list(range(len(motion)))[slice(*config.frames)])
+        motion = _take(motion, range(len(motion))[slice(*config.frames)])
         if not len(motion):
             first, last = config.frames
             text = f"frames in {'' if first is None else first}:{'' if last is None else last}"
             raise BadInput(path, "no frame in the range", text)
     if config.fps is not None:
-        indices, rate = (
-            (list(range(len(motion))), config.fps) if motion.times is None else even_frames(motion, config.fps)
-        )
-        motion = dataclasses.replace(_at(motion, indices), times=tuple(k / rate for k in range(len(indices))))
+        indices, rate = range(len(motion)), config.fps
+        if motion.times is not None:
+            indices, rate = even_frames(motion, config.fps)
+        motion = dataclasses.replace(_take(motion, indices), times=tuple(k / rate for k in range(len(indices))))
     if config.person is not None:
         motion = select(motion, parse_person(config.person))
     return smoothed(motion, config.smooth) if config.smooth else motion
 
 
+def _warn_of_guessed_size(path: Path, size: tuple[int, int], reporter: Reporter) -> None:
+    guess = f"{size[0]}x{size[1]} is guessed; --size gives it"
+    reporter.warning(f"{path.name}: the size of its frames is unknown, {guess}")
+
+
 def write_motion(output: Path, motion: Motion, config: PreprocessConfig, reporter: Reporter) -> None:
-    """Write a motion in the form that the name of ``output`` asks for. ``BadInput`` where it cannot be written."""
+    """Write a motion in the format of the name ``output``. Raises ``BadInput`` if it cannot be written."""
     suffix = output.suffix.lower()
     if suffix == ".npz":
         save_motion(output, motion)
@@ -154,23 +163,22 @@ def write_motion(output: Path, motion: Motion, config: PreprocessConfig, reporte
     elif suffix in VIDEOS:
         write_poses(output, motion, fps=config.fps, reporter=reporter)
     elif suffix:
-        raise ConfigError(
-            "--output", str(output), "a name ending in .npz, .json, .npy or .mp4, or a folder without one"
-        )
+        expected = "a name ending in .npz, .json, .npy or .mp4, or a folder without one"
+        raise ConfigError("--output", str(output), expected)
     elif config.to == "json":
         save_openpose(output, motion)
     else:
-        _write_pictures(output, (draw_frame(motion, index) for index in range(len(motion))))
+        _write_images(output, (draw_frame(motion, index) for index in range(len(motion))))
 
 
-def _at(motion: Motion, indices: Sequence[int]) -> Motion:
-    places = list(indices)
+def _take(motion: Motion, indices: Sequence[int]) -> Motion:
+    frames = list(indices)
     return dataclasses.replace(
         motion,
-        keypoints=motion.keypoints[places],
-        present=motion.present[places],
-        face_boxes=motion.face_boxes[places],
-        times=None if motion.times is None else tuple(motion.times[place] for place in places),
+        keypoints=motion.keypoints[frames],
+        present=motion.present[frames],
+        face_boxes=motion.face_boxes[frames],
+        times=None if motion.times is None else tuple(motion.times[frame] for frame in frames),
     )
 
 
@@ -190,14 +198,12 @@ def _from_array(path: Path, size: tuple[int, int] | None, reporter: Reporter) ->
     present = np.asarray((points[..., 2] > 0).any(axis=-1))
     points = from_wholebody(points) if points.shape[2] == _WHOLEBODY else points
     if size is None:
-        reach = points[points[..., 2] > 0][:, :2].max(axis=0, initial=1.0)
-        size = int(np.ceil(reach[0])), int(np.ceil(reach[1]))
+        extent = points[points[..., 2] > 0][:, :2].max(axis=0, initial=1.0)
+        size = int(np.ceil(extent[0])), int(np.ceil(extent[1]))
         if max(size) > LONGEST_SIDE:
             found = f"points as far as {size[0]}x{size[1]}"
             raise BadInput(path, found, f"points within {LONGEST_SIDE} pixels", hint="give the frames' --size")
-        reporter.warning(
-            f"{path.name}: the size of its frames is unknown, {size[0]}x{size[1]} is guessed; --size gives it"
-        )
+        _warn_of_guessed_size(path, size, reporter)
     return Motion(
         keypoints=points,
         present=present,
@@ -213,22 +219,22 @@ def _is_dataset(path: Path) -> bool:
 
 
 def _is_skeletons(path: Path) -> bool:
-    """Whether a video, or a folder of pictures, shows drawn skeletons: by its tag, else by most of its first frames."""
-    pictures = path.is_dir() and any(is_picture(file) for file in path.iterdir() if file.is_file())
-    if not pictures and path.suffix.lower() not in VIDEOS:
+    """Whether a video or a folder of images shows drawn skeletons: by its tag, else by most of its first frames."""
+    has_images = path.is_dir() and any(is_picture(file) for file in path.iterdir() if file.is_file())
+    if not has_images and path.suffix.lower() not in VIDEOS:
         return False
     try:
         clip = open_clip(path)
         if TAG.items() <= clip.tag.items():
             return True
-        looked = [frame for _, frame in itertools.islice(clip.frames(), _LOOKED_AT)]
+        frames = [frame for _, frame in itertools.islice(clip.frames(), _CHECKED_FRAMES)]
     except BadInput:
-        return False  # told where it is opened as what it claims to be
-    return sum(map(looks_like_skeleton, looked)) * 2 > len(looked)
+        return False  # reported when it is opened as a video
+    return sum(map(looks_like_skeleton, frames)) * 2 > len(frames)
 
 
-def _redraw(path: Path, config: PreprocessConfig, reporter: Reporter) -> PreprocessReport:
-    """Skeleton pixels to skeleton pixels: a video to pictures or pictures to a video, every pixel as it was."""
+def _copy_drawings(path: Path, config: PreprocessConfig, reporter: Reporter) -> PreprocessReport:
+    """Convert a skeleton video to images, or images to a video, without changing a pixel."""
     output = config.output or config.poses
     if output is None or (output.suffix and output.suffix.lower() not in VIDEOS):
         raise BadInput(
@@ -242,7 +248,7 @@ def _redraw(path: Path, config: PreprocessConfig, reporter: Reporter) -> Preproc
     if output.suffix:
         frames = _write_video(output, clip, reporter)
     else:
-        frames = _write_pictures(output, (picture for _, picture in clip.frames()))
+        frames = _write_images(output, (image for _, image in clip.frames()))
     return PreprocessReport(output=output, frames=frames)
 
 
@@ -252,20 +258,20 @@ def _write_video(output: Path, clip: Clip, reporter: Reporter) -> int:
         VideoWriter(output, clip.size, rate, lossless=True, tag=TAG) as video,
         reporter.progress(clip.count, "convert", "frame") as bar,
     ):
-        for _, picture in clip.frames():
-            video.write(picture)
+        for _, image in clip.frames():
+            video.write(image)
             bar.update()
     return video.frames
 
 
-def _write_pictures(output: Path, pictures: Iterable[np.ndarray]) -> int:
-    """``frame_0.png`` and so on, in a folder that appears whole."""
+def _write_images(output: Path, images: Iterable[np.ndarray]) -> int:
+    """``frame_0.png`` and so on, in a folder that appears complete."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(output, "something there already", "a new or an empty folder", hint="choose another -o")
     count = 0
-    with atomic_write(output) as part, translate_os_errors(output):
-        part.mkdir()
-        for picture in pictures:
-            write_picture(part / f"frame_{count}.png", picture)
+    with atomic_write(output) as temp, translate_os_errors(output):
+        temp.mkdir()
+        for image in images:
+            write_picture(temp / f"frame_{count}.png", image)
             count += 1
     return count

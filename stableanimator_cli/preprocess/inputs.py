@@ -1,4 +1,4 @@
-"""What the user named, as a list of videos and pictures, each with a clip name of its own."""
+"""Inputs of ``sa preprocess`` as a list of videos and images, each with a unique clip name."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _NUMBERED = re.compile(r"(.*?)(\d+)$")
 _LONGEST_NAME = 150, 215  # characters and bytes of a clip's name; temporary names add some, and 255 bytes is the limit
 _LONGEST_PART = 255  # bytes of one name in a path
 RESERVED = frozenset({"failed", "report.json", "report.html", "index.jsonl"})
-"""What ``sa preprocess`` writes beside the clips: a clip of such a name gets another one."""
+"""Files that ``sa preprocess`` writes beside the clips: a clip of such a name is renamed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One input: its place, the name of its clip, and its number in the whole list, from 1."""
+    """One video or image: its path, the name of its clip, and its number in the full list, from 1."""
 
     path: Path
     name: str
@@ -35,12 +35,11 @@ class Source:
 
 
 def find_sources(inputs: Sequence[Path]) -> list[Source]:
-    """All videos and pictures that ``inputs`` name, in a fixed order.
+    """All videos and images of ``inputs``, in a fixed order.
 
-    A folder is searched with all its folders, hidden ones aside; one that holds numbered pictures
-    (``frame_0.png``, ``frame_1.png`` ...) is one clip. A ``.txt`` file is a list of paths, one a line, told from its
-    own folder; ``#`` begins a comment. What was named by itself is kept even where its suffix says nothing; whether it
-    is a video is seen when it is opened. Raises ``BadInput`` for what is not there and for a folder without any.
+    Folders are searched recursively without hidden ones; one with numbered images (``frame_0.png``, ``frame_1.png``
+    ...) is one clip. A ``.txt`` file lists one path per line, relative to its own folder; ``#`` starts a comment. A
+    file named by itself may have any suffix. Raises ``BadInput`` for a missing file and for a folder without videos.
     """
     found = list(dict.fromkeys(pair for path in inputs for pair in _named(path)))
     names = _names([inside for _, inside in found])
@@ -48,64 +47,64 @@ def find_sources(inputs: Sequence[Path]) -> list[Source]:
     return [Source(path=path, name=name, number=number) for number, ((path, _), name) in pairs]
 
 
-def share(sources: Sequence[Source], shard: tuple[int, int] | None) -> list[Source]:
-    """Part i of n of the list, by turns: long and short videos that lie together are spread."""
+def shard_of(sources: Sequence[Source], shard: tuple[int, int] | None) -> list[Source]:
+    """Every n-th source from the i-th: neighbours, often of similar length, go to different shards."""
     return list(sources) if shard is None else list(sources[shard[0] :: shard[1]])
 
 
 def is_sequence(folder: Path) -> bool:
-    """Whether the pictures of a folder are one clip: two or more whose names differ in their last number only."""
-    pictures = [file for file in _visible(folder) if file.suffix.lower() in PICTURES and file.is_file()]
-    stems = [_NUMBERED.fullmatch(file.stem) for file in pictures]
-    known = {match[1] for match in stems if match is not None}
-    return len(pictures) > 1 and None not in stems and len(known) == 1
+    """Whether the images of a folder are one clip: two or more whose names differ in their last number only."""
+    images = [file for file in _visible(folder) if file.suffix.lower() in PICTURES and file.is_file()]
+    stems = [_NUMBERED.fullmatch(file.stem) for file in images]
+    prefixes = {match[1] for match in stems if match is not None}
+    return len(images) > 1 and None not in stems and len(prefixes) == 1
 
 
 def _named(path: Path) -> Iterator[tuple[Path, Path]]:
-    """(place, path within what was named) of one input."""
+    """Pairs (path, path relative to the input) of one input."""
     if path.is_dir():
         if is_sequence(path):
             yield path, Path(path.resolve().name)
             return
-        some = False
-        for place in _search(path):
-            some = True
-            yield place, place.relative_to(path)
-        if not some:
+        found = list(_search(path))
+        if not found:
             raise BadInput(
                 path, "a folder without videos or pictures", f"files ending in {', '.join(VIDEOS[:5])} ...",
                 hint=f"look with: ls {path}",
             )  # fmt: skip
+        yield from ((file, file.relative_to(path)) for file in found)
         return
     require_file(path, "a video, a picture, a folder of them or a list (.txt)")
     if path.suffix.lower() not in LISTS:
         yield path, Path(path.name)
         return
-    lines = [line.split("#", 1)[0].strip() for line in read_text(path, "a list with a path a line").splitlines()]
+    lines = [line.split("#", 1)[0].strip() for line in read_text(path, "a list with one path per line").splitlines()]
     if not any(lines):
-        raise BadInput(path, "a list without paths", "a path a line")
+        raise BadInput(path, "a list without paths", "one path per line")
     if any("\0" in line for line in lines):
-        raise BadInput(path, "a null character", "a path a line")
+        raise BadInput(path, "a null character", "one path per line")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         if any(len(os.fsencode(part)) > _LONGEST_PART for part in Path(line).parts):
             problem = f"line {number} names a file of more than {_LONGEST_PART} bytes, which no file system holds"
             raise BadInput.because(path, problem, hint="write one path per line")
-        place = path.parent / expanded(line)
-        # What a list names is not looked at here: one missing file in a thousand belongs in the report.
-        yield place, Path(place.name if Path(line).is_absolute() or ".." in Path(line).parts else line)
+        file = path.parent / expanded(line)
+        # Listed files are not checked here: one missing file in a thousand belongs in the report.
+        yield file, Path(file.name if Path(line).is_absolute() or ".." in Path(line).parts else line)
 
 
 def _search(top: Path) -> Iterator[Path]:
-    """Videos and pictures below ``top``. A real folder is searched once, however many links lead to it. Without
-    recursion: folders may lie deeper in each other than Python's stack goes."""
+    """Videos and images below ``top``. A folder is searched once, however many links lead to it.
+
+    Not recursive: folders may be nested deeper than Python's stack.
+    """
     seen = {top.resolve()}
-    waiting = [iter(_visible(top))]
-    while waiting:
-        entry = next(waiting[-1], None)
+    stack = [iter(_visible(top))]
+    while stack:
+        entry = next(stack[-1], None)
         if entry is None:
-            waiting.pop()
+            stack.pop()
         elif not entry.is_dir():
             if entry.suffix.lower() in VIDEOS + PICTURES:
                 yield entry
@@ -114,7 +113,7 @@ def _search(top: Path) -> Iterator[Path]:
             if is_sequence(entry):
                 yield entry
             else:
-                waiting.append(iter(_visible(entry)))
+                stack.append(iter(_visible(entry)))
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -123,25 +122,25 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _names(inside: Sequence[Path]) -> list[str]:
-    """A folder name for each: the path without its suffix and with ``__`` for slashes; with the suffix where two would
-    share a name, and with a digest of the whole path where even that is not enough."""
+    """A folder name per path: without its suffix and with ``__`` for slashes; with the suffix if two would share a
+    name, and with a digest of the full path if that is not enough."""
     plain = ["__".join(path.with_suffix("").parts) if path.suffix else "__".join(path.parts) for path in inside]
     full = ["__".join(path.parts) for path in inside]
-    first, second = Counter(map(str.casefold, plain)), Counter(map(str.casefold, full))
+    plain_counts, full_counts = Counter(map(str.casefold, plain)), Counter(map(str.casefold, full))
     names = []
-    for path, short, whole in zip(inside, plain, full, strict=True):
-        if first[short.casefold()] == 1:
+    for path, short, long in zip(inside, plain, full, strict=True):
+        if plain_counts[short.casefold()] == 1:
             names.append(_safe(short))
-        elif second[whole.casefold()] == 1:
-            names.append(_safe(whole))
+        elif full_counts[long.casefold()] == 1:
+            names.append(_safe(long))
         else:
-            names.append(_safe(whole) + "." + hashlib.sha256(os.fsencode(path)).hexdigest()[:8])
+            names.append(_safe(long) + "." + hashlib.sha256(os.fsencode(path)).hexdigest()[:8])
     taken = Counter(map(str.casefold, names))
-    return [name if taken[name.casefold()] == 1 else f"{name}.{place:05d}" for place, name in enumerate(names, 1)]
+    return [name if taken[name.casefold()] == 1 else f"{name}.{number:05d}" for number, name in enumerate(names, 1)]
 
 
 def _safe(name: str) -> str:
-    """A name that every file system takes and that is not hidden."""
+    """A name that every file system accepts and that is not hidden."""
     cleaned = re.sub(r'[\x00-\x1f\x7f<>:"|?*\\\ud800-\udfff]', "_", name).strip(". ")
     characters, size = _LONGEST_NAME
     short = cleaned[:characters].encode()[:size].decode(errors="ignore") or "clip"

@@ -1,22 +1,22 @@
-"""What a run of ``sa preprocess`` will write, checked before any work, and the lock of its output folder."""
+"""Checks, before any work, of all that a run of ``sa preprocess`` will write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import carries_mark, check_apart, check_replaceable
 from stableanimator_cli.preprocess import reference_layout
-from stableanimator_cli.preprocess.clip import FAILED, failure_path, is_failure, places_of
+from stableanimator_cli.preprocess.clip import FAILED, PreprocessJob, failure_path, is_failure
 from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable
 from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.report import INDEX, PAGE, REPORT
 
 
 def poses_files(config: PreprocessConfig) -> list[Path]:
-    """The files of ``--poses``: the skeleton video, its motion, and the preview if there is to be one."""
+    """The files of ``--poses``: the skeleton video, its motion, and the preview if requested."""
     video = config.poses
     if video is None:
         return []
@@ -31,12 +31,13 @@ def check_files(files: Sequence[Path], inputs: Sequence[Path]) -> None:
     check_replaceable(*files)
 
 
-def check_folder(
-    config: PreprocessConfig, out: Path, sources: Sequence[Source], is_done: Callable[[Source], bool]
-) -> None:
-    """Raise ``BadInput`` if a file or a folder that is not ours is in the way of a report or of a clip of ``sources``.
-    A clip that is done already, as ``is_done`` says, is not replaced: nothing is in its way."""
-    check_reports(out, config.layout)
+def check_folder(job: PreprocessJob, sources: Sequence[Source]) -> None:
+    """Raise ``BadInput`` if a foreign file or folder is in the way of a report or of a clip of ``sources``.
+
+    Nothing is in the way of a finished clip, as it is not replaced.
+    """
+    out = job.out
+    check_reports(out, job.config.layout)
     if (out / FAILED).exists() and not (out / FAILED).is_dir():
         raise BadInput.because(out / FAILED, "it is in the way of a folder of that name", hint="choose another -o")
     for source in sources:
@@ -44,16 +45,18 @@ def check_folder(
         if failure.exists() and not is_failure(failure):
             check_replaceable(failure)
         try:
-            for place in places_of(source, config):
-                check_clip_replaceable(out / place)
+            for folder in job.folders(source):
+                check_clip_replaceable(folder)
         except BadInput:
-            if not is_done(source):
+            if job.finished(source) is None:
                 raise
 
 
 def check_reports(out: Path, layout: str) -> None:
-    """Raise ``BadInput`` if a file in ``out`` that is not ours has the name of a report. Where ``report.json`` is ours
-    the other reports are, marked or not."""
+    """Raise ``BadInput`` if a foreign file in ``out`` has the name of a report.
+
+    If ``report.json`` is ours, so are the other reports, marked or not.
+    """
     check_replaceable(out / REPORT)
     if not ((out / REPORT).is_file() and carries_mark(out / REPORT)):
         check_replaceable(out / INDEX, out / PAGE)
@@ -62,6 +65,6 @@ def check_reports(out: Path, layout: str) -> None:
 
 
 def inputs_of(config: PreprocessConfig, sources: Sequence[Source] = ()) -> list[Path]:
-    """Everything that a run reads: what was named, what lists name, and the reference picture."""
+    """All paths that a run reads: inputs, paths in lists, and the reference image."""
     reference = [] if config.reference is None else [config.reference]
     return [*config.inputs, *(source.path for source in sources), *reference]

@@ -1,17 +1,16 @@
 """The reference implementation's training layout: ``rec|vec/00001/{images,poses,faces}/frame_0.png`` and path lists.
 
 Square videos go to ``rec``, others to ``vec``, by which of 1:1 and 9:16 is nearer. Skeletons are those of
-``motion.skeleton``; a face mask is white in every face's box, and, as in the original, white all over where no face was
-found. The numbers of folders are the places of the videos in the list, so a video that was left out leaves a gap.
+``motion.skeleton``. A face mask is white in every face's box and, as in the original, entirely white if no face was
+found. Folders have the numbers of the videos in the list, so a video that was left out leaves a gap.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from PIL import Image
@@ -30,41 +29,36 @@ _BETWEEN = math.sqrt(9 / 16)  # the aspect half way, by ratio, between 9:16 and 
 _THREADS = 4
 
 
-def folder_name(number: int, size: tuple[int, int] | None) -> str:
+def folder_name(number: int, size: tuple[int, int]) -> str:
     """``rec/00001`` or ``vec/00001`` for a video of ``size`` (width, height)."""
-    if size is None:
-        raise ValueError("the layout goes by the size")
-    kind = TALL if size[0] / size[1] < _BETWEEN else SQUARE
-    return f"{kind}/{number:05d}"
+    return f"{TALL if size[0] / size[1] < _BETWEEN else SQUARE}/{number:05d}"
 
 
-def places(number: int) -> tuple[str, str]:
-    """Both places where a video of this number may lie."""
+def folder_names(number: int) -> tuple[str, str]:
+    """Both folders that a video of this number may have."""
     return f"{SQUARE}/{number:05d}", f"{TALL}/{number:05d}"
 
 
-class Images:
-    """Writes the frames that pass by as PNGs, several at a time; a batch is on disk before the next is taken."""
+class ImageWriter:
+    """Writes frames as PNGs, several at a time. A batch is on disk before ``see`` returns."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._written = 0
 
-    def __enter__(self) -> Images:
+    def __enter__(self) -> ImageWriter:
         self._folder.mkdir(parents=True)
         self._pool = ThreadPoolExecutor(_THREADS)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def see(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None:
-        jobs: list[Future[None]] = []
-        for frame in frames:
-            jobs.append(self._pool.submit(write_picture, self._folder / f"frame_{self._written}.png", frame))
-            self._written += 1
-        for job in jobs:
-            job.result()
+        paths = [self._folder / f"frame_{self._written + k}.png" for k in range(len(frames))]
+        self._written += len(frames)
+        for _ in self._pool.map(write_picture, paths, frames):
+            pass
 
 
 def write_poses(folder: Path, motion: Motion, faces: FaceTable) -> None:
@@ -84,10 +78,10 @@ def write_poses(folder: Path, motion: Motion, faces: FaceTable) -> None:
 
 
 def write_lists(out: Path, folders: Iterable[Path]) -> None:
-    """The path lists that the reference implementation's training reads: absolute folders, one a line."""
+    """The path lists that the reference implementation's training reads: absolute folders, one per line."""
     lines: dict[str, list[str]] = {kind: [] for kind in LISTS}
     for folder in folders:
         lines[folder.parent.name].append(f"{folder.resolve()}\n")
     for kind, name in LISTS.items():
-        with atomic_write(out / name) as part, translate_os_errors(out / name):
-            part.write_text("".join(lines[kind]), encoding="utf-8", errors="surrogateescape")
+        with atomic_write(out / name) as temp, translate_os_errors(out / name):
+            temp.write_text("".join(lines[kind]), encoding="utf-8", errors="surrogateescape")

@@ -1,6 +1,6 @@
-"""What a run over many videos made: ``index.jsonl`` and ``report.json``, from what lies in the output folder.
+"""Reports of a run over many videos: ``index.jsonl`` and ``report.json``, from the clips in the output folder.
 
-The index is the same however often the run was stopped and whichever processes made the clips; seconds and hosts are in
+The index does not depend on interruptions or on the processes that wrote the clips. Seconds and hosts are in
 ``report.json`` under ``host``.
 """
 
@@ -23,12 +23,12 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessReport:
-    """What was made. ``output`` is what a script goes on with: the folder of clips, or the file written."""
+    """Result of a run. ``output`` is the folder of clips, or the file written: what a script needs next."""
 
     output: Path
     clips: int = 0
     made: int = 0
-    kept: int = 0
+    cached: int = 0
     frames: int = 0
     failed: tuple[Mapping[str, Any], ...] = ()
     pending: int = 0
@@ -42,16 +42,16 @@ class PreprocessReport:
         return 7 if self.failed else 0
 
     def to_json(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"output": str(self.output), "frames": self.frames}
+        data: dict[str, Any] = {"output": str(self.output), "frames": self.frames}
         if self.report is not None:
-            told |= {"clips": self.clips, "made": self.made, "kept": self.kept, "pending": self.pending}
-            told |= {"failed": list(self.failed), "report": str(self.report)}
+            data |= {"clips": self.clips, "made": self.made, "kept": self.cached, "pending": self.pending}
+            data |= {"failed": list(self.failed), "report": str(self.report)}
         if self.poses is not None:
-            told["poses"] = dict(self.poses)
-        told |= dict(self.data)
+            data["poses"] = dict(self.poses)
+        data |= dict(self.data)
         if self.failed:
-            told |= {"error": "batch-failed", "message": self.message, "exit_code": self.exit_code}
-        return told
+            data |= {"error": "batch-failed", "message": self.message, "exit_code": self.exit_code}
+        return data
 
     def summary(self) -> str:
         return str(self.output)
@@ -59,7 +59,7 @@ class PreprocessReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessPlan:
-    """What a run would do, from ``--plan``."""
+    """The plan of a run, from ``--plan``."""
 
     data: Mapping[str, Any]
     exit_code: int = 0
@@ -99,12 +99,11 @@ def index_line(outcome: Outcome, out: Path) -> dict[str, Any]:
     return line
 
 
-def write_index(out: Path, outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Write ``index.jsonl`` and give its lines."""
+def write_index(out: Path, outcomes: Sequence[Outcome]) -> None:
+    """Write ``index.jsonl``."""
     lines = [index_line(outcome, out) for outcome in outcomes]
-    with atomic_write(out / INDEX) as part, translate_os_errors(out / INDEX):
-        part.write_text("".join(json_text(line) for line in lines), encoding="utf-8")
-    return lines
+    with atomic_write(out / INDEX) as temp, translate_os_errors(out / INDEX):
+        temp.write_text("".join(json_text(line) for line in lines), encoding="utf-8")
 
 
 def write_report(
@@ -115,11 +114,11 @@ def write_report(
     host: Mapping[str, Any],
     misalignment: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write ``report.json``: totals, the numbers of each clip, what is wrong with them, and the reasons of failures."""
+    """Write ``report.json`` and return its data: totals, quality and findings per clip, reasons of failures."""
     done = [outcome for outcome in outcomes if outcome.status == "ok"]
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     codes = Counter(one["code"] for outcome in done for one in outcome.record["findings"])
-    bytes_of = Counter(outcome.record["source"]["sha256"] for outcome in done)
+    digests = Counter(outcome.record["source"]["sha256"] for outcome in done)
     data = {
         "format": FORMAT,
         "stableanimator-cli": __version__,
@@ -131,7 +130,7 @@ def write_report(
             "pending": len(outcomes) - len(done) - len(failed),
             "frames": sum(outcome.record["frames"] for outcome in done),
             "findings": dict(sorted(codes.items())),
-            "same_source": sum(count - 1 for count in bytes_of.values()),
+            "same_source": sum(count - 1 for count in digests.values()),
         },
         "failed": [
             {"source": str(outcome.source.path.resolve()), "name": outcome.source.name, **(outcome.error or {})}

@@ -1,6 +1,6 @@
-"""``report.html`` of preprocessing: contact sheets within the page, the worst clips first, nothing loaded from outside.
+"""``report.html`` of preprocessing: contact sheets within the page, worst clips first, nothing loaded from outside.
 
-The page stays usable with 1,000 videos: browsers lay out only what is in sight (``content-visibility``).
+The page stays usable with 1,000 videos: browsers lay out only the visible part (``content-visibility``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FRACTIONS = frozenset({"absent", "faceless", "off_canvas", "crowded", "repeated
 
 
 def write_page(path: Path, out: Path, report: Mapping[str, Any]) -> None:
-    """Write the page of ``report.json``'s content. A clip's sheet is read from its folder as it is written."""
+    """Write the page of a ``report.json``. Contact sheets are read from the clip folders one by one."""
     totals = report["totals"]
     html_pages.write_page(
         path, "preprocess", "report",

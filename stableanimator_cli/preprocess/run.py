@@ -1,11 +1,13 @@
-"""``sa preprocess`` from flags to files: which of its works is asked for, the model, the list, clips, the report."""
+"""``sa preprocess`` from flags to files: which task is requested, the model, the sources, the clips, the report."""
 
 from __future__ import annotations
 
+import os
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from stableanimator_cli import catalogue, clip_folder
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.config.schema import resolve, to_toml
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.detect.capture import ROLES, Detectors
+from stableanimator_cli.detect.capture import ROLES
 from stableanimator_cli.detect.face import model_folder
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output, sha256_of
@@ -21,14 +23,13 @@ from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import PERSON_FORMS, largest, parse_person
 from stableanimator_cli.preprocess import convert, lint, reference_layout, workers
-from stableanimator_cli.preprocess.clip import Outcome, failure_path, finished, key_of, places_of, source_digest
+from stableanimator_cli.preprocess.clip import Outcome, PreprocessJob, failure_path
 from stableanimator_cli.preprocess.clip_entries import remove_leftovers
-from stableanimator_cli.preprocess.inputs import Source, find_sources, share
+from stableanimator_cli.preprocess.inputs import Source, find_sources, shard_of
 from stableanimator_cli.preprocess.outputs import check_files, check_folder, check_reports, inputs_of, poses_files
-from stableanimator_cli.preprocess.poses import aligned, detect_motion, read_reference, write_poses, write_preview
+from stableanimator_cli.preprocess.poses import align_to, detect_motion, read_reference, write_poses_and_preview
 from stableanimator_cli.preprocess.report import PAGE, PreprocessPlan, PreprocessReport, write_index, write_report
 from stableanimator_cli.preprocess.report_html import write_page
-from stableanimator_cli.preprocess.workers import Task
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import Fields
@@ -44,10 +45,10 @@ def run(
     plan_only: bool = False,
     reporter: Reporter | None = None,
 ) -> Result:
-    """Videos to clips, one video to a skeleton video, a motion to another form, or a dataset looked over.
+    """Write clips of videos or a skeleton video of one, convert a motion, or check a dataset.
 
-    ``flags`` by option name, None where not given; see ``config_preprocess.PreprocessConfig``. Raises ``SaError``; part
-    of a batch that failed is no error but ``failed`` of the report, whose ``exit_code`` says 7.
+    ``flags`` by option name, None where not given; see ``config.preprocess.PreprocessConfig``. Raises ``SaError``.
+    Failures of single videos of a batch are in the report's ``failed``, and its ``exit_code`` is 7.
     """
     reporter = reporter or NullReporter()
     config = resolve(PreprocessConfig, flags, config_file)
@@ -58,13 +59,14 @@ def run(
     if config.lint:
         return lint.run(config, reporter)
     if convert.is_motion(config.inputs):
-        return convert.run(config, reporter, model=_reference_model(config))
+        # Networks only detect the person of a reference image.
+        return convert.run(config, reporter, model=None if config.reference is None else _model(config))
     out = _output(config)
     if out is not None:
         check_apart(out, config.inputs)
     sources = find_sources(config.inputs)
     if config.poses is not None and len(sources) != 1:
-        hint = "leave --poses out: -o DIR makes a clip folder of each"
+        hint = "leave --poses out: -o DIR writes one clip folder per video"
         raise ConfigError("--poses", f"{len(sources)} videos", "one video", hint=hint)
     if config.align != "none" and config.poses is None:
         expected = "--poses OUT.mp4 with it: clip folders keep the points where the video has them"
@@ -73,26 +75,27 @@ def run(
     if out is not None:
         check_apart(out, inputs_of(config, sources))
     model = _model(config)
-    networks = network_digests(model)
+    job = PreprocessJob(
+        config=config, model=model, networks=network_digests(model), out=out or Path(), threads=_threads(config)
+    )
     if out is not None and (config.poses is None or config.output is not None):
-        mine = share(sources, config.shard)
-        check_folder(config, out, mine, lambda source: _done(source, config, networks, out) is not None)
+        check_folder(job, shard_of(sources, config.shard))
     if plan_only:
-        return _plan(config, model, networks, sources, out)
-    with ExitStack() as held:
+        return _plan(job, sources, out)
+    with ExitStack() as locks:
         if config.poses is not None:
-            held.enter_context(locked_output(config.poses, "sa preprocess"))
+            locks.enter_context(locked_output(config.poses, "sa preprocess"))
             if config.output is None:
-                return _one_motion(config, model, sources[0], reporter)
+                return _write_poses_of_video(job, config.poses, sources[0], reporter)
         if out is None:
             raise ConfigError("--output", None, "a folder, as several inputs are named", hint="add -o DIR")
-        held.enter_context(locked_output(out, "sa preprocess", folder=True, shard=config.shard))
-        report = _many(config, model, networks, sources, out, reporter)
-        return report if config.poses is None else _with_poses(config, model, sources[0], report, reporter)
+        locks.enter_context(locked_output(out, "sa preprocess", folder=True, shard=config.shard))
+        report = _write_clips(job, sources, reporter)
+        return report if config.poses is None or not report.clips else _write_poses_of_clip(job, report, reporter)
 
 
 def network_digests(model: ModelFolder) -> dict[str, str]:
-    """sha256 of every network that a clip goes through, by role: part of a clip's key."""
+    """sha256 of every network that a clip passes through, by role: part of a clip's key."""
     files = {role: model.files[role] for role in ROLES}
     if "face" in model.files:
         files |= {f"face/{file.name}": file for file in sorted(model_folder(model.files["face"]).glob("*.onnx"))}
@@ -103,13 +106,8 @@ def _model(config: PreprocessConfig) -> ModelFolder:
     return catalogue.open_model(config.model or catalogue.default_model(ROLES), ROLES)
 
 
-def _reference_model(config: PreprocessConfig) -> ModelFolder | None:
-    """A conversion needs networks only to find the person of a reference picture."""
-    return None if config.reference is None else _model(config)
-
-
 def _output(config: PreprocessConfig) -> Path | None:
-    """Where clips go: ``-o``, else ``NAME.clips`` beside the one input. None where that does not say."""
+    """The folder of clips: ``-o``, else ``NAME.clips`` beside the only input. None without either."""
     if config.output is not None:
         if config.output.exists() and not config.output.is_dir():
             raise BadInput(config.output, "a file", "a folder for the clips", hint="choose another -o")
@@ -120,26 +118,21 @@ def _output(config: PreprocessConfig) -> Path | None:
     return only.with_name(f"{only.name if only.is_dir() else only.stem}.clips")
 
 
-def _plan(
-    config: PreprocessConfig,
-    model: ModelFolder,
-    networks: Mapping[str, str],
-    sources: Sequence[Source],
-    out: Path | None,
-) -> PreprocessPlan:
-    mine, done, frames, unreadable = share(sources, config.shard), 0, 0, 0
-    for source in mine:
+def _plan(job: PreprocessJob, sources: Sequence[Source], out: Path | None) -> PreprocessPlan:
+    config = job.config
+    shard, done, frames, unreadable = shard_of(sources, config.shard), 0, 0, 0
+    for source in shard:
         try:
-            done += out is not None and _done(source, config, networks, out) is not None
+            done += out is not None and job.finished(source) is not None
             frames += open_clip(source.path).count or 0
         except SaError:
             unreadable += 1
     return PreprocessPlan(
         data={
-            "model": model.name,
+            "model": job.model.name,
             "device": config.device,
             "output": str(config.poses if config.poses is not None and config.output is None else out),
-            "videos": len(mine),
+            "videos": len(shard),
             "done": done,
             "unreadable": unreadable,
             "frames": frames,
@@ -149,198 +142,150 @@ def _plan(
     )
 
 
-def _one_motion(config: PreprocessConfig, model: ModelFolder, source: Source, reporter: Reporter) -> PreprocessReport:
+def _write_poses_of_video(job: PreprocessJob, video: Path, source: Source, reporter: Reporter) -> PreprocessReport:
     """``--poses`` without ``-o``: the skeleton video and its motion, no clip folder."""
-    if config.poses is None:
-        raise ValueError("no skeleton video was asked for")
-    detectors = Detectors.open(model, config.device, threshold=config.detect_threshold)
-    reporter.info(f"model {model.name} on {detectors.describe()}")
+    config, detectors = job.config, job.open_detectors()
+    reporter.info(f"model {job.model.name} on {detectors.describe()}")
     onnx.warn_of_fallbacks(reporter)
     reference = None if config.reference is None else read_reference(config.reference, detectors)
-    clip, seen = detect_motion(source, config, detectors, reporter)
-    alignment = aligned(seen.motion, reference, config, reporter)
-    motion = seen.motion if alignment is None else alignment.motion
-    poses = write_poses(
-        config.poses,
-        motion,
-        fps=config.fps or (clip.fps if motion.times is None else None),
-        audio_from=clip.path if clip.audio else None,
-        alignment=alignment,
-        reporter=reporter,
-    )
-    told = poses.to_json()
-    if config.preview:
-        told["preview"] = str(write_preview(config.poses, motion, reference))
-    told["repairs"] = seen.repairs.to_json()
-    return PreprocessReport(output=config.poses, frames=len(motion), poses=told)
+    clip, capture = detect_motion(source, config, detectors, reporter)
+    fps = clip.fps if capture.motion.times is None else None
+    audio = clip.path if clip.audio else None
+    motion, alignment = align_to(reference, capture.motion, config, reporter)
+    poses = write_poses_and_preview(config, motion, alignment, reference, reporter, fps=fps, audio_from=audio)
+    poses["repairs"] = capture.repairs.to_json()
+    return PreprocessReport(output=video, frames=len(motion), poses=poses)
 
 
-def _with_poses(
-    config: PreprocessConfig, model: ModelFolder, source: Source, report: PreprocessReport, reporter: Reporter
-) -> PreprocessReport:
-    """``--poses`` with ``-o``: the clip was made; its motion is drawn too, nothing is detected twice."""
-    if config.poses is None:
-        raise ValueError("no skeleton video was asked for")
+def _write_poses_of_clip(job: PreprocessJob, report: PreprocessReport, reporter: Reporter) -> PreprocessReport:
+    """``--poses`` with ``-o``: draw the motion of the clip that was written; nothing is detected twice."""
     folder = clip_folder.open_folder(report.output / report.data["places"][0])
-    motion, reference = folder.motion(), None
-    if config.reference is not None:
-        reference = read_reference(config.reference, Detectors.open(model, config.device, faces=False))
-    alignment = aligned(motion, reference, config, reporter)
-    motion = motion if alignment is None else alignment.motion
     audio = folder.source if folder.record.get("audio") else None
-    poses = write_poses(config.poses, motion, fps=config.fps, audio_from=audio, alignment=alignment, reporter=reporter)
-    told = poses.to_json()
-    if config.preview:
-        told["preview"] = str(write_preview(config.poses, motion, reference))
-    return PreprocessReport(
-        output=report.output, clips=report.clips, made=report.made, kept=report.kept, frames=report.frames,
-        report=report.report, poses=told, data=report.data,
-    )  # fmt: skip
+    reference = convert.open_reference(job.config, job.model)
+    motion, alignment = align_to(reference, folder.motion(), job.config, reporter)
+    poses = write_poses_and_preview(job.config, motion, alignment, reference, reporter, audio_from=audio)
+    return replace(report, poses=poses)
 
 
-def _many(
-    config: PreprocessConfig,
-    model: ModelFolder,
-    networks: Mapping[str, str],
-    sources: Sequence[Source],
-    out: Path,
-    reporter: Reporter,
-) -> PreprocessReport:
-    mine = share(sources, config.shard)
-    task = Task(config=config, model=model, networks=networks, out=out, threads=_threads(config))
-    remove_leftovers(out / place for source in mine for place in places_of(source, config))
+def _write_clips(job: PreprocessJob, sources: Sequence[Source], reporter: Reporter) -> PreprocessReport:
+    config = job.config
+    shard = shard_of(sources, config.shard)
+    remove_leftovers(folder for source in shard for folder in job.folders(source))
     started = time.perf_counter()
     outcomes: dict[str, Outcome] = {}
-    if config.ray is not None:
-        made = workers.on_ray(task, mine, config.ray)
-    elif config.workers > 1 and len(mine) > 1:
-        made = workers.in_processes(task, mine, config.workers)
-    else:
-        made = workers.in_this_process(task, mine, reporter if len(mine) == 1 else NullReporter())
-    # One video has a bar of its frames already.
-    with (reporter if len(mine) > 1 else NullReporter()).progress(len(mine), "clips", "video") as bar:
-        for outcome in made:
+    # A single video has a bar of its frames, several have one of the videos.
+    frames_reporter, clips_reporter = reporter, NullReporter()
+    if len(shard) > 1:
+        frames_reporter, clips_reporter = clips_reporter, frames_reporter
+    with clips_reporter.progress(len(shard), "clips", "video") as bar:
+        for outcome in _run_workers(job, shard, frames_reporter):
             outcomes[outcome.source.name] = outcome
             if outcome.error is not None and len(sources) > 1:
                 reporter.warning(f"left out: {outcome.error['message']}")
             bar.update(failed=sum(one.status == "failed" for one in outcomes.values()))
     if len(sources) == 1 and outcomes and outcomes[sources[0].name].status == "failed":
-        _raise_again(outcomes[sources[0].name])
-    with _reporting(out, config):
-        return _reported(config, model, networks, sources, out, outcomes, time.perf_counter() - started, reporter)
+        raise _error_of(outcomes[sources[0].name])
+    # One shard at a time reports the clips of all shards so far, and the last one all clips.
+    with exclusive_lock(job.out / ".sa.report.lock", wait=True):
+        check_reports(job.out, config.layout)
+        return _write_reports(job, sources, outcomes, time.perf_counter() - started, reporter)
 
 
-@contextmanager
-def _reporting(out: Path, config: PreprocessConfig) -> Iterator[None]:
-    """One shard at a time reports what all of them have made so far, and the last one all of it."""
-    with exclusive_lock(out / ".sa.report.lock", wait=True):
-        check_reports(out, config.layout)
-        yield
+def _run_workers(job: PreprocessJob, sources: Sequence[Source], reporter: Reporter) -> Iterator[Outcome]:
+    if job.config.ray is not None:
+        return workers.on_ray(job, sources, job.config.ray)
+    if job.config.workers > 1 and len(sources) > 1:
+        return workers.in_processes(job, sources, job.config.workers)
+    return workers.in_this_process(job, sources, reporter)
 
 
-def _reported(
-    config: PreprocessConfig,
-    model: ModelFolder,
-    networks: Mapping[str, str],
+def _write_reports(
+    job: PreprocessJob,
     sources: Sequence[Source],
-    out: Path,
     outcomes: Mapping[str, Outcome],
     seconds: float,
     reporter: Reporter,
 ) -> PreprocessReport:
-    whole = [outcomes.get(source.name) or _elsewhere(source, config, networks, out) for source in sources]
-    failed = [outcome for outcome in whole if outcome.status == "failed"]
-    write_index(out, whole)
+    config, out = job.config, job.out
+    all_outcomes = [outcomes.get(source.name) or _outcome_of_other_shard(job, source) for source in sources]
+    write_index(out, all_outcomes)
     host = {
         "seconds": round(seconds, 3),
         "clip_seconds": {name: round(one.seconds, 3) for name, one in sorted(outcomes.items())},
         "workers": config.ray or config.workers,
     }
     settings = tomllib.loads(to_toml(config))
-    near = _misalignments(config, model, whole, reporter)
-    data = write_report(out, whole, config=settings, host=host, misalignment=near)
+    misalignments = _misalignments(job, all_outcomes, reporter)
+    data = write_report(out, all_outcomes, config=settings, host=host, misalignment=misalignments)
     write_page(out / PAGE, out, data)
+    done = [outcome for outcome in all_outcomes if outcome.status == "ok"]
+    folders = [outcome.folder for outcome in done if outcome.folder is not None]
     if config.layout == "upstream":
-        reference_layout.write_lists(out, [one.folder for one in whole if one.folder is not None])
-    done = [outcome for outcome in whole if outcome.status == "ok"]
-    message = None
-    if failed:
-        message = f"{len(failed)} of {len(sources)} videos were left out; {out / PAGE} says why"
+        reference_layout.write_lists(out, folders)
+    failed, made = data["failed"], sum(not one.cached for one in outcomes.values() if one.status == "ok")
     return PreprocessReport(
         output=out,
         clips=len(done),
-        made=sum(not one.kept for one in outcomes.values() if one.status == "ok"),
-        kept=len(done) - sum(not one.kept for one in outcomes.values() if one.status == "ok"),
+        made=made,
+        cached=len(done) - made,
         frames=sum(one.record["frames"] for one in done),
-        failed=tuple(data["failed"]),
+        failed=tuple(failed),
         pending=data["totals"]["pending"],
         report=out / PAGE,
-        message=message,
-        data={"places": [one.folder.relative_to(out).as_posix() for one in done if one.folder is not None]},
+        message=f"{len(failed)} of {len(sources)} videos were left out; {out / PAGE} says why" if failed else None,
+        data={"places": [folder.relative_to(out).as_posix() for folder in folders]},
     )
 
 
 def _threads(config: PreprocessConfig) -> int | None:
-    """Threads of a network: all cores for one process, an equal part for each of several."""
+    """Threads per network: all cores for one process, an equal share for each of several."""
     if config.workers == 1 or config.ray is not None:
         return None
-    import os
-
     return max(1, (os.cpu_count() or 1) // config.workers)
 
 
-def _done(
-    source: Source, config: PreprocessConfig, networks: Mapping[str, str], out: Path
-) -> clip_folder.ClipFolder | None:
-    digest, _ = source_digest(source.path)
-    place = "" if config.layout == "clips" else str(source.number)
-    return finished(out, source, config, key_of(digest, config, networks, place))
-
-
-def _elsewhere(source: Source, config: PreprocessConfig, networks: Mapping[str, str], out: Path) -> Outcome:
-    """What another shard made of a source: a finished clip, a reason, or nothing yet."""
+def _outcome_of_other_shard(job: PreprocessJob, source: Source) -> Outcome:
+    """A finished clip, the reason why a source was left out, or pending."""
     with suppress(SaError):
-        folder = _done(source, config, networks, out)
+        folder = job.finished(source)
         if folder is not None:
-            return Outcome(source=source, status="ok", folder=folder.path, kept=True, record=folder.record)
+            return Outcome(source=source, status="ok", folder=folder.path, cached=True, record=folder.record)
     with suppress(SaError):
-        place = failure_path(out, source)
-        told = Fields.of(read_json(place, "why a video was left out"), place, "why a video was left out")
+        path, kind = failure_path(job.out, source), "why a video was left out"
+        fields = Fields.of(read_json(path, kind), path, kind)
         for key in ("error", "message", "source"):
-            told.text(key)
-        told.text("hint", default=None)
-        if told.table["source"] == str(source.path.resolve()):
-            return Outcome(source=source, status="failed", error=told.table)
+            fields.text(key)
+        fields.text("hint", default=None)
+        if fields.table["source"] == str(source.path.resolve()):
+            return Outcome(source=source, status="failed", error=fields.table)
     return Outcome(source=source, status="pending")
 
 
-def _misalignments(
-    config: PreprocessConfig, model: ModelFolder, outcomes: Sequence[Outcome], reporter: Reporter
-) -> dict[str, Any] | None:
-    """How far each clip's person is from ``--reference``, by clip name."""
-    if config.reference is None:
+def _misalignments(job: PreprocessJob, outcomes: Sequence[Outcome], reporter: Reporter) -> dict[str, Any] | None:
+    """Distance of each clip's person from ``--reference``, by clip name."""
+    reference = convert.open_reference(job.config, job.model)
+    if reference is None:
         return None
-    reference = read_reference(config.reference, Detectors.open(model, config.device, faces=False))
     found = {}
     for outcome in outcomes:
         if outcome.folder is not None and outcome.status == "ok":
             motion = clip_folder.open_folder(outcome.folder).motion()
-            number = misalignment(motion, reference.keypoints, reference.size, largest(motion))
-            found[outcome.source.name] = number.to_json()
+            distance = misalignment(motion, reference.keypoints, reference.size, largest(motion))
+            found[outcome.source.name] = distance.to_json()
             if len(outcomes) == 1:
-                reporter.info(f"{outcome.source.path.name}: {number.describe()}")
+                reporter.info(f"{outcome.source.path.name}: {distance.describe()}")
     return found
 
 
-def _raise_again(outcome: Outcome) -> None:
-    """The reason of the only video, with its own exit code."""
-    error = outcome.error or {}
-    kinds = {kind.code: kind for kind in _family(SaError)}
-    raised = SaError(str(error.get("message")), hint=error.get("hint"))
-    raised.code = str(error.get("error"))
-    raised.exit_code = kinds[raised.code].exit_code if raised.code in kinds else SaError.exit_code
-    raise raised
+def _error_of(outcome: Outcome) -> SaError:
+    """The error of the only video, with its own code and exit code."""
+    reason = outcome.error or {}
+    exit_codes = {kind.code: kind.exit_code for kind in _subclasses(SaError)}
+    error = SaError(str(reason.get("message")), hint=reason.get("hint"))
+    error.code = str(reason.get("error"))
+    error.exit_code = exit_codes.get(error.code, SaError.exit_code)
+    return error
 
 
-def _family(kind: type[SaError]) -> list[type[SaError]]:
-    return [kind, *(deeper for child in kind.__subclasses__() for deeper in _family(child))]
+def _subclasses(kind: type[SaError]) -> list[type[SaError]]:
+    return [kind, *(deeper for sub in kind.__subclasses__() for deeper in _subclasses(sub))]

@@ -175,7 +175,7 @@ def test_a_watcher_sees_each_frame_once_in_order(detectors):
             boxes.extend(people)
 
     walk = drawn.walk(BATCH + 3, missing=(2,))
-    extract_motion(clip_of(walk), detectors, watch=Watcher())
+    extract_motion(clip_of(walk), detectors, watchers=[Watcher()])
     for frame, box in zip(frames, walk, strict=True):
         np.testing.assert_array_equal(frame, drawn.frame(box))
     assert [len(people) for people in boxes] == [int(box is not None) for box in walk]

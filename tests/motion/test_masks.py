@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from stableanimator_cli.motion.masks import face_mask, face_masks
-from tests.waving import waving
+from stableanimator_cli.motion.masks import face_mask
 
 NAN = [np.nan] * 4
 
@@ -69,20 +66,6 @@ def test_margins_are_shares_of_the_box():
 def test_without_a_face_nothing_or_by_the_old_convention_everything(boxes):
     assert not face_mask(boxes, (20, 10)).any()
     assert (face_mask(boxes, (20, 10), missing="full") == 255).all()
-
-
-def test_masks_of_a_motion_one_a_frame():
-    motion = waving(3, (64, 64))
-    boxes = motion.face_boxes.copy()
-    boxes[1] = np.nan
-    motion = dataclasses.replace(motion, face_boxes=boxes)
-    first, gone, last = face_masks(motion)
-    assert first.shape == (64, 64)
-    assert first.any()
-    assert last.any()
-    assert not gone.any()
-    assert [mask.all() for mask in face_masks(motion, (32, 16), missing="full")] == [False, True, False]
-    assert next(face_masks(motion, (32, 16))).shape == (16, 32)
 
 
 def test_refusals():

@@ -123,7 +123,7 @@ def test_flashes_are_dropped_when_asked():
     ghost = walker(600, 0)
     frames, _ = shuffled(walker(0, 0), ghost, hidden={1: [t for t in range(FRAMES) if t not in (7, 8)]})
     assert len(track(frames).track) == 2
-    assert track(frames, least=3).track.tolist() == [0]
+    assert track(frames, minimum=3).track.tolist() == [0]
 
 
 @pytest.mark.parametrize("frames", [0, 3])

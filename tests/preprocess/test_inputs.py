@@ -10,7 +10,7 @@ from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.preprocess import report
 from stableanimator_cli.preprocess.clip import FAILED
-from stableanimator_cli.preprocess.inputs import RESERVED, find_sources, is_sequence, share
+from stableanimator_cli.preprocess.inputs import RESERVED, find_sources, is_sequence, shard_of
 from tests.preprocess import drawn
 
 
@@ -29,9 +29,9 @@ def test_a_folder_is_searched_in_natural_order_and_numbered(tmp_path):
     touch(tmp_path, "v10.mp4", "v9.mp4", "deep/er/a.MOV", ".hidden.mp4", ".git/b.mp4", "notes.txt", "c.avi")
     found = find_sources([tmp_path])
     assert [(source.name, source.number) for source in found] == [("c", 1), ("deep__er__a", 2), ("v9", 3), ("v10", 4)]
-    assert [one.name for one in share(found, (1, 3))] == ["deep__er__a"]
-    assert share(found, None) == found
-    parts = [one.name for part in range(3) for one in share(found, (part, 3))]
+    assert [one.name for one in shard_of(found, (1, 3))] == ["deep__er__a"]
+    assert shard_of(found, None) == found
+    parts = [one.name for part in range(3) for one in shard_of(found, (part, 3))]
     assert sorted(parts) == sorted(one.name for one in found)
 
 

@@ -63,7 +63,7 @@ def test_a_clip_of_ours_with_a_note_in_it_is_used_but_not_replaced(preprocess, v
     out = tmp_path / "out"
     preprocess(video, output=out)
     (out / "a" / "notes.txt").write_text("mine", encoding="utf-8")
-    assert preprocess(video, output=out).kept == 1
+    assert preprocess(video, output=out).cached == 1
     with pytest.raises(BadInput, match=r"notes\.txt: it is in the way"):
         preprocess(video, output=out, smooth=3.0)
     assert (out / "a" / "notes.txt").read_text(encoding="utf-8") == "mine"
@@ -103,7 +103,7 @@ def test_what_a_run_that_was_killed_at_the_end_left_goes_too(preprocess, video, 
     preprocess(video, output=out)
     whole = drawn.clips_of(out)
     shutil.copytree(out / "a", out / ".a.77.old", symlinks=True)
-    assert preprocess(video, output=out).kept == 1
+    assert preprocess(video, output=out).cached == 1
     assert drawn.clips_of(out) == whole
 
 
@@ -159,7 +159,7 @@ def test_a_folder_of_a_version_before_the_mark_is_still_ours(preprocess, video, 
     preprocess(video, output=out)
     for name in ("index.jsonl", "report.html"):
         (out / name).write_text("without a mark", encoding="utf-8")
-    assert preprocess(video, output=out).kept == 1
+    assert preprocess(video, output=out).cached == 1
     assert carries_mark(out / "index.jsonl")
     assert carries_mark(out / "report.html")
 
@@ -218,7 +218,7 @@ def test_a_missing_source_is_found_by_lint_and_repaired_by_the_next_run(preproce
         (out / "a" / "source.mp4").unlink()
         found = [finding.code for _, finding in preprocess(out, lint=True).found]
         assert "source-missing" in found
-        assert preprocess(video, output=out, source=how).kept == 1
+        assert preprocess(video, output=out, source=how).cached == 1
         assert drawn.clips_of(out) == whole
         assert "source-missing" not in [finding.code for _, finding in preprocess(out, lint=True).found]
     preprocess(video, output=out, source="link")
@@ -226,5 +226,5 @@ def test_a_missing_source_is_found_by_lint_and_repaired_by_the_next_run(preproce
     moved.parent.mkdir()
     shutil.move(video, moved)
     assert clip_folder.source_inside(out / "a") is None
-    assert preprocess(moved, output=out, source="link").kept == 1
+    assert preprocess(moved, output=out, source="link").cached == 1
     assert clip_folder.open_folder(out / "a").source.resolve() == moved

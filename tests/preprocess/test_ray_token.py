@@ -26,11 +26,11 @@ def test_a_local_cluster_has_a_token_of_its_own(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
-    monkeypatch.setattr(workers, "_from_anywhere", lambda task, sources: (task, sources))
-    task = type("Task", (), {"out": tmp_path})()
+    monkeypatch.setattr(workers, "_with_absolute_paths", lambda job, sources: (job, sources))
+    job = type("Job", (), {"out": tmp_path})()
     for _ in range(2):
         with pytest.raises(ConfigError, match="--ray"):
-            list(workers.on_ray(task, [], address))
+            list(workers.on_ray(job, [], address))
     if address == "local":
         assert [mode for mode, _ in seen] == ["token", "token"]
         first, second = (token for _, token in seen)

@@ -41,7 +41,7 @@ def test_folders_pictures_masks_and_lists(preprocess, tmp_path):
             else:
                 assert lit.sum() == pytest.approx((box[2] - box[0]) * (box[3] - box[1]), rel=0.1)
     again = preprocess(tmp_path / "v", output=out, layout="upstream")
-    assert (again.made, again.kept) == (0, 2)
+    assert (again.made, again.cached) == (0, 2)
 
 
 def test_a_video_of_another_shape_moves_and_its_old_folder_goes(preprocess, tmp_path):

@@ -14,7 +14,9 @@ import pytest
 
 from stableanimator_cli import clip_folder
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPerson, SaError
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, write_picture
+from stableanimator_cli.preprocess import clip as clip_module
 from tests.preprocess import drawn
 
 
@@ -37,7 +39,7 @@ def lines(out: Path) -> list[dict]:
 def test_a_folder_of_videos_becomes_clips_an_index_and_a_report(preprocess, videos):
     report = preprocess(videos)
     out = videos.with_name("videos.clips")
-    assert (report.output, report.clips, report.made, report.kept, report.exit_code) == (out, 2, 2, 0, 7)
+    assert (report.output, report.clips, report.made, report.cached, report.exit_code) == (out, 2, 2, 0, 7)
     assert report.to_json()["error"] == "batch-failed"
     assert [(line["source"].split("/")[-1], line["status"], line["clip"]) for line in lines(out)] == [
         ("a.mp4", "ok", "a"), ("broken.mp4", "failed", None), ("b.mp4", "ok", "deep__b"), ("empty.mp4", "failed", None),
@@ -62,18 +64,18 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(preprocess, videos):
     preprocess(videos)
     before = drawn.clips_of(out)
     again = preprocess(videos)
-    assert (again.made, again.kept) == (0, 2)
+    assert (again.made, again.cached) == (0, 2)
     assert drawn.clips_of(out) == before
     inode = (out / "a" / "motion.npz").stat().st_ino
     drawn.write_video(videos / "deep" / "b.mp4", drawn.walk(20, step=3))
     changed = preprocess(videos)
-    assert (changed.made, changed.kept) == (1, 1)
+    assert (changed.made, changed.cached) == (1, 1)
     assert (out / "a" / "motion.npz").stat().st_ino == inode
     assert drawn.clips_of(out)["deep__b/motion.npz"] != before["deep__b/motion.npz"]
     assert preprocess(videos, smooth=2.0).made == 2
     drawn.write_video(videos / "empty.mp4", drawn.walk(3))
     mended = preprocess(videos, smooth=2.0)
-    assert (mended.made, mended.kept, len(mended.failed)) == (1, 2, 1)
+    assert (mended.made, mended.cached, len(mended.failed)) == (1, 2, 1)
     assert not (out / "failed" / "empty.json").exists()
 
 
@@ -99,6 +101,38 @@ def test_workers_shards_and_one_process_make_the_same_bytes(preprocess, videos, 
     assert len(expected) > 10
     assert drawn.clips_of(tmp_path / "two") == expected
     assert drawn.clips_of(tmp_path / "parts") == expected
+
+
+def test_a_shard_hashes_only_its_own_videos(preprocess, videos, tmp_path, monkeypatch):
+    hashed: list[str] = []
+
+    def counting(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_of(path)
+
+    monkeypatch.setattr(clip_module, "sha256_of", counting)
+    out = tmp_path / "parts"
+    preprocess(videos, output=out, shard="0/2")
+    assert sorted(hashed) == ["a.mp4", "b.mp4"]
+    hashed.clear()
+    report = preprocess(videos, output=out, shard="1/2")
+    assert (report.clips, report.cached, report.pending) == (2, 2, 0)
+    assert sorted(hashed) == ["broken.mp4", "empty.mp4"]
+
+
+@pytest.mark.parametrize("same_time", [False, True])
+def test_a_shard_does_not_report_the_clip_of_a_video_that_changed_since(preprocess, videos, tmp_path, same_time):
+    video, out = videos / "a.mp4", tmp_path / "parts"
+    preprocess(videos, output=out, shard="0/2")
+    stat, content = video.stat(), bytearray(video.read_bytes())
+    content[-1] ^= 1
+    video.write_bytes(content)  # of the same size
+    if same_time:
+        os.utime(video, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert preprocess(videos, output=out, shard="1/2").pending == 1
+    content[-1] ^= 1
+    video.write_bytes(content)  # a later time and the same bytes
+    assert preprocess(videos, output=out, shard="1/2").pending == 0
 
 
 def test_frames_and_rate_are_cut_before_detection(preprocess, videos, tmp_path):

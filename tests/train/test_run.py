@@ -254,7 +254,7 @@ def test_what_is_not_trained_is_the_base_models_byte_for_byte(data, tiny_model, 
 
 def test_an_export_is_apart_from_the_run_and_written_by_one(whole, tmp_path):
     for output in (whole, whole / "mine", whole.parent):
-        with pytest.raises(BadInput, match=r"the output (is the same as|lies in|holds) the input"):
+        with pytest.raises(BadInput, match=r"the output (is the same as|is inside|contains) the input"):
             run.run(flags={"output": output}, resumed=whole, export="upstream")
     with (
         locked_output(tmp_path / "up", "sa train --export"),
@@ -270,11 +270,11 @@ def test_a_run_is_apart_from_its_clips(data, tiny_model, tmp_path):
     clips.write_text(f"{data / 'clip0'}\n{data / 'clip1'}\n", encoding="utf-8")
     (tmp_path / "run").mkdir()
     for out in (data, data / "run", data.parent, data / "clip0" / "run"):
-        with pytest.raises(BadInput, match=r"the output (is the same as|lies in|holds) the input"):
+        with pytest.raises(BadInput, match=r"the output (is the same as|is inside|contains) the input"):
             run.run(flags=flags(data, tiny_model, out))
-        with pytest.raises(BadInput, match=r"the output (is the same as|lies in|holds) the input"):
+        with pytest.raises(BadInput, match=r"the output (is the same as|is inside|contains) the input"):
             run.run(flags=flags(tmp_path, tiny_model, out, validate=[data]))
-    with pytest.raises(BadInput, match=r"the output (is the same as|lies in|holds) the input"):
+    with pytest.raises(BadInput, match=r"the output (is the same as|is inside|contains) the input"):
         run.run(flags=flags(data, tiny_model, data / "clip0" / "run", dataset=[clips]))
     assert sorted(data.rglob("*")) == before
 

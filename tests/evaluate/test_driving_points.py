@@ -53,19 +53,18 @@ def _record(driving: Driving, path: Path, **config: Any) -> dict[str, Any]:
 
 
 class _Perfect:
-    """Detectors that find in every frame exactly what drove it."""
+    """Detectors that find in every frame exactly what drove it; frames are known by their pixels."""
 
-    def __init__(self, motion: Motion, order: tuple[int, ...]) -> None:
+    def __init__(self, motion: Motion, order: tuple[int, ...], images: list[np.ndarray]) -> None:
         self.found = [motion.keypoints[index] for index in order]
-        self.at = 0
+        self.images = np.stack(images).astype(np.int16)
         self.people = self.points = self
 
     def detect(self, frames: list[np.ndarray]) -> list[np.ndarray]:
         return [np.array([[0, 0, 64, 64, 1]], np.float32) for _ in frames]
 
     def estimate(self, frames: list[np.ndarray], boxes: Any) -> list[np.ndarray]:
-        begin, self.at = self.at, self.at + len(frames)
-        return self.found[begin : self.at]
+        return [self.found[int(np.abs(self.images - frame).sum((1, 2, 3)).argmin())] for frame in frames]
 
 
 @pytest.mark.parametrize(
@@ -82,10 +81,11 @@ def test_a_perfect_video_is_perfect_whatever_chose_its_frames(
     driving = _driven(poses, fps, frames)
     count = len(driving.skeletons)
     still = drawn(0, frames=1)[0]
-    video = write(tmp_path / "made.mp4", [np.roll(still, k % 60, axis=1) for k in range(count)], fps=8)
+    images = [np.roll(still, k % 60, axis=1) for k in range(count)]
+    video = write(tmp_path / "made.mp4", images, fps=8)
     video.with_suffix(".json").write_text(json.dumps(_record(driving, poses)))
     truth = write(tmp_path / "truth.mp4", [still] * count)
-    perfect = _Perfect(load_motion(poses), driving.motion_frames)
+    perfect = _Perfect(load_motion(poses), driving.motion_frames, images)
     monkeypatch.setattr(Detectors, "open", lambda *given, **more: perfect)
     monkeypatch.setenv("SA_HOME", str(tmp_path / "home"))
     given = {"inputs": [video, truth], "output": tmp_path / "out", "model": "puppet", "poses": poses}

@@ -1,8 +1,8 @@
-"""A video to a motion: people and faces found in batches of frames, joined over time, gaps closed.
+"""A motion from a video: people and faces detected in batches of frames, tracked, gaps interpolated.
 
-Decoding runs ahead of detection in a thread of its own, and faces are looked for beside people; ONNX Runtime and
-FFmpeg let go of Python's lock while they work. Pixels are dropped as soon as a batch is done, so memory does not grow
-with the length of the video. What comes out does not depend on how fast anything was.
+Decoding runs ahead of detection in its own thread, and faces are detected in parallel with people; ONNX Runtime and
+FFmpeg release the interpreter lock. Pixels are dropped after each batch, so memory does not grow with the length of
+the video. The result does not depend on timing.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class Detectors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureOptions:
-    """``person``: who is kept (``motion.track.select``). ``every``: people are detected in every k-th frame and
-    their boxes interpolated between. ``gap`` and ``smooth``: ``motion.repair.repair``."""
+    """``person``: see ``motion.track.select``. ``every``: people are detected in every k-th frame and their boxes
+    interpolated between. ``gap`` and ``smooth``: see ``motion.repair.repair``."""
 
     person: Person = "largest"
     every: int = 1
@@ -110,8 +110,11 @@ class CaptureOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capture:
-    """What was seen. ``found`` int64[t]: people detected in each frame, before anybody was chosen; ``strangers``:
-    how many of them were nobody's who was seen in three frames or more."""
+    """The motion of the selected people and the faces of a clip.
+
+    ``found`` int64[t]: people detected per frame before selection. ``discarded_detections``: detections of no person
+    who was detected in at least three frames.
+    """
 
     motion: Motion
     faces: FaceTable
@@ -128,9 +131,9 @@ def extract_motion(
     reporter: Reporter | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> Capture:
-    """Detect everybody in ``clip``, keep who was asked for, repair.
+    """Detect all people in ``clip``, select those of ``options``, repair their motion.
 
-    ``NoPerson`` names the file where nobody is in any frame; ``BadInput`` names file and frame of damaged video.
+    Raises ``NoPerson`` with the file if no frame shows a person, ``BadInput`` with file and frame for damaged video.
     """
     options, reporter = options or CaptureOptions(), reporter or NullReporter()
     seen = _Seen()
@@ -147,7 +150,7 @@ def extract_motion(
 
 
 def pose_of(picture: np.ndarray, detectors: Detectors) -> np.ndarray | None:
-    """134 points float32[134,3] of the largest person of a picture uint8 RGB [h,w,3]; None where there is nobody."""
+    """Keypoints float32[134,3] of the largest person in an image uint8 RGB [h,w,3]; None without a person."""
     (boxes,) = detectors.people.detect([picture])
     if not len(boxes):
         return None
@@ -228,7 +231,7 @@ def _running(thread: threading.Thread, stop: threading.Event) -> Iterator[None]:
 
 
 class _Seen:
-    """What is kept of each frame: numbers, no pixels."""
+    """Detections of all frames so far, without pixels."""
 
     def __init__(self) -> None:
         self.times: list[Fraction | None] = []
@@ -311,13 +314,13 @@ def _largest(tracks: Tracks) -> Tracks:
         box = bounding_box(tracks.keypoints[:, person]).astype(np.float64)
         sides = np.nan_to_num(box[:, 2:] - box[:, :2]).prod(axis=-1)
         areas.append(float(sides[tracks.present[:, person]].sum()))
-    kept = [int(np.argmax(areas))]
+    largest = [int(np.argmax(areas))]
     return Tracks(
-        keypoints=tracks.keypoints[:, kept],
-        boxes=tracks.boxes[:, kept],
-        present=tracks.present[:, kept],
-        track=tracks.track[kept],
-        source=tracks.source[:, kept],
+        keypoints=tracks.keypoints[:, largest],
+        boxes=tracks.boxes[:, largest],
+        present=tracks.present[:, largest],
+        track=tracks.track[largest],
+        source=tracks.source[:, largest],
     )
 
 

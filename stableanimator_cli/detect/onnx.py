@@ -45,7 +45,7 @@ def providers_for(device: str, available: Iterable[str] | None = None) -> list[P
         raise ValueError(f"device {device!r}: expected auto, cpu, cuda, cuda:N or mps")
     chosen: list[Provider] = []
     if kind in ("auto", "cuda") and CUDA in have:
-        # The default algorithm search times every kernel anew for each batch size, the last short batch included.
+        # The default algorithm search times every kernel again for each batch size, the last short batch included.
         chosen.append((CUDA, {"device_id": int(index or 0), "cudnn_conv_algo_search": "HEURISTIC"}))
     if kind in ("auto", "mps") and COREML in have:
         chosen.append(COREML)

@@ -29,7 +29,7 @@ THRESHOLD = 0.3
 """The smallest score of a person (objectness times class)."""
 
 OVERLAP = 0.45
-"""Of two boxes that share more than this (intersection over union) the better one is kept."""
+"""Of two boxes with a larger intersection over union only the better one is returned."""
 
 STRIDES = (8, 16, 32)
 SPLIT = 2.0
@@ -173,9 +173,9 @@ def decode_people(
     the logarithm of a size in cells, an objectness and class scores (Ge et al. §2.1).
     """
     if output.shape[-1] == 5:
-        kept = output[output[:, 4] > threshold]
-        order = np.argsort(-kept[:, 4], kind="stable")
-        return np.concatenate([kept[order, :4] / ratio, kept[order, 4:]], axis=1).astype(np.float32)
+        rows = output[output[:, 4] > threshold]
+        order = np.argsort(-rows[:, 4], kind="stable")
+        return np.concatenate([rows[order, :4] / ratio, rows[order, 4:]], axis=1).astype(np.float32)
     grids = [np.mgrid[: size[0] // s, : size[1] // s][::-1].reshape(2, -1).T for s in STRIDES]
     stride = np.concatenate([np.full((len(grid), 1), s) for grid, s in zip(grids, STRIDES, strict=True)])
     scores = output[:, 4] * output[:, 5 + _PERSON]

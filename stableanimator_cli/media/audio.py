@@ -1,4 +1,4 @@
-"""Sound beside a picture that is being written: copied as it is where MP4 can hold it, else encoded anew as AAC.
+"""Audio of a video that is being written: copied if MP4 can hold it, else encoded as AAC.
 
 Times are seconds after the first frame of the source's picture, the clock of ``records.Clip``. Packets are handed
 over in step with the frames, so the file is interleaved as players like it and no sound piles up in memory.

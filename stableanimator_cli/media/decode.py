@@ -1,7 +1,7 @@
 """Video files to a stream of (time, RGB uint8[h,w,3]) (PyAV, FFmpeg's decoders). ``media.open_clip`` is the way in.
 
 Display rotation and mirroring, pixel aspect, colour matrix and range, bit depth and alpha are undone here, so that
-nobody above this room needs to know of them. High dynamic range (PQ, HLG) is not tone-mapped: it looks pale.
+no other module needs to handle them. High dynamic range (PQ, HLG) is not tone-mapped: it looks pale.
 """
 
 from __future__ import annotations

@@ -34,10 +34,10 @@ _SRGB_TRANSFER, _RGB_MATRIX = 13, 0
 class VideoWriter:
     """Write frames as they come; the file appears whole when the ``with`` block ends well, and else not at all.
 
-    ``size`` is (width, height), ``fps`` the exact rate. Normally H.264 yuv420p at ``crf`` (17: hardly to be told from
+    ``size`` is (width, height), ``fps`` the exact rate. Normally H.264 yuv420p at ``crf`` (17: visually close to
     the source), in BT.709 and tagged so, playable everywhere; both sides must be even. ``lossless`` writes H.264 in
-    RGB: any size, every pixel comes back equal, but few players show it. ``audio_from`` names a file whose sound is
-    kept, copied as it is where MP4 can hold it, else as AAC; ``audio_range`` cuts it, in seconds after the first
+    RGB: any size, every pixel comes back equal, but few players show it. ``audio_from`` names a file whose audio is
+    added, copied if MP4 can hold it, else as AAC; ``audio_range`` cuts it, in seconds after the first
     frame of that file. Sound ends with the picture at the latest. ``tag`` goes into the metadata and comes back in
     ``Clip.tag``, keys as given.
 
@@ -65,8 +65,8 @@ class VideoWriter:
         self.audio_from = None if audio_from is None else Path(audio_from)
         self.audio_range = audio_range
         self.tag = dict(tag or {})
-        # x264's macroblock tree reads memory that nobody wrote: with it the same frames give this file today, another
-        # tomorrow. Without it they give one file; it costs some bits at the same quality.
+        # x264's macroblock tree reads uninitialised memory: with it the same frames give different files. Without it
+        # they give one file; it costs some bits at the same quality.
         quality = {"qp": "0"} if lossless else {"crf": str(crf), "x264-params": "mbtree=0"}
         self.settings = {"preset": preset} | quality
         self.frames = 0

@@ -59,7 +59,7 @@ class WriterBehind:
             raise self._failed
 
     def _end(self, *, dropping: bool) -> None:
-        """Wait for the thread, through a Ctrl-C as well: nobody closes a file that it is writing to."""
+        """Wait for the thread, also after Ctrl-C: a file must not be closed while it is written."""
         self._dropping = dropping
         try:
             self._line.put(None)
@@ -71,7 +71,7 @@ class WriterBehind:
             raise
 
     def _work(self) -> None:
-        """Frames in order until None. After a failure they are taken and dropped, so that nobody waits for room."""
+        """Frames in order until None. After a failure they are dropped, so that ``write`` does not block."""
         while (frame := self._line.get()) is not None:
             if self._dropping or self._failed is not None:
                 continue

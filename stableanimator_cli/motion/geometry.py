@@ -100,11 +100,11 @@ def resize_transform(source_size: tuple[int, int], target_size: tuple[int, int],
     # Sides are compared by whole-number products, so that equal aspects are equal and nothing is cut by rounding.
     wide, tall = width * to_height, height * to_width
     if mode == "crop" and wide > tall:
-        kept = tall / to_height
-        box = ((width - kept) / 2, 0.0, (width + kept) / 2, float(height))
+        side = tall / to_height
+        box = ((width - side) / 2, 0.0, (width + side) / 2, float(height))
     elif mode == "crop" and tall > wide:
-        kept = wide / to_width
-        box = (0.0, (height - kept) / 2, float(width), (height + kept) / 2)
+        side = wide / to_width
+        box = (0.0, (height - side) / 2, float(width), (height + side) / 2)
     elif mode == "pad" and wide > tall:
         inner = max(1, round(tall / width))
         top = (to_height - inner) // 2

@@ -87,7 +87,7 @@ def load_motion(path: Path | str) -> Motion:
     """Read a ``poses.npz``. ``BadInput`` where it is missing, damaged, of another version, or of wrong shapes."""
     path = Path(path)
     arrays = read_arrays(path)
-    again = "write the motion anew with this version's `sa preprocess`"
+    again = "write the motion again with this version's `sa preprocess`"
     if "version" not in arrays:
         names = ", ".join(sorted(arrays)) or "nothing"
         hint = "was it written by another tool?"

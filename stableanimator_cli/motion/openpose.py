@@ -236,8 +236,9 @@ def _read_person(path: Path, frame: int | None, index: int, data: Any) -> _Perso
                 raise BadInput(path, found, f"finite numbers within {FARTHEST}", frame=frame)
         if values:
             places = layouts[len(values) // 3]
-            kept = [i for i, ours in enumerate(places) if ours is not None]
-            person[[ours for ours in places if ours is not None]] = np.array(values, np.float64).reshape(-1, 3)[kept]
+            pairs = [(theirs, ours) for theirs, ours in enumerate(places) if ours is not None]
+            rows = np.array(values, np.float64).reshape(-1, 3)
+            person[[ours for _, ours in pairs]] = rows[[theirs for theirs, _ in pairs]]
     ids = data.get("person_id")
     ids = ids[0] if isinstance(ids, list) and len(ids) == 1 else ids
     if not isinstance(ids, int) or isinstance(ids, bool) or not 0 <= ids < 2**31:

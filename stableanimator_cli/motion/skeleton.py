@@ -2,7 +2,7 @@
 
 The drawing is defined on a canvas whose shorter side is 2160, made of hard-edged marks that overwrite one another,
 and then decimated by OpenCV's bilinear ``resize`` without an area filter. The aliasing of that decimation is part of
-what the networks learnt, so it is kept. What is not kept is the work: marks are drawn in the part of the canvas that
+what the networks learnt, so it is reproduced, but at less cost: marks are drawn in the part of the canvas that
 they touch, and only the canvas pixels that the decimation reads are looked at (``docs/formats.md``, "Skeletons").
 """
 

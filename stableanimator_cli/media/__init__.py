@@ -120,7 +120,7 @@ def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
 def resample(clip: Clip, fps: Fraction | int) -> Clip:
     """The clip at another constant rate: frame n is the one that is shown at ``n / fps`` seconds after the first.
 
-    Exact arithmetic on timestamps, so a varying rate comes out right and the duration is correct to one frame. A picture
+    Exact arithmetic on timestamps, so a varying rate is exact and the duration is right to a frame. A picture
     that is shown twice is the same array twice: do not write into it. A clip without a clock is taken to be at
     ``fps`` already and only gets times. Raises ``ConfigError`` for a rate that is not positive.
     """

@@ -186,8 +186,8 @@ def pipeline(recording: Recording, name: str) -> list[Error]:
         seed=args["seed"],
     )
     request = RenderRequest(
-        picture=picture,
-        fitted=resize_transform((picture.shape[1], picture.shape[0]), size, "stretch").apply_image(
+        image=picture,
+        resized=resize_transform((picture.shape[1], picture.shape[0]), size, "stretch").apply_image(
             picture, resample="lanczos"
         ),
         face=t["face_embedding"].numpy(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
 from stableanimator_cli.catalogue import open_model
-from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
+from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
@@ -66,8 +66,8 @@ def request(
     rng = np.random.default_rng(7)
     picture = rng.integers(0, 256, (80, 72, 3), dtype=np.uint8)
     return RenderRequest(
-        picture=picture,
-        fitted=rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        image=picture,
+        resized=rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
         face=rng.standard_normal(512).astype(np.float32) if face else None,
         poses=Pictures(rng.integers(0, 256, (frames, height, width, 3), dtype=np.uint8)),
         plan=plan_windows(frames, length=window, overlap=overlap, blend=blend),
@@ -78,9 +78,12 @@ def request(
 
 
 @contextmanager
-def engine_of(folder: Path, id_mode: Any = "distribution", **plan: Any) -> Iterator[Engine]:
-    """The model of ``folder`` on the CPU; ``plan`` changes fields of the device plan."""
-    with Engine.open(open_model(folder), replace(CPU, **plan), id_mode=id_mode) as engine:
+def engine_of(
+    folder: Path, id_mode: Any = "distribution", dtype: torch.dtype = torch.float32, **device: Any
+) -> Iterator[Engine]:
+    """The model of ``folder`` on the CPU; ``device`` are fields of the ``DeviceConfig``."""
+    plan = DevicePlan(device=torch.device("cpu"), dtype=dtype, config=DeviceConfig(**device))
+    with Engine.open(open_model(folder), plan, id_mode=id_mode) as engine:
         yield engine
 
 

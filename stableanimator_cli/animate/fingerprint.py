@@ -10,7 +10,7 @@ import json
 import platform
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib import metadata
 from typing import Any
 
@@ -70,7 +70,7 @@ def inputs(config: AnimateConfig) -> Fingerprint:
 def machine(device: DevicePlan) -> Fingerprint:
     """The device, its dtype, and versions of the libraries."""
     return {
-        "device": replace(device, swap=False, groups=False).describe(),
+        "device": device.describe(offload=False),
         **{f"version of {k}": v for k, v in versions().items()},
     }
 

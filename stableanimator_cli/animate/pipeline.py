@@ -26,7 +26,7 @@ from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.denoiser_calls import evaluations_of, resumable_steps
+from stableanimator_cli.engine.denoiser_calls import denoiser_calls, resumable_steps
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Distribute, Engine
 from stableanimator_cli.engine.memory.fit import Choice, fit_to_limit
@@ -115,8 +115,8 @@ def run_pipeline(
         x0, y0, x1, y1 = (round(side) for side in transform.box)
         windows = config.windows
         request = RenderRequest(
-            picture=image[y0:y1, x0:x1],  # the image encoder sees the animated part at full detail
-            fitted=transform.apply_image(image, resample="lanczos"),
+            image=image[y0:y1, x0:x1],  # the image encoder sees the animated part at full detail
+            resized=transform.apply_image(image, resample="lanczos"),
             face=face.vector if use_face else None,
             poses=poses,
             plan=plan_windows(len(poses), length=windows.length, overlap=windows.overlap, blend=windows.blend),
@@ -168,7 +168,7 @@ def sample_and_write(job: AnimateJob) -> Animation:
     The video is written even if the gate fails after all retries: ``CheckFailed`` is raised after it.
     """
     config, restored, steps = job.config, job.checkpoints.restored, job.config.sampling.steps
-    height, width = job.request.fitted.shape[:2]
+    height, width = job.request.resized.shape[:2]
     started = time.perf_counter()
     job.reporter.info(
         f"{job.request.frames} frames of {width}x{height}, {len(job.request.plan)} window(s), "
@@ -262,7 +262,7 @@ def _sample(
         detected = () if refine is None or refine.detect is None else tuple(refine.targets)
         return SamplingState(latents=latents, step=step, log=tuple(log), targets=detected)
 
-    remaining = len(request.plan) * sum(call.step >= first for call in evaluations_of(sampling))
+    remaining = len(request.plan) * sum(call.step >= first for call in denoiser_calls(sampling))
     with job.reporter.progress(remaining, "denoise", "window") as bar:
         current = first + 1
 
@@ -299,7 +299,7 @@ def _write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
     Both files are encoded in threads while the next frames are decoded.
     """
     config, request, fps = job.config, job.request, job.driving.fps
-    height, width = request.fitted.shape[:2]
+    height, width = request.resized.shape[:2]
     audio = job.driving.audio if config.audio == "keep" else None
     measures = config.preview and job.face.vector is not None and "face" in job.engine.model.files
     if config.preview and not measures:
@@ -320,7 +320,7 @@ def _write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
         for index, frame in enumerate(decode(job.engine, request, latents, job.timings)):
             writer.write(frame)
             if preview is not None:
-                row = np.concatenate([request.fitted, request.poses.frame(index + request.has_anchor), frame], axis=1)
+                row = np.concatenate([request.resized, request.poses.frame(index + request.has_anchor), frame], axis=1)
                 if meter is not None:
                     values.append(meter.add(frame))
                     row = np.concatenate([row, identity_gate.strip(values, request.frames, 3 * width)])

@@ -69,7 +69,7 @@ class AnimationPlan:
     ) -> AnimationPlan:  # fmt: skip
         """``choices``: settings changed by ``--max-memory``."""
         model, device = engine.model, engine.plan
-        height, width = request.fitted.shape[:2]
+        height, width = request.resized.shape[:2]
         mode = reference_face.mode_of(config, model)
         return cls(
             data={

@@ -45,8 +45,8 @@ def make_request(
     width, height = size
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return RenderRequest(
-        picture=image,
-        fitted=image,
+        image=image,
+        resized=image,
         face=rng.standard_normal(512).astype(np.float32),
         poses=NoisePoses(frames, size),
         plan=plan_windows(frames, length=window, overlap=overlap, blend=blend),
@@ -65,8 +65,8 @@ def time_rendering(bench: BenchRun) -> list[Table]:
     model, plan, shape, steps = bench.model(), bench.plan, bench.shape((128, 128), 16), bench.config.steps or 4
     plans = {
         "plain": plan,
-        "pose features recomputed in each call": replace(plan, pose_budget=0),
-        "one network at a time (--offload model)": replace(plan, swap=True),
+        "pose features recomputed in each call": replace(plan, config=replace(plan.config, pose_budget_mb=0)),
+        "one network at a time (--offload model)": replace(plan, config=replace(plan.config, offload="model")),
     }
     request = make_request(shape.size, shape.frames, steps)
     engines = {name: open_engine(model, one) for name, one in plans.items()}

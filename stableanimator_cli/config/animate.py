@@ -161,7 +161,7 @@ class DeviceConfig:
     offload: Literal["none", "model", "group"] = option("--offload", "none", model_default=True,
         renamed={"swap": "model", "groups": "group"}, panel=DEVICE,
         help="Keep in device memory one network (model), or one block of the UNet (group), at a time.")
-    pose_budget_mb: int = option("device.pose_budget_mb", 1024, ge=1)
+    pose_budget_mb: int = option("device.pose_budget_mb", 1024, ge=0)
     ff_chunks: int = option("--ff-chunks", 1, formerly="pieces", old_flag="--ff-pieces", metavar="N", ge=1, le=256,
         panel=DEVICE,
         help="Compute feed-forward layers in N chunks: less memory, equal within rounding.")

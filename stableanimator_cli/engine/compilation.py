@@ -13,7 +13,7 @@ import torch
 
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.denoiser_calls import evaluations_of
+from stableanimator_cli.engine.denoiser_calls import denoiser_calls
 from stableanimator_cli.errors import ConfigError
 
 _COMPILED_FP8 = (8, 9)  # compute capability from which on Triton reads float8 e4m3
@@ -70,6 +70,6 @@ def pays_to_compile(config: AnimateConfig, device: torch.device, size: tuple[int
         return False
     windows = config.windows
     plan = plan_windows(frames, length=windows.length, overlap=windows.overlap, blend=windows.blend)
-    branches = sum(1 + evaluation.guided for evaluation in evaluations_of(config.sampling))
+    branches = sum(1 + call.guided for call in denoiser_calls(config.sampling))
     seen = sum(len(window.frames) for window in plan) * size[0] * size[1]
     return branches * seen >= LONG * _CALL

@@ -1,4 +1,4 @@
-"""What the UNet is told: picture and face tokens, reference latents, time ids, pose features. Each is made once."""
+"""UNet conditioning inputs: image and face tokens, reference latents, time ids, pose features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-if TYPE_CHECKING:  # names of types alone: processes that load training data start without these libraries
+if TYPE_CHECKING:  # training data loaders start without these libraries
     from diffusers import AutoencoderKLTemporalDecoder
     from transformers import CLIPVisionModelWithProjection
 
@@ -26,7 +26,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class PoseFrames(Protocol):
-    """Skeleton pictures uint8[h,w,3] RGB at the output's size, any frame at any time."""
+    """Skeleton images uint8[h,w,3] RGB at the output's size, with random access."""
 
     def __len__(self) -> int: ...
 
@@ -35,8 +35,10 @@ class PoseFrames(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditioning:
-    """``image`` [1,1,d] CLIP token; ``face`` [1,n,d] or None where there is no face; ``reference`` [1,c,h,w] unscaled
-    latents of the picture; ``time_ids`` [1,3] = frame rate - 1, motion bucket, noise level; ``pose`` by frame."""
+    """``image`` [1,1,d] CLIP token, ``face`` [1,n,d] or None, ``reference`` [1,c,h,w] unscaled latents of the image.
+
+    ``time_ids`` [1,3] are frame rate - 1, motion bucket and noise level; ``pose`` has features by frame.
+    """
 
     image: Tensor
     face: Tensor | None
@@ -46,10 +48,10 @@ class Conditioning:
 
 
 class PoseFeatures:
-    """PoseNet's answer for any frames, kept while it fits ``budget`` bytes and recomputed beyond that.
+    """PoseNet's features for any frames, cached up to ``budget`` bytes and recomputed beyond.
 
-    The first frames that fit are kept (frame 0 is in every window), so memory does not grow with the length of a
-    video. ``calls["pose_net_frames"]`` counts frames that went through the network.
+    The first frames that fit are cached (frame 0 is in every window), so memory does not grow with the length of a
+    video. ``calls["pose_net_frames"]`` counts frames that the network computed.
     """
 
     def __init__(self, net: PoseNet, frames: PoseFrames, *, budget: int, calls: Counter[str]) -> None:
@@ -57,60 +59,61 @@ class PoseFeatures:
         self.frames = frames
         self._budget = budget
         self._calls = calls
-        self._kept: dict[int, Tensor] = {}
+        self._cached: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.frames)
 
     def window(self, frames: Sequence[int]) -> Tensor:
-        """Features [len(frames),c,h,w] in the order asked for."""
-        missing = [index for index in dict.fromkeys(frames) if index not in self._kept]
-        made = dict(zip(missing, self._compute(missing), strict=True)) if missing else {}
-        for index, feature in made.items():
-            if (len(self._kept) + 1) * feature.numel() * feature.element_size() <= self._budget:
-                self._kept[index] = feature
-        return torch.stack([self._kept[index] if index in self._kept else made[index] for index in frames])
+        """Features [len(frames),c,h,w] in the order of ``frames``."""
+        features = {index: self._cached[index] for index in frames if index in self._cached}
+        for index in frames:
+            if index not in features:
+                features[index] = feature = self._compute(index)
+                if (len(self._cached) + 1) * feature.numel() * feature.element_size() <= self._budget:
+                    self._cached[index] = feature
+        return torch.stack([features[index] for index in frames])
 
-    def _compute(self, frames: Sequence[int]) -> Tensor:
-        self._calls["pose_net_frames"] += len(frames)
+    def _compute(self, index: int) -> Tensor:
+        """One frame per call: rounding depends on the batch, and that on earlier calls (``parallel``)."""
+        self._calls["pose_net_frames"] += 1
         parameter = next(self._net.parameters())
-        pictures = (to_signed(self.frames.frame(index)[None]) for index in frames)
-        # one by one: roundings depend on how many go together, and that on who asked for what before (``parallel``)
-        return torch.cat([self._net(picture.to(parameter.device, parameter.dtype)) for picture in pictures])
+        image = to_signed(self.frames.frame(index)[None])
+        return self._net(image.to(parameter.device, parameter.dtype))[0]
 
 
-def to_signed(pictures: np.ndarray) -> Tensor:
+def to_signed(images: np.ndarray) -> Tensor:
     """uint8[t,h,w,3] -> float32[t,3,h,w] in [-1,1]."""
-    return rearrange(torch.from_numpy(np.array(pictures)), "t h w c -> t c h w").float() / 127.5 - 1
+    return rearrange(torch.from_numpy(np.array(images)), "t h w c -> t c h w").float() / 127.5 - 1
 
 
-def clip_token(encoder: CLIPVisionModelWithProjection, picture: np.ndarray) -> Tensor:
-    """The picture uint8[h,w,3], squashed to 224x224 as SVD does, as one token [1,1,d]."""
+def clip_token(encoder: CLIPVisionModelWithProjection, image: np.ndarray) -> Tensor:
+    """CLIP's embedding of an image uint8[h,w,3] as one token [1,1,d]."""
     parameter = next(encoder.parameters())
-    pixels = clip_pixels(picture[None])
+    pixels = clip_pixels(image[None])
     return encoder(pixel_values=pixels.to(parameter.device, parameter.dtype)).image_embeds[:, None]
 
 
-def clip_pixels(pictures: np.ndarray) -> Tensor:
-    """Pictures uint8[b,h,w,3] as CLIP wants them: squashed to 224x224 as SVD does, normalised; float32[b,3,224,224]."""
-    small = antialiased_resize(to_signed(pictures), CLIP_SIZE, CLIP_SIZE)
+def clip_pixels(images: np.ndarray) -> Tensor:
+    """uint8[b,h,w,3] -> float32[b,3,224,224]: resized to a square regardless of aspect, as SVD does, and normalised."""
+    small = antialiased_resize(to_signed(images), CLIP_SIZE, CLIP_SIZE)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
     return ((small + 1) / 2 - mean) / std
 
 
-def antialiased_resize(pictures: Tensor, height: int, width: int) -> Tensor:
-    """Gaussian blur to the new grid's bandwidth, then bicubic with aligned corners: SVD's resizing for CLIP. [b,c,h,w].
+def antialiased_resize(images: Tensor, height: int, width: int) -> Tensor:
+    """SVD's resizing for CLIP, [b,c,h,w]: Gaussian blur, then bicubic interpolation with aligned corners.
 
-    Sigma is (factor - 1) / 2 a side, at least 0.001; the kernel spans four sigma, odd, at least 3 taps, reflected at
-    the border (replicated where a side is too short to reflect).
+    Sigma is (factor - 1) / 2 per side, at least 0.001. The kernel spans four sigma, an odd number of taps, at least 3.
+    Borders are reflected, or replicated if a side is too short to reflect.
     """
-    blurred = pictures
-    for dim, factor in ((-2, pictures.shape[-2] / height), (-1, pictures.shape[-1] / width)):
+    blurred = images
+    for dim, factor in ((-2, images.shape[-2] / height), (-1, images.shape[-1] / width)):
         sigma = max((factor - 1) / 2, 0.001)
         taps = int(max(4 * sigma, 3)) | 1
         offset = torch.arange(taps, dtype=torch.float32) - taps // 2
         kernel = torch.exp(-(offset**2) / (2 * sigma**2))
-        kernel = (kernel / kernel.sum()).to(pictures).view(1, 1, *((-1, 1) if dim == -2 else (1, -1)))
+        kernel = (kernel / kernel.sum()).to(images).view(1, 1, *((-1, 1) if dim == -2 else (1, -1)))
         pad = (0, 0, taps // 2, taps // 2) if dim == -2 else (taps // 2, taps // 2, 0, 0)
         mode = "reflect" if blurred.shape[dim] > taps // 2 else "replicate"
         channels = blurred.shape[1]
@@ -118,16 +121,16 @@ def antialiased_resize(pictures: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(blurred, size=(height, width), mode="bicubic", align_corners=True)
 
 
-def reference_latents(vae: AutoencoderKLTemporalDecoder, picture: np.ndarray, noise: Tensor, strength: float) -> Tensor:
-    """Mode of the posterior of the noised picture uint8[h,w,3] -> [1,c,h/8,w/8], without the scaling factor.
+def reference_latents(vae: AutoencoderKLTemporalDecoder, image: np.ndarray, noise: Tensor, strength: float) -> Tensor:
+    """Posterior mode of the noised image uint8[h,w,3] -> [1,c,h/8,w/8], unscaled as SVD conditions on it.
 
-    SVD conditions on unscaled latents. A float16 VAE with ``force_upcast`` encodes in float32: its encoder overflows.
+    A float16 VAE with ``force_upcast`` encodes in float32, because its encoder overflows.
     """
     module = cast(nn.Module, vae)  # diffusers types its own ``to`` without a self
     parameter = next(vae.parameters())
     device, dtype = parameter.device, parameter.dtype
     upcast = dtype == torch.float16 and bool(vae.config["force_upcast"])
-    pixels = to_signed(picture[None]) + strength * noise
+    pixels = to_signed(image[None]) + strength * noise
     try:
         if upcast:
             module.to(torch.float32)
@@ -140,10 +143,10 @@ def reference_latents(vae: AutoencoderKLTemporalDecoder, picture: np.ndarray, no
 
 
 def time_ids(fps: int, motion_bucket: float, noise_aug: float, like: Tensor) -> Tensor:
-    """What SVD was trained with: [frame rate - 1, motion bucket, noise augmentation], [1,3]."""
+    """SVD's micro-conditioning [1,3]: frame rate - 1, motion bucket, noise augmentation."""
     return torch.tensor([[fps - 1, motion_bucket, noise_aug]], device=like.device, dtype=torch.float32)
 
 
 def bytes_of_pose_frame(channels: int, height: int, width: int, dtype: torch.dtype) -> int:
-    """Memory of one frame's features at a picture size."""
+    """Memory of one frame's pose features for an image of ``height`` x ``width``."""
     return channels * math.ceil(height / 8) * math.ceil(width / 8) * dtype.itemsize

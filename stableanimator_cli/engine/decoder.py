@@ -23,50 +23,48 @@ from stableanimator_cli.nets.temporal_decoder import (
 
 
 class Decoder:
-    """Wraps a VAE that is on its device. ``calls`` counts decoder runs under ``"vae_decode"``."""
+    """Decode with a VAE that is on its device. ``calls["vae_decode"]`` counts decoder calls."""
 
     def __init__(self, vae: AutoencoderKLTemporalDecoder, calls: Counter[str]) -> None:
         self._vae = vae
         self._calls = calls
 
     def pixels(self, latents: Tensor) -> Tensor:
-        """Latents [t,c,h,w] in the sampler's scale -> RGB [t,3,8h,8w] in [-1,1], unclamped, differentiable.
+        """Decode latents [t,c,h,w] in the sampler's scale together -> RGB [t,3,8h,8w] in [-1,1].
 
-        The frames given are decoded together: temporal convolutions see exactly these.
+        The result is unclamped and differentiable.
         """
         self._calls["vae_decode"] += 1
-        parameter = next(self._vae.decoder.parameters())
-        scaled = latents.to(parameter.device, parameter.dtype) / self._vae.config["scaling_factor"]
-        return self._vae.decode(scaled, num_frames=len(latents), return_dict=False)[0]
+        return self._vae.decode(_scaled(self._vae, latents), num_frames=len(latents), return_dict=False)[0]
 
     def frames(self, latents: Tensor, *, chunk: int, overlap: int = 0) -> Iterator[np.ndarray]:
-        """Decode [t,c,h,w] in chunks and yield uint8[h,w,3] frames, in order, holding two chunks at most.
+        """Decode [t,c,h,w] in chunks and yield uint8[h,w,3] frames in order, with at most two chunks in memory.
 
-        ``overlap`` 0 is the reference implementation's: disjoint chunks, whose borders can show. With an overlap each
-        chunk is decoded with the last ``overlap`` frames of the one before, and the two answers are cross-faded.
+        ``overlap`` 0, as in the reference implementation, decodes disjoint chunks, whose borders can show. Otherwise
+        each chunk includes the last ``overlap`` frames of the previous one, and the two outputs are cross-faded.
         """
         total, start = len(latents), 0
         tail: Tensor | None = None
         while True:
             stop = min(start + chunk, total)
-            part = self.pixels(latents[start:stop]).float()
+            pixels = self.pixels(latents[start:stop]).float()
             if tail is not None:
-                fade = torch.arange(1, len(tail) + 1, device=part.device).view(-1, 1, 1, 1) / (len(tail) + 1)
-                part = torch.cat([torch.lerp(tail, part[: len(tail)], fade), part[len(tail) :]])
-            last = stop == total
-            keep = len(part) if last else len(part) - overlap
-            yield from to_uint8(part[:keep])
-            if last:
+                fade = torch.arange(1, len(tail) + 1, device=pixels.device).view(-1, 1, 1, 1) / (len(tail) + 1)
+                pixels = torch.cat([torch.lerp(tail, pixels[: len(tail)], fade), pixels[len(tail) :]])
+            if stop == total:
+                yield from to_uint8(pixels)
                 return
-            tail = part[keep:] if overlap else None
+            finished = len(pixels) - overlap
+            yield from to_uint8(pixels[:finished])
+            tail = pixels[finished:] if overlap else None
             start = stop - overlap
 
 
 class FaceDecoder:
-    """The same VAE as face optimisation needs it: differentiable, checkpointed, whole or on a crop.
+    """The same VAE for face optimisation: differentiable, checkpointed, on full frames or a crop.
 
-    ``margin`` latents round a box are decoded with it: 8 are exact to float noise, fewer are not. float16 is left for
-    float32 while it works: gradients underflow there.
+    ``margin`` latents around a box are decoded with it: 8 are exact to float noise, fewer are not. Within ``working`` a
+    float16 decoder is float32, because gradients underflow in float16.
     """
 
     scale = PIXELS_PER_LATENT
@@ -86,7 +84,6 @@ class FaceDecoder:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Within it a float16 decoder is float32."""
         half = next(self._vae.decoder.parameters()).dtype == torch.float16
         if half:
             self._vae.decoder.to(torch.float32)
@@ -99,15 +96,15 @@ class FaceDecoder:
     def pixels(self, latents: Tensor) -> Tensor:
         """Latents [t,c,h,w] of one chunk in the sampler's scale -> [t,3,8h,8w] in [-1,1], unclamped."""
         self._calls["refine_decode"] += 1
-        return decode(self._vae.decoder, self._scaled(latents), checkpointed=self._checkpointed)
+        return decode(self._vae.decoder, _scaled(self._vae, latents), checkpointed=self._checkpointed)
 
     @contextmanager
     def with_recorded_stats(self, latents: Tensor, chunks: Sequence[range]) -> Iterator[None]:
-        """Record each chunk's norm statistics from one whole decode; ``crop`` uses them within."""
+        """Record each chunk's norm statistics from one full decode, for ``crop`` within it."""
         for chunk in chunks:
             self._calls["refine_observe"] += 1
             with torch.no_grad(), recorded_statistics(self._vae.decoder) as statistics:
-                decode(self._vae.decoder, self._scaled(latents[chunk.start : chunk.stop]))
+                decode(self._vae.decoder, _scaled(self._vae, latents[chunk.start : chunk.stop]))
             self._statistics[chunk.start] = statistics
         try:
             yield
@@ -115,19 +112,21 @@ class FaceDecoder:
             self._statistics.clear()
 
     def crop(self, latents: Tensor, chunk: range, box: tuple[int, int, int, int]) -> tuple[Tensor, tuple[int, int]]:
-        """Pixels of the box's latents and ``margin`` round them, and where their corner (x, y) lies in the frame."""
+        """Pixels of the box's latents with the margin around them, and their corner (x, y) in the frame."""
         self._calls["refine_crop"] += 1
         height, width = latents.shape[-2:]
         x0, y0, x1, y1 = (side // PIXELS_PER_LATENT for side in box)
-        part = LatentBox(max(0, y0), min(height, y1 + 1), max(0, x0), min(width, x1 + 1))
-        part = part.dilated(self._margin, height, width)
+        crop = LatentBox(max(0, y0), min(height, y1 + 1), max(0, x0), min(width, x1 + 1))
+        crop = crop.dilated(self._margin, height, width)
         with frozen_statistics(self._vae.decoder, self._statistics[chunk.start]):
-            pixels = decode(self._vae.decoder, self._scaled(latents), crop=part)
-        return pixels, (part.left * PIXELS_PER_LATENT, part.top * PIXELS_PER_LATENT)
+            pixels = decode(self._vae.decoder, _scaled(self._vae, latents), crop=crop)
+        return pixels, (crop.left * PIXELS_PER_LATENT, crop.top * PIXELS_PER_LATENT)
 
-    def _scaled(self, latents: Tensor) -> Tensor:
-        parameter = next(self._vae.decoder.parameters())
-        return latents.to(parameter.device, parameter.dtype) / self._vae.config["scaling_factor"]
+
+def _scaled(vae: AutoencoderKLTemporalDecoder, latents: Tensor) -> Tensor:
+    """Latents in the VAE's scale, on its device and in its dtype."""
+    parameter = next(vae.decoder.parameters())
+    return latents.to(parameter.device, parameter.dtype) / vae.config["scaling_factor"]
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How often a sampling asks its denoiser, and for what: known before anything is loaded."""
+"""Which calls of the denoiser a sampling makes, known before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,40 +13,37 @@ from stableanimator_cli.diffusion.schedule import karras_sigmas
 
 @dataclass(frozen=True, slots=True)
 class DenoiserCall:
-    """One time that the denoiser is asked: in which ``step``, whether it is ``guided`` (two branches a window), and
-    whether the network is computed ``whole`` or takes deep features of an earlier one (``diffusion.reuse``). ``turn``:
-    which placement of a plan's windows answers."""
+    """One call: its ``step``, whether it is ``guided`` (two branches per window), whether it computes the full network
+    (a ``refresh`` of ``diffusion.deepcache``), and its window ``placement``, modulo their number."""
 
     step: int
     guided: bool
-    whole: bool
-    turn: int
+    refresh: bool
+    placement: int
 
 
-def evaluations_of(sampling: SamplingConfig) -> tuple[DenoiserCall, ...]:
-    """All evaluations of a run in order.
+def denoiser_calls(sampling: SamplingConfig) -> tuple[DenoiserCall, ...]:
+    """All calls of a sampling, in order.
 
-    With ``cache_features`` N every N-th step is computed whole, in both evaluations where it has two (Heun). So is the
-    first evaluation after guidance begins or ends: who answered for a window before may be another process then.
-    Windows that move do so from step to step, or from one N-th step to the next: deep features are of a window.
+    With ``cache_features`` N every N-th step is a refresh, in both calls of a Heun step. So is the first call after
+    guidance starts or ends, as another process may have computed the window before. Windows shift per refreshing step,
+    because deep features belong to a window.
     """
     low, high = sampling.guidance_interval or (0.0, math.inf)
     guided = is_guided(*sampling.guidance)
-    found: list[DenoiserCall] = []
-    for step, level in _levels(sampling):
-        pulled = guided and low < level <= high
-        turned = bool(found) and found[-1].guided != pulled
-        turn, since = divmod(step, sampling.cache_features)
-        found.append(DenoiserCall(step, pulled, turned or since == 0, turn))
-    return tuple(found)
+    calls: list[DenoiserCall] = []
+    for step, sigma in _steps_and_sigmas(sampling):
+        in_interval = guided and low < sigma <= high
+        changed = bool(calls) and calls[-1].guided != in_interval
+        placement, since_refresh = divmod(step, sampling.cache_features)
+        calls.append(DenoiserCall(step, in_interval, changed or since_refresh == 0, placement))
+    return tuple(calls)
 
 
 def resumable_steps(sampling: SamplingConfig) -> frozenset[int]:
-    """Steps that a sampling can be taken up at knowing nothing but its latents: those that begin whole, and the end."""
-    firsts: dict[int, bool] = {}
-    for evaluation in evaluations_of(sampling):
-        firsts.setdefault(evaluation.step, evaluation.whole)
-    return frozenset(step for step, whole in firsts.items() if whole) | {sampling.steps}
+    """Steps that a sampling can resume at from its latents alone: those that start with a refresh, and the end."""
+    first_calls = {call.step: call for call in reversed(denoiser_calls(sampling))}
+    return frozenset(step for step, call in first_calls.items() if call.refresh) | {sampling.steps}
 
 
 def churn_of(sampling: SamplingConfig) -> Churn:
@@ -58,15 +55,15 @@ def churn_of(sampling: SamplingConfig) -> Churn:
     )
 
 
-def _levels(sampling: SamplingConfig) -> list[tuple[int, float]]:
-    """Step and noise level of each time that the denoiser is asked."""
+def _steps_and_sigmas(sampling: SamplingConfig) -> list[tuple[int, float]]:
+    """Step and noise level of each call."""
     steps = list(iterate_steps(karras_sigmas(sampling.steps)))
     if sampling.sampler == "euler":
         return [(step.index, step.sigma) for step in steps]
     churn = churn_of(sampling)
     pairs = [
-        (step.index, level)
+        (step.index, sigma)
         for step in steps
-        for level in (step.sigma * (1 + churn.gamma(step.sigma, step.total)), step.sigma_next)
+        for sigma in (step.sigma * (1 + churn.gamma(step.sigma, step.total)), step.sigma_next)
     ]
-    return [(index, level) for index, level in pairs if level > 0]
+    return [(index, sigma) for index, sigma in pairs if sigma > 0]

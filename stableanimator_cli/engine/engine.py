@@ -1,17 +1,17 @@
-"""The engine: one model on one device. Opens networks, encodes, denoises and decodes; every verb works through it."""
+"""One model on one device: load its networks, encode, denoise and decode."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from itertools import tee
 from types import TracebackType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache, with_deep_cache
 from stableanimator_cli.diffusion.guidance import (
@@ -22,9 +22,11 @@ from stableanimator_cli.diffusion.guidance import (
     is_guided,
     window_branches,
     window_outputs,
+    windowed_denoiser,
     with_guidance_interval,
 )
 from stableanimator_cli.diffusion.sampler import Denoise
+from stableanimator_cli.diffusion.schedule import image_noise
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
 from stableanimator_cli.engine.conditioning import (
     Conditioning,
@@ -50,7 +52,7 @@ from stableanimator_cli.records import STRIDE, ModelFolder
 
 Loader = Callable[[], nn.Module]
 
-# Distributes the window branches of each placement over processes: ``parallel.WorkerGroup.distribute``
+# Distribute the window branches of each placement over processes: ``parallel.WorkerGroup.distribute``
 Distribute = Callable[
     ["Engine", Conditioning, WindowPlan, tuple[float, float], Predict, DeepFeatureCache | None],
     Callable[[int], WindowOutputs],
@@ -58,22 +60,19 @@ Distribute = Callable[
 
 
 def apply_plan(networks: Mapping[str, Loader], plan: DevicePlan) -> dict[str, Loader]:
-    """The same loaders, whose networks lie in memory as the plan wants them to."""
-    unet, vae = networks["unet"], networks["vae"]
-    changed = {"unet": lambda: quantize_weights(unet(), plan.weights)}
-    if plan.channels_last:
-        changed = {
-            "unet": lambda: set_channels_last(quantize_weights(unet(), plan.weights)),
-            "vae": lambda: set_channels_last(vae()),
-        }
+    """The same loaders, with the quantization and memory format of ``plan`` applied to UNet and VAE."""
+    config = plan.config
+    changed = {"unet": lambda: quantize_weights(networks["unet"](), config.quantization), "vae": networks["vae"]}
+    if config.channels_last:
+        changed = {name: lambda load=load: set_channels_last(load()) for name, load in changed.items()}
     return {**networks, **changed}
 
 
 class Engine:
-    """A context manager: ``with Engine.open(model, plan) as engine``. Frees the device on leaving.
+    """A context manager: ``with Engine.open(model, plan) as engine``. Frees the device on exit.
 
-    ``calls`` counts what was run (``unet`` and of its calls ``unet_shallow``, ``vae_encode``, ``vae_decode``,
-    ``image_encoder``, ``pose_net_frames``), for tests to compare with a plan.
+    ``calls`` counts network calls: ``unet``, of these ``unet_shallow``, ``vae_encode``, ``vae_decode``,
+    ``image_encoder`` and ``pose_net_frames``.
     """
 
     def __init__(
@@ -90,12 +89,12 @@ class Engine:
 
     @classmethod
     def open(cls, model: ModelFolder, plan: DevicePlan, *, id_mode: IDMode = "distribution") -> Engine:
-        """Nothing is read yet: each network loads when it is first resident. ``id_mode`` is Table 4's switch."""
+        """Open without reading: each network loads when it is first resident. ``id_mode``: the paper's Table 4."""
         networks = apply_plan(loaders(model, plan.dtype, id_mode), plan)
         return cls(model, plan, Networks(networks, plan), id_mode=id_mode)
 
     def __enter__(self) -> Engine:
-        self._open.enter_context(float32_precision(tf32=self.plan.tf32))
+        self._open.enter_context(float32_precision(tf32=self.plan.config.tf32))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -104,17 +103,17 @@ class Engine:
 
     @contextmanager
     def resident(self, *names: str) -> Iterator[None]:
-        """Within it the named networks are on the device; out of memory there says what to set."""
+        """Keep the named networks on the device within it. Raises ``OutOfMemory`` with the settings that help."""
         hint = "close other programs on the device, use --offload model, a smaller --size or a shorter --window"
         with memory_guard(f"loading {', '.join(names)}", hint), self.networks.resident(*names):
             yield
 
     def faces(self) -> FaceReader:
-        """The model's face detector and recogniser, fed in the channel order that its card names. No torch needed."""
+        """The model's face detector and recogniser, with the channel order of its card. They do not use torch."""
         if "face" not in self.model.files:
             raise ModelMissing(
                 f"model {self.model.name!r} has no face detector",
-                hint="`sa models pull antelopev2`, give its vector with --face-embedding FILE, or say --allow-no-face",
+                hint="`sa models pull antelopev2`, pass --face-embedding FILE, or use --allow-no-face",
             )
         if self._faces is None:
             self._faces = FaceReader(self.model.files["face"], self.model.face_channel_order, str(self.plan.device))
@@ -122,88 +121,94 @@ class Engine:
 
     def encode(
         self,
-        picture: np.ndarray,
-        fitted: np.ndarray,
+        image: np.ndarray,
+        resized: np.ndarray,
         face: np.ndarray | None,
         poses: PoseFrames,
-        *,
-        noise: Tensor,
-        noise_aug: float,
-        motion_bucket: float,
-        conditioning_fps: int,
+        sampling: SamplingConfig,
     ) -> Conditioning:
-        """``picture`` uint8[h,w,3] for the image encoder at its own size, ``fitted`` the same at the output's size
-        (multiples of 8), ``face`` float32[512] raw ArcFace or None, ``noise`` [1,3,h,w] for the fitted picture."""
-        height, width = fitted.shape[:2]
+        """Encode a reference image, its face and a motion for the UNet.
+
+        ``image`` uint8[h,w,3] at its own size is for the image encoder, ``resized`` at the output's size (multiples of
+        8) for the VAE, with noise keyed by the seed. ``face`` is a raw ArcFace embedding float32[512] or None.
+        """
+        height, width = resized.shape[:2]
         if height % STRIDE or width % STRIDE:
             raise ValueError(f"size {width}x{height} is not a multiple of {STRIDE}")
+        noise = image_noise(sampling.seed, (1, 3, height, width))
         with torch.no_grad():
             with self.resident("image_encoder", "face_encoder"):
                 self.calls["image_encoder"] += 1
-                token = clip_token(self.networks["image_encoder"], picture)
+                token = clip_token(self.networks["image_encoder"], image)
                 tokens = None if face is None else self._face_tokens(face, token)
             hint = "use a smaller --size, or --offload model"
-            with self.resident("vae"), memory_guard("encoding the reference picture", hint):
+            with self.resident("vae"), memory_guard("encoding the reference image", hint):
                 self.calls["vae_encode"] += 1
-                reference = reference_latents(self.networks["vae"], fitted, noise, noise_aug)
+                reference = reference_latents(self.networks["vae"], resized, noise, sampling.noise_aug)
         return Conditioning(
             image=token,
             face=tokens,
             reference=reference,
-            time_ids=time_ids(conditioning_fps, motion_bucket, noise_aug, token),
-            pose=PoseFeatures(self.networks["pose_net"], poses, budget=self.plan.pose_budget, calls=self.calls),
+            time_ids=time_ids(sampling.conditioning_fps, sampling.motion_bucket, sampling.noise_aug, token),
+            pose=self.pose_features(poses),
         )
+
+    def pose_features(self, poses: PoseFrames) -> PoseFeatures:
+        budget = self.plan.config.pose_budget_mb << 20
+        return PoseFeatures(self.networks["pose_net"], poses, budget=budget, calls=self.calls)
 
     def _face_tokens(self, face: np.ndarray, token: Tensor) -> Tensor:
         encoder = self.networks["face_encoder"]
-        if face.shape != (encoder.config.id_embeddings_dim,):
+        expected = (encoder.config.id_embeddings_dim,)
+        if face.shape != expected:
             raise ModelDamaged(
-                f"the face vector has shape {face.shape}, the face encoder of {self.model.name} wants "
-                f"({encoder.config.id_embeddings_dim},)"
+                f"the face embedding has shape {face.shape}, the face encoder of {self.model.name} expects {expected}"
             )
         return encoder(torch.from_numpy(face).to(token)[None], token)
 
     def denoiser(
         self,
         conditioning: Conditioning,
-        plan: WindowPlan,
+        windows: WindowPlan,
         guidance: tuple[float, float],
         *,
         interval: tuple[float, float] | None = None,
         deep: DeepFeatureCache | None = None,
-        evaluations: Iterable[DenoiserCall] = (),
-        done: Callable[[], None] | None = None,
+        calls: Sequence[DenoiserCall] = (),
+        on_window: Callable[[], None] | None = None,
         prepared: bool = True,
         distribute: Distribute | None = None,
     ) -> Denoise:
-        """(noisy latents [t,c,h,w], sigma) -> denoised latents over all windows of ``plan``; the UNet must be resident.
+        """(noisy latents [t,c,h,w], sigma) -> denoised latents over all ``windows``; the UNet must be resident.
 
-        Outside ``interval`` of noise levels nothing is guided. This process computes alone there, which takes as long
-        as a guided call that two processes share. ``evaluations`` are the calls to come, in order: they select the
-        placement if a plan's windows shift. ``deep`` caches deep features for calls that are not ``whole``; the first
-        call inside the interval, and the first after it, must be whole. ``prepared`` False computes every
-        cross-attention in every call, for tests to compare with. ``distribute`` lets other processes compute some of
-        the windows.
+        * ``interval`` of noise levels: nothing is guided outside, and this process computes alone there, which takes as
+          long as a guided call that two processes share.
+        * ``calls`` are the calls to come, in order. They select the placement if windows shift, and refreshes of
+          ``deep``. The first call inside the interval, and the first after it, must be a refresh.
+        * ``prepared`` False computes every cross-attention in every call, for tests.
+        * ``distribute`` lets other processes compute some of the windows.
         """
         predict = self.predictor(conditioning, guidance, deep=deep, prepared=prepared)
-        shared = None if distribute is None else distribute(self, conditioning, plan, guidance, predict, deep)
+        distributed = distribute and distribute(self, conditioning, windows, guidance, predict, deep)
 
-        def placed(turn: int) -> Denoise:
-            windows, alone = plan.placement(turn), (1.0, 1.0)
-            answers = window_outputs(predict, window_branches(windows, guidance)) if shared is None else shared(turn)
-            denoise = blended_denoiser(answers, windows, guidance=guidance, on_window=done)
+        def denoiser_at(index: int) -> Denoise:
+            placement, unguided = windows.placement(index), (1.0, 1.0)
+            if distributed is None:
+                outputs = window_outputs(predict, window_branches(placement, guidance))
+            else:
+                outputs = distributed(index)
+            denoise = blended_denoiser(outputs, placement, guidance=guidance, on_window=on_window)
             if interval is None or not is_guided(*guidance):
                 return denoise
-            plain = blended_denoiser(
-                window_outputs(predict, window_branches(windows, alone)), windows, guidance=alone, on_window=done
-            )
+            plain = windowed_denoiser(predict, placement, guidance=unguided, on_window=on_window)
             return with_guidance_interval(interval, denoise, plain)
 
-        for_turns, for_deep = tee(evaluations)
-        denoise = placed(0)
-        if plan.shifted:
-            denoise = alternate([placed(turn) for turn in range(plan.num_placements)], (one.turn for one in for_turns))
-        return denoise if deep is None else with_deep_cache(denoise, deep, (one.whole for one in for_deep))
+        denoise = denoiser_at(0)
+        if windows.shifted:
+            denoise = alternate(
+                [denoiser_at(index) for index in range(windows.num_placements)], (call.placement for call in calls)
+            )
+        return denoise if deep is None else with_deep_cache(denoise, deep, (call.refresh for call in calls))
 
     def predictor(
         self,
@@ -213,54 +218,52 @@ class Engine:
         deep: DeepFeatureCache | None = None,
         prepared: bool = True,
     ) -> Predict:
-        """The UNet's answer for one window and branch; the UNet must be resident. See ``denoiser``."""
+        """The UNet's output for one window and branch; the UNet must be resident. See ``denoiser``."""
         unet: AnimationUNet = self.networks["unet"]
-        unet.ff_chunks = self.plan.pieces
+        config = self.plan.config
+        unet.ff_chunks = config.ff_chunks
         if unet.run is call_block:
-            unet.run = self._run()
-        ask = GraphedCalls(unet, Recorder(self.plan.device)) if self.plan.graphs else unet
+            unet.run = self._block_runner()
+        call_unet = GraphedCalls(unet, Recorder(self.plan.device)) if config.cuda_graphs else unet
         if deep is not None and deep.layers > unet.num_up_layers:
             raise ConfigError("sampling.cache_layers", deep.layers, f"1 to {unet.num_up_layers} with this model")
-        given = Context(conditioning.image, conditioning.face)
-        none = Context(
-            torch.zeros_like(conditioning.image),
-            None if conditioning.face is None else torch.zeros_like(conditioning.face),
-        )
-        with torch.no_grad(), self._prepared_here(unet):
-            contexts = {True: given, False: none}
-            if prepared:
-                contexts = {key: unet.prepare(value) for key, value in contexts.items() if key or is_guided(*guidance)}
+        zeros = None if conditioning.face is None else torch.zeros_like(conditioning.face)
+        contexts = {True: Context(conditioning.image, conditioning.face)}
+        if is_guided(*guidance):
+            contexts[False] = Context(torch.zeros_like(conditioning.image), zeros)
+        if prepared:
+            with torch.no_grad(), self._attentions_on_device(unet):
+                contexts = {conditional: unet.prepare(context) for conditional, context in contexts.items()}
         empty = torch.zeros_like(conditioning.reference)
 
         def predict(latents: Tensor, c_noise: float, window: Window, conditional: bool) -> Tensor:
             self.calls["unet"] += 1
-            picture = conditioning.reference if conditional else empty
-            picture = picture.expand(len(latents), -1, -1, -1)
-            sample = torch.cat([latents.to(picture), picture], dim=1)[None]
+            reference = conditioning.reference if conditional else empty
+            sample = torch.cat([latents.to(reference), reference.expand(len(latents), -1, -1, -1)], dim=1)[None]
             pose = conditioning.pose.window(window.frames) if conditional else None
-            given = (sample, c_noise, contexts[conditional], conditioning.time_ids, pose)
+            inputs = (sample, c_noise, contexts[conditional], conditioning.time_ids, pose)
             if deep is None:
-                return ask(*given)[0]
-            pair = (window, conditional)
+                return call_unet(*inputs)[0]
+            branch = (window, conditional)
             if deep.refresh:
-                answer, deep.features[pair] = unet.forward_caching(*given, layers=deep.layers)
-                return answer[0]
+                output, deep.features[branch] = unet.forward_caching(*inputs, layers=deep.layers)
+                return output[0]
             self.calls["unet_shallow"] += 1
-            return unet.forward_cached(*given, layers=deep.layers, deep=deep.features[pair])[0]
+            return unet.forward_cached(*inputs, layers=deep.layers, deep=deep.features[branch])[0]
 
         return predict
 
-    def _run(self) -> BlockRunner:
-        """How the plan wants the UNet's blocks to be called."""
-        run = CompiledBlocks() if self.plan.compiled else call_block
-        return GroupOffload(self.plan.device, self.calls, run) if self.plan.groups else run
+    def _block_runner(self) -> BlockRunner:
+        config = self.plan.config
+        run = CompiledBlocks() if config.compile == "blocks" else call_block
+        return GroupOffload(self.plan.device, self.calls, run) if config.offload == "group" else run
 
-    def _prepared_here(self, unet: AnimationUNet) -> AbstractContextManager[None]:
-        """Within it the layers that ``AnimationUNet.prepare`` reads are on the device."""
+    def _attentions_on_device(self, unet: AnimationUNet) -> AbstractContextManager[None]:
+        """Keep the layers that ``AnimationUNet.prepare`` reads on the device."""
         if not isinstance(unet.run, GroupOffload):
             return nullcontext()
         attentions = unet.spatial_cross_attentions() | unet.temporal_cross_attentions()
-        return unet.run.here(*attentions.values())
+        return unet.run.on_device(*attentions.values())
 
     @property
     def decoder(self) -> Decoder:

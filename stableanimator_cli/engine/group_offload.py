@@ -1,8 +1,8 @@
-"""Group offload: of the UNet's weights only those of two blocks are on the device, the others wait in host memory.
+"""Group offload: only the weights of two UNet blocks are on the device, the others are in host memory.
 
-Exact: what is computed does not change. Each call copies all blocks once. On a CUDA card a block's weights are one run
-of bytes of a pinned slab and travel in one copy, on a stream of their own: while a block computes, the next one's
-arrive. Two buffers take turns; a copy waits for the work that read its buffer before, and work waits for its copy.
+Exact, and each call copies every block once. On a CUDA GPU a block's weights are one slice of a pinned slab, copied at
+once on their own stream: while a block computes, the next one's weights arrive. Two buffers alternate; a copy waits for
+the computation that read its buffer, and a computation waits for its copy.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -26,96 +25,75 @@ from stableanimator_cli.nets.unet import BlockRunner, call_block
 _BLOCKS = (SpatioTemporalResBlock, BasicTransformerBlock, TemporalBasicTransformerBlock)
 
 
-def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The parts that take turns: every block that ``AnimationUNet.run`` is called with."""
-    return [module for module in network.modules() if isinstance(module, _BLOCKS)]
-
-
-def bytes_of(module: nn.Module) -> int:
-    """Of all its weights and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(module))
-
-
-def staying(network: nn.Module) -> list[Tensor]:
-    """Weights and buffers that belong to no block."""
-    waiting = {id(tensor) for block in blocks_of(network) for tensor in _tensors(block)}
-    return [tensor for tensor in _tensors(network) if id(tensor) not in waiting]
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _HostBlock(NamedTuple):
     """A block's weights in host memory, and the bytes of the largest block of its network."""
 
     packed: Packed
     largest: int
 
 
-_waiting: WeakKeyDictionary[nn.Module, _Waiting] = WeakKeyDictionary()
+_host_blocks: WeakKeyDictionary[nn.Module, _HostBlock] = WeakKeyDictionary()
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """Every block that ``AnimationUNet.run`` is called with."""
+    return [module for module in network.modules() if isinstance(module, _BLOCKS)]
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Bytes of all weights and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(module))
+
+
+def outside_blocks(network: nn.Module) -> list[Tensor]:
+    """Weights and buffers that belong to no block."""
+    in_blocks = {id(tensor) for block in blocks_of(network) for tensor in _tensors(block)}
+    return [tensor for tensor in _tensors(network) if id(tensor) not in in_blocks]
 
 
 def pack_blocks(network: nn.Module, *, pin: bool) -> None:
-    """Move the weights of all blocks to one slab of host memory, from which ``InTurn`` copies them. Once is enough."""
+    """Move the weights of all blocks to one slab of host memory, unless this was done before."""
     blocks = blocks_of(network)
-    if blocks and blocks[0] not in _waiting:
+    if blocks and blocks[0] not in _host_blocks:
         packed = pack([named_tensors(block) for block in blocks], pin=pin)
         largest = max(len(one.slab) for one in packed)
-        _waiting.update({block: _Waiting(one, largest) for block, one in zip(blocks, packed, strict=True)})
+        _host_blocks.update({block: _HostBlock(one, largest) for block, one in zip(blocks, packed, strict=True)})
 
 
-class Lane(Protocol):
-    """Two buffers on the device and the way to them. ``slot`` is 0 or 1."""
-
-    def buffer(self, slot: int) -> Tensor:
-        """uint8[bytes] on the device."""
-        ...
-
-    def copy(self, host: Tensor, slot: int) -> None:
-        """Begin to copy into a buffer, once the work that reads it is done. Returns at once."""
-        ...
-
-    def begin(self, slot: int) -> None:
-        """What is computed from here on waits for the copy into this buffer."""
-        ...
-
-    def end(self, slot: int) -> None:
-        """What was computed until here is the work that reads this buffer."""
-        ...
-
-
-class CardLane:
-    """A ``Lane`` of a CUDA card, with a stream for copies and an event for each end of a turn."""
+class DoubleBuffer:
+    """Two buffers of ``size`` bytes on a CUDA GPU, filled on a stream of their own. ``slot`` is 0 or 1."""
 
     def __init__(self, device: torch.device, size: int) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)]
-        self._arrived = [torch.cuda.Event() for _ in range(2)]
+        self.buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2)]
+        self._copied = [torch.cuda.Event() for _ in range(2)]
         self._read = [torch.cuda.Event() for _ in range(2)]
-        self._stream.wait_stream(torch.cuda.current_stream(device))  # whose memory the buffers may have been
-        for buffer in self._buffers:
-            buffer.record_stream(self._stream)  # not given to others while a copy is on its way
-
-    def buffer(self, slot: int) -> Tensor:
-        return self._buffers[slot]
+        self._stream.wait_stream(torch.cuda.current_stream(device))  # earlier users of the buffers' memory
+        for buffer in self.buffers:
+            buffer.record_stream(self._stream)  # not reused while a copy is running
 
     def copy(self, host: Tensor, slot: int) -> None:
+        """Start to copy ``host`` into a buffer, after the computation that reads it."""
         with torch.cuda.stream(self._stream):
-            self._stream.wait_event(self._read[slot])  # one that was never recorded is no wait
-            self._buffers[slot][: len(host)].copy_(host, non_blocking=True)
-            self._arrived[slot].record(self._stream)
+            self._stream.wait_event(self._read[slot])  # an event that was never recorded is no wait
+            self.buffers[slot][: len(host)].copy_(host, non_blocking=True)
+            self._copied[slot].record(self._stream)
 
-    def begin(self, slot: int) -> None:
-        torch.cuda.current_stream(self._device).wait_event(self._arrived[slot])
+    def acquire(self, slot: int) -> None:
+        """Make the computation from here on wait for the copy into this buffer."""
+        torch.cuda.current_stream(self._device).wait_event(self._copied[slot])
 
-    def end(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
+        """Mark the end of the computation that reads this buffer."""
         self._read[slot].record(torch.cuda.current_stream(self._device))
 
 
 class GroupOffload:
-    """A ``Run`` for ``AnimationUNet.run``: the block is on ``device`` while ``run`` calls it, and not else.
+    """A ``BlockRunner`` for ``AnimationUNet.run`` that keeps a block on ``device`` only while ``run`` calls it.
 
-    ``calls`` counts the blocks that came (``blocks_moved``). Blocks that ``pack_blocks`` has packed go through a
-    ``lane`` of the largest block's bytes, on a CUDA card ``CardLane``; the order of the last call says which is next.
+    ``calls["blocks_moved"]`` counts copied blocks. Blocks packed by ``pack_blocks`` go through ``buffers``; the order
+    of the last call predicts the next block.
     """
 
     def __init__(
@@ -123,68 +101,68 @@ class GroupOffload:
         device: torch.device,
         calls: Counter[str],
         run: BlockRunner = call_block,
-        lane: Callable[[torch.device, int], Lane] = CardLane,
+        buffers: Callable[[torch.device, int], DoubleBuffer] = DoubleBuffer,
     ) -> None:
         self._device = device
         self._calls = calls
         self._run = run
-        self._lane_of = lane
-        self._lane: Lane | None = None
+        self._open_buffers = buffers
+        self._buffers: DoubleBuffer | None = None
         self._slot = 0
-        self._ahead: nn.Module | None = None  # on its way to the other buffer
-        self._before: nn.Module | None = None
+        self._prefetched: nn.Module | None = None
+        self._previous: nn.Module | None = None
         self._next: dict[nn.Module, nn.Module] = {}
 
     def __call__(self, function: Callable[..., Tensor], block: nn.Module, *arguments: object) -> Tensor:
         self._calls["blocks_moved"] += 1
-        waiting = _waiting.get(block)
-        with self.here(block) if waiting is None else self._arrived(block, waiting):
+        host = _host_blocks.get(block)
+        with self.on_device(block) if host is None else self._buffered(block, host):
             return self._run(function, block, *arguments)
 
     def release(self) -> None:
-        """Give the buffers back."""
-        self._lane = self._ahead = None
+        """Free the buffers."""
+        self._buffers = self._prefetched = None
 
     def fetched(self, tensor: Tensor) -> Tensor:
-        """What waits, on the device."""
+        """A copy of a tensor's data on the device."""
         return tensor.data.to(self._device, non_blocking=True)
 
     @contextmanager
-    def _arrived(self, block: nn.Module, waiting: _Waiting) -> Iterator[None]:
-        """Within it the block's weights are those in a buffer, and the next block's are on their way to the other."""
-        if self._lane is None:
-            self._lane = self._lane_of(self._device, waiting.largest)
-        lane, self._slot = self._lane, 1 - self._slot
+    def _buffered(self, block: nn.Module, host: _HostBlock) -> Iterator[None]:
+        """Read the block's weights from a buffer and prefetch the next block into the other."""
+        if self._buffers is None:
+            self._buffers = self._open_buffers(self._device, host.largest)
+        buffers, self._slot = self._buffers, 1 - self._slot
         slot, tensors = self._slot, named_tensors(block)
-        if self._ahead is not block:
-            lane.copy(waiting.packed.slab, slot)
-        lane.begin(slot)
-        if self._before is not None:
-            self._next[self._before] = block
+        if self._prefetched is not block:
+            buffers.copy(host.packed.slab, slot)
+        buffers.acquire(slot)
+        if self._previous is not None:
+            self._next[self._previous] = block
         following = self._next.get(block)
-        self._before, self._ahead = block, following
+        self._previous, self._prefetched = block, following
         if following is not None:
-            lane.copy(_waiting[following].packed.slab, 1 - slot)
+            buffers.copy(_host_blocks[following].packed.slab, 1 - slot)
         try:
-            for name, view in waiting.packed.views(lane.buffer(slot)).items():
+            for name, view in host.packed.views(buffers.buffers[slot]).items():
                 tensors[name].data = view
             yield
         finally:
-            lane.end(slot)
-            for name, view in waiting.packed.views().items():
+            buffers.release(slot)
+            for name, view in host.packed.views().items():
                 tensors[name].data = view
 
     @contextmanager
-    def here(self, *modules: nn.Module) -> Iterator[None]:
-        """Within it these modules are on the device. Nothing is written back after it: weights do not change."""
-        waiting = [(tensor, tensor.data) for module in modules for tensor in _tensors(module)]
+    def on_device(self, *modules: nn.Module) -> Iterator[None]:
+        """Keep these modules on the device within it. Nothing is copied back, as weights do not change."""
+        host = [(tensor, tensor.data) for module in modules for tensor in _tensors(module)]
         try:
-            for tensor, _ in waiting:
+            for tensor, _ in host:
                 tensor.data = self.fetched(tensor)
             yield
         finally:
-            for tensor, host in waiting:
-                tensor.data = host
+            for tensor, data in host:
+                tensor.data = data
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
 from stableanimator_cli.engine.conditioning import PoseFrames
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
@@ -99,7 +100,11 @@ def encode_job(job: Job, poses: PackedFrames) -> tuple[dict[str, Any], list[Tens
             "licence": job.model.licence,
             "face_channel_order": job.model.face_channel_order,
         },
-        "plan": {field.name: _plain(getattr(job.plan, field.name)) for field in fields(DevicePlan)},
+        "plan": {
+            "device": str(job.plan.device),
+            "dtype": _NAMES[job.plan.dtype],
+            "config": asdict(job.plan.config),
+        },
         "id_mode": job.id_mode,
         "threads": job.threads,
         "windows": [_windows(placement) for placement in (job.windows.windows, *job.windows.shifted)],
@@ -119,7 +124,7 @@ def encode_job(job: Job, poses: PackedFrames) -> tuple[dict[str, Any], list[Tens
 
 def decode_job(data: Mapping[str, Any], tensors: Sequence[Tensor]) -> Job:
     """The job of ``encode_job``."""
-    model, plan, poses = data["model"], dict(data["plan"]), data["poses"]
+    model, plan, poses = data["model"], data["plan"], data["poses"]
     given = dict(zip(data["tensors"], tensors, strict=False))
     blob, packed, start = tensors[-1].numpy().tobytes(), {}, 0
     for index, length in poses["bytes"].items():
@@ -139,7 +144,9 @@ def decode_job(data: Mapping[str, Any], tensors: Sequence[Tensor]) -> Job:
             licence=model["licence"],
             face_channel_order=model["face_channel_order"],
         ),
-        plan=DevicePlan(device=torch.device(plan.pop("device")), dtype=DTYPES[plan.pop("dtype")], **plan),
+        plan=DevicePlan(
+            device=torch.device(plan["device"]), dtype=DTYPES[plan["dtype"]], config=DeviceConfig(**plan["config"])
+        ),
         id_mode=data["id_mode"],
         threads=data["threads"],
         image=given["image"],
@@ -195,13 +202,6 @@ def read_error(store: dist.Store, rank: int) -> SaError | None:
         if store.check([f"failed/{rank}"]):
             return SaError.from_json(store.get(f"failed/{rank}")[:LARGEST_ERROR])
     return None
-
-
-def _plain(value: object) -> object:
-    """A device or a dtype as text, anything else as it is."""
-    if isinstance(value, torch.dtype):
-        return _NAMES[value]
-    return str(value) if isinstance(value, torch.device) else value
 
 
 def _windows(placement: Sequence[Window]) -> list[dict[str, Any]]:

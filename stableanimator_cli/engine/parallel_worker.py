@@ -18,7 +18,7 @@ from torch import Tensor
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
 from stableanimator_cli.diffusion.guidance import window_branches, window_outputs
 from stableanimator_cli.diffusion.windows import WindowPlan
-from stableanimator_cli.engine.conditioning import Conditioning, PoseFeatures
+from stableanimator_cli.engine.conditioning import Conditioning
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.parallel_messages import Job, decode_job, publish_error, receive
@@ -168,7 +168,7 @@ def _prepared(engine: Engine, job: Job) -> Callable[[float, bool, int], None]:
         face=None if job.face is None else job.face.to(device),
         reference=job.reference.to(device),
         time_ids=job.time_ids.to(device),
-        pose=PoseFeatures(engine.networks["pose_net"], job.poses, budget=engine.plan.pose_budget, calls=engine.calls),
+        pose=engine.pose_features(job.poses),
     )
     deep = DeepFeatureCache(job.layers) if job.layers else None
     predict = engine.predictor(conditioning, job.guidance, deep=deep)

@@ -14,7 +14,6 @@ from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
 from stableanimator_cli.diffusion.sampler import Refine, Step, sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import (
-    image_noise,
     initial_scale,
     karras_sigmas,
     keyed_noise,
@@ -22,7 +21,7 @@ from stableanimator_cli.diffusion.schedule import (
 )
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import PoseFrames
-from stableanimator_cli.engine.denoiser_calls import churn_of, evaluations_of
+from stableanimator_cli.engine.denoiser_calls import churn_of, denoiser_calls
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.engine import Distribute, Engine
 from stableanimator_cli.errors import CheckFailed
@@ -33,13 +32,13 @@ from stableanimator_cli.records import STRIDE
 class RenderRequest:
     """Inputs and settings of one rendering.
 
-    ``picture`` uint8[h,w,3] for the image encoder; ``fitted``: the same at the output's size; ``face`` float32[512] or
+    ``image`` uint8[h,w,3] for the image encoder; ``resized``: the same at the output's size; ``face`` float32[512] or
     None; ``poses``: one skeleton image per frame; ``plan``: the windows over them. ``has_anchor``: frame 0 of ``poses``
     is the reference's own and is dropped from the output. ``retry_counts``: per frame, the retry its noise is keyed by.
     """
 
-    picture: np.ndarray
-    fitted: np.ndarray
+    image: np.ndarray
+    resized: np.ndarray
     face: np.ndarray | None
     poses: PoseFrames
     plan: WindowPlan
@@ -72,17 +71,18 @@ class Callbacks:
 
 
 def count_calls(request: RenderRequest) -> dict[str, int]:
-    """Count the calls of each network before anything is loaded. ``unet_shallow``, if any, are the calls of ``unet``
-    that use cached deep features."""
-    sampling, frames = request.sampling, request.frames
-    evaluations = evaluations_of(sampling)
-    branches = [1 + evaluation.guided for evaluation in evaluations]
-    shallow = sum(n for n, evaluation in zip(branches, evaluations, strict=True) if not evaluation.whole)
-    chunks = 1 + max(0, -(-(frames - request.decode.chunk) // (request.decode.chunk - request.decode.overlap)))
+    """Count the calls of each network before anything is loaded.
+
+    ``unet_shallow``, if any, are the calls of ``unet`` that use cached deep features.
+    """
+    frames, windows, decoding = request.frames, len(request.plan), request.decode
+    calls = denoiser_calls(request.sampling)
+    shallow = sum(1 + call.guided for call in calls if not call.refresh)
+    chunks = 1 + max(0, -(-(frames - decoding.chunk) // (decoding.chunk - decoding.overlap)))
     return {
-        "unet": sum(branches) * len(request.plan),
-        **({"unet_shallow": shallow * len(request.plan)} if shallow else {}),
-        "windows": len(evaluations) * len(request.plan),
+        "unet": sum(1 + call.guided for call in calls) * windows,
+        **({"unet_shallow": shallow * windows} if shallow else {}),
+        "windows": len(calls) * windows,
         "vae_encode": 1,
         "image_encoder": 1,
         "vae_decode": chunks,
@@ -91,7 +91,7 @@ def count_calls(request: RenderRequest) -> dict[str, int]:
 
 def initial_noise(request: RenderRequest, channels: int) -> Tensor:
     """Unit noise [t,c,h/8,w/8]: ``fresh`` is keyed by seed and frame, ``repeat`` is the reference implementation's."""
-    height, width = request.fitted.shape[:2]
+    height, width = request.resized.shape[:2]
     shape = (channels, height // STRIDE, width // STRIDE)
     total, seed = request.plan.total, request.sampling.seed
     if request.sampling.noise == "repeat":
@@ -134,18 +134,8 @@ def sample(
     ``distribute``: see ``Engine.denoiser``.
     """
     sampling = request.sampling
-    height, width = request.fitted.shape[:2]
     started = time.perf_counter()
-    conditioning = engine.encode(
-        request.picture,
-        request.fitted,
-        request.face,
-        request.poses,
-        noise=image_noise(sampling.seed, (1, 3, height, width)),
-        noise_aug=sampling.noise_aug,
-        motion_bucket=sampling.motion_bucket,
-        conditioning_fps=sampling.conditioning_fps,
-    )
+    conditioning = engine.encode(request.image, request.resized, request.face, request.poses, sampling)
     timings.seconds["encode"] = time.perf_counter() - started
 
     started = time.perf_counter()
@@ -163,8 +153,8 @@ def sample(
             sampling.guidance,
             interval=sampling.guidance_interval,
             deep=DeepFeatureCache(sampling.cache_layers) if sampling.cache_features > 1 else None,
-            evaluations=[evaluation for evaluation in evaluations_of(sampling) if evaluation.step >= first_step],
-            done=callbacks.window,
+            calls=[call for call in denoiser_calls(sampling) if call.step >= first_step],
+            on_window=callbacks.window,
             distribute=distribute,
         )
         if sampling.sampler == "euler":
@@ -184,7 +174,7 @@ def sample(
     timings.seconds["denoise"] = time.perf_counter() - started
     if not torch.isfinite(x).all():
         raise CheckFailed(
-            "denoising ended in numbers that are not finite",
+            "denoising produced values that are not finite",
             hint="float16 overflows with some weights: try --dtype bfloat16 or float32",
         )
     return x

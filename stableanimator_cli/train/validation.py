@@ -105,8 +105,8 @@ def _validate_clip(
         seed=config.seed,
     )
     request = RenderRequest(
-        picture=images[0],
-        fitted=resized[0],
+        image=images[0],
+        resized=resized[0],
         face=embedding if config.ablation.face == "on" else None,
         poses=_Skeletons(skeletons),
         plan=plan_windows(len(frames), length=len(frames), overlap=0, blend="smooth"),

@@ -36,7 +36,7 @@ def gated(
     heard, numbers = Heard(), iter(range(len(drawings)))
     blank = np.zeros((64, 64, 3), np.uint8)
     request = RenderRequest(
-        picture=blank, fitted=blank, face=None, poses=None, plan=plan_windows(4, length=2, overlap=0),
+        image=blank, resized=blank, face=None, poses=None, plan=plan_windows(4, length=2, overlap=0),
         sampling=SamplingConfig(steps=2), decode=DecodeConfig(), noise_period=2, has_anchor=True,
     )  # fmt: skip
     config = SimpleNamespace(refine=SimpleNamespace(min_csim=0.5, gate_retries=redraw), sampling=request.sampling)

@@ -95,7 +95,7 @@ def test_sizes_and_guidance() -> None:
         (lambda: DeviceConfig(device="gpu"), "--device"),
         (lambda: DeviceConfig(device="cuda:x"), "--device"),
         (lambda: DeviceConfig(offload="disk"), "--offload"),  # type: ignore[arg-type]
-        (lambda: DeviceConfig(pose_budget_mb=0), "device.pose_budget_mb"),
+        (lambda: DeviceConfig(pose_budget_mb=-1), "device.pose_budget_mb"),
         (lambda: resolve(AnimateConfig, {**PATHS, "fps": "1001"}), "--fps"),
         (lambda: resolve(AnimateConfig, {**PATHS, "model": ""}), "--model"),
         (lambda: resolve(AnimateConfig, {**PATHS, "output": ""}), "--output"),

@@ -109,7 +109,7 @@ def features(load, frames: int, budget: int) -> tuple[PoseFeatures, Counter[str]
 
 
 def held(pose: PoseFeatures) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in pose._kept.values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in pose._cached.values())
 
 
 def test_features_within_the_budget_are_computed_once(load):

@@ -6,15 +6,15 @@ import pytest
 
 from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.diffusion.schedule import karras_sigmas
-from stableanimator_cli.engine.denoiser_calls import evaluations_of, resumable_steps
+from stableanimator_cli.engine.denoiser_calls import denoiser_calls, resumable_steps
 
 
 def shown(**sampling) -> str:
     """W and s: whole and shallow evaluations, capital or not where guided is said by a +."""
     config = SamplingConfig(**{"guidance": (1.0, 1.0)} | sampling)
     words: dict[int, str] = {}
-    for one in evaluations_of(config):
-        words[one.step] = words.get(one.step, "") + ("W" if one.whole else "s") + "+" * one.guided
+    for one in denoiser_calls(config):
+        words[one.step] = words.get(one.step, "") + ("W" if one.refresh else "s") + "+" * one.guided
     return " ".join(words[step] for step in range(config.steps))
 
 

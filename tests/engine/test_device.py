@@ -19,10 +19,10 @@ from tests.tiny import CPU, engine_of
 
 def test_a_cpu_computes_in_float32_unless_told():
     plan = DevicePlan.of(DeviceConfig(device="cpu"))
-    assert (plan.device.type, plan.dtype, plan.swap) == ("cpu", torch.float32, False)
-    assert plan.pose_budget == 1024 * 2**20
+    assert (plan.device.type, plan.dtype, plan.config.offload) == ("cpu", torch.float32, "none")
+    assert plan.config.pose_budget_mb == 1024
     other = DevicePlan.of(DeviceConfig(device="cpu", dtype="bfloat16", offload="model", pose_budget_mb=3))
-    assert (other.dtype, other.swap, other.pose_budget) == (torch.bfloat16, True, 3 * 2**20)
+    assert (other.dtype, other.config.pose_budget_mb) == (torch.bfloat16, 3)
     assert plan.describe() == "cpu, float32"
     assert other.describe() == "cpu, bfloat16, swapping networks"
 
@@ -127,7 +127,7 @@ def networks(swap: bool) -> tuple[Networks, list[tuple[str, str]], list[str]]:
 
         return load
 
-    plan = replace(CPU, device=torch.device("meta"), swap=swap)
+    plan = replace(CPU, device=torch.device("meta"), config=DeviceConfig(offload="model" if swap else "none"))
     return Networks({name: loader(name) for name in ("unet", "vae", "pose_net")}, plan), log, loaded
 
 
@@ -155,7 +155,9 @@ class Small(nn.Module):
 def test_swapping_drops_what_was_on_the_device_and_copies_nothing_back(monkeypatch):
     """The card is a stand-in, whose copies are counted. What is there after leaving was there all the time."""
     made = {name: Small() for name in ("unet", "vae")}
-    held = Networks({name: lambda name=name: made[name] for name in made}, replace(CPU, swap=True))
+    held = Networks(
+        {name: lambda name=name: made[name] for name in made}, replace(CPU, config=DeviceConfig(offload="model"))
+    )
     numbers = {name: {k: v.clone() for k, v in network.state_dict().items()} for name, network in made.items()}
     hosts = {network: {k: v.data_ptr() for k, v in made[network].state_dict().items()} for network in made}
     copied: list[int] = []
@@ -253,7 +255,7 @@ def test_compiled_fp8_needs_a_card_that_has_it(monkeypatch):
     given = (torch.device("cuda"), (1024, 576), 3000)
     assert not compilation.pays_to_compile(off, *given)  # --max-memory does not choose what is refused
     card(monkeypatch, (8, 9))
-    assert DevicePlan.of(wanted).compiled
+    assert DevicePlan.of(wanted).config.compile == "blocks"
     assert compilation.pays_to_compile(off, *given)
 
 

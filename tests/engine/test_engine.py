@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.diffusion.schedule import scalings
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.conditioning import Conditioning, bytes_of_pose_frame
+from stableanimator_cli.engine.conditioning import Conditioning, PoseFeatures, bytes_of_pose_frame
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 from stableanimator_cli.nets.unet import Context
@@ -20,16 +21,7 @@ FRAME = bytes_of_pose_frame(32, 64, 64, torch.float32)
 
 def encoded(engine: Engine, frames: int, *, face: bool = True) -> Conditioning:
     wanted = request(frames, face=face)
-    return engine.encode(
-        wanted.picture,
-        wanted.fitted,
-        wanted.face,
-        wanted.poses,
-        noise=torch.zeros(1, 3, 64, 64),
-        noise_aug=0.0,
-        motion_bucket=127,
-        conditioning_fps=7,
-    )
+    return engine.encode(wanted.image, wanted.resized, wanted.face, wanted.poses, SamplingConfig(noise_aug=0.0))
 
 
 def noisy(frames: int) -> Tensor:
@@ -82,15 +74,20 @@ def test_a_face_changes_what_is_denoised(engine):
 
 
 def test_swapping_networks_changes_nothing_bit_for_bit(tiny_model):
-    with engine_of(tiny_model) as stays, engine_of(tiny_model, swap=True) as swaps:
+    with engine_of(tiny_model) as stays, engine_of(tiny_model, offload="model") as swaps:
         np.testing.assert_array_equal(rendered(stays, request(7)), rendered(swaps, request(7)))
         assert stays.calls == swaps.calls
 
 
 @pytest.mark.parametrize("budget", [0, 3 * FRAME])
-def test_recomputed_pose_features_give_the_same_video(tiny_model, budget):
+def test_recomputed_pose_features_give_the_same_video(tiny_model, budget, monkeypatch):
     wanted = request(9, window=4, overlap=1)
-    with engine_of(tiny_model) as keeps, engine_of(tiny_model, pose_budget=budget) as computes:
+    with engine_of(tiny_model) as keeps, engine_of(tiny_model) as computes:
+
+        def pose_features(poses):
+            return PoseFeatures(computes.networks["pose_net"], poses, budget=budget, calls=computes.calls)
+
+        monkeypatch.setattr(computes, "pose_features", pose_features)
         kept, made = rendered(keeps, wanted), rendered(computes, wanted)
     assert keeps.calls["pose_net_frames"] == 9  # once a frame, whatever the windows, branches and steps
     assert computes.calls["pose_net_frames"] > 9
@@ -101,7 +98,7 @@ def test_recomputed_pose_features_give_the_same_video(tiny_model, budget):
 def test_the_unconditional_branch_needs_no_pose(tiny_model):
     """With nothing kept, PoseNet runs for the conditional branch alone: windows x steps x frames of a window."""
     wanted = request(4, window=4, steps=3, guidance=(3.0, 3.0))
-    with engine_of(tiny_model, pose_budget=0) as engine:
+    with engine_of(tiny_model, pose_budget_mb=0) as engine:
         rendered(engine, wanted)
     assert engine.calls["pose_net_frames"] == 3 * 4
 
@@ -137,17 +134,8 @@ def test_a_size_that_latents_cannot_have_is_refused(engine):
 
 def test_a_face_vector_of_another_length_is_named(engine):
     wanted = request(1)
-    with pytest.raises(ModelDamaged, match=r"shape \(128,\), the face encoder of '?tiny'? wants \(512,\)"):
-        engine.encode(
-            wanted.picture,
-            wanted.fitted,
-            np.zeros(128, np.float32),
-            wanted.poses,
-            noise=torch.zeros(1, 3, 64, 64),
-            noise_aug=0.0,
-            motion_bucket=127,
-            conditioning_fps=7,
-        )
+    with pytest.raises(ModelDamaged, match=r"shape \(128,\), the face encoder of '?tiny'? expects \(512,\)"):
+        engine.encode(wanted.image, wanted.resized, np.zeros(128, np.float32), wanted.poses, SamplingConfig())
 
 
 def test_detectors_that_are_not_there_are_missing_with_the_way_on(engine):

@@ -39,12 +39,12 @@ class Away(group_offload.GroupOffload):
         assert (tensor != tensor if tensor.is_floating_point() else tensor == -1).all()  # nothing is brought twice
         return self.card[id(tensor)]
 
-    def here(self, *modules: torch.nn.Module) -> AbstractContextManager[None]:
+    def on_device(self, *modules: torch.nn.Module) -> AbstractContextManager[None]:
         self.visits += [self.names[module] for module in modules]
-        return super().here(*modules)
+        return super().on_device(*modules)
 
 
-@pytest.mark.parametrize("plan", [{}, {"weights": "int8", "pieces": 2}])
+@pytest.mark.parametrize("plan", [{}, {"quantization": "int8", "ff_chunks": 2}])
 def test_weights_are_read_in_their_turn_only(tiny_model, plan):
     wanted = request(4, window=4, steps=1)
     with engine_of(tiny_model, **plan) as engine:
@@ -63,8 +63,10 @@ def test_weights_are_read_in_their_turn_only(tiny_model, plan):
 
 
 class Slow:
-    """A ``Lane`` on a CPU whose copies arrive only when something waits for them, and whose buffers are NaN before and
-    after: weights that are read too early or too late show."""
+    """A ``DoubleBuffer`` on a CPU whose copies arrive only when something waits for them.
+
+    Its buffers are NaN before and after, so weights that are read too early or too late show.
+    """
 
     def __init__(self, device: torch.device, size: int) -> None:
         self.buffers = [torch.full((size,), 255, dtype=torch.uint8) for _ in range(2)]
@@ -72,61 +74,58 @@ class Slow:
         self.reading: int | None = None
         self.log: list[tuple[str, int]] = []
 
-    def buffer(self, slot: int) -> Tensor:
-        return self.buffers[slot]
-
     def copy(self, host: Tensor, slot: int) -> None:
-        assert slot != self.reading  # a real lane waits for it, and then nothing runs side by side
+        assert slot != self.reading  # a real one waits for it, and then nothing runs side by side
         self.log.append(("copy", slot))
         self.coming.append((slot, host))
 
-    def begin(self, slot: int) -> None:
+    def acquire(self, slot: int) -> None:
         assert self.reading is None
         for place, host in self.coming:
             if place == slot:
                 self.buffers[slot][: len(host)] = host
         self.coming = [entry for entry in self.coming if entry[0] != slot]
         self.reading = slot
-        self.log.append(("begin", slot))
+        self.log.append(("acquire", slot))
 
-    def end(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
         assert self.reading == slot
         self.buffers[slot].fill_(255)
         self.reading = None
-        self.log.append(("end", slot))
+        self.log.append(("release", slot))
 
 
-@pytest.mark.parametrize("plan", [{}, {"weights": "int8", "pieces": 2}, {"channels_last": True}])
+@pytest.mark.parametrize("plan", [{}, {"quantization": "int8", "ff_chunks": 2}, {"channels_last": True}])
 def test_the_next_block_comes_while_one_is_at_work(tiny_model, plan):
     wanted = request(4, window=4, steps=2)
     with engine_of(tiny_model, **plan) as engine:
         plain = rendered(engine, wanted)
-    lanes: list[Slow] = []
+    opened: list[Slow] = []
 
-    def lane(device: torch.device, size: int) -> Slow:
-        lanes.append(Slow(device, size))
-        return lanes[-1]
+    def open_buffers(device: torch.device, size: int) -> Slow:
+        opened.append(Slow(device, size))
+        return opened[-1]
 
     with engine_of(tiny_model, **plan) as engine:
         unet = engine.networks["unet"]
         group_offload.pack_blocks(unet, pin=False)
-        unet.run = run = group_offload.GroupOffload(torch.device("cpu"), engine.calls, lane=lane)
+        unet.run = run = group_offload.GroupOffload(torch.device("cpu"), engine.calls, buffers=open_buffers)
         assert np.array_equal(rendered(engine, wanted), plain)
         blocks = len(group_offload.blocks_of(unet))
-        (slow,) = lanes
+        (slow,) = opened
         assert engine.calls["blocks_moved"] == 4 * blocks  # two steps, two branches
         assert len(slow.buffers[0]) == max(
-            len(group_offload._waiting[block].packed.slab) for block in group_offload.blocks_of(unet)
+            len(group_offload._host_blocks[block].packed.slab) for block in group_offload.blocks_of(unet)
         )
         first = [what for what, _ in slow.log[: 3 * blocks]]
-        assert first == ["copy", "begin", "end"] * blocks  # the order is not known yet
+        assert first == ["copy", "acquire", "release"] * blocks  # the order is not known yet
         later = [what for what, _ in slow.log[3 * blocks :]]
-        assert later == ["copy", "begin", "copy", "end"] + ["begin", "copy", "end"] * (3 * blocks - 1)
-        slots = [slot for what, slot in slow.log if what == "begin"]
+        assert later == ["copy", "acquire", "copy", "release"] + ["acquire", "copy", "release"] * (3 * blocks - 1)
+        slots = [slot for what, slot in slow.log if what == "acquire"]
         assert slots == [(1, 0)[index % 2] for index in range(4 * blocks)]
         run.release()
         assert np.array_equal(rendered(engine, wanted), plain)
-        assert len(lanes) == 2
+        assert len(opened) == 2
 
 
 def test_blocks_that_come_in_another_order_are_still_right(tiny_model):
@@ -137,7 +136,7 @@ def test_blocks_that_come_in_another_order_are_still_right(tiny_model):
     with engine_of(tiny_model) as engine:
         unet = engine.networks["unet"]
         group_offload.pack_blocks(unet, pin=False)
-        unet.run = group_offload.GroupOffload(torch.device("cpu"), engine.calls, lane=Slow)
+        unet.run = group_offload.GroupOffload(torch.device("cpu"), engine.calls, buffers=Slow)
         assert np.array_equal(rendered(engine, wanted), plain)
         assert engine.calls["unet_shallow"] > 0
 
@@ -163,25 +162,27 @@ def test_blocks_are_nearly_all_of_the_network(tiny_model):
     with engine_of(tiny_model) as engine:
         unet = engine.networks["unet"]
     in_blocks = {id(tensor) for block in group_offload.blocks_of(unet) for tensor in group_offload._tensors(block)}
-    stay = group_offload.staying(unet)
+    stay = group_offload.outside_blocks(unet)
     assert {id(tensor) for tensor in unet.parameters()} == in_blocks | {id(tensor) for tensor in stay}
     assert in_blocks.isdisjoint(id(tensor) for tensor in stay)
     assert sum(tensor.numel() for tensor in stay) * 4 == group_offload.bytes_of(unet) - sum(
         map(group_offload.bytes_of, group_offload.blocks_of(unet))
     )
-    with engine_of(tiny_model, groups=True, swap=True) as engine, engine.resident("unet"):
+    with engine_of(tiny_model, offload="group") as engine, engine.resident("unet"):
         unet = engine.networks["unet"]
         comes = engine.networks._copies["unet"]._tensors()
-        assert {id(tensor) for tensor in comes.values()} == {id(tensor) for tensor in group_offload.staying(unet)}
+        assert {id(tensor) for tensor in comes.values()} == {
+            id(tensor) for tensor in group_offload.outside_blocks(unet)
+        }
 
 
 def test_settings_of_blocks_go_together(tiny_model, monkeypatch):
     """Compiled code, blocks in turn (on a CPU moves are none), one byte a weight, pieces, windows and guidance."""
-    wanted, others = request(3, window=2, overlap=1, steps=1), {"weights": "int8", "pieces": 2}
+    wanted, others = request(3, window=2, overlap=1, steps=1), {"quantization": "int8", "ff_chunks": 2}
     with engine_of(tiny_model, **others) as engine:
         plain = rendered(engine, wanted)
     monkeypatch.setattr(engine_room, "CompiledBlocks", lambda: CompiledBlocks("aot_eager"))
-    with engine_of(tiny_model, groups=True, swap=True, compiled=True, **others) as engine:
+    with engine_of(tiny_model, offload="group", compile="blocks", **others) as engine:
         found = rendered(engine, wanted)
         assert engine.calls["unet"] == 4
         assert engine.calls["blocks_moved"] == 4 * len(group_offload.blocks_of(engine.networks["unet"]))
@@ -238,7 +239,6 @@ def test_what_this_machine_cannot_do_is_told_before_anything_is_loaded(monkeypat
     with pytest.raises(ConfigError, match="--cuda-graphs: found True, expected no --offload group"):
         DeviceConfig(cuda_graphs=True, offload="group")
     plan = DevicePlan.of(DeviceConfig(device="cpu", compile="blocks", offload="group", channels_last=True))
-    assert (plan.compiled, plan.groups, plan.swap, plan.channels_last) == (True, True, True, True)
     assert plan.describe() == "cpu, float32, compiled blocks, channels last, blocks in turn"
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"--compile: found 'blocks', expected a C\+\+ compiler \(no-such-compiler\)"):

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine import parallel, parallel_messages
 from stableanimator_cli.engine.device import DevicePlan
@@ -57,7 +58,10 @@ def job_of(poses: Any, **more: Any) -> Job:
             configs={"unet": {"block_out_channels": [32, 64], "act": "silu", "x": 0.1, "none": None}},
             defaults={}, licence="MIT", face_channel_order="rgb",
         ),
-        "plan": DevicePlan(device=torch.device("cuda:1"), dtype=torch.bfloat16, swap=True, weights="int8", pieces=2),
+        "plan": DevicePlan(
+            device=torch.device("cuda:1"), dtype=torch.bfloat16,
+            config=DeviceConfig(device="cuda:1", offload="model", quantization="int8", ff_chunks=2),
+        ),
         "id_mode": "norm", "threads": 3,
         "image": torch.randn(1, 1, 8, dtype=torch.bfloat16), "face": torch.randn(1, 4, 8, dtype=torch.float16),
         "reference": torch.randn(1, 4, 3, 2), "time_ids": torch.tensor([[6.0, 127.0, 0.02]], dtype=torch.float64),

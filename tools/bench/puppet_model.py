@@ -150,8 +150,8 @@ def request_of(
         seed=seed,
     )
     return RenderRequest(
-        picture=clip.large,
-        fitted=clip.fitted,
+        image=clip.large,
+        resized=clip.fitted,
         face=embedding,
         poses=skeletons,
         plan=plan_windows(len(skeletons), length=window, overlap=0),

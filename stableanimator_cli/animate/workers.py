@@ -24,7 +24,7 @@ def with_process_count(config: AnimateConfig, plan: DevicePlan, workers: paralle
         raise ConfigError("--gpus", requested, f"the {workers.world} processes that torchrun started", hint=hint)
     world = requested if workers is None else workers.world
     if world > 1:
-        parallel.check(plan, config.device.device, world, here=workers is None)
+        parallel.check(plan, config.device.device, world, local=workers is None)
     return replace(config, device=replace(config.device, gpus=world))
 
 

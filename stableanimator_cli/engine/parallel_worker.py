@@ -1,4 +1,4 @@
-"""A helper of several processes that make one video (``parallel``): what it is told, and how it answers."""
+"""A worker of ``parallel``: it receives a job and latents, and sends the outputs of its window branches."""
 
 from __future__ import annotations
 
@@ -24,33 +24,32 @@ from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.parallel_messages import Job, decode_job, publish_error, receive
 from stableanimator_cli.errors import Interrupted, SaError
 
-STARTING = timedelta(minutes=30)  # in which all processes must have come up: that one died is seen before
+STARTUP_TIMEOUT = timedelta(minutes=30)  # a process that dies is noticed before
 LOOPBACK = "127.0.0.1"
-HEADER, LATENTS, ANSWER = 1, 2, 3  # tags of what is sent
-JOB, END = math.inf, math.nan  # in a header, in place of a noise level
-PLACE = "SA_RANK"  # rank, number of ranks, port, and who started it, in the environment of a process that rank 0 starts
-# between two evaluations rank 0 may optimise faces and decode for hours; that it is gone is seen without a clock
-_PATIENCE = timedelta(days=30)
+HEADER, LATENTS, OUTPUT = 1, 2, 3  # message tags
+JOB, END = math.inf, math.nan  # in a header, in place of the noise level
+RANK_VARIABLE = "SA_RANK"  # environment of a spawned worker: rank, world size, port, process id of rank 0
+# rank 0 may optimise faces and decode for hours between two calls; its death is noticed without a timeout
+_WORKER_TIMEOUT = timedelta(days=30)
 
 
-def shares_of(pairs: int, world: int) -> list[range]:
-    """Pairs in runs of neighbours, which share frames and pose features; those of rank 0 come first and are never
-    fewer than another rank's."""
-    cuts = [-(-rank * pairs // world) for rank in range(world + 1)]
-    return [range(first, stop) for first, stop in pairwise(cuts)]
+def partition(branches: int, world: int) -> list[range]:
+    """Split window branches into one run per rank, so that neighbours share pose features. Rank 0 has the longest."""
+    bounds = [-(-rank * branches // world) for rank in range(world + 1)]
+    return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
 def frames_of(windows: WindowPlan, guidance: tuple[float, float], share: range) -> Tensor:
-    """Frames that a share of the pairs looks at, in order: int64[n]."""
-    pairs = window_branches(windows, guidance)[share.start : share.stop]
-    return torch.tensor(sorted(set(chain.from_iterable(window.frames for window, _ in pairs))), dtype=torch.int64)
+    """Sorted frames of a share of the window branches, int64[n]."""
+    branches = window_branches(windows, guidance)[share.start : share.stop]
+    return torch.tensor(sorted(set(chain.from_iterable(window.frames for window, _ in branches))), dtype=torch.int64)
 
 
 def join(store: dist.Store, rank: int, world: int, timeout: timedelta, *, local: bool) -> None:
-    """Become one of ``world`` processes; ``timeout`` is how long one waits for another, each for itself.
+    """Join the process group; ``timeout`` is how long this process waits for another.
 
-    ``local``: all run on this machine, and gloo listens on the loopback address alone. Otherwise gloo listens where the
-    machine's name or ``GLOO_SOCKET_IFNAME`` leads it, as torchrun's users expect.
+    ``local`` processes run on this machine, where gloo listens on the loopback address alone. Otherwise gloo listens on
+    the interface of the machine's name or of ``GLOO_SOCKET_IFNAME``, as usual with torchrun.
     """
     with _loopback() if local else nullcontext():
         prefixed = dist.PrefixStore("sa", store)
@@ -59,7 +58,7 @@ def join(store: dist.Store, rank: int, world: int, timeout: timedelta, *, local:
 
 @contextmanager
 def _loopback() -> Iterator[None]:
-    """Within it gloo opens its sockets on the loopback interface, the only way that ``init_process_group`` has."""
+    """Make gloo use the loopback interface; ``init_process_group`` has no other way."""
     name, before = "GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME")
     known = {interface for _, interface in socket.if_nameindex()} if hasattr(socket, "if_nameindex") else set()
     os.environ[name] = next((interface for interface in ("lo", "lo0") if interface in known), "lo")
@@ -73,95 +72,95 @@ def _loopback() -> Iterator[None]:
 
 
 def listening_store() -> dist.TCPStore:
-    """A store that listens on 127.0.0.1 alone, at a free port. By itself ``TCPStore`` listens on every address."""
+    """A store that listens on a free port of 127.0.0.1 alone. By default ``TCPStore`` listens on every address."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind((LOOPBACK, 0))
         listener.listen(128)
         port = listener.getsockname()[1]
         store = dist.TCPStore(
-            LOOPBACK, port, is_master=True, wait_for_workers=False, timeout=STARTING,
+            LOOPBACK, port, is_master=True, wait_for_workers=False, timeout=STARTUP_TIMEOUT,
             master_listen_fd=listener.fileno(),
         )  # fmt: skip
         listener.detach()  # the store closes it
     return store
 
 
-def met() -> tuple[dist.Store, int, int]:
-    """The store, this process's rank, and their number, as torchrun says them in the environment."""
+def torchrun_store() -> tuple[dist.Store, int, int]:
+    """The store, rank and world size from torchrun's environment."""
     from torch.distributed.rendezvous import rendezvous  # not in every build of torch
 
-    return next(rendezvous("env://", timeout=STARTING))
+    return next(rendezvous("env://", timeout=STARTUP_TIMEOUT))
 
 
-def header(sigma: float, whole: bool = True, turn: int = 0) -> Tensor:
-    """What goes before everything else: the noise level of an evaluation whose latents follow, ``JOB`` or ``END``;
-    whether the evaluation is a whole one (``diffusion.reuse``); and which placement of the windows has its turn."""
-    return torch.tensor([sigma, float(whole), float(turn)], dtype=torch.float64)
+def header(sigma: float, refresh: bool = True, placement: int = 0) -> Tensor:
+    """The header of a message: a call's noise level, or ``JOB`` or ``END``; ``refresh`` of ``diffusion.deepcache``; the
+    placement of the windows. Latents follow a call."""
+    return torch.tensor([sigma, float(refresh), float(placement)], dtype=torch.float64)
 
 
 def run_worker() -> None:
-    """A helper of those that torchrun started: stays until rank 0 sends it home or is gone."""
-    store, rank, world = met()
+    """Run a worker that torchrun started, until rank 0 ends it or is lost."""
+    store, rank, world = torchrun_store()
     _serve(store, rank, world, int(os.environ.get("LOCAL_RANK", rank)), local=False)
 
 
-def child() -> None:
-    """A helper that rank 0 started."""
-    rank, world, port, parent = map(int, os.environ[PLACE].split())
-    if os.getppid() != parent:  # rank 0 was killed while this process was importing
+def run_spawned_worker() -> None:
+    """Run a worker that rank 0 started."""
+    rank, world, port, parent = map(int, os.environ[RANK_VARIABLE].split())
+    if os.getppid() != parent:  # rank 0 was killed during the imports
         raise SystemExit(Interrupted.exit_code)
-    store = dist.TCPStore(LOOPBACK, port, is_master=False, timeout=STARTING)
+    store = dist.TCPStore(LOOPBACK, port, is_master=False, timeout=STARTUP_TIMEOUT)
     store.set(f"here/{rank}", "yes")
     _serve(store, rank, world, rank, local=True)
 
 
-class _Gone(Exception):
-    """Rank 0 is not there any more."""
+class _RankZeroLost(Exception):
+    pass
 
 
-def _serve(store: dist.Store, rank: int, world: int, card: int, *, local: bool) -> None:
-    join(store, rank, world, _PATIENCE, local=local)
+def _serve(store: dist.Store, rank: int, world: int, local_rank: int, *, local: bool) -> None:
+    join(store, rank, world, _WORKER_TIMEOUT, local=local)
     try:
-        _work(card)
-    except (_Gone, KeyboardInterrupt):
+        _receive_jobs(local_rank)
+    except (_RankZeroLost, KeyboardInterrupt):
         raise SystemExit(Interrupted.exit_code) from None
     except Exception as error:
         if not isinstance(error, SaError):
-            error = SaError(f"a bug of ours: {type(error).__name__}: {error}")
+            error = SaError(f"internal error: {type(error).__name__}: {error}")
         publish_error(store, rank, error)
         raise SystemExit(error.exit_code) from None
     finally:
         dist.destroy_process_group()
 
 
-def _work(card: int) -> None:
-    """Jobs and evaluations until rank 0 has no more."""
+def _receive_jobs(local_rank: int) -> None:
+    """Compute jobs and calls until rank 0 sends ``END``."""
     with ExitStack() as stack, torch.no_grad():
         engine: Engine | None = None
-        evaluate: Callable[[float, bool, int], None] | None = None
+        compute: Callable[[float, bool, int], None] | None = None
         while True:
-            told = header(0.0)
-            with _rank_0():
-                dist.recv(told, 0, tag=HEADER)
-            sigma, whole, turn = told.tolist()
+            received = header(0.0)
+            with _from_rank_zero():
+                dist.recv(received, 0, tag=HEADER)
+            sigma, refresh, placement = received.tolist()
             if math.isnan(sigma):
                 return
             if math.isinf(sigma):
-                with _rank_0():
+                with _from_rank_zero():
                     data, tensors = receive(0)
                 job = decode_job(data, tensors)
                 if engine is None:
                     torch.set_num_threads(job.threads)
-                    plan = replace(job.plan, device=_device(job.plan.device, card))
+                    plan = replace(job.plan, device=_local_device(job.plan.device, local_rank))
                     engine = stack.enter_context(Engine.open(job.model, plan, id_mode=job.id_mode))
                     stack.enter_context(engine.resident("unet", "pose_net"))
-                evaluate = _prepared(engine, job)
-            elif evaluate is not None:
-                evaluate(sigma, bool(whole), int(turn))
+                compute = _start_job(engine, job)
+            elif compute is not None:
+                compute(sigma, bool(refresh), int(placement))
 
 
-def _prepared(engine: Engine, job: Job) -> Callable[[float, bool, int], None]:
-    """A job's evaluation: takes latents, sends the answers of its share one by one."""
+def _start_job(engine: Engine, job: Job) -> Callable[[float, bool, int], None]:
+    """Return a function that receives latents and sends the outputs of the job's share one by one."""
     device = engine.plan.device
     conditioning = Conditioning(
         image=job.image.to(device),
@@ -172,46 +171,47 @@ def _prepared(engine: Engine, job: Job) -> Callable[[float, bool, int], None]:
     )
     deep = DeepFeatureCache(job.layers) if job.layers else None
     predict = engine.predictor(conditioning, job.guidance, deep=deep)
-    placements = [job.windows.placement(turn) for turn in range(job.windows.num_placements)]
-    pairs = [window_branches(windows, job.guidance)[job.share.start : job.share.stop] for windows in placements]
-    answers_of = [window_outputs(predict, share) for share in pairs]
-    frames_by_turn = [frames_of(windows, job.guidance, job.share) for windows in placements]
-    x = torch.zeros(job.shape, device=device)  # frames of other shares are not looked at
+    placements = [job.windows.placement(index) for index in range(job.windows.num_placements)]
+    share = slice(job.share.start, job.share.stop)
+    outputs_at = [window_outputs(predict, window_branches(windows, job.guidance)[share]) for windows in placements]
+    frames_at = [frames_of(windows, job.guidance, job.share) for windows in placements]
+    x = torch.zeros(job.shape, device=device)  # frames of other shares are not read
 
-    def evaluate(sigma: float, whole: bool, turn: int) -> None:
+    def compute(sigma: float, refresh: bool, placement: int) -> None:
         if deep is not None:
-            deep.start_call(whole)
-        answers, frames = answers_of[turn], frames_by_turn[turn]
+            deep.start_call(refresh)
+        frames = frames_at[placement]
         rows = torch.empty((len(frames), *job.shape[1:]))
-        with _rank_0():
+        with _from_rank_zero():
             dist.recv(rows, 0, tag=LATENTS)
         x[frames.to(device)] = rows.to(device)
-        sent = []
+        pending = []
         hint = "use a smaller --size or --window, --dtype bfloat16, or --offload model"
         with memory_guard("denoising", hint):
-            for answer in answers(x, sigma):
-                piece = answer.cpu().contiguous()
-                with _rank_0():
-                    sent.append((piece, dist.isend(piece, 0, tag=ANSWER)))
-        for _, work in sent:
-            with _rank_0():
+            for output in outputs_at[placement](x, sigma):
+                chunk = output.cpu().contiguous()
+                with _from_rank_zero():
+                    pending.append((chunk, dist.isend(chunk, 0, tag=OUTPUT)))
+        for _, work in pending:
+            with _from_rank_zero():
                 work.wait()
 
-    return evaluate
+    return compute
 
 
-def _device(device: torch.device, local: int) -> torch.device:
-    """The card of a rank on its machine, which may see its own alone."""
+def _local_device(device: torch.device, local_rank: int) -> torch.device:
+    """The GPU of a rank on its machine, which may see only its own."""
     if device.type != "cuda":
         return device
-    mine = torch.device("cuda", local % max(1, torch.cuda.device_count()))
-    torch.cuda.set_device(mine)
-    return mine
+    own = torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
+    torch.cuda.set_device(own)
+    return own
 
 
 @contextmanager
-def _rank_0() -> Iterator[None]:
+def _from_rank_zero() -> Iterator[None]:
+    """gloo's errors mean that rank 0 is lost."""
     try:
         yield
     except RuntimeError:
-        raise _Gone from None
+        raise _RankZeroLost from None

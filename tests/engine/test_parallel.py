@@ -36,7 +36,7 @@ from stableanimator_cli.diffusion.schedule import karras_sigmas
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine import parallel
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.parallel_worker import child, frames_of, shares_of
+from stableanimator_cli.engine.parallel_worker import frames_of, partition, run_spawned_worker
 from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing, SaError
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.motion_file import save_motion
@@ -144,14 +144,14 @@ def apart(work: Callable[[], Any]) -> Any:
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(words: list[str], *, env: dict[str, str], stderr: IO[bytes], **more: Any) -> Forked:
-        return Forked(child, env, stderr)
+        return Forked(run_spawned_worker, env, stderr)
 
     monkeypatch.setattr(parallel, "Popen", start)
 
 
 @pytest.mark.parametrize(("pairs", "world"), [(8, 3), (1, 2), (7, 2), (2, 5), (6, 6)])
 def test_shares_are_even_and_in_order_and_ours_is_the_largest(pairs, world):
-    shares = shares_of(pairs, world)
+    shares = partition(pairs, world)
     assert [pair for share in shares for pair in share] == list(range(pairs))
     sizes = list(map(len, shares))
     assert len(shares) == world
@@ -252,7 +252,7 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
     one, _ = animated(flags_of(place, tiny_model, "one", steps=4))
     killed = place / "killed"
     evaluations: list[int] = []
-    check, ask = parallel.WorkerGroup._check, parallel.WorkerGroup._ask
+    check, ask = parallel.WorkerGroup._check, parallel.WorkerGroup._send_call
 
     def kill(self: parallel.WorkerGroup) -> None:
         """In the third evaluation, while rank 0 is at its own work."""
@@ -266,7 +266,7 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
         return ask(self, rank, *given)
 
     monkeypatch.setattr(parallel.WorkerGroup, "_check", kill)
-    monkeypatch.setattr(parallel.WorkerGroup, "_ask", asked)
+    monkeypatch.setattr(parallel.WorkerGroup, "_send_call", asked)
     flags = flags_of(place, tiny_model, "two", steps=4)
     with pytest.raises(Interrupted, match=r"two\.mp4: rank 1 of 2 died \(signal 9\)") as caught:
         apart(lambda: run(flags=flags | {"gpus": 2}))
@@ -282,14 +282,14 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
 
 
 def test_a_process_that_falls_silent_is_given_up(place, tiny_model, forked, monkeypatch):
-    monkeypatch.setattr(parallel, "SILENCE", 3.0)
-    ask = parallel.WorkerGroup._ask
+    monkeypatch.setattr(parallel, "RESPONSE_TIMEOUT", 3.0)
+    ask = parallel.WorkerGroup._send_call
 
     def stop(self: parallel.WorkerGroup, rank: int, *given: Any) -> Any:
         os.kill(self._children[1][0].pid, signal.SIGSTOP)
         return ask(self, rank, *given)
 
-    monkeypatch.setattr(parallel.WorkerGroup, "_ask", stop)
+    monkeypatch.setattr(parallel.WorkerGroup, "_send_call", stop)
     with pytest.raises(Interrupted, match="rank 1 of 2 has not answered for 3 s") as caught:
         apart(lambda: run(flags=flags_of(place, tiny_model, "two", gpus=2)))
     assert "run the same command again" in str(caught.value.hint)  # no step was done
@@ -317,15 +317,15 @@ def test_processes_need_devices_of_their_own(monkeypatch):
         return DevicePlan(device=torch.device(name), dtype=torch.float32)
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    parallel.check(plan("cuda"), "auto", 2, here=True)
-    parallel.check(plan("cuda"), "cuda", 16, here=False)
-    parallel.check(plan("cpu"), "cpu", 16, here=True)
+    parallel.check(plan("cuda"), "auto", 2, local=True)
+    parallel.check(plan("cuda"), "cuda", 16, local=False)
+    parallel.check(plan("cpu"), "cpu", 16, local=True)
     with pytest.raises(ConfigError, match=r"--gpus: found 3, expected 1 to 2"):
-        parallel.check(plan("cuda"), "cuda", 3, here=True)
+        parallel.check(plan("cuda"), "cuda", 3, local=True)
     with pytest.raises(ConfigError, match=r"--device: found 'cuda:1'"):
-        parallel.check(plan("cuda:1"), "cuda:1", 2, here=True)
+        parallel.check(plan("cuda:1"), "cuda:1", 2, local=True)
     with pytest.raises(ConfigError, match=r"--gpus: found 2, expected 1 on mps"):
-        parallel.check(plan("mps"), "mps", 2, here=True)
+        parallel.check(plan("mps"), "mps", 2, local=True)
 
 
 def test_the_number_of_processes_is_checked_first(place, tiny_model):

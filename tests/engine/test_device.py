@@ -224,7 +224,7 @@ def test_float32_is_exact_unless_tf32_is_wanted(tiny_model):
 def test_tf32_needs_float32_and_a_card(monkeypatch):
     with pytest.raises(ConfigError, match="--tf32: found True, expected --dtype float32 and a CUDA card") as caught:
         DevicePlan.of(DeviceConfig(device="cpu", tf32=True))
-    assert "float32 on cpu: leave it out" in str(caught.value.hint)
+    assert "float32 on cpu: leave --tf32 out" in str(caught.value.hint)
     card(monkeypatch, (9, 0))
     with pytest.raises(ConfigError, match="--tf32") as caught:
         DevicePlan.of(DeviceConfig(tf32=True))

@@ -235,7 +235,7 @@ def test_replays_read_what_is_given_and_answers_last():
 def test_what_this_machine_cannot_do_is_told_before_anything_is_loaded(monkeypatch):
     with pytest.raises(ConfigError, match="--cuda-graphs: found True, expected a CUDA card") as told:
         DevicePlan.of(DeviceConfig(device="cpu", cuda_graphs=True))
-    assert "leave it out" in str(told.value.hint)
+    assert "leave --cuda-graphs out" in str(told.value.hint)
     with pytest.raises(ConfigError, match="--cuda-graphs: found True, expected no --offload group"):
         DeviceConfig(cuda_graphs=True, offload="group")
     plan = DevicePlan.of(DeviceConfig(device="cpu", compile="blocks", offload="group", channels_last=True))

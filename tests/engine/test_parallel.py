@@ -26,9 +26,9 @@ import pytest
 import torch
 
 from stableanimator_cli.animate import checkpoint
-from stableanimator_cli.animate.pipeline import _with_process_count
 from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.animate.run import run
+from stableanimator_cli.animate.workers import with_process_count
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.diffusion.guidance import window_branches
@@ -337,7 +337,7 @@ def test_torchrun_decides_how_many_processes_there_are(place, tiny_model):
     config = resolve(AnimateConfig, flags_of(place, tiny_model, "out", overlap=1))
     device = DevicePlan(device=torch.device("cpu"), dtype=torch.float32)
     three = parallel.WorkerGroup(3, torch.distributed.HashStore(), {})
-    assert _with_process_count(config, device, three).device.gpus == 3
+    assert with_process_count(config, device, three).device.gpus == 3
     two = resolve(AnimateConfig, flags_of(place, tiny_model, "out", overlap=1, gpus=2))
     with pytest.raises(ConfigError, match=r"--gpus: found 2, expected the 3 processes that torchrun started"):
-        _with_process_count(two, device, three)
+        with_process_count(two, device, three)

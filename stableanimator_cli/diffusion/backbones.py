@@ -1,10 +1,9 @@
-"""A ``Refine`` hook on the clean estimate of any diffusers pipeline, through its scheduler's ``step``.
+"""A ``Refine`` hook on the denoised estimate of any diffusers pipeline, through its scheduler's ``step``.
 
-A pipeline hands each model output to ``scheduler.step`` and shows its callbacks only what comes after: the clean
-estimate itself is never seen. It is linear in the model output, ``clean = p * sample + q * output`` with p and q from
-the scheduler's tables, so an output can be found whose clean estimate is the refined one:
-``output' = output + (refined - clean) / q``. The scheduler then continues as usual, with its own solver, order
-and noise. Schedulers are known by their class names and read by their attributes: diffusers is not imported.
+A pipeline passes each model output to ``scheduler.step``, and its callbacks do not see the denoised estimate. That is
+linear in the model output, ``denoised = p * sample + q * output`` with p and q from the scheduler's tables. So the
+output ``output + (refined - denoised) / q`` has the refined estimate, and the scheduler continues with its own solver,
+order and noise. Schedulers are recognised by class names and read by attributes: diffusers is not imported.
 
 Sources: Song et al., "Denoising Diffusion Implicit Models" eq. 12 (alphas); Salimans & Ho, "Progressive Distillation"
 §4 (v); Karras et al., "Elucidating the Design Space" Table 1 (sigmas); Lipman et al., "Flow Matching" (flow).
@@ -30,22 +29,23 @@ from stableanimator_cli.diffusion.sampler import Refine, Step
 
 
 class Fold(Protocol):
-    """How a pipeline's latents hold the frames of one video."""
+    """Layout of one video's frames in a pipeline's latents."""
 
     def frames(self, latents: Tensor) -> Tensor:
         """The pipeline's latents -> [t,c,h,w]."""
         ...
 
     def back(self, frames: Tensor, latents: Tensor) -> Tensor:
-        """``latents`` with [t,c,h,w] in the place that ``frames`` took them from."""
+        """``latents`` with ``frames`` [t,c,h,w] put back."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Latents whose axes stand in ``order``, as einops writes it: ``1 c t h w``, ``1 t c h w``, ``1 c h w`` (a
-    picture) or ``t c h w``. The first ``skip`` latents along time are no part of the video and stay as they are
-    (Wan-Animate keeps one for the reference picture)."""
+    """Latents with the axes ``order`` in einops notation: ``1 c t h w``, ``1 t c h w``, ``1 c h w`` or ``t c h w``.
+
+    The first ``skip`` latents along time are not part of the video and stay unchanged (Wan-Animate's reference image).
+    """
 
     order: str
     skip: int = 0
@@ -58,8 +58,8 @@ class Axes:
         return self._unfold(latents)[self.skip :]
 
     def back(self, frames: Tensor, latents: Tensor) -> Tensor:
-        whole = torch.cat([self._unfold(latents)[: self.skip], frames]) if self.skip else frames
-        return rearrange(whole, f"{self._axes} -> {self.order}")
+        full = torch.cat([self._unfold(latents)[: self.skip], frames]) if self.skip else frames
+        return rearrange(full, f"{self._axes} -> {self.order}")
 
     @property
     def _axes(self) -> str:
@@ -79,17 +79,17 @@ class Axes:
 
 @contextmanager
 def refined(scheduler: Any, refine: Refine, *, fold: Fold | str | None = None) -> Iterator[None]:
-    """Within it each ``scheduler.step`` takes ``refine(clean, step)`` as its clean estimate.
+    """Make each ``scheduler.step`` within it use ``refine(denoised, step)`` as its denoised estimate.
 
-    ``refine`` gets the estimate as float32 [t,c,h,w] in the scale of the pipeline's latents, and a ``Step`` whose
-    ``index`` and ``total`` count the scheduler's denoising steps and whose ``sigma`` is the scheduler's own noise level
-    (flow matching: 0 to 1). A ``FaceOptimization`` is such a function. Where it returns equal values the model output
-    is passed on unchanged. Of a step with two evaluations (Heun) the first is refined. ``fold`` tells how latents hold
-    frames: the order of axes as einops writes it, or a ``Fold``; by default ``1 c t h w``, with four axes ``1 c h w``.
+    ``refine`` receives the estimate as float32 [t,c,h,w] in the scale of the pipeline's latents, and a ``Step`` with
+    the scheduler's denoising steps and noise levels (flow matching: 0 to 1). ``FaceOptimization`` is such a function.
+    If it returns equal values the model output is unchanged. Of a Heun step the first evaluation is refined. ``fold``
+    is the layout of frames in latents, as axes in einops notation or a ``Fold``; by default ``1 c t h w``, with four
+    axes ``1 c h w``.
 
-    The scheduler has its own ``step`` back afterwards, whatever happened. Copies of it made within are not refined.
-    Raises ``ValueError``: for a scheduler or prediction type that is not known, for settings that make the clean
-    estimate not linear (``thresholding``, ``clip_sample``, churn), and for latents that ``fold`` does not fit.
+    The scheduler's own ``step`` is restored on exit. Copies of the scheduler are not refined. Raises ``ValueError`` for
+    an unknown scheduler or prediction type, for settings that make the estimate nonlinear (``thresholding``,
+    ``clip_sample``, churn), and for latents that ``fold`` does not fit.
     """
     estimate = _find_family(scheduler)
     fold = Axes(fold) if isinstance(fold, str) else fold
@@ -99,7 +99,7 @@ def refined(scheduler: Any, refine: Refine, *, fold: Fold | str | None = None) -
         yield
     finally:
         if own is None:
-            del scheduler.step  # the class's own shows again
+            del scheduler.step  # uncovers the class's own
         else:
             scheduler.step = own
 
@@ -114,8 +114,7 @@ class _Coefficients:
 
 
 class _RefinedStep:
-    """A scheduler's ``step`` that refines first. It shows the signature that it stands for: pipelines look there for
-    the options of their scheduler."""
+    """A scheduler's ``step`` that refines first. It has the wrapped signature, which pipelines inspect."""
 
     def __init__(
         self,
@@ -147,7 +146,7 @@ class _RefinedStep:
         return self._inner(model_output, timestep, sample, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Pipelines copy a scheduler to step something else along (sound): a copy has a step of its own, unrefined."""
+        """A copy steps unrefined: pipelines copy schedulers for other modalities (sound)."""
         copied = memo.get(id(self._scheduler), self._scheduler)
         function = getattr(self._inner, "__func__", None)
         return deepcopy(self._inner, memo) if function is None else MethodType(function, copied)
@@ -155,7 +154,7 @@ class _RefinedStep:
     def _refined_output(self, output: Tensor, timestep: Any, sample: Tensor) -> Tensor:
         at = self._estimate(self._scheduler, timestep)
         fold = self._fold or Axes("1 c h w" if sample.ndim == 4 else "1 c t h w")
-        # A tensor made in inference mode could never have a gradient; leaving that mode alone would turn gradients on.
+        # tensors created in inference mode cannot have gradients, and leaving that mode enables gradients
         with torch.inference_mode(False), torch.no_grad():
             exact = torch.promote_types(sample.dtype, torch.float32)
             clean = at.p * sample.to(exact) + at.q * output.to(exact)
@@ -172,7 +171,7 @@ class _RefinedStep:
 
 
 def _find_family(scheduler: Any) -> Callable[[Any, Any], _Coefficients]:
-    """The clean estimate's coefficients for this kind of scheduler, or ``ValueError`` where there are none."""
+    """The function that computes coefficients for this kind of scheduler. Raises ``ValueError`` if unsupported."""
     kinds = [kind.__name__ for kind in type(scheduler).__mro__]
     name = kinds[0]
     found = next((FAMILIES[kind] for kind in kinds if kind in FAMILIES), None)
@@ -241,7 +240,7 @@ def _coefficients(scheduler: Any, step: Step, alpha: float, sigma: float) -> _Co
 
 
 def _current_step(scheduler: Any, timestep: Any) -> Step:
-    """The step that a scheduler with a table of sigmas is about to take, found as ``step`` finds it. Reads only."""
+    """The next step of a scheduler with a table of sigmas, found as its ``step`` does, without side effects."""
     index = scheduler.step_index
     if index is None:
         index = scheduler.begin_index
@@ -250,13 +249,13 @@ def _current_step(scheduler: Any, timestep: Any) -> Step:
         index = scheduler.index_for_timestep(at)
     total = len(scheduler.timesteps)
     levels = float(scheduler.sigmas[index]), float(scheduler.sigmas[index + 1])
-    if hasattr(scheduler, "state_in_first_order"):  # each step but the last stands twice in the tables
+    if hasattr(scheduler, "state_in_first_order"):  # each step but the last is twice in the tables
         return Step(index // 2, (total + 1) // 2, *levels)
     return Step(index, total, *levels)
 
 
 def _noise_level(share: float) -> float:
-    """Noise relative to signal, of the share ``a`` that the signal's variance has."""
+    """Noise relative to signal, from the signal's share of the variance."""
     return math.sqrt((1 - share) / share) if share > 0 else math.inf
 
 
@@ -281,5 +280,4 @@ FAMILIES: Mapping[str, tuple[Callable[[Any, Any], _Coefficients], tuple[str, ...
         "DEISMultistepScheduler": (_from_solver, _SOLVER),
     }
 )
-"""Schedulers that can be refined, by the name of their class: how their clean estimate is had, and from which kinds of
-model output."""
+"""Supported schedulers by class name: the function that computes coefficients, and prediction types."""

@@ -1,9 +1,8 @@
-"""HJB face optimisation (StableAnimator §3.3, Algorithm 1): move faces to the reference on the clean estimate.
+"""HJB face optimisation (StableAnimator §3.3, Algorithm 1): move faces towards the reference in denoised latents.
 
-At each denoising step the clean estimate is decoded, the faces are cut out, and a few Adam iterations lower one minus
-the cosine between their identity vectors and the reference's. The decoder and the identity function come as arguments:
-nothing here knows a network. The loss is a mean over faces and chunks of frames are decoded by themselves, so the
-backward pass goes chunk by chunk with the same gradients and one chunk in memory.
+At each denoising step the denoised latents are decoded, faces are cropped, and a few Adam iterations minimise one minus
+the cosine between their embeddings and the reference's. Decoder and embedding are arguments. The loss is a mean over
+faces, and chunks of frames are decoded separately, so the backward pass needs one chunk in memory.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in output pixels, inclusive
 
 
 class ChunkDecoder(Protocol):
-    """What the optimisation needs of a decoder, for the frames of one chunk at a time."""
+    """The decoder of the optimisation, for one chunk of frames at a time."""
 
-    scale: int  # pixels a latent
+    scale: int  # pixels per latent
 
     def frames(self, latents: range) -> range:
-        """Frames of the video that these latents along time become: the same numbers where time is not compressed."""
+        """Video frames of these latents along time: the same numbers if time is not compressed."""
         ...
 
     def pixels(self, latents: Tensor) -> Tensor:
@@ -39,20 +38,20 @@ class ChunkDecoder(Protocol):
         ...
 
     def with_recorded_stats(self, latents: Tensor, chunks: Sequence[range]) -> AbstractContextManager[None]:
-        """Within it ``crop`` knows what whole frames look like to the decoder's norms: each chunk is decoded once."""
+        """Record the norm statistics of full frames for ``crop``, with one decode per chunk."""
         ...
 
     def crop(self, latents: Tensor, chunk: range, box: Box) -> tuple[Tensor, tuple[int, int]]:
-        """Pixels of a part of the chunk's frames that holds ``box``, differentiable, and the (x, y) of its corner."""
+        """Differentiable pixels of a crop of the chunk's frames around ``box``, and its corner (x, y)."""
         ...
 
 
-Embed = Callable[[Tensor, Sequence[Box]], Tensor]  # pixels [n,3,H,W] in [-1,1], a box each -> vectors [n,d]
+Embed = Callable[[Tensor, Sequence[Box]], Tensor]  # pixels [n,3,H,W] in [-1,1], one box each -> embeddings [n,d]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One person's face: ``boxes`` a frame (None where no face can be seen) and the ``vector`` [d] to move towards."""
+    """One person's face: a box per frame (None without a face) and the target embedding ``vector`` [d]."""
 
     boxes: tuple[Box | None, ...]
     vector: Tensor
@@ -60,9 +59,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaceOptimizationSettings:
-    """``steps`` a half-open range of denoising steps; ``rate`` of Adam, ``linear`` as rate (1 - step/steps) or
-    ``constant``; ``anchor`` ``background`` leaves latents outside the boxes (and ``reach`` latents round them) alone,
-    which ``crop`` always does. ``chunk`` latents along time are decoded together."""
+    """Settings of the optimisation.
+
+    ``steps`` is a half-open range of denoising steps. Adam's ``lr`` is constant, or lr (1 - step/steps) if ``linear``.
+    ``anchor`` ``background`` fixes latents outside the boxes dilated by ``mask_dilation`` latents; ``crop`` always
+    does. ``chunk`` latents along time are decoded together.
+    """
 
     mode: Mode
     steps: tuple[int, int]
@@ -77,13 +79,13 @@ class FaceOptimizationSettings:
         return self.lr * (1 - step.index / step.total) if self.lr_schedule == "linear" else self.lr
 
 
-# clean latents [t,c,h,w], numbers of the frames that lack a box -> a target per person, with a box for each frame
+# denoised latents [t,c,h,w], frames without a box -> one target per person, with one box per frame
 Detect = Callable[[Tensor, Sequence[int]], Sequence[Target]]
 
 
 @dataclass(frozen=True, slots=True)
 class RefineLogEntry:
-    """One refined step: mean cosine over faces before and after, how many faces counted, and in how many frames."""
+    """One refined step: mean cosine over faces before and after, number of faces, and of frames with a face."""
 
     step: int
     before: float
@@ -94,12 +96,12 @@ class RefineLogEntry:
 
 @dataclass(slots=True)
 class FaceOptimization:
-    """A ``Refine`` hook: ``sample_euler(..., refine=FaceOptimization(...))``. ``log`` grows by one entry a step.
+    """A ``Refine`` hook: ``sample_euler(..., refine=FaceOptimization(...))``. ``log`` grows by one entry per step.
 
-    If no boxes are known beforehand, ``targets`` is empty and ``find`` detects faces in the clean estimate. Each
-    refined step looks at every frame that has no box yet; a frame keeps the first box that is found in it. A step whose
-    index is not greater than the last one's belongs to another video (the next segment of a pipeline): the boxes found
-    so far are dropped. ``resident`` is entered while the decoder and the recogniser are at work.
+    If no boxes are known beforehand, ``targets`` is empty and ``detect`` finds faces in the denoised latents: each
+    refined step looks at every frame without a box, and the first box found is final. A step whose index is not greater
+    than the last one's belongs to another video (the next segment of a pipeline) and drops all boxes. ``resident`` is
+    entered while the decoder and the recogniser run.
     """
 
     decoder: ChunkDecoder
@@ -109,7 +111,7 @@ class FaceOptimization:
     detect: Detect | None = None
     resident: Callable[[], AbstractContextManager[object]] = nullcontext
     log: list[RefineLogEntry] = field(default_factory=list)
-    _last_step: int = field(default=-1, init=False)  # the step that ``find`` was last asked in
+    _last_step: int = field(default=-1, init=False)  # step of the last ``detect``
 
     def __call__(self, denoised: Tensor, step: Step) -> Tensor:
         first, last = self.settings.steps
@@ -149,7 +151,7 @@ class FaceOptimization:
                 if iteration == 0:
                     before = similarity / faces
                 if mask is not None and variable.grad is not None:
-                    variable.grad.mul_(mask)  # Adam divides by the gradient's size: what must not move needs a zero
+                    variable.grad.mul_(mask)  # Adam normalises gradients: only zeros do not move
                 adam.step()
             with torch.no_grad():
                 after = sum(self._similarities(variable, chunk).sum().item() for chunk in chunks)
@@ -157,21 +159,21 @@ class FaceOptimization:
         return variable.detach()
 
     def _backward(self, variable: Tensor, chunk: range, faces: int) -> float:
-        """Add one chunk's share of the gradient; returns the sum of its cosines."""
+        """Add one chunk's part of the gradient; return the sum of its cosines."""
         similarities = self._similarities(variable, chunk)
         ((1 - similarities).abs().sum() / faces).backward()
         return float(similarities.detach().sum())
 
     def _similarities(self, latents: Tensor, chunk: range) -> Tensor:
         """Cosine of every face of a chunk with its own target [faces]."""
-        part = latents[chunk.start : chunk.stop]
+        chunk_latents = latents[chunk.start : chunk.stop]
         if self.settings.mode == "full":
-            return torch.cat(list(self._cosines(self.decoder.pixels(part), (0, 0), chunk, self.targets)))
+            return torch.cat(list(self._cosines(self.decoder.pixels(chunk_latents), (0, 0), chunk, self.targets)))
         found = []
         for target in self.targets:
             boxes = [box for box in self._boxes_in(target, chunk) if box is not None]
             if boxes:
-                pixels, corner = self.decoder.crop(part, chunk, _union_box(boxes))
+                pixels, corner = self.decoder.crop(chunk_latents, chunk, _union_box(boxes))
                 found += self._cosines(pixels, corner, chunk, [target])
         return torch.cat(found)
 
@@ -181,40 +183,40 @@ class FaceOptimization:
         pixels = pixels.float().clamp(-1, 1)
         x, y = corner
         for target in targets:
-            seen = [(i, box) for i, box in enumerate(self._boxes_in(target, chunk)) if box is not None]
-            if seen:
-                boxes = [(box[0] - x, box[1] - y, box[2] - x, box[3] - y) for _, box in seen]
-                vectors = self.embed(pixels[[i for i, _ in seen]], boxes)
+            visible = [(i, box) for i, box in enumerate(self._boxes_in(target, chunk)) if box is not None]
+            if visible:
+                boxes = [(box[0] - x, box[1] - y, box[2] - x, box[3] - y) for _, box in visible]
+                vectors = self.embed(pixels[[i for i, _ in visible]], boxes)
                 yield F.cosine_similarity(vectors, target.vector.to(vectors)[None])
 
     def _chunks(self, frames: int) -> Iterator[range]:
-        """Chunks that hold a face; the others have no gradient and are not decoded."""
+        """Chunks with a face; the others have no gradient and are not decoded."""
         for start in range(0, frames, self.settings.chunk):
             chunk = range(start, min(start + self.settings.chunk, frames))
             if self._count_faces(chunk):
                 yield chunk
 
     def _boxes_in(self, target: Target, latents: range) -> list[Box | None]:
-        """The target's boxes in the frames that these latents become."""
+        """The target's boxes in the frames of these latents."""
         return [target.boxes[frame] for frame in self.decoder.frames(latents)]
 
     def _count_faces(self, latents: range) -> int:
         return sum(box is not None for target in self.targets for box in self._boxes_in(target, latents))
 
     def _count_frames(self, latents: int) -> int:
-        """How many frames show a face."""
+        """Number of frames with a face."""
         frames = self.decoder.frames(range(latents))
         return sum(any(target.boxes[frame] is not None for target in self.targets) for frame in frames)
 
     def _mask(self, latents: Tensor) -> Tensor:
-        """One where latents may move: the boxes of each frame and ``reach`` latents round them. [t,1,h,w]."""
+        """Mask [t,1,h,w] of latents that may move: each frame's boxes, dilated by ``mask_dilation``."""
         mask = latents.new_zeros(len(latents), 1, *latents.shape[-2:])
-        scale, reach = self.decoder.scale, self.settings.mask_dilation
+        scale, dilation = self.decoder.scale, self.settings.mask_dilation
         for index in range(len(latents)):
             for box in (box for target in self.targets for box in self._boxes_in(target, range(index, index + 1))):
                 if box is not None:
-                    left, top = (max(0, side // scale - reach) for side in box[:2])
-                    right, bottom = (side // scale + 1 + reach for side in box[2:])
+                    left, top = (max(0, side // scale - dilation) for side in box[:2])
+                    right, bottom = (side // scale + 1 + dilation for side in box[2:])
                     mask[index, :, top:bottom, left:right] = 1
         return mask
 

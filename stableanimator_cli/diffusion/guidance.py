@@ -1,4 +1,4 @@
-"""Classifier-free guidance per frame, and the denoiser that windows and guidance make of a network.
+"""Classifier-free guidance per frame, and denoisers from a network, windows and guidance.
 
 One evaluation calls the network once or twice per window. These calls are independent, so one process or several may
 compute them. Outputs are summed in the order of the plan in either case.
@@ -18,13 +18,12 @@ from stableanimator_cli.diffusion.windows import Window, WindowPlan
 # scaled latents [t,c,h,w] of the window's frames, c_noise, the window, conditional branch? -> output [t,c,h,w]
 Predict = Callable[[Tensor, float, Window, bool], Tensor]
 WindowBranch = tuple[Window, bool]  # a window, conditional branch?
-WindowOutputs = Callable[
-    [Tensor, float], Iterator[Tensor]
-]  # noisy latents [t,c,h,w], sigma -> output of each pair, in order
+# noisy latents [t,c,h,w], sigma -> output of each window branch, in order
+WindowOutputs = Callable[[Tensor, float], Iterator[Tensor]]
 
 
 def guidance_per_frame(first: float, last: float, frames: int) -> Tensor:
-    """One strength a frame, linear from ``first`` to ``last`` -> float32[frames,1,1,1]."""
+    """One strength per frame, linear from ``first`` to ``last`` -> float32[frames,1,1,1]."""
     return torch.linspace(first, last, frames).view(-1, 1, 1, 1)
 
 
@@ -34,14 +33,14 @@ def is_guided(first: float, last: float) -> bool:
 
 
 def window_branches(plan: WindowPlan, guidance: tuple[float, float]) -> tuple[WindowBranch, ...]:
-    """What one evaluation asks of the network: each window's conditional branch, and then its unconditional one."""
+    """Network calls of one evaluation: each window's conditional branch, then its unconditional one."""
     branches = (True, False) if is_guided(*guidance) else (True,)
     return tuple((window, conditional) for window in plan for conditional in branches)
 
 
 def window_outputs(predict: Predict, branches: Sequence[WindowBranch]) -> WindowOutputs:
     """Call the network lazily, one window branch after the other."""
-    placed: list[Tensor] = []  # frames of each pair, moved to the latents' device once, not once a step
+    placed: list[Tensor] = []  # frames per branch, moved to the device once
 
     def compute(x: Tensor, sigma: float) -> Iterator[Tensor]:
         if not placed:
@@ -54,8 +53,10 @@ def window_outputs(predict: Predict, branches: Sequence[WindowBranch]) -> Window
 
 
 def with_guidance_interval(interval: tuple[float, float], guided: Denoise, plain: Denoise) -> Denoise:
-    """``guided`` while LO < sigma <= HI, else ``plain``, the conditional branch alone (Kynkaanniemi et al. 2024): an
-    approximation that halves the network calls outside of the interval."""
+    """``guided`` if LO < sigma <= HI, else ``plain``, the conditional branch alone (Kynkaanniemi et al. 2024).
+
+    An approximation that halves the network calls outside the interval.
+    """
     low, high = interval
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
@@ -65,7 +66,7 @@ def with_guidance_interval(interval: tuple[float, float], guided: Denoise, plain
 
 
 def alternate(denoisers: Sequence[Denoise], indices: Iterator[int]) -> Denoise:
-    """Each evaluation by the denoiser of its turn, modulo their number: windows that move from step to step."""
+    """Use ``denoisers[index]``, modulo their number, for the next of ``indices``: windows that shift between steps."""
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         return denoisers[next(indices) % len(denoisers)](x, sigma)
@@ -76,7 +77,7 @@ def alternate(denoisers: Sequence[Denoise], indices: Iterator[int]) -> Denoise:
 def windowed_denoiser(
     predict: Predict, plan: WindowPlan, *, guidance: tuple[float, float], on_window: Callable[[], None] | None = None
 ) -> Denoise:
-    """A denoiser over the whole video from a network that sees one window; see ``blended_denoiser``."""
+    """A denoiser over the full video from a network that sees one window; see ``blended_denoiser``."""
     return blended_denoiser(
         window_outputs(predict, window_branches(plan, guidance)), plan, guidance=guidance, on_window=on_window
     )
@@ -89,15 +90,15 @@ def blended_denoiser(
     guidance: tuple[float, float],
     on_window: Callable[[], None] | None = None,
 ) -> Denoise:
-    """A denoiser over the whole video from the ``outputs`` of ``window_branches(plan, guidance)``.
+    """A denoiser over the full video from the ``outputs`` of ``window_branches(plan, guidance)``.
 
     Each window has a conditional output and, if guided, an unconditional one. They are combined per frame
-    (u + g (c - u)), blended by the plan's weights and turned into the clean estimate. ``on_window`` is called after
+    (u + g (c - u)), blended by the plan's weights and turned into the denoised estimate. ``on_window`` is called after
     each window.
     """
     strength = guidance_per_frame(*guidance, plan.total)
     guided = is_guided(*guidance)
-    placed: list[tuple[Tensor, Tensor, Tensor]] = []  # moved to the latents' device once, not once a step
+    placed: list[tuple[Tensor, Tensor, Tensor]] = []  # moved to the device once
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
         if not placed:

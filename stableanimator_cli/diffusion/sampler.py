@@ -1,4 +1,4 @@
-"""Samplers: functions of a denoiser, with a hook on the clean estimate (where face optimisation enters)."""
+"""Samplers: functions of a denoiser, with a hook on the denoised estimate for face optimisation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Step:
     sigma_next: float
 
 
-Denoise = Callable[[Tensor, float], Tensor]  # noisy latents [t,c,h,w], sigma -> clean estimate [t,c,h,w]
-Refine = Callable[[Tensor, Step], Tensor]  # clean estimate, step -> better clean estimate
+Denoise = Callable[[Tensor, float], Tensor]  # noisy latents [t,c,h,w], sigma -> denoised estimate [t,c,h,w]
+Refine = Callable[[Tensor, Step], Tensor]  # denoised estimate, step -> refined estimate
 Noise = Callable[[int], Tensor]  # step index -> unit noise like the latents
 StepCallback = Callable[[Tensor, Step], None]  # latents after a step
 
@@ -35,9 +35,9 @@ class Churn:
     noise: float = 1.0
 
     def gamma(self, sigma: float, steps: int) -> float:
-        """gamma of Algorithm 1, line 4: how much noise is put back before a step, relative to sigma."""
-        inside = self.sigma_min <= sigma <= self.sigma_max
-        return min(self.amount / steps, math.sqrt(2) - 1) if inside else 0.0
+        """gamma of Algorithm 1, line 4: noise added before a step, relative to sigma."""
+        in_range = self.sigma_min <= sigma <= self.sigma_max
+        return min(self.amount / steps, math.sqrt(2) - 1) if in_range else 0.0
 
 
 def iterate_steps(sigmas: Tensor, first_step: int = 0) -> Iterator[Step]:
@@ -90,8 +90,8 @@ def sample_heun(
         gamma = churn.gamma(step.sigma, step.total)
         sigma_hat = step.sigma * (1 + gamma)
         if gamma > 0:
-            spread = math.sqrt(sigma_hat**2 - step.sigma**2) * churn.noise
-            x = x + spread * noise(step.index).to(x)
+            std = math.sqrt(sigma_hat**2 - step.sigma**2) * churn.noise
+            x = x + std * noise(step.index).to(x)
         denoised = denoise(x, sigma_hat)
         if refine is not None:
             denoised = refine(denoised, step)

@@ -1,4 +1,4 @@
-"""Noise levels and the one place where SVD's v-prediction is written as EDM scalings (Karras et al. 2022, Table 1)."""
+"""Noise levels, keyed noise, and SVD's v-prediction as EDM scalings (Karras et al. 2022, Table 1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0  # Stable Video Diffusion's schedu
 
 @dataclass(frozen=True, slots=True)
 class Scalings:
-    """Clean estimate = skip * x + out * net(c_in * x, c_noise); x is clean latents + sigma * unit noise."""
+    """Denoised estimate = skip * x + out * net(c_in * x, c_noise); x is clean latents + sigma * unit noise."""
 
     skip: float
     out: float
@@ -50,12 +50,12 @@ def karras_sigmas(
 
 
 def initial_scale(sigma_max: float) -> float:
-    """What unit noise is multiplied with at the start: the standard deviation of noisy unit-variance data."""
+    """Scale of the initial noise: the standard deviation of noisy unit-variance data."""
     return math.sqrt(sigma_max * sigma_max + 1.0)
 
 
 def keyed_noise(seed: int, name: str, keys: Iterable[int], shape: tuple[int, ...]) -> Tensor:
-    """Unit noise [len(keys), *shape], one draw a key: the same for a frame however a video is cut or batched.
+    """Unit noise [len(keys), *shape], one draw per key: a frame's noise does not depend on windows or batches.
 
     Drawn on the CPU from a generator seeded by SHA-256 of (seed, name, key), so devices agree and streams never
     overlap.
@@ -74,8 +74,8 @@ def repeated_noise(
 ) -> Tensor:
     """The reference implementation's initial noise: ``period`` frames drawn and repeated -> [frames, *shape].
 
-    One generator draws the noise on the reference picture (shape ``picture``) first and the latents after it; frame k
-    and frame k + period start equal.
+    One generator draws the noise of the reference image (``image_shape``) first, then the latents. Frames k and
+    k + period start equal.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.randn(image_shape, generator=generator)
@@ -84,5 +84,5 @@ def repeated_noise(
 
 
 def image_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
-    """Noise put on the reference picture before it is encoded: the first draw of the seed's generator."""
+    """Noise added to the reference image before it is encoded: the first draw of the seed's generator."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""What a denoiser is trained with: noise levels, their scalings and the loss, as pure functions of tensors.
+"""Noise levels, preconditioning and the loss of training, as pure functions of tensors.
 
 The interpolated-cosine levels are those of Hoogeboom et al. 2023 ("simple diffusion"), which StableAnimator's released
 model was trained with; the log-normal ones are EDM's (Karras et al. 2022, §5). Letters: ``b`` sample, ``t`` frame.
@@ -45,7 +45,7 @@ def interpolated_cosine_sigmas(u: Tensor) -> Tensor:
     """Quantiles ``u`` in [0,1) -> noise levels from 700 (u = 0) down to 0.002 (u = 1), as float32.
 
     The log signal-to-noise ratio is a mixture, by ``u`` itself, of two cosine schedules shifted to the sides of a
-    picture of 32 and of 64; the signal's deviation is 0.5.
+    image of 32 and of 64; the signal's standard deviation is 0.5.
     """
     u = u.double()
     low, high = (2 * math.log(SIGMA_DATA / sigma) for sigma in (SIGMA_MAX, SIGMA_MIN))  # log SNR
@@ -60,22 +60,22 @@ def interpolated_cosine_sigmas(u: Tensor) -> Tensor:
 
 
 def log_normal_sigmas(u: Tensor, mean: float, std: float) -> Tensor:
-    """Quantiles ``u`` in [0,1) -> levels whose logarithm is normal, within what the sampler uses; rising with ``u``."""
+    """Quantiles ``u`` in [0,1) -> log-normal noise levels within the sampler's range, increasing with ``u``."""
     normal = torch.special.ndtri(u.double().clamp(_EDGE, 1 - _EDGE))
     return (mean + std * normal).exp().clamp(SIGMA_MIN, SIGMA_MAX).float()
 
 
 def stratified_quantiles(rand: Tensor, index: Tensor, batch: int) -> Tensor:
-    """One quantile a stratum: ``(place + rand) / batch`` for places 0..batch-1 of the global batch, float64."""
+    """One quantile per stratum: ``(index + rand) / batch`` for positions 0..batch-1 of the global batch, float64."""
     return (index + rand.double()) / batch
 
 
 def denoising_loss(denoised: Tensor, latents: Tensor, sigma: Tensor, mask: Tensor, weighting: MaskWeighting) -> Tensor:
-    """Weighted squared error of the clean estimate, the mean of each sample -> float32[b].
+    """Weighted squared error of the denoised estimate, averaged per sample -> float32[b].
 
-    ``estimate`` and ``latents`` [b,t,c,h,w], ``sigma`` [b], ``mask`` [b,t,1,h,w] in 0..1 (1 on faces). The weight is
-    (1 + sigma^2) / sigma^2; faces weigh (1 + M) (``released``: what the reference implementation computes), (1 + M)^2
-    (``paper``: StableAnimator, Eq. 13) or as everything else (``off``).
+    ``denoised`` and ``latents`` [b,t,c,h,w], ``sigma`` [b], ``mask`` [b,t,1,h,w] in 0..1 (1 on faces). The weight is
+    (1 + sigma^2) / sigma^2; faces weigh (1 + M) (``released``, as in the reference implementation), (1 + M)^2
+    (``paper``: StableAnimator, Eq. 13) or like the rest (``off``).
     """
     sigma = sigma.float().view(-1, 1, 1, 1, 1)
     error = (denoised.float() - latents.float()).square() * ((1 + sigma.square()) / sigma.square())
@@ -85,8 +85,10 @@ def denoising_loss(denoised: Tensor, latents: Tensor, sigma: Tensor, mask: Tenso
 
 
 def keyed_uniform(seed: int, purpose: str, keys: Sequence[int]) -> Tensor:
-    """One number in [0,1) a key, float64[len(keys)]: from SHA-256 of (seed, purpose, key), so that ranks, batch sizes
-    and resumed runs agree."""
+    """One number in [0,1) per key, float64[len(keys)], from SHA-256 of (seed, purpose, key).
+
+    So ranks, batch sizes and resumed runs agree.
+    """
 
     def draw(key: int) -> float:
         digest = hashlib.sha256(f"{seed}/{purpose}/{key}".encode()).digest()

@@ -1,10 +1,9 @@
-"""Long videos as a plan of windows: which frames each network call sees and how much each answer counts.
+"""Window plans for long videos: the frames of each network call and the weights of its outputs.
 
-A plan is computed without torch and is a plain object, so it can be printed (``--plan``), counted and tested. Three
-blends: ``upstream`` is MimicMotion's and the reference implementation's, index for index; ``smooth`` has the overlap
-that its name says, evenly spread windows, and raised-cosine cross-fades; ``shifted`` is ``smooth`` with windows that
-meet elsewhere in every denoising step, so that what two windows disagree about is spread over the frames instead of
-adding up at the same ones (AnimateDiff's uniform context scheduler has the idea).
+Computed without torch. Three blends: ``upstream`` equals MimicMotion's and the reference implementation's, index for
+index. ``smooth`` has the requested overlap, evenly spaced windows and raised-cosine cross-fades. ``shifted`` is
+``smooth`` with borders that move in every denoising step, so that differences between windows do not add up at the same
+frames (as in AnimateDiff's uniform context scheduler).
 """
 
 from __future__ import annotations
@@ -18,14 +17,15 @@ import numpy as np
 
 Blend = Literal["upstream", "smooth", "shifted"]
 PLACEMENTS = (0, 4, 2, 6, 1, 5, 3, 7)
-"""Of ``shifted``: by how many eighths of a stride the windows stand apart from the first ones, turn by turn. Bit
-reversal: any few turns in a row are spread over the stride."""
+"""Shifts of ``shifted`` by placement, in eighths of a stride. Bit-reversed, so that consecutive ones are spread out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """``frames`` of the video in slot order and the ``weights`` of their answers (already normalised: over all
-    windows the weights of a frame sum to one)."""
+    """``frames`` of the video in slot order and the ``weights`` of their outputs.
+
+    Over all windows the weights of a frame sum to one.
+    """
 
     frames: tuple[int, ...]
     weights: tuple[float, ...]
@@ -33,8 +33,8 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
-    """``windows`` that cover ``total`` frames. ``moved`` are further placements of as many windows each, which steps
-    take in turn after ``windows``; empty where windows stay where they are."""
+    """``windows`` that cover ``total`` frames. ``shifted`` are further placements of as many windows each, which steps
+    alternate with ``windows``; empty for other blends."""
 
     total: int
     windows: tuple[Window, ...]
@@ -48,11 +48,10 @@ class WindowPlan:
 
     @property
     def num_placements(self) -> int:
-        """How many placements there are."""
         return 1 + len(self.shifted)
 
     def placement(self, index: int) -> WindowPlan:
-        """The placement of a turn, 0 and on, as a plan whose windows stay."""
+        """Placement ``index``, modulo their number, as a plan of its own."""
         placements = (self.windows, *self.shifted)
         return WindowPlan(self.total, placements[index % len(placements)]) if self.shifted else self
 
@@ -64,19 +63,23 @@ class WindowPlan:
         return cover
 
     def describe(self) -> str:
-        """One line a window of the first placement: its frames as ranges, e.g. ``window 2: 0, 13-27``."""
+        """One line per window of the first placement with its frames, e.g. ``window 2: 0, 13-27``."""
         return "\n".join(f"window {i + 1}: {_format_ranges(w.frames)}" for i, w in enumerate(self.windows))
 
 
 def plan_windows(total: int, *, length: int = 16, overlap: int = 4, blend: Blend = "smooth") -> WindowPlan:
     """Cover ``total`` frames with windows of ``length`` slots; neighbours share about ``overlap`` frames.
 
-    Slot 0 of every window holds frame 0, the anchor that ties appearance together. A clip that fits one window gets
-    one window of its own length (the reference implementation crashes there). ``upstream`` shares ``overlap - 1``
-    frames, since the anchor takes a slot (an overlap of 0 is taken as 1: it would leave a frame out between windows),
-    and lets the last window overlap as much as it must; ``smooth`` shares at least ``overlap``, never fewer new frames
-    than one a window, and counts the anchor's answer once; ``shifted`` does too in every placement, for which it takes
-    one window more. A window of one frame has no room for an anchor, and nothing to move.
+    Slot 0 of every window holds frame 0, the anchor of appearance. A clip that fits one window gets one window of its
+    own length (the reference implementation crashes there).
+
+    * ``upstream`` shares ``overlap - 1`` frames, since the anchor takes a slot; the last window overlaps more. An
+      overlap of 0 is treated as 1, because 0 would skip a frame between windows.
+    * ``smooth`` shares at least ``overlap`` frames, has at least one new frame per window, and counts the anchor's
+      output once.
+    * ``shifted`` does the same in every placement, with one more window.
+
+    A window of one frame has no anchor and does not shift. Raises ``ValueError`` for impossible numbers.
     """
     if total < 1:
         raise ValueError(f"{total} frames, expected at least 1")
@@ -90,8 +93,8 @@ def plan_windows(total: int, *, length: int = 16, overlap: int = 4, blend: Blend
         slots = _upstream_slots(total, length, overlap)
     elif blend == "shifted":
         placements = (_shifted_slots(total, length, overlap, eighths / 8) for eighths in PLACEMENTS)
-        first, *moved = (_normalize(total, slots, _cross_fades(slots)).windows for slots in placements)
-        return WindowPlan(total, first, tuple(moved))
+        first, *shifted = (_normalize(total, slots, _cross_fades(slots)).windows for slots in placements)
+        return WindowPlan(total, first, tuple(shifted))
     else:
         slots = _smooth_slots(total, length, overlap)
     weights = [_triangle(length)] * len(slots) if blend == "upstream" else _cross_fades(slots)
@@ -99,9 +102,9 @@ def plan_windows(total: int, *, length: int = 16, overlap: int = 4, blend: Blend
 
 
 def _upstream_slots(total: int, length: int, overlap: int) -> list[list[int]]:
-    """Frame 0 and a run of ``length - 1``, moved on by ``length - overlap``; a last one if frames are left over.
+    """Frame 0 and a run of ``length - 1`` frames every ``length - overlap``; a last one for remaining frames.
 
-    Without overlap the reference implementation steps over a frame a window and divides by a count of zero there.
+    Without overlap the reference implementation skips a frame per window and divides by a count of zero.
     """
     starts = range(0, total - length + 1, length - max(1, overlap))
     slots = [[0, *range(start + 1, start + length)] for start in starts]
@@ -111,33 +114,35 @@ def _upstream_slots(total: int, length: int, overlap: int) -> list[list[int]]:
 
 
 def _triangle(length: int) -> np.ndarray:
-    """Weight by slot: 1/length at the ends, 1 or nearly so in the middle."""
+    """Weight by slot: 1/length at the ends, about 1 in the middle."""
     position = (np.arange(length) + 0.5) * 2 / length
     return np.minimum(position, 2 - position)
 
 
 def _smooth_slots(total: int, length: int, overlap: int) -> list[list[int]]:
-    """A first run of ``length`` frames, then anchored runs of ``length - 1``, spread evenly to the last frame."""
+    """A first run of ``length`` frames, then anchored runs of ``length - 1``, evenly spaced."""
     run = length - 1
     stride = max(1, run - overlap)
-    # runs over frames 1..total-1; the anchor sits in front of each
+    # runs over frames 1..total-1, each after the anchor
     count = 1 + math.ceil((total - 1 - run) / stride)
     starts = np.round(np.linspace(1, total - run, count)).astype(int)
     return [[0, *range(start, start + run)] for start in starts.tolist()]
 
 
 def _shifted_slots(total: int, length: int, overlap: int, phase: float) -> list[list[int]]:
-    """``smooth``'s runs with those between the first and the last moved back by ``phase`` + 1/16 of their stride, and
-    one more run for what that leaves before the last: as many in every phase, whatever it is."""
+    """``smooth``'s runs, with inner ones moved back by ``phase`` + 1/16 of their stride, and one more before the last.
+
+    So every phase has the same number of runs.
+    """
     run = length - 1
     starts = [slots[1] for slots in _smooth_slots(total, length, overlap)]
     stride = (starts[-1] - 1) / max(1, len(starts) - 1)
-    between = [round(1 + (place - phase - 1 / 16) * stride) for place in range(1, len(starts))]
+    between = [round(1 + (index - phase - 1 / 16) * stride) for index in range(1, len(starts))]
     return [[0, *range(start, start + run)] for start in (1, *between, starts[-1])]
 
 
 def _cross_fades(slots: list[list[int]]) -> list[np.ndarray]:
-    """Raised-cosine ramps over what a window shares with its neighbours; the anchor counts in the first window only."""
+    """Raised-cosine ramps over shared frames; the anchor counts in the first window only."""
     weights = [np.ones(len(frames)) for frames in slots]
     for before, after, left, right in zip(slots, slots[1:], weights, weights[1:], strict=False):
         shared = before[-1] - after[1] + 1 if len(after) > 1 else 0

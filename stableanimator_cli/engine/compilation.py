@@ -1,4 +1,4 @@
-"""Whether code can be compiled on this machine, looked at before anything is loaded; and whether it is worth it."""
+"""Whether blocks can be compiled on this machine, checked before anything is loaded, and whether it pays."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.denoiser_calls import denoiser_calls
 from stableanimator_cli.errors import ConfigError
 
-_COMPILED_FP8 = (8, 9)  # compute capability from which on Triton reads float8 e4m3
+_COMPILED_FP8 = (8, 9)  # compute capability for float8 e4m3 in Triton
 _LEAVE_OUT = "or leave --compile out"
-# Network calls of 16 frames of 576x1024 from which on compiled blocks are taken to make up for minutes of compiling: at
-# 0.1 s a call of the fastest card and a fifth of it saved, one minute. Reckoned, not measured.
+# network calls of 16 frames of 576x1024 from which compiling pays. Estimated: a fifth of 0.1 s per call on the fastest
+# GPU saves one minute
 LONG = 3000
 _CALL = 16 * 576 * 1024  # pixels of such a call
 
 
 def require_compiler(kind: str) -> None:
-    """``ConfigError`` where ``--compile blocks`` has not what it needs on a device of this ``kind``."""
-    lacking = missing(kind)
-    if lacking is not None:
-        expected, hint = lacking
+    """Raise ``ConfigError`` if ``--compile blocks`` cannot run on a device of this ``kind``."""
+    requirement = missing(kind)
+    if requirement is not None:
+        expected, hint = requirement
         raise ConfigError("--compile", "blocks", expected, hint=hint)
 
 
 def missing(kind: str) -> tuple[str, str] | None:
-    """What is not here of what torch's compiler calls, as (what was expected, what to do); None where all is here.
+    """The first missing requirement of torch's compiler as (expected, hint), or None.
 
-    On a CPU it writes C++, on a card Triton's language and C that starts it; both include Python's own header.
+    For a CPU it generates C++, for a GPU Triton kernels and C that launches them. Both include Python's header.
     """
     if kind not in ("cpu", "cuda"):
         return f"off on {kind}: compiled blocks are for CPUs and CUDA cards", "leave --compile out"
@@ -63,7 +63,7 @@ def _cpp_names() -> tuple[str, ...]:
 
 
 def pays_to_compile(config: AnimateConfig, device: torch.device, size: tuple[int, int], frames: int) -> bool:
-    """Whether ``--max-memory`` switches it on: in long runs on a CUDA card, where a compiler is here."""
+    """Whether ``--max-memory`` enables compilation: in long runs on a CUDA GPU, if a compiler is installed."""
     if config.device.compile != "off" or device.type != "cuda" or missing(device.type) is not None:
         return False
     if config.device.quantization == "fp8" and not compiles_fp8(device):
@@ -71,5 +71,5 @@ def pays_to_compile(config: AnimateConfig, device: torch.device, size: tuple[int
     windows = config.windows
     plan = plan_windows(frames, length=windows.length, overlap=windows.overlap, blend=windows.blend)
     branches = sum(1 + call.guided for call in denoiser_calls(config.sampling))
-    seen = sum(len(window.frames) for window in plan) * size[0] * size[1]
-    return branches * seen >= LONG * _CALL
+    pixels = sum(len(window.frames) for window in plan) * size[0] * size[1]
+    return branches * pixels >= LONG * _CALL

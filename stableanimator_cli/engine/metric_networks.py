@@ -1,8 +1,7 @@
-"""Networks that metrics look through, opened from their catalogue entries, on the plan's device.
+"""Feature networks of metrics as functions of numpy arrays, opened from their catalogue entries.
 
-Each becomes a function of numpy arrays, as the rooms of ``metrics`` want it. They always compute in float32 without
-TF32, whatever the plan's type: a metric must not depend on how the model under test is run. Files whose digest is known
-are compared with it; a network that is not here is a ``Missing``, a damaged one is an error.
+They compute in float32 without TF32, whatever the plan's dtype, so that a metric does not depend on how the model under
+test runs. Files with a known digest are compared with it. An absent network is ``Missing``, a damaged one an error.
 """
 
 from __future__ import annotations
@@ -34,14 +33,14 @@ from stableanimator_cli.nets.i3d import I3D, rename_weights
 from stableanimator_cli.nets.perceptual import Kind, LinearHeads, Lpips, Trunk, trunk_tensors
 from stableanimator_cli.nets.resnet3d import ResNet3D, extract_weights
 
-_NAMED_DIGEST = re.compile(r"-([0-9a-f]{8})\.pth$")  # torchvision ends names with the first digits of the sha256
+_NAMED_DIGEST = re.compile(r"-([0-9a-f]{8})\.pth$")  # torchvision names end with the first digits of the sha256
 _PUPPET_LAYERS = ("layer1", "layer2", "layer3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Features:
-    """A network as a function. ``about``: its name, and of each file behind it the sha256 and what that was held
-    against (``recorded digest``, ``digest in the name`` or ``nothing``)."""
+    """A network as a function. ``about`` has its name, and per file the sha256 and what that was compared with
+    (``recorded digest``, ``digest in the name`` or ``nothing``)."""
 
     name: str
     run: Callable[..., np.ndarray]
@@ -53,26 +52,25 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where a network lies: its catalogue entry and the roles of its files; ``open`` makes the function of them."""
+    """A network's catalogue entry and the roles of its files; ``open`` returns the function that they compute."""
 
     entry: str
     roles: tuple[str, ...]
-    open: Callable[..., Callable[..., np.ndarray]]  # of the plan and the files by role
+    open: Callable[..., Callable[..., np.ndarray]]  # takes the plan and the files by role
     command: str
-    program: bool = False  # the one file is code: `open` also takes the sha256 that its bytes must have
+    program: bool = False  # its file is code: `open` also takes the expected sha256
 
 
 def features(
     name: str, plan: DevicePlan, *, metric: str | None = None, model: str | Path | None = None
 ) -> Features | Missing:
-    """The network ``name`` (a ``MetricSpec.network``, one of ``NETWORKS``) on the plan's device.
+    """Open the network ``name`` (a ``MetricSpec.network``, one of ``NETWORKS``) on the plan's device.
 
     ``lpips_alex``, ``lpips_vgg``, ``puppet_frame``: two batches float32[n,3,h,w] -> float[n].
     ``i3d``, ``resnet3d``, ``puppet_clip``: clips float32[b,t,3,h,w] -> float[b,d].
     ``i3d_torchscript``: clips uint8[b,t,h,w,3] -> float[b,400].
-    ``metric`` is what a ``Missing`` is called; ``model`` replaces the catalogue entry (a name, or a folder with a
-    ``model.toml`` of the same roles). Raises ``ModelDamaged`` for a file that is not what it must be, ``ValueError``
-    for a name that is none.
+    ``metric`` names a ``Missing``. ``model`` replaces the catalogue entry (a name, or a folder with a ``model.toml`` of
+    the same roles). Raises ``ModelDamaged`` for a wrong file and ``ValueError`` for an unknown name.
     """
     if name not in NETWORKS:
         raise ValueError(f"no metric network is named {name!r}: {', '.join(NETWORKS)}")
@@ -89,34 +87,34 @@ def features(
 
 
 def _digest(entries: Sequence[Entry], role: str, path: Path, *, program: bool) -> dict[str, str]:
-    """sha256 of a network's file, and what it was compared with. ``ModelDamaged`` where it is another.
+    """sha256 of a network's file, and what it was compared with. Raises ``ModelDamaged`` if they differ.
 
-    For a program this is the recorded digest, unread: ``load_program`` compares the bytes that it runs.
+    A program is not read here: ``load_program`` compares the bytes that it runs.
     """
     entry = next(entry for entry in entries if role in entry.components and entry.components[role].file)
     listed = entry.components[role].file or ""
     row = entry.file(listed)
-    wanted, held = None, "nothing"
+    expected, compared = None, "nothing"
     if path.name == Path(listed).name:
         named = _NAMED_DIGEST.search(path.name)
         if row is not None and row.sha256 is not None:
-            wanted, held = row.sha256, "recorded digest"
+            expected, compared = row.sha256, "recorded digest"
         elif named is not None:
-            wanted, held = named[1], "digest in the name"
-    if program and (wanted is None or held != "recorded digest"):
+            expected, compared = named[1], "digest in the name"
+    if program and (expected is None or compared != "recorded digest"):
         raise ModelDamaged(
             f"{path}: is a program, and no digest of it is recorded: not opened",
             hint=f"`sa models pull {entry.name} --all` fetches one whose digest is known",
         )
-    if program and wanted is not None:
-        return {"sha256": wanted, "compared_with": held}
-    found = download.digest(path)
-    if wanted is not None and not found.startswith(wanted):
+    if program and expected is not None:
+        return {"sha256": expected, "compared_with": compared}
+    actual = download.digest(path)
+    if expected is not None and not actual.startswith(expected):
         raise ModelDamaged(
-            f"{path}: found sha256 {found}, expected {wanted}{'' if len(wanted) == 64 else '...'}",
+            f"{path}: found sha256 {actual}, expected {expected}{'' if len(expected) == 64 else '...'}",
             hint=f"{onnx.PULL_AGAIN.replace('NAME', entry.name)}; numbers from another file would not be comparable",
         )
-    return {"sha256": found, "compared_with": held}
+    return {"sha256": actual, "compared_with": compared}
 
 
 def _lpips(kind: Kind, plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
@@ -130,16 +128,16 @@ def _lpips(kind: Kind, plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[
 
 def _i3d(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
     tensors = rename_weights(read_tensors(paths["i3d"]))
-    return _function(fill(I3D, tensors, torch.float32, paths["i3d"]), plan, _time_inside)
+    return _function(fill(I3D, tensors, torch.float32, paths["i3d"]), plan, _channels_first)
 
 
 def _resnet3d(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
     path = paths["resnet3d"]
-    return _function(fill(ResNet3D, extract_weights(_checkpoint(path)), torch.float32, path), plan, _time_inside)
+    return _function(fill(ResNet3D, extract_weights(_checkpoint(path)), torch.float32, path), plan, _channels_first)
 
 
 def _torchscript(plan: DevicePlan, paths: Mapping[str, Path], *, sha256: str) -> Callable[..., np.ndarray]:
-    program = load_program(paths["i3d_torchscript"], sha256, plan.device, hint=_again("i3d --all"))
+    program = load_program(paths["i3d_torchscript"], sha256, plan.device, hint=_pull_again("i3d --all"))
     resized = partial(program, rescale=True, resize=True, return_features=True)
     return _function(resized, plan, lambda x: x.permute(0, 4, 1, 2, 3).float())
 
@@ -148,41 +146,41 @@ def _puppet_frame(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., 
     maps = _video_net(plan, paths["video"], _PUPPET_LAYERS)
 
     def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        # frames go in as one clip: these layers look at each by itself
-        ours, theirs = (maps(batch.transpose(1, 0, 2, 3)[None]) for batch in (a, b))
-        return unit_distance(ours, theirs)
+        # frames as one clip: these layers see each frame separately
+        first, second = (maps(batch.transpose(1, 0, 2, 3)[None]) for batch in (a, b))
+        return unit_distance(first, second)
 
     return run
 
 
 def _puppet_clip(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
-    told = _video_net(plan, paths["video"], ("features",))
-    return lambda clips: told(clips.transpose(0, 2, 1, 3, 4))[0]
+    video_net = _video_net(plan, paths["video"], ("features",))
+    return lambda clips: video_net(clips.transpose(0, 2, 1, 3, 4))[0]
 
 
 def _video_net(plan: DevicePlan, path: Path, outputs: tuple[str, ...]) -> Callable[[np.ndarray], list[np.ndarray]]:
     session = onnx.session(path, str(plan.device))
     names = [output.name for output in session.get_outputs()]
-    lacking = [name for name in outputs if name not in names]
-    if lacking:
+    missing = [name for name in outputs if name not in names]
+    if missing:
         raise ModelDamaged(
-            f"{path}: has no output {lacking[0]!r}, found {', '.join(names)}",
+            f"{path}: has no output {missing[0]!r}, found {', '.join(names)}",
             hint="it must be a clip classifier as this project's puppets have (stableanimator_cli/puppets)",
         )
-    places = [names.index(name) for name in outputs]
+    indices = [names.index(name) for name in outputs]
 
     def run(clips: np.ndarray) -> list[np.ndarray]:
-        told = onnx.run(session, np.ascontiguousarray(clips, np.float32))
-        return [told[place] for place in places]
+        results = onnx.run(session, np.ascontiguousarray(clips, np.float32))
+        return [results[index] for index in indices]
 
     return run
 
 
 def _function(
-    network: nn.Module | Callable[..., Tensor], plan: DevicePlan, arranged: Callable[[Tensor], Tensor] | None = None
+    network: nn.Module | Callable[..., Tensor], plan: DevicePlan, rearrange: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[..., np.ndarray]:
-    """A torch network as a function of arrays, in float32 to its last bit, on the plan's device."""
-    hint = "close other programs on the device, or say --device cpu: metrics come out the same"
+    """A torch network as a function of arrays, in exact float32 on the plan's device."""
+    hint = "close other programs on the device, or use --device cpu: metrics are the same"
     if isinstance(network, nn.Module):
         with memory_guard("loading a metric's network", hint):
             network.eval().requires_grad_(False).to(plan.device)
@@ -195,36 +193,36 @@ def _function(
                 torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False, fp32_precision="ieee")
             )
             inputs = [torch.from_numpy(np.ascontiguousarray(array)).to(plan.device) for array in arrays]
-            told = network(*(inputs if arranged is None else map(arranged, inputs)))
-            return told.float().cpu().numpy()
+            result = network(*(inputs if rearrange is None else map(rearrange, inputs)))
+            return result.float().cpu().numpy()
 
     return run
 
 
-def _time_inside(clips: Tensor) -> Tensor:
+def _channels_first(clips: Tensor) -> Tensor:
     return clips.transpose(1, 2)
 
 
 def _checkpoint(path: Path) -> Mapping[str, Any]:
-    """A training checkpoint: tensors under ``state_dict``, beside plain values that are of no use here."""
+    """A training checkpoint with tensors under ``state_dict``."""
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a damaged file, which is refused in the next moment
+            warnings.simplefilter("ignore")  # about a damaged file, which is refused below
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # torch.load raises whatever the damage makes it stumble over
+    except Exception as error:  # torch.load raises many kinds of errors for damaged files
         why = (str(error).splitlines() or ["it ends too early"])[0][:120]
-        raise ModelDamaged(f"{path} cannot be read as a checkpoint ({why})", hint=_again("resnet3d")) from error
+        raise ModelDamaged(f"{path} cannot be read as a checkpoint ({why})", hint=_pull_again("resnet3d")) from error
     inner = found.get("state_dict", found) if isinstance(found, Mapping) else None
     if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
-        raise ModelDamaged(f"{path} holds no tensors under 'state_dict'", hint=_again("resnet3d"))
+        raise ModelDamaged(f"{path} holds no tensors under 'state_dict'", hint=_pull_again("resnet3d"))
     return found
 
 
-def _again(name: str) -> str:
+def _pull_again(name: str) -> str:
     return onnx.PULL_AGAIN.replace("NAME", name)
 
 
@@ -241,4 +239,4 @@ NETWORKS: dict[str, _Source] = {
     "puppet_frame": _Source("puppet", ("video",), _puppet_frame, "sa models verify puppet"),
     "puppet_clip": _Source("puppet", ("video",), _puppet_clip, "sa models verify puppet"),
 }
-"""Networks by the name that a ``MetricSpec`` has for them."""
+"""Networks by ``MetricSpec.network``."""

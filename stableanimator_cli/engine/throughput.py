@@ -1,4 +1,4 @@
-"""How fast a device computes the operators of a network, measured at the shapes that the network has."""
+"""Measured throughput of a network's operators on a device, at the network's own shapes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-SECONDS = 4.0  # spent on measuring in all
+SECONDS = 4.0  # total time for measuring
 _LARGEST = 2**30  # bytes that one operator may read
-_RUNS = 3  # of each shape; the quickest counts
+_RUNS = 3  # per shape; the fastest counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +26,22 @@ class Operands:
 
 
 Call = tuple[Any, tuple[Any, ...], tuple[tuple[str, Any], ...]]
-"""An operator with its arguments, tensors as ``Operands``; can be a key."""
+"""An operator and its arguments, tensors as ``Operands``. Hashable."""
 
 
 def call_of(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
-    """The call without its numbers, None if an argument cannot be part of a key."""
+    """The call with tensors as ``Operands``, None if an argument is not hashable."""
 
-    def bare(value: Any) -> Any:
+    def without_values(value: Any) -> Any:
         if isinstance(value, Tensor):
             return Operands(tuple(value.shape), tuple(value.stride()), value.is_floating_point())
-        return tuple(map(bare, value)) if isinstance(value, list | tuple) else value
+        return tuple(map(without_values, value)) if isinstance(value, list | tuple) else value
 
-    call = (function, bare(args), tuple(sorted((name, bare(value)) for name, value in kwargs.items())))
+    call = (
+        function,
+        without_values(args),
+        tuple(sorted((name, without_values(value)) for name, value in kwargs.items())),
+    )
     try:
         hash(call)
     except TypeError:
@@ -46,8 +50,10 @@ def call_of(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
 
 
 def flops_per_second(work: Mapping[Call, float], device: torch.device, dtype: torch.dtype) -> float | None:
-    """Floating-point operations per second over the calls of ``work`` (FLOPs of each in all), the largest first, as
-    many as there is time for: their FLOPs by the seconds that they take. None if none of them runs here."""
+    """Floating-point operations per second over the calls of ``work``, which maps calls to their total FLOPs.
+
+    The largest are measured first, as many as time allows. None if none of them runs on this device.
+    """
     flops = seconds = 0.0
     limit = time.perf_counter() + SECONDS
     for call, total in sorted(work.items(), key=lambda item: -item[1]):
@@ -70,27 +76,27 @@ def _seconds(call: Call, device: torch.device, dtype: torch.dtype) -> tuple[floa
     if size > _LARGEST:
         return None
 
-    def made(value: Any) -> Any:
+    def allocate(value: Any) -> Any:
         if isinstance(value, Operands):
             storage = torch.zeros(_elements(value), device=device, dtype=dtype if value.floating else torch.int64)
             return storage.as_strided(value.shape, value.strides)
-        return [made(one) for one in value] if isinstance(value, tuple) else value
+        return [allocate(one) for one in value] if isinstance(value, tuple) else value
 
     try:
-        given, named = [made(value) for value in args], {name: made(value) for name, value in kwargs}
+        inputs, keywords = [allocate(value) for value in args], {name: allocate(value) for name, value in kwargs}
         with torch.no_grad():
-            result = function(*given, **named)  # the first run chooses a kernel
-            work = flop_registry[function._overloadpacket](*given, **named, out_val=result)
+            result = function(*inputs, **keywords)  # the first run selects a kernel
+            work = flop_registry[function._overloadpacket](*inputs, **keywords, out_val=result)
             best = float("inf")
             for _ in range(_RUNS):
-                _wait(device)
+                _synchronize(device)
                 started = time.perf_counter()
-                function(*given, **named)
-                _wait(device)
+                function(*inputs, **keywords)
+                _synchronize(device)
                 best = min(best, time.perf_counter() - started)
                 if best > SECONDS / 8:
                     break
-    except (RuntimeError, TypeError, NotImplementedError):  # a kernel that this device does not have
+    except (RuntimeError, TypeError, NotImplementedError):  # the device has no such kernel
         return None
     return float(work), max(best, 1e-9)
 
@@ -102,10 +108,10 @@ def _operands(tree: Any) -> list[Operands]:
 
 
 def _elements(operand: Operands) -> int:
-    """Numbers between the first and the last that the strides reach."""
+    """Elements of the storage that the strides span."""
     return 1 + sum((side - 1) * stride for side, stride in zip(operand.shape, operand.strides, strict=True))
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Weight files to networks: strict, by name, on the meta device first, and never by running a pickle's code."""
+"""Load weight files into networks: strict, by name, built on the meta device, without executing pickles."""
 
 from __future__ import annotations
 
@@ -32,33 +32,35 @@ from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
 
 _ALIGNMENT = 64  # bytes, of torch's CPU allocator
-_UNREADABLE = (  # torch.load raises whatever the damage makes it stumble over
+_UNREADABLE = (  # errors that torch.load raises for damaged files
     SafetensorError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError,
     AssertionError, ArithmeticError, ImportError,
 )  # fmt: skip
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """State dict of a ``.safetensors``, ``.pth`` or ``.bin`` file. Pickles are read with ``weights_only=True``: one
-    that holds anything but tensors is refused, not run."""
+    """Read the state dict of a ``.safetensors``, ``.pth`` or ``.bin`` file.
+
+    Pickles are read with ``weights_only=True``: one that holds anything but tensors raises ``ModelDamaged``.
+    """
     if not path.is_file():
         raise ModelMissing(f"{path} is not there", hint="`sa models verify` says what else is missing")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a program that it will refuse in the next moment
+            warnings.simplefilter("ignore")  # about a TorchScript program, which is refused below
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except UnpicklingError as error:
-        if "GLOBAL" not in str(error):  # torch names the object that it will not make; other complaints are of bytes
+        if "GLOBAL" not in str(error):  # torch names a refused object; other messages are about bytes
             raise _unreadable(path, "no checkpoint of torch") from error
         raise ModelDamaged(
             f"{path} holds Python objects besides tensors and was not opened",
             hint="a pickle can run code: get the file again from its source, or convert it there to .safetensors",
         ) from error
     except _UNREADABLE as error:
-        lines = str(error).splitlines() or ["it ends too early"]  # a file that is cut gives an EOFError without words
-        if isinstance(error, LookupError):  # its words are a number of the pickle machine's
+        lines = str(error).splitlines() or ["it ends too early"]  # a truncated file gives an EOFError without a message
+        if isinstance(error, LookupError):  # its message is an opcode or key of the pickle
             lines = ["no checkpoint of torch"]
         raise _unreadable(path, lines[0][:120]) from error
     if not isinstance(tensors, Mapping) or not all(isinstance(value, Tensor) for value in tensors.values()):
@@ -74,27 +76,27 @@ def _unreadable(path: Path, why: str) -> ModelDamaged:
 
 
 def convert_to_safetensors(source: Path, target: Path) -> None:
-    """Write the state dict of ``source`` as safetensors; ``target`` appears complete or not at all.
+    """Write the state dict of ``source`` as safetensors to ``target``, atomically.
 
-    The file records the sha256 of ``source``, from which a later import knows it. Raises ``OSError`` if ``target``
+    The file records the sha256 of ``source``, by which a later import recognises it. Raises ``OSError`` if ``target``
     cannot be written.
     """
     tensors = {name: tensor.contiguous().clone() for name, tensor in read_tensors(source).items()}
-    partial = target.with_name(target.name + ".part")
+    temp = target.with_name(target.name + ".part")
     try:
-        save_file(tensors, partial, metadata={"format": "pt", SOURCE_SHA256: sha256_of(source), "written_by": MARK})
-        _order_metadata(partial)
-        partial.chmod(source.stat().st_mode)  # safetensors makes files that only their owner can read
-        os.replace(partial, target)
-    except SafetensorError as error:  # its words for what the system refused: "I/O error: ... (os error 28)"
+        save_file(tensors, temp, metadata={"format": "pt", SOURCE_SHA256: sha256_of(source), "written_by": MARK})
+        _order_metadata(temp)
+        temp.chmod(source.stat().st_mode)  # safetensors creates files that only their owner can read
+        os.replace(temp, target)
+    except SafetensorError as error:  # its message contains the system's: "I/O error: ... (os error 28)"
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(target)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        temp.unlink(missing_ok=True)
 
 
 def _order_metadata(path: Path) -> None:
-    """Sort the metadata of a safetensors file in place: the library writes several keys in an order of chance."""
+    """Sort the metadata of a safetensors file in place, as the library writes keys in random order."""
     with path.open("r+b") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = _sorted_header(stream.read(length))
@@ -103,7 +105,7 @@ def _order_metadata(path: Path) -> None:
 
 
 def sorted_metadata(data: bytes) -> bytes:
-    """The bytes of a safetensors file with its metadata in the order of their names: equal content, equal bytes."""
+    """The bytes of a safetensors file with sorted metadata, so that equal content has equal bytes."""
     end = 8 + int.from_bytes(data[:8], "little")
     return data[:8] + _sorted_header(data[8:end]) + data[end:]
 
@@ -116,12 +118,12 @@ def _sorted_header(text: bytes) -> bytes:
 
 
 def load(build: Callable[[], nn.Module], path: Path, dtype: torch.dtype) -> nn.Module:
-    """Build on ``meta``, fill strictly from ``path``, cast to ``dtype``: frozen, in evaluation mode, on the CPU."""
+    """Build a network and fill it strictly from ``path`` in ``dtype``: frozen, in evaluation mode, on the CPU."""
     return fill(build, read_tensors(path), dtype, path)
 
 
 def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], dtype: torch.dtype, source: Path) -> nn.Module:
-    """``load`` with the tensors at hand; ``source`` is what an error names."""
+    """``load`` from ``tensors``; errors name ``source``."""
     with torch.device("meta"), _building(source):
         network = build()
     _compare(source, {name: tensor.shape for name, tensor in network.state_dict().items()}, tensors)
@@ -131,7 +133,7 @@ def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], dtype: t
 
 
 def loaders(model: ModelFolder, dtype: torch.dtype, id_mode: IDMode) -> dict[str, Callable[[], nn.Module]]:
-    """One function a network of ``model`` that loads it; nothing is read before it is called."""
+    """One function per network of ``model`` that loads it."""
     return {
         name: lambda name=name, build=build: load(build, model.files[name], dtype)
         for name, build in builders(model, id_mode).items()
@@ -139,10 +141,10 @@ def loaders(model: ModelFolder, dtype: torch.dtype, id_mode: IDMode) -> dict[str
 
 
 def builders(model: ModelFolder, id_mode: IDMode) -> dict[str, Callable[[], nn.Module]]:
-    """One function a network that builds it from the model's configs, without weights."""
+    """One function per network that builds it from the model's configs, without weights."""
     unet, vision = _config(model, "unet"), _config(model, "image_encoder")
     face = {k: v for k, v in model.configs.get("face_encoder", {}).items() if not k.startswith("_")}
-    # tokens go from one network into the next; a download in the reference's layout has no config that says so
+    # widths of connected networks; the reference's layout has no config for them
     face |= {
         "cross_attention_dim": _value(model, "unet", "cross_attention_dim"),
         "clip_embeddings_dim": _value(model, "image_encoder", "projection_dim"),
@@ -164,12 +166,12 @@ def _built(model: ModelFolder, role: str, build: Callable[[], nn.Module]) -> nn.
 
 @contextlib.contextmanager
 def _building(source: Path) -> Iterator[None]:
-    """Turn what diffusers and transformers raise for a config that fits no network into ``ModelDamaged``."""
+    """Turn errors of diffusers and transformers about an invalid config into ``ModelDamaged``."""
     try:
         yield
     except (SaError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # transformers has validators with errors of their own, and checks without any
+    except Exception as error:  # transformers raises errors of many classes
         why = " ".join(str(error).split())[:160] or type(error).__name__
         raise ModelDamaged(
             f"{source}: its JSON config describes no network that can be built ({why})",
@@ -182,7 +184,7 @@ def _vae(*, norm_num_groups: int = DEFAULT_NORM_GROUPS, **config: Any) -> Autoen
 
 
 def recogniser(path: Path) -> ArcFace:
-    """The face recogniser's ONNX graph as a differentiable module, float32 whatever the plan: it is small."""
+    """The face recogniser's ONNX graph as a differentiable module, always float32."""
     try:
         return ArcFace(path.read_bytes()).eval().requires_grad_(False)
     except ValueError as error:
@@ -192,7 +194,7 @@ def recogniser(path: Path) -> ArcFace:
 
 
 def _config(model: ModelFolder, role: str) -> dict[str, Any]:
-    """A network's JSON config without the library's own bookkeeping keys."""
+    """A network's JSON config without keys that are no arguments."""
     if role not in model.configs:
         raise ModelDamaged(f"{model.path}: no config for {role}", hint="a model folder names one in model.toml")
     ignored = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version")
@@ -209,12 +211,12 @@ def _value(model: ModelFolder, role: str, key: str) -> Any:
     return config[key]
 
 
-def _compare(path: Path, wanted: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:
-    """Names and shapes must agree; the error says how many do not and names the first of each kind."""
+def _compare(path: Path, expected: Mapping[str, torch.Size], actual: Mapping[str, Tensor]) -> None:
+    """Raise ``ModelDamaged`` unless names and shapes agree."""
     faults = []
-    missing = [name for name in wanted if name not in found]
-    extra = [name for name in found if name not in wanted]
-    wrong = [name for name in wanted if name in found and wanted[name] != found[name].shape]
+    missing = [name for name in expected if name not in actual]
+    extra = [name for name in actual if name not in expected]
+    wrong = [name for name in expected if name in actual and expected[name] != actual[name].shape]
     if missing:
         faults.append(f"{len(missing)} missing tensor(s), first {missing[0]}")
     if extra:
@@ -222,7 +224,7 @@ def _compare(path: Path, wanted: Mapping[str, torch.Size], found: Mapping[str, T
     if wrong:
         name = wrong[0]
         faults.append(
-            f"{len(wrong)} of a wrong shape, first {name}: {list(found[name].shape)}, expected {list(wanted[name])}"
+            f"{len(wrong)} of a wrong shape, first {name}: {list(actual[name].shape)}, expected {list(expected[name])}"
         )
     if faults:
         raise ModelDamaged(
@@ -232,14 +234,13 @@ def _compare(path: Path, wanted: Mapping[str, torch.Size], found: Mapping[str, T
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the plan's type and on torch's own alignment: tensors mapped from a file lie where its format put them, and
-    CPU kernels round the last bit by alignment, so the same weights in two formats would give two videos."""
+    """Cast, and copy to torch's alignment: rounding of CPU kernels depends on it, and on the file format without."""
     tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone()
 
 
 def _fill_buffers(network: nn.Module) -> None:
-    """Buffers that a checkpoint does not carry: transformers keeps position indices out of the state dict."""
+    """Fill buffers that transformers leaves out of the state dict: position indices."""
     for module in network.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta and name == "position_ids":
@@ -247,6 +248,6 @@ def _fill_buffers(network: nn.Module) -> None:
 
 
 def _is_zip(path: Path) -> bool:
-    """torch's present format is a zip archive and can be mapped; files from before 1.6 cannot."""
+    """Torch's format since 1.6 is a zip archive, which can be memory-mapped."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"

@@ -15,7 +15,6 @@ from stableanimator_cli.bench.networks import open_engine
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.windows import Blend, plan_windows
-from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Timings, render
 

@@ -82,7 +82,7 @@ def write_gif(path: Path | str, frames: Sequence[np.ndarray], fps: Fraction | in
     for frame in frames:
         check_frame(frame)
     palette = Image.fromarray(np.concatenate([frame[::2, ::2] for frame in frames])).quantize(256)
-    images = [Image.fromarray(np.ascontiguousarray(frame)).quantize(palette=palette, dither=0) for frame in frames]
+    images = [Image.fromarray(np.ascontiguousarray(frame)).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     with atomic_write(path, marked=True) as temp, translate_os_errors(path):
         images[0].save(
             temp,

@@ -82,7 +82,8 @@ def write_gif(path: Path | str, frames: Sequence[np.ndarray], fps: Fraction | in
     for frame in frames:
         check_frame(frame)
     palette = Image.fromarray(np.concatenate([frame[::2, ::2] for frame in frames])).quantize(256)
-    images = [Image.fromarray(np.ascontiguousarray(frame)).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    stills = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)
+    images = [still.quantize(palette=palette, dither=Image.Dither.NONE) for still in stills]
     with atomic_write(path, marked=True) as temp, translate_os_errors(path):
         images[0].save(
             temp,

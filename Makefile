@@ -13,7 +13,7 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: demo test tools-test fuzz lint kills completions puppet puppet-256 puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations ablation-tables
+.PHONY: demo test tools-test fuzz lint kills completions puppet puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations ablation-tables
 
 demo: $(STAMP)
 	$(BIN)/sa demo
@@ -56,38 +56,16 @@ puppet-detectors: $(STAMP)
 puppet-vae: $(STAMP)
 	$(BIN)/python -m tools.figure_networks.vae
 
-# The denoiser of models/puppet in four trainings, each starting from the one before: hours on two cores. Interrupt at
-# any time; the same command resumes.
+# The denoiser of models/puppet, on portraits that it draws: hours on two cores. Interrupt at any time; the same command
+# resumes. ARGS="--device cuda --workers 14 --people 8000 --batch 128" for a GPU; --from-scratch for random weights.
 PUPPET_WORK ?= runs/puppet
-PUPPET_CLIPS = $(BIN)/python -m tools.truth_clips
-PUPPET_OPENED = $(PUPPET_WORK)/clips-1 $(PUPPET_WORK)/clips-2
-PUPPET_TRAIN = train() { if test -d $$2/checkpoints; then $(BIN)/sa train --resume $$2; else $(BIN)/sa train "$$@"; fi; }; train -o
 puppet: $(STAMP)
-	$(BIN)/sa puppets $(PUPPET_WORK)/videos --videos 1600 --frames 10 --size 256x256
-	$(PUPPET_CLIPS) $(PUPPET_WORK)/videos $(PUPPET_WORK)/clips
-	for seed in 1 2; do \
-		$(BIN)/sa puppets $(PUPPET_WORK)/videos-$$seed --videos 1500 --frames 9 --size 256x256 --seed $$seed \
-			--reference-first && \
-		$(PUPPET_CLIPS) $(PUPPET_WORK)/videos-$$seed $(PUPPET_WORK)/clips-$$seed || exit 1; \
-	done
-	$(PUPPET_TRAIN) $(PUPPET_WORK)/first $(PUPPET_WORK)/clips --model models/puppet --preset puppet
-	$(PUPPET_TRAIN) $(PUPPET_WORK)/second $(PUPPET_OPENED) --model $(PUPPET_WORK)/first/model \
-		--config models/puppet/training/second.toml
-	$(PUPPET_TRAIN) $(PUPPET_WORK)/third $(PUPPET_OPENED) --model $(PUPPET_WORK)/second/model \
-		--config models/puppet/training/third.toml
-	$(PUPPET_TRAIN) $(PUPPET_WORK)/fourth $(PUPPET_WORK)/clips $(PUPPET_OPENED) --model $(PUPPET_WORK)/third/model \
-		--config models/puppet/training/fourth.toml
-	$(BIN)/python -m tools.publish $(PUPPET_WORK)/fourth models/puppet
-
-# The next model, at 256x256, on portraits drawn on the fly. Interrupt at any time; the same command resumes.
-# ARGS="--device cuda --workers 14 --people 8000 --batch 128" for a GPU.
-puppet-256: $(STAMP)
-	$(BIN)/python -m tools.puppet_training $(PUPPET_WORK)-256 $(ARGS)
+	$(BIN)/python -m tools.puppet_training $(PUPPET_WORK) --publish $(ARGS)
 
 puppet-figures: $(STAMP)
 	$(BIN)/python -m tools.bench.puppet_figures
 	$(BIN)/python -m tools.bench.puppet_decoder
-	$(BIN)/python -m tools.bench.puppet_model --swap
+	$(BIN)/python -m tools.puppet_training.score --swap --out $(PUPPET_WORK)/score.jsonl
 
 # Quality losses of approximate speed on the fifty held-out clips.
 puppet-approximations: $(STAMP)

@@ -119,7 +119,13 @@ def _puppets(config: EvaluateConfig, model: ModelFolder, scratch: Path, reporter
         raise ConfigError("--ids", names, "no names with --bench puppet", hint="--figures N says how many")
     size = _size(model)
     plan = PuppetPlan(
-        folder=scratch / "puppets", videos=config.figures, frames=config.length, size=size, fps=PUPPET_FPS, split="test"
+        folder=scratch / "puppets",
+        videos=config.figures,
+        frames=config.length,
+        size=size,
+        fps=PUPPET_FPS,
+        split="test",
+        framing="portrait",
     )
     folder = write_puppets(plan, reporter).folder
     names = [f"{n:05d}" for n in range(config.figures)]

@@ -1,7 +1,7 @@
 """Quality losses of approximate speed on held-out clips: cached deep features, and guidance on an interval.
 
 ``python -m tools.bench.approximations WORK [--count N] [--steps S] [--cache-features 2,3] [--layers 1,2]
-[--guidance G] [--guidance-interval LO:HI,...] [--page PAGE.md]`` renders the held-out clips of ``puppet_model`` in each
+[--guidance G] [--guidance-interval LO:HI,...] [--page PAGE.md]`` renders the held-out clips in each
 setting and on the exact path. The exact path has the same seed, and for intervals the same guidance in all steps.
 
 The tables hold paired differences over clips with bootstrap intervals: PSNR against the drawn truth, limb errors, and
@@ -12,7 +12,6 @@ and FLOPs are counted. ``WORK/clips.jsonl`` gets one row per clip. Run the same 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,13 +35,10 @@ from stableanimator_cli.errors import SaError
 from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 from tools.bench.puppet_decoder import psnr
 from tools.bench.puppet_model import (
-    LIST,
     ROLES,
-    SMALL,
     OutputDetectors,
     open_clip,
     request_of,
-    scene_of,
     score_output,
 )
 from tools.bench.resumable import (
@@ -55,6 +51,7 @@ from tools.bench.resumable import (
     write_section,
 )
 from tools.command import report_error
+from tools.puppet_training.heldout import SIZE, open_scene, read_list
 
 PLAIN, GUIDED = "plain", "guided"
 SECTION = "approximations"  # of the page
@@ -119,7 +116,7 @@ def compare_settings(trial: ApproximationRun, work: Path) -> Iterator[Clip]:
     """One row per clip, stored ones included. Raises ``SaError``."""
     model = catalogue.open_model(trial.model, ROLES)
     rows = ResumableRows(work / "clips.jsonl", trial.header(model))
-    entries = json.loads(LIST.read_text(encoding="utf-8"))
+    entries = read_list()
     with Engine.open(model, DevicePlan.of(DeviceConfig(device="cpu"))) as engine:
         detectors = OutputDetectors(engine)
 
@@ -131,7 +128,7 @@ def compare_settings(trial: ApproximationRun, work: Path) -> Iterator[Clip]:
 
 def compare_clip(engine: Engine, detectors: OutputDetectors, trial: ApproximationRun, entry: dict[str, int]) -> Clip:
     """Render a clip of the list in every setting, and measure the figures."""
-    clip = open_clip(scene_of(entry), detectors)
+    clip = open_clip(open_scene(entry), detectors)
     request = request_of(clip, clip.embedding, {**engine.model.defaults, "steps": trial.steps}, trial.seed)
     exact: dict[str, np.ndarray] = {}
     rows: Clip = {}
@@ -214,7 +211,7 @@ def losses(clips: Sequence[Clip], trial: ApproximationRun, cost: Cost) -> Table:
         row["dB to the exact path"] = mean_interval(column(clips, setting.name, "near"))
         rows.append(row)
     note = (
-        f"{len(clips)} held-out clips of 8 frames of {SMALL[0]}x{SMALL[1]}, model {trial.model}, {trial.steps} steps "
+        f"{len(clips)} held-out clips of 8 frames of {SIZE[0]}x{SIZE[1]}, model {trial.model}, {trial.steps} steps "
         f"(more than on its card: with few steps there is little to reuse), seed {trial.seed}; means and 95 % "
         f"intervals over clips. Losses are paired by clip and above 0 if the approximate path is worse. `{PLAIN}` is "
         f"the exact path at the model's own guidance, `{GUIDED}` at {trial.guidance:g}. Similarity is the judge's."
@@ -269,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             compare_settings(trial, options.work),
             lambda clip: "; ".join(f"{name} {row['psnr']:.2f} dB" for name, row in clip.items()),
         )
-        own = cost(catalogue.open_model(trial.model), SMALL, 8, torch.float32, trial.layers)
+        own = cost(catalogue.open_model(trial.model), SIZE, 8, torch.float32, trial.layers)
         tables = losses(clips, trial, own), savings(trial.layers)
         text = "\n\n".join(table.markdown() for table in tables)
         section = page_section("Approximate speed and its loss", "tools.bench.approximations", arguments, text)

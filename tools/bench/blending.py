@@ -41,7 +41,7 @@ from stableanimator_cli.errors import SaError
 from stableanimator_cli.metrics.seams import seam_score, window_borders
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 from stableanimator_cli.records import NETWORKS, ModelFolder
-from tools.bench.puppet_model import ROLES, SMALL, OutputDetectors, open_clip, request_of, score_output
+from tools.bench.puppet_model import ROLES, OutputDetectors, open_clip, request_of, score_output
 from tools.bench.resumable import (
     ResumableRows,
     collect,
@@ -52,6 +52,7 @@ from tools.bench.resumable import (
     write_section,
 )
 from tools.command import report_error
+from tools.puppet_training.heldout import SIZE
 
 BLENDS: tuple[Blend, ...] = get_args(Blend)
 UPSTREAM, OURS = BLENDS[0], BLENDS[1:]
@@ -108,7 +109,7 @@ def compare_blends(trial: BlendingRun, work: Path) -> Iterator[Clip]:
         detectors = OutputDetectors(engine)
 
         def measure(number: int) -> Clip:
-            scene = sample_scene("test", _FIRST + number, framing="half", size=SMALL, frames=trial.frames)
+            scene = sample_scene("test", _FIRST + number, framing="portrait", size=SIZE, frames=trial.frames)
             return compare_clip(engine, detectors, trial, scene)
 
         yield from rows.extend_to(trial.clips, measure)
@@ -216,7 +217,7 @@ def tables(clips: Sequence[Clip], trial: BlendingRun) -> tuple[Table, Table]:
                 "holds": requirement.holds,
             }
         )
-    width, height = SMALL
+    width, height = SIZE
     note = (
         f"{len(clips)} clips of {trial.frames} frames of {width}x{height}, model {trial.model}, {trial.steps} steps, "
         "the same noise by frame, decoded in one chunk; means and 95 % intervals over clips. A seam score of 1 is an "

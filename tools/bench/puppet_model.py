@@ -1,12 +1,8 @@
-"""Score the puppet model on held-out figures and motions: limbs, identity, PSNR.
+"""Held-out clips of the small model: opened, animated, and measured by detectors, recogniser and judge.
 
-``python -m tools.bench.puppet_model [--model FOLDER] [--count N] [--out FILE.jsonl]`` animates the 50 clips of
-``puppet_heldout.json`` and prints one row per clip and the figures below them. The list was made by ``--list`` from a
-seed, before any training. Exits with code 8 if a requirement fails.
-
-The reference of a clip is drawn at 256x256, twice the model's size, since users' images are larger than the frames. The
-face recogniser receives that size, the denoiser 128x128. The shipped detectors find the limbs of the output. The judge
-compares faces; no training and no optimisation uses it. ``--swap`` renders each clip with another person's face too.
+The reference of a clip is drawn at twice the model's size, since users' images are larger than the frames. The face
+recogniser receives that size, the denoiser the model's. The shipped detectors find the limbs of the output. The judge
+compares faces; no training and no optimisation uses it. ``tools.puppet_training.score`` scores a model with this.
 """
 
 from __future__ import annotations
@@ -21,51 +17,27 @@ from typing import Any
 
 import numpy as np
 
-from stableanimator_cli import catalogue
 from stableanimator_cli.animate.pose_frames import PoseFrames
-from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig
+from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.config.parse import parse_guidance
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import RenderRequest, Timings, render
+from stableanimator_cli.engine.render import RenderRequest
 from stableanimator_cli.errors import NoFace
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.render import PuppetFrame
-from stableanimator_cli.puppets.sample import derive_rng
-from stableanimator_cli.puppets.scene import Scene, sample_scene
+from stableanimator_cli.puppets.scene import Scene
 from stableanimator_cli.records import NETWORKS, ModelFolder
 from tools.bench.puppet_decoder import psnr
-from tools.bench.puppet_figures import Figure, at_least, at_most, embed
+from tools.bench.puppet_figures import Figure, at_least, embed
 
-LIST = Path(__file__).with_name("puppet_heldout.json")
 ROLES = (*NETWORKS, "face", "judge", "person_detector", "pose_detector")
-SMALL = (128, 128)
 OTHERS = 20  # other people whose faces must be less similar than the own reference
 LIMBS = (3, 4, 6, 7, 9, 10, 12, 13)  # elbows, wrists, knees, ankles
-_FIRST = 70_000  # scenes from here on; no other list uses them
-
-
-def held_out(seed: int = 2026, count: int = 50) -> list[dict[str, int]]:
-    """Make the list: scenes and clips of the test split with a face in at least four frames."""
-    rng = derive_rng("held out", seed)
-    chosen: list[dict[str, int]] = []
-    for index in rng.permutation(20_000):
-        entry = {"index": _FIRST + int(index), "clip": int(rng.integers(1000)), "frames": 8}
-        if sum(np.isfinite(frame.face_boxes).all() for frame in scene_of(entry).clip()) >= 4:
-            chosen.append(entry)
-        if len(chosen) == count:
-            break
-    return chosen
-
-
-def scene_of(entry: dict[str, int], split: str = "test") -> Scene:
-    """The scene of an entry of the list."""
-    return sample_scene(split, entry["index"], clip=entry["clip"], frames=entry["frames"], size=SMALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,45 +177,6 @@ def score_output(
     return row, mean
 
 
-def animate_clip(
-    engine: Engine, detectors: OutputDetectors, clips: Sequence[HeldOutClip], n: int, defaults: dict[str, Any],
-    seed: int, swap: bool,
-) -> tuple[dict[str, Any], np.ndarray]:  # fmt: skip
-    """Figures of clip ``n``, and its contact sheet uint8[h,w,3] with the truth over the output."""
-    clip = clips[n]
-    request = request_of(clip, clip.embedding, defaults, seed)
-    output = [frame.copy() for frame in render(engine, request, Timings())]
-    target = np.stack([frame.image for frame in clip.scene.clip()])
-    scores, mean = score_output(output, clip, detectors)
-    row: dict[str, Any] = {
-        "scene": clip.scene.seed,
-        **scores,
-        "best_other": best_other(mean, clips, n) if scores["faces"] else None,
-        "psnr_copy": psnr(clip.fitted - target.astype(float)),
-    }
-    if swap:
-        other = clips[(n + 1) % len(clips)]
-        swapped = render(engine, request_of(clip, other.embedding, defaults, seed), Timings())
-        swapped_scores = swap_scores(swapped, mean, clip.judged, other.judged, detectors)
-        row |= swapped_scores if scores["faces"] else {}
-    sheet = np.concatenate([np.concatenate(list(images), axis=1) for images in (target, output)])
-    return row, np.concatenate([np.concatenate([clip.fitted] * 2), sheet], axis=1)
-
-
-def summarise(rows: list[dict[str, Any]]) -> Iterator[Figure]:
-    """Figures over all clips with their requirements."""
-    limbs = np.concatenate([row["limbs"] for row in rows])
-    yield at_most("limb error, fraction of the side, median", float(np.median(limbs)), 0.04, len(limbs))
-    nearest = [row["own"] is not None and row["own"] > row["best_other"] for row in rows]
-    yield at_least(f"clips nearest to their own of {OTHERS + 1} faces", float(np.mean(nearest)), 0.9, len(nearest))
-    gain = [row["psnr"] - row["psnr_copy"] for row in rows]
-    yield at_least("dB above copying the reference", float(np.mean(gain)), 6.0, len(gain))
-    yield at_least("dB", float(np.mean([row["psnr"] for row in rows])), None, len(rows))
-    own = [row["own"] for row in rows if row["own"] is not None]
-    yield at_least("judge's similarity to the reference", float(np.mean(own)) if own else -1.0, None, len(own))
-    yield from summarise_swaps(rows, "own")
-
-
 def summarise_swaps(rows: list[dict[str, Any]], own: str) -> Iterator[Figure]:
     """Figures of ``--swap``; ``own`` is the key of the similarity to the clip's own reference."""
     swapped = [row for row in rows if "swapped_own" in row]
@@ -281,35 +214,3 @@ def write_results(rows: list[dict[str, Any]], figures: Sequence[Figure], sheet: 
         out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         write_picture(out.with_suffix(".png"), sheet)
     return 0 if all(figure.holds for figure in figures) else 8
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = model_parser("python -m tools.bench.puppet_model", __doc__)
-    parser.add_argument("--list", action="store_true", help="write the list and stop")
-    options = parser.parse_args(arguments)
-    if options.list:
-        LIST.write_text(json.dumps(held_out(), indent=0) + "\n", encoding="utf-8")
-        return 0
-    entries = json.loads(LIST.read_text(encoding="utf-8"))
-    model = catalogue.open_model(options.model)
-    defaults = defaults_of(model, options)
-    rows, sheets = [], []
-    with Engine.open(model, DevicePlan.of(DeviceConfig(device="cpu"))) as engine:
-        detectors = OutputDetectors(engine)
-        clips = [open_clip(scene_of(entry, options.split), detectors) for entry in entries]
-        for n in range(min(options.count, len(entries))):
-            row, sheet = animate_clip(engine, detectors, clips, n, defaults, options.seed, options.swap)
-            rows.append(row)
-            sheets.append(sheet)
-            own, other = (float("nan") if row[key] is None else row[key] for key in ("own", "best_other"))
-            limbs = np.median(row["limbs"]) if row["limbs"] else float("nan")
-            sys.stdout.write(
-                f"clip {n:3d}  {row['psnr']:5.2f} dB, copying {row['psnr_copy']:5.2f}; limbs {limbs:.4f}; "
-                f"own {own:.3f}, best other {other:.3f} in {row['faces']} frames\n"
-            )
-            sys.stdout.flush()
-    return write_results(rows, list(summarise(rows)), np.concatenate(sheets[:12]), options.out)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -108,8 +108,8 @@ class Plan:
 
 
 def scene_of(puppet: int, plan: Plan) -> Scene:
-    """A waving figure from the front: the full body in large frames, so that they have a background."""
-    framing = "whole" if min(plan.size) >= 256 else "half"
+    """A waving figure from the front; above 256 pixels its full body, so that the face is a small part of the frame."""
+    framing = "whole" if min(plan.size) > 256 else "portrait"
     return sample_scene(
         "test", FIRST + puppet, framing=framing, size=plan.size, frames=plan.frames, behaviour="wave", clip=6
     )
@@ -266,7 +266,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="puppet", help="catalogue name or folder")
     parser.add_argument("--puppets", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--size", default="128x128", help="WxH; a crop is cheaper only if faces are small in it")
+    parser.add_argument("--size", default="256x256", help="WxH; a crop is cheaper only if faces are small in it")
     parser.add_argument("--frames", type=int, default=2)
     parser.add_argument("--steps", type=int, default=None, help="default: the model's own")
     parser.add_argument("--paper-steps", type=int, default=PAPER_STEPS, help="of the paper's sampler")

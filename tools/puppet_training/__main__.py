@@ -1,9 +1,9 @@
-"""Train the small model at 256x256 in one command that resumes.
+"""Train the small model in one command that resumes, on portraits of 256x256.
 
-``python -m tools.puppet_training RUN`` starts from the weights in ``state`` beside this file (or ``models/puppet``),
-draws its own data, trains, and scores the result on the held-out portraits. Interrupt at any time; run the same command
-to resume. On a GPU use ``--device cuda --workers 14 --people 8000 --batch 128``. ``--train-vae STEPS`` trains the VAE
-first; a denoiser only works with the VAE that it was trained with.
+``python -m tools.puppet_training RUN`` starts from ``models/puppet`` (``--from-scratch``: random weights), draws its
+own data, trains, scores the result on the held-out portraits, and with ``--publish`` writes it into ``models/puppet``.
+Interrupt at any time; run the same command to resume. On a GPU use ``--device cuda --workers 14 --people 8000 --batch
+128``. ``--train-vae STEPS`` trains the VAE first; a denoiser only works with the VAE that it was trained with.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from stableanimator_cli.engine.training.trainable import TRAINED
+from tools.figure_networks.detectors import write_digests
+from tools.publish import publish
 from tools.puppet_training import clips, vae
-from tools.puppet_training.model import BASE, write_model
+from tools.puppet_training.model import BASE, copy_model, replace_vae
 
-STATE = Path(__file__).with_name("state")
 STAGES = ("pictures", "detail", "clips")
 
 
-def train_vae(options: argparse.Namespace) -> Path:
+def train_vae(options: argparse.Namespace) -> Path | None:
     """Train the VAE if requested; returns the path of its weights."""
-    stored = STATE / "vae.safetensors"
     if not options.train_vae:
-        return stored if stored.exists() else BASE / "vae.safetensors"
+        return None
     folder = options.run / "vae"
     flags = ["--steps", str(options.train_vae), "--device", options.device, "--half-judge"]
     if options.device != "cpu":
         flags += ["--batch", "16", "--workers", str(options.workers)]
-    if (STATE / "vae.pt").exists():
-        flags += ["--start", str(STATE / "vae.pt")]
     vae.main([str(folder), *flags])
     return folder / "vae.safetensors"
 
@@ -52,6 +51,8 @@ def train_stage(options: argparse.Namespace, stage: str, model: Path, data: Sequ
             command += ["--batch", str(options.batch if stage != "clips" else max(4, options.batch // 8))]
         if options.steps:
             command += ["--steps", str(options.steps)]
+        if options.from_scratch and stage == options.stages[0]:
+            command += ["--from-scratch", ",".join(TRAINED)]
     code = subprocess.run(command, check=False).returncode
     if code:  # the child has printed why
         raise SystemExit(code)
@@ -65,18 +66,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-vae", type=int, default=0, metavar="STEPS")
     parser.add_argument("--steps", type=int, help="of each stage, instead of the settings'")
     parser.add_argument("--batch", type=int, help="images per step, instead of the settings'")
+    parser.add_argument("--from-scratch", action="store_true", help="random weights instead of models/puppet's")
+    parser.add_argument("--publish", action="store_true", help="write the result into models/puppet")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    parser.add_argument("--score", type=int, default=50, metavar="N", help="held-out clips to score; 0 for none")
     options = parser.parse_args(arguments)
     options.run.mkdir(parents=True, exist_ok=True)
     model = options.run / "start"
     if not model.exists():
-        denoiser = STATE / "denoiser"
         temp = options.run / ".start.part"
         shutil.rmtree(temp, ignore_errors=True)
-        write_model(temp, train_vae(options), denoiser if denoiser.exists() and not options.train_vae else None)
-        temp.rename(model)
+        copy_model(temp, train_vae(options)).rename(model)
     for stage in options.stages:
         apart = stage != "clips"
         data = clips.write_all(
@@ -90,7 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         model = train_stage(options, stage, model, data)
     command = [sys.executable, "-m", "tools.puppet_training.score", "--model", str(model), "--swap"]
-    subprocess.run([*command, "--device", options.device, "--out", str(options.run / "score.jsonl")], check=False)
+    command += ["--device", options.device, "--count", str(options.score), "--out", str(options.run / "score.jsonl")]
+    if options.score:
+        subprocess.run(command, check=False)
+    if options.publish:
+        if options.train_vae:
+            replace_vae(BASE, options.run / "start" / "vae.safetensors")
+            write_digests(BASE, [])
+        publish(model.parent, BASE)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ import argparse
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from stableanimator_cli.catalogue import schema
+from stableanimator_cli.files import sha256_of
 from tools.puppet_training import heldout, vae
 from tools.puppet_training.figures import Crops, sample_frames
 from tools.puppet_training.measure import face_scores
-from tools.puppet_training.model import write_model
+from tools.puppet_training.model import BASE, copy_model
 from tools.puppet_training.networks import Discriminator, Features, open_vae
 
 
@@ -76,8 +78,12 @@ def test_a_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
         torch.testing.assert_close(resumed.vae.state_dict()[name], tensor, msg=name)
 
 
-def test_a_model_folder_holds_the_new_vae_and_size(tmp_path):
-    path = write_model(tmp_path / "model", vae.MODEL / "vae.safetensors")
-    entry = schema.read(path)
+def test_a_copied_model_has_the_new_vae_and_its_digest(tmp_path):
+    weights = tmp_path / "vae.safetensors"
+    save_file({"x": torch.zeros(2)}, weights)
+    entry = schema.read(copy_model(tmp_path / "model", weights))
     assert entry.defaults["size"] == "256x256"
-    assert {row.path for row in entry.files} >= {"vae.safetensors", "unet.safetensors"}
+    digests = {row.path: row.sha256 for row in entry.files}
+    assert digests["vae.safetensors"] == sha256_of(weights)
+    assert digests["unet.safetensors"] == sha256_of(BASE / "unet.safetensors")
+    assert entry.training == {}

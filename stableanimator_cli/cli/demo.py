@@ -27,13 +27,12 @@ MODEL = "puppet"
 PEOPLE = 3
 SUFFIXES = ("png", "npz", "face.npy", "mp4", "json", "other-face.mp4", "other-face.json")
 _MOTION = "wave"
-_GIF_SHARE = 2  # the GIF has half the video's sides
 
 
 def demo(
     folder: FolderArg = Path(),
-    figure: FigureOpt = 0,
-    frames: FramesOpt = 16,
+    figure: FigureOpt = 10,
+    frames: FramesOpt = 8,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
     progress: options.ProgressOpt = "bar",
@@ -58,7 +57,7 @@ def demo(
 def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
     from stableanimator_cli import catalogue
     from stableanimator_cli.media import VideoWriter, write_gif, write_picture
-    from stableanimator_cli.puppets.demo_sheet import draw_demo
+    from stableanimator_cli.puppets.demo_sheet import draw_demo, halve
     from stableanimator_cli.puppets.scene import sample_scene
 
     model = catalogue.open_model(MODEL)
@@ -72,12 +71,13 @@ def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
     vectors = [_write_inputs(folder / "demo" / f"person-{n}", scene, model) for n, scene in enumerate(scenes, 1)]
     people = [_animate_person(folder / "demo", n, scenes, vectors, model, out) for n in range(PEOPLE)]
     images = list(draw_demo(people))
+    images += images[-2:0:-1]  # back to the first frame, so that the GIF repeats without a jump
     sides = images[0].shape[1], images[0].shape[0]
     with VideoWriter(folder / "demo.mp4", sides, scenes[0].fps) as video:
         for image in images:
             video.write(image)
-    write_gif(folder / "demo.gif", [image[::_GIF_SHARE, ::_GIF_SHARE] for image in images], scenes[0].fps)
-    write_picture(folder / "demo.png", images[-1])
+    write_gif(folder / "demo.gif", [halve(image) for image in images], scenes[0].fps)
+    write_picture(folder / "demo.png", images[frames - 1])
     result = {"output": str(folder / "demo.mp4"), "gif": str(folder / "demo.gif"), "sheet": str(folder / "demo.png")}
     similarities = {
         "similarity": [_mean(person.similarity) for person in people],

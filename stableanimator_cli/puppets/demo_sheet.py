@@ -13,7 +13,7 @@ HEADER, CURVES, MARGIN = 30, 150, 34  # pixels: titles above, curves below, and 
 COLUMNS = ("reference", "motion", "sa animate", "another's face vector")
 _COLOURS = ((214, 69, 65), (38, 110, 190), (42, 150, 90))
 _PAPER, _INK, _GRID = (250, 250, 250), (40, 40, 40), (215, 215, 215)
-_INSET = 3.2  # the other person's face, a part of a cell
+_INSET = 4.5  # sides of a cell over those of the other person's face
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,12 @@ def draw_demo(people: Sequence[PersonRow]) -> Iterator[np.ndarray]:
             frame.paste(inset, (4 * side - inset.width - 4, top + 4))
         _curves(ImageDraw.Draw(frame), people, t, height - CURVES, width)
         yield np.asarray(frame)
+
+
+def halve(image: np.ndarray) -> np.ndarray:
+    """The image uint8[h,w,3] at half of its even sides, as the GIF shows it."""
+    height, width = image.shape[0] // 2, image.shape[1] // 2
+    return image.reshape(height, 2, width, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
 
 
 def _axes(pen: ImageDraw.ImageDraw, top: int, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:

@@ -43,7 +43,7 @@ def test_a_demo_shows_three_people_twice_and_may_be_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for figure in (0, 1):
-        demo(tmp_path, figure=figure, frames=2, json=True)
+        demo(tmp_path, figure=figure, frames=3, json=True)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 3 + 3 * len(SUFFIXES)
     assert all(carries_mark(path) for path in files)
@@ -54,7 +54,7 @@ def test_a_demo_shows_three_people_twice_and_may_be_repeated(
     assert len(set(sizes.values())) == 1
     gif = open_clip(tmp_path / "demo.gif")
     assert gif.size == tuple(side // 2 for side in sizes[tmp_path / "demo.mp4"])
-    assert len(list(gif.frames())) == 2
+    assert len(list(gif.frames())) == 4
     first, other = (read_record(tmp_path / "demo" / f"person-1.{name}json") for name in ("", "other-face."))
     assert first["seed"] == other["seed"]
     assert first["output"]["sha256"] != other["output"]["sha256"]

@@ -178,7 +178,7 @@ class Tracker:
         if cosine is not None and cosine < _OTHER:
             return 0.0
         spread = _SPREAD + _SPREAD_PER_MISS * missed
-        # A hidden person may have kept moving or stopped: the better of both counts.
+        # A hidden person may have moved on or stopped: the better of both counts.
         shifts = [one.predicted_shift(frame)] if missed == 0 else [one.predicted_shift(frame), np.zeros(2)]
         similarity = max(_pose_similarity(one, body, box, shift, spread) for shift in shifts)
         if cosine is None:

@@ -244,7 +244,7 @@ def best_step(run: Path) -> int | None:
 def prune(run: Path, keep: int) -> None:
     """Delete all but the last ``keep`` checkpoints and the best one, and link ``RUN/model`` to the one to use.
 
-    Checkpoints that validation could not score are kept, as are folders with other files than a checkpoint's.
+    Checkpoints that validation could not score stay, as do folders with other files than a checkpoint's.
     """
     checkpoints, best = list_checkpoints(run), best_step(run)
     protected = {best, *ranking.unscored(read_scores(run))}

@@ -1,7 +1,8 @@
 """Files that commit fdde7c9, the last before the redesign, wrote still open: clip folder, record, checkpoints.
 
-``data/before_redesign.zip`` holds them: 4 frames of ``models/puppet`` at 128x128, finished (``out.mp4``) and stopped
-after 2 of 4 steps, and a LoRA training that was interrupted after 1 of 2 steps. Weights are left out of the latter.
+``data/before_redesign.zip`` holds them: 4 frames of ``small`` at 128x128, finished (``out.mp4``) and stopped after 2 of
+4 steps, and a LoRA training that was interrupted after 1 of 2 steps. Weights are left out: tests write those of
+``small`` again, which are random numbers of a seed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tests.random_model import TINY, write_model
 
 FILES = ROOT / "tests" / "data" / "before_redesign.zip"
 FLAGS: dict[str, Any] = {
-    "reference": Path("reference.png"), "motion": Path("clips/waving"), "model": "puppet", "steps": 4, "frames": "0:4",
+    "reference": Path("reference.png"), "motion": Path("clips/waving"), "model": "./small", "steps": 4, "frames": "0:4",
     "seed": 3, "refine_face": "full", "refine_iters": 1, "refine_steps": "0:3", "size": "128x128", "ff_pieces": 2,
 }  # fmt: skip
 
@@ -39,6 +40,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with zipfile.ZipFile(FILES) as archive:
         archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "small", TINY, dtype=torch.float32)
+    card = tmp_path / "small" / "model.toml"
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace("\n[defaults]", 'needs = ["puppet"]\n\n[defaults]', 1), encoding="utf-8")
     return tmp_path
 
 

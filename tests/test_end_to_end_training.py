@@ -65,7 +65,8 @@ def test_videos_to_clips_to_a_model_to_a_video_to_scores(sa: Run, tmp_path: Path
     assert checkpoint.list_checkpoints(run)[-1][0] == STEPS
 
     picture, motion = figures / "references" / "00001.png", clips / "00001" / "motion.npz"
-    assert go("animate", picture, motion, "-o", made, "--model", run / "model", "--steps", 2, *here) == str(made)
+    rendering = ("--model", run / "model", "--steps", 2, "--size", "128x128", *here)
+    assert go("animate", picture, motion, "-o", made, *rendering) == str(made)
     assert open_clip(made).count == FRAMES
     told = json.loads(made.with_suffix(".json").read_text())
     assert f"step-{STEPS}" in told["model"]["name"]

@@ -78,7 +78,7 @@ def test_presets_choose_and_flags_win(animate):
 
 
 def test_the_papers_sampler_takes_its_own_steps_unless_told(animate, tmp_path):
-    """The small model's card says 4, at which Heun's method leaves noise."""
+    """The small model's card says 10, at which Heun's method leaves noise."""
     with pytest.raises(NoFace):
         animate("nobody.png", steps=1)  # the fixture's files are there; what is asked for here is a plan only
     flags = {"reference": tmp_path / "face.png", "motion": tmp_path / "poses.npz", "output": tmp_path / "out.mp4"}
@@ -87,7 +87,7 @@ def test_the_papers_sampler_takes_its_own_steps_unless_told(animate, tmp_path):
         words: run(flags=flags | dict(words), plan_only=True).to_json()["steps"]
         for words in ((), (("preset", "paper"),), (("preset", "paper"), ("steps", 9)))
     }
-    assert list(steps.values()) == [3, 25, 9]
+    assert list(steps.values()) == [10, 25, 9]
 
 
 def test_a_plan_tells_what_becomes_of_faces(animate, tmp_path, tiny_model):

@@ -95,7 +95,7 @@ def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch,
     with pytest.raises(ModelMissing, match="home/models: it cannot be written") as caught:
         import_folder(folder / "w")
     assert "SA_HOME" in str(caught.value.hint)
-    assert any("is no folder" in finding.found for finding in doctor.models() if finding.state == "broken")
+    assert any("is not a folder" in finding.found for finding in doctor.models() if finding.state == "broken")
     (folder / "home/models").unlink()
     entry = folder / "home/models/m"
     entry.mkdir(parents=True)
@@ -155,7 +155,7 @@ def test_doctor_names_what_interrupted_commands_left(folder: Path) -> None:
         (models / place).parent.mkdir(parents=True)
         (models / place).write_bytes(b"part")
     found = {finding.found: finding.mend for finding in doctor.models() if finding.state == "note"}
-    assert found[f"{models}/.mine.part is what an interrupted import left"] == f"rm -r {models}/.mine.part"
+    assert found[f"{models}/.mine.part was left by an interrupted import"] == f"rm -r {models}/.mine.part"
     assert f"{models}/half holds files and no model.toml: no name opens them" in found
     part = f"{models}/i3d/i3d_pretrained_400.pt.part"
     assert found[f"{part}: 4 bytes of an interrupted download"] == "sa models pull i3d --all"

@@ -99,7 +99,7 @@ def test_https_leads_to_http_on_the_loopback_alone() -> None:
 @pytest.mark.usefixtures("no_waiting")
 def test_a_malformed_address_is_refused_when_it_is_read(tmp_path: Path, address: str) -> None:
     entry(tmp_path, row(address))
-    with pytest.raises(ModelDamaged, match=r"model\.toml: \[\[files\]\] w\.bin: url: .*an http\(s\) address") as caught:
+    with pytest.raises(ModelDamaged, match=r"model\.toml: files\[0\]\.url is .*an http\(s\) address") as caught:
         download.pull("m")
     assert len(caught.value.message) < 400 + len(str(tmp_path))
 

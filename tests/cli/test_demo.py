@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import stableanimator_cli.cli.demo as demo_module
 from stableanimator_cli.cli.demo import SUFFIXES, demo
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import carries_mark, locked_output
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 from stableanimator_cli.puppets.scene import sample_scene
+from tests.conftest import ROOT
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -40,8 +43,14 @@ def test_one_demo_at_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_demo_shows_three_people_twice_and_may_be_repeated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    quick = Path(shutil.copytree(ROOT / "models" / "puppet", tmp_path_factory.mktemp("quick") / "puppet"))
+    card = quick / "model.toml"
+    text = card.read_text(encoding="utf-8").replace('size = "256x256"\nsteps = 10', 'size = "96x96"\nsteps = 1')
+    card.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(demo_module, "MODEL", str(quick))
     for figure in (0, 1):
         demo(tmp_path, figure=figure, frames=3, json=True)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -25,7 +25,6 @@ import numpy as np
 import pytest
 import torch
 
-from stableanimator_cli.animate import checkpoint
 from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.animate.workers import with_process_count
@@ -273,7 +272,7 @@ def test_a_killed_process_ends_the_run_at_once_and_one_process_goes_on_to_the_sa
     assert time.time() - killed.stat().st_mtime < 20
     assert caught.value.exit_code == 130
     assert "run the same command to resume" in str(caught.value.hint)
-    assert checkpoint.state_path(flags["output"]).exists()
+    assert flags["output"].with_name(".two.mp4.state").exists()
     assert not flags["output"].exists()
     again, record = animated(flags)
     assert again == one

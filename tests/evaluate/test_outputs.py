@@ -69,7 +69,7 @@ def test_the_ground_truth_is_not_written_over(tmp_path: Path, monkeypatch: pytes
     ):
         paths = {"output", "rivals", "poses"}
         given: dict[str, Any] = {key: Path(str(value)) if key in paths else value for key, value in flags.items()}
-        with pytest.raises(BadInput, match=r"the output (is the same as|holds|lies in) the input"):
+        with pytest.raises(BadInput, match=r"the output (is the same as|contains|lies in|is inside) the input"):
             run(flags=given, animate=_never)
     assert _contents(tmp_path) == before
 

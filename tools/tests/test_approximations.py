@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from stableanimator_cli.bench.networks import open_bench_model
 from tools.bench import approximations
 from tools.bench.approximations import GUIDED, PLAIN, ApproximationRun, Cost, losses, main
+from tools.puppet_training.heldout import open_scene
 
 CACHED, WITHIN = "--cache-features 2", "--guidance 2 --guidance-interval 0.5:50"
 TRIAL = ApproximationRun(features=(2,), layers=(2,))
@@ -75,6 +77,7 @@ def test_shallow_calls_of_the_small_model_are_counted():
 
 def test_clips_are_rendered_once_and_read_again(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(approximations, "savings", lambda layers: losses(clips(), TRIAL, COST))  # full-size networks
+    monkeypatch.setattr(approximations, "open_scene", partial(open_scene, size=(128, 128)))
     words = [str(tmp_path / "work"), "--count", "1", "--steps", "2", "--cache-features", "2", "--layers", "2"]
     words += ["--guidance-interval", "", "--page", str(tmp_path / "page.md")]
     assert main(words) == 0

@@ -116,6 +116,7 @@ def test_seams_of_disagreeing_windows_are_smallest_if_shifted():
 def test_clips_are_rendered_once_and_read_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(blending, "SIZE", (128, 128))
     words = [str(tmp_path / "w"), "--clips", "1", "--frames", "12", "--steps", "1", "--page", str(tmp_path / "page.md")]
     assert blending.main(words) in (0, 8)  # one step of one clip says nothing about blends
     first = capsys.readouterr().out

@@ -53,18 +53,21 @@ completions: $(STAMP)
 puppet-detectors: $(STAMP)
 	$(BIN)/python -m tools.figure_networks.detectors
 
+# The first VAE and the image encoder, of 128x128, into a copy: the denoiser that ships needs the VAE that ships.
+PUPPET_WORK ?= runs/puppet
 puppet-vae: $(STAMP)
-	$(BIN)/python -m tools.figure_networks.vae
+	mkdir -p $(PUPPET_WORK)
+	test -d $(PUPPET_WORK)/first-vae || cp -r models/puppet $(PUPPET_WORK)/first-vae
+	$(BIN)/python -m tools.figure_networks.vae --out $(PUPPET_WORK)/first-vae
 
 # The denoiser of models/puppet, on portraits that it draws: hours on two cores. Interrupt at any time; the same command
 # resumes. ARGS="--device cuda --workers 14 --people 8000 --batch 128" for a GPU; --from-scratch for random weights.
-PUPPET_WORK ?= runs/puppet
 puppet: $(STAMP)
 	$(BIN)/python -m tools.puppet_training $(PUPPET_WORK) --publish $(ARGS)
 
 puppet-figures: $(STAMP)
 	$(BIN)/python -m tools.bench.puppet_figures
-	$(BIN)/python -m tools.bench.puppet_decoder
+	-$(BIN)/python -m tools.puppet_training.score --of vae
 	$(BIN)/python -m tools.puppet_training.score --swap --out $(PUPPET_WORK)/score.jsonl
 
 # Quality losses of approximate speed on the fifty held-out clips.

@@ -130,6 +130,24 @@ def may_be_running(process: int) -> bool:
     return True
 
 
+def remove_temporary_files(folder: Path, names: str = ".+", *, folders: bool = False) -> None:
+    """Remove the temporary files that killed processes left in ``folder``: ``.NAME.PID.part`` (``temporary_path``).
+
+    NAME matches the regular expression ``names``. Links, files of processes that may be running and, without
+    ``folders``, folders stay. A folder that cannot be read is left as it is.
+    """
+    pattern = re.compile(rf"\.(?:{names})\.(\d{{1,9}})\.part(?:\.mp4)?")
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            match = pattern.fullmatch(path.name)
+            if match is None or path.is_symlink() or may_be_running(int(match[1])):
+                continue
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
+            elif folders:
+                shutil.rmtree(path, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, *, folder: bool = False, marked: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any error.

@@ -15,6 +15,7 @@ import os
 import re
 import stat
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,11 +163,9 @@ class _Source:
         return f"it nests more than {DEPTH} levels deep, which {self.what} never does"
 
 
-def read_text(
-    path: Path, what: str, *, limit: int = RECORD_BYTES, error: ErrorFactory = BadInput.because, hint: str | None = None
-) -> str:
-    """The text of a file in UTF-8 of at most ``limit`` bytes. ``what`` names its expected content: "a motion"."""
-    return _Source(path, what, error, hint).text(limit)
+def read_text(path: Path, what: str, *, hint: str | None = None) -> str:
+    """The text of a file in UTF-8 of at most ``RECORD_BYTES``. ``what`` names its expected content: "a motion"."""
+    return _Source(path, what, BadInput.because, hint).text(RECORD_BYTES)
 
 
 def read_json(
@@ -213,11 +212,6 @@ def read_toml(
     """The tables of a TOML file of at most a mebibyte. NaN and infinity are refused."""
     source = _Source(path, what, error, hint)
     return source.toml(source.text(_TOML_BYTES))
-
-
-def parse_toml(text: str, path: Path, what: str) -> dict[str, Any]:
-    """The tables of a TOML text found in ``path``."""
-    return _Source(path, what, BadInput.because, None).toml(text)
 
 
 def read_npy(path: Path, what: str, *, limit: int = ARRAY_BYTES, hint: str | None = None) -> np.ndarray:
@@ -286,8 +280,7 @@ def _depth(text: str) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise _Refused(f"the key {twice!r} exists twice")
     return table
 

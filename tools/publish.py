@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import tomllib
@@ -18,18 +19,22 @@ from pathlib import Path
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.catalogue.schema import Component, Entry
+from stableanimator_cli.engine.training.trainable import TRAINED
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.train.base_model import table_text
-from stableanimator_cli.train.export import TRAINED, export
+from stableanimator_cli.train.export import export
 from tools.command import exit_code_of
 from tools.figure_networks.detectors import write_digests
 
+VAE = "vae.safetensors"
 _FROZEN = ("vae", "image_encoder")  # the networks that the three were trained with
 
 
-def publish(run: Path, folder: Path) -> list[Path]:
-    """Write the three networks; returns their files. Everything is prepared beside ``folder`` before it changes.
+def publish(run: Path, folder: Path, vae: Path | None = None) -> list[Path]:
+    """Write the three networks, and the weights ``vae`` that they were trained with if these are new.
+
+    Returns the files. Everything is prepared beside ``folder`` before it changes.
 
     Raises ``BadInput`` if ``run`` has no checkpoint, or if ``folder`` would no longer match its card: other names of
     the networks, files that are downloaded or missing, another VAE, image encoder or ID adapter than in the training.
@@ -39,13 +44,16 @@ def publish(run: Path, folder: Path) -> list[Path]:
     with translate_os_errors(folder), tempfile.TemporaryDirectory(prefix=".publish.", dir=folder.parent) as temp:
         exported = Path(temp) / folder.name
         export(run, "model", exported, "float16")
-        _check_fits(run, exported, folder)
+        _check_fits(run, exported, folder, vae)
         training = schema.read(exported).training
         written = []
         for role in TRAINED:
             for name in (f"{role}.json", f"{role}.safetensors"):
                 os.replace(exported / name, folder / name)
                 written.append(folder / name)
+        if vae is not None:
+            shutil.copyfile(vae, exported / VAE)
+            os.replace(exported / VAE, folder / VAE)
     card = folder / schema.FILE_NAME
     with atomic_write(card) as temp_card, translate_os_errors(card):
         temp_card.write_text(f"{head}\n\n{table_text('training', training)}", encoding="utf-8")
@@ -80,11 +88,12 @@ def _head(entry: Entry) -> str:
     return head
 
 
-def _check_fits(run: Path, exported: Path, folder: Path) -> None:
+def _check_fits(run: Path, exported: Path, folder: Path, vae: Path | None) -> None:
     """Check that the networks in ``exported`` fit the other ones of ``folder``."""
     trained, current = catalogue.open_model(exported), catalogue.open_model(folder, _FROZEN)
+    beside = dict(current.files) | ({} if vae is None else {"vae": vae})
     for role in _FROZEN:
-        if sha256_of(trained.files[role]) != sha256_of(current.files[role]):
+        if sha256_of(trained.files[role]) != sha256_of(beside[role]):
             hint = (
                 "publish into the folder that the run started from, or make one with `sa train --resume RUN --export`"
             )

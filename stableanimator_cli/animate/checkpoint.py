@@ -9,9 +9,9 @@ few seconds and takes at most a twentieth of the time. It is deleted once the vi
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import platform
+import re
 import sys
 import time
 from collections import Counter
@@ -31,7 +31,7 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.diffusion.face_optimization import RefineLogEntry, Target
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError, SaError
-from stableanimator_cli.files import MARK, atomic_write, may_be_running
+from stableanimator_cli.files import MARK, atomic_write, remove_temporary_files
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import parse_json
 from stableanimator_cli.records import STRIDE, ModelFolder
@@ -223,7 +223,4 @@ def _remove_temporary_files(config: AnimateConfig, host: str) -> None:
     if sys.platform == "win32" or host != platform.node():
         return
     for path in (config.state_path, config.output, config.preview_path, config.record_path):
-        for temp in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            pid = temp.name.split(".")[-2]
-            if pid.isdecimal() and not may_be_running(int(pid)):
-                temp.unlink(missing_ok=True)
+        remove_temporary_files(path.parent, re.escape(path.name))

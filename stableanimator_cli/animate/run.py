@@ -163,8 +163,9 @@ def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:
 def _check_output(config: AnimateConfig) -> None:
     """Refuse outputs that cannot be written, are inputs too, or would replace files of others."""
     output, parent = config.output, config.output.absolute().parent
+    if output.is_dir():  # first: the hints below need a name
+        raise ConfigError("--output", str(output), "a file, not a folder", hint=f"try {output / 'out.mp4'}")
     for problem, expected, hint in (
-        (output.is_dir(), "a file, not a folder", f"try {output / 'out.mp4'}"),
         (output.suffix.lower() not in (".mp4", ".mov", ".m4v"), "a name ending in .mp4 or .mov",
          f"try {output.with_suffix('.mp4')}"),
         (not parent.is_dir(), "a file in a folder that exists", f"mkdir -p {parent}"),
@@ -173,8 +174,9 @@ def _check_output(config: AnimateConfig) -> None:
         if problem:
             raise ConfigError("--output", str(output), expected, hint=hint)
     written = [output, config.record_path, *([config.preview_path] if config.preview else [])]
+    inputs = _inputs(config)
     for path in written:
-        check_apart(path, _inputs(config))
+        check_apart(path, inputs)
     state = config.state_path
     check_replaceable(*written, *([] if state.is_dir() else [state]))  # a run works without a checkpoint
 

@@ -27,7 +27,7 @@ from stableanimator_cli.bench.networks import FULL, open_bench_model, random_wei
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.speed import relative_error
 from stableanimator_cli.config.bench import CLONE_HINT
-from stableanimator_cli.engine.device import DevicePlan, memory_guard
+from stableanimator_cli.engine.device import DevicePlan, dtype_name, memory_guard
 from stableanimator_cli.engine.weights import builders, fill
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.nets.unet import AnimationUNet, Context
@@ -248,7 +248,7 @@ def _write_job(work: Path, model: ModelFolder, plan: DevicePlan) -> None:
     token, clip = unet["cross_attention_dim"], model.configs["image_encoder"]["projection_dim"]
     job = {
         "device": str(plan.device),
-        "dtype": str(plan.dtype).removeprefix("torch."),
+        "dtype": dtype_name(plan.dtype),
         "threads": torch.get_num_threads(),
         "configs": {
             "unet": unet,

@@ -14,7 +14,7 @@ from stableanimator_cli.bench.networks import FULL, open_bench_model
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.roofline import Roof, synchronizer
 from stableanimator_cli.config.bench import BenchConfig
-from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.device import DevicePlan, dtype_name
 from stableanimator_cli.records import STRIDE, ModelFolder
 
 
@@ -46,7 +46,7 @@ class BenchRun:
 
     @property
     def dtype(self) -> str:
-        return str(self.plan.dtype).removeprefix("torch.")
+        return dtype_name(self.plan.dtype)
 
     @property
     def rounds(self) -> int:

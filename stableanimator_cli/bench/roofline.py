@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.device import DevicePlan, dtype_name
 
 REPEATS = 7
 GIGA = 1e9
@@ -97,7 +97,7 @@ def measure_roof(
             rates.append((flops + moved) / seconds / GIGA)
             rows.append(
                 {
-                    "dtype": str(dtype).removeprefix("torch."),
+                    "dtype": dtype_name(dtype),
                     "what": name,
                     "ms": seconds * 1e3,
                     "GFLOP/s": flops / seconds / GIGA if flops else None,

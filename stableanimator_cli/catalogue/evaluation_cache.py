@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from stableanimator_cli.catalogue.home import cache_dir
 from stableanimator_cli.config.parse import parse_bytes
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import atomic_write, may_be_running
+from stableanimator_cli.files import atomic_write, may_be_running, remove_temporary_files
 from stableanimator_cli.readers import read_npz
 
 if TYPE_CHECKING:
@@ -106,7 +106,12 @@ def in_use() -> Iterator[None]:
 
 
 def trim(limit: int) -> None:
-    """Remove the least recently used entries until ``limit`` bytes are left or the next is in use by another run."""
+    """Remove what killed runs left, then the least recently used entries.
+
+    Stops at ``limit`` bytes, or at an entry that another run uses.
+    """
+    for folder in FOLDERS:
+        remove_temporary_files(cache_dir() / folder, _ENTRY.pattern)
     found, in_use_since = entries(), _first_running()
     total = sum(entry.bytes for entry in found)
     for entry in found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +13,10 @@ from stableanimator_cli.cli import console, options
 if TYPE_CHECKING:
     import numpy as np
 
+    from stableanimator_cli.detect.face import FaceReader
     from stableanimator_cli.puppets.demo_sheet import PersonRow
     from stableanimator_cli.puppets.scene import Scene
-    from stableanimator_cli.records import ModelFolder
+    from stableanimator_cli.records import Motion
 
 FolderArg = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write demo.mp4 and the other files to.")]
 FigureOpt = Annotated[
@@ -57,28 +58,35 @@ def demo(
 
 def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
     from stableanimator_cli import catalogue
+    from stableanimator_cli.config.parse import parse_size
+    from stableanimator_cli.detect.face import FaceReader
+    from stableanimator_cli.files import translate_os_errors
     from stableanimator_cli.media import VideoWriter, write_gif, write_picture
     from stableanimator_cli.puppets.demo_sheet import draw_demo, halve
     from stableanimator_cli.puppets.scene import sample_scene
 
-    model = catalogue.open_model(MODEL)
-    width, height = (int(side) for side in str(model.defaults["size"]).split("x"))
+    model = catalogue.open_model(MODEL, ("face",))
+    size = parse_size(model.defaults["size"])
     scenes = [
-        sample_scene("test", figure + n, size=(width, height), frames=frames, framing="portrait", behaviour=_MOTION)
+        sample_scene("test", figure + n, size=size, frames=frames, framing="portrait", behaviour=_MOTION)
         for n in range(PEOPLE)
     ]
     scenes = [scene.with_movements_of(scenes[0]) for scene in scenes]
-    (folder / "demo").mkdir(exist_ok=True)
-    vectors = [_write_inputs(folder / "demo" / f"person-{n}", scene, model) for n, scene in enumerate(scenes, 1)]
-    people = [_animate_person(folder / "demo", n, scenes, vectors, model, out) for n in range(PEOPLE)]
+    parts = folder / "demo"
+    with translate_os_errors(parts):
+        parts.mkdir(exist_ok=True)
+    reader = FaceReader(model.files["face"], model.face_channel_order, "cpu")
+    inputs = [_write_inputs(parts / f"person-{n}", scene, reader) for n, scene in enumerate(scenes, 1)]
+    people = [_animate_person(n, scenes, inputs, reader, out) for n in range(PEOPLE)]
     images = list(draw_demo(people))
-    images += images[-2:0:-1]  # back to the first frame, so that the GIF repeats without a jump
+    order = [*range(frames), *range(frames - 2, 0, -1)]  # and back, so that the GIF repeats without a jump
     sides = images[0].shape[1], images[0].shape[0]
     with VideoWriter(folder / "demo.mp4", sides, scenes[0].fps) as video:
-        for image in images:
-            video.write(image)
-    write_gif(folder / "demo.gif", [halve(image) for image in images], scenes[0].fps)
-    write_picture(folder / "demo.png", images[frames - 1])
+        for index in order:
+            video.write(images[index])
+    small = [halve(image) for image in images]
+    write_gif(folder / "demo.gif", [small[index] for index in order], scenes[0].fps)
+    write_picture(folder / "demo.png", images[-1])
     result = {"output": str(folder / "demo.mp4"), "gif": str(folder / "demo.gif"), "sheet": str(folder / "demo.png")}
     similarities = {
         "similarity": [_mean(person.similarity) for person in people],
@@ -87,79 +95,79 @@ def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
     out.result(result | similarities, result["output"])
 
 
-def _write_inputs(stem: Path, scene: Scene, model: ModelFolder) -> np.ndarray:
-    """Write a person's reference, motion and face vector; returns the vector float32[512]."""
-    import numpy as np
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inputs:
+    """The files of one person, ``stem`` and a suffix, and what they hold: motion and face vector float32[512]."""
 
-    from stableanimator_cli.detect.face import FaceReader
+    stem: Path
+    motion: Motion
+    vector: np.ndarray
+
+    def file(self, suffix: str) -> Path:
+        return self.stem.with_name(f"{self.stem.name}.{suffix}")
+
+
+def _write_inputs(stem: Path, scene: Scene, reader: FaceReader) -> _Inputs:
+    """Write a person's reference, motion and face vector. Raises ``NoFace`` if the reference shows none."""
     from stableanimator_cli.errors import NoFace
     from stableanimator_cli.media import write_picture
     from stableanimator_cli.motion.motion_file import save_motion, write_array
 
     width, height = scene.size
     image = scene.reference((2 * width, 2 * height)).image
-    write_picture(_file(stem, "png"), image)
-    save_motion(_file(stem, "npz"), scene.motion())
-    faces = FaceReader(model.files["face"], model.face_channel_order, "cpu").faces(image)
+    faces = reader.faces(image)
     if not faces or faces[0].embedding is None:
         raise NoFace(f"{stem}.png: no face found", hint="choose another --figure")
-    vector = np.asarray(faces[0].embedding)
-    write_array(_file(stem, "face.npy"), vector)
-    return vector
+    inputs = _Inputs(stem=stem, motion=scene.motion(), vector=faces[0].embedding)
+    write_picture(inputs.file("png"), image)
+    save_motion(inputs.file("npz"), inputs.motion)
+    write_array(inputs.file("face.npy"), inputs.vector)
+    return inputs
 
 
 def _animate_person(
-    folder: Path, n: int, scenes: list[Scene], vectors: list[np.ndarray], model: ModelFolder, out: console.Console
+    n: int, scenes: list[Scene], inputs: list[_Inputs], reader: FaceReader, out: console.Console
 ) -> PersonRow:
     """Animate person ``n`` with the own and with the next person's face vector, and measure both videos."""
     from stableanimator_cli.motion.skeleton import draw_frame
     from stableanimator_cli.puppets.demo_sheet import PersonRow
 
-    stem, other = folder / f"person-{n + 1}", (n + 1) % PEOPLE
-    result = _animate(stem, _file(stem, "mp4"), None, out)
-    swapped = _animate(stem, _file(stem, "other-face.mp4"), _file(folder / f"person-{other + 1}", "face.npy"), out)
-    motion = scenes[n].motion()
+    person, other = inputs[n], (n + 1) % PEOPLE
+    result = _animate(person, person.file("mp4"), None, out)
+    swapped = _animate(person, person.file("other-face.mp4"), inputs[other].file("face.npy"), out)
     return PersonRow(
         reference=scenes[n].reference().image,
-        skeletons=[draw_frame(motion, index) for index in range(len(motion))],
+        skeletons=[draw_frame(person.motion, index) for index in range(len(person.motion))],
         result=result,
         swapped=swapped,
         other=scenes[other].portrait().image,
-        similarity=_similarity(result, vectors[n], model),
-        swapped_similarity=_similarity(swapped, vectors[n], model),
+        similarity=_similarity(result, person.vector, reader),
+        swapped_similarity=_similarity(swapped, person.vector, reader),
     )
 
 
-def _animate(stem: Path, output: Path, face: Path | None, out: console.Console) -> list[np.ndarray]:
+def _animate(person: _Inputs, output: Path, face: Path | None, out: console.Console) -> list[np.ndarray]:
     from stableanimator_cli.animate.run import run
     from stableanimator_cli.media import open_clip
 
-    flags = {"reference": _file(stem, "png"), "motion": _file(stem, "npz"), "output": output, "model": MODEL}
+    flags = {"reference": person.file("png"), "motion": person.file("npz"), "output": output, "model": MODEL}
     # Not resumed: an interrupted demo may have shown other people.
     run(flags=flags | _QUICK | {"face_embedding": face}, restart=True, reporter=out)
     return [frame.copy() for _, frame in open_clip(output).frames()]
 
 
-def _similarity(frames: list[np.ndarray], vector: np.ndarray, model: ModelFolder) -> list[float]:
-    """Cosine of the largest face of each frame with ``vector``; NaN where no face is found."""
-    import numpy as np
+def _similarity(frames: list[np.ndarray], vector: np.ndarray, reader: FaceReader) -> np.ndarray:
+    """Cosine per frame of the largest face with ``vector``, float[t]; NaN if a frame shows no face."""
+    from stableanimator_cli.animate.identity_gate import IdentityMeter
 
-    from stableanimator_cli.detect.face import FaceReader
-
-    reader = FaceReader(model.files["face"], model.face_channel_order, "cpu")
-    values = []
+    meter = IdentityMeter(reader, vector)
     for frame in frames:
-        faces = reader.faces(frame)
-        found = faces[0].embedding if faces else None
-        norm = None if found is None else np.linalg.norm(found) * np.linalg.norm(vector)
-        values.append(float("nan") if found is None else float(found @ vector / norm))
-    return values
+        meter.add(frame)
+    return meter.result().similarity
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    known = [value for value in values if value == value]
-    return round(sum(known) / len(known), 4) if known else None
+def _mean(similarity: np.ndarray) -> object:
+    """Mean over the frames that show a face; None if none does."""
+    from stableanimator_cli.animate.identity_gate import Identity
 
-
-def _file(stem: Path, suffix: str) -> Path:
-    return stem.with_name(f"{stem.name}.{suffix}")
+    return Identity(similarity=similarity).to_json()["mean"]

@@ -12,7 +12,6 @@ from stableanimator_cli.config.schema import check_fields, option, paths_of, req
 from stableanimator_cli.errors import ConfigError
 
 PUBLISHED_BENCHES = ("tiktok", "unseen100")
-TABLES = ("table2", "table3", "table4", "table5")
 _NUMBERS = re.compile(r"\s*\d{1,9}(\s*,\s*\d{1,9})*\s*")
 
 

@@ -200,6 +200,7 @@ def toml_literal(value: Any) -> str:
     raise TypeError(f"no TOML form for {value!r}")
 
 
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {item.name: hints[item.name] for item in dataclasses.fields(cls)}

@@ -48,7 +48,7 @@ class DevicePlan:
             raise ConfigError("--cuda-graphs", True, "a CUDA card as --device", hint=hint)
         dtype = _automatic_dtype(device) if config.dtype == "auto" else DTYPES[config.dtype]
         if config.tf32 and (device.type != "cuda" or dtype != torch.float32):
-            hint = f"this run computes in {_short(dtype)} on {device.type}: leave --tf32 out"
+            hint = f"this run computes in {dtype_name(dtype)} on {device.type}: leave --tf32 out"
             raise ConfigError("--tf32", True, "--dtype float32 and a CUDA card as --device", hint=hint)
         if config.compile == "blocks" and config.quantization == "fp8" and not compiles_fp8(device):
             expected = "a card of compute capability 8.9 or newer with --compile"
@@ -71,10 +71,11 @@ class DevicePlan:
             "swapping networks": offload and config.offload == "model",
             "blocks in turn": offload and config.offload == "group",
         }
-        return ", ".join([name, _short(self.dtype), *(text for text, used in settings.items() if used)])
+        return ", ".join([name, dtype_name(self.dtype), *(text for text, used in settings.items() if used)])
 
 
-def _short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32``, without torch's prefix."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -191,8 +192,9 @@ class Networks:
 
     def _move(self, names: tuple[str, ...]) -> None:
         if self._offload != "none":
-            for name in self._loaded.keys() - set(names):
-                self._leave(name)
+            for name in self._loaded:
+                if name not in names:
+                    self._leave(name)
             self._release()
         for name in names:
             if self._keeps_host_copy(name):

@@ -19,7 +19,7 @@ from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTrans
 from diffusers.models.resnet import SpatioTemporalResBlock
 from torch import Tensor, nn
 
-from stableanimator_cli.engine.host_weights import Packed, named_tensors, pack
+from stableanimator_cli.engine.host_weights import Packed, fetched, named_tensors, pack
 from stableanimator_cli.nets.unet import BlockRunner, call_block
 
 _BLOCKS = (SpatioTemporalResBlock, BasicTransformerBlock, TemporalBasicTransformerBlock)
@@ -125,7 +125,7 @@ class GroupOffload:
 
     def fetched(self, tensor: Tensor) -> Tensor:
         """A copy of a tensor's data on the device."""
-        return tensor.data.to(self._device, non_blocking=True)
+        return fetched(tensor.data, self._device)
 
     @contextmanager
     def _buffered(self, block: nn.Module, host: _HostBlock) -> Iterator[None]:

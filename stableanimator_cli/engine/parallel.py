@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from itertools import chain
 from subprocess import DEVNULL, Popen, TimeoutExpired
@@ -153,26 +154,27 @@ class WorkerGroup:
             for rank, share in shares.items()
         }
         packed = PackedFrames.of(conditioning.pose.frames, chain.from_iterable(frames.values()))
+        job = Job(
+            model=engine.model,
+            plan=engine.plan,
+            id_mode=engine.id_mode,
+            threads=torch.get_num_threads(),
+            image=conditioning.image.cpu(),
+            face=None if conditioning.face is None else conditioning.face.cpu(),
+            reference=conditioning.reference.cpu(),
+            time_ids=conditioning.time_ids.cpu(),
+            poses=packed,
+            windows=plan,
+            guidance=guidance,
+            share=range(0),
+            shape=(plan.total, *conditioning.reference.shape[1:]),
+            layers=0 if deep is None else deep.layers,
+        )
         for rank, share in shares.items():
-            job = Job(
-                model=engine.model,
-                plan=engine.plan,
-                id_mode=engine.id_mode,
-                threads=torch.get_num_threads(),
-                image=conditioning.image.cpu(),
-                face=None if conditioning.face is None else conditioning.face.cpu(),
-                reference=conditioning.reference.cpu(),
-                time_ids=conditioning.time_ids.cpu(),
-                poses=packed.select(frames[rank]),
-                windows=plan,
-                guidance=guidance,
-                share=share,
-                shape=(plan.total, *conditioning.reference.shape[1:]),
-                layers=0 if deep is None else deep.layers,
-            )
+            message = encode_job(replace(job, share=share, poses=packed.select(frames[rank])))
             with self._errors_of(rank):
                 dist.send(header(JOB), rank, tag=HEADER)
-                send(rank, *encode_job(job))
+                send(rank, *message)
 
     def _send_call(self, rank: int, head: Tensor, x: Tensor, frames: Tensor) -> list[tuple[int, Tensor, Any]]:
         """Start to send a call. The tensors must stay alive until they are received."""

@@ -6,14 +6,13 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from stableanimator_cli import __version__
 from stableanimator_cli.evaluate.scores import CSV, CURVES, JSON, LATEX, PAGE, Row, Scores, number
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.files import MARK, atomic_write, json_text, may_be_running, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, json_text, remove_temporary_files, translate_os_errors
 
 _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\~{}",
         "^": r"\^{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "↑": r"$\uparrow$",
@@ -30,12 +29,9 @@ def files_of(output: Path) -> list[Path]:
 
 
 def remove_unfinished(output: Path) -> None:
-    """Remove temporary files (``files.temporary_path``) of killed runs from the folder, which must be locked."""
+    """Remove temporary files of killed runs from the folder, which must be locked."""
     for folder in (output, output / "videos", output / "pictures", output / "media"):
-        for path in folder.glob(".*.part"):
-            match = re.fullmatch(r"\..+\.(\d{1,9})\.part", path.name)
-            if match is not None and path.is_file() and not path.is_symlink() and not may_be_running(int(match[1])):
-                path.unlink(missing_ok=True)
+        remove_temporary_files(folder)
 
 
 def write(scores: Scores) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -28,8 +28,8 @@ class PersonRow:
     result: Sequence[np.ndarray]
     swapped: Sequence[np.ndarray]
     other: np.ndarray
-    similarity: Sequence[float]
-    swapped_similarity: Sequence[float]
+    similarity: np.ndarray
+    swapped_similarity: np.ndarray
 
 
 def draw_demo(people: Sequence[PersonRow]) -> Iterator[np.ndarray]:
@@ -45,15 +45,15 @@ def draw_demo(people: Sequence[PersonRow]) -> Iterator[np.ndarray]:
         page.paste(Image.fromarray(person.reference), (0, HEADER + row * side))
         pen.rectangle((0, HEADER + row * side, 7, HEADER + (row + 1) * side - 1), fill=_COLOURS[row % len(_COLOURS)])
     _axes(pen, height - CURVES, width, font)
+    small = int(side / _INSET)
+    insets = [Image.fromarray(person.other).resize((small, small), Image.Resampling.LANCZOS) for person in people]
     for t in range(len(people[0].result)):
         frame = page.copy()
         for row, person in enumerate(people):
             top = HEADER + row * side
             for column, image in enumerate((person.skeletons[t], person.result[t], person.swapped[t]), 1):
                 frame.paste(Image.fromarray(image), (column * side, top))
-            small = int(side / _INSET)
-            inset = Image.fromarray(person.other).resize((small, small), Image.Resampling.LANCZOS)
-            frame.paste(inset, (4 * side - inset.width - 4, top + 4))
+            frame.paste(insets[row], (4 * side - small - 4, top + 4))
         _curves(ImageDraw.Draw(frame), people, t, height - CURVES, width)
         yield np.asarray(frame)
 
@@ -76,7 +76,7 @@ def _axes(pen: ImageDraw.ImageDraw, top: int, width: int, font: ImageFont.FreeTy
 def _curves(pen: ImageDraw.ImageDraw, people: Sequence[PersonRow], now: int, top: int, width: int) -> None:
     frames = len(people[0].result)
     xs = np.linspace(MARGIN + 6, width - 12, frames)
-    for person, colour in zip(people, _COLOURS, strict=False):
+    for person, colour in zip(people, cycle(_COLOURS), strict=False):
         points = [(float(x), _height_of(value, top)) for x, value in zip(xs, person.similarity, strict=True)]
         for left, right in pairwise(points[: now + 1]):
             if np.isfinite([left[1], right[1]]).all():

@@ -14,6 +14,7 @@ from torch import Tensor
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import layouts, schema
 from stableanimator_cli.engine.training import exported_names
+from stableanimator_cli.engine.training.trainable import TRAINED
 from stableanimator_cli.engine.weights import read_tensors
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import MARK, atomic_write, translate_os_errors, visible_files
@@ -21,8 +22,6 @@ from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import checkpoint
 from stableanimator_cli.train.base_model import file_entry, model_toml, plain_name, write_network_config
 from stableanimator_cli.train.report import ExportReport
-
-TRAINED = ("unet", "pose_net", "face_encoder")
 
 
 def export(run: Path, form: Literal["model", "upstream"], output: Path, weights: str | None) -> ExportReport:
@@ -107,4 +106,9 @@ def _copy(source: Path, role: str, folder: Path) -> str:
 
 
 def _plain(table: Any) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if isinstance(value, str | int | float | bool | list)}
+    simple = str | int | float | bool
+    return {
+        key: value
+        for key, value in table.items()
+        if isinstance(value, simple) or (isinstance(value, list) and all(isinstance(item, simple) for item in value))
+    }

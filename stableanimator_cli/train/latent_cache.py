@@ -86,9 +86,13 @@ class CacheFile:
         """Size of the file, 0 if it is missing."""
         return self.path.stat().st_size if self.path.exists() else 0
 
+    @property
+    def _replace_hint(self) -> str:
+        return f"--cache {self.kind} replaces it; --cache off ignores it"
+
     def check(self) -> None:
         """Raise ``BadInput`` if the file is missing, damaged, or the cache of something else."""
-        hint = f"--cache {self.kind} replaces it; --cache off ignores it"
+        hint = self._replace_hint
         with self._open() as file:
             actual = file.metadata() or {}
             if self.array not in list(file.keys()):
@@ -153,8 +157,8 @@ class CacheFile:
             hint = f"make it with --cache {self.kind}"
             raise BadInput(self.path, "nothing there", f"cached {self.kind}", hint=hint) from None
         except (SafetensorError, OSError) as error:
-            hint = f"--cache {self.kind} replaces it; --cache off ignores it"
-            raise BadInput(self.path, f"a damaged file ({error})", f"cached {self.kind}", hint=hint) from None
+            problem = f"a damaged file ({error})"
+            raise BadInput(self.path, problem, f"cached {self.kind}", hint=self._replace_hint) from None
 
 
 def _abbreviate(key: str, value: str) -> str:

@@ -181,19 +181,21 @@ class Loader:
             inputs["image_token"] = torch.stack([self._read_rows(self._tokens(s.clip), [s.reference]) for s in samples])
         if settings.vae is not None and settings.image_encoder is not None:
             return inputs
-        images = [self._decode(s, {s.reference, *(s.frames if settings.vae is None else ())}) for s in samples]
-        if settings.vae is None:
-            resized = []
-            for sample, decoded in zip(samples, images, strict=True):
+        video, references, clip_references = [], [], []
+        for sample in samples:  # one at a time: frames at the source's size are large
+            images = self._decode(sample, {sample.reference, *(sample.frames if settings.vae is None else ())})
+            if settings.image_encoder is None:
+                clip_references.append(clip_pixels(images[sample.reference][None])[0])
+            if settings.vae is None:
                 transform = resize_transform(sample.clip.size, size, settings.resize)
-                resized.append({n: transform.apply_image(image, "bicubic") for n, image in decoded.items()})
-            video = np.stack([image[n] for s, image in zip(samples, resized, strict=True) for n in s.frames])
-            inputs["pixels"] = to_signed(video).unflatten(0, (len(samples), -1))
-            references = np.stack([image[s.reference] for s, image in zip(samples, resized, strict=True)])
-            inputs["reference_pixels"] = to_signed(references)
+                resized = {n: transform.apply_image(image, "bicubic") for n, image in images.items()}
+                video += [resized[n] for n in sample.frames]
+                references.append(resized[sample.reference])
+        if settings.vae is None:
+            inputs["pixels"] = to_signed(np.stack(video)).unflatten(0, (len(samples), -1))
+            inputs["reference_pixels"] = to_signed(np.stack(references))
         if settings.image_encoder is None:
-            pairs = zip(samples, images, strict=True)
-            inputs["clip_pixels"] = torch.stack([clip_pixels(image[s.reference][None])[0] for s, image in pairs])
+            inputs["clip_pixels"] = torch.stack(clip_references)
         return inputs
 
     def _decode(self, sample: _Sample, frames: set[int]) -> dict[int, np.ndarray]:

@@ -13,7 +13,7 @@ import torch
 from stableanimator_cli import distributed
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.config.train import TrainConfig
-from stableanimator_cli.engine.device import DevicePlan, float32_precision
+from stableanimator_cli.engine.device import DevicePlan, dtype_name, float32_precision
 from stableanimator_cli.files import check_apart, locked_output
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ModelFolder
@@ -134,7 +134,7 @@ def _train(
 def _with_dtype(config: TrainConfig) -> TrainConfig:
     """Resolve ``--dtype auto``, so that a resumed run does not depend on its device."""
     device = DevicePlan.of(DeviceConfig(device=config.device, dtype=config.memory.dtype))
-    dtype = str(device.dtype).removeprefix("torch.")
+    dtype = dtype_name(device.dtype)
     return replace(config, memory=replace(config.memory, dtype=dtype))
 
 

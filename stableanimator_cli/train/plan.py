@@ -15,7 +15,7 @@ from stableanimator_cli.config.schema import to_toml
 from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
 from stableanimator_cli.engine.memory.profile import FlopCounter
-from stableanimator_cli.engine.memory.train import choose, predict
+from stableanimator_cli.engine.memory.train import FASTEST_FIRST, choose, predict
 from stableanimator_cli.engine.throughput import flops_per_second
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.dataset import Dataset
@@ -23,7 +23,6 @@ from stableanimator_cli.train.stage import training_settings
 
 _MATRIX_TIME = 0.6  # fraction of a step's time in matrix products; norms, activations and optimiser take the rest
 _SIDE = 1024  # of the matrices that are timed if no operator of the network can be
-_SLOWEST_LAST = ("off", "diffusers", "blocks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +85,7 @@ def fit_to_limit(config: TrainConfig, model: ModelFolder, *, ranks: int) -> Trai
         )
         for stage in config.stage or ()
     ]
-    checkpointing = max((plan.settings.checkpointing for plan in plans), key=_SLOWEST_LAST.index)
+    checkpointing = max((plan.settings.checkpointing for plan in plans), key=FASTEST_FIRST.index)
     micro_batch = min(plan.micro_batch for plan in plans)
     return replace(config, memory=replace(config.memory, checkpointing=checkpointing, micro_batch=micro_batch))
 

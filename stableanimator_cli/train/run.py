@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stableanimator_cli import catalogue, distributed
-from stableanimator_cli.config.parse import parse_size
-from stableanimator_cli.config.train import TrainConfig
+from stableanimator_cli.config.train import TrainConfig, parse_sizes
 from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing, NoFace, SaError
 from stableanimator_cli.files import check_apart, locked_output
 from stableanimator_cli.progress import NullReporter, Reporter
@@ -103,7 +102,7 @@ def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["mo
 def _with_stages(config: TrainConfig, name: str, model: ModelFolder) -> TrainConfig:
     """Write out the stages and the path of the model, so that a resumed run decides nothing again."""
     size = model.defaults.get("size")
-    config = config.resolve_stages(parse_size(size) if isinstance(size, str) else _DEFAULT_SIZE)
+    config = config.resolve_stages(parse_sizes(size)[0] if isinstance(size, str) else _DEFAULT_SIZE)
     return replace(config, model=name if name in catalogue.names() else str(Path(name).resolve()))
 
 

@@ -23,4 +23,5 @@ def test_a_tab_offers_verbs_options_choices_and_models(sa: Run) -> None:
     assert "animate" in complete(sa, "sa an")
     assert "--decode-chunk" in complete(sa, "sa animate --decode")
     assert complete(sa, "sa animate --sampler he") == ["heun"]
+    assert complete(sa, "sa bench roo") == ["roofline"]
     assert "stableanimator" in complete(sa, "sa animate --model stable")

@@ -48,8 +48,10 @@ def test_a_demo_shows_three_people_twice_and_may_be_repeated(
 ) -> None:  # fmt: skip
     quick = Path(shutil.copytree(ROOT / "models" / "puppet", tmp_path_factory.mktemp("quick") / "puppet"))
     card = quick / "model.toml"
-    text = card.read_text(encoding="utf-8").replace('size = "256x256"\nsteps = 10', 'size = "96x96"\nsteps = 1')
-    card.write_text(text, encoding="utf-8")
+    text = card.read_text(encoding="utf-8")
+    assert 'size = "256x256"' in text
+    card.write_text(text.replace('size = "256x256"', 'size = "96x96"'), encoding="utf-8")
+    monkeypatch.setattr(demo_module, "_QUICK", {"steps": 1, "decode_chunk": 2})
     monkeypatch.setattr(demo_module, "MODEL", str(quick))
     for figure in (0, 1):
         demo(tmp_path, figure=figure, frames=3, json=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stableanimator_cli import catalogue
 from stableanimator_cli.config.parse import parse_bytes
 from stableanimator_cli.config.schema import from_mapping, read_toml, resolve, to_toml
 from stableanimator_cli.config.train import StageConfig, TrainConfig, preset_tables
 from stableanimator_cli.config.train_diff import diff
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.train.lr_schedule import learning_rate
+from stableanimator_cli.train.run import _with_stages
 
 GIVEN = {"dataset": ["clips"], "output": "RUN"}
 PRESETS = ("paper", "finetune-24gb", "finetune-40gb", "puppet")
@@ -132,3 +135,25 @@ def test_rates_rise_and_fall_within_their_stage() -> None:
     assert rates[99] == pytest.approx(0.01, abs=1e-3)
     (flat,) = stages(steps=100, warmup=0, rate=1.0)
     assert {learning_rate(flat, step) for step in range(100)} == {1.0}
+
+
+def test_a_size_of_a_model_card_is_checked_as_a_given_one() -> None:
+    model = replace(catalogue.open_model("puppet"), defaults={"size": "500x500"})
+    with pytest.raises(ConfigError, match="--sizes: found '500x500', expected sides that are multiples of 8"):
+        _with_stages(resolve(TrainConfig, GIVEN), "puppet", model)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"sizes": ""}, "--sizes"),
+        ({"sizes": "60x64"}, "--sizes: found '60x64', expected sides that are multiples of 8"),
+        ({"frames": 0}, "--frames: found 0"),
+        ({"stride": 0}, "--stride: found 0"),
+        ({"resize": "zoom"}, "--resize: found 'zoom', expected one of stretch, crop, pad"),
+        ({"reference_from": "best"}, "--reference-from: found 'best', expected one of unchosen, outside, any, first"),
+    ],
+)
+def test_settings_of_samples_that_cannot_be(setting: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        resolve(TrainConfig, GIVEN | setting).resolve_stages((512, 512))

@@ -7,12 +7,8 @@ compares faces; no training and no optimisation uses it. ``tools.puppet_training
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,17 +22,15 @@ from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest
 from stableanimator_cli.errors import NoFace
-from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.scene import Scene
-from stableanimator_cli.records import NETWORKS, ModelFolder
+from stableanimator_cli.records import NETWORKS
 from tools.bench.puppet_decoder import psnr
-from tools.bench.puppet_figures import Figure, at_least, embed
+from tools.bench.puppet_figures import embed
 
 ROLES = (*NETWORKS, "face", "judge", "person_detector", "pose_detector")
-OTHERS = 20  # other people whose faces must be less similar than the own reference
 LIMBS = (3, 4, 6, 7, 9, 10, 12, 13)  # elbows, wrists, knees, ankles
 
 
@@ -105,16 +99,14 @@ def open_clip(scene: Scene, detectors: OutputDetectors) -> HeldOutClip:
     return HeldOutClip(scene=scene, large=large, fitted=fitted, embedding=faces[0].embedding, judged=judged)
 
 
-def request_of(
-    clip: HeldOutClip, embedding: np.ndarray, defaults: dict[str, Any], seed: int, *, steps: int = 4
-) -> RenderRequest:
-    """A rendering with a face ``embedding`` and the settings of a model's card, or ``steps`` if it has none."""
+def request_of(clip: HeldOutClip, embedding: np.ndarray, defaults: dict[str, Any], seed: int) -> RenderRequest:
+    """A rendering with a face ``embedding`` and the settings of a model's card, or 8 steps if it has none."""
     width, height = clip.scene.size
     keypoints = clip.scene.motion().keypoints
     skeletons = PoseFrames((width, height), (draw_skeleton(people, (width, height)) for people in keypoints))
     guidance, window = defaults.get("guidance", 1.0), int(defaults.get("window", 8))
     sampling = SamplingConfig(
-        steps=int(defaults.get("steps", steps)),
+        steps=int(defaults.get("steps", 8)),
         guidance=parse_guidance(str(guidance)) if not isinstance(guidance, int | float) else (guidance, guidance),
         noise_aug=float(defaults.get("noise_aug", 0.02)),
         motion_bucket=float(defaults.get("motion_bucket", 127)),
@@ -133,32 +125,9 @@ def request_of(
     )
 
 
-def swap_scores(
-    frames: Iterable[np.ndarray], mean: np.ndarray, own: np.ndarray, other: np.ndarray, detectors: OutputDetectors
-) -> dict[str, float]:
-    """The judge's similarity of ``frames``, rendered with another person's face, to both people.
-
-    ``mean`` is the judge's vector of the clip rendered with its own face. Empty if no frame shows a face.
-    """
-    vectors = judge_all(frames, detectors)
-    if not vectors:
-        return {}
-    swapped = np.mean(vectors, axis=0)
-    return {
-        "swapped_own": float(swapped @ own),
-        "swapped_other": float(swapped @ other),
-        "own_to_other": float(mean @ other),
-    }
-
-
 def judge_all(frames: Iterable[np.ndarray], detectors: OutputDetectors) -> list[np.ndarray]:
     """The judge's vectors of the frames that show a face."""
     return [vector for frame in frames if (vector := detectors.judge(frame)) is not None]
-
-
-def best_other(mean: np.ndarray, clips: Sequence[HeldOutClip], n: int) -> float:
-    """The greatest similarity of clip ``n``'s output, with the judge's vector ``mean``, to another person's face."""
-    return float(max(mean @ clips[(n + k) % len(clips)].judged for k in range(1, OTHERS + 1)))
 
 
 def score_output(
@@ -175,42 +144,3 @@ def score_output(
         "psnr": psnr(np.stack(output) - np.stack([frame.image for frame in target]).astype(float)),
     }
     return row, mean
-
-
-def summarise_swaps(rows: list[dict[str, Any]], own: str) -> Iterator[Figure]:
-    """Figures of ``--swap``; ``own`` is the key of the similarity to the clip's own reference."""
-    swapped = [row for row in rows if "swapped_own" in row]
-    if swapped:
-        fall = [row[own] - row["swapped_own"] for row in swapped]
-        rise = [row["swapped_other"] - row["own_to_other"] for row in swapped]
-        yield at_least("decrease with another person's face", float(np.mean(fall)), 0.1, len(fall))
-        yield at_least("increase towards that person", float(np.mean(rise)), 0.0, len(rise))
-
-
-def model_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """The options of a command that animates a list of clips."""
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("--model", default="puppet", help="catalogue name or folder")
-    parser.add_argument("--count", type=int, default=50, help="clips, from the start of the list")
-    parser.add_argument("--steps", type=int, help="instead of the card's")
-    parser.add_argument("--guidance", type=float, help="instead of the card's")
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="val: to choose settings on")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
-    parser.add_argument("--swap", action="store_true", help="also render with another person's face")
-    parser.add_argument("--out", type=Path, help="write rows as JSON lines, and contact sheets beside them")
-    return parser
-
-
-def defaults_of(model: ModelFolder, options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the model's card, with ``--steps`` and ``--guidance`` if given."""
-    chosen = {"steps": options.steps, "guidance": options.guidance}
-    return {**model.defaults, **{key: value for key, value in chosen.items() if value is not None}}
-
-
-def write_results(rows: list[dict[str, Any]], figures: Sequence[Figure], sheet: np.ndarray, out: Path | None) -> int:
-    """Print the figures and write rows and contact sheet; returns the exit code."""
-    sys.stdout.writelines(figure.row() + "\n" for figure in figures)
-    if out is not None:
-        out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        write_picture(out.with_suffix(".png"), sheet)
-    return 0 if all(figure.holds for figure in figures) else 8

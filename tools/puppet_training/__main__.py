@@ -17,10 +17,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from stableanimator_cli.engine.training.trainable import TRAINED
-from tools.figure_networks.detectors import write_digests
-from tools.publish import publish
+from tools.publish import VAE, publish
 from tools.puppet_training import clips, vae
-from tools.puppet_training.model import BASE, copy_model, replace_vae
+from tools.puppet_training.model import BASE, copy_model
 
 STAGES = ("pictures", "detail", "clips")
 
@@ -96,10 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.score:
         subprocess.run(command, check=False)
     if options.publish:
-        if options.train_vae:
-            replace_vae(BASE, options.run / "start" / "vae.safetensors")
-            write_digests(BASE, [])
-        publish(model.parent, BASE)
+        publish(model.parent, BASE, options.run / "start" / VAE if options.train_vae else None)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from tools.bench.puppet_decoder import psnr as error_psnr
+
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -17,8 +19,7 @@ def face_slice(box: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]:
 
 def psnr(image: np.ndarray, target: np.ndarray) -> float:
     """Peak signal-to-noise ratio of uint8 images in decibels."""
-    error = np.square(image.astype(np.float64) - target.astype(np.float64)).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+    return error_psnr(image.astype(np.float64) - target.astype(np.float64))
 
 
 def laplacian_rms(image: np.ndarray, region: tuple[slice, slice]) -> float:

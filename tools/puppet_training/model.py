@@ -13,16 +13,11 @@ BASE = Path("models/puppet")
 def copy_model(out: Path, vae: Path | None = None) -> Path:
     """Copy ``models/puppet`` to ``out``, with the weights ``vae``; the copy has no card and no ``[training]`` table."""
     shutil.copytree(BASE, out, ignore=shutil.ignore_patterns("CARD.md"))
-    replace_vae(out, vae)
+    if vae is not None:
+        shutil.copyfile(vae, out / "vae.safetensors")
+        (out / "vae.safetensors").chmod(0o644)
     card = out / "model.toml"
     text = card.read_text(encoding="utf-8")
     card.write_text(text.partition("[training]")[0] + "[[files]]" + text.partition("[[files]]")[2], encoding="utf-8")
     write_digests(out, [])
     return out
-
-
-def replace_vae(folder: Path, vae: Path | None) -> None:
-    """Write the weights ``vae`` into a model folder; its digests are stale until ``write_digests``."""
-    if vae is not None:
-        shutil.copyfile(vae, folder / "vae.safetensors")
-        (folder / "vae.safetensors").chmod(0o644)

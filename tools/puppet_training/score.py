@@ -9,8 +9,11 @@ with another person's face.
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -23,23 +26,20 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import Timings, render
 from stableanimator_cli.engine.weights import loaders
+from stableanimator_cli.media import write_picture
+from stableanimator_cli.records import ModelFolder
 from tools.bench.puppet_figures import Figure, at_least, at_most
 from tools.bench.puppet_model import (
-    OTHERS,
     HeldOutClip,
     OutputDetectors,
-    best_other,
-    defaults_of,
-    model_parser,
+    judge_all,
     open_clip,
     request_of,
-    summarise_swaps,
-    swap_scores,
-    write_results,
 )
 from tools.puppet_training.heldout import open_scene, read_list
 from tools.puppet_training.measure import face_scores, psnr
 
+OTHERS = 20  # other people whose faces must be less similar than the own reference
 _CELL = 128  # pixels of an image of the sheet
 
 
@@ -47,7 +47,7 @@ def animate(
     engine: Engine, clip: HeldOutClip, embedding: np.ndarray, defaults: dict[str, Any], seed: int
 ) -> list[np.ndarray]:
     """Animate a clip with the settings of the model's card."""
-    request = request_of(clip, embedding, defaults, seed, steps=8)
+    request = request_of(clip, embedding, defaults, seed)
     return [frame.copy() for frame in render(engine, request, Timings())]
 
 
@@ -111,7 +111,7 @@ def summarise(rows: list[dict[str, Any]]) -> Iterator[Figure]:
     yield at_least("dB", float(np.mean([row["psnr"] for row in rows])), None, count)
     above = np.mean([row["psnr"] - row["psnr_copy"] for row in rows])
     yield at_least("dB above copying", float(above), None, count)
-    yield from summarise_swaps(rows, "reference")
+    yield from summarise_swaps(rows)
 
 
 def sheet_of(cells: list[list[np.ndarray]], columns: int = 5) -> np.ndarray:
@@ -122,12 +122,73 @@ def sheet_of(cells: list[list[np.ndarray]], columns: int = 5) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = model_parser("python -m tools.puppet_training.score", __doc__)
+def swap_scores(
+    frames: Iterable[np.ndarray], mean: np.ndarray, own: np.ndarray, other: np.ndarray, detectors: OutputDetectors
+) -> dict[str, float]:
+    """The judge's similarity of ``frames``, rendered with another person's face, to both people.
+
+    ``mean`` is the judge's vector of the clip rendered with its own face. Empty if no frame shows a face.
+    """
+    vectors = judge_all(frames, detectors)
+    if not vectors:
+        return {}
+    swapped = np.mean(vectors, axis=0)
+    return {
+        "swapped_own": float(swapped @ own),
+        "swapped_other": float(swapped @ other),
+        "own_to_other": float(mean @ other),
+    }
+
+
+def best_other(mean: np.ndarray, clips: Sequence[HeldOutClip], n: int) -> float:
+    """The greatest similarity of clip ``n``'s output, with the judge's vector ``mean``, to another person's face."""
+    return float(max(mean @ clips[(n + k) % len(clips)].judged for k in range(1, OTHERS + 1)))
+
+
+def summarise_swaps(rows: list[dict[str, Any]]) -> Iterator[Figure]:
+    """Figures of ``--swap``."""
+    swapped = [row for row in rows if "swapped_own" in row]
+    if swapped:
+        fall = [row["reference"] - row["swapped_own"] for row in swapped]
+        rise = [row["swapped_other"] - row["own_to_other"] for row in swapped]
+        yield at_least("decrease with another person's face", float(np.mean(fall)), 0.1, len(fall))
+        yield at_least("increase towards that person", float(np.mean(rise)), 0.0, len(rise))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.puppet_training.score", description=__doc__)
+    parser.add_argument("--model", default="puppet", help="catalogue name or folder")
+    parser.add_argument("--count", type=int, default=50, help="clips, from the start of the list")
+    parser.add_argument("--steps", type=int, help="instead of the card's")
+    parser.add_argument("--guidance", type=float, help="instead of the card's")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="val: to choose settings on")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--swap", action="store_true", help="also render with another person's face")
+    parser.add_argument("--out", type=Path, help="write rows as JSON lines, and contact sheets beside them")
     parser.add_argument("--of", choices=("model", "vae", "copy"), default="model", help="what is scored")
     parser.add_argument("--size", type=int, default=256, help="side of the frames in pixels")
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def defaults_of(model: ModelFolder, options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the model's card, with ``--steps`` and ``--guidance`` if given."""
+    chosen = {"steps": options.steps, "guidance": options.guidance}
+    return {**model.defaults, **{key: value for key, value in chosen.items() if value is not None}}
+
+
+def write_results(rows: list[dict[str, Any]], figures: Sequence[Figure], sheet: np.ndarray, out: Path | None) -> int:
+    """Print the figures and write rows and contact sheet; returns the exit code."""
+    sys.stdout.writelines(figure.row() + "\n" for figure in figures)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_picture(out.with_suffix(".png"), sheet)
+    return 0 if all(figure.holds for figure in figures) else 8
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
     model = catalogue.open_model(options.model)
     defaults = defaults_of(model, options)
     entries = read_list()

@@ -1,7 +1,7 @@
 """Train the VAE of the small model at 256x256.
 
 The loss is L1, a perceptual term and a patch discriminator, with more weight on faces. ``python -m
-tools.puppet_training.vae RUN`` starts from ``models/puppet`` (or ``--start FILE``) and writes checkpoints into the
+tools.puppet_training.vae RUN`` starts from ``models/puppet`` and writes checkpoints into the
 folder RUN every few minutes. Interrupt at any time; run the same command to resume. ``--device cuda --batch 16
 --workers 12`` trains on a GPU. Sources: Esser et al., "Taming Transformers" (the balance of the adversarial gradient);
 Rombach et al., "Latent Diffusion Models" (the loss); Mao et al., "Least Squares GAN".
@@ -154,23 +154,11 @@ class Trainer:
             torch.save(state, temp)
 
     def resume(self, path: Path) -> None:
-        """Read a file of ``save``, or of ``save_small``, which has no state of the optimisers."""
+        """Read a file of ``save``."""
         state = torch.load(path, map_location=self.options.device, weights_only=True)
         self.step = state["step"]
-        for name in ("vae", "average", "judge"):
-            source = state.get(name, state["average"])
-            getattr(self, name).load_state_dict({key: value.float() for key, value in source.items()})
-        for name in ("optimizer", "judge_optimizer"):
-            if name in state:
-                getattr(self, name).load_state_dict(state[name])
-
-    def save_small(self, path: Path) -> None:
-        """Write averaged weights and the discriminator as float16, small enough for a repository."""
-        state: dict[str, Any] = {"step": self.step}
-        for name in ("average", "judge"):
-            state[name] = {key: value.half().cpu() for key, value in getattr(self, name).state_dict().items()}
-        with atomic_write(path) as temp:
-            torch.save(state, temp)
+        for name in ("vae", "average", "judge", "optimizer", "judge_optimizer"):
+            getattr(self, name).load_state_dict(state[name])
 
     def export(self, path: Path) -> None:
         """Write the averaged VAE like that of ``models/puppet``: float16, latents of unit deviation over portraits."""
@@ -226,7 +214,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m tools.puppet_training.vae", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("run", type=Path, help="the folder of checkpoints and sheets")
-    parser.add_argument("--start", type=Path, help="a small checkpoint to start from; default: models/puppet")
     parser.add_argument("--steps", type=int, default=9000, help="length of the learning rate schedule")
     parser.add_argument("--until", type=int, help="stop at this step")
     parser.add_argument("--lr", type=float, default=4e-4)
@@ -254,8 +241,8 @@ def main(arguments: list[str] | None = None) -> None:
     first = MODEL / "vae.safetensors"
     trainer = Trainer(options, open_vae(first), open_vae(first), Discriminator(), Features(MODEL / "video.onnx"))
     checkpoint = options.run / "vae.pt"
-    if checkpoint.exists() or options.start:
-        trainer.resume(checkpoint if checkpoint.exists() else options.start)
+    if checkpoint.exists():
+        trainer.resume(checkpoint)
         print(f"resumed at step {trainer.step}", flush=True)
     frames = sample_frames(12)
     last = min(options.steps, options.until or options.steps)
@@ -277,7 +264,6 @@ def main(arguments: list[str] | None = None) -> None:
         if end or now - looked > options.look_every:
             sheet = options.run / f"step-{trainer.step:06d}.png"
             print(f"step {trainer.step}: {evaluate(trainer.average, frames, options.device, sheet)}", flush=True)
-            trainer.save_small(options.run / "vae-small.pt")
             trainer.export(options.run / "vae.safetensors")
             looked = now
 

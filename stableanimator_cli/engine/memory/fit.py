@@ -83,7 +83,7 @@ def _ff_chunks(config: AnimateConfig, stage: str, estimator: MemoryEstimator) ->
 
 
 def _pose_budget(config: AnimateConfig, stage: str, estimator: MemoryEstimator) -> Change:
-    if stage not in ("UNet", "face optimisation") or config.device.pose_budget_mb == 1:
+    if stage not in ("UNet", "face optimisation") or config.device.pose_budget_mb <= 1:
         return None
     return _device(config, pose_budget_mb=1), Choice("device.pose_budget_mb 1", _EXACT)
 

@@ -25,7 +25,7 @@ from stableanimator_cli.records import ModelFolder
 
 FRAGMENTED = 0.06  # of the total: fragmentation of torch's allocator
 CONTEXT = 600 << 20  # the CUDA context and workspaces of libraries
-_FASTEST_FIRST: tuple[Checkpointing, ...] = ("off", "diffusers", "blocks")  # 1, 1.2 and 1.3 times the compute
+FASTEST_FIRST: tuple[Checkpointing, ...] = ("off", "diffusers", "blocks")  # 1, 1.2 and 1.3 times the compute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ def choose(
         return predict(model, changed, micro_batch=micro_batch, cached=cached, **workload)
 
     plans = []
-    for checkpointing in _FASTEST_FIRST:
+    for checkpointing in FASTEST_FIRST:
         one = plan_for(checkpointing, 1)
         if one.total <= limit:
             # n samples need at most n times the step of one: its gradients and casts exist once

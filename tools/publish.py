@@ -16,10 +16,13 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.catalogue.schema import Component, Entry
 from stableanimator_cli.engine.training.trainable import TRAINED
+from stableanimator_cli.engine.weights import read_tensors
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.train.base_model import table_text
@@ -60,6 +63,25 @@ def publish(run: Path, folder: Path, vae: Path | None = None) -> list[Path]:
     files = [*(path for path in written if path.suffix != ".json"), *_network_files(folder)]
     write_digests(folder, files)
     return written
+
+
+def publish_decoder(weights: Path, folder: Path) -> Path:
+    """Replace the VAE of ``folder`` by ``weights``, whose decoder alone was trained; returns the file.
+
+    Raises ``BadInput`` if ``weights`` has another encoder: latents would no longer be those of the denoiser.
+    """
+    path = folder / VAE
+    new, current = read_tensors(weights), read_tensors(path)
+    frozen = [name for name in current if not name.startswith("decoder.")]
+    changed = [name for name in frozen if name not in new or not torch.equal(new[name].half(), current[name].half())]
+    if changed or new.keys() != current.keys():
+        name = min([*changed, *(new.keys() ^ current.keys())])
+        hint = "a new VAE needs a denoiser that was trained with it: python -m tools.puppet_training --train-vae"
+        raise BadInput(weights, f"another {name}", f"the encoder of {path} and a decoder of the same shapes", hint=hint)
+    with atomic_write(path) as temp:
+        shutil.copyfile(weights, temp)
+    write_digests(folder, [path])
+    return path
 
 
 def _head(entry: Entry) -> str:
@@ -111,9 +133,13 @@ def _network_files(folder: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("run", type=Path, help="a run of `sa train`")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run of `sa train`")
     parser.add_argument("folder", type=Path, help="the model folder whose networks are replaced")
+    parser.add_argument("--decoder", action="store_true", help="RUN is a file of tools.puppet_training.decoder")
     options = parser.parse_args(arguments)
+    if options.decoder:
+        sys.stdout.write(f"{publish_decoder(options.run, options.folder)}\n")
+        return
     for path in publish(options.run, options.folder):
         sys.stdout.write(f"{path}\n")
 

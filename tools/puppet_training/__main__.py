@@ -1,9 +1,11 @@
 """Train the small model in one command that resumes, on portraits of 256x256.
 
 ``python -m tools.puppet_training RUN`` starts from ``models/puppet`` (``--from-scratch``: random weights), draws its
-own data, trains, scores the result on the held-out portraits, and with ``--publish`` writes it into ``models/puppet``.
+own data, trains, writes the model folder ``RUN/final``, scores it on the held-out portraits, and with ``--publish``
+writes it into ``models/puppet``.
 Interrupt at any time; run the same command to resume. On a GPU use ``--device cuda --workers 14 --people 8000 --batch
 128``. ``--train-vae STEPS`` trains the VAE first; a denoiser only works with the VAE that it was trained with.
+``--train-decoder STEPS`` trains its decoder last, on latents that the denoiser made.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from stableanimator_cli.engine.training.trainable import TRAINED
-from tools.publish import VAE, publish
-from tools.puppet_training import clips, vae
+from tools.publish import VAE, publish, publish_decoder
+from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
 
 STAGES = ("pictures", "detail", "clips")
@@ -34,6 +36,15 @@ def train_vae(options: argparse.Namespace) -> Path | None:
         flags += ["--batch", "16", "--workers", str(options.workers)]
     vae.main([str(folder), *flags])
     return folder / "vae.safetensors"
+
+
+def train_decoder(options: argparse.Namespace, model: Path) -> Path | None:
+    """Train the decoder on latents that ``model`` made if requested; returns the weights of the VAE."""
+    if not options.train_decoder:
+        return None
+    flags = ["--model", str(model), "--steps", str(options.train_decoder), "--device", options.device]
+    decoder.main([str(options.run / "decoder"), *flags])
+    return options.run / "decoder" / VAE
 
 
 def train_stage(options: argparse.Namespace, stage: str, model: Path, data: Sequence[Path]) -> Path:
@@ -63,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--people", type=int, default=3000)
     parser.add_argument("--train-vae", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--train-decoder", type=int, default=0, metavar="STEPS")
     parser.add_argument("--steps", type=int, help="of each stage, instead of the settings'")
     parser.add_argument("--batch", type=int, help="images per step, instead of the settings'")
     parser.add_argument("--from-scratch", action="store_true", help="random weights instead of models/puppet's")
@@ -90,12 +102,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             workers=options.workers,
         )
         model = train_stage(options, stage, model, data)
-    command = [sys.executable, "-m", "tools.puppet_training.score", "--model", str(model), "--swap"]
-    command += ["--device", options.device, "--count", str(options.score), "--out", str(options.run / "score.jsonl")]
+    weights = train_decoder(options, model)
+    final = options.run / "final"
+    shutil.rmtree(final, ignore_errors=True)
+    shutil.copytree(BASE, final)
+    for folder in (final, BASE) if options.publish else (final,):
+        publish(model.parent, folder, options.run / "start" / VAE if options.train_vae else None)
+        if weights is not None:
+            publish_decoder(weights, folder)
     if options.score:
-        subprocess.run(command, check=False)
-    if options.publish:
-        publish(model.parent, BASE, options.run / "start" / VAE if options.train_vae else None)
+        command = [sys.executable, "-m", "tools.puppet_training.score", "--model", str(final), "--swap"]
+        command += ["--device", options.device, "--count", str(options.score)]
+        subprocess.run([*command, "--out", str(options.run / "score.jsonl")], check=False)
 
 
 if __name__ == "__main__":

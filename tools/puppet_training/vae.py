@@ -13,6 +13,7 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ from tools.puppet_training.measure import face_scores, face_slice, psnr
 from tools.puppet_training.networks import Discriminator, Features, open_vae, set_channels_last
 
 MODEL = Path("models/puppet")
+CHECKPOINT = "vae.pt"
 _WARM_UP = 60  # steps of a growing learning rate
 ALONE = 100  # steps in which only the discriminator is trained by its loss
 _EMA = 0.998
@@ -79,20 +81,16 @@ class Trainer:
         total = error.abs().mean() + 4 * square + 0.5 * colour + self.options.perceptual * perceptual
         return total, {"l1": float(error.detach().abs().mean()), "perceptual": float(perceptual.detach())}
 
-    def train_step(self, pixels: Tensor, weight: Tensor) -> dict[str, float]:
-        """One step of the VAE and one of the discriminator."""
+    def train_step(self, pixels: Tensor, weight: Tensor, latents: Tensor | None = None) -> dict[str, float]:
+        """One step of the VAE and one of the discriminator; given ``latents``, of the decoder alone."""
         torch.manual_seed(derive_seed("portrait vae", self.step))
         half = half_precision(pixels)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with half:
-            with torch.set_grad_enabled(not self.options.freeze_encoder):
-                posterior = self.vae.encode(pixels, return_dict=False)[0]
-            latents = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
+            latents, spread = self._encode(pixels) if latents is None else (latents, None)
             decoded = self.vae.decode(latents, num_frames=1, return_dict=False)[0].float()
-        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
-        spread = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         free = decoded.detach().requires_grad_()
         total, numbers = self.losses(free, pixels, weight)
         gradient = torch.autograd.grad(total, free)[0]
@@ -109,7 +107,7 @@ class Trainer:
             gradient = gradient + self.options.adversarial * ratio * adversary
             numbers |= {"fooled": float(fooled.detach()), "matched": float(matched.detach())}
         self.optimizer.zero_grad(set_to_none=True)
-        if self.options.freeze_encoder:
+        if spread is None:
             decoded.backward(gradient)
         else:
             torch.autograd.backward([decoded, _KL * spread], [gradient, None])
@@ -120,6 +118,15 @@ class Trainer:
         self.step += 1
         self._update_average()
         return numbers | {"psnr": float(-10 * torch.log10((decoded.detach() - pixels).square().mean() / 4))}
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Sampled latents, and their divergence from unit noise unless the encoder is frozen."""
+        with torch.set_grad_enabled(not self.options.freeze_encoder):
+            posterior = self.vae.encode(pixels, return_dict=False)[0]
+        latents = posterior.mean + posterior.std * torch.randn_like(posterior.mean)
+        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        spread = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        return latents, None if self.options.freeze_encoder else spread
 
     def _train_judge(self, real: Tensor, fake: Tensor, half: Any) -> dict[str, float]:
         with half if self.options.half_judge else nullcontext():
@@ -161,9 +168,13 @@ class Trainer:
             getattr(self, name).load_state_dict(state[name])
 
     def export(self, path: Path) -> None:
-        """Write the averaged VAE like that of ``models/puppet``: float16, latents of unit deviation over portraits."""
-        frames = pixels_of(sample_frames(32)).to(self.options.device)
-        state = unit_latents(self.average, frames)
+        """Write the averaged VAE like that of ``models/puppet``: float16, latents of unit deviation over portraits.
+
+        A frozen encoder keeps its latents as they are: a denoiser was trained with them.
+        """
+        state = self.average.state_dict()
+        if not self.options.freeze_encoder:
+            state = unit_latents(self.average, pixels_of(sample_frames(32)).to(self.options.device))
         with atomic_write(path) as temp:
             save_file({name: tensor.half().contiguous().cpu() for name, tensor in state.items()}, temp)
 
@@ -192,19 +203,18 @@ def decode_means(vae: AutoencoderKLTemporalDecoder, frames: list[PuppetFrame], d
     return out
 
 
-def evaluate(vae: AutoencoderKLTemporalDecoder, frames: list[PuppetFrame], device: str, sheet: Path | None) -> str:
+def evaluate(vae: AutoencoderKLTemporalDecoder, frames: list[PuppetFrame], device: str, sheet: Path) -> str:
     """Score the reconstruction of unseen faces, in one line; ``sheet`` shows the first ones, target over output."""
     images = decode_means(vae, frames, device)
     scores = np.array(
         [face_scores(image, frame.image, frame.face_boxes[0]) for image, frame in zip(images, frames, strict=True)]
     )
-    if sheet is not None:
-        columns = []
-        for image, frame in list(zip(images, frames, strict=True))[:8]:
-            crop = face_slice(frame.face_boxes[0], (256, 256))
-            pair = np.concatenate([cv2.resize(each[crop], (160, 160)) for each in (frame.image, image)])
-            columns.append(pair)
-        cv2.imwrite(str(sheet), np.ascontiguousarray(np.concatenate(columns, axis=1)[:, :, ::-1]))
+    columns = []
+    for image, frame in list(zip(images, frames, strict=True))[:8]:
+        crop = face_slice(frame.face_boxes[0], (256, 256))
+        pair = np.concatenate([cv2.resize(each[crop], (160, 160)) for each in (frame.image, image)])
+        columns.append(pair)
+    cv2.imwrite(str(sheet), np.ascontiguousarray(np.concatenate(columns, axis=1)[:, :, ::-1]))
     full = np.mean([psnr(image, frame.image) for image, frame in zip(images, frames, strict=True)])
     return f"face {scores[:, 0].mean():.2f} dB, sharpness {scores[:, 1].mean():.3f}, whole {full:.2f} dB"
 
@@ -233,39 +243,53 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = parse(arguments)
+def open_trainer(options: argparse.Namespace, weights: Path) -> Trainer:
+    """The training of the VAE ``weights`` in ``options.run``, resumed from its checkpoint if there is one."""
     options.run.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1 if options.device == "cpu" else 4)
     torch.manual_seed(derive_seed("portrait vae"))
-    first = MODEL / "vae.safetensors"
-    trainer = Trainer(options, open_vae(first), open_vae(first), Discriminator(), Features(MODEL / "video.onnx"))
-    checkpoint = options.run / "vae.pt"
-    if checkpoint.exists():
-        trainer.resume(checkpoint)
+    trainer = Trainer(options, open_vae(weights), open_vae(weights), Discriminator(), Features(MODEL / "video.onnx"))
+    if (options.run / CHECKPOINT).exists():
+        trainer.resume(options.run / CHECKPOINT)
         print(f"resumed at step {trainer.step}", flush=True)
-    frames = sample_frames(12)
+    return trainer
+
+
+def train(trainer: Trainer, train_step: Callable[[], dict[str, float]], look: Callable[[Path], str]) -> None:
+    """Repeat ``train_step``; save, and write figures and a sheet by ``look``, every few minutes and at the end."""
+    options, shown = trainer.options, trainer.shown
     last = min(options.steps, options.until or options.steps)
     started = saved = looked = time.monotonic()
     start = trainer.step
     if not start:
-        print(f"step 0: {evaluate(trainer.average, frames, options.device, options.run / 'start.png')}", flush=True)
-    data = batches(Crops(last, options.batch), start, last, options.workers)
-    for pixels, weight in data:
-        for key, value in trainer.train_step(pixels.to(options.device), weight.to(options.device)).items():
-            trainer.shown[key] = value if key not in trainer.shown else 0.98 * trainer.shown[key] + 0.02 * value
+        print(f"step 0: {look(options.run / 'start.png')}", flush=True)
+    while trainer.step < last:
+        for key, value in train_step().items():
+            shown[key] = value if key not in shown else 0.98 * shown[key] + 0.02 * value
         now, end = time.monotonic(), trainer.step == last
         if trainer.step % 100 == 0 or end:
-            numbers = " ".join(f"{key} {value:.4f}" for key, value in trainer.shown.items())
+            numbers = " ".join(f"{key} {value:.4f}" for key, value in shown.items())
             print(f"step {trainer.step}, {(now - started) / (trainer.step - start):.2f} s each: {numbers}", flush=True)
         if end or now - saved > options.save_every:
-            trainer.save(checkpoint)
+            trainer.save(options.run / CHECKPOINT)
             saved = now
         if end or now - looked > options.look_every:
-            sheet = options.run / f"step-{trainer.step:06d}.png"
-            print(f"step {trainer.step}: {evaluate(trainer.average, frames, options.device, sheet)}", flush=True)
+            print(f"step {trainer.step}: {look(options.run / f'step-{trainer.step:06d}.png')}", flush=True)
             trainer.export(options.run / "vae.safetensors")
             looked = now
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    torch.set_num_threads(1 if options.device == "cpu" else 4)
+    trainer = open_trainer(options, MODEL / "vae.safetensors")
+    frames = sample_frames(12)
+    data = batches(Crops(options.steps, options.batch), trainer.step, options.steps, options.workers)
+
+    def train_step() -> dict[str, float]:
+        pixels, weight = (tensor.to(options.device) for tensor in next(data))
+        return trainer.train_step(pixels, weight)
+
+    train(trainer, train_step, lambda sheet: evaluate(trainer.average, frames, options.device, sheet))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import schema
@@ -169,3 +169,24 @@ def test_an_invalid_run_or_folder_is_refused(
         publish(tmp_path / "empty", folder)
     assert module.exit_code_of(lambda: module.main([str(tmp_path / "empty"), str(folder)])) == 3
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'empty'}: found no checkpoint")
+
+
+def test_a_new_decoder_is_published_and_another_encoder_is_refused(copied: Path, folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(copied / "vae.safetensors")
+    decoder = {name: tensor + name.startswith("decoder.") for name, tensor in tensors.items()}
+    save_file(decoder, tmp_path / "decoder.safetensors")
+    assert module.publish_decoder(tmp_path / "decoder.safetensors", folder) == folder / "vae.safetensors"
+    verify(schema.read(folder))
+    assert torch.equal(
+        load_file(folder / "vae.safetensors")["decoder.conv_in.bias"], tensors["decoder.conv_in.bias"] + 1
+    )
+
+    save_file({**decoder, "quant_conv.bias": tensors["quant_conv.bias"] + 1}, tmp_path / "other.safetensors")
+    published = (folder / "vae.safetensors").read_bytes()
+    with pytest.raises(BadInput, match=r"another quant_conv\.bias"):
+        module.publish_decoder(tmp_path / "other.safetensors", folder)
+    del decoder["decoder.conv_in.bias"]
+    save_file(decoder, tmp_path / "fewer.safetensors")
+    with pytest.raises(BadInput, match=r"another decoder\.conv_in\.bias"):
+        module.publish_decoder(tmp_path / "fewer.safetensors", folder)
+    assert (folder / "vae.safetensors").read_bytes() == published

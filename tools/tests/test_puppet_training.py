@@ -5,11 +5,11 @@ import argparse
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.files import sha256_of
-from tools.puppet_training import heldout, vae
+from tools.puppet_training import decoder, heldout, vae
 from tools.puppet_training.figures import Crops, sample_frames
 from tools.puppet_training.measure import face_scores
 from tools.puppet_training.model import BASE, copy_model
@@ -87,3 +87,32 @@ def test_a_copied_model_has_the_new_vae_and_its_digest(tmp_path):
     assert digests["vae.safetensors"] == sha256_of(weights)
     assert digests["unet.safetensors"] == sha256_of(BASE / "unet.safetensors")
     assert entry.training == {}
+
+
+def test_a_decoder_is_trained_on_latents_of_the_denoiser(tmp_path, monkeypatch, capsys):
+    """Its encoder stays, its pairs and its run resume, and its crops of latents lie where those of the pixels do."""
+    monkeypatch.setattr(decoder, "FRAMES", 1)
+    monkeypatch.setattr(decoder, "VALIDATION", 1)
+    monkeypatch.setattr(vae, "ALONE", 0)
+    run = tmp_path / "run"
+    decoder.main([str(run), "--people", "1", "--steps", "1"])
+    pair = load_file(run / "pairs" / "0000.safetensors")
+    assert pair["denoised"].shape == pair["encoded"].shape == (1, 16, 32, 32)
+    assert 0.01 < (pair["denoised"].float() - pair["encoded"].float()).square().mean() < 0.5
+    before, after = load_file(vae.MODEL / "vae.safetensors"), load_file(run / "vae.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+
+    written = (run / "pairs" / "0000.safetensors").stat().st_mtime_ns
+    decoder.main([str(run), "--people", "1", "--steps", "2"])
+    assert (run / "pairs" / "0000.safetensors").stat().st_mtime_ns == written
+    assert "resumed at step 1" in capsys.readouterr().out
+
+    pixels, weight, latents = decoder.PairCrops(run / "pairs", 2)[0]
+    assert pixels.shape == (2, 3, 128, 128)
+    assert weight.shape == (2, 1, 128, 128)
+    assert latents.shape == (2, 16, 16, 16)
+    image, full = pair["images"][0].permute(2, 0, 1).float().div(127.5).sub(1), pair["denoised"][0].float()
+    places = [(y, x) for y in range(17) for x in range(17) if torch.equal(full[:, y : y + 16, x : x + 16], latents[0])]
+    assert [torch.equal(image[:, 8 * y : 8 * y + 128, 8 * x : 8 * x + 128], pixels[0]) for y, x in places] == [True]

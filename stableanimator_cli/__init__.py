@@ -1,3 +1,25 @@
-"""StableAnimator on the command line: pictures into videos that keep the face."""
+"""StableAnimator: animate a person in an image after a motion, and keep the face.
 
+``animate``, ``preprocess``, ``train`` and ``evaluate`` are the functions of ``api``; their packages can be called.
+``Animator`` keeps a model loaded. Nothing is imported before its first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stableanimator_cli.api import Animator, animate, evaluate, preprocess, train
+
+__all__ = ["Animator", "__version__", "animate", "evaluate", "preprocess", "train"]
 __version__ = "0.1.0"
+
+_LAZY = {"Animator": "api"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -23,6 +23,7 @@ GROUND = {
     "readers",
     "readers_fields",
     "html_pages",
+    "callable_package",
     "version",
 }
 STORES = {"catalogue", "media", "motion"}
@@ -33,6 +34,7 @@ ENGINE = {"engine", "engine.memory", "engine.training"}
 
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
+    "version": GROUND | {"api"},  # the names that programs import, at their first use
     **{room: GROUND | {room} for room in STORES},
     "clip_folder": GROUND | STORES,
     **{room: FOLDER | {room} for room in ROOMS},
@@ -41,6 +43,7 @@ MAY_IMPORT = {
     "engine.memory": FOLDER | ROOMS | ENGINE,
     **{verb: FOLDER | ROOMS | ENGINE | {verb} for verb in VERBS},
     "bench": FOLDER | ROOMS | ENGINE | VERBS | {"bench"},
+    "api": FOLDER | ROOMS | ENGINE | VERBS | {"api"},
     "doctor": GROUND | {"catalogue", "doctor"},
     "cli": FOLDER | ROOMS | ENGINE | VERBS | {"bench", "doctor", "cli"},
     "main": GROUND | {"cli"},

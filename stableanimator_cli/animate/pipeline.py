@@ -28,7 +28,7 @@ from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.denoiser_calls import denoiser_calls, resumable_steps
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.engine import Distribute, Engine
+from stableanimator_cli.engine.engine import Distribute, Engine, EngineCache
 from stableanimator_cli.engine.memory.fit import Choice, fit_to_limit
 from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
@@ -74,63 +74,24 @@ def run_pipeline(
     restart: bool = False,
     reporter: Reporter | None = None,
     workers: WorkerGroup | None = None,
+    engines: EngineCache | None = None,
 ) -> Animation | AnimationPlan:
     """Run a validated config. ``use_face`` is the result of ``validate``. Without ``workers`` (torchrun's processes)
-    as many as ``--gpus`` are spawned."""
+    as many as ``--gpus`` are spawned. ``engines`` keeps the model loaded for the next run."""
     reporter = WarningLog(reporter or NullReporter())
-    for warning in model.warnings:
-        reporter.warning(warning)
-    size = config.size
-    plan = DevicePlan.of(config.device)
-    config = with_process_count(config, plan, workers)
     with contextlib.ExitStack() as stack:
         if not plan_only:
             stack.enter_context(locked_output(config.output, "sa animate"))
-        image = read_reference(config.reference)
-        detectors = functools.cache(lambda: Detectors.open(model, str(plan.device), faces=False))
-        read_motion = functools.cache(
-            lambda: open_driving(config, reporter, detectors=detectors, reference=image, count_only=plan_only)
-        )
-        estimator = functools.partial(MemoryEstimator, model=model, device=plan.device, dtype=plan.dtype, size=size)
-        choices: tuple[Choice, ...] = ()
-        if config.device.max_memory is not None:
-            frames = len(read_motion().skeletons) + (config.windows.anchor == "reference")
-            config, choices = fit_to_limit(config, estimator(frames=frames))
-            plan = DevicePlan.of(config.device)
-            for choice in choices:
-                reporter.info(f"to fit: {choice}")
-        checkpoints = None if plan_only else CheckpointManager(config, model, plan, reporter, restart=restart)
-        transform = resize_transform((image.shape[1], image.shape[0]), size, config.resize)
-        report_crop(transform, config.reference, reporter)
-        engine = stack.enter_context(Engine.open(model, plan, id_mode=config.id_adapter or "distribution"))
-        # the face before the motion, which may be long: a missing face is reported at once
-        if plan_only:
-            face = reference_face.check_reference_face(config, engine, reporter)
-        else:
-            face = reference_face.detect_reference_face(config, engine, image, reporter)
-        driving = read_motion()
-        poses = driving.skeletons
-        if config.windows.anchor == "reference":
-            poses = poses.with_anchor(anchor_pose(config.reference, image, transform, detectors))
-        x0, y0, x1, y1 = (round(side) for side in transform.box)
-        windows = config.windows
-        request = RenderRequest(
-            image=image[y0:y1, x0:x1],  # the image encoder sees the animated part at full detail
-            resized=transform.apply_image(image, resample="lanczos"),
-            face=face.vector if use_face else None,
-            poses=poses,
-            plan=plan_windows(len(poses), length=windows.length, overlap=windows.overlap, blend=windows.blend),
-            sampling=config.sampling,
-            decode=config.decode,
-            noise_period=windows.length,
-            has_anchor=windows.anchor == "reference",
-        )
-        if not use_face and face.vector is not None:
-            reporter.warning(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
+        engines = engines or stack.enter_context(EngineCache())
+        inputs = open_inputs(config, model, reporter, workers=workers, plan_only=plan_only)
+        config = inputs.config
+        checkpoints = None if plan_only else CheckpointManager(config, model, inputs.plan, reporter, restart=restart)
+        prepared = prepare(inputs, engines, use_face=use_face, plan_only=plan_only, reporter=reporter)
+        engine, request, face, driving = prepared.engine, prepared.request, prepared.face, prepared.driving
         if checkpoints is None:
-            memory = estimator(frames=len(poses)).of(config)
-            return AnimationPlan.of(config, engine, request, driving, memory, choices)
-        refine = reference_face.build_face_optimization(config, engine, image, face, driving, reporter)
+            memory = inputs.estimator(frames=request.plan.total).of(config)
+            return AnimationPlan.of(config, engine, request, driving, memory, inputs.choices)
+        refine = reference_face.build_face_optimization(config, engine, inputs.image, face, driving, reporter)
         onnx.warn_of_fallbacks(reporter)
         group = stack.enter_context(worker_group(config, request, workers, reporter))
         return sample_and_write(
@@ -146,6 +107,101 @@ def run_pipeline(
                 distribute=None if group is None else group.distribute,
             )
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenInputs:
+    """Reference and motion of a run, with the settings that fit the memory limit.
+
+    ``motion`` reads the motion once; ``detectors`` opens the detectors once; ``estimator`` predicts memory.
+    """
+
+    config: AnimateConfig
+    model: ModelFolder
+    plan: DevicePlan
+    image: np.ndarray
+    motion: Callable[[], Driving]
+    detectors: Callable[[], Detectors]
+    estimator: Callable[..., MemoryEstimator]
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An engine and the rendering requested of it."""
+
+    engine: Engine
+    request: RenderRequest
+    driving: Driving
+    face: ReferenceFace
+
+
+def open_inputs(
+    config: AnimateConfig,
+    model: ModelFolder,
+    reporter: Reporter,
+    *,
+    workers: WorkerGroup | None = None,
+    plan_only: bool = False,
+) -> OpenInputs:
+    """Read the reference, and choose settings below ``--max-memory``. Raises ``SaError``."""
+    for warning in model.warnings:
+        reporter.warning(warning)
+    plan = DevicePlan.of(config.device)
+    config = with_process_count(config, plan, workers)
+    image = read_reference(config.reference)
+    requested = config
+    detectors = functools.cache(lambda: Detectors.open(model, str(plan.device), faces=False))
+    read_motion = functools.cache(
+        lambda: open_driving(requested, reporter, detectors=detectors, reference=image, count_only=plan_only)
+    )
+    estimator = functools.partial(MemoryEstimator, model=model, device=plan.device, dtype=plan.dtype, size=config.size)
+    choices: tuple[Choice, ...] = ()
+    if config.device.max_memory is not None:
+        frames = len(read_motion().skeletons) + (config.windows.anchor == "reference")
+        config, choices = fit_to_limit(config, estimator(frames=frames))
+        plan = DevicePlan.of(config.device)
+        for choice in choices:
+            reporter.info(f"to fit: {choice}")
+    return OpenInputs(
+        config=config, model=model, plan=plan, image=image, motion=read_motion, detectors=detectors,
+        estimator=estimator, choices=choices,
+    )  # fmt: skip
+
+
+def prepare(
+    inputs: OpenInputs, engines: EngineCache, *, use_face: bool, plan_only: bool, reporter: Reporter
+) -> Prepared:
+    """Open the engine, detect the face and read the motion. ``plan_only`` detects nothing. Raises ``SaError``."""
+    config, model, image = inputs.config, inputs.model, inputs.image
+    transform = resize_transform((image.shape[1], image.shape[0]), config.size, config.resize)
+    report_crop(transform, config.reference, reporter)
+    engine = engines.open(model, inputs.plan, id_mode=config.id_adapter or "distribution")
+    # the face before the motion, which may be long: a missing face is reported at once
+    if plan_only:
+        face = reference_face.check_reference_face(config, engine, reporter)
+    else:
+        face = reference_face.detect_reference_face(config, engine, image, reporter)
+    driving = inputs.motion()
+    poses = driving.skeletons
+    if config.windows.anchor == "reference":
+        poses = poses.with_anchor(anchor_pose(config.reference, image, transform, inputs.detectors))
+    x0, y0, x1, y1 = (round(side) for side in transform.box)
+    windows = config.windows
+    request = RenderRequest(
+        image=image[y0:y1, x0:x1],  # the image encoder sees the animated part at full detail
+        resized=transform.apply_image(image, resample="lanczos"),
+        face=face.vector if use_face else None,
+        poses=poses,
+        plan=plan_windows(len(poses), length=windows.length, overlap=windows.overlap, blend=windows.blend),
+        sampling=config.sampling,
+        decode=config.decode,
+        noise_period=windows.length,
+        has_anchor=windows.anchor == "reference",
+    )
+    if not use_face and face.vector is not None:
+        reporter.warning(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
+    return Prepared(engine=engine, request=request, driving=driving, face=face)
 
 
 def read_reference(path: Path) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,14 @@ from stableanimator_cli.config.refine import PRESETS
 from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
 from stableanimator_cli.files import check_apart, check_replaceable, require_file
-from stableanimator_cli.progress import Reporter
+from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from stableanimator_cli.animate.result import Animation, AnimationPlan
+    from stableanimator_cli.engine.engine import EngineCache
     from stableanimator_cli.engine.parallel import WorkerGroup
 
 SMALLEST_OUTPUT = 64  # pixels per side, below which the UNet's coarsest level is empty
@@ -38,12 +41,13 @@ def run(
     plan_only: bool = False,
     restart: bool = False,
     reporter: Reporter | None = None,
+    engines: Callable[[], EngineCache] | None = None,
 ) -> Animation | AnimationPlan:
     """Animate REFERENCE with MOTION. ``flags`` by option name, None if not given; see ``config.AnimateConfig``.
 
     Writes ``OUT.mp4`` (and ``OUT.preview.mp4``) and ``OUT.json``, each complete or not at all. Resumes an interrupted
     run (``checkpoint.py``), unless ``restart``. Raises ``SaError``. Under torchrun rank 0 does all this and returns the
-    result; other ranks only denoise, then exit.
+    result; other ranks only denoise, then exit. ``engines`` opens what keeps the model loaded for the next run.
     """
     if distributed.rank() > 0:
         from stableanimator_cli.engine import parallel_worker
@@ -56,8 +60,30 @@ def run(
         from stableanimator_cli.animate.pipeline import run_pipeline
 
         return run_pipeline(
-            config, model, use_face=use_face, plan_only=plan_only, restart=restart, reporter=reporter, workers=workers
-        )
+            config, model, use_face=use_face, plan_only=plan_only, restart=restart, reporter=reporter, workers=workers,
+            engines=None if engines is None else engines(),
+        )  # fmt: skip
+
+
+def run_frames(
+    *,
+    flags: Mapping[str, Any],
+    engines: Callable[[], EngineCache],
+    config_file: Path | None = None,
+    reporter: Reporter | None = None,
+) -> Iterator[np.ndarray]:
+    """Validate, then yield frames uint8[h,w,3] as they are decoded. The output of ``flags`` is not written."""
+    config, model = resolve_config(flags, config_file)
+    for flag, value, expected in (
+        ("--min-csim", config.refine.min_csim, "none: frames that are handed out are not measured"),
+        ("--gpus", config.device.gpus if config.device.gpus > 1 else None, "1: frames come from this process"),
+    ):
+        if value is not None:
+            raise ConfigError(flag, value, expected, hint="write a video to use it")
+    use_face = validate(config, model, writes=False)
+    from stableanimator_cli.animate.frames import render_frames
+
+    return render_frames(config, model, use_face=use_face, engines=engines(), reporter=reporter or NullReporter())
 
 
 def _torchrun_group() -> AbstractContextManager[WorkerGroup | None]:
@@ -90,10 +116,10 @@ def resolve_config(flags: Mapping[str, Any], config_file: Path | None) -> tuple[
     return resolve(AnimateConfig, flags, None, defaults, preset=(file, str(config_file))), model
 
 
-def validate(config: AnimateConfig, model: ModelFolder) -> bool:
+def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) -> bool:
     """Refuse every mistake that can be found before anything is loaded. Raises ``SaError``.
 
-    Returns whether the UNet receives the face embedding (``uses_face``).
+    Returns whether the UNet receives the face embedding (``uses_face``). ``writes`` False ignores the output.
     """
     _check_size(config)
     sampling, refine = config.sampling, config.refine
@@ -117,7 +143,8 @@ def validate(config: AnimateConfig, model: ModelFolder) -> bool:
     if refine.steps is not None and first >= last:
         expected = f"a range that holds one of {sampling.steps} steps"
         raise ConfigError("--refine-steps", dump_range(refine.steps), expected)
-    _check_output(config)
+    if writes:
+        _check_output(config)
     _check_layers(config, model)
     face = uses_face(config, model)
     require_file(config.reference, "an image (PNG, JPEG, WebP or BMP)")

@@ -269,3 +269,34 @@ class Engine:
     def decoder(self) -> Decoder:
         """The VAE's decoder; ``vae`` must be resident."""
         return Decoder(self.networks["vae"], self.calls)
+
+
+class EngineCache:
+    """Keep the last engine open: the next request with the same model and device settings finds its networks loaded.
+
+    A context manager, which closes the engine.
+    """
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+
+    def open(self, model: ModelFolder, plan: DevicePlan, *, id_mode: IDMode = "distribution") -> Engine:
+        """The open engine with its call counts at zero, or another one in its place."""
+        engine = self._engine
+        if engine is None or (engine.model, engine.plan, engine.id_mode) != (model, plan, id_mode):
+            self.close()
+            self._engine = engine = Engine.open(model, plan, id_mode=id_mode).__enter__()
+        engine.calls.clear()
+        return engine
+
+    def close(self) -> None:
+        """Free the device."""
+        if self._engine is not None:
+            self._engine.__exit__(None, None, None)
+        self._engine = None
+
+    def __enter__(self) -> EngineCache:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,36 @@
+"""Frames of an animation for a program that shows or stores them itself: nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from stableanimator_cli.animate.pipeline import open_inputs, prepare
+from stableanimator_cli.animate.reference_face import FacesRefined, build_face_optimization
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.detect import onnx
+from stableanimator_cli.engine.denoiser_calls import denoiser_calls
+from stableanimator_cli.engine.engine import EngineCache
+from stableanimator_cli.engine.render import Callbacks, Timings, decode, sample
+from stableanimator_cli.progress import Reporter
+from stableanimator_cli.records import ModelFolder
+
+
+def render_frames(
+    config: AnimateConfig, model: ModelFolder, *, use_face: bool, engines: EngineCache, reporter: Reporter
+) -> Iterator[np.ndarray]:
+    """Yield the frames uint8[h,w,3] of a validated config as they are decoded. Raises ``SaError``."""
+    inputs = open_inputs(config, model, reporter)
+    config = inputs.config
+    prepared = prepare(inputs, engines, use_face=use_face, plan_only=False, reporter=reporter)
+    engine, request = prepared.engine, prepared.request
+    refine = build_face_optimization(config, engine, inputs.image, prepared.face, prepared.driving, reporter)
+    onnx.warn_of_fallbacks(reporter)
+    timings = Timings()
+    with reporter.progress(len(request.plan) * len(denoiser_calls(request.sampling)), "denoise", "window") as bar:
+        latents = sample(engine, request, timings, Callbacks(window=lambda: bar.update()), refine=refine)
+    faces = FacesRefined.of(refine, [] if refine is None else refine.log, request.frames)
+    if faces is not None:
+        faces.report(reporter)
+    yield from decode(engine, request, latents, timings)

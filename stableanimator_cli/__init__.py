@@ -1,7 +1,8 @@
 """StableAnimator: animate a person in an image after a motion, and keep the face.
 
 ``animate``, ``preprocess``, ``train`` and ``evaluate`` are the functions of ``api``; their packages can be called.
-``Animator`` keeps a model loaded. Nothing is imported before its first use.
+``Animator`` keeps a model loaded, ``StableAnimatorPipeline`` is a diffusers pipeline of the same networks. Nothing is
+imported before its first use.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stableanimator_cli.api import Animator, animate, evaluate, preprocess, train
+    from stableanimator_cli.diffusers_pipeline import StableAnimatorPipeline
 
-__all__ = ["Animator", "__version__", "animate", "evaluate", "preprocess", "train"]
+__all__ = ["Animator", "StableAnimatorPipeline", "__version__", "animate", "evaluate", "preprocess", "train"]
 __version__ = "0.1.0"
 
-_LAZY = {"Animator": "api"}
+_LAZY = {"Animator": "api", "StableAnimatorPipeline": "diffusers_pipeline"}
 
 
 def __getattr__(name: str) -> Any:

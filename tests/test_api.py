@@ -21,6 +21,7 @@ from stableanimator_cli.engine import engine as engine_module
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.motion_file import save_motion
+from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.puppets.scene import sample_scene
 from tests.animate.clips import plain_picture
 from tests.conftest import ROOT
@@ -141,17 +142,22 @@ def test_importing_the_functions_loads_nothing_heavy():
     assert set(done.stdout.split()).isdisjoint({"torch", "numpy", "diffusers", "typer", "rich", "cv2", "PIL"})
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' scheduler, numpy 2
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
     """``docs/python.md``, in an empty folder with a portrait and its motion."""
     scene = sample_scene("val", 0, framing="portrait", size=(256, 256), clip=0, frames=2)
     Image.fromarray(scene.reference().image).save(tmp_path / "person.png")
     save_motion(tmp_path / "poses.npz", scene.motion())
+    for index, people in enumerate(scene.motion().keypoints):
+        Image.fromarray(draw_skeleton(people, (256, 256))).save(tmp_path / f"pose-{index}.png")
+    inputs = {file.name for file in tmp_path.iterdir()}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SA_MODEL", "puppet")
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         exec(compile(example, "docs/python.md", "exec"), {})
     names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"person.png", "poses.npz", "out.mp4", "out.json", "1-0.png", "1-1.png", "2-0.png", "2-1.png"}
+    made = {"out.mp4", "out.json", "1-0.png", "1-1.png", "2-0.png", "2-1.png", "pipeline-0.png"}
+    assert names == inputs | made

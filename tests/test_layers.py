@@ -34,7 +34,7 @@ ENGINE = {"engine", "engine.memory", "engine.training"}
 
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
-    "version": GROUND | {"api"},  # the names that programs import, at their first use
+    "version": GROUND | {"api", "diffusers_pipeline"},  # the names that programs import, at their first use
     **{room: GROUND | {room} for room in STORES},
     "clip_folder": GROUND | STORES,
     **{room: FOLDER | {room} for room in ROOMS},
@@ -44,6 +44,7 @@ MAY_IMPORT = {
     **{verb: FOLDER | ROOMS | ENGINE | {verb} for verb in VERBS},
     "bench": FOLDER | ROOMS | ENGINE | VERBS | {"bench"},
     "api": FOLDER | ROOMS | ENGINE | VERBS | {"api"},
+    "diffusers_pipeline": FOLDER | ROOMS | ENGINE | VERBS,
     "doctor": GROUND | {"catalogue", "doctor"},
     "cli": FOLDER | ROOMS | ENGINE | VERBS | {"bench", "doctor", "cli"},
     "main": GROUND | {"cli"},
@@ -51,9 +52,9 @@ MAY_IMPORT = {
 
 # Where a distribution may be imported at all: rooms, or files by their pattern.
 ONLY_IN = {
-    "torch": {"nets", "diffusion", "metrics", "animate", "train", "evaluate", "bench"} | ENGINE,
-    "diffusers": {"nets", "train", "bench"} | ENGINE,
-    "transformers": {"nets", "train", "bench"} | ENGINE,
+    "torch": {"nets", "diffusion", "metrics", "animate", "train", "evaluate", "bench", "diffusers_pipeline"} | ENGINE,
+    "diffusers": {"nets", "train", "bench", "diffusers_pipeline"} | ENGINE,
+    "transformers": {"nets", "train", "bench", "diffusers_pipeline"} | ENGINE,
     "accelerate": {"train", "bench"} | ENGINE,
     "onnxruntime": {"detect/onnx.py"},
     "onnx": {"nets", "detect"},

@@ -13,6 +13,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from stableanimator_cli.nets.placed import PlacedModule
+
 HEAD_WIDTH = 64
 
 
@@ -89,7 +91,7 @@ class FusionModel(nn.Module):
         return self.norm_out(self.proj_out(tokens))
 
 
-class FaceEncoder(nn.Module):
+class FaceEncoder(PlacedModule):
     """face [b,512] raw ArcFace vector, image [b,1,c] CLIP token -> face tokens [b,num_tokens,cross_attention_dim]."""
 
     def __init__(self, config: FaceEncoderConfig) -> None:

@@ -7,10 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from stableanimator_cli.nets.placed import PlacedModule
+
 STRIDE = 8  # three strided convolutions land on the latent grid
 
 
-class PoseNet(nn.Module):
+class PoseNet(PlacedModule):
     """Skeleton pixels [b,3,8h,8w] in [-1,1] -> [b,noise_latent_channels,h,w].
 
     The caller folds time: the network sees single images, so features can be cached per frame. ``final_proj`` starts

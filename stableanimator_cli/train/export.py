@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,24 +73,39 @@ def _write_upstream(source: Path, model: ModelFolder, weights: str | None, folde
 
 def _write_model(source: Path, model: ModelFolder, weights: str | None, folder: Path) -> None:
     entry = schema.read(source)
+    tensors = {role: _read(source, model, role, weights) for role in TRAINED}
+    name = plain_name(folder.name.split(".")[1])
+    write_model_folder(model, tensors, folder, name=name, summary=entry.summary, training=_plain(entry.training))
+
+
+def write_model_folder(
+    model: ModelFolder,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    folder: Path,
+    *,
+    name: str,
+    summary: str,
+    training: Mapping[str, Any],
+) -> None:
+    """Write a model folder with the networks ``tensors`` by role, and copies of the other files of ``model``."""
     components: dict[str, tuple[str | None, str | None]] = {}
     for role in dict.fromkeys((*model.files, *model.configs)):
         file = None
-        if role in TRAINED:
+        if role in tensors:
             file = f"{role}.safetensors"
-            checkpoint.save_tensors(_read(source, model, role, weights), folder / file)
+            checkpoint.save_tensors(dict(tensors[role]), folder / file)
         elif role in model.files:
             file = _copy(model.files[role], role, folder)
         components[role] = (file, write_network_config(model.configs, role, folder))
     written = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".json"]
     text = model_toml(
-        name=plain_name(folder.name.split(".")[1]),
-        summary=entry.summary,
+        name=name,
+        summary=summary,
         model=model,
         defaults=model.defaults,
         components=components,
         files=[file_entry(path, folder) for path in written],
-        training=_plain(entry.training),
+        training=training,
     )
     (folder / schema.FILE_NAME).write_text(text, encoding="utf-8")
 

@@ -65,6 +65,12 @@ def _fail_unexpected(error: Exception) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, which is printed already
         return BadUsage.exit_code
     words = " ".join(format_message().split()).rstrip(".")
+    flag = getattr(error, "option_name", None)
+    if isinstance(flag, str) and type(error).__name__ == "NoSuchOption":
+        from stableanimator_cli.cli.reference_flags import counterpart
+
+        ours = counterpart(command.split()[-1], flag)
+        words = words if ours is None else f"no option {flag}: {ours}"
     return _fail(BadUsage(words[:1].lower() + words[1:], hint=f"`{command} --help` shows what it takes"))
 
 
@@ -106,7 +112,8 @@ def _fail(error: SaError) -> int:
                 return lost.exit_code
             streams.write_stderr(f"sa: {plain(error.message)}\n")
     else:
-        hint = f"hint: {plain(error.hint)}\n" if error.hint else ""
+        hint = "\n      ".join(map(plain, error.hint.split("\n"))) if error.hint else ""
+        hint = f"hint: {hint}\n" if hint else ""
         streams.write_stderr(f"sa: {plain(error.message)}\n{hint}")
     return error.exit_code
 

@@ -68,17 +68,31 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _OUT_OF_MEMORY)
 
 
+class _Lines(str):
+    """A printable hint whose line breaks are meant, as ``SaError.hint`` holds it: a hint may be passed on."""
+
+    __slots__ = ()
+
+    def __new__(cls, hint: str | tuple[str, ...]) -> _Lines:
+        lines = (hint,) if isinstance(hint, str) else hint
+        return super().__new__(cls, "\n".join(line if isinstance(line, _Lines) else plain(line) for line in lines))
+
+    def __getnewargs__(self) -> tuple[tuple[str, ...]]:  # for pickle
+        return (tuple(self.split("\n")),)
+
+
 class SaError(Exception):
-    """Base of all expected failures. ``message`` is one line; ``hint`` says how to mend it."""
+    """Base of all expected failures. ``message`` is one line; ``hint`` says how to mend it, in several lines if it is a
+    tuple."""
 
     exit_code = 70
     code = "internal"
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(self, message: str, *, hint: str | tuple[str, ...] | None = None) -> None:
         message = plain(message)
         super().__init__(message)
         self.message = message
-        self.hint = None if hint is None else plain(hint)
+        self.hint = None if hint is None else hint if isinstance(hint, _Lines) else _Lines(hint)
 
     def to_json(self) -> str:
         return json.dumps({"error": self.code, "message": self.message, "hint": self.hint, "exit_code": self.exit_code})
@@ -136,7 +150,13 @@ class BadInput(SaError):
     code = "bad-input"
 
     def __init__(
-        self, path: Path | str, found: str, expected: str, *, frame: int | None = None, hint: str | None = None
+        self,
+        path: Path | str,
+        found: str,
+        expected: str,
+        *,
+        frame: int | None = None,
+        hint: str | tuple[str, ...] | None = None,
     ) -> None:
         where = cut(f"{path}") if frame is None else f"{cut(f'{path}')}, frame {frame}"
         super().__init__(f"{where}: found {cut(found, 2 * QUOTED)}, expected {expected}", hint=hint)
@@ -168,10 +188,17 @@ class NoPerson(SaError):
 
 
 class ModelMissing(SaError):
-    """A model or one of its files is not on this machine."""
+    """A model or one of its files is not on this machine. ``downloads``: names of the catalogue that provide it."""
 
     exit_code = 5
     code = "model-missing"
+    downloads: tuple[str, ...] = ()
+
+    def __init__(
+        self, message: str, *, hint: str | tuple[str, ...] | None = None, downloads: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.downloads = downloads
 
 
 class ModelDamaged(SaError):

@@ -263,21 +263,21 @@ def locked_output(
     """Lock the output for this process. Raises ``BadInput`` while another process writes it.
 
     ``command`` is named in the message: ``sa animate``. The lock of a file is ``.NAME.lock`` beside it; that of a
-    ``folder``, which is created if missing, is ``.sa.lock`` in it. It is removed with the block, and so is a created
-    folder that stayed empty. Processes with ``shard`` (I, N) share a folder, each part once, as ``.sa.I-of-N.lock``.
+    ``folder``, which is created if missing, is ``.sa.lock`` in it. It is removed with the block, and so are created
+    folders that stayed empty. Processes with ``shard`` (I, N) share a folder, each part once, as ``.sa.I-of-N.lock``.
     """
     if not output.name and not folder:  # "." has no name for a lock
         output = output.absolute()
     if not output.name and not folder:
         raise BadInput.because(output, "it is no name for an output", hint="choose another -o")
-    made = folder and not output.exists()
+    made = [path for path in (output, *output.parents) if not path.exists()] if folder else []
     with translate_os_errors(output):
         (output if folder else output.parent).mkdir(parents=True, exist_ok=True)
     exclusive = output / ".sa.lock" if folder else output.with_name(f".{output.name}.lock")
     lock = exclusive if shard is None else output / f".sa.{shard[0]}-of-{shard[1]}.lock"
     with contextlib.ExitStack() as stack:
-        if made:
-            stack.callback(_remove_empty, output)
+        for path in reversed(made):  # callbacks run in reverse order: the innermost folder goes first
+            stack.callback(_remove_empty, path)
         free = stack.enter_context(exclusive_lock(lock))
         others = list(output.glob(".sa.*-of-*.lock")) if folder else []
         if shard is not None:

@@ -22,6 +22,7 @@ GROUND = {
     "files",
     "readers",
     "readers_fields",
+    "devices",
     "html_pages",
     "callable_package",
     "version",
@@ -145,7 +146,7 @@ def violations(path: PurePosixPath, source: str) -> list[str]:
 
 
 def _is_other_verb(path: PurePosixPath, module: str) -> bool:
-    shared = {"app", "command", "options", "console", path.stem}
+    shared = {"app", "command", "options", "console", "downloads", path.stem}
     parts = module.split(".")
     return parts[:2] == [PACKAGE, "cli"] and len(parts) > 2 and parts[2] not in shared
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, mean_rate
+from stableanimator_cli.animate.inputs import is_openpose
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors, extract_motion, pose_of
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip, take
-from stableanimator_cli.media.image import is_picture
 from stableanimator_cli.motion.align import align
 from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.keypoints import face_box
@@ -79,7 +79,7 @@ def open_driving(
         return driving if count_only else replace(driving, audio=_folder_audio(path, motion, start, stop, reporter))
     if path.suffix.lower() == ".npz" and path.is_file():
         return output.of_motion(load_motion(path), path, start, stop)
-    if _is_openpose(path):
+    if is_openpose(path):
         loaded = load_openpose(path)
         if loaded.size_from == "extent":
             width, height = loaded.motion.size
@@ -126,13 +126,6 @@ def _folder_audio(
     return source, times[0], times[-1] + 1 / mean_rate(motion.times)
 
 
-def _is_openpose(path: Path) -> bool:
-    """Whether ``path`` is a .json file, or a folder of them without images."""
-    if not path.is_dir():
-        return path.suffix.lower() == ".json" and path.is_file()
-    return any(path.glob("*.json")) and not any(is_picture(file) for file in path.iterdir() if file.is_file())
-
-
 def _shows_skeletons(clip: Clip, kind: str, reporter: Reporter) -> bool:
     """Whether a video shows drawn skeletons rather than people to detect."""
     if kind != "auto":
@@ -154,10 +147,9 @@ def _detect_motion(
             raise ModelMissing("no model was given")
         detectors = open_detectors()
     except ModelMissing as error:
-        raise ModelMissing(
-            f"{clip.path}: found a plain video, and {error.message}",
-            hint=f"{error.hint or 'name a model with detectors'}; if these are skeletons, add --motion-kind skeleton",
-        ) from None
+        hint = (error.hint or "name a model with detectors", "if these are skeletons, add --motion-kind skeleton")
+        message = f"{clip.path}: found a plain video, and {error.message}"
+        raise ModelMissing(message, hint=hint, downloads=error.downloads) from None
     capture = extract_motion(clip, detectors, reporter=reporter)
     if capture.repairs.frames or capture.repairs.points or capture.repairs.gaps:
         reporter.info(f"{clip.path.name}: {capture.repairs.describe()}")
@@ -307,8 +299,9 @@ def anchor_pose(
     try:
         keypoints = pose_of(image, detectors())
     except ModelMissing as error:
-        hint = f"{error.hint}, or --anchor first, which needs no detectors"
-        raise ModelMissing(f"{error.message}, which --anchor reference needs", hint=hint) from None
+        hint = (error.hint or "", "or use --anchor first, which needs no detectors")
+        message = f"{error.message}, which --anchor reference needs"
+        raise ModelMissing(message, hint=hint, downloads=error.downloads) from None
     if keypoints is None:
         raise NoPerson(
             f"{path}: no person found, and --anchor reference needs the person's own pose",

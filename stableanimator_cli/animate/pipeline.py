@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -17,6 +16,7 @@ from stableanimator_cli.animate import identity_gate, reference_face, result
 from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, CheckpointManager, SamplingState
 from stableanimator_cli.animate.driving import Driving, anchor_pose, open_driving, report_crop
 from stableanimator_cli.animate.identity_gate import GateResult, Identity, IdentityMeter, retry_counts
+from stableanimator_cli.animate.inputs import read_reference
 from stableanimator_cli.animate.reference_face import FacesRefined, ReferenceFace
 from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.workers import lost_rank_error, with_process_count, worker_group
@@ -33,14 +33,12 @@ from stableanimator_cli.engine.memory.fit import Choice, fit_to_limit
 from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
 from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, decode, sample
-from stableanimator_cli.errors import BadInput, Interrupted
+from stableanimator_cli.errors import Interrupted
 from stableanimator_cli.files import locked_output
-from stableanimator_cli.media import VideoWriter, WriterBehind, read_picture
+from stableanimator_cli.media import VideoWriter, WriterBehind
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.progress import NullReporter, Reporter, WarningLog
 from stableanimator_cli.records import ModelFolder
-
-SMALLEST_REFERENCE = 32  # pixels per side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,20 +200,6 @@ def prepare(
     if not use_face and face.vector is not None:
         reporter.warning(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
     return Prepared(engine=engine, request=request, driving=driving, face=face)
-
-
-def read_reference(path: Path) -> np.ndarray:
-    """Read the reference image, RGB uint8[h,w,3]. Raises ``BadInput`` if it is missing, damaged or too small."""
-    image = read_picture(path)
-    height, width = image.shape[:2]
-    if min(height, width) < SMALLEST_REFERENCE:
-        raise BadInput(
-            path,
-            f"{width}x{height} pixels",
-            f"an image of {SMALLEST_REFERENCE} pixels a side or more",
-            hint="use a larger image of the person",
-        )
-    return image
 
 
 def sample_and_write(job: AnimateJob) -> Animation:

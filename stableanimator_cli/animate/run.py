@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import catalogue, clip_folder, distributed
+from stableanimator_cli.animate.inputs import check_inputs
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, WindowConfig
 from stableanimator_cli.config.parse import dump_range
 from stableanimator_cli.config.refine import PRESETS
 from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
+from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
-from stableanimator_cli.files import check_apart, check_replaceable, require_file
+from stableanimator_cli.files import check_apart, check_replaceable
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 
@@ -147,9 +149,8 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
         _check_output(config)
     _check_layers(config, model)
     face = uses_face(config, model)
-    require_file(config.reference, "an image (PNG, JPEG, WebP or BMP)")
-    if not config.motion.is_dir():
-        require_file(config.motion, "a video, a folder of images, a motion (.npz) or OpenPose JSON")
+    check_device_exists(config.device.device)
+    check_inputs(config)
     return face
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli.catalogue import layouts
 from stableanimator_cli.catalogue.configs import read_config
 from stableanimator_cli.catalogue.home import cache_dir, expanded
+from stableanimator_cli.catalogue.needed import Needed, needed
 from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, nearest_or_all, read
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
 
@@ -140,11 +141,12 @@ class _Part:
     owner: str = ""
 
 
-def open_model(name_or_folder: str | Path, require: Sequence[str] = ()) -> ModelFolder:
+def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: Sequence[str] = ()) -> ModelFolder:
     """Resolve a model and the models it needs.
 
     ``name_or_folder`` is a catalogue name, a folder with a ``model.toml``, or a download of the reference
-    implementation. ``require`` lists indispensable roles; ``files`` has the others if they are on this machine. Own
+    implementation. ``require`` lists indispensable roles; ``files`` has the others if they are on this machine. If one
+    is missing, the error offers ``useful`` ones with it. Own
     components come before those of ``needs``. Raises ``ModelMissing`` (names the missing files, the searched folders
     and the remedies), ``ModelDamaged`` (a size that is not the recorded one, a git-lfs pointer, an unreadable config)
     and ``BadInput`` (a file, not a folder).
@@ -171,7 +173,7 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = ()) -> Model
         defaults = {**owner.defaults, **defaults}
     missing = [role for role in require if role not in parts or parts[role].file is None]
     if missing:
-        raise _missing(str(name_or_folder), found, layout, parts, missing)
+        raise _missing(str(name_or_folder), found, layout, parts, missing, useful)
     return ModelFolder(
         name=found.name,
         path=layout.folder if layout is not None else found.folder,
@@ -195,15 +197,16 @@ def _warnings(layout: layouts.Layout | None, order: ChannelOrder | None) -> tupl
     )
 
 
-def default_model(require: Sequence[str] = ()) -> str:
+def default_model(require: Sequence[str] = (), useful: Sequence[str] = ()) -> str:
     """The model of a run without ``--model``: ``SA_MODEL``, else ``stableanimator`` if its files exist."""
     named = os.environ.get("SA_MODEL")
     if named:
         return named
     try:
-        open_model(DEFAULT, require)
+        open_model(DEFAULT, require, useful)
     except ModelMissing as error:
-        raise ModelMissing(f"no --model given, and {error.message}", hint=error.hint) from None
+        message = f"no --model given, and {error.message}"
+        raise ModelMissing(message, hint=error.hint, downloads=error.downloads) from None
     return DEFAULT
 
 
@@ -249,6 +252,11 @@ def with_needs(found: Entry) -> Iterator[Entry]:
             if other.folder.resolve() not in seen:
                 seen.add(other.folder.resolve())
                 queue.append(other)
+
+
+def download_of(models: Sequence[str]) -> Needed:
+    """What ``sa models pull MODELS`` would fetch: missing files, their size and licences."""
+    return needed(models, (owner for name in models for owner in with_needs(entry(name))), locate)
 
 
 def _part(owner: Entry, role: str, component: Component) -> _Part:
@@ -320,7 +328,12 @@ def check_size(path: Path, expected: int | None, name: str) -> None:
 
 
 def _missing(
-    name: str, found: Entry, layout: layouts.Layout | None, parts: Mapping[str, _Part], roles: Sequence[str]
+    name: str,
+    found: Entry,
+    layout: layouts.Layout | None,
+    parts: Mapping[str, _Part],
+    roles: Sequence[str],
+    useful: Sequence[str],
 ) -> ModelMissing:
     catalogued = layout is not None or len(search_paths(found)) > 1
     if catalogued and not any(role in parts for role in roles):
@@ -334,15 +347,20 @@ def _missing(
         named = "not one of its components" if part is None else part.names or "without a file in model.toml"
         lacking.append(f"{role} ({named})")
         searched.update(dict.fromkeys(part.searched if part is not None else ()))
-    owner = next((parts[r].owner for r in roles if r in parts and parts[r].owner != found.name), None)
-    if catalogued or owner is not None:
+    owners = tuple(dict.fromkeys(parts[r].owner for r in (*roles, *useful) if r in parts and parts[r].file is None))
+    if found.name in owners or not owners:  # its download includes those of its needs
+        owners = (found.name,) if catalogued else tuple(owner for owner in owners if owner != found.name)
+    downloads = tuple(owner for owner in owners if owner in names())
+    hint: str | tuple[str, ...] = f"copy it to that folder, or name its path in {found.folder / FILE_NAME}"
+    if downloads:
+        fetch = download_of(downloads)
         hint = (
-            f"download it: `sa models pull {found.name if catalogued else owner}` (or `sa models import FOLDER` if you "
-            f"have the files), or use the small built-in model for drawn characters: `--model {DRAWN}`"
+            f"download {fetch.size}: {fetch.command}; {fetch.terms}",
+            f"or register files that you have: `sa models import FOLDER`; or use the small built-in model for drawn "
+            f"characters: `--model {DRAWN}`",
         )
-    else:
-        hint = f"copy it to that folder, or name its path in {found.folder / FILE_NAME}"
     return ModelMissing(
         f"model {name!r} lacks {', '.join(lacking)}; looked in {', '.join(map(str, searched)) or found.folder}",
         hint=hint,
+        downloads=downloads,
     )

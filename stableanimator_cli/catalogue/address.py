@@ -42,7 +42,7 @@ def refused_redirect(before: str, after: str) -> str | None:
     if found is not None:
         return found
     target = urlsplit(after)
-    if urlsplit(before).scheme == "https" and target.scheme == "http" and not _is_loopback(target):
+    if urlsplit(before).scheme == "https" and target.scheme == "http" and not is_loopback(target):
         return "it leads from https to http"
     return None
 
@@ -61,6 +61,7 @@ def _is_ip(host: str) -> bool:
     return True
 
 
-def _is_loopback(address: SplitResult) -> bool:
+def is_loopback(address: SplitResult) -> bool:
+    """Whether an address names this machine."""
     host = address.hostname or ""
     return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue import archive, store
+from stableanimator_cli.catalogue import archive, hub, store
 from stableanimator_cli.catalogue.http import Progress, download
+from stableanimator_cli.catalogue.needed import Needed
 from stableanimator_cli.catalogue.schema import Archive, Entry, WeightFile
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
 from stableanimator_cli.files import atomic_write
@@ -25,6 +26,13 @@ from stableanimator_cli.readers import read_json
 Status = Literal["ok", "missing", "wrong size", "wrong digest", "digest unknown", "other form"]
 
 _CHUNK = 1 << 20
+
+WORK = {
+    "animate": (catalogue.DEFAULT,),
+    "train": (catalogue.DEFAULT,),
+    "evaluate": ("antelopev2", "dwpose", "buffalo_l", "lpips", "i3d"),
+}
+"""Models of the released weights that each verb uses; FID-VID's has no recorded address."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +59,8 @@ class Check:
 def pull(name: str, progress: Progress | None = None, *, optional: bool = False) -> list[Path]:
     """Download missing files of the entry ``name`` and of its needs into ``cache_dir()/models``.
 
-    ``optional`` downloads the optional files too. Returns the paths of the downloaded files. Raises
+    ``optional`` downloads the optional files too. Files in the hub's cache are linked instead if size and sha256 agree.
+    Returns the paths of the downloaded and linked files. Raises
     ``ModelMissing`` (no network, no such address, terms to accept, no room), ``ModelDamaged`` (the size or digest is
     not the recorded one; the partial file is deleted) and ``BadInput`` (another process writes the entry).
     """
@@ -78,7 +87,11 @@ def pull(name: str, progress: Progress | None = None, *, optional: bool = False)
 
 
 def _fetch_all(entry: Entry, rows: list[WeightFile], progress: Progress | None) -> list[Path]:
-    fetched = [_fetch(entry, row, row.url, progress) for row in rows if row.url is not None]
+    fetched = [
+        _from_hub_cache(entry, row, row.url, progress) or _fetch(entry, row, row.url, progress)
+        for row in rows
+        if row.url is not None
+    ]
     for bundle in entry.archives:
         members = [row for row in rows if row.archive == bundle.path]
         if members:
@@ -95,6 +108,15 @@ def _needs_download(entry: Entry, row: WeightFile, progress: Progress | None) ->
     if row.sha256 is None:  # without a recorded digest the file need not be read
         return file.name == Path(row.path).name and file.stat().st_size != (row.bytes or file.stat().st_size)
     return not _check(entry, row, progress).holds
+
+
+def needed_by_verb() -> dict[str, Needed]:
+    """What is missing for each verb of ``WORK``: ``files`` is 0 if nothing is."""
+    found: dict[str, Needed] = {}
+    for verb, names in WORK.items():
+        lacking = [name for name in names if catalogue.download_of([name]).files]
+        found[verb] = catalogue.download_of(lacking or names)
+    return found
 
 
 def verify(name_or_entry: str | Entry, progress: Progress | None = None) -> list[Check]:
@@ -168,6 +190,23 @@ def _fetch(entry: Entry, row: WeightFile, url: str, progress: Progress | None) -
     with store.writing(target):
         os.replace(part, target)
     store.validator(part).unlink(missing_ok=True)
+    return target
+
+
+def _from_hub_cache(entry: Entry, row: WeightFile, url: str, progress: Progress | None) -> Path | None:
+    """Link to the file in the hub's cache. Returns the link, None if the cache does not have this very file."""
+    if row.sha256 is None:
+        return None
+    same = (file for file in hub.cached(url, row.bytes) if digest(file, progress, row.path) == row.sha256)
+    source = next(same, None)
+    if source is None:
+        return None
+    target = catalogue.model_cache_dir(entry.name) / row.path
+    part = store.staging(entry.name, inside=True) / target.name
+    with store.writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.symlink_to(source.resolve())
+        os.replace(part, target)
     return target
 
 

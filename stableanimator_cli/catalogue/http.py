@@ -10,7 +10,6 @@ at byte 0, and a killed process leaves that name behind. It follows every redire
 from __future__ import annotations
 
 import http.client
-import os
 import ssl
 import string
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 
 from stableanimator_cli.catalogue.address import problem, redacted, refused_redirect
+from stableanimator_cli.catalogue.hub import authorization_for, mirrored, origin
 from stableanimator_cli.catalogue.schema import Archive, Entry, WeightFile
 from stableanimator_cli.catalogue.store import check_room, copy_stream, differs, validator, writing
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
@@ -55,15 +55,25 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         fp.read = lambda *_: b""  # the library would read the body of a redirect whole, however long it is
         return super().http_error_302(req, fp, code, msg, headers)
 
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        """Pass the token on within one host, where a renamed repository leads, and to no other host."""
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        authorization = req.unredirected_hdrs.get("Authorization")
+        if request is not None and authorization and origin(newurl) == origin(req.full_url):
+            request.add_unredirected_header("Authorization", authorization)
+        return request
+
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def download(entry: Entry, row: WeightFile | Archive, url: str, part: Path, progress: Progress | None) -> None:
-    """Download ``url`` to ``part``, from its end if it exists. The caller compares it with the record.
+    """Download ``url`` (a file of the hub: from its mirror) to ``part``, from its end if it exists.
 
+    The caller compares it with the record.
     Raises ``ModelMissing`` (no such address, no network, terms to accept, no room) and ``ModelDamaged`` (longer than
     recorded). After ``ModelMissing`` the partial file stays if the next run can resume it.
     """
+    url = mirrored(url)
     found = problem(url)
     if found is not None:
         raise _unusable(entry, row, f"the address {redacted(url)} is not fetched: {found}")
@@ -133,9 +143,9 @@ def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress 
         if known is not None:
             # a file that was replaced meanwhile is sent in full, not as a rest that does not fit
             request.add_header("If-Range", known)
-    token = os.environ.get("HF_TOKEN")
-    if token and urlsplit(url).hostname == "huggingface.co" and url.startswith("https://"):
-        request.add_unredirected_header("Authorization", f"Bearer {token}")  # not for the host it redirects to
+    authorization = authorization_for(url)
+    if authorization is not None:
+        request.add_unredirected_header("Authorization", authorization)
     try:
         answer = _opener().open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 from stableanimator_cli.cli import console, options
 from stableanimator_cli.cli.command import options_from
+from stableanimator_cli.cli.downloads import with_download
 from stableanimator_cli.config.animate import AnimateConfig
 
 
@@ -15,6 +16,7 @@ def animate(
     config: options.ConfigOpt = None,
     plan: options.PlanOpt = False,
     restart: options.RestartOpt = False,
+    yes: options.YesOpt = False,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
     progress: options.ProgressOpt = "bar",
@@ -28,5 +30,8 @@ def animate(
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.animate import run  # imports numpy; torch is imported after the checks
 
-    report = run.run(flags=flags, config_file=config, plan_only=plan, restart=restart, reporter=console.get())
+    def work() -> Any:
+        return run.run(flags=flags, config_file=config, plan_only=plan, restart=restart, reporter=reporter)
+
+    report = with_download(work, reporter, yes=yes)
     reporter.result(report.to_json(), report.summary())

@@ -10,6 +10,7 @@ import typer
 
 from stableanimator_cli.cli import console, options
 from stableanimator_cli.cli.command import options_from
+from stableanimator_cli.cli.downloads import with_download
 from stableanimator_cli.config.evaluate import EvaluateConfig
 
 
@@ -17,6 +18,7 @@ from stableanimator_cli.config.evaluate import EvaluateConfig
 def evaluate(
     flags: dict[str, Any],
     config: options.ConfigOpt = None,
+    yes: options.YesOpt = False,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
     progress: options.ProgressOpt = "bar",
@@ -33,7 +35,10 @@ def evaluate(
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.evaluate import run  # numpy starts loading here, not earlier; torch with the task
 
-    report = run.run(flags=flags, animate=_animate, config_file=config, reporter=reporter)
+    def work() -> run.Result:
+        return run.run(flags=flags, animate=_animate, config_file=config, reporter=reporter)
+
+    report = with_download(work, reporter, yes=yes)
     for title, columns, rows in report.shown():
         reporter.table(title, columns, rows)
     reporter.result(report.to_json(), report.summary())

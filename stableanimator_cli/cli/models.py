@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +10,10 @@ import typer
 
 from stableanimator_cli.cli import console, options
 from stableanimator_cli.cli.command import complete_model
+from stableanimator_cli.cli.downloads import download_bars, download_model
 
 if TYPE_CHECKING:
-    from stableanimator_cli.catalogue.download import Check, Progress
+    from stableanimator_cli.catalogue.download import Check
     from stableanimator_cli.catalogue.schema import Entry
 
 app = typer.Typer(
@@ -25,9 +25,9 @@ app = typer.Typer(
     short_help="List, download, verify and register models.",
 )
 
-NameArg = Annotated[
-    str,
-    typer.Argument(metavar="NAME", help="A name that `sa models list` shows.", autocompletion=complete_model),
+NamesArg = Annotated[
+    list[str],
+    typer.Argument(metavar="NAME...", help="Names that `sa models list` shows.", autocompletion=complete_model),
 ]
 ModelArg = Annotated[
     str,
@@ -126,9 +126,9 @@ def show(name: ModelArg, json: options.JsonOpt = False) -> None:
         out.table("", ("file", "size", "sha256", "place"), rows, data=True)
 
 
-@app.command(short_help="Download a model and its dependencies.")
+@app.command(short_help="Download models and their dependencies.")
 def pull(
-    name: NameArg,
+    name: NamesArg,
     all_: AllOpt = False,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
@@ -136,22 +136,20 @@ def pull(
 ) -> None:
     """\b
     sa models pull stableanimator
+    sa models pull dwpose antelopev2
     sa models pull svd-xt --all
 
-    Download a model and its dependencies. Interrupted downloads are resumed; sizes and digests are checked.
+    Download models and their dependencies. Interrupted downloads are resumed; sizes and digests are checked.
     """
     out = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli import catalogue
-    from stableanimator_cli.catalogue import download
 
-    for entry in catalogue.with_needs(catalogue.entry(name)):
-        if entry.licence in ("unknown", "research-only") and any(_lacking(entry, all_)):
-            out.warning(f"{entry.name}: licence {entry.licence}. {entry.licence_note}".strip())
-    with _bars(out) as bars:
-        fetched = download.pull(name, bars, optional=all_)
-    out.info(f"{name}: {len(fetched)} file(s) downloaded" if fetched else f"{name}: all files are installed already")
-    folder = catalogue.model_cache_dir(name)
-    out.result({"model": name, "folder": folder, "fetched": fetched}, str(folder))
+    done = []
+    for one in dict.fromkeys(name):
+        fetched = download_model(one, out, optional=all_)
+        done.append({"model": one, "folder": catalogue.model_cache_dir(one), **fetched})
+    data = done[0] if len(done) == 1 else {"models": done}
+    out.result(data, "\n".join(str(row["folder"]) for row in done))
 
 
 @app.command(short_help="Verify files against recorded digests.")
@@ -173,7 +171,7 @@ def verify(
     from stableanimator_cli.errors import ModelDamaged, ModelMissing
 
     checks: dict[str, list[Check]] = {}
-    with _bars(out) as bars:
+    with download_bars(out) as bars:
         requested, damaged = catalogue.readable() if name is None else (catalogue.with_needs(catalogue.load(name)), [])
         for entry in requested:
             found = download.verify(entry, bars)
@@ -212,9 +210,10 @@ def import_(
     sa models import ~/Downloads --convert
 
     Register existing weights. FOLDER is not changed; files are linked unless --copy is given.
+    Ends with what sa animate, train and evaluate still lack, and the command that downloads it.
     """
     out = console.configure(json=json, quiet=quiet)
-    from stableanimator_cli.catalogue import register
+    from stableanimator_cli.catalogue import download, register
 
     converter = None
     if convert:
@@ -227,36 +226,21 @@ def import_(
         out.info(f"left {len(report.left)} file(s): " + ", ".join(map(str, report.left)))
     rows = [(t.name, t.role or "-", t.how, t.source, t.target) for t in report.taken]
     out.table("", ("model", "role", "how", "from", "to"), rows, data=True)
+    missing = download.needed_by_verb()
+    for verb, fetch in missing.items():
+        lacks = f"lacks {fetch.size}: {fetch.command}"
+        out.info(f"sa {verb}: {lacks if fetch.files else 'has all files'}")
     if json:
         taken = [
             {"model": t.name, "role": t.role, "how": t.how, "source": t.source, "target": t.target}
             for t in report.taken
         ]
-        out.result({"taken": taken, "left": report.left, "remarks": report.remarks}, "")
-
-
-@contextlib.contextmanager
-def _bars(out: console.Console) -> Iterator[Progress]:
-    """One bar per file, from the (file, done, total) that the catalogue reports."""
-    with contextlib.ExitStack() as stack:
-        bar: console.Progress | None = None
-        shown, before = "", 0
-
-        def show(file: str, done: int, total: int | None) -> None:
-            nonlocal bar, shown, before
-            if bar is None or file != shown or done < before:
-                stack.close()
-                bar, shown, before = stack.enter_context(out.progress(total, file, "B")), file, 0
-            bar.update(done - before)
-            before = done
-
-        yield show
-
-
-def _lacking(entry: Entry, optional: bool) -> Iterator[bool]:
-    from stableanimator_cli import catalogue
-
-    return (catalogue.locate(entry, f.path) is None for f in entry.files if optional or not f.optional)
+        lacking = {
+            verb: {"models": fetch.names, "files": fetch.files, "bytes": fetch.bytes}
+            for verb, fetch in missing.items()
+            if fetch.files
+        }
+        out.result({"taken": taken, "left": report.left, "remarks": report.remarks, "missing": lacking}, "")
 
 
 def _presence(entry: Entry) -> str:

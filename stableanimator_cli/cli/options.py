@@ -37,6 +37,13 @@ PlanOpt = Annotated[
     bool,
     typer.Option("--plan", rich_help_panel=RUN, help="Print the plan and its cost without running it. Default: off."),
 ]
+YesOpt = Annotated[
+    bool,
+    typer.Option(
+        "--yes", "-y", rich_help_panel=RUN,
+        help="Answer yes where a terminal is asked whether to download missing models. Default: off.",
+    ),
+]  # fmt: skip
 RestartOpt = Annotated[
     bool,
     typer.Option(

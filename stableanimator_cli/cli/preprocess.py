@@ -8,6 +8,7 @@ import typer
 
 from stableanimator_cli.cli import console, options
 from stableanimator_cli.cli.command import options_from
+from stableanimator_cli.cli.downloads import with_download
 from stableanimator_cli.config.preprocess import PreprocessConfig
 
 
@@ -16,6 +17,7 @@ def preprocess(
     flags: dict[str, Any],
     config: options.ConfigOpt = None,
     plan: options.PlanOpt = False,
+    yes: options.YesOpt = False,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
     progress: options.ProgressOpt = "bar",
@@ -30,7 +32,10 @@ def preprocess(
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.preprocess import run  # imports OpenCV and ONNX Runtime
 
-    report = run.run(flags=flags, config_file=config, plan_only=plan, reporter=reporter)
+    def work() -> run.Result:
+        return run.run(flags=flags, config_file=config, plan_only=plan, reporter=reporter)
+
+    report = with_download(work, reporter, yes=yes)
     reporter.result(report.to_json(), report.summary())
     if report.exit_code:
         if report.message and not json:

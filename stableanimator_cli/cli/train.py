@@ -9,6 +9,7 @@ import typer
 
 from stableanimator_cli.cli import console, options
 from stableanimator_cli.cli.command import options_from
+from stableanimator_cli.cli.downloads import with_download
 from stableanimator_cli.config.train import TrainConfig
 
 ResumeOpt = Annotated[
@@ -32,6 +33,7 @@ def train(
     resume: ResumeOpt = None,
     export: ExportOpt = None,
     plan: options.PlanOpt = False,
+    yes: options.YesOpt = False,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
     progress: options.ProgressOpt = "bar",
@@ -46,6 +48,11 @@ def train(
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.train import run  # imports torch
 
-    report = run.run(flags=flags, config_file=config, resumed=resume, export=export, plan_only=plan, reporter=reporter)
+    def work() -> Any:
+        return run.run(
+            flags=flags, config_file=config, resumed=resume, export=export, plan_only=plan, reporter=reporter
+        )
+
+    report = with_download(work, reporter, yes=yes)
     if report is not None:  # rank 0 only
         reporter.result(report.to_json(), report.summary())

@@ -57,6 +57,7 @@ class EvaluateConfig:
         help="Generated videos and their ground truth: a video or a folder of images each, or folders of these, paired "
         "by name. With --study: folders of videos, ours first. With --tally: answers.")
     output: Path | None = option("--output", None, short="-o", metavar="SCORES",
+        default_text="scores/NAME, with the name of the bench or of the folder of videos",
         help="Folder to write: scores.json, scores.csv, scores.tex, curves.jsonl, report.html, videos/.")
     protocol: Literal["disco256", "native"] | None = option("--protocol", None,
         default_text="disco256 for tiktok and unseen100, else native",
@@ -154,8 +155,15 @@ class EvaluateConfig:
                         name, str(path), f"nothing beside {task}",
                         hint="leave it out" if self.tally else "a folder of a bench holds references/ and poses/",
                     )  # fmt: skip
-        if self.output is None and task != "--tally":
-            raise ConfigError("--output", None, "a folder for the scores", hint="add -o scores")
+
+    @property
+    def default_output(self) -> Path | None:
+        """The folder of a run without ``output``: ``scores/NAME``. None with ``tally``, which prints its result."""
+        if self.tally:
+            return None
+        named = self.variants or (Path(self.bench) if self.bench is not None else self.inputs[0])
+        name = "study" if self.study else named.resolve().name
+        return Path("scores") / (name.removesuffix(named.suffix) if named.is_file() else name or "videos")
 
     @property
     def rules(self) -> Literal["disco256", "native"]:

@@ -7,3 +7,6 @@ import os
 # ONNX Runtime reads this while it is first imported, and otherwise leaves an id and a database in the user's cache.
 # It stands here because this file runs before any room of the package, whichever of them is imported first.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+THRESHOLD = 0.3
+"""The smallest score of a person (objectness times class)."""

@@ -14,20 +14,22 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from stableanimator_cli.clip_folder import FaceTable
-from stableanimator_cli.detect import onnx
-from stableanimator_cli.detect.face import FaceReader
-from stableanimator_cli.detect.pose import THRESHOLD, PersonDetector, PoseEstimator
+from stableanimator_cli.detect import THRESHOLD, onnx
 from stableanimator_cli.errors import ModelMissing, NoPerson
 from stableanimator_cli.motion.keypoints import bounding_box, face_box
 from stableanimator_cli.motion.repair import GAP, Repairs, repair
 from stableanimator_cli.motion.track import Person, Tracker, Tracks, assign, match_faces, select
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ChannelOrder, Clip, Face, ModelFolder, Motion
+
+if TYPE_CHECKING:
+    from stableanimator_cli.detect.face import FaceReader
+    from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 
 BATCH = 16
 """Frames that go through the networks together. Fixed, so that every machine and every number of workers makes the
@@ -69,11 +71,15 @@ class Detectors:
         faces: bool = True,
     ) -> Detectors:
         """``threshold`` is the smallest score of a person. ``ModelMissing`` where person or pose detector is absent."""
+        from stableanimator_cli.detect.face import FaceReader  # these import the libraries of the detectors
+        from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
+
         missing = [role for role in ROLES if role not in model.files]
         if missing:
             raise ModelMissing(
                 f"model {model.name} has no {' and no '.join(missing)} here",
                 hint="`sa models pull dwpose`, or --model puppet for drawn figures",
+                downloads=("dwpose",),
             )
         reader = None
         if faces and "face" in model.files:

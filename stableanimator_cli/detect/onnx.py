@@ -12,16 +12,27 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 from stableanimator_cli.errors import ModelDamaged, ModelMissing, OutOfMemory, is_out_of_memory
 from stableanimator_cli.progress import Reporter
 
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 COREML = "CoreMLExecutionProvider"
+
+
+def _runtime() -> Any:
+    """ONNX Runtime, imported when it is used: mistakes in a command are reported before."""
+    import onnxruntime
+
+    return onnxruntime
+
 
 Provider = str | tuple[str, dict[str, object]]
 
@@ -38,7 +49,7 @@ def providers_for(device: str, available: Iterable[str] | None = None) -> list[P
     of ONNX Runtime is the usual installation, and detection works there too; ``describe`` says what was chosen.
     Raises ``ValueError`` for a device of another name.
     """
-    have = set(ort.get_available_providers() if available is None else available)
+    have = set(_runtime().get_available_providers() if available is None else available)
     kind, _, index = device.partition(":")
     known = kind in ("auto", "cpu", "cuda", "mps") and (not index or (kind == "cuda" and index.isdecimal()))
     if not known or device.endswith(":"):
@@ -56,7 +67,7 @@ def session_options(threads: int | None = None) -> ort.SessionOptions:
     """Options of every session here: ``threads`` within an operator (None: ONNX Runtime's choice), no chatter."""
     if threads is not None and threads < 1:
         raise ValueError(f"threads {threads}: expected 1 or more")
-    options = ort.SessionOptions()
+    options = _runtime().SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
@@ -95,7 +106,7 @@ def session(path: Path | str, device: str = "auto", threads: int | None = None) 
     path = check_file(path)
     options, providers = settings(device, threads)
     try:
-        opened = ort.InferenceSession(str(path), sess_options=options, providers=providers)
+        opened = _runtime().InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # its error classes share no base but Exception
         raise damaged(path, error) from error
     note_fallback(opened, device, path.name)
@@ -141,7 +152,7 @@ def run(opened: ort.InferenceSession, pixels: np.ndarray) -> list[np.ndarray]:
 @cache
 def _load_libraries() -> None:
     """Let ONNX Runtime find the CUDA libraries that came with torch's packages; it does not look there by itself."""
-    preload = getattr(ort, "preload_dlls", None)
+    preload = getattr(_runtime(), "preload_dlls", None)
     if preload is not None:
         with contextlib.redirect_stdout(io.StringIO()):
             preload()

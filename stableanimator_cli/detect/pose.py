@@ -20,13 +20,10 @@ from rtmlib.tools.object_detection.post_processings import nms
 from rtmlib.tools.object_detection.yolox import YOLOX
 from rtmlib.tools.pose_estimation.rtmpose import RTMPose
 
-from stableanimator_cli.detect import onnx
+from stableanimator_cli.detect import THRESHOLD, onnx
 from stableanimator_cli.detect.frames import checked, pad_short_side
 from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.motion.keypoints import from_wholebody
-
-THRESHOLD = 0.3
-"""The smallest score of a person (objectness times class)."""
 
 OVERLAP = 0.45
 """Of two boxes with a larger intersection over union only the better one is returned."""

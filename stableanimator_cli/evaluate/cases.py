@@ -23,13 +23,16 @@ PUPPET_SIZE = (128, 128)
 PUPPET_FPS = Fraction(8)
 
 LAYOUT = (
-    "videos/NAME.mp4 (or NAME/ with its frames as pictures), references/NAME.png where it is not the first frame, "
-    "poses/NAME.npz (or .json, .mp4 of skeletons) where it is not to be read from the video"
+    "videos/NAME.mp4 (or NAME/ with its frames as images)",
+    "references/NAME.png, unless it is the first frame of the video",
+    "poses/NAME.npz (or .json, or .mp4 of skeletons), unless the detectors are to read it from the video",
 )
+"""What a bench's folder holds, one line per kind of file."""
 _WHERE = {
-    "tiktok": "frames of the TikTok dataset, whose licence forbids that we bring them: 00335 to 00340 by default",
-    "unseen100": "the authors have not released their 100 videos; any videos of this layout stand in for them",
+    "tiktok": "get the TikTok dataset, whose licence forbids us to distribute it (default: its videos 00335 to 00340)",
+    "unseen100": "the authors have not released their 100 videos: use videos of your own",
 }
+_DRAWN = "without data: `sa evaluate --bench puppet` draws its own videos"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +70,12 @@ def bench_folder(config: EvaluateConfig) -> Path | None:
         if not folder.is_dir():
             raise BadInput(
                 folder, "no such folder, and no bench of that name", "puppet, tiktok, unseen100 or a folder",
-                hint=f"a folder holds {LAYOUT}",
+                hint=("a folder holds", *LAYOUT, _DRAWN),
             )  # fmt: skip
         return folder
     data = config.data or (Path(os.environ["SA_DATA"]) if os.environ.get("SA_DATA") else None)
-    hint = f"DIR/{config.bench} holds {LAYOUT} ({_WHERE[config.bench]})"
+    held = (f"DIR/{config.bench}/{line}" for line in LAYOUT)
+    hint = (f"{_WHERE[config.bench]}, arrange them as below, and add --data DIR", *held, _DRAWN)
     if data is None:
         raise BadInput(config.bench, "no --data DIR and no SA_DATA", "the folder of the bench's videos", hint=hint)
     for folder in (data / config.bench, data):
@@ -82,7 +86,8 @@ def bench_folder(config: EvaluateConfig) -> Path | None:
 
 def _folder(folder: Path, config: EvaluateConfig, scratch: Path) -> list[Case]:
     if not (folder / "videos").is_dir():
-        raise BadInput(folder, "no folder videos in it", f"a bench: {LAYOUT}", hint=f"mkdir {folder / 'videos'}")
+        hint = (f"mkdir {folder / 'videos'}", "a folder holds", *LAYOUT)
+        raise BadInput(folder, "no folder videos in it", "the folder of a bench", hint=hint)
     videos = find_videos(folder / "videos")
     names = config.ids or (TIKTOK_IDS if config.bench == "tiktok" else tuple(videos))
     lacking = [name for name in names if name not in videos]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from stableanimator_cli.catalogue import evaluation_cache
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.config.schema import resolve
+from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.evaluate import cases, report, side_by_side
 from stableanimator_cli.evaluate.checks import check_pairs, raise_if_none
@@ -51,6 +52,9 @@ def run(
     reporter = reporter or NullReporter()
     names = {"inputs": "predicted_reference"}
     config = resolve(EvaluateConfig, {names.get(key, key): value for key, value in flags.items()}, config_file)
+    check_device_exists(config.device)
+    if config.output is None:
+        config = replace(config, output=config.default_output)
     if config.output is None:
         return _run_task(config, animate, reporter)
     _check_output(config.output, _inputs(config, config_file), _files(config, config.output))

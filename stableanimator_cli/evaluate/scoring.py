@@ -6,13 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate import run_record
-from stableanimator_cli.evaluate.detections import VideoDetections, VideoDetector
 from stableanimator_cli.evaluate.driving_points import Unmatched, driven_points, indices_shown, read_poses
 from stableanimator_cli.evaluate.frame_matching import MatchedFrames, frames_at, match_frames
 from stableanimator_cli.evaluate.pairs import Pair
@@ -26,6 +25,9 @@ from stableanimator_cli.metrics.pixel import FRAME_METRICS
 from stableanimator_cli.metrics.seams import seam_score
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip
+
+if TYPE_CHECKING:  # imports the libraries of the detectors
+    from stableanimator_cli.evaluate.detections import VideoDetections, VideoDetector
 
 NO_POINTS = "key points have nothing to be compared with"
 MINIMUM_SIDE = 8  # pixels: SSIM has windows of 7

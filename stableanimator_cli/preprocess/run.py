@@ -16,7 +16,6 @@ from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.config.schema import resolve, to_toml
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.capture import ROLES
-from stableanimator_cli.detect.face import model_folder
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output, sha256_of
 from stableanimator_cli.media import open_clip
@@ -96,6 +95,8 @@ def run(
 
 def network_digests(model: ModelFolder) -> dict[str, str]:
     """sha256 of every network that a clip passes through, by role: part of a clip's key."""
+    from stableanimator_cli.detect.face import model_folder  # imports the libraries of the detectors
+
     files = {role: model.files[role] for role in ROLES}
     if "face" in model.files:
         files |= {f"face/{file.name}": file for file in sorted(model_folder(model.files["face"]).glob("*.onnx"))}
@@ -103,7 +104,8 @@ def network_digests(model: ModelFolder) -> dict[str, str]:
 
 
 def _model(config: PreprocessConfig) -> ModelFolder:
-    return catalogue.open_model(config.model or catalogue.default_model(ROLES), ROLES)
+    useful = ("face",)
+    return catalogue.open_model(config.model or catalogue.default_model(ROLES, useful), ROLES, useful)
 
 
 def _output(config: PreprocessConfig) -> Path | None:

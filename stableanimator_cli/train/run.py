@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stableanimator_cli import catalogue, distributed
 from stableanimator_cli.config.train import TrainConfig, parse_sizes
+from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing, NoFace, SaError
 from stableanimator_cli.files import check_apart, locked_output
 from stableanimator_cli.progress import NullReporter, Reporter
@@ -67,6 +68,7 @@ def _run(
         resume.check_new(config.output)
         check_apart(config.output, inputs)
     _check_sharding(config, world, run_folder=resumed)
+    check_device_exists(config.device)
     if first:
         check_paths(inputs)
     name = config.model or catalogue.default_model(NETWORKS)

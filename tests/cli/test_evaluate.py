@@ -33,4 +33,5 @@ def test_mistakes_have_their_exit_codes(sa: Run, tmp_path: Path) -> None:
     assert "a.mp4: found no such file" in lost.stderr
     bench = sa("evaluate", "--bench", "unseen100", "-o", str(tmp_path / "s"), SA_DATA="", SA_HOME=str(tmp_path))
     assert bench.returncode == 3
-    assert "unseen100 holds videos/NAME.mp4" in bench.stderr
+    assert "\n      DIR/unseen100/videos/NAME.mp4 (or NAME/ with its frames as images)\n" in bench.stderr
+    assert "--bench puppet" in bench.stderr.splitlines()[-1]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from stableanimator_cli.detect import onnx
@@ -89,11 +90,11 @@ def test_a_fallback_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         def get_providers(self) -> list[str]:
             return [onnx.CPU]
 
-    opened = cast(onnx.ort.InferenceSession, Opened())
-    monkeypatch.setattr(onnx.ort, "get_available_providers", lambda: [onnx.CPU])
+    opened = cast(ort.InferenceSession, Opened())
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [onnx.CPU])
     assert "install onnxruntime-gpu" in onnx.describe(opened, "cuda:1")
     assert "cuda:1 was asked for" in onnx.describe(opened, "cuda:1")
-    monkeypatch.setattr(onnx.ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
     assert "libraries did not load" in onnx.describe(opened, "cuda")
     assert onnx.describe(opened, "auto") == "CPU (CUDA was chosen, but its libraries did not load)"
     assert onnx.describe(opened, "cpu") == "CPU"
@@ -107,7 +108,7 @@ def test_a_full_device_is_said() -> None:
         def run(self, _: None, feeds: dict[str, np.ndarray]) -> None:
             raise RuntimeError("Failed to allocate memory for requested buffer" if len(feeds["data"]) > 1 else "other")
 
-    opened = cast(onnx.ort.InferenceSession, Opened())
+    opened = cast(ort.InferenceSession, Opened())
     with pytest.raises(OutOfMemory, match="a batch of 4"):
         onnx.run(opened, np.ones(4))
     with pytest.raises(RuntimeError, match="other"):
@@ -140,14 +141,14 @@ def test_libraries_load_before_sessions_and_a_fall_to_the_cpu_is_a_warning(
     """Face networks as well, which insightface opens. An ONNX Runtime for cards whose libraries are missing."""
     folder = onnx_samples.faces(tmp_path / "faces")
     events: list[str] = []
-    started = onnx.ort.InferenceSession.__init__
+    started = ort.InferenceSession.__init__
 
-    def start(self: onnx.ort.InferenceSession, *given: Any, **named: Any) -> None:
+    def start(self: ort.InferenceSession, *given: Any, **named: Any) -> None:
         events.append("session")
         started(self, *given, **named)
 
-    monkeypatch.setattr(onnx.ort.InferenceSession, "__init__", start)
-    monkeypatch.setattr(onnx.ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
+    monkeypatch.setattr(ort.InferenceSession, "__init__", start)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
     monkeypatch.setattr(onnx, "_load_libraries", lambda: events.append("libraries"))
     monkeypatch.setattr(onnx, "_fallbacks", [])
     reader = FaceReader(folder, "bgr", "cuda", threads=1)

@@ -176,7 +176,12 @@ def test_published_benches_explain_their_layout(bench: str, tmp_path: Path, monk
     with pytest.raises(BadInput) as caught:
         _cases(bench, tmp_path)
     assert caught.value.exit_code == 3
-    assert f"DIR/{bench} holds videos/NAME.mp4" in str(caught.value.hint)
+    lines = str(caught.value.hint).split("\n")
+    assert [line.split(" ")[0] for line in lines[1:4]] == [
+        f"DIR/{bench}/{name}" for name in ("videos/NAME.mp4", "references/NAME.png,", "poses/NAME.npz")
+    ]
+    assert "--data DIR" in lines[0]
+    assert "--bench puppet" in lines[4]
     with pytest.raises(BadInput, match=f"no {bench}/videos"):
         _cases(bench, tmp_path, data=tmp_path)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged
 from stableanimator_cli.evaluate.evaluator import Evaluator, open_evaluator
 from stableanimator_cli.evaluate.run import run
@@ -158,7 +159,6 @@ def test_identical_videos_are_perfect(truth: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def measured_one(tmp_path: Path, truth: Path) -> Any:
     """Values and curves of one changed copy of the first video."""
-    from stableanimator_cli.config.evaluate import EvaluateConfig
     from stableanimator_cli.evaluate.pairs import match
     from stableanimator_cli.progress import NullReporter
 
@@ -252,7 +252,6 @@ def test_without_a_model_the_rest_is_computed(truth: Path, tmp_path: Path) -> No
     ("flags", "what"),
     [
         ({"inputs": []}, "PREDICTED REFERENCE: found nothing, expected two files or folders"),
-        ({"output": None}, "--output: found nothing, expected a folder for the scores"),
         ({"borders": "4;8"}, "--borders: found '4;8'"),
         ({"draws": 3}, "--bootstrap-samples: found 3"),
         ({"bench": "puppet"}, "nothing beside --bench"),
@@ -270,6 +269,40 @@ def test_mistakes_name_their_option(truth: Path, tmp_path: Path, flags: dict[str
     with pytest.raises(ConfigError) as caught:
         run(flags={"inputs": [truth, truth], "output": tmp_path, **flags}, animate=_no_animation)
     assert what in caught.value.message
+
+
+def test_scores_have_a_folder_of_their_own_without_an_output(
+    truth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(flags={"inputs": [truth, truth], "model": "puppet"}, animate=_no_animation)
+    assert (tmp_path / "scores" / truth.name / "scores.json").is_file()
+    monkeypatch.chdir(truth)
+    with pytest.raises(BadInput, match="the output is inside the input"):
+        run(flags={"inputs": [Path("."), truth], "model": "puppet"}, animate=_no_animation)
+    assert not (truth / "scores").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"bench": "unseen100"}, "scores/unseen100"),
+        ({"bench": "data/mine/"}, "scores/mine"),
+        ({"ablation": "table2", "variants": Path("runs/variants")}, "scores/variants"),
+        ({"inputs": (Path("made/v1.2"), Path("truth"))}, "scores/v1.2"),
+        ({"inputs": (Path("/"), Path("truth"))}, "scores/videos"),
+        ({"inputs": (Path("ours"), Path("theirs")), "study": True}, "scores/study"),
+    ],
+)
+def test_the_default_output_is_named_after_what_is_scored(fields: dict[str, Any], expected: str) -> None:
+    assert EvaluateConfig(**fields).default_output == Path(expected)
+
+
+def test_a_failed_run_leaves_no_folder_of_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="no such file"):
+        run(flags={"inputs": [Path("a.mp4"), Path("b.mp4")]}, animate=_no_animation)
+    assert not any(tmp_path.iterdir())
 
 
 def test_scores_do_not_go_into_the_folder_of_the_videos(truth: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import onnxruntime as ort
 import pytest
 import torch
 
@@ -87,7 +88,7 @@ def test_onnx_runtimes_memory_on_a_card_is_reckoned(seeing_model, tiny_model, mo
     """Face networks lie beside torch's memory, with an arena of their own, where ONNX Runtime can use the card."""
     card = prediction(seeing_model, "cuda", torch.bfloat16)
     before = card.of(config())
-    monkeypatch.setattr(onnx.ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
     after = card.of(config())
     files = sum(file.stat().st_size for file in card.model.files["face"].rglob("*.onnx"))
     assert files > 0

@@ -1,0 +1,78 @@
+"""REFERENCE and MOTION as files: opened before torch is imported, so that a mistake is reported at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from stableanimator_cli.clip_folder import MOTION, RECORD
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import require_file
+from stableanimator_cli.media import open_clip, read_picture
+from stableanimator_cli.media.image import is_picture
+from stableanimator_cli.motion.motion_file import load_motion
+from stableanimator_cli.motion.openpose import load_openpose
+
+SMALLEST_REFERENCE = 32  # pixels per side
+
+
+def check_inputs(config: AnimateConfig) -> None:
+    """Raise ``BadInput`` if REFERENCE is no image or MOTION no motion, with a hint if they are swapped."""
+    reference, motion = config.reference, config.motion
+    require_file(reference, "an image (PNG, JPEG, WebP or BMP)")
+    if not motion.is_dir():
+        require_file(motion, "a video, a folder of images, a motion (.npz) or OpenPose JSON")
+    try:
+        read_reference(reference)
+    except BadInput:
+        if not _is_motion(reference):
+            raise
+        hint = "name an image of the person first, then the motion"
+        if motion.is_file() and is_picture(motion):
+            hint = f"swapped? sa animate {motion} {reference} -o {config.output}"
+        raise BadInput(reference, "a video or a motion", "an image of the person", hint=hint) from None
+    check_motion(motion)
+
+
+def read_reference(path: Path) -> np.ndarray:
+    """Read the reference image, RGB uint8[h,w,3]. Raises ``BadInput`` if it is missing, damaged or too small."""
+    image = read_picture(path)
+    height, width = image.shape[:2]
+    if min(height, width) < SMALLEST_REFERENCE:
+        raise BadInput(
+            path,
+            f"{width}x{height} pixels",
+            f"an image of {SMALLEST_REFERENCE} pixels a side or more",
+            hint="use a larger image of the person",
+        )
+    return image
+
+
+def check_motion(path: Path) -> None:
+    """Open a motion in any accepted form, without the frames of a video. Raises ``BadInput``."""
+    if (path / RECORD).is_file() and (path / MOTION).is_file():
+        load_motion(path / MOTION)
+    elif path.suffix.lower() == ".npz" and path.is_file():
+        load_motion(path)
+    elif is_openpose(path):
+        load_openpose(path)
+    else:
+        open_clip(path)
+
+
+def is_openpose(path: Path) -> bool:
+    """Whether ``path`` is a .json file, or a folder of them without images."""
+    if not path.is_dir():
+        return path.suffix.lower() == ".json" and path.is_file()
+    return any(path.glob("*.json")) and not any(is_picture(file) for file in path.iterdir() if file.is_file())
+
+
+def _is_motion(path: Path) -> bool:
+    """Whether a file that is no image is a motion."""
+    try:
+        check_motion(path)
+    except BadInput:
+        return False
+    return not is_picture(path)

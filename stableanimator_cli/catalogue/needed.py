@@ -1,0 +1,64 @@
+"""What the download of some models takes: files, bytes, time and licences. Nothing is fetched to find out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stableanimator_cli.catalogue.hub import cached
+from stableanimator_cli.catalogue.schema import Archive, Entry, WeightFile
+
+RATE = 10_000_000
+"""Bytes per second of the time that is stated."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needed:
+    """Missing files of ``names`` and of the models they need. ``bytes`` is None if a size is not recorded;
+    ``licences`` by model."""
+
+    names: tuple[str, ...]
+    files: int
+    bytes: int | None
+    licences: Mapping[str, str]
+
+    @property
+    def command(self) -> str:
+        return f"`sa models pull {' '.join(self.names)}`"
+
+    @property
+    def size(self) -> str:
+        """Number of files, their size and the time of a download, for people."""
+        count = f"{self.files} file{'s' * (self.files != 1)}"
+        if self.bytes is None:
+            return f"{count} of unknown size"
+        size = f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.0f} MB"
+        return f"{count}, {size}, {max(1, round(self.bytes / RATE / 60))} min at 10 MB/s"
+
+    @property
+    def terms(self) -> str:
+        """The licences, in one line."""
+        shown = ", ".join(f"{name} {licence}" for name, licence in self.licences.items())
+        return f"licences: {shown} (`sa models show NAME` has the terms)"
+
+
+def needed(names: Sequence[str], owners: Iterable[Entry], locate: Callable[[Entry, str], object]) -> Needed:
+    """The files of ``owners``, entries that ``names`` stand for, that ``locate`` does not find and the hub's cache does
+    not have."""
+    rows: list[WeightFile | Archive] = []
+    licences: dict[str, str] = {}
+    for name, found in {owner.name: owner for owner in owners}.items():
+        missing = [row for row in found.files if not row.optional and locate(found, row.path) is None]
+        packed = {row.archive for row in missing}
+        fetched = [row for row in missing if row.archive is None and not (row.url and _is_cached(row, row.url))]
+        fetched += [bundle for bundle in found.archives if bundle.path in packed]
+        rows += fetched
+        if fetched:
+            licences[name] = found.licence
+    sizes = [row.bytes for row in rows]
+    total = None if None in sizes else sum(size for size in sizes if size is not None)
+    return Needed(names=tuple(names), files=len(rows), bytes=total, licences=licences)
+
+
+def _is_cached(row: WeightFile, url: str) -> bool:
+    return row.sha256 is not None and next(cached(url, row.bytes), None) is not None

@@ -43,19 +43,20 @@ class CacheEntry:
 
 
 def size_limit() -> int:
-    """Bytes that the cache may take. Raises ``ConfigError`` if ``SA_CACHE_SIZE`` is no amount with its unit."""
+    """Bytes that the cache may take; with 0 no entry outlives a run. Raises ``ConfigError`` unless ``SA_CACHE_SIZE`` is
+    an amount with its unit."""
     value = os.environ.get(VARIABLE)
+    if value and re.fullmatch(r"\s*0+\s*[A-Za-z]*\s*", value):
+        return 0
     return parse_bytes(value, VARIABLE) if value else DEFAULT_LIMIT
 
 
 def load(folder: str, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays stored in one of ``FOLDERS`` under ``key``, None if there are none or the file is damaged."""
+    """The arrays stored in one of ``FOLDERS`` under ``key``, None if there are none or they cannot be read."""
     path = _path(folder, key)
-    if not path.is_file():
-        return None
     try:
         arrays = read_npz(path, "an entry of the evaluation cache (.npz)")
-    except BadInput:
+    except BadInput:  # missing, damaged, or in a folder that may not be read
         return None
     with contextlib.suppress(OSError):
         os.utime(path)
@@ -133,7 +134,8 @@ def _first_running() -> float:
             with contextlib.suppress(OSError):
                 started = min(started, marker.stat().st_mtime)
         else:
-            marker.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of another user
+                marker.unlink()
     return started
 
 

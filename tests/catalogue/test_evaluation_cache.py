@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,24 @@ def test_entries_are_loaded_as_stored_and_a_damaged_one_is_none(tmp_path: Path) 
     assert cache.load("seen", "b") is cache.load("clips", "a") is None
     path.write_bytes(b"junk")
     assert cache.load("seen", "a") is None
+
+
+def test_a_cache_that_may_not_be_read_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory() as home:  # pytest's folders are root's alone
+        Path(home).chmod(0o755)
+        monkeypatch.setenv("SA_HOME", home)
+        path, is_root = _entry("a", 1), os.geteuid() == 0
+        path.parent.chmod(0)
+        if is_root:  # may read everything
+            os.seteuid(65534)
+        try:
+            assert cache.load("seen", "a") is None
+            cache.trim(0)
+        finally:
+            if is_root:
+                os.seteuid(0)
+            path.parent.chmod(0o700)
+        assert cache.load("seen", "a") is not None
 
 
 def test_the_least_recently_used_entries_of_both_folders_are_removed_first() -> None:
@@ -87,6 +106,11 @@ def test_the_limit_is_an_amount_with_its_unit(monkeypatch: pytest.MonkeyPatch) -
     assert cache.size_limit() == 4 * 2**30
     monkeypatch.setenv(cache.VARIABLE, "500MB")
     assert cache.size_limit() == 500_000_000
+    for nothing in ("0", "0GiB"):
+        monkeypatch.setenv(cache.VARIABLE, nothing)
+        with cache.in_use():
+            entry = _entry("a", used=1)
+        assert not entry.exists()
     monkeypatch.setenv(cache.VARIABLE, "much")
     with pytest.raises(ConfigError, match="SA_CACHE_SIZE: found 'much'"):
         cache.size_limit()

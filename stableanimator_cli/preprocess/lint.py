@@ -77,16 +77,15 @@ def run(config: PreprocessConfig, reporter: Reporter) -> LintReport:
     root = config.inputs[0]
     clips = clip_folder.find_folders(root)
     plain = [folder for folder in clips if not (folder / "images").is_dir()]
-    upstream = [folder for folder in find_upstream(root) if folder not in set(clips)]
-    upstream += [folder for folder in clips if (folder / "images").is_dir()]
+    upstream = sorted({*find_upstream(root), *clips} - {*plain})
     if not plain and not upstream:
         raise BadInput(root, "no clip folder", "folders with clip.json, or with images, poses and faces",
                        hint="make one with: sa preprocess VIDEOS -o " + str(root))  # fmt: skip
     found: list[tuple[Path, ClipFinding]] = []
     by_digest: dict[str, list[Path]] = defaultdict(list)
     with reporter.progress(len(plain) + len(upstream), "lint", "clip") as bar:
-        for folder in (*plain, *upstream):
-            checks = _clip_findings(folder, by_digest) if folder in plain else upstream_findings(folder)
+        for index, folder in enumerate((*plain, *upstream)):
+            checks = _clip_findings(folder, by_digest) if index < len(plain) else upstream_findings(folder)
             found += [(folder, finding) for finding in checks]
             bar.update()
     for first, *others in by_digest.values():

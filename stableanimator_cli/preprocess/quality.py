@@ -72,7 +72,7 @@ def findings(numbers: Mapping[str, Any], shortest: int = SHORTEST) -> list[ClipF
     """Everything wrong with a clip of these ``numbers``, errors first. The texts are part of ``clip.json``."""
     frames, absent, faceless = numbers["frames"], numbers["absent"], numbers["faceless"]
     jitter, background, sharpness = numbers["jitter"] or 0.0, numbers.get("background") or 0.0, numbers.get("sharpness")
-    crowded, repeated = numbers.get("crowded", 0.0), numbers.get("repeated", 0.0)
+    crowded, repeated = numbers.get("crowded") or 0.0, numbers.get("repeated") or 0.0
     errors = {
         "too-short": (frames < shortest, f"{frames} frames, training reads {shortest} at once"),
         "nobody": (absent == 1, "nobody in any frame"),

@@ -70,6 +70,9 @@ def run(
     if config.align != "none" and config.poses is None:
         expected = "--poses OUT.mp4 with it: clip folders keep the points where the video has them"
         raise ConfigError("--align", config.align, expected)
+    if config.poses is not None and config.shard is not None and not shard_of(sources, config.shard):
+        part = f"{config.shard[0]}/{config.shard[1]}"
+        raise ConfigError("--shard", part, "the part with the video of --poses", hint="leave --shard out")
     check_files(poses_files(config), inputs_of(config, sources))
     if out is not None:
         check_apart(out, inputs_of(config, sources))

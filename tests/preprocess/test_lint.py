@@ -62,6 +62,14 @@ def test_damaged_files_are_found(preprocess, dataset, name):
     assert codes(preprocess(dataset, lint=True)) == [("error", "damaged")]
 
 
+def test_a_record_without_some_numbers_is_looked_over(preprocess, dataset):
+    file = dataset / "a" / "clip.json"
+    record = json.loads(file.read_text())
+    record["quality"] |= dict.fromkeys(record["quality"])
+    file.write_text(json.dumps(record))
+    assert codes(preprocess(dataset, lint=True)) == []
+
+
 def test_the_same_video_twice_is_a_warning(preprocess, dataset):
     shutil.copytree(dataset / "a", dataset / "c")
     report = preprocess(dataset, lint=True)

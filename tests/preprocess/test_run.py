@@ -205,6 +205,14 @@ def test_what_cannot_be_is_refused_before_any_work(preprocess, videos, flags, er
     assert not videos.with_name("videos.clips").exists()
 
 
+def test_skeletons_of_a_video_in_another_shard_are_refused(preprocess, videos, tmp_path):
+    flags = {"poses": tmp_path / "poses.mp4", "output": tmp_path / "out"}
+    with pytest.raises(ConfigError, match="--shard: found '1/2', expected the part with the video of --poses"):
+        preprocess(videos / "a.mp4", shard="1/2", **flags)
+    assert not list(tmp_path.glob("out*"))
+    assert preprocess(videos / "a.mp4", shard="0/2", **flags).poses["frames"] == 18
+
+
 def test_several_inputs_need_an_output(preprocess, videos):
     with pytest.raises(ConfigError, match="--output"):
         preprocess(videos / "a.mp4", videos / "deep")

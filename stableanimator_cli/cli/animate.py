@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from stableanimator_cli.cli import console, options
 from stableanimator_cli.cli.command import options_from
 from stableanimator_cli.cli.downloads import with_download
 from stableanimator_cli.config.animate import AnimateConfig
 
+MoreMotions = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[MOTION...]", show_default=False, help="More motions: one video each, in the folder -o."),
+]
+JobsOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--jobs", metavar="JOBS.toml", rich_help_panel=options.RUN,
+        help="Animate a list: jobs = [{ reference = ..., motion = ..., output = ... }, ...], with options by name. "
+        "Failed ones are named at the end; the same command resumes.",
+    ),
+]  # fmt: skip
+
 
 @options_from(AnimateConfig)
 def animate(
     flags: dict[str, Any],
+    more: MoreMotions = None,
+    jobs: JobsOpt = None,
     config: options.ConfigOpt = None,
     plan: options.PlanOpt = False,
     restart: options.RestartOpt = False,
@@ -28,6 +46,17 @@ def animate(
     Animate the person in REFERENCE after MOTION and keep the face. Prints the path of the video.
     """
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
+    if jobs is not None or more:
+        from stableanimator_cli.animate.jobs import run_list
+
+        listed = run_list(
+            flags=flags, more=more or [], file=jobs, config_file=config, plan=plan, restart=restart,
+            reporter=console.get(),
+        )  # fmt: skip
+        reporter.result(listed.to_json(), listed.summary())
+        if listed.message and not json:
+            reporter.warning(listed.message)
+        raise typer.Exit(listed.exit_code)
     from stableanimator_cli.animate import run  # imports numpy; torch is imported after the checks
 
     def work() -> Any:

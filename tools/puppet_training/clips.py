@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.config.parse import Size
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.engine.weights import loaders
@@ -37,16 +38,18 @@ _PART = 250  # people per folder of drawings
 _SEED = 31  # of the first folder
 
 
-def plan_of(out: Path, part: int, people: int, frames: int, fps: Fraction) -> PuppetPlan:
+def plan_of(
+    out: Path, part: int, people: int, frames: int, fps: Fraction, size: Size = SIZE, framing: str = "portrait"
+) -> PuppetPlan:
     """The content of folder ``part`` of the drawings."""
     return PuppetPlan(
         folder=out / f"drawings-{part:03d}",
         videos=min(_PART, people - part * _PART),
         frames=frames,
-        size=SIZE,
+        size=size,
         fps=fps,
         seed=_SEED + part,
-        framing="portrait",
+        framing=framing,
         reference_first=True,
     )
 
@@ -62,20 +65,21 @@ def draw_part(plan: PuppetPlan, out: Path, model: str) -> None:
 
 
 @torch.no_grad()
-def encode_part(plan: PuppetPlan, clips: Path, model: str, device: str) -> int:
-    """Write the missing caches; returns the number of clips that lacked one."""
+def encode_part(plan: PuppetPlan, clips: Path, model: str, device: str, size: Size | None = None) -> int:
+    """Write the missing caches; returns the number of clips that lacked one. Images are drawn again, at ``size``."""
+    size = size or plan.size
     entry = catalogue.open_model(model)
     load = loaders(entry, torch.float32, "distribution")
     vae, encoder = load["vae"]().to(device), load["image_encoder"]().to(device)
     digests = sha256_of(entry.files["vae"]), sha256_of(entry.files["image_encoder"])
     written = 0
     for clip in open_dataset([clips], min_frames=2).clips:
-        latents = latents_file(clip, SIZE, vae=digests[0], resize="stretch")
+        latents = latents_file(clip, size, vae=digests[0], resize="stretch")
         tokens = tokens_file(clip, image_encoder=digests[1])
         if latents.is_valid() and tokens.is_valid():
             continue
         scene = plan.scene(int(clip.name))
-        images = np.stack([frame.image for frame in (scene.reference(), *scene.clip())])
+        images = np.stack([frame.image for frame in (scene.reference(size), *scene.clip(size))])
         latents.write(_moments(vae, to_signed(images).to(device)))
         tokens.write(encoder(pixel_values=clip_pixels(images).to(device)).image_embeds.half().cpu())
         written += 1
@@ -89,10 +93,13 @@ def _moments(vae: Any, pixels: Tensor) -> Tensor:
 
 def write_all(
     out: Path, model: str, *, people: int, frames: int = 4, fps: Fraction = Fraction(2), device: str = "cpu",
-    workers: int = 1,
+    workers: int = 1, size: Size = SIZE, encoded: Size | None = None, framing: str = "portrait",
 ) -> list[Path]:  # fmt: skip
-    """Write the missing clips and caches; returns the folders of clips."""
-    plans = [plan_of(out, part, people, frames, fps) for part in range(-(-people // _PART))]
+    """Write the missing clips and caches; returns the folders of clips.
+
+    ``size`` (w, h) of the videos, from which face embeddings are computed; ``encoded``: of latents, if it differs.
+    """
+    plans = [plan_of(out, part, people, frames, fps, size, framing) for part in range(-(-people // _PART))]
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             list(pool.map(draw_part, plans, [out] * len(plans), [model] * len(plans)))
@@ -101,7 +108,7 @@ def write_all(
         if workers == 1:
             draw_part(plan, out, model)
         folders.append(out / plan.folder.name.replace("drawings", "clips"))
-        print(f"{folders[-1]}: {encode_part(plan, folders[-1], model, device)} clips encoded", flush=True)
+        print(f"{folders[-1]}: {encode_part(plan, folders[-1], model, device, encoded)} clips encoded", flush=True)
     return folders
 
 

@@ -1,0 +1,182 @@
+"""The paper's ablations (Tables 2, 3 and 4) on the small model, with enough seeds to see differences.
+
+``python -m tools.ablations WORK`` (``make ablations``) trains a base without ID path (``training``), then seven
+variants with each of ``--seeds`` seeds, scores each after pictures and after temporal training (``scores``), and prints
+paired differences to ``ours`` (``page``). Face masks have an experiment of their own, of whole bodies with small faces.
+``--pilot`` trains two variants with three seeds, which gives the spread. Interrupt at any time; run the same command to
+resume: ``WORK/scores.jsonl`` has one row per variant, seed, stage and person. ``--tables`` prints the rows so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
+from stableanimator_cli.readers import read_json
+from tools.ablations.commands import Command, on_sigterm, python
+from tools.ablations.page import UPPER, text_of, to_json
+from tools.ablations.scores import People, Scorer, write_sheet
+from tools.ablations.training import EXPERIMENTS, STAGES, VARIANTS, Experiment, Trainer
+from tools.bench.resumable import ResumableRows, Row, page_section, read_rows, weight_digests, write_section
+from tools.command import exit_code_of, report
+
+PILOT = ("ours", "addition")
+PILOT_SEEDS, SEEDS, PEOPLE = 3, 5, 24
+SECTION = "ablations"  # of the page
+_SHEET = 8  # people of a sheet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """``variants`` and ``experiments`` select what is trained; ``seeds`` may grow, the other settings are fixed.
+
+    ``steps`` and ``people`` (of training clips) replace the numbers of every recipe and experiment, for tests.
+    """
+
+    work: Path
+    experiments: tuple[str, ...] = tuple(EXPERIMENTS)
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    seeds: int = SEEDS
+    scored: int = PEOPLE
+    steps: int | None = None
+    people: int | None = None
+    keep: bool = False
+
+    def settings(self) -> dict[str, object]:
+        """The settings that determine every row."""
+        recipes = sorted(Path(__file__).parent.glob("*.toml"))
+        return {
+            "scored": self.scored,
+            "steps": self.steps or {name: dict(experiment.steps) for name, experiment in EXPERIMENTS.items()},
+            "people": self.people or {name: dict(experiment.people) for name, experiment in EXPERIMENTS.items()},
+            "recipes": {path.stem: sha256_of(path)[:12] for path in recipes},
+            "weights": weight_digests(catalogue.open_model("puppet"), ("vae", "image_encoder", "face", "judge")),
+        }
+
+
+def measure(plan: Plan, command: Command) -> list[Row]:
+    """Train and score what is missing; returns all rows. Seeds come in turn, so interrupted results are paired."""
+    _check_settings(plan)
+    rows = ResumableRows(plan.work / "scores.jsonl", plan.settings())
+    measured = list(rows.rows)
+    trainer = Trainer(work=plan.work, command=command, steps=plan.steps, people=plan.people)
+    for name in plan.experiments:
+        experiment, people = EXPERIMENTS[name], None
+        for variant, seed, stage in _cells(plan, experiment):
+            key = {"experiment": name, "variant": variant, "seed": seed, "stage": stage}
+            done = {row["person"] for row in measured if key.items() <= row.items()}
+            if len(done) < plan.scored:
+                if variant == UPPER:
+                    model = trainer.base(experiment)
+                else:
+                    model = trainer.variant(experiment, variant, seed, stage)
+                people = people or People(experiment, plan.scored)
+                started = time.monotonic()
+                for row in _score(plan, experiment, people, model, key, done):
+                    rows.append(row)
+                    measured.append(row)
+                report(f"{variant}, seed {seed}, after {stage}: scored in {time.monotonic() - started:.0f} s")
+            if variant != UPPER and stage == STAGES[-1] and not plan.keep:
+                shutil.rmtree(trainer.cell(experiment, variant, seed), ignore_errors=True)
+    return measured
+
+
+def _cells(plan: Plan, experiment: Experiment) -> Iterator[tuple[str, int, str]]:
+    """Variant, seed and stage in the order of work; the VAE's own scores first."""
+    if experiment.renders:
+        yield UPPER, 0, STAGES[0]
+    for seed in range(plan.seeds):
+        for variant in experiment.variants:
+            if variant in plan.variants:
+                for stage in STAGES:
+                    yield variant, seed, stage
+
+
+def _score(plan: Plan, experiment: Experiment, people: People, model: Path, key: Row, done: set[int]) -> Iterator[Row]:
+    sheet = []
+    with_face = VARIANTS.get(key["variant"], {}).get("--face") != "off"
+    with Scorer(model, experiment, people, with_face=with_face) as scorer:
+        for person in range(plan.scored):
+            if key["variant"] == UPPER:
+                figures = scorer.reconstruct(person)
+            else:
+                if person in done and person >= _SHEET:
+                    continue
+                figures, images = scorer.score(person)
+                sheet += [images] if person < _SHEET and experiment.renders else []
+            if person not in done:
+                yield {**key, "person": person, **figures}
+    if sheet:
+        name = f"{key['variant']}-{key['seed']}-{key['stage']}.png"
+        write_sheet(plan.work / experiment.name / "sheets" / name, sheet)
+
+
+def _check_settings(plan: Plan) -> None:
+    """Compare the settings with those of the folder's first command, or record them."""
+    path, settings = plan.work / "settings.json", json.loads(json.dumps(plan.settings()))
+    started = any((plan.work / name / "runs").is_dir() for name in EXPERIMENTS)
+    if started and path.is_file():
+        recorded = read_json(path, "the settings of the ablations", hint="choose another WORK")
+        known = recorded if isinstance(recorded, dict) else {}
+        changed = [key for key in settings if known.get(key) != settings[key]]
+        if changed:
+            raise BadInput.because(
+                path, f"its variants were trained with different {' and '.join(changed)}",
+                hint="use the same settings, or choose another WORK: all variants share them",
+            )  # fmt: skip
+        return
+    plan.work.mkdir(parents=True, exist_ok=True)
+    with translate_os_errors(path), atomic_write(path) as temp:
+        temp.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.ablations", description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("work", metavar="WORK", type=Path, help="folder of all results; finished parts stay")
+    parser.add_argument("--pilot", action="store_true", help="two variants, three seeds, portraits only")
+    parser.add_argument("--seeds", type=int, help=f"training seeds (default {SEEDS}; more may follow later)")
+    parser.add_argument("--experiments", nargs="+", choices=tuple(EXPERIMENTS), default=list(EXPERIMENTS))
+    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--scored", type=int, default=PEOPLE, help="people of the test split (default %(default)s)")
+    parser.add_argument("--steps", type=int, help="of every training, instead of the experiment's")
+    parser.add_argument("--people", type=int, help="training people, instead of the experiment's")
+    parser.add_argument("--keep", action="store_true", help="keep the runs and models of scored variants")
+    parser.add_argument("--tables", action="store_true", help="train nothing; print the rows so far")
+    parser.add_argument("--page", type=Path, help="also write the tables into a Markdown page")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(arguments)
+    plan = Plan(
+        work=options.work,
+        experiments=("portraits",) if options.pilot else tuple(options.experiments),
+        variants=PILOT if options.pilot else tuple(options.variants),
+        seeds=options.seeds or (PILOT_SEEDS if options.pilot else SEEDS),
+        scored=options.scored,
+        steps=options.steps,
+        people=options.people,
+        keep=options.keep,
+    )
+    rows = read_rows(plan.work / "scores.jsonl", plan.settings()) if options.tables else measure(plan, python)
+    text = text_of(rows)
+    with atomic_write(plan.work / "scores.json") as temp:
+        temp.write_text(json.dumps(to_json(rows), indent=1) + "\n", encoding="utf-8")
+    write_section(options.page, SECTION, page_section("Variants against ours", "tools.ablations", arguments, text))
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, on_sigterm)
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,201 @@
+"""Train the base and its variants by ``sa train``, on people of the train split.
+
+The base stands in for Stable Video Diffusion: pictures, then temporal layers, without an ID path. Its ID adapters are
+removed, so every variant starts with copies of ``to_k/to_v`` and a random Face Encoder. A variant is trained on
+pictures, whose temporal layers are skipped, and then on clips. Seed k of all variants shares initial weights, samples
+and noise. ``WORK/EXPERIMENT`` gets the clips, the runs and the base; finished parts are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from safetensors.torch import load_file, save_file
+
+from stableanimator_cli.catalogue.schema import FILE_NAME
+from stableanimator_cli.engine.training.trainable import ADAPTER, TRAINED
+from stableanimator_cli.files import atomic_write
+from tools.ablations.commands import Command, run_sa
+from tools.command import report
+from tools.figure_networks.detectors import write_digests
+from tools.puppet_training import clips
+from tools.puppet_training.model import copy_model
+
+VARIANTS: Mapping[str, Mapping[str, str]] = {
+    "ours": {},
+    "no-face-masks": {"--face-mask": "off"},
+    "no-face-encoder": {"--face-encoder": "off"},
+    "addition": {"--id-adapter": "addition"},
+    "norm": {"--id-adapter": "norm"},
+    "ip-adapter": {"--face-encoder": "off", "--id-adapter": "addition", "--face-mask": "off"},
+    "no-face": {"--face": "off", "--face-mask": "off"},
+}
+"""Variant -> its flags of ``sa train`` beside the recipe.
+
+"w/o Alignment" of Table 2 is "Addition" of Table 4. An IP-Adapter (Ye et al., 2023) projects the embedding into tokens
+(no Face Encoder) and adds the output of a second cross-attention. As in Table 3 it replaces all parts that
+StableAnimator adds, masks in the loss included; the same holds for no face at all."""
+
+Stage = Literal["pictures", "clips"]
+STAGES: tuple[Stage, ...] = ("pictures", "clips")
+CONFIGS: Mapping[str, Mapping[str, object]] = {
+    "unet": {"block_out_channels": [48, 96]},
+    "pose_net": {"noise_latent_channels": 48},
+}
+"""Network -> what differs from the config of ``models/puppet``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """One base with its variants. ``size`` (w, h) of training and scores; drawings are twice as large, for embeddings.
+
+    ``people`` of each stage's training clips; ``steps`` by recipe. ``starts_from`` is the experiment whose base this
+    one's base continues; None: random weights. ``renders``: animations are scored, not only denoised latents.
+    """
+
+    name: str
+    size: tuple[int, int]
+    framing: str
+    variants: tuple[str, ...]
+    people: Mapping[Stage, int]
+    steps: Mapping[str, int]
+    starts_from: str | None = None
+    renders: bool = True
+
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "portraits": Experiment(
+        name="portraits",
+        size=(96, 96),
+        framing="portrait",
+        variants=tuple(VARIANTS),
+        people={"pictures": 1250, "clips": 160},
+        steps={"base-pictures": 1500, "base-clips": 250, "pictures": 400, "clips": 100},
+    ),
+    "bodies": Experiment(
+        name="bodies",
+        size=(256, 128),
+        framing="whole",
+        variants=("ours", "no-face-masks"),
+        people={"pictures": 500, "clips": 80},
+        steps={"base-pictures": 300, "base-clips": 60, "pictures": 200, "clips": 30},
+        starts_from="portraits",
+        renders=False,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainer:
+    """Trains below ``work``. ``steps`` and ``people`` replace all numbers of the experiments, for tests."""
+
+    work: Path
+    command: Command
+    steps: int | None = None
+    people: int | None = None
+    _data: dict[tuple[str, Stage], list[Path]] = field(default_factory=dict)
+
+    def base(self, experiment: Experiment) -> Path:
+        """The model folder without ID path that all variants start from."""
+        folder = self.work / experiment.name
+        base = folder / "base"
+        if (base / FILE_NAME).is_file():
+            return base
+        if experiment.starts_from is None:
+            model, fresh = self._random_start(), ",".join(TRAINED)
+        else:
+            model, fresh = self.base(EXPERIMENTS[experiment.starts_from]), "face_encoder"
+        flags = ["--seed", "0", "--face", "off", "--face-mask", "off"]
+        for stage in STAGES:
+            initial = ["--from-scratch", fresh] if stage == "pictures" else []
+            recipe = f"base-{stage}"
+            model = self.train(experiment, recipe, model, [*flags, *initial], folder / "runs" / recipe)
+        with atomic_write(base, folder=True) as temp:
+            shutil.rmtree(temp, ignore_errors=True)
+            shutil.copytree(model, temp)
+            _remove_id_path(temp)
+        return base
+
+    def train(self, experiment: Experiment, recipe: str, model: Path, flags: list[str], run: Path) -> Path:
+        """Train ``model`` by a recipe in the folder ``run``; returns the resulting model folder."""
+        what = f"training {run.relative_to(self.work)}"
+        out = run.with_name(f"{run.name}-model")
+        if (out / FILE_NAME).is_file():
+            return out
+        if (run / "config.toml").is_file():
+            report(f"{what}: resumes")
+            run_sa(self.command, what, ["train", "--resume", str(run)])
+        else:
+            report(f"{what}: starts")
+            data = self.clips(experiment, "clips" if recipe.endswith("clips") else "pictures")
+            config = Path(__file__).with_name(f"{recipe}.toml")
+            size = "x".join(map(str, experiment.size))
+            steps = self.steps or experiment.steps[recipe]
+            fixed = ["--config", str(config), "--sizes", size, "--steps", str(steps), "--model", str(model)]
+            run_sa(self.command, what, ["train", *map(str, data), "-o", str(run), *fixed, *flags])
+        run_sa(self.command, what, ["train", "--resume", str(run), "--export", "model", "-o", str(out)])
+        return out
+
+    def variant(self, experiment: Experiment, variant: str, seed: int, stage: Stage) -> Path:
+        """The model folder of a variant after a stage."""
+        flags = ["--seed", str(seed), *(word for pair in VARIANTS[variant].items() for word in pair)]
+        folder = self.cell(experiment, variant, seed)
+        if stage == "pictures":
+            start, flags = self.base(experiment), [*flags, "--from-scratch", "face_encoder"]
+        else:
+            start = self.variant(experiment, variant, seed, "pictures")
+        return self.train(experiment, stage, start, flags, folder / stage)
+
+    def cell(self, experiment: Experiment, variant: str, seed: int) -> Path:
+        """The folder of the runs and models of one variant and seed."""
+        return self.work / experiment.name / "runs" / f"{variant}-{seed}"
+
+    def clips(self, experiment: Experiment, stage: Stage) -> list[Path]:
+        """The clip folders of a stage with caches of latents; missing ones are drawn."""
+        key = experiment.name, stage
+        if key not in self._data:
+            apart = stage == "pictures"
+            width, height = experiment.size
+            report(f"clips of {experiment.name} for {stage}: drawing what is missing")
+            with redirect_stdout(sys.stderr):
+                self._data[key] = clips.write_all(
+                    self.work / experiment.name / f"data-{stage}",
+                    str(self._random_start()),
+                    people=self.people or experiment.people[stage],
+                    frames=4 if apart else 9,
+                    fps=Fraction(2 if apart else 8),
+                    size=(2 * width, 2 * height),
+                    encoded=experiment.size,
+                    framing=experiment.framing,
+                )
+        return self._data[key]
+
+    def _random_start(self) -> Path:
+        """A model folder with the frozen networks of ``models/puppet`` and configs of narrower ones."""
+        folder = self.work / "start"
+        if not (folder / FILE_NAME).is_file():
+            with atomic_write(folder, folder=True) as temp:
+                shutil.rmtree(temp, ignore_errors=True)
+                copy_model(temp)
+                for name, changes in CONFIGS.items():
+                    path = temp / f"{name}.json"
+                    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}, indent=2) + "\n")
+        return folder
+
+
+def _remove_id_path(folder: Path) -> None:
+    """Remove the ID adapters, which nothing has trained: later trainings copy ``to_k/to_v`` (paper, Sec. 4.1)."""
+    file = folder / "unet.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if ADAPTER not in name}
+    part = file.with_suffix(".part")
+    save_file(tensors, part, metadata={"format": "pt"})
+    part.replace(file)
+    write_digests(folder, [])

@@ -46,11 +46,8 @@ StableAnimator adds, masks in the loss included; the same holds for no face at a
 
 Stage = Literal["pictures", "clips"]
 STAGES: tuple[Stage, ...] = ("pictures", "clips")
-CONFIGS: Mapping[str, Mapping[str, object]] = {
-    "unet": {"block_out_channels": [48, 96]},
-    "pose_net": {"noise_latent_channels": 48},
-}
-"""Network -> what differs from the config of ``models/puppet``."""
+WIDTHS = [64, 96]
+"""Channels of the UNet's levels; ``models/puppet`` has 64 and 128. diffusers requires multiples of 32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,15 +176,15 @@ class Trainer:
         return self._data[key]
 
     def _random_start(self) -> Path:
-        """A model folder with the frozen networks of ``models/puppet`` and configs of narrower ones."""
+        """A model folder with the frozen networks of ``models/puppet`` and the config of a narrower UNet."""
         folder = self.work / "start"
         if not (folder / FILE_NAME).is_file():
             with atomic_write(folder, folder=True) as temp:
                 shutil.rmtree(temp, ignore_errors=True)
                 copy_model(temp)
-                for name, changes in CONFIGS.items():
-                    path = temp / f"{name}.json"
-                    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}, indent=2) + "\n")
+                path = temp / "unet.json"
+                config = {**json.loads(path.read_text()), "block_out_channels": WIDTHS}
+                path.write_text(json.dumps(config, indent=2) + "\n")
         return folder
 
 

@@ -99,7 +99,8 @@ class ModelFolder:
 
     ``files`` maps a role (``unet``, ``pose_net``, ``face_encoder``, ``vae``, ``image_encoder``, ``face`` ...) to its
     weight file or folder, ``configs`` to its JSON config, ``digests`` to the recorded sha256 of its file. ``defaults``
-    are recommended settings by option name. ``warnings`` are sentences for the user.
+    are recommended settings by option name. ``warnings`` are sentences for the user. ``max_texture_error`` is that of
+    the images that the model was trained on, None if unknown (``engine.conditioning.texture_error``).
     """
 
     name: str
@@ -111,3 +112,4 @@ class ModelFolder:
     face_channel_order: ChannelOrder
     digests: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    max_texture_error: float | None = None

@@ -29,6 +29,7 @@ from stableanimator_cli.train.base_model import table_text
 from stableanimator_cli.train.export import export
 from tools.command import exit_code_of
 from tools.figure_networks.detectors import write_digests
+from tools.puppet_training.texture import record_limit, texture_limit
 
 VAE = "vae.safetensors"
 _FROZEN = ("vae", "image_encoder")  # the networks that the three were trained with
@@ -60,6 +61,8 @@ def publish(run: Path, folder: Path, vae: Path | None = None) -> list[Path]:
     card = folder / schema.FILE_NAME
     with atomic_write(card) as temp_card, translate_os_errors(card):
         temp_card.write_text(f"{head}\n\n{table_text('training', training)}", encoding="utf-8")
+    if vae is not None:
+        record_limit(folder, texture_limit(folder))
     files = [*(path for path in written if path.suffix != ".json"), *_network_files(folder)]
     write_digests(folder, files)
     return written
@@ -81,6 +84,7 @@ def publish_decoder(weights: Path, folder: Path) -> Path:
     with atomic_write(path) as temp:
         shutil.copyfile(weights, temp)
     write_digests(folder, [path])
+    record_limit(folder, texture_limit(folder))
     return path
 
 

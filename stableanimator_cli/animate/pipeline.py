@@ -53,6 +53,7 @@ class AnimateJob:
     refine: FaceOptimization | None
     checkpoints: CheckpointManager
     reporter: WarningLog
+    texture_error: float | None = None
     distribute: Distribute | None = None
     timings: Timings = field(default_factory=Timings)
 
@@ -102,6 +103,7 @@ def run_pipeline(
                 refine=refine,
                 checkpoints=checkpoints,
                 reporter=reporter,
+                texture_error=prepared.texture_error,
                 distribute=None if group is None else group.distribute,
             )
         )
@@ -132,6 +134,7 @@ class Prepared:
     request: RenderRequest
     driving: Driving
     face: ReferenceFace
+    texture_error: float | None
 
 
 def open_inputs(
@@ -175,6 +178,8 @@ def prepare(
     transform = resize_transform((image.shape[1], image.shape[0]), config.size, config.resize)
     report_crop(transform, config.reference, reporter)
     engine = engines.open(model, inputs.plan, id_mode=config.id_adapter or "distribution")
+    resized = transform.apply_image(image, resample="lanczos")
+    texture_error = None if plan_only else reference_face.check_texture(config, engine, resized, reporter)
     # the face before the motion, which may be long: a missing face is reported at once
     if plan_only:
         face = reference_face.check_reference_face(config, engine, reporter)
@@ -188,7 +193,7 @@ def prepare(
     windows = config.windows
     request = RenderRequest(
         image=image[y0:y1, x0:x1],  # the image encoder sees the animated part at full detail
-        resized=transform.apply_image(image, resample="lanczos"),
+        resized=resized,
         face=face.vector if use_face else None,
         poses=poses,
         plan=plan_windows(len(poses), length=windows.length, overlap=windows.overlap, blend=windows.blend),
@@ -199,7 +204,7 @@ def prepare(
     )
     if not use_face and face.vector is not None:
         reporter.warning(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
-    return Prepared(engine=engine, request=request, driving=driving, face=face)
+    return Prepared(engine=engine, request=request, driving=driving, face=face, texture_error=texture_error)
 
 
 def sample_and_write(job: AnimateJob) -> Animation:

@@ -14,7 +14,7 @@ from stableanimator_cli.detect.face import load_embedding
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings, RefineLogEntry
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.face_optimization import SMALLEST, FaceBox, face_optimization, pixel_boxes
-from stableanimator_cli.errors import ModelMissing, NoFace
+from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Face, ModelFolder
 
@@ -75,6 +75,28 @@ def detect_reference_face(
         f"{config.reference}: no face found" + (", which --min-csim compares with" if gated else ""),
         hint=f"use an image where the face is larger and seen from the front, or {remedy}",
     )
+
+
+def check_texture(config: AnimateConfig, engine: Engine, resized: np.ndarray, reporter: Reporter) -> float | None:
+    """Raise ``BadInput`` for a reference unlike the images of the model's training, unless ``--force``.
+
+    ``resized`` uint8[h,w,3] is at the output's size. Returns the texture error, None if the model does not record that
+    of its training.
+    """
+    limit = engine.model.max_texture_error
+    if limit is None:
+        return None
+    error = engine.texture_error(resized)
+    if error > limit:
+        problem = (
+            f"unlike the images that model {engine.model.name!r} was trained on "
+            f"(texture error {error:.2f}, theirs are at most {limit:g})"
+        )
+        if not config.force:
+            hint = "use a model for such images (`sa models list`), or --force"
+            raise BadInput.because(config.reference, f"it is {problem}", hint=hint)
+        reporter.warning(f"{config.reference.name} is {problem}")
+    return error
 
 
 def mode_of(config: AnimateConfig, model: ModelFolder) -> Literal["off", "full", "crop"]:

@@ -169,6 +169,7 @@ def write(
             "times": None if driving.motion_times is None else [str(time) for time in driving.motion_times],
         },
         "face": request.face is not None,
+        "texture_error": None if job.texture_error is None else round(job.texture_error, 4),
         "identity": None if identity is None else identity.to_json(),
         "gate": gate_json,
         "redrawn_windows": [list(windows) for windows in gate.attempts],

@@ -37,6 +37,7 @@ _TOP = (
     "licence_note",
     "source",
     "face_channel_order",
+    "max_texture_error",
     "needs",
     "defaults",
     "components",
@@ -85,7 +86,10 @@ class Archive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A parsed ``model.toml`` in ``folder``; ``face_channel_order`` is None if not recorded."""
+    """A parsed ``model.toml`` in ``folder``; ``face_channel_order`` is None if not recorded.
+
+    ``max_texture_error`` is that of the images that the model was trained on (``engine.conditioning.texture_error``).
+    """
 
     name: str
     folder: Path
@@ -101,6 +105,7 @@ class Entry:
     files: tuple[WeightFile, ...]
     archives: tuple[Archive, ...]
     training: Mapping[str, Any] = field(default_factory=dict)
+    max_texture_error: float | None = None
 
     def file(self, path: str) -> WeightFile | None:
         """The ``[[files]]`` row of a relative path, None if the entry does not list it."""
@@ -148,6 +153,7 @@ def read(folder: Path) -> Entry:
         files=_files(top, archives),
         archives=archives,
         training=MappingProxyType(dict(top.fields("training", default={}).table)),
+        max_texture_error=top.number("max_texture_error", 0, 1000, default=None),
     )
 
 

@@ -223,6 +223,8 @@ class AnimateConfig:
     face_embedding: Path | None = option("--face-embedding", None, metavar="FACE.npy", panel=FACE,
         default_text="the largest face of REFERENCE",
         help="ArcFace embedding (512 numbers) to use instead of the one detected in REFERENCE.")
+    force: bool = option("--force", False, panel=FACE,
+        help="Animate REFERENCE even if it is unlike the images that the model was trained on.")
     allow_no_face: bool = option("--allow-no-face", False, panel=FACE,
         help="Continue without an identity if REFERENCE shows no face.")
     preset: Literal["fast", "standard", "released", "paper"] = option("--preset", "standard", model_default=True,

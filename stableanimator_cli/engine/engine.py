@@ -34,6 +34,7 @@ from stableanimator_cli.engine.conditioning import (
     PoseFrames,
     clip_token,
     reference_latents,
+    texture_error,
     time_ids,
 )
 from stableanimator_cli.engine.cuda_graphs import GraphedCalls, Recorder
@@ -152,6 +153,12 @@ class Engine:
             time_ids=time_ids(sampling.conditioning_fps, sampling.motion_bucket, sampling.noise_aug, token),
             pose=self.pose_features(poses),
         )
+
+    def texture_error(self, resized: np.ndarray) -> float:
+        """See ``conditioning.texture_error``; its two calls of the VAE are not counted, as they draw nothing."""
+        hint = "use a smaller --size, or --offload model"
+        with torch.no_grad(), self.resident("vae"), memory_guard("checking the reference image", hint):
+            return texture_error(self.networks["vae"], resized)
 
     def pose_features(self, poses: PoseFrames) -> PoseFeatures:
         budget = self.plan.config.pose_budget_mb << 20

@@ -78,6 +78,7 @@ def model_toml(
     """Text of a ``model.toml``: components by role as (file, config), files as (path, bytes, sha256)."""
     top = {"name": name, "summary": summary, "task": "animate", "licence": model.licence, "source": SOURCE}
     top |= {"face_channel_order": model.face_channel_order, "needs": list(needs)}
+    top |= {} if model.max_texture_error is None else {"max_texture_error": model.max_texture_error}
     lines = [f"{key} = {toml_literal(value)}" for key, value in top.items()]
     lines += _table("[defaults]", defaults)
     for role, (file, config) in components.items():

@@ -20,6 +20,7 @@ from stableanimator_cli.train import run
 from tests.train.clip_folders import write_clip
 from tools import publish as module
 from tools.publish import publish
+from tools.puppet_training.texture import texture_limit
 
 STEPS = 2
 
@@ -171,7 +172,10 @@ def test_an_invalid_run_or_folder_is_refused(
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'empty'}: found no checkpoint")
 
 
-def test_a_new_decoder_is_published_and_another_encoder_is_refused(copied: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_new_decoder_is_published_and_another_encoder_is_refused(
+    copied: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "texture_limit", lambda folder: texture_limit(folder, 2))
     tensors = load_file(copied / "vae.safetensors")
     decoder = {name: tensor + name.startswith("decoder.") for name, tensor in tensors.items()}
     save_file(decoder, tmp_path / "decoder.safetensors")

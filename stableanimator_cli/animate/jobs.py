@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import __version__, distributed
 from stableanimator_cli.animate import run as single
-from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig
 from stableanimator_cli.config.schema import read_toml, to_toml
 from stableanimator_cli.errors import BatchFailed, ConfigError, SaError
 from stableanimator_cli.files import (
@@ -115,8 +115,9 @@ def run_list(
         if flags.get("output") is None:
             raise ConfigError("--output", None, "a folder for the videos", hint="add -o FOLDER")
         folder = Path(flags["output"])
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError("--output", str(folder), "a folder for several videos", hint="choose another -o")
+        if (folder.exists() and not folder.is_dir()) or folder.suffix.lower() in VIDEO_SUFFIXES:
+            hint = f"-o {folder.with_suffix('')}, or name one motion alone"
+            raise ConfigError("--output", str(folder), f"a folder for the videos of {1 + len(more)} motions", hint=hint)
         jobs, state = jobs_of_motions([Path(flags["motion"]), *more], folder), folder / ".jobs.state"
         check_apart(folder, [Path(flags["motion"]), *more, Path(flags["reference"])])
         with translate_os_errors(folder):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli import catalogue, clip_folder, distributed
 from stableanimator_cli.animate.inputs import check_inputs
 from stableanimator_cli.catalogue import schema
-from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, WindowConfig
+from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig, DecodeConfig, WindowConfig
 from stableanimator_cli.config.parse import dump_range
 from stableanimator_cli.config.refine import PRESETS
 from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
@@ -194,7 +194,7 @@ def _check_output(config: AnimateConfig) -> None:
     if output.is_dir():  # first: the hints below need a name
         raise ConfigError("--output", str(output), "a file, not a folder", hint=f"try {output / 'out.mp4'}")
     for problem, expected, hint in (
-        (output.suffix.lower() not in (".mp4", ".mov", ".m4v"), "a name ending in .mp4 or .mov",
+        (output.suffix.lower() not in VIDEO_SUFFIXES, "a name ending in .mp4 or .mov",
          f"try {output.with_suffix('.mp4')}"),
         (not parent.is_dir(), "a file in a folder that exists", f"mkdir -p {parent}"),
         (not os.access(parent, os.W_OK | os.X_OK), "a file in a writable folder", "choose another -o"),

@@ -157,7 +157,7 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
     parts: dict[str, _Part] = {}
     order: ChannelOrder | None = layout.face_channel_order if layout is not None else None
     defaults: dict[str, Any] = {}
-    texture: float | None = None
+    texture: dict[str, float | None] = {}
     for owner in with_needs(found):
         own = layout is None or owner.name != found.name
         for role, component in owner.components.items():
@@ -171,7 +171,7 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
             if first is None or (first.file is None and not first.has_weights):
                 parts[role] = part if first is None else replace(part, config=first.config or part.config)
         order = order or owner.face_channel_order
-        texture = owner.max_texture_error if texture is None else texture
+        texture.setdefault(owner.name, owner.max_texture_error)
         defaults = {**owner.defaults, **defaults}
     missing = [role for role in require if role not in parts or parts[role].file is None]
     if missing:
@@ -186,7 +186,7 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
         face_channel_order=order or "bgr",
         digests={role: part.digest for role, part in parts.items() if part.digest is not None},
         warnings=_warnings(layout, order),
-        max_texture_error=texture,
+        max_texture_error=texture.get(parts["vae"].owner) if "vae" in parts else None,  # it is a figure of that VAE
     )
 
 

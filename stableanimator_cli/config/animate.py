@@ -44,6 +44,9 @@ from stableanimator_cli.errors import ConfigError
 LONG = "Long videos"
 FACE = "Face"
 
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v")
+"""Of outputs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:

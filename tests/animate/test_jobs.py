@@ -119,7 +119,7 @@ def test_several_motions_make_one_video_each(place, listed):
     assert not list((place / "out/deep").glob(".*"))
     with pytest.raises(ConfigError, match="different names"):
         jobs_of_motions([Path("a.npz"), Path("x/a.mp4")], Path("out"))
-    with pytest.raises(ConfigError, match="a folder for several videos"):
+    with pytest.raises(ConfigError, match="a folder for the videos of 2 motions"):
         listed(Path("b.npz"), file=None, reference="person.png", motion="a.npz", output=Path("person.png"))
     with pytest.raises(BadInput, match="contains the input"):
         listed(Path("b.npz"), file=None, reference="person.png", motion="a.npz", output=place)

@@ -22,7 +22,7 @@ from stableanimator_cli import __version__, distributed
 from stableanimator_cli.animate import run as single
 from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig
 from stableanimator_cli.config.schema import read_toml, to_toml
-from stableanimator_cli.errors import BatchFailed, ConfigError, SaError
+from stableanimator_cli.errors import BatchFailed, ConfigError, SaError, cut
 from stableanimator_cli.files import (
     MARK,
     atomic_write,
@@ -60,7 +60,7 @@ class JobsReport:
         if not self.failed:
             return None
         total = len(self.written) + len(self.finished) + len(self.failed)
-        reasons = "; ".join(f"{output}: {error['message']}" for output, error in self.failed.items())
+        reasons = "; ".join(cut(f"{output}: {error['message']}") for output, error in self.failed.items())
         return f"{len(self.failed)} of {total} jobs failed: {reasons}"
 
     def to_json(self) -> dict[str, Any]:

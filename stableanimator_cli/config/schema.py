@@ -301,7 +301,8 @@ def _from_names(cls: type, values: Mapping[str, Any], source: str | None) -> Set
     for name, value in values.items():
         if name not in names:
             label = f"{source}: {name}" if source else f"--{name.replace('_', '-')}"
-            raise ConfigError(label, name, f"one of {', '.join(names)}", hint=did_you_mean(name, names))
+            near = did_you_mean(name, names)
+            raise ConfigError(label, name, "an option" if near else f"one of {', '.join(names)}", hint=near)
         path, flag = names[name]
         found[path] = Setting(value, f"{source}: {name}" if source else flag)
     return found

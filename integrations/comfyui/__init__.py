@@ -1,0 +1,152 @@
+"""StableAnimator for ComfyUI: load a model, read poses of a video, animate an image, save a video.
+
+Put a link to this folder into ComfyUI's ``custom_nodes`` and install ``stableanimator-cli`` in its environment. The
+nodes only wrap ``stableanimator_cli``: options, errors and files are those of the command line.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+MODEL, MOTION = "STABLEANIMATOR_MODEL", "STABLEANIMATOR_MOTION"
+
+
+class LoadModel:
+    """A model that stays loaded: a name of the catalogue (``sa models list``) or a folder."""
+
+    CATEGORY, FUNCTION = "StableAnimator", "load"
+    RETURN_TYPES, RETURN_NAMES = (MODEL,), ("model",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  ComfyUI calls it so
+        return {
+            "required": {
+                "model": ("STRING", {"default": "stableanimator"}),
+                "device": ("STRING", {"default": "auto"}),
+                "dtype": (["auto", "float16", "bfloat16", "float32"],),
+                "offload": (["none", "model", "group"],),
+            }
+        }
+
+    def load(self, model: str, device: str, dtype: str, offload: str) -> tuple[Any]:
+        from stableanimator_cli import Animator
+
+        return (Animator(model, device=device, dtype=dtype, offload=offload),)
+
+
+class Poses:
+    """The motion of a driving video: people are detected once and written to ``OUTPUT.mp4`` and ``.npz``.
+
+    A file that ``sa animate`` reads as a motion (npz, OpenPose JSON, a skeleton video) is passed on.
+    """
+
+    CATEGORY, FUNCTION = "StableAnimator", "read"
+    RETURN_TYPES, RETURN_NAMES = (MOTION,), ("motion",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  ComfyUI calls it so
+        return {
+            "required": {"path": ("STRING", {"default": "dance.mp4"})},
+            "optional": {
+                "detect_to": ("STRING", {"default": "", "tooltip": "skeleton video to write; empty: PATH is a motion"}),
+                "model": ("STRING", {"default": "stableanimator"}),
+            },
+        }
+
+    def read(self, path: str, detect_to: str = "", model: str = "stableanimator") -> tuple[str]:
+        if not detect_to:
+            return (path,)
+        from stableanimator_cli import preprocess
+
+        preprocess(path, poses=detect_to, model=model)
+        return (detect_to,)
+
+
+class Animate:
+    """Animate the first image of ``reference`` after a motion: a batch of images."""
+
+    CATEGORY, FUNCTION = "StableAnimator", "animate"
+    RETURN_TYPES, RETURN_NAMES = ("IMAGE",), ("frames",)
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  ComfyUI calls it so
+        return {
+            "required": {
+                "model": (MODEL,),
+                "reference": ("IMAGE",),
+                "motion": (MOTION,),
+                "width": ("INT", {"default": 512, "min": 64, "max": 4096, "step": 8}),
+                "height": ("INT", {"default": 512, "min": 64, "max": 4096, "step": 8}),
+                "steps": ("INT", {"default": 25, "min": 1, "max": 1000}),
+                "guidance": ("FLOAT", {"default": 3.0, "min": 0.0, "max": 20.0, "step": 0.1}),
+                "seed": ("INT", {"default": 0, "min": 0, "max": 2**63 - 1}),
+                "preset": (["standard", "fast", "released", "paper"],),
+            },
+            "optional": {"allow_no_face": ("BOOLEAN", {"default": False})},
+        }
+
+    def animate(
+        self,
+        model: Any,
+        reference: Any,
+        motion: str,
+        width: int,
+        height: int,
+        allow_no_face: bool = False,
+        **options: Any,
+    ) -> tuple[Any]:
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "reference.png"
+            pixels = reference[0].clamp(0, 1).mul(255).round().byte().cpu().numpy()
+            Image.fromarray(pixels).save(path)
+            frames = list(model.frames(path, motion, size=f"{width}x{height}", allow_no_face=allow_no_face, **options))
+        return (torch.from_numpy(np.stack(frames)).float() / 255,)
+
+
+class SaveVideo:
+    """Write a batch of images as an H.264 video; a file of others is never replaced."""
+
+    CATEGORY, FUNCTION, OUTPUT_NODE = "StableAnimator", "save", True
+    RETURN_TYPES: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  ComfyUI calls it so
+        return {
+            "required": {
+                "frames": ("IMAGE",),
+                "path": ("STRING", {"default": "out.mp4"}),
+                "fps": ("FLOAT", {"default": 25.0, "min": 0.1, "max": 1000.0}),
+            }
+        }
+
+    def save(self, frames: Any, path: str, fps: float) -> dict[str, Any]:
+        from stableanimator_cli.config.parse import parse_fps
+        from stableanimator_cli.media import VideoWriter
+
+        height, width = frames.shape[1:3]
+        rate: Fraction = parse_fps(str(fps), "fps")
+        with VideoWriter(path, (width, height), rate, tag={"sa.kind": "animation"}) as video:
+            for frame in frames:
+                video.write(frame.clamp(0, 1).mul(255).round().byte().cpu().numpy())
+        return {"ui": {"text": [path]}}
+
+
+NODE_CLASS_MAPPINGS = {
+    "StableAnimatorLoadModel": LoadModel,
+    "StableAnimatorPoses": Poses,
+    "StableAnimatorAnimate": Animate,
+    "StableAnimatorSaveVideo": SaveVideo,
+}
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "StableAnimatorLoadModel": "StableAnimator: load model",
+    "StableAnimatorPoses": "StableAnimator: poses",
+    "StableAnimatorAnimate": "StableAnimator: animate",
+    "StableAnimatorSaveVideo": "StableAnimator: save video",
+}

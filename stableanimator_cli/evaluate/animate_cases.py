@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,8 @@ class Animator:
                 except Interrupted:
                     raise
                 except SaError as error:
-                    failed.append((case.name, error))
+                    # a copy has no traceback, whose frames hold tensors that the next case needs room for
+                    failed.append((case.name, copy.copy(error)))
                 pairs.append(case.pair(video))
                 bar.update()
         if failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -78,7 +79,8 @@ class Evaluator:
                 try:
                     videos.append(scorer.score(pair))
                 except BadInput as error:
-                    failed.append(FailedVideo(name=pair.name, error=error))
+                    # a copy has no traceback, whose frames hold open videos and pixels
+                    failed.append(FailedVideo(name=pair.name, error=copy.copy(error)))
                     self.reporter.warning(f"{pair.name} is not scored: {error.message}")
                 bar.update()
         rows = summarise(videos, self.rules, about=self._networks_by_metric() | networks.about())

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.evaluate import EvaluateConfig
-from stableanimator_cli.errors import BadInput, BatchFailed, ConfigError, NoFace
+from stableanimator_cli.errors import BadInput, BatchFailed, ConfigError, NoFace, OutOfMemory
 from stableanimator_cli.evaluate.animate_cases import Animator
 from stableanimator_cli.evaluate.cases import TIKTOK_IDS, Case, find_cases
 from stableanimator_cli.evaluate.run import run
@@ -22,6 +25,7 @@ from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.progress import NullReporter
+from stableanimator_cli.records import ModelFolder
 from tests.evaluate.samples import drawn, noisy, write
 
 
@@ -125,6 +129,31 @@ def test_memory_is_that_of_sixteen_frames(benched: tuple[Scores, Copying], tmp_p
     model = catalogue.open_model("puppet")
     animator = Animator(model=model, name="puppet", animate=animate, settings=None, flags={}, reporter=NullReporter())
     assert animator.measure_memory(case, tmp_path / "memory") == {"host": 1 << 30}
+
+
+def test_a_case_that_fails_leaves_its_memory_to_the_next(tmp_path: Path) -> None:
+    """The traceback of an error holds the tensors of the call that ran out of memory."""
+    frames: list[weakref.ref[np.ndarray]] = []
+
+    def animate(flags: Mapping[str, Any], settings: Path | None) -> None:
+        held = np.zeros(8)
+        alive.append(any(ref() is not None for ref in frames))
+        frames.append(weakref.ref(held))
+        try:
+            raise MemoryError
+        except MemoryError as error:
+            raise OutOfMemory("too little memory") from error
+
+    image = tmp_path / "a.png"
+    write_picture(image, drawn(0, frames=1)[0])
+    case = Case(name="a", reference=image, motion=image, target=None, poses=None)
+    model, alive = SimpleNamespace(name="m", files={}), []
+    animator = Animator(
+        model=cast(ModelFolder, model), name="m", animate=animate, settings=None, flags={}, reporter=NullReporter()
+    )
+    with pytest.raises(BatchFailed, match="2 of 2 videos could not be animated; the first is a: too little memory"):
+        animator.animate_cases([case, replace(case, name="b")], tmp_path / "out")
+    assert alive == [False, False]
 
 
 def test_rivals_are_rows_of_the_same_table(benched: tuple[Scores, Copying], tmp_path: Path) -> None:

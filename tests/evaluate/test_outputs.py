@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput, BatchFailed
 from stableanimator_cli.evaluate import evaluator
 from stableanimator_cli.evaluate.detections import VideoDetections, VideoDetector
@@ -142,6 +143,20 @@ def test_one_bad_video_loses_no_other(sides: tuple[Path, Path], tmp_path: Path) 
     assert told["failed"][0]["name"] == "v1"
     assert "v1.mp4" in told["failed"][0]["message"]
     assert scores.rows["ssim"].videos == 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="lists open files by /proc")
+def test_a_video_that_fails_is_closed(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    """A thousand of them ran out of open files, each with eight frames in memory."""
+    _cut(sides[0] / "v1.mp4")
+    config, rules = EvaluateConfig(inputs=sides, output=tmp_path / "out"), replace(PROTOCOLS["native"], networks=())
+    one = evaluator.Evaluator(config=config, rules=rules, detector=VideoDetector(None), reporter=NullReporter())
+    pairs = [Pair(name=name, predicted=sides[0] / name, target=sides[1] / name) for name in ("v0.mp4", "v1.mp4")]
+    system = one.score(pairs)
+    assert [one.name for one in system.failed] == ["v1.mp4"]
+    assert "v1.mp4" in system.failed[0].error.message
+    opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [path for path in opened if path.endswith("v1.mp4")]
 
 
 def test_nothing_of_a_video_that_fails_late_stays_in_the_distances(sides: tuple[Path, Path], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.engine import weights
 from stableanimator_cli.engine.device import DevicePlan, Networks
 from stableanimator_cli.engine.engine import Engine, apply_plan
 from stableanimator_cli.engine.weights import builders, fill, loaders
@@ -42,10 +43,7 @@ def open_bench_model(name: str) -> ModelFolder:
 
 def build_on_meta(model: ModelFolder, role: str, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A network on the meta device, for counting."""
-    with torch.device("meta"):
-        network = builders(model, "distribution")[role]()
-    network = network.to("meta").eval().requires_grad_(False)  # some constructors create CPU tensors
-    return nn.Module.to(network, dtype)
+    return weights.build_on_meta(builders(model, "distribution")[role], dtype).eval().requires_grad_(False)
 
 
 def load_network(model: ModelFolder, role: str, dtype: torch.dtype) -> nn.Module:

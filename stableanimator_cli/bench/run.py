@@ -25,6 +25,7 @@ from stableanimator_cli.bench import (
 from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.harness import load_warning
 from stableanimator_cli.bench.results import BenchReport, Table, environment
+from stableanimator_cli.bench.roofline import Roof
 from stableanimator_cli.config.bench import BenchConfig
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.engine.device import DevicePlan
@@ -120,9 +121,10 @@ def run(*, flags: Mapping[str, Any], command: str, reporter: Reporter | None = N
     if warning and not set(config.names) <= _UNTIMED:
         reporter.warning(warning)
     tables: dict[str, list[Table]] = {}
+    roofs: dict[torch.dtype, Roof] = {}
     for name in (name for name in BENCHES if name in config.names):
         with reporter.progress(None, name, "run") as bar:
-            bench = BenchRun(config=config, plan=plan, tick=bar.update, tables=tables)
+            bench = BenchRun(config=config, plan=plan, tick=bar.update, roofs=roofs, tables=tables)
             tables.setdefault(name, []).extend(BENCHES[name](bench))
     return BenchReport(command=command, environment=environment(plan.device), tables=tables)
 

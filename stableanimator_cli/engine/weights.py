@@ -159,6 +159,13 @@ def builders(model: ModelFolder, id_mode: IDMode) -> dict[str, Callable[[], nn.M
     return {role: lambda role=role, build=build: _built(model, role, build) for role, build in built.items()}
 
 
+def build_on_meta(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A network without weights on the meta device, for counting."""
+    with torch.device("meta"):
+        network = build()
+    return nn.Module.to(network.to("meta"), dtype)  # diffusers creates some parameters on the CPU
+
+
 def _built(model: ModelFolder, role: str, build: Callable[[], nn.Module]) -> nn.Module:
     with _building(model.files.get(role, model.path / role)):
         return build()

@@ -49,10 +49,10 @@ def torso_widths(build: Build, yaw: float) -> tuple[Array, Array, Array]:
 class _Trunk:
     """Points on the trunk. ``share`` is a fraction of the way from neck to hips."""
 
-    def __init__(self, joints: Joints, widths: tuple[Array, Array, Array], rise: float = 0.0) -> None:
+    def __init__(self, joints: Joints, widths: tuple[Array, Array, Array]) -> None:
         self.neck, self.hips = joints.spine[0, :2], joints.spine[1, :2]
         self.seen, self.wide, self.deep = widths
-        self.yaw, self.rise = joints.yaw, rise
+        self.yaw = joints.yaw
         down = self.hips - self.neck
         self.aside = np.array([down[1], -down[0]]) / (math.hypot(*down) or 1.0)
 

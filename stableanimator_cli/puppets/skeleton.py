@@ -47,7 +47,6 @@ class Joints:
     foot: dict[str, Array]
     spine: Array
     yaw: float
-    lean: float
 
 
 def _reach(start: Vector, goal: Vector, upper: float, lower: float, pole: Vector) -> tuple[Vector, Vector]:
@@ -141,4 +140,4 @@ def pose_joints(pose: Array, build: Build) -> Joints:
             group[side] = group[side] @ turn
     for side in m.SIDES:
         feet[side][:, 1] += FOOT_DROP * (feet[side][:, 2] - legs[side][2, 2])
-    return Joints(arms, legs, hands, feet, spine @ turn, yaw, lean)
+    return Joints(arms, legs, hands, feet, spine @ turn, yaw)

@@ -61,11 +61,10 @@ class Encoders:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheReport:
-    """Number of ``written`` and ``reused`` files, encoded ``frames``, ``bytes`` written."""
+    """Number of ``written`` and ``reused`` files, ``bytes`` written."""
 
     written: int
     reused: int
-    frames: int
     bytes: int
 
 
@@ -213,7 +212,7 @@ def build_cache(
     clips, one part per rank. Raises ``BadInput`` that names clip and frame.
     """
     selected = [(clip, bucket.size) for bucket in buckets for clip in bucket.clips][shard[0] :: shard[1]]
-    written = reused = frames = size_written = 0
+    written = reused = size_written = 0
     with (reporter or NullReporter()).progress(sum(clip.frames for clip, _ in selected), "cache", "frame") as bar:
         for clip, size in selected:
             leftovers.remove_from_clip(clip.path)
@@ -223,11 +222,10 @@ def build_cache(
             reader = encoders.faces if needs_faces(clip) else None
             if pending or reader is not None:
                 rows = _encode(clip, [encode for _, encode in pending], reader, batch)
-                frames += clip.frames
                 size_written += sum(file.write(encoded) for (file, _), encoded in zip(pending, rows, strict=True))
                 written += len(pending) + (reader is not None)
             bar.update(clip.frames)
-    return CacheReport(written=written, reused=reused, frames=frames, bytes=size_written)
+    return CacheReport(written=written, reused=reused, bytes=size_written)
 
 
 def needs_faces(clip: TrainingClip) -> bool:

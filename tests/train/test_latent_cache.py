@@ -36,7 +36,7 @@ def _latents(buckets: tuple[Bucket, ...], vae: str = "vae", size: tuple[int, int
 def test_every_frame_is_in_it(buckets: tuple[Bucket, ...]) -> None:
     networks = Networks()
     report = build_cache(buckets, networks.encoders(), batch=4)
-    assert (report.written, report.reused, report.frames, networks.frames) == (4, 0, 23, 23)
+    assert (report.written, report.reused, networks.frames) == (4, 0, 23)
     rows = _latents(buckets)[0].read([9, 0])
     assert rows.shape == (2, 6, 8, 8)
     expected = torch.tensor([level(9), level(0)]) / 127.5 - 1
@@ -61,7 +61,7 @@ def test_what_is_there_is_kept_and_the_rest_made(buckets: tuple[Bucket, ...]) ->
 
 def test_parts_of_the_work_make_the_whole(buckets: tuple[Bucket, ...]) -> None:
     reports = [build_cache(buckets, Networks().encoders(), shard=(part, 3)) for part in range(3)]
-    assert [report.frames for report in reports] == [10, 13, 0]
+    assert [report.written for report in reports] == [2, 2, 0]
     assert is_cached(_latents(buckets))
 
 

@@ -22,7 +22,7 @@ from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_fram
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
 from stableanimator_cli.engine.group_offload import blocks_of, bytes_of
 from stableanimator_cli.engine.memory.profile import peak_bytes
-from stableanimator_cli.engine.weights import builders
+from stableanimator_cli.engine.weights import build_on_meta, builders
 from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
 from stableanimator_cli.nets.quantized import quantize_weights
 from stableanimator_cli.nets.unet import AnimationUNet, Context
@@ -158,9 +158,7 @@ class MemoryEstimator:
 
     def _network(self, role: str, weights: str = "plain") -> Any:
         def build() -> nn.Module:
-            with torch.device("meta"):
-                network = builders(self.model, "distribution")[role]()
-            network = nn.Module.to(network.to("meta"), self.dtype)  # diffusers creates some parameters on the CPU
+            network = build_on_meta(builders(self.model, "distribution")[role], self.dtype)
             network = network.eval().requires_grad_(False)
             return quantize_weights(network, weights) if role == "unet" else network  # type: ignore[arg-type]
 

@@ -10,15 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from stableanimator_cli.engine.device import DTYPES
-from stableanimator_cli.engine.memory.train_step import bytes_of, meta_step_bytes
+from stableanimator_cli.engine.group_offload import bytes_of
+from stableanimator_cli.engine.memory.train_step import meta_step_bytes
 from stableanimator_cli.engine.training.fsdp import units
 from stableanimator_cli.engine.training.model import TrainingModel, TrainingSettings
 from stableanimator_cli.engine.training.trainable import with_lora
-from stableanimator_cli.engine.weights import builders
+from stableanimator_cli.engine.weights import build_on_meta, builders
 from stableanimator_cli.errors import OutOfMemory
 from stableanimator_cli.nets.unet import AnimationUNet, Checkpointing
 from stableanimator_cli.records import ModelFolder
@@ -166,7 +166,7 @@ def meta_model(model: ModelFolder, settings: TrainingSettings) -> TrainingModel:
     if not settings.face_encoder:
         configs = {**configs, "face_encoder": {**configs.get("face_encoder", {}), "fusion": False}}
     build = builders(replace(model, configs=configs), settings.id_adapter)
-    networks = {role: _on_meta(build[role]) for role in ("unet", "pose_net", "face_encoder")}
+    networks = {role: build_on_meta(build[role]) for role in ("unet", "pose_net", "face_encoder")}
     if settings.train == "lora":
         unet = networks["unet"]
         assert isinstance(unet, AnimationUNet)
@@ -178,10 +178,6 @@ def _encoders(model: ModelFolder, settings: TrainingSettings) -> int:
     """Weights of VAE and image encoder; their activations are freed before the step."""
     build: Mapping[str, Callable[[], nn.Module]] = builders(model, "distribution")
     width = DTYPES["bfloat16" if settings.dtype == "bfloat16" else "float32"].itemsize
-    return sum(width * sum(p.numel() for p in _on_meta(build[role]).parameters()) for role in ("vae", "image_encoder"))
-
-
-def _on_meta(build: Callable[[], nn.Module]) -> nn.Module:
-    with torch.device("meta"):
-        network = build()
-    return network.to("meta")  # diffusers creates some parameters on the CPU
+    return sum(
+        width * sum(p.numel() for p in build_on_meta(build[role]).parameters()) for role in ("vae", "image_encoder")
+    )

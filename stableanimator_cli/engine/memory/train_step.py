@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from stableanimator_cli.engine.device import DTYPES
@@ -109,7 +109,3 @@ def _meta_autocast(dtype: torch.dtype | None) -> Iterator[None]:
 
 def _cast(values: Any, dtype: torch.dtype | None) -> Any:
     return tree_map_only(Tensor, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, values)
-
-
-def bytes_of(module: nn.Module) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())

@@ -18,7 +18,6 @@ from stableanimator_cli.engine.training.trainable import (
     TRAINED,
     export_tensors,
     exported_names,
-    lora_tensors,
     trainable_parameters,
     with_adapters,
     with_lora,
@@ -40,8 +39,6 @@ __all__ = [
     "export_tensors",
     "exported_names",
     "frozen_tensors",
-    "gradient_scaler",
-    "lora_tensors",
     "open_training",
     "step_inputs",
     "trainable_parameters",
@@ -118,11 +115,6 @@ def frozen_tensors(
             tensors = init_network(build[role], seed).state_dict() if role in fresh else _file_tensors(model, role)
             found |= {name: tensors[name.removeprefix(f"{role}.")] for name in selected}
     return found
-
-
-def gradient_scaler(settings: TrainingSettings, device: torch.device) -> torch.amp.GradScaler:
-    """Loss scaling for float16; disabled for other dtypes."""
-    return torch.amp.GradScaler(device.type, enabled=settings.dtype == "float16")
 
 
 def _with_ablations(model: ModelFolder, settings: TrainingSettings) -> ModelFolder:

@@ -116,12 +116,3 @@ def export_tensors(
 def exported_names(trained: Iterable[str]) -> set[str]:
     """Tensors of a model folder (``role.name``) that training the parameters ``trained`` changes: LoRA is merged."""
     return {f"{name.rpartition('.')[0]}.weight" if is_lora(name) else name for name in trained}
-
-
-def lora_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The low-rank updates alone, by the UNet's names."""
-    return {
-        name.removeprefix("unet."): tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in model.state_dict().items()
-        if is_lora(name)
-    }

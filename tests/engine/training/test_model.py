@@ -17,8 +17,6 @@ from stableanimator_cli.engine.training import (
     TrainingSettings,
     export_configs,
     export_tensors,
-    gradient_scaler,
-    lora_tensors,
     open_training,
     step_inputs,
     trainable_parameters,
@@ -109,7 +107,6 @@ def test_half_precision_is_near_and_keeps_float32_masters(tiny_model, dtype):
     assert {p.dtype for p in trainable_parameters(half.model).values()} == {torch.float32}
     resting = {p.dtype for p in half.model.parameters() if not p.requires_grad}
     assert getattr(torch, dtype) in resting
-    assert gradient_scaler(half.settings, CPU).is_enabled() == (dtype == "float16")
     whole = opened(tiny_model, dtype=dtype, float32_frozen=True)
     assert {p.dtype for p in whole.model.parameters()} == {torch.float32}
 
@@ -239,7 +236,6 @@ def test_low_rank_updates_begin_at_nothing_and_are_merged(tiny_model):
     moved = losses(parts)
     tensors = export_tensors(parts.model)
     assert not any(is_lora(name) for name in tensors["unet"])
-    assert {is_lora(name) for name in lora_tensors(parts.model)} == {True}
     plain = opened(tiny_model)
     plain.model.unet.load_state_dict(tensors["unet"])
     torch.testing.assert_close(losses(plain), moved, rtol=1e-4, atol=1e-5)

@@ -146,12 +146,16 @@ class DetectionPass:
     """
 
     def __init__(self, detector: VideoDetector, clip: Clip, key: str) -> None:
-        self.clip = replace(clip, frames=self._read)
-        self._detector, self._key = detector, key
+        self._clip, self._detector, self._key = clip, detector, key
         self._frames = clip.frames()
         self._cached = _cached(key)
         self._batch: list[np.ndarray] = []
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    @property
+    def clip(self) -> Clip:
+        """The clip for the other reader. It is not stored: the cycle would keep the video of a failed pass open."""
+        return replace(self._clip, frames=self._read)
 
     def _read(self) -> Iterator[tuple[Fraction | None, np.ndarray]]:
         for time, frame in self._frames:
@@ -170,7 +174,7 @@ class DetectionPass:
         if self._batch:
             self._detect_batch()
         own, judge, points = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        size = self.clip.size
+        size = self._clip.size
         arrays = {"own": own, "judge": judge, "points": points, "size": np.array(size)}
         evaluation_cache.store("seen", self._key, arrays)
         return VideoDetections(own=own, judge=judge, points=points, size=size)

@@ -1,9 +1,9 @@
-"""ArcFace in torch, straight from its ONNX graph, so that identity has a gradient with respect to pixels.
+"""ArcFace in torch, executed from its ONNX graph, so that identity has a gradient with respect to pixels.
 
-Face optimisation needs d(cosine)/d(pixels), and the recogniser that users have is an ONNX file. Its initialisers carry
-no dependable names (exporters fold batch norms into convolutions and merge equal tensors), so the graph itself is run,
-operator by operator, rather than poured into a network of fixed layers. Weights are frozen buffers; batch norms use
-their recorded statistics in any mode.
+Face optimisation needs d(cosine)/d(pixels), and released recognisers are ONNX files. Their initialisers have no
+reliable names: exporters fold batch norms into convolutions and merge equal tensors. So the graph is executed operator
+by operator, not loaded into a network of fixed layers. Weights are frozen buffers; batch norms use their recorded
+statistics in any mode.
 
 Sources: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition"; the ONNX operator definitions.
 """
@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from stableanimator_cli.errors import is_out_of_memory
 
 MXNET = (0.0, 1.0)
-"""Mean and deviation of pixels 0..255 for graphs that hold their own normalisation."""
+"""Mean and standard deviation of pixels 0..255 for graphs with their own normalisation."""
 
 PYTORCH = (127.5, 127.5)
-"""Mean and deviation of pixels 0..255 for graphs that expect [-1, 1]."""
+"""Mean and standard deviation of pixels 0..255 for graphs that expect [-1, 1]."""
 
 MIN_OPSET = 7
 
@@ -36,8 +36,8 @@ class ArcFace(nn.Module):
     """A face recogniser's ONNX graph as a differentiable module: pixels [b,3,h,w] -> embeddings [b,d].
 
     ``graph`` is a parsed model or its bytes. ``size`` is the (height, width) that the graph expects, ``normalisation``
-    the (mean, deviation) of pixels 0..255 before it. Raises ``ValueError`` naming the node and its operator where the
-    graph holds something that is not carried out here, and where it is no network of one picture and one vector.
+    the (mean, standard deviation) of pixels 0..255 before it. Raises ``ValueError`` with the node for an operator that
+    is not implemented, and for a graph that does not map one image to one embedding.
     """
 
     def __init__(self, graph: onnx.ModelProto | bytes) -> None:
@@ -57,7 +57,7 @@ class ArcFace(nn.Module):
         )
         if not any(_has_fixed_batch(step, constants, self._batch) for step in self._steps):
             self._batch = None  # declared, but nothing in the graph depends on it
-        # Whole numbers are shapes and stay where Python can read them; numbers with a fraction follow the module.
+        # Integers are shapes and stay on the CPU; floats move with the module.
         self._slots: dict[str, str] = {}
         self._shapes: dict[str, Tensor] = {}
         used = {name for step in self._steps for name in step.inputs}
@@ -99,11 +99,11 @@ class ArcFace(nn.Module):
 
 
 def crop_resize(pixels: Tensor, boxes: Tensor | np.ndarray | Sequence[Sequence[int]], size: int = 112) -> Tensor:
-    """A box of each picture at the recogniser's size: [b,3,h,w] and int [b,4] (x0, y0, x1, y1) -> [b,3,size,size].
+    """A box of each image at the recogniser's size: [b,3,h,w] and int [b,4] (x0, y0, x1, y1) -> [b,3,size,size].
 
-    Columns x0..x1 and rows y0..y1 are **inclusive**, parts outside the image are left out, the aspect ratio changes and
-    no landmark is aligned: bilinear, corners not aligned, as in StableAnimator's face optimisation. Differentiable
-    in the pixels. Raises ``ValueError`` for a box that meets no pixel or has fractions.
+    Columns x0..x1 and rows y0..y1 are **inclusive**; parts outside the image are cropped. The aspect ratio changes and
+    landmarks are not aligned: bilinear, ``align_corners=False``, as in StableAnimator's face optimisation.
+    Differentiable in the pixels. Raises ``ValueError`` for a box without pixels or with fractions.
     """
     corners = torch.as_tensor(boxes).detach().cpu()
     if tuple(corners.shape) != (len(pixels), 4):
@@ -113,17 +113,19 @@ def crop_resize(pixels: Tensor, boxes: Tensor | np.ndarray | Sequence[Sequence[i
             raise ValueError("boxes with fractions, expected whole pixels")
         corners = corners.long()
     crops = []
-    for picture, (x0, y0, x1, y1) in zip(pixels, corners.tolist(), strict=True):
-        crop = picture[:, max(0, y0) : max(0, y1 + 1), max(0, x0) : max(0, x1 + 1)]
+    for image, (x0, y0, x1, y1) in zip(pixels, corners.tolist(), strict=True):
+        crop = image[:, max(0, y0) : max(0, y1 + 1), max(0, x0) : max(0, x1 + 1)]
         if not crop.numel():
-            raise ValueError(f"box ({x0}, {y0}, {x1}, {y1}) meets no pixel of {list(picture.shape[1:])}")
+            raise ValueError(f"box ({x0}, {y0}, {x1}, {y1}) meets no pixel of {list(image.shape[1:])}")
         crops.append(F.interpolate(crop[None], size=(size, size), mode="bilinear", align_corners=False))
     return torch.cat(crops)
 
 
 def normalisation(model: onnx.ModelProto) -> tuple[float, float]:
-    """Mean and deviation of pixels 0..255 that a graph expects, by insightface's rule: one that starts (within eight
-    nodes) with a subtraction and a multiplication, recognised by their names, has its own."""
+    """Mean and standard deviation of pixels 0..255 that a graph expects, by insightface's rule.
+
+    A graph with a subtraction and a multiplication, by name, among its first eight nodes normalises itself.
+    """
     names = [node.name for node in model.graph.node[:8]]
     subtracts = any(name.startswith(("Sub", "_minus")) for name in names)
     multiplies = any(name.startswith(("Mul", "_mul")) for name in names)
@@ -136,7 +138,7 @@ Operator = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """One node, ready to run: its function, where its operands are, and which values are freed after it."""
+    """One node: its function, the names of its operands, and the values that are freed after it."""
 
     label: str
     function: Operator
@@ -202,7 +204,7 @@ def _build_node(node: onnx.NodeProto) -> _Node:
 def _plan_execution(
     steps: Iterable[_Node], constants: dict[str, Tensor], source: str, target: str
 ) -> tuple[_Node, ...]:
-    """Work out at once all that depends on no pixel, check that every operand exists, and note when it is used last."""
+    """Compute everything that does not depend on pixels, check operands, and record the last use of each value."""
     known, pending = {source}, []
     for step in steps:
         missing = [name for name in step.inputs if name and name not in constants and name not in known]
@@ -226,7 +228,7 @@ def _plan_execution(
 
 
 def _pads(a: Attributes, size: Sequence[int], kernel: Sequence[int]) -> list[int]:
-    """Padding (left, right, top, bottom), in torch's order, of a window operator on pictures of ``size`` (h, w)."""
+    """Padding (left, right, top, bottom), in torch's order, of a window operator on images of ``size`` (h, w)."""
     mode = a.get("auto_pad", "NOTSET")
     if mode == "VALID":
         return [0, 0, 0, 0]

@@ -1,6 +1,6 @@
-"""Global content-aware Face Encoder (StableAnimator §3.2): an ArcFace vector becomes tokens that have seen the picture.
+"""Global content-aware Face Encoder (StableAnimator §3.2): ArcFace embedding and CLIP token to face tokens.
 
-The vector is projected to tokens, which then attend to the picture's CLIP token through a small perceiver stack.
+The embedding is projected to tokens, which then attend to the image's CLIP token through a small perceiver stack.
 Names of the weights are those of the released ``face_encoder.pth``.
 """
 
@@ -20,10 +20,10 @@ HEAD_WIDTH = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaceEncoderConfig:
-    """Widths of the tokens made (``cross_attention_dim``), of the face vector and of the picture's token.
+    """Widths of the face tokens (``cross_attention_dim``), of the face embedding and of the image's token.
 
-    ``fusion`` False is the ablation "w/o Face Encoder" (Table 2): the projected vector goes into the adapters as it is,
-    blind to the picture, as image-domain adapters do it. Such a network has no perceiver stack and no weights of one.
+    ``fusion`` False is the ablation "w/o Face Encoder" (Table 2): the projected embedding enters the adapters without
+    attention to the image, as in image-domain adapters. Such a network has no perceiver stack and no weights of one.
     """
 
     cross_attention_dim: int = 1024
@@ -39,7 +39,7 @@ class FaceEncoderConfig:
 
 
 class PerceiverAttention(nn.Module):
-    """Tokens attend to the picture's tokens and to themselves. context [b,k,d], tokens [b,n,d] -> [b,n,d]."""
+    """Tokens attend to the image's tokens and to themselves. context [b,k,d], tokens [b,n,d] -> [b,n,d]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -55,7 +55,9 @@ class PerceiverAttention(nn.Module):
         query = self.to_q(tokens)
         key, value = self.to_kv(torch.cat([context, tokens], dim=1)).chunk(2, dim=-1)
         query, key, value = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in (query, key, value))
-        scale = 1 / math.sqrt(math.sqrt(HEAD_WIDTH))  # on both sides: more stable in float16 than dividing after
+        scale = 1 / math.sqrt(
+            math.sqrt(HEAD_WIDTH)
+        )  # on both factors: more stable in float16 than dividing the product
         weight = (query * scale) @ (key * scale).transpose(-2, -1)
         weight = weight.float().softmax(dim=-1).to(value.dtype)
         return self.to_out(rearrange(weight @ value, "b h n d -> b n (h d)"))
@@ -69,7 +71,7 @@ def feed_forward(width: int, factor: int = 4) -> nn.Sequential:
 
 
 class FusionModel(nn.Module):
-    """Perceiver stack. ``proj_out`` starts at zero, so that training begins without a face in the UNet."""
+    """Perceiver stack. ``proj_out`` is initially zero, so that training starts without a face in the UNet."""
 
     def __init__(self, config: FaceEncoderConfig) -> None:
         super().__init__()
@@ -92,7 +94,7 @@ class FusionModel(nn.Module):
 
 
 class FaceEncoder(PlacedModule):
-    """face [b,512] raw ArcFace vector, image [b,1,c] CLIP token -> face tokens [b,num_tokens,cross_attention_dim]."""
+    """face [b,512] raw ArcFace embedding, image [b,1,c] CLIP token -> tokens [b,num_tokens,cross_attention_dim]."""
 
     def __init__(self, config: FaceEncoderConfig) -> None:
         super().__init__()

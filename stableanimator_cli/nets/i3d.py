@@ -1,8 +1,8 @@
 """I3D: Inception-v1 inflated to three dimensions (Carreira and Zisserman, "Quo Vadis, Action Recognition?").
 
-Names of the weights are those of ``i3d_pretrained_400.pt`` (344 tensors); ``canonical`` brings the other layout that is
-about to the same names. Padding is TensorFlow's SAME, worked out from the size of the input: zeros, more of them at the
-end, before pooling too.
+Names of the weights are those of ``i3d_pretrained_400.pt`` (344 tensors); ``rename_weights`` converts the other common
+layout. Padding is TensorFlow's SAME, computed from the size of the input: zeros, more of them at the end, also before
+pooling.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Shape = tuple[int, int, int]
 
 
 def pad_same(x: Tensor, kernel: Shape, stride: Shape) -> Tensor:
-    """Pad [b,c,t,h,w] so that a kernel gives ceil(size / stride) places along each axis."""
+    """Pad [b,c,t,h,w] so that a kernel has ceil(size / stride) positions along each axis."""
     pads: list[int] = []
     for size, k, s in zip(reversed(x.shape[-3:]), reversed(kernel), reversed(stride), strict=True):
-        whole = max(k - (size % s or s), 0)
-        pads += [whole // 2, whole - whole // 2]
+        total = max(k - (size % s or s), 0)
+        pads += [total // 2, total - total // 2]
     return F.pad(x, pads) if any(pads) else x
 
 
@@ -44,7 +44,7 @@ class ConvUnit(nn.Module):
 
 
 class Mixed(nn.Module):
-    """Four branches side by side: 1; 1 and 3; 1 and 3; pooling and 1. ``widths`` are those of their convolutions."""
+    """Four parallel branches: 1; 1 and 3; 1 and 3; pooling and 1. ``widths`` are those of their convolutions."""
 
     def __init__(self, width: int, widths: tuple[int, int, int, int, int, int]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Mixed(nn.Module):
 
 
 class I3D(nn.Module):
-    """Clips [b,3,t,224,224] in -1..1 -> 400 logits [b,400], averaged over time. ``ValueError`` for another size."""
+    """Clips [b,3,t,224,224] in -1..1 -> logits [b,400], averaged over time. Raises ``ValueError`` for another size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class I3D(nn.Module):
         return self.logits(x.mean(dim=(3, 4), keepdim=True)).mean(dim=(2, 3, 4))
 
 
-# Of the ports after hassony2/kinetics_i3d_pytorch: their names, as patterns, and ours.
+# Names of the ports after hassony2/kinetics_i3d_pytorch, as patterns, and ours.
 _PORT_NAMES = {
     r"^conv3d_0c_1x1\.": "logits.",
     r"^conv3d_": "Conv3d_",
@@ -107,18 +107,18 @@ _PORT_NAMES = {
 def rename_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file under the names of ``I3D``.
 
-    Besides its own layout, that of the ports (``mixed_3b.branch_1.0.conv3d``, ``batch3d``, ``conv3d_0c_1x1``) is known.
-    ``num_batches_tracked``, which files of old torch lack and no inference reads, is filled in. Names that are neither
-    stay, and the strict loader reports them.
+    Names of the ports (``mixed_3b.branch_1.0.conv3d``, ``batch3d``, ``conv3d_0c_1x1``) are converted.
+    ``num_batches_tracked``, which files of old torch lack and inference ignores, is added. Unknown names stay, and the
+    strict loader reports them.
     """
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for theirs, ours in _PORT_NAMES.items():
             name = re.sub(theirs, ours, name)
-        found[name] = tensor
-    for name in [name for name in found if name.endswith(".bn.running_var")]:
-        found.setdefault(name.replace("running_var", "num_batches_tracked"), torch.zeros((), dtype=torch.long))
-    return found
+        renamed[name] = tensor
+    for name in [name for name in renamed if name.endswith(".bn.running_var")]:
+        renamed.setdefault(name.replace("running_var", "num_batches_tracked"), torch.zeros((), dtype=torch.long))
+    return renamed
 
 
 def _pool(x: Tensor, kernel: Shape, stride: Shape) -> Tensor:

@@ -23,10 +23,10 @@ EPSILON = 1e-5  # added to the face features' standard deviation, as the referen
 
 @dataclass(frozen=True, slots=True)
 class PreparedCrossAttention:
-    """What one cross-attention layer computes from tokens alone, so it is done once a video and not once a call.
+    """What one cross-attention layer computes from tokens alone, once per video instead of once per call.
 
-    Either ``constant`` [b,1,d] is the layer's whole output (one image token makes softmax trivial, and face features
-    are absent or zero), or ``base`` [b,1,d] is the image features and ``keys``/``values`` [b,k,d] are the face's.
+    Either ``constant`` [b,1,d] is the layer's full output: one image token makes softmax trivial, and face features
+    are absent or zero. Or ``base`` [b,1,d] holds the image features, and ``keys``/``values`` [b,k,d] those of the face.
     """
 
     constant: Tensor | None = None
@@ -50,9 +50,9 @@ class IDAdapter(nn.Module):
     """Adds face features to the image features of one spatial cross-attention.
 
     ``mode``: ``distribution`` aligns mean and standard deviation of the face features with those of the image features
-    before adding (Eq. 2, one scalar of each per frame over positions and channels); ``addition`` adds them as they
-    are; ``norm`` adds them normalised (Table 4); ``off`` leaves them out. Statistics are float32 for every dtype: in
-    float16 the epsilon is subnormal and a constant feature map would turn into NaN.
+    before adding (Eq. 2, one scalar of each per frame over positions and channels). ``addition`` adds them unchanged,
+    ``norm`` adds them normalised (Table 4), ``off`` ignores them. Statistics are float32 for every dtype: in float16
+    the epsilon is subnormal, and a constant feature map would become NaN.
     """
 
     def __init__(self, width: int, cross_width: int, *, id_tokens: int = 4, mode: IDMode = "distribution") -> None:
@@ -82,30 +82,30 @@ class IDAdapter(nn.Module):
     def cross_attention(
         self, attn: Attention, x: Tensor, image: Tensor, face: Tensor | None, has_face: Tensor | None = None
     ) -> Tensor:
-        """The long way: both attentions on every call. ``face`` None means there is no face: image features only;
-        ``has_face`` [bt,1,1] of ones and zeros says so for each frame."""
+        """Both attentions, without preparation. ``face`` None: image features only. ``has_face`` [bt,1,1] of ones and
+        zeros has that effect per frame."""
         query = attn.to_q(x)
         base = attend(attn, query, attn.to_k(image), attn.to_v(image))
         if face is None or self.mode == "off":
             return project_out(attn, base)
         faces = attend(attn, query, self.id_to_k(face), self.id_to_v(face))
-        share = self.scale if has_face is None else self.scale * has_face.float()
-        return project_out(attn, self._add(base, faces, share, repeats=1))
+        scale = self.scale if has_face is None else self.scale * has_face.float()
+        return project_out(attn, self._add(base, faces, scale, repeats=1))
 
     def prepare(self, attn: Attention, image: Tensor, face: Tensor | None) -> PreparedCrossAttention | None:
-        """Everything that depends on tokens alone; None where several image tokens leave nothing to prepare."""
+        """Compute what depends on tokens alone; None for several image tokens, which allow no preparation."""
         if image.shape[1] != 1:
             return None
         base = attn.to_v(image)  # softmax over one key is 1: the attention returns its value at every position
         if face is None or self.mode == "off":
             return PreparedCrossAttention(constant=project_out(attn, base))
-        if not face.any():  # zero tokens have zero values, so alignment leaves the image features' mean alone
+        if not face.any():  # zero tokens have zero values, so alignment only adds the image features' mean
             shift = base.float().mean((1, 2), keepdim=True) if self.mode == "distribution" else 0.0
             return PreparedCrossAttention(constant=project_out(attn, (base + self.scale * shift).to(base.dtype)))
         return PreparedCrossAttention(base=base, keys=self.id_to_k(face), values=self.id_to_v(face))
 
     def apply(self, attn: Attention, x: Tensor, prepared: PreparedCrossAttention, frames: int) -> Tensor:
-        """The short way: equal to ``cross_attention`` on the tokens that were prepared. x [(b frames),n,d]."""
+        """Equal to ``cross_attention`` with the tokens of ``prepared``. x [(b frames),n,d]."""
         if prepared.constant is not None:
             return repeat(prepared.constant, "b 1 d -> (b t) 1 d", t=frames)
         base, keys, values = (
@@ -114,20 +114,20 @@ class IDAdapter(nn.Module):
         faces = attend(attn, attn.to_q(x), keys, values)
         return project_out(attn, self._add(base, faces, self.scale, repeats=x.shape[1]))
 
-    def _add(self, base: Tensor, faces: Tensor, share: float | Tensor, *, repeats: int) -> Tensor:
-        """``base`` plus ``share`` (of all, or [bt,1,1]) of the face features after Eq. 2, computed in float32.
+    def _add(self, base: Tensor, faces: Tensor, scale: float | Tensor, *, repeats: int) -> Tensor:
+        """``base`` plus ``scale`` (a number, or [bt,1,1]) times the face features after Eq. 2, in float32.
 
-        ``base`` may hold one position that stands for ``repeats`` equal ones. The features are passed over three times
-        (statistics, centring, one fused product and sum) and not once for each operation of the equation.
+        ``base`` may hold one position that stands for ``repeats`` equal ones. The features are read three times
+        (statistics, centring, one fused product and sum), not once per operation of the equation.
         """
         dtype, base, faces = base.dtype, base.float(), faces.float()
         if self.mode == "addition":
-            return (base + share * faces).to(dtype)
+            return (base + scale * faces).to(dtype)
         std, mean = torch.std_mean(faces, dim=(1, 2), keepdim=True)  # unbiased
         base_std, shift = _std_mean_repeated(base, repeats) if self.mode == "distribution" else (1.0, None)
         gain = base_std / (std + EPSILON)
-        if isinstance(share, Tensor) or share != 1:
-            gain, shift = gain * share, None if shift is None else shift * share
+        if isinstance(scale, Tensor) or scale != 1:
+            gain, shift = gain * scale, None if shift is None else shift * scale
         return torch.addcmul(base if shift is None else base + shift, faces - mean, gain).to(dtype)
 
 
@@ -136,5 +136,5 @@ def _std_mean_repeated(x: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
     mean = x.mean((1, 2), keepdim=True)
     squares = (x - mean).square().sum((1, 2), keepdim=True) * repeats
     variance = squares / (x.shape[1] * x.shape[2] * repeats - 1)
-    # a dropped image token leaves no variance, where the slope of a square root is infinite
+    # a dropped image token has no variance, where the gradient of a square root is infinite
     return variance.clamp_min(_NO_VARIANCE).sqrt(), mean

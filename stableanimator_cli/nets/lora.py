@@ -1,7 +1,7 @@
 """Low-rank updates of linear layers (Hu et al. 2022, "LoRA"): W x becomes W x + (alpha / rank) B A x.
 
-A layer stays the module it was, under its own name, with its own weights frozen beside two small ones, so nothing else
-of a network has to know. ``merged`` gives the state dict of the plain network.
+A layer keeps its module, its name and its frozen weight, and gets two small ones, so that the rest of the network does
+not change. ``merge_lora`` returns the state dict of the plain network.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DOWN, UP = "lora_down", "lora_up"
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer with ``lora_down`` [rank,in] and ``lora_up`` [out,rank], which begins at zero; alpha is rank."""
+    """A linear layer with ``lora_down`` [rank,in] and ``lora_up`` [out,rank], initially zero; alpha is rank."""
 
     lora_down: nn.Parameter
     lora_up: nn.Parameter
@@ -26,27 +26,27 @@ class LoraLinear(nn.Linear):
 
 
 def add_lora(network: nn.Module, rank: int, select: Callable[[str], bool], *, seed: int = 0) -> list[str]:
-    """Give every linear layer whose name is ``chosen`` an update of ``rank`` (or of its width where that is less).
+    """Give every linear layer whose name passes ``select`` an update of ``rank``, or of its width if that is less.
 
-    Returns the layers' names. ``lora_down`` is drawn from ``seed``, the same on every rank; ``lora_up`` is zero, so the
-    network's answers do not change yet.
+    Returns the layers' names. ``lora_down`` is drawn from ``seed``, equal on every rank. ``lora_up`` is zero, so the
+    network's output does not change yet.
     """
     names = []
     generator = torch.Generator().manual_seed(seed)
     for name, module in network.named_modules():
         if type(module) is nn.Linear and select(name):
             width = min(rank, *module.weight.shape)
-            place = {"device": module.weight.device, "dtype": torch.float32}
+            options = {"device": module.weight.device, "dtype": torch.float32}
             down = torch.randn(width, module.in_features, generator=generator) * module.in_features**-0.5
             module.__class__ = LoraLinear
-            module.register_parameter(DOWN, nn.Parameter(down.to(**place)))
-            module.register_parameter(UP, nn.Parameter(torch.zeros(module.out_features, width, **place)))
+            module.register_parameter(DOWN, nn.Parameter(down.to(**options)))
+            module.register_parameter(UP, nn.Parameter(torch.zeros(module.out_features, width, **options)))
             names.append(name)
     return names
 
 
 def is_lora(name: str) -> bool:
-    """Is the parameter or tensor of that name part of an update?"""
+    """Whether the parameter or tensor of that name is part of an update."""
     return name.rsplit(".", 1)[-1] in (DOWN, UP)
 
 

@@ -1,4 +1,4 @@
-"""Kernels of convolutions with their channels last in memory, the order that matrix units read them in."""
+"""Convolution kernels in torch's channels-last memory format, which matrix units read."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def set_channels_last(network: Network, *, enabled: bool = True) -> Network:
-    """Lay out every kernel [o,i,h,w] of ``network`` so, in place; not ``wanted``: as torch does by itself.
+    """Store every kernel [o,i,h,w] of ``network`` in channels-last format, in place; not ``enabled``: contiguous.
 
-    Pictures follow: a convolution's answer has its kernel's order. Sums may run in another order then, so answers agree
-    within rounding.
+    The output of a convolution has its kernel's format. Sums may run in another order: outputs agree within rounding.
     """
     order = torch.channels_last if enabled else torch.contiguous_format
     for parameter in network.parameters():

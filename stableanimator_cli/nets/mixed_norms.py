@@ -1,8 +1,8 @@
 """Norms that keep a half-precision network in half precision under autocast.
 
-Left alone, autocast computes norms on a card in float32 and hands float32 on: the residual stream doubles, and what is
-stored for the backward pass with it. The kernels sum in float32 inside whatever the tensors' type, so the input's own
-type is enough, which is also how the network runs when it animates. Weights stay float32.
+By default autocast computes norms on a GPU in float32 and returns float32. This doubles the residual stream and what
+the backward pass stores. The kernels accumulate in float32 for any dtype, so the input's dtype suffices, as in
+inference. Weights stay float32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _affine_like(norm: nn.GroupNorm | nn.LayerNorm, x: Tensor) -> tuple[Tensor |
 
 
 def with_mixed_norms(network: Network) -> Network:
-    """Give every GroupNorm and LayerNorm of ``network`` the forward above; weights are the same objects."""
+    """Make every GroupNorm and LayerNorm of ``network`` a mixed one, in place; weights are the same objects."""
     for module in network.modules():
         if type(module) is nn.GroupNorm:
             module.__class__ = MixedGroupNorm

@@ -1,8 +1,8 @@
-"""How many groups a network's GroupNorms have: 32 in every released model, fewer in narrow ones.
+"""Number of groups of a network's GroupNorms: 32 in every released model, fewer in narrow ones.
 
-diffusers writes 32 into its temporal decoder and its spatio-temporal blocks. With 32 groups on 32 or 64 channels a
-group has one or two members, and a norm over so few takes the picture's mean lightness and colour with it. Small models
-name another count in their JSON config (``norm_num_groups``); weights and their names stay the same.
+diffusers fixes 32 in its temporal decoder and its spatio-temporal blocks. With 32 or 64 channels a group then has one
+or two channels, and such a norm removes the image's mean brightness and colour. Small models set another number in
+their JSON config (``norm_num_groups``); weights and their names stay the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ DEFAULT_NORM_GROUPS = 32
 
 
 def set_norm_groups(network: Network, groups: int) -> Network:
-    """Give every GroupNorm of ``network`` that many groups. ``ValueError`` where its channels do not divide by them."""
+    """Set the number of groups of every GroupNorm of ``network``. Raises ``ValueError`` if it does not divide the
+    channels."""
     for name, module in network.named_modules():
         if isinstance(module, nn.GroupNorm):
             if groups < 1 or module.num_channels % groups:

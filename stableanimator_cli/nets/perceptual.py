@@ -1,7 +1,7 @@
 """LPIPS v0.1 (Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric").
 
-Two files make one network: a trunk that was trained to classify ImageNet (torchvision's AlexNet or VGG16, of which only
-the convolutions are used) and five learned 1 x 1 layers. Names of the weights are those of the published files.
+Two files form one network: the convolutions of an ImageNet classifier (torchvision's AlexNet or VGG16) and five learned
+1 x 1 layers. Names of the weights are those of the published files.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ Kind = Literal["alex", "vgg"]
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
-"""Input in -1..1 to what the trunks were trained on."""
+"""Normalise input in -1..1 as in the training of the trunks."""
 EPSILON = 1e-10
 
-# After which layer of ``features`` (always a ReLU) a map is taken, and its channels.
+# Layer of ``features`` (always a ReLU) whose output is a map, and its channels.
 TAPS: dict[Kind, dict[int, int]] = {
     "alex": {1: 64, 4: 192, 7: 384, 9: 256, 11: 256},
     "vgg": {3: 64, 8: 128, 15: 256, 22: 512, 29: 512},
 }
 MIN_SIDE: dict[Kind, int] = {"alex": 31, "vgg": 16}
-"""Pixels of the shortest side that still reach the last map."""
+"""Minimum side of the input in pixels: smaller ones have no last map."""
 
 
 class Trunk(nn.Module):
-    """The convolutions of a classifier: pixels [n,3,h,w] -> the five maps that LPIPS looks at."""
+    """The convolutions of a classifier: pixels [n,3,h,w] -> the five maps that LPIPS compares."""
 
     def __init__(self, kind: Kind) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Trunk(nn.Module):
 
 
 class LinearHeads(nn.ModuleDict):
-    """The learned layers: ``lin0`` to ``lin4``, each one weight a channel (beside a dropout that has no weights)."""
+    """The learned layers ``lin0`` to ``lin4``: one weight per channel each, and a dropout."""
 
     def __init__(self, kind: Kind) -> None:
         super().__init__({f"lin{n}": _Linear(width) for n, width in enumerate(TAPS[kind].values())})
@@ -64,9 +64,9 @@ class _Linear(nn.Module):
 
 
 class Lpips(nn.Module):
-    """Two batches of pictures [n,3,h,w], meant to be in -1..1 -> distances [n].
+    """Two batches of images [n,3,h,w] in -1..1 -> distances [n].
 
-    ``ValueError`` where the batches differ in shape or are smaller than the trunk can see.
+    Raises ``ValueError`` if their shapes differ or are below ``MIN_SIDE``.
     """
 
     def __init__(self, trunk: Trunk, linears: LinearHeads) -> None:
@@ -74,12 +74,12 @@ class Lpips(nn.Module):
         self.trunk, self.linears = trunk, linears
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        least = MIN_SIDE[self.trunk.kind]
-        if a.shape != b.shape or min(a.shape[-2:]) < least:
-            raise ValueError(f"LPIPS of {list(a.shape)} and {list(b.shape)}, expected one shape of {least} or more")
+        minimum = MIN_SIDE[self.trunk.kind]
+        if a.shape != b.shape or min(a.shape[-2:]) < minimum:
+            raise ValueError(f"LPIPS of {list(a.shape)} and {list(b.shape)}, expected one shape of {minimum} or more")
         total = a.new_zeros(len(a))
-        for ours, theirs, linear in zip(self._maps(a), self._maps(b), self.linears.values(), strict=True):
-            total = total + linear((_unit(ours) - _unit(theirs)).square()).mean(dim=(1, 2, 3))
+        for predicted, target, linear in zip(self._maps(a), self._maps(b), self.linears.values(), strict=True):
+            total = total + linear((_unit(predicted) - _unit(target)).square()).mean(dim=(1, 2, 3))
         return total
 
     def _maps(self, x: Tensor) -> list[Tensor]:
@@ -88,7 +88,7 @@ class Lpips(nn.Module):
 
 
 def trunk_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the trunk needs of a classifier's file: the layers that lead to its classes are left out."""
+    """The tensors of a classifier's file without its fully connected layers."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
 
 

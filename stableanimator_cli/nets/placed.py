@@ -1,4 +1,4 @@
-"""A module that tells where its weights are, as the pipelines of diffusers ask of each network."""
+"""A module with ``device`` and ``dtype``, which the pipelines of diffusers require of each network."""
 
 from __future__ import annotations
 

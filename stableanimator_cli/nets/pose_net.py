@@ -15,8 +15,8 @@ STRIDE = 8  # three strided convolutions land on the latent grid
 class PoseNet(PlacedModule):
     """Skeleton pixels [b,3,8h,8w] in [-1,1] -> [b,noise_latent_channels,h,w].
 
-    The caller folds time: the network sees single images, so features can be cached per frame. ``final_proj`` starts
-    at zero, so a fresh PoseNet leaves the UNet as it was.
+    The caller folds time: inputs are single images, so features can be cached per frame. ``final_proj`` is initially
+    zero, so that a new PoseNet does not change the UNet's output.
     """
 
     def __init__(self, noise_latent_channels: int = 320) -> None:
@@ -32,7 +32,7 @@ class PoseNet(PlacedModule):
         self.reset()
 
     def reset(self) -> None:
-        """The reference implementation's start: He-like normal weights, zero biases, zero projection."""
+        """The reference implementation's initialisation: He-like normal weights, zero biases, zero projection."""
         for layer in self.conv_layers:
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=math.sqrt(2 / (layer.kernel_size[0] ** 2 * layer.in_channels)))
@@ -42,5 +42,5 @@ class PoseNet(PlacedModule):
 
     def forward(self, skeletons: Tensor) -> Tensor:
         features = self.final_proj(self.conv_layers(skeletons))
-        # in the features' dtype: under autocast a float32 scale would make all that it is added to float32
+        # in the features' dtype: under autocast a float32 scale would promote the UNet's features to float32
         return features * self.scale.to(features.dtype)

@@ -1,6 +1,6 @@
 """3D ResNet-50 (Hara et al., "Can Spatiotemporal 3D CNNs Retrace the History of 2D CNNs and ImageNet?").
 
-Names of the weights are those of ``resnet-50-kinetics.pth`` once ``unwrapped``: shortcuts of type B.
+Names of the weights are those of ``resnet-50-kinetics.pth`` after ``extract_weights``; shortcuts are of type B.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1, 3, 1 beside a shortcut: [b,c,t,h,w] -> [b,4 width,t/stride,h/stride,w/stride]."""
+    """Kernels 1, 3, 1 and a shortcut: [b,c,t,h,w] -> [b,4 width,t/stride,h/stride,w/stride]."""
 
     def __init__(self, in_channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -33,16 +33,16 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        beside = x if self.downsample is None else self.downsample(x)
+        shortcut = x if self.downsample is None else self.downsample(x)
         x = torch.relu(self.bn1(self.conv1(x)))
         x = torch.relu(self.bn2(self.conv2(x)))
-        return torch.relu(self.bn3(self.conv3(x)) + beside)
+        return torch.relu(self.bn3(self.conv3(x)) + shortcut)
 
 
 class ResNet3D(nn.Module):
-    """Clips [b,3,t,h,w] of pixels 0..255 less their mean -> features [b,2048], averaged over what is left of the clip.
+    """Clips [b,3,t,h,w] of pixels 0..255 minus their mean -> features [b,2048], averaged over time and space.
 
-    At 16 frames of 112 x 112 that is the one place of 1 x 4 x 4 that the released code averages over.
+    At 16 frames of 112 x 112 this is the 1 x 4 x 4 grid that the released code averages over.
     """
 
     def __init__(self) -> None:
@@ -50,12 +50,12 @@ class ResNet3D(nn.Module):
         self.conv1 = nn.Conv3d(3, 64, 7, stride=(1, 2, 2), padding=3, bias=False)
         self.bn1 = nn.BatchNorm3d(64)
         self.maxpool = nn.MaxPool3d(3, 2, padding=1)
-        into = 64
+        in_channels = 64
         for number, (width, count, stride) in enumerate(_BLOCKS, start=1):
             blocks = []
             for index in range(count):
-                blocks.append(Bottleneck(into, width, stride if index == 0 else 1))
-                into = width * _EXPANSION
+                blocks.append(Bottleneck(in_channels, width, stride if index == 0 else 1))
+                in_channels = width * _EXPANSION
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,8 +66,10 @@ class ResNet3D(nn.Module):
 
 
 def extract_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a training checkpoint under the names of ``ResNet3D``: out of its ``state_dict``, without the
-    prefix that data-parallel training leaves, without the classes; ``num_batches_tracked`` is filled in."""
+    """The tensors of a training checkpoint's ``state_dict`` under the names of ``ResNet3D``.
+
+    The prefix of data-parallel training and the classifier are removed; ``num_batches_tracked`` is added.
+    """
     inner = checkpoint.get("state_dict", checkpoint)
     found = {name.removeprefix("module."): tensor for name, tensor in inner.items()}
     found = {name: tensor for name, tensor in found.items() if not name.startswith("fc.")}

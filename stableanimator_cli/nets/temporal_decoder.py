@@ -1,8 +1,8 @@
-"""A walk through SVD's temporal VAE decoder for face optimisation: checkpointed, and on a crop of the frame.
+"""SVD's temporal VAE decoder for face optimisation: checkpointed, and on a crop of the frame.
 
-The module and its weights are diffusers' (``TemporalDecoder``). An up block looks only 12 latents far, GroupNorm and
-the middle block's attention look at the whole frame: a crop is exact to float noise when the middle block still sees
-everything and the norms use the statistics of the whole frame, recorded once (``recorded_statistics``).
+The module and its weights are diffusers' (``TemporalDecoder``). The up blocks have a receptive field of 12 latents;
+GroupNorm and the middle block's attention depend on the full frame. A crop is exact to float noise if the middle block
+gets the full frame and the norms use its statistics, recorded once (``recorded_statistics``).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-PIXELS_PER_LATENT = 8  # pixels a latent
+PIXELS_PER_LATENT = 8  # per side
 
 
 @dataclass(frozen=True, slots=True)
 class LatentBox:
-    """A part of the latent grid: rows ``top:bottom``, columns ``left:right`` (half-open)."""
+    """A box of the latent grid: rows ``top:bottom``, columns ``left:right`` (half-open)."""
 
     top: int
     bottom: int
@@ -39,10 +39,6 @@ class LatentBox:
             min(width, self.right + margin),
         )
 
-    @property
-    def area(self) -> int:
-        return (self.bottom - self.top) * (self.right - self.left)
-
 
 Statistics = dict[nn.GroupNorm, tuple[Tensor, Tensor]]  # mean and 1/std, [b, groups]
 
@@ -53,7 +49,7 @@ def decode(
     """Unscaled latents [t,c,h,w] of one chunk -> pixels [t,3,8h,8w] in [-1,1], or of ``crop`` only.
 
     Equal to the module's own forward. ``checkpointed`` recomputes each residual block in the backward pass, so that
-    one block's activations are alive at a time. With ``crop`` the up blocks see only that part of the features: call it
+    one block's activations are alive at a time. With ``crop`` the up blocks get only that part of the features: call it
     within ``frozen_statistics``.
     """
 
@@ -83,10 +79,10 @@ def decode(
 
 @contextmanager
 def recorded_statistics(decoder: TemporalDecoder) -> Iterator[Statistics]:
-    """Within it every GroupNorm of the up path notes mean and 1/std of what it sees; no gradients are recorded."""
+    """Record mean and 1/std of the input of every GroupNorm of the up path, without gradients."""
     statistics: Statistics = {}
 
-    def noting(norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
+    def recording(norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
             grouped = x.detach().float().reshape(len(x), norm.num_groups, -1)
             variance, mean = torch.var_mean(grouped, dim=2, correction=0)
@@ -95,13 +91,13 @@ def recorded_statistics(decoder: TemporalDecoder) -> Iterator[Statistics]:
 
         return forward
 
-    with _replaced_norms(decoder, noting):
+    with _replaced_norms(decoder, recording):
         yield statistics
 
 
 @contextmanager
 def frozen_statistics(decoder: TemporalDecoder, statistics: Statistics) -> Iterator[None]:
-    """Within it every GroupNorm of the up path normalises with recorded statistics of the whole frame."""
+    """Make every GroupNorm of the up path normalise with recorded statistics of the full frame."""
 
     def frozen(norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
@@ -122,7 +118,7 @@ def frozen_statistics(decoder: TemporalDecoder, statistics: Statistics) -> Itera
 def _replaced_norms(
     decoder: TemporalDecoder, make: Callable[[nn.GroupNorm], Callable[[Tensor], Tensor]]
 ) -> Iterator[None]:
-    """Give the norms after the middle block another forward, and take it back."""
+    """Replace the forward of the norms after the middle block within the block."""
     parts = [*decoder.up_blocks, decoder.conv_norm_out]
     norms = [module for part in parts for module in part.modules() if isinstance(module, nn.GroupNorm)]
     for norm in norms:
@@ -131,4 +127,4 @@ def _replaced_norms(
         yield
     finally:
         for norm in norms:
-            del norm.forward  # the class's own shows again
+            del norm.forward  # restores the class's own

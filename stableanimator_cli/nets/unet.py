@@ -1,8 +1,8 @@
 """The denoising UNet: Stable Video Diffusion's, with a pose residual and ID adapters (StableAnimator, Fig. 2).
 
-A subclass of diffusers' stock class: its submodules, their weights and their names are theirs; the walk through them
-is ours, so that pose and prepared attention are arguments and no hook holds state. Letters: ``b`` video, ``t`` frame,
-``bt`` both folded (video-major), ``c h w`` latents, ``n`` positions, ``d`` width, ``k`` tokens.
+A subclass of diffusers' stock class. Submodules, weights and their names are unchanged. ``forward`` is our own, so
+that pose and prepared attention are arguments and no hook holds state. Letters: ``b`` video, ``t`` frame, ``bt`` both
+folded (video-major), ``c h w`` latents, ``n`` positions, ``d`` width, ``k`` tokens.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from stableanimator_cli.nets.norm_groups import DEFAULT_NORM_GROUPS, set_norm_gr
 from stableanimator_cli.nets.time_conv import with_time_convs
 
 Checkpointing = Literal["off", "blocks", "diffusers"]
-BlockRunner = Callable[..., Tensor]  # calls a function with its arguments, and may forget what happened inside
+BlockRunner = Callable[..., Tensor]  # calls a function with its arguments, perhaps compiled or checkpointed
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What cross-attention sees: ``image`` tokens [b,k,c], ``face`` tokens [b,n,c] or None where there is no face.
+    """Inputs of cross-attention: ``image`` tokens [b,k,c], ``face`` tokens [b,n,c] or None without a face.
 
-    ``has_face`` [b] of ones and zeros is for batches of both: a zero does what ``face`` None does to its sample, and
-    every weight stays in the graph. ``layers`` holds what each cross-attention layer could compute from the tokens
-    alone (``AnimationUNet.prepare``, for whom all samples have a face or none); an empty mapping means that every call
-    goes the long way.
+    ``has_face`` [b] of ones and zeros is for mixed batches: a zero has the effect of ``face`` None on its sample, and
+    every weight stays in the graph. ``layers`` holds what each cross-attention layer computed from the tokens alone
+    (``AnimationUNet.prepare``, which requires a face in all samples or in none). If it is empty, every call computes
+    the full attention.
     """
 
     image: Tensor
@@ -49,17 +49,17 @@ class Context:
 class AnimationUNet(UNetSpatioTemporalConditionModel):
     """Noisy latents and reference latents in, network output (v-prediction) out.
 
-    ``config`` are the stock class's arguments (SVD's ``unet/config.json``) and ``norm_num_groups``, which narrow models
-    need (``norm_groups``); ``id_tokens`` face tokens follow the image token in ``encoder_hidden_states``. Temporal
-    cross-attention never sees the face tokens.
+    ``config`` holds the stock class's arguments (SVD's ``unet/config.json``). ``norm_num_groups`` is for narrow models
+    (``norm_groups``). ``id_tokens`` face tokens follow the image token in ``encoder_hidden_states``. Temporal
+    cross-attention has no face tokens.
 
-    ``checkpointing`` is for training: ``blocks`` forgets what happens inside each spatio-temporal residual block and
-    each transformer block, spatial or temporal, and computes it again on the way back; ``diffusers`` does what the
-    stock class does, which keeps the temporal transformer blocks; ``off`` keeps all.
+    ``checkpointing`` is for training. ``blocks`` recomputes each spatio-temporal residual block and each transformer
+    block, spatial or temporal, in the backward pass. ``diffusers`` checkpoints as the stock class, which stores the
+    activations of temporal transformer blocks. ``off`` stores all.
 
-    ``ff_chunks`` is for rendering: feed-forward layers, whose insides are eight times as wide as what goes in, take so
-    many parts of their positions one after the other and add to them in place. Equal within rounding; without a graph
-    only, whose memory ``checkpointing`` saves.
+    ``ff_chunks`` is for rendering. Feed-forward layers, eight times as wide inside as their input, process that many
+    chunks of positions one after another, in place. The output is equal within rounding. Chunks apply without
+    gradients only; ``checkpointing`` saves memory in training.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
             attn.set_processor(IDAdapter(attn.inner_dim, attn.cross_attention_dim, id_tokens=id_tokens, mode=id_mode))
 
     def spatial_cross_attentions(self) -> dict[str, Attention]:
-        """The layers that carry an ID adapter, by name: every ``attn2`` that is not temporal."""
+        """The layers with an ID adapter, by name: every ``attn2`` that is not temporal."""
         return {
             name: module
             for name, module in self.named_modules()
@@ -88,7 +88,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         }
 
     def temporal_cross_attentions(self) -> dict[str, Attention]:
-        """The temporal ``attn2`` layers, by name; they see image tokens only."""
+        """The temporal ``attn2`` layers, by name; their keys are image tokens only."""
         return {
             name: module
             for name, module in self.named_modules()
@@ -96,19 +96,19 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         }
 
     def init_adapters_from_attention(self) -> None:
-        """Copy every layer's ``to_k``/``to_v`` into its adapter: where training from SVD alone begins."""
+        """Copy every layer's ``to_k``/``to_v`` into its adapter: the initialisation of training from SVD."""
         for attn in self.spatial_cross_attentions().values():
             attn.processor.id_to_k.weight.data.copy_(attn.to_k.weight)
             attn.processor.id_to_v.weight.data.copy_(attn.to_v.weight)
 
     def context(self, tokens: Tensor, *, face: bool = True) -> Context:
-        """Split ``tokens`` [b,k+id_tokens,c] into a context that goes the long way; ``face`` False: image alone."""
+        """Split ``tokens`` [b,k+id_tokens,c] into a context without prepared layers; ``face`` False: image alone."""
         if not face:
             return Context(tokens, None)
         return Context(tokens[:, : -self.id_tokens], tokens[:, -self.id_tokens :])
 
     def prepare(self, context: Context) -> Context:
-        """Compute once what cross-attention layers make of the tokens alone (equal within 1e-5 in float32)."""
+        """Compute the part of cross-attention that depends on tokens alone (equal within 1e-5 in float32)."""
         layers: dict[nn.Module, PreparedCrossAttention] = {}
         for attn in self.spatial_cross_attentions().values():
             prepared = attn.processor.prepare(attn, context.image, context.face)
@@ -131,12 +131,12 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
     ) -> Tensor:
         """``sample`` [b,t,8,h,w], ``timestep`` 0.25 ln sigma (scalar or [b]), ``added_time_ids`` [b,3],
         ``pose`` [bt,c0,h,w] from PoseNet or None -> [b,t,4,h,w]. ``image_only`` switches temporal mixing off."""
-        given = (sample, timestep, encoder_hidden_states, added_time_ids, pose)
-        return self._forward(*given, image_only=image_only)[0]
+        inputs = (sample, timestep, encoder_hidden_states, added_time_ids, pose)
+        return self._forward(*inputs, image_only=image_only)[0]
 
     @property
     def num_up_layers(self) -> int:
-        """Layers (a residual block and its attention) on the way up: as many as ``layers`` below may be."""
+        """Layers (a residual block and its attention) of the up blocks: the maximum of ``layers`` below."""
         return sum(len(block.resnets) for block in self.up_blocks)
 
     def forward_caching(
@@ -149,8 +149,10 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         *,
         layers: int,
     ) -> tuple[Tensor, Tensor]:
-        """``forward``'s answer, and the deep features [bt,c,h',w'] that reach the last ``layers`` layers of the way up
-        (before they are upsampled, where they are): what ``forward_cached`` starts from."""
+        """The output of ``forward``, and the deep features for ``forward_cached``.
+
+        These are [bt,c,h',w'], the input of the last ``layers`` layers of the up blocks, before any upsampling.
+        """
         return self._forward(sample, timestep, context, added_time_ids, pose, layers=layers)
 
     def forward_cached(
@@ -164,9 +166,11 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         layers: int,
         deep: Tensor,
     ) -> Tensor:
-        """``forward``'s answer where the deep features are those of another noise level (DeepCache, Ma et al., CVPR
-        2024): of the network only the first layers of the way down and the last ``layers`` of the way up are computed,
-        which are joined by skips. Exact for ``deep`` of the same call, approximate else."""
+        """The output of ``forward`` with deep features of another noise level (DeepCache, Ma et al., CVPR 2024).
+
+        Only the first layers of the down blocks and the last ``layers`` of the up blocks are computed, which skip
+        connections join. Exact for ``deep`` of the same call, otherwise approximate.
+        """
         return self._forward(sample, timestep, context, added_time_ids, pose, layers=layers, deep=deep)[0]
 
     def _forward(
@@ -181,35 +185,35 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         layers: int = 0,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The output, and what reached the last ``layers`` layers up; from there on where ``deep`` is given."""
+        """The output, and the input of the last ``layers`` up layers; with ``deep`` only these layers run."""
         batch, frames = sample.shape[:2]
         if isinstance(context, Tensor):
             context = self.context(context)
         indicator = sample.new_full((batch, frames), float(image_only))
-        forget = _checkpointed if self.checkpointing != "off" and torch.is_grad_enabled() else self.run
-        way = _BlockRunners(forget, forget if self.checkpointing == "blocks" else self.run, self.ff_chunks)
+        run_block = _checkpointed if self.checkpointing != "off" and torch.is_grad_enabled() else self.run
+        runners = _BlockRunners(run_block, run_block if self.checkpointing == "blocks" else self.run, self.ff_chunks)
         emb = repeat(self._time_embedding(timestep, added_time_ids, batch, sample), "b d -> (b t) d", t=frames)
 
         x = self.conv_in(rearrange(sample, "b t c h w -> (b t) c h w"))
         if pose is not None:
             x = x + pose
         skips = [x]
-        # each layer up takes one skip, the last layer the first of them
+        # each up layer takes one skip, the last layer the first skip
         for resnet, attention, downsampler in islice(
             _down_layers(self.down_blocks), None if deep is None else layers - 1
         ):
             if downsampler is not None:
                 x = downsampler(x)
             else:
-                x = forget(_resnet, resnet, x, emb, indicator, image_only)
-                x = _transformer(attention, x, context, indicator, image_only, way) if attention is not None else x
+                x = run_block(_resnet, resnet, x, emb, indicator, image_only)
+                x = _transformer(attention, x, context, indicator, image_only, runners) if attention is not None else x
             skips.append(x)
 
         if deep is None:
-            x = forget(_resnet, self.mid_block.resnets[0], x, emb, indicator, image_only)
+            x = run_block(_resnet, self.mid_block.resnets[0], x, emb, indicator, image_only)
             for attention, resnet in zip(self.mid_block.attentions, self.mid_block.resnets[1:], strict=True):
-                x = _transformer(attention, x, context, indicator, image_only, way)
-                x = forget(_resnet, resnet, x, emb, indicator, image_only)
+                x = _transformer(attention, x, context, indicator, image_only, runners)
+                x = run_block(_resnet, resnet, x, emb, indicator, image_only)
         else:
             x = deep
 
@@ -219,13 +223,13 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
             if left == layers and deep is None:
                 deep = x
             if upsampler is not None:
-                # the size of the next skip, which is not twice this one where the latent's side is odd
+                # the size of the next skip, which is not twice this one if the latent's side is odd
                 x = upsampler(x, skips[-1].shape[-2:])
-            x = forget(_resnet_with_skip, resnet, x, skips.pop(), emb, indicator, image_only)
-            x = _transformer(attention, x, context, indicator, image_only, way) if attention is not None else x
+            x = run_block(_resnet_with_skip, resnet, x, skips.pop(), emb, indicator, image_only)
+            x = _transformer(attention, x, context, indicator, image_only, runners) if attention is not None else x
 
-        answer = self.conv_out(self.conv_act(self.conv_norm_out(x)))
-        return rearrange(answer, "(b t) c h w -> b t c h w", t=frames), x if deep is None else deep
+        output = self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        return rearrange(output, "(b t) c h w -> b t c h w", t=frames), x if deep is None else deep
 
     def _time_embedding(self, timestep: Tensor | float, added: Tensor, batch: int, sample: Tensor) -> Tensor:
         """Noise level, frame rate, motion bucket and noise augmentation as one vector [b,d]."""
@@ -236,7 +240,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
 
 
 class _BlockRunners(NamedTuple):
-    """How spatial and temporal transformer blocks are run, and in how many pieces their feed-forward layers."""
+    """Runners of spatial and temporal transformer blocks, and the chunks of their feed-forward layers."""
 
     spatial: BlockRunner
     temporal: BlockRunner
@@ -254,12 +258,12 @@ def _checkpointed(function: BlockRunner, *arguments: object) -> Tensor:
 
 
 def _attentions(block: nn.Module) -> list[TransformerSpatioTemporalModel | None]:
-    """A block's transformers, or one None a resnet where it has none."""
+    """A block's transformers, or one None per resnet if it has none."""
     return list(getattr(block, "attentions", None) or [None] * len(block.resnets))
 
 
 def _down_layers(blocks: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
-    """Residual block and attention of each layer on the way down, or a downsampler: what makes a skip, in order."""
+    """Residual block and attention of each down layer, or a downsampler: each produces one skip."""
     for block in blocks:
         for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
             yield resnet, attention, None
@@ -268,8 +272,8 @@ def _down_layers(blocks: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _up_layers(blocks: Iterable[Any], last: int) -> Iterator[tuple[Any, Any, Any, int]]:
-    """The ``last`` layers of the way up in order: residual block, attention, the upsampler that goes before them or
-    None, and how many layers are left with this one."""
+    """The ``last`` up layers in order: residual block, attention, the upsampler before them or None, and the number of
+    layers left, this one included."""
     layers: list[tuple[Any, Any, Any]] = []
     upsampler = None
     for block in blocks:
@@ -282,14 +286,14 @@ def _up_layers(blocks: Iterable[Any], last: int) -> Iterator[tuple[Any, Any, Any
 
 
 def _resnet(resnet: SpatioTemporalResBlock, x: Tensor, emb: Tensor, indicator: Tensor, image_only: bool) -> Tensor:
-    """Spatial then temporal residual block. A picture's mix is the spatial one alone: the other is not computed."""
+    """Spatial then temporal residual block. For single images the temporal one has no effect and is skipped."""
     return resnet.spatial_res_block(x, emb) if image_only else resnet(x, emb, indicator)
 
 
 def _resnet_with_skip(
     resnet: SpatioTemporalResBlock, x: Tensor, skip: Tensor, emb: Tensor, indicator: Tensor, image_only: bool
 ) -> Tensor:
-    """``_resnet`` on features beside those of the way down. Joined here, so that forgetting keeps no copy of both."""
+    """``_resnet`` on features and their skip. Concatenated here, so that checkpointing stores no copy of both."""
     return _resnet(resnet, torch.cat([x, skip], dim=1), emb, indicator, image_only)
 
 
@@ -299,7 +303,7 @@ def _transformer(
     context: Context,
     indicator: Tensor,
     image_only: bool,
-    way: _BlockRunners,
+    runners: _BlockRunners,
 ) -> Tensor:
     """Spatial then temporal attention of one level, mixed by a learned factor. [bt,c,h,w] -> [bt,c,h,w]."""
     batch, frames = indicator.shape
@@ -308,19 +312,19 @@ def _transformer(
     position = module.time_pos_embed(module.time_proj(torch.arange(frames, device=x.device)).to(y.dtype))
     position = repeat(position, "t d -> (b t) 1 d", b=batch)
     for spatial, temporal in zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True):
-        y = way.spatial(_spatial_block, spatial, y, *_block_context(context, spatial), frames, way.ff_chunks)
+        y = runners.spatial(_spatial_block, spatial, y, *_block_context(context, spatial), frames, runners.ff_chunks)
         if not image_only:
-            moved = way.temporal(
-                _temporal_block, temporal, y, position, *_block_context(context, temporal), frames, way.ff_chunks
+            temporal_output = runners.temporal(
+                _temporal_block, temporal, y, position, *_block_context(context, temporal), frames, runners.ff_chunks
             )
-            y = module.time_mixer(y, moved, indicator)
-            del moved  # as large as y: the next block's work need not lie beside it
+            y = module.time_mixer(y, temporal_output, indicator)
+            del temporal_output  # as large as y: free it before the next block
     return x + rearrange(module.proj_out(y), "bt (h w) c -> bt c h w", h=height)
 
 
 def _block_context(context: Context, block: nn.Module) -> tuple[Context, PreparedCrossAttention | None]:
-    """What a block's cross-attention sees. Looked up out here and stripped of all other layers' entries: code compiled
-    for one block then serves every block of its shape."""
+    """Inputs of one block's cross-attention, without the entries of other layers: code compiled for one block then
+    serves every block of its shape."""
     return Context(context.image, context.face, {}, context.has_face), context.layers.get(block.attn2)
 
 
@@ -343,7 +347,7 @@ def _spatial_block(
         has_face = None if context.has_face is None else repeat(context.has_face, "b -> (b t) 1 1", t=frames)
         x = x + adapter.cross_attention(block.attn2, block.norm2(x), image, face, has_face)
     else:
-        normed = x if prepared.constant is not None else block.norm2(x)  # a constant does not look at its input
+        normed = x if prepared.constant is not None else block.norm2(x)  # a constant does not depend on its input
         x = x + adapter.apply(block.attn2, normed, prepared, frames)
     return _feed_forward(block.norm3, block.ff, x, ff_chunks)
 
@@ -357,7 +361,8 @@ def _temporal_block(
     frames: int,
     ff_chunks: int,
 ) -> Tensor:
-    """Attention along time at each place; cross-attention with the image tokens only. [bt,n,d], times' [bt,1,d]."""
+    """Attention along time at each position; cross-attention with the image tokens only. x [bt,n,d], position
+    [bt,1,d]."""
     positions = x.shape[1]
     x = rearrange(x + position, "(b t) n d -> (b n) t d", t=frames)
     x = _feed_forward(block.norm_in, block.ff_in, x, ff_chunks) if block.is_res else block.ff_in(block.norm_in(x))
@@ -372,10 +377,9 @@ def _temporal_block(
 
 
 def _feed_forward(norm: nn.Module, feed: nn.Module, x: Tensor, ff_chunks: int) -> Tensor:
-    """``x + feed(norm(x))`` of [b,n,d], both of which look at one position at a time; in ``pieces`` it is ``x`` itself
-    that is added to."""
+    """``x + feed(norm(x))`` of [b,n,d], computed per position; with ``ff_chunks`` above 1 in place, in ``x``."""
     if ff_chunks == 1 or torch.is_grad_enabled():
         return x + feed(norm(x))
-    for part in x.chunk(ff_chunks, dim=int(x.shape[1] > x.shape[0])):  # views, however x lies in memory
+    for part in x.chunk(ff_chunks, dim=int(x.shape[1] > x.shape[0])):  # views, whatever the layout of x
         part.add_(feed(norm(part)))
     return x

@@ -75,4 +75,3 @@ def test_norms_are_given_back(vae, latents):
 
 def test_boxes_grow_within_the_grid():
     assert LatentBox(1, 3, 5, 8).dilated(2, 4, 9) == LatentBox(0, 4, 3, 9)
-    assert LatentBox(0, 4, 3, 9).area == 24

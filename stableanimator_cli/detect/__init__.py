@@ -1,12 +1,12 @@
-"""Detection without torch: ONNX sessions, faces, people and their key points, a video turned into a motion."""
+"""Detection without torch: ONNX sessions, faces, people and their keypoints, the motion of a video."""
 
 from __future__ import annotations
 
 import os
 
-# ONNX Runtime reads this while it is first imported, and otherwise leaves an id and a database in the user's cache.
-# It stands here because this file runs before any room of the package, whichever of them is imported first.
+# ONNX Runtime reads this at its first import, and otherwise leaves an id and a database in the user's cache.
+# This file runs before every module of the package.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 THRESHOLD = 0.3
-"""The smallest score of a person (objectness times class)."""
+"""The minimum score of a person (objectness times class)."""

@@ -32,28 +32,28 @@ if TYPE_CHECKING:
     from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 
 BATCH = 16
-"""Frames that go through the networks together. Fixed, so that every machine and every number of workers makes the
-same batches; memory for pixels is that of three of them."""
+"""Frames per call of the networks, at most three batches of which are in memory. It is fixed, so that batches do not depend on
+the machine or the number of workers."""
 
 ROLES = ("person_detector", "pose_detector")
-_STRANGER = 3  # frames: who is seen in fewer is a false alarm, unless the clip is that short
+_STRANGER = 3  # frames: a person detected in fewer is a false positive, unless the clip is that short
 _AHEAD = 2
-_PATIENCE = 1.0  # seconds between two looks at whether the decoder is still there
+_PATIENCE = 1.0  # seconds between checks that the decoder is alive
 T = TypeVar("T")
-_APART = 0.33  # of a face's width: the least distance of the eyes of a face seen from the front
+_APART = 0.33  # of a face's width: the minimum distance of the eyes of a frontal face
 
 Times = Sequence[Fraction | None]
 
 
 class Watcher(Protocol):
-    """Sees each batch once: frames uint8 RGB [h,w,3] and the people's boxes float32[p,5] of each."""
+    """Gets each batch once: frames uint8 RGB [h,w,3] and the people's boxes float32[p,5] of each."""
 
     def see(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detectors:
-    """The opened networks of a model. ``faces`` is None where they were not asked for or the model has none."""
+    """The opened networks of a model. ``faces`` is None if not requested or if the model has none."""
 
     model: ModelFolder
     people: PersonDetector
@@ -70,7 +70,7 @@ class Detectors:
         threads: int | None = None,
         faces: bool = True,
     ) -> Detectors:
-        """``threshold`` is the smallest score of a person. ``ModelMissing`` where person or pose detector is absent."""
+        """``threshold`` is the minimum score of a person. Raises ``ModelMissing`` without person or pose detector."""
         from stableanimator_cli.detect.face import FaceReader  # these import the libraries of the detectors
         from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 
@@ -92,7 +92,7 @@ class Detectors:
         )
 
     def describe(self) -> str:
-        """Where the networks run, in words."""
+        """Devices of the networks in words."""
         where = {"people": self.people.describe(), "points": self.points.describe()}
         if self.faces is not None:
             where["faces"] = self.faces.describe()
@@ -155,24 +155,24 @@ def extract_motion(
     return seen.capture(clip, options, detectors.channel_order)
 
 
-def pose_of(picture: np.ndarray, detectors: Detectors) -> np.ndarray | None:
+def pose_of(image: np.ndarray, detectors: Detectors) -> np.ndarray | None:
     """Keypoints float32[134,3] of the largest person in an image uint8 RGB [h,w,3]; None without a person."""
-    (boxes,) = detectors.people.detect([picture])
+    (boxes,) = detectors.people.detect([image])
     if not len(boxes):
         return None
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return detectors.points.estimate([picture], [boxes[areas.argmax()][None]])[0][0]
+    return detectors.points.estimate([image], [boxes[areas.argmax()][None]])[0][0]
 
 
 def batch_of(every: int) -> int:
-    """Frames of a batch in which each ``every``-th is looked at: the multiple of it nearest to ``BATCH``."""
+    """Batch size if people are detected in every ``every``-th frame: the multiple of it nearest to ``BATCH``."""
     return every * max(1, round(BATCH / every))
 
 
 def read_ahead(clip: Clip, batch: int) -> Iterator[tuple[list[np.ndarray], Times]]:
     """Frames and their times in batches, decoded by a thread that runs at most two batches ahead.
 
-    An error of the decoder is raised here, in its place between the batches. Leaving early stops the thread.
+    An error of the decoder is raised here, after the batches before it. Closing the iterator stops the thread.
     """
     line: queue.Queue[tuple[list[np.ndarray], list[Fraction | None]] | BaseException | None] = queue.Queue(_AHEAD)
     stop = threading.Event()
@@ -187,11 +187,11 @@ def read_ahead(clip: Clip, batch: int) -> Iterator[tuple[list[np.ndarray], Times
     def decode() -> None:
         frames: list[np.ndarray] = []
         times: list[Fraction | None] = []
-        pictures: Iterator[Any] = iter(())
+        items: Iterator[Any] = iter(())
         try:
-            pictures = clip.frames()
-            for time, picture in pictures:
-                frames.append(picture)
+            items = clip.frames()
+            for time, frame in items:
+                frames.append(frame)
                 times.append(time)
                 if len(frames) == batch:
                     put((frames, times))
@@ -201,10 +201,10 @@ def read_ahead(clip: Clip, batch: int) -> Iterator[tuple[list[np.ndarray], Times
             if frames:
                 put((frames, times))
             put(None)
-        except BaseException as error:  # carried to the thread that waits for it
+        except BaseException as error:  # raised in the thread that reads the queue
             put(error)
         finally:
-            close = getattr(pictures, "close", None)
+            close = getattr(items, "close", None)
             if close is not None:
                 close()
 
@@ -217,7 +217,7 @@ def read_ahead(clip: Clip, batch: int) -> Iterator[tuple[list[np.ndarray], Times
 
 
 def _next(line: queue.Queue[T], thread: threading.Thread) -> T:
-    """The next item of a line that ``thread`` fills; ``RuntimeError`` where it ended without a last word."""
+    """The next item of a queue that ``thread`` fills. Raises ``RuntimeError`` if it ended without an end mark."""
     while True:
         try:
             return line.get(timeout=_PATIENCE)
@@ -261,10 +261,10 @@ class _Seen:
                 f"{clip.path}: no person found in {frames}",
                 hint="use a video that shows the whole person, or lower --detect-threshold",
             )
-        held = [_held(points, faces) for points, faces in zip(self.points, self.faces, strict=True)]
+        face_indices = [_face_indices(points, faces) for points, faces in zip(self.points, self.faces, strict=True)]
         tracker = Tracker()
-        for points, boxes, faces, owner in zip(self.points, self.boxes, self.faces, held, strict=True):
-            tracker.add(points, boxes, _looks(faces, owner))
+        for points, boxes, faces, owner in zip(self.points, self.boxes, self.faces, face_indices, strict=True):
+            tracker.add(points, boxes, _appearance(faces, owner))
         tracks = tracker.tracks(minimum=min(_STRANGER, len(counts)))
         if not tracks.present.any():
             tracks = tracker.tracks()
@@ -272,13 +272,15 @@ class _Seen:
         if options.person == "largest":
             tracks = _largest(tracks)
         motion, repairs = repair(
-            _selected(tracks.motion(clip.size, self._clock(), self._face_boxes(tracks, held)), options.person, clip),
+            _selected(
+                tracks.motion(clip.size, self._clock(), self._face_boxes(tracks, face_indices)), options.person, clip
+            ),
             gap=options.gap,
             smooth=options.smooth,
         )
         return Capture(
             motion=motion,
-            faces=self._table(tracks, held, motion, order),
+            faces=self._table(tracks, face_indices, motion, order),
             repairs=repairs,
             found=counts,
             discarded_detections=strangers,
@@ -288,24 +290,26 @@ class _Seen:
         known = [time for time in self.times if time is not None]
         return tuple(known) if len(known) == len(self.times) else None
 
-    def _face_boxes(self, tracks: Tracks, held: list[np.ndarray]) -> np.ndarray:
-        """float32[t,p,4]: the detected face of each person; where the clip has no detected face at all, the box of the
-        68 face points, so that a model without a face detector still tells where faces are."""
+    def _face_boxes(self, tracks: Tracks, face_indices: list[np.ndarray]) -> np.ndarray:
+        """Box float32[t,p,4] of each person's detected face.
+
+        In a clip without any detected face it is the box of the 68 face points, for models without a face detector.
+        """
         if not any(self.faces):
             return np.where(tracks.present[..., None], face_box(tracks.keypoints), np.float32(np.nan))
         boxes = np.full((*tracks.present.shape, 4), np.nan, np.float32)
         for t, p in np.argwhere(tracks.present):
-            face = held[t][tracks.source[t, p]]
+            face = face_indices[t][tracks.source[t, p]]
             if face >= 0:
                 boxes[t, p] = self.faces[t][face].box
         return boxes
 
-    def _table(self, tracks: Tracks, held: list[np.ndarray], motion: Motion, order: ChannelOrder) -> FaceTable:
+    def _table(self, tracks: Tracks, face_indices: list[np.ndarray], motion: Motion, order: ChannelOrder) -> FaceTable:
         place = {int(number): p for p, number in enumerate(motion.track)}
         rows = []
         for t, faces in enumerate(self.faces):
             whose = {
-                int(held[t][tracks.source[t, p]]): place.get(int(tracks.track[p]), -1)
+                int(face_indices[t][tracks.source[t, p]]): place.get(int(tracks.track[p]), -1)
                 for p in np.flatnonzero(tracks.present[t])
             }
             rows += [(t, whose.get(index, -1), face) for index, face in enumerate(faces)]
@@ -313,8 +317,8 @@ class _Seen:
 
 
 def _largest(tracks: Tracks) -> Tracks:
-    """Only who fills most (as ``motion.track.largest``), person by person: arrays of a crowd through a long video are
-    large, and all that follows would make copies of them."""
+    """Only the largest person (as ``motion.track.largest``), computed person by person: arrays of a crowd in a long
+    video are large, and later steps copy them."""
     areas = []
     for person in range(tracks.present.shape[1]):
         box = bounding_box(tracks.keypoints[:, person]).astype(np.float64)
@@ -337,24 +341,27 @@ def _selected(motion: Motion, person: Person, clip: Clip) -> Motion:
         raise NoPerson(f"{clip.path}: {error.message}", hint=error.hint) from None
 
 
-def _held(points: np.ndarray, faces: tuple[Face, ...]) -> np.ndarray:
-    """Which of a frame's faces belongs to each person: int64[p], -1 for none."""
+def _face_indices(points: np.ndarray, faces: tuple[Face, ...]) -> np.ndarray:
+    """Index int64[p] of the face of each person of a frame, -1 for none."""
     return match_faces(points, np.array([face.box for face in faces], np.float32).reshape(-1, 4))
 
 
-def _looks(faces: tuple[Face, ...], owner: np.ndarray) -> np.ndarray:
-    """float32[p,512]: each person's face vector, NaN where there is none that tells who it is."""
-    looks = np.full((len(owner), 512), np.nan, np.float32)
+def _appearance(faces: tuple[Face, ...], owner: np.ndarray) -> np.ndarray:
+    """Face embedding float32[p,512] of each person, NaN without a frontal face."""
+    embeddings = np.full((len(owner), 512), np.nan, np.float32)
     for person, face in enumerate(owner):
         vector = faces[face].embedding if face >= 0 else None
         if vector is not None and is_frontal(faces[face]):
-            looks[person] = vector
-    return looks
+            embeddings[person] = vector
+    return embeddings
 
 
 def is_frontal(face: Face) -> bool:
-    """Whether both eyes are seen apart and the nose between them: a vector of a profile is more like other profiles
-    than like the same face from the front, and would tear a person who turns in two."""
+    """Whether both eyes are visible with the nose between them.
+
+    The embedding of a profile is more similar to other profiles than to the same face from the front. It would split
+    the track of a person who turns.
+    """
     (left, right, nose), width = face.landmarks[:3, 0], face.box[2] - face.box[0]
     return bool(right - left > _APART * width and 0.2 < (nose - left) / (right - left) < 0.8)
 
@@ -377,8 +384,8 @@ def _boxes(people: PersonDetector, frames: Sequence[np.ndarray], every: int) -> 
 
 
 def _between(before: np.ndarray, after: np.ndarray, share: float) -> np.ndarray:
-    """Boxes a share of the way from one frame's to another's. Who is in one of them only stands still and counts for
-    the half that is nearer to it."""
+    """Boxes interpolated from one frame's to another's by ``share``. A person in one frame only does not move, and is
+    present in the half of the frames nearer to it."""
     pairs = [(a, b) for a, b in assign(_overlaps(before, after)) if _overlaps(before[[a]], after[[b]])[0, 0] > 0]
     alone = before if share < 0.5 else after
     taken = {pair[0 if share < 0.5 else 1] for pair in pairs}

@@ -1,8 +1,8 @@
-"""Faces of a picture: where they are and whom they show, by insightface.
+"""Face detection and recognition by insightface.
 
-SCRFD finds boxes and five landmarks, ArcFace turns the aligned face into 512 numbers. Both run through insightface's
-own model classes; alignment uses its template with scikit-image's current estimator, because the call that insightface
-itself makes is on its way out of scikit-image and warns at every face.
+SCRFD detects boxes and five landmarks; ArcFace computes an embedding of 512 values from the aligned face. Both run in
+insightface's own model classes. Alignment uses its template with scikit-image's current estimator: the function that
+insightface calls is deprecated and warns for every face.
 
 Sources: Guo et al., "Sample and Computation Redistribution for Efficient Face Detection" (SCRFD); Deng et al.,
 "ArcFace: Additive Angular Margin Loss for Deep Face Recognition".
@@ -29,29 +29,28 @@ from stableanimator_cli.readers import read_npy
 from stableanimator_cli.records import ChannelOrder, Face
 
 DETECTION_SIZE = (640, 640)
-"""Width and height that the detector sees; pictures are scaled into it, up or down."""
+"""Width and height of the detector's input; images are scaled into it, up or down."""
 
 THRESHOLD = 0.5
-"""The smallest score of a face."""
+"""The minimum score of a face."""
 
 WIDTH = 512
-"""Numbers in an identity vector."""
+"""Values per face embedding."""
 
 
 class FaceReader:
-    """Finds and recognises faces with the models of one folder (``antelopev2``, ``buffalo_l`` or one of their shape).
+    """Detects and recognises faces with the models of one folder (``antelopev2``, ``buffalo_l`` or similar ones).
 
-    ``channel_order`` says in which order the networks are to see the colours. insightface takes BGR pictures and turns
-    them to RGB for its networks, so ``"bgr"`` gives it correctly ordered pixels. The reference implementation swapped
-    the channels once too often when it made identity vectors, until December 2024 in training and to this day in
-    inference: the released StableAnimator weights (November 2024) have therefore most likely learned vectors of
-    faces with red and blue exchanged, and ``"rgb"`` repeats that on purpose. It is a property of the checkpoint
-    (``ModelFolder.face_channel_order``), not of the picture: ours are RGB always. Vectors of the two orders must not
-    be compared with one another. Detection follows the same order, as it did there.
+    ``channel_order`` is the colour order of the input of insightface, which expects BGR images and converts them to
+    RGB: ``"bgr"`` is correct. The reference implementation swaps the channels once too often for face embeddings: until
+    December 2024 in training, and still in inference. The released StableAnimator weights (November 2024) were most
+    likely trained with embeddings of faces with red and blue exchanged; ``"rgb"`` reproduces that. The order is a
+    property of the checkpoint (``ModelFolder.face_channel_order``), not of the image: ours are always RGB. Embeddings
+    of the two orders must not be compared. Detection uses the same order, as in the reference implementation.
 
-    Raises ``ModelMissing`` where the folder or the models in it are absent, ``ModelDamaged`` where a file does not
-    open or the folder holds no SCRFD with landmarks or no ArcFace of 512 numbers, ``ConfigError`` for an unknown
-    channel order, ``ValueError`` for an unknown device. One reader may be used from several threads.
+    Raises ``ModelMissing`` if the folder or its models are missing. Raises ``ModelDamaged`` if a file does not open, or
+    there is no SCRFD with landmarks or no ArcFace with 512 values. Raises ``ConfigError`` for an unknown channel order,
+    ``ValueError`` for an unknown device. One reader may be used from several threads.
     """
 
     def __init__(
@@ -72,10 +71,10 @@ class FaceReader:
         self._detector, self._recogniser = models["detection"], models["recognition"]
 
     def faces(self, image: np.ndarray) -> tuple[Face, ...]:
-        """The faces of a picture uint8 RGB [h,w,3], largest first; empty where there is none.
+        """The faces of an image uint8 RGB [h,w,3], largest first.
 
-        Boxes are clipped to the picture. Embeddings are raw float32[512], as ArcFace gives them; a face whose five
-        landmarks fall into one point cannot be aligned and has ``embedding`` None.
+        Boxes are clipped to the image. Embeddings are raw float32[512] of ArcFace. A face whose five landmarks coincide
+        cannot be aligned and has ``embedding`` None.
         """
         return self._read(image, recognise=True)
 
@@ -84,18 +83,18 @@ class FaceReader:
         return self._read(image, recognise=False)
 
     def recognise(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
-        """Raw float32[512] of the face in a picture uint8 RGB [h,w,3] whose five landmarks float[5,2] are known; None
-        where they fall into one point."""
+        """Raw embedding float32[512] of the face in an image uint8 RGB [h,w,3] with five landmarks float[5,2]; None if
+        these coincide."""
         pixels = image[..., ::-1] if self.channel_order == "bgr" else image
         return self._embed(np.ascontiguousarray(pixels), landmarks)
 
     @property
     def recogniser_file(self) -> Path:
-        """The ONNX file of the recogniser among those in the folder: face optimisation runs its graph itself."""
+        """The ONNX file of the recogniser, whose graph face optimisation executes in torch."""
         return Path(self._recogniser.model_file)
 
     def describe(self) -> str:
-        """Where the networks run, in words: each of the two that does not run where the other does."""
+        """Devices of the networks in words, per network if they differ."""
         where = {
             "detector": onnx.describe(self._detector.session, self._device),
             "recogniser": onnx.describe(self._recogniser.session, self._device),

@@ -1,8 +1,7 @@
-"""ONNX Runtime sessions: the only room that imports onnxruntime.
+"""ONNX Runtime sessions: the only module that imports onnxruntime.
 
-Files are looked at before they are opened, so that a missing, empty or wrong file is one line for the user and not a
-protobuf message; the provider that a session really runs on is said, because ONNX Runtime falls back to the CPU
-without a word.
+Files are checked before they are opened, so that a missing, empty or wrong file is an error of one line, not a protobuf
+message. The provider of each session is reported, because ONNX Runtime silently falls back to the CPU.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ COREML = "CoreMLExecutionProvider"
 
 
 def _runtime() -> Any:
-    """ONNX Runtime, imported when it is used: mistakes in a command are reported before."""
+    """ONNX Runtime, imported on first use: mistakes in a command are reported before."""
     import onnxruntime
 
     return onnxruntime
@@ -38,16 +37,16 @@ Provider = str | tuple[str, dict[str, object]]
 
 PULL = "`sa models pull NAME` fetches it"
 PULL_AGAIN = "delete it, and `sa models pull NAME` fetches it again"
-_ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings about graph clean-ups are no news to a user
+_ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings about graph optimisation do not matter to users
 
 
 def providers_for(device: str, available: Iterable[str] | None = None) -> list[Provider]:
     """Execution providers for a device, best first, the CPU always last.
 
-    ``device`` is ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``available`` replaces what this ONNX Runtime
-    offers (for tests). A provider that is not there is left out rather than refused: a CUDA torch beside the CPU build
-    of ONNX Runtime is the usual installation, and detection works there too; ``describe`` says what was chosen.
-    Raises ``ValueError`` for a device of another name.
+    ``device`` is ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``available`` replaces the providers of this ONNX
+    Runtime (for tests). An unavailable provider is omitted: torch with CUDA beside the CPU build of ONNX Runtime is the
+    usual installation, and detection works there too. ``describe`` reports the choice. Raises ``ValueError`` for
+    another device.
     """
     have = set(_runtime().get_available_providers() if available is None else available)
     kind, _, index = device.partition(":")
@@ -64,7 +63,7 @@ def providers_for(device: str, available: Iterable[str] | None = None) -> list[P
 
 
 def session_options(threads: int | None = None) -> ort.SessionOptions:
-    """Options of every session here: ``threads`` within an operator (None: ONNX Runtime's choice), no chatter."""
+    """Options of every session: ``threads`` within an operator (None: ONNX Runtime's choice), errors only."""
     if threads is not None and threads < 1:
         raise ValueError(f"threads {threads}: expected 1 or more")
     options = _runtime().SessionOptions()
@@ -76,10 +75,10 @@ def session_options(threads: int | None = None) -> ort.SessionOptions:
 
 
 def check_file(path: Path | str) -> Path:
-    """The path of an ONNX file that is worth opening.
+    """Return ``path`` if it may be an ONNX file.
 
-    Raises ``ModelMissing`` where there is nothing, ``ModelDamaged`` for a folder, an empty file, a Git LFS pointer or
-    a web page saved under the model's name.
+    Raises ``ModelMissing`` if it does not exist. Raises ``ModelDamaged`` for a folder, an empty file, a Git LFS pointer
+    or a web page saved under the model's name.
     """
     path = Path(path)
     if not path.exists():

@@ -1,9 +1,9 @@
-"""People in frames and their 134 points: YOLOX finds boxes, DWPose (an RTMPose network) finds points in them.
+"""People in frames and their 134 keypoints: YOLOX detects boxes, DWPose (an RTMPose network) keypoints in them.
 
-Letterbox, affine crop and suppression of doubles are rtmlib's; the sessions are ours, so that threads, providers and
-batches are under control. What differs from rtmlib's own runners follows the reference implementation: only class 0
-counts as a person, a point's score is the smaller of its two maxima, and a frame without a person is an answer of no
-rows rather than a person as large as the frame. Both networks are given RGB, as there.
+Letterbox, affine crop and non-maximum suppression are rtmlib's. The sessions are ours, for control of threads,
+providers and batches. Differences from rtmlib's own runners follow the reference implementation. Only class 0 is a
+person, and a keypoint's score is the smaller of its two maxima. A frame without a person gives no rows, not a person as
+large as the frame. Both networks get RGB.
 
 Sources: Ge et al., "YOLOX"; Yang et al., "Effective Whole-body Pose Estimation with Two-stages Distillation" (DWPose);
 Li et al., "SimCC".
@@ -30,7 +30,7 @@ OVERLAP = 0.45
 
 STRIDES = (8, 16, 32)
 SPLIT = 2.0
-"""Bins of a SimCC row in each pixel of the crop."""
+"""Bins of a SimCC row per pixel of the crop."""
 
 Item = TypeVar("Item")
 
@@ -44,7 +44,7 @@ _MEAN, _DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class PersonDetector:
     """YOLOX as an ONNX file: raw outputs (b, cells, 5 + classes), or with suppression inside, (b, n, 5).
 
-    Raises ``ModelMissing`` and ``ModelDamaged`` where the file is absent, does not open or has other inputs or outputs,
+    Raises ``ModelMissing`` or ``ModelDamaged`` if the file is missing, does not open or has other inputs or outputs,
     ``ValueError`` for an unknown device.
     """
 
@@ -60,8 +60,8 @@ class PersonDetector:
     def detect(self, frames: Sequence[np.ndarray], batch: int = 8) -> list[np.ndarray]:
         """People of each frame: uint8 RGB [h,w,3] of any sizes -> float32[p,5] (x0, y0, x1, y1, score), best first.
 
-        No person is an array of no rows. Boxes are in the frame's pixels and may reach beyond it, as the pose network
-        expects. ``batch`` frames go through the network at once where its file allows; the answers do not depend on it.
+        Boxes are in the frame's pixels and may exceed it, as the pose network expects. The network processes ``batch``
+        frames at once if its file allows; results do not depend on it.
         """
         people: list[np.ndarray] = []
         for chunk in _chunks(frames, self._batch or batch):
@@ -74,7 +74,7 @@ class PersonDetector:
         return people
 
     def describe(self) -> str:
-        """Where the network runs, in words."""
+        """The device of the network in words."""
         return onnx.describe(self._session, self._device)
 
     def _checked_size(self) -> tuple[int, int]:
@@ -95,9 +95,9 @@ class PersonDetector:
 
 
 class PoseEstimator:
-    """DWPose, or another RTMPose network of 133 points, as an ONNX file: (b, 3, 384, 288) -> two SimCC outputs.
+    """DWPose, or another RTMPose network of 133 keypoints, as an ONNX file: (b, 3, 384, 288) -> two SimCC outputs.
 
-    Raises as ``PersonDetector`` does.
+    Raises the errors of ``PersonDetector``.
     """
 
     def __init__(self, path: Path | str, device: str = "auto", *, threads: int | None = None) -> None:
@@ -108,12 +108,12 @@ class PoseEstimator:
         self._batch = onnx.batch_axis(self._session)
 
     def estimate(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
-        """Points of every boxed person: frames uint8 RGB [h,w,3] and boxes [p,4] (or [p,5], the score is not read) of
-        each -> float32[p,134,3] of each (x, y in the frame's pixels, score). A frame without boxes gives no rows.
+        """Keypoints float32[p,134,3] (x, y in the frame's pixels, score) of the people of each frame.
 
-        A box is widened by a quarter and to the network's aspect before it is cut out. ``batch`` people go through the
-        network at once where its file allows, across frames. Scores are the network's maxima, which may pass 1; a point
-        without a positive maximum has score 0. Raises ``ValueError`` for a box without area.
+        ``frames`` are uint8 RGB [h,w,3], ``boxes`` [p,4] of each, or [p,5] with an unused score. A box is enlarged by a
+        quarter and to the network's aspect before the crop. The network processes ``batch`` people of any frames at
+        once if its file allows. Scores are the network's maxima, which may exceed 1; a keypoint without a positive
+        maximum has score 0. Raises ``ValueError`` for a box without area.
         """
         jobs = [(frame, box[:4]) for frame, rows in zip(frames, boxes, strict=True) for box in np.asarray(rows)]
         points = np.zeros((len(jobs), _POINTS, 3))
@@ -132,7 +132,7 @@ class PoseEstimator:
         return np.split(people, ends[:-1]) if len(boxes) else []
 
     def describe(self) -> str:
-        """Where the network runs, in words."""
+        """The device of the network in words."""
         return onnx.describe(self._session, self._device)
 
     def _checked_size(self) -> tuple[int, int]:
@@ -163,11 +163,11 @@ def decode_people(
     threshold: float = THRESHOLD,
     overlap: float = OVERLAP,
 ) -> np.ndarray:
-    """One frame's YOLOX output [cells, 5 + classes], or [n,5] where the graph suppresses doubles itself, as people:
-    float32[p,5] (x0, y0, x1, y1, score), best first.
+    """People float32[p,5] (x0, y0, x1, y1, score) of one frame's YOLOX output, best first.
 
-    ``ratio`` is the letterbox's scale, ``size`` its (height, width). A row holds a centre in cells from its own cell,
-    the logarithm of a size in cells, an objectness and class scores (Ge et al. §2.1).
+    The output is [cells, 5 + classes], or [n,5] if the graph suppresses overlaps itself. ``ratio`` is the letterbox's
+    scale, ``size`` its (height, width). A row holds a centre relative to its cell and the logarithm of a size, both in
+    cells, then an objectness and class scores (Ge et al. §2.1).
     """
     if output.shape[-1] == 5:
         rows = output[output[:, 4] > threshold]

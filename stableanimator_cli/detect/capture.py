@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 
 BATCH = 16
-"""Frames per call of the networks, at most three batches of which are in memory. It is fixed, so that batches do not depend on
-the machine or the number of workers."""
+"""Frames per call of the networks; at most three batches are in memory. Fixed, so that batches do not depend on the
+machine or the number of workers."""
 
 ROLES = ("person_detector", "pose_detector")
 _STRANGER = 3  # frames: a person detected in fewer is a false positive, unless the clip is that short

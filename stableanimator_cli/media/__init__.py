@@ -1,9 +1,8 @@
-"""Pictures and video to uint8 RGB arrays and back: the only reader and writer of pixels.
+"""Images and video to uint8 RGB arrays and back: the only reader and writer of pixels.
 
-Reading: ``open_clip`` (a video, a picture, a folder of pictures), ``take`` (a slice of frames), ``resample`` (another
+Reading: ``open_clip`` (a video, an image, a folder of images), ``take`` (a slice of frames), ``resample`` (another
 rate), ``read_picture``, ``probe``. Writing: ``VideoWriter``, in a thread ``WriterBehind``, ``write_picture``,
-``write_gif``.
-Everything streams: memory does not grow with the length of a video.
+``write_gif``. Videos are streamed: memory does not grow with their length.
 """
 
 from __future__ import annotations
@@ -53,18 +52,18 @@ Frames = Iterator[tuple[Fraction | None, np.ndarray]]
 
 
 def open_clip(path: Path | str, *, allow_truncated: bool = False) -> Clip:
-    """Open a video, a still picture or a folder of pictures (natural order, hidden and other files ignored).
+    """Open a video, an image or a folder of images (in natural order; hidden and other files are ignored).
 
-    ``frames()`` of the clip decodes again each time and yields ``(time, RGB uint8[h,w,3])`` one by one. Rotation,
-    mirroring, EXIF orientation and pixel aspect are applied; 10 and 16 bits become 8; transparency is composited on
-    black. ``time`` is the exact timestamp in seconds after the first frame, also where the rate varies; pictures and
-    folders have no clock (``None``, and ``fps`` ``None``). ``fps`` is the mean rate the container tells or lets
-    estimate. ``count`` is exact or ``None``: only MP4, MOV, GIF, pictures and folders know it without decoding.
-    ``tag`` is the container's metadata.
+    ``frames()`` of the clip decodes again each time and yields ``(time, RGB uint8[h,w,3])``. Rotation, mirroring, EXIF
+    orientation and pixel aspect are applied. 10 and 16 bits become 8; transparency is composited on black. ``time`` is
+    the exact timestamp in seconds after the first frame, also at a variable rate. Images and folders have no clock:
+    ``time`` and ``fps`` are ``None``. ``fps`` is the mean rate of the container, possibly estimated. ``count`` is
+    exact, or ``None`` if only decoding would show it; MP4, MOV, GIF, images and folders store it. ``tag`` is the
+    container's metadata.
 
-    One frame is decoded here, to know the size as displayed and to refuse early what is no video. Raises ``BadInput``
-    for that and, while iterating, for data that break off or change size, naming the frame; with ``allow_truncated``
-    a broken video simply ends at its last good frame, and its ``count`` is ``None``.
+    One frame is decoded here, for the size as displayed and to reject other files early. Raises ``BadInput`` for these
+    and, while iterating, naming the frame, for data that are truncated or change size. With ``allow_truncated`` a
+    truncated video ends at its last good frame, and its ``count`` is ``None``.
     """
     path = Path(path)
     if path.is_dir():
@@ -76,9 +75,9 @@ def open_clip(path: Path | str, *, allow_truncated: bool = False) -> Clip:
 def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
     """Frames ``start:stop`` of a clip, half-open, as a Python slice; ``None`` is an open end.
 
-    Frames keep their times (the first one taken need not be at 0), so that audio can be cut to the same range.
-    Negative numbers count from the end and need ``clip.count``: else ``ConfigError``. A slice that holds no frame is
-    ``BadInput``.
+    Frames keep their times (the first need not be at 0), so that audio can be cut to the same range. Raises
+    ``ConfigError`` for negative numbers, which count from the end, without ``clip.count``, and ``BadInput`` for a slice
+    without frames.
     """
     if start is None and stop is None:
         return clip
@@ -107,7 +106,7 @@ def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
 
     def frames() -> Frames:
         some = False
-        # Nothing after the last frame wanted is decoded: the good part of a damaged video can be used.
+        # Nothing after the last frame is decoded: the good part of a damaged video can be used.
         for item in itertools.islice(clip.frames(), first, last):
             some = True
             yield item
@@ -120,9 +119,9 @@ def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
 def resample(clip: Clip, fps: Fraction | int) -> Clip:
     """The clip at another constant rate: frame n is the one that is shown at ``n / fps`` seconds after the first.
 
-    Exact arithmetic on timestamps, so a varying rate is exact and the duration is right to a frame. A picture
-    that is shown twice is the same array twice: do not write into it. A clip without a clock is taken to be at
-    ``fps`` already and only gets times. Raises ``ConfigError`` for a rate that is not positive.
+    Timestamps are exact fractions, so a variable rate is exact and the duration is right to a frame. A repeated frame
+    is the same array: do not write into it. A clip without a clock only gets times at ``fps``. Raises ``ConfigError``
+    for a rate that is not positive.
     """
     rate = Fraction(fps)
     if rate <= 0:
@@ -160,12 +159,12 @@ def resample(clip: Clip, fps: Fraction | int) -> Clip:
 
 
 def probe(path: Path | str) -> dict[str, Any]:
-    """Describe a video, picture or folder for people and JSON; nothing but headers and one frame is read.
+    """Describe a video, image or folder for people and JSON, from headers and one frame.
 
-    Keys: ``path``, ``kind`` (``video``, ``picture``, ``folder``), ``codec``, ``size`` [width, height] as displayed,
-    ``rotation`` (degrees clockwise that the stored picture is turned for display), ``pix_fmt``, ``fps`` (a fraction
-    as text), ``frames``, ``duration`` (seconds), ``audio`` (``codec``, ``rate``, ``channels``) and ``tag``; ``None``
-    is unknown or absent.
+    Keys: ``path``, ``kind`` (``video``, ``picture``, ``folder``), ``codec`` and ``size`` [width, height] as displayed.
+    ``rotation`` is in degrees clockwise from the stored image to the displayed one. Further keys: ``pix_fmt``, ``fps``
+    (a fraction as text), ``frames``, ``duration`` (seconds), ``audio`` (``codec``, ``rate``, ``channels``) and ``tag``.
+    Unknown or absent values are ``None``.
     """
     path = Path(path)
     clip = open_clip(path)

@@ -1,7 +1,7 @@
 """Audio of a video that is being written: copied if MP4 can hold it, else encoded as AAC.
 
-Times are seconds after the first frame of the source's picture, the clock of ``records.Clip``. Packets are handed
-over in step with the frames, so the file is interleaved as players like it and no sound piles up in memory.
+Times are seconds after the first frame of the source's video, the clock of ``records.Clip``. Packets are muxed along
+with the frames, so the file is interleaved for players and no audio accumulates in memory.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from stableanimator_cli.media.decode import first_time, open_container
 
 _COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "alac"})
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
-_JOINED = Fraction(1, 20)  # jumps of the clock below this are rounding, above it silence or an overlap
+_JOINED = Fraction(1, 20)  # smaller jumps of the clock are rounding, larger ones silence or an overlap
 
 
 class AudioTrack:
-    """One sound stream on its way from ``source`` into ``output``; a context manager that closes the source.
+    """Copies or encodes the audio of ``source`` into ``output``; a context manager that closes the source.
 
-    ``start`` and ``end`` cut the range in seconds; ``end`` ``None`` is the end of the sound. A source without sound
-    makes a track that does nothing. Must be made before the first packet is muxed. Raises ``BadInput`` naming the
-    source.
+    ``start`` and ``end`` are a range in seconds; ``end`` ``None`` is the end of the audio. A source without audio adds
+    no stream. Create it before the first packet is muxed. Raises ``BadInput`` naming the source.
     """
 
     def __init__(self, source: Path, output: OutputContainer, start: Fraction, end: Fraction | None) -> None:
@@ -62,7 +61,7 @@ class AudioTrack:
         self.input.close()
 
     def pump(self, until: Fraction) -> None:
-        """Hand over the sound that starts before ``until`` seconds of the new video."""
+        """Mux the audio that starts before ``until`` seconds of the new video."""
         if self.stream is None:
             return
         limit = until if self.length is None else min(until, self.length)
@@ -84,7 +83,7 @@ class AudioTrack:
                     return
 
     def finish(self, until: Fraction) -> None:
-        """Hand over the rest up to ``until``, the end of the picture: sound never outlasts it."""
+        """Mux the rest up to ``until``, the end of the video, which audio never exceeds."""
         self.pump(until)
         if self.stream is not None and not self.copies:
             self.output.mux(self.target.encode(None))
@@ -92,7 +91,7 @@ class AudioTrack:
     def _packets(self, stream: AudioStream) -> Iterator[tuple[Fraction, Packet | np.ndarray]]:
         base = Fraction(stream.time_base or 1)
         shift = round(self.origin / base)
-        # Lapped transforms need the packet before the first to decode it; the container's edit list hides its sound.
+        # Lapped transforms need the packet before the first one; the container's edit list hides its audio.
         for packet in self._read(stream):
             if packet.dts is None or packet.pts is None:
                 continue

@@ -1,7 +1,7 @@
-"""Video files to a stream of (time, RGB uint8[h,w,3]) (PyAV, FFmpeg's decoders). ``media.open_clip`` is the way in.
+"""Video files to a stream of (time, RGB uint8[h,w,3]) by PyAV (FFmpeg); the entry point is ``media.open_clip``.
 
-Display rotation and mirroring, pixel aspect, colour matrix and range, bit depth and alpha are undone here, so that
-no other module needs to handle them. High dynamic range (PQ, HLG) is not tone-mapped: it looks pale.
+Rotation, mirroring, pixel aspect, colour matrix and range, bit depth and alpha are converted here, so that no other
+module handles them. High dynamic range (PQ, HLG) is not tone-mapped: it looks pale.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def open_video(path: Path, *, allow_truncated: bool) -> Clip:
 
 
 def describe_video(path: Path) -> dict[str, Any]:
-    """What ``media.probe`` says of a video, from the header and the first frame."""
+    """Values of ``media.probe`` for a video, from the header and the first frame."""
     with open_container(path) as container:
         stream = video_stream(container, path)
         first = _first_frame(container, stream, path)
@@ -80,7 +80,7 @@ def describe_video(path: Path) -> dict[str, Any]:
 
 
 def first_time(path: Path) -> Fraction:
-    """Seconds on the file's own clock at which its picture starts; where it has no picture, at which it starts."""
+    """Seconds on the file's own clock at which its video starts, or the file if it has no video."""
     with open_container(path) as container:
         if any(True for _ in _pictures(container)):
             stream = video_stream(container, path)
@@ -90,17 +90,17 @@ def first_time(path: Path) -> Fraction:
 
 
 def open_container(path: Path) -> InputContainer:
-    """Open ``path`` for reading or raise ``BadInput``; never a traceback of FFmpeg's."""
+    """Open ``path`` for reading. Raises ``BadInput`` for a file that FFmpeg cannot open."""
     require_file(path, _VIDEO)
     try:
-        # The prefix keeps a name such as "a:b.mp4" from being taken for a protocol.
+        # With the prefix a name such as "a:b.mp4" is no protocol.
         return av.open(f"file:{path}", mode="r", metadata_errors="replace")
     except FFmpegError as error:
         raise BadInput(path, f"data that is no video or picture ({_said(error)})", _VIDEO, hint=_AGAIN) from error
 
 
 def video_stream(container: InputContainer, path: Path) -> VideoStream:
-    """The first stream of moving pictures (a cover picture of a song is none)."""
+    """The first video stream; the cover image of a song is none."""
     stream = next(_pictures(container), None)
     if stream is None:
         held = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
@@ -136,17 +136,17 @@ def _frames(path: Path, size: tuple[int, int], allow_truncated: bool) -> Iterato
                     frame=index,
                     hint="re-encode it at one size",
                 )
-            # Streams without a clock (raw H.264) are taken at their nominal rate.
+            # Streams without a clock (raw H.264) have their nominal rate.
             time = index / rate if frame.pts is None else frame.pts * tick
             origin = time if origin is None else origin
             yield time - origin, pixels
 
 
 def _decoded(container: InputContainer, stream: VideoStream, path: Path, allow_truncated: bool) -> Iterator[VideoFrame]:
-    """Frames in the order of display; then ``BadInput`` naming the first missing frame, if the data end early.
+    """Frames in display order; then ``BadInput`` naming the first missing frame, if the data end early.
 
-    What the decoder still holds when the data break off is given first, so the frame that is named is exact. Errors
-    before the first frame are forgiven where frames follow: recordings often start between two key frames.
+    Frames buffered in the decoder are yielded first, so the named frame is exact. Errors before the first frame are
+    ignored if frames follow: recordings often start between two key frames.
     """
     decoder = _decoder(stream)
     indexed = _indexed(stream)
@@ -210,7 +210,7 @@ def _decoder(stream: VideoStream) -> Any:
 def _early_end(
     container: InputContainer, stream: VideoStream, packets: int, indexed: int | None, last: VideoFrame | None
 ) -> str | None:
-    """Whether a file that ended without a complaint is shorter than its header promised."""
+    """The problem of a file that ended without an error but before the end in its header, else None."""
     if indexed is not None and packets < indexed:
         return f"the end of the data after {packets} of {indexed} frames"
     if "matroska" not in container.format.name or last is None or last.pts is None:
@@ -231,13 +231,13 @@ def _clock(text: str) -> Fraction | None:
 
 
 def _indexed(stream: VideoStream) -> int | None:
-    """Packets that the index of an MP4 or MOV lists, where it lists all (fragmented files do not)."""
+    """Number of packets in the index of an MP4 or MOV, None if it is incomplete, as in fragmented files."""
     entries = len(stream.index_entries)
     return entries if entries > 0 and entries == stream.frames and "mp4" in stream.container.format.name else None
 
 
 def _count(stream: VideoStream) -> int | None:
-    """Frames that will be shown: the index without what an edit list cuts off; GIF says it in the header."""
+    """Number of displayed frames: the index without entries that an edit list removes, or the header of a GIF."""
     if _indexed(stream) is not None:
         return sum(not entry.is_discard for entry in stream.index_entries)
     return stream.frames or None if stream.container.format.name == "gif" else None
@@ -253,7 +253,7 @@ def _mean_rate(stream: VideoStream) -> Fraction | None:
 
 
 class _Converter:
-    """Frames of one stream to upright RGB uint8[h,w,3]; holds the scaler, which is costly to set up."""
+    """Converts frames of one stream to upright RGB uint8[h,w,3]; the scaler is reused, as its setup is slow."""
 
     def __init__(self, stream: VideoStream, path: Path) -> None:
         aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -274,7 +274,7 @@ class _Converter:
         form = frame.format
         matrix = None
         if frame.colorspace in _UNKNOWN_MATRIX and not form.is_rgb and not form.has_palette:
-            # Untagged video: high definition is BT.709, the rest BT.601, as players take it.
+            # Untagged video: high definition is BT.709, the rest BT.601, as in players.
             matrix = Colorspace.ITU709 if frame.height >= 720 or frame.width >= 1280 else Colorspace.ITU601
         alpha = form.has_palette or any(component.is_alpha for component in form.components)
         pixels = self.scaler.reformat(

@@ -1,4 +1,4 @@
-"""Frames to an H.264 video in MP4 (PyAV, x264), one by one, with the sound of the source beside them."""
+"""Frames to an H.264 video in MP4 (PyAV, x264), streamed, with the audio of the source."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _SRGB_TRANSFER, _RGB_MATRIX = 13, 0
 
 
 class VideoWriter:
-    """Write frames as they come; the file appears whole when the ``with`` block ends well, and else not at all.
+    """Writes frames to a video, which appears when the ``with`` block ends without an error.
 
     ``size`` is (width, height), ``fps`` the exact rate. Normally H.264 yuv420p at ``crf`` (17: visually close to
     the source), in BT.709 and tagged so, playable everywhere; both sides must be even. ``lossless`` writes H.264 in
-    RGB: any size, every pixel comes back equal, but few players show it. ``audio_from`` names a file whose audio is
+    RGB: any size, exact pixels, but few players show it. ``audio_from`` names a file whose audio is
     added, copied if MP4 can hold it, else as AAC; ``audio_range`` cuts it, in seconds after the first
-    frame of that file. Sound ends with the picture at the latest. ``tag`` goes into the metadata and comes back in
-    ``Clip.tag``, keys as given.
+    frame of that file. Audio ends with the last frame at the latest. ``tag`` is stored in the metadata and read as
+    ``Clip.tag``.
 
-    Raises ``ConfigError`` for sizes, rates and names that cannot be, ``BadInput`` where the disk is full or the sound
-    cannot be read, ``ValueError`` for a frame that is not uint8[h,w,3] of that size.
+    Raises ``ConfigError`` for invalid sizes, rates and names. Raises ``BadInput`` if the disk is full or the audio
+    cannot be read, and ``ValueError`` for a frame that is not uint8[h,w,3] of that size.
     """
 
     def __init__(

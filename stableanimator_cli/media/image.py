@@ -1,7 +1,7 @@
-"""Still pictures and folders of pictures: files to uint8 RGB and back (Pillow).
+"""Images and folders of images: files to uint8 RGB and back (Pillow).
 
-Every picture comes out the same way, whatever was in the file: turned as its EXIF orientation says, 16 bits reduced to
-the upper 8, grey repeated over the channels, transparency composited on black.
+Every file is converted: EXIF orientation is applied, of 16 bits the upper 8 remain, grey is repeated over the channels,
+transparency is composited on black.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _ORIENTATION = 0x0112
 
 
 def read_picture(path: Path | str) -> np.ndarray:
-    """The picture in ``path`` as RGB uint8[h,w,3]; of an animation, its first frame.
+    """The image in ``path`` as RGB uint8[h,w,3]; of an animation, its first frame.
 
-    EXIF orientation is applied, 16 bits become 8, transparency is composited on black. Raises ``BadInput`` for anything
-    that is not a whole picture.
+    EXIF orientation is applied, 16 bits become 8, transparency is composited on black. Raises ``BadInput`` for a
+    damaged or truncated image and for other files.
     """
     path = Path(path)
     with _opened(path) as image:
@@ -45,8 +45,7 @@ def read_picture(path: Path | str) -> np.ndarray:
 def write_picture(path: Path | str, picture: np.ndarray) -> None:
     """Write RGB uint8[h,w,3] as PNG (exact) or JPEG (quality 95, full colour resolution), by the suffix of ``path``.
 
-    The file appears whole or not at all. Raises ``ConfigError`` for another suffix, ``BadInput`` where the system
-    refuses.
+    Writes atomically. Raises ``ConfigError`` for another suffix, ``BadInput`` if the write fails.
     """
     path = Path(path)
     check_frame(picture)
@@ -58,9 +57,9 @@ def write_picture(path: Path | str, picture: np.ndarray) -> None:
 
 
 def save_image(path: Path, image: Image.Image, kind: Literal["PNG", "JPEG"], **settings: Any) -> None:
-    """Write a picture of Pillow's with the mark of our files; the file appears whole or not at all.
+    """Write a Pillow image with the mark of our files, atomically.
 
-    ``settings`` are those of Pillow's writer. Raises ``BadInput`` where the system refuses or a foreign file is there.
+    ``settings`` are those of Pillow's writer. Raises ``BadInput`` if the write fails or would replace a foreign file.
     """
     if kind == "PNG":
         settings["pnginfo"] = png_mark()
@@ -73,8 +72,8 @@ def save_image(path: Path, image: Image.Image, kind: Literal["PNG", "JPEG"], **s
 def write_gif(path: Path | str, frames: Sequence[np.ndarray], fps: Fraction | int) -> None:
     """Write RGB uint8[h,w,3] frames as a GIF that repeats, with one palette of 256 colours for all frames.
 
-    GIF counts hundredths of a second: times are rounded to them. The file appears whole or not at all. Raises
-    ``ConfigError`` for another suffix, ``BadInput`` where the system refuses.
+    GIF counts hundredths of a second: times are rounded to them. Writes atomically. Raises ``ConfigError`` for another
+    suffix, ``BadInput`` if the write fails.
     """
     path = Path(path)
     if path.suffix.lower() != ".gif":
@@ -97,31 +96,31 @@ def write_gif(path: Path | str, frames: Sequence[np.ndarray], fps: Fraction | in
 
 
 def png_mark() -> PngInfo:
-    """The mark of our files as Pillow's writer of PNG takes it."""
+    """The mark of our files for Pillow's PNG writer."""
     info = PngInfo()
     info.add_text("Software", MARK)
     return info
 
 
 def check_frame(frame: np.ndarray) -> None:
-    """Refuse, as a mistake of the caller (``ValueError``), what is not RGB uint8[h,w,3]."""
+    """Raise ``ValueError`` unless ``frame`` is RGB uint8[h,w,3]."""
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
         raise ValueError(f"a frame is uint8[h,w,3], got {frame.dtype}{list(frame.shape)}")
 
 
 def is_picture(path: Path) -> bool:
-    """Whether ``open_picture`` reads this file, by its content. GIF animations are left to the video reader."""
-    if path.is_file():  # opening a pipe would wait for ever
+    """Whether ``open_picture`` reads this file, by its content. The video reader reads animated GIFs."""
+    if path.is_file():  # opening a pipe would block
         with suppress(Exception), _quiet(), Image.open(path, formats=_FORMATS) as image:
             return not (image.format == "GIF" and getattr(image, "is_animated", False))
     return path.suffix.lower() in SUFFIXES
 
 
 def open_picture(path: Path) -> Clip:
-    """A still as a clip of one frame without a clock; an animated WebP, PNG or AVIF as a clip with its own times."""
+    """An image as a clip of one frame without a clock; an animated WebP, PNG or AVIF as a clip with its own times."""
     with _opened(path) as image, _decoding(path):
         size = _turned_size(image)
-        # Several pictures in one file are an animation only in these formats: phones put previews into JPEG (MPO).
+        # Several images in one file are an animation only in these formats: phones add previews to JPEG (MPO).
         count = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP", "AVIF") else 1
     if count == 1:
         return Clip(
@@ -133,9 +132,9 @@ def open_picture(path: Path) -> Clip:
 
 
 def open_folder(path: Path) -> Clip:
-    """The pictures of a folder in natural order, as a clip without a clock. Hidden files and other files are ignored.
+    """The images of a folder in natural order, as a clip without a clock. Hidden and other files are ignored.
 
-    Raises ``BadInput`` for a folder without pictures and, before anything is decoded, for pictures of different sizes.
+    Raises ``BadInput`` for a folder without images and, before anything is decoded, for images of different sizes.
     """
     pictures = sorted(
         (file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")),
@@ -167,7 +166,7 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 
 def describe_picture(path: Path) -> dict[str, object]:
-    """Codec, pixel format, stored size and quarter turns of a picture, for ``media.probe``."""
+    """Codec, pixel format and rotation of an image, for ``media.probe``."""
     with _opened(path) as image, _decoding(path):
         turn = {3: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(image.getexif().get(_ORIENTATION, 1), 0)
         return {"codec": str(image.format).lower(), "pix_fmt": image.mode, "rotation": turn}
@@ -186,14 +185,13 @@ def _opened(path: Path) -> Image.Image:
             return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise BadInput(path, "data that is no picture", _PICTURE, hint=_CONVERT) from error
-    except Exception as error:  # Pillow raises whatever the damage makes it stumble over
+    except Exception as error:  # Pillow raises many kinds for damaged files
         raise BadInput(path, f"a picture that cannot be opened ({error})", _PICTURE, hint=_CONVERT) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings. Large photographs are the user's business; above twice Pillow's limit it is an error,
-    and so is damage that matters."""
+    """Suppress Pillow's warnings, as of large images. Images above twice Pillow's limit and damage remain errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -201,8 +199,10 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _decoding(path: Path, kind: str = "picture", frame: int | None = None) -> Iterator[None]:
-    """Turn what Pillow raises while it reads from an open picture into ``BadInput``: its decoders raise whatever the
-    damage makes them stumble over, and they read parts of the file (EXIF behind the pixels) when they are asked for."""
+    """Turn errors while Pillow reads from an open image into ``BadInput``.
+
+    Its decoders raise many kinds for damaged files, and read parts of a file (EXIF after the pixels) on access.
+    """
     try:
         with _quiet():
             yield
@@ -229,7 +229,7 @@ def _turned_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _spans(path: Path, count: int) -> Iterator[Fraction]:
-    """Seconds that each frame of an animation is shown; browsers show a frame without a duration for 0.1 s."""
+    """Duration of each frame of an animation in seconds; 0.1 if it has none, as in browsers."""
     with _opened(path) as image:
         for index in range(count):
             _seek(path, image, index)

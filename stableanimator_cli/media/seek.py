@@ -1,4 +1,4 @@
-"""Single frames of a video, without decoding it from its start: ``frames_at``."""
+"""Random access to single frames of a video: ``frames_at``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stableanimator_cli.media.decode import _Converter, open_container, video_st
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Time stamps of all frames in the order of display, and of those that decoding can start at."""
+    """Timestamps of all frames in display order, and those of key frames."""
 
     times: tuple[int, ...]
     starts: tuple[int, ...]
@@ -28,8 +28,8 @@ class _Index:
 def frames_at(path: Path, numbers: Sequence[int], count: int) -> dict[int, np.ndarray] | None:
     """The frames ``numbers`` of a video as uint8[h,w,3] RGB, equal to those of ``open_clip``.
 
-    Decodes from the last key frame before each. None if the video cannot be read so: another number of frames than
-    ``count``, missing or repeated time stamps, frames that are cut off, alpha, damage. Decode it from its start then.
+    Decodes from the last key frame before each. None if this is not possible: another number of frames than ``count``,
+    missing or repeated timestamps, frames removed by an edit list, alpha, damage. Decode it from its start then.
     """
     state = path.stat()
     index = _index(path, state.st_size, state.st_mtime_ns)
@@ -47,7 +47,7 @@ def _read(path: Path, numbers: Sequence[int], index: _Index) -> dict[int, np.nda
         stream = video_stream(container, path)
         convert = _Converter(stream, path)
         frames: Iterator[VideoFrame] = iter(())
-        reached = -1  # the time stamp up to which frames were decoded
+        reached = -1  # the timestamp up to which frames were decoded
         for number in numbers:
             time = index.times[number]
             start = index.starts[bisect.bisect_right(index.starts, time) - 1]
@@ -66,16 +66,16 @@ def _read(path: Path, numbers: Sequence[int], index: _Index) -> dict[int, np.nda
 
 
 def _forward(container: InputContainer, stream: VideoStream, time: int) -> Iterator[VideoFrame]:
-    """Frames from a key frame on."""
+    """Frames from a key frame onwards."""
     container.seek(time, stream=stream)
     for frame in container.decode(stream):
-        if frame.pts is None or frame.pts >= time:  # frames before it may lack what they refer to
+        if frame.pts is None or frame.pts >= time:  # earlier frames may lack their references
             yield frame
 
 
 @lru_cache(maxsize=4096)
 def _index(path: Path, size: int, modified: int) -> _Index | None:
-    """Made of the packets, which are read but not decoded; once per version of a file."""
+    """The index from packets, without decoding; cached per version of a file."""
     times: list[int] = []
     starts: list[int] = []
     with open_container(path) as container:

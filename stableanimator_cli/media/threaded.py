@@ -1,4 +1,4 @@
-"""A video that is encoded while its next frames are made: a thread that writes them, behind a line of a few frames."""
+"""Encoding of a video in a thread, while its next frames are generated."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import numpy as np
 
 from stableanimator_cli.media.encode import VideoWriter
 
-AHEAD = 8  # frames that wait at most; x264 holds some tens itself
+AHEAD = 8  # queued frames at most; x264 buffers some tens itself
 
 
 class WriterBehind:
-    """``VideoWriter`` in a thread of its own: the same frames in the same order to the same bytes.
+    """``VideoWriter`` in its own thread: the same frames in the same order give the same bytes.
 
-    Converting and encoding release the interpreter, so they run beside whatever makes the next frames: a decoder on a
-    card, or one on a CPU that has a core to spare. Of an animation that is decoding and encoding alone: all windows of
-    a sampling end with its last step, so there is no finished part to decode while it denoises. Who makes frames faster
-    than they are encoded waits once ``ahead`` of them stand in line; memory does not grow with the video.
+    Conversion and encoding release the interpreter lock, so they run in parallel with the VAE decoder on a GPU or on a
+    CPU with a free core. Only decoding and encoding overlap: all windows finish with the last denoising step. ``write``
+    blocks while ``ahead`` frames are queued, so memory does not grow with the video.
 
-    What goes wrong in the thread (a full disk, a frame that is none) is raised here, by a later ``write`` or at the end
-    of the block, as the error that ``VideoWriter`` gives for its frame. Left by an error or Ctrl-C the frames in line
-    are dropped and the file does not appear. A frame that was written must not be changed afterwards.
+    Errors of the thread (a full disk, an invalid frame) are raised here, by a later ``write`` or at the end of the
+    block, as ``VideoWriter`` raises them. If the block ends with an error or Ctrl-C, queued frames are dropped and the
+    file does not appear. A written frame must not be changed.
     """
 
     def __init__(self, writer: VideoWriter, ahead: int = AHEAD) -> None:
@@ -50,7 +49,7 @@ class WriterBehind:
             self._raise()
 
     def write(self, frame: np.ndarray) -> None:
-        """Put one frame, RGB uint8[h,w,3], in line."""
+        """Queue one frame, RGB uint8[h,w,3]."""
         self._raise()
         self._line.put(frame)
 
@@ -77,5 +76,5 @@ class WriterBehind:
                 continue
             try:
                 self._writer.write(frame)
-            except BaseException as error:  # carried to the thread that makes the frames
+            except BaseException as error:  # raised in the thread that calls write
                 self._failed = error

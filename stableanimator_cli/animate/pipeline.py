@@ -35,7 +35,7 @@ from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
 from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, decode, sample
 from stableanimator_cli.errors import Interrupted
 from stableanimator_cli.files import locked_output
-from stableanimator_cli.media import VideoWriter, WriterBehind
+from stableanimator_cli.media import AnimationWriter, VideoWriter, WriterBehind, open_writer
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.progress import NullReporter, Reporter, WarningLog
 from stableanimator_cli.records import ModelFolder
@@ -352,10 +352,13 @@ def _write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
         job.reporter.info(f"{config.preview_path.name} has no similarity curve: no {missing}")
     meter, values = (_identity_meter(job) if measures else None), []
     with contextlib.ExitStack() as stack:
-        video = VideoWriter(
+        video = open_writer(
             config.output, (width, height), fps,
             audio_from=audio and audio[0], audio_range=audio and audio[1:], tag={"sa.kind": "animation"},
         )  # fmt: skip
+        if isinstance(video, AnimationWriter):
+            silent = ", without sound" if audio else ""
+            job.reporter.info(f"{config.output.name}: {video.duration} ms a frame{silent}")
         writer = stack.enter_context(WriterBehind(video))
         preview = None
         if config.preview:

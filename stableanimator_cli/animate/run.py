@@ -194,7 +194,7 @@ def _check_output(config: AnimateConfig) -> None:
     if output.is_dir():  # first: the hints below need a name
         raise ConfigError("--output", str(output), "a file, not a folder", hint=f"try {output / 'out.mp4'}")
     for problem, expected, hint in (
-        (output.suffix.lower() not in VIDEO_SUFFIXES, "a name ending in .mp4 or .mov",
+        (output.suffix.lower() not in VIDEO_SUFFIXES, "a name ending in .mp4, .mov, .gif or .webp",
          f"try {output.with_suffix('.mp4')}"),
         (not parent.is_dir(), "a file in a folder that exists", f"mkdir -p {parent}"),
         (not os.access(parent, os.W_OK | os.X_OK), "a file in a writable folder", "choose another -o"),

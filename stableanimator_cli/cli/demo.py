@@ -61,7 +61,7 @@ def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
     from stableanimator_cli.config.parse import parse_size
     from stableanimator_cli.detect.face import FaceReader
     from stableanimator_cli.files import translate_os_errors
-    from stableanimator_cli.media import VideoWriter, write_gif, write_picture
+    from stableanimator_cli.media import VideoWriter, write_animation, write_picture
     from stableanimator_cli.puppets.demo_sheet import draw_demo, halve
     from stableanimator_cli.puppets.scene import sample_scene
 
@@ -85,7 +85,7 @@ def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
         for index in order:
             video.write(images[index])
     small = [halve(image) for image in images]
-    write_gif(folder / "demo.gif", [small[index] for index in order], scenes[0].fps)
+    write_animation(folder / "demo.gif", [small[index] for index in order], scenes[0].fps)
     write_picture(folder / "demo.png", images[-1])
     result = {"output": str(folder / "demo.mp4"), "gif": str(folder / "demo.gif"), "sheet": str(folder / "demo.png")}
     similarities = {

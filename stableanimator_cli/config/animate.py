@@ -44,7 +44,7 @@ from stableanimator_cli.errors import ConfigError
 LONG = "Long videos"
 FACE = "Face"
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".gif", ".webp")
 """Of outputs."""
 
 
@@ -203,7 +203,7 @@ class AnimateConfig:
     motion: Path = option("MOTION",
         help="Motion: a skeleton video, a motion .npz, a folder of images or OpenPose JSON, or a video of a person.")
     output: Path = option("--output", short="-o", metavar="OUT.mp4",
-        help="Video to write. Its record is written to OUT.json.")
+        help="Video to write, or a GIF or WebP animation by its suffix. Its record is written to OUT.json.")
     model: str | None = model_option()
     motion_kind: Literal["auto", "skeleton", "video"] = option("--motion-kind", "auto", panel=OUTPUT,
         help="Content of MOTION: drawn skeletons, or people to detect.")
@@ -251,7 +251,8 @@ class AnimateConfig:
     @property
     def preview_path(self) -> Path:
         """Path of the preview: ``out.mp4`` -> ``out.preview.mp4``."""
-        return self.output.with_name(f"{self.output.stem}.preview{self.output.suffix}")
+        suffix = ".mp4" if self.output.suffix.lower() in (".gif", ".webp") else self.output.suffix
+        return self.output.with_name(f"{self.output.stem}.preview{suffix}")
 
     @property
     def state_path(self) -> Path:

@@ -1,8 +1,9 @@
 """Images and video to uint8 RGB arrays and back: the only reader and writer of pixels.
 
 Reading: ``open_clip`` (a video, an image, a folder of images), ``take`` (a slice of frames), ``resample`` (another
-rate), ``read_picture``, ``probe``. Writing: ``VideoWriter``, in a thread ``WriterBehind``, ``write_picture``,
-``write_gif``. Videos are streamed: memory does not grow with their length.
+rate), ``read_picture``, ``probe``. Writing: ``open_writer`` (``VideoWriter``, or ``AnimationWriter`` for GIF and WebP),
+in a thread ``WriterBehind``, ``write_picture``, ``write_animation``. Videos stream: memory does not grow with their
+length.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import require_file
+from stableanimator_cli.media.animation import AnimationWriter, open_writer, write_animation
 from stableanimator_cli.media.decode import describe_video, open_video
 from stableanimator_cli.media.encode import VideoWriter
 from stableanimator_cli.media.image import (
@@ -26,21 +28,22 @@ from stableanimator_cli.media.image import (
     open_folder,
     open_picture,
     read_picture,
-    write_gif,
     write_picture,
 )
 from stableanimator_cli.media.threaded import WriterBehind
 from stableanimator_cli.records import Clip
 
 __all__ = [
+    "AnimationWriter",
     "VideoWriter",
     "WriterBehind",
     "open_clip",
+    "open_writer",
     "probe",
     "read_picture",
     "resample",
     "take",
-    "write_gif",
+    "write_animation",
     "write_picture",
 ]
 

@@ -7,7 +7,7 @@ transparency is composited on black.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -67,32 +67,6 @@ def save_image(path: Path, image: Image.Image, kind: Literal["PNG", "JPEG"], **s
         settings["comment"] = MARK
     with atomic_write(path, marked=True) as part, translate_os_errors(path):
         image.save(part, format=kind, **settings)
-
-
-def write_gif(path: Path | str, frames: Sequence[np.ndarray], fps: Fraction | int) -> None:
-    """Write RGB uint8[h,w,3] frames as a GIF that repeats, with one palette of 256 colours for all frames.
-
-    GIF counts hundredths of a second: times are rounded to them. Writes atomically. Raises ``ConfigError`` for another
-    suffix, ``BadInput`` if the write fails.
-    """
-    path = Path(path)
-    if path.suffix.lower() != ".gif":
-        raise ConfigError("animation to write", path.name, "a name ending in .gif")
-    for frame in frames:
-        check_frame(frame)
-    palette = Image.fromarray(np.concatenate([frame[::2, ::2] for frame in frames])).quantize(256)
-    stills = (Image.fromarray(np.ascontiguousarray(frame)) for frame in frames)
-    images = [still.quantize(palette=palette, dither=Image.Dither.NONE) for still in stills]
-    with atomic_write(path, marked=True) as temp, translate_os_errors(path):
-        images[0].save(
-            temp,
-            format="GIF",
-            save_all=True,
-            append_images=images[1:],
-            duration=round(100 / Fraction(fps)) * 10,
-            loop=0,
-            comment=MARK.encode(),
-        )
 
 
 def png_mark() -> PngInfo:

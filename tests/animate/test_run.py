@@ -75,6 +75,20 @@ def test_every_length_comes_out_whole(place, animate, frames):
     assert report.calls["unet"] == {1: 1, 2: 1, 15: 1, 16: 1, 17: 2, 40: 4}[frames]
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_an_animation_is_written_by_its_suffix_and_replays(place, animate, suffix):
+    output = place / "out" / f"out{suffix}"
+    report = animate(output=output, steps=1, preview=True, fps=10)
+    assert written(place) == sorted([output.name, "out.json", "out.preview.mp4"])
+    with Image.open(output) as opened:
+        opened.load()
+        assert (opened.n_frames, opened.size, opened.info["duration"]) == (report.frames, (64, 64), 100)
+    assert carries_mark(output)
+    before = sha256(output)
+    animate(output=output, steps=1, preview=True, fps=10)  # ours, so it is replaced
+    assert sha256(output) == before
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_motion_gives_its_frames(place, animate, form):
     report = animate(motion=in_form(form, place, 5), steps=1)

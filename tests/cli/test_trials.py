@@ -174,7 +174,7 @@ REFUSED = [
     (animate(more="-o nowhere/out.mp4"), 2, "--output: found 'nowhere/out.mp4', expected a file in a folder that"),
     (animate(more="-o frames"), 2, "--output: found 'frames', expected a file, not a folder"),
     (animate(more="-o ."), 2, "here', expected a file, not a folder"),
-    (animate(more="-o out.gif"), 2, "--output: found 'out.gif'"),
+    (animate(more="-o out.avi"), 2, "--output: found 'out.avi'"),
     (animate(motion="skeleton.mp4", more="-o skeleton.mp4"), 3, "is the same as the input skeleton.mp4"),
     (animate(motion="openpose.json", more="-o openpose.mp4"), 3, "openpose.json: the output is the same as the input"),
     (animate(motion="frames", more="-o frames/out.mp4"), 3, "frames/out.mp4: the output is inside the input frames"),

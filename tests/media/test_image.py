@@ -217,7 +217,7 @@ def test_a_pipe_is_no_picture_and_is_not_waited_for(tmp_path):
 
 def test_a_gif_repeats_keeps_its_rate_and_carries_the_mark(tmp_path):
     frames = [np.full((10, 12, 3), (200, 40 * n, 30), np.uint8) for n in range(4)]
-    media.write_gif(tmp_path / "a.gif", frames, 8)
+    media.write_animation(tmp_path / "a.gif", frames, 8)
     clip = media.open_clip(tmp_path / "a.gif")
     assert clip.size == (12, 10)
     shown = [picture for _, picture in clip.frames()]
@@ -228,10 +228,36 @@ def test_a_gif_repeats_keeps_its_rate_and_carries_the_mark(tmp_path):
         assert opened.info["loop"] == 0
 
 
+def test_a_webp_repeats_and_carries_the_mark(tmp_path):
+    frames = [np.full((10, 12, 3), (200, 40 * n, 30), np.uint8) for n in range(4)]
+    media.write_animation(tmp_path / "a.webp", frames, Fraction(30000, 1001))
+    assert carries_mark(tmp_path / "a.webp")
+    with Image.open(tmp_path / "a.webp") as opened:
+        opened.load()
+        assert (opened.n_frames, opened.info["loop"], opened.info["duration"]) == (4, 0, 33)
+        opened.seek(2)
+        assert np.abs(np.asarray(opened.convert("RGB")).astype(int) - frames[2]).max() <= 12
+
+
+def test_an_animation_that_fails_or_has_another_frame_is_not_written(tmp_path):
+    frame = np.zeros((8, 8, 3), np.uint8)
+    with media.AnimationWriter(tmp_path / "a.gif", (8, 8), 8) as writer, pytest.raises(ValueError, match="4x8"):
+        writer.write(frame[:, :4])
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted(media.AnimationWriter(tmp_path / "a.gif", (8, 8), 8), frame)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _interrupted(writer, frame):
+    with writer:
+        writer.write(frame)
+        raise KeyboardInterrupt
+
+
 def test_a_gif_needs_its_suffix_and_replaces_no_file_of_others(tmp_path):
     frame = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ConfigError, match="a name ending in"):
-        media.write_gif(tmp_path / "a.png", [frame], 8)
+        media.write_animation(tmp_path / "a.png", [frame], 8)
     (tmp_path / "a.gif").write_bytes(b"mine")
     with pytest.raises(BadInput, match="not written by sa"):
-        media.write_gif(tmp_path / "a.gif", [frame], 8)
+        media.write_animation(tmp_path / "a.gif", [frame], 8)

@@ -82,8 +82,8 @@ def paired(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(index, predicted frame, reference frame), frame by frame, of two streams uint8[h,w,3].
 
-    ``BadInput`` naming ``name`` where one stream is longer (with ``truncate`` the rest of it is left unread), and where
-    the frames of a pair differ in size.
+    Raises ``BadInput`` with ``name`` if the frames of a pair differ in size, or if one stream is longer. With
+    ``truncate`` the rest of the longer one is not read.
     """
     frames, target_frames = iter(predicted), iter(reference)
     index = 0

@@ -1,9 +1,9 @@
-"""Frechet distance between two sets of feature vectors, from moments that are fed vector by vector.
+"""Frechet distance between two sets of feature vectors, from streamed moments.
 
 ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` of Gaussians (Dowson and Landau, "The Frechet distance between
-multivariate normal distributions"), with unbiased covariances (divided by n - 1, as ``numpy.cov``). No matrix root is
-taken: with ``S = F F^T`` the trace of the root is the sum of the singular values of ``F1^T F2``, which is exact to
-rounding for singular covariances and for fewer vectors than dimensions, where ``sqrtm`` gives complex numbers or none.
+multivariate normal distributions"), with unbiased covariances as ``numpy.cov``. No matrix root is computed: with
+``S = F F^T`` the trace of the root is the sum of the singular values of ``F1^T F2``. This is exact to rounding for
+singular covariances and for fewer vectors than dimensions, where ``sqrtm`` returns complex numbers or fails.
 """
 
 from __future__ import annotations

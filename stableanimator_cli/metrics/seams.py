@@ -81,8 +81,8 @@ def seam_score(
 
 
 def decode_borders(frames: int, chunk: int, overlap: int = 0) -> list[int]:
-    """First frames of the chunks after the first, as the decoder cuts ``frames`` into ``chunk`` that share
-    ``overlap`` with the one before (where the cross-fade begins)."""
+    """First frames of the decoder's chunks after the first, where cross-fades start. Each chunk of ``chunk`` frames
+    shares ``overlap`` with the one before."""
     return list(range(chunk - overlap, frames - overlap, chunk - overlap))
 
 

@@ -78,10 +78,10 @@ def ratios(reference: Mapping[str, float], other: Mapping[str, float]) -> dict[s
 
 
 def shoulder_width(lengths_: Mapping[str, float]) -> float:
-    """A body's shoulder width in pixels, as far as its picture tells; NaN where it does not.
+    """A body's shoulder width in pixels, NaN if it cannot be estimated.
 
-    Of somebody seen from the side it comes from the trunk (about 1.4 shoulder widths), of a head alone from the ears
-    (0.42) or the eyes (0.2).
+    For a side view it is estimated from the trunk (about 1.4 shoulder widths), for a head alone from the ears (0.42) or
+    the eyes (0.2).
     """
     body = np.fmax(lengths_["shoulders"], lengths_["trunk"] / 1.4)
     if np.isnan(body):

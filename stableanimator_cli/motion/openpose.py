@@ -1,8 +1,7 @@
-"""OpenPose JSON in and out: a folder with a file a frame, or one file with all of them.
+"""Read and write OpenPose JSON: a folder with one file per frame, or one file with all frames.
 
-The format is that of OpenPose's ``--write_json`` (``people`` with ``pose_keypoints_2d`` of x, y, score triples) and of
-the DWPose nodes and extensions, which add ``canvas_width`` and ``canvas_height``. How points are mapped is written down
-in ``docs/formats.md``.
+The format is that of OpenPose's ``--write_json``: ``people`` with ``pose_keypoints_2d`` of x, y, score triples. DWPose
+nodes and extensions add ``canvas_width`` and ``canvas_height``. ``docs/formats.md`` has the mapping of keypoints.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Skeletons on black, as the released networks saw them in training: pixel for pixel the reference implementation's.
+"""Skeletons on black, as in the training of the released networks: exactly the reference implementation's pixels.
 
-The drawing is defined on a canvas whose shorter side is 2160, made of hard-edged marks that overwrite one another,
-and then decimated by OpenCV's bilinear ``resize`` without an area filter. The aliasing of that decimation is part of
-what the networks learnt, so it is reproduced, but at less cost: marks are drawn in the part of the canvas that
-they touch, and only the canvas pixels that the decimation reads are looked at (``docs/formats.md``, "Skeletons").
+Hard-edged marks that overwrite one another are drawn on a canvas with a shorter side of 2160. OpenCV's bilinear
+``resize`` without an area filter then decimates it. The networks were trained with the aliasing of that decimation, so
+it is reproduced, but at less cost. Marks are drawn in the part of the canvas that they touch, and only canvas pixels
+that the decimation reads are computed (``docs/formats.md``, "Skeletons").
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ JOINT_RADIUS = 4
 FACE_RADIUS = 3
 HAND_LINE = 2
 MAX_ASPECT = 40
-_FAR = 1000.0  # frames; a point further out is an estimate gone wrong, and OpenCV's integers end at some point
+_FAR = 1000.0  # frames; a farther point is a wrong estimate, and would overflow OpenCV's integers
 
 BODY_COLOURS = (
     (255, 0, 0), (255, 85, 0), (255, 170, 0), (255, 255, 0), (170, 255, 0), (85, 255, 0),
@@ -61,7 +61,7 @@ class _Mark:
 
 
 TAG = {"sa.kind": "skeleton"}
-"""What our own skeleton videos carry in their container."""
+"""The tag of our own skeleton videos."""
 
 
 def draw_skeleton(people: np.ndarray, size: tuple[int, int], threshold: float = THRESHOLD) -> np.ndarray:
@@ -135,12 +135,11 @@ def canvas_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def looks_like_skeleton(frame: np.ndarray) -> bool:
-    """Whether uint8[h,w,3] RGB is a drawn skeleton rather than a picture: thin, colourful marks on flat black.
+    """Whether uint8[h,w,3] RGB is a drawn skeleton, not a photograph: thin, colourful marks on flat black.
 
-    True where at least 70 % of the pixels are black, what is lit is thin (nothing as thick as 1/25 of the shorter
-    side), and it shows colours of three sectors of the hue circle or more. Lossy compression and the
-    thicker lines of other tools are allowed for. An all-black frame says nothing and gives False: look at several
-    frames of a video.
+    Requires at least 70 % black pixels, marks thinner than 1/25 of the shorter side, and colours of three or more
+    sectors of the hue circle. Lossy compression and the thicker lines of other tools are tolerated. False for an
+    all-black frame: check several frames of a video.
     """
     frame = np.asarray(frame)
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:

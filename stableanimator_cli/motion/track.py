@@ -251,7 +251,7 @@ def select(motion: Motion, person: Person = "largest") -> Motion:
     """The motion with only the selected people; frames, sizes and times stay.
 
     ``largest``: see ``largest``. A whole number: the track of that number. A box (x0, y0, x1, y1): the best fit in the
-    first frame in which a person overlaps it by a third (intersection over union), else the best fit in any frame.
+    first frame with an intersection over union of a third or more, else the best fit in any frame.
     ``all``: everybody present at least once. Raises ``NoPerson`` if the selected person is absent.
     """
     if person == "largest":

@@ -1,7 +1,8 @@
 """Replace and remove clip folders, but only those that ``sa`` wrote, and in them only its own files.
 
-A clip folder is ours if its ``clip.json`` is the record of a clip, or its motion carries our mark, and if every entry
-has a name that ``sa preprocess`` or ``sa train --cache`` writes. Any other folder raises an error that names the entry.
+A clip folder is ours if its ``clip.json`` is the record of a clip, or its motion carries our mark. In addition, every
+entry must have a name that ``sa preprocess`` or ``sa train --cache`` writes. Any other folder raises an error that
+names the entry.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def measure_quality(motion: Motion, found: np.ndarray | None, visual: VisualQual
     """The numbers of one clip. ``found`` int64[t]: people detected per frame; None, as ``visual``, if unknown.
 
     ``confidence``: mean score of body points of present people, at most 1 each. ``jitter``: median over visible body
-    points of the second difference in time, |a - 2b + c|, relative to the body's size (the root of its box's area).
+    points of the second difference in time, |a - 2b + c|, relative to the root of the body's box area.
     ``off_canvas``: share of visible body points outside the frame. ``faceless``: share of the people's frames without a
     face box.
     """

@@ -13,7 +13,7 @@ from types import FrameType
 
 from stableanimator_cli import distributed
 from stableanimator_cli.cli import console, streams
-from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, OutOfMemory, SaError, is_out_of_memory, plain
+from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, OutOfMemory, SaError, is_out_of_memory
 
 # onnxruntime otherwise writes an id and a database under the user's cache when it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -95,7 +95,8 @@ def _bug(error: Exception) -> SaError:
 
 
 def _fail(error: SaError) -> int:
-    """Print an error: two lines on stderr, or with ``--json`` one object on stdout. Returns the exit code."""
+    """Print an error: two lines on stderr (an object with ``--progress json``), or with ``--json`` one object on
+    stdout. Returns the exit code."""
     if isinstance(error, BadUsage) and distributed.rank() > 0:
         return error.exit_code  # all processes of torchrun parse the same command line; rank 0 reports it
     if os.environ.get("SA_DEBUG", "0") not in ("", "0"):
@@ -104,17 +105,16 @@ def _fail(error: SaError) -> int:
             traceback.print_exception(shown, file=sys.stderr)
     if isinstance(error, streams.OutputUnread):
         return error.exit_code  # nothing to report: the reader closed the pipe
-    if console.get().json or "--json" in sys.argv[1:]:  # before parsing nothing is configured
+    out = console.configured_for(sys.argv[1:])  # before parsing nothing is configured
+    if out.json:
         try:
             streams.write(error.to_json() + "\n")
         except SaError as lost:
             if isinstance(lost, streams.OutputUnread):
                 return lost.exit_code
-            streams.write_stderr(f"sa: {plain(error.message)}\n")
+            out.error(error)
     else:
-        hint = "\n      ".join(map(plain, error.hint.split("\n"))) if error.hint else ""
-        hint = f"hint: {hint}\n" if hint else ""
-        streams.write_stderr(f"sa: {plain(error.message)}\n{hint}")
+        out.error(error)
     return error.exit_code
 
 

@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.animate import fingerprint, result
-from stableanimator_cli.animate.pipeline import run_pipeline
 from stableanimator_cli.animate.run import validate
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import from_mapping
-from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, CheckFailed
 from stableanimator_cli.files import check_apart, require_file, sha256_of
 from stableanimator_cli.media import open_clip
@@ -117,6 +114,8 @@ def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None
     for written in (replayed, config.record_path):
         check_apart(written, (video, file))
     use_face = validate(config, model)
+    from stableanimator_cli.animate.pipeline import run_pipeline
+
     before = _file_identity(replayed)
     try:
         run_pipeline(config, model, use_face=use_face, reporter=reporter)
@@ -144,6 +143,8 @@ def _read(video: Path) -> tuple[Path, dict[str, Any]]:
     require_file(file, "the record of a run of sa animate, beside its video")
     what, hint = "the record of a run of sa animate", "name the video that it made"
     fields = Fields.of(read_json(file, what, nan=True, hint=hint), file, what, hint=hint)
+    from stableanimator_cli.animate import result  # imports torch
+
     if fields.table.get("format") != result.FORMAT:
         found = f"a record of format {shown(fields.table.get('format'))}"
         raise BadInput(file, found, f"format {result.FORMAT}", hint="update sa")
@@ -168,6 +169,8 @@ def _check_record(fields: Fields) -> None:
 
 def _changed(config: AnimateConfig, model: ModelFolder, record: Mapping[str, Any]) -> list[str]:
     """Inputs and weights that are missing or differ from the record."""
+    from stableanimator_cli.animate import fingerprint
+
     then = {f"{name} {row['path']}": row["sha256"] for name, row in record["inputs"].items()}
     now = {
         f"{name} {record['inputs'][name]['path'] if name in record['inputs'] else path}": sha256_of(path)
@@ -184,6 +187,9 @@ def _changed(config: AnimateConfig, model: ModelFolder, record: Mapping[str, Any
 
 def _environment(config: AnimateConfig, record: Mapping[str, Any]) -> list[str]:
     """Differences in device and versions."""
+    from stableanimator_cli.animate import fingerprint
+    from stableanimator_cli.engine.device import DevicePlan
+
     then = {name: str(record.get(name)) for name in ("device", "stableanimator-cli")}
     then |= {name: str(version) for name, version in record.get("versions", {}).items() if version is not None}
     now = {"device": DevicePlan.of(config.device).describe()} | fingerprint.versions()

@@ -44,6 +44,10 @@ def bench(
     counter is not what was recorded.
     """
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
+    from stableanimator_cli.config.schema import resolve
+    from stableanimator_cli.devices import check_device_exists
+
+    check_device_exists(resolve(BenchConfig, flags).device)  # a mistake is reported before torch is imported
     from stableanimator_cli.bench import run
 
     report = run.run(flags=flags, command=_command(context), reporter=reporter)

@@ -6,15 +6,17 @@ not before: completion starts ``sa`` at each TAB.
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
 from stableanimator_cli.cli import streams
-from stableanimator_cli.errors import QUOTED, json_line, plain
+from stableanimator_cli.errors import QUOTED, SaError, json_line, plain
 from stableanimator_cli.progress import NullProgress, Progress
 
 ProgressKind = Literal["bar", "json", "none"]
@@ -24,21 +26,37 @@ LINES_INTERVAL = 10.0  # seconds between two lines where stderr is a file
 
 
 class Console:
-    """Output of a verb. ``json``: stdout holds one JSON object and nothing else; ``quiet``: no messages."""
+    """Output of a verb. ``json``: stdout holds one JSON object and nothing else; ``quiet``: no messages.
+
+    With ``progress`` ``json``, stderr holds one JSON object per line and nothing else, also with ``quiet``: progress,
+    ``{"info": text}``, ``{"warning": text}``, tables, and the error if the verb fails.
+    """
 
     def __init__(self, *, json: bool = False, quiet: bool = False, progress: ProgressKind = "bar") -> None:
         self.json = json
         self.quiet = quiet
-        self.kind: ProgressKind = "none" if quiet else progress
+        self.kind: ProgressKind = "none" if quiet and progress == "bar" else progress
 
     def info(self, text: str) -> None:
         """Print a message on stderr, unless ``--quiet``."""
         if not self.quiet:
-            _print(text)
+            self._message("info", text)
 
     def warning(self, text: str) -> None:
         """Print a warning on stderr, with ``--quiet`` too."""
-        _print(f"warning: {text}")
+        self._message("warning", text)
+
+    def error(self, error: SaError) -> None:
+        """Print the error that ends the verb on stderr: its line and its hint."""
+        hint = "\n      ".join(map(plain, error.hint.split("\n"))) if error.hint else ""
+        text = f"sa: {plain(error.message)}\n" + (f"hint: {hint}\n" if hint else "")
+        streams.write_stderr(error.to_json() + "\n" if self.kind == "json" else text)
+
+    def _message(self, level: Literal["info", "warning"], text: str) -> None:
+        if self.kind == "json":
+            streams.write_stderr(json_line({level: text}) + "\n")
+        else:
+            _print(text if level == "info" else f"warning: {text}")
 
     def result(self, data: Mapping[str, Any], text: str) -> None:
         """Write the verb's result on stdout: ``data`` as one line of JSON with ``--json``, else ``text``.
@@ -53,6 +71,10 @@ class Console:
         """Print a table on stderr, or on stdout if it is the verb's ``data`` (not with ``--json``, whose ``result`` has
         the same facts). In files and pipes, lines are not wrapped."""
         if self.json if data else self.quiet:
+            return
+        if not data and self.kind == "json":
+            table = {"table": title, "columns": list(columns), "rows": [[str(cell) for cell in row] for row in rows]}
+            streams.write_stderr(json_line(table) + "\n")
             return
         from rich.console import Console as RichConsole
         from rich.table import Table
@@ -85,6 +107,7 @@ class Console:
         return _Bar(total, desc, unit) if sys.stderr.isatty() else _Lines(total, desc, unit)
 
 
+_SHOW_WARNING = warnings.showwarning
 _current = Console()
 
 
@@ -92,7 +115,24 @@ def configure(*, json: bool = False, quiet: bool = False, progress: ProgressKind
     """Set the console of this process from ``--json``, ``--quiet`` and ``--progress``."""
     global _current
     _current = Console(json=json, quiet=quiet, progress=progress)
+    if progress == "json":
+        warnings.showwarning = _show_warning
+    elif warnings.showwarning is _show_warning:
+        warnings.showwarning = _SHOW_WARNING
     return _current
+
+
+def configured_for(words: Sequence[str]) -> Console:
+    """The console of this process; if the command line did not parse, one with the output that ``words`` request."""
+    json = _current.json or "--json" in words
+    pairs = itertools.pairwise(words)
+    stream = _current.kind == "json" or "--progress=json" in words or ("--progress", "json") in pairs
+    return Console(json=json, quiet=_current.quiet, progress="json" if stream else _current.kind)
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    """``warnings.showwarning`` with ``--progress json``."""
+    _current.warning(str(message))
 
 
 def get() -> Console:

@@ -21,8 +21,8 @@ T = TypeVar("T")
 def with_download(work: Callable[[], T], out: console.Console, *, yes: bool) -> T:
     """Run ``work``; if a model is missing, offer its download and run ``work`` again.
 
-    Nothing is offered without a terminal (standard input and error), with ``--json`` or ``--quiet``, or among several
-    processes: the error is raised. ``yes`` answers the question.
+    Nothing is offered without a terminal (standard input and error), with ``--json``, ``--quiet`` or ``--progress
+    json``, or among several processes: the error is raised. ``yes`` answers the question.
     """
     try:
         return work()
@@ -39,7 +39,7 @@ def _can_ask(out: console.Console) -> bool:
     from stableanimator_cli import distributed
 
     terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
-    return terminal and not out.json and not out.quiet and distributed.world_size() == 1
+    return terminal and not out.json and not out.quiet and out.kind != "json" and distributed.world_size() == 1
 
 
 def _agreed(error: ModelMissing, out: console.Console, *, yes: bool) -> bool:

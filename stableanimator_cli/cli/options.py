@@ -21,7 +21,7 @@ QuietOpt = Annotated[
     bool,
     typer.Option(
         "--quiet", "-q", rich_help_panel=RUN,
-        help="Suppress messages and progress bars; warnings and errors are printed. Default: off.",
+        help="Suppress messages and progress bars, not --progress json; warnings and errors are printed. Default: off.",
     ),
 ]  # fmt: skip
 ProgressOpt = Annotated[
@@ -30,7 +30,8 @@ ProgressOpt = Annotated[
         "--progress",
         show_default=False,
         rich_help_panel=RUN,
-        help="Progress on stderr: a bar, or one JSON object per line. Default: bar.",
+        help="Progress on stderr: a bar, or JSON: one object per line for progress, messages and errors, and nothing "
+        "else. Default: bar.",
     ),
 ]
 PlanOpt = Annotated[

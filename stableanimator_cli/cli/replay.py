@@ -33,7 +33,7 @@ def replay(
     digests first. Exits with code 8 and prints the differences if it does not repeat. Prints the path of the new video.
     """
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
-    from stableanimator_cli.animate.replay import replay  # torch starts loading here, not earlier
+    from stableanimator_cli.animate.replay import replay  # imports numpy; torch is imported after the record is read
 
     report = replay(video, output=output, reporter=reporter)
     reporter.result(report.to_json(), report.summary())

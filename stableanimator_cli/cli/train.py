@@ -14,7 +14,12 @@ from stableanimator_cli.config.train import TrainConfig
 
 ResumeOpt = Annotated[
     Path | None,
-    typer.Option("--resume", metavar="RUN", rich_help_panel=options.RUN, help="Resume a run where it was interrupted."),
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        rich_help_panel=options.RUN,
+        help="Resume a run where it was interrupted; --steps N extends a finished one to N steps.",
+    ),
 ]
 ExportOpt = Annotated[
     Literal["model", "upstream"] | None,

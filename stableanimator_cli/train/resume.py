@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli.config.schema import read_toml, resolve, to_toml
-from stableanimator_cli.config.train import TrainConfig, preset_tables
+from stableanimator_cli.config.train import StageConfig, TrainConfig, preset_tables
 from stableanimator_cli.config.train_diff import diff, with_current_names
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.progress import Reporter
 from stableanimator_cli.train import checkpoint
 from stableanimator_cli.train.curves import CURVES
+from stableanimator_cli.train.lr_schedule import learning_rate
 from stableanimator_cli.train.metrics_log import METRICS
 
 CONFIG = "config.toml"
@@ -30,10 +32,11 @@ def new_config(flags: Mapping[str, Any], config_file: Path | None) -> TrainConfi
     return resolve(TrainConfig, flags, config_file, preset=tables)
 
 
-def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None) -> TrainConfig:
-    """The config of ``run`` with the given flags and file over it.
+def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None, reporter: Reporter) -> TrainConfig:
+    """The config of ``run`` with the given flags and file over it. ``steps`` sets the length of the last stage.
 
-    Raises ``ConfigError`` that lists the differences if they would change a result of the training.
+    Raises ``ConfigError`` that lists the differences if they would change a result of the training, and if ``steps``
+    is less than what is trained already.
     """
     path = run / CONFIG
     if not path.is_file():
@@ -43,14 +46,46 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
     config = resolve(TrainConfig, {**flags, "output": run}, config_file, preset=(stored, str(path)))
     if config.stage is None:
         raise BadInput(path, "no [[stage]]", "the config that sa train wrote", hint="start a new run")
-    config = config.resolve_stages(_UNUSED_SIZE)
+    steps = config.steps
+    config = replace(config, steps=None).resolve_stages(_UNUSED_SIZE)
+    *before, last = config.stage or ()
+    if steps is not None:
+        last = replace(last, steps=steps, epochs=None)
+        config = replace(config, stage=(*before, last))
     progress = last_progress(run)
-    trained = stored if progress is None else progress.get("config", stored)
-    changed = diff(with_current_names(trained), tables_of(config))
+    trained = with_current_names(stored if progress is None else progress.get("config", stored))
+    if progress is not None:
+        place = progress["place"]
+        _check_length(last, trained, place["within"] if place["stage"] == len(before) else 0, reporter)
+    changed = diff(_without_length(trained), _without_length(tables_of(config)))
     if changed:
         hint = f"resume without the change, or start a new run from {run / checkpoint.LINK} with --model"
         raise ConfigError("--resume", "; ".join(changed), f"the config that {run} was trained with", hint=hint)
     return config
+
+
+def _check_length(last: StageConfig, trained: Mapping[str, Any], done: int, reporter: Reporter) -> None:
+    """Refuse fewer steps of the last stage than are ``done``; warn if the learning rate depends on their number."""
+    if last.steps is None:
+        return
+    if last.steps < done:
+        hint = f"the run has {done} steps of this stage: give more, or leave --steps out"
+        raise ConfigError("--steps", last.steps, f"{done} or more", hint=hint)
+    old = trained["stage"][-1].get("steps")
+    if last.schedule != "constant" and done and old is not None and old != last.steps:
+        now, then = learning_rate(replace(last, steps=old), done), learning_rate(last, done)
+        reporter.warning(
+            f"schedule {last.schedule}: {done} steps were trained with the learning rates of {old} steps. It continues "
+            f"with those of {last.steps} steps, at {then:.3g} instead of {now:.3g}: not equal to a training of "
+            f"{last.steps} steps"
+        )
+
+
+def _without_length(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of a config without the length of its last stage, which may change on resume."""
+    *before, last = tables["stage"]
+    shorter = {key: value for key, value in last.items() if key not in ("steps", "epochs")}
+    return {**tables, "stage": [*before, shorter]}
 
 
 def last_progress(run: Path) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ def _run(
         return _export(flags, resumed, export)
     fresh, first, world = resumed is None, distributed.rank() == 0, distributed.world_size()
     if resumed is not None:
-        config = resume.resumed_config(resumed, flags, config_file)
+        config = resume.resumed_config(resumed, flags, config_file, reporter if first else NullReporter())
     else:
         config = resume.new_config(flags, config_file)
     inputs = [*config.dataset, *(config.validation.of or ())]

@@ -120,7 +120,7 @@ def test_changed_inputs_and_weights_are_all_listed_and_nothing_is_rendered(
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    monkeypatch.setattr("stableanimator_cli.animate.replay.run_pipeline", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("stableanimator_cli.animate.pipeline.run_pipeline", lambda *_, **__: 1 / 0)
     with pytest.raises(CheckFailed) as caught:
         replay(Path("out.mp4"))
     words = caught.value.message

@@ -19,6 +19,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, ModelDamaged
 from stableanimator_cli.files import exclusive_lock, locked_output
 from stableanimator_cli.media import open_clip
+from stableanimator_cli.progress import NullReporter, WarningLog
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, run
 from stableanimator_cli.train.metrics_log import read_metrics
@@ -118,6 +119,30 @@ def test_a_checkpoint_is_a_model_folder(whole, tiny_model):
     assert moved
     assert all(".processor.id_to_" in name for name in moved)
     assert (whole / "curves.png").stat().st_size > 1000
+
+
+def test_a_finished_run_that_is_extended_is_the_longer_run(whole, data, tiny_model, tmp_path):
+    out = tmp_path / "run"
+    run.run(flags=flags(data, tiny_model, out, steps=3))
+    reporter = WarningLog(NullReporter())
+    run.run(flags={"steps": STEPS}, resumed=out, reporter=reporter)
+    assert reporter.warnings == []  # a constant learning rate
+    assert losses(out) == losses(whole)
+    mine, theirs = (load_file(f / "checkpoints" / f"step-{STEPS}" / "unet.safetensors") for f in (out, whole))
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    with pytest.raises(ConfigError, match=r"--steps: found 2, expected 6 or more"):
+        run.run(flags={"steps": 2}, resumed=out)
+    run.run(flags={}, resumed=out)  # the new length is that of the run
+    assert losses(out) == losses(whole)
+
+
+def test_an_extended_cosine_says_that_it_is_another_training(data, tiny_model, tmp_path):
+    out = tmp_path / "run"
+    run.run(flags=flags(data, tiny_model, out, steps=2, schedule="cosine"))
+    reporter = WarningLog(NullReporter())
+    run.run(flags={"steps": 3}, resumed=out, reporter=reporter)
+    assert "not equal to a training of 3 steps" in reporter.warnings[0]
+    assert len(losses(out)) == 3
 
 
 def test_a_resumed_run_refuses_another_config_and_shows_the_difference(whole):

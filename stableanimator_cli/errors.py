@@ -92,7 +92,7 @@ class SaError(Exception):
         message = plain(message)
         super().__init__(message)
         self.message = message
-        self.hint = None if hint is None else hint if isinstance(hint, _Lines) else _Lines(hint)
+        self.hint: str | None = None if hint is None else hint if isinstance(hint, _Lines) else _Lines(hint)
 
     def to_json(self) -> str:
         return json.dumps({"error": self.code, "message": self.message, "hint": self.hint, "exit_code": self.exit_code})

@@ -101,6 +101,7 @@ class ModelFolder:
     weight file or folder, ``configs`` to its JSON config, ``digests`` to the recorded sha256 of its file. ``defaults``
     are recommended settings by option name. ``warnings`` are sentences for the user. ``max_texture_error`` is that of
     the images that the model was trained on, None if unknown (``engine.conditioning.texture_error``).
+    ``downloads``, for plans only: the names whose download writes the files that do not exist yet.
     """
 
     name: str
@@ -113,3 +114,4 @@ class ModelFolder:
     digests: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     max_texture_error: float | None = None
+    downloads: tuple[str, ...] = ()

@@ -66,7 +66,8 @@ def open_driving(
     """Read MOTION of ``config`` at the output's size and rate: ``config.fps``, else the source's, else 30.
 
     In a plain video the largest person is detected, with ``detectors`` opened when needed; the misalignment with the
-    person of ``reference`` uint8[h,w,3] is reported. ``count_only`` counts a plain video's frames and detects nothing.
+    person of ``reference`` uint8[h,w,3] is reported. ``count_only`` counts a plain video's frames and detects nothing;
+    ``detectors`` then only has to raise what opening them would.
     Raises ``BadInput`` with file and frame, ``ModelMissing`` for a plain video without detectors, ``NoPerson`` if it
     shows no person.
     """
@@ -98,6 +99,8 @@ def open_driving(
     if _shows_skeletons(clip, config.motion_kind, reporter):
         return output.of_clip(selected, first, _faces_beside(clip, config))
     if count_only:
+        if detectors is not None:
+            _open_detectors(clip, detectors)
         return output.counted(selected)
     motion = _detect_motion(selected, detectors, reference, reporter)
     if config.fps is None and motion.times is None:
@@ -138,18 +141,23 @@ def _shows_skeletons(clip: Clip, kind: str, reporter: Reporter) -> bool:
     return skeleton
 
 
-def _detect_motion(
-    clip: Clip, open_detectors: Callable[[], Detectors] | None, reference: np.ndarray | None, reporter: Reporter
-) -> Motion:
-    """Detect the largest person's motion in a plain video. Nothing is aligned."""
+def _open_detectors(clip: Clip, open_detectors: Callable[[], Detectors] | None) -> Detectors:
+    """Open the detectors for a plain video. Raises ``ModelMissing`` that names it."""
     try:
         if open_detectors is None:
             raise ModelMissing("no model was given")
-        detectors = open_detectors()
+        return open_detectors()
     except ModelMissing as error:
         hint = (error.hint or "name a model with detectors", "if these are skeletons, add --motion-kind skeleton")
         message = f"{clip.path}: found a plain video, and {error.message}"
         raise ModelMissing(message, hint=hint, downloads=error.downloads) from None
+
+
+def _detect_motion(
+    clip: Clip, open_detectors: Callable[[], Detectors] | None, reference: np.ndarray | None, reporter: Reporter
+) -> Motion:
+    """Detect the largest person's motion in a plain video. Nothing is aligned."""
+    detectors = _open_detectors(clip, open_detectors)
     capture = extract_motion(clip, detectors, reporter=reporter)
     if capture.repairs.frames or capture.repairs.points or capture.repairs.gaps:
         reporter.info(f"{clip.path.name}: {capture.repairs.describe()}")
@@ -293,15 +301,25 @@ def report_crop(transform: ResizeTransform, path: Path, reporter: Reporter) -> N
 
 
 def anchor_pose(
-    path: Path, image: np.ndarray, transform: ResizeTransform, detectors: Callable[[], Detectors]
+    path: Path,
+    image: np.ndarray,
+    transform: ResizeTransform,
+    detectors: Callable[[], Detectors],
+    *,
+    plan_only: bool = False,
 ) -> np.ndarray:
-    """Draw the reference's own skeleton at the output's size: MimicMotion's anchor of every window."""
+    """Draw the reference's own skeleton at the output's size: MimicMotion's anchor of every window. Black for a plan,
+    which only checks that there are detectors."""
     try:
-        keypoints = pose_of(image, detectors())
+        opened = detectors()
+        keypoints = None if plan_only else pose_of(image, opened)
     except ModelMissing as error:
         hint = (error.hint or "", "or use --anchor first, which needs no detectors")
         message = f"{error.message}, which --anchor reference needs"
         raise ModelMissing(message, hint=hint, downloads=error.downloads) from None
+    if plan_only:
+        width, height = transform.target
+        return np.zeros((height, width, 3), np.uint8)
     if keypoints is None:
         raise NoPerson(
             f"{path}: no person found, and --anchor reference needs the person's own pose",

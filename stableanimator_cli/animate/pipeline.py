@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -22,17 +23,18 @@ from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.workers import lost_rank_error, with_process_count, worker_group
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.detect.capture import Detectors
+from stableanimator_cli.detect.capture import Detectors, require_detectors
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.denoiser_calls import denoiser_calls, resumable_steps
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Distribute, Engine, EngineCache
+from stableanimator_cli.engine.memory.duration import estimate_duration
 from stableanimator_cli.engine.memory.fit import Choice, fit_to_limit
 from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
-from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, decode, sample
+from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, count_calls, decode, sample
 from stableanimator_cli.errors import Interrupted
 from stableanimator_cli.files import locked_output
 from stableanimator_cli.media import AnimationWriter, VideoWriter, WriterBehind, open_writer
@@ -88,8 +90,11 @@ def run_pipeline(
         prepared = prepare(inputs, engines, use_face=use_face, plan_only=plan_only, reporter=reporter)
         engine, request, face, driving = prepared.engine, prepared.request, prepared.face, prepared.driving
         if checkpoints is None:
-            memory = inputs.estimator(frames=request.plan.total).of(config)
-            return AnimationPlan.of(config, engine, request, driving, memory, inputs.choices)
+            estimator = inputs.estimator(frames=request.plan.total)
+            memory = estimator.of(config)
+            refined = reference_face.refined_steps(config, model)
+            duration = estimate_duration(estimator, config, count_calls(request), refined_steps=refined)
+            return AnimationPlan.of(config, engine, request, driving, memory, duration, inputs.choices)
         refine = reference_face.build_face_optimization(config, engine, inputs.image, face, driving, reporter)
         onnx.warn_of_fallbacks(reporter)
         group = stack.enter_context(worker_group(config, request, workers, reporter))
@@ -152,7 +157,12 @@ def open_inputs(
     config = with_process_count(config, plan, workers)
     image = read_reference(config.reference)
     requested = config
-    detectors = functools.cache(lambda: Detectors.open(model, str(plan.device), faces=False))
+
+    def open_detectors() -> Any:
+        """The detectors; for a plan only what opening them raises."""
+        return require_detectors(model) if plan_only else Detectors.open(model, str(plan.device), faces=False)
+
+    detectors = functools.cache(open_detectors)
     read_motion = functools.cache(
         lambda: open_driving(requested, reporter, detectors=detectors, reference=image, count_only=plan_only)
     )
@@ -188,7 +198,9 @@ def prepare(
     driving = inputs.motion()
     poses = driving.skeletons
     if config.windows.anchor == "reference":
-        poses = poses.with_anchor(anchor_pose(config.reference, image, transform, inputs.detectors))
+        poses = poses.with_anchor(
+            anchor_pose(config.reference, image, transform, inputs.detectors, plan_only=plan_only)
+        )
     x0, y0, x1, y1 = (round(side) for side in transform.box)
     windows = config.windows
     request = RenderRequest(

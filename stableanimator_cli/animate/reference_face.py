@@ -29,14 +29,13 @@ class ReferenceFace:
 
 
 def check_reference_face(config: AnimateConfig, engine: Engine, reporter: Reporter) -> ReferenceFace:
-    """For a plan: check a given embedding; run no detector, and report if it is missing."""
+    """For a plan: check a given embedding; run no detector. Raises what the run would if the detector is missing."""
     if config.face_embedding is not None:
         return ReferenceFace(vector=load_embedding(config.face_embedding))
-    if "face" not in engine.model.files and not config.allow_no_face:
-        reporter.warning(
-            f"model {engine.model.name!r} has no face detector: the run will need --face-embedding FILE, "
-            "`sa models pull antelopev2`, or --allow-no-face"
-        )
+    if "face" not in engine.model.files:
+        if not config.allow_no_face or config.refine.min_csim is not None:
+            engine.faces()  # raises
+        reporter.warning(f"model {engine.model.name!r} has no face detector: animating without a face, as allowed")
     return ReferenceFace(vector=None)
 
 
@@ -114,6 +113,12 @@ def mode_of(config: AnimateConfig, model: ModelFolder) -> Literal["off", "full",
         f"model {model.name!r} has no face recogniser, which --refine-face {settings.face} needs",
         hint="`sa models pull antelopev2`, or --refine-face off",
     )
+
+
+def refined_steps(config: AnimateConfig, model: ModelFolder) -> int:
+    """Denoising steps with face optimisation, if a face is found."""
+    first, last = config.refine.steps_of(config.sampling.steps)
+    return 0 if mode_of(config, model) == "off" else last - first
 
 
 def build_face_optimization(

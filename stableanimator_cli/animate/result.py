@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stableanimator_cli import __version__
+from stableanimator_cli import __version__, catalogue
 from stableanimator_cli.animate import fingerprint, reference_face
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity_gate import GateResult, Identity
@@ -20,6 +21,7 @@ from stableanimator_cli.diffusion.face_optimization import RefineLogEntry
 from stableanimator_cli.diffusion.guidance import window_branches
 from stableanimator_cli.engine.device import peak_memory
 from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.memory.duration import Duration
 from stableanimator_cli.engine.memory.fit import Choice
 from stableanimator_cli.engine.memory.render import RenderMemory
 from stableanimator_cli.engine.render import RenderRequest, count_calls
@@ -58,19 +60,20 @@ class Animation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnimationPlan:
-    """Plan of a run, for ``--plan``. Nothing is loaded."""
+    """Plan of a run, for ``--plan``. Nothing is loaded, and the model need not be downloaded."""
 
     data: Mapping[str, Any]
 
     @classmethod
     def of(
         cls, config: AnimateConfig, engine: Engine, request: RenderRequest, driving: Driving, memory: RenderMemory,
-        choices: Sequence[Choice] = (),
+        duration: Duration, choices: Sequence[Choice] = (),
     ) -> AnimationPlan:  # fmt: skip
         """``choices``: settings changed by ``--max-memory``."""
         model, device = engine.model, engine.plan
         height, width = request.resized.shape[:2]
         mode = reference_face.mode_of(config, model)
+        fetch = catalogue.download_of(model.downloads)
         return cls(
             data={
                 "model": model.name,
@@ -89,12 +92,16 @@ class AnimationPlan:
                     name: model.files[name].stat().st_size for name in NETWORKS if model.files[name].is_file()
                 },
                 "memory": memory.to_json(),
+                "duration": duration.to_json(),
+                "download": {"models": list(fetch.names), "files": fetch.files, "bytes": fetch.bytes},
                 "chosen": [asdict(choice) for choice in choices],
                 "text": {
                     "windows": request.plan.describe(),
                     "moving": " that shift from step to step (below: in the first)" if request.plan.shifted else "",
                     "faces": _faces(mode, config),
                     "memory": memory.describe(),
+                    "duration": duration.describe(),
+                    "download": f"{fetch.size}: {fetch.command}; {free_space()}" if fetch.files else "",
                     "chosen": choices,
                 },
                 "config": tomllib.loads(to_toml(config)),
@@ -122,10 +129,19 @@ class AnimationPlan:
                 f"faces      {text['faces']}",
                 f"decoding   {calls['vae_decode']} decoder calls",
                 f"memory     {text['memory']}",
+                f"time       {text['duration']}",
+                *([f"download   {text['download']}"] if text["download"] else []),
                 *(f"--max-memory      {choice}" for choice in text["chosen"]),
                 text["windows"],
             ]
         )
+
+
+def free_space() -> str:
+    """Free space for downloads, for people."""
+    folder = catalogue.cache_dir()
+    near = next(path for path in (folder, *folder.parents) if path.is_dir())
+    return f"{shutil.disk_usage(near).free / 1e9:.1f} GB are free at {near}"
 
 
 def _faces(mode: str, config: AnimateConfig) -> str:

@@ -57,7 +57,7 @@ def run(
         parallel_worker.run_worker()
         raise SystemExit(0)
     with _torchrun_group() as workers:
-        config, model = resolve_config(flags, config_file)
+        config, model = resolve_config(flags, config_file, plan_only=plan_only)
         use_face = validate(config, model)
         from stableanimator_cli.animate.pipeline import run_pipeline
 
@@ -97,17 +97,23 @@ def _torchrun_group() -> AbstractContextManager[WorkerGroup | None]:
     return torchrun_group()
 
 
-def resolve_config(flags: Mapping[str, Any], config_file: Path | None) -> tuple[AnimateConfig, ModelFolder]:
+def resolve_config(
+    flags: Mapping[str, Any], config_file: Path | None, *, plan_only: bool = False
+) -> tuple[AnimateConfig, ModelFolder]:
     """Open the model, whose card holds defaults, then merge flags over the file over the preset over the card.
 
-    If only the window is set, the overlap is reduced to fit; the same holds for decode chunks.
+    If only the window is set, the overlap is reduced to fit; the same holds for decode chunks. For a plan the model's
+    files need not be downloaded.
     """
     file = {} if config_file is None else read_toml(config_file)
     refuse_unknown_keys(AnimateConfig, file, config_file or "")
     name = flags.get("model") or file.get("model")
     if name is not None and not isinstance(name, str):
         raise ConfigError(f"{config_file}: model", name, "a name of the catalogue or a folder, as text")
-    model = catalogue.open_model(name or catalogue.default_model(NETWORKS), NETWORKS)
+    if plan_only:
+        model = catalogue.plan_model(name, NETWORKS)
+    else:
+        model = catalogue.open_model(name or catalogue.default_model(NETWORKS), NETWORKS)
     preset = flags.get("preset") or file.get("preset") or model.defaults.get("preset") or "standard"
     # resolve refuses an unknown preset together with the other choices
     defaults = {**model.defaults, **PRESETS.get(preset, {})}

@@ -213,6 +213,27 @@ def default_model(require: Sequence[str] = (), useful: Sequence[str] = ()) -> st
     return DEFAULT
 
 
+def plan_model(name_or_folder: str | Path | None, require: Sequence[str] = ()) -> ModelFolder:
+    """``open_model`` for a plan: files that a download of the catalogue would write need not exist.
+
+    ``files`` has their future paths, and ``downloads`` the names. None: the default model.
+    """
+    name = name_or_folder or os.environ.get("SA_MODEL") or DEFAULT
+    try:
+        return open_model(name, require)
+    except ModelMissing as error:
+        if not error.downloads:
+            raise
+        downloads = error.downloads
+    model, found = open_model(name), _find(name)[0]
+    files = dict(model.files)
+    for owner in with_needs(found):
+        for role, component in owner.components.items():
+            if component.file is not None:
+                files.setdefault(role, model_cache_dir(owner.name) / component.file)
+    return replace(model, files=files, downloads=downloads)
+
+
 def _find(name_or_folder: str | Path) -> tuple[Entry, layouts.Layout | None]:
     """The entry of a name or folder, and the layout if it is a reference download."""
     if isinstance(name_or_folder, str) and name_or_folder in names():

@@ -47,12 +47,15 @@ def animate(
     """
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     if jobs is not None or more:
-        from stableanimator_cli.animate.jobs import run_list
+        from stableanimator_cli.animate.jobs import JobsReport, run_list
 
-        listed = run_list(
-            flags=flags, more=more or [], file=jobs, config_file=config, plan=plan, restart=restart,
-            reporter=console.get(),
-        )  # fmt: skip
+        def work_on_list() -> JobsReport:
+            return run_list(
+                flags=flags, more=more or [], file=jobs, config_file=config, plan=plan, restart=restart,
+                reporter=reporter,
+            )  # fmt: skip
+
+        listed = with_download(work_on_list, reporter, yes=yes)
         reporter.result(listed.to_json(), listed.summary())
         if listed.message and not json:
             reporter.warning(listed.message)

@@ -1,24 +1,67 @@
-"""``sa doctor``: problems of this machine that would break a run, and the commands that mend them."""
+"""``sa doctor``: problems of this machine that would break a run, and whether it can animate with a model."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stableanimator_cli.cli import console, options
+from stableanimator_cli.cli.command import complete_model
+
+if TYPE_CHECKING:
+    from stableanimator_cli.animate.capacity import Capacity
+    from stableanimator_cli.doctor import Diagnosis
+
+ModelOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME|FOLDER", autocompletion=complete_model,
+        help="Print instead whether this machine can animate with this model, with which settings, and how long it "
+        "takes. The model need not be downloaded.",
+    ),
+]  # fmt: skip
+SizeOpt = Annotated[
+    str | None, typer.Option("--size", metavar="WxH", help="Size of the video, with --model. Default: the model's own.")
+]
+FramesOpt = Annotated[
+    int, typer.Option("--frames", metavar="N", min=1, max=1_000_000, help="Length of the video, with --model.")
+]
+DeviceOpt = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps, with --model.")
+]
 
 
-def doctor(json: options.JsonOpt = False, quiet: options.QuietOpt = False) -> None:
+def doctor(
+    model: ModelOpt = None,
+    size: SizeOpt = None,
+    frames: FramesOpt = 72,
+    device: DeviceOpt = "auto",
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
+) -> None:
     """\b
     sa doctor
-    sa doctor --json
+    sa doctor --model stableanimator --size 576x1024
 
     Check what a run needs: compatible packages, encoders, the GPU, complete models, free space on disks. Each finding
-    has the command that mends it. Exits with code 8 if a check fails.
+    has the command that mends it. Exits with code 8 if a check fails, or if the model does not fit.
     """
     reporter = console.configure(json=json, quiet=quiet)
-    from stableanimator_cli.doctor import examine
+    diagnosis: Diagnosis | Capacity
+    if model is None and size is None:
+        from stableanimator_cli.doctor import examine
 
-    diagnosis = examine()
+        diagnosis = examine()
+    else:
+        from stableanimator_cli.config.parse import check_device
+        from stableanimator_cli.devices import check_device_exists
+
+        check_device(device)
+        check_device_exists(device)
+        from stableanimator_cli.animate.capacity import examine_model  # imports torch
+
+        diagnosis = examine_model(model=model, size=size, frames=frames, device=device)
     reporter.result(diagnosis.to_json(), diagnosis.summary())
     if diagnosis.exit_code:
         if not json:

@@ -51,6 +51,14 @@ class Watcher(Protocol):
     def see(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None: ...
 
 
+def require_detectors(model: ModelFolder) -> None:
+    """Raise ``ModelMissing`` if the model lacks the person or the pose detector."""
+    missing = [role for role in ROLES if role not in model.files]
+    if missing:
+        problem, hint = " and no ".join(missing), "`sa models pull dwpose`, or --model puppet for drawn figures"
+        raise ModelMissing(f"model {model.name} has no {problem} here", hint=hint, downloads=("dwpose",))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detectors:
     """The opened networks of a model. ``faces`` is None if not requested or if the model has none."""
@@ -74,13 +82,7 @@ class Detectors:
         from stableanimator_cli.detect.face import FaceReader  # these import the libraries of the detectors
         from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 
-        missing = [role for role in ROLES if role not in model.files]
-        if missing:
-            raise ModelMissing(
-                f"model {model.name} has no {' and no '.join(missing)} here",
-                hint="`sa models pull dwpose`, or --model puppet for drawn figures",
-                downloads=("dwpose",),
-            )
+        require_detectors(model)
         reader = None
         if faces and "face" in model.files:
             reader = FaceReader(model.files["face"], model.face_channel_order, device, threads=threads)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+MATRIX_TIME = 0.6  # fraction of the time in matrix products; norms, activations and the rest take the other part
 SECONDS = 4.0  # total time for measuring
+_SIDE = 1024  # of the matrices that are timed if no operator of the network can be
 _LARGEST = 2**30  # bytes that one operator may read
 _RUNS = 3  # per shape; the fastest counts
 
@@ -47,6 +49,24 @@ def call_of(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     except TypeError:
         return None
     return call
+
+
+def throughput(work: Mapping[Call, float], device: torch.device, dtype: torch.dtype) -> float:
+    """``flops_per_second``, of a large matrix product if none of the calls runs on this device."""
+    return flops_per_second(work, device, dtype) or _matrix_speed(device, dtype)
+
+
+def _matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
+    matrix = torch.ones(_SIDE, _SIDE, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(_RUNS):
+        started = time.perf_counter()
+        product = matrix @ matrix
+        _synchronize(device)
+        seconds = max(time.perf_counter() - started, 1e-9)
+        best = max(best, 2 * _SIDE**3 / seconds)
+        del product
+    return best
 
 
 def flops_per_second(work: Mapping[Call, float], device: torch.device, dtype: torch.dtype) -> float | None:

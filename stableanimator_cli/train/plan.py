@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,13 +15,10 @@ from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
 from stableanimator_cli.engine.memory.profile import FlopCounter
 from stableanimator_cli.engine.memory.train import FASTEST_FIRST, choose, predict
-from stableanimator_cli.engine.throughput import flops_per_second
+from stableanimator_cli.engine.throughput import MATRIX_TIME, throughput
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.dataset import Dataset
 from stableanimator_cli.train.stage import training_settings
-
-_MATRIX_TIME = 0.6  # fraction of a step's time in matrix products; norms, activations and optimiser take the rest
-_SIDE = 1024  # of the matrices that are timed if no operator of the network can be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +108,7 @@ def _row(
     steps = stage.steps or 0
     work = counter.total * (stage.batch / ranks / micro_batch)
     dtype = DTYPES[config.memory.dtype]
-    speed = flops_per_second(counter.calls, device, dtype) or _speed(device, dtype)
+    speed = throughput(counter.calls, device, dtype)
     return {
         "name": stage.name,
         "steps": steps,
@@ -123,23 +119,8 @@ def _row(
         "memory": memory.describe(),
         "flops_a_step": work,
         "flops_per_second": speed,
-        "hours": steps * work / (speed * _MATRIX_TIME) / 3600,
+        "hours": steps * work / (speed * MATRIX_TIME) / 3600,
     }
-
-
-def _speed(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of a large matrix product on the device."""
-    matrix = torch.ones(_SIDE, _SIDE, device=device, dtype=dtype)
-    best = 0.0
-    for _ in range(3):
-        started = time.perf_counter()
-        product = matrix @ matrix
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = max(time.perf_counter() - started, 1e-9)
-        best = max(best, 2 * _SIDE**3 / seconds)
-        del product
-    return best
 
 
 def _hours(hours: float) -> str:

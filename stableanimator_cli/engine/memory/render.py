@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from stableanimator_cli.diffusion.windows import WindowPlan, plan_windows
 from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_frame
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
 from stableanimator_cli.engine.group_offload import blocks_of, bytes_of
-from stableanimator_cli.engine.memory.profile import peak_bytes
+from stableanimator_cli.engine.memory.profile import FlopCounter, peak_bytes
 from stableanimator_cli.engine.weights import build_on_meta, builders
 from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
 from stableanimator_cli.nets.quantized import quantize_weights
@@ -126,6 +126,25 @@ class MemoryEstimator:
         peak = max(sum(parts) for parts in stages.values())
         reserve = WORKSPACES * peak + PROGRAM if on_cpu else FRAGMENTED * peak + CONTEXT + self._detectors()
         return RenderMemory(stages=stages, reserve=int(reserve))
+
+    def work(self, config: AnimateConfig) -> dict[str, FlopCounter]:
+        """Operations of one call: ``unet`` on the longest window with a face, ``decoder`` on a chunk, and ``face``, an
+        iteration of face optimisation on a chunk."""
+        window, chunk = min(config.windows.length, self.frames), min(config.decode.chunk, self.frames)
+        runs: dict[str, Callable[[], object]] = {
+            "unet": lambda: again._unet(window, config.device),
+            "decoder": lambda: again._vae_decoder(chunk),
+        }
+        if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
+            mode = "crop" if config.refine.face == "auto" else config.refine.face
+            runs["face"] = lambda: again._face(chunk, mode, config.refine.crop_margin)
+        networks = {key: value for key, value in self._cache.items() if key[0] == "network"}
+        again = replace(self, _cache=networks)  # counts are cached, and nothing would run
+        counters = {}
+        for name, run in runs.items():
+            with FlopCounter() as counters[name]:
+                run()
+        return counters
 
     def _detectors(self) -> int:
         """Memory of the face networks in ONNX Runtime, which stay open during the run."""

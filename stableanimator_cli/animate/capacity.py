@@ -1,0 +1,133 @@
+"""``sa doctor --model``: whether this machine can animate with a model, and with which settings.
+
+Only the configs of the model are read; its weights need not be downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.animate import reference_face
+from stableanimator_cli.animate.pose_frames import PoseFrames
+from stableanimator_cli.animate.result import free_space
+from stableanimator_cli.animate.run import resolve_config
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.memory.duration import estimate_duration
+from stableanimator_cli.engine.memory.fit import fit_to_limit
+from stableanimator_cli.engine.memory.render import MemoryEstimator
+from stableanimator_cli.engine.render import RenderRequest, count_calls
+from stableanimator_cli.errors import CheckFailed, OutOfMemory
+
+_SPARE = 0.95  # share of the memory that a run may take
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """The result. ``fits`` with the settings in ``command``; ``lines`` are for people."""
+
+    fits: bool
+    data: Mapping[str, Any]
+    lines: tuple[str, ...]
+    message: str
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.fits else CheckFailed.exit_code
+
+    def to_json(self) -> dict[str, Any]:
+        failed = {"error": CheckFailed.code, "message": self.message, "exit_code": self.exit_code}
+        return {"fits": self.fits, **self.data, **({} if self.fits else failed)}
+
+    def summary(self) -> str:
+        return "\n".join(self.lines)
+
+
+def examine_model(*, model: str | None, size: str | None, frames: int, device: str = "auto") -> Capacity:
+    """Predict memory and time of ``frames`` frames; choose settings that fit if the usual ones do not.
+
+    ``size``: WxH, None for the model's own. Raises ``SaError`` for an unknown model or a wrong size.
+    """
+    flags = {
+        "model": model, "size": size, "device": device,
+        "reference": Path("person.png"), "motion": Path("motion.mp4"), "output": Path("out.mp4"),
+    }  # fmt: skip
+    config, found = resolve_config(flags, None, plan_only=True)
+    plan = DevicePlan.of(config.device)
+    width, height = config.size
+    estimator = MemoryEstimator(model=found, device=plan.device, dtype=plan.dtype, size=config.size, frames=frames)
+    memory, available = estimator.of(config), available_memory(plan.device)
+    limit = int(available * _SPARE)
+    chosen: tuple[Any, ...] = ()
+    fits, problem = memory.total <= limit, ""
+    if not fits:
+        try:
+            limited = replace(config, device=replace(config.device, max_memory=limit))
+            config, chosen = fit_to_limit(limited, estimator)
+            memory, fits = estimator.of(config), True
+        except OutOfMemory as error:
+            problem = f"{error.message}; {error.hint}"
+    calls = count_calls(_request(config, frames))
+    refined = reference_face.refined_steps(config, found)
+    duration = estimate_duration(estimator, config, calls, refined_steps=refined)
+    fetch = catalogue.download_of(found.downloads)
+    gib = f"{available / 2**30:.1f} GiB"
+    command = f"sa animate person.png motion.mp4 -o out.mp4 --model {model or found.name} --size {width}x{height}"
+    command += f" --max-memory {limit / 1e9:.1f}GB" if chosen else ""
+    verdict = (
+        f"does not fit: {problem}" if not fits
+        else f"fits with {', '.join(map(str, chosen))}" if chosen
+        else "fits with the usual settings"
+    )  # fmt: skip
+    lines = [
+        f"device     {plan.describe()}, {gib} of memory",
+        f"model      {found.name}" + (f": lacks {fetch.size}: {fetch.command}; {free_space()}" if fetch.files else ""),
+        f"rendering  {frames} frames of {width}x{height}, {config.sampling.steps} steps, {calls['unet']} UNet calls",
+        f"memory     {memory.describe()}",
+        f"verdict    {verdict}",
+        *([f"time       {duration.describe()}", f"command    {command}"] if fits else []),
+    ]
+    data = {
+        "model": found.name, "device": plan.describe(), "available": available, "size": [width, height],
+        "frames": frames, "calls": calls, "memory": memory.to_json(), "chosen": [str(choice) for choice in chosen],
+        "duration": duration.to_json(), "command": command,
+        "download": {"models": list(fetch.names), "files": fetch.files, "bytes": fetch.bytes},
+    }  # fmt: skip
+    return Capacity(fits=fits, data=data, lines=tuple(lines), message=f"{found.name} at {width}x{height} {verdict}")
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes of memory of a CUDA card, else of this machine or the control group that limits it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def _request(config: AnimateConfig, frames: int) -> RenderRequest:
+    """A request without content, whose calls are counted."""
+    width, height = config.size
+    black, windows = np.zeros((height, width, 3), np.uint8), config.windows
+    return RenderRequest(
+        image=black,
+        resized=black,
+        face=None,
+        poses=PoseFrames(config.size, [black]).reordered([0] * frames),
+        plan=plan_windows(frames, length=windows.length, overlap=windows.overlap, blend=windows.blend),
+        sampling=config.sampling,
+        decode=config.decode,
+        noise_period=windows.length,
+    )

@@ -1,0 +1,62 @@
+"""``sa doctor --model``: what a machine can do with a model of which only the configs are here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from stableanimator_cli.animate import capacity
+from stableanimator_cli.animate.capacity import examine_model
+from stableanimator_cli.errors import ConfigError, ModelMissing
+
+
+@pytest.fixture(autouse=True)
+def _nothing_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SA_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("SA_MODEL", raising=False)
+
+
+def test_a_small_model_fits_and_the_command_is_named() -> None:
+    found = examine_model(model="puppet", size="64x64", frames=20, device="cpu")
+    assert found.fits
+    assert found.exit_code == 0
+    assert "verdict    fits with the usual settings" in found.summary()
+    assert "--model puppet --size 64x64" in found.data["command"]
+    assert found.data["download"]["files"] == 0
+    assert found.data["duration"]["flops"] > found.data["calls"]["unet"] * 1e6
+    twice = examine_model(model="puppet", size="64x64", frames=40, device="cpu")
+    assert 1.5 < twice.data["duration"]["flops"] / found.data["duration"]["flops"] < 3.5
+
+
+def test_too_little_memory_is_the_exit_code_of_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "available_memory", lambda device: 1 << 20)
+    found = examine_model(model="puppet", size="64x64", frames=4, device="cpu")
+    assert not found.fits
+    assert found.exit_code == 8
+    assert found.to_json()["error"] == "check-failed"
+    assert "verdict    does not fit: --max-memory" in found.summary()
+    assert "command" not in found.summary()
+
+
+def test_settings_that_fit_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = examine_model(model="puppet", size="128x128", frames=32, device="cpu").data["memory"]["total"]
+    monkeypatch.setattr(capacity, "available_memory", lambda device: int((usual - (8 << 20)) / 0.95))
+    found = examine_model(model="puppet", size="128x128", frames=32, device="cpu")
+    assert found.fits
+    assert found.data["chosen"]
+    assert found.data["memory"]["total"] < usual
+    assert "--max-memory" in found.data["command"]
+
+
+def test_a_wrong_size_and_an_unknown_model_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--size"):
+        examine_model(model="puppet", size="64", frames=4)
+    with pytest.raises(ModelMissing, match="no model named 'nonsense'"):
+        examine_model(model="nonsense", size=None, frames=4)
+
+
+def test_a_control_group_limits_the_memory() -> None:
+    import torch
+
+    assert 1 << 28 < capacity.available_memory(torch.device("cpu")) < 1 << 50

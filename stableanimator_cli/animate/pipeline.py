@@ -23,7 +23,8 @@ from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.workers import lost_rank_error, with_process_count, worker_group
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.detect.capture import Detectors, require_detectors
+from stableanimator_cli.detect.capture import Detectors
+from stableanimator_cli.detect.roles import require_detectors
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows

@@ -15,7 +15,8 @@ import numpy as np
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.detect.capture import BATCH, ROLES, Detectors, extract_motion
+from stableanimator_cli.detect.capture import BATCH, Detectors, extract_motion
+from stableanimator_cli.detect.roles import ROLES
 from stableanimator_cli.media import open_clip, read_picture, write_picture
 from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.motion.skeleton import draw_skeleton

@@ -20,7 +20,8 @@ import numpy as np
 
 from stableanimator_cli.clip_folder import FaceTable
 from stableanimator_cli.detect import THRESHOLD, onnx
-from stableanimator_cli.errors import ModelMissing, NoPerson
+from stableanimator_cli.detect.roles import require_detectors
+from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.motion.keypoints import bounding_box, face_box
 from stableanimator_cli.motion.repair import GAP, Repairs, repair
 from stableanimator_cli.motion.track import Person, Tracker, Tracks, assign, match_faces, select
@@ -35,7 +36,6 @@ BATCH = 16
 """Frames per call of the networks; at most three batches are in memory. Fixed, so that batches do not depend on the
 machine or the number of workers."""
 
-ROLES = ("person_detector", "pose_detector")
 _STRANGER = 3  # frames: a person detected in fewer is a false positive, unless the clip is that short
 _AHEAD = 2
 _PATIENCE = 1.0  # seconds between checks that the decoder is alive
@@ -49,14 +49,6 @@ class Watcher(Protocol):
     """Gets each batch once: frames uint8 RGB [h,w,3] and the people's boxes float32[p,5] of each."""
 
     def see(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray]) -> None: ...
-
-
-def require_detectors(model: ModelFolder) -> None:
-    """Raise ``ModelMissing`` if the model lacks the person or the pose detector."""
-    missing = [role for role in ROLES if role not in model.files]
-    if missing:
-        problem, hint = " and no ".join(missing), "`sa models pull dwpose`, or --model puppet for drawn figures"
-        raise ModelMissing(f"model {model.name} has no {problem} here", hint=hint, downloads=("dwpose",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from stableanimator_cli import catalogue, clip_folder
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.config.schema import resolve, to_toml
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.detect.capture import ROLES
+from stableanimator_cli.detect.roles import ROLES
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output, sha256_of
 from stableanimator_cli.media import open_clip

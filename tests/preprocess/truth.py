@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from stableanimator_cli.catalogue import open_model
-from stableanimator_cli.detect.capture import ROLES, Capture, CaptureOptions, Detectors, extract_motion
+from stableanimator_cli.detect.capture import Capture, CaptureOptions, Detectors, extract_motion
+from stableanimator_cli.detect.roles import ROLES
 from stableanimator_cli.motion.keypoints import BODY, bounding_box, visible
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 from stableanimator_cli.records import Clip, Motion

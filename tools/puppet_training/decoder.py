@@ -158,10 +158,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default=str(vae.MODEL), help="the denoiser and the decoder to start from")
     parser.add_argument("--people", type=int, default=240, help="of the training")
     parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--batch", type=int, default=2, help="crops of 128 pixels per step")
-    parser.add_argument("--perceptual", type=float, default=0.4, help="weight of the perceptual term")
-    parser.add_argument("--adversarial", type=float, default=1.0, help="the adversary's share of the gradient")
+    parser.add_argument("--pixels", type=float, default=0.3, help="weight of the errors of pixels, which blur")
+    parser.add_argument("--perceptual", type=float, default=0.6, help="weight of the perceptual term")
+    parser.add_argument("--adversarial", type=float, default=2.0, help="the adversary's share of the gradient")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save-every", type=float, default=120, help="seconds")
     return parser.parse_args(arguments)
@@ -174,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     write_pairs(options.run / "pairs", options.people, options.model, "train", options.device)
     write_pairs(unseen, VALIDATION, options.model, "val", options.device)
     settings = ["--freeze-encoder", "--steps", str(options.steps), "--lr", str(options.lr), "--device", options.device]
-    settings += ["--perceptual", str(options.perceptual), "--adversarial", str(options.adversarial)]
+    settings += ["--pixels", str(options.pixels), "--perceptual", str(options.perceptual), "--adversarial", str(options.adversarial)]
     weights = catalogue.open_model(options.model, ("vae",)).files["vae"]
     trainer = vae.open_trainer(vae.parse([str(options.run), *settings, "--half-judge"]), weights)
     crops = PairCrops(options.run / "pairs", options.batch)

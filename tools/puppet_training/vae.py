@@ -78,7 +78,8 @@ class Trainer:
             across = F.interpolate(weight, predicted.shape[-2:], mode="area")
             a, b = (maps / (maps.square().sum(dim=1, keepdim=True) + 1e-3).sqrt() for maps in (predicted, expected))
             perceptual = perceptual + ((a - b).square().sum(dim=1, keepdim=True) * across).mean()
-        total = error.abs().mean() + 4 * square + 0.5 * colour + self.options.perceptual * perceptual
+        pixels = error.abs().mean() + 4 * square + 0.5 * colour
+        total = self.options.pixels * pixels + self.options.perceptual * perceptual
         return total, {"l1": float(error.detach().abs().mean()), "perceptual": float(perceptual.detach())}
 
     def train_step(self, pixels: Tensor, weight: Tensor, latents: Tensor | None = None) -> dict[str, float]:
@@ -231,6 +232,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--freeze-encoder", action="store_true", help="keep the latents that a denoiser was trained with"
     )
     parser.add_argument("--batch", type=int, default=2, help="crops of 128 pixels per step")
+    parser.add_argument("--pixels", type=float, default=1.0, help="weight of the errors of pixels")
     parser.add_argument("--perceptual", type=float, default=0.2, help="weight of the perceptual term")
     parser.add_argument("--adversarial", type=float, default=0.8, help="the adversary's share of the gradient")
     parser.add_argument("--matching", type=float, default=2.0, help="weight of the discriminator's features")

@@ -23,7 +23,7 @@ from tools.publish import VAE, publish, publish_decoder
 from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
 
-STAGES = ("pictures", "detail", "clips")
+STAGES = ("pictures", "detail", "again", "clips")
 
 
 def train_vae(options: argparse.Namespace) -> Path | None:

@@ -4,6 +4,8 @@
 their latents from medium noise levels, so that the drawn frames stay the targets. It then trains the decoder with the
 losses of ``tools.puppet_training.vae``. Interrupt at any time; run the same command to resume. ``RUN/vae.safetensors``
 replaces ``models/puppet/vae.safetensors``: the encoder, and with it all latents, stays as it is.
+
+Not used for the weights that ship: 300 to 400 steps on a CPU gained no sharpness without artefacts (``docs/log.md``).
 """
 
 from __future__ import annotations

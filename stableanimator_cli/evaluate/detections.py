@@ -177,7 +177,8 @@ class DetectionPass:
         size = self._clip.size
         arrays = {"own": own, "judge": judge, "points": points, "size": np.array(size)}
         evaluation_cache.store("seen", self._key, arrays)
-        return VideoDetections(own=own, judge=judge, points=points, size=size)
+        self._cached = VideoDetections(own=own, judge=judge, points=points, size=size)
+        return self._cached
 
     def _detect_batch(self) -> None:
         self._parts.append(self._detector.detect(self._batch))

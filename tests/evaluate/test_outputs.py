@@ -159,6 +159,23 @@ def test_a_video_that_fails_is_closed(sides: tuple[Path, Path], tmp_path: Path) 
     assert not [path for path in opened if path.endswith("v1.mp4")]
 
 
+def test_a_video_that_equals_its_target_is_detected_once(
+    sides: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SA_HOME", str(tmp_path / "home"))
+    detect, frames = VideoDetector.detect, []
+
+    def counted(self: VideoDetector, images: Any) -> Any:
+        frames.extend(images)
+        return detect(self, images)
+
+    monkeypatch.setattr(VideoDetector, "detect", counted)
+    config, rules = EvaluateConfig(inputs=sides, output=tmp_path / "out"), replace(PROTOCOLS["native"], networks=())
+    one = evaluator.Evaluator(config=config, rules=rules, detector=VideoDetector(None), reporter=NullReporter())
+    (video,) = one.score([Pair(name="v0", predicted=sides[1] / "v0.mp4", target=sides[1] / "v0.mp4")]).videos
+    assert (video.identical_frames, len(frames)) == (4, 4)
+
+
 def test_nothing_of_a_video_that_fails_late_stays_in_the_distances(sides: tuple[Path, Path], tmp_path: Path) -> None:
     """A Frechet distance was over clips of a video that no other number knew."""
     forgotten: list[str] = []

@@ -177,7 +177,14 @@ def main(arguments: list[str] | None = None) -> None:
     write_pairs(options.run / "pairs", options.people, options.model, "train", options.device)
     write_pairs(unseen, VALIDATION, options.model, "val", options.device)
     settings = ["--freeze-encoder", "--steps", str(options.steps), "--lr", str(options.lr), "--device", options.device]
-    settings += ["--pixels", str(options.pixels), "--perceptual", str(options.perceptual), "--adversarial", str(options.adversarial)]
+    settings += [
+        "--pixels",
+        str(options.pixels),
+        "--perceptual",
+        str(options.perceptual),
+        "--adversarial",
+        str(options.adversarial),
+    ]
     weights = catalogue.open_model(options.model, ("vae",)).files["vae"]
     trainer = vae.open_trainer(vae.parse([str(options.run), *settings, "--half-judge"]), weights)
     crops = PairCrops(options.run / "pairs", options.batch)

@@ -56,6 +56,7 @@ def test_the_anchor_is_in_every_window_and_not_in_the_output(folder):
             "motion": folder / "poses.npz",
             "output": folder / "out.mp4",
             "model": str(folder / "model"),
+            "face_embedding": folder / "face.npy",
             "anchor": "reference",
             "window": 4,
         },

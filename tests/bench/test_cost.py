@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stableanimator_cli.bench import cost, gate
+from stableanimator_cli.bench import cost, gate, run
 from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model, random_weights
 from stableanimator_cli.engine.memory.render import prepare_context
 from stableanimator_cli.engine.weights import builders
@@ -92,3 +92,11 @@ def test_a_list_of_something_else_is_refused(tmp_path: Path, text: str):
     (tmp_path / "b.json").write_text(text)
     with pytest.raises(BadInput, match="counters by name"):
         gate.read_baseline(tmp_path / "b.json")
+
+
+def test_a_file_of_another_kind_is_not_replaced_by_accepted_counters(tmp_path):
+    notes = tmp_path / "notes.json"
+    notes.write_text('{"mine": "text"}')
+    with pytest.raises(BadInput, match=r"notes\.json"):
+        run.run(flags={"name": ["gate"], "accept": True, "baseline": notes}, command="sa bench gate")
+    assert notes.read_text() == '{"mine": "text"}'

@@ -26,7 +26,7 @@ from stableanimator_cli.readers import read_json
 from tools.ablations.commands import Command, on_sigterm, python
 from tools.ablations.page import UPPER, text_of, to_json
 from tools.ablations.scores import People, Scorer, write_sheet
-from tools.ablations.training import EXPERIMENTS, STAGES, VARIANTS, Experiment, Trainer
+from tools.ablations.training import EXPERIMENTS, STAGES, VARIANTS, Experiment, Stage, Trainer
 from tools.bench.resumable import ResumableRows, Row, page_section, read_rows, weight_digests, write_section
 from tools.command import exit_code_of, report
 
@@ -91,7 +91,7 @@ def measure(plan: Plan, command: Command) -> list[Row]:
     return measured
 
 
-def _cells(plan: Plan, experiment: Experiment) -> Iterator[tuple[str, int, str]]:
+def _cells(plan: Plan, experiment: Experiment) -> Iterator[tuple[str, int, Stage]]:
     """Variant, seed and stage in the order of work; the VAE's own scores first."""
     if experiment.renders:
         yield UPPER, 0, STAGES[0]

@@ -71,13 +71,13 @@ class People:
         self.judges = Judges(model)
         faces = Engine.open(model, DevicePlan.of(DeviceConfig(device="cpu"))).faces()
         self.people: list[Person] = []
-        number = FIRST
+        number, (width, height) = FIRST, experiment.size
         while len(self.people) < count:
             scene = sample_scene(
                 "test", number, framing=experiment.framing, size=experiment.size, frames=FRAMES, clip=5
             )
             number += 1
-            frames, large = tuple(scene.clip()), scene.reference(tuple(2 * side for side in experiment.size))
+            frames, large = tuple(scene.clip()), scene.reference((2 * width, 2 * height))
             shown = [frame for frame in frames if np.isfinite(frame.face_boxes[0]).all()]
             expected = self.judges.vectors(large.image, large.landmarks[0])
             embedding = faces.recognise(large.image, large.landmarks[0])

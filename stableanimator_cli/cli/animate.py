@@ -14,14 +14,16 @@ from stableanimator_cli.config.animate import AnimateConfig
 
 MoreMotions = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="[MOTION...]", show_default=False, help="More motions: one video each, in the folder -o."),
+    typer.Argument(
+        metavar="[MOTION...]", show_default=False, help="More motions: one video each, in the folder -o. Default: none."
+    ),
 ]
 JobsOpt = Annotated[
     Path | None,
     typer.Option(
         "--jobs", metavar="JOBS.toml", rich_help_panel=options.RUN,
         help="Animate a list: jobs = [{ reference = ..., motion = ..., output = ... }, ...], with options by name. "
-        "Failed ones are named at the end; the same command resumes.",
+        "Failed ones are named at the end; the same command resumes. Default: none.",
     ),
 ]  # fmt: skip
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from stableanimator_cli.animate import fingerprint, replay
+from stableanimator_cli.animate import fingerprint, pipeline, replay
 from stableanimator_cli.animate.run import run as animate
 from stableanimator_cli.clip_folder import open_folder
 from stableanimator_cli.config.animate import AnimateConfig
@@ -65,7 +65,7 @@ def test_a_record_is_replayed_with_the_present_names(folder: Path, monkeypatch: 
         configs.append(config)
         shutil.copy(folder / "out.mp4", config.output)
 
-    monkeypatch.setattr(replay, "run_pipeline", rendered)
+    monkeypatch.setattr(pipeline, "run_pipeline", rendered)
     report = replay.replay(folder / "out.mp4")
     assert report.differences == ()
     config = configs[0]

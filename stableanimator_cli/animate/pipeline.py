@@ -190,7 +190,7 @@ def prepare(
     report_crop(transform, config.reference, reporter)
     engine = engines.open(model, inputs.plan, id_mode=config.id_adapter or "distribution")
     resized = transform.apply_image(image, resample="lanczos")
-    texture_error = None if plan_only else reference_face.check_texture(config, engine, resized, reporter)
+    texture_error = None if plan_only else reference_face.check_texture(config, engine, image, reporter)
     # the face before the motion, which may be long: a missing face is reported at once
     if plan_only:
         face = reference_face.check_reference_face(config, engine, reporter)

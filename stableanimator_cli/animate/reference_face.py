@@ -10,11 +10,13 @@ import numpy as np
 
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.detect.face import load_embedding
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings, RefineLogEntry
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.face_optimization import SMALLEST, FaceBox, face_optimization, pixel_boxes
 from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
+from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Face, ModelFolder
 
@@ -76,16 +78,18 @@ def detect_reference_face(
     )
 
 
-def check_texture(config: AnimateConfig, engine: Engine, resized: np.ndarray, reporter: Reporter) -> float | None:
+def check_texture(config: AnimateConfig, engine: Engine, image: np.ndarray, reporter: Reporter) -> float | None:
     """Raise ``BadInput`` for a reference unlike the images of the model's training, unless ``--force``.
 
-    ``resized`` uint8[h,w,3] is at the output's size. Returns the texture error, None if the model does not record that
-    of its training.
+    ``image`` uint8[h,w,3] is measured at the model's own size, where the limit was: smaller images have finer detail.
+    Returns the texture error, None if the model does not record that of its training.
     """
     limit = engine.model.max_texture_error
     if limit is None:
         return None
-    error = engine.texture_error(resized)
+    size = parse_size(engine.model.defaults.get("size", config.size))
+    transform = resize_transform((image.shape[1], image.shape[0]), size, "crop")
+    error = engine.texture_error(transform.apply_image(image, resample="lanczos"))
     if error > limit:
         problem = (
             f"unlike the images that model {engine.model.name!r} was trained on "

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from torch.nn import functional as F
 
-from stableanimator_cli.detect.onnx import ort, session_options
+from stableanimator_cli.detect.onnx import session_options
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.errors import OutOfMemory
 from stableanimator_cli.nets.arcface import ArcFace, crop_resize

@@ -165,16 +165,16 @@ def test_two_processes_find_the_faces_of_one(place, animate):
 
 def test_a_drawn_person_on_skeleton_pictures_is_optimised_once_the_face_shows(tmp_path):
     """The shipped model and its detector, nothing replaced: the small face shows in late steps only."""
-    scene = sample_scene("test", 8, size=(128, 128), frames=4)
+    scene = sample_scene("test", 8, size=(80, 80), frames=4)
     motion = scene.motion()
     write_picture(tmp_path / "person.png", scene.reference((256, 256)).image)
     for index in range(4):
-        picture = draw_skeleton(motion.keypoints[index][motion.present[index]], (128, 128))
+        picture = draw_skeleton(motion.keypoints[index][motion.present[index]], (80, 80))
         write_picture(tmp_path / "poses" / f"frame_{index}.png", picture)
     flags = {"reference": tmp_path / "person.png", "motion": tmp_path / "poses", "output": tmp_path / "out.mp4"}
     flags |= {
         "model": "puppet",
-        "size": "128x128",
+        "size": "80x80",
         "steps": 6,
         "preset": "standard",
         "refine_iters": 1,

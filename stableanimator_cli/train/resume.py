@@ -48,7 +48,8 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
         raise BadInput(path, "no [[stage]]", "the config that sa train wrote", hint="start a new run")
     steps = config.steps
     config = replace(config, steps=None).resolve_stages(_UNUSED_SIZE)
-    stages = config.stage or ()
+    stages = config.stage
+    assert stages  # resolve_stages fills it
     before, last = stages[:-1], stages[-1]
     if steps is not None:
         last = replace(last, steps=steps, epochs=None)

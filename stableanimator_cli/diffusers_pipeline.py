@@ -24,7 +24,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.detect.face import FaceReader
-from stableanimator_cli.diffusion.guidance import guidance_per_frame, is_guided
+from stableanimator_cli.diffusion.guidance import blender, window_branches
 from stableanimator_cli.diffusion.schedule import SIGMA_MAX, SIGMA_MIN
 from stableanimator_cli.diffusion.windows import Blend, WindowPlan, plan_windows
 from stableanimator_cli.engine.conditioning import (
@@ -219,7 +219,7 @@ class StableAnimatorPipeline(DiffusionPipeline):
         x: Tensor = latents.to(self._execution_device, torch.float32) * self.scheduler.init_noise_sigma
         with cast(Any, self).progress_bar(total=num_inference_steps) as bar:
             for index, timestep in enumerate(self.scheduler.timesteps):
-                output = predict(self.scheduler.scale_model_input(x, timestep)[0], timestep)
+                output = predict(self.scheduler.scale_model_input(x, timestep)[0], timestep, index)
                 x = self.scheduler.step(output[None], timestep, x).prev_sample
                 if callback_on_step_end is not None:
                     x = callback_on_step_end(self, index, timestep, {"latents": x}).get("latents", x)
@@ -274,31 +274,27 @@ class StableAnimatorPipeline(DiffusionPipeline):
 
     def _predictor(
         self, conditioning: Conditioning, plan: WindowPlan, guidance: tuple[float, float]
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """(scaled latents [t,c,h,w], timestep) -> the UNet's output, guided, blended over the windows."""
-        strength, reference = guidance_per_frame(*guidance, plan.total), conditioning.reference
+    ) -> Callable[[Tensor, Tensor, int], Tensor]:
+        """(scaled latents [t,c,h,w], timestep, step) -> the guided output over the windows of the step."""
+        reference = conditioning.reference
         zeros = None if conditioning.face is None else torch.zeros_like(conditioning.face)
-        contexts = {True: Context(conditioning.image, conditioning.face)}
-        if is_guided(*guidance):
-            contexts[False] = Context(torch.zeros_like(conditioning.image), zeros)
+        contexts = {
+            True: Context(conditioning.image, conditioning.face),
+            False: Context(torch.zeros_like(conditioning.image), zeros),
+        }
 
         def call(latents: Tensor, timestep: Tensor, frames: tuple[int, ...], conditional: bool) -> Tensor:
             image = reference if conditional else torch.zeros_like(reference)
-            sample = torch.cat([latents.to(reference), image.expand(len(latents), -1, -1, -1)], dim=1)[None]
+            index = torch.tensor(frames, device=latents.device)
+            sample = torch.cat([latents[index].to(reference), image.expand(len(frames), -1, -1, -1)], dim=1)[None]
             pose = conditioning.pose.window(frames).to(reference) if conditional else None
             return self.unet(sample, timestep, contexts[conditional], conditioning.time_ids, pose)[0].to(latents)
 
-        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-            output = torch.zeros_like(latents)
-            for window in plan:
-                index = torch.tensor(window.frames, device=latents.device)
-                result = call(latents[index], timestep, window.frames, True)
-                if False in contexts:
-                    plain = call(latents[index], timestep, window.frames, False)
-                    result = plain + strength[window.frames,].to(latents) * (result - plain)
-                weights = torch.tensor(window.weights, dtype=latents.dtype, device=latents.device)
-                output.index_add_(0, index, result * weights.view(-1, 1, 1, 1))
-            return output
+        def predict(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
+            placement = plan.placement(step)
+            branches = window_branches(placement, guidance)
+            outputs = (call(latents, timestep, window.frames, conditional) for window, conditional in branches)
+            return blender(placement, guidance=guidance)(latents, outputs)
 
         return predict
 

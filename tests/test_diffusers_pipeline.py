@@ -57,6 +57,14 @@ def test_the_latents_are_those_of_the_command(pipeline, tiny_model, guidance, fa
     assert float((latents[0] - expected).abs().max()) < 1e-4 * spread
 
 
+def test_windows_shift_as_in_the_command(pipeline, tiny_model):
+    wanted = square_request(blend="shifted", steps=6)
+    with engine_of(tiny_model) as engine:
+        expected = sample(engine, wanted, Timings(), Callbacks())
+    latents = call(pipeline, wanted, blend="shifted")
+    assert float((latents[0] - expected).abs().max()) < 1e-4 * float(expected.std())
+
+
 def square_request(**changed: Any) -> Any:
     """A request whose resized image is what the pipeline makes of its image: square, and of the output's size."""
     wanted = request(noise="repeat", **changed)

@@ -90,33 +90,43 @@ def blended_denoiser(
     guidance: tuple[float, float],
     on_window: Callable[[], None] | None = None,
 ) -> Denoise:
-    """A denoiser over the full video from the ``outputs`` of ``window_branches(plan, guidance)``.
+    """A denoiser over the full video from the ``outputs`` of ``window_branches(plan, guidance)``; see ``blender``."""
+    blend = blender(plan, guidance=guidance, on_window=on_window)
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        scale = scalings(sigma)
+        return scale.skip * x + scale.out * blend(x, outputs(x, sigma))
+
+    return denoise
+
+
+def blender(
+    plan: WindowPlan, *, guidance: tuple[float, float], on_window: Callable[[], None] | None = None
+) -> Callable[[Tensor, Iterator[Tensor]], Tensor]:
+    """(latents [t,c,h,w], outputs of ``window_branches(plan, guidance)``) -> the output of the full video.
 
     Each window has a conditional output and, if guided, an unconditional one. They are combined per frame
-    (u + g (c - u)), blended by the plan's weights and turned into the denoised estimate. ``on_window`` is called after
-    each window.
+    (u + g (c - u)) and blended by the plan's weights. ``on_window`` is called after each window.
     """
     strength = guidance_per_frame(*guidance, plan.total)
     guided = is_guided(*guidance)
     placed: list[tuple[Tensor, Tensor, Tensor]] = []  # moved to the device once
 
-    def denoise(x: Tensor, sigma: float) -> Tensor:
+    def blend(x: Tensor, outputs: Iterator[Tensor]) -> Tensor:
         if not placed:
             for window in plan:
                 index = torch.tensor(window.frames)
                 weights = torch.tensor(window.weights, dtype=x.dtype).view(-1, 1, 1, 1)
                 placed.append((index.to(x.device), weights.to(x.device), strength[index].to(x)))
-        scale = scalings(sigma)
         output = torch.zeros_like(x)
-        pending = outputs(x, sigma)
         for index, weights, strength_t in placed:
-            window_output = next(pending)
+            window_output = next(outputs)
             if guided:
-                unconditional = next(pending)
+                unconditional = next(outputs)
                 window_output = unconditional + strength_t * (window_output - unconditional)
             output.index_add_(0, index, window_output * weights)
             if on_window is not None:
                 on_window()
-        return scale.skip * x + scale.out * output
+        return output
 
-    return denoise
+    return blend

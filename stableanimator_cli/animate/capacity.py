@@ -17,7 +17,7 @@ import torch
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate import reference_face
 from stableanimator_cli.animate.pose_frames import PoseFrames
-from stableanimator_cli.animate.result import free_space
+from stableanimator_cli.animate.result import describe_download
 from stableanimator_cli.animate.run import resolve_config
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.diffusion.windows import plan_windows
@@ -90,7 +90,7 @@ def examine_model(*, model: str | None, size: str | None, frames: int, device: s
     )  # fmt: skip
     lines = [
         f"device     {plan.describe()}, {gib} of memory",
-        f"model      {found.name}" + (f": lacks {fetch.size}: {fetch.command}; {free_space()}" if fetch.files else ""),
+        f"model      {found.name}" + (f": lacks {describe_download(fetch)}" if fetch.files else ""),
         f"rendering  {frames} frames of {width}x{height}, {config.sampling.steps} steps, {calls['unet']} UNet calls",
         f"memory     {memory.describe()}",
         f"verdict    {verdict}",
@@ -100,7 +100,7 @@ def examine_model(*, model: str | None, size: str | None, frames: int, device: s
         "model": found.name, "device": plan.describe(), "available": available, "size": [width, height],
         "frames": frames, "calls": calls, "memory": memory.to_json(), "chosen": [str(choice) for choice in chosen],
         "duration": duration.to_json(), "command": command,
-        "download": {"models": list(fetch.names), "files": fetch.files, "bytes": fetch.bytes},
+        "download": fetch.to_json(),
     }  # fmt: skip
     return Capacity(fits=fits, data=data, lines=tuple(lines), message=f"{found.name} at {width}x{height} {verdict}")
 

@@ -15,6 +15,7 @@ from stableanimator_cli.animate import fingerprint, reference_face
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity_gate import GateResult, Identity
 from stableanimator_cli.animate.reference_face import FacesRefined
+from stableanimator_cli.catalogue.needed import Needed
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import to_toml
 from stableanimator_cli.diffusion.face_optimization import RefineLogEntry
@@ -93,7 +94,7 @@ class AnimationPlan:
                 },
                 "memory": memory.to_json(),
                 "duration": duration.to_json(),
-                "download": {"models": list(fetch.names), "files": fetch.files, "bytes": fetch.bytes},
+                "download": fetch.to_json(),
                 "chosen": [asdict(choice) for choice in choices],
                 "text": {
                     "windows": request.plan.describe(),
@@ -101,7 +102,7 @@ class AnimationPlan:
                     "faces": _faces(mode, config),
                     "memory": memory.describe(),
                     "duration": duration.describe(),
-                    "download": f"{fetch.size}: {fetch.command}; {free_space()}" if fetch.files else "",
+                    "download": describe_download(fetch) if fetch.files else "",
                     "chosen": choices,
                 },
                 "config": tomllib.loads(to_toml(config)),
@@ -137,11 +138,12 @@ class AnimationPlan:
         )
 
 
-def free_space() -> str:
-    """Free space for downloads, for people."""
+def describe_download(fetch: Needed) -> str:
+    """Size and command of a download, and the free space for it."""
     folder = catalogue.cache_dir()
     near = next(path for path in (folder, *folder.parents) if path.is_dir())
-    return f"{shutil.disk_usage(near).free / 1e9:.1f} GB are free at {near}"
+    free = f"{shutil.disk_usage(near).free / 1e9:.1f} GB are free at {near}"
+    return f"{fetch.size}: {fetch.command}; {free}"
 
 
 def _faces(mode: str, config: AnimateConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from stableanimator_cli.catalogue.hub import cached
 from stableanimator_cli.catalogue.schema import Archive, Entry, WeightFile
@@ -34,6 +35,9 @@ class Needed:
             return f"{count} of unknown size"
         size = f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e9 else f"{self.bytes / 1e6:.0f} MB"
         return f"{count}, {size}, {max(1, round(self.bytes / RATE / 60))} min at 10 MB/s"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"models": list(self.names), "files": self.files, "bytes": self.bytes}
 
     @property
     def terms(self) -> str:

@@ -235,11 +235,7 @@ def import_(
             {"model": t.name, "role": t.role, "how": t.how, "source": t.source, "target": t.target}
             for t in report.taken
         ]
-        lacking = {
-            verb: {"models": fetch.names, "files": fetch.files, "bytes": fetch.bytes}
-            for verb, fetch in missing.items()
-            if fetch.files
-        }
+        lacking = {verb: fetch.to_json() for verb, fetch in missing.items() if fetch.files}
         out.result({"taken": taken, "left": report.left, "remarks": report.remarks, "missing": lacking}, "")
 
 

@@ -109,7 +109,7 @@ def evaluate(
 class Animator:
     """Animate many times with one model, whose networks stay loaded: a context manager that frees the device.
 
-    ``options`` are defaults of every call. A call with another model or other device settings loads it anew.
+    ``options`` are defaults of every call. A call with another model or other device settings loads it again.
     """
 
     def __init__(self, model: StrPath | None = None, *, reporter: Reporter | None = None, **options: Any) -> None:
@@ -178,8 +178,9 @@ class Animator:
 
 
 def _flags(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by name as ``config.schema.resolve`` takes them: a list of paths is what the shell would give."""
-    return {name: str(value) if name == "model" and value is not None else value for name, value in options.items()}
+    """Options by name as ``config.schema.resolve`` takes them; a model may be a path here."""
+    model = options.get("model")
+    return {**options, "model": None if model is None else str(model)}
 
 
 def _path(path: StrPath | None) -> Path | None:

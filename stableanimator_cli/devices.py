@@ -1,4 +1,4 @@
-"""Whether a requested device can exist on this machine, told without torch, which takes seconds to import."""
+"""Whether a requested device can exist on this machine, found out without torch, which takes seconds to import."""
 
 from __future__ import annotations
 

@@ -189,12 +189,12 @@ def prepare(
     transform = resize_transform((image.shape[1], image.shape[0]), config.size, config.resize)
     report_crop(transform, config.reference, reporter)
     engine = engines.open(model, inputs.plan, id_mode=config.id_adapter or "distribution")
-    resized = transform.apply_image(image, resample="lanczos")
-    texture_error = None if plan_only else reference_face.check_texture(config, engine, image, reporter)
-    # the face before the motion, which may be long: a missing face is reported at once
+    texture_error = None
+    # the reference before the motion, which may be long: a missing face is reported at once
     if plan_only:
         face = reference_face.check_reference_face(config, engine, reporter)
     else:
+        texture_error = reference_face.check_texture(config, engine, image, reporter)
         face = reference_face.detect_reference_face(config, engine, image, reporter)
     driving = inputs.motion()
     poses = driving.skeletons
@@ -206,7 +206,7 @@ def prepare(
     windows = config.windows
     request = RenderRequest(
         image=image[y0:y1, x0:x1],  # the image encoder sees the animated part at full detail
-        resized=resized,
+        resized=transform.apply_image(image, resample="lanczos"),
         face=face.vector if use_face else None,
         poses=poses,
         plan=plan_windows(len(poses), length=windows.length, overlap=windows.overlap, blend=windows.blend),

@@ -44,7 +44,8 @@ from stableanimator_cli.errors import ConfigError
 LONG = "Long videos"
 FACE = "Face"
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".gif", ".webp")
+ANIMATION_SUFFIXES = (".gif", ".webp")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", *ANIMATION_SUFFIXES)
 """Of outputs."""
 
 
@@ -251,7 +252,7 @@ class AnimateConfig:
     @property
     def preview_path(self) -> Path:
         """Path of the preview: ``out.mp4`` -> ``out.preview.mp4``."""
-        suffix = ".mp4" if self.output.suffix.lower() in (".gif", ".webp") else self.output.suffix
+        suffix = ".mp4" if self.output.suffix.lower() in ANIMATION_SUFFIXES else self.output.suffix
         return self.output.with_name(f"{self.output.stem}.preview{suffix}")
 
     @property

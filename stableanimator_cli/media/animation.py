@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from stableanimator_cli.config.animate import ANIMATION_SUFFIXES
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.files import MARK, atomic_write, translate_os_errors
 from stableanimator_cli.media.encode import VideoWriter
 from stableanimator_cli.media.image import check_frame
 
-SUFFIXES = (".gif", ".webp")
 _TICKS = {".gif": 10, ".webp": 1}  # milliseconds that the format counts in
 _QUALITY = 90  # of WebP
 
@@ -31,8 +31,10 @@ class AnimationWriter:
 
     def __init__(self, path: Path | str, size: tuple[int, int], fps: Fraction | int) -> None:
         self.path, self.size, self.fps = Path(path), size, Fraction(fps)
-        if self.path.suffix.lower() not in SUFFIXES:
-            raise ConfigError("animation to write", self.path.name, f"a name ending in {' or '.join(SUFFIXES)}")
+        if self.path.suffix.lower() not in ANIMATION_SUFFIXES:
+            raise ConfigError(
+                "animation to write", self.path.name, f"a name ending in {' or '.join(ANIMATION_SUFFIXES)}"
+            )
         self._frames: list[np.ndarray] = []
 
     @property
@@ -76,6 +78,6 @@ def write_animation(path: Path | str, frames: Sequence[np.ndarray], fps: Fractio
 
 def open_writer(path: Path, size: tuple[int, int], fps: Fraction | int, **video: Any) -> VideoWriter | AnimationWriter:
     """The writer of a file by its suffix; ``video`` are the options of ``VideoWriter``, which animations ignore."""
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in ANIMATION_SUFFIXES:
         return AnimationWriter(path, size, fps)
     return VideoWriter(path, size, fps, **video)

@@ -27,7 +27,7 @@ VERBS = {
     "animate": Verb(PIPELINE, "An image and a motion become a video.", True),
     "train": Verb(PIPELINE, "Clips and a model become a model.", True),
     "evaluate": Verb(PIPELINE, "Videos become scores, tables and a report.", True),
-    "demo": Verb(WORKSHOP, "Draw a character and animate it with the small model."),
+    "demo": Verb(WORKSHOP, "Draw three characters and animate them with the small model."),
     "models": Verb(WORKSHOP, "List, download, verify and register models.", True),
     "puppets": Verb(WORKSHOP, "Draw characters whose motion and faces are known exactly."),
     "replay": Verb(WORKSHOP, "Repeat a run and compare its bytes.", True),

@@ -40,7 +40,7 @@ def bench(
     sa bench roofline unet hjb --networks puppet --pairs 3 --page docs/performance.md
 
     Measure: FLOPs, bytes alive and calls are counted and the same everywhere; seconds are measured by turns in one
-    process and read as ratios, or beside the roofline of the same run. Prints tables. gate leaves with 8 where a
+    process and read as ratios, or beside the roofline of the same run. Prints tables. gate exits with code 8 if a
     counter is not what was recorded.
     """
     reporter = console.configure(json=json, quiet=quiet, progress=progress)

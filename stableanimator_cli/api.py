@@ -18,6 +18,7 @@ from stableanimator_cli.progress import Reporter
 if TYPE_CHECKING:
     import numpy as np
 
+    from stableanimator_cli.animate.live_preview import OnPreview
     from stableanimator_cli.animate.result import Animation, AnimationPlan
     from stableanimator_cli.engine.engine import EngineCache
     from stableanimator_cli.evaluate.run import Result
@@ -37,14 +38,20 @@ def animate(
     plan: bool = False,
     restart: bool = False,
     reporter: Reporter | None = None,
+    on_preview: OnPreview | None = None,
     **options: Any,
 ) -> Animation | AnimationPlan:
     """Write the video ``output`` and its record: ``sa animate``. Resumes an interrupted call, unless ``restart``.
 
+    ``on_preview(image, step)`` receives a live preview every ``preview_every`` steps: a Pillow image of a few small
+    frames side by side, and the step (``step.index`` of ``step.total``, from 0 on).
+
     Returns an ``Animation``; with ``plan`` an ``AnimationPlan``, and nothing is written.
     """
     with Animator(reporter=reporter) as animator:
-        return animator.animate(reference, motion, output, config=config, plan=plan, restart=restart, **options)
+        return animator.animate(
+            reference, motion, output, config=config, plan=plan, restart=restart, on_preview=on_preview, **options
+        )
 
 
 def preprocess(
@@ -126,6 +133,7 @@ class Animator:
         config: StrPath | None = None,
         plan: bool = False,
         restart: bool = False,
+        on_preview: OnPreview | None = None,
         **options: Any,
     ) -> Animation | AnimationPlan:
         """As the function ``animate``."""
@@ -134,22 +142,29 @@ class Animator:
         flags = self._options(options, reference, motion, output)
         return run.run(
             flags=flags, config_file=_path(config), plan_only=plan, restart=restart, reporter=self._reporter,
-            engines=self._open_engines,
+            engines=self._open_engines, on_preview=on_preview,
         )  # fmt: skip
 
     def frames(
-        self, reference: StrPath, motion: StrPath, *, config: StrPath | None = None, **options: Any
+        self,
+        reference: StrPath,
+        motion: StrPath,
+        *,
+        config: StrPath | None = None,
+        on_preview: OnPreview | None = None,
+        **options: Any,
     ) -> Iterator[np.ndarray]:
         """Yield the frames uint8[h,w,3] in RGB as they are decoded. Nothing is written, so nothing can be resumed.
 
-        Mistakes are raised by the call, before the first frame is requested.
+        Mistakes are raised by the call, before the first frame is requested. ``on_preview`` as in ``animate``.
         """
         from stableanimator_cli.animate import run
 
         flags = self._options(options, reference, motion, "frames.mp4")
         return run.run_frames(
-            flags=flags, config_file=_path(config), engines=self._open_engines, reporter=self._reporter
-        )
+            flags=flags, config_file=_path(config), engines=self._open_engines, reporter=self._reporter,
+            on_preview=on_preview,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Free the device."""

@@ -15,8 +15,9 @@ from PIL import Image
 
 import stableanimator_cli
 from stableanimator_cli import Animator, animate, evaluate, preprocess, train
-from stableanimator_cli.animate import pipeline
+from stableanimator_cli.animate import video
 from stableanimator_cli.animate.result import Animation, AnimationPlan
+from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine import engine as engine_module
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.media import open_clip
@@ -57,6 +58,25 @@ def test_a_function_writes_what_the_command_writes(place, options):
     assert (place / "typed.mp4").read_bytes() == (place / "out.mp4").read_bytes()
 
 
+def test_a_program_receives_live_previews_and_nothing_is_written_for_them(place, options):
+    received: list[tuple[tuple[int, int], int, int]] = []
+
+    def receive(image: Image.Image, step: Step) -> None:
+        received.append((image.size, step.index, step.total))
+
+    seven = {**options, "steps": 7}
+    with Animator(**seven) as animator:
+        plain = animator.animate(*inputs(place), place / "plain.mp4")
+        watched = animator.animate(*inputs(place), place / "watched.mp4", on_preview=receive, preview_every=3)
+        assert received == [((4 * 64, 64), index, 7) for index in (2, 5, 6)]  # and the last step
+        assert watched.video.read_bytes() == plain.video.read_bytes()
+        received.clear()
+        frames = list(animator.frames(*inputs(place), on_preview=receive, preview="live", preview_every=7))
+        assert len(frames) == 6
+        assert received == [((4 * 64, 64), 6, 7)]
+    assert not list(place.glob("*.live.png"))
+
+
 def _threads() -> dict[str, str]:
     import os
 
@@ -65,8 +85,8 @@ def _threads() -> dict[str, str]:
 
 def test_an_animator_loads_once_and_its_frames_are_those_of_the_video(place, options, monkeypatch):
     opened, written = [], []
-    decode = pipeline.decode
-    monkeypatch.setattr(pipeline, "decode", lambda *args: (written.append(f) or f for f in decode(*args)))
+    decode = video.decode
+    monkeypatch.setattr(video, "decode", lambda *args: (written.append(f) or f for f in decode(*args)))
     original = engine_module.loaders
     monkeypatch.setattr(engine_module, "loaders", lambda *args: opened.append(args) or original(*args))
     with Animator(**options) as animator:

@@ -222,5 +222,6 @@ def _remove_temporary_files(config: AnimateConfig, host: str) -> None:
     process ids mean nothing."""
     if sys.platform == "win32" or host != platform.node():
         return
-    for path in (config.state_path, config.output, config.preview_path, config.record_path):
+    paths = (config.state_path, config.output, config.preview_path, config.live_preview_path, config.record_path)
+    for path in paths:
         remove_temporary_files(path.parent, re.escape(path.name))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from stableanimator_cli.animate.live_preview import LivePreview, OnPreview
 from stableanimator_cli.animate.pipeline import open_inputs, prepare
 from stableanimator_cli.animate.reference_face import FacesRefined, build_face_optimization
 from stableanimator_cli.config.animate import AnimateConfig
@@ -18,18 +19,30 @@ from stableanimator_cli.records import ModelFolder
 
 
 def render_frames(
-    config: AnimateConfig, model: ModelFolder, *, use_face: bool, engines: EngineCache, reporter: Reporter
+    config: AnimateConfig,
+    model: ModelFolder,
+    *,
+    use_face: bool,
+    engines: EngineCache,
+    reporter: Reporter,
+    on_preview: OnPreview | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yield the frames uint8[h,w,3] of a validated config as they are decoded. Raises ``SaError``."""
+    """Yield the frames uint8[h,w,3] of a validated config as they are decoded. Raises ``SaError``.
+
+    ``on_preview`` receives live previews before the first frame.
+    """
     inputs = open_inputs(config, model, reporter)
     config = inputs.config
     prepared = prepare(inputs, engines, use_face=use_face, plan_only=False, reporter=reporter)
     engine, request = prepared.engine, prepared.request
     refine = build_face_optimization(config, engine, inputs.image, prepared.face, prepared.driving, reporter)
     onnx.warn_of_fallbacks(reporter)
+    watch = LivePreview(
+        config, engine, reporter, has_anchor=request.has_anchor, on_preview=on_preview, writes=False
+    ).watching
     timings = Timings()
     with reporter.progress(len(request.plan) * len(denoiser_calls(request.sampling)), "denoise", "window") as bar:
-        latents = sample(engine, request, timings, Callbacks(window=lambda: bar.update()), refine=refine)
+        latents = sample(engine, request, timings, Callbacks(window=lambda: bar.update()), refine=watch(refine))
     faces = FacesRefined.of(refine, [] if refine is None else refine.log, request.frames)
     if faces is not None:
         faces.report(reporter)

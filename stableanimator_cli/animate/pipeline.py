@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stableanimator_cli.animate import identity_gate, reference_face, result
+from stableanimator_cli.animate import reference_face, result
 from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, CheckpointManager, SamplingState
 from stableanimator_cli.animate.driving import Driving, anchor_pose, open_driving, report_crop
-from stableanimator_cli.animate.identity_gate import GateResult, Identity, IdentityMeter, retry_counts
+from stableanimator_cli.animate.identity_gate import GateResult, Identity, retry_counts
 from stableanimator_cli.animate.inputs import read_reference
+from stableanimator_cli.animate.live_preview import LivePreview, OnPreview
 from stableanimator_cli.animate.reference_face import FacesRefined, ReferenceFace
 from stableanimator_cli.animate.result import Animation, AnimationPlan
+from stableanimator_cli.animate.video import identity_meter, write_video
 from stableanimator_cli.animate.workers import lost_rank_error, with_process_count, worker_group
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
@@ -38,7 +40,6 @@ from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
 from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, count_calls, decode, sample
 from stableanimator_cli.errors import Interrupted
 from stableanimator_cli.files import locked_output
-from stableanimator_cli.media import AnimationWriter, VideoWriter, WriterBehind, open_writer
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.progress import NullReporter, Reporter, WarningLog
 from stableanimator_cli.records import ModelFolder
@@ -56,6 +57,7 @@ class AnimateJob:
     refine: FaceOptimization | None
     checkpoints: CheckpointManager
     reporter: WarningLog
+    live: LivePreview | None = None
     texture_error: float | None = None
     distribute: Distribute | None = None
     timings: Timings = field(default_factory=Timings)
@@ -77,9 +79,11 @@ def run_pipeline(
     reporter: Reporter | None = None,
     workers: WorkerGroup | None = None,
     engines: EngineCache | None = None,
+    on_preview: OnPreview | None = None,
 ) -> Animation | AnimationPlan:
     """Run a validated config. ``use_face`` is the result of ``validate``. Without ``workers`` (torchrun's processes)
-    as many as ``--gpus`` are spawned. ``engines`` keeps the model loaded for the next run."""
+    as many as ``--gpus`` are spawned. ``engines`` keeps the model loaded for the next run, and
+    ``on_preview`` receives live previews."""
     reporter = WarningLog(reporter or NullReporter())
     with contextlib.ExitStack() as stack:
         if not plan_only:
@@ -109,6 +113,7 @@ def run_pipeline(
                 refine=refine,
                 checkpoints=checkpoints,
                 reporter=reporter,
+                live=LivePreview(config, engine, reporter, has_anchor=request.has_anchor, on_preview=on_preview),
                 texture_error=prepared.texture_error,
                 distribute=None if group is None else group.distribute,
             )
@@ -238,7 +243,7 @@ def sample_and_write(job: AnimateJob) -> Animation:
         job.reporter.info(f"resuming after {restored.state.step} of {steps} steps{retry}; --restart starts over")
     try:
         state, gate = sample_until_gate_passes(job)
-        identity = _write_video(job, state.latents) or gate.identity
+        identity = write_video(job, state.latents) or gate.identity
         onnx.warn_of_fallbacks(job.reporter)  # of networks that were first opened to measure the result
         faces = FacesRefined.of(job.refine, state.log, job.request.frames)
         if faces is not None:
@@ -253,6 +258,8 @@ def sample_and_write(job: AnimateJob) -> Animation:
     except RankLost as lost:
         raise lost_rank_error(lost, config.output, saved=job.checkpoints.saved) from None
     job.checkpoints.delete()
+    if job.live is not None:
+        job.live.remove()
     if gate.failed:
         raise gate.error(config.output, config.refine.min_csim, len(job.request.plan))
     return animation
@@ -332,66 +339,16 @@ def _sample(
         callbacks = Callbacks(window=lambda: bar.update(1, step=f"{current}/{sampling.steps}"), step=on_step)
         latents = sample(
             job.engine, request, job.timings, callbacks,
-            refine=refine, latents=latents, first_step=first, distribute=job.distribute,
+            refine=refine if job.live is None else job.live.watching(refine),
+            latents=latents, first_step=first, distribute=job.distribute,
         )  # fmt: skip
     return state_after(sampling.steps, latents)
 
 
 def _measure_identity(job: AnimateJob, latents: Tensor) -> Identity:
     """Similarity per frame, from a separate decoding: frames are not stored."""
-    meter = _identity_meter(job)
+    meter = identity_meter(job)
     with job.reporter.progress(job.request.frames, "measure identity", "frame") as bar:
         for frame in decode(job.engine, job.request, latents, job.timings):
             bar.update(1, csim=meter.add(frame))
     return meter.result()
-
-
-def _identity_meter(job: AnimateJob) -> IdentityMeter:
-    assert job.face.vector is not None  # a gate without a face is refused before sampling
-    return IdentityMeter(job.engine.faces(), job.face.vector)
-
-
-def _write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
-    """Decode into the video and the preview. Returns the similarity curve of the preview, None without one.
-
-    Both files are encoded in threads while the next frames are decoded.
-    """
-    config, request, fps = job.config, job.request, job.driving.fps
-    height, width = request.resized.shape[:2]
-    audio = job.driving.audio if config.audio == "keep" else None
-    measures = config.preview and job.face.vector is not None and "face" in job.engine.model.files
-    if config.preview and not measures:
-        missing = "face in the reference" if job.face.vector is None else "face recogniser in the model"
-        job.reporter.info(f"{config.preview_path.name} has no similarity curve: no {missing}")
-    meter, values = (_identity_meter(job) if measures else None), []
-    with contextlib.ExitStack() as stack:
-        video = open_writer(
-            config.output, (width, height), fps,
-            audio_from=audio and audio[0], audio_range=audio and audio[1:], tag={"sa.kind": "animation"},
-        )  # fmt: skip
-        if isinstance(video, AnimationWriter):
-            silent = ", without sound" if audio else ""
-            job.reporter.info(f"{config.output.name}: {video.duration} ms a frame{silent}")
-        writer = stack.enter_context(WriterBehind(video))
-        preview = None
-        if config.preview:
-            size = (3 * width, height + (identity_gate.STRIP if meter else 0))
-            preview = stack.enter_context(WriterBehind(VideoWriter(config.preview_path, size, fps)))
-        bar = stack.enter_context(job.reporter.progress(request.frames, "decode", "frame"))
-        for index, frame in enumerate(decode(job.engine, request, latents, job.timings)):
-            writer.write(frame)
-            if preview is not None:
-                row = np.concatenate([request.resized, request.poses.frame(index + request.has_anchor), frame], axis=1)
-                if meter is not None:
-                    values.append(meter.add(frame))
-                    row = np.concatenate([row, identity_gate.strip(values, request.frames, 3 * width)])
-                preview.write(row)
-            bar.update()
-    if meter is None:
-        return None
-    identity = meter.result()
-    if identity.frames_with_face == 0 and config.refine.min_csim is None:  # else the gate has reported it
-        job.reporter.warning(
-            f"{config.preview_path.name} has an empty similarity curve: no frame of the video shows a face"
-        )
-    return identity

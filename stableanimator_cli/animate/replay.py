@@ -110,7 +110,7 @@ def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None
     if machine:
         reporter.warning(f"the environment differs from the record: {'; '.join(machine)}; output may differ")
     replayed = output or video.with_name(f"{video.stem}.replay{video.suffix}")
-    config = replace(config, output=replayed, preview=False)
+    config = replace(config, output=replayed, preview="off")
     for written in (replayed, config.record_path):
         check_apart(written, (video, file))
     use_face = validate(config, model)

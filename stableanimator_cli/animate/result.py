@@ -208,7 +208,7 @@ def write(
     return Animation(
         video=config.output,
         record=config.record_path,
-        preview=config.preview_path if config.preview else None,
+        preview=config.preview_path if config.has_preview_video else None,
         frames=request.frames,
         fps=str(driving.fps),
         seconds=seconds,

@@ -25,6 +25,7 @@ from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 if TYPE_CHECKING:
     import numpy as np
 
+    from stableanimator_cli.animate.live_preview import OnPreview
     from stableanimator_cli.animate.result import Animation, AnimationPlan
     from stableanimator_cli.engine.engine import EngineCache
     from stableanimator_cli.engine.parallel import WorkerGroup
@@ -44,12 +45,14 @@ def run(
     restart: bool = False,
     reporter: Reporter | None = None,
     engines: Callable[[], EngineCache] | None = None,
+    on_preview: OnPreview | None = None,
 ) -> Animation | AnimationPlan:
     """Animate REFERENCE with MOTION. ``flags`` by option name, None if not given; see ``config.AnimateConfig``.
 
     Writes ``OUT.mp4`` (and ``OUT.preview.mp4``) and ``OUT.json``, each complete or not at all. Resumes an interrupted
     run (``checkpoint.py``), unless ``restart``. Raises ``SaError``. Under torchrun rank 0 does all this and returns the
     result; other ranks only denoise, then exit. ``engines`` opens what keeps the model loaded for the next run.
+    ``on_preview`` receives live previews.
     """
     if distributed.rank() > 0:
         from stableanimator_cli.engine import parallel_worker
@@ -63,7 +66,7 @@ def run(
 
         return run_pipeline(
             config, model, use_face=use_face, plan_only=plan_only, restart=restart, reporter=reporter, workers=workers,
-            engines=None if engines is None else engines(),
+            engines=None if engines is None else engines(), on_preview=on_preview,
         )  # fmt: skip
 
 
@@ -73,6 +76,7 @@ def run_frames(
     engines: Callable[[], EngineCache],
     config_file: Path | None = None,
     reporter: Reporter | None = None,
+    on_preview: OnPreview | None = None,
 ) -> Iterator[np.ndarray]:
     """Validate, then yield frames uint8[h,w,3] as they are decoded. The output of ``flags`` is not written."""
     config, model = resolve_config(flags, config_file)
@@ -85,7 +89,9 @@ def run_frames(
     use_face = validate(config, model, writes=False)
     from stableanimator_cli.animate.frames import render_frames
 
-    return render_frames(config, model, use_face=use_face, engines=engines(), reporter=reporter or NullReporter())
+    return render_frames(
+        config, model, use_face=use_face, engines=engines(), reporter=reporter or NullReporter(), on_preview=on_preview
+    )
 
 
 def _torchrun_group() -> AbstractContextManager[WorkerGroup | None]:
@@ -207,7 +213,12 @@ def _check_output(config: AnimateConfig) -> None:
     ):  # fmt: skip
         if problem:
             raise ConfigError("--output", str(output), expected, hint=hint)
-    written = [output, config.record_path, *([config.preview_path] if config.preview else [])]
+    written = [
+        output,
+        config.record_path,
+        *([config.preview_path] if config.has_preview_video else []),
+        *([config.live_preview_path] if config.has_live_preview else []),
+    ]
     inputs = _inputs(config)
     for path in written:
         check_apart(path, inputs)

@@ -72,11 +72,13 @@ def import_help_renderer() -> None:
 
 def load_verb(name: str) -> Any:
     """Import ``cli/NAME.py`` and build its command."""
+    from stableanimator_cli.cli.command import VerbCommand
+
     module, verb = import_module(f"stableanimator_cli.cli.{name}"), VERBS[name]
     single = getattr(module, "app", None)
     if single is None:
         single = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-        single.command(name, no_args_is_help=verb.help_without_arguments)(getattr(module, name))
+        single.command(name, cls=VerbCommand, no_args_is_help=verb.help_without_arguments)(getattr(module, name))
     command = typer.main.get_command(single)
     command.name = name
     return command

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from stableanimator_cli.config.schema import option_name
 from stableanimator_cli.errors import BadUsage
@@ -54,9 +55,23 @@ def options_from(config: type) -> Callable[[Callable[..., None]], Callable[..., 
         parameters = [option.parameter for option in declared.values()] + own
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {}
+        bare = {option.metadata["flag"]: option.metadata for option in declared.values() if option.metadata["bare"]}
+        command.bare_values = {flag: (data["bare"], data["complete"]) for flag, data in bare.items()}  # type: ignore[attr-defined]
         return command
 
     return decorate
+
+
+class VerbCommand(TyperCommand):
+    """A verb's command, whose options with a ``bare`` value may stand alone: ``--preview`` is ``--preview=video``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        bare = {} if ctx.resilient_parsing else getattr(self.callback, "bare_values", {})
+        end = args.index("--") if "--" in args else len(args)
+        for index, word in enumerate(args[:end]):
+            if word in bare and args[index + 1 : index + 2] not in ([choice] for choice in bare[word][1]):
+                args = [*args[:index], f"{word}={bare[word][0]}", *args[index + 1 :]]
+        return super().parse_args(ctx, args)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

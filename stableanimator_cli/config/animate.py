@@ -16,6 +16,7 @@ from stableanimator_cli.config.parse import (
     DEVICE,
     INTERVAL,
     OUTPUT,
+    PREVIEWS,
     SAMPLING,
     Guidance,
     Range,
@@ -25,6 +26,7 @@ from stableanimator_cli.config.parse import (
     dump_cache_interval,
     dump_guidance,
     dump_interval,
+    dump_preview,
     dump_range,
     dump_size,
     model_option,
@@ -33,6 +35,7 @@ from stableanimator_cli.config.parse import (
     parse_fps,
     parse_guidance,
     parse_interval,
+    parse_preview,
     parse_range,
     parse_size,
 )
@@ -218,8 +221,12 @@ class AnimateConfig:
         default_text="the motion's own",
         help="Frame rate to resample the motion to, up to 1000 frames per second, as 25 or 30000/1001 (29.97 is that).")
     audio: Literal["keep", "none"] = option("--audio", "keep", panel=OUTPUT, help="Sound of a motion video.")
-    preview: bool = option("--preview", False, panel=OUTPUT,
-        help="Also write OUT.preview.mp4: reference, skeleton and result side by side.")
+    preview: Literal["off", "video", "live", "both"] = option("--preview", "off", parse=parse_preview,
+        dump=dump_preview, bare="video", complete=PREVIEWS, metavar="[video|live|both|off]", panel=OUTPUT,
+        help="video, or nothing: also write OUT.preview.mp4, reference, skeleton and result side by side. live: while "
+        "the run works, show some frames in OUT.live.png, which is replaced every few steps and removed at the end.")
+    preview_every: int | None = option("--preview-every", None, metavar="STEPS", ge=1, panel=OUTPUT,
+        default_text="a fifth of --steps", help="Steps between two live previews.")
     id_adapter: Literal["distribution", "addition", "norm", "off"] | None = option("--id-adapter", None,
         model_default=True, panel=FACE, default_text="distribution", help="How face and image features are combined.")
     force_ablation: bool = option("--force-ablation", False, panel=FACE,
@@ -254,6 +261,19 @@ class AnimateConfig:
         """Path of the preview: ``out.mp4`` -> ``out.preview.mp4``."""
         suffix = ".mp4" if self.output.suffix.lower() in ANIMATION_SUFFIXES else self.output.suffix
         return self.output.with_name(f"{self.output.stem}.preview{suffix}")
+
+    @property
+    def has_preview_video(self) -> bool:
+        return self.preview in ("video", "both")
+
+    @property
+    def has_live_preview(self) -> bool:
+        return self.preview in ("live", "both")
+
+    @property
+    def live_preview_path(self) -> Path:
+        """Path of the live preview: ``out.mp4`` -> ``out.live.png``."""
+        return self.output.with_name(f"{self.output.stem}.live.png")
 
     @property
     def state_path(self) -> Path:

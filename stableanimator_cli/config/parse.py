@@ -97,6 +97,21 @@ def dump_cache_interval(steps: int) -> int | str:
     return "off" if steps == 1 else steps
 
 
+PREVIEWS = ("off", "video", "live", "both")
+
+
+def parse_preview(value: str | bool, label: str = "--preview") -> str:
+    """A word of ``PREVIEWS``; true is ``video`` and false ``off``, as older versions wrote."""
+    if isinstance(value, bool):
+        return "video" if value else "off"
+    require(value in PREVIEWS, label, value, f"one of {', '.join(PREVIEWS)}, or true or false")
+    return value
+
+
+def dump_preview(preview: str) -> str | bool:
+    return {"off": False, "video": True}.get(preview, preview)
+
+
 def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
     """Exact frames per second: ``"30000/1001"``, ``"25"`` or ``"29.97"``.
 

@@ -53,6 +53,7 @@ def option(
     parse: Callable[[Any, str], Any] | None = None,
     dump: Callable[[Any], Any] | None = None,
     complete: str | tuple[str, ...] | None = None,
+    bare: str | None = None,
     formerly: str | None = None,
     old_flag: str | None = None,
     renamed: Mapping[str, str] | None = None,
@@ -67,13 +68,14 @@ def option(
         ge, gt, le, lt: the range of a number, checked by ``check_fields`` and shown in the help.
         parse, dump: ``parse(value, label)`` reads what TOML or the shell holds; ``dump`` is its inverse for TOML.
         complete: what the shell completes: ``model``, some words, or None for what follows from the type.
+        bare: the value of the flag alone, whose values are the words of ``complete``.
         formerly, old_flag, renamed: the TOML key, flag and values of older versions, which are still read.
     """
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     metadata = {
         "flag": flag, "help": help, "panel": panel, "metavar": metavar, "short": short, "default_text": default_text,
-        "model_default": model_default, "parse": parse, "dump": dump, "complete": complete, "formerly": formerly,
-        "old_flag": old_flag, "renamed": renamed or {},
+        "model_default": model_default, "parse": parse, "dump": dump, "complete": complete, "bare": bare,
+        "formerly": formerly, "old_flag": old_flag, "renamed": renamed or {},
         "bounds": {name: bound for name, bound in bounds.items() if bound is not None},
     }  # fmt: skip
     return field(default=default, metadata=metadata)
@@ -252,12 +254,8 @@ def _from_tables(cls: type, mapping: Mapping[str, Any], source: str, path: tuple
         dotted = ".".join((*path, key))
         label = f"{source}: {dotted}"
         if key not in fields:
-            raise ConfigError(
-                label,
-                key,
-                f"one of the keys {', '.join(hints)}",
-                hint=did_you_mean(key, hints) or _other_table(cls, key, path),
-            )
+            near = did_you_mean(key, hints) or _other_table(cls, key, path)
+            raise ConfigError(label, key, f"one of the keys {', '.join(hints)}", hint=near)
         name = fields[key].name
         if not dataclasses.is_dataclass(hints[name]):
             found[*path, name] = Setting(value, label)

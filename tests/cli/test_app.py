@@ -300,9 +300,15 @@ def test_animate_passes_on_what_was_given_and_nothing_else(
         "output": Path("o.mp4"),
         "steps": 5,
         "guidance": "1:3",
-        "preview": True,
+        "preview": "video",
         "frames": "-5:",
     }
     assert asked["config_file"] == Path("r.toml")
     assert asked["plan_only"] is True
     assert json.loads(capsys.readouterr().out) == {"video": "o.mp4"}
+    for words, preview in (
+        ("--preview live -o o.mp4 a.png b.mp4", "live"),
+        ("-o o.mp4 --preview a.png b.mp4", "video"),
+    ):
+        ANIMATE.main(words.split(), standalone_mode=False)
+        assert (asked["flags"]["preview"], asked["flags"]["reference"]) == (preview, Path("a.png"))

@@ -1,0 +1,68 @@
+"""Decode latents into the video and its preview, and measure the identity of the frames."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from stableanimator_cli.animate import identity_gate
+from stableanimator_cli.animate.identity_gate import Identity, IdentityMeter
+from stableanimator_cli.engine.render import decode
+from stableanimator_cli.media import AnimationWriter, VideoWriter, WriterBehind, open_writer
+
+if TYPE_CHECKING:
+    from stableanimator_cli.animate.pipeline import AnimateJob
+
+
+def identity_meter(job: AnimateJob) -> IdentityMeter:
+    assert job.face.vector is not None  # a gate without a face is refused before sampling
+    return IdentityMeter(job.engine.faces(), job.face.vector)
+
+
+def write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
+    """Decode into the video and the preview. Returns the similarity curve of the preview, None without one.
+
+    Both files are encoded in threads while the next frames are decoded.
+    """
+    config, request, fps = job.config, job.request, job.driving.fps
+    height, width = request.resized.shape[:2]
+    audio = job.driving.audio if config.audio == "keep" else None
+    measures = config.has_preview_video and job.face.vector is not None and "face" in job.engine.model.files
+    if config.has_preview_video and not measures:
+        missing = "face in the reference" if job.face.vector is None else "face recogniser in the model"
+        job.reporter.info(f"{config.preview_path.name} has no similarity curve: no {missing}")
+    meter, values = (identity_meter(job) if measures else None), []
+    with contextlib.ExitStack() as stack:
+        video = open_writer(
+            config.output, (width, height), fps,
+            audio_from=audio and audio[0], audio_range=audio and audio[1:], tag={"sa.kind": "animation"},
+        )  # fmt: skip
+        if isinstance(video, AnimationWriter):
+            silent = ", without sound" if audio else ""
+            job.reporter.info(f"{config.output.name}: {video.duration} ms a frame{silent}")
+        writer = stack.enter_context(WriterBehind(video))
+        preview = None
+        if config.has_preview_video:
+            size = (3 * width, height + (identity_gate.STRIP if meter else 0))
+            preview = stack.enter_context(WriterBehind(VideoWriter(config.preview_path, size, fps)))
+        bar = stack.enter_context(job.reporter.progress(request.frames, "decode", "frame"))
+        for index, frame in enumerate(decode(job.engine, request, latents, job.timings)):
+            writer.write(frame)
+            if preview is not None:
+                row = np.concatenate([request.resized, request.poses.frame(index + request.has_anchor), frame], axis=1)
+                if meter is not None:
+                    values.append(meter.add(frame))
+                    row = np.concatenate([row, identity_gate.strip(values, request.frames, 3 * width)])
+                preview.write(row)
+            bar.update()
+    if meter is None:
+        return None
+    identity = meter.result()
+    if identity.frames_with_face == 0 and config.refine.min_csim is None:  # else the gate has reported it
+        job.reporter.warning(
+            f"{config.preview_path.name} has an empty similarity curve: no frame of the video shows a face"
+        )
+    return identity

@@ -66,6 +66,7 @@ ONLY_IN = {
     "tqdm": {"cli/console.py"},
     "typer": {"cli"},
     "jinja2": {"html_pages.py"},
+    "matplotlib": {"evaluate/figures.py", "evaluate/plots.py", "evaluate/strips.py"},
     "click": set(),  # Typer carries its own
     "torchvision": set(),  # docs/log.md: breaks transformers by being there
 }

@@ -34,12 +34,23 @@ def parse_names(value: Any, label: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def parse_strip_videos(value: Any, label: str) -> str | tuple[str, ...]:
+    """One of ``STRIP_RULES`` as it is, else names."""
+    return value if value in STRIP_RULES else parse_names(value, label)
+
+
+def _dump_rule(value: str | tuple[str, ...]) -> str:
+    return value if isinstance(value, str) else _dump(value)
+
+
 def _dump(parts: tuple[Any, ...]) -> str:
     return ",".join(map(str, parts))
 
 
 # Panels of the help.
 BENCH = "Benches and ablations"
+FIGURES = "Figures for a paper"
+STRIP_RULES = ("spread", "worst", "median", "best")
 STUDY = "Study of preference"
 
 
@@ -99,6 +110,13 @@ class EvaluateConfig:
         help="Folder with one model per variant: ours, no-face-masks, no-face-encoder, addition, norm, ip-adapter, ...")
     seeds: tuple[int, ...] = option("--seeds", (0, 1, 2), parse=parse_numbers, dump=_dump, metavar="N,N,N",
         panel=BENCH, default_text="0,1,2", help="Sampling seeds of an ablation, three or more.")
+    strips: int | None = option("--strips", None, metavar="N", ge=0, le=1000, panel=FIGURES,
+        default_text="no figures", help="Write figures/ as PDF and PNG: strips of N videos (reference, pose, ground "
+        "truth, each system) and plots. Needs matplotlib.")
+    strip_videos: str | tuple[str, ...] | None = option("--strip-videos", None, parse=parse_strip_videos,
+        dump=_dump_rule, metavar="spread|worst|median|best|NAME,NAME", panel=FIGURES, default_text="spread",
+        help="Videos of the strips by their rank in CSIM (without faces: PSNR), or by name. spread: evenly spaced "
+        "ranks from the worst to the best.")
     study: bool = option("--study", False, panel=STUDY,
         help="Write a page that asks people which of two videos is better. Inputs: our folder, then the others.")
     tally: bool = option("--tally", False, panel=STUDY,
@@ -148,6 +166,10 @@ class EvaluateConfig:
             raise ConfigError(
                 "--baselines", str(self.baselines), "a --bench on whose videos they are scored, no --ablation"
             )
+        if self.strips is None and self.strip_videos is not None:
+            raise ConfigError("--strip-videos", _dump_rule(self.strip_videos), "--strips N, which writes them")
+        if self.strips is not None and task in ("--study", "--tally"):
+            raise ConfigError("--strips", self.strips, f"nothing beside {task}, which has no scores")
         if task in ("--bench", "--ablation", "--tally"):
             for name, path in (("--reference-picture", self.reference_picture), ("--poses", self.poses)):
                 if path is not None:
@@ -155,6 +177,12 @@ class EvaluateConfig:
                         name, str(path), f"nothing beside {task}",
                         hint="leave it out" if self.tally else "a folder of a bench holds references/ and poses/",
                     )  # fmt: skip
+
+    @property
+    def system_name(self) -> str:
+        """What figures call the scored videos: the name of their folder or file."""
+        path = self.inputs[0].resolve() if self.inputs else Path("ours")
+        return path.stem if path.is_file() else path.name or "ours"
 
     @property
     def default_output(self) -> Path | None:

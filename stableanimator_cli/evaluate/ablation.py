@@ -25,6 +25,7 @@ from stableanimator_cli.evaluate.cases import find_cases
 from stableanimator_cli.evaluate.checks import FailedVideo, raise_if_none
 from stableanimator_cli.evaluate.evaluator import SystemScores, open_evaluator
 from stableanimator_cli.evaluate.face_paste import paste_faces
+from stableanimator_cli.evaluate.latex_tables import ablation_latex
 from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.evaluate.scores import Row, Scores, Table, within
 from stableanimator_cli.evaluate.side_by_side import files_of
@@ -128,7 +129,12 @@ def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -
     }
     last = by_seed.get(OURS, next(iter(by_seed.values())))[0]
     lines = ablation_lines(table, shown)
-    return evaluator.write(replace(last, failed=tuple(failed)), about, tables, lines=lines)
+    printed = {tables[0][0]: ablation_latex(table, shown, tables[0][0])}
+    first_runs = {name: runs[0].videos for name, runs in by_seed.items()}
+    systems = {OURS: first_runs[OURS], **first_runs} if OURS in first_runs else first_runs
+    return evaluator.write(
+        replace(last, failed=tuple(failed)), about, tables, lines=lines, latex=printed, systems=systems
+    )
 
 
 def _over_seeds(runs: Sequence[SystemScores], weighted: bool) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:

@@ -14,6 +14,7 @@ from stableanimator_cli.evaluate.animate_cases import Animate, Animator
 from stableanimator_cli.evaluate.cases import Case, bench_folder, find_cases
 from stableanimator_cli.evaluate.checks import raise_if_none
 from stableanimator_cli.evaluate.evaluator import SystemScores, open_evaluator
+from stableanimator_cli.evaluate.latex_tables import table1_latex
 from stableanimator_cli.evaluate.pairs import Pair, check_names, find_videos
 from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, cells, video_json
 from stableanimator_cli.evaluate.side_by_side import files_of
@@ -82,7 +83,9 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
     tables.append(("notes to the tables", ["note"], [[note] for note in _notes(evaluator.rules.name, peak)]))
     total = SystemScores(rows=ours.rows, missing=ours.missing, videos=tuple(videos), failed=tuple(failed))
     lines = [*published_lines(config.bench), *(line for row in rows for line in measured_lines(row))]
-    return evaluator.write(total, about, tables, sections=sections, lines=lines)
+    printed = {tables[0][0]: table1_latex(config.bench, rows, tables[0][0])}
+    systems = {model.name: videos, **{name: scored.videos for name, scored in baselines.items()}}
+    return evaluator.write(total, about, tables, sections=sections, lines=lines, latex=printed, systems=systems)
 
 
 def _json(rows: Mapping[str, Row]) -> dict[str, Any]:

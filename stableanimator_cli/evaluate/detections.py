@@ -113,13 +113,18 @@ class VideoDetector:
     def detect(self, frames: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """``own``, ``judge`` and ``points`` of some frames, see ``VideoDetections``."""
         faces = [self.embed_largest_face(frame) for frame in frames]
+        own, judge = (np.stack(part) for part in zip(*faces, strict=True))
+        return own, judge, self.find_points(frames)
+
+    def find_points(self, frames: Sequence[np.ndarray]) -> np.ndarray:
+        """Points float32[t,134,3] of the largest person of each frame, score 0 without one."""
         points = np.zeros((len(frames), _POINTS, 3), np.float32)
         if self.detectors is not None:
             boxes = [_largest(rows) for rows in self.detectors.people.detect(frames)]
             for frame, people in enumerate(self.detectors.points.estimate(frames, boxes)):
                 if len(people):
                     points[frame] = people[0]
-        return np.stack([own for own, _ in faces]), np.stack([judge for _, judge in faces]), points
+        return points
 
     def embed_largest_face(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings of an image uint8[h,w,3] by both recognisers: two float32[512], NaN without a face."""

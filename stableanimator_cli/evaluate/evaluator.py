@@ -14,9 +14,10 @@ from stableanimator_cli.config.schema import to_toml
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.engine.metric_networks import Features
 from stableanimator_cli.errors import BadInput, ModelMissing
-from stableanimator_cli.evaluate import report, report_html
+from stableanimator_cli.evaluate import figures, report, report_html
 from stableanimator_cli.evaluate.checks import FailedVideo, check_pairs
 from stableanimator_cli.evaluate.detections import VideoDetector
+from stableanimator_cli.evaluate.latex import LatexTable
 from stableanimator_cli.evaluate.networks import MetricNetworks
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import PROTOCOLS, EvalProtocol
@@ -97,9 +98,17 @@ class Evaluator:
         *,
         sections: Sequence[Section] = (),
         lines: Sequence[Sequence[str]] = (),
+        latex: Mapping[str, LatexTable] | None = None,
+        systems: Mapping[str, Sequence[VideoScore]] | None = None,
     ) -> Scores:
-        """Write the files, the side-by-side videos and the page."""
+        """Write the files, the figures, the side-by-side videos and the page. ``systems`` are the videos that figures
+        compare, ours first; only ``system`` if it is not given."""
         assert self.config.output is not None
+        plan = None
+        if self.config.strips is not None:
+            systems = systems or {self.config.system_name: system.videos}
+            plan = figures.plan_figures(systems, self.config.strips, self.config.strip_videos)
+            about = {**about, "figures": plan.to_json()}
         scores = Scores(
             output=self.config.output,
             protocol=self.rules,
@@ -111,8 +120,13 @@ class Evaluator:
             failed=system.failed,
             sections=tuple(sections),
             lines=tuple(map(tuple, lines)),
+            latex=latex or {},
         )
         report.write(scores)
+        if plan is not None:
+            detect = None if self.detector.detectors is None else self.detector.find_points
+            drawn = figures.write_figures(plan, scores.output, list(scores.rows), detect, self.reporter)
+            report.write_paper(scores, drawn)
         images = {}
         with self.reporter.progress(len(scores.videos), "write the page", "video") as bar:
             for video in scores.videos:

@@ -1,4 +1,4 @@
-"""The files of an evaluation: ``scores.json``, ``curves.jsonl``, ``scores.csv``, ``scores.tex``."""
+"""The files of an evaluation: ``scores.json``, ``curves.jsonl``, ``scores.csv``, ``scores.tex``, ``paper.tex``."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from stableanimator_cli import __version__
-from stableanimator_cli.evaluate.scores import CSV, CURVES, JSON, LATEX, PAGE, Row, Scores, number
+from stableanimator_cli.evaluate import latex
+from stableanimator_cli.evaluate.scores import CSV, CURVES, JSON, LATEX, PAGE, PAPER, T_INTERVAL, Row, Scores, number
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.files import MARK, atomic_write, json_text, remove_temporary_files, translate_os_errors
-
-_TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\~{}",
-        "^": r"\^{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "↑": r"$\uparrow$",
-        "↓": r"$\downarrow$", "→": r"$\rightarrow$", "†": r"$^\dagger$"}  # fmt: skip
-
+from stableanimator_cli.metrics.bootstrap import MINIMUM
 
 TOOL = f"{MARK} {__version__}"
 """The program, as files name it."""
@@ -25,12 +23,12 @@ TOOL = f"{MARK} {__version__}"
 
 def files_of(output: Path) -> list[Path]:
     """The files of an evaluation, besides those of each video."""
-    return [output / name for name in (JSON, CURVES, CSV, LATEX, PAGE)]
+    return [output / name for name in (JSON, CURVES, CSV, LATEX, PAPER, PAGE)]
 
 
 def remove_unfinished(output: Path) -> None:
     """Remove temporary files of killed runs from the folder, which must be locked."""
-    for folder in (output, output / "videos", output / "pictures", output / "media"):
+    for folder in (output, *(output / name for name in ("videos", "pictures", "media", "figures"))):
         remove_temporary_files(folder)
 
 
@@ -42,11 +40,34 @@ def write(scores: Scores) -> None:
         for video in scores.videos
     ))  # fmt: skip
     write_text(out / CSV, to_csv(*_plain(scores)))
-    columns, rows = scores.table()
-    parts = [to_latex(columns[1:4], [row[1:4] for row in rows], scores.title)]
-    parts += [to_latex(columns, rows, title) for title, columns, rows in scores.tables]
-    write_text(out / LATEX, "\n".join([f"% {TOOL}", *parts]))
+    write_text(out / LATEX, "\n".join([f"% {TOOL}", *_latex_tables(scores)]))
+    write_paper(scores, ())
     write_text(out / JSON, json_text(scores.to_json(), indent=1))
+
+
+def write_paper(scores: Scores, figures: Sequence[str]) -> None:
+    """Write ``paper.tex``, which pdflatex turns into a page of the tables and ``figures`` (in LaTeX)."""
+    write_text(scores.output / PAPER, latex.document([rf"\input{{{LATEX}}}", *figures, r"\clearpage"], TOOL))
+
+
+def _latex_tables(scores: Scores) -> Iterator[str]:
+    """Every table; rows of notes go below the table before them."""
+    columns, rows = scores.table()
+    notes = [] if scores.rows and all(row.interval is None for row in scores.rows.values()) else [
+        f"95 % intervals: {T_INTERVAL}, from {MINIMUM} videos on."
+    ]  # fmt: skip
+    waiting = (scores.title, [columns[1], columns[2], columns[3]], [row[1:4] for row in rows])
+    for table in (*scores.tables, None):
+        if table is not None and table[1] == ["note"]:
+            notes += [row[0] for row in table[2]]
+            continue
+        structured = scores.latex.get(waiting[0])
+        if structured is None:
+            yield latex.to_latex(waiting[1], waiting[2], waiting[0], notes)
+        else:
+            yield replace(structured, notes=(*structured.notes, *notes)).render()
+        if table is not None:
+            waiting, notes = table, []
 
 
 def write_text(path: Path, text: str) -> None:
@@ -93,16 +114,3 @@ def to_csv(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     writer.writerow(columns)
     writer.writerows(rows)
     return text.getvalue()
-
-
-def to_latex(columns: list[str], rows: list[list[str]], caption: str) -> str:
-    """A ``tabular`` in a ``table``; needs the package booktabs."""
-    shape = "l" + "r" * (len(columns) - 1)
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{tex(caption)}}}", rf"\begin{{tabular}}{{{shape}}}"]
-    lines += [r"\toprule", " & ".join(map(tex, columns)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(tex, row)) + r" \\" for row in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
-
-
-def tex(text: str) -> str:
-    return "".join(_TEX.get(letter, letter) for letter in text)

@@ -13,11 +13,11 @@ from typing import Any
 from urllib.parse import quote
 
 from stableanimator_cli import html_pages
+from stableanimator_cli.evaluate.ranking import worst_first
 from stableanimator_cli.evaluate.report import TOOL
 from stableanimator_cli.evaluate.scores import PAGE, Scores, number
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, WorstFrame
-from stableanimator_cli.metrics.result import METRICS
 
 _MAX_STRETCHES = 60  # of a long curve, two points each: the drawing is some 500 pixels wide
 PLOTS = (
@@ -26,8 +26,6 @@ PLOTS = (
     (("change_truth", "change"), "change from frame to frame (the truth's in grey; borders in red)"),
     (("keypoint_error",), "key-point error, shares of the person"),
 )
-ORDER = ("csim_ref", "psnr", "face_rate", "keypoint_error", "seam_score", "flicker_distance")
-"""Metrics that decide which video is the worst: the first of these that the videos have."""
 
 
 def write_page(scores: Scores, images: Mapping[str, Sequence[WorstFrame]]) -> None:
@@ -42,20 +40,6 @@ def write_page(scores: Scores, images: Mapping[str, Sequence[WorstFrame]]) -> No
         order=f"worst {metric} first" if metric else "in the order of their names",
         clips=(_clip(scores, video, images.get(video.name, ())) for video in videos),
     )  # fmt: skip
-
-
-def worst_first(videos: Sequence[VideoScore]) -> tuple[str | None, list[VideoScore]]:
-    """The metric that decides, and the videos sorted by it; those without a value lead."""
-    name = next((n for n in ORDER if any(not math.isnan(v.values.get(n, math.nan)) for v in videos)), None)
-    if name is None:
-        return None, list(videos)
-    sign = 1 if METRICS[name].better == "higher" else -1
-
-    def quality(video: VideoScore) -> float:
-        value = video.values.get(name, math.nan)
-        return -math.inf if math.isnan(value) else sign * value
-
-    return name, sorted(videos, key=quality)
 
 
 def _protocol(scores: Scores) -> Iterator[tuple[str, str]]:

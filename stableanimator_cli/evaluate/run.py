@@ -16,7 +16,7 @@ from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.evaluate import cases, report, side_by_side
+from stableanimator_cli.evaluate import cases, figures, report, side_by_side
 from stableanimator_cli.evaluate.checks import check_pairs, raise_if_none
 from stableanimator_cli.evaluate.driving_points import find_poses
 from stableanimator_cli.evaluate.pairs import Pair, find_pictures, match, match_files
@@ -53,6 +53,8 @@ def run(
     names = {"inputs": "predicted_reference"}
     config = resolve(EvaluateConfig, {names.get(key, key): value for key, value in flags.items()}, config_file)
     check_device_exists(config.device)
+    if config.strips is not None:
+        figures.check_installed()
     if config.output is None:
         config = replace(config, output=config.default_output)
     if config.output is None:
@@ -132,3 +134,4 @@ def _check_output(output: Path, inputs: Sequence[Path], files: Sequence[Path]) -
         raise ConfigError("--output", str(output), "a folder, not a file", hint=f"try {output.with_suffix('')}-scores")
     check_apart(output, inputs)
     check_replaceable(*files)
+    figures.check_folder(output)

@@ -14,6 +14,7 @@ import numpy as np
 from stableanimator_cli import __version__
 from stableanimator_cli.errors import BatchFailed
 from stableanimator_cli.evaluate.checks import FailedVideo
+from stableanimator_cli.evaluate.latex import LatexTable
 from stableanimator_cli.evaluate.protocols import EvalProtocol
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.metrics import bootstrap
@@ -26,6 +27,7 @@ T_INTERVAL = "Student's t over videos"
 T_BOOTSTRAP = "Student's t with the bootstrap's standard error over videos"
 _RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\.\.(?:(-?\d+(?:\.\d+)?)(?![\d./]))?")
 JSON, CURVES, CSV, LATEX, PAGE = "scores.json", "curves.jsonl", "scores.csv", "scores.tex", "report.html"
+PAPER = "paper.tex"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +74,9 @@ class Section:
 class Scores:
     """A finished evaluation in the folder ``output``. ``rows`` are of videos with ground truth if any has one.
 
-    ``tables`` are further tables for the terminal. ``sections`` and ``lines`` (video, metric, value, low, high, n,
-    system, data) are further contents of ``scores.csv``. If videos ``failed``, the exit code is 7.
+    ``tables`` are further tables for the terminal; ``latex`` holds those that are printed otherwise, by title.
+    ``sections`` and ``lines`` (video, metric, value, low, high, n, system, data) are further contents of
+    ``scores.csv``. If videos ``failed``, the exit code is 7.
     """
 
     output: Path
@@ -86,6 +89,7 @@ class Scores:
     failed: tuple[FailedVideo, ...] = ()
     sections: tuple[Section, ...] = ()
     lines: tuple[tuple[str, ...], ...] = ()
+    latex: Mapping[str, LatexTable] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:

@@ -21,6 +21,7 @@ from stableanimator_cli.media import open_clip, read_picture
 from stableanimator_cli.metrics import identity, motion
 from stableanimator_cli.metrics.accumulators import RunningMean, paired
 from stableanimator_cli.metrics.flicker import Changes, flicker, flicker_excess
+from stableanimator_cli.metrics.head_angle import head_yaw
 from stableanimator_cli.metrics.pixel import FRAME_METRICS
 from stableanimator_cli.metrics.seams import seam_score
 from stableanimator_cli.progress import Reporter
@@ -317,6 +318,7 @@ class Scorer:
         scores.put("keypoint_pck", result.pck, result.driven)
         scores.put("keypoint_found", result.found, result.driven)
         scores.curve("keypoint_error", result.curve)
+        scores.curve("head_yaw", head_yaw(points))
 
 
 def check_clips(clip: Clip, target: Clip | None, rules: EvalProtocol, *, truncate: bool) -> MatchedFrames | None:

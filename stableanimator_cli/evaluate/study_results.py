@@ -11,7 +11,8 @@ from typing import Any
 
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput, cut
-from stableanimator_cli.evaluate.report import TOOL, to_csv, to_latex, write_text
+from stableanimator_cli.evaluate.latex import to_latex
+from stableanimator_cli.evaluate.report import TOOL, to_csv, write_text
 from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.evaluate.study import FORMAT, KEY, QUESTIONS
 from stableanimator_cli.evaluate.tables import PUBLISHED, TABLE6

@@ -154,7 +154,11 @@ def table1(bench: str, measured: Sequence[TableRow]) -> Table:
     lines += [[r.label, *(measured_cell(r.rows, column) for column in COLUMNS), memory(r.memory)] for r in measured]
     data = {"tiktok": "TikTok", "unseen100": "Unseen100"}.get(bench, "TikTok / Unseen100")
     names = next((row.videos for row in measured if row.videos), ())
-    own = f"; measured rows on other data: {_videos(len(names))} of bench {bench} ({_some(names)})" if measured else ""
+    own = (
+        f"; measured rows on other data: {videos_text(len(names))} of bench {bench} ({_some(names)})"
+        if measured
+        else ""
+    )
     return f"Table 1: {data} as published{own}", ["model", *COLUMNS, MEMORY], lines
 
 
@@ -171,7 +175,7 @@ def ablation(table: str, measured: Measured, videos: Sequence[str] = ()) -> Tabl
         else:
             lines.append([f"{own}: no folder {MADE_OF.get(variant, variant)}/", *["" for _ in ABLATION_COLUMNS]])
         lines.append([f"{title} {PUBLISHED}", *map(_published_cell, ABLATION_COLUMNS, published)])
-    own = f"; measured rows on other data: {_videos(len(videos))} ({_some(videos)})" if videos else ""
+    own = f"; measured rows on other data: {videos_text(len(videos))} ({_some(videos)})" if videos else ""
     return f"Table {table[5:]} († published, on Unseen100{own})", ["variant", *ABLATION_COLUMNS], lines
 
 
@@ -179,7 +183,7 @@ def measured_cell(
     rows: Mapping[str, Row], column: str, intervals: Mapping[str, tuple[float, float]] | None = None
 ) -> str:
     """The value of a column with its interval, followed by its metric if that is not the column's first choice."""
-    name = _metric_of(column, rows)
+    name = metric_of(column, rows)
     if name is None:
         return "–"
     text = number(rows[name].shown)
@@ -218,7 +222,7 @@ def ablation_lines(table: str, measured: Measured) -> list[list[str]]:
     for variant, (_, published) in ABLATIONS[table].items():
         rows, intervals = measured.get(variant, ({}, {}))
         for column in ABLATION_COLUMNS:
-            name = _metric_of(column, rows)
+            name = metric_of(column, rows)
             videos = 0 if name is None else rows[name].videos
             lines.append(_measured_line(column, rows, intervals, variant, f"Table {table[5:]}, {_measured(videos)}"))
         lines += _published_lines(ABLATION_COLUMNS, published, variant, f"Table {table[5:]}, Unseen100, published")
@@ -230,7 +234,7 @@ def memory(peak: int | None) -> str:
     return "–" if peak is None else f"{peak / 2**30:.2f}G"
 
 
-def _metric_of(column: str, rows: Mapping[str, Row]) -> str | None:
+def metric_of(column: str, rows: Mapping[str, Row]) -> str | None:
     return next((name for name in METRICS[column] if name in rows), None)
 
 
@@ -238,7 +242,7 @@ def _measured_line(
     column: str, rows: Mapping[str, Row], intervals: Mapping[str, tuple[float, float]], system: str, data: str
 ) -> list[str]:
     """Empty if no metric of the column was computed."""
-    name = _metric_of(column, rows)
+    name = metric_of(column, rows)
     if name is None:
         return []
     low, high = map(repr, intervals[name]) if name in intervals else ("", "")
@@ -261,10 +265,10 @@ def _published_cell(column: str, value: float) -> str:
 
 
 def _measured(count: int) -> str:
-    return f"measured on other data, {_videos(count)}"
+    return f"measured on other data, {videos_text(count)}"
 
 
-def _videos(count: int) -> str:
+def videos_text(count: int) -> str:
     return f"{count} video{'' if count == 1 else 's'}"
 
 

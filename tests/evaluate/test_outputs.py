@@ -77,7 +77,7 @@ def test_the_ground_truth_is_not_written_over(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     "name",
-    ["scores.json", "scores.csv", "scores.tex", "report.html", "curves.jsonl", "videos/v1.mp4", "pictures/v2.psnr.jpg"],
+    ["scores.json", "scores.csv", "scores.tex", "paper.tex", "report.html", "curves.jsonl", "videos/v1.mp4", "pictures/v2.psnr.jpg"],
 )  # fmt: skip
 def test_a_file_of_others_stops_the_run_before_it_begins(sides: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     mine = tmp_path / "out" / name
@@ -91,7 +91,7 @@ def test_a_file_of_others_stops_the_run_before_it_begins(sides: tuple[Path, Path
 def test_all_files_carry_the_mark_and_are_replaced(sides: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     _scored(*sides, out)
-    assert len(_contents(out)) == 5 + 3 + 3
+    assert len(_contents(out)) == 6 + 3 + 3
     assert [path for path in out.rglob("*") if path.is_file() and not carries_mark(path)] == []
     before = _contents(out)
     _scored(*sides, out)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from stableanimator_cli.evaluate.ablation import _over_seeds
-from stableanimator_cli.evaluate.report import tex, to_latex
+from stableanimator_cli.evaluate.latex import tex, to_latex
 from stableanimator_cli.evaluate.scores import Row, number
 from stableanimator_cli.evaluate.tables import (
     ABLATIONS,

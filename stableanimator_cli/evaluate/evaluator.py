@@ -125,7 +125,7 @@ class Evaluator:
         report.write(scores)
         if plan is not None:
             detect = None if self.detector.detectors is None else self.detector.find_points
-            drawn = figures.write_figures(plan, scores.output, list(scores.rows), detect, self.reporter)
+            drawn = figures.write_figures(plan, scores.output, self._boxed(scores), detect, self.reporter)
             report.write_paper(scores, drawn)
         images = {}
         with self.reporter.progress(len(scores.videos), "write the page", "video") as bar:
@@ -134,6 +134,11 @@ class Evaluator:
                 bar.update()
         report_html.write_page(scores, images)
         return scores
+
+    def _boxed(self, scores: Scores) -> list[str]:
+        """Metrics of the box plots: those of the protocol's table first, no variants of one another."""
+        rest = [name for name in scores.rows if "disco" not in name and not name.endswith("_zero")]
+        return [name for name in dict.fromkeys((*self.rules.table, *rest)) if name in scores.rows]
 
     def _networks_by_metric(self) -> dict[str, dict[str, Any]]:
         """File and digest of the detector or recogniser of each metric."""

@@ -89,8 +89,8 @@ def to_latex(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str
 def document(body: Sequence[str], comment: str) -> str:
     """A file for pdflatex in the two columns of a conference paper. ``body`` are its parts, in LaTeX."""
     head = [
-        f"% {comment}", r"\documentclass[10pt,twocolumn]{article}", r"\usepackage[T1]{fontenc}",
-        r"\usepackage[utf8]{inputenc}", r"\usepackage{booktabs,graphicx}", r"\usepackage[margin=0.8in]{geometry}",
+        f"% {comment}", r"\documentclass[10pt,twocolumn]{article}", r"\usepackage[utf8]{inputenc}",
+        r"\usepackage{booktabs,graphicx}", r"\usepackage[margin=0.8in]{geometry}",
         r"\renewcommand{\dbltopfraction}{0.95}\renewcommand{\topfraction}{0.95}",
         r"\renewcommand{\dblfloatpagefraction}{0.7}\setcounter{dbltopnumber}{4}\setcounter{totalnumber}{8}",
         r"\begin{document}",
@@ -114,7 +114,7 @@ def tex(text: str) -> str:
 
 
 def _has_glyph(letter: str) -> bool:
-    return " " <= letter <= "~" or ("À" <= letter <= "ÿ" and letter != "÷")
+    return " " <= letter <= "~" or ("À" <= letter <= "ÿ" and letter not in "÷ÐðÞþ")
 
 
 def _table(caption: str, shape: str, lines: Sequence[str], notes: Sequence[str]) -> str:

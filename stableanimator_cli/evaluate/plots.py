@@ -106,7 +106,9 @@ def metric_boxes(systems: Systems, metrics: Sequence[str]) -> Figure | None:
         for box, style in zip(parts["boxes"], _styles(len(systems)), strict=True):
             box.set(facecolor=style["color"], alpha=0.6)
         axes.invert_yaxis()
-        axes.set_yticks(range(1, len(systems) + 1), list(systems) if (place - 1) % columns == 0 else [])
+        axes.set_yticks(
+            range(1, len(systems) + 1), list(systems) if (place - 1) % columns == 0 else [""] * len(systems)
+        )
         for label in axes.get_yticklabels():
             label.set_parse_math(False)
         axes.locator_params(axis="x", nbins=4)

@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -110,12 +111,18 @@ def _driving_poses(video: VideoScore, positions: Sequence[int], size: tuple[int,
         return None
     motion = resize_transform(motion.size, size, resize_mode(record)).transform_motion(motion)
     matched = range(len(shown)) if video.matched is None else video.matched.predicted
-    return tuple(draw_frame(motion, shown[matched[position]]) for position in positions)
+    return tuple(_thickened(draw_frame(motion, shown[matched[position]])) for position in positions)
 
 
 def _drawn(points: np.ndarray, image: np.ndarray) -> np.ndarray:
     people = points[None] if (points[:, 2] > 0).any() else points[:0].reshape(0, *points.shape)
-    return draw_skeleton(people, (image.shape[1], image.shape[0]))
+    return _thickened(draw_skeleton(people, (image.shape[1], image.shape[0])))
+
+
+def _thickened(image: np.ndarray) -> np.ndarray:
+    """A skeleton with lines that print: those of the network's input are one pixel wide."""
+    side = max(1, min(image.shape[:2]) // 100)
+    return cv2.dilate(image, np.ones((side, side), np.uint8))
 
 
 def _reduced(image: np.ndarray, width: float, height: float) -> np.ndarray:

@@ -15,7 +15,7 @@ def head_yaw(points: np.ndarray) -> np.ndarray:
 
     ``points`` are float[t,134,3] in pixels. NaN unless the nose and both eyes are seen. An average adult's nose is
     about as far in front of the eyes as each eye is from the middle (32 mm). The tangent of the turn is then the
-    distance of the nose from the middle of the eyes, along the line between them, divided by half of the eyes' distance.
+    distance of the nose from the middle of the eyes, along the eyes' line, divided by half of the eyes' distance.
     """
     points = np.asarray(points, np.float64)
     nose, right, left = (points[:, index, :2] for index in (_NOSE, _RIGHT, _LEFT))

@@ -77,7 +77,8 @@ def test_the_ground_truth_is_not_written_over(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize(
     "name",
-    ["scores.json", "scores.csv", "scores.tex", "paper.tex", "report.html", "curves.jsonl", "videos/v1.mp4", "pictures/v2.psnr.jpg"],
+    ["scores.json", "scores.csv", "scores.tex", "paper.tex", "report.html", "curves.jsonl", "videos/v1.mp4",
+     "pictures/v2.psnr.jpg"],
 )  # fmt: skip
 def test_a_file_of_others_stops_the_run_before_it_begins(sides: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     mine = tmp_path / "out" / name

@@ -47,8 +47,7 @@ def table1_latex(bench: str, measured: Sequence[TableRow], caption: str) -> Late
     if rows:
         blocks.append(Block(rows=tuple(rows), heading=f"measured on other data: {videos_text(count)}"))
     return LatexTable(
-        caption=caption, columns=(("Model", "neither"), *map(_column, COLUMNS), ("Mem", "lower")), blocks=tuple(blocks),
-        notes=tuple(marks.notes),
+        caption=caption, columns=(*_columns(COLUMNS), ("Mem", "lower")), blocks=tuple(blocks), notes=tuple(marks.notes)
     )  # fmt: skip
 
 
@@ -66,12 +65,12 @@ def ablation_latex(table: str, measured: Measured, caption: str) -> LatexTable:
         Block(rows=tuple(published), heading=f"published {PUBLISHED}: Unseen100"),
         *([Block(rows=tuple(rows), heading="measured on other data")] if rows else []),
     )
-    columns = (("Model", "neither"), *map(_column, ABLATION_COLUMNS))
-    return LatexTable(caption=caption, columns=columns, blocks=blocks, notes=tuple(marks.notes))
+    return LatexTable(caption=caption, columns=_columns(ABLATION_COLUMNS), blocks=blocks, notes=tuple(marks.notes))
 
 
-def _column(name: str) -> tuple[str, Better]:
-    return f"{name} (E-4)" if name == "L1" else name, _BETTER.get(name, "higher")
+def _columns(names: Sequence[str]) -> tuple[tuple[str, Better], ...]:
+    titles = [(f"{name} (E-4)" if name == "L1" else name, _BETTER.get(name, "higher")) for name in names]
+    return (("Model", "neither"), *titles)
 
 
 def _published(columns: Sequence[str], sets: Sequence[Sequence[float]]) -> list[Cell]:

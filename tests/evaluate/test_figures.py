@@ -131,13 +131,13 @@ def test_plots_show_means_over_videos_and_their_intervals() -> None:
     assert figure is not None
     (axes,) = figure.axes
     one, two = axes.get_lines()
-    assert one.get_xydata()[-1] == pytest.approx((5, 0.62))  # without the short video
-    assert one.get_xydata()[0] == pytest.approx((0, (5 * 0.42 + 0.8) / 6))
-    assert len(two.get_xydata()) == 6
+    assert np.asarray(one.get_xydata())[-1] == pytest.approx((5, 0.62))  # without the short video
+    assert np.asarray(one.get_xydata())[0] == pytest.approx((0, (5 * 0.42 + 0.8) / 6))
+    assert len(np.asarray(two.get_xydata())) == 6
     assert len(axes.collections) == 1  # four videos have no interval
     angles = plots.csim_against_angle({"one": videos})
     assert angles is not None
-    means = angles.axes[0].get_lines()[-1].get_xydata()
+    means = np.asarray(angles.axes[0].get_lines()[-1].get_xydata())
     assert means[:, 0] == pytest.approx([8, 16, 36, 56, 80])  # degrees, from the front
     assert plots.csim_over_time({"one": [replace(videos[0], curves={})]}) is None
     assert plots.csim_against_angle({"one": [replace(videos[0], curves={"csim_ref": [0.5]})]}) is None

@@ -270,14 +270,14 @@ def locked_output(
         output = output.absolute()
     if not output.name and not folder:
         raise BadInput.because(output, "it is no name for an output", hint="choose another -o")
-    made = [path for path in (output, *output.parents) if not path.exists()] if folder else []
-    with translate_os_errors(output):
-        (output if folder else output.parent).mkdir(parents=True, exist_ok=True)
     exclusive = output / ".sa.lock" if folder else output.with_name(f".{output.name}.lock")
     lock = exclusive if shard is None else output / f".sa.{shard[0]}-of-{shard[1]}.lock"
     with contextlib.ExitStack() as stack:
-        for path in reversed(made):  # callbacks run in reverse order: the innermost folder goes first
-            stack.callback(_remove_empty, path)
+        if folder:
+            stack.enter_context(created_folder(output))
+        else:
+            with translate_os_errors(output):
+                output.parent.mkdir(parents=True, exist_ok=True)
         free = stack.enter_context(exclusive_lock(lock))
         others = list(output.glob(".sa.*-of-*.lock")) if folder else []
         if shard is not None:
@@ -291,10 +291,18 @@ def locked_output(
         yield
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove a folder that was created for work that failed."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+@contextlib.contextmanager
+def created_folder(folder: Path) -> Iterator[None]:
+    """Create ``folder`` and its parents. Those that stayed empty, as of work that failed, are removed at the end."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with translate_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 @contextlib.contextmanager

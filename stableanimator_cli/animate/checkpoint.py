@@ -162,7 +162,7 @@ class CheckpointManager:
     def _refusal(self, differences: Sequence[str], when: str) -> ConfigError:
         return ConfigError(
             "--output",
-            str(self._config.output),
+            str(self._config.target),
             f"the settings of the unfinished run that was interrupted here{when}: {'; '.join(differences)}",
             hint="repeat that command to resume it, add --restart to start over, or choose another -o",
         )
@@ -222,6 +222,7 @@ def _remove_temporary_files(config: AnimateConfig, host: str) -> None:
     process ids mean nothing."""
     if sys.platform == "win32" or host != platform.node():
         return
-    paths = (config.state_path, config.output, config.preview_path, config.live_preview_path, config.record_path)
-    for path in paths:
+    for path in (config.state_path, config.preview_path, config.live_preview_path, config.record_path):
         remove_temporary_files(path.parent, re.escape(path.name))
+    target = config.target
+    remove_temporary_files(target.parent, rf"{re.escape(target.name)}(?:\.old)?", folders=True)

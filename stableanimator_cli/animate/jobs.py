@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli import __version__, distributed
 from stableanimator_cli.animate import run as single
 from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig
+from stableanimator_cli.config.parse import parse_output
 from stableanimator_cli.config.schema import read_toml, to_toml
 from stableanimator_cli.errors import BatchFailed, ConfigError, SaError, cut
 from stableanimator_cli.files import (
@@ -28,9 +29,9 @@ from stableanimator_cli.files import (
     atomic_write,
     check_apart,
     check_replaceable,
+    created_folder,
     locked_output,
     sha256_of,
-    translate_os_errors,
 )
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import read_json
@@ -115,13 +116,11 @@ def run_list(
         if flags.get("output") is None:
             raise ConfigError("--output", None, "a folder for the videos", hint="add -o FOLDER")
         folder = Path(flags["output"])
-        if (folder.exists() and not folder.is_dir()) or folder.suffix.lower() in VIDEO_SUFFIXES:
+        if (folder.exists() and not folder.is_dir()) or folder.suffix.lower() in (*VIDEO_SUFFIXES, ".png"):
             hint = f"-o {folder.with_suffix('')}, or name one motion alone"
             raise ConfigError("--output", str(folder), f"a folder for the videos of {1 + len(more)} motions", hint=hint)
         jobs, state = jobs_of_motions([Path(flags["motion"]), *more], folder), folder / ".jobs.state"
         check_apart(folder, [Path(flags["motion"]), *more, Path(flags["reference"])])
-        with translate_os_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
     return run(jobs, state=state, flags=flags, config_file=config_file, restart=restart, reporter=reporter)
 
 
@@ -134,7 +133,8 @@ def run(
     restart: bool,
     reporter: Reporter,
 ) -> JobsReport:
-    """Run ``jobs`` in order, with the model loaded once. One that fails does not stop the others.
+    """Run ``jobs`` in order, with the model loaded once. One that fails does not stop the others. Creates the folders
+    of their outputs.
 
     Raises ``SaError`` for outputs that collide, and under torchrun, whose processes share one animation.
     """
@@ -143,11 +143,13 @@ def run(
         raise ConfigError("--jobs", f"{distributed.world_size()} processes of torchrun", "one process", hint=hint)
     given = {name: value for name, value in flags.items() if value is not None}
     outputs = [str(job.get("output", given.get("output", ""))) for job in jobs]
-    _check_outputs(jobs, outputs, state)
+    targets = [_target(output) for output in outputs]
+    _check_outputs(jobs, targets, state)
     written: dict[str, Mapping[str, Any]] = {}
     failed: dict[str, Mapping[str, Any]] = {}
     finished: list[str] = []
     with ExitStack() as stack:
+        stack.enter_context(created_folder(state.parent))
         stack.enter_context(locked_output(state, "sa animate --jobs"))
 
         @functools.cache
@@ -157,12 +159,13 @@ def run(
             return stack.enter_context(EngineCache())
 
         done = {} if restart else _read(state)
-        for number, (job, output) in enumerate(zip(jobs, outputs, strict=True), 1):
+        for number, (job, output, target) in enumerate(zip(jobs, outputs, targets, strict=True), 1):
             reporter.info(f"job {number} of {len(jobs)}: {output}")
             try:
+                stack.enter_context(created_folder(target.parent))
                 config, model = single.resolve_config({**given, **job}, config_file)
                 key = _key(config, model)
-                if done.get(output) == {"key": key, "sha256": _digest(config.output)}:
+                if done.get(output) == {"key": key, "sha256": _digest(config.target)}:
                     reporter.info(f"{output}: finished before")
                     finished.append(output)
                     continue
@@ -170,7 +173,7 @@ def run(
                     flags={**given, **job}, config_file=config_file, restart=restart, reporter=reporter, engines=engines
                 )
                 written[output] = result.to_json()
-                done[output] = {"key": key, "sha256": _digest(config.output)}
+                done[output] = {"key": key, "sha256": _digest(config.target)}
             except SaError as error:
                 failed[output] = json.loads(error.to_json())
                 reporter.warning(f"{output}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
@@ -180,15 +183,22 @@ def run(
     return JobsReport(written=written, finished=finished, failed=failed)
 
 
-def _check_outputs(jobs: Sequence[Mapping[str, Any]], outputs: Sequence[str], state: Path) -> None:
-    """No two jobs write one file, and none writes what another one reads."""
+def _target(output: str) -> Path:
+    """The file or the folder of frames that a job makes."""
+    path = parse_output(output, "output") if output else Path()
+    return path.parent if path.suffix.lower() == ".png" else path
+
+
+def _check_outputs(jobs: Sequence[Mapping[str, Any]], targets: Sequence[Path], state: Path) -> None:
+    """No two jobs write one file or folder, and none writes what another one reads."""
     check_replaceable(state)
-    twice = next((output for output, count in Counter(outputs).items() if count > 1), None)
+    twice = next((target for target, count in Counter(targets).items() if count > 1), None)
+    twice = twice or next((target for target in targets if set(targets) & set(target.parents)), None)
     if twice is not None:
-        raise ConfigError("--jobs", twice or None, "another output for each job")
+        raise ConfigError("--jobs", str(twice) if twice.name else None, "another output for each job")
     inputs = [Path(str(job[name])) for job in jobs for name in ("reference", "motion") if name in job]
-    for output in outputs:
-        check_apart(Path(output), inputs)
+    for target in targets:
+        check_apart(target, inputs)
 
 
 def _key(config: AnimateConfig, model: Any) -> str:
@@ -200,7 +210,7 @@ def _key(config: AnimateConfig, model: Any) -> str:
 
 
 def _digest(path: Path) -> str | None:
-    return sha256_of(path) if path.is_file() else None
+    return sha256_of(path) if path.is_file() or path.is_dir() else None
 
 
 def _read(state: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def run_pipeline(
     reporter = WarningLog(reporter or NullReporter())
     with contextlib.ExitStack() as stack:
         if not plan_only:
-            stack.enter_context(locked_output(config.output, "sa animate"))
+            stack.enter_context(locked_output(config.target, "sa animate"))
         engines = engines or stack.enter_context(EngineCache())
         inputs = open_inputs(config, model, reporter, workers=workers, plan_only=plan_only)
         config = inputs.config
@@ -254,14 +254,14 @@ def sample_and_write(job: AnimateJob) -> Animation:
         if not job.checkpoints.saved:
             raise
         hint = "run the same command to resume; --restart starts over"
-        raise Interrupted(f"{config.output}: interrupted", hint=hint) from None
+        raise Interrupted(f"{config.target}: interrupted", hint=hint) from None
     except RankLost as lost:
-        raise lost_rank_error(lost, config.output, saved=job.checkpoints.saved) from None
+        raise lost_rank_error(lost, config.target, saved=job.checkpoints.saved) from None
     job.checkpoints.delete()
     if job.live is not None:
         job.live.remove()
     if gate.failed:
-        raise gate.error(config.output, config.refine.min_csim, len(job.request.plan))
+        raise gate.error(config.target, config.refine.min_csim, len(job.request.plan))
     return animation
 
 

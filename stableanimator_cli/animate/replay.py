@@ -12,7 +12,7 @@ import numpy as np
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import validate
-from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.animate import AnimateConfig, record_beside
 from stableanimator_cli.config.schema import from_mapping
 from stableanimator_cli.errors import BadInput, CheckFailed
 from stableanimator_cli.files import check_apart, require_file, sha256_of
@@ -93,7 +93,9 @@ def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None
     """
     reporter = reporter or NullReporter()
     if video.suffix.lower() == ".json":
-        raise BadInput(video, "a record", "the video beside it", hint=f"name {video.with_suffix('.mp4')}")
+        made = video.with_suffix("")
+        made = made if made.is_dir() else video.with_suffix(".mp4")
+        raise BadInput(video, "a record", "the video beside it", hint=f"name {made}")
     file, record = _read(video)
     config = from_mapping(AnimateConfig, record["config"], f"{file}: config")
     model = catalogue.open_model(config.model or record["model"]["path"], NETWORKS)
@@ -103,14 +105,19 @@ def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None
             f"{video}: cannot be repeated: {'; '.join(changed)}",
             hint=f"`sa replay` wants the files that {file} names, as they were, in the folder where the run was",
         )
-    if video.exists() and sha256_of(require_file(video, "a video")) != record["output"]["sha256"]:
+    sha256 = record["output"]["sha256"]
+    if video.exists() and sha256_of(video if video.is_dir() else require_file(video, "a video")) != sha256:
         for _ in open_clip(video).frames():  # the frames are compared at the end: a damaged file ends the run now
             pass
     machine = tuple(_environment(config, record))
     if machine:
         reporter.warning(f"the environment differs from the record: {'; '.join(machine)}; output may differ")
-    replayed = output or video.with_name(f"{video.stem}.replay{video.suffix}")
-    config = replace(config, output=replayed, preview="off")
+    if config.frames_folder is None:
+        replayed = output or video.with_name(f"{video.stem}.replay{video.suffix}")
+        config = replace(config, output=replayed, preview="off")
+    else:
+        replayed = output or video.with_name(f"{video.name}.replay")
+        config = replace(config, output=replayed / config.output.name, preview="off")
     for written in (replayed, config.record_path):
         check_apart(written, (video, file))
     use_face = validate(config, model)
@@ -123,7 +130,7 @@ def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None
         if _file_identity(replayed) == before:  # not written now
             raise
         reporter.info(error.message)  # the identity gate failed in the first run too: compare the videos
-    return _compare(video, replayed, record["output"]["sha256"], machine)
+    return _compare(video, replayed, sha256, machine)
 
 
 def _file_identity(path: Path) -> tuple[int, int] | None:
@@ -133,9 +140,9 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def _read(video: Path) -> tuple[Path, dict[str, Any]]:
-    if not video.name or video.is_dir():
+    file = record_beside(video)
+    if not video.name or (video.is_dir() and not file.exists()):
         raise BadInput(video, "a folder", "a video that sa animate made", hint="name a file inside the folder")
-    file = video.with_suffix(".json")
     if not file.exists():
         require_file(video, "a video that sa animate made")
         hint = f"copy {file.name} beside it, or name another video"

@@ -177,8 +177,8 @@ def write(
         },
         "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in config.inputs.items()},
         "output": {
-            "path": str(config.output),
-            "sha256": sha256_of(config.output),
+            "path": str(config.target),
+            "sha256": sha256_of(config.target),
             "frames": request.frames,
             "fps": str(driving.fps),
         },
@@ -206,7 +206,7 @@ def write(
     with atomic_write(config.record_path, marked=True) as temp:
         temp.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return Animation(
-        video=config.output,
+        video=config.target,
         record=config.record_path,
         preview=config.preview_path if config.has_preview_video else None,
         frames=request.frames,

@@ -19,6 +19,7 @@ from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, res
 from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
 from stableanimator_cli.files import check_apart, check_replaceable
+from stableanimator_cli.media.frames_folder import check_folder, is_numbered
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 
@@ -49,10 +50,10 @@ def run(
 ) -> Animation | AnimationPlan:
     """Animate REFERENCE with MOTION. ``flags`` by option name, None if not given; see ``config.AnimateConfig``.
 
-    Writes ``OUT.mp4`` (and ``OUT.preview.mp4``) and ``OUT.json``, each complete or not at all. Resumes an interrupted
-    run (``checkpoint.py``), unless ``restart``. Raises ``SaError``. Under torchrun rank 0 does all this and returns the
-    result; other ranks only denoise, then exit. ``engines`` opens what keeps the model loaded for the next run.
-    ``on_preview`` receives live previews.
+    Writes ``OUT.mp4`` or ``FRAMES/`` (and ``OUT.preview.mp4``) and ``OUT.json``, each complete or not at all. Resumes
+    an interrupted run (``checkpoint.py``), unless ``restart``. Raises ``SaError``. Under torchrun rank 0 does all this
+    and returns the result; other ranks only denoise, then exit. ``engines`` opens what keeps the model loaded for the
+    next run. ``on_preview`` receives live previews.
     """
     if distributed.rank() > 0:
         from stableanimator_cli.engine import parallel_worker
@@ -202,17 +203,20 @@ def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:
 
 def _check_output(config: AnimateConfig) -> None:
     """Refuse outputs that cannot be written, are inputs too, or would replace files of others."""
-    output, parent = config.output, config.output.absolute().parent
-    if output.is_dir():  # first: the hints below need a name
+    output, parent, folder = config.target, config.target.absolute().parent, config.frames_folder
+    if folder is None and output.is_dir():  # first: the hints below need a name
         raise ConfigError("--output", str(output), "a file, not a folder", hint=f"try {output / 'out.mp4'}")
     for problem, expected, hint in (
-        (output.suffix.lower() not in VIDEO_SUFFIXES, "a name ending in .mp4, .mov, .gif or .webp",
+        (folder is None and output.suffix.lower() not in VIDEO_SUFFIXES,
+         "a name ending in .mp4, .mov, .gif or .webp, or a folder of PNG files (frames/)",
          f"try {output.with_suffix('.mp4')}"),
+        (folder is not None and not is_numbered(config.output.name), "a name with the number of the frame, as %05d.png",
+         f"try {config.output.with_suffix('')}/ or {config.output.with_suffix('') / '%05d.png'}"),
         (not parent.is_dir(), "a file in a folder that exists", f"mkdir -p {parent}"),
         (not os.access(parent, os.W_OK | os.X_OK), "a file in a writable folder", "choose another -o"),
     ):  # fmt: skip
         if problem:
-            raise ConfigError("--output", str(output), expected, hint=hint)
+            raise ConfigError("--output", str(config.output), expected, hint=hint)
     written = [
         output,
         config.record_path,
@@ -223,6 +227,8 @@ def _check_output(config: AnimateConfig) -> None:
     for path in written:
         check_apart(path, inputs)
     state = config.state_path
+    if folder is not None:
+        check_folder(written.pop(0), config.output.name)
     check_replaceable(*written, *([] if state.is_dir() else [state]))  # a run works without a checkpoint
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from stableanimator_cli.animate import identity_gate
 from stableanimator_cli.animate.identity_gate import Identity, IdentityMeter
 from stableanimator_cli.engine.render import decode
-from stableanimator_cli.media import AnimationWriter, VideoWriter, WriterBehind, open_writer
+from stableanimator_cli.media import AnimationWriter, FramesWriter, VideoWriter, WriterBehind, open_writer
 
 if TYPE_CHECKING:
     from stableanimator_cli.animate.pipeline import AnimateJob
@@ -40,9 +40,11 @@ def write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
             config.output, (width, height), fps,
             audio_from=audio and audio[0], audio_range=audio and audio[1:], tag={"sa.kind": "animation"},
         )  # fmt: skip
+        silent = ", without sound" if audio else ""
         if isinstance(video, AnimationWriter):
-            silent = ", without sound" if audio else ""
             job.reporter.info(f"{config.output.name}: {video.duration} ms a frame{silent}")
+        elif isinstance(video, FramesWriter):
+            job.reporter.info(f"{config.output}: one PNG file a frame, from 0 on{silent}")
         writer = stack.enter_context(WriterBehind(video))
         preview = None
         if config.has_preview_video:

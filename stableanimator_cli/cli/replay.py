@@ -10,7 +10,10 @@ import typer
 from stableanimator_cli.cli import console, options
 
 VideoArg = Annotated[
-    Path, typer.Argument(metavar="OUT.mp4", help="A video of sa animate, with its record OUT.json beside it.")
+    Path,
+    typer.Argument(
+        metavar="OUT.mp4", help="A video of sa animate, or its folder of frames, with its record OUT.json beside it."
+    ),
 ]
 AgainOpt = Annotated[
     Path | None,

@@ -35,6 +35,7 @@ from stableanimator_cli.config.parse import (
     parse_fps,
     parse_guidance,
     parse_interval,
+    parse_output,
     parse_preview,
     parse_range,
     parse_size,
@@ -206,8 +207,9 @@ class AnimateConfig:
     reference: Path = option("REFERENCE", help="Image of the person: PNG, JPEG or WebP.")
     motion: Path = option("MOTION",
         help="Motion: a skeleton video, a motion .npz, a folder of images or OpenPose JSON, or a video of a person.")
-    output: Path = option("--output", short="-o", metavar="OUT.mp4",
-        help="Video to write, or a GIF or WebP animation by its suffix. Its record is written to OUT.json.")
+    output: Path = option("--output", short="-o", parse=parse_output, metavar="OUT.mp4",
+        help="Video to write, a GIF or WebP animation by its suffix, or a folder of PNG files: FRAMES/ or "
+        "FRAMES/%05d.png. Its record is written to OUT.json.")
     model: str | None = model_option()
     motion_kind: Literal["auto", "skeleton", "video"] = option("--motion-kind", "auto", panel=OUTPUT,
         help="Content of MOTION: drawn skeletons, or people to detect.")
@@ -259,8 +261,10 @@ class AnimateConfig:
     @property
     def preview_path(self) -> Path:
         """Path of the preview: ``out.mp4`` -> ``out.preview.mp4``."""
-        suffix = ".mp4" if self.output.suffix.lower() in ANIMATION_SUFFIXES else self.output.suffix
-        return self.output.with_name(f"{self.output.stem}.preview{suffix}")
+        suffix = (
+            ".mp4" if self.frames_folder or self.output.suffix.lower() in ANIMATION_SUFFIXES else self.output.suffix
+        )
+        return self._beside(f".preview{suffix}")
 
     @property
     def has_preview_video(self) -> bool:
@@ -273,12 +277,12 @@ class AnimateConfig:
     @property
     def live_preview_path(self) -> Path:
         """Path of the live preview: ``out.mp4`` -> ``out.live.png``."""
-        return self.output.with_name(f"{self.output.stem}.live.png")
+        return self._beside(".live.png")
 
     @property
     def state_path(self) -> Path:
         """Path of an unfinished run's checkpoint: ``out.mp4`` -> ``.out.mp4.state``."""
-        return self.output.with_name(f".{self.output.name}.state")
+        return self.target.with_name(f".{self.target.name}.state")
 
     @property
     def inputs(self) -> dict[str, Path]:
@@ -293,8 +297,30 @@ class AnimateConfig:
 
     @property
     def record_path(self) -> Path:
-        """Path of the run record: ``out.mp4`` -> ``out.json``."""
-        return self.output.with_suffix(".json")
+        """Path of the run record: ``out.mp4`` -> ``out.json``; of a folder of frames, ``frames`` -> ``frames.json``."""
+        return self._beside(".json")
+
+    @property
+    def frames_folder(self) -> Path | None:
+        """Folder of numbered PNG files: ``frames/%05d.png`` -> ``frames``. None for a video."""
+        if self.output.suffix.lower() != ".png":
+            return None
+        return self.output.parent if self.output.parent.name else self.output.absolute().parent
+
+    @property
+    def target(self) -> Path:
+        """What a run makes: the file ``output``, or the folder of its frames."""
+        return self.frames_folder or self.output
+
+    def _beside(self, suffix: str) -> Path:
+        stem = self.target.name if self.frames_folder else self.output.stem
+        return self.target.with_name(f"{stem}{suffix}")
+
+
+def record_beside(video: Path) -> Path:
+    """Path of the record of a run beside what it made, as ``AnimateConfig.record_path``; of any path."""
+    video = video if video.name else video.absolute()
+    return video.parent / f"{video.name if video.is_dir() else video.stem}.json"
 
 
 def _is_empty(frames: Range) -> bool:

@@ -6,13 +6,14 @@ Every ``parse_...(value, label)`` reads a value of the shell or TOML and raises 
 
 from __future__ import annotations
 
+import os
 import re
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from stableanimator_cli.config.schema import option, paths_of, require
+from stableanimator_cli.config.schema import option, path_of, paths_of, require
 from stableanimator_cli.errors import ConfigError
 
 # Panels of the help that several verbs have.
@@ -106,6 +107,17 @@ def parse_preview(value: str | bool, label: str = "--preview") -> str:
         return "video" if value else "off"
     require(value in PREVIEWS, label, value, f"one of {', '.join(PREVIEWS)}, or true or false")
     return value
+
+
+FRAME_NAME = "frame_%05d.png"
+
+
+def parse_output(value: str | Path, label: str = "--output") -> Path:
+    """A path; ``"frames/"`` with its slash is ``frames/frame_%05d.png``: PNG files in a folder."""
+    if not isinstance(value, str | Path):
+        raise ConfigError(label, value, "a path")
+    path = path_of(value, label)
+    return path / FRAME_NAME if str(value).endswith(("/", os.sep)) else path
 
 
 def dump_preview(preview: str) -> str | bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from stableanimator_cli.config.animate import record_beside
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.metrics.seams import decode_borders, window_borders
 from stableanimator_cli.motion.geometry import Mode
@@ -20,8 +21,8 @@ _WINDOW = re.compile(r"window \d+: ([\d, -]+)")
 def read_record(video: Path, warn: Callable[[str], None] | None = None) -> dict[str, Any] | None:
     """The run record beside a video, None if there is none of ours. ``warn`` gets a sentence about one that is damaged,
     which counts as none."""
-    path = video.with_suffix(".json")
-    if video.is_dir() or not os.path.lexists(path):
+    path = record_beside(video)
+    if not os.path.lexists(path):
         return None
     try:
         record = read_json(path, "the record of a run", nan=True)

@@ -1,9 +1,9 @@
 """Images and video to uint8 RGB arrays and back: the only reader and writer of pixels.
 
 Reading: ``open_clip`` (a video, an image, a folder of images), ``take`` (a slice of frames), ``resample`` (another
-rate), ``read_picture``, ``probe``. Writing: ``open_writer`` (``VideoWriter``, or ``AnimationWriter`` for GIF and WebP),
-in a thread ``WriterBehind``, ``write_picture``, ``write_animation``. Videos stream: memory does not grow with their
-length.
+rate), ``read_picture``, ``probe``. Writing: ``open_writer`` (``VideoWriter``, ``AnimationWriter`` for GIF and WebP,
+``FramesWriter`` for PNG files), in a thread ``WriterBehind``, ``write_picture``, ``write_animation``. Videos stream:
+memory does not grow with their length.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from stableanimator_cli.files import require_file
 from stableanimator_cli.media.animation import AnimationWriter, open_writer, write_animation
 from stableanimator_cli.media.decode import describe_video, open_video
 from stableanimator_cli.media.encode import VideoWriter
+from stableanimator_cli.media.frames_folder import FramesWriter
 from stableanimator_cli.media.image import (
     describe_picture,
     is_picture,
@@ -35,6 +36,7 @@ from stableanimator_cli.records import Clip
 
 __all__ = [
     "AnimationWriter",
+    "FramesWriter",
     "VideoWriter",
     "WriterBehind",
     "open_clip",

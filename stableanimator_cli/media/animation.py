@@ -15,6 +15,7 @@ from stableanimator_cli.config.animate import ANIMATION_SUFFIXES
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.files import MARK, atomic_write, translate_os_errors
 from stableanimator_cli.media.encode import VideoWriter
+from stableanimator_cli.media.frames_folder import FramesWriter
 from stableanimator_cli.media.image import check_frame
 
 _TICKS = {".gif": 10, ".webp": 1}  # milliseconds that the format counts in
@@ -76,8 +77,12 @@ def write_animation(path: Path | str, frames: Sequence[np.ndarray], fps: Fractio
             writer.write(frame)
 
 
-def open_writer(path: Path, size: tuple[int, int], fps: Fraction | int, **video: Any) -> VideoWriter | AnimationWriter:
-    """The writer of a file by its suffix; ``video`` are the options of ``VideoWriter``, which animations ignore."""
+def open_writer(
+    path: Path, size: tuple[int, int], fps: Fraction | int, **video: Any
+) -> VideoWriter | AnimationWriter | FramesWriter:
+    """The writer of an output by its suffix; ``video`` are the options of ``VideoWriter``, which others ignore."""
+    if path.suffix.lower() == ".png":
+        return FramesWriter(path, size)
     if path.suffix.lower() in ANIMATION_SUFFIXES:
         return AnimationWriter(path, size, fps)
     return VideoWriter(path, size, fps, **video)

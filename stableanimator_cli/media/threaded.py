@@ -11,6 +11,7 @@ import numpy as np
 
 from stableanimator_cli.media.animation import AnimationWriter
 from stableanimator_cli.media.encode import VideoWriter
+from stableanimator_cli.media.frames_folder import FramesWriter
 
 AHEAD = 8  # queued frames at most; x264 buffers some tens itself
 
@@ -27,7 +28,7 @@ class WriterBehind:
     file does not appear. A written frame must not be changed.
     """
 
-    def __init__(self, writer: VideoWriter | AnimationWriter, ahead: int = AHEAD) -> None:
+    def __init__(self, writer: VideoWriter | AnimationWriter | FramesWriter, ahead: int = AHEAD) -> None:
         self._writer = writer
         self._line: queue.Queue[np.ndarray | None] = queue.Queue(ahead)
         self._thread = threading.Thread(target=self._work, name=f"encode {writer.path.name}", daemon=True)

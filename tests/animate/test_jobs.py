@@ -191,3 +191,43 @@ def test_the_command_prints_videos_and_what_failed(place, sa, tiny_model):
     assert again.returncode == 7
     assert len(report["finished"]) == 4
     assert list(report["failed"]) == [str(place / "3.mp4")]
+
+
+def test_folders_of_outputs_are_created_and_those_of_failures_removed(place, listed):
+    rows = [
+        '{ reference = "person.png", motion = "a.npz", output = "new/deep/1.mp4" }',
+        '{ reference = "person.png", motion = "b.npz", output = "new/frames/" }',
+        '{ reference = "person.png", motion = "missing.npz", output = "other/3.mp4" }',
+        '{ reference = "person.png", motion = "c.npz", output = "person.png/4.mp4" }',
+    ]
+    (place / "jobs.toml").write_text("jobs = [\n  " + ",\n  ".join(rows) + ",\n]\n")
+    with pytest.raises(BadInput, match="is inside the input"):
+        listed()
+    assert not (place / "new").exists()
+    (place / "jobs.toml").write_text("jobs = [\n  " + ",\n  ".join(rows[:3]) + ",\n]\n")
+    report = listed()
+    assert list(report.failed) == ["other/3.mp4"]
+    assert sorted(file.name for file in (place / "new" / "frames").iterdir())[0] == "frame_00000.png"
+    assert (place / "new" / "deep" / "1.mp4").is_file()
+    assert not (place / "other").exists()
+    assert list(listed().finished) == ["new/deep/1.mp4", "new/frames/"]
+
+
+@pytest.mark.parametrize("outputs", [("f/", "f/frame_%05d.png"), ("f/", "f/1.mp4"), ("1.mp4", "./1.mp4")])
+def test_two_jobs_in_one_place_are_refused(place, listed, outputs):
+    rows = [f'{{ reference = "person.png", motion = "a.npz", output = "{output}" }}' for output in outputs]
+    (place / "jobs.toml").write_text(f"jobs = [{', '.join(rows)}]\n")
+    with pytest.raises(ConfigError, match="another output for each job"):
+        listed()
+
+
+def test_several_motions_go_to_a_folder_with_or_without_a_slash(place, listed):
+    motion = {"reference": "person.png", "motion": "a.npz"}
+    assert list(listed(Path("b.npz"), file=None, output="videos/", **motion).written) == [
+        "videos/a.mp4",
+        "videos/b.mp4",
+    ]
+    with pytest.raises(ConfigError, match="a folder for the videos of 2 motions"):
+        listed(Path("b.npz"), file=None, output="videos/%05d.png", **motion)
+    assert listed(Path("y.npz"), file=None, output="none", reference="person.png", motion="x.npz").exit_code == 7
+    assert [path.name for path in (place / "none").iterdir()] == [".jobs.state"]

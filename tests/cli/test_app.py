@@ -297,7 +297,7 @@ def test_animate_passes_on_what_was_given_and_nothing_else(
     assert given == {
         "reference": Path("a.png"),
         "motion": Path("b.mp4"),
-        "output": Path("o.mp4"),
+        "output": "o.mp4",
         "steps": 5,
         "guidance": "1:3",
         "preview": "video",

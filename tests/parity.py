@@ -201,7 +201,7 @@ def pipeline(recording: Recording, name: str) -> list[Error]:
     with recording.engine() as engine:
         refined = "args.num_optimization_iter" in args
         refine = parity_faces.refinement(recording, t, args, engine.networks["vae"]) if refined else None
-        watch = Callbacks(step=lambda x, _: steps.append(x))
+        watch = Callbacks(step=lambda x, *_: steps.append(x))
         frames = np.stack(list(render(engine, request, Timings(), watch, refine=refine)))
     noise = t["initial_noise_tile"][0]
     pairs = list(zip(steps, t["latents_after_each_step"][:, 0], strict=True))

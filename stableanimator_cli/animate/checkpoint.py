@@ -1,9 +1,10 @@
 """Checkpoint of an unfinished run: the same command resumes it and ends in the same bytes.
 
-All noise is keyed by seed, name and frame. So a run is its latents, its step, and the results of face optimisation and
-the identity gate so far. They are stored in one hidden safetensors file beside the output, ``.OUT.mp4.state``. Its
-metadata holds the rest as JSON, with the fingerprint of everything that decides the bytes. The file is written every
-few seconds and takes at most a twentieth of the time. It is deleted once the video and its record are complete.
+All noise is keyed by seed, name and frame. So a run is its latents (and a multistep sampler's last estimate), its step,
+and the results of face optimisation and the identity gate so far. They are stored in one hidden safetensors file beside
+the output, ``.OUT.mp4.state``. Its metadata holds the rest as JSON, with the fingerprint of everything that decides the
+bytes. The file is written every few seconds and takes at most a twentieth of the time. It is deleted once the video and
+its record are complete.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ _WRITE_RATIO = 20  # a write may take one part in this many of the time between 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingState:
-    """One sampling of the video after ``step`` steps: ``latents`` float32[t,c,h/8,w/8], and the log and targets of face
-    optimisation so far."""
+    """One sampling of the video after ``step`` steps: ``latents`` float32[t,c,h/8,w/8], the ``denoised`` estimate of
+    the last step if the sampler needs it for the next, and the log and targets of face optimisation so far."""
 
     latents: Tensor
     step: int
+    denoised: Tensor | None = None
     log: tuple[RefineLogEntry, ...] = ()
     targets: tuple[Target, ...] = ()
 
@@ -141,7 +143,7 @@ class CheckpointManager:
                 raise self._refusal([f"format {metadata.get('format')} (now {FORMAT})"], "")
             fields = parse_json(metadata["state"], self.path, "the checkpoint of a run", nan=True)
             checkpoint = _unpack(tensors, fields)
-            stored, host = fingerprint.current_settings(fields["facts"]), str(fields["host"])
+            stored, host = fingerprint.current_settings(fields["facts"], self._cheap), str(fields["host"])
             height, width = checkpoint.state.latents.shape[-2:]
             stored.setdefault("size", f"{width * STRIDE}x{height * STRIDE}")  # once absent if the model's own
         except ConfigError:
@@ -184,6 +186,8 @@ def _pack(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _pack_state(state: SamplingState, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     tensors[f"{name}.latents"] = state.latents.detach().cpu().contiguous()
+    if state.denoised is not None:
+        tensors[f"{name}.denoised"] = state.denoised.detach().cpu().contiguous()
     for index, target in enumerate(state.targets):
         tensors[f"{name}.target.{index}"] = target.vector.detach().cpu().clone()  # the best sampling may share it
     return {
@@ -212,6 +216,7 @@ def _unpack_state(fields: dict[str, Any], name: str, tensors: dict[str, Tensor])
     return SamplingState(
         latents=tensors[f"{name}.latents"],
         step=fields["step"],
+        denoised=tensors.get(f"{name}.denoised"),
         log=tuple(RefineLogEntry(**entry) for entry in fields["log"]),
         targets=tuple(Target(boxes=row, vector=tensors[f"{name}.target.{index}"]) for index, row in enumerate(boxes)),
     )

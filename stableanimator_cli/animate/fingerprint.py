@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import __version__
@@ -49,8 +50,9 @@ def settings(config: AnimateConfig) -> Fingerprint:
     }
 
 
-def current_settings(facts: Mapping[str, str]) -> Fingerprint:
-    """Facts that an older version stored, with the names of today's settings."""
+def current_settings(facts: Mapping[str, str], now: Mapping[str, str]) -> Fingerprint:
+    """Facts that an older version stored, with the names of today's settings. Settings of ``now`` that it did not know
+    had the effect of their defaults."""
     current: Fingerprint = {}
     tables: dict[str, Any] = {}
     for name, value in facts.items():
@@ -59,7 +61,9 @@ def current_settings(facts: Mapping[str, str]) -> Fingerprint:
             tables.setdefault(table, {})[key] = value
         else:
             current[name] = value
-    return current | dict(_flat(current_names(AnimateConfig, tables)))
+    current |= dict(_flat(current_names(AnimateConfig, tables)))
+    defaults = settings(AnimateConfig(reference=Path(), motion=Path(), output=Path("out.mp4")))
+    return current | {name: defaults[name] for name in defaults if name in now and name not in current}
 
 
 def inputs(config: AnimateConfig) -> Fingerprint:

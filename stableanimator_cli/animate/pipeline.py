@@ -323,24 +323,26 @@ def _sample(
         targets = refine.targets if refine.detect is None else [] if state is None else list(state.targets)
         refine = replace(refine, log=log, targets=targets)
 
-    def state_after(step: int, latents: Tensor) -> SamplingState:
+    def state_after(step: int, latents: Tensor, denoised: Tensor | None = None) -> SamplingState:
         detected = () if refine is None or refine.detect is None else tuple(refine.targets)
-        return SamplingState(latents=latents, step=step, log=tuple(log), targets=detected)
+        needed = denoised if sampling.sampler == "dpmpp_2m" else None
+        return SamplingState(latents=latents, step=step, denoised=needed, log=tuple(log), targets=detected)
 
     remaining = len(request.plan) * sum(call.step >= first for call in denoiser_calls(sampling))
     with job.reporter.progress(remaining, "denoise", "window") as bar:
         current = first + 1
 
-        def on_step(latents: Tensor, step: Step) -> None:
+        def on_step(latents: Tensor, denoised: Tensor, step: Step) -> None:
             nonlocal current
             current = step.index + 2
-            save(state_after(step.index + 1, latents))
+            save(state_after(step.index + 1, latents, denoised))
 
         callbacks = Callbacks(window=lambda: bar.update(1, step=f"{current}/{sampling.steps}"), step=on_step)
         latents = sample(
             job.engine, request, job.timings, callbacks,
             refine=refine if job.live is None else job.live.watching(refine),
-            latents=latents, first_step=first, distribute=job.distribute,
+            latents=latents, denoised=None if state is None else state.denoised, first_step=first,
+            distribute=job.distribute,
         )  # fmt: skip
     return state_after(sampling.steps, latents)
 

@@ -140,7 +140,8 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
     sampling, refine = config.sampling, config.refine
     graphs = "a graph records the complete network: use only one of the two"
     for conflict, flag, value, expected, hint in (
-        (sampling.churn > 0 and sampling.sampler != "heun", "--churn", sampling.churn, "0 with --sampler euler",
+        (sampling.churn > 0 and sampling.sampler != "heun", "--churn", sampling.churn,
+         f"0 with --sampler {sampling.sampler}",
          "add --sampler heun"),
         (config.device.cuda_graphs and sampling.cache_features > 1, "--cuda-graphs", True, "no --cache-features",
          graphs),

@@ -79,8 +79,12 @@ class SamplingConfig:
         help="Approximate: compute the full network only in every N-th step, and reuse its deep features in the steps "
         "between.")
     cache_layers: int = option("sampling.cache_layers", 2, ge=1)
-    sampler: Literal["euler", "heun"] = option("--sampler", "euler", model_default=True, panel=SAMPLING,
-        help="Solver; heun evaluates the network twice per step.")
+    sampler: Literal["euler", "heun", "dpmpp_2m"] = option("--sampler", "euler", model_default=True, panel=SAMPLING,
+        help="Solver: euler as the reference implementation, heun with two network calls a step, or dpmpp_2m "
+        "(DPM-Solver++ 2M), of second order with one.")
+    schedule: Literal["karras", "ays"] = option("--schedule", "karras", panel=SAMPLING,
+        help="Noise levels of the steps: karras as the reference implementation, or ays (Align Your Steps), with fewer "
+        "high ones, made for about ten steps.")
     churn: float = option("--churn", 0.0, model_default=True, metavar="S", ge=0, panel=SAMPLING,
         help="Noise added back over the run, EDM's S_churn.")
     churn_min: float = option("sampling.churn_min", 0.0, ge=0)

@@ -22,7 +22,7 @@ class Step:
 Denoise = Callable[[Tensor, float], Tensor]  # noisy latents [t,c,h,w], sigma -> denoised estimate [t,c,h,w]
 Refine = Callable[[Tensor, Step], Tensor]  # denoised estimate, step -> refined estimate
 Noise = Callable[[int], Tensor]  # step index -> unit noise like the latents
-StepCallback = Callable[[Tensor, Step], None]  # latents after a step
+StepCallback = Callable[[Tensor, Tensor, Step], None]  # latents after a step, its denoised estimate, the step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ def sample_euler(
             denoised = refine(denoised, step)
         x = x + (x - denoised) / step.sigma * (step.sigma_next - step.sigma)
         if callback is not None:
-            callback(x, step)
+            callback(x, denoised, step)
     return x
 
 
@@ -103,5 +103,38 @@ def sample_heun(
         else:
             x = euler
         if callback is not None:
-            callback(x, step)
+            callback(x, denoised, step)
+    return x
+
+
+def sample_dpmpp_2m(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    refine: Refine | None = None,
+    callback: StepCallback | None = None,
+    first_step: int = 0,
+    previous: Tensor | None = None,
+) -> Tensor:
+    """DPM-Solver++(2M) of Lu et al. 2022 (Algorithm 2) in EDM's noise levels: second order with one evaluation a step.
+
+    The refined estimates are those that it extrapolates. To resume at ``first_step``, pass the latents and, as
+    ``previous``, the denoised estimate that ``callback`` received after the step before. The first step, and the last
+    one to noise level 0, are of first order.
+    """
+    levels = [float(sigma) for sigma in sigmas]
+    for step in iterate_steps(sigmas, first_step):
+        denoised = denoise(x, step.sigma)
+        if refine is not None:
+            denoised = refine(denoised, step)
+        target = denoised
+        if previous is not None and step.sigma_next > 0:
+            # Steps are even in -log sigma at best: ``ratio`` is this one's length over the last one's, halved.
+            ratio = math.log(step.sigma / step.sigma_next) / math.log(levels[step.index - 1] / step.sigma) / 2
+            target = (1 + ratio) * denoised - ratio * previous
+        x = target + (x - target) * (step.sigma_next / step.sigma)
+        previous = denoised
+        if callback is not None:
+            callback(x, denoised, step)
     return x

@@ -13,6 +13,9 @@ from torch import Tensor
 
 SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 700.0, 7.0  # Stable Video Diffusion's scheduler config
 
+# Levels of "Align Your Steps" (Sabour et al. 2024) for Stable Video Diffusion, as published for ten steps.
+AYS_SIGMAS = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, SIGMA_MIN)
+
 
 @dataclass(frozen=True, slots=True)
 class Scalings:
@@ -47,6 +50,23 @@ def karras_sigmas(
     ramp = np.linspace(0, 1, steps)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return torch.from_numpy(np.append((high + ramp * (low - high)) ** rho, 0.0).astype(np.float32))
+
+
+def ays_sigmas(steps: int) -> Tensor:
+    """``steps`` falling noise levels of ``AYS_SIGMAS`` and a final zero -> float32[steps+1].
+
+    Ten steps use the published levels. Other counts interpolate their logarithms over the share of steps done, as the
+    authors do.
+    """
+    if steps < 1:
+        raise ValueError(f"{steps} steps, expected at least 1")
+    published = np.linspace(0, 1, len(AYS_SIGMAS))
+    levels = np.exp(np.interp(np.linspace(0, 1, steps + 1), published, np.log(AYS_SIGMAS)))
+    return torch.from_numpy(np.append(levels[:-1], 0.0).astype(np.float32))
+
+
+SCHEDULES = {"karras": karras_sigmas, "ays": ays_sigmas}
+"""Noise levels of a number of steps, by the name of ``--schedule``."""
 
 
 def initial_scale(sigma_max: float) -> float:

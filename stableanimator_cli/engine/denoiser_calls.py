@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.diffusion.guidance import is_guided
 from stableanimator_cli.diffusion.sampler import Churn, iterate_steps
-from stableanimator_cli.diffusion.schedule import karras_sigmas
+from stableanimator_cli.diffusion.schedule import SCHEDULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def denoiser_calls(sampling: SamplingConfig) -> tuple[DenoiserCall, ...]:
 
 
 def resumable_steps(sampling: SamplingConfig) -> frozenset[int]:
-    """Steps that a sampling can resume at from its latents alone: those that start with a refresh, and the end."""
+    """Steps that a sampling can resume at from its checkpoint: those that start with a refresh, and the end."""
     first_calls = {call.step: call for call in reversed(denoiser_calls(sampling))}
     return frozenset(step for step, call in first_calls.items() if call.refresh) | {sampling.steps}
 
@@ -57,8 +57,8 @@ def churn_of(sampling: SamplingConfig) -> Churn:
 
 def _steps_and_sigmas(sampling: SamplingConfig) -> list[tuple[int, float]]:
     """Step and noise level of each call."""
-    steps = list(iterate_steps(karras_sigmas(sampling.steps)))
-    if sampling.sampler == "euler":
+    steps = list(iterate_steps(SCHEDULES[sampling.schedule](sampling.steps)))
+    if sampling.sampler != "heun":
         return [(step.index, step.sigma) for step in steps]
     churn = churn_of(sampling)
     pairs = [

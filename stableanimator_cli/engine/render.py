@@ -12,13 +12,8 @@ from torch import Tensor
 
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
-from stableanimator_cli.diffusion.sampler import Refine, Step, sample_euler, sample_heun
-from stableanimator_cli.diffusion.schedule import (
-    initial_scale,
-    karras_sigmas,
-    keyed_noise,
-    repeated_noise,
-)
+from stableanimator_cli.diffusion.sampler import Refine, StepCallback, sample_dpmpp_2m, sample_euler, sample_heun
+from stableanimator_cli.diffusion.schedule import SCHEDULES, initial_scale, keyed_noise, repeated_noise
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import PoseFrames
 from stableanimator_cli.engine.denoiser_calls import churn_of, denoiser_calls
@@ -64,10 +59,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Callbacks:
-    """``window`` is called after each window of each step, ``step`` with the latents after each step."""
+    """``window`` is called after each window of each step, ``step`` with the latents after each step, the
+    denoised estimate that it used, and the step."""
 
     window: Callable[[], None] | None = None
-    step: Callable[[Tensor, Step], None] | None = None
+    step: StepCallback | None = None
 
 
 def count_calls(request: RenderRequest) -> dict[str, int]:
@@ -124,13 +120,15 @@ def sample(
     *,
     refine: Refine | None = None,
     latents: Tensor | None = None,
+    denoised: Tensor | None = None,
     first_step: int = 0,
     distribute: Distribute | None = None,
 ) -> Tensor:
     """Encode and denoise: denoised latents float32[t,c,h/8,w/8] in the sampler's scale, on the engine's device.
 
     ``refine`` receives the denoised latents of every step (face optimisation). ``latents`` resume a sampling of the
-    same request at ``first_step``, one of its ``resumable_steps``. All noise is keyed, so nothing else is needed.
+    same request at ``first_step``, one of its ``resumable_steps``. All noise is keyed, so nothing else is needed but,
+    by ``dpmpp_2m``, the ``denoised`` estimate of the step before.
     ``distribute``: see ``Engine.denoiser``.
     """
     sampling = request.sampling
@@ -139,7 +137,7 @@ def sample(
     timings.seconds["encode"] = time.perf_counter() - started
 
     started = time.perf_counter()
-    sigmas = karras_sigmas(sampling.steps)
+    sigmas = SCHEDULES[sampling.schedule](sampling.steps)
     channels = conditioning.reference.shape[1]
     if latents is None:
         x = initial_noise(request, channels).to(engine.plan.device) * initial_scale(float(sigmas[0]))
@@ -159,6 +157,12 @@ def sample(
         )
         if sampling.sampler == "euler":
             x = sample_euler(denoise, x, sigmas, refine=refine, callback=callbacks.step, first_step=first_step)
+        elif sampling.sampler == "dpmpp_2m":
+            previous = None if denoised is None else denoised.to(x)
+            x = sample_dpmpp_2m(
+                denoise, x, sigmas,
+                refine=refine, callback=callbacks.step, first_step=first_step, previous=previous,
+            )  # fmt: skip
         else:
             frames = range(-request.has_anchor, request.plan.total - request.has_anchor)
             x = sample_heun(

@@ -19,7 +19,7 @@ from stableanimator_cli.animate.identity_gate import Identity
 from stableanimator_cli.animate.result import Animation
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.diffusion import face_optimization, sampler
-from stableanimator_cli.diffusion.sampler import sample_euler, sample_heun
+from stableanimator_cli.diffusion.sampler import sample_dpmpp_2m, sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import karras_sigmas, keyed_noise
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, Interrupted, OutOfMemory
@@ -87,6 +87,7 @@ def break_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: int)
 
 SETTINGS = {
     "euler with faces": {"refine_face": "crop"},
+    "multistep": {"sampler": "dpmpp_2m", "schedule": "ays", "refine_face": "full"},
     "heun and churn": {"sampler": "heun", "churn": 10.0, "refine_face": "full"},
     "plain": {"refine_face": "off"},
     "windows that move": {"refine_face": "off", "blend": "shifted", "window": 3},
@@ -292,7 +293,7 @@ def test_little_work_leaves_no_state(place, animate, monkeypatch):
     assert not (place / ".out.mp4.state").exists()
 
 
-@pytest.mark.parametrize("name", ["euler", "heun"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
 def test_a_sampler_goes_on_at_any_step(name):
     """Numbers equal to the last bit, for a denoiser that depends on the level and with noise put back."""
     sigmas, x = karras_sigmas(6), keyed_noise(3, "x", range(2), (4, 3, 3)) * 700
@@ -300,18 +301,20 @@ def test_a_sampler_goes_on_at_any_step(name):
     def denoise(latents: torch.Tensor, sigma: float) -> torch.Tensor:
         return latents * 0.3 / (1 + sigma) + 0.1
 
-    def through(latents: torch.Tensor, first: int = 0, observe: Any = None) -> torch.Tensor:
+    def through(latents: torch.Tensor, first: int = 0, observe: Any = None, previous: Any = None) -> torch.Tensor:
         if name == "euler":
             return sample_euler(denoise, latents, sigmas, callback=observe, first_step=first)
+        if name == "dpmpp_2m":
+            return sample_dpmpp_2m(denoise, latents, sigmas, callback=observe, first_step=first, previous=previous)
         noise = {"noise": lambda step: keyed_noise(3, f"churn/{step}", range(2), (4, 3, 3))}
         churn = sampler.Churn(amount=5.0)
         return sample_heun(denoise, latents, sigmas, churn=churn, callback=observe, first_step=first, **noise)
 
-    kept: list[torch.Tensor] = []
-    whole = through(x, observe=lambda latents, step: kept.append(latents))
-    assert len(kept) == 6
-    for step, latents in enumerate(kept):
-        assert torch.equal(through(latents, step + 1), whole)
+    states: list[tuple[torch.Tensor, torch.Tensor]] = []
+    whole = through(x, observe=lambda latents, denoised, step: states.append((latents, denoised)))
+    assert len(states) == 6
+    for step, (latents, denoised) in enumerate(states):
+        assert torch.equal(through(latents, step + 1, previous=denoised), whole)
 
 
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(seeing_model):

@@ -11,10 +11,11 @@ import math
 
 import pytest
 import torch
+from diffusers import EDMDPMSolverMultistepScheduler
 from torch import Tensor
 
-from stableanimator_cli.diffusion.sampler import Churn, Step, iterate_steps, sample_euler, sample_heun
-from stableanimator_cli.diffusion.schedule import karras_sigmas
+from stableanimator_cli.diffusion.sampler import Churn, Step, iterate_steps, sample_dpmpp_2m, sample_euler, sample_heun
+from stableanimator_cli.diffusion.schedule import ays_sigmas, karras_sigmas, scalings
 
 MU, S = 0.7, 0.5
 SHAPE = (2, 4, 3, 3)
@@ -135,9 +136,11 @@ def test_who_observes_sees_the_latents_after_every_step(sampler):
     seen: list[tuple[Tensor, Step]] = []
     x = start(sigmas)
     if sampler == "euler":
-        result = sample_euler(gaussian, x, sigmas, callback=lambda x, step: seen.append((x, step)))
+        result = sample_euler(gaussian, x, sigmas, callback=lambda x, denoised, step: seen.append((x, step)))
     else:
-        result = sample_heun(gaussian, x, sigmas, noise=no_noise, callback=lambda x, step: seen.append((x, step)))
+        result = sample_heun(
+            gaussian, x, sigmas, noise=no_noise, callback=lambda x, denoised, step: seen.append((x, step))
+        )
     assert [step.index for _, step in seen] == [0, 1, 2]
     assert torch.equal(seen[-1][0], result)
 
@@ -198,3 +201,45 @@ def test_the_distribution_stays_right_under_churn():
     )
     assert float(end.mean()) == pytest.approx(MU, abs=0.02)
     assert float(end.std()) == pytest.approx(S, abs=0.02)
+
+
+def multistep(x: Tensor, sigmas: Tensor, **options) -> Tensor:
+    return sample_dpmpp_2m(gaussian, x, sigmas, **options)
+
+
+def test_the_multistep_solver_is_of_second_order_with_one_evaluation_a_step():
+    """Levels even in log sigma, as the method assumes, down to a last one that is not zero."""
+
+    def error_of(steps: int) -> float:
+        sigmas = torch.logspace(math.log10(20), math.log10(0.05), steps + 1, dtype=torch.float64)
+        x = start(sigmas)
+        return float((multistep(x, sigmas) - exact(x, sigmas)).abs().max())
+
+    errors = [error_of(steps) for steps in (40, 80, 160)]
+    assert [a / b for a, b in itertools.pairwise(errors)] == pytest.approx([4, 4], rel=0.25)
+
+
+@pytest.mark.parametrize("schedule", [karras_sigmas, ays_sigmas])
+def test_the_multistep_solver_is_that_of_diffusers(schedule):
+    sigmas = schedule(9).double()
+    scheduler = EDMDPMSolverMultistepScheduler(sigma_data=1.0, prediction_type="v_prediction", euler_at_final=True)
+    scheduler.set_timesteps(9)
+    scheduler.sigmas = sigmas
+    theirs = ours = start(sigmas)
+    for timestep, sigma in zip(scheduler.timesteps, sigmas[:-1].tolist(), strict=True):
+        scale = scalings(sigma)
+        output = (gaussian(theirs, sigma) - scale.skip * theirs) / scale.out
+        scheduler.is_scale_input_called = True
+        theirs = scheduler.step(output, timestep, theirs).prev_sample
+    assert torch.allclose(multistep(ours, sigmas), theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_the_multistep_solver_extrapolates_refined_estimates():
+    sigmas = karras_sigmas(3).double()
+    wanted = torch.full(SHAPE, 9.0, dtype=torch.float64)
+    seen: list[Tensor] = []
+    multistep(
+        start(sigmas), sigmas, refine=lambda clean, step: wanted, callback=lambda x, clean, step: seen.append(clean)
+    )
+    assert all(clean is wanted for clean in seen)
+    assert torch.allclose(multistep(start(sigmas), sigmas, refine=lambda clean, step: wanted), wanted)

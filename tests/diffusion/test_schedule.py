@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from diffusers.schedulers import AysSchedules
 from torch import Tensor
 
 from stableanimator_cli.diffusion.schedule import (
+    ays_sigmas,
     image_noise,
     initial_scale,
     karras_sigmas,
@@ -52,9 +54,27 @@ def test_noise_levels_are_those_of_diffusers_to_the_bit(steps):
     assert torch.allclose(told, theirs.timesteps.float(), atol=1e-6)
 
 
-def test_fewer_than_one_step_is_refused():
+def test_ten_levels_of_align_your_steps_are_those_of_diffusers():
+    assert torch.equal(ays_sigmas(10), torch.tensor(AysSchedules["StableDiffusionVideoSigmas"]))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 25])
+def test_other_counts_interpolate_the_logarithms(steps):
+    sigmas, published = ays_sigmas(steps), ays_sigmas(10)
+    assert len(sigmas) == steps + 1
+    assert (sigmas[0], sigmas[-1]) == (700, 0)
+    assert (sigmas[:-1] > sigmas[1:]).all()
+    if steps == 20:  # every second one is published, the others are geometric means
+        assert torch.allclose(sigmas[::2], published)
+        assert torch.allclose(sigmas[1:-2:2], (published[:-2] * published[1:-1]).sqrt())
+    if steps == 5:
+        assert torch.allclose(sigmas, published[::2])
+
+
+@pytest.mark.parametrize("schedule", [karras_sigmas, ays_sigmas])
+def test_fewer_than_one_step_is_refused(schedule):
     with pytest.raises(ValueError, match="0 steps"):
-        karras_sigmas(0)
+        schedule(0)
 
 
 @pytest.mark.parametrize("sigma", [0.002, 0.3, 1.0, 40.0, 700.0])

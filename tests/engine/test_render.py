@@ -101,7 +101,7 @@ def test_churn_needs_heun_to_be_felt_and_keeps_to_the_seed(engine):
 
 def test_who_watches_sees_each_step_with_its_latents(engine):
     seen: list[tuple[Step, Tensor]] = []
-    latents = sample(engine, request(3, steps=3), Timings(), Callbacks(step=lambda x, step: seen.append((step, x))))
+    latents = sample(engine, request(3, steps=3), Timings(), Callbacks(step=lambda x, _, step: seen.append((step, x))))
     assert [(step.index, step.total) for step, _ in seen] == [(0, 3), (1, 3), (2, 3)]
     assert torch.equal(seen[-1][1], latents)
 

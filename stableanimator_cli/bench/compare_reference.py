@@ -96,8 +96,10 @@ def provide_xformers() -> str:
     import torch.nn.functional as functional
 
     def attend(query: Any, key: Any, value: Any, attn_bias: Any = None, scale: float | None = None, **_: Any) -> Any:
-        if query.dim() == 3:  # heads are folded into the batch
-            return functional.scaled_dot_product_attention(query, key, value, attn_mask=attn_bias, scale=scale)
+        if query.dim() == 3:  # heads are folded into the batch; without a dimension of heads torch's kernel is not fused
+            mask = None if attn_bias is None else attn_bias.unsqueeze(1)
+            folded = (x.unsqueeze(1) for x in (query, key, value))
+            return functional.scaled_dot_product_attention(*folded, attn_mask=mask, scale=scale).squeeze(1)
         swapped = (x.transpose(1, 2) for x in (query, key, value))  # [b,n,h,d], as xformers has it
         return functional.scaled_dot_product_attention(*swapped, attn_mask=attn_bias, scale=scale).transpose(1, 2)
 

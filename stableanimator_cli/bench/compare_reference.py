@@ -96,7 +96,7 @@ def provide_xformers() -> str:
     import torch.nn.functional as functional
 
     def attend(query: Any, key: Any, value: Any, attn_bias: Any = None, scale: float | None = None, **_: Any) -> Any:
-        if query.dim() == 3:  # heads are folded into the batch; without a dimension of heads torch's kernel is not fused
+        if query.dim() == 3:  # heads folded into the batch: torch's fused kernel wants a dimension of them
             mask = None if attn_bias is None else attn_bias.unsqueeze(1)
             folded = (x.unsqueeze(1) for x in (query, key, value))
             return functional.scaled_dot_product_attention(*folded, attn_mask=mask, scale=scale).squeeze(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -13,7 +12,7 @@ from types import FrameType
 
 from stableanimator_cli import distributed
 from stableanimator_cli.cli import console, streams
-from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, OutOfMemory, SaError, is_out_of_memory
+from stableanimator_cli.errors import BadUsage, Interrupted, SaError, as_sa_error
 
 # onnxruntime otherwise writes an id and a database under the user's cache when it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -24,7 +23,7 @@ def main() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _as_interrupt)  # so that temporary files and devices are released
     streams.prepare()
-    from stableanimator_cli.cli.app import app
+    from stableanimator_cli.cli.verbs import app
 
     try:
         code = app(prog_name="sa", standalone_mode=False)
@@ -53,12 +52,7 @@ def _fail_unexpected(error: Exception) -> int:
     """An error outside ``SaError``: a command line that does not parse, a refusal of the system, or a bug."""
     format_message = getattr(error, "format_message", None)
     if format_message is None:
-        if is_out_of_memory(error):
-            failure = OutOfMemory("this machine has too little memory", hint="use a smaller size or fewer frames")
-        else:
-            failure = (_system_error(error) if isinstance(error, OSError) else None) or _bug(error)
-        failure.__cause__ = error
-        return _fail(failure)
+        return _fail(as_sa_error(error))
     # Typer's own errors; their classes are private
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "sa"
@@ -72,26 +66,6 @@ def _fail_unexpected(error: Exception) -> int:
         ours = counterpart(command.split()[-1], flag)
         words = words if ours is None else f"no option {flag}: {ours}"
     return _fail(BadUsage(words[:1].lower() + words[1:], hint=f"`{command} --help` shows what it takes"))
-
-
-def _system_error(error: OSError) -> SaError | None:
-    """The error for a file that the system refuses: a name that is too long, missing rights, a full disk."""
-    path, reason = error.filename, (error.strerror or str(error)).lower()
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return BadInput(path or "standard output", "no room left to write", "enough free space", hint="free some space")
-    if not isinstance(path, str | bytes) or not path:
-        return None
-    hint = "check the path and its rights"
-    return BadInput.because(os.fsdecode(path), f"the system refuses it ({reason})", hint=hint)
-
-
-def _bug(error: Exception) -> SaError:
-    """The error for everything else, with its class, message and line."""
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f" ({os.path.basename(frame.filename)}, line {frame.lineno})" for frame in last)
-    words = " ".join(str(error).split())
-    name = f"{type(error).__name__}: {words}" if words else type(error).__name__
-    return SaError(f"a bug of ours: {name}{where}", hint="SA_DEBUG=1 shows the traceback; please report it with that")
 
 
 def _fail(error: SaError) -> int:

@@ -133,16 +133,17 @@ class Animator:
         config: StrPath | None = None,
         plan: bool = False,
         restart: bool = False,
+        reporter: Reporter | None = None,
         on_preview: OnPreview | None = None,
         **options: Any,
     ) -> Animation | AnimationPlan:
-        """As the function ``animate``."""
+        """As the function ``animate``. ``reporter`` replaces that of the ``Animator`` in this call."""
         from stableanimator_cli.animate import run
 
         flags = self._options(options, reference, motion, output)
         return run.run(
-            flags=flags, config_file=_path(config), plan_only=plan, restart=restart, reporter=self._reporter,
-            engines=self._open_engines, on_preview=on_preview,
+            flags=flags, config_file=_path(config), plan_only=plan, restart=restart,
+            reporter=reporter or self._reporter, engines=self._open_engines, on_preview=on_preview,
         )  # fmt: skip
 
     def frames(

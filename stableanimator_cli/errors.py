@@ -6,8 +6,11 @@ A stage raises one of these; ``__main__`` prints one line and one hint and exits
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -252,3 +255,35 @@ def _rebuilt(kind: type[SaError], message: str, state: dict[str, Any]) -> SaErro
     error.args = (message,)
     error.__dict__.update(state)
     return error
+
+
+def as_sa_error(error: Exception) -> SaError:
+    """The error that is reported for any exception: too little memory, a refusal of the system, else a bug."""
+    if isinstance(error, SaError):
+        return error
+    if is_out_of_memory(error):
+        failure: SaError = OutOfMemory("this machine has too little memory", hint="use a smaller size or fewer frames")
+    else:
+        failure = (_system_error(error) if isinstance(error, OSError) else None) or _bug(error)
+    failure.__cause__ = error
+    return failure
+
+
+def _system_error(error: OSError) -> SaError | None:
+    """The error for a file that the system refuses: a name that is too long, missing rights, a full disk."""
+    path, reason = error.filename, (error.strerror or str(error)).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BadInput(path or "standard output", "no room left to write", "enough free space", hint="free some space")
+    if not isinstance(path, str | bytes) or not path:
+        return None
+    hint = "check the path and its rights"
+    return BadInput.because(os.fsdecode(path), f"the system refuses it ({reason})", hint=hint)
+
+
+def _bug(error: Exception) -> SaError:
+    """The error for everything else, with its class, message and line."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({os.path.basename(frame.filename)}, line {frame.lineno})" for frame in last)
+    words = " ".join(str(error).split())
+    name = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    return SaError(f"a bug of ours: {name}{where}", hint="SA_DEBUG=1 shows the traceback; please report it with that")

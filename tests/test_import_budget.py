@@ -17,7 +17,7 @@ from tests.media_samples import make_video
 
 HEAVY = (
     "torch", "numpy", "cv2", "diffusers", "transformers", "onnxruntime", "onnx", "av", "PIL", "scipy", "skimage",
-    "safetensors", "accelerate", "insightface", "rtmlib", "huggingface_hub", "pydantic", "tqdm", "jinja2",
+    "safetensors", "accelerate", "insightface", "rtmlib", "huggingface_hub", "pydantic", "tqdm", "jinja2", "gradio",
 )  # fmt: skip
 
 PROBE = """

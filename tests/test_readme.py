@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from stableanimator_cli import errors
-from stableanimator_cli.cli.app import app, load_verb
+from stableanimator_cli.cli.verbs import app, load_verb
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import from_mapping
 from tests.conftest import ROOT

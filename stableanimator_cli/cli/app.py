@@ -1,108 +1,66 @@
-"""The app: verbs by name. A verb's module is imported when the verb is called, not to list it in the help."""
+"""``sa app``: a page in the browser around ``sa animate``."""
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
-from types import ModuleType
-from typing import Annotated, Any, NamedTuple
+from pathlib import Path
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
-from stableanimator_cli import __version__
+from stableanimator_cli.cli import console, options
+from stableanimator_cli.cli.command import complete_model
+from stableanimator_cli.errors import BadUsage
 
-
-class Verb(NamedTuple):
-    """A verb as the help lists it. Its function, or its app, has the verb's name in ``cli/NAME.py``."""
-
-    panel: str
-    summary: str
-    help_without_arguments: bool = False
-
-
-PIPELINE, WORKSHOP = "Pipeline", "Workshop"
-VERBS = {
-    "preprocess": Verb(PIPELINE, "Videos become clips and motions.", True),
-    "animate": Verb(PIPELINE, "An image and a motion become a video.", True),
-    "train": Verb(PIPELINE, "Clips and a model become a model.", True),
-    "evaluate": Verb(PIPELINE, "Videos become scores, tables and a report.", True),
-    "demo": Verb(WORKSHOP, "Draw three characters and animate them with the small model."),
-    "models": Verb(WORKSHOP, "List, download, verify and register models.", True),
-    "puppets": Verb(WORKSHOP, "Draw characters whose motion and faces are known exactly."),
-    "replay": Verb(WORKSHOP, "Repeat a run and compare its bytes.", True),
-    "doctor": Verb(WORKSHOP, "Check this machine and print commands that mend it."),
-    "bench": Verb(WORKSHOP, "Measure cost, speed and memory side by side.", True),
-}
+OutputOpt = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the runs: one numbered folder per run.")
+]
+ModelOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME|FOLDER", autocompletion=complete_model,
+        help="Model that the page offers first. Default: $SA_MODEL, else stableanimator, else puppet.",
+    ),
+]  # fmt: skip
+PortOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--port", metavar="PORT", min=0, max=65_535,
+        help="Port on the loopback address, 127.0.0.1; 0 takes any. Default: the first free one from 7860 on.",
+    ),
+]  # fmt: skip
+OpenOpt = Annotated[bool, typer.Option("--open", help="Open the page in the default browser. Default: off.")]
 
 
-class VerbGroup(TyperGroup):
-    """Commands of ``VERBS``: entries for the help and the completion of names, imported on call."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.commands = {
-            name: TyperCommand(name, help=verb.summary, short_help=verb.summary, rich_help_panel=verb.panel)
-            for name, verb in VERBS.items()
-        }
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or {"-h", "--help"} & set(args):
-            import_help_renderer()
-        return super().parse_args(ctx, args)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, _, rest = super().resolve_command(ctx, args)
-        return name, name and load_verb(name), rest
-
-
-def import_help_renderer() -> None:
-    """Import Typer's help renderer without rich's Markdown and tracebacks, which ``sa`` does not use: half the time."""
-    unused = {"rich.markdown": "Markdown", "rich.traceback": "Traceback"}
-    stand_ins = {module: ModuleType(module) for module in unused if module not in sys.modules}
-    for module, stand_in in stand_ins.items():
-        setattr(stand_in, unused[module], type(unused[module], (), {}))
-    sys.modules.update(stand_ins)
-    try:
-        import_module("typer.rich_utils")
-    finally:
-        for module in stand_ins:
-            del sys.modules[module]
-
-
-def load_verb(name: str) -> Any:
-    """Import ``cli/NAME.py`` and build its command."""
-    from stableanimator_cli.cli.command import VerbCommand
-
-    module, verb = import_module(f"stableanimator_cli.cli.{name}"), VERBS[name]
-    single = getattr(module, "app", None)
-    if single is None:
-        single = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-        single.command(name, cls=VerbCommand, no_args_is_help=verb.help_without_arguments)(getattr(module, name))
-    command = typer.main.get_command(single)
-    command.name = name
-    return command
-
-
-app = typer.Typer(
-    name="sa",
-    cls=VerbGroup,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _version(requested: bool) -> None:
-    if requested:
-        typer.echo(f"sa {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def sa(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
+def app(
+    output: OutputOpt = Path("animations"),
+    model: ModelOpt = None,
+    port: PortOpt = None,
+    browser: OpenOpt = False,
+    json: options.JsonOpt = False,
+    quiet: options.QuietOpt = False,
 ) -> None:
-    """Animate a person in an image after a motion, and keep the face."""
+    """\b
+    sa app --open
+    sa app -o videos --model puppet --port 8000
+
+    Serve a page on which a picture and a motion become a video. It answers this machine alone, loads nothing from
+    elsewhere, and ends with Ctrl-C. Prints its address.
+    """
+    reporter = console.configure(json=json, quiet=quiet)
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        raise BadUsage("sa app needs Gradio, which is not installed", hint="pip install 'stableanimator-cli[app]'")
+    from stableanimator_cli.app.server import serve
+
+    def ready(address: str) -> None:
+        reporter.result({"address": address, "output": str(output)}, address)
+        reporter.info("open this address in a browser; Ctrl-C ends the page")
+        if browser:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    interrupted = serve(output, model=model, port=port, ready=ready)
+    if interrupted is not None:
+        reporter.warning(f"{interrupted.video}: interrupted; this resumes it: {interrupted.command}")

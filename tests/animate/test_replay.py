@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from stableanimator_cli.animate import fingerprint
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.run import run
-from stableanimator_cli.cli.app import app
+from stableanimator_cli.cli.verbs import app
 from stableanimator_cli.errors import BadInput, CheckFailed, ModelMissing
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip

@@ -11,7 +11,7 @@ import typer.main
 
 from stableanimator_cli.bench import gate, run
 from stableanimator_cli.bench.results import Table
-from stableanimator_cli.cli.app import app, load_verb
+from stableanimator_cli.cli.verbs import app, load_verb
 from stableanimator_cli.config.bench import NAMES, BenchConfig
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.errors import CheckFailed, ConfigError

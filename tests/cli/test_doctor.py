@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stableanimator_cli import catalogue, doctor
-from stableanimator_cli.cli.app import app
+from stableanimator_cli.cli.verbs import app
 from stableanimator_cli.doctor import Finding
 from tests.conftest import ROOT, Run
 

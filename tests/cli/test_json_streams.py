@@ -13,7 +13,7 @@ import pytest
 
 from stableanimator_cli import __main__ as entry
 from stableanimator_cli.cli import console
-from stableanimator_cli.cli.app import VERBS, load_verb
+from stableanimator_cli.cli.verbs import VERBS, load_verb
 
 Captured = pytest.CaptureFixture[str]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stableanimator_cli import errors
-from stableanimator_cli.cli.app import VERBS, load_verb
+from stableanimator_cli.cli.verbs import VERBS, load_verb
 from tests.conftest import ROOT
 
 WORDS = re.compile(r"\b(told|tells?|talk|kept|goes on|gone on|go on|anew|begun|broken off|nobody|whoever)\b", re.I)

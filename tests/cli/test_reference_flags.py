@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from stableanimator_cli import __main__ as entry
-from stableanimator_cli.cli.app import load_verb
 from stableanimator_cli.cli.reference_flags import VERBS, counterpart
+from stableanimator_cli.cli.verbs import load_verb
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "from-the-reference.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stableanimator_cli.cli.app import app
+from stableanimator_cli.cli.verbs import app
 from stableanimator_cli.errors import SaError
 
 

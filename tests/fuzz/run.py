@@ -149,7 +149,7 @@ def options_of() -> dict[str, list[tuple[str, bool]]]:
     """The options of each verb, and whether they take a value."""
     import typer.main
 
-    from stableanimator_cli.cli.app import app
+    from stableanimator_cli.cli.verbs import app
     from tests.fuzz.cases import HEAVY
 
     group: Any = typer.main.get_command(app)
@@ -170,7 +170,7 @@ def preload() -> None:
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     os.environ.pop("SA_MODEL", None)
     import stableanimator_cli.animate.run
-    import stableanimator_cli.cli.app
+    import stableanimator_cli.cli.verbs
     import stableanimator_cli.detect.face
     import stableanimator_cli.doctor
     import stableanimator_cli.evaluate.run

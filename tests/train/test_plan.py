@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.cli.app import app
+from stableanimator_cli.cli.verbs import app
 from stableanimator_cli.engine.memory.train import predict
 from stableanimator_cli.engine.training.model import TrainingSettings
 from stableanimator_cli.errors import OutOfMemory

@@ -17,7 +17,7 @@ import typer.main
 from stableanimator_cli import __main__ as entry
 from stableanimator_cli import __version__
 from stableanimator_cli.cli import console
-from stableanimator_cli.cli.app import app, load_verb
+from stableanimator_cli.cli.verbs import app, load_verb
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, NoFace
 from tests.conftest import ROOT, Run
@@ -32,7 +32,7 @@ def leave(monkeypatch: pytest.MonkeyPatch, error: BaseException | type[BaseExcep
     def broken(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr("stableanimator_cli.cli.app.app", broken)
+    monkeypatch.setattr("stableanimator_cli.cli.verbs.app", broken)
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as left:
@@ -117,7 +117,7 @@ def test_an_interrupt_leaves_with_130(
 def test_an_interrupt_that_typer_swallowed_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stableanimator_cli.cli.app.app", lambda **_: 130)
+    monkeypatch.setattr("stableanimator_cli.cli.verbs.app", lambda **_: 130)
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as left:

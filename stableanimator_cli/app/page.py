@@ -1,0 +1,209 @@
+"""The page of ``sa app``, in Gradio: the form on the left, the run and its result on the right."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from stableanimator_cli.app.engine_queue import Job
+from stableanimator_cli.app.examples import Example
+from stableanimator_cli.app.request import Request, missing_input
+from stableanimator_cli.app.session import Session
+from stableanimator_cli.app.views import curve_html, error_html, plan_html, result_html, status_html
+from stableanimator_cli.errors import SaError, as_sa_error
+from stableanimator_cli.progress import NullReporter, WarningLog
+
+POLL = 0.5  # seconds between two looks at a run
+MOTIONS = [".npz", ".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif", ".webp", ".json"]
+PRESETS = ["the model's own", "fast", "standard", "released", "paper"]
+EMPTY = "<div class='sa-empty'>The video appears here.</div>"
+CSS = """
+.gradio-container{max-width:1400px!important;margin:0 auto!important}
+.sa-plan{display:flex;flex-wrap:wrap;gap:.4rem 1.6rem}
+.sa-plan div{display:flex;flex-direction:column}
+.sa-plan b{font-size:1.15rem;line-height:1.3}
+.sa-plan span,.sa-note,.sa-axis,.sa-status span{color:var(--body-text-color-subdued);font-size:.85rem}
+.sa-status{display:flex;flex-direction:column;gap:.3rem}
+.sa-status span,.sa-note{overflow-wrap:anywhere}
+.sa-status progress{width:100%;height:.7rem;accent-color:var(--color-accent)}
+.sa-error{border-left:4px solid #c0392b;padding:.5rem .8rem;overflow-wrap:anywhere}
+.sa-error div{color:var(--body-text-color-subdued)}
+.sa-curve{margin:0}
+.sa-curve svg{width:100%;height:7rem;display:block}
+.sa-curve line{stroke:var(--border-color-primary);vector-effect:non-scaling-stroke}
+.sa-curve polyline{fill:none;stroke:var(--color-accent);stroke-width:2.5;vector-effect:non-scaling-stroke}
+.sa-axis{display:flex;justify-content:space-between}
+.sa-empty{border:2px dashed var(--border-color-primary);border-radius:.6rem;padding:4rem 1rem;text-align:center;
+ color:var(--body-text-color-subdued)}
+details pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:.8rem}
+footer{display:none!important}
+"""
+
+
+def build_page(session: Session, examples: list[Example]) -> gr.Blocks:
+    """The page for a session. The form shows the first example, so that the button can be pressed at once."""
+    model = session.default_model
+    shown = examples[0] if examples and model == "puppet" else None
+    with gr.Blocks(title="sa: animate a person", analytics_enabled=False) as page:
+        gr.Markdown("# Animate a person\nA picture and a motion become a video, with the face of the picture.")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=300):
+                with gr.Row():
+                    picture = gr.Image(
+                        value=shown and str(shown.picture), label="Picture", type="filepath", height=300,
+                        sources=["upload", "clipboard"], elem_id="picture", min_width=140,
+                    )  # fmt: skip
+                    motion = gr.File(
+                        value=shown and str(shown.motion), label="Motion", file_types=MOTIONS, height=140,
+                        elem_id="motion", min_width=140,
+                    )  # fmt: skip
+                # the file as it is: Gradio would decode it, and report a broken one in its own words
+                picture.preprocess = lambda payload: None if payload is None else payload.path
+                people = gr.Dataset(
+                    components=[picture], samples=[[str(one.picture)] for one in examples], type="index",
+                    label="No picture at hand? Drawn people, for the model puppet", visible=bool(examples),
+                )  # fmt: skip
+                with gr.Row():
+                    model_box = gr.Dropdown(list(session.models), value=model, label="Model", min_width=140)
+                    size = gr.Dropdown(
+                        session.sizes(model), value=session.sizes(model)[0], label="Size", allow_custom_value=True,
+                        min_width=140,
+                    )  # fmt: skip
+                with gr.Accordion("More settings", open=False):
+                    with gr.Row():
+                        steps = gr.Number(None, label="Steps (empty: the model's own)", precision=0, minimum=1)
+                        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+                    with gr.Row():
+                        frames = gr.Textbox("", label="Frames (as 0:48; empty: all)", max_lines=1)
+                        preset = gr.Dropdown(PRESETS, value=PRESETS[0], label="Face optimisation")
+                    memory = gr.Textbox("", label="Stay below this memory (as 6GB; empty: no limit)", max_lines=1)
+                    no_face = gr.Checkbox(False, label="Continue if the picture shows no face")
+                    force = gr.Checkbox(False, label="Continue if the picture is unlike the model's")
+                plan = gr.HTML(elem_id="plan", padding=False)
+                with gr.Row():
+                    start = gr.Button("Animate", variant="primary", elem_id="animate", scale=3)
+                    stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, scale=1, min_width=90)
+            with gr.Column(scale=6, min_width=300):
+                status = gr.HTML(EMPTY, elem_id="status", padding=False, label="Run", show_label=False)
+                live = gr.Image(
+                    label="Live preview", interactive=False, visible=False, elem_id="live", buttons=[], height=220
+                )
+                with gr.Column(visible=False) as result:
+                    video = gr.Video(label="Video", elem_id="video", autoplay=True, loop=True, height=420)
+                    beside = gr.Video(label="Picture, skeleton and video", elem_id="beside", autoplay=True, loop=True)
+                    curve = gr.HTML(elem_id="curve", padding=False)
+                command = gr.Textbox(
+                    label="Command line that repeats it", visible=False, interactive=False, lines=2, elem_id="command",
+                    buttons=["copy"],
+                )  # fmt: skip
+        form = [picture, motion, model_box, size, steps, seed, frames, preset, memory, no_face, force]
+        job = gr.State(None)
+        people.click(lambda index: tuple(map(str, examples[index])), people, [picture, motion])
+        model_box.change(partial(_sizes, session), model_box, size)
+        gr.on(
+            [page.load, *(box.change for box in form)], partial(_plan, session), form, plan,
+            trigger_mode="always_last", show_progress="minimal", concurrency_limit=1,
+        )  # fmt: skip
+        start.click(
+            partial(_run, session), form,
+            [job, status, live, result, video, beside, curve, command, start, stop],
+            show_progress="hidden", concurrency_limit=None,
+        )  # fmt: skip
+        stop.click(_stop, job, stop, queue=False)
+    return page
+
+
+def _sizes(session: Session, model: str) -> Any:
+    sizes = session.sizes(model)
+    return gr.Dropdown(choices=sizes, value=sizes[0])
+
+
+def _request(values: tuple[Any, ...]) -> Request:
+    """The request of the form. Raises ``BadInput`` if a file is missing."""
+    picture, motion, model, size, steps, seed, frames, preset, memory, no_face, force = values
+    missing = missing_input(picture, motion)
+    if missing is not None:
+        raise missing
+    options = {
+        "model": model,
+        "size": size,
+        "steps": None if steps is None else int(steps),
+        "seed": int(seed or 0),
+        "frames": frames.strip(),
+        "preset": "" if preset == PRESETS[0] else preset,
+        "max_memory": memory.strip(),
+        "allow_no_face": no_face,
+        "force": force,
+        "preview": "video",
+    }
+    given = {name: value for name, value in options.items() if value not in (None, "", False) or name == "seed"}
+    return Request(reference=Path(picture), motion=Path(motion), options=given)
+
+
+def _plan(session: Session, *values: Any) -> str:
+    if not values[0] or not values[1]:
+        return ""
+    folders = [Path(values[0]).parent, Path(values[1]).parent, session.temporary]
+    warnings = WarningLog(NullReporter())
+    try:
+        return plan_html(session.plan(_request(values), warnings), warnings.warnings)
+    except Exception as error:
+        return error_html(as_sa_error(error), folders)
+
+
+def _run(session: Session, *values: Any) -> Iterator[Any]:
+    """Submit the form and follow the run: values of job, status, live preview, result group, videos, curve, command,
+    and the two buttons."""
+    same = gr.skip()
+    try:
+        job = session.queue.submit(_request(values))
+    except SaError as error:
+        yield [None, error_html(error, ()), gr.Image(visible=False), gr.Column(visible=False), *[same] * 6]
+        return
+    busy, idle = (
+        [gr.Button(interactive=not running), gr.Button("Stop", interactive=running)] for running in (True, False)
+    )
+    text = status_html(job, session.queue.ahead_of(job))
+    yield [job, text, gr.Image(None, visible=False), gr.Column(visible=False), *[same] * 4, *busy]
+    shown, command = None, False
+    while not job.finished:
+        time.sleep(POLL)
+        news = status_html(job, session.queue.ahead_of(job))
+        image, told = job.preview, job.run is not None and not command
+        if news == text and image is shown and not told:
+            continue
+        live = same if image is shown else gr.Image(image, visible=True)
+        line = gr.Textbox(job.run.command, visible=True) if told and job.run is not None else same
+        text, shown, command = news, image, command or told
+        yield [same, text, live, *[same] * 4, line, same, same]
+    yield [job, *_outcome(session, job), *idle]
+
+
+def _outcome(session: Session, job: Job) -> list[Any]:
+    """Values of status, live preview, result group, videos, curve and command of a finished run."""
+    same = gr.skip()
+    if job.animation is None:
+        assert job.error is not None
+        folders = [job.request.reference.parent, job.request.motion.parent, *([job.run.folder] if job.run else [])]
+        again = job.run is not None and job.run.folder.is_dir()
+        text = error_html(job.error, folders)
+        if job.state == "stopped" and again:
+            text += "<div class='sa-note'>Press Animate with the same settings to resume.</div>"
+        return [text, same, same, same, same, same, gr.Textbox(visible=again)]
+    record = json.loads(job.animation.record.read_text(encoding="utf-8"))
+    return [
+        result_html(job), gr.Image(None, visible=False), gr.Column(visible=True), str(job.animation.video),
+        str(job.animation.preview), curve_html(record["identity"]), same,
+    ]  # fmt: skip
+
+
+def _stop(job: Job | None) -> Any:
+    if job is not None:
+        job.stop()
+    return gr.Button("Stopping", interactive=False)

@@ -1,0 +1,96 @@
+"""What the page offers and does: models and sizes, plans, runs on one engine, and the temporary files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from stableanimator_cli import api, catalogue
+from stableanimator_cli.app.engine_queue import EngineQueue, Job
+from stableanimator_cli.app.request import VIDEO, Request, Run
+from stableanimator_cli.config.parse import dump_size, parse_size
+from stableanimator_cli.errors import ModelMissing, SaError
+from stableanimator_cli.progress import Reporter
+from stableanimator_cli.records import NETWORKS, ModelFolder
+
+if TYPE_CHECKING:
+    from stableanimator_cli.animate.result import Animation, AnimationPlan
+
+LARGE = ("512x512", "576x1024", "1024x576")  # of models in the size of Stable Video Diffusion
+DEFAULT_SIZE = LARGE[0]
+
+
+class Session:
+    """One ``sa app``: a context manager that frees the engine and removes the temporary folder."""
+
+    def __init__(self, output: Path, model: str | None = None) -> None:
+        """``output``: the folder of runs. ``model``: a name or folder, offered first. Raises ``ModelMissing``."""
+        self.output = output
+        self.models = local_models(model)
+        self.temporary = Path(tempfile.mkdtemp(prefix="sa-app-"))
+        self._animator = api.Animator()
+        self.queue = EngineQueue(output, self._render)
+
+    @property
+    def default_model(self) -> str:
+        return next(iter(self.models))
+
+    def sizes(self, model: str) -> list[str]:
+        """Sizes that suit a model, its own first."""
+        own = str(self.models[model].defaults.get("size", DEFAULT_SIZE))
+        width, height = parse_size(own)
+        turned = [dump_size((height, width))] if width != height else []
+        large = LARGE if min(width, height) >= min(parse_size(DEFAULT_SIZE)) else ()
+        return list(dict.fromkeys([own, *turned, *large]))
+
+    def plan(self, request: Request, reporter: Reporter) -> AnimationPlan:
+        """The plan of a request. Raises ``SaError``."""
+        plan: Any = api.animate(
+            request.reference, request.motion, self.temporary / VIDEO, plan=True, reporter=reporter, **request.options
+        )
+        return plan
+
+    def close(self) -> Job | None:
+        """Stop all runs. Returns the one that was running."""
+        try:
+            return self.queue.close()
+        finally:
+            self._animator.close()
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _render(self, run: Run, job: Job) -> Animation:
+        animation: Any = self._animator.animate(
+            run.reference, run.motion, run.video, reporter=job, on_preview=job.show, **run.request.options
+        )
+        return animation
+
+
+def local_models(first: str | None = None) -> dict[str, ModelFolder]:
+    """Models whose networks are on this machine: ``first``, ``$SA_MODEL``, the released one, then the others.
+
+    Raises ``ModelMissing`` if there is none, and the error of ``first`` if it cannot be opened.
+    """
+    found: dict[str, ModelFolder] = {}
+    if first is not None:
+        found[first] = catalogue.open_model(first, NETWORKS)
+    for name in (os.environ.get("SA_MODEL"), catalogue.DEFAULT, *catalogue.names()):
+        if name and name not in found:
+            try:
+                found[name] = catalogue.open_model(name, NETWORKS)
+            except SaError:  # it is not installed: `sa models list` says so
+                continue
+    if not found:
+        raise ModelMissing("no model of this machine can animate", hint="sa models pull stableanimator")
+    return found

@@ -93,7 +93,7 @@ def test_a_bug_is_a_line_and_the_traceback_comes_on_demand(
     assert leave(monkeypatch, ZeroDivisionError("division\nby zero")) == 70
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
-    assert said[0].startswith("sa: a bug of ours: ZeroDivisionError: division by zero (test_app.py, line ")
+    assert said[0].startswith("sa: a bug of ours: ZeroDivisionError: division by zero (test_verbs.py, line ")
     assert "SA_DEBUG=1" in said[1]
     monkeypatch.setenv("SA_DEBUG", "1")
     assert leave(monkeypatch, ZeroDivisionError("division")) == 70

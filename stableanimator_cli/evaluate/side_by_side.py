@@ -1,4 +1,4 @@
-"""Videos of prediction and ground truth side by side, and images of the worst frames, for the report.
+"""Videos of prediction and ground truth side by side, their posters, and images of the worst frames, for the report.
 
 Both are in folders beside the page, which links them: a page of 1,000 videos must stay small. They are decoded in a
 pass of their own, since the worst frames are known only after the scores.
@@ -24,7 +24,7 @@ from stableanimator_cli.media import VideoWriter, open_clip, read_picture
 from stableanimator_cli.media.image import save_image
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS  # folders of pictures have no clock
 
-FOLDER, PICTURES = "videos", "pictures"
+FOLDER, PICTURES, POSTER = "videos", "pictures", "poster"
 _MAX_SIDE = 512  # pixels of each video's part of an image
 _TAG = "sa.pair"
 _SIGNS = (("csim_ref", "least like the reference"), ("psnr", "farthest from the ground truth"))
@@ -41,11 +41,13 @@ class WorstFrame:
 
 def files_of(name: str, out: Path) -> list[Path]:
     """The files that ``write_pair`` may write for a video."""
-    return [out / FOLDER / f"{name}.mp4", *(out / PICTURES / f"{name}.{metric}.jpg" for metric, _ in _SIGNS)]
+    images = (f"{name}.{kind}.jpg" for kind in (*(metric for metric, _ in _SIGNS), POSTER))
+    return [out / FOLDER / f"{name}.mp4", *(out / PICTURES / image for image in images)]
 
 
 def write_pair(video: VideoScore, out: Path) -> list[WorstFrame]:
-    """Write ``videos/NAME.mp4``, the prediction on the left, and ``pictures/NAME.METRIC.jpg``, its worst frames.
+    """Write ``videos/NAME.mp4``, the prediction on the left, ``pictures/NAME.poster.jpg``, its middle frame, and
+    ``pictures/NAME.METRIC.jpg``, its worst frames.
 
     An existing video is reused if its tag names the same frames of the same sources.
     """
@@ -56,7 +58,11 @@ def write_pair(video: VideoScore, out: Path) -> list[WorstFrame]:
     frames = _frames(video)
     images: list[WorstFrame] = []
 
-    def save_if_worst(index: int, frame: np.ndarray) -> None:
+    poster, middle = out / PICTURES / f"{video.name}.{POSTER}.jpg", (video.frames - 1) // 2
+
+    def save_if_shown(index: int, frame: np.ndarray) -> None:
+        if index == middle:
+            _save_thumbnail(poster, frame)
         if index in worst:
             metric, why = worst[index]
             image = WorstFrame(frame=index, why=why, path=out / PICTURES / f"{video.name}.{metric}.jpg")
@@ -64,8 +70,9 @@ def write_pair(video: VideoScore, out: Path) -> list[WorstFrame]:
             images.append(image)
 
     if path.is_file() and _tag_of(path) == sources:
-        for index, frame in enumerate(itertools.islice(frames, max(worst, default=-1) + 1)):
-            save_if_worst(index, frame)
+        last = max([*worst, *([] if poster.is_file() else [middle])], default=-1)
+        for index, frame in enumerate(itertools.islice(frames, last + 1)):
+            save_if_shown(index, frame)
         return images
     first = next(frames)
     height, width = first.shape[:2]
@@ -73,7 +80,7 @@ def write_pair(video: VideoScore, out: Path) -> list[WorstFrame]:
     with VideoWriter(path, (width, height), fps, preset="veryfast", crf=20, tag={_TAG: sources}) as writer:
         for index, frame in enumerate(itertools.chain([first], frames)):
             writer.write(frame)
-            save_if_worst(index, frame)
+            save_if_shown(index, frame)
     return images
 
 

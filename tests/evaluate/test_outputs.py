@@ -92,7 +92,7 @@ def test_a_file_of_others_stops_the_run_before_it_begins(sides: tuple[Path, Path
 def test_all_files_carry_the_mark_and_are_replaced(sides: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     _scored(*sides, out)
-    assert len(_contents(out)) == 6 + 3 + 3
+    assert len(_contents(out)) == 6 + 3 + 6
     assert [path for path in out.rglob("*") if path.is_file() and not carries_mark(path)] == []
     before = _contents(out)
     _scored(*sides, out)

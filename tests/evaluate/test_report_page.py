@@ -1,7 +1,7 @@
 """``report.html`` of a thousand long videos: small, linked rather than embedded, dips of one frame still to be seen.
 
-``python -m tests.evaluate.test_report_page DIR`` leaves such a page there, with a video and pictures that open, to be
-looked at in a browser.
+``python -m tests.evaluate.test_report_page DIR [COUNT]`` leaves such a page there, with a video and pictures that open,
+to be looked at in a browser.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
-from stableanimator_cli.evaluate.report_html import write_page
+from stableanimator_cli.evaluate.report_html import BOTTOM, LEFT, PLOTS, RIGHT, TOP, _scale, write_page
 from stableanimator_cli.evaluate.scores import PAGE, Scores, summarise
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.evaluate.side_by_side import WorstFrame, write_pair
@@ -56,6 +57,7 @@ def _written(out: Path, count: int) -> Scores:
         (out / "videos" / f"{one.name}.mp4").hardlink_to(out / "videos" / "first.mp4")
         beside = picture.path.with_name(f"{one.name}.psnr.jpg")
         beside.hardlink_to(picture.path)
+        picture.path.with_name(f"{one.name}.poster.jpg").hardlink_to(picture.path.with_name("first.poster.jpg"))
         pictures[one.name] = [WorstFrame(frame=1, why=picture.why, path=beside)]
     rules = PROTOCOLS["native"]
     scores = Scores(
@@ -72,7 +74,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_thousand_videos_are_linked_and_wait_to_be_played(page: str) -> None:
-    assert page.count("<video ") == page.count('preload="none" src="videos/video%20') == VIDEOS
+    assert page.count("<video ") == page.count('preload="none" poster="pictures/video%20') == VIDEOS
+    assert page.count('src="videos/video%20') == VIDEOS
+    assert page.count("<template><div") == VIDEOS  # a browser would read a thousand posters at once
     assert page.count("<img ") == page.count('<img loading="lazy" ') == VIDEOS
     assert 'src="pictures/video%200007%20%26%20%23%3F.psnr.jpg"' in page
     assert "data:" not in page
@@ -89,8 +93,33 @@ def test_a_thinned_curve_keeps_its_worst_frame(page: str) -> None:
     lines = [np.array([point.split(",") for point in line.split()], float) for line in points]
     assert max(map(len, lines)) <= 2 * 60
     worst = lines[0][lines[0][:, 1].argmax()]  # y points down
-    assert worst == pytest.approx((100 * DIP / (FRAMES - 1), 39), abs=0.01)
+    assert worst == pytest.approx((LEFT + (RIGHT - LEFT) * DIP / (FRAMES - 1), BOTTOM), abs=0.06)  # the scale's -0.5
     assert (np.diff(lines[0][:, 0]) > 0).all()
+
+
+def test_all_videos_share_the_axes_and_their_scale(page: str) -> None:
+    assert page.count('<g id="axes-') == len(PLOTS)
+    assert page.count('<use href="#axes-0"/>') == VIDEOS
+    axes = page[page.index('<g id="axes-0"') : page.index('<g id="axes-1"')]
+    assert re.findall(r'text-anchor="end">(.*?)<', axes) == ["-0.5", "0", "0.5", "1"]
+
+
+def test_scales_end_at_round_numbers_and_hold_every_value() -> None:
+    for values in ([0.0123, 0.0456], [21.7, 24.1], [-0.5, 0.8], [3.0, 3.0], [0.0, 0.0], [-1e-9, 1e6]):
+        video = replace(_video(0, 2), curves={"psnr": values})
+        scale = _scale([video], ("psnr",), False)
+        assert scale is not None
+        assert all(TOP - 1e-6 <= scale.y(value) <= BOTTOM + 1e-6 for value in values)
+        assert 2 <= len(scale.ticks) <= 5
+        assert scale.ticks[0][1] == f"{BOTTOM:.1f}"
+    assert _scale([replace(_video(0, 2), curves={})], ("psnr",), True) is None
+
+
+def test_sides_are_named_by_what_they_show(tmp_path: Path) -> None:
+    text = (_written(tmp_path, 1).output / PAGE).read_text(encoding="utf-8")
+    assert text.count('<div class="sides"><span>prediction</span><span>nothing</span></div>') == 2
+    assert "<template>" not in text  # a short page needs no script
+    assert (tmp_path / "pictures" / "first.poster.jpg").read_bytes()[:2] == b"\xff\xd8"
 
 
 def test_the_worst_frame_lies_beside_the_page(tmp_path: Path) -> None:
@@ -101,4 +130,4 @@ def test_the_worst_frame_lies_beside_the_page(tmp_path: Path) -> None:
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     shutil.rmtree(target, ignore_errors=True)
-    print(_written(target, VIDEOS).output / PAGE)
+    print(_written(target, int(sys.argv[2]) if len(sys.argv) > 2 else VIDEOS).output / PAGE)

@@ -26,11 +26,12 @@ def evaluate(
     """\b
     sa evaluate out.mp4 truth.mp4 -o scores
     sa evaluate made/ truth/ -o scores --protocol disco256 --model puppet
+    sa evaluate out.mp4 --reference-picture person.png --min-csim 0.6
     sa evaluate --bench puppet -o scores
 
-    Score videos against their ground truth: pixels, perception, identity, motion, flicker, seams. Every number with its
-    protocol, network and interval; what needs weights that are not here is named with the command that gets them.
-    Prints the path of scores.json.
+    Score videos against their ground truth, or without one: pixels, perception, identity, motion, flicker, seams. Every
+    number with its protocol, network and interval; what needs weights that are not here is named with the command that
+    gets them. Prints the path of scores.json.
     """
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.evaluate import run  # numpy starts loading here, not earlier; torch with the task
@@ -42,6 +43,8 @@ def evaluate(
     for title, columns, rows in report.shown():
         reporter.table(title, columns, rows)
     reporter.result(report.to_json(), report.summary())
+    if report.failure is not None and not json:  # the JSON has it
+        raise report.failure
     if report.exit_code:
         raise typer.Exit(report.exit_code)
 

@@ -64,9 +64,10 @@ class EvaluateConfig:
 
     # fmt: off
     inputs: tuple[Path, ...] = option("PREDICTED REFERENCE", (), parse=paths_of, dump=dump_paths,
-        metavar="[PREDICTED REFERENCE]",
+        metavar="[PREDICTED [REFERENCE]]",
         help="Generated videos and their ground truth: a video or a folder of images each, or folders of these, paired "
-        "by name. With --study: folders of videos, ours first. With --tally: answers.")
+        "by name. PREDICTED alone, with --reference-picture, is scored without a ground truth. With --study: folders "
+        "of videos, ours first. With --tally: answers.")
     output: Path | None = option("--output", None, short="-o", metavar="SCORES",
         default_text="scores/NAME, with the name of the bench or of the folder of videos",
         help="Folder to write: scores.json, scores.csv, scores.tex, curves.jsonl, report.html, videos/.")
@@ -85,6 +86,9 @@ class EvaluateConfig:
         default_text="from the run record",
         help="First frames of windows and decoded chunks, for the seam score.")
     model: str | None = model_option()
+    min_csim: float | None = option("--min-csim", None, metavar="X", default_text="no check", ge=-1, le=1,
+        help="Minimum similarity to the reference image (csim_ref, -1 to 1) of each video; exit code 8 below it, or "
+        "if no frame shows a face.")
     judge: str | None = option("--judge", None, metavar="FILE.onnx|NAME|FOLDER",
         default_text="the model's judge, else buffalo_l", help="Independent face recogniser.")
     bench: str | None = option("--bench", None, metavar="puppet|tiktok|unseen100|DIR", panel=BENCH,
@@ -102,8 +106,9 @@ class EvaluateConfig:
     animate: Path | None = option("--animate", None, metavar="SETTINGS.toml", panel=BENCH,
         default_text="the model's own", help="Settings of the animation, as sa animate --config takes them.")
     baselines: Path | None = option("--baselines", None, formerly="rivals", old_flag="--rivals", metavar="DIR",
-        panel=BENCH, default_text="none",
-        help="Videos of other systems, one folder per system, scored as rows of the same table.")
+        default_text="none",
+        help="Videos of other systems, one folder per system with the names of ours: scored alike, and compared with "
+        "ours video by video.")
     ablation: Literal["table2", "table3", "table4", "table5"] | None = option("--ablation", None, panel=BENCH,
         default_text="none; the bench is puppet", help="Score the variants of one table of the paper on --bench.")
     variants: Path | None = option("--variants", None, metavar="DIR", panel=BENCH,
@@ -144,11 +149,14 @@ class EvaluateConfig:
         if len(named) > 1:
             raise ConfigError(named[1], "on", f"one task per run, not {' with '.join(named)}")
         task = named[0] if named else None
-        if task is None and len(self.inputs) != 2:
+        if task is None and len(self.inputs) != 2 and not self.without_target:
             raise ConfigError(
                 "PREDICTED REFERENCE", " ".join(map(str, self.inputs)) or None, "two files or folders of videos",
-                hint="give the generated videos and their ground truth, or --bench puppet",
+                hint="give the generated videos and their ground truth, --reference-picture PICTURE beside one input "
+                "to score it without, or --bench puppet",
             )  # fmt: skip
+        if self.without_target and self.truncate:
+            raise ConfigError("--truncate", "on", "a ground truth, whose frames are compared")
         if task in ("--bench", "--ablation") and self.inputs:
             raise ConfigError("PREDICTED", str(self.inputs[0]), f"nothing beside {task}, which makes its own videos")
         if task == "--study" and len(self.inputs) < 2:
@@ -162,10 +170,10 @@ class EvaluateConfig:
             require(distinct == len(self.seeds) >= 3, "--seeds", _dump(self.seeds), "three different seeds")
         elif self.variants is not None:
             raise ConfigError("--variants", str(self.variants), "--ablation table2, table3, table4 or table5")
-        if self.baselines is not None and (self.bench is None or self.ablation is not None):
-            raise ConfigError(
-                "--baselines", str(self.baselines), "a --bench on whose videos they are scored, no --ablation"
-            )
+        if task in ("--ablation", "--study", "--tally"):
+            for name, value in (("--baselines", self.baselines), ("--min-csim", self.min_csim)):
+                if value is not None:
+                    raise ConfigError(name, str(value), f"nothing beside {task}")
         if self.strips is None and self.strip_videos is not None:
             raise ConfigError("--strip-videos", _dump_rule(self.strip_videos), "--strips N, which writes them")
         if self.strips is not None and task in ("--study", "--tally"):
@@ -183,6 +191,12 @@ class EvaluateConfig:
         """What figures call the scored videos: the name of their folder or file."""
         path = self.inputs[0].resolve() if self.inputs else Path("ours")
         return path.stem if path.is_file() else path.name or "ours"
+
+    @property
+    def without_target(self) -> bool:
+        """Whether the videos are scored without a ground truth."""
+        task = self.bench or self.ablation or self.study or self.tally
+        return not task and len(self.inputs) == 1 and self.reference_picture is not None
 
     @property
     def default_output(self) -> Path | None:

@@ -19,6 +19,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.evaluate import paired
 from stableanimator_cli.evaluate.animate_cases import Animate, Animator
 from stableanimator_cli.evaluate.bench import ROLES, networks_of
 from stableanimator_cli.evaluate.cases import find_cases
@@ -27,7 +28,7 @@ from stableanimator_cli.evaluate.evaluator import SystemScores, open_evaluator
 from stableanimator_cli.evaluate.face_paste import paste_faces
 from stableanimator_cli.evaluate.latex_tables import ablation_latex
 from stableanimator_cli.evaluate.run_record import read_record
-from stableanimator_cli.evaluate.scores import Row, Scores, Table, within
+from stableanimator_cli.evaluate.scores import Row, Scores, Table, shown_metrics, within
 from stableanimator_cli.evaluate.side_by_side import files_of
 from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF, METRICS, OWN_TITLES, ablation, ablation_lines
 from stableanimator_cli.files import check_replaceable
@@ -129,12 +130,28 @@ def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -
     }
     last = by_seed.get(OURS, next(iter(by_seed.values())))[0]
     lines = ablation_lines(table, shown)
+    if OURS in by_seed:
+        values = {name: _means(runs) for name, runs in by_seed.items()}
+        compared = paired.differences(values.pop(OURS), values, seed=config.seed)
+        about["paired_differences"] = paired.to_json(compared)
+        tables[1:1] = paired.tables(compared, shown_metrics(evaluator.rules, last.rows))
+        lines += paired.lines(compared)
     printed = {tables[0][0]: ablation_latex(table, shown, tables[0][0])}
     first_runs = {name: runs[0].videos for name, runs in by_seed.items()}
     systems = {OURS: first_runs[OURS], **first_runs} if OURS in first_runs else first_runs
     return evaluator.write(
         replace(last, failed=tuple(failed)), about, tables, lines=lines, latex=printed, systems=systems
     )
+
+
+def _means(runs: Sequence[SystemScores]) -> paired.Values:
+    """Means over seeds of each video's values, of the videos and metrics that every seed has."""
+    seeds = [paired.values_of(run.videos) for run in runs]
+    return {
+        video: {name: float(np.mean([seed[video][name] for seed in seeds])) for name in values
+                if all(name in seed[video] for seed in seeds)}
+        for video, values in seeds[0].items() if all(video in seed for seed in seeds)
+    }  # fmt: skip
 
 
 def _over_seeds(runs: Sequence[SystemScores], weighted: bool) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:

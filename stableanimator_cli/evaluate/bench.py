@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.evaluate import EvaluateConfig
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.evaluate import baselines
 from stableanimator_cli.evaluate.animate_cases import Animate, Animator
-from stableanimator_cli.evaluate.cases import Case, bench_folder, find_cases
+from stableanimator_cli.evaluate.cases import bench_folder, find_cases
 from stableanimator_cli.evaluate.checks import raise_if_none
 from stableanimator_cli.evaluate.evaluator import SystemScores, open_evaluator
 from stableanimator_cli.evaluate.latex_tables import table1_latex
-from stableanimator_cli.evaluate.pairs import Pair, check_names, find_videos
-from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, cells, video_json
+from stableanimator_cli.evaluate.pairs import find_baselines
+from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, cells
 from stableanimator_cli.evaluate.side_by_side import files_of
 from stableanimator_cli.evaluate.tables import FOOTNOTES, TableRow, measured_lines, published_lines, table1
 from stableanimator_cli.files import check_replaceable
@@ -47,10 +46,12 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
     bench_folder(config)  # missing data are reported before missing weights
     name, model = resolve_model(config)
     cases = find_cases(config, model, config.output / "data", reporter)
-    check_replaceable(*(path for case in cases for path in files_of(case.name, config.output)))
-    baseline_pairs = _find_baselines(config, cases)
+    driven = {case.name: case for case in cases if case.target is not None}
+    found = find_baselines(config.baselines, list(driven), Path(config.bench))
+    check_replaceable(*(path for case in cases for path in files_of(case.name, config.output, list(found))))
+    theirs = {system: [case.pair(videos[name]) for name, case in driven.items()] for system, videos in found.items()}
     evaluator = open_evaluator(config, reporter, networks=networks_of(config), model=model)
-    for pairs in baseline_pairs.values():
+    for pairs in theirs.values():
         evaluator.check(pairs)
     animator = Animator(model=model, name=name, animate=animate, settings=config.animate, flags={}, reporter=reporter)
     peak = animator.measure_memory(cases[0], config.output / "memory")  # first: a process's peak never falls again
@@ -58,10 +59,10 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
     evaluator.check(pairs)
     ours = evaluator.score([pair for pair in pairs if pair.target is not None])
     raise_if_none(ours.failed, len(ours.videos))
-    baselines = {system: evaluator.score(pairs) for system, pairs in baseline_pairs.items()}
+    compared = baselines.compare(evaluator, ours, theirs, config.output)
     memory = peak.get("device", peak.get("host"))
     rows = [TableRow(name=model.name, rows=ours.rows, memory=memory, videos=ours.names)]
-    rows += [TableRow(name=system, rows=scored.rows, videos=scored.names) for system, scored in baselines.items()]
+    rows += [] if compared is None else compared.table_rows()
     tables: list[Table] = [table1(config.bench, rows)]
     sections: list[Section] = []
     failed, videos = list(ours.failed), list(ours.videos)
@@ -74,42 +75,22 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
         sections.append(Section(system=model.name, data="cross-identity", rows=other.rows))
         videos += other.videos
         failed += other.failed
-    if baselines:  # the keys are those of earlier versions
-        about["rivals"] = {system: _json(scored.rows) for system, scored in baselines.items()}
-        about["rival_videos"] = {system: [video_json(v) for v in scored.videos] for system, scored in baselines.items()}
-    for system, scored in baselines.items():
-        sections.append(Section(system=system, data="", rows=scored.rows, videos=scored.videos))
-        failed += [replace(video, name=f"{system}/{video.name}") for video in scored.failed]
+    lines = [*published_lines(config.bench), *(line for row in rows for line in measured_lines(row))]
+    if compared is not None:
+        about |= compared.about
+        tables += compared.tables
+        sections += compared.sections
+        failed += compared.failed
+        lines += compared.lines
     tables.append(("notes to the tables", ["note"], [[note] for note in _notes(evaluator.rules.name, peak)]))
     total = SystemScores(rows=ours.rows, missing=ours.missing, videos=tuple(videos), failed=tuple(failed))
-    lines = [*published_lines(config.bench), *(line for row in rows for line in measured_lines(row))]
     printed = {tables[0][0]: table1_latex(config.bench, rows, tables[0][0])}
-    systems = {model.name: videos, **{name: scored.videos for name, scored in baselines.items()}}
+    systems = {model.name: videos, **({} if compared is None else compared.videos)}
     return evaluator.write(total, about, tables, sections=sections, lines=lines, latex=printed, systems=systems)
 
 
 def _json(rows: Mapping[str, Row]) -> dict[str, Any]:
     return {name: row.to_json() for name, row in rows.items()}
-
-
-def _find_baselines(config: EvaluateConfig, cases: Sequence[Case]) -> dict[str, list[Pair]]:
-    """Other systems' videos of the same cases: one folder per system, videos named as the cases."""
-    if config.baselines is None:
-        return {}
-    driven = {case.name: case for case in cases if case.target is not None}
-    entries = sorted(config.baselines.iterdir()) if config.baselines.is_dir() else []
-    folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    if not folders:
-        raise BadInput(
-            config.baselines, "no folders", "one folder per system, with its videos under the names of the bench's",
-            hint=f"names: {', '.join(list(driven)[:5])} ...",
-        )  # fmt: skip
-    pairs = {}
-    for folder in folders:
-        videos = find_videos(folder)
-        check_names({name: case.reference for name, case in driven.items()}, Path(str(config.bench)), videos, folder)
-        pairs[folder.name] = [case.pair(videos[name]) for name, case in driven.items()]
-    return pairs
 
 
 def _table(title: str, rows: Mapping[str, Row]) -> Table:

@@ -14,16 +14,17 @@ from stableanimator_cli.config.schema import to_toml
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.engine.metric_networks import Features
 from stableanimator_cli.errors import BadInput, ModelMissing
-from stableanimator_cli.evaluate import figures, report, report_html
+from stableanimator_cli.evaluate import figures, identity_check, report, report_html
 from stableanimator_cli.evaluate.checks import FailedVideo, check_pairs
 from stableanimator_cli.evaluate.detections import VideoDetector
 from stableanimator_cli.evaluate.latex import LatexTable
 from stableanimator_cli.evaluate.networks import MetricNetworks
 from stableanimator_cli.evaluate.pairs import Pair
-from stableanimator_cli.evaluate.protocols import PROTOCOLS, EvalProtocol
+from stableanimator_cli.evaluate.protocols import PROTOCOLS, EvalProtocol, without_target
 from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, summarise
 from stableanimator_cli.evaluate.scoring import NO_POINTS, Scorer, VideoScore
 from stableanimator_cli.evaluate.side_by_side import write_pair
+from stableanimator_cli.metrics.motion import PARTS
 from stableanimator_cli.metrics.result import Missing
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
@@ -115,12 +116,18 @@ class Evaluator:
             rows=system.rows,
             missing=system.missing,
             videos=system.videos,
-            about={"config": tomllib.loads(to_toml(self.config)), "networks": self.detector.networks, **about},
+            about={
+                "config": tomllib.loads(to_toml(self.config)),
+                "networks": self.detector.networks,
+                **identity_check.about(system.videos, self.config),
+                **about,
+            },
             tables=tuple(tables),
             failed=system.failed,
             sections=tuple(sections),
             lines=tuple(map(tuple, lines)),
             latex=latex or {},
+            failure=identity_check.failure(system.videos, self.config),
         )
         report.write(scores)
         if plan is not None:
@@ -146,7 +153,7 @@ class Evaluator:
         metrics = {
             "faces": [f"{name}{zero}" for name in identity for zero in ("", "_zero")],
             "judge": [f"{name}_judge{zero}" for name in identity for zero in ("", "_zero")],
-            "points": ["keypoint_error", "keypoint_pck", "keypoint_found"],
+            "points": [f"{part}_{kind}" for part in PARTS for kind in ("error", "pck", "found")],
         }
         return {name: networks[part] for part, names in metrics.items() if part in networks for name in names}
 
@@ -163,7 +170,7 @@ class Evaluator:
         def add(metric: str, reason: str, command: str = "") -> None:
             missing.append(Missing(metric=metric, reason=reason, command=command))
 
-        if not any(video.target for video in videos):
+        if self.rules.networks and not any(video.target for video in videos):
             add("psnr", "no ground truth: nothing that compares with it is computed")
         if "faces" not in unavailable and not any(video.counts.get("csim_ref") for video in videos):
             reason = "no face in any frame, or none in the reference pictures"
@@ -196,6 +203,8 @@ def open_evaluator(
     ``ModelMissing`` for a model that was named.
     """
     rules, name = PROTOCOLS[config.rules], config.model
+    if config.without_target:
+        rules = without_target(rules)
     if name is None and model is None:
         try:
             name = catalogue.default_model(("face",))
@@ -208,5 +217,6 @@ def open_evaluator(
         table = tuple(dict.fromkeys(puppet.get(column[:5], column) for column in rules.table))
         rules = replace(rules, networks=networks, table=table)
     detector = VideoDetector(model, config.judge, config.device)
+    identity_check.check_recogniser(config, detector)
     onnx.warn_of_fallbacks(reporter)
     return Evaluator(config=config, rules=rules, detector=detector, reporter=reporter)

@@ -39,7 +39,10 @@ def table1_latex(bench: str, measured: Sequence[TableRow], caption: str) -> Late
     ]
     marks = _Marks()
     rows = [
-        (row.name, (*(_measured(row.rows, column, None, marks) for column in COLUMNS), memory(row.memory)))
+        (
+            row.name,
+            (*(_measured(row.rows, column, None, marks) for column in COLUMNS), memory(row.memory, row.memory_frames)),
+        )
         for row in [*measured[1:], *measured[:1]]
     ]
     count = max((len(row.videos) for row in measured), default=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def match(predicted: Path, target: Path) -> list[Pair]:
     return [Pair(name=name, predicted=path, target=targets[name]) for name, path in predictions.items()]
 
 
-def check_names(names: Mapping[str, Path], path: Path, videos: Mapping[str, Path], videos_path: Path) -> None:
+def check_names(names: Collection[str], path: Path, videos: Mapping[str, Path], videos_path: Path) -> None:
     """Raise ``BadInput`` for names (of ``path``) that ``videos`` (of ``videos_path``) lacks."""
     missing = [name for name in names if name not in videos]
     if missing:
@@ -90,6 +90,28 @@ def check_names(names: Mapping[str, Path], path: Path, videos: Mapping[str, Path
             videos_path, f"no video named {listed(missing)}", f"one for each of the {len(names)} in {path}",
             hint="videos are paired by their names without the suffix; move aside what is not to be scored",
         )  # fmt: skip
+
+
+def find_baselines(folder: Path | None, names: Sequence[str], source: Path) -> dict[str, dict[str, Path]]:
+    """Videos by name of each system, a folder in ``folder``. ``names`` are those of ``source``, and every system has
+    them all: ``BadInput`` if one does not."""
+    if folder is None:
+        return {}
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    if not folders:
+        raise BadInput(
+            folder, "no folders", "one folder per system, with its videos under the names of ours",
+            hint=f"names: {', '.join(list(names)[:5])}" + (" ..." if len(names) > 5 else ""),
+        )  # fmt: skip
+    found = {}
+    for entry in folders:
+        videos = find_videos(entry)
+        if len(names) == len(videos) == 1:  # a pair whatever their names
+            videos = dict(zip(names, videos.values(), strict=True))
+        check_names(names, source, videos, entry)
+        found[entry.name] = {name: videos[name] for name in names}
+    return found
 
 
 def match_files(pairs: Sequence[Pair], path: Path, kind: str, files: Mapping[str, Path]) -> dict[str, Path]:

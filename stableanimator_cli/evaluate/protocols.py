@@ -6,7 +6,7 @@ mistakes included; metrics with such a mistake are named after it. ``native`` me
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -98,6 +98,13 @@ PROTOCOLS: dict[str, EvalProtocol] = {
                "flicker_excess", "flicker_distance", "seam_score"),
     ),
 }  # fmt: skip
+
+
+def without_target(rules: EvalProtocol) -> EvalProtocol:
+    """The protocol of videos that have no ground truth: nothing that needs one is opened or listed."""
+    table = ("csim_ref", "csim_ref_judge", "face_rate", "identity_drift", "identity_worst", "keypoint_error",
+             "hand_error", "landmark_error", "flicker", "seam_score")  # fmt: skip
+    return replace(rules, pairing="none: no ground truth", networks=(), table=table)
 
 
 def centre_square(frame: np.ndarray, side: int) -> np.ndarray:

@@ -28,7 +28,9 @@ def files_of(output: Path) -> list[Path]:
 
 def remove_unfinished(output: Path) -> None:
     """Remove temporary files of killed runs from the folder, which must be locked."""
-    for folder in (output, *(output / name for name in ("videos", "pictures", "media", "figures"))):
+    videos = output / "videos"
+    systems = [path for path in videos.iterdir() if path.is_dir()] if videos.is_dir() else []
+    for folder in (output, videos, *systems, *(output / name for name in ("pictures", "media", "figures"))):
         remove_temporary_files(folder)
 
 

@@ -19,13 +19,13 @@ from stableanimator_cli.evaluate.ranking import worst_first
 from stableanimator_cli.evaluate.report import TOOL
 from stableanimator_cli.evaluate.scores import PAGE, Scores, number
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, POSTER, WorstFrame
+from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, POSTER, WorstFrame, beside
 from stableanimator_cli.metrics.result import METRICS
 
 _MAX_STRETCHES = 60  # of a long curve, two points each: the drawing is some 300 pixels wide
 _MAX_DRAWN = 100  # videos whose players and curves are in the page from the start; of more, those in view
 PLOTS = (
-    (("csim_ref",), "similarity to the reference", False),
+    (("csim_ref_judge", "csim_ref"), "similarity to the reference", False),
     (("psnr",), "PSNR, dB", False),
     (("change_truth", "change"), "change from frame to frame, 0 to 1", True),
     (("keypoint_error",), "key-point error, fractions of the person's size", True),
@@ -52,6 +52,7 @@ def write_page(scores: Scores, images: Mapping[str, Sequence[WorstFrame]]) -> No
     metric, videos = worst_first(scores.videos)
     metrics = [name for name in METRICS if any(name in video.values for video in videos)]
     scales = [_scale(videos, names, zero) for names, _, zero in PLOTS]
+    others = {one.system: {video.name: video for video in one.videos} for one in scores.sections if one.videos}
     html_pages.write_page(
         scores.output / PAGE, "evaluate", "report",
         title=scores.title,
@@ -64,7 +65,7 @@ def write_page(scores: Scores, images: Mapping[str, Sequence[WorstFrame]]) -> No
         plots=[(title, scale) for (_, title, _), scale in zip(PLOTS, scales, strict=True)],
         edges=(LEFT, RIGHT, TOP, BOTTOM),
         lazy=len(videos) > _MAX_DRAWN,
-        clips=(_clip(scores, video, images.get(video.name, ()), scales) for video in videos),
+        clips=(_clip(scores, video, images.get(video.name, ()), scales, others) for video in videos),
     )  # fmt: skip
 
 
@@ -101,32 +102,54 @@ def _definitions(scores: Scores) -> Iterator[tuple[str, str]]:
 
 
 def _clip(
-    scores: Scores, video: VideoScore, images: Sequence[WorstFrame], scales: Sequence[Scale | None]
+    scores: Scores,
+    video: VideoScore,
+    images: Sequence[WorstFrame],
+    scales: Sequence[Scale | None],
+    others: Mapping[str, Mapping[str, VideoScore]],
 ) -> dict[str, Any]:
+    """A video's part of the page. ``others`` are the videos of other systems by name."""
     file, poster = f"{video.name}.mp4", f"{video.name}.{POSTER}.jpg"
-    numbers = [f"{key} {number(value)}" for key, value in video.values.items() if not math.isnan(value)]
     other = (
         "ground truth" if video.target is not None else "reference" if video.pair.reference is not None else "nothing"
     )
+    lines = [_numbers(video), *video.notes]
+    if video.worst_window is not None:
+        first, end = video.worst_window
+        lines.insert(1, f"least like the reference in frames {first} to {end - 1}")
+    lines += [f"{system}: {_numbers(videos[video.name])}" for system, videos in others.items() if video.name in videos]
+    shown = [system for system in others if beside(scores.output, system, video.name).is_file()]
     return {
         "name": video.name,
         "video": _link(FOLDER, file) if (scores.output / FOLDER / file).is_file() else "",
         "poster": _link(PICTURES, poster) if (scores.output / PICTURES / poster).is_file() else "",
         "sides": ["prediction", other],
         "images": [{"frame": i.frame, "why": i.why, "source": _link(PICTURES, i.path.name)} for i in images],
-        "lines": ["; ".join([f"{video.frames} frames", *numbers]), *video.notes],
+        "beside": [{"system": system, "source": _link(f"{FOLDER}/{_quoted(system)}", file)} for system in shown],
+        "lines": lines,
         "last": video.frames - 1,
         "plots": list(_plots(video, scales)),
     }
 
 
+def _numbers(video: VideoScore) -> str:
+    numbers = [f"{key} {number(value)}" for key, value in video.values.items() if not math.isnan(value)]
+    return "; ".join([f"{video.frames} frames", *numbers])
+
+
 def _link(folder: str, name: str) -> str:
-    return f"{folder}/{quote(os.fsencode(name))}"
+    return f"{folder}/{_quoted(name)}"
+
+
+def _quoted(name: str) -> str:
+    return quote(os.fsencode(name))
 
 
 def _plots(video: VideoScore, scales: Sequence[Scale | None]) -> Iterator[dict[str, Any]]:
     """Lines over frames, with gaps where there is no value, and the places of borders."""
     total = max(1, video.frames - 1)
+    keys = dict.fromkeys((names for names, _, _ in PLOTS), ("prediction", "ground truth"))
+    keys[PLOTS[0][0]] = "the model's recogniser", "an independent one"
 
     def x(frame: float) -> str:
         return f"{LEFT + (RIGHT - LEFT) * frame / total:.1f}"
@@ -139,13 +162,13 @@ def _plots(video: VideoScore, scales: Sequence[Scale | None]) -> Iterator[dict[s
             first = 1 if key.startswith("change") else 0
             for run in _runs(video.curves.get(key, ())):
                 points = (f"{x(frame + first)},{scale.y(value):.1f}" for frame, value in _thinned(run))
-                lines.append((" ".join(points), key.endswith("_truth")))
+                lines.append((" ".join(points), key.endswith(("_truth", "_judge"))))
         yield {
             "index": index,
             "label": label,
             "borders": [x(border - 0.5) for border in video.borders],
             "lines": lines,
-            "key": any(is_target for _, is_target in lines),
+            "key": keys[names] if any(is_other for _, is_other in lines) else None,
         }
 
 

@@ -15,12 +15,13 @@ from stableanimator_cli.catalogue import evaluation_cache
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.devices import check_device_exists
-from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.evaluate import cases, figures, report, side_by_side
 from stableanimator_cli.evaluate.checks import check_pairs, raise_if_none
 from stableanimator_cli.evaluate.driving_points import find_poses
-from stableanimator_cli.evaluate.pairs import Pair, find_pictures, match, match_files
+from stableanimator_cli.evaluate.pairs import Pair, find_baselines, find_pictures, find_videos, match, match_files
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
+from stableanimator_cli.evaluate.scores import by_video
 from stableanimator_cli.files import check_apart, check_replaceable, locked_output
 from stableanimator_cli.progress import NullReporter, Reporter
 
@@ -34,6 +35,10 @@ class Result(Protocol):
 
     @property
     def exit_code(self) -> int: ...
+
+    @property
+    def failure(self) -> SaError | None:
+        """The error of a check that did not hold, though everything was written."""
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -88,15 +93,38 @@ def _run_task(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> R
 
 def _compare(config: EvaluateConfig, reporter: Reporter) -> Result:
     assert config.output is not None
-    pairs = with_sides(match(*config.inputs), config)
-    check_replaceable(*(path for pair in pairs for path in side_by_side.files_of(pair.name, config.output)))
-    check_pairs(pairs, PROTOCOLS[config.rules], truncate=config.truncate, reporter=reporter)
+    if config.without_target:
+        pairs = [Pair(name=name, predicted=path) for name, path in find_videos(config.inputs[0]).items()]
+    else:
+        pairs = match(*config.inputs)
+    pairs = with_sides(pairs, config)
+    names = [pair.name for pair in pairs]
+    found = find_baselines(config.baselines, names, config.inputs[0])
+    check_replaceable(*(path for name in names for path in side_by_side.files_of(name, config.output, list(found))))
+    systems = {
+        system: [replace(pair, predicted=videos[pair.name]) for pair in pairs] for system, videos in found.items()
+    }
+    for one in (pairs, *systems.values()):
+        check_pairs(one, PROTOCOLS[config.rules], truncate=config.truncate, reporter=reporter)
+    from stableanimator_cli.evaluate import baselines, identity_check
     from stableanimator_cli.evaluate.evaluator import open_evaluator
 
     evaluator = open_evaluator(config, reporter)
+    if config.without_target:
+        identity_check.check_references(pairs, evaluator.detector)
     scores = evaluator.score(pairs)
     raise_if_none(scores.failed, len(scores.videos))
-    return evaluator.write(scores, {})
+    tables = [by_video(scores.videos)] if config.without_target else []
+    compared = baselines.compare(evaluator, scores, systems, config.output)
+    if compared is None:
+        return evaluator.write(scores, {}, tables)
+    tables = [baselines.systems_table(evaluator, scores, compared), *compared.tables, *tables]
+    scores = replace(scores, failed=(*scores.failed, *compared.failed))
+    own = "ours" if config.system_name in compared.videos else config.system_name
+    return evaluator.write(
+        scores, compared.about, tables, sections=compared.sections, lines=compared.lines,
+        systems={own: scores.videos, **compared.videos},
+    )  # fmt: skip
 
 
 def with_sides(pairs: Sequence[Pair], config: EvaluateConfig) -> list[Pair]:

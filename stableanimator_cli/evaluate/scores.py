@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli import __version__
-from stableanimator_cli.errors import BatchFailed
+from stableanimator_cli.errors import BatchFailed, SaError
 from stableanimator_cli.evaluate.checks import FailedVideo
 from stableanimator_cli.evaluate.latex import LatexTable
 from stableanimator_cli.evaluate.protocols import EvalProtocol
@@ -26,6 +27,7 @@ Table = tuple[str, list[str], list[list[str]]]
 T_INTERVAL = "Student's t over videos"
 T_BOOTSTRAP = "Student's t with the bootstrap's standard error over videos"
 _RANGE = re.compile(r"(-?\d+(?:\.\d+)?)\.\.(?:(-?\d+(?:\.\d+)?)(?![\d./]))?")
+_SHOWN = 40  # videos of a table
 JSON, CURVES, CSV, LATEX, PAGE = "scores.json", "curves.jsonl", "scores.csv", "scores.tex", "report.html"
 PAPER = "paper.tex"
 
@@ -76,7 +78,8 @@ class Scores:
 
     ``tables`` are further tables for the terminal; ``latex`` holds those that are printed otherwise, by title.
     ``sections`` and ``lines`` (video, metric, value, low, high, n, system, data) are further contents of
-    ``scores.csv``. If videos ``failed``, the exit code is 7.
+    ``scores.csv``. If videos ``failed``, the exit code is 7. ``failure`` is the error of a check that did not hold,
+    whose exit code comes first.
     """
 
     output: Path
@@ -90,9 +93,12 @@ class Scores:
     sections: tuple[Section, ...] = ()
     lines: tuple[tuple[str, ...], ...] = ()
     latex: Mapping[str, LatexTable] = field(default_factory=dict)
+    failure: SaError | None = None
 
     @property
     def exit_code(self) -> int:
+        if self.failure is not None:
+            return self.failure.exit_code
         return BatchFailed.exit_code if self.failed else 0
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +112,7 @@ class Scores:
             "missing": [one.to_json() for one in self.missing],
             "videos": [video_json(video) for video in self.videos],
             "failed": [one.to_json() for one in self.failed],
+            **({} if self.failure is None else json.loads(self.failure.to_json())),
         }
 
     def summary(self) -> str:
@@ -129,12 +136,9 @@ class Scores:
         return shown
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Columns and rows for people, one row per metric, those of the protocol's table first. DisCo's arithmetic is
-        left to the files unless the protocol has it."""
-        first = [name for name in self.protocol.table if name in self.rows]
-        rest = [name for name in self.rows if name not in first and "disco" not in name]
+        """Columns and rows for people, one row per metric."""
         rows = []
-        for name in (*first, *rest):
+        for name in shown_metrics(self.protocol, self.rows):
             row = self.rows[name]
             title = f"{row.spec.title} {ARROWS[row.spec.better]}".strip()
             identical = row.about.get("identical_frames")
@@ -142,6 +146,13 @@ class Scores:
             rows.append([name, title, *cells(row), str(row.videos), str(row.count)])
         other = "mean of videos" if self.protocol.mean == "frames" else "mean of frames"
         return ["metric", "", "value", "95 % t-interval", other, "videos", "n"], rows
+
+
+def shown_metrics(rules: EvalProtocol, rows: Mapping[str, Row]) -> list[str]:
+    """Metrics in the order of tables: those of the protocol's table first. DisCo's arithmetic is left to the files
+    unless the protocol has it."""
+    first = [name for name in rules.table if name in rows]
+    return first + [name for name in rows if name not in first and "disco" not in name]
 
 
 def cells(row: Row) -> list[str]:
@@ -201,6 +212,26 @@ def summarise(
     return rows
 
 
+def by_video(videos: Sequence[VideoScore]) -> Table:
+    """Identity of each video with its detection rate, in the order of names; of many videos the least similar."""
+    shown = videos
+    if len(videos) > _SHOWN:
+        shown = sorted(videos, key=lambda video: np.nan_to_num(video.values.get("csim_ref", -1), nan=-2))[:_SHOWN]
+    title = "videos" if shown is videos else f"videos, the {_SHOWN} least like the reference of {len(videos)}"
+    metrics = ("csim_ref", "csim_ref_judge", "identity_drift", "identity_worst")
+    return title, ["video", "frames", "with a face", *metrics, "worst frames"], [
+        [video.name, str(video.frames), _faces(video),
+         *(number(video.values.get(name, math.nan)) for name in metrics),
+         "–" if video.worst_window is None else f"{video.worst_window[0]} to {video.worst_window[1] - 1}"]
+        for video in shown
+    ]  # fmt: skip
+
+
+def _faces(video: VideoScore) -> str:
+    rate = video.values.get("face_rate", math.nan)
+    return "–" if math.isnan(rate) else f"{rate:.0%}" if rate else "no face in any frame"
+
+
 def within(spec: MetricSpec, interval: tuple[float, float] | None) -> tuple[float, float] | None:
     """An interval clipped to the metric's range."""
     limits = _RANGE.match(spec.range)
@@ -246,4 +277,5 @@ def video_json(video: VideoScore) -> dict[str, Any]:
         "values": {name: json_number(value) for name, value in video.values.items()},
         "counts": dict(video.counts),
         "notes": list(video.notes),
+        "worst_window": None if video.worst_window is None else list(video.worst_window),
     }

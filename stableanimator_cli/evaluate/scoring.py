@@ -50,7 +50,8 @@ class Networks(Protocol):
 class VideoScore:
     """Scores of one video. ``values`` by metric, NaN if there is none; ``counts`` are the frames, points or borders
     that each is a mean of. ``curves`` hold a value per frame or None. ``notes`` explain what could not be measured.
-    ``matched`` are the frames that were compared, None for all; ``dropped`` describes the others."""
+    ``matched`` are the frames that were compared, None for all; ``dropped`` describes the others. ``worst_window``
+    are the frames of ``identity_worst``, half-open, None without a face."""
 
     name: str
     predicted: Mapping[str, Any]
@@ -65,6 +66,7 @@ class VideoScore:
     matched: MatchedFrames | None = None
     dropped: str = ""
     identical_frames: int = 0
+    worst_window: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ class _ScoreBuilder:
     notes: list[str] = field(default_factory=list)
     times: list[Fraction | None] = field(default_factory=list)
     identical: int = 0
+    worst_window: tuple[int, int] | None = None
 
     def put(self, name: str, value: float, count: int) -> None:
         self.values[name], self.counts[name] = float(value), int(count)
@@ -178,6 +181,7 @@ class Scorer:
             matched=matched,
             dropped=dropped,
             identical_frames=scores.identical,
+            worst_window=scores.worst_window,
         )
 
     def _read_alone(self, clip: Clip, scores: _ScoreBuilder) -> Changes:
@@ -275,7 +279,10 @@ class Scorer:
                 if not suffix:  # over the frames that CSIM is a mean of
                     selected = np.where(comparable, curve, np.nan)
                     scores.put("identity_drift", identity.drift(selected), 1)
-                    scores.put("identity_worst", identity.worst(selected)[0], 1)
+                    lowest, first = identity.worst(selected)
+                    scores.put("identity_worst", lowest, 1)
+                    if first >= 0:
+                        scores.worst_window = first, min(first + identity.WORST, len(selected))
             if target_rows is not None:
                 scores.put_csim(f"csim_gt{suffix}", identity.cosines(rows, target_rows), valid)
             if not suffix:
@@ -290,7 +297,7 @@ class Scorer:
         target: VideoDetections | None,
         count: int,
     ) -> None:
-        """Detected body points against those that drove the video (of the target if no motion is given). ``count`` is
+        """Detected points against those that drove the video (of the target if no motion is given). ``count`` is
         the number of frames of the full prediction."""
         if self.detector.detectors is None:
             return
@@ -313,11 +320,12 @@ class Scorer:
             scores.notes.append(f"{NO_POINTS}: no --poses and no ground truth")
             return
         shared = min(len(points), len(predicted))
-        result = motion.keypoint_error(predicted.points[:shared], points[:shared])
-        scores.put("keypoint_error", result.error, result.points)
-        scores.put("keypoint_pck", result.pck, result.driven)
-        scores.put("keypoint_found", result.found, result.driven)
-        scores.curve("keypoint_error", result.curve)
+        for name, part in motion.PARTS.items():
+            result = motion.keypoint_error(predicted.points[:shared], points[:shared], part, clip.size)
+            scores.put(f"{name}_error", result.error, result.points)
+            scores.put(f"{name}_pck", result.pck, result.driven)
+            scores.put(f"{name}_found", result.found, result.driven)
+            scores.curve(f"{name}_error", result.curve)
         scores.curve("head_yaw", head_yaw(points))
 
 

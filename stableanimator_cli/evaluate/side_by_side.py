@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.frame_matching import frames_at
@@ -28,6 +28,8 @@ FOLDER, PICTURES, POSTER = "videos", "pictures", "poster"
 _MAX_SIDE = 512  # pixels of each video's part of an image
 _TAG = "sa.pair"
 _SIGNS = (("csim_ref", "least like the reference"), ("psnr", "farthest from the ground truth"))
+_FURTHER = 2  # frames least like the reference besides the first, of a video without a ground truth
+_APART = 8  # frames between them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,49 +41,61 @@ class WorstFrame:
     path: Path
 
 
-def files_of(name: str, out: Path) -> list[Path]:
-    """The files that ``write_pair`` may write for a video."""
-    images = (f"{name}.{kind}.jpg" for kind in (*(metric for metric, _ in _SIGNS), POSTER))
-    return [out / FOLDER / f"{name}.mp4", *(out / PICTURES / image for image in images)]
+def files_of(name: str, out: Path, systems: Sequence[str] = ()) -> list[Path]:
+    """The files that may be written for a video, beside those of ``systems`` too."""
+    kinds = [*(metric for metric, _ in _SIGNS), *(f"csim_ref-{n + 2}" for n in range(_FURTHER)), "no-face", POSTER]
+    videos = [out / FOLDER / f"{name}.mp4", *(beside(out, system, name) for system in systems)]
+    return [*videos, *(out / PICTURES / f"{name}.{kind}.jpg" for kind in kinds)]
+
+
+def beside(out: Path, system: str, name: str) -> Path:
+    """The video of ours and another system's side by side."""
+    return out / FOLDER / system / f"{name}.mp4"
 
 
 def write_pair(video: VideoScore, out: Path) -> list[WorstFrame]:
     """Write ``videos/NAME.mp4``, the prediction on the left, ``pictures/NAME.poster.jpg``, its middle frame, and
-    ``pictures/NAME.METRIC.jpg``, its worst frames.
+    ``pictures/NAME.KIND.jpg``, its worst frames.
 
     An existing video is reused if its tag names the same frames of the same sources.
     """
     worst = _find_worst(video)
-    path = out / FOLDER / f"{video.name}.mp4"
     check_replaceable(*files_of(video.name, out))
-    sources = _digest(video)
-    frames = _frames(video)
     images: list[WorstFrame] = []
-
     poster, middle = out / PICTURES / f"{video.name}.{POSTER}.jpg", (video.frames - 1) // 2
 
     def save_if_shown(index: int, frame: np.ndarray) -> None:
         if index == middle:
             _save_thumbnail(poster, frame)
         if index in worst:
-            metric, why = worst[index]
-            image = WorstFrame(frame=index, why=why, path=out / PICTURES / f"{video.name}.{metric}.jpg")
+            kind, why = worst[index]
+            image = WorstFrame(frame=index, why=why, path=out / PICTURES / f"{video.name}.{kind}.jpg")
             _save_thumbnail(image.path, frame)
             images.append(image)
 
+    last = max([*worst, *([] if poster.is_file() else [middle])], default=-1)
+    write_video(video, out / FOLDER / f"{video.name}.mp4", save_if_shown, last + 1)
+    return images
+
+
+def write_video(
+    video: VideoScore, path: Path, use: Callable[[int, np.ndarray], None] | None = None, needed: int = 0
+) -> None:
+    """Write the prediction on the left and its counterpart on the right. ``use`` gets every frame with its number, of a
+    video that is reused the first ``needed``."""
+    sources, frames = _digest(video), _frames(video)
+    use = use or (lambda index, frame: None)
     if path.is_file() and _tag_of(path) == sources:
-        last = max([*worst, *([] if poster.is_file() else [middle])], default=-1)
-        for index, frame in enumerate(itertools.islice(frames, last + 1)):
-            save_if_shown(index, frame)
-        return images
+        for index, frame in enumerate(itertools.islice(frames, needed)):
+            use(index, frame)
+        return
     first = next(frames)
     height, width = first.shape[:2]
     fps = open_clip(video.pair.predicted).fps or UNTIMED_FPS
     with VideoWriter(path, (width, height), fps, preset="veryfast", crf=20, tag={_TAG: sources}) as writer:
         for index, frame in enumerate(itertools.chain([first], frames)):
             writer.write(frame)
-            save_if_shown(index, frame)
-    return images
+            use(index, frame)
 
 
 def _digest(video: VideoScore) -> str:
@@ -109,7 +123,26 @@ def _find_worst(video: VideoScore) -> dict[int, tuple[str, str]]:
             value, frame = min(points)
             text = f"frame {frame}: {why} ({name} {value:.4g})"
             worst[frame] = (worst[frame][0], f"{worst[frame][1]}; {text}") if frame in worst else (name, text)
+    if video.target is None:
+        worst |= {frame: known for frame, known in _find_further(video).items() if frame not in worst}
     return worst
+
+
+def _find_further(video: VideoScore) -> dict[int, tuple[str, str]]:
+    """The next frames that are least like the reference, apart from each other, and the first without a face."""
+    name, why = _SIGNS[0]
+    curve = video.curves.get(name, ())
+    points = sorted((value, frame) for frame, value in enumerate(curve) if value is not None)
+    selected = [frame for _, frame in points[:1]]
+    further: dict[int, tuple[str, str]] = {}
+    for value, frame in points:
+        if len(further) < _FURTHER and all(abs(frame - other) >= _APART for other in selected):
+            selected.append(frame)
+            further[frame] = (f"{name}-{len(selected)}", f"frame {frame}: {why} ({name} {value:.4g})")
+    if (points or video.values.get("face_rate") == 0) and None in curve:
+        frame = list(curve).index(None)
+        further[frame] = ("no-face", f"frame {frame}: no face found")
+    return further
 
 
 def _frames(video: VideoScore) -> Iterator[np.ndarray]:
@@ -130,9 +163,11 @@ def _frames(video: VideoScore) -> Iterator[np.ndarray]:
 
 
 def _resized(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A frame at another size, with black borders if the shape differs."""
     if frame.shape[1::-1] == size:
         return frame
-    return np.asarray(Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BILINEAR))
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    return np.asarray(ImageOps.pad(image, size, Image.Resampling.BILINEAR))
 
 
 def _save_thumbnail(path: Path, frame: np.ndarray) -> None:

@@ -54,6 +54,7 @@ class Study:
     systems: tuple[str, ...]
     comparisons: int
     exit_code: int = 0
+    failure: None = None
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -31,6 +31,7 @@ class StudyResult:
     people: int
     counts: Mapping[str, Mapping[str, tuple[int, int]]]
     exit_code: int = 0
+    failure: None = None
 
     def rows(self) -> Iterator[tuple[str, str, int, int, float, tuple[float, float]]]:
         """Per baseline and question: times, answers, share and its interval."""

@@ -13,6 +13,8 @@ import numpy as np
 
 from stableanimator_cli.metrics.result import define
 
+WORST = 16
+"""Frames of the worst stretch of a video."""
 _COSINE = "cosine of the ArcFace vectors of the largest face of each frame and of"
 _SIDES = {"ref": ("reference", "the reference picture's"), "gt": ("truth", "the same frame of the ground truth")}
 _BY = {
@@ -104,7 +106,7 @@ def drift(curve: np.ndarray) -> float:
     return float(known[-part:].mean() - known[:part].mean())
 
 
-def worst(curve: np.ndarray, length: int = 16) -> tuple[float, int]:
+def worst(curve: np.ndarray, length: int = WORST) -> tuple[float, int]:
     """The lowest mean similarity over ``length`` consecutive frames, and its first frame; windows without a face are
     skipped. (NaN, -1) if no frame has a face."""
     curve = np.asarray(curve, np.float64)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stableanimator_cli.metrics.motion import keypoint_error
+from stableanimator_cli.metrics.motion import PARTS, keypoint_error
+from stableanimator_cli.motion.keypoints import FACE, LEFT_HAND, RIGHT_HAND
 
 
 def _people(frames: int = 5) -> np.ndarray:
@@ -75,3 +76,56 @@ def test_a_motion_of_nobody_gives_no_number() -> None:
 def test_motions_of_other_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="points"):
         keypoint_error(_people(5), _people(4))
+
+
+def _hands(frames: int = 5) -> np.ndarray:
+    """Hands in boxes of 6 x 8 (size 10) and a face in one of 30 x 40 (size 50)."""
+    points = _people(frames)
+    rng = np.random.default_rng(1)
+    for part, corner, size in (
+        (LEFT_HAND, (50, 50), (6, 8)),
+        (RIGHT_HAND, (70, 50), (6, 8)),
+        (FACE, (20, 5), (30, 40)),
+    ):
+        points[:, part, :2] = np.array(corner) + rng.uniform((0, 0), size, (part.stop - part.start, 2))
+        points[:, part.start, :2], points[:, part.start + 1, :2] = corner, np.add(corner, size)
+    return points
+
+
+def test_hands_and_landmarks_are_measured_by_their_own_size() -> None:
+    made = _hands()
+    made[:, LEFT_HAND, :2] += (3, 4)
+    made[:, FACE, :2] += (3, 4)
+    hand = keypoint_error(made, _hands(), PARTS["hand"], (100, 100))
+    assert (hand.error, hand.pixels) == (pytest.approx(0.25), pytest.approx(2.5))  # the other hand is right
+    assert (hand.pck, hand.found, hand.driven) == (0.5, 1, 5 * 42)
+    face = keypoint_error(made, _hands(), PARTS["landmark"], (100, 100))
+    assert (face.error, face.driven) == (pytest.approx(0.1), 5 * 68)
+    assert keypoint_error(made, _hands()).error == 0  # the body does not know of them
+
+
+def test_a_hidden_hand_is_not_asked_for_and_a_lost_one_is_wrong() -> None:
+    driven, made = _hands(), _hands()
+    driven[:, RIGHT_HAND, 2] = 0.1
+    made[:, LEFT_HAND, 2] = 0
+    lost = keypoint_error(made, driven, PARTS["hand"])
+    assert (lost.driven, lost.points, lost.pck, lost.found) == (5 * 21, 0, 0, 0)
+    assert np.isnan(lost.error)
+    driven[..., 2] = 0.1
+    absent = keypoint_error(made, driven, PARTS["hand"])
+    assert absent.driven == 0
+    assert np.isnan([absent.error, absent.pck, absent.found]).all()
+
+
+def test_points_outside_of_the_frame_are_invisible() -> None:
+    driven = _hands()
+    left = keypoint_error(driven, driven, PARTS["hand"], (65, 100))  # the right hand begins at 70
+    assert (left.driven, left.error) == (5 * 21, 0)
+    assert keypoint_error(driven, driven, frame=(1, 1)).driven == 5 * 18  # of the body all count, as before
+
+
+def test_a_hand_of_a_few_points_has_no_size() -> None:
+    driven = _hands()
+    driven[:, LEFT_HAND.start + 10 : LEFT_HAND.stop, 2] = 0
+    driven[:, RIGHT_HAND, 2] = 0
+    assert np.isnan(keypoint_error(driven, driven, PARTS["hand"]).error)

@@ -1,0 +1,145 @@
+"""Videos of other systems (``--baselines DIR``): scored like ours, compared with ours, shown beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from stableanimator_cli.evaluate import paired
+from stableanimator_cli.evaluate.checks import FailedVideo
+from stableanimator_cli.evaluate.evaluator import Evaluator, SystemScores
+from stableanimator_cli.evaluate.frame_matching import MatchedFrames
+from stableanimator_cli.evaluate.pairs import Pair
+from stableanimator_cli.evaluate.run_record import read_record
+from stableanimator_cli.evaluate.scores import Row, Section, Table, number, shown_metrics, video_json
+from stableanimator_cli.evaluate.scoring import VideoScore
+from stableanimator_cli.evaluate.side_by_side import beside, write_video
+from stableanimator_cli.evaluate.tables import TableRow, memory
+from stableanimator_cli.metrics.result import ARROWS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """Scores of other systems, and ours minus theirs, as ``Evaluator.write`` takes them. ``memory`` is the peak of each
+    system in bytes and the frames of that run."""
+
+    about: Mapping[str, Any]
+    tables: tuple[Table, ...]
+    sections: tuple[Section, ...]
+    lines: tuple[list[str], ...]
+    failed: tuple[FailedVideo, ...]
+    memory: Mapping[str, tuple[int, int] | None]
+
+    @property
+    def videos(self) -> dict[str, tuple[VideoScore, ...]]:
+        """Scored videos by system."""
+        return {section.system: section.videos for section in self.sections}
+
+    def table_rows(self) -> list[TableRow]:
+        """The systems as rows of Table 1."""
+        rows = []
+        for section in self.sections:
+            peak, frames = self.memory[section.system] or (None, 16)
+            names = tuple(video.name for video in section.videos)
+            rows.append(
+                TableRow(name=section.system, rows=section.rows, memory=peak, memory_frames=frames, videos=names)
+            )
+        return rows
+
+
+def compare(
+    evaluator: Evaluator, ours: SystemScores, systems: Mapping[str, Sequence[Pair]], output: Path
+) -> Compared | None:
+    """Score the systems and compare them with ours. Writes ``videos/SYSTEM/NAME.mp4``, ours on the left. None without
+    systems."""
+    if not systems:
+        return None
+    scored = {system: evaluator.score(pairs) for system, pairs in systems.items()}
+    own, rows = {video.name: video for video in ours.videos}, {name: one.rows for name, one in scored.items()}
+    peaks = {system: recorded_memory(one.videos) for system, one in scored.items()}
+    others = {system: paired.values_of(one.videos) for system, one in scored.items()}
+    compared = paired.differences(paired.values_of(ours.videos), others, seed=evaluator.config.seed)
+    with evaluator.reporter.progress(sum(len(one.videos) for one in scored.values()), "side by side", "video") as bar:
+        for system, one in scored.items():
+            for video in one.videos:
+                if video.name in own:
+                    _warn_of_lengths(evaluator, own[video.name], system, video)
+                    write_video(_side_by_side(own[video.name], video), beside(output, system, video.name))
+                bar.update()
+    return Compared(
+        about={  # the first two keys are those of earlier versions
+            "rivals": {system: {key: row.to_json() for key, row in table.items()} for system, table in rows.items()},
+            "rival_videos": {system: [video_json(video) for video in one.videos] for system, one in scored.items()},
+            "rival_memory": {
+                system: None if peak is None else {"bytes": peak[0], "frames": peak[1]}
+                for system, peak in peaks.items()
+            },
+            "paired_differences": paired.to_json(compared),
+        },
+        tables=tuple(paired.tables(compared, shown_metrics(evaluator.rules, ours.rows))),
+        sections=tuple(
+            Section(system=system, data="", rows=one.rows, videos=one.videos) for system, one in scored.items()
+        ),
+        lines=tuple(paired.lines(compared)),
+        failed=tuple(
+            replace(video, name=f"{system}/{video.name}") for system, one in scored.items() for video in one.failed
+        ),
+        memory=peaks,
+    )
+
+
+def systems_table(evaluator: Evaluator, ours: SystemScores, compared: Compared) -> Table:
+    """All systems, a column each: values with their intervals, and the memory of recorded runs."""
+    names = shown_metrics(evaluator.rules, ours.rows)
+    rows = {"ours": ours.rows, **{section.system: section.rows for section in compared.sections}}
+    lines = []
+    for name in names:
+        spec = ours.rows[name].spec
+        cells = [_value(table.get(name)) for table in rows.values()]
+        lines.append([name, f"{spec.title} {ARROWS[spec.better]}".strip(), *cells])
+    peaks = {"ours": recorded_memory(ours.videos), **compared.memory}
+    if any(peaks.values()):
+        lines.append(["", "memory of the recorded run", *("–" if p is None else memory(*p) for p in peaks.values())])
+    return "systems", ["metric", "", *rows], lines
+
+
+def recorded_memory(videos: Sequence[VideoScore]) -> tuple[int, int] | None:
+    """The highest peak of the videos' run records, in bytes, and the frames of that run; None without a record."""
+    peaks = []
+    for video in videos:
+        record = read_record(video.pair.predicted)
+        if record is None:
+            continue
+        peak, frames = record["peak_bytes"], record["output"].get("frames")
+        value = peak.get("device", peak.get("host"))
+        if type(value) is int and type(frames) is int:
+            peaks.append((value, frames))
+    return max(peaks, default=None)
+
+
+def _value(row: Row | None) -> str:
+    if row is None:
+        return "–"
+    if row.interval is None:
+        return number(row.shown)
+    return f"{number(row.shown)} [{number(row.interval[0])}, {number(row.interval[1])}]"
+
+
+def _warn_of_lengths(evaluator: Evaluator, ours: VideoScore, system: str, theirs: VideoScore) -> None:
+    if ours.frames != theirs.frames:
+        evaluator.reporter.warning(
+            f"{ours.name}: ours has {ours.frames} frames, {system} has {theirs.frames}; each is scored in full"
+        )
+
+
+def _side_by_side(ours: VideoScore, theirs: VideoScore) -> VideoScore:
+    """Ours with the other system's video in the place of the ground truth."""
+    frames, matched = min(ours.frames, theirs.frames), None
+    if ours.matched is not None or theirs.matched is not None:
+        sides = [range(frames) if side.matched is None else side.matched.predicted for side in (ours, theirs)]
+        predicted, target = (tuple(side[:frames]) for side in sides)
+        matched = MatchedFrames(predicted=predicted, target=target, numbers=tuple(range(frames)))
+    pair = replace(ours.pair, target=theirs.pair.predicted)
+    return replace(ours, pair=pair, target=theirs.predicted, matched=matched, frames=frames, curves={})

@@ -1,0 +1,160 @@
+"""Videos of other systems without a bench: per-video values, paired differences, memory, side by side."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.evaluate.run import run
+from stableanimator_cli.evaluate.scores import Scores
+from stableanimator_cli.media import open_clip
+from stableanimator_cli.metrics.paired import INTERVAL
+from tests.evaluate.samples import changed, drawn, noisy, write
+
+COUNT = 5
+
+
+@pytest.fixture(scope="module")
+def sides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five videos of ours; a copy of them; and a system whose frames are the truth but for one grey level."""
+    root = tmp_path_factory.mktemp("systems")
+    for figure in range(COUNT):
+        name = f"v{figure}.mp4"
+        truth = write(root / "truth" / name, [frame // 2 + 40 for frame in drawn(figure, frames=4)])
+        changed(truth, root / "made" / name, noisy(6 + figure, seed=figure))
+        changed(truth, root / "others" / "better" / name, lambda index, frame: frame + 1)
+    shutil.copytree(root / "made", root / "others" / "copy")
+    record = {"stableanimator-cli": "0", "output": {"frames": 4}, "peak_bytes": {"device": 3 << 30, "host": 1}}
+    (root / "others" / "better" / "v1.json").write_text(json.dumps(record))
+    return root
+
+
+def _never(flags: Any, settings: Any) -> None:
+    raise AssertionError("nothing is animated here")
+
+
+def _run(sides: Path, out: Path, *inputs: str, **flags: Any) -> Scores:
+    given = {"inputs": [sides / name for name in inputs], "output": out, "baselines": sides / "others", **flags}
+    scores = run(flags=given, animate=_never)
+    assert isinstance(scores, Scores)
+    return scores
+
+
+@pytest.fixture(scope="module")
+def scores(sides: Path, tmp_path_factory: pytest.TempPathFactory) -> Scores:
+    """Without a model: pixels alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SA_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.delenv("SA_MODEL", raising=False)
+        return _run(sides, tmp_path_factory.mktemp("scores"), "made", "truth")
+
+
+def test_a_copy_of_ours_differs_by_exactly_nothing(scores: Scores) -> None:
+    told = json.loads((scores.output / "scores.json").read_text())["paired_differences"]["copy"]
+    assert {"psnr", "ssim", "mae_unit", "flicker_distance"} <= set(told)
+    for name, one in told.items():
+        assert (one["mean"], one["p_value"], one["win_rate"]) == (0, 1, 0.5), name
+        assert (one["interval"], one["interval_method"]) == ([0, 0], INTERVAL), name
+        assert set(one["per_video"].values()) == {0}, name
+
+
+def test_a_better_system_is_found_by_what_it_is_better(scores: Scores) -> None:
+    one = scores.about["paired_differences"]["better"]["mae_unit"]
+    ours = {video.name: video.values["mae_unit"] for video in scores.videos}
+    assert one["per_video"] == {name: pytest.approx(value - 1 / 255) for name, value in ours.items()}
+    low, high = one["interval"]
+    assert 0 < low < one["mean"] < high
+    assert (one["wins"], one["losses"], one["p_value"]) == (0, COUNT, pytest.approx(2 / 2**COUNT))
+    assert "flicker" not in scores.about["paired_differences"]["better"]
+
+
+def test_differences_stand_in_every_file(scores: Scores) -> None:
+    lines = list(csv.DictReader((scores.output / "scores.csv").read_text().splitlines()))
+    differences = [one for one in lines if one["data"] == "ours minus this system" and one["metric"] == "psnr"]
+    assert [one["video"] for one in differences if one["system"] == "copy"] == ["", *(f"v{n}" for n in range(COUNT))]
+    (mean,) = [one for one in differences if one["system"] == "better" and not one["video"]]
+    assert float(mean["low"]) < float(mean["value"]) < float(mean["high"]) < 0
+    assert {one["data"] for one in lines if one["system"] == "better"} == {
+        "", "ours minus this system", "ours minus this system: Wilcoxon p", "ours minus this system: win rate"
+    }  # fmt: skip
+    assert [one["video"] for one in lines if (one["system"], one["metric"], one["data"]) == ("better", "ssim", "")] == [
+        "", *(f"v{n}" for n in range(COUNT))
+    ]  # fmt: skip
+    latex = (scores.output / "scores.tex").read_text()
+    page = (scores.output / "report.html").read_text()
+    for title in ("ours minus better, paired by video (5 videos)", "systems"):
+        assert title in latex
+        assert title in page
+
+
+def test_systems_are_columns_with_the_memory_that_a_record_has(scores: Scores) -> None:
+    title, columns, rows = scores.tables[0]
+    assert (title, columns) == ("systems", ["metric", "", "ours", "better", "copy"])
+    by_name = {row[0]: row for row in rows}
+    assert by_name["mae_unit"][2] == by_name["mae_unit"][4]
+    assert by_name["mae_unit"][3].startswith("0.003922 [")
+    assert rows[-1][1:] == ["memory of the recorded run", "–", "3.00G (4 frames)", "–"]
+    assert scores.about["rival_memory"] == {"better": {"bytes": 3 << 30, "frames": 4}, "copy": None}
+
+
+def test_videos_are_shown_beside_ours(scores: Scores, sides: Path) -> None:
+    path = scores.output / "videos" / "better" / "v2.mp4"
+    clip = open_clip(path)
+    assert (clip.size, clip.count) == ((128, 64), 4)
+    (_, shown), *_ = clip.frames()
+    (_, theirs), *_ = open_clip(sides / "others" / "better" / "v2.mp4").frames()
+    assert np.abs(shown[:, 64:].astype(int) - theirs).mean() < 4
+    page = (scores.output / "report.html").read_text()
+    assert 'src="videos/better/v2.mp4"' in page
+    assert "<span>ours</span><span>better</span>" in page
+    assert "copy: 4 frames; mae_unit" in page
+
+
+def test_without_a_ground_truth_too_and_of_unequal_length(sides: Path, tmp_path: Path) -> None:
+    """A rival may have made more frames than ours: each is scored in full, and a warning names both counts."""
+    warnings: list[str] = []
+    (tmp_path / "others" / "longer").mkdir(parents=True)
+    write(tmp_path / "others" / "longer" / "any-name.mp4", drawn(0, frames=6))
+
+    class Heard:
+        from stableanimator_cli.progress import NullReporter
+
+        info, progress = NullReporter.info, NullReporter.progress
+
+        def warning(self, text: str) -> None:
+            warnings.append(text)
+
+    from stableanimator_cli.media import write_picture
+
+    write_picture(tmp_path / "ref.png", drawn(0, frames=1)[0])
+    flags = {
+        "inputs": [sides / "made" / "v0.mp4"], "output": tmp_path / "out", "baselines": tmp_path / "others",
+        "reference_picture": tmp_path / "ref.png", "borders": "2",
+    }  # fmt: skip
+    scores = run(flags=flags, animate=_never, reporter=Heard())  # type: ignore[arg-type]
+    assert isinstance(scores, Scores)
+    assert any("v0: ours has 4 frames, longer has 6" in text for text in warnings)
+    (one,) = scores.about["paired_differences"].values()
+    assert (one["seam_score"]["videos"], one["seam_score"]["interval"]) == (1, None)
+    assert open_clip(tmp_path / "out" / "videos" / "longer" / "v0.mp4").count == 4
+
+
+def test_a_system_with_missing_videos_is_refused(sides: Path, tmp_path: Path) -> None:
+    shutil.copytree(sides / "others", tmp_path / "others")
+    (tmp_path / "others" / "better" / "v3.mp4").unlink()
+    with pytest.raises(BadInput, match=r"better: found no video named v3, expected one for each of the 5 in .*made"):
+        _run(sides, tmp_path / "out", "made", "truth", baselines=tmp_path / "others")
+    with pytest.raises(BadInput, match="no folders, expected one folder per system"):
+        _run(sides, tmp_path / "out", "made", "truth", baselines=sides / "made")
+    shutil.copy(sides / "made" / "v0.mp4", tmp_path / "others" / "better" / "v3.mp4")
+    write(tmp_path / "others" / "better" / "v3.mp4", drawn(0, frames=3))
+    with pytest.raises(BadInput, match=r"v3\.mp4: found 3 frames, expected 4"):
+        _run(sides, tmp_path / "out", "made", "truth", baselines=tmp_path / "others")
+    assert not (tmp_path / "out").exists()

@@ -71,14 +71,18 @@ def _cells(name: str, one: PairedDifference) -> list[str]:
 
 def lines(compared: Differences) -> list[list[str]]:
     """Lines of ``scores.csv``: video, metric, value, low, high, n, system, data. One per metric and one per video and
-    metric; p-value and win rate are lines with a ``data`` of their own."""
+    metric, which is named ``psnr difference``; then ``psnr win rate`` and ``psnr Wilcoxon p``."""
     found = []
     for system, rows in compared.items():
         for name, one in rows.items():
             low, high = ("", "") if one.interval is None else map(repr, one.interval)
-            found.append(["", name, repr(one.mean), low, high, str(one.videos), system, DATA])
-            found.append(["", name, repr(one.win_rate), "", "", str(one.videos), system, f"{DATA}: win rate"])
+            end = [str(one.videos), system, DATA]
+            found.append(["", f"{name} difference", repr(one.mean), low, high, *end])
+            found.append(["", f"{name} win rate", repr(one.win_rate), "", "", *end])
             if one.p_value is not None:
-                found.append(["", name, repr(one.p_value), "", "", str(one.videos), system, f"{DATA}: Wilcoxon p"])
-            found += [[video, name, repr(value), "", "", "1", system, DATA] for video, value in one.per_video.items()]
+                found.append(["", f"{name} Wilcoxon p", repr(one.p_value), "", "", *end])
+            found += [
+                [video, f"{name} difference", repr(value), "", "", "1", system, DATA]
+                for video, value in one.per_video.items()
+            ]
     return found

@@ -171,6 +171,9 @@ def test_rivals_are_rows_of_the_same_table(benched: tuple[Scores, Copying], tmp_
     lines = list(csv.DictReader((scores.output / "scores.csv").read_text().splitlines()))
     of_rival = [line for line in lines if line["system"] == "other" and line["metric"] == "psnr_disco"]
     assert [(line["video"], line["value"]) for line in of_rival] == [(name, "100.0") for name in ("", "00000", "00001")]
+    assert set(told["paired_differences"]) == {"other"}
+    assert told["paired_differences"]["other"]["ssim"]["losses"] == 2
+    assert (scores.output / "videos" / "other" / "00001.mp4").is_file()
     crossed = [line for line in lines if line["data"] == "cross-identity" and line["metric"] == "csim_ref"]
     assert [line["video"] for line in crossed] == ["00000-as-00001", "00001-as-00000", ""]
     table = [line for line in lines if line["data"].startswith("Table 1")]
@@ -268,7 +271,12 @@ def test_an_ablation_scores_each_variant_with_each_seed(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "[" not in measured["Ours (measured on other data, 2 videos)"][columns.index("SSIM")]  # two videos
     assert "measured rows on other data: 2 videos" in scores.tables[0][0]
-    assert any("sampling seeds 0, 1, 2" in row[0] for row in scores.tables[1][2])
+    assert [title.split(",")[0] for title, _, _ in scores.tables[1:-1]] == [
+        "ours minus addition", "ours minus no-optimization"
+    ]  # fmt: skip
+    one = scores.about["paired_differences"]["addition"]["psnr"]
+    assert (one["videos"], one["mean"], one["ties"]) == (2, 0, 2)  # the same videos: the noise is the seed's
+    assert any("sampling seeds 0, 1, 2" in row[0] for row in scores.tables[-1][2])
 
 
 def test_a_pasted_face_shares_the_videos_of_no_face(tmp_path: Path) -> None:
@@ -289,7 +297,7 @@ def test_a_pasted_face_shares_the_videos_of_no_face(tmp_path: Path) -> None:
     assert told["face-paste"][0]["psnr"]["value"] != told["no-face"][0]["psnr"]["value"]
     beside = tmp_path / "out" / "animated" / "face-paste" / "seed-2" / "00001.json"
     assert 0 < json.loads(beside.read_text())["face_paste"]["pasted"] <= 3
-    notes = " ".join(row[0] for row in scores.tables[1][2])
+    notes = " ".join(row[0] for row in scores.tables[-1][2])
     assert "Face paste stands in the row of FaceFusion" in notes
     assert "without face optimisation: w/o Face, Face paste" in notes
 

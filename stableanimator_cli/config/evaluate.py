@@ -124,8 +124,11 @@ class EvaluateConfig:
         "ranks from the worst to the best.")
     study: bool = option("--study", False, panel=STUDY,
         help="Write a page that asks people which of two videos is better. Inputs: our folder, then the others.")
+    comparisons: int | None = option("--comparisons", None, metavar="N", ge=1, le=100000, panel=STUDY,
+        default_text="all", help="Comparisons per person, in balanced blocks of all videos and systems.")
     tally: bool = option("--tally", False, panel=STUDY,
-        help="Count answers of a study: files, or folders that hold them.")
+        help="Count answers of a study, files or folders that hold them, and print Table 6; -o writes it as text, "
+        "JSON, CSV and LaTeX.")
     bootstrap_samples: int = option("--bootstrap-samples", 200, formerly="draws", old_flag="--draws", metavar="N",
         ge=100, le=1000000, help="Bootstrap samples for the standard error of Frechet distances.")
     seed: int = option("--seed", 0, metavar="N", ge=0, le=2**63 - 1,
@@ -161,6 +164,8 @@ class EvaluateConfig:
             raise ConfigError("PREDICTED", str(self.inputs[0]), f"nothing beside {task}, which makes its own videos")
         if task == "--study" and len(self.inputs) < 2:
             raise ConfigError("--study", len(self.inputs), "two folders or more, ours first")
+        if self.comparisons is not None and not self.study:
+            raise ConfigError("--comparisons", self.comparisons, "--study, whose page asks for them")
         if task == "--tally" and not self.inputs:
             raise ConfigError("--tally", None, "files of answers, or folders that hold them")
         if self.ablation is not None:

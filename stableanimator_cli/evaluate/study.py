@@ -1,8 +1,9 @@
 """``--study``: an offline web page on which people choose the better of two videos without knowing their systems.
 
 As in the user study of StableAnimator (section 4.4), the reference image and the pose video come first, then the two
-videos in random order, then four questions. The page randomises cases and sides per visitor and saves questions and
-answers as ``answers-NAME.json``, which ``--tally`` counts.
+videos in random order, then four questions. Each person gets a balanced block of the comparisons (``study_blocks``), in
+random order and with ours on either side equally often. Several people can use one browser, pause and continue. The
+page saves answers as ``answers-NAME.json``, which ``--tally`` counts.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from PIL import Image
 
 from stableanimator_cli import html_pages
 from stableanimator_cli.config.evaluate import EvaluateConfig
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.evaluate.driving_points import Unmatched, indices_shown, read_poses
 from stableanimator_cli.evaluate.pairs import Pair, check_names, find_videos
 from stableanimator_cli.evaluate.report import TOOL, write_text
 from stableanimator_cli.evaluate.run_record import read_record, resize_mode
 from stableanimator_cli.evaluate.scores import Table
+from stableanimator_cli.evaluate.study_blocks import balanced_blocks
 from stableanimator_cli.files import atomic_write, check_replaceable, json_text, sha256_of, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
 from stableanimator_cli.motion.geometry import Mode, resize_transform
@@ -48,11 +50,13 @@ _FPS = Fraction(30)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """A written study: the page, and the number of comparisons per visitor."""
+    """A written study: the page, all its comparisons, and how many each person makes, in one of ``blocks``."""
 
     output: Path
     systems: tuple[str, ...]
     comparisons: int
+    per_person: int
+    blocks: int
     exit_code: int = 0
     failure: None = None
 
@@ -62,6 +66,8 @@ class Study:
             "page": str(self.output / PAGE),
             "systems": list(self.systems),
             "comparisons": self.comparisons,
+            "comparisons_per_person": self.per_person,
+            "blocks": self.blocks,
         }
 
     def summary(self) -> str:
@@ -90,6 +96,7 @@ def write_study(
     for path, side in zip(config.inputs[1:], sides[1:], strict=True):
         check_names(sides[0], config.inputs[0], side, path)
     pairs = with_sides([Pair(name=name, predicted=path) for name, path in sides[0].items()], config)
+    _check_comparisons(config, len(pairs) * (len(systems) - 1))
     pages = _known_pages(out)
     plans = [_plan(pair, [side[pair.name] for side in sides], reporter) for pair in pairs]
     cases = []
@@ -99,7 +106,16 @@ def write_study(
             bar.update()
     trials = [{"case": number, "against": system} for number in range(len(cases)) for system in range(1, len(systems))]
     study = hashlib.sha256(json.dumps([config.seed, cases, systems], sort_keys=True).encode()).hexdigest()[:12]
-    shown = {"study": study, "format": FORMAT, "cases": [_blind(case) for case in cases], "trials": trials}
+    blocks = balanced_blocks(len(cases), len(systems) - 1, config.comparisons or len(trials), config.seed)
+    sizes = [open_clip(plan.videos[0]).size for plan in plans]
+    shown = {
+        "study": study,
+        "format": FORMAT,
+        "cases": [{**_blind(case), "size": size} for case, size in zip(cases, sizes, strict=True)],
+        "trials": trials,
+        "blocks": blocks,
+        "size": len(blocks[0]),
+    }
     page = "".join(html_pages.render("evaluate", "study", study=shown, questions=QUESTIONS)).encode()
     write_text(
         out / KEY,
@@ -118,7 +134,17 @@ def write_study(
     )
     with atomic_write(out / PAGE) as temp, translate_os_errors(out / PAGE):
         temp.write_bytes(page)
-    return Study(output=out, systems=tuple(systems), comparisons=len(trials))
+    return Study(
+        output=out, systems=tuple(systems), comparisons=len(trials), per_person=len(blocks[0]), blocks=len(blocks)
+    )
+
+
+def _check_comparisons(config: EvaluateConfig, total: int) -> None:
+    if config.comparisons is not None and config.comparisons > total:
+        raise ConfigError(
+            "--comparisons", config.comparisons, f"at most {total}, all of this study",
+            hint="without it everybody makes all comparisons",
+        )  # fmt: skip
 
 
 def _known_pages(out: Path) -> list[str]:

@@ -1,73 +1,152 @@
-"""``--tally``: answers of a study, counted, with Wilson intervals, above the paper's Table 6."""
+"""``--tally``: answers of a study, counted, with intervals clustered by person, above the paper's Table 6."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput, cut
-from stableanimator_cli.evaluate.latex import to_latex
+from stableanimator_cli.evaluate.latex import Block, Cell, LatexTable
 from stableanimator_cli.evaluate.report import TOOL, to_csv, write_text
 from stableanimator_cli.evaluate.scores import Table
 from stableanimator_cli.evaluate.study import FORMAT, KEY, QUESTIONS
 from stableanimator_cli.evaluate.tables import PUBLISHED, TABLE6
 from stableanimator_cli.files import json_text
-from stableanimator_cli.metrics.bootstrap import wilson_interval
+from stableanimator_cli.metrics.bootstrap import clustered_interval, wilson_interval
+from stableanimator_cli.metrics.result import Better
 from stableanimator_cli.readers import read_json
 
-JSON, CSV, LATEX = "tally.json", "tally.csv", "tally.tex"
+JSON, CSV, LATEX, TEXT = "tally.json", "tally.csv", "tally.tex", "tally.txt"
+SHORT = {"motion": "M-A", "appearance": "A-A", "background": "B-A", "identity": "I-A"}
+"""The questions as the columns of the paper's Table 6."""
+PER_PERSON = "Wilson at the effective number of answers, clustered by person"
+PER_ANSWER = "Wilson over answers: fewer than five people"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """Answers to one question about one baseline: ``times`` ours was preferred, of ``total``. ``interval`` is clustered
+    by person, None below five people; ``of_answers`` counts every answer as independent."""
+
+    baseline: str
+    question: str
+    times: int
+    total: int
+    people: int
+    interval: tuple[float, float] | None
+
+    @property
+    def share(self) -> float:
+        return self.times / self.total
+
+    @property
+    def of_answers(self) -> tuple[float, float]:
+        return wilson_interval(self.times, self.total)
+
+    @property
+    def shown(self) -> tuple[float, float]:
+        return self.of_answers if self.interval is None else self.interval
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "times": self.times,
+            "of": self.total,
+            "share": self.share,
+            "interval": list(self.of_answers),
+            "people": self.people,
+            "interval_by_person": None if self.interval is None else list(self.interval),
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyResult:
-    """How often ours was preferred. ``counts``: baseline -> question -> (times preferred, answers)."""
+    """How often ours was preferred: rows by baseline, in the order of Table 6 and then of the study, and question."""
 
     ours: str
     people: int
-    counts: Mapping[str, Mapping[str, tuple[int, int]]]
+    rows: tuple[Preference, ...]
     exit_code: int = 0
     failure: None = None
 
-    def rows(self) -> Iterator[tuple[str, str, int, int, float, tuple[float, float]]]:
-        """Per baseline and question: times, answers, share and its interval."""
-        for baseline, questions in self.counts.items():
-            for name, (times, total) in questions.items():
-                yield baseline, name, times, total, times / total, wilson_interval(times, total)
+    @property
+    def baselines(self) -> list[str]:
+        return list(dict.fromkeys(row.baseline for row in self.rows))
+
+    def of(self, baseline: str) -> dict[str, Preference]:
+        """Rows of a baseline by question."""
+        return {row.question: row for row in self.rows if row.baseline == baseline}
 
     def to_json(self) -> dict[str, Any]:
         preferred: dict[str, dict[str, Any]] = {}
-        for baseline, name, times, total, share, interval in self.rows():
-            result = {"times": times, "of": total, "share": share, "interval": list(interval)}
-            preferred.setdefault(baseline, {})[name] = result
-        return {"ours": self.ours, "people": self.people, "preferred": preferred}
+        for row in self.rows:
+            preferred.setdefault(row.baseline, {})[row.question] = row.to_json()
+        published = {name: dict(zip(QUESTIONS, values, strict=True)) for name, values in TABLE6.items()}
+        methods = {"interval": "Wilson over answers", "interval_by_person": PER_PERSON}
+        return {
+            "ours": self.ours, "people": self.people, "preferred": preferred, "interval_methods": methods,
+            "published_per_cent": published,
+        }  # fmt: skip
 
     def summary(self) -> str:
         cells = {
-            baseline: ", ".join(f"{name} {times}/{total}" for name, (times, total) in questions.items())
-            for baseline, questions in self.counts.items()
+            baseline: ", ".join(f"{name} {row.times}/{row.total}" for name, row in self.of(baseline).items())
+            for baseline in self.baselines
         }
         return "\n".join(f"{self.ours} over {baseline}: {text}" for baseline, text in cells.items())
 
+    @property
+    def title(self) -> str:
+        by = "clustered by person" if all(row.interval is not None for row in self.rows) else "of answers"
+        return f"Table 6: {self.people} people; 95 % intervals {by}; measured on other data ({PUBLISHED} published)"
+
     def shown(self) -> list[Table]:
-        lines = [[f"{self.ours} over {baseline}"] for baseline in self.counts]
-        for line, baseline in zip(lines, self.counts, strict=True):
-            shares = {row[1]: row[4:] for row in self.rows() if row[0] == baseline}
-            line += [
-                f"{share:.1%} [{low:.1%}, {high:.1%}]" for share, (low, high) in map(shares.__getitem__, QUESTIONS)
-            ]
+        lines = []
+        for baseline in self.baselines:
+            cells = [f"{row.share:.1%} [{row.shown[0]:.1%}, {row.shown[1]:.1%}]" for row in self._cells(baseline)]
+            lines.append([f"{self.ours} over {baseline}", *cells])
         for baseline, published in TABLE6.items():
             lines.append([f"StableAnimator over {baseline} {PUBLISHED}", *(f"{value:.1f}%" for value in published)])
-        title = f"Table 6: {self.people} people; 95 % intervals of answers; measured on other data († published)"
-        return [(title, ["", *QUESTIONS], lines)]
+        return [(self.title, ["", *QUESTIONS], lines)]
+
+    def to_latex(self) -> str:
+        """Table 6: the published rows and ours, in per cent."""
+        published = tuple(
+            (f"{name} {PUBLISHED}", tuple(Cell(values=(value,), digits=1) for value in values))
+            for name, values in TABLE6.items()
+        )
+        measured = []
+        for baseline in self.baselines:
+            cells = [
+                Cell(values=(100 * row.share,), digits=1, interval=(100 * row.shown[0], 100 * row.shown[1]))
+                for row in self._cells(baseline)
+            ]
+            measured.append((baseline, tuple(cells)))
+        people = f"{self.people} {'person' if self.people == 1 else 'people'}"
+        blocks = (
+            Block(rows=published, heading=f"StableAnimator, published {PUBLISHED}"),
+            Block(rows=tuple(measured), heading=f"{self.ours}, measured on other data: {people}"),
+        )
+        columns: tuple[tuple[str, Better], ...] = (
+            ("preferred to", "neither"), *((f"{SHORT[name]} (%)", "neither") for name in QUESTIONS)
+        )  # fmt: skip
+        method = PER_PERSON if all(row.interval is not None for row in self.rows) else PER_ANSWER
+        names = ", ".join(f"{short}: {name}" for name, short in SHORT.items())
+        return LatexTable(
+            caption="User preference (Table 6). Higher: our videos were preferred more often.",
+            columns=columns, blocks=blocks, notes=(f"{names}.", f"95 % intervals: {method}."),
+        ).render()  # fmt: skip
+
+    def _cells(self, baseline: str) -> list[Preference]:
+        rows = self.of(baseline)
+        return [rows[name] for name in QUESTIONS]
 
 
 def tally(config: EvaluateConfig) -> StudyResult:
-    """Count the answers and, with ``--output``, write ``tally.json``, ``tally.csv`` and ``tally.tex`` into it."""
+    """Count the answers and, with ``--output``, write ``tally.json``, ``.csv``, ``.tex`` and ``.txt`` into it."""
     result = _count(config)
     if config.output is not None:
         _write(result, config.output)
@@ -75,19 +154,31 @@ def tally(config: EvaluateConfig) -> StudyResult:
 
 
 def files_of(output: Path) -> list[Path]:
-    return [output / name for name in (JSON, CSV, LATEX)]
+    return [output / name for name in (JSON, CSV, LATEX, TEXT)]
 
 
 def _write(result: StudyResult, output: Path) -> None:
     write_text(output / JSON, json_text({"tool": TOOL, **result.to_json()}, indent=1))
-    columns = ["system", "against", "question", "times", "of", "share", "low", "high", "tool"]
+    columns = ["system", "against", "question", "times", "of", "share", "low", "high", "tool", "source"]
     lines = [
-        [result.ours, baseline, name, str(times), str(total), *map(repr, (share, *interval)), TOOL]
-        for baseline, name, times, total, share, interval in result.rows()
+        [result.ours, row.baseline, row.question, str(row.times), str(row.total), repr(row.share),
+         *map(repr, row.shown), TOOL, "measured"]
+        for row in result.rows
+    ]  # fmt: skip
+    lines += [
+        ["StableAnimator", baseline, name, "", "", f"{value / 100:.3f}", "", "", TOOL, "Table 6, published"]
+        for baseline, values in TABLE6.items()
+        for name, value in zip(QUESTIONS, values, strict=True)
     ]
     write_text(output / CSV, to_csv(columns, lines))
+    write_text(output / LATEX, f"% {TOOL}\n" + result.to_latex())
     ((title, head, rows),) = result.shown()
-    write_text(output / LATEX, f"% {TOOL}\n" + to_latex(head, rows, title))
+    write_text(output / TEXT, "\n".join([title, "", *_aligned([head, *rows]), "", TOOL]) + "\n")
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _count(config: EvaluateConfig) -> StudyResult:
@@ -96,7 +187,7 @@ def _count(config: EvaluateConfig) -> StudyResult:
     files = list(dict.fromkeys(file for path in config.inputs for file in _files(path)))
     people = _latest({file: _read(file) for file in files})
     key: dict[str, Any] | None = None
-    counts: dict[str, dict[str, list[int]]] = defaultdict(lambda: {name: [0, 0] for name in QUESTIONS})
+    answers_by: dict[str, dict[str, dict[Path, list[bool]]]] = {}  # baseline -> question -> person
     seen: dict[str, Path] = {}
     for file, data in people.items():
         own_key = _find_key(file, config.inputs)
@@ -115,12 +206,30 @@ def _count(config: EvaluateConfig) -> StudyResult:
                 raise BadInput.because(file, f"answer {number} repeats a comparison", hint="save the answers again")
             answered.add(comparison)
             for name, preferred in ours.items():
-                counts[baseline][name][0] += preferred
-                counts[baseline][name][1] += 1
-    if key is None or not counts:
+                answers_by.setdefault(baseline, {}).setdefault(name, {}).setdefault(file, []).append(preferred)
+    if key is None or not answers_by:
         raise BadInput(config.inputs[0], "no answers", "answers*.json with one answer or more, as the page saves them")
-    totals = {baseline: {name: (n[0], n[1]) for name, n in questions.items()} for baseline, questions in counts.items()}
-    return StudyResult(ours=str(key["ours"]), people=len(people), counts=totals)
+    rows = [
+        _preference(baseline, name, list(answers_by[baseline][name].values()))
+        for baseline in sorted(answers_by, key=lambda name: _place(name, key["systems"]))
+        for name in QUESTIONS
+    ]
+    return StudyResult(ours=str(key["ours"]), people=len(people), rows=tuple(rows))
+
+
+def _place(baseline: str, systems: Sequence[str]) -> tuple[int, int]:
+    """Systems of Table 6 in its order, then the others in that of the study."""
+    published = [name.lower() for name in TABLE6]
+    known = published.index(baseline.lower()) if baseline.lower() in published else len(published)
+    return known, systems.index(baseline)
+
+
+def _preference(baseline: str, question: str, people: Sequence[Sequence[bool]]) -> Preference:
+    hits, totals = [sum(one) for one in people], [len(one) for one in people]
+    return Preference(
+        baseline=baseline, question=question, times=sum(hits), total=sum(totals), people=len(people),
+        interval=clustered_interval(hits, totals),
+    )  # fmt: skip
 
 
 def _latest(files: Mapping[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:

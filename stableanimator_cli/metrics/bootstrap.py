@@ -57,7 +57,7 @@ def interval_of(
     return _around(float(value), float(samples.std(ddof=1)) * (count / (count - 1)) ** 0.5, count, level)
 
 
-def wilson_interval(hits: int, total: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson_interval(hits: float, total: float, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's interval of a fraction, ``hits`` of ``total`` (Wilson 1927), within 0..1 and valid for small totals. (0,
     1) for none. Raises ``ValueError`` unless ``hits`` is between 0 and ``total``."""
     if not 0 <= hits <= total:
@@ -70,6 +70,31 @@ def wilson_interval(hits: int, total: int, level: float = LEVEL) -> tuple[float,
     reach = z * np.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / scale
     low, high = float(max(0.0, centre - reach)), float(min(1.0, centre + reach))
     return (0.0 if hits == 0 else low), (1.0 if hits == total else high)
+
+
+def clustered_interval(
+    hits: Sequence[int] | np.ndarray, totals: Sequence[int] | np.ndarray, level: float = LEVEL
+) -> tuple[float, float] | None:
+    """Interval of a fraction of answers by several people: ``hits`` of ``totals`` per person. None below five people.
+
+    It is Wilson's at the effective number of answers, as one person's answers resemble one another (Korn and Graubard,
+    "Confidence Intervals for Proportions with Small Expected Number of Positive Counts", 1998). If all agree, a person
+    counts as one answer.
+    """
+    from scipy.special import stdtrit
+
+    x, n = np.asarray(hits, np.float64), np.asarray(totals, np.float64)
+    x, n = x[n > 0], n[n > 0]
+    people, answers = len(n), float(n.sum())
+    if people < MINIMUM:
+        return None
+    p = float(x.sum()) / answers
+    independent = p * (1 - p) / answers
+    between = people / (people - 1) * float(np.square(x - p * n).sum()) / answers**2
+    design = max(1.0, between / independent) if independent > 0 else answers / people
+    quantile = 0.5 + level / 2
+    effective = answers / design * (NormalDist().inv_cdf(quantile) / float(stdtrit(people - 1, quantile))) ** 2
+    return wilson_interval(p * effective, effective, level)
 
 
 def _around(value: float, error: float, count: int, level: float) -> tuple[float, float]:

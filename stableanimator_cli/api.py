@@ -39,6 +39,7 @@ def animate(
     restart: bool = False,
     reporter: Reporter | None = None,
     on_preview: OnPreview | None = None,
+    card: str | None = None,
     **options: Any,
 ) -> Animation | AnimationPlan:
     """Write the video ``output`` and its record: ``sa animate``. Resumes an interrupted call, unless ``restart``.
@@ -46,12 +47,13 @@ def animate(
     ``on_preview(image, step)`` receives a live preview every ``preview_every`` steps: a Pillow image of a few small
     frames side by side, and the step (``step.index`` of ``step.total``, from 0 on).
 
-    Returns an ``Animation``; with ``plan`` an ``AnimationPlan``, and nothing is written.
+    Returns an ``Animation``; with ``plan`` an ``AnimationPlan``, and nothing is written. ``card``: plan for that card.
     """
     with Animator(reporter=reporter) as animator:
         return animator.animate(
-            reference, motion, output, config=config, plan=plan, restart=restart, on_preview=on_preview, **options
-        )
+            reference, motion, output, config=config, plan=plan, restart=restart, on_preview=on_preview, card=card,
+            **options,
+        )  # fmt: skip
 
 
 def preprocess(
@@ -135,6 +137,7 @@ class Animator:
         restart: bool = False,
         reporter: Reporter | None = None,
         on_preview: OnPreview | None = None,
+        card: str | None = None,
         **options: Any,
     ) -> Animation | AnimationPlan:
         """As the function ``animate``. ``reporter`` replaces that of the ``Animator`` in this call."""
@@ -143,7 +146,7 @@ class Animator:
         flags = self._options(options, reference, motion, output)
         return run.run(
             flags=flags, config_file=_path(config), plan_only=plan, restart=restart,
-            reporter=reporter or self._reporter, engines=self._open_engines, on_preview=on_preview,
+            reporter=reporter or self._reporter, engines=self._open_engines, on_preview=on_preview, card=card,
         )  # fmt: skip
 
     def frames(

@@ -23,6 +23,7 @@ GROUND = {
     "readers",
     "readers_fields",
     "devices",
+    "cards",
     "html_pages",
     "callable_package",
     "version",

@@ -19,6 +19,7 @@ from stableanimator_cli.animate import reference_face
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.animate.result import describe_download
 from stableanimator_cli.animate.run import resolve_config
+from stableanimator_cli.cards import find_card
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan
@@ -52,20 +53,24 @@ class Capacity:
         return "\n".join(self.lines)
 
 
-def examine_model(*, model: str | None, size: str | None, frames: int, device: str = "auto") -> Capacity:
+def examine_model(
+    *, model: str | None, size: str | None, frames: int, device: str = "auto", card: str | None = None
+) -> Capacity:
     """Predict memory and time of ``frames`` frames; choose settings that fit if the usual ones do not.
 
-    ``size``: WxH, None for the model's own. Raises ``SaError`` for an unknown model or a wrong size.
+    ``size``: WxH, None for the model's own. ``card`` names a card that need not be here.
+    Raises ``SaError`` for an unknown model or a wrong size.
     """
     flags = {
         "model": model, "size": size, "device": device,
         "reference": Path("person.png"), "motion": Path("motion.mp4"), "output": Path("out.mp4"),
     }  # fmt: skip
     config, found = resolve_config(flags, None, plan_only=True)
-    plan = DevicePlan.of(config.device)
+    named = None if card is None else find_card(card)
+    plan = DevicePlan.of(config.device, named)
     width, height = config.size
     estimator = MemoryEstimator(model=found, device=plan.device, dtype=plan.dtype, size=config.size, frames=frames)
-    memory, available = estimator.of(config), available_memory(plan.device)
+    memory, available = estimator.of(config), named.bytes if named else available_memory(plan.device)
     limit = int(available * _SPARE)
     chosen: tuple[Any, ...] = ()
     fits, problem = memory.total <= limit, ""
@@ -78,7 +83,7 @@ def examine_model(*, model: str | None, size: str | None, frames: int, device: s
             problem = f"{error.message}; {error.hint}"
     calls = count_calls(_request(config, frames))
     refined = reference_face.refined_steps(config, found)
-    duration = estimate_duration(estimator, config, calls, refined_steps=refined)
+    duration = estimate_duration(estimator, config, calls, refined_steps=refined, card=named)
     fetch = catalogue.download_of(found.downloads)
     gib = f"{available / 2**30:.1f} GiB"
     command = f"sa animate person.png motion.mp4 -o out.mp4 --model {model or found.name} --size {width}x{height}"

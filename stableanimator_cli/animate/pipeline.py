@@ -23,6 +23,7 @@ from stableanimator_cli.animate.reference_face import FacesRefined, ReferenceFac
 from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.video import identity_meter, write_video
 from stableanimator_cli.animate.workers import lost_rank_error, with_process_count, worker_group
+from stableanimator_cli.cards import Card
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.capture import Detectors
@@ -80,16 +81,17 @@ def run_pipeline(
     workers: WorkerGroup | None = None,
     engines: EngineCache | None = None,
     on_preview: OnPreview | None = None,
+    card: Card | None = None,
 ) -> Animation | AnimationPlan:
     """Run a validated config. ``use_face`` is the result of ``validate``. Without ``workers`` (torchrun's processes)
     as many as ``--gpus`` are spawned. ``engines`` keeps the model loaded for the next run, and
-    ``on_preview`` receives live previews."""
+    ``on_preview`` receives live previews. ``card``: a plan for that card, which need not be here."""
     reporter = WarningLog(reporter or NullReporter())
     with contextlib.ExitStack() as stack:
         if not plan_only:
             stack.enter_context(locked_output(config.target, "sa animate"))
         engines = engines or stack.enter_context(EngineCache())
-        inputs = open_inputs(config, model, reporter, workers=workers, plan_only=plan_only)
+        inputs = open_inputs(config, model, reporter, workers=workers, plan_only=plan_only, card=card)
         config = inputs.config
         checkpoints = None if plan_only else CheckpointManager(config, model, inputs.plan, reporter, restart=restart)
         prepared = prepare(inputs, engines, use_face=use_face, plan_only=plan_only, reporter=reporter)
@@ -98,7 +100,7 @@ def run_pipeline(
             estimator = inputs.estimator(frames=request.plan.total)
             memory = estimator.of(config)
             refined = reference_face.refined_steps(config, model)
-            duration = estimate_duration(estimator, config, count_calls(request), refined_steps=refined)
+            duration = estimate_duration(estimator, config, count_calls(request), refined_steps=refined, card=card)
             return AnimationPlan.of(config, engine, request, driving, memory, duration, inputs.choices)
         refine = reference_face.build_face_optimization(config, engine, inputs.image, face, driving, reporter)
         onnx.warn_of_fallbacks(reporter)
@@ -155,12 +157,13 @@ def open_inputs(
     *,
     workers: WorkerGroup | None = None,
     plan_only: bool = False,
+    card: Card | None = None,
 ) -> OpenInputs:
     """Read the reference, and choose settings below ``--max-memory``. Raises ``SaError``."""
     for warning in model.warnings:
         reporter.warning(warning)
-    plan = DevicePlan.of(config.device)
-    config = with_process_count(config, plan, workers)
+    plan = DevicePlan.of(config.device, card)
+    config = config if card else with_process_count(config, plan, workers)
     image = read_reference(config.reference)
     requested = config
 
@@ -177,7 +180,7 @@ def open_inputs(
     if config.device.max_memory is not None:
         frames = len(read_motion().skeletons) + (config.windows.anchor == "reference")
         config, choices = fit_to_limit(config, estimator(frames=frames))
-        plan = DevicePlan.of(config.device)
+        plan = DevicePlan.of(config.device, card)
         for choice in choices:
             reporter.info(f"to fit: {choice}")
     return OpenInputs(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import catalogue, clip_folder, distributed
 from stableanimator_cli.animate.inputs import check_inputs
+from stableanimator_cli.cards import find_card
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig, DecodeConfig, WindowConfig
 from stableanimator_cli.config.parse import dump_range
@@ -47,19 +48,23 @@ def run(
     reporter: Reporter | None = None,
     engines: Callable[[], EngineCache] | None = None,
     on_preview: OnPreview | None = None,
+    card: str | None = None,
 ) -> Animation | AnimationPlan:
     """Animate REFERENCE with MOTION. ``flags`` by option name, None if not given; see ``config.AnimateConfig``.
 
     Writes ``OUT.mp4`` or ``FRAMES/`` (and ``OUT.preview.mp4``) and ``OUT.json``, each complete or not at all. Resumes
     an interrupted run (``checkpoint.py``), unless ``restart``. Raises ``SaError``. Under torchrun rank 0 does all this
     and returns the result; other ranks only denoise, then exit. ``engines`` opens what keeps the model loaded for the
-    next run. ``on_preview`` receives live previews.
+    next run. ``on_preview`` receives live previews. ``card`` names a card to plan for (``cards.find_card``).
     """
     if distributed.rank() > 0:
         from stableanimator_cli.engine import parallel_worker
 
         parallel_worker.run_worker()
         raise SystemExit(0)
+    if card is not None and not plan_only:
+        raise ConfigError("--card", card, "--plan beside it: nothing runs on a card that is not here")
+    planned = None if card is None else find_card(card)
     with _torchrun_group() as workers:
         config, model = resolve_config(flags, config_file, plan_only=plan_only)
         use_face = validate(config, model)
@@ -67,7 +72,7 @@ def run(
 
         return run_pipeline(
             config, model, use_face=use_face, plan_only=plan_only, restart=restart, reporter=reporter, workers=workers,
-            engines=None if engines is None else engines(), on_preview=on_preview,
+            engines=None if engines is None else engines(), on_preview=on_preview, card=planned,
         )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ def animate(
     jobs: JobsOpt = None,
     config: options.ConfigOpt = None,
     plan: options.PlanOpt = False,
+    card: options.CardOpt = None,
     restart: options.RestartOpt = False,
     yes: options.YesOpt = False,
     json: options.JsonOpt = False,
@@ -53,8 +54,8 @@ def animate(
 
         def work_on_list() -> JobsReport:
             return run_list(
-                flags=flags, more=more or [], file=jobs, config_file=config, plan=plan, restart=restart,
-                reporter=reporter,
+                flags=flags, more=more or [], file=jobs, config_file=config, plan=plan or card is not None,
+                restart=restart, reporter=reporter,
             )  # fmt: skip
 
         listed = with_download(work_on_list, reporter, yes=yes)
@@ -65,7 +66,7 @@ def animate(
     from stableanimator_cli.animate import run  # imports numpy; torch is imported after the checks
 
     def work() -> Any:
-        return run.run(flags=flags, config_file=config, plan_only=plan, restart=restart, reporter=reporter)
+        return run.run(flags=flags, config_file=config, plan_only=plan, restart=restart, reporter=reporter, card=card)
 
     report = with_download(work, reporter, yes=yes)
     reporter.result(report.to_json(), report.summary())

@@ -37,19 +37,20 @@ def doctor(
     size: SizeOpt = None,
     frames: FramesOpt = 72,
     device: DeviceOpt = "auto",
+    card: options.CardOpt = None,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
 ) -> None:
     """\b
     sa doctor
-    sa doctor --model stableanimator --size 576x1024
+    sa doctor --model stableanimator --size 576x1024 --card "RTX 4090"
 
     Check what a run needs: compatible packages, encoders, the GPU, complete models, free space on disks. Each finding
     has the command that mends it. Exits with code 8 if a check fails, or if the model does not fit.
     """
     reporter = console.configure(json=json, quiet=quiet)
     diagnosis: Diagnosis | Capacity
-    if model is None and size is None:
+    if model is None and size is None and card is None:
         from stableanimator_cli.doctor import examine
 
         diagnosis = examine()
@@ -61,7 +62,7 @@ def doctor(
         check_device_exists(device)
         from stableanimator_cli.animate.capacity import examine_model  # imports torch
 
-        diagnosis = examine_model(model=model, size=size, frames=frames, device=device)
+        diagnosis = examine_model(model=model, size=size, frames=frames, device=device, card=card)
     reporter.result(diagnosis.to_json(), diagnosis.summary())
     if diagnosis.exit_code:
         if not json:

@@ -9,6 +9,14 @@ import typer
 
 RUN = "Run and messages"
 
+
+def complete_card(incomplete: str) -> list[str]:
+    """Names of cards for the shell."""
+    from stableanimator_cli.cards import cards
+
+    return [card.name for card in cards() if card.name.lower().startswith(incomplete.lower())]
+
+
 JsonOpt = Annotated[
     bool,
     typer.Option(
@@ -43,6 +51,14 @@ YesOpt = Annotated[
     typer.Option(
         "--yes", "-y", rich_help_panel=RUN,
         help="Answer yes where a terminal is asked whether to download missing models. Default: off.",
+    ),
+]  # fmt: skip
+CardOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--card", metavar="NAME", autocompletion=complete_card, rich_help_panel=RUN,
+        help="Estimate for a card that need not be here, from published figures: 'RTX 4090', 'A100 80GB'. In sa "
+        "animate with --plan. Default: this device.",
     ),
 ]  # fmt: skip
 RestartOpt = Annotated[

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from stableanimator_cli.cards import Card
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.engine.compilation import compiles_fp8, require_compiler
 from stableanimator_cli.engine.group_offload import GroupOffload, outside_blocks, pack_blocks
@@ -33,13 +34,21 @@ class DevicePlan:
     device: torch.device
     dtype: torch.dtype
     config: DeviceConfig = field(default_factory=DeviceConfig)
+    card: Card | None = None
 
     @classmethod
-    def of(cls, config: DeviceConfig) -> DevicePlan:
+    def of(cls, config: DeviceConfig, card: Card | None = None) -> DevicePlan:
         """Resolve ``auto``: the first of CUDA, MPS and CPU; bfloat16 if the GPU computes in it, float32 on a CPU.
 
-        Raises ``ConfigError`` for settings that this machine cannot run.
+        With ``card`` the plan is for that card, which need not be here: nothing can be run. Raises ``ConfigError`` for
+        settings that this machine cannot run.
         """
+        if card is not None:
+            if config.device != "auto":
+                raise ConfigError("--device", config.device, "no --device with --card", hint="leave one of the two out")
+            automatic = torch.float16 if card.bf16 is None else torch.bfloat16
+            dtype = automatic if config.dtype == "auto" else DTYPES[config.dtype]
+            return cls(device=torch.device("cuda"), dtype=dtype, config=config, card=card)
         device = _device(config.device)
         if config.compile == "blocks":
             require_compiler(device.type)
@@ -61,7 +70,7 @@ class DevicePlan:
         Records contain this text: replays and resumed runs compare it.
         """
         config = self.config
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        name = self.card.name if self.card else device_name(self.device)
         settings = {
             "TF32": config.tf32,
             f"{config.quantization} weights": config.quantization != "plain",
@@ -72,6 +81,11 @@ class DevicePlan:
             "blocks in turn": offload and config.offload == "group",
         }
         return ", ".join([name, dtype_name(self.dtype), *(text for text, used in settings.items() if used)])
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a CUDA card, else the type of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def dtype_name(dtype: torch.dtype) -> str:

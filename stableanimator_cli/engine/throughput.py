@@ -1,21 +1,40 @@
-"""Measured throughput of a network's operators on a device, at the network's own shapes."""
+"""Measured throughput of a network's operators on a device, at the network's own shapes.
+
+A measurement is kept for a week in ``throughput.json`` of the cache folder, by machine, device, type, threads, version
+of torch and the operators; to measure again, remove the file.
+"""
 
 from __future__ import annotations
 
+import datetime
+import hashlib
+import json
+import platform
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from stableanimator_cli import __version__
+from stableanimator_cli.catalogue.home import cache_dir
+from stableanimator_cli.engine.device import device_name
+from stableanimator_cli.errors import SaError
+from stableanimator_cli.files import MARK, atomic_write
+from stableanimator_cli.readers import read_json
+
 MATRIX_TIME = 0.6  # fraction of the time in matrix products; norms, activations and the rest take the other part
 SECONDS = 4.0  # total time for measuring
 _SIDE = 1024  # of the matrices that are timed if no operator of the network can be
 _LARGEST = 2**30  # bytes that one operator may read
-_RUNS = 3  # per shape; the fastest counts
+_RUNS = 5  # rounds over all shapes at most; the fastest of each shape counts, so that a burst of load spoils none
+KEPT = datetime.timedelta(days=7)
+_KEPT_ENTRIES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +70,46 @@ def call_of(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return call
 
 
-def throughput(work: Mapping[Call, float], device: torch.device, dtype: torch.dtype) -> float:
-    """``flops_per_second``, of a large matrix product if none of the calls runs on this device."""
-    return flops_per_second(work, device, dtype) or _matrix_speed(device, dtype)
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Floating-point operations per second, and the date of the measurement."""
+
+    flops_per_second: float
+    measured: str
+
+
+def throughput(work: Mapping[Call, float], device: torch.device, dtype: torch.dtype) -> Throughput:
+    """``flops_per_second``, of a large matrix product if none of the calls runs on this device. Kept for a week."""
+    key, today, path = _key(work, device, dtype), datetime.date.today(), cache_dir() / "throughput.json"
+    kept = _read(path, today)
+    if key not in kept:
+        speed = flops_per_second(work, device, dtype) or _matrix_speed(device, dtype)
+        kept[key] = {"flops_per_second": speed, "date": today.isoformat()}
+        with suppress(SaError, OSError), atomic_write(path, marked=True) as temp:  # it is measured again without
+            latest = dict(list(kept.items())[-_KEPT_ENTRIES:])
+            temp.write_text(json.dumps({MARK: __version__, "measured": latest}, indent=1) + "\n", encoding="utf-8")
+    return Throughput(kept[key]["flops_per_second"], kept[key]["date"])
+
+
+def _key(work: Mapping[Call, float], device: torch.device, dtype: torch.dtype) -> str:
+    """Of the machine and of which operators take which part of the work, to a percent."""
+    total = sum(work.values()) or 1
+    parts = sorted(f"{round(100 * flops / total)} {call}" for call, flops in work.items() if 200 * flops > total)
+    facts = [platform.node(), device_name(device), str(dtype), torch.get_num_threads(), torch.__version__, parts]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _read(path: Path, today: datetime.date) -> dict[str, dict[str, Any]]:
+    """Measurements that are not too old; none if the file is missing or damaged."""
+    try:
+        rows = read_json(path, "measured throughputs")["measured"]
+        return {
+            key: row
+            for key, row in rows.items()
+            if row["flops_per_second"] > 0 and today - KEPT <= datetime.date.fromisoformat(row["date"]) <= today
+        }
+    except (SaError, OSError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -72,23 +128,31 @@ def _matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
 def flops_per_second(work: Mapping[Call, float], device: torch.device, dtype: torch.dtype) -> float | None:
     """Floating-point operations per second over the calls of ``work``, which maps calls to their total FLOPs.
 
-    The largest are measured first, as many as time allows. None if none of them runs on this device.
+    The largest are measured first, as many as half the time allows, and then again in rounds. None if none of them
+    runs on this device.
     """
-    flops = seconds = 0.0
-    limit = time.perf_counter() + SECONDS
-    for call, total in sorted(work.items(), key=lambda item: -item[1]):
+    best: dict[Call, tuple[float, float]] = {}
+    started = time.perf_counter()
+    for call, _ in sorted(work.items(), key=lambda item: -item[1]):
         taken = _seconds(call, device, dtype)
         if taken is not None:
-            each, elapsed = taken
-            flops += total
-            seconds += total / each * elapsed if each else 0.0
-        if time.perf_counter() > limit:
+            best[call] = taken
+        if time.perf_counter() > started + SECONDS / 2:
             break
+    for _ in range(_RUNS - 1):
+        for call in best:
+            if time.perf_counter() > started + SECONDS:
+                break
+            taken = _seconds(call, device, dtype)
+            if taken is not None:
+                best[call] = min(best[call], taken, key=lambda run: run[1])
+    flops = sum(work[call] for call in best)
+    seconds = sum(work[call] / each * elapsed for call, (each, elapsed) in best.items() if each)
     return flops / seconds if seconds else None
 
 
 def _seconds(call: Call, device: torch.device, dtype: torch.dtype) -> tuple[float, float] | None:
-    """FLOPs and seconds of one run."""
+    """FLOPs and seconds of one run, after one that selects a kernel."""
     from torch.utils.flop_counter import flop_registry
 
     function, args, kwargs = call
@@ -105,20 +169,19 @@ def _seconds(call: Call, device: torch.device, dtype: torch.dtype) -> tuple[floa
     try:
         inputs, keywords = [allocate(value) for value in args], {name: allocate(value) for name, value in kwargs}
         with torch.no_grad():
-            result = function(*inputs, **keywords)  # the first run selects a kernel
+            started = time.perf_counter()
+            result = function(*inputs, **keywords)
             work = flop_registry[function._overloadpacket](*inputs, **keywords, out_val=result)
-            best = float("inf")
-            for _ in range(_RUNS):
-                _synchronize(device)
+            _synchronize(device)
+            elapsed = time.perf_counter() - started
+            if elapsed < SECONDS / 8:  # a second run of a slow one would say nothing new
                 started = time.perf_counter()
                 function(*inputs, **keywords)
                 _synchronize(device)
-                best = min(best, time.perf_counter() - started)
-                if best > SECONDS / 8:
-                    break
+                elapsed = time.perf_counter() - started
     except (RuntimeError, TypeError, NotImplementedError):  # the device has no such kernel
         return None
-    return float(work), max(best, 1e-9)
+    return float(work), max(elapsed, 1e-9)
 
 
 def _operands(tree: Any) -> list[Operands]:

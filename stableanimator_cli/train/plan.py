@@ -108,7 +108,7 @@ def _row(
     steps = stage.steps or 0
     work = counter.total * (stage.batch / ranks / micro_batch)
     dtype = DTYPES[config.memory.dtype]
-    speed = throughput(counter.calls, device, dtype)
+    speed = throughput(counter.calls, device, dtype).flops_per_second
     return {
         "name": stage.name,
         "steps": steps,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,3 +47,40 @@ def test_operators_that_a_device_lacks_are_left_out():
 
     call = (refuse, (throughput.Operands((2, 2), (2, 1), True),), ())
     assert throughput.flops_per_second({call: 8.0}, CPU, torch.float32) is None
+
+
+def test_a_measurement_is_kept_for_a_week_and_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SA_HOME", str(tmp_path))
+    calls, speeds = counted().calls, iter([5.0, 6.0, 7.0, 8.0])
+    monkeypatch.setattr(throughput, "flops_per_second", lambda *_: next(speeds))
+    today = datetime.date.today().isoformat()
+    for _ in range(2):
+        assert throughput.throughput(calls, CPU, torch.float32) == throughput.Throughput(5.0, today)
+    more = {call: 3 * flops for call, flops in calls.items()}  # three times the steps: the same mixture
+    assert throughput.throughput(more, CPU, torch.float32).flops_per_second == 5.0
+    assert throughput.throughput(calls, CPU, torch.bfloat16).flops_per_second == 6.0
+    file = tmp_path / "throughput.json"
+    rows = json.loads(file.read_text())
+    old = (datetime.date.today() - datetime.timedelta(days=8)).isoformat()
+    for row in rows["measured"].values():
+        row["date"] = old
+    file.write_text(json.dumps(rows))
+    assert throughput.throughput(calls, CPU, torch.float32) == throughput.Throughput(7.0, today)
+    for damage in ("", "[]", '{"measured": {"a": 1}}', '{"measured": []}'):
+        file.write_text(damage or "{")
+    assert throughput.throughput(calls, CPU, torch.float32).flops_per_second == 8.0
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "throughput.json").write_text("mine")
+    monkeypatch.setenv("SA_HOME", str(tmp_path))
+    monkeypatch.setattr(throughput, "flops_per_second", lambda *_: 5.0)
+    assert throughput.throughput(counted().calls, CPU, torch.float32).flops_per_second == 5.0
+    assert (tmp_path / "throughput.json").read_text() == "mine"
+
+
+def test_a_burst_of_load_does_not_count(monkeypatch):
+    runs = iter([(100.0, 9.0), (100.0, 1.0), (100.0, 7.0), (100.0, 8.0), (100.0, 9.0)])
+    monkeypatch.setattr(throughput, "_seconds", lambda *_: next(runs))
+    call = (torch.ops.aten.mm.default, (), ())
+    assert throughput.flops_per_second({call: 100.0}, CPU, torch.float32) == pytest.approx(100)

@@ -148,7 +148,8 @@ class MemoryEstimator:
 
     def _detectors(self) -> int:
         """Memory of the face networks in ONNX Runtime, which stay open during the run."""
-        if "face" not in self.model.files or not onnx.on_card(str(self.device)):
+        elsewhere = self.device.type == "cuda" and not torch.cuda.is_available()  # a plan for a card that is not here
+        if "face" not in self.model.files or not (elsewhere or onnx.on_card(str(self.device))):
             return 0
         folder = self.model.files["face"]
         return ARENA + sum(file.stat().st_size for file in folder.glob("**/*.onnx"))

@@ -1,0 +1,67 @@
+"""Graphics cards that need not be here: what their vendor publishes, for ``--card`` (``cards.toml``)."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from stableanimator_cli.errors import ConfigError, did_you_mean
+
+SHARE = 0.28
+"""Share of the published rate that a rendering reaches, from reports of others on an A100 at 576x1024: StableAnimator,
+16 frames in about 30 s (28.5 %, its issue 84), and Stable Video Diffusion XT, 25 frames in 50.9 s (26 %, OneDiff's pull
+request 514), both with eager PyTorch. Cards with less arithmetic per byte of bandwidth reach more: an RTX 4090 41 % by
+the README of StableAnimator."""
+
+_MAKERS = re.compile(r"nvidia|geforce|tesla|quadro|[^a-z0-9]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A card: dense TFLOP/s by type (``bf16`` None if it has none), ``bandwidth`` in GB/s, ``memory`` in GiB."""
+
+    name: str
+    bf16: float | None = None
+    fp16: float
+    fp32: float
+    bandwidth: float
+    memory: int
+    source: str
+
+    @property
+    def bytes(self) -> int:
+        return self.memory << 30
+
+    def flops_per_second(self, dtype: str) -> float:
+        """The published rate for ``float16``, ``bfloat16`` or ``float32``."""
+        rates = {"float16": self.fp16, "bfloat16": self.bf16 or self.fp32, "float32": self.fp32}
+        return rates[dtype] * 1e12
+
+
+@functools.cache
+def cards() -> tuple[Card, ...]:
+    table = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return tuple(Card(**row) for row in table["card"])
+
+
+def find_card(name: str) -> Card:
+    """The card that a name means, with or without ``NVIDIA`` and ``GeForce``: ``RTX 4090``, ``4090``, ``a100-80gb``.
+
+    Raises ``ConfigError`` for a name of no card, or of several.
+    """
+    asked = _MAKERS.sub("", name.lower())
+    exact = [card for card in cards() if _MAKERS.sub("", card.name.lower()) == asked]
+    found = exact or [card for card in cards() if asked and _has_words(card.name, name)]
+    if len(found) == 1:
+        return found[0]
+    names = [card.name for card in found or cards()]
+    hint = None if found else did_you_mean(name, names)
+    raise ConfigError("--card", name, f"one of {', '.join(names)}", hint=hint)
+
+
+def _has_words(card: str, name: str) -> bool:
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if not _MAKERS.fullmatch(word)]
+    return bool(words) and all(word in re.split(r"[^a-z0-9]+", card.lower()) for word in words if word)

@@ -43,7 +43,7 @@ def doctor(
 ) -> None:
     """\b
     sa doctor
-    sa doctor --model stableanimator --size 576x1024 --card "RTX 4090"
+    sa doctor --model stableanimator --size 576x1024 --card 4090
 
     Check what a run needs: compatible packages, encoders, the GPU, complete models, free space on disks. Each finding
     has the command that mends it. Exits with code 8 if a check fails, or if the model does not fit.

@@ -68,13 +68,15 @@ def parse_guidance(value: str | float | Guidance, label: str = "--guidance") -> 
         raise ConfigError(label, value, "a number, or FIRST:LAST as 1:3") from None
 
 
-INTERVAL = "LO:HI, noise levels from 0 on, LO below HI, as 0.5:50"
+INTERVAL = "off, or LO:HI, noise levels from 0 on, LO below HI, as 0.5:50"
 
 
-def parse_interval(value: str | Guidance, label: str = "--guidance-interval") -> Guidance:
-    """``"0.5:50"`` -> (0.5, 50.0): noise levels, the first excluded and the last included."""
+def parse_interval(value: str | Guidance, label: str = "--guidance-interval") -> Guidance | None:
+    """``"0.5:50"`` -> (0.5, 50.0): noise levels, the first excluded and the last included; ``"off"`` -> None, all."""
     if isinstance(value, tuple):
         return value
+    if value == "off":
+        return None
     try:
         low, colon, high = str(value).partition(":")
         if not isinstance(value, str) or not colon:

@@ -210,13 +210,16 @@ def test_what_is_written_beside_the_output() -> None:
 
 @pytest.mark.parametrize("text", ["3", "5:1", "-1:5", "a:b", "1:inf", "nan:2", "2:2"])
 def test_an_interval_that_cannot_be_is_refused(text):
-    with pytest.raises(ConfigError, match=r"--guidance-interval: found .* expected LO:HI"):
+    with pytest.raises(ConfigError, match=r"--guidance-interval: found .* expected off, or LO:HI"):
         resolve(SamplingConfig, {"guidance_interval": text})
 
 
 def test_an_interval_of_guidance_survives_toml(tmp_path):
     config = resolve(SamplingConfig, {"guidance_interval": "0.5:50"})
     assert config.guidance_interval == (0.5, 50.0)
+    card = {"guidance_interval": "0.3:5"}
+    assert resolve(SamplingConfig, {}, defaults=card).guidance_interval == (0.3, 5.0)
+    assert resolve(SamplingConfig, {"guidance_interval": "off"}, defaults=card).guidance_interval is None
     file = tmp_path / "run.toml"
     file.write_text(to_toml(config))
     assert from_mapping(SamplingConfig, read_toml(file), file) == config

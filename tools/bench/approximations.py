@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             features=tuple(parse_cache_interval(item) for item in _split(options.cache_features)),
             layers=tuple(int(item) for item in _split(options.layers)),
             guidance=options.guidance,
-            intervals=tuple(parse_interval(item) for item in _split(options.guidance_interval)),
+            intervals=tuple(filter(None, map(parse_interval, _split(options.guidance_interval)))),
         )
         clips = collect(
             compare_settings(trial, options.work),

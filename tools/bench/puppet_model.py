@@ -15,7 +15,7 @@ import numpy as np
 
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
-from stableanimator_cli.config.parse import parse_guidance
+from stableanimator_cli.config.parse import parse_guidance, parse_interval
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.windows import plan_windows
@@ -105,9 +105,11 @@ def request_of(clip: HeldOutClip, embedding: np.ndarray, defaults: dict[str, Any
     keypoints = clip.scene.motion().keypoints
     skeletons = PoseFrames((width, height), (draw_skeleton(people, (width, height)) for people in keypoints))
     guidance, window = defaults.get("guidance", 1.0), int(defaults.get("window", 8))
+    interval = defaults.get("guidance_interval", "off")
     sampling = SamplingConfig(
         steps=int(defaults.get("steps", 8)),
         guidance=parse_guidance(str(guidance)) if not isinstance(guidance, int | float) else (guidance, guidance),
+        guidance_interval=parse_interval(interval),
         noise_aug=float(defaults.get("noise_aug", 0.02)),
         motion_bucket=float(defaults.get("motion_bucket", 127)),
         conditioning_fps=int(defaults.get("conditioning_fps", 7)),

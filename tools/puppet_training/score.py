@@ -161,6 +161,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=50, help="clips, from the start of the list")
     parser.add_argument("--steps", type=int, help="instead of the card's")
     parser.add_argument("--guidance", type=float, help="instead of the card's")
+    parser.add_argument("--guidance-interval", metavar="off|LO:HI", help="instead of the card's")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="val: to choose settings on")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--swap", action="store_true", help="also render with another person's face")
@@ -172,8 +173,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def defaults_of(model: ModelFolder, options: argparse.Namespace) -> dict[str, Any]:
-    """The settings of the model's card, with ``--steps`` and ``--guidance`` if given."""
-    chosen = {"steps": options.steps, "guidance": options.guidance}
+    """The settings of the model's card, with ``--steps`` and others if given."""
+    chosen = {
+        "steps": options.steps, "guidance": options.guidance, "guidance_interval": options.guidance_interval,
+    }  # fmt: skip
     return {**model.defaults, **{key: value for key, value in chosen.items() if value is not None}}
 
 

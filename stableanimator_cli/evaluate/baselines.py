@@ -15,7 +15,7 @@ from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.evaluate.scores import Row, Section, Table, number, shown_metrics, video_json
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.evaluate.side_by_side import beside, write_video
+from stableanimator_cli.evaluate.side_by_side import write_beside
 from stableanimator_cli.evaluate.tables import TableRow, memory
 from stableanimator_cli.metrics.result import ARROWS
 
@@ -66,7 +66,7 @@ def compare(
             for video in one.videos:
                 if video.name in own:
                     _warn_of_lengths(evaluator, own[video.name], system, video)
-                    write_video(_side_by_side(own[video.name], video), beside(output, system, video.name))
+                    write_beside(_side_by_side(own[video.name], video), output, system)
                 bar.update()
     return Compared(
         about={  # the first two keys are those of earlier versions

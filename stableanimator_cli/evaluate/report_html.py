@@ -31,6 +31,10 @@ PLOTS = (
     (("keypoint_error",), "key-point error, fractions of the person's size", True),
 )
 """Curves of a plot, its title, and whether its scale starts at 0."""
+_KEYS = {
+    "csim_ref_judge": ("the model's recogniser", "an independent one"),
+    "change_truth": ("prediction", "ground truth"),
+}
 LEFT, RIGHT, TOP, BOTTOM = 40, 316, 6, 90
 """Edges of a plot's axes in its drawing of 320 x 110."""
 
@@ -118,14 +122,21 @@ def _clip(
         first, end = video.worst_window
         lines.insert(1, f"least like the reference in frames {first} to {end - 1}")
     lines += [f"{system}: {_numbers(videos[video.name])}" for system, videos in others.items() if video.name in videos]
-    shown = [system for system in others if beside(scores.output, system, video.name).is_file()]
+    shown = [system for system in others if beside(scores.output, system, video.name)[0].is_file()]
     return {
         "name": video.name,
         "video": _link(FOLDER, file) if (scores.output / FOLDER / file).is_file() else "",
         "poster": _link(PICTURES, poster) if (scores.output / PICTURES / poster).is_file() else "",
         "sides": ["prediction", other],
         "images": [{"frame": i.frame, "why": i.why, "source": _link(PICTURES, i.path.name)} for i in images],
-        "beside": [{"system": system, "source": _link(f"{FOLDER}/{_quoted(system)}", file)} for system in shown],
+        "beside": [
+            {
+                "system": system,
+                "source": _link(f"{FOLDER}/{_quoted(system)}", file),
+                "poster": _link(f"{PICTURES}/{_quoted(system)}", poster),
+            }
+            for system in shown
+        ],
         "lines": lines,
         "last": video.frames - 1,
         "plots": list(_plots(video, scales)),
@@ -148,8 +159,6 @@ def _quoted(name: str) -> str:
 def _plots(video: VideoScore, scales: Sequence[Scale | None]) -> Iterator[dict[str, Any]]:
     """Lines over frames, with gaps where there is no value, and the places of borders."""
     total = max(1, video.frames - 1)
-    keys = dict.fromkeys((names for names, _, _ in PLOTS), ("prediction", "ground truth"))
-    keys[PLOTS[0][0]] = "the model's recogniser", "an independent one"
 
     def x(frame: float) -> str:
         return f"{LEFT + (RIGHT - LEFT) * frame / total:.1f}"
@@ -168,7 +177,7 @@ def _plots(video: VideoScore, scales: Sequence[Scale | None]) -> Iterator[dict[s
             "label": label,
             "borders": [x(border - 0.5) for border in video.borders],
             "lines": lines,
-            "key": keys[names] if any(is_other for _, is_other in lines) else None,
+            "key": _KEYS[names[0]] if any(is_other for _, is_other in lines) else None,
         }
 
 

@@ -44,13 +44,25 @@ class WorstFrame:
 def files_of(name: str, out: Path, systems: Sequence[str] = ()) -> list[Path]:
     """The files that may be written for a video, beside those of ``systems`` too."""
     kinds = [*(metric for metric, _ in _SIGNS), *(f"csim_ref-{n + 2}" for n in range(_FURTHER)), "no-face", POSTER]
-    videos = [out / FOLDER / f"{name}.mp4", *(beside(out, system, name) for system in systems)]
+    videos = [out / FOLDER / f"{name}.mp4", *(path for system in systems for path in beside(out, system, name))]
     return [*videos, *(out / PICTURES / f"{name}.{kind}.jpg" for kind in kinds)]
 
 
-def beside(out: Path, system: str, name: str) -> Path:
-    """The video of ours and another system's side by side."""
-    return out / FOLDER / system / f"{name}.mp4"
+def beside(out: Path, system: str, name: str) -> tuple[Path, Path]:
+    """The video of ours and another system's side by side, and its poster."""
+    return out / FOLDER / system / f"{name}.mp4", out / PICTURES / system / f"{name}.{POSTER}.jpg"
+
+
+def write_beside(video: VideoScore, out: Path, system: str) -> None:
+    """Write a video and its poster. ``video`` is ours with the other system's video as its ground truth."""
+    path, poster = beside(out, system, video.name)
+    middle = (video.frames - 1) // 2
+
+    def save_poster(index: int, frame: np.ndarray) -> None:
+        if index == middle:
+            _save_thumbnail(poster, frame)
+
+    write_video(video, path, save_poster, 0 if poster.is_file() else middle + 1)
 
 
 def write_pair(video: VideoScore, out: Path) -> list[WorstFrame]:
@@ -73,18 +85,15 @@ def write_pair(video: VideoScore, out: Path) -> list[WorstFrame]:
             _save_thumbnail(image.path, frame)
             images.append(image)
 
-    last = max([*worst, *([] if poster.is_file() else [middle])], default=-1)
-    write_video(video, out / FOLDER / f"{video.name}.mp4", save_if_shown, last + 1)
+    needed = [*worst, *([] if poster.is_file() else [middle])]
+    write_video(video, out / FOLDER / f"{video.name}.mp4", save_if_shown, 1 + max(needed, default=-1))
     return images
 
 
-def write_video(
-    video: VideoScore, path: Path, use: Callable[[int, np.ndarray], None] | None = None, needed: int = 0
-) -> None:
+def write_video(video: VideoScore, path: Path, use: Callable[[int, np.ndarray], None], needed: int) -> None:
     """Write the prediction on the left and its counterpart on the right. ``use`` gets every frame with its number, of a
     video that is reused the first ``needed``."""
     sources, frames = _digest(video), _frames(video)
-    use = use or (lambda index, frame: None)
     if path.is_file() and _tag_of(path) == sources:
         for index, frame in enumerate(itertools.islice(frames, needed)):
             use(index, frame)
@@ -138,7 +147,7 @@ def _find_further(video: VideoScore) -> dict[int, tuple[str, str]]:
     for value, frame in points:
         if len(further) < _FURTHER and all(abs(frame - other) >= _APART for other in selected):
             selected.append(frame)
-            further[frame] = (f"{name}-{len(selected)}", f"frame {frame}: {why} ({name} {value:.4g})")
+            further[frame] = (f"{name}-{len(selected)}", f"frame {frame}: next {why} ({name} {value:.4g})")
     if (points or video.values.get("face_rate") == 0) and None in curve:
         frame = list(curve).index(None)
         further[frame] = ("no-face", f"frame {frame}: no face found")

@@ -115,6 +115,8 @@ def test_videos_are_shown_beside_ours(scores: Scores, sides: Path) -> None:
     assert 'src="videos/better/v2.mp4"' in page
     assert "<span>ours</span><span>better</span>" in page
     assert "copy: 4 frames; mae_unit" in page
+    assert 'poster="pictures/better/v2.poster.jpg"' in page
+    assert (scores.output / "pictures" / "better" / "v2.poster.jpg").is_file()
 
 
 def test_without_a_ground_truth_too_and_of_unequal_length(sides: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ $(shell rm -f $(STAMP))
 endif
 endif
 
-.PHONY: demo test tools-test fuzz lint kills completions puppet puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations
+.PHONY: demo test browser tools-test fuzz lint kills completions puppet puppet-detectors puppet-vae puppet-figures puppet-approximations puppet-refinement puppet-blending ablations
 
 demo: $(STAMP)
 	$(BIN)/sa demo
@@ -22,8 +22,18 @@ demo: $(STAMP)
 TEST_WORKERS ?= 2
 test tools-test: export OMP_NUM_THREADS = 1
 test tools-test: export PYTEST_ADDOPTS = -n $(TEST_WORKERS) --dist loadfile
-test: $(STAMP)
+test: $(STAMP) browser
 	$(BIN)/python -m pytest
+
+# A test of `sa app` drives a real browser. Where it cannot be installed, that test fails with a line that says so.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+INSTALL := apt-get install -q -y --no-install-recommends chromium
+browser:
+	@for name in $(BROWSERS); do if command -v $$name > /dev/null; then exit 0; fi; done; \
+	if ! command -v apt-get > /dev/null; then false; \
+	elif [ "$$(id -u)" = 0 ]; then apt-get update -q && $(INSTALL); \
+	else sudo -n apt-get update -q && sudo -n $(INSTALL); fi \
+	|| echo 'the test of `sa app` needs a browser: install the package chromium' >&2
 
 # The tests of `tools/`, which is not in the wheel; `make test` runs them too.
 tools-test: $(STAMP)

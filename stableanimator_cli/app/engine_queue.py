@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from stableanimator_cli.animate.result import Animation
 
+WARNING = "warning: "
 State = Literal["waiting", "running", "done", "failed", "stopped"]
 
 
@@ -47,6 +48,7 @@ class Job:
     """One run as the page sees it. It is a ``Reporter``; the engine's thread writes it, the page reads it."""
 
     request: Request
+    key: tuple[str, ...]
     run: Run | None = None
     state: State = "waiting"
     stage: Stage | None = None
@@ -68,7 +70,7 @@ class Job:
         self.messages.append(text)
 
     def warning(self, text: str) -> None:
-        self.messages.append(f"warning: {text}")
+        self.messages.append(f"{WARNING}{text}")
 
     def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
         return _Bar(self, Stage(desc=desc, total=total, unit=unit))
@@ -117,8 +119,12 @@ class EngineQueue:
         self._thread.start()
 
     def submit(self, request: Request) -> Job:
-        job = Job(request=request)
+        """The job of a request; that of an equal one which waits or runs, as after the page was loaded again."""
+        job = Job(request=request, key=request.key())
         with self._changed:
+            for other in (*self._waiting, *([] if self._running is None else [self._running])):
+                if not other.stop_requested and other.key == job.key:
+                    return other
             self._waiting.append(job)
             self._changed.notify()
         return job
@@ -160,7 +166,7 @@ class EngineQueue:
         job.state = "running"
         state: State = "done"
         try:
-            job.run = self._unfinished.pop(job.request.key(), None) or self._new_run(job.request)
+            job.run = self._unfinished.pop(job.key, None) or self._new_run(job.request)
             job.animation = self._render(job.run, job)
         except KeyboardInterrupt:
             job.error, state = Interrupted("interrupted before there was anything to resume"), "stopped"
@@ -168,7 +174,7 @@ class EngineQueue:
             job.error = as_sa_error(error)
             state = "stopped" if isinstance(error, Interrupted) else "failed"
         if job.error is not None and job.run is not None and job.run.keep_if_begun():
-            self._unfinished[job.request.key()] = job.run
+            self._unfinished[job.key] = job.run
         job.state = state
 
     def _new_run(self, request: Request) -> Run:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -13,15 +15,19 @@ import gradio as gr
 
 from stableanimator_cli.app.engine_queue import Job
 from stableanimator_cli.app.examples import Example
+from stableanimator_cli.app.motion_preview import write_motion_preview
 from stableanimator_cli.app.request import Request, missing_input
 from stableanimator_cli.app.session import Session
 from stableanimator_cli.app.views import curve_html, error_html, plan_html, result_html, status_html
+from stableanimator_cli.catalogue import DRAWN
 from stableanimator_cli.errors import SaError, as_sa_error
 from stableanimator_cli.progress import NullReporter, WarningLog
 
 POLL = 0.5  # seconds between two looks at a run
-MOTIONS = [".npz", ".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".gif", ".webp", ".json"]
+PLAYABLE = (".mp4", ".m4v", ".webm", ".mov")  # by browsers
+MOTIONS = [".npz", *PLAYABLE, ".mkv", ".avi", ".gif", ".webp", ".json"]
 PRESETS = ["the model's own", "fast", "standard", "released", "paper"]
+PLANNING = "<div class='sa-note'>Estimating memory and time ...</div>"
 EMPTY = "<div class='sa-empty'>The video appears here.</div>"
 CSS = """
 .gradio-container{max-width:1400px!important;margin:0 auto!important}
@@ -31,7 +37,13 @@ CSS = """
 .sa-plan span,.sa-note,.sa-axis,.sa-status span{color:var(--body-text-color-subdued);font-size:.85rem}
 .sa-status{display:flex;flex-direction:column;gap:.3rem}
 .sa-status span,.sa-note{overflow-wrap:anywhere}
-.sa-status progress{width:100%;height:.7rem;accent-color:var(--color-accent)}
+.sa-bar{height:.6rem;border-radius:.3rem;background:var(--border-color-primary);overflow:hidden}
+.sa-bar i{display:block;height:100%;background:var(--color-accent);transition:width .4s}
+.sa-bar .sa-busy{width:30%;animation:sa-busy 1.6s ease-in-out infinite alternate}
+@keyframes sa-busy{to{margin-left:70%}}
+#video [data-testid=block-label],#beside [data-testid=block-label],#live [data-testid=block-label]{position:static}
+#command textarea{field-sizing:content;height:auto!important}
+#plan{min-height:4.2rem}
 .sa-error{border-left:4px solid #c0392b;padding:.5rem .8rem;overflow-wrap:anywhere}
 .sa-error div{color:var(--body-text-color-subdued)}
 .sa-curve{margin:0}
@@ -48,75 +60,96 @@ footer{display:none!important}
 
 def build_page(session: Session, examples: list[Example]) -> gr.Blocks:
     """The page for a session. The form shows the first example, so that the button can be pressed at once."""
-    model = session.default_model
-    shown = examples[0] if examples and model == "puppet" else None
     with gr.Blocks(title="sa: animate a person", analytics_enabled=False) as page:
         gr.Markdown("# Animate a person\nA picture and a motion become a video, with the face of the picture.")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=300):
+                form = _form(session, examples, page.load)
+                plan = gr.HTML(PLANNING, elem_id="plan", padding=False)
                 with gr.Row():
-                    picture = gr.Image(
-                        value=shown and str(shown.picture), label="Picture", type="filepath", height=300,
-                        sources=["upload", "clipboard"], elem_id="picture", min_width=140,
-                    )  # fmt: skip
-                    motion = gr.File(
-                        value=shown and str(shown.motion), label="Motion", file_types=MOTIONS, height=140,
-                        elem_id="motion", min_width=140,
-                    )  # fmt: skip
-                # the file as it is: Gradio would decode it, and report a broken one in its own words
-                picture.preprocess = lambda payload: None if payload is None else payload.path
-                people = gr.Dataset(
-                    components=[picture], samples=[[str(one.picture)] for one in examples], type="index",
-                    label="No picture at hand? Drawn people, for the model puppet", visible=bool(examples),
-                )  # fmt: skip
-                with gr.Row():
-                    model_box = gr.Dropdown(list(session.models), value=model, label="Model", min_width=140)
-                    size = gr.Dropdown(
-                        session.sizes(model), value=session.sizes(model)[0], label="Size", allow_custom_value=True,
-                        min_width=140,
-                    )  # fmt: skip
-                with gr.Accordion("More settings", open=False):
-                    with gr.Row():
-                        steps = gr.Number(None, label="Steps (empty: the model's own)", precision=0, minimum=1)
-                        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-                    with gr.Row():
-                        frames = gr.Textbox("", label="Frames (as 0:48; empty: all)", max_lines=1)
-                        preset = gr.Dropdown(PRESETS, value=PRESETS[0], label="Face optimisation")
-                    memory = gr.Textbox("", label="Stay below this memory (as 6GB; empty: no limit)", max_lines=1)
-                    no_face = gr.Checkbox(False, label="Continue if the picture shows no face")
-                    force = gr.Checkbox(False, label="Continue if the picture is unlike the model's")
-                plan = gr.HTML(elem_id="plan", padding=False)
-                with gr.Row():
-                    start = gr.Button("Animate", variant="primary", elem_id="animate", scale=3)
-                    stop = gr.Button("Stop", variant="stop", elem_id="stop", interactive=False, scale=1, min_width=90)
+                    start = gr.Button("Animate", variant="primary", elem_id="animate", scale=3, min_width=160)
+                    stop = gr.Button("Stop", elem_id="stop", interactive=False, scale=1, min_width=90)
             with gr.Column(scale=6, min_width=300):
-                status = gr.HTML(EMPTY, elem_id="status", padding=False, label="Run", show_label=False)
+                status = gr.HTML(EMPTY, elem_id="status", padding=False)
                 live = gr.Image(
-                    label="Live preview", interactive=False, visible=False, elem_id="live", buttons=[], height=220
-                )
+                    label="Live preview: some frames as they are so far", interactive=False, visible=False,
+                    elem_id="live", buttons=[],
+                )  # fmt: skip
                 with gr.Column(visible=False) as result:
-                    video = gr.Video(label="Video", elem_id="video", autoplay=True, loop=True, height=420)
-                    beside = gr.Video(label="Picture, skeleton and video", elem_id="beside", autoplay=True, loop=True)
+                    video = gr.Video(label="Video", elem_id="video", autoplay=True, loop=True, height=400)
+                    beside = gr.Video(label="Picture, skeleton, video", elem_id="beside", autoplay=True, loop=True)
                     curve = gr.HTML(elem_id="curve", padding=False)
                 command = gr.Textbox(
-                    label="Command line that repeats it", visible=False, interactive=False, lines=2, elem_id="command",
-                    buttons=["copy"],
+                    label="Command line that repeats it", visible=False, interactive=False, lines=2, max_lines=8,
+                    elem_id="command", buttons=["copy"],
                 )  # fmt: skip
-        form = [picture, motion, model_box, size, steps, seed, frames, preset, memory, no_face, force]
         job = gr.State(None)
-        people.click(lambda index: tuple(map(str, examples[index])), people, [picture, motion])
-        model_box.change(partial(_sizes, session), model_box, size)
         gr.on(
             [page.load, *(box.change for box in form)], partial(_plan, session), form, plan,
-            trigger_mode="always_last", show_progress="minimal", concurrency_limit=1,
+            trigger_mode="always_last", show_progress="hidden", concurrency_limit=1,
         )  # fmt: skip
         start.click(
-            partial(_run, session), form,
-            [job, status, live, result, video, beside, curve, command, start, stop],
+            partial(_run, session), form, [job, status, live, result, video, beside, curve, command, start, stop],
             show_progress="hidden", concurrency_limit=None,
         )  # fmt: skip
         stop.click(_stop, job, stop, queue=False)
     return page
+
+
+def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
+    """The inputs, in the order that ``_request`` takes them. ``load`` is the page's event."""
+    model = session.default_model
+    shown = examples[0] if examples and model == DRAWN else None
+    with gr.Row():
+        picture = gr.Image(
+            value=shown and str(shown.picture), label="Picture", type="filepath", height=300,
+            sources=["upload", "clipboard"], buttons=[], elem_id="picture", min_width=240,
+        )  # fmt: skip
+        with gr.Column(min_width=240):
+            motion = gr.File(
+                value=shown and str(shown.motion), label="Motion, or a video of a person",
+                file_types=MOTIONS, height=110, elem_id="motion",
+            )  # fmt: skip
+            moving = gr.Video(
+                label="Motion", show_label=False, height=180, interactive=False, autoplay=True, loop=True, buttons=[],
+                visible=False, elem_id="moving",
+            )  # fmt: skip
+    # the file as it is: Gradio would decode it, and report a broken one in its own words
+    picture.preprocess = lambda payload: None if payload is None else payload.path
+    people = gr.Dataset(
+        components=[picture], samples=[[str(one.picture)] for one in examples], type="index",
+        label="No picture at hand? Drawn people, for the model puppet", visible=bool(examples), elem_id="people",
+    )  # fmt: skip
+    people.click(lambda index: tuple(map(str, examples[index])), people, [picture, motion])
+    with gr.Row():
+        model_box = gr.Dropdown(list(session.models), value=model, label="Model", min_width=120)
+        sizes = session.sizes(model)
+        size = gr.Dropdown(sizes, value=sizes[0], label="Size", allow_custom_value=True, min_width=120)
+    model_box.change(partial(_sizes, session), model_box, size)
+    gr.on([load, motion.change], partial(_moving, session), motion, moving, show_progress="hidden")
+    with gr.Accordion("More settings", open=False):
+        with gr.Row():
+            steps = gr.Number(None, label="Steps", placeholder="the model's own", precision=0, minimum=1, min_width=120)
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
+        with gr.Row():
+            frames = gr.Textbox("", label="Frames", placeholder="all, or as 0:48", max_lines=1, min_width=120)
+            preset = gr.Dropdown(PRESETS, value=PRESETS[0], label="Face optimisation", min_width=120)
+        memory = gr.Textbox("", label="Stay below this memory", placeholder="no limit, or as 6GB", max_lines=1)
+        no_face = gr.Checkbox(False, label="Continue if the picture shows no face")
+        force = gr.Checkbox(False, label="Continue if the picture is unlike those that the model knows")
+    return [picture, motion, model_box, size, steps, seed, frames, preset, memory, no_face, force]
+
+
+def _moving(session: Session, motion: str | None) -> Any:
+    """The motion as a video, if it is one or a motion file that can be drawn."""
+    path = Path(motion) if motion else None
+    if path is not None and path.suffix == ".npz":
+        target = Path(tempfile.mkdtemp(dir=session.temporary)) / "motion.mp4"
+        with contextlib.suppress(SaError):  # the plan reports it
+            return gr.Video(str(write_motion_preview(path, target)), visible=True)
+    elif path is not None and path.suffix in PLAYABLE:
+        return gr.Video(str(path), visible=True)
+    return gr.Video(None, visible=False)
 
 
 def _sizes(session: Session, model: str) -> Any:
@@ -146,15 +179,18 @@ def _request(values: tuple[Any, ...]) -> Request:
     return Request(reference=Path(picture), motion=Path(motion), options=given)
 
 
-def _plan(session: Session, *values: Any) -> str:
+def _plan(session: Session, *values: Any) -> Iterator[str]:
+    """The plan of the form, or the error that the run would end in."""
     if not values[0] or not values[1]:
-        return ""
+        yield ""
+        return
+    yield PLANNING
     folders = [Path(values[0]).parent, Path(values[1]).parent, session.temporary]
     warnings = WarningLog(NullReporter())
     try:
-        return plan_html(session.plan(_request(values), warnings), warnings.warnings)
+        yield plan_html(session.plan(_request(values), warnings), warnings.warnings)
     except Exception as error:
-        return error_html(as_sa_error(error), folders)
+        yield error_html(as_sa_error(error), folders)
 
 
 def _run(session: Session, *values: Any) -> Iterator[Any]:

@@ -42,7 +42,6 @@ def serve(
     port that is taken.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["HF_HUB_OFFLINE"] = "1"
     with open_socket(port) as sock, Session(output, model) as session:
         os.environ["GRADIO_TEMP_DIR"] = str(session.temporary)
         return _serve(sock, session, ready)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import html_pages
-from stableanimator_cli.app.engine_queue import Job
+from stableanimator_cli.app.engine_queue import WARNING, Job
 from stableanimator_cli.app.request import in_words
 from stableanimator_cli.errors import SaError
 
@@ -55,9 +55,9 @@ def status_html(job: Job, ahead: int) -> str:
         )
     if job.stop_requested:
         title, detail = "Stopping", "after the step that is computed now"
+    share = round(100 * stage.done / stage.total) if stage is not None and stage.total else None
     return _html(
-        "status", state=job.state, title=title, detail=detail, busy=True, messages=job.messages,
-        done=stage.done if stage else 0, total=stage.total if stage else None,
+        "status", state=job.state, title=title, detail=detail, busy=True, share=share, messages=job.messages
     )  # fmt: skip
 
 
@@ -66,9 +66,8 @@ def result_html(job: Job) -> str:
     assert job.animation is not None
     seconds = job.animation.seconds["total"]
     detail = f"{job.animation.frames} frames in {clock(seconds)}: {job.animation.video}"
-    return _html(
-        "status", state=job.state, title="Done", detail=detail, busy=False, messages=job.messages, done=0, total=None
-    )
+    warnings = [line for line in job.messages if line.startswith(WARNING)]
+    return _html("status", state=job.state, title="Done", detail=detail, busy=False, share=None, messages=warnings)
 
 
 def curve_html(identity: dict[str, Any] | None) -> str:

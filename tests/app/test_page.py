@@ -1,0 +1,174 @@
+"""The page in a real browser: headless Chromium uploads, animates with ``puppet``, and plays the video."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from stableanimator_cli.api import animate
+from stableanimator_cli.app.examples import Example, draw_examples
+from stableanimator_cli.errors import SaError
+from stableanimator_cli.files import sha256_of
+from tests.conftest import ROOT
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+MINUTES = 5 * 60_000  # milliseconds that a loaded machine may need
+
+# The duration of a video, once it plays.
+PLAY = """video => new Promise(done => video.addEventListener(
+    'timeupdate', () => { if (video.currentTime > 0) done(video.duration) }))"""
+# ``sa`` in a process that notes every address elsewhere that it looks up or connects to.
+WATCHED = """
+import socket, sys
+notes, sys.argv = sys.argv[1], ["sa", *sys.argv[2:]]
+def watch(name, call, address):
+    def watched(*args, **words):
+        host = address(args)
+        if host not in (None, "127.0.0.1", "::1", "localhost"):
+            with open(notes, "a") as file:
+                print(name, host, file=file)
+        return call(*args, **words)
+    return watched
+socket.getaddrinfo = watch("lookup", socket.getaddrinfo, lambda args: args[0])
+socket.socket.connect = watch(
+    "connect", socket.socket.connect, lambda args: args[1][0] if isinstance(args[1], tuple) else None
+)
+from stableanimator_cli.__main__ import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("app")
+
+
+@pytest.fixture(scope="module")
+def env(folder: Path) -> dict[str, str]:
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    given = {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary), "SA_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **given, "SA_MODEL": "puppet"}
+
+
+@pytest.fixture(scope="module")
+def upload(folder: Path) -> Example:
+    """A person and a motion that the page does not offer, and ``broken.png`` beside them."""
+    (folder / "mine").mkdir()
+    example = draw_examples(folder / "mine")[1]
+    (folder / "mine" / "broken.png").write_bytes(example.picture.read_bytes()[:300])
+    return example
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path, env: dict[str, str]) -> Iterator[str]:
+    """``sa app`` on a free port. It ends with Ctrl-C: without an error, a temporary file, or a word to other hosts."""
+    command = [sys.executable, "-c", WATCHED, str(folder / "elsewhere"), "app", "--port", "0", "--json"]
+    server = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    line = server.stdout.readline()
+    try:
+        assert line, server.communicate()[1]
+        yield json.loads(line)["address"]
+    finally:
+        server.send_signal(signal.SIGINT)
+        _, stderr = server.communicate(timeout=120)
+    assert server.returncode == 0, stderr
+    assert list((folder / "temporary").glob("sa-app-*")) == []
+    assert not (folder / "elsewhere").exists(), (folder / "elsewhere").read_text()
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[Page]:
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.fail("no browser on PATH: install the package chromium, or run `make browser`")
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=browser, args=QUIET)
+        page = opened.new_page(viewport={"width": 1440, "height": 900})
+        page.set_default_timeout(60_000)
+        hosts: set[str] = set()
+        page.on("request", lambda request: hosts.add(request.url.split("/")[2] if "://" in request.url else ""))
+        page.goto(address)
+        yield page
+        opened.close()
+    assert hosts <= {address.split("/")[2], ""}
+
+
+def choose(page: Page, name: str, file: Path) -> None:
+    """Put a file in the place of the one that an input shows."""
+    page.locator(f"#{name} button[aria-label=Clear], #{name} button[aria-label='Remove Image']").click()
+    page.locator(f"#{name} input[type=file]").set_input_files(file)
+
+
+def test_a_broken_picture_is_reported_as_on_the_command_line(page: Page, upload: Example, folder: Path) -> None:
+    broken = upload.picture.with_name("broken.png")
+    with pytest.raises(SaError) as refused:
+        animate(broken, upload.motion, folder / "out.mp4", model="puppet")
+    message = refused.value.message.replace(f"{broken.parent}/", "")
+    assert message.startswith("broken.png: ")
+    choose(page, "picture", broken)
+    expect(page.locator("#plan .sa-error strong")).to_have_text(message, timeout=MINUTES)
+    page.click("#animate")
+    expect(page.locator("#status .sa-error strong")).to_have_text(message, timeout=MINUTES)
+    assert list((folder / "animations").iterdir()) == []
+
+
+def test_a_picture_and_a_motion_become_a_video(page: Page, upload: Example, folder: Path, env: dict[str, str]) -> None:
+    choose(page, "picture", upload.picture)
+    choose(page, "motion", upload.motion)
+    expect(page.locator("#moving video")).to_be_visible(timeout=MINUTES)
+    page.get_by_text("More settings").click()
+    page.get_by_label("Steps").fill("2")
+    page.get_by_label("Frames").fill("0:3")
+    page.get_by_label("Size").fill("128x128")
+    page.get_by_label("Size").press("Enter")
+    expect(page.locator("#plan .sa-plan")).to_contain_text("3 frames", timeout=MINUTES)
+    page.click("#animate")
+    expect(page.locator("#live img")).to_be_visible(timeout=MINUTES)
+    expect(page.locator("#status b")).to_have_text("Done", timeout=MINUTES)
+    for name in ("video", "beside"):
+        assert page.locator(f"#{name} video").evaluate(PLAY) == pytest.approx(3 / 8, abs=0.05)
+    expect(page.locator("#curve figcaption")).to_contain_text("Identity")
+    words = shlex.split(page.locator("#command textarea").input_value())
+    video = folder / "animations" / "001" / "video.mp4"
+    assert words[:2] == ["sa", "animate"]
+    assert words[words.index("-o") + 1] == "animations/001/video.mp4"
+    digest = sha256_of(video)
+    video.unlink()
+    again = [sys.executable, "-m", "stableanimator_cli", *words[1:], "--quiet"]
+    subprocess.run(again, cwd=folder, env=env, check=True, timeout=300)
+    assert sha256_of(video) == digest
+
+
+def test_a_run_is_stopped(page: Page, folder: Path) -> None:
+    page.get_by_label("Steps").fill("900")
+    page.click("#animate")
+    expect(page.locator("#status")).to_contain_text("step", timeout=MINUTES)
+    page.click("#stop")
+    expect(page.locator("#status .sa-error strong")).to_contain_text("interrupted", timeout=MINUTES)
+    expect(page.locator("#animate")).to_be_enabled()
+    if (folder / "animations" / "002").exists():  # it ran long enough for a checkpoint
+        expect(page.locator("#status")).to_contain_text("same settings to resume")
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_nothing_is_wider_than_the_screen(width: int, page: Page) -> None:
+    page.set_viewport_size({"width": width, "height": 844})
+    time.sleep(0.5)  # for the layout
+    assert page.evaluate("document.documentElement.scrollWidth") == width

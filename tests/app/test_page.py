@@ -130,14 +130,14 @@ def test_a_broken_picture_is_reported_as_on_the_command_line(page: Page, upload:
 
 
 def test_a_picture_and_a_motion_become_a_video(page: Page, upload: Example, folder: Path, env: dict[str, str]) -> None:
-    choose(page, "picture", upload.picture)
-    choose(page, "motion", upload.motion)
-    expect(page.locator("#moving video")).to_be_visible(timeout=MINUTES)
-    page.get_by_text("More settings").click()
+    page.get_by_text("More settings").click()  # while the picture is broken, so that one plan is made and no more
     page.get_by_label("Steps").fill("2")
     page.get_by_label("Frames").fill("0:3")
     page.get_by_label("Size").fill("128x128")
     page.get_by_label("Size").press("Enter")
+    choose(page, "motion", upload.motion)
+    expect(page.locator("#moving video")).to_be_visible(timeout=MINUTES)
+    choose(page, "picture", upload.picture)
     expect(page.locator("#plan .sa-plan")).to_contain_text("3 frames", timeout=MINUTES)
     page.click("#animate")
     expect(page.locator("#live img")).to_be_visible(timeout=MINUTES)

@@ -100,7 +100,7 @@ class AnimationPlan:
                     "windows": request.plan.describe(),
                     "moving": " that shift from step to step (below: in the first)" if request.plan.shifted else "",
                     "faces": _faces(mode, config),
-                    "memory": memory.describe(),
+                    "memory": memory.describe() + (f"; the card has {device.card.memory} GiB" if device.card else ""),
                     "duration": duration.describe(),
                     "download": describe_download(fetch) if fetch.files else "",
                     "chosen": choices,

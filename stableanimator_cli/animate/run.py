@@ -211,7 +211,12 @@ def _check_output(config: AnimateConfig) -> None:
     """Refuse outputs that cannot be written, are inputs too, or would replace files of others."""
     output, parent, folder = config.target, config.target.absolute().parent, config.frames_folder
     if folder is None and output.is_dir():  # first: the hints below need a name
-        raise ConfigError("--output", str(output), "a file, not a folder", hint=f"try {output / 'out.mp4'}")
+        raise ConfigError(
+            "--output",
+            str(output),
+            "a file, not a folder",
+            hint=f"try {output / 'out.mp4'}, or {output}/ for PNG files",
+        )
     for problem, expected, hint in (
         (folder is None and output.suffix.lower() not in VIDEO_SUFFIXES,
          "a name ending in .mp4, .mov, .gif or .webp, or a folder of PNG files (frames/)",

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from stableanimator_cli.animate.capacity import examine_model
 from stableanimator_cli.cards import SHARE, cards, find_card
-from stableanimator_cli.cli.app import app
+from stableanimator_cli.cli.verbs import app
 from stableanimator_cli.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.run import run
-from stableanimator_cli.cli.app import load_verb
+from stableanimator_cli.cli.verbs import load_verb
 from stableanimator_cli.engine import render
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.evaluate.pairs import match

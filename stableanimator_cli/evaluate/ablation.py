@@ -136,7 +136,7 @@ def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -
         about["paired_differences"] = paired.to_json(compared)
         tables[1:1] = paired.tables(compared, shown_metrics(evaluator.rules, last.rows))
         lines += paired.lines(compared)
-    printed = {tables[0][0]: ablation_latex(table, shown, tables[0][0])}
+    printed = {tables[0][0]: [ablation_latex(table, shown, tables[0][0])]}
     first_runs = {name: runs[0].videos for name, runs in by_seed.items()}
     systems = {OURS: first_runs[OURS], **first_runs} if OURS in first_runs else first_runs
     return evaluator.write(

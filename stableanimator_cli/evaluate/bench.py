@@ -15,6 +15,7 @@ from stableanimator_cli.evaluate.checks import raise_if_none
 from stableanimator_cli.evaluate.evaluator import SystemScores, open_evaluator
 from stableanimator_cli.evaluate.latex_tables import table1_latex
 from stableanimator_cli.evaluate.pairs import find_baselines
+from stableanimator_cli.evaluate.protocols import PUPPET_NETWORKS
 from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, cells
 from stableanimator_cli.evaluate.side_by_side import files_of
 from stableanimator_cli.evaluate.tables import FOOTNOTES, TableRow, measured_lines, published_lines, table1
@@ -22,7 +23,6 @@ from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
 
-PUPPET_NETWORKS = ("lpips_puppet", "fvd_puppet")
 ROLES = ("unet", "pose_net", "face_encoder", "vae", "image_encoder", "face")
 _CROSS = ("csim_ref", "csim_ref_judge", "face_rate", "identity_drift", "keypoint_error", "keypoint_pck", "flicker",
           "seam_score")  # fmt: skip
@@ -84,7 +84,7 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
         lines += compared.lines
     tables.append(("notes to the tables", ["note"], [[note] for note in _notes(evaluator.rules.name, peak)]))
     total = SystemScores(rows=ours.rows, missing=ours.missing, videos=tuple(videos), failed=tuple(failed))
-    printed = {tables[0][0]: table1_latex(config.bench, rows, tables[0][0])}
+    printed = {tables[0][0]: [table1_latex(config.bench, rows, tables[0][0])]}
     systems = {model.name: videos, **({} if compared is None else compared.videos)}
     return evaluator.write(total, about, tables, sections=sections, lines=lines, latex=printed, systems=systems)
 

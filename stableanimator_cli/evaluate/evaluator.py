@@ -20,7 +20,7 @@ from stableanimator_cli.evaluate.detections import VideoDetector
 from stableanimator_cli.evaluate.latex import LatexTable
 from stableanimator_cli.evaluate.networks import MetricNetworks
 from stableanimator_cli.evaluate.pairs import Pair
-from stableanimator_cli.evaluate.protocols import PROTOCOLS, EvalProtocol, without_target
+from stableanimator_cli.evaluate.protocols import PROTOCOLS, PUPPET_NETWORKS, EvalProtocol, without_target
 from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, summarise
 from stableanimator_cli.evaluate.scoring import NO_POINTS, Scorer, VideoScore
 from stableanimator_cli.evaluate.side_by_side import write_pair
@@ -99,7 +99,7 @@ class Evaluator:
         *,
         sections: Sequence[Section] = (),
         lines: Sequence[Sequence[str]] = (),
-        latex: Mapping[str, LatexTable] | None = None,
+        latex: Mapping[str, Sequence[LatexTable]] | None = None,
         systems: Mapping[str, Sequence[VideoScore]] | None = None,
     ) -> Scores:
         """Write the files, the figures, the side-by-side videos and the page. ``systems`` are the videos that figures
@@ -212,7 +212,10 @@ def open_evaluator(
             reporter.warning("no model here: CSIM and key points are left out; --model puppet measures drawn figures")
     if model is None and name is not None:
         model = catalogue.open_model(name)
-    if networks is not None:
+    drawn = model is not None and "video" in model.files  # a model of drawn figures, which has a network for them
+    if drawn and networks is None and not config.without_target:
+        rules = replace(rules, networks=(*rules.networks, *PUPPET_NETWORKS), table=(*rules.table, *PUPPET_NETWORKS))
+    elif networks is not None:
         puppet = {"lpips": "lpips_puppet", "fvd_s": "fvd_puppet", "fvd_d": "fvd_puppet"}
         table = tuple(dict.fromkeys(puppet.get(column[:5], column) for column in rules.table))
         rules = replace(rules, networks=networks, table=table)

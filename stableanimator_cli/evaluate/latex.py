@@ -18,7 +18,7 @@ _TEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", 
         "↓": r"$\downarrow$", "→": r"$\rightarrow$", "†": r"$^\dagger$", "×": r"$\times$", "\u2009": r"\,",
         "°": r"$^\circ$", "|": r"\textbar{}", "`": r"\textasciigrave{}", "−": "$-$"}  # fmt: skip
 ARROW: Mapping[Better, str] = {"higher": "↑", "lower": "↓", "zero": "→0", "neither": ""}
-_NUMBER = re.compile(r"-?(\d+\.?\d*)(E[+-]?\d+)?%?")
+_MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
 _TEXT_WIDTH = 34  # letters of a cell that is set as text rather than as a number
 
 
@@ -176,5 +176,5 @@ def _decimal(value: float, digits: int) -> str:
 
 
 def _plain_cell(text: str) -> str:
-    shown = tex(text.replace("-", "−") if _NUMBER.fullmatch(text) else text)
+    shown = tex(_MINUS.sub("−", text))
     return "{}" + shown if shown[:1] in ("[", "*") else shown  # an argument of the end of the row above

@@ -22,6 +22,7 @@ from stableanimator_cli.evaluate.tables import (
     metric_of,
     videos_text,
 )
+from stableanimator_cli.metrics.result import METRICS as SPECS
 from stableanimator_cli.metrics.result import Better
 
 DIGITS: Mapping[str, int] = {"L1": 2, "PSNR": 2, "PSNR*": 2, "SSIM": 3, "LPIPS": 3, "CSIM": 3, "FVD": 2}
@@ -52,6 +53,32 @@ def table1_latex(bench: str, measured: Sequence[TableRow], caption: str) -> Late
     return LatexTable(
         caption=caption, columns=(*_columns(COLUMNS), ("Mem", "lower")), blocks=tuple(blocks), notes=tuple(marks.notes)
     )  # fmt: skip
+
+
+def systems_latex(measured: Sequence[TableRow], metrics: Sequence[str]) -> list[LatexTable]:
+    """Measured systems, ours first, below the published rows of Table 1, and their ``metrics`` that it lacks."""
+    names = {name for column in METRICS.values() for name in column}
+    rest = [name for name in metrics if name in measured[0].rows and name not in names]
+    tables = [table1_latex("", measured, "Quantitative comparison, below Table 1 of StableAnimator as published.")]
+    if rest:
+        rows = [(row.name, tuple(_value(row.rows.get(name), measured, name) for name in rest)) for row in measured]
+        tables.append(
+            LatexTable(
+                caption=f"Further metrics of the same systems ({videos_text(len(measured[0].videos))}).",
+                columns=(("Model", "neither"), *((SPECS[name].title, SPECS[name].better) for name in rest)),
+                blocks=(Block(rows=(*rows[1:], *rows[:1])),),
+            )
+        )
+    return tables
+
+
+def _value(row: Row | None, measured: Sequence[TableRow], name: str) -> Cell:
+    """Three or four digits of the largest value of the column."""
+    values = [abs(one.rows[name].shown) for one in measured if name in one.rows]
+    largest = max((value for value in values if math.isfinite(value)), default=0.0)
+    digits = 3 if largest < 10 else 2 if largest < 100 else 1
+    digits = 4 if largest < 0.1 else digits
+    return Cell(values=(math.nan if row is None else row.shown,), digits=digits)
 
 
 def ablation_latex(table: str, measured: Measured, caption: str) -> LatexTable:

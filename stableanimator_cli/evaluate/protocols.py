@@ -14,6 +14,8 @@ from PIL import Image
 
 Name = Literal["disco256", "native"]
 SIDE = 256
+PUPPET_NETWORKS = ("lpips_puppet", "fvd_puppet")
+"""Metrics whose network was trained on drawn figures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,16 +58,20 @@ def _latex_tables(scores: Scores) -> Iterator[str]:
     notes = [] if scores.rows and all(row.interval is None for row in scores.rows.values()) else [
         f"95 % intervals: {T_INTERVAL}, from {MINIMUM} videos on."
     ]  # fmt: skip
-    waiting = (scores.title, [columns[1], columns[2], columns[3]], [row[1:4] for row in rows])
+    waiting = (scores.title, columns[:4], [row[:4] for row in rows])
     for table in (*scores.tables, None):
         if table is not None and table[1] == ["note"]:
             notes += [row[0] for row in table[2]]
             continue
-        structured = scores.latex.get(waiting[0])
-        if structured is None:
-            yield latex.to_latex(waiting[1], waiting[2], waiting[0], notes)
+        title, columns, rows = waiting
+        if columns[:2] == ["metric", ""]:  # the titles of metrics suffice on paper
+            columns, rows = columns[1:], [row[1:] for row in rows]
+        *others, last = scores.latex.get(title, [None])
+        yield from (table.render() for table in others if table is not None)
+        if last is None:
+            yield latex.to_latex(columns, rows, title, notes)
         else:
-            yield replace(structured, notes=(*structured.notes, *notes)).render()
+            yield replace(last, notes=(*last.notes, *notes)).render()
         if table is not None:
             waiting, notes = table, []
 

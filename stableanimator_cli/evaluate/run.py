@@ -22,12 +22,16 @@ from stableanimator_cli.evaluate.driving_points import find_poses
 from stableanimator_cli.evaluate.pairs import Pair, find_baselines, find_pictures, find_videos, match, match_files
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.evaluate.scores import by_video
+from stableanimator_cli.evaluate.tables import TableRow
 from stableanimator_cli.files import check_apart, check_replaceable, locked_output
 from stableanimator_cli.progress import NullReporter, Reporter
 
 if TYPE_CHECKING:
     from stableanimator_cli.evaluate.animate_cases import Animate
     from stableanimator_cli.evaluate.scores import Table
+
+
+_FURTHER = ("csim_ref_judge", "face_rate", "identity_drift")  # beside the protocol's table, in LaTeX
 
 
 class Result(Protocol):
@@ -108,6 +112,7 @@ def _compare(config: EvaluateConfig, reporter: Reporter) -> Result:
         check_pairs(one, PROTOCOLS[config.rules], truncate=config.truncate, reporter=reporter)
     from stableanimator_cli.evaluate import baselines, identity_check
     from stableanimator_cli.evaluate.evaluator import open_evaluator
+    from stableanimator_cli.evaluate.latex_tables import systems_latex
 
     evaluator = open_evaluator(config, reporter)
     if config.without_target:
@@ -121,9 +126,12 @@ def _compare(config: EvaluateConfig, reporter: Reporter) -> Result:
     tables = [baselines.systems_table(evaluator, scores, compared), *compared.tables, *tables]
     scores = replace(scores, failed=(*scores.failed, *compared.failed))
     own = "ours" if config.system_name in compared.videos else config.system_name
+    peak, frames = baselines.recorded_memory(scores.videos) or (None, 16)
+    ours = TableRow(name=own, rows=scores.rows, memory=peak, memory_frames=frames, videos=scores.names)
+    printed = systems_latex([ours, *compared.table_rows()], (*evaluator.rules.table, *_FURTHER))
     return evaluator.write(
         scores, compared.about, tables, sections=compared.sections, lines=compared.lines,
-        systems={own: scores.videos, **compared.videos},
+        latex={tables[0][0]: printed}, systems={own: scores.videos, **compared.videos},
     )  # fmt: skip
 
 

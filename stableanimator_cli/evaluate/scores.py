@@ -92,7 +92,7 @@ class Scores:
     failed: tuple[FailedVideo, ...] = ()
     sections: tuple[Section, ...] = ()
     lines: tuple[tuple[str, ...], ...] = ()
-    latex: Mapping[str, LatexTable] = field(default_factory=dict)
+    latex: Mapping[str, Sequence[LatexTable]] = field(default_factory=dict)
     failure: SaError | None = None
 
     @property

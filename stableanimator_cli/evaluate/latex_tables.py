@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from stableanimator_cli.evaluate.latex import Block, Cell, LatexTable
@@ -51,7 +52,8 @@ def table1_latex(bench: str, measured: Sequence[TableRow], caption: str) -> Late
     if rows:
         blocks.append(Block(rows=tuple(rows), heading=f"measured on other data: {videos_text(count)}"))
     return LatexTable(
-        caption=caption, columns=(*_columns(COLUMNS), ("Mem", "lower")), blocks=tuple(blocks), notes=tuple(marks.notes)
+        caption=_unnumbered(caption), columns=(*_columns(COLUMNS), ("Mem", "lower")), blocks=tuple(blocks),
+        notes=tuple(marks.notes),
     )  # fmt: skip
 
 
@@ -95,7 +97,14 @@ def ablation_latex(table: str, measured: Measured, caption: str) -> LatexTable:
         Block(rows=tuple(published), heading=f"published {PUBLISHED}: Unseen100"),
         *([Block(rows=tuple(rows), heading="measured on other data")] if rows else []),
     )
-    return LatexTable(caption=caption, columns=_columns(ABLATION_COLUMNS), blocks=blocks, notes=tuple(marks.notes))
+    return LatexTable(
+        caption=_unnumbered(caption), columns=_columns(ABLATION_COLUMNS), blocks=blocks, notes=tuple(marks.notes)
+    )
+
+
+def _unnumbered(caption: str) -> str:
+    """A caption of the terminal without its number: LaTeX numbers tables itself."""
+    return re.sub(r"^(Table \d):?\s*", r"As \1 of StableAnimator: ", caption)
 
 
 def _columns(names: Sequence[str]) -> tuple[tuple[str, Better], ...]:

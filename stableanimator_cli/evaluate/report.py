@@ -12,7 +12,19 @@ from pathlib import Path
 
 from stableanimator_cli import __version__
 from stableanimator_cli.evaluate import latex
-from stableanimator_cli.evaluate.scores import CSV, CURVES, JSON, LATEX, PAGE, PAPER, T_INTERVAL, Row, Scores, number
+from stableanimator_cli.evaluate.scores import (
+    CSV,
+    CURVES,
+    JSON,
+    LATEX,
+    PAGE,
+    PAPER,
+    T_INTERVAL,
+    Row,
+    Scores,
+    Table,
+    number,
+)
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.files import MARK, atomic_write, json_text, remove_temporary_files, translate_os_errors
 from stableanimator_cli.metrics.bootstrap import MINIMUM
@@ -53,27 +65,26 @@ def write_paper(scores: Scores, figures: Sequence[str]) -> None:
 
 
 def _latex_tables(scores: Scores) -> Iterator[str]:
-    """Every table; rows of notes go below the table before them."""
+    """Every table: comparisons of systems, as papers have them, then the rest. All notes are below the first."""
     columns, rows = scores.table()
-    notes = [] if scores.rows and all(row.interval is None for row in scores.rows.values()) else [
-        f"95 % intervals: {T_INTERVAL}, from {MINIMUM} videos on."
-    ]  # fmt: skip
-    waiting = (scores.title, columns[:4], [row[:4] for row in rows])
-    for table in (*scores.tables, None):
-        if table is not None and table[1] == ["note"]:
-            notes += [row[0] for row in table[2]]
-            continue
-        title, columns, rows = waiting
+    own: Table = (scores.title, columns[:4], [row[:4] for row in rows])
+    tables = [table for table in scores.tables if table[1] != ["note"]]
+    first = [table for table in tables if table[0] in scores.latex]
+    notes = [row[0] for table in scores.tables if table[1] == ["note"] for row in table[2]]
+    intervals = [f"95 % intervals: {T_INTERVAL}, from {MINIMUM} videos on."]
+    if all(row.interval is None for row in scores.rows.values()):
+        intervals = []
+    for title, columns, rows in [*first, own, *(table for table in tables if table not in first)]:
         if columns[:2] == ["metric", ""]:  # the titles of metrics suffice on paper
             columns, rows = columns[1:], [row[1:] for row in rows]
-        *others, last = scores.latex.get(title, [None])
-        yield from (table.render() for table in others if table is not None)
-        if last is None:
-            yield latex.to_latex(columns, rows, title, notes)
-        else:
-            yield replace(last, notes=(*last.notes, *notes)).render()
-        if table is not None:
-            waiting, notes = table, []
+        below = [*(intervals if title in scores.latex or title == own[0] else []), *notes]
+        notes = []
+        if title not in scores.latex:
+            yield latex.to_latex(columns, rows, title, below)
+            continue
+        head, *rest = scores.latex[title]
+        yield replace(head, notes=(*head.notes, *below)).render()
+        yield from (table.render() for table in rest)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from stableanimator_cli.evaluate.latex import Block, Cell, LatexTable, document, tex, to_latex
-from stableanimator_cli.evaluate.latex_tables import ablation_latex, table1_latex
+from stableanimator_cli.evaluate.latex_tables import ablation_latex, systems_latex, table1_latex
 from stableanimator_cli.evaluate.tables import TABLE1, TableRow
 from tests.evaluate.test_tables import _row
 
@@ -89,6 +89,21 @@ def test_an_ablation_has_a_block_of_its_own() -> None:
     check_structure(text)
     assert r"Norm & -- & -- & 0.500 & -- & -- & -- \\*" in text
     assert r"Ours $^\dagger$ & \textbf{2.71}" in text
+
+
+def test_the_systems_of_plain_videos_are_below_table_1_and_in_one_of_their_own() -> None:
+    rows = {"csim_ref": _row("csim_ref", 0.8), "keypoint_error": _row("keypoint_error", 0.0123)}
+    worse = {"csim_ref": _row("csim_ref", 0.7), "keypoint_error": _row("keypoint_error", 0.02)}
+    systems = [TableRow(name="ours", rows=rows, videos=("a",)), TableRow(name="theirs", rows=worse, videos=("a",))]
+    table1, further = (table.render() for table in systems_latex(systems, ["csim_ref", "keypoint_error", "mae_unit"]))
+    assert r"\textbf{0.800}" in table1
+    assert r"\underline{0.700}" in table1
+    assert r"ours & \textbf{0.0123}" in further
+    assert r"theirs & \underline{0.0200}" in further
+    for table in (table1, further):
+        check_structure(table)
+        assert table.index("theirs &") < table.index("ours &")
+    assert r"\caption{As Table 1 of StableAnimator: TikTok}" in table1_latex("tiktok", [], "Table 1: TikTok").render()
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "*", "a_b & c", "中文", "naïve", "−1 → 2", "{}\\~^#$%|`<>", "\u2009"])

@@ -107,7 +107,7 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
         )  # fmt: skip
         with gr.Column(min_width=240):
             motion = gr.File(
-                value=shown and str(shown.motion), label="Motion, or a video of a person",
+                value=shown and str(shown.motion), label="Motion or video",
                 file_types=MOTIONS, height=110, elem_id="motion",
             )  # fmt: skip
             moving = gr.Video(

@@ -104,7 +104,7 @@ def write_figures(
     import matplotlib
 
     written: list[str] = []
-    with matplotlib.rc_context(dict(plots.STYLE)), reporter.progress(len(plan.shown) + 3, "draw", "figure") as bar:
+    with matplotlib.rc_context(plots.STYLE), reporter.progress(len(plan.shown) + 3, "draw", "figure") as bar:
         for name, caption, wide, figure in _figures(plan, metrics, detect):
             if figure is not None:
                 _save(figure, output / FOLDER / name)

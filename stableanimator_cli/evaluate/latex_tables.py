@@ -108,8 +108,9 @@ def _unnumbered(caption: str) -> str:
 
 
 def _columns(names: Sequence[str]) -> tuple[tuple[str, Better], ...]:
-    titles = [(f"{name} (E-4)" if name == "L1" else name, _BETTER.get(name, "higher")) for name in names]
-    return (("Model", "neither"), *titles)
+    columns: list[tuple[str, Better]] = [("Model", "neither")]
+    columns += [(f"{name} (E-4)" if name == "L1" else name, _BETTER.get(name, "higher")) for name in names]
+    return tuple(columns)
 
 
 def _published(columns: Sequence[str], sets: Sequence[Sequence[float]]) -> list[Cell]:

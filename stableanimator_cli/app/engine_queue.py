@@ -134,8 +134,13 @@ class EngineQueue:
         with self._changed:
             return self._waiting.index(job) + (self._running is not None) if job in self._waiting else 0
 
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has ended."""
+        return not self._thread.is_alive()
+
     def close(self, timeout: float = 30.0) -> Job | None:
-        """Stop all jobs and the thread. Returns the one that was running."""
+        """Stop all jobs and the thread, within ``timeout`` seconds. Returns the job that was running."""
         with self._changed:
             self._closed, running = True, self._running
             for job in (*self._waiting, *([] if running is None else [running])):

@@ -57,9 +57,11 @@ class Session:
     def close(self) -> Job | None:
         """Stop all runs. Returns the one that was running."""
         try:
-            return self.queue.close()
+            job = self.queue.close()
+            if self.queue.ended:  # else the engine is in the midst of a step, which the end of the process ends
+                self._animator.close()
+            return job
         finally:
-            self._animator.close()
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def __enter__(self) -> Session:

@@ -28,7 +28,7 @@ MODEL = "puppet"
 PEOPLE = 3
 SUFFIXES = ("png", "npz", "face.npy", "mp4", "json", "other-face.mp4", "other-face.json")
 _MOTION = "wave"
-_QUICK = {"steps": 8, "decode_chunk": 2}  # six renderings within a minute of two cores
+_QUICK = {"steps": 6, "schedule": "ays", "decode_chunk": 2}  # six renderings within a minute of two cores
 
 
 def demo(

@@ -12,6 +12,9 @@ from stableanimator_cli.config.schema import check_fields, option, paths_of, req
 from stableanimator_cli.errors import ConfigError
 
 PUBLISHED_BENCHES = ("tiktok", "unseen100")
+"""Benches of the paper's Table 1."""
+DATASETS = (*PUBLISHED_BENCHES, "ubc-fashion", "ted")
+"""Benches whose videos lie below ``data``."""
 _NUMBERS = re.compile(r"\s*\d{1,9}(\s*,\s*\d{1,9})*\s*")
 
 
@@ -91,12 +94,12 @@ class EvaluateConfig:
         "if no frame shows a face.")
     judge: str | None = option("--judge", None, metavar="FILE.onnx|NAME|FOLDER",
         default_text="the model's judge, else buffalo_l", help="Independent face recogniser.")
-    bench: str | None = option("--bench", None, metavar="puppet|tiktok|unseen100|DIR", panel=BENCH,
+    bench: str | None = option("--bench", None, metavar="puppet|tiktok|unseen100|ubc-fashion|ted|DIR", panel=BENCH,
         default_text="none",
         help="Animate the videos of a bench, score them, and print our row under the published ones of Table 1. A "
         "folder holds videos/NAME.mp4, references/NAME.png, poses/NAME.npz.")
     data: Path | None = option("--data", None, metavar="DIR", panel=BENCH, default_text="$SA_DATA",
-        help="Folder that holds tiktok/ and unseen100/.")
+        help="Folder that holds tiktok/, unseen100/, ubc-fashion/ or ted/.")
     ids: tuple[str, ...] | None = option("--ids", None, parse=parse_names, dump=_dump, metavar="NAME,NAME",
         panel=BENCH, default_text="00335 to 00340 of tiktok, else all", help="Only these videos of a bench.")
     figures: int = option("--figures", 8, metavar="N", ge=1, le=10000, panel=BENCH,

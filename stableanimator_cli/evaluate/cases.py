@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from stableanimator_cli.config.evaluate import PUBLISHED_BENCHES, EvaluateConfig
+from stableanimator_cli.config.evaluate import DATASETS, EvaluateConfig
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.evaluate.pairs import Pair, find_pictures, find_videos, listed
 from stableanimator_cli.files import check_replaceable
@@ -28,9 +28,14 @@ LAYOUT = (
     "poses/NAME.npz (or .json, or .mp4 of skeletons), unless the detectors are to read it from the video",
 )
 """What a bench's folder holds, one line per kind of file."""
+_TEST = "test"
+"""Folder of the test videos of the datasets that come with splits, as their authors' scripts leave them."""
+_SPLIT = frozenset({"ubc-fashion", "ted"})
 _WHERE = {
     "tiktok": "get the TikTok dataset, whose licence forbids us to distribute it (default: its videos 00335 to 00340)",
     "unseen100": "the authors have not released their 100 videos: use videos of your own",
+    "ubc-fashion": "get the Fashion dataset of DwNet (Zablotskaia et al. 2019), whose test/ may stand for videos/",
+    "ted": "get the TED-talks dataset (Siarohin et al. 2021), whose test/ may stand for videos/",
 }
 _DRAWN = "without data: `sa evaluate --bench puppet` draws its own videos"
 
@@ -65,11 +70,11 @@ def bench_folder(config: EvaluateConfig) -> Path | None:
     assert config.bench is not None
     if config.bench == "puppet":
         return None
-    if config.bench not in PUBLISHED_BENCHES:
+    if config.bench not in DATASETS:
         folder = Path(config.bench)
         if not folder.is_dir():
             raise BadInput(
-                folder, "no such folder, and no bench of that name", "puppet, tiktok, unseen100 or a folder",
+                folder, "no such folder, and no bench of that name", f"puppet, {', '.join(DATASETS)} or a folder",
                 hint=("a folder holds", *LAYOUT, _DRAWN),
             )  # fmt: skip
         return folder
@@ -79,20 +84,22 @@ def bench_folder(config: EvaluateConfig) -> Path | None:
     if data is None:
         raise BadInput(config.bench, "no --data DIR and no SA_DATA", "the folder of the bench's videos", hint=hint)
     for folder in (data / config.bench, data):
-        if (folder / "videos").is_dir():
+        if _videos_of(folder, config.bench) is not None:
             return folder
     raise BadInput(data, f"no {config.bench}/videos", "the folder of the bench's videos", hint=hint)
 
 
 def _folder(folder: Path, config: EvaluateConfig, scratch: Path) -> list[Case]:
-    if not (folder / "videos").is_dir():
+    assert config.bench is not None
+    place = _videos_of(folder, config.bench)
+    if place is None:
         hint = (f"mkdir {folder / 'videos'}", "a folder holds", *LAYOUT)
         raise BadInput(folder, "no folder videos in it", "the folder of a bench", hint=hint)
-    videos = find_videos(folder / "videos")
+    videos = find_videos(place)
     names = config.ids or (TIKTOK_IDS if config.bench == "tiktok" else tuple(videos))
     lacking = [name for name in names if name not in videos]
     if lacking:
-        raise BadInput(folder / "videos", f"no video named {listed(lacking)}", f"those of --ids, {len(names)} in all")
+        raise BadInput(place, f"no video named {listed(lacking)}", f"those of --ids, {len(names)} in all")
     images = find_pictures(folder / "references") if (folder / "references").is_dir() else {}
     cases = []
     for name in names:
@@ -107,6 +114,12 @@ def _folder(folder: Path, config: EvaluateConfig, scratch: Path) -> list[Case]:
             )
         )
     return cases
+
+
+def _videos_of(folder: Path, bench: str) -> Path | None:
+    """``videos/`` of a bench's folder, or ``test/`` of a dataset with splits; None without."""
+    names = ("videos", _TEST) if bench in _SPLIT else ("videos",)
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
 
 
 def _first_frame(video: Path, image: Path) -> Path:

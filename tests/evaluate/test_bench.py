@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.config.evaluate import EvaluateConfig
+from stableanimator_cli.config.evaluate import DATASETS, EvaluateConfig
 from stableanimator_cli.errors import BadInput, BatchFailed, ConfigError, NoFace, OutOfMemory
 from stableanimator_cli.evaluate.animate_cases import Animator
 from stableanimator_cli.evaluate.cases import TIKTOK_IDS, Case, find_cases
@@ -202,7 +202,7 @@ def _cases(bench: str, tmp_path: Path, **more: Any) -> Any:
     return find_cases(config, catalogue.open_model("puppet"), tmp_path / "out" / "data", NullReporter())
 
 
-@pytest.mark.parametrize("bench", ["tiktok", "unseen100"])
+@pytest.mark.parametrize("bench", DATASETS)
 def test_published_benches_explain_their_layout(bench: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SA_DATA", raising=False)
     with pytest.raises(BadInput) as caught:
@@ -234,6 +234,18 @@ def test_a_bench_of_the_described_layout(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(_cases(str(folder), tmp_path)) == 6
     with pytest.raises(BadInput, match="no video named 00001"):
         _cases("tiktok", tmp_path, ids=("00001",))
+
+
+@pytest.mark.parametrize("bench", ["ubc-fashion", "ted"])
+def test_datasets_with_splits_keep_their_test_folder(bench: str, tmp_path: Path) -> None:
+    name = "-7FhMKCs0mk#000046#000128"  # as TED-talks names a video
+    for part in ("train", "test"):
+        write(tmp_path / bench / part / f"{name if part == 'test' else 'seen'}.mp4", drawn(0, frames=2))
+    (case,) = _cases(bench, tmp_path, data=tmp_path)
+    assert (case.name, case.target) == (name, tmp_path / bench / "test" / f"{name}.mp4")
+    assert case.reference.is_file()
+    with pytest.raises(BadInput, match="no tiktok/videos"):
+        _cases("tiktok", tmp_path, data=tmp_path)
 
 
 def test_puppets_are_held_out_and_their_motion_is_known(benched: tuple[Scores, Copying]) -> None:

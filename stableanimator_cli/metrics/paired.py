@@ -20,6 +20,7 @@ from stableanimator_cli.metrics.result import MetricSpec, json_number
 
 SAMPLES = 9999  # the expanded level looks far into the tails
 _BATCH = 2_000_000  # resampled values at a time, so that memory does not grow with the number of videos
+_ROUNDING = 1e-12  # relative: equal differences of rounded values, as .9 - .8 and .8 - .7
 INTERVAL = "BCa bootstrap over videos, expanded level"
 TEST = "Wilcoxon signed-rank, two-sided"
 
@@ -96,12 +97,12 @@ def bca_interval(
 ) -> tuple[float, float] | None:
     """BCa interval of the mean of float[n], at the expanded level. None below five values.
 
-    Equal values have an interval without width. ``seed`` is that of the bootstrap.
+    Equal values, but for rounding, have an interval without width. ``seed`` is that of the bootstrap.
     """
     if len(values) < MINIMUM:
         return None
-    if np.ptp(values) == 0:  # BCa is not defined: no resample differs
-        return float(values[0]), float(values[0])
+    if np.ptp(values) <= _ROUNDING * np.abs(values).max():  # BCa is not defined: no resample differs
+        return float(values.min()), float(values.max())
     from scipy import stats
 
     found = stats.bootstrap(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from stableanimator_cli.metrics import pixel
+from stableanimator_cli.metrics import paired, pixel
 from stableanimator_cli.metrics.paired import PairedDifference, bca_interval, expanded_level, paired_difference
 from stableanimator_cli.metrics.result import METRICS
 
@@ -65,9 +65,19 @@ def test_a_metric_without_a_better_direction_is_not_compared() -> None:
         assert paired_difference(METRICS[name], {"a": 1.0}, {"a": 2.0}) is None
 
 
+def test_differences_that_are_equal_but_for_rounding_have_an_interval() -> None:
+    """BCa of these is not a number."""
+    values = np.array([25.0, 25, 25, 25, 25 + 4e-15])
+    assert bca_interval(values) == (25, values[-1])
+    steps = {f"v{n}": 0.9 - n / 10 for n in range(5)}
+    found = _found(PSNR, steps, {name: value - 0.1 for name, value in steps.items()})
+    assert found.interval == pytest.approx((0.1, 0.1))
+
+
 def test_the_interval_repeats_and_does_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.array(list(OURS.values()))
     first = bca_interval(values, seed=3)
+    monkeypatch.setattr(paired, "_BATCH", 1000)
     assert first == bca_interval(values, seed=3) != bca_interval(values, seed=4)
     assert first is not None
     assert first[0] < values.mean() < first[1]

@@ -67,7 +67,7 @@ class LatexTable:
         for row, (label, cells) in enumerate(block.rows):
             shown = [_cell(cell, ranks[index][row]) for index, cell in enumerate(cells)]
             below = [_interval(cell) for cell in cells]
-            lines.append(" & ".join([tex(label), *shown]) + r" \\" + ("*" if any(below) else ""))
+            lines.append(" & ".join([_guarded(tex(label)), *shown]) + r" \\" + ("*" if any(below) else ""))
             if any(below):
                 lines.append(" & ".join(["", *below]) + r" \\[2pt]")
         return lines
@@ -176,5 +176,9 @@ def _decimal(value: float, digits: int) -> str:
 
 
 def _plain_cell(text: str) -> str:
-    shown = tex(_MINUS.sub("−", text))
-    return "{}" + shown if shown[:1] in ("[", "*") else shown  # an argument of the end of the row above
+    return _guarded(tex(_MINUS.sub("−", text)))
+
+
+def _guarded(text: str) -> str:
+    """LaTeX of a cell that the rule or the end of the row above it does not take for its argument."""
+    return "{}" + text if text[:1] in ("[", "*") else text

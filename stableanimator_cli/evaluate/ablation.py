@@ -19,7 +19,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.evaluate import paired
+from stableanimator_cli.evaluate import figures, paired
 from stableanimator_cli.evaluate.animate_cases import Animate, Animator
 from stableanimator_cli.evaluate.bench import ROLES, networks_of
 from stableanimator_cli.evaluate.cases import find_cases
@@ -92,6 +92,7 @@ def run_ablation(config: EvaluateConfig, animate: Animate, reporter: Reporter) -
     if config.bench is None:
         config = replace(config, bench="puppet")
     cases = [case for case in find_cases(config, first, output / "data", reporter) if case.target is not None]
+    figures.check_videos(config.strip_videos, [case.name for case in cases])
     evaluator = open_evaluator(config, reporter, networks=networks_of(config), model=first)
     check_replaceable(*(path for case in cases for path in files_of(case.name, output)))
     by_seed: dict[str, list[SystemScores]] = {}

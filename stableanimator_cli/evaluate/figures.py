@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,14 +75,24 @@ def check_installed() -> None:
 
 
 def check_folder(output: Path) -> None:
-    """Raise ``BadInput`` for a file among the figures that ``sa`` did not write."""
-    check_replaceable(*(file for kind in KINDS for file in (output / FOLDER).glob(f"*{kind}")))
+    """Raise ``BadInput`` for a file under the name of a figure that ``sa`` did not write."""
+    names = ("strip-*", *PLOTS)
+    check_replaceable(*(file for name in names for kind in KINDS for file in (output / FOLDER).glob(name + kind)))
+
+
+def check_videos(rule: str | tuple[str, ...] | None, names: Collection[str]) -> None:
+    """Raise ``ConfigError`` for ``--strip-videos`` that names none of the videos, before they are scored."""
+    unknown = [name for name in rule if name not in names] if isinstance(rule, tuple) else []
+    if unknown:
+        shown = ", ".join(list(names)[:5]) + (" ..." if len(names) > 5 else "")
+        raise ConfigError("--strip-videos", unknown[0], f"names of scored videos: {shown}")
 
 
 def plan_figures(
     systems: Mapping[str, Sequence[VideoScore]], count: int, rule: str | tuple[str, ...] | None
 ) -> FigurePlan:
-    """Choose the videos of the strips among those that every system has. Raises ``ConfigError`` for unknown names."""
+    """Choose the videos of the strips among those that every system has. A name that is not among them is left out:
+    its video could not be scored (``check_videos``)."""
     ours, *others = systems.values()
     shared = set.intersection({video.name for video in ours}, *({video.name for video in other} for other in others))
     videos = [video for video in ours if video.name in shared]
@@ -121,7 +131,7 @@ def _figures(
             name: next(one for one in videos if one.name == video.name) for name, videos in plan.systems.items()
         }
         strip = strips.read_strip(by_system, detect)
-        letters = re.sub(r"[^A-Za-z0-9]+", "-", video.name).strip("-")  # that \includegraphics reads
+        letters = re.sub(r"[^A-Za-z0-9]+", "-", video.name).strip("-")[:80]  # that \includegraphics reads
         name = f"strip-{place}-{letters}".removesuffix("-")
         yield name, plan.caption(video, rank, strip.frames), True, strips.draw_strip(strip)
     drawn = {

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.metrics.result import METRICS
 
@@ -32,17 +31,13 @@ def worst_first(videos: Sequence[VideoScore]) -> tuple[str | None, list[VideoSco
 def select(videos: Sequence[VideoScore], count: int, rule: str | tuple[str, ...]) -> list[tuple[VideoScore, int]]:
     """``count`` of ``videos`` with their ranks, 1 for the worst. ``rule``: one of ``STRIP_RULES``, or names of videos.
 
-    ``spread``: evenly spaced ranks from the worst to the best; of one, the median. Raises ``ConfigError`` for a name
-    that no video has.
+    ``spread``: evenly spaced ranks from the worst to the best; of one, the median. A name that no video has is left
+    out.
     """
     _, ranked = worst_first(videos)
     if not isinstance(rule, str):
         by_name = {video.name: (video, rank) for rank, video in enumerate(ranked, 1)}
-        unknown = [name for name in rule if name not in by_name]
-        if unknown:
-            expected = f"names of scored videos that all systems have: {', '.join(list(by_name)[:5])} ..."
-            raise ConfigError("--strip-videos", unknown[0], expected)
-        return [by_name[name] for name in rule]
+        return [by_name[name] for name in rule if name in by_name]
     last, count = len(ranked) - 1, min(count, len(ranked))
     if rule == "spread" and count > 1:
         ranks = [int(rank) for rank in np.rint(np.linspace(0, last, count))]

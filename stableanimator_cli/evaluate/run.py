@@ -69,6 +69,8 @@ def run(
     if config.output is None:
         return _run_task(config, animate, reporter)
     _check_output(config.output, _inputs(config, config_file), _files(config, config.output))
+    if config.strips is not None:
+        figures.check_folder(config.output)
     with locked_output(config.output, "sa evaluate", folder=True):
         report.remove_unfinished(config.output)
         return _run_task(config, animate, reporter)
@@ -103,6 +105,7 @@ def _compare(config: EvaluateConfig, reporter: Reporter) -> Result:
         pairs = match(*config.inputs)
     pairs = with_sides(pairs, config)
     names = [pair.name for pair in pairs]
+    figures.check_videos(config.strip_videos, names)
     found = find_baselines(config.baselines, names, config.inputs[0])
     check_replaceable(*(path for name in names for path in side_by_side.files_of(name, config.output, list(found))))
     systems = {
@@ -125,7 +128,7 @@ def _compare(config: EvaluateConfig, reporter: Reporter) -> Result:
         return evaluator.write(scores, {}, tables)
     tables = [baselines.systems_table(evaluator, scores, compared), *compared.tables, *tables]
     scores = replace(scores, failed=(*scores.failed, *compared.failed))
-    own = "ours" if config.system_name in compared.videos else config.system_name
+    own = baselines.own_name(config.system_name, compared.videos)
     peak, frames = baselines.recorded_memory(scores.videos) or (None, 16)
     ours = TableRow(name=own, rows=scores.rows, memory=peak, memory_frames=frames, videos=scores.names)
     printed = systems_latex([ours, *compared.table_rows()], (*evaluator.rules.table, *_FURTHER))
@@ -170,4 +173,3 @@ def _check_output(output: Path, inputs: Sequence[Path], files: Sequence[Path]) -
         raise ConfigError("--output", str(output), "a folder, not a file", hint=f"try {output.with_suffix('')}-scores")
     check_apart(output, inputs)
     check_replaceable(*files)
-    figures.check_folder(output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from stableanimator_cli.evaluate.checks import FailedVideo
 from stableanimator_cli.evaluate.evaluator import Evaluator, SystemScores
 from stableanimator_cli.evaluate.frame_matching import MatchedFrames
 from stableanimator_cli.evaluate.pairs import Pair
+from stableanimator_cli.evaluate.plots import CURVES
 from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.evaluate.scores import Row, Section, Table, number, shown_metrics, video_json
 from stableanimator_cli.evaluate.scoring import VideoScore
@@ -56,7 +57,7 @@ def compare(
     systems."""
     if not systems:
         return None
-    scored = {system: evaluator.score(pairs) for system, pairs in systems.items()}
+    scored = {system: _without_curves(evaluator.score(pairs)) for system, pairs in systems.items()}
     own, rows = {video.name: video for video in ours.videos}, {name: one.rows for name, one in scored.items()}
     peaks = {system: recorded_memory(one.videos) for system, one in scored.items()}
     others = {system: paired.values_of(one.videos) for system, one in scored.items()}
@@ -90,16 +91,26 @@ def compare(
     )
 
 
+def own_name(name: str, others: Collection[str]) -> str:
+    """What ours is called beside other systems: ``name``, or another one if a folder has that name."""
+    if name in others and "ours" not in others:
+        return "ours"
+    while name in others:
+        name += " (ours)"
+    return name
+
+
 def systems_table(evaluator: Evaluator, ours: SystemScores, compared: Compared) -> Table:
     """All systems, a column each: values with their intervals, and the memory of recorded runs."""
     names = shown_metrics(evaluator.rules, ours.rows)
-    rows = {"ours": ours.rows, **{section.system: section.rows for section in compared.sections}}
+    own = own_name("ours", compared.memory)
+    rows = {own: ours.rows, **{section.system: section.rows for section in compared.sections}}
     lines = []
     for name in names:
         spec = ours.rows[name].spec
         cells = [_value(table.get(name)) for table in rows.values()]
         lines.append([name, f"{spec.title} {ARROWS[spec.better]}".strip(), *cells])
-    peaks = {"ours": recorded_memory(ours.videos), **compared.memory}
+    peaks = {own: recorded_memory(ours.videos), **compared.memory}
     if any(peaks.values()):
         lines.append(["", "memory of the recorded run", *("–" if p is None else memory(*p) for p in peaks.values())])
     return "systems", ["metric", "", *rows], lines
@@ -125,6 +136,14 @@ def _value(row: Row | None) -> str:
     if row.interval is None:
         return number(row.shown)
     return f"{number(row.shown)} [{number(row.interval[0])}, {number(row.interval[1])}]"
+
+
+def _without_curves(system: SystemScores) -> SystemScores:
+    """Scores with the curves that figures show alone: those of many videos by many systems fill the memory."""
+    return replace(system, videos=tuple(
+        replace(video, curves={name: video.curves[name] for name in CURVES if name in video.curves})
+        for video in system.videos
+    ))  # fmt: skip
 
 
 def _warn_of_lengths(evaluator: Evaluator, ours: VideoScore, system: str, theirs: VideoScore) -> None:

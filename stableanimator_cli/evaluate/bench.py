@@ -8,7 +8,7 @@ from typing import Any
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.evaluate import EvaluateConfig
-from stableanimator_cli.evaluate import baselines
+from stableanimator_cli.evaluate import baselines, figures
 from stableanimator_cli.evaluate.animate_cases import Animate, Animator
 from stableanimator_cli.evaluate.cases import bench_folder, find_cases
 from stableanimator_cli.evaluate.checks import raise_if_none
@@ -47,6 +47,7 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
     name, model = resolve_model(config)
     cases = find_cases(config, model, config.output / "data", reporter)
     driven = {case.name: case for case in cases if case.target is not None}
+    figures.check_videos(config.strip_videos, list(driven) if config.baselines else [case.name for case in cases])
     found = find_baselines(config.baselines, list(driven), Path(config.bench))
     check_replaceable(*(path for case in cases for path in files_of(case.name, config.output, list(found))))
     theirs = {system: [case.pair(videos[name]) for name, case in driven.items()] for system, videos in found.items()}
@@ -61,7 +62,8 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
     raise_if_none(ours.failed, len(ours.videos))
     compared = baselines.compare(evaluator, ours, theirs, config.output)
     memory = peak.get("device", peak.get("host"))
-    rows = [TableRow(name=model.name, rows=ours.rows, memory=memory, videos=ours.names)]
+    own = baselines.own_name(model.name, list(theirs))
+    rows = [TableRow(name=own, rows=ours.rows, memory=memory, videos=ours.names)]
     rows += [] if compared is None else compared.table_rows()
     tables: list[Table] = [table1(config.bench, rows)]
     sections: list[Section] = []
@@ -85,7 +87,7 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
     tables.append(("notes to the tables", ["note"], [[note] for note in _notes(evaluator.rules.name, peak)]))
     total = SystemScores(rows=ours.rows, missing=ours.missing, videos=tuple(videos), failed=tuple(failed))
     printed = {tables[0][0]: [table1_latex(config.bench, rows, tables[0][0])]}
-    systems = {model.name: videos, **({} if compared is None else compared.videos)}
+    systems = {own: videos, **({} if compared is None else compared.videos)}
     return evaluator.write(total, about, tables, sections=sections, lines=lines, latex=printed, systems=systems)
 
 

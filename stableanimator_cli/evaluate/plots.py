@@ -29,6 +29,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 _LINES = ("-", "--", "-.", ":")
 ANGLES = (0, 10, 20, 30, 45, 60, 90)
 """Edges of the bins of head angles, degrees."""
+CURVES = ("csim_ref", "head_yaw")
+"""Curves of ``VideoScore`` that are drawn."""
 _PANELS = 12
 _MAX_POINTS = 1500  # per system: a vector drawing stays small
 
@@ -40,7 +42,7 @@ def csim_over_time(systems: Systems) -> Figure | None:
     figure = Figure(figsize=(3.4, 2.3), layout="constrained")
     axes = figure.add_subplot(xlabel="frame", ylabel="CSIM with the reference ↑")
     drawn = False
-    for style, (name, videos) in zip(_styles(), systems.items(), strict=False):
+    for style, (name, videos) in zip(_styles(len(systems)), systems.items(), strict=True):
         curves = [_numbers(video, "csim_ref") for video in videos if "csim_ref" in video.curves]
         length = max((len(curve) for curve in curves), default=0)
         table = np.full((len(curves), length), np.nan)
@@ -60,7 +62,7 @@ def csim_against_angle(systems: Systems) -> Figure | None:
     figure = Figure(figsize=(3.4, 2.3), layout="constrained")
     axes = figure.add_subplot(xlabel="head angle, degrees from the front", ylabel="CSIM with the reference ↑")
     drawn = False
-    for style, (name, videos) in zip(_styles(), systems.items(), strict=False):
+    for style, (name, videos) in zip(_styles(len(systems)), systems.items(), strict=True):
         points = [_angles_and_csim(video) for video in videos]
         every = np.concatenate([part for part in points if len(part)] or [np.zeros((0, 2))])
         if not len(every):
@@ -131,7 +133,7 @@ def _with_legend(figure: Figure, axes: Axes) -> Figure:
     return figure
 
 
-def _styles(count: int = 28) -> list[dict[str, Any]]:
+def _styles(count: int) -> list[dict[str, Any]]:
     cycle = [{"color": colour, "linestyle": line} for line in _LINES for colour in COLOURS]
     return [cycle[index % len(cycle)] for index in range(count)]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.evaluate.baselines import own_name
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.media import open_clip
@@ -102,6 +103,13 @@ def test_systems_are_columns_with_the_memory_that_a_record_has(scores: Scores) -
     assert by_name["mae_unit"][3].startswith("0.003922 [")
     assert rows[-1][1:] == ["memory of the recorded run", "–", "3.00G (4 frames)", "–"]
     assert scores.about["rival_memory"] == {"better": {"bytes": 3 << 30, "frames": 4}, "copy": None}
+
+
+def test_a_system_of_our_name_is_told_from_ours() -> None:
+    assert own_name("made", ["better"]) == "made"
+    assert own_name("better", ["better"]) == "ours"
+    assert own_name("ours", ["ours", "better"]) == "ours (ours)"
+    assert own_name("better", ["ours", "better"]) == "better (ours)"
 
 
 def test_videos_are_shown_beside_ours(scores: Scores, sides: Path) -> None:

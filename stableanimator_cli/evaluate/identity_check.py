@@ -66,7 +66,10 @@ def _below(videos: Sequence[VideoScore], minimum: float) -> CheckFailed | None:
     if not failed:
         return None
     worst, value = failed[0], _similarity(failed[0])
-    problem = "no frame shows a face" if math.isnan(value) else f"csim_ref is {number(value)}"
+    problem = f"csim_ref is {number(value)}"
+    if math.isnan(value):
+        is_lost = worst.values.get("face_rate") == 0
+        problem = "no frame shows a face" if is_lost else "csim_ref has no value: no face in what it is compared with"
     text = f"{worst.pair.predicted}: {problem}, --min-csim is {minimum:g}"
     if len(failed) > 1:
         text += f"; {len(failed)} of {len(videos)} videos do not reach it"

@@ -27,10 +27,11 @@ def balanced_blocks(videos: int, baselines: int, size: int, seed: int) -> list[l
         return [list(range(total))]
     complete = total // math.gcd(total, size)  # blocks after which every comparison was shown equally often
     count = min(_MOST, complete * math.ceil(_ENOUGH / complete))
+    repeats = math.ceil(min(complete, count) * size / total)
     rng = np.random.default_rng(seed)
     sequence: list[int] = []
     while len(sequence) < count * size:  # rounds of one order: no block that crosses two holds a comparison twice
-        sequence += _round(videos, baselines, rng) * (complete * size // total)
+        sequence += _round(videos, baselines, rng) * repeats
     return [sequence[start : start + size] for start in range(0, count * size, size)]
 
 

@@ -100,8 +100,15 @@ class StudyResult:
 
     @property
     def title(self) -> str:
-        by = "clustered by person" if all(row.interval is not None for row in self.rows) else "of answers"
+        kinds = {True: "clustered by person", False: "of answers", None: "clustered by person, of answers below five"}
+        by = kinds[self._is_clustered]
         return f"Table 6: {self.people} people; 95 % intervals {by}; measured on other data ({PUBLISHED} published)"
+
+    @property
+    def _is_clustered(self) -> bool | None:
+        """Whether the intervals are clustered by person. None: of some baselines, which five people compared."""
+        kinds = {row.interval is not None for row in self.rows}
+        return kinds.pop() if len(kinds) == 1 else None
 
     def shown(self) -> list[Table]:
         lines = []
@@ -133,7 +140,8 @@ class StudyResult:
         columns: tuple[tuple[str, Better], ...] = (
             ("preferred to", "neither"), *((f"{SHORT[name]} (%)", "neither") for name in QUESTIONS)
         )  # fmt: skip
-        method = PER_PERSON if all(row.interval is not None for row in self.rows) else PER_ANSWER
+        methods = {True: PER_PERSON, False: PER_ANSWER, None: f"{PER_PERSON}; {PER_ANSWER}"}
+        method = methods[self._is_clustered]
         names = ", ".join(f"{short}: {name}" for name, short in SHORT.items())
         return LatexTable(
             caption="User preference (Table 6). Higher: our videos were preferred more often.",

@@ -115,6 +115,7 @@ def test_people_pause_save_and_follow_one_another_in_their_own_blocks(page: Page
     _answer_by_mouse(page)
     page.click("#seen")
     page.click("#pause")
+    assert page.input_value("#block") == ""  # Ann's, which the next person would get too
     page.reload()
     assert page.locator("#list tr").all_text_contents() == ["Ann2 of 5ContinueSaveRemove"]
     _begin(page, "Ben")

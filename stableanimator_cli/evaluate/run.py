@@ -164,7 +164,8 @@ def _inputs(config: EvaluateConfig, config_file: Path | None) -> list[Path]:
     given = [*config.inputs, config.reference_picture, config.poses, config.baselines, config.variants, config.animate]
     named = [Path(name) for name in (config.model, config.judge) if name is not None and Path(name).exists()]
     bench = None if config.bench is None else cases.bench_folder(config)
-    return [path for path in (*given, bench, config_file, *named) if path is not None]
+    systems = config.baselines.iterdir() if config.baselines is not None and config.baselines.is_dir() else ()
+    return [path for path in (*given, bench, config_file, *named, *systems) if path is not None]
 
 
 def _check_output(output: Path, inputs: Sequence[Path], files: Sequence[Path]) -> None:

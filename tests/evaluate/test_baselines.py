@@ -156,6 +156,14 @@ def test_without_a_ground_truth_too_and_of_unequal_length(sides: Path, tmp_path:
     assert open_clip(tmp_path / "out" / "videos" / "longer" / "v0.mp4").count == 4
 
 
+def test_scores_do_not_go_where_a_system_is_linked_from(sides: Path, tmp_path: Path) -> None:
+    shutil.copytree(sides / "others" / "copy", tmp_path / "out" / "animated")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "linked").symlink_to(tmp_path / "out" / "animated")
+    with pytest.raises(BadInput, match=r"the output contains the input .*linked"):
+        _run(sides, tmp_path / "out", "made", "truth", baselines=tmp_path / "others")
+
+
 def test_a_system_with_missing_videos_is_refused(sides: Path, tmp_path: Path) -> None:
     shutil.copytree(sides / "others", tmp_path / "others")
     (tmp_path / "others" / "better" / "v3.mp4").unlink()

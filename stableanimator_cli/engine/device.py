@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -117,20 +118,34 @@ def has_bfloat16(device: torch.device) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _NATIVE_BFLOAT16
 
 
+_PRECISION_LOCK = threading.Lock()
+_PRECISIONS: dict[object, tuple[bool, bool]] = {}
+"""``allow_tf32`` of products and convolutions: before all blocks (None), and in those that are open."""
+
+
 @contextmanager
 def float32_precision(*, tf32: bool) -> Iterator[None]:
     """Compute float32 products and convolutions on CUDA GPUs exactly, or in TF32 (ten bits of mantissa).
 
     Torch's default is TF32 for convolutions alone. This sets ``allow_tf32``: torch's compiler and ``cudnn.flags`` read
-    it and refuse the newer settings.
+    it and refuse the newer settings. They hold for all threads: blocks that overlap, as of a plan and a run of
+    ``sa app``, may end in any order, and the last one that is open counts.
     """
     matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = tf32
+    block = object()
+    with _PRECISION_LOCK:
+        if not _PRECISIONS:
+            _PRECISIONS[None] = matmul.allow_tf32, cudnn.allow_tf32
+        _PRECISIONS[block] = tf32, tf32
+        matmul.allow_tf32 = cudnn.allow_tf32 = tf32
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        with _PRECISION_LOCK:
+            del _PRECISIONS[block]
+            matmul.allow_tf32, cudnn.allow_tf32 = next(reversed(_PRECISIONS.values()))
+            if len(_PRECISIONS) == 1:
+                _PRECISIONS.clear()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 
 from stableanimator_cli.config.animate import AnimateConfig, DeviceConfig
 from stableanimator_cli.engine import compilation, host_weights
-from stableanimator_cli.engine.device import DevicePlan, Networks, memory_guard, peak_memory
+from stableanimator_cli.engine.device import DevicePlan, Networks, float32_precision, memory_guard, peak_memory
 from stableanimator_cli.engine.host_weights import named_tensors, pack
 from stableanimator_cli.errors import ConfigError, ModelMissing, OutOfMemory
 from tests.tiny import CPU, engine_of
@@ -219,6 +219,18 @@ def test_float32_is_exact_unless_tf32_is_wanted(tiny_model):
             assert (matmul.allow_tf32, cudnn.allow_tf32) == (tf32, tf32)
             assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")  # the compiler asks for it
     assert (matmul.allow_tf32, cudnn.allow_tf32) == before
+
+
+def test_the_precision_of_a_block_survives_the_end_of_one_that_began_before():
+    """As a plan of ``sa app`` that ends while a run works in another thread."""
+    before = torch.backends.cudnn.allow_tf32
+    plan, run = float32_precision(tf32=False), float32_precision(tf32=False)
+    plan.__enter__()
+    run.__enter__()
+    plan.__exit__(None, None, None)
+    assert not torch.backends.cudnn.allow_tf32
+    run.__exit__(None, None, None)
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_tf32_needs_float32_and_a_card(monkeypatch):

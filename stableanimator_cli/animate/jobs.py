@@ -193,7 +193,8 @@ def _check_outputs(jobs: Sequence[Mapping[str, Any]], targets: Sequence[Path], s
     """No two jobs write one file or folder, and none writes what another one reads."""
     check_replaceable(state)
     twice = next((target for target, count in Counter(targets).items() if count > 1), None)
-    twice = twice or next((target for target in targets if set(targets) & set(target.parents)), None)
+    named = {target for target in targets if target.name}  # a job without an output fails alone
+    twice = twice or next((target for target in targets if named & set(target.parents)), None)
     if twice is not None:
         raise ConfigError("--jobs", str(twice) if twice.name else None, "another output for each job")
     inputs = [Path(str(job[name])) for job in jobs for name in ("reference", "motion") if name in job]

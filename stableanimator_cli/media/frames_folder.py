@@ -63,6 +63,10 @@ def check_folder(folder: Path, name: str) -> None:
     if folder.is_symlink() or not folder.is_dir():
         kind = "a link" if folder.is_symlink() else "not a folder"
         raise BadInput.because(folder, f"frames cannot replace it: it is {kind}", hint="choose another -o")
+    if os.path.ismount(folder) or folder.samefile(Path.cwd()):
+        kind = "a mounted volume" if os.path.ismount(folder) else "the current folder"
+        hint = f"name a folder inside it: -o {folder / 'frames'}/"
+        raise BadInput.because(folder, f"frames cannot replace it: it is {kind}", hint=hint)
     match = _NUMBERED.fullmatch(name)
     assert match is not None
     ours = re.compile(rf"{re.escape(match[1])}\d+{re.escape(match[2])}")

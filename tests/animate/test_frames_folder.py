@@ -149,6 +149,19 @@ def test_outputs_that_cannot_be(place, animate):
     assert names(place) == ["link", "person.png", "poses.npz"]
 
 
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_folder_that_cannot_be_renamed_is_refused_before_any_work(place, animate, monkeypatch, mounted):
+    (place / "here").mkdir()
+    if mounted:
+        monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "here")
+    else:
+        monkeypatch.chdir(place / "here")
+    inputs = {"reference": place / "person.png", "motion": place / "poses.npz"}
+    kind = "a mounted volume" if mounted else "the current folder"
+    with pytest.raises(BadInput, match=f"frames cannot replace it: it is {kind}"):
+        animate("here/" if mounted else "./", **inputs)
+
+
 def test_the_shell_keeps_the_slash(place, tiny_model):
     line = f"person.png poses.npz -o frames/ --model {tiny_model} --steps 1 --allow-no-face --device cpu --quiet"
     load_verb("animate").main(line.split(), standalone_mode=False)

@@ -43,7 +43,7 @@ class Stage:
         return (time.monotonic() - self.started) / self.done * (self.total - self.done)
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Job:
     """One run as the page sees it. It is a ``Reporter``; the engine's thread writes it, the page reads it."""
 

@@ -232,10 +232,11 @@ def _outcome(session: Session, job: Job) -> list[Any]:
         if job.state == "stopped" and again:
             text += "<div class='sa-note'>Press Animate with the same settings to resume.</div>"
         return [text, same, same, same, same, same, gr.Textbox(visible=again)]
+    assert job.animation.preview is not None
     record = json.loads(job.animation.record.read_text(encoding="utf-8"))
     return [
-        result_html(job), gr.Image(None, visible=False), gr.Column(visible=True), str(job.animation.video),
-        str(job.animation.preview), curve_html(record["identity"]), same,
+        result_html(job), gr.Image(None, visible=False), gr.Column(visible=True), session.shown(job.animation.video),
+        session.shown(job.animation.preview), curve_html(record["identity"]), same,
     ]  # fmt: skip
 
 

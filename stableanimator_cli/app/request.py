@@ -64,11 +64,11 @@ class Run:
     def keep_if_begun(self) -> bool:
         """Whether the folder holds more than the inputs, such as a checkpoint; else it is removed."""
         inputs = (self.reference, self.motion)
-        if self.folder.is_dir() and not set(self.folder.iterdir()) <= set(inputs):
-            return True
-        for path in inputs:
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # of a folder that was removed or cannot be changed
+            if not set(self.folder.iterdir()) <= set(inputs):
+                return True
+            for path in inputs:
+                path.unlink(missing_ok=True)
             self.folder.rmdir()
         return False
 

@@ -25,12 +25,13 @@ def open_socket(port: int | None) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((HOST, number))
+            sock.listen()  # now: two sockets that only are bound may have the same port
         except OSError:
             sock.close()
             continue
         return sock
     found = str(port) if port is not None else f"{PORT}:{PORT + PORTS}"
-    raise ConfigError("--port", found, "a port that nothing else uses", hint="leave --port out, or name another")
+    raise ConfigError("--port", found, "a free port that this user may open", hint="leave --port out, or name another")
 
 
 def serve(
@@ -42,12 +43,18 @@ def serve(
     port that is taken.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    with open_socket(port) as sock, Session(output, model) as session:
+    with open_socket(port) as sock:
+        session = Session(output, model)
         os.environ["GRADIO_TEMP_DIR"] = str(session.temporary)
-        return _serve(sock, session, ready)
+        try:
+            _serve(sock, session, ready)
+        finally:
+            job = session.close()
+    unfinished = job is not None and job.state != "done" and job.run is not None and job.run.folder.is_dir()
+    return job.run if job is not None and unfinished else None
 
 
-def _serve(sock: socket.socket, session: Session, ready: Callable[[str], None]) -> Run | None:
+def _serve(sock: socket.socket, session: Session, ready: Callable[[str], None]) -> None:
     import gradio as gr
     import uvicorn
     from fastapi import FastAPI
@@ -61,9 +68,11 @@ def _serve(sock: socket.socket, session: Session, ready: Callable[[str], None]) 
     examples = draw_examples(session.temporary) if DRAWN in session.models else []
     # names other than these are of a page elsewhere that leads its visitors' browsers here
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])
+    page = build_page(session, examples)
+    page.has_launched = True  # else Gradio takes any path of this machine for an uploaded file
     app = gr.mount_gradio_app(
-        FastAPI(middleware=[hosts], openapi_url=None), build_page(session, examples), "/", server_name=HOST,
-        server_port=port, allowed_paths=[str(session.output.absolute())], ssr_mode=False, footer_links=[], css=CSS,
+        FastAPI(middleware=[hosts], openapi_url=None), page, "/", server_name=HOST, server_port=port, ssr_mode=False,
+        run_history=False, footer_links=[], css=CSS,
         theme=gr.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"]),
     )  # fmt: skip
 
@@ -75,5 +84,3 @@ def _serve(sock: socket.socket, session: Session, ready: Callable[[str], None]) 
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it
         Server(config).run(sockets=[sock])
-    job = session.close()
-    return None if job is None or job.run is None or not job.run.folder.is_dir() else job.run

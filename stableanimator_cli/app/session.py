@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import api, catalogue
@@ -25,7 +24,7 @@ DEFAULT_SIZE = LARGE[0]
 
 
 class Session:
-    """One ``sa app``: a context manager that frees the engine and removes the temporary folder."""
+    """One ``sa app``. ``close`` frees the engine and removes the temporary folder."""
 
     def __init__(self, output: Path, model: str | None = None) -> None:
         """``output``: the folder of runs. ``model``: a name or folder, offered first. Raises ``ModelMissing``."""
@@ -64,13 +63,9 @@ class Session:
         finally:
             shutil.rmtree(self.temporary, ignore_errors=True)
 
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def shown(self, video: Path) -> str:
+        """A copy of a video among the temporary files: the folder of runs, which may be any, is not served."""
+        return shutil.copy(video, tempfile.mkdtemp(dir=self.temporary))
 
     def _render(self, run: Run, job: Job) -> Animation:
         animation: Any = self._animator.animate(

@@ -18,7 +18,7 @@ ModelOpt = Annotated[
     str | None,
     typer.Option(
         "--model", metavar="NAME|FOLDER", autocompletion=complete_model,
-        help="Model that the page offers first. Default: $SA_MODEL, else stableanimator, else puppet.",
+        help="Model that the page offers first. Default: $SA_MODEL, else stableanimator, else any that is here.",
     ),
 ]  # fmt: skip
 PortOpt = Annotated[
@@ -57,9 +57,11 @@ def app(
         reporter.result({"address": address, "output": str(output)}, address)
         reporter.info("open this address in a browser; Ctrl-C ends the page")
         if browser:
+            import threading
             import webbrowser
 
-            webbrowser.open(address)
+            # some browsers end only with their window; the page must answer meanwhile
+            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
     interrupted = serve(output, model=model, port=port, ready=ready)
     if interrupted is not None:

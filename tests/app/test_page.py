@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
@@ -172,3 +175,29 @@ def test_nothing_is_wider_than_the_screen(width: int, page: Page) -> None:
     page.set_viewport_size({"width": width, "height": 844})
     time.sleep(0.5)  # for the layout
     assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
+def test_no_file_is_read_that_was_not_uploaded(address: str, folder: Path) -> None:
+    """A program of this machine that names a path where the page names an upload."""
+    secret = folder / "secret.mp4"
+    secret.write_bytes(b"secret")
+    config = requests_json(f"{address}config")
+    ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+    (shows,) = [row for row in config["dependencies"] if row["outputs"] == [ids["moving"]]]
+    file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [file], "fn_index": shows["id"], "session_hash": "other"}
+    requests_json(f"{address}gradio_api/queue/join", body)
+    with urllib.request.urlopen(f"{address}gradio_api/queue/data?session_hash=other", timeout=300) as stream:
+        events = [json.loads(line[5:]) for line in stream.read().decode().splitlines() if line.startswith("data:")]
+    (end,) = [event for event in events if event["msg"] == "process_completed"]
+    assert not end["success"]
+    assert "not uploaded" in end["output"]["error"]
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        requests_json(f"{address}gradio_api/file={secret}")
+
+
+def requests_json(url: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return json.load(answer)

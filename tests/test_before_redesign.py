@@ -32,6 +32,7 @@ FILES = ROOT / "tests" / "data" / "before_redesign.zip"
 FLAGS: dict[str, Any] = {
     "reference": Path("reference.png"), "motion": Path("clips/waving"), "model": "./small", "steps": 4, "frames": "0:4",
     "seed": 3, "refine_face": "full", "refine_iters": 1, "refine_steps": "0:3", "size": "128x128", "ff_pieces": 2,
+    "guidance": 1.0, "guidance_interval": "off",
 }  # fmt: skip
 
 

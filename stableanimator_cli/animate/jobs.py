@@ -190,16 +190,23 @@ def _target(output: str) -> Path:
 
 
 def _check_outputs(jobs: Sequence[Mapping[str, Any]], targets: Sequence[Path], state: Path) -> None:
-    """No two jobs write one file or folder, and none writes what another one reads."""
+    """No two jobs write one file, folder or record, and none writes what another one reads."""
     check_replaceable(state)
-    twice = next((target for target, count in Counter(targets).items() if count > 1), None)
-    named = {target for target in targets if target.name}  # a job without an output fails alone
-    twice = twice or next((target for target in targets if named & set(target.parents)), None)
+    named = [target for target in targets if target.name]  # a job without an output fails alone
+    records = Counter(map(_record, named))
+    twice = next((target for target in named if records[_record(target)] > 1), None)
+    twice = twice or next((target for target in named if not set(target.parents).isdisjoint(named)), None)
     if twice is not None:
-        raise ConfigError("--jobs", str(twice) if twice.name else None, "another output for each job")
+        hint = "outputs that differ in their endings alone, as a.mp4 and a.gif, share the record a.json"
+        raise ConfigError("--jobs", str(twice), "another output for each job", hint=hint)
     inputs = [Path(str(job[name])) for job in jobs for name in ("reference", "motion") if name in job]
     for target in targets:
         check_apart(target, inputs)
+
+
+def _record(target: Path) -> Path:
+    """The record beside what a job makes."""
+    return target.parent / f"{target.stem if target.suffix.lower() in VIDEO_SUFFIXES else target.name}.json"
 
 
 def _key(config: AnimateConfig, model: Any) -> str:

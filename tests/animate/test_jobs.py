@@ -213,7 +213,10 @@ def test_folders_of_outputs_are_created_and_those_of_failures_removed(place, lis
     assert list(listed().finished) == ["new/deep/1.mp4", "new/frames/"]
 
 
-@pytest.mark.parametrize("outputs", [("f/", "f/frame_%05d.png"), ("f/", "f/1.mp4"), ("1.mp4", "./1.mp4")])
+@pytest.mark.parametrize(
+    "outputs",
+    [("f/", "f/frame_%05d.png"), ("f/", "f/1.mp4"), ("1.mp4", "./1.mp4"), ("1.mp4", "1.gif"), ("f/", "f.mp4")],
+)
 def test_two_jobs_in_one_place_are_refused(place, listed, outputs):
     rows = [f'{{ reference = "person.png", motion = "a.npz", output = "{output}" }}' for output in outputs]
     (place / "jobs.toml").write_text(f"jobs = [{', '.join(rows)}]\n")

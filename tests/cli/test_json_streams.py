@@ -26,6 +26,7 @@ MISTAKES = {
     "demo": (". --frames 0", "--nonsense"),
     "models": ("pull nonsense", "pull --nonsense"),
     "puppets": ("occupied", "--nonsense"),
+    "app": ("-o occupied", "--nonsense"),
     "replay": ("nowhere.mp4", "--nonsense"),
     "doctor": ("", "--nonsense"),
     "bench": ("nonsense", "--nonsense"),

@@ -85,8 +85,13 @@ def test_what_cuda_graphs_recorded_lies_beside_face_optimisation(seeing_model):
 
 
 def test_onnx_runtimes_memory_on_a_card_is_reckoned(seeing_model, tiny_model, monkeypatch):
-    """Face networks lie beside torch's memory, with an arena of their own, where ONNX Runtime can use the card."""
+    """Face networks lie beside torch's memory, with an arena of their own, where ONNX Runtime can use the card.
+
+    A plan for a card that is not here expects that.
+    """
     card = prediction(seeing_model, "cuda", torch.bfloat16)
+    planned = card.of(config())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     before = card.of(config())
     monkeypatch.setattr(ort, "get_available_providers", lambda: [onnx.CUDA, onnx.CPU])
     after = card.of(config())
@@ -94,6 +99,7 @@ def test_onnx_runtimes_memory_on_a_card_is_reckoned(seeing_model, tiny_model, mo
     assert files > 0
     assert before.reserve == int(FRAGMENTED * before.allocated + CONTEXT)
     assert after.reserve - before.reserve == files + ARENA
+    assert planned.reserve == after.reserve
     assert after.allocated == before.allocated
     blind = prediction(tiny_model, "cuda", torch.bfloat16)
     assert blind.of(config()).reserve == int(FRAGMENTED * blind.of(config()).allocated + CONTEXT)

@@ -40,8 +40,10 @@ def serve(
     """Serve until Ctrl-C. ``ready`` receives the address once the page answers.
 
     Returns the run that Ctrl-C interrupted and that can be resumed. Raises ``ModelMissing``, and ``ConfigError`` for a
-    port that is taken.
+    port that is taken and an output that is no folder.
     """
+    if output.exists() and not output.is_dir():
+        raise ConfigError("--output", str(output), "a folder for the runs", hint="choose another -o")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with open_socket(port) as sock:
         session = Session(output, model)

@@ -108,9 +108,9 @@ def _unnumbered(caption: str) -> str:
 
 
 def _columns(names: Sequence[str]) -> tuple[tuple[str, Better], ...]:
-    columns: list[tuple[str, Better]] = [("Model", "neither")]
-    columns += [(f"{name} (E-4)" if name == "L1" else name, _BETTER.get(name, "higher")) for name in names]
-    return tuple(columns)
+    higher: Better = "higher"
+    first: tuple[str, Better] = ("Model", "neither")
+    return first, *((f"{name} (E-4)" if name == "L1" else name, _BETTER.get(name, higher)) for name in names)
 
 
 def _published(columns: Sequence[str], sets: Sequence[Sequence[float]]) -> list[Cell]:

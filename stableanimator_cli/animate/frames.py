@@ -37,12 +37,11 @@ def render_frames(
     engine, request = prepared.engine, prepared.request
     refine = build_face_optimization(config, engine, inputs.image, prepared.face, prepared.driving, reporter)
     onnx.warn_of_fallbacks(reporter)
-    watch = LivePreview(
-        config, engine, reporter, has_anchor=request.has_anchor, on_preview=on_preview, writes=False
-    ).watching
+    live = LivePreview(config, engine, reporter, has_anchor=request.has_anchor, on_preview=on_preview, writes=False)
     timings = Timings()
     with reporter.progress(len(request.plan) * len(denoiser_calls(request.sampling)), "denoise", "window") as bar:
-        latents = sample(engine, request, timings, Callbacks(window=lambda: bar.update()), refine=watch(refine))
+        callbacks = Callbacks(window=lambda: bar.update(), step=live.after_step)
+        latents = sample(engine, request, timings, callbacks, refine=refine)
     faces = FacesRefined.of(refine, [] if refine is None else refine.log, request.frames)
     if faces is not None:
         faces.report(reporter)

@@ -143,8 +143,8 @@ def run(
         raise ConfigError("--jobs", f"{distributed.world_size()} processes of torchrun", "one process", hint=hint)
     given = {name: value for name, value in flags.items() if value is not None}
     outputs = [str(job.get("output", given.get("output", ""))) for job in jobs]
-    targets = [_target(output) for output in outputs]
-    _check_outputs(jobs, targets, state)
+    paths = [_paths_of(output) for output in outputs]
+    _check_outputs(jobs, [path for path in paths if path is not None], state)
     written: dict[str, Mapping[str, Any]] = {}
     failed: dict[str, Mapping[str, Any]] = {}
     finished: list[str] = []
@@ -159,10 +159,11 @@ def run(
             return stack.enter_context(EngineCache())
 
         done = {} if restart else _read(state)
-        for number, (job, output, target) in enumerate(zip(jobs, outputs, targets, strict=True), 1):
+        for number, (job, output, path) in enumerate(zip(jobs, outputs, paths, strict=True), 1):
             reporter.info(f"job {number} of {len(jobs)}: {output}")
             try:
-                stack.enter_context(created_folder(target.parent))
+                if path is not None:
+                    stack.enter_context(created_folder(path.target.parent))
                 config, model = single.resolve_config({**given, **job}, config_file)
                 key = _key(config, model)
                 if done.get(output) == {"key": key, "sha256": _digest(config.target)}:
@@ -183,30 +184,25 @@ def run(
     return JobsReport(written=written, finished=finished, failed=failed)
 
 
-def _target(output: str) -> Path:
-    """The file or the folder of frames that a job makes."""
-    path = parse_output(output, "output") if output else Path()
-    return path.parent if path.suffix.lower() == ".png" else path
+def _paths_of(output: str) -> AnimateConfig | None:
+    """A config that has the paths of a job with this output; None for a job without one, which fails alone."""
+    if not output:
+        return None
+    return AnimateConfig(reference=Path(), motion=Path(), output=parse_output(output, "output"))
 
 
-def _check_outputs(jobs: Sequence[Mapping[str, Any]], targets: Sequence[Path], state: Path) -> None:
+def _check_outputs(jobs: Sequence[Mapping[str, Any]], paths: Sequence[AnimateConfig], state: Path) -> None:
     """No two jobs write one file, folder or record, and none writes what another one reads."""
     check_replaceable(state)
-    named = [target for target in targets if target.name]  # a job without an output fails alone
-    records = Counter(map(_record, named))
-    twice = next((target for target in named if records[_record(target)] > 1), None)
-    twice = twice or next((target for target in named if not set(target.parents).isdisjoint(named)), None)
+    records, targets = Counter(path.record_path for path in paths), {path.target for path in paths}
+    twice = next((path for path in paths if records[path.record_path] > 1), None)
+    twice = twice or next((path for path in paths if not targets.isdisjoint(path.target.parents)), None)
     if twice is not None:
         hint = "outputs that differ in their endings alone, as a.mp4 and a.gif, share the record a.json"
-        raise ConfigError("--jobs", str(twice), "another output for each job", hint=hint)
+        raise ConfigError("--jobs", str(twice.target), "another output for each job", hint=hint)
     inputs = [Path(str(job[name])) for job in jobs for name in ("reference", "motion") if name in job]
-    for target in targets:
-        check_apart(target, inputs)
-
-
-def _record(target: Path) -> Path:
-    """The record beside what a job makes."""
-    return target.parent / f"{target.stem if target.suffix.lower() in VIDEO_SUFFIXES else target.name}.json"
+    for path in paths:
+        check_apart(path.target, inputs)
 
 
 def _key(config: AnimateConfig, model: Any) -> str:

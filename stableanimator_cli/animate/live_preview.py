@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stableanimator_cli.config.animate import AnimateConfig
-from stableanimator_cli.diffusion.sampler import Refine, Step
+from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.engine import Engine
@@ -52,20 +52,12 @@ class LivePreview:
         if self._path is not None:
             reporter.info(f"{self._path}: replaced every {self._every} step(s), removed at the end")
 
-    def watching(self, refine: Refine | None) -> Refine | None:
-        """The same hook of a sampler, with a look at its result; None if nothing is shown."""
-        if self._path is None and self._on_preview is None:
-            return refine
-
-        def hook(denoised: Tensor, step: Step) -> Tensor:
-            if refine is not None:
-                denoised = refine(denoised, step)
-            done = step.index + 1
-            if done % self._every == 0 or done == step.total:
-                self._show(denoised, step)
-            return denoised
-
-        return hook
+    def after_step(self, latents: Tensor, denoised: Tensor, step: Step) -> None:
+        """The ``StepCallback`` of a sampling."""
+        done = step.index + 1
+        shown = self._path is not None or self._on_preview is not None
+        if shown and (done % self._every == 0 or done == step.total):
+            self._show(denoised, step)
 
     def remove(self) -> None:
         """Remove the image: the video is complete."""

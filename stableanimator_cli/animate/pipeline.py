@@ -339,12 +339,13 @@ def _sample(
             nonlocal current
             current = step.index + 2
             save(state_after(step.index + 1, latents, denoised))
+            if job.live is not None:
+                job.live.after_step(latents, denoised, step)
 
         callbacks = Callbacks(window=lambda: bar.update(1, step=f"{current}/{sampling.steps}"), step=on_step)
         latents = sample(
             job.engine, request, job.timings, callbacks,
-            refine=refine if job.live is None else job.live.watching(refine),
-            latents=latents, denoised=None if state is None else state.denoised, first_step=first,
+            refine=refine, latents=latents, denoised=None if state is None else state.denoised, first_step=first,
             distribute=job.distribute,
         )  # fmt: skip
     return state_after(sampling.steps, latents)

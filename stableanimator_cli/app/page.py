@@ -211,12 +211,12 @@ def _run(session: Session, *values: Any) -> Iterator[Any]:
     while not job.finished:
         time.sleep(POLL)
         news = status_html(job, session.queue.ahead_of(job))
-        image, told = job.preview, job.run is not None and not command
-        if news == text and image is shown and not told:
+        image, run = job.preview, None if command else job.run
+        if news == text and image is shown and run is None:
             continue
         live = same if image is shown else gr.Image(image, visible=True)
-        line = gr.Textbox(job.run.command, visible=True) if told and job.run is not None else same
-        text, shown, command = news, image, command or told
+        line = same if run is None else gr.Textbox(run.command, visible=True)
+        text, shown, command = news, image, command or run is not None
         yield [same, text, live, *[same] * 4, line, same, same]
     yield [job, *_outcome(session, job), *idle]
 

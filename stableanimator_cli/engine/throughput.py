@@ -1,6 +1,6 @@
 """Measured throughput of a network's operators on a device, at the network's own shapes.
 
-A measurement is kept for a week in ``throughput.json`` of the cache folder, by machine, device, type, threads, version
+A measurement is valid for a week in ``throughput.json`` of the cache folder, by machine, device, type, threads, version
 of torch and the operators; to measure again, remove the file.
 """
 
@@ -79,16 +79,16 @@ class Throughput:
 
 
 def throughput(work: Mapping[Call, float], device: torch.device, dtype: torch.dtype) -> Throughput:
-    """``flops_per_second``, of a large matrix product if none of the calls runs on this device. Kept for a week."""
+    """``flops_per_second``, of a large matrix product if none of the calls runs on this device. Valid for a week."""
     key, today, path = _key(work, device, dtype), datetime.date.today(), cache_dir() / "throughput.json"
-    kept = _read(path, today)
-    if key not in kept:
+    stored = _read(path, today)
+    if key not in stored:
         speed = flops_per_second(work, device, dtype) or _matrix_speed(device, dtype)
-        kept[key] = {"flops_per_second": speed, "date": today.isoformat()}
+        stored[key] = {"flops_per_second": speed, "date": today.isoformat()}
         with suppress(SaError, OSError), atomic_write(path, marked=True) as temp:  # it is measured again without
-            latest = dict(list(kept.items())[-_KEPT_ENTRIES:])
+            latest = dict(list(stored.items())[-_KEPT_ENTRIES:])
             temp.write_text(json.dumps({MARK: __version__, "measured": latest}, indent=1) + "\n", encoding="utf-8")
-    return Throughput(kept[key]["flops_per_second"], kept[key]["date"])
+    return Throughput(stored[key]["flops_per_second"], stored[key]["date"])
 
 
 def _key(work: Mapping[Call, float], device: torch.device, dtype: torch.dtype) -> str:

@@ -1,4 +1,4 @@
-"""Balanced blocks of a study: what each person compares, if nobody compares everything.
+"""Balanced blocks of a study: what each person compares, of more comparisons than one person makes.
 
 The paper's study has 30 videos and 7 competitors, 210 comparisons. A block is a part of a long sequence of all
 comparisons, so that after every round of blocks each comparison was shown equally often. Within a block competitors

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,19 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from stableanimator_cli.api import animate
 from stableanimator_cli.app.examples import Example, draw_examples
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import sha256_of
+from tests.browser import open_browser
 from tests.conftest import ROOT
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-QUIET = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 MINUTES = 5 * 60_000  # milliseconds that a loaded machine may need
 
 # The duration of a video, once it plays.
@@ -98,18 +93,13 @@ def address(folder: Path, env: dict[str, str]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def page(address: str) -> Iterator[Page]:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.fail("no browser on PATH: install the package chromium, or run `make browser`")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=browser, args=QUIET)
-        page = opened.new_page(viewport={"width": 1440, "height": 900})
+    with open_browser() as browser:
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
         page.set_default_timeout(60_000)
         hosts: set[str] = set()
         page.on("request", lambda request: hosts.add(request.url.split("/")[2] if "://" in request.url else ""))
         page.goto(address)
         yield page
-        opened.close()
     assert hosts <= {address.split("/")[2], ""}
 
 

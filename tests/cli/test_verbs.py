@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,12 @@ def leave(monkeypatch: pytest.MonkeyPatch, error: BaseException | type[BaseExcep
     def broken(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr("stableanimator_cli.cli.verbs.app", broken)
+    return leave_from(monkeypatch, broken)
+
+
+def leave_from(monkeypatch: pytest.MonkeyPatch, app: Callable[..., object]) -> int:
+    """Run ``main`` with another app, and give the exit code."""
+    monkeypatch.setattr("stableanimator_cli.cli.verbs.app", app)
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(SystemExit) as left:
@@ -117,14 +123,7 @@ def test_an_interrupt_leaves_with_130(
 def test_an_interrupt_that_typer_swallowed_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stableanimator_cli.cli.verbs.app", lambda **_: 130)
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as left:
-            entry.main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert left.value.code == 130
+    assert leave_from(monkeypatch, lambda **_: 130) == 130
     assert capsys.readouterr().err == "sa: interrupted\n"
 
 

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.study import QUESTIONS
 from stableanimator_cli.media import write_picture
+from tests.browser import open_browser
 from tests.evaluate.samples import drawn, noisy, write
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync"]  # fmt: skip
 SYSTEMS = ("ours", "one", "two", "three")
 SIZE = (64, 96)  # portrait
 
@@ -45,11 +44,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium on this machine")
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 from stableanimator_cli.evaluate.scores import Table, number
 from stableanimator_cli.evaluate.scoring import VideoScore
+from stableanimator_cli.metrics.bootstrap import MINIMUM
 from stableanimator_cli.metrics.paired import PairedDifference, paired_difference
 from stableanimator_cli.metrics.result import ARROWS, METRICS
 
@@ -55,7 +56,7 @@ def tables(compared: Differences, shown: Sequence[str]) -> list[Table]:
     for system, rows in compared.items():
         lines = [_cells(name, rows[name]) for name in shown if name in rows]
         count = max((one.videos for one in rows.values()), default=0)
-        few = "" if count >= 5 else "; intervals and tests need 5"
+        few = "" if count >= MINIMUM else f"; intervals and tests need {MINIMUM}"
         title = f"ours minus {system}, paired by video ({count} video{'' if count == 1 else 's'}{few})"
         found.append((title, columns, lines))
     return found

@@ -112,6 +112,9 @@ class EvaluateConfig:
         default_text="none",
         help="Videos of other systems, one folder per system with the names of ours: scored alike, and compared with "
         "ours video by video.")
+    face_paste: bool = option("--face-paste", False,
+        help="Compare also with ours with the face of the reference picture pasted onto every frame, as one more "
+        "system, in animated/face-paste/. Needs --reference-picture or --bench.")
     ablation: Literal["table2", "table3", "table4", "table5"] | None = option("--ablation", None, panel=BENCH,
         default_text="none; the bench is puppet", help="Score the variants of one table of the paper on --bench.")
     variants: Path | None = option("--variants", None, metavar="DIR", panel=BENCH,
@@ -179,9 +182,12 @@ class EvaluateConfig:
         elif self.variants is not None:
             raise ConfigError("--variants", str(self.variants), "--ablation table2, table3, table4 or table5")
         if task in ("--ablation", "--study", "--tally"):
-            for name, value in (("--baselines", self.baselines), ("--min-csim", self.min_csim)):
+            for name, value in (("--baselines", self.baselines), ("--min-csim", self.min_csim),
+                                ("--face-paste", "on" if self.face_paste else None)):  # fmt: skip
                 if value is not None:
                     raise ConfigError(name, str(value), f"nothing beside {task}")
+        if self.face_paste and task is None and self.reference_picture is None:
+            raise ConfigError("--face-paste", "on", "--reference-picture PICTURE|DIR, whose faces are pasted")
         if self.strips is None and self.strip_videos is not None:
             raise ConfigError("--strip-videos", _dump_rule(self.strip_videos), "--strips N, which writes them")
         if self.strips is not None and task in ("--study", "--tally"):

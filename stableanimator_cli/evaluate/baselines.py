@@ -10,8 +10,9 @@ from typing import Any
 from stableanimator_cli.evaluate import paired
 from stableanimator_cli.evaluate.checks import FailedVideo
 from stableanimator_cli.evaluate.evaluator import Evaluator, SystemScores
+from stableanimator_cli.evaluate.face_paste import paste_faces
 from stableanimator_cli.evaluate.frame_matching import MatchedFrames
-from stableanimator_cli.evaluate.pairs import Pair
+from stableanimator_cli.evaluate.pairs import FACE_PASTE, Pair
 from stableanimator_cli.evaluate.plots import CURVES
 from stableanimator_cli.evaluate.run_record import read_record
 from stableanimator_cli.evaluate.scores import Row, Section, Table, number, shown_metrics, video_json
@@ -54,7 +55,12 @@ def compare(
     evaluator: Evaluator, ours: SystemScores, systems: Mapping[str, Sequence[Pair]], output: Path
 ) -> Compared | None:
     """Score the systems and compare them with ours. Writes ``videos/SYSTEM/NAME.mp4``, ours on the left. None without
-    systems."""
+    systems. With ``--face-paste`` one of them is ours with pasted faces."""
+    if evaluator.config.face_paste:
+        assert evaluator.detector.reader is not None  # ``check_recogniser``
+        pairs, folder = [video.pair for video in ours.videos], output / "animated" / FACE_PASTE
+        pasted = paste_faces(pairs, folder, evaluator.detector.reader, evaluator.reporter)
+        systems = {**systems, _free_name(FACE_PASTE, systems): pasted}
     if not systems:
         return None
     scored = {system: _without_curves(evaluator.score(pairs)) for system, pairs in systems.items()}
@@ -95,6 +101,10 @@ def own_name(name: str, others: Collection[str]) -> str:
     """What ours is called beside other systems: ``name``, or another one if a folder has that name."""
     if name in others and "ours" not in others:
         return "ours"
+    return _free_name(name, others)
+
+
+def _free_name(name: str, others: Collection[str]) -> str:
     while name in others:
         name += " (ours)"
     return name

@@ -14,7 +14,7 @@ from stableanimator_cli.evaluate.cases import bench_folder, find_cases
 from stableanimator_cli.evaluate.checks import raise_if_none
 from stableanimator_cli.evaluate.evaluator import SystemScores, open_evaluator
 from stableanimator_cli.evaluate.latex_tables import table1_latex
-from stableanimator_cli.evaluate.pairs import find_baselines
+from stableanimator_cli.evaluate.pairs import FACE_PASTE, find_baselines
 from stableanimator_cli.evaluate.protocols import PUPPET_NETWORKS
 from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, cells
 from stableanimator_cli.evaluate.side_by_side import files_of
@@ -47,9 +47,10 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
     name, model = resolve_model(config)
     cases = find_cases(config, model, config.output / "data", reporter)
     driven = {case.name: case for case in cases if case.target is not None}
-    figures.check_videos(config.strip_videos, list(driven) if config.baselines else [case.name for case in cases])
     found = find_baselines(config.baselines, list(driven), Path(config.bench))
-    check_replaceable(*(path for case in cases for path in files_of(case.name, config.output, list(found))))
+    folders = [*found, *([FACE_PASTE] if config.face_paste else [])]
+    figures.check_videos(config.strip_videos, list(driven) if folders else [case.name for case in cases])
+    check_replaceable(*(path for case in cases for path in files_of(case.name, config.output, folders)))
     theirs = {system: [case.pair(videos[name]) for name, case in driven.items()] for system, videos in found.items()}
     evaluator = open_evaluator(config, reporter, networks=networks_of(config), model=model)
     for pairs in theirs.values():
@@ -62,7 +63,7 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
     raise_if_none(ours.failed, len(ours.videos))
     compared = baselines.compare(evaluator, ours, theirs, config.output)
     memory = peak.get("device", peak.get("host"))
-    own = baselines.own_name(model.name, list(theirs))
+    own = baselines.own_name(model.name, [] if compared is None else compared.videos)
     rows = [TableRow(name=own, rows=ours.rows, memory=memory, videos=ours.names)]
     rows += [] if compared is None else compared.table_rows()
     tables: list[Table] = [table1(config.bench, rows)]

@@ -30,6 +30,8 @@ from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
 
 _CSIM = ("csim_ref", "csim_gt")
+_POINTS = {f"{part}_{kind}": part for part in PARTS for kind in ("error", "pck", "found")}
+_TITLES = {"keypoint": "body points", "hand": "hand points", "landmark": "face landmarks"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,13 +155,13 @@ class Evaluator:
         metrics = {
             "faces": [f"{name}{zero}" for name in identity for zero in ("", "_zero")],
             "judge": [f"{name}_judge{zero}" for name in identity for zero in ("", "_zero")],
-            "points": [f"{part}_{kind}" for part in PARTS for kind in ("error", "pck", "found")],
+            "points": list(_POINTS),
         }
         return {name: networks[part] for part, names in metrics.items() if part in networks for name in names}
 
     def _missing(self, videos: Sequence[VideoScore]) -> list[Missing]:
         unavailable = self.detector.unavailable
-        metrics = {"faces": _CSIM, "judge": [f"{name}_judge" for name in _CSIM], "points": ("keypoint_error",)}
+        metrics = {"faces": _CSIM, "judge": [f"{name}_judge" for name in _CSIM], "points": list(_POINTS)}
         missing = [
             Missing(metric=name, reason=unavailable[part][0], command=unavailable[part][1])
             for part, names in metrics.items()
@@ -181,10 +183,14 @@ class Evaluator:
                 "no borders of windows or chunks are known, or the videos are one piece",
                 "--borders 16,32",
             )
-        if "points" not in unavailable and not any(video.counts.get("keypoint_error") for video in videos):
+        for name, part in _POINTS.items() if "points" not in unavailable else ():
+            if any(video.counts.get(name) for video in videos):
+                continue
             notes = (note for video in videos for note in video.notes if note.startswith(NO_POINTS))
-            reason = next(notes, "no person is found in the videos or in what drove them")
-            add("keypoint_error", reason, "--poses MOTION")
+            if any(video.counts.get(f"{part}_found") for video in videos):
+                add(name, f"none of the {_TITLES[part]} that drove the videos is found in them")
+            else:
+                add(name, next(notes, f"what drove the videos shows too few {_TITLES[part]}"), "--poses MOTION")
         if all(video.frames < 3 for video in videos):
             add("flicker", "videos of fewer than three frames")
         return missing

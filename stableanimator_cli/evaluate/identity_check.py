@@ -16,10 +16,11 @@ from stableanimator_cli.media import read_picture
 
 
 def check_recogniser(config: EvaluateConfig, detector: VideoDetector) -> None:
-    """Raise ``ModelMissing`` if ``--min-csim`` cannot be measured."""
-    if config.min_csim is not None and detector.reader is None:
-        reason, command = detector.unavailable["faces"]
-        raise ModelMissing(f"--min-csim: found {reason}", hint=f"`{command}`, or leave --min-csim out")
+    """Raise ``ModelMissing`` if ``--min-csim`` cannot be measured, or ``--face-paste`` finds no faces."""
+    for flag, is_given in (("--min-csim", config.min_csim is not None), ("--face-paste", config.face_paste)):
+        if is_given and detector.reader is None:
+            reason, command = detector.unavailable["faces"]
+            raise ModelMissing(f"{flag}: found {reason}", hint=f"`{command}`, or leave {flag} out")
 
 
 def check_references(pairs: Sequence[Pair], detector: VideoDetector) -> None:

@@ -11,6 +11,8 @@ from stableanimator_cli.files import natural_key, require_file
 from stableanimator_cli.media.image import SUFFIXES as IMAGES
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg")
+FACE_PASTE = "face-paste"
+"""The system that ``--face-paste`` makes."""
 _SHOWN = 5  # names that an error lists
 
 

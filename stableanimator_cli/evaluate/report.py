@@ -40,7 +40,7 @@ def files_of(output: Path) -> list[Path]:
 
 def remove_unfinished(output: Path) -> None:
     """Remove temporary files of killed runs from the folder, which must be locked."""
-    folders = [output / name for name in ("videos", "pictures", "media", "figures")]
+    folders = [output / name for name in ("videos", "pictures", "media", "figures", "animated")]
     inner = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir()]
     for folder in (output, *folders, *inner):
         remove_temporary_files(folder)

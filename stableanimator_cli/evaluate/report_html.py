@@ -19,7 +19,7 @@ from stableanimator_cli.evaluate.ranking import worst_first
 from stableanimator_cli.evaluate.report import TOOL
 from stableanimator_cli.evaluate.scores import PAGE, Scores, number
 from stableanimator_cli.evaluate.scoring import VideoScore
-from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, POSTER, WorstFrame, beside
+from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, POSTER, WorstFrame, beside, folder_of
 from stableanimator_cli.metrics.result import METRICS
 
 _MAX_STRETCHES = 60  # of a long curve, two points each: the drawing is some 300 pixels wide
@@ -35,6 +35,8 @@ _KEYS = {
     "csim_ref_judge": ("the model's recogniser", "an independent one"),
     "change_truth": ("prediction", "ground truth"),
 }
+_SYSTEMS = "similarity to the reference, all systems, by the model's recogniser"
+_STYLES = 6  # of other systems' lines in the template; further systems repeat them
 LEFT, RIGHT, TOP, BOTTOM = 40, 316, 6, 90
 """Edges of a plot's axes in its drawing of 320 x 110."""
 
@@ -55,8 +57,9 @@ def write_page(scores: Scores, images: Mapping[str, Sequence[WorstFrame]]) -> No
     """Write the page. ``images`` are frames to show, by video."""
     metric, videos = worst_first(scores.videos)
     metrics = [name for name in METRICS if any(name in video.values for video in videos)]
-    scales = [_scale(videos, names, zero) for names, _, zero in PLOTS]
     others = {one.system: {video.name: video for video in one.videos} for one in scores.sections if one.videos}
+    every = [*videos, *(video for one in others.values() for video in one.values())]
+    scales = [_scale(every, names, zero) for names, _, zero in PLOTS]
     html_pages.write_page(
         scores.output / PAGE, "evaluate", "report",
         title=scores.title,
@@ -118,10 +121,13 @@ def _clip(
         "ground truth" if video.target is not None else "reference" if video.pair.reference is not None else "nothing"
     )
     lines = [_numbers(video), *video.notes]
+    plots = list(_plots(video, scales))
+    same = {name: one[video.name] for name, one in others.items() if video.name in one}
+    plots[1:1] = _systems_plot(video, same, scales)  # after ours alone, on the same scale
     if video.worst_window is not None:
         first, end = video.worst_window
         lines.insert(1, f"least like the reference in frames {first} to {end - 1}")
-    lines += [f"{system}: {_numbers(videos[video.name])}" for system, videos in others.items() if video.name in videos]
+    lines += [f"{system}: {_numbers(one)}" for system, one in same.items()]
     shown = [system for system in others if beside(scores.output, system, video.name)[0].is_file()]
     return {
         "name": video.name,
@@ -132,14 +138,13 @@ def _clip(
         "beside": [
             {
                 "system": system,
-                "source": _link(f"{FOLDER}/{_quoted(system)}", file),
-                "poster": _link(f"{PICTURES}/{_quoted(system)}", poster),
+                "source": _link(f"{FOLDER}/{_quoted(folder_of(system))}", file),
+                "poster": _link(f"{PICTURES}/{_quoted(folder_of(system))}", poster),
             }
             for system in shown
         ],
         "lines": lines,
-        "last": video.frames - 1,
-        "plots": list(_plots(video, scales)),
+        "plots": plots,
     }
 
 
@@ -158,27 +163,52 @@ def _quoted(name: str) -> str:
 
 def _plots(video: VideoScore, scales: Sequence[Scale | None]) -> Iterator[dict[str, Any]]:
     """Lines over frames, with gaps where there is no value, and the places of borders."""
-    total = max(1, video.frames - 1)
-
-    def x(frame: float) -> str:
-        return f"{LEFT + (RIGHT - LEFT) * frame / total:.1f}"
-
     for index, ((names, label, _), scale) in enumerate(zip(PLOTS, scales, strict=True)):
-        if scale is None or not any(value is not None for key in names for value in video.curves.get(key, ())):
-            continue
-        lines = []
-        for key in names:
-            first = 1 if key.startswith("change") else 0
-            for run in _runs(video.curves.get(key, ())):
-                points = (f"{x(frame + first)},{scale.y(value):.1f}" for frame, value in _thinned(run))
-                lines.append((" ".join(points), key.endswith(("_truth", "_judge"))))
-        yield {
-            "index": index,
-            "label": label,
-            "borders": [x(border - 0.5) for border in video.borders],
-            "lines": lines,
-            "key": _KEYS[names[0]] if any(is_other for _, is_other in lines) else None,
-        }
+        curves = [("other" if key.endswith(("_truth", "_judge")) else "", video, key) for key in names]
+        lines = [] if scale is None else list(_lines(curves, scale, video.frames))
+        if lines:
+            has_other = any(style for style, _ in lines)
+            legend = list(zip(("", "other"), _KEYS[names[0]], strict=True)) if has_other else []
+            yield _plot(index, label, video, video.frames, lines, legend)
+
+
+def _systems_plot(
+    video: VideoScore, others: Mapping[str, VideoScore], scales: Sequence[Scale | None]
+) -> Iterator[dict[str, Any]]:
+    """Identity of ours and of ``others`` over frames, on the scale of the first plot; nothing without their curves."""
+    name = PLOTS[0][0][-1]
+    styles = {system: f"s{place % _STYLES + 1}" for place, system in enumerate(others)}
+    frames = max([video.frames, *(other.frames for other in others.values())])
+    curves = [(styles[system], other, name) for system, other in others.items()]
+    if scales[0] is not None and any(_lines(curves, scales[0], frames)):
+        lines = list(_lines([*curves, ("", video, name)], scales[0], frames))
+        yield _plot(0, _SYSTEMS, video, frames, lines, [("", "ours"), *((styles[one], one) for one in others)])
+
+
+def _plot(
+    index: int,
+    label: str,
+    video: VideoScore,
+    frames: int,
+    lines: Sequence[tuple[str, str]],
+    legend: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
+    """A plot of the page: (class, points) of its ``lines``, (class, text) of its ``legend``."""
+    borders = [f"{_x(border - 0.5, frames):.1f}" for border in video.borders]
+    return {"index": index, "label": label, "last": frames - 1, "borders": borders, "lines": lines, "legend": legend}
+
+
+def _lines(curves: Sequence[tuple[str, VideoScore, str]], scale: Scale, frames: int) -> Iterator[tuple[str, str]]:
+    """(class, points) of the runs of each curve (class, video, its name) in a plot of so many ``frames``."""
+    for style, video, name in curves:
+        first = 1 if name.startswith("change") else 0
+        for run in _runs(video.curves.get(name, ())):
+            points = [f"{_x(frame + first, frames):.1f},{scale.y(value):.1f}" for frame, value in _thinned(run)]
+            yield style, " ".join(points if len(points) > 1 else points * 2)  # a dot, by the round ends of lines
+
+
+def _x(frame: float, frames: int) -> float:
+    return LEFT + (RIGHT - LEFT) * frame / max(1, frames - 1)
 
 
 def _thinned(run: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:

@@ -6,7 +6,7 @@ Each task is imported when it is chosen, after the options are checked: torch ta
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +19,15 @@ from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.evaluate import cases, figures, report, side_by_side
 from stableanimator_cli.evaluate.checks import check_pairs, raise_if_none
 from stableanimator_cli.evaluate.driving_points import find_poses
-from stableanimator_cli.evaluate.pairs import Pair, find_baselines, find_pictures, find_videos, match, match_files
+from stableanimator_cli.evaluate.pairs import (
+    FACE_PASTE,
+    Pair,
+    find_baselines,
+    find_pictures,
+    find_videos,
+    match,
+    match_files,
+)
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.evaluate.scores import by_video
 from stableanimator_cli.evaluate.tables import TableRow
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from stableanimator_cli.evaluate.scores import Table
 
 
+_LEVELS = 3  # of the folders that are read: systems, their videos, the images of a video
 _FURTHER = ("csim_ref_judge", "face_rate", "identity_drift")  # beside the protocol's table, in LaTeX
 
 
@@ -107,7 +116,8 @@ def _compare(config: EvaluateConfig, reporter: Reporter) -> Result:
     names = [pair.name for pair in pairs]
     figures.check_videos(config.strip_videos, names)
     found = find_baselines(config.baselines, names, config.inputs[0])
-    check_replaceable(*(path for name in names for path in side_by_side.files_of(name, config.output, list(found))))
+    folders = [*found, *([FACE_PASTE] if config.face_paste else [])]
+    check_replaceable(*(path for name in names for path in side_by_side.files_of(name, config.output, folders)))
     systems = {
         system: [replace(pair, predicted=videos[pair.name]) for pair in pairs] for system, videos in found.items()
     }
@@ -164,8 +174,17 @@ def _inputs(config: EvaluateConfig, config_file: Path | None) -> list[Path]:
     given = [*config.inputs, config.reference_picture, config.poses, config.baselines, config.variants, config.animate]
     named = [Path(name) for name in (config.model, config.judge) if name is not None and Path(name).exists()]
     bench = None if config.bench is None else cases.bench_folder(config)
-    systems = config.baselines.iterdir() if config.baselines is not None and config.baselines.is_dir() else ()
-    return [path for path in (*given, bench, config_file, *named, *systems) if path is not None]
+    inputs = [path for path in (*given, bench, config_file, *named) if path is not None]
+    return [*inputs, *(link for path in (*given, bench) if path is not None for link in _links_in(path))]
+
+
+def _links_in(folder: Path, levels: int = _LEVELS) -> Iterator[Path]:
+    """Links in a folder of videos, through which a run reads what is elsewhere."""
+    for entry in sorted(folder.iterdir()) if levels and folder.is_dir() else ():
+        if entry.is_symlink():
+            yield entry
+        elif entry.is_dir():
+            yield from _links_in(entry, levels - 1)
 
 
 def _check_output(output: Path, inputs: Sequence[Path], files: Sequence[Path]) -> None:

@@ -131,7 +131,10 @@ class Scores:
             lines = [[one.name, one.error.message, one.error.hint or ""] for one in self.failed]
             shown.append(("not scored", ["video", "why", "what helps"], lines))
         if self.missing:
-            lines = [[one.metric, one.reason, one.command] for one in self.missing]
+            alike: dict[tuple[str, str], list[str]] = {}
+            for one in self.missing:
+                alike.setdefault((one.reason, one.command), []).append(one.metric)
+            lines = [[", ".join(metrics), *why] for why, metrics in alike.items()]
             shown.append(("not computed", ["metric", "why", "what helps"], lines))
         return shown
 

@@ -95,7 +95,7 @@ class _ScoreBuilder:
         result = identity.summary(curve, valid)
         self.put(name, result.mean, result.detected)
         self.put(f"{name}_zero", result.zero, result.valid)
-        self.curve(name, curve)
+        self.curve(name, np.where(valid, curve, np.nan))
 
     def put_changes(self, predicted: Changes, target: Changes | None, borders: tuple[int, ...]) -> None:
         """Flicker and seams."""

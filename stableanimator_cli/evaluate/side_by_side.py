@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,13 @@ def files_of(name: str, out: Path, systems: Sequence[str] = ()) -> list[Path]:
 
 def beside(out: Path, system: str, name: str) -> tuple[Path, Path]:
     """The video of ours and another system's side by side, and its poster."""
-    return out / FOLDER / system / f"{name}.mp4", out / PICTURES / system / f"{name}.{POSTER}.jpg"
+    folder = folder_of(system)
+    return out / FOLDER / folder / f"{name}.mp4", out / PICTURES / folder / f"{name}.{POSTER}.jpg"
+
+
+def folder_of(system: str) -> str:
+    """The folder of a system's files: its name, which must not be that of a file of ours."""
+    return f"{system}-" if re.search(r"\.(mp4|jpg)-*$", system, re.IGNORECASE) else system
 
 
 def write_beside(video: VideoScore, out: Path, system: str) -> None:

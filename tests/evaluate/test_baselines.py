@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
 from stableanimator_cli.evaluate.baselines import own_name
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
-from stableanimator_cli.media import open_clip
+from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.metrics.paired import INTERVAL
 from tests.evaluate.samples import changed, drawn, noisy, write
 
@@ -141,8 +142,6 @@ def test_without_a_ground_truth_too_and_of_unequal_length(sides: Path, tmp_path:
         def warning(self, text: str) -> None:
             warnings.append(text)
 
-    from stableanimator_cli.media import write_picture
-
     write_picture(tmp_path / "ref.png", drawn(0, frames=1)[0])
     flags = {
         "inputs": [sides / "made" / "v0.mp4"], "output": tmp_path / "out", "baselines": tmp_path / "others",
@@ -154,6 +153,20 @@ def test_without_a_ground_truth_too_and_of_unequal_length(sides: Path, tmp_path:
     (one,) = scores.about["paired_differences"].values()
     assert (one["seam_score"]["videos"], one["seam_score"]["interval"]) == (1, None)
     assert open_clip(tmp_path / "out" / "videos" / "longer" / "v0.mp4").count == 4
+
+
+def test_a_system_may_be_named_like_a_video_of_ours(sides: Path, tmp_path: Path) -> None:
+    """`videos/v0.mp4` was a file of ours and the folder of that system."""
+    for name in ("v0.mp4", "v0.mp4-", "V0.Poster.JPG"):
+        shutil.copytree(sides / "others" / "copy", tmp_path / "others" / name)
+    for _ in range(2):  # the second run replaces its own files alone
+        scores = _run(sides, tmp_path / "out", "made", "truth", baselines=tmp_path / "others")
+        assert [section.system for section in scores.sections] == ["V0.Poster.JPG", "v0.mp4", "v0.mp4-"]
+        page = (tmp_path / "out" / "report.html").read_text()
+        for source in re.findall(r'(?:src|poster)="(.*?)"', page):
+            assert (tmp_path / "out" / source).is_file(), source
+        assert page.count('src="videos/v0.mp4-/') == page.count('src="videos/v0.mp4--/') == COUNT
+        assert "<span>ours</span><span>v0.mp4</span>" in page
 
 
 def test_scores_do_not_go_where_a_system_is_linked_from(sides: Path, tmp_path: Path) -> None:
@@ -175,4 +188,40 @@ def test_a_system_with_missing_videos_is_refused(sides: Path, tmp_path: Path) ->
     write(tmp_path / "others" / "better" / "v3.mp4", drawn(0, frames=3))
     with pytest.raises(BadInput, match=r"v3\.mp4: found 3 frames, expected 4"):
         _run(sides, tmp_path / "out", "made", "truth", baselines=tmp_path / "others")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ours_with_pasted_faces_is_one_more_system(sides: Path, tmp_path: Path) -> None:
+    """``--face-paste`` needs no folder of videos; a system of its name keeps its own."""
+    write_picture(tmp_path / "ref.png", drawn(2, frames=1, size=(128, 128))[0])
+    for figure in range(2):
+        write(tmp_path / "made" / f"v{figure}.mp4", drawn(figure, frames=2, size=(128, 128)))
+    flags: dict[str, Any] = {
+        "inputs": [tmp_path / "made"],
+        "reference_picture": tmp_path / "ref.png",
+        "face_paste": True,
+    }
+    flags["model"] = "puppet"
+    scores = run(flags={**flags, "output": tmp_path / "out", "strips": 1}, animate=_never)
+    assert isinstance(scores, Scores)
+    (section,) = scores.sections
+    assert section.system == "face-paste"
+    assert section.rows["csim_ref"].shown > scores.rows["csim_ref"].shown + 0.3
+    assert (tmp_path / "out" / "animated" / "face-paste" / "v1.mp4").is_file()
+    assert (tmp_path / "out" / "videos" / "face-paste" / "v1.mp4").is_file()
+    assert scores.about["paired_differences"]["face-paste"]["csim_ref"]["losses"] == 2
+    assert len(list((tmp_path / "out" / "figures").glob("strip-1-*.pdf"))) == 1
+    shutil.copytree(tmp_path / "made", tmp_path / "others" / "face-paste")
+    scores = run(flags={**flags, "output": tmp_path / "out2", "baselines": tmp_path / "others"}, animate=_never)
+    assert isinstance(scores, Scores)
+    assert [one.system for one in scores.sections] == ["face-paste", "face-paste (ours)"]
+    assert set(scores.about["paired_differences"]["face-paste"]["csim_ref"]["per_video"].values()) == {0}
+
+
+def test_faces_are_pasted_only_with_a_reference_and_a_recogniser(sides: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--face-paste: found 'on', expected --reference-picture"):
+        _run(sides, tmp_path / "out", "made", "truth", face_paste=True)
+    write_picture(tmp_path / "ref.png", drawn(0, frames=1)[0])
+    with pytest.raises(ModelMissing, match=r"--face-paste: found no .*face recogniser here"):
+        _run(sides, tmp_path / "out", "made", "truth", face_paste=True, reference_picture=tmp_path / "ref.png")
     assert not (tmp_path / "out").exists()

@@ -75,6 +75,31 @@ def test_the_ground_truth_is_not_written_over(tmp_path: Path, monkeypatch: pytes
     assert _contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("link", ["made/v1.mp4", "made/v1", "others/system/v1/0001.png", "poses/v1.npz", "made/scores"])
+def test_nothing_is_written_where_a_link_inside_an_input_leads(
+    sides: tuple[Path, Path], tmp_path: Path, link: str
+) -> None:
+    """A folder of links to what an earlier run wrote was an input that the output contained."""
+    (tmp_path / "out" / "animated").mkdir(parents=True)
+    written = tmp_path / "out" / "animated" / "v1"
+    if link.endswith("scores"):
+        written = tmp_path / "out"
+    elif Path(link).suffix:
+        written.write_bytes(b"read through a link")
+    else:
+        written.mkdir()
+    before = _contents(tmp_path / "out")
+    (tmp_path / link).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / link).unlink(missing_ok=True)
+    (tmp_path / link).symlink_to(written)
+    flags = (
+        {} if link.startswith("made") else {"baselines" if link[0] == "o" else "poses": tmp_path / Path(link).parts[0]}
+    )
+    with pytest.raises(BadInput, match=rf"the output (contains|is the same as) the input .*{Path(link).name}"):
+        _scored(*sides, tmp_path / "out", **flags)
+    assert _contents(tmp_path / "out") == before
+
+
 @pytest.mark.parametrize(
     "name",
     ["scores.json", "scores.csv", "scores.tex", "paper.tex", "report.html", "curves.jsonl", "videos/v1.mp4",
@@ -288,6 +313,7 @@ def test_csim_is_not_asked_of_frames_whose_truth_shows_no_face(
     for name in ("csim_ref", "csim_gt", "csim_ref_judge", "csim_gt_judge"):
         assert (video.values[name], video.counts[name]) == (0.5, 2), name  # frames 0 and 1
         assert (video.values[f"{name}_zero"], video.counts[f"{name}_zero"]) == (pytest.approx(1 / 3), 3), name
+        assert video.curves.get(name, [1, 0, None, None]) == [1, 0, None, None], name
     assert video.values["face_rate"] == pytest.approx(2 / 3)
 
 

@@ -18,7 +18,7 @@ import pytest
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.evaluate.report_html import BOTTOM, LEFT, PLOTS, RIGHT, TOP, _scale, write_page
-from stableanimator_cli.evaluate.scores import PAGE, Scores, summarise
+from stableanimator_cli.evaluate.scores import PAGE, Scores, Section, summarise
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.evaluate.side_by_side import WorstFrame, write_pair
 from tests.evaluate.samples import drawn, write
@@ -120,6 +120,31 @@ def test_sides_are_named_by_what_they_show(tmp_path: Path) -> None:
     assert text.count('<div class="sides"><span>prediction</span><span>nothing</span></div>') == 2
     assert "<template>" not in text  # a short page needs no script
     assert (tmp_path / "pictures" / "first.poster.jpg").read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_identity_of_other_systems_is_drawn_beside_ours(tmp_path: Path) -> None:
+    """One plot with a line and a key per system, on the scale of all; a longer video of theirs widens it."""
+    ours = replace(_video(0, 4), curves={"csim_ref": [0.5, None, 0.7, 0.8]}, borders=())
+    curves = {"better & co": [0.9, 0.9, 0.9, 0.9, 1.0], "worse": [0.0, None, 0.0, 0.0], "faceless": [None] * 4}
+    sections = tuple(
+        Section(system=name, data="", rows={}, videos=(replace(ours, frames=len(curve), curves={"csim_ref": curve}),))
+        for name, curve in curves.items()
+    )
+    rules = PROTOCOLS["native"]
+    write_page(
+        Scores(output=tmp_path, protocol=rules, rows={}, missing=(), videos=(ours,), about={}, sections=sections), {}
+    )
+    page = (tmp_path / PAGE).read_text(encoding="utf-8")
+    own, together = re.findall(r"<figure><svg.*?</figure>", page, re.DOTALL)
+    assert "<polyline class=" not in own
+    assert ">3</text>" in own
+    assert ">4</text>" in together
+    assert together.count('<use href="#axes-0"/>') == 1
+    assert re.findall(r"<polyline(?: class=\"(.*?)\")?", together) == ["s1", "s2", "s2", "", ""]  # gaps
+    for style, name in (("", "ours"), ("s1", "better &amp; co"), ("s2", "worse")):
+        assert f'<span class="key {style}">{name}</span>' in together
+    assert f' {RIGHT}.0,{TOP}.0"' in together  # the last frame of the longest, 1.0
+    assert f'points="{LEFT}.0,{BOTTOM}.0 {LEFT}.0,{BOTTOM}.0"' in together  # a frame between gaps is a dot
 
 
 def test_the_worst_frame_lies_beside_the_page(tmp_path: Path) -> None:

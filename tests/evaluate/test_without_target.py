@@ -135,6 +135,27 @@ def test_hands_and_face_are_compared_with_the_poses(plant: dict[str, Any], thing
     assert moved.values["hand_pck"] == 0
 
 
+def test_points_that_were_not_scored_are_listed_as_missing(plant: dict[str, Any], things: Path) -> None:
+    """Hands that the motion lacks have no value at all; hands that no frame shows have no error alone."""
+    motion = waving(FRAMES, SIDE)
+    save_motion(things / "poses.npz", motion)
+    plant["points"] = motion.keypoints[:, 0].copy()
+    plant["points"][:, 92:, 2] = 0
+    scores = _scored(things, poses=things / "poses.npz")
+    missing = {one.metric: one.reason for one in scores.missing}
+    assert "hand points that drove the videos is found in them" in missing["hand_error"]
+    assert not {"hand_pck", "hand_found", "landmark_error", "keypoint_error"} & set(missing)
+    motion.keypoints[:, :, 92:, 2] = 0
+    save_motion(things / "poses.npz", motion)
+    scores = _scored(things, poses=things / "poses.npz")
+    missing = {one.metric: one.reason for one in scores.missing if one.metric.startswith("hand")}
+    assert missing == dict.fromkeys(
+        ("hand_error", "hand_pck", "hand_found"), "what drove the videos shows too few hand points"
+    )
+    (line,) = [row for title, _, rows in scores.shown() if title == "not computed" for row in rows if "hand" in row[0]]
+    assert line == ["hand_error, hand_pck, hand_found", missing["hand_error"], "--poses MOTION"]
+
+
 def test_what_any_system_wrote_is_read(plant: dict[str, Any], things: Path, frames: list[np.ndarray]) -> None:
     made = things / "made"
     made.mkdir()

@@ -169,7 +169,10 @@ class EvaluateConfig:
         if task in ("--bench", "--ablation") and self.inputs:
             raise ConfigError("PREDICTED", str(self.inputs[0]), f"nothing beside {task}, which makes its own videos")
         if task == "--study" and len(self.inputs) < 2:
-            raise ConfigError("--study", len(self.inputs), "two folders or more, ours first")
+            raise ConfigError(
+                "--study", ", ".join(map(str, self.inputs)) or None, "two folders or more, ours first",
+                hint="add a folder per system that ours is compared with, its videos under the names of ours",
+            )  # fmt: skip
         if self.comparisons is not None and not self.study:
             raise ConfigError("--comparisons", self.comparisons, "--study, whose page asks for them")
         if task == "--tally" and not self.inputs:

@@ -135,9 +135,9 @@ def _figures(
         name = f"strip-{place}-{letters}".removesuffix("-")
         yield name, plan.caption(video, rank, strip.frames), True, strips.draw_strip(strip)
     drawn = {
+        "metrics": plots.metric_boxes(plan.systems, metrics),  # wide ones first: LaTeX keeps the order of figures
         "csim-over-time": plots.csim_over_time(plan.systems),
         "csim-against-angle": plots.csim_against_angle(plan.systems),
-        "metrics": plots.metric_boxes(plan.systems, metrics),
     }
     for name, figure in drawn.items():
         yield name, PLOTS[name], name == "metrics", figure

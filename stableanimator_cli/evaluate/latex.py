@@ -93,6 +93,7 @@ def document(body: Sequence[str], comment: str) -> str:
         r"\usepackage{booktabs,graphicx}", r"\usepackage[margin=0.8in]{geometry}",
         r"\renewcommand{\dbltopfraction}{0.95}\renewcommand{\topfraction}{0.95}",
         r"\renewcommand{\dblfloatpagefraction}{0.7}\setcounter{dbltopnumber}{4}\setcounter{totalnumber}{8}",
+        r"\makeatletter\setlength{\@fptop}{0pt}\setlength{\@dblfptop}{0pt}\makeatother",  # pages filled from the top
         r"\begin{document}",
     ]  # fmt: skip
     return "\n".join([*head, *body, r"\end{document}"]) + "\n"

@@ -68,7 +68,7 @@ def csim_against_angle(systems: Systems) -> Figure | None:
         if not len(every):
             continue
         shown = every[:: math.ceil(len(every) / _MAX_POINTS)]
-        axes.plot(*shown.T, ".", markersize=2, alpha=0.25, color=style["color"], markeredgewidth=0)
+        axes.plot(*shown.T, ".", markersize=3.5, alpha=0.35, color=style["color"], markeredgewidth=0)
         centres, values = [], []
         for low, high in itertools.pairwise(ANGLES):
             inside = [part[(part[:, 0] >= low) & (part[:, 0] < high + (high == ANGLES[-1]))] for part in points]

@@ -19,6 +19,7 @@ from stableanimator_cli.evaluate.scores import (
     LATEX,
     PAGE,
     PAPER,
+    T_BOOTSTRAP,
     T_INTERVAL,
     Row,
     Scores,
@@ -65,16 +66,18 @@ def write_paper(scores: Scores, figures: Sequence[str]) -> None:
 
 
 def _latex_tables(scores: Scores) -> Iterator[str]:
-    """Every table: comparisons of systems, as papers have them, then the rest. All notes are below the first."""
+    """Every table: comparisons of systems, as papers have them, then the rest, of which the narrow table of the scored
+    system is the last. All notes are below the first."""
     columns, rows = scores.table()
     own: Table = (scores.title, columns[:4], [row[:4] for row in rows])
     tables = [table for table in scores.tables if table[1] != ["note"]]
     first = [table for table in tables if table[0] in scores.latex]
     notes = [row[0] for table in scores.tables if table[1] == ["note"] for row in table[2]]
-    intervals = [f"95 % intervals: {T_INTERVAL}, from {MINIMUM} videos on."]
-    if all(row.interval is None for row in scores.rows.values()):
-        intervals = []
-    for title, columns, rows in [*first, own, *(table for table in tables if table not in first)]:
+    methods = {row.method for row in scores.rows.values() if row.interval is not None}
+    also = "; of Frechet distances with the bootstrap's standard error" if T_BOOTSTRAP in methods else ""
+    intervals = [f"95 % intervals: {T_INTERVAL}, from {MINIMUM} videos on{also}."] if methods else []
+    rest = [table for table in tables if table not in first]
+    for title, columns, rows in [*first, *rest, own] if first else [own, *rest]:
         if columns[:2] == ["metric", ""]:  # the titles of metrics suffice on paper
             columns, rows = columns[1:], [row[1:] for row in rows]
         below = [*(intervals if title in scores.latex or title == own[0] else []), *notes]

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from stableanimator_cli import html_pages
 from stableanimator_cli.evaluate.ranking import worst_first
 from stableanimator_cli.evaluate.report import TOOL
-from stableanimator_cli.evaluate.scores import PAGE, Scores, number
+from stableanimator_cli.evaluate.scores import PAGE, Scores, number, shown_metrics
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.evaluate.side_by_side import FOLDER, PICTURES, POSTER, WorstFrame, beside, folder_of
 from stableanimator_cli.metrics.result import METRICS
@@ -56,7 +56,9 @@ class Scale:
 def write_page(scores: Scores, images: Mapping[str, Sequence[WorstFrame]]) -> None:
     """Write the page. ``images`` are frames to show, by video."""
     metric, videos = worst_first(scores.videos)
-    metrics = [name for name in METRICS if any(name in video.values for video in videos)]
+    known = {name for video in videos for name, value in video.values.items() if not math.isnan(value)}
+    ordered = dict.fromkeys([metric, *shown_metrics(scores.protocol, scores.rows), *METRICS])
+    metrics = [name for name in ordered if name in known]
     others = {one.system: {video.name: video for video in one.videos} for one in scores.sections if one.videos}
     every = [*videos, *(video for one in others.values() for video in one.values())]
     scales = [_scale(every, names, zero) for names, _, zero in PLOTS]

@@ -88,8 +88,8 @@ def draw_strip(strip: Strip) -> Figure:
             axes = figure.add_axes(box, frame_on=False, xticks=[], yticks=[])
             axes.imshow(_reduced(image, cell, tall), interpolation="none")
         text = fill(title, max(6, int(cell * 15)))
-        place = ((left + cell / 2) / total[0], (_LABEL - 0.04) / total[1])
-        figure.text(*place, text, ha="center", va="top", fontsize=7, linespacing=0.95, parse_math=False)
+        place = ((left + cell / 2) / total[0], (_LABEL - 0.12) / total[1])
+        figure.text(*place, text, ha="center", va="baseline", fontsize=7, linespacing=0.95, parse_math=False)
     return figure
 
 

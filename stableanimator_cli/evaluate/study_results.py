@@ -144,7 +144,7 @@ class StudyResult:
         method = methods[self._is_clustered]
         names = ", ".join(f"{short}: {name}" for name, short in SHORT.items())
         return LatexTable(
-            caption="User preference (Table 6). Higher: our videos were preferred more often.",
+            caption="As Table 6 of StableAnimator: how often people preferred ours to each system.",
             columns=columns, blocks=blocks, notes=(f"{names}.", f"95 % intervals: {method}."),
         ).render()  # fmt: skip
 
@@ -201,7 +201,10 @@ def _count(config: EvaluateConfig) -> StudyResult:
         own_key = _find_key(file, config.inputs)
         key = key or own_key
         if data.get("study") != key["study"] or data.get("format") != FORMAT:
-            raise BadInput(file, f"answers of study {cut(str(data.get('study')))}", f"of study {cut(key['study'])}")
+            raise BadInput(
+                file, f"answers of study {cut(str(data.get('study')))}", f"of study {cut(key['study'])}",
+                hint=f"move it out of the folder, or count it beside the {KEY} of its own study",
+            )  # fmt: skip
         answers = json.dumps(data["answers"], sort_keys=True)
         if data["answers"] and answers in seen and not data.get("session"):
             raise BadInput(file, f"the same answers as in {seen[answers].name}", "each person once")

@@ -122,6 +122,20 @@ def test_sides_are_named_by_what_they_show(tmp_path: Path) -> None:
     assert (tmp_path / "pictures" / "first.poster.jpg").read_bytes()[:2] == b"\xff\xd8"
 
 
+def test_the_table_of_videos_begins_with_what_it_is_sorted_by_and_has_no_empty_column(tmp_path: Path) -> None:
+    videos = tuple(
+        replace(one, values={**one.values, "seam_score": float("nan"), "psnr_disco": 9.0})
+        for one in (_video(0, 4), _video(1, 4))
+    )
+    rules = PROTOCOLS["native"]
+    rows = summarise(videos, rules, about={})
+    write_page(Scores(output=tmp_path, protocol=rules, rows=rows, missing=(), videos=videos, about={}), {})
+    page = (tmp_path / PAGE).read_text(encoding="utf-8")
+    heads = re.findall(r'<button data-by="\d+">(.*?)</button>', page)
+    assert heads == ["csim_ref", "psnr", "flicker", "psnr_disco"]
+    assert '<option value="0" selected>csim_ref' in page
+
+
 def test_identity_of_other_systems_is_drawn_beside_ours(tmp_path: Path) -> None:
     """One plot with a line and a key per system, on the scale of all; a longer video of theirs widens it."""
     ours = replace(_video(0, 4), curves={"csim_ref": [0.5, None, 0.7, 0.8]}, borders=())

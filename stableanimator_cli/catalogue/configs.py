@@ -26,6 +26,7 @@ _SIZES = (
     "projection_dim", "num_channels", "in_channels", "out_channels", "block_out_channels", "addition_time_embed_dim",
     "projection_class_embeddings_input_dim", "cross_attention_dim", "num_frames", "norm_num_groups", "latent_channels",
     "sample_size", "noise_latent_channels", "id_embeddings_dim", "clip_embeddings_dim", "num_train_timesteps",
+    "tubelet_size",
 )  # fmt: skip
 _POSITIVE = ("scaling_factor", "layer_norm_eps", "sigma_min", "sigma_max", "beta_start", "beta_end")
 _FLAGS = ("force_upcast", "fusion")

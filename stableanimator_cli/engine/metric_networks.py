@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import download
@@ -25,16 +26,29 @@ from stableanimator_cli.catalogue.schema import Entry
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
 from stableanimator_cli.engine.programs import load_program
-from stableanimator_cli.engine.weights import fill, load, read_tensors
+from stableanimator_cli.engine.weights import fill, is_zip, load, network_config, read_tensors
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 from stableanimator_cli.metrics.perceptual import unit_distance
 from stableanimator_cli.metrics.result import Missing
 from stableanimator_cli.nets.i3d import I3D, rename_weights
 from stableanimator_cli.nets.perceptual import Kind, LinearHeads, Lpips, Trunk, trunk_tensors
 from stableanimator_cli.nets.resnet3d import ResNet3D, extract_weights
+from stableanimator_cli.nets.vjepa import VJepaConfig, VJepaEncoder, VJepaPooler, encoder_tensors, pooler_tensors
+from stableanimator_cli.records import ModelFolder
 
 _NAMED_DIGEST = re.compile(r"-([0-9a-f]{8})\.pth$")  # torchvision names end with the first digits of the sha256
 _PUPPET_LAYERS = ("layer1", "layer2", "layer3")
+_CLIP_UNUSED = ("text_model.", "text_projection.", "logit_scale", "vision_model.embeddings.position_ids")
+_VIT_NAMES = {
+    "encoder.layer.": "layers.",
+    ".attention.attention.query.": ".attention.q_proj.",
+    ".attention.attention.key.": ".attention.k_proj.",
+    ".attention.attention.value.": ".attention.v_proj.",
+    ".attention.output.dense.": ".attention.o_proj.",
+    ".intermediate.dense.": ".mlp.fc1.",
+    ".output.dense.": ".mlp.fc2.",
+}
+"""Names of the published ViT -> those of the library's module since its version 5."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +70,7 @@ class _Source:
 
     entry: str
     roles: tuple[str, ...]
-    open: Callable[..., Callable[..., np.ndarray]]  # takes the plan and the files by role
+    open: Callable[..., Callable[..., np.ndarray]]  # takes the plan and the model folder
     command: str
     program: bool = False  # its file is code: `open` also takes the expected sha256
 
@@ -67,7 +81,8 @@ def features(
     """Open the network ``name`` (a ``MetricSpec.network``, one of ``NETWORKS``) on the plan's device.
 
     ``lpips_alex``, ``lpips_vgg``, ``puppet_frame``: two batches float32[n,3,h,w] -> float[n].
-    ``i3d``, ``resnet3d``, ``puppet_clip``: clips float32[b,t,3,h,w] -> float[b,d].
+    ``clip_image``, ``dino``: images float32[n,3,224,224] -> float[n,d].
+    ``i3d``, ``resnet3d``, ``vjepa``, ``puppet_clip``: clips float32[b,t,3,h,w] -> float[b,d].
     ``i3d_torchscript``: clips uint8[b,t,h,w,3] -> float[b,400].
     ``metric`` names a ``Missing``. ``model`` replaces the catalogue entry (a name, or a folder with a ``model.toml`` of
     the same roles). Raises ``ModelDamaged`` for a wrong file and ``ValueError`` for an unknown name.
@@ -83,7 +98,7 @@ def features(
     paths = {role: folder.files[role] for role in source.roles}
     files = {path.name: _digest(entries, role, path, program=source.program) for role, path in paths.items()}
     recorded = {"sha256": files[paths[source.roles[0]].name]["sha256"]} if source.program else {}
-    return Features(name=name, run=source.open(plan, paths, **recorded), about={"network": name, "files": files})
+    return Features(name=name, run=source.open(plan, folder, **recorded), about={"network": name, "files": files})
 
 
 def _digest(entries: Sequence[Entry], role: str, path: Path, *, program: bool) -> dict[str, str]:
@@ -117,8 +132,8 @@ def _digest(entries: Sequence[Entry], role: str, path: Path, *, program: bool) -
     return {"sha256": actual, "compared_with": compared}
 
 
-def _lpips(kind: Kind, plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
-    trunk_file, linear_file = paths[f"lpips_{kind}_trunk"], paths[f"lpips_{kind}_linear"]
+def _lpips(kind: Kind, plan: DevicePlan, folder: ModelFolder) -> Callable[..., np.ndarray]:
+    trunk_file, linear_file = (folder.files[f"lpips_{kind}_{part}"] for part in ("trunk", "linear"))
     trunk = fill(lambda: Trunk(kind), trunk_tensors(read_tensors(trunk_file)), torch.float32, trunk_file)
     linears = load(lambda: LinearHeads(kind), linear_file, torch.float32)
     assert isinstance(trunk, Trunk)
@@ -126,24 +141,58 @@ def _lpips(kind: Kind, plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[
     return _function(Lpips(trunk, linears), plan)
 
 
-def _i3d(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
-    tensors = rename_weights(read_tensors(paths["i3d"]))
-    return _function(fill(I3D, tensors, torch.float32, paths["i3d"]), plan, _channels_first)
+def _i3d(plan: DevicePlan, folder: ModelFolder) -> Callable[..., np.ndarray]:
+    path = folder.files["i3d"]
+    return _function(fill(I3D, rename_weights(read_tensors(path)), torch.float32, path), plan, _channels_first)
 
 
-def _resnet3d(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
-    path = paths["resnet3d"]
-    return _function(fill(ResNet3D, extract_weights(_checkpoint(path)), torch.float32, path), plan, _channels_first)
+def _resnet3d(plan: DevicePlan, folder: ModelFolder) -> Callable[..., np.ndarray]:
+    path = folder.files["resnet3d"]
+    weights = extract_weights(_checkpoint(path, "state_dict", "resnet3d"))
+    return _function(fill(ResNet3D, weights, torch.float32, path), plan, _channels_first)
 
 
-def _torchscript(plan: DevicePlan, paths: Mapping[str, Path], *, sha256: str) -> Callable[..., np.ndarray]:
-    program = load_program(paths["i3d_torchscript"], sha256, plan.device, hint=_pull_again("i3d --all"))
+def _clip_image(plan: DevicePlan, folder: ModelFolder) -> Callable[..., np.ndarray]:
+    path, config = folder.files["clip_image"], network_config(folder, "clip_image")
+    tensors = {n: tensor for n, tensor in read_tensors(path).items() if not n.startswith(_CLIP_UNUSED)}
+    network = fill(lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**config)), tensors, torch.float32, path)
+    return _function(network, plan, select=lambda result: result.image_embeds)
+
+
+def _dino(plan: DevicePlan, folder: ModelFolder) -> Callable[..., np.ndarray]:
+    path, config = folder.files["dino"], network_config(folder, "dino")
+    tensors = {_vit_name(name): tensor for name, tensor in read_tensors(path).items()}
+    network = fill(lambda: ViTModel(ViTConfig(**config), add_pooling_layer=False), tensors, torch.float32, path)
+    return _function(network, plan, select=lambda result: result.last_hidden_state[:, 0])
+
+
+def _vit_name(name: str) -> str:
+    for published, own in _VIT_NAMES.items():
+        name = name.replace(published, own)
+    return name
+
+
+def _vjepa(plan: DevicePlan, folder: ModelFolder) -> Callable[..., np.ndarray]:
+    encoder_file, probe_file = folder.files["vjepa_encoder"], folder.files["vjepa_probe"]
+    config = network_config(folder, "vjepa_encoder")
+    encoder, pooler = (
+        fill(lambda build=build: build(VJepaConfig(**config)), tensors, torch.float32, path)
+        for build, tensors, path in (
+            (VJepaEncoder, encoder_tensors(_checkpoint(encoder_file, "target_encoder", _VJEPA)), encoder_file),
+            (VJepaPooler, pooler_tensors(_checkpoint(probe_file, "classifier", _VJEPA)), probe_file),
+        )
+    )
+    return _function(nn.Sequential(encoder, pooler), plan, _channels_first)
+
+
+def _torchscript(plan: DevicePlan, folder: ModelFolder, *, sha256: str) -> Callable[..., np.ndarray]:
+    program = load_program(folder.files["i3d_torchscript"], sha256, plan.device, hint=_pull_again("i3d --all"))
     resized = partial(program, rescale=True, resize=True, return_features=True)
     return _function(resized, plan, lambda x: x.permute(0, 4, 1, 2, 3).float())
 
 
-def _puppet_frame(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
-    maps = _video_net(plan, paths["video"], _PUPPET_LAYERS)
+def _puppet_frame(plan: DevicePlan, folder: ModelFolder) -> Callable[..., np.ndarray]:
+    maps = _video_net(plan, folder.files["video"], _PUPPET_LAYERS)
 
     def run(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         # frames as one clip: these layers see each frame separately
@@ -153,8 +202,8 @@ def _puppet_frame(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., 
     return run
 
 
-def _puppet_clip(plan: DevicePlan, paths: Mapping[str, Path]) -> Callable[..., np.ndarray]:
-    video_net = _video_net(plan, paths["video"], ("features",))
+def _puppet_clip(plan: DevicePlan, folder: ModelFolder) -> Callable[..., np.ndarray]:
+    video_net = _video_net(plan, folder.files["video"], ("features",))
     return lambda clips: video_net(clips.transpose(0, 2, 1, 3, 4))[0]
 
 
@@ -177,9 +226,13 @@ def _video_net(plan: DevicePlan, path: Path, outputs: tuple[str, ...]) -> Callab
 
 
 def _function(
-    network: nn.Module | Callable[..., Tensor], plan: DevicePlan, rearrange: Callable[[Tensor], Tensor] | None = None
+    network: nn.Module | Callable[..., Tensor],
+    plan: DevicePlan,
+    rearrange: Callable[[Tensor], Tensor] | None = None,
+    select: Callable[[Any], Tensor] | None = None,
 ) -> Callable[..., np.ndarray]:
-    """A torch network as a function of arrays, in exact float32 on the plan's device."""
+    """A torch network as a function of arrays, in exact float32 on the plan's device. ``select`` takes a tensor from
+    its result."""
     hint = "close other programs on the device, or use --device cpu: metrics are the same"
     if isinstance(network, nn.Module):
         with memory_guard("loading a metric's network", hint):
@@ -194,7 +247,7 @@ def _function(
             )
             inputs = [torch.from_numpy(np.ascontiguousarray(array)).to(plan.device) for array in arrays]
             result = network(*(inputs if rearrange is None else map(rearrange, inputs)))
-            return result.float().cpu().numpy()
+            return (result if select is None else select(result)).float().cpu().numpy()
 
     return run
 
@@ -203,29 +256,30 @@ def _channels_first(clips: Tensor) -> Tensor:
     return clips.transpose(1, 2)
 
 
-def _checkpoint(path: Path) -> Mapping[str, Any]:
-    """A training checkpoint with tensors under ``state_dict``."""
+def _checkpoint(path: Path, key: str, model: str) -> Mapping[str, Tensor]:
+    """The tensors under ``key`` of a training checkpoint; a file of tensors alone is taken as they are."""
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a damaged file, which is refused below
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # torch.load raises many kinds of errors for damaged files
         why = (str(error).splitlines() or ["it ends too early"])[0][:120]
-        raise ModelDamaged(f"{path} cannot be read as a checkpoint ({why})", hint=_pull_again("resnet3d")) from error
-    inner = found.get("state_dict", found) if isinstance(found, Mapping) else None
+        raise ModelDamaged(f"{path} cannot be read as a checkpoint ({why})", hint=_pull_again(model)) from error
+    inner = found.get(key, found) if isinstance(found, Mapping) else None
     if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
-        raise ModelDamaged(f"{path} holds no tensors under 'state_dict'", hint=_pull_again("resnet3d"))
-    return found
+        raise ModelDamaged(f"{path} holds no tensors under {key!r}", hint=_pull_again(model))
+    return inner
 
 
 def _pull_again(name: str) -> str:
     return onnx.PULL_AGAIN.replace("NAME", name)
 
 
+_VJEPA = "vjepa-vith16"
 NETWORKS: dict[str, _Source] = {
     "lpips_alex": _Source(
         "lpips", ("lpips_alex_trunk", "lpips_alex_linear"), partial(_lpips, "alex"), "sa models pull lpips"
@@ -236,6 +290,11 @@ NETWORKS: dict[str, _Source] = {
     "i3d": _Source("i3d", ("i3d",), _i3d, "sa models pull i3d"),
     "i3d_torchscript": _Source("i3d", ("i3d_torchscript",), _torchscript, "sa models pull i3d --all", program=True),
     "resnet3d": _Source("resnet3d", ("resnet3d",), _resnet3d, "sa models import FOLDER"),
+    "clip_image": _Source(
+        "clip-vit-base-patch32", ("clip_image",), _clip_image, "sa models pull clip-vit-base-patch32"
+    ),
+    "dino": _Source("dino-vits16", ("dino",), _dino, "sa models pull dino-vits16"),
+    "vjepa": _Source(_VJEPA, ("vjepa_encoder", "vjepa_probe"), _vjepa, f"sa models pull {_VJEPA}"),
     "puppet_frame": _Source("puppet", ("video",), _puppet_frame, "sa models verify puppet"),
     "puppet_clip": _Source("puppet", ("video",), _puppet_clip, "sa models verify puppet"),
 }

@@ -50,7 +50,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about a TorchScript program, which is refused below
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
     except UnpicklingError as error:
         if "GLOBAL" not in str(error):  # torch names a refused object; other messages are about bytes
             raise _unreadable(path, "no checkpoint of torch") from error
@@ -142,7 +142,7 @@ def loaders(model: ModelFolder, dtype: torch.dtype, id_mode: IDMode) -> dict[str
 
 def builders(model: ModelFolder, id_mode: IDMode) -> dict[str, Callable[[], nn.Module]]:
     """One function per network that builds it from the model's configs, without weights."""
-    unet, vision = _config(model, "unet"), _config(model, "image_encoder")
+    unet, vision = network_config(model, "unet"), network_config(model, "image_encoder")
     face = {k: v for k, v in model.configs.get("face_encoder", {}).items() if not k.startswith("_")}
     # widths of connected networks; the reference's layout has no config for them
     face |= {
@@ -153,7 +153,7 @@ def builders(model: ModelFolder, id_mode: IDMode) -> dict[str, Callable[[], nn.M
         "unet": lambda: AnimationUNet(id_tokens=face.get("num_tokens", 4), id_mode=id_mode, **unet),
         "pose_net": lambda: PoseNet(noise_latent_channels=unet["block_out_channels"][0]),
         "face_encoder": lambda: FaceEncoder(FaceEncoderConfig(**face)),
-        "vae": lambda: _vae(**_config(model, "vae")),
+        "vae": lambda: _vae(**network_config(model, "vae")),
         "image_encoder": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)),
     }
     return {role: lambda role=role, build=build: _built(model, role, build) for role, build in built.items()}
@@ -200,7 +200,7 @@ def recogniser(path: Path) -> ArcFace:
         ) from error
 
 
-def _config(model: ModelFolder, role: str) -> dict[str, Any]:
+def network_config(model: ModelFolder, role: str) -> dict[str, Any]:
     """A network's JSON config without keys that are no arguments."""
     if role not in model.configs:
         raise ModelDamaged(f"{model.path}: no config for {role}", hint="a model folder names one in model.toml")
@@ -209,7 +209,7 @@ def _config(model: ModelFolder, role: str) -> dict[str, Any]:
 
 
 def _value(model: ModelFolder, role: str, key: str) -> Any:
-    config = _config(model, role)
+    config = network_config(model, role)
     if key not in config:
         raise ModelDamaged(
             f"{model.path}: the config of {role} has no {key!r}",
@@ -254,7 +254,7 @@ def _fill_buffers(network: nn.Module) -> None:
                 module.register_buffer(name, torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False)
 
 
-def _is_zip(path: Path) -> bool:
+def is_zip(path: Path) -> bool:
     """Torch's format since 1.6 is a zip archive, which can be memory-mapped."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"

@@ -20,7 +20,13 @@ from stableanimator_cli.evaluate.detections import VideoDetector
 from stableanimator_cli.evaluate.latex import LatexTable
 from stableanimator_cli.evaluate.networks import MetricNetworks
 from stableanimator_cli.evaluate.pairs import Pair
-from stableanimator_cli.evaluate.protocols import PROTOCOLS, PUPPET_NETWORKS, EvalProtocol, without_target
+from stableanimator_cli.evaluate.protocols import (
+    PROTOCOLS,
+    PUPPET_NETWORKS,
+    REFERENCE_NETWORKS,
+    EvalProtocol,
+    without_target,
+)
 from stableanimator_cli.evaluate.scores import Row, Scores, Section, Table, summarise
 from stableanimator_cli.evaluate.scoring import NO_POINTS, Scorer, VideoScore
 from stableanimator_cli.evaluate.side_by_side import write_pair
@@ -88,9 +94,14 @@ class Evaluator:
                     self.reporter.warning(f"{pair.name} is not scored: {error.message}")
                 bar.update()
         rows = summarise(videos, self.rules, about=self._networks_by_metric() | networks.about())
-        sets, too_few = networks.frechet_rows(seed=config.seed, samples=config.bootstrap_samples)
+        sets, too_few = networks.set_rows(seed=config.seed, samples=config.bootstrap_samples)
         rows |= sets
-        missing = [one for one in (*self._missing(videos), *networks.missing, *too_few) if one.metric not in rows]
+        unseen = [
+            Missing(metric=name, reason="no reference picture", command="--reference-picture PICTURE")
+            for name in networks.of_reference
+        ]
+        missing = [*self._missing(videos), *networks.missing, *too_few, *unseen]
+        missing = [one for one in missing if one.metric not in rows]
         return SystemScores(rows=rows, missing=tuple(missing), videos=tuple(videos), failed=tuple(failed))
 
     def write(
@@ -172,7 +183,7 @@ class Evaluator:
         def add(metric: str, reason: str, command: str = "") -> None:
             missing.append(Missing(metric=metric, reason=reason, command=command))
 
-        if self.rules.networks and not any(video.target for video in videos):
+        if set(self.rules.networks) - set(REFERENCE_NETWORKS) and not any(video.target for video in videos):
             add("psnr", "no ground truth: nothing that compares with it is computed")
         if "faces" not in unavailable and not any(video.counts.get("csim_ref") for video in videos):
             reason = "no face in any frame, or none in the reference pictures"

@@ -156,3 +156,21 @@ def _consecutive(keys: Sequence[Key]) -> tuple[int, ...]:
     steps = [b - a for a, b in itertools.pairwise(keys)]  # type: ignore[operator]
     usual = Counter(steps).most_common(1)[0][0] if steps else 1
     return tuple(itertools.accumulate((1 if step == usual else 2 for step in steps), initial=0))
+
+
+def at_positions(borders: tuple[int, ...], matched: MatchedFrames | None) -> tuple[int, ...]:
+    """Borders, numbered as the predicted frames, in the numbering of the frames that are compared."""
+    if matched is None:
+        return borders
+    index_of = {frame: index for index, frame in enumerate(matched.predicted)}
+    return tuple(index_of[border] for border in borders if border in index_of and border - 1 in index_of)
+
+
+def past_the_end(predicted: int, target: int) -> str:
+    """Frames of the longer video that the shorter one does not have."""
+    if predicted == target:
+        return ""
+    side, shorter, longer = (
+        ("prediction", target, predicted) if predicted > target else ("ground truth", predicted, target)
+    )
+    return f"{longer - shorter} of the {side} (frames {shorter} to {longer - 1})"

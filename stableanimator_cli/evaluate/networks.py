@@ -1,4 +1,4 @@
-"""LPIPS and Frechet distances of an evaluation. Networks that are not installed become ``Missing``.
+"""LPIPS, similarity to the reference picture, and distances of sets. Absent networks become ``Missing``.
 
 Statistics of a target's clips are cached by its digest: baselines and repeated runs do not compute them again.
 """
@@ -20,17 +20,18 @@ from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.scores import Row, row_of
 from stableanimator_cli.metrics.accumulators import RunningMean
 from stableanimator_cli.metrics.bootstrap import interval_of
-from stableanimator_cli.metrics.frechet import Moments, frechet_distance
+from stableanimator_cli.metrics.frechet import Moments
 from stableanimator_cli.metrics.perceptual import PREPARE, Perceptual
 from stableanimator_cli.metrics.result import METRICS, Missing
-from stableanimator_cli.metrics.video import STYLES, ClipFeatures, frechet_value, pooled
+from stableanimator_cli.metrics.similarity import IMAGE_STYLES, ReferenceSimilarity
+from stableanimator_cli.metrics.video import STYLES, ClipFeatures, ClipStyle, pooled, set_distance
 
 _FORMAT = 2  # of cached statistics
 
 
 @dataclass(slots=True)
 class _Distance:
-    """One Frechet distance: moments of both sides by video. ``key`` is the cache key of the current target."""
+    """One distance of sets: moments of both sides by video. ``key`` is the cache key of the current target."""
 
     network: Features
     predicted: ClipFeatures
@@ -41,12 +42,16 @@ class _Distance:
 
 @dataclass(slots=True)
 class MetricNetworks:
-    """Networks of one system's evaluation, fed one video at a time: ``begin``, ``add`` each pair of frames, ``end``."""
+    """Networks of one system's evaluation, fed one video at a time: ``begin``, ``add`` each pair of frames, ``end``.
+
+    Similarity to the reference picture needs no pairs: ``see`` each predicted frame, ``similarities``.
+    """
 
     missing: list[Missing]
     rules: str
     _frames: dict[str, tuple[Features, Perceptual]] = field(default_factory=dict)
     _clips: dict[str, _Distance] = field(default_factory=dict)
+    _images: dict[str, tuple[Features, ReferenceSimilarity]] = field(default_factory=dict)
     _name: str = ""
 
     @classmethod
@@ -68,14 +73,24 @@ class MetricNetworks:
                 networks.missing.append(replace(network, metric=metric))
             elif metric in PREPARE:
                 networks._frames[metric] = (network, Perceptual(metric, network))
+            elif metric in IMAGE_STYLES:
+                networks._images[metric] = (network, ReferenceSimilarity(metric, network))
             else:
                 style = STYLES[metric]
                 networks._clips[metric] = _Distance(network, ClipFeatures(style, network), ClipFeatures(style, network))
         return networks
 
-    def begin(self, name: str, target: str | None) -> None:
-        """The next video. ``target`` is the digest of its target, None if its statistics must not be cached."""
+    @property
+    def of_reference(self) -> tuple[str, ...]:
+        """The metrics that compare frames with the reference picture."""
+        return tuple(self._images)
+
+    def begin(self, name: str, target: str | None, reference: np.ndarray | None = None) -> None:
+        """The next video. ``target`` is the digest of its target, None if its statistics must not be cached.
+        ``reference`` is its picture uint8[h,w,3]."""
         self._name = name
+        for _, similarity in self._images.values():
+            similarity.begin(reference)
         for distance in self._clips.values():
             distance.key, moments = None, None
             if target is not None:
@@ -94,6 +109,16 @@ class MetricNetworks:
             distance.predicted.add(self._name, number, predicted)
             if not distance.is_cached:
                 distance.target.add(self._name, number, target)
+
+    def see(self, frame: np.ndarray) -> None:
+        """The next predicted frame uint8[h,w,3], whole and at its own size."""
+        for _, similarity in self._images.values():
+            similarity.add(frame)
+
+    def similarities(self) -> dict[str, np.ndarray]:
+        """Return the similarity of each frame that was seen: float64[t] by metric."""
+        found = {metric: similarity.finish() for metric, (_, similarity) in self._images.items()}
+        return {metric: curve for metric, curve in found.items() if curve is not None}
 
     def forget(self, name: str) -> None:
         """Drop a video that could not be read to its end."""
@@ -116,15 +141,16 @@ class MetricNetworks:
 
     def about(self) -> dict[str, Mapping[str, Any]]:
         """Files and digests of the network of each metric."""
-        return {metric: network.about for metric, (network, _) in self._frames.items()}
+        return {metric: network.about for metric, (network, _) in (*self._frames.items(), *self._images.items())}
 
-    def frechet_rows(self, *, seed: int, samples: int) -> tuple[dict[str, Row], list[Missing]]:
-        """Frechet distances over all videos seen, with intervals over videos (both sides resampled together)."""
+    def set_rows(self, *, seed: int, samples: int) -> tuple[dict[str, Row], list[Missing]]:
+        """Distances over all videos seen, with intervals over videos (both sides resampled together)."""
         rows, missing = {}, []
         for metric, distance in self._clips.items():
+            style = distance.predicted.style
             predicted, target = distance.predicted.videos, distance.target.videos
             try:
-                value = frechet_value(distance.predicted.style, predicted, target, distance.network.about)
+                value = set_distance(style, predicted, target, distance.network.about)
             except BadInput as error:
                 missing.append(Missing(metric=metric, reason=error.message, command=""))
                 continue
@@ -134,9 +160,10 @@ class MetricNetworks:
                 picks: np.ndarray,
                 names: list[str] = names,
                 sides: tuple[Mapping[str, Moments], ...] = (predicted, target),
+                style: ClipStyle = style,
             ) -> float:
                 moments = [pooled(side[names[pick]] for pick in picks) for side in sides]
-                return frechet_distance(*moments) if min(side.count for side in moments) > 1 else float("nan")
+                return style.distance(*moments) if min(side.count for side in moments) > 1 else float("nan")
 
             interval = interval_of(resampled, len(names), seed=seed, draws=samples)
             rows[metric] = row_of(value, interval, len(names))

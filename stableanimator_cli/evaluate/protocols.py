@@ -18,6 +18,10 @@ PUPPET_NETWORKS = ("lpips_puppet", "fvd_puppet")
 """Metrics whose network was trained on drawn figures."""
 
 
+REFERENCE_NETWORKS = ("clip_i", "dino")
+"""Metrics that compare each whole frame with the reference picture."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalProtocol:
     """Everything that scores depend on besides the videos. ``mean`` is the mean in tables: over all ``frames`` (long
@@ -80,7 +84,7 @@ PROTOCOLS: dict[str, EvalProtocol] = {
         reference_frame="frame 0 of the ground truth is the usual reference picture and is measured like every other",
         identical_frames=_IDENTICAL,
         intervals=_INTERVALS,
-        networks=("lpips_vgg_disco", "fvd_disco", "fid_vid"),
+        networks=("lpips_vgg_disco", "fvd_disco", "fid_vid", "jedi", *REFERENCE_NETWORKS),
         table=("l1_disco", "psnr_disco", "ssim", "lpips_vgg_disco", "csim_ref", "fvd_disco"),
     ),
     "native": EvalProtocol(
@@ -95,18 +99,18 @@ PROTOCOLS: dict[str, EvalProtocol] = {
         reference_frame="every frame is measured",
         identical_frames=_IDENTICAL,
         intervals=_INTERVALS,
-        networks=("lpips_alex", "lpips_vgg", "fvd_stylegan_v"),
-        table=("mae_unit", "psnr", "ssim", "lpips_alex", "csim_ref", "csim_gt", "fvd_stylegan_v", "keypoint_error",
-               "flicker_excess", "flicker_distance", "seam_score"),
+        networks=("lpips_alex", "lpips_vgg", "fvd_stylegan_v", "jedi", *REFERENCE_NETWORKS),
+        table=("mae_unit", "psnr", "ssim", "lpips_alex", "csim_ref", "csim_gt", *REFERENCE_NETWORKS, "fvd_stylegan_v",
+               "jedi", "keypoint_error", "flicker_excess", "flicker_distance", "seam_score"),
     ),
 }  # fmt: skip
 
 
 def without_target(rules: EvalProtocol) -> EvalProtocol:
     """The protocol of videos that have no ground truth: nothing that needs one is opened or listed."""
-    table = ("csim_ref", "csim_ref_judge", "face_rate", "identity_drift", "identity_worst", "keypoint_error",
-             "hand_error", "landmark_error", "flicker", "seam_score")  # fmt: skip
-    return replace(rules, pairing="none: no ground truth", networks=(), table=table)
+    table = ("csim_ref", "csim_ref_judge", *REFERENCE_NETWORKS, "face_rate", "identity_drift", "identity_worst",
+             "keypoint_error", "hand_error", "landmark_error", "flicker", "seam_score")  # fmt: skip
+    return replace(rules, pairing="none: no ground truth", networks=REFERENCE_NETWORKS, table=table)
 
 
 def centre_square(frame: np.ndarray, side: int) -> np.ndarray:

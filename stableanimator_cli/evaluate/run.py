@@ -40,7 +40,14 @@ if TYPE_CHECKING:
 
 
 _LEVELS = 3  # of the folders that are read: systems, their videos, the images of a video
-_FURTHER = ("csim_ref_judge", "face_rate", "identity_drift")  # beside the protocol's table, in LaTeX
+_FURTHER = (
+    "csim_ref_judge",
+    "clip_i",
+    "dino",
+    "jedi",
+    "face_rate",
+    "identity_drift",
+)  # beside the protocol's table, in LaTeX
 
 
 class Result(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,7 +13,13 @@ import numpy as np
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate import run_record
 from stableanimator_cli.evaluate.driving_points import Unmatched, driven_points, indices_shown, read_poses
-from stableanimator_cli.evaluate.frame_matching import MatchedFrames, frames_at, match_frames
+from stableanimator_cli.evaluate.frame_matching import (
+    MatchedFrames,
+    at_positions,
+    frames_at,
+    match_frames,
+    past_the_end,
+)
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import EvalProtocol
 from stableanimator_cli.files import sha256_of
@@ -37,7 +43,14 @@ MINIMUM_SIDE = 8  # pixels: SSIM has windows of 7
 class Networks(Protocol):
     """Metrics that need networks, fed one video at a time."""
 
-    def begin(self, name: str, target: str | None) -> None: ...
+    @property
+    def of_reference(self) -> tuple[str, ...]: ...
+
+    def begin(self, name: str, target: str | None, reference: np.ndarray | None = None) -> None: ...
+
+    def see(self, frame: np.ndarray) -> None: ...
+
+    def similarities(self) -> Mapping[str, np.ndarray]: ...
 
     def add(self, predicted: np.ndarray, target: np.ndarray, number: int) -> None: ...
 
@@ -139,20 +152,24 @@ class Scorer:
         record = run_record.read_record(pair.predicted, scores.notes.append)
         for note in scores.notes:
             self.reporter.warning(f"{pair.name}: {note}")
-        matched, target_pass = scores.matched, None
+        matched, target_pass, reference = scores.matched, None, self._reference(scores)
         predicted_pass = self.detector.start(clip, sha256=sha256[pair.predicted])
         if target is None or pair.target is None:
+            self.networks.begin(pair.name, None, reference)
             changes = self._read_alone(predicted_pass.clip, scores), None
         else:
             same = sha256[pair.target] == sha256[pair.predicted]  # detected once
             target_pass = predicted_pass if same else self.detector.start(target, sha256=sha256[pair.target])
             # a truncated target has other clips than the full one, whose statistics are cached
-            self.networks.begin(pair.name, None if self.truncate else sha256[pair.target])
+            self.networks.begin(pair.name, None if self.truncate else sha256[pair.target], reference)
             changes = self._compare(predicted_pass.clip, target if same else target_pass.clip, scores)
         frames = len(scores.times)
         if frames == 0:
             raise BadInput.because(pair.predicted, "it has no frames", hint="write the video again")
-        borders = _at_positions(self._borders(record, scores), matched)
+        for metric, curve in self.networks.similarities().items():
+            scores.put(metric, curve[:frames].mean(), frames)
+            scores.curve(metric, curve[:frames])
+        borders = at_positions(self._borders(record, scores), matched)
         scores.put_changes(*changes, borders)
         full = predicted_pass.finish()
         predicted = full.at(range(frames) if matched is None else matched.predicted)
@@ -161,11 +178,11 @@ class Scorer:
             full_target = target_pass.finish()
             true = full_target.at(range(frames) if matched is None else matched.target)
             if matched is None:
-                dropped = _past_the_end(len(full), len(full_target))
+                dropped = past_the_end(len(full), len(full_target))
         if dropped:
             scores.notes.append(f"frames without a counterpart were left out (--truncate): {dropped}")
             self.reporter.warning(f"{pair.name}: frames without a counterpart are left out: {dropped}")
-        self._score_identity(scores, predicted, true)
+        self._score_identity(scores, predicted, true, reference)
         self._score_motion(scores, record, predicted, true, len(full))
         return VideoScore(
             name=pair.name,
@@ -188,7 +205,7 @@ class Scorer:
         """A video without a target: only its own changes."""
         changes = Changes()
         with self.reporter.progress(clip.count, f"score {scores.pair.name}", "frame") as bar:
-            for frame in self._prepared(clip, None, scores.times):
+            for frame in self._prepared(clip, None, scores.times, self.networks.see):
                 changes.add(frame)
                 bar.update()
         return changes
@@ -200,7 +217,7 @@ class Scorer:
         means: dict[str, RunningMean] = {metric: RunningMean() for metric in FRAME_METRICS}
         curves: dict[str, list[float]] = {"psnr": [], "ssim": []}
         streams = (
-            self._prepared(clip, None if matched is None else matched.predicted, scores.times),
+            self._prepared(clip, None if matched is None else matched.predicted, scores.times, self.networks.see),
             self._prepared(target, None if matched is None else matched.target, []),
         )
         previous = -1
@@ -236,11 +253,17 @@ class Scorer:
         return changes, target_changes
 
     def _prepared(
-        self, clip: Clip, positions: Sequence[int] | None, times: list[Fraction | None]
+        self,
+        clip: Clip,
+        positions: Sequence[int] | None,
+        times: list[Fraction | None],
+        see: Callable[[np.ndarray], None] | None = None,
     ) -> Iterator[np.ndarray]:
-        """Frames as pixel metrics see them; their times are added to ``times``."""
+        """Frames as pixel metrics see them; their times are added to ``times``, and ``see`` gets them whole."""
         for time, frame in frames_at(clip, positions):
             times.append(time)
+            if see is not None:
+                see(frame)
             yield self.rules.prepare(frame)
 
     def _borders(self, record: Mapping[str, Any] | None, scores: _ScoreBuilder) -> tuple[int, ...]:
@@ -251,17 +274,24 @@ class Scorer:
             scores.notes.append("no run record beside it and no --borders: seams were not looked for")
         return recorded if recorded is not None else self.borders or ()
 
+    def _reference(self, scores: _ScoreBuilder) -> np.ndarray | None:
+        """The reference image uint8[h,w,3] (frame 0 of the target if there is none), None if no metric needs it."""
+        if self.detector.reader is None and not self.networks.of_reference:
+            return None
+        if scores.pair.reference is not None:
+            return read_picture(scores.pair.reference)
+        return None if scores.target is None else next(iter(scores.target.frames()))[1]
+
     def _score_identity(
-        self, scores: _ScoreBuilder, predicted: VideoDetections, target: VideoDetections | None
+        self,
+        scores: _ScoreBuilder,
+        predicted: VideoDetections,
+        target: VideoDetections | None,
+        image: np.ndarray | None,
     ) -> None:
-        """CSIM against the reference image (frame 0 of the target if there is none) and against the target."""
+        """CSIM against the reference image and against the target."""
         if self.detector.reader is None:
             return
-        image = None
-        if scores.pair.reference is not None:
-            image = read_picture(scores.pair.reference)
-        elif scores.target is not None:
-            image = next(iter(scores.target.frames()))[1]
         own, judge = (None, None) if image is None else self.detector.embed_largest_face(image)
         if own is not None and not np.isfinite(own).all():
             scores.notes.append("its reference picture shows no face: left out of CSIM against the reference")
@@ -355,24 +385,6 @@ def check_clips(clip: Clip, target: Clip | None, rules: EvalProtocol, *, truncat
             hint="--truncate compares the frames that both have",
         )  # fmt: skip
     return matched
-
-
-def _at_positions(borders: tuple[int, ...], matched: MatchedFrames | None) -> tuple[int, ...]:
-    """Borders, numbered as the predicted frames, in the numbering of the frames that are compared."""
-    if matched is None:
-        return borders
-    index_of = {frame: index for index, frame in enumerate(matched.predicted)}
-    return tuple(index_of[border] for border in borders if border in index_of and border - 1 in index_of)
-
-
-def _past_the_end(predicted: int, target: int) -> str:
-    """Frames of the longer video that the shorter one does not have."""
-    if predicted == target:
-        return ""
-    side, shorter, longer = (
-        ("prediction", target, predicted) if predicted > target else ("ground truth", predicted, target)
-    )
-    return f"{longer - shorter} of the {side} (frames {shorter} to {longer - 1})"
 
 
 def _describe(clip: Clip, sha256: str) -> dict[str, Any]:

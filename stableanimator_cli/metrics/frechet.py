@@ -154,14 +154,11 @@ class Moments:
         self.count += count
 
 
-def frechet_distance(
-    a: Moments, b: Moments, *, names: tuple[str, str] = ("predicted videos", "reference videos")
-) -> float:
-    """Frechet distance of two sets, 0 for equal means and covariances.
+_SIDES = ("predicted videos", "reference videos")
 
-    Few vectors bias it upward: compare only distances of one count. Raises ``BadInput`` naming a side with fewer than
-    two vectors, and ``ValueError`` if the widths differ.
-    """
+
+def check_counts(a: Moments, b: Moments, names: tuple[str, str] = _SIDES) -> None:
+    """Raise ``BadInput`` naming a side with fewer than two vectors, and ``ValueError`` if the widths differ."""
     for moments, name in zip((a, b), names, strict=True):
         if moments.count < 2:
             raise BadInput(
@@ -172,6 +169,15 @@ def frechet_distance(
             )
     if a.width != b.width:
         raise ValueError(f"features of {a.width} and of {b.width} numbers")
+
+
+def frechet_distance(a: Moments, b: Moments, *, names: tuple[str, str] = _SIDES) -> float:
+    """Frechet distance of two sets, 0 for equal means and covariances.
+
+    Few vectors bias it upward: compare only distances of one count. Raises ``BadInput`` naming a side with fewer than
+    two vectors, and ``ValueError`` if the widths differ.
+    """
+    check_counts(a, b, names)
     difference = a.mean - b.mean
     fa, fb = a.factor(), b.factor()
     spread = np.sum(fa * fa) + np.sum(fb * fb)

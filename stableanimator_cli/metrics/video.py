@@ -1,4 +1,4 @@
-"""Frechet video distances: clips cut from streams of frames, their features, and the distance between two sets.
+"""Distances of sets of videos: clips cut from streams of frames, their features, and the distance between two sets.
 
 A style is a network, a clip length, a stride and the preparation of frames. Distances of two styles are not comparable,
 nor are those over different numbers of clips. Frames are streamed; only moments of features remain of a video.
@@ -15,7 +15,9 @@ import numpy as np
 from PIL import Image
 
 from stableanimator_cli.metrics.frechet import Moments, frechet_distance
+from stableanimator_cli.metrics.mmd import mmd_polynomial
 from stableanimator_cli.metrics.result import Value, define
+from stableanimator_cli.metrics.similarity import IMAGENET
 
 ClipNetwork = Callable[[np.ndarray], np.ndarray]
 """Clips as a style prepares them [b,t,...] -> features float[b,d]."""
@@ -45,6 +47,12 @@ def prepare_puppet(frame: np.ndarray) -> np.ndarray:
     return squashed(frame, 64, Image.Resampling.BOX) / np.float32(127.5) - 1
 
 
+def prepare_jepa(frame: np.ndarray) -> np.ndarray:
+    """uint8[h,w,3] -> float32[3,224,224] for V-JEPA: bilinear, 0..1, normalised by ImageNet's statistics."""
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in IMAGENET)
+    return (squashed(frame, 224, Image.Resampling.BILINEAR) / np.float32(255) - mean) / std
+
+
 def prepare_none(frame: np.ndarray) -> np.ndarray:
     """The frame uint8[h,w,3] itself: the network resizes inside."""
     return frame
@@ -53,30 +61,40 @@ def prepare_none(frame: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipStyle:
     """Cutting and preparation of clips. ``stride`` counts frames between starts of clips; ``steps`` describes
-    ``prepare``."""
+    ``prepare``, and ``estimate`` the ``distance`` of two sets."""
 
     metric: str
     length: int
     stride: int
     prepare: Callable[[np.ndarray], np.ndarray]
     steps: str
+    distance: Callable[[Moments, Moments], float] = frechet_distance
+    estimate: Mapping[str, Any] = field(default_factory=lambda: {"ddof": 1})
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.stride < 1:
             raise ValueError(f"clips of {self.length} frames every {self.stride}")
 
     def about(self) -> dict[str, Any]:
-        return {"clip_length": self.length, "clip_stride": self.stride, "preprocessing": self.steps, "ddof": 1}
+        return {
+            "clip_length": self.length, "clip_stride": self.stride, "preprocessing": self.steps, **self.estimate
+        }  # fmt: skip
 
 
 STYLES: dict[str, ClipStyle] = {}
 
 
-def _style(style: ClipStyle, title: str, features: str, *, source: str, network: str) -> None:
-    definition = (
-        f"Frechet distance of {features}; clips of {style.length} frames every {style.stride}, {style.steps}; unbiased "
-        "covariance"
-    )
+def _style(
+    style: ClipStyle,
+    title: str,
+    features: str,
+    *,
+    source: str,
+    network: str,
+    end: str = "unbiased covariance",
+    distance: str = "Frechet distance",
+) -> None:
+    definition = f"{distance} of {features}; clips of {style.length} frames every {style.stride}, {style.steps}; {end}"
     define(
         style.metric, title, "lower", definition, source=source, range="0..inf; falls with the number of clips",
         network=network,
@@ -111,6 +129,15 @@ _style(
     "FVD (puppet)", "128 features of this project's classifier of drawn figures (video.onnx)",
     source="this project; for drawn figures only", network="puppet_clip",
 )
+_style(
+    ClipStyle(metric="jedi", length=16, stride=16, prepare=prepare_jepa,
+              steps="bilinear (Pillow, float) squash to 224x224, ImageNet's mean and standard deviation",
+              distance=mmd_polynomial, estimate={"kernel": "(x . y / d)^2", "estimate": "biased, times 100"}),
+    "JEDi", "the 1280 features that the SSv2 probe pools from V-JEPA ViT-H/16 (vith16.pth.tar, ssv2-probe.pth.tar)",
+    source="Luo et al., 'Beyond FVD'; oooolga/JEDi, which leaves the size of frames and the cutting of clips to its "
+    "caller", network="vjepa", distance="maximum mean discrepancy",
+    end="kernel (x . y / d)^2, biased estimate times 100",
+)
 # fmt: on
 
 
@@ -144,7 +171,7 @@ class ClipWindows:
 @dataclass(slots=True)
 class ClipFeatures:
     """Features of one side's videos, streamed: ``add`` frames in order, ``finish`` at the end, then ``videos`` holds
-    the moments of each. Two of these (predicted, reference) make a ``frechet_value``; parts made apart ``merge``."""
+    the moments of each. Two of these (predicted, reference) make a ``set_distance``; parts made apart ``merge``."""
 
     style: ClipStyle
     network: ClipNetwork
@@ -195,13 +222,13 @@ class ClipFeatures:
             self.videos.setdefault(video, Moments()).merge(moments)
 
 
-def frechet_value(
+def set_distance(
     style: ClipStyle,
     predicted: Mapping[str, Moments],
     reference: Mapping[str, Moments],
     about: Mapping[str, Any] | None = None,
 ) -> Value:
-    """Frechet distance of a style between two sides (``ClipFeatures.videos``), for all videos together.
+    """Distance of a style between two sides (``ClipFeatures.videos``), for all videos together.
 
     The style's parameters, the numbers of clips and the videos too short for one are added to ``about``. Raises
     ``BadInput`` if a side has fewer than two clips.
@@ -210,7 +237,7 @@ def frechet_value(
     short = sorted(video for side in (predicted, reference) for video, moments in side.items() if not moments.count)
     return Value(
         metric=style.metric,
-        pooled=frechet_distance(ours, target),
+        pooled=style.distance(ours, target),
         count=ours.count,
         about={
             **(about or {}),

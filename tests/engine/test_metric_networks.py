@@ -18,7 +18,7 @@ from stableanimator_cli.engine.metric_networks import NETWORKS, Features, _funct
 from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.metrics.perceptual import Perceptual, lpips
 from stableanimator_cli.metrics.result import METRICS, Missing
-from stableanimator_cli.metrics.video import STYLES, ClipFeatures, frechet_value
+from stableanimator_cli.metrics.video import STYLES, ClipFeatures, set_distance
 from stableanimator_cli.puppets.scene import sample_scene
 from tests.nets import metric_nets
 from tests.tiny import CPU
@@ -273,7 +273,7 @@ def test_the_shipped_network_measures_videos_of_puppets():
             still.add(str(index), t, frames[0])
     for side in (clean, noisy, still):
         side.finish()
-    told = [frechet_value(style, side.videos, clean.videos, network.about) for side in (clean, noisy, still)]
+    told = [set_distance(style, side.videos, clean.videos, network.about) for side in (clean, noisy, still)]
     assert [value.count for value in told] == [9, 9, 9]
     assert told[0].about["dimensions"] == 128
     assert told[0].pooled == pytest.approx(0, abs=1e-6)

@@ -21,9 +21,12 @@ def test_every_metric_has_its_row():
 
 
 def test_files_and_digests_are_the_catalogues():
-    listed = {row.path: row for name in ("lpips", "i3d", "resnet3d", "puppet") for row in catalogue.entry(name).files}
-    rows = re.findall(r"^\| `(\S+\.(?:pth|pt|onnx))` \| (\S+) \| (.*) \|$", PAGE, re.MULTILINE)
-    assert len(rows) == 8
+    names = ("lpips", "i3d", "resnet3d", "puppet", "vjepa-vith16")
+    listed = {row.path: row for name in names for row in catalogue.entry(name).files}
+    for name in ("clip-vit-base-patch32", "dino-vits16"):  # whose files have one name
+        listed |= {f"{name}/{row.path}": row for row in catalogue.entry(name).files}
+    rows = re.findall(r"^\| `(\S+\.(?:pth|pt|onnx|bin|tar))` \| (\S+) \| (.*) \|$", PAGE, re.MULTILINE)
+    assert len(rows) == 12
     for name, size, told in rows:
         assert size == ("unknown" if listed[name].bytes is None else f"{listed[name].bytes:,}")
         digest = re.search(r"`([0-9a-f]{64})`", told)

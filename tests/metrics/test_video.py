@@ -18,12 +18,12 @@ from stableanimator_cli.metrics.video import (
     ClipFeatures,
     ClipStyle,
     ClipWindows,
-    frechet_value,
     pooled,
     prepare_disco,
     prepare_none,
     prepare_puppet,
     prepare_resnet,
+    set_distance,
 )
 
 NUMBERED = ClipStyle(metric="fvd_disco", length=4, stride=1, prepare=prepare_none, steps="as they are")
@@ -109,7 +109,7 @@ def test_puppets_are_halved_by_means_as_in_training():
 
 
 def test_styles_are_metrics_with_their_parameters():
-    assert list(STYLES) == ["fvd_disco", "fvd_stylegan_v", "fid_vid", "fvd_puppet"]
+    assert list(STYLES) == ["fvd_disco", "fvd_stylegan_v", "fid_vid", "fvd_puppet", "jedi"]
     for name, style in STYLES.items():
         spec = METRICS[name]
         assert spec.network
@@ -183,7 +183,7 @@ def test_parts_made_apart_are_the_whole():
 def test_the_distance_is_the_formula_over_all_clips_and_says_how_it_was_made():
     ours, theirs = footage(2, {"a": 20, "b": 30, "short": 2}), footage(3, {"a": 25, "b": 25})
     sides = [stream(ClipFeatures(NUMBERED, Counting()), videos).videos for videos in (ours, theirs)]
-    value = frechet_value(NUMBERED, sides[0], sides[1], {"network": "counting"})
+    value = set_distance(NUMBERED, sides[0], sides[1], {"network": "counting"})
     rows = []
     for videos in (ours, theirs):
         clips = [np.stack(frames[n : n + 4]) for frames in videos.values() for n in range(len(frames) - 3)]
@@ -206,7 +206,7 @@ def test_the_distance_is_the_formula_over_all_clips_and_says_how_it_was_made():
         "too_short": ["short"],
     }
     json.dumps(value.to_json(), allow_nan=False)
-    same = frechet_value(NUMBERED, sides[0], sides[0])
+    same = set_distance(NUMBERED, sides[0], sides[0])
     assert same.pooled == pytest.approx(0, abs=1e-9)
 
 
@@ -215,9 +215,9 @@ def test_one_clip_or_none_is_an_error(length):
     one = stream(ClipFeatures(NUMBERED, Counting()), footage(4, {"a": length})).videos
     many = stream(ClipFeatures(NUMBERED, Counting()), footage(5, {"a": 9})).videos
     with pytest.raises(BadInput, match=f"predicted videos: found {max(0, length - 3)} clip"):
-        frechet_value(NUMBERED, one, many)
+        set_distance(NUMBERED, one, many)
     with pytest.raises(BadInput, match="reference videos"):
-        frechet_value(NUMBERED, many, one)
+        set_distance(NUMBERED, many, one)
 
 
 def test_only_pictures_are_taken():

@@ -52,6 +52,7 @@ def csim_over_time(systems: Systems) -> Figure | None:
         if len(frames):
             _line(axes, frames, [table[:, frame] for frame in frames], name, style)
             drawn = True
+    axes.locator_params(axis="x", integer=True)
     return _with_legend(figure, axes) if drawn else None
 
 

@@ -187,11 +187,15 @@ def _inputs(config: EvaluateConfig, config_file: Path | None) -> list[Path]:
 
 def _links_in(folder: Path, levels: int = _LEVELS) -> Iterator[Path]:
     """Links in a folder of videos, through which a run reads what is elsewhere."""
-    for entry in sorted(folder.iterdir()) if levels and folder.is_dir() else ():
+    if not levels or not folder.is_dir():
+        return
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
         if entry.is_symlink():
-            yield entry
+            yield Path(entry.path)
         elif entry.is_dir():
-            yield from _links_in(entry, levels - 1)
+            yield from _links_in(Path(entry.path), levels - 1)
 
 
 def _check_output(output: Path, inputs: Sequence[Path], files: Sequence[Path]) -> None:

@@ -81,7 +81,7 @@ class EvaluateConfig:
         help="Leave out frames without a counterpart and list them; otherwise they are an error.")
     reference_picture: Path | None = option("--reference-picture", None, metavar="PICTURE|DIR",
         default_text="frame 0 of REFERENCE",
-        help="Image that was animated, or a folder with one per video, for CSIM.")
+        help="Image that was animated, or a folder with one per video, for CSIM, CLIP-I and DINO.")
     poses: Path | None = option("--poses", None, metavar="MOTION|DIR",
         default_text="read from REFERENCE by the detectors",
         help="Driving motion (.npz, OpenPose .json), or a folder with one per video.")

@@ -19,13 +19,16 @@ class Progress(Protocol):
 
 
 class Reporter(Protocol):
-    """Receives messages: ``info``, ``warning`` (the user should act), and ``progress`` of long work."""
+    """Receives messages: ``info``, ``warning`` (the user should act), and ``progress`` of long work.
+
+    ``initial`` is what an earlier run did: it counts as done, and not in the rate.
+    """
 
     def info(self, text: str) -> None: ...
 
     def warning(self, text: str) -> None: ...
 
-    def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress: ...
+    def progress(self, total: int | None, desc: str, unit: str = "frame", *, initial: int = 0) -> Progress: ...
 
 
 class NullProgress:
@@ -52,7 +55,7 @@ class NullReporter:
     def warning(self, text: str) -> None:
         pass
 
-    def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
+    def progress(self, total: int | None, desc: str, unit: str = "frame", *, initial: int = 0) -> Progress:
         return NullProgress()
 
 

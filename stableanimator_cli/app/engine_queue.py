@@ -72,8 +72,8 @@ class Job:
     def warning(self, text: str) -> None:
         self.messages.append(f"{WARNING}{text}")
 
-    def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
-        return _Bar(self, Stage(desc=desc, total=total, unit=unit))
+    def progress(self, total: int | None, desc: str, unit: str = "frame", *, initial: int = 0) -> Progress:
+        return _Bar(self, Stage(desc=desc, total=total, unit=unit, done=initial))
 
     def show(self, image: Image, step: object) -> None:
         """The ``on_preview`` of ``api.Animator``."""

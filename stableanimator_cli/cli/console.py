@@ -93,7 +93,7 @@ class Console:
             if data:
                 raise streams.failure(error) from error
 
-    def progress(self, total: int | None, desc: str, unit: str = "frame") -> Progress:
+    def progress(self, total: int | None, desc: str, unit: str = "frame", *, initial: int = 0) -> Progress:
         """Show progress of long work: ``with console.progress(len(frames), "decode") as bar: bar.update()``.
 
         ``total`` None: unknown. ``update(n, **fields)`` adds ``n`` and shows ``fields``. A terminal gets a bar, a file
@@ -103,8 +103,8 @@ class Console:
         if self.kind == "none":
             return NullProgress()
         if self.kind == "json":
-            return _JsonLines(total, desc, unit)
-        return _Bar(total, desc, unit) if sys.stderr.isatty() else _Lines(total, desc, unit)
+            return _JsonLines(total, desc, unit, initial)
+        return _Bar(total, desc, unit, initial) if sys.stderr.isatty() else _Lines(total, desc, unit, initial)
 
 
 _SHOW_WARNING = warnings.showwarning
@@ -167,10 +167,12 @@ def _plain(value: Any) -> Any:
 class _Bar(NullProgress):
     """tqdm on a terminal: task, progress, rate and time left."""
 
-    def __init__(self, total: int | None, desc: str, unit: str) -> None:
+    def __init__(self, total: int | None, desc: str, unit: str, initial: int) -> None:
         from tqdm import tqdm
 
-        self.bar = tqdm(total=total, desc=desc, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True, leave=True)
+        self.bar = tqdm(
+            total=total, initial=initial, desc=desc, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True, leave=True
+        )
 
     def update(self, n: int = 1, **fields: Any) -> None:
         if fields:
@@ -188,9 +190,9 @@ class _Lines(NullProgress):
 
     interval = LINES_INTERVAL
 
-    def __init__(self, total: int | None, desc: str, unit: str) -> None:
+    def __init__(self, total: int | None, desc: str, unit: str, initial: int) -> None:
         self.total, self.desc, self.unit = total, desc, unit
-        self.done = 0
+        self.done = self.initial = initial
         self.shown: int | None = None
         self.fields: dict[str, Any] = {}
         self.started = self.last = time.monotonic()
@@ -206,7 +208,7 @@ class _Lines(NullProgress):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.shown != self.done and (self.done or error is None):
+        if self.shown != self.done and (self.done > self.initial or error is None):
             self._show()
 
     def _show(self) -> None:
@@ -215,7 +217,8 @@ class _Lines(NullProgress):
 
     def _rate(self) -> float | None:
         seconds = time.monotonic() - self.started
-        return self.done / seconds if self.done and seconds > 0 else None
+        done = self.done - self.initial
+        return done / seconds if done and seconds > 0 else None
 
     def _seconds_left(self) -> float | None:
         rate = self._rate()

@@ -71,9 +71,8 @@ class Loop:
         """Train all remaining stages. Raises ``SaError``; written checkpoints stay."""
         stages = self.config.stage or ()
         hint = f"`sa train --resume {self.config.output}` resumes from the last checkpoint"
-        with self._reporter.progress(sum(stage.steps or 0 for stage in stages), "train", "step") as bar:
-            if self.position.step:
-                bar.update(self.position.step)
+        total = sum(stage.steps or 0 for stage in stages)
+        with self._reporter.progress(total, "train", "step", initial=self.position.step) as bar:
             try:
                 for index in range(self.position.stage, len(stages)):
                     if index != self.position.stage:

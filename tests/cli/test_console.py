@@ -67,6 +67,16 @@ def test_progress_as_json_says_how_far_how_fast_how_long(capsys: Captured, monke
     }  # fmt: skip
 
 
+def test_steps_of_an_earlier_run_do_not_count_in_the_rate(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.configure(progress="json").progress(100, "train", "step", initial=50) as bar:
+        now[0] += 100
+        bar.update(10)
+    line = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert (line["done"], line["rate"], line["seconds_left"]) == (60, 0.1, 400.0)
+
+
 def test_progress_without_a_total_or_after_a_failure_still_ends_with_a_line(capsys: Captured) -> None:
     def fail() -> None:
         with console.configure(progress="json").progress(None, "read", "frame") as bar:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stableanimator_cli.bench.counters import Counts, count_all
+from stableanimator_cli.bench.counters import Counts, count_all, count_flops
 from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.diffusion.face_optimization import Box
@@ -158,3 +159,39 @@ def cost_tables(*, networks: str, sizes: tuple[Size, ...], frames: int, chunk: i
             f"weights, per call (UNet), chunk (decoding) or frame (encoding). Face optimisation: one iteration without "
             f"the recogniser, a face of {face} pixels, float32.",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class CachedCost:
+    """FLOPs of one conditional UNet call: a ``full`` one, and by number of ``layers`` a shallow one with the bytes of
+    the deep features that are cached for it."""
+
+    full: int
+    layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+    def ratio(self, layers: int) -> float:
+        """FLOPs of a shallow call relative to a full one."""
+        return self.layers[layers][0] / self.full
+
+
+def cached_cost(
+    model: ModelFolder, size: tuple[int, int], frames: int, dtype: torch.dtype, layers: Sequence[int]
+) -> CachedCost:
+    """Count on the ``meta`` device, with the arguments of ``Engine.denoiser``."""
+    unet: Any = build_on_meta(model, "unet", dtype)
+    options = {"device": "meta", "dtype": dtype}
+    token, (width, height) = unet.config["cross_attention_dim"], (side // STRIDE for side in size)
+    inputs = (
+        torch.empty(1, frames, unet.config["in_channels"], height, width, **options),
+        1.0,
+        prepare_context(unet, torch.empty(1, 1, token, **options), torch.empty(1, unet.id_tokens, token, **options)),
+        torch.empty(1, 3, **options),
+        torch.empty(frames, unet.config["block_out_channels"][0], height, width, **options),
+    )
+    shallow: dict[int, tuple[int, int]] = {}
+    with torch.no_grad():
+        for count in layers:
+            _, deep = unet.forward_caching(*inputs, layers=count)
+            flops = count_flops(lambda n=count, d=deep: unet.forward_cached(*inputs, layers=n, deep=d))
+            shallow[count] = flops, deep.numel() * deep.element_size()
+        return CachedCost(count_flops(lambda: unet(*inputs)), shallow)

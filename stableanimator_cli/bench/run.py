@@ -15,6 +15,7 @@ from stableanimator_cli.bench import (
     drawing,
     evaluation,
     face_optimization,
+    frontier,
     gate,
     networks,
     preprocessing,
@@ -108,9 +109,10 @@ BENCHES: dict[str, Callable[[BenchRun], list[Table]]] = {
     "preprocess": _preprocess,
     "evaluate": _evaluate,
     "compare": _compare,
+    "frontier": frontier.measure_frontier,
     "gate": _gate,
 }
-_UNTIMED = {"cost", "long", "gate"}
+_UNTIMED = {"cost", "long", "frontier", "gate"}
 
 
 def run(*, flags: Mapping[str, Any], command: str, reporter: Reporter | None = None) -> BenchReport:

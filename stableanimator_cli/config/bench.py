@@ -12,7 +12,8 @@ from stableanimator_cli.config.schema import check_fields, option, require
 from stableanimator_cli.errors import ConfigError
 
 NAMES = (
-    "roofline", "cost", "unet", "vae", "sample", "long", "hjb", "train", "preprocess", "evaluate", "compare", "gate",
+    "roofline", "cost", "unet", "vae", "sample", "long", "hjb", "train", "preprocess", "evaluate", "compare",
+    "frontier", "gate",
 )  # fmt: skip
 CHANNELS_LAST, COMPILED = "channels-last", "compiled"
 UNET_VARIANTS = ("plain", "prepared", "batched", CHANNELS_LAST, COMPILED)
@@ -55,6 +56,14 @@ class BenchConfig:
     baseline: Path | None = option("--baseline", None, metavar="FILE.json", default_text="those that come with sa",
         help="gate: recorded counters.")
     accept: bool = option("--accept", False, help="gate: record the counters found.")
+    bench: str = option("--bench", "puppet", metavar="puppet|tiktok|DIR",
+        help="frontier: videos with a ground truth, as `sa evaluate --bench` takes them.")
+    data: Path | None = option("--data", None, metavar="DIR", default_text="$SA_DATA",
+        help="frontier: folder that holds tiktok/ or another published bench.")
+    search: int = option("--search", 4, metavar="N", ge=1, help="frontier: videos, by name, that choose the settings.")
+    clips: int = option("--clips", 8, metavar="N", ge=1, help="frontier: further videos that measure them.")
+    work: Path = option("--work", Path("frontier"), metavar="DIR",
+        help="frontier: folder of what was measured; the same command resumes it.")
     device: str = device_option(None)
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto",
         help="Floating-point type of the networks.")

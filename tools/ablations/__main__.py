@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.bench.rows import ResumableRows, Row, read_rows, weight_digests
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.readers import read_json
@@ -27,7 +28,7 @@ from tools.ablations.commands import Command, on_sigterm, python
 from tools.ablations.page import UPPER, text_of, to_json
 from tools.ablations.scores import People, Scorer, write_sheet
 from tools.ablations.training import EXPERIMENTS, STAGES, VARIANTS, Experiment, Stage, Trainer
-from tools.bench.resumable import ResumableRows, Row, page_section, read_rows, weight_digests, write_section
+from tools.bench.pages import page_section, write_section
 from tools.command import exit_code_of, report
 
 PILOT = ("ours", "addition")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,18 @@ import numpy as np
 import torch
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.bench.counters import count_flops
-from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model
+from stableanimator_cli.bench.cost import CachedCost, cached_cost
+from stableanimator_cli.bench.networks import FULL, open_bench_model
 from stableanimator_cli.bench.results import Table
+from stableanimator_cli.bench.rows import ResumableRows, weight_digests
 from stableanimator_cli.config.animate import DeviceConfig, SamplingConfig
 from stableanimator_cli.config.parse import Guidance, parse_cache_interval, parse_interval
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.memory.render import prepare_context
 from stableanimator_cli.engine.render import Timings, render
 from stableanimator_cli.errors import SaError
-from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
+from stableanimator_cli.records import NETWORKS, ModelFolder
+from tools.bench.pages import collect, column, mean_interval, page_section, write_section
 from tools.bench.puppet_decoder import psnr
 from tools.bench.puppet_model import (
     ROLES,
@@ -40,15 +41,6 @@ from tools.bench.puppet_model import (
     open_clip,
     request_of,
     score_output,
-)
-from tools.bench.resumable import (
-    ResumableRows,
-    collect,
-    column,
-    mean_interval,
-    page_section,
-    weight_digests,
-    write_section,
 )
 from tools.command import report_error
 from tools.puppet_training.heldout import SIZE, open_scene, read_list
@@ -147,41 +139,7 @@ def compare_clip(engine: Engine, detectors: OutputDetectors, trial: Approximatio
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """FLOPs of one conditional UNet call: a ``full`` one, and by number of ``layers`` a shallow one with the bytes of
-    the deep features that are cached for it."""
-
-    full: int
-    layers: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-
-    def ratio(self, layers: int) -> float:
-        """FLOPs of a shallow call relative to a full one."""
-        return self.layers[layers][0] / self.full
-
-
-def cost(model: ModelFolder, size: tuple[int, int], frames: int, dtype: torch.dtype, layers: Sequence[int]) -> Cost:
-    """Count on the ``meta`` device, with the arguments of ``Engine.denoiser``."""
-    unet: Any = build_on_meta(model, "unet", dtype)
-    options = {"device": "meta", "dtype": dtype}
-    token, (width, height) = unet.config["cross_attention_dim"], (side // STRIDE for side in size)
-    inputs = (
-        torch.empty(1, frames, unet.config["in_channels"], height, width, **options),
-        1.0,
-        prepare_context(unet, torch.empty(1, 1, token, **options), torch.empty(1, unet.id_tokens, token, **options)),
-        torch.empty(1, 3, **options),
-        torch.empty(frames, unet.config["block_out_channels"][0], height, width, **options),
-    )
-    shallow: dict[int, tuple[int, int]] = {}
-    with torch.no_grad():
-        for count in layers:
-            _, deep = unet.forward_caching(*inputs, layers=count)
-            flops = count_flops(lambda n=count, d=deep: unet.forward_cached(*inputs, layers=n, deep=d))
-            shallow[count] = flops, deep.numel() * deep.element_size()
-        return Cost(count_flops(lambda: unet(*inputs)), shallow)
-
-
-def losses(clips: Sequence[Clip], trial: ApproximationRun, cost: Cost) -> Table:
+def losses(clips: Sequence[Clip], trial: ApproximationRun, cost: CachedCost) -> Table:
     """One row per setting: its savings, and its figures with their differences from the exact path."""
     settings = {setting.name: setting for setting in trial.settings()}
 
@@ -222,7 +180,7 @@ def losses(clips: Sequence[Clip], trial: ApproximationRun, cost: Cost) -> Table:
 def savings(layers: Sequence[int]) -> Table:
     """FLOPs of shallow calls of the released shapes, and bytes cached for them."""
     size, frames = RELEASED
-    counted = cost(open_bench_model(FULL), size, frames, torch.bfloat16, layers)
+    counted = cached_cost(open_bench_model(FULL), size, frames, torch.bfloat16, layers)
     rows = []
     for count in layers:
         ratio = counted.ratio(count)
@@ -266,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             compare_settings(trial, options.work),
             lambda clip: "; ".join(f"{name} {row['psnr']:.2f} dB" for name, row in clip.items()),
         )
-        own = cost(catalogue.open_model(trial.model), SIZE, 8, torch.float32, trial.layers)
+        own = cached_cost(catalogue.open_model(trial.model), SIZE, 8, torch.float32, trial.layers)
         tables = losses(clips, trial, own), savings(trial.layers)
         text = "\n\n".join(table.markdown() for table in tables)
         section = page_section("Approximate speed and its loss", "tools.bench.approximations", arguments, text)

@@ -31,6 +31,7 @@ from torch import Tensor
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench.harness import Interval, bootstrap_interval
 from stableanimator_cli.bench.results import Table
+from stableanimator_cli.bench.rows import ResumableRows, weight_digests
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.diffusion.windows import Blend, WindowPlan, plan_windows
 from stableanimator_cli.engine.decoder import to_uint8
@@ -41,16 +42,8 @@ from stableanimator_cli.errors import SaError
 from stableanimator_cli.metrics.seams import seam_score, window_borders
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 from stableanimator_cli.records import NETWORKS, ModelFolder
+from tools.bench.pages import collect, column, mean_interval, page_section, write_section
 from tools.bench.puppet_model import ROLES, OutputDetectors, open_clip, request_of, score_output
-from tools.bench.resumable import (
-    ResumableRows,
-    collect,
-    column,
-    mean_interval,
-    page_section,
-    weight_digests,
-    write_section,
-)
 from tools.command import report_error
 from tools.puppet_training.heldout import SIZE
 

@@ -31,6 +31,7 @@ import numpy as np
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.bench.harness import Interval, bootstrap_interval
+from stableanimator_cli.bench.rows import ResumableRows, weight_digests
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.face import FaceReader
@@ -40,9 +41,9 @@ from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 from stableanimator_cli.records import NETWORKS, ModelFolder
+from tools.bench.pages import collect, page_section, write_section
 from tools.bench.puppet_decoder import psnr
 from tools.bench.puppet_figures import embed
-from tools.bench.resumable import ResumableRows, collect, page_section, weight_digests, write_section
 from tools.command import report_error
 
 MODES: dict[str, dict[str, Any]] = {

@@ -2,15 +2,22 @@
 
 ``python -m tools.puppet_training.heldout`` writes ``heldout.json`` again. Scenes are from the test split, in a range of
 indices that no other list uses. At least four of the eight frames of each clip show a face.
+
+``python -m tools.puppet_training.heldout FOLDER`` writes a folder for ``sa bench frontier --bench FOLDER --search 4
+--clips 50``: four clips of other people, on which settings are chosen, before the fifty.
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.sample import derive_rng
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 
@@ -18,6 +25,7 @@ LIST = Path(__file__).with_name("heldout.json")
 SIZE = (256, 256)
 FRAMES = 8
 _FIRST = 120_000
+_RATE = Fraction(8)
 
 
 def select_clips(seed: int = 17, count: int = 50) -> list[dict[str, int]]:
@@ -43,5 +51,23 @@ def read_list() -> list[dict[str, int]]:
     return json.loads(LIST.read_text(encoding="utf-8"))
 
 
+def write_bench(folder: Path, *, search: int = 4, count: int = 50) -> None:
+    """Write the first ``search`` entries of split ``val``, then ``count`` of the list, as ``sa evaluate --bench`` reads
+    them: lossless videos, references at twice their size, motions."""
+    entries = [*((entry, "val") for entry in read_list()[:search]), *((entry, "test") for entry in read_list()[:count])]
+    for name in ("videos", "references", "poses"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for number, (entry, split) in enumerate(entries):
+        scene, name = open_scene(entry, split), f"{number:03d}"
+        with VideoWriter(folder / "videos" / f"{name}.mp4", SIZE, _RATE, lossless=True) as video:
+            for frame in scene.clip():
+                video.write(frame.image)
+        write_picture(folder / "references" / f"{name}.png", scene.reference((2 * SIZE[0], 2 * SIZE[1])).image)
+        save_motion(folder / "poses" / f"{name}.npz", scene.motion())
+
+
 if __name__ == "__main__":
-    LIST.write_text("[\n" + ",\n".join(map(json.dumps, select_clips())) + "\n]\n", encoding="utf-8")
+    if sys.argv[1:]:
+        write_bench(Path(sys.argv[1]))
+    else:
+        LIST.write_text("[\n" + ",\n".join(map(json.dumps, select_clips())) + "\n]\n", encoding="utf-8")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
+from stableanimator_cli.bench.frontier_cases import sharpness
 from tools.bench.puppet_decoder import psnr as error_psnr
-
-_LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def face_slice(box: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]:
@@ -22,14 +20,7 @@ def psnr(image: np.ndarray, target: np.ndarray) -> float:
     return error_psnr(image.astype(np.float64) - target.astype(np.float64))
 
 
-def laplacian_rms(image: np.ndarray, region: tuple[slice, slice]) -> float:
-    """Root mean square of the Laplacian of the luma inside ``region``."""
-    luma = np.ascontiguousarray(image.astype(np.float64) @ _LUMA)
-    return float(np.sqrt(np.square(cv2.Laplacian(luma, cv2.CV_64F)[region]).mean()))
-
-
 def face_scores(image: np.ndarray, target: np.ndarray, box: np.ndarray) -> tuple[float, float]:
     """PSNR inside the face box, and sharpness there relative to the target's (1 is as sharp)."""
     region = face_slice(box, (target.shape[1], target.shape[0]))
-    sharp = laplacian_rms(image, region) / max(laplacian_rms(target, region), 1e-9)
-    return psnr(image[region], target[region]), sharp
+    return psnr(image[region], target[region]), sharpness(image, target, region)

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from stableanimator_cli.bench.cost import CachedCost
 from stableanimator_cli.bench.networks import open_bench_model
 from tools.bench import approximations
-from tools.bench.approximations import GUIDED, PLAIN, ApproximationRun, Cost, losses, main
+from tools.bench.approximations import GUIDED, PLAIN, ApproximationRun, losses, main
 from tools.puppet_training.heldout import open_scene
 
 CACHED, WITHIN = "--cache-features 2", "--guidance 2 --guidance-interval 0.5:50"
 TRIAL = ApproximationRun(features=(2,), layers=(2,))
-COST = Cost(100, {2: (20, 0)})
+COST = CachedCost(100, {2: (20, 0)})
 
 
 def row(psnr: float, limbs: float | None, own: float | None, unet: int, shallow: int = 0, near: Any = None) -> dict:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from stableanimator_cli.bench.rows import ResumableRows, read_rows
 from stableanimator_cli.errors import BadInput, ConfigError
-from tools.bench.resumable import ResumableRows, command_line, read_rows
+from tools.bench.pages import command_line
 from tools.command import report_error
 
 HEADER = {"frames": 2, "seed": 0}

@@ -1,26 +1,20 @@
-"""Long measurements: a resumable file of JSON lines below a header, and the parts that their commands share."""
+"""Rows of a long measurement, stored as JSON lines below a header of its settings, so that it can be resumed."""
 
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 
-from stableanimator_cli.bench.harness import Interval, bootstrap_interval
-from stableanimator_cli.bench.results import environment, page_heading, update_page
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.readers import read_json_lines
 from stableanimator_cli.records import ModelFolder
-from tools.command import report
 
 Row = dict[str, Any]
-T = TypeVar("T")
 
 
 class ResumableRows:
@@ -80,46 +74,3 @@ def _finite(value: Any) -> Any:
 def weight_digests(model: ModelFolder, roles: Iterable[str]) -> dict[str, str]:
     """The start of the sha256 of each network, for a header."""
     return {role: sha256_of(model.files[role])[:12] for role in roles}
-
-
-def collect(rows: Iterable[T], describe: Callable[[T], str]) -> list[T]:
-    """All rows; each is reported as soon as it is measured."""
-    measured = []
-    for row in rows:
-        report(f"{len(measured)}: {describe(row)}")
-        measured.append(row)
-    return measured
-
-
-def column(clips: Sequence[Mapping[str, Row]], variant: str, figure: str) -> np.ndarray:
-    """A figure of one variant by clip, float64[n]; NaN for a clip without it."""
-    values = (clip[variant][figure] for clip in clips)
-    return np.array([np.nan if value is None else value for value in values], np.float64)
-
-
-def mean_interval(values: np.ndarray) -> Interval | None:
-    """Mean and bootstrap interval of the finite values; None if there are none."""
-    finite = values[np.isfinite(values)]
-    return bootstrap_interval(finite, np.mean) if len(finite) else None
-
-
-def page_section(title: str, module: str, arguments: Sequence[str], text: str) -> str:
-    """A generated section of a Markdown page: title, command and machine above the text."""
-    return f"{page_heading(title, command_line(module, arguments), environment(torch.device('cpu')))}\n\n{text}"
-
-
-def write_section(page: Path | None, name: str, section: str) -> None:
-    """Put a section between its markers; nothing without a page."""
-    if page is not None:
-        update_page(page, {name: section})
-
-
-def command_line(module: str, arguments: Sequence[str]) -> str:
-    """The command for a page: folders by their last name only, without ``--page`` and ``--minutes``."""
-    shown, rest = [], iter(arguments)
-    for argument in rest:
-        if argument in ("--page", "--minutes"):
-            next(rest, None)
-        else:
-            shown.append(Path(argument).name if "/" in argument else argument)
-    return shlex.join(["python", "-m", module, *shown])

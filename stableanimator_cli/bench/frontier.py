@@ -1,0 +1,225 @@
+"""``sa bench frontier``: which fewer network calls lose nothing that can be seen, on videos with a ground truth.
+
+Three rounds. The first renders a few videos with every schedule, solver and number of steps. The second varies guidance
+and cached features of the best of them. The third measures what is left on all other videos, beside 25 steps with
+guidance in each (``BASELINE``) and beside the model's own settings. Losses are paired by video. A setting is without a
+visible loss if no 95 % interval of its four figures excludes 0 on the worse side.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli.animate.run import resolve_config
+from stableanimator_cli.api import Animator
+from stableanimator_cli.bench.context import BenchRun
+from stableanimator_cli.bench.cost import cached_cost
+from stableanimator_cli.bench.frontier_cases import FIGURES, LOWER_IS_BETTER, FrontierCase, open_cases
+from stableanimator_cli.bench.harness import Interval
+from stableanimator_cli.bench.results import Table
+from stableanimator_cli.bench.rows import ResumableRows, Row, weight_digests
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.engine.denoiser_calls import denoiser_calls
+from stableanimator_cli.files import locked_output
+from stableanimator_cli.metrics.paired import bca_interval
+from stableanimator_cli.records import NETWORKS, ModelFolder
+
+STEPS = (4, 6, 8, 10)
+SCHEDULES = ("karras", "ays")
+SAMPLERS = ("euler", "dpmpp_2m")
+INTERVALS = ("off", "0.3:5", "0.3:20", "0.1:2")
+TOLERANCE = {"face": 0.2, "sharpness": 0.03, "identity": 0.01, "keypoints": 0.003}
+"""Losses at which the first two rounds, whose few videos have wide intervals, no longer count a setting as good."""
+SURVIVORS = 3
+_INTERVAL = INTERVALS[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Options of ``sa animate`` by name."""
+
+    flags: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, **flags: Any) -> Setting:
+        return cls(tuple(flags.items()))
+
+    def varied(self, **flags: Any) -> Setting:
+        return Setting(tuple({**dict(self.flags), **flags}.items()))
+
+    @property
+    def name(self) -> str:
+        shown = (f"--{name.replace('_', '-')} {value}" for name, value in self.flags)
+        return " ".join(shown) or "the model's own"
+
+
+BASELINE = Setting.of(steps=25, guidance_interval="off", schedule="karras", sampler="euler")
+OWN = Setting.of()
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Network ``calls`` of a video of one window, how many of them are ``shallow``, and ``full_calls``: as many calls
+    of the whole network have the same FLOPs."""
+
+    calls: int
+    shallow: int
+    full_calls: float
+
+
+class Frontier:
+    """Renders cases in settings, and stores a row of figures for each, so that a run can be resumed."""
+
+    def __init__(self, animator: Animator, model: ModelFolder, work: Path, tick: Callable[[], object]) -> None:
+        self._animator, self._model, self._tick = animator, model, tick
+        header = {"model": model.name, "files": weight_digests(model, NETWORKS)}
+        self._file = ResumableRows(work / "rows.jsonl", header)
+        self._rows = {(row["setting"], row["case"]): row for row in self._file.rows}
+        self._shallow: dict[int, float] = {}
+
+    def config(self, setting: Setting) -> AnimateConfig:
+        flags = {"model": self._model.name, "preset": "fast", "reference": Path("r"), "motion": Path("m"),
+                 "output": Path("o.mp4")}  # fmt: skip
+        return resolve_config({**flags, **dict(setting.flags)}, None)[0]
+
+    def cost(self, setting: Setting) -> Cost:
+        config = self.config(setting)
+        calls = denoiser_calls(config.sampling)
+        shallow = sum(1 + call.guided for call in calls if not call.refresh)
+        total = sum(1 + call.guided for call in calls)
+        ratio = self._shallow_ratio(config) if shallow else 1.0
+        return Cost(total, shallow, total - shallow + ratio * shallow)
+
+    def rows(self, setting: Setting, cases: Sequence[FrontierCase]) -> list[Row]:
+        """One row per case. Missing ones are rendered; an equal sampling is rendered once, whatever its options."""
+        found = []
+        for case in cases:
+            row = self._rows.get((setting.name, case.key))
+            if row is None:
+                flags = {"preset": "fast", "size": "x".join(map(str, case.size)), **dict(setting.flags)}
+                frames = list(self._animator.frames(case.case.reference, case.case.motion, **flags))
+                row = {"setting": setting.name, "case": case.key, **case.score(frames)}
+                self._file.append(row)
+                self._rows[setting.name, case.key] = row
+            self._tick()
+            found.append({name: math.nan if value is None else value for name, value in row.items()})
+        return found
+
+    def losses(self, setting: Setting, against: Setting, cases: Sequence[FrontierCase]) -> dict[str, np.ndarray]:
+        """By figure, float64[n] of cases: how much worse than ``against``."""
+        pairs = list(zip(self.rows(setting, cases), self.rows(against, cases), strict=True))
+        losses = {}
+        for name in FIGURES:
+            gain = np.array([mine[name] - theirs[name] for mine, theirs in pairs], np.float64)
+            losses[name] = gain if name in LOWER_IS_BETTER else -gain
+        return losses
+
+    def _shallow_ratio(self, config: AnimateConfig) -> float:
+        layers = config.sampling.cache_layers
+        if layers not in self._shallow:
+            import torch
+
+            counted = cached_cost(self._model, config.size, config.windows.length, torch.float32, (layers,))
+            self._shallow[layers] = counted.ratio(layers)
+        return self._shallow[layers]
+
+
+def first_round() -> list[Setting]:
+    """Every schedule, solver and number of steps, guided where details are made."""
+    return [
+        Setting.of(steps=steps, schedule=schedule, sampler=sampler, guidance_interval=_INTERVAL)
+        for steps, schedule, sampler in itertools.product(STEPS, SCHEDULES, SAMPLERS)
+    ]
+
+
+def second_round(best: Iterable[Setting]) -> list[Setting]:
+    """Other intervals of guidance, and cached deep features."""
+    intervals = [interval for interval in INTERVALS if interval != _INTERVAL]
+    changes = [*({"guidance_interval": interval} for interval in intervals), {"cache_features": 2}]
+    return [setting.varied(**change) for setting in best for change in changes]
+
+
+def survivors(frontier: Frontier, settings: Sequence[Setting], cases: Sequence[FrontierCase]) -> list[Setting]:
+    """The cheapest settings whose mean losses are within ``TOLERANCE``, then those that come nearest to it."""
+
+    def excess(setting: Setting) -> float:
+        losses = frontier.losses(setting, BASELINE, cases)
+        return max(_mean(values) / TOLERANCE[name] for name, values in losses.items())
+
+    ranked = sorted(settings, key=lambda setting: (max(1.0, excess(setting)), frontier.cost(setting).full_calls))
+    return ranked[:SURVIVORS]
+
+
+def measure_frontier(bench: BenchRun) -> list[Table]:
+    """Search, then measure; see the module."""
+    config = bench.config
+    model = bench.model()
+    work = config.work
+    with (
+        locked_output(work, "sa bench frontier", folder=True),
+        Animator(model=str(model.path), device=config.device, dtype=config.dtype) as animator,
+    ):
+        frontier = Frontier(animator, model, work, bench.tick)
+        size = config.size or frontier.config(OWN).size
+        cases = open_cases(
+            model, bench=config.bench, data=config.data, count=config.search + config.clips, work=work / "cases",
+            size=size, device=config.device,
+        )  # fmt: skip
+        trial, rest = cases[: config.search], cases[config.search :]
+        best = survivors(frontier, first_round(), trial)
+        searched = list(dict.fromkeys([*first_round(), *second_round(best)]))
+        chosen = survivors(frontier, searched, trial)
+        search = table_of(frontier, searched, trial, "Search")
+        measured = table_of(frontier, [BASELINE, OWN, *chosen], rest, "Measured")
+    return [measured, search]
+
+
+def table_of(frontier: Frontier, settings: Sequence[Setting], cases: Sequence[FrontierCase], title: str) -> Table:
+    """Settings by their cost, with figures and losses against ``BASELINE``."""
+    base = frontier.cost(BASELINE).full_calls
+    rows = [_row(frontier, setting, cases, base) for setting in settings]
+    rows.sort(key=lambda row: -row["full calls"])
+    note = (
+        f"{len(cases)} videos, paired with `{BASELINE.name}`: losses are above 0 if the setting is worse, with 95 % "
+        "BCa intervals over videos from five on. Calls are per window; a full call has the FLOPs of the whole network. "
+        "Sharpness is the RMS of the luma's Laplacian in the face over the truth's, at most 1."
+    )
+    return Table(title=f"{title}: calls against quality", rows=rows, note=note)
+
+
+def _row(frontier: Frontier, setting: Setting, cases: Sequence[FrontierCase], base: float) -> dict[str, Any]:
+    cost = frontier.cost(setting)
+    row: dict[str, Any] = {
+        "setting": setting.name, "calls": cost.calls, "of them shallow": cost.shallow, "full calls": cost.full_calls,
+        "times fewer FLOPs": base / cost.full_calls,
+    }  # fmt: skip
+    rows, losses = frontier.rows(setting, cases), frontier.losses(setting, BASELINE, cases)
+    seen = False
+    for name, title in FIGURES.items():
+        row[title] = _mean(np.array([one[name] for one in rows]))
+        loss = _interval(losses[name])
+        row[f"{title}: loss"] = loss
+        seen |= loss is not None and loss.low > 0
+    row["loss seen"] = None if setting == BASELINE or len(cases) < 5 else seen
+    return row
+
+
+def _interval(values: np.ndarray) -> Interval | None:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return None
+    found = bca_interval(finite)
+    low, high = (math.nan, math.nan) if found is None else found
+    return Interval(float(finite.mean()), low, high)
+
+
+def _mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else math.nan

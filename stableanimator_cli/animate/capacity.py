@@ -5,14 +5,12 @@ Only the configs of the model are read; its weights need not be downloaded.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate import reference_face
@@ -22,7 +20,7 @@ from stableanimator_cli.animate.run import resolve_config
 from stableanimator_cli.cards import find_card
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.device import DevicePlan, available_memory
 from stableanimator_cli.engine.memory.duration import estimate_duration
 from stableanimator_cli.engine.memory.fit import fit_to_limit
 from stableanimator_cli.engine.memory.render import MemoryEstimator
@@ -69,8 +67,11 @@ def examine_model(
     named = None if card is None else find_card(card)
     plan = DevicePlan.of(config.device, named)
     width, height = config.size
-    estimator = MemoryEstimator(model=found, device=plan.device, dtype=plan.dtype, size=config.size, frames=frames)
-    memory, available = estimator.of(config), named.bytes if named else available_memory(plan.device)
+    available = named.bytes if named else available_memory(plan.device)
+    estimator = MemoryEstimator(
+        model=found, device=plan.device, dtype=plan.dtype, size=config.size, frames=frames, available=available
+    )
+    memory = estimator.of(config)
     limit = int(available * _SPARE)
     chosen: tuple[Any, ...] = ()
     fits, problem = memory.total <= limit, ""
@@ -108,18 +109,6 @@ def examine_model(
         "download": fetch.to_json(),
     }  # fmt: skip
     return Capacity(fits=fits, data=data, lines=tuple(lines), message=f"{found.name} at {width}x{height} {verdict}")
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes of memory of a CUDA card, else of this machine or the control group that limits it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return total
-    return min(total, int(limit)) if limit.isdecimal() else total
 
 
 def _request(config: AnimateConfig, frames: int) -> RenderRequest:

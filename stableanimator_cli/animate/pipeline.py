@@ -32,7 +32,7 @@ from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.denoiser_calls import denoiser_calls, resumable_steps
-from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.device import DevicePlan, available_memory
 from stableanimator_cli.engine.engine import Distribute, Engine, EngineCache
 from stableanimator_cli.engine.memory.duration import estimate_duration
 from stableanimator_cli.engine.memory.fit import Choice, fit_to_limit
@@ -175,7 +175,10 @@ def open_inputs(
     read_motion = functools.cache(
         lambda: open_driving(requested, reporter, detectors=detectors, reference=image, count_only=plan_only)
     )
-    estimator = functools.partial(MemoryEstimator, model=model, device=plan.device, dtype=plan.dtype, size=config.size)
+    estimator = functools.partial(
+        MemoryEstimator, model=model, device=plan.device, dtype=plan.dtype, size=config.size,
+        available=card.bytes if card else available_memory(plan.device),
+    )  # fmt: skip
     choices: tuple[Choice, ...] = ()
     if config.device.max_memory is not None:
         frames = len(read_motion().skeletons) + (config.windows.anchor == "reference")

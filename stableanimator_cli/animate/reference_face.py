@@ -13,8 +13,10 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.detect.face import load_embedding
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings, RefineLogEntry
+from stableanimator_cli.engine.device import available_memory
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.face_optimization import SMALLEST, FaceBox, face_optimization, pixel_boxes
+from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.progress import Reporter
@@ -154,6 +156,10 @@ def build_face_optimization(
             reporter.warning(f"no face is optimised: no face found in {config.reference.name}, only --face-embedding")
         return None
     width, height = driving.skeletons.size
+    estimator = MemoryEstimator(
+        model=engine.model, device=engine.plan.device, dtype=engine.plan.dtype, size=(width, height),
+        frames=len(driving.skeletons), available=available_memory(engine.plan.device),
+    )  # fmt: skip
     boxes = driving.faces
     references = [FaceBox(image=image, box=face.box) for face in reference.faces]
     if boxes is not None and not np.isfinite(boxes).all(axis=-1).any():
@@ -206,6 +212,7 @@ def build_face_optimization(
         full_frame=settings.region == "frame",
         margin=settings.crop_margin,
         has_anchor=config.windows.anchor == "reference",
+        checkpointed=estimator.checkpointed(config),
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from stableanimator_cli.animate.run import resolve_config
 from stableanimator_cli.api import Animator
+from stableanimator_cli.bench import frontier_plot
 from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.cost import cached_cost
 from stableanimator_cli.bench.frontier_cases import FIGURES, LOWER_IS_BETTER, FrontierCase, open_cases
@@ -160,6 +161,8 @@ def survivors(frontier: Frontier, settings: Sequence[Setting], cases: Sequence[F
 def measure_frontier(bench: BenchRun) -> list[Table]:
     """Search, then measure; see the module."""
     config = bench.config
+    if config.plot is not None:
+        frontier_plot.check(config.plot)
     model = bench.model()
     work = config.work
     with (
@@ -178,6 +181,8 @@ def measure_frontier(bench: BenchRun) -> list[Table]:
         chosen = survivors(frontier, searched, trial)
         search = table_of(frontier, searched, trial, "Search")
         measured = table_of(frontier, [BASELINE, OWN, *chosen], rest, "Measured")
+    if config.plot is not None:
+        frontier_plot.write(config.plot, measured, search)
     return [measured, search]
 
 

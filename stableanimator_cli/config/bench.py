@@ -64,6 +64,8 @@ class BenchConfig:
     clips: int = option("--clips", 8, metavar="N", ge=1, help="frontier: further videos that measure them.")
     work: Path = option("--work", Path("frontier"), metavar="DIR",
         help="frontier: folder of what was measured; the same command resumes it.")
+    plot: Path | None = option("--plot", None, metavar="FILE.pdf|png",
+        help="frontier: also draw quality against calls. Needs matplotlib.")
     device: str = device_option(None)
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = option("--dtype", "auto",
         help="Floating-point type of the networks.")
@@ -82,7 +84,8 @@ class BenchConfig:
             raise ConfigError("--size", size, f"sides that are multiples of {STRIDE}, {MIN_SIDE} or more")
         for flag, value, bench in (
             ("--accept", self.accept and "on", "gate"), ("--video", self.video, "preprocess"),
-            ("--against", self.against, "compare"),
+            ("--against", self.against, "compare"), ("--plot", self.plot, "frontier"),
+            ("--data", self.data, "frontier"),
         ):  # fmt: skip
             if value and bench not in self.names:
                 hint = f"sa bench {bench} {flag}" if value == "on" else None

@@ -62,7 +62,8 @@ class RefineConfig:
 
     ``face`` ``auto`` is ``crop`` if the model has a recogniser and the reference a face, else ``off``. ``steps`` None
     is the released share, 0:21 of 25, of any number of steps. ``mask_dilation`` and ``crop_margin`` are latents around
-    a face box that change, and that are decoded.
+    a face box that change, and that are decoded. ``checkpointing`` of ``full`` recomputes the decoder's blocks in the
+    backward pass: a tenth of the memory, a third more work; ``auto`` is ``on`` unless the predicted memory is there.
     """
 
     # fmt: off
@@ -89,6 +90,7 @@ class RefineConfig:
     gate_retries: int = option("--gate-retries", 0, formerly="redraw", old_flag="--redraw", metavar="N",
         panel=REFINE, ge=0, le=100,
         help="Sample windows that fail --min-csim again with other noise, at most N times.")
+    checkpointing: Literal["auto", "on", "off"] = option("refine.checkpointing", "auto")
     mask_dilation: int = option("refine.mask_dilation", 4, formerly="reach", ge=0)
     crop_margin: int = option("refine.crop_margin", 8, formerly="margin")
     # fmt: on

@@ -85,7 +85,8 @@ Detect = Callable[[Tensor, Sequence[int]], Sequence[Target]]
 
 @dataclass(frozen=True, slots=True)
 class RefineLogEntry:
-    """One refined step: mean cosine over faces before and after, number of faces, and of frames with a face."""
+    """One refined step: mean cosine over faces in its first iteration (``before``) and in its last (``after``, which
+    the last update is not part of: measuring it would cost a decode), number of faces, and of frames with a face."""
 
     step: int
     before: float
@@ -141,21 +142,18 @@ class FaceOptimization:
         adam = torch.optim.Adam([variable], lr=self.settings.lr_at(step))
         mask = self._mask(denoised) if self.settings.mode == "crop" or self.settings.anchor == "background" else None
         faces = self._count_faces(range(len(denoised)))
-        before = 0.0
+        similarities: list[float] = []
         chunks = list(self._chunks(len(denoised)))
         crops = self.settings.mode == "crop"
         with self.decoder.with_recorded_stats(denoised, chunks) if crops else nullcontext():
-            for iteration in range(self.settings.iterations):
+            for _ in range(self.settings.iterations):
                 adam.zero_grad()
-                similarity = sum(self._backward(variable, chunk, faces) for chunk in chunks)
-                if iteration == 0:
-                    before = similarity / faces
+                similarities.append(sum(self._backward(variable, chunk, faces) for chunk in chunks) / faces)
                 if mask is not None and variable.grad is not None:
                     variable.grad.mul_(mask)  # Adam normalises gradients: only zeros do not move
                 adam.step()
-            with torch.no_grad():
-                after = sum(self._similarities(variable, chunk).sum().item() for chunk in chunks)
-        self.log.append(RefineLogEntry(step.index, before, after / faces, faces, self._count_frames(len(denoised))))
+        frames = self._count_frames(len(denoised))
+        self.log.append(RefineLogEntry(step.index, similarities[0], similarities[-1], faces, frames))
         return variable.detach()
 
     def _backward(self, variable: Tensor, chunk: range, faces: int) -> float:

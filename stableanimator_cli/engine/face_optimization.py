@@ -55,16 +55,18 @@ def face_optimization(
     full_frame: bool = False,
     margin: int = 8,
     has_anchor: bool = False,
+    checkpointed: bool = True,
 ) -> FaceOptimization:
     """The hook that keeps ``references[k]`` in ``boxes[:, k]`` (float[t,p,4], output pixels of ``size``).
 
     ``boxes`` None: the largest face of each frame is detected in the denoised estimates. With ``has_anchor`` frame 0 is
     skipped, which is not part of the output. ``full_frame`` compares the full decoded frame instead of the box: the
-    paper's Algorithm 1 names no crop. Raises ``BadInput`` if a reference's embedding cannot be computed.
+    paper's Algorithm 1 names no crop. ``checkpointed``: see ``FaceDecoder``. Raises ``BadInput`` if a reference's
+    embedding cannot be computed.
     """
     with engine.resident("recogniser"), torch.no_grad():
         vectors = [_vector(engine.networks["recogniser"], reference, engine.plan.device) for reference in references]
-    decoder = FaceDecoder(engine.networks["vae"], engine.calls, margin=margin)
+    decoder = FaceDecoder(engine.networks["vae"], engine.calls, checkpointed=checkpointed, margin=margin)
 
     def embed(pixels: Tensor, boxes: Sequence[Box]) -> Tensor:
         recogniser: ArcFace = engine.networks["recogniser"]

@@ -59,6 +59,9 @@ def fit_to_limit(config: AnimateConfig, estimator: MemoryEstimator) -> tuple[Ani
     if pays_to_compile(config, estimator.device, estimator.size, estimator.frames):
         config = _device(config, compile="blocks")
         changed["--compile"] = Choice("--compile blocks", f"{_ROUNDING}; worth its compile time in a run this long")
+    if config.refine.face == "full":
+        checkpointing = "on" if replace(estimator, available=limit).checkpointed(config) else "off"
+        config = replace(config, refine=replace(config.refine, checkpointing=checkpointing))
     return replace(config, device=replace(config.device, max_memory=None)), tuple(changed.values())
 
 

@@ -34,6 +34,7 @@ WORKSPACES = 0.12  # of live memory: CPU kernels and malloc, measured (docs/perf
 ARENA = 512 << 20  # ONNX Runtime on a GPU: images of 640x640, cuDNN's workspaces, growth in powers of two
 PROGRAM = 700 << 20  # this process and its libraries, measured; on a GPU not in device memory
 _LATENTS = 5  # copies for the full video: latents, denoised, outputs, and two in the sampler
+_SHARE = 0.8  # of the available memory that face optimisation without checkpoints may fill
 _FACE = 4  # assumed face size: a quarter of the frame's shorter side
 # networks that each stage moves to the device, in order; without offloading they stay
 _STAGES = {
@@ -82,7 +83,8 @@ class RenderMemory:
 class MemoryEstimator:
     """Estimate memory for one model, ``size`` (width, height) and number of ``frames``, anchor included.
 
-    Counts are cached, so other settings cost only what they change.
+    ``available`` bytes decide ``refine.checkpointing auto``. Counts are cached, so other settings cost only what they
+    change.
     """
 
     model: ModelFolder
@@ -90,6 +92,7 @@ class MemoryEstimator:
     dtype: torch.dtype
     size: tuple[int, int]
     frames: int
+    available: int = 0
     _cache: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def of(self, config: AnimateConfig) -> RenderMemory:
@@ -111,7 +114,7 @@ class MemoryEstimator:
         }
         if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
             mode = "crop" if config.refine.face == "auto" else config.refine.face
-            work["face optimisation"] = _LATENTS * latents + cached + self._face(chunk, mode, config.refine.crop_margin)
+            work["face optimisation"] = _LATENTS * latents + cached + self._face(chunk, mode, config)
             if plan.cuda_graphs:  # recorded graphs keep their memory between steps
                 work["face optimisation"] += self._cuda_graphs(config, window)
         if plan.cuda_graphs:  # the warm-up before a recording runs beside earlier graphs
@@ -127,6 +130,16 @@ class MemoryEstimator:
         reserve = WORKSPACES * peak + PROGRAM if on_cpu else FRAGMENTED * peak + CONTEXT + self._detectors()
         return RenderMemory(stages=stages, reserve=int(reserve))
 
+    def checkpointed(self, config: AnimateConfig) -> bool:
+        """Whether face optimisation on full frames recomputes the decoder's blocks: ``auto`` does, unless the whole
+        graph fits into ``_SHARE`` of the available memory."""
+        if config.refine.checkpointing != "auto":
+            return config.refine.checkpointing == "on"
+        if not self.available or config.refine.face != "full":
+            return True
+        whole = replace(config, refine=replace(config.refine, checkpointing="off"))
+        return self.of(whole).total > _SHARE * self.available
+
     def work(self, config: AnimateConfig) -> dict[str, FlopCounter]:
         """Operations of one call: ``unet`` on the longest window with a face, ``decoder`` on a chunk, and ``face``, an
         iteration of face optimisation on a chunk."""
@@ -137,7 +150,7 @@ class MemoryEstimator:
         }
         if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
             mode = "crop" if config.refine.face == "auto" else config.refine.face
-            runs["face"] = lambda: again._face(chunk, mode, config.refine.crop_margin)
+            runs["face"] = lambda: again._face(chunk, mode, config)
         networks = {key: value for key, value in self._cache.items() if key[0] == "network"}
         again = replace(self, _cache=networks)  # counts are cached, and nothing would run
         counters = {}
@@ -279,11 +292,12 @@ class MemoryEstimator:
             count=lambda: self._peak(lambda: decoder.pixels(self._empty(chunk, channels, height, width)).float()),
         )
 
-    def _face(self, chunk: int, mode: str, margin: int) -> int:
+    def _face(self, chunk: int, mode: str, config: AnimateConfig) -> int:
         """Forward and backward through the decoder for one chunk; the face network is small beside it."""
+        checkpointed, margin = self.checkpointed(config), config.refine.crop_margin
         width, height = self._latent
         vae = self._network("vae")
-        decoder = FaceDecoder(vae, Counter(), margin=margin)
+        decoder = FaceDecoder(vae, Counter(), checkpointed=checkpointed, margin=margin)
         side = min(self.size) // _FACE
         box = (0, 0, side - 1, side - 1)
 
@@ -302,7 +316,7 @@ class MemoryEstimator:
                 alive = peak_bytes(step, on_cpu=self.device.type == "cpu")
             return 2 * alive if self.dtype == torch.float16 else alive  # the decoder then runs in float32
 
-        return self._cached("face", chunk, mode, margin, count=count)
+        return self._cached("face", chunk, mode, margin, checkpointed, count=count)
 
 
 def prepare_context(unet: AnimationUNet, image: Tensor, face: Tensor) -> Context:

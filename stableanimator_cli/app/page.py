@@ -26,7 +26,7 @@ from stableanimator_cli.progress import NullReporter, WarningLog
 POLL = 0.5  # seconds between two looks at a run
 PLAYABLE = (".mp4", ".m4v", ".webm", ".mov")  # by browsers
 MOTIONS = [".npz", *PLAYABLE, ".mkv", ".avi", ".gif", ".webp", ".json"]
-PRESETS = ["the model's own", "fast", "standard", "released", "paper"]
+PRESETS = ["the model's own", "quick", "fast", "standard", "released", "paper"]
 PLANNING = "<div class='sa-note'>Estimating memory and time ...</div>"
 EMPTY = "<div class='sa-empty'>The video appears here.</div>"
 CSS = """
@@ -133,7 +133,7 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
         with gr.Row():
             frames = gr.Textbox("", label="Frames", placeholder="all, or as 0:48", max_lines=1, min_width=120)
-            preset = gr.Dropdown(PRESETS, value=PRESETS[0], label="Face optimisation", min_width=120)
+            preset = gr.Dropdown(PRESETS, value=PRESETS[0], label="Preset", min_width=120)
         memory = gr.Textbox("", label="Stay below this memory", placeholder="no limit, or as 6GB", max_lines=1)
         no_face = gr.Checkbox(False, label="Continue if the picture shows no face")
         force = gr.Checkbox(False, label="Continue if the picture is unlike those that the model knows")

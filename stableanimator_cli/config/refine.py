@@ -16,6 +16,14 @@ RELEASED_STEPS = (21, 25)  # the reference implementation refines steps 0-20 of 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
+        # found by `sa bench frontier` on drawn figures (docs/performance.md); unknown of other weights
+        "quick": {
+            "refine_face": "off",
+            "steps": 6,
+            "schedule": "ays",
+            "sampler": "euler",
+            "guidance_interval": "0.3:5",
+        },
         "fast": {"refine_face": "off"},
         "standard": {"refine_face": "auto"},
         "released": {"refine_face": "full", "refine_schedule": "linear", "sampler": "euler"},

@@ -126,7 +126,7 @@ def test_a_whole_search_on_drawn_figures(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(frontier, "BASELINE", Setting.of(steps=2, guidance_interval="off"))
     monkeypatch.chdir(tmp_path)
     flags = {
-        "names": ("frontier",),
+        "name": ["frontier"],
         "search": 1,
         "clips": 1,
         "size": "64x64",

@@ -23,7 +23,8 @@ from tools.publish import VAE, publish, publish_decoder
 from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
 
-STAGES = ("pictures", "detail", "again", "clips")
+STAGES = ("pictures", "detail", "again", "further", "clips")
+SETTINGS = {"further": "again"}  # stages with the settings of another one
 
 
 def train_vae(options: argparse.Namespace) -> Path | None:
@@ -54,7 +55,7 @@ def train_stage(options: argparse.Namespace, stage: str, model: Path, data: Sequ
     if (run / "config.toml").exists():
         command += ["--resume", str(run)]
     else:
-        config = Path(__file__).with_name(f"{stage}.toml")
+        config = Path(__file__).with_name(f"{SETTINGS.get(stage, stage)}.toml")
         command += [*map(str, data), "-o", str(run), "--model", str(model), "--config", str(config)]
         command += ["--device", options.device]
         if options.batch:

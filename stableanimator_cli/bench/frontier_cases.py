@@ -29,6 +29,7 @@ FIGURES = {
     "sharpness": "sharpness of the face",
     "identity": "similarity to the reference",
     "keypoints": "key-point error",
+    "frame": "PSNR of the frame, dB",
 }
 LOWER_IS_BETTER = ("keypoints",)
 
@@ -95,6 +96,7 @@ class FrontierCase:
             "sharpness": _mean([min(1.0, sharpness(a, b, face)) for a, b, face in pairs]),
             "identity": _mean(similar[np.isfinite(similar)]),
             "keypoints": keypoint_error(self.detector.find_points(list(output)), self.points).error,
+            "frame": psnr(np.stack(output), self.truth),
         }
 
 

@@ -34,8 +34,8 @@ def write(path: Path, measured: Table, search: Table) -> None:
     """One panel per figure. Points of the search are grey; measured settings have their loss's interval and a name."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 5.2), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(2, 2).flat, FIGURES.items(), strict=True):
+    figure = Figure(figsize=(9.0, 5.2), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(2, 3).flat, FIGURES.items(), strict=False):
         arrow = "↓" if name in LOWER_IS_BETTER else "↑"
         axes.set(xlabel="calls of the whole network, by FLOPs", ylabel=f"{title} {arrow}", xscale="log")
         axes.plot(*_points(search, title), "o", ms=3, color=_COLOURS["search"], label="search, few videos")
@@ -48,9 +48,11 @@ def write(path: Path, measured: Table, search: Table) -> None:
             at = (row["full calls"], row[title])
             axes.annotate(str(number), at, xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    names = [f"{number} {row['setting']}" for number, row in enumerate(measured.rows, start=1)]
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=7)
-    figure.supxlabel("\n".join(names), fontsize=6, x=0.02, ha="left")
+    names = figure.axes[-1]  # the panel that is left
+    names.set_axis_off()
+    shown = "\n".join(f"{number} {row['setting']}" for number, row in enumerate(measured.rows, start=1))
+    names.text(0, 1, shown, va="top", fontsize=5.5, wrap=True, transform=names.transAxes)
+    names.legend(*figure.axes[0].get_legend_handles_labels(), loc="lower left", fontsize=7)
     kind = path.suffix[1:].lower()
     with atomic_write(path, marked=True) as temp, translate_os_errors(path), temp.open("wb") as stream:
         figure.savefig(stream, format=kind, dpi=150, metadata=_METADATA[kind])

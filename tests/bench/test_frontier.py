@@ -16,7 +16,7 @@ from stableanimator_cli.bench.frontier import BASELINE, OWN, Frontier, Setting, 
 from stableanimator_cli.bench.frontier_cases import FIGURES, open_cases
 from stableanimator_cli.errors import BadInput, ConfigError
 
-GOOD = {"face": 20.0, "sharpness": 0.9, "identity": 0.8, "keypoints": 0.05}
+GOOD = {"face": 20.0, "sharpness": 0.9, "identity": 0.8, "keypoints": 0.05, "frame": 21.0}
 
 
 class Drawn:

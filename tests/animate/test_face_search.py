@@ -62,7 +62,7 @@ def animate(place: Path, seeing_model: Path, monkeypatch: pytest.MonkeyPatch):
             "model": str(seeing_model),
             "steps": STEPS,
             "window": 4,
-            "refine_iters": 1,
+            "refine_iters": 2,
             "decode_chunk": 2,
             "device": "cpu",
         }
@@ -165,19 +165,19 @@ def test_two_processes_find_the_faces_of_one(place, animate):
 
 def test_a_drawn_person_on_skeleton_pictures_is_optimised_once_the_face_shows(tmp_path):
     """The shipped model and its detector, nothing replaced: the small face shows in late steps only."""
-    scene = sample_scene("test", 8, size=(80, 80), frames=4)
+    scene = sample_scene("test", 10, size=(72, 72), frames=4)
     motion = scene.motion()
     write_picture(tmp_path / "person.png", scene.reference((256, 256)).image)
     for index in range(4):
-        picture = draw_skeleton(motion.keypoints[index][motion.present[index]], (80, 80))
+        picture = draw_skeleton(motion.keypoints[index][motion.present[index]], (72, 72))
         write_picture(tmp_path / "poses" / f"frame_{index}.png", picture)
     flags = {"reference": tmp_path / "person.png", "motion": tmp_path / "poses", "output": tmp_path / "out.mp4"}
     flags |= {
         "model": "puppet",
-        "size": "80x80",
+        "size": "72x72",
         "steps": 6,
         "preset": "standard",
-        "refine_iters": 1,
+        "refine_iters": 2,
         "device": "cpu",
     }
     record = recorded(run(flags=flags))  # type: ignore[arg-type]

@@ -139,7 +139,7 @@ def test_without_a_face_auto_goes_on_and_crop_says_so(animate):
         ({"refine_steps": "two"}, "--refine-steps"),
         ({"refine_iters": -1}, "--refine-iters"),
         ({"refine_lr": 0.0}, "--refine-lr"),
-        ({"preset": "quick"}, "--preset"),
+        ({"preset": "swift"}, "--preset"),
     ],
 )
 def test_bad_settings_name_the_flag(animate, flags, words):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stableanimator_cli.bench.cost import CachedCost
+from stableanimator_cli.bench.cost import CachedCost, cached_cost
 from stableanimator_cli.bench.networks import open_bench_model
 from tools.bench import approximations
 from tools.bench.approximations import GUIDED, PLAIN, ApproximationRun, losses, main
@@ -69,7 +69,7 @@ def test_a_clip_without_a_figure_is_left_out():
 
 def test_shallow_calls_of_the_small_model_are_counted():
     model = open_bench_model("puppet")
-    counted = approximations.cost(model, (64, 64), 2, torch.float32, (1, 2, 4))
+    counted = cached_cost(model, (64, 64), 2, torch.float32, (1, 2, 4))
     ratios = [counted.ratio(layers) for layers in (1, 2, 4)]
     assert 0 < ratios[0] < ratios[1] < ratios[2] < 1
     # from the second layer on features are those before the upsampler: a quarter of the positions, twice the channels

@@ -1,4 +1,5 @@
-"""Graphics cards that need not be here: what their vendor publishes, for ``--card`` (``cards.toml``)."""
+"""Graphics cards that need not be here, for ``--card``: what their vendor publishes (``cards.toml``), and what
+``sa bench card --accept`` measured (``cards.toml`` of the user, whose rows win)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from stableanimator_cli.errors import ConfigError, did_you_mean
+from stableanimator_cli.errors import BadInput, ConfigError, did_you_mean
+from stableanimator_cli.readers import read_toml
 
 SHARE = 0.28
 """Share of the published rate that a rendering reaches, from reports of others on an A100 at 576x1024: StableAnimator,
@@ -16,12 +18,16 @@ SHARE = 0.28
 request 514), both with eager PyTorch. Cards with less arithmetic per byte of bandwidth reach more: an RTX 4090 41 % by
 the README of StableAnimator."""
 
+USER_TABLE = "cards.toml"
+"""In the folder of downloaded files."""
+
 _MAKERS = re.compile(r"nvidia|geforce|tesla|quadro|[^a-z0-9]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """A card: dense TFLOP/s by type (``bf16`` None if it has none), ``bandwidth`` in GB/s, ``memory`` in GiB."""
+    """A card: dense TFLOP/s by type (``bf16`` None if it has none), ``bandwidth`` in GB/s, ``memory`` in GiB. ``share``
+    of the rate is what a rendering reached on it, if it was measured."""
 
     name: str
     bf16: float | None = None
@@ -30,6 +36,7 @@ class Card:
     bandwidth: float
     memory: int
     source: str
+    share: float = SHARE
 
     @property
     def bytes(self) -> int:
@@ -47,17 +54,39 @@ def cards() -> tuple[Card, ...]:
     return tuple(Card(**row) for row in table["card"])
 
 
-def find_card(name: str) -> Card:
+def read_cards(path: Path) -> tuple[Card, ...]:
+    """The cards of a user's table, none if there is no file. Raises ``BadInput`` for anything but cards."""
+    if not path.exists():
+        return ()
+    what = "a table of cards as `sa bench card --accept` writes it"
+    try:
+        found = tuple(Card(**row) for row in read_toml(path, what)["card"])
+        if all(isinstance(c.name, str) and min(c.fp16, c.fp32, c.share, c.bf16 or 1) > 0 for c in found):
+            return found
+    except (LookupError, TypeError):
+        pass
+    raise BadInput(path, "other tables", what, hint="correct it, or delete it")
+
+
+def card_key(name: str) -> str:
+    """A card's name without its maker, case and punctuation."""
+    return _MAKERS.sub("", name.lower())
+
+
+def find_card(name: str, measured: Path | None = None) -> Card:
     """The card that a name means, with or without ``NVIDIA`` and ``GeForce``: ``RTX 4090``, ``4090``, ``a100-80gb``.
 
-    Raises ``ConfigError`` for a name of no card, or of several.
+    ``measured``: the user's table, whose rows win. Raises ``ConfigError`` for a name of no card, or of several.
     """
-    asked = _MAKERS.sub("", name.lower())
-    exact = [card for card in cards() if _MAKERS.sub("", card.name.lower()) == asked]
-    found = exact or [card for card in cards() if asked and _has_words(card.name, name)]
+    asked, known = card_key(name), {card_key(card.name): card for card in cards()}
+    own = () if measured is None else read_cards(measured)
+    for card in own:
+        known[card_key(card.name)] = card
+    exact = [card for key, card in known.items() if key == asked]
+    found = exact or [card for card in known.values() if asked and _has_words(card.name, name)]
     if len(found) == 1:
         return found[0]
-    names = [card.name for card in found or cards()]
+    names = [card.name for card in found or known.values()]
     hint = None if found else did_you_mean(name, names)
     raise ConfigError("--card", name, f"one of {', '.join(names)}", hint=hint)
 

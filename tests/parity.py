@@ -2,7 +2,8 @@
 
 ``python -m tests.parity FOLDER --prefix dev [--only NAME ...]`` reads a folder of golden files (``configs.json``,
 ``state_shapes.json`` and one file a case), fills our networks by the folder's rule, runs our networks, sampler and
-pipeline, prints the largest error of each file and exits 1 if one is beyond its tolerance.
+pipeline, prints the largest error of each file and exits 1 if one is beyond its tolerance. With ``--serve`` it measures
+rows of ``sa bench card``, ``parity/CASE/VARIANT``, which name a file and settings of the device.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +23,20 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
+from stableanimator_cli.bench.card_rows import VARIANTS
+from stableanimator_cli.bench.counters import track_memory
+from stableanimator_cli.bench.row_process import NotApplicable, serve
+from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig
 from stableanimator_cli.diffusion.schedule import image_noise, karras_sigmas, repeated_noise, scalings
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.device import DevicePlan, Networks
-from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.cuda_graphs import GraphedCalls, Recorder
+from stableanimator_cli.engine.device import DevicePlan, Networks, float32_precision
+from stableanimator_cli.engine.engine import Engine, apply_plan
 from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, render
 from stableanimator_cli.engine.weights import builders, fill
+from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.motion.geometry import resize_transform
+from stableanimator_cli.nets.unet import call_block
 from stableanimator_cli.records import ModelFolder
 from tests import parity_faces, parity_skeleton, parity_training
 
@@ -48,11 +56,15 @@ class Error:
         return self.value <= self.limit  # false for NaN
 
 
-class Recording:
-    """A folder of golden files: configs, weights by the fill rule, tensors and arguments of cases."""
+CPU = DevicePlan(device=torch.device("cpu"), dtype=torch.float32)
 
-    def __init__(self, folder: Path, prefix: str) -> None:
-        self.folder, self.prefix = folder, prefix
+
+class Recording:
+    """A folder of golden files: configs, weights by the fill rule, tensors and arguments of cases. Networks are built
+    for ``plan``."""
+
+    def __init__(self, folder: Path, prefix: str, plan: DevicePlan = CPU) -> None:
+        self.folder, self.prefix, self.plan = folder, prefix, plan
         self.configs: dict[str, Any] = self.json("configs")
         self.shapes: dict[str, dict[str, list[int]]] = self.json("state_shapes")
 
@@ -82,12 +94,18 @@ class Recording:
             key: torch.from_numpy(np.asarray(tensor_for(f"{self.prefix}/{theirs}/{key}", tuple(shape))))
             for key, shape in self.shapes[theirs].items()
         }
-        return fill(builders(self.model(), "distribution")[name], tensors, torch.float32, self.folder / theirs)
+        return fill(builders(self.model(), "distribution")[name], tensors, self.plan.dtype, self.folder / theirs)
+
+    def on_device(self, name: str) -> nn.Module:
+        return self.build(name).to(self.plan.device)
+
+    def inputs(self, *tensors: Tensor) -> list[Tensor]:
+        return [x.to(self.plan.device, self.plan.dtype) for x in tensors]
 
     def engine(self) -> Engine:
-        plan = DevicePlan(device=torch.device("cpu"), dtype=torch.float32)
         names = ("unet", "vae", "image_encoder", "face_encoder", "pose_net")
-        return Engine(self.model(), plan, Networks({n: lambda n=n: self.build(n) for n in names}, plan))
+        loaders = apply_plan({n: lambda n=n: self.build(n) for n in names}, self.plan)
+        return Engine(self.model(), self.plan, Networks(loaders, self.plan))
 
 
 def tensor_for(key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -110,13 +128,14 @@ def tensor_for(key: str, shape: tuple[int, ...]) -> np.ndarray:
 def distance(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         raise ValueError(f"shape {tuple(ours.shape)}, recorded {tuple(theirs.shape)}")
-    return float((ours.float() - theirs.float()).abs().max())
+    return float((ours.float().cpu() - theirs.float()).abs().max())
 
 
 def unet_io(recording: Recording, name: str) -> list[Error]:
-    unet, t = recording.build("unet"), recording.tensors(name)
+    t = recording.tensors(name)
     keys = ("sample", "timestep", "encoder_hidden_states", "added_time_ids", "pose_latents")
-    one, two = ([t[f"{prefix}.{key}"] for key in keys] for prefix in ("inputs", "batch2_inputs"))
+    one, two = (recording.inputs(*(t[f"{prefix}.{key}"] for key in keys)) for prefix in ("inputs", "batch2_inputs"))
+    one[1], two[1] = (t[f"{prefix}.timestep"].to(one[1].device) for prefix in ("inputs", "batch2_inputs"))
     free = torch.zeros_like(one[2])
     runs = {
         "output": (one, one[2], one[4]),
@@ -125,33 +144,45 @@ def unet_io(recording: Recording, name: str) -> list[Error]:
         "batch2_output": (two, two[2], two[4]),
     }
     errors = []
-    for key, (inputs, tokens, pose) in runs.items():
-        for way, context in (("", tokens), (" prepared", unet.prepare(unet.context(tokens)))):
-            ours = unet(inputs[0], inputs[1], context, inputs[3], pose)
-            errors.append(Error(key + way, distance(ours, t[key]), MODULE))
+    with recording.engine() as engine, engine.resident("unet"):
+        unet, graphs = engine.networks["unet"], recording.plan.config.cuda_graphs
+        if unet.run is call_block:
+            unet.run = engine._block_runner()
+        call = GraphedCalls(unet, Recorder(recording.plan.device)) if graphs else unet
+        if graphs:  # they have one noise level for the batch
+            del runs["batch2_output"]
+            one[1] = float(one[1])
+        for key, (inputs, tokens, pose) in runs.items():
+            with engine._attentions_on_device(unet):
+                prepared = unet.prepare(unet.context(tokens))
+            for way, context in (("", unet.context(tokens)), (" prepared", prepared)):
+                ours = call(inputs[0], inputs[1], context, inputs[3], pose)
+                errors.append(Error(key + way, distance(ours, t[key]), MODULE))
     return errors
 
 
 def id_adapter_io(recording: Recording, name: str) -> list[Error]:
     t = recording.tensors(name)
-    attn = recording.build("unet").get_submodule(recording.json(name)["layer"])
-    ours = attn(t["hidden_states"], encoder_hidden_states=t["encoder_hidden_states"])
+    attn = recording.on_device("unet").get_submodule(recording.json(name)["layer"])
+    hidden, tokens = recording.inputs(t["hidden_states"], t["encoder_hidden_states"])
+    ours = attn(hidden, encoder_hidden_states=tokens)
     return [Error("output", distance(ours, t["output"]), MODULE)]
 
 
 def face_encoder_io(recording: Recording, name: str) -> list[Error]:
-    encoder, t = recording.build("face_encoder"), recording.tensors(name)
-    plain = encoder(t["id_embeds"], t["clip_embeds"])
+    encoder, t = recording.on_device("face_encoder"), recording.tensors(name)
+    given = recording.inputs(t["id_embeds"], t["clip_embeds"])
+    plain = encoder(*given)
     errors = [Error("output", distance(plain, t["output"]), MODULE)]
     if "output_shortcut_scale_half" in t:
-        half = encoder(t["id_embeds"], t["clip_embeds"], shortcut=0.5)
+        half = encoder(*given, shortcut=0.5)
         errors.append(Error("shortcut", distance(half, t["output_shortcut_scale_half"]), MODULE))
     return errors
 
 
 def pose_net_io(recording: Recording, name: str) -> list[Error]:
     t = recording.tensors(name)
-    ours = recording.build("pose_net")(t["pose_pixels"].flatten(0, -4))
+    ours = recording.on_device("pose_net")(*recording.inputs(t["pose_pixels"].flatten(0, -4)))
     return [Error("output", distance(ours, t["output"]), MODULE)]
 
 
@@ -200,8 +231,8 @@ def pipeline(recording: Recording, name: str) -> list[Error]:
     steps: list[Tensor] = []
     with recording.engine() as engine:
         refined = "args.num_optimization_iter" in args
-        refine = parity_faces.refinement(recording, t, args, engine.networks["vae"]) if refined else None
-        watch = Callbacks(step=lambda x, *_: steps.append(x))
+        refine = parity_faces.refinement(recording, t, args, engine) if refined else None
+        watch = Callbacks(step=lambda x, *_: steps.append(x.float().cpu()))
         frames = np.stack(list(render(engine, request, Timings(), watch, refine=refine)))
     noise = t["initial_noise_tile"][0]
     pairs = list(zip(steps, t["latents_after_each_step"][:, 0], strict=True))
@@ -296,12 +327,51 @@ def run(folder: Path, prefix: str, only: list[str] | None = None) -> dict[str, l
         return {name: CASES[case_of(name) or name](recording, name) for name in names}
 
 
+def serve_rows(folder: Path, prefix: str, device: str) -> None:
+    """Measure rows ``parity/CASE/VARIANT`` of standard input, as ``sa bench card`` asks for them."""
+
+    def measure(row: str) -> dict[str, Any]:
+        _, name, variant = row.split("/")
+        case = case_of(name)
+        if case is None:
+            raise NotApplicable("tests/parity.py does not read this file")
+        try:
+            plan = DevicePlan.of(DeviceConfig(device=device, **({"dtype": "float32"} | VARIANTS[variant])))
+        except ConfigError as error:
+            raise NotApplicable(error.hint or error.message) from error
+        on_card = plan.device.type == "cuda"
+        found: list[list[Error]] = []
+        with torch.no_grad(), float32_precision(tf32=False):
+            if on_card:
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            counted = None if on_card else track_memory(lambda: found.append(CASES[case](recording(plan), name)))
+            if on_card:
+                found.append(CASES[case](recording(plan), name))
+            seconds = time.perf_counter() - started
+        worst = max(found[0], key=lambda e: e.value / e.limit if e.limit else e.value)
+        if not all(e.holds for e in found[0]) and (variant == "float32" or worst.value != worst.value):
+            raise ValueError(f"{worst.what}: {worst.value:.3g}, at most {worst.limit:g}")
+        peak = torch.cuda.max_memory_allocated() if counted is None else counted.peak
+        return {"error": worst.value, "of": worst.what, "limit": worst.limit, "seconds": seconds, "peak": peak}
+
+    def recording(plan: DevicePlan) -> Recording:
+        return Recording(folder, prefix, plan)
+
+    serve(measure)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--prefix", default="dev", help="first part of the fill rule's keys")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(CASES))
+    parser.add_argument("--serve", action="store_true", help="measure rows of `sa bench card`")
+    parser.add_argument("--device", default="cpu", help="of --serve")
     args = parser.parse_args(argv)
+    if args.serve:
+        serve_rows(args.folder, args.prefix, args.device)
+        return 0
     for name in args.only or ():
         if case_of(name) is None or not any(args.folder.glob(f"{name}.*")):
             parser.error(f"no case {name} in {args.folder}; cases are {', '.join(CASES)}")

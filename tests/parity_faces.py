@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -29,8 +30,9 @@ def recogniser(config: dict[str, Any], prefix: str) -> ArcFace:
 
 
 def optimisation(
-    vae: Any, face: ArcFace, boxes: Sequence[Sequence[int]], reference: Tensor, settings: FaceOptimizationSettings
-):
+    vae: Any, face: ArcFace, boxes: Sequence[Sequence[int]], reference: Tensor, settings: FaceOptimizationSettings,
+    resident: Callable[[], AbstractContextManager[None]] = nullcontext,
+):  # fmt: skip
     """A hook as ``sa animate --preset released`` makes it; recorded boxes are y0 y1 x0 x1."""
     target = Target(boxes=tuple((x0, y0, x1, y1) for y0, y1, x0, x1 in boxes), vector=reference[0])
     return FaceOptimization(
@@ -38,6 +40,7 @@ def optimisation(
         embed=lambda pixels, places: face.embed(crop_resize(pixels, places)),
         targets=[target],
         settings=settings,
+        resident=resident,
     )
 
 
@@ -55,7 +58,8 @@ def step(recording: Any, name: str) -> list[tuple[str, float, float]]:
         ("x0 plain", _worst(clean, t["x0_plain"][0]), 1e-4),
         ("latents plain / spread", _worst(after, t["prev_plain"][0]) / float(after.std()), TOLERANCE),
     ]
-    vae, face = recording.build("vae"), recogniser(recording.configs["arcface"], recording.prefix)
+    vae = recording.on_device("vae")
+    face = recogniser(recording.configs["arcface"], recording.prefix).to(recording.plan.device)
     for iterations in range(1, args["iterations"] + 1):
         recorded = t["x0_refined" if iterations == args["iterations"] else f"x0_refined_{iterations}"][0]
         settings = FaceOptimizationSettings(
@@ -84,7 +88,7 @@ def _worst(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max())
 
 
-def refinement(recording: Any, t: dict[str, Tensor], args: dict[str, Any], vae: Any) -> FaceOptimization:
+def refinement(recording: Any, t: dict[str, Tensor], args: dict[str, Any], engine: Any) -> FaceOptimization:
     """The hook of a recorded pipeline: steps are inclusive there."""
     settings = FaceOptimizationSettings(
         mode="full",
@@ -92,5 +96,10 @@ def refinement(recording: Any, t: dict[str, Tensor], args: dict[str, Any], vae: 
         iterations=args["args.num_optimization_iter"],
         chunk=args["args.decode_chunk_size"],
     )
-    face = recogniser(recording.configs["arcface"], recording.prefix)
-    return optimisation(vae, face, args["boxes"], t["reference_embedding"], settings)
+    face = recogniser(recording.configs["arcface"], recording.prefix).to(recording.plan.device)
+    boxes, reference = args["boxes"], t["reference_embedding"]
+
+    def resident() -> AbstractContextManager[None]:
+        return engine.resident("vae")
+
+    return optimisation(engine.networks["vae"], face, boxes, reference, settings, resident)

@@ -17,7 +17,7 @@ from stableanimator_cli.animate import reference_face
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.animate.result import describe_download
 from stableanimator_cli.animate.run import resolve_config
-from stableanimator_cli.cards import find_card
+from stableanimator_cli.cards import USER_TABLE, find_card
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan, available_memory
@@ -64,7 +64,7 @@ def examine_model(
         "reference": Path("person.png"), "motion": Path("motion.mp4"), "output": Path("out.mp4"),
     }  # fmt: skip
     config, found = resolve_config(flags, None, plan_only=True)
-    named = None if card is None else find_card(card)
+    named = None if card is None else find_card(card, catalogue.cache_dir() / USER_TABLE)
     plan = DevicePlan.of(config.device, named)
     width, height = config.size
     available = named.bytes if named else available_memory(plan.device)

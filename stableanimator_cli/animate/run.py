@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import catalogue, clip_folder, distributed
 from stableanimator_cli.animate.inputs import check_inputs
-from stableanimator_cli.cards import find_card
+from stableanimator_cli.cards import USER_TABLE, find_card
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig, DecodeConfig, WindowConfig
 from stableanimator_cli.config.parse import dump_range
@@ -64,7 +64,7 @@ def run(
         raise SystemExit(0)
     if card is not None and not plan_only:
         raise ConfigError("--card", card, "--plan beside it: nothing runs on a card that is not here")
-    planned = None if card is None else find_card(card)
+    planned = None if card is None else find_card(card, catalogue.cache_dir() / USER_TABLE)
     with _torchrun_group() as workers:
         config, model = resolve_config(flags, config_file, plan_only=plan_only)
         use_face = validate(config, model)

@@ -21,24 +21,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from stableanimator_cli.bench import compare_reference
+from stableanimator_cli.bench import compare_pipelines, compare_reference
 from stableanimator_cli.bench.context import BenchRun, ClipShape
+from stableanimator_cli.bench.counters import track_memory
 from stableanimator_cli.bench.networks import FULL, open_bench_model, random_weights
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.speed import relative_error
 from stableanimator_cli.config.bench import CLONE_HINT
-from stableanimator_cli.engine.device import DevicePlan, dtype_name, memory_guard
+from stableanimator_cli.engine.device import DevicePlan, Networks, dtype_name, memory_guard
+from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.weights import builders, fill
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.nets.unet import AnimationUNet, Context
 from stableanimator_cli.records import ModelFolder
 
-NETWORKS = ("unet", "pose_net", "face_encoder")
 _SIGMA_INPUT = 0.5  # 0.25 ln sigma, somewhere in the middle of a run
 _REQUIRED_FILES = tuple(
     f"animation/modules/{name}.py"
     for name in ("unet", "pose_net", "id_encoder", "attention_processor", "attention_processor_normalized")
-)
+) + tuple(f"animation/pipelines/{name}.py" for name in ("inference_pipeline_animation", "euler_discrete_pro"))
 _PYTHON_HINT = "its own requirements may want other versions: give an interpreter that has them with --python"
 # the released shapes with a fifth of their width, for machines without a GPU
 _SMALL_CONFIGS: dict[str, dict[str, Any]] = {
@@ -47,7 +48,14 @@ _SMALL_CONFIGS: dict[str, dict[str, Any]] = {
         "num_attention_heads": [1, 2, 4, 4],
         "cross_attention_dim": 256,
     },
-    "image_encoder": {"projection_dim": 256},
+    "image_encoder": {
+        "projection_dim": 256,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    },
+    "vae": {"block_out_channels": [32, 64, 128, 128]},
 }
 Workloads = dict[str, Callable[[], Tensor]]
 
@@ -65,10 +73,13 @@ def model_to_compare(name: str) -> ModelFolder:
     return replace(full, name="small", configs=configs)
 
 
-def make_inputs(model: ModelFolder, shape: ClipShape) -> dict[str, Tensor]:
-    """Noise for every input, float32 on the CPU: latents, skeletons, one image and four face tokens, time ids."""
+def make_inputs(model: ModelFolder, shape: ClipShape, window: int | None = None) -> dict[str, Tensor]:
+    """Noise for every input on the CPU, float32: latents, skeletons, one image and four face tokens, time ids; and for
+    pipelines the pixels of a picture and of skeletons, uint8. Inputs of single networks have ``window`` frames, or all.
+    """
     unet = model.configs["unet"]
     height, width = shape.latent
+    seen = window or shape.frames
     token, channels = unet["cross_attention_dim"], unet["block_out_channels"][0]
     generator = torch.Generator().manual_seed(0)
 
@@ -76,14 +87,20 @@ def make_inputs(model: ModelFolder, shape: ClipShape) -> dict[str, Tensor]:
         return torch.randn(size, generator=generator)
 
     return {
-        "sample": noise(1, shape.frames, unet["in_channels"], height, width),
-        "skeletons": noise(shape.frames, 3, shape.size[1], shape.size[0]).clamp(-1, 1),
-        "pose": noise(shape.frames, channels, height, width),
+        "sample": noise(1, seen, unet["in_channels"], height, width),
+        "skeletons": noise(seen, 3, shape.size[1], shape.size[0]).clamp(-1, 1),
+        "pose": noise(seen, channels, height, width),
         "image": noise(1, 1, token),
         "face": noise(1, compare_reference.FACE_TOKENS, token),
         "vector": noise(1, model.configs["face_encoder"]["id_embeddings_dim"]),
         "ids": torch.tensor([[6.0, 127.0, 0.02]]),
         "noise": torch.tensor([_SIGMA_INPUT]),
+        "latents": noise(shape.frames, unet["out_channels"], height, width),
+        "identity": noise(1, 512),
+        "picture": torch.randint(256, (shape.size[1], shape.size[0], 3), generator=generator, dtype=torch.uint8),
+        "poses": torch.randint(
+            256, (shape.frames, shape.size[1], shape.size[0], 3), generator=generator, dtype=torch.uint8
+        ),
     }
 
 
@@ -194,44 +211,60 @@ def compare_networks(bench: BenchRun, model: ModelFolder) -> Table:
     hint = "use a smaller --size or --frames, or --dtype bfloat16: both sides are on the device"
     with tempfile.TemporaryDirectory() as temp, memory_guard("comparing", hint), torch.no_grad():
         work, networks = Path(temp), {}
-        for name in NETWORKS:
+        for name in compare_reference.NETWORKS:
             build = builders(model, "distribution")[name]
             weights = random_weights(build)
             save_file(weights, work / f"{name}.safetensors")
             networks[name] = fill(build, weights, plan.dtype, Path(name)).to(plan.device)
+        weights = random_weights(compare_reference.make_recogniser)
+        save_file(weights, work / "recogniser.safetensors")
+        recogniser = fill(compare_reference.make_recogniser, weights, torch.float32, Path("recogniser"))
         given = make_inputs(model, shape)
         save_file(given, work / "inputs.safetensors")
-        _write_job(work, model, plan)
-        ours = our_workloads(networks, {name: x.to(plan.device, plan.dtype) for name, x in given.items()})
-        with start_clone(folder, work, bench.config.python) as clone:
-            rows = [_compare_workload(bench, name, run, clone) for name, run in ours.items()]
-            about = clone.environment
+        steps = bench.config.steps or 4
+        write_job(work, model, plan, shape, steps=steps, iterations=bench.config.iterations)
+        moved = {name: x.to(plan.device, plan.dtype) for name, x in given.items() if x.is_floating_point()}
+        ours = {name: (run, name) for name, run in our_workloads(networks, moved).items()}
+        with Engine(model, plan, Networks({n: lambda n=n: networks[n] for n in networks}, plan)) as engine:
+            settings = (shape, steps, bench.config.iterations)
+            ours |= compare_pipelines.our_pipelines(engine, recogniser.to(plan.device), given, *settings)
+            with start_clone(folder, work, bench.config.python) as clone:
+                rows = [_compare_workload(bench, name, *both, clone) for name, both in ours.items()]
+                about = clone.environment
     return Table(
         title=f"Against the reference implementation, {model.name} networks, {shape}, {bench.dtype}",
         rows=rows,
         note=f"The same random weights and noise, {bench.rounds} round(s), interleaved, each side in its own process. "
         f"Theirs: {folder.name}, torch {about['torch']}, diffusers {about['diffusers']}, attention: "
         f"{about['attention']}. Ours as the engine runs: what depends on tokens alone and pose features are computed "
-        f"once per video, not counted; their loop computes pose features in every step. "
+        f"once per video, not counted in networks and steps; their loop computes pose features in every step. "
+        f"Renderings are all in, {steps} steps, networks loaded. Face optimisation is one refined step of "
+        f"{bench.config.iterations} iterations, theirs always of full frames and checkpointed, with a small "
+        f"stand-in for the recogniser. An error of 0.002 in a rendering is the rounding of pixels to 255 levels. MiB "
+        f"alive: operators' outputs, counted alike on both sides, without weights. "
         f"Products here reach {bench.roof().gflops:.4g} GFLOP/s.",
     )
 
 
-def _compare_workload(bench: BenchRun, name: str, run: Callable[[], Tensor], clone: CloneProcess) -> dict[str, Any]:
+def _compare_workload(
+    bench: BenchRun, name: str, run: Callable[[], Tensor], theirs_name: str, clone: CloneProcess
+) -> dict[str, Any]:
     device = bench.plan.device
-    ours, theirs = run().float().cpu(), _reference_output(clone, name)
+    ours, theirs = run().float().cpu(), _reference_output(clone, theirs_name)
     if ours.shape != theirs.shape:
         found, expected = f"{name} of shape {list(theirs.shape)}", f"{list(ours.shape)}, as ours"
         raise BadInput(clone.folder, found, expected, hint="it is another version than the one that this is after")
-    variants = {"ours": run, "theirs": lambda: clone.request(name)}
+    variants = {"ours": run, "theirs": lambda: clone.request(theirs_name)}
     timed = bench.time(variants)
     row: dict[str, Any] = {"what": name, "ours, ms": 1e3 * timed.median("ours")}
     row |= {"theirs, ms": 1e3 * timed.median("theirs"), "times faster": timed.ratio("theirs", "ours")}
+    row["ours, MiB alive"] = track_memory(run).peak / 2**20
+    row["theirs, MiB alive"] = clone.request(f"alive {theirs_name}")["alive"] / 2**20
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
         row["ours, GiB"] = torch.cuda.max_memory_allocated(device) / 2**30
-        row["theirs, GiB"] = clone.request(f"peak {name}")["peak"] / 2**30
+        row["theirs, GiB"] = clone.request(f"peak {theirs_name}")["peak"] / 2**30
     return row | {"greatest error / greatest value": relative_error(theirs, ours)}
 
 
@@ -242,18 +275,26 @@ def _reference_output(clone: CloneProcess, name: str) -> Tensor:
         raise BadInput(clone.folder, f"no answer of {name}", "a tensor") from error
 
 
-def _write_job(work: Path, model: ModelFolder, plan: DevicePlan) -> None:
-    unet = {key: value for key, value in model.configs["unet"].items() if not key.startswith("_")}
-    face = {key: value for key, value in model.configs["face_encoder"].items() if not key.startswith("_")}
-    token, clip = unet["cross_attention_dim"], model.configs["image_encoder"]["projection_dim"]
+def write_job(
+    work: Path, model: ModelFolder, plan: DevicePlan, shape: ClipShape, *, steps: int, iterations: int
+) -> None:
+    """Write what the clone's process needs beside weights and inputs."""
+    configs = {
+        role: {key: value for key, value in model.configs[role].items() if not key.startswith("_")}
+        for role in ("unet", "face_encoder", "vae", "image_encoder")
+    }
+    unet, clip = configs["unet"], configs["image_encoder"]
+    configs["pose_net"] = {"noise_latent_channels": unet["block_out_channels"][0]}
+    configs["face_encoder"] |= {
+        "cross_attention_dim": unet["cross_attention_dim"], "clip_embeddings_dim": clip["projection_dim"],
+    }  # fmt: skip
     job = {
         "device": str(plan.device),
         "dtype": dtype_name(plan.dtype),
         "threads": torch.get_num_threads(),
-        "configs": {
-            "unet": unet,
-            "pose_net": {"noise_latent_channels": unet["block_out_channels"][0]},
-            "face_encoder": face | {"cross_attention_dim": token, "clip_embeddings_dim": clip},
-        },
+        "configs": configs,
+        "steps": steps,
+        "iterations": iterations,
+        "box": compare_pipelines.face_box(shape.size),
     }
     (work / "job.json").write_text(json.dumps(job))

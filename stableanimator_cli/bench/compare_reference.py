@@ -2,24 +2,36 @@
 
 ``python compare_reference.py FOLDER WORK``: the clone, and the folder of ``job.json``, weights and inputs. Each line
 of standard input names a workload; the reply is a line of JSON. Only torch, safetensors and the clone's own imports are
-needed, so the clone's interpreter may run this file. It imports nothing of this package.
+needed, so the clone's interpreter may run this file. It imports nothing of this package, but loads the file that counts
+bytes. Without a file of weights a network gets random ones.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import os
 import sys
 import types
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 FACE_TOKENS = 4
+WINDOW, OVERLAP, CHUNK, GUIDANCE, NOISE_AUG, SEED, LR = 16, 4, 4, 3.0, 0.02, 0, 0.1
+FACE_STEPS = 25  # of which the first is refined
+NETWORKS = ("unet", "pose_net", "face_encoder", "vae", "image_encoder")
 _MODULES = "animation.modules"
+_PIPELINES = "animation.pipelines"
+_SCHEDULER = {  # of Stable Video Diffusion
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction", "interpolation_type": "linear", "use_karras_sigmas": True, "sigma_min": 0.002,
+    "sigma_max": 700.0, "timestep_spacing": "leading", "timestep_type": "continuous", "steps_offset": 1,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -45,25 +57,41 @@ def run_guarded(run: Callable[..., dict[str, Any]], *given: object) -> dict[str,
         return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
 
 
-_workloads: dict[str, Callable[[], Any]] = {}
+Workloads = dict[str, Callable[[], Any]]
+_workloads: Workloads = {}
 _synchronize: list[Callable[[], None]] = []
 
 
 def run_workload(work: Path, name: str) -> dict[str, Any]:
-    """Run a workload. ``keep NAME`` also writes its output; ``peak NAME`` returns the GPU's peak memory."""
+    """Run a workload. ``keep NAME`` also writes its output; ``peak NAME`` returns the GPU's peak memory, and ``alive
+    NAME`` the counted bytes of live tensors."""
     import torch
     from safetensors.torch import save_file
 
     verb, _, which = name.partition(" ")
-    which = which if verb in ("keep", "peak") else name
+    which = which if verb in ("keep", "peak", "alive") else name
     if verb == "peak":
         torch.cuda.reset_peak_memory_stats()
-    with torch.no_grad():
+    counter = peak_counter() if verb == "alive" else nullcontext()
+    with torch.no_grad(), counter:
         answer = _workloads[which]()
     _synchronize[0]()
+    if verb == "alive":
+        return {"alive": counter.peak}  # type: ignore[union-attr]
     if verb == "keep":
         save_file({"answer": answer.float().cpu().contiguous()}, work / "answer.safetensors")
     return {"peak": torch.cuda.max_memory_allocated()} if verb == "peak" else {}
+
+
+def peak_counter() -> Any:
+    """The package's counter of live bytes, loaded from its file."""
+    file = Path(__file__).resolve().parent.parent / "engine" / "memory" / "peak_mode.py"
+    spec = spec_from_file_location("peak_mode", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.PeakMemoryMode()
 
 
 def load_networks(work: Path) -> dict[str, Any]:
@@ -76,17 +104,37 @@ def load_networks(work: Path) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        torch.cuda.device = lambda which: nullcontext()  # type: ignore[assignment,misc]  # their loop enters one
     attention = provide_xformers()
-    networks = {name: build_network(name, job["configs"]) for name in ("unet", "pose_net", "face_encoder")}
-    for name, network in networks.items():
-        network.load_state_dict(load_file(work / f"{name}.safetensors"), strict=True)
-        network.to(device, dtype).eval().requires_grad_(False)
-    given = {name: x.to(device, dtype) for name, x in load_file(work / "inputs.safetensors").items()}
+    networks = {}
+    for name in (*NETWORKS, "recogniser"):
+        networks[name] = build_network(name, job["configs"])
+        fill_network(networks[name], work / f"{name}.safetensors", device, dtype)
+    given = {
+        name: x.to(device, dtype) if x.is_floating_point() else x
+        for name, x in load_file(work / "inputs.safetensors").items()
+    }
     _synchronize.append(lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None)
     _workloads.update(make_workloads(networks, given))
+    _workloads.update(make_pipelines(networks, given, job, device))
     return {"torch": torch.__version__, "diffusers": importlib.import_module("diffusers").__version__} | {
         "attention": attention
     }
+
+
+def fill_network(network: Any, file: Path, device: Any, dtype: Any) -> None:
+    """Load the weights of ``file``, or draw random ones of unit gain on the device."""
+    import torch
+    from safetensors.torch import load_file
+
+    if file.exists():
+        network.load_state_dict(load_file(file), strict=True)
+    network.to(device, dtype).eval().requires_grad_(False)
+    if not file.exists():
+        for tensor in network.parameters():
+            if tensor.ndim > 1:
+                torch.nn.init.normal_(tensor, std=float(tensor[0].numel()) ** -0.5)
 
 
 def provide_xformers() -> str:
@@ -115,7 +163,15 @@ def provide_xformers() -> str:
 
 
 def build_network(name: str, configs: dict[str, Any]) -> Any:
-    """One of the clone's networks."""
+    """One of the clone's networks, or those that it takes from diffusers and transformers."""
+    if name == "vae":
+        return importlib.import_module("diffusers").AutoencoderKLTemporalDecoder(**configs["vae"])
+    if name == "image_encoder":
+        transformers = importlib.import_module("transformers")
+        config = transformers.CLIPVisionConfig(**configs["image_encoder"])
+        return transformers.CLIPVisionModelWithProjection(config)
+    if name == "recogniser":
+        return make_recogniser()
     if name == "pose_net":
         return import_from_clone("pose_net", "PoseNet")(**configs["pose_net"])
     if name == "face_encoder":
@@ -145,7 +201,7 @@ def import_from_clone(module: str, name: str) -> Any:
     return getattr(importlib.import_module(f"{_MODULES}.{module}"), name)
 
 
-def make_workloads(networks: dict[str, Any], given: dict[str, Any]) -> dict[str, Callable[[], Any]]:
+def make_workloads(networks: dict[str, Any], given: dict[str, Any]) -> Workloads:
     """Workloads by name, as in the reference implementation's loop."""
     import torch
 
@@ -172,6 +228,71 @@ def make_workloads(networks: dict[str, Any], given: dict[str, Any]) -> dict[str,
         "UNet with face and pose": lambda: ask(tokens, given["pose"]),
         "UNet, unconditional": lambda: ask(nothing, None),
         "a guided step of one window": step,
+    }
+
+
+def make_recogniser() -> Any:
+    """A stand-in for the face recogniser on both sides, [b,3,112,112] -> [b,512], without a file to download. The
+    released one is a hundredth of the work of face optimisation."""
+    from torch import nn
+
+    return nn.Sequential(nn.Conv2d(3, 64, 16, 16), nn.SiLU(), nn.Flatten(), nn.Linear(64 * 49, 512))
+
+
+def make_pipelines(networks: dict[str, Any], given: dict[str, Any], job: dict[str, Any], device: Any) -> Workloads:
+    """Whole renderings, decoding and a step of face optimisation, as their scripts run them."""
+    import torch
+    from PIL import Image
+
+    diffusers, transformers = importlib.import_module("diffusers"), importlib.import_module("transformers")
+    frames, (height, width) = len(given["poses"]), given["picture"].shape[:2]
+    picture = Image.fromarray(given["picture"].numpy())
+    poses = [Image.fromarray(pose) for pose in given["poses"].numpy()]
+    kind = importlib.import_module(f"{_PIPELINES}.inference_pipeline_animation").InferenceAnimationPipeline
+    pipeline = kind(
+        **{name: networks[name] for name in NETWORKS},
+        scheduler=diffusers.EulerDiscreteScheduler(**_SCHEDULER),
+        feature_extractor=transformers.CLIPImageProcessor(),
+    ).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+
+    def render() -> Any:
+        return pipeline(
+            image=picture, image_pose=poses, height=height, width=width, num_frames=frames,
+            tile_size=min(WINDOW, frames), tile_overlap=min(OVERLAP, frames - 1), decode_chunk_size=CHUNK,
+            motion_bucket_id=127.0, fps=7, min_guidance_scale=GUIDANCE, max_guidance_scale=GUIDANCE,
+            noise_aug_strength=NOISE_AUG, num_inference_steps=job["steps"], output_type="pt",
+            generator=torch.Generator().manual_seed(SEED),
+            validation_image_id_ante_embedding=given["vector"][0].float().cpu().numpy(),
+        ).frames[0]  # fmt: skip
+
+    face_vae: list[Any] = []
+
+    def refine() -> Any:
+        if not face_vae:  # their face optimisation is in float32, and checkpointed
+            half = next(networks["vae"].parameters()).dtype != torch.float32
+            face_vae.append(copy.deepcopy(networks["vae"]).float() if half else networks["vae"])
+            face_vae[0].enable_gradient_checkpointing()
+        module = importlib.import_module(f"{_PIPELINES}.euler_discrete_pro")
+        scheduler = module.EulerDiscreteSchedulerPro(**_SCHEDULER)
+        scheduler.set_timesteps(FACE_STEPS, device=device)
+        scheduler.face_embedding_extractor = networks["recogniser"].float()
+        sigma = scheduler.sigmas[0].to(device)
+        denoised = given["latents"].float()[None]
+        x0, y0, x1, y1 = job["box"]
+        with torch.enable_grad():
+            return scheduler.step(
+                -denoised * (sigma**2 + 1).sqrt() / sigma, scheduler.timesteps[0], torch.zeros_like(denoised),
+                refine_face=True, learning_rate=LR, num_optimization_iter=job["iterations"], vae=face_vae[0],
+                refine_reference_face_embeddings=given["identity"].float(), decode_chunk_size=CHUNK, device=device,
+                image_processor=pipeline.image_processor, output_type="pt",
+                target_face_mask_list=[[y0, y1, x0, x1]] * frames,
+            ).pred_original_sample[0]  # fmt: skip
+
+    return {
+        "rendering": render,
+        "decoding": lambda: pipeline.decode_latents(given["latents"][None], frames, CHUNK)[0].transpose(0, 1),
+        "face optimisation": refine,
     }
 
 

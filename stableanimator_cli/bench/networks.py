@@ -19,6 +19,7 @@ from stableanimator_cli.engine.weights import builders, fill, loaders
 from stableanimator_cli.records import NETWORKS, ModelFolder
 
 FULL = "full"
+_CPU = torch.device("cpu")
 _BASE = ("vae", "image_encoder")  # StableAnimator takes these from SVD as they are
 
 
@@ -46,29 +47,34 @@ def build_on_meta(model: ModelFolder, role: str, dtype: torch.dtype = torch.floa
     return weights.build_on_meta(builders(model, "distribution")[role], dtype).eval().requires_grad_(False)
 
 
-def load_network(model: ModelFolder, role: str, dtype: torch.dtype) -> nn.Module:
-    """A network with its weights, or with random ones if the model has no file for it."""
+def load_network(model: ModelFolder, role: str, dtype: torch.dtype, device: torch.device = _CPU) -> nn.Module:
+    """A network with its weights, or with random ones drawn on ``device`` if the model has no file for it."""
     if role in model.files:
         return loaders(model, dtype, "distribution")[role]()
     build = builders(model, "distribution")[role]
-    return fill(build, random_weights(build), dtype, Path(role))
+    return fill(build, random_weights(build, device=device), dtype, Path(role))
 
 
 def open_engine(model: ModelFolder, plan: DevicePlan) -> Engine:
     """An engine whose networks are loaded when they become resident."""
-    networks = {role: lambda role=role: load_network(model, role, plan.dtype) for role in NETWORKS}
+
+    def load(role: str) -> nn.Module:
+        network = load_network(model, role, plan.dtype, plan.device if plan.device.type == "cuda" else _CPU)
+        return network.to("cpu") if plan.config.offload != "none" else network
+
+    networks = {role: lambda role=role: load(role) for role in NETWORKS}
     return Engine(model, plan, Networks(apply_plan(networks, plan), plan))
 
 
-def random_weights(build: Callable[[], nn.Module], seed: int = 0) -> dict[str, Tensor]:
+def random_weights(build: Callable[[], nn.Module], seed: int = 0, device: torch.device = _CPU) -> dict[str, Tensor]:
     """A seeded state dict: matrices of unit gain, norms near one, biases near zero. Zero-initialised layers are random
     too, so that layers behind them have input."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     weights = {}
     for name, shape in shapes.items():
-        x = torch.randn(shape, generator=generator)
+        x = torch.randn(shape, generator=generator, device=device)
         if len(shape) > 1:
             weights[name] = x.mul_(float(shape[1:].numel()) ** -0.5)
         else:

@@ -27,8 +27,12 @@ def _noise(*shape: int, plan: DevicePlan) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(plan.device, plan.dtype)
 
 
-def unet_variants(unet: AnimationUNet, shape: ClipShape, plan: DevicePlan) -> dict[str, Callable[[], Tensor]]:
-    """One guided step of one window [2,t,c,h,w] (unconditional, conditional), in every variant."""
+def unet_variants(
+    unet: AnimationUNet, shape: ClipShape, plan: DevicePlan, call: Callable[..., Tensor] | None = None
+) -> dict[str, Callable[[], Tensor]]:
+    """One guided step of one window [2,t,c,h,w] (unconditional, conditional), in every variant. ``call`` stands for the
+    UNet if given."""
+    call = call or unet
     channels, token = unet.config["in_channels"], unet.config["cross_attention_dim"]
     height, width = shape.latent
     sample = _noise(1, shape.frames, channels, height, width, plan=plan)
@@ -41,7 +45,7 @@ def unet_variants(unet: AnimationUNet, shape: ClipShape, plan: DevicePlan) -> di
     twice, poses = sample.repeat(2, 1, 1, 1, 1), torch.cat([torch.zeros_like(pose), pose])
 
     def separately(contexts: list[Context]) -> Tensor:
-        outputs = [unet(sample, _SIGMA_INPUT, c, ids, p) for c, p in zip(contexts, (None, pose), strict=True)]
+        outputs = [call(sample, _SIGMA_INPUT, c, ids, p) for c, p in zip(contexts, (None, pose), strict=True)]
         return torch.cat(outputs)
 
     return {
@@ -51,6 +55,13 @@ def unet_variants(unet: AnimationUNet, shape: ClipShape, plan: DevicePlan) -> di
         CHANNELS_LAST: lambda: separately(prepared),
         COMPILED: lambda: separately(prepared),
     }
+
+
+def guided_step(
+    unet: AnimationUNet, shape: ClipShape, plan: DevicePlan, call: Callable[..., Tensor]
+) -> Callable[[], Tensor]:
+    """The variant ``prepared`` through ``call``, which is the UNet or stands for it."""
+    return unet_variants(unet, shape, plan, call)["prepared"]
 
 
 def configure_variant(network: nn.Module, variant: str) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stableanimator_cli.cli import console, options
 from stableanimator_cli.cli.command import options_from
 from stableanimator_cli.config.bench import BenchConfig
+from stableanimator_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stableanimator_cli.bench.results import BenchReport
 
 _PATHS = {"networks", "video", "against"}  # reports show their names only
-_UNREPORTED = {"output", "page", "json", "quiet", "progress", "baseline", "python"}
+_UNREPORTED = {"output", "page", "json", "quiet", "progress", "baseline", "python", "restart", "plan"}
 OutputOpt = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="OUT.json", help="Also write what was found as JSON.")
+    Path | None,
+    typer.Option("--output", "-o", metavar="OUT.json", help="Also write what was found as JSON. card: docs/cards/."),
 ]
 PageOpt = Annotated[
     Path | None,
@@ -31,6 +36,8 @@ def bench(
     context: typer.Context,
     output: OutputOpt = None,
     page: PageOpt = None,
+    restart: options.RestartOpt = False,
+    plan: options.PlanOpt = False,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
     progress: options.ProgressOpt = "bar",
@@ -38,16 +45,26 @@ def bench(
     """\b
     sa bench cost --size 512x512
     sa bench roofline unet hjb --networks puppet --pairs 3 --page docs/performance.md
+    sa bench card
 
     Measure: FLOPs, bytes alive and calls are counted and the same everywhere; seconds are measured by turns in one
     process and read as ratios, or beside the roofline of the same run. Prints tables. gate exits with code 8 if a
-    counter is not what was recorded.
+    counter is not what was recorded. card measures an NVIDIA card with all of them in ten minutes, and resumes.
     """
     reporter = console.configure(json=json, quiet=quiet, progress=progress)
     from stableanimator_cli.config.schema import resolve
     from stableanimator_cli.devices import check_device_exists
 
-    check_device_exists(resolve(BenchConfig, flags).device)  # a mistake is reported before torch is imported
+    config = resolve(BenchConfig, flags)
+    check_device_exists(config.device)  # a mistake is reported before torch is imported
+    if config.names == ("card",):
+        _card(config, _command(context), reporter, output, page, restart=restart, plan=plan)
+        return
+    for flag, given in (("--restart", restart), ("--plan", plan)):
+        if given:
+            raise ConfigError(
+                flag, None, "sa bench card", hint=f"leave {flag} out: only card has rows to resume or list"
+            )
     from stableanimator_cli.bench import run
 
     report = run.run(flags=flags, command=_command(context), reporter=reporter)
@@ -55,13 +72,38 @@ def bench(
         report.write(output)
     if page is not None:
         report.write_page(page)
+    _print(reporter, report)
+    run.check(report, flags["baseline"])
+    if json:
+        reporter.result(report.to_json(), "")
+
+
+def _print(reporter: console.Console, report: BenchReport) -> None:
     for table in report.all_tables():
         if table.rows:
             reporter.table(table.title, table.columns, table.cells(), data=True)
         reporter.info(f"{table.title}: {table.note}" if table.note else "")
-    run.check(report, flags["baseline"])
-    if json:
-        reporter.result(report.to_json(), "")
+
+
+def _card(
+    config: BenchConfig, command: str, reporter: console.Console, output: Path | None, page: Path | None, *,
+    restart: bool, plan: bool,
+) -> None:  # fmt: skip
+    from stableanimator_cli.bench.card import CardRun, run_card
+
+    card = CardRun.of(config, output, page)
+    if plan:
+        table = card.table()
+        reporter.table(table.title, table.columns, table.cells(), data=True)
+        reporter.info(table.note)
+        if reporter.json:
+            reporter.result(table.to_json(), "")
+        return
+    report = run_card(card, command, reporter, restart=restart)
+    _print(reporter, report)
+    reporter.info(f"written to {card.output} and {card.page}")
+    if reporter.json:
+        reporter.result(report.to_json() | {"output": str(card.output), "page": str(card.page)}, "")
 
 
 def _command(context: typer.Context) -> str:

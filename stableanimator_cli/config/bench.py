@@ -13,7 +13,7 @@ from stableanimator_cli.errors import ConfigError
 
 NAMES = (
     "roofline", "cost", "unet", "vae", "sample", "long", "hjb", "train", "preprocess", "evaluate", "compare",
-    "frontier", "gate",
+    "frontier", "gate", "card",
 )  # fmt: skip
 CHANNELS_LAST, COMPILED = "channels-last", "compiled"
 UNET_VARIANTS = ("plain", "prepared", "batched", CHANNELS_LAST, COMPILED)
@@ -32,7 +32,7 @@ class BenchConfig:
     names: tuple[str, ...] = option("NAME", (), complete=NAMES, metavar="NAME...", default_text="",
         help=f"What to measure: {', '.join(NAMES)}.")
     networks: str = option("--networks", "puppet", complete="model", metavar="full|NAME|FOLDER",
-        default_text="puppet (cost: full)",
+        default_text="puppet (cost, card: full)",
         help="full: the released shapes with random weights; else a catalogue name or model folder.")
     size: tuple[int, int] | None = option("--size", None, parse=parse_size, metavar="WxH", default_text=_EACH,
         help="Width and height in pixels, as 576x1024.")
@@ -50,12 +50,17 @@ class BenchConfig:
     video: Path | None = option("--video", None, metavar="FILE", default_text="a drawn figure",
         help="preprocess: a video.")
     against: Path | None = option("--against", None, metavar="FOLDER",
-        help="compare: a clone of the reference implementation. Its code is run, in a process of its own.")
+        help="compare, card: a clone of the reference implementation. Its code is run, in a process of its own.")
     python: Path | None = option("--python", None, metavar="FILE", default_text="the one that runs sa",
-        help="compare: the interpreter that runs the clone.")
+        help="compare, card: the interpreter that runs the clone.")
     baseline: Path | None = option("--baseline", None, metavar="FILE.json", default_text="those that come with sa",
         help="gate: recorded counters.")
-    accept: bool = option("--accept", False, help="gate: record the counters found.")
+    accept: bool = option("--accept", False,
+        help="gate: record the counters found. card: add the card to your own table, from which --card takes times.")
+    rows: tuple[str, ...] = option("--rows", (), metavar="ROW|GROUP", default_text="all",
+        help="card: a row or a group of rows, as unet or unet/512x512 (may be repeated).")
+    budget: float = option("--budget", 10.0, metavar="MINUTES", ge=0, help="card: minutes for all rows.")
+    small: bool = option("--small", False, help="card: the small model and small sizes, on any device.")
     bench: str = option("--bench", "puppet", metavar="puppet|tiktok|DIR",
         help="frontier: videos with a ground truth, as `sa evaluate --bench` takes them.")
     data: Path | None = option("--data", None, metavar="DIR", default_text="$SA_DATA",
@@ -82,14 +87,19 @@ class BenchConfig:
         if self.size is not None and (any(side % STRIDE for side in self.size) or min(self.size) < MIN_SIDE):
             size = "x".join(map(str, self.size))
             raise ConfigError("--size", size, f"sides that are multiples of {STRIDE}, {MIN_SIDE} or more")
-        for flag, value, bench in (
-            ("--accept", self.accept and "on", "gate"), ("--video", self.video, "preprocess"),
-            ("--against", self.against, "compare"), ("--plot", self.plot, "frontier"),
-            ("--data", self.data, "frontier"),
+        if "card" in self.names and self.names != ("card",):
+            raise ConfigError(
+                "NAME", " ".join(self.names), "card alone: it has minutes of its own", hint="sa bench card"
+            )
+        for flag, value, benches in (
+            ("--accept", self.accept and "on", ("gate", "card")), ("--video", self.video, ("preprocess",)),
+            ("--against", self.against, ("compare", "card")), ("--rows", " ".join(self.rows), ("card",)),
+            ("--small", self.small and "on", ("card",)), ("--plot", self.plot, ("frontier",)),
+            ("--data", self.data, ("frontier",)),
         ):  # fmt: skip
-            if value and bench not in self.names:
-                hint = f"sa bench {bench} {flag}" if value == "on" else None
-                raise ConfigError(flag, str(value), f"the bench {bench} among NAME", hint=hint)
+            if value and not set(benches) & set(self.names):
+                hint = f"sa bench {benches[0]} {flag}" if value == "on" else None
+                raise ConfigError(flag, str(value), f"the bench {' or '.join(benches)} among NAME", hint=hint)
         if self.against is None and "compare" in self.names:
             raise ConfigError("--against", None, "a clone of the reference implementation", hint=CLONE_HINT)
         if self.python is not None and self.against is None:

@@ -148,12 +148,97 @@ class FusionFaceId(nn.Module):
         return self.fusion_model(self.norm(self.proj(vector).unflatten(-1, self.shape)), clip)
 """,
 }
+_PIPELINES = {
+    "inference_pipeline_animation": """
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
+
+
+class InferenceAnimationPipeline:
+    def __init__(self, **parts):
+        self.__dict__.update(parts)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=8)
+
+    def to(self, device):
+        return self
+
+    def set_progress_bar_config(self, **config):
+        pass
+
+    def decode_latents(self, latents, num_frames, decode_chunk_size):
+        parts = (latents[0] / self.vae.config.scaling_factor).split(decode_chunk_size)
+        pixels = torch.cat([self.vae.decode(part, num_frames=len(part)).sample for part in parts])
+        return pixels.transpose(0, 1)[None].float()
+
+    def __call__(self, image, image_pose, height, width, num_frames, tile_size, generator, num_inference_steps,
+                 min_guidance_scale, noise_aug_strength, fps, motion_bucket_id, decode_chunk_size,
+                 validation_image_id_ante_embedding, **rest):
+        assert tile_size == num_frames
+        pixels = self.image_processor.preprocess(image, height=height, width=width)
+        seen = (_resize_with_antialiasing(pixels, (224, 224)) + 1) / 2
+        seen = self.feature_extractor(images=seen, do_normalize=True, do_center_crop=False, do_resize=False,
+                                      do_rescale=False, return_tensors="pt").pixel_values
+        token = self.image_encoder(seen).image_embeds[:, None]
+        face = self.face_encoder(torch.from_numpy(validation_image_id_ante_embedding)[None], token)
+        tokens = torch.cat([token, face], 1)
+        pixels = pixels + noise_aug_strength * torch.randn(pixels.shape, generator=generator)
+        reference = self.vae.encode(pixels).latent_dist.mode()[None].repeat(1, num_frames, 1, 1, 1)
+        ids = torch.tensor([[fps - 1, motion_bucket_id, noise_aug_strength]])
+        poses = torch.stack([torch.from_numpy(np.array(one)).float() / 127.5 - 1 for one in image_pose])
+        pose = self.pose_net(poses.permute(0, 3, 1, 2))
+        self.scheduler.set_timesteps(num_inference_steps)
+        shape = (1, num_frames, 4, height // 8, width // 8)
+        latents = torch.randn(shape, generator=generator) * self.scheduler.init_noise_sigma
+        for t in self.scheduler.timesteps:
+            scaled = self.scheduler.scale_model_input(latents, t)
+            free = self.unet(torch.cat([scaled, torch.zeros_like(reference)], 2), t, torch.zeros_like(tokens), ids,
+                             None, return_dict=False)[0]
+            guided = self.unet(torch.cat([scaled, reference], 2), t, tokens, ids, pose, return_dict=False)[0]
+            latents = self.scheduler.step(free + min_guidance_scale * (guided - free), t, latents).prev_sample
+        frames = self.decode_latents(latents, num_frames, decode_chunk_size)
+        return SimpleNamespace(frames=[(frames[0].transpose(0, 1) / 2 + 0.5).clamp(0, 1)])
+""",
+    "euler_discrete_pro": """
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from diffusers import EulerDiscreteScheduler
+
+
+class EulerDiscreteSchedulerPro(EulerDiscreteScheduler):
+    def step(self, model_output, timestep, sample, refine_face, learning_rate, num_optimization_iter, vae,
+             refine_reference_face_embeddings, decode_chunk_size, target_face_mask_list, **rest):
+        sigma = self.sigmas[0]
+        z = (model_output * (-sigma / (sigma**2 + 1) ** 0.5) + sample / (sigma**2 + 1)).detach().requires_grad_(True)
+        adam = torch.optim.Adam([z], lr=learning_rate)
+        for _ in range(num_optimization_iter):
+            parts = (z[0] / vae.config.scaling_factor).split(decode_chunk_size)
+            pixels = torch.cat([vae.decode(part, num_frames=len(part)).sample for part in parts]).clamp(-1, 1)
+            faces = [F.interpolate(one[None, :, y0 : y1 + 1, x0 : x1 + 1], size=(112, 112), mode="bilinear")
+                     for one, (y0, y1, x0, x1) in zip(pixels, target_face_mask_list)]
+            vectors = self.face_embedding_extractor(torch.cat(faces))
+            loss = (1 - F.cosine_similarity(vectors, refine_reference_face_embeddings)).abs().mean()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        return SimpleNamespace(pred_original_sample=z.detach())
+""",
+}
 
 
 def write_clone(folder: Path, **changed: str) -> Path:
     """The clone's folder; ``changed`` files say something else."""
     modules = folder / "animation" / "modules"
     modules.mkdir(parents=True)
+    pipelines = folder / "animation" / "pipelines"
+    pipelines.mkdir()
     for name, text in (_FILES | changed).items():
         (modules / f"{name}.py").write_text(text)
+    for name, text in _PIPELINES.items():
+        (pipelines / f"{name}.py").write_text(text)
     return folder

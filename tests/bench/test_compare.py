@@ -26,7 +26,15 @@ def tiny() -> ModelFolder:
 
 def measured(folder: Path, python: Path | None = None):
     config = BenchConfig(
-        names=("compare",), pairs=1, device="cpu", size=(64, 64), frames=2, against=folder, python=python
+        names=("compare",),
+        pairs=1,
+        device="cpu",
+        size=(64, 64),
+        frames=2,
+        steps=2,
+        iterations=1,
+        against=folder,
+        python=python,
     )
     roofs = {torch.float32: Roof(torch.float32, 10.0, 10.0)}
     return compare.compare_networks(BenchRun(config=config, plan=CPU, roofs=roofs), tiny())
@@ -37,8 +45,16 @@ def test_both_sides_answer_alike(tmp_path: Path):
     before = sorted(clone.rglob("*"))
     table = measured(clone)
     names = ["Face Encoder", "PoseNet", "UNet with face and pose", "UNet, unconditional", "a guided step of one window"]
+    names += ["a rendering", "decoding", "face optimisation, full", "face optimisation, crop (theirs: full)"]
     assert [row["what"] for row in table.rows] == names
-    assert max(row["greatest error / greatest value"] for row in table.rows) < 2e-5
+    errors = {row["what"]: row["greatest error / greatest value"] for row in table.rows}
+    assert max(errors[name] for name in names[:5] + names[6:7]) < 2e-5
+    assert errors["a rendering"] < 1.1 * 0.5 / 255  # ours are levels of 255
+    assert errors["face optimisation, full"] < 1e-3
+    for row in table.rows:  # weights are not counted
+        assert 0 < row["ours, MiB alive"] <= row["theirs, MiB alive"] * 1.1 or "crop" in row["what"]
+    full = next(row for row in table.rows if row["what"] == "face optimisation, full")
+    assert full["ours, MiB alive"] < full["theirs, MiB alive"]
     assert all(row["ours, ms"] > 0 and row["theirs, ms"] > 0 for row in table.rows)
     assert "torch's scaled_dot_product_attention instead of xformers" in table.note
     assert "StableAnimator" in table.note
@@ -71,7 +87,7 @@ def test_folders_that_are_no_clone(tmp_path: Path):
     with pytest.raises(BadInput, match="found no folder, expected a clone") as told:
         compare.check_clone(tmp_path / "nothing")
     assert "git clone" in str(told.value.hint)
-    with pytest.raises(BadInput, match=r"found no animation/modules/unet\.py and 4 more missing"):
+    with pytest.raises(BadInput, match=r"found no animation/modules/unet\.py and 6 more missing"):
         compare.check_clone(tmp_path)
     clone = write_clone(tmp_path / "part")
     (clone / "animation/modules/id_encoder.py").unlink()

@@ -220,7 +220,7 @@ def test_a_drawn_figures_face_is_kept_alike_in_two_processes(place, forked):
     save_motion(place / "poses.npz", motion)
     seen = int(np.isfinite(motion.face_boxes).all(axis=2).sum())
     more = {"size": "64x64", "window": 5, "overlap": 1, "guidance": 2, "allow_no_face": None, "preset": "standard"}
-    more |= {"refine_face": "crop", "refine_iters": 1, "refine_steps": "0:2"}
+    more |= {"refine_face": "crop", "refine_iters": 2, "refine_steps": "0:2"}
     one, told = animated(flags_of(place, Path("puppet"), "one", **more))
     two, record = animated(flags_of(place, Path("puppet"), "two", gpus=2, **more))
     assert two == one

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from stableanimator_cli.cards import SHARE, Card
+from stableanimator_cli.cards import Card
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.engine.device import dtype_name
 from stableanimator_cli.engine.memory.render import MemoryEstimator
@@ -67,7 +67,7 @@ def estimate_duration(
         total.update({call: times[name] * count for call, count in counter.calls.items()})
     if card is not None:
         rate = card.flops_per_second(dtype_name(estimator.dtype))
-        return Duration(flops=flops, flops_per_second=rate, share=SHARE, source=card.source)
+        return Duration(flops=flops, flops_per_second=rate, share=card.share, source=card.source)
     speed = throughput(total, estimator.device, estimator.dtype)
     return Duration(flops=flops, flops_per_second=speed.flops_per_second, measured=speed.measured)
 

@@ -5,7 +5,6 @@ On the ``meta`` device nothing is computed or allocated, so a network of any siz
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,50 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from torch.utils.weak import WeakIdKeyDictionary
 
+from stableanimator_cli.engine.memory.peak_mode import PeakMemoryMode
 from stableanimator_cli.engine.throughput import Call, call_of
 from stableanimator_cli.nets import time_conv
-
-
-class PeakMemoryMode(TorchDispatchMode):
-    """Count the storages that operators allocate within it, until they are freed by everything, autograd included.
-
-    ``peak`` is the maximum alive at once, in bytes. Storages from before do not count; views and in-place results
-    share a storage that counts once. ``operators`` is the number of operators that allocated.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = 0
-        self.peak = 0
-        self.operators = 0
-        self._known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        allocated = False
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if storage not in self._known and id(storage) not in given:
-                    self._count(storage)
-                    allocated = True
-        self.operators += allocated
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        size = storage.nbytes()
-        self._known[storage] = size
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self.alive -= size
 
 
 class FlopCounter(TorchDispatchMode):

@@ -1,0 +1,68 @@
+"""The process that measures rows of the reference implementation for ``sa bench card --against``.
+
+``python -m stableanimator_cli.bench.card_reference JOB``, where ``JOB`` is JSON: ``device``, ``small``, ``clone`` and
+``python``. Each row starts the clone's own process with random weights, as ``sa bench compare`` does with equal ones.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from stableanimator_cli.bench import compare
+from stableanimator_cli.bench.card_rows import frames_of, size_of
+from stableanimator_cli.bench.compare_reference import NETWORKS, WINDOW
+from stableanimator_cli.bench.context import ClipShape
+from stableanimator_cli.bench.networks import FULL, build_on_meta
+from stableanimator_cli.bench.row_process import serve
+from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.group_offload import bytes_of
+
+_STEP = "a guided step of one window"
+_WORKLOADS = {"unet": _STEP, "render": "rendering", "face": "face optimisation"}
+
+
+def measure(job: dict[str, Any], row: str) -> dict[str, Any]:
+    """Seconds and peak bytes of ``reference/GROUP/WHAT``, once after a step that loads what is needed."""
+    group, name = row.split("/")[1], row.partition("/")[2]
+    small, plan = job["small"], DevicePlan.of(DeviceConfig(device=job["device"]))
+    frames, size = 2 if small else 16, (64, 64) if small else (512, 512)
+    if group != "face":
+        size = size_of(name)
+    if group == "render":
+        frames = frames_of(name)
+    shape, workload = ClipShape(size=size, frames=frames), _WORKLOADS[group]
+    model, python = compare.model_to_compare("puppet" if small else FULL), job["python"]
+    with tempfile.TemporaryDirectory() as temp:
+        work = Path(temp)
+        save_file(compare.make_inputs(model, shape, min(frames, WINDOW)), work / "inputs.safetensors")
+        compare.write_job(work, model, plan, shape, steps=2 if small else 25, iterations=1 if small else 3)
+        with compare.start_clone(Path(job["clone"]), work, None if python is None else Path(python)) as clone:
+            clone.request(_STEP if group != "face" else workload)
+            started = time.perf_counter()
+            if plan.device.type == "cuda":
+                peak = clone.request(f"peak {workload}")["peak"]
+                seconds = time.perf_counter() - started
+            else:
+                clone.request(workload)
+                seconds = time.perf_counter() - started
+                networks = (build_on_meta(model, role, plan.dtype) for role in NETWORKS)
+                peak = clone.request(f"alive {workload}")["alive"] + sum(map(bytes_of, networks))
+            about = clone.environment
+    return {"seconds": seconds, "peak": peak, "attention": about["attention"]}
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    serve(lambda row: measure(job, row))
+
+
+if __name__ == "__main__":
+    main()

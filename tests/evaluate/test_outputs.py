@@ -207,8 +207,9 @@ def test_nothing_of_a_video_that_fails_late_stays_in_the_distances(sides: tuple[
     forgotten: list[str] = []
     detector = SimpleNamespace(start=_no_detection, unavailable={}, reader=None, detectors=None)
     networks = SimpleNamespace(
-        begin=lambda name, target: None, add=lambda predicted, target, number: None, end=dict, forget=forgotten.append
-    )
+        of_reference=(), begin=lambda name, target, reference: None, see=lambda frame: None, similarities=dict,
+        add=lambda predicted, target, number: None, end=dict, forget=forgotten.append,
+    )  # fmt: skip
     rules = PROTOCOLS["native"]
     given: Any = {"rules": rules, "detector": detector, "networks": networks, "truncate": False, "borders": None}
     scorer = Scorer(**given, reporter=NullReporter())
@@ -232,10 +233,10 @@ def test_frames_without_a_true_face_are_asked_for_no_identity(tmp_path: Path) ->
     pair = Pair(name="v", predicted=tmp_path, reference=tmp_path / "r.png")
     made = _ScoreBuilder(pair, open_clip(tmp_path / "r.png"), None, None)
     scorer = Scorer(**given, borders=None, reporter=NullReporter())
-    scorer._score_identity(made, mine, true)
+    scorer._score_identity(made, mine, true, scorer._reference(made))
     assert (made.values["csim_ref"], made.values["identity_drift"], made.values["identity_worst"]) == (1, 0, 1)
     assert (made.values["face_rate"], made.counts["csim_ref"]) == (1, 20)
-    scorer._score_identity(made, mine, None)
+    scorer._score_identity(made, mine, None, scorer._reference(made))
     assert (made.values["csim_ref"], made.values["identity_drift"], made.values["identity_worst"]) == (0.5, -1, 0)
 
 

@@ -43,7 +43,7 @@ from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.capture import Detectors, extract_motion
 from stableanimator_cli.detect.roles import ROLES
 from stableanimator_cli.engine.cuda_graphs import GraphedCalls, Recorder
-from stableanimator_cli.engine.device import DTYPES, DevicePlan
+from stableanimator_cli.engine.device import DTYPES, DevicePlan, float32_precision
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.group_offload import bytes_of
 from stableanimator_cli.engine.memory.render import MemoryEstimator, RenderMemory
@@ -74,14 +74,20 @@ def describe_machine(device: torch.device) -> Found:
 
 
 def _commit() -> str | None:
+    """The commit of the checkout, with ``-dirty`` if tracked files differ: not the pages that this command writes."""
     root = checkout()
     if root is None:
         return None
-    words = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        return head + ("-dirty" if _git(root, "status", "--porcelain", "-uno", "--", ".", ":!docs/cards") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _git(root: Path, *words: str) -> str:
+    run = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True)
+    return run.stdout.strip()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,7 +153,8 @@ class CardWorker:
     def _roofline(self, row: str) -> Found:
         dtype = DTYPES[row.partition("/")[2]]
         plan = self._plan(dtype="float32")
-        roof, rows = roofline.measure_roof(plan, dtype, small=self.small, repeats=2 if self.small else 7)
+        with float32_precision(tf32=False):
+            roof, rows = roofline.measure_roof(plan, dtype, small=self.small, repeats=2 if self.small else 7)
         return {"gflops": roof.gflops, "bandwidth": roof.bandwidth, "seconds": sum(r["ms"] for r in rows) / 1e3}
 
     def _unet(self, row: str) -> Found:

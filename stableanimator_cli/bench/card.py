@@ -184,8 +184,9 @@ def _measure(run: CardRun, results: CardResults, reporter: Reporter, clock: Call
         def ask(row: CardRow, seconds: float) -> Answer:
             if row.worker not in words:
                 return {"status": NOT_RUN, "reason": "needs a checkout: the wheel has no recordings"}
-            for name in [name for name in processes if name != row.worker]:
-                processes.pop(name).close()  # one process on the card at a time
+            if not run.config.small:
+                for name in [name for name in processes if name != row.worker]:
+                    processes.pop(name).close()  # one process on the card at a time
             if row.worker not in processes:
                 processes[row.worker] = stack.enter_context(RowProcess(*words[row.worker]))
             return processes[row.worker].ask(row.name, seconds)

@@ -16,12 +16,12 @@ RELEASED_STEPS = (21, 25)  # the reference implementation refines steps 0-20 of 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        # found by `sa bench frontier` on drawn figures (docs/performance.md); unknown of other weights
+        # measured by `sa bench frontier` on drawn figures (docs/performance.md); unknown of other weights
         "quick": {
             "refine_face": "off",
             "steps": 6,
             "schedule": "ays",
-            "sampler": "euler",
+            "sampler": "dpmpp_2m",
             "guidance_interval": "0.3:5",
         },
         "fast": {"refine_face": "off"},

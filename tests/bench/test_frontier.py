@@ -134,7 +134,7 @@ def test_a_whole_search_on_drawn_figures(tmp_path: Path, monkeypatch: pytest.Mon
         "plot": Path("plot.png"),
     }
     measured, search = run.run(flags=flags, command="sa bench frontier").tables["frontier"]
-    assert len(measured.rows) == 5
+    assert len(measured.rows) == 6
     assert len(search.rows) == 2 + 2 * 4
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     stored = (tmp_path / "frontier" / "rows.jsonl").read_bytes()

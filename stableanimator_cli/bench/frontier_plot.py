@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from stableanimator_cli.bench.frontier_cases import FIGURES, LOWER_IS_BETTER
+from stableanimator_cli.bench.frontier_cases import FIGURES
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.files import MARK, atomic_write, check_replaceable, translate_os_errors
@@ -16,7 +16,7 @@ _METADATA: dict[str, dict[str, Any]] = {
     "pdf": {"Creator": MARK, "Producer": MARK, "CreationDate": None}, "png": {"Software": MARK},
 }  # fmt: skip
 """Without the date: equal figures are equal files."""
-_COLOURS = {"measured": "#0072B2", "search": "#999999"}
+_TICKS = (4, 6, 8, 12, 20, 50)
 
 
 def check(path: Path) -> None:
@@ -31,23 +31,33 @@ def check(path: Path) -> None:
 
 
 def write(path: Path, measured: Table, search: Table) -> None:
-    """One panel per figure. Points of the search are grey; measured settings have their loss's interval and a name."""
+    """One panel per figure: what it loses against the first measured setting. Points of the search are grey."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(9.0, 5.2), layout="constrained")
-    for axes, (name, title) in zip(figure.subplots(2, 3).flat, FIGURES.items(), strict=False):
-        arrow = "↓" if name in LOWER_IS_BETTER else "↑"
-        axes.set(xlabel="calls of the whole network, by FLOPs", ylabel=f"{title} {arrow}", xscale="log")
-        axes.plot(*_points(search, title), "o", ms=3, color=_COLOURS["search"], label="search, few videos")
-        axes.plot(*_points(measured, title), "o", ms=4, color=_COLOURS["measured"], label="measured")
+    for axes, title in zip(figure.subplots(2, 3).flat, FIGURES.values(), strict=False):
+        axes.set(ylabel=f"loss: {title}", xscale="log")
+        axes.set_xlabel("calls of the whole network, by FLOPs")
+        axes.set_xticks(_TICKS)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.axhline(0, color="black", lw=0.6)
+        for table, name, size in ((search, "search, few videos", 3), (measured, "measured", 4)):
+            colour = "#999999" if table is search else "#0072B2"
+            axes.plot(*_points(table, title), "o", ms=size, color=colour, label=name)
         for number, row in enumerate(measured.rows, start=1):
             loss = row[f"{title}: loss"]
             if loss is not None and math.isfinite(loss.low):
                 half = [[loss.value - loss.low], [loss.high - loss.value]]
-                axes.errorbar(row["full calls"], row[title], yerr=half, color=_COLOURS["measured"], lw=0.8, capsize=2)
-            at = (row["full calls"], row[title])
-            axes.annotate(str(number), at, xytext=(4, 3), textcoords="offset points", fontsize=7)
+                axes.errorbar(row["full calls"], loss.value, yerr=half, color="#0072B2", lw=0.8, capsize=2)
+            if loss is not None:
+                at = (row["full calls"], loss.value)
+                axes.annotate(str(number), at, xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.label.set_size(8)
+        axes.yaxis.label.set_size(8)
     names = figure.axes[-1]  # the panel that is left
     names.set_axis_off()
     shown = "\n".join(f"{number} {row['setting']}" for number, row in enumerate(measured.rows, start=1))
@@ -59,4 +69,5 @@ def write(path: Path, measured: Table, search: Table) -> None:
 
 
 def _points(table: Table, title: str) -> tuple[list[float], list[float]]:
-    return [row["full calls"] for row in table.rows], [row[title] for row in table.rows]
+    rows = [row for row in table.rows if row[f"{title}: loss"] is not None]
+    return [row["full calls"] for row in rows], [row[f"{title}: loss"].value for row in rows]

@@ -16,8 +16,8 @@ from stableanimator_cli.errors import ConfigError
 if TYPE_CHECKING:
     from stableanimator_cli.bench.results import BenchReport
 
-_PATHS = {"networks", "video", "against"}  # reports show their names only
-_UNREPORTED = {"output", "page", "json", "quiet", "progress", "baseline", "python", "restart", "plan"}
+_PATHS = {"networks", "video", "against", "bench", "data"}  # reports show their names only
+_UNREPORTED = {"output", "page", "json", "quiet", "progress", "baseline", "python", "restart", "plan", "work", "plot"}
 OutputOpt = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="OUT.json", help="Also write what was found as JSON. card: docs/cards/."),

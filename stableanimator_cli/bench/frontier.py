@@ -27,6 +27,7 @@ from stableanimator_cli.bench.harness import Interval
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.rows import ResumableRows, Row, weight_digests
 from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.refine import PRESETS
 from stableanimator_cli.engine.denoiser_calls import denoiser_calls
 from stableanimator_cli.files import locked_output
 from stableanimator_cli.metrics.paired import bca_interval
@@ -63,7 +64,7 @@ class Setting:
 
 BASELINE = Setting.of(steps=25, guidance_interval="off", schedule="karras", sampler="euler")
 OWN = Setting.of()
-QUICK = Setting.of(preset="quick")
+QUICK = Setting.of(**{name: PRESETS["quick"][name] for name in ("steps", "schedule", "sampler", "guidance_interval")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ def measure_frontier(bench: BenchRun) -> list[Table]:
         searched = list(dict.fromkeys([*first_round(), *second_round(best)]))
         chosen = survivors(frontier, searched, trial)
         search = table_of(frontier, searched, trial, "Search")
-        measured = table_of(frontier, [BASELINE, OWN, QUICK, *chosen], rest, "Measured")
+        measured = table_of(frontier, list(dict.fromkeys([BASELINE, OWN, QUICK, *chosen])), rest, "Measured")
     if config.plot is not None:
         frontier_plot.write(config.plot, measured, search)
     return [measured, search]

@@ -247,7 +247,7 @@ class AnimateConfig:
         help="Continue without an identity if REFERENCE shows no face.")
     preset: Literal["quick", "fast", "standard", "released", "paper"] = option("--preset", "standard",
         model_default=True,
-        help="Face optimisation. quick: none, and six steps by DPM-Solver++ 2M, guided where details are made "
+        help="Face optimisation. quick: none, and four steps by DPM-Solver++ 2M, guided where details are made "
         "(approximate). fast: none. standard: crop, 3 iterations, if the model has a recogniser and the "
         "reference a face. released: full, 3 iterations, learning rate 0.1 decreasing linearly, Euler, as the authors' "
         "code. paper: Algorithm 1 as printed, 10 iterations, constant learning rate, in each of 25 steps (fewer leave "

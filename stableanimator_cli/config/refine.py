@@ -19,7 +19,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         # measured by `sa bench frontier` on drawn figures (docs/performance.md); unknown of other weights
         "quick": {
             "refine_face": "off",
-            "steps": 6,
+            "steps": 4,
             "schedule": "ays",
             "sampler": "dpmpp_2m",
             "guidance_interval": "0.3:5",

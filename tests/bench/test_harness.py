@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -52,3 +53,8 @@ def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch, load: float, wa
     monkeypatch.setattr("os.getloadavg", lambda: (load, load, load), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert (load_warning() is not None) is warns
+
+
+def test_a_statistic_without_an_interval_is_its_value() -> None:
+    assert str(Interval(0.5, math.nan, math.nan)) == "0.5"
+    assert str(Interval(0.5, 0.25, 0.75)) == "0.5 (0.25 to 0.75)"

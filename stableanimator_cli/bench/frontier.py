@@ -121,7 +121,7 @@ class Frontier:
         losses = {}
         for name in FIGURES:
             gain = np.array([mine[name] - theirs[name] for mine, theirs in pairs], np.float64)
-            losses[name] = gain if name in LOWER_IS_BETTER else -gain
+            losses[name] = gain if name in LOWER_IS_BETTER else 0.0 - gain
         return losses
 
     def _shallow_ratio(self, config: AnimateConfig) -> float:

@@ -110,12 +110,17 @@ class CardRun:
         output = output or folder / f"{name}.json"
         if output.is_dir():
             raise BadInput(output, "a folder", "a name for a file", hint="name a file inside the folder")
+        page = page or output.with_suffix(".md")
         if config.against is not None:
             check_clone(config.against)
             check_apart(output, [config.against])
+            check_apart(page, [config.against])
+        if page.resolve() == output.resolve():
+            hint = "name OUT.json, or another page with --page"
+            raise ConfigError("--output", str(output), "another file than the page, which is Markdown", hint=hint)
         return cls(
             config=config, device=str(plan.device), rows=tuple(select_rows(rows, config.rows)), recordings=recordings,
-            output=output, page=page or output.with_suffix(".md"),
+            output=output, page=page,
         )  # fmt: skip
 
     def table(self) -> Table:

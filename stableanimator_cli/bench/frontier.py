@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from stableanimator_cli import __version__
 from stableanimator_cli.animate.run import resolve_config
 from stableanimator_cli.api import Animator
 from stableanimator_cli.bench import frontier_plot
@@ -29,6 +30,7 @@ from stableanimator_cli.bench.rows import ResumableRows, Row, weight_digests
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.refine import PRESETS
 from stableanimator_cli.engine.denoiser_calls import denoiser_calls
+from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.files import locked_output
 from stableanimator_cli.metrics.paired import bca_interval
 from stableanimator_cli.records import NETWORKS, ModelFolder
@@ -80,9 +82,12 @@ class Cost:
 class Frontier:
     """Renders cases in settings, and stores a row of figures for each, so that a run can be resumed."""
 
-    def __init__(self, animator: Animator, model: ModelFolder, work: Path, tick: Callable[[], object]) -> None:
+    def __init__(
+        self, animator: Animator, model: ModelFolder, work: Path, tick: Callable[[], object], plan: DevicePlan
+    ) -> None:
         self._animator, self._model, self._tick = animator, model, tick
-        header = {"model": model.name, "files": weight_digests(model, NETWORKS)}
+        header = {"model": model.name, "files": weight_digests(model, NETWORKS), "version": __version__}
+        header |= {"device": plan.device.type, "dtype": str(plan.dtype)}
         self._file = ResumableRows(work / "rows.jsonl", header)
         self._rows = {(row["setting"], row["case"]): row for row in self._file.rows}
         self._shallow: dict[int, float] = {}
@@ -116,12 +121,14 @@ class Frontier:
         return found
 
     def losses(self, setting: Setting, against: Setting, cases: Sequence[FrontierCase]) -> dict[str, np.ndarray]:
-        """By figure, float64[n] of cases: how much worse than ``against``."""
+        """By figure, float64[n] of cases: how much worse than ``against``. Infinite where only ``against`` shows what
+        is measured, NaN where neither does."""
         pairs = list(zip(self.rows(setting, cases), self.rows(against, cases), strict=True))
         losses = {}
         for name in FIGURES:
-            gain = np.array([mine[name] - theirs[name] for mine, theirs in pairs], np.float64)
-            losses[name] = gain if name in LOWER_IS_BETTER else 0.0 - gain
+            mine, theirs = np.array([(a[name], b[name]) for a, b in pairs], np.float64).T
+            loss = mine - theirs if name in LOWER_IS_BETTER else theirs - mine
+            losses[name] = np.where(np.isnan(mine) & np.isfinite(theirs), np.inf, loss)
         return losses
 
     def _shallow_ratio(self, config: AnimateConfig) -> float:
@@ -154,7 +161,8 @@ def survivors(frontier: Frontier, settings: Sequence[Setting], cases: Sequence[F
 
     def excess(setting: Setting) -> float:
         losses = frontier.losses(setting, BASELINE, cases)
-        return max(_mean(values) / TOLERANCE[name] for name, values in losses.items())
+        shown = ((name, values[~np.isnan(values)]) for name, values in losses.items())
+        return max(float(values.mean()) / TOLERANCE[name] for name, values in shown if len(values))
 
     ranked = sorted(settings, key=lambda setting: (max(1.0, excess(setting)), frontier.cost(setting).full_calls))
     return ranked[:SURVIVORS]
@@ -171,7 +179,7 @@ def measure_frontier(bench: BenchRun) -> list[Table]:
         locked_output(work, "sa bench frontier", folder=True),
         Animator(model=str(model.path), device=config.device, dtype=config.dtype) as animator,
     ):
-        frontier = Frontier(animator, model, work, bench.tick)
+        frontier = Frontier(animator, model, work, bench.tick, DevicePlan.of(config.device_config))
         size = config.size or frontier.config(OWN).size
         cases = open_cases(
             model, bench=config.bench, data=config.data, count=config.search + config.clips, work=work / "cases",

@@ -44,9 +44,10 @@ class FrontierCase:
 
     @cached_property
     def key(self) -> str:
-        """The name with the start of its files' digests: rows of other files are other rows."""
+        """The name, the size and the start of its files' digests: rows of other files or sizes are other rows."""
         files = (self.case.reference, self.case.motion, self.case.target)
-        return "-".join([self.case.name, *(sha256_of(path)[:8] for path in files if path is not None)])
+        size = "x".join(map(str, self.size))
+        return "-".join([self.case.name, size, *(sha256_of(path)[:8] for path in files if path is not None)])
 
     @cached_property
     def truth(self) -> np.ndarray:

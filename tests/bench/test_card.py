@@ -231,6 +231,7 @@ def test_errors_of_a_row_are_its_reason(monkeypatch: pytest.MonkeyPatch):
         (("unet", "--small"), ConfigError, "card alone"),
         (("--small", "--against", "nowhere"), BadInput, "a clone of the reference implementation"),
         (("--small", "-o", "."), BadInput, "expected a name for a file"),
+        (("--small", "-o", "card.md"), ConfigError, "expected another file than the page"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(

@@ -14,8 +14,11 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.bench import frontier, frontier_plot, run
 from stableanimator_cli.bench.frontier import BASELINE, OWN, Frontier, Setting, survivors, table_of
 from stableanimator_cli.bench.frontier_cases import FIGURES, open_cases
+from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, ConfigError
 
+PLAN = DevicePlan.of(DeviceConfig(device="cpu"))
 GOOD = {"face": 20.0, "sharpness": 0.9, "identity": 0.8, "keypoints": 0.05, "frame": 21.0}
 
 
@@ -45,7 +48,7 @@ def case(number: int, loss: float = 0.0) -> Any:
 def drawn(tmp_path: Path) -> tuple[Frontier, Drawn]:
     animator = Drawn()
     model: Any = catalogue.open_model("puppet")
-    return Frontier(animator, model, tmp_path, lambda: None), animator  # type: ignore[arg-type]
+    return Frontier(animator, model, tmp_path, lambda: None, PLAN), animator  # type: ignore[arg-type]
 
 
 def test_calls_are_counted_without_rendering(drawn: tuple[Frontier, Drawn]) -> None:
@@ -63,6 +66,20 @@ def test_the_cheapest_setting_without_a_loss_comes_first(drawn: tuple[Frontier, 
     settings = [Setting.of(steps=steps, guidance_interval="off") for steps in (10, 8, 6, 4)]
     best = survivors(drawn[0], settings, [case(n, loss=1.0) for n in range(3)])
     assert [dict(setting.flags)["steps"] for setting in best] == [6, 8, 10]
+
+
+@pytest.mark.parametrize(("figure", "unseen"), [("face", True), ("identity", False)])
+def test_a_figure_that_is_not_there_is_no_excuse(drawn: tuple[Frontier, Drawn], figure: str, unseen: bool) -> None:
+    """No face in the truth leaves the other losses; none in what four steps made is a loss."""
+
+    def score(frames: list[Any]) -> dict[str, float]:
+        few = frames[0].get("steps", 25) < 6
+        return {**GOOD, **({figure: np.nan} if unseen or few else {}), "frame": 21.0 - 5 * (unseen and few)}
+
+    settings = [Setting.of(steps=steps, guidance_interval="off") for steps in (4, 6)]
+    shown = case(0)
+    shown.score = score
+    assert [dict(setting.flags)["steps"] for setting in survivors(drawn[0], settings, [shown])] == [6, 4]
 
 
 def test_losses_are_paired_and_seen_by_their_interval(drawn: tuple[Frontier, Drawn]) -> None:
@@ -88,7 +105,7 @@ def test_a_stored_row_is_not_rendered_again(drawn: tuple[Frontier, Drawn], tmp_p
     rows = first.rows(OWN, [case(0), case(1)])
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"setting": "the mo')  # killed while it wrote
-    again = Frontier(animator, catalogue.open_model("puppet"), tmp_path, lambda: None)  # type: ignore[arg-type]
+    again = Frontier(animator, catalogue.open_model("puppet"), tmp_path, lambda: None, PLAN)  # type: ignore[arg-type]
     assert again.rows(OWN, [case(0), case(1)]) == rows
     assert len(animator.asked) == 2
     assert animator.asked[0] == {"preset": "fast", "size": "64x64"}
@@ -98,15 +115,16 @@ def test_rows_of_other_weights_are_refused(drawn: tuple[Frontier, Drawn], tmp_pa
     drawn[0].rows(OWN, [case(0)])
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     header = json.loads(lines[0])
-    header["files"]["unet"] = "0" * 12
+    header["files"]["unet"], header["dtype"] = "0" * 12, "torch.float16"
     (tmp_path / "rows.jsonl").write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
-    with pytest.raises(BadInput, match=r"rows of other settings \(files\)"):
-        Frontier(drawn[1], catalogue.open_model("puppet"), tmp_path, lambda: None)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match=r"rows of other settings \(files, dtype\)"):
+        Frontier(drawn[1], catalogue.open_model("puppet"), tmp_path, lambda: None, PLAN)  # type: ignore[arg-type]
 
 
 def test_the_truth_itself_scores_perfectly(tmp_path: Path) -> None:
     model = catalogue.open_model("puppet")
     (one,) = open_cases(model, bench="puppet", data=None, count=1, work=tmp_path, size=(256, 256), device="cpu")
+    assert "256x256" in one.key
     truth = list(one.truth)
     assert any(face is not None for face in one.faces)
     perfect, grey = one.score(truth), one.score([np.full_like(frame, 128) for frame in truth])

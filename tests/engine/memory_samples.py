@@ -23,5 +23,5 @@ def config(**parts) -> AnimateConfig:
     return AnimateConfig(reference=Path("a.png"), motion=Path("b.mp4"), output=Path("c.mp4"), size=SIZE, **given)
 
 
-def prediction(folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> MemoryEstimator:
+def prediction(folder: Path | str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> MemoryEstimator:
     return MemoryEstimator(model=open_model(folder), device=torch.device(device), dtype=dtype, size=SIZE, frames=FRAMES)

@@ -45,6 +45,8 @@ def fit_to_limit(config: AnimateConfig, estimator: MemoryEstimator) -> tuple[Ani
     limit = config.device.max_memory
     if limit is None:
         return config, ()
+    # the limit decides on checkpoints, not this machine's memory: they are exact, and some steps are not
+    estimator = replace(estimator, available=min(limit, estimator.available or limit))
     changed: dict[str, Choice] = {}
     while (memory := estimator.of(config)).total > limit:
         change: Change = next(filter(None, (step(config, memory.worst, estimator) for step in _STEPS)), None)
@@ -60,7 +62,7 @@ def fit_to_limit(config: AnimateConfig, estimator: MemoryEstimator) -> tuple[Ani
         config = _device(config, compile="blocks")
         changed["--compile"] = Choice("--compile blocks", f"{_ROUNDING}; worth its compile time in a run this long")
     if config.refine.face == "full":
-        checkpointing = "on" if replace(estimator, available=limit).checkpointed(config) else "off"
+        checkpointing = "on" if estimator.checkpointed(config) else "off"
         config = replace(config, refine=replace(config.refine, checkpointing=checkpointing))
     return replace(config, device=replace(config.device, max_memory=None)), tuple(changed.values())
 

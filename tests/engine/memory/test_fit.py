@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
+from stableanimator_cli.config.refine import RefineConfig
 from stableanimator_cli.engine import compilation
 from stableanimator_cli.engine.memory.fit import fit_to_limit
 from stableanimator_cli.engine.memory.render import MemoryEstimator
@@ -26,6 +27,19 @@ def test_what_fits_is_left_alone(on_card):
     found, choices = fit_to_limit(given, on_card)
     assert choices == ()
     assert found == config()
+
+
+def test_checkpoints_are_taken_before_anything_approximate():
+    """A large card with a small limit: its own memory would do without checkpoints, the limit does not."""
+    estimator = replace(prediction("puppet", "cuda", torch.bfloat16), size=(256, 256), available=10**15)
+    needed = {
+        way: estimator.of(config(refine=RefineConfig(face="full", checkpointing=way))).total for way in ("on", "off")
+    }
+    assert needed["on"] < needed["off"]
+    limit = DeviceConfig(max_memory=needed["on"])
+    found, choices = fit_to_limit(config(refine=RefineConfig(face="full"), device=limit), estimator)
+    assert choices == ()
+    assert found.refine.checkpointing == "on"
 
 
 def test_exact_ways_come_before_approximate_ones(on_card):

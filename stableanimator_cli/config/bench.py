@@ -91,6 +91,16 @@ class BenchConfig:
             raise ConfigError(
                 "NAME", " ".join(self.names), "card alone: it has minutes of its own", hint="sa bench card"
             )
+        if "card" in self.names:
+            given = (
+                ("--size", self.size and "x".join(map(str, self.size))), ("--frames", self.frames),
+                ("--steps", self.steps), ("--variant", " ".join(self.variants)),
+                ("--dtype", None if self.dtype == "auto" else self.dtype),
+            )  # fmt: skip
+            for flag, value in given:
+                if value:
+                    hint = "--rows chooses among its rows, --small has small sizes"
+                    raise ConfigError(flag, value, "no such option with card, which measures all of them", hint=hint)
         for flag, value, benches in (
             ("--accept", self.accept and "on", ("gate", "card")), ("--video", self.video, ("preprocess",)),
             ("--against", self.against, ("compare", "card")), ("--rows", " ".join(self.rows), ("card",)),

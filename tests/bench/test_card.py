@@ -231,6 +231,8 @@ def test_errors_of_a_row_are_its_reason(monkeypatch: pytest.MonkeyPatch):
         (("unet", "--small"), ConfigError, "card alone"),
         (("--small", "--against", "nowhere"), BadInput, "a clone of the reference implementation"),
         (("--small", "-o", "."), BadInput, "expected a name for a file"),
+        (("--small", "--size", "64x64"), ConfigError, "--size: found '64x64', expected no such option with card"),
+        (("--small", "--dtype", "bfloat16"), ConfigError, "--dtype: found 'bfloat16', expected no such option"),
         (("--small", "-o", "card.md"), ConfigError, "expected another file than the page"),
     ],
 )

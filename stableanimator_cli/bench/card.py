@@ -160,13 +160,19 @@ def run_card(
     restart: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> BenchReport:
-    """Measure the rows that are not stored; write JSON and page. Raises ``BadInput`` if another run writes them, or if
-    the stored rows are of other settings or another environment."""
+    """Measure the rows that are not stored; write JSON and page. ``restart`` forgets the selected rows.
+
+    Raises ``BadInput`` if another run writes them, or if the stored rows are of other settings or another environment.
+    """
     with locked_output(run.output, "sa bench card"):
         settings = {"device": run.device, "small": run.config.small}
-        results = CardResults.open(run.output, command, settings, restart=restart)
+        results = CardResults.open(run.output, command, settings, restart=restart and not run.config.rows)
+        if restart:
+            for row in run.rows:
+                results.rows.pop(row.name, None)
         _measure(run, results, reporter, clock)
-        tables = {"card": card_tables(results.rows, [row.name for row in run.rows], results.environment)}
+        names = list(dict.fromkeys([*results.rows, *(row.name for row in run.rows)]))
+        tables = {"card": card_tables(results.rows, names, results.environment)}
         report = BenchReport(command=command, environment=results.environment, tables=tables)
         entry = card_entry(results.rows, results.environment)
         _write_page(run.page, report, entry)

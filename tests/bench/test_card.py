@@ -126,6 +126,15 @@ Card(Path({str(tmp_path)!r}), pytest.MonkeyPatch()).run(ALL[:6], {ALL[3].name!r}
     assert stand_in.asked[7:] == names
 
 
+def test_one_row_is_repeated_and_the_page_keeps_the_others(stand_in: Card):
+    stand_in.run(ALL[:3], ALL[1].name, next(iter(FAILURES)))
+    stand_in.run(ALL[1:2], config=replace(CONFIG, rows=(ALL[1].name,)), restart=True)
+    assert stand_in.asked[3:] == [ALL[1].name]
+    assert {row["status"] for row in stand_in.rows.values()} == {"ok"}
+    page = stand_in.output.with_suffix(".md").read_text()
+    assert all(row.name in page for row in ALL[:3])
+
+
 def test_rows_without_time_are_named_and_run_later(stand_in: Card):
     clock = iter(float(seconds) for seconds in (0, 0, 1, 700, 701, 701, 702))
     stand_in.run(ALL[:3], clock=lambda: next(clock))

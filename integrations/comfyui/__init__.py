@@ -83,7 +83,7 @@ class Animate:
                 "steps": ("INT", {"default": 25, "min": 1, "max": 1000}),
                 "guidance": ("FLOAT", {"default": 3.0, "min": 0.0, "max": 20.0, "step": 0.1}),
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**63 - 1}),
-                "preset": (["standard", "fast", "released", "paper"],),
+                "preset": (["standard", "quick", "fast", "released", "paper"],),
             },
             "optional": {"allow_no_face": ("BOOLEAN", {"default": False})},
         }

@@ -280,7 +280,7 @@ def test_all_rows_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert list(rows) == expected
     page = (tmp_path / "cpu.md").read_text()
     assert all(f"| {name} |" in page for name in expected)
-    assert "sa bench card --small --device cpu" in page
+    assert "sa bench card --budget 60.0 --small --device cpu" in page
     assert str(tmp_path) not in page
     assert report["benches"]["card"][0]["title"] == "Machine"
     status = {name: row["status"] for name, row in rows.items() if row["status"] != "ok"}
@@ -295,6 +295,9 @@ def test_all_rows_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
             assert row["error"] <= row["limit"]
         if row["status"] == "ok" and name.startswith(("unet", "render", "variant", "train/paper")):
             assert row["seconds"] > 0
+            if name == "variant/compiled":  # nothing can be counted below a compiler
+                assert "peak" not in row
+                continue
             assert row["peak"] == pytest.approx(row["predicted"], rel=0.25), name
     assert rows["variant/channels-last"]["error"] < 1e-4 < rows["variant/int8"]["error"] < 0.2
     assert rows["ranks"]["error"] == 0

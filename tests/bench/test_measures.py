@@ -82,8 +82,8 @@ def test_both_modes_of_face_optimisation_on_one_clip():
         speeds, near, effect = face_optimization.measure_face_optimization(bench_run(), engine, trial)
     full, crop = speeds.rows
     names = ("full decodes", "statistics decodes", "crop decodes")
-    assert [full[name] for name in names] == [4, 0, 0]  # two chunks, an iteration and the last look
-    assert [crop[name] for name in names] == [0, 2, 4]
+    assert [full[name] for name in names] == [2, 0, 0]  # two chunks, an iteration
+    assert [crop[name] for name in names] == [0, 2, 2]
     assert crop["error in the box"] < 1e-3  # with this margin the crop is the whole frame
     assert near.rows[0]["gradient cosine"] > 0.5  # in so small a picture the norms follow the face
     assert [row["mode"] for row in effect.rows] == ["full", "crop", "not refined"]

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from stableanimator_cli.bench.card_rows import VARIANTS
+from stableanimator_cli.bench.card_rows import NOT_COMPILED, VARIANTS
 from stableanimator_cli.bench.counters import track_memory
 from stableanimator_cli.bench.row_process import NotApplicable, serve
 from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig
@@ -340,24 +340,22 @@ def serve_rows(folder: Path, prefix: str, device: str) -> None:
         except ConfigError as error:
             raise NotApplicable(error.hint or error.message) from error
         on_card = plan.device.type == "cuda"
+        if plan.config.compile != "off" and not on_card:
+            raise NotApplicable(NOT_COMPILED)
         found: list[list[Error]] = []
         with torch.no_grad(), float32_precision(tf32=False):
             if on_card:
                 torch.cuda.reset_peak_memory_stats()
             started = time.perf_counter()
-            # the counter on a CPU sees operators, and nothing is compiled below it
-            counts = not on_card and plan.config.compile == "off"
-            counted = track_memory(lambda: found.append(CASES[case](recording(plan), name))) if counts else None
-            if not counts:
+            counted = None if on_card else track_memory(lambda: found.append(CASES[case](recording(plan), name)))
+            if on_card:
                 found.append(CASES[case](recording(plan), name))
             seconds = time.perf_counter() - started
         worst = max(found[0], key=lambda e: e.value / e.limit if e.limit else e.value)
         if not all(e.holds for e in found[0]) and (variant == "float32" or worst.value != worst.value):
             raise ValueError(f"{worst.what}: {worst.value:.3g}, at most {worst.limit:g}")
-        row = {"error": worst.value, "of": worst.what, "limit": worst.limit, "seconds": seconds}
-        if on_card:
-            return row | {"peak": torch.cuda.max_memory_allocated()}
-        return row if counted is None else row | {"peak": counted.peak}
+        peak = torch.cuda.max_memory_allocated() if counted is None else counted.peak
+        return {"error": worst.value, "of": worst.what, "limit": worst.limit, "seconds": seconds, "peak": peak}
 
     def recording(plan: DevicePlan) -> Recording:
         return Recording(folder, prefix, plan)

@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Fields of ``DeviceConfig``. A variant without a dtype has the device's own; in parity it has float32."""
 
+NOT_COMPILED = "compiling takes minutes on a CPU: `sa bench unet --variant compiled` measures it there"
 _HALF = ("bfloat16", "float16")
 _UNET = tuple(VARIANTS)[1:]
 CASES: dict[str, tuple[str, ...]] = {

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench import face_optimization, roofline, speed, training
-from stableanimator_cli.bench.card_rows import VARIANTS, checkout, frames_of, size_of
+from stableanimator_cli.bench.card_rows import NOT_COMPILED, VARIANTS, checkout, frames_of, size_of
 from stableanimator_cli.bench.context import ClipShape
 from stableanimator_cli.bench.counters import track_memory
 from stableanimator_cli.bench.networks import FULL, open_bench_model, open_engine
@@ -111,6 +111,8 @@ class CardWorker:
         return {"environment": describe_machine(self.device)}
 
     def _plan(self, **fields: Any) -> DevicePlan:
+        if fields.get("compile", "off") != "off" and self.device.type == "cpu":
+            raise NotApplicable(NOT_COMPILED)
         try:
             return DevicePlan.of(DeviceConfig(device=str(self.device), **fields))
         except ConfigError as error:
@@ -121,10 +123,9 @@ class CardWorker:
         with open_engine(open_bench_model("puppet" if self.small else FULL), plan) as engine:
             yield engine
 
-    def _measure(self, run: Callable[[], object], weights: int, times: int = 1, *, counts: bool = True) -> Found:
+    def _measure(self, run: Callable[[], object], weights: int, times: int = 1) -> Found:
         """Seconds (the best of ``times``) and peak bytes of ``run``, which was run before. A GPU holds all that the row
-        has loaded; on a CPU ``weights`` are added to what is counted. ``counts`` False: not on a CPU, whose counter
-        sees operators, and nothing is compiled below it."""
+        has loaded; on a CPU ``weights`` are added to what is counted."""
         wait = roofline.synchronizer(self.device)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -137,7 +138,7 @@ class CardWorker:
             taken.append(time.perf_counter() - started)
         if self.device.type == "cuda":
             return {"seconds": min(taken), "peak": torch.cuda.max_memory_allocated(self.device)}
-        return {"seconds": min(taken)} | ({"peak": weights + track_memory(run).peak} if counts else {})
+        return {"seconds": min(taken), "peak": weights + track_memory(run).peak}
 
     def _predict(
         self, engine: Engine, size: tuple[int, int], frames: int, face: str = "off"
@@ -184,7 +185,7 @@ class CardWorker:
             )
             if plan.config.offload != "none" and self.device.type == "cpu":
                 weights -= memory.stages["VAE encoder"][0]  # on a CPU nothing is offloaded
-            found = self._measure(run, bytes_of(unet), times=3, counts=plan.config.compile == "off")
+            found = self._measure(run, bytes_of(unet), times=3)
         if fields:
             found["error"] = speed.relative_error(self._plain[size], output)
         else:

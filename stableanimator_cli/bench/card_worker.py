@@ -145,8 +145,10 @@ class CardWorker:
     ) -> tuple[RenderMemory, Found]:
         """Predicted memory, and the FLOPs of a call of each network."""
         refine: Any = RefineConfig(face=face)  # type: ignore[arg-type]
-        names = {name: Path(name) for name in ("reference", "motion", "output")}
-        config = AnimateConfig(**names, size=size, device=engine.plan.config, refine=refine)
+        config = AnimateConfig(
+            reference=Path("reference"), motion=Path("motion"), output=Path("output"), size=size,
+            device=engine.plan.config, refine=refine,
+        )  # fmt: skip
         estimator = MemoryEstimator(
             model=engine.model, device=self.device, dtype=engine.plan.dtype, size=size, frames=frames
         )
@@ -231,7 +233,8 @@ class CardWorker:
         preset = row.partition("/")[2]
         flags = {"dataset": (Path("dataset"),), "output": Path("run")}
         config = resolve(TrainConfig, flags, preset=preset_tables(preset)).resolve_stages((512, 512))
-        stage = (config.stage or ())[-1]
+        assert config.stage
+        stage = config.stage[-1]
         model = open_bench_model("puppet" if self.small or preset == "puppet" else FULL)
         dtype = config.memory.dtype
         if dtype == "auto":

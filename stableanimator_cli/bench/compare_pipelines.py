@@ -96,8 +96,8 @@ def _request(given: Mapping[str, Tensor], shape: ClipShape, steps: int) -> Rende
         poses=PixelPoses(given["poses"]),
         plan=plan_windows(shape.frames, length=window, overlap=overlap, blend="upstream"),
         sampling=SamplingConfig(
-            steps=steps, guidance=(theirs.GUIDANCE,) * 2, noise="repeat", noise_aug=theirs.NOISE_AUG, seed=theirs.SEED,
-            conditioning_fps=7,
+            steps=steps, guidance=(theirs.GUIDANCE, theirs.GUIDANCE), noise="repeat", noise_aug=theirs.NOISE_AUG,
+            seed=theirs.SEED, conditioning_fps=7,
         ),
         decode=DecodeConfig(chunk=theirs.CHUNK),
         noise_period=window,

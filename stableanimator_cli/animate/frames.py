@@ -35,7 +35,8 @@ def render_frames(
     config = inputs.config
     prepared = prepare(inputs, engines, use_face=use_face, plan_only=False, reporter=reporter)
     engine, request = prepared.engine, prepared.request
-    refine = build_face_optimization(config, engine, inputs.image, prepared.face, prepared.driving, reporter)
+    estimator = inputs.estimator(frames=request.plan.total)
+    refine = build_face_optimization(config, engine, inputs.image, prepared.face, prepared.driving, reporter, estimator)
     onnx.warn_of_fallbacks(reporter)
     live = LivePreview(config, engine, reporter, has_anchor=request.has_anchor, on_preview=on_preview, writes=False)
     timings = Timings()

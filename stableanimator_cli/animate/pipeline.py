@@ -96,13 +96,15 @@ def run_pipeline(
         checkpoints = None if plan_only else CheckpointManager(config, model, inputs.plan, reporter, restart=restart)
         prepared = prepare(inputs, engines, use_face=use_face, plan_only=plan_only, reporter=reporter)
         engine, request, face, driving = prepared.engine, prepared.request, prepared.face, prepared.driving
+        estimator = inputs.estimator(frames=request.plan.total)
         if checkpoints is None:
-            estimator = inputs.estimator(frames=request.plan.total)
             memory = estimator.of(config)
             refined = reference_face.refined_steps(config, model)
             duration = estimate_duration(estimator, config, count_calls(request), refined_steps=refined, card=card)
             return AnimationPlan.of(config, engine, request, driving, memory, duration, inputs.choices)
-        refine = reference_face.build_face_optimization(config, engine, inputs.image, face, driving, reporter)
+        refine = reference_face.build_face_optimization(
+            config, engine, inputs.image, face, driving, reporter, estimator
+        )
         onnx.warn_of_fallbacks(reporter)
         group = stack.enter_context(worker_group(config, request, workers, reporter))
         return sample_and_write(

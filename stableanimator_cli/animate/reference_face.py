@@ -13,7 +13,6 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.detect.face import load_embedding
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings, RefineLogEntry
-from stableanimator_cli.engine.device import available_memory
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.face_optimization import SMALLEST, FaceBox, face_optimization, pixel_boxes
 from stableanimator_cli.engine.memory.render import MemoryEstimator
@@ -134,9 +133,10 @@ def build_face_optimization(
     reference: ReferenceFace,
     driving: Driving,
     reporter: Reporter,
+    estimator: MemoryEstimator,
 ) -> FaceOptimization | None:
     """Build the requested face optimisation; None if there is nothing to optimise. If something is missing, ``auto``
-    continues without, ``full`` and ``crop`` raise."""
+    continues without, ``full`` and ``crop`` raise. ``estimator`` decides on checkpoints."""
     settings, mode = config.refine, mode_of(config, engine.model)
     if mode == "off":
         missing = settings.face == "auto" and settings.iterations > 0 and "face" not in engine.model.files
@@ -156,10 +156,6 @@ def build_face_optimization(
             reporter.warning(f"no face is optimised: no face found in {config.reference.name}, only --face-embedding")
         return None
     width, height = driving.skeletons.size
-    estimator = MemoryEstimator(
-        model=engine.model, device=engine.plan.device, dtype=engine.plan.dtype, size=(width, height),
-        frames=len(driving.skeletons), available=available_memory(engine.plan.device),
-    )  # fmt: skip
     boxes = driving.faces
     references = [FaceBox(image=image, box=face.box) for face in reference.faces]
     if boxes is not None and not np.isfinite(boxes).all(axis=-1).any():

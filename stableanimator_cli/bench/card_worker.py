@@ -182,11 +182,9 @@ class CardWorker:
                 run = speed.guided_step(unet, ClipShape(size=size, frames=frames), plan, call)
             output = run().float().cpu()
             memory, work = self._predict(engine, size, frames)
-            weights = memory.stages["UNet"][0] - (
-                0 if plan.config.offload != "none" else memory.stages["VAE encoder"][0]
-            )
-            if plan.config.offload != "none" and self.device.type == "cpu":
-                weights -= memory.stages["VAE encoder"][0]  # on a CPU nothing is offloaded
+            weights = memory.stages["UNet"][0]
+            if plan.config.offload == "none" or self.device.type == "cpu":  # on a CPU nothing is offloaded
+                weights -= memory.stages["VAE encoder"][0]
             found = self._measure(run, bytes_of(unet), times=3)
         if fields:
             found["error"] = speed.relative_error(self._plain[size], output)
@@ -239,7 +237,7 @@ class CardWorker:
         dtype = config.memory.dtype
         if dtype == "auto":
             dtype = str(self._plan().dtype).removeprefix("torch.")
-        settings = replace(training_settings(replace(config, memory=replace(config.memory, dtype="float32")), stage))
+        settings = training_settings(replace(config, memory=replace(config.memory, dtype="float32")), stage)
         settings = replace(settings, dtype=dtype)  # type: ignore[arg-type]
         size, frames = max(stage.sizes or (), key=lambda s: s[0] * s[1]), stage.frames
         if self.small:

@@ -295,6 +295,6 @@ def write_job(
         "configs": configs,
         "steps": steps,
         "iterations": iterations,
-        "box": compare_pipelines.face_box(shape.size),
+        "box": compare_pipelines.face_of(shape.size),
     }
     (work / "job.json").write_text(json.dumps(job))

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from stableanimator_cli.bench import compare_reference as theirs
 from stableanimator_cli.bench.context import ClipShape
+from stableanimator_cli.bench.cost import face_box
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings, Target
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.engine.conditioning import StoredPoses
 from stableanimator_cli.engine.decoder import FaceDecoder
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Timings, render
@@ -23,25 +25,9 @@ from stableanimator_cli.nets.arcface import crop_resize
 Workload = tuple[Callable[[], Tensor], str]
 
 
-class PixelPoses:
-    """Skeletons uint8[t,h,w,3] as the engine reads them."""
-
-    def __init__(self, pixels: Tensor) -> None:
-        self._pixels = pixels.numpy()
-
-    def __len__(self) -> int:
-        return len(self._pixels)
-
-    def frame(self, index: int) -> Any:
-        return self._pixels[index]
-
-
-def face_box(size: tuple[int, int]) -> Box:
-    """A face of a quarter of the shorter side, above the middle: inclusive pixels x0, y0, x1, y1."""
-    width, height = size
-    side = min(size) // 4
-    left, top = (width - side) // 2, height // 8
-    return left, top, left + side - 1, top + side - 1
+def face_of(size: tuple[int, int]) -> Box:
+    """A face of a quarter of the shorter side."""
+    return face_box(size, min(size) // 4)
 
 
 def our_pipelines(
@@ -66,7 +52,7 @@ def our_pipelines(
         settings = FaceOptimizationSettings(
             mode=mode, steps=(0, 1), iterations=iterations, lr=theirs.LR, chunk=theirs.CHUNK
         )
-        target = Target(boxes=(face_box(shape.size),) * shape.frames, vector=given["identity"][0])
+        target = Target(boxes=(face_of(shape.size),) * shape.frames, vector=given["identity"][0])
         step = Step(index=0, total=theirs.FACE_STEPS, sigma=700.0, sigma_next=600.0)
 
         def refine() -> Tensor:
@@ -93,7 +79,7 @@ def _request(given: Mapping[str, Tensor], shape: ClipShape, steps: int) -> Rende
         image=image,
         resized=image,
         face=given["vector"][0].numpy(),
-        poses=PixelPoses(given["poses"]),
+        poses=StoredPoses(given["poses"].numpy()),
         plan=plan_windows(shape.frames, length=window, overlap=overlap, blend="upstream"),
         sampling=SamplingConfig(
             steps=steps, guidance=(theirs.GUIDANCE, theirs.GUIDANCE), noise="repeat", noise_aug=theirs.NOISE_AUG,

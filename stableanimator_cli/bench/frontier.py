@@ -25,12 +25,15 @@ from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.cost import cached_cost
 from stableanimator_cli.bench.frontier_cases import FIGURES, LOWER_IS_BETTER, FrontierCase, open_cases
 from stableanimator_cli.bench.harness import Interval
+from stableanimator_cli.bench.networks import FULL
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.bench.rows import ResumableRows, Row, weight_digests
 from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.parse import dump_size
 from stableanimator_cli.config.refine import PRESETS
 from stableanimator_cli.engine.denoiser_calls import denoiser_calls
 from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.files import locked_output
 from stableanimator_cli.metrics.paired import bca_interval
 from stableanimator_cli.records import NETWORKS, ModelFolder
@@ -57,6 +60,11 @@ class Setting:
 
     def varied(self, **flags: Any) -> Setting:
         return Setting(tuple({**dict(self.flags), **flags}.items()))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """With the preset without face optimisation, unless they name one."""
+        return {"preset": "fast", **dict(self.flags)}
 
     @property
     def name(self) -> str:
@@ -93,9 +101,9 @@ class Frontier:
         self._shallow: dict[int, float] = {}
 
     def config(self, setting: Setting) -> AnimateConfig:
-        flags = {"model": self._model.name, "preset": "fast", "reference": Path("r"), "motion": Path("m"),
-                 "output": Path("o.mp4")}  # fmt: skip
-        return resolve_config({**flags, **dict(setting.flags)}, None)[0]
+        """The settings of a rendering, of the model's size."""
+        paths = {"reference": Path("reference"), "motion": Path("motion"), "output": Path("output.mp4")}
+        return resolve_config({"model": str(self._model.path), **paths, **setting.options}, None)[0]
 
     def cost(self, setting: Setting) -> Cost:
         config = self.config(setting)
@@ -106,17 +114,17 @@ class Frontier:
         return Cost(total, shallow, total - shallow + ratio * shallow)
 
     def rows(self, setting: Setting, cases: Sequence[FrontierCase]) -> list[Row]:
-        """One row per case. Missing ones are rendered; an equal sampling is rendered once, whatever its options."""
+        """One row per case. Missing ones are rendered."""
         found = []
         for case in cases:
             row = self._rows.get((setting.name, case.key))
             if row is None:
-                flags = {"preset": "fast", "size": "x".join(map(str, case.size)), **dict(setting.flags)}
-                frames = list(self._animator.frames(case.case.reference, case.case.motion, **flags))
+                reference, motion = case.case.reference, case.case.motion
+                frames = list(self._animator.frames(reference, motion, size=dump_size(case.size), **setting.options))
                 row = {"setting": setting.name, "case": case.key, **case.score(frames)}
                 self._file.append(row)
                 self._rows[setting.name, case.key] = row
-            self._tick()
+                self._tick()
             found.append({name: math.nan if value is None else value for name, value in row.items()})
         return found
 
@@ -173,6 +181,8 @@ def measure_frontier(bench: BenchRun) -> list[Table]:
     config = bench.config
     if config.plot is not None:
         frontier_plot.check(config.plot)
+    if config.networks == FULL:
+        raise ConfigError("--networks", FULL, "a model with weights: a name of the catalogue, or a folder")
     model = bench.model()
     work = config.work
     with (

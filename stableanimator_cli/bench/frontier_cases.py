@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from stableanimator_cli.config.evaluate import EvaluateConfig
+from stableanimator_cli.config.parse import dump_size
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.evaluate.cases import Case, find_cases
 from stableanimator_cli.evaluate.detections import VideoDetector
@@ -19,6 +20,7 @@ from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, read_picture
 from stableanimator_cli.metrics.identity import cosines
 from stableanimator_cli.metrics.motion import keypoint_error
+from stableanimator_cli.metrics.pixel import psnr
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.records import ModelFolder
@@ -46,8 +48,9 @@ class FrontierCase:
     def key(self) -> str:
         """The name, the size and the start of its files' digests: rows of other files or sizes are other rows."""
         files = (self.case.reference, self.case.motion, self.case.target)
-        size = "x".join(map(str, self.size))
-        return "-".join([self.case.name, size, *(sha256_of(path)[:8] for path in files if path is not None)])
+        return "-".join(
+            [self.case.name, dump_size(self.size), *(sha256_of(path)[:8] for path in files if path is not None)]
+        )
 
     @cached_property
     def truth(self) -> np.ndarray:
@@ -63,7 +66,8 @@ class FrontierCase:
         found: list[tuple[slice, slice] | None] = []
         for frame in self.truth:
             faces = () if self.detector.reader is None else self.detector.reader.boxes(frame)
-            found.append(face_region(faces[0].box, self.size) if faces else None)
+            region = face_slice(faces[0].box, self.size) if faces else None
+            found.append(region if region is not None and frame[region].size else None)
         return found
 
     @cached_property
@@ -97,7 +101,7 @@ class FrontierCase:
             "sharpness": _mean([min(1.0, sharpness(a, b, face)) for a, b, face in pairs]),
             "identity": _mean(similar[np.isfinite(similar)]),
             "keypoints": keypoint_error(self.detector.find_points(list(output)), self.points).error,
-            "frame": psnr(np.stack(output), self.truth),
+            "frame": psnr(np.concatenate(output), np.concatenate(self.truth)),
         }
 
 
@@ -115,17 +119,11 @@ def open_cases(model: ModelFolder, *, bench: str, data: Path | None, count: int,
     return [FrontierCase(case, size, detector) for case in cases[:count]]
 
 
-def face_region(box: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice] | None:
-    """Rows and columns of a face box (x0, y0, x1, y1) within an image of ``size`` (width, height); None outside."""
+def face_slice(box: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of a face box (x0, y0, x1, y1) within an image of ``size`` (width, height)."""
     x0, y0 = (max(0, int(v)) for v in np.floor(box[:2]))
     x1, y1 = (min(side, int(v) + 1) for v, side in zip(np.ceil(box[2:]), size, strict=True))
-    return (slice(y0, y1), slice(x0, x1)) if x0 < x1 and y0 < y1 else None
-
-
-def psnr(image: np.ndarray, target: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of uint8 images in decibels; infinite for equal ones."""
-    error = np.square(image.astype(np.float64) - target.astype(np.float64)).mean()
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+    return slice(y0, y1), slice(x0, x1)
 
 
 def sharpness(image: np.ndarray, target: np.ndarray, region: tuple[slice, slice]) -> float:

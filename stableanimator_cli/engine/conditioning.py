@@ -33,6 +33,19 @@ class PoseFrames(Protocol):
     def frame(self, index: int) -> np.ndarray: ...
 
 
+class StoredPoses:
+    """``PoseFrames`` of images that are in memory: a sequence of uint8[h,w,3], or uint8[t,h,w,3]."""
+
+    def __init__(self, images: Sequence[np.ndarray] | np.ndarray) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def frame(self, index: int) -> np.ndarray:
+        return self._images[index]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditioning:
     """``image`` [1,1,d] CLIP token, ``face`` [1,n,d] or None, ``reference`` [1,c,h,w] unscaled latents of the image.

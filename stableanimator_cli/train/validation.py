@@ -19,6 +19,7 @@ from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.engine.conditioning import StoredPoses
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Timings, render
@@ -36,19 +37,6 @@ FOLDER = "validation"
 _RATE = Fraction(8)  # frames per second of the videos
 _MIN_SCORE = 0.3  # minimum score of a keypoint
 _BODY = 18  # the first keypoints are the body's
-
-
-class _Skeletons:
-    """Skeleton images in memory, as ``RenderRequest.poses``."""
-
-    def __init__(self, images: Sequence[np.ndarray]) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def frame(self, index: int) -> np.ndarray:
-        return self._images[index]
 
 
 def validate(
@@ -108,7 +96,7 @@ def _validate_clip(
         image=images[0],
         resized=resized[0],
         face=embedding if config.ablation.face == "on" else None,
-        poses=_Skeletons(skeletons),
+        poses=StoredPoses(skeletons),
         plan=plan_windows(len(frames), length=len(frames), overlap=0, blend="smooth"),
         sampling=sampling,
         decode=DecodeConfig(),

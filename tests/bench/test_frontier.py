@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -60,6 +61,12 @@ def test_calls_are_counted_without_rendering(drawn: tuple[Frontier, Drawn]) -> N
     assert cached.calls == 12
     assert cached.shallow >= 4
     assert 12 - cached.shallow < cached.full_calls < 12
+
+
+def test_a_model_folder_is_opened_by_its_path(drawn: tuple[Frontier, Drawn]) -> None:
+    frontier, _ = drawn
+    frontier._model = replace(frontier._model, name="no entry of the catalogue")
+    assert frontier.cost(BASELINE).calls == 50
 
 
 def test_the_cheapest_setting_without_a_loss_comes_first(drawn: tuple[Frontier, Drawn]) -> None:
@@ -165,6 +172,13 @@ def test_a_whole_search_on_drawn_figures(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_plot_of_another_kind_is_refused(name: str, found: str) -> None:
     with pytest.raises(ConfigError, match=rf"--plot: found '?{found}'?.*\.pdf or \.png"):
         frontier_plot.check(Path(name))
+
+
+def test_networks_without_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="--networks: found 'full', expected a model with weights"):
+        run.run(flags={"name": ["frontier"], "networks": "full", "device": "cpu"}, command="sa bench frontier")
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_few_videos_are_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.bench.frontier_cases import face_slice
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.diffusion.schedule import karras_sigmas
 from stableanimator_cli.engine.conditioning import to_signed
@@ -35,7 +36,7 @@ from stableanimator_cli.records import STRIDE
 from tools.bench.puppet_model import OutputDetectors, open_clip, request_of
 from tools.puppet_training import vae
 from tools.puppet_training.heldout import SIZE
-from tools.puppet_training.measure import face_scores, face_slice
+from tools.puppet_training.measure import face_scores
 
 FRAMES = 4
 VALIDATION = 12  # people

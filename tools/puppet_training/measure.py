@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from stableanimator_cli.bench.frontier_cases import sharpness
+from stableanimator_cli.bench.frontier_cases import face_slice, sharpness
 from tools.bench.puppet_decoder import psnr as error_psnr
-
-
-def face_slice(box: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of a face box (x0, y0, x1, y1) within an image of ``size`` (width, height)."""
-    x0, y0 = (max(0, int(v)) for v in np.floor(box[:2]))
-    x1, y1 = (min(side, int(v) + 1) for v, side in zip(np.ceil(box[2:]), size, strict=True))
-    return slice(y0, y1), slice(x0, x1)
 
 
 def psnr(image: np.ndarray, target: np.ndarray) -> float:

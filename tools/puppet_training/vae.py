@@ -27,13 +27,14 @@ from diffusers import AutoencoderKLTemporalDecoder
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stableanimator_cli.bench.frontier_cases import face_slice
 from stableanimator_cli.files import atomic_write
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.sample import derive_seed
 from tools.figure_networks.loop import fast_bfloat16
 from tools.figure_networks.vae import unit_latents
 from tools.puppet_training.figures import Crops, batches, sample_frames
-from tools.puppet_training.measure import face_scores, face_slice, psnr
+from tools.puppet_training.measure import face_scores, psnr
 from tools.puppet_training.networks import Discriminator, Features, open_vae, set_channels_last
 
 MODEL = Path("models/puppet")

@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from stableanimator_cli import backbones
+
 ChannelOrder = Literal["bgr", "rgb"]
-NETWORKS = ("unet", "pose_net", "face_encoder", "vae", "image_encoder")
-"""Roles that every model for animation has."""
+NETWORKS = backbones.NETWORKS
+"""Roles of a model of a backbone with one UNet."""
 STRIDE = 8
 """Pixels per latent: four levels of SVD's VAE."""
 
@@ -101,7 +103,8 @@ class ModelFolder:
     weight file or folder, ``configs`` to its JSON config, ``digests`` to the recorded sha256 of its file. ``defaults``
     are recommended settings by option name. ``warnings`` are sentences for the user. ``max_texture_error`` is that of
     the images that the model was trained on, None if unknown (``engine.conditioning.texture_error``).
-    ``downloads``, for plans only: the names whose download writes the files that do not exist yet.
+    ``downloads``, for plans only: the names whose download writes the files that do not exist yet. ``backbone``: see
+    ``engine.backbones``.
     """
 
     name: str
@@ -115,3 +118,13 @@ class ModelFolder:
     warnings: tuple[str, ...] = ()
     max_texture_error: float | None = None
     downloads: tuple[str, ...] = ()
+    backbone: str = backbones.DEFAULT
+
+    @property
+    def facts(self) -> backbones.BackboneFacts:
+        return backbones.BACKBONES[self.backbone]
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Roles that the backbone needs."""
+        return self.facts.networks

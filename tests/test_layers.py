@@ -15,6 +15,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 GROUND = {
     "errors",
+    "backbones",
     "records",
     "config",
     "progress",

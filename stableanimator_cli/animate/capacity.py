@@ -20,11 +20,12 @@ from stableanimator_cli.animate.run import resolve_config
 from stableanimator_cli.cards import USER_TABLE, find_card
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.diffusion.windows import plan_windows
+from stableanimator_cli.engine.backbones import backbone_of
 from stableanimator_cli.engine.device import DevicePlan, available_memory
 from stableanimator_cli.engine.memory.duration import estimate_duration
 from stableanimator_cli.engine.memory.fit import fit_to_limit
 from stableanimator_cli.engine.memory.render import MemoryEstimator
-from stableanimator_cli.engine.render import RenderRequest, count_calls
+from stableanimator_cli.engine.render import RenderRequest
 from stableanimator_cli.errors import CheckFailed, OutOfMemory
 
 _SPARE = 0.95  # share of the memory that a run may take
@@ -82,7 +83,7 @@ def examine_model(
             memory, fits = estimator.of(config), True
         except OutOfMemory as error:
             problem = f"{error.message}; {error.hint}"
-    calls = count_calls(_request(config, frames))
+    calls = backbone_of(found).count_calls(_request(config, frames))
     refined = reference_face.refined_steps(config, found)
     duration = estimate_duration(estimator, config, calls, refined_steps=refined, card=named)
     fetch = catalogue.download_of(found.downloads)

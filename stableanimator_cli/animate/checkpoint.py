@@ -16,8 +16,8 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -45,13 +45,15 @@ _WRITE_RATIO = 20  # a write may take one part in this many of the time between 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingState:
     """One sampling of the video after ``step`` steps: ``latents`` float32[t,c,h/8,w/8], the ``denoised`` estimate of
-    the last step if the sampler needs it for the next, and the log and targets of face optimisation so far."""
+    the last step if the sampler needs it for the next, the log and targets of face optimisation so far, and other
+    tensors that the backbone needs to resume (``render.Callbacks.extra``)."""
 
     latents: Tensor
     step: int
     denoised: Tensor | None = None
     log: tuple[RefineLogEntry, ...] = ()
     targets: tuple[Target, ...] = ()
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +190,8 @@ def _pack_state(state: SamplingState, name: str, tensors: dict[str, Tensor]) -> 
     tensors[f"{name}.latents"] = state.latents.detach().cpu().contiguous()
     if state.denoised is not None:
         tensors[f"{name}.denoised"] = state.denoised.detach().cpu().contiguous()
+    for key, value in state.extra.items():
+        tensors[f"{name}.extra.{key}"] = value.detach().cpu().contiguous()
     for index, target in enumerate(state.targets):
         tensors[f"{name}.target.{index}"] = target.vector.detach().cpu().clone()  # the best sampling may share it
     return {
@@ -213,12 +217,14 @@ def _unpack(tensors: dict[str, Tensor], fields: dict[str, Any]) -> Checkpoint:
 
 def _unpack_state(fields: dict[str, Any], name: str, tensors: dict[str, Tensor]) -> SamplingState:
     boxes = [tuple(None if box is None else tuple(box) for box in row) for row in fields["boxes"]]
+    prefix = f"{name}.extra."
     return SamplingState(
         latents=tensors[f"{name}.latents"],
         step=fields["step"],
         denoised=tensors.get(f"{name}.denoised"),
         log=tuple(RefineLogEntry(**entry) for entry in fields["log"]),
         targets=tuple(Target(boxes=row, vector=tensors[f"{name}.target.{index}"]) for index, row in enumerate(boxes)),
+        extra={key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)},
     )
 
 

@@ -11,7 +11,6 @@ from stableanimator_cli.animate.pipeline import open_inputs, prepare
 from stableanimator_cli.animate.reference_face import FacesRefined, build_face_optimization
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.engine.denoiser_calls import denoiser_calls
 from stableanimator_cli.engine.engine import EngineCache
 from stableanimator_cli.engine.render import Callbacks, Timings, decode, sample
 from stableanimator_cli.progress import Reporter
@@ -40,7 +39,7 @@ def render_frames(
     onnx.warn_of_fallbacks(reporter)
     live = LivePreview(config, engine, reporter, has_anchor=request.has_anchor, on_preview=on_preview, writes=False)
     timings = Timings()
-    with reporter.progress(len(request.plan) * len(denoiser_calls(request.sampling)), "denoise", "window") as bar:
+    with reporter.progress(engine.backbone.remaining_windows(request, 0), "denoise", "window") as bar:
         callbacks = Callbacks(window=lambda: bar.update(), step=live.after_step)
         latents = sample(engine, request, timings, callbacks, refine=refine)
     faces = FacesRefined.of(refine, [] if refine is None else refine.log, request.frames)

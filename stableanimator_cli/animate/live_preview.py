@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.diffusion.sampler import Step
-from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.errors import SaError
@@ -88,5 +87,6 @@ def strip(engine: Engine, latents: Tensor) -> np.ndarray:
         small = functional.interpolate(small, [max(1, round(side * scale)) for side in small.shape[-2:]], mode="area")
     guard = memory_guard("decoding the live preview", "leave --preview live out")
     with engine.resident("vae"), torch.no_grad(), guard:
-        decoder = Decoder(engine.networks["vae"], Counter())  # counts apart: a record counts what made the video
+        # counts apart: a record counts what made the video
+        decoder = engine.backbone.decoder(engine.networks["vae"], Counter())
         return np.concatenate(list(decoder.frames(small, chunk=1)), axis=1)

@@ -31,14 +31,13 @@ from stableanimator_cli.detect.roles import require_detectors
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.denoiser_calls import denoiser_calls, resumable_steps
 from stableanimator_cli.engine.device import DevicePlan, available_memory
 from stableanimator_cli.engine.engine import Distribute, Engine, EngineCache
 from stableanimator_cli.engine.memory.duration import estimate_duration
 from stableanimator_cli.engine.memory.fit import Choice, fit_to_limit
 from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
-from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, count_calls, decode, sample
+from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, decode, sample
 from stableanimator_cli.errors import Interrupted
 from stableanimator_cli.files import locked_output
 from stableanimator_cli.motion.geometry import resize_transform
@@ -100,7 +99,9 @@ def run_pipeline(
         if checkpoints is None:
             memory = estimator.of(config)
             refined = reference_face.refined_steps(config, model)
-            duration = estimate_duration(estimator, config, count_calls(request), refined_steps=refined, card=card)
+            duration = estimate_duration(
+                estimator, config, engine.backbone.count_calls(request), refined_steps=refined, card=card
+            )
             return AnimationPlan.of(config, engine, request, driving, memory, duration, inputs.choices)
         refine = reference_face.build_face_optimization(
             config, engine, inputs.image, face, driving, reporter, estimator
@@ -278,7 +279,7 @@ def sample_until_gate_passes(job: AnimateJob) -> tuple[SamplingState, GateResult
     minimum, retries = job.config.refine.min_csim, job.config.refine.gate_retries
     plan, restored = job.request.plan, job.checkpoints.restored
     attempts, best, state = ((), None, None) if restored is None else (restored.attempts, restored.best, restored.state)
-    resumable = resumable_steps(job.config.sampling)
+    resumable = job.engine.backbone.resumable_steps(job.config.sampling)
     latest: Checkpoint | None = None
 
     def save(state: SamplingState) -> None:
@@ -331,12 +332,16 @@ def _sample(
         targets = refine.targets if refine.detect is None else [] if state is None else list(state.targets)
         refine = replace(refine, log=log, targets=targets)
 
+    extra = {} if state is None else dict(state.extra)
+
     def state_after(step: int, latents: Tensor, denoised: Tensor | None = None) -> SamplingState:
         detected = () if refine is None or refine.detect is None else tuple(refine.targets)
         needed = denoised if sampling.sampler == "dpmpp_2m" else None
-        return SamplingState(latents=latents, step=step, denoised=needed, log=tuple(log), targets=detected)
+        return SamplingState(
+            latents=latents, step=step, denoised=needed, log=tuple(log), targets=detected, extra=dict(extra)
+        )
 
-    remaining = len(request.plan) * sum(call.step >= first for call in denoiser_calls(sampling))
+    remaining = job.engine.backbone.remaining_windows(request, first)
     with job.reporter.progress(remaining, "denoise", "window") as bar:
         current = first + 1
 
@@ -347,7 +352,10 @@ def _sample(
             if job.live is not None:
                 job.live.after_step(latents, denoised, step)
 
-        callbacks = Callbacks(window=lambda: bar.update(1, step=f"{current}/{sampling.steps}"), step=on_step)
+        def on_window() -> None:
+            bar.update(1, step=f"{current}/{sampling.steps}")
+
+        callbacks = Callbacks(window=on_window, step=on_step, extra=extra)
         latents = sample(
             job.engine, request, job.timings, callbacks,
             refine=refine, latents=latents, denoised=None if state is None else state.denoised, first_step=first,

@@ -20,7 +20,7 @@ from stableanimator_cli.media import open_clip
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.readers import read_json
 from stableanimator_cli.readers_fields import Fields, shown
-from stableanimator_cli.records import NETWORKS, ModelFolder
+from stableanimator_cli.records import ModelFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None
         raise BadInput(video, "a record", "the video beside it", hint=f"name {made}")
     file, record = _read(video)
     config = from_mapping(AnimateConfig, record["config"], f"{file}: config")
-    model = catalogue.open_model(config.model or record["model"]["path"], NETWORKS)
+    model = catalogue.open_animator(config.model or record["model"]["path"])
     changed = _changed(config, model, record)
     if changed:
         raise CheckFailed(

@@ -25,9 +25,8 @@ from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory.duration import Duration
 from stableanimator_cli.engine.memory.fit import Choice
 from stableanimator_cli.engine.memory.render import RenderMemory
-from stableanimator_cli.engine.render import RenderRequest, count_calls
+from stableanimator_cli.engine.render import RenderRequest
 from stableanimator_cli.files import atomic_write, sha256_of
-from stableanimator_cli.records import NETWORKS
 
 if TYPE_CHECKING:
     from stableanimator_cli.animate.pipeline import AnimateJob
@@ -88,9 +87,9 @@ class AnimationPlan:
                 "windows": [list(window.frames) for window in request.plan],
                 "weights": [list(window.weights) for window in request.plan],
                 "face_optimization": mode,
-                "calls": count_calls(request),
+                "calls": engine.backbone.count_calls(request),
                 "weight_bytes": {
-                    name: model.files[name].stat().st_size for name in NETWORKS if model.files[name].is_file()
+                    name: model.files[name].stat().st_size for name in model.networks if model.files[name].is_file()
                 },
                 "memory": memory.to_json(),
                 "duration": duration.to_json(),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import catalogue, clip_folder, distributed
+from stableanimator_cli.animate.backbone_options import check_backbone_options
 from stableanimator_cli.animate.inputs import check_inputs
 from stableanimator_cli.cards import USER_TABLE, find_card
 from stableanimator_cli.catalogue import schema
@@ -123,12 +124,12 @@ def resolve_config(
     if name is not None and not isinstance(name, str):
         raise ConfigError(f"{config_file}: model", name, "a name of the catalogue or a folder, as text")
     if plan_only:
-        model = catalogue.plan_model(name, NETWORKS)
+        model = catalogue.plan_model(name)
     else:
-        model = catalogue.open_model(name or catalogue.default_model(NETWORKS), NETWORKS)
+        model = catalogue.open_animator(name or catalogue.default_model(NETWORKS))
     preset = flags.get("preset") or file.get("preset") or model.defaults.get("preset") or "standard"
     # resolve refuses an unknown preset together with the other choices
-    defaults = {**model.defaults, **PRESETS.get(preset, {})}
+    defaults = {**model.defaults, **PRESETS.get(preset, {}), **model.facts.settings}
     for length_name, overlap_name, table, key, usual in _LENGTHS_AND_OVERLAPS:
         length = flags.get(length_name) or file.get(table, {}).get(key)
         if isinstance(length, int):
@@ -166,6 +167,7 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
         raise ConfigError("--refine-steps", dump_range(refine.steps), expected)
     if writes:
         _check_output(config)
+    check_backbone_options(config, model)
     _check_layers(config, model)
     face = uses_face(config, model)
     check_device_exists(config.device.device)
@@ -200,7 +202,7 @@ def _check_size(config: AnimateConfig) -> None:
 
 def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:
     """Refuse ``cache_layers`` that exceed the decoder layers of the UNet."""
-    unet, layers = model.configs["unet"], config.sampling.cache_layers
+    unet, layers = model.configs.get("unet", {}), config.sampling.cache_layers
     per_block, blocks = unet.get("layers_per_block") or 2, len(unet.get("up_block_types") or range(4))
     maximum = sum(per_block) + len(per_block) if isinstance(per_block, list | tuple) else blocks * (per_block + 1)
     if config.sampling.cache_features > 1 and layers > maximum:

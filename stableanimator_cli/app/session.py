@@ -14,7 +14,7 @@ from stableanimator_cli.app.request import VIDEO, Request, Run
 from stableanimator_cli.config.parse import dump_size, parse_size
 from stableanimator_cli.errors import ModelMissing, SaError
 from stableanimator_cli.progress import Reporter
-from stableanimator_cli.records import NETWORKS, ModelFolder
+from stableanimator_cli.records import ModelFolder
 
 if TYPE_CHECKING:
     from stableanimator_cli.animate.result import Animation, AnimationPlan
@@ -81,11 +81,11 @@ def local_models(first: str | None = None) -> dict[str, ModelFolder]:
     """
     found: dict[str, ModelFolder] = {}
     if first is not None:
-        found[first] = catalogue.open_model(first, NETWORKS)
+        found[first] = catalogue.open_animator(first)
     for name in (os.environ.get("SA_MODEL"), catalogue.DEFAULT, *catalogue.names()):
         if name and name not in found:
             try:
-                found[name] = catalogue.open_model(name, NETWORKS)
+                found[name] = catalogue.open_animator(name)
             except SaError:  # it is not installed: `sa models list` says so
                 continue
     if not found:

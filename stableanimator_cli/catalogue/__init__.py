@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stableanimator_cli import backbones
 from stableanimator_cli.catalogue import layouts
 from stableanimator_cli.catalogue.configs import read_config
 from stableanimator_cli.catalogue.home import cache_dir, expanded
@@ -146,16 +147,16 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
 
     ``name_or_folder`` is a catalogue name, a folder with a ``model.toml``, or a download of the reference
     implementation. ``require`` lists indispensable roles; ``files`` has the others if they are on this machine. If one
-    is missing, the error offers ``useful`` ones with it. Own
-    components come before those of ``needs``. Raises ``ModelMissing`` (names the missing files, the searched folders
-    and the remedies), ``ModelDamaged`` (a size that is not the recorded one, a git-lfs pointer, an unreadable config)
-    and ``BadInput`` (a file, not a folder).
+    is missing, the error offers ``useful`` ones with it. Own components come before those of ``needs``. Raises
+    ``ModelMissing`` (names the missing files, the searched folders and the remedies), ``ModelDamaged`` (a size that is
+    not the recorded one, a git-lfs pointer, an unreadable config) and ``BadInput`` (a file, not a folder).
     """
     from stableanimator_cli.records import ModelFolder
 
     found, layout = _find(name_or_folder)
     parts: dict[str, _Part] = {}
     order: ChannelOrder | None = layout.face_channel_order if layout is not None else None
+    backbone: str | None = None
     defaults: dict[str, Any] = {}
     texture: dict[str, float | None] = {}
     for owner in with_needs(found):
@@ -170,7 +171,7 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
             first = parts.get(role)
             if first is None or (first.file is None and not first.has_weights):
                 parts[role] = part if first is None else replace(part, config=first.config or part.config)
-        order = order or owner.face_channel_order
+        order, backbone = order or owner.face_channel_order, backbone or owner.backbone
         texture.setdefault(owner.name, owner.max_texture_error)
         defaults = {**owner.defaults, **defaults}
     missing = [role for role in require if role not in parts or parts[role].file is None]
@@ -186,8 +187,14 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
         face_channel_order=order or "bgr",
         digests={role: part.digest for role, part in parts.items() if part.digest is not None},
         warnings=_warnings(layout, order),
+        backbone=backbone or backbones.DEFAULT,
         max_texture_error=texture.get(parts["vae"].owner) if "vae" in parts else None,  # it is a figure of that VAE
     )
+
+
+def open_animator(name: str | Path, useful: Sequence[str] = ()) -> ModelFolder:
+    """``open_model`` with all networks that the model's backbone needs."""
+    return open_model(name, open_model(name).networks, useful)
 
 
 def _warnings(layout: layouts.Layout | None, order: ChannelOrder | None) -> tuple[str, ...]:
@@ -213,14 +220,14 @@ def default_model(require: Sequence[str] = (), useful: Sequence[str] = ()) -> st
     return DEFAULT
 
 
-def plan_model(name_or_folder: str | Path | None, require: Sequence[str] = ()) -> ModelFolder:
-    """``open_model`` for a plan: files that a download of the catalogue would write need not exist.
+def plan_model(name_or_folder: str | Path | None) -> ModelFolder:
+    """``open_animator`` for a plan: files that a download of the catalogue would write need not exist.
 
     ``files`` has their future paths, and ``downloads`` the names. None: the default model.
     """
     name = name_or_folder or os.environ.get("SA_MODEL") or DEFAULT
     try:
-        return open_model(name, require)
+        return open_animator(name)
     except ModelMissing as error:
         if not error.downloads:
             raise

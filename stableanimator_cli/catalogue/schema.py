@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from stableanimator_cli.backbones import BACKBONES
 from stableanimator_cli.catalogue.address import problem, redacted
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import model_defaults
@@ -36,6 +37,7 @@ _TOP = (
     "licence",
     "licence_note",
     "source",
+    "backbone",
     "face_channel_order",
     "max_texture_error",
     "needs",
@@ -86,7 +88,7 @@ class Archive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A parsed ``model.toml`` in ``folder``; ``face_channel_order`` is None if not recorded.
+    """A parsed ``model.toml`` in ``folder``; ``backbone`` and ``face_channel_order`` are None if not recorded.
 
     ``max_texture_error`` is that of the images that the model was trained on (``engine.conditioning.texture_error``).
     """
@@ -106,6 +108,7 @@ class Entry:
     archives: tuple[Archive, ...]
     training: Mapping[str, Any] = field(default_factory=dict)
     max_texture_error: float | None = None
+    backbone: str | None = None
 
     def file(self, path: str) -> WeightFile | None:
         """The ``[[files]]`` row of a relative path, None if the entry does not list it."""
@@ -154,6 +157,7 @@ def read(folder: Path) -> Entry:
         archives=archives,
         training=MappingProxyType(dict(top.fields("training", default={}).table)),
         max_texture_error=top.number("max_texture_error", 0, 1000, default=None),
+        backbone=top.choice("backbone", BACKBONES, default=None),
     )
 
 

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from stableanimator_cli.diffusion import schedule
 from stableanimator_cli.diffusion.sampler import Denoise
-from stableanimator_cli.diffusion.schedule import scalings
+from stableanimator_cli.diffusion.schedule import Scalings
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
 
 # scaled latents [t,c,h,w] of the window's frames, c_noise, the window, conditional branch? -> output [t,c,h,w]
 Predict = Callable[[Tensor, float, Window, bool], Tensor]
 WindowBranch = tuple[Window, bool]  # a window, conditional branch?
+ScalingsOf = Callable[[float], Scalings]  # of a noise level; ``schedule.scalings`` are SVD's
 # noisy latents [t,c,h,w], sigma -> output of each window branch, in order
 WindowOutputs = Callable[[Tensor, float], Iterator[Tensor]]
 
@@ -38,7 +40,9 @@ def window_branches(plan: WindowPlan, guidance: tuple[float, float]) -> tuple[Wi
     return tuple((window, conditional) for window in plan for conditional in branches)
 
 
-def window_outputs(predict: Predict, branches: Sequence[WindowBranch]) -> WindowOutputs:
+def window_outputs(
+    predict: Predict, branches: Sequence[WindowBranch], scalings: ScalingsOf = schedule.scalings
+) -> WindowOutputs:
     """Call the network lazily, one window branch after the other."""
     placed: list[Tensor] = []  # frames per branch, moved to the device once
 
@@ -75,12 +79,16 @@ def alternate(denoisers: Sequence[Denoise], indices: Iterator[int]) -> Denoise:
 
 
 def windowed_denoiser(
-    predict: Predict, plan: WindowPlan, *, guidance: tuple[float, float], on_window: Callable[[], None] | None = None
+    predict: Predict,
+    plan: WindowPlan,
+    *,
+    guidance: tuple[float, float],
+    scalings: ScalingsOf = schedule.scalings,
+    on_window: Callable[[], None] | None = None,
 ) -> Denoise:
     """A denoiser over the full video from a network that sees one window; see ``blended_denoiser``."""
-    return blended_denoiser(
-        window_outputs(predict, window_branches(plan, guidance)), plan, guidance=guidance, on_window=on_window
-    )
+    outputs = window_outputs(predict, window_branches(plan, guidance), scalings)
+    return blended_denoiser(outputs, plan, guidance=guidance, scalings=scalings, on_window=on_window)
 
 
 def blended_denoiser(
@@ -88,6 +96,7 @@ def blended_denoiser(
     plan: WindowPlan,
     *,
     guidance: tuple[float, float],
+    scalings: ScalingsOf = schedule.scalings,
     on_window: Callable[[], None] | None = None,
 ) -> Denoise:
     """A denoiser over the full video from the ``outputs`` of ``window_branches(plan, guidance)``; see ``blender``."""

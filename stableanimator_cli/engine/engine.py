@@ -28,6 +28,7 @@ from stableanimator_cli.diffusion.guidance import (
 from stableanimator_cli.diffusion.sampler import Denoise
 from stableanimator_cli.diffusion.schedule import image_noise
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
+from stableanimator_cli.engine.backbones import LatentDecoder, backbone_of
 from stableanimator_cli.engine.conditioning import (
     Conditioning,
     PoseFeatures,
@@ -38,11 +39,10 @@ from stableanimator_cli.engine.conditioning import (
     time_ids,
 )
 from stableanimator_cli.engine.cuda_graphs import GraphedCalls, Recorder
-from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.engine.denoiser_calls import DenoiserCall
 from stableanimator_cli.engine.device import DevicePlan, Networks, float32_precision, memory_guard
 from stableanimator_cli.engine.group_offload import GroupOffload
-from stableanimator_cli.engine.weights import loaders, recogniser
+from stableanimator_cli.engine.weights import recogniser
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.id_adapter import IDMode
@@ -83,6 +83,7 @@ class Engine:
         self.plan = plan
         self.networks = networks
         self.id_mode: IDMode = id_mode
+        self.backbone = backbone_of(model)
         self.calls: Counter[str] = Counter()
         self._faces: FaceReader | None = None
         self._open = ExitStack()
@@ -91,7 +92,7 @@ class Engine:
     @classmethod
     def open(cls, model: ModelFolder, plan: DevicePlan, *, id_mode: IDMode = "distribution") -> Engine:
         """Open without reading: each network loads when it is first resident. ``id_mode``: the paper's Table 4."""
-        networks = apply_plan(loaders(model, plan.dtype, id_mode), plan)
+        networks = backbone_of(model).networks(model, plan, id_mode)
         return cls(model, plan, Networks(networks, plan), id_mode=id_mode)
 
     def __enter__(self) -> Engine:
@@ -196,18 +197,19 @@ class Engine:
         * ``distribute`` lets other processes compute some of the windows.
         """
         predict = self.predictor(conditioning, guidance, deep=deep, prepared=prepared)
+        scalings = self.backbone.scalings
         distributed = distribute and distribute(self, conditioning, windows, guidance, predict, deep)
 
         def denoiser_at(index: int) -> Denoise:
             placement, unguided = windows.placement(index), (1.0, 1.0)
             if distributed is None:
-                outputs = window_outputs(predict, window_branches(placement, guidance))
+                outputs = window_outputs(predict, window_branches(placement, guidance), scalings)
             else:
                 outputs = distributed(index)
-            denoise = blended_denoiser(outputs, placement, guidance=guidance, on_window=on_window)
+            denoise = blended_denoiser(outputs, placement, guidance=guidance, scalings=scalings, on_window=on_window)
             if interval is None or not is_guided(*guidance):
                 return denoise
-            plain = windowed_denoiser(predict, placement, guidance=unguided, on_window=on_window)
+            plain = windowed_denoiser(predict, placement, guidance=unguided, scalings=scalings, on_window=on_window)
             return with_guidance_interval(interval, denoise, plain)
 
         denoise = denoiser_at(0)
@@ -273,9 +275,9 @@ class Engine:
         return unet.run.on_device(*attentions.values())
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> LatentDecoder:
         """The VAE's decoder; ``vae`` must be resident."""
-        return Decoder(self.networks["vae"], self.calls)
+        return self.backbone.decoder(self.networks["vae"], self.calls)
 
 
 class EngineCache:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings, Target
 from stableanimator_cli.engine.conditioning import to_signed
-from stableanimator_cli.engine.decoder import FaceDecoder, to_uint8
+from stableanimator_cli.engine.decoder import to_uint8
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.nets.arcface import ArcFace, crop_resize
@@ -66,7 +66,8 @@ def face_optimization(
     """
     with engine.resident("recogniser"), torch.no_grad():
         vectors = [_vector(engine.networks["recogniser"], reference, engine.plan.device) for reference in references]
-    decoder = FaceDecoder(engine.networks["vae"], engine.calls, checkpointed=checkpointed, margin=margin)
+    vae = engine.networks["vae"]
+    decoder = engine.backbone.face_decoder(vae, engine.calls, checkpointed=checkpointed, margin=margin)
 
     def embed(pixels: Tensor, boxes: Sequence[Box]) -> Tensor:
         recogniser: ArcFace = engine.networks["recogniser"]

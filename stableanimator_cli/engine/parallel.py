@@ -113,7 +113,7 @@ class WorkerGroup:
             placement = plan.placement(index)
             branches = window_branches(placement, guidance)
             frames = {rank: frames_of(placement, guidance, shares[rank]) for rank in busy}
-            own_outputs = window_outputs(predict, branches[: len(shares[0])])
+            own_outputs = window_outputs(predict, branches[: len(shares[0])], engine.backbone.scalings)
 
             def outputs(x: Tensor, sigma: float) -> Iterator[Tensor]:
                 refresh = deep is None or deep.refresh

@@ -100,6 +100,7 @@ def encode_job(job: Job) -> tuple[dict[str, Any], list[Tensor]]:
             "configs": {role: dict(config) for role, config in model.configs.items()},
             "licence": model.licence,
             "face_channel_order": model.face_channel_order,
+            "backbone": model.backbone,
         },
         "plan": {"device": str(plan.device), "dtype": _NAMES[plan.dtype], "config": asdict(plan.config)},
         "id_mode": job.id_mode,
@@ -132,7 +133,7 @@ def decode_job(data: Mapping[str, Any], tensors: Sequence[Tensor]) -> Job:
     )
     return Job(
         model=ModelFolder(
-            **{name: model[name] for name in ("name", "configs", "licence", "face_channel_order")},
+            **{name: model[name] for name in ("name", "configs", "licence", "face_channel_order", "backbone")},
             path=Path(model["path"]),
             files={role: Path(path) for role, path in model["files"].items()},
             defaults={},

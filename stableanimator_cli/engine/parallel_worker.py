@@ -173,7 +173,10 @@ def _start_job(engine: Engine, job: Job) -> Callable[[float, bool, int], None]:
     predict = engine.predictor(conditioning, job.guidance, deep=deep)
     placements = [job.windows.placement(index) for index in range(job.windows.num_placements)]
     share = slice(job.share.start, job.share.stop)
-    outputs_at = [window_outputs(predict, window_branches(windows, job.guidance)[share]) for windows in placements]
+    outputs_at = [
+        window_outputs(predict, window_branches(windows, job.guidance)[share], engine.backbone.scalings)
+        for windows in placements
+    ]
     frames_at = [frames_of(windows, job.guidance, job.share) for windows in placements]
     x = torch.zeros(job.shape, device=device)  # frames of other shares are not read
 

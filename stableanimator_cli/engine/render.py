@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,15 +10,11 @@ import torch
 from torch import Tensor
 
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
-from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
-from stableanimator_cli.diffusion.sampler import Refine, StepCallback, sample_dpmpp_2m, sample_euler, sample_heun
-from stableanimator_cli.diffusion.schedule import SCHEDULES, initial_scale, keyed_noise, repeated_noise
+from stableanimator_cli.diffusion.sampler import Refine, StepCallback
+from stableanimator_cli.diffusion.schedule import keyed_noise, repeated_noise
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import PoseFrames
-from stableanimator_cli.engine.denoiser_calls import churn_of, denoiser_calls
-from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.engine import Distribute, Engine
-from stableanimator_cli.errors import CheckFailed
 from stableanimator_cli.records import STRIDE
 
 
@@ -60,29 +55,15 @@ class Timings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Callbacks:
     """``window`` is called after each window of each step, ``step`` with the latents after each step, the
-    denoised estimate that it used, and the step."""
+    denoised estimate that it used, and the step.
+
+    ``extra`` is what resuming needs besides latents: a backbone that needs more updates it before each ``step``. When
+    a sampling resumes it has the tensors of the checkpoint.
+    """
 
     window: Callable[[], None] | None = None
     step: StepCallback | None = None
-
-
-def count_calls(request: RenderRequest) -> dict[str, int]:
-    """Count the calls of each network before anything is loaded.
-
-    ``unet_shallow``, if any, are the calls of ``unet`` that use cached deep features.
-    """
-    frames, windows, decoding = request.frames, len(request.plan), request.decode
-    calls = denoiser_calls(request.sampling)
-    shallow = sum(1 + call.guided for call in calls if not call.refresh)
-    chunks = 1 + max(0, -(-(frames - decoding.chunk) // (decoding.chunk - decoding.overlap)))
-    return {
-        "unet": sum(1 + call.guided for call in calls) * windows,
-        **({"unet_shallow": shallow * windows} if shallow else {}),
-        "windows": len(calls) * windows,
-        "vae_encode": 1,
-        "image_encoder": 1,
-        "vae_decode": chunks,
-    }
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 def initial_noise(request: RenderRequest, channels: int) -> Tensor:
@@ -131,73 +112,12 @@ def sample(
     by ``dpmpp_2m``, the ``denoised`` estimate of the step before.
     ``distribute``: see ``Engine.denoiser``.
     """
-    sampling = request.sampling
-    started = time.perf_counter()
-    conditioning = engine.encode(request.image, request.resized, request.face, request.poses, sampling)
-    timings.seconds["encode"] = time.perf_counter() - started
-
-    started = time.perf_counter()
-    sigmas = SCHEDULES[sampling.schedule](sampling.steps)
-    channels = conditioning.reference.shape[1]
-    if latents is None:
-        x = initial_noise(request, channels).to(engine.plan.device) * initial_scale(float(sigmas[0]))
-    else:
-        x = latents.to(engine.plan.device)
-    hint = "use a smaller --size or --window, --dtype bfloat16, or --offload model"
-    with engine.resident("unet", "pose_net"), torch.no_grad(), memory_guard("denoising", hint):
-        denoise = engine.denoiser(
-            conditioning,
-            request.plan,
-            sampling.guidance,
-            interval=sampling.guidance_interval,
-            deep=DeepFeatureCache(sampling.cache_layers) if sampling.cache_features > 1 else None,
-            calls=[call for call in denoiser_calls(sampling) if call.step >= first_step],
-            on_window=callbacks.window,
-            distribute=distribute,
-        )
-        if sampling.sampler == "euler":
-            x = sample_euler(denoise, x, sigmas, refine=refine, callback=callbacks.step, first_step=first_step)
-        elif sampling.sampler == "dpmpp_2m":
-            previous = None if denoised is None else denoised.to(x)
-            x = sample_dpmpp_2m(
-                denoise, x, sigmas,
-                refine=refine, callback=callbacks.step, first_step=first_step, previous=previous,
-            )  # fmt: skip
-        else:
-            frames = range(-request.has_anchor, request.plan.total - request.has_anchor)
-            x = sample_heun(
-                denoise,
-                x,
-                sigmas,
-                noise=lambda step: keyed_noise(sampling.seed, f"churn/{step}", frames, tuple(x.shape[1:])),
-                churn=churn_of(sampling),
-                refine=refine,
-                callback=callbacks.step,
-                first_step=first_step,
-            )
-    timings.seconds["denoise"] = time.perf_counter() - started
-    if not torch.isfinite(x).all():
-        raise CheckFailed(
-            "denoising produced values that are not finite",
-            hint="float16 overflows with some weights: try --dtype bfloat16 or float32",
-        )
-    return x
+    return engine.backbone.sample(
+        engine, request, timings, callbacks,
+        refine=refine, latents=latents, denoised=denoised, first_step=first_step, distribute=distribute,
+    )  # fmt: skip
 
 
 def decode(engine: Engine, request: RenderRequest, latents: Tensor, timings: Timings) -> Iterator[np.ndarray]:
     """Decode latents of ``sample`` to uint8[h,w,3] frames as they are consumed; an anchor in front is dropped."""
-    started = time.perf_counter()
-    hint = f"use a smaller --decode-chunk (now {request.decode.chunk}), or --offload model"
-    with engine.resident("vae"):
-        frames = engine.decoder.frames(
-            latents[int(request.has_anchor) :], chunk=request.decode.chunk, overlap=request.decode.overlap
-        )
-        while True:
-            # gradients are disabled only while the network runs: not between frames, where the caller's code runs
-            with torch.no_grad(), memory_guard("decoding", hint):
-                frame = next(frames, None)
-            if frame is None:
-                break
-            yield frame
-    timings.seconds["decode"] = time.perf_counter() - started
-    timings.calls = dict(engine.calls)
+    return engine.backbone.decode(engine, request, latents, timings)

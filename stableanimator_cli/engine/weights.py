@@ -14,21 +14,16 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stableanimator_cli.catalogue.place import SOURCE_SHA256
+from stableanimator_cli.engine.backbones import DenoisingBackbone, backbone_of
 from stableanimator_cli.errors import ModelDamaged, ModelMissing, SaError
 from stableanimator_cli.files import MARK, sha256_of
 from stableanimator_cli.nets.arcface import ArcFace
-from stableanimator_cli.nets.face_encoder import FaceEncoder, FaceEncoderConfig
 from stableanimator_cli.nets.id_adapter import IDMode
-from stableanimator_cli.nets.norm_groups import DEFAULT_NORM_GROUPS, set_norm_groups
-from stableanimator_cli.nets.pose_net import PoseNet
-from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
 
 _ALIGNMENT = 64  # bytes, of torch's CPU allocator
@@ -124,7 +119,7 @@ def load(build: Callable[[], nn.Module], path: Path, dtype: torch.dtype) -> nn.M
 
 def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], dtype: torch.dtype, source: Path) -> nn.Module:
     """``load`` from ``tensors``; errors name ``source``."""
-    with torch.device("meta"), _building(source):
+    with torch.device("meta"), building(source):
         network = build()
     _compare(source, {name: tensor.shape for name, tensor in network.state_dict().items()}, tensors)
     network.load_state_dict({name: _cast(tensor, dtype) for name, tensor in tensors.items()}, assign=True)
@@ -133,30 +128,17 @@ def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], dtype: t
 
 
 def loaders(model: ModelFolder, dtype: torch.dtype, id_mode: IDMode) -> dict[str, Callable[[], nn.Module]]:
-    """One function per network of ``model`` that loads it."""
+    """One function per network of ``model`` that loads it, for a ``DenoisingBackbone``."""
+    backbone: DenoisingBackbone = backbone_of(model)
     return {
-        name: lambda name=name, build=build: load(build, model.files[name], dtype)
-        for name, build in builders(model, id_mode).items()
+        name: lambda name=name, build=build: fill(build, backbone.read(model, name), dtype, model.files[name])
+        for name, build in backbone.builders(model, id_mode).items()
     }
 
 
 def builders(model: ModelFolder, id_mode: IDMode) -> dict[str, Callable[[], nn.Module]]:
     """One function per network that builds it from the model's configs, without weights."""
-    unet, vision = network_config(model, "unet"), network_config(model, "image_encoder")
-    face = {k: v for k, v in model.configs.get("face_encoder", {}).items() if not k.startswith("_")}
-    # widths of connected networks; the reference's layout has no config for them
-    face |= {
-        "cross_attention_dim": _value(model, "unet", "cross_attention_dim"),
-        "clip_embeddings_dim": _value(model, "image_encoder", "projection_dim"),
-    }
-    built: dict[str, Callable[[], nn.Module]] = {
-        "unet": lambda: AnimationUNet(id_tokens=face.get("num_tokens", 4), id_mode=id_mode, **unet),
-        "pose_net": lambda: PoseNet(noise_latent_channels=unet["block_out_channels"][0]),
-        "face_encoder": lambda: FaceEncoder(FaceEncoderConfig(**face)),
-        "vae": lambda: _vae(**network_config(model, "vae")),
-        "image_encoder": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)),
-    }
-    return {role: lambda role=role, build=build: _built(model, role, build) for role, build in built.items()}
+    return backbone_of(model).builders(model, id_mode)
 
 
 def build_on_meta(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -166,13 +148,8 @@ def build_on_meta(build: Callable[[], nn.Module], dtype: torch.dtype = torch.flo
     return nn.Module.to(network.to("meta"), dtype)  # diffusers creates some parameters on the CPU
 
 
-def _built(model: ModelFolder, role: str, build: Callable[[], nn.Module]) -> nn.Module:
-    with _building(model.files.get(role, model.path / role)):
-        return build()
-
-
 @contextlib.contextmanager
-def _building(source: Path) -> Iterator[None]:
+def building(source: Path) -> Iterator[None]:
     """Turn errors of diffusers and transformers about an invalid config into ``ModelDamaged``."""
     try:
         yield
@@ -184,10 +161,6 @@ def _building(source: Path) -> Iterator[None]:
             f"{source}: its JSON config describes no network that can be built ({why})",
             hint="compare the config with the one that the weights came with",
         ) from error
-
-
-def _vae(*, norm_num_groups: int = DEFAULT_NORM_GROUPS, **config: Any) -> AutoencoderKLTemporalDecoder:
-    return set_norm_groups(AutoencoderKLTemporalDecoder(**config), norm_num_groups)
 
 
 def recogniser(path: Path) -> ArcFace:
@@ -206,16 +179,6 @@ def network_config(model: ModelFolder, role: str) -> dict[str, Any]:
         raise ModelDamaged(f"{model.path}: no config for {role}", hint="a model folder names one in model.toml")
     ignored = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version")
     return {k: v for k, v in model.configs[role].items() if not k.startswith("_") and k not in ignored}
-
-
-def _value(model: ModelFolder, role: str, key: str) -> Any:
-    config = network_config(model, role)
-    if key not in config:
-        raise ModelDamaged(
-            f"{model.path}: the config of {role} has no {key!r}",
-            hint="compare the config with the one that the weights came with",
-        )
-    return config[key]
 
 
 def _compare(path: Path, expected: Mapping[str, torch.Size], actual: Mapping[str, Tensor]) -> None:

@@ -27,7 +27,6 @@ from stableanimator_cli.media import VideoWriter
 from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.track import largest
 from stableanimator_cli.progress import Reporter
-from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, ranking
 from stableanimator_cli.train.buckets import nearest_size
 from stableanimator_cli.train.clips import TrainingClip
@@ -53,7 +52,7 @@ def validate(
     Writes ``RUN/validation/step-N-CLIP.mp4``: reference, driving skeleton, result and target. Values are None if the
     model has no detector for them. Random states are restored.
     """
-    model = catalogue.open_model(folder, NETWORKS)
+    model = catalogue.open_animator(folder)
     plan = DevicePlan(device=device, dtype=DTYPES[config.memory.dtype])
     clips = dataset.clips[: config.validation.clips]
     rows: list[dict[str, Any]] = []

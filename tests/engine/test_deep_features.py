@@ -16,9 +16,10 @@ from stableanimator_cli.animate.run import run
 from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
 from stableanimator_cli.config.refine import RefineConfig
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
+from stableanimator_cli.engine.backbones.svd import BACKBONE
 from stableanimator_cli.engine.conditioning import PoseFeatures
 from stableanimator_cli.engine.memory.fit import fit_to_limit
-from stableanimator_cli.engine.render import Timings, count_calls, render
+from stableanimator_cli.engine.render import Timings, render
 from stableanimator_cli.errors import ConfigError, Interrupted
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.nets.unet import AnimationUNet
@@ -39,7 +40,7 @@ from tests.tiny import engine_of, rendered, request, waving
 )
 def test_the_network_is_computed_whole_as_often_as_was_planned(tiny_model, sampling, unet, shallow):
     wanted = request(9, steps=5, **sampling)  # four windows, five that move
-    planned, stages = count_calls(wanted), Timings()
+    planned, stages = BACKBONE.count_calls(wanted), Timings()
     assert (planned["unet"], planned["unet_shallow"]) == (unet, shallow)
     with engine_of(tiny_model) as engine:
         assert len(list(render(engine, wanted, stages))) == 9

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stableanimator_cli.diffusion.sampler import Step
+from stableanimator_cli.engine.backbones.svd import BACKBONE
 from stableanimator_cli.engine.decoder import Decoder
-from stableanimator_cli.engine.render import Callbacks, Timings, count_calls, decode, initial_noise, render, sample
+from stableanimator_cli.engine.render import Callbacks, Timings, decode, initial_noise, render, sample
 from stableanimator_cli.errors import CheckFailed, OutOfMemory
 from tests.tiny import engine_of, rendered, request
 
@@ -43,7 +44,7 @@ def engine(tiny_model):
 )
 def test_networks_run_as_often_as_the_plan_says(tiny_model, options, unet, decodes):
     wanted = request(**options)
-    planned, stages, windows = count_calls(wanted), Timings(), []
+    planned, stages, windows = BACKBONE.count_calls(wanted), Timings(), []
     with engine_of(tiny_model) as engine:
         frames = list(render(engine, wanted, stages, Callbacks(window=lambda: windows.append(1))))
     assert (planned["unet"], planned["vae_decode"]) == (unet, decodes)
@@ -149,7 +150,7 @@ def test_an_interval_of_guidance_asks_as_often_as_was_planned(tiny_model, sampli
         with engine_of(tiny_model) as engine:
             frames.append(rendered(engine, wanted).astype(int))
             calls.append(engine.calls["unet"])
-            assert calls[-1] == count_calls(wanted)["unet"]
+            assert calls[-1] == BACKBONE.count_calls(wanted)["unet"]
     assert calls[2] < calls[1] < calls[0] == 2 * calls[2]
     error = abs(frames[1] - frames[0]).mean()
     with capsys.disabled():

@@ -18,8 +18,8 @@ from stableanimator_cli.config.animate import AnimateConfig, DeviceConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.diffusion.guidance import is_guided, window_branches
 from stableanimator_cli.diffusion.windows import WindowPlan, plan_windows
+from stableanimator_cli.engine.backbones import backbone_of
 from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_frame
-from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
 from stableanimator_cli.engine.group_offload import blocks_of, bytes_of
 from stableanimator_cli.engine.memory.profile import FlopCounter, peak_bytes
 from stableanimator_cli.engine.weights import build_on_meta, builders
@@ -285,7 +285,7 @@ class MemoryEstimator:
     def _vae_decoder(self, chunk: int) -> int:
         width, height = self._latent
         vae = self._network("vae")
-        channels, decoder = vae.config["latent_channels"], Decoder(vae, Counter())
+        channels, decoder = vae.config["latent_channels"], backbone_of(self.model).decoder(vae, Counter())
         return self._cached(
             "VAE decoder",
             chunk,
@@ -297,7 +297,8 @@ class MemoryEstimator:
         checkpointed, margin = self.checkpointed(config), config.refine.crop_margin
         width, height = self._latent
         vae = self._network("vae")
-        decoder = FaceDecoder(vae, Counter(), checkpointed=checkpointed, margin=margin)
+        backbone = backbone_of(self.model)
+        decoder = backbone.face_decoder(vae, Counter(), checkpointed=checkpointed, margin=margin)
         side = min(self.size) // _FACE
         box = (0, 0, side - 1, side - 1)
 

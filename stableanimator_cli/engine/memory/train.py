@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from stableanimator_cli.engine.backbones import backbone_of
 from stableanimator_cli.engine.device import DTYPES
 from stableanimator_cli.engine.group_offload import bytes_of
 from stableanimator_cli.engine.memory.train_step import meta_step_bytes
@@ -171,7 +172,7 @@ def meta_model(model: ModelFolder, settings: TrainingSettings) -> TrainingModel:
         unet = networks["unet"]
         assert isinstance(unet, AnimationUNet)
         with_lora(unet, settings.lora_rank, (), seed=0)
-    return TrainingModel(**networks, settings=settings).train()
+    return TrainingModel(**networks, settings=settings, backbone=backbone_of(model)).train()
 
 
 def _encoders(model: ModelFolder, settings: TrainingSettings) -> int:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from stableanimator_cli.engine.backbones import backbone_of
 from stableanimator_cli.engine.device import DevicePlan, Networks, keep_freed_memory
 from stableanimator_cli.engine.training.inputs import step_inputs
 from stableanimator_cli.engine.training.model import StepInputs, TrainingModel, TrainingParts, TrainingSettings
@@ -22,7 +23,7 @@ from stableanimator_cli.engine.training.trainable import (
     with_adapters,
     with_lora,
 )
-from stableanimator_cli.engine.weights import builders, fill, loaders, read_tensors
+from stableanimator_cli.engine.weights import builders, fill, loaders
 from stableanimator_cli.errors import ModelMissing
 from stableanimator_cli.nets.face_encoder import FusionModel
 from stableanimator_cli.nets.memory_format import set_channels_last
@@ -79,7 +80,7 @@ def open_training(
     if settings.dtype != "float32" and device.type != "cpu":
         for network in networks.values():
             with_mixed_norms(network)
-    training = TrainingModel(**networks, settings=settings).train()
+    training = TrainingModel(**networks, settings=settings, backbone=backbone_of(model)).train()
     training.to(device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -137,7 +138,7 @@ def _network(model: ModelFolder, build: Callable[[], nn.Module], role: str, fres
 
 def _file_tensors(model: ModelFolder, role: str) -> dict[str, Tensor]:
     """Tensors of a role's file, with ID adapters and without the weights of a disabled Face Encoder."""
-    tensors = read_tensors(model.files[role])
+    tensors = backbone_of(model).read(model, role)
     if role == "unet":
         tensors = with_adapters(tensors)
     if role == "face_encoder" and model.configs.get(role, {}).get("fusion", True) is False:

@@ -10,7 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from stableanimator_cli.diffusion.training import MaskWeighting, denoising_loss, preconditioning
+from stableanimator_cli.diffusion.training import MaskWeighting, denoising_loss
+from stableanimator_cli.engine.backbones import DenoisingBackbone
 from stableanimator_cli.engine.device import DTYPES, Networks
 from stableanimator_cli.engine.training.trainable import TRAINED, Train, choose_trainable
 from stableanimator_cli.nets.face_encoder import FaceEncoder
@@ -108,9 +109,15 @@ class TrainingModel(nn.Module):
     """UNet, PoseNet and Face Encoder as one module that returns the loss of each sample."""
 
     def __init__(
-        self, unet: nn.Module, pose_net: nn.Module, face_encoder: nn.Module, settings: TrainingSettings
+        self,
+        unet: nn.Module,
+        pose_net: nn.Module,
+        face_encoder: nn.Module,
+        settings: TrainingSettings,
+        backbone: DenoisingBackbone,
     ) -> None:
         super().__init__()
+        self.backbone = backbone
         self.unet = cast(AnimationUNet, unet)
         self.pose_net = cast(PoseNet, pose_net)
         self.face_encoder = cast(FaceEncoder, face_encoder)
@@ -149,7 +156,7 @@ class TrainingModel(nn.Module):
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Loss of each sample, float32[b]; the optimiser minimises its mean over the global batch."""
-        scale = preconditioning(inputs.sigma)
+        scale = self.backbone.preconditioning(inputs.sigma)
         skip, out, c_in = (rearrange(x, "b -> b 1 1 1 1") for x in (scale.skip, scale.out, scale.c_in))
         noisy = inputs.latents + rearrange(inputs.sigma, "b -> b 1 1 1 1") * inputs.noise
         with self.autocast(inputs.latents.device):

@@ -1,0 +1,33 @@
+"""Options of ``sa animate`` that the model's backbone does not have."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.records import ModelFolder
+
+
+def check_backbone_options(config: AnimateConfig, model: ModelFolder) -> None:
+    """Raise ``ConfigError`` for a schedule or another option that the backbone of ``model`` does not have."""
+    facts, schedule = model.facts, config.sampling.schedule
+    if schedule not in facts.schedules:
+        expected = f"{' or '.join(facts.schedules)}, the noise levels of {model.name} ({model.backbone})"
+        raise ConfigError("--schedule", schedule, expected, hint="leave --schedule out")
+    for path, reason in facts.refused.items():
+        flag, value, usual = _option(config, path)
+        if value != usual and value != facts.settings.get(flag.lstrip("-").replace("-", "_")):
+            expected = f"no such option with {model.name} ({model.backbone}): {reason}"
+            raise ConfigError(flag, value, expected, hint=f"leave {flag} out")
+
+
+def _option(config: AnimateConfig, path: str) -> tuple[str, Any, Any]:
+    """Flag, value and default of the field at a dotted path."""
+    owner: Any = config
+    *tables, name = path.split(".")
+    for table in tables:
+        owner = getattr(owner, table)
+    field = next(item for item in dataclasses.fields(owner) if item.name == name)
+    return field.metadata["flag"], getattr(owner, name), field.default

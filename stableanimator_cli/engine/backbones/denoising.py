@@ -1,0 +1,147 @@
+"""Sampling and decoding of backbones that are denoisers of windows, with the engine's conditioning and samplers."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stableanimator_cli.config.animate import SamplingConfig
+from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
+from stableanimator_cli.diffusion.sampler import Refine, sample_dpmpp_2m, sample_euler, sample_heun
+from stableanimator_cli.diffusion.schedule import SCHEDULES, initial_scale, keyed_noise
+from stableanimator_cli.engine.backbones import Build
+from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
+from stableanimator_cli.engine.denoiser_calls import churn_of, denoiser_calls, resumable_steps
+from stableanimator_cli.engine.device import DevicePlan, memory_guard
+from stableanimator_cli.engine.engine import Distribute, Engine, apply_plan
+from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, initial_noise
+from stableanimator_cli.engine.weights import loaders, read_tensors
+from stableanimator_cli.errors import CheckFailed
+from stableanimator_cli.nets.id_adapter import IDMode
+from stableanimator_cli.records import ModelFolder
+
+
+class Denoising:
+    """All of ``DenoisingBackbone`` but the networks and the scalings."""
+
+    def networks(self, model: ModelFolder, plan: DevicePlan, id_mode: IDMode) -> dict[str, Build]:
+        return apply_plan(loaders(model, plan.dtype, id_mode), plan)
+
+    def read(self, model: ModelFolder, role: str) -> dict[str, Tensor]:
+        return read_tensors(model.files[role])
+
+    def count_calls(self, request: RenderRequest) -> dict[str, int]:
+        """``unet_shallow``, if any, are the calls of ``unet`` that use cached deep features."""
+        frames, windows, decoding = request.frames, len(request.plan), request.decode
+        calls = denoiser_calls(request.sampling)
+        shallow = sum(1 + call.guided for call in calls if not call.refresh)
+        chunks = 1 + max(0, -(-(frames - decoding.chunk) // (decoding.chunk - decoding.overlap)))
+        return {
+            "unet": sum(1 + call.guided for call in calls) * windows,
+            **({"unet_shallow": shallow * windows} if shallow else {}),
+            "windows": len(calls) * windows,
+            "vae_encode": 1,
+            "image_encoder": 1,
+            "vae_decode": chunks,
+        }
+
+    def remaining_windows(self, request: RenderRequest, first_step: int) -> int:
+        calls = denoiser_calls(request.sampling)
+        return len(request.plan) * sum(call.step >= first_step for call in calls)
+
+    def resumable_steps(self, sampling: SamplingConfig) -> frozenset[int]:
+        return resumable_steps(sampling)
+
+    def decoder(self, vae: Any, calls: Counter[str]) -> Decoder:
+        return Decoder(vae, calls)
+
+    def face_decoder(self, vae: Any, calls: Counter[str], *, checkpointed: bool, margin: int) -> FaceDecoder:
+        return FaceDecoder(vae, calls, checkpointed=checkpointed, margin=margin)
+
+    def sample(
+        self,
+        engine: Engine,
+        request: RenderRequest,
+        timings: Timings,
+        callbacks: Callbacks,
+        *,
+        refine: Refine | None = None,
+        latents: Tensor | None = None,
+        denoised: Tensor | None = None,
+        first_step: int = 0,
+        distribute: Distribute | None = None,
+    ) -> Tensor:
+        sampling = request.sampling
+        started = time.perf_counter()
+        conditioning = engine.encode(request.image, request.resized, request.face, request.poses, sampling)
+        timings.seconds["encode"] = time.perf_counter() - started
+
+        started = time.perf_counter()
+        sigmas = SCHEDULES[sampling.schedule](sampling.steps)
+        channels = conditioning.reference.shape[1]
+        if latents is None:
+            x = initial_noise(request, channels).to(engine.plan.device) * initial_scale(float(sigmas[0]))
+        else:
+            x = latents.to(engine.plan.device)
+        hint = "use a smaller --size or --window, --dtype bfloat16, or --offload model"
+        with engine.resident("unet", "pose_net"), torch.no_grad(), memory_guard("denoising", hint):
+            denoise = engine.denoiser(
+                conditioning,
+                request.plan,
+                sampling.guidance,
+                interval=sampling.guidance_interval,
+                deep=DeepFeatureCache(sampling.cache_layers) if sampling.cache_features > 1 else None,
+                calls=[call for call in denoiser_calls(sampling) if call.step >= first_step],
+                on_window=callbacks.window,
+                distribute=distribute,
+            )
+            if sampling.sampler == "euler":
+                x = sample_euler(denoise, x, sigmas, refine=refine, callback=callbacks.step, first_step=first_step)
+            elif sampling.sampler == "dpmpp_2m":
+                previous = None if denoised is None else denoised.to(x)
+                x = sample_dpmpp_2m(
+                    denoise, x, sigmas,
+                    refine=refine, callback=callbacks.step, first_step=first_step, previous=previous,
+                )  # fmt: skip
+            else:
+                frames = range(-request.has_anchor, request.plan.total - request.has_anchor)
+                x = sample_heun(
+                    denoise,
+                    x,
+                    sigmas,
+                    noise=lambda step: keyed_noise(sampling.seed, f"churn/{step}", frames, tuple(x.shape[1:])),
+                    churn=churn_of(sampling),
+                    refine=refine,
+                    callback=callbacks.step,
+                    first_step=first_step,
+                )
+        timings.seconds["denoise"] = time.perf_counter() - started
+        if not torch.isfinite(x).all():
+            raise CheckFailed(
+                "denoising produced values that are not finite",
+                hint="float16 overflows with some weights: try --dtype bfloat16 or float32",
+            )
+        return x
+
+    def decode(self, engine: Engine, request: RenderRequest, latents: Tensor, timings: Timings) -> Iterator[np.ndarray]:
+        started = time.perf_counter()
+        hint = f"use a smaller --decode-chunk (now {request.decode.chunk}), or --offload model"
+        with engine.resident("vae"):
+            frames = engine.decoder.frames(
+                latents[int(request.has_anchor) :], chunk=request.decode.chunk, overlap=request.decode.overlap
+            )
+            while True:
+                # gradients are disabled only while the network runs: not between frames, where the caller's code runs
+                with torch.no_grad(), memory_guard("decoding", hint):
+                    frame = next(frames, None)
+                if frame is None:
+                    break
+                yield frame
+        timings.seconds["decode"] = time.perf_counter() - started
+        timings.calls = dict(engine.calls)

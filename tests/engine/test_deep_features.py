@@ -108,7 +108,7 @@ def test_what_is_kept_is_predicted(tiny_model, monkeypatch):
     plain, kept = (on_cpu.of(many_windows(cache_features=every)) for every in (1, 2))
     held: list[DeepFeatureCache] = []
     monkeypatch.setattr(
-        "stableanimator_cli.engine.render.DeepFeatureCache",
+        "stableanimator_cli.engine.backbones.denoising.DeepFeatureCache",
         lambda layers: held.append(DeepFeatureCache(layers)) or held[0],
     )
     with engine_of(tiny_model) as engine:

@@ -18,6 +18,8 @@ from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.diffusion.face_optimization import FaceOptimizationSettings
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine import face_optimization
+from stableanimator_cli.engine.backbones.svd import BACKBONE
+from stableanimator_cli.engine.decoder import FaceDecoder
 from stableanimator_cli.engine.face_optimization import FaceBox
 from stableanimator_cli.records import Face
 from tests.tiny import temporal_vae
@@ -65,6 +67,7 @@ def engine(vae) -> Any:
     return SimpleNamespace(
         networks={"vae": vae, "recogniser": Colours()},
         calls=Counter(),
+        backbone=BACKBONE,
         plan=SimpleNamespace(device=torch.device("cpu")),
         resident=lambda *names: nullcontext(),
         faces=lambda: detections,
@@ -119,6 +122,7 @@ def test_the_references_vector_does_not_depend_on_the_order_of_the_checkpoints_e
     engine = SimpleNamespace(
         networks={"vae": None, "recogniser": network},
         calls=Counter(),
+        backbone=BACKBONE,
         plan=SimpleNamespace(device=torch.device("cpu")),
         resident=lambda *names: nullcontext(),
         faces=lambda: reader,
@@ -153,10 +157,8 @@ def test_frames_are_searched_until_they_show_a_face_and_the_largest_counts(engin
 
 def test_only_chunks_with_frames_to_search_are_decoded_and_whole(engine, monkeypatch):
     optimise, decoded = hook(engine), []
-    whole = face_optimization.FaceDecoder.pixels
-    monkeypatch.setattr(
-        face_optimization.FaceDecoder, "pixels", lambda self, x: decoded.append(len(x)) or whole(self, x)
-    )
+    whole = FaceDecoder.pixels
+    monkeypatch.setattr(FaceDecoder, "pixels", lambda self, x: decoded.append(len(x)) or whole(self, x))
     engine.detections.answers = [BOX, None, BOX, BOX, None]
     optimise(latents(), at(0))
     assert decoded[:3] == [2, 2, 1]

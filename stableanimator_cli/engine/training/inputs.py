@@ -74,14 +74,14 @@ def dropout_masks(u: Tensor, settings: TrainingSettings) -> dict[str, Tensor]:
 
 
 def degrade_faces(reference: Tensor, boxes: Tensor, chosen: Tensor, noise: Tensor) -> Tensor:
-    """Replace the face in the reference latents [b,c,h,w] of the ``chosen`` samples [b] with noise.
+    """Replace the faces in the reference latents [b,c,h,w] of the ``chosen`` samples [b] with noise.
 
-    The noise inside the face's box [b,4] has each channel's own mean and standard deviation: light and colour stay,
-    identity must come from the face embedding. Boxes of NaN change nothing.
+    The noise inside a face's box has each channel's own mean and standard deviation: light and colour stay, identity
+    must come from the face embedding. ``boxes`` [b,4], or [b,p,4] of several people; boxes of NaN change nothing.
     """
     reference = reference.clone()
     height, width = reference.shape[-2:]
-    for k, box in enumerate(boxes):
+    for k, box in ((k, box) for k, rows in enumerate(boxes) for box in rows.view(-1, 4)):
         if bool(chosen[k]) and bool(box.isfinite().all()):
             (x0, y0), (x1, y1) = box[:2].floor().int().tolist(), box[2:].ceil().int().tolist()
             rows, columns = slice(max(0, y0), min(height, y1)), slice(max(0, x0), min(width, x1))

@@ -285,6 +285,8 @@ class DataConfig:
         help="Frames between two of a sample.")
     reference: Literal["unchosen", "outside", "any", "first"] = option("--reference-from", "unchosen", panel=DATA,
         help="The reference: none of the sample's frames, outside of their span, any, or the clip's first frame.")
+    people: int = option("--people", 1, metavar="N", ge=1, le=16, panel=DATA,
+        help="People of a clip with a face vector and a region of their own; 1: the largest, for the whole frame.")
     resize: Literal["stretch", "crop", "pad"] = option("--resize", "stretch", panel=DATA,
         help="How frames of another shape are fitted to the size.")
     cache: str | None = option("--cache", None, metavar="KINDS", panel=DATA, default_text="what is there",
@@ -357,6 +359,7 @@ class TrainConfig:
         off = self.ablation.face == "off"
         alone = not off or self.ablation.face_encoder == "on"
         require(alone, "--face-encoder", "off", "on with --face off, which has no face to encode")
+        require(self.data.people == 1 or not off, "--people", self.data.people, "1 with --face off")
 
     def resolve_stages(self, size: Size) -> TrainConfig:
         """Return the config with complete stages: flags of stages applied, ``size`` if a stage has no sizes."""

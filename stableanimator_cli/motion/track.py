@@ -241,10 +241,25 @@ def largest(motion: Motion) -> int:
 
     Raises ``NoPerson`` if no frame shows a person.
     """
-    areas = np.where(motion.present, _areas(bounding_box(motion.keypoints)), 0.0).sum(axis=0)
     if not motion.present.any():
         raise NoPerson("no person in any frame", hint="use a video in which a person can be seen")
-    return int(np.argmax(np.where(motion.present.any(axis=0), areas, -1.0)))
+    return int(np.argmax(_total_areas(motion)))
+
+
+def largest_people(motion: Motion, limit: int) -> list[int]:
+    """Indices of at most ``limit`` people who are present at least once, as ``largest`` measures them, largest first.
+
+    Raises ``NoPerson`` if no frame shows a person.
+    """
+    first, areas = largest(motion), _total_areas(motion)
+    others = [int(p) for p in np.argsort(-areas, kind="stable") if p != first and areas[p] >= 0]
+    return [first, *others][:limit]
+
+
+def _total_areas(motion: Motion) -> np.ndarray:
+    """Sum of each person's box areas over all frames, float[p], -1 for people who are never present."""
+    areas = np.where(motion.present, _areas(bounding_box(motion.keypoints)), 0.0).sum(axis=0)
+    return np.where(motion.present.any(axis=0), areas, -1.0)
 
 
 def select(motion: Motion, person: Person = "largest") -> Motion:

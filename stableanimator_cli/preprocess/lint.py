@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stableanimator_cli import clip_folder
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.errors import BadInput, SaError
@@ -125,6 +127,12 @@ def _clip_findings(folder: Path, by_digest: dict[str, list[Path]]) -> Iterator[C
         yield _error("size", f"frames of {frames.size}, motion of {motion.size}")
     if len(faces) and (faces.frame.max() >= len(motion) or faces.person.max() >= len(motion.track)):
         yield _error("faces", "faces of frames or people that the motion does not have")
+    elif len(motion.track) > 1 and len(faces):
+        known_people = set(faces.person[np.isfinite(faces.embeddings).all(axis=1)].tolist())
+        unknown = [person for person in range(len(motion.track)) if person not in known_people]
+        if unknown:
+            names = ", ".join(map(str, unknown))
+            yield _warning("person-faceless", f"no recognised face of person {names}: `sa train --people` learns none")
     known: Mapping[str, Any] = clip.record.get("quality", {})
     yield from findings({**known, **measure_quality(motion, None, None)})
 

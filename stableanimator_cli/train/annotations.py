@@ -6,6 +6,7 @@ reference implementation hold images of them (``reference_layout``). Nothing is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,11 @@ from PIL import Image
 
 from stableanimator_cli.clip_folder import FaceTable
 from stableanimator_cli.motion.geometry import Mode, ResizeTransform, resize_transform
-from stableanimator_cli.motion.keypoints import face_box
+from stableanimator_cli.motion.keypoints import bounding_box, face_box
 from stableanimator_cli.motion.masks import face_mask
+from stableanimator_cli.motion.person_regions import person_regions
 from stableanimator_cli.motion.skeleton import draw_skeleton
-from stableanimator_cli.motion.track import largest
+from stableanimator_cli.motion.track import largest_people
 from stableanimator_cli.records import ChannelOrder, Motion
 
 CELL = 8  # pixels per latent cell
@@ -69,12 +71,17 @@ def latent_mask(mask: np.ndarray, transform: ResizeTransform) -> np.ndarray:
 
 
 class MotionAnnotations:
-    """Annotations drawn from keypoints, like in ``sa animate``. ``size`` is (width, height)."""
+    """Annotations drawn from keypoints, like in ``sa animate``. ``size`` is (width, height).
 
-    def __init__(self, motion: Motion, table: FaceTable) -> None:
+    ``people`` are the indices in the motion of at most ``limit`` people, largest first, and ``faces`` those of the
+    first. Functions that take a ``person`` count in ``people``.
+    """
+
+    def __init__(self, motion: Motion, table: FaceTable, limit: int = 1) -> None:
         self._motion = motion
-        self._main = largest(motion)
-        self.faces = Faces.of(table, self._main)
+        self.people = largest_people(motion, limit)
+        self._faces = [Faces.of(table, index) for index in self.people]
+        self.faces = self._faces[0]
         # The masks show the faces of all people, like those of the reference implementation. Without a face detector
         # only people in the motion have a face, from their keypoints.
         self._table = table if len(table) else None
@@ -92,12 +99,38 @@ class MotionAnnotations:
             return np.zeros((size[1] // CELL, size[0] // CELL), np.uint8)
         return latent_mask(face_mask(boxes, self._motion.size), resize_transform(self._motion.size, size, mode))
 
-    def face_box(self, frame: int) -> np.ndarray | None:
-        """Face of the main person as (x0, y0, x1, y1) in pixels of the clip, None if no face is visible."""
-        if not self._motion.present[frame, self._main]:
+    def face_box(self, frame: int, person: int = 0) -> np.ndarray | None:
+        """Face of a person as (x0, y0, x1, y1) in pixels of the clip, None if no face is visible."""
+        index = self.people[person]
+        if not self._motion.present[frame, index]:
             return None
-        box = self._boxes(frame)[self._main]
+        box = self._boxes(frame)[index]
         return box if np.isfinite(box).all() else None
+
+    @property
+    def has_faces(self) -> bool:
+        """Whether the face of any of ``people`` was recognised."""
+        return any(len(faces.frame) for faces in self._faces)
+
+    def embedding(self, frame: int, person: int = 0) -> np.ndarray | None:
+        """float32[512] of a person's face in ``frame``, else of their best one; None if they have none."""
+        return self._faces[person].embedding(frame)
+
+    def regions(self, frames: Sequence[int], size: tuple[int, int], mode: Mode) -> np.ndarray:
+        """Weights of ``people`` and, last, of nobody in latent cells, float32[t,p+1,h/8,w/8] with sum 1."""
+        rows = np.asarray(frames)
+        keypoints = self._motion.keypoints[rows][:, self.people]
+        boxes = self._motion.face_boxes[rows][:, self.people]
+        transform = resize_transform(self._motion.size, size, mode)
+        keypoints[..., :2] = transform.apply_points(keypoints[..., :2])
+        boxes = transform.apply_points(boxes.reshape(*boxes.shape[:2], 2, 2)).reshape(boxes.shape)
+        return person_regions(keypoints, self._motion.present[rows][:, self.people], boxes, size, cell=CELL)
+
+    def centres(self) -> np.ndarray:
+        """Middle of each of ``people`` from left to right in pixels of the clip, float32[t,p], NaN if absent."""
+        boxes = bounding_box(self._motion.keypoints[:, self.people])
+        middle = (boxes[..., 0] + boxes[..., 2]) / 2
+        return np.where(self._motion.present[:, self.people], middle, np.nan).astype(np.float32)
 
     def _boxes(self, frame: int) -> np.ndarray:
         """Faces of the people in a frame, float32[p,4]: detected, else around their keypoints, else NaN."""
@@ -107,4 +140,5 @@ class MotionAnnotations:
 
     @property
     def nbytes(self) -> int:
-        return self._motion.keypoints.nbytes + self._motion.face_boxes.nbytes + self.faces.embeddings.nbytes
+        embeddings = sum(faces.embeddings.nbytes for faces in self._faces)
+        return self._motion.keypoints.nbytes + self._motion.face_boxes.nbytes + embeddings

@@ -47,11 +47,15 @@ class SkippedClip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:
-    """``clips`` in a fixed order, ``skipped`` clips, and names of ``faceless`` clips without a face embedding."""
+    """``clips`` in a fixed order, ``skipped`` clips, and names of ``faceless`` clips without a face embedding.
+
+    ``several``: number of clips in which several people are trained.
+    """
 
     clips: tuple[TrainingClip, ...]
     skipped: tuple[SkippedClip, ...] = ()
     faceless: tuple[str, ...] = ()
+    several: int = 0
 
     @property
     def frames(self) -> int:
@@ -62,12 +66,15 @@ class Dataset:
             "clips": len(self.clips),
             "frames": self.frames,
             "faceless": list(self.faceless),
+            "several_people": self.several,
             "left_out": [{"clip": one.clip, "reason": one.reason, "message": one.message} for one in self.skipped],
         }
 
     def summary(self) -> str:
         """One line: ``12 clips, 960 frames; skipped: 2 too short (a, b), 1 broken (c)``."""
         text = f"{len(self.clips)} clips, {self.frames} frames"
+        if self.several:
+            text += f"; {self.several} of several people"
         if self.faceless:
             text += f"; {len(self.faceless)} without a face ({_first_names(self.faceless)})"
         return text + (f"; skipped: {_count_reasons(self.skipped)}" if self.skipped else "")
@@ -78,10 +85,12 @@ def open_dataset(
     *,
     min_frames: int,
     face_channel_order: ChannelOrder | None = None,
+    people: int = 1,
     reporter: Reporter | None = None,
 ) -> Dataset:
     """Open the clips with at least ``min_frames`` frames in all ``paths``, in order and without duplicates.
 
+    ``people``: the most people of a clip that are trained, each with a face of their own.
     ``face_channel_order`` is the channel order of the model's face embeddings; None skips the check. Raises
     ``BadInput`` if a path holds no clips, no clip can be used, or face embeddings have the other channel order.
     """
@@ -90,6 +99,7 @@ def open_dataset(
     faceless: list[str] = []
     listed = [item for root in paths for item in _list_clips(root)]
     seen: set[Path] = set()
+    several = 0
     with (reporter or NullReporter()).progress(len(listed), "look at clips", "clip") as bar:
         for item in listed:
             bar.update()
@@ -101,7 +111,7 @@ def open_dataset(
             seen.add(item.resolve())
             try:
                 clip = _open_clip(item)
-                faces = load_annotations(clip).faces
+                annotations = load_annotations(clip, people)
             except (SaError, OSError) as error:
                 reason: Reason = "no-skeleton" if isinstance(error, NoPerson) else "broken"
                 skipped.append(SkippedClip(clip=item.name, reason=reason, message=str(error)))
@@ -110,14 +120,15 @@ def open_dataset(
                 message = f"{clip.path}: {clip.frames} frames, expected {min_frames} or more"
                 skipped.append(SkippedClip(clip=clip.name, reason="too-short", message=message))
                 continue
-            if not len(faces.frame):
+            if not annotations.has_faces:
                 faceless.append(clip.name)
             elif face_channel_order is not None:
-                _check_channel_order(clip, faces, face_channel_order)
+                _check_channel_order(clip, annotations.faces, face_channel_order)
+            several += len(annotations.people) > 1
             clips.append(clip)
     if not clips:
         raise _no_clips(", ".join(map(str, paths)), skipped, min_frames)
-    return Dataset(clips=tuple(clips), skipped=tuple(skipped), faceless=tuple(faceless))
+    return Dataset(clips=tuple(clips), skipped=tuple(skipped), faceless=tuple(faceless), several=several)
 
 
 def with_faces(dataset: Dataset, channel_order: ChannelOrder) -> Dataset:
@@ -146,12 +157,15 @@ def check_faces(dataset: Dataset, model: ModelFolder, reporter: Reporter) -> Non
         reporter.warning(f"{missing} of {total} clips have no recognisable face: they do not train identity")
 
 
-def load_annotations(clip: TrainingClip) -> ClipAnnotations:
-    """Read keypoints or skeleton images, and faces. Raises ``BadInput``, or ``NoPerson`` if no frame shows anyone."""
+def load_annotations(clip: TrainingClip, people: int = 1) -> ClipAnnotations:
+    """Read keypoints or skeleton images, and faces of at most ``people`` people; images of skeletons have one.
+
+    Raises ``BadInput``, or ``NoPerson`` if no frame shows anyone.
+    """
     if clip.folder is None:
         return ImageAnnotations(clip)
     try:
-        return MotionAnnotations(clip.folder.motion(), clip.folder.faces())
+        return MotionAnnotations(clip.folder.motion(), clip.folder.faces(), people)
     except NoPerson as error:
         raise NoPerson(f"{clip.path}: {error.message}", hint=error.hint) from None
 

@@ -30,6 +30,7 @@ from stableanimator_cli.train.clips import TrainingClip
 from stableanimator_cli.train.dataset import ClipAnnotations, Dataset, load_annotations
 from stableanimator_cli.train.latent_cache import CacheFile, is_cached, latents_file, tokens_file
 from stableanimator_cli.train.memory_cache import BoundedCache
+from stableanimator_cli.train.people import SamplePeople, same_arrangement, stack_people
 from stableanimator_cli.train.sampling import BatchSampler, ReferenceSource, choose_frames, keyed_rng
 
 _AHEAD = 2  # batches that each worker prepares ahead
@@ -41,7 +42,8 @@ class LoaderSettings:
 
     ``sizes`` (width, height), one bucket each; ``frames`` per sample, ``stride`` apart; ``reference``: see
     ``sampling.choose_frames``. ``vae`` and ``image_encoder``: sha256 of the networks whose caches are read, None for
-    pixels. ``memory``: limit of the in-memory caches in bytes.
+    pixels. ``memory``: limit of the in-memory caches in bytes. ``people``: the most people of a clip that have a face
+    vector and a region of their own.
     """
 
     sizes: tuple[Size, ...]
@@ -52,6 +54,7 @@ class LoaderSettings:
     vae: str | None = None
     image_encoder: str | None = None
     memory: int = 1 << 30
+    people: int = 1
 
 
 def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, model: ModelFolder) -> LoaderSettings:
@@ -68,6 +71,7 @@ def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, m
         resize=data.resize,
         reference=data.reference,
         memory=data.ram_mb << 20,
+        people=data.people,
     )
     if data.cache == "off":
         return settings
@@ -127,16 +131,13 @@ class Loader:
         samples = [self._sample(step * self._batch + position, clips[items[position]]) for position in self._positions]
         poses = [[self._skeleton(sample, frame, size) for frame in sample.frames] for sample in samples]
         masks = [[self._mask(sample, frame, size) for frame in sample.frames] for sample in samples]
-        embeddings = [sample.annotations.faces.embedding(sample.reference) for sample in samples]
         return Batch(
             index=torch.tensor([sample.index for sample in samples]),
             clips=tuple(sample.clip.name for sample in samples),
             frames=torch.tensor([sample.frames for sample in samples]),
-            face=_stack([np.zeros(512, np.float32) if face is None else face for face in embeddings]),
-            has_face=torch.tensor([face is not None for face in embeddings]),
             poses=_stack([np.stack(frames) for frames in poses]),
             mask=_stack([np.stack(frames)[:, None] for frames in masks]),
-            reference_box=_stack([self._reference_box(sample, size) for sample in samples]),
+            **self._people(samples, size),
             **self._network_inputs(samples, size),
         )
 
@@ -161,10 +162,18 @@ class Loader:
     def _sample(self, index: int, clip: TrainingClip) -> _Sample:
         settings = self.settings
         rng = keyed_rng(self._seed, "sample", index)
-        frames, reference = choose_frames(
-            rng, clip.frames, settings.frames, stride=settings.stride, source=settings.reference
+        annotations = self._annotations.get(
+            clip.path, lambda: load_annotations(clip, settings.people), lambda value: value.nbytes
         )
-        annotations = self._annotations.get(clip.path, lambda: load_annotations(clip), lambda value: value.nbytes)
+        centres = annotations.centres() if len(annotations.people) > 1 else None
+        frames, reference = choose_frames(
+            rng,
+            clip.frames,
+            settings.frames,
+            stride=settings.stride,
+            source=settings.reference,
+            suitable=None if centres is None else lambda chosen: same_arrangement(centres, chosen),
+        )
         return _Sample(index, clip, frames.tolist(), reference, annotations)
 
     def _network_inputs(self, samples: Sequence[_Sample], size: Size) -> dict[str, Tensor | None]:
@@ -226,8 +235,24 @@ class Loader:
         packed = self._drawings.get(key, lambda: zlib.compress(np.ascontiguousarray(draw()).data, 1), len)
         return zlib.decompress(packed)
 
-    def _reference_box(self, sample: _Sample, size: Size) -> np.ndarray:
-        box = sample.annotations.face_box(sample.reference)
+    def _people(self, samples: Sequence[_Sample], size: Size) -> dict[str, Tensor | None]:
+        """Face vectors, faces in the references, and regions if a sample shows several people."""
+        several = []
+        for sample in samples:
+            people, annotations = range(len(sample.annotations.people)), sample.annotations
+            regions = annotations.regions(sample.frames, size, self.settings.resize) if len(people) > 1 else None
+            several.append(
+                SamplePeople(
+                    vectors=[annotations.embedding(sample.reference, person) for person in people],
+                    boxes=[self._reference_box(sample, size, person) for person in people],
+                    regions=regions,
+                )
+            )
+        cells = (size[1] // CELL, size[0] // CELL)
+        return stack_people(several, frames=self.settings.frames, cells=cells)
+
+    def _reference_box(self, sample: _Sample, size: Size, person: int) -> np.ndarray:
+        box = sample.annotations.face_box(sample.reference, person)
         if box is None:
             return np.full(4, np.nan, np.float32)
         transform = resize_transform(sample.clip.size, size, self.settings.resize)

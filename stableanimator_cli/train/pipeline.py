@@ -145,8 +145,13 @@ def _open_dataset(
     stages = config.stage or ()
     min_frames = max(2, *(stage.frames for stage in stages))  # a sample of one frame needs another one as reference
     order = model.face_channel_order
-    dataset = open_dataset(config.dataset, min_frames=min_frames, face_channel_order=order, reporter=reporter)
+    people = config.data.people
+    dataset = open_dataset(
+        config.dataset, min_frames=min_frames, face_channel_order=order, people=people, reporter=reporter
+    )
     reporter.info(f"dataset: {dataset.summary()}")
+    if people > 1 and not dataset.several:
+        reporter.warning(f"--people {people}: no clip shows several people, so it changes nothing")
     if fresh:
         check_apart(config.output, [clip.path for clip in dataset.clips])
     counted = (

@@ -50,7 +50,10 @@ def open_reference_clip(path: Path) -> TrainingClip:
 
 
 class ImageAnnotations:
-    """``MotionAnnotations`` from images of skeletons and masks, resized like in the reference implementation."""
+    """``MotionAnnotations`` of one person from images of skeletons and masks, resized like in the reference
+    implementation. These images do not tell whose limbs they show."""
+
+    people = (0,)
 
     def __init__(self, clip: TrainingClip) -> None:
         poses, masks = _by_number(clip.path / POSES), _by_number(clip.path / MASKS)
@@ -73,7 +76,14 @@ class ImageAnnotations:
             return np.zeros((size[1] // CELL, size[0] // CELL), np.uint8)
         return latent_mask(np.ascontiguousarray(mask), resize_transform(mask.shape[1::-1], size, mode))
 
-    def face_box(self, frame: int) -> np.ndarray | None:
+    @property
+    def has_faces(self) -> bool:
+        return len(self.faces.frame) > 0
+
+    def embedding(self, frame: int, person: int = 0) -> np.ndarray | None:
+        return self.faces.embedding(frame)
+
+    def face_box(self, frame: int, person: int = 0) -> np.ndarray | None:
         rows = np.flatnonzero(self.faces.frame == frame)
         return self.faces.boxes[rows[0]] if len(rows) else None
 

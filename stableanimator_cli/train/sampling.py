@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -72,8 +72,9 @@ def _epoch(seed: int, bucket: int, length: int, epoch: int) -> np.ndarray:
 
 
 def choose_frames(
-    rng: np.random.Generator, length: int, frames: int, *, stride: int, source: ReferenceSource
-) -> tuple[np.ndarray, int]:
+    rng: np.random.Generator, length: int, frames: int, *, stride: int, source: ReferenceSource,
+    suitable: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[np.ndarray, int]:  # fmt: skip
     """Draw (int64[frames] of a clip of ``length`` frames, the reference frame), like the reference implementation.
 
     Frames are ``stride`` apart from a random start. In a clip too short for that they are spread over all of it, with
@@ -81,6 +82,8 @@ def choose_frames(
 
     * ``unchosen``: none of the frames; ``outside``: not between the first and the last. Any frame if there is none.
     * ``any``: any frame. ``first``: frame 0, and ``frames`` follow it, for clips that start with a reference image.
+
+    ``suitable`` returns bool[length] from the chosen frames: references that are preferred, if there are any.
     """
     if source == "first":
         opening = 1 if length > 1 else 0
@@ -92,7 +95,11 @@ def choose_frames(
     every = np.arange(length)
     unchosen = np.setdiff1d(every, chosen)
     outside = every[(every < start) | (every >= start + span)]
-    for candidates in {"unchosen": (unchosen,), "outside": (outside, unchosen), "any": ()}[source]:
+    choices = {"unchosen": (unchosen,), "outside": (outside, unchosen), "any": (every,)}[source]
+    if suitable is not None:
+        preferred = suitable(chosen)
+        choices = (*(candidates[preferred[candidates]] for candidates in choices), *choices)
+    for candidates in choices:
         if len(candidates):
             return chosen, int(rng.choice(candidates))
     return chosen, int(rng.choice(every))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from stableanimator_cli.errors import BadInput
 from tests.preprocess import drawn
+from tests.train.clip_folders import write_pair
 
 
 @pytest.fixture
@@ -122,3 +123,15 @@ def test_findings_are_in_the_report_too(preprocess, tmp_path):
     assert "&lt;b&gt;" in page or "_b_" in page
     assert "<h3><b>" not in page
     assert "data that is no video" in page
+
+
+def test_people_without_a_face_are_found_among_several(preprocess, tmp_path):
+    write_pair(tmp_path / "both", 16)
+    write_pair(tmp_path / "one", 16, known=(1,))
+    found = [
+        (folder.name, finding)
+        for folder, finding in preprocess(tmp_path, lint=True).found
+        if finding.code == "person-faceless"
+    ]
+    assert [name for name, _ in found] == ["one"]
+    assert "person 0" in found[0][1].text

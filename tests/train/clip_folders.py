@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from stableanimator_cli import clip_folder
 from stableanimator_cli.clip_folder import FaceTable
 from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.masks import face_mask
-from stableanimator_cli.motion.motion_file import save_motion
+from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.motion.skeleton import draw_frame
-from stableanimator_cli.records import Face
+from stableanimator_cli.records import Face, Motion
 from stableanimator_cli.train.latent_cache import Encoders
 from tests.waving import waving
 
@@ -59,6 +60,40 @@ def write_clip(
         "key": f"key of {path.name}",
     }
     (path / clip_folder.RECORD).write_text(json.dumps(record), encoding="utf-8")
+    return path
+
+
+def side_by_side(motion: Motion) -> Motion:
+    """The person at 0.45 of the size on the left, and a larger one on the right."""
+    scaled = [np.float32([0.45, 0.45, 1]), np.float32([0.5, 0.5, 1])]
+    shifts = [np.float32([0, 10, 0]), np.float32([32, 10, 0])]
+    points = np.concatenate([motion.keypoints * s + d for s, d in zip(scaled, shifts, strict=True)], axis=1)
+    boxes = [motion.face_boxes * s[0] + np.tile(d[:2], 2) for s, d in zip(scaled, shifts, strict=True)]
+    return replace(
+        motion,
+        keypoints=points.astype(np.float32),
+        face_boxes=np.concatenate(boxes, axis=1).astype(np.float32),
+        present=np.ones((len(motion), 2), bool),
+        track=np.array([0, 1], np.int64),
+    )
+
+
+def write_pair(path: Path, frames: int, known: Sequence[int] = (0, 1)) -> Path:
+    """A clip folder of two people; the vector of person p in frame n is 100 p + n + 1 in all places."""
+    write_clip(path, frames)
+    motion = side_by_side(load_motion(path / clip_folder.MOTION))
+    save_motion(path / clip_folder.MOTION, motion)
+    count = frames * len(known)
+    frame, person = np.repeat(np.arange(frames), len(known)), np.tile(np.array(list(known)), frames)
+    table = clip_folder.FaceTable(
+        frame=frame,
+        person=person,
+        boxes=motion.face_boxes[frame, person],
+        landmarks=np.zeros((count, 5, 2), np.float32),
+        scores=np.ones(count, np.float32),
+        embeddings=np.repeat((100 * person + frame + 1)[:, None], clip_folder.WIDTH, axis=1).astype(np.float32),
+    )
+    clip_folder.save_faces(path / clip_folder.FACES, table)
     return path
 
 

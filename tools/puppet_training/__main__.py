@@ -23,7 +23,7 @@ from tools.publish import VAE, publish, publish_decoder
 from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
 
-STAGES = ("pictures", "detail", "again", "further", "clips")
+STAGES = ("pictures", "detail", "again", "further", "people", "clips")
 SETTINGS = {"further": "again"}  # stages with the settings of another one
 
 
@@ -74,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.puppet_training", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--people", type=int, default=3000)
+    parser.add_argument(
+        "--share-several", type=float, default=0.2, metavar="S", help="of the stage people: share of clips of 2 and 3"
+    )
     parser.add_argument("--train-vae", type=int, default=0, metavar="STEPS")
     parser.add_argument("--train-decoder", type=int, default=0, metavar="STEPS")
     parser.add_argument("--steps", type=int, help="of each stage, instead of the settings'")
@@ -85,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--score", type=int, default=50, metavar="N", help="held-out clips to score; 0 for none")
     options = parser.parse_args(arguments)
+    clips.check_share(parser, options.share_several)
     options.run.mkdir(parents=True, exist_ok=True)
     model = options.run / "start"
     if not model.exists():
@@ -101,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fps=Fraction(2 if apart else 8),
             device=options.device,
             workers=options.workers,
+            share=options.share_several if stage == "people" else 0.0,
         )
         model = train_stage(options, stage, model, data)
     weights = train_decoder(options, model)

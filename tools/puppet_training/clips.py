@@ -2,7 +2,8 @@
 
 ``python -m tools.puppet_training.clips OUT --model FOLDER --people N`` writes them, resumes where it stopped, and adds
 more people if N grows. Latents come from the drawn images themselves: a video would blur colours first. Every clip
-starts with the figure at rest, which is its reference.
+starts with the figure at rest, which is its reference. ``--share-several S`` adds clips of two and three people side by
+side, twice as many of two, until they are the share S of all clips.
 """
 
 from __future__ import annotations
@@ -36,22 +37,38 @@ from tools.truth_clips import write_clips
 
 _PART = 250  # people per folder of drawings
 _SEED = 31  # of the first folder
+_SEVERAL = {2: ("two", 10_000, 2 / 3), 3: ("three", 20_000, 1 / 3)}  # people per clip: name, seed, share of these clips
 
 
 def plan_of(
-    out: Path, part: int, people: int, frames: int, fps: Fraction, size: Size = SIZE, framing: str = "portrait"
-) -> PuppetPlan:
-    """The content of folder ``part`` of the drawings."""
+    out: Path, part: int, videos: int, frames: int, fps: Fraction, size: Size = SIZE, framing: str = "portrait",
+    people: int = 1,
+) -> PuppetPlan:  # fmt: skip
+    """The content of folder ``part`` of the drawings, of ``videos`` in all folders, each of ``people`` people."""
+    name, seed, _ = _SEVERAL.get(people, ("", _SEED, 1.0))
     return PuppetPlan(
-        folder=out / f"drawings-{part:03d}",
-        videos=min(_PART, people - part * _PART),
+        folder=out / f"drawings-{name}{'-' if name else ''}{part:03d}",
+        videos=min(_PART, videos - part * _PART),
+        people=people,
         frames=frames,
         size=size,
         fps=fps,
-        seed=_SEED + part,
+        seed=seed + part,
         framing=framing,
         reference_first=True,
     )
+
+
+def count_several(people: int, share: float) -> dict[int, int]:
+    """Number of clips by people per clip: ``people`` of one person, and the share ``share`` of all of several."""
+    several = people * share / (1 - share)
+    return {1: people} | {count: round(several * part) for count, (_, _, part) in _SEVERAL.items()}
+
+
+def check_share(parser: argparse.ArgumentParser, share: float) -> None:
+    """Refuse a ``--share-several`` that leaves no clip of one person."""
+    if not 0 <= share < 1:
+        parser.error(f"argument --share-several: {share:g}, expected 0 or more and less than 1")
 
 
 def draw_part(plan: PuppetPlan, out: Path, model: str) -> None:
@@ -93,13 +110,18 @@ def _moments(vae: Any, pixels: Tensor) -> Tensor:
 
 def write_all(
     out: Path, model: str, *, people: int, frames: int = 4, fps: Fraction = Fraction(2), device: str = "cpu",
-    workers: int = 1, size: Size = SIZE, encoded: Size | None = None, framing: str = "portrait",
+    workers: int = 1, size: Size = SIZE, encoded: Size | None = None, framing: str = "portrait", share: float = 0.0,
 ) -> list[Path]:  # fmt: skip
     """Write the missing clips and caches; returns the folders of clips.
 
     ``size`` (w, h) of the videos, from which face embeddings are computed; ``encoded``: of latents, if it differs.
+    ``share`` of the clips show several people (``count_several``).
     """
-    plans = [plan_of(out, part, people, frames, fps, size, framing) for part in range(-(-people // _PART))]
+    plans = [
+        plan_of(out, part, videos, frames, fps, size, framing, count)
+        for count, videos in count_several(people, share).items()
+        for part in range(-(-videos // _PART))
+    ]
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             list(pool.map(draw_part, plans, [out] * len(plans), [model] * len(plans)))
@@ -121,12 +143,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--fps", type=Fraction, default=Fraction(2), help="2: distant moments, for training on single images"
     )
+    parser.add_argument(
+        "--share-several", type=float, default=0.0, metavar="S", help="share of clips of 2 and 3 people"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     options = parser.parse_args(arguments)
+    check_share(parser, options.share_several)
     write_all(
         options.out, options.model, people=options.people, frames=options.frames, fps=options.fps,
-        device=options.device, workers=options.workers,
+        device=options.device, workers=options.workers, share=options.share_several,
     )  # fmt: skip
 
 

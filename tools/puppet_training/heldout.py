@@ -1,7 +1,8 @@
-"""The fixed list of 50 held-out portrait clips, chosen from a seed before any training.
+"""The fixed lists of 50 held-out portraits and of 16 of two people, chosen from seeds before any training.
 
-``python -m tools.puppet_training.heldout`` writes ``heldout.json`` again. Scenes are from the test split, in a range of
-indices that no other list uses. At least four of the eight frames of each clip show a face.
+``python -m tools.puppet_training.heldout`` writes ``heldout.json`` and ``heldout_people.json`` again. Scenes are from
+the test split, in ranges of indices that no other list uses. At least four of the eight frames of each clip show the
+faces of everybody.
 
 ``python -m tools.puppet_training.heldout FOLDER`` writes a folder for ``sa bench frontier --bench FOLDER --search 4
 --clips 50``: four clips of other people, on which settings are chosen, before the fifty.
@@ -22,9 +23,10 @@ from stableanimator_cli.puppets.sample import derive_rng
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 
 LIST = Path(__file__).with_name("heldout.json")
+LIST_OF_PEOPLE = Path(__file__).with_name("heldout_people.json")
 SIZE = (256, 256)
 FRAMES = 8
-_FIRST = 120_000
+_FIRST, _FIRST_OF_PEOPLE = 120_000, 150_000
 _RATE = Fraction(8)
 
 
@@ -41,14 +43,36 @@ def select_clips(seed: int = 17, count: int = 50) -> list[dict[str, int]]:
     return chosen
 
 
+def select_pairs(seed: int = 18, count: int = 16) -> list[dict[str, int]]:
+    """Choose ``count`` clips of two people like ``select_clips``; the reference shows both faces, too."""
+    rng = derive_rng("held-out pairs", seed)
+    chosen: list[dict[str, int]] = []
+    for index in rng.permutation(20_000):
+        entry = {"index": _FIRST_OF_PEOPLE + int(index), "clip": int(rng.integers(1000)), "people": 2}
+        scene = open_scene(entry)
+        seen = [np.isfinite(frame.face_boxes).all() for frame in scene.clip()]
+        if sum(seen) >= FRAMES // 2 and np.isfinite(scene.reference().face_boxes).all():
+            chosen.append(entry)
+        if len(chosen) == count:
+            break
+    return chosen
+
+
 def open_scene(entry: dict[str, int], split: str = "test", size: tuple[int, int] = SIZE) -> Scene:
     """Open the scene of an entry of the list; split ``val`` gives other people to choose settings on."""
-    return sample_scene(split, entry["index"], clip=entry["clip"], frames=FRAMES, size=size, framing="portrait")
+    people = entry.get("people", 1)
+    return sample_scene(
+        split, entry["index"], clip=entry["clip"], people=people, frames=FRAMES, size=size, framing="portrait"
+    )
 
 
-def read_list() -> list[dict[str, int]]:
-    """Read the list in the repository."""
-    return json.loads(LIST.read_text(encoding="utf-8"))
+def read_list(path: Path = LIST) -> list[dict[str, int]]:
+    """Read a list in the repository: ``LIST``, or ``LIST_OF_PEOPLE``."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_list(path: Path, entries: list[dict[str, int]]) -> None:
+    path.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n", encoding="utf-8")
 
 
 def write_bench(folder: Path, *, search: int = 4, count: int = 50) -> None:
@@ -70,4 +94,5 @@ if __name__ == "__main__":
     if sys.argv[1:]:
         write_bench(Path(sys.argv[1]))
     else:
-        LIST.write_text("[\n" + ",\n".join(map(json.dumps, select_clips())) + "\n]\n", encoding="utf-8")
+        _write_list(LIST, select_clips())
+        _write_list(LIST_OF_PEOPLE, select_pairs())

@@ -22,6 +22,15 @@ def test_the_list_follows_from_its_seed():
     assert heldout.select_clips(count=3) == entries[:3]
 
 
+def test_the_list_of_pairs_follows_from_its_seed_and_shares_nobody():
+    entries = heldout.read_list(heldout.LIST_OF_PEOPLE)
+    assert len(entries) == 16
+    assert heldout.select_pairs(count=2) == entries[:2]
+    scenes = [heldout.open_scene(entry) for entry in (*entries, *heldout.read_list())]
+    numbers = [person.identity.number for scene in scenes for person in scene.people]
+    assert len(set(numbers)) == len(numbers) == 2 * 16 + 50
+
+
 def test_sharpness_falls_with_blur_and_is_one_for_the_same():
     frame = heldout.open_scene(heldout.read_list()[0]).reference()
     box = frame.face_boxes[0]

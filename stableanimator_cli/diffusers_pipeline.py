@@ -39,10 +39,11 @@ from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
 from stableanimator_cli.files import atomic_write
 from stableanimator_cli.motion.geometry import resize_transform
+from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.face_encoder import FaceEncoder
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.pose_net import PoseNet
-from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
 from stableanimator_cli.train.base_model import plain_name
 from stableanimator_cli.train.export import write_model_folder

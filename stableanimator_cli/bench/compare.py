@@ -32,7 +32,8 @@ from stableanimator_cli.engine.device import DevicePlan, Networks, dtype_name, m
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.weights import builders, fill
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.nets.context import Context
+from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
 
 _SIGMA_INPUT = 0.5  # 0.25 ln sigma, somewhere in the middle of a run

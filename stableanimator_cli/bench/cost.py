@@ -17,7 +17,7 @@ from stableanimator_cli.diffusion.face_optimization import Box
 from stableanimator_cli.engine.decoder import FaceDecoder
 from stableanimator_cli.engine.memory.render import prepare_context
 from stableanimator_cli.nets.arcface import crop_resize
-from stableanimator_cli.nets.unet import Context
+from stableanimator_cli.nets.context import Context
 from stableanimator_cli.records import STRIDE, ModelFolder
 
 Size = tuple[int, int]  # width, height in pixels

@@ -7,12 +7,13 @@ must not move: offload is excluded.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stableanimator_cli.nets.unet import Context
+from stableanimator_cli.nets.context import Context
 
 # record a call: returns a function that replays it, and its output tensor
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
@@ -22,7 +23,8 @@ _WARM_UPS = 2  # libraries select algorithms and allocate workspaces, which cann
 class GraphedCalls:
     """A network's calls ``(sample, c_noise, context, time_ids, pose)``, recorded once per context and shape.
 
-    All graphs share a memory pool, which is freed with this object.
+    Contexts that differ in their regions only, and so share their prepared layers, count as one. All graphs share a
+    memory pool, which is freed with this object.
     """
 
     def __init__(self, network: Callable[..., Tensor], record: Record) -> None:
@@ -33,14 +35,15 @@ class GraphedCalls:
     def __call__(
         self, sample: Tensor, c_noise: float, context: Context, time_ids: Tensor, pose: Tensor | None = None
     ) -> Tensor:
-        key = (id(context), sample.shape, None if pose is None else pose.shape)
+        shapes = (None if tensor is None else tensor.shape for tensor in (pose, context.regions))
+        key = (id(context.layers), sample.shape, *shapes)
         if key not in self._graphs:
             self._graphs[key] = _Graph(self._network, self._record, sample, context, time_ids, pose)
-        return self._graphs[key](sample, c_noise, pose)
+        return self._graphs[key](sample, c_noise, context.regions, pose)
 
 
 class _Graph:
-    """One recorded call and its input and output tensors. It keeps the context alive, whose ``id`` is the key."""
+    """One recorded call, its inputs and its output. It keeps the prepared layers alive, whose ``id`` is the key."""
 
     def __init__(
         self,
@@ -54,11 +57,15 @@ class _Graph:
         self._sample = sample.clone()
         self._noise = torch.zeros((), device=sample.device)
         self._pose = None if pose is None else pose.clone()
+        self._regions = None if context.regions is None else context.regions.clone()
+        context = replace(context, regions=self._regions)
         self._replay, self._output = record(lambda: network(self._sample, self._noise, context, time_ids, self._pose))
 
-    def __call__(self, sample: Tensor, c_noise: float, pose: Tensor | None) -> Tensor:
+    def __call__(self, sample: Tensor, c_noise: float, regions: Tensor | None, pose: Tensor | None) -> Tensor:
         self._sample.copy_(sample)
         self._noise.fill_(c_noise)
+        if self._regions is not None and regions is not None:
+            self._regions.copy_(regions)
         if self._pose is not None and pose is not None:
             self._pose.copy_(pose)
         self._replay()

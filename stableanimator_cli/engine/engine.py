@@ -45,10 +45,11 @@ from stableanimator_cli.engine.group_offload import GroupOffload
 from stableanimator_cli.engine.weights import recogniser
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.nets.compiled import CompiledBlocks
+from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.memory_format import set_channels_last
 from stableanimator_cli.nets.quantized import quantize_weights
-from stableanimator_cli.nets.unet import AnimationUNet, BlockRunner, Context, call_block
+from stableanimator_cli.nets.unet import AnimationUNet, BlockRunner, call_block
 from stableanimator_cli.records import STRIDE, ModelFolder
 
 Loader = Callable[[], nn.Module]

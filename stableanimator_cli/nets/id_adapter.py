@@ -2,7 +2,11 @@
 
 One adapter sits in every spatial ``attn2`` of the UNet as its attention processor, so that its weights are named
 ``...attn2.processor.id_to_{k,v}.weight`` as in the released state dict. Letters: ``bt`` folded video and frame, ``n``
-positions, ``d`` width, ``k`` tokens.
+positions, ``d`` width, ``k`` tokens, ``s`` sets of face tokens.
+
+Several people: each has a set of tokens and a region of the image, and one more set is for nobody. A position attends
+to each set by itself, and the results are summed with the regions' weights. The statistics of Eq. 2 are those of the
+sum. So one person whose region is the full image gets the result of one set, to the bit.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ class PreparedCrossAttention:
     """What one cross-attention layer computes from tokens alone, once per video instead of once per call.
 
     Either ``constant`` [b,1,d] is the layer's full output: one image token makes softmax trivial, and face features
-    are absent or zero. Or ``base`` [b,1,d] holds the image features, and ``keys``/``values`` [b,k,d] those of the face.
+    are absent or zero. Or ``base`` [b,1,d] holds the image features, and ``keys``/``values`` [b,s*k,d] those of the
+    face.
     """
 
     constant: Tensor | None = None
@@ -80,17 +85,33 @@ class IDAdapter(nn.Module):
         return self.cross_attention(attn, hidden_states, image, face)
 
     def cross_attention(
-        self, attn: Attention, x: Tensor, image: Tensor, face: Tensor | None, has_face: Tensor | None = None
+        self,
+        attn: Attention,
+        x: Tensor,
+        image: Tensor,
+        face: Tensor | None,
+        has_face: Tensor | None = None,
+        regions: Tensor | None = None,
     ) -> Tensor:
         """Both attentions, without preparation. ``face`` None: image features only. ``has_face`` [bt,1,1] of ones and
-        zeros has that effect per frame."""
+        zeros has that effect per frame. ``regions`` [s,bt,n,1] weigh the sets of ``face`` [bt,s*k,c]."""
         query = attn.to_q(x)
         base = attend(attn, query, attn.to_k(image), attn.to_v(image))
         if face is None or self.mode == "off":
             return project_out(attn, base)
-        faces = attend(attn, query, self.id_to_k(face), self.id_to_v(face))
+        faces = _attend_sets(attn, query, *self.project_face(face), regions)
         scale = self.scale if has_face is None else self.scale * has_face.float()
         return project_out(attn, self._add(base, faces, scale, repeats=1))
+
+    def project_face(self, face: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [b,s*k,d] of face tokens [b,s*k,c].
+
+        Sets are projected one by one: the rounding of a matrix product may depend on its number of rows.
+        """
+        sets = face.split(self.id_tokens, dim=1)
+        if len(sets) == 1:
+            return self.id_to_k(face), self.id_to_v(face)
+        return torch.cat([self.id_to_k(one) for one in sets], 1), torch.cat([self.id_to_v(one) for one in sets], 1)
 
     def prepare(self, attn: Attention, image: Tensor, face: Tensor | None) -> PreparedCrossAttention | None:
         """Compute what depends on tokens alone; None for several image tokens, which allow no preparation."""
@@ -102,16 +123,24 @@ class IDAdapter(nn.Module):
         if not face.any():  # zero tokens have zero values, so alignment only adds the image features' mean
             shift = base.float().mean((1, 2), keepdim=True) if self.mode == "distribution" else 0.0
             return PreparedCrossAttention(constant=project_out(attn, (base + self.scale * shift).to(base.dtype)))
-        return PreparedCrossAttention(base=base, keys=self.id_to_k(face), values=self.id_to_v(face))
+        keys, values = self.project_face(face)
+        return PreparedCrossAttention(base=base, keys=keys, values=values)
 
-    def apply(self, attn: Attention, x: Tensor, prepared: PreparedCrossAttention, frames: int) -> Tensor:
+    def apply(
+        self,
+        attn: Attention,
+        x: Tensor,
+        prepared: PreparedCrossAttention,
+        frames: int,
+        regions: Tensor | None = None,
+    ) -> Tensor:
         """Equal to ``cross_attention`` with the tokens of ``prepared``. x [(b frames),n,d]."""
         if prepared.constant is not None:
             return repeat(prepared.constant, "b 1 d -> (b t) 1 d", t=frames)
         base, keys, values = (
             repeat(part, "b k d -> (b t) k d", t=frames) for part in (prepared.base, prepared.keys, prepared.values)
         )
-        faces = attend(attn, attn.to_q(x), keys, values)
+        faces = _attend_sets(attn, attn.to_q(x), keys, values, regions)
         return project_out(attn, self._add(base, faces, self.scale, repeats=x.shape[1]))
 
     def _add(self, base: Tensor, faces: Tensor, scale: float | Tensor, *, repeats: int) -> Tensor:
@@ -129,6 +158,23 @@ class IDAdapter(nn.Module):
         if isinstance(scale, Tensor) or scale != 1:
             gain, shift = gain * scale, None if shift is None else shift * scale
         return torch.addcmul(base if shift is None else base + shift, faces - mean, gain).to(dtype)
+
+
+def _attend_sets(attn: Attention, query: Tensor, keys: Tensor, values: Tensor, regions: Tensor | None) -> Tensor:
+    """Face features [bt,n,d] of one set; with ``regions`` [s,bt,n,1] the float32 sum over sets, weighted by them.
+
+    A weight of 1 and zeros elsewhere give that set's features exactly, as long as the others are finite.
+    """
+    if regions is None:
+        return attend(attn, query, keys, values)
+    sets = (part.chunk(len(regions), dim=1) for part in (keys, values))
+    total: Tensor | None = None
+    for weight, key, value in zip(regions.float(), *sets, strict=True):
+        faces = attend(attn, query, key, value).float()
+        total = weight * faces if total is None else total.addcmul_(weight, faces)
+    if total is None:
+        raise ValueError("regions without people")
+    return total
 
 
 def _std_mean_repeated(x: Tensor, repeats: int) -> tuple[Tensor, Tensor]:

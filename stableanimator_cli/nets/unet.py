@@ -7,8 +7,7 @@ folded (video-major), ``c h w`` latents, ``n`` positions, ``d`` width, ``k`` tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +21,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from stableanimator_cli.nets.context import Context, resize_regions
 from stableanimator_cli.nets.id_adapter import IDAdapter, IDMode, PreparedCrossAttention, project_out
 from stableanimator_cli.nets.norm_groups import DEFAULT_NORM_GROUPS, set_norm_groups
 from stableanimator_cli.nets.time_conv import with_time_convs
@@ -30,28 +30,12 @@ Checkpointing = Literal["off", "blocks", "diffusers"]
 BlockRunner = Callable[..., Tensor]  # calls a function with its arguments, perhaps compiled or checkpointed
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """Inputs of cross-attention: ``image`` tokens [b,k,c], ``face`` tokens [b,n,c] or None without a face.
-
-    ``has_face`` [b] of ones and zeros is for mixed batches: a zero has the effect of ``face`` None on its sample, and
-    every weight stays in the graph. ``layers`` holds what each cross-attention layer computed from the tokens alone
-    (``AnimationUNet.prepare``, which requires a face in all samples or in none). If it is empty, every call computes
-    the full attention.
-    """
-
-    image: Tensor
-    face: Tensor | None
-    layers: Mapping[nn.Module, PreparedCrossAttention] = field(default_factory=dict)
-    has_face: Tensor | None = None
-
-
 class AnimationUNet(UNetSpatioTemporalConditionModel):
     """Noisy latents and reference latents in, network output (v-prediction) out.
 
     ``config`` holds the stock class's arguments (SVD's ``unet/config.json``). ``norm_num_groups`` is for narrow models
-    (``norm_groups``). ``id_tokens`` face tokens follow the image token in ``encoder_hidden_states``. Temporal
-    cross-attention has no face tokens.
+    (``norm_groups``). ``id_tokens`` face tokens follow the image token in ``encoder_hidden_states``. Several people
+    have a set of ``id_tokens`` each, and a region (``Context``). Temporal cross-attention has no face tokens.
 
     ``checkpointing`` is for training. ``blocks`` recomputes each spatio-temporal residual block and each transformer
     block, spatial or temporal, in the backward pass. ``diffusers`` checkpoints as the stock class, which stores the
@@ -117,7 +101,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         if context.image.shape[1] == 1:
             for attn in self.temporal_cross_attentions().values():
                 layers[attn] = PreparedCrossAttention(constant=project_out(attn, attn.to_v(context.image)))
-        return Context(context.image, context.face, layers)
+        return Context(context.image, context.face, layers, regions=context.regions)
 
     def forward(
         self,
@@ -189,6 +173,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
         batch, frames = sample.shape[:2]
         if isinstance(context, Tensor):
             context = self.context(context)
+        context.check(self.id_tokens, batch * frames, (sample.shape[-2], sample.shape[-1]))
         indicator = sample.new_full((batch, frames), float(image_only))
         run_block = _checkpointed if self.checkpointing != "off" and torch.is_grad_enabled() else self.run
         runners = _BlockRunners(run_block, run_block if self.checkpointing == "blocks" else self.run, self.ff_chunks)
@@ -307,12 +292,15 @@ def _transformer(
 ) -> Tensor:
     """Spatial then temporal attention of one level, mixed by a learned factor. [bt,c,h,w] -> [bt,c,h,w]."""
     batch, frames = indicator.shape
-    height = x.shape[-2]
+    height, width = x.shape[-2:]
+    regions = None if context.regions is None else resize_regions(context.regions, (height, width))
     y = module.proj_in(rearrange(module.norm(x), "bt c h w -> bt (h w) c"))
     position = module.time_pos_embed(module.time_proj(torch.arange(frames, device=x.device)).to(y.dtype))
     position = repeat(position, "t d -> (b t) 1 d", b=batch)
     for spatial, temporal in zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True):
-        y = runners.spatial(_spatial_block, spatial, y, *_block_context(context, spatial), frames, runners.ff_chunks)
+        y = runners.spatial(
+            _spatial_block, spatial, y, *_block_context(context, spatial, regions), frames, runners.ff_chunks
+        )
         if not image_only:
             temporal_output = runners.temporal(
                 _temporal_block, temporal, y, position, *_block_context(context, temporal), frames, runners.ff_chunks
@@ -322,10 +310,13 @@ def _transformer(
     return x + rearrange(module.proj_out(y), "bt (h w) c -> bt c h w", h=height)
 
 
-def _block_context(context: Context, block: nn.Module) -> tuple[Context, PreparedCrossAttention | None]:
-    """Inputs of one block's cross-attention, without the entries of other layers: code compiled for one block then
-    serves every block of its shape."""
-    return Context(context.image, context.face, {}, context.has_face), context.layers.get(block.attn2)
+def _block_context(
+    context: Context, block: nn.Module, regions: Tensor | None = None
+) -> tuple[Context, PreparedCrossAttention | None]:
+    """Inputs of one block's cross-attention, with ``regions`` at its level's size and without the entries of other
+    layers: code compiled for one block then serves every block of its shape."""
+    own = Context(context.image, context.face, {}, context.has_face, regions)
+    return own, context.layers.get(block.attn2)
 
 
 def _spatial_block(
@@ -339,16 +330,17 @@ def _spatial_block(
     """Self-attention within a frame, cross-attention with image and face tokens, feed-forward. [bt,n,d]."""
     x = x + block.attn1(block.norm1(x))
     adapter: IDAdapter = block.attn2.processor
+    regions = None if context.regions is None else rearrange(context.regions, "bt s h w -> s bt (h w) 1")
     if prepared is None:
         image, face = (
             repeat(part, "b k c -> (b t) k c", t=frames) if part is not None else None
             for part in (context.image, context.face)
         )
         has_face = None if context.has_face is None else repeat(context.has_face, "b -> (b t) 1 1", t=frames)
-        x = x + adapter.cross_attention(block.attn2, block.norm2(x), image, face, has_face)
+        x = x + adapter.cross_attention(block.attn2, block.norm2(x), image, face, has_face, regions)
     else:
         normed = x if prepared.constant is not None else block.norm2(x)  # a constant does not depend on its input
-        x = x + adapter.apply(block.attn2, normed, prepared, frames)
+        x = x + adapter.apply(block.attn2, normed, prepared, frames, regions)
     return _feed_forward(block.norm3, block.ff, x, ff_chunks)
 
 

@@ -12,7 +12,8 @@ from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_mo
 from stableanimator_cli.engine.memory.render import prepare_context
 from stableanimator_cli.engine.weights import builders
 from stableanimator_cli.errors import BadInput, CheckFailed
-from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.nets.context import Context
+from stableanimator_cli.nets.unet import AnimationUNet
 
 SIZE = (64, 64)
 

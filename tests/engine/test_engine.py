@@ -13,7 +13,7 @@ from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.conditioning import Conditioning, PoseFeatures, bytes_of_pose_frame
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
-from stableanimator_cli.nets.unet import Context
+from stableanimator_cli.nets.context import Context
 from tests.tiny import engine_of, rendered, request
 
 FRAME = bytes_of_pose_frame(32, 64, 64, torch.float32)

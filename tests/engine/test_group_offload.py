@@ -18,7 +18,7 @@ from stableanimator_cli.engine.cuda_graphs import GraphedCalls
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.nets.compiled import CompiledBlocks
-from stableanimator_cli.nets.unet import Context
+from stableanimator_cli.nets.context import Context
 from tests.tiny import engine_of, rendered, request
 
 

@@ -13,8 +13,9 @@ from stableanimator_cli.bench.networks import random_weights
 from stableanimator_cli.engine.weights import fill
 from stableanimator_cli.nets import unet as nets_unet
 from stableanimator_cli.nets.compiled import CompiledBlocks
+from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.memory_format import set_channels_last
-from stableanimator_cli.nets.unet import AnimationUNet, Context, call_block
+from stableanimator_cli.nets.unet import AnimationUNet, call_block
 from tests.random_model import TINY
 
 

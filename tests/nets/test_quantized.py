@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.engine.weights import loaders
+from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.quantized import quantize_weight, quantize_weights
 from stableanimator_cli.nets.time_conv import TimeConv
-from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.nets.unet import AnimationUNet
 
 KINDS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 # relative to a channel's largest weight: half a level of 127, and half of e4m3's last bit (2**-4) of the number itself

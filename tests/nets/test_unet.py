@@ -10,8 +10,9 @@ from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
 from stableanimator_cli.bench.counters import track_memory
+from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.id_adapter import IDAdapter
-from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.nets.unet import AnimationUNet
 from tests.random_model import TINY, weights
 
 FRAMES = 3

@@ -23,9 +23,10 @@ from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_fram
 from stableanimator_cli.engine.group_offload import blocks_of, bytes_of
 from stableanimator_cli.engine.memory.profile import FlopCounter, peak_bytes
 from stableanimator_cli.engine.weights import build_on_meta, builders
+from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
 from stableanimator_cli.nets.quantized import quantize_weights
-from stableanimator_cli.nets.unet import AnimationUNet, Context
+from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import STRIDE, ModelFolder
 
 FRAGMENTED = 0.04  # of live memory: rounding and fragmentation of torch's CUDA allocator

@@ -14,11 +14,12 @@ from stableanimator_cli.diffusion.training import MaskWeighting, denoising_loss
 from stableanimator_cli.engine.backbones import DenoisingBackbone
 from stableanimator_cli.engine.device import DTYPES, Networks
 from stableanimator_cli.engine.training.trainable import TRAINED, Train, choose_trainable
+from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.face_encoder import FaceEncoder
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.lora import LoraLinear
 from stableanimator_cli.nets.pose_net import PoseNet
-from stableanimator_cli.nets.unet import AnimationUNet, Checkpointing, Context
+from stableanimator_cli.nets.unet import AnimationUNet, Checkpointing
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Dropout = Literal["released", "full"]

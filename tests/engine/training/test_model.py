@@ -23,8 +23,8 @@ from stableanimator_cli.engine.training import (
 )
 from stableanimator_cli.engine.training.inputs import degrade_faces, dropout_masks
 from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.lora import LoraLinear, is_lora
-from stableanimator_cli.nets.unet import Context
 from tests.engine.training_samples import CPU, SEED, opened, sample
 from tests.random_model import _folder, configs_of
 

@@ -134,6 +134,16 @@ class VideoDetector:
             return absent, absent
         return faces[0].embedding, absent if self.judge is None else self._judged(image, faces[0])
 
+    def embed_faces(self, image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Box float32[4] and embeddings, as ``embed_largest_face``, of each face of an image, largest first."""
+        absent = np.full(WIDTH, np.nan, np.float32)
+        faces = [] if self.reader is None else self.reader.faces(image)
+        return [
+            (face.box, face.embedding, absent if self.judge is None else self._judged(image, face))
+            for face in faces
+            if face.embedding is not None
+        ]
+
     def _judged(self, frame: np.ndarray, face: Face) -> np.ndarray:
         """ArcFace's contract: the aligned face RGB, (x - 127.5) / 127.5, [1,3,112,112] -> [1,512]."""
         aligned = align(frame, face.landmarks)

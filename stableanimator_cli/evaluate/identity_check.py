@@ -67,10 +67,13 @@ def _below(videos: Sequence[VideoScore], minimum: float) -> CheckFailed | None:
     if not failed:
         return None
     worst, value = failed[0], _similarity(failed[0])
-    problem = f"csim_ref is {number(value)}"
+    person = next((one for one in worst.people if not one.values["csim_ref"] >= minimum), None)
+    of_whom = "" if person is None else f" of person {person.number}"
+    problem = f"csim_ref{of_whom} is {number(value)}"
     if math.isnan(value):
-        is_lost = worst.values.get("face_rate") == 0
-        problem = "no frame shows a face" if is_lost else "csim_ref has no value: no face in what it is compared with"
+        is_lost = (worst.values if person is None else person.values).get("face_rate") == 0
+        missing = f"csim_ref{of_whom} has no value: no face in what it is compared with"
+        problem = f"no frame shows a face{of_whom}" if is_lost else missing
     text = f"{worst.pair.predicted}: {problem}, --min-csim is {minimum:g}"
     if len(failed) > 1:
         text += f"; {len(failed)} of {len(videos)} videos do not reach it"
@@ -78,4 +81,8 @@ def _below(videos: Sequence[VideoScore], minimum: float) -> CheckFailed | None:
 
 
 def _similarity(video: VideoScore) -> float:
+    """The video's, of several people the lowest; NaN if one of them has none."""
+    if video.people:
+        values = [person.values["csim_ref"] for person in video.people]
+        return math.nan if any(map(math.isnan, values)) else min(values)
     return video.values.get("csim_ref", math.nan)

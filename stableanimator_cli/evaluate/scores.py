@@ -16,6 +16,7 @@ from stableanimator_cli import __version__
 from stableanimator_cli.errors import BatchFailed, SaError
 from stableanimator_cli.evaluate.checks import FailedVideo
 from stableanimator_cli.evaluate.latex import LatexTable
+from stableanimator_cli.evaluate.people import PersonScore
 from stableanimator_cli.evaluate.protocols import EvalProtocol
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.metrics import bootstrap
@@ -222,16 +223,23 @@ def by_video(videos: Sequence[VideoScore]) -> Table:
         shown = sorted(videos, key=lambda video: np.nan_to_num(video.values.get("csim_ref", -1), nan=-2))[:_SHOWN]
     title = "videos" if shown is videos else f"videos, the {_SHOWN} least like the reference of {len(videos)}"
     metrics = ("csim_ref", "csim_ref_judge", "identity_drift", "identity_worst")
-    return title, ["video", "frames", "with a face", *metrics, "worst frames"], [
-        [video.name, str(video.frames), _faces(video),
-         *(number(video.values.get(name, math.nan)) for name in metrics),
-         "–" if video.worst_window is None else f"{video.worst_window[0]} to {video.worst_window[1] - 1}"]
-        for video in shown
-    ]  # fmt: skip
+    rows = []
+    for video in shown:
+        window = video.worst_window
+        worst = "–" if window is None else f"{window[0]} to {window[1] - 1}"
+        rows.append([video.name, str(video.frames), *_identity_cells(video.values, metrics), worst])
+        for person in video.people:
+            cells_of = _identity_cells(person.values, metrics)
+            rows.append([f"{video.name}, person {person.number}", str(video.frames), *cells_of, "–"])
+    return title, ["video", "frames", "with a face", *metrics, "worst frames"], rows
 
 
-def _faces(video: VideoScore) -> str:
-    rate = video.values.get("face_rate", math.nan)
+def _identity_cells(values: Mapping[str, float], metrics: Sequence[str]) -> list[str]:
+    return [_faces(values), *(number(values.get(name, math.nan)) for name in metrics)]
+
+
+def _faces(values: Mapping[str, float]) -> str:
+    rate = values.get("face_rate", math.nan)
     return "–" if math.isnan(rate) else f"{rate:.0%}" if rate else "no face in any frame"
 
 
@@ -281,4 +289,10 @@ def video_json(video: VideoScore) -> dict[str, Any]:
         "counts": dict(video.counts),
         "notes": list(video.notes),
         "worst_window": None if video.worst_window is None else list(video.worst_window),
+        **({"people": [_person_json(one) for one in video.people]} if video.people else {}),
     }
+
+
+def _person_json(person: PersonScore) -> dict[str, Any]:
+    values = {name: json_number(value) for name, value in person.values.items()}
+    return {"person": person.number, "values": values, "counts": dict(person.counts)}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,17 +22,27 @@ from stableanimator_cli.evaluate.frame_matching import (
     past_the_end,
 )
 from stableanimator_cli.evaluate.pairs import Pair
+from stableanimator_cli.evaluate.people import (
+    FaceRows,
+    PersonReference,
+    PersonScore,
+    at_frames,
+    embeddings_of,
+    measure,
+    people_of,
+)
 from stableanimator_cli.evaluate.protocols import EvalProtocol
+from stableanimator_cli.evaluate.score_builder import ScoreBuilder
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, read_picture
-from stableanimator_cli.metrics import identity, motion
+from stableanimator_cli.metrics import motion
 from stableanimator_cli.metrics.accumulators import RunningMean, paired
-from stableanimator_cli.metrics.flicker import Changes, flicker, flicker_excess
+from stableanimator_cli.metrics.flicker import Changes
 from stableanimator_cli.metrics.head_angle import head_yaw
 from stableanimator_cli.metrics.pixel import FRAME_METRICS
-from stableanimator_cli.metrics.seams import seam_score
+from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.progress import Reporter
-from stableanimator_cli.records import Clip
+from stableanimator_cli.records import Clip, Motion
 
 if TYPE_CHECKING:  # imports the libraries of the detectors
     from stableanimator_cli.evaluate.detections import VideoDetections, VideoDetector
@@ -64,7 +75,8 @@ class VideoScore:
     """Scores of one video. ``values`` by metric, NaN if there is none; ``counts`` are the frames, points or borders
     that each is a mean of. ``curves`` hold a value per frame or None. ``notes`` explain what could not be measured.
     ``matched`` are the frames that were compared, None for all; ``dropped`` describes the others. ``worst_window``
-    are the frames of ``identity_worst``, half-open, None without a face."""
+    are the frames of ``identity_worst``, half-open, None without a face. ``people``: the identity of each person if
+    there are several, whose means are among ``values``."""
 
     name: str
     predicted: Mapping[str, Any]
@@ -80,48 +92,7 @@ class VideoScore:
     dropped: str = ""
     identical_frames: int = 0
     worst_window: tuple[int, int] | None = None
-
-
-@dataclass(slots=True)
-class _ScoreBuilder:
-    """A video that is being scored, and its scores so far. ``times`` are those of the measured predicted frames."""
-
-    pair: Pair
-    clip: Clip
-    target: Clip | None
-    matched: MatchedFrames | None
-    values: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    curves: dict[str, list[float | None]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    times: list[Fraction | None] = field(default_factory=list)
-    identical: int = 0
-    worst_window: tuple[int, int] | None = None
-
-    def put(self, name: str, value: float, count: int) -> None:
-        self.values[name], self.counts[name] = float(value), int(count)
-
-    def curve(self, name: str, values: Sequence[float] | np.ndarray) -> None:
-        self.curves[name] = [round(float(v), 5) if np.isfinite(v) else None for v in values]
-
-    def put_csim(self, name: str, curve: np.ndarray, valid: np.ndarray) -> None:
-        result = identity.summary(curve, valid)
-        self.put(name, result.mean, result.detected)
-        self.put(f"{name}_zero", result.zero, result.valid)
-        self.curve(name, np.where(valid, curve, np.nan))
-
-    def put_changes(self, predicted: Changes, target: Changes | None, borders: tuple[int, ...]) -> None:
-        """Flicker and seams."""
-        self.put("flicker", flicker(predicted.curvature), len(predicted.curvature))
-        self.curve("change", predicted.differences)
-        if target is not None:
-            excess = flicker_excess(predicted.curvature, target.curvature)
-            self.put("flicker_excess", excess, len(predicted.curvature))
-            self.put("flicker_distance", abs(excess), len(predicted.curvature))
-            self.curve("change_truth", target.differences)
-        seams = seam_score(predicted.differences, borders, None if target is None else target.differences)
-        self.put("seam_score", seams.score, len(seams.borders))
-        self.put("seam_worst", seams.worst, 1)
+    people: tuple[PersonScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +118,7 @@ class Scorer:
     def _score(self, pair: Pair) -> VideoScore:
         clip = open_clip(pair.predicted)
         target = None if pair.target is None else open_clip(pair.target)
-        scores = _ScoreBuilder(pair, clip, target, check_clips(clip, target, self.rules, truncate=self.truncate))
+        scores = ScoreBuilder(pair, clip, target, check_clips(clip, target, self.rules, truncate=self.truncate))
         sha256 = {path: sha256_of(path) for path in (pair.predicted, pair.target) if path is not None}
         record = run_record.read_record(pair.predicted, scores.notes.append)
         for note in scores.notes:
@@ -182,7 +153,7 @@ class Scorer:
         if dropped:
             scores.notes.append(f"frames without a counterpart were left out (--truncate): {dropped}")
             self.reporter.warning(f"{pair.name}: frames without a counterpart are left out: {dropped}")
-        self._score_identity(scores, predicted, true, reference)
+        self._score_identity(scores, record, predicted, true, reference, len(full), sha256)
         self._score_motion(scores, record, predicted, true, len(full))
         return VideoScore(
             name=pair.name,
@@ -199,9 +170,10 @@ class Scorer:
             dropped=dropped,
             identical_frames=scores.identical,
             worst_window=scores.worst_window,
+            people=scores.people,
         )
 
-    def _read_alone(self, clip: Clip, scores: _ScoreBuilder) -> Changes:
+    def _read_alone(self, clip: Clip, scores: ScoreBuilder) -> Changes:
         """A video without a target: only its own changes."""
         changes = Changes()
         with self.reporter.progress(clip.count, f"score {scores.pair.name}", "frame") as bar:
@@ -210,7 +182,7 @@ class Scorer:
                 bar.update()
         return changes
 
-    def _compare(self, clip: Clip, target: Clip, scores: _ScoreBuilder) -> tuple[Changes, Changes]:
+    def _compare(self, clip: Clip, target: Clip, scores: ScoreBuilder) -> tuple[Changes, Changes]:
         """All metrics of pairs of frames."""
         matched, name = scores.matched, str(scores.pair.predicted)
         changes, target_changes = Changes(), Changes()
@@ -266,7 +238,7 @@ class Scorer:
                 see(frame)
             yield self.rules.prepare(frame)
 
-    def _borders(self, record: Mapping[str, Any] | None, scores: _ScoreBuilder) -> tuple[int, ...]:
+    def _borders(self, record: Mapping[str, Any] | None, scores: ScoreBuilder) -> tuple[int, ...]:
         if scores.pair.borders is not None:
             return scores.pair.borders
         recorded = None if record is None else run_record.piece_borders(record)
@@ -274,7 +246,7 @@ class Scorer:
             scores.notes.append("no run record beside it and no --borders: seams were not looked for")
         return recorded if recorded is not None else self.borders or ()
 
-    def _reference(self, scores: _ScoreBuilder) -> np.ndarray | None:
+    def _reference(self, scores: ScoreBuilder) -> np.ndarray | None:
         """The reference image uint8[h,w,3] (frame 0 of the target if there is none), None if no metric needs it."""
         if self.detector.reader is None and not self.networks.of_reference:
             return None
@@ -284,44 +256,71 @@ class Scorer:
 
     def _score_identity(
         self,
-        scores: _ScoreBuilder,
+        scores: ScoreBuilder,
+        record: Mapping[str, Any] | None,
         predicted: VideoDetections,
         target: VideoDetections | None,
         image: np.ndarray | None,
+        count: int,
+        sha256: Mapping[Path, str],
     ) -> None:
-        """CSIM against the reference image and against the target."""
+        """CSIM against the reference image and against the target, per person if there are several."""
         if self.detector.reader is None:
+            return
+        motion = None if image is None else self._motion_of_people(scores, record, len(predicted), count)
+        people: tuple[PersonReference, ...] = ()
+        if image is not None and motion is not None:
+            people = people_of(record, motion, image, self.detector)
+        if people and motion is not None:
+            matched, sides = scores.matched, []
+            for clip, frames in (
+                (scores.clip, None if matched is None else matched.predicted),
+                (scores.target, None if matched is None else matched.target),
+            ):
+                if clip is not None:
+                    faces = FaceRows.of_clip(self.detector, clip, sha256[clip.path])
+                    frames = range(len(predicted)) if frames is None else frames
+                    sides.append(embeddings_of(people, faces, frames, motion, clip.size))
+            judged = "judge" not in self.detector.unavailable
+            scores.put_people(measure(people, sides[0], sides[1] if len(sides) > 1 else None, judged=judged))
             return
         own, judge = (None, None) if image is None else self.detector.embed_largest_face(image)
         if own is not None and not np.isfinite(own).all():
             scores.notes.append("its reference picture shows no face: left out of CSIM against the reference")
-        sides = [("", predicted.own, own, None if target is None else target.own)]
+        sides_of_one = [("", predicted.own, own, None if target is None else target.own)]
         if "judge" not in self.detector.unavailable:
-            sides.append(("_judge", predicted.judge, judge, None if target is None else target.judge))
-        for suffix, rows, reference, target_rows in sides:
-            valid = np.ones(len(rows), bool)
-            if target_rows is not None:
-                valid = np.asarray(np.isfinite(target_rows).all(axis=1))
-            if reference is not None:
-                curve = identity.cosines(rows, reference)
-                comparable = np.asarray(valid & bool(np.isfinite(reference).all()))
-                scores.put_csim(f"csim_ref{suffix}", curve, comparable)
-                if not suffix:  # over the frames that CSIM is a mean of
-                    selected = np.where(comparable, curve, np.nan)
-                    scores.put("identity_drift", identity.drift(selected), 1)
-                    lowest, first = identity.worst(selected)
-                    scores.put("identity_worst", lowest, 1)
-                    if first >= 0:
-                        scores.worst_window = first, min(first + identity.WORST, len(selected))
-            if target_rows is not None:
-                scores.put_csim(f"csim_gt{suffix}", identity.cosines(rows, target_rows), valid)
-            if not suffix:
-                detected = np.isfinite(rows).all(axis=1) & valid
-                scores.put("face_rate", detected.sum() / valid.sum() if valid.any() else np.nan, int(valid.sum()))
+            sides_of_one.append(("_judge", predicted.judge, judge, None if target is None else target.judge))
+        for suffix, rows, reference, target_rows in sides_of_one:
+            scores.put_identity(suffix, rows, reference, target_rows)
+
+    def _motion_of_people(
+        self, scores: ScoreBuilder, record: Mapping[str, Any] | None, measured: int, count: int
+    ) -> Motion | None:
+        """The motion in the output's pixels and the ``measured`` frames, if it shows several people; else None.
+
+        ``count`` is the number of frames of the full prediction.
+        """
+        poses, several = scores.pair.poses, record is None or bool(record.get("people"))
+        if poses is None or not several:
+            if record is not None and several:
+                scores.notes.append("several people were animated, but no --poses show who is where: one face counts")
+            return None
+        motion = read_poses(poses)
+        if len(motion.track) < 2:
+            return None
+        times = scores.times if len(scores.times) == count else [time for time, _ in scores.clip.frames()]
+        try:
+            shown = indices_shown(poses, motion, record, times)
+        except Unmatched:  # a note of the key points says why
+            return None
+        positions = range(measured) if scores.matched is None else scores.matched.predicted
+        resize = run_record.resize_mode(record)
+        motion = resize_transform(motion.size, scores.clip.size, resize).transform_motion(motion)
+        return at_frames(motion, [shown[index] for index in positions])
 
     def _score_motion(
         self,
-        scores: _ScoreBuilder,
+        scores: ScoreBuilder,
         record: Mapping[str, Any] | None,
         predicted: VideoDetections,
         target: VideoDetections | None,

@@ -20,8 +20,9 @@ from stableanimator_cli.evaluate.detections import VideoDetections, VideoDetecto
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.protocols import PROTOCOLS
 from stableanimator_cli.evaluate.run import run
+from stableanimator_cli.evaluate.score_builder import ScoreBuilder
 from stableanimator_cli.evaluate.scores import Scores
-from stableanimator_cli.evaluate.scoring import Scorer, _ScoreBuilder
+from stableanimator_cli.evaluate.scoring import Scorer
 from stableanimator_cli.files import carries_mark, locked_output
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.progress import NullReporter
@@ -231,12 +232,12 @@ def test_frames_without_a_true_face_are_asked_for_no_identity(tmp_path: Path) ->
     given: Any = {"rules": PROTOCOLS["native"], "detector": detector, "networks": None, "truncate": False}
     write_picture(tmp_path / "r.png", drawn(0, frames=1)[0])
     pair = Pair(name="v", predicted=tmp_path, reference=tmp_path / "r.png")
-    made = _ScoreBuilder(pair, open_clip(tmp_path / "r.png"), None, None)
+    made = ScoreBuilder(pair, open_clip(tmp_path / "r.png"), None, None)
     scorer = Scorer(**given, borders=None, reporter=NullReporter())
-    scorer._score_identity(made, mine, true, scorer._reference(made))
+    scorer._score_identity(made, None, mine, true, scorer._reference(made), len(mine), {})
     assert (made.values["csim_ref"], made.values["identity_drift"], made.values["identity_worst"]) == (1, 0, 1)
     assert (made.values["face_rate"], made.counts["csim_ref"]) == (1, 20)
-    scorer._score_identity(made, mine, None, scorer._reference(made))
+    scorer._score_identity(made, None, mine, None, scorer._reference(made), len(mine), {})
     assert (made.values["csim_ref"], made.values["identity_drift"], made.values["identity_worst"]) == (0.5, -1, 0)
 
 

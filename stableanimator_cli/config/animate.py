@@ -83,9 +83,9 @@ class SamplingConfig:
     sampler: Literal["euler", "heun", "dpmpp_2m"] = option("--sampler", "euler", model_default=True, panel=SAMPLING,
         help="Solver: euler as the reference implementation, heun with two network calls a step, or dpmpp_2m "
         "(DPM-Solver++ 2M), of second order with one.")
-    schedule: Literal["karras", "ays"] = option("--schedule", "karras", panel=SAMPLING,
+    schedule: Literal["karras", "ays", "ddim"] = option("--schedule", "karras", panel=SAMPLING,
         help="Noise levels of the steps: karras as the reference implementation, or ays (Align Your Steps), with fewer "
-        "high ones, made for about ten steps.")
+        "high ones, made for about ten steps. A model of the backbone magic has ddim, its timesteps.")
     churn: float = option("--churn", 0.0, model_default=True, metavar="S", ge=0, panel=SAMPLING,
         help="Noise added back over the run, EDM's S_churn.")
     churn_min: float = option("sampling.churn_min", 0.0, ge=0)

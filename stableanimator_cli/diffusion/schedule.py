@@ -65,10 +65,6 @@ def ays_sigmas(steps: int) -> Tensor:
     return torch.from_numpy(np.append(levels[:-1], 0.0).astype(np.float32))
 
 
-SCHEDULES = {"karras": karras_sigmas, "ays": ays_sigmas}
-"""Noise levels of a number of steps, by the name of ``--schedule``."""
-
-
 def initial_scale(sigma_max: float) -> float:
     """Scale of the initial noise: the standard deviation of noisy unit-variance data."""
     return math.sqrt(sigma_max * sigma_max + 1.0)

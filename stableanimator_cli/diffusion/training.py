@@ -18,6 +18,7 @@ from torch import Tensor
 from stableanimator_cli.diffusion.schedule import SIGMA_MAX, SIGMA_MIN
 
 MaskWeighting = Literal["released", "paper", "off"]
+Prediction = Literal["v", "epsilon"]
 
 IMAGE_SIDE, NOISE_SIDES, SIGMA_DATA = 64, (32, 64), 0.5  # of the released training
 _EDGE = 1e-6  # the log-normal's quantile function is infinite at 0
@@ -70,15 +71,25 @@ def stratified_quantiles(rand: Tensor, index: Tensor, batch: int) -> Tensor:
     return (index + rand.double()) / batch
 
 
-def denoising_loss(denoised: Tensor, latents: Tensor, sigma: Tensor, mask: Tensor, weighting: MaskWeighting) -> Tensor:
+def denoising_loss(
+    denoised: Tensor,
+    latents: Tensor,
+    sigma: Tensor,
+    mask: Tensor,
+    weighting: MaskWeighting,
+    *,
+    prediction: Prediction = "v",
+) -> Tensor:
     """Weighted squared error of the denoised estimate, averaged per sample -> float32[b].
 
     ``denoised`` and ``latents`` [b,t,c,h,w], ``sigma`` [b], ``mask`` [b,t,1,h,w] in 0..1 (1 on faces). The weight is
-    (1 + sigma^2) / sigma^2; faces weigh (1 + M) (``released``, as in the reference implementation), (1 + M)^2
+    (1 + sigma^2) / sigma^2, with ``prediction`` ``epsilon`` 1 / sigma^2: the squared error of the network's output;
+    faces weigh (1 + M) (``released``, as in the reference implementation), (1 + M)^2
     (``paper``: StableAnimator, Eq. 13) or like the rest (``off``).
     """
     sigma = sigma.float().view(-1, 1, 1, 1, 1)
-    error = (denoised.float() - latents.float()).square() * ((1 + sigma.square()) / sigma.square())
+    gain = 1 + sigma.square() if prediction == "v" else torch.ones_like(sigma)
+    error = (denoised.float() - latents.float()).square() * (gain / sigma.square())
     if weighting != "off":
         error = error * (1 + mask.float()) ** (2 if weighting == "paper" else 1)
     return error.flatten(1).mean(dim=1)

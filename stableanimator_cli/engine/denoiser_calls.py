@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.diffusion.guidance import is_guided
+from stableanimator_cli.diffusion.noise_levels import SCHEDULES
 from stableanimator_cli.diffusion.sampler import Churn, iterate_steps
-from stableanimator_cli.diffusion.schedule import SCHEDULES
 
 
 @dataclass(frozen=True, slots=True)

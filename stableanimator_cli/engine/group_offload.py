@@ -37,7 +37,8 @@ _host_blocks: WeakKeyDictionary[nn.Module, _HostBlock] = WeakKeyDictionary()
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
     """Every block that ``AnimationUNet.run`` is called with."""
-    return [module for module in network.modules() if isinstance(module, _BLOCKS)]
+    kinds = getattr(network, "block_types", _BLOCKS)
+    return [module for module in network.modules() if isinstance(module, kinds)]
 
 
 def bytes_of(module: nn.Module) -> int:

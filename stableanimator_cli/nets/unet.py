@@ -7,9 +7,9 @@ folded (video-major), ``c h w`` latents, ``n`` positions, ``d`` width, ``k`` tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -19,18 +19,32 @@ from diffusers.models.resnet import SpatioTemporalResBlock
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from stableanimator_cli.nets.context import Context, resize_regions
+from stableanimator_cli.nets.denoising_unet import DenoisingUNet
 from stableanimator_cli.nets.id_adapter import IDAdapter, IDMode, PreparedCrossAttention, project_out
 from stableanimator_cli.nets.norm_groups import DEFAULT_NORM_GROUPS, set_norm_groups
 from stableanimator_cli.nets.time_conv import with_time_convs
+from stableanimator_cli.nets.unet_blocks import (
+    BlockRunner,
+    Checkpointing,
+    block_context,
+    call_block,
+    checkpointed,
+    feed_forward,
+    prepared_layers,
+    spatial_cross_attention,
+)
 
-Checkpointing = Literal["off", "blocks", "diffusers"]
-BlockRunner = Callable[..., Tensor]  # calls a function with its arguments, perhaps compiled or checkpointed
+_TEMPORAL_ENDS = (  # last layers of temporal residual branches
+    ".temporal_res_block.conv2.",
+    ".time_pos_embed.linear_2.",
+    *(f".temporal_transformer_blocks.0.{end}." for end in ("attn1.to_out.0", "attn2.to_out.0")),
+    *(f".temporal_transformer_blocks.0.{end}." for end in ("ff.net.2", "ff_in.net.2")),
+)
 
 
-class AnimationUNet(UNetSpatioTemporalConditionModel):
+class AnimationUNet(DenoisingUNet, UNetSpatioTemporalConditionModel):
     """Noisy latents and reference latents in, network output (v-prediction) out.
 
     ``config`` holds the stock class's arguments (SVD's ``unet/config.json``). ``norm_num_groups`` is for narrow models
@@ -79,11 +93,15 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
             if name.endswith(".attn2") and ".temporal_transformer_blocks." in name
         }
 
-    def init_adapters_from_attention(self) -> None:
-        """Copy every layer's ``to_k``/``to_v`` into its adapter: the initialisation of training from SVD."""
-        for attn in self.spatial_cross_attentions().values():
-            attn.processor.id_to_k.weight.data.copy_(attn.to_k.weight)
-            attn.processor.id_to_v.weight.data.copy_(attn.to_v.weight)
+    @torch.no_grad()
+    def zero_temporal_branches(self) -> None:
+        for name, parameter in self.named_parameters():
+            if any(ending in name for ending in _TEMPORAL_ENDS):
+                parameter.zero_()
+
+    @property
+    def sample_channels(self) -> int:
+        return self.config["in_channels"]
 
     def context(self, tokens: Tensor, *, face: bool = True) -> Context:
         """Split ``tokens`` [b,k+id_tokens,c] into a context without prepared layers; ``face`` False: image alone."""
@@ -93,11 +111,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
 
     def prepare(self, context: Context) -> Context:
         """Compute the part of cross-attention that depends on tokens alone (equal within 1e-5 in float32)."""
-        layers: dict[nn.Module, PreparedCrossAttention] = {}
-        for attn in self.spatial_cross_attentions().values():
-            prepared = attn.processor.prepare(attn, context.image, context.face)
-            if prepared is not None:
-                layers[attn] = prepared
+        layers = prepared_layers(self.spatial_cross_attentions().values(), context)
         if context.image.shape[1] == 1:
             for attn in self.temporal_cross_attentions().values():
                 layers[attn] = PreparedCrossAttention(constant=project_out(attn, attn.to_v(context.image)))
@@ -175,7 +189,7 @@ class AnimationUNet(UNetSpatioTemporalConditionModel):
             context = self.context(context)
         context.check(self.id_tokens, batch * frames, (sample.shape[-2], sample.shape[-1]))
         indicator = sample.new_full((batch, frames), float(image_only))
-        run_block = _checkpointed if self.checkpointing != "off" and torch.is_grad_enabled() else self.run
+        run_block = checkpointed if self.checkpointing != "off" and torch.is_grad_enabled() else self.run
         runners = _BlockRunners(run_block, run_block if self.checkpointing == "blocks" else self.run, self.ff_chunks)
         emb = repeat(self._time_embedding(timestep, added_time_ids, batch, sample), "b d -> (b t) d", t=frames)
 
@@ -230,16 +244,6 @@ class _BlockRunners(NamedTuple):
     spatial: BlockRunner
     temporal: BlockRunner
     ff_chunks: int
-
-
-def call_block(function: BlockRunner, *arguments: object) -> Tensor:
-    """The plain ``BlockRunner``: call the block."""
-    return function(*arguments)
-
-
-def _checkpointed(function: BlockRunner, *arguments: object) -> Tensor:
-    """Store the arguments only. These blocks draw no random numbers, so no generator state is stored."""
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 def _attentions(block: nn.Module) -> list[TransformerSpatioTemporalModel | None]:
@@ -299,24 +303,15 @@ def _transformer(
     position = repeat(position, "t d -> (b t) 1 d", b=batch)
     for spatial, temporal in zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True):
         y = runners.spatial(
-            _spatial_block, spatial, y, *_block_context(context, spatial, regions), frames, runners.ff_chunks
+            _spatial_block, spatial, y, *block_context(context, spatial, regions), frames, runners.ff_chunks
         )
         if not image_only:
             temporal_output = runners.temporal(
-                _temporal_block, temporal, y, position, *_block_context(context, temporal), frames, runners.ff_chunks
+                _temporal_block, temporal, y, position, *block_context(context, temporal), frames, runners.ff_chunks
             )
             y = module.time_mixer(y, temporal_output, indicator)
             del temporal_output  # as large as y: free it before the next block
     return x + rearrange(module.proj_out(y), "bt (h w) c -> bt c h w", h=height)
-
-
-def _block_context(
-    context: Context, block: nn.Module, regions: Tensor | None = None
-) -> tuple[Context, PreparedCrossAttention | None]:
-    """Inputs of one block's cross-attention, with ``regions`` at its level's size and without the entries of other
-    layers: code compiled for one block then serves every block of its shape."""
-    own = Context(context.image, context.face, {}, context.has_face, regions)
-    return own, context.layers.get(block.attn2)
 
 
 def _spatial_block(
@@ -329,19 +324,8 @@ def _spatial_block(
 ) -> Tensor:
     """Self-attention within a frame, cross-attention with image and face tokens, feed-forward. [bt,n,d]."""
     x = x + block.attn1(block.norm1(x))
-    adapter: IDAdapter = block.attn2.processor
-    regions = None if context.regions is None else rearrange(context.regions, "bt s h w -> s bt (h w) 1")
-    if prepared is None:
-        image, face = (
-            repeat(part, "b k c -> (b t) k c", t=frames) if part is not None else None
-            for part in (context.image, context.face)
-        )
-        has_face = None if context.has_face is None else repeat(context.has_face, "b -> (b t) 1 1", t=frames)
-        x = x + adapter.cross_attention(block.attn2, block.norm2(x), image, face, has_face, regions)
-    else:
-        normed = x if prepared.constant is not None else block.norm2(x)  # a constant does not depend on its input
-        x = x + adapter.apply(block.attn2, normed, prepared, frames, regions)
-    return _feed_forward(block.norm3, block.ff, x, ff_chunks)
+    x = x + spatial_cross_attention(block, x, context, prepared, frames)
+    return feed_forward(block.norm3, block.ff, x, ff_chunks)
 
 
 def _temporal_block(
@@ -357,21 +341,12 @@ def _temporal_block(
     [bt,1,d]."""
     positions = x.shape[1]
     x = rearrange(x + position, "(b t) n d -> (b n) t d", t=frames)
-    x = _feed_forward(block.norm_in, block.ff_in, x, ff_chunks) if block.is_res else block.ff_in(block.norm_in(x))
+    x = feed_forward(block.norm_in, block.ff_in, x, ff_chunks) if block.is_res else block.ff_in(block.norm_in(x))
     x = x + block.attn1(block.norm1(x))
     if prepared is None:
         image = repeat(context.image, "b k c -> (b n) k c", n=positions)
         x = x + block.attn2(block.norm2(x), encoder_hidden_states=image)
     else:
         x = x + repeat(prepared.constant, "b 1 d -> (b n) 1 d", n=positions)
-    x = _feed_forward(block.norm3, block.ff, x, ff_chunks) if block.is_res else block.ff(block.norm3(x))
+    x = feed_forward(block.norm3, block.ff, x, ff_chunks) if block.is_res else block.ff(block.norm3(x))
     return rearrange(x, "(b n) t d -> (b t) n d", n=positions)
-
-
-def _feed_forward(norm: nn.Module, feed: nn.Module, x: Tensor, ff_chunks: int) -> Tensor:
-    """``x + feed(norm(x))`` of [b,n,d], computed per position; with ``ff_chunks`` above 1 in place, in ``x``."""
-    if ff_chunks == 1 or torch.is_grad_enabled():
-        return x + feed(norm(x))
-    for part in x.chunk(ff_chunks, dim=int(x.shape[1] > x.shape[0])):  # views, whatever the layout of x
-        part.add_(feed(norm(part)))
-    return x

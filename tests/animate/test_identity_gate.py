@@ -41,7 +41,10 @@ def gated(
     )  # fmt: skip
     config = SimpleNamespace(refine=SimpleNamespace(min_csim=0.5, gate_retries=redraw), sampling=request.sampling)
     job: Any = SimpleNamespace(
-        config=config, request=request, checkpoints=SimpleNamespace(restored=found), reporter=WarningLog(heard),
+        config=config,
+        request=request,
+        checkpoints=SimpleNamespace(restored=found),
+        reporter=WarningLog(heard),
         engine=SimpleNamespace(backbone=SimpleNamespace(resumable_steps=lambda sampling: frozenset())),
     )
 

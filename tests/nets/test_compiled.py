@@ -51,7 +51,7 @@ def test_blocks_of_one_shape_share_their_code(unet: AnimationUNet):
     context = unet.prepare(Context(noise(2, 1, 1, width), noise(3, 1, unet.id_tokens, width)))
     run, before, answers = CompiledBlocks("eager"), graphs(), []
     for block in blocks:
-        given = (block, noise(5, 2, 64, 32), *nets_unet._block_context(context, block), 2, 1)
+        given = (block, noise(5, 2, 64, 32), *nets_unet.block_context(context, block), 2, 1)
         answers.append(run(nets_unet._spatial_block, *given))
         assert torch.allclose(answers[-1], call_block(nets_unet._spatial_block, *given), atol=1e-6)
     assert graphs() == before + 1
@@ -63,8 +63,8 @@ def test_compiled_code_of_this_machine_agrees(unet: AnimationUNet):
     """One feed-forward layer through the compiler that is here; a whole network would take minutes."""
     block = unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0")
     given = (block.norm3, block.ff, noise(6, 2, 16, 32), 1)
-    found = CompiledBlocks()(nets_unet._feed_forward, *given)
-    expected = call_block(nets_unet._feed_forward, *given)
+    found = CompiledBlocks()(nets_unet.feed_forward, *given)
+    expected = call_block(nets_unet.feed_forward, *given)
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
 
 

@@ -236,7 +236,7 @@ def test_compiled_blocks_share_one_graph_whatever_the_regions(unet):
     run, before = CompiledBlocks("eager"), counters["stats"]["unique_graphs"]
     context = unet.prepare(context_of(3, soft_regions(7, 3)))
     for seed in (7, 8):
-        own = nets_unet._block_context(context, block, soft_regions(seed, 3))
+        own = nets_unet.block_context(context, block, soft_regions(seed, 3))
         given = (block, noise(5, FRAMES, 64, 32), *own, FRAMES, 1)
         expected = call_block(nets_unet._spatial_block, *given)
         assert torch.allclose(run(nets_unet._spatial_block, *given), expected, atol=1e-6)

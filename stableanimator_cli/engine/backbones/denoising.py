@@ -13,8 +13,9 @@ from torch import Tensor
 
 from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
+from stableanimator_cli.diffusion.noise_levels import SCHEDULES
 from stableanimator_cli.diffusion.sampler import Refine, sample_dpmpp_2m, sample_euler, sample_heun
-from stableanimator_cli.diffusion.schedule import SCHEDULES, initial_scale, keyed_noise
+from stableanimator_cli.diffusion.schedule import initial_scale, keyed_noise
 from stableanimator_cli.engine.backbones import Build
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
 from stableanimator_cli.engine.denoiser_calls import churn_of, denoiser_calls, resumable_steps

@@ -21,7 +21,7 @@ from stableanimator_cli.engine.training.model import TrainingModel, TrainingSett
 from stableanimator_cli.engine.training.trainable import with_lora
 from stableanimator_cli.engine.weights import build_on_meta, builders
 from stableanimator_cli.errors import OutOfMemory
-from stableanimator_cli.nets.unet import AnimationUNet, Checkpointing
+from stableanimator_cli.nets.unet import Checkpointing
 from stableanimator_cli.records import ModelFolder
 
 FRAGMENTED = 0.06  # of the total: fragmentation of torch's allocator
@@ -169,9 +169,7 @@ def meta_model(model: ModelFolder, settings: TrainingSettings) -> TrainingModel:
     build = builders(replace(model, configs=configs), settings.id_adapter)
     networks = {role: build_on_meta(build[role]) for role in ("unet", "pose_net", "face_encoder")}
     if settings.train == "lora":
-        unet = networks["unet"]
-        assert isinstance(unet, AnimationUNet)
-        with_lora(unet, settings.lora_rank, (), seed=0)
+        with_lora(networks["unet"], settings.lora_rank, (), seed=0)
     return TrainingModel(**networks, settings=settings, backbone=backbone_of(model)).train()
 
 

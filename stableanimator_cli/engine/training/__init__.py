@@ -25,10 +25,10 @@ from stableanimator_cli.engine.training.trainable import (
 )
 from stableanimator_cli.engine.weights import builders, fill, loaders
 from stableanimator_cli.errors import ModelMissing
+from stableanimator_cli.nets.denoising_unet import DenoisingUNet
 from stableanimator_cli.nets.face_encoder import FusionModel
 from stableanimator_cli.nets.memory_format import set_channels_last
 from stableanimator_cli.nets.mixed_norms import with_mixed_norms
-from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
 
 __all__ = [
@@ -46,12 +46,6 @@ __all__ = [
 ]
 
 _FUSION = "fusion_model."  # weights that are absent in the ablation without Face Encoder
-_TEMPORAL_ENDS = (  # last layers of temporal residual branches
-    ".temporal_res_block.conv2.",
-    ".time_pos_embed.linear_2.",
-    *(f".temporal_transformer_blocks.0.{end}." for end in ("attn1.to_out.0", "attn2.to_out.0")),
-    *(f".temporal_transformer_blocks.0.{end}." for end in ("ff.net.2", "ff_in.net.2")),
-)
 _FACE_INIT_STD = 0.02  # of the last projection of a Face Encoder initialised at random
 
 
@@ -73,10 +67,8 @@ def open_training(
     fresh = tuple(role for role in TRAINED if role in fresh or (role != "unet" and role not in model.files))
     build = builders(model, settings.id_adapter)
     networks = {role: _network(model, build[role], role, role in fresh, seed) for role in TRAINED}
-    unet = networks["unet"]
-    assert isinstance(unet, AnimationUNet)
     if settings.train == "lora":
-        with_lora(unet, settings.lora_rank, fresh, seed=seed)
+        with_lora(networks["unet"], settings.lora_rank, fresh, seed=seed)
     if settings.dtype != "float32" and device.type != "cpu":
         for network in networks.values():
             with_mixed_norms(network)
@@ -158,18 +150,10 @@ def init_network(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build()
-        if isinstance(network, AnimationUNet):
+        if isinstance(network, DenoisingUNet):
             network.init_adapters_from_attention()
-            _zero_temporal_branches(network)
+            network.zero_temporal_branches()
         for module in network.modules():
             if isinstance(module, FusionModel):
                 nn.init.normal_(module.proj_out.weight, std=_FACE_INIT_STD)
     return network
-
-
-@torch.no_grad()
-def _zero_temporal_branches(unet: AnimationUNet) -> None:
-    """Set the last layers of temporal residual branches to zero."""
-    for name, parameter in unet.named_parameters():
-        if any(ending in name for ending in _TEMPORAL_ENDS):
-            parameter.zero_()

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.nets.lora import add_lora, is_lora, merge_lora
-from stableanimator_cli.nets.unet import AnimationUNet
 
 Train = Literal["attentions", "all", "adapters", "pose+face", "lora"]
 
@@ -20,8 +19,9 @@ TRAINED = ("unet", "pose_net", "face_encoder")
 
 ADAPTER = ".processor.id_to_"
 _PROJECTION = re.compile(r"\battentions\..*\.(to_q|to_k|to_v|to_out\.0|id_to_k|id_to_v)$")
-_TEMPORAL = ("temporal_", "time_mixer", "time_pos_embed")  # skipped by ``AnimationUNet.forward(image_only=True)``
-_CROSS = re.compile(r"(\.transformer_blocks\.\d+\.attn2)\.to_([kv])\.weight$")
+# skipped by ``forward(image_only=True)`` of a UNet
+_TEMPORAL = ("temporal_", "time_mixer", "time_pos_embed", "motion_modules")
+_CROSS = re.compile(r"^(?!appearance\.)(.*\.attentions\.\d+\.transformer_blocks\.\d+\.attn2)\.to_([kv])\.weight$")
 
 
 def choose_trainable(
@@ -52,10 +52,12 @@ def _is_chosen(train: Train, role: str, name: str) -> bool:
         return train == "lora" and is_lora(name)
     if role != "unet" or train == "all":
         return True
-    return "attentions" in name if train == "attentions" else train == "adapters" and ADAPTER in name
+    if train == "attentions":
+        return "attentions" in name or "motion_modules" in name
+    return train == "adapters" and ADAPTER in name
 
 
-def with_lora(unet: AnimationUNet, rank: int, fresh: Collection[str], *, seed: int) -> list[str]:
+def with_lora(unet: nn.Module, rank: int, fresh: Collection[str], *, seed: int) -> list[str]:
     """Add low-rank updates to the projections of all attentions, ID adapters included; return the layers' names.
 
     Raises ``ConfigError`` if a network is initialised at random: a low-rank update cannot train it.

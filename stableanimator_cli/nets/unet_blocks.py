@@ -1,0 +1,73 @@
+"""Parts of transformer blocks that all denoising UNets share, and how blocks are called.
+
+Letters are those of ``unet``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from stableanimator_cli.nets.context import Context
+from stableanimator_cli.nets.id_adapter import IDAdapter, PreparedCrossAttention
+
+Checkpointing = Literal["off", "blocks", "diffusers"]
+BlockRunner = Callable[..., Tensor]  # calls a function with its arguments, perhaps compiled or checkpointed
+
+
+def call_block(function: BlockRunner, *arguments: object) -> Tensor:
+    """The plain ``BlockRunner``: call the block."""
+    return function(*arguments)
+
+
+def checkpointed(function: BlockRunner, *arguments: object) -> Tensor:
+    """Store the arguments only. These blocks draw no random numbers, so no generator state is stored."""
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def prepared_layers(attentions: Iterable[Attention], context: Context) -> dict[nn.Module, PreparedCrossAttention]:
+    """What cross-attention layers with ID adapters compute from tokens alone."""
+    prepared = {attn: attn.processor.prepare(attn, context.image, context.face) for attn in attentions}
+    return {attn: layer for attn, layer in prepared.items() if layer is not None}
+
+
+def block_context(
+    context: Context, block: nn.Module, regions: Tensor | None = None
+) -> tuple[Context, PreparedCrossAttention | None]:
+    """Inputs of one block's cross-attention, with ``regions`` at its level's size and without the entries of other
+    layers: code compiled for one block then serves every block of its shape."""
+    own = Context(context.image, context.face, {}, context.has_face, regions)
+    return own, context.layers.get(block.attn2)
+
+
+def spatial_cross_attention(
+    block: BasicTransformerBlock, x: Tensor, context: Context, prepared: PreparedCrossAttention | None, frames: int
+) -> Tensor:
+    """Norm and cross-attention of a spatial block with image and face tokens. [bt,n,d] -> [bt,n,d]."""
+    adapter: IDAdapter = block.attn2.processor
+    regions = None if context.regions is None else rearrange(context.regions, "bt s h w -> s bt (h w) 1")
+    if prepared is None:
+        image, face = (
+            repeat(part, "b k c -> (b t) k c", t=frames) if part is not None else None
+            for part in (context.image, context.face)
+        )
+        has_face = None if context.has_face is None else repeat(context.has_face, "b -> (b t) 1 1", t=frames)
+        return adapter.cross_attention(block.attn2, block.norm2(x), image, face, has_face, regions)
+    normed = x if prepared.constant is not None else block.norm2(x)  # a constant does not depend on its input
+    return adapter.apply(block.attn2, normed, prepared, frames, regions)
+
+
+def feed_forward(norm: nn.Module, feed: nn.Module, x: Tensor, ff_chunks: int) -> Tensor:
+    """``x + feed(norm(x))`` of [b,n,d], computed per position; with ``ff_chunks`` above 1 in place, in ``x``."""
+    if ff_chunks == 1 or torch.is_grad_enabled():
+        return x + feed(norm(x))
+    for part in x.chunk(ff_chunks, dim=int(x.shape[1] > x.shape[0])):  # views, whatever the layout of x
+        part.add_(feed(norm(part)))
+    return x

@@ -26,7 +26,11 @@ class BackboneFacts:
     ``schedules``: the values of ``--schedule`` that it has. ``settings``: options by name (as in ``[defaults]`` of
     ``model.toml``) that precede those of a model folder and of presets; flags and files precede them.
     ``refused``: options of ``sa animate`` that it does not have, by field path (``sampling.churn``), with the reason.
-    Such an option may only have its default value.
+    Such an option may only have its default value. ``choices``: the values that it has of other options, by field path.
+    ``denoiser``: the name of the network that denoises; in lower case its role. ``embeds_face``: whether a network
+    receives the reference's face embedding. ``skeleton``: the style of drawn skeletons. ``streams``: further driving
+    videos that it is conditioned on (``render.RenderRequest``). ``stride`` pixels of the output's sides are one token,
+    and ``frame_stride`` frames of a window after the first are one latent.
     """
 
     networks: tuple[str, ...] = NETWORKS
@@ -34,7 +38,66 @@ class BackboneFacts:
     schedules: tuple[str, ...] = ("karras", "ays")
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    choices: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    denoiser: str = "UNet"
+    embeds_face: bool = True
+    skeleton: str = "dwpose"
+    streams: tuple[str, ...] = ()
+    stride: int = 8
+    frame_stride: int = 1
 
 
-BACKBONES: Mapping[str, BackboneFacts] = MappingProxyType({"svd": BackboneFacts()})
+_NO_PROMPT = {
+    "sampling.prompt": "it has no text encoder",
+    "sampling.negative_prompt": "it has no text encoder",
+}
+_OWN_SCHEDULER = "the scheduler of its folder decides on solver and noise levels"
+_SVD_ONLY = "it is a part of Stable Video Diffusion"
+_WAN_REFUSED = {
+    "sampling.guidance_interval": "it is guided in all steps or in none",
+    "sampling.cache_features": "its transformer has no deep features to cache",
+    "sampling.sampler": _OWN_SCHEDULER,
+    "sampling.schedule": _OWN_SCHEDULER,
+    "sampling.churn": _OWN_SCHEDULER,
+    "sampling.noise": "its noise is drawn per segment",
+    "sampling.noise_aug": _SVD_ONLY,
+    "sampling.motion_bucket": _SVD_ONLY,
+    "sampling.conditioning_fps": _SVD_ONLY,
+    "windows.blend": "its segments continue the last frames of one another and are not blended",
+    "windows.anchor": "its reference image conditions every segment",
+    "decode.overlap": "its VAE decodes a segment as one video",
+    "id_adapter": "it has no ID adapters",
+    "force_ablation": "it has no ID adapters",
+    "device.gpus": "its segments follow one another",
+    "device.ff_chunks": "its blocks are diffusers' own",
+    "device.cuda_graphs": "its blocks are diffusers' own",
+    "device.channels_last": "its blocks are diffusers' own",
+    "device.max_memory": "no settings are chosen for it; see `--plan`, and try --offload, --window or --quantize fp8",
+}
+_PARTS = ("transformer", "vae", "text_encoder", "image_encoder", "tokenizer", "image_processor", "scheduler")
+
+
+BACKBONES: Mapping[str, BackboneFacts] = MappingProxyType(
+    {
+        "svd": BackboneFacts(refused=MappingProxyType(_NO_PROMPT)),
+        "wan-animate": BackboneFacts(
+            networks=_PARTS,
+            trainable=False,
+            refused=MappingProxyType(_WAN_REFUSED),
+            choices=MappingProxyType(
+                {
+                    "preset": ("standard", "fast", "released"),
+                    "windows.overlap": (1, 5),
+                    "device.quantization": ("plain", "fp8"),
+                }
+            ),
+            denoiser="Transformer",
+            embeds_face=False,
+            skeleton="aapose",
+            streams=("face",),
+            stride=16,
+            frame_stride=4,
+        ),
+    }
+)
 """Facts by the name in ``model.toml``."""

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.parse import dump_guidance
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.records import ModelFolder
 
@@ -16,11 +17,23 @@ def check_backbone_options(config: AnimateConfig, model: ModelFolder) -> None:
     if schedule not in facts.schedules:
         expected = f"{' or '.join(facts.schedules)}, the noise levels of {model.name} ({model.backbone})"
         raise ConfigError("--schedule", schedule, expected, hint="leave --schedule out")
+    for path, choices in facts.choices.items():
+        flag, value, _ = _option(config, path)
+        if value not in choices:
+            expected = f"{' or '.join(map(str, choices))} with {model.name} ({model.backbone})"
+            raise ConfigError(flag, value, expected)
     for path, reason in facts.refused.items():
         flag, value, usual = _option(config, path)
         if value != usual and value != facts.settings.get(flag.lstrip("-").replace("-", "_")):
             expected = f"no such option with {model.name} ({model.backbone}): {reason}"
             raise ConfigError(flag, value, expected, hint=f"leave {flag} out")
+    first, last = config.sampling.guidance
+    if facts.frame_stride > 1 and first != last:
+        raise ConfigError("--guidance", dump_guidance(config.sampling.guidance), f"one number with {model.name}")
+    length, stride = config.windows.length, facts.frame_stride
+    if (length - 1) % stride:
+        near = max(1, length // stride) * stride + 1
+        raise ConfigError("--window", length, f"{stride}N+1 frames with {model.name}", hint=f"try {near}")
 
 
 def _option(config: AnimateConfig, path: str) -> tuple[str, Any, Any]:

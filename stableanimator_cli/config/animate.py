@@ -61,7 +61,8 @@ class SamplingConfig:
     (noise levels, LO excluded, HI included) there is none. ``noise`` ``fresh`` draws noise per frame, ``repeat``
     repeats one window's. ``churn`` is EDM's S_churn over the full run. Between two ``cache_features``-th steps only the
     UNet's last ``cache_layers`` layers are computed, from cached deep features. ``motion_bucket`` and
-    ``conditioning_fps`` are conditioning inputs of Stable Video Diffusion, not the rate of the file.
+    ``conditioning_fps`` are conditioning inputs of Stable Video Diffusion, not the rate of the file; ``prompt`` and
+    ``negative_prompt`` are those of models with a text encoder.
     """
 
     # fmt: off
@@ -101,6 +102,10 @@ class SamplingConfig:
         model_default=True, help="Frame rate, a conditioning input of the UNet; --fps sets the rate of the video.")
     seed: int = option("--seed", 0, metavar="N", ge=0, le=2**63 - 1,
         help="Seed of the noise; the same seed gives the same frames.")
+    prompt: str = option("--prompt", "", metavar="TEXT", panel=SAMPLING, model_default=True,
+        help="Description of the video, for models with a text encoder.")
+    negative_prompt: str = option("--negative-prompt", "", metavar="TEXT", panel=SAMPLING, model_default=True,
+        help="What --guidance above 1 leads away from, for models with a text encoder.")
     # fmt: on
 
     def __post_init__(self) -> None:

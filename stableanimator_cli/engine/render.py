@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,7 @@ class RenderRequest:
     ``image`` uint8[h,w,3] for the image encoder; ``resized``: the same at the output's size; ``face`` float32[512] or
     None; ``poses``: one skeleton image per frame; ``plan``: the windows over them. ``has_anchor``: frame 0 of ``poses``
     is the reference's own and is dropped from the output. ``retry_counts``: per frame, the retry its noise is keyed by.
+    ``streams``: further videos of as many frames that a backbone is conditioned on, as crops of the driving ``face``.
     """
 
     image: np.ndarray
@@ -37,6 +38,7 @@ class RenderRequest:
     noise_period: int
     has_anchor: bool = False
     retry_counts: tuple[int, ...] = ()
+    streams: Mapping[str, PoseFrames] = field(default_factory=dict)
 
     @property
     def frames(self) -> int:

@@ -8,7 +8,7 @@ torch are in ``stableanimator_cli.backbones``. Nothing outside of these rooms co
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 if TYPE_CHECKING:  # the engine imports this module
     import numpy as np
 
-    from stableanimator_cli.config.animate import SamplingConfig
+    from stableanimator_cli.config.animate import SamplingConfig, WindowConfig
     from stableanimator_cli.diffusion.face_optimization import ChunkDecoder
     from stableanimator_cli.diffusion.sampler import Refine
     from stableanimator_cli.diffusion.schedule import Scalings
     from stableanimator_cli.diffusion.training import Preconditioning
+    from stableanimator_cli.diffusion.windows import WindowPlan
     from stableanimator_cli.engine.device import DevicePlan
     from stableanimator_cli.engine.engine import Distribute, Engine
     from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings
@@ -63,7 +64,15 @@ class Backbone(Protocol):
         """Calls of ``Callbacks.window`` from ``first_step`` to the end."""
         ...
 
-    def resumable_steps(self, sampling: SamplingConfig) -> frozenset[int]:
+    def plan_windows(self, frames: int, windows: WindowConfig) -> WindowPlan:
+        """The windows of a video of ``frames`` frames, an anchor in front included."""
+        ...
+
+    def total_steps(self, request: RenderRequest) -> int:
+        """Steps of a rendering; more than ``sampling.steps`` if windows are sampled one after the other."""
+        ...
+
+    def resumable_steps(self, sampling: SamplingConfig) -> Container[int]:
         """Numbers of finished steps from which ``sample`` can resume."""
         ...
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stableanimator_cli.config.animate import SamplingConfig
+from stableanimator_cli.config.animate import SamplingConfig, WindowConfig
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
 from stableanimator_cli.diffusion.noise_levels import SCHEDULES
 from stableanimator_cli.diffusion.sampler import Refine, sample_dpmpp_2m, sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import initial_scale, keyed_noise
+from stableanimator_cli.diffusion.windows import WindowPlan, plan_windows
 from stableanimator_cli.engine.backbones import Build
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
 from stableanimator_cli.engine.denoiser_calls import churn_of, denoiser_calls, resumable_steps
@@ -55,6 +56,12 @@ class Denoising:
     def remaining_windows(self, request: RenderRequest, first_step: int) -> int:
         calls = denoiser_calls(request.sampling)
         return len(request.plan) * sum(call.step >= first_step for call in calls)
+
+    def plan_windows(self, frames: int, windows: WindowConfig) -> WindowPlan:
+        return plan_windows(frames, length=windows.length, overlap=windows.overlap, blend=windows.blend)
+
+    def total_steps(self, request: RenderRequest) -> int:
+        return request.sampling.steps
 
     def resumable_steps(self, sampling: SamplingConfig) -> frozenset[int]:
         return resumable_steps(sampling)

@@ -1,0 +1,128 @@
+"""Folders in diffusers' layout: a ``model_index.json`` that names the class of the pipeline and of each part.
+
+Only JSON and the names of files are read. A folder whose pipeline a catalogue entry describes is opened with that
+entry: its parts come from the folder, defaults and detectors from the entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stableanimator_cli.catalogue.layouts import Layout, LayoutMatch
+from stableanimator_cli.errors import BadInput, ModelDamaged
+from stableanimator_cli.readers import damaged_model, read_json
+
+INDEX = "model_index.json"
+_HINT = "get the folder again from its source; an interrupted download lacks its last files"
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineKind:
+    """The catalogue ``entry`` of a pipeline class, and the class of each part; None for any class."""
+
+    entry: str
+    parts: Mapping[str, str | None]
+
+
+_WAN = {
+    "vae": "AutoencoderKLWan",
+    "text_encoder": "UMT5EncoderModel",
+    "image_encoder": "CLIPVisionModel",
+    "tokenizer": None,
+    "scheduler": None,
+}
+KINDS: Mapping[str, PipelineKind] = {
+    "WanAnimatePipeline": PipelineKind(
+        "wan-animate", {"transformer": "WanAnimateTransformer3DModel", **_WAN, "image_processor": None}
+    ),
+}
+"""By the class that a folder names."""
+
+_CONFIGS = {
+    "tokenizer": "tokenizer_config.json",
+    "image_processor": "preprocessor_config.json",
+    "scheduler": "scheduler_config.json",
+}
+_WITHOUT_WEIGHTS = frozenset(_CONFIGS)
+_STEMS = ("diffusion_pytorch_model", "model")
+
+
+def class_of(folder: Path) -> str | None:
+    """The class that the index of a folder names, None without a readable index."""
+    try:
+        index = read_json(folder / INDEX, "the index of a pipeline")
+    except BadInput:
+        return None
+    name = index.get("_class_name") if isinstance(index, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def detect_pipeline(folder: Path) -> Layout | None:
+    """The layout of a known pipeline's folder, None for other folders.
+
+    Raises ``ModelDamaged`` for a part of another class, and for a folder that lacks parts, with what it lacks.
+    """
+    name = class_of(folder)
+    kind = None if name is None else KINDS.get(name)
+    if kind is None:
+        return None
+    index, lacking = read_json(folder / INDEX, "the index of a pipeline", error=damaged_model), []
+    for part, expected in kind.parts.items():
+        found = index.get(part)
+        word = found[1] if isinstance(found, list) and len(found) == 2 else None
+        if expected is not None and word is not None and word != expected:
+            raise ModelDamaged(f"{folder / INDEX}: {part}: found {word!r}, expected {expected!r}")
+        lacking += _lacking(folder, part) if word is not None else [f"{part} (not in {INDEX})"]
+    if lacking:
+        shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
+        raise ModelDamaged(f"{folder} is an incomplete {name}: it lacks {shown}", hint=_HINT)
+    return Layout(
+        folder=folder,
+        primary=kind.entry,
+        parts={
+            (kind.entry, part): LayoutMatch(file=folder / part, config=config_of(folder, part)) for part in kind.parts
+        },
+        searched={},
+    )
+
+
+def refuse_unknown(folder: Path, known: Iterable[str]) -> None:
+    """Raise ``ModelDamaged`` if ``folder`` is a pipeline that cannot animate; ``known`` are names of models."""
+    name = class_of(folder)
+    if name is not None:
+        raise ModelDamaged(
+            f"{folder / INDEX}: found {name!r}, expected {' or '.join(KINDS)}",
+            hint=f"name the folder of such a pipeline, or one of: {', '.join(known)}",
+        )
+
+
+def config_of(folder: Path, part: str) -> Path:
+    """The JSON config of a part."""
+    return folder / part / _CONFIGS.get(part, "config.json")
+
+
+def _lacking(folder: Path, part: str) -> list[str]:
+    """Files of a part that do not exist: its config, and all files of its weights in one of the usual forms."""
+    lacking = [] if config_of(folder, part).is_file() else [f"{part}/{config_of(folder, part).name}"]
+    if part in _WITHOUT_WEIGHTS:
+        return lacking
+    for stem in _STEMS:
+        index = folder / part / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            return lacking + [f"{part}/{name}" for name in _shards(index) if not (folder / part / name).is_file()]
+        if (folder / part / f"{stem}.safetensors").is_file():
+            return lacking
+    if any((folder / part).glob("*.gguf")):
+        return lacking
+    return [*lacking, f"{part}/*.safetensors"]
+
+
+def _shards(path: Path) -> list[str]:
+    index: Any = read_json(path, "the index of sharded weights", error=damaged_model)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) and "/" not in name for name in names.values()):
+        raise ModelDamaged(f"{path}: weight_map: expected file names by tensor", hint=_HINT)
+    return sorted(set(names.values()))

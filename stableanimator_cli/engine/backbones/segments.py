@@ -1,0 +1,292 @@
+"""Backbones that are pipelines of diffusers and make long videos in segments: each continues the last frames of the one
+before, after these are decoded.
+
+The loop is ours, with the pipeline's own preparation, transformer and scheduler: it can stop after any step and resume
+with the same bits, and without face optimisation it is equal to the pipeline's own call. Face optimisation acts through
+the scheduler (``diffusion.backbones``).
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stableanimator_cli.config.animate import SamplingConfig, WindowConfig
+from stableanimator_cli.diffusion.backbones import FAMILIES, Axes, refined
+from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Target
+from stableanimator_cli.diffusion.sampler import Refine, Step
+from stableanimator_cli.diffusion.schedule import keyed_noise
+from stableanimator_cli.diffusion.windows import Window, WindowPlan
+from stableanimator_cli.engine.backbones.scheduler_state import pack_scheduler, restore_scheduler
+from stableanimator_cli.engine.backbones.wan_decoders import WanDecoder, WanFaceDecoder
+from stableanimator_cli.engine.decoder import to_uint8
+from stableanimator_cli.engine.device import memory_guard
+from stableanimator_cli.engine.engine import Distribute, Engine
+from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings
+from stableanimator_cli.errors import CheckFailed
+
+FOLD = Axes("1 c t h w", skip=1)
+"""Latents of a segment: the first along time is the reference image's."""
+_SCHEDULER, _GENERATOR = "scheduler/", "generator"
+
+
+class Segment(Protocol):
+    """One segment, prepared: ``predict`` is the model output for latents [1,c,t,h,w] at a timestep, guided."""
+
+    def predict(self, latents: Tensor, timestep: Tensor) -> Tensor: ...
+
+
+class Run(Protocol):
+    """A rendering with everything encoded that its segments share."""
+
+    scheduler: Any
+    shape: tuple[int, ...]  # of the latents of a segment, [1,c,t,h,w]
+
+    def segment(self, frames: list[int], previous: Tensor | None) -> Segment:
+        """Prepare the segment of these ``frames`` of the motion; ``previous`` are the last decoded frames [t,3,h,w] of
+        the segment before, in [-1,1], None for the first."""
+        ...
+
+
+class SegmentBackbone:
+    """All of ``Backbone`` but the networks and the preparation of a rendering (``open_run``).
+
+    ``networks_of_a_step`` are resident while a segment is denoised.
+    """
+
+    networks_of_a_step: tuple[str, ...] = ("transformer",)
+
+    def open_run(self, engine: Engine, request: RenderRequest) -> Run:
+        raise NotImplementedError
+
+    def plan_windows(self, frames: int, windows: WindowConfig) -> WindowPlan:
+        """Segments of at most ``windows.length`` frames that share ``windows.overlap``; the shared ones are those of
+        the earlier segment."""
+        found, start = [], 0
+        while True:
+            stop = min(start + windows.length, frames)
+            dropped = windows.overlap if start else 0
+            weights = (0.0,) * dropped + (1.0,) * (stop - start - dropped)
+            found.append(Window(tuple(range(start, stop)), weights))
+            if stop == frames:
+                return WindowPlan(frames, tuple(found))
+            start = stop - windows.overlap
+
+    def total_steps(self, request: RenderRequest) -> int:
+        return len(request.plan) * request.sampling.steps
+
+    def resumable_steps(self, sampling: SamplingConfig) -> range:
+        return range(1, 2**31)
+
+    def remaining_windows(self, request: RenderRequest, first_step: int) -> int:
+        return self.total_steps(request) - first_step
+
+    def decoder(self, vae: Any, calls: Counter[str]) -> WanDecoder:
+        return WanDecoder(vae, calls)
+
+    def face_decoder(self, vae: Any, calls: Counter[str], *, checkpointed: bool, margin: int) -> WanFaceDecoder:
+        return WanFaceDecoder(vae, calls, checkpointed=checkpointed, margin=margin)
+
+    def sample(
+        self,
+        engine: Engine,
+        request: RenderRequest,
+        timings: Timings,
+        callbacks: Callbacks,
+        *,
+        refine: Refine | None = None,
+        latents: Tensor | None = None,
+        denoised: Tensor | None = None,
+        first_step: int = 0,
+        distribute: Distribute | None = None,
+    ) -> Tensor:
+        """Denoised latents float32[n,c,t,h,w] of the segments, of which the first along time are the reference's.
+
+        ``latents`` are those of finished segments and of the current one; steps count through all segments.
+        """
+        steps, device = request.sampling.steps, engine.plan.device
+        started = time.perf_counter()
+        with torch.no_grad():
+            run = self.open_run(engine, request)
+        timings.seconds["encode"] = time.perf_counter() - started
+        started = time.perf_counter()
+        first, step = divmod(first_step, steps)
+        finished = [] if latents is None else [one.to(device) for one in latents[:first]]
+        current = None if latents is None or step == 0 else latents[first].to(device)[None]
+        generator = torch.Generator().manual_seed(request.sampling.seed)
+        if _GENERATOR in callbacks.extra:
+            generator.set_state(callbacks.extra[_GENERATOR].cpu())
+        loop = _Loop(engine=engine, request=request, callbacks=callbacks, refine=refine, generator=generator)
+        for index in range(first, len(request.plan)):
+            with torch.no_grad(), memory_guard("denoising", _HINT):
+                segment = run.segment(loop.frames_of(index), self._tail(engine, request, finished))
+                noise = None if current is not None else loop.noise(index, run.shape)
+                with engine.resident(*self.networks_of_a_step):
+                    x = loop.denoise(run.scheduler, segment, index, finished, current, noise, step)
+            finished.append(x[0])
+            current, step = None, 0
+        timings.seconds["denoise"] = time.perf_counter() - started
+        result = torch.stack(finished)
+        if not torch.isfinite(result).all():
+            hint = "float16 overflows with some weights: try --dtype bfloat16 or float32"
+            raise CheckFailed("denoising produced values that are not finite", hint=hint)
+        return result
+
+    def decode(self, engine: Engine, request: RenderRequest, latents: Tensor, timings: Timings) -> Iterator[np.ndarray]:
+        """Decode segment by segment; frames that an earlier segment has, and padding, are dropped."""
+        started = time.perf_counter()
+        with engine.resident("vae"):
+            decoder = engine.backbone.decoder(engine.networks["vae"], engine.calls)
+            for window, segment in zip(request.plan, latents, strict=True):
+                wanted = [frame for frame, weight in enumerate(window.weights) if weight > 0]
+                parts, position = decoder.parts(_video(segment)), 0
+                while position <= wanted[-1]:
+                    # gradients are disabled only while the network runs: not between frames, for the caller's code
+                    with torch.no_grad(), memory_guard("decoding", _HINT):
+                        frames = to_uint8(next(parts))
+                    yield from (frame for i, frame in enumerate(frames, position) if wanted[0] <= i <= wanted[-1])
+                    position += len(frames)
+        timings.seconds["decode"] = time.perf_counter() - started
+        timings.calls = dict(engine.calls)
+
+    def _tail(self, engine: Engine, request: RenderRequest, finished: list[Tensor]) -> Tensor | None:
+        """The last frames [t,3,h,w] of the segment before, decoded: the first ones of the next."""
+        if not finished:
+            return None
+        with engine.resident("vae"):
+            decoder = engine.backbone.decoder(engine.networks["vae"], engine.calls)
+            parts = [part[-_overlap(request.plan) :] for part in decoder.parts(_video(finished[-1]))]
+            return torch.cat(parts)[-_overlap(request.plan) :]
+
+
+_HINT = "use a smaller --size or --window, --dtype bfloat16, or --offload model or group"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loop:
+    """The denoising of segments, with callbacks after each step."""
+
+    engine: Engine
+    request: RenderRequest
+    callbacks: Callbacks
+    refine: Refine | None
+    generator: torch.Generator
+    estimate: list[Tensor] = field(default_factory=list)
+
+    def frames_of(self, index: int) -> list[int]:
+        """Frames of the motion that a segment shows. Beyond the end they run back and forth, as the authors pad."""
+        total, start = self.request.plan.total, self.request.plan.windows[index].frames[0]
+        period = max(1, 2 * (total - 1))
+        turned = (frame % period for frame in range(start, start + self.request.noise_period))
+        return [min(frame, period - frame) if total > 1 else 0 for frame in turned]
+
+    def noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        """The initial noise of a segment: the next draw of the seed's generator, as in the pipeline's own call. A
+        segment that the identity gate samples again has noise of its own."""
+        drawn = torch.randn(shape, generator=self.generator)
+        counts = self.request.retry_counts
+        # the least: frames at its ends may belong to a neighbour that was sampled again
+        retry = min(counts[frame] for frame in self.request.plan.windows[index].frames) if counts else 0
+        if retry:
+            drawn = keyed_noise(self.request.sampling.seed, f"latents again {retry}", [index], shape[1:])
+        return drawn.to(self.engine.plan.device)
+
+    def denoise(
+        self,
+        scheduler: Any,
+        segment: Segment,
+        index: int,
+        finished: list[Tensor],
+        current: Tensor | None,
+        noise: Tensor | None,
+        first_step: int,
+    ) -> Tensor:
+        """Latents [1,c,t,h,w] of a segment, from ``noise``, or from ``current`` after ``first_step`` steps."""
+        steps, device = self.request.sampling.steps, self.engine.plan.device
+        scheduler.set_timesteps(steps, device=device)
+        timesteps = scheduler.timesteps
+        if first_step:
+            packed = {key.removeprefix(_SCHEDULER): value for key, value in self.callbacks.extra.items()}
+            packed.pop(_GENERATOR, None)
+            restore_scheduler(scheduler, packed)
+        x = noise if current is None else current
+        assert x is not None
+        refine = self._segment_refine(index, resumed=first_step > 0)
+        accepted = inspect.signature(scheduler.step).parameters
+        more = {"generator": self.generator} if "generator" in accepted else {}  # UniPC has no such argument
+        for number in range(first_step, len(timesteps)):
+            timestep = timesteps[number]
+            output = segment.predict(x, timestep)
+            with self._refining(scheduler, refine):
+                x = scheduler.step(output, timestep, x, return_dict=False, **more)[0]
+            done = Step(index * steps + number, len(self.request.plan) * steps, 0.0, 0.0)
+            self._after_step(scheduler, refine, done, [*finished, x[0]])
+        return x
+
+    def _refining(self, scheduler: Any, refine: Refine | None) -> AbstractContextManager[None]:
+        """Face optimisation, and the estimate of the step for previews."""
+        known = any(kind.__name__ in FAMILIES for kind in type(scheduler).__mro__)
+        if refine is None and (self.callbacks.step is None or not known):
+            return nullcontext()
+
+        def watch(denoised: Tensor, step: Step) -> Tensor:
+            better = denoised if refine is None else refine(denoised, step)
+            self.estimate[:] = [better]
+            return better
+
+        return refined(scheduler, watch, fold=FOLD)
+
+    def _after_step(self, scheduler: Any, refine: Refine | None, step: Step, latents: list[Tensor]) -> None:
+        if self.callbacks.window is not None:
+            self.callbacks.window()
+        if isinstance(refine, FaceOptimization) and isinstance(self.refine, FaceOptimization) and refine.detect:
+            self.refine.targets = refine.targets  # detected ones are part of a checkpoint
+        if self.callbacks.step is None:
+            return
+        self.callbacks.extra.clear()
+        self.callbacks.extra[_GENERATOR] = self.generator.get_state()
+        self.callbacks.extra.update({_SCHEDULER + name: value for name, value in pack_scheduler(scheduler).items()})
+        self.callbacks.step(torch.stack(latents), self.estimate[0] if self.estimate else _video(latents[-1]), step)
+
+    def _segment_refine(self, index: int, *, resumed: bool) -> Refine | None:
+        """Face optimisation of one segment: boxes of its own frames, None for dropped ones and for padding."""
+        refine, window = self.refine, self.request.plan.windows[index]
+        if not isinstance(refine, FaceOptimization):
+            return refine
+        settings = refine.settings
+        compression: int = self.engine.networks["vae"].config["scale_factor_temporal"]
+        chunk = self.request.noise_period if settings.mode == "full" else max(1, settings.chunk // compression)
+        targets = refine.targets if resumed else ()
+        if refine.detect is None:
+            missing = (None,) * (self.request.noise_period - len(window.frames))
+            targets = [
+                Target(
+                    boxes=tuple(
+                        target.boxes[frame] if weight > 0 else None
+                        for frame, weight in zip(window.frames, window.weights, strict=True)
+                    )
+                    + missing,
+                    vector=target.vector,
+                )
+                for target in refine.targets
+            ]
+        return replace(refine, targets=targets, settings=replace(settings, chunk=chunk))
+
+
+def _overlap(plan: WindowPlan) -> int:
+    """Frames that a segment shares with the one before; 0 of one segment."""
+    return sum(weight == 0 for weight in plan.windows[1].weights) if len(plan) > 1 else 0
+
+
+def _video(latents: Tensor) -> Tensor:
+    """Latents [c,t,h,w] of a segment without the reference's -> [t,c,h,w]."""
+    return latents.transpose(0, 1)[1:]

@@ -1,0 +1,190 @@
+"""Wan-Animate (Wan2.2-Animate-14B): diffusers' ``WanAnimatePipeline`` with its parts from a folder in its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, WanAnimatePipeline, WanAnimateTransformer3DModel
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionModel, UMT5EncoderModel
+
+from stableanimator_cli.engine.backbones import Build
+from stableanimator_cli.engine.backbones.diffusers_folder import (
+    build_network,
+    load_network,
+    load_part,
+    load_scheduler,
+    place,
+    text_embedding,
+)
+from stableanimator_cli.engine.backbones.segments import SegmentBackbone
+from stableanimator_cli.engine.conditioning import PoseFrames
+from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.render import RenderRequest
+from stableanimator_cli.engine.weights import building, network_config
+from stableanimator_cli.nets.id_adapter import IDMode
+from stableanimator_cli.records import ModelFolder
+
+TOKENS = 512
+"""Length of the prompt's embedding."""
+_KINDS: dict[str, type[Any]] = {
+    "transformer": WanAnimateTransformer3DModel,
+    "vae": AutoencoderKLWan,
+    "text_encoder": UMT5EncoderModel,
+    "image_encoder": CLIPVisionModel,
+}
+
+
+class WanAnimate(SegmentBackbone):
+    """A flow-matching transformer conditioned on the reference's latents, a pose video and a video of the face."""
+
+    def builders(self, model: ModelFolder, id_mode: IDMode) -> dict[str, Build]:
+        def build(role: str) -> nn.Module:
+            with building(model.files.get(role, model.path / role)):
+                return build_network(_KINDS[role], network_config(model, role))
+
+        return {role: lambda role=role: build(role) for role in _KINDS}
+
+    def networks(self, model: ModelFolder, plan: DevicePlan, id_mode: IDMode) -> dict[str, Build]:
+        """The VAE is float32: bfloat16 shows in its frames."""
+
+        def load(role: str) -> nn.Module:
+            dtype = torch.float32 if role == "vae" else plan.dtype
+            network = load_network(_KINDS[role], model.files[role], dtype)
+            return place(network, plan) if role == "transformer" else network
+
+        return {role: lambda role=role: load(role) for role in _KINDS}
+
+    def count_calls(self, request: RenderRequest) -> dict[str, int]:
+        segments, steps = len(request.plan), request.sampling.steps
+        guided = request.sampling.guidance[0] > 1
+        return {
+            "transformer": segments * steps * (1 + guided),
+            "windows": segments * steps,
+            "text_encoder": 1 + guided,
+            "image_encoder": 1,
+            "vae_encode": 1 + 2 * segments,
+            "vae_decode": 2 * segments - 1,
+        }
+
+    def open_run(self, engine: Engine, request: RenderRequest) -> _Run:
+        files, sampling = engine.model.files, request.sampling
+        device, dtype = engine.plan.device, engine.plan.dtype
+        height, width = request.resized.shape[:2]
+        guidance = sampling.guidance[0]
+        picture = Image.fromarray(request.resized)
+        tokenizer = load_part(AutoTokenizer, files["tokenizer"])
+        with engine.resident("text_encoder"):
+            prompts = [sampling.prompt, *([sampling.negative_prompt] if guidance > 1 else [])]
+            engine.calls["text_encoder"] += len(prompts)
+            texts = [
+                text_embedding(engine.networks["text_encoder"], tokenizer, prompt, TOKENS, device).to(dtype)
+                for prompt in prompts
+            ]
+        pipe = WanAnimatePipeline(
+            tokenizer=tokenizer, text_encoder=None, vae=engine.networks["vae"],
+            scheduler=load_scheduler(files["scheduler"]),
+            image_processor=load_part(CLIPImageProcessorPil, files["image_processor"]), image_encoder=None,
+            transformer=None,
+        )  # fmt: skip
+        with engine.resident("image_encoder"):
+            engine.calls["image_encoder"] += 1
+            encoder = engine.networks["image_encoder"]
+            pixels = pipe.image_processor(images=picture, return_tensors="pt").to(device, encoder.dtype)
+            image = encoder(**pixels, output_hidden_states=True).hidden_states[-2].to(dtype)
+        with engine.resident("vae"):
+            engine.calls["vae_encode"] += 1
+            pixels = pipe.vae_image_processor.preprocess(picture, height=height, width=width, resize_mode="fill")
+            reference = pipe.prepare_reference_image_latents(pixels.to(device, torch.float32), device=device)
+        frames = (request.noise_period - 1) // pipe.vae_scale_factor_temporal + 1
+        return _Run(
+            engine=engine, request=request, pipe=pipe, texts=texts, image=image, reference=reference,
+            guidance=guidance, shape=(1, pipe.vae.config.z_dim, frames + 1, *reference.shape[-2:]),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """A rendering: ``texts`` of the prompt and, if guided, of the negative one; ``image`` CLIP's features."""
+
+    engine: Engine
+    request: RenderRequest
+    pipe: Any
+    texts: list[Tensor]
+    image: Tensor
+    reference: Tensor
+    guidance: float
+    shape: tuple[int, ...]
+
+    @property
+    def scheduler(self) -> Any:
+        return self.pipe.scheduler
+
+    def segment(self, frames: Sequence[int], previous: Tensor | None) -> _Segment:
+        pipe, engine = self.pipe, self.engine
+        device, dtype = engine.plan.device, engine.plan.dtype
+        height, width = self.request.resized.shape[:2]
+        face_size = engine.model.configs["transformer"].get("motion_encoder_size", 512)
+        faces = self._video(self.request.streams["face"], frames, (face_size, face_size))
+        poses = self._video(self.request.poses, frames, (width, height))
+        with engine.resident("vae"):
+            engine.calls["vae_encode"] += 2
+            pose = pipe.prepare_pose_latents(poses, device=device).to(dtype)
+            conditions = pipe.prepare_prev_segment_cond_latents(
+                None if previous is None else previous.transpose(0, 1)[None],
+                segment_frame_length=len(frames),
+                start_frame=int(previous is not None),
+                height=height,
+                width=width,
+                prev_segment_cond_frames=1 if previous is None else len(previous),
+                device=device,
+            )
+        return _Segment(
+            run=self, pose=pose, faces=faces.to(dtype), reference=torch.cat([self.reference, conditions], dim=2)
+        )
+
+    def _video(self, images: PoseFrames, frames: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """Images as the pipeline's video [1,3,t,h,w] in [-1,1]."""
+        pictures = [Image.fromarray(images.frame(frame)) for frame in frames]
+        video = self.pipe.video_processor.preprocess_video(pictures, height=size[1], width=size[0])
+        return video.to(self.engine.plan.device, torch.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Segment:
+    run: _Run
+    pose: Tensor
+    faces: Tensor
+    reference: Tensor
+
+    def predict(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        sample = torch.cat([latents, self.reference], dim=1)
+        conditional = self._call(sample, timestep, self.run.texts[0], self.faces, "cond")
+        if self.run.guidance <= 1:
+            return conditional
+        # without the face's expression, as the authors: black pixels
+        unconditional = self._call(sample, timestep, self.run.texts[1], self.faces * 0 - 1, "uncond")
+        return unconditional + self.run.guidance * (conditional - unconditional)
+
+    def _call(self, sample: Tensor, timestep: Tensor, text: Tensor, faces: Tensor, branch: str) -> Tensor:
+        engine = self.run.engine
+        engine.calls["transformer"] += 1
+        transformer = engine.networks["transformer"]
+        with transformer.cache_context(branch):
+            return transformer(
+                hidden_states=sample.to(engine.plan.dtype),
+                timestep=timestep.expand(1),
+                encoder_hidden_states=text,
+                encoder_hidden_states_image=self.run.image,
+                pose_hidden_states=self.pose,
+                face_pixel_values=faces,
+                return_dict=False,
+            )[0]
+
+
+BACKBONE = WanAnimate()

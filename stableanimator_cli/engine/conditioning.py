@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from stableanimator_cli.records import STRIDE
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder
     from transformers import CLIPVisionModelWithProjection
 
     from stableanimator_cli.nets.pose_net import PoseNet
 
+_SUM_ERROR = 1e-3  # of regions at one position
 CLIP_SIZE = 224
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -47,10 +50,54 @@ class StoredPoses:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeopleFaces:
+    """Several people's faces, and where each conditions the network.
+
+    ``vectors`` float32[p,512] are raw ArcFace embeddings; a row of NaN is a person without a known face, who is
+    conditioned like nobody. ``regions`` float32[t,p+1,h/8,w/8] are weights of the people in order and, last, of nobody:
+    >= 0, with sum 1 at each position. They have as many frames as the skeletons, an anchor included.
+
+    Raises ``ValueError`` for other shapes or values.
+    """
+
+    vectors: np.ndarray
+    regions: np.ndarray
+
+    def __post_init__(self) -> None:
+        vectors, regions = np.shape(self.vectors), np.shape(self.regions)
+        if len(vectors) != 2 or 0 in vectors:
+            raise ValueError(f"face vectors of shape {vectors}, expected (people, 512)")
+        if len(regions) != 4 or 0 in regions or regions[1] != len(self.vectors) + 1:
+            expected = f"(frames, {len(self.vectors) + 1}, height, width): the people in order, then nobody"
+            raise ValueError(f"regions of shape {regions}, expected {expected}")
+        if not (np.isfinite(self.vectors).all(axis=1) | np.isnan(self.vectors).all(axis=1)).all():
+            raise ValueError("a face vector is not finite; a person without a known face has NaN throughout")
+        if not (self.regions >= 0).all() or np.abs(self.regions.sum(axis=1, dtype=np.float64) - 1).max() > _SUM_ERROR:
+            raise ValueError("regions must be at least 0 and sum to 1 over people and nobody at each position")
+
+    @property
+    def known(self) -> np.ndarray:
+        """bool[p]: who has a known face."""
+        return np.isfinite(self.vectors).all(axis=1)
+
+    def regions_on(self, device: torch.device) -> Tensor:
+        """The regions as a float32 tensor."""
+        return torch.tensor(self.regions, dtype=torch.float32).to(device)
+
+    def check_fits(self, frames: int, size: tuple[int, int]) -> None:
+        """Raise ``ValueError`` unless the regions have ``frames`` and fit images of ``size`` (width, height)."""
+        expected = (frames, len(self.vectors) + 1, size[1] // STRIDE, size[0] // STRIDE)
+        if self.regions.shape != expected:
+            what = f"{frames} frames of {size[0]}x{size[1]} pixels"
+            raise ValueError(f"regions of shape {self.regions.shape}, expected {expected} for {what}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Conditioning:
     """``image`` [1,1,d] CLIP token, ``face`` [1,n,d] or None, ``reference`` [1,c,h,w] unscaled latents of the image.
 
-    ``time_ids`` [1,3] are frame rate - 1, motion bucket and noise level; ``pose`` has features by frame.
+    ``time_ids`` [1,3] are frame rate - 1, motion bucket and noise level; ``pose`` has features by frame. With
+    ``regions`` float32[t,s,h,w] ``face`` [1,s*n,d] has one set of tokens per person and, last, nobody's.
     """
 
     image: Tensor
@@ -58,6 +105,7 @@ class Conditioning:
     reference: Tensor
     time_ids: Tensor
     pose: PoseFeatures
+    regions: Tensor | None = None
 
 
 class PoseFeatures:
@@ -182,4 +230,4 @@ def time_ids(fps: int, motion_bucket: float, noise_aug: float, like: Tensor) -> 
 
 def bytes_of_pose_frame(channels: int, height: int, width: int, dtype: torch.dtype) -> int:
     """Memory of one frame's pose features for an image of ``height`` x ``width``."""
-    return channels * math.ceil(height / 8) * math.ceil(width / 8) * dtype.itemsize
+    return channels * math.ceil(height / STRIDE) * math.ceil(width / STRIDE) * dtype.itemsize

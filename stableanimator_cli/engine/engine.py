@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -31,6 +32,7 @@ from stableanimator_cli.diffusion.windows import Window, WindowPlan
 from stableanimator_cli.engine.backbones import LatentDecoder, backbone_of
 from stableanimator_cli.engine.conditioning import (
     Conditioning,
+    PeopleFaces,
     PoseFeatures,
     PoseFrames,
     clip_token,
@@ -126,18 +128,22 @@ class Engine:
         self,
         image: np.ndarray,
         resized: np.ndarray,
-        face: np.ndarray | None,
+        face: np.ndarray | PeopleFaces | None,
         poses: PoseFrames,
         sampling: SamplingConfig,
     ) -> Conditioning:
-        """Encode a reference image, its face and a motion for the UNet.
+        """Encode a reference image, its faces and a motion for the UNet.
 
         ``image`` uint8[h,w,3] at its own size is for the image encoder, ``resized`` at the output's size (multiples of
-        8) for the VAE, with noise keyed by the seed. ``face`` is a raw ArcFace embedding float32[512] or None.
+        8) for the VAE, with noise keyed by the seed. ``face`` is a raw ArcFace embedding float32[512], several people's
+        or None. If none of several people has a known face, there are no face tokens, as in training.
         """
         height, width = resized.shape[:2]
         if height % STRIDE or width % STRIDE:
             raise ValueError(f"size {width}x{height} is not a multiple of {STRIDE}")
+        if isinstance(face, PeopleFaces):
+            face.check_fits(len(poses), (width, height))
+            face = face if face.known.any() else None
         noise = image_noise(sampling.seed, (1, 3, height, width))
         with torch.no_grad():
             with self.resident("image_encoder", "face_encoder"):
@@ -154,6 +160,7 @@ class Engine:
             reference=reference,
             time_ids=time_ids(sampling.conditioning_fps, sampling.motion_bucket, sampling.noise_aug, token),
             pose=self.pose_features(poses),
+            regions=face.regions_on(token.device) if isinstance(face, PeopleFaces) else None,
         )
 
     def texture_error(self, resized: np.ndarray) -> float:
@@ -166,7 +173,14 @@ class Engine:
         budget = self.plan.config.pose_budget_mb << 20
         return PoseFeatures(self.networks["pose_net"], poses, budget=budget, calls=self.calls)
 
-    def _face_tokens(self, face: np.ndarray, token: Tensor) -> Tensor:
+    def _face_tokens(self, face: np.ndarray | PeopleFaces, token: Tensor) -> Tensor:
+        """Tokens [1,n,d] of one face, or [1,s*n,d] of several people and nobody.
+
+        Nobody's are those of a vector of zeros, which the released networks have seen in images without a face.
+        """
+        if isinstance(face, PeopleFaces):
+            vectors = [*np.where(face.known[:, None], face.vectors, 0), np.zeros_like(face.vectors[0])]
+            return torch.cat([self._face_tokens(vector.astype(np.float32), token) for vector in vectors], dim=1)
         encoder = self.networks["face_encoder"]
         expected = (encoder.config.id_embeddings_dim,)
         if face.shape != expected:
@@ -237,8 +251,11 @@ class Engine:
         call_unet = GraphedCalls(unet, Recorder(self.plan.device)) if config.cuda_graphs else unet
         if deep is not None and deep.layers > unet.num_up_layers:
             raise ConfigError("sampling.cache_layers", deep.layers, f"1 to {unet.num_up_layers} with this model")
-        zeros = None if conditioning.face is None else torch.zeros_like(conditioning.face)
-        contexts = {True: Context(conditioning.image, conditioning.face)}
+        regions, face = conditioning.regions, conditioning.face
+        # zero tokens are the same for all people: one set of them needs no regions
+        sets = 1 if regions is None else regions.shape[1]
+        zeros = None if face is None else torch.zeros_like(face[:, : face.shape[1] // sets])
+        contexts = {True: Context(conditioning.image, face)}
         if is_guided(*guidance):
             contexts[False] = Context(torch.zeros_like(conditioning.image), zeros)
         if prepared:
@@ -251,7 +268,10 @@ class Engine:
             reference = conditioning.reference if conditional else empty
             sample = torch.cat([latents.to(reference), reference.expand(len(latents), -1, -1, -1)], dim=1)[None]
             pose = conditioning.pose.window(window.frames) if conditional else None
-            inputs = (sample, c_noise, contexts[conditional], conditioning.time_ids, pose)
+            context = contexts[conditional]
+            if conditional and regions is not None:
+                context = replace(context, regions=regions[list(window.frames)])
+            inputs = (sample, c_noise, context, conditioning.time_ids, pose)
             if deep is None:
                 return call_unet(*inputs)[0]
             branch = (window, conditional)

@@ -161,6 +161,7 @@ class WorkerGroup:
             threads=torch.get_num_threads(),
             image=conditioning.image.cpu(),
             face=None if conditioning.face is None else conditioning.face.cpu(),
+            regions=None if conditioning.regions is None else conditioning.regions.cpu(),
             reference=conditioning.reference.cpu(),
             time_ids=conditioning.time_ids.cpu(),
             poses=packed,

@@ -32,7 +32,8 @@ from stableanimator_cli.records import ModelFolder
 MESSAGE = 4  # tag
 LARGEST_TEXT = 1 << 26  # bytes of JSON
 LARGEST_ERROR = 1 << 16
-_TENSORS = ("image", "face", "reference", "time_ids")
+_TENSORS = ("image", "face", "regions", "reference", "time_ids")
+_OPTIONAL = ("face", "regions")
 _DTYPES = {**DTYPES, "float64": torch.float64, "int64": torch.int64, "uint8": torch.uint8}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -85,6 +86,7 @@ class Job:
     share: range
     shape: tuple[int, ...]
     layers: int = 0
+    regions: Tensor | None = None
 
 
 def encode_job(job: Job) -> tuple[dict[str, Any], list[Tensor]]:
@@ -142,7 +144,7 @@ def decode_job(data: Mapping[str, Any], tensors: Sequence[Tensor]) -> Job:
             device=torch.device(plan["device"]), dtype=DTYPES[plan["dtype"]], config=DeviceConfig(**plan["config"])
         ),
         **{name: data[name] for name in ("id_mode", "threads", "layers")},
-        **{"face": None, **dict(zip(data["tensors"], tensors, strict=False))},
+        **{**dict.fromkeys(_OPTIONAL), **dict(zip(data["tensors"], tensors, strict=False))},
         poses=PackedFrames(poses["total"], (poses["size"][0], poses["size"][1]), packed),
         windows=WindowPlan(data["shape"][0], first, tuple(shifted)),
         guidance=(data["guidance"][0], data["guidance"][1]),

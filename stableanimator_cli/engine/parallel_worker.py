@@ -165,6 +165,7 @@ def _start_job(engine: Engine, job: Job) -> Callable[[float, bool, int], None]:
     conditioning = Conditioning(
         image=job.image.to(device),
         face=None if job.face is None else job.face.to(device),
+        regions=None if job.regions is None else job.regions.to(device),
         reference=job.reference.to(device),
         time_ids=job.time_ids.to(device),
         pose=engine.pose_features(job.poses),

@@ -13,7 +13,7 @@ from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig
 from stableanimator_cli.diffusion.sampler import Refine, StepCallback
 from stableanimator_cli.diffusion.schedule import keyed_noise, repeated_noise
 from stableanimator_cli.diffusion.windows import WindowPlan
-from stableanimator_cli.engine.conditioning import PoseFrames
+from stableanimator_cli.engine.conditioning import PeopleFaces, PoseFrames
 from stableanimator_cli.engine.engine import Distribute, Engine
 from stableanimator_cli.records import STRIDE
 
@@ -22,15 +22,16 @@ from stableanimator_cli.records import STRIDE
 class RenderRequest:
     """Inputs and settings of one rendering.
 
-    ``image`` uint8[h,w,3] for the image encoder; ``resized``: the same at the output's size; ``face`` float32[512] or
-    None; ``poses``: one skeleton image per frame; ``plan``: the windows over them. ``has_anchor``: frame 0 of ``poses``
-    is the reference's own and is dropped from the output. ``retry_counts``: per frame, the retry its noise is keyed by.
+    ``image`` uint8[h,w,3] for the image encoder; ``resized``: the same at the output's size; ``face`` float32[512],
+    several people's, or None; ``poses``: one skeleton image per frame; ``plan``: the windows over them.
+    ``has_anchor``: frame 0 of ``poses`` is the reference's own and is dropped from the output. ``retry_counts``: per
+    frame, the retry its noise is keyed by.
     ``streams``: further videos of as many frames that a backbone is conditioned on, as crops of the driving ``face``.
     """
 
     image: np.ndarray
     resized: np.ndarray
-    face: np.ndarray | None
+    face: np.ndarray | PeopleFaces | None
     poses: PoseFrames
     plan: WindowPlan
     sampling: SamplingConfig

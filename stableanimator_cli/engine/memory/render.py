@@ -84,8 +84,8 @@ class RenderMemory:
 class MemoryEstimator:
     """Estimate memory for one model, ``size`` (width, height) and number of ``frames``, anchor included.
 
-    ``available`` bytes decide ``refine.checkpointing auto``. Counts are cached, so other settings cost only what they
-    change.
+    ``available`` bytes decide ``refine.checkpointing auto``. ``face_sets`` of face tokens are one, or with regions one
+    per person and one for nobody. Counts are cached, so other settings cost only what they change.
     """
 
     model: ModelFolder
@@ -94,6 +94,7 @@ class MemoryEstimator:
     size: tuple[int, int]
     frames: int
     available: int = 0
+    face_sets: int = 1
     _cache: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def of(self, config: AnimateConfig) -> RenderMemory:
@@ -104,9 +105,10 @@ class MemoryEstimator:
         width, height = self._latent
         channels = self._network("unet", plan.quantization).config["block_out_channels"][0]
         latents = 4 * self.frames * self._network("vae").config["latent_channels"] * width * height
+        regions = 4 * self.frames * self.face_sets * width * height if self.face_sets > 1 else 0
         frame = bytes_of_pose_frame(channels, self.size[1], self.size[0], self.dtype)
         poses = min(self.frames, (plan.pose_budget_mb << 20) // frame) * frame
-        cached = poses + self._deep_features(config, window)
+        cached = poses + regions + self._deep_features(config, window)
         work = {
             "image encoder": self._image_encoder(),
             "VAE encoder": self._vae_encoder(),
@@ -175,6 +177,8 @@ class MemoryEstimator:
         lengths = {len(window.frames) for turn in range(plan.num_placements) for window in plan.placement(turn)}
         channels = unet.config["in_channels"] + unet.config["out_channels"] + unet.config["block_out_channels"][0]
         size = sum(lengths) * channels * width * height * self.dtype.itemsize
+        if self.face_sets > 1:
+            size += 4 * sum(lengths) * self.face_sets * width * height
         return self._unet(window, config.device) + (2 if is_guided(*config.sampling.guidance) else 1) * size
 
     def _windows(self, config: AnimateConfig) -> WindowPlan:
@@ -250,7 +254,11 @@ class MemoryEstimator:
         def count() -> int:
             unet.ff_chunks = plan.ff_chunks
             channels, tokens = unet.config["block_out_channels"][0], unet.config["cross_attention_dim"]
-            context = prepare_context(unet, self._empty(1, 1, tokens), self._empty(1, unet.id_tokens, tokens))
+            face = self._empty(1, self.face_sets * unet.id_tokens, tokens)
+            regions = self._empty(window, self.face_sets, height, width, dtype=torch.float32)
+            context = prepare_context(
+                unet, self._empty(1, 1, tokens), face, regions=regions if self.face_sets > 1 else None
+            )
 
             def call() -> None:
                 sample = self._empty(1, window, unet.config["in_channels"], height, width)
@@ -259,7 +267,7 @@ class MemoryEstimator:
 
             return self._peak(call)
 
-        return self._cached("UNet", window, plan.ff_chunks, plan.quantization, count=count)
+        return self._cached("UNet", window, self.face_sets, plan.ff_chunks, plan.quantization, count=count)
 
     def _deep_features(self, config: AnimateConfig, window: int) -> int:
         """Deep features cached by ``--cache-features`` for the windows and branches of one process."""
@@ -321,17 +329,15 @@ class MemoryEstimator:
         return self._cached("face", chunk, mode, margin, checkpointed, count=count)
 
 
-def prepare_context(unet: AnimationUNet, image: Tensor, face: Tensor) -> Context:
+def prepare_context(unet: AnimationUNet, image: Tensor, face: Tensor, regions: Tensor | None = None) -> Context:
     """``AnimationUNet.prepare`` for a valid face without reading values, for the ``meta`` device."""
     with torch.no_grad():
         layers: dict[nn.Module, PreparedCrossAttention] = dict(unet.prepare(Context(image, None)).layers)
         attentions: dict[str, Any] = dict(unet.spatial_cross_attentions())
         for attn in attentions.values():
-            adapter = attn.processor
-            layers[attn] = PreparedCrossAttention(
-                base=attn.to_v(image), keys=adapter.id_to_k(face), values=adapter.id_to_v(face)
-            )
-    return Context(image, face, layers)
+            keys, values = attn.processor.project_face(face)
+            layers[attn] = PreparedCrossAttention(base=attn.to_v(image), keys=keys, values=values)
+    return Context(image, face, layers, regions=regions)
 
 
 def _gib(size: int) -> str:

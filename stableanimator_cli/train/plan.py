@@ -31,7 +31,8 @@ class TrainPlan:
     def of(cls, config: TrainConfig, model: ModelFolder, dataset: Dataset, *, ranks: int = 1) -> TrainPlan:
         """Estimate each stage: its memory, and its FLOPs at the speed of its largest operators on this device."""
         plan = DevicePlan.of(DeviceConfig(device=config.device))
-        rows = [_row(config, stage, model, ranks, plan.device) for stage in config.stage or ()]
+        people = config.data.people if dataset.several else 1
+        rows = [_row(config, stage, model, ranks, people, plan.device) for stage in config.stage or ()]
         return cls(
             data={
                 "model": model.name,
@@ -77,7 +78,7 @@ def fit_to_limit(config: TrainConfig, model: ModelFolder, *, ranks: int) -> Trai
             training_settings(config, stage),
             batch=stage.batch // ranks,
             on_cpu=on_cpu,
-            **_workload(config, stage, ranks),
+            **_workload(config, stage, ranks, config.data.people),
         )
         for stage in config.stage or ()
     ]
@@ -86,11 +87,12 @@ def fit_to_limit(config: TrainConfig, model: ModelFolder, *, ranks: int) -> Trai
     return replace(config, memory=replace(config.memory, checkpointing=checkpointing, micro_batch=micro_batch))
 
 
-def _workload(config: TrainConfig, stage: StageConfig, ranks: int) -> dict[str, Any]:
-    """Arguments of ``engine.memory.train.predict`` for the largest size of a stage."""
+def _workload(config: TrainConfig, stage: StageConfig, ranks: int, people: int) -> dict[str, Any]:
+    """Arguments of ``engine.memory.train.predict`` for the largest size of a stage, of samples of ``people``."""
     return {
         "size": max(stage.sizes or (), key=lambda size: size[0] * size[1]),
         "frames": stage.frames,
+        "people": people,
         "cached": config.data.cache not in (None, "off"),
         "ema": config.optimizer.ema > 0,
         "ranks": ranks,
@@ -99,12 +101,13 @@ def _workload(config: TrainConfig, stage: StageConfig, ranks: int) -> dict[str, 
 
 
 def _row(
-    config: TrainConfig, stage: StageConfig, model: ModelFolder, ranks: int, device: torch.device
+    config: TrainConfig, stage: StageConfig, model: ModelFolder, ranks: int, people: int, device: torch.device
 ) -> dict[str, Any]:
     micro_batch = min(config.memory.micro_batch or stage.batch, max(1, stage.batch // ranks))
     settings, on_cpu = training_settings(config, stage), device.type == "cpu"
     with FlopCounter() as counter:
-        memory = predict(model, settings, micro_batch=micro_batch, on_cpu=on_cpu, **_workload(config, stage, ranks))
+        workload = _workload(config, stage, ranks, people)
+        memory = predict(model, settings, micro_batch=micro_batch, on_cpu=on_cpu, **workload)
     steps = stage.steps or 0
     work = counter.total * (stage.batch / ranks / micro_batch)
     dtype = DTYPES[config.memory.dtype]

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from stableanimator_cli.config.train import TrainConfig
+from stableanimator_cli.engine.training import step_inputs
 from stableanimator_cli.engine.training.inputs import degrade_faces
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.train.dataset import Dataset, open_dataset
 from stableanimator_cli.train.loader import Loader, LoaderSettings
 from stableanimator_cli.train.people import SamplePeople, same_arrangement, stack_people
 from stableanimator_cli.train.sampling import choose_frames, keyed_rng
+from tests.engine.training_samples import opened
 from tests.train.clip_folders import write_clip, write_pair
 
 SIZE = (64, 64)
@@ -150,3 +152,30 @@ def test_several_people_need_faces(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--people"):
         replace(config, data=several, ablation=replace(config.ablation, face="off"))
     assert replace(config, data=several).data.people == 2
+
+
+def test_a_step_of_several_people_trains_and_one_person_with_a_region_is_one_without(
+    mixed: Dataset, tiny_model: Path
+) -> None:
+    """A batch of one-person samples with regions of ones has the loss of the same batch without regions."""
+    parts = opened(tiny_model, train="all", dropout_prob=0.0)
+    batch = load(mixed, 2, people=2).batch(0)
+    inputs = step_inputs(parts, batch, 0, 2)
+    assert inputs.regions is not None
+    assert inputs.has_face.tolist() == [1, 1]
+    losses = parts.model(inputs)
+    assert bool(losses.isfinite().all())
+    losses.mean().backward()
+    gradient = next(p.grad for n, p in parts.model.named_parameters() if "id_to_v" in n)
+    assert gradient is not None
+    assert bool(gradient.abs().sum() > 0)
+
+    plain = step_inputs(parts, load(mixed, 2).batch(0), 0, 2)
+    ones = torch.zeros(2, 2, 3, 8, 8)
+    ones[:, :, 0] = 1
+    face = torch.stack([plain.face, torch.zeros_like(plain.face)], dim=1)
+    whole = replace(plain, face=face, regions=ones)
+    with torch.no_grad():
+        torch.testing.assert_close(parts.model(whole), parts.model(plain), rtol=1e-5, atol=1e-6)
+        swapped = replace(inputs, face=inputs.face.flip(1))
+        assert not torch.equal(parts.model(swapped), parts.model(inputs))

@@ -72,6 +72,7 @@ def predict(
     size: tuple[int, int],
     frames: int,
     micro_batch: int = 1,
+    people: int = 1,
     cached: bool = True,
     ema: bool = False,
     ranks: int = 1,
@@ -79,6 +80,8 @@ def predict(
     on_cpu: bool = False,
 ) -> MemoryPlan:
     """Memory on each of ``ranks`` devices to train ``micro_batch`` samples of ``frames`` at ``size`` (width, height).
+
+    ``people``: the most of a sample that have a face vector and a region of their own.
 
     With DDP each rank holds everything, and buckets hold the gradients once more. ``sharded`` ranks hold a shard and
     what ``fsdp`` gathers: parameters outside units, and for the largest unit its weights twice (prefetching) and its
@@ -90,7 +93,7 @@ def predict(
     shards = ranks if sharded else 1
     full = bytes_of(network)
     weights, optimizer, average = (part // shards for part in (full, 8 * learning, 4 * learning * ema))
-    step = meta_step_bytes(network, micro_batch, frames, size, sharded=sharded)
+    step = meta_step_bytes(network, micro_batch, frames, size, people=people, sharded=sharded)
     if sharded:
         in_units = [bytes_of(unit) for unit in units(network)]
         step += gradients // shards + full - sum(in_units) + 3 * max(in_units)

@@ -42,19 +42,19 @@ def _free_gradient(parameter: Tensor) -> None:
 
 
 def meta_step_bytes(
-    model: TrainingModel, batch: int, frames: int, size: tuple[int, int], *, sharded: bool = False
+    model: TrainingModel, batch: int, frames: int, size: tuple[int, int], *, people: int = 1, sharded: bool = False
 ) -> int:
     """``step_bytes`` of a model on ``meta`` at ``size`` (width, height), with fused attention as on a GPU."""
-    inputs = random_inputs(model, batch, frames, size, torch.device("meta"))
+    inputs = random_inputs(model, batch, frames, size, torch.device("meta"), people)
     dtype = DTYPES[model.settings.dtype] if model.settings.dtype != "float32" else None
     with fused_attention(), _meta_autocast(dtype):
         return step_bytes(model, inputs, sharded=sharded)
 
 
 def random_inputs(
-    model: TrainingModel, batch: int, frames: int, size: tuple[int, int], device: torch.device
+    model: TrainingModel, batch: int, frames: int, size: tuple[int, int], device: torch.device, people: int = 1
 ) -> StepInputs:
-    """Random tensors of one step; every sample has a face and no input is dropped."""
+    """Random tensors of one step; every sample shows ``people`` with a face and no input is dropped."""
     width, height = size[0] // 8, size[1] // 8
     channels, tokens = model.unet.config["out_channels"], model.face_encoder.config
 
@@ -62,13 +62,16 @@ def random_inputs(
         return torch.randn(shape, device=device)
 
     one = torch.ones(batch, device=device)
+    shape_of_people, regions = (people,) if people > 1 else (), None
+    if people > 1:
+        regions = torch.full((1, 1, people + 1, 1, 1), 1 / (people + 1), device=device)
     return StepInputs(
         latents=noise(batch, frames, channels, height, width),
         noise=noise(batch, frames, channels, height, width),
         sigma=one,
         reference=noise(batch, channels, height, width),
         image=noise(batch, 1, tokens.clip_embeddings_dim),
-        face=noise(batch, tokens.id_embeddings_dim),
+        face=noise(batch, *shape_of_people, tokens.id_embeddings_dim),
         has_face=one,
         poses=torch.randint(0, 256, (batch, frames, 3, size[1], size[0]), dtype=torch.uint8, device=device),
         mask=torch.zeros(batch, frames, 1, height, width, device=device),
@@ -77,6 +80,7 @@ def random_inputs(
         keep_reference=one,
         keep_face=one,
         keep_pose=one,
+        regions=None if regions is None else regions.expand(batch, frames, -1, height, width),
     )
 
 

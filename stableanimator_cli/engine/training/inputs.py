@@ -46,12 +46,14 @@ def step_inputs(parts: TrainingParts, batch: Batch, seed: int, global_batch: int
         "reference": reference,
         "image": _image_token(parts, batch).float(),
         "face": batch.face.float(),
-        "has_face": batch.has_face.float(),
+        "has_face": (batch.has_face if batch.regions is None else batch.has_face.any(dim=1)).float(),
         "poses": batch.poses,
         "mask": batch.mask.float(),
         "time_ids": time_ids.expand(len(keys), 3),
         **dropout_masks(keyed_uniform(seed, "dropout", keys), settings),
     }
+    if batch.regions is not None:
+        inputs["regions"] = batch.regions.float()
     return StepInputs(**{name: value.to(parts.device, non_blocking=True) for name, value in inputs.items()})
 
 

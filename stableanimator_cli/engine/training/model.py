@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -88,6 +89,9 @@ class StepInputs:
     ``latents`` (scaled) and unit ``noise`` [b,t,c,h,w], ``sigma`` [b], ``reference`` [b,c,h,w] unscaled, ``image``
     [b,1,d] token, ``face`` [b,512], ``has_face`` [b] of ones and zeros, ``poses`` uint8[b,t,3,8h,8w], ``mask``
     [b,t,1,h,w], ``time_ids`` [b,3]. The four ``keep_*`` [b] are ones, or zeros for dropped inputs.
+
+    If a sample shows several people, ``regions`` [b,t,p+1,h,w] weigh them and nobody, and ``face`` is [b,p,512] with
+    zeros for people without a known face; ``has_face`` is one if any of them has one.
     """
 
     latents: Tensor
@@ -104,6 +108,7 @@ class StepInputs:
     keep_reference: Tensor
     keep_face: Tensor
     keep_pose: Tensor
+    regions: Tensor | None = None
 
 
 class TrainingModel(nn.Module):
@@ -169,12 +174,13 @@ class TrainingModel(nn.Module):
         frames = scaled.shape[1]
         face = None
         if self.settings.face:
-            tokens = self.face_encoder(inputs.face, inputs.image)
+            tokens = self._face_tokens(inputs)
             face = tokens * rearrange(inputs.keep_face, "b -> b 1 1").to(tokens.dtype)
         context = Context(
             inputs.image * rearrange(inputs.keep_image, "b -> b 1 1"),
             face,
             has_face=inputs.has_face if face is not None else None,
+            regions=None if inputs.regions is None else rearrange(inputs.regions, "b t s h w -> (b t) s h w"),
         )
         skeletons = rearrange(inputs.poses, "b t c h w -> (b t) c h w").float() / 127.5 - 1
         pose = self.pose_net(skeletons)
@@ -182,6 +188,15 @@ class TrainingModel(nn.Module):
         reference = inputs.reference * rearrange(inputs.keep_reference, "b -> b 1 1 1")
         sample = torch.cat([scaled, reference[:, None].expand(-1, frames, -1, -1, -1)], dim=2)
         return self.unet(sample, c_noise, context, inputs.time_ids, pose, image_only=self.settings.image_only)
+
+    def _face_tokens(self, inputs: StepInputs) -> Tensor:
+        """Tokens [b,k,c] of one face per sample, or [b,s*k,c] of several people and, last, of nobody: a zero vector."""
+        if inputs.regions is None:
+            return self.face_encoder(inputs.face, inputs.image)
+        sets = inputs.regions.shape[2]
+        vectors = F.pad(inputs.face, (0, 0, 0, 1)).flatten(0, 1)
+        tokens = self.face_encoder(vectors, inputs.image.repeat_interleave(sets, dim=0))
+        return rearrange(tokens, "(b s) k c -> b (s k) c", s=sets)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Autocast to the dtype of the settings. No cache of casts: each weight is used once per step."""

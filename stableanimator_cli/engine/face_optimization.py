@@ -49,7 +49,7 @@ def face_optimization(
     engine: Engine,
     settings: FaceOptimizationSettings,
     *,
-    references: Sequence[FaceBox],
+    references: Sequence[FaceBox | None],
     boxes: np.ndarray | None,
     size: tuple[int, int],
     full_frame: bool = False,
@@ -59,13 +59,17 @@ def face_optimization(
 ) -> FaceOptimization:
     """The hook that keeps ``references[k]`` in ``boxes[:, k]`` (float[t,p,4], output pixels of ``size``).
 
-    ``boxes`` None: the largest face of each frame is detected in the denoised estimates. With ``has_anchor`` frame 0 is
+    A reference of None is a person without a known face, who is not optimised. ``boxes`` None, for one reference: the
+    largest face of each frame is detected in the denoised estimates. With ``has_anchor`` frame 0 is
     skipped, which is not part of the output. ``full_frame`` compares the full decoded frame instead of the box: the
     paper's Algorithm 1 names no crop. ``checkpointed``: see ``FaceDecoder``. Raises ``BadInput`` if a reference's
     embedding cannot be computed.
     """
+    if boxes is None and (len(references) != 1 or references[0] is None):
+        raise ValueError(f"{len(references)} people's faces cannot be optimised without their boxes")
     with engine.resident("recogniser"), torch.no_grad():
-        vectors = [_vector(engine.networks["recogniser"], reference, engine.plan.device) for reference in references]
+        recogniser, device = engine.networks["recogniser"], engine.plan.device
+        vectors = [None if each is None else _vector(recogniser, each, device) for each in references]
     vae = engine.networks["vae"]
     decoder = engine.backbone.face_decoder(vae, engine.calls, checkpointed=checkpointed, margin=margin)
 
@@ -78,7 +82,7 @@ def face_optimization(
             visible = np.isfinite(rows).all(axis=2, keepdims=True)
             rows = np.where(visible, np.array([0, 0, size[0] - 1, size[1] - 1], np.float64), np.nan)
         pairs = zip(rows.transpose(1, 0, 2), vectors, strict=False)  # as many people as there are references
-        return [Target(boxes=pixel_boxes(person, size), vector=vector) for person, vector in pairs]
+        return [Target(boxes=pixel_boxes(row, size), vector=vector) for row, vector in pairs if vector is not None]
 
     def detect(denoised: Tensor, frames: Sequence[int]) -> list[Target]:
         rows = np.full((len(denoised), 1, 4), np.nan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -82,10 +83,8 @@ def picture(colour: Sequence[int] = (255, 0, 0)) -> np.ndarray:
 
 
 def hook(engine: Any, **more: Any) -> Any:
-    reference = FaceBox(image=picture(), box=np.array(BOX))
-    return face_optimization.face_optimization(
-        engine, SETTINGS, references=[reference], **({"boxes": None, "size": SIZE} | more)
-    )
+    usual = {"references": [FaceBox(image=picture(), box=np.array(BOX))], "boxes": None, "size": SIZE}
+    return face_optimization.face_optimization(engine, SETTINGS, **(usual | more))
 
 
 def latents() -> Tensor:
@@ -177,6 +176,37 @@ def test_the_anchor_in_front_is_not_searched(engine):
     assert engine.detections.asked == FRAMES - 1
     assert optimise.targets[0].boxes[0] is None
     assert [entry.frames for entry in optimise.log] == [FRAMES - 1] * 2
+
+
+def test_each_person_has_their_own_box_and_vector_and_who_is_unknown_is_left_alone(engine):
+    """Three people, the second without a face to keep: its latents do not move, and the others' move to their own."""
+    boxes = np.tile(np.float64([[0, 0, 15, 15], [24, 24, 39, 39], [48, 48, 63, 63]]), (2, 1, 1))
+    boxes[1, 2] = np.nan
+    colours = {0: (255, 0, 0), 2: (0, 0, 255)}
+    references = [FaceBox(image=picture(colours[k]), box=np.array(BOX)) if k in colours else None for k in range(3)]
+    settings = replace(SETTINGS, mode="crop", iterations=6, mask_dilation=0)
+    optimise = face_optimization.face_optimization(engine, settings, references=references, boxes=boxes, size=SIZE)
+    expected = [((0, 0, 15, 15),) * 2, ((48, 48, 63, 63), None)]
+    assert [target.boxes for target in optimise.targets] == expected
+    assert [target.vector.tolist() for target in optimise.targets] == [[1, -1, -1, 1], [-1, -1, 1, 1]]
+    before = latents()[:2]
+    after = optimise(before, at(0))
+    moved = (after - before).abs().amax(dim=1) > 0
+    assert moved[:, :2, :2].all()
+    assert moved[0, 6:, 6:].all()
+    assert not moved[1, 6:, 6:].any()
+    assert not moved[:, 3:5, 3:5].any()
+    (entry,) = optimise.log
+    assert (entry.faces, entry.frames) == (3, 2)
+    assert entry.after > entry.before
+
+
+@pytest.mark.parametrize("references", [0, 2, None])
+def test_faces_of_several_people_are_not_searched(engine, references):
+    face = FaceBox(image=picture(), box=np.array(BOX))
+    given = [None] if references is None else [face] * references
+    with pytest.raises(ValueError, match="people's faces cannot be optimised without their boxes"):
+        hook(engine, references=given)
 
 
 def test_whole_frames_are_compared_where_a_face_was_found(engine):

@@ -9,9 +9,9 @@ import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from torch import Tensor
 
+from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.id_adapter import IDAdapter
 from stableanimator_cli.nets.motion_unet import MotionUNet
-from stableanimator_cli.nets.context import Context
 
 SHAPES: dict[str, Any] = {
     "in_channels": 4,

@@ -23,7 +23,7 @@ from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, run
 from stableanimator_cli.train.metrics_log import read_metrics
-from tests.train.clip_folders import write_clip
+from tests.train.clip_folders import write_clip, write_pair
 from tests.train.test_ranks import in_ranks, start_ranks
 
 STEPS = 3
@@ -121,6 +121,20 @@ def test_pieces_go_on_with_a_run_that_one_process_began(runs, tiny_model):
     assert (first.strip(), second) == (str(out / "model"), "")
     agree(runs / "one", out)
     catalogue.open_model(out / "model", NETWORKS)
+
+
+def test_pieces_learn_from_several_people(runs, tiny_model):
+    """An ID adapter's layers, gathered one by one, are called once per person and once for nobody."""
+    data = [runs / "pairs"]
+    for index in range(2):
+        write_pair(data[0] / f"pair{index}", 4 + index)
+    flags = {name: flags_of(runs, tiny_model, name, dataset=data, people=2) for name in ("several", "shared")}
+    run.run(flags=flags["several"], config_file=runs / "epsilon.toml")
+    in_ranks(2, words_of(flags["shared"] | {"sharding": "full", "checkpointing": "blocks"}))
+    agree(runs / "several", runs / "shared")
+    alone = read_metrics(runs / "several")
+    run.run(flags=flags_of(runs, tiny_model, "largest", dataset=data, people=1), config_file=runs / "epsilon.toml")
+    assert [row["loss"] for row in read_metrics(runs / "largest")] != [row["loss"] for row in alone]
 
 
 def test_one_process_has_nobody_to_share_with(runs, tiny_model):

@@ -92,7 +92,10 @@ def write_model(folder: Path, *, seeing: bool = True, **defaults: Any) -> Path:
         lines += [f'config = "{role}/config.json"'] if config.is_file() else []
     if seeing:
         onnx_samples.faces(folder / "faces")
-        lines += ["", "[components.face]", 'file = "faces"']
+        onnx_samples.yolox(folder / "person.onnx", batch="b")
+        onnx_samples.simcc(folder / "pose.onnx")
+        found = {"face": "faces", "person_detector": "person.onnx", "pose_detector": "pose.onnx"}
+        lines += [line for role, file in found.items() for line in ("", f"[components.{role}]", f'file = "{file}"')]
     (folder / "model.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 

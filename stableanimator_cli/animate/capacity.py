@@ -19,12 +19,11 @@ from stableanimator_cli.animate.result import describe_download
 from stableanimator_cli.animate.run import resolve_config
 from stableanimator_cli.cards import USER_TABLE, find_card
 from stableanimator_cli.config.animate import AnimateConfig
-from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.backbones import backbone_of
+from stableanimator_cli.engine.backbones import Backbone, backbone_of
 from stableanimator_cli.engine.device import DevicePlan, available_memory
 from stableanimator_cli.engine.memory.duration import estimate_duration
+from stableanimator_cli.engine.memory.estimators import estimator_of
 from stableanimator_cli.engine.memory.fit import fit_to_limit
-from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.render import RenderRequest
 from stableanimator_cli.errors import CheckFailed, OutOfMemory
 
@@ -69,8 +68,8 @@ def examine_model(
     plan = DevicePlan.of(config.device, named)
     width, height = config.size
     available = named.bytes if named else available_memory(plan.device)
-    estimator = MemoryEstimator(
-        model=found, device=plan.device, dtype=plan.dtype, size=config.size, frames=frames, available=available
+    estimator = estimator_of(
+        found, device=plan.device, dtype=plan.dtype, size=config.size, frames=frames, available=available
     )
     memory = estimator.of(config)
     limit = int(available * _SPARE)
@@ -83,7 +82,8 @@ def examine_model(
             memory, fits = estimator.of(config), True
         except OutOfMemory as error:
             problem = f"{error.message}; {error.hint}"
-    calls = backbone_of(found).count_calls(_request(config, frames))
+    backbone = backbone_of(found)
+    calls = backbone.count_calls(_request(config, backbone, frames))
     refined = reference_face.refined_steps(config, found)
     duration = estimate_duration(estimator, config, calls, refined_steps=refined, card=named)
     fetch = catalogue.download_of(found.downloads)
@@ -98,7 +98,8 @@ def examine_model(
     lines = [
         f"device     {plan.describe()}, {gib} of memory",
         f"model      {found.name}" + (f": lacks {describe_download(fetch)}" if fetch.files else ""),
-        f"rendering  {frames} frames of {width}x{height}, {config.sampling.steps} steps, {calls['unet']} UNet calls",
+        f"rendering  {frames} frames of {width}x{height}, {config.sampling.steps} steps, "
+        f"{calls[found.facts.denoiser.lower()]} {found.facts.denoiser} calls",
         f"memory     {memory.describe()}",
         f"verdict    {verdict}",
         *([f"time       {duration.describe()}", f"command    {command}"] if fits else []),
@@ -112,7 +113,7 @@ def examine_model(
     return Capacity(fits=fits, data=data, lines=tuple(lines), message=f"{found.name} at {width}x{height} {verdict}")
 
 
-def _request(config: AnimateConfig, frames: int) -> RenderRequest:
+def _request(config: AnimateConfig, backbone: Backbone, frames: int) -> RenderRequest:
     """A request without content, whose calls are counted."""
     width, height = config.size
     black, windows = np.zeros((height, width, 3), np.uint8), config.windows
@@ -121,7 +122,7 @@ def _request(config: AnimateConfig, frames: int) -> RenderRequest:
         resized=black,
         face=None,
         poses=PoseFrames(config.size, [black]).reordered([0] * frames),
-        plan=plan_windows(frames, length=windows.length, overlap=windows.overlap, blend=windows.blend),
+        plan=backbone.plan_windows(frames, windows),
         sampling=config.sampling,
         decode=config.decode,
         noise_period=windows.length,

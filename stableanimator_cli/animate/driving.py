@@ -7,21 +7,24 @@ folder of ``sa preprocess``) are drawn. In a plain video people are detected fir
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from stableanimator_cli.animate.driving_faces import FaceCrops, read_face_crops
 from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, mean_rate
 from stableanimator_cli.animate.inputs import is_openpose
 from stableanimator_cli.animate.pose_frames import PoseFrames
+from stableanimator_cli.backbones import BackboneFacts
 from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors, extract_motion, pose_of
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip, take
+from stableanimator_cli.motion.aapose import draw_aapose
 from stableanimator_cli.motion.align import align
 from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.keypoints import face_box
@@ -32,6 +35,7 @@ from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip, Motion
 
 _SAMPLED = 8  # frames that decide what an untagged video is
+_STYLE = "dwpose"  # of the skeleton videos that `sa preprocess` draws
 _SMALLEST = 32  # pixels per side, below which a skeleton is not distinguishable from noise
 Audio = tuple[Path, Fraction, Fraction]
 
@@ -43,7 +47,7 @@ class Driving:
     ``audio``: (file, start, end) in seconds of that file, if it has sound. ``faces``: boxes float[t,p,4] in output
     pixels, largest person first, NaN if no face is visible; None if only images are known. ``motion_frames``: per
     output frame, the index of MOTION's frame that it shows; ``motion_times``: its seconds after MOTION's first frame,
-    None if MOTION has no clock.
+    None if MOTION has no clock. ``streams``: further videos that the backbone is conditioned on, by name.
     """
 
     skeletons: PoseFrames
@@ -53,6 +57,14 @@ class Driving:
     faces: np.ndarray | None = None
     motion_frames: tuple[int, ...] = ()
     motion_times: tuple[Fraction, ...] | None = None
+    streams: Mapping[str, FaceCrops] = field(default_factory=dict)
+
+
+SKELETONS: Mapping[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
+    "dwpose": draw_skeleton,
+    "aapose": draw_aapose,
+}
+"""Functions that draw people float[p,134,3] at a size, by the style that a backbone was trained with."""
 
 
 def open_driving(
@@ -62,22 +74,46 @@ def open_driving(
     detectors: Callable[[], Detectors] | None = None,
     reference: np.ndarray | None = None,
     count_only: bool = False,
+    facts: BackboneFacts | None = None,
 ) -> Driving:
     """Read MOTION of ``config`` at the output's size and rate: ``config.fps``, else the source's, else 30.
 
     In a plain video the largest person is detected, with ``detectors`` opened when needed; the misalignment with the
     person of ``reference`` uint8[h,w,3] is reported. ``count_only`` counts a plain video's frames and detects nothing;
-    ``detectors`` then only has to raise what opening them would.
+    ``detectors`` then only has to raise what opening them would. ``facts`` of the model's backbone: the style of
+    skeletons and further driving videos.
     Raises ``BadInput`` with file and frame, ``ModelMissing`` for a plain video without detectors, ``NoPerson`` if it
     shows no person.
     """
+    facts = facts or BackboneFacts()
+    driving = _open_driving(config, reporter, detectors, reference, count_only=count_only, facts=facts)
+    if "face" in facts.streams and "face" not in driving.streams:
+        if not count_only:
+            reporter.info(f"{config.motion.name} has no pixels of a face: it drives the body and no expression")
+        driving = replace(driving, streams={"face": FaceCrops(range(len(driving.skeletons)))})
+    return driving
+
+
+def _open_driving(
+    config: AnimateConfig,
+    reporter: Reporter,
+    detectors: Callable[[], Detectors] | None,
+    reference: np.ndarray | None,
+    *,
+    count_only: bool,
+    facts: BackboneFacts,
+) -> Driving:
     path = config.motion
     start, stop = config.frames or (None, None)
-    output = _Output(config, reporter)
+    output = _Output(config, reporter, facts)
     if (path / RECORD).is_file() and (path / MOTION).is_file():
         motion = load_motion(path / MOTION)
         driving = output.of_motion(motion, path / MOTION, start, stop)
-        return driving if count_only else replace(driving, audio=_folder_audio(path, motion, start, stop, reporter))
+        if count_only:
+            return driving
+        if "face" in facts.streams:
+            driving = output.with_face_crops(driving, open_clip(open_folder(path).source), motion)
+        return replace(driving, audio=_folder_audio(path, motion, start, stop, reporter))
     if path.suffix.lower() == ".npz" and path.is_file():
         return output.of_motion(load_motion(path), path, start, stop)
     if is_openpose(path):
@@ -97,15 +133,26 @@ def open_driving(
     selected = take(clip, start, stop)
     first = (start or 0) if clip.count is None else slice(start, stop).indices(clip.count)[0]
     if _shows_skeletons(clip, config.motion_kind, reporter):
-        return output.of_clip(selected, first, _faces_beside(clip, config))
+        beside = _motion_beside(clip)
+        if facts.skeleton != _STYLE and beside is not None:  # drawn again, in the style that the backbone knows
+            audio = _audio_of(clip.path, beside, start, stop) if clip.audio else None
+            return replace(output.of_motion(beside, clip.path, start, stop), audio=audio)
+        if facts.skeleton != _STYLE:
+            reporter.info(
+                f"{path.name}: skeletons are used as they are; keypoints (.npz, OpenPose JSON) are drawn as in the "
+                "training of the model"
+            )
+        return output.of_clip(selected, first, None if beside is None else _faces_of(beside, config))
     if count_only:
         if detectors is not None:
             _open_detectors(clip, detectors)
         return output.counted(selected)
     motion = _detect_motion(selected, detectors, reference, reporter)
     if config.fps is None and motion.times is None:
-        output = _Output(replace(config, fps=clip.fps), reporter)
+        output = _Output(replace(config, fps=clip.fps), reporter, facts)
     driving = output.of_motion(motion, path)
+    if "face" in facts.streams:
+        driving = output.with_face_crops(driving, selected, motion)
     driving = replace(driving, motion_frames=tuple(first + index for index in driving.motion_frames))
     if not clip.audio or motion.times is None:
         return driving
@@ -119,11 +166,15 @@ def _folder_audio(
     """The sound of a clip folder's video over the frames ``start:stop`` of its motion."""
     try:
         clip = open_folder(folder)
-        if motion.times is None or not clip.record.get("audio"):
-            return None
-        source = clip.source
+        return _audio_of(clip.source, motion, start, stop) if clip.record.get("audio") else None
     except BadInput as error:
         reporter.warning(f"{error.message}: the video will have no sound")
+        return None
+
+
+def _audio_of(source: Path, motion: Motion, start: int | None, stop: int | None) -> Audio | None:
+    """The sound of ``source`` over the frames ``start:stop`` of its motion, if that has a clock."""
+    if motion.times is None:
         return None
     times = motion.times[start:stop]
     return source, times[0], times[-1] + 1 / mean_rate(motion.times)
@@ -173,14 +224,19 @@ def _detect_motion(
     return capture.motion
 
 
-def _faces_beside(clip: Clip, config: AnimateConfig) -> np.ndarray | None:
-    """Face boxes [t,p,4] of our own skeleton video, from the motion beside it; None if that is another video's."""
+def _motion_beside(clip: Clip) -> Motion | None:
+    """The motion beside our own skeleton video; None if that is another video's."""
     beside = clip.path.with_suffix(".npz")
     if not TAG.items() <= clip.tag.items() or not beside.is_file():
         return None
     motion = load_motion(beside)
     if len(motion) != clip.count or motion.size != clip.size:
         return None
+    return motion
+
+
+def _faces_of(motion: Motion, config: AnimateConfig) -> np.ndarray:
+    """Face boxes [t,p,4] of the selected frames, in output pixels."""
     boxes = _faces(resize_transform(motion.size, config.size, config.resize).transform_motion(motion))
     return boxes[slice(*(config.frames or (None, None)))]
 
@@ -191,6 +247,12 @@ class _Output:
 
     config: AnimateConfig
     reporter: Reporter
+    facts: BackboneFacts
+
+    def with_face_crops(self, driving: Driving, clip: Clip, motion: Motion) -> Driving:
+        """Add crops of the face in ``clip``, from which ``motion`` was detected."""
+        faces = read_face_crops(clip, motion, driving.motion_frames, self.reporter)
+        return replace(driving, streams={"face": faces})
 
     def transform(self, source: tuple[int, int], path: Path) -> ResizeTransform:
         transform = resize_transform(source, self.config.size, self.config.resize)
@@ -249,13 +311,15 @@ class _Output:
             raise BadInput(path, "no person in any frame", "at least one person", hint="choose other --frames")
         fitted = self.transform(motion.size, path).transform_motion(motion)
 
-        def draw() -> Iterator[np.ndarray]:
+        draw = SKELETONS[self.facts.skeleton]
+
+        def skeleton_images() -> Iterator[np.ndarray]:
             with self.reporter.progress(len(indices), "draw skeletons", "frame") as bar:
                 for index in indices:
-                    yield draw_skeleton(fitted.keypoints[index][fitted.present[index]], self.config.size)
+                    yield draw(fitted.keypoints[index][fitted.present[index]], self.config.size)
                     bar.update()
 
-        skeletons = PoseFrames(self.config.size, draw())
+        skeletons = PoseFrames(self.config.size, skeleton_images())
         order, rate, motion_times = range(len(indices)), self.config.fps or UNTIMED_FPS, None
         if motion.times is not None:
             times = [motion.times[index] for index in indices]

@@ -30,10 +30,10 @@ from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.detect.roles import require_detectors
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
-from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.device import DevicePlan, available_memory
 from stableanimator_cli.engine.engine import Distribute, Engine, EngineCache
 from stableanimator_cli.engine.memory.duration import estimate_duration
+from stableanimator_cli.engine.memory.estimators import estimator_of
 from stableanimator_cli.engine.memory.fit import Choice, fit_to_limit
 from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
@@ -176,10 +176,12 @@ def open_inputs(
 
     detectors = functools.cache(open_detectors)
     read_motion = functools.cache(
-        lambda: open_driving(requested, reporter, detectors=detectors, reference=image, count_only=plan_only)
+        lambda: open_driving(
+            requested, reporter, detectors=detectors, reference=image, count_only=plan_only, facts=model.facts
+        )
     )
     estimator = functools.partial(
-        MemoryEstimator, model=model, device=plan.device, dtype=plan.dtype, size=config.size,
+        estimator_of, model, device=plan.device, dtype=plan.dtype, size=config.size,
         available=card.bytes if card else available_memory(plan.device),
     )  # fmt: skip
     choices: tuple[Choice, ...] = ()
@@ -221,13 +223,14 @@ def prepare(
     request = RenderRequest(
         image=image[y0:y1, x0:x1],  # the image encoder sees the animated part at full detail
         resized=transform.apply_image(image, resample="lanczos"),
-        face=face.vector if use_face else None,
+        face=face.vector if use_face and model.facts.embeds_face else None,
         poses=poses,
-        plan=plan_windows(len(poses), length=windows.length, overlap=windows.overlap, blend=windows.blend),
+        plan=engine.backbone.plan_windows(len(poses), windows),
         sampling=config.sampling,
         decode=config.decode,
         noise_period=windows.length,
         has_anchor=windows.anchor == "reference",
+        streams=driving.streams,
     )
     if not use_face and face.vector is not None:
         reporter.warning(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
@@ -239,12 +242,12 @@ def sample_and_write(job: AnimateJob) -> Animation:
 
     The video is written even if the gate fails after all retries: ``CheckFailed`` is raised after it.
     """
-    config, restored, steps = job.config, job.checkpoints.restored, job.config.sampling.steps
+    config, restored, steps = job.config, job.checkpoints.restored, job.engine.backbone.total_steps(job.request)
     height, width = job.request.resized.shape[:2]
     started = time.perf_counter()
     job.reporter.info(
         f"{job.request.frames} frames of {width}x{height}, {len(job.request.plan)} window(s), "
-        f"{steps} steps on {job.engine.plan.describe()}"
+        f"{config.sampling.steps} steps on {job.engine.plan.describe()}"
     )
     if restored is not None:
         job.engine.calls.update(restored.calls)
@@ -254,7 +257,7 @@ def sample_and_write(job: AnimateJob) -> Animation:
         state, gate = sample_until_gate_passes(job)
         identity = write_video(job, state.latents) or gate.identity
         onnx.warn_of_fallbacks(job.reporter)  # of networks that were first opened to measure the result
-        faces = FacesRefined.of(job.refine, state.log, job.request.frames)
+        faces = FacesRefined.of(job.refine, state.log, job.request.frames, steps // config.sampling.steps)
         if faces is not None:
             faces.report(job.reporter)
         job.timings.seconds["total"] = time.perf_counter() - started
@@ -311,21 +314,29 @@ def sample_until_gate_passes(job: AnimateJob) -> tuple[SamplingState, GateResult
             if warning := gate.warning(minimum):
                 job.reporter.warning(warning)
             return best.state, gate
-        attempts, state = (*attempts, failed), None
+        attempts, state = (*attempts, failed), _rewound(job, state, failed)
         job.reporter.info(
             f"identity {identity.mean:.3f}: window(s) {', '.join(str(w + 1) for w in failed)} below {minimum}, "
             f"sampled again ({len(attempts)} of {retries})"
         )
 
 
+def _rewound(job: AnimateJob, state: SamplingState, failed: tuple[int, ...]) -> SamplingState | None:
+    """The part of a sampling before the ``failed`` windows, None if there is none: another sampling starts over."""
+    kept = job.engine.backbone.rewind(job.request, failed, state.latents, state.extra)
+    if kept is None:
+        return None
+    return SamplingState(latents=kept.latents, step=kept.step, log=state.log[: kept.log], extra=kept.extra)
+
+
 def _sample(
     job: AnimateJob, request: RenderRequest, state: SamplingState | None, save: Callable[[SamplingState], None]
 ) -> SamplingState:
     """Sample the video once, from ``state`` if given. ``save`` receives the state after each step."""
-    sampling, refine = request.sampling, job.refine
+    sampling, refine, total = request.sampling, job.refine, job.engine.backbone.total_steps(request)
     first = 0 if state is None else state.step
     latents = None if state is None else state.latents.to(job.engine.plan.device)
-    if state is not None and latents is not None and first == sampling.steps:
+    if state is not None and latents is not None and first == total:
         return replace(state, latents=latents)
     log = [] if state is None else list(state.log)
     if refine is not None:  # each sampling has its own log, and its own targets if it detects faces
@@ -353,7 +364,7 @@ def _sample(
                 job.live.after_step(latents, denoised, step)
 
         def on_window() -> None:
-            bar.update(1, step=f"{current}/{sampling.steps}")
+            bar.update(1, step=f"{min(current, total)}/{total}")
 
         callbacks = Callbacks(window=on_window, step=on_step, extra=extra)
         latents = sample(
@@ -361,7 +372,7 @@ def _sample(
             refine=refine, latents=latents, denoised=None if state is None else state.denoised, first_step=first,
             distribute=job.distribute,
         )  # fmt: skip
-    return state_after(sampling.steps, latents)
+    return state_after(total, latents)
 
 
 def _measure_identity(job: AnimateJob, latents: Tensor) -> Identity:

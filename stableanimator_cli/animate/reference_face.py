@@ -36,9 +36,11 @@ def check_reference_face(config: AnimateConfig, engine: Engine, reporter: Report
     if config.face_embedding is not None:
         return ReferenceFace(vector=load_embedding(config.face_embedding))
     if "face" not in engine.model.files:
-        if not config.allow_no_face or config.refine.min_csim is not None:
+        if not _may_lack_face(config, engine.model):
             engine.faces()  # raises
-        reporter.warning(f"model {engine.model.name!r} has no face detector: animating without a face, as allowed")
+        reporter.warning(
+            f"model {engine.model.name!r} has no face detector: animating without a face{_allowed(config)}"
+        )
     return ReferenceFace(vector=None)
 
 
@@ -59,17 +61,19 @@ def detect_reference_face(
     try:
         faces = engine.faces().faces(image)
     except ModelMissing:
-        if not config.allow_no_face or config.refine.min_csim is not None:
+        if not _may_lack_face(config, engine.model):
             raise
-        reporter.warning(f"model {engine.model.name!r} has no face detector: animating without a face, as allowed")
+        reporter.warning(
+            f"model {engine.model.name!r} has no face detector: animating without a face{_allowed(config)}"
+        )
         return ReferenceFace(vector=None)
     known = [face for face in faces if face.embedding is not None]
     if known:
         if len(known) > 1:
             reporter.info(f"{config.reference.name}: {len(known)} faces, the largest is used")
         return ReferenceFace(vector=known[0].embedding, faces=tuple(known))
-    if config.allow_no_face and config.refine.min_csim is None:
-        reporter.warning(f"{config.reference.name}: no face found: animating without one, as allowed")
+    if _may_lack_face(config, engine.model):
+        reporter.warning(f"{config.reference.name}: no face found: animating without one{_allowed(config)}")
         return ReferenceFace(vector=None)
     gated = config.refine.min_csim is not None
     remedy = "leave --min-csim out" if gated else "--allow-no-face"
@@ -77,6 +81,15 @@ def detect_reference_face(
         f"{config.reference}: no face found" + (", which --min-csim compares with" if gated else ""),
         hint=f"use an image where the face is larger and seen from the front, or {remedy}",
     )
+
+
+def _may_lack_face(config: AnimateConfig, model: ModelFolder) -> bool:
+    """Whether a run continues without a face: if allowed, or if no network of the backbone receives it."""
+    return config.refine.min_csim is None and (config.allow_no_face or not model.facts.embeds_face)
+
+
+def _allowed(config: AnimateConfig) -> str:
+    return ", as allowed" if config.allow_no_face else ""
 
 
 def check_texture(config: AnimateConfig, engine: Engine, image: np.ndarray, reporter: Reporter) -> float | None:
@@ -222,13 +235,21 @@ class FacesRefined:
     requested: int
 
     @classmethod
-    def of(cls, refine: FaceOptimization | None, log: Sequence[RefineLogEntry], total: int) -> FacesRefined | None:
-        """From the log of the sampling that is written; None without face optimisation."""
+    def of(
+        cls, refine: FaceOptimization | None, log: Sequence[RefineLogEntry], total: int, segments: int = 1
+    ) -> FacesRefined | None:
+        """From the log of the sampling that is written; None without face optimisation. Each of ``segments`` that are
+        sampled one after the other begins with step 0 again."""
         if refine is None:
             return None
         first, last = refine.settings.steps
+        starts = [index for index, entry in enumerate(log) if index == 0 or entry.step <= log[index - 1].step]
+        passes = [log[start:stop] for start, stop in zip(starts, [*starts[1:], len(log)], strict=False)]
         return cls(
-            frames=max((entry.frames for entry in log), default=0), total=total, steps=len(log), requested=last - first
+            frames=sum(max(entry.frames for entry in one) for one in passes),
+            total=total,
+            steps=len(log),
+            requested=(last - first) * segments,
         )
 
     def report(self, reporter: Reporter) -> None:

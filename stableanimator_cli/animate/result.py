@@ -89,13 +89,14 @@ class AnimationPlan:
                 "face_optimization": mode,
                 "calls": engine.backbone.count_calls(request),
                 "weight_bytes": {
-                    name: model.files[name].stat().st_size for name in model.networks if model.files[name].is_file()
+                    name: _bytes_of(model.files[name]) for name in model.networks if model.files[name].exists()
                 },
                 "memory": memory.to_json(),
                 "duration": duration.to_json(),
                 "download": fetch.to_json(),
                 "chosen": [asdict(choice) for choice in choices],
                 "text": {
+                    "denoiser": model.facts.denoiser,
                     "windows": request.plan.describe(),
                     "moving": " that shift from step to step (below: in the first)" if request.plan.shifted else "",
                     "faces": _faces(mode, config),
@@ -125,7 +126,7 @@ class AnimationPlan:
                 f"output     {d['frames']} frames of {d['size'][0]}x{d['size'][1]} at {d['fps']} fps, "
                 f"{d['seconds']:g} s",
                 f"sampling   {d['steps']} steps, {len(d['windows'])} window(s){text['moving']}, "
-                f"{calls['unet']} UNet calls{cached}",
+                f"{calls[text['denoiser'].lower()]} {text['denoiser']} calls{cached}",
                 f"faces      {text['faces']}",
                 f"decoding   {calls['vae_decode']} decoder calls",
                 f"memory     {text['memory']}",
@@ -135,6 +136,12 @@ class AnimationPlan:
                 text["windows"],
             ]
         )
+
+
+def _bytes_of(path: Path) -> int:
+    """Size of a file, or of a folder's files."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
 
 
 def describe_download(fetch: Needed) -> str:

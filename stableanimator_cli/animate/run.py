@@ -23,7 +23,7 @@ from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
 from stableanimator_cli.files import check_apart, check_replaceable
 from stableanimator_cli.media.frames_folder import check_folder, is_numbered
 from stableanimator_cli.progress import NullReporter, Reporter
-from stableanimator_cli.records import NETWORKS, STRIDE, ModelFolder
+from stableanimator_cli.records import NETWORKS, ModelFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,7 +142,7 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
 
     Returns whether the UNet receives the face embedding (``uses_face``). ``writes`` False ignores the output.
     """
-    _check_size(config)
+    _check_size(config, model.facts.stride)
     sampling, refine = config.sampling, config.refine
     graphs = "a graph records the complete network: use only one of the two"
     for conflict, flag, value, expected, hint in (
@@ -192,11 +192,11 @@ def uses_face(config: AnimateConfig, model: ModelFolder) -> bool:
     return training.get("face") != "off"
 
 
-def _check_size(config: AnimateConfig) -> None:
+def _check_size(config: AnimateConfig, stride: int) -> None:
     width, height = config.size
-    if width % STRIDE or height % STRIDE or min(config.size) < SMALLEST_OUTPUT:
-        near = (max(SMALLEST_OUTPUT, round(side / STRIDE) * STRIDE) for side in config.size)
-        expected = f"sides that are multiples of {STRIDE}, {SMALLEST_OUTPUT} or more"
+    if width % stride or height % stride or min(config.size) < SMALLEST_OUTPUT:
+        near = (max(SMALLEST_OUTPUT, round(side / stride) * stride) for side in config.size)
+        expected = f"sides that are multiples of {stride}, {SMALLEST_OUTPUT} or more"
         raise ConfigError("--size", f"{width}x{height}", expected, hint="try " + "x".join(map(str, near)))
 
 

@@ -46,7 +46,7 @@ _CONFIGS = {
     "image_processor": "preprocessor_config.json",
     "scheduler": "scheduler_config.json",
 }
-_WITHOUT_WEIGHTS = frozenset(_CONFIGS)
+"""Of parts without weights; networks have ``config.json``."""
 _STEMS = ("diffusion_pytorch_model", "model")
 
 
@@ -83,7 +83,10 @@ def detect_pipeline(folder: Path) -> Layout | None:
         folder=folder,
         primary=kind.entry,
         parts={
-            (kind.entry, part): LayoutMatch(file=folder / part, config=config_of(folder, part)) for part in kind.parts
+            (kind.entry, part): LayoutMatch(
+                file=folder / part, config=None if part in _CONFIGS else config_of(folder, part)
+            )
+            for part in kind.parts
         },
         searched={},
     )
@@ -107,7 +110,7 @@ def config_of(folder: Path, part: str) -> Path:
 def _lacking(folder: Path, part: str) -> list[str]:
     """Files of a part that do not exist: its config, and all files of its weights in one of the usual forms."""
     lacking = [] if config_of(folder, part).is_file() else [f"{part}/{config_of(folder, part).name}"]
-    if part in _WITHOUT_WEIGHTS:
+    if part in _CONFIGS:
         return lacking
     for stem in _STEMS:
         index = folder / part / f"{stem}.safetensors.index.json"

@@ -228,6 +228,8 @@ class Networks:
                     self._leave(name)
             self._release()
         for name in names:
+            if getattr(self[name], "places_itself", False):  # diffusers' group offloading
+                continue
             if self._keeps_host_copy(name):
                 if name not in self._copies:
                     self._copies[name] = self._host_copy(name)
@@ -237,6 +239,8 @@ class Networks:
 
     def _leave(self, name: str) -> None:
         network = self._loaded[name]
+        if getattr(network, "places_itself", False):
+            return
         if name not in self._copies:
             network.to("cpu")
             return

@@ -85,15 +85,19 @@ def face_optimization(
         return [Target(boxes=pixel_boxes(row, size), vector=vector) for row, vector in pairs if vector is not None]
 
     def detect(denoised: Tensor, frames: Sequence[int]) -> list[Target]:
-        rows = np.full((len(denoised), 1, 4), np.nan)
-        for start in range(0, len(denoised), settings.chunk):
-            chunk = range(start, min(start + settings.chunk, len(denoised)))
-            selected = [frame for frame in frames if frame in chunk and frame >= has_anchor]
+        video = decoder.frames(range(len(denoised)))
+        rows = np.full((len(video), 1, 4), np.nan)
+        # a decoder that compresses time is causal: its frames depend on all latents before them
+        size_of_chunk = settings.chunk if len(video) == len(denoised) else len(denoised)
+        for start in range(0, len(denoised), size_of_chunk):
+            chunk = range(start, min(start + size_of_chunk, len(denoised)))
+            shown = decoder.frames(chunk)
+            selected = [frame for frame in frames if frame in shown and frame >= has_anchor]
             if selected:  # frames are decoded with their full chunk: temporal layers see the same neighbours
                 with torch.no_grad():
                     images = to_uint8(decoder.pixels(denoised[chunk.start : chunk.stop]))
                 for frame in selected:
-                    rows[frame, 0] = _largest(engine, images[frame - start])
+                    rows[frame, 0] = _largest(engine, images[frame - shown.start])
         return targets_of(rows)
 
     @contextmanager

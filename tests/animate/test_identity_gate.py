@@ -45,7 +45,9 @@ def gated(
         request=request,
         checkpoints=SimpleNamespace(restored=found),
         reporter=WarningLog(heard),
-        engine=SimpleNamespace(backbone=SimpleNamespace(resumable_steps=lambda sampling: frozenset())),
+        engine=SimpleNamespace(
+            backbone=SimpleNamespace(resumable_steps=lambda sampling: frozenset(), rewind=lambda *sampling: None)
+        ),
     )
 
     def sampled(job: AnimateJob, request: RenderRequest, state: Any, save: Any) -> SamplingState:

@@ -8,7 +8,8 @@ torch are in ``stableanimator_cli.backbones``. Nothing outside of these rooms co
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +31,16 @@ if TYPE_CHECKING:  # the engine imports this module
     from stableanimator_cli.records import ModelFolder
 
 Build = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewound:
+    """A sampling after fewer steps: its latents, ``step``, ``extra`` (``Callbacks``), and entries of its log."""
+
+    latents: Tensor
+    step: int
+    extra: Mapping[str, Tensor]
+    log: int
 
 
 class LatentDecoder(Protocol):
@@ -74,6 +85,12 @@ class Backbone(Protocol):
 
     def resumable_steps(self, sampling: SamplingConfig) -> Container[int]:
         """Numbers of finished steps from which ``sample`` can resume."""
+        ...
+
+    def rewind(
+        self, request: RenderRequest, windows: Sequence[int], latents: Tensor, extra: Mapping[str, Tensor]
+    ) -> Rewound | None:
+        """What remains of finished ``latents`` if ``windows`` are sampled again; None if that is nothing."""
         ...
 
     def sample(

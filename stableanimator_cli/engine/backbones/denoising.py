@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,11 @@ class Denoising:
 
     def resumable_steps(self, sampling: SamplingConfig) -> frozenset[int]:
         return resumable_steps(sampling)
+
+    def rewind(
+        self, request: RenderRequest, windows: Sequence[int], latents: Tensor, extra: Mapping[str, Tensor]
+    ) -> None:
+        """Windows are denoised together: nothing remains."""
 
     def decoder(self, vae: Any, calls: Counter[str]) -> Decoder:
         return Decoder(vae, calls)

@@ -124,14 +124,10 @@ def _check_report(folder: Path, report: Any) -> None:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn errors of the libraries into ``ModelDamaged``; keep their bars and reports from the terminal."""
-    levels = diffusers.utils.logging.get_verbosity(), transformers.utils.logging.get_verbosity()
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    diffusers.utils.logging.set_verbosity(50)
-    transformers.utils.logging.set_verbosity(50)
-    transformers.utils.logging.disable_progress_bar()
+    """Turn errors of the libraries into ``ModelDamaged``."""
     try:
-        yield
+        with quiet():
+            yield
     except (SaError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the libraries raise errors of many classes
@@ -141,6 +137,18 @@ def _reading(path: Path) -> Iterator[None]:
         raise ModelDamaged(
             f"{path}: cannot be read ({why})", hint="compare the folder with its source and get it again"
         ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep bars, notices and reports of diffusers and transformers from the terminal."""
+    levels = diffusers.utils.logging.get_verbosity(), transformers.utils.logging.get_verbosity()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    diffusers.utils.logging.set_verbosity(50)
+    transformers.utils.logging.set_verbosity(50)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
     finally:
         diffusers.utils.logging.set_verbosity(levels[0])
         transformers.utils.logging.set_verbosity(levels[1])

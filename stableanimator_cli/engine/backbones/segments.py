@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Tar
 from stableanimator_cli.diffusion.sampler import Refine, Step
 from stableanimator_cli.diffusion.schedule import keyed_noise
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
+from stableanimator_cli.engine.backbones import Rewound
 from stableanimator_cli.engine.backbones.scheduler_state import pack_scheduler, restore_scheduler
 from stableanimator_cli.engine.backbones.wan_decoders import WanDecoder, WanFaceDecoder
 from stableanimator_cli.engine.decoder import to_uint8
@@ -33,10 +34,13 @@ from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.engine import Distribute, Engine
 from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings
 from stableanimator_cli.errors import CheckFailed
+from stableanimator_cli.records import ModelFolder
 
 FOLD = Axes("1 c t h w", skip=1)
 """Latents of a segment: the first along time is the reference image's."""
-_SCHEDULER, _GENERATOR = "scheduler/", "generator"
+_SCHEDULER, _GENERATOR, _STARTS, _LOGS = "scheduler/", "generator", "generator at/", "log at/"
+"""Names of what resuming needs (``Callbacks.extra``). The last two: the generator's state and the length of the log at
+the start of each segment, from which the identity gate samples again."""
 
 
 class Segment(Protocol):
@@ -68,6 +72,24 @@ class SegmentBackbone:
     def open_run(self, engine: Engine, request: RenderRequest) -> Run:
         raise NotImplementedError
 
+    def latent_values(self, vae: Any, length: int, size: tuple[int, int]) -> int:
+        """Numbers of a segment's latents; ``vae`` is the config of the VAE, ``size`` (width, height)."""
+        scale = vae["scale_factor_spatial"]
+        frames = (length - 1) // vae["scale_factor_temporal"] + 2
+        return vae["z_dim"] * frames * (size[0] // scale) * (size[1] // scale)
+
+    def example_calls(
+        self,
+        model: ModelFolder,
+        network: Callable[[str], Any],
+        length: int,
+        size: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> dict[str, Callable[[], object]]:
+        """One call of each network on ``meta`` tensors, by the names of ``count_calls``, to count memory and work.
+        ``network`` gives the network of a role; a segment has ``length`` frames of ``size`` (width, height)."""
+        raise NotImplementedError
+
     def plan_windows(self, frames: int, windows: WindowConfig) -> WindowPlan:
         """Segments of at most ``windows.length`` frames that share ``windows.overlap``; the shared ones are those of
         the earlier segment."""
@@ -89,6 +111,18 @@ class SegmentBackbone:
 
     def remaining_windows(self, request: RenderRequest, first_step: int) -> int:
         return self.total_steps(request) - first_step
+
+    def rewind(
+        self, request: RenderRequest, windows: Sequence[int], latents: Tensor, extra: Mapping[str, Tensor]
+    ) -> Rewound | None:
+        """The segments before the first of ``windows``; those after it continue other frames."""
+        first = min(windows)
+        if first == 0 or f"{_STARTS}{first}" not in extra:
+            return None
+        kept = {key: value for key, value in extra.items() if key.startswith((_STARTS, _LOGS))}
+        return Rewound(
+            latents=latents[:first], step=first * request.sampling.steps, extra=kept, log=int(extra[f"{_LOGS}{first}"])
+        )
 
     def decoder(self, vae: Any, calls: Counter[str]) -> WanDecoder:
         return WanDecoder(vae, calls)
@@ -123,8 +157,9 @@ class SegmentBackbone:
         finished = [] if latents is None else [one.to(device) for one in latents[:first]]
         current = None if latents is None or step == 0 else latents[first].to(device)[None]
         generator = torch.Generator().manual_seed(request.sampling.seed)
-        if _GENERATOR in callbacks.extra:
-            generator.set_state(callbacks.extra[_GENERATOR].cpu())
+        state = callbacks.extra.get(f"{_STARTS}{first}" if step == 0 else _GENERATOR)
+        if state is not None:
+            generator.set_state(state.cpu())
         loop = _Loop(engine=engine, request=request, callbacks=callbacks, refine=refine, generator=generator)
         for index in range(first, len(request.plan)):
             with torch.no_grad(), memory_guard("denoising", _HINT):
@@ -215,9 +250,11 @@ class _Loop:
         scheduler.set_timesteps(steps, device=device)
         timesteps = scheduler.timesteps
         if first_step:
-            packed = {key.removeprefix(_SCHEDULER): value for key, value in self.callbacks.extra.items()}
-            packed.pop(_GENERATOR, None)
-            restore_scheduler(scheduler, packed)
+            kept = self.callbacks.extra.items()
+            restore_scheduler(
+                scheduler,
+                {key.removeprefix(_SCHEDULER): value for key, value in kept if key.startswith(_SCHEDULER)},
+            )
         x = noise if current is None else current
         assert x is not None
         refine = self._segment_refine(index, resumed=first_step > 0)
@@ -252,8 +289,14 @@ class _Loop:
             self.refine.targets = refine.targets  # detected ones are part of a checkpoint
         if self.callbacks.step is None:
             return
-        self.callbacks.extra.clear()
+        done, left = divmod(step.index + 1, self.request.sampling.steps)
         self.callbacks.extra[_GENERATOR] = self.generator.get_state()
+        if left == 0:
+            self.callbacks.extra[f"{_STARTS}{done}"] = self.generator.get_state()
+            entries = len(self.refine.log) if isinstance(self.refine, FaceOptimization) else 0
+            self.callbacks.extra[f"{_LOGS}{done}"] = torch.tensor(entries)
+        for key in [key for key in self.callbacks.extra if key.startswith(_SCHEDULER)]:
+            del self.callbacks.extra[key]
         self.callbacks.extra.update({_SCHEDULER + name: value for name, value in pack_scheduler(scheduler).items()})
         self.callbacks.step(torch.stack(latents), self.estimate[0] if self.estimate else _video(latents[-1]), step)
 
@@ -265,8 +308,14 @@ class _Loop:
         settings = refine.settings
         compression: int = self.engine.networks["vae"].config["scale_factor_temporal"]
         chunk = self.request.noise_period if settings.mode == "full" else max(1, settings.chunk // compression)
-        targets = refine.targets if resumed else ()
-        if refine.detect is None:
+        targets, detect = refine.targets if resumed else (), None
+        if (search := refine.detect) is not None:
+            own = {frame for frame, weight in enumerate(window.weights) if weight > 0}
+
+            def detect(denoised: Tensor, frames: Sequence[int]) -> Sequence[Target]:
+                return search(denoised, [frame for frame in frames if frame in own])
+
+        else:
             missing = (None,) * (self.request.noise_period - len(window.frames))
             targets = [
                 Target(
@@ -279,7 +328,7 @@ class _Loop:
                 )
                 for target in refine.targets
             ]
-        return replace(refine, targets=targets, settings=replace(settings, chunk=chunk))
+        return replace(refine, targets=targets, detect=detect, settings=replace(settings, chunk=chunk))
 
 
 def _overlap(plan: WindowPlan) -> int:

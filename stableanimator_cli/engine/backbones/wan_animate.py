@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanAnimatePipeline, WanAnimateTransformer3DModel
+from diffusers import AutoencoderKLWan, WanAnimateTransformer3DModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionModel, UMT5EncoderModel
@@ -19,6 +20,7 @@ from stableanimator_cli.engine.backbones.diffusers_folder import (
     load_part,
     load_scheduler,
     place,
+    quiet,
     text_embedding,
 )
 from stableanimator_cli.engine.backbones.segments import SegmentBackbone
@@ -72,7 +74,60 @@ class WanAnimate(SegmentBackbone):
             "vae_decode": 2 * segments - 1,
         }
 
+    def example_calls(
+        self, model: ModelFolder, network: Callable[[str], Any], length: int, size: tuple[int, int], dtype: torch.dtype
+    ) -> dict[str, Callable[[], object]]:
+        width, height = size
+
+        def empty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+            return torch.empty(shape, device="meta", dtype=kind)
+
+        def transformer() -> None:
+            net, vae = network("transformer"), network("vae").config
+            config = net.config
+            frames, scale = (length - 1) // vae["scale_factor_temporal"] + 1, vae["scale_factor_spatial"]
+            grid, face = (height // scale, width // scale), config["motion_encoder_size"]
+            vision = network("image_encoder").config
+            net(
+                hidden_states=empty(1, config["in_channels"], frames + 1, *grid),
+                timestep=empty(1, kind=torch.int64),
+                encoder_hidden_states=empty(1, TOKENS, config["text_dim"]),
+                encoder_hidden_states_image=empty(
+                    1, (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size
+                ),
+                pose_hidden_states=empty(1, vae["z_dim"], frames, *grid),
+                face_pixel_values=empty(1, 3, length, face, face),
+                return_dict=False,
+            )
+
+        def vae_decode() -> None:
+            vae = network("vae")
+            frames, scale = (length - 1) // vae.config["scale_factor_temporal"] + 1, vae.config["scale_factor_spatial"]
+            latents = empty(frames, vae.config["z_dim"], height // scale, width // scale, kind=torch.float32)
+            for _ in self.decoder(vae, Counter()).parts(latents):
+                pass
+
+        def image_encoder() -> None:
+            encoder = network("image_encoder")
+            side = encoder.config.image_size
+            encoder(pixel_values=empty(1, 3, side, side), output_hidden_states=True)
+
+        def text_encoder() -> None:
+            tokens = empty(1, TOKENS, kind=torch.int64)
+            network("text_encoder")(tokens)  # a mask would be read, and meta tensors have no values
+
+        return {
+            "transformer": transformer,
+            "vae_encode": lambda: network("vae").encode(empty(1, 3, length, height, width, kind=torch.float32)),
+            "vae_decode": vae_decode,
+            "image_encoder": image_encoder,
+            "text_encoder": text_encoder,
+        }
+
     def open_run(self, engine: Engine, request: RenderRequest) -> _Run:
+        with quiet():  # it reports that torchvision, which is not used, is not installed
+            from diffusers import WanAnimatePipeline
+
         files, sampling = engine.model.files, request.sampling
         device, dtype = engine.plan.device, engine.plan.dtype
         height, width = request.resized.shape[:2]

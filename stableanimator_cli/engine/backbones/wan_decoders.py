@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ class WanFaceDecoder:
             for chunk in chunks:
                 decoder.advance(z[:, :, done : chunk.start], cache)
                 done = chunk.start
-                self._caches[done] = [entry.cpu() if isinstance(entry, Tensor) else entry for entry in cache]
+                self._caches[done] = [_on_host(entry) for entry in cache]
         try:
             yield
         finally:
@@ -105,3 +106,8 @@ class WanFaceDecoder:
         cache = decoder.cropped(self._caches[chunk.start], crop, z)
         pixels = torch.cat(list(decoder.frames(z, cache, crop=crop)))
         return pixels, (crop.left * self.scale, crop.top * self.scale)
+
+
+def _on_host(entry: Any) -> Any:
+    """An entry of a cache in host memory; ``meta`` tensors, which are counted, have no content to move."""
+    return entry.cpu() if isinstance(entry, Tensor) and not entry.is_meta else entry

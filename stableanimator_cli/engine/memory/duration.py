@@ -56,7 +56,7 @@ def estimate_duration(
     chunk = min(config.decode.chunk, estimator.frames)
     chunks = -(-estimator.frames // chunk)
     times = {
-        "unet": calls["unet"],
+        **calls,
         "decoder": calls["vae_decode"],
         "face": refined_steps * config.refine.iterations * chunks,
     }

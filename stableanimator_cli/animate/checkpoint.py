@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -182,7 +183,12 @@ def _pack(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     if checkpoint.best is not None:
         fields["best"] = _pack_state(checkpoint.best.state, "best", tensors) | {"failed": checkpoint.best.failed}
-        tensors["best.similarity"] = torch.from_numpy(checkpoint.best.identity.similarity)
+        identity = checkpoint.best.identity
+        tensors["best.similarity"] = torch.from_numpy(identity.similarity)
+        if identity.people:
+            columns = [one.similarity for one in identity.people]
+            tensors["best.people"] = torch.from_numpy(np.stack(columns, axis=1))
+            fields["best"]["people"] = [one.person for one in identity.people]
     return tensors, fields
 
 
@@ -205,6 +211,8 @@ def _unpack(tensors: dict[str, Tensor], fields: dict[str, Any]) -> Checkpoint:
     best = None
     if (row := fields.get("best")) is not None:
         identity = Identity(similarity=tensors["best.similarity"].numpy())
+        if "best.people" in tensors:
+            identity = Identity.of_people(tensors["best.people"].numpy(), row["people"])
         best = BestSample(state=_unpack_state(row, "best", tensors), identity=identity, failed=tuple(row["failed"]))
     return Checkpoint(
         state=_unpack_state(fields["now"], "now", tensors),

@@ -17,20 +17,21 @@ import numpy as np
 from stableanimator_cli.animate.driving_faces import FaceCrops, read_face_crops
 from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, mean_rate
 from stableanimator_cli.animate.inputs import is_openpose
+from stableanimator_cli.animate.people import check_people_of_images, chosen_people, face_boxes, people_of_frames
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.backbones import BackboneFacts
 from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
 from stableanimator_cli.config.animate import AnimateConfig
-from stableanimator_cli.detect.capture import Detectors, extract_motion, pose_of
+from stableanimator_cli.detect.capture import CaptureOptions, Detectors, extract_motion, pose_of
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.motion.aapose import draw_aapose
 from stableanimator_cli.motion.align import align
 from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
-from stableanimator_cli.motion.keypoints import face_box
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS, load_motion
 from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.skeleton import TAG, draw_skeleton, looks_like_skeleton
+from stableanimator_cli.motion.track import Person
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip, Motion
 
@@ -38,6 +39,7 @@ _SAMPLED = 8  # frames that decide what an untagged video is
 _STYLE = "dwpose"  # of the skeleton videos that `sa preprocess` draws
 _SMALLEST = 32  # pixels per side, below which a skeleton is not distinguishable from noise
 Audio = tuple[Path, Fraction, Fraction]
+ChoosePeople = Callable[[Detectors], tuple[Person, Detectors]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +47,11 @@ class Driving:
     """``skeletons``: one per output frame; ``fps``: their exact rate; ``source_size``: (width, height) of MOTION.
 
     ``audio``: (file, start, end) in seconds of that file, if it has sound. ``faces``: boxes float[t,p,4] in output
-    pixels, largest person first, NaN if no face is visible; None if only images are known. ``motion_frames``: per
-    output frame, the index of MOTION's frame that it shows; ``motion_times``: its seconds after MOTION's first frame,
-    None if MOTION has no clock. ``streams``: further videos that the backbone is conditioned on, by name.
+    pixels, largest person first, NaN if no face is visible; None if only images are known. ``people``: the motion of
+    everybody who is drawn and present, in output pixels, by output frame; None if only images are known.
+    ``motion_frames``: per output frame, the index of MOTION's frame that it shows; ``motion_times``: its seconds after
+    MOTION's first frame, None if MOTION has no clock. ``streams``: further videos that the backbone is conditioned on,
+    by name.
     """
 
     skeletons: PoseFrames
@@ -55,6 +59,7 @@ class Driving:
     source_size: tuple[int, int]
     audio: Audio | None
     faces: np.ndarray | None = None
+    people: Motion | None = None
     motion_frames: tuple[int, ...] = ()
     motion_times: tuple[Fraction, ...] | None = None
     streams: Mapping[str, FaceCrops] = field(default_factory=dict)
@@ -75,18 +80,21 @@ def open_driving(
     reference: np.ndarray | None = None,
     count_only: bool = False,
     facts: BackboneFacts | None = None,
+    people: ChoosePeople = lambda detectors: ("largest", detectors),
 ) -> Driving:
     """Read MOTION of ``config`` at the output's size and rate: ``config.fps``, else the source's, else 30.
 
-    In a plain video the largest person is detected, with ``detectors`` opened when needed; the misalignment with the
-    person of ``reference`` uint8[h,w,3] is reported. ``count_only`` counts a plain video's frames and detects nothing;
-    ``detectors`` then only has to raise what opening them would. ``facts`` of the model's backbone: the style of
-    skeletons and further driving videos.
+    In a plain video people are detected, with ``detectors`` opened when needed; ``people`` selects some, and the
+    detectors for that. The misalignment with the person of ``reference`` uint8[h,w,3] is reported. ``count_only``
+    counts a plain video's frames and detects nothing; ``detectors`` then only has to raise what opening them would.
+    ``facts`` of the model's backbone: the style of skeletons and further driving videos.
     Raises ``BadInput`` with file and frame, ``ModelMissing`` for a plain video without detectors, ``NoPerson`` if it
-    shows no person.
+    shows no person, or not the one of ``--person``, ``ConfigError`` if people are named and only images are known.
     """
     facts = facts or BackboneFacts()
-    driving = _open_driving(config, reporter, detectors, reference, count_only=count_only, facts=facts)
+    driving = _open_driving(
+        config, reporter, detectors, reference, count_only=count_only, facts=facts, people=people
+    )  # fmt: skip
     if "face" in facts.streams and "face" not in driving.streams:
         if not count_only:
             reporter.info(f"{config.motion.name} has no pixels of a face: it drives the body and no expression")
@@ -102,12 +110,14 @@ def _open_driving(
     *,
     count_only: bool,
     facts: BackboneFacts,
+    people: ChoosePeople,
 ) -> Driving:
     path = config.motion
     start, stop = config.frames or (None, None)
     output = _Output(config, reporter, facts)
     if (path / RECORD).is_file() and (path / MOTION).is_file():
         motion = load_motion(path / MOTION)
+        motion = chosen_people(motion, config.people, path / MOTION)
         driving = output.of_motion(motion, path / MOTION, start, stop)
         if count_only:
             return driving
@@ -115,7 +125,7 @@ def _open_driving(
             driving = output.with_face_crops(driving, open_clip(open_folder(path).source), motion)
         return replace(driving, audio=_folder_audio(path, motion, start, stop, reporter))
     if path.suffix.lower() == ".npz" and path.is_file():
-        return output.of_motion(load_motion(path), path, start, stop)
+        return output.of_motion(chosen_people(load_motion(path), config.people, path), path, start, stop)
     if is_openpose(path):
         loaded = load_openpose(path)
         if loaded.size_from == "extent":
@@ -124,7 +134,7 @@ def _open_driving(
                 f"{path.name} does not name the size of its frames: {width}x{height} is estimated from the points; "
                 "add canvas_width and canvas_height"
             )
-        return output.of_motion(loaded.motion, path, start, stop)
+        return output.of_motion(chosen_people(loaded.motion, config.people, path), path, start, stop)
     clip = open_clip(path)
     if min(clip.size) < _SMALLEST:
         hint = "draw the skeletons larger, or give the motion as keypoints (.npz or OpenPose JSON)"
@@ -136,18 +146,20 @@ def _open_driving(
         beside = _motion_beside(clip)
         if facts.skeleton != _STYLE and beside is not None:  # drawn again, in the style that the backbone knows
             audio = _audio_of(clip.path, beside, start, stop) if clip.audio else None
+            beside = chosen_people(beside, config.people, clip.path.with_suffix(".npz"))
             return replace(output.of_motion(beside, clip.path, start, stop), audio=audio)
         if facts.skeleton != _STYLE:
             reporter.info(
                 f"{path.name}: skeletons are used as they are; keypoints (.npz, OpenPose JSON) are drawn as in the "
                 "training of the model"
             )
-        return output.of_clip(selected, first, None if beside is None else _faces_of(beside, config))
+        check_people_of_images(config.people, clip.path, beside)
+        return output.of_clip(selected, first, beside)
     if count_only:
         if detectors is not None:
             _open_detectors(clip, detectors)
         return output.counted(selected)
-    motion = _detect_motion(selected, detectors, reference, reporter)
+    motion = _detect_motion(selected, *people(_open_detectors(selected, detectors)), reference, reporter)
     if config.fps is None and motion.times is None:
         output = _Output(replace(config, fps=clip.fps), reporter, facts)
     driving = output.of_motion(motion, path)
@@ -205,15 +217,17 @@ def _open_detectors(clip: Clip, open_detectors: Callable[[], Detectors] | None) 
 
 
 def _detect_motion(
-    clip: Clip, open_detectors: Callable[[], Detectors] | None, reference: np.ndarray | None, reporter: Reporter
+    clip: Clip, person: Person, detectors: Detectors, reference: np.ndarray | None, reporter: Reporter
 ) -> Motion:
-    """Detect the largest person's motion in a plain video. Nothing is aligned."""
-    detectors = _open_detectors(clip, open_detectors)
-    capture = extract_motion(clip, detectors, reporter=reporter)
+    """Detect the motion of ``person`` in a plain video. Nothing is aligned."""
+    capture = extract_motion(clip, detectors, CaptureOptions(person=person), reporter=reporter)
     if capture.repairs.frames or capture.repairs.points or capture.repairs.gaps:
         reporter.info(f"{clip.path.name}: {capture.repairs.describe()}")
     if capture.found.max() > 1:
-        reporter.info(f"{clip.path.name}: up to {capture.found.max()} people, the largest is tracked")
+        tracked = "the largest is tracked"
+        if person != "largest":
+            tracked = f"tracked: {', '.join(map(str, capture.motion.track.tolist()))}"
+        reporter.info(f"{clip.path.name}: up to {capture.found.max()} people, {tracked}")
     keypoints = None if reference is None else pose_of(reference, detectors)
     if reference is not None and keypoints is not None:
         try:
@@ -233,12 +247,6 @@ def _motion_beside(clip: Clip) -> Motion | None:
     if len(motion) != clip.count or motion.size != clip.size:
         return None
     return motion
-
-
-def _faces_of(motion: Motion, config: AnimateConfig) -> np.ndarray:
-    """Face boxes [t,p,4] of the selected frames, in output pixels."""
-    boxes = _faces(resize_transform(motion.size, config.size, config.resize).transform_motion(motion))
-    return boxes[slice(*(config.frames or (None, None)))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,9 +279,11 @@ class _Output:
             order, rate = _at_rate(known, clip.fps or mean_rate(known), self.config.fps)
         return Driving(skeletons=black.reordered([0] * len(order)), fps=rate, source_size=clip.size, audio=None)
 
-    def of_clip(self, clip: Clip, first: int, faces: np.ndarray | None) -> Driving:
-        """The frames of a skeleton video; ``first`` is the index of its first frame in MOTION."""
+    def of_clip(self, clip: Clip, first: int, beside: Motion | None) -> Driving:
+        """The frames of a skeleton video; ``first`` is the index of its first frame in MOTION, ``beside`` the people of
+        all of MOTION's frames."""
         transform = self.transform(clip.size, clip.path)
+        beside = None if beside is None else transform.transform_motion(beside)
         skeletons, times = PoseFrames(self.config.size), []
         with self.reporter.progress(clip.count, "read motion", "frame") as bar:
             for time, image in clip.frames():
@@ -296,7 +306,8 @@ class _Output:
             fps=rate,
             source_size=clip.size,
             audio=(clip.path, start, end) if clip.audio else None,
-            faces=None if faces is None else faces[list(order)],
+            faces=None if beside is None else _faces(beside)[[first + index for index in order]],
+            people=None if beside is None else people_of_frames(beside, [first + index for index in order]),
             motion_frames=tuple(first + index for index in order),
             motion_times=motion_times,
         )
@@ -331,6 +342,7 @@ class _Output:
             source_size=motion.size,
             audio=None,
             faces=_faces(fitted)[list(indices)][list(order)],
+            people=people_of_frames(fitted, [indices[index] for index in order]),
             motion_frames=tuple(indices[index] for index in order),
             motion_times=motion_times,
         )
@@ -338,8 +350,7 @@ class _Output:
 
 def _faces(motion: Motion) -> np.ndarray:
     """Face boxes float[t,p,4], largest person first: the motion's own, else around the face's points."""
-    boxes = np.where(np.isfinite(motion.face_boxes), motion.face_boxes, face_box(motion.keypoints))
-    boxes = np.where(motion.present[..., None], boxes, np.nan)
+    boxes = face_boxes(motion)
     sides = np.nan_to_num(boxes[..., 2:] - boxes[..., :2])
     return boxes[:, np.argsort(-sides.prod(axis=-1).mean(axis=0), kind="stable")]
 
@@ -362,33 +373,3 @@ def report_crop(transform: ResizeTransform, path: Path, reporter: Reporter) -> N
     stretch = max(across, down) / min(across, down)
     if stretch > 1.1:
         reporter.info(f"{path.name}: stretched by {stretch:.2f} on one side by --resize")
-
-
-def anchor_pose(
-    path: Path,
-    image: np.ndarray,
-    transform: ResizeTransform,
-    detectors: Callable[[], Detectors],
-    *,
-    plan_only: bool = False,
-) -> np.ndarray:
-    """Draw the reference's own skeleton at the output's size: MimicMotion's anchor of every window. Black for a plan,
-    which only checks that there are detectors."""
-    try:
-        opened = detectors()
-        keypoints = None if plan_only else pose_of(image, opened)
-    except ModelMissing as error:
-        hint = (error.hint or "", "or use --anchor first, which needs no detectors")
-        message = f"{error.message}, which --anchor reference needs"
-        raise ModelMissing(message, hint=hint, downloads=error.downloads) from None
-    if plan_only:
-        width, height = transform.target
-        return np.zeros((height, width, 3), np.uint8)
-    if keypoints is None:
-        raise NoPerson(
-            f"{path}: no person found, and --anchor reference needs the person's own pose",
-            hint="use --anchor first, or an image that shows the whole person",
-        )
-    keypoints = keypoints.copy()
-    keypoints[:, :2] = transform.apply_points(keypoints[:, :2])
-    return draw_skeleton(keypoints[None], transform.target)

@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python
 # Settings that change no pixel or are compared by their effect: paths by digests; device, preset, model as resolved.
 _FREE = frozenset(
     {"output", "reference", "motion", "face_embedding", "model", "audio", "preview", "preview_every", "preset", "force"}
-    | {"device.device", "device.gpus", "device.dtype", "device.offload", "device.pose_budget_mb"}
+    | {"device.device", "device.gpus", "device.dtype", "device.offload", "device.pose_budget_mb", "people.face_of"}
 )
 
 Fingerprint = dict[str, str]

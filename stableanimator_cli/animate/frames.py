@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from stableanimator_cli.animate.live_preview import LivePreview, OnPreview
-from stableanimator_cli.animate.pipeline import open_inputs, prepare
+from stableanimator_cli.animate.prepare import open_inputs, prepare
 from stableanimator_cli.animate.reference_face import FacesRefined, build_face_optimization
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
@@ -34,7 +34,7 @@ def render_frames(
     config = inputs.config
     prepared = prepare(inputs, engines, use_face=use_face, plan_only=False, reporter=reporter)
     engine, request = prepared.engine, prepared.request
-    estimator = inputs.estimator(frames=request.plan.total)
+    estimator = inputs.estimator(frames=request.plan.total, face_sets=prepared.face_sets)
     refine = build_face_optimization(config, engine, inputs.image, prepared.face, prepared.driving, reporter, estimator)
     onnx.warn_of_fallbacks(reporter)
     live = LivePreview(config, engine, reporter, has_anchor=request.has_anchor, on_preview=on_preview, writes=False)

@@ -33,6 +33,8 @@ def check_inputs(config: AnimateConfig) -> None:
         if motion.is_file() and is_picture(motion):
             hint = f"swapped? sa animate {motion} {reference} -o {config.output}"
         raise BadInput(reference, "a video or a motion", "an image of the person", hint=hint) from None
+    for path in config.people.face_files.values():
+        read_reference(require_file(path, "an image of the face (PNG, JPEG, WebP or BMP)"))
     check_motion(motion)
 
 

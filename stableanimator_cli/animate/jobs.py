@@ -201,6 +201,7 @@ def _check_outputs(jobs: Sequence[Mapping[str, Any]], paths: Sequence[AnimateCon
         hint = "outputs that differ in their endings alone, as a.mp4 and a.gif, share the record a.json"
         raise ConfigError("--jobs", str(twice.target), "another output for each job", hint=hint)
     inputs = [Path(str(job[name])) for job in jobs for name in ("reference", "motion") if name in job]
+    inputs += [Path(str(text).partition("=")[2]) for job in jobs for text in job.get("face_of") or ()]
     for path in paths:
         check_apart(path.target, inputs)
 

@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from stableanimator_cli.animate import reference_face, result
 from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, CheckpointManager, SamplingState
-from stableanimator_cli.animate.driving import Driving, anchor_pose, open_driving, report_crop
+from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity_gate import GateResult, Identity, retry_counts
-from stableanimator_cli.animate.inputs import read_reference
 from stableanimator_cli.animate.live_preview import LivePreview, OnPreview
+from stableanimator_cli.animate.prepare import open_inputs, prepare
 from stableanimator_cli.animate.reference_face import FacesRefined, ReferenceFace
 from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.video import identity_meter, write_video
-from stableanimator_cli.animate.workers import lost_rank_error, with_process_count, worker_group
+from stableanimator_cli.animate.workers import lost_rank_error, worker_group
 from stableanimator_cli.cards import Card
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
-from stableanimator_cli.detect.capture import Detectors
-from stableanimator_cli.detect.roles import require_detectors
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
 from stableanimator_cli.diffusion.sampler import Step
-from stableanimator_cli.engine.device import DevicePlan, available_memory
 from stableanimator_cli.engine.engine import Distribute, Engine, EngineCache
 from stableanimator_cli.engine.memory.duration import estimate_duration
-from stableanimator_cli.engine.memory.estimators import estimator_of
-from stableanimator_cli.engine.memory.fit import Choice, fit_to_limit
-from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
 from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, decode, sample
 from stableanimator_cli.errors import Interrupted
 from stableanimator_cli.files import locked_output
-from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.progress import NullReporter, Reporter, WarningLog
 from stableanimator_cli.records import ModelFolder
 
@@ -95,7 +85,7 @@ def run_pipeline(
         checkpoints = None if plan_only else CheckpointManager(config, model, inputs.plan, reporter, restart=restart)
         prepared = prepare(inputs, engines, use_face=use_face, plan_only=plan_only, reporter=reporter)
         engine, request, face, driving = prepared.engine, prepared.request, prepared.face, prepared.driving
-        estimator = inputs.estimator(frames=request.plan.total)
+        estimator = inputs.estimator(frames=request.plan.total, face_sets=prepared.face_sets)
         if checkpoints is None:
             memory = estimator.of(config)
             refined = reference_face.refined_steps(config, model)
@@ -123,118 +113,6 @@ def run_pipeline(
                 distribute=None if group is None else group.distribute,
             )
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenInputs:
-    """Reference and motion of a run, with the settings that fit the memory limit.
-
-    ``motion`` reads the motion once; ``detectors`` opens the detectors once; ``estimator`` predicts memory.
-    """
-
-    config: AnimateConfig
-    model: ModelFolder
-    plan: DevicePlan
-    image: np.ndarray
-    motion: Callable[[], Driving]
-    detectors: Callable[[], Detectors]
-    estimator: Callable[..., MemoryEstimator]
-    choices: tuple[Choice, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """An engine and the rendering requested of it."""
-
-    engine: Engine
-    request: RenderRequest
-    driving: Driving
-    face: ReferenceFace
-    texture_error: float | None
-
-
-def open_inputs(
-    config: AnimateConfig,
-    model: ModelFolder,
-    reporter: Reporter,
-    *,
-    workers: WorkerGroup | None = None,
-    plan_only: bool = False,
-    card: Card | None = None,
-) -> OpenInputs:
-    """Read the reference, and choose settings below ``--max-memory``. Raises ``SaError``."""
-    for warning in model.warnings:
-        reporter.warning(warning)
-    plan = DevicePlan.of(config.device, card)
-    config = config if card else with_process_count(config, plan, workers)
-    image = read_reference(config.reference)
-    requested = config
-
-    def open_detectors() -> Any:
-        """The detectors; for a plan only what opening them raises."""
-        return require_detectors(model) if plan_only else Detectors.open(model, str(plan.device), faces=False)
-
-    detectors = functools.cache(open_detectors)
-    read_motion = functools.cache(
-        lambda: open_driving(
-            requested, reporter, detectors=detectors, reference=image, count_only=plan_only, facts=model.facts
-        )
-    )
-    estimator = functools.partial(
-        estimator_of, model, device=plan.device, dtype=plan.dtype, size=config.size,
-        available=card.bytes if card else available_memory(plan.device),
-    )  # fmt: skip
-    choices: tuple[Choice, ...] = ()
-    if config.device.max_memory is not None:
-        frames = len(read_motion().skeletons) + (config.windows.anchor == "reference")
-        config, choices = fit_to_limit(config, estimator(frames=frames))
-        plan = DevicePlan.of(config.device, card)
-        for choice in choices:
-            reporter.info(f"to fit: {choice}")
-    return OpenInputs(
-        config=config, model=model, plan=plan, image=image, motion=read_motion, detectors=detectors,
-        estimator=estimator, choices=choices,
-    )  # fmt: skip
-
-
-def prepare(
-    inputs: OpenInputs, engines: EngineCache, *, use_face: bool, plan_only: bool, reporter: Reporter
-) -> Prepared:
-    """Open the engine, detect the face and read the motion. ``plan_only`` detects nothing. Raises ``SaError``."""
-    config, model, image = inputs.config, inputs.model, inputs.image
-    transform = resize_transform((image.shape[1], image.shape[0]), config.size, config.resize)
-    report_crop(transform, config.reference, reporter)
-    engine = engines.open(model, inputs.plan, id_mode=config.id_adapter or "distribution")
-    texture_error = None
-    # the reference before the motion, which may be long: a missing face is reported at once
-    if plan_only:
-        face = reference_face.check_reference_face(config, engine, reporter)
-    else:
-        texture_error = reference_face.check_texture(config, engine, image, reporter)
-        face = reference_face.detect_reference_face(config, engine, image, reporter)
-    driving = inputs.motion()
-    poses = driving.skeletons
-    if config.windows.anchor == "reference":
-        poses = poses.with_anchor(
-            anchor_pose(config.reference, image, transform, inputs.detectors, plan_only=plan_only)
-        )
-    x0, y0, x1, y1 = (round(side) for side in transform.box)
-    windows = config.windows
-    request = RenderRequest(
-        image=image[y0:y1, x0:x1],  # the image encoder sees the animated part at full detail
-        resized=transform.apply_image(image, resample="lanczos"),
-        face=face.vector if use_face and model.facts.embeds_face else None,
-        poses=poses,
-        plan=engine.backbone.plan_windows(len(poses), windows),
-        sampling=config.sampling,
-        decode=config.decode,
-        noise_period=windows.length,
-        has_anchor=windows.anchor == "reference",
-        streams=driving.streams,
-    )
-    if not use_face and face.vector is not None:
-        reporter.warning(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
-    return Prepared(engine=engine, request=request, driving=driving, face=face, texture_error=texture_error)
 
 
 def sample_and_write(job: AnimateJob) -> Animation:
@@ -305,7 +183,8 @@ def sample_until_gate_passes(job: AnimateJob) -> tuple[SamplingState, GateResult
             return state, GateResult()
         identity = _measure_identity(job, state.latents)
         retried = {window for windows in attempts for window in windows}  # these windows showed a face before
-        failed = tuple(identity.failing(plan, minimum, job.request.has_anchor, retried))
+        earlier = None if best is None else best.identity
+        failed = tuple(identity.failing(plan, minimum, job.request.has_anchor, retried, earlier))
         if best is None or identity.rank(failed) < best.identity.rank(best.failed):
             best = BestSample(state=state, identity=identity, failed=failed)
         if not failed or len(attempts) >= retries:

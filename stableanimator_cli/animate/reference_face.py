@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from stableanimator_cli.animate.driving import Driving
+from stableanimator_cli.animate.people import PersonFace, face_boxes
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.detect.face import load_embedding
@@ -25,10 +26,11 @@ from stableanimator_cli.records import Face, ModelFolder
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceFace:
     """``vector`` float32[512] for the Face Encoder, None if the run continues without; ``faces`` detected in the
-    reference image, largest first."""
+    reference image, largest first. ``people``: who has a face of one's own; then ``vector`` is the first one's."""
 
     vector: np.ndarray | None
     faces: tuple[Face, ...] = ()
+    people: tuple[PersonFace, ...] = ()
 
 
 def check_reference_face(config: AnimateConfig, engine: Engine, reporter: Reporter) -> ReferenceFace:
@@ -47,7 +49,8 @@ def check_reference_face(config: AnimateConfig, engine: Engine, reporter: Report
 def detect_reference_face(
     config: AnimateConfig, engine: Engine, image: np.ndarray, reporter: Reporter
 ) -> ReferenceFace:
-    """The embedding of the largest face, given or detected in the full image; None only with ``--allow-no-face``."""
+    """The embedding of the largest face, given or detected in the full image; None only with ``--allow-no-face``, or
+    if faces come from ``--face-of``."""
     if config.face_embedding is not None:
         vector = load_embedding(config.face_embedding)
         # only face optimisation needs the face's box in the image
@@ -69,9 +72,9 @@ def detect_reference_face(
         return ReferenceFace(vector=None)
     known = [face for face in faces if face.embedding is not None]
     if known:
-        if len(known) > 1:
-            reporter.info(f"{config.reference.name}: {len(known)} faces, the largest is used")
         return ReferenceFace(vector=known[0].embedding, faces=tuple(known))
+    if config.people.face_of:
+        return ReferenceFace(vector=None)
     if _may_lack_face(config, engine.model):
         reporter.warning(f"{config.reference.name}: no face found: animating without one{_allowed(config)}")
         return ReferenceFace(vector=None)
@@ -159,7 +162,7 @@ def build_face_optimization(
                 "`sa models pull antelopev2`, or --refine-face off"
             )
         return None
-    if not reference.faces:
+    if not reference.faces and not reference.people:
         if settings.face != "auto":
             raise NoFace(
                 f"{config.reference}: no face found, which --refine-face {settings.face} needs",
@@ -171,7 +174,13 @@ def build_face_optimization(
     width, height = driving.skeletons.size
     boxes = driving.faces
     references = [FaceBox(image=image, box=face.box) for face in reference.faces]
+    if reference.people and driving.people is not None:
+        references = [FaceBox(image=one.image, box=one.face.box) for one in reference.people]
+        boxes = face_boxes(driving.people)[:, [one.index for one in reference.people]]
     if boxes is not None and not np.isfinite(boxes).all(axis=-1).any():
+        if len(references) > 1 and reference.people:
+            reporter.warning(f"{config.motion.name}: no frame has points of a face, so no face is optimised")
+            return None
         reporter.info(
             f"{config.motion.name}: no frame has points of a face; faces are detected in the denoised estimates"
         )
@@ -182,7 +191,8 @@ def build_face_optimization(
         )
     if boxes is not None:
         people = boxes.shape[1]
-        references, boxes = _paired(references, boxes)
+        if not reference.people:
+            references, boxes = _paired(references, boxes)
         if people > len(references):
             reporter.info(
                 f"{config.motion.name}: faces of {len(references)} of {people} people are optimised, "

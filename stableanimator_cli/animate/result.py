@@ -14,6 +14,7 @@ from stableanimator_cli import __version__, catalogue
 from stableanimator_cli.animate import fingerprint, reference_face
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity_gate import GateResult, Identity
+from stableanimator_cli.animate.people import PlannedPeople
 from stableanimator_cli.animate.reference_face import FacesRefined
 from stableanimator_cli.catalogue.needed import Needed
 from stableanimator_cli.config.animate import AnimateConfig
@@ -74,6 +75,7 @@ class AnimationPlan:
         height, width = request.resized.shape[:2]
         mode = reference_face.mode_of(config, model)
         fetch = catalogue.download_of(model.downloads)
+        people = PlannedPeople.of(config, driving.people)
         return cls(
             data={
                 "model": model.name,
@@ -87,6 +89,7 @@ class AnimationPlan:
                 "windows": [list(window.frames) for window in request.plan],
                 "weights": [list(window.weights) for window in request.plan],
                 "face_optimization": mode,
+                "people": people.to_json() if people else None,
                 "calls": engine.backbone.count_calls(request),
                 "weight_bytes": {
                     name: _bytes_of(model.files[name]) for name in model.networks if model.files[name].exists()
@@ -100,6 +103,7 @@ class AnimationPlan:
                     "windows": request.plan.describe(),
                     "moving": " that shift from step to step (below: in the first)" if request.plan.shifted else "",
                     "faces": _faces(mode, config),
+                    "people": people.describe() if people else "",
                     "memory": memory.describe() + (f"; the card has {device.card.memory} GiB" if device.card else ""),
                     "duration": duration.describe(),
                     "download": describe_download(fetch) if fetch.files else "",
@@ -128,6 +132,7 @@ class AnimationPlan:
                 f"sampling   {d['steps']} steps, {len(d['windows'])} window(s){text['moving']}, "
                 f"{calls[text['denoiser'].lower()]} {text['denoiser']} calls{cached}",
                 f"faces      {text['faces']}",
+                *([f"people     {text['people']}"] if text["people"] else []),
                 f"decoding   {calls['vae_decode']} decoder calls",
                 f"memory     {text['memory']}",
                 f"time       {text['duration']}",
@@ -193,6 +198,7 @@ def write(
             "times": None if driving.motion_times is None else [str(time) for time in driving.motion_times],
         },
         "face": request.face is not None,
+        "people": [one.to_json() for one in job.face.people] or None,
         "texture_error": None if job.texture_error is None else round(job.texture_error, 4),
         "identity": None if identity is None else identity.to_json(),
         "gate": gate_json,

@@ -170,6 +170,9 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
     check_backbone_options(config, model)
     _check_layers(config, model)
     face = uses_face(config, model)
+    if not face and (flag := config.people.names_faces) is not None:
+        value, hint = config.people.label(config.people.named[0])[1], f"leave {flag} out, or add --force-ablation"
+        raise ConfigError(flag, value, f"a model with faces, and {model.name} was trained without", hint=hint)
     check_device_exists(config.device.device)
     check_inputs(config)
     return face

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from stableanimator_cli.animate import identity_gate
-from stableanimator_cli.animate.identity_gate import Identity, IdentityMeter
+from stableanimator_cli.animate.identity_gate import Identity, IdentityMeter, PeopleIdentityMeter
 from stableanimator_cli.engine.render import decode
 from stableanimator_cli.media import AnimationWriter, FramesWriter, VideoWriter, WriterBehind, open_writer
 
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from stableanimator_cli.animate.pipeline import AnimateJob
 
 
-def identity_meter(job: AnimateJob) -> IdentityMeter:
+def identity_meter(job: AnimateJob) -> IdentityMeter | PeopleIdentityMeter:
+    """Measures each person with a face of one's own if the motion shows several people, else the largest face."""
+    people, motion = job.face.people, job.driving.people
+    if people and motion is not None and len(motion.track) > 1:
+        return PeopleIdentityMeter(job.engine.faces(), people, motion)
     assert job.face.vector is not None  # a gate without a face is refused before sampling
     return IdentityMeter(job.engine.faces(), job.face.vector)
 
@@ -34,7 +38,7 @@ def write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
     if config.has_preview_video and not measures:
         missing = "face in the reference" if job.face.vector is None else "face recogniser in the model"
         job.reporter.info(f"{config.preview_path.name} has no similarity curve: no {missing}")
-    meter, values = (identity_meter(job) if measures else None), []
+    meter = identity_meter(job) if measures else None
     with contextlib.ExitStack() as stack:
         video = open_writer(
             config.output, (width, height), fps,
@@ -56,8 +60,8 @@ def write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
             if preview is not None:
                 row = np.concatenate([request.resized, request.poses.frame(index + request.has_anchor), frame], axis=1)
                 if meter is not None:
-                    values.append(meter.add(frame))
-                    row = np.concatenate([row, identity_gate.strip(values, request.frames, 3 * width)])
+                    meter.add(frame)
+                    row = np.concatenate([row, identity_gate.strip(meter.curves, request.frames, 3 * width)])
                 preview.write(row)
             bar.update()
     if meter is None:

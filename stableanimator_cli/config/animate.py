@@ -40,6 +40,7 @@ from stableanimator_cli.config.parse import (
     parse_range,
     parse_size,
 )
+from stableanimator_cli.config.people import PeopleConfig
 from stableanimator_cli.config.refine import RefineConfig
 from stableanimator_cli.config.schema import check_fields, option, require
 from stableanimator_cli.errors import ConfigError
@@ -262,6 +263,7 @@ class AnimateConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     device: DeviceConfig = field(default_factory=DeviceConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
+    people: PeopleConfig = field(default_factory=PeopleConfig)
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -269,6 +271,9 @@ class AnimateConfig:
         require(self.model != "", "--model", self.model, "a name of the catalogue or a folder")
         if self.frames is not None:
             require(not _is_empty(self.frames), "--frames", dump_range(self.frames), "A before B")
+        if self.face_embedding is not None and (flag := self.people.names_faces) is not None:
+            hint = "--face-embedding is one face for everybody: leave one of the two out"
+            raise ConfigError("--face-embedding", str(self.face_embedding), f"no {flag} beside it", hint=hint)
 
     @property
     def preview_path(self) -> Path:
@@ -302,6 +307,7 @@ class AnimateConfig:
         inputs = {"reference": self.reference, "motion": self.motion}
         if self.face_embedding is not None:
             inputs["face_embedding"] = self.face_embedding
+        inputs |= {f"face_of_{person}": path for person, path in self.people.face_files.items()}
         beside = self.motion.with_suffix(".npz")
         if beside != self.motion and self.motion.is_file() and beside.is_file():
             inputs["motion_points"] = beside

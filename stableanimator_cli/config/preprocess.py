@@ -58,8 +58,8 @@ class PreprocessConfig:
     of one clip. ``every`` detects people in every k-th frame only; ``gap`` is the longest gap in frames that is closed,
     ``smooth`` the width of the smoothing in frames, 0 for none. ``source``: a clip folder links to its video or
     holds a copy. ``ray`` is the address of a cluster, ``local`` for one on this machine. ``person`` None is
-    the largest of a video, and everybody of a motion that is converted; ``size`` (width, height), ``order`` and ``to``
-    are about conversions alone.
+    the largest of a video, and everybody of a motion that is converted; ``people`` counts the largest ones. ``size``
+    (width, height), ``order`` and ``to`` are about conversions alone.
     """
 
     # fmt: off
@@ -83,6 +83,9 @@ class PreprocessConfig:
     person: str | None = option("--person", None, metavar="largest|all|N|x0,y0,x1,y1", panel=PEOPLE,
         default_text="largest for videos, all for motions",
         help="Person to take: the largest, all, the N-th to appear (from 0), or the one inside a box in pixels.")
+    people: int | None = option("--people", None, metavar="N", ge=1, le=64, panel=PEOPLE, default_text="see --person",
+        help="Take the N largest people. The preview and the contact sheet show their numbers, which --person of "
+        "sa animate means.")
     align: Align = option("--align", "none", panel=PEOPLE,
         help="Fit the motion to the person in --reference: as in the reference implementation, by scale and shift, "
         "with that body's limb lengths, or by rotation too.")
@@ -120,6 +123,8 @@ class PreprocessConfig:
         if self.person is not None:
             known = re.fullmatch(r"largest|all|\d{1,6}|[^,]+,[^,]+,[^,]+,[^,]+", self.person)
             require(bool(known), "--person", self.person, "largest, all, a person's number, or a box x0,y0,x1,y1")
+        if self.people is not None and self.person is not None:
+            raise ConfigError("--people", self.people, f"no --person {self.person} beside it")
         check_device(self.device)
         self._check_pairs()
 
@@ -151,4 +156,5 @@ class PreprocessConfig:
             "frames": None if self.frames is None else list(self.frames),
             "fps": None if self.fps is None else str(self.fps),
             "source": self.source,
+            **({} if self.people is None else {"people": self.people}),
         }

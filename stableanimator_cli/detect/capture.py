@@ -24,7 +24,7 @@ from stableanimator_cli.detect.roles import require_detectors
 from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.motion.keypoints import bounding_box, face_box
 from stableanimator_cli.motion.repair import GAP, Repairs, repair
-from stableanimator_cli.motion.track import Person, Tracker, Tracks, assign, match_faces, select
+from stableanimator_cli.motion.track import Largest, Person, Tracker, Tracks, assign, match_faces, select
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ChannelOrder, Clip, Face, ModelFolder, Motion
 
@@ -263,8 +263,8 @@ class _Seen:
         if not tracks.present.any():
             tracks = tracker.tracks()
         strangers = int(counts.sum() - tracks.present.sum())
-        if options.person == "largest":
-            tracks = _largest(tracks)
+        if options.person == "largest" or isinstance(options.person, Largest):
+            tracks = _largest(tracks, 1 if options.person == "largest" else options.person.count)
         motion, repairs = repair(
             _selected(
                 tracks.motion(clip.size, self._clock(), self._face_boxes(tracks, face_indices)), options.person, clip
@@ -310,15 +310,15 @@ class _Seen:
         return FaceTable.of(rows, order)
 
 
-def _largest(tracks: Tracks) -> Tracks:
-    """Only the largest person (as ``motion.track.largest``), computed person by person: arrays of a crowd in a long
+def _largest(tracks: Tracks, count: int) -> Tracks:
+    """Only the largest people (``motion.track.largest_people``), computed person by person: arrays of a crowd in a long
     video are large, and later steps copy them."""
     areas = []
     for person in range(tracks.present.shape[1]):
         box = bounding_box(tracks.keypoints[:, person]).astype(np.float64)
         sides = np.nan_to_num(box[:, 2:] - box[:, :2]).prod(axis=-1)
         areas.append(float(sides[tracks.present[:, person]].sum()))
-    largest = [int(np.argmax(areas))]
+    largest = sorted(np.argsort(-np.array(areas), kind="stable")[:count].tolist())
     return Tracks(
         keypoints=tracks.keypoints[:, largest],
         boxes=tracks.boxes[:, largest],

@@ -7,12 +7,22 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from stableanimator_cli.motion.keypoints import BODY_LIMBS, FACE, HAND_LIMBS, LEFT_HAND, RIGHT_HAND, THRESHOLD, visible
+from stableanimator_cli.motion.keypoints import (
+    BODY_LIMBS,
+    FACE,
+    HAND_LIMBS,
+    LEFT_HAND,
+    RIGHT_HAND,
+    THRESHOLD,
+    bounding_box,
+    visible,
+)
 from stableanimator_cli.records import Motion
 
 REFERENCE_COLOUR = (0, 230, 255)
 ALIGNED_COLOUR = (255, 130, 0)
 
+_NUMBER_COLOUR = (255, 255, 255)
 _LEAST_SIDE = 512  # smaller pictures are enlarged by a whole factor, or lines would cover what they show
 _DIM = 0.55
 _BINARY = 4  # binary places of OpenCV's sub-pixel coordinates
@@ -31,8 +41,8 @@ def overlay(
     picture's size in orange, later frames brighter.
 
     ``frames`` are numbers of the motion's frames (default: the first, the middle and the last in which anybody is
-    there). A picture whose shorter side is below 512 is enlarged by a whole factor. ``ValueError`` where sizes differ
-    or a frame is not there.
+    there). Several people have their numbers, in the last of these frames. A picture whose shorter side is below 512 is
+    enlarged by a whole factor. ``ValueError`` where sizes differ or a frame is not there.
     """
     picture = np.asarray(picture)
     height, width = picture.shape[:2]
@@ -53,11 +63,33 @@ def overlay(
         for person in motion.keypoints[frame][motion.present[frame]]:
             _draw(canvas, person, factor, colour, thick, threshold)
     _draw(canvas, np.asarray(reference), factor, REFERENCE_COLOUR, thick, threshold)
+    if frames:
+        draw_numbers(canvas, motion, frames[-1], np.array([factor, factor]), thick)
     numbers = ", ".join(str(frame) for frame in frames)
     for line, (text, colour) in enumerate([("reference", REFERENCE_COLOUR), (f"frames {numbers}", ALIGNED_COLOUR)]):
         place = (4 * thick, 12 * thick * (line + 1))
         cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.35 * thick, colour, thick, cv2.LINE_AA)
     return canvas
+
+
+def draw_numbers(canvas: np.ndarray, motion: Motion, frame: int, scale: np.ndarray, thick: int = 1) -> None:
+    """Write the number of each person over the head, in place, if the motion has several people.
+
+    ``scale`` float[2] are pixels of the canvas uint8[h,w,3] per pixel of the motion, along x and y.
+    """
+    if len(motion.track) < 2:
+        return
+    height, width = canvas.shape[:2]
+    boxes = bounding_box(motion.keypoints[frame], minimum=1) * np.tile(scale, 2)
+    for number, present, (x0, y0, x1, _) in zip(motion.track, motion.present[frame], boxes, strict=True):
+        if not present or not np.isfinite([x0, y0, x1]).all():
+            continue
+        text, size = str(int(number)), 0.6 * thick
+        (across, down), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 2 * thick)
+        left = int(np.clip((x0 + x1 - across) / 2, 0, max(0, width - across)))
+        base = int(np.clip(y0 - down / 2, down + thick, max(down, height - 1)))
+        for colour, line in (((0, 0, 0), 4 * thick), (_NUMBER_COLOUR, 2 * thick)):
+            cv2.putText(canvas, text, (left, base), cv2.FONT_HERSHEY_SIMPLEX, size, colour, line, cv2.LINE_AA)
 
 
 def _draw(

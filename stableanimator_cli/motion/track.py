@@ -22,7 +22,22 @@ from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.motion.keypoints import BODY, COUNT, bounding_box, face_box, visible
 from stableanimator_cli.records import Motion
 
-Person = Literal["largest", "all"] | int | tuple[float, float, float, float]
+
+@dataclass(frozen=True, slots=True)
+class Largest:
+    """The ``count`` largest people of a motion, or all if it has fewer."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """People by their track numbers, in this order."""
+
+    numbers: tuple[int, ...]
+
+
+Person = Literal["largest", "all"] | int | tuple[float, float, float, float] | Largest | Numbers
 
 MAX_GAP = 30
 PERSON_FORMS = "largest, all, a person's number from 0, or a box x0,y0,x1,y1 in pixels"
@@ -265,7 +280,8 @@ def _total_areas(motion: Motion) -> np.ndarray:
 def select(motion: Motion, person: Person = "largest") -> Motion:
     """The motion with only the selected people; frames, sizes and times stay.
 
-    ``largest``: see ``largest``. A whole number: the track of that number. A box (x0, y0, x1, y1): the best fit in the
+    ``largest``: see ``largest``. ``Largest``: several of them, in the motion's order. A whole number: the track of that
+    number; ``Numbers``: several of them, in the given order. A box (x0, y0, x1, y1): the best fit in the
     first frame with an intersection over union of a third or more, else the best fit in any frame.
     ``all``: everybody present at least once. Raises ``NoPerson`` if the selected person is absent.
     """
@@ -274,6 +290,8 @@ def select(motion: Motion, person: Person = "largest") -> Motion:
     if person == "all":
         largest(motion)
         return _only(motion, np.flatnonzero(motion.present.any(axis=0)).tolist())
+    if isinstance(person, Largest):
+        return _only(motion, sorted(largest_people(motion, person.count)))
     appears = motion.present.any(axis=0)
     if isinstance(person, tuple):
         overlap = np.where(motion.present, _overlap(bounding_box(motion.keypoints), np.array(person)), 0.0)
@@ -286,12 +304,15 @@ def select(motion: Motion, person: Person = "largest") -> Motion:
         clear = np.flatnonzero(overlap.max(axis=1) >= 1 / 3)
         frame = int(clear[0]) if len(clear) else int(np.argmax(overlap.max(axis=1)))
         return _only(motion, [int(np.argmax(overlap[frame]))])
-    indices = np.flatnonzero((motion.track == person) & appears)
-    if not len(indices):
-        numbers = ", ".join(str(number) for number in motion.track[appears].tolist()) or "none"
-        raise NoPerson(f"person {person}: found no person with that number, expected one of {numbers}",
-                       hint="--person largest takes the one who fills most of the frame")  # fmt: skip
-    return _only(motion, [int(indices[0])])
+    people = []
+    for number in person.numbers if isinstance(person, Numbers) else (person,):
+        indices = np.flatnonzero((motion.track == number) & appears)
+        if not len(indices):
+            known = ", ".join(str(number) for number in motion.track[appears].tolist()) or "none"
+            raise NoPerson(f"person {number}: found no person with that number, expected one of {known}",
+                           hint="--person largest takes the one who fills most of the frame")  # fmt: skip
+        people.append(int(indices[0]))
+    return _only(motion, people)
 
 
 def _only(motion: Motion, people: list[int]) -> Motion:

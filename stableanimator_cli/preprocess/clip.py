@@ -37,7 +37,7 @@ from stableanimator_cli.files import (
 )
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.motion_file import save_motion
-from stableanimator_cli.motion.track import parse_person
+from stableanimator_cli.motion.track import Largest, Person, parse_person
 from stableanimator_cli.preprocess import reference_layout
 from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable, remove_clip, replace_clip
 from stableanimator_cli.preprocess.inputs import Source
@@ -222,7 +222,12 @@ def _write_clip(
 
 
 def capture_options(config: PreprocessConfig) -> CaptureOptions:
-    return CaptureOptions(person=parse_person(config.who), every=config.every, gap=config.gap, smooth=config.smooth)
+    return CaptureOptions(person=person_of(config), every=config.every, gap=config.gap, smooth=config.smooth)
+
+
+def person_of(config: PreprocessConfig) -> Person:
+    """The people of ``--people`` or ``--person``."""
+    return parse_person(config.who) if config.people is None else Largest(config.people)
 
 
 def link_source(source: Path, inside: Path, folder: Path, *, copy: bool) -> None:

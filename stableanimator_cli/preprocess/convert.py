@@ -33,7 +33,8 @@ from stableanimator_cli.motion.motion_file import (
 from stableanimator_cli.motion.openpose import load_openpose, save_openpose
 from stableanimator_cli.motion.repair import smoothed
 from stableanimator_cli.motion.skeleton import TAG, draw_frame, looks_like_skeleton
-from stableanimator_cli.motion.track import parse_person, select
+from stableanimator_cli.motion.track import select
+from stableanimator_cli.preprocess.clip import person_of
 from stableanimator_cli.preprocess.outputs import check_files, inputs_of, poses_files
 from stableanimator_cli.preprocess.poses import (
     Reference,
@@ -118,7 +119,7 @@ def open_reference(config: PreprocessConfig, model: ModelFolder) -> Reference | 
 
 
 def read_motion(path: Path, config: PreprocessConfig, reporter: Reporter) -> Motion:
-    """A motion from any file of keypoints, after ``--frames``, ``--fps``, ``--person`` and ``--smooth``."""
+    """A motion from any file of keypoints, after ``--frames``, ``--fps``, ``--person``, ``--people``, ``--smooth``."""
     suffix = path.suffix.lower()
     if suffix == ".npz":
         motion = load_motion(path)
@@ -140,8 +141,8 @@ def read_motion(path: Path, config: PreprocessConfig, reporter: Reporter) -> Mot
         if motion.times is not None:
             indices, rate = even_frames(motion, config.fps)
         motion = dataclasses.replace(_take(motion, indices), times=tuple(k / rate for k in range(len(indices))))
-    if config.person is not None:
-        motion = select(motion, parse_person(config.person))
+    if config.person is not None or config.people is not None:
+        motion = select(motion, person_of(config))
     return smoothed(motion, config.smooth) if config.smooth else motion
 
 

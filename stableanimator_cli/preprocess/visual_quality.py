@@ -15,6 +15,7 @@ from PIL import Image
 
 from stableanimator_cli.media.image import save_image
 from stableanimator_cli.motion.keypoints import BODY_LIMBS, visible
+from stableanimator_cli.motion.overlay import draw_numbers
 from stableanimator_cli.motion.skeleton import BODY_COLOURS
 from stableanimator_cli.records import Motion
 
@@ -67,7 +68,7 @@ class VisualQualityMeter:
         )
 
     def sheet(self, motion: Motion) -> np.ndarray:
-        """Thumbnails side by side with the motion drawn on them, uint8[h,w,3]."""
+        """Thumbnails side by side with the motion drawn on them, and the numbers of several people, uint8[h,w,3]."""
         selected = np.unique(np.linspace(0, len(self._thumbs) - 1, SHOWN).round().astype(int))
         drawn = []
         for index, thumb in (self._thumbs[k] for k in selected):
@@ -75,6 +76,7 @@ class VisualQualityMeter:
             scale = np.array([thumb.shape[1] / motion.size[0], thumb.shape[0] / motion.size[1]])
             for person in np.flatnonzero(motion.present[index]):
                 _draw_limbs(image, motion.keypoints[index, person], scale)
+            draw_numbers(image, motion, index, scale)
             drawn.append(image)
         return np.concatenate(drawn, axis=1)
 

@@ -189,14 +189,17 @@ def test_the_preview_shows_the_curve(animate, tmp_path):
 
 
 def test_a_strip_draws_what_is_known_so_far():
-    empty, half, whole = (strip(values, 8, 64) for values in ([], [0.5] * 4, [0.5] * 8))
+    empty, half, whole = (strip([values], 8, 64) for values in ([], [0.5] * 4, [0.5] * 8))
     ink = [np.any(picture[..., 2] < picture[..., 0], axis=0) for picture in (empty, half, whole)]
     assert not ink[0].any()
     assert ink[1][:20].all()
     assert not ink[1][40:].any()
     assert ink[2].all()
-    gap = (strip([0.5, np.nan, np.nan, np.nan, np.nan, 0.5], 6, 64)[..., 2] == 0).any(axis=0)
+    gap = (strip([[0.5, np.nan, np.nan, np.nan, np.nan, 0.5]], 6, 64)[..., 2] == 0).any(axis=0)
     assert gap.any()
+    two = strip([[0.9] * 8, [0.2] * 8], 8, 64)  # a curve per person, of different colours
+    np.testing.assert_array_equal(two[:16], strip([[0.9] * 8], 8, 64)[:16])
+    assert (two[16:31, :, 2] > two[16:31, :, 0]).any()
 
 
 @pytest.mark.parametrize(

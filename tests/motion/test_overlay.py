@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from stableanimator_cli.motion.overlay import ALIGNED_COLOUR, REFERENCE_COLOUR, overlay
-from tests.motion.moving import mapped, standing, with_points
+from tests.motion.moving import mapped, side_by_side, standing, with_points
 from tests.waving import waving
 
 PICTURE = np.full((512, 512, 3), 100, np.uint8)
@@ -50,3 +52,19 @@ def test_refusals():
         overlay(PICTURE, standing(), waving(2, (64, 64)))
     with pytest.raises(ValueError, match=r"frames \[2\] of a motion of 2 frames"):
         overlay(PICTURE, standing(), waving(2), [2])
+
+
+def test_several_people_have_their_numbers():
+    left, right = (mapped(waving(2).keypoints, 0.5, (x, 200)) for x in (0, 256))
+    motion = side_by_side(with_points(waving(2), left), with_points(waving(2), right))
+    numbered = overlay(PICTURE, standing() * [1, 1, 0], motion)
+    one = dataclasses.replace(motion, present=motion.present & [True, False])
+    white = (numbered > 200).all(axis=-1)
+    middle = white.shape[1] // 2
+    assert white[:, :middle].any()
+    assert white[:, middle:].any()
+    absent = (overlay(PICTURE, standing() * [1, 1, 0], one) > 200).all(axis=-1)
+    assert absent[:, :middle].any()
+    assert not absent[:, middle:].any()
+    alone = overlay(PICTURE, standing() * [1, 1, 0], waving(2))
+    assert not (alone > 200).all(axis=-1).any()

@@ -11,7 +11,17 @@ import pytest
 
 from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.motion.keypoints import bounding_box
-from stableanimator_cli.motion.track import Tracker, assign, largest, match_faces, parse_person, select, track
+from stableanimator_cli.motion.track import (
+    Largest,
+    Numbers,
+    Tracker,
+    assign,
+    largest,
+    match_faces,
+    parse_person,
+    select,
+    track,
+)
 from stableanimator_cli.puppets.scene import sample_scene
 from tests.motion.moving import mapped, side_by_side, with_points
 from tests.waving import waving
@@ -221,3 +231,12 @@ def test_what_users_write():
     for text in ("", "-1", "two", "1,2,3", "30,0,10,20", "0,0,nan,5", "1,2,3,4,5", "1.5"):
         with pytest.raises(ValueError, match=r"person .*: expected largest, all, a person's number"):
             parse_person(text)
+
+
+def test_several_people_are_chosen_by_size_or_in_order(three):
+    assert select(three, Largest(1)).track.tolist() == [5]
+    assert select(three, Largest(2)).track.tolist() == [4, 5]
+    assert select(three, Largest(3)).track.tolist() == [4, 5]  # the third is never there
+    assert select(three, Numbers((5, 4))).track.tolist() == [5, 4]
+    with pytest.raises(NoPerson, match=r"person 9: found no person with that number, expected one of 4, 5"):
+        select(three, Numbers((4, 9)))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.motion.keypoints import to_wholebody
@@ -125,6 +126,22 @@ def test_a_slice_a_rate_and_a_person_are_taken(preprocess, motion, tmp_path):
     np.testing.assert_array_equal(slow.keypoints[::2], known.keypoints)
     with pytest.raises(BadInput, match="no frame in the range"):
         preprocess(motion, output=tmp_path / "no.npz", frames="9:")
+
+
+def test_the_largest_people_are_taken(preprocess, motion, tmp_path):
+    for count, tracks in ((1, [0]), (2, [0, 3]), (9, [0, 3])):
+        preprocess(motion, output=tmp_path / f"{count}.npz", people=count)
+        assert load_motion(tmp_path / f"{count}.npz").track.tolist() == tracks
+    with pytest.raises(ConfigError, match=r"--people: found 2, expected no --person all beside it"):
+        preprocess(motion, output=tmp_path / "no.npz", people=2, person="all")
+    with pytest.raises(ConfigError, match=r"--people: found 0, expected 1 to 64"):
+        preprocess(motion, output=tmp_path / "no.npz", people=0)
+
+
+def test_clips_of_older_versions_stay_finished():
+    known = PreprocessConfig(inputs=(Path("a.mp4"),)).of_clip()
+    assert "people" not in known
+    assert PreprocessConfig(inputs=(Path("a.mp4"),), people=2).of_clip() == known | {"people": 2}
 
 
 def test_a_range_from_the_end_of_a_video_without_a_length_is_refused(preprocess, tmp_path):

@@ -1,0 +1,246 @@
+"""People of the motion: who is animated, and whose face each one gets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.people import PeopleConfig, dump_pairs, dump_person
+from stableanimator_cli.errors import ConfigError, NoFace, NoPerson
+from stableanimator_cli.motion.keypoints import INDEX, bounding_box, face_box, visible
+from stableanimator_cli.motion.person_regions import person_regions
+from stableanimator_cli.motion.track import Largest, Numbers, Person, largest_people, select
+from stableanimator_cli.records import STRIDE, Face, Motion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersonFace:
+    """The face of one person. ``index`` counts the people of ``Driving.people``, ``number`` is the motion's own.
+
+    ``face`` was detected in ``image`` uint8[h,w,3], which is the file ``path``; ``face_number`` counts the faces of
+    REFERENCE from left to right, None for another image.
+    """
+
+    index: int
+    number: int
+    face: Face
+    image: np.ndarray
+    path: Path
+    face_number: int | None
+
+    @property
+    def vector(self) -> np.ndarray:
+        assert self.face.embedding is not None  # only faces with an embedding are paired
+        return self.face.embedding
+
+    def describe(self) -> str:
+        which = "the face" if self.face_number is None else f"face {self.face_number}"
+        return f"person {self.number} gets {which} of {self.path.name}"
+
+    def to_json(self) -> dict[str, Any]:
+        box = [round(float(side), 2) for side in self.face.box]
+        return {"person": self.number, "image": str(self.path), "face": self.face_number, "box": box}
+
+
+def chosen_people(motion: Motion, config: PeopleConfig, path: Path) -> Motion:
+    """The motion of ``--person``'s people. Raises ``NoPerson`` that names ``path`` if one is not there."""
+    if config.person is None:
+        return motion
+    try:
+        return select(motion, _person(config.person))
+    except NoPerson as error:
+        raise NoPerson(f"{path}: {error.message}", hint=error.hint) from None
+
+
+def person_of_video(config: PeopleConfig, faces: Callable[[], int]) -> Person:
+    """People of a plain video to track: ``--person``, else as many of the largest as there are ``faces``."""
+    if config.person is not None:
+        return _person(config.person)
+    if config.pair == ():
+        return "largest"
+    count = max(faces(), *(index + 1 for index in config.named), 1)
+    return "largest" if count == 1 else Largest(count)
+
+
+def _person(chosen: str | tuple[int, ...]) -> Person:
+    if isinstance(chosen, str):
+        return "largest" if chosen == "largest" else "all"
+    return Numbers(chosen)
+
+
+def people_of_frames(motion: Motion, frames: Sequence[int]) -> Motion:
+    """The motion in these frames, some twice or not at all, with the people who are present in one of them."""
+    rows = list(frames)
+    people = np.flatnonzero(motion.present[rows].any(axis=0))
+    return dataclasses.replace(
+        motion,
+        keypoints=motion.keypoints[rows][:, people],
+        present=motion.present[rows][:, people],
+        face_boxes=motion.face_boxes[rows][:, people],
+        track=motion.track[people],
+        times=None,
+    )
+
+
+def face_boxes(motion: Motion) -> np.ndarray:
+    """Face boxes float[t,p,4]: the motion's own, else around the face's points; NaN if no face is visible."""
+    boxes = np.where(np.isfinite(motion.face_boxes), motion.face_boxes, face_box(motion.keypoints))
+    return np.where(motion.present[..., None], boxes, np.nan)
+
+
+def check_people_of_images(config: PeopleConfig, path: Path, beside: Motion | None) -> None:
+    """Raise ``ConfigError`` if people are chosen, or their faces named, in skeleton images that do not allow it.
+
+    ``beside`` is the motion of the same images; without one nobody knows who is where.
+    """
+    hint = f"give the motion as keypoints: {path.with_suffix('.npz')}, which sa preprocess writes beside a video"
+    if config.person is not None:
+        shown = dump_person(config.person)
+        raise ConfigError("--person", shown, f"a motion with keypoints, and {path} is drawn", hint=hint)
+    if beside is None and config.names_faces is not None:
+        value = config.label(config.named[0])[1]
+        raise ConfigError(config.names_faces, value, f"a motion with keypoints, and {path} is drawn", hint=hint)
+
+
+def check_named(config: PeopleConfig, motion: Motion, path: Path) -> None:
+    """Raise ``ConfigError`` if ``--pair`` or ``--face-of`` names a person whom the motion does not have."""
+    count = len(motion.track)
+    for index in config.named:
+        if index >= count:
+            flag, value = config.label(index)
+            people = f"person 0, the only one of {path}" if count == 1 else f"people 0 to {count - 1} of {path}"
+            hint = "add --person all" if config.person == "largest" else "people are counted from 0, after --person"
+            raise ConfigError(flag, value, people, hint=hint)
+
+
+def left_to_right(faces: Sequence[Face]) -> list[Face]:
+    """Faces in the order of their numbers."""
+    return sorted(faces, key=lambda face: float(face.box[0] + face.box[2]))
+
+
+def pair_people(
+    config: AnimateConfig, motion: Motion, faces: Sequence[Face], image: np.ndarray, others: Mapping[int, PersonFace]
+) -> tuple[PersonFace, ...]:
+    """The people with a known face. Empty if one face is for everybody: nothing is named, and the motion has one
+    person, or REFERENCE one face.
+
+    ``faces`` are those of REFERENCE with an embedding, largest first, ``image`` is REFERENCE, and ``others`` are the
+    faces of ``--face-of``. Raises ``ConfigError`` if a person or face is named that is not there.
+    """
+    people = config.people
+    check_named(people, motion, config.motion)
+    count, ordered = len(motion.track), left_to_right(faces)
+    if people.pair:
+        text = dump_pairs(people.pair)
+        if not ordered:
+            hint = "use an image where faces are larger, or --face-of"
+            raise NoFace(f"{config.reference}: no face found, which --pair {text} needs", hint=hint)
+        if max(number for _, number in people.pair) >= len(ordered):
+            known = f"faces 0 to {len(ordered) - 1}" if len(ordered) > 1 else "face 0, the only one"
+            hint = "faces are counted from left to right, from 0"
+            raise ConfigError("--pair", text, f"{known} of {config.reference}", hint=hint)
+        pairs = dict(people.pair)
+    elif people.pair == () or config.face_embedding is not None or (not others and min(count, len(faces)) < 2):
+        return ()
+    else:
+        pairs = _by_position(motion, faces, ordered, others)
+    paired = {
+        index: PersonFace(
+            index=index, number=int(motion.track[index]), face=ordered[number], image=image, path=config.reference,
+            face_number=number,
+        )
+        for index, number in pairs.items()
+    }  # fmt: skip
+    paired |= {index: dataclasses.replace(other, number=int(motion.track[index])) for index, other in others.items()}
+    return tuple(paired[index] for index in sorted(paired))
+
+
+def _by_position(
+    motion: Motion, faces: Sequence[Face], ordered: Sequence[Face], others: Mapping[int, PersonFace]
+) -> dict[int, int]:
+    """Number of the face of each person, both from left to right. The largest of both if one side has more; people of
+    ``others`` count only if there are faces for all."""
+    people = largest_people(motion, len(motion.track))
+    if len(faces) < len(people):
+        people = [index for index in people if index not in others]
+    count = min(len(people), len(faces))
+    numbers = sorted(number for number, face in enumerate(ordered) if any(face is one for one in faces[:count]))
+    return dict(zip(people_left_to_right(motion, people[:count]), numbers, strict=True))
+
+
+def people_left_to_right(motion: Motion, people: Sequence[int]) -> list[int]:
+    """``people`` by position in the first frame that shows most of them; who is absent there, by the mean position."""
+    neck = motion.keypoints[:, :, INDEX["neck"]]
+    boxes = np.where(np.isfinite(faces := face_boxes(motion)), faces, bounding_box(motion.keypoints, minimum=1))
+    centres = np.where(visible(neck), neck[..., 0], (boxes[..., 0] + boxes[..., 2]) / 2)
+    seen = motion.present & np.isfinite(centres)
+    frame = int(np.argmax(seen[:, list(people)].sum(axis=1)))
+    means = np.where(seen, centres, 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+    first = np.where(seen[frame], centres[frame], means)
+    return sorted(people, key=lambda index: float(first[index]))
+
+
+def most_faces(config: AnimateConfig, motion: Motion | None) -> int:
+    """The most people who can get a face of their own, before faces are detected; 0 if one face is for everybody, or
+    if people are not known."""
+    people = config.people
+    if motion is None or len(motion.track) < 2 or people.pair == () or config.face_embedding is not None:
+        return 0
+    return len(people.named) if people.pair else len(motion.track)
+
+
+def regions_of(motion: Motion, faces: Sequence[PersonFace]) -> np.ndarray:
+    """Weights float32[t,k+1,h/8,w/8] of the people of ``faces``, and of nobody and everybody else."""
+    weights = person_regions(motion.keypoints, motion.present, motion.face_boxes, motion.size, cell=STRIDE)
+    known = [one.index for one in faces]
+    rest = [index for index in range(weights.shape[1]) if index not in known]
+    return np.concatenate([weights[:, known], weights[:, rest].sum(axis=1, keepdims=True)], axis=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedPeople:
+    """For a plan: the numbers of the people of a motion with keypoints, and the face of each as it was named: a file,
+    or the number of a face of ``reference``; None if detection will decide."""
+
+    faces: Mapping[int, Path | int | None]
+    reference: Path
+    by_position: bool
+
+    @classmethod
+    def of(cls, config: AnimateConfig, motion: Motion | None) -> PlannedPeople | None:
+        """None if the people are not known, or one face is for everybody."""
+        people = config.people
+        if motion is None or (people.names_faces is None and len(motion.track) < 2):
+            return None
+        named: dict[int, Path | int] = {**dict(people.pair or ()), **people.face_files}
+        faces = {int(number): named.get(index) for index, number in enumerate(motion.track)}
+        by_position = people.pair is None and config.face_embedding is None
+        return cls(faces=faces, reference=config.reference, by_position=by_position)
+
+    def describe(self) -> str:
+        parts = []
+        for number, face in self.faces.items():
+            if face is not None:
+                which = f"face {face} of {self.reference.name}" if isinstance(face, int) else f"the face of {face.name}"
+                parts.append(f"person {number} gets {which}")
+        rest = [str(number) for number, face in self.faces.items() if face is None]
+        who, gets = f"{'person' if len(rest) == 1 else 'people'} {', '.join(rest)}", "gets" if len(rest) == 1 else "get"
+        if rest and self.by_position:
+            parts.append(f"{who} by position from left to right, if {self.reference.name} shows several faces")
+        elif rest:
+            parts.append(f"{who} {gets} {'no face' if parts else 'the one face'}")
+        return ", ".join(parts)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Per person: the number, and the image and number of the face; None if detection will decide."""
+        rows = []
+        for number, face in self.faces.items():
+            image = None if face is None else str(self.reference if isinstance(face, int) else face)
+            rows.append({"person": number, "image": image, "face": face if isinstance(face, int) else None})
+        return rows

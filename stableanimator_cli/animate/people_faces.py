@@ -1,0 +1,104 @@
+"""Faces of several people for the engine: detected in the images that show them, placed where the people are."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+
+from stableanimator_cli.animate.inputs import read_reference
+from stableanimator_cli.animate.people import PersonFace, pair_people, person_of_video, regions_of
+from stableanimator_cli.animate.reference_face import ReferenceFace
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.detect.capture import Detectors
+from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.engine.conditioning import PeopleFaces
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.errors import NoFace
+from stableanimator_cli.motion.track import Person
+from stableanimator_cli.progress import Reporter
+from stableanimator_cli.records import Motion
+
+
+def people_in_video(
+    config: AnimateConfig, image: np.ndarray, device: str, detectors: Detectors
+) -> tuple[Person, Detectors]:
+    """The people of a plain video to track: as many as there are faces for, unless ``--person`` names them.
+
+    With several, the detectors read faces too: people are then also told apart by appearance.
+    """
+
+    @functools.cache
+    def reader() -> FaceReader | None:
+        model = detectors.model
+        return FaceReader(model.files["face"], model.face_channel_order, device) if "face" in model.files else None
+
+    def faces() -> int:
+        opened, others = None if config.face_embedding is not None else reader(), len(config.people.face_files)
+        return others + (0 if opened is None else sum(face.embedding is not None for face in opened.faces(image)))
+
+    person = person_of_video(config.people, faces)
+    return person, detectors if person == "largest" else replace(detectors, faces=reader())
+
+
+def read_other_faces(config: AnimateConfig, engine: Engine, reporter: Reporter) -> dict[int, PersonFace]:
+    """The largest face of each image of ``--face-of``, by person. Raises ``NoFace`` that names the image."""
+    others: dict[int, PersonFace] = {}
+    for index, path in config.people.face_files.items():
+        image = read_reference(path)
+        known = [face for face in engine.faces().faces(image) if face.embedding is not None]
+        if not known:
+            flag, value = config.people.label(index)
+            hint = "use an image where the face is larger and seen from the front"
+            raise NoFace(f"{path}: no face found, which {flag} {value} needs", hint=hint)
+        if len(known) > 1:
+            reporter.info(f"{path.name}: {len(known)} faces, the largest is used")
+        others[index] = PersonFace(
+            index=index, number=index, face=known[0], image=image, path=path, face_number=None
+        )  # fmt: skip
+    return others
+
+
+def with_people(
+    reference: ReferenceFace,
+    config: AnimateConfig,
+    image: np.ndarray,
+    motion: Motion | None,
+    others: dict[int, PersonFace],
+    reporter: Reporter,
+) -> ReferenceFace:
+    """``reference`` with the people of ``motion`` who have a face of their own; the choice is reported."""
+    name = config.reference.name
+    known = [face for face in reference.faces if face.embedding is not None]
+    people = () if motion is None else pair_people(config, motion, known, image, others)
+    if not people:
+        if len(known) > 1:
+            why = ""
+            if motion is None and config.people.pair is None:
+                why = f": {config.motion.name} is drawn, and does not contain the positions of people"
+            reporter.info(f"{name}: {len(known)} faces, the largest is used{why}")
+        return reference
+    reporter.info(", ".join(one.describe() for one in people))
+    assert motion is not None
+    without = [str(number) for index, number in enumerate(motion.track) if index not in {one.index for one in people}]
+    if without:
+        reporter.info(f"{config.motion.name}: person {', '.join(without)} gets no face")
+    used = {one.face_number for one in people}
+    if len(unused := set(range(len(known))) - used) and not others:
+        reporter.info(f"{name}: face {', '.join(map(str, sorted(unused)))} from the left is not used")
+    return ReferenceFace(vector=people[0].vector, faces=reference.faces, people=people)
+
+
+def faces_for_unet(
+    reference: ReferenceFace, motion: Motion | None, anchor: np.ndarray | None
+) -> np.ndarray | PeopleFaces | None:
+    """One embedding for the full frame, or one per person where that person is. ``anchor`` are the weights
+    float32[1,k+1,h/8,w/8] of a frame in front."""
+    if motion is None or not reference.people or len(motion.track) == 1:
+        return reference.vector
+    regions = regions_of(motion, reference.people)
+    if anchor is not None:
+        regions = np.concatenate([anchor, regions])
+    vectors = np.stack([one.vector for one in reference.people])
+    return PeopleFaces(vectors=vectors.astype(np.float32), regions=regions)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from stableanimator_cli.detect.face import FaceReader
+    from stableanimator_cli.engine.engine import EngineCache
     from stableanimator_cli.puppets.demo_sheet import PersonRow
     from stableanimator_cli.puppets.scene import Scene
     from stableanimator_cli.records import Motion
@@ -60,6 +61,7 @@ def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
     from stableanimator_cli import catalogue
     from stableanimator_cli.config.parse import parse_size
     from stableanimator_cli.detect.face import FaceReader
+    from stableanimator_cli.engine.engine import EngineCache
     from stableanimator_cli.files import translate_os_errors
     from stableanimator_cli.media import VideoWriter, write_animation, write_picture
     from stableanimator_cli.puppets.demo_sheet import draw_demo, halve
@@ -77,7 +79,8 @@ def _demo(folder: Path, figure: int, frames: int, out: console.Console) -> None:
         parts.mkdir(exist_ok=True)
     reader = FaceReader(model.files["face"], model.face_channel_order, "cpu")
     inputs = [_write_inputs(parts / f"person-{n}", scene, reader) for n, scene in enumerate(scenes, 1)]
-    people = [_animate_person(n, scenes, inputs, reader, out) for n in range(PEOPLE)]
+    with EngineCache() as engines:
+        people = [_animate_person(n, scenes, inputs, reader, engines, out) for n in range(PEOPLE)]
     images = list(draw_demo(people))
     order = [*range(frames), *range(frames - 2, 0, -1)]  # and back, so that the GIF repeats without a jump
     sides = images[0].shape[1], images[0].shape[0]
@@ -126,15 +129,20 @@ def _write_inputs(stem: Path, scene: Scene, reader: FaceReader) -> _Inputs:
 
 
 def _animate_person(
-    n: int, scenes: list[Scene], inputs: list[_Inputs], reader: FaceReader, out: console.Console
+    n: int,
+    scenes: list[Scene],
+    inputs: list[_Inputs],
+    reader: FaceReader,
+    engines: EngineCache,
+    out: console.Console,
 ) -> PersonRow:
     """Animate person ``n`` with the own and with the next person's face vector, and measure both videos."""
     from stableanimator_cli.motion.skeleton import draw_frame
     from stableanimator_cli.puppets.demo_sheet import PersonRow
 
     person, other = inputs[n], (n + 1) % PEOPLE
-    result = _animate(person, person.file("mp4"), None, out)
-    swapped = _animate(person, person.file("other-face.mp4"), inputs[other].file("face.npy"), out)
+    result = _animate(person, person.file("mp4"), None, engines, out)
+    swapped = _animate(person, person.file("other-face.mp4"), inputs[other].file("face.npy"), engines, out)
     return PersonRow(
         reference=scenes[n].reference().image,
         skeletons=[draw_frame(person.motion, index) for index in range(len(person.motion))],
@@ -146,13 +154,15 @@ def _animate_person(
     )
 
 
-def _animate(person: _Inputs, output: Path, face: Path | None, out: console.Console) -> list[np.ndarray]:
+def _animate(
+    person: _Inputs, output: Path, face: Path | None, engines: EngineCache, out: console.Console
+) -> list[np.ndarray]:
     from stableanimator_cli.animate.run import run
     from stableanimator_cli.media import open_clip
 
     flags = {"reference": person.file("png"), "motion": person.file("npz"), "output": output, "model": MODEL}
     # Not resumed: an interrupted demo may have shown other people.
-    run(flags=flags | _QUICK | {"face_embedding": face}, restart=True, reporter=out)
+    run(flags=flags | _QUICK | {"face_embedding": face}, restart=True, reporter=out, engines=lambda: engines)
     return [frame.copy() for _, frame in open_clip(output).frames()]
 
 

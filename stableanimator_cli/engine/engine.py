@@ -89,6 +89,7 @@ class Engine:
         self.backbone = backbone_of(model)
         self.calls: Counter[str] = Counter()
         self._faces: FaceReader | None = None
+        self._texture: tuple[np.ndarray, float] | None = None
         self._open = ExitStack()
         networks.provide("recogniser", lambda: recogniser(self.faces().recogniser_file))
 
@@ -164,10 +165,15 @@ class Engine:
         )
 
     def texture_error(self, resized: np.ndarray) -> float:
-        """See ``conditioning.texture_error``; its two calls of the VAE are not counted, as they draw nothing."""
-        hint = "use a smaller --size, or --offload model"
-        with torch.no_grad(), self.resident("vae"), memory_guard("checking the reference image", hint):
-            return texture_error(self.networks["vae"], resized)
+        """See ``conditioning.texture_error``; its two calls of the VAE are not counted, as they draw nothing.
+
+        The last image's is remembered: an open engine often animates one reference several times.
+        """
+        if self._texture is None or not np.array_equal(self._texture[0], resized):
+            hint = "use a smaller --size, or --offload model"
+            with torch.no_grad(), self.resident("vae"), memory_guard("checking the reference image", hint):
+                self._texture = (resized.copy(), texture_error(self.networks["vae"], resized))
+        return self._texture[1]
 
     def pose_features(self, poses: PoseFrames) -> PoseFeatures:
         budget = self.plan.config.pose_budget_mb << 20

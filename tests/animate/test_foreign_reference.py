@@ -81,3 +81,19 @@ def test_texture_is_lost_where_there_is_noise():
     with Engine.open(model, DevicePlan.of(DeviceConfig(device="cpu"))) as engine:
         assert engine.texture_error(noisy) > 3 * engine.texture_error(image)
         assert engine.texture_error(np.full_like(image, 128)) < 5  # nothing to lose
+
+
+def test_an_image_is_checked_once_and_another_one_again(monkeypatch):
+    from stableanimator_cli.config.animate import DeviceConfig
+    from stableanimator_cli.engine import engine as engine_module
+    from stableanimator_cli.engine.device import DevicePlan
+    from stableanimator_cli.engine.engine import Engine
+
+    checked = []
+    monkeypatch.setattr(engine_module, "texture_error", lambda _, image: checked.append(image.mean()) or image.mean())
+    image = np.zeros((64, 64, 3), np.uint8)
+    with Engine.open(catalogue.open_model("puppet"), DevicePlan.of(DeviceConfig(device="cpu"))) as engine:
+        assert (engine.texture_error(image), engine.texture_error(image)) == (0, 0)
+        image += 1  # in place: the remembered one is a copy
+        assert engine.texture_error(image) == 1
+    assert checked == [0, 1]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.engine.decoder import Decoder, to_uint8
 from stableanimator_cli.engine.weights import loaders
+from stableanimator_cli.nets.time_conv import TimeConv
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,18 @@ def test_pixels_pass_gradients_to_latents(vae):
         Decoder(vae, Counter()).pixels(x).square().mean().backward()
     assert x.grad is not None
     assert x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_temporal_convolutions_are_products_that_equal_the_librarys(vae, frames):
+    library = copy.deepcopy(vae)
+    for module in library.decoder.modules():
+        if isinstance(module, TimeConv):
+            module.__class__ = nn.Conv3d
+    assert sum(isinstance(module, TimeConv) for module in vae.decoder.modules()) > 10
+    assert not any(isinstance(module, TimeConv) for module in library.modules())
+    expected = Decoder(library, Counter()).pixels(latents(frames))
+    torch.testing.assert_close(Decoder(vae, Counter()).pixels(latents(frames)), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("total", "chunk"), [(1, 4), (4, 4), (5, 4), (8, 4), (7, 3), (3, 1)])

@@ -18,6 +18,7 @@ from stableanimator_cli.nets.face_encoder import FaceEncoder, FaceEncoderConfig
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.norm_groups import DEFAULT_NORM_GROUPS, set_norm_groups
 from stableanimator_cli.nets.pose_net import PoseNet
+from stableanimator_cli.nets.time_conv import with_time_convs
 from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import ModelFolder
 
@@ -55,7 +56,7 @@ def _built(model: ModelFolder, role: str, build: Build) -> nn.Module:
 
 
 def _vae(*, norm_num_groups: int = DEFAULT_NORM_GROUPS, **config: Any) -> AutoencoderKLTemporalDecoder:
-    return set_norm_groups(AutoencoderKLTemporalDecoder(**config), norm_num_groups)
+    return with_time_convs(set_norm_groups(AutoencoderKLTemporalDecoder(**config), norm_num_groups))
 
 
 def _value(model: ModelFolder, role: str, key: str) -> Any:

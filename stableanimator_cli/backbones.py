@@ -31,6 +31,9 @@ class BackboneFacts:
     receives the reference's face embedding. ``skeleton``: the style of drawn skeletons. ``streams``: further driving
     videos that it is conditioned on (``render.RenderRequest``). ``stride`` pixels of the output's sides are one token,
     and ``frame_stride`` frames of a window after the first are one latent.
+    ``training_levels``: values of ``--sigma`` of ``sa train``, its own first. ``longest_window``: roles in whose config
+    ``motion_max_seq_length`` is the largest number of frames of a window, the last one counts.
+    ``published``: roles and file names without suffix in a folder of published networks that a training starts from.
     """
 
     networks: tuple[str, ...] = NETWORKS
@@ -45,6 +48,9 @@ class BackboneFacts:
     streams: tuple[str, ...] = ()
     stride: int = 8
     frame_stride: int = 1
+    training_levels: tuple[str, ...] = ("cosine", "lognormal")
+    longest_window: tuple[str, ...] = ()
+    published: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 _NO_PROMPT = {
@@ -80,6 +86,23 @@ _PARTS = ("transformer", "vae", "text_encoder", "image_encoder", "tokenizer", "i
 BACKBONES: Mapping[str, BackboneFacts] = MappingProxyType(
     {
         "svd": BackboneFacts(refused=MappingProxyType(_NO_PROMPT)),
+        "magic": BackboneFacts(
+            schedules=("ddim",),
+            settings=MappingProxyType({"schedule": "ddim"}),
+            refused=MappingProxyType(
+                _NO_PROMPT | {"sampling.motion_bucket": _SVD_ONLY, "sampling.conditioning_fps": _SVD_ONLY}
+            ),
+            training_levels=("timesteps",),
+            longest_window=("unet", "motion_adapter"),
+            published=MappingProxyType(
+                {
+                    "unet": ("unet/diffusion_pytorch_model",),
+                    "motion_adapter": ("motion_adapter/diffusion_pytorch_model",),
+                    "vae": ("vae/diffusion_pytorch_model",),
+                    "image_encoder": ("image_encoder/model", "image_encoder/pytorch_model"),
+                }
+            ),
+        ),
         "wan-animate": BackboneFacts(
             networks=_PARTS,
             trainable=False,

@@ -11,12 +11,13 @@ import argparse
 import hashlib
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.engine.weights import builders
@@ -70,12 +71,14 @@ def configs_of(name: str) -> dict[str, dict[str, Any]]:
 
 
 def weights(role: str, configs: dict[str, dict[str, Any]], seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """``random_state`` of a network of the usual backbone."""
+    return random_state(builders(_folder(configs), "distribution")[role], role, seed, dtype)
+
+
+def random_state(build: Callable[[], nn.Module], role: str, seed: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Random state dict of one network: matrices with unit gain, norms near one, biases near zero."""
     with torch.device("meta"):
-        shapes = {
-            name: tensor.shape
-            for name, tensor in builders(_folder(configs), "distribution")[role]().state_dict().items()
-        }
+        shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
     return {name: _tensor(f"{seed}/{role}/{name}", tuple(shape)).to(dtype) for name, shape in shapes.items()}
 
 

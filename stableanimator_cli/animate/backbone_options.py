@@ -34,6 +34,11 @@ def check_backbone_options(config: AnimateConfig, model: ModelFolder) -> None:
     if (length - 1) % stride:
         near = max(1, length // stride) * stride + 1
         raise ConfigError("--window", length, f"{stride}N+1 frames with {model.name}", hint=f"try {near}")
+    limits = [model.configs.get(role, {}).get("motion_max_seq_length") for role in facts.longest_window]
+    longest = next((limit for limit in reversed(limits) if limit is not None), None)
+    if longest is not None and config.windows.length > longest:
+        expected = f"at most {longest}, the frames that the motion modules of {model.name} know"
+        raise ConfigError("--window", config.windows.length, expected)
 
 
 def _option(config: AnimateConfig, path: str) -> tuple[str, Any, Any]:

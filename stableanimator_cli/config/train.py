@@ -129,7 +129,8 @@ def parse_stages(value: Any, label: str = "stage") -> tuple[StageConfig, ...]:
 class LossConfig:
     """Noise, weights and dropout.
 
-    ``sigma``: upstream's interpolated cosine, or log-normal with ``sigma_mean`` and ``sigma_std`` of its logarithm.
+    ``sigma``: upstream's interpolated cosine, log-normal with ``sigma_mean`` and ``sigma_std`` of its logarithm, or
+    uniformly drawn timesteps.
     ``reference_degrade``: fraction of samples whose reference has noise in the place of the face, so that identity must
     come from the face embedding.
     """
@@ -137,8 +138,8 @@ class LossConfig:
     # fmt: off
     face_mask: Literal["released", "paper", "off"] = option("--face-mask", "released", panel=LOSS,
         help="Weight of faces in the loss: 1+M, (1+M)^2, or as everything else.")
-    sigma: Literal["cosine", "lognormal"] = option("--sigma", "cosine", panel=LOSS,
-        help="Distribution of noise levels.")
+    sigma: Literal["cosine", "lognormal", "timesteps"] = option("--sigma", "cosine", panel=LOSS,
+        help="Distribution of noise levels; the backbone magic has its timesteps only.")
     sigma_mean: float = option("loss.sigma_mean", 0.7)
     sigma_std: float = option("loss.sigma_std", 1.6, formerly="sigma_deviation", gt=0)
     dropout: Literal["released", "full"] = option("--dropout", "released", panel=LOSS,
@@ -323,6 +324,9 @@ class TrainConfig:
     output: Path = option("--output", short="-o", metavar="RUN",
         help="The folder of the run; with --export where to write to.")
     model: str | None = model_option()
+    backbone: Literal["svd", "magic"] | None = option("--backbone", None, default_text="the model's",
+        help="Backbone: svd, or magic (Stable Diffusion with AnimateDiff), from a folder of these or with "
+        "--from-scratch unet.")
     preset: Preset | None = option("--preset", None, default_text="none",
         help="A recipe: stages and settings; --config and flags win over it.")
     from_scratch: tuple[str, ...] | None = option("--from-scratch", None, parse=parse_roles, dump=",".join,

@@ -51,10 +51,13 @@ def timestep_of(sigma: float) -> float:
 
 def timesteps_of(sigma: Tensor) -> Tensor:
     """``timestep_of`` for noise levels [b] -> float32[b]. Levels of the table, rounded to float32, are exact."""
-    steps = np.interp(np.log(sigma.double().cpu().numpy()), np.log(sigma_table()), np.arange(TIMESTEPS))
-    nearest = np.round(steps)
-    steps = np.where(np.abs(steps - nearest) < 1e-3, nearest, steps)  # of rounded levels
-    return torch.from_numpy(steps.astype(np.float32)).to(sigma.device)
+    table = torch.from_numpy(np.log(sigma_table())).to(sigma.device)
+    level = sigma.double().log()
+    above = torch.searchsorted(table, level).clamp(1, TIMESTEPS - 1)
+    share = (level - table[above - 1]) / (table[above] - table[above - 1])
+    steps = above - 1 + share.clamp(0, 1)
+    nearest = steps.round()
+    return torch.where((steps - nearest).abs() < 1e-3, nearest, steps).float()  # levels of the table are rounded
 
 
 def epsilon_scalings(sigma: float) -> Scalings:

@@ -1,14 +1,14 @@
-"""Latents to pixels through the temporal VAE decoder, chunk by chunk."""
+"""Latents to pixels through the VAE's decoder, chunk by chunk: SVD's temporal one, or one of images."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 from einops import rearrange
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from stableanimator_cli.nets.temporal_decoder import (
 class Decoder:
     """Decode with a VAE that is on its device. ``calls["vae_decode"]`` counts decoder calls."""
 
-    def __init__(self, vae: AutoencoderKLTemporalDecoder, calls: Counter[str]) -> None:
+    def __init__(self, vae: Any, calls: Counter[str]) -> None:
         self._vae = vae
         self._calls = calls
 
@@ -60,6 +60,14 @@ class Decoder:
             start = stop - overlap
 
 
+class ImageDecoder(Decoder):
+    """``Decoder`` of a VAE of images (Stable Diffusion's ``AutoencoderKL``): frames are independent."""
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        self._calls["vae_decode"] += 1
+        return self._vae.decode(_scaled(self._vae, latents), return_dict=False)[0]
+
+
 class FaceDecoder:
     """The same VAE for face optimisation: differentiable, checkpointed, on full frames or a crop.
 
@@ -69,9 +77,7 @@ class FaceDecoder:
 
     scale = PIXELS_PER_LATENT
 
-    def __init__(
-        self, vae: AutoencoderKLTemporalDecoder, calls: Counter[str], *, checkpointed: bool = True, margin: int = 8
-    ) -> None:
+    def __init__(self, vae: Any, calls: Counter[str], *, checkpointed: bool = True, margin: int = 8) -> None:
         self._vae = vae
         self._calls = calls
         self._checkpointed = checkpointed
@@ -79,7 +85,7 @@ class FaceDecoder:
         self._statistics: dict[int, Statistics] = {}
 
     def frames(self, latents: range) -> range:
-        """SVD's VAE does not compress time."""
+        """These VAEs do not compress time."""
         return latents
 
     @contextmanager
@@ -96,7 +102,7 @@ class FaceDecoder:
     def pixels(self, latents: Tensor) -> Tensor:
         """Latents [t,c,h,w] of one chunk in the sampler's scale -> [t,3,8h,8w] in [-1,1], unclamped."""
         self._calls["refine_decode"] += 1
-        return decode(self._vae.decoder, _scaled(self._vae, latents), checkpointed=self._checkpointed)
+        return decode(self._vae.decoder, _features(self._vae, latents), checkpointed=self._checkpointed)
 
     @contextmanager
     def with_recorded_stats(self, latents: Tensor, chunks: Sequence[range]) -> Iterator[None]:
@@ -104,7 +110,7 @@ class FaceDecoder:
         for chunk in chunks:
             self._calls["refine_observe"] += 1
             with torch.no_grad(), recorded_statistics(self._vae.decoder) as statistics:
-                decode(self._vae.decoder, _scaled(self._vae, latents[chunk.start : chunk.stop]))
+                decode(self._vae.decoder, _features(self._vae, latents[chunk.start : chunk.stop]))
             self._statistics[chunk.start] = statistics
         try:
             yield
@@ -119,14 +125,20 @@ class FaceDecoder:
         crop = LatentBox(max(0, y0), min(height, y1 + 1), max(0, x0), min(width, x1 + 1))
         crop = crop.dilated(self._margin, height, width)
         with frozen_statistics(self._vae.decoder, self._statistics[chunk.start]):
-            pixels = decode(self._vae.decoder, _scaled(self._vae, latents), crop=crop)
+            pixels = decode(self._vae.decoder, _features(self._vae, latents), crop=crop)
         return pixels, (crop.left * PIXELS_PER_LATENT, crop.top * PIXELS_PER_LATENT)
 
 
-def _scaled(vae: AutoencoderKLTemporalDecoder, latents: Tensor) -> Tensor:
+def _scaled(vae: Any, latents: Tensor) -> Tensor:
     """Latents in the VAE's scale, on its device and in its dtype."""
     parameter = next(vae.decoder.parameters())
     return latents.to(parameter.device, parameter.dtype) / vae.config["scaling_factor"]
+
+
+def _features(vae: Any, latents: Tensor) -> Tensor:
+    """The input of the VAE's decoder network: a VAE of images has a convolution before it."""
+    scaled, convolution = _scaled(vae, latents), getattr(vae, "post_quant_conv", None)
+    return scaled if convolution is None else convolution(scaled)
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:

@@ -121,7 +121,7 @@ def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], dtype: t
     """``load`` from ``tensors``; errors name ``source``."""
     with torch.device("meta"), building(source):
         network = build()
-    _compare(source, {name: tensor.shape for name, tensor in network.state_dict().items()}, tensors)
+    compare(source, {name: tensor.shape for name, tensor in network.state_dict().items()}, tensors)
     network.load_state_dict({name: _cast(tensor, dtype) for name, tensor in tensors.items()}, assign=True)
     _fill_buffers(network)
     return network.eval().requires_grad_(False)
@@ -177,11 +177,16 @@ def network_config(model: ModelFolder, role: str) -> dict[str, Any]:
     """A network's JSON config without keys that are no arguments."""
     if role not in model.configs:
         raise ModelDamaged(f"{model.path}: no config for {role}", hint="a model folder names one in model.toml")
+    return arguments(model.configs[role])
+
+
+def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON config of diffusers or transformers without keys that are no arguments."""
     ignored = ("architectures", "model_type", "torch_dtype", "dtype", "transformers_version")
-    return {k: v for k, v in model.configs[role].items() if not k.startswith("_") and k not in ignored}
+    return {k: v for k, v in config.items() if not k.startswith("_") and k not in ignored}
 
 
-def _compare(path: Path, expected: Mapping[str, torch.Size], actual: Mapping[str, Tensor]) -> None:
+def compare(path: Path, expected: Mapping[str, torch.Size], actual: Mapping[str, Tensor]) -> None:
     """Raise ``ModelDamaged`` unless names and shapes agree."""
     faults = []
     missing = [name for name in expected if name not in actual]

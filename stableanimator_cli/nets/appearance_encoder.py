@@ -46,6 +46,9 @@ class AppearanceEncoder(UNet2DConditionModel):
         features: dict[str, Tensor] = {}
         emb = self.time_embedding(self.time_proj(timestep).to(latents.dtype))
         x = self.conv_in(latents)
+        if torch.is_grad_enabled() and not x.requires_grad:
+            # torch's backward of GroupNorm crashes for channels-last inputs on a CPU that need no gradient
+            x.requires_grad_(True)
         skips = [x]
 
         def attend(attention: Any, x: Tensor) -> Tensor:

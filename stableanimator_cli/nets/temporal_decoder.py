@@ -1,6 +1,7 @@
 """SVD's temporal VAE decoder for face optimisation: checkpointed, and on a crop of the frame.
 
-The module and its weights are diffusers' (``TemporalDecoder``). The up blocks have a receptive field of 12 latents;
+The module and its weights are diffusers' (``TemporalDecoder``, or the ``Decoder`` of Stable Diffusion's VAE, which has
+the same blocks without temporal layers). The up blocks have a receptive field of 12 latents;
 GroupNorm and the middle block's attention depend on the full frame. A crop is exact to float noise if the middle block
 gets the full frame and the norms use its statistics, recorded once (``recorded_statistics``).
 """
@@ -10,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import TemporalDecoder
+from diffusers.models.autoencoders.vae import Decoder
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -44,7 +47,7 @@ Statistics = dict[nn.GroupNorm, tuple[Tensor, Tensor]]  # mean and 1/std, [b, gr
 
 
 def decode(
-    decoder: TemporalDecoder, latents: Tensor, *, checkpointed: bool = False, crop: LatentBox | None = None
+    decoder: TemporalDecoder | Decoder, latents: Tensor, *, checkpointed: bool = False, crop: LatentBox | None = None
 ) -> Tensor:
     """Unscaled latents [t,c,h,w] of one chunk -> pixels [t,3,8h,8w] in [-1,1], or of ``crop`` only.
 
@@ -58,27 +61,31 @@ def decode(
             return checkpoint(block, x, *more, use_reentrant=False)
         return block(x, *more)
 
-    frames = len(latents)
-    indicator = torch.zeros(1, frames, dtype=latents.dtype, device=latents.device)
-    middle = decoder.mid_block
-    x = run(middle.resnets[0], decoder.conv_in(latents), None, indicator)
+    frames, temporal = len(latents), isinstance(decoder, TemporalDecoder)
+    # no time embedding; temporal blocks also get an indicator of images
+    more = (None, torch.zeros(1, frames, dtype=latents.dtype, device=latents.device)) if temporal else (None,)
+    middle: Any = decoder.mid_block
+    x = run(middle.resnets[0], decoder.conv_in(latents), *more)
     # zip stops at the shorter list, as the module's own forward does
     for resnet, attention in zip(middle.resnets[1:], middle.attentions, strict=False):
-        x = run(resnet, run(attention, x), None, indicator)
+        x = run(resnet, run(attention, x), *more)
     if crop is not None:
         x = x[..., crop.top : crop.bottom, crop.left : crop.right]
-    for block in decoder.up_blocks:
+    blocks: Any = decoder.up_blocks
+    for block in blocks:
         for resnet in block.resnets:
-            x = run(resnet, x, None, indicator)
+            x = run(resnet, x, *more)
         for upsampler in block.upsamplers or ():
             x = run(upsampler, x)
     x = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
+    if not temporal:
+        return x
     x = decoder.time_conv_out(rearrange(x, "t c h w -> 1 c t h w"))
     return rearrange(x, "1 c t h w -> t c h w")
 
 
 @contextmanager
-def recorded_statistics(decoder: TemporalDecoder) -> Iterator[Statistics]:
+def recorded_statistics(decoder: TemporalDecoder | Decoder) -> Iterator[Statistics]:
     """Record mean and 1/std of the input of every GroupNorm of the up path, without gradients."""
     statistics: Statistics = {}
 
@@ -96,7 +103,7 @@ def recorded_statistics(decoder: TemporalDecoder) -> Iterator[Statistics]:
 
 
 @contextmanager
-def frozen_statistics(decoder: TemporalDecoder, statistics: Statistics) -> Iterator[None]:
+def frozen_statistics(decoder: TemporalDecoder | Decoder, statistics: Statistics) -> Iterator[None]:
     """Make every GroupNorm of the up path normalise with recorded statistics of the full frame."""
 
     def frozen(norm: nn.GroupNorm) -> Callable[[Tensor], Tensor]:
@@ -116,10 +123,10 @@ def frozen_statistics(decoder: TemporalDecoder, statistics: Statistics) -> Itera
 
 @contextmanager
 def _replaced_norms(
-    decoder: TemporalDecoder, make: Callable[[nn.GroupNorm], Callable[[Tensor], Tensor]]
+    decoder: TemporalDecoder | Decoder, make: Callable[[nn.GroupNorm], Callable[[Tensor], Tensor]]
 ) -> Iterator[None]:
     """Replace the forward of the norms after the middle block within the block."""
-    parts = [*decoder.up_blocks, decoder.conv_norm_out]
+    parts: list[Any] = [*decoder.up_blocks, decoder.conv_norm_out]
     norms = [module for part in parts for module in part.modules() if isinstance(module, nn.GroupNorm)]
     for norm in norms:
         norm.forward = make(norm)

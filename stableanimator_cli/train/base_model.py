@@ -11,13 +11,16 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.backbones import BACKBONES, DEFAULT
+from stableanimator_cli.catalogue.published import open_published
 from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.config.schema import toml_literal
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.records import ModelFolder
 
@@ -26,12 +29,28 @@ SOURCE = "trained by sa train"
 """``source`` in the ``model.toml`` of a checkpoint, which identifies it."""
 
 
-def open_base(name: str, scratch: tuple[str, ...]) -> ModelFolder:
+def open_base(name: str, scratch: tuple[str, ...], backbone: str | None = None) -> ModelFolder:
     """Open the model ``name``. Networks in ``scratch``, PoseNet and Face Encoder need no files.
 
-    Those are initialised at random if the model has none.
+    Those are initialised at random if the model has none. ``backbone`` None is the model's. Another one needs a folder
+    of its published networks, or a UNet from scratch. Raises ``ConfigError`` if it cannot be trained from the model.
     """
-    return catalogue.open_model(name, [role for role in ("unet", "vae", "image_encoder") if role not in scratch])
+    needed = [role for role in ("unet", "vae", "image_encoder") if role not in scratch]
+    folder = Path(name)
+    if backbone and BACKBONES[backbone].published and folder.is_dir() and not (folder / FILE_NAME).is_file():
+        return open_published(folder, backbone, [*needed, "motion_adapter"])
+    model = catalogue.open_model(name, needed)
+    if not model.facts.trainable:
+        known = " or ".join(other for other, facts in BACKBONES.items() if facts.trainable)
+        raise ConfigError("--model", name, f"a model of the backbone {known}, which can be trained")
+    if backbone in (None, model.backbone):
+        return model
+    if "unet" not in scratch:
+        raise ConfigError(
+            "--backbone", backbone, f"{model.backbone}, that of the UNet of {model.name}",
+            hint="add --from-scratch unet, or use --model with a folder of its published networks",
+        )  # fmt: skip
+    return replace(model, backbone=backbone, files={role: path for role, path in model.files.items() if role != "unet"})
 
 
 def prepare(name: str, model: ModelFolder, run: Path) -> str:
@@ -78,6 +97,7 @@ def model_toml(
     """Text of a ``model.toml``: components by role as (file, config), files as (path, bytes, sha256)."""
     top = {"name": name, "summary": summary, "task": "animate", "licence": model.licence, "source": SOURCE}
     top |= {"face_channel_order": model.face_channel_order, "needs": list(needs)}
+    top |= {} if model.backbone == DEFAULT else {"backbone": model.backbone}
     top |= {} if model.max_texture_error is None else {"max_texture_error": model.max_texture_error}
     lines = [f"{key} = {toml_literal(value)}" for key, value in top.items()]
     lines += _table("[defaults]", defaults)

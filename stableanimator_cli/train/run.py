@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stableanimator_cli import catalogue, distributed
-from stableanimator_cli.config.train import TrainConfig, parse_sizes
+from stableanimator_cli.config.train import LossConfig, TrainConfig, parse_sizes
 from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing, NoFace, SaError
 from stableanimator_cli.files import check_apart, locked_output
@@ -72,7 +72,8 @@ def _run(
     if first:
         check_paths(inputs)
     name = config.model or catalogue.default_model(NETWORKS)
-    model = base_model.open_base(name, config.from_scratch or ())
+    model = base_model.open_base(name, config.from_scratch or (), config.backbone)
+    config = _with_training_levels(config, model, reporter if first else NullReporter())
     if fresh:
         config = _with_stages(config, name, model)
     _check_ranks(config, world)
@@ -106,6 +107,18 @@ def _with_stages(config: TrainConfig, name: str, model: ModelFolder) -> TrainCon
     size = model.defaults.get("size")
     config = config.resolve_stages(parse_sizes(size)[0] if isinstance(size, str) else _DEFAULT_SIZE)
     return replace(config, model=name if name in catalogue.names() else str(Path(name).resolve()))
+
+
+def _with_training_levels(config: TrainConfig, model: ModelFolder, reporter: Reporter) -> TrainConfig:
+    """Replace the default ``--sigma`` by the backbone's own; refuse others that it does not have."""
+    levels, requested = model.facts.training_levels, config.loss.sigma
+    if requested in levels:
+        return config
+    if requested != LossConfig().sigma:
+        expected = f"{' or '.join(levels)} with the backbone {model.backbone}"
+        raise ConfigError("--sigma", requested, expected, hint=f"use --sigma {levels[0]}, or leave it out")
+    reporter.info(f"--sigma {levels[0]}: the noise levels of the backbone {model.backbone}")
+    return replace(config, loss=replace(config.loss, sigma=levels[0]))
 
 
 def _check_sharding(config: TrainConfig, world: int, run_folder: Path | None) -> None:

@@ -86,6 +86,7 @@ def _validate_clip(
     sampling = SamplingConfig(
         steps=settings.steps,
         guidance=(settings.guidance, settings.guidance),
+        schedule=engine.model.facts.schedules[0],
         noise_aug=config.loss.noise_aug,
         motion_bucket=config.loss.motion_bucket,
         conditioning_fps=config.loss.fps,

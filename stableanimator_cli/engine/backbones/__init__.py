@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the engine imports this module
     from stableanimator_cli.diffusion.face_optimization import ChunkDecoder
     from stableanimator_cli.diffusion.sampler import Refine
     from stableanimator_cli.diffusion.schedule import Scalings
-    from stableanimator_cli.diffusion.training import Preconditioning
+    from stableanimator_cli.diffusion.training import Preconditioning, Prediction
     from stableanimator_cli.diffusion.windows import WindowPlan
     from stableanimator_cli.engine.device import DevicePlan
     from stableanimator_cli.engine.engine import Distribute, Engine
@@ -127,6 +127,12 @@ class DenoisingBackbone(Backbone, Protocol):
 
     The UNet has the interface of ``nets.unet.AnimationUNet``.
     """
+
+    prediction: Prediction
+
+    def configs(self, model: ModelFolder) -> Mapping[str, Mapping[str, Any]]:
+        """JSON configs of a checkpoint, by role."""
+        ...
 
     def scalings(self, sigma: float) -> Scalings:
         """The denoised estimate from the network's output at one noise level > 0."""

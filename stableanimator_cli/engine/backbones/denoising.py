@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stableanimator_cli.config.animate import SamplingConfig, WindowConfig
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
 from stableanimator_cli.diffusion.noise_levels import SCHEDULES
 from stableanimator_cli.diffusion.sampler import Refine, sample_dpmpp_2m, sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import initial_scale, keyed_noise
+from stableanimator_cli.diffusion.training import Prediction
 from stableanimator_cli.diffusion.windows import WindowPlan, plan_windows
 from stableanimator_cli.engine.backbones import Build
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
@@ -23,14 +25,66 @@ from stableanimator_cli.engine.denoiser_calls import churn_of, denoiser_calls, r
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
 from stableanimator_cli.engine.engine import Distribute, Engine, apply_plan
 from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, initial_noise
-from stableanimator_cli.engine.weights import loaders, read_tensors
-from stableanimator_cli.errors import CheckFailed
+from stableanimator_cli.engine.weights import arguments, building, loaders, network_config, read_tensors
+from stableanimator_cli.errors import CheckFailed, ModelDamaged
+from stableanimator_cli.nets.face_encoder import FaceEncoder, FaceEncoderConfig
 from stableanimator_cli.nets.id_adapter import IDMode
+from stableanimator_cli.nets.pose_net import PoseNet
 from stableanimator_cli.records import ModelFolder
+
+
+def animation_builders(
+    model: ModelFolder, config: Mapping[str, Any], *, unet: Callable[[int], nn.Module], vae: Build
+) -> dict[str, Build]:
+    """Builders of ``records.NETWORKS``: ``unet`` (of the number of face tokens) with ``config``, ``vae``, and ours.
+
+    Raises ``ModelDamaged`` for a config that lacks a width or describes no network.
+    """
+    vision = _vision_config(model)
+    face = {k: v for k, v in model.configs.get("face_encoder", {}).items() if not k.startswith("_")}
+    # widths of connected networks; the reference's layout has no config for them
+    face |= {
+        "cross_attention_dim": _value(model, "unet", config, "cross_attention_dim"),
+        "clip_embeddings_dim": _value(model, "image_encoder", vision, "projection_dim"),
+    }
+    built: dict[str, Build] = {
+        "unet": lambda: unet(face.get("num_tokens", 4)),
+        "pose_net": lambda: PoseNet(noise_latent_channels=config["block_out_channels"][0]),
+        "face_encoder": lambda: FaceEncoder(FaceEncoderConfig(**face)),
+        "vae": vae,
+        "image_encoder": lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**vision)),
+    }
+    return {role: lambda role=role, build=build: _built(model, role, build) for role, build in built.items()}
+
+
+def _built(model: ModelFolder, role: str, build: Build) -> nn.Module:
+    with building(model.files.get(role, model.path / role)):
+        return build()
+
+
+def _vision_config(model: ModelFolder) -> dict[str, Any]:
+    """The image encoder's config, which is a part of CLIP's if the file holds both encoders."""
+    config = network_config(model, "image_encoder")
+    vision = config.get("vision_config")
+    return config if vision is None else {**arguments(vision), "projection_dim": config.get("projection_dim")}
+
+
+def _value(model: ModelFolder, role: str, config: Mapping[str, Any], key: str) -> Any:
+    if config.get(key) is None:
+        raise ModelDamaged(
+            f"{model.path}: the config of {role} has no {key!r}",
+            hint="compare the config with the one that the weights came with",
+        )
+    return config[key]
 
 
 class Denoising:
     """All of ``DenoisingBackbone`` but the networks and the scalings."""
+
+    prediction: Prediction = "v"
+
+    def configs(self, model: ModelFolder) -> Mapping[str, Mapping[str, Any]]:
+        return model.configs
 
     def networks(self, model: ModelFolder, plan: DevicePlan, id_mode: IDMode) -> dict[str, Build]:
         return apply_plan(loaders(model, plan.dtype, id_mode), plan)

@@ -89,7 +89,8 @@ def open_training(
 
 def export_configs(model: ModelFolder, settings: TrainingSettings) -> dict[str, Mapping[str, object]]:
     """JSON configs of the trained networks; ``fusion`` is false in the ablation without Face Encoder."""
-    return dict(_with_ablations(model, settings).configs)
+    model = _with_ablations(model, settings)
+    return dict(backbone_of(model).configs(model))
 
 
 def frozen_tensors(

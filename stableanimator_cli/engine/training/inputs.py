@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 
+from stableanimator_cli.diffusion.discrete import uniform_timestep_sigmas
 from stableanimator_cli.diffusion.schedule import keyed_noise
 from stableanimator_cli.diffusion.training import (
     interpolated_cosine_sigmas,
@@ -62,6 +63,8 @@ def sigmas(settings: TrainingSettings, seed: int, index: Tensor, global_batch: i
     u = stratified_quantiles(keyed_uniform(seed, "sigma", index.tolist()), index % global_batch, global_batch)
     if settings.sigma == "lognormal":
         return log_normal_sigmas(u, settings.sigma_mean, settings.sigma_std)
+    if settings.sigma == "timesteps":
+        return uniform_timestep_sigmas(u)
     return interpolated_cosine_sigmas(u)
 
 

@@ -24,7 +24,7 @@ from stableanimator_cli.nets.unet import AnimationUNet, Checkpointing
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Dropout = Literal["released", "full"]
-Sigma = Literal["cosine", "lognormal"]
+Sigma = Literal["cosine", "lognormal", "timesteps"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +168,10 @@ class TrainingModel(nn.Module):
         with self.autocast(inputs.latents.device):
             output = self._predict(inputs, noisy * c_in, scale.c_noise)
         denoised = skip * noisy + out * output.float()
-        return denoising_loss(denoised, inputs.latents, inputs.sigma, inputs.mask, self.settings.face_mask)
+        return denoising_loss(
+            denoised, inputs.latents, inputs.sigma, inputs.mask, self.settings.face_mask,
+            prediction=self.backbone.prediction,
+        )  # fmt: skip
 
     def _predict(self, inputs: StepInputs, scaled: Tensor, c_noise: Tensor) -> Tensor:
         frames = scaled.shape[1]

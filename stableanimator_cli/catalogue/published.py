@@ -18,15 +18,25 @@ if TYPE_CHECKING:  # records imports numpy, which a TAB in the shell must not wa
 _FORMS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin", ".ckpt")
 
 
+def is_published(folder: Path) -> str | None:
+    """The backbone all of whose published networks are in ``folder``, None without."""
+    known = (name for name, facts in BACKBONES.items() if facts.published)
+    return next((name for name in known if None not in _files(folder, name).values()), None)
+
+
+def _files(folder: Path, backbone: str) -> dict[str, Path | None]:
+    """The file of each role of ``backbone``, None if it is missing."""
+    return {
+        role: next((path for form in _FORMS for stem in stems if (path := folder / f"{stem}{form}").is_file()), None)
+        for role, stems in BACKBONES[backbone].published.items()
+    }
+
+
 def open_published(folder: Path, backbone: str, require: Sequence[str]) -> ModelFolder:
     """The networks of a folder by the published names of ``backbone``. Raises ``ModelMissing`` if some are missing."""
     from stableanimator_cli.records import ModelFolder
 
-    layout = BACKBONES[backbone].published
-    candidates = {
-        role: [folder / f"{stem}{form}" for form in _FORMS for stem in stems] for role, stems in layout.items()
-    }
-    files = {role: next((path for path in paths if path.is_file()), None) for role, paths in candidates.items()}
+    layout, files = BACKBONES[backbone].published, _files(folder, backbone)
     missing = [role for role in layout if files[role] is None and role in require]
     if missing:
         names = "; ".join(f"{role} ({' or '.join(f'{stem}.safetensors' for stem in layout[role])})" for role in missing)

@@ -17,7 +17,7 @@ from typing import Any
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.backbones import BACKBONES, DEFAULT
-from stableanimator_cli.catalogue.published import open_published
+from stableanimator_cli.catalogue.published import is_published, open_published
 from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.config.schema import toml_literal
 from stableanimator_cli.errors import BadInput, ConfigError
@@ -37,8 +37,12 @@ def open_base(name: str, scratch: tuple[str, ...], backbone: str | None = None) 
     """
     needed = [role for role in ("unet", "vae", "image_encoder") if role not in scratch]
     folder = Path(name)
-    if backbone and BACKBONES[backbone].published and folder.is_dir() and not (folder / FILE_NAME).is_file():
-        return open_published(folder, backbone, [*needed, "motion_adapter"])
+    if folder.is_dir() and not (folder / FILE_NAME).is_file():
+        if backbone is not None and BACKBONES[backbone].published:
+            return open_published(folder, backbone, [*needed, "motion_adapter"])
+        if backbone is None and (found := is_published(folder)) is not None:
+            hint = f"add --backbone {found}: {folder} holds its published networks"
+            raise ConfigError("--backbone", None, found, hint=hint)
     model = catalogue.open_model(name, needed)
     if not model.facts.trainable:
         known = " or ".join(other for other, facts in BACKBONES.items() if facts.trainable)

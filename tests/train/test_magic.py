@@ -151,7 +151,7 @@ def test_what_a_backbone_cannot_start_from_is_refused(data, tiny_model, publishe
     (tmp_path / "half" / "unet").mkdir(parents=True)
     with pytest.raises(ModelMissing, match=r"not all networks of the backbone magic: missing unet .*; motion_adapter"):
         train(data, tmp_path / "half", tmp_path / "e")
-    with pytest.raises(ConfigError, match="--backbone: found None, expected magic"):
+    with pytest.raises(ConfigError, match="--backbone: found nothing, expected magic"):
         train(data, published, tmp_path / "f", backbone=None)
     assert not any((tmp_path / name).exists() for name in "abcdef")
 

@@ -29,8 +29,10 @@ from stableanimator_cli.diffusion.schedule import SIGMA_MAX, SIGMA_MIN
 from stableanimator_cli.diffusion.windows import Blend, WindowPlan, plan_windows
 from stableanimator_cli.engine.conditioning import (
     Conditioning,
+    PeopleFaces,
     PoseFeatures,
     clip_token,
+    face_tokens,
     reference_latents,
     time_ids,
 )
@@ -39,7 +41,6 @@ from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
 from stableanimator_cli.files import atomic_write
 from stableanimator_cli.motion.geometry import resize_transform
-from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.face_encoder import FaceEncoder
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.pose_net import PoseNet
@@ -150,7 +151,7 @@ class StableAnimatorPipeline(DiffusionPipeline):
         pose_images: Sequence[Picture],
         face_image: Picture | None = None,
         *,
-        face_embedding: np.ndarray | None = None,
+        face_embedding: np.ndarray | PeopleFaces | None = None,
         allow_no_face: bool = False,
         height: int | None = None,
         width: int | None = None,
@@ -173,7 +174,8 @@ class StableAnimatorPipeline(DiffusionPipeline):
         """Animate ``image`` with one skeleton image per frame, all of the output's size or resized to it.
 
         Args:
-            face_image: shows the face to keep, ``image`` if None; ``face_embedding``: its ArcFace vector float32[512].
+            face_image: shows the face to keep, ``image`` if None; ``face_embedding``: its ArcFace vector float32[512],
+                or several people's, each with a region (``engine.conditioning.PeopleFaces``).
             height, width: of the output, multiples of 8; those of the first skeleton image if None.
             tile_size, tile_overlap, blend: windows of a long video (``sa animate --window --overlap --blend``).
             generator: draws the noise on the image first, then the latents, as ``sa animate --noise repeat`` does.
@@ -256,14 +258,21 @@ class StableAnimatorPipeline(DiffusionPipeline):
         resized: np.ndarray,
         noise: Tensor,
         noise_aug: float,
-        face: np.ndarray | None,
+        face: np.ndarray | PeopleFaces | None,
         poses: _Frames,
         rates: tuple[int, float],
     ) -> Conditioning:
         """As ``engine.Engine.encode``, on the devices that diffusers' hooks choose."""
         device = self._execution_device
+        if isinstance(face, PeopleFaces):
+            face.check_fits(len(poses), (resized.shape[1], resized.shape[0]))
+            face = face if face.known.any() else None
         token = clip_token(self.image_encoder, image).to(device)
-        tokens = None if face is None else self.face_encoder(torch.from_numpy(face).to(token)[None], token)
+
+        def encode(vector: np.ndarray) -> Tensor:
+            return self.face_encoder(torch.from_numpy(vector).to(token)[None], token)
+
+        tokens = None if face is None else face_tokens(encode, face)
         features = PoseFeatures(self.pose_net, poses, budget=1 << 30, calls=Counter())
         return Conditioning(
             image=token,
@@ -271,25 +280,22 @@ class StableAnimatorPipeline(DiffusionPipeline):
             reference=reference_latents(self.vae, resized, noise, noise_aug).to(device),
             time_ids=time_ids(*rates, noise_aug, token),
             pose=features,
+            regions=face.regions_on(device) if isinstance(face, PeopleFaces) else None,
         )
 
     def _predictor(
         self, conditioning: Conditioning, plan: WindowPlan, guidance: tuple[float, float]
     ) -> Callable[[Tensor, Tensor, int], Tensor]:
         """(scaled latents [t,c,h,w], timestep, step) -> the guided output over the windows of the step."""
-        reference = conditioning.reference
-        zeros = None if conditioning.face is None else torch.zeros_like(conditioning.face)
-        contexts = {
-            True: Context(conditioning.image, conditioning.face),
-            False: Context(torch.zeros_like(conditioning.image), zeros),
-        }
+        reference, contexts = conditioning.reference, conditioning.contexts(guided=True)
 
         def call(latents: Tensor, timestep: Tensor, frames: tuple[int, ...], conditional: bool) -> Tensor:
             image = reference if conditional else torch.zeros_like(reference)
             index = torch.tensor(frames, device=latents.device)
             sample = torch.cat([latents[index].to(reference), image.expand(len(frames), -1, -1, -1)], dim=1)[None]
             pose = conditioning.pose.window(frames).to(reference) if conditional else None
-            return self.unet(sample, timestep, contexts[conditional], conditioning.time_ids, pose)[0].to(latents)
+            context = conditioning.with_regions(contexts[True], frames) if conditional else contexts[False]
+            return self.unet(sample, timestep, context, conditioning.time_ids, pose)[0].to(latents)
 
         def predict(latents: Tensor, timestep: Tensor, step: int) -> Tensor:
             placement = plan.placement(step)

@@ -15,6 +15,7 @@ from PIL import Image
 from stableanimator_cli import StableAnimatorPipeline, catalogue
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.catalogue.download import verify
+from stableanimator_cli.engine.conditioning import PeopleFaces
 from stableanimator_cli.engine.render import Callbacks, Timings, sample
 from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
 from tests.tiny import engine_of, rendered, request
@@ -55,6 +56,27 @@ def test_the_latents_are_those_of_the_command(pipeline, tiny_model, guidance, fa
     assert latents.shape == (1, *expected.shape)
     spread = float(expected.std())
     assert float((latents[0] - expected).abs().max()) < 1e-4 * spread
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_several_people_are_those_of_the_command(pipeline, tiny_model, known):
+    wanted = square_request(guidance=(1.0, 3.0), steps=6)
+    vectors = np.random.default_rng(4).standard_normal((2, 512)).astype(np.float32)
+    regions = np.random.default_rng(5).random((6, 3, 8, 8), np.float32)
+    people = PeopleFaces(
+        vectors=vectors if known else np.full_like(vectors, np.nan),
+        regions=regions / regions.sum(axis=1, keepdims=True),
+    )
+    wanted = dataclasses.replace(wanted, face=people)
+    with engine_of(tiny_model) as engine:
+        expected = sample(engine, wanted, Timings(), Callbacks())
+    latents = call(pipeline, wanted)
+    assert float((latents[0] - expected).abs().max()) < 1e-4 * float(expected.std())
+    if known:
+        first = call(pipeline, dataclasses.replace(wanted, face=vectors[0]))
+        assert float((latents[0] - first[0]).abs().max()) > 1e-2 * float(expected.std())
+        with pytest.raises(ValueError, match=r"expected \(5, 3, 8, 8\) for 5 frames of 64x64 pixels"):
+            call(pipeline, dataclasses.replace(square_request(frames=5), face=people))
 
 
 def test_windows_shift_as_in_the_command(pipeline, tiny_model):

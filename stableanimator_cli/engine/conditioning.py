@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from stableanimator_cli.nets.context import Context
 from stableanimator_cli.records import STRIDE
 
 if TYPE_CHECKING:
@@ -106,6 +107,33 @@ class Conditioning:
     time_ids: Tensor
     pose: PoseFeatures
     regions: Tensor | None = None
+
+    def contexts(self, *, guided: bool) -> dict[bool, Context]:
+        """Tokens of the conditional branch and, if ``guided``, zeros of the unconditional one.
+
+        Zero tokens are the same for all people: one set of them needs no regions.
+        """
+        contexts = {True: Context(self.image, self.face)}
+        if guided:
+            sets = 1 if self.regions is None else self.regions.shape[1]
+            zeros = None if self.face is None else torch.zeros_like(self.face[:, : self.face.shape[1] // sets])
+            contexts[False] = Context(torch.zeros_like(self.image), zeros)
+        return contexts
+
+    def with_regions(self, context: Context, frames: Sequence[int]) -> Context:
+        """The context of the conditional branch, with the regions of these frames if there are any."""
+        return context if self.regions is None else replace(context, regions=self.regions[list(frames)])
+
+
+def face_tokens(encode: Callable[[np.ndarray], Tensor], face: np.ndarray | PeopleFaces) -> Tensor:
+    """Tokens [1,n,d] of one face, or [1,s*n,d] of several people and nobody; ``encode``: of a vector float32[512].
+
+    Nobody's are those of a vector of zeros, which the released networks have seen in images without a face.
+    """
+    if not isinstance(face, PeopleFaces):
+        return encode(face)
+    vectors = [*np.where(face.known[:, None], face.vectors, 0), np.zeros_like(face.vectors[0])]
+    return torch.cat([encode(vector.astype(np.float32)) for vector in vectors], dim=1)
 
 
 class PoseFeatures:

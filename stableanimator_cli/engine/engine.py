@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -36,6 +35,7 @@ from stableanimator_cli.engine.conditioning import (
     PoseFeatures,
     PoseFrames,
     clip_token,
+    face_tokens,
     reference_latents,
     texture_error,
     time_ids,
@@ -47,7 +47,6 @@ from stableanimator_cli.engine.group_offload import GroupOffload
 from stableanimator_cli.engine.weights import recogniser
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.nets.compiled import CompiledBlocks
-from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.memory_format import set_channels_last
 from stableanimator_cli.nets.quantized import quantize_weights
@@ -150,7 +149,7 @@ class Engine:
             with self.resident("image_encoder", "face_encoder"):
                 self.calls["image_encoder"] += 1
                 token = clip_token(self.networks["image_encoder"], image)
-                tokens = None if face is None else self._face_tokens(face, token)
+                tokens = None if face is None else face_tokens(lambda vector: self._encode_face(vector, token), face)
             hint = "use a smaller --size, or --offload model"
             with self.resident("vae"), memory_guard("encoding the reference image", hint):
                 self.calls["vae_encode"] += 1
@@ -179,14 +178,7 @@ class Engine:
         budget = self.plan.config.pose_budget_mb << 20
         return PoseFeatures(self.networks["pose_net"], poses, budget=budget, calls=self.calls)
 
-    def _face_tokens(self, face: np.ndarray | PeopleFaces, token: Tensor) -> Tensor:
-        """Tokens [1,n,d] of one face, or [1,s*n,d] of several people and nobody.
-
-        Nobody's are those of a vector of zeros, which the released networks have seen in images without a face.
-        """
-        if isinstance(face, PeopleFaces):
-            vectors = [*np.where(face.known[:, None], face.vectors, 0), np.zeros_like(face.vectors[0])]
-            return torch.cat([self._face_tokens(vector.astype(np.float32), token) for vector in vectors], dim=1)
+    def _encode_face(self, face: np.ndarray, token: Tensor) -> Tensor:
         encoder = self.networks["face_encoder"]
         expected = (encoder.config.id_embeddings_dim,)
         if face.shape != expected:
@@ -257,13 +249,7 @@ class Engine:
         call_unet = GraphedCalls(unet, Recorder(self.plan.device)) if config.cuda_graphs else unet
         if deep is not None and deep.layers > unet.num_up_layers:
             raise ConfigError("sampling.cache_layers", deep.layers, f"1 to {unet.num_up_layers} with this model")
-        regions, face = conditioning.regions, conditioning.face
-        # zero tokens are the same for all people: one set of them needs no regions
-        sets = 1 if regions is None else regions.shape[1]
-        zeros = None if face is None else torch.zeros_like(face[:, : face.shape[1] // sets])
-        contexts = {True: Context(conditioning.image, face)}
-        if is_guided(*guidance):
-            contexts[False] = Context(torch.zeros_like(conditioning.image), zeros)
+        contexts = conditioning.contexts(guided=is_guided(*guidance))
         if prepared:
             with torch.no_grad(), self._attentions_on_device(unet):
                 contexts = {conditional: unet.prepare(context) for conditional, context in contexts.items()}
@@ -275,8 +261,8 @@ class Engine:
             sample = torch.cat([latents.to(reference), reference.expand(len(latents), -1, -1, -1)], dim=1)[None]
             pose = conditioning.pose.window(window.frames) if conditional else None
             context = contexts[conditional]
-            if conditional and regions is not None:
-                context = replace(context, regions=regions[list(window.frames)])
+            if conditional:
+                context = conditioning.with_regions(context, window.frames)
             inputs = (sample, c_noise, context, conditioning.time_ids, pose)
             if deep is None:
                 return call_unet(*inputs)[0]

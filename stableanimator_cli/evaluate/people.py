@@ -16,7 +16,6 @@ import numpy as np
 
 from stableanimator_cli.catalogue import evaluation_cache
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.evaluate.detections import FORMAT
 from stableanimator_cli.media import read_picture
 from stableanimator_cli.metrics import identity
 from stableanimator_cli.metrics.identity import Csim
@@ -26,6 +25,8 @@ from stableanimator_cli.records import Clip, Motion
 
 if TYPE_CHECKING:  # imports the libraries of the detectors
     from stableanimator_cli.evaluate.detections import VideoDetector
+
+_FORMAT = 1  # of cached faces; increase it if the networks' inputs change
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +57,7 @@ class FaceRows:
     @classmethod
     def of_clip(cls, detector: VideoDetector, clip: Clip, sha256: str) -> FaceRows:
         """Faces of all frames of a clip, cached by its digest."""
-        key = json.dumps([FORMAT, "faces", sha256, detector.networks], sort_keys=True)
+        key = json.dumps([_FORMAT, "faces", sha256, detector.networks], sort_keys=True)
         cached = evaluation_cache.load("seen", key)
         if cached is not None and {"frame", "boxes", "own", "judge"} <= set(cached):
             return cls(**{name: cached[name] for name in ("frame", "boxes", "own", "judge")})

@@ -62,7 +62,11 @@ class OutputDetectors:
     def judge(self, image: np.ndarray) -> np.ndarray | None:
         """The judge's unit vector of the largest face; None if no face is found."""
         faces = self.faces.boxes(image)
-        vector = embed(self._judge, image, faces[0].landmarks) if faces else None
+        return self.judge_at(image, faces[0].landmarks) if faces else None
+
+    def judge_at(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
+        """The judge's unit vector of the face at ``landmarks`` float[5,2]; None if it cannot be aligned."""
+        vector = embed(self._judge, image, landmarks)
         return None if vector is None else vector / np.linalg.norm(vector)
 
     def limbs(self, images: Sequence[np.ndarray]) -> np.ndarray:

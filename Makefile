@@ -78,7 +78,8 @@ puppet: $(STAMP)
 puppet-figures: $(STAMP)
 	$(BIN)/python -m tools.bench.puppet_figures
 	-$(BIN)/python -m tools.puppet_training.score --of vae
-	$(BIN)/python -m tools.puppet_training.score --swap --out $(PUPPET_WORK)/score.jsonl
+	-$(BIN)/python -m tools.puppet_training.score --swap --out $(PUPPET_WORK)/score.jsonl
+	$(BIN)/python -m tools.puppet_training.people --out $(PUPPET_WORK)/people.jsonl
 
 # Quality losses of approximate speed on the fifty held-out clips.
 puppet-approximations: $(STAMP)

@@ -104,6 +104,8 @@ class EvaluateConfig:
         panel=BENCH, default_text="00335 to 00340 of tiktok, else all", help="Only these videos of a bench.")
     figures: int = option("--figures", 8, metavar="N", ge=1, le=10000, panel=BENCH,
         help="Number of videos of the bench puppet.")
+    people: int = option("--people", 1, metavar="1|2|3", ge=1, le=3, panel=BENCH,
+        help="People per video of the bench puppet, each scored on their own.")
     length: int = option("--length", 32, metavar="T", ge=1, le=100000, panel=BENCH,
         help="Frames per video of the bench puppet.")
     animate: Path | None = option("--animate", None, metavar="SETTINGS.toml", panel=BENCH,

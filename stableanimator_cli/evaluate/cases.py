@@ -142,6 +142,7 @@ def _puppets(config: EvaluateConfig, model: ModelFolder, scratch: Path, reporter
         frames=config.length,
         size=size,
         fps=PUPPET_FPS,
+        people=config.people,
         split="test",
         framing="portrait",
     )

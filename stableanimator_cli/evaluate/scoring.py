@@ -330,6 +330,9 @@ class Scorer:
         the number of frames of the full prediction."""
         if self.detector.detectors is None:
             return
+        if scores.people:
+            scores.notes.append(f"{NO_POINTS}: of several people only the largest of each frame is detected")
+            return
         poses, clip, matched = scores.pair.poses, scores.clip, scores.matched
         if poses is not None:
             driving = read_poses(poses)

@@ -219,6 +219,7 @@ def build_face_optimization(
             mode=mode,
             steps=settings.steps_of(config.sampling.steps),
             iterations=settings.iterations,
+            target=settings.target,
             lr=settings.lr,
             lr_schedule=settings.schedule,
             anchor=settings.anchor,

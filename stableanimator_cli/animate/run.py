@@ -16,7 +16,7 @@ from stableanimator_cli.cards import USER_TABLE, find_card
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig, DecodeConfig, WindowConfig
 from stableanimator_cli.config.parse import dump_range
-from stableanimator_cli.config.refine import PRESETS
+from stableanimator_cli.config.refine import preset_options
 from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
 from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
@@ -129,7 +129,7 @@ def resolve_config(
         model = catalogue.open_animator(name or catalogue.default_model(NETWORKS))
     preset = flags.get("preset") or file.get("preset") or model.defaults.get("preset") or "standard"
     # resolve refuses an unknown preset together with the other choices
-    defaults = {**model.defaults, **PRESETS.get(preset, {}), **model.facts.settings}
+    defaults = {**model.defaults, **preset_options(preset, file), **model.facts.settings}
     for length_name, overlap_name, table, key, usual in _LENGTHS_AND_OVERLAPS:
         length = flags.get(length_name) or file.get(table, {}).get(key)
         if isinstance(length, int):

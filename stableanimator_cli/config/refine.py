@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,7 +26,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "guidance_interval": "0.3:5",
         },
         "fast": {"refine_face": "off"},
-        "standard": {"refine_face": "auto"},
+        # Late steps only: what earlier ones change is gone at the end, and two iterations there gained as much by a
+        # recogniser that was not optimised as 21 times three (docs/log.md, 2026-11-29)
+        "standard": {"refine_face": "auto", "refine_steps": "0.7:0.84", "refine_iters": 2},
         "released": {"refine_face": "full", "refine_schedule": "linear", "sampler": "euler"},
         "paper": {
             "refine_face": "full",
@@ -46,18 +49,45 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 """Options that ``--preset`` sets, by name. Flags and files win over them, they win over the model's card."""
 
 
-Steps = tuple[int | None, int | None]
+Steps = tuple[int | float | None, int | float | None]
 
 
 def parse_steps(value: str | Steps, label: str = "--refine-steps") -> Steps:
-    """``"0:21"`` -> (0, 21): denoising steps, half-open, as a Python slice."""
+    """``"0:21"`` -> (0, 21): denoising steps, half-open, as a Python slice. ``"0.7:0.84"``: fractions of the run."""
     if isinstance(value, tuple):
         return value
     first, colon, last = value.partition(":") if isinstance(value, str) else ("", "", "")
     with contextlib.suppress(ValueError):
         if colon:
-            return (int(first) if first.strip() else None), (int(last) if last.strip() else None)
-    raise ConfigError(label, value, "A:B, as 0:21", hint="A is the first refined step, B the one after the last")
+            return _parse_side(first.strip()), _parse_side(last.strip())
+    expected = "A:B, as 0:21, or fractions of the run from 0.0 to 1.0, as 0.7:0.84"
+    raise ConfigError(label, value, expected, hint="A is the first refined step, B the one after the last")
+
+
+def _parse_side(text: str) -> int | float | None:
+    """A step, a fraction (with a decimal point), or None. Raises ``ValueError``."""
+    if not text:
+        return None
+    if "." not in text:
+        return int(text)
+    fraction = float(text)
+    if not 0 <= fraction <= 1:
+        raise ValueError(text)
+    return fraction
+
+
+def preset_options(name: str, file: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a preset beside a config file.
+
+    A file that was written in full, as ``to_toml`` and records do, leaves ``refine.steps`` out where it is the released
+    share. Presets that came later do not change that.
+    """
+    preset = PRESETS.get(name, {})
+    written = file.get("refine", {})
+    in_full = isinstance(written, Mapping) and ("crop_margin" in written or "margin" in written)  # its older name
+    if in_full and "steps" not in written:
+        return {option: value for option, value in preset.items() if option != "refine_steps"}
+    return preset
 
 
 REFINE = "Keeping the face (HJB optimisation)"
@@ -80,7 +110,8 @@ class RefineConfig:
         "the face and its surroundings only; the background is unchanged.")
     steps: Steps | None = option("--refine-steps", None, model_default=True, parse=parse_steps, dump=dump_range,
         metavar="A:B", panel=REFINE, default_text="0:21 of 25, in proportion",
-        help="Denoising steps that are refined, half-open.")
+        help="Denoising steps that are refined, half-open: 14:21, or fractions of the run with a decimal point, "
+        "0.7:0.84.")
     iterations: int = option("--refine-iters", 3, model_default=True, metavar="K", panel=REFINE, ge=0, le=1000,
         help="Adam iterations per step, 0 to 1000.")
     lr: float = option("--refine-lr", 0.1, model_default=True, formerly="rate", metavar="X", panel=REFINE, gt=0, lt=100,
@@ -88,6 +119,9 @@ class RefineConfig:
     schedule: Literal["linear", "constant"] = option("--refine-schedule", "linear", model_default=True,
         renamed={"falling": "linear"}, panel=REFINE,
         help="The learning rate decreases as 1 - step/steps, or is constant.")
+    target: float | None = option("--refine-target", None, metavar="X", panel=REFINE, default_text="none", gt=-1, le=1,
+        help="Stop optimising a face in a step once its similarity is X (cosine): fewer iterations, the same on every "
+        "machine.")
     anchor: Literal["none", "background"] = option("--refine-anchor", "none", model_default=True, panel=REFINE,
         help="background: only the surroundings of a face change, in full mode too.")
     region: Literal["box", "frame"] = option("--refine-region", "box", model_default=True, panel=REFINE,
@@ -113,5 +147,10 @@ class RefineConfig:
         if self.steps is None:
             refined, of = RELEASED_STEPS
             return 0, -(-refined * total // of)
-        chosen = range(total)[slice(*self.steps)]
+        first, last = self.steps
+        if isinstance(first, float):
+            first = math.floor(round(first * total, 6))
+        if isinstance(last, float):
+            last = math.ceil(round(last * total, 6))
+        chosen = range(total)[slice(first, last)]
         return chosen.start, chosen.stop

@@ -63,12 +63,14 @@ class FaceOptimizationSettings:
 
     ``steps`` is a half-open range of denoising steps. Adam's ``lr`` is constant, or lr (1 - step/steps) if ``linear``.
     ``anchor`` ``background`` fixes latents outside the boxes dilated by ``mask_dilation`` latents; ``crop`` always
-    does. ``chunk`` latents along time are decoded together.
+    does. ``chunk`` latents along time are decoded together. A face whose cosine is ``target`` or more is not pulled
+    further; a step ends when no face is below it.
     """
 
     mode: Mode
     steps: tuple[int, int]
     iterations: int = 3
+    target: float | None = None
     lr: float = 0.1
     lr_schedule: LRSchedule = "linear"
     anchor: Anchor = "none"
@@ -149,7 +151,9 @@ class FaceOptimization:
             for _ in range(self.settings.iterations):
                 adam.zero_grad()
                 similarities.append(sum(self._backward(variable, chunk, faces) for chunk in chunks) / faces)
-                if mask is not None and variable.grad is not None:
+                if variable.grad is None:  # every face has reached the target
+                    break
+                if mask is not None:
                     variable.grad.mul_(mask)  # Adam normalises gradients: only zeros do not move
                 adam.step()
         frames = self._count_frames(len(denoised))
@@ -159,7 +163,11 @@ class FaceOptimization:
     def _backward(self, variable: Tensor, chunk: range, faces: int) -> float:
         """Add one chunk's part of the gradient; return the sum of its cosines."""
         similarities = self._similarities(variable, chunk)
-        ((1 - similarities).abs().sum() / faces).backward()
+        losses, target = (1 - similarities).abs(), self.settings.target
+        if target is not None:
+            losses = losses[similarities.detach() < target]
+        if len(losses):
+            (losses.sum() / faces).backward()
         return float(similarities.detach().sum())
 
     def _similarities(self, latents: Tensor, chunk: range) -> Tensor:

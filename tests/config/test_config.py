@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
-from stableanimator_cli.config.parse import parse_fps, parse_guidance, parse_range, parse_size
+from stableanimator_cli.config.parse import dump_range, parse_fps, parse_guidance, parse_range, parse_size
+from stableanimator_cli.config.refine import RefineConfig, parse_steps, preset_options
 from stableanimator_cli.config.schema import from_mapping, read_toml, resolve, to_toml
 from stableanimator_cli.errors import ConfigError
 
@@ -285,3 +286,35 @@ def test_a_number_too_large_for_a_float_is_compared_as_it_is():
     assert SamplingConfig(cache_layers=10**400).cache_layers == 10**400
     with pytest.raises(ConfigError, match="--steps"):
         SamplingConfig(steps=10**400)
+
+
+@pytest.mark.parametrize(
+    ("value", "total", "expected"),
+    [
+        ("0.7:0.84", 25, (17, 21)),
+        ("0.7:0.84", 10, (7, 9)),
+        ("0.7:0.84", 4, (2, 4)),
+        ("0.7:0.84", 1, (0, 1)),
+        ("0.0:1.0", 7, (0, 7)),
+        ("0.5:", 10, (5, 10)),
+        ("14:21", 25, (14, 21)),
+        ("-2:", 25, (23, 25)),
+    ],
+)
+def test_refined_steps_are_steps_or_fractions_of_the_run(value, total, expected):
+    config = RefineConfig(steps=parse_steps(value))
+    assert config.steps_of(total) == expected
+    assert parse_steps(dump_range(config.steps)) == config.steps
+
+
+@pytest.mark.parametrize("value", ["0.7", "1.2:", "0.2:-0.5", "a:b", "nan.:1"])
+def test_a_range_of_refined_steps_that_is_none_is_refused(value):
+    with pytest.raises(ConfigError, match="--refine-steps"):
+        parse_steps(value)
+
+
+def test_a_file_written_in_full_before_a_preset_named_steps_keeps_the_released_share():
+    assert preset_options("standard", {})["refine_steps"] == "0.7:0.84"
+    assert preset_options("standard", {"refine": {"lr": 0.05}})["refine_steps"] == "0.7:0.84"
+    for margin in ("margin", "crop_margin"):
+        assert "refine_steps" not in preset_options("standard", {"refine": {"iterations": 3, margin: 8}})

@@ -295,3 +295,21 @@ def test_the_log_has_the_similarities_of_the_first_and_the_last_iteration():
         similarities.append(optimise.log[0].after)
     assert (optimise.log[0].before, optimise.log[0].after) == (similarities[0], similarities[2])
     assert similarities == sorted(similarities)
+
+
+def test_a_step_ends_when_every_face_has_reached_the_target():
+    free = hook(target(), iterations=6)
+    free(clean(), STEP)
+    reached = hook(target(), iterations=6, target=-1 + 1e-6)
+    assert torch.equal(reached(clean(), STEP), clean())
+    assert len(reached.decoder.decoded) == FRAMES // SETTINGS.chunk  # one look, no iteration more
+    assert reached.log[0].before == reached.log[0].after == free.log[0].before
+
+
+def test_a_face_above_the_target_is_not_pulled_while_another_one_is():
+    similarities = hook(target())._similarities(clean(), range(FRAMES)).tolist()
+    middle = sorted(similarities)[FRAMES // 2]
+    refined = hook(target(), iterations=1, target=middle, chunk=FRAMES)(clean(), STEP)
+    moved = [not torch.equal(a, b) for a, b in zip(refined, clean(), strict=True)]
+    assert moved == [similarity < middle for similarity in similarities]
+    assert any(moved) and not all(moved)

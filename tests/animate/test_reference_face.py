@@ -53,7 +53,7 @@ def animate(tmp_path, seeing_model):
 
 def test_standard_refines_on_a_crop_and_fast_does_not(animate):
     record, standard = animate()
-    assert [row["step"] for row in record["refined"]] == [0, 1, 2]  # 21/25 of three steps, rounded up
+    assert [row["step"] for row in record["refined"]] == [2]  # 0.7:0.84 of three steps
     assert all(row["faces"] == FRAMES - 1 for row in record["refined"])  # frame 1 shows no face
     assert record["refined"][0]["after"] > record["refined"][0]["before"]
     assert record["calls"]["refine_crop"] > 0
@@ -102,7 +102,7 @@ def test_a_plan_tells_what_becomes_of_faces(animate, tmp_path, tiny_model):
     assert "faces      not optimised" in plan(preset="fast").summary()
     assert plan(preset="fast").to_json()["face_optimization"] == "off"
     told = plan(preset="standard", steps=10, refine_steps="2:6").summary()
-    assert "faces      optimised (crop) in steps 2:6, 3 iterations each, if a face is found" in told
+    assert "faces      optimised (crop) in steps 2:6, 2 iterations each, if a face is found" in told
     assert plan(model=str(tiny_model), preset="standard").to_json()["face_optimization"] == "off"
     with pytest.raises(ModelMissing, match="no face recogniser, which --refine-face full needs"):
         plan(model=str(tiny_model), refine_face="full")

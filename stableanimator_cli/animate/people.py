@@ -232,7 +232,8 @@ class PlannedPeople:
         rest = [str(number) for number, face in self.faces.items() if face is None]
         who, gets = f"{'person' if len(rest) == 1 else 'people'} {', '.join(rest)}", "gets" if len(rest) == 1 else "get"
         if rest and self.by_position:
-            parts.append(f"{who} by position from left to right, if {self.reference.name} shows several faces")
+            enough = "a face for each" if parts else "several faces"
+            parts.append(f"{who} by position from left to right, if {self.reference.name} shows {enough}")
         elif rest:
             parts.append(f"{who} {gets} {'no face' if parts else 'the one face'}")
         return ", ".join(parts)

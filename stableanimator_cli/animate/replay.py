@@ -98,6 +98,8 @@ def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None
         raise BadInput(video, "a record", "the video beside it", hint=f"name {made}")
     file, record = _read(video)
     config = from_mapping(AnimateConfig, record["config"], f"{file}: config")
+    if "people" not in record:  # of a version that had one face for everybody
+        config = replace(config, people=replace(config.people, pair=()))
     model = catalogue.open_animator(config.model or record["model"]["path"])
     changed = _changed(config, model, record)
     if changed:

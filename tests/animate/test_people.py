@@ -279,6 +279,9 @@ def test_a_plan_names_faces_that_are_known():
         {"person": 0, "image": "ref.png", "face": 1},
         {"person": 1, "image": "dir/b.png", "face": None},
     ]
+    planned = PlannedPeople.of(config(face_of=("1=b.png",)), people)
+    assert planned is not None
+    assert planned.describe().endswith("person 0 by position from left to right, if ref.png shows a face for each")
     words = {
         (): "people 0, 1 by position from left to right, if ref.png shows several faces",
         (("pair", ()),): "people 0, 1 get the one face",

@@ -1,0 +1,145 @@
+"""Two drawn people animated by the small model: each with a face of one's own, and one face for everybody as before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.animate import prepare
+from stableanimator_cli.animate.replay import replay
+from stableanimator_cli.animate.run import run
+from stableanimator_cli.engine.conditioning import PeopleFaces
+from stableanimator_cli.errors import ConfigError, NoFace
+from stableanimator_cli.media import write_picture
+from stableanimator_cli.motion.motion_file import save_motion
+from stableanimator_cli.puppets.scene import sample_scene
+from tests.animate.clips import Heard, frames_of
+
+SIZE, FRAMES = (64, 64), 3
+FLAGS = {"model": "puppet", "size": "64x64", "steps": 1, "preset": "fast", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a couple, somebody else, and their motions."""
+    folder = tmp_path_factory.mktemp("scene")
+    two = sample_scene("test", 0, people=2, framing="portrait", size=SIZE, frames=FRAMES)
+    write_picture(folder / "two.png", two.reference((192, 192)).image)
+    write_picture(folder / "other.png", two.portrait((128, 128), 1).image)
+    write_picture(folder / "nobody.png", np.full((128, 128, 3), 200, np.uint8))
+    save_motion(folder / "two.npz", two.motion())
+    one = sample_scene("test", 1, framing="portrait", size=SIZE, frames=FRAMES)
+    write_picture(folder / "one.png", one.reference((128, 128)).image)
+    save_motion(folder / "one.npz", one.motion())
+    return folder
+
+
+@pytest.fixture
+def animate(scene: Path, tmp_path: Path):
+    def go(reference="two.png", motion="two.npz", **flags):
+        given = {"reference": scene / reference, "motion": scene / motion, "output": tmp_path / "o.mp4"}
+        how = {"reporter": flags.pop("reporter")} if "reporter" in flags else {}
+        report = run(flags=given | FLAGS | flags, restart=True, **how)
+        return json.loads(report.record.read_text()), frames_of(report.video)
+
+    return go
+
+
+def test_each_person_gets_the_face_at_the_same_side(animate):
+    heard = Heard()
+    record, own = animate(reporter=heard, preview=True)
+    assert [(row["person"], row["face"]) for row in record["people"]] == [(0, 0), (1, 1)]
+    assert "person 0 gets face 0 of two.png, person 1 gets face 1 of two.png" in heard.notes
+    assert [row["person"] for row in record["identity"]["people"]] == [0, 1]
+    record, swapped = animate(pair="0:1,1:0")
+    assert [(row["person"], row["face"]) for row in record["people"]] == [(0, 1), (1, 0)]
+    assert (own != swapped).any()
+    record, turned = animate(person="1,0", pair="0:1,1:0")  # the same pairs in another order
+    assert [(row["person"], row["face"]) for row in record["people"]] == [(1, 1), (0, 0)]
+    assert np.abs(turned.astype(int) - own).mean() < np.abs(swapped.astype(int) - own).mean()
+
+
+def test_one_face_for_everybody_is_the_run_of_before(animate, scene, tmp_path):
+    heard = Heard()
+    record, none = animate(pair="none", reporter=heard)
+    assert record["people"] is None
+    assert "two.png: 2 faces, the largest is used" in heard.notes
+    old = json.loads((tmp_path / "o.json").read_text())
+    del old["people"], old["config"]["people"]  # a record of a version that knew nothing of it
+    (tmp_path / "o.json").write_text(json.dumps(old))
+    repeated = replay(tmp_path / "o.mp4")
+    assert repeated.differences == ()
+    np.testing.assert_array_equal(none, frames_of(repeated.replay))
+
+
+def test_a_face_of_another_image_for_the_only_person(animate, scene, tmp_path):
+    record, other = animate("one.png", "one.npz", face_of=(f"0={scene / 'other.png'}",))
+    assert record["people"][0]["image"].endswith("other.png")
+    assert record["inputs"]["face_of_0"]["path"].endswith("other.png")
+    _, plain = animate("one.png", "one.npz")
+    assert (other != plain).any()
+    repeated = replay(tmp_path / "o.mp4")
+    assert repeated.differences == ()
+
+
+def test_face_optimisation_is_towards_each_ones_own_face(animate, scene):
+    record, _ = animate(preset="standard", face_of=(f"1={scene / 'other.png'}",), refine_iters=1, size="96x96")
+    assert record["face_optimization"] == "crop"
+    assert record["refined"][0]["faces"] == 2 * FRAMES
+    assert record["faces_refined"]["frames"] == FRAMES
+
+
+def test_the_anchor_has_regions_of_its_own(animate, monkeypatch):
+    seen = []
+
+    def kept(*given):
+        seen.append(faces(*given))
+        return seen[-1]
+
+    faces = prepare.faces_for_unet
+    monkeypatch.setattr(prepare, "faces_for_unet", kept)
+    animate(anchor="reference", window=3, overlap=1)
+    assert isinstance(seen[0], PeopleFaces)
+    assert seen[0].regions.shape == (1 + FRAMES, 3, 8, 8)
+    assert seen[0].regions[0, 0, :, :4].mean() > 0.3 > seen[0].regions[0, 0, :, 4:].mean()
+    animate(frames="1:3", fps=30)
+    assert seen[1].regions.shape[1:] == (3, 8, 8)
+    np.testing.assert_array_equal(seen[1].regions[0], seen[0].regions[2])  # frame 1, behind the anchor and frame 0
+    np.testing.assert_array_equal(seen[1].regions[-1], seen[0].regions[3])
+
+
+def test_who_leaves_the_frame_is_nobody_there(animate, scene, tmp_path):
+    motion = sample_scene("test", 0, people=2, framing="portrait", size=SIZE, frames=FRAMES).motion()
+    motion.keypoints[1:, 1, :, 0] += 4 * SIZE[0]
+    motion.face_boxes[1:, 1] = np.nan
+    motion.present[2, 1] = False
+    motion.keypoints[2, 1] = np.nan
+    save_motion(tmp_path / "leaves.npz", motion)
+    record, video = animate(motion=tmp_path / "leaves.npz")
+    assert len(record["people"]) == 2
+    assert video.std() > 5
+
+
+def test_what_cannot_be_is_refused_before_anything_is_drawn(animate, scene, tmp_path):
+    with pytest.raises(NoFace, match=r"nobody.png: no face found, which --face-of 1=.*nobody.png needs"):
+        animate(face_of=(f"1={scene / 'nobody.png'}",))
+    with pytest.raises(NoFace, match=r"nobody.png: no face found"):
+        animate("nobody.png", force=True)
+    record, _ = animate("nobody.png", face_of=(f"1={scene / 'other.png'}",), force=True)
+    assert [row["person"] for row in record["people"]] == [1]
+    with pytest.raises(ConfigError, match=r"--face-of: found '2=.*', expected people 0 to 1"):
+        animate(face_of=(f"2={scene / 'other.png'}",))
+
+
+def test_a_plan_knows_the_people_of_keypoints(scene, tmp_path):
+    given = FLAGS | {"reference": scene / "two.png", "motion": scene / "two.npz", "output": tmp_path / "o.mp4"}
+    planned = run(flags=given | {"pair": "0:1,1:0"}, plan_only=True)
+    assert "people     person 0 gets face 1 of two.png, person 1 gets face 0 of two.png" in planned.summary()
+    assert [row["face"] for row in planned.to_json()["people"]] == [1, 0]
+    with pytest.raises(ConfigError, match=r"--pair: found '2:0', expected people 0 to 1"):
+        run(flags=given | {"pair": "2:0"}, plan_only=True)
+    alone = run(flags=given | {"motion": scene / "one.npz"}, plan_only=True)
+    assert "people" not in alone.summary()

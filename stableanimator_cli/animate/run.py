@@ -170,9 +170,6 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
     check_backbone_options(config, model)
     _check_layers(config, model)
     face = uses_face(config, model)
-    if not face and (flag := config.people.names_faces) is not None:
-        value, hint = config.people.label(config.people.named[0])[1], f"leave {flag} out, or add --force-ablation"
-        raise ConfigError(flag, value, f"a model with faces, and {model.name} was trained without", hint=hint)
     check_device_exists(config.device.device)
     check_inputs(config)
     return face
@@ -181,7 +178,8 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
 def uses_face(config: AnimateConfig, model: ModelFolder) -> bool:
     """Whether the UNet receives the face embedding: not if the checkpoint was trained without it.
 
-    Raises ``ConfigError`` if ``--id-adapter`` differs from the checkpoint's ``[training]`` table. With
+    Raises ``ConfigError`` if ``--id-adapter`` differs from the checkpoint's ``[training]`` table, or if people's faces
+    are named and it was trained without. With
     ``--force-ablation`` nothing is compared and the face is used. A Face Encoder that was trained without fusion needs
     nothing here: its own config says so.
     """
@@ -192,7 +190,11 @@ def uses_face(config: AnimateConfig, model: ModelFolder) -> bool:
     if trained is not None and requested is not None and requested != trained:
         hint = "leave --id-adapter out, or add --force-ablation to see the effect"
         raise ConfigError("--id-adapter", requested, f"{trained}, which {model.name} was trained with", hint=hint)
-    return training.get("face") != "off"
+    face = training.get("face") != "off"
+    if not face and (flag := config.people.names_faces) is not None:
+        value, hint = config.people.label(config.people.named[0])[1], f"leave {flag} out, or add --force-ablation"
+        raise ConfigError(flag, value, f"a model with faces, and {model.name} was trained without", hint=hint)
+    return face
 
 
 def _check_size(config: AnimateConfig, stride: int) -> None:

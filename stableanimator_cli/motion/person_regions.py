@@ -140,14 +140,19 @@ def _draw(figure: _Figure, grid: tuple[int, int], cell: int) -> tuple[np.ndarray
         hull(points[[_NOSE, _NECK]], 0.25)
     if figure.head is not None:
         low, high = figure.head[:2] * scale - 0.5, figure.head[2:] * scale - 0.5
-        centre, axes = (low + high) / 2, (high - low) / 2 + grow
-        ellipse = [tuple(round(v * 2**_BINARY) for v in pair) for pair in (centre, axes)]
-        cv2.ellipse(head, *ellipse, 0, 0, 360, 1, -1, cv2.LINE_8, _BINARY)
+        (x, y), (across, down) = (low + high) / 2, (high - low) / 2 + grow
+        centre, axes = (_fixed(x), _fixed(y)), (_fixed(across), _fixed(down))
+        cv2.ellipse(head, centre, axes, 0, 0, 360, 1, -1, cv2.LINE_8, _BINARY)
     masks = []
     for mask in (body | head, head):
         soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
         masks.append(cv2.resize(soft, grid, interpolation=cv2.INTER_AREA))
     return masks[0], masks[1]
+
+
+def _fixed(value: float) -> int:
+    """A sub-pixel coordinate of OpenCV."""
+    return round(float(value) * 2**_BINARY)
 
 
 def _torso(figure: _Figure) -> np.ndarray:

@@ -9,6 +9,7 @@ import pytest
 
 from stableanimator_cli.animate.run import uses_face
 from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.people import PeopleConfig
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.records import ModelFolder
 
@@ -37,6 +38,11 @@ def test_a_model_trained_without_a_face_gets_none(tmp_path: Path) -> None:
     trained = model(tmp_path, 'face = "off"\n')
     assert not uses_face(asked(), trained)
     assert uses_face(asked(force_ablation=True), trained)
+    for people, flag in ((PeopleConfig(pair=((0, 1),)), "--pair"), (PeopleConfig(face_of=("0=b.png",)), "--face-of")):
+        with pytest.raises(ConfigError, match=f"{flag}: found .*, expected a model with faces, and trained was"):
+            uses_face(asked(people=people), trained)
+        assert uses_face(asked(people=people, force_ablation=True), trained)
+    assert not uses_face(asked(people=PeopleConfig(pair=())), trained)
 
 
 def test_a_model_that_says_nothing_of_its_training_is_free(tmp_path: Path) -> None:

@@ -78,7 +78,6 @@ _WAN_REFUSED = {
     "device.ff_chunks": "its blocks are diffusers' own",
     "device.cuda_graphs": "its blocks are diffusers' own",
     "device.channels_last": "its blocks are diffusers' own",
-    "device.max_memory": "no settings are chosen for it; see `--plan`, and try --offload, --window or --quantize fp8",
 }
 _PARTS = ("transformer", "vae", "text_encoder", "image_encoder", "tokenizer", "image_processor", "scheduler")
 

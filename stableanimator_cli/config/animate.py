@@ -103,9 +103,10 @@ class SamplingConfig:
         model_default=True, help="Frame rate, a conditioning input of the UNet; --fps sets the rate of the video.")
     seed: int = option("--seed", 0, metavar="N", ge=0, le=2**63 - 1,
         help="Seed of the noise; the same seed gives the same frames.")
-    prompt: str = option("--prompt", "", metavar="TEXT", panel=SAMPLING, model_default=True,
+    prompt: str = option("--prompt", "", metavar="TEXT", panel=SAMPLING, model_default=True, default_text="none",
         help="Description of the video, for models with a text encoder.")
     negative_prompt: str = option("--negative-prompt", "", metavar="TEXT", panel=SAMPLING, model_default=True,
+        default_text="none",
         help="What --guidance above 1 leads away from, for models with a text encoder.")
     # fmt: on
 

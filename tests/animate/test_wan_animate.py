@@ -227,7 +227,6 @@ def test_guidance_and_prompts_reach_the_text_encoder(place, animate):
         ({"anchor": "reference"}, ("--anchor", "reference image")),
         ({"quantize": "int8"}, ("--quantize", "plain or fp8")),
         ({"gpus": 2}, ("--gpus", "follow one another")),
-        ({"max_memory": "6GB"}, ("--max-memory", "--offload")),
         ({"preset": "paper"}, ("--preset", "standard or fast")),
         ({"window": 10}, ("--window", "4N+1")),
         ({"overlap": 2}, ("--overlap", "1 or 5")),
@@ -331,6 +330,6 @@ def test_a_plan_counts_calls_and_memory(animate):
     assert data["calls"] == {
         "transformer": 12, "windows": 6, "text_encoder": 2, "image_encoder": 1, "vae_encode": 5, "vae_decode": 3,
     }  # fmt: skip
-    assert {"text encoder", "transformer", "face optimisation", "VAE decoder"} <= set(data["memory"]["stages"])
-    assert data["memory"]["stages"]["transformer"]["alive"] > 0
+    assert {"text encoder", "Transformer", "face optimisation", "VAE decoder"} <= set(data["memory"]["stages"])
+    assert data["memory"]["stages"]["Transformer"]["alive"] > 0
     assert "12 Transformer calls" in plan.summary()

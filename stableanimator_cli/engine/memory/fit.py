@@ -6,7 +6,7 @@ first step that helps is applied and the memory estimated again, until it is bel
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,7 @@ class Choice:
 Change = tuple[AnimateConfig, Choice] | None
 
 _EXACT = "exact"
-_OFFLOADED = "exact but slow: every call of the UNet moves its weights"
+_OFFLOADED = "exact but slow: every call moves the weights of the network"
 _ROUNDING = "equal within rounding"
 _BORDERS = "approximate: chunk borders may be visible"
 _QUANTIZED = "approximate: one byte per weight, error of about 1 % of a layer's output"
@@ -49,7 +49,8 @@ def fit_to_limit(config: AnimateConfig, estimator: MemoryEstimator) -> tuple[Ani
     estimator = replace(estimator, available=min(limit, estimator.available or limit))
     changed: dict[str, Choice] = {}
     while (memory := estimator.of(config)).total > limit:
-        change: Change = next(filter(None, (step(config, memory.worst, estimator) for step in _STEPS)), None)
+        steps = _STEPS[estimator.model.facts.denoiser]
+        change: Change = next(filter(None, (step(config, memory.worst, estimator) for step in steps)), None)
         if change is None:
             limit_text = f"--max-memory {limit / 1e9:g}GB ({limit / 2**30:.2f} GiB)"
             raise OutOfMemory(
@@ -75,7 +76,8 @@ def _offload_model(config: AnimateConfig, stage: str, estimator: MemoryEstimator
 
 
 def _offload_group(config: AnimateConfig, stage: str, estimator: MemoryEstimator) -> Change:
-    if stage != "UNet" or config.device.offload != "model" or estimator.device.type == "cpu":
+    denoises = stage == estimator.model.facts.denoiser
+    if not denoises or config.device.offload != "model" or estimator.device.type == "cpu":
         return None
     return _device(config, offload="group"), Choice("--offload group", _OFFLOADED)
 
@@ -122,16 +124,45 @@ def _window(config: AnimateConfig, stage: str, estimator: MemoryEstimator) -> Ch
     return replace(config, windows=windows), Choice(f"--window {length}", _SHORTER)
 
 
-_STEPS: tuple[Callable[[AnimateConfig, str, MemoryEstimator], Change], ...] = (
-    _offload_model,
-    _ff_chunks,
-    _pose_budget,
-    _cache_features,
-    _offload_group,
-    _decode_chunk,
-    _quantization,
-    _window,
-)
+def _face_chunk(config: AnimateConfig, stage: str, estimator: MemoryEstimator) -> Change:
+    """Fewer frames that face optimisation decodes together; the video itself is decoded one latent after the other."""
+    chunk = config.decode.chunk // 2
+    if stage != "face optimisation" or chunk < estimator.model.facts.frame_stride:
+        return None
+    what = Choice(f"--decode-chunk {chunk}", "approximate: gradients end at a chunk's first latent")
+    return replace(config, decode=replace(config.decode, chunk=chunk)), what
+
+
+def _fp8(config: AnimateConfig, stage: str, estimator: MemoryEstimator) -> Change:
+    resident = config.device.offload == "none" or stage == estimator.model.facts.denoiser
+    if not resident or config.device.quantization != "plain":
+        return None
+    return _device(config, quantization="fp8"), Choice("--quantize fp8", "approximate: one byte per weight")
+
+
+def _segment(config: AnimateConfig, stage: str, estimator: MemoryEstimator) -> Change:
+    """Shorter segments, whose frames still fill the latents."""
+    stride = estimator.model.facts.frame_stride
+    length = config.windows.length // 2 // stride * stride + 1
+    if stage == "text encoder" or length <= max(2 * config.windows.overlap, stride) or length >= config.windows.length:
+        return None
+    return replace(config, windows=replace(config.windows, length=length)), Choice(f"--window {length}", _SHORTER)
+
+
+_STEPS: Mapping[str, tuple[Callable[[AnimateConfig, str, MemoryEstimator], Change], ...]] = {
+    "UNet": (
+        _offload_model,
+        _ff_chunks,
+        _pose_budget,
+        _cache_features,
+        _offload_group,
+        _decode_chunk,
+        _quantization,
+        _window,
+    ),
+    "Transformer": (_offload_model, _offload_group, _face_chunk, _fp8, _segment),
+}
+"""By the kind of network that denoises."""
 
 
 def _device(config: AnimateConfig, **changes: Any) -> AnimateConfig:

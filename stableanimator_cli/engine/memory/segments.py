@@ -27,7 +27,7 @@ _STAGES = {
     "text encoder": ("text_encoder",),
     "image encoder": ("image_encoder",),
     "VAE encoder": ("vae",),
-    "transformer": ("transformer",),
+    "Transformer": ("transformer",),
     "face optimisation": ("vae",),
     "VAE decoder": ("vae",),
 }
@@ -46,7 +46,7 @@ class SegmentMemoryEstimator(MemoryEstimator):
             "text encoder": self._call("text_encoder", config),
             "image encoder": self._call("image_encoder", config),
             "VAE encoder": self._call("vae_encode", config),
-            "transformer": stored + _KEPT * latents + self._call("transformer", config),
+            "Transformer": stored + _KEPT * latents + self._call("transformer", config),
             "VAE decoder": stored + self._call("vae_decode", config),
         }
         if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:

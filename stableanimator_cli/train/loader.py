@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.motion.geometry import Mode, resize_transform
 from stableanimator_cli.records import ModelFolder
-from stableanimator_cli.train.annotations import CELL
+from stableanimator_cli.train.annotations import CELL, MotionAnnotations
 from stableanimator_cli.train.buckets import Size, into_buckets
 from stableanimator_cli.train.clips import TrainingClip
 from stableanimator_cli.train.dataset import ClipAnnotations, Dataset, load_annotations
@@ -131,13 +131,17 @@ class Loader:
         samples = [self._sample(step * self._batch + position, clips[items[position]]) for position in self._positions]
         poses = [[self._skeleton(sample, frame, size) for frame in sample.frames] for sample in samples]
         masks = [[self._mask(sample, frame, size) for frame in sample.frames] for sample in samples]
+        people = self._people(samples, size)
         return Batch(
             index=torch.tensor([sample.index for sample in samples]),
             clips=tuple(sample.clip.name for sample in samples),
             frames=torch.tensor([sample.frames for sample in samples]),
             poses=_stack([np.stack(frames) for frames in poses]),
             mask=_stack([np.stack(frames)[:, None] for frames in masks]),
-            **self._people(samples, size),
+            face=people["face"],
+            has_face=people["has_face"],
+            reference_box=people["reference_box"],
+            regions=people["regions"],
             **self._network_inputs(samples, size),
         )
 
@@ -165,7 +169,7 @@ class Loader:
         annotations = self._annotations.get(
             clip.path, lambda: load_annotations(clip, settings.people), lambda value: value.nbytes
         )
-        centres = annotations.centres() if len(annotations.people) > 1 else None
+        centres = annotations.centres() if _shows_several(annotations) else None
         frames, reference = choose_frames(
             rng,
             clip.frames,
@@ -235,12 +239,14 @@ class Loader:
         packed = self._drawings.get(key, lambda: zlib.compress(np.ascontiguousarray(draw()).data, 1), len)
         return zlib.decompress(packed)
 
-    def _people(self, samples: Sequence[_Sample], size: Size) -> dict[str, Tensor | None]:
+    def _people(self, samples: Sequence[_Sample], size: Size) -> dict[str, Any]:
         """Face vectors, faces in the references, and regions if a sample shows several people."""
         several = []
         for sample in samples:
             people, annotations = range(len(sample.annotations.people)), sample.annotations
-            regions = annotations.regions(sample.frames, size, self.settings.resize) if len(people) > 1 else None
+            resize, regions = self.settings.resize, None
+            if _shows_several(annotations):
+                regions = annotations.regions(sample.frames, size, resize)
             several.append(
                 SamplePeople(
                     vectors=[annotations.embedding(sample.reference, person) for person in people],
@@ -269,6 +275,10 @@ class Loader:
 
     def _tokens(self, clip: TrainingClip) -> CacheFile:
         return tokens_file(clip, image_encoder=self.settings.image_encoder or "")
+
+
+def _shows_several(annotations: ClipAnnotations) -> TypeGuard[MotionAnnotations]:
+    return isinstance(annotations, MotionAnnotations) and len(annotations.people) > 1
 
 
 def _stack(values: Sequence[np.ndarray]) -> Tensor:

@@ -7,11 +7,10 @@ A batch whose samples all show one person has no regions, so it is computed like
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from stableanimator_cli.clip_folder import WIDTH
 
@@ -29,9 +28,7 @@ class SamplePeople(NamedTuple):
     regions: np.ndarray | None
 
 
-def stack_people(
-    samples: Sequence[SamplePeople], *, frames: int, cells: tuple[int, int]
-) -> dict[str, Tensor | None]:  # fmt: skip
+def stack_people(samples: Sequence[SamplePeople], *, frames: int, cells: tuple[int, int]) -> dict[str, Any]:
     """``face``, ``has_face``, ``reference_box`` and ``regions`` of a ``Batch`` of ``frames`` of ``cells`` (h, w).
 
     Samples with fewer people than others are padded with people without a face whose regions are empty.
@@ -65,4 +62,4 @@ def same_arrangement(centres: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     seen = np.isfinite(centres[chosen]).any(axis=0)
     order = np.argsort(np.nanmean(centres[chosen][:, seen], axis=0), kind="stable")
     arranged = centres[:, seen][:, order]
-    return np.isfinite(arranged).all(axis=1) & (np.diff(arranged, axis=1) > 0).all(axis=1)
+    return np.asarray(np.isfinite(arranged).all(axis=1) & (np.diff(arranged, axis=1) > 0).all(axis=1))

@@ -26,6 +26,7 @@ from stableanimator_cli.engine.conditioning import PeopleFaces
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import Timings, render
+from stableanimator_cli.errors import NoFace
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.person_regions import person_regions
 from stableanimator_cli.puppets.render import PuppetFrame
@@ -56,8 +57,14 @@ def open_pair(scene: Scene, detectors: OutputDetectors) -> PairClip:
     """Draw a clip and compute the vectors of both faces, at their true landmarks in a reference of twice the size."""
     size = scene.size
     reference = scene.reference((2 * size[0], 2 * size[1]))
-    vectors = np.stack([detectors.faces.recognise(reference.image, points) for points in reference.landmarks])
-    judged = np.stack([detectors.judge_at(reference.image, points) for points in reference.landmarks])
+    known = [detectors.faces.recognise(reference.image, points) for points in reference.landmarks]
+    compared = [detectors.judge_at(reference.image, points) for points in reference.landmarks]
+    vectors = np.stack([vector for vector in known if vector is not None])
+    judged = np.stack([vector for vector in compared if vector is not None])
+    if not len(vectors) == len(judged) == len(reference.landmarks):
+        raise NoFace(
+            f"held-out scene {scene.seed}: a face of its reference cannot be aligned", hint="make the list again"
+        )
     motion = scene.motion()
     return PairClip(
         clip=HeldOutClip(

@@ -201,7 +201,8 @@ def _check_outputs(jobs: Sequence[Mapping[str, Any]], paths: Sequence[AnimateCon
         hint = "outputs that differ in their endings alone, as a.mp4 and a.gif, share the record a.json"
         raise ConfigError("--jobs", str(twice.target), "another output for each job", hint=hint)
     inputs = [Path(str(job[name])) for job in jobs for name in ("reference", "motion") if name in job]
-    inputs += [Path(str(text).partition("=")[2]) for job in jobs for text in job.get("face_of") or ()]
+    others = [text for job in jobs if isinstance(job.get("face_of"), list | tuple) for text in job["face_of"]]
+    inputs += [Path(text.partition("=")[2]) for text in others if isinstance(text, str) and "=" in text]
     for path in paths:
         check_apart(path.target, inputs)
 

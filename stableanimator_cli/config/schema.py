@@ -356,7 +356,8 @@ def _convert(hint: Any, value: Any, label: str) -> Any:
     if inner in (int, str, bool) and type(value) is inner:
         require(not isinstance(value, str) or _is_utf8(value), label, value, "a text in UTF-8")
         return value
-    expected = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+    expected: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    expected |= {Path: "a path", tuple[str, ...]: "a list of texts"}
     raise ConfigError(label, value, expected.get(inner, "another type"))
 
 

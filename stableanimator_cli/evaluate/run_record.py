@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from stableanimator_cli.config.animate import record_beside
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.config.people import parse_person
+from stableanimator_cli.errors import BadInput, ConfigError, NoPerson
 from stableanimator_cli.metrics.seams import decode_borders, window_borders
 from stableanimator_cli.motion.geometry import Mode
+from stableanimator_cli.motion.track import Numbers, select
 from stableanimator_cli.readers import read_json
+from stableanimator_cli.records import Motion
 
 _MAX_FRAMES = 10_000_000
 _WINDOW = re.compile(r"window \d+: ([\d, -]+)")
@@ -65,6 +68,18 @@ def resize_mode(record: Mapping[str, Any] | None) -> Mode:
     """How the motion was resized to the output."""
     resize = _table((record or {}).get("config")).get("resize")
     return resize if isinstance(resize, str) and resize in get_args(Mode) else "crop"  # type: ignore[return-value]
+
+
+def animated_people(record: Mapping[str, Any] | None, motion: Motion) -> Motion:
+    """The people of ``motion`` whom the run drew (``--person``); all if the record does not choose any."""
+    chosen = _table(_table((record or {}).get("config")).get("people")).get("person")
+    try:
+        person = None if chosen is None else parse_person(chosen)
+        if person is None or person == "all":
+            return motion
+        return select(motion, "largest" if isinstance(person, str) else Numbers(person))
+    except (ConfigError, NoPerson):  # a damaged record, or another motion
+        return motion
 
 
 def _frames(window: Any, count: int) -> list[int] | None:

@@ -335,7 +335,7 @@ class Scorer:
             return
         poses, clip, matched = scores.pair.poses, scores.clip, scores.matched
         if poses is not None:
-            driving = read_poses(poses)
+            driving = run_record.animated_people(record, read_poses(poses))
             times = scores.times if len(scores.times) == count else [time for time, _ in clip.frames()]
             try:
                 shown = indices_shown(poses, driving, record, times)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.evaluate.run_record import piece_borders, read_record, resize_mode
+from stableanimator_cli.evaluate.run_record import animated_people, piece_borders, read_record, resize_mode
+from stableanimator_cli.puppets.scene import sample_scene
 
 
 def _record(frames: int, *, anchor: str = "first", **decode: int) -> dict[str, Any]:
@@ -90,3 +91,23 @@ def test_a_record_of_other_types_is_read_without_an_error(tmp_path: Path, change
     assert record is not None
     assert piece_borders(record) in (None, (7, 13, 16, 22), (7, 8, 13, 16, 22, 24))
     assert resize_mode(record) in ("pad", "crop")
+
+
+def test_the_people_whom_a_run_drew():
+    motion = sample_scene("test", 0, people=2, framing="half", size=(64, 64), frames=2).motion()
+
+    def drawn(config) -> list[int]:
+        return animated_people(None if config is None else {"config": config}, motion).track.tolist()
+
+    assert drawn({"people": {"person": "1"}}) == [1]
+    assert drawn({"people": {"person": "1,0"}}) == [1, 0]
+    assert len(drawn({"people": {"person": "largest"}})) == 1
+    for nothing in (None, {}, {"people": {}}, {"people": {"person": "all"}}):
+        assert drawn(nothing) == [0, 1]
+    for damaged in (
+        {"people": 3},
+        {"people": {"person": [1]}},
+        {"people": {"person": "x"}},
+        {"people": {"person": "7"}},
+    ):
+        assert drawn(damaged) == [0, 1]

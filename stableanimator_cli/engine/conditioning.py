@@ -79,7 +79,7 @@ class PeopleFaces:
     @property
     def known(self) -> np.ndarray:
         """bool[p]: who has a known face."""
-        return np.isfinite(self.vectors).all(axis=1)
+        return np.asarray(np.isfinite(self.vectors).all(axis=1))
 
     def regions_on(self, device: torch.device) -> Tensor:
         """The regions as a float32 tensor."""

@@ -46,7 +46,7 @@ class SegmentMemoryEstimator(MemoryEstimator):
             "text encoder": self._call("text_encoder", config),
             "image encoder": self._call("image_encoder", config),
             "VAE encoder": self._call("vae_encode", config),
-            "Transformer": stored + _KEPT * latents + self._call("transformer", config),
+            "Transformer": stored + _KEPT * latents + self._call("transformer", config) + self._cast(config),
             "VAE decoder": stored + self._call("vae_decode", config),
         }
         if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
@@ -80,22 +80,26 @@ class SegmentMemoryEstimator(MemoryEstimator):
 
     def _runs(self, config: AnimateConfig) -> dict[str, Callable[[], object]]:
         """One call of each network by name, on ``meta`` tensors."""
-        calls = self._backbone.example_calls(
-            self.model, lambda role: self._prepared(role, config), config.windows.length, self.size, self.dtype
-        )
+        calls = self._backbone.example_calls(self.model, self._network, config.windows.length, self.size, self.dtype)
         return {**calls, "face": lambda: self._face_step(config)}
 
     def _call(self, name: str, config: AnimateConfig) -> int:
         def count() -> int:
             for role in sorted({role for roles in _STAGES.values() for role in roles}):
-                self._prepared(role, config)  # built before anything is counted
+                self._network(role)  # built before anything is counted
             with torch.set_grad_enabled(name == "face"):
                 return peak_bytes(self._runs(config)[name], on_cpu=self.device.type == "cpu")
 
         refine, face = config.refine, ()
         if name == "face":
             face = (refine.face, refine.crop_margin, config.decode.chunk, self.checkpointed(config))
-        return self._cached(name, config.windows.length, config.device.quantization, *face, count=count)
+        return self._cached(name, config.windows.length, *face, count=count)
+
+    def _cast(self, config: AnimateConfig) -> int:
+        """The largest weight in the dtype of the computation, to which diffusers casts an fp8 layer while it runs."""
+        if config.device.quantization == "plain":
+            return 0
+        return max(weight.numel() for weight in self._network("transformer").parameters()) * self.dtype.itemsize
 
     def checkpointed(self, config: AnimateConfig) -> bool:
         """Frames of a segment are many: ``auto`` recomputes the decoder for each latent in the backward pass."""

@@ -99,7 +99,7 @@ def open_inputs(
     if config.device.max_memory is not None:
         driving = read_motion()
         frames = len(driving.skeletons) + (config.windows.anchor == "reference")
-        sets = 1 + most_faces(config, driving.people)
+        sets = 1 + (most_faces(config, driving.people) if model.facts.embeds_face else 0)
         config, choices = fit_to_limit(config, estimator(frames=frames, face_sets=sets))
         plan = DevicePlan.of(config.device, card)
         for choice in choices:

@@ -17,6 +17,8 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ModelDamaged, ModelMissing, SaError, is_out_of_memory
 from stableanimator_cli.readers import damaged_model, read_json
 
+_MODEL: Any = diffusers.ModelMixin  # its types are lost in diffusers' lazy imports
+
 
 def load_network(kind: type[Any], folder: Path, dtype: torch.dtype) -> nn.Module:
     """A network of diffusers or transformers, frozen, in evaluation mode, on the CPU.
@@ -27,7 +29,7 @@ def load_network(kind: type[Any], folder: Path, dtype: torch.dtype) -> nn.Module
     quantized = sorted(folder.glob("*.gguf"))
     if quantized:
         return _load_gguf(kind, quantized, folder, dtype)
-    name = "torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype"
+    name = "torch_dtype" if issubclass(kind, _MODEL) else "dtype"
     with _reading(folder):
         network, report = kind.from_pretrained(
             folder, **{name: dtype}, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -38,7 +40,7 @@ def load_network(kind: type[Any], folder: Path, dtype: torch.dtype) -> nn.Module
 
 def build_network(kind: type[Any], config: dict[str, Any]) -> nn.Module:
     """The same network from its config, without weights."""
-    if issubclass(kind, diffusers.ModelMixin):
+    if issubclass(kind, _MODEL):
         return kind.from_config(config)
     return kind(kind.config_class.from_dict(config))
 
@@ -64,7 +66,8 @@ def load_part(kind: Any, folder: Path) -> Any:
 def place(network: nn.Module, plan: DevicePlan) -> nn.Module:
     """Apply the settings of ``plan`` to a transformer by diffusers' own means: fp8 weights by layerwise casting,
     ``--offload group`` by group offloading, ``--compile`` by regional compilation."""
-    config, module = plan.config, network
+    config = plan.config
+    module: Any = network
     if config.quantization == "fp8":
         module.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=plan.dtype)
     if config.offload == "group" and plan.device.type != "cpu":

@@ -312,9 +312,10 @@ class _Loop:
         if (search := refine.detect) is not None:
             own = {frame for frame, weight in enumerate(window.weights) if weight > 0}
 
-            def detect(denoised: Tensor, frames: Sequence[int]) -> Sequence[Target]:
+            def search_own(denoised: Tensor, frames: Sequence[int]) -> Sequence[Target]:
                 return search(denoised, [frame for frame in frames if frame in own])
 
+            detect = search_own
         else:
             missing = (None,) * (self.request.noise_period - len(window.frames))
             targets = [

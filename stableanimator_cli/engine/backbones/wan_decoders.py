@@ -51,7 +51,7 @@ class WanFaceDecoder:
     """
 
     def __init__(self, vae: AutoencoderKLWan, calls: Counter[str], *, checkpointed: bool, margin: int) -> None:
-        self._vae = vae
+        self._vae: Any = vae
         self._calls = calls
         self._checkpointed = checkpointed
         self._margin = margin

@@ -17,7 +17,7 @@ FILES = sorted(
     path
     for folder in ("stableanimator_cli", "tools", "integrations")
     for path in (ROOT / folder).rglob("*.py")
-    if ROOMS not in path.parents and path.name != "backbones.py"
+    if ROOMS not in path.parents and path.name != "backbones.py" and "tests" not in path.parts[len(ROOT.parts) :]
 )
 
 

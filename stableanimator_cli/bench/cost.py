@@ -44,7 +44,7 @@ def unet_cost(model: ModelFolder, size: Size, frames: int, dtype: torch.dtype) -
     width, height = (side // STRIDE for side in size)
     token = unet.config["cross_attention_dim"]
     image, face = torch.empty(1, 1, token, **like), torch.empty(1, unet.id_tokens, token, **like)
-    sample = torch.empty(1, frames, unet.config["in_channels"], height, width, **like)
+    sample = torch.empty(1, frames, unet.sample_channels, height, width, **like)
     ids = torch.empty(1, 3, **like)
     pose = torch.empty(frames, unet.config["block_out_channels"][0], height, width, **like)
     with torch.no_grad():
@@ -182,7 +182,7 @@ def cached_cost(
     options = {"device": "meta", "dtype": dtype}
     token, (width, height) = unet.config["cross_attention_dim"], (side // STRIDE for side in size)
     inputs = (
-        torch.empty(1, frames, unet.config["in_channels"], height, width, **options),
+        torch.empty(1, frames, unet.sample_channels, height, width, **options),
         1.0,
         prepare_context(unet, torch.empty(1, 1, token, **options), torch.empty(1, unet.id_tokens, token, **options)),
         torch.empty(1, 3, **options),

@@ -34,7 +34,7 @@ def unet_variants(
     """One guided step of one window [2,t,c,h,w] (unconditional, conditional), in every variant. ``call`` stands for the
     UNet if given."""
     call = call or unet
-    channels, token = unet.config["in_channels"], unet.config["cross_attention_dim"]
+    channels, token = unet.sample_channels, unet.config["cross_attention_dim"]
     height, width = shape.latent
     sample = _noise(1, shape.frames, channels, height, width, plan=plan)
     pose = _noise(shape.frames, unet.config["block_out_channels"][0], height, width, plan=plan)

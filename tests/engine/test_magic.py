@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from stableanimator_cli.catalogue import open_animator
 from stableanimator_cli.catalogue.published import open_published
+from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.engine.backbones.magic import BACKBONE, motion_config
 from stableanimator_cli.engine.conditioning import to_signed
 from stableanimator_cli.engine.decoder import to_uint8
+from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.memory.train_step import random_inputs
 from stableanimator_cli.engine.render import Callbacks, Timings, sample
 from stableanimator_cli.engine.training import TrainingSettings, open_training
@@ -356,3 +358,19 @@ def test_frames_are_the_vaes_own(folder):
     frames = list(BACKBONE.decoder(vae, Counter()).frames(latents, chunk=2))
     expected = to_uint8(vae.decode(latents / vae.config.scaling_factor).sample)
     np.testing.assert_array_equal(np.stack(frames), expected)
+
+
+def test_memory_and_time_are_predicted_from_the_configs(folder):
+    model = open_animator(folder)
+    estimator = MemoryEstimator(model=model, device=CPU, dtype=torch.float32, size=(64, 64), frames=6)
+    config = AnimateConfig(reference=Path("r.png"), motion=Path("m.mp4"), output=Path("o.mp4"), size=(64, 64))
+    stages = estimator.of(config).stages
+    assert stages["UNet"][1] > 0
+    weights = sum(file.stat().st_size for role, file in model.files.items() if role in ("unet", "pose_net"))
+    assert stages["UNet"][0] >= weights * 0.95
+    cached = replace(config, sampling=replace(config.sampling, cache_features=2))
+    assert estimator.of(cached).stages["UNet"][1] > stages["UNet"][1]
+    assert {name: counter.total > 0 for name, counter in estimator.work(config).items()} == {
+        "unet": True,
+        "decoder": True,
+    }

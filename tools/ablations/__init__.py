@@ -1,1 +1,1 @@
-"""The paper's ablations (Tables 2, 3 and 4) on drawn figures: base, variants, scores and statistics."""
+"""The paper's ablations (Tables 2 to 5) on drawn figures: base, variants, scores and statistics."""

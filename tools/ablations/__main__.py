@@ -1,8 +1,10 @@
-"""The paper's ablations (Tables 2, 3 and 4) on the small model, with enough seeds to see differences.
+"""The paper's ablations (Tables 2 to 5) on the small model, with enough seeds to see differences.
 
 ``python -m tools.ablations WORK`` (``make ablations``) trains a base without ID path (``training``), then seven
 variants with each of ``--seeds`` seeds, scores each after pictures and after temporal training (``scores``), and prints
 paired differences to ``ours`` (``page``). Face masks have an experiment of their own, of whole bodies with small faces.
+So has Table 5: its base and three variants are models of the backbone magic, and its other rows are these with face
+optimisation or a pasted face.
 ``--pilot`` trains two variants with three seeds, which gives the spread. Interrupt at any time; run the same command to
 resume: ``WORK/scores.jsonl`` has one row per variant, seed, stage and person. ``--tables`` prints the rows so far.
 """
@@ -27,13 +29,23 @@ from stableanimator_cli.readers import read_json
 from tools.ablations.commands import Command, on_sigterm, python
 from tools.ablations.page import UPPER, text_of, to_json
 from tools.ablations.scores import People, Scorer, write_sheet
-from tools.ablations.training import EXPERIMENTS, STAGES, VARIANTS, Experiment, Stage, Trainer
+from tools.ablations.training import (
+    EXPERIMENTS,
+    STAGES,
+    TRAININGS,
+    TREATED,
+    Experiment,
+    Stage,
+    Trainer,
+    trained_as,
+)
 from tools.bench.pages import page_section, write_section
 from tools.command import exit_code_of, report
 
 PILOT = ("ours", "addition")
 PILOT_SEEDS, SEEDS, PEOPLE = 3, 5, 24
 SECTION = "ablations"  # of the page
+ALL_VARIANTS = (*TRAININGS, *TREATED)
 _SHEET = 8  # people of a sheet
 
 
@@ -46,7 +58,7 @@ class Plan:
 
     work: Path
     experiments: tuple[str, ...] = tuple(EXPERIMENTS)
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...] = ALL_VARIANTS
     seeds: int = SEEDS
     scored: int = PEOPLE
     steps: int | None = None
@@ -88,7 +100,9 @@ def measure(plan: Plan, command: Command) -> list[Row]:
                     measured.append(row)
                 report(f"{variant}, seed {seed}, after {stage}: scored in {time.monotonic() - started:.0f} s")
             if variant != UPPER and stage == STAGES[-1] and not plan.keep:
-                shutil.rmtree(trainer.cell(experiment, variant, seed), ignore_errors=True)
+                following = [other for other in _variants(plan, experiment) if trained_as(other) == trained_as(variant)]
+                if variant == following[-1]:  # of those that are scored from the same training
+                    shutil.rmtree(trainer.cell(experiment, variant, seed), ignore_errors=True)
     return measured
 
 
@@ -97,16 +111,21 @@ def _cells(plan: Plan, experiment: Experiment) -> Iterator[tuple[str, int, Stage
     if experiment.renders:
         yield UPPER, 0, STAGES[0]
     for seed in range(plan.seeds):
-        for variant in experiment.variants:
-            if variant in plan.variants:
-                for stage in STAGES:
-                    yield variant, seed, stage
+        for variant in _variants(plan, experiment):
+            for stage in STAGES[-1:] if variant in TREATED else STAGES:
+                yield variant, seed, stage
+
+
+def _variants(plan: Plan, experiment: Experiment) -> list[str]:
+    return [variant for variant in experiment.variants if variant in plan.variants]
 
 
 def _score(plan: Plan, experiment: Experiment, people: People, model: Path, key: Row, done: set[int]) -> Iterator[Row]:
     sheet = []
-    with_face = VARIANTS.get(key["variant"], {}).get("--face") != "off"
-    with Scorer(model, experiment, people, with_face=with_face) as scorer:
+    variant = key["variant"]
+    with_face = TRAININGS.get(trained_as(variant), {}).get("--face") != "off"
+    treatment = TREATED[variant][1] if variant in TREATED else None
+    with Scorer(model, experiment, people, with_face=with_face, treatment=treatment) as scorer:
         for person in range(plan.scored):
             if key["variant"] == UPPER:
                 figures = scorer.reconstruct(person)
@@ -147,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--pilot", action="store_true", help="two variants, three seeds, portraits only")
     parser.add_argument("--seeds", type=int, help=f"training seeds (default {SEEDS}; more may follow later)")
     parser.add_argument("--experiments", nargs="+", choices=tuple(EXPERIMENTS), default=list(EXPERIMENTS))
-    parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=ALL_VARIANTS, default=list(ALL_VARIANTS))
     parser.add_argument("--scored", type=int, default=PEOPLE, help="people of the test split (default %(default)s)")
     parser.add_argument("--steps", type=int, help="of every training, instead of the experiment's")
     parser.add_argument("--people", type=int, help="training people, instead of the experiment's")

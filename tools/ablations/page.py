@@ -22,8 +22,9 @@ FIGURES: Mapping[str, str] = {
     "outside": "error outside, dB",
 }
 """Key of a row -> heading. Lower is better for the two errors alone."""
-TABLES = ("table2", "table3", "table4")
-OURS, UPPER = "ours", "vae"
+TABLES: Mapping[str, str] = {"table2": "portraits", "table3": "portraits", "table4": "portraits", "table5": "magic"}
+"""Table of the paper -> the experiment that trains its rows."""
+UPPER = "vae"
 _CSIM, _FVD = 4, 5  # of the paper's columns
 _BEFORE, _AFTER = STAGES
 
@@ -42,19 +43,19 @@ def values_of(rows: Sequence[Row], experiment: str, variant: str, stage: str, fi
 
 
 def differences(rows: Sequence[Row], experiment: Experiment) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """Stage -> variant -> figure -> difference to ``ours``, paired by seed and person.
+    """Stage -> variant -> figure -> difference to the experiment's baseline, paired by seed and person.
 
     Stage ``change`` is the difference of the changes by temporal training: below 0 for a figure, higher of which is
     better, if temporal training harms the variant more than ``ours``.
     """
     found: dict[str, dict[str, dict[str, Estimate]]] = {stage: {} for stage in (*STAGES, "change")}
     for variant in experiment.variants:
-        if variant == OURS:
+        if variant == experiment.baseline:
             continue
         for figure in FIGURES:
             by_stage = {
                 stage: values_of(rows, experiment.name, variant, stage, figure)
-                - values_of(rows, experiment.name, OURS, stage, figure)
+                - values_of(rows, experiment.name, experiment.baseline, stage, figure)
                 for stage in STAGES
             }
             by_stage["change"] = by_stage[_AFTER] - by_stage[_BEFORE]
@@ -74,12 +75,12 @@ def text_of(rows: Sequence[Row]) -> str:
         parts.append(f"**{experiment.name}.** {_describe(rows, experiment)}")
         parts.append(_levels(rows, experiment))
         for stage, title in (
-            (_BEFORE, "Difference to ours after pictures, before temporal training"),
-            (_AFTER, "Difference to ours after temporal training"),
-            ("change", "What temporal training changes more than in ours"),
+            (_BEFORE, "Difference to {} after pictures, before temporal training"),
+            (_AFTER, "Difference to {} after temporal training"),
+            ("change", "What temporal training changes more than in {}"),
         ):
             if found[stage]:
-                parts += [f"{title}:", _difference_table(found[stage])]
+                parts += [f"{title.format(experiment.baseline)}:", _difference_table(found[stage])]
     parts += [table for name in TABLES if (table := _beside_paper(rows, name))]
     return "\n\n".join(parts)
 
@@ -154,12 +155,12 @@ def format_difference(found: Estimate) -> str:
 
 def _beside_paper(rows: Sequence[Row], table: str) -> str:
     """A table of the paper: CSIM and FVD as published, and our figures of the rows that are trainings."""
-    experiment = EXPERIMENTS["portraits"]
+    experiment = EXPERIMENTS[TABLES[table]]
     found, lines = differences(rows, experiment)[_AFTER], []
     published = {name: numbers for name, (_, numbers) in ABLATIONS[table].items()}
     for variant, (title, numbers) in ABLATIONS[table].items():
         label = OWN_TITLES.get(variant, title)
-        against = numbers[_CSIM] - published[OURS][_CSIM]
+        against = numbers[_CSIM] - published[experiment.baseline][_CSIM]
         paper = f"{numbers[_CSIM]:.3f} ({against:+.3f}) | {numbers[_FVD]:.0f}"
         if variant in MADE_OF:
             lines.append(f"| {label} | not trained here | | | {paper} |")
@@ -178,5 +179,6 @@ def _beside_paper(rows: Sequence[Row], table: str) -> str:
     if all("–" in line for line in lines if "not trained" not in line):
         return ""
     title = f"Table {table[-1]}"
-    heading = f"| {title} | recogniser; to ours | judge; to ours | face, dB; to ours | paper: CSIM (to ours) | FVD |"
+    to = f"to {experiment.baseline}"
+    heading = f"| {title} | recogniser; {to} | judge; {to} | face, dB; {to} | paper: CSIM ({to}) | FVD |"
     return "\n".join([heading, f"|{'---|' * 6}", *lines])

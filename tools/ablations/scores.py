@@ -18,20 +18,25 @@ from torch import Tensor
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.config.animate import DeviceConfig, SamplingConfig
-from stableanimator_cli.diffusion.sampler import Denoise, sample_euler
-from stableanimator_cli.diffusion.schedule import initial_scale, karras_sigmas, keyed_noise
+from stableanimator_cli.config.refine import RefineConfig
+from stableanimator_cli.diffusion.face_optimization import FaceOptimizationSettings
+from stableanimator_cli.diffusion.noise_levels import SCHEDULES
+from stableanimator_cli.diffusion.sampler import Denoise, Refine, sample_euler
+from stableanimator_cli.diffusion.schedule import initial_scale, keyed_noise
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.conditioning import Conditioning, to_signed
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.face_optimization import FaceBox, face_optimization
 from stableanimator_cli.engine.training.inputs import degrade_faces
+from stableanimator_cli.evaluate.face_paste import paste
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.scene import Scene, sample_scene
 from stableanimator_cli.records import STRIDE
-from tools.ablations.training import Experiment
+from tools.ablations.training import Experiment, Treatment
 from tools.bench.refinement_figures import Judges, face_mask
 from tools.puppet_training.measure import face_scores, psnr
 
@@ -49,12 +54,14 @@ Row = dict[str, float]
 class Person:
     """A clip of a person that no training saw.
 
-    ``fitted`` uint8[h,w,3] is the reference, ``embedding`` float32[512] its face vector, ``face_box`` [4] in pixels,
-    ``expected`` the judge's and the recogniser's unit vectors, ``mask`` float32[t,1,h/8,w/8] the faces' share of cells.
+    ``fitted`` uint8[h,w,3] is the reference, ``large`` the same at twice its size, ``embedding`` float32[512] its face
+    vector, ``face_box`` [4] in pixels, ``expected`` the judge's and the recogniser's unit vectors, ``mask``
+    float32[t,1,h/8,w/8] the faces' share of cells.
     """
 
     number: int
     scene: Scene
+    large: PuppetFrame
     frames: tuple[PuppetFrame, ...]
     fitted: np.ndarray
     face_box: np.ndarray
@@ -89,6 +96,7 @@ class People:
                 Person(
                     number=number - 1,
                     scene=scene,
+                    large=large,
                     frames=frames,
                     fitted=reference.image,
                     face_box=reference.face_boxes[0],
@@ -118,9 +126,19 @@ class People:
 class Scorer:
     """One model folder, opened for scores; use it as a context manager."""
 
-    def __init__(self, model: Path, experiment: Experiment, people: People, *, with_face: bool = True) -> None:
+    def __init__(
+        self,
+        model: Path,
+        experiment: Experiment,
+        people: People,
+        *,
+        with_face: bool = True,
+        treatment: Treatment | None = None,
+    ) -> None:
         self._experiment, self._people, self._with_face = experiment, people, with_face
+        self._treatment: Treatment | None = treatment
         entry = catalogue.open_model(str(model))
+        self._schedule = entry.facts.schedules[0]
         mode = cast(IDMode, entry.defaults.get("id_adapter", "distribution"))
         self._engine = Engine.open(entry, DevicePlan.of(DeviceConfig(device="cpu")), id_mode=mode)
 
@@ -136,6 +154,9 @@ class Scorer:
         person = self._people.people[index]
         middle = FRAMES // 2
         sheet = [person.fitted, person.frames[middle].image]
+        if self._treatment is not None:  # the network, and so its errors, are those of the training
+            output = self._render(person, person.embedding)
+            return self._people.score_images(output, person), [*sheet, output[middle]]
         row = self._latent_errors(person)
         if self._experiment.renders:
             output = self._render(person, person.embedding)
@@ -180,12 +201,33 @@ class Scorer:
         return self._engine.denoiser(conditioning, plan_windows(FRAMES, length=FRAMES, overlap=0), (1.0, 1.0))
 
     def _render(self, person: Person, embedding: np.ndarray) -> list[np.ndarray]:
-        conditioning, sigmas = self._condition(person, embedding), karras_sigmas(STEPS)
+        conditioning, sigmas = self._condition(person, embedding), SCHEDULES[self._schedule](STEPS)
         shape = tuple(conditioning.reference.shape[1:])
         x = keyed_noise(person.number, "latents", range(FRAMES), shape) * initial_scale(float(sigmas[0]))
         with self._engine.resident("unet", "pose_net"), torch.no_grad():
-            x = sample_euler(self._denoiser(conditioning), x, sigmas)
-        return self._decode(x)
+            x = sample_euler(self._denoiser(conditioning), x, sigmas, refine=self._refine(person))
+        frames = self._decode(x)
+        return [self._pasted(frame, person) for frame in frames] if self._treatment == "paste" else frames
+
+    def _refine(self, person: Person) -> Refine | None:
+        """Face optimisation towards the person's reference with the defaults of ``sa animate``, None without."""
+        if self._treatment != "optimize":
+            return None
+        defaults = RefineConfig()
+        settings = FaceOptimizationSettings(
+            mode="crop", steps=defaults.steps_of(STEPS), iterations=defaults.iterations, lr=defaults.lr,
+            lr_schedule=defaults.schedule, anchor=defaults.anchor, chunk=FRAMES, mask_dilation=defaults.mask_dilation,
+        )  # fmt: skip
+        boxes = np.stack([frame.face_boxes[:1] for frame in person.frames]).astype(np.float64)
+        references = [FaceBox(image=person.large.image, box=person.large.face_boxes[0])]
+        size = self._experiment.size
+        return face_optimization(self._engine, settings, references=references, boxes=boxes, size=size)
+
+    def _pasted(self, frame: np.ndarray, person: Person) -> np.ndarray:
+        """``frame`` with the reference's face on the one that the detector finds; unchanged if it finds none."""
+        found = self._engine.faces().boxes(frame)
+        pasted = paste(frame, found[0].landmarks, person.large.image, person.large.landmarks[0]) if found else None
+        return frame if pasted is None else pasted
 
     def _decode(self, latents: Tensor) -> list[np.ndarray]:
         with self._engine.resident("vae"), torch.no_grad():

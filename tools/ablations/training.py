@@ -44,6 +44,24 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {
 (no Face Encoder) and adds the output of a second cross-attention. As in Table 3 it replaces all parts that
 StableAnimator adds, masks in the loss included; the same holds for no face at all."""
 
+MAGIC: Mapping[str, Mapping[str, str]] = {
+    "magic": VARIANTS["no-face"],
+    "magic-ip": VARIANTS["ip-adapter"],
+    "magic-fe-id": VARIANTS["ours"],
+}
+"""The trainings of Table 5, on the backbone magic: without a face, with an IP-Adapter's parts, with all of ours."""
+
+TRAININGS: Mapping[str, Mapping[str, str]] = {**VARIANTS, **MAGIC}
+
+Treatment = Literal["optimize", "paste"]
+TREATED: Mapping[str, tuple[str, Treatment]] = {
+    "magic-face-paste": ("magic", "paste"),
+    "magic-opt": ("magic", "optimize"),
+    "magic-ip-opt": ("magic-ip", "optimize"),
+    "magic-fe-id-opt": ("magic-fe-id", "optimize"),
+}
+"""Rows of Table 5 that are a training with face optimisation while sampling, or with a pasted face after it."""
+
 Stage = Literal["pictures", "clips"]
 STAGES: tuple[Stage, ...] = ("pictures", "clips")
 WIDTHS = [64, 96]
@@ -56,6 +74,8 @@ class Experiment:
 
     ``people`` of each stage's training clips; ``steps`` by recipe. ``starts_from`` is the experiment whose base this
     one's base continues; None: random weights. ``renders``: animations are scored, not only denoised latents.
+    ``flags`` of all trainings; ``clips_of`` is the experiment whose clips it shares; differences are those to
+    ``baseline``.
     """
 
     name: str
@@ -66,6 +86,9 @@ class Experiment:
     steps: Mapping[str, int]
     starts_from: str | None = None
     renders: bool = True
+    flags: tuple[str, ...] = ()
+    clips_of: str | None = None
+    baseline: str = "ours"
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
@@ -87,7 +110,23 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         starts_from="portraits",
         renders=False,
     ),
+    "magic": Experiment(
+        name="magic",
+        size=(96, 96),
+        framing="portrait",
+        variants=(*MAGIC, *TREATED),
+        people={"pictures": 1250, "clips": 160},
+        steps={"base-pictures": 1500, "base-clips": 250, "pictures": 400, "clips": 100},
+        flags=("--backbone", "magic", "--sigma", "timesteps"),
+        clips_of="portraits",
+        baseline="magic-fe-id-opt",
+    ),
 }
+
+
+def trained_as(variant: str) -> str:
+    """The training of a variant, which is its own if the variant has no treatment."""
+    return TREATED[variant][0] if variant in TREATED else variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,13 +176,14 @@ class Trainer:
             size = "x".join(map(str, experiment.size))
             steps = self.steps or experiment.steps[recipe]
             fixed = ["--config", str(config), "--sizes", size, "--steps", str(steps), "--model", str(model)]
-            run_sa(self.command, what, ["train", *map(str, data), "-o", str(run), *fixed, *flags])
+            run_sa(self.command, what, ["train", *map(str, data), "-o", str(run), *fixed, *experiment.flags, *flags])
         run_sa(self.command, what, ["train", "--resume", str(run), "--export", "model", "-o", str(out)])
         return out
 
     def variant(self, experiment: Experiment, variant: str, seed: int, stage: Stage) -> Path:
         """The model folder of a variant after a stage."""
-        flags = ["--seed", str(seed), *(word for pair in VARIANTS[variant].items() for word in pair)]
+        variant = trained_as(variant)
+        flags = ["--seed", str(seed), *(word for pair in TRAININGS[variant].items() for word in pair)]
         folder = self.cell(experiment, variant, seed)
         if stage == "pictures":
             start, flags = self.base(experiment), [*flags, "--from-scratch", "face_encoder"]
@@ -153,10 +193,12 @@ class Trainer:
 
     def cell(self, experiment: Experiment, variant: str, seed: int) -> Path:
         """The folder of the runs and models of one variant and seed."""
-        return self.work / experiment.name / "runs" / f"{variant}-{seed}"
+        return self.work / experiment.name / "runs" / f"{trained_as(variant)}-{seed}"
 
     def clips(self, experiment: Experiment, stage: Stage) -> list[Path]:
         """The clip folders of a stage with caches of latents; missing ones are drawn."""
+        if experiment.clips_of is not None:
+            return self.clips(EXPERIMENTS[experiment.clips_of], stage)
         key = experiment.name, stage
         if key not in self._data:
             apart = stage == "pictures"

@@ -24,7 +24,7 @@ from tools.ablations.commands import CommandFailed, python
 from tools.ablations.page import TABLES, UPPER, differences, format_difference, text_of, to_json
 from tools.ablations.scores import People, Scorer
 from tools.ablations.statistics import Estimate, estimate
-from tools.ablations.training import EXPERIMENTS, STAGES, VARIANTS, Trainer
+from tools.ablations.training import EXPERIMENTS, MAGIC, STAGES, TRAININGS, TREATED, VARIANTS, Trainer
 
 PORTRAITS, BODIES = EXPERIMENTS["portraits"], EXPERIMENTS["bodies"]
 
@@ -67,14 +67,16 @@ def _value(words: Sequence[str], flag: str) -> str:
 
 def test_every_row_is_a_training_or_a_setting_of_one() -> None:
     expected = {name for table in TABLES for name in ABLATIONS[table]}
-    assert set(VARIANTS) == expected - set(MADE_OF)
+    assert {*VARIANTS, *MAGIC, *TREATED} - {"magic"} == expected - set(MADE_OF)
+    assert {*MAGIC, *TREATED} == set(EXPERIMENTS["magic"].variants)
+    assert {training for training, _ in TREATED.values()} == set(MAGIC)
     assert set(BODIES.variants) < set(PORTRAITS.variants) == set(VARIANTS)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", TRAININGS)
 @pytest.mark.parametrize("stage", STAGES)
 def test_sa_train_accepts_the_recipes_with_every_variants_flags(name: str, stage: str, tmp_path: Path) -> None:
-    flags = {key.removeprefix("--").replace("-", "_"): value for key, value in VARIANTS[name].items()}
+    flags = {key.removeprefix("--").replace("-", "_"): value for key, value in TRAININGS[name].items()}
     given = {"dataset": [tmp_path], "output": tmp_path / "run", "model": "puppet", "steps": 2, **flags}
     recipe = Path(ablations.__file__).with_name(f"{stage}.toml")
     config = new_config(given, recipe)

@@ -175,7 +175,7 @@ class MemoryEstimator:
         unet, (width, height) = self._network("unet", config.device.quantization), self._latent
         plan = self._windows(config)
         lengths = {len(window.frames) for turn in range(plan.num_placements) for window in plan.placement(turn)}
-        channels = unet.config["in_channels"] + unet.config["out_channels"] + unet.config["block_out_channels"][0]
+        channels = unet.sample_channels + unet.config["out_channels"] + unet.config["block_out_channels"][0]
         size = sum(lengths) * channels * width * height * self.dtype.itemsize
         if self.face_sets > 1:
             size += 4 * sum(lengths) * self.face_sets * width * height
@@ -261,7 +261,7 @@ class MemoryEstimator:
             )
 
             def call() -> None:
-                sample = self._empty(1, window, unet.config["in_channels"], height, width)
+                sample = self._empty(1, window, unet.sample_channels, height, width)
                 pose = torch.stack([self._empty(channels, height, width)] * window)
                 unet(sample, 1.0, context, self._empty(1, 3), pose)
 
@@ -278,7 +278,7 @@ class MemoryEstimator:
         width, height = self._latent
 
         def count() -> int:
-            sample = self._empty(1, window, unet.config["in_channels"], height, width)
+            sample = self._empty(1, window, unet.sample_channels, height, width)
             tokens = self._empty(1, 1, unet.config["cross_attention_dim"])
             layers = min(sampling.cache_layers, unet.num_up_layers)
             with torch.no_grad():

@@ -92,7 +92,7 @@ puppet-refinement: $(STAMP)
 puppet-blending: $(STAMP)
 	$(BIN)/python -m tools.bench.blending $(PUPPET_WORK)/blending --page docs/performance.md
 
-# The paper's ablations: seven variants with five seeds from one base, ten to twelve core-hours. ABLATION_FLAGS=--pilot trains two
+# The paper's ablations: seven variants with five seeds from one base, ten to twelve core-hours, then Table 5 on another backbone. ABLATION_FLAGS=--pilot trains two
 # with three seeds. Interrupt at any time; the same command resumes. ABLATION_FLAGS=--tables prints what is measured so far.
 ABLATIONS ?= runs/ablations
 ABLATION_FLAGS ?=

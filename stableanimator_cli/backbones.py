@@ -33,7 +33,8 @@ class BackboneFacts:
     and ``frame_stride`` frames of a window after the first are one latent.
     ``training_levels``: values of ``--sigma`` of ``sa train``, its own first. ``longest_window``: roles in whose config
     ``motion_max_seq_length`` is the largest number of frames of a window, the last one counts.
-    ``published``: roles and file names without suffix in a folder of published networks that a training starts from.
+    ``published``: roles and file names without suffix in a folder of published networks that a training starts from;
+    ``companions``: catalogue entries that complete such a folder.
     """
 
     networks: tuple[str, ...] = NETWORKS
@@ -51,6 +52,7 @@ class BackboneFacts:
     training_levels: tuple[str, ...] = ("cosine", "lognormal")
     longest_window: tuple[str, ...] = ()
     published: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    companions: tuple[str, ...] = ()
 
 
 _NO_PROMPT = {
@@ -101,6 +103,7 @@ BACKBONES: Mapping[str, BackboneFacts] = MappingProxyType(
                     "image_encoder": ("image_encoder/model", "image_encoder/pytorch_model"),
                 }
             ),
+            companions=("antelopev2", "dwpose"),
         ),
         "wan-animate": BackboneFacts(
             networks=_PARTS,

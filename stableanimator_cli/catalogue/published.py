@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stableanimator_cli.backbones import BACKBONES
-from stableanimator_cli.catalogue import check_size
+from stableanimator_cli.catalogue import check_size, open_model
 from stableanimator_cli.catalogue.configs import read_config
 from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.errors import ModelMissing
@@ -47,11 +47,12 @@ def open_published(folder: Path, backbone: str, require: Sequence[str]) -> Model
     found = {role: path for role, path in files.items() if path is not None}
     for path in found.values():
         check_size(path, None, folder.name)
+    companions = [open_model(name).files for name in BACKBONES[backbone].companions]
     configs = {role: path.parent / "config.json" for role, path in found.items()}
     return ModelFolder(
         name=folder.resolve().name,
         path=folder,
-        files=found,
+        files={role: path for files in (*companions, found) for role, path in files.items()},
         configs={role: read_config(path) for role, path in configs.items() if path.is_file()},
         defaults={},
         licence="unknown",

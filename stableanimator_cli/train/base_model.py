@@ -145,6 +145,7 @@ def _write(model: ModelFolder, folder: Path) -> None:
             name=plain_name(f"{model.name}-base"),
             summary=f"Base model of a training: {model.name}",
             model=model,
+            needs=model.facts.companions,
             defaults=model.defaults,
             components={
                 role: (_link_file(model, role, temp), write_network_config(model.configs, role, temp)) for role in roles

@@ -74,6 +74,8 @@ def test_a_checkpoint_is_a_model_folder_of_its_backbone(whole, published):
     model = catalogue.open_animator(whole / "model")
     assert (model.backbone, model.configs["unet"]["motion_max_seq_length"]) == ("magic", 12)
     assert len(losses(whole)) == STEPS
+    base = tomllib.loads((whole / "base" / "model.toml").read_text())
+    assert base["needs"] == ["antelopev2", "dwpose"]  # faces and motions of a checkpoint
     before, after = (
         load_file(published / "unet" / "diffusion_pytorch_model.safetensors"),
         load_file(folder / "unet.safetensors"),

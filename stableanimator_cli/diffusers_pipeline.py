@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.backbones import DEFAULT
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.diffusion.guidance import blender, window_branches
 from stableanimator_cli.diffusion.schedule import SIGMA_MAX, SIGMA_MIN
@@ -38,7 +39,7 @@ from stableanimator_cli.engine.conditioning import (
 )
 from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.engine.weights import loaders
-from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
+from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, NoFace
 from stableanimator_cli.files import atomic_write
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.nets.face_encoder import FaceEncoder
@@ -122,6 +123,9 @@ class StableAnimatorPipeline(DiffusionPipeline):
         Raises ``ModelMissing`` with the command that downloads the files, and ``ModelDamaged``.
         """
         model = catalogue.open_model(pretrained_model_name_or_path, NETWORKS)
+        if model.backbone != DEFAULT:
+            problem = f"{model.path}: a model of the backbone {model.backbone}, expected {DEFAULT}"
+            raise ModelDamaged(problem, hint="this pipeline has one backbone: use `sa animate` or `api.animate`")
         load = loaders(model, torch_dtype, id_adapter or model.defaults.get("id_adapter", "distribution"))
         scheduler = scheduler or EulerDiscreteScheduler(
             prediction_type="v_prediction", use_karras_sigmas=True, sigma_min=SIGMA_MIN, sigma_max=SIGMA_MAX,

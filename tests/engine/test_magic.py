@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from stableanimator_cli.catalogue import open_animator
 from stableanimator_cli.catalogue.published import open_published
 from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.diffusers_pipeline import StableAnimatorPipeline
 from stableanimator_cli.engine.backbones.magic import BACKBONE, motion_config
 from stableanimator_cli.engine.conditioning import to_signed
 from stableanimator_cli.engine.decoder import to_uint8
@@ -374,3 +375,8 @@ def test_memory_and_time_are_predicted_from_the_configs(folder):
         "unet": True,
         "decoder": True,
     }
+
+
+def test_the_pipeline_of_diffusers_refuses_another_backbone(folder):
+    with pytest.raises(ModelDamaged, match="a model of the backbone magic, expected svd"):
+        StableAnimatorPipeline.from_pretrained(folder)

@@ -17,7 +17,13 @@ import numpy as np
 from stableanimator_cli.animate.driving_faces import FaceCrops, read_face_crops
 from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, mean_rate
 from stableanimator_cli.animate.inputs import is_openpose
-from stableanimator_cli.animate.people import check_people_of_images, chosen_people, face_boxes, people_of_frames
+from stableanimator_cli.animate.people import (
+    check_people_of_images,
+    chosen_people,
+    face_boxes,
+    numbers_of,
+    people_of_frames,
+)
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.backbones import BackboneFacts
 from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
@@ -48,7 +54,8 @@ class Driving:
 
     ``audio``: (file, start, end) in seconds of that file, if it has sound. ``faces``: boxes float[t,p,4] in output
     pixels, largest person first, NaN if no face is visible; None if only images are known. ``people``: the motion of
-    everybody who is drawn and present, in output pixels, by output frame; None if only images are known.
+    everybody who is drawn and present, in output pixels, by output frame; None if only images are known. ``numbers``:
+    track numbers of all chosen people, in order, also of those who are in none of these frames.
     ``motion_frames``: per output frame, the index of MOTION's frame that it shows; ``motion_times``: its seconds after
     MOTION's first frame, None if MOTION has no clock. ``streams``: further videos that the backbone is conditioned on,
     by name.
@@ -60,6 +67,7 @@ class Driving:
     audio: Audio | None
     faces: np.ndarray | None = None
     people: Motion | None = None
+    numbers: tuple[int, ...] = ()
     motion_frames: tuple[int, ...] = ()
     motion_times: tuple[Fraction, ...] | None = None
     streams: Mapping[str, FaceCrops] = field(default_factory=dict)
@@ -308,6 +316,7 @@ class _Output:
             audio=(clip.path, start, end) if clip.audio else None,
             faces=None if beside is None else _faces(beside)[[first + index for index in order]],
             people=None if beside is None else people_of_frames(beside, [first + index for index in order]),
+            numbers=() if beside is None else numbers_of(beside),
             motion_frames=tuple(first + index for index in order),
             motion_times=motion_times,
         )
@@ -336,13 +345,19 @@ class _Output:
             times = [motion.times[index] for index in indices]
             order, rate = _at_rate(times, mean_rate(motion.times), self.config.fps)
             motion_times = tuple(times[index] for index in order)
+        people = people_of_frames(fitted, [indices[index] for index in order])
+        if isinstance(self.config.people.person, tuple):
+            absent = [str(number) for number in numbers_of(motion) if number not in people.track]
+            if absent:
+                self.reporter.warning(f"{path.name}: person {', '.join(absent)} is in none of the animated frames")
         return Driving(
             skeletons=skeletons.reordered(order),
             fps=rate,
             source_size=motion.size,
             audio=None,
             faces=_faces(fitted)[list(indices)][list(order)],
-            people=people_of_frames(fitted, [indices[index] for index in order]),
+            people=people,
+            numbers=numbers_of(motion),
             motion_frames=tuple(indices[index] for index in order),
             motion_times=motion_times,
         )

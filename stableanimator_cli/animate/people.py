@@ -74,6 +74,11 @@ def _person(chosen: str | tuple[int, ...]) -> Person:
     return Numbers(chosen)
 
 
+def numbers_of(motion: Motion) -> tuple[int, ...]:
+    """Track numbers of everybody who is present in some frame."""
+    return tuple(motion.track[motion.present.any(axis=0)].tolist())
+
+
 def people_of_frames(motion: Motion, frames: Sequence[int]) -> Motion:
     """The motion in these frames, some twice or not at all, with the people who are present in one of them."""
     rows = list(frames)
@@ -108,15 +113,24 @@ def check_people_of_images(config: PeopleConfig, path: Path, beside: Motion | No
         raise ConfigError(config.names_faces, value, f"a motion with keypoints, and {path} is drawn", hint=hint)
 
 
-def check_named(config: PeopleConfig, motion: Motion, path: Path) -> None:
-    """Raise ``ConfigError`` if ``--pair`` or ``--face-of`` names a person whom the motion does not have."""
-    count = len(motion.track)
+def named_people(config: PeopleConfig, motion: Motion, numbers: Sequence[int], path: Path) -> dict[int, int]:
+    """Index in ``motion`` of each person whom ``--pair`` or ``--face-of`` names, by the index among all chosen people.
+
+    ``numbers`` are those of the chosen people, also of those who are in none of the frames. Raises ``ConfigError`` if
+    somebody is named who was not chosen, or is in none of the frames.
+    """
+    count, tracks, found = len(numbers), motion.track.tolist(), {}
     for index in config.named:
+        flag, value = config.label(index)
         if index >= count:
-            flag, value = config.label(index)
             people = f"person 0, the only one of {path}" if count == 1 else f"people 0 to {count - 1} of {path}"
             hint = "add --person all" if config.person == "largest" else "people are counted from 0, after --person"
             raise ConfigError(flag, value, people, hint=hint)
+        if numbers[index] not in tracks:
+            people = f"people of the animated frames of {path}, where person {numbers[index]} is absent"
+            raise ConfigError(flag, value, people, hint="choose other --frames, or name only who is in them")
+        found[index] = tracks.index(numbers[index])
+    return found
 
 
 def left_to_right(faces: Sequence[Face]) -> list[Face]:
@@ -125,16 +139,19 @@ def left_to_right(faces: Sequence[Face]) -> list[Face]:
 
 
 def pair_people(
-    config: AnimateConfig, motion: Motion, faces: Sequence[Face], image: np.ndarray, others: Mapping[int, PersonFace]
-) -> tuple[PersonFace, ...]:
+    config: AnimateConfig, motion: Motion, numbers: Sequence[int], faces: Sequence[Face], image: np.ndarray,
+    others: Mapping[int, PersonFace],
+) -> tuple[PersonFace, ...]:  # fmt: skip
     """The people with a known face. Empty if one face is for everybody: nothing is named, and the motion has one
     person, or REFERENCE one face.
 
-    ``faces`` are those of REFERENCE with an embedding, largest first, ``image`` is REFERENCE, and ``others`` are the
-    faces of ``--face-of``. Raises ``ConfigError`` if a person or face is named that is not there.
+    ``numbers``: see ``named_people``. ``faces`` are those of REFERENCE with an embedding, largest first, ``image`` is
+    REFERENCE, and ``others`` are the faces of ``--face-of``, by the index among the chosen people. Raises
+    ``ConfigError`` if a person or face is named that is not there.
     """
     people = config.people
-    check_named(people, motion, config.motion)
+    named = named_people(people, motion, numbers, config.motion)
+    others = {named[index]: dataclasses.replace(other, index=named[index]) for index, other in others.items()}
     count, ordered = len(motion.track), left_to_right(faces)
     if people.pair:
         text = dump_pairs(people.pair)
@@ -145,7 +162,7 @@ def pair_people(
             known = f"faces 0 to {len(ordered) - 1}" if len(ordered) > 1 else "face 0, the only one"
             hint = "faces are counted from left to right, from 0"
             raise ConfigError("--pair", text, f"{known} of {config.reference}", hint=hint)
-        pairs = dict(people.pair)
+        pairs = {named[person]: number for person, number in people.pair}
     elif people.pair == () or config.face_embedding is not None or (not others and min(count, len(faces)) < 2):
         return ()
     else:
@@ -213,13 +230,14 @@ class PlannedPeople:
     by_position: bool
 
     @classmethod
-    def of(cls, config: AnimateConfig, motion: Motion | None) -> PlannedPeople | None:
-        """None if the people are not known, or one face is for everybody."""
+    def of(cls, config: AnimateConfig, motion: Motion | None, numbers: Sequence[int]) -> PlannedPeople | None:
+        """None if the people are not known, or one face is for everybody. ``numbers``: see ``named_people``."""
         people = config.people
         if motion is None or (people.names_faces is None and len(motion.track) < 2):
             return None
         named: dict[int, Path | int] = {**dict(people.pair or ()), **people.face_files}
-        faces = {int(number): named.get(index) for index, number in enumerate(motion.track)}
+        by_number = {number: named.get(index) for index, number in enumerate(numbers)}
+        faces = {number: by_number.get(number) for number in motion.track.tolist()}
         by_position = people.pair is None and config.face_embedding is None
         return cls(faces=faces, reference=config.reference, by_position=by_position)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.inputs import read_reference
 from stableanimator_cli.animate.people import PersonFace, pair_people, person_of_video, regions_of
 from stableanimator_cli.animate.reference_face import ReferenceFace
@@ -64,14 +65,14 @@ def with_people(
     reference: ReferenceFace,
     config: AnimateConfig,
     image: np.ndarray,
-    motion: Motion | None,
+    driving: Driving,
     others: dict[int, PersonFace],
     reporter: Reporter,
 ) -> ReferenceFace:
-    """``reference`` with the people of ``motion`` who have a face of their own; the choice is reported."""
-    name = config.reference.name
+    """``reference`` with the people of ``driving`` who have a face of their own; the choice is reported."""
+    name, motion = config.reference.name, driving.people
     known = [face for face in reference.faces if face.embedding is not None]
-    people = () if motion is None else pair_people(config, motion, known, image, others)
+    people = () if motion is None else pair_people(config, motion, driving.numbers, known, image, others)
     if not people:
         if len(known) > 1:
             why = ""

@@ -13,7 +13,7 @@ from stableanimator_cli.animate import reference_face
 from stableanimator_cli.animate.anchor import anchor_people, anchor_pose
 from stableanimator_cli.animate.driving import Driving, open_driving, report_crop
 from stableanimator_cli.animate.inputs import read_reference
-from stableanimator_cli.animate.people import check_named, most_faces
+from stableanimator_cli.animate.people import most_faces, named_people
 from stableanimator_cli.animate.people_faces import faces_for_unet, people_in_video, read_other_faces, with_people
 from stableanimator_cli.animate.reference_face import ReferenceFace
 from stableanimator_cli.animate.workers import with_process_count
@@ -128,9 +128,9 @@ def prepare(
         others = read_other_faces(config, engine, reporter)
     driving = inputs.motion()
     if plan_only and driving.people is not None:
-        check_named(config.people, driving.people, config.motion)
+        named_people(config.people, driving.people, driving.numbers, config.motion)
     elif not plan_only:
-        face = with_people(face, config, image, driving.people, others, reporter)
+        face = with_people(face, config, image, driving, others, reporter)
     poses, anchor = driving.skeletons, None
     if config.windows.anchor == "reference" and face.people and driving.people is not None:
         skeleton, anchor = anchor_people(

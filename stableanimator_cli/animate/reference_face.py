@@ -178,7 +178,7 @@ def build_face_optimization(
         references = [FaceBox(image=one.image, box=one.face.box) for one in reference.people]
         boxes = face_boxes(driving.people)[:, [one.index for one in reference.people]]
     if boxes is not None and not np.isfinite(boxes).all(axis=-1).any():
-        if len(references) > 1 and reference.people:
+        if reference.people and driving.people is not None and len(driving.people.track) > 1:
             reporter.warning(f"{config.motion.name}: no frame has points of a face, so no face is optimised")
             return None
         reporter.info(

@@ -75,7 +75,7 @@ class AnimationPlan:
         height, width = request.resized.shape[:2]
         mode = reference_face.mode_of(config, model)
         fetch = catalogue.download_of(model.downloads)
-        people = PlannedPeople.of(config, driving.people)
+        people = PlannedPeople.of(config, driving.people, driving.numbers)
         return cls(
             data={
                 "model": model.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +22,9 @@ _PAIR = "PERSON:FACE, each person once, as 0:1,1:0, or none"
 _FACE_OF = "PERSON=IMAGE, each person once, as 1=other.png"
 
 
-def parse_person(value: str | int | tuple[int, ...], label: str = "--person") -> Chosen:
+def parse_person(value: str | int | Sequence[int], label: str = "--person") -> Chosen:
     """``"1,0"`` -> (1, 0): numbers of people, in order; ``"largest"`` and ``"all"`` stay."""
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     if text in ("largest", "all"):
         return text
     words = text.split(",") if not isinstance(value, bool) else []
@@ -37,13 +38,16 @@ def dump_person(chosen: Chosen) -> str:
     return chosen if isinstance(chosen, str) else ",".join(map(str, chosen))
 
 
-def parse_pairs(value: str | Pairs, label: str = "--pair") -> Pairs:
+def parse_pairs(value: str | Sequence[Sequence[int]], label: str = "--pair") -> Pairs:
     """``"0:1,1:0"`` -> ((0, 1), (1, 0)): people, and faces of the reference; ``"none"`` -> ()."""
-    if isinstance(value, tuple):
-        return value
-    if value == "none":
+    if isinstance(value, str):
+        words = [] if value == "none" else value.split(",")
+    elif isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) for pair in value):
+        words = [":".join(map(str, pair)) for pair in value]
+    else:
+        words = [""]
+    if not words:
         return ()
-    words = value.split(",") if isinstance(value, str) else []
     found = [re.fullmatch(r"\s*(\d{1,3})\s*:\s*(\d{1,3})\s*", word, re.ASCII) for word in words]
     pairs = tuple((int(match[1]), int(match[2])) for match in found if match)
     if not pairs or len(pairs) < len(words) or len({person for person, _ in pairs}) < len(pairs):

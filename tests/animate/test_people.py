@@ -54,7 +54,8 @@ def other(index: int) -> PersonFace:
 
 def paired(people: Motion, faces: list[Face], others: tuple[int, ...] = (), **options) -> dict[int, float]:
     """Left side of the face (99: the other image's) by the person's number."""
-    found = pair_people(config(**options), people, faces, IMAGE, {index: other(index) for index in others})
+    named = {index: other(index) for index in others}
+    found = pair_people(config(**options), people, people.track.tolist(), faces, IMAGE, named)
     return {one.number: float(one.face.box[0]) for one in found}
 
 
@@ -77,6 +78,20 @@ def test_people_that_cannot_be_are_refused(text):
 def test_pairs_that_cannot_be_are_refused(text):
     with pytest.raises(ConfigError, match=r"--pair: found .* expected PERSON:FACE, each person once"):
         parse_pairs(text)
+
+
+def test_programs_may_give_numbers():
+    assert parse_person([1, 0]) == parse_person((1, 0)) == (1, 0)
+    assert parse_pairs([(0, 1), (1, 0)]) == parse_pairs(((0, 1), (1, 0))) == ((0, 1), (1, 0))
+    assert parse_pairs(()) == ()
+
+
+@pytest.mark.parametrize(
+    "value", [((0, 1), (0, 0)), ((-1, 0),), (("a", 1),), (0, 1), {0: 1}, ((0, 1, 2),), (("0", True),)]
+)
+def test_numbers_that_are_no_pairs_are_refused(value):
+    with pytest.raises(ConfigError, match=r"--pair: found .* expected PERSON:FACE, each person once"):
+        parse_pairs(value)
 
 
 @pytest.mark.parametrize("texts", [("1",), ("=a.png",), ("a=b.png",), ("1=a.png", "1=b.png"), ("-1=a.png",), ("1=",)])
@@ -205,7 +220,7 @@ def test_a_pair_without_any_face_in_the_reference():
 
 def test_people_without_a_face_count_as_nobody():
     people = motion(3)
-    faces = pair_people(config(pair=((2, 0), (0, 1))), people, [face(60, 25), face(10)], IMAGE, {})
+    faces = pair_people(config(pair=((2, 0), (0, 1))), people, [0, 1, 2], [face(60, 25), face(10)], IMAGE, {})
     weights = regions_of(people, faces)
     assert weights.shape == (4, 3, 12, 12)
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
@@ -214,12 +229,12 @@ def test_people_without_a_face_count_as_nobody():
     np.testing.assert_allclose(weights[:, 2], own[:, 1] + own[:, 3])
 
 
-def driven(path: Path, **options):
+def driven(path: Path, *, reporter: Heard | None = None, **options):
     made = AnimateConfig(
         reference=Path("ref.png"), motion=path, output=Path("o.mp4"), size=(64, 64),
         people=PeopleConfig(**options.pop("people", {})), **options,
     )  # fmt: skip
-    return open_driving(made, Heard())
+    return open_driving(made, reporter or Heard())
 
 
 def test_regions_follow_the_frames_of_the_output(tmp_path):
@@ -241,6 +256,36 @@ def test_people_who_are_in_no_frame_of_the_range_are_left_out(tmp_path):
     assert found is not None
     assert found.track.tolist() == [0]
     assert driven(path).people.track.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("person", "own"), [(None, 1), ((1, 0), 0)])
+def test_people_keep_their_place_in_a_range_that_lacks_somebody(tmp_path, person, own):
+    """The only one who is left is not taken for the first of all."""
+    people, faces = motion(frames=6), [face(60, 25), face(10)]
+    people.present[:3, 0] = False
+    path = save_motion(tmp_path / "a.npz", people)
+    found = driven(path, people={"person": person}, frames=(0, 3))
+    assert found.people is not None
+    assert (found.people.track.tolist(), found.numbers) == ([1], (0, 1) if own else (1, 0))
+    given = (found.people, found.numbers, faces, IMAGE)
+    made = config(person=person, pair=((own, 1),))
+    assert [(one.number, one.face_number) for one in pair_people(made, *given, {})] == [(1, 1)]
+    planned = PlannedPeople.of(made, found.people, found.numbers)
+    assert planned is not None
+    assert planned.faces == {1: 1}
+    (other_face,) = pair_people(config(person=person, face_of=(f"{own}=o.png",)), *given, {own: other(own)})
+    assert (other_face.number, other_face.index, other_face.path) == (1, 0, Path("other.png"))
+    words = r"--pair: found '.:1', expected people of the animated frames of dance.npz, where person 0 is absent"
+    with pytest.raises(ConfigError, match=words):
+        pair_people(config(person=person, pair=((1 - own, 1),)), *given, {})
+
+
+def test_a_chosen_person_who_is_in_no_frame_is_reported(tmp_path):
+    people, heard = motion(frames=6), Heard()
+    people.present[:3, 0] = False
+    path = save_motion(tmp_path / "a.npz", people)
+    driven(path, people={"person": (1, 0)}, frames=(0, 3), reporter=heard)
+    assert heard.warnings == ["a.npz: person 0 is in none of the animated frames"]
 
 
 def test_only_chosen_people_are_drawn(tmp_path):
@@ -270,16 +315,16 @@ def test_a_drawn_motion_knows_its_people_only_with_the_file_beside_it(tmp_path):
 
 def test_a_plan_names_faces_that_are_known():
     people = motion()
-    assert PlannedPeople.of(config(), motion(1)) is None
-    assert PlannedPeople.of(config(), None) is None
-    planned = PlannedPeople.of(config(pair=((0, 1),), face_of=("1=dir/b.png",)), people)
+    assert PlannedPeople.of(config(), motion(1), (0,)) is None
+    assert PlannedPeople.of(config(), None, (0,)) is None
+    planned = PlannedPeople.of(config(pair=((0, 1),), face_of=("1=dir/b.png",)), people, (0, 1))
     assert planned is not None
     assert planned.describe() == "person 0 gets face 1 of ref.png, person 1 gets the face of b.png"
     assert planned.to_json() == [
         {"person": 0, "image": "ref.png", "face": 1},
         {"person": 1, "image": "dir/b.png", "face": None},
     ]
-    planned = PlannedPeople.of(config(face_of=("1=b.png",)), people)
+    planned = PlannedPeople.of(config(face_of=("1=b.png",)), people, (0, 1))
     assert planned is not None
     assert planned.describe().endswith("person 0 by position from left to right, if ref.png shows a face for each")
     words = {
@@ -288,6 +333,6 @@ def test_a_plan_names_faces_that_are_known():
         (("pair", ((0, 0),)),): "person 0 gets face 0 of ref.png, person 1 gets no face",
     }
     for options, text in words.items():
-        planned = PlannedPeople.of(config(**dict(options)), people)
+        planned = PlannedPeople.of(config(**dict(options)), people, (0, 1))
         assert planned is not None
         assert planned.describe() == text

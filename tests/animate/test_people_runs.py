@@ -92,6 +92,18 @@ def test_face_optimisation_is_towards_each_ones_own_face(animate, scene):
     assert record["faces_refined"]["frames"] == FRAMES
 
 
+def test_the_face_of_one_of_two_is_not_sought_at_the_other(animate, tmp_path):
+    """Without points of faces the largest one of a frame may be anybody's."""
+    motion = sample_scene("test", 0, people=2, framing="portrait", size=SIZE, frames=FRAMES).motion()
+    motion.face_boxes[:] = np.nan
+    motion.keypoints[:, :, 24:92, 2] = 0
+    heard = Heard()
+    flags = {"preset": "standard", "refine_iters": 1, "pair": "1:0", "reporter": heard}
+    record, _ = animate(motion=save_motion(tmp_path / "faceless.npz", motion), **flags)
+    assert record["face_optimization"] == "off"
+    assert "faceless.npz: no frame has points of a face, so no face is optimised" in heard.warnings
+
+
 def test_the_anchor_has_regions_of_its_own(animate, monkeypatch):
     seen = []
 

@@ -296,17 +296,18 @@ class Scorer:
     def _motion_of_people(
         self, scores: ScoreBuilder, record: Mapping[str, Any] | None, measured: int, count: int
     ) -> Motion | None:
-        """The motion in the output's pixels and the ``measured`` frames, if it shows several people; else None.
+        """The motion in the output's pixels and the ``measured`` frames, if the record names people or, without one, it
+        shows several; else None.
 
         ``count`` is the number of frames of the full prediction.
         """
         poses, several = scores.pair.poses, record is None or bool(record.get("people"))
         if poses is None or not several:
             if record is not None and several:
-                scores.notes.append("several people were animated, but no --poses show who is where: one face counts")
+                scores.notes.append("people have faces of their own, but no --poses show who is where: one face counts")
             return None
         motion = read_poses(poses)
-        if len(motion.track) < 2:
+        if len(motion.track) < 2 and record is None:
             return None
         times = scores.times if len(scores.times) == count else [time for time, _ in scores.clip.frames()]
         try:
@@ -330,12 +331,12 @@ class Scorer:
         the number of frames of the full prediction."""
         if self.detector.detectors is None:
             return
-        if scores.people:
-            scores.notes.append(f"{NO_POINTS}: of several people only the largest of each frame is detected")
-            return
         poses, clip, matched = scores.pair.poses, scores.clip, scores.matched
         if poses is not None:
             driving = run_record.animated_people(record, read_poses(poses))
+            if scores.people and len(driving.track) > 1:
+                scores.notes.append(f"{NO_POINTS}: of several people only the largest of each frame is detected")
+                return
             times = scores.times if len(scores.times) == count else [time for time, _ in clip.frames()]
             try:
                 shown = indices_shown(poses, driving, record, times)

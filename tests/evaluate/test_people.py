@@ -110,6 +110,33 @@ def test_a_face_of_another_image_is_read_from_it(folder: Path, scene: Scene) -> 
     assert video.people[1].values["csim_ref"] > 0.5
 
 
+def test_the_only_one_with_a_face_is_compared_with_that_face(folder: Path, scene: Scene) -> None:
+    """A record as after ``--pair 1:1``, where the largest face of the frames and of the reference is another's."""
+    both = only(scored(folder))
+    write_record(folder, [{"person": 1, "image": "r", "face": 1}])
+    one = only(scored(folder))
+    assert [person.number for person in one.people] == [1]
+    assert one.values["csim_ref"] == pytest.approx(both.people[1].values["csim_ref"])
+    assert "keypoint_error" not in one.values  # two people are drawn
+
+
+def test_the_only_one_drawn_may_have_the_face_of_another_image(folder: Path, scene: Scene) -> None:
+    """A record as after ``--face-of 0=other.png`` with a motion of one person."""
+    motion = load_motion(folder / "poses.npz")
+    first = replace(
+        motion, keypoints=motion.keypoints[:, :1], present=motion.present[:, :1], face_boxes=motion.face_boxes[:, :1],
+        track=motion.track[:1],
+    )  # fmt: skip
+    save_motion(folder / "poses.npz", first)
+    write_picture(folder / "other.png", scene.portrait((256, 256), person=0).image)
+    write_picture(folder / "reference.png", scene.portrait((256, 256), person=1).image)
+    write_record(folder, [{"person": 0, "image": str(folder / "other.png"), "face": None}])
+    video = only(scored(folder))
+    write_record(folder, None)
+    assert video.values["csim_ref"] > 0.5 > only(scored(folder)).values["csim_ref"]
+    assert "keypoint_error" in video.values
+
+
 def test_a_record_without_people_is_scored_as_one_person(folder: Path) -> None:
     write_record(folder, None)
     video = only(scored(folder))

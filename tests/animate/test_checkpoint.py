@@ -133,13 +133,13 @@ def test_faces_that_were_looked_for_are_remembered(place, animate, monkeypatch):
         "stableanimator_cli.engine.face_optimization.to_uint8", lambda chunk: [next(pictures) for _ in chunk]
     )
     motion = skeleton_video(place / "poses.mp4", 5)
-    expected = outcome(animate(output=place / "whole.mp4", motion=motion, refine_face="crop"))
+    expected = outcome(animate(output=place / "whole.mp4", motion=motion, refine_face="crop", refine_steps="0:"))
     assert [row["faces"] for row in expected[1]] == [5] * STEPS
     break_in(monkeypatch, face_optimization.FaceOptimization, "_optimize", 2)
     with pytest.raises(Interrupted):
-        animate(motion=motion, refine_face="crop")
+        animate(motion=motion, refine_face="crop", refine_steps="0:")
     pictures = iter(np.zeros((0, 1)))  # to look again would fail
-    assert outcome(animate(motion=motion, refine_face="crop")) == expected
+    assert outcome(animate(motion=motion, refine_face="crop", refine_steps="0:")) == expected
 
 
 @pytest.mark.parametrize("moment", ["decoding", "writing", "recording"])

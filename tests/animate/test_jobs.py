@@ -10,7 +10,7 @@ import pytest
 
 from stableanimator_cli.animate import jobs as module
 from stableanimator_cli.animate.jobs import JobsReport, jobs_of_motions, read_jobs, run_list
-from stableanimator_cli.engine import engine as engine_module
+from stableanimator_cli.engine.backbones import denoising
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.motion_file import save_motion
@@ -55,8 +55,8 @@ def videos(place: Path) -> list[str]:
 
 def test_one_bad_job_of_five_is_named_and_made_when_it_is_mended(place, listed, monkeypatch):
     opened = []
-    original = engine_module.loaders
-    monkeypatch.setattr(engine_module, "loaders", lambda *args: opened.append(args) or original(*args))
+    original = denoising.loaders
+    monkeypatch.setattr(denoising, "loaders", lambda *args: opened.append(args) or original(*args))
     report = listed()
     assert len(opened) == 1
     assert (report.exit_code, list(report.failed)) == (7, ["3.mp4"])

@@ -1,8 +1,8 @@
 """Identity of several people in one video: each drawn face against its own person's face in the reference.
 
-People are those of the run record, perhaps only one, or, without a record, those whom motion and reference image show if
-both show several. Faces are matched with people by the points of the motion, so a face at another's place counts as
-that other's.
+People are those of the run record, perhaps only one, or, without a record, those whom motion and reference image both
+show if they are several. Faces are matched with people by the points of the motion, so a face at another's place counts
+as that other's.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class PeopleCurves:
 def people_of(
     record: Mapping[str, Any] | None, motion: Motion, image: np.ndarray, detector: VideoDetector
 ) -> tuple[PersonReference, ...]:
-    """The people whose faces are compared, in the order of the record or from left to right; empty if
-    one face is for everybody.
+    """The people whose faces are compared, in the order of the record or from left to right; empty if one
+    face is for everybody.
 
     ``motion`` drove the video, ``image`` uint8[h,w,3] is the reference image. Raises ``BadInput`` if the record names
     an image of a face that cannot be read.

@@ -170,8 +170,8 @@ def dump_size(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def dump_range(frames: Range) -> str:
-    return ":".join("" if side is None else str(side) for side in frames)
+def dump_range(sides: tuple[float | None, float | None]) -> str:
+    return ":".join("" if side is None else str(side) for side in sides)
 
 
 def dump_guidance(guidance: Guidance) -> float | str:

@@ -168,6 +168,11 @@ def _open_driving(
             _open_detectors(clip, detectors)
         return output.counted(selected)
     motion = _detect_motion(selected, *people(_open_detectors(selected, detectors)), reference, reporter)
+    if first and (config.people.names_faces is not None or isinstance(config.people.person, tuple)):
+        reporter.warning(
+            f"{path.name}: people are numbered as they appear from frame {first} on, not as in the full video; "
+            "keypoints of `sa preprocess` keep their numbers"
+        )
     if config.fps is None and motion.times is None:
         output = _Output(replace(config, fps=clip.fps), reporter, facts)
     driving = output.of_motion(motion, path)

@@ -53,6 +53,11 @@ class Identity:
     def frames_with_face(self) -> int:
         return int(np.isfinite(self.similarity).sum())
 
+    @property
+    def hidden(self) -> str:
+        """Numbers of the people who show no face in any frame, separated by commas."""
+        return ", ".join(str(one.person) for one in self.people if one.frames_with_face == 0)
+
     def to_json(self) -> dict[str, object]:
         values = [None if np.isnan(value) else round(float(value), 4) for value in self.similarity]
         seen = self.frames_with_face
@@ -109,9 +114,8 @@ class GateResult:
         """A warning about windows that could not be measured."""
         if self.identity is None:
             return None
-        hidden = [str(one.person) for one in self.identity.people if one.frames_with_face == 0]
-        if hidden and self.identity.frames_with_face:
-            return f"--min-csim {minimum} could not be measured of person {', '.join(hidden)}, who shows no face"
+        if self.identity.hidden and self.identity.frames_with_face:
+            return f"--min-csim {minimum} could not be measured of person {self.identity.hidden}, who shows no face"
         if not self.unmeasured:
             return None
         if self.identity.frames_with_face == 0 and not self.failed:

@@ -67,8 +67,11 @@ def write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
     if meter is None:
         return None
     identity = meter.result()
-    if identity.frames_with_face == 0 and config.refine.min_csim is None:  # else the gate has reported it
-        job.reporter.warning(
-            f"{config.preview_path.name} has an empty similarity curve: no frame of the video shows a face"
-        )
+    if config.refine.min_csim is not None:  # the gate has reported missing faces
+        return identity
+    name = config.preview_path.name
+    if identity.frames_with_face == 0:
+        job.reporter.warning(f"{name} has an empty similarity curve: no frame of the video shows a face")
+    elif identity.hidden:
+        job.reporter.warning(f"{name} has no similarity curve of person {identity.hidden}, who shows no face")
     return identity

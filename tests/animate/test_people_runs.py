@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stableanimator_cli.animate import prepare
+from stableanimator_cli.animate.identity_gate import Identity, PeopleIdentityMeter
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.engine.conditioning import PeopleFaces
 from stableanimator_cli.errors import ConfigError, NoFace
-from stableanimator_cli.media import write_picture
+from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.scene import sample_scene
 from tests.animate.clips import Heard, frames_of
@@ -60,6 +62,29 @@ def test_each_person_gets_the_face_at_the_same_side(animate):
     record, turned = animate(person="1,0", pair="0:1,1:0")  # the same pairs in another order
     assert [(row["person"], row["face"]) for row in record["people"]] == [(1, 1), (0, 0)]
     assert np.abs(turned.astype(int) - own).mean() < np.abs(swapped.astype(int) - own).mean()
+
+
+def test_a_person_without_a_curve_in_the_preview_is_reported(animate, monkeypatch):
+    seen = Identity.of_people(np.array([[0.5, np.nan]] * FRAMES), (0, 1))
+    monkeypatch.setattr(PeopleIdentityMeter, "result", lambda meter: seen)
+    heard = Heard()
+    animate(reporter=heard, preview=True)
+    assert "o.preview.mp4 has no similarity curve of person 1, who shows no face" in heard.warnings
+
+
+def test_numbers_of_a_video_that_starts_late_are_explained(animate, tmp_path):
+    """Who is on the left of the full video may be on the right of its end."""
+    scene = sample_scene("test", 156116, clip=189, people=2, framing="portrait", size=(256, 256), frames=FRAMES)
+    with VideoWriter(tmp_path / "v.mp4", (256, 256), Fraction(8), lossless=True) as video:
+        for frame in scene.clip():
+            video.write(np.ascontiguousarray(frame.image))
+    flags = {"motion": tmp_path / "v.mp4", "motion_kind": "video", "pair": "0:0"}
+    words = "v.mp4: people are numbered as they appear from frame 1 on, not as in the full video"
+    heard = {frames: Heard() for frames in ("1:3", "0:2")}
+    for frames, reporter in heard.items():
+        animate(frames=frames, reporter=reporter, **flags)
+    assert any(text.startswith(words) for text in heard["1:3"].warnings)
+    assert not any(text.startswith(words) for text in heard["0:2"].warnings)
 
 
 def test_one_face_for_everybody_is_the_run_of_before(animate, scene, tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 
 from stableanimator_cli.catalogue import evaluation_cache
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import read_picture
 from stableanimator_cli.metrics import identity
 from stableanimator_cli.metrics.identity import Csim
@@ -136,7 +137,7 @@ def people_of(
     order = np.argsort(faces.boxes[:, 0] + faces.boxes[:, 2], kind="stable")
     if record is not None:
         return _recorded(record, motion, faces, order, detector)
-    people = largest_people(motion, len(motion.track))
+    people = largest_people(motion, len(motion.track)) if motion.present.any() else []
     count = min(len(people), len(faces))
     if count < 2:
         return ()
@@ -160,11 +161,25 @@ def _recorded(
         if type(face) is int and 0 <= face < len(order):
             found.append(_reference(motion, index, faces, int(order[face])))
         elif face is None and isinstance(row.get("image"), str):
-            other = FaceRows.of_frames(detector, [read_picture(Path(row["image"]))])
+            other = FaceRows.of_frames(detector, [_image_of_face(record, row)])
             if not len(other):
                 raise BadInput(Path(row["image"]), "no face", f"the face of person {row['person']}, as in the record")
             found.append(_reference(motion, index, other, int(np.argmax(_areas(other.boxes)))))
     return tuple(found)
+
+
+def _image_of_face(record: Mapping[str, Any], row: Mapping[str, Any]) -> np.ndarray:
+    """The image that ``row`` of a record's people names, uint8[h,w,3]. Raises ``BadInput`` unless it is the run's."""
+    path, inputs = Path(row["image"]), record.get("inputs")
+    expected = f"the image of the face of person {row['person']}, as in the run record"
+    hint = "run sa evaluate in the folder where the run was, with the image as it was"
+    if not path.is_file():
+        raise BadInput(path, "no such file", expected, hint=hint)
+    read = [one for one in inputs.values() if isinstance(one, Mapping)] if isinstance(inputs, Mapping) else []
+    digests = {one.get("sha256") for one in read if one.get("path") == row["image"]}
+    if digests and sha256_of(path) not in digests:
+        raise BadInput(path, "another file", expected, hint=hint)
+    return read_picture(path)
 
 
 def _reference(motion: Motion, index: int, faces: FaceRows, row: int) -> PersonReference:

@@ -13,11 +13,13 @@ import pytest
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.evaluate import EvaluateConfig
-from stableanimator_cli.errors import CheckFailed, ConfigError
+from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError
 from stableanimator_cli.evaluate.cases import find_cases
+from stableanimator_cli.evaluate.people import people_of
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.evaluate.scoring import VideoScore
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.progress import NullReporter
@@ -108,6 +110,34 @@ def test_a_face_of_another_image_is_read_from_it(folder: Path, scene: Scene) -> 
     video = only(scored(folder))
     assert len(video.people) == 2
     assert video.people[1].values["csim_ref"] > 0.5
+
+
+def test_an_image_of_a_face_that_is_not_the_runs_is_refused(folder: Path, scene: Scene) -> None:
+    other = folder / "other.png"
+    people = [{"person": 0, "image": "r", "face": 0}, {"person": 1, "image": str(other), "face": None}]
+    write_record(folder, people)
+    words = "expected the image of the face of person 1, as in the run record"
+    with pytest.raises(BadInput, match=f"other.png: found no such file, {words}"):
+        scored(folder)
+    write_picture(other, scene.portrait((256, 256), person=1).image)
+    record = json.loads((folder / "out.json").read_text())
+    record["inputs"] = {"face_of_1": {"path": str(other), "sha256": sha256_of(other)}}
+    (folder / "out.json").write_text(json.dumps(record))
+    assert len(only(scored(folder)).people) == 2
+    write_picture(other, scene.portrait((256, 256), person=0).image)
+    with pytest.raises(BadInput, match=f"other.png: found another file, {words}"):
+        scored(folder)
+
+
+def test_frames_in_which_nobody_is_have_no_people(scene: Scene) -> None:
+    class Detector:
+        def embed_faces(self, image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+            return [(np.array([x, 0, x + 9, 9]), np.ones(512), np.ones(512)) for x in (0, 20)]
+
+    motion, image = scene.motion(), np.zeros((64, 64, 3), np.uint8)
+    assert len(people_of(None, motion, image, Detector())) == 2  # type: ignore[arg-type]
+    nobody = replace(motion, present=np.zeros_like(motion.present))
+    assert people_of(None, nobody, image, Detector()) == ()  # type: ignore[arg-type]
 
 
 def test_the_only_one_with_a_face_is_compared_with_that_face(folder: Path, scene: Scene) -> None:

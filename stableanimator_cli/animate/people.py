@@ -204,10 +204,12 @@ def people_left_to_right(motion: Motion, people: Sequence[int]) -> list[int]:
 
 
 def most_faces(config: AnimateConfig, motion: Motion | None) -> int:
-    """The most people who can get a face of their own, before faces are detected; 0 if one face is for everybody, or
-    if people are not known."""
+    """The most people who can get a face of their own, before faces are detected; 0 if one face is for everybody. If
+    people are not known, as in the plan for a video of people: those whose face is named."""
     people = config.people
-    if motion is None or len(motion.track) < 2 or people.pair == () or config.face_embedding is not None:
+    if motion is None:
+        return len(people.named)
+    if len(motion.track) < 2 or people.pair == () or config.face_embedding is not None:
         return 0
     return len(people.named) if people.pair else len(motion.track)
 

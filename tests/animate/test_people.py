@@ -12,6 +12,7 @@ from stableanimator_cli.animate.people import (
     PersonFace,
     PlannedPeople,
     chosen_people,
+    most_faces,
     pair_people,
     people_left_to_right,
     person_of_video,
@@ -311,6 +312,15 @@ def test_a_drawn_motion_knows_its_people_only_with_the_file_beside_it(tmp_path):
     assert (len(found), found.track.tolist()) == (2, [0, 1])
     with pytest.raises(ConfigError, match=r"--person: found '0'"):
         driven(path, people={"person": (0,)})
+
+
+@pytest.mark.parametrize(
+    ("options", "people", "most"),
+    [({}, 2, 2), ({}, 1, 0), ({"pair": ()}, 2, 0), ({"pair": ((0, 0),)}, 2, 1), ({}, None, 0),
+     ({"pair": ((0, 0), (1, 1))}, None, 2), ({"face_of": ("1=b.png",)}, None, 1)],
+)  # fmt: skip
+def test_memory_is_planned_for_as_many_faces_as_there_may_be(options, people, most):
+    assert most_faces(config(**options), None if people is None else motion(people)) == most
 
 
 def test_a_plan_names_faces_that_are_known():

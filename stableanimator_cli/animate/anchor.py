@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from stableanimator_cli.animate.people import PersonFace, people_left_to_right, regions_of
+from stableanimator_cli.animate.people import PersonFace, regions_of
 from stableanimator_cli.detect.capture import Detectors, pose_of
 from stableanimator_cli.errors import ModelMissing, NoPerson
 from stableanimator_cli.motion.geometry import ResizeTransform
 from stableanimator_cli.motion.keypoints import COUNT, bounding_box
+from stableanimator_cli.motion.left_to_right import people_left_to_right
 from stableanimator_cli.motion.skeleton import draw_skeleton
 from stableanimator_cli.motion.track import match_faces
 from stableanimator_cli.records import Motion

@@ -20,7 +20,6 @@ from stableanimator_cli.animate.inputs import is_openpose
 from stableanimator_cli.animate.people import (
     check_people_of_images,
     chosen_people,
-    face_boxes,
     numbers_of,
     people_of_frames,
 )
@@ -34,6 +33,7 @@ from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.motion.aapose import draw_aapose
 from stableanimator_cli.motion.align import align
 from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
+from stableanimator_cli.motion.left_to_right import face_boxes
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS, load_motion
 from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.skeleton import TAG, draw_skeleton, looks_like_skeleton

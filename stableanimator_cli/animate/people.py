@@ -13,7 +13,7 @@ import numpy as np
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.people import PeopleConfig, dump_pairs, dump_person
 from stableanimator_cli.errors import ConfigError, NoFace, NoPerson
-from stableanimator_cli.motion.keypoints import INDEX, bounding_box, face_box, visible
+from stableanimator_cli.motion.left_to_right import people_left_to_right
 from stableanimator_cli.motion.person_regions import person_regions
 from stableanimator_cli.motion.track import Largest, Numbers, Person, largest_people, select
 from stableanimator_cli.records import STRIDE, Face, Motion
@@ -91,12 +91,6 @@ def people_of_frames(motion: Motion, frames: Sequence[int]) -> Motion:
         track=motion.track[people],
         times=None,
     )
-
-
-def face_boxes(motion: Motion) -> np.ndarray:
-    """Face boxes float[t,p,4]: the motion's own, else around the face's points; NaN if no face is visible."""
-    boxes = np.where(np.isfinite(motion.face_boxes), motion.face_boxes, face_box(motion.keypoints))
-    return np.where(motion.present[..., None], boxes, np.nan)
 
 
 def check_people_of_images(config: PeopleConfig, path: Path, beside: Motion | None) -> None:
@@ -189,18 +183,6 @@ def _by_position(
     count = min(len(people), len(faces))
     numbers = sorted(number for number, face in enumerate(ordered) if any(face is one for one in faces[:count]))
     return dict(zip(people_left_to_right(motion, people[:count]), numbers, strict=True))
-
-
-def people_left_to_right(motion: Motion, people: Sequence[int]) -> list[int]:
-    """``people`` by position in the first frame that shows most of them; who is absent there, by the mean position."""
-    neck = motion.keypoints[:, :, INDEX["neck"]]
-    boxes = np.where(np.isfinite(faces := face_boxes(motion)), faces, bounding_box(motion.keypoints, minimum=1))
-    centres = np.where(visible(neck), neck[..., 0], (boxes[..., 0] + boxes[..., 2]) / 2)
-    seen = motion.present & np.isfinite(centres)
-    frame = int(np.argmax(seen[:, list(people)].sum(axis=1)))
-    means = np.where(seen, centres, 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
-    first = np.where(seen[frame], centres[frame], means)
-    return sorted(people, key=lambda index: float(first[index]))
 
 
 def most_faces(config: AnimateConfig, motion: Motion | None) -> int:

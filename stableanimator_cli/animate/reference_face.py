@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from stableanimator_cli.animate.driving import Driving
-from stableanimator_cli.animate.people import PersonFace, face_boxes
+from stableanimator_cli.animate.people import PersonFace
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.detect.face import load_embedding
@@ -19,6 +19,7 @@ from stableanimator_cli.engine.face_optimization import SMALLEST, FaceBox, face_
 from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
 from stableanimator_cli.motion.geometry import resize_transform
+from stableanimator_cli.motion.left_to_right import face_boxes
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Face, ModelFolder
 

@@ -21,7 +21,7 @@ from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import read_picture
 from stableanimator_cli.metrics import identity
 from stableanimator_cli.metrics.identity import Csim
-from stableanimator_cli.motion.keypoints import bounding_box
+from stableanimator_cli.motion.left_to_right import people_left_to_right
 from stableanimator_cli.motion.track import largest_people, match_faces
 from stableanimator_cli.records import Clip, Motion
 
@@ -141,9 +141,7 @@ def people_of(
     count = min(len(people), len(faces))
     if count < 2:
         return ()
-    boxes, present = bounding_box(motion.keypoints), motion.present
-    centres = np.where(present, (boxes[..., 0] + boxes[..., 2]) / 2, 0).sum(axis=0) / present.sum(axis=0).clip(1)
-    people = sorted(people[:count], key=lambda index: float(centres[index]))
+    people = people_left_to_right(motion, people[:count])
     largest = np.argsort(-_areas(faces.boxes), kind="stable")[:count]
     rows = [row for row in order if row in largest]
     return tuple(_reference(motion, index, faces, row) for index, row in zip(people, rows, strict=True))

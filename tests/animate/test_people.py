@@ -14,7 +14,6 @@ from stableanimator_cli.animate.people import (
     chosen_people,
     most_faces,
     pair_people,
-    people_left_to_right,
     person_of_video,
     regions_of,
 )
@@ -22,6 +21,7 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.people import PeopleConfig, dump_pairs, dump_person, parse_pairs, parse_person
 from stableanimator_cli.config.schema import resolve, to_toml
 from stableanimator_cli.errors import ConfigError, NoFace, NoPerson
+from stableanimator_cli.motion.left_to_right import people_left_to_right
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.person_regions import person_regions
 from stableanimator_cli.motion.track import Largest, Numbers

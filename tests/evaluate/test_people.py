@@ -21,6 +21,7 @@ from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.motion.left_to_right import people_left_to_right
 from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.puppets.scene import Scene, sample_scene
@@ -127,6 +128,19 @@ def test_an_image_of_a_face_that_is_not_the_runs_is_refused(folder: Path, scene:
     write_picture(other, scene.portrait((256, 256), person=0).image)
     with pytest.raises(BadInput, match=f"other.png: found another file, {words}"):
         scored(folder)
+
+
+def test_people_who_change_sides_are_paired_as_when_they_were_animated(scene: Scene) -> None:
+    class Detector:
+        def embed_faces(self, image: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+            return [(np.array([x, 0, x + 9, 9]), np.full(512, x), np.ones(512)) for x in (0, 20)]
+
+    motion, image = scene.motion(), np.zeros((64, 64, 3), np.uint8)
+    left, right = people_left_to_right(motion, [0, 1])
+    motion.keypoints[1:, :, :, 0] = SIZE[0] - motion.keypoints[1:, :, :, 0]  # in most frames on the other side
+    motion.face_boxes[1:, :, [0, 2]] = SIZE[0] - motion.face_boxes[1:, :, [2, 0]]
+    found = people_of(None, motion, image, Detector())  # type: ignore[arg-type]
+    assert [(person.index, person.own[0]) for person in found] == [(left, 0), (right, 20)]
 
 
 def test_frames_in_which_nobody_is_have_no_people(scene: Scene) -> None:

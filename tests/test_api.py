@@ -18,7 +18,7 @@ from stableanimator_cli import Animator, animate, evaluate, preprocess, train
 from stableanimator_cli.animate import video
 from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.diffusion.sampler import Step
-from stableanimator_cli.engine import engine as engine_module
+from stableanimator_cli.engine.backbones import denoising
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.motion_file import save_motion
@@ -87,8 +87,8 @@ def test_an_animator_loads_once_and_its_frames_are_those_of_the_video(place, opt
     opened, written = [], []
     decode = video.decode
     monkeypatch.setattr(video, "decode", lambda *args: (written.append(f) or f for f in decode(*args)))
-    original = engine_module.loaders
-    monkeypatch.setattr(engine_module, "loaders", lambda *args: opened.append(args) or original(*args))
+    original = denoising.loaders
+    monkeypatch.setattr(denoising, "loaders", lambda *args: opened.append(args) or original(*args))
     with Animator(**options) as animator:
         frames = list(animator.frames(*inputs(place)))
         again = list(animator.frames(*inputs(place)))

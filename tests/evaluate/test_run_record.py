@@ -106,7 +106,7 @@ def test_the_people_whom_a_run_drew():
         assert drawn(nothing) == [0, 1]
     for damaged in (
         {"people": 3},
-        {"people": {"person": [1]}},
+        {"people": {"person": {"number": 1}}},
         {"people": {"person": "x"}},
         {"people": {"person": "7"}},
     ):

@@ -266,10 +266,14 @@ def test_what_is_not_trained_is_the_base_models_byte_for_byte(data, tiny_model, 
     if train == "adapters":
         assert moved == {name for name in base if ".processor.id_to_" in name}
     elif train == "lora":
-        ends = ("to_q", "to_k", "to_v", "to_out.0", "id_to_k", "id_to_v")
+        ends = tuple(f"{end}.weight" for end in ("to_q", "to_k", "to_v", "to_out.0", "id_to_k", "id_to_v"))
+        trained = {name for name in base if "attentions" in name and name.endswith(ends)}
         assert moved
-        assert all("attentions" in name and name.endswith(tuple(f"{end}.weight" for end in ends)) for name in moved)
+        assert moved <= trained
         assert {made[0][name].dtype for name in moved} == {torch.float32}
+        # one key has no gradient: whether such a matrix moves is a matter of the processor's rounding
+        assert all(".temporal_transformer_blocks." in name and ".attn2." in name for name in trained - moved)
+        moved = trained
     else:
         assert not moved
     for tensors in made:

@@ -133,7 +133,7 @@ def float32_precision(*, tf32: bool) -> Iterator[None]:
     it and refuse the newer settings. They hold for all threads: blocks that overlap, as of a plan and a run of
     ``sa app``, may end in any order, and the last one that is open counts.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
+    matmul, cudnn = cast(Any, torch.backends.cuda.matmul), cast(Any, torch.backends.cudnn)
     block = object()
     with _PRECISION_LOCK:
         if not _PRECISIONS:

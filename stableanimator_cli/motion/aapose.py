@@ -58,7 +58,7 @@ def draw_aapose(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     image = np.zeros((height, width, 3), np.uint8)
     half = max(min(width, height) // 200 - 1, 1)
     near = np.asarray(np.abs(people[..., :2]) < _FAR * np.array(size))
-    usable: np.ndarray = np.isfinite(people).all(axis=-1) & near.all(axis=-1)
+    usable = np.asarray(np.isfinite(people).all(axis=-1) & near.all(axis=-1))
     people = np.where(usable[..., None], people, 0)
     for person in people:
         _draw_body(image, _body_points(person), half)

@@ -15,6 +15,7 @@ from stableanimator_cli.diffusion.schedule import keyed_noise, repeated_noise
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import PeopleFaces, PoseFrames
 from stableanimator_cli.engine.engine import Distribute, Engine
+from stableanimator_cli.errors import CheckFailed
 from stableanimator_cli.records import STRIDE
 
 
@@ -113,12 +114,18 @@ def sample(
     ``refine`` receives the denoised latents of every step (face optimisation). ``latents`` resume a sampling of the
     same request at ``first_step``, one of its ``resumable_steps``. All noise is keyed, so nothing else is needed but,
     by ``dpmpp_2m``, the ``denoised`` estimate of the step before.
-    ``distribute``: see ``Engine.denoiser``.
+    ``distribute``: see ``Engine.denoiser``. Raises ``CheckFailed`` if the result is not finite.
     """
-    return engine.backbone.sample(
+    x = engine.backbone.sample(
         engine, request, timings, callbacks,
         refine=refine, latents=latents, denoised=denoised, first_step=first_step, distribute=distribute,
     )  # fmt: skip
+    if not torch.isfinite(x).all():
+        raise CheckFailed(
+            "denoising produced values that are not finite",
+            hint="float16 overflows with some weights: try --dtype bfloat16 or float32",
+        )
+    return x
 
 
 def decode(engine: Engine, request: RenderRequest, latents: Tensor, timings: Timings) -> Iterator[np.ndarray]:

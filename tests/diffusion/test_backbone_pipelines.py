@@ -15,22 +15,19 @@ import torch.nn.functional as F
 from diffusers import (
     AnimateDiffPipeline,
     AutoencoderKL,
-    AutoencoderKLWan,
     DDIMScheduler,
     MotionAdapter,
     UNet2DConditionModel,
-    UniPCMultistepScheduler,
     WanAnimatePipeline,
-    WanAnimateTransformer3DModel,
 )
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
 from stableanimator_cli.diffusion.backbones import Axes, Fold, refined
 from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings, Target
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.nets.arcface import ArcFace, crop_resize
+from tests import tiny_wan
 from tests.nets.iresnet import IResNet, filled, to_onnx
 
 SIZE, STEPS = 64, 4
@@ -142,47 +139,15 @@ def animate_diff() -> Backbone:
 
 
 def wan_animate() -> Backbone:
-    torch.manual_seed(0)
-    vae = AutoencoderKLWan(base_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1).requires_grad_(False)
-    transformer = WanAnimateTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=12,
-        text_dim=8,
-        freq_dim=16,
-        ffn_dim=16,
-        num_layers=1,
-        cross_attn_norm=True,
-        rope_max_seq_len=32,
-        image_dim=4,
-        added_kv_proj_dim=24,
-        motion_encoder_channel_sizes={"4": 4, "8": 4, "16": 4},
-        motion_encoder_size=16,
-        motion_style_dim=8,
-        motion_dim=4,
-        motion_encoder_dim=8,
-        face_encoder_hidden_dim=8,
-        face_encoder_num_heads=2,
-        inject_face_latents_blocks=1,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=4, num_hidden_layers=2, num_attention_heads=2, image_size=4, intermediate_size=8, patch_size=2
-    )
-    pipe = WanAnimatePipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=vae,
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0),
-        image_processor=CLIPImageProcessorPil(size=4, crop_size=4),
-        image_encoder=CLIPVisionModel(vision),
-        transformer=transformer,
-    )
+    pipe = WanAnimatePipeline(**{**tiny_wan.parts(), "tokenizer": None, "text_encoder": None})
+    vae = pipe.vae.requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     picture = Image.new("RGB", (SIZE, SIZE), (200, 100, 50))
     call = {
         "image": picture,
         "pose_video": [picture] * 9,
         "face_video": [picture.resize((16, 16))] * 9,
-        "prompt_embeds": torch.randn(1, 512, 8),
+        "prompt_embeds": torch.randn(1, 512, 16),
         "segment_frame_length": 9,
         "height": SIZE,
         "width": SIZE,

@@ -7,7 +7,7 @@ on one chunk. Weights on the device, latents of the full video and cached featur
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -100,7 +100,6 @@ class MemoryEstimator:
     def of(self, config: AnimateConfig) -> RenderMemory:
         """Memory of a rendering with these settings. Only the model's configs are read."""
         plan = config.device
-        on_cpu = self.device.type == "cpu"
         window, chunk = min(config.windows.length, self.frames), min(config.decode.chunk, self.frames)
         width, height = self._latent
         channels = self._network("unet", plan.quantization).config["block_out_channels"][0]
@@ -115,20 +114,37 @@ class MemoryEstimator:
             "UNet": _LATENTS * latents + cached + max(self._pose_net(window), self._unet(window, plan)),
             "VAE decoder": latents + self._vae_decoder(chunk),
         }
-        if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
+        if self._refines_faces(config):
             mode = "crop" if config.refine.face == "auto" else config.refine.face
             work["face optimisation"] = _LATENTS * latents + cached + self._face(chunk, mode, config)
             if plan.cuda_graphs:  # recorded graphs keep their memory between steps
                 work["face optimisation"] += self._cuda_graphs(config, window)
         if plan.cuda_graphs:  # the warm-up before a recording runs beside earlier graphs
             work["UNet"] += self._cuda_graphs(config, window)
-        offloading = plan.offload != "none" and not on_cpu  # on a CPU offloaded networks stay in the same memory
+        return self._by_stage(_STAGES, work, lambda network: self._weights(network, plan), plan)
+
+    def _refines_faces(self, config: AnimateConfig) -> bool:
+        return config.refine.face != "off" and config.refine.iterations > 0 and "face" in self.model.files
+
+    def _by_stage(
+        self,
+        networks: Mapping[str, tuple[str, ...]],
+        work: Mapping[str, int],
+        weights_of: Callable[[str], int],
+        plan: DeviceConfig,
+    ) -> RenderMemory:
+        """Memory of stages in the order of ``networks``, each with ``work`` bytes besides the weights of its networks.
+
+        Networks of earlier stages stay unless they are offloaded; on a CPU these stay in the same memory.
+        """
+        on_cpu = self.device.type == "cpu"
+        offloading = plan.offload != "none" and not on_cpu
         resident: set[str] = set()
         stages: dict[str, tuple[int, int]] = {}
-        for name, networks in _STAGES.items():
+        for name, needed in networks.items():
             if name in work:
-                resident = set(networks) if offloading else resident | set(networks)
-                stages[name] = sum(self._weights(network, plan) for network in resident), work[name]
+                resident = set(needed) if offloading else resident | set(needed)
+                stages[name] = sum(weights_of(network) for network in resident), work[name]
         peak = max(sum(parts) for parts in stages.values())
         reserve = WORKSPACES * peak + PROGRAM if on_cpu else FRAGMENTED * peak + CONTEXT + self._detectors()
         return RenderMemory(stages=stages, reserve=int(reserve))
@@ -151,7 +167,7 @@ class MemoryEstimator:
             "unet": lambda: again._unet(window, config.device),
             "decoder": lambda: again._vae_decoder(chunk),
         }
-        if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
+        if self._refines_faces(config):
             mode = "crop" if config.refine.face == "auto" else config.refine.face
             runs["face"] = lambda: again._face(chunk, mode, config)
         networks = {key: value for key, value in self._cache.items() if key[0] == "network"}

@@ -13,14 +13,7 @@ from torch import nn
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.engine.backbones import backbone_of
 from stableanimator_cli.engine.memory.profile import FlopCounter, peak_bytes
-from stableanimator_cli.engine.memory.render import (
-    CONTEXT,
-    FRAGMENTED,
-    PROGRAM,
-    WORKSPACES,
-    MemoryEstimator,
-    RenderMemory,
-)
+from stableanimator_cli.engine.memory.render import MemoryEstimator, RenderMemory
 from stableanimator_cli.engine.weights import build_on_meta, builders
 
 _STAGES = {
@@ -49,24 +42,14 @@ class SegmentMemoryEstimator(MemoryEstimator):
             "Transformer": stored + _KEPT * latents + self._call("transformer", config) + self._cast(config),
             "VAE decoder": stored + self._call("vae_decode", config),
         }
-        if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
+        if self._refines_faces(config):
             work["face optimisation"] = stored + _KEPT * latents + self._call("face", config)
-        on_cpu = self.device.type == "cpu"
-        offloading = plan.offload != "none" and not on_cpu
-        resident: set[str] = set()
-        stages: dict[str, tuple[int, int]] = {}
-        for name, networks in _STAGES.items():
-            if name in work:
-                resident = set(networks) if offloading else resident | set(networks)
-                stages[name] = sum(self._bytes(network, config) for network in resident), work[name]
-        peak = max(sum(parts) for parts in stages.values())
-        reserve = WORKSPACES * peak + PROGRAM if on_cpu else FRAGMENTED * peak + CONTEXT + self._detectors()
-        return RenderMemory(stages=stages, reserve=int(reserve))
+        return self._by_stage(_STAGES, work, lambda network: self._bytes(network, config), plan)
 
     def work(self, config: AnimateConfig) -> dict[str, FlopCounter]:
         """Operations of one call of each network, and of ``face``, an iteration of face optimisation on a chunk."""
         names = ["text_encoder", "image_encoder", "vae_encode", "transformer", "vae_decode"]
-        if config.refine.face != "off" and config.refine.iterations and "face" in self.model.files:
+        if self._refines_faces(config):
             names.append("face")
         counters = {}
         for name in names:

@@ -102,6 +102,8 @@ class CheckpointManager:
         self._config = config
         self._model = model
         self._cheap = fingerprint.settings(config) | fingerprint.inputs(config) | fingerprint.machine(device)
+        self._people: fingerprint.Fingerprint = {}
+        self._stored_people: fingerprint.Fingerprint = {}
         self._due = time.monotonic() + INTERVAL
         if restart:
             self.path.unlink(missing_ok=True)
@@ -113,12 +115,20 @@ class CheckpointManager:
         """With digests of the weights, which are read only once a checkpoint exists or is written."""
         return self._cheap | fingerprint.weights(self._model)
 
+    def set_people(self, people: fingerprint.Fingerprint) -> None:
+        """People and faces as they were detected (``fingerprint.people``), for what is saved from now on. Raises
+        ``ConfigError`` if the restored checkpoint began with others, or does not know with whom."""
+        self._people = people
+        differences = [] if self.restored is None else fingerprint.diff(self._stored_people, people)
+        if self.restored is not None and differences:
+            raise self._refusal(differences, f" after {self.restored.state.step} steps")
+
     def due(self) -> bool:
         return time.monotonic() >= self._due
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write the checkpoint, complete or not at all. A full disk is a warning: the run continues without."""
-        facts, started = self.facts, time.monotonic()
+        facts, started = self.facts | self._people, time.monotonic()
         tensors, fields = _pack(checkpoint)
         fields |= {"facts": facts, "host": platform.node()}
         metadata = {MARK: FORMAT, "format": FORMAT, "state": json.dumps(fields)}
@@ -156,6 +166,11 @@ class CheckpointManager:
             self._reporter.warning(f"{self.path}: not readable as the checkpoint of a run; starting over")
             return None
         # cheap comparisons first: a changed seed is reported before gigabytes of weights are read
+        self._stored_people = {
+            name: stored.pop(name)
+            for name in list(stored)
+            if name == fingerprint.PEOPLE or name.startswith(fingerprint.FACE_OF)
+        }
         known = {name: value for name, value in stored.items() if name in self._cheap}
         differences = fingerprint.diff(known, self._cheap) or fingerprint.diff(stored, self.facts)
         if differences:

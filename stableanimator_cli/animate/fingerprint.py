@@ -9,19 +9,20 @@ import hashlib
 import json
 import platform
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import __version__
+from stableanimator_cli.animate.people import PersonFace
 from stableanimator_cli.catalogue import download
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import current_names, to_toml
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.files import sha256_of
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import ModelFolder, Motion
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python", "insightface", "onnxruntime")
 
@@ -30,6 +31,9 @@ _FREE = frozenset(
     {"output", "reference", "motion", "face_embedding", "model", "audio", "preview", "preview_every", "preset", "force"}
     | {"device.device", "device.gpus", "device.dtype", "device.offload", "device.pose_budget_mb", "people.face_of"}
 )
+
+PEOPLE, FACE_OF = "people", "face of person "
+"""Names of the facts of ``people``; the latter with a number."""
 
 Fingerprint = dict[str, str]
 _TABLES = frozenset(item.name for item in fields(AnimateConfig))
@@ -69,6 +73,23 @@ def current_settings(facts: Mapping[str, str], now: Mapping[str, str]) -> Finger
 def inputs(config: AnimateConfig) -> Fingerprint:
     """Digests of the inputs that exist; a missing file is an error of its reader."""
     return {f"{name} (sha256)": sha256_of(path) for name, path in config.inputs.items() if path.exists()}
+
+
+def people(config: AnimateConfig, motion: Motion | None, faces: Sequence[PersonFace]) -> Fingerprint:
+    """Numbers of the people who are drawn, and the face of each, which are known only once both were detected.
+
+    Empty if neither depends on a detection or on the order of people: one person with one face, or one face for
+    everybody. Runs of versions that knew no other way have no such facts, and resume.
+    """
+    several = motion is not None and len(motion.track) > 1
+    if config.people.person in (None, "largest") and not (faces and several):
+        return {}
+    numbers = [] if motion is None else motion.track.tolist()
+    facts = {PEOPLE: ", ".join(map(str, numbers))}
+    for one in faces:
+        which = "the largest face" if one.face_number is None else f"face {one.face_number}"
+        facts[f"{FACE_OF}{one.number}"] = f"{which} of {sha256_of(one.path)[:12]}"
+    return facts
 
 
 def machine(device: DevicePlan) -> Fingerprint:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from stableanimator_cli.animate import reference_face, result
+from stableanimator_cli.animate import fingerprint, reference_face, result
 from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, CheckpointManager, SamplingState
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity_gate import GateResult, Identity, retry_counts
@@ -93,6 +93,7 @@ def run_pipeline(
                 estimator, config, engine.backbone.count_calls(request), refined_steps=refined, card=card
             )
             return AnimationPlan.of(config, engine, request, driving, memory, duration, inputs.choices)
+        checkpoints.set_people(fingerprint.people(config, driving.people, face.people))
         refine = reference_face.build_face_optimization(
             config, engine, inputs.image, face, driving, reporter, estimator
         )

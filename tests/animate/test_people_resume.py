@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,13 +13,17 @@ import pytest
 import torch
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.animate import checkpoint, fingerprint
 from stableanimator_cli.animate.checkpoint import Checkpoint, CheckpointManager, SamplingState
+from stableanimator_cli.animate.run import run
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.errors import ConfigError, Interrupted
 from stableanimator_cli.media import write_picture
+from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.progress import NullReporter
+from stableanimator_cli.puppets.scene import sample_scene
 
 
 @pytest.fixture
@@ -66,3 +71,71 @@ def test_an_image_of_a_face_may_move(folder: Path) -> None:
     interrupted(face_of=["1=a.png"])
     shutil.move("a.png", "moved.png")
     assert opened(face_of=["1=moved.png"]).restored is not None
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Start or resume a run of two or one drawn people; ``stop`` interrupts it after its first step."""
+    for count, name in ((2, "two"), (1, "one")):
+        scene = sample_scene("test", 0, people=count, framing="portrait", size=(64, 64), frames=2)
+        write_picture(tmp_path / f"{name}.png", scene.reference((192, 192)).image)
+        save_motion(tmp_path / f"{name}.npz", scene.motion())
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    monkeypatch.setattr(checkpoint, "_WRITE_RATIO", 0)
+    save = CheckpointManager.save
+
+    def interrupt(self: CheckpointManager, saved: Checkpoint) -> None:
+        save(self, saved)
+        raise KeyboardInterrupt
+
+    def go(reference: str, motion: str, *, stop: bool = False, **flags: Any) -> Any:
+        monkeypatch.setattr(CheckpointManager, "save", interrupt if stop else save)
+        usual = {"model": "puppet", "size": "64x64", "steps": 2, "preset": "fast", "device": "cpu"}
+        given = {"reference": tmp_path / reference, "motion": tmp_path / motion, "output": tmp_path / "o.mp4"}
+        return run(flags=usual | given | flags)
+
+    return go
+
+
+def without_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints as they were before they held who has which face."""
+    monkeypatch.setattr(fingerprint, "people", lambda *_: {})
+
+
+def test_detected_people_and_faces_are_compared(stopped, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No option changes here: the same command finds another pairing than the run began with."""
+    with pytest.raises(Interrupted):
+        stopped("two.png", "two.npz", stop=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("stableanimator_cli.animate.people.left_to_right", lambda faces: list(faces)[::-1])
+        patch.setattr("stableanimator_cli.animate.people.people_left_to_right", lambda motion, people: people[::-1])
+        with pytest.raises(ConfigError, match=r"after 1 steps: face of person 0 face 0 of \w{12} \(now face 1 of"):
+            stopped("two.png", "two.npz")
+    report = stopped("two.png", "two.npz")
+    assert json.loads(report.record.read_text())["resumed"] == 1
+
+
+def test_an_older_checkpoint_of_several_faces_is_refused(stopped, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        without_people(patch)
+        with pytest.raises(Interrupted):
+            stopped("two.png", "two.npz", stop=True)
+    with pytest.raises(ConfigError, match=r"after 1 steps: people none \(now 0, 1\); face of person 0 none"):
+        stopped("two.png", "two.npz")
+
+
+@pytest.mark.parametrize(
+    ("reference", "motion"), [("one.png", "one.npz"), ("one.png", "two.npz"), ("two.png", "one.npz")]
+)
+def test_an_older_checkpoint_of_one_face_resumes(
+    stopped, reference: str, motion: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One person, or one face for everybody; the bytes are those of an unbroken run."""
+    unbroken = stopped(reference, motion, output=tmp_path / "unbroken.mp4").video.read_bytes()
+    with monkeypatch.context() as patch:
+        without_people(patch)
+        with pytest.raises(Interrupted):
+            stopped(reference, motion, stop=True)
+    report = stopped(reference, motion)
+    assert json.loads(report.record.read_text())["resumed"] == 1
+    assert report.video.read_bytes() == unbroken

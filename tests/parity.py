@@ -32,7 +32,7 @@ from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.cuda_graphs import GraphedCalls, Recorder
 from stableanimator_cli.engine.device import DevicePlan, Networks, float32_precision
 from stableanimator_cli.engine.engine import Engine, apply_plan
-from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, render
+from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, render
 from stableanimator_cli.engine.weights import builders, fill
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.motion.geometry import resize_transform
@@ -232,8 +232,8 @@ def pipeline(recording: Recording, name: str) -> list[Error]:
     with recording.engine() as engine:
         refined = "args.num_optimization_iter" in args
         refine = parity_faces.refinement(recording, t, args, engine) if refined else None
-        watch = Callbacks(step=lambda x, *_: steps.append(x.float().cpu()))
-        frames = np.stack(list(render(engine, request, Timings(), watch, refine=refine)))
+        options = SampleOptions(on_step=lambda x, *_: steps.append(x.float().cpu()), refine=refine)
+        frames = np.stack(list(render(engine, request, Timings(), options)))
     noise = t["initial_noise_tile"][0]
     pairs = list(zip(steps, t["latents_after_each_step"][:, 0], strict=True))
     latents = max(float((a - b).abs().max() / b.std()) for a, b in pairs)

@@ -16,7 +16,7 @@ from stableanimator_cli import StableAnimatorPipeline, catalogue
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.catalogue.download import verify
 from stableanimator_cli.engine.conditioning import PeopleFaces
-from stableanimator_cli.engine.render import Callbacks, Timings, sample
+from stableanimator_cli.engine.render import Timings, sample
 from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
 from tests.tiny import engine_of, rendered, request
 
@@ -51,7 +51,7 @@ def call(pipe: StableAnimatorPipeline, wanted: Any, **changed: Any) -> Any:
 def test_the_latents_are_those_of_the_command(pipeline, tiny_model, guidance, face):
     wanted = square_request(guidance=guidance, face=face, steps=6)  # from 700 to 0.002 at once, float32 cancels
     with engine_of(tiny_model) as engine:
-        expected = sample(engine, wanted, Timings(), Callbacks())
+        expected = sample(engine, wanted, Timings())
     latents = call(pipeline, wanted, allow_no_face=True)
     assert latents.shape == (1, *expected.shape)
     spread = float(expected.std())
@@ -69,7 +69,7 @@ def test_several_people_are_those_of_the_command(pipeline, tiny_model, known):
     )
     wanted = dataclasses.replace(wanted, face=people)
     with engine_of(tiny_model) as engine:
-        expected = sample(engine, wanted, Timings(), Callbacks())
+        expected = sample(engine, wanted, Timings())
     latents = call(pipeline, wanted)
     assert float((latents[0] - expected).abs().max()) < 1e-4 * float(expected.std())
     if known:
@@ -82,7 +82,7 @@ def test_several_people_are_those_of_the_command(pipeline, tiny_model, known):
 def test_windows_shift_as_in_the_command(pipeline, tiny_model):
     wanted = square_request(blend="shifted", steps=6)
     with engine_of(tiny_model) as engine:
-        expected = sample(engine, wanted, Timings(), Callbacks())
+        expected = sample(engine, wanted, Timings())
     latents = call(pipeline, wanted, blend="shifted")
     assert float((latents[0] - expected).abs().max()) < 1e-4 * float(expected.std())
 
@@ -149,7 +149,7 @@ def test_a_saved_pipeline_is_a_model_folder(pipeline, tiny_model, tmp_path):
     assert torch.equal(again, call(changed, wanted))
     assert not torch.equal(again, call(pipeline, wanted))
     with engine_of(tmp_path / "mine") as engine:
-        expected = sample(engine, wanted, Timings(), Callbacks())
+        expected = sample(engine, wanted, Timings())
     assert float((again[0] - expected).abs().max()) < 1e-4 * float(expected.std())
     with pytest.raises(BadInput, match="existing"):
         changed.save_pretrained(tmp_path / "mine")

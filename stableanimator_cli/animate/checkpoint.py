@@ -47,7 +47,7 @@ _WRITE_RATIO = 20  # a write may take one part in this many of the time between 
 class SamplingState:
     """One sampling of the video after ``step`` steps: ``latents`` float32[t,c,h/8,w/8], the ``denoised`` estimate of
     the last step if the sampler needs it for the next, the log and targets of face optimisation so far, and other
-    tensors that the backbone needs to resume (``render.Callbacks.extra``)."""
+    tensors that the backbone needs to resume (``render.SampleOptions.extra``)."""
 
     latents: Tensor
     step: int

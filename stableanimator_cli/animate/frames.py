@@ -12,7 +12,7 @@ from stableanimator_cli.animate.reference_face import FacesRefined, build_face_o
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.engine.engine import EngineCache
-from stableanimator_cli.engine.render import Callbacks, Timings, decode, sample
+from stableanimator_cli.engine.render import SampleOptions, Timings, decode, sample
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
 
@@ -40,8 +40,8 @@ def render_frames(
     live = LivePreview(config, engine, reporter, has_anchor=request.has_anchor, on_preview=on_preview, writes=False)
     timings = Timings()
     with reporter.progress(engine.backbone.remaining_windows(request, 0), "denoise", "window") as bar:
-        callbacks = Callbacks(window=lambda: bar.update(), step=live.after_step)
-        latents = sample(engine, request, timings, callbacks, refine=refine)
+        options = SampleOptions(on_window=lambda: bar.update(), on_step=live.after_step, refine=refine)
+        latents = sample(engine, request, timings, options)
     faces = FacesRefined.of(refine, [] if refine is None else refine.log, request.frames)
     if faces is not None:
         faces.report(reporter)

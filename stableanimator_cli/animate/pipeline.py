@@ -28,7 +28,7 @@ from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.engine import Distribute, Engine, EngineCache
 from stableanimator_cli.engine.memory.duration import estimate_duration
 from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
-from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, decode, sample
+from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, decode, sample
 from stableanimator_cli.errors import Interrupted
 from stableanimator_cli.files import locked_output
 from stableanimator_cli.progress import NullReporter, Reporter, WarningLog
@@ -246,12 +246,11 @@ def _sample(
         def on_window() -> None:
             bar.update(1, step=f"{min(current, total)}/{total}")
 
-        callbacks = Callbacks(window=on_window, step=on_step, extra=extra)
-        latents = sample(
-            job.engine, request, job.timings, callbacks,
-            refine=refine, latents=latents, denoised=None if state is None else state.denoised, first_step=first,
-            distribute=job.distribute,
+        options = SampleOptions(
+            on_window=on_window, on_step=on_step, refine=refine, distribute=job.distribute,
+            latents=latents, denoised=None if state is None else state.denoised, first_step=first, extra=extra,
         )  # fmt: skip
+        latents = sample(job.engine, request, job.timings, options)
     return state_after(total, latents)
 
 

@@ -57,16 +57,24 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Callbacks:
-    """``window`` is called after each window of each step, ``step`` with the latents after each step, the
-    denoised estimate that it used, and the step.
+class SampleOptions:
+    """Hooks of a sampling, and the state from which it resumes.
 
-    ``extra`` is what resuming needs besides latents: a backbone that needs more updates it before each ``step``. When
-    a sampling resumes it has the tensors of the checkpoint.
+    ``on_window`` is called after each window of each step; ``on_step`` with the latents after each step, the denoised
+    estimate that it used, and the step. ``refine`` receives the denoised latents of every step (face optimisation).
+    ``distribute``: see ``Engine.denoiser``.
+    ``latents`` resume a sampling of the same request at ``first_step``, one of its ``resumable_steps``. All noise is
+    keyed, so nothing else is needed but, by ``dpmpp_2m``, the ``denoised`` estimate of the step before, and ``extra``:
+    a backbone that needs more than latents updates it before each ``on_step``, and reads it when it resumes.
     """
 
-    window: Callable[[], None] | None = None
-    step: StepCallback | None = None
+    on_window: Callable[[], None] | None = None
+    on_step: StepCallback | None = None
+    refine: Refine | None = None
+    distribute: Distribute | None = None
+    latents: Tensor | None = None
+    denoised: Tensor | None = None
+    first_step: int = 0
     extra: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -85,41 +93,19 @@ def initial_noise(request: RenderRequest, channels: int) -> Tensor:
 
 
 def render(
-    engine: Engine,
-    request: RenderRequest,
-    timings: Timings,
-    callbacks: Callbacks | None = None,
-    *,
-    refine: Refine | None = None,
+    engine: Engine, request: RenderRequest, timings: Timings, options: SampleOptions | None = None
 ) -> Iterator[np.ndarray]:
     """Yield uint8[h,w,3] frames in order: ``sample``, then ``decode``."""
-    latents = sample(engine, request, timings, callbacks or Callbacks(), refine=refine)
+    latents = sample(engine, request, timings, options)
     yield from decode(engine, request, latents, timings)
 
 
-def sample(
-    engine: Engine,
-    request: RenderRequest,
-    timings: Timings,
-    callbacks: Callbacks,
-    *,
-    refine: Refine | None = None,
-    latents: Tensor | None = None,
-    denoised: Tensor | None = None,
-    first_step: int = 0,
-    distribute: Distribute | None = None,
-) -> Tensor:
+def sample(engine: Engine, request: RenderRequest, timings: Timings, options: SampleOptions | None = None) -> Tensor:
     """Encode and denoise: denoised latents float32[t,c,h/8,w/8] in the sampler's scale, on the engine's device.
 
-    ``refine`` receives the denoised latents of every step (face optimisation). ``latents`` resume a sampling of the
-    same request at ``first_step``, one of its ``resumable_steps``. All noise is keyed, so nothing else is needed but,
-    by ``dpmpp_2m``, the ``denoised`` estimate of the step before.
-    ``distribute``: see ``Engine.denoiser``. Raises ``CheckFailed`` if the result is not finite.
+    Raises ``CheckFailed`` if the result is not finite.
     """
-    x = engine.backbone.sample(
-        engine, request, timings, callbacks,
-        refine=refine, latents=latents, denoised=denoised, first_step=first_step, distribute=distribute,
-    )  # fmt: skip
+    x = engine.backbone.sample(engine, request, timings, options or SampleOptions())
     if not torch.isfinite(x).all():
         raise CheckFailed(
             "denoising produced values that are not finite",

@@ -23,6 +23,7 @@ from stableanimator_cli.backbones import BACKBONES
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.engine.backbones.segments import SegmentBackbone
+from stableanimator_cli.engine.render import SampleOptions
 from stableanimator_cli.errors import CheckFailed, ConfigError, Interrupted, ModelDamaged, ModelMissing
 from stableanimator_cli.media import VideoWriter, open_clip
 from stableanimator_cli.motion.aapose import draw_aapose
@@ -187,9 +188,9 @@ def test_the_gate_samples_a_segment_again_and_keeps_those_before_it(place, anima
     steps: list[int] = []
     sample = SegmentBackbone.sample
 
-    def watched(self: Any, *given: Any, **more: Any) -> Any:
-        steps.append(more["first_step"])
-        return sample(self, *given, **more)
+    def watched(self: Any, engine: Any, request: Any, timings: Any, options: SampleOptions) -> Any:
+        steps.append(options.first_step)
+        return sample(self, engine, request, timings, options)
 
     monkeypatch.setattr(SegmentBackbone, "sample", watched)
     report = animate(min_csim=0.5, gate_retries=1, steps=2)

@@ -25,7 +25,7 @@ from stableanimator_cli.engine.conditioning import to_signed
 from stableanimator_cli.engine.decoder import to_uint8
 from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.memory.train_step import random_inputs
-from stableanimator_cli.engine.render import Callbacks, Timings, sample
+from stableanimator_cli.engine.render import SampleOptions, Timings, sample
 from stableanimator_cli.engine.training import TrainingSettings, open_training
 from stableanimator_cli.engine.weights import build_on_meta, builders, fill, loaders
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
@@ -84,13 +84,11 @@ def test_a_rendering_of_windows_repeats_and_the_reference_counts(folder):
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
 def test_a_resumed_sampling_equals_an_unbroken_one(folder, sampler):
     wanted, states = magic_request(steps=3, sampler=sampler, guidance=(2.0, 2.0)), []
-    callbacks = Callbacks(step=lambda latents, denoised, step: states.append((latents.clone(), denoised.clone())))
+    options = SampleOptions(on_step=lambda latents, denoised, step: states.append((latents.clone(), denoised.clone())))
     with engine_of(folder) as engine:
-        whole = sample(engine, wanted, Timings(), callbacks)
+        whole = sample(engine, wanted, Timings(), options)
         latents, denoised = states[1]
-        again = sample(
-            engine, wanted, Timings(), Callbacks(), latents=latents, denoised=denoised, first_step=2,
-        )  # fmt: skip
+        again = sample(engine, wanted, Timings(), SampleOptions(latents=latents, denoised=denoised, first_step=2))
     assert torch.equal(whole, again)
 
 

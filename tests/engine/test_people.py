@@ -20,7 +20,7 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory.profile import PeakMemoryMode
 from stableanimator_cli.engine.parallel_messages import PackedFrames, decode_job, encode_job
-from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, sample
+from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, sample
 from stableanimator_cli.errors import ModelDamaged
 from tests.engine.memory_samples import FRAMES, config, prediction
 from tests.engine.memory_samples import SIZE as MEMORY_SIZE
@@ -62,7 +62,7 @@ def engine(tiny_model):
 
 
 def latents_of(engine: Engine, given: RenderRequest, **more: Any) -> Tensor:
-    return sample(engine, given, Timings(), Callbacks(), **more)
+    return sample(engine, given, Timings(), SampleOptions(**more))
 
 
 @pytest.mark.parametrize("people", [1, 2])
@@ -209,8 +209,8 @@ def test_an_anchor_in_front_has_regions_of_its_own(engine):
 def test_a_sampling_of_people_resumes_to_the_bit(engine):
     given = with_people(request(5, steps=3), vectors(), side_by_side(5))
     states: list[tuple[Tensor, Tensor]] = []
-    callbacks = Callbacks(step=lambda x, denoised, step: states.append((x.clone(), denoised.clone())))
-    whole = sample(engine, given, Timings(), callbacks)
+    options = SampleOptions(on_step=lambda x, denoised, step: states.append((x.clone(), denoised.clone())))
+    whole = sample(engine, given, Timings(), options)
     latents, denoised = states[0]
     assert torch.equal(latents_of(engine, given, latents=latents, denoised=denoised, first_step=1), whole)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.backbones.svd import BACKBONE
 from stableanimator_cli.engine.decoder import Decoder
-from stableanimator_cli.engine.render import Callbacks, Timings, decode, initial_noise, render, sample
+from stableanimator_cli.engine.render import SampleOptions, Timings, decode, initial_noise, render, sample
 from stableanimator_cli.errors import CheckFailed, OutOfMemory
 from tests.tiny import engine_of, rendered, request
 
@@ -46,7 +46,7 @@ def test_networks_run_as_often_as_the_plan_says(tiny_model, options, unet, decod
     wanted = request(**options)
     planned, stages, windows = BACKBONE.count_calls(wanted), Timings(), []
     with engine_of(tiny_model) as engine:
-        frames = list(render(engine, wanted, stages, Callbacks(window=lambda: windows.append(1))))
+        frames = list(render(engine, wanted, stages, SampleOptions(on_window=lambda: windows.append(1))))
     assert (planned["unet"], planned["vae_decode"]) == (unet, decodes)
     assert len(windows) == planned.pop("windows")
     assert {name: engine.calls[name] for name in planned} == planned
@@ -86,7 +86,7 @@ def test_repeated_noise_is_the_reference_implementations(name, seed, frames):
 def test_an_anchor_is_rendered_but_not_given_out(engine):
     wanted = replace(request(6), has_anchor=True)
     assert wanted.frames == 5
-    latents = sample(engine, wanted, Timings(), Callbacks())
+    latents = sample(engine, wanted, Timings())
     assert len(latents) == 6
     frames = np.stack(list(decode(engine, wanted, latents, Timings())))
     plain = np.stack(list(decode(engine, request(5), latents[1:], Timings())))
@@ -102,7 +102,8 @@ def test_churn_needs_heun_to_be_felt_and_keeps_to_the_seed(engine):
 
 def test_who_watches_sees_each_step_with_its_latents(engine):
     seen: list[tuple[Step, Tensor]] = []
-    latents = sample(engine, request(3, steps=3), Timings(), Callbacks(step=lambda x, _, step: seen.append((step, x))))
+    options = SampleOptions(on_step=lambda x, _, step: seen.append((step, x)))
+    latents = sample(engine, request(3, steps=3), Timings(), options)
     assert [(step.index, step.total) for step, _ in seen] == [(0, 3), (1, 3), (2, 3)]
     assert torch.equal(seen[-1][1], latents)
 

@@ -23,7 +23,7 @@ from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.backbones.wan_animate import BACKBONE
 from stableanimator_cli.engine.conditioning import StoredPoses, to_signed
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, decode, sample
+from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, decode, sample
 from stableanimator_cli.nets.arcface import ArcFace, crop_resize
 from tests.nets.iresnet import IResNet, filled, to_onnx
 from tests.tiny import CPU
@@ -101,7 +101,7 @@ def theirs(folder: Path, wanted: RenderRequest, overlap: int = 1) -> np.ndarray:
 
 
 def ours(engine: Engine, wanted: RenderRequest, **more: Any) -> np.ndarray:
-    latents = sample(engine, wanted, Timings(), more.pop("callbacks", None) or Callbacks(), **more)
+    latents = sample(engine, wanted, Timings(), SampleOptions(**more))
     return np.stack(list(decode(engine, wanted, latents, Timings())))
 
 
@@ -151,18 +151,20 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_bit(folder, tmp_path, schedule
             assert torch.isfinite(denoised).all()
             states.append((latents.clone(), {name: value.clone() for name, value in extra.items()}, step.index + 1))
 
-        whole = sample(engine, wanted, Timings(), Callbacks(step=keep, extra=extra))
+        whole = sample(engine, wanted, Timings(), SampleOptions(on_step=keep, extra=extra))
         assert [step for *_, step in states] == list(range(1, 7))
-        assert torch.equal(sample(engine, wanted, Timings(), Callbacks()), whole)
+        assert torch.equal(sample(engine, wanted, Timings()), whole)
         for latents, kept, step in states[:-1]:
-            resumed = sample(engine, wanted, Timings(), Callbacks(extra=dict(kept)), latents=latents, first_step=step)
+            resumed = sample(
+                engine, wanted, Timings(), SampleOptions(extra=dict(kept), latents=latents, first_step=step)
+            )
             assert torch.equal(resumed, whole), step
 
 
 def test_another_noise_for_one_segment_leaves_those_before_it(engine):
-    plain = sample(engine, request(20), Timings(), Callbacks())
+    plain = sample(engine, request(20), Timings())
     counts = tuple(int(frame in request(20).plan.windows[1].frames) for frame in range(20))
-    again = sample(engine, replace(request(20), retry_counts=counts), Timings(), Callbacks())
+    again = sample(engine, replace(request(20), retry_counts=counts), Timings())
     assert torch.equal(again[0], plain[0])
     assert (again[1] != plain[1]).any()
     assert (again[2] != plain[2]).any()  # it continues other frames
@@ -209,9 +211,9 @@ def test_faces_come_nearer_in_every_segment(engine, recogniser, mode, chunk):
 
 def test_crops_change_latents_near_the_face_only(engine, recogniser):
     wanted = request(9, steps=1)
-    plain = sample(engine, wanted, Timings(), Callbacks())
+    plain = sample(engine, wanted, Timings())
     refine = optimisation(engine, recogniser, 9, "crop", mask_dilation=0)
-    moved = sample(engine, wanted, Timings(), Callbacks(), refine=refine) != plain
+    moved = sample(engine, wanted, Timings(), SampleOptions(refine=refine)) != plain
     assert not moved[:, :, 0].any()  # the reference's latent
     assert moved[..., 1:4, 1:4].any()
     moved[..., 1:4, 1:4] = False
@@ -225,10 +227,9 @@ def test_a_resumed_run_with_faces_is_the_unbroken_one(engine, recogniser):
         states.append((latents.clone(), {name: value.clone() for name, value in extra.items()}, step.index + 1))
 
     refine = optimisation(engine, recogniser, 16, "crop", chunk=4)
-    whole = sample(engine, wanted, Timings(), Callbacks(step=keep, extra=extra), refine=refine)
+    whole = sample(engine, wanted, Timings(), SampleOptions(on_step=keep, extra=extra, refine=refine))
     for latents, kept, step in states[:-1]:
         refine = optimisation(engine, recogniser, 16, "crop", chunk=4)
-        resumed = sample(
-            engine, wanted, Timings(), Callbacks(extra=dict(kept)), refine=refine, latents=latents, first_step=step
-        )
+        options = SampleOptions(refine=refine, latents=latents, first_step=step, extra=dict(kept))
+        resumed = sample(engine, wanted, Timings(), options)
         assert torch.equal(resumed, whole), step

@@ -37,7 +37,7 @@ from stableanimator_cli.diffusion.windows import Blend, WindowPlan, plan_windows
 from stableanimator_cli.engine.decoder import to_uint8
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, sample
+from stableanimator_cli.engine.render import RenderRequest, Timings, sample
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.metrics.seams import seam_score, window_borders
 from stableanimator_cli.puppets.scene import Scene, sample_scene
@@ -140,7 +140,7 @@ def borders_of(plan: WindowPlan) -> list[int]:
 
 def pixels(engine: Engine, request: RenderRequest) -> Tensor:
     """A rendering before rounding, float32[t,3,h,w] in 0..1, decoded in one chunk so that only windows have borders."""
-    latents = sample(engine, request, Timings(), Callbacks())
+    latents = sample(engine, request, Timings())
     with engine.resident("vae"), torch.no_grad():
         return (engine.decoder.pixels(latents).float().clamp(-1, 1) + 1) / 2
 

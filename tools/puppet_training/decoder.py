@@ -27,7 +27,7 @@ from stableanimator_cli.diffusion.schedule import karras_sigmas
 from stableanimator_cli.engine.conditioning import to_signed
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import Callbacks, Timings, sample
+from stableanimator_cli.engine.render import SampleOptions, Timings, sample
 from stableanimator_cli.errors import NoFace
 from stableanimator_cli.files import atomic_write
 from stableanimator_cli.puppets.sample import derive_rng, derive_seed
@@ -88,7 +88,7 @@ def _denoise(engine: Engine, detectors: OutputDetectors, n: int, split: str) -> 
     first = levels[int(rng.integers(len(levels)))]
     generator = torch.Generator().manual_seed(derive_seed("decoder noise", split, n))
     noisy = clean + sigmas[first] * torch.randn(clean.shape, generator=generator)
-    denoised = sample(engine, request, Timings(), Callbacks(), latents=noisy, first_step=first)
+    denoised = sample(engine, request, Timings(), SampleOptions(latents=noisy, first_step=first))
     return {
         "denoised": (denoised.cpu() / network.config["scaling_factor"]).half(),
         "encoded": encoded.half(),

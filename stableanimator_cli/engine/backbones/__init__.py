@@ -20,13 +20,12 @@ if TYPE_CHECKING:  # the engine imports this module
 
     from stableanimator_cli.config.animate import SamplingConfig, WindowConfig
     from stableanimator_cli.diffusion.face_optimization import ChunkDecoder
-    from stableanimator_cli.diffusion.sampler import Refine
     from stableanimator_cli.diffusion.schedule import Scalings
     from stableanimator_cli.diffusion.training import Preconditioning, Prediction
     from stableanimator_cli.diffusion.windows import WindowPlan
     from stableanimator_cli.engine.device import DevicePlan
-    from stableanimator_cli.engine.engine import Distribute, Engine
-    from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings
+    from stableanimator_cli.engine.engine import Engine
+    from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings
     from stableanimator_cli.nets.id_adapter import IDMode
     from stableanimator_cli.records import ModelFolder
 
@@ -35,7 +34,7 @@ Build = Callable[[], nn.Module]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewound:
-    """A sampling after fewer steps: its latents, ``step``, ``extra`` (``Callbacks``), and entries of its log."""
+    """A sampling after fewer steps: its latents, ``step``, ``extra`` (``SampleOptions``), and entries of its log."""
 
     latents: Tensor
     step: int
@@ -68,11 +67,11 @@ class Backbone(Protocol):
 
     def count_calls(self, request: RenderRequest) -> dict[str, int]:
         """Calls of each network in a rendering, known before anything is loaded; ``windows``: calls of
-        ``Callbacks.window``."""
+        ``SampleOptions.on_window``."""
         ...
 
     def remaining_windows(self, request: RenderRequest, first_step: int) -> int:
-        """Calls of ``Callbacks.window`` from ``first_step`` to the end."""
+        """Calls of ``SampleOptions.on_window`` from ``first_step`` to the end."""
         ...
 
     def plan_windows(self, frames: int, windows: WindowConfig) -> WindowPlan:
@@ -93,19 +92,7 @@ class Backbone(Protocol):
         """What remains of finished ``latents`` if ``windows`` are sampled again; None if that is nothing."""
         ...
 
-    def sample(
-        self,
-        engine: Engine,
-        request: RenderRequest,
-        timings: Timings,
-        callbacks: Callbacks,
-        *,
-        refine: Refine | None = None,
-        latents: Tensor | None = None,
-        denoised: Tensor | None = None,
-        first_step: int = 0,
-        distribute: Distribute | None = None,
-    ) -> Tensor:
+    def sample(self, engine: Engine, request: RenderRequest, timings: Timings, options: SampleOptions) -> Tensor:
         """See ``render.sample``."""
         ...
 

@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from stableanimator_cli.config.animate import SamplingConfig, WindowConfig
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
 from stableanimator_cli.diffusion.noise_levels import SCHEDULES
-from stableanimator_cli.diffusion.sampler import Refine, sample_dpmpp_2m, sample_euler, sample_heun
+from stableanimator_cli.diffusion.sampler import sample_dpmpp_2m, sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import initial_scale, keyed_noise
 from stableanimator_cli.diffusion.training import Prediction
 from stableanimator_cli.diffusion.windows import WindowPlan, plan_windows
@@ -23,8 +23,8 @@ from stableanimator_cli.engine.backbones import Build
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
 from stableanimator_cli.engine.denoiser_calls import churn_of, denoiser_calls, resumable_steps
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
-from stableanimator_cli.engine.engine import Distribute, Engine, apply_plan
-from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings, initial_noise
+from stableanimator_cli.engine.engine import Engine, apply_plan
+from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, initial_noise
 from stableanimator_cli.engine.weights import arguments, building, loaders, network_config, read_tensors
 from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.nets.face_encoder import FaceEncoder, FaceEncoderConfig
@@ -131,19 +131,7 @@ class Denoising:
     def face_decoder(self, vae: Any, calls: Counter[str], *, checkpointed: bool, margin: int) -> FaceDecoder:
         return FaceDecoder(vae, calls, checkpointed=checkpointed, margin=margin)
 
-    def sample(
-        self,
-        engine: Engine,
-        request: RenderRequest,
-        timings: Timings,
-        callbacks: Callbacks,
-        *,
-        refine: Refine | None = None,
-        latents: Tensor | None = None,
-        denoised: Tensor | None = None,
-        first_step: int = 0,
-        distribute: Distribute | None = None,
-    ) -> Tensor:
+    def sample(self, engine: Engine, request: RenderRequest, timings: Timings, options: SampleOptions) -> Tensor:
         sampling = request.sampling
         started = time.perf_counter()
         conditioning = engine.encode(request.image, request.resized, request.face, request.poses, sampling)
@@ -152,10 +140,10 @@ class Denoising:
         started = time.perf_counter()
         sigmas = SCHEDULES[sampling.schedule](sampling.steps)
         channels = conditioning.reference.shape[1]
-        if latents is None:
+        if options.latents is None:
             x = initial_noise(request, channels).to(engine.plan.device) * initial_scale(float(sigmas[0]))
         else:
-            x = latents.to(engine.plan.device)
+            x = options.latents.to(engine.plan.device)
         hint = "use a smaller --size or --window, --dtype bfloat16, or --offload model"
         with engine.resident("unet", "pose_net"), torch.no_grad(), memory_guard("denoising", hint):
             denoise = engine.denoiser(
@@ -164,18 +152,16 @@ class Denoising:
                 sampling.guidance,
                 interval=sampling.guidance_interval,
                 deep=DeepFeatureCache(sampling.cache_layers) if sampling.cache_features > 1 else None,
-                calls=[call for call in denoiser_calls(sampling) if call.step >= first_step],
-                on_window=callbacks.window,
-                distribute=distribute,
+                calls=[call for call in denoiser_calls(sampling) if call.step >= options.first_step],
+                on_window=options.on_window,
+                distribute=options.distribute,
             )
+            common: Any = {"refine": options.refine, "callback": options.on_step, "first_step": options.first_step}
             if sampling.sampler == "euler":
-                x = sample_euler(denoise, x, sigmas, refine=refine, callback=callbacks.step, first_step=first_step)
+                x = sample_euler(denoise, x, sigmas, **common)
             elif sampling.sampler == "dpmpp_2m":
-                previous = None if denoised is None else denoised.to(x)
-                x = sample_dpmpp_2m(
-                    denoise, x, sigmas,
-                    refine=refine, callback=callbacks.step, first_step=first_step, previous=previous,
-                )  # fmt: skip
+                previous = None if options.denoised is None else options.denoised.to(x)
+                x = sample_dpmpp_2m(denoise, x, sigmas, previous=previous, **common)
             else:
                 frames = range(-request.has_anchor, request.plan.total - request.has_anchor)
                 x = sample_heun(
@@ -184,9 +170,7 @@ class Denoising:
                     sigmas,
                     noise=lambda step: keyed_noise(sampling.seed, f"churn/{step}", frames, tuple(x.shape[1:])),
                     churn=churn_of(sampling),
-                    refine=refine,
-                    callback=callbacks.step,
-                    first_step=first_step,
+                    **common,
                 )
         timings.seconds["denoise"] = time.perf_counter() - started
         return x

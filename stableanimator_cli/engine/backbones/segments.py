@@ -32,15 +32,15 @@ from stableanimator_cli.engine.backbones.scheduler_state import pack_scheduler, 
 from stableanimator_cli.engine.backbones.wan_decoders import WanDecoder, WanFaceDecoder
 from stableanimator_cli.engine.decoder import to_uint8
 from stableanimator_cli.engine.device import memory_guard
-from stableanimator_cli.engine.engine import Distribute, Engine
-from stableanimator_cli.engine.render import Callbacks, RenderRequest, Timings
+from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings
 from stableanimator_cli.records import ModelFolder
 
 FOLD = Axes("1 c t h w", skip=1)
 """Latents of a segment: the first along time is the reference image's."""
 _SCHEDULER, _GENERATOR, _STARTS, _LOGS = "scheduler/", "generator", "generator at/", "log at/"
-"""Names of what resuming needs (``Callbacks.extra``). The last two: the generator's state and the length of the log at
-the start of each segment, from which the identity gate samples again."""
+"""Names of what resuming needs (``SampleOptions.extra``). The last two: the generator's state and the length of the log
+at the start of each segment, from which the identity gate samples again."""
 
 
 class Segment(Protocol):
@@ -131,22 +131,10 @@ class SegmentBackbone(ABC):
     def face_decoder(self, vae: Any, calls: Counter[str], *, checkpointed: bool, margin: int) -> WanFaceDecoder:
         return WanFaceDecoder(vae, calls, checkpointed=checkpointed, margin=margin)
 
-    def sample(
-        self,
-        engine: Engine,
-        request: RenderRequest,
-        timings: Timings,
-        callbacks: Callbacks,
-        *,
-        refine: Refine | None = None,
-        latents: Tensor | None = None,
-        denoised: Tensor | None = None,
-        first_step: int = 0,
-        distribute: Distribute | None = None,
-    ) -> Tensor:
+    def sample(self, engine: Engine, request: RenderRequest, timings: Timings, options: SampleOptions) -> Tensor:
         """Denoised latents float32[n,c,t,h,w] of the segments, of which the first along time are the reference's.
 
-        ``latents`` are those of finished segments and of the current one; steps count through all segments.
+        ``options.latents`` are those of finished segments and of the current one; steps count through all segments.
         """
         steps, device = request.sampling.steps, engine.plan.device
         started = time.perf_counter()
@@ -154,14 +142,15 @@ class SegmentBackbone(ABC):
             run = self.open_run(engine, request)
         timings.seconds["encode"] = time.perf_counter() - started
         started = time.perf_counter()
-        first, step = divmod(first_step, steps)
+        latents = options.latents
+        first, step = divmod(options.first_step, steps)
         finished = [] if latents is None else [one.to(device) for one in latents[:first]]
         current = None if latents is None or step == 0 else latents[first].to(device)[None]
         generator = torch.Generator().manual_seed(request.sampling.seed)
-        state = callbacks.extra.get(f"{_STARTS}{first}" if step == 0 else _GENERATOR)
+        state = options.extra.get(f"{_STARTS}{first}" if step == 0 else _GENERATOR)
         if state is not None:
             generator.set_state(state.cpu())
-        loop = _Loop(engine=engine, request=request, callbacks=callbacks, refine=refine, generator=generator)
+        loop = _Loop(engine=engine, request=request, options=options, generator=generator)
         for index in range(first, len(request.plan)):
             with torch.no_grad(), memory_guard("denoising", _HINT):
                 segment = run.segment(loop.frames_of(index), self._tail(engine, request, finished))
@@ -209,8 +198,7 @@ class _Loop:
 
     engine: Engine
     request: RenderRequest
-    callbacks: Callbacks
-    refine: Refine | None
+    options: SampleOptions
     generator: torch.Generator
     estimate: list[Tensor] = field(default_factory=list)
 
@@ -247,7 +235,7 @@ class _Loop:
         scheduler.set_timesteps(steps, device=device)
         timesteps = scheduler.timesteps
         if first_step:
-            kept = self.callbacks.extra.items()
+            kept = self.options.extra.items()
             restore_scheduler(
                 scheduler,
                 {key.removeprefix(_SCHEDULER): value for key, value in kept if key.startswith(_SCHEDULER)},
@@ -269,7 +257,7 @@ class _Loop:
     def _refining(self, scheduler: Any, refine: Refine | None) -> AbstractContextManager[None]:
         """Face optimisation, and the estimate of the step for previews."""
         known = any(kind.__name__ in FAMILIES for kind in type(scheduler).__mro__)
-        if refine is None and (self.callbacks.step is None or not known):
+        if refine is None and (self.options.on_step is None or not known):
             return nullcontext()
 
         def watch(denoised: Tensor, step: Step) -> Tensor:
@@ -280,26 +268,26 @@ class _Loop:
         return refined(scheduler, watch, fold=FOLD)
 
     def _after_step(self, scheduler: Any, refine: Refine | None, step: Step, latents: list[Tensor]) -> None:
-        if self.callbacks.window is not None:
-            self.callbacks.window()
-        if isinstance(refine, FaceOptimization) and isinstance(self.refine, FaceOptimization) and refine.detect:
-            self.refine.targets = refine.targets  # detected ones are part of a checkpoint
-        if self.callbacks.step is None:
+        if self.options.on_window is not None:
+            self.options.on_window()
+        if isinstance(refine, FaceOptimization) and isinstance(self.options.refine, FaceOptimization) and refine.detect:
+            self.options.refine.targets = refine.targets  # detected ones are part of a checkpoint
+        if self.options.on_step is None:
             return
         done, left = divmod(step.index + 1, self.request.sampling.steps)
-        self.callbacks.extra[_GENERATOR] = self.generator.get_state()
+        self.options.extra[_GENERATOR] = self.generator.get_state()
         if left == 0:
-            self.callbacks.extra[f"{_STARTS}{done}"] = self.generator.get_state()
-            entries = len(self.refine.log) if isinstance(self.refine, FaceOptimization) else 0
-            self.callbacks.extra[f"{_LOGS}{done}"] = torch.tensor(entries)
-        for key in [key for key in self.callbacks.extra if key.startswith(_SCHEDULER)]:
-            del self.callbacks.extra[key]
-        self.callbacks.extra.update({_SCHEDULER + name: value for name, value in pack_scheduler(scheduler).items()})
-        self.callbacks.step(torch.stack(latents), self.estimate[0] if self.estimate else _video(latents[-1]), step)
+            self.options.extra[f"{_STARTS}{done}"] = self.generator.get_state()
+            entries = len(self.options.refine.log) if isinstance(self.options.refine, FaceOptimization) else 0
+            self.options.extra[f"{_LOGS}{done}"] = torch.tensor(entries)
+        for key in [key for key in self.options.extra if key.startswith(_SCHEDULER)]:
+            del self.options.extra[key]
+        self.options.extra.update({_SCHEDULER + name: value for name, value in pack_scheduler(scheduler).items()})
+        self.options.on_step(torch.stack(latents), self.estimate[0] if self.estimate else _video(latents[-1]), step)
 
     def _segment_refine(self, index: int, *, resumed: bool) -> Refine | None:
         """Face optimisation of one segment: boxes of its own frames, None for dropped ones and for padding."""
-        refine, window = self.refine, self.request.plan.windows[index]
+        refine, window = self.options.refine, self.request.plan.windows[index]
         if not isinstance(refine, FaceOptimization):
             return refine
         settings = refine.settings

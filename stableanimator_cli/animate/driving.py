@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from stableanimator_cli.animate.driving_faces import FaceCrops, read_face_crops
+from stableanimator_cli.animate.driving_video import depends_on_numbers, detect_motion, detect_numbered, open_detectors
 from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, mean_rate
 from stableanimator_cli.animate.inputs import is_openpose
 from stableanimator_cli.animate.people import (
@@ -27,11 +28,10 @@ from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.backbones import BackboneFacts
 from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
 from stableanimator_cli.config.animate import AnimateConfig
-from stableanimator_cli.detect.capture import CaptureOptions, Detectors, extract_motion, pose_of
-from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
+from stableanimator_cli.detect.capture import Detectors
+from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.motion.aapose import draw_aapose
-from stableanimator_cli.motion.align import align
 from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.left_to_right import face_boxes
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS, load_motion
@@ -149,7 +149,7 @@ def _open_driving(
         expected = f"skeletons of {_SMALLEST} pixels per side or more"
         raise BadInput(path, "{}x{} pixels".format(*clip.size), expected, hint=hint)
     selected = take(clip, start, stop)
-    first = (start or 0) if clip.count is None else slice(start, stop).indices(clip.count)[0]
+    first, stop = (start or 0, stop) if clip.count is None else slice(start, stop).indices(clip.count)[:2]
     if _shows_skeletons(clip, config.motion_kind, reporter):
         beside = _motion_beside(clip)
         if facts.skeleton != _STYLE and beside is not None:  # drawn again, in the style that the backbone knows
@@ -165,24 +165,27 @@ def _open_driving(
         return output.of_clip(selected, first, beside)
     if count_only:
         if detectors is not None:
-            _open_detectors(clip, detectors)
+            open_detectors(clip, detectors)
         return output.counted(selected)
-    motion = _detect_motion(selected, *people(_open_detectors(selected, detectors)), reference, reporter)
-    if first and (config.people.names_faces is not None or isinstance(config.people.person, tuple)):
-        reporter.warning(
-            f"{path.name}: people are numbered as they appear from frame {first} on, not as in the full video; "
-            "keypoints of `sa preprocess` keep their numbers"
-        )
+    chosen, opened = people(open_detectors(selected, detectors))
+    whole = config.frames is not None and depends_on_numbers(config.people)
+    motion = (
+        detect_numbered(clip, (first, stop), chosen, opened, reference, reporter)
+        if whole
+        else detect_motion(selected, chosen, opened, reference, reporter)
+    )
     if config.fps is None and motion.times is None:
         output = _Output(replace(config, fps=clip.fps), reporter, facts)
-    driving = output.of_motion(motion, path)
+    driving = output.of_motion(motion, path, *((first, stop) if whole else ()))
     if "face" in facts.streams:
-        driving = output.with_face_crops(driving, selected, motion)
-    driving = replace(driving, motion_frames=tuple(first + index for index in driving.motion_frames))
+        driving = output.with_face_crops(driving, clip if whole else selected, motion)
+    if not whole:
+        driving = replace(driving, motion_frames=tuple(first + index for index in driving.motion_frames))
     if not clip.audio or motion.times is None:
         return driving
-    end = motion.times[-1] + 1 / (clip.fps or mean_rate(motion.times))
-    return replace(driving, audio=(path, motion.times[0], end))
+    shown = motion.times[first:stop] if whole else motion.times
+    end = shown[-1] + 1 / (clip.fps or mean_rate(motion.times))
+    return replace(driving, audio=(path, shown[0], end))
 
 
 def _folder_audio(
@@ -215,40 +218,6 @@ def _shows_skeletons(clip: Clip, kind: str, reporter: Reporter) -> bool:
     why = "by its tag" if tagged else "black except its limbs" if skeleton else "not black like a skeleton"
     reporter.info(f"{clip.path.name}: read as a {'skeleton' if skeleton else 'plain'} video ({why})")
     return skeleton
-
-
-def _open_detectors(clip: Clip, open_detectors: Callable[[], Detectors] | None) -> Detectors:
-    """Open the detectors for a plain video. Raises ``ModelMissing`` that names it."""
-    try:
-        if open_detectors is None:
-            raise ModelMissing("no model was given")
-        return open_detectors()
-    except ModelMissing as error:
-        hint = (error.hint or "name a model with detectors", "if these are skeletons, add --motion-kind skeleton")
-        message = f"{clip.path}: found a plain video, and {error.message}"
-        raise ModelMissing(message, hint=hint, downloads=error.downloads) from None
-
-
-def _detect_motion(
-    clip: Clip, person: Person, detectors: Detectors, reference: np.ndarray | None, reporter: Reporter
-) -> Motion:
-    """Detect the motion of ``person`` in a plain video. Nothing is aligned."""
-    capture = extract_motion(clip, detectors, CaptureOptions(person=person), reporter=reporter)
-    if capture.repairs.frames or capture.repairs.points or capture.repairs.gaps:
-        reporter.info(f"{clip.path.name}: {capture.repairs.describe()}")
-    if capture.found.max() > 1:
-        tracked = "the largest is tracked"
-        if person != "largest":
-            tracked = f"tracked: {', '.join(map(str, capture.motion.track.tolist()))}"
-        reporter.info(f"{clip.path.name}: up to {capture.found.max()} people, {tracked}")
-    keypoints = None if reference is None else pose_of(reference, detectors)
-    if reference is not None and keypoints is not None:
-        try:
-            alignment = align(capture.motion, keypoints, (reference.shape[1], reference.shape[0]), "none").after
-        except NoPerson:  # too little in common to compare
-            return capture.motion
-        reporter.info(f"{clip.path.name}: {alignment.describe()}; sa preprocess --align affine --reference aligns them")
-    return capture.motion
 
 
 def _motion_beside(clip: Clip) -> Motion | None:

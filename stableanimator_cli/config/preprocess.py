@@ -82,7 +82,8 @@ class PreprocessConfig:
         default_text="from the file", help="Width and height in pixels, for a motion whose file lacks them.")
     person: str | None = option("--person", None, metavar="largest|all|N|x0,y0,x1,y1", panel=PEOPLE,
         default_text="largest for videos, all for motions",
-        help="Person to take: the largest, all, the N-th to appear (from 0), or the one inside a box in pixels.")
+        help="Person to take: the largest, all, the N-th to appear (from 0; from left to right in a "
+        "frame), or the one inside a box in pixels.")
     people: int | None = option("--people", None, metavar="N", ge=1, le=64, panel=PEOPLE, default_text="see --person",
         help="Take the N largest people. The preview and the contact sheet show their numbers, which --person of "
         "sa animate means.")

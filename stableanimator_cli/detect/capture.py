@@ -7,19 +7,18 @@ the video. The result does not depend on timing.
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from stableanimator_cli.clip_folder import FaceTable
 from stableanimator_cli.detect import THRESHOLD, onnx
+from stableanimator_cli.detect.read_ahead import Times, read_ahead
 from stableanimator_cli.detect.roles import require_detectors
 from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.motion.keypoints import bounding_box, face_box
@@ -37,12 +36,7 @@ BATCH = 16
 machine or the number of workers."""
 
 _STRANGER = 3  # frames: a person detected in fewer is a false positive, unless the clip is that short
-_AHEAD = 2
-_PATIENCE = 1.0  # seconds between checks that the decoder is alive
-T = TypeVar("T")
 _APART = 0.33  # of a face's width: the minimum distance of the eyes of a frontal face
-
-Times = Sequence[Fraction | None]
 
 
 class Watcher(Protocol):
@@ -100,12 +94,17 @@ class Detectors:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureOptions:
     """``person``: see ``motion.track.select``. ``every``: people are detected in every k-th frame and their boxes
-    interpolated between. ``gap`` and ``smooth``: see ``motion.repair.repair``."""
+    interpolated between. ``gap`` and ``smooth``: see ``motion.repair.repair``.
+
+    ``frames``: a half-open range that matters. The largest people are those of these frames, and detection ends behind
+    them, once no later frame can change the number of a person seen by then.
+    """
 
     person: Person = "largest"
     every: int = 1
     gap: int = GAP
     smooth: float = 0.0
+    frames: tuple[int, int | None] = (0, None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,12 +132,18 @@ def extract_motion(
 ) -> Capture:
     """Detect all people in ``clip``, select those of ``options``, repair their motion.
 
+    The motion has all frames that were read: those of ``clip``, unless ``options.frames`` end before.
     Raises ``NoPerson`` with the file if no frame shows a person, ``BadInput`` with file and frame for damaged video.
     """
     options, reporter = options or CaptureOptions(), reporter or NullReporter()
-    seen = _Seen()
-    with ThreadPoolExecutor(1) as beside, reporter.progress(clip.count, f"detect {clip.path.name}", "frame") as bar:
-        for frames, times in read_ahead(clip, batch_of(options.every)):
+    seen, stop = _Seen(), options.frames[1]
+    total = clip.count if stop is None or clip.count is None else min(stop, clip.count)
+    with (
+        ThreadPoolExecutor(1) as beside,
+        reporter.progress(total, f"detect {clip.path.name}", "frame") as bar,
+        closing(read_ahead(clip, batch_of(options.every))) as batches,
+    ):
+        for frames, times in batches:
             faces = beside.submit(_faces, detectors.faces, frames)
             boxes = _boxes(detectors.people, frames, options.every)
             points = detectors.points.estimate(frames, boxes)
@@ -146,6 +151,8 @@ def extract_motion(
             for watcher in watchers:
                 watcher.see(frames, boxes)
             bar.update(len(frames))
+            if stop is not None and len(seen.times) >= stop and seen.tracker.settled(minimum=_STRANGER):
+                break
     return seen.capture(clip, options, detectors.channel_order)
 
 
@@ -163,89 +170,25 @@ def batch_of(every: int) -> int:
     return every * max(1, round(BATCH / every))
 
 
-def read_ahead(clip: Clip, batch: int) -> Iterator[tuple[list[np.ndarray], Times]]:
-    """Frames and their times in batches, decoded by a thread that runs at most two batches ahead.
-
-    An error of the decoder is raised here, after the batches before it. Closing the iterator stops the thread.
-    """
-    line: queue.Queue[tuple[list[np.ndarray], list[Fraction | None]] | BaseException | None] = queue.Queue(_AHEAD)
-    stop = threading.Event()
-
-    def put(item: tuple[list[np.ndarray], list[Fraction | None]] | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                return line.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def decode() -> None:
-        frames: list[np.ndarray] = []
-        times: list[Fraction | None] = []
-        items: Iterator[Any] = iter(())
-        try:
-            items = clip.frames()
-            for time, frame in items:
-                frames.append(frame)
-                times.append(time)
-                if len(frames) == batch:
-                    put((frames, times))
-                    frames, times = [], []
-                if stop.is_set():
-                    return
-            if frames:
-                put((frames, times))
-            put(None)
-        except BaseException as error:  # raised in the thread that reads the queue
-            put(error)
-        finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                close()
-
-    thread = threading.Thread(target=decode, name="decode", daemon=True)
-    with _running(thread, stop):
-        while (item := _next(line, thread)) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-
-def _next(line: queue.Queue[T], thread: threading.Thread) -> T:
-    """The next item of a queue that ``thread`` fills. Raises ``RuntimeError`` if it ended without an end mark."""
-    while True:
-        try:
-            return line.get(timeout=_PATIENCE)
-        except queue.Empty:
-            if not thread.is_alive() and line.empty():
-                raise RuntimeError(f"the thread {thread.name!r} ended without an end mark") from None
-
-
-@contextmanager
-def _running(thread: threading.Thread, stop: threading.Event) -> Iterator[None]:
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
 class _Seen:
     """Detections of all frames so far, without pixels."""
 
     def __init__(self) -> None:
         self.times: list[Fraction | None] = []
         self.boxes: list[np.ndarray] = []
-        self.points: list[np.ndarray] = []
         self.faces: list[tuple[Face, ...]] = []
+        self.face_indices: list[np.ndarray] = []
+        self.tracker = Tracker()
 
     def add(
         self, times: Times, boxes: list[np.ndarray], points: list[np.ndarray], faces: list[tuple[Face, ...]]
     ) -> None:
         self.times += times
         self.boxes += boxes
-        self.points += points
         self.faces += faces
+        for people, rows, seen in zip(points, boxes, faces, strict=True):
+            self.face_indices.append(_face_indices(people, seen))
+            self.tracker.add(people, rows, _appearance(seen, self.face_indices[-1]))
 
     def capture(self, clip: Clip, options: CaptureOptions, order: ChannelOrder) -> Capture:
         counts = np.array([len(rows) for rows in self.boxes], np.int64)
@@ -255,16 +198,13 @@ class _Seen:
                 f"{clip.path}: no person found in {frames}",
                 hint="use a video that shows the whole person, or lower --detect-threshold",
             )
-        face_indices = [_face_indices(points, faces) for points, faces in zip(self.points, self.faces, strict=True)]
-        tracker = Tracker()
-        for points, boxes, faces, owner in zip(self.points, self.boxes, self.faces, face_indices, strict=True):
-            tracker.add(points, boxes, _appearance(faces, owner))
-        tracks = tracker.tracks(minimum=min(_STRANGER, len(counts)))
+        face_indices = self.face_indices
+        tracks = self.tracker.tracks(minimum=min(_STRANGER, len(counts)))
         if not tracks.present.any():
-            tracks = tracker.tracks()
+            tracks = self.tracker.tracks()
         strangers = int(counts.sum() - tracks.present.sum())
         if options.person == "largest" or isinstance(options.person, Largest):
-            tracks = _largest(tracks, 1 if options.person == "largest" else options.person.count)
+            tracks = _largest(tracks, 1 if options.person == "largest" else options.person.count, options.frames)
         motion, repairs = repair(
             _selected(
                 tracks.motion(clip.size, self._clock(), self._face_boxes(tracks, face_indices)), options.person, clip
@@ -310,14 +250,16 @@ class _Seen:
         return FaceTable.of(rows, order)
 
 
-def _largest(tracks: Tracks, count: int) -> Tracks:
-    """Only the largest people (``motion.track.largest_people``), computed person by person: arrays of a crowd in a long
-    video are large, and later steps copy them."""
+def _largest(tracks: Tracks, count: int, frames: tuple[int, int | None]) -> Tracks:
+    """Only the largest people in these frames (``motion.track.largest_people``), computed person by person: arrays of a
+    crowd in a long video are large, and later steps copy them. Of all frames if these show nobody."""
+    rows = slice(*frames) if tracks.present[slice(*frames)].any() else slice(None)
     areas = []
     for person in range(tracks.present.shape[1]):
-        box = bounding_box(tracks.keypoints[:, person]).astype(np.float64)
-        sides = np.nan_to_num(box[:, 2:] - box[:, :2]).prod(axis=-1)
-        areas.append(float(sides[tracks.present[:, person]].sum()))
+        box = bounding_box(tracks.keypoints[rows, person]).astype(np.float64)
+        sides, present = np.nan_to_num(box[:, 2:] - box[:, :2]).prod(axis=-1), tracks.present[rows, person]
+        areas.append(float(sides[present].sum()) if present.any() else -1.0)
+    count = min(count, sum(area >= 0 for area in areas))
     largest = sorted(np.argsort(-np.array(areas), kind="stable")[:count].tolist())
     return Tracks(
         keypoints=tracks.keypoints[:, largest],

@@ -20,6 +20,7 @@ import numpy as np
 
 from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.motion.keypoints import BODY, COUNT, bounding_box, face_box, visible
+from stableanimator_cli.motion.left_to_right import horizontal_centres
 from stableanimator_cli.records import Motion
 
 
@@ -54,7 +55,8 @@ class Tracks:
     """People of a clip. Absent people have keypoints of 0, boxes of NaN and ``source`` -1.
 
     ``keypoints`` float32[t,p,134,3], ``boxes`` float32[t,p,4], ``present`` bool[t,p], ``track`` int64[p] numbered in
-    the order of appearance, ``source`` int64[t,p] index of the detection within its frame.
+    the order of appearance, from left to right where several appear in one frame, ``source`` int64[t,p] index of the
+    detection within its frame.
     """
 
     keypoints: np.ndarray
@@ -163,11 +165,18 @@ class Tracker:
                 similarity[row, n] = self._similarity(one, frame, bodies[n], rows[n], vectors[n])
         similarity = np.where(similarity >= _MIN_SIMILARITY, similarity, 0.0)
         matched = {n: self._tracks[row] for row, n in assign(similarity) if similarity[row, n] > 0}
+        centres, new = horizontal_centres(people, face_box(people)), [n for n in range(len(people)) if n not in matched]
+        for n in sorted(new, key=lambda n: (np.isnan(centres[n]), centres[n])):
+            matched[n] = _Track(bodies[n], rows[n], frame)
+            self._tracks.append(matched[n])
         for n in range(len(people)):
-            if n not in matched:
-                matched[n] = _Track(bodies[n], rows[n], frame)
-                self._tracks.append(matched[n])
             matched[n].update(frame, n, bodies[n], rows[n], vectors[n])
+
+    def settled(self, *, minimum: int) -> bool:
+        """Whether later frames cannot change the numbers of people who were detected in ``minimum`` frames by now:
+        nobody whom fewer frames show, and whom later ones may show, comes before one of them."""
+        enough = [len(one.frames) >= minimum for one in self._tracks]
+        return all(enough[: sum(enough)])
 
     def tracks(self, *, minimum: int = 1) -> Tracks:
         """All people so far who were detected in at least ``minimum`` frames."""

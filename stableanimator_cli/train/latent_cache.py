@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from stableanimator_cli.clip_folder import FaceTable, save_faces
 from stableanimator_cli.config.train import TrainConfig
+from stableanimator_cli.detect.read_ahead import read_ahead
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.weights import loaders, sorted_metadata
@@ -254,8 +255,6 @@ def _jobs(clip: TrainingClip, size: Size, encoders: Encoders, resize: Mode) -> l
 
 def _encode(clip: TrainingClip, encoders: Sequence[Encode], reader: FaceReader | None, batch: int) -> list[Tensor]:
     """float16 rows of each encoder for all frames. With a ``reader`` the faces are written too."""
-    from stableanimator_cli.detect.capture import read_ahead  # imports the libraries of the detectors
-
     chunks: list[list[Tensor]] = [[] for _ in encoders]
     faces: list[tuple[int, int, Face]] = []
     done = 0

@@ -14,7 +14,7 @@ from stableanimator_cli.animate.identity_gate import Identity, PeopleIdentityMet
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.engine.conditioning import PeopleFaces
-from stableanimator_cli.errors import ConfigError, NoFace
+from stableanimator_cli.errors import BadInput, ConfigError, NoFace
 from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.scene import sample_scene
@@ -72,19 +72,28 @@ def test_a_person_without_a_curve_in_the_preview_is_reported(animate, monkeypatc
     assert "o.preview.mp4 has no similarity curve of person 1, who shows no face" in heard.warnings
 
 
-def test_numbers_of_a_video_that_starts_late_are_explained(animate, tmp_path):
-    """Who is on the left of the full video may be on the right of its end."""
-    scene = sample_scene("test", 156116, clip=189, people=2, framing="portrait", size=(256, 256), frames=FRAMES)
+def test_numbers_of_a_video_that_starts_late_are_those_of_the_full_video(animate, tmp_path):
+    """The one on the left leaves: whoever stays is person 1, not 0, of the later frames too."""
+    scene = sample_scene("test", 156116, clip=189, people=2, framing="portrait", size=(256, 256), frames=1)
+    both = np.ascontiguousarray(next(iter(scene.clip())).image)
+    one = both.copy()
+    one[:, :128] = both[2, 2]
     with VideoWriter(tmp_path / "v.mp4", (256, 256), Fraction(8), lossless=True) as video:
-        for frame in scene.clip():
-            video.write(np.ascontiguousarray(frame.image))
-    flags = {"motion": tmp_path / "v.mp4", "motion_kind": "video", "pair": "0:0"}
-    words = "v.mp4: people are numbered as they appear from frame 1 on, not as in the full video"
-    heard = {frames: Heard() for frames in ("1:3", "0:2")}
-    for frames, reporter in heard.items():
-        animate(frames=frames, reporter=reporter, **flags)
-    assert any(text.startswith(words) for text in heard["1:3"].warnings)
-    assert not any(text.startswith(words) for text in heard["0:2"].warnings)
+        for frame in range(24):
+            video.write(both if frame < 12 else one)
+    flags, late = {"motion": tmp_path / "v.mp4", "motion_kind": "video"}, Heard()
+    record, shown = animate(frames="14:16", person="1", reporter=late, **flags)
+    assert record["motion"] == {"frames": [14, 15], "times": ["7/4", "15/8"]}
+    words = "v.mp4: people are detected from frame 0, not 14, so that they have the numbers of the full video"
+    assert words in late.notes
+    _, largest = animate(frames="14:16", person="largest", **flags)
+    np.testing.assert_array_equal(shown, largest)  # the only one there
+    with pytest.raises(BadInput, match="no person in any frame"):
+        animate(frames="14:16", person="0", **flags)
+    early = Heard()
+    record, _ = animate(frames="0:2", pair="0:1", reporter=early, **flags)
+    assert [(row["person"], row["face"]) for row in record["people"]] == [(0, 1)]
+    assert not any("numbers of the full video" in text for text in early.notes)
 
 
 def test_one_face_for_everybody_is_the_run_of_before(animate, scene, tmp_path):

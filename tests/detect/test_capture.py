@@ -23,11 +23,12 @@ from stableanimator_cli.detect.capture import (
     extract_motion,
     is_frontal,
     pose_of,
-    read_ahead,
 )
+from stableanimator_cli.detect.read_ahead import read_ahead
 from stableanimator_cli.errors import BadInput, ModelMissing, NoPerson
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.keypoints import from_wholebody
+from stableanimator_cli.motion.track import Numbers
 from stableanimator_cli.records import Clip, Face
 from tests import onnx_samples
 from tests.preprocess import drawn
@@ -101,6 +102,19 @@ def test_detection_of_some_frames_finds_the_same_person(detectors):
     counting = dataclasses.replace(detectors, people=_Counting(detectors.people, calls))
     extract_motion(clip_of(boxes), counting, CaptureOptions(every=4))
     assert sum(calls) == 5 + 5 + 3  # 0 4 8 12 and the last of each batch of 16; 0 4 and the last of 8
+
+
+@pytest.mark.parametrize(("first", "read"), [((10, 30, 50, 94), 32), ((120, 0, 150, 20), 48)])
+def test_detection_ends_behind_the_frames_that_matter(detectors, first, read):
+    """Once nobody can get another number: not while somebody was seen in a single frame before."""
+    calls: list[int] = []
+    counting = dataclasses.replace(detectors, people=_Counting(detectors.people, calls))
+    options = CaptureOptions(person=Numbers((0,)), frames=(18, 20))
+    some = extract_motion(clip_of([first, *drawn.walk(47)]), counting, options)
+    assert sum(calls) == read
+    full = extract_motion(clip_of([first, *drawn.walk(47)]), detectors, CaptureOptions(person=Numbers((0,))))
+    assert some.motion.track.tolist() == full.motion.track.tolist() == [0]
+    np.testing.assert_array_equal(some.motion.keypoints[:20], full.motion.keypoints[:20])
 
 
 class _Counting:

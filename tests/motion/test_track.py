@@ -121,6 +121,26 @@ def test_numbers_follow_appearance_and_do_not_depend_on_chance():
         np.testing.assert_array_equal(getattr(tracks, name), getattr(again, name))
 
 
+def test_who_appear_together_are_numbered_from_left_to_right():
+    """As the faces of a reference are; whoever comes later follows, wherever that is."""
+    people = walker(300, 0), walker(0, 2), walker(150, 0), walker(600, 0)
+    later = walker(-300, 0)
+    for seed in range(4):
+        frames, who = shuffled(*people, later, seed=seed, hidden={4: range(0, 7)})
+        assert identities(track(frames), who) == [{1}, {2}, {0}, {3}, {4}]
+
+
+def test_later_frames_change_no_numbers_once_they_are_settled():
+    """The second is seen once or twice at first: as long as that may be a false detection, the third has no number."""
+    frames, who = shuffled(walker(0, 0), walker(300, 0), walker(600, 0), hidden={1: range(2, 30), 2: range(0, 3)})
+    tracker, seen = Tracker(), []
+    for people in frames:
+        tracker.add(people)
+        seen.append(tracker.settled(minimum=3))
+    assert seen == [t < 5 or t >= 30 for t in range(FRAMES)]
+    assert identities(tracker.tracks(minimum=3), who) == [{0}, {1}, {2}]
+
+
 def test_boxes_are_used_and_returned():
     frames, _ = shuffled(walker(0, 0))
     boxes = [np.array([[1.0, 2, 300, 400, 0.9]], np.float32)] * FRAMES

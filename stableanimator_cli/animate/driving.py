@@ -58,7 +58,7 @@ class Driving:
     track numbers of all chosen people, in order, also of those who are in none of these frames.
     ``motion_frames``: per output frame, the index of MOTION's frame that it shows; ``motion_times``: its seconds after
     MOTION's first frame, None if MOTION has no clock. ``streams``: further videos that the backbone is conditioned on,
-    by name.
+    by name. ``undetected``: a plain video for a plan, whose people are not known.
     """
 
     skeletons: PoseFrames
@@ -71,6 +71,7 @@ class Driving:
     motion_frames: tuple[int, ...] = ()
     motion_times: tuple[Fraction, ...] | None = None
     streams: Mapping[str, FaceCrops] = field(default_factory=dict)
+    undetected: bool = False
 
 
 SKELETONS: Mapping[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
@@ -259,7 +260,8 @@ class _Output:
             order, rate = range(len(times)), self.config.fps or clip.fps or UNTIMED_FPS
         else:
             order, rate = _at_rate(known, clip.fps or mean_rate(known), self.config.fps)
-        return Driving(skeletons=black.reordered([0] * len(order)), fps=rate, source_size=clip.size, audio=None)
+        skeletons = black.reordered([0] * len(order))
+        return Driving(skeletons=skeletons, fps=rate, source_size=clip.size, audio=None, undetected=True)
 
     def of_clip(self, clip: Clip, first: int, beside: Motion | None) -> Driving:
         """The frames of a skeleton video; ``first`` is the index of its first frame in MOTION, ``beside`` the people of

@@ -247,3 +247,60 @@ class PlannedPeople:
             image = None if face is None else str(self.reference if isinstance(face, int) else face)
             rows.append({"person": number, "image": image, "face": face if isinstance(face, int) else None})
         return rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UndetectedPeople:
+    """For the plan of a plain video: whom ``--person`` asks for, and whose face is named. The rest is known only after
+    detection."""
+
+    config: PeopleConfig
+    reference: Path
+
+    @classmethod
+    def of(cls, config: AnimateConfig) -> UndetectedPeople | None:
+        """None if it is the largest person with the largest face."""
+        people = config.people
+        alone = people.person == "largest" or (people.person is None and people.pair == ())
+        if alone and people.names_faces is None:
+            return None
+        return cls(config=people, reference=config.reference)
+
+    def describe(self) -> str:
+        person = self.config.person
+        if isinstance(person, tuple):
+            numbers = ", ".join(map(str, person))
+            who = f"{'person' if len(person) == 1 else 'people'} {numbers} of the video"
+        elif person is not None:
+            who = "the largest person" if person == "largest" else "everybody"
+        else:
+            least = max((index + 1 for index in self.config.named), default=1)
+            who = f"as many of the largest people as {self.reference.name} shows faces"
+            who += f", at least {least}" if least > 1 else ""
+        return "; ".join([*self._named(), f"known only after detection: {who}, numbered from left to right"])
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Per person whose face is named: the number if it is known before detection, and image and face."""
+        rows = []
+        for index, face in self._faces().items():
+            image, number = (self.reference, face) if isinstance(face, int) else (face, None)
+            rows.append({"person": self._number(index), "image": str(image), "face": number})
+        return rows
+
+    def _faces(self) -> dict[int, int | Path]:
+        return {**dict(self.config.pair or ()), **self.config.face_files}
+
+    def _number(self, index: int) -> int | None:
+        """The number of a chosen person in the video."""
+        person = self.config.person
+        return person[index] if isinstance(person, tuple) and index < len(person) else None
+
+    def _named(self) -> list[str]:
+        """Each person whose face is named, and that face, in words."""
+        rows = []
+        for index, face in sorted(self._faces().items()):
+            number = self._number(index)
+            who = f"person {index} of those chosen" if number is None else f"person {number}"
+            which = f"face {face} of {self.reference.name}" if isinstance(face, int) else f"the face of {face.name}"
+            rows.append(f"{who} gets {which}")
+        return rows

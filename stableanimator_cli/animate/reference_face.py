@@ -12,12 +12,13 @@ from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.people import PersonFace
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.parse import parse_size
+from stableanimator_cli.config.refine import ONE_FRAME
 from stableanimator_cli.detect.face import load_embedding
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings, RefineLogEntry
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.face_optimization import SMALLEST, FaceBox, face_optimization, pixel_boxes
 from stableanimator_cli.engine.memory.render import MemoryEstimator
-from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
+from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoFace
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.left_to_right import face_boxes
 from stableanimator_cli.progress import Reporter
@@ -199,6 +200,9 @@ def build_face_optimization(
                 f"{config.motion.name}: faces of {len(references)} of {people} people are optimised, "
                 f"as many as {config.reference.name} shows"
             )
+        if settings.region == "frame" and len(references) > 1:
+            expected = f"box with the faces of {len(references)} people"
+            raise ConfigError("--refine-region", "frame", expected, hint=ONE_FRAME)
         usable = np.array([[box is not None for box in pixel_boxes(row, (width, height))] for row in boxes])  # [t,p]
         without_face = len(boxes) - int(usable.any(axis=-1).sum())
         if without_face == len(boxes):

@@ -14,7 +14,7 @@ from stableanimator_cli import __version__, catalogue
 from stableanimator_cli.animate import fingerprint, reference_face
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity_gate import GateResult, Identity
-from stableanimator_cli.animate.people import PlannedPeople
+from stableanimator_cli.animate.people import PlannedPeople, UndetectedPeople
 from stableanimator_cli.animate.reference_face import FacesRefined
 from stableanimator_cli.catalogue.needed import Needed
 from stableanimator_cli.config.animate import AnimateConfig
@@ -75,7 +75,11 @@ class AnimationPlan:
         height, width = request.resized.shape[:2]
         mode = reference_face.mode_of(config, model)
         fetch = catalogue.download_of(model.downloads)
-        people = PlannedPeople.of(config, driving.people, driving.numbers)
+        people = (
+            UndetectedPeople.of(config)
+            if driving.undetected
+            else PlannedPeople.of(config, driving.people, driving.numbers)
+        )
         return cls(
             data={
                 "model": model.name,

@@ -16,7 +16,7 @@ from stableanimator_cli.cards import USER_TABLE, find_card
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig, DecodeConfig, WindowConfig
 from stableanimator_cli.config.parse import dump_range
-from stableanimator_cli.config.refine import preset_options
+from stableanimator_cli.config.refine import ONE_FRAME, preset_options
 from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
 from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
@@ -155,6 +155,8 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
          "0 with --noise repeat", "use --noise fresh"),
         (refine.gate_retries and refine.min_csim is None, "--gate-retries", refine.gate_retries,
          "0 without --min-csim", "add --min-csim 0.5 or so"),
+        (refine.face != "off" and refine.region == "frame" and len(config.people.named) > 1,
+         "--refine-region", "frame", f"box with the faces of {len(config.people.named)} people", ONE_FRAME),
     ):  # fmt: skip
         if conflict:
             raise ConfigError(flag, value, expected, hint=hint)

@@ -88,6 +88,12 @@ class PeopleConfig:
             raise ConfigError("--face-of", self._text(min(twice)), "a person that --pair does not name")
         if self.pair == () and self.face_of:
             raise ConfigError("--pair", "none", "a pairing, or no --pair, beside --face-of")
+        chosen = len(self.person) if isinstance(self.person, tuple) else MOST
+        if self.named and self.named[-1] >= chosen:
+            flag, value = self.label(self.named[-1])
+            known = f"people 0 to {chosen - 1}" if chosen > 1 else "person 0, the only one"
+            hint = "people are counted from 0, in the order of --person"
+            raise ConfigError(flag, value, f"{known} of --person {dump_person(self.person or 'all')}", hint=hint)
 
     @property
     def face_files(self) -> dict[int, Path]:

@@ -93,6 +93,9 @@ def preset_options(name: str, file: Mapping[str, Any]) -> Mapping[str, Any]:
 REFINE = "Keeping the face (HJB optimisation)"
 """Panel of the help."""
 
+ONE_FRAME = "the same frame cannot be moved towards several faces; add --person largest to animate one person"
+"""Hint of ``--refine-region frame`` with several people."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RefineConfig:
@@ -125,7 +128,8 @@ class RefineConfig:
     anchor: Literal["none", "background"] = option("--refine-anchor", "none", model_default=True, panel=REFINE,
         help="background: only the surroundings of a face change, in full mode too.")
     region: Literal["box", "frame"] = option("--refine-region", "box", model_default=True, panel=REFINE,
-        help="Compare the face box with the reference's face, or the full frame as Algorithm 1 is printed.")
+        help="Compare the face box with the reference's face, or the full frame as Algorithm 1 is printed, for "
+        "one person.")
     min_csim: float | None = option("--min-csim", None, metavar="X", panel=REFINE, default_text="no gate", ge=-1,
         le=1,
         help="Minimum similarity (cosine, -1 to 1) of each window's faces to the reference; exit code 8 below it.")

@@ -11,6 +11,7 @@ from stableanimator_cli.animate.driving import open_driving
 from stableanimator_cli.animate.people import (
     PersonFace,
     PlannedPeople,
+    UndetectedPeople,
     chosen_people,
     most_faces,
     pair_people,
@@ -346,3 +347,48 @@ def test_a_plan_names_faces_that_are_known():
         planned = PlannedPeople.of(config(**dict(options)), people, (0, 1))
         assert planned is not None
         assert planned.describe() == text
+
+
+@pytest.mark.parametrize(
+    ("people", "text"),
+    [
+        (
+            {},
+            "known only after detection: as many of the largest people as ref.png shows faces, numbered from left to "
+            "right",
+        ),
+        (
+            {"pair": ((1, 0),)},
+            "person 1 of those chosen gets face 0 of ref.png; known only after detection: as many of the largest "
+            "people as ref.png shows faces, at least 2, numbered from left to right",
+        ),
+        (
+            {"person": (2, 0), "pair": ((0, 1),), "face_of": ("1=dir/b.png",)},
+            "person 2 gets face 1 of ref.png; person 0 gets the face of b.png; known only after detection: people 2, 0 "
+            "of the video, numbered from left to right",
+        ),
+        ({"person": "all"}, "known only after detection: everybody, numbered from left to right"),
+    ],
+)  # fmt: skip
+def test_a_plan_for_a_video_says_what_is_known_before_detection(people, text):
+    planned = UndetectedPeople.of(config(**people))
+    assert planned is not None
+    assert planned.describe() == text
+
+
+def test_a_plan_for_a_video_of_one_person_has_nothing_to_say():
+    assert UndetectedPeople.of(config(person="largest")) is None
+    assert UndetectedPeople.of(config(pair=())) is None
+    planned = UndetectedPeople.of(config(person=(2, 0), pair=((0, 1),), face_of=("1=b.png",)))
+    assert planned is not None
+    assert planned.to_json() == [
+        {"person": 2, "image": "ref.png", "face": 1},
+        {"person": 0, "image": "b.png", "face": None},
+    ]
+
+
+def test_who_is_not_chosen_is_refused_before_the_motion_is_read():
+    with pytest.raises(ConfigError, match=r"--pair: found '2:0', expected people 0 to 1 of --person 1,0"):
+        config(person=(1, 0), pair=((2, 0),))
+    with pytest.raises(ConfigError, match=r"--face-of: found '1=b.png', expected person 0, the only one of --person 3"):
+        config(person=(3,), face_of=("1=b.png",))

@@ -180,6 +180,27 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(animate, scene, tmp_
         animate(face_of=(f"2={scene / 'other.png'}",))
 
 
+def test_the_full_frame_is_moved_towards_one_face_only(animate):
+    words = r"--refine-region: found 'frame', expected box with the faces of 2 people"
+    flags = {"preset": "standard", "refine_iters": 1, "refine_region": "frame"}
+    with pytest.raises(ConfigError, match=words):
+        animate("one.png", "one.npz", pair="0:0,1:1", **flags)  # before anything is read
+    with pytest.raises(ConfigError, match=words):
+        animate(**flags)  # people who were detected
+    record, _ = animate(person="0", pair="0:1", **flags)
+    assert record["refined"][0]["faces"] == FRAMES
+    animate(pair="0:0,1:1", **flags | {"refine_face": "off"})
+
+
+def test_a_plan_for_a_video_names_its_people(scene, tmp_path):
+    with VideoWriter(tmp_path / "v.mp4", SIZE, Fraction(8)) as video:
+        video.write(np.full((*SIZE, 3), 90, np.uint8))
+    given = FLAGS | {"reference": scene / "two.png", "motion": tmp_path / "v.mp4", "output": tmp_path / "o.mp4"}
+    planned = run(flags=given | {"motion_kind": "video", "person": "1,0", "pair": "0:1"}, plan_only=True)
+    assert "people     person 1 gets face 1 of two.png; known only after detection: people 1, 0" in planned.summary()
+    assert planned.to_json()["people"] == [{"person": 1, "image": str(scene / "two.png"), "face": 1}]
+
+
 def test_a_plan_knows_the_people_of_keypoints(scene, tmp_path):
     given = FLAGS | {"reference": scene / "two.png", "motion": scene / "two.npz", "output": tmp_path / "o.mp4"}
     planned = run(flags=given | {"pair": "0:1,1:0"}, plan_only=True)

@@ -36,7 +36,7 @@ from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timin
 from stableanimator_cli.engine.weights import builders, fill
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.motion.geometry import resize_transform
-from stableanimator_cli.nets.unet import call_block
+from stableanimator_cli.nets.unet_blocks import call_block
 from stableanimator_cli.records import ModelFolder
 from tests import parity_faces, parity_skeleton, parity_training
 

@@ -53,7 +53,8 @@ from stableanimator_cli.engine.training import trainable_parameters
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.motion.motion_file import save_motion
-from stableanimator_cli.nets.unet import AnimationUNet, call_block
+from stableanimator_cli.nets.unet import AnimationUNet
+from stableanimator_cli.nets.unet_blocks import call_block
 from stableanimator_cli.puppets.scene import sample_scene
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train.optimizer import build_optimizer

@@ -19,7 +19,8 @@ from stableanimator_cli.engine.device import DevicePlan, memory_guard
 from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.memory_format import set_channels_last
-from stableanimator_cli.nets.unet import AnimationUNet, call_block
+from stableanimator_cli.nets.unet import AnimationUNet
+from stableanimator_cli.nets.unet_blocks import call_block
 
 _SIGMA_INPUT = 0.5  # 0.25 ln sigma, somewhere in the middle of a run
 

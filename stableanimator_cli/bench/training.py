@@ -31,7 +31,7 @@ from stableanimator_cli.engine.training import (
 )
 from stableanimator_cli.engine.training.model import Dtype
 from stableanimator_cli.nets.mixed_norms import with_mixed_norms
-from stableanimator_cli.nets.unet import Checkpointing
+from stableanimator_cli.nets.unet_blocks import Checkpointing
 from stableanimator_cli.preprocess import run as preprocess
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
 from stableanimator_cli.records import ModelFolder

@@ -50,7 +50,8 @@ from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.memory_format import set_channels_last
 from stableanimator_cli.nets.quantized import quantize_weights
-from stableanimator_cli.nets.unet import AnimationUNet, BlockRunner, call_block
+from stableanimator_cli.nets.unet import AnimationUNet
+from stableanimator_cli.nets.unet_blocks import BlockRunner, call_block
 from stableanimator_cli.records import STRIDE, ModelFolder
 
 Loader = Callable[[], nn.Module]

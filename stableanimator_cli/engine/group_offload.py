@@ -20,7 +20,7 @@ from diffusers.models.resnet import SpatioTemporalResBlock
 from torch import Tensor, nn
 
 from stableanimator_cli.engine.host_weights import Packed, fetched, named_tensors, pack
-from stableanimator_cli.nets.unet import BlockRunner, call_block
+from stableanimator_cli.nets.unet_blocks import BlockRunner, call_block
 
 _BLOCKS = (SpatioTemporalResBlock, BasicTransformerBlock, TemporalBasicTransformerBlock)
 

@@ -42,7 +42,7 @@ class AppearanceEncoder(UNet2DConditionModel):
         self, latents: Tensor, timestep: Tensor, image: Tensor, run_resnet: BlockRunner, run_block: BlockRunner
     ) -> dict[str, Tensor]:
         """``latents`` in the denoiser's scale, ``timestep`` [b] (MagicAnimate: that of the denoiser), ``image``
-        [b,k,c] tokens. The runners call residual and transformer blocks (``unet.BlockRunner``)."""
+        [b,k,c] tokens. The runners call residual and transformer blocks (``unet_blocks.BlockRunner``)."""
         features: dict[str, Tensor] = {}
         emb = self.time_embedding(self.time_proj(timestep).to(latents.dtype))
         x = self.conv_in(latents)

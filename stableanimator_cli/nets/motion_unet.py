@@ -28,24 +28,19 @@ from stableanimator_cli.nets.appearance_encoder import (
 )
 from stableanimator_cli.nets.context import Context, resize_regions
 from stableanimator_cli.nets.denoising_unet import DenoisingUNet
-from stableanimator_cli.nets.id_adapter import IDAdapter, IDMode, PreparedCrossAttention
+from stableanimator_cli.nets.id_adapter import IDMode, PreparedCrossAttention
 from stableanimator_cli.nets.unet_blocks import (
-    BlockRunner,
-    Checkpointing,
     block_context,
-    call_block,
-    checkpointed,
     feed_forward,
-    prepared_layers,
     spatial_cross_attention,
 )
 
 
 class MotionUNet(DenoisingUNet, UNetMotionModel):
-    """Noisy latents and reference latents in, predicted noise (epsilon) out.
+    """``timestep`` is in 0..999, the output predicted noise (epsilon); ``added_time_ids`` are not used.
 
-    ``config`` holds the stock class's arguments. ``reference_scale`` brings unscaled reference latents to the scale of
-    the noisy ones (the VAE's ``scaling_factor``). The other attributes are those of ``unet.AnimationUNet``.
+    ``config`` holds the stock class's arguments. ``reference_scale`` brings unscaled reference latents, of which the
+    first frame counts, to the scale of the noisy ones (the VAE's ``scaling_factor``).
 
     A window has at most ``motion_max_seq_length`` frames, the positions that the motion modules know.
     """
@@ -57,14 +52,9 @@ class MotionUNet(DenoisingUNet, UNetMotionModel):
     ) -> None:
         super().__init__(**config)
         self.appearance = AppearanceEncoder(**appearance_config(self.config))
-        self.id_tokens = id_tokens
         self.reference_scale = reference_scale
-        self.checkpointing: Checkpointing = "off"
-        self.ff_chunks = 1
-        self.run: BlockRunner = call_block
         self._block_names = {module: name for name, module in self.named_modules() if hasattr(module, "attn2")}
-        for attn in self.spatial_cross_attentions().values():
-            attn.set_processor(IDAdapter(attn.inner_dim, attn.cross_attention_dim, id_tokens=id_tokens, mode=id_mode))
+        self.add_id_adapters(id_tokens, id_mode)
 
     def spatial_cross_attentions(self) -> dict[str, Attention]:
         """The layers with an ID adapter, by name: the denoiser's ``attn2``, not those of motion modules."""
@@ -73,10 +63,6 @@ class MotionUNet(DenoisingUNet, UNetMotionModel):
             for name, module in self.named_modules()
             if name.endswith(".attn2") and ".attentions." in name and not name.startswith("appearance.")
         }
-
-    def temporal_cross_attentions(self) -> dict[str, Attention]:
-        """None: motion modules attend along time only."""
-        return {}
 
     @torch.no_grad()
     def zero_temporal_branches(self) -> None:
@@ -88,71 +74,13 @@ class MotionUNet(DenoisingUNet, UNetMotionModel):
     def sample_channels(self) -> int:
         return 2 * self.config["in_channels"]
 
-    @property
-    def num_up_layers(self) -> int:
-        """See ``AnimationUNet.num_up_layers``."""
-        return sum(len(block.resnets) for block in self.up_blocks)
-
-    def _runners(self) -> tuple[BlockRunner, BlockRunner]:
-        """Runners of residual and of transformer blocks."""
-        run = checkpointed if self.checkpointing != "off" and torch.is_grad_enabled() else self.run
-        return run, run if self.checkpointing == "blocks" else self.run
-
-    def prepare(self, context: Context) -> Context:
-        """Compute the part of cross-attention that depends on tokens alone; see ``AnimationUNet.prepare``."""
-        layers = prepared_layers(self.spatial_cross_attentions().values(), context)
-        return Context(context.image, context.face, layers, regions=context.regions)
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        encoder_hidden_states: Context,
-        added_time_ids: Tensor | None = None,
-        pose: Tensor | None = None,
-        *,
-        image_only: bool = False,
-    ) -> Tensor:
-        """``sample`` [b,t,2c,h,w]: noisy latents, then the reference's (of the first frame); ``timestep`` in 0..999
-        (scalar or [b]); ``pose`` [bt,c0,h,w] or None -> [b,t,c,h,w]. ``added_time_ids`` are not used.
-
-        ``image_only`` skips the motion modules.
-        """
-        return self._forward(sample, timestep, encoder_hidden_states, pose, image_only=image_only)[0]
-
-    def forward_caching(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        context: Context,
-        added_time_ids: Tensor | None = None,
-        pose: Tensor | None = None,
-        *,
-        layers: int,
-    ) -> tuple[Tensor, Tensor]:
-        """See ``AnimationUNet.forward_caching``."""
-        return self._forward(sample, timestep, context, pose, layers=layers)
-
-    def forward_cached(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        context: Context,
-        added_time_ids: Tensor | None = None,
-        pose: Tensor | None = None,
-        *,
-        layers: int,
-        deep: Tensor,
-    ) -> Tensor:
-        """See ``AnimationUNet.forward_cached``."""
-        return self._forward(sample, timestep, context, pose, layers=layers, deep=deep)[0]
-
     def _forward(
         self,
         sample: Tensor,
         timestep: Tensor | float,
         context: Context,
-        pose: Tensor | None,
+        added_time_ids: Tensor | None = None,
+        pose: Tensor | None = None,
         *,
         image_only: bool = False,
         layers: int = 0,
@@ -160,7 +88,7 @@ class MotionUNet(DenoisingUNet, UNetMotionModel):
     ) -> tuple[Tensor, Tensor]:
         noisy, reference = sample.chunk(2, dim=2)
         steps = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32).expand(len(sample))
-        run_resnet, run_block = self._runners()
+        run_resnet, run_block = self.runners()
         features = self.appearance(reference[:, 0] * self.reference_scale, steps, context.image, run_resnet, run_block)
         return self.denoise(noisy, steps, context, pose, features, image_only=image_only, layers=layers, deep=deep)
 
@@ -182,7 +110,7 @@ class MotionUNet(DenoisingUNet, UNetMotionModel):
         """
         batch, frames = noisy.shape[:2]
         context.check(self.id_tokens, batch * frames, (noisy.shape[-2], noisy.shape[-1]))
-        run_resnet, run_block = self._runners()
+        run_resnet, run_block = self.runners()
         emb = self.time_embedding(self.time_proj(steps).to(noisy.dtype))
         emb = repeat(emb, "b d -> (b t) d", t=frames)
 

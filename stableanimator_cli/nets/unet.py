@@ -8,6 +8,7 @@ folded (video-major), ``c h w`` latents, ``n`` positions, ``d`` width, ``k`` tok
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -22,17 +23,13 @@ from torch import Tensor, nn
 
 from stableanimator_cli.nets.context import Context, resize_regions
 from stableanimator_cli.nets.denoising_unet import DenoisingUNet
-from stableanimator_cli.nets.id_adapter import IDAdapter, IDMode, PreparedCrossAttention, project_out
+from stableanimator_cli.nets.id_adapter import IDMode, PreparedCrossAttention, project_out
 from stableanimator_cli.nets.norm_groups import DEFAULT_NORM_GROUPS, set_norm_groups
 from stableanimator_cli.nets.time_conv import with_time_convs
 from stableanimator_cli.nets.unet_blocks import (
     BlockRunner,
-    Checkpointing,
     block_context,
-    call_block,
-    checkpointed,
     feed_forward,
-    prepared_layers,
     spatial_cross_attention,
 )
 
@@ -45,19 +42,10 @@ _TEMPORAL_ENDS = (  # last layers of temporal residual branches
 
 
 class AnimationUNet(DenoisingUNet, UNetSpatioTemporalConditionModel):
-    """Noisy latents and reference latents in, network output (v-prediction) out.
+    """``timestep`` is 0.25 ln sigma, the output [b,t,4,h,w] a v-prediction.
 
     ``config`` holds the stock class's arguments (SVD's ``unet/config.json``). ``norm_num_groups`` is for narrow models
-    (``norm_groups``). ``id_tokens`` face tokens follow the image token in ``encoder_hidden_states``. Several people
-    have a set of ``id_tokens`` each, and a region (``Context``). Temporal cross-attention has no face tokens.
-
-    ``checkpointing`` is for training. ``blocks`` recomputes each spatio-temporal residual block and each transformer
-    block, spatial or temporal, in the backward pass. ``diffusers`` checkpoints as the stock class, which stores the
-    activations of temporal transformer blocks. ``off`` stores all.
-
-    ``ff_chunks`` is for rendering. Feed-forward layers, eight times as wide inside as their input, process that many
-    chunks of positions one after another, in place. The output is equal within rounding. Chunks apply without
-    gradients only; ``checkpointing`` saves memory in training.
+    (``norm_groups``). Temporal cross-attention has no face tokens.
     """
 
     def __init__(
@@ -70,12 +58,7 @@ class AnimationUNet(DenoisingUNet, UNetSpatioTemporalConditionModel):
     ) -> None:
         super().__init__(**{key: value for key, value in config.items() if not key.startswith("_")})
         with_time_convs(set_norm_groups(self, norm_num_groups))
-        self.id_tokens = id_tokens
-        self.checkpointing: Checkpointing = "off"
-        self.ff_chunks = 1
-        self.run: BlockRunner = call_block
-        for attn in self.spatial_cross_attentions().values():
-            attn.set_processor(IDAdapter(attn.inner_dim, attn.cross_attention_dim, id_tokens=id_tokens, mode=id_mode))
+        self.add_id_adapters(id_tokens, id_mode)
 
     def spatial_cross_attentions(self) -> dict[str, Attention]:
         """The layers with an ID adapter, by name: every ``attn2`` that is not temporal."""
@@ -110,66 +93,14 @@ class AnimationUNet(DenoisingUNet, UNetSpatioTemporalConditionModel):
         return Context(tokens[:, : -self.id_tokens], tokens[:, -self.id_tokens :])
 
     def prepare(self, context: Context) -> Context:
-        """Compute the part of cross-attention that depends on tokens alone (equal within 1e-5 in float32)."""
-        layers = prepared_layers(self.spatial_cross_attentions().values(), context)
-        if context.image.shape[1] == 1:
-            for attn in self.temporal_cross_attentions().values():
-                layers[attn] = PreparedCrossAttention(constant=project_out(attn, attn.to_v(context.image)))
-        return Context(context.image, context.face, layers, regions=context.regions)
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        encoder_hidden_states: Tensor | Context,
-        added_time_ids: Tensor,
-        pose: Tensor | None = None,
-        *,
-        image_only: bool = False,
-    ) -> Tensor:
-        """``sample`` [b,t,8,h,w], ``timestep`` 0.25 ln sigma (scalar or [b]), ``added_time_ids`` [b,3],
-        ``pose`` [bt,c0,h,w] from PoseNet or None -> [b,t,4,h,w]. ``image_only`` switches temporal mixing off."""
-        inputs = (sample, timestep, encoder_hidden_states, added_time_ids, pose)
-        return self._forward(*inputs, image_only=image_only)[0]
-
-    @property
-    def num_up_layers(self) -> int:
-        """Layers (a residual block and its attention) of the up blocks: the maximum of ``layers`` below."""
-        return sum(len(block.resnets) for block in self.up_blocks)
-
-    def forward_caching(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        context: Tensor | Context,
-        added_time_ids: Tensor,
-        pose: Tensor | None = None,
-        *,
-        layers: int,
-    ) -> tuple[Tensor, Tensor]:
-        """The output of ``forward``, and the deep features for ``forward_cached``.
-
-        These are [bt,c,h',w'], the input of the last ``layers`` layers of the up blocks, before any upsampling.
-        """
-        return self._forward(sample, timestep, context, added_time_ids, pose, layers=layers)
-
-    def forward_cached(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        context: Tensor | Context,
-        added_time_ids: Tensor,
-        pose: Tensor | None = None,
-        *,
-        layers: int,
-        deep: Tensor,
-    ) -> Tensor:
-        """The output of ``forward`` with deep features of another noise level (DeepCache, Ma et al., CVPR 2024).
-
-        Only the first layers of the down blocks and the last ``layers`` of the up blocks are computed, which skip
-        connections join. Exact for ``deep`` of the same call, otherwise approximate.
-        """
-        return self._forward(sample, timestep, context, added_time_ids, pose, layers=layers, deep=deep)[0]
+        prepared = super().prepare(context)
+        if context.image.shape[1] != 1:
+            return prepared
+        constant = {
+            attn: PreparedCrossAttention(constant=project_out(attn, attn.to_v(context.image)))
+            for attn in self.temporal_cross_attentions().values()
+        }
+        return replace(prepared, layers={**prepared.layers, **constant})
 
     def _forward(
         self,
@@ -177,20 +108,19 @@ class AnimationUNet(DenoisingUNet, UNetSpatioTemporalConditionModel):
         timestep: Tensor | float,
         context: Tensor | Context,
         added_time_ids: Tensor,
-        pose: Tensor | None,
+        pose: Tensor | None = None,
         *,
         image_only: bool = False,
         layers: int = 0,
         deep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The output, and the input of the last ``layers`` up layers; with ``deep`` only these layers run."""
         batch, frames = sample.shape[:2]
         if isinstance(context, Tensor):
             context = self.context(context)
         context.check(self.id_tokens, batch * frames, (sample.shape[-2], sample.shape[-1]))
         indicator = sample.new_full((batch, frames), float(image_only))
-        run_block = checkpointed if self.checkpointing != "off" and torch.is_grad_enabled() else self.run
-        runners = _BlockRunners(run_block, run_block if self.checkpointing == "blocks" else self.run, self.ff_chunks)
+        run_block, run_temporal = self.runners()
+        runners = _BlockRunners(run_block, run_temporal, self.ff_chunks)
         emb = repeat(self._time_embedding(timestep, added_time_ids, batch, sample), "b d -> (b t) d", t=frames)
 
         x = self.conv_in(rearrange(sample, "b t c h w -> (b t) c h w"))

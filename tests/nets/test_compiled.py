@@ -15,7 +15,8 @@ from stableanimator_cli.nets import unet as nets_unet
 from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.memory_format import set_channels_last
-from stableanimator_cli.nets.unet import AnimationUNet, call_block
+from stableanimator_cli.nets.unet import AnimationUNet
+from stableanimator_cli.nets.unet_blocks import call_block
 from tests.random_model import TINY
 
 

@@ -19,7 +19,8 @@ from stableanimator_cli.nets.compiled import CompiledBlocks
 from stableanimator_cli.nets.context import Context, resize_regions
 from stableanimator_cli.nets.id_adapter import IDAdapter
 from stableanimator_cli.nets.memory_format import set_channels_last
-from stableanimator_cli.nets.unet import AnimationUNet, call_block
+from stableanimator_cli.nets.unet import AnimationUNet
+from stableanimator_cli.nets.unet_blocks import call_block
 from tests.nets.test_id_adapter import BATCH, POSITIONS, adapter, layer  # noqa: F401 (a fixture)
 from tests.nets.test_id_adapter import inputs as layer_inputs
 from tests.random_model import TINY

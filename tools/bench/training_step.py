@@ -23,7 +23,7 @@ from stableanimator_cli.engine.memory.train import predict
 from stableanimator_cli.engine.memory.train_step import random_inputs
 from stableanimator_cli.engine.training.model import Dtype, TrainingSettings
 from stableanimator_cli.engine.training.trainable import Train, trainable_parameters
-from stableanimator_cli.nets.unet import Checkpointing
+from stableanimator_cli.nets.unet_blocks import Checkpointing
 
 
 def main(arguments: list[str] | None = None) -> int:

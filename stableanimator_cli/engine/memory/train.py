@@ -21,7 +21,7 @@ from stableanimator_cli.engine.training.model import TrainingModel, TrainingSett
 from stableanimator_cli.engine.training.trainable import with_lora
 from stableanimator_cli.engine.weights import build_on_meta, builders
 from stableanimator_cli.errors import OutOfMemory
-from stableanimator_cli.nets.unet import Checkpointing
+from stableanimator_cli.nets.unet_blocks import Checkpointing
 from stableanimator_cli.records import ModelFolder
 
 FRAGMENTED = 0.06  # of the total: fragmentation of torch's allocator

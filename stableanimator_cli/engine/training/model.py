@@ -20,7 +20,8 @@ from stableanimator_cli.nets.face_encoder import FaceEncoder
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.nets.lora import LoraLinear
 from stableanimator_cli.nets.pose_net import PoseNet
-from stableanimator_cli.nets.unet import AnimationUNet, Checkpointing
+from stableanimator_cli.nets.unet import AnimationUNet
+from stableanimator_cli.nets.unet_blocks import Checkpointing
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Dropout = Literal["released", "full"]

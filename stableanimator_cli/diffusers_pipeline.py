@@ -1,7 +1,7 @@
 """``StableAnimatorPipeline``: the same networks as a diffusers pipeline, for programs that are written against one.
 
 Schedulers, callbacks, ``to`` and offload hooks are those of diffusers. Windows, pose features and conditioning are
-those of ``sa animate``; face optimisation is a hook on the scheduler (``diffusion.backbones.refined``).
+those of ``sa animate``; face optimisation is a hook on the scheduler (``diffusion.scheduler_hook.refined``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.backbones import DEFAULT
+from stableanimator_cli.backbone_facts import DEFAULT
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.diffusion.guidance import blender, window_branches
 from stableanimator_cli.diffusion.schedule import SIGMA_MAX, SIGMA_MIN

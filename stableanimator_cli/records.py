@@ -14,11 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stableanimator_cli import backbones
+from stableanimator_cli import backbone_facts
 
 ChannelOrder = Literal["bgr", "rgb"]
-NETWORKS = backbones.NETWORKS
+NETWORKS = backbone_facts.NETWORKS
 """Roles of a model of a backbone with one UNet."""
+CLIP_PIXELS = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of RGB in 0..1, by which images are normalised for CLIP."""
 STRIDE = 8
 """Pixels per latent: four levels of SVD's VAE."""
 
@@ -86,16 +88,6 @@ class Motion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
-    """The image to animate: ``image`` uint8[h,w,3] RGB, its faces (largest first, may be empty), and its keypoints
-    float32[134,3] if known."""
-
-    image: np.ndarray
-    faces: tuple[Face, ...] = ()
-    keypoints: np.ndarray | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFolder:
     """A model on disk, resolved.
 
@@ -118,11 +110,11 @@ class ModelFolder:
     warnings: tuple[str, ...] = ()
     max_texture_error: float | None = None
     downloads: tuple[str, ...] = ()
-    backbone: str = backbones.DEFAULT
+    backbone: str = backbone_facts.DEFAULT
 
     @property
-    def facts(self) -> backbones.BackboneFacts:
-        return backbones.BACKBONES[self.backbone]
+    def facts(self) -> backbone_facts.BackboneFacts:
+        return backbone_facts.BACKBONES[self.backbone]
 
     @property
     def networks(self) -> tuple[str, ...]:

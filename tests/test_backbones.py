@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stableanimator_cli.backbones import BACKBONES, DEFAULT
+from stableanimator_cli.backbone_facts import BACKBONES, DEFAULT
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ROOT / "stableanimator_cli" / "engine" / "backbones"
@@ -17,7 +17,7 @@ FILES = sorted(
     path
     for folder in ("stableanimator_cli", "tools", "integrations")
     for path in (ROOT / folder).rglob("*.py")
-    if ROOMS not in path.parents and path.name != "backbones.py" and "tests" not in path.parts[len(ROOT.parts) :]
+    if ROOMS not in path.parents and path.name != "backbone_facts.py" and "tests" not in path.parts[len(ROOT.parts) :]
 )
 
 

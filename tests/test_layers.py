@@ -15,7 +15,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 
 GROUND = {
     "errors",
-    "backbones",
+    "backbone_facts",
     "records",
     "config",
     "progress",

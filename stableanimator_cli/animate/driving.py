@@ -25,7 +25,7 @@ from stableanimator_cli.animate.people import (
     people_of_frames,
 )
 from stableanimator_cli.animate.pose_frames import PoseFrames
-from stableanimator_cli.backbones import BackboneFacts
+from stableanimator_cli.backbone_facts import BackboneFacts
 from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stableanimator_cli import backbones
+from stableanimator_cli import backbone_facts
 from stableanimator_cli.catalogue import layouts, pipelines
 from stableanimator_cli.catalogue.configs import read_config
 from stableanimator_cli.catalogue.home import cache_dir, expanded
@@ -187,14 +187,14 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
         face_channel_order=order or "bgr",
         digests={role: part.digest for role, part in parts.items() if part.digest is not None},
         warnings=_warnings(layout, order),
-        backbone=backbone or backbones.DEFAULT,
+        backbone=backbone or backbone_facts.DEFAULT,
         max_texture_error=texture.get(parts["vae"].owner) if "vae" in parts else None,  # it is a figure of that VAE
     )
 
 
-def open_animator(name: str | Path, useful: Sequence[str] = ()) -> ModelFolder:
+def open_animator(name: str | Path) -> ModelFolder:
     """``open_model`` with all networks that the model's backbone needs."""
-    return open_model(name, open_model(name).networks, useful)
+    return open_model(name, open_model(name).networks)
 
 
 def _warnings(layout: layouts.Layout | None, order: ChannelOrder | None) -> tuple[str, ...]:

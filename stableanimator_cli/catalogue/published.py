@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stableanimator_cli.backbones import BACKBONES
+from stableanimator_cli.backbone_facts import BACKBONES
 from stableanimator_cli.catalogue import check_size, open_model
 from stableanimator_cli.catalogue.configs import read_config
 from stableanimator_cli.catalogue.schema import FILE_NAME

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from stableanimator_cli.backbones import BACKBONES
+from stableanimator_cli.backbone_facts import BACKBONES
 from stableanimator_cli.catalogue.address import problem, redacted
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import model_defaults

@@ -55,13 +55,6 @@ class WindowPlan:
         placements = (self.windows, *self.shifted)
         return WindowPlan(self.total, placements[index % len(placements)]) if self.shifted else self
 
-    def coverage(self) -> np.ndarray:
-        """Sum of the weights of each frame, float64[total]: ones."""
-        cover = np.zeros(self.total)
-        for window in self.windows:
-            np.add.at(cover, list(window.frames), window.weights)
-        return cover
-
     def describe(self) -> str:
         """One line per window of the first placement with its frames, e.g. ``window 2: 0, 13-27``."""
         return "\n".join(f"window {i + 1}: {_format_ranges(w.frames)}" for i, w in enumerate(self.windows))

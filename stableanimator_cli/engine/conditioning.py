@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from stableanimator_cli.nets.context import Context
-from stableanimator_cli.records import STRIDE
+from stableanimator_cli.records import CLIP_PIXELS, STRIDE
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLTemporalDecoder
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _SUM_ERROR = 1e-3  # of regions at one position
 CLIP_SIZE = 224
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class PoseFrames(Protocol):
@@ -186,7 +184,7 @@ def clip_token(encoder: CLIPVisionModelWithProjection, image: np.ndarray) -> Ten
 def clip_pixels(images: np.ndarray) -> Tensor:
     """uint8[b,h,w,3] -> float32[b,3,224,224]: resized to a square regardless of aspect, as SVD does, and normalised."""
     small = antialiased_resize(to_signed(images), CLIP_SIZE, CLIP_SIZE)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in CLIP_PIXELS)
     return ((small + 1) / 2 - mean) / std
 
 

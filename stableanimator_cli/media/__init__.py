@@ -1,7 +1,7 @@
 """Images and video to uint8 RGB arrays and back: the only reader and writer of pixels.
 
 Reading: ``open_clip`` (a video, an image, a folder of images), ``take`` (a slice of frames), ``resample`` (another
-rate), ``read_picture``, ``probe``. Writing: ``open_writer`` (``VideoWriter``, ``AnimationWriter`` for GIF and WebP,
+rate), ``read_picture``. Writing: ``open_writer`` (``VideoWriter``, ``AnimationWriter`` for GIF and WebP,
 ``FramesWriter`` for PNG files), in a thread ``WriterBehind``, ``write_picture``, ``write_animation``. Videos stream:
 memory does not grow with their length.
 """
@@ -13,18 +13,16 @@ import itertools
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import require_file
 from stableanimator_cli.media.animation import AnimationWriter, open_writer, write_animation
-from stableanimator_cli.media.decode import describe_video, open_video
+from stableanimator_cli.media.decode import open_video
 from stableanimator_cli.media.encode import VideoWriter
 from stableanimator_cli.media.frames_folder import FramesWriter
 from stableanimator_cli.media.image import (
-    describe_picture,
     is_picture,
     open_folder,
     open_picture,
@@ -41,7 +39,6 @@ __all__ = [
     "WriterBehind",
     "open_clip",
     "open_writer",
-    "probe",
     "read_picture",
     "resample",
     "take",
@@ -56,7 +53,7 @@ _TICK = Fraction(1, 1000)
 Frames = Iterator[tuple[Fraction | None, np.ndarray]]
 
 
-def open_clip(path: Path | str, *, allow_truncated: bool = False) -> Clip:
+def open_clip(path: Path | str) -> Clip:
     """Open a video, an image or a folder of images (in natural order; hidden and other files are ignored).
 
     ``frames()`` of the clip decodes again each time and yields ``(time, RGB uint8[h,w,3])``. Rotation, mirroring, EXIF
@@ -67,14 +64,13 @@ def open_clip(path: Path | str, *, allow_truncated: bool = False) -> Clip:
     container's metadata.
 
     One frame is decoded here, for the size as displayed and to reject other files early. Raises ``BadInput`` for these
-    and, while iterating, naming the frame, for data that are truncated or change size. With ``allow_truncated`` a
-    truncated video ends at its last good frame, and its ``count`` is ``None``.
+    and, while iterating, naming the frame, for data that are truncated or change size.
     """
     path = Path(path)
     if path.is_dir():
         return open_folder(path)
     require_file(path, _SOURCE)
-    return open_picture(path) if is_picture(path) else open_video(path, allow_truncated=allow_truncated)
+    return open_picture(path) if is_picture(path) else open_video(path)
 
 
 def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
@@ -161,35 +157,3 @@ def resample(clip: Clip, fps: Fraction | int) -> Clip:
             due = origin + shown / rate
 
     return dataclasses.replace(clip, fps=rate, count=None, frames=frames)
-
-
-def probe(path: Path | str) -> dict[str, Any]:
-    """Describe a video, image or folder for people and JSON, from headers and one frame.
-
-    Keys: ``path``, ``kind`` (``video``, ``picture``, ``folder``), ``codec`` and ``size`` [width, height] as displayed.
-    ``rotation`` is in degrees clockwise from the stored image to the displayed one. Further keys: ``pix_fmt``, ``fps``
-    (a fraction as text), ``frames``, ``duration`` (seconds), ``audio`` (``codec``, ``rate``, ``channels``) and ``tag``.
-    Unknown or absent values are ``None``.
-    """
-    path = Path(path)
-    clip = open_clip(path)
-    kind = "folder" if path.is_dir() else "picture" if is_picture(path) else "video"
-    duration = float(clip.count / clip.fps) if clip.count and clip.fps else None
-    data: dict[str, Any] = {
-        "path": str(path),
-        "kind": kind,
-        "codec": None,
-        "size": list(clip.size),
-        "rotation": 0,
-        "pix_fmt": None,
-        "fps": None if clip.fps is None else str(clip.fps),
-        "frames": clip.count,
-        "duration": duration,
-        "audio": None,
-        "tag": dict(clip.tag),
-    }
-    if kind == "video":
-        data |= describe_video(path)
-    elif kind == "picture":
-        data |= describe_picture(path)
-    return data

@@ -36,7 +36,7 @@ _UNKNOWN_MATRIX = frozenset({2, 3})  # AVCOL_SPC_UNSPECIFIED, AVCOL_SPC_RESERVED
 _SQUARE = Fraction(1, 100)  # pixel aspects nearer to 1 than this are rounding of the encoder
 
 
-def open_video(path: Path, *, allow_truncated: bool) -> Clip:
+def open_video(path: Path) -> Clip:
     """The video in ``path`` as a clip. One frame is decoded, for size and rotation; see ``media.open_clip``."""
     with open_container(path) as container:
         stream = video_stream(container, path)
@@ -46,37 +46,11 @@ def open_video(path: Path, *, allow_truncated: bool) -> Clip:
             path=path,
             size=(width, height),
             fps=_mean_rate(stream),
-            count=None if allow_truncated else _count(stream),
+            count=_count(stream),
             audio=bool(container.streams.audio),
-            frames=lambda: _frames(path, (width, height), allow_truncated),
+            frames=lambda: _frames(path, (width, height)),
             tag=dict(container.metadata),
         )
-
-
-def describe_video(path: Path) -> dict[str, Any]:
-    """Values of ``media.probe`` for a video, from the header and the first frame."""
-    with open_container(path) as container:
-        stream = video_stream(container, path)
-        first = _first_frame(container, stream, path)
-        rate, count = _mean_rate(stream), _count(stream)
-        seconds = None if container.duration is None else container.duration / av.time_base
-        if stream.duration is not None and stream.time_base is not None:
-            seconds = float(stream.duration * stream.time_base)
-        elif count is not None and rate is not None:
-            seconds = float(count / rate)
-        audio = next(iter(container.streams.audio), None)
-        return {
-            "codec": stream.codec_context.codec.canonical_name,
-            "pix_fmt": first.format.name,
-            "rotation": -first.rotation % 360,
-            "fps": None if rate is None else str(rate),
-            "frames": count,
-            "duration": seconds,
-            "audio": None
-            if audio is None
-            else {"codec": audio.codec_context.codec.canonical_name, "rate": audio.rate, "channels": audio.channels},
-            "tag": dict(container.metadata),
-        }
 
 
 def first_time(path: Path) -> Fraction:
@@ -115,18 +89,18 @@ def _pictures(container: InputContainer) -> Iterator[VideoStream]:
 
 
 def _first_frame(container: InputContainer, stream: VideoStream, path: Path) -> VideoFrame:
-    for frame in _decoded(container, stream, path, allow_truncated=False):
+    for frame in _decoded(container, stream, path):
         return frame
     raise AssertionError("a stream without frames is refused by _decoded")
 
 
-def _frames(path: Path, size: tuple[int, int], allow_truncated: bool) -> Iterator[tuple[Fraction | None, np.ndarray]]:
+def _frames(path: Path, size: tuple[int, int]) -> Iterator[tuple[Fraction | None, np.ndarray]]:
     with open_container(path) as container:
         stream = video_stream(container, path)
         rate, tick = _mean_rate(stream) or Fraction(25), _tick(stream)
         convert = _Converter(stream, path)
         origin: Fraction | None = None
-        for index, frame in enumerate(_decoded(container, stream, path, allow_truncated)):
+        for index, frame in enumerate(_decoded(container, stream, path)):
             pixels = convert(frame, index)
             if pixels.shape[1::-1] != size:
                 raise BadInput(
@@ -142,7 +116,7 @@ def _frames(path: Path, size: tuple[int, int], allow_truncated: bool) -> Iterato
             yield time - origin, pixels
 
 
-def _decoded(container: InputContainer, stream: VideoStream, path: Path, allow_truncated: bool) -> Iterator[VideoFrame]:
+def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
     """Frames in display order; then ``BadInput`` naming the first missing frame, if the data end early.
 
     Frames buffered in the decoder are yielded first, so the named frame is exact. Errors before the first frame are
@@ -181,7 +155,7 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path, allow_t
     if not shown:
         found = "no frame at all" if trouble is None else trouble
         raise BadInput(path, found, "at least one frame", frame=None if trouble is None else 0, hint=_AGAIN)
-    if trouble is not None and not allow_truncated:
+    if trouble is not None:
         whole = f" of {indexed}" if indexed else ""
         raise BadInput(
             path,

@@ -139,13 +139,6 @@ def picture_size(path: Path) -> tuple[int, int]:
         return _turned_size(image)
 
 
-def describe_picture(path: Path) -> dict[str, object]:
-    """Codec, pixel format and rotation of an image, for ``media.probe``."""
-    with _opened(path) as image, _decoding(path):
-        turn = {3: 180, 5: 90, 6: 90, 7: 270, 8: 270}.get(image.getexif().get(_ORIENTATION, 1), 0)
-        return {"codec": str(image.format).lower(), "pix_fmt": image.mode, "rotation": turn}
-
-
 def on_black(rgba: np.ndarray) -> np.ndarray:
     """Composite RGBA uint8[h,w,4] (alpha not premultiplied) on black: RGB uint8[h,w,3], rounded."""
     product = rgba[..., :3].astype(np.uint16) * rgba[..., 3:]

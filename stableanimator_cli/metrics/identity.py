@@ -77,13 +77,6 @@ def cosines(embeddings: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(value), np.clip(value, -1, 1), np.nan)
 
 
-def csim(embeddings: np.ndarray, target: np.ndarray) -> Csim:
-    """CSIM of float[t,d] with one embedding (of the reference image) or with one per frame (of the ground truth)."""
-    curve = cosines(embeddings, target)
-    other = np.broadcast_to(np.asarray(target, np.float64), np.shape(embeddings))
-    return summary(curve, np.asarray(np.isfinite(other).all(axis=-1)))
-
-
 def summary(curve: np.ndarray, valid: np.ndarray) -> Csim:
     """CSIM from cosines float[t] (NaN: no face) and the frames bool[t] whose other side has a face."""
     detected = np.isfinite(curve) & valid

@@ -15,6 +15,7 @@ from PIL import Image
 
 from stableanimator_cli.metrics.identity import cosines
 from stableanimator_cli.metrics.result import define
+from stableanimator_cli.records import CLIP_PIXELS
 
 Embed = Callable[[np.ndarray], np.ndarray]
 """A batch float32[n,3,h,w] -> float[n,d]."""
@@ -44,9 +45,7 @@ class ImageStyle:
 
 
 IMAGE_STYLES: dict[str, ImageStyle] = {
-    "clip_i": ImageStyle(
-        resize=224, mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711)
-    ),
+    "clip_i": ImageStyle(resize=224, mean=CLIP_PIXELS[0], std=CLIP_PIXELS[1]),
     "dino": ImageStyle(resize=256, mean=IMAGENET[0], std=IMAGENET[1]),
 }
 for _name, _title, _features, _network, _source in (

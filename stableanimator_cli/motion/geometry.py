@@ -41,10 +41,6 @@ class ResizeTransform:
         """Source pixels [...,2] in target pixels, float64; points outside the crop land outside the target."""
         return (np.asarray(points, np.float64) - self.box[:2]) * self.scale + self.placed[:2]
 
-    def inverse_points(self, points: np.ndarray) -> np.ndarray:
-        """Target pixels [...,2] in source pixels, float64."""
-        return (np.asarray(points, np.float64) - self.placed[:2]) / self.scale + self.box[:2]
-
     def apply_image(self, image: np.ndarray, resample: Resample = "lanczos") -> np.ndarray:
         """uint8[h,w,3] RGB of the source size as uint8[H,W,3] of the target size, by Pillow's ``resize``.
 

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from stableanimator_cli.nets.placed import PlacedModule
 
-STRIDE = 8  # three strided convolutions land on the latent grid
-
 
 class PoseNet(PlacedModule):
     """Skeleton pixels [b,3,8h,8w] in [-1,1] -> [b,noise_latent_channels,h,w].

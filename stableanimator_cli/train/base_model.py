@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.backbones import BACKBONES, DEFAULT
+from stableanimator_cli.backbone_facts import BACKBONES, DEFAULT
 from stableanimator_cli.catalogue.published import is_published, open_published
 from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.config.schema import toml_literal

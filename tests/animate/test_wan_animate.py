@@ -19,7 +19,7 @@ from stableanimator_cli.animate.identity_gate import Identity
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.run import run
-from stableanimator_cli.backbones import BACKBONES
+from stableanimator_cli.backbone_facts import BACKBONES
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.engine.backbones.segments import SegmentBackbone

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stableanimator_cli import __main__ as entry
-from stableanimator_cli.media import VideoWriter, open_clip, probe, write_picture
+from stableanimator_cli.media import VideoWriter, open_clip, write_picture
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.skeleton import draw_frame
 from tests.conftest import ROOT
@@ -298,8 +298,8 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(sa: Sa, upstream_model:
 def test_motions_of_every_kind(sa: Sa, motion: str, rate: str, frames: int) -> None:
     said = sa(animate(motion=motion, more="--size 64x80 --preview --quiet --refine-face off"))
     assert (said.code, said.out, said.err) == (0, "out.mp4\n", "")
-    told = probe("out.mp4")
-    assert (told["size"], told["fps"], told["frames"]) == ([64, 80], rate, frames)
+    clip = open_clip("out.mp4")
+    assert (clip.size, clip.fps, clip.count) == ((64, 80), Fraction(rate), frames)
     # in the preview's middle the person stands upright: the head is above, the legs are two and below
     panel = next(iter(open_clip("out.preview.mp4").frames()))[1][:, 64:128].max(2) > 60
     assert panel[:20, 24:40].any()
@@ -313,7 +313,7 @@ def test_sound_stays_in_time(sa: Sa) -> None:
     _, times, levels = heard(Path("out.mp4"))
     assert onset(times, levels) == pytest.approx(0.5 - 2 / 6, abs=0.03)
     assert sa(animate(motion="sound.mp4", more="--frames 2:6 --audio none")).code == 0
-    assert probe("out.mp4")["audio"] is None
+    assert not open_clip("out.mp4").audio
 
 
 def test_plan_and_progress_are_json(sa: Sa) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from fractions import Fraction
@@ -12,7 +11,7 @@ import pytest
 
 from stableanimator_cli import media
 from stableanimator_cli.errors import BadInput, ConfigError
-from tests.media_samples import beep, corners, make_video, number_of, numbered
+from tests.media_samples import make_video, number_of, numbered
 
 
 def numbers(clip) -> list[int]:
@@ -118,31 +117,6 @@ def test_empty_file(tmp_path, name):
     (tmp_path / name).touch()
     with pytest.raises(BadInput, match=rf"{name}: found an empty file"):
         media.open_clip(tmp_path / name)
-
-
-def test_probe_of_a_video(tmp_path):
-    path = make_video(
-        tmp_path / "p.mp4", numbered(10), rotation=-90, fps=Fraction(30000, 1001), sound=beep(0.5, 0.0, channels=2)
-    )
-    told = json.loads(json.dumps(media.probe(path)))
-    assert told["kind"] == "video"
-    assert told["codec"] == "h264"
-    assert told["size"] == [48, 64]
-    assert told["rotation"] == 90
-    assert told["pix_fmt"] == "yuv420p"
-    assert told["fps"] == "30000/1001"
-    assert told["frames"] == 10
-    assert told["duration"] == pytest.approx(10 * 1001 / 30000, abs=1e-3)
-    assert told["audio"] == {"codec": "aac", "rate": 44100, "channels": 2}
-
-
-def test_probe_of_a_picture_and_a_folder(tmp_path):
-    media.write_picture(tmp_path / "one.png", corners())
-    told = media.probe(tmp_path / "one.png")
-    assert (told["kind"], told["codec"], told["size"], told["frames"]) == ("picture", "png", [64, 48], 1)
-    told = media.probe(tmp_path)
-    assert (told["kind"], told["codec"], told["frames"], told["fps"]) == ("folder", None, 1, None)
-    assert told["path"] == str(tmp_path)
 
 
 def test_import_is_free_of_the_heavy_libraries():

@@ -198,7 +198,7 @@ def test_a_picture_cut_anywhere_is_one_error_that_names_it(tmp_path, name):
     path = tmp_path / f"cut.{name}"
     for length in range(1, len(whole), max(1, len(whole) // 60)):
         path.write_bytes(whole[:length])
-        for read in (media.read_picture, image.picture_size, image.open_picture, media.probe):
+        for read in (media.read_picture, image.picture_size, image.open_picture):
             try:
                 read(path)
             except BadInput as error:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stableanimator_cli.metrics.identity import cosines, csim, drift, worst
+from stableanimator_cli.metrics.identity import Csim, cosines, drift, summary, worst
+
+
+def csim(embeddings: np.ndarray, target: np.ndarray) -> Csim:
+    """CSIM with one embedding, or with one per frame."""
+    other = np.broadcast_to(target, embeddings.shape)
+    return summary(cosines(embeddings, target), np.isfinite(other).all(axis=-1))
+
 
 ALICE, BOB = np.eye(512)[0], np.eye(512)[1]
 NOBODY = np.full(512, np.nan)

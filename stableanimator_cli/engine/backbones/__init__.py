@@ -2,7 +2,7 @@
 
 ``backbone_of(model)`` returns the backbone that a model folder names in ``model.toml``. A room is a module of the
 backbone's name (``-`` becomes ``_``) with ``BACKBONE``, an instance of ``Backbone``; the facts that verbs need without
-torch are in ``stableanimator_cli.backbones``. Nothing outside of these rooms compares names of backbones.
+torch are in ``stableanimator_cli.backbone_facts``. Nothing outside of these rooms compares names of backbones.
 """
 
 from __future__ import annotations

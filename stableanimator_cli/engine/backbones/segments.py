@@ -3,7 +3,7 @@ before, after these are decoded.
 
 The loop is ours, with the pipeline's own preparation, transformer and scheduler: it can stop after any step and resume
 with the same bits, and without face optimisation it is equal to the pipeline's own call. Face optimisation acts through
-the scheduler (``diffusion.backbones``).
+the scheduler (``diffusion.scheduler_hook``).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from stableanimator_cli.config.animate import SamplingConfig, WindowConfig
-from stableanimator_cli.diffusion.backbones import FAMILIES, Axes, refined
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Target
 from stableanimator_cli.diffusion.sampler import Refine, Step
 from stableanimator_cli.diffusion.schedule import keyed_noise
+from stableanimator_cli.diffusion.scheduler_hook import FAMILIES, Axes, refined
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
 from stableanimator_cli.engine.backbones import Rewound
 from stableanimator_cli.engine.backbones.scheduler_state import pack_scheduler, restore_scheduler

@@ -23,9 +23,9 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from stableanimator_cli.diffusion.backbones import Axes, Fold, refined
 from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings, Target
 from stableanimator_cli.diffusion.sampler import Step
+from stableanimator_cli.diffusion.scheduler_hook import Axes, Fold, refined
 from stableanimator_cli.nets.arcface import ArcFace, crop_resize
 from tests import tiny_wan
 from tests.nets.iresnet import IResNet, filled, to_onnx

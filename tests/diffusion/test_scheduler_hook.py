@@ -12,9 +12,9 @@ import pytest
 import torch
 from einops import rearrange
 
-from stableanimator_cli.diffusion.backbones import FAMILIES, Axes, refined
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings, Target
 from stableanimator_cli.diffusion.sampler import Step, sample_euler, sample_heun
+from stableanimator_cli.diffusion.scheduler_hook import FAMILIES, Axes, refined
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PLAIN = {**SD, "clip_sample": False}

@@ -6,7 +6,6 @@ denoiser's own self-attention, so each frame can copy details of the reference f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from einops import rearrange
 from torch import Tensor
 
-from stableanimator_cli.nets.unet_blocks import BlockRunner
+from stableanimator_cli.nets.unet_blocks import BlockRunner, down_layers, up_layers
 
 
 class AppearanceEncoder(UNet2DConditionModel):
@@ -61,34 +60,25 @@ class AppearanceEncoder(UNet2DConditionModel):
                 y, features[self._names[block]] = run_block(_block, block, y, image)
             return x + project_out(attention, y, height)
 
-        for block in self.down_blocks:
-            for resnet, attention in layers_of(block):
-                x = run_resnet(call_resnet, resnet, x, emb)
-                x = attend(attention, x) if attention is not None else x
-                skips.append(x)
-            for downsampler in block.downsamplers or ():
-                x = downsampler(x)
-                skips.append(x)
+        def layer(x: Tensor, resnet: Any, attention: Any) -> Tensor:
+            x = run_resnet(call_resnet, resnet, x, emb)
+            return attend(attention, x) if attention is not None else x
+
+        for parts, downsampler in down_layers(self.down_blocks):
+            x = layer(x, *parts) if downsampler is None else downsampler(x)
+            skips.append(x)
         middle: Any = self.mid_block
         x = run_resnet(call_resnet, middle.resnets[0], x, emb)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
             x = run_resnet(call_resnet, resnet, attend(attention, x), emb)
-        for block in self.up_blocks:
-            for resnet, attention in layers_of(block):
-                x = run_resnet(call_resnet, resnet, torch.cat([x, skips.pop()], dim=1), emb)
-                x = attend(attention, x) if attention is not None else x
-            for upsampler in block.upsamplers or ():
-                x = upsampler(x, skips[-1].shape[-2:])  # the size of the next skip, which may be odd
+        for parts, upsampler, _ in up_layers(self.up_blocks, len(skips)):
+            if upsampler is not None:
+                x = upsampler(x, skips[-1].shape[-2:])
+            x = layer(torch.cat([x, skips.pop()], dim=1), *parts)
         return features
 
 
 _BLOCK = BasicTransformerBlock
-
-
-def layers_of(block: Any) -> Iterator[tuple[Any, Any]]:
-    """Residual block and attention (None without) of each layer of a down or up block."""
-    attentions = getattr(block, "attentions", None) or [None] * len(block.resnets)
-    yield from zip(block.resnets, attentions, strict=True)
 
 
 def call_resnet(resnet: Any, x: Tensor, emb: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ in ``unet.AnimationUNet``, after ``conv_in``, not by a ControlNet. Letters are t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from torch import Tensor
 from stableanimator_cli.nets.appearance_encoder import (
     AppearanceEncoder,
     call_resnet,
-    layers_of,
     project_in,
     project_out,
 )
@@ -31,8 +30,10 @@ from stableanimator_cli.nets.denoising_unet import DenoisingUNet
 from stableanimator_cli.nets.id_adapter import IDMode, PreparedCrossAttention
 from stableanimator_cli.nets.unet_blocks import (
     block_context,
+    down_layers,
     feed_forward,
     spatial_cross_attention,
+    up_layers,
 )
 
 
@@ -141,15 +142,9 @@ class MotionUNet(DenoisingUNet, UNetMotionModel):
         if pose is not None:
             x = x + pose
         skips = [x]
-        shallow = None if deep is None else layers - 1
-        for block in self.down_blocks:
-            modules = [*(("layer", parts) for parts in _layers(block))]
-            modules += [("down", downsampler) for downsampler in block.downsamplers or ()]
-            for kind, parts in modules:
-                if shallow is not None and len(skips) > shallow:
-                    break
-                x = layer(x, *parts) if kind == "layer" else parts(x)
-                skips.append(x)
+        for parts, downsampler in islice(down_layers(self.down_blocks), None if deep is None else layers - 1):
+            x = layer(x, *parts) if downsampler is None else downsampler(x)
+            skips.append(x)
 
         if deep is None:
             middle: Any = self.mid_block
@@ -162,19 +157,12 @@ class MotionUNet(DenoisingUNet, UNetMotionModel):
         else:
             x = deep
 
-        left = self.num_up_layers
-        upsampler = None
-        for block in self.up_blocks:
-            for parts in _layers(block):
-                if left == layers and deep is None:
-                    deep = x
-                if deep is None or left <= layers:
-                    if upsampler is not None:
-                        x = upsampler(x, skips[-1].shape[-2:])  # the size of the next skip, which may be odd
-                    x = layer(torch.cat([x, skips.pop()], dim=1), *parts)
-                upsampler = None
-                left -= 1
-            upsampler = next(iter(block.upsamplers or ()), None)
+        for parts, upsampler, left in up_layers(self.up_blocks, self.num_up_layers if deep is None else layers):
+            if left == layers and deep is None:
+                deep = x
+            if upsampler is not None:
+                x = upsampler(x, skips[-1].shape[-2:])
+            x = layer(torch.cat([x, skips.pop()], dim=1), *parts)
         output = self.conv_out(self.conv_act(self.conv_norm_out(x)))
         return rearrange(output, "(b t) c h w -> b t c h w", t=frames), x if deep is None else deep
 
@@ -193,13 +181,6 @@ def appearance_config(config: Any) -> dict[str, Any]:
     }
     # diffusers names the number of heads so, by a mistake that Stable Diffusion's config keeps
     return {key: config[key] for key in _SHARED} | blocks | {"attention_head_dim": config["num_attention_heads"]}
-
-
-def _layers(block: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Residual block, attention and motion module (None without) of each layer of a down or up block."""
-    motions = getattr(block, "motion_modules", None) or [None] * len(block.resnets)
-    for (resnet, attention), motion in zip(layers_of(block), motions, strict=True):
-        yield resnet, attention, motion
 
 
 def _spatial_block(

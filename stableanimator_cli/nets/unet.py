@@ -7,7 +7,6 @@ folded (video-major), ``c h w`` latents, ``n`` positions, ``d`` width, ``k`` tok
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import SpatioTemporalResBlock
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 from einops import rearrange, repeat
-from torch import Tensor, nn
+from torch import Tensor
 
 from stableanimator_cli.nets.context import Context, resize_regions
 from stableanimator_cli.nets.denoising_unet import DenoisingUNet
@@ -29,8 +28,10 @@ from stableanimator_cli.nets.time_conv import with_time_convs
 from stableanimator_cli.nets.unet_blocks import (
     BlockRunner,
     block_context,
+    down_layers,
     feed_forward,
     spatial_cross_attention,
+    up_layers,
 )
 
 _TEMPORAL_ENDS = (  # last layers of temporal residual branches
@@ -127,13 +128,11 @@ class AnimationUNet(DenoisingUNet, UNetSpatioTemporalConditionModel):
         if pose is not None:
             x = x + pose
         skips = [x]
-        # each up layer takes one skip, the last layer the first skip
-        for resnet, attention, downsampler in islice(
-            _down_layers(self.down_blocks), None if deep is None else layers - 1
-        ):
+        for parts, downsampler in islice(down_layers(self.down_blocks), None if deep is None else layers - 1):
             if downsampler is not None:
                 x = downsampler(x)
             else:
+                resnet, attention = parts
                 x = run_block(_resnet, resnet, x, emb, indicator, image_only)
                 x = _transformer(attention, x, context, indicator, image_only, runners) if attention is not None else x
             skips.append(x)
@@ -146,13 +145,12 @@ class AnimationUNet(DenoisingUNet, UNetSpatioTemporalConditionModel):
         else:
             x = deep
 
-        for resnet, attention, upsampler, left in _up_layers(
+        for (resnet, attention), upsampler, left in up_layers(
             self.up_blocks, self.num_up_layers if deep is None else layers
         ):
             if left == layers and deep is None:
                 deep = x
             if upsampler is not None:
-                # the size of the next skip, which is not twice this one if the latent's side is odd
                 x = upsampler(x, skips[-1].shape[-2:])
             x = run_block(_resnet_with_skip, resnet, x, skips.pop(), emb, indicator, image_only)
             x = _transformer(attention, x, context, indicator, image_only, runners) if attention is not None else x
@@ -174,34 +172,6 @@ class _BlockRunners(NamedTuple):
     spatial: BlockRunner
     temporal: BlockRunner
     ff_chunks: int
-
-
-def _attentions(block: nn.Module) -> list[TransformerSpatioTemporalModel | None]:
-    """A block's transformers, or one None per resnet if it has none."""
-    return list(getattr(block, "attentions", None) or [None] * len(block.resnets))
-
-
-def _down_layers(blocks: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
-    """Residual block and attention of each down layer, or a downsampler: each produces one skip."""
-    for block in blocks:
-        for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-            yield resnet, attention, None
-        for downsampler in block.downsamplers or ():
-            yield None, None, downsampler
-
-
-def _up_layers(blocks: Iterable[Any], last: int) -> Iterator[tuple[Any, Any, Any, int]]:
-    """The ``last`` up layers in order: residual block, attention, the upsampler before them or None, and the number of
-    layers left, this one included."""
-    layers: list[tuple[Any, Any, Any]] = []
-    upsampler = None
-    for block in blocks:
-        for resnet, attention in zip(block.resnets, _attentions(block), strict=True):
-            layers.append((resnet, attention, upsampler))
-            upsampler = None
-        upsampler = next(iter(block.upsamplers or ()), None)
-    for left in range(last, 0, -1):
-        yield *layers[-left], left
 
 
 def _resnet(resnet: SpatioTemporalResBlock, x: Tensor, emb: Tensor, indicator: Tensor, image_only: bool) -> Tensor:

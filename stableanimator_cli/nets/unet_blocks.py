@@ -1,12 +1,12 @@
-"""Parts of transformer blocks that all denoising UNets share, and how blocks are called.
+"""The order of a UNet's layers, parts of their blocks that all UNets share, and how blocks are called.
 
 Letters are those of ``unet``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -30,6 +30,38 @@ def call_block(function: BlockRunner, *arguments: object) -> Tensor:
 def checkpointed(function: BlockRunner, *arguments: object) -> Tensor:
     """Store the arguments only. These blocks draw no random numbers, so no generator state is stored."""
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+def layers_of(block: Any) -> Iterator[tuple[Any, ...]]:
+    """Residual block, attention (None without) and, in a UNet that has them, motion module of each layer of a down or
+    up block."""
+    none = [None] * len(block.resnets)
+    parts = [block.resnets, getattr(block, "attentions", None) or none]
+    if hasattr(block, "motion_modules"):
+        parts.append(block.motion_modules or none)
+    yield from zip(*parts, strict=True)
+
+
+def down_layers(blocks: Iterable[Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Each down layer (``layers_of``), or a downsampler: each produces one skip."""
+    for block in blocks:
+        yield from ((parts, None) for parts in layers_of(block))
+        yield from (((), downsampler) for downsampler in block.downsamplers or ())
+
+
+def up_layers(blocks: Iterable[Any], last: int) -> Iterator[tuple[tuple[Any, ...], Any, int]]:
+    """The ``last`` up layers in order, the upsampler before each or None, and the number of layers left, this one
+    included. Each takes one skip, the last layer the first skip. An upsampler's output has the size of the next skip,
+    which is not twice its input's if the latent's side is odd."""
+    layers: list[tuple[tuple[Any, ...], Any]] = []
+    upsampler = None
+    for block in blocks:
+        for parts in layers_of(block):
+            layers.append((parts, upsampler))
+            upsampler = None
+        upsampler = next(iter(block.upsamplers or ()), None)
+    for left in range(last, 0, -1):
+        yield *layers[-left], left
 
 
 def prepared_layers(attentions: Iterable[Attention], context: Context) -> dict[nn.Module, PreparedCrossAttention]:

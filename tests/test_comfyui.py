@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from stableanimator_cli import Animator
-from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media import open_clip
+from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.motion.motion_file import save_motion
+from stableanimator_cli.puppets.scene import sample_scene
 from tests.animate.clips import plain_picture
 from tests.conftest import ROOT
 from tests.tiny import waving
@@ -86,6 +87,31 @@ def test_a_workflow_makes_the_frames_of_the_command(package, tiny_model, tmp_pat
     (tmp_path / "theirs.mp4").write_text("a film of somebody else")
     with pytest.raises(BadInput, match="not written by sa"):
         package.SaveVideo().save(frames, str(tmp_path / "theirs.mp4"), 25)
+
+
+def test_people_and_their_faces_are_those_of_the_command(package, tmp_path):
+    """A couple, whose second person gets the face of another image."""
+    scene = sample_scene("test", 0, people=2, framing="portrait", size=(64, 64), frames=2)
+    write_picture(tmp_path / "two.png", scene.reference((192, 192)).image)
+    write_picture(tmp_path / "other.png", sample_scene("test", 3).portrait((128, 128), 0).image)
+    save_motion(tmp_path / "two.npz", scene.motion())
+    two, other = (
+        torch.from_numpy(np.array(Image.open(tmp_path / name).convert("RGB"))).float()[None] / 255
+        for name in ("two.png", "other.png")
+    )
+    (model,) = package.LoadModel().load("puppet", "cpu", "auto", "none")
+    usual = {"steps": 1, "guidance": 1.0, "seed": 3, "preset": "fast"}
+    named = {"person": "1,0", "pair": "0:0", "faces": other, "faces_of": "1"}
+    (frames,) = package.Animate().animate(model, two, str(tmp_path / "two.npz"), 64, 64, **named, **usual)
+    options = {"person": "1,0", "pair": "0:0", "face_of": [f"1={tmp_path / 'other.png'}"], "size": "64x64", **usual}
+    with Animator("puppet", device="cpu") as animator:
+        expected = list(animator.frames(tmp_path / "two.png", tmp_path / "two.npz", **options))
+        paired = list(animator.frames(tmp_path / "two.png", tmp_path / "two.npz", size="64x64", **usual))
+    made = (frames * 255).round().byte().numpy()
+    assert np.array_equal(made, expected)
+    assert not np.array_equal(made, paired)
+    with pytest.raises(ConfigError, match=r"faces_of: found '0,1', expected 1 number"):
+        package.Animate().animate(model, two, "two.npz", 64, 64, faces=other, faces_of="0,1", **usual)
 
 
 def test_importing_the_nodes_loads_nothing_heavy():

@@ -85,7 +85,13 @@ class Animate:
                 "seed": ("INT", {"default": 0, "min": 0, "max": 2**63 - 1}),
                 "preset": (["standard", "quick", "fast", "released", "paper"],),
             },
-            "optional": {"allow_no_face": ("BOOLEAN", {"default": False})},
+            "optional": {
+                "allow_no_face": ("BOOLEAN", {"default": False}),
+                "person": ("STRING", {"default": "", "tooltip": "people to animate: largest, all, or numbers as 1,0"}),
+                "pair": ("STRING", {"default": "", "tooltip": "person:face, as 0:1,1:0; empty: from left to right"}),
+                "faces": ("IMAGE", {"tooltip": "faces of people who are not in reference"}),
+                "faces_of": ("STRING", {"default": "0", "tooltip": "whose they are: one number per image, as 0,1"}),
+            },
         }
 
     def animate(
@@ -96,18 +102,39 @@ class Animate:
         width: int,
         height: int,
         allow_no_face: bool = False,
+        person: str = "",
+        pair: str = "",
+        faces: Any = None,
+        faces_of: str = "0",
         **options: Any,
     ) -> tuple[Any]:
         import numpy as np
         import torch
-        from PIL import Image
 
+        from stableanimator_cli.errors import ConfigError
+
+        owners = faces_of.split(",") if faces is not None else []
+        if faces is not None and len(owners) != len(faces):
+            raise ConfigError("faces_of", faces_of, f"{len(faces)} number(s), one per image of faces")
+        options |= {name: value.strip() for name, value in (("person", person), ("pair", pair)) if value.strip()}
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "reference.png"
-            pixels = reference[0].clamp(0, 1).mul(255).round().byte().cpu().numpy()
-            Image.fromarray(pixels).save(path)
+            path = _write(Path(folder) / "reference.png", reference[0])
+            others = [
+                f"{owner.strip()}={_write(Path(folder) / f'face-{index}.png', faces[index])}"
+                for index, owner in enumerate(owners)
+            ]
+            if others:
+                options["face_of"] = others
             frames = list(model.frames(path, motion, size=f"{width}x{height}", allow_no_face=allow_no_face, **options))
         return (torch.from_numpy(np.stack(frames)).float() / 255,)
+
+
+def _write(path: Path, image: Any) -> Path:
+    """Write one image [h,w,3] of 0 to 1 as a file."""
+    from PIL import Image
+
+    Image.fromarray(image.clamp(0, 1).mul(255).round().byte().cpu().numpy()).save(path)
+    return path
 
 
 class SaveVideo:

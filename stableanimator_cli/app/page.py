@@ -16,15 +16,17 @@ import gradio as gr
 from stableanimator_cli.app.engine_queue import Job
 from stableanimator_cli.app.examples import Example
 from stableanimator_cli.app.motion_preview import write_motion_preview
-from stableanimator_cli.app.request import Request, missing_input
+from stableanimator_cli.app.request import Request, faces_by_person, missing_input
 from stableanimator_cli.app.session import Session
 from stableanimator_cli.app.views import curve_html, error_html, plan_html, result_html, status_html
 from stableanimator_cli.catalogue import DRAWN
 from stableanimator_cli.errors import SaError, as_sa_error
 from stableanimator_cli.progress import NullReporter, WarningLog
 
+_FACES = -2  # position of the uploaded faces among the values of the form
 POLL = 0.5  # seconds between two looks at a run
 PLAYABLE = (".mp4", ".m4v", ".webm", ".mov")  # by browsers
+PICTURES = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]
 MOTIONS = [".npz", *PLAYABLE, ".mkv", ".avi", ".gif", ".webp", ".json"]
 PRESETS = ["the model's own", "quick", "fast", "standard", "released", "paper"]
 PLANNING = "<div class='sa-note'>Estimating memory and time ...</div>"
@@ -116,11 +118,11 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
             )  # fmt: skip
     # the file as it is: Gradio would decode it, and report a broken one in its own words
     picture.preprocess = lambda payload: None if payload is None else payload.path
-    people = gr.Dataset(
+    drawn = gr.Dataset(
         components=[picture], samples=[[str(one.picture)] for one in examples], type="index",
         label="No picture at hand? Drawn people, for the model puppet", visible=bool(examples), elem_id="people",
     )  # fmt: skip
-    people.click(lambda index: tuple(map(str, examples[index])), people, [picture, motion])
+    drawn.click(lambda index: tuple(map(str, examples[index])), drawn, [picture, motion])
     with gr.Row():
         model_box = gr.Dropdown(list(session.models), value=model, label="Model", min_width=120)
         sizes = session.sizes(model)
@@ -135,9 +137,24 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
             frames = gr.Textbox("", label="Frames", placeholder="all, or as 0:48", max_lines=1, min_width=120)
             preset = gr.Dropdown(PRESETS, value=PRESETS[0], label="Preset", min_width=120)
         memory = gr.Textbox("", label="Stay below this memory", placeholder="no limit, or as 6GB", max_lines=1)
+        with gr.Row():
+            person = gr.Textbox("", label="People", placeholder="all, largest, or as 1,0", max_lines=1, min_width=120)
+            pair = gr.Textbox(
+                "", label="Face of each", placeholder="from left to right, or as 0:1,1:0", max_lines=1, min_width=120
+            )
+        with gr.Row():
+            faces = gr.File(
+                label="Faces from other pictures", file_count="multiple", file_types=PICTURES, height=110,
+                elem_id="faces", min_width=120,
+            )  # fmt: skip
+            owners = gr.Textbox(
+                "", label="Whose faces they are", placeholder="0,1,... in the order of the files", max_lines=1,
+                min_width=120,
+            )  # fmt: skip
         no_face = gr.Checkbox(False, label="Continue if the picture shows no face")
         force = gr.Checkbox(False, label="Continue if the picture is unlike those that the model knows")
-    return [picture, motion, model_box, size, steps, seed, frames, preset, memory, no_face, force]
+    people = [person, pair, faces, owners]
+    return [picture, motion, model_box, size, steps, seed, frames, preset, memory, no_face, force, *people]
 
 
 def _moving(session: Session, motion: str | None) -> Any:
@@ -159,7 +176,8 @@ def _sizes(session: Session, model: str) -> Any:
 
 def _request(values: tuple[Any, ...]) -> Request:
     """The request of the form. Raises ``BadInput`` if a file is missing."""
-    picture, motion, model, size, steps, seed, frames, preset, memory, no_face, force = values
+    picture, motion, model, size, steps, seed, frames, preset, memory, no_face, force, *people = values
+    person, pair, faces, owners = people
     missing = missing_input(picture, motion)
     if missing is not None:
         raise missing
@@ -171,12 +189,15 @@ def _request(values: tuple[Any, ...]) -> Request:
         "frames": frames.strip(),
         "preset": "" if preset == PRESETS[0] else preset,
         "max_memory": memory.strip(),
+        "person": person.strip(),
+        "pair": pair.strip(),
         "allow_no_face": no_face,
         "force": force,
         "preview": "video",
     }
     given = {name: value for name, value in options.items() if value not in (None, "", False) or name == "seed"}
-    return Request(reference=Path(picture), motion=Path(motion), options=given)
+    others = faces_by_person(faces or (), owners)
+    return Request(reference=Path(picture), motion=Path(motion), options=given, faces=others)
 
 
 def _plan(session: Session, *values: Any) -> Iterator[str]:
@@ -185,7 +206,7 @@ def _plan(session: Session, *values: Any) -> Iterator[str]:
         yield ""
         return
     yield PLANNING
-    folders = [Path(values[0]).parent, Path(values[1]).parent, session.temporary]
+    folders = [*(Path(file).parent for file in (*values[:2], *(values[_FACES] or ()))), session.temporary]
     warnings = WarningLog(NullReporter())
     try:
         yield plan_html(session.plan(_request(values), warnings), warnings.warnings)
@@ -226,7 +247,7 @@ def _outcome(session: Session, job: Job) -> list[Any]:
     same = gr.skip()
     if job.animation is None:
         assert job.error is not None
-        folders = [job.request.reference.parent, job.request.motion.parent, *([job.run.folder] if job.run else [])]
+        folders = [*(path.parent for path in job.request.inputs), *([job.run.folder] if job.run else [])]
         again = job.run is not None and job.run.folder.is_dir()
         text = error_html(job.error, folders)
         if job.state == "stopped" and again:

@@ -6,11 +6,11 @@ import contextlib
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stableanimator_cli.errors import BadInput, SaError
+from stableanimator_cli.errors import BadInput, ConfigError, SaError
 from stableanimator_cli.files import sha256_of, translate_os_errors
 
 VIDEO = "video.mp4"
@@ -18,16 +18,31 @@ VIDEO = "video.mp4"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The form: two uploaded files, and options of ``sa animate`` by name, those that differ from the defaults."""
+    """The form: two uploaded files, and options of ``sa animate`` by name, those that differ from the defaults.
+
+    ``faces``: by person, another image of that person's face (``--face-of``).
+    """
 
     reference: Path
     motion: Path
     options: Mapping[str, Any]
+    faces: Mapping[int, Path] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        return (self.reference, self.motion, *self.faces.values())
 
     def key(self) -> tuple[str, ...]:
         """Equal for equal inputs and options: an interrupted run is resumed by an equal request."""
-        digests = (sha256_of(self.reference), sha256_of(self.motion))
-        return (*digests, *(f"{name}={value}" for name, value in sorted(self.options.items())))
+        options = (f"{name}={value}" for name, value in sorted(self.options.items()))
+        faces = (f"face of {person}={sha256_of(path)}" for person, path in self.faces.items())
+        return (sha256_of(self.reference), sha256_of(self.motion), *options, *faces)
+
+    def all_options(self, faces: Mapping[int, Path] | None = None) -> dict[str, Any]:
+        """Options, and ``face_of`` with the images of ``faces``, by default the uploaded ones."""
+        faces = self.faces if faces is None else faces
+        words = tuple(f"{person}={path}" for person, path in faces.items())
+        return {**self.options, **({"face_of": words} if words else {})}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +61,18 @@ class Run:
         return self.folder / input_names(self.request)[1]
 
     @property
+    def options(self) -> dict[str, Any]:
+        """Options of ``sa animate`` that name the copies."""
+        names = input_names(self.request)[2:]
+        return self.request.all_options(
+            {person: self.folder / name for person, name in zip(self.request.faces, names, strict=True)}
+        )
+
+    @property
+    def copies(self) -> tuple[Path, ...]:
+        return tuple(self.folder / name for name in input_names(self.request))
+
+    @property
     def video(self) -> Path:
         return self.folder / VIDEO
 
@@ -53,17 +80,17 @@ class Run:
     def command(self) -> str:
         """The command line that does the same, in the folder where ``sa app`` was started."""
         words = ["sa", "animate", str(self.reference), str(self.motion), "-o", str(self.video)]
-        return shlex.join([*words, *flags(self.request.options)])
+        return shlex.join([*words, *flags(self.options)])
 
     def copy_inputs(self) -> None:
         """Copy the inputs into the new folder. Raises ``BadInput``."""
-        for source, target in ((self.request.reference, self.reference), (self.request.motion, self.motion)):
+        for source, target in zip(self.request.inputs, self.copies, strict=True):
             with translate_os_errors(target), source.open("rb") as read, target.open("xb") as write:
                 shutil.copyfileobj(read, write)
 
     def keep_if_begun(self) -> bool:
         """Whether the folder holds more than the inputs, such as a checkpoint; else it is removed."""
-        inputs = (self.reference, self.motion)
+        inputs = self.copies
         with contextlib.suppress(OSError):  # of a folder that was removed or cannot be changed
             if not set(self.folder.iterdir()) <= set(inputs):
                 return True
@@ -73,15 +100,22 @@ class Run:
         return False
 
 
-def input_names(request: Request) -> tuple[str, str]:
-    """File names of the copies: those of the originals, unless they collide with one another or with the video."""
+def input_names(request: Request) -> tuple[str, ...]:
+    """File names of the copies of reference, motion and faces: those of the originals, unless they collide with one
+    another or with the video; faces by the person."""
     reference, motion = request.reference.name, request.motion.name
     stem = Path(VIDEO).stem
     if reference.startswith(stem):
         reference = f"reference-{reference}"
     if motion == reference or motion.startswith(stem):
         motion = f"motion-{motion}"
-    return reference, motion
+    names = [reference, motion]
+    for person, path in request.faces.items():
+        name = f"face-of-{person}{path.suffix}"
+        while name in names:
+            name = f"other-{name}"
+        names.append(name)
+    return tuple(names)
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:
@@ -89,7 +123,8 @@ def flags(options: Mapping[str, Any]) -> list[str]:
     words = []
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
-        words += [flag] if value is True else [flag, str(value)]
+        for one in value if isinstance(value, tuple) else (value,):
+            words += [flag] if one is True else [flag, str(one)]
     return words
 
 
@@ -115,6 +150,16 @@ def in_words(error: SaError, folders: Sequence[Path]) -> tuple[str, str]:
     for folder in folders:
         message, hint = (text.replace(f"{folder}/", "") for text in (message, hint))
     return message, hint
+
+
+def faces_by_person(files: Sequence[str], people: str) -> dict[int, Path]:
+    """Uploaded faces by the people of ``people``, as ``"0,2"``; empty: 0, 1, ... Raises ``ConfigError``."""
+    words = people.split(",") if people.strip() else [str(number) for number in range(len(files))]
+    numbers = [int(word) for word in words if word.strip().isascii() and word.strip().isdigit()]
+    if len(numbers) != len(words) or len(set(numbers)) != len(files) or len(numbers) != len(files):
+        expected = f"{len(files)} different number(s), one per picture of a face, as 0,2"
+        raise ConfigError("Whose faces they are", people, expected, hint="people are counted from 0")
+    return {number: Path(file) for number, file in zip(numbers, files, strict=True)}
 
 
 def missing_input(reference: str | None, motion: str | None) -> SaError | None:

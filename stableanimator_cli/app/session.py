@@ -48,9 +48,8 @@ class Session:
 
     def plan(self, request: Request, reporter: Reporter) -> AnimationPlan:
         """The plan of a request. Raises ``SaError``."""
-        plan: Any = api.animate(
-            request.reference, request.motion, self.temporary / VIDEO, plan=True, reporter=reporter, **request.options
-        )
+        output, options = self.temporary / VIDEO, request.all_options()
+        plan: Any = api.animate(request.reference, request.motion, output, plan=True, reporter=reporter, **options)
         return plan
 
     def close(self) -> Job | None:
@@ -69,7 +68,7 @@ class Session:
 
     def _render(self, run: Run, job: Job) -> Animation:
         animation: Any = self._animator.animate(
-            run.reference, run.motion, run.video, reporter=job, on_preview=job.show, **run.request.options
+            run.reference, run.motion, run.video, reporter=job, on_preview=job.show, **run.options
         )
         return animation
 

@@ -116,15 +116,23 @@ class MotionAnnotations:
         """float32[512] of a person's face in ``frame``, else of their best one; None if they have none."""
         return self._faces[person].embedding(frame)
 
+    def points(self, frames: Sequence[int], size: tuple[int, int], mode: Mode) -> np.ndarray:
+        """Keypoints of ``people`` in pixels of ``size``, float32[t,p,134,3], with scores of 0 for absent people."""
+        rows = np.asarray(frames)
+        keypoints = self._motion.keypoints[rows][:, self.people]
+        transform = resize_transform(self._motion.size, size, mode)
+        keypoints[..., :2] = transform.apply_points(keypoints[..., :2])
+        keypoints[~self._motion.present[rows][:, self.people], :, 2] = 0
+        return keypoints
+
     def regions(self, frames: Sequence[int], size: tuple[int, int], mode: Mode) -> np.ndarray:
         """Weights of ``people`` and, last, of nobody in latent cells, float32[t,p+1,h/8,w/8] with sum 1."""
         rows = np.asarray(frames)
-        keypoints = self._motion.keypoints[rows][:, self.people]
         boxes = self._motion.face_boxes[rows][:, self.people]
         transform = resize_transform(self._motion.size, size, mode)
-        keypoints[..., :2] = transform.apply_points(keypoints[..., :2])
         boxes = transform.apply_points(boxes.reshape(*boxes.shape[:2], 2, 2)).reshape(boxes.shape)
-        return person_regions(keypoints, self._motion.present[rows][:, self.people], boxes, size, cell=CELL)
+        present = self._motion.present[rows][:, self.people]
+        return person_regions(self.points(frames, size, mode), present, boxes, size, cell=CELL)
 
     def centres(self) -> np.ndarray:
         """Middle of each of ``people`` from left to right in pixels of the clip, float32[t,p], NaN if absent."""

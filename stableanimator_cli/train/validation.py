@@ -19,7 +19,7 @@ from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.conditioning import StoredPoses
+from stableanimator_cli.engine.conditioning import PeopleFaces, StoredPoses
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Timings, render
@@ -31,6 +31,7 @@ from stableanimator_cli.train import checkpoint, ranking
 from stableanimator_cli.train.buckets import nearest_size
 from stableanimator_cli.train.clips import TrainingClip
 from stableanimator_cli.train.dataset import Dataset, load_annotations
+from stableanimator_cli.train.validation_people import csim_of_faces, faces_of
 
 FOLDER = "validation"
 _RATE = Fraction(8)  # frames per second of the videos
@@ -74,7 +75,7 @@ def validate(
 def _validate_clip(
     config: TrainConfig, stage: StageConfig, engine: Engine, clip: TrainingClip, step: int
 ) -> dict[str, Any]:
-    settings, annotations = config.validation, load_annotations(clip)
+    settings, annotations = config.validation, load_annotations(clip, config.data.people)
     size = nearest_size(clip.size, stage.sizes or ())
     stride = max(1, min(config.data.stride, (clip.frames - 1) // settings.frames))
     frames = [index * stride for index in range(1, settings.frames + 1) if index * stride < clip.frames]
@@ -82,7 +83,7 @@ def _validate_clip(
     transform = resize_transform(clip.size, size, config.data.resize)
     resized = {number: transform.apply_image(image, "lanczos") for number, image in images.items()}
     skeletons = [annotations.skeleton(frame, size, config.data.resize) for frame in frames]
-    embedding = annotations.faces.embedding(0)
+    face = faces_of(annotations, frames, size, config.data.resize)
     sampling = SamplingConfig(
         steps=settings.steps,
         guidance=(settings.guidance, settings.guidance),
@@ -95,7 +96,7 @@ def _validate_clip(
     request = RenderRequest(
         image=images[0],
         resized=resized[0],
-        face=embedding if config.ablation.face == "on" else None,
+        face=face if config.ablation.face == "on" else None,
         poses=StoredPoses(skeletons),
         plan=plan_windows(len(frames), length=len(frames), overlap=0, blend="smooth"),
         sampling=sampling,
@@ -108,37 +109,18 @@ def _validate_clip(
     with VideoWriter(path, (4 * size[0], size[1]), _RATE) as video:
         for frame, skeleton, image in zip(frames, skeletons, result, strict=True):
             video.write(np.hstack([resized[0], skeleton, image, resized[frame]]))
-    csim, faces = (None, None) if embedding is None else _csim(engine, result, embedding)
+    points = annotations.points(frames, size, config.data.resize) if isinstance(face, PeopleFaces) else None
+    scores = {"csim": None, "faces": None} if face is None else csim_of_faces(engine, result, face, points)
     error, people = _keypoint_error(engine, clip, frames, result, transform)
     return {
         "clip": clip.name,
         "video": path.name,
-        "csim": csim,
+        "csim": scores.pop("csim"),
         "keypoint_error": error,
-        "faces": faces,
+        "faces": scores.pop("faces"),
         "people": people,
+        **scores,
     }
-
-
-def _csim(
-    engine: Engine, frames: Sequence[np.ndarray], embedding: np.ndarray
-) -> tuple[float, float] | tuple[None, None]:
-    """Mean cosine similarity of the largest face per frame to ``embedding``, and the fraction of frames with a face.
-
-    Frames without a face count as 0.
-    """
-    if "face" not in engine.model.files:
-        return None, None
-    reader, similarities = engine.faces(), []
-    for frame in frames:
-        faces = [face for face in reader.faces(frame) if face.embedding is not None]
-        similarities.append(_cosine(faces[0].embedding, embedding) if faces else None)
-    mean = sum(value or 0.0 for value in similarities) / len(similarities)
-    return mean, _fraction(value is not None for value in similarities)
-
-
-def _cosine(left: Any, right: np.ndarray) -> float:
-    return float(np.dot(left, right) / max(1e-12, float(np.linalg.norm(left) * np.linalg.norm(right))))
 
 
 def _keypoint_error(

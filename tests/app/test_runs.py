@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from stableanimator_cli.app.engine_queue import EngineQueue, Job
-from stableanimator_cli.app.request import Request, Run, input_names, missing_input, new_folder
+from stableanimator_cli.app.request import Request, Run, faces_by_person, input_names, missing_input, new_folder
 from stableanimator_cli.app.server import HOST, open_socket
 from stableanimator_cli.app.session import local_models
 from stableanimator_cli.app.views import clock, curve_html, error_html, status_html
@@ -74,6 +75,42 @@ def test_the_command_line_has_the_options_of_the_form(tmp_path: Path) -> None:
     paths = [str(given[name]) for name in ("reference", "motion", "output")]
     assert paths == ["animations/001/a person's.png", "animations/001/wave.npz", "animations/001/video.mp4"]
     assert {name: given[name] for name in options} == options
+
+
+def test_people_and_their_faces_are_options_of_the_form(tmp_path: Path) -> None:
+    """The images of faces are copied beside the other inputs, and the command line names the copies."""
+    request = upload(tmp_path / "in", "face-of-1.png", person="1,0", pair="0:1")
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "somebody else.png"
+    other.write_bytes(b"a face")
+    faces = faces_by_person([str(other)], "1")
+    request = Request(reference=request.reference, motion=request.motion, options=request.options, faces=faces)
+    assert request.all_options()["face_of"] == (f"1={other}",)
+    run = Run(request=request, folder=tmp_path / "animations")
+    run.folder.mkdir()
+    run.copy_inputs()
+    copies = {path.name: path.read_bytes() for path in run.folder.iterdir()}
+    assert copies == {"face-of-1.png": b"face-of-1.png", "wave.npz": b"wave.npz", "other-face-of-1.png": b"a face"}
+    words = shlex.split(run.command)
+    given = load_verb("animate").make_context("sa animate", words[2:]).params
+    assert (given["person"], given["pair"]) == ("1,0", "0:1")
+    assert list(given["face_of"]) == [f"1={run.folder / 'other-face-of-1.png'}"]
+    key, moved = request.key(), other.rename(tmp_path / "other" / "moved.png")
+    assert dataclasses.replace(request, faces={1: moved}).key() == key
+    assert dataclasses.replace(request, faces={0: moved}).key() != key
+    moved.write_bytes(b"another face")
+    assert dataclasses.replace(request, faces={1: moved}).key() != key
+    assert not run.keep_if_begun()
+    assert not run.folder.exists()
+
+
+def test_faces_belong_to_the_first_people_unless_others_are_named() -> None:
+    assert faces_by_person(["a.png", "b.png"], " ") == {0: Path("a.png"), 1: Path("b.png")}
+    assert faces_by_person(["a.png", "b.png"], "2, 0") == {2: Path("a.png"), 0: Path("b.png")}
+    assert faces_by_person([], "") == {}
+    for files, people in ((["a.png"], "0,1"), (["a.png", "b.png"], "1,1"), (["a.png"], "x"), ([], "0")):
+        with pytest.raises(ConfigError, match=r"Whose faces they are: found '.*', expected \d different number"):
+            faces_by_person(files, people)
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from stableanimator_cli.config.train import TrainConfig
+from stableanimator_cli.engine.conditioning import PeopleFaces
 from stableanimator_cli.engine.training import step_inputs
 from stableanimator_cli.engine.training.inputs import degrade_faces
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.train.dataset import Dataset, open_dataset
+from stableanimator_cli.records import Face
+from stableanimator_cli.train import validation
+from stableanimator_cli.train.dataset import Dataset, load_annotations, open_dataset
 from stableanimator_cli.train.loader import Loader, LoaderSettings
 from stableanimator_cli.train.people import SamplePeople, same_arrangement, stack_people
 from stableanimator_cli.train.sampling import choose_frames, keyed_rng
+from stableanimator_cli.train.validation_people import csim_of_faces, faces_of
 from tests.engine.training_samples import opened
 from tests.train.clip_folders import write_clip, write_pair
 
@@ -179,3 +185,62 @@ def test_a_step_of_several_people_trains_and_one_person_with_a_region_is_one_wit
         torch.testing.assert_close(parts.model(whole), parts.model(plain), rtol=1e-5, atol=1e-6)
         swapped = replace(inputs, face=inputs.face.flip(1))
         assert not torch.equal(parts.model(swapped), parts.model(inputs))
+
+
+def test_validation_gives_each_person_their_face_as_animate_does(
+    mixed: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The request of each clip, whose frames are not rendered here."""
+    faces, plain = {}, TrainConfig(dataset=(tmp_path,), output=tmp_path / "run")
+    config = replace(plain, data=replace(plain.data, people=2), validation=replace(plain.validation, frames=3))
+    facts = SimpleNamespace(schedules=("karras",))
+    engine: Any = SimpleNamespace(model=SimpleNamespace(files={}, facts=facts))
+
+    def rendered(engine: Any, request: Any, timings: Any) -> list[np.ndarray]:
+        faces[len(faces)] = request.face
+        return [np.zeros((64, 64, 3), np.uint8)] * request.frames
+
+    monkeypatch.setattr(validation, "render", rendered)
+    stage: Any = SimpleNamespace(sizes=(SIZE,))
+    rows = [validation._validate_clip(config, stage, engine, clip, 1) for clip in mixed.clips]
+    assert [row["csim"] for row in rows] == [None, None]  # no recogniser here
+    pair, alone = faces[0], faces[1]
+    assert isinstance(pair, PeopleFaces)
+    assert pair.vectors[:, 0].tolist() == [101, 1]  # the larger, right one first; both from the reference, frame 0
+    assert pair.regions.shape == (3, 3, 8, 8)
+    assert pair.regions[:, 0, :, 4:].mean() > 5 * pair.regions[:, 0, :, :3].mean()
+    np.testing.assert_array_equal(alone, np.full(512, 1, np.float32))
+    faces.clear()
+    validation._validate_clip(plain, stage, engine, mixed.clips[0], 1)
+    assert isinstance(faces[0], np.ndarray)  # trained with one person, as before
+
+
+def test_the_csim_of_each_person_is_of_the_face_at_that_person(tmp_path: Path) -> None:
+    """Frame 0 has both faces, frame 1 that of the second person only, in the other's place it is nobody's."""
+    write_pair(tmp_path / "pair", 3)
+    (clip,) = open_dataset([tmp_path], min_frames=2).clips
+    annotations = load_annotations(clip, 2)
+    face = faces_of(annotations, [1, 2], SIZE, "stretch")
+    assert isinstance(face, PeopleFaces)
+    vectors = np.eye(2, 512, dtype=np.float32)
+    face = PeopleFaces(vectors=vectors, regions=face.regions)
+    points = annotations.points([1, 2], SIZE, "stretch")  # type: ignore[union-attr]
+    boxes = [np.concatenate([p[24:92, :2].min(axis=0) - 1, p[24:92, :2].max(axis=0) + 1]) for p in points[0]]
+
+    def one(person: int, box: np.ndarray) -> Face:
+        return Face(box=box, landmarks=np.zeros((5, 2)), score=1.0, embedding=vectors[person])
+
+    shown = {0: (one(1, boxes[1]), one(0, boxes[0])), 1: (one(1, boxes[1]),), 2: (one(0, boxes[1]), one(1, boxes[0]))}
+    reader = SimpleNamespace(faces=lambda image: shown[int(image.max())])
+    engine: Any = SimpleNamespace(model=SimpleNamespace(files={"face": ""}), faces=lambda: reader)
+
+    def scores(*levels: int) -> dict[str, Any]:
+        images = [np.full((64, 64, 3), level, np.uint8) for level in levels]
+        return csim_of_faces(engine, images, face, points)
+
+    assert scores(0, 0) == {"csim": 1.0, "faces": 1.0, "csim_by_person": [1.0, 1.0]}
+    assert scores(0, 1) == {"csim": 0.75, "faces": 0.75, "csim_by_person": [0.5, 1.0]}
+    assert scores(2, 2) == {"csim": 0.0, "faces": 1.0, "csim_by_person": [0.0, 0.0]}
+    unknown = np.stack([vectors[0], np.full(512, np.nan, np.float32)])
+    face = PeopleFaces(vectors=unknown, regions=face.regions)
+    assert scores(0, 0) == {"csim": 1.0, "faces": 1.0, "csim_by_person": [1.0, None]}

@@ -141,6 +141,7 @@ def test_validation_counts_frames_without_a_person_and_a_face(tmp_path, monkeypa
     from stableanimator_cli.records import Face
     from stableanimator_cli.train import validation
     from stableanimator_cli.train.dataset import open_dataset
+    from stableanimator_cli.train.validation_people import csim_of_faces
     from tests.train.clip_folders import write_clip
 
     (one,) = open_dataset([write_clip(tmp_path / "clip", 4)], min_frames=2).clips
@@ -177,6 +178,6 @@ def test_validation_counts_frames_without_a_person_and_a_face(tmp_path, monkeypa
     assert validation._keypoint_error(engine, one, [1, 2], seen, there) == (pytest.approx(0, abs=1e-6), 1.0)
     assert validation._keypoint_error(engine, one, [1, 2], black, there) == (None, 0.0)
     assert validation._keypoint_error(engine, one, [1, 2], [seen[0], black[0]], there)[1] == 0.5
-    assert validation._csim(engine, seen, vector) == (pytest.approx(1), 1.0)
-    assert validation._csim(engine, [seen[0], black[0]], vector) == (pytest.approx(0.5), 0.5)
-    assert validation._csim(engine, black, vector) == (0.0, 0.0)
+    assert csim_of_faces(engine, seen, vector, None) == {"csim": pytest.approx(1), "faces": 1.0}
+    assert csim_of_faces(engine, [seen[0], black[0]], vector, None) == {"csim": pytest.approx(0.5), "faces": 0.5}
+    assert csim_of_faces(engine, black, vector, None) == {"csim": 0.0, "faces": 0.0}

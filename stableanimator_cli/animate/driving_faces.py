@@ -19,8 +19,12 @@ class FaceCrops:
     Crops are stored at their own size if that is smaller, and once per frame of the motion.
     """
 
-    def __init__(self, order: Sequence[int], crops: Mapping[int, np.ndarray] | None = None) -> None:
-        """``order``: the motion's frame that each output frame shows."""
+    def __init__(
+        self, order: Sequence[int], crops: Mapping[int, np.ndarray] | None = None, person: int | None = None
+    ) -> None:
+        """``order``: the motion's frame that each output frame shows; ``person``: the number of the one whose face it
+        is, None without crops."""
+        self.person = person
         self._order = order
         self._crops = crops or {}
 
@@ -45,7 +49,7 @@ def read_face_crops(clip: Clip, motion: Motion, order: Sequence[int], reporter: 
     ``order``: per output frame, the motion's frame that it shows. Frames are found by their times, or by number if the
     motion has no clock.
     """
-    boxes = _boxes_of_largest(motion)
+    boxes, person = _boxes_of_largest(motion)
     needed = sorted({index for index in order if np.isfinite(boxes[index]).all()})
     crops: dict[int, np.ndarray] = {}
     with reporter.progress(len(needed), "crop faces", "frame") as bar:
@@ -54,20 +58,21 @@ def read_face_crops(clip: Clip, motion: Motion, order: Sequence[int], reporter: 
             if crop is not None:
                 crops[index] = crop
             bar.update()
-    faces = FaceCrops(order, crops)
+    faces = FaceCrops(order, crops, person if crops else None)
     if faces.seen < len(order):
         missing = len(order) - faces.seen
         reporter.info(f"{clip.path.name}: {missing} of {len(order)} frames show no face, which drive no expression")
     return faces
 
 
-def _boxes_of_largest(motion: Motion) -> np.ndarray:
-    """Crop boxes float32[t,4] of the person with the largest face."""
+def _boxes_of_largest(motion: Motion) -> tuple[np.ndarray, int]:
+    """Crop boxes float32[t,4] of the person with the largest face, and that person's number."""
     people = motion.present.shape[1]
     boxes = np.stack([crop_boxes(motion.keypoints[:, p], motion.size, motion.face_boxes[:, p]) for p in range(people)])
     boxes = np.where(motion.present.T[..., None], boxes, np.nan)
     areas = np.nan_to_num((boxes[..., 2:] - boxes[..., :2]).prod(axis=-1)).mean(axis=1)
-    return boxes[int(areas.argmax())]
+    largest = int(areas.argmax())
+    return boxes[largest], int(motion.track[largest])
 
 
 def _frames_at(

@@ -10,7 +10,7 @@ import numpy as np
 from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.inputs import read_reference
 from stableanimator_cli.animate.people import PersonFace, pair_people, person_of_video, regions_of
-from stableanimator_cli.animate.reference_face import ReferenceFace
+from stableanimator_cli.animate.reference_face import ReferenceFace, mode_of
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.detect.face import FaceReader
@@ -19,7 +19,7 @@ from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.errors import NoFace
 from stableanimator_cli.motion.track import Person
 from stableanimator_cli.progress import Reporter
-from stableanimator_cli.records import Motion
+from stableanimator_cli.records import ModelFolder, Motion
 
 
 def people_in_video(
@@ -89,6 +89,26 @@ def with_people(
     if len(unused := set(range(len(known))) - used) and not others:
         reporter.info(f"{name}: face {', '.join(map(str, sorted(unused)))} from the left is not used")
     return ReferenceFace(vector=people[0].vector, faces=reference.faces, people=people)
+
+
+def warn_of_shared_face(
+    config: AnimateConfig, model: ModelFolder, driving: Driving, reference: ReferenceFace, reporter: Reporter
+) -> None:
+    """Report what several people share with a backbone that has no face vectors: the reference image, and one video of
+    a face, whose expression all of them get."""
+    if model.facts.embeds_face or driving.people is None or len(driving.people.track) < 2:
+        return
+    stream = driving.streams.get("face")
+    shared = "" if stream is None or stream.person is None else f", with the expression of person {stream.person}"
+    own = ""
+    if reference.people or config.people.names_faces is not None:
+        means = {"face optimisation": mode_of(config, model) != "off", "--min-csim": config.refine.min_csim is not None}
+        used = " and ".join(name for name, on in means.items() if on)
+        own = f"; {used or 'nothing'} distinguishes their faces"
+    reporter.warning(
+        f"{model.name} ({model.backbone}) conditions {len(driving.people.track)} people on one reference image and one "
+        f"video of a face{shared}{own}"
+    )
 
 
 def faces_for_unet(

@@ -14,7 +14,13 @@ from stableanimator_cli.animate.anchor import anchor_people, anchor_pose
 from stableanimator_cli.animate.driving import Driving, open_driving, report_crop
 from stableanimator_cli.animate.inputs import read_reference
 from stableanimator_cli.animate.people import most_faces, named_people
-from stableanimator_cli.animate.people_faces import faces_for_unet, people_in_video, read_other_faces, with_people
+from stableanimator_cli.animate.people_faces import (
+    faces_for_unet,
+    people_in_video,
+    read_other_faces,
+    warn_of_shared_face,
+    with_people,
+)
 from stableanimator_cli.animate.reference_face import ReferenceFace
 from stableanimator_cli.animate.workers import with_process_count
 from stableanimator_cli.cards import Card
@@ -131,6 +137,7 @@ def prepare(
         named_people(config.people, driving.people, driving.numbers, config.motion)
     elif not plan_only:
         face = with_people(face, config, image, driving, others, reporter)
+    warn_of_shared_face(config, model, driving, face, reporter)
     poses, anchor = driving.skeletons, None
     if config.windows.anchor == "reference" and face.people and driving.people is not None:
         skeleton, anchor = anchor_people(

@@ -203,6 +203,7 @@ def write(
         },
         "face": request.face is not None,
         "people": [one.to_json() for one in job.face.people] or None,
+        **{f"{name}_video_of": stream.person for name, stream in driving.streams.items()},
         "texture_error": None if job.texture_error is None else round(job.texture_error, 4),
         "identity": None if identity is None else identity.to_json(),
         "gate": gate_json,

@@ -15,6 +15,7 @@ import pytest
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate import checkpoint, pipeline
 from stableanimator_cli.animate.driving import open_driving
+from stableanimator_cli.animate.driving_faces import read_face_crops
 from stableanimator_cli.animate.identity_gate import Identity
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.result import Animation, AnimationPlan
@@ -32,6 +33,7 @@ from stableanimator_cli.progress import NullReporter
 from tests.animate.clips import Heard, face_picture, skeleton_video
 from tests.tiny import waving
 from tests.tiny_wan import copied, write_model, write_pipeline
+from tests.train.clip_folders import side_by_side
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -104,6 +106,34 @@ def test_without_pixels_of_a_face_the_run_says_so(place, animate):
     heard = Heard()
     animate(reporter=heard)
     assert any("poses.npz has no pixels of a face" in note for note in heard.notes)
+
+
+def test_what_several_people_share_is_said_at_the_start_and_recorded(place, animate):
+    save_motion(place / "two.npz", side_by_side(waving(FRAMES)))
+    flags = {"motion": place / "two.npz", "window": 9, "steps": 1}
+    shared = "TINY-WAN (wan-animate) conditions 2 people on one reference image and one video of a face"
+    heard = Heard()
+    plan = animate(reporter=heard, plan_only=True, **flags)
+    assert isinstance(plan, AnimationPlan)
+    assert shared in heard.warnings
+    report = animate(face_of=(f"1={place / 'ref.png'}",), **flags)
+    told = record(report.video)
+    assert f"{shared}; nothing distinguishes their faces" in told["warnings"]
+    assert told["face_video_of"] is None  # keypoints have no pixels
+    heard = Heard()
+    animate(reporter=heard, person="1", **flags)
+    assert not any(text.startswith(shared[:30]) for text in heard.warnings)
+
+
+def test_the_face_video_is_that_of_the_larger_person(place):
+    motion = side_by_side(waving(FRAMES, fps=30))
+    motion.face_boxes[:] = np.float32([[10, 10, 20, 20], [60, 10, 90, 40]])
+    clip = open_clip(person_video(place / "person.mp4"))
+    faces = read_face_crops(clip, motion, range(FRAMES), NullReporter())
+    assert faces.person == 1
+    motion.face_boxes[:, 1] = np.nan
+    motion.present[:, 1] = False
+    assert read_face_crops(clip, motion, range(FRAMES), NullReporter()).person == 0
 
 
 def test_skeletons_are_drawn_in_the_style_of_its_training(place):

@@ -24,6 +24,7 @@ GROUND = {
     "readers",
     "readers_fields",
     "devices",
+    "host_memory",
     "cards",
     "html_pages",
     "callable_package",

@@ -69,8 +69,9 @@ def examine_model(
     width, height = config.size
     available = named.bytes if named else available_memory(plan.device)
     estimator = estimator_of(
-        found, device=plan.device, dtype=plan.dtype, size=config.size, frames=frames, available=available
-    )
+        found, device=plan.device, dtype=plan.dtype, size=config.size, frames=frames, available=available,
+        detected_size=config.size,
+    )  # fmt: skip
     memory = estimator.of(config)
     limit = int(available * _SPARE)
     chosen: tuple[Any, ...] = ()

@@ -56,6 +56,7 @@ class Driving:
     pixels, largest person first, NaN if no face is visible; None if only images are known. ``people``: the motion of
     everybody who is drawn and present, in output pixels, by output frame; None if only images are known. ``numbers``:
     track numbers of all chosen people, in order, also of those who are in none of these frames.
+    ``detected_size``: that of the plain video in which the motion is detected, None for another motion.
     ``motion_frames``: per output frame, the index of MOTION's frame that it shows; ``motion_times``: its seconds after
     MOTION's first frame, None if MOTION has no clock. ``streams``: further videos that the backbone is conditioned on,
     by name. ``undetected``: a plain video for a plan, whose people are not known.
@@ -71,6 +72,7 @@ class Driving:
     motion_frames: tuple[int, ...] = ()
     motion_times: tuple[Fraction, ...] | None = None
     streams: Mapping[str, FaceCrops] = field(default_factory=dict)
+    detected_size: tuple[int, int] | None = None
     undetected: bool = False
 
 
@@ -182,6 +184,7 @@ def _open_driving(
         driving = output.with_face_crops(driving, clip if whole else selected, motion)
     if not whole:
         driving = replace(driving, motion_frames=tuple(first + index for index in driving.motion_frames))
+    driving = replace(driving, detected_size=clip.size)
     if not clip.audio or motion.times is None:
         return driving
     shown = motion.times[first:stop] if whole else motion.times
@@ -261,7 +264,9 @@ class _Output:
         else:
             order, rate = _at_rate(known, clip.fps or mean_rate(known), self.config.fps)
         skeletons = black.reordered([0] * len(order))
-        return Driving(skeletons=skeletons, fps=rate, source_size=clip.size, audio=None, undetected=True)
+        return Driving(
+            skeletons=skeletons, fps=rate, source_size=clip.size, audio=None, undetected=True, detected_size=clip.size
+        )
 
     def of_clip(self, clip: Clip, first: int, beside: Motion | None) -> Driving:
         """The frames of a skeleton video; ``first`` is the index of its first frame in MOTION, ``beside`` the people of

@@ -33,7 +33,9 @@ def people_in_video(
     @functools.cache
     def reader() -> FaceReader | None:
         model = detectors.model
-        return FaceReader(model.files["face"], model.face_channel_order, device) if "face" in model.files else None
+        if "face" not in model.files:
+            return None
+        return FaceReader(model.files["face"], model.face_channel_order, device, arena=False)
 
     def faces() -> int:
         opened, others = None if config.face_embedding is not None else reader(), len(config.people.face_files)

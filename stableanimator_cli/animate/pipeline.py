@@ -85,7 +85,10 @@ def run_pipeline(
         checkpoints = None if plan_only else CheckpointManager(config, model, inputs.plan, reporter, restart=restart)
         prepared = prepare(inputs, engines, use_face=use_face, plan_only=plan_only, reporter=reporter)
         engine, request, face, driving = prepared.engine, prepared.request, prepared.face, prepared.driving
-        estimator = inputs.estimator(frames=request.plan.total, face_sets=prepared.face_sets)
+        estimator = inputs.estimator(
+            frames=request.plan.total, face_sets=prepared.face_sets, detected_size=driving.detected_size,
+            face_box=reference_face.largest_face_box(config, driving),
+        )  # fmt: skip
         if checkpoints is None:
             memory = estimator.of(config)
             refined = reference_face.refined_steps(config, model)

@@ -52,7 +52,7 @@ class OpenInputs:
     plan: DevicePlan
     image: np.ndarray
     motion: Callable[[], Driving]
-    detectors: Callable[[], Detectors]
+    detectors: functools._lru_cache_wrapper[Detectors]
     estimator: Callable[..., MemoryEstimator]
     choices: tuple[Choice, ...]
 
@@ -88,7 +88,9 @@ def open_inputs(
 
     def open_detectors() -> Any:
         """The detectors; for a plan only what opening them raises."""
-        return require_detectors(model) if plan_only else Detectors.open(model, str(plan.device), faces=False)
+        if plan_only:
+            return require_detectors(model)
+        return Detectors.open(model, str(plan.device), faces=False, arena=False)
 
     detectors = functools.cache(open_detectors)
     read_motion = functools.cache(
@@ -106,7 +108,11 @@ def open_inputs(
         driving = read_motion()
         frames = len(driving.skeletons) + (config.windows.anchor == "reference")
         sets = 1 + (most_faces(config, driving.people) if model.facts.embeds_face else 0)
-        config, choices = fit_to_limit(config, estimator(frames=frames, face_sets=sets))
+        sized = estimator(
+            frames=frames, face_sets=sets, detected_size=driving.detected_size,
+            face_box=reference_face.largest_face_box(config, driving),
+        )  # fmt: skip
+        config, choices = fit_to_limit(config, sized)
         plan = DevicePlan.of(config.device, card)
         for choice in choices:
             reporter.info(f"to fit: {choice}")
@@ -148,6 +154,7 @@ def prepare(
         poses = poses.with_anchor(
             anchor_pose(config.reference, image, transform, inputs.detectors, plan_only=plan_only)
         )
+    inputs.detectors.cache_clear()  # the motion is known: their memory is freed
     x0, y0, x1, y1 = (round(side) for side in transform.box)
     windows = config.windows
     request = RenderRequest(

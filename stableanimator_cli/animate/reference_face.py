@@ -14,7 +14,13 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.config.refine import ONE_FRAME
 from stableanimator_cli.detect.face import load_embedding
-from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings, RefineLogEntry
+from stableanimator_cli.diffusion.face_optimization import (
+    Box,
+    FaceOptimization,
+    FaceOptimizationSettings,
+    RefineLogEntry,
+    union_box,
+)
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.face_optimization import SMALLEST, FaceBox, face_optimization, pixel_boxes
 from stableanimator_cli.engine.memory.render import MemoryEstimator
@@ -142,6 +148,25 @@ def refined_steps(config: AnimateConfig, model: ModelFolder) -> int:
     """Denoising steps with face optimisation, if a face is found."""
     first, last = config.refine.steps_of(config.sampling.steps)
     return 0 if mode_of(config, model) == "off" else last - first
+
+
+def largest_face_box(config: AnimateConfig, driving: Driving) -> Box | None:
+    """The largest box that face optimisation decodes at once: around a person's faces in a chunk of frames.
+
+    None if no box is known before the run.
+    """
+    if driving.faces is None:
+        return None
+    size = driving.skeletons.size
+    unions = []
+    for person in driving.faces.transpose(1, 0, 2):
+        boxes = pixel_boxes(person, size)
+        for start in range(0, len(boxes), config.decode.chunk):
+            known = [box for box in boxes[start : start + config.decode.chunk] if box is not None]
+            unions += [union_box(known)] if known else []
+    if unions and config.refine.region == "frame":
+        return (0, 0, size[0] - 1, size[1] - 1)
+    return max(unions, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=None)
 
 
 def build_face_optimization(

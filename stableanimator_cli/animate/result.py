@@ -25,7 +25,7 @@ from stableanimator_cli.engine.device import peak_memory
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.memory.duration import Duration
 from stableanimator_cli.engine.memory.fit import Choice
-from stableanimator_cli.engine.memory.render import RenderMemory
+from stableanimator_cli.engine.memory.prediction import RenderMemory
 from stableanimator_cli.engine.render import RenderRequest
 from stableanimator_cli.files import atomic_write, sha256_of
 

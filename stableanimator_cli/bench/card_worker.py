@@ -46,7 +46,8 @@ from stableanimator_cli.engine.cuda_graphs import GraphedCalls, Recorder
 from stableanimator_cli.engine.device import DTYPES, DevicePlan, float32_precision
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.group_offload import bytes_of
-from stableanimator_cli.engine.memory.render import MemoryEstimator, RenderMemory
+from stableanimator_cli.engine.memory.prediction import RenderMemory
+from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.memory.train import predict
 from stableanimator_cli.engine.memory.train_step import random_inputs
 from stableanimator_cli.engine.training import trainable_parameters

@@ -19,7 +19,7 @@ import numpy as np
 from stableanimator_cli.clip_folder import FaceTable
 from stableanimator_cli.detect import THRESHOLD, onnx
 from stableanimator_cli.detect.read_ahead import Times, read_ahead
-from stableanimator_cli.detect.roles import require_detectors
+from stableanimator_cli.detect.roles import BATCH, require_detectors
 from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.motion.keypoints import bounding_box, face_box
 from stableanimator_cli.motion.repair import GAP, Repairs, repair
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from stableanimator_cli.detect.face import FaceReader
     from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 
-BATCH = 16
-"""Frames per call of the networks; at most three batches are in memory. Fixed, so that batches do not depend on the
-machine or the number of workers."""
 
 _STRANGER = 3  # frames: a person detected in fewer is a false positive, unless the clip is that short
 _APART = 0.33  # of a face's width: the minimum distance of the eyes of a frontal face
@@ -63,19 +60,23 @@ class Detectors:
         threshold: float = THRESHOLD,
         threads: int | None = None,
         faces: bool = True,
+        arena: bool = True,
     ) -> Detectors:
-        """``threshold`` is the minimum score of a person. Raises ``ModelMissing`` without person or pose detector."""
+        """``threshold`` is the minimum score of a person; ``arena``: see ``onnx.session_options``. Raises
+        ``ModelMissing`` without person or pose detector."""
         from stableanimator_cli.detect.face import FaceReader  # these import the libraries of the detectors
         from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 
         require_detectors(model)
         reader = None
         if faces and "face" in model.files:
-            reader = FaceReader(model.files["face"], model.face_channel_order, device, threads=threads)
+            reader = FaceReader(model.files["face"], model.face_channel_order, device, threads=threads, arena=arena)
         return cls(
             model=model,
-            people=PersonDetector(model.files["person_detector"], device, threads=threads, threshold=threshold),
-            points=PoseEstimator(model.files["pose_detector"], device, threads=threads),
+            people=PersonDetector(
+                model.files["person_detector"], device, threads=threads, threshold=threshold, arena=arena
+            ),
+            points=PoseEstimator(model.files["pose_detector"], device, threads=threads, arena=arena),
             faces=reader,
         )
 

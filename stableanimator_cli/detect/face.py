@@ -25,6 +25,7 @@ from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.frames import checked, pad_short_side
 from stableanimator_cli.errors import BadInput, ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.files import require_file
+from stableanimator_cli.host_memory import trim
 from stableanimator_cli.readers import read_npy
 from stableanimator_cli.records import ChannelOrder, Face
 
@@ -50,7 +51,8 @@ class FaceReader:
 
     Raises ``ModelMissing`` if the folder or its models are missing. Raises ``ModelDamaged`` if a file does not open, or
     there is no SCRFD with landmarks or no ArcFace with 512 values. Raises ``ConfigError`` for an unknown channel order,
-    ``ValueError`` for an unknown device. One reader may be used from several threads.
+    ``ValueError`` for an unknown device. One reader may be used from several threads. ``arena``: see
+    ``onnx.session_options``.
     """
 
     def __init__(
@@ -61,13 +63,14 @@ class FaceReader:
         *,
         threads: int | None = None,
         threshold: float = THRESHOLD,
+        arena: bool = True,
     ) -> None:
         if channel_order not in get_args(ChannelOrder):
             raise ConfigError("face_channel_order", channel_order, "'bgr' or 'rgb'")
         self.folder = model_folder(folder)
         self.channel_order: ChannelOrder = channel_order
         self._device = device
-        models = _open(self.folder, device, threads, threshold)
+        models = _open(self.folder, device, threads, threshold, arena)
         self._detector, self._recogniser = models["detection"], models["recognition"]
 
     def faces(self, image: np.ndarray) -> tuple[Face, ...]:
@@ -192,10 +195,10 @@ def load_embedding(path: Path | str) -> np.ndarray:
     return vector
 
 
-def _open(folder: Path, device: str, threads: int | None, threshold: float) -> dict[str, Any]:
+def _open(folder: Path, device: str, threads: int | None, threshold: float, arena: bool) -> dict[str, Any]:
     for file in sorted(folder.glob("*.onnx")):
         onnx.check_file(file)
-    options, providers = onnx.settings(device, threads)
+    options, providers = onnx.settings(device, threads, arena=arena)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             analysis = FaceAnalysis(
@@ -211,6 +214,7 @@ def _open(folder: Path, device: str, threads: int | None, threshold: float) -> d
         raise _lacks(folder, "an SCRFD face detector (9 outputs)") from error
     except Exception as error:  # ONNX Runtime's error classes share no base but Exception
         raise onnx.damaged(folder, error) from error
+    trim()
     models = analysis.models
     if not models["detection"].use_kps:
         raise _lacks(folder, "an SCRFD with five landmarks (9 outputs; the one found has fewer)")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stableanimator_cli.errors import ModelDamaged, ModelMissing, OutOfMemory, is_out_of_memory
+from stableanimator_cli.host_memory import trim
 from stableanimator_cli.progress import Reporter
 
 if TYPE_CHECKING:
@@ -62,12 +63,17 @@ def providers_for(device: str, available: Iterable[str] | None = None) -> list[P
     return [*chosen, CPU]
 
 
-def session_options(threads: int | None = None) -> ort.SessionOptions:
-    """Options of every session: ``threads`` within an operator (None: ONNX Runtime's choice), errors only."""
+def session_options(threads: int | None = None, *, arena: bool = True) -> ort.SessionOptions:
+    """Options of every session: ``threads`` within an operator (None: ONNX Runtime's choice), errors only.
+
+    ``arena`` False frees memory on the CPU after each run, for sessions that stay open beside other networks. Runs then
+    take somewhat longer (docs/performance.md).
+    """
     if threads is not None and threads < 1:
         raise ValueError(f"threads {threads}: expected 1 or more")
     options = _runtime().SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
+    options.enable_cpu_mem_arena = arena
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -96,25 +102,30 @@ def check_file(path: Path | str) -> Path:
     return path
 
 
-def session(path: Path | str, device: str = "auto", threads: int | None = None) -> ort.InferenceSession:
-    """Open an ONNX file on a device.
+def session(
+    path: Path | str, device: str = "auto", threads: int | None = None, *, arena: bool = True
+) -> ort.InferenceSession:
+    """Open an ONNX file on a device; ``arena``: see ``session_options``.
 
     Raises ``ModelMissing`` or ``ModelDamaged`` (one line, with the reason that ONNX Runtime gives), and ``ValueError``
     for an unknown device.
     """
     path = check_file(path)
-    options, providers = settings(device, threads)
+    options, providers = settings(device, threads, arena=arena)
     try:
         opened = _runtime().InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # its error classes share no base but Exception
         raise damaged(path, error) from error
+    trim()
     note_fallback(opened, device, path.name)
     return opened
 
 
-def settings(device: str, threads: int | None = None) -> tuple[ort.SessionOptions, list[Provider]]:
+def settings(
+    device: str, threads: int | None = None, *, arena: bool = True
+) -> tuple[ort.SessionOptions, list[Provider]]:
     """What every session is opened with. The libraries that its providers need are loaded by then."""
-    options, providers = session_options(threads), providers_for(device)
+    options, providers = session_options(threads, arena=arena), providers_for(device)
     if providers[0] != CPU:
         _load_libraries()
     return options, providers

@@ -22,6 +22,7 @@ from rtmlib.tools.pose_estimation.rtmpose import RTMPose
 
 from stableanimator_cli.detect import THRESHOLD, onnx
 from stableanimator_cli.detect.frames import checked, pad_short_side
+from stableanimator_cli.detect.roles import CROP, DETECTOR_BATCH, DETECTOR_SIDE, POSE_BATCH
 from stableanimator_cli.errors import ModelDamaged
 from stableanimator_cli.motion.keypoints import from_wholebody
 
@@ -36,8 +37,6 @@ Item = TypeVar("Item")
 
 _PERSON = 0
 _POINTS = 133
-_DETECTOR_SIDE = 640
-_CROP = (288, 384)  # width, height
 _MEAN, _DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
@@ -45,19 +44,20 @@ class PersonDetector:
     """YOLOX as an ONNX file: raw outputs (b, cells, 5 + classes), or with suppression inside, (b, n, 5).
 
     Raises ``ModelMissing`` or ``ModelDamaged`` if the file is missing, does not open or has other inputs or outputs,
-    ``ValueError`` for an unknown device.
+    ``ValueError`` for an unknown device. ``arena``: see ``onnx.session_options``.
     """
 
     def __init__(
-        self, path: Path | str, device: str = "auto", *, threads: int | None = None, threshold: float = THRESHOLD
-    ) -> None:
-        self._session = onnx.session(path, device, threads)
+        self, path: Path | str, device: str = "auto", *, threads: int | None = None, threshold: float = THRESHOLD,
+        arena: bool = True,
+    ) -> None:  # fmt: skip
+        self._session = onnx.session(path, device, threads, arena=arena)
         self._path, self._device, self._threshold = Path(path), device, threshold
         self.size = self._checked_size()
         self._letterbox = _Letterbox(self.size)
         self._batch = onnx.batch_axis(self._session)
 
-    def detect(self, frames: Sequence[np.ndarray], batch: int = 8) -> list[np.ndarray]:
+    def detect(self, frames: Sequence[np.ndarray], batch: int = DETECTOR_BATCH) -> list[np.ndarray]:
         """People of each frame: uint8 RGB [h,w,3] of any sizes -> float32[p,5] (x0, y0, x1, y1, score), best first.
 
         Boxes are in the frame's pixels and may exceed it, as the pose network expects. The network processes ``batch``
@@ -81,7 +81,7 @@ class PersonDetector:
         dims = self._session.get_inputs()[0].shape
         if len(self._session.get_inputs()) != 1 or len(dims) != 4 or dims[1] != 3:
             raise self._damaged(f"an input of shape {dims}")
-        h, w = (d if isinstance(d, int) and d > 0 else _DETECTOR_SIDE for d in dims[2:])
+        h, w = (d if isinstance(d, int) and d > 0 else DETECTOR_SIDE for d in dims[2:])
         out = self._session.get_outputs()[0].shape
         raw = isinstance(out[-1], int) and out[-1] != 5
         cells = sum((h // stride) * (w // stride) for stride in STRIDES)
@@ -100,14 +100,18 @@ class PoseEstimator:
     Raises the errors of ``PersonDetector``.
     """
 
-    def __init__(self, path: Path | str, device: str = "auto", *, threads: int | None = None) -> None:
-        self._session = onnx.session(path, device, threads)
+    def __init__(
+        self, path: Path | str, device: str = "auto", *, threads: int | None = None, arena: bool = True
+    ) -> None:
+        self._session = onnx.session(path, device, threads, arena=arena)
         self._path, self._device = Path(path), device
         self.size = self._checked_size()
         self._crop = _Crop(self.size)
         self._batch = onnx.batch_axis(self._session)
 
-    def estimate(self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray], batch: int = 16) -> list[np.ndarray]:
+    def estimate(
+        self, frames: Sequence[np.ndarray], boxes: Sequence[np.ndarray], batch: int = POSE_BATCH
+    ) -> list[np.ndarray]:
         """Keypoints float32[p,134,3] (x, y in the frame's pixels, score) of the people of each frame.
 
         ``frames`` are uint8 RGB [h,w,3], ``boxes`` [p,4] of each, or [p,5] with an unused score. A box is enlarged by a
@@ -139,7 +143,7 @@ class PoseEstimator:
         dims = self._session.get_inputs()[0].shape
         if len(self._session.get_inputs()) != 1 or len(dims) != 4 or dims[1] != 3:
             raise self._damaged(f"an input of shape {dims}")
-        h, w = (d if isinstance(d, int) and d > 0 else free for d, free in zip(dims[2:], reversed(_CROP), strict=True))
+        h, w = (d if isinstance(d, int) and d > 0 else free for d, free in zip(dims[2:], reversed(CROP), strict=True))
         shapes = [out.shape for out in self._session.get_outputs()]
         wanted = [(_POINTS, int(w * SPLIT)), (_POINTS, int(h * SPLIT))]
         fits = len(shapes) == 2 and all(
@@ -158,7 +162,7 @@ class PoseEstimator:
 def decode_people(
     output: np.ndarray,
     ratio: float,
-    size: tuple[int, int] = (_DETECTOR_SIDE, _DETECTOR_SIDE),
+    size: tuple[int, int] = (DETECTOR_SIDE, DETECTOR_SIDE),
     *,
     threshold: float = THRESHOLD,
     overlap: float = OVERLAP,
@@ -187,7 +191,7 @@ def decode_people(
 
 
 def decode_points(
-    simcc_x: np.ndarray, simcc_y: np.ndarray, centre: np.ndarray, scale: np.ndarray, *, size: tuple[int, int] = _CROP
+    simcc_x: np.ndarray, simcc_y: np.ndarray, centre: np.ndarray, scale: np.ndarray, *, size: tuple[int, int] = CROP
 ) -> np.ndarray:
     """SimCC outputs [p,k,2w] and [p,k,2h] as points of the frame: float64[p,k,3] (x, y, score).
 

@@ -179,7 +179,7 @@ class FaceOptimization:
         for target in self.targets:
             boxes = [box for box in self._boxes_in(target, chunk) if box is not None]
             if boxes:
-                pixels, corner = self.decoder.crop(chunk_latents, chunk, _union_box(boxes))
+                pixels, corner = self.decoder.crop(chunk_latents, chunk, union_box(boxes))
                 found += self._cosines(pixels, corner, chunk, [target])
         return torch.cat(found)
 
@@ -237,6 +237,7 @@ def _merge_targets(known: Sequence[Target], found: Sequence[Target]) -> Sequence
     ]
 
 
-def _union_box(boxes: Sequence[Box]) -> Box:
+def union_box(boxes: Sequence[Box]) -> Box:
+    """The smallest box around all of ``boxes``."""
     left, top, right, bottom = zip(*boxes, strict=True)
     return min(left), min(top), max(right), max(bottom)

@@ -122,7 +122,9 @@ class Engine:
                 hint="`sa models pull antelopev2`, pass --face-embedding FILE, or use --allow-no-face",
             )
         if self._faces is None:
-            self._faces = FaceReader(self.model.files["face"], self.model.face_channel_order, str(self.plan.device))
+            self._faces = FaceReader(
+                self.model.files["face"], self.model.face_channel_order, str(self.plan.device), arena=False
+            )
         return self._faces
 
     def encode(

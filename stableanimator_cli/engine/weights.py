@@ -22,6 +22,7 @@ from stableanimator_cli.catalogue.place import SOURCE_SHA256
 from stableanimator_cli.engine.backbones import DenoisingBackbone, backbone_of
 from stableanimator_cli.errors import ModelDamaged, ModelMissing, SaError
 from stableanimator_cli.files import MARK, sha256_of
+from stableanimator_cli.host_memory import trim
 from stableanimator_cli.nets.arcface import ArcFace
 from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.records import ModelFolder
@@ -166,7 +167,9 @@ def building(source: Path) -> Iterator[None]:
 def recogniser(path: Path) -> ArcFace:
     """The face recogniser's ONNX graph as a differentiable module, always float32."""
     try:
-        return ArcFace(path.read_bytes()).eval().requires_grad_(False)
+        network = ArcFace(path.read_bytes()).eval().requires_grad_(False)
+        trim()
+        return network
     except ValueError as error:
         raise ModelDamaged(
             f"{path}: {error}", hint="face optimisation needs an ArcFace graph; `--preset fast` needs none"

@@ -36,7 +36,7 @@ def test_a_plan_says_its_memory_and_a_limit_below_it_changes_the_run(flags, tmp_
     plan = run(flags=flags, plan_only=True)
     assert isinstance(plan, AnimationPlan)
     memory = plan.to_json()["memory"]
-    assert memory["total"] == memory["allocated"] + memory["reserve"]
+    assert memory["total"] == memory["allocated"] + memory["faces"] + memory["reserve"]
     assert memory["allocated"] == max(sum(stage.values()) for stage in memory["stages"].values())
     assert plan.to_json()["chosen"] == []
     assert "predicted" in plan.summary()

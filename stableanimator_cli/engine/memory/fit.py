@@ -55,7 +55,7 @@ def fit_to_limit(config: AnimateConfig, estimator: MemoryEstimator) -> tuple[Ani
             limit_text = f"--max-memory {limit / 1e9:g}GB ({limit / 2**30:.2f} GiB)"
             raise OutOfMemory(
                 f"{limit_text} is too small; the minimum is {memory.describe()}",
-                hint="use a smaller --size" + ("" if estimator.dtype.itemsize == 2 else ", or --dtype bfloat16"),
+                hint=_hint(memory.worst, estimator),
             )
         config, choice = change
         changed[choice.what.split(" ")[0]] = choice
@@ -66,6 +66,12 @@ def fit_to_limit(config: AnimateConfig, estimator: MemoryEstimator) -> tuple[Ani
         checkpointing = "on" if estimator.checkpointed(config) else "off"
         config = replace(config, refine=replace(config.refine, checkpointing=checkpointing))
     return replace(config, device=replace(config.device, max_memory=None)), tuple(changed.values())
+
+
+def _hint(stage: str, estimator: MemoryEstimator) -> str:
+    if stage == "motion detection":
+        return "detect the motion before: `sa preprocess MOTION -o DATASET`, then animate after the clip folder"
+    return "use a smaller --size" + ("" if estimator.dtype.itemsize == 2 else ", or --dtype bfloat16")
 
 
 def _offload_model(config: AnimateConfig, stage: str, estimator: MemoryEstimator) -> Change:

@@ -16,13 +16,22 @@ from torch import Tensor, nn
 
 from stableanimator_cli.config.animate import AnimateConfig, DeviceConfig
 from stableanimator_cli.detect import onnx
+from stableanimator_cli.diffusion.face_optimization import Box
 from stableanimator_cli.diffusion.guidance import is_guided, window_branches
 from stableanimator_cli.diffusion.windows import WindowPlan, plan_windows
 from stableanimator_cli.engine.backbones import backbone_of
 from stableanimator_cli.engine.conditioning import CLIP_SIZE, bytes_of_pose_frame
 from stableanimator_cli.engine.group_offload import blocks_of, bytes_of
+from stableanimator_cli.engine.memory.onnx_networks import (
+    face_networks,
+    motion_detection,
+    recogniser_bytes,
+    recogniser_file,
+)
+from stableanimator_cli.engine.memory.prediction import RenderMemory
 from stableanimator_cli.engine.memory.profile import FlopCounter, peak_bytes
-from stableanimator_cli.engine.weights import build_on_meta, builders
+from stableanimator_cli.engine.weights import build_on_meta, builders, recogniser
+from stableanimator_cli.nets.arcface import crop_resize
 from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
 from stableanimator_cli.nets.quantized import quantize_weights
@@ -36,48 +45,17 @@ ARENA = 512 << 20  # ONNX Runtime on a GPU: images of 640x640, cuDNN's workspace
 PROGRAM = 700 << 20  # this process and its libraries, measured; on a GPU not in device memory
 _LATENTS = 5  # copies for the full video: latents, denoised, outputs, and two in the sampler
 _SHARE = 0.8  # of the available memory that face optimisation without checkpoints may fill
-_FACE = 4  # assumed face size: a quarter of the frame's shorter side
+_FACE = 4  # size of a face of which nothing is known: a quarter of the frame's shorter side
 # networks that each stage moves to the device, in order; without offloading they stay
 _STAGES = {
+    "motion detection": (),
     "image encoder": ("image_encoder", "face_encoder"),
     "VAE encoder": ("vae",),
     "UNet": ("unet", "pose_net"),
-    "face optimisation": ("vae",),
+    "face optimisation": ("vae", "recogniser"),
     "VAE decoder": ("vae",),
+    "face detection": ("vae",),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RenderMemory:
-    """Bytes on the device: (weights, activations) by stage, and ``reserve`` for allocator and libraries."""
-
-    stages: dict[str, tuple[int, int]]
-    reserve: int
-
-    @property
-    def allocated(self) -> int:
-        """Maximum at once, as an allocator counts it."""
-        return max(sum(parts) for parts in self.stages.values())
-
-    @property
-    def total(self) -> int:
-        return self.allocated + self.reserve
-
-    @property
-    def worst(self) -> str:
-        """The stage that needs most memory."""
-        return max(self.stages, key=lambda name: sum(self.stages[name]))
-
-    def to_json(self) -> dict[str, Any]:
-        stages = {name: {"weights": weights, "alive": alive} for name, (weights, alive) in self.stages.items()}
-        return {"total": self.total, "allocated": self.allocated, "reserve": self.reserve, "stages": stages}
-
-    def describe(self) -> str:
-        weights, alive = self.stages[self.worst]
-        return (
-            f"{_gib(self.total)} predicted: {_gib(weights)} of weights and {_gib(alive)} of activations in the "
-            f"{self.worst}, {_gib(self.reserve)} for allocator and libraries"
-        )
 
 
 @dataclass(slots=True)
@@ -85,7 +63,9 @@ class MemoryEstimator:
     """Estimate memory for one model, ``size`` (width, height) and number of ``frames``, anchor included.
 
     ``available`` bytes decide ``refine.checkpointing auto``. ``face_sets`` of face tokens are one, or with regions one
-    per person and one for nobody. Counts are cached, so other settings cost only what they change.
+    per person and one for nobody. ``detected_size``: (width, height) of the plain video in which the motion is
+    detected first, None for another motion. ``face_box``: the largest that face optimisation decodes at once (x0, y0,
+    x1, y1 in output pixels), None if unknown. Counts are cached, so other settings cost only what they change.
     """
 
     model: ModelFolder
@@ -95,6 +75,8 @@ class MemoryEstimator:
     frames: int
     available: int = 0
     face_sets: int = 1
+    detected_size: tuple[int, int] | None = None
+    face_box: Box | None = None
     _cache: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def of(self, config: AnimateConfig) -> RenderMemory:
@@ -121,7 +103,22 @@ class MemoryEstimator:
                 work["face optimisation"] += self._cuda_graphs(config, window)
         if plan.cuda_graphs:  # the warm-up before a recording runs beside earlier graphs
             work["UNet"] += self._cuda_graphs(config, window)
+        work |= self._detection(config, latents)
         return self._by_stage(_STAGES, work, lambda network: self._weights(network, plan), plan)
+
+    def _detection(self, config: AnimateConfig, latents: int) -> dict[str, int]:
+        """Stages in which ONNX networks run, if they run in the device's memory: before the rendering in a plain video,
+        and on decoded frames."""
+        if not self._runs_onnx:
+            return {}
+        work = {}
+        if self.detected_size is not None:
+            work["motion detection"] = motion_detection(self.model, self.detected_size)
+        faces = face_networks(self.model)
+        if faces is not None:
+            pixels = 4 * 3 * min(config.decode.chunk, self.frames) * self.size[0] * self.size[1]
+            work["face detection"] = latents + pixels + faces.activations
+        return work
 
     def _refines_faces(self, config: AnimateConfig) -> bool:
         return config.refine.face != "off" and config.refine.iterations > 0 and "face" in self.model.files
@@ -141,13 +138,19 @@ class MemoryEstimator:
         offloading = plan.offload != "none" and not on_cpu
         resident: set[str] = set()
         stages: dict[str, tuple[int, int]] = {}
+
+        def weights(network: str) -> int:
+            return recogniser_bytes(self.model) if network == "recogniser" else weights_of(network)
+
         for name, needed in networks.items():
             if name in work:
                 resident = set(needed) if offloading else resident | set(needed)
-                stages[name] = sum(weights_of(network) for network in resident), work[name]
+                stages[name] = sum(weights(network) for network in resident), work[name]
         peak = max(sum(parts) for parts in stages.values())
-        reserve = WORKSPACES * peak + PROGRAM if on_cpu else FRAGMENTED * peak + CONTEXT + self._detectors()
-        return RenderMemory(stages=stages, reserve=int(reserve))
+        reserve = WORKSPACES * peak + PROGRAM if on_cpu else FRAGMENTED * peak + CONTEXT
+        faces = face_networks(self.model) if self._runs_onnx else None
+        resident_faces = 0 if faces is None else faces.weights + (0 if on_cpu else ARENA)
+        return RenderMemory(stages=stages, faces=resident_faces, reserve=int(reserve))
 
     def checkpointed(self, config: AnimateConfig) -> bool:
         """Whether face optimisation on full frames recomputes the decoder's blocks: ``auto`` does, unless the whole
@@ -178,13 +181,11 @@ class MemoryEstimator:
                 run()
         return counters
 
-    def _detectors(self) -> int:
-        """Memory of the face networks in ONNX Runtime, which stay open during the run."""
-        elsewhere = self.device.type == "cuda" and not torch.cuda.is_available()  # a plan for a card that is not here
-        if "face" not in self.model.files or not (elsewhere or onnx.on_card(str(self.device))):
-            return 0
-        folder = self.model.files["face"]
-        return ARENA + sum(file.stat().st_size for file in folder.glob("**/*.onnx"))
+    @property
+    def _runs_onnx(self) -> bool:
+        """Whether ONNX Runtime uses the device's memory; a plan for a card that is not here expects that."""
+        elsewhere = self.device.type == "cuda" and not torch.cuda.is_available()
+        return self.device.type == "cpu" or elsewhere or onnx.on_card(str(self.device))
 
     def _cuda_graphs(self, config: AnimateConfig, window: int) -> int:
         """Memory of CUDA graphs: a pool of the size of one call; inputs and output per branch and window length."""
@@ -318,24 +319,24 @@ class MemoryEstimator:
         )
 
     def _face(self, chunk: int, mode: str, config: AnimateConfig) -> int:
-        """Forward and backward through the decoder for one chunk; the face network is small beside it."""
+        """Forward and backward through decoder and recogniser for one chunk."""
         checkpointed, margin = self.checkpointed(config), config.refine.crop_margin
         width, height = self._latent
         vae = self._network("vae")
         backbone = backbone_of(self.model)
         decoder = backbone.face_decoder(vae, Counter(), checkpointed=checkpointed, margin=margin)
-        side = min(self.size) // _FACE
-        box = (0, 0, side - 1, side - 1)
+        box = self._face_box
+        embedded = self._embedding(box)
 
         def step() -> None:
             latents = self._empty(chunk, vae.config["latent_channels"], height, width, dtype=torch.float32)
             variable = latents.requires_grad_(True)
             if mode == "full":
-                decoder.pixels(variable).float().mean().backward()
+                embedded(decoder.pixels(variable), (0, 0)).mean().backward()
             else:
                 frames = range(chunk)
                 with decoder.with_recorded_stats(latents, [frames]), torch.enable_grad():
-                    decoder.crop(variable, frames, box)[0].float().mean().backward()
+                    embedded(*decoder.crop(variable, frames, box)).mean().backward()
 
         def count() -> int:
             with torch.enable_grad():
@@ -343,6 +344,26 @@ class MemoryEstimator:
             return 2 * alive if self.dtype == torch.float16 else alive  # the decoder then runs in float32
 
         return self._cached("face", chunk, mode, margin, checkpointed, count=count)
+
+    @property
+    def _face_box(self) -> Box:
+        side = min(self.size) // _FACE
+        return self.face_box or (0, 0, side - 1, side - 1)
+
+    def _embedding(self, box: Box) -> Callable[[Tensor, tuple[int, int]], Tensor]:
+        """Faces in ``box`` of decoded pixels [b,3,h,w] as embeddings, or the pixels themselves before the
+        recogniser is downloaded."""
+        file = recogniser_file(self.model)
+        if file is None:
+            return lambda pixels, corner: pixels.float()
+        network = self._cached("network", "recogniser", count=lambda: recogniser(file).to("meta"))
+
+        def embed(pixels: Tensor, corner: tuple[int, int]) -> Tensor:
+            x, y = corner
+            boxes = [(box[0] - x, box[1] - y, box[2] - x, box[3] - y)] * len(pixels)
+            return network.embed(crop_resize(pixels.float().clamp(-1, 1), boxes, network.size[0]))
+
+        return embed
 
 
 def prepare_context(unet: AnimationUNet, image: Tensor, face: Tensor, regions: Tensor | None = None) -> Context:
@@ -354,7 +375,3 @@ def prepare_context(unet: AnimationUNet, image: Tensor, face: Tensor, regions: T
             keys, values = attn.processor.project_face(face)
             layers[attn] = PreparedCrossAttention(base=attn.to_v(image), keys=keys, values=values)
     return Context(image, face, layers, regions=regions)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -12,17 +12,20 @@ from torch import nn
 
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.engine.backbones import backbone_of
+from stableanimator_cli.engine.memory.prediction import RenderMemory
 from stableanimator_cli.engine.memory.profile import FlopCounter, peak_bytes
-from stableanimator_cli.engine.memory.render import MemoryEstimator, RenderMemory
+from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.weights import build_on_meta, builders
 
 _STAGES = {
+    "motion detection": (),
     "text encoder": ("text_encoder",),
     "image encoder": ("image_encoder",),
     "VAE encoder": ("vae",),
     "Transformer": ("transformer",),
-    "face optimisation": ("vae",),
+    "face optimisation": ("vae", "recogniser"),
     "VAE decoder": ("vae",),
+    "face detection": ("vae",),
 }
 _KEPT = 8  # float32 copies of a segment's latents: noise, conditions, estimate, and the scheduler's history
 
@@ -44,6 +47,7 @@ class SegmentMemoryEstimator(MemoryEstimator):
         }
         if self._refines_faces(config):
             work["face optimisation"] = stored + _KEPT * latents + self._call("face", config)
+        work |= self._detection(config, stored)
         return self._by_stage(_STAGES, work, lambda network: self._bytes(network, config), plan)
 
     def work(self, config: AnimateConfig) -> dict[str, FlopCounter]:
@@ -68,7 +72,7 @@ class SegmentMemoryEstimator(MemoryEstimator):
 
     def _call(self, name: str, config: AnimateConfig) -> int:
         def count() -> int:
-            for role in sorted({role for roles in _STAGES.values() for role in roles}):
+            for role in sorted({role for roles in _STAGES.values() for role in roles if role != "recogniser"}):
                 self._network(role)  # built before anything is counted
             with torch.set_grad_enabled(name == "face"):
                 return peak_bytes(self._runs(config)[name], on_cpu=self.device.type == "cpu")
@@ -127,12 +131,13 @@ class SegmentMemoryEstimator(MemoryEstimator):
         chunk = (frames - 1) // decoder.compression + 1 if full else max(1, frames // decoder.compression)
         shape = (chunk, vae.config["z_dim"], self.size[1] // decoder.scale, self.size[0] // decoder.scale)
         latents = torch.empty(shape, device="meta").requires_grad_(True)
+        box = self._face_box
+        embedded = self._embedding(box)
         if full:
-            decoder.pixels(latents).float().mean().backward()
+            embedded(decoder.pixels(latents), (0, 0)).mean().backward()
             return
-        side = min(self.size) // 4
         with decoder.with_recorded_stats(latents.detach(), [range(chunk)]):
-            decoder.crop(latents, range(chunk), (0, 0, side - 1, side - 1))[0].float().mean().backward()
+            embedded(*decoder.crop(latents, range(chunk), box)).mean().backward()
 
 
 def _bytes_of(network: nn.Module) -> int:

@@ -28,9 +28,10 @@ class BackboneFacts:
     ``refused``: options of ``sa animate`` that it does not have, by field path (``sampling.churn``), with the reason.
     Such an option may only have its default value. ``choices``: the values that it has of other options, by field path.
     ``denoiser``: the name of the network that denoises; in lower case its role. ``embeds_face``: whether a network
-    receives the reference's face embedding. ``skeleton``: the style of drawn skeletons. ``streams``: further driving
-    videos that it is conditioned on (``render.RenderRequest``). ``stride`` pixels of the output's sides are one token,
-    and ``frame_stride`` frames of a window after the first are one latent.
+    receives the reference's face embedding. ``skeleton``: the style of drawn skeletons, None for a backbone that is
+    driven by the pixels of a video. ``streams``: further driving videos that it is conditioned on
+    (``render.RenderRequest``). ``stride`` pixels of the output's sides are one token, and ``frame_stride`` frames of a
+    window after the first are one latent.
     ``training_levels``: values of ``--sigma`` of ``sa train``, its own first. ``longest_window``: roles in whose config
     ``motion_max_seq_length`` is the largest number of frames of a window, the last one counts.
     ``published``: roles and file names without suffix in a folder of published networks that a training starts from;
@@ -45,7 +46,7 @@ class BackboneFacts:
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: MappingProxyType({}))
     denoiser: str = "UNet"
     embeds_face: bool = True
-    skeleton: str = "dwpose"
+    skeleton: str | None = "dwpose"
     streams: tuple[str, ...] = ()
     stride: int = 8
     frame_stride: int = 1
@@ -81,7 +82,13 @@ _WAN_REFUSED = {
     "device.cuda_graphs": "its blocks are diffusers' own",
     "device.channels_last": "its blocks are diffusers' own",
 }
-_PARTS = ("transformer", "vae", "text_encoder", "image_encoder", "tokenizer", "image_processor", "scheduler")
+_NO_SKELETON = "it is driven by the video itself, and nobody's position is known before"
+_PARTS = ("transformer", "vae", "text_encoder", "image_encoder", "tokenizer", "scheduler")
+_WAN_CHOICES = {
+    "preset": ("standard", "fast", "released"),
+    "windows.overlap": (1, 5),
+    "device.quantization": ("plain", "fp8"),
+}
 
 
 BACKBONES: Mapping[str, BackboneFacts] = MappingProxyType(
@@ -106,20 +113,28 @@ BACKBONES: Mapping[str, BackboneFacts] = MappingProxyType(
             companions=("antelopev2", "dwpose"),
         ),
         "wan-animate": BackboneFacts(
-            networks=_PARTS,
+            networks=(*_PARTS, "image_processor"),
             trainable=False,
             refused=MappingProxyType(_WAN_REFUSED),
-            choices=MappingProxyType(
-                {
-                    "preset": ("standard", "fast", "released"),
-                    "windows.overlap": (1, 5),
-                    "device.quantization": ("plain", "fp8"),
-                }
-            ),
+            choices=MappingProxyType(_WAN_CHOICES),
             denoiser="Transformer",
             embeds_face=False,
             skeleton="aapose",
             streams=("face",),
+            stride=16,
+            frame_stride=4,
+        ),
+        "wan-animate-2": BackboneFacts(
+            networks=_PARTS,
+            trainable=False,
+            refused=MappingProxyType(
+                _WAN_REFUSED
+                | {"people.person": _NO_SKELETON, "people.pair": _NO_SKELETON, "people.face_of": _NO_SKELETON}
+            ),
+            choices=MappingProxyType(_WAN_CHOICES),
+            denoiser="Transformer",
+            embeds_face=False,
+            skeleton=None,
             stride=16,
             frame_stride=4,
         ),

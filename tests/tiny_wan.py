@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,18 @@ def write_pipeline(folder: Path, scheduler: Any = None) -> Path:
 def write_model(folder: Path, *, seeing: bool = True, **defaults: Any) -> Path:
     """The same with a ``model.toml``: small windows, and detectors for which a red rectangle is a face and a person."""
     write_pipeline(folder)
+    return describe(folder, "wan-animate", _ROLES, seeing=seeing, **defaults)
+
+
+def describe(folder: Path, backbone: str, roles: Sequence[str], *, seeing: bool = True, **defaults: Any) -> Path:
+    """Write the ``model.toml`` of a pipeline's folder."""
     rows = {"size": "64x64", "window": WINDOW, "overlap": 1, "steps": STEPS, "guidance": 1.0, **defaults}
     lines = [
         f'name = "{folder.name}"', 'summary = "Random weights"', 'task = "animate"', 'licence = "Apache-2.0"',
-        'backbone = "wan-animate"', 'face_channel_order = "bgr"', "", "[defaults]",
+        f'backbone = "{backbone}"', 'face_channel_order = "bgr"', "", "[defaults]",
         *(f"{name} = {json.dumps(value)}" for name, value in rows.items()),
     ]  # fmt: skip
-    for role in _ROLES:
+    for role in roles:
         config = folder / role / "config.json"
         lines += ["", f"[components.{role}]", f'file = "{role}"']
         lines += [f'config = "{role}/config.json"'] if config.is_file() else []

@@ -1,4 +1,4 @@
-"""The driving motion in any accepted form, as skeleton frames at the output's size and rate.
+"""The driving motion in any accepted form, as frames at the output's size and rate: skeletons, or the video itself.
 
 Skeleton videos and folders of skeleton images are used as they are. Keypoints (``poses.npz``, OpenPose JSON, a clip
 folder of ``sa preprocess``) are drawn. In a plain video people are detected first.
@@ -6,7 +6,6 @@ folder of ``sa preprocess``) are drawn. In a plain video people are detected fir
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from stableanimator_cli.animate.driving_faces import FaceCrops, read_face_crops
+from stableanimator_cli.animate.driving_pixels import letterboxed, open_pixels, shows_skeletons
 from stableanimator_cli.animate.driving_video import depends_on_numbers, detect_motion, detect_numbered, open_detectors
 from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, mean_rate
 from stableanimator_cli.animate.inputs import is_openpose
@@ -36,12 +36,11 @@ from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.left_to_right import face_boxes
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS, load_motion
 from stableanimator_cli.motion.openpose import load_openpose
-from stableanimator_cli.motion.skeleton import TAG, draw_skeleton, looks_like_skeleton
+from stableanimator_cli.motion.skeleton import TAG, draw_skeleton
 from stableanimator_cli.motion.track import Person
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip, Motion
 
-_SAMPLED = 8  # frames that decide what an untagged video is
 _STYLE = "dwpose"  # of the skeleton videos that `sa preprocess` draws
 _SMALLEST = 32  # pixels per side, below which a skeleton is not distinguishable from noise
 Audio = tuple[Path, Fraction, Fraction]
@@ -50,12 +49,13 @@ ChoosePeople = Callable[[Detectors], tuple[Person, Detectors]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Driving:
-    """``skeletons``: one per output frame; ``fps``: their exact rate; ``source_size``: (width, height) of MOTION.
+    """``skeletons``: one per output frame, or the frames of the video that drives; ``fps``: their exact rate.
 
-    ``audio``: (file, start, end) in seconds of that file, if it has sound. ``faces``: boxes float[t,p,4] in output
-    pixels, largest person first, NaN if no face is visible; None if only images are known. ``people``: the motion of
-    everybody who is drawn and present, in output pixels, by output frame; None if only images are known. ``numbers``:
-    track numbers of all chosen people, in order, also of those who are in none of these frames.
+    ``source_size``: (width, height) of MOTION. ``audio``: (file, start, end) in seconds of that file, if it has sound.
+    ``faces``: boxes float[t,p,4] in output pixels, largest person first, NaN if no face is visible; None if only images
+    are known. ``people``: the motion of everybody who is drawn and present, in output pixels, by output frame; None if
+    only images are known. ``numbers``: track numbers of all chosen people, in order, also of those who are in none of
+    these frames.
     ``detected_size``: that of the plain video in which the motion is detected, None for another motion.
     ``motion_frames``: per output frame, the index of MOTION's frame that it shows; ``motion_times``: its seconds after
     MOTION's first frame, None if MOTION has no clock. ``streams``: further videos that the backbone is conditioned on,
@@ -126,6 +126,9 @@ def _open_driving(
     path = config.motion
     start, stop = config.frames or (None, None)
     output = _Output(config, reporter, facts)
+    if facts.skeleton is None:
+        selected, first, _ = _selected(open_pixels(config, reporter), start, stop)
+        return output.counted(selected) if count_only else output.of_clip(selected, first, None)
     if (path / RECORD).is_file() and (path / MOTION).is_file():
         motion = load_motion(path / MOTION)
         motion = chosen_people(motion, config.people, path / MOTION)
@@ -151,9 +154,8 @@ def _open_driving(
         hint = "draw the skeletons larger, or give the motion as keypoints (.npz or OpenPose JSON)"
         expected = f"skeletons of {_SMALLEST} pixels per side or more"
         raise BadInput(path, "{}x{} pixels".format(*clip.size), expected, hint=hint)
-    selected = take(clip, start, stop)
-    first, stop = (start or 0, stop) if clip.count is None else slice(start, stop).indices(clip.count)[:2]
-    if _shows_skeletons(clip, config.motion_kind, reporter):
+    selected, first, stop = _selected(clip, start, stop)
+    if shows_skeletons(clip, config.motion_kind, reporter):
         beside = _motion_beside(clip)
         if facts.skeleton != _STYLE and beside is not None:  # drawn again, in the style that the backbone knows
             audio = _audio_of(clip.path, beside, start, stop) if clip.audio else None
@@ -212,16 +214,10 @@ def _audio_of(source: Path, motion: Motion, start: int | None, stop: int | None)
     return source, times[0], times[-1] + 1 / mean_rate(motion.times)
 
 
-def _shows_skeletons(clip: Clip, kind: str, reporter: Reporter) -> bool:
-    """Whether a video shows drawn skeletons rather than people to detect."""
-    if kind != "auto":
-        return kind == "skeleton"
-    tagged = TAG.items() <= clip.tag.items()
-    sampled = [] if tagged else [frame for _, frame in itertools.islice(clip.frames(), _SAMPLED)]
-    skeleton = tagged or sum(map(looks_like_skeleton, sampled)) * 2 > len(sampled)
-    why = "by its tag" if tagged else "black except its limbs" if skeleton else "not black like a skeleton"
-    reporter.info(f"{clip.path.name}: read as a {'skeleton' if skeleton else 'plain'} video ({why})")
-    return skeleton
+def _selected(clip: Clip, start: int | None, stop: int | None) -> tuple[Clip, int, int | None]:
+    """The frames ``start:stop`` of a clip, the index of the first one and that after the last, None if unknown."""
+    first, last = (start or 0, stop) if clip.count is None else slice(start, stop).indices(clip.count)[:2]
+    return take(clip, start, stop), first, last
 
 
 def _motion_beside(clip: Clip) -> Motion | None:
@@ -264,20 +260,26 @@ class _Output:
         else:
             order, rate = _at_rate(known, clip.fps or mean_rate(known), self.config.fps)
         skeletons = black.reordered([0] * len(order))
+        known = self.facts.skeleton is None  # nobody is detected
         return Driving(
-            skeletons=skeletons, fps=rate, source_size=clip.size, audio=None, undetected=True, detected_size=clip.size
-        )
+            skeletons=skeletons, fps=rate, source_size=clip.size, audio=None, undetected=not known,
+            detected_size=None if known else clip.size,
+        )  # fmt: skip
 
     def of_clip(self, clip: Clip, first: int, beside: Motion | None) -> Driving:
-        """The frames of a skeleton video; ``first`` is the index of its first frame in MOTION, ``beside`` the people of
-        all of MOTION's frames."""
-        transform = self.transform(clip.size, clip.path)
-        beside = None if beside is None else transform.transform_motion(beside)
+        """The frames of a video; ``first`` is the index of its first frame in MOTION, ``beside`` the people of all of
+        MOTION's frames. Skeletons are fitted as ``--resize`` names, people's videos as their backbone expects them."""
+        pixels = self.facts.skeleton is None
+        transform = None if pixels else self.transform(clip.size, clip.path)
+        beside = None if beside is None or transform is None else transform.transform_motion(beside)
         skeletons, times = PoseFrames(self.config.size), []
         with self.reporter.progress(clip.count, "read motion", "frame") as bar:
             for time, image in clip.frames():
                 # bicubic, as the reference implementation resizes skeleton images
-                skeletons.append(transform.apply_image(image, resample="bicubic"))
+                skeletons.append(
+                    letterboxed(image, self.config.size) if transform is None
+                    else transform.apply_image(image, resample="bicubic")
+                )  # fmt: skip
                 times.append(time)
                 bar.update()
         if not times:
@@ -312,7 +314,7 @@ class _Output:
             raise BadInput(path, "no person in any frame", "at least one person", hint="choose other --frames")
         fitted = self.transform(motion.size, path).transform_motion(motion)
 
-        draw = SKELETONS[self.facts.skeleton]
+        draw = SKELETONS[self.facts.skeleton or _STYLE]
 
         def skeleton_images() -> Iterator[np.ndarray]:
             with self.reporter.progress(len(indices), "draw skeletons", "frame") as bar:

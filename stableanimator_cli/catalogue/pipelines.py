@@ -1,4 +1,4 @@
-"""Folders in diffusers' layout: a ``model_index.json`` that names the class of the pipeline and of each part.
+"""Folders in diffusers' layout: an index that names the class of the pipeline and of each part.
 
 Only JSON and the names of files are read. A folder whose pipeline a catalogue entry describes is opened with that
 entry: its parts come from the folder, defaults and detectors from the entry.
@@ -6,6 +6,7 @@ entry: its parts come from the folder, defaults and detectors from the entry.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from stableanimator_cli.catalogue.layouts import Layout, LayoutMatch
 from stableanimator_cli.errors import BadInput, ModelDamaged
 from stableanimator_cli.readers import damaged_model, read_json
 
-INDEX = "model_index.json"
+INDICES = ("modular_model_index.json", "model_index.json")
+"""Of modular pipelines, whose folders may have both, and of others."""
 _HINT = "get the folder again from its source; an interrupted download lacks its last files"
 
 
@@ -34,10 +36,13 @@ _WAN = {
     "tokenizer": None,
     "scheduler": None,
 }
+_WAN_2 = {"transformer": "WanAnimate2Transformer3DModel", **_WAN}
 KINDS: Mapping[str, PipelineKind] = {
     "WanAnimatePipeline": PipelineKind(
         "wan-animate", {"transformer": "WanAnimateTransformer3DModel", **_WAN, "image_processor": None}
     ),
+    "WanAnimate2ModularPipeline": PipelineKind("wan-animate-2", _WAN_2),
+    "WanAnimate2DistilledModularPipeline": PipelineKind("wan-animate-2-distilled", _WAN_2),
 }
 """By the class that a folder names."""
 
@@ -50,14 +55,15 @@ _CONFIGS = {
 _STEMS = ("diffusion_pytorch_model", "model")
 
 
-def class_of(folder: Path) -> str | None:
-    """The class that the index of a folder names, None without a readable index."""
-    try:
-        index = read_json(folder / INDEX, "the index of a pipeline")
-    except BadInput:
-        return None
-    name = index.get("_class_name") if isinstance(index, dict) else None
-    return name if isinstance(name, str) else None
+def class_of(folder: Path) -> tuple[Path, str] | None:
+    """The index of a folder and the class that it names, a known one if there is one; None without a readable index."""
+    found = []
+    for path in (folder / name for name in INDICES):
+        with contextlib.suppress(BadInput):
+            index = read_json(path, "the index of a pipeline")
+            name = index.get("_class_name") if isinstance(index, dict) else None
+            found += [(path, name)] if isinstance(name, str) else []
+    return next((pair for pair in found if pair[1] in KINDS), found[0] if found else None)
 
 
 def detect_pipeline(folder: Path) -> Layout | None:
@@ -65,17 +71,17 @@ def detect_pipeline(folder: Path) -> Layout | None:
 
     Raises ``ModelDamaged`` for a part of another class, and for a folder that lacks parts, with what it lacks.
     """
-    name = class_of(folder)
-    kind = None if name is None else KINDS.get(name)
-    if kind is None:
+    named = class_of(folder)
+    kind = None if named is None else KINDS.get(named[1])
+    if named is None or kind is None:
         return None
-    index, lacking = read_json(folder / INDEX, "the index of a pipeline", error=damaged_model), []
+    path, name = named
+    index, lacking = read_json(path, "the index of a pipeline", error=damaged_model), []
     for part, expected in kind.parts.items():
-        found = index.get(part)
-        word = found[1] if isinstance(found, list) and len(found) == 2 else None
+        word = _part_class(index.get(part))
         if expected is not None and word is not None and word != expected:
-            raise ModelDamaged(f"{folder / INDEX}: {part}: found {word!r}, expected {expected!r}")
-        lacking += _lacking(folder, part) if word is not None else [f"{part} (not in {INDEX})"]
+            raise ModelDamaged(f"{path}: {part}: found {word!r}, expected {expected!r}")
+        lacking += _lacking(folder, part) if word is not None else [f"{part} (not in {path.name})"]
     if lacking:
         shown = ", ".join(lacking[:4]) + (f" and {len(lacking) - 4} more" if len(lacking) > 4 else "")
         raise ModelDamaged(f"{folder} is an incomplete {name}: it lacks {shown}", hint=_HINT)
@@ -94,10 +100,10 @@ def detect_pipeline(folder: Path) -> Layout | None:
 
 def refuse_unknown(folder: Path, known: Iterable[str]) -> None:
     """Raise ``ModelDamaged`` if ``folder`` is a pipeline that cannot animate; ``known`` are names of models."""
-    name = class_of(folder)
-    if name is not None:
+    named = class_of(folder)
+    if named is not None:
         raise ModelDamaged(
-            f"{folder / INDEX}: found {name!r}, expected {' or '.join(KINDS)}",
+            f"{named[0]}: found {named[1]!r}, expected {' or '.join(KINDS)}",
             hint=f"name the folder of such a pipeline, or one of: {', '.join(known)}",
         )
 
@@ -105,6 +111,18 @@ def refuse_unknown(folder: Path, known: Iterable[str]) -> None:
 def config_of(folder: Path, part: str) -> Path:
     """The JSON config of a part."""
     return folder / part / _CONFIGS.get(part, "config.json")
+
+
+def _part_class(entry: Any) -> str | None:
+    """The class of a part, None if unknown: ``[library, class]``, and in a modular index an object that repeats it,
+    or alone names it."""
+    if not isinstance(entry, list) or len(entry) not in (2, 3):
+        return None
+    word = entry[1]
+    if not isinstance(word, str) and len(entry) == 3 and isinstance(entry[2], dict):
+        hint = entry[2].get("type_hint")
+        word = hint[1] if isinstance(hint, list) and len(hint) == 2 else None
+    return word if isinstance(word, str) else None
 
 
 def _lacking(folder: Path, part: str) -> list[str]:

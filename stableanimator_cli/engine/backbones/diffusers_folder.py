@@ -48,7 +48,8 @@ def build_network(kind: type[Any], config: dict[str, Any]) -> nn.Module:
 def load_scheduler(folder: Path) -> Any:
     """The scheduler that ``scheduler_config.json`` names."""
     path = folder / "scheduler_config.json"
-    config = read_json(path, "the config of a scheduler", error=damaged_model)
+    # DPM-Solver's config has lambda_min_clipped: -Infinity
+    config = read_json(path, "the config of a scheduler", error=damaged_model, nan=True)
     name = config.get("_class_name") if isinstance(config, dict) else None
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):

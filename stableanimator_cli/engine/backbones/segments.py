@@ -64,10 +64,12 @@ class Run(Protocol):
 class SegmentBackbone(ABC):
     """All of ``Backbone`` but the networks and the preparation of a rendering (``open_run``).
 
-    ``networks_of_a_step`` are resident while a segment is denoised.
+    ``networks_of_a_step`` are resident while a segment is denoised. ``denoiser_calls`` are the transformer's kinds of
+    calls, by the names of ``count_calls``.
     """
 
     networks_of_a_step: tuple[str, ...] = ("transformer",)
+    denoiser_calls: tuple[str, ...] = ("transformer",)
 
     @abstractmethod
     def open_run(self, engine: Engine, request: RenderRequest) -> Run:
@@ -90,6 +92,18 @@ class SegmentBackbone(ABC):
     ) -> dict[str, Callable[[], object]]:
         """One call of each network on ``meta`` tensors, by the names of ``count_calls``, to count memory and work.
         ``network`` gives the network of a role; a segment has ``length`` frames of ``size`` (width, height)."""
+
+    def segment_bytes(
+        self, transformer: Any, vae: Any, length: int, size: tuple[int, int], dtype: torch.dtype, offload: str
+    ) -> int:
+        """Bytes besides latents that a prepared segment keeps on the device; the first two are configs."""
+        return 0
+
+    def shown_frame(self, frame: int, total: int) -> int:
+        """The frame of the motion at a position that may be beyond its end: back and forth, as the authors pad."""
+        period = max(1, 2 * (total - 1))
+        turned = frame % period
+        return min(turned, period - turned) if total > 1 else 0
 
     def plan_windows(self, frames: int, windows: WindowConfig) -> WindowPlan:
         """Segments of at most ``windows.length`` frames that share ``windows.overlap``; the shared ones are those of
@@ -152,13 +166,18 @@ class SegmentBackbone(ABC):
             generator.set_state(state.cpu())
         loop = _Loop(engine=engine, request=request, options=options, generator=generator)
         for index in range(first, len(request.plan)):
+            start = request.plan.windows[index].frames[0]
+            frames = [
+                self.shown_frame(frame, request.plan.total) for frame in range(start, start + request.noise_period)
+            ]
             with torch.no_grad(), memory_guard("denoising", _HINT):
-                segment = run.segment(loop.frames_of(index), self._tail(engine, request, finished))
+                segment = run.segment(frames, self._tail(engine, request, finished))
                 noise = None if current is not None else loop.noise(index, run.shape)
                 with engine.resident(*self.networks_of_a_step):
                     x = loop.denoise(run.scheduler, segment, index, finished, current, noise, step)
             finished.append(x[0])
             current, step = None, 0
+            del segment  # before the next one is prepared: it may be as large as the transformer
         timings.seconds["denoise"] = time.perf_counter() - started
         return torch.stack(finished)
 
@@ -201,13 +220,6 @@ class _Loop:
     options: SampleOptions
     generator: torch.Generator
     estimate: list[Tensor] = field(default_factory=list)
-
-    def frames_of(self, index: int) -> list[int]:
-        """Frames of the motion that a segment shows. Beyond the end they run back and forth, as the authors pad."""
-        total, start = self.request.plan.total, self.request.plan.windows[index].frames[0]
-        period = max(1, 2 * (total - 1))
-        turned = (frame % period for frame in range(start, start + self.request.noise_period))
-        return [min(frame, period - frame) if total > 1 else 0 for frame in turned]
 
     def noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
         """The initial noise of a segment: the next draw of the seed's generator, as in the pipeline's own call. A

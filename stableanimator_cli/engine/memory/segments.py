@@ -36,23 +36,30 @@ class SegmentMemoryEstimator(MemoryEstimator):
 
     def of(self, config: AnimateConfig) -> RenderMemory:
         plan, length = config.device, config.windows.length
-        latents = 4 * self._backbone.latent_values(self._network("vae").config, length, self.size)
+        transformer, vae = self._network("transformer").config, self._network("vae").config
+        offload = "none" if self.device.type == "cpu" else plan.offload
+        held = self._backbone.segment_bytes(transformer, vae, length, self.size, self.dtype, offload)
+        latents = 4 * self._backbone.latent_values(vae, length, self.size)
         stored = len(self._backbone.plan_windows(self.frames, config.windows)) * latents
         work = {
             "text encoder": self._call("text_encoder", config),
             "image encoder": self._call("image_encoder", config),
             "VAE encoder": self._call("vae_encode", config),
-            "Transformer": stored + _KEPT * latents + self._call("transformer", config) + self._cast(config),
+            "Transformer": stored
+            + _KEPT * latents
+            + held
+            + self._cast(config)
+            + max(self._call(name, config) for name in self._backbone.denoiser_calls),
             "VAE decoder": stored + self._call("vae_decode", config),
         }
         if self._refines_faces(config):
-            work["face optimisation"] = stored + _KEPT * latents + self._call("face", config)
+            work["face optimisation"] = stored + _KEPT * latents + held + self._call("face", config)
         work |= self._detection(config, stored)
         return self._by_stage(_STAGES, work, lambda network: self._bytes(network, config), plan)
 
     def work(self, config: AnimateConfig) -> dict[str, FlopCounter]:
         """Operations of one call of each network, and of ``face``, an iteration of face optimisation on a chunk."""
-        names = ["text_encoder", "image_encoder", "vae_encode", "transformer", "vae_decode"]
+        names = ["text_encoder", "image_encoder", "vae_encode", *self._backbone.denoiser_calls, "vae_decode"]
         if self._refines_faces(config):
             names.append("face")
         counters = {}

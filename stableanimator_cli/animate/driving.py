@@ -260,10 +260,10 @@ class _Output:
         else:
             order, rate = _at_rate(known, clip.fps or mean_rate(known), self.config.fps)
         skeletons = black.reordered([0] * len(order))
-        known = self.facts.skeleton is None  # nobody is detected
+        detects = self.facts.skeleton is not None
         return Driving(
-            skeletons=skeletons, fps=rate, source_size=clip.size, audio=None, undetected=not known,
-            detected_size=None if known else clip.size,
+            skeletons=skeletons, fps=rate, source_size=clip.size, audio=None, undetected=detects,
+            detected_size=clip.size if detects else None,
         )  # fmt: skip
 
     def of_clip(self, clip: Clip, first: int, beside: Motion | None) -> Driving:

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from stableanimator_cli.errors import NoPerson
-from stableanimator_cli.motion.keypoints import BODY, COUNT, THRESHOLD, visible
+from stableanimator_cli.motion.keypoints import BODY, COUNT, visible
 from stableanimator_cli.motion.misalignment import Misalignment, misalignment
 from stableanimator_cli.motion.retarget import retarget
 from stableanimator_cli.motion.track import largest
@@ -90,7 +90,6 @@ def align(
     mode: Mode = "affine",
     *,
     person: int | None = None,
-    threshold: float = THRESHOLD,
 ) -> Alignment:
     """Align a motion with the person of a reference image.
 
@@ -106,26 +105,26 @@ def align(
         raise ValueError(f"a reference of shape {reference.shape}: expected ({COUNT}, 3)")
     size = int(size[0]), int(size[1])
     person = largest(motion) if person is None else person
-    before = misalignment(motion, reference, size, person, threshold)
+    before = misalignment(motion, reference, size, person)
     limbs: Mapping[str, float] = {}
     if mode == "none":
         placed, matrix = motion, np.eye(2, 3)
     else:
-        matrix = _fit_matrix(motion, reference, size, mode, person, threshold)
+        matrix = _fit_matrix(motion, reference, size, mode, person)
         points, boxes = _apply(motion, matrix, everything=mode == "upstream")
         if mode == "bones":
             frames = motion.present[:, person]
-            changed = retarget(points[frames, person], boxes[frames, person], reference, threshold)
+            changed = retarget(points[frames, person], boxes[frames, person], reference)
             points[frames, person], boxes[frames, person], limbs = changed
         placed = dataclasses.replace(
             motion, keypoints=points.astype(np.float32), face_boxes=boxes.astype(np.float32), size=size
         )
-    after = before if mode == "none" else misalignment(placed, reference, size, person, threshold)
+    after = before if mode == "none" else misalignment(placed, reference, size, person)
     return Alignment(motion=placed, mode=mode, person=person, matrix=matrix, limbs=limbs, before=before, after=after)
 
 
 def upstream_map(
-    points: np.ndarray, present: np.ndarray, reference: np.ndarray, size: tuple[int, int], threshold: float = THRESHOLD
+    points: np.ndarray, present: np.ndarray, reference: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The reference implementation's fit: scale float64[2] and shift float64[2] of x and y in fractions of the frames.
 
@@ -135,7 +134,7 @@ def upstream_map(
     fractions, which stretches bodies if the aspects differ. Raises ``NoPerson`` if no frame holds one person, or the
     reference shows fewer than two of the points.
     """
-    fitted = [i for i in POINTS if visible(reference[i], threshold)]
+    fitted = [i for i in POINTS if visible(reference[i])]
     single = present.sum(axis=1) == 1
     if not single.any():
         raise NoPerson(
@@ -208,16 +207,14 @@ def fit_similarity(
     return scale, rotation, _shift(target - scale * points @ rotation.T, weights)
 
 
-def _fit_matrix(
-    motion: Motion, reference: np.ndarray, size: tuple[int, int], mode: Mode, person: int, threshold: float
-) -> np.ndarray:
+def _fit_matrix(motion: Motion, reference: np.ndarray, size: tuple[int, int], mode: Mode, person: int) -> np.ndarray:
     """The matrix float64[2,3] from driving to reference pixels."""
     if mode == "upstream":
         target_size, own_size = np.array(size, np.float64), np.array(motion.size, np.float64)
         fractions = motion.keypoints.astype(np.float64) / [*own_size, 1.0]
-        scale, shift = upstream_map(fractions, motion.present, reference / [*target_size, 1.0], size, threshold)
+        scale, shift = upstream_map(fractions, motion.present, reference / [*target_size, 1.0], size)
         return np.column_stack([np.diag(scale * target_size / own_size), shift * target_size])
-    points, weights, target = _point_sets(motion, reference, person, threshold)
+    points, weights, target = _point_sets(motion, reference, person)
     if mode == "similarity":
         factor, rotation, shift = fit_similarity(points, weights, target)
         return np.column_stack([factor * rotation, shift])
@@ -225,16 +222,14 @@ def _fit_matrix(
     return np.column_stack([factor * np.eye(2), shift])
 
 
-def _point_sets(
-    motion: Motion, reference: np.ndarray, person: int, threshold: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _point_sets(motion: Motion, reference: np.ndarray, person: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points [t,n,2] to fit, their weights [t,n] (0 if not visible), and the reference's points [n,2].
 
     These are ``POINTS``, or all body points if motion and reference share fewer than three of them.
     """
     body = motion.keypoints[:, person].astype(np.float64)
-    seen = visible(body, threshold) & motion.present[:, person, None]
-    known = visible(reference, threshold)
+    seen = visible(body) & motion.present[:, person, None]
+    known = visible(reference)
     if not known[BODY].any():
         raise _too_few("the reference picture", 0)
     common = [i for i in POINTS if known[i] and seen[:, i].any()]

@@ -66,18 +66,18 @@ _FROM_WHOLEBODY = np.array([*_BODY_FROM_WHOLEBODY, *range(17, _WHOLEBODY)])
 _TO_WHOLEBODY = np.array([*(_BODY_FROM_WHOLEBODY.index(i) for i in range(17)), *range(FEET.start, COUNT)])
 
 
-def from_wholebody(points: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
+def from_wholebody(points: np.ndarray) -> np.ndarray:
     """COCO-WholeBody points (as DWPose gives them) in our layout.
 
     ``points`` float[...,133,3] (x, y, score); the answer is float[...,134,3] of the same type. The neck is the middle
-    of the shoulders; its score is 1 where both shoulders are above ``threshold`` and 0 elsewhere, as in DWPose.
+    of the shoulders; its score is 1 where both shoulders are above ``THRESHOLD`` and 0 elsewhere, as in DWPose.
     ``ValueError`` where the last two axes are not (133, 3).
     """
     points = _checked(points, _WHOLEBODY)
     person = points[..., _FROM_WHOLEBODY, :]
     shoulders = points[..., _WHOLEBODY_SHOULDERS, :]
     person[..., _NECK, :2] = shoulders[..., :2].mean(axis=-2)
-    person[..., _NECK, 2] = (shoulders[..., 2] > threshold).all(axis=-1)
+    person[..., _NECK, 2] = (shoulders[..., 2] > THRESHOLD).all(axis=-1)
     return person
 
 
@@ -86,22 +86,20 @@ def to_wholebody(points: np.ndarray) -> np.ndarray:
     return _checked(points, COUNT)[..., _TO_WHOLEBODY, :]
 
 
-def visible(points: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
-    """bool[...]: which points of float[...,3] are seen, that is score above ``threshold`` and finite coordinates."""
+def visible(points: np.ndarray) -> np.ndarray:
+    """bool[...]: which points of float[...,3] are seen, that is score above ``THRESHOLD`` and finite coordinates."""
     points = np.asarray(points)
-    return (points[..., 2] > threshold) & np.isfinite(points[..., :2]).all(axis=-1)
+    return (points[..., 2] > THRESHOLD) & np.isfinite(points[..., :2]).all(axis=-1)
 
 
-def bounding_box(
-    points: np.ndarray, *, threshold: float = THRESHOLD, margin: float = 0.0, minimum: int = 2
-) -> np.ndarray:
+def bounding_box(points: np.ndarray, *, margin: float = 0.0, minimum: int = 2) -> np.ndarray:
     """The box round the seen points: float32[...,4] (x0, y0, x1, y1) of float[...,n,3].
 
     ``margin`` is added on every side as a share of the box's width and height. Where fewer than ``minimum`` points are
     seen there is no box: a row of NaN.
     """
     points = np.asarray(points)
-    seen = visible(points, threshold)
+    seen = visible(points)
     xy = points[..., :2].astype(np.float64)
     low = np.where(seen[..., None], xy, np.inf).min(axis=-2, initial=np.inf)
     high = np.where(seen[..., None], xy, -np.inf).max(axis=-2, initial=-np.inf)
@@ -111,15 +109,13 @@ def bounding_box(
     return np.concatenate([low - room, high + room], axis=-1).astype(np.float32)
 
 
-def face_box(
-    points: np.ndarray, *, threshold: float = THRESHOLD, margin: float = 0.15, minimum: int = 12
-) -> np.ndarray:
+def face_box(points: np.ndarray, *, margin: float = 0.15, minimum: int = 12) -> np.ndarray:
     """The box of each person's face: float32[...,4] of float[...,134,3], NaN rows where no face is visible.
 
     Taken from the 68 face points, of which ``minimum`` must be seen; the margin makes up for the forehead, which has
     no points. Not clipped to the frame.
     """
-    return bounding_box(_checked(points, COUNT)[..., FACE, :], threshold=threshold, margin=margin, minimum=minimum)
+    return bounding_box(_checked(points, COUNT)[..., FACE, :], margin=margin, minimum=minimum)
 
 
 def _checked(points: np.ndarray, count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from stableanimator_cli.motion.keypoints import COUNT, FACE, LEFT_HAND, RIGHT_HAND, THRESHOLD, visible
+from stableanimator_cli.motion.keypoints import COUNT, FACE, LEFT_HAND, RIGHT_HAND, visible
 
 PERCENTILE = 90.0
 
@@ -50,13 +50,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """What two bodies are compared by: each group counts once."""
 
 
-def lengths(points: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float]:
+def lengths(points: np.ndarray) -> dict[str, float]:
     """The lengths in pixels of float[t,134,3], one person in t frames (a picture is t = 1); NaN where never seen.
 
     The 90th percentile over the frames in which both ends are seen, and of two sides the longer one.
     """
     points = np.asarray(points, np.float64).reshape(-1, COUNT, 3)
-    seen = visible(points, threshold)
+    seen = visible(points)
     found = {}
     for name, sides in SEGMENTS.items():
         longest = np.nan

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stableanimator_cli.motion.geometry import resize_transform
-from stableanimator_cli.motion.keypoints import COUNT, THRESHOLD, visible
+from stableanimator_cli.motion.keypoints import COUNT, visible
 from stableanimator_cli.motion.limb_lengths import GROUPS, lengths, ratios, shoulder_width
 from stableanimator_cli.records import Motion
 
@@ -54,9 +54,7 @@ class Misalignment:
         }
 
 
-def misalignment(
-    motion: Motion, reference: np.ndarray, size: tuple[int, int], person: int = 0, threshold: float = THRESHOLD
-) -> Misalignment:
+def misalignment(motion: Motion, reference: np.ndarray, size: tuple[int, int], person: int = 0) -> Misalignment:
     """Compare ``person`` (a place in the motion) with a reference float[134,3] in a picture of ``size`` (w, h).
 
     A motion of another size is first scaled as a whole and put in the middle, as ``--resize pad`` does.
@@ -64,13 +62,13 @@ def misalignment(
     if tuple(motion.size) != tuple(size):
         motion = resize_transform(motion.size, size, "pad").transform_motion(motion)
     points = motion.keypoints[motion.present[:, person], person].astype(np.float64)
-    return compare(points, np.asarray(reference, np.float64), threshold)
+    return compare(points, np.asarray(reference, np.float64))
 
 
-def compare(points: np.ndarray, reference: np.ndarray, threshold: float = THRESHOLD) -> Misalignment:
+def compare(points: np.ndarray, reference: np.ndarray) -> Misalignment:
     """``misalignment`` of float64[t,134,3], one person in the frames they are in, and float64[134,3], same pixels."""
-    body = lengths(reference, threshold)
-    each = ratios(body, lengths(points, threshold))
+    body = lengths(reference)
+    each = ratios(body, lengths(points))
     groups = {}
     for group, names in GROUPS.items():
         logs = [math.log(each[name]) for name in names if not math.isnan(each[name])]
@@ -78,12 +76,12 @@ def compare(points: np.ndarray, reference: np.ndarray, threshold: float = THRESH
             groups[group] = math.exp(float(np.median(logs)))
     bound = math.log(LARGEST_RATIO)
     limbs = float(np.mean([min(abs(math.log(r)), bound) for r in groups.values()])) if groups else math.nan
-    return Misalignment(limbs=limbs, place=_place(points, reference, shoulder_width(body), threshold), groups=groups)
+    return Misalignment(limbs=limbs, place=_place(points, reference, shoulder_width(body)), groups=groups)
 
 
-def _place(points: np.ndarray, reference: np.ndarray, unit: float, threshold: float) -> float:
-    there = visible(reference.reshape(COUNT, 3), threshold)
-    seen = visible(points, threshold) if len(points) else np.zeros((0, COUNT), bool)
+def _place(points: np.ndarray, reference: np.ndarray, unit: float) -> float:
+    there = visible(reference.reshape(COUNT, 3))
+    seen = visible(points) if len(points) else np.zeros((0, COUNT), bool)
     for share in (0.5, 0.0):  # an anchor that is seen half of the time, or else one that is seen at all
         for anchor in _ANCHORS:
             if there[anchor] and seen[:, anchor].sum() > share * len(points):

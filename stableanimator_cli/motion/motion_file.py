@@ -185,7 +185,7 @@ def from_pose_dict(pose: Mapping[str, Any]) -> np.ndarray:
     return people
 
 
-def to_pose_dict(people: np.ndarray, threshold: float = THRESHOLD) -> dict[str, Any]:
+def to_pose_dict(people: np.ndarray) -> dict[str, Any]:
     """Float[p,134,3] (shares of the frame) as the dictionary that ``from_pose_dict`` reads. Feet are lost."""
     people = np.asarray(people, np.float64).reshape(-1, COUNT, 3)
     score = people[:, BODY, 2]
@@ -194,7 +194,7 @@ def to_pose_dict(people: np.ndarray, threshold: float = THRESHOLD) -> dict[str, 
     return {
         "bodies": {
             "candidate": people[:, BODY, :2].reshape(-1, 2),
-            "subset": np.where(score > threshold, rows, -1).astype(np.float64),
+            "subset": np.where(score > THRESHOLD, rows, -1).astype(np.float64),
             "score": score,
         },
         "hands": hands[..., :2],

@@ -13,7 +13,6 @@ from stableanimator_cli.motion.keypoints import (
     HAND_LIMBS,
     LEFT_HAND,
     RIGHT_HAND,
-    THRESHOLD,
     bounding_box,
     visible,
 )
@@ -34,8 +33,6 @@ def overlay(
     reference: np.ndarray,
     motion: Motion,
     frames: Sequence[int] | None = None,
-    *,
-    threshold: float = THRESHOLD,
 ) -> np.ndarray:
     """uint8[h,w,3] RGB: ``picture`` dimmed, the reference's skeleton float[134,3] in blue, and those of a motion of the
     picture's size in orange, later frames brighter.
@@ -61,8 +58,8 @@ def overlay(
         strength = 0.4 + 0.6 * (n + 1) / len(frames)
         colour = tuple(channel * strength for channel in ALIGNED_COLOUR)
         for person in motion.keypoints[frame][motion.present[frame]]:
-            _draw(canvas, person, factor, colour, thick, threshold)
-    _draw(canvas, np.asarray(reference), factor, REFERENCE_COLOUR, thick, threshold)
+            _draw(canvas, person, factor, colour, thick)
+    _draw(canvas, np.asarray(reference), factor, REFERENCE_COLOUR, thick)
     if frames:
         draw_numbers(canvas, motion, frames[-1], np.array([factor, factor]), thick)
     numbers = ", ".join(str(frame) for frame in frames)
@@ -92,14 +89,12 @@ def draw_numbers(canvas: np.ndarray, motion: Motion, frame: int, scale: np.ndarr
             cv2.putText(canvas, text, (left, base), cv2.FONT_HERSHEY_SIMPLEX, size, colour, line, cv2.LINE_AA)
 
 
-def _draw(
-    canvas: np.ndarray, person: np.ndarray, factor: int, colour: tuple[float, ...], thick: int, threshold: float
-) -> None:
+def _draw(canvas: np.ndarray, person: np.ndarray, factor: int, colour: tuple[float, ...], thick: int) -> None:
     """One skeleton: bones of body and hands as lines, joints and face points as dots."""
     height, width = canvas.shape[:2]
     xy = person[:, :2].astype(np.float64) * factor
     near = (np.abs(xy) < _FAR * max(width, height)).all(axis=-1)
-    seen = visible(person, threshold) & near
+    seen = visible(person) & near
     bones = [*BODY_LIMBS]
     for part in (LEFT_HAND, RIGHT_HAND):
         bones += [(part.start + a, part.start + b) for a, b in HAND_LIMBS]

@@ -77,12 +77,10 @@ class Repairs:
         return ", ".join(parts)
 
 
-def repair(
-    motion: Motion, *, gap: int = GAP, smooth: float = 0.0, threshold: float = THRESHOLD
-) -> tuple[Motion, Repairs]:
+def repair(motion: Motion, *, gap: int = GAP, smooth: float = 0.0) -> tuple[Motion, Repairs]:
     """Interpolate gaps of up to ``gap`` frames, and report every change.
 
-    Keypoints visible (score above ``threshold``) on both sides of a person's gap are interpolated linearly in time, as
+    Keypoints visible (score above ``THRESHOLD``) on both sides of a person's gap are interpolated linearly in time, as
     are face boxes; other points get score 0. Single points missing for up to ``gap`` frames of a present person are
     interpolated likewise. Interpolated scores are lowered (``LOWERED``). Longer gaps stay absent and are listed.
     ``smooth`` is 0 or the width in frames of the smoothing (``smoothed``). Raises ``ValueError`` for negative values.
@@ -93,7 +91,7 @@ def repair(
         raise ValueError(f"smooth {smooth}: expected 0 or a number of frames")
     keypoints, boxes = motion.keypoints.copy(), motion.face_boxes.copy()
     clock = _clock(motion)
-    seen = visible(keypoints, threshold) & motion.present[..., None]
+    seen = visible(keypoints) & motion.present[..., None]
     present = motion.present & seen[:, :, BODY].any(axis=-1)
     emptied = int((motion.present & ~present).sum())
     keypoints[motion.present & ~present], boxes[motion.present & ~present] = 0.0, np.nan
@@ -106,7 +104,7 @@ def repair(
             gaps.append(Gap(track=int(number), first=first, stop=stop, filled=short))
             if short:
                 filled[first:stop, p] = True
-                _fill_person(keypoints[:, p], boxes[:, p], seen[:, p], clock, first, stop, threshold)
+                _fill_person(keypoints[:, p], boxes[:, p], seen[:, p], clock, first, stop)
     present |= filled
     points = 0
     for p in range(present.shape[1]):
@@ -115,12 +113,12 @@ def repair(
                 for first, stop in _holes(seen[start:end, p, k], start):
                     if stop - first <= gap:
                         points += int((~filled[first:stop, p]).sum())
-                        _fill(keypoints[:, p, k], clock, first, stop, threshold)
+                        _fill(keypoints[:, p, k], clock, first, stop)
     result = dataclasses.replace(motion, keypoints=keypoints, present=present, face_boxes=boxes)
     moved = 0.0
     if smooth > 0:
-        before, result = result, smoothed(result, smooth, threshold=threshold)
-        seen = visible(before.keypoints, threshold) & present[..., None]
+        before, result = result, smoothed(result, smooth)
+        seen = visible(before.keypoints) & present[..., None]
         shift = np.linalg.norm(result.keypoints[..., :2] - before.keypoints[..., :2], axis=-1)[seen]
         moved = float(np.median(shift)) if len(shift) else 0.0
     gaps = tuple(sorted(gaps, key=lambda one: (one.first, one.track)))
@@ -129,7 +127,7 @@ def repair(
     )
 
 
-def smoothed(motion: Motion, width: float, *, threshold: float = THRESHOLD) -> Motion:
+def smoothed(motion: Motion, width: float) -> Motion:
     """Jitter reduced without delay: each visible point moves to the parabola that fits its neighbours in time.
 
     Weighted least squares with Gaussian weights of standard deviation ``width`` frames, truncated at three of them
@@ -138,7 +136,7 @@ def smoothed(motion: Motion, width: float, *, threshold: float = THRESHOLD) -> M
     frames, scores and absent points do not change. Face boxes are smoothed in the same way.
     """
     keypoints, boxes = motion.keypoints.copy(), motion.face_boxes.copy()
-    seen = visible(keypoints, threshold) & motion.present[..., None]
+    seen = visible(keypoints) & motion.present[..., None]
     clock = _clock(motion)
     if len(clock) > 1:  # in frames, so that ``width`` means the same whatever the rate
         clock = clock / np.median(np.diff(clock))
@@ -188,24 +186,24 @@ def _run_lengths(seen: np.ndarray) -> np.ndarray:
 
 
 def _fill_person(
-    points: np.ndarray, boxes: np.ndarray, seen: np.ndarray, clock: np.ndarray, first: int, stop: int, threshold: float
+    points: np.ndarray, boxes: np.ndarray, seen: np.ndarray, clock: np.ndarray, first: int, stop: int
 ) -> None:
     """Interpolate one person [t,134,3] in frames first:stop. Points not visible on both sides become 0."""
     points[first:stop] = 0.0
     both = seen[first - 1] & seen[stop]
     for k in np.flatnonzero(both):
-        _fill(points[:, k], clock, first, stop, threshold)
+        _fill(points[:, k], clock, first, stop)
     seen[first:stop] = both
     weight = _weights(clock, first, stop)[:, None]
     boxes[first:stop] = (1 - weight) * boxes[first - 1] + weight * boxes[stop]  # NaN if an end has none
 
 
-def _fill(point: np.ndarray, clock: np.ndarray, first: int, stop: int, threshold: float) -> None:
+def _fill(point: np.ndarray, clock: np.ndarray, first: int, stop: int) -> None:
     """Interpolate one point [t,3] in frames first:stop from the frames beside them."""
     weight = _weights(clock, first, stop)[:, None]
     before, after = point[first - 1].astype(np.float64), point[stop].astype(np.float64)
     point[first:stop, :2] = (1 - weight) * before[:2] + weight * after[:2]
-    point[first:stop, 2] = threshold + LOWERED * (min(before[2], after[2]) - threshold)
+    point[first:stop, 2] = THRESHOLD + LOWERED * (min(before[2], after[2]) - THRESHOLD)
 
 
 def _weights(clock: np.ndarray, first: int, stop: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from stableanimator_cli.motion.keypoints import FACE, LEFT_HAND, RIGHT_HAND, THRESHOLD, visible
+from stableanimator_cli.motion.keypoints import FACE, LEFT_HAND, RIGHT_HAND, visible
 from stableanimator_cli.motion.limb_lengths import lengths, ratios
 
 LARGEST = 2.0
@@ -30,14 +30,14 @@ _HANDS = {4: range(RIGHT_HAND.start, RIGHT_HAND.stop), 7: range(LEFT_HAND.start,
 _FEET = {13: range(18, 21), 10: range(21, 24)}
 
 
-def factors(points: np.ndarray, reference: np.ndarray, threshold: float = THRESHOLD) -> dict[str, float]:
+def factors(points: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """By how much each length of one person float64[t,134,3] is to be scaled to be the reference's, float64[134,3].
 
     1 where one of the two does not show it. A factor beyond ``LARGEST`` says that one of the two was seen from the side
     rather than built so: from there on it goes back, and is 1 again at the square of it. ``head`` is the middle one of
     those of eyes, ears and face; a hand that the reference does not show goes with the forearm, a foot with the shin.
     """
-    each = ratios(lengths(reference, threshold), lengths(points, threshold))
+    each = ratios(lengths(reference), lengths(points))
     head = [each[name] for name in ("eyes", "ears", "face") if not math.isnan(each[name])]
     each["head"] = float(np.median(head)) if head else math.nan
     if math.isnan(each["hand"]):
@@ -51,7 +51,7 @@ def _sane(ratio: float) -> float:
 
 
 def retarget(
-    points: np.ndarray, boxes: np.ndarray, reference: np.ndarray, threshold: float = THRESHOLD
+    points: np.ndarray, boxes: np.ndarray, reference: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Give one person's body the reference's lengths.
 
@@ -60,15 +60,15 @@ def retarget(
     moved so that its median over time is the reference's neck. A bone with an unseen end keeps its vector and goes
     along with what it hangs from. Hands turn about the wrists, feet about the ankles, face and head about the nose.
     """
-    scale = factors(points, reference, threshold)
-    seen, xy = visible(points, threshold), points[..., :2]
+    scale = factors(points, reference)
+    seen, xy = visible(points), points[..., :2]
     moved = np.zeros_like(xy)  # how far each point goes
 
     def hang(parent: int, child: int, factor: float, there: np.ndarray) -> None:
         both = (seen[:, parent] & there[:, child])[:, None]
         moved[:, child] = moved[:, parent] + np.where(both, (factor - 1) * (xy[:, child] - xy[:, parent]), 0.0)
 
-    if visible(reference[_NECK], threshold) and seen[:, _NECK].any():
+    if visible(reference[_NECK]) and seen[:, _NECK].any():
         moved += reference[_NECK, :2] - np.median(xy[seen[:, _NECK], _NECK], axis=0)
     middle = xy[:, _HIPS].mean(axis=1)
     both_hips = seen[:, _HIPS[0]] & seen[:, _HIPS[1]]

@@ -64,19 +64,19 @@ TAG = {"sa.kind": "skeleton"}
 """The tag of our own skeleton videos."""
 
 
-def draw_skeleton(people: np.ndarray, size: tuple[int, int], threshold: float = THRESHOLD) -> np.ndarray:
+def draw_skeleton(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Draw people float[p,134,3] (pixels of ``size`` = (width, height), score) on black: uint8[h,w,3] RGB.
 
-    Limbs need both ends at ``threshold`` or above, joints must be above it; hands and faces are drawn whatever their
+    Limbs need both ends at ``THRESHOLD`` or above, joints must be above it; hands and faces are drawn whatever their
     scores say, as dark as those say. Points that are not finite are left out. ``ConfigError`` for sizes that cannot be.
     """
     people = np.asarray(people, np.float64)
     if people.ndim != 3 or people.shape[1:] != (COUNT, 3):
         raise ValueError(f"people of shape {people.shape}: expected (p, {COUNT}, 3)")
-    return draw_normalised(people / np.array([*_checked_size(size), 1.0]), size, threshold)
+    return draw_normalised(people / np.array([*_checked_size(size), 1.0]), size)
 
 
-def draw_normalised(people: np.ndarray, size: tuple[int, int], threshold: float = THRESHOLD) -> np.ndarray:
+def draw_normalised(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """``draw_skeleton`` for float64[p,134,3] whose x and y are shares of the width and height.
 
     This is the form in which the reference implementation holds poses: a float64 share taken to pixels and back can
@@ -85,7 +85,7 @@ def draw_normalised(people: np.ndarray, size: tuple[int, int], threshold: float 
     width, height = _checked_size(size)
     frame = np.zeros((height, width, 3), np.uint8)
     canvas = canvas_size(size)
-    marks = _marks(np.asarray(people, np.float64), canvas, threshold)
+    marks = _marks(np.asarray(people, np.float64), canvas)
     if not marks:
         return frame
     spans = []
@@ -109,9 +109,9 @@ def draw_normalised(people: np.ndarray, size: tuple[int, int], threshold: float 
     return frame
 
 
-def draw_frame(motion: Motion, index: int, threshold: float = THRESHOLD) -> np.ndarray:
+def draw_frame(motion: Motion, index: int) -> np.ndarray:
     """The skeletons of all people present in one frame of a motion, at the motion's own size."""
-    return draw_skeleton(motion.keypoints[index][motion.present[index]], motion.size, threshold)
+    return draw_skeleton(motion.keypoints[index][motion.present[index]], motion.size)
 
 
 def _checked_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -163,7 +163,7 @@ def looks_like_skeleton(frame: np.ndarray) -> bool:
     return len(vivid) >= 0.3 * count and int((sectors > 0.03 * len(vivid)).sum()) >= 3
 
 
-def _marks(people: np.ndarray, canvas: tuple[int, int], threshold: float) -> list[_Mark]:
+def _marks(people: np.ndarray, canvas: tuple[int, int]) -> list[_Mark]:
     """All marks in drawing order: limbs, joints, then every left hand, every right hand, and the faces."""
     usable = np.all(np.isfinite(people), axis=-1, keepdims=True) & np.all(
         np.abs(people[..., :2]) < _FAR, axis=-1, keepdims=True
@@ -177,11 +177,11 @@ def _marks(people: np.ndarray, canvas: tuple[int, int], threshold: float) -> lis
     marks = []
     for limb, colour in zip(BODY_LIMBS, BODY_COLOURS, strict=False):
         for person, score in zip(spots, scores, strict=True):
-            if all(score[i] >= threshold for i in limb):
+            if all(score[i] >= THRESHOLD for i in limb):
                 marks.append(_limb(person[limb[0]], person[limb[1]], colour, score[limb[0]] * score[limb[1]]))
     for joint, colour in enumerate(BODY_COLOURS):
         for person, score in zip(whole, scores, strict=True):
-            if score[joint] > threshold:
+            if score[joint] > THRESHOLD:
                 marks.append(_Mark(tuple(int(c * score[joint]) for c in colour), (tuple(person[joint]),), JOINT_RADIUS))
     for hand in (LEFT_HAND, RIGHT_HAND):
         for person, score in zip(whole, scores, strict=True):

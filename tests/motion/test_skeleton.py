@@ -95,13 +95,6 @@ def test_limbs_need_the_threshold_and_joints_more(score, joints, limb):
     assert (frame[1000, 1600].max() > 0.31 * 0.6 * 255) == (joints == 2)
 
 
-def test_threshold_can_be_chosen():
-    people = recorded_pose()
-    strict = skeleton.draw_normalised(people, (128, 128), threshold=0.95)
-    usual = skeleton.draw_normalised(people, (128, 128))
-    assert strict.any(axis=2).sum() < usual.any(axis=2).sum()
-
-
 def test_nobody_and_nothing_usable_leave_the_frame_black():
     assert not skeleton.draw_skeleton(np.zeros((0, 134, 3)), (50, 40)).any()
     assert skeleton.draw_skeleton(np.zeros((0, 134, 3)), (50, 40)).shape == (40, 50, 3)

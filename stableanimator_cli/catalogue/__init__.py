@@ -135,7 +135,6 @@ class _Part:
 
     file: Path | None = None
     config: Mapping[str, Any] | None = None
-    digest: str | None = None
     has_weights: bool = False
     names: str = ""
     searched: tuple[Path, ...] = ()
@@ -185,7 +184,6 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
         defaults=defaults,
         licence=found.licence,
         face_channel_order=order or "bgr",
-        digests={role: part.digest for role, part in parts.items() if part.digest is not None},
         warnings=_warnings(layout, order),
         backbone=backbone or backbone_facts.DEFAULT,
         max_texture_error=texture.get(parts["vae"].owner) if "vae" in parts else None,  # it is a figure of that VAE
@@ -303,14 +301,13 @@ def _part(owner: Entry, role: str, component: Component) -> _Part:
         config = read_config(path)
     if component.file is None:
         return _Part(config=config, owner=owner.name)
-    file, digest = locate(owner, component.file), None
+    file = locate(owner, component.file)
     if file is not None:
         rows = [f for f in (owner.file(component.file),) if f is not None] or list(owner.under(component.file))
         for row in rows:
             path = file / Path(row.path).relative_to(component.file) if file.is_dir() else file
             if path.is_file() and path.name == Path(row.path).name:
                 check_size(path, row.bytes, owner.name)
-                digest = row.sha256 if path == file else None
     names = [f.path for f in owner.under(component.file) if not f.optional] or [component.file]
     searched = search_paths(owner)
     if len(searched) > 1:  # of the catalogue: its two folders are named once, for all entries
@@ -318,7 +315,6 @@ def _part(owner: Entry, role: str, component: Component) -> _Part:
     return _Part(
         file=file,
         config=config,
-        digest=digest,
         has_weights=True,
         names=", ".join(names),
         searched=searched,

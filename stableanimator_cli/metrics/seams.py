@@ -29,14 +29,12 @@ for _name, _title, _over in (("seam_score", "seams", "mean"), ("seam_worst", "wo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seams:
-    """``ratios`` are the changes at ``borders`` divided by the median change around each: 1 for an invisible border.
-    ``score`` is their mean, NaN without borders; ``worst`` the largest, at frame ``worst_at`` (-1 if there is none)."""
+    """The change at ``borders`` divided by the median change around each, 1 for an invisible border: ``score`` is the
+    mean, ``worst`` the largest; NaN without borders."""
 
     score: float
     worst: float
-    worst_at: int
     borders: tuple[int, ...]
-    ratios: tuple[float, ...]
 
 
 def seam_score(
@@ -69,15 +67,8 @@ def seam_score(
             scored.append(border)
             ratios.append(float(change[index] / np.median(surroundings)))
     if not ratios:
-        return Seams(score=float("nan"), worst=float("nan"), worst_at=-1, borders=(), ratios=())
-    top = int(np.argmax(ratios))
-    return Seams(
-        score=float(np.mean(ratios)),
-        worst=ratios[top],
-        worst_at=scored[top],
-        borders=tuple(scored),
-        ratios=tuple(ratios),
-    )
+        return Seams(score=float("nan"), worst=float("nan"), borders=())
+    return Seams(score=float(np.mean(ratios)), worst=max(ratios), borders=tuple(scored))
 
 
 def decode_borders(frames: int, chunk: int, overlap: int = 0) -> list[int]:

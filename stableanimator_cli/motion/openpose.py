@@ -11,7 +11,6 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,11 +42,10 @@ _SHARES = 2.0  # with a canvas given, coordinates that all stay below this are s
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenPose:
-    """What was read: the motion, where its size comes from, and whether coordinates were shares of the canvas."""
+    """What was read: the motion, and where its size comes from."""
 
     motion: Motion
     size_from: Literal["file", "caller", "extent"]
-    normalised: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +61,12 @@ class _Frame:
     canvas: tuple[int, int] | None
 
 
-def load_openpose(path: Path | str, *, size: tuple[int, int] | None = None, fps: Fraction | None = None) -> OpenPose:
+def load_openpose(path: Path | str, *, size: tuple[int, int] | None = None) -> OpenPose:
     """Read OpenPose JSON: a folder of ``*.json`` in natural order, or one file that holds a frame or a list of frames.
 
     The frame size is what the files say (``canvas_width``, ``canvas_height``), else ``size`` (width, height), else the
-    extent of the points: ``size_from`` tells which. Times are ``index / fps`` where ``fps`` is given. People keep their
-    order, or follow ``person_id`` where every person has one. Face boxes are taken from the face points.
+    extent of the points: ``size_from`` tells which. There are no times. People keep their order, or follow
+    ``person_id`` where every person has one. Face boxes are taken from the face points.
     ``BadInput`` names file and frame of whatever does not fit.
     """
     path = Path(path)
@@ -96,8 +94,7 @@ def load_openpose(path: Path | str, *, size: tuple[int, int] | None = None, fps:
     if shares and size_from == "extent":
         hint = "give the size of the frames"
         raise BadInput(path, "coordinates that are shares of an unknown size", "points in pixels", hint=hint)
-    normalised = bool(shares and min(found) > _SHARES)
-    if normalised:
+    if shares and min(found) > _SHARES:
         keypoints[..., :2] *= found
     keypoints = keypoints.astype(np.float32)
     motion = Motion(
@@ -106,9 +103,9 @@ def load_openpose(path: Path | str, *, size: tuple[int, int] | None = None, fps:
         track=np.array(tracks, np.int64),
         face_boxes=np.where(present[..., None], face_box(keypoints), np.float32(np.nan)),
         size=(int(found[0]), int(found[1])),
-        times=None if fps is None else tuple(index / Fraction(fps) for index in range(len(frames))),
+        times=None,
     )
-    return OpenPose(motion=motion, size_from=size_from, normalised=normalised)
+    return OpenPose(motion=motion, size_from=size_from)
 
 
 def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 25) -> Path:

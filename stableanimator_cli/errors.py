@@ -13,7 +13,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 QUOTED = 200
 """Maximum length of a quoted path or value in a message."""
@@ -91,11 +91,21 @@ class SaError(Exception):
     exit_code = 70
     code = "internal"
 
+    def __init_subclass__(cls, *, exit_code: int | None = None, code: str | None = None) -> None:
+        """A class has its own codes, or those of its base."""
+        cls.exit_code = cls.exit_code if exit_code is None else exit_code
+        cls.code = cls.code if code is None else code
+
     def __init__(self, message: str, *, hint: str | tuple[str, ...] | None = None) -> None:
         message = plain(message)
         super().__init__(message)
         self.message = message
         self.hint: str | None = None if hint is None else hint if isinstance(hint, _Lines) else _Lines(hint)
+
+    def _reworded(self, message: str) -> Self:
+        self.message = plain(message)
+        self.args = (self.message,)
+        return self
 
     def to_json(self) -> str:
         return json.dumps({"error": self.code, "message": self.message, "hint": self.hint, "exit_code": self.exit_code})
@@ -108,7 +118,7 @@ class SaError(Exception):
         """
         try:
             data = json.loads(text)
-            kind, message, hint = _classes()[data["error"]], plain(str(data["message"])), data["hint"]
+            kind, message, hint = classes()[data["error"]], plain(str(data["message"])), data["hint"]
         except (ValueError, LookupError, TypeError, RecursionError):
             return SaError("an error that cannot be read")
         return _rebuilt(kind, message, {"message": message, "hint": None if hint is None else plain(str(hint))})
@@ -119,11 +129,8 @@ class SaError(Exception):
         return _rebuilt, (type(self), self.message, dict(self.__dict__))
 
 
-class ConfigError(SaError):
+class ConfigError(SaError, exit_code=2, code="bad-config"):
     """A flag or a config key has a wrong value. Names the option as the user typed it."""
-
-    exit_code = 2
-    code = "bad-config"
 
     def __init__(self, option: str, found: object, expected: str, *, hint: str | None = None) -> None:
         shown = "nothing" if found is None else cut(repr(found))
@@ -133,24 +140,15 @@ class ConfigError(SaError):
     @classmethod
     def because(cls, path: Path | str, problem: str, *, hint: str | None = None) -> ConfigError:
         """An error whose ``problem`` is a clause: ``run.toml: it is empty``."""
-        error = cls(str(path), None, "", hint=hint)
-        error.message = plain(f"{cut(str(path))}: {problem}")
-        error.args = (error.message,)
-        return error
+        return cls(str(path), None, "", hint=hint)._reworded(f"{cut(str(path))}: {problem}")
 
 
-class BadUsage(SaError):
+class BadUsage(SaError, exit_code=2, code="bad-usage"):
     """A command line that does not parse: an unknown option, a value out of range, an extra word."""
 
-    exit_code = 2
-    code = "bad-usage"
 
-
-class BadInput(SaError):
+class BadInput(SaError, exit_code=3, code="bad-input"):
     """A given file cannot be used. Names the file, the frame if known, found and expected."""
-
-    exit_code = 3
-    code = "bad-input"
 
     def __init__(
         self,
@@ -161,40 +159,27 @@ class BadInput(SaError):
         frame: int | None = None,
         hint: str | tuple[str, ...] | None = None,
     ) -> None:
-        where = cut(f"{path}") if frame is None else f"{cut(f'{path}')}, frame {frame}"
-        super().__init__(f"{where}: found {cut(found, 2 * QUOTED)}, expected {expected}", hint=hint)
+        super().__init__(f"{_place(path, frame)}: found {cut(found, 2 * QUOTED)}, expected {expected}", hint=hint)
         self.path = Path(path)
         self.frame = frame
 
     @classmethod
     def because(cls, path: Path | str, problem: str, *, frame: int | None = None, hint: str | None = None) -> BadInput:
         """An error whose ``problem`` is a clause: ``out.mp4: it is being written by another process``."""
-        error = cls(path, "", "", frame=frame, hint=hint)
-        where = cut(f"{path}") if frame is None else f"{cut(f'{path}')}, frame {frame}"
-        error.message = plain(f"{where}: {problem}")
-        error.args = (error.message,)
-        return error
+        return cls(path, "", "", frame=frame, hint=hint)._reworded(f"{_place(path, frame)}: {problem}")
 
 
-class NoFace(SaError):
+class NoFace(SaError, exit_code=4, code="no-face"):
     """A face is needed and none was found."""
 
-    exit_code = 4
-    code = "no-face"
 
-
-class NoPerson(SaError):
+class NoPerson(SaError, exit_code=4, code="no-person"):
     """A person is needed and none was found."""
 
-    exit_code = 4
-    code = "no-person"
 
-
-class ModelMissing(SaError):
+class ModelMissing(SaError, exit_code=5, code="model-missing"):
     """A model or one of its files is not on this machine. ``downloads``: names of the catalogue that provide it."""
 
-    exit_code = 5
-    code = "model-missing"
     downloads: tuple[str, ...] = ()
 
     def __init__(
@@ -204,42 +189,31 @@ class ModelMissing(SaError):
         self.downloads = downloads
 
 
-class ModelDamaged(SaError):
+class ModelDamaged(SaError, exit_code=5, code="model-damaged"):
     """A model's file is damaged: digest, names, shapes, or a pickle that contains code."""
 
-    exit_code = 5
-    code = "model-damaged"
 
-
-class OutOfMemory(SaError):
+class OutOfMemory(SaError, exit_code=6, code="out-of-memory"):
     """The device has too little memory; the hint names the setting that helps."""
 
-    exit_code = 6
-    code = "out-of-memory"
 
-
-class BatchFailed(SaError):
+class BatchFailed(SaError, exit_code=7, code="batch-failed"):
     """Part of a batch failed; the rest is complete."""
 
-    exit_code = 7
-    code = "batch-failed"
 
-
-class CheckFailed(SaError):
+class CheckFailed(SaError, exit_code=8, code="check-failed"):
     """A requested check failed."""
 
-    exit_code = 8
-    code = "check-failed"
 
-
-class Interrupted(SaError):
+class Interrupted(SaError, exit_code=130, code="interrupted"):
     """The user stopped the run (Ctrl-C, SIGTERM)."""
 
-    exit_code = 130
-    code = "interrupted"
+
+def _place(path: Path | str, frame: int | None) -> str:
+    return cut(str(path)) if frame is None else f"{cut(str(path))}, frame {frame}"
 
 
-def _classes() -> dict[str, type[SaError]]:
+def classes() -> dict[str, type[SaError]]:
     """Classes by code; of several with one code, the base."""
     found: dict[str, type[SaError]] = {}
     waiting = [SaError]

@@ -13,11 +13,9 @@ from stableanimator_cli.errors import BadInput, SaError
 _LOSSLESS = "sa-lossless"
 
 
-class OutputUnread(SaError):
-    """Nothing reads standard output: ``sa models list | head -1``. Not reported."""
-
-    exit_code = 141  # 128 + SIGPIPE, as the shell reports programs ended by it
-    code = "output-unread"
+class OutputUnread(SaError, exit_code=141, code="output-unread"):
+    """Nothing reads standard output: ``sa models list | head -1``. Not reported; 141 is 128 + SIGPIPE, as the shell
+    reports programs ended by it."""
 
 
 def prepare() -> None:

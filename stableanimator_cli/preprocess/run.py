@@ -16,7 +16,7 @@ from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.config.schema import resolve, to_toml
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.roles import ROLES
-from stableanimator_cli.errors import BadInput, ConfigError, SaError
+from stableanimator_cli.errors import BadInput, ConfigError, SaError, classes
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output, sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.misalignment import misalignment
@@ -285,12 +285,7 @@ def _misalignments(job: PreprocessJob, outcomes: Sequence[Outcome], reporter: Re
 def _error_of(outcome: Outcome) -> SaError:
     """The error of the only video, with its own code and exit code."""
     reason = outcome.error or {}
-    exit_codes = {kind.code: kind.exit_code for kind in _subclasses(SaError)}
     error = SaError(str(reason.get("message")), hint=reason.get("hint"))
     error.code = str(reason.get("error"))
-    error.exit_code = exit_codes.get(error.code, SaError.exit_code)
+    error.exit_code = classes().get(error.code, SaError).exit_code
     return error
-
-
-def _subclasses(kind: type[SaError]) -> list[type[SaError]]:
-    return [kind, *(deeper for sub in kind.__subclasses__() for deeper in _subclasses(sub))]

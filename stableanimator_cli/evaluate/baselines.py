@@ -41,14 +41,13 @@ class Compared:
 
     def table_rows(self) -> list[TableRow]:
         """The systems as rows of Table 1."""
-        rows = []
-        for section in self.sections:
-            peak, frames = self.memory[section.system] or (None, 16)
-            names = tuple(video.name for video in section.videos)
-            rows.append(
-                TableRow(name=section.system, rows=section.rows, memory=peak, memory_frames=frames, videos=names)
+        return [
+            TableRow(
+                name=section.system, rows=section.rows, memory=self.memory[section.system],
+                videos=tuple(video.name for video in section.videos),
             )
-        return rows
+            for section in self.sections
+        ]  # fmt: skip
 
 
 def compare(
@@ -122,7 +121,7 @@ def systems_table(evaluator: Evaluator, ours: SystemScores, compared: Compared) 
         lines.append([name, f"{spec.title} {ARROWS[spec.better]}".strip(), *cells])
     peaks = {own: recorded_memory(ours.videos), **compared.memory}
     if any(peaks.values()):
-        lines.append(["", "memory of the recorded run", *("–" if p is None else memory(*p) for p in peaks.values())])
+        lines.append(["", "memory of the recorded run", *map(memory, peaks.values())])
     return "systems", ["metric", "", *rows], lines
 
 

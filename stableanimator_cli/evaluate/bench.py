@@ -62,9 +62,9 @@ def run_bench(config: EvaluateConfig, animate: Animate, reporter: Reporter) -> S
     ours = evaluator.score([pair for pair in pairs if pair.target is not None])
     raise_if_none(ours.failed, len(ours.videos))
     compared = baselines.compare(evaluator, ours, theirs, config.output)
-    memory = peak.get("device", peak.get("host"))
+    used = peak.get("device", peak.get("host"))
     own = baselines.own_name(model.name, [] if compared is None else compared.videos)
-    rows = [TableRow(name=own, rows=ours.rows, memory=memory, videos=ours.names)]
+    rows = [TableRow(name=own, rows=ours.rows, memory=None if used is None else (used, 16), videos=ours.names)]
     rows += [] if compared is None else compared.table_rows()
     tables: list[Table] = [table1(config.bench, rows)]
     sections: list[Section] = []

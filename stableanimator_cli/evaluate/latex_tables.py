@@ -43,7 +43,7 @@ def table1_latex(bench: str, measured: Sequence[TableRow], caption: str) -> Late
     rows = [
         (
             row.name,
-            (*(_measured(row.rows, column, None, marks) for column in COLUMNS), memory(row.memory, row.memory_frames)),
+            (*(_measured(row.rows, column, None, marks) for column in COLUMNS), memory(row.memory)),
         )
         for row in [*measured[1:], *measured[:1]]
     ]

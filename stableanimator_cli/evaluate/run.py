@@ -146,8 +146,7 @@ def _compare(config: EvaluateConfig, reporter: Reporter) -> Result:
     tables = [baselines.systems_table(evaluator, scores, compared), *compared.tables, *tables]
     scores = replace(scores, failed=(*scores.failed, *compared.failed))
     own = baselines.own_name(config.system_name, compared.videos)
-    peak, frames = baselines.recorded_memory(scores.videos) or (None, 16)
-    ours = TableRow(name=own, rows=scores.rows, memory=peak, memory_frames=frames, videos=scores.names)
+    ours = TableRow(name=own, rows=scores.rows, memory=baselines.recorded_memory(scores.videos), videos=scores.names)
     printed = systems_latex([ours, *compared.table_rows()], (*evaluator.rules.table, *_FURTHER))
     return evaluator.write(
         scores, compared.about, tables, sections=compared.sections, lines=compared.lines,

@@ -123,13 +123,12 @@ FOOTNOTES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRow:
-    """One measured row: a system's name, its metrics, peak bytes for ``memory_frames`` (None if unknown), and its
-    videos, which are never the paper's: those are not published."""
+    """One measured row: a system's name, its metrics, its ``memory`` (peak bytes, and the frames of that run; None if
+    unknown), and its videos, which are never the paper's: those are not published."""
 
     name: str
     rows: Mapping[str, Row]
-    memory: int | None = None
-    memory_frames: int = 16
+    memory: tuple[int, int] | None = None
     videos: tuple[str, ...] = ()
 
     @property
@@ -152,10 +151,7 @@ def table1(bench: str, measured: Sequence[TableRow]) -> Table:
             for index, column in enumerate(COLUMNS)
         ]
         lines.append([f"{system} {PUBLISHED}", *cells, columns[2]])
-    lines += [
-        [r.label, *(measured_cell(r.rows, column) for column in COLUMNS), memory(r.memory, r.memory_frames)]
-        for r in measured
-    ]
+    lines += [[r.label, *(measured_cell(r.rows, column) for column in COLUMNS), memory(r.memory)] for r in measured]
     data = {"tiktok": "TikTok", "unseen100": "Unseen100"}.get(bench, "TikTok / Unseen100")
     names = next((row.videos for row in measured if row.videos), ())
     own = (
@@ -216,7 +212,7 @@ def measured_lines(row: TableRow) -> list[list[str]]:
     intervals = {name: one.interval for name, one in row.rows.items() if one.interval is not None}
     lines = [_measured_line(column, row.rows, intervals, row.name, data) for column in COLUMNS]
     if row.memory is not None:
-        lines.append(["", MEMORY, memory(row.memory, row.memory_frames), "", "", "", row.name, data])
+        lines.append(["", MEMORY, memory(row.memory), "", "", "", row.name, data])
     return [line for line in lines if line]
 
 
@@ -233,11 +229,11 @@ def ablation_lines(table: str, measured: Measured) -> list[list[str]]:
     return [line for line in lines if line]
 
 
-def memory(peak: int | None, frames: int = 16) -> str:
-    """Bytes as gigabytes of 2^30, with the number of frames unless it is 16."""
+def memory(peak: tuple[int, int] | None) -> str:
+    """Peak bytes as gigabytes of 2^30, with the number of frames unless it is 16."""
     if peak is None:
         return "–"
-    return f"{peak / 2**30:.2f}G" + ("" if frames == 16 else f" ({frames} frames)")
+    return f"{peak[0] / 2**30:.2f}G" + ("" if peak[1] == 16 else f" ({peak[1]} frames)")
 
 
 def metric_of(column: str, rows: Mapping[str, Row]) -> str | None:

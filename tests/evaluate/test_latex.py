@@ -68,7 +68,7 @@ def test_intervals_and_notes_stand_below() -> None:
 def test_table_1_has_the_papers_digits_with_the_best_of_each_dataset() -> None:
     rows = {"l1_disco": _row("l1_disco", 3e-4, (2.5e-4, 3.5e-4)), "csim_ref": _row("csim_ref", 0.12345),
             "fvd_puppet": _row("fvd_puppet", 98.768)}  # fmt: skip
-    ours = TableRow(name="my_model", rows=rows, memory=3 << 30, videos=("a", "b"))
+    ours = TableRow(name="my_model", rows=rows, memory=(3 << 30, 16), videos=("a", "b"))
     text = table1_latex("puppet", [ours, TableRow(name="other", rows={}, videos=("a", "b"))], "caption").render()
     check_structure(text)
     ours_published = r"StableAnimator $^\dagger$ & \underline{2.87} / \textbf{2.71} & \textbf{30.81} / \textbf{28.85}"

@@ -31,7 +31,9 @@ def _row(name: str, value: float, interval: tuple[float, float] | None = None) -
 
 
 def test_all_nine_systems_stand_marked_above_ours() -> None:
-    ours = TableRow(name="puppet", rows={"l1_disco": _row("l1_disco", 3e-4)}, memory=3 << 30, videos=("00335", "00336"))
+    ours = TableRow(
+        name="puppet", rows={"l1_disco": _row("l1_disco", 3e-4)}, memory=(3 << 30, 16), videos=("00335", "00336")
+    )
     title, columns, rows = table1("tiktok", [ours])
     assert columns == ["model", *COLUMNS, "memory, 16 frames"]
     assert len(rows) == 10

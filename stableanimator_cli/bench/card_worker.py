@@ -7,6 +7,7 @@ the reserve. On a CPU the peak is counted: weights and the outputs of operators.
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import json
@@ -249,10 +250,11 @@ class CardWorker:
         optimizer = build_optimizer(config.optimizer, 0.0, trainable_parameters(parts.model).values())
         inputs = random_inputs(parts.model, 1, frames, size, self.device)
         loss = training.train_step(parts, inputs, optimizer)
-        state = sum(bytes_in_state(one) for one in getattr(optimizer, "_optimizers", [optimizer]))
+        state = sum(bytes_in_state(one) for one in getattr(optimizer, "optimizers", [optimizer]))
         found = self._measure(lambda: training.train_step(parts, inputs, optimizer), bytes_of(parts.model) + state)
         on_cpu = self.device.type == "cpu"
-        planned = predict(model, settings, size=size, frames=frames, on_cpu=on_cpu)
+        build = functools.partial(build_optimizer, config.optimizer, 0.0)
+        planned = predict(model, settings, size=size, frames=frames, on_cpu=on_cpu, optimizer=build)
         if not torch.isfinite(loss).all():
             raise ValueError(f"the loss is {float(loss)}")
         return found | {"predicted": planned.total - planned.reserve, "size": f"{frames}x{size[0]}x{size[1]}"}

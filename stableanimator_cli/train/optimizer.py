@@ -32,42 +32,45 @@ def build_optimizer(settings: OptimizerConfig, lr: float, parameters: Iterable[n
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon for matrices and kernels, AdamW with arguments ``adamw`` for the rest, at the groups' learning rate."""
+    """Muon for matrices and kernels, AdamW with arguments ``adamw`` for the rest, at the groups' learning rate.
+
+    ``optimizers`` are the two, without the one that has no parameters.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, adamw: dict[str, Any]) -> None:
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for parameter in parameters:
             groups[_is_matrix(parameter)].append(parameter)
         super().__init__([{"params": group} for group in groups.values() if group], {"lr": lr})
-        self._optimizers: list[torch.optim.Optimizer] = []
+        self.optimizers: list[torch.optim.Optimizer] = []
         self._views = [(parameter, nn.Parameter(_as_matrix(parameter.detach()))) for parameter in groups[True]]
         if groups[True]:
             views = [view for _, view in self._views]
             decay = adamw["weight_decay"]
-            self._optimizers.append(torch.optim.Muon(views, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+            self.optimizers.append(torch.optim.Muon(views, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
         if groups[False]:
-            self._optimizers.append(torch.optim.AdamW(groups[False], lr=lr, **adamw))
+            self.optimizers.append(torch.optim.AdamW(groups[False], lr=lr, **adamw))
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         """Update every parameter that has a gradient."""
         if closure is not None:
             raise ValueError("this optimiser does not support closures")
-        for optimizer, group in zip(self._optimizers, self.param_groups, strict=True):
+        for optimizer, group in zip(self.optimizers, self.param_groups, strict=True):
             for inner in optimizer.param_groups:
                 inner["lr"] = group["lr"]
         for parameter, view in self._views:
             view.grad = None if parameter.grad is None else _as_matrix(parameter.grad, like=parameter)
-        for optimizer in self._optimizers:
+        for optimizer in self.optimizers:
             optimizer.step()
         for _, view in self._views:
             view.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parts": [optimizer.state_dict() for optimizer in self._optimizers]}
+        return {"parts": [optimizer.state_dict() for optimizer in self.optimizers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for optimizer, state in zip(self._optimizers, state_dict["parts"], strict=True):
+        for optimizer, state in zip(self.optimizers, state_dict["parts"], strict=True):
             optimizer.load_state_dict(state)
 
 

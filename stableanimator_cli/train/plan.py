@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from stableanimator_cli.engine.memory.train import FASTEST_FIRST, choose, predic
 from stableanimator_cli.engine.throughput import MATRIX_TIME, throughput
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.dataset import Dataset
+from stableanimator_cli.train.optimizer import build_optimizer
 from stableanimator_cli.train.stage import training_settings
 
 
@@ -97,6 +99,7 @@ def _workload(config: TrainConfig, stage: StageConfig, ranks: int, people: int) 
         "ema": config.optimizer.ema > 0,
         "ranks": ranks,
         "sharded": config.memory.sharding == "full",
+        "optimizer": functools.partial(build_optimizer, config.optimizer, 0.0),
     }
 
 

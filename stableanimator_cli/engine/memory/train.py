@@ -1,7 +1,7 @@
 """Estimate the device memory of a training before anything is loaded, for ``--plan`` and ``--max-memory``.
 
-Weights, optimiser and EMA follow from the number of parameters. Activations are counted, not modelled: the module runs
-forward and backward on the ``meta`` device.
+Weights and EMA follow from the number of parameters. Activations and the optimiser are counted, not modelled: the
+module runs forward and backward, and the optimiser steps, on the ``meta`` device.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from stableanimator_cli.engine.backbones import backbone_of
 from stableanimator_cli.engine.device import DTYPES
 from stableanimator_cli.engine.group_offload import bytes_of
-from stableanimator_cli.engine.memory.train_step import meta_step_bytes
+from stableanimator_cli.engine.memory.train_step import BuildOptimizer, meta_step_bytes, optimizer_bytes
 from stableanimator_cli.engine.training.fsdp import units
 from stableanimator_cli.engine.training.model import TrainingModel, TrainingSettings
 from stableanimator_cli.engine.training.trainable import with_lora
@@ -33,7 +34,7 @@ FASTEST_FIRST: tuple[Checkpointing, ...] = ("off", "diffusers", "blocks")  # 1, 
 class MemoryPlan:
     """Bytes on one device.
 
-    ``weights``, trained and frozen; ``optimizer`` (AdamW's two moments); ``average`` (EMA); ``encoders`` (VAE and image
+    ``weights``, trained and frozen; ``optimizer``, its state; ``average`` (EMA); ``encoders`` (VAE and image
     encoder unless cached); ``step``: peak of gradients, casts and activations; ``reserve`` for allocator and CUDA.
     """
 
@@ -78,6 +79,7 @@ def predict(
     ranks: int = 1,
     sharded: bool = False,
     on_cpu: bool = False,
+    optimizer: BuildOptimizer | None = None,
 ) -> MemoryPlan:
     """Memory on each of ``ranks`` devices to train ``micro_batch`` samples of ``frames`` at ``size`` (width, height).
 
@@ -85,31 +87,33 @@ def predict(
 
     With DDP each rank holds everything, and buckets hold the gradients once more. ``sharded`` ranks hold a shard and
     what ``fsdp`` gathers: parameters outside units, and for the largest unit its weights twice (prefetching) and its
-    gradients. Only configs are read; fused attention is assumed; ``on_cpu`` leaves out the CUDA context.
+    gradients. ``optimizer`` builds it for parameters, AdamW if None. Only configs are read; fused attention is assumed;
+    ``on_cpu`` leaves out the CUDA context.
     """
     network = meta_model(model, settings)
-    learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    learning = sum(parameter.numel() for parameter in learned)
     gradients = 4 * learning
     shards = ranks if sharded else 1
     full = bytes_of(network)
-    weights, optimizer, average = (part // shards for part in (full, 8 * learning, 4 * learning * ema))
+    update = optimizer_bytes(learned, optimizer or torch.optim.AdamW, multi_tensor=not on_cpu)
+    weights, state, average = (part // shards for part in (full, update.state, 4 * learning * ema))
     step = meta_step_bytes(network, micro_batch, frames, size, people=people, sharded=sharded)
     if sharded:
         in_units = [bytes_of(unit) for unit in units(network)]
         step += gradients // shards + full - sum(in_units) + 3 * max(in_units)
-    # AdamW's multi-tensor step allocates as much again as the gradients
-    step = max(step, 2 * gradients // shards)
+    step = max(step, (gradients + update.step) // shards)
     if sharded:
-        step = max(step, full - weights - optimizer - average)  # each rank loads the full model before sharding
+        step = max(step, full - weights - state - average)  # each rank loads the full model before sharding
     elif ranks > 1:
         step += gradients
     encoders = 0 if cached else _encoders(model, settings)
-    used = weights + optimizer + average + encoders + step
+    used = weights + state + average + encoders + step
     return MemoryPlan(
         settings=settings,
         micro_batch=micro_batch,
         weights=weights,
-        optimizer=optimizer,
+        optimizer=state,
         average=average,
         encoders=encoders,
         step=step,

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from stableanimator_cli.engine.device import DTYPES
 from stableanimator_cli.engine.memory.profile import PeakMemoryMode, fused_attention
 from stableanimator_cli.engine.training.model import StepInputs, TrainingModel
+
+BuildOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 _MATRIX = ("linear", "conv2d", "conv3d")  # autocast computes these in half precision
 _NORM = ("group_norm", "layer_norm")  # ``mixed_norms`` computes these in the dtype of the input
@@ -49,6 +53,37 @@ def meta_step_bytes(
     dtype = DTYPES[model.settings.dtype] if model.settings.dtype != "float32" else None
     with fused_attention(), _meta_autocast(dtype):
         return step_bytes(model, inputs, sharded=sharded)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerBytes:
+    """Bytes of an optimiser: its ``state``, and what a ``step`` allocates beside state and gradients."""
+
+    state: int
+    step: int
+
+
+def optimizer_bytes(
+    parameters: list[nn.Parameter], build: BuildOptimizer, *, multi_tensor: bool = False
+) -> OptimizerBytes:
+    """Count an optimiser of parameters on ``meta``, which steps twice; the first step makes the state.
+
+    ``multi_tensor``: AdamW updates all tensors at once, as it does on a GPU, and allocates as much as their gradients.
+    """
+    copies = [nn.Parameter(torch.empty_like(parameter, device="meta")) for parameter in parameters]
+    for copy in copies:
+        copy.grad = torch.empty_like(copy)
+    optimizer = build(copies)
+    with _disable_current_modes():  # a step's FLOPs are not those of a micro-batch
+        optimizer.step()
+        with PeakMemoryMode() as counter:
+            optimizer.step()
+    parts: list[torch.optim.Optimizer] = getattr(optimizer, "optimizers", [optimizer])
+    values = [value for part in parts for state in part.state.values() for value in state.values()]
+    state = sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor) and value.ndim)
+    adamw = [parameter for part in parts if isinstance(part, torch.optim.AdamW) for parameter in part.state]
+    at_once = sum(parameter.numel() * parameter.element_size() for parameter in adamw) if multi_tensor else 0
+    return OptimizerBytes(state, max(counter.peak, at_once))
 
 
 def random_inputs(

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 
 import pytest
 import torch
 
 from stableanimator_cli.catalogue import open_model
+from stableanimator_cli.config.train import OptimizerConfig
 from stableanimator_cli.engine.memory import train
 from stableanimator_cli.engine.memory.train import choose, meta_model, predict
-from stableanimator_cli.engine.memory.train_step import PeakMemoryMode, meta_step_bytes, random_inputs, step_bytes
+from stableanimator_cli.engine.memory.train_step import (
+    PeakMemoryMode,
+    meta_step_bytes,
+    optimizer_bytes,
+    random_inputs,
+    step_bytes,
+)
 from stableanimator_cli.engine.training.model import TrainingModel, TrainingSettings
 from stableanimator_cli.errors import OutOfMemory
+from stableanimator_cli.train.optimizer import build_optimizer
 from tests.engine.training_samples import CPU, opened
 from tests.random_model import _folder, configs_of
 
@@ -37,6 +46,45 @@ def test_what_is_predicted_is_what_lives(tiny_model, checkpointing):
     _, lived = real(tiny_model, checkpointing=checkpointing)
     said = predicted(tiny_model, checkpointing=checkpointing)
     assert said == pytest.approx(lived, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_an_optimisers_state_and_step_are_predicted_as_they_live(tiny_model, kind):
+    """The whole of a second step, when the state exists: Muon holds one moment per weight, AdamW two."""
+    model = opened(tiny_model, train="all", checkpointing="blocks").model
+    build = functools.partial(build_optimizer, OptimizerConfig(kind=kind), 1e-3)
+    optimizer = build(list(model.parameters()))
+    inputs = random_inputs(model, 1, FRAMES, SIZE, CPU)
+
+    def step() -> None:
+        model(inputs).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    with PeakMemoryMode() as counter:
+        step()
+    parts = getattr(optimizer, "optimizers", [optimizer])
+    moments = [value for part in parts for state in part.state.values() for value in state.values() if value.ndim]
+    state = sum(value.numel() * value.element_size() for value in moments)
+    settings = TrainingSettings(train="all", checkpointing="blocks")
+    planned = predict(open_model(tiny_model), settings, size=SIZE, frames=FRAMES, on_cpu=True, optimizer=build)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    assert planned.optimizer == state
+    assert (state < 4.5 * numbers) == (kind == "muon")
+    assert planned.step == pytest.approx(counter.peak, rel=0.1)
+
+
+def test_a_gpu_steps_adamw_on_all_tensors_at_once(tiny_model):
+    model, settings = open_model(tiny_model), TrainingSettings(train="all")
+    learned = [p for p in meta_model(model, settings).parameters() if p.requires_grad]
+    build = functools.partial(build_optimizer, OptimizerConfig(kind="muon"), 1e-3)
+    gradients = 4 * sum(p.numel() for p in learned)
+    assert optimizer_bytes(learned, torch.optim.AdamW, multi_tensor=True).step == gradients
+    assert optimizer_bytes(learned, torch.optim.AdamW).step < gradients / 2
+    muon = optimizer_bytes(learned, build, multi_tensor=True)
+    assert muon.state < gradients * 1.2
+    assert muon.step < gradients, "one matrix after the other"
 
 
 def test_blocks_hold_less_than_diffusers_own_and_that_less_than_none(tiny_model, capsys):

@@ -16,7 +16,7 @@ import gradio as gr
 from stableanimator_cli.app.engine_queue import Job
 from stableanimator_cli.app.examples import Example
 from stableanimator_cli.app.motion_preview import write_motion_preview
-from stableanimator_cli.app.request import Request, faces_by_person, missing_input
+from stableanimator_cli.app.request import Request, faces_by_person, missing_input, number_of
 from stableanimator_cli.app.session import Session
 from stableanimator_cli.app.views import curve_html, error_html, plan_html, result_html, status_html
 from stableanimator_cli.catalogue import DRAWN
@@ -131,7 +131,8 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
     gr.on([load, motion.change], partial(_moving, session), motion, moving, show_progress="hidden")
     with gr.Accordion("More settings", open=False):
         with gr.Row():
-            steps = gr.Number(None, label="Steps", placeholder="the model's own", precision=0, minimum=1, min_width=120)
+            # no gr.Number: an empty one becomes 0 once the accordion opens
+            steps = gr.Textbox("", label="Steps", placeholder="the model's own", max_lines=1, min_width=120)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
         with gr.Row():
             frames = gr.Textbox("", label="Frames", placeholder="all, or as 0:48", max_lines=1, min_width=120)
@@ -144,7 +145,7 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
             )
         with gr.Row():
             faces = gr.File(
-                label="Faces from other pictures", file_count="multiple", file_types=PICTURES, height=110,
+                label="Other faces", file_count="multiple", file_types=PICTURES, height=110,
                 elem_id="faces", min_width=120,
             )  # fmt: skip
             owners = gr.Textbox(
@@ -184,7 +185,7 @@ def _request(values: tuple[Any, ...]) -> Request:
     options = {
         "model": model,
         "size": size,
-        "steps": None if steps is None else int(steps),
+        "steps": number_of(steps, "Steps"),
         "seed": int(seed or 0),
         "frames": frames.strip(),
         "preset": "" if preset == PRESETS[0] else preset,

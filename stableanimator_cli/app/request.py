@@ -162,6 +162,15 @@ def faces_by_person(files: Sequence[str], people: str) -> dict[int, Path]:
     return {number: Path(file) for number, file in zip(numbers, files, strict=True)}
 
 
+def number_of(text: str, label: str) -> int | None:
+    """A whole number, None if the field is empty. Raises ``ConfigError``."""
+    if not text.strip():
+        return None
+    if not (text.strip().isascii() and text.strip().isdigit()):
+        raise ConfigError(label, text, "a whole number", hint="leave it empty for the model's own")
+    return int(text)
+
+
 def missing_input(reference: str | None, motion: str | None) -> SaError | None:
     """The error for a form that lacks a file."""
     for path, name, expected in (

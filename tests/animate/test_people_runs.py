@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from stableanimator_cli.animate.run import run
 from stableanimator_cli.engine.conditioning import PeopleFaces
 from stableanimator_cli.errors import BadInput, ConfigError, NoFace
 from stableanimator_cli.media import VideoWriter, write_picture
+from stableanimator_cli.motion.left_to_right import people_left_to_right
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.scene import sample_scene
 from tests.animate.clips import Heard, frames_of
@@ -62,6 +64,34 @@ def test_each_person_gets_the_face_at_the_same_side(animate):
     record, turned = animate(person="1,0", pair="0:1,1:0")  # the same pairs in another order
     assert [(row["person"], row["face"]) for row in record["people"]] == [(1, 1), (0, 0)]
     assert np.abs(turned.astype(int) - own).mean() < np.abs(swapped.astype(int) - own).mean()
+
+
+def test_three_people_each_have_their_face_and_their_record(animate, tmp_path):
+    """From left to right, whatever their order in the motion; a swap of two changes the third less than them."""
+    three = sample_scene("test", 0, people=3, framing="portrait", size=(256, 96), frames=FRAMES)
+    motion = three.motion()
+    order = [2, 0, 1]
+    turned = dataclasses.replace(
+        motion, keypoints=motion.keypoints[:, order], present=motion.present[:, order],
+        face_boxes=motion.face_boxes[:, order], track=np.arange(3),
+    )  # fmt: skip
+    write_picture(tmp_path / "three.png", three.reference((768, 288)).image)
+    flags = {"motion": save_motion(tmp_path / "three.npz", turned), "size": "256x96", "preview": True}
+    record, own = animate(tmp_path / "three.png", steps=4, min_csim=-1.0, **flags)
+    left_to_right = people_left_to_right(turned, range(3))
+    assert [(row["person"], row["face"]) for row in record["people"]] == [
+        (person, left_to_right.index(person)) for person in range(3)
+    ]
+    curves = record["identity"]["people"]
+    assert [row["person"] for row in curves] == [0, 1, 2]
+    assert all(len(row["similarity"]) == FRAMES for row in curves)
+    assert record["gate"]["result"] == "passed"
+    first, second, third = left_to_right
+    pairs = f"{first}:1,{second}:0,{third}:2"
+    _, swapped = animate(tmp_path / "three.png", pair=pairs, steps=4, **flags)
+    moved = np.abs(own.astype(int) - swapped).mean(axis=(0, 1, 3))  # by column
+    heads = [slice(*np.clip(turned.face_boxes[0, person, ::2], 0, 256).astype(int)) for person in left_to_right]
+    assert min(moved[heads[0]].mean(), moved[heads[1]].mean()) > 1.2 * moved[heads[2]].mean()
 
 
 def test_a_person_without_a_curve_in_the_preview_is_reported(animate, monkeypatch):

@@ -160,6 +160,21 @@ def test_a_run_is_stopped(page: Page, folder: Path) -> None:
         expect(page.locator("#status")).to_contain_text("same settings to resume")
 
 
+def test_people_are_chosen_and_get_faces_of_other_pictures(page: Page, upload: Example) -> None:
+    page.locator("#people button").nth(3).click()  # the couple
+    expect(page.locator("#plan")).to_contain_text("people 0, 1 by position from left to right", timeout=MINUTES)
+    if not page.get_by_label("People", exact=True).is_visible():
+        page.get_by_text("More settings").click()
+    page.get_by_label("People", exact=True).fill("1,0")
+    page.get_by_label("Face of each").fill("0:1")
+    page.locator("#faces input[type=file]").set_input_files(upload.picture)
+    page.get_by_label("Whose faces they are").fill("1")
+    words = f"person 1 gets face 1 of person-4.png, person 0 gets the face of {upload.picture.name}"
+    expect(page.locator("#plan")).to_contain_text(words, timeout=MINUTES)
+    page.get_by_label("Whose faces they are").fill("0")
+    expect(page.locator("#plan .sa-error strong")).to_contain_text("that --pair does not name", timeout=MINUTES)
+
+
 @pytest.mark.parametrize("width", [390, 1440])
 def test_nothing_is_wider_than_the_screen(width: int, page: Page) -> None:
     page.set_viewport_size({"width": width, "height": 844})

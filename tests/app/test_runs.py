@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from stableanimator_cli.app.engine_queue import EngineQueue, Job
-from stableanimator_cli.app.request import Request, Run, faces_by_person, input_names, missing_input, new_folder
+from stableanimator_cli.app.request import (
+    Request,
+    Run,
+    faces_by_person,
+    input_names,
+    missing_input,
+    new_folder,
+    number_of,
+)
 from stableanimator_cli.app.server import HOST, open_socket
 from stableanimator_cli.app.session import local_models
 from stableanimator_cli.app.views import clock, curve_html, error_html, status_html
@@ -102,6 +110,13 @@ def test_people_and_their_faces_are_options_of_the_form(tmp_path: Path) -> None:
     assert dataclasses.replace(request, faces={1: moved}).key() != key
     assert not run.keep_if_begun()
     assert not run.folder.exists()
+
+
+def test_an_empty_number_is_the_models_own() -> None:
+    assert [number_of(text, "Steps") for text in ("", " ", "12 ")] == [None, None, 12]
+    for text in ("2.5", "many", "-1"):
+        with pytest.raises(ConfigError, match=f"Steps: found '{text}', expected a whole number"):
+            number_of(text, "Steps")
 
 
 def test_faces_belong_to_the_first_people_unless_others_are_named() -> None:

@@ -82,7 +82,15 @@ def load_verb(name: str) -> Any:
         single.command(name, cls=VerbCommand, no_args_is_help=verb.help_without_arguments)(getattr(module, name))
     command = typer.main.get_command(single)
     command.name = name
+    for one in (command, *getattr(command, "commands", {}).values()):
+        one.help = _joined_lines(one.help or "")
     return command
+
+
+def _joined_lines(text: str) -> str:
+    """Docstring with one line per paragraph, as Typer keeps line breaks; paragraphs marked by a backspace keep theirs."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(part if part.startswith("\b") else " ".join(part.split("\n")) for part in paragraphs)
 
 
 app = typer.Typer(

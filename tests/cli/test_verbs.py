@@ -18,7 +18,7 @@ import typer.main
 from stableanimator_cli import __main__ as entry
 from stableanimator_cli import __version__
 from stableanimator_cli.cli import console
-from stableanimator_cli.cli.verbs import app, load_verb
+from stableanimator_cli.cli.verbs import VERBS, app, load_verb
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.errors import BadInput, BadUsage, Interrupted, NoFace
 from tests.conftest import ROOT, Run
@@ -311,3 +311,13 @@ def test_animate_passes_on_what_was_given_and_nothing_else(
     ):
         ANIMATE.main(words.split(), standalone_mode=False)
         assert (asked["flags"]["preview"], asked["flags"]["reference"]) == (preview, Path("a.png"))
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_paragraphs_of_the_help_are_filled_to_the_width_of_the_terminal(name: str) -> None:
+    verb = load_verb(name)
+    for command in (verb, *getattr(verb, "commands", {}).values()):
+        examples = [part for part in command.help.split("\n\n") if part.startswith("\b")]
+        prose = [part for part in command.help.split("\n\n") if not part.startswith("\b")]
+        assert prose and not any("\n" in part for part in prose), command.name
+        assert all(len(part.split("\n")) > 1 for part in examples), command.name

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import evaluation_cache as cache
+from stableanimator_cli.catalogue.damage import check_size
 from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, WeightFile
 from stableanimator_cli.errors import CheckFailed, SaError
 
@@ -238,9 +239,9 @@ def _model(found: Entry) -> Iterator[Finding]:
         path = paths[row.path]
         if path is not None:
             try:
-                catalogue.check_size(path, row.bytes if path.name == Path(row.path).name else None, found.name)
+                check_size(path, row.bytes if path.name == Path(row.path).name else None)
             except SaError as error:
-                yield _broken("models", error.message, pull)
+                yield _broken("models", error.message, pull if pull in (error.hint or pull) else error.hint)
     for root in catalogue.search_paths(found):
         deep = root / found.name
         if any(path is not None and path.is_relative_to(deep) for path in paths.values()):

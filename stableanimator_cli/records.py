@@ -92,10 +92,12 @@ class ModelFolder:
     """A model on disk, resolved.
 
     ``files`` maps a role (``unet``, ``pose_net``, ``face_encoder``, ``vae``, ``image_encoder``, ``face`` ...) to its
-    weight file or folder, ``configs`` to its JSON config. ``defaults`` are recommended settings by option name.
-    ``warnings`` are sentences for the user. ``max_texture_error`` is that of the images that the model was trained on,
-    None if unknown (``engine.conditioning.texture_error``). ``downloads``, for plans only: the names whose download
-    writes the files that do not exist yet. ``backbone``: see ``engine.backbones``.
+    weight file or folder, ``configs`` to its JSON config; ``digests`` maps files to the sha256 that their
+    model.toml records. ``defaults`` are recommended settings by option name. ``warnings`` are sentences for the user.
+    ``max_texture_error`` is that of the images that the model was trained on, None if unknown
+    (``engine.conditioning.texture_error``).
+    ``downloads``, for plans only: the names whose download writes the files that do not exist yet. ``backbone``: see
+    ``engine.backbones``.
     """
 
     name: str
@@ -105,6 +107,7 @@ class ModelFolder:
     defaults: Mapping[str, Any]
     licence: str
     face_channel_order: ChannelOrder
+    digests: Mapping[Path, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     max_texture_error: float | None = None
     downloads: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ import hashlib
 import json
 import platform
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from stableanimator_cli import __version__
 from stableanimator_cli.animate.people import PersonFace
-from stableanimator_cli.catalogue import download
+from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import current_names, to_toml
 from stableanimator_cli.engine.device import DevicePlan
@@ -109,12 +109,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def weight_digests(model: ModelFolder, roles: Iterable[str] | None = None) -> dict[str, str]:
-    """sha256 by role of a model's files and folders; digests of unchanged files are cached."""
-    files = model.files if roles is None else {role: model.files[role] for role in roles if role in model.files}
-    return {role: sha256_of(path) if path.is_dir() else download.digest(path) for role, path in files.items()}
 
 
 def weights(model: ModelFolder) -> Fingerprint:

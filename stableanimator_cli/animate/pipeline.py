@@ -21,6 +21,7 @@ from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.video import identity_meter, write_video
 from stableanimator_cli.animate.workers import lost_rank_error, worker_group
 from stableanimator_cli.cards import Card
+from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization
@@ -83,6 +84,8 @@ def run_pipeline(
         inputs = open_inputs(config, model, reporter, workers=workers, plan_only=plan_only, card=card)
         config = inputs.config
         checkpoints = None if plan_only else CheckpointManager(config, model, inputs.plan, reporter, restart=restart)
+        if not plan_only:
+            weight_digests(model)  # damaged numbers load without an error, and would blame the reference
         prepared = prepare(inputs, engines, use_face=use_face, plan_only=plan_only, reporter=reporter)
         engine, request, face, driving = prepared.engine, prepared.request, prepared.face, prepared.driving
         estimator = inputs.estimator(

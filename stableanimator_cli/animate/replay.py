@@ -12,6 +12,7 @@ import numpy as np
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import validate
+from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.config.animate import AnimateConfig, record_beside
 from stableanimator_cli.config.schema import from_mapping
 from stableanimator_cli.errors import BadInput, CheckFailed
@@ -187,7 +188,7 @@ def _changed(config: AnimateConfig, model: ModelFolder, record: Mapping[str, Any
         if path.exists()
     }
     weights = record["model"]["sha256"]
-    current = fingerprint.weight_digests(model, weights)
+    current = weight_digests(model, weights)
     return fingerprint.diff(then, now) + fingerprint.diff(
         {f"weights of {role}": value for role, value in weights.items()},
         {f"weights of {role}": value for role, value in current.items()},

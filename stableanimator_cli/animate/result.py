@@ -16,6 +16,7 @@ from stableanimator_cli.animate.driving import Driving
 from stableanimator_cli.animate.identity_gate import GateResult, Identity
 from stableanimator_cli.animate.people import PlannedPeople, UndetectedPeople
 from stableanimator_cli.animate.reference_face import FacesRefined
+from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.catalogue.needed import Needed
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import to_toml
@@ -188,7 +189,7 @@ def write(
         "model": {
             "name": engine.model.name,
             "path": str(engine.model.path),
-            "sha256": fingerprint.weight_digests(engine.model),
+            "sha256": weight_digests(engine.model),
         },
         "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in config.inputs.items()},
         "output": {

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import backbone_facts
 from stableanimator_cli.catalogue import layouts, pipelines
 from stableanimator_cli.catalogue.configs import read_config
+from stableanimator_cli.catalogue.damage import check_size
 from stableanimator_cli.catalogue.home import cache_dir, expanded
 from stableanimator_cli.catalogue.needed import Needed, needed
 from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, nearest_or_all, read
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # records imports numpy: see above
 DEFAULT = "stableanimator"
 DRAWN = "puppet"
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx")
-_LFS = b"version https://git-lfs"
 
 
 def builtin_dir() -> Path:
@@ -135,6 +135,7 @@ class _Part:
 
     file: Path | None = None
     config: Mapping[str, Any] | None = None
+    digests: Mapping[Path, str] = field(default_factory=dict)
     has_weights: bool = False
     names: str = ""
     searched: tuple[Path, ...] = ()
@@ -184,6 +185,7 @@ def open_model(name_or_folder: str | Path, require: Sequence[str] = (), useful: 
         defaults=defaults,
         licence=found.licence,
         face_channel_order=order or "bgr",
+        digests={path: digest for part in parts.values() for path, digest in part.digests.items()},
         warnings=_warnings(layout, order),
         backbone=backbone or backbone_facts.DEFAULT,
         max_texture_error=texture.get(parts["vae"].owner) if "vae" in parts else None,  # it is a figure of that VAE
@@ -301,13 +303,15 @@ def _part(owner: Entry, role: str, component: Component) -> _Part:
         config = read_config(path)
     if component.file is None:
         return _Part(config=config, owner=owner.name)
-    file = locate(owner, component.file)
+    file, digests = locate(owner, component.file), dict[Path, str]()
     if file is not None:
         rows = [f for f in (owner.file(component.file),) if f is not None] or list(owner.under(component.file))
         for row in rows:
             path = file / Path(row.path).relative_to(component.file) if file.is_dir() else file
             if path.is_file() and path.name == Path(row.path).name:
-                check_size(path, row.bytes, owner.name)
+                check_size(path, row.bytes)
+                if row.sha256 is not None:
+                    digests[path] = row.sha256
     names = [f.path for f in owner.under(component.file) if not f.optional] or [component.file]
     searched = search_paths(owner)
     if len(searched) > 1:  # of the catalogue: its two folders are named once, for all entries
@@ -315,6 +319,7 @@ def _part(owner: Entry, role: str, component: Component) -> _Part:
     return _Part(
         file=file,
         config=config,
+        digests=digests,
         has_weights=True,
         names=", ".join(names),
         searched=searched,
@@ -328,31 +333,13 @@ def _overlay(part: _Part, layout: layouts.Layout, owner: Entry, role: str, compo
     if found is None:
         return replace(part, searched=(*layout.searched.get((owner.name, role), ()), *part.searched))
     if found.file is not None:
-        check_size(found.file, None, owner.name)
+        check_size(found.file, None)
     config = part.config
     if found.config is not None:
         config = read_config(found.config)
     elif config is None and component.config is not None:
         config = read_config(owner.folder / component.config)
     return _Part(file=found.file, config=config, has_weights=part.has_weights, owner=owner.name)
-
-
-def check_size(path: Path, expected: int | None, name: str) -> None:
-    """Raise ``ModelDamaged`` for a git-lfs pointer, and for a file of another size than recorded. Folders pass."""
-    if not path.is_file():
-        return
-    size = path.stat().st_size
-    again = f"download it again: `sa models pull {name}`"
-    if size < 1024:
-        with path.open("rb") as stream:
-            if stream.read(len(_LFS)) == _LFS:
-                raise ModelDamaged(
-                    f"{path}: found a git-lfs pointer, expected the weights",
-                    hint=f"run `git lfs pull` in its folder, or {again}",
-                )
-    if size == 0 or (expected is not None and size != expected):
-        needed = "weights" if expected is None else f"{expected} bytes"
-        raise ModelDamaged(f"{path}: found {size} bytes, expected {needed}", hint=again)
 
 
 def _missing(

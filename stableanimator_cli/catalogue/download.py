@@ -10,18 +10,23 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import archive, hub, store
+from stableanimator_cli.catalogue.damage import check_digest
 from stableanimator_cli.catalogue.http import Progress, download
 from stableanimator_cli.catalogue.needed import Needed
 from stableanimator_cli.catalogue.schema import Archive, Entry, WeightFile
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
-from stableanimator_cli.files import atomic_write
+from stableanimator_cli.files import atomic_write, sha256_of
 from stableanimator_cli.readers import read_json
+
+if TYPE_CHECKING:  # records imports numpy
+    from stableanimator_cli.records import ModelFolder
 
 Status = Literal["ok", "missing", "wrong size", "wrong digest", "digest unknown", "other form"]
 
@@ -123,6 +128,19 @@ def verify(name_or_entry: str | Entry, progress: Progress | None = None) -> list
     """Compare every listed file of an entry with its record. Digests of unchanged files are cached."""
     entry = name_or_entry if isinstance(name_or_entry, Entry) else catalogue.load(name_or_entry)
     return [_check(entry, row, progress) for row in entry.files]
+
+
+def weight_digests(model: ModelFolder, roles: Iterable[str] | None = None) -> dict[str, str]:
+    """sha256 by role of a model's files and folders, all or those of ``roles``. Digests of unchanged files are cached.
+
+    Raises ``ModelDamaged`` if a file has another sha256 than its model.toml records: it would still load if only its
+    numbers are damaged.
+    """
+    files = {role: path for role, path in model.files.items() if roles is None or role in roles}
+    for path, expected in model.digests.items():
+        if any(path.is_relative_to(file) for file in files.values()):
+            check_digest(path, digest(path), expected)
+    return {role: sha256_of(path) if path.is_dir() else digest(path) for role, path in files.items()}
 
 
 def digest(path: Path, progress: Progress | None = None, label: str = "") -> str:

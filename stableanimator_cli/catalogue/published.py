@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stableanimator_cli.backbone_facts import BACKBONES
-from stableanimator_cli.catalogue import check_size, open_model
+from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.catalogue.configs import read_config
+from stableanimator_cli.catalogue.damage import check_size
 from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.errors import ModelMissing
 
@@ -46,7 +47,7 @@ def open_published(folder: Path, backbone: str, require: Sequence[str]) -> Model
         )
     found = {role: path for role, path in files.items() if path is not None}
     for path in found.values():
-        check_size(path, None, folder.name)
+        check_size(path, None)
     companions = [open_model(name).files for name in BACKBONES[backbone].companions]
     configs = {role: path.parent / "config.json" for role, path in found.items()}
     return ModelFolder(

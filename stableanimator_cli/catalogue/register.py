@@ -14,6 +14,7 @@ from pathlib import Path
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import layouts
+from stableanimator_cli.catalogue.damage import check_size
 from stableanimator_cli.catalogue.place import PICKLES, WEIGHTS, Convert, Import, place_files, place_folder
 from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, read
 from stableanimator_cli.errors import BadInput, ModelMissing
@@ -42,7 +43,7 @@ class _Job:
         """Plan to register ``source`` as the file ``path`` of the entry ``name``."""
         converted = weights and self.convert is not None and source.suffix in PICKLES
         if weights:
-            catalogue.check_size(source, None, name)
+            check_size(source, None)
         if self.copy or converted:
             self.check_link(source)
         if converted:

@@ -147,7 +147,9 @@ def pull(
     done = []
     for one in dict.fromkeys(name):
         fetched = download_model(one, out, optional=all_)
-        done.append({"model": one, "folder": catalogue.model_cache_dir(one), **fetched})
+        folders = catalogue.search_paths(catalogue.entry(one))
+        # a model that is complete in the program's own catalogue has no folder in the cache
+        done.append({"model": one, "folder": next((f for f in folders[::-1] if f.is_dir()), folders[-1]), **fetched})
     data = done[0] if len(done) == 1 else {"models": done}
     out.result(data, "\n".join(str(row["folder"]) for row in done))
 
@@ -171,12 +173,13 @@ def verify(
     from stableanimator_cli.errors import ModelDamaged, ModelMissing
 
     checks: dict[str, list[Check]] = {}
+    entries: dict[str, Entry] = {}
     with download_bars(out) as bars:
         requested, damaged = catalogue.readable() if name is None else (catalogue.with_needs(catalogue.load(name)), [])
         for entry in requested:
             found = download.verify(entry, bars)
             if name is not None or any(c.file is not None for c in found):
-                checks[entry.name] = found
+                checks[entry.name], entries[entry.name] = found, entry
     for error in damaged:
         out.warning(error.message)
     rows = [(model, c.path, _verdict(c), c.sha256 or "-") for model, found in checks.items() for c in found]
@@ -188,10 +191,10 @@ def verify(
     if json and not bad and not damaged:
         out.result({"models": {m: [_row(c) for c in found] for m, found in checks.items()}}, "")
     if bad:
-        model, _ = bad[0]
+        model, first = bad[0]
         problems = "; ".join(f"{m}/{c.path}: {_verdict(c)}" for m, c in bad)
         kind = ModelMissing if all(c.status == "missing" for _, c in bad) and not damaged else ModelDamaged
-        raise kind(problems, hint=f"`sa models pull {model}` downloads missing and wrong files")
+        raise kind(problems, hint=_mend(entries[model], first))
     if damaged:
         more = f" ({len(damaged) - 1} more cannot be read either)" if len(damaged) > 1 else ""
         raise ModelDamaged(f"{damaged[0].message}{more}", hint=damaged[0].hint)
@@ -296,3 +299,14 @@ def _bytes(size: int | None) -> str:
     while value >= 1000 and unit < len(units) - 1:
         value, unit = value / 1000, unit + 1
     return f"{value:.0f} {units[unit]}" if unit == 0 else f"{value:.2f} {units[unit]}"
+
+
+def _mend(entry: Entry, check: Check) -> str:
+    """The hint for a missing or wrong file of an entry or a model folder."""
+    from stableanimator_cli import catalogue
+    from stableanimator_cli.catalogue.damage import fetch_again
+
+    if check.file is not None:
+        return fetch_again(check.file)
+    folder, *downloaded = catalogue.search_paths(entry)
+    return f"`sa models pull {entry.name}` downloads missing files" if downloaded else fetch_again(folder / check.path)

@@ -88,7 +88,7 @@ def load_verb(name: str) -> Any:
 
 
 def _joined_lines(text: str) -> str:
-    """Docstring with one line per paragraph, as Typer keeps line breaks; paragraphs marked by a backspace keep theirs."""
+    """A docstring with one line per paragraph, as Typer keeps line breaks; those marked by a backspace keep theirs."""
     paragraphs = text.split("\n\n")
     return "\n\n".join(part if part.startswith("\b") else " ".join(part.split("\n")) for part in paragraphs)
 

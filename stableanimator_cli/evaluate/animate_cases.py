@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stableanimator_cli.catalogue.download import digest
+from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.errors import BatchFailed, Interrupted, SaError
 from stableanimator_cli.evaluate.cases import Case
 from stableanimator_cli.evaluate.pairs import Pair
@@ -88,5 +88,4 @@ class Animator:
 
     def _weights(self) -> dict[str, str]:
         """Digests of all files that decide a video."""
-        files = {role: path for role, path in self.model.files.items() if role not in ("judge", "video")}
-        return {role: sha256_of(path) if path.is_dir() else digest(path) for role, path in sorted(files.items())}
+        return weight_digests(self.model, sorted(self.model.files.keys() - {"judge", "video"}))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import catalogue, clip_folder
+from stableanimator_cli.catalogue.damage import check_digest
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.config.schema import resolve, to_toml
 from stableanimator_cli.detect import onnx
@@ -97,13 +98,19 @@ def run(
 
 
 def network_digests(model: ModelFolder) -> dict[str, str]:
-    """sha256 of every network that a clip passes through, by role: part of a clip's key."""
+    """sha256 of every network that a clip passes through, by role: part of a clip's key.
+
+    Raises ``ModelDamaged`` for a file whose sha256 is not the recorded one.
+    """
     from stableanimator_cli.detect.face import model_folder  # imports the libraries of the detectors
 
     files = {role: model.files[role] for role in ROLES}
     if "face" in model.files:
         files |= {f"face/{file.name}": file for file in sorted(model_folder(model.files["face"]).glob("*.onnx"))}
-    return {name: sha256_of(path) for name, path in files.items()}
+    digests = {name: sha256_of(path) for name, path in files.items()}
+    for name, path in files.items():
+        check_digest(path, digests[name], model.digests.get(path))
+    return digests
 
 
 def _model(config: PreprocessConfig) -> ModelFolder:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stableanimator_cli import catalogue, distributed
+from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.config.train import LossConfig, TrainConfig, parse_sizes
 from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import ConfigError, Interrupted, ModelMissing, NoFace, SaError
@@ -82,6 +83,8 @@ def _run(
 
     if plan_only:
         return pipeline.plan(config, model, fresh=fresh, reporter=reporter) if first else None
+    if fresh and first:
+        weight_digests(model)  # damaged numbers load without an error
     return pipeline.train(config, name, model, fresh=fresh, reporter=reporter)
 
 

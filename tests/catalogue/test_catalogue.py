@@ -41,7 +41,7 @@ def model_toml(folder: Path, text: str) -> Path:
 
 def fake_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small files pass for the shipped entries' weights: sizes are tested by themselves."""
-    monkeypatch.setattr(catalogue, "check_size", lambda path, expected, name: None)
+    monkeypatch.setattr(catalogue, "check_size", lambda path, expected: None)
 
 
 def reference_download(root: Path) -> Path:
@@ -182,6 +182,8 @@ def test_a_name_opens_from_home_with_what_it_needs(home: Path, monkeypatch: pyte
     assert model.configs["scheduler"]["sigma_max"] == 700.0
     assert model.face_channel_order == "rgb"
     assert model.defaults["steps"] == 25
+    assert model.digests[model.files["vae"]].startswith("af602cd0")
+    assert model.files["image_encoder"] not in model.digests  # the digest of the listed file says nothing of another
     assert catalogue.default_model(ROLES) == "stableanimator"
 
 

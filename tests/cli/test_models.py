@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -112,7 +113,7 @@ def test_verify(tiny: str, home: Path) -> None:
     bad = sa("verify", "tiny")
     assert isinstance(bad.exception, ModelDamaged)
     assert bad.exception.message == "tiny/w.bin: wrong digest"
-    assert bad.exception.hint == "`sa models pull tiny` downloads missing and wrong files"
+    assert bad.exception.hint == "download it again: `sa models pull tiny`"
     assert "wrong digest" in bad.stdout
 
 
@@ -142,3 +143,21 @@ def test_every_verb_opens_its_help_with_two_lines_that_run() -> None:
     for verb in ("list", "show", "pull", "verify", "import"):
         text = sa(verb, "--help").stdout
         assert text.count(f"sa models {verb}") >= 2
+
+
+def test_the_folder_that_pull_prints_exists(tmp_path: Path) -> None:
+    result = sa("pull", "puppet")  # complete in the program's catalogue: nothing is written to the cache
+    assert result.exit_code == 0
+    assert Path(result.stdout.strip()) == catalogue.builtin_dir() / "puppet"
+
+
+def test_the_hint_for_a_damaged_folder_of_ones_own_is_no_download(tmp_path: Path) -> None:
+    mine = Path(shutil.copytree(catalogue.builtin_dir() / "puppet", tmp_path / "mine"))
+    (mine / "vae.safetensors").write_bytes(b"half")
+    result = sa("verify", str(mine))
+    assert isinstance(result.exception, ModelDamaged)
+    assert result.exception.hint == "copy it again from where its folder comes from"
+    (mine / "vae.safetensors").unlink()
+    result = sa("verify", str(mine))
+    assert isinstance(result.exception, ModelMissing)
+    assert result.exception.hint == "copy it again from where its folder comes from"

@@ -319,5 +319,6 @@ def test_paragraphs_of_the_help_are_filled_to_the_width_of_the_terminal(name: st
     for command in (verb, *getattr(verb, "commands", {}).values()):
         examples = [part for part in command.help.split("\n\n") if part.startswith("\b")]
         prose = [part for part in command.help.split("\n\n") if not part.startswith("\b")]
-        assert prose and not any("\n" in part for part in prose), command.name
+        assert prose
+        assert not any("\n" in part for part in prose), command.name
         assert all(len(part.split("\n")) > 1 for part in examples), command.name

@@ -1,0 +1,72 @@
+"""Damaged weights are found before they are used, and the hint mends the folder that holds them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue.damage import check_size, fetch_again
+from stableanimator_cli.catalogue.download import weight_digests
+from stableanimator_cli.errors import ModelDamaged
+from tests.conftest import Run
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SA_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A folder of one's own with the files of the small model."""
+    return Path(shutil.copytree(catalogue.builtin_dir() / "puppet", tmp_path / "mine"))
+
+
+def damage(path: Path) -> None:
+    """Change bytes in the middle, where the numbers are: the size stays, and the file still loads."""
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(255 - value for value in data[middle : middle + 64])
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["unet.safetensors", "face/arcface_puppet.onnx"])
+def test_a_file_with_other_numbers_than_recorded_is_an_error_that_names_it(copied: Path, name: str) -> None:
+    whole = weight_digests(catalogue.open_model(str(copied)))
+    assert whole == weight_digests(catalogue.open_model("puppet"))
+    damage(copied / name)
+    with pytest.raises(ModelDamaged, match=f"mine/{name}: found sha256 .*, expected .*, as its model.toml records"):
+        weight_digests(catalogue.open_model(str(copied)))
+    role = {"unet.safetensors": "vae"}.get(name, "unet")
+    assert weight_digests(catalogue.open_model(str(copied)), [role]) == {role: whole[role]}
+
+
+def test_sa_animate_and_preprocess_refuse_it(copied: Path, sa: Run, tmp_path: Path) -> None:
+    damage(copied / "person_detector.onnx")
+    made = sa("puppets", tmp_path / "figures", "--videos", "1", "--frames", "2", "--size", "64x64")
+    assert made.returncode == 0, made.stderr
+    reference, video = tmp_path / "figures/references/00000.png", tmp_path / "figures/videos/00000.mp4"
+    for words in (
+        ("animate", reference, tmp_path / "figures/truth/00000.npz", "-o", tmp_path / "out.mp4", "--size", "64x64"),
+        ("preprocess", video, "-o", tmp_path / "clips"),
+    ):
+        result = sa(*words, "--model", copied)
+        assert result.returncode == 5, result.stderr
+        assert "person_detector.onnx: found sha256" in result.stderr
+        assert "hint: copy it again from where its folder comes from" in result.stderr
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_the_hint_is_a_download_for_files_of_the_cache_only(home: Path, tmp_path: Path) -> None:
+    assert fetch_again(home / "models/dwpose/a.onnx") == "download it again: `sa models pull dwpose`"
+    assert "pull" not in fetch_again(tmp_path / "mine/a.onnx")
+    assert "install sa again" in fetch_again(catalogue.builtin_dir() / "puppet/unet.safetensors")
+    mine = tmp_path / "mine.onnx"
+    mine.write_bytes(b"")
+    with pytest.raises(ModelDamaged) as empty:
+        check_size(mine, 5)
+    assert empty.value.hint == fetch_again(mine)

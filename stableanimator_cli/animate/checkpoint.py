@@ -119,9 +119,17 @@ class CheckpointManager:
         """People and faces as they were detected (``fingerprint.people``), for what is saved from now on. Raises
         ``ConfigError`` if the restored checkpoint began with others, or does not know with whom."""
         self._people = people
-        differences = [] if self.restored is None else fingerprint.diff(self._stored_people, people)
-        if self.restored is not None and differences:
-            raise self._refusal(differences, f" after {self.restored.state.step} steps")
+        if self.restored is None or self._stored_people == people:
+            return
+        if not self._stored_people:
+            raise ConfigError(
+                "--output",
+                str(self._config.target),
+                "an unfinished run that records who has which face; this one began with one face or an older version",
+                hint="add --restart to start over, or choose another -o",
+            )
+        differences = fingerprint.diff(self._stored_people, people)
+        raise self._refusal(differences, f" after {self.restored.state.step} steps")
 
     def due(self) -> bool:
         return time.monotonic() >= self._due

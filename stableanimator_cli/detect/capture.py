@@ -137,12 +137,12 @@ def extract_motion(
     Raises ``NoPerson`` with the file if no frame shows a person, ``BadInput`` with file and frame for damaged video.
     """
     options, reporter = options or CaptureOptions(), reporter or NullReporter()
-    seen, stop = _Seen(), options.frames[1]
-    total = clip.count if stop is None or clip.count is None else min(stop, clip.count)
+    seen, stop, batch = _Seen(), options.frames[1], batch_of(options.every)
+    total = clip.count if stop is None or clip.count is None else min(-(-stop // batch) * batch, clip.count)
     with (
         ThreadPoolExecutor(1) as beside,
         reporter.progress(total, f"detect {clip.path.name}", "frame") as bar,
-        closing(read_ahead(clip, batch_of(options.every))) as batches,
+        closing(read_ahead(clip, batch)) as batches,
     ):
         for frames, times in batches:
             faces = beside.submit(_faces, detectors.faces, frames)

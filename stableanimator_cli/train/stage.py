@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -30,23 +31,14 @@ if TYPE_CHECKING:
 
 def training_settings(config: TrainConfig, stage: StageConfig) -> TrainingSettings:
     """The engine's settings of a stage."""
-    loss, ablation, memory = config.loss, config.ablation, config.memory
+    ablation, memory = config.ablation, config.memory
     return TrainingSettings(
+        **asdict(config.loss),
         train=stage.train,
         lora_rank=memory.lora_rank,
-        face_mask=loss.face_mask,
         face_encoder=ablation.face_encoder == "on",
         id_adapter=ablation.id_adapter,
         face=ablation.face == "on",
-        dropout=loss.dropout,
-        dropout_prob=loss.dropout_prob,
-        sigma=loss.sigma,
-        sigma_mean=loss.sigma_mean,
-        sigma_std=loss.sigma_std,
-        noise_aug=loss.noise_aug,
-        fps=loss.fps,
-        motion_bucket=loss.motion_bucket,
-        reference_degrade=loss.reference_degrade,
         checkpointing=memory.checkpointing,
         dtype=cast(Any, memory.dtype),
         image_only=stage.image_only,

@@ -12,6 +12,7 @@ from torch import nn
 
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.engine.backbones import backbone_of
+from stableanimator_cli.engine.group_offload import bytes_of
 from stableanimator_cli.engine.memory.prediction import RenderMemory
 from stableanimator_cli.engine.memory.profile import FlopCounter, peak_bytes
 from stableanimator_cli.engine.memory.render import MemoryEstimator
@@ -121,10 +122,10 @@ class SegmentMemoryEstimator(MemoryEstimator):
     def _bytes(self, role: str, config: AnimateConfig) -> int:
         """Bytes of a network on the device; with group offload one of its blocks, and what is not in blocks."""
         network = self._prepared(role, config)
-        size = _bytes_of(network)
+        size = bytes_of(network)
         if role != "transformer" or config.device.offload != "group" or self.device.type == "cpu":
             return size
-        blocks = [_bytes_of(block) for block in network.blocks]
+        blocks = [bytes_of(block) for block in network.blocks]
         return size - sum(blocks) + max(blocks)
 
     def _face_step(self, config: AnimateConfig) -> None:
@@ -145,8 +146,3 @@ class SegmentMemoryEstimator(MemoryEstimator):
             return
         with decoder.with_recorded_stats(latents.detach(), [range(chunk)]):
             embedded(*decoder.crop(latents, range(chunk), box)).mean().backward()
-
-
-def _bytes_of(network: nn.Module) -> int:
-    tensors = [*network.parameters(), *network.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -15,11 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from stableanimator_cli.config.animate import SamplingConfig, WindowConfig
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Target
@@ -27,13 +30,16 @@ from stableanimator_cli.diffusion.sampler import Refine, Step
 from stableanimator_cli.diffusion.schedule import keyed_noise
 from stableanimator_cli.diffusion.scheduler_hook import FAMILIES, Axes, refined
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
-from stableanimator_cli.engine.backbones import Rewound
+from stableanimator_cli.engine.backbones import Build, Rewound
+from stableanimator_cli.engine.backbones.diffusers_folder import build_network, load_network, place
 from stableanimator_cli.engine.backbones.scheduler_state import pack_scheduler, restore_scheduler
 from stableanimator_cli.engine.backbones.wan_decoders import WanDecoder, WanFaceDecoder
 from stableanimator_cli.engine.decoder import to_uint8
-from stableanimator_cli.engine.device import memory_guard
+from stableanimator_cli.engine.device import DevicePlan, memory_guard
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings
+from stableanimator_cli.engine.weights import building, network_config
+from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.records import ModelFolder
 
 FOLD = Axes("1 c t h w", skip=1)
@@ -62,14 +68,48 @@ class Run(Protocol):
 
 
 class SegmentBackbone(ABC):
-    """All of ``Backbone`` but the networks and the preparation of a rendering (``open_run``).
+    """All of ``Backbone`` but the preparation of a rendering (``open_run``).
 
-    ``networks_of_a_step`` are resident while a segment is denoised. ``denoiser_calls`` are the transformer's kinds of
-    calls, by the names of ``count_calls``.
+    ``transformer`` is the class of the denoiser. ``networks_of_a_step`` are resident while a segment is denoised.
+    ``denoiser_calls`` are the transformer's kinds of calls, by the names of ``count_calls``.
     """
 
+    transformer: type[Any]
     networks_of_a_step: tuple[str, ...] = ("transformer",)
     denoiser_calls: tuple[str, ...] = ("transformer",)
+
+    @property
+    def _kinds(self) -> dict[str, type[Any]]:
+        return {
+            "transformer": self.transformer,
+            "vae": AutoencoderKLWan,
+            "text_encoder": UMT5EncoderModel,
+            "image_encoder": CLIPVisionModel,
+        }
+
+    def builders(self, model: ModelFolder, id_mode: IDMode) -> dict[str, Build]:
+        def build(role: str, kind: type[Any]) -> nn.Module:
+            with building(model.files.get(role, model.path / role)):
+                network = build_network(kind, network_config(model, role))
+            return self.adapted(network, compiled=False) if role == "transformer" else network
+
+        return {role: partial(build, role, kind) for role, kind in self._kinds.items()}
+
+    def networks(self, model: ModelFolder, plan: DevicePlan, id_mode: IDMode) -> dict[str, Build]:
+        """The VAE is float32: bfloat16 shows in its frames."""
+
+        def load(role: str, kind: type[Any]) -> nn.Module:
+            dtype = torch.float32 if role == "vae" else plan.dtype
+            network = load_network(kind, model.files[role], dtype)
+            if role != "transformer":
+                return network
+            return place(self.adapted(network, compiled=plan.config.compile == "blocks"), plan)
+
+        return {role: partial(load, role, kind) for role, kind in self._kinds.items()}
+
+    def adapted(self, transformer: nn.Module, *, compiled: bool) -> nn.Module:
+        """The transformer with what differs from diffusers' own; ``compiled``: its blocks will be compiled."""
+        return transformer
 
     @abstractmethod
     def open_run(self, engine: Engine, request: RenderRequest) -> Run:

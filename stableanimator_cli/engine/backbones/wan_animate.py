@@ -8,59 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, WanAnimateTransformer3DModel
+from diffusers import WanAnimateTransformer3DModel
 from PIL import Image
-from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPVisionModel, UMT5EncoderModel
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPImageProcessorPil
 
-from stableanimator_cli.engine.backbones import Build
-from stableanimator_cli.engine.backbones.diffusers_folder import (
-    build_network,
-    load_network,
-    load_part,
-    load_scheduler,
-    place,
-    quiet,
-    text_embedding,
-)
+from stableanimator_cli.engine.backbones.diffusers_folder import load_part, load_scheduler, quiet, text_embedding
 from stableanimator_cli.engine.backbones.segments import SegmentBackbone
 from stableanimator_cli.engine.conditioning import PoseFrames
-from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest
-from stableanimator_cli.engine.weights import building, network_config
-from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.records import ModelFolder
 
 TOKENS = 512
 """Length of the prompt's embedding."""
-_KINDS: dict[str, type[Any]] = {
-    "transformer": WanAnimateTransformer3DModel,
-    "vae": AutoencoderKLWan,
-    "text_encoder": UMT5EncoderModel,
-    "image_encoder": CLIPVisionModel,
-}
 
 
 class WanAnimate(SegmentBackbone):
     """A flow-matching transformer conditioned on the reference's latents, a pose video and a video of the face."""
 
-    def builders(self, model: ModelFolder, id_mode: IDMode) -> dict[str, Build]:
-        def build(role: str) -> nn.Module:
-            with building(model.files.get(role, model.path / role)):
-                return build_network(_KINDS[role], network_config(model, role))
-
-        return {role: lambda role=role: build(role) for role in _KINDS}
-
-    def networks(self, model: ModelFolder, plan: DevicePlan, id_mode: IDMode) -> dict[str, Build]:
-        """The VAE is float32: bfloat16 shows in its frames."""
-
-        def load(role: str) -> nn.Module:
-            dtype = torch.float32 if role == "vae" else plan.dtype
-            network = load_network(_KINDS[role], model.files[role], dtype)
-            return place(network, plan) if role == "transformer" else network
-
-        return {role: lambda role=role: load(role) for role in _KINDS}
+    transformer = WanAnimateTransformer3DModel
 
     def count_calls(self, request: RenderRequest) -> dict[str, int]:
         segments, steps = len(request.plan), request.sampling.steps

@@ -14,27 +14,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, WanAnimate2Transformer3DModel
+from diffusers import WanAnimate2Transformer3DModel
 from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 from torch import Tensor, nn
-from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel
+from transformers import AutoTokenizer
 
-from stableanimator_cli.engine.backbones import Build
-from stableanimator_cli.engine.backbones.diffusers_folder import (
-    build_network,
-    load_network,
-    load_part,
-    load_scheduler,
-    place,
-    quiet,
-)
+from stableanimator_cli.engine.backbones.diffusers_folder import load_part, load_scheduler, quiet
 from stableanimator_cli.engine.backbones.segments import SegmentBackbone
-from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest
-from stableanimator_cli.engine.weights import building, network_config
 from stableanimator_cli.nets.frame_attention import HostKVCache, prepare_mask, set_frame_attention
-from stableanimator_cli.nets.id_adapter import IDMode
 from stableanimator_cli.records import ModelFolder
 
 TOKENS = 512
@@ -42,38 +31,17 @@ TOKENS = 512
 DRIVING_PROMPT = "人物动作的参考视频"
 """The text beside the driving video, fixed by the authors: "reference video of a person's movements"."""
 _CLIP_SIDE = 224  # pixels, to which the authors scale images for the image encoder
-_KINDS: dict[str, type[Any]] = {
-    "transformer": WanAnimate2Transformer3DModel,
-    "vae": AutoencoderKLWan,
-    "text_encoder": UMT5EncoderModel,
-    "image_encoder": CLIPVisionModel,
-}
 
 
 class WanAnimate2(SegmentBackbone):
     """A flow-matching transformer that attends to the tokens of a driving video."""
 
+    transformer = WanAnimate2Transformer3DModel
     denoiser_calls = ("transformer", "driving_pass")
 
-    def builders(self, model: ModelFolder, id_mode: IDMode) -> dict[str, Build]:
-        def build(role: str) -> nn.Module:
-            with building(model.files.get(role, model.path / role)):
-                network = build_network(_KINDS[role], network_config(model, role))
-            return set_frame_attention(network) if role == "transformer" else network
-
-        return {role: lambda role=role: build(role) for role in _KINDS}
-
-    def networks(self, model: ModelFolder, plan: DevicePlan, id_mode: IDMode) -> dict[str, Build]:
-        """The VAE is float32: bfloat16 shows in its frames. Compiled blocks have diffusers' own attention."""
-
-        def load(role: str) -> nn.Module:
-            dtype = torch.float32 if role == "vae" else plan.dtype
-            network = load_network(_KINDS[role], model.files[role], dtype)
-            if role != "transformer":
-                return network
-            return place(network if plan.config.compile == "blocks" else set_frame_attention(network), plan)
-
-        return {role: lambda role=role: load(role) for role in _KINDS}
+    def adapted(self, transformer: nn.Module, *, compiled: bool) -> nn.Module:
+        """Compiled blocks have diffusers' own attention."""
+        return transformer if compiled else set_frame_attention(transformer)
 
     def shown_frame(self, frame: int, total: int) -> int:
         """Beyond the end the motion runs back, and the last frame is shown twice, as the authors pad."""

@@ -179,9 +179,7 @@ class _Bar(NullProgress):
             self.bar.set_postfix({name: _short(value) for name, value in fields.items()}, refresh=False)
         self.bar.update(n)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.bar.close()
 
 

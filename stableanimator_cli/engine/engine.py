@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -103,7 +102,7 @@ class Engine:
         self._open.enter_context(float32_precision(tf32=self.plan.config.tf32))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._open.close()
         self.networks.close()
 
@@ -323,5 +322,5 @@ class EngineCache:
     def __enter__(self) -> EngineCache:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()

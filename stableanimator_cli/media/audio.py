@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -57,7 +56,7 @@ class AudioTrack:
     def __enter__(self) -> AudioTrack:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.input.close()
 
     def pump(self, until: Fraction) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import tomllib
 from dataclasses import dataclass
@@ -61,11 +62,22 @@ def read_cards(path: Path) -> tuple[Card, ...]:
     what = "a table of cards as `sa bench card --accept` writes it"
     try:
         found = tuple(Card(**row) for row in read_toml(path, what)["card"])
-        if all(isinstance(c.name, str) and min(c.fp16, c.fp32, c.share, c.bf16 or 1) > 0 for c in found):
+        if all(map(_plausible, found)):
             return found
     except (LookupError, TypeError):
         pass
     raise BadInput(path, "other tables", what, hint="correct it, or delete it")
+
+
+def _plausible(card: Card) -> bool:
+    """Whether the values of a card have their types: texts, whole gibibytes, and positive finite rates."""
+    rates = (card.fp16, card.fp32, card.bandwidth, card.share, *(() if card.bf16 is None else (card.bf16,)))
+    texts = isinstance(card.name, str) and isinstance(card.source, str)
+    return texts and type(card.memory) is int and card.memory > 0 and all(map(_is_rate, rates))
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def card_key(name: str) -> str:

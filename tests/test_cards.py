@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from stableanimator_cli.animate.capacity import examine_model
-from stableanimator_cli.cards import SHARE, cards, find_card
+from stableanimator_cli.cards import SHARE, cards, find_card, read_cards
 from stableanimator_cli.cli.verbs import app
-from stableanimator_cli.errors import ConfigError
+from stableanimator_cli.errors import BadInput, ConfigError
 
 
 def test_every_row_is_plausible_and_named_once():
@@ -50,6 +50,32 @@ def test_names_of_no_card_or_of_several_are_refused():
     for nothing in ("", "NVIDIA", "---"):
         with pytest.raises(ConfigError):
             find_card(nothing)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bandwidth", "0"),
+        ("bandwidth", '"2 TB/s"'),
+        ("bandwidth", "nan"),
+        ("bandwidth", "true"),
+        ("memory", "80.5"),
+        ("fp32", "-1"),
+        ("bf16", "0"),
+        ("share", "inf"),
+        ("source", "3"),
+    ],
+)
+def test_a_table_with_a_value_that_cannot_be_is_refused(tmp_path: Path, key: str, value: str):
+    entry = {"name": '"Own"', "fp16": "100", "fp32": "50", "bandwidth": "2000", "memory": "80", "source": '"me"'}
+    table = tmp_path / "cards.toml"
+    for rows, good in ((entry, True), (entry | {key: value}, False)):
+        table.write_text("[[card]]\n" + "".join(f"{name} = {text}\n" for name, text in rows.items()))
+        if good:
+            assert [card.name for card in read_cards(table)] == ["Own"]
+        else:
+            with pytest.raises(BadInput, match=r"cards\.toml: (found other tables|.*not finite)"):
+                read_cards(table)
 
 
 def test_time_and_memory_are_those_of_the_card(monkeypatch):

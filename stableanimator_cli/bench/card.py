@@ -18,6 +18,7 @@ from typing import Any
 from stableanimator_cli.bench.card_page import card_entry, card_tables, update_card_table
 from stableanimator_cli.bench.card_rows import CardRow, card_rows, checkout, select_rows
 from stableanimator_cli.bench.compare import check_clone
+from stableanimator_cli.bench.git import version_of
 from stableanimator_cli.bench.results import BenchReport, Table, page_heading, update_page
 from stableanimator_cli.bench.row_process import FAILED, NOT_RUN, OK, START, Answer, RowProcess
 from stableanimator_cli.config.bench import BenchConfig
@@ -58,9 +59,8 @@ class CardResults:
         if restart:
             found.environment = {}
             return found
-        if data["settings"] != settings:
-            raise BadInput(path, "rows of other settings", "those of this command", hint=_ANEW)
         found.rows = {name: row for name, row in rows.items() if row.get("status") != NOT_RUN}
+        found.settings = _joined(path, data["settings"], settings, any(map(_is_of_clone, found.rows)))
         return found
 
     def check_environment(self, environment: Mapping[str, Any]) -> None:
@@ -79,6 +79,20 @@ class CardResults:
         data |= {"environment": self.environment, "rows": rows}
         with atomic_write(self.path) as temp:
             temp.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _is_of_clone(row: str) -> bool:
+    return row.startswith("reference/")
+
+
+def _joined(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any], clone_measured: bool) -> dict[str, Any]:
+    """The settings of stored and new rows. A run without a clone keeps the stored one; another clone is refused."""
+    known, given = stored.get("against"), settings["against"]
+    if {**stored, "against": None} != {**settings, "against": None}:
+        raise BadInput(path, "rows of other settings", "those of this command", hint=_ANEW)
+    if given is not None and clone_measured and known != given:
+        raise BadInput(path, f"rows of the clone {known or 'of an older version'}", f"those of {given}", hint=_ANEW)
+    return {**settings, "against": given or known}
 
 
 _ANEW = "add --restart to measure again, or choose another -o"
@@ -126,7 +140,7 @@ class CardRun:
     def table(self) -> Table:
         """The rows and their limits, for ``--plan``."""
         rows = [{"row": row.name, "process": row.worker, "at most, s": row.seconds} for row in self.rows]
-        note = f"At most {self.config.budget:g} minutes in all. Writes {self.output} and {self.page}."
+        note = f"At most {self.config.value('budget'):g} minutes in all. Writes {self.output} and {self.page}."
         return Table(title=f"{len(rows)} rows", rows=rows, note=note)
 
 
@@ -165,7 +179,8 @@ def run_card(
     Raises ``BadInput`` if another run writes them, or if the stored rows are of other settings or another environment.
     """
     with locked_output(run.output, "sa bench card"):
-        settings = {"device": run.device, "small": run.config.small}
+        against = run.config.against
+        settings = {"device": run.device, "small": run.config.small, "against": against and version_of(against)}
         results = CardResults.open(run.output, command, settings, restart=restart and not run.config.rows)
         if restart:
             for row in run.rows:
@@ -187,7 +202,7 @@ def run_card(
 
 
 def _measure(run: CardRun, results: CardResults, reporter: Reporter, clock: Callable[[], float]) -> None:
-    end = clock() + 60 * run.config.budget
+    end = clock() + 60 * run.config.value("budget")
     words = process_words(run)
     processes: dict[str, RowProcess] = {}
     with ExitStack() as stack, reporter.progress(len(run.rows), "card", "row") as bar:

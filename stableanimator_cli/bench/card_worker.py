@@ -31,6 +31,7 @@ from stableanimator_cli.bench import face_optimization, roofline, speed, trainin
 from stableanimator_cli.bench.card_rows import NOT_COMPILED, VARIANTS, checkout, frames_of, size_of
 from stableanimator_cli.bench.context import ClipShape
 from stableanimator_cli.bench.counters import track_memory
+from stableanimator_cli.bench.git import commit_of
 from stableanimator_cli.bench.networks import FULL, open_bench_model, open_engine
 from stableanimator_cli.bench.preprocessing import open_or_draw_clip
 from stableanimator_cli.bench.rendering import make_request, render_frames
@@ -68,29 +69,14 @@ STEPS, SMALL_STEPS = 25, 2
 
 def describe_machine(device: torch.device) -> Found:
     """The environment of a card's page, with the commit of the checkout and what the driver says of the card."""
-    found = environment(device) | {"commit": _commit()}
+    root = checkout()
+    commit = None if root is None else commit_of(root, "docs/cards")  # this command writes pages there
+    found = environment(device) | {"commit": commit}
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         found |= {"memory": card.total_memory, "capability": f"{card.major}.{card.minor}", "cuda": torch.version.cuda}
         found |= {"cards": torch.cuda.device_count()}
     return found
-
-
-def _commit() -> str | None:
-    """The commit of the checkout, with ``-dirty`` if tracked files differ: not the pages that this command writes."""
-    root = checkout()
-    if root is None:
-        return None
-    try:
-        head = _git(root, "rev-parse", "--short=12", "HEAD")
-        return head + ("-dirty" if _git(root, "status", "--porcelain", "-uno", "--", ".", ":!docs/cards") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(root: Path, *words: str) -> str:
-    run = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20, check=True)
-    return run.stdout.strip()
 
 
 @dataclass(slots=True, kw_only=True)

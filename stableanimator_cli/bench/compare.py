@@ -223,11 +223,11 @@ def compare_networks(bench: BenchRun, model: ModelFolder) -> Table:
         given = make_inputs(model, shape)
         save_file(given, work / "inputs.safetensors")
         steps = bench.config.steps or 4
-        write_job(work, model, plan, shape, steps=steps, iterations=bench.config.iterations)
+        write_job(work, model, plan, shape, steps=steps, iterations=bench.config.value("iterations"))
         moved = {name: x.to(plan.device, plan.dtype) for name, x in given.items() if x.is_floating_point()}
         ours = {name: (run, name) for name, run in our_workloads(networks, moved).items()}
         with Engine(model, plan, Networks({n: lambda n=n: networks[n] for n in networks}, plan)) as engine:
-            settings = (shape, steps, bench.config.iterations)
+            settings = (shape, steps, bench.config.value("iterations"))
             ours |= compare_pipelines.our_pipelines(engine, recogniser.to(plan.device), given, *settings)
             with start_clone(folder, work, bench.config.python) as clone:
                 rows = [_compare_workload(bench, name, *both, clone) for name, both in ours.items()]
@@ -240,7 +240,7 @@ def compare_networks(bench: BenchRun, model: ModelFolder) -> Table:
         f"{about['attention']}. Ours as the engine runs: what depends on tokens alone and pose features are computed "
         f"once per video, not counted in networks and steps; their loop computes pose features in every step. "
         f"Renderings are all in, {steps} steps, networks loaded. Face optimisation is one refined step of "
-        f"{bench.config.iterations} iterations, theirs always of full frames and checkpointed, with a small "
+        f"{bench.config.value('iterations')} iterations, theirs always of full frames and checkpointed, with a small "
         f"stand-in for the recogniser. An error of 0.002 in a rendering is the rounding of pixels to 255 levels. MiB "
         f"alive: operators' outputs, counted alike on both sides, without weights. "
         f"Products here reach {bench.roof().gflops:.4g} GFLOP/s.",

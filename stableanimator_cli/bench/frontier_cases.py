@@ -18,6 +18,7 @@ from stableanimator_cli.evaluate.detections import VideoDetector
 from stableanimator_cli.evaluate.driving_points import driven_points, read_poses
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, read_picture
+from stableanimator_cli.metrics.gradient_similarity import gmsd
 from stableanimator_cli.metrics.identity import cosines
 from stableanimator_cli.metrics.motion import keypoint_error
 from stableanimator_cli.metrics.pixel import psnr
@@ -32,8 +33,9 @@ FIGURES = {
     "identity": "similarity to the reference",
     "keypoints": "key-point error",
     "frame": "PSNR of the frame, dB",
+    "gradients": "GMSD of the frame",
 }
-LOWER_IS_BETTER = ("keypoints",)
+LOWER_IS_BETTER = ("keypoints", "gradients")
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class FrontierCase:
             "identity": _mean(similar[np.isfinite(similar)]),
             "keypoints": keypoint_error(self.detector.find_points(list(output)), self.points).error,
             "frame": psnr(np.concatenate(output), np.concatenate(self.truth)),
+            "gradients": _mean([gmsd(a, b) for a, b in zip(output, self.truth, strict=True)]),
         }
 
 

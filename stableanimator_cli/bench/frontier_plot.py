@@ -35,8 +35,9 @@ def write(path: Path, measured: Table, search: Table) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-    figure = Figure(figsize=(9.0, 5.2), layout="constrained")
-    for axes, title in zip(figure.subplots(2, 3).flat, FIGURES.values(), strict=False):
+    figure = Figure(figsize=(12.0, 5.2), layout="constrained")
+    panels = list(figure.subplots(2, 4).flat)
+    for axes, title in zip(panels, FIGURES.values(), strict=False):
         axes.set(ylabel=f"loss: {title}", xscale="log")
         axes.set_xlabel("calls of the whole network, by FLOPs")
         axes.set_xticks(_TICKS)
@@ -58,11 +59,12 @@ def write(path: Path, measured: Table, search: Table) -> None:
         axes.tick_params(labelsize=7)
         axes.xaxis.label.set_size(8)
         axes.yaxis.label.set_size(8)
-    names = figure.axes[-1]  # the panel that is left
-    names.set_axis_off()
+    for axes in panels[len(FIGURES) :]:
+        axes.set_axis_off()
+    names = panels[len(FIGURES)]
     shown = "\n".join(f"{number} {row['setting']}" for number, row in enumerate(measured.rows, start=1))
     names.text(0, 1, shown, va="top", fontsize=5.5, wrap=True, transform=names.transAxes)
-    names.legend(*figure.axes[0].get_legend_handles_labels(), loc="lower left", fontsize=7)
+    names.legend(*panels[0].get_legend_handles_labels(), loc="lower left", fontsize=7)
     kind = path.suffix[1:].lower()
     with atomic_write(path, marked=True) as temp, translate_os_errors(path), temp.open("wb") as stream:
         figure.savefig(stream, format=kind, dpi=150, metadata=_METADATA[kind])

@@ -56,9 +56,10 @@ def _cost(bench: BenchRun) -> list[Table]:
 
 def _hjb(bench: BenchRun) -> list[Table]:
     config, shape = bench.config, bench.shape((512, 512), 4)
+    margin = config.value("margin")
     case = face_optimization.RefineCase(
-        size=shape.size, frames=shape.frames, iterations=config.iterations, margin=config.margin,
-        mask_dilation=min(face_optimization.RefineCase().mask_dilation, config.margin), face=config.face,
+        size=shape.size, frames=shape.frames, iterations=config.value("iterations"), margin=margin,
+        mask_dilation=min(face_optimization.RefineCase().mask_dilation, margin), face=config.face,
     )  # fmt: skip
     with networks.open_engine(bench.model(), bench.plan) as engine:
         return face_optimization.measure_face_optimization(bench, engine, case)

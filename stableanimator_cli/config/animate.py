@@ -73,7 +73,7 @@ class SamplingConfig:
         metavar="G|FIRST:LAST", model_default=True,
         help="Classifier-free guidance, 0 or more: one number, or a rise from the first frame to the last as 1:3.")
     guidance_interval: Guidance | None = option("--guidance-interval", None, parse=parse_interval,
-        dump=dump_interval, metavar="off|LO:HI", panel=SAMPLING, default_text="off, guidance throughout",
+        dump=dump_interval, none="off", metavar="off|LO:HI", panel=SAMPLING, default_text="off, guidance throughout",
         model_default=True,
         help="Approximate: guide only at noise levels above LO and at most HI, of 700 down to 0.002; half the network "
         "calls outside.")

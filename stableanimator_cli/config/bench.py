@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.config.parse import check_device, device_option, parse_size
@@ -22,11 +23,18 @@ VARIANTS = tuple(dict.fromkeys((*UNET_VARIANTS, *VAE_VARIANTS)))
 MIN_SIDE, STRIDE = 64, 8  # pixels
 CLONE_HINT = "git clone https://github.com/Francis-Rings/StableAnimator, and give that folder"
 _EACH = "what suits each"
+DEFAULTS: Mapping[str, Any] = {
+    "iterations": 3, "margin": 8, "budget": 10.0, "bench": "puppet", "search": 4, "clips": 8, "work": Path("frontier"),
+}  # fmt: skip
+"""Of options that are None if they are not given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchConfig:
-    """One run of ``sa bench``. ``size``, ``frames`` and ``steps`` are None for what suits each bench."""
+    """One run of ``sa bench``. ``size``, ``frames`` and ``steps`` are None for what suits each bench.
+
+    Options of one bench are None if they are not given, so that other benches can refuse them; ``value`` has defaults.
+    """
 
     # fmt: off
     names: tuple[str, ...] = option("NAME", (), complete=NAMES, metavar="NAME...", default_text="",
@@ -45,8 +53,10 @@ class BenchConfig:
         "compiled, 'chunks of 4', 'chunks of 1'.")
     face: int | None = option("--face", None, metavar="PIXELS", ge=8, default_text="the drawn face; 128 in cost",
         help="hjb, cost: a side of the face.")
-    iterations: int = option("--refine-iters", 3, metavar="K", ge=1, help="hjb: iterations a step.")
-    margin: int = option("--margin", 8, metavar="LATENTS", ge=0, help="hjb: latents round the face in a crop.")
+    iterations: int | None = option("--refine-iters", None, metavar="K", ge=1, default_text="3",
+        help="hjb, compare: iterations per step.")
+    margin: int | None = option("--margin", None, metavar="LATENTS", ge=0, default_text="8",
+        help="hjb: latents round the face in a crop.")
     video: Path | None = option("--video", None, metavar="FILE", default_text="a drawn figure",
         help="preprocess: a video.")
     against: Path | None = option("--against", None, metavar="FOLDER",
@@ -59,15 +69,18 @@ class BenchConfig:
         help="gate: record the counters found. card: add the card to your own table, from which --card takes times.")
     rows: tuple[str, ...] = option("--rows", (), metavar="ROW|GROUP", default_text="all",
         help="card: a row or a group of rows, as unet or unet/512x512 (may be repeated).")
-    budget: float = option("--budget", 10.0, metavar="MINUTES", ge=0, help="card: minutes for all rows.")
+    budget: float | None = option("--budget", None, metavar="MINUTES", ge=0, default_text="10",
+        help="card: minutes for all rows.")
     small: bool = option("--small", False, help="card: the small model and small sizes, on any device.")
-    bench: str = option("--bench", "puppet", metavar="puppet|tiktok|DIR",
+    bench: str | None = option("--bench", None, metavar="puppet|tiktok|DIR", default_text="puppet",
         help="frontier: videos with a ground truth, as `sa evaluate --bench` takes them.")
     data: Path | None = option("--data", None, metavar="DIR", default_text="$SA_DATA",
         help="frontier: folder that holds tiktok/ or another published bench.")
-    search: int = option("--search", 4, metavar="N", ge=1, help="frontier: videos, by name, that choose the settings.")
-    clips: int = option("--clips", 8, metavar="N", ge=1, help="frontier: further videos that measure them.")
-    work: Path = option("--work", Path("frontier"), metavar="DIR",
+    search: int | None = option("--search", None, metavar="N", ge=1, default_text="4",
+        help="frontier: videos, by name, that choose the settings.")
+    clips: int | None = option("--clips", None, metavar="N", ge=1, default_text="8",
+        help="frontier: further videos that measure them.")
+    work: Path | None = option("--work", None, metavar="DIR", default_text="frontier",
         help="frontier: folder of what was measured; the same command resumes it.")
     plot: Path | None = option("--plot", None, metavar="FILE.pdf|png",
         help="frontier: also draw quality against calls. Needs matplotlib.")
@@ -105,15 +118,25 @@ class BenchConfig:
             ("--accept", self.accept and "on", ("gate", "card")), ("--video", self.video, ("preprocess",)),
             ("--against", self.against, ("compare", "card")), ("--rows", " ".join(self.rows), ("card",)),
             ("--small", self.small and "on", ("card",)), ("--plot", self.plot, ("frontier",)),
-            ("--data", self.data, ("frontier",)),
+            ("--data", self.data, ("frontier",)), ("--bench", self.bench, ("frontier",)),
+            ("--search", self.search, ("frontier",)), ("--clips", self.clips, ("frontier",)),
+            ("--work", self.work, ("frontier",)), ("--budget", self.budget, ("card",)),
+            ("--refine-iters", self.iterations, ("hjb", "compare")), ("--margin", self.margin, ("hjb",)),
+            ("--face", self.face, ("hjb", "cost")), ("--variant", " ".join(self.variants), ("unet", "vae")),
+            ("--baseline", self.baseline, ("gate",)),
         ):  # fmt: skip
-            if value and not set(benches) & set(self.names):
+            if value is not None and value is not False and value != "" and not set(benches) & set(self.names):
                 hint = f"sa bench {benches[0]} {flag}" if value == "on" else None
                 raise ConfigError(flag, str(value), f"the bench {' or '.join(benches)} among NAME", hint=hint)
         if self.against is None and "compare" in self.names:
             raise ConfigError("--against", None, "a clone of the reference implementation", hint=CLONE_HINT)
         if self.python is not None and self.against is None:
             raise ConfigError("--python", str(self.python), "--against FOLDER beside it")
+
+    def value(self, name: str) -> Any:
+        """An option of one bench, or its default if it is not given."""
+        given = getattr(self, name)
+        return DEFAULTS[name] if given is None else given
 
     @property
     def device_config(self) -> DeviceConfig:

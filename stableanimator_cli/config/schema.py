@@ -52,6 +52,7 @@ def option(
     lt: float | None = None,
     parse: Callable[[Any, str], Any] | None = None,
     dump: Callable[[Any], Any] | None = None,
+    none: str | None = None,
     complete: str | tuple[str, ...] | None = None,
     bare: str | None = None,
     formerly: str | None = None,
@@ -67,6 +68,7 @@ def option(
         panel: heading in the help; None is the first group.
         ge, gt, le, lt: the range of a number, checked by ``check_fields`` and shown in the help.
         parse, dump: ``parse(value, label)`` reads what TOML or the shell holds; ``dump`` is its inverse for TOML.
+        none: what ``parse`` reads as ``None``, for TOML: left out, a preset's or a card's value would take its place.
         complete: what the shell completes: ``model``, some words, or None for what follows from the type.
         bare: the value of the flag alone, whose values are the words of ``complete``.
         formerly, old_flag, renamed: the TOML key, flag and values of older versions, which are still read.
@@ -74,7 +76,7 @@ def option(
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     metadata = {
         "flag": flag, "help": help, "panel": panel, "metavar": metavar, "short": short, "default_text": default_text,
-        "model_default": model_default, "parse": parse, "dump": dump, "complete": complete, "bare": bare,
+        "model_default": model_default, "parse": parse, "dump": dump, "none": none, "complete": complete, "bare": bare,
         "formerly": formerly, "old_flag": old_flag, "renamed": renamed or {},
         "bounds": {name: bound for name, bound in bounds.items() if bound is not None},
     }  # fmt: skip
@@ -89,9 +91,8 @@ def require(holds: bool, flag: str, found: object, expected: str) -> None:
 
 def check_fields(config: Any) -> None:
     """Check every ``Literal`` field against its choices and every number against its range; for ``__post_init__``."""
-    hints = _hints(type(config))
     for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
+        value, hints = getattr(config, item.name), _hints(type(config))
         inner, optional = _without_none(hints[item.name])
         if optional and value is None:
             continue
@@ -166,7 +167,7 @@ def refuse_unknown_keys(cls: type, mapping: Mapping[str, Any], source: Path | st
 def to_toml(config: Any) -> str:
     """The full config as TOML, defaults included, so that a later change of a default changes nothing.
 
-    ``None`` has no TOML form and is left out; every field that may be ``None`` has that as its default.
+    ``None`` is left out unless the field has a word for it (``none``); it is the default of all others that allow it.
     """
     return "\n".join(_table(config, ())).strip() + "\n"
 
@@ -182,9 +183,10 @@ def _table(config: Any, path: tuple[str, ...]) -> list[str]:
             name = ".".join((*path, item.name))
             for row in value:
                 tables += ["", f"[[{name}]]", *_table(row, ())]
-        elif value is not None:
+        elif value is not None or item.metadata.get("none"):
             dump = item.metadata.get("dump")
-            lines.append(f"{item.name} = {toml_literal(dump(value) if dump else value)}")
+            text = item.metadata["none"] if value is None else dump(value) if dump else value
+            lines.append(f"{item.name} = {toml_literal(text)}")
     return lines + tables
 
 

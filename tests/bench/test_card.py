@@ -16,6 +16,7 @@ import torch
 from stableanimator_cli.bench import card, card_worker, row_process
 from stableanimator_cli.bench.card import CardRun, run_card
 from stableanimator_cli.bench.card_rows import VARIANTS, CardRow, card_rows, select_rows
+from stableanimator_cli.bench.git import version_of
 from stableanimator_cli.cards import find_card
 from stableanimator_cli.cli.verbs import load_verb
 from stableanimator_cli.config.bench import BenchConfig
@@ -163,6 +164,42 @@ def test_what_cannot_be_resumed_is_refused(stand_in: Card):
     with pytest.raises(BadInput):
         stand_in.run(ALL[:1])
     assert stand_in.output.read_text() == "{"
+
+
+def test_rows_of_two_clones_do_not_mix(stand_in: Card, tmp_path: Path):
+    """Ours may be measured first and a clone's added; another clone is refused, and so are files of before with rows
+    of a clone that they do not name."""
+    clones = [tmp_path / name for name in ("one", "two")]
+    for number, clone in enumerate(clones):
+        clone.mkdir()
+        (clone / "unet.py").write_text(f"version = {number}\n")
+    first, second = (replace(CONFIG, against=clone) for clone in clones)
+    theirs = next(row for row in ALL if row.worker == "reference")
+    stand_in.run(ALL[:1])
+    stand_in.run([ALL[0], theirs], config=first)
+    known = json.loads(stand_in.output.read_text())["settings"]["against"]
+    assert known == version_of(clones[0]) != version_of(clones[1])
+    stand_in.run(ALL[:2])
+    assert json.loads(stand_in.output.read_text())["settings"]["against"] == known
+    with pytest.raises(BadInput, match=f"rows of the clone {known}, expected those of files") as told:
+        stand_in.run([ALL[0], theirs], config=second)
+    assert "--restart" in str(told.value.hint)
+    data = json.loads(stand_in.output.read_text())
+    del data["settings"]["against"]
+    stand_in.output.write_text(json.dumps(data))
+    with pytest.raises(BadInput, match="rows of the clone of an older version"):
+        stand_in.run([theirs], config=first)
+    stand_in.run([theirs], config=second, restart=True)
+    assert json.loads(stand_in.output.read_text())["settings"]["against"] == version_of(clones[1])
+
+
+def test_the_version_of_a_clone_is_its_commit(tmp_path: Path):
+    for words in (["init", "-q"], ["-c", "user.name=a", "-c", "user.email=b", "commit", "-q", "--allow-empty", "-mx"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    assert len(version_of(tmp_path)) == 12
+    (tmp_path / "a.py").write_text("")
+    subprocess.run(["git", "-C", str(tmp_path), "add", "a.py"], check=True)
+    assert version_of(tmp_path).endswith("-dirty")
 
 
 def test_a_process_that_does_not_start_ends_the_run(stand_in: Card, monkeypatch: pytest.MonkeyPatch):

@@ -16,11 +16,13 @@ from stableanimator_cli.bench import frontier, frontier_plot, run
 from stableanimator_cli.bench.frontier import BASELINE, OWN, Frontier, Setting, survivors, table_of
 from stableanimator_cli.bench.frontier_cases import FIGURES, open_cases
 from stableanimator_cli.config.animate import DeviceConfig
+from stableanimator_cli.config.bench import BenchConfig
+from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, ConfigError
 
 PLAN = DevicePlan.of(DeviceConfig(device="cpu"))
-GOOD = {"face": 20.0, "sharpness": 0.9, "identity": 0.8, "keypoints": 0.05, "frame": 21.0}
+GOOD = {"face": 20.0, "sharpness": 0.9, "identity": 0.8, "keypoints": 0.05, "frame": 21.0, "gradients": 0.1}
 
 
 class Drawn:
@@ -118,6 +120,24 @@ def test_a_stored_row_is_not_rendered_again(drawn: tuple[Frontier, Drawn], tmp_p
     assert animator.asked[0] == {"preset": "fast", "size": "64x64"}
 
 
+def test_rows_of_before_a_figure_still_count(drawn: tuple[Frontier, Drawn], tmp_path: Path) -> None:
+    """Without a loss in what they did not measure, beside rows that do."""
+    cases = [case(n, loss=0.5) for n in range(6)]
+    drawn[0].rows(BASELINE, cases)
+    six, four = Setting.of(steps=6), Setting.of(steps=4)
+    drawn[0].rows(six, cases)
+    file = tmp_path / "rows.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    old = [{name: value for name, value in line.items() if name != "gradients"} for line in lines[:8]]
+    file.write_text("\n".join(map(json.dumps, [*old, *lines[8:]])) + "\n")
+    again = Frontier(drawn[1], catalogue.open_model("puppet"), tmp_path, lambda: None, PLAN)  # type: ignore[arg-type]
+    assert np.isnan(again.losses(six, BASELINE, cases)["gradients"]).all()
+    assert len(drawn[1].asked) == 12, "nothing is rendered again"
+    rows = table_of(again, [BASELINE, six, four], cases, "Measured").rows
+    assert [row["loss seen"] for row in rows] == [None, False, True]
+    assert rows[1][f"{FIGURES['gradients']}: loss"] is None
+
+
 def test_rows_of_other_weights_are_refused(drawn: tuple[Frontier, Drawn], tmp_path: Path) -> None:
     drawn[0].rows(OWN, [case(0)])
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
@@ -135,11 +155,12 @@ def test_the_truth_itself_scores_perfectly(tmp_path: Path) -> None:
     truth = list(one.truth)
     assert any(face is not None for face in one.faces)
     perfect, grey = one.score(truth), one.score([np.full_like(frame, 128) for frame in truth])
-    assert (perfect["face"], perfect["sharpness"]) == (np.inf, 1)
+    assert (perfect["face"], perfect["sharpness"], perfect["gradients"]) == (np.inf, 1, 0)
     assert perfect["identity"] > 0.5
     assert perfect["keypoints"] < 0.05
     assert grey["face"] < 20
     assert grey["sharpness"] == 0
+    assert grey["gradients"] > 0.1
     assert np.isnan(grey["identity"])
     with pytest.raises(BadInput, match="8 frames, expected 7"):
         one.score(truth[:-1])
@@ -166,6 +187,20 @@ def test_a_whole_search_on_drawn_figures(tmp_path: Path, monkeypatch: pytest.Mon
     again, _ = run.run(flags=flags, command="sa bench frontier").tables["frontier"]
     assert again == measured
     assert (tmp_path / "frontier" / "rows.jsonl").read_bytes() == stored
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("bench", "puppet"), ("search", 4), ("clips", 8), ("work", Path("frontier")), ("data", Path("d")),
+     ("plot", Path("p.png")), ("margin", 0), ("refine_iters", 3), ("budget", 0.0), ("face", 64),
+     ("baseline", Path("b.json")), ("variant", ["batched"])],
+)  # fmt: skip
+def test_options_of_another_bench_are_refused_by_name(flag: str, value: Any) -> None:
+    """Their defaults too: a value that is given has no effect."""
+    name = f"--{flag.replace('_', '-')}"
+    with pytest.raises(ConfigError, match=rf"{name}: found .*, expected the bench .* among NAME") as told:
+        resolve(BenchConfig, {"name": ["roofline"], flag: value})
+    assert told.value.exit_code == 2
 
 
 @pytest.mark.parametrize(("name", "found"), [("plot.txt", "plot.txt"), ("plot", "plot")])

@@ -55,11 +55,11 @@ def test_json_and_a_page_name_the_command_without_places(
     seen: list[run.BenchRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     page, out = tmp_path / "page.md", tmp_path / "out.json"
-    words = ("preprocess", "--video", str(tmp_path / "a b.mp4"), "--variant", "prepared", "--variant", "chunks of 4")
+    words = ("unet", "preprocess", "--video", str(tmp_path / "a b.mp4"), "--variant", "prepared", "--variant", "chunks of 4")
     go(*words, "--device", "cpu", "--json", "-q", "--page", str(page), "-o", str(out))
     said = capsys.readouterr()
     data = json.loads(said.out)
-    expected = "sa bench preprocess --variant prepared --variant 'chunks of 4' --video 'a b.mp4' --device cpu"
+    expected = "sa bench unet preprocess --variant prepared --variant 'chunks of 4' --video 'a b.mp4' --device cpu"
     assert data["command"] == expected
     assert data == json.loads(out.read_text())
     assert data["benches"]["preprocess"][0]["rows"] == [{"what": "it", "ms": 1.5}]
@@ -84,6 +84,8 @@ def test_json_and_a_page_name_the_command_without_places(
         (("compare",), "--against: found nothing, expected a clone"),
         (("--pairs", "3"), "NAME: found nothing"),
         (("unet", "--python", "python3"), "--python"),
+        (("unet", "--work", "frontier"), "--work"),
+        (("gate", "--clips", "8"), "--clips"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(seen: list[run.BenchRun], words: tuple[str, ...], flag: str):

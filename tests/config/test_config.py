@@ -226,6 +226,17 @@ def test_an_interval_of_guidance_survives_toml(tmp_path):
     assert from_mapping(SamplingConfig, read_toml(file), file) == config
 
 
+def test_no_interval_of_guidance_is_written_and_wins_over_card_and_preset(tmp_path):
+    config = resolve(AnimateConfig, {**PATHS, "guidance_interval": "off"})
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(config))
+    assert 'guidance_interval = "off"\n' in file.read_text()
+    card, preset = {"guidance_interval": "0.3:5"}, {"sampling": {"guidance_interval": "0.1:2"}}
+    read = resolve(AnimateConfig, {}, file, card, preset=(preset, "quick"))
+    assert read.sampling.guidance_interval is None
+    assert from_mapping(AnimateConfig, read_toml(file), file) == config
+
+
 @pytest.mark.parametrize("value", ["1", "0", "-2", "two", "2.5", "", 1, True, "99999"])
 def test_an_interval_of_steps_that_cannot_be_is_refused(value):
     with pytest.raises(ConfigError, match=r"--cache-features: found .* expected off, or a number of steps, 2 or more"):

@@ -55,7 +55,16 @@ def test_json_and_a_page_name_the_command_without_places(
     seen: list[run.BenchRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     page, out = tmp_path / "page.md", tmp_path / "out.json"
-    words = ("unet", "preprocess", "--video", str(tmp_path / "a b.mp4"), "--variant", "prepared", "--variant", "chunks of 4")
+    words = (
+        "unet",
+        "preprocess",
+        "--video",
+        str(tmp_path / "a b.mp4"),
+        "--variant",
+        "prepared",
+        "--variant",
+        "chunks of 4",
+    )
     go(*words, "--device", "cpu", "--json", "-q", "--page", str(page), "-o", str(out))
     said = capsys.readouterr()
     data = json.loads(said.out)

@@ -113,15 +113,16 @@ class Animate:
 
         from stableanimator_cli.errors import ConfigError
 
-        owners = faces_of.split(",") if faces is not None else []
-        if faces is not None and len(owners) != len(faces):
-            raise ConfigError("faces_of", faces_of, f"{len(faces)} number(s), one per image of faces")
+        images = [] if faces is None else list(faces)
+        owners = faces_of.split(",") if images else []
+        if len(owners) != len(images):
+            raise ConfigError("faces_of", faces_of, f"{len(images)} number(s), one per image of faces")
         options |= {name: value.strip() for name, value in (("person", person), ("pair", pair)) if value.strip()}
         with tempfile.TemporaryDirectory() as folder:
             path = _write(Path(folder) / "reference.png", reference[0])
             others = [
-                f"{owner.strip()}={_write(Path(folder) / f'face-{index}.png', faces[index])}"
-                for index, owner in enumerate(owners)
+                f"{owner.strip()}={_write(Path(folder) / f'face-{index}.png', image)}"
+                for index, (owner, image) in enumerate(zip(owners, images, strict=True))
             ]
             if others:
                 options["face_of"] = others

@@ -205,7 +205,8 @@ class _Seen:
             tracks = self.tracker.tracks()
         strangers = int(counts.sum() - tracks.present.sum())
         if options.person == "largest" or isinstance(options.person, Largest):
-            tracks = _largest(tracks, 1 if options.person == "largest" else options.person.count, options.frames)
+            count = options.person.count if isinstance(options.person, Largest) else 1
+            tracks = _largest(tracks, count, options.frames)
         motion, repairs = repair(
             _selected(
                 tracks.motion(clip.size, self._clock(), self._face_boxes(tracks, face_indices)), options.person, clip

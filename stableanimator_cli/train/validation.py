@@ -19,7 +19,7 @@ from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.conditioning import PeopleFaces, StoredPoses
+from stableanimator_cli.engine.conditioning import StoredPoses
 from stableanimator_cli.engine.device import DTYPES, DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, Timings, render
@@ -28,6 +28,7 @@ from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.track import largest
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.train import checkpoint, ranking
+from stableanimator_cli.train.annotations import MotionAnnotations
 from stableanimator_cli.train.buckets import nearest_size
 from stableanimator_cli.train.clips import TrainingClip
 from stableanimator_cli.train.dataset import Dataset, load_annotations
@@ -109,7 +110,9 @@ def _validate_clip(
     with VideoWriter(path, (4 * size[0], size[1]), _RATE) as video:
         for frame, skeleton, image in zip(frames, skeletons, result, strict=True):
             video.write(np.hstack([resized[0], skeleton, image, resized[frame]]))
-    points = annotations.points(frames, size, config.data.resize) if isinstance(face, PeopleFaces) else None
+    points = None
+    if isinstance(annotations, MotionAnnotations):
+        points = annotations.points(frames, size, config.data.resize)
     scores = {"csim": None, "faces": None} if face is None else csim_of_faces(engine, result, face, points)
     error, people = _keypoint_error(engine, clip, frames, result, transform)
     return {

@@ -17,6 +17,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
@@ -31,6 +32,7 @@ ACCURATE = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
 _VIDEO = "a video (MP4, MOV, WebM, MKV, GIF ...)"
+_UNDECODABLE = "a frame that cannot be decoded"
 _AGAIN = "copy or download it again, or re-encode it to MP4"
 _UNKNOWN_MATRIX = frozenset({2, 3})  # AVCOL_SPC_UNSPECIFIED, AVCOL_SPC_RESERVED (ITU-T H.273, table 4)
 _SQUARE = Fraction(1, 100)  # pixel aspects nearer to 1 than this are rounding of the encoder
@@ -117,7 +119,7 @@ def _frames(path: Path, size: tuple[int, int]) -> Iterator[tuple[Fraction | None
 
 
 def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
-    """Frames in display order; then ``BadInput`` naming the first missing frame, if the data end early.
+    """Frames in display order; ``BadInput`` names the first missing frame, if one is damaged or the data end early.
 
     Frames buffered in the decoder are yielded first, so the named frame is exact. Errors before the first frame are
     ignored if frames follow: recordings often start between two key frames.
@@ -128,12 +130,14 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
     packets = shown = 0
     last: VideoFrame | None = None
     trouble: str | None = None
+    dropped = _Dropped(stream)
     try:
         for packet in container.demux(stream):
             packets += packet.size > 0
             if packet.is_corrupt and strict_packets:
                 trouble = "a cut-off frame"
                 break
+            dropped.sent(packet)
             try:
                 frames = decoder.decode(packet if packet.size else None)
             except FFmpegError as error:
@@ -142,6 +146,8 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
                     break
                 continue
             for frame in frames:
+                if dropped.before(frame) and shown:
+                    raise _broken(path, _UNDECODABLE, shown, indexed)
                 yield (last := frame)
                 shown += 1
                 trouble = None
@@ -150,20 +156,53 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
     except FFmpegError as error:
         trouble = f"data that cannot be read ({_said(error)})"
     for frame in _drained(decoder):
+        if dropped.before(frame) and shown:
+            raise _broken(path, _UNDECODABLE, shown, indexed)
         yield frame
         shown += 1
     if not shown:
         found = "no frame at all" if trouble is None else trouble
         raise BadInput(path, found, "at least one frame", frame=None if trouble is None else 0, hint=_AGAIN)
+    if trouble is None and dropped.any():
+        trouble = _UNDECODABLE
     if trouble is not None:
-        whole = f" of {indexed}" if indexed else ""
-        raise BadInput(
-            path,
-            trouble,
-            f"a whole video (frames 0 to {shown - 1}{whole} are good)",
-            frame=shown,
-            hint=f"copy or download it again, or use the frames 0:{shown}",
-        )
+        raise _broken(path, trouble, shown, indexed)
+
+
+def _broken(path: Path, trouble: str, good: int, indexed: int | None) -> BadInput:
+    whole = f" of {indexed}" if indexed else ""
+    return BadInput(
+        path,
+        trouble,
+        f"a whole video (frames 0 to {good - 1}{whole} are good)",
+        frame=good,
+        hint=f"copy or download it again, or use the frames 0:{good}",
+    )
+
+
+class _Dropped:
+    """Times of packets whose frames are due. FFmpeg drops damaged frames of H.264 and HEVC without an error, and the
+    frames behind them would move up. Fields of interlaced video are packets of their own, so it is not followed."""
+
+    def __init__(self, stream: VideoStream) -> None:
+        self.followed = stream.codec_context.codec.canonical_name in ("h264", "hevc")
+        self.due: set[int] = set()
+
+    def sent(self, packet: Packet) -> None:
+        if self.followed and packet.size and packet.pts is not None and not packet.is_discard:
+            self.due.add(packet.pts)
+
+    def before(self, frame: VideoFrame) -> bool:
+        """Whether a frame was dropped before this one, in display order."""
+        self.followed = self.followed and frame.pts is not None and not frame.interlaced_frame
+        if not self.followed or frame.pts is None:
+            return False
+        earlier = {time for time in self.due if time < frame.pts}
+        self.due -= earlier | {frame.pts}
+        return bool(earlier)
+
+    def any(self) -> bool:
+        return self.followed and bool(self.due)
 
 
 def _drained(decoder: Any) -> list[VideoFrame]:

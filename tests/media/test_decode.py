@@ -145,6 +145,27 @@ def test_truncated_video_names_the_first_missing_frame(tmp_path, name):
     assert len(images(used)) == len(good), "the hint of the error works"
 
 
+@pytest.mark.parametrize("number", range(2, 18))
+def test_a_damaged_frame_is_named_and_the_frames_behind_it_do_not_move_up(tmp_path, number):
+    """FFmpeg reports the damage of some frames, and drops others without an error."""
+    path = make_video(tmp_path / "whole.mp4", numbered(20))
+    expected = images(media.open_clip(path))
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        order = sorted(packet.pts for packet in packets)
+        start, size, shown = packets[number].pos, packets[number].size, order.index(packets[number].pts)
+    data = bytearray(path.read_bytes())
+    data[start + 5 : start + size] = bytes(value ^ 0x5A for value in data[start + 5 : start + size])
+    damaged = tmp_path / "damaged.mp4"
+    damaged.write_bytes(data)
+    good = []
+    with pytest.raises(BadInput, match="cannot be decoded") as caught:
+        good.extend(pixels for _, pixels in media.open_clip(damaged).frames())
+    assert caught.value.frame == len(good) <= shown
+    for one, other in zip(good, expected, strict=False):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_truncation_between_two_frames_is_noticed(tmp_path):
     data = whole(tmp_path, "b.mp4")
     with av.open(str(tmp_path / "b.mp4")) as container:

@@ -39,6 +39,9 @@ def require_file(path: Path, expected: str) -> Path:
     try:
         status = path.stat()
     except FileNotFoundError:
+        if path.is_symlink():
+            found = f"a link to {os.readlink(path)}, which does not exist"
+            raise BadInput(path, found, expected, hint="mend the link, or name another file") from None
         raise BadInput(path, "no such file", expected, hint=_near(path)) from None
     except (OSError, ValueError) as error:  # a loop of links, a name that is too long or holds a null character
         reason = getattr(error, "strerror", None) or str(error)

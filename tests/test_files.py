@@ -185,3 +185,10 @@ def test_an_output_without_a_name_can_be_locked_or_is_refused(tmp_path: Path, mo
         assert (tmp_path / ".here.lock").exists()
     with pytest.raises(BadInput, match="no name for an output"), locked_output(Path("/"), "sa"):
         pass
+
+
+def test_a_link_to_nothing_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "person.png").symlink_to("gone.png")
+    with pytest.raises(BadInput, match=r"person\.png: found a link to gone\.png, which does not exist") as caught:
+        require_file(tmp_path / "person.png", "an image")
+    assert caught.value.hint == "mend the link, or name another file"

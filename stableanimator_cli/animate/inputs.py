@@ -56,6 +56,9 @@ def check_motion(path: Path) -> None:
     """Open a motion in any accepted form, without the frames of a video. Raises ``BadInput``."""
     if (path / RECORD).is_file() and (path / MOTION).is_file():
         load_motion(path / MOTION)
+    elif clips := sorted(path.glob(f"*/{RECORD}")):
+        hint = f"name one of them: {clips[0].parent}"
+        raise BadInput(path, f"a folder of {len(clips)} clip(s)", "one motion", hint=hint)
     elif path.suffix.lower() == ".npz" and path.is_file():
         load_motion(path)
     elif is_openpose(path):

@@ -29,7 +29,7 @@ from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.engine import Distribute, Engine, EngineCache
 from stableanimator_cli.engine.memory.duration import estimate_duration
 from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
-from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, decode, sample
+from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, check_finite, decode, sample
 from stableanimator_cli.errors import Interrupted
 from stableanimator_cli.files import locked_output
 from stableanimator_cli.progress import NullReporter, Reporter, WarningLog
@@ -177,6 +177,7 @@ def sample_until_gate_passes(job: AnimateJob) -> tuple[SamplingState, GateResult
         calls = Counter(job.engine.calls)
         latest = Checkpoint(state=state, attempts=attempts, best=best, calls=calls, resumed=job.resumed)
         if job.checkpoints.due():
+            check_finite(state.latents, job.engine)  # resumed from it, the run would fail again
             job.checkpoints.save(latest)
 
     while True:

@@ -22,6 +22,7 @@ from stableanimator_cli.detect.read_ahead import Times, read_ahead
 from stableanimator_cli.detect.roles import BATCH, require_detectors
 from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.motion.keypoints import bounding_box, face_box
+from stableanimator_cli.motion.motion_file import check_times
 from stableanimator_cli.motion.repair import GAP, Repairs, repair
 from stableanimator_cli.motion.track import Largest, Person, Tracker, Tracks, assign, match_faces, select
 from stableanimator_cli.progress import NullReporter, Reporter
@@ -192,6 +193,7 @@ class _Seen:
             self.tracker.add(people, rows, _appearance(seen, self.face_indices[-1]))
 
     def capture(self, clip: Clip, options: CaptureOptions, order: ChannelOrder) -> Capture:
+        check_times(clip.path, self._clock() or ())
         counts = np.array([len(rows) for rows in self.boxes], np.int64)
         if not counts.any():
             frames = f"any of {len(counts)} frames" if len(counts) > 1 else "it"

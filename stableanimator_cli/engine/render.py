@@ -106,12 +106,18 @@ def sample(engine: Engine, request: RenderRequest, timings: Timings, options: Sa
     Raises ``CheckFailed`` if the result is not finite.
     """
     x = engine.backbone.sample(engine, request, timings, options or SampleOptions())
-    if not torch.isfinite(x).all():
-        raise CheckFailed(
-            "denoising produced values that are not finite",
-            hint="float16 overflows with some weights: try --dtype bfloat16 or float32",
-        )
+    check_finite(x, engine)
     return x
+
+
+def check_finite(latents: Tensor, engine: Engine) -> None:
+    """Raise ``CheckFailed`` unless all latents are numbers; the steps that follow would not mend it."""
+    if torch.isfinite(latents).all():
+        return
+    hint = "check the weights with `sa models verify`, and try --guidance and --churn nearer to their defaults"
+    if engine.plan.dtype == torch.float16:
+        hint = "float16 overflows with some weights: try --dtype bfloat16 or float32"
+    raise CheckFailed("denoising produced values that are not finite", hint=hint)
 
 
 def decode(engine: Engine, request: RenderRequest, latents: Tensor, timings: Timings) -> Iterator[np.ndarray]:

@@ -152,6 +152,12 @@ def _opened(path: Path) -> Image.Image:
             return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:
         raise BadInput(path, "data that is no picture", _PICTURE, hint=_CONVERT) from error
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        found, expected = f"a picture of more than {limit:.4g} megapixels", "a smaller picture"
+        raise BadInput(
+            path, found, expected, hint="reduce it in a picture editor; 4096 pixels a side are enough"
+        ) from None
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise BadInput(path, f"a picture that cannot be opened ({error})", _PICTURE, hint=_CONVERT) from error
 

@@ -6,7 +6,7 @@ OpenPose JSON has a room of its own, ``openpose.py``.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -154,10 +154,22 @@ def _times(path: Path, pairs: np.ndarray) -> tuple[Fraction, ...]:
         if denominator < 1:
             raise BadInput(path, f"the time {numerator}/{denominator}", "a fraction of seconds", frame=frame)
         times.append(Fraction(numerator, denominator))
-        if abs(times[-1]) > _LONGEST or not 0 <= times[-1] - times[max(0, frame - 1)] <= _LONGEST_FRAME:
-            expected = f"times that rise, by at most {_LONGEST_FRAME} s from frame to frame"
-            raise BadInput(path, f"the time {float(times[-1]):g} s", expected, frame=frame)
+    check_times(path, times)
     return tuple(times)
+
+
+def check_times(path: Path, times: Sequence[Fraction]) -> None:
+    """Raise ``BadInput`` with ``path`` and the frame for times in seconds that no motion file can hold."""
+    for frame, time in enumerate(times):
+        step = time - times[max(0, frame - 1)]
+        if abs(time) > _LONGEST or not 0 <= step <= _LONGEST_FRAME:
+            raise BadInput(
+                path,
+                f"the time {float(time):g} s, {float(step):g} s after the frame before",
+                f"times that rise, by at most {_LONGEST_FRAME} s from frame to frame",
+                frame=frame,
+                hint=f"cut the pause out of the video, or use the frames 0:{frame}",
+            )
 
 
 def from_pose_dict(pose: Mapping[str, Any]) -> np.ndarray:

@@ -339,3 +339,15 @@ def test_two_at_one_output_are_one_too_many(place, animate):
     animate()
     assert sorted(file.name for file in place.glob("*out*")) == ["out.json", "out.mp4"]
     assert not lock.exists()
+
+
+def test_latents_that_are_not_finite_end_the_run_and_are_not_kept(animate, place, monkeypatch):
+    """Resumed from them, the same command failed for ever."""
+    whole = torch.isfinite
+    monkeypatch.setattr(torch, "isfinite", lambda latents: torch.zeros_like(whole(latents)))
+    with pytest.raises(CheckFailed, match="not finite") as caught:
+        animate(refine_face="off")
+    assert "float16" not in str(caught.value.hint)  # the run was in float32
+    assert not (place / ".out.mp4.state").exists()
+    monkeypatch.setattr(torch, "isfinite", whole)
+    assert animate(refine_face="off").video.exists()

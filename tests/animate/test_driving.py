@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.animate.driving import Driving, open_driving
+from stableanimator_cli.animate.inputs import check_motion
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
@@ -268,3 +269,13 @@ def test_our_skeleton_video_has_its_face_boxes_beside_it(tmp_path):
     np.testing.assert_array_equal(twice, np.repeat(whole, 2, axis=0))
     save_motion(tmp_path / "poses.npz", waving(5))
     assert driven(path).faces is None
+
+
+def test_a_folder_of_clips_is_no_motion_and_one_of_them_is_named(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        (tmp_path / "clips" / name / "clip.json").write_text("{}")
+    (tmp_path / "clips/report.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"clips: found a folder of 2 clip\(s\), expected one motion") as caught:
+        check_motion(tmp_path / "clips")
+    assert caught.value.hint == f"name one of them: {tmp_path / 'clips/a'}"

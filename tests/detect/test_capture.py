@@ -93,6 +93,16 @@ def test_nobody_names_file_and_frames(detectors):
         extract_motion(clip_of(drawn.walk(3)), detectors, CaptureOptions(person=4))
 
 
+def test_times_that_no_motion_file_can_hold_are_refused_with_the_video_and_the_frame(detectors):
+    clip = clip_of(drawn.walk(3))
+    paused = dataclasses.replace(
+        clip, frames=lambda: ((time + 90 * (time >= Fraction(2, 8)), pixels) for time, pixels in clip.frames())
+    )
+    with pytest.raises(BadInput, match=r"walk\.mp4, frame 2: found the time 90\.25 s, 90\.125 s after") as caught:
+        extract_motion(paused, detectors)
+    assert caught.value.hint == "cut the pause out of the video, or use the frames 0:2"
+
+
 def test_detection_of_some_frames_finds_the_same_person(detectors):
     boxes = drawn.walk(40)
     each, some = (extract_motion(clip_of(boxes), detectors, CaptureOptions(every=k)) for k in (1, 4))

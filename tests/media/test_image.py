@@ -261,3 +261,11 @@ def test_a_gif_needs_its_suffix_and_replaces_no_file_of_others(tmp_path):
     (tmp_path / "a.gif").write_bytes(b"mine")
     with pytest.raises(BadInput, match="not written by sa"):
         media.write_animation(tmp_path / "a.gif", [frame], 8)
+
+
+def test_a_picture_with_too_many_pixels_says_so(tmp_path, monkeypatch):
+    Image.fromarray(corners()).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(BadInput, match=r"large\.png: found a picture of more than 0\.002 megapixels") as caught:
+        media.read_picture(tmp_path / "large.png")
+    assert "reduce it" in caught.value.hint

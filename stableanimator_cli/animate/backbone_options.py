@@ -18,15 +18,15 @@ def check_backbone_options(config: AnimateConfig, model: ModelFolder) -> None:
         expected = f"{' or '.join(facts.schedules)}, the noise levels of {model.name} ({model.backbone})"
         raise ConfigError("--schedule", schedule, expected, hint="leave --schedule out")
     for path, choices in facts.choices.items():
-        flag, value, _ = _option(config, path)
+        flag, value, _, shown = _option(config, path)
         if value not in choices:
             expected = f"{' or '.join(map(str, choices))} with {model.name} ({model.backbone})"
-            raise ConfigError(flag, value, expected)
+            raise ConfigError(flag, shown, expected)
     for path, reason in facts.refused.items():
-        flag, value, usual = _option(config, path)
+        flag, value, usual, shown = _option(config, path)
         if value != usual and value != facts.settings.get(flag.lstrip("-").replace("-", "_")):
             expected = f"no such option with {model.name} ({model.backbone}): {reason}"
-            raise ConfigError(flag, value, expected, hint=f"leave {flag} out")
+            raise ConfigError(flag, shown, expected, hint=f"leave {flag} out")
     first, last = config.sampling.guidance
     if facts.frame_stride > 1 and first != last:
         raise ConfigError("--guidance", dump_guidance(config.sampling.guidance), f"one number with {model.name}")
@@ -41,11 +41,12 @@ def check_backbone_options(config: AnimateConfig, model: ModelFolder) -> None:
         raise ConfigError("--window", config.windows.length, expected)
 
 
-def _option(config: AnimateConfig, path: str) -> tuple[str, Any, Any]:
-    """Flag, value and default of the field at a dotted path."""
+def _option(config: AnimateConfig, path: str) -> tuple[str, Any, Any, Any]:
+    """Flag, value and default of the field at a dotted path, and the value as it is typed."""
     owner: Any = config
     *tables, name = path.split(".")
     for table in tables:
         owner = getattr(owner, table)
     field = next(item for item in dataclasses.fields(owner) if item.name == name)
-    return field.metadata["flag"], getattr(owner, name), field.default
+    value, dump = getattr(owner, name), field.metadata.get("dump")
+    return field.metadata["flag"], value, field.default, dump(value) if dump and value is not None else value

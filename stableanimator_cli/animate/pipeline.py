@@ -144,7 +144,7 @@ def sample_and_write(job: AnimateJob) -> Animation:
         onnx.warn_of_fallbacks(job.reporter)  # of networks that were first opened to measure the result
         faces = FacesRefined.of(job.refine, state.log, job.request.frames, steps // config.sampling.steps)
         if faces is not None:
-            faces.report(job.reporter)
+            faces.report(job.reporter, takes_keypoints=job.engine.model.facts.skeleton is not None)
         job.timings.seconds["total"] = time.perf_counter() - started
         animation = result.write(job, log=state.log, faces=faces, identity=identity, gate=gate)
     except KeyboardInterrupt:

@@ -293,16 +293,18 @@ class FacesRefined:
             requested=(last - first) * segments,
         )
 
-    def report(self, reporter: Reporter) -> None:
+    def report(self, reporter: Reporter, *, takes_keypoints: bool = True) -> None:
+        """``takes_keypoints``: whether the motion may be keypoints, which say where faces are."""
         if self.steps:
             reporter.info(
                 f"faces optimised in {self.frames} of {self.total} frames, "
                 f"in {self.steps} of {self.requested} denoising steps"
             )
         else:
+            keypoints = ", or give the motion as keypoints (.npz), which contain face positions"
             reporter.warning(
                 f"no face was optimised: the detector found none in the estimates of {self.requested} denoising steps; "
-                "try a larger --size, or give the motion as keypoints (.npz), which contain face positions"
+                f"try a larger --size{keypoints if takes_keypoints else ''}"
             )
 
 

@@ -161,7 +161,10 @@ def test_faces_are_searched_in_the_denoised_estimates(place, animate, faces_ever
 
 
 def test_an_estimate_without_a_face_is_left_as_it_is(animate):
-    report = animate(refine_face="crop", refine_steps="0:", steps=1)
+    heard = Heard()
+    report = animate(reporter=heard, refine_face="crop", refine_steps="0:", steps=1)
+    (warning,) = (warning for warning in heard.warnings if "no face was optimised" in warning)
+    assert "keypoints" not in warning  # which it does not take
     assert record(report.video)["refined"] == []
     assert digest(report.video) == digest(animate(steps=1, output=report.video.with_name("plain.mp4")).video)
 
@@ -182,8 +185,8 @@ def test_the_gate_samples_a_segment_again_and_keeps_those_before_it(place, anima
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"person": "0"}, ("--person", "driven by the video itself")),
-        ({"pair": "0:0"}, ("--pair", "driven by the video itself")),
+        ({"person": "0,1"}, ("--person: found '0,1'", "driven by the video itself")),
+        ({"pair": "0:0"}, ("--pair: found '0:0'", "driven by the video itself")),
         ({"blend": "shifted"}, ("--blend", "segments")),
         ({"sampler": "heun"}, ("--sampler", "scheduler of its folder")),
         ({"anchor": "reference"}, ("--anchor", "reference image")),

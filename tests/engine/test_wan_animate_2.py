@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from stableanimator_cli.catalogue import open_animator
-from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig, WindowConfig
+from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.backbones.wan_animate_2 import BACKBONE
 from stableanimator_cli.engine.conditioning import StoredPoses
+from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, decode, sample
 from stableanimator_cli.nets import frame_attention
@@ -206,6 +207,16 @@ def test_attention_frame_by_frame_changes_rounding_only(engine, monkeypatch):
     framewise = sample(engine, wanted, Timings())
     assert not torch.equal(framewise, plain)
     torch.testing.assert_close(framewise, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "quantization"), [("bfloat16", "plain"), ("bfloat16", "fp8")])
+def test_other_types_of_weights_are_near(folder, engine, dtype, quantization):
+    """Also a check that no input has the type of weights that are stored in another: time embeddings stay float32."""
+    wanted = request(12, steps=2, guidance=(3.0, 3.0))
+    exact = sample(engine, wanted, Timings())
+    plan = DevicePlan.of(DeviceConfig(device="cpu", dtype=dtype, quantization=quantization))
+    with Engine.open(open_animator(folder), plan) as other:
+        assert (sample(other, wanted, Timings()) - exact).abs().mean() < 0.05
 
 
 def test_keys_in_host_memory_change_nothing(engine, monkeypatch):

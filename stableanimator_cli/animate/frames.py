@@ -42,7 +42,8 @@ def render_frames(
     with reporter.progress(engine.backbone.remaining_windows(request, 0), "denoise", "window") as bar:
         options = SampleOptions(on_window=lambda: bar.update(), on_step=live.after_step, refine=refine)
         latents = sample(engine, request, timings, options)
-    faces = FacesRefined.of(refine, [] if refine is None else refine.log, request.frames)
+    segments = engine.backbone.total_steps(request) // config.sampling.steps
+    faces = FacesRefined.of(refine, [] if refine is None else refine.log, request.frames, segments)
     if faces is not None:
         faces.report(reporter)
     yield from decode(engine, request, latents, timings)

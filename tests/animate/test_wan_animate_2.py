@@ -29,7 +29,7 @@ from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.records import Face
-from tests.animate.clips import clip_of, face_picture, skeleton_video
+from tests.animate.clips import Heard, clip_of, face_picture, skeleton_video
 from tests.animate.test_wan_animate import digest, person_video, record
 from tests.tiny import waving
 from tests.tiny_wan import copied

@@ -219,10 +219,11 @@ def _pack_state(state: SamplingState, name: str, tensors: dict[str, Tensor]) -> 
     tensors[f"{name}.latents"] = state.latents.detach().cpu().contiguous()
     if state.denoised is not None:
         tensors[f"{name}.denoised"] = state.denoised.detach().cpu().contiguous()
+    # copies: the best sampling may share them, which safetensors refuses to write
     for key, value in state.extra.items():
-        tensors[f"{name}.extra.{key}"] = value.detach().cpu().contiguous()
+        tensors[f"{name}.extra.{key}"] = value.detach().cpu().contiguous().clone()
     for index, target in enumerate(state.targets):
-        tensors[f"{name}.target.{index}"] = target.vector.detach().cpu().clone()  # the best sampling may share it
+        tensors[f"{name}.target.{index}"] = target.vector.detach().cpu().clone()
     return {
         "step": state.step,
         "log": [asdict(entry) for entry in state.log],

@@ -179,6 +179,11 @@ def _open_driving(
         if whole
         else detect_motion(selected, chosen, opened, reference, reporter)
     )
+    if first and not whole and len(motion.track) > 1:
+        reporter.info(
+            f"{path.name}: people are numbered as they appear from frame {first} on; --person, --pair and --face-of "
+            "use the numbers of the full video"
+        )
     if config.fps is None and motion.times is None:
         output = _Output(replace(config, fps=clip.fps), reporter, facts)
     driving = output.of_motion(motion, path, *((first, stop) if whole else ()))

@@ -124,6 +124,9 @@ def test_numbers_of_a_video_that_starts_late_are_those_of_the_full_video(animate
     record, _ = animate(frames="0:2", pair="0:1", reporter=early, **flags)
     assert [(row["person"], row["face"]) for row in record["people"]] == [(0, 1)]
     assert not any("numbers of the full video" in text for text in early.notes)
+    unnamed = Heard()
+    animate(frames="6:8", reporter=unnamed, **flags)
+    assert any(text.startswith("v.mp4: people are numbered as they appear from frame 6 on") for text in unnamed.notes)
 
 
 def test_one_face_for_everybody_is_the_run_of_before(animate, scene, tmp_path):

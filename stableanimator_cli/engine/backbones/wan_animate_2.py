@@ -151,13 +151,14 @@ class WanAnimate2(SegmentBackbone):
             engine.calls["vae_encode"] += 1
             vae = engine.networks["vae"]
             latents = encode_vae(vae, pixels[None, :, None])[0]
-        reference = torch.cat([get_i2v_mask(1, *latents.shape[-2:], 1, device=device), latents])
+        channels, _, rows, columns = latents.shape
+        reference = torch.cat([get_i2v_mask(1, rows, columns, 1, device=device), latents])
         height, width = request.resized.shape[:2]
         geometry = _Geometry.of(vae.config, request.noise_period, (width, height))
         return _Run(
             engine=engine, request=request, scheduler=load_scheduler(files["scheduler"]), guidance=guidance,
             driving_text=texts[0], texts=texts[1:], image=image, driver=driver, reference=reference,
-            geometry=geometry, shape=(1, latents.shape[0], geometry.frames + 1, *latents.shape[-2:]),
+            geometry=geometry, shape=(1, channels, geometry.frames + 1, rows, columns),
             encode_vae=encode_vae, mask=get_i2v_mask,
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.animate import reference_face
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.animate.result import describe_download
-from stableanimator_cli.animate.run import resolve_config
+from stableanimator_cli.animate.run import check_size, resolve_config
 from stableanimator_cli.cards import USER_TABLE, find_card
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.engine.backbones import Backbone, backbone_of
@@ -66,6 +66,7 @@ def examine_model(
     config, found = resolve_config(flags, None, plan_only=True)
     named = None if card is None else find_card(card, catalogue.cache_dir() / USER_TABLE)
     plan = DevicePlan.of(config.device, named)
+    check_size(config.size, found.facts.stride)
     width, height = config.size
     available = named.bytes if named else available_memory(plan.device)
     estimator = estimator_of(

@@ -142,7 +142,7 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
 
     Returns whether the UNet receives the face embedding (``uses_face``). ``writes`` False ignores the output.
     """
-    _check_size(config, model.facts.stride)
+    check_size(config.size, model.facts.stride)
     sampling, refine = config.sampling, config.refine
     graphs = "a graph records the complete network: use only one of the two"
     for conflict, flag, value, expected, hint in (
@@ -199,10 +199,11 @@ def uses_face(config: AnimateConfig, model: ModelFolder) -> bool:
     return face
 
 
-def _check_size(config: AnimateConfig, stride: int) -> None:
-    width, height = config.size
-    if width % stride or height % stride or min(config.size) < SMALLEST_OUTPUT:
-        near = (max(SMALLEST_OUTPUT, round(side / stride) * stride) for side in config.size)
+def check_size(size: tuple[int, int], stride: int) -> None:
+    """Raise ``ConfigError`` for a (width, height) that a backbone with this stride cannot draw."""
+    width, height = size
+    if width % stride or height % stride or min(size) < SMALLEST_OUTPUT:
+        near = (max(SMALLEST_OUTPUT, round(side / stride) * stride) for side in size)
         expected = f"sides that are multiples of {stride}, {SMALLEST_OUTPUT} or more"
         raise ConfigError("--size", f"{width}x{height}", expected, hint="try " + "x".join(map(str, near)))
 

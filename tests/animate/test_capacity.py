@@ -56,6 +56,13 @@ def test_a_wrong_size_and_an_unknown_model_are_refused() -> None:
         examine_model(model="nonsense", size=None, frames=4)
 
 
+@pytest.mark.parametrize(("size", "near"), [("7x7", "64x64"), ("260x256", "256x256")])
+def test_a_size_that_no_video_can_have_is_refused_as_by_sa_animate(size: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"--size: found '{size}', expected sides that are multiples of 8") as caught:
+        examine_model(model="puppet", size=size, frames=4, device="cpu")
+    assert caught.value.hint == f"try {near}"
+
+
 def test_a_control_group_limits_the_memory() -> None:
     import torch
 

@@ -152,7 +152,7 @@ class WanAnimate2(SegmentBackbone):
             vae = engine.networks["vae"]
             latents = encode_vae(vae, pixels[None, :, None])[0]
         channels, _, rows, columns = latents.shape
-        reference = torch.cat([get_i2v_mask(1, rows, columns, 1, device=device), latents])
+        reference = torch.cat([get_i2v_mask(1, rows, columns, 1, device=str(device)), latents])
         height, width = request.resized.shape[:2]
         geometry = _Geometry.of(vae.config, request.noise_period, (width, height))
         return _Run(

@@ -91,8 +91,11 @@ def write_refused(path: Path, error: OSError, *, frame: int | None = None) -> Ba
     return BadInput(path, found, expected, frame=frame, hint=hint)
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file, or of a folder's visible files by name and content in natural order. Raises ``BadInput``."""
+def sha256_of(path: Path, of_file: Callable[[Path], str] | None = None) -> str:
+    """sha256 of a file, or of a folder's visible files by name and content in natural order. Raises ``BadInput``.
+
+    ``of_file`` returns the digest of a file in a folder, for instance one that is already known.
+    """
     if not path.is_dir():
         if path.exists() and not path.is_file():  # reading a pipe or a device may never end
             raise BadInput.because(path, "it is not a regular file", hint="write its content to a file and name that")
@@ -100,7 +103,7 @@ def sha256_of(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     total = hashlib.sha256()
     for file in visible_files(path):
-        total.update(os.fsencode(f"{file.name}\0{sha256_of(file)}\n"))
+        total.update(os.fsencode(f"{file.name}\0{(of_file or sha256_of)(file)}\n"))
     return total.hexdigest()
 
 

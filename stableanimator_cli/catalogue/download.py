@@ -140,7 +140,7 @@ def weight_digests(model: ModelFolder, roles: Iterable[str] | None = None) -> di
     for path, expected in model.digests.items():
         if any(path.is_relative_to(file) for file in files.values()):
             check_digest(path, digest(path), expected)
-    return {role: sha256_of(path) if path.is_dir() else digest(path) for role, path in files.items()}
+    return {role: sha256_of(path, digest) if path.is_dir() else digest(path) for role, path in files.items()}
 
 
 def digest(path: Path, progress: Progress | None = None, label: str = "") -> str:

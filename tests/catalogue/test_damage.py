@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.catalogue import download
 from stableanimator_cli.catalogue.damage import check_size, fetch_again
 from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.errors import ModelDamaged
+from stableanimator_cli.files import sha256_of
 from tests.conftest import Run
 
 
@@ -43,6 +45,19 @@ def test_a_file_with_other_numbers_than_recorded_is_an_error_that_names_it(copie
         weight_digests(catalogue.open_model(str(copied)))
     role = {"unet.safetensors": "vae"}.get(name, "unet")
     assert weight_digests(catalogue.open_model(str(copied)), [role]) == {role: whole[role]}
+
+
+def test_files_of_a_folder_are_read_once_too(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = catalogue.open_model(str(copied)), list[Path]()
+    (folder,) = (path for path in model.files.values() if path.is_dir())
+    real = download._sha256
+    monkeypatch.setattr(download, "_sha256", lambda path, *rest: read.append(path) or real(path, *rest))
+    first = weight_digests(model)
+    assert sha256_of(folder) in first.values()
+    assert {path.parent for path in read} >= {folder}
+    read.clear()
+    assert weight_digests(model) == first
+    assert not read
 
 
 def test_sa_animate_and_preprocess_refuse_it(copied: Path, sa: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.files import MARK, atomic_write, write_refused
+from stableanimator_cli.files import MARK, atomic_write, translate_os_errors, write_refused
 from stableanimator_cli.media.audio import AudioTrack
 from stableanimator_cli.media.decode import ACCURATE
 from stableanimator_cli.media.image import check_frame
@@ -40,6 +40,8 @@ class VideoWriter:
     added, copied if MP4 can hold it, else as AAC; ``audio_range`` cuts it, in seconds after the first
     frame of that file. Audio ends with the last frame at the latest. ``tag`` is stored in the metadata and read as
     ``Clip.tag``.
+
+    ``finish`` completes the temporary file within the block, for files that may only appear together with the video.
 
     Raises ``ConfigError`` for invalid sizes, rates and names. Raises ``BadInput`` if the disk is full or the audio
     cannot be read, and ``ValueError`` for a frame that is not uint8[h,w,3] of that size.
@@ -70,6 +72,7 @@ class VideoWriter:
         quality = {"qp": "0"} if lossless else {"crf": str(crf), "x264-params": "mbtree=0"}
         self.settings = {"preset": preset} | quality
         self.frames = 0
+        self._finished = False
         self._check()
         self._stack = contextlib.ExitStack()
         self._scaler = VideoReformatter()
@@ -120,7 +123,7 @@ class VideoWriter:
         with self._stack:
             if error is not None:
                 raise error
-            self._finish()
+            self.finish()
 
     def write(self, frame: np.ndarray) -> None:
         """Append one frame, RGB uint8[h,w,3]."""
@@ -161,7 +164,10 @@ class VideoWriter:
         context.color_range = ColorRange.JPEG if self.lossless else ColorRange.MPEG
         self._stream = stream
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Complete the video, which still appears at the end of the block. No frame may follow."""
+        if self._finished:
+            return
         if self.frames == 0:
             raise BadInput(
                 self.path, "no frame to write", "at least one frame", hint="the source gave none: look at it"
@@ -171,8 +177,9 @@ class VideoWriter:
             if self._audio is not None:
                 self._audio.finish(self.frames / self.fps)
             self._output.close()
-        with self._part.open("ab") as file:
+        with translate_os_errors(self.path), self._part.open("ab") as file:
             file.write(_MARK_BOX)
+        self._finished = True
 
     def _mux(self, packets: list[Packet]) -> None:
         for packet in packets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -107,23 +108,30 @@ def write_poses(
     """Write a lossless skeleton video, and ``NAME.npz`` with exact times beside it. Returns the report's ``poses``.
 
     A motion with uneven times is drawn at its mean rate, each frame for its own duration. ``audio_from`` is the video
-    whose sound is copied.
+    whose sound is copied. Both files appear or neither: without its motion a skeleton video has no keypoints.
     """
     indices, rate = even_frames(motion, fps)
     audio = None
     if audio_from is not None and motion.times:
         audio = (motion.times[0], motion.times[0] + len(indices) / rate)
-    with (
-        VideoWriter(video, motion.size, rate, lossless=True, tag=TAG, audio_from=audio_from, audio_range=audio) as out,
-        reporter.progress(len(indices), "draw skeletons", "frame") as bar,
-    ):
-        last, image = -1, np.zeros((motion.size[1], motion.size[0], 3), np.uint8)
-        for index in indices:
-            image = image if index == last else draw_frame(motion, index)
-            last = index
-            out.write(image)
-            bar.update()
-    motion_file = save_motion(video.with_suffix(".npz"), motion)
+    motion_file = video.with_suffix(".npz")
+    with ExitStack() as undo:
+        with (
+            VideoWriter(
+                video, motion.size, rate, lossless=True, tag=TAG, audio_from=audio_from, audio_range=audio
+            ) as out,
+            reporter.progress(len(indices), "draw skeletons", "frame") as bar,
+        ):
+            last, image = -1, np.zeros((motion.size[1], motion.size[0], 3), np.uint8)
+            for index in indices:
+                image = image if index == last else draw_frame(motion, index)
+                last = index
+                out.write(image)
+                bar.update()
+            out.finish()
+            save_motion(motion_file, motion)  # first: a motion without its video is complete
+            undo.callback(motion_file.unlink, missing_ok=True)
+        undo.pop_all()
     return {
         "video": str(video),
         "motion": str(motion_file),

@@ -7,11 +7,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from stableanimator_cli.errors import NoPerson
+from stableanimator_cli.errors import BadInput, NoPerson
 from stableanimator_cli.media import VideoWriter, open_clip
-from stableanimator_cli.motion.motion_file import load_motion
+from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.motion.skeleton import draw_frame
-from stableanimator_cli.preprocess.poses import even_frames
+from stableanimator_cli.preprocess import poses
+from stableanimator_cli.preprocess.poses import even_frames, write_poses
+from stableanimator_cli.progress import NullReporter
+from tests.conftest import largest_file
 from tests.media_samples import beep, make_video
 from tests.preprocess import drawn
 from tests.preprocess.test_convert import Heard, two_people
@@ -30,6 +33,43 @@ def test_one_video_becomes_a_lossless_skeleton_video_and_its_motion(preprocess, 
     for index, (_, picture) in enumerate(clip.frames()):
         np.testing.assert_array_equal(picture, draw_frame(motion, index))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["dance.mp4", "poses.mp4", "poses.npz"]
+
+
+@pytest.mark.parametrize("failing", ["mp4", "npz"])
+def test_a_skeleton_video_and_its_motion_appear_together_or_not_at_all(tmp_path, failing):
+    few, many = two_people(), two_people()
+    many.keypoints[..., 2] = np.random.default_rng(0).uniform(0.9, 1, many.keypoints.shape[:3])
+    out, motion = tmp_path / "poses.mp4", many if failing == "npz" else few
+    write_poses(out, motion, reporter=NullReporter())
+    sizes = {path.suffix[1:]: path.stat().st_size for path in tmp_path.iterdir()}
+    assert max(sizes, key=sizes.__getitem__) == failing
+    write_poses(out, few, fps=Fraction(5), reporter=NullReporter())
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert sorted(old) == ["poses.mp4", "poses.npz"]
+    for _ in range(2):
+        with (
+            largest_file(max(sizes.values()) - 100),
+            pytest.raises(BadInput, match=rf"poses\.{failing}.*: found no room left to write"),
+        ):
+            write_poses(out, motion, reporter=NullReporter())
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+        for path in tmp_path.iterdir():
+            path.unlink()
+        old = {}
+
+
+def test_a_motion_whose_video_cannot_appear_is_removed(preprocess, tmp_path, monkeypatch):
+    video, out = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(3)), tmp_path / "poses.mp4"
+
+    def save_and_take_the_name(path, motion):
+        out.write_text("another program's")
+        return save_motion(path, motion)
+
+    monkeypatch.setattr(poses, "save_motion", save_and_take_the_name)
+    with pytest.raises(BadInput, match="not written by sa"):
+        preprocess(video, poses=out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dance.mp4", "poses.mp4"]
+    assert out.read_text() == "another program's"
 
 
 def test_sound_goes_along(preprocess, tmp_path):

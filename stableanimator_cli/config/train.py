@@ -333,7 +333,7 @@ class TrainConfig:
         metavar="ROLES", default_text="none",
         help="Networks that begin with random weights: some of unet,pose_net,face_encoder.")
     seed: int = option("--seed", 0, metavar="N", ge=0, le=2**63 - 1, panel=SAMPLING,
-        help="Seed of the noise; the same seed gives the same frames.")
+        help="Seed of random weights, the order of clips and the noise; the same seed gives the same weights.")
     device: str = device_option()
     track: Literal["none", "tensorboard"] = option("--track", "none", panel=OUTPUT,
         help="Another place for the curves.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from stableanimator_cli.cli.verbs import app
 from stableanimator_cli.errors import SaError
@@ -33,3 +34,8 @@ def test_a_mistake_is_refused(words: str, code: int, said: str, tmp_path: Path, 
     assert caught.value.hint
     assert not (tmp_path / "run" / "config.toml").exists()
     assert not any((tmp_path / "empty").iterdir())
+
+
+def test_the_seed_of_a_training_is_one_of_weights() -> None:
+    text = " ".join(CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "400"}).output.split())
+    assert "the same seed gives the same weights" in text

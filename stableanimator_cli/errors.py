@@ -38,6 +38,24 @@ def cut(text: str, longest: int = QUOTED) -> str:
     return f"{text[: longest - end - 3]}...{text[-end:]}"
 
 
+def value_text(value: object) -> str:
+    """A value as TOML and JSON spell it: ``true``, ``1979-05-27``, ``{key = 1}``, ``null``. Texts are in single quotes,
+    and values of other types as Python shows them."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(value_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {value_text(item)}' for key, item in value.items())}}}"
+    if isinstance(value, Path):
+        return repr(str(value))
+    if hasattr(value, "isoformat"):  # dates and times; their module is slow to import
+        return value.isoformat()  # type: ignore[attr-defined]
+    return repr(value)
+
+
 def _escape(char: str) -> str:
     if "\udc80" <= char <= "\udcff":  # a byte of a file name that is not UTF-8, as Python holds it
         return f"\\x{ord(char) - 0xDC00:02x}"
@@ -133,7 +151,7 @@ class ConfigError(SaError, exit_code=2, code="bad-config"):
     """A flag or a config key has a wrong value. Names the option as the user typed it."""
 
     def __init__(self, option: str, found: object, expected: str, *, hint: str | None = None) -> None:
-        shown = "nothing" if found is None else cut(repr(found))
+        shown = "nothing" if found is None else cut(value_text(found))
         super().__init__(f"{cut(option)}: found {shown}, expected {expected}", hint=hint)
         self.option = option
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, overload
 
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, value_text
 from stableanimator_cli.readers import WHOLE, ErrorFactory
 
 T = TypeVar("T")
@@ -174,5 +174,5 @@ def shown(value: Any) -> str:
     """A value of JSON or TOML for a message, shortened."""
     if isinstance(value, dict | list):
         return f"{kind_of(value)} of {len(value)}" if value else kind_of(value)
-    text = repr(value)
+    text = value_text(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +21,19 @@ from stableanimator_cli.errors import (
     SaError,
     cut,
     plain,
+    value_text,
 )
+
+
+def test_values_are_shown_as_toml_spells_them() -> None:
+    text = "a = [true, {b = 1979-05-27, c = 07:32:00}]\nd = 1979-05-27T07:32:00\ne = 0.5\nf = 'x'\ng = inf"
+    table = tomllib.loads(text)
+    assert "\n".join(f"{key} = {value_text(value)}" for key, value in table.items()) == text
+    assert ConfigError("run.toml: steps", True, "a whole number").message == (
+        "run.toml: steps: found true, expected a whole number"
+    )
+    assert ConfigError("--output", Path("a.mp4"), "a folder").message == "--output: found 'a.mp4', expected a folder"
+    assert value_text(None) == "null"
 
 
 @pytest.mark.parametrize(

@@ -280,7 +280,7 @@ def fields(**table: Any) -> Fields:
     [
         (lambda: fields().whole("frames"), "clip.json: frames is missing, expected a whole number of 0 or more"),
         (lambda: fields(frames="x").whole("frames", 1, 9), "frames is 'x', expected a whole number from 1 to 9"),
-        (lambda: fields(frames=True).whole("frames"), "frames is True"),
+        (lambda: fields(frames=True).whole("frames"), "frames is true"),
         (lambda: fields(frames=8.0).whole("frames"), "frames is 8.0"),
         (lambda: fields(frames=-1).whole("frames"), "frames is -1"),
         (lambda: fields(time=1e300).number("time", 0, 1e9), "time is 1e+300, expected a number from 0 to 1e+09"),
@@ -292,7 +292,7 @@ def fields(**table: Any) -> Fields:
         (lambda: fields(name="").text("name", empty=False), "name is '', expected a text that is not empty"),
         (lambda: fields(sha256=7).sha256("sha256"), "sha256 is 7, expected a sha256 of 64"),
         (lambda: fields(sha256="abc").sha256("sha256"), "sha256 is 'abc'"),
-        (lambda: fields(format=True).choice("format", [1]), "format is True, expected 1"),
+        (lambda: fields(format=True).choice("format", [1]), "format is true, expected 1"),
         (lambda: fields(kept=1).flag("kept"), "kept is 1, expected true or false"),
         (lambda: fields(source=[1]).fields("source"), "source is a list of 1, expected an object"),
         (lambda: fields(source={"path": 1}).fields("source").text("path"), "source.path is 1, expected a text"),

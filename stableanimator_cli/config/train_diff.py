@@ -7,7 +7,7 @@ from typing import Any
 
 from stableanimator_cli.config.schema import current_names
 from stableanimator_cli.config.train import StageConfig, TrainConfig
-from stableanimator_cli.errors import cut
+from stableanimator_cli.errors import cut, value_text
 
 ALLOWED_ON_RESUME = (
     "output",
@@ -50,5 +50,9 @@ def diff(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") ->
                 left, right = (item if isinstance(item, Mapping) else {"": item} for item in pair)
                 found += diff(left, right, f"{dotted}[{index}].")
         else:
-            found.append(f"{dotted}: was {cut(repr(old))}, now {cut(repr(new))}")
+            found.append(f"{dotted}: was {_shown(old)}, now {_shown(new)}")
     return found
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else cut(value_text(value))

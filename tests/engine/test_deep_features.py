@@ -209,5 +209,5 @@ def test_more_layers_than_there_are_are_refused_at_once(flags, tmp_path):
 
 
 def test_recorded_graphs_know_the_whole_network_alone(flags):
-    with pytest.raises(ConfigError, match=r"--cuda-graphs: found True, expected no --cache-features"):
+    with pytest.raises(ConfigError, match=r"--cuda-graphs: found true, expected no --cache-features"):
         run(flags=flags | {"cache_features": "2", "cuda_graphs": True}, plan_only=True)

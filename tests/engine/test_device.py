@@ -234,7 +234,7 @@ def test_the_precision_of_a_block_survives_the_end_of_one_that_began_before():
 
 
 def test_tf32_needs_float32_and_a_card(monkeypatch):
-    with pytest.raises(ConfigError, match="--tf32: found True, expected --dtype float32 and a CUDA card") as caught:
+    with pytest.raises(ConfigError, match="--tf32: found true, expected --dtype float32 and a CUDA card") as caught:
         DevicePlan.of(DeviceConfig(device="cpu", tf32=True))
     assert "float32 on cpu: leave --tf32 out" in str(caught.value.hint)
     card(monkeypatch, (9, 0))

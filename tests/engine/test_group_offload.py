@@ -233,10 +233,10 @@ def test_replays_read_what_is_given_and_answers_last():
 
 
 def test_what_this_machine_cannot_do_is_told_before_anything_is_loaded(monkeypatch):
-    with pytest.raises(ConfigError, match="--cuda-graphs: found True, expected a CUDA card") as told:
+    with pytest.raises(ConfigError, match="--cuda-graphs: found true, expected a CUDA card") as told:
         DevicePlan.of(DeviceConfig(device="cpu", cuda_graphs=True))
     assert "leave --cuda-graphs out" in str(told.value.hint)
-    with pytest.raises(ConfigError, match="--cuda-graphs: found True, expected no --offload group"):
+    with pytest.raises(ConfigError, match="--cuda-graphs: found true, expected no --offload group"):
         DeviceConfig(cuda_graphs=True, offload="group")
     plan = DevicePlan.of(DeviceConfig(device="cpu", compile="blocks", offload="group", channels_last=True))
     assert plan.describe() == "cpu, float32, compiled blocks, channels last, blocks in turn"

@@ -15,7 +15,7 @@ from stableanimator_cli.animate.inputs import check_inputs
 from stableanimator_cli.cards import USER_TABLE, find_card
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig, DecodeConfig, WindowConfig
-from stableanimator_cli.config.parse import dump_range
+from stableanimator_cli.config.parse import OUTPUT_NAME, dump_range
 from stableanimator_cli.config.refine import ONE_FRAME, preset_options
 from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
 from stableanimator_cli.devices import check_device_exists
@@ -230,7 +230,7 @@ def _check_output(config: AnimateConfig) -> None:
     for problem, expected, hint in (
         (folder is None and output.suffix.lower() not in VIDEO_SUFFIXES,
          "a name ending in .mp4, .mov, .gif or .webp, or a folder of PNG files (frames/)",
-         f"try {output.with_suffix('.mp4')}"),
+         f"try {output.with_suffix('.mp4') if output.is_file() or not output.exists() else OUTPUT_NAME}"),
         (folder is not None and not is_numbered(config.output.name), "a name with the number of the frame, as %05d.png",
          f"try {config.output.with_suffix('')}/ or {config.output.with_suffix('') / '%05d.png'}"),
         (not parent.is_dir(), "a file in a folder that exists", f"mkdir -p {parent}"),

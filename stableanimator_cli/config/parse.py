@@ -112,12 +112,16 @@ def parse_preview(value: str | bool, label: str = "--preview") -> str:
 
 
 FRAME_NAME = "frame_%05d.png"
+OUTPUT_NAME = "out.mp4"
+"""A name for a video, for hints where the given one leads to none."""
 
 
 def parse_output(value: str | Path, label: str = "--output") -> Path:
     """A path; ``"frames/"`` with its slash is ``frames/frame_%05d.png``: PNG files in a folder."""
     if not isinstance(value, str | Path):
         raise ConfigError(label, value, "a path")
+    if str(value) == "-":
+        raise ConfigError(label, "-", "a file: no video is written to standard output", hint=f"try {OUTPUT_NAME}")
     path = path_of(value, label)
     return path / FRAME_NAME if str(value).endswith(("/", os.sep)) else path
 

@@ -367,6 +367,9 @@ def path_of(value: str | Path, label: str) -> Path:
     """A path that records and reports can hold: text in UTF-8."""
     text = str(value)
     require(text != "" and "\0" not in text, label, value, "a path")
+    if text == "-":
+        expected = "a path: standard input and standard output are not used"
+        raise ConfigError(label, value, expected, hint="name a file or a folder")
     if not _is_utf8(text):
         raise ConfigError(label, value, "a name in UTF-8", hint="rename it: records and reports hold UTF-8")
     path = Path(value) if Path(value).name else Path(value).absolute()  # "." has no name that siblings could have
@@ -386,11 +389,7 @@ def paths_of(value: Any, label: str) -> tuple[Path, ...]:
 
 
 def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.encode(errors="ignore").decode() == text
 
 
 def _choice(value: Any, choices: tuple[Any, ...], label: str) -> Any:

@@ -9,8 +9,10 @@ import pytest
 
 from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
 from stableanimator_cli.config.parse import dump_range, parse_fps, parse_guidance, parse_range, parse_size
+from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.config.refine import RefineConfig, parse_steps, preset_options
 from stableanimator_cli.config.schema import from_mapping, read_toml, resolve, to_toml
+from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.errors import ConfigError
 
 PATHS = {"reference": "person.png", "motion": "dance.mp4", "output": "out.mp4"}
@@ -100,10 +102,23 @@ def test_sizes_and_guidance() -> None:
         (lambda: resolve(AnimateConfig, {**PATHS, "fps": "1001"}), "--fps"),
         (lambda: resolve(AnimateConfig, {**PATHS, "model": ""}), "--model"),
         (lambda: resolve(AnimateConfig, {**PATHS, "output": ""}), "--output"),
+        (lambda: resolve(AnimateConfig, {**PATHS, "motion": Path("-")}), "MOTION"),
     ],
 )
 def test_a_bad_value_is_refused_by_the_name_of_its_flag(make: Any, option: str) -> None:
     assert refused(make).option == option
+
+
+@pytest.mark.parametrize("value", ["-", Path("-"), "./-"])
+def test_standard_output_is_no_path(value: Any) -> None:
+    with pytest.raises(ConfigError, match="--output: found '-', expected a file: no video is written to") as caught:
+        resolve(AnimateConfig, {**PATHS, "output": Path(value)})
+    assert caught.value.hint == "try out.mp4"
+    for cls, flags in ((PreprocessConfig, {"input": ["v.mp4"]}), (TrainConfig, {"dataset": ["d"]})):
+        with pytest.raises(
+            ConfigError, match="--output: found '-', expected a path: standard input and standard output"
+        ):
+            resolve(cls, {**flags, "output": Path(value)})
 
 
 def test_edges_of_the_ranges_pass() -> None:

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from stableanimator_cli.files import locked_output
 from stableanimator_cli.media import write_picture
 from tests.conftest import ROOT
 from tests.media_samples import make_video
@@ -90,6 +92,26 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {path.stem: str(path) for path in folder.iterdir()} | {
         "out": str(folder / "out.mp4"), "new": str(folder / "new")
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "output", "folder"),
+    [
+        ("animate {person} {dance} -o {out} --model puppet", "out", False),
+        ("train {empty} -o {new} --steps 2 --model puppet --device cpu", "new", True),
+    ],
+    ids=["animate", "train"],
+)
+def test_a_second_run_at_one_output_does_not_wait_for_torch(
+    typed: dict[str, str], words: str, output: str, folder: bool
+) -> None:
+    args = words.format(**typed).split()
+    with locked_output(Path(typed[output]), f"sa {args[0]}", folder=folder):
+        loaded, stderr = run_sa(*args)
+    assert f"it is being written by another `sa {args[0]}`" in stderr
+    assert stderr.endswith("left with: 3\n")
+    assert loaded.isdisjoint({"torch", "diffusers", "insightface"})
+    assert not Path(typed[output]).exists()
 
 
 MISTAKES = [

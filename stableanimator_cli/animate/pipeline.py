@@ -31,7 +31,6 @@ from stableanimator_cli.engine.memory.duration import estimate_duration
 from stableanimator_cli.engine.parallel import RankLost, WorkerGroup
 from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, check_finite, decode, sample
 from stableanimator_cli.errors import Interrupted
-from stableanimator_cli.files import locked_output
 from stableanimator_cli.progress import NullReporter, Reporter, WarningLog
 from stableanimator_cli.records import ModelFolder
 
@@ -73,13 +72,13 @@ def run_pipeline(
     on_preview: OnPreview | None = None,
     card: Card | None = None,
 ) -> Animation | AnimationPlan:
-    """Run a validated config. ``use_face`` is the result of ``validate``. Without ``workers`` (torchrun's processes)
-    as many as ``--gpus`` are spawned. ``engines`` keeps the model loaded for the next run, and
-    ``on_preview`` receives live previews. ``card``: a plan for that card, which need not be here."""
+    """Run a validated config whose output is locked. ``use_face`` is the result of ``validate``.
+
+    Without ``workers`` (torchrun's processes) as many as ``--gpus`` are spawned. ``engines`` keeps the model loaded for
+    the next run, and ``on_preview`` receives live previews. ``card``: a plan for that card, which need not be here.
+    """
     reporter = WarningLog(reporter or NullReporter())
     with contextlib.ExitStack() as stack:
-        if not plan_only:
-            stack.enter_context(locked_output(config.target, "sa animate"))
         engines = engines or stack.enter_context(EngineCache())
         inputs = open_inputs(config, model, reporter, workers=workers, plan_only=plan_only, card=card)
         config = inputs.config

@@ -16,7 +16,7 @@ from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.config.animate import AnimateConfig, record_beside
 from stableanimator_cli.config.schema import from_mapping
 from stableanimator_cli.errors import BadInput, CheckFailed
-from stableanimator_cli.files import check_apart, require_file, sha256_of
+from stableanimator_cli.files import check_apart, locked_output, require_file, sha256_of
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.readers import read_json
@@ -124,15 +124,16 @@ def replay(video: Path, *, output: Path | None = None, reporter: Reporter | None
     for written in (replayed, config.record_path):
         check_apart(written, (video, file))
     use_face = validate(config, model)
-    from stableanimator_cli.animate.pipeline import run_pipeline
+    with locked_output(config.target, "sa animate"):
+        from stableanimator_cli.animate.pipeline import run_pipeline
 
-    before = _file_identity(replayed)
-    try:
-        run_pipeline(config, model, use_face=use_face, reporter=reporter)
-    except CheckFailed as error:
-        if _file_identity(replayed) == before:  # not written now
-            raise
-        reporter.info(error.message)  # the identity gate failed in the first run too: compare the videos
+        before = _file_identity(replayed)
+        try:
+            run_pipeline(config, model, use_face=use_face, reporter=reporter)
+        except CheckFailed as error:
+            if _file_identity(replayed) == before:  # not written now
+                raise
+            reporter.info(error.message)  # the identity gate failed in the first run too: compare the videos
     return _compare(video, replayed, sha256, machine)
 
 

@@ -20,7 +20,7 @@ from stableanimator_cli.config.refine import ONE_FRAME, preset_options
 from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
 from stableanimator_cli.devices import check_device_exists
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
-from stableanimator_cli.files import check_apart, check_replaceable
+from stableanimator_cli.files import check_apart, check_replaceable, locked_output
 from stableanimator_cli.media.frames_folder import check_folder, is_numbered
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import NETWORKS, ModelFolder
@@ -69,12 +69,13 @@ def run(
     with _torchrun_group() as workers:
         config, model = resolve_config(flags, config_file, plan_only=plan_only)
         use_face = validate(config, model)
-        from stableanimator_cli.animate.pipeline import run_pipeline
+        with nullcontext() if plan_only else locked_output(config.target, "sa animate"):
+            from stableanimator_cli.animate.pipeline import run_pipeline
 
-        return run_pipeline(
-            config, model, use_face=use_face, plan_only=plan_only, restart=restart, reporter=reporter, workers=workers,
-            engines=None if engines is None else engines(), on_preview=on_preview, card=planned,
-        )  # fmt: skip
+            return run_pipeline(
+                config, model, use_face=use_face, plan_only=plan_only, restart=restart, reporter=reporter,
+                workers=workers, engines=None if engines is None else engines(), on_preview=on_preview, card=planned,
+            )  # fmt: skip
 
 
 def run_frames(

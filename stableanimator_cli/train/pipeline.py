@@ -14,7 +14,7 @@ from stableanimator_cli import distributed
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.engine.device import DevicePlan, dtype_name, float32_precision
-from stableanimator_cli.files import check_apart, locked_output
+from stableanimator_cli.files import check_apart
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import base_model, checkpoint, resume
@@ -43,7 +43,8 @@ def plan(config: TrainConfig, model: ModelFolder, *, fresh: bool, reporter: Repo
 
 
 def train(config: TrainConfig, name: str, model: ModelFolder, *, fresh: bool, reporter: Reporter) -> TrainReport | None:
-    """Train in the processes of torchrun or in one; only the first writes and returns a report.
+    """Train in the processes of torchrun or in one; only the first, which has locked the folder of the run, writes and
+    returns a report.
 
     ``model`` was opened by ``name``. ``fresh`` is False for a resumed run.
     """
@@ -53,7 +54,7 @@ def train(config: TrainConfig, name: str, model: ModelFolder, *, fresh: bool, re
         with exact:
             _train(config, name, model, accelerator, NullReporter(), fresh)
         return None
-    with locked_output(config.output, "sa train", folder=True), exact:
+    with exact:
         if fresh:
             resume.check_new(config.output)  # another process may have finished in the meantime
         return _train(config, name, model, accelerator, reporter, fresh)

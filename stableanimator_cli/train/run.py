@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,13 +80,16 @@ def _run(
         config = _with_stages(config, name, model)
     _check_ranks(config, world)
 
-    from stableanimator_cli.train import pipeline  # imports torch
-
     if plan_only:
-        return pipeline.plan(config, model, fresh=fresh, reporter=reporter) if first else None
-    if fresh and first:
-        weight_digests(model)  # damaged numbers load without an error
-    return pipeline.train(config, name, model, fresh=fresh, reporter=reporter)
+        from stableanimator_cli.train.pipeline import plan
+
+        return plan(config, model, fresh=fresh, reporter=reporter) if first else None
+    with locked_output(config.output, "sa train", folder=True) if first else nullcontext():
+        from stableanimator_cli.train.pipeline import train  # imports torch
+
+        if fresh and first:
+            weight_digests(model)  # damaged numbers load without an error
+        return train(config, name, model, fresh=fresh, reporter=reporter)
 
 
 def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["model", "upstream"]) -> ExportReport:

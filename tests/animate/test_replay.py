@@ -147,7 +147,7 @@ def test_another_machine_is_said_and_tried(place: Path, monkeypatch: pytest.Monk
         ("{", "it is not the record of a run of sa animate: broken JSON at line 1, column 2"),
         ("[]", "it is an empty list, expected the record of a run of sa animate, an object"),
         ('{"format": 1}', "config is missing, expected an object"),
-        ('{"a": 2}', "found a record of format None, expected format 1"),
+        ('{"a": 2}', "found a record of format null, expected format 1"),
     ],
 )
 def test_what_is_no_record_is_refused(tmp_path: Path, text: str, says: str) -> None:

@@ -166,7 +166,11 @@ class BadUsage(SaError, exit_code=2, code="bad-usage"):
 
 
 class BadInput(SaError, exit_code=3, code="bad-input"):
-    """A given file cannot be used. Names the file, the frame if known, found and expected."""
+    """A given file cannot be used. Names the file, the frame if known, found and expected. ``problem`` is the message
+    without the file."""
+
+    path: Path = Path()  # of an error from JSON, which has neither
+    problem: str = ""
 
     def __init__(
         self,
@@ -177,14 +181,21 @@ class BadInput(SaError, exit_code=3, code="bad-input"):
         frame: int | None = None,
         hint: str | tuple[str, ...] | None = None,
     ) -> None:
-        super().__init__(f"{_place(path, frame)}: found {cut(found, 2 * QUOTED)}, expected {expected}", hint=hint)
-        self.path = Path(path)
-        self.frame = frame
+        self.path, self.frame = Path(path), frame
+        self.problem = f"found {cut(found, 2 * QUOTED)}, expected {expected}"
+        super().__init__(f"{_place(path, frame)}: {self.problem}", hint=hint)
 
     @classmethod
     def because(cls, path: Path | str, problem: str, *, frame: int | None = None, hint: str | None = None) -> BadInput:
         """An error whose ``problem`` is a clause: ``out.mp4: it is being written by another process``."""
-        return cls(path, "", "", frame=frame, hint=hint)._reworded(f"{_place(path, frame)}: {problem}")
+        error = cls(path, "", "", frame=frame, hint=hint)
+        error.problem = problem
+        return error.at(path)
+
+    def at(self, path: Path | str) -> Self:
+        """This error about the file ``path``, as of a temporary file that becomes it."""
+        self.path = Path(path)
+        return self._reworded(f"{_place(path, self.frame)}: {self.problem}")
 
 
 class NoFace(SaError, exit_code=4, code="no-face"):

@@ -160,8 +160,8 @@ def atomic_write(path: Path, *, folder: bool = False, marked: bool = False) -> I
 
     With ``folder`` the block creates a folder, which may replace an empty ``path``. With ``marked`` the block writes a
     file that carries ``MARK``, and only such a file is replaced, checked before the block and before the rename.
-    Missing parents are created. Failures here raise ``BadInput``; errors of the block pass unchanged
-    (``translate_os_errors`` translates those).
+    Missing parents are created. Failures here raise ``BadInput``; errors of the block pass (``translate_os_errors``
+    translates those), and a ``BadInput`` about a file in the temporary folder is about the one that it becomes.
     """
     if path.is_dir() and not folder:
         raise BadInput(path, "a folder", "a name for a file", hint="name a file inside the folder")
@@ -176,6 +176,10 @@ def atomic_write(path: Path, *, folder: bool = False, marked: bool = False) -> I
             check_replaceable(path)
         with translate_os_errors(path):
             os.replace(temp, path)
+    except BadInput as error:
+        if error.path.is_relative_to(temp):
+            error.at(path / error.path.relative_to(temp))
+        raise
     finally:
         if temp.is_dir():
             shutil.rmtree(temp, ignore_errors=True)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import (
     MARK,
+    atomic_write,
     carries_mark,
     check_apart,
     check_replaceable,
@@ -192,3 +193,12 @@ def test_a_link_to_nothing_is_called_one(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"person\.png: found a link to gone\.png, which does not exist") as caught:
         require_file(tmp_path / "person.png", "an image")
     assert caught.value.hint == "mend the link, or name another file"
+
+
+def test_an_error_in_a_temporary_folder_names_the_folder_that_it_becomes(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught, atomic_write(tmp_path / "out", folder=True) as temp:
+        raise BadInput(temp / "f_1.png", "no room", "some", frame=1)
+    assert caught.value.message == f"{tmp_path}/out/f_1.png, frame 1: found no room, expected some"
+    assert caught.value.path == tmp_path / "out" / "f_1.png"
+    with pytest.raises(SaError, match="no room"), atomic_write(tmp_path / "out.mp4"):
+        raise SaError.from_json(BadInput("a.mp4", "no room", "some").to_json())  # of another process

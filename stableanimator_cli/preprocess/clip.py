@@ -213,6 +213,12 @@ def _write_clip(
         write_json(temp / clip_folder.RECORD, record)
         with translate_os_errors(job.out):
             replace_clip(temp, folder)
+    except BadInput as error:
+        if not error.path.is_relative_to(temp):
+            raise
+        name = folder.name / error.path.relative_to(temp)
+        problem = f"its clip's {name} cannot be written: {error.problem}"
+        raise BadInput.because(source.path, problem, hint=error.hint) from error
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     for path in job.folders(source):

@@ -17,6 +17,7 @@ from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPer
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.preprocess import clip as clip_module
+from tests.conftest import largest_file
 from tests.preprocess import drawn
 
 
@@ -173,6 +174,16 @@ def test_one_video_that_fails_leaves_with_its_own_reason(preprocess, videos):
     with pytest.raises(SaError, match="data that is no video") as caught:
         preprocess(videos / "broken.mp4")
     assert caught.value.exit_code == BadInput.exit_code
+
+
+@pytest.mark.parametrize("layout", ["clips", "upstream"])
+def test_a_clip_that_cannot_be_written_names_its_video(preprocess, videos, tmp_path, layout):
+    out = tmp_path / "clips"
+    with largest_file(1000), pytest.raises(SaError, match="no room left to write") as caught:
+        preprocess(videos / "a.mp4", output=out, layout=layout)
+    assert re.match(rf"{videos}/a\.mp4: its clip's \S+ cannot be written: ", caught.value.message)
+    assert ".part" not in caught.value.message
+    assert "free some space" in str(caught.value.hint)
 
 
 def test_a_plan_counts_and_writes_nothing(preprocess, videos):

@@ -17,6 +17,7 @@ from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.engine.conditioning import PeopleFaces
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.errors import NoFace
+from stableanimator_cli.media.image import unused_content
 from stableanimator_cli.motion.track import Person
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder, Motion
@@ -50,6 +51,8 @@ def read_other_faces(config: AnimateConfig, engine: Engine, reporter: Reporter) 
     others: dict[int, PersonFace] = {}
     for index, path in config.people.face_files.items():
         image = read_reference(path)
+        for message in unused_content(path):
+            reporter.info(message)
         known = [face for face in engine.faces().faces(image) if face.embedding is not None]
         if not known:
             flag, value = config.people.label(index)

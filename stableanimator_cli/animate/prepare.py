@@ -35,6 +35,7 @@ from stableanimator_cli.engine.memory.fit import Choice, fit_to_limit
 from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.engine.parallel import WorkerGroup
 from stableanimator_cli.engine.render import RenderRequest
+from stableanimator_cli.media.image import unused_content
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
@@ -84,6 +85,8 @@ def open_inputs(
     plan = DevicePlan.of(config.device, card)
     config = config if card else with_process_count(config, plan, workers)
     image = read_reference(config.reference)
+    for message in unused_content(config.reference):
+        reporter.info(message)
     requested = config
 
     def open_detectors() -> Any:

@@ -42,6 +42,18 @@ def read_picture(path: Path | str) -> np.ndarray:
         return _pixels(path, image)
 
 
+def unused_content(path: Path) -> list[str]:
+    """What ``read_picture`` drops of an image, one message each: frames behind the first, and transparency."""
+    messages = []
+    with _opened(path) as image, _decoding(path):
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # phones add previews to JPEG
+        if frames > 1:
+            messages.append(f"{path.name} has {frames} frames; the first is used")
+        if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+            messages.append(f"{path.name} is transparent in part; the background becomes black")
+    return messages
+
+
 def write_picture(path: Path | str, picture: np.ndarray) -> None:
     """Write RGB uint8[h,w,3] as PNG (exact) or JPEG (quality 95, full colour resolution), by the suffix of ``path``.
 

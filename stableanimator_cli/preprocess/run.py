@@ -20,6 +20,7 @@ from stableanimator_cli.detect.roles import ROLES
 from stableanimator_cli.errors import BadInput, ConfigError, SaError, classes
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output, sha256_of
 from stableanimator_cli.media import open_clip
+from stableanimator_cli.media.image import unused_content
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import PERSON_FORMS, largest, parse_person
 from stableanimator_cli.preprocess import convert, lint, reference_layout, workers
@@ -58,6 +59,8 @@ def run(
         raise ConfigError("--person", config.who, PERSON_FORMS) from None
     if config.lint:
         return lint.run(config, reporter)
+    for message in [] if config.reference is None else unused_content(config.reference):
+        reporter.info(message)
     if convert.is_motion(config.inputs):
         # Networks only detect the person of a reference image.
         return convert.run(config, reporter, model=None if config.reference is None else _model(config))

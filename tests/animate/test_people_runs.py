@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from stableanimator_cli.animate import prepare
 from stableanimator_cli.animate.identity_gate import Identity, PeopleIdentityMeter
@@ -64,6 +65,17 @@ def test_each_person_gets_the_face_at_the_same_side(animate):
     record, turned = animate(person="1,0", pair="0:1,1:0")  # the same pairs in another order
     assert [(row["person"], row["face"]) for row in record["people"]] == [(1, 1), (0, 0)]
     assert np.abs(turned.astype(int) - own).mean() < np.abs(swapped.astype(int) - own).mean()
+
+
+def test_what_is_not_used_of_an_image_is_reported_once(animate, scene, tmp_path):
+    two, heard = Image.open(scene / "two.png"), Heard()
+    two.save(tmp_path / "two.gif", save_all=True, append_images=[two.rotate(180)])
+    other = Image.open(scene / "other.png").convert("RGBA")
+    other.putpixel((0, 0), (0, 0, 0, 0))
+    other.save(tmp_path / "other.png")
+    animate(tmp_path / "two.gif", face_of=(f"1={tmp_path / 'other.png'}",), reporter=heard)
+    assert heard.notes.count("two.gif has 2 frames; the first is used") == 1
+    assert heard.notes.count("other.png is transparent in part; the background becomes black") == 1
 
 
 def test_three_people_each_have_their_face_and_their_record(animate, tmp_path):

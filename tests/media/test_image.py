@@ -14,6 +14,7 @@ from stableanimator_cli import media
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import carries_mark
 from stableanimator_cli.media import image
+from stableanimator_cli.media.image import unused_content
 from tests.media_samples import corner_names, corners, noise, number_of, numbered
 
 ORIENTATION = 0x0112
@@ -269,3 +270,24 @@ def test_a_picture_with_too_many_pixels_says_so(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match=r"large\.png: found a picture of more than 0\.002 megapixels") as caught:
         media.read_picture(tmp_path / "large.png")
     assert "reduce it" in caught.value.hint
+
+
+def test_frames_and_transparency_that_are_not_used_are_named(tmp_path):
+    solid, clear = Image.new("RGB", (8, 8), "red"), Image.new("RGBA", (8, 8), (255, 0, 0, 100))
+    solid.save(tmp_path / "a.png")
+    Image.new("RGBA", (8, 8), (255, 0, 0, 255)).save(tmp_path / "b.png")
+    clear.save(tmp_path / "c.png")
+    solid.save(tmp_path / "d.gif", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")])
+    clear.save(tmp_path / "e.webp", save_all=True, append_images=[solid.convert("RGBA")], lossless=True)
+    indexed = Image.new("P", (8, 8), 1)
+    indexed.putpalette([0, 0, 0, 255, 0, 0])
+    indexed.save(tmp_path / "f.png", transparency=1)
+    black = "is transparent in part; the background becomes black"
+    assert {path.name: unused_content(path) for path in sorted(tmp_path.iterdir())} == {
+        "a.png": [],
+        "b.png": [],
+        "c.png": [f"c.png {black}"],
+        "d.gif": ["d.gif has 2 frames; the first is used"],
+        "e.webp": ["e.webp has 2 frames; the first is used", f"e.webp {black}"],
+        "f.png": [f"f.png {black}"],
+    }

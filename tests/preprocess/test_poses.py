@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from stableanimator_cli.errors import BadInput, NoPerson
 from stableanimator_cli.media import VideoWriter, open_clip
@@ -100,6 +101,11 @@ def test_aligned_to_a_picture_and_the_distance_told(preprocess, tmp_path):
     assert told["mode"] == "none"
     assert told["before"]["number"] == told["after"]["number"] > 1
     assert "misalignment" in heard.notes[-1]
+    assert not any("the first is used" in note for note in heard.notes)
+    with Image.open(reference) as image:
+        image.save(tmp_path / "ref.gif", save_all=True, append_images=[image.rotate(180)])
+    preprocess(video, **flags | {"reference": tmp_path / "ref.gif"}, output=tmp_path / "clips")
+    assert heard.notes.count("ref.gif has 2 frames; the first is used") == 1
     for mode in ("affine", "upstream", "similarity", "bones"):
         done = preprocess(video, align=mode, preview=True, **flags).to_json()["poses"]
         assert done["alignment"]["after"]["number"] < 0.05, mode

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from stableanimator_cli import __version__, clip_folder
 from stableanimator_cli.clip_folder import ClipFolder
 from stableanimator_cli.config.preprocess import PreprocessConfig
-from stableanimator_cli.detect.capture import BATCH, CaptureOptions, Detectors, extract_motion
+from stableanimator_cli.detect.capture import BATCH, Capture, CaptureOptions, Detectors, extract_motion
 from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import (
     MARK,
@@ -44,7 +44,7 @@ from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.quality import findings, measure_quality
 from stableanimator_cli.preprocess.visual_quality import VisualQualityMeter, write_sheet
 from stableanimator_cli.progress import Reporter
-from stableanimator_cli.records import ModelFolder
+from stableanimator_cli.records import Clip, ModelFolder
 
 FAILED = "failed"
 """The folder beside the clips with one file per video that was left out, which records why."""
@@ -169,7 +169,8 @@ def _write_clip(
 ) -> ClipFolder:
     """Write a clip aside and rename it into place. ``digest``: sha256 and bytes of the source."""
     config = job.config
-    clip = clip_folder.cut(open_clip(source.path), config.frames or (None, None), config.fps)
+    video = open_clip(source.path)
+    clip = clip_folder.cut(video, config.frames or (None, None), config.fps)
     folder = job.folder(source, clip.size)
     for path in job.folders(source):
         check_clip_replaceable(path)
@@ -186,6 +187,7 @@ def _write_clip(
         else:
             capture = extract_motion(clip, detectors, options, reporter=reporter, watchers=(meter,))
             link_source(source.path, temp, folder, copy=config.source == "copy")
+        report_numbers(video, config, capture, reporter)
         motion = capture.motion
         save_motion(temp / clip_folder.MOTION, motion)
         clip_folder.save_faces(temp / clip_folder.FACES, capture.faces)
@@ -229,6 +231,17 @@ def _write_clip(
 
 def capture_options(config: PreprocessConfig) -> CaptureOptions:
     return CaptureOptions(person=person_of(config), every=config.every, gap=config.gap, smooth=config.smooth)
+
+
+def report_numbers(video: Clip, config: PreprocessConfig, capture: Capture, reporter: Reporter) -> None:
+    """Report that people are numbered from the first frame of ``--frames`` on, if several are seen."""
+    start = (config.frames or (None, None))[0]
+    first = (start or 0) if video.count is None else slice(start, None).indices(video.count)[0]
+    if first and capture.found.max() > 1:
+        reporter.info(
+            f"{video.path.name}: people are numbered as they appear from frame {first} on; `sa animate --frames` uses "
+            "the numbers of the full video"
+        )
 
 
 def person_of(config: PreprocessConfig) -> Person:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 
 import numpy as np
@@ -12,7 +13,7 @@ from stableanimator_cli.errors import BadInput, NoPerson
 from stableanimator_cli.media import VideoWriter, open_clip
 from stableanimator_cli.motion.motion_file import load_motion, save_motion
 from stableanimator_cli.motion.skeleton import draw_frame
-from stableanimator_cli.preprocess import poses
+from stableanimator_cli.preprocess import clip, poses
 from stableanimator_cli.preprocess.poses import even_frames, write_poses
 from stableanimator_cli.progress import NullReporter
 from tests.conftest import largest_file
@@ -140,6 +141,31 @@ def test_odd_sizes_rotation_and_ten_bits_come_through(preprocess, tmp_path):
         preprocess(tmp_path / f"{name}.mp4", poses=tmp_path / "poses.mp4")
         motion = load_motion(tmp_path / "poses.npz")
         assert (motion.size, motion.present.sum()) == (size, 4), name
+
+
+@pytest.mark.parametrize("module", [poses, clip])
+def test_numbers_of_several_people_that_begin_late_are_reported(preprocess, tmp_path, monkeypatch, module):
+    video = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(8))
+    output = {"poses": tmp_path / "poses.mp4"} if module is poses else {"output": tmp_path / "clips"}
+    words = (
+        "dance.mp4: people are numbered as they appear from frame 5 on; `sa animate --frames` uses the numbers of the "
+        "full video"
+    )
+
+    def notes(frames):
+        heard = Heard()
+        preprocess(video, frames=frames, reporter=heard, **output)
+        return [note for note in heard.notes if "people are numbered" in note]
+
+    assert notes("5:7") == []  # one person alone
+    real = module.extract_motion
+
+    def with_another(*args, **kwargs):
+        capture = real(*args, **kwargs)
+        return dataclasses.replace(capture, found=capture.found + 1)
+
+    monkeypatch.setattr(module, "extract_motion", with_another)
+    assert [notes(frames) for frames in (":3", "5:", "-3:")] == [[], [words], [words]]
 
 
 def test_ticks_of_a_constant_rate():

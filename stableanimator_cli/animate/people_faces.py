@@ -28,7 +28,7 @@ def people_in_video(
 ) -> tuple[Person, Detectors]:
     """The people of a plain video to track: as many as there are faces for, unless ``--person`` names them.
 
-    With several, the detectors read faces too: people are then also told apart by appearance.
+    With several, the detectors read faces too: people are then also distinguished by appearance.
     """
 
     @functools.cache

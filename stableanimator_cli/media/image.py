@@ -49,7 +49,7 @@ def unused_content(path: Path) -> list[str]:
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # phones add previews to JPEG
         if frames > 1:
             messages.append(f"{path.name} has {frames} frames; the first is used")
-        if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             messages.append(f"{path.name} is transparent in part; the background becomes black")
     return messages
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 NETWORKS = ("unet", "pose_net", "face_encoder", "vae", "image_encoder")
 """Roles of a model that is one UNet with our pose and face networks."""
+
+Schedule = Literal["karras", "ays", "ddim"]
+"""Values of ``--schedule``."""
 
 DEFAULT = "svd"
 """The backbone of a model folder that names none."""
@@ -40,7 +43,7 @@ class BackboneFacts:
 
     networks: tuple[str, ...] = NETWORKS
     trainable: bool = True
-    schedules: tuple[str, ...] = ("karras", "ays")
+    schedules: tuple[Schedule, ...] = ("karras", "ays")
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: MappingProxyType({}))

@@ -241,7 +241,8 @@ def _model(found: Entry) -> Iterator[Finding]:
             try:
                 check_size(path, row.bytes if path.name == Path(row.path).name else None)
             except SaError as error:
-                yield _broken("models", error.message, pull if pull in (error.hint or pull) else error.hint)
+                hint = error.hint or pull
+                yield _broken("models", error.message, pull if pull in hint else hint)
     for root in catalogue.search_paths(found):
         deep = root / found.name
         if any(path is not None and path.is_relative_to(deep) for path in paths.values()):

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
+from stableanimator_cli.backbone_facts import Schedule
 from stableanimator_cli.config.parse import (
     DEVICE,
     INTERVAL,
@@ -85,7 +86,7 @@ class SamplingConfig:
     sampler: Literal["euler", "heun", "dpmpp_2m"] = option("--sampler", "euler", model_default=True, panel=SAMPLING,
         help="Solver: euler as the reference implementation, heun with two network calls a step, or dpmpp_2m "
         "(DPM-Solver++ 2M), of second order with one.")
-    schedule: Literal["karras", "ays", "ddim"] = option("--schedule", "karras", panel=SAMPLING,
+    schedule: Schedule = option("--schedule", "karras", panel=SAMPLING,
         help="Noise levels of the steps: karras as the reference implementation, or ays (Align Your Steps), with fewer "
         "high ones, made for about ten steps. A model of the backbone magic has ddim, its timesteps.")
     churn: float = option("--churn", 0.0, model_default=True, metavar="S", ge=0, panel=SAMPLING,

@@ -15,7 +15,12 @@ from pathlib import Path
 import onnx
 
 _FEW = 1024  # values of an initialiser that may be a shape; larger ones are weights
-_BYTES = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2, onnx.TensorProto.INT64: 8, onnx.TensorProto.BOOL: 1}
+_BYTES: Mapping[int, int] = {  # of a value, by ``elem_type``
+    onnx.TensorProto.FLOAT: 4,
+    onnx.TensorProto.FLOAT16: 2,
+    onnx.TensorProto.INT64: 8,
+    onnx.TensorProto.BOOL: 1,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.backbones.svd import BACKBONE
 from stableanimator_cli.engine.decoder import Decoder
-from stableanimator_cli.engine.render import SampleOptions, Timings, decode, initial_noise, render, sample
+from stableanimator_cli.engine.render import SampleOptions, Timings, check_finite, decode, initial_noise, render, sample
 from stableanimator_cli.errors import CheckFailed, OutOfMemory
 from tests.tiny import engine_of, rendered, request
 
@@ -123,7 +123,11 @@ def test_latents_that_are_not_finite_are_a_failed_check_not_a_black_video(tiny_m
         next(iter(engine.networks["unet"].parameters())).data.fill_(float("nan"))
         with pytest.raises(CheckFailed, match="not finite") as caught:
             rendered(engine, request(2))
-    assert "--dtype" in str(caught.value.hint)
+        assert "sa models verify" in str(caught.value.hint)  # float32 does not overflow
+        engine.plan = replace(engine.plan, dtype=torch.float16)
+        with pytest.raises(CheckFailed) as caught:
+            check_finite(torch.tensor(float("nan")), engine)
+    assert "--dtype bfloat16" in str(caught.value.hint)
 
 
 def test_memory_that_runs_out_names_stage_and_setting(engine, monkeypatch):

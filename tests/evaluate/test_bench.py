@@ -147,7 +147,7 @@ def test_a_case_that_fails_leaves_its_memory_to_the_next(tmp_path: Path) -> None
     image = tmp_path / "a.png"
     write_picture(image, drawn(0, frames=1)[0])
     case = Case(name="a", reference=image, motion=image, target=None, poses=None)
-    model, alive = SimpleNamespace(name="m", files={}), []
+    model, alive = SimpleNamespace(name="m", files={}, digests={}), []
     animator = Animator(
         model=cast(ModelFolder, model), name="m", animate=animate, settings=None, flags={}, reporter=NullReporter()
     )

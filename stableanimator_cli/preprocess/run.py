@@ -59,9 +59,8 @@ def run(
         raise ConfigError("--person", config.who, PERSON_FORMS) from None
     if config.lint:
         return lint.run(config, reporter)
-    for message in [] if config.reference is None else unused_content(config.reference):
-        reporter.info(message)
     if convert.is_motion(config.inputs):
+        _report_unused(config, reporter)
         # Networks only detect the person of a reference image.
         return convert.run(config, reporter, model=None if config.reference is None else _model(config))
     out = _output(config)
@@ -80,6 +79,7 @@ def run(
     check_files(poses_files(config), inputs_of(config, sources))
     if out is not None:
         check_apart(out, inputs_of(config, sources))
+    _report_unused(config, reporter)
     model = _model(config)
     job = PreprocessJob(
         config=config, model=model, networks=network_digests(model), out=out or Path(), threads=_threads(config)
@@ -114,6 +114,11 @@ def network_digests(model: ModelFolder) -> dict[str, str]:
     for name, path in files.items():
         check_digest(path, digests[name], model.digests.get(path))
     return digests
+
+
+def _report_unused(config: PreprocessConfig, reporter: Reporter) -> None:
+    for message in [] if config.reference is None else unused_content(config.reference):
+        reporter.info(message)
 
 
 def _model(config: PreprocessConfig) -> ModelFolder:

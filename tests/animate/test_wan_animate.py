@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.animate import checkpoint, pipeline
+from stableanimator_cli.animate import pipeline
 from stableanimator_cli.animate.driving import open_driving
 from stableanimator_cli.animate.driving_faces import read_face_crops
 from stableanimator_cli.animate.identity_gate import Identity
@@ -25,12 +25,13 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.engine.backbones.segments import SegmentBackbone
 from stableanimator_cli.engine.render import SampleOptions
-from stableanimator_cli.errors import CheckFailed, ConfigError, Interrupted, ModelDamaged, ModelMissing
+from stableanimator_cli.errors import CheckFailed, ConfigError, ModelDamaged, ModelMissing
 from stableanimator_cli.media import VideoWriter, open_clip
 from stableanimator_cli.motion.aapose import draw_aapose
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.progress import NullReporter
 from tests.animate.clips import Heard, face_picture, skeleton_video
+from tests.animate.segment_runs import OF_SEGMENTS, check_refused, run_interrupted
 from tests.tiny import waving
 from tests.tiny_wan import copied, write_model, write_pipeline
 from tests.train.clip_folders import side_by_side
@@ -175,22 +176,10 @@ def test_our_skeleton_video_is_drawn_again_from_its_points(place, animate):
 
 @pytest.mark.parametrize("mode", ["off", "crop", "full"])
 def test_interrupted_after_any_step_it_resumes_to_the_same_bytes(place, animate, monkeypatch, mode):
-    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
-    monkeypatch.setattr(checkpoint, "_WRITE_RATIO", 0)
-    expected = animate(output=place / "whole.mp4", refine_face=mode, refine_steps="0:")
-    save, seen = checkpoint.CheckpointManager.save, []
-
-    def interrupt_after(self: checkpoint.CheckpointManager, saved: checkpoint.Checkpoint) -> None:
-        save(self, saved)
-        seen.append(saved.state.step)
-        if len(seen) in (2, 3, 5):  # within a segment, at its end, within the next
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint.CheckpointManager, "save", interrupt_after)
-    for _ in range(3):
-        with pytest.raises(Interrupted):
-            animate(refine_face=mode, refine_steps="0:")
-    report = animate(refine_face=mode, refine_steps="0:")
+    flags = {"refine_face": mode, "refine_steps": "0:"}
+    expected = animate(output=place / "whole.mp4", **flags)
+    # within a segment, at its end, within the next
+    report, seen = run_interrupted(animate, monkeypatch, (2, 3, 5), **flags)
     assert seen == [1, 2, 3, 4, 5, 6]
     assert digest(report.video) == digest(expected.video)
     whole, resumed = record(expected.video), record(report.video)
@@ -249,28 +238,15 @@ def test_guidance_and_prompts_reach_the_text_encoder(place, animate):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"blend": "shifted"}, ("--blend", "segments")),
         ({"id_adapter": "norm"}, ("--id-adapter", "no ID adapters")),
         ({"cache_features": "2"}, ("--cache-features", "no deep features")),
         ({"guidance_interval": "0.3:5"}, ("--guidance-interval", "guided in all steps")),
         ({"schedule": "ays"}, ("--schedule", "scheduler of its folder")),
-        ({"sampler": "heun"}, ("--sampler", "scheduler of its folder")),
-        ({"anchor": "reference"}, ("--anchor", "reference image")),
-        ({"quantize": "int8"}, ("--quantize", "plain or fp8")),
-        ({"gpus": 2}, ("--gpus", "follow one another")),
-        ({"preset": "paper"}, ("--preset", "standard or fast")),
-        ({"window": 10}, ("--window", "4N+1")),
-        ({"overlap": 2}, ("--overlap", "1 or 5")),
-        ({"guidance": "1:3"}, ("--guidance", "one number")),
-        ({"size": "72x64"}, ("--size", "multiples of 16")),
+        *OF_SEGMENTS,
     ],
 )
 def test_options_that_it_does_not_have_are_refused_by_name(animate, flags, words):
-    with pytest.raises(ConfigError) as caught:
-        animate(**flags)
-    said = f"{caught.value.message} {caught.value.hint}"
-    assert all(word in said for word in words), said
-    assert caught.value.exit_code == 2
+    check_refused(animate, flags, words)
 
 
 def test_a_prompt_is_refused_without_a_text_encoder(animate, tiny_model):

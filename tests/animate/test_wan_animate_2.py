@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.animate import checkpoint, pipeline
+from stableanimator_cli.animate import pipeline
 from stableanimator_cli.animate.driving import open_driving
 from stableanimator_cli.animate.driving_pixels import letterboxed
 from stableanimator_cli.animate.identity_gate import Identity
@@ -24,12 +24,13 @@ from stableanimator_cli.backbone_facts import BACKBONES
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.engine.backbones.wan_animate_2 import BACKBONE
-from stableanimator_cli.errors import BadInput, ConfigError, Interrupted, ModelDamaged
+from stableanimator_cli.errors import BadInput, ModelDamaged
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.records import Face
 from tests.animate.clips import Heard, clip_of, face_picture, skeleton_video
+from tests.animate.segment_runs import OF_SEGMENTS, check_refused, checkpoint_every_step, run_interrupted
 from tests.animate.test_wan_animate import digest, person_video, record
 from tests.tiny import waving
 from tests.tiny_wan import copied
@@ -115,22 +116,10 @@ def test_the_video_is_read_at_the_rate_of_the_run(place):
 
 @pytest.mark.parametrize("mode", ["off", "crop", "full"])
 def test_interrupted_after_any_step_it_resumes_to_the_same_bytes(place, animate, monkeypatch, faces_everywhere, mode):
-    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
-    monkeypatch.setattr(checkpoint, "_WRITE_RATIO", 0)
-    expected = animate(output=place / "whole.mp4", refine_face=mode, refine_steps="0:", steps=2)
-    save, seen = checkpoint.CheckpointManager.save, []
-
-    def interrupt_after(self: checkpoint.CheckpointManager, saved: checkpoint.Checkpoint) -> None:
-        save(self, saved)
-        seen.append(saved.state.step)
-        if len(seen) in (1, 2, 3):  # within a segment, at its end, within the next
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint.CheckpointManager, "save", interrupt_after)
-    for _ in range(3):
-        with pytest.raises(Interrupted):
-            animate(refine_face=mode, refine_steps="0:", steps=2)
-    report = animate(refine_face=mode, refine_steps="0:", steps=2)
+    flags = {"refine_face": mode, "refine_steps": "0:", "steps": 2}
+    expected = animate(output=place / "whole.mp4", **flags)
+    # within a segment, at its end, within the next
+    report, seen = run_interrupted(animate, monkeypatch, (1, 2, 3), **flags)
     assert seen == [1, 2, 3, 4]
     assert digest(report.video) == digest(expected.video)
     whole, resumed = record(expected.video), record(report.video)
@@ -171,8 +160,7 @@ def test_an_estimate_without_a_face_is_left_as_it_is(animate):
 
 def test_the_gate_samples_a_segment_again_and_keeps_those_before_it(place, animate, monkeypatch):
     """With a checkpoint after each step, also of the second sampling, which shares what it keeps with the first."""
-    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
-    monkeypatch.setattr(checkpoint, "_WRITE_RATIO", 0)
+    checkpoint_every_step(monkeypatch)
     values = iter([0.9] * 9 + [0.1] * 3 + [0.9] * 12)
     monkeypatch.setattr(
         pipeline, "_measure_identity",
@@ -190,24 +178,11 @@ def test_the_gate_samples_a_segment_again_and_keeps_those_before_it(place, anima
     [
         ({"person": "0,1"}, ("--person: found '0,1'", "driven by the video itself")),
         ({"pair": "0:0"}, ("--pair: found '0:0'", "driven by the video itself")),
-        ({"blend": "shifted"}, ("--blend", "segments")),
-        ({"sampler": "heun"}, ("--sampler", "scheduler of its folder")),
-        ({"anchor": "reference"}, ("--anchor", "reference image")),
-        ({"quantize": "int8"}, ("--quantize", "plain or fp8")),
-        ({"gpus": 2}, ("--gpus", "follow one another")),
-        ({"preset": "paper"}, ("--preset", "standard or fast")),
-        ({"window": 10}, ("--window", "4N+1")),
-        ({"overlap": 2}, ("--overlap", "1 or 5")),
-        ({"guidance": "1:3"}, ("--guidance", "one number")),
-        ({"size": "72x64"}, ("--size", "multiples of 16")),
+        *OF_SEGMENTS,
     ],
 )
 def test_options_that_it_does_not_have_are_refused_by_name(animate, flags, words):
-    with pytest.raises(ConfigError) as caught:
-        animate(**flags)
-    said = f"{caught.value.message} {caught.value.hint}"
-    assert all(word in said for word in words), said
-    assert caught.value.exit_code == 2
+    check_refused(animate, flags, words)
 
 
 @pytest.mark.parametrize("plan_only", [False, True])

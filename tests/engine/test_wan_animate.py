@@ -19,13 +19,12 @@ from torch import Tensor
 from stableanimator_cli.catalogue import open_animator
 from stableanimator_cli.config.animate import DecodeConfig, SamplingConfig, WindowConfig
 from stableanimator_cli.diffusion.face_optimization import Box, FaceOptimization, FaceOptimizationSettings, Target
-from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.backbones.wan_animate import BACKBONE
 from stableanimator_cli.engine.conditioning import StoredPoses, to_signed
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, decode, sample
+from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, sample
 from stableanimator_cli.nets.arcface import ArcFace, crop_resize
-from tests.nets.iresnet import IResNet, filled, to_onnx
+from tests.engine.segment_runs import SEGMENTS, check_faces_come_nearer, check_frames, check_resumes, random_recogniser
 from tests.tiny import CPU
 from tests.tiny_wan import FACE, STEPS, WINDOW, copied, write_model
 
@@ -100,31 +99,14 @@ def theirs(folder: Path, wanted: RenderRequest, overlap: int = 1) -> np.ndarray:
     return np.stack([np.asarray(frame) for frame in video])
 
 
-def ours(engine: Engine, wanted: RenderRequest, **more: Any) -> np.ndarray:
-    latents = sample(engine, wanted, Timings(), SampleOptions(**more))
-    return np.stack(list(decode(engine, wanted, latents, Timings())))
-
-
 @pytest.mark.parametrize(
     ("frames", "window", "overlap", "sampling"),
-    [
-        (9, 9, 1, {}),
-        (5, 9, 1, {}),  # shorter than a segment
-        (12, 9, 1, {}),
-        (20, 9, 1, {"steps": 2}),
-        (20, 13, 5, {"steps": 2}),
-        (12, 9, 1, {"guidance": (2.0, 2.0), "negative_prompt": "dance"}),
-    ],
+    [*SEGMENTS, (12, 9, 1, {"guidance": (2.0, 2.0), "negative_prompt": "dance"})],
 )
 def test_without_optimisation_it_is_diffusers_own_call(engine, folder, frames, window, overlap, sampling):
     wanted = request(frames, overlap, window, **sampling)
-    frames_of_ours = ours(engine, wanted)
-    assert np.array_equal(frames_of_ours, theirs(folder, wanted, overlap))
-    assert len(frames_of_ours) == frames
-    counted = BACKBONE.count_calls(wanted)
-    assert {name: engine.calls[name] for name in counted if name != "windows"} == {
-        name: count for name, count in counted.items() if name != "windows"
-    }
+    assert wanted.plan.total == frames
+    check_frames(engine, BACKBONE, wanted, theirs(folder, wanted, overlap))
 
 
 def with_scheduler(folder: Path, target: Path, scheduler: Any) -> Path:
@@ -143,22 +125,8 @@ def with_scheduler(folder: Path, target: Path, scheduler: Any) -> Path:
     ids=["UniPC, which keeps its history", "Euler, which draws noise"],
 )
 def test_a_resumed_run_is_the_unbroken_one_to_the_bit(folder, tmp_path, scheduler):
-    wanted = request(20, steps=2)
     with Engine.open(open_animator(with_scheduler(folder, tmp_path / "other", scheduler)), CPU) as engine:
-        states, extra = [], {}
-
-        def keep(latents: Tensor, denoised: Tensor, step: Step) -> None:
-            assert torch.isfinite(denoised).all()
-            states.append((latents.clone(), {name: value.clone() for name, value in extra.items()}, step.index + 1))
-
-        whole = sample(engine, wanted, Timings(), SampleOptions(on_step=keep, extra=extra))
-        assert [step for *_, step in states] == list(range(1, 7))
-        assert torch.equal(sample(engine, wanted, Timings()), whole)
-        for latents, kept, step in states[:-1]:
-            resumed = sample(
-                engine, wanted, Timings(), SampleOptions(extra=dict(kept), latents=latents, first_step=step)
-            )
-            assert torch.equal(resumed, whole), step
+        assert check_resumes(engine, request(20, steps=2)) == list(range(1, 7))
 
 
 def test_another_noise_for_one_segment_leaves_those_before_it(engine):
@@ -172,7 +140,7 @@ def test_another_noise_for_one_segment_leaves_those_before_it(engine):
 
 @pytest.fixture(scope="module")
 def recogniser() -> ArcFace:
-    return ArcFace(to_onnx(filled(IResNet(widths=(4, 8, 8, 16), features=32, stem=4))))
+    return random_recogniser()
 
 
 def optimisation(engine: Engine, recogniser: ArcFace, frames: int, mode: Any, **settings: Any) -> FaceOptimization:
@@ -197,16 +165,10 @@ def similarity(recogniser: ArcFace, optimise: FaceOptimization, frames: np.ndarr
 
 @pytest.mark.parametrize(("mode", "chunk"), [("full", 16), ("crop", 16), ("crop", 4)])
 def test_faces_come_nearer_in_every_segment(engine, recogniser, mode, chunk):
-    wanted, optimise = request(16, window=9), None
-    plain = ours(engine, wanted)
     optimise = optimisation(engine, recogniser, 16, mode, chunk=chunk)
-    better = ours(engine, wanted, refine=optimise)
-    assert [entry.step for entry in optimise.log] == [0, 1, 2, 0, 1, 2]
-    assert [entry.faces for entry in optimise.log] == [8] * 3 + [7] * 3  # neither shared frames nor padding
-    assert all(entry.after > entry.before for entry in optimise.log)
-    segments = (slice(0, 9), slice(9, 16))
-    for part in segments:
-        assert similarity(recogniser, optimise, better[part]) > similarity(recogniser, optimise, plain[part]) + 0.002
+    check_faces_come_nearer(
+        engine, request(16, window=9), optimise, lambda frames: similarity(recogniser, optimise, frames)
+    )
 
 
 def test_crops_change_latents_near_the_face_only(engine, recogniser):
@@ -221,15 +183,4 @@ def test_crops_change_latents_near_the_face_only(engine, recogniser):
 
 
 def test_a_resumed_run_with_faces_is_the_unbroken_one(engine, recogniser):
-    wanted, states, extra = request(16, steps=2), [], {}
-
-    def keep(latents: Tensor, denoised: Tensor, step: Step) -> None:
-        states.append((latents.clone(), {name: value.clone() for name, value in extra.items()}, step.index + 1))
-
-    refine = optimisation(engine, recogniser, 16, "crop", chunk=4)
-    whole = sample(engine, wanted, Timings(), SampleOptions(on_step=keep, extra=extra, refine=refine))
-    for latents, kept, step in states[:-1]:
-        refine = optimisation(engine, recogniser, 16, "crop", chunk=4)
-        options = SampleOptions(refine=refine, latents=latents, first_step=step, extra=dict(kept))
-        resumed = sample(engine, wanted, Timings(), options)
-        assert torch.equal(resumed, whole), step
+    check_resumes(engine, request(16, steps=2), lambda: optimisation(engine, recogniser, 16, "crop", chunk=4))

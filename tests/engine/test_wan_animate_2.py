@@ -13,20 +13,25 @@ import torch
 from diffusers import ClassifierFreeGuidance, ModularPipeline
 from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 from PIL import Image
-from torch import Tensor
 
 from stableanimator_cli.catalogue import open_animator
 from stableanimator_cli.config.animate import DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
-from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine.backbones.wan_animate_2 import BACKBONE
 from stableanimator_cli.engine.conditioning import StoredPoses
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
-from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, decode, sample
+from stableanimator_cli.engine.render import RenderRequest, Timings, sample
 from stableanimator_cli.nets import frame_attention
 from stableanimator_cli.nets.arcface import ArcFace
+from tests.engine.segment_runs import (
+    SEGMENTS,
+    check_faces_come_nearer,
+    check_frames,
+    check_resumes,
+    ours,
+    random_recogniser,
+)
 from tests.engine.test_wan_animate import optimisation, pictures, similarity
-from tests.nets.iresnet import IResNet, filled, to_onnx
 from tests.nets.test_frame_attention import uncompiled
 from tests.tiny import CPU
 from tests.tiny_wan import STEPS, WINDOW
@@ -102,30 +107,11 @@ def call(pipe: Any, wanted: RenderRequest, overlap: int) -> list[Image.Image]:
     )[0]
 
 
-def ours(engine: Engine, wanted: RenderRequest, **more: Any) -> np.ndarray:
-    latents = sample(engine, wanted, Timings(), SampleOptions(**more))
-    return np.stack(list(decode(engine, wanted, latents, Timings())))
-
-
-@pytest.mark.parametrize(
-    ("frames", "window", "overlap", "sampling"),
-    [
-        (9, 9, 1, {}),
-        (5, 9, 1, {}),  # shorter than a segment
-        (12, 9, 1, {}),
-        (20, 9, 1, {"steps": 2}),
-        (20, 13, 5, {"steps": 2}),
-    ],
-)
+@pytest.mark.parametrize(("frames", "window", "overlap", "sampling"), SEGMENTS)
 def test_without_optimisation_it_is_diffusers_own_call(engine, folder, frames, window, overlap, sampling):
     wanted = request(frames, overlap, window, **sampling)
-    frames_of_ours = ours(engine, wanted)
-    assert np.array_equal(frames_of_ours, theirs(folder, wanted, overlap))
-    assert len(frames_of_ours) == frames
-    counted = BACKBONE.count_calls(wanted)
-    assert {name: engine.calls[name] for name in counted if name != "windows"} == {
-        name: count for name, count in counted.items() if name != "windows"
-    }
+    assert wanted.plan.total == frames
+    check_frames(engine, BACKBONE, wanted, theirs(folder, wanted, overlap))
 
 
 def test_with_guidance_it_is_diffusers_own_call(tmp_path):
@@ -147,19 +133,7 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_bit(folder, distilled, kind, g
     """DPM-Solver keeps its history, the Euler scheduler of the distilled folder nothing."""
     wanted = request(20, steps=2, guidance=(guidance, guidance))
     with Engine.open(open_animator(distilled if kind == "distilled" else folder), CPU) as engine:
-        states, extra = [], {}
-
-        def keep(latents: Tensor, denoised: Tensor, step: Step) -> None:
-            assert torch.isfinite(denoised).all()
-            states.append((latents.clone(), {name: value.clone() for name, value in extra.items()}, step.index + 1))
-
-        whole = sample(engine, wanted, Timings(), SampleOptions(on_step=keep, extra=extra))
-        assert [step for *_, step in states] == list(range(1, 7))
-        assert torch.equal(sample(engine, wanted, Timings()), whole)
-        for latents, kept, step in states[:-1]:
-            options = SampleOptions(extra=dict(kept), latents=latents, first_step=step)
-            resumed = sample(engine, wanted, Timings(), options)
-            assert torch.equal(resumed, whole), step
+        assert check_resumes(engine, wanted) == list(range(1, 7))
 
 
 def test_a_video_shorter_than_its_padding_runs_back_and_forth(engine):
@@ -170,34 +144,19 @@ def test_a_video_shorter_than_its_padding_runs_back_and_forth(engine):
 
 @pytest.fixture(scope="module")
 def recogniser() -> ArcFace:
-    return ArcFace(to_onnx(filled(IResNet(widths=(4, 8, 8, 16), features=32, stem=4))))
+    return random_recogniser()
 
 
 @pytest.mark.parametrize(("mode", "chunk"), [("full", 16), ("crop", 16), ("crop", 4)])
 def test_faces_come_nearer_in_every_segment(engine, recogniser, mode, chunk):
-    wanted = request(16, window=9)
-    plain = ours(engine, wanted)
     optimise = optimisation(engine, recogniser, 16, mode, chunk=chunk)
-    better = ours(engine, wanted, refine=optimise)
-    assert [entry.faces for entry in optimise.log] == [8] * 3 + [7] * 3  # neither shared frames nor padding
-    assert all(entry.after > entry.before for entry in optimise.log)
-    for part in (slice(0, 9), slice(9, 16)):
-        assert similarity(recogniser, optimise, better[part]) > similarity(recogniser, optimise, plain[part]) + 0.002
+    check_faces_come_nearer(
+        engine, request(16, window=9), optimise, lambda frames: similarity(recogniser, optimise, frames)
+    )
 
 
 def test_a_resumed_run_with_faces_is_the_unbroken_one(engine, recogniser):
-    wanted, states, extra = request(16, steps=2), [], {}
-
-    def keep(latents: Tensor, denoised: Tensor, step: Step) -> None:
-        states.append((latents.clone(), {name: value.clone() for name, value in extra.items()}, step.index + 1))
-
-    refine = optimisation(engine, recogniser, 16, "crop", chunk=4)
-    whole = sample(engine, wanted, Timings(), SampleOptions(on_step=keep, extra=extra, refine=refine))
-    for latents, kept, step in states[:-1]:
-        refine = optimisation(engine, recogniser, 16, "crop", chunk=4)
-        options = SampleOptions(extra=dict(kept), refine=refine, latents=latents, first_step=step)
-        resumed = sample(engine, wanted, Timings(), options)
-        assert torch.equal(resumed, whole), step
+    check_resumes(engine, request(16, steps=2), lambda: optimisation(engine, recogniser, 16, "crop", chunk=4))
 
 
 def test_attention_frame_by_frame_changes_rounding_only(engine, monkeypatch):

@@ -91,8 +91,9 @@ def require(holds: bool, flag: str, found: object, expected: str) -> None:
 
 def check_fields(config: Any) -> None:
     """Check every ``Literal`` field against its choices and every number against its range; for ``__post_init__``."""
+    hints = _hints(type(config))
     for item in dataclasses.fields(config):
-        value, hints = getattr(config, item.name), _hints(type(config))
+        value = getattr(config, item.name)
         inner, optional = _without_none(hints[item.name])
         if optional and value is None:
             continue

@@ -18,7 +18,7 @@ from stableanimator_cli import backbone_facts
 from stableanimator_cli.catalogue import layouts, pipelines
 from stableanimator_cli.catalogue.configs import read_config
 from stableanimator_cli.catalogue.damage import check_size
-from stableanimator_cli.catalogue.home import cache_dir, expanded
+from stableanimator_cli.catalogue.home import BUILTIN, cache_dir, expanded
 from stableanimator_cli.catalogue.needed import Needed, needed
 from stableanimator_cli.catalogue.schema import FILE_NAME, Component, Entry, nearest_or_all, read
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, SaError
@@ -33,11 +33,11 @@ _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".onnx")
 
 def builtin_dir() -> Path:
     """The catalogue of the program: inside an installed package, or at the root of a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "models", package.parent / "models"):
+    for folder in BUILTIN:
         # a stray folder named models beside site-packages is not a catalogue
         if next(folder.glob(f"*/{FILE_NAME}"), None) is not None:
             return folder
+    package = BUILTIN[0].parent
     raise ModelDamaged(f"{package}: the catalogue folder 'models' is missing", hint="install the package again")
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stableanimator_cli.catalogue.home import cache_dir
+from stableanimator_cli.catalogue.home import BUILTIN, cache_dir
 from stableanimator_cli.errors import ModelDamaged
 
 _LFS = b"version https://git-lfs"
-_PACKAGE = Path(__file__).resolve().parents[1]
-_BUILTIN = (_PACKAGE / "models", _PACKAGE.parent / "models")
 
 
 def check_size(path: Path, expected: int | None) -> None:
@@ -43,6 +41,6 @@ def fetch_again(path: Path) -> str:
     models, path = cache_dir() / "models", path.absolute()
     if path.is_relative_to(models) and path != models:
         return f"download it again: `sa models pull {path.relative_to(models).parts[0]}`"
-    if any(path.is_relative_to(folder) for folder in _BUILTIN):
+    if any(path.is_relative_to(folder) for folder in BUILTIN):
         return "it is a part of sa: install sa again, or in a clone restore it with git checkout"
     return "copy it again from where its folder comes from"

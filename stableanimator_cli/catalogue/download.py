@@ -7,6 +7,7 @@ later run resumes, and renamed once its size and sha256 are verified.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -137,10 +138,11 @@ def weight_digests(model: ModelFolder, roles: Iterable[str] | None = None) -> di
     numbers are damaged.
     """
     files = {role: path for role, path in model.files.items() if roles is None or role in roles}
+    of_file = functools.cache(digest)
     for path, expected in model.digests.items():
         if any(path.is_relative_to(file) for file in files.values()):
-            check_digest(path, digest(path), expected)
-    return {role: sha256_of(path, digest) if path.is_dir() else digest(path) for role, path in files.items()}
+            check_digest(path, of_file(path), expected)
+    return {role: sha256_of(path, of_file) if path.is_dir() else of_file(path) for role, path in files.items()}
 
 
 def digest(path: Path, progress: Progress | None = None, label: str = "") -> str:

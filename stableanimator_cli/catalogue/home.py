@@ -9,6 +9,10 @@ from pathlib import Path
 
 from stableanimator_cli.errors import ConfigError
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+BUILTIN = (_PACKAGE / "models", _PACKAGE.parent / "models")
+"""Where the program's own catalogue may be: inside an installed package, or at the root of a checkout."""
+
 
 def cache_dir() -> Path:
     """The folder of downloaded and imported files, which need not exist.

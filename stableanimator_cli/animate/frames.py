@@ -34,8 +34,9 @@ def render_frames(
     config = inputs.config
     prepared = prepare(inputs, engines, use_face=use_face, plan_only=False, reporter=reporter)
     engine, request = prepared.engine, prepared.request
-    estimator = inputs.estimator(frames=request.plan.total, face_sets=prepared.face_sets)
-    refine = build_face_optimization(config, engine, inputs.image, prepared.face, prepared.driving, reporter, estimator)
+    driving = prepared.driving
+    estimator = inputs.estimator(config, driving, frames=request.plan.total, face_sets=prepared.face_sets)
+    refine = build_face_optimization(config, engine, inputs.image, prepared.face, driving, reporter, estimator)
     onnx.warn_of_fallbacks(reporter)
     live = LivePreview(config, engine, reporter, has_anchor=request.has_anchor, on_preview=on_preview, writes=False)
     timings = Timings()

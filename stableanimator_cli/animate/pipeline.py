@@ -87,10 +87,7 @@ def run_pipeline(
             weight_digests(model)  # damaged numbers load without an error, and would blame the reference
         prepared = prepare(inputs, engines, use_face=use_face, plan_only=plan_only, reporter=reporter)
         engine, request, face, driving = prepared.engine, prepared.request, prepared.face, prepared.driving
-        estimator = inputs.estimator(
-            frames=request.plan.total, face_sets=prepared.face_sets, detected_size=driving.detected_size,
-            face_box=reference_face.largest_face_box(config, driving),
-        )  # fmt: skip
+        estimator = inputs.estimator(config, driving, frames=request.plan.total, face_sets=prepared.face_sets)
         if checkpoints is None:
             memory = estimator.of(config)
             refined = reference_face.refined_steps(config, model)

@@ -45,7 +45,8 @@ from stableanimator_cli.records import ModelFolder
 class OpenInputs:
     """Reference and motion of a run, with the settings that fit the memory limit.
 
-    ``motion`` reads the motion once; ``detectors`` opens the detectors once; ``estimator`` predicts memory.
+    ``motion`` reads the motion once; ``detectors`` opens the detectors once; ``estimator`` predicts memory
+    with a config and the motion.
     """
 
     config: AnimateConfig
@@ -102,20 +103,21 @@ def open_inputs(
             people=functools.partial(people_in_video, requested, image, str(plan.device)),
         )
     )  # fmt: skip
-    estimator = functools.partial(
+    sized = functools.partial(
         estimator_of, model, device=plan.device, dtype=plan.dtype, size=config.size,
         available=card.bytes if card else available_memory(plan.device),
     )  # fmt: skip
+
+    def estimator(config: AnimateConfig, driving: Driving, *, frames: int, face_sets: int) -> MemoryEstimator:
+        face_box = reference_face.largest_face_box(config, driving)
+        return sized(frames=frames, face_sets=face_sets, detected_size=driving.detected_size, face_box=face_box)
+
     choices: tuple[Choice, ...] = ()
     if config.device.max_memory is not None:
         driving = read_motion()
         frames = len(driving.skeletons) + (config.windows.anchor == "reference")
         sets = 1 + (most_faces(config, driving.people) if model.facts.embeds_face else 0)
-        sized = estimator(
-            frames=frames, face_sets=sets, detected_size=driving.detected_size,
-            face_box=reference_face.largest_face_box(config, driving),
-        )  # fmt: skip
-        config, choices = fit_to_limit(config, sized)
+        config, choices = fit_to_limit(config, estimator(config, driving, frames=frames, face_sets=sets))
         plan = DevicePlan.of(config.device, card)
         for choice in choices:
             reporter.info(f"to fit: {choice}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from stableanimator_cli.animate.driving_faces import FaceCrops, read_face_crops
 from stableanimator_cli.animate.driving_pixels import letterboxed, open_pixels, shows_skeletons
-from stableanimator_cli.animate.driving_video import depends_on_numbers, detect_motion, detect_numbered, open_detectors
+from stableanimator_cli.animate.driving_video import depends_on_numbers, detect_motion, open_detectors
 from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, mean_rate
 from stableanimator_cli.animate.inputs import is_openpose
 from stableanimator_cli.animate.people import (
@@ -30,7 +30,7 @@ from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media import open_clip, take
+from stableanimator_cli.media import frame_range, open_clip, take
 from stableanimator_cli.motion.aapose import draw_aapose
 from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.left_to_right import face_boxes
@@ -173,28 +173,30 @@ def _open_driving(
             open_detectors(clip, detectors)
         return output.counted(selected)
     chosen, opened = people(open_detectors(selected, detectors))
+    # whoever comes before the range counts in the numbers of the full video
     whole = config.frames is not None and depends_on_numbers(config.people)
-    motion = (
-        detect_numbered(clip, (first, stop), chosen, opened, reference, reporter)
-        if whole
-        else detect_motion(selected, chosen, opened, reference, reporter)
-    )
-    if first and not whole and len(motion.track) > 1:
+    source, frames, offset = (clip, (first, stop), 0) if whole else (selected, (0, None), first)
+    if whole and first:
+        reporter.info(
+            f"{path.name}: people are detected from frame 0, not {first}, so that they have the numbers of the full "
+            "video"
+        )
+    motion = detect_motion(source, chosen, opened, reference, reporter, frames)
+    if offset and len(motion.track) > 1:
         reporter.info(
             f"{path.name}: people are numbered as they appear from frame {first} on; --person, --pair and --face-of "
             "use the numbers of the full video"
         )
     if config.fps is None and motion.times is None:
         output = _Output(replace(config, fps=clip.fps), reporter, facts)
-    driving = output.of_motion(motion, path, *((first, stop) if whole else ()))
+    driving = output.of_motion(motion, path, *frames)
     if "face" in facts.streams:
-        driving = output.with_face_crops(driving, clip if whole else selected, motion)
-    if not whole:
-        driving = replace(driving, motion_frames=tuple(first + index for index in driving.motion_frames))
-    driving = replace(driving, detected_size=clip.size)
+        driving = output.with_face_crops(driving, source, motion)
+    shown_frames = tuple(offset + index for index in driving.motion_frames)
+    driving = replace(driving, motion_frames=shown_frames, detected_size=clip.size)
     if not clip.audio or motion.times is None:
         return driving
-    shown = motion.times[first:stop] if whole else motion.times
+    shown = motion.times[slice(*frames)]
     end = shown[-1] + 1 / (clip.fps or mean_rate(motion.times))
     return replace(driving, audio=(path, shown[0], end))
 
@@ -221,8 +223,7 @@ def _audio_of(source: Path, motion: Motion, start: int | None, stop: int | None)
 
 def _selected(clip: Clip, start: int | None, stop: int | None) -> tuple[Clip, int, int | None]:
     """The frames ``start:stop`` of a clip, the index of the first one and that after the last, None if unknown."""
-    first, last = (start or 0, stop) if clip.count is None else slice(start, stop).indices(clip.count)[:2]
-    return take(clip, start, stop), first, last
+    return take(clip, start, stop), *frame_range(clip, start, stop)
 
 
 def _motion_beside(clip: Clip) -> Motion | None:

@@ -53,24 +53,3 @@ def detect_motion(
             return capture.motion
         reporter.info(f"{clip.path.name}: {alignment.describe()}; sa preprocess --align affine --reference aligns them")
     return capture.motion
-
-
-def detect_numbered(
-    clip: Clip,
-    frames: tuple[int, int | None],
-    person: Person,
-    detectors: Detectors,
-    reference: np.ndarray | None,
-    reporter: Reporter,
-) -> Motion:
-    """The motion of a video from its first frame to the end of ``frames`` or later, with the numbers of the full video.
-
-    Whoever comes before ``frames`` counts, so people are detected there too.
-    """
-    first = frames[0]
-    if first:
-        reporter.info(
-            f"{clip.path.name}: people are detected from frame 0, not {first}, so that they have the numbers of the "
-            "full video"
-        )
-    return detect_motion(clip, person, detectors, reference, reporter, frames)

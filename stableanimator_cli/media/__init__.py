@@ -1,9 +1,9 @@
 """Images and video to uint8 RGB arrays and back: the only reader and writer of pixels.
 
 Reading: ``open_clip`` (a video, an image, a folder of images), ``take`` (a slice of frames), ``resample`` (another
-rate), ``read_picture``. Writing: ``open_writer`` (``VideoWriter``, ``AnimationWriter`` for GIF and WebP,
-``FramesWriter`` for PNG files), in a thread ``WriterBehind``, ``write_picture``, ``write_animation``. Videos stream:
-memory does not grow with their length.
+rate), ``frame_range``, ``read_picture``. Writing: ``open_writer`` (``VideoWriter``, ``AnimationWriter`` for GIF and
+WebP, ``FramesWriter`` for PNG files), in a thread ``WriterBehind``, ``write_picture``, ``write_animation``. Videos
+stream: memory does not grow with their length.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ __all__ = [
     "FramesWriter",
     "VideoWriter",
     "WriterBehind",
+    "frame_range",
     "open_clip",
     "open_writer",
     "read_picture",
@@ -73,6 +74,11 @@ def open_clip(path: Path | str) -> Clip:
     return open_picture(path) if is_picture(path) else open_video(path)
 
 
+def frame_range(clip: Clip, start: int | None, stop: int | None) -> tuple[int, int | None]:
+    """The index of the first of the frames ``start:stop`` and that behind the last, None if unknown."""
+    return (start or 0, stop) if clip.count is None else slice(start, stop).indices(clip.count)[:2]
+
+
 def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
     """Frames ``start:stop`` of a clip, half-open, as a Python slice; ``None`` is an open end.
 
@@ -91,11 +97,8 @@ def take(clip: Clip, start: int | None = None, stop: int | None = None) -> Clip:
             f"numbers from 0 on, as {clip.path.name} does not record its length",
             hint="re-encode it to MP4",
         )
-    if total is not None:
-        first, last, _ = slice(start, stop).indices(total)
-        count: int | None = max(0, last - first)
-    else:
-        first, last, count = start or 0, stop, None
+    first, last = frame_range(clip, start, stop)
+    count = None if total is None or last is None else max(0, last - first)
     empty = BadInput(
         clip.path,
         "no frame in the range" if total is None else f"{total} frames",

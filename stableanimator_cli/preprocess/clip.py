@@ -35,7 +35,7 @@ from stableanimator_cli.files import (
     translate_os_errors,
     visible_files,
 )
-from stableanimator_cli.media import open_clip
+from stableanimator_cli.media import frame_range, open_clip
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.track import Largest, Person, parse_person
 from stableanimator_cli.preprocess import reference_layout
@@ -235,8 +235,7 @@ def capture_options(config: PreprocessConfig) -> CaptureOptions:
 
 def report_numbers(video: Clip, config: PreprocessConfig, capture: Capture, reporter: Reporter) -> None:
     """Report that people are numbered from the first frame of ``--frames`` on, if several are seen."""
-    start = (config.frames or (None, None))[0]
-    first = (start or 0) if video.count is None else slice(start, None).indices(video.count)[0]
+    first, _ = frame_range(video, *(config.frames or (None, None)))
     if first and capture.found.max() > 1:
         reporter.info(
             f"{video.path.name}: people are numbered as they appear from frame {first} on; `sa animate --frames` uses "

@@ -6,13 +6,15 @@ Letters are those of ``unet``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock, FeedForward
 from diffusers.models.attention_processor import Attention
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from stableanimator_cli.nets.context import Context
@@ -96,10 +98,39 @@ def spatial_cross_attention(
     return adapter.apply(block.attn2, normed, prepared, frames, regions)
 
 
-def feed_forward(norm: nn.Module, feed: nn.Module, x: Tensor, ff_chunks: int) -> Tensor:
-    """``x + feed(norm(x))`` of [b,n,d], computed per position; with ``ff_chunks`` above 1 in place, in ``x``."""
-    if ff_chunks == 1 or torch.is_grad_enabled():
+CACHED_DEVICES = {"cpu"}
+"""Devices that compute small chunks fastest, with memory that is used again and stays in caches."""
+
+_CACHED = 1 << 18  # numbers per chunk there; the layer itself is eight times as wide
+
+
+def feed_forward(norm: nn.Module, feed: Callable[[Tensor], Tensor], x: Tensor, ff_chunks: int) -> Tensor:
+    """``x + feed(norm(x))`` of [b,n,d], computed per position; without gradients in chunks, in place, in ``x``."""
+    if torch.is_grad_enabled():
+        return x + feed(norm(x))
+    if x.device.type in CACHED_DEVICES:
+        ff_chunks = max(ff_chunks, -(-x.numel() // _CACHED))
+        feed = _with_two_products(feed)
+    if ff_chunks == 1:
         return x + feed(norm(x))
     for part in x.chunk(ff_chunks, dim=int(x.shape[1] > x.shape[0])):  # views, whatever the layout of x
         part.add_(feed(norm(part)))
     return x
+
+
+def _with_two_products(feed: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``feed`` with values and gates as a product each: diffusers' gated layer reads both from one, a half per row."""
+    first = feed.net[0] if isinstance(feed, FeedForward) else None
+    if not isinstance(first, GEGLU) or type(first.proj) is not nn.Linear:  # a quantized layer has its own product
+        return feed
+    weights, bias = first.proj.weight.chunk(2), first.proj.bias
+    biases = (None, None) if bias is None else bias.chunk(2)
+
+    def apply(x: Tensor) -> Tensor:
+        value, gate = (functional.linear(x, *weight) for weight in zip(weights, biases, strict=True))
+        value.mul_(functional.gelu(gate))
+        for layer in cast(FeedForward, feed).net[1:]:
+            value = layer(value)
+        return value
+
+    return apply

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
-from torch import Tensor
+from diffusers.models.attention import FeedForward
+from torch import Tensor, nn
 
 from stableanimator_cli.bench.counters import track_memory
+from stableanimator_cli.nets import unet_blocks
 from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.id_adapter import IDAdapter
 from stableanimator_cli.nets.unet import AnimationUNet
@@ -237,6 +239,26 @@ def test_feed_forward_layers_in_pieces_need_less_memory(state):
         unet.ff_chunks = pieces
         peaks.append(track_memory(lambda: unet(sample, 0.7, prepared, ids, pose)).peak)
     assert peaks[1] < 0.85 * peaks[0], peaks
+
+
+@pytest.mark.parametrize("shape", [(6, 1500, 64), (1500, 6, 64), (2, 3, 64)])
+def test_a_cpu_computes_feed_forward_layers_in_small_chunks(monkeypatch, shape):
+    torch.manual_seed(0)
+    norm, feed, x = nn.LayerNorm(64), FeedForward(64, activation_fn="geglu"), torch.randn(shape)
+    expected, memory = x + feed(norm(x)), {}
+    for device in ("cpu", "cuda"):
+        monkeypatch.setattr(unet_blocks, "CACHED_DEVICES", {device})
+        given = x.clone()
+        assert (unet_blocks.feed_forward(norm, feed, given, 1) - expected).abs().max() <= 2e-6
+        given = x.clone()
+        memory[device] = track_memory(lambda: unet_blocks.feed_forward(norm, feed, given, 1)).peak  # noqa: B023
+    if x.numel() > 2**18:
+        assert memory["cpu"] < 0.6 * memory["cuda"], memory
+
+
+def test_feed_forward_layers_without_gates_stay_as_they_are():
+    norm, feed, x = nn.LayerNorm(64), FeedForward(64, activation_fn="gelu"), torch.randn(2, 3, 64)
+    assert torch.equal(unet_blocks.feed_forward(norm, feed, x.clone(), 1), x + feed(norm(x)))
 
 
 def test_training_keeps_its_graph_whatever_the_pieces(state):

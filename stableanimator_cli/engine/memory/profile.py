@@ -18,7 +18,7 @@ from torch.utils.flop_counter import flop_registry
 
 from stableanimator_cli.engine.memory.peak_mode import PeakMemoryMode
 from stableanimator_cli.engine.throughput import Call, call_of
-from stableanimator_cli.nets import time_conv
+from stableanimator_cli.nets import time_conv, unet_blocks
 
 
 class FlopCounter(TorchDispatchMode):
@@ -51,7 +51,7 @@ class FlopCounter(TorchDispatchMode):
 
 def peak_bytes(run: Callable[[], object], *, on_cpu: bool = False) -> int:
     """Maximum bytes that ``run`` on ``meta`` tensors allocates at once, on a GPU with fused attention or on a CPU."""
-    with fused_attention(), _cpu_time_conv(on_cpu), PeakMemoryMode() as counter:
+    with fused_attention(), _like_a_cpu(on_cpu), PeakMemoryMode() as counter:
         run()
     return counter.peak
 
@@ -77,11 +77,13 @@ def fused_attention() -> Iterator[None]:
 
 
 @contextmanager
-def _cpu_time_conv(enabled: bool) -> Iterator[None]:
-    """Run temporal convolutions on ``meta`` tensors as matrix products, like on a CPU (``nets.time_conv``)."""
-    if enabled:
-        time_conv.MATMUL_DEVICES.add("meta")
+def _like_a_cpu(enabled: bool) -> Iterator[None]:
+    """Compute ``meta`` tensors as a CPU would: temporal convolutions as products, feed-forward layers in chunks."""
+    sets = (time_conv.MATMUL_DEVICES, unet_blocks.CACHED_DEVICES) if enabled else ()
+    for devices in sets:
+        devices.add("meta")
     try:
         yield
     finally:
-        time_conv.MATMUL_DEVICES.discard("meta")
+        for devices in sets:
+            devices.discard("meta")

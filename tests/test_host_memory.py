@@ -34,6 +34,21 @@ import torch
 print(max(torch.empty(4 << 20, dtype=torch.uint8).data_ptr() % 4096 for _ in range(3)))
 """
 
+_FAULTS = """
+import resource
+import torch
+from stableanimator_cli.engine.device import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(40 << 20)  # 160 MiB, which glibc would map and return each time
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed_memory()
+faults()
+print(faults())
+"""
+
 
 def _printed(program: str) -> int:
     return int(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
@@ -47,3 +62,8 @@ def test_freed_memory_is_returned() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux's huge pages")
 def test_large_tensors_begin_at_a_page() -> None:
     assert _printed(_PAGES) == 0
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_a_training_reuses_the_memory_of_large_tensors() -> None:
+    assert _printed(_FAULTS) < 20

@@ -165,11 +165,12 @@ def keep_freed_memory() -> None:
     """Make the C library keep freed memory instead of returning it to the system after every step.
 
     A step on a CPU frees and allocates the same gigabytes again, with one page fault per page (13 times more faults in
-    a step of the puppet VAE). Only glibc on Linux is changed.
+    a step of the puppet VAE). Without mappings of their own, which glibc always returns, large tensors stay too. Only
+    glibc on Linux is changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for parameter, value in ((-1, 2**31 - 1), (-2, 64 * 2**20), (-3, 32 * 2**20)):  # M_TRIM_, TOP_PAD, M_MMAP_
+        for parameter, value in ((-1, 2**31 - 1), (-2, 64 * 2**20), (-4, 0)):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX
             mallopt(parameter, value)
 
 

@@ -81,7 +81,7 @@ class Checkpoint:
 class CheckpointManager:
     """Reads and writes the checkpoint of one run. ``restored`` is an earlier run's, None if there is none to resume.
 
-    ``saved``: whether a checkpoint is on disk.
+    ``saved``: whether a checkpoint is on disk. ``inputs``: path and digest of each input when the run started.
     """
 
     def __init__(
@@ -101,7 +101,8 @@ class CheckpointManager:
         self._reporter = reporter
         self._config = config
         self._model = model
-        self._cheap = fingerprint.settings(config) | fingerprint.inputs(config) | fingerprint.machine(device)
+        self.inputs = fingerprint.input_files(config)
+        self._cheap = fingerprint.settings(config) | fingerprint.inputs(self.inputs) | fingerprint.machine(device)
         self._people: fingerprint.Fingerprint = {}
         self._stored_people: fingerprint.Fingerprint = {}
         self._due = time.monotonic() + INTERVAL

@@ -70,9 +70,16 @@ def current_settings(facts: Mapping[str, str], now: Mapping[str, str]) -> Finger
     return current | {name: defaults[name] for name in defaults if name in now and name not in current}
 
 
-def inputs(config: AnimateConfig) -> Fingerprint:
-    """Digests of the inputs that exist; a missing file is an error of its reader."""
-    return {f"{name} (sha256)": sha256_of(path) for name, path in config.inputs.items() if path.exists()}
+def input_files(config: AnimateConfig) -> dict[str, dict[str, str]]:
+    """Path and sha256 of each input that exists, as run records hold them; a missing file is an error of its reader."""
+    return {
+        name: {"path": str(path), "sha256": sha256_of(path)} for name, path in config.inputs.items() if path.exists()
+    }
+
+
+def inputs(files: Mapping[str, Mapping[str, str]]) -> Fingerprint:
+    """Digests of ``input_files``."""
+    return {f"{name} (sha256)": file["sha256"] for name, file in files.items()}
 
 
 def people(config: AnimateConfig, motion: Motion | None, faces: Sequence[PersonFace]) -> Fingerprint:

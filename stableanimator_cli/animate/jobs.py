@@ -211,7 +211,7 @@ def _key(config: AnimateConfig, model: Any) -> str:
     """Digest of the settings as requested, of the inputs and of the weights."""
     from stableanimator_cli.animate import fingerprint
 
-    facts = [to_toml(config), fingerprint.inputs(config), fingerprint.weights(model)]
+    facts = [to_toml(config), fingerprint.inputs(fingerprint.input_files(config)), fingerprint.weights(model)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -191,7 +191,7 @@ def write(
             "path": str(engine.model.path),
             "sha256": weight_digests(engine.model),
         },
-        "inputs": {name: {"path": str(path), "sha256": sha256_of(path)} for name, path in config.inputs.items()},
+        "inputs": job.checkpoints.inputs,
         "output": {
             "path": str(config.target),
             "sha256": sha256_of(config.target),

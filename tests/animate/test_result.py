@@ -14,6 +14,7 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import from_mapping, read_toml, to_toml
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.motion.motion_file import save_motion
+from stableanimator_cli.progress import NullReporter
 from stableanimator_cli.records import NETWORKS
 from tests.animate.clips import in_form, plain_picture
 from tests.tiny import waving
@@ -51,6 +52,29 @@ def test_digests_are_those_of_the_files(finished, tiny_model):
     assert set(record["inputs"]) == {"reference", "motion"}
     assert record["output"]["sha256"] == sha256(report.video)
     assert record["model"]["sha256"] == {name: sha256(tiny_model / f"{name}.safetensors") for name in NETWORKS}
+
+
+def test_the_record_has_the_inputs_that_were_read(tiny_model, tmp_path):
+    """Both are exchanged or removed while the video is made."""
+    reference, motion = plain_picture(tmp_path / "person.png"), save_motion(tmp_path / "poses.npz", waving(3))
+    digests = {"reference": sha256(reference), "motion": sha256(motion)}
+
+    class Exchanged(NullReporter):
+        def info(self, text: str) -> None:
+            if "window(s)" in text:  # sampling starts
+                plain_picture(reference, (90, 90))
+                motion.unlink()
+
+    report = run(
+        flags={
+            "reference": reference, "motion": motion, "output": tmp_path / "out.mp4", "model": str(tiny_model),
+            "steps": 1, "allow_no_face": True, "device": "cpu",
+        },
+        reporter=Exchanged(),
+    )  # fmt: skip
+    assert sha256(reference) != digests["reference"]
+    record = json.loads(report.record.read_text())
+    assert {name: file["sha256"] for name, file in record["inputs"].items()} == digests
 
 
 def test_the_config_resolves_to_itself_from_the_record_and_from_toml(finished, tmp_path):

@@ -99,7 +99,7 @@ def sha256_of(path: Path, of_file: Callable[[Path], str] | None = None) -> str:
     if not path.is_dir():
         if path.exists() and not path.is_file():  # reading a pipe or a device may never end
             raise BadInput.because(path, "it is not a regular file", hint="write its content to a file and name that")
-        with translate_os_errors(path), path.open("rb") as file:
+        with _translate_read_errors(path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     total = hashlib.sha256()
     for file in visible_files(path):
@@ -125,8 +125,7 @@ def temporary_path(path: Path) -> Path:
 
 
 def may_be_running(process: int) -> bool:
-    """Whether a process of this id exists on this machine, of any user. True for ids that no process can have, which
-    ``temporary_path`` did not write."""
+    """Whether a process of this id exists on this machine, of any user. True for ids that no process can have."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -160,8 +159,9 @@ def atomic_write(path: Path, *, folder: bool = False, marked: bool = False) -> I
 
     With ``folder`` the block creates a folder, which may replace an empty ``path``. With ``marked`` the block writes a
     file that carries ``MARK``, and only such a file is replaced, checked before the block and before the rename.
-    Missing parents are created. Failures here raise ``BadInput``; errors of the block pass (``translate_os_errors``
-    translates those), and a ``BadInput`` about a file in the temporary folder is about the one that it becomes.
+    Missing parents are created. Failures here raise ``BadInput``, and so does a full disk in the block, whose error
+    names no file. Other errors of the block pass (``translate_os_errors`` translates those), and a ``BadInput`` about a
+    file in the temporary folder is about the one that it becomes.
     """
     if path.is_dir() and not folder:
         raise BadInput(path, "a folder", "a name for a file", hint="name a file inside the folder")
@@ -180,6 +180,10 @@ def atomic_write(path: Path, *, folder: bool = False, marked: bool = False) -> I
         if error.path.is_relative_to(temp):
             error.at(path / error.path.relative_to(temp))
         raise
+    except OSError as error:
+        if error.errno in NO_ROOM and error.filename is None:
+            raise write_refused(path, error) from error
+        raise
     finally:
         if temp.is_dir():
             shutil.rmtree(temp, ignore_errors=True)
@@ -196,14 +200,21 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         raise write_refused(path, error) from error
 
 
+@contextlib.contextmanager
+def _translate_read_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BadInput.because(path, f"it cannot be read ({reason})", hint="check the path and its rights") from error
+
+
 def carries_mark(path: Path) -> bool:
     """Whether ``sa`` wrote the file ``path``. Raises ``BadInput`` if it cannot be read."""
-    with translate_os_errors(path), path.open("rb") as file:
+    with _translate_read_errors(path), path.open("rb") as file:
         if MARK.encode() in file.read(_MARK_REACH):
             return True
         end = file.seek(0, os.SEEK_END)
-        if end <= _MARK_REACH:
-            return False
         file.seek(max(_MARK_REACH - len(MARK), end - _MARK_REACH))
         return MARK.encode() in file.read()
 

@@ -25,7 +25,7 @@ from stableanimator_cli.files import (
     require_file,
     sha256_of,
 )
-from tests.conftest import ROOT
+from tests.conftest import ROOT, largest_file
 
 HOLD = """
 import sys, time
@@ -159,6 +159,23 @@ def test_json_of_names_that_are_not_utf8() -> None:
 def test_a_digest_of_what_has_no_end_is_refused() -> None:
     with pytest.raises(BadInput, match="/dev/zero: it is not a regular file"):
         sha256_of(Path("/dev/zero"))
+
+
+def test_a_file_that_vanished_is_not_reported_as_a_failed_write(tmp_path: Path) -> None:
+    for read in (sha256_of, carries_mark):
+        with pytest.raises(BadInput, match=r"gone\.png: it cannot be read \(no such file or directory\)"):
+            read(tmp_path / "gone.png")
+
+
+def test_a_full_disk_names_the_file_that_was_written(tmp_path: Path) -> None:
+    """The system's error names none, as if standard output were full."""
+    with (
+        pytest.raises(BadInput, match=r"out\.json: found no room left to write"),
+        atomic_write(tmp_path / "out.json") as temp,
+        largest_file(4000),
+    ):
+        temp.write_text("x" * 9000)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["notes", "pipe", "link"])

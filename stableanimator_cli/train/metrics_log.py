@@ -73,7 +73,8 @@ class Metrics:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with translate_os_errors(self.path):
+                self._file.close()
 
     def check_spike(self, loss: float, norm: float, factor: float) -> str | None:
         """The problem with a step, or None.

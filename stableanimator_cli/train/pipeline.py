@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from stableanimator_cli import distributed
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.engine.device import DevicePlan, dtype_name, float32_precision
+from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import check_apart
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import ModelFolder
@@ -110,12 +112,19 @@ def _train(
         return TrainingStage(config, index, model, dataset, accelerator)
 
     loop = Loop(config, accelerator, open_stage, writer, metrics, reporter, state)
-    try:
-        loop.run()
-    finally:
+
+    def close_metrics() -> None:
         metrics.close()
         if main:
             draw_curves(read_metrics(run_folder), run_folder / CURVES)
+
+    try:
+        loop.run()
+    except BaseException:
+        with suppress(SaError):  # on a full disk this fails as well, but the first error says what to do
+            close_metrics()
+        raise
+    close_metrics()
     accelerator.end_training()
     losses = [row["loss"] for row in read_metrics(run_folder)[-100:]]
     validation = checkpoint.read_scores(run_folder)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from stableanimator_cli.errors import BadInput
 from stableanimator_cli.train.curves import draw_curves
 from stableanimator_cli.train.ema import EMA
 from stableanimator_cli.train.metrics_log import Metrics, bad_batch, read_metrics
+from tests.conftest import largest_file
 
 
 def test_lines_after_the_checkpoint_are_cut(tmp_path: Path) -> None:
@@ -92,3 +95,11 @@ def test_curves_are_drawn_and_none_of_nothing(tmp_path: Path) -> None:
         added = np.asarray(picture)[660:880]
     inked = np.nonzero((added[40:180, 100:] < 120).any(axis=(0, 2)))[0]
     assert 770 < inked.min() <= inked.max() < 790  # a dot at the last step, 880 from the left, and nowhere else
+
+
+def test_a_full_disk_is_reported_by_name_also_when_the_file_is_closed(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, 0)
+    with largest_file(200):
+        for close in (False, True):
+            with pytest.raises(BadInput, match=r"metrics\.jsonl: found no room left to write"):
+                metrics.close() if close else metrics.write({"step": 1, "loss": 0.5, "stage": "x" * 400})

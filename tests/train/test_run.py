@@ -21,7 +21,7 @@ from stableanimator_cli.files import exclusive_lock, locked_output
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.progress import NullReporter, WarningLog
 from stableanimator_cli.records import NETWORKS
-from stableanimator_cli.train import checkpoint, run
+from stableanimator_cli.train import checkpoint, pipeline, run
 from stableanimator_cli.train.metrics_log import read_metrics
 from tests.conftest import ROOT
 from tests.train.clip_folders import write_clip
@@ -168,8 +168,12 @@ def test_a_full_disk_leaves_the_last_checkpoint(data, tiny_model, tmp_path, monk
         if "step-4" in str(path):
             raise OSError(28, "No space left on device")
 
+    def no_curves(rows: Any, path: Path) -> None:
+        raise BadInput(path, "no room left to write", "enough free space")
+
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(BadInput, match="no room left") as caught:
+    monkeypatch.setattr(pipeline, "draw_curves", no_curves)  # drawn after the loop, on the same full disk
+    with pytest.raises(BadInput, match="step-4: found no room left") as caught:
         run.run(flags=flags(data, tiny_model, tmp_path / "run"))
     assert caught.value.exit_code == 3
     assert "--resume" in str(caught.value.hint)

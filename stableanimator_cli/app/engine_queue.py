@@ -62,8 +62,12 @@ class Job:
         return self.state in ("done", "failed", "stopped")
 
     def stop(self) -> None:
-        """Interrupt the run at its next report of progress, or drop it from the queue."""
+        """Interrupt the run at its next report of progress. ``EngineQueue.stop`` also drops one that waits."""
         self.stop_requested = True
+
+    def drop(self) -> None:
+        """End a run that has not started."""
+        self.error, self.state = Interrupted("interrupted before it began"), "stopped"
 
     def info(self, text: str) -> None:
         self.messages.append(text)
@@ -131,6 +135,14 @@ class EngineQueue:
         with self._changed:
             return self._waiting.index(job) + (self._running is not None) if job in self._waiting else 0
 
+    def stop(self, job: Job) -> None:
+        """Interrupt a running job at its next report of progress; end a waiting one now."""
+        job.stop()
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job.drop()
+
     @property
     def ended(self) -> bool:
         """Whether the thread has ended."""
@@ -163,12 +175,13 @@ class EngineQueue:
     def _carry_out(self, job: Job) -> None:
         """Run a job. Its ``state`` is set last: it says that the rest is complete."""
         if job.stop_requested:
-            job.error, job.state = Interrupted("interrupted before it began"), "stopped"
+            job.drop()
             return
         job.state = "running"
         state: State = "done"
         try:
-            job.run = self._unfinished.pop(job.key, None) or self._new_run(job.request)
+            unfinished = self._unfinished.pop(job.key, None)
+            job.run = unfinished if unfinished and unfinished.has_inputs else self._new_run(job.request)
             job.animation = self._render(job.run, job)
         except KeyboardInterrupt:
             job.error, state = Interrupted("interrupted before there was anything to resume"), "stopped"

@@ -94,7 +94,7 @@ def build_page(session: Session, examples: list[Example]) -> gr.Blocks:
             partial(_run, session), form, [job, status, live, result, video, beside, curve, command, start, stop],
             show_progress="hidden", concurrency_limit=None,
         )  # fmt: skip
-        stop.click(_stop, job, stop, queue=False)
+        stop.click(partial(_stop, session), job, stop, queue=False)
     return page
 
 
@@ -116,8 +116,8 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
                 label="Motion", show_label=False, height=180, interactive=False, autoplay=True, loop=True, buttons=[],
                 visible=False, elem_id="moving",
             )  # fmt: skip
-    # the file as it is: Gradio would decode it, and report a broken one in its own words
-    picture.preprocess = lambda payload: None if payload is None else payload.path
+    # files as they are: Gradio would decode the picture and check suffixes, and report them in its own words
+    picture.preprocess = motion.preprocess = lambda payload: None if payload is None else payload.path
     drawn = gr.Dataset(
         components=[picture], samples=[[str(one.picture)] for one in examples], type="index",
         label="No picture at hand? Drawn people, for the model puppet", visible=bool(examples), elem_id="people",
@@ -148,6 +148,7 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
                 label="Other faces", file_count="multiple", file_types=PICTURES, height=110,
                 elem_id="faces", min_width=120,
             )  # fmt: skip
+            faces.preprocess = lambda payload: [one.path for one in payload.root] if payload is not None else []
             owners = gr.Textbox(
                 "", label="Whose faces they are", placeholder="0,1,... in the order of the files", max_lines=1,
                 min_width=120,
@@ -196,7 +197,8 @@ def _request(values: tuple[Any, ...]) -> Request:
         "force": force,
         "preview": "video",
     }
-    given = {name: value for name, value in options.items() if value not in (None, "", False) or name == "seed"}
+    # by identity: 0 == False, and a number of 0 steps is to be refused
+    given = {name: value for name, value in options.items() if not (value is None or value is False or value == "")}
     others = faces_by_person(faces or (), owners)
     return Request(reference=Path(picture), motion=Path(motion), options=given, faces=others)
 
@@ -207,7 +209,7 @@ def _plan(session: Session, *values: Any) -> Iterator[str]:
         yield ""
         return
     yield PLANNING
-    folders = [*(Path(file).parent for file in (*values[:2], *(values[_FACES] or ()))), session.temporary]
+    folders = [*_folders(values), session.temporary]
     warnings = WarningLog(NullReporter())
     try:
         yield plan_html(session.plan(_request(values), warnings), warnings.warnings)
@@ -221,8 +223,9 @@ def _run(session: Session, *values: Any) -> Iterator[Any]:
     same = gr.skip()
     try:
         job = session.queue.submit(_request(values))
-    except SaError as error:
-        yield [None, error_html(error, ()), gr.Image(visible=False), gr.Column(visible=False), *[same] * 6]
+    except Exception as error:
+        text = error_html(as_sa_error(error), _folders(values))
+        yield [None, text, gr.Image(visible=False), gr.Column(visible=False), *[same] * 6]
         return
     busy, idle = (
         [gr.Button(interactive=not running), gr.Button("Stop", interactive=running)] for running in (True, False)
@@ -240,7 +243,16 @@ def _run(session: Session, *values: Any) -> Iterator[Any]:
         line = same if run is None else gr.Textbox(run.command, visible=True)
         text, shown, command = news, image, command or run is not None
         yield [same, text, live, *[same] * 4, line, same, same]
-    yield [job, *_outcome(session, job), *idle]
+    try:
+        outcome = _outcome(session, job)
+    except Exception as error:  # the folder was removed since, or the copies find no room; the form stays usable
+        outcome = [error_html(as_sa_error(error), ()), gr.Image(None, visible=False), *[same] * 5]
+    yield [job, *outcome, *idle]
+
+
+def _folders(values: tuple[Any, ...]) -> list[Path]:
+    """Folders of the uploaded files, which messages leave out."""
+    return [Path(file).parent for file in (*values[:2], *(values[_FACES] or ())) if file]
 
 
 def _outcome(session: Session, job: Job) -> list[Any]:
@@ -262,7 +274,7 @@ def _outcome(session: Session, job: Job) -> list[Any]:
     ]  # fmt: skip
 
 
-def _stop(job: Job | None) -> Any:
+def _stop(session: Session, job: Job | None) -> Any:
     if job is not None:
-        job.stop()
+        session.queue.stop(job)
     return gr.Button("Stopping", interactive=False)

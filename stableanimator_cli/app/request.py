@@ -73,6 +73,11 @@ class Run:
         return tuple(self.folder / name for name in input_names(self.request))
 
     @property
+    def has_inputs(self) -> bool:
+        """Whether the copies exist: the folder is the user's, who may have removed it or moved it away."""
+        return all(path.is_file() for path in self.copies)
+
+    @property
     def video(self) -> Path:
         return self.folder / VIDEO
 

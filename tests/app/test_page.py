@@ -201,6 +201,26 @@ def test_no_file_is_read_that_was_not_uploaded(address: str, folder: Path) -> No
         requests_json(f"{address}gradio_api/file={secret}")
 
 
+def test_a_file_of_another_kind_is_reported_as_on_the_command_line(address: str, upload: Example) -> None:
+    """Gradio would refuse its suffix in its own words, with a traceback on the terminal."""
+    config = requests_json(f"{address}config")
+    ids = {part["props"].get("elem_id"): part["id"] for part in config["components"]}
+    values = {part["id"]: part["props"].get("value") for part in config["components"]}
+    (plans,) = [row for row in config["dependencies"] if row["outputs"] == [ids["plan"]]]
+    head = b'--edge\r\nContent-Disposition: form-data; name="files"; filename="notes.txt"\r\n\r\n'
+    form = {"Content-Type": "multipart/form-data; boundary=edge"}
+    request = urllib.request.Request(f"{address}gradio_api/upload", head + b"notes\r\n--edge--\r\n", form)
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        file = {"path": json.load(answer)[0], "meta": {"_type": "gradio.FileData"}}
+    values |= {ids["motion"]: file, ids["faces"]: [file]}
+    body = {"data": [values[box] for box in plans["inputs"]], "fn_index": plans["id"], "session_hash": "notes"}
+    requests_json(f"{address}gradio_api/queue/join", body)
+    with urllib.request.urlopen(f"{address}gradio_api/queue/data?session_hash=notes", timeout=300) as stream:
+        events = [json.loads(line[5:]) for line in stream.read().decode().splitlines() if line.startswith("data:")]
+    (end,) = [event for event in events if event["msg"] == "process_completed"]
+    assert "notes.txt: found data that is no" in end["output"]["data"][0]
+
+
 def requests_json(url: str, body: Any = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})

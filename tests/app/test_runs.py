@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,7 +167,9 @@ def test_runs_wait_for_one_another(tmp_path: Path, queue: Start) -> None:
     wait_until(lambda: jobs[0].state == "running")
     assert [engine.ahead_of(job) for job in jobs] == [0, 1, 2]
     assert "2 run(s) before this one" in status_html(jobs[2], 2)
-    jobs[1].stop()
+    engine.stop(jobs[1])
+    assert jobs[1].state == "stopped"  # now, not after the run before it
+    assert engine.ahead_of(jobs[2]) == 1
     free.set()
     assert [wait_for(job).state for job in jobs] == ["done", "stopped", "done"]
     assert order == ["001", "002"]
@@ -204,6 +207,22 @@ def test_a_stopped_run_is_resumed_by_the_same_request(tmp_path: Path, queue: Sta
     assert again is not job
     assert (again.animation, again.run) == ("resumed", job.run)
     assert request.key() != upload(tmp_path / "in", seed=2).key()
+
+
+def test_a_run_whose_folder_was_removed_starts_in_another(tmp_path: Path, queue: Start) -> None:
+    def render(run: Run, job: Job) -> str:
+        if not reached:
+            reached.append(run.folder)
+            (run.folder / ".video.mp4.state").write_text("step 1")
+            raise Interrupted("interrupted")
+        return run.reference.read_text()
+
+    reached: list[Path] = []
+    engine, request = queue(render), upload(tmp_path / "in", seed=1)
+    assert wait_for(engine.submit(request)).state == "stopped"
+    shutil.rmtree(reached[0])
+    job = wait_for(engine.submit(request))
+    assert (job.state, job.animation) == ("done", "person.png")
 
 
 @pytest.mark.parametrize(

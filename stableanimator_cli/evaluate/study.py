@@ -105,7 +105,8 @@ def write_study(
             cases.append(_case(plan, systems, out, config.seed))
             bar.update()
     trials = [{"case": number, "against": system} for number in range(len(cases)) for system in range(1, len(systems))]
-    study = hashlib.sha256(json.dumps([config.seed, cases, systems], sort_keys=True).encode()).hexdigest()[:12]
+    shows = [plan.digests() for plan in plans]  # answers about other videos of the same names are of another study
+    study = hashlib.sha256(json.dumps([config.seed, cases, systems, shows], sort_keys=True).encode()).hexdigest()[:12]
     blocks = balanced_blocks(len(cases), len(systems) - 1, config.comparisons or len(trials), config.seed)
     sizes = [open_clip(plan.videos[0]).size for plan in plans]
     shown = {
@@ -175,6 +176,11 @@ class _Plan:
     skeletons: tuple[int, ...] = ()
     resize: Mode = "crop"
 
+    def digests(self) -> list[str]:
+        """sha256 of everything that people see of the case."""
+        shown = (*self.videos, self.pair.reference, self.pair.poses)
+        return [sha256_of(path) for path in shown if path is not None]
+
 
 def _plan(pair: Pair, videos: Sequence[Path], reporter: Reporter) -> _Plan:
     """Check a case before any file is written. Raises ``BadInput`` for videos of different durations."""
@@ -228,7 +234,8 @@ def _case(plan: _Plan, systems: Sequence[str], out: Path, seed: int) -> dict[str
     media = out / "media"
 
     def blind_name(kind: str) -> str:
-        return hashlib.sha256(f"{seed} {kind} {pair.name}".encode()).hexdigest()[:16]
+        name = f"{seed} {kind} {pair.name}".encode(errors="surrogateescape")  # file names may be no UTF-8
+        return hashlib.sha256(name).hexdigest()[:16]
 
     image = media / f"{blind_name('reference')}.jpg"
     shown = Image.fromarray(read_picture(pair.reference))

@@ -200,7 +200,12 @@ def _count(config: EvaluateConfig) -> StudyResult:
     for file, data in people.items():
         own_key = _find_key(file, config.inputs)
         key = key or own_key
-        if data.get("study") != key["study"] or data.get("format") != FORMAT:
+        if data.get("format") != FORMAT:
+            raise BadInput(
+                file, f"answers of format {cut(str(data.get('format')))}", f"format {FORMAT}",
+                hint="count them with the version of sa that wrote the page",
+            )  # fmt: skip
+        if data.get("study") != key["study"]:
             raise BadInput(
                 file, f"answers of study {cut(str(data.get('study')))}", f"of study {cut(key['study'])}",
                 hint=f"move it out of the folder, or count it beside the {KEY} of its own study",
@@ -225,7 +230,8 @@ def _count(config: EvaluateConfig) -> StudyResult:
         for baseline in sorted(answers_by, key=lambda name: _place(name, key["systems"]))
         for name in QUESTIONS
     ]
-    return StudyResult(ours=str(key["ours"]), people=len(people), rows=tuple(rows))
+    answered_by = sum(bool(data["answers"]) for data in people.values())
+    return StudyResult(ours=str(key["ours"]), people=answered_by, rows=tuple(rows))
 
 
 def _place(baseline: str, systems: Sequence[str]) -> tuple[int, int]:

@@ -208,6 +208,25 @@ def test_a_study_does_not_go_into_the_folders_that_it_shows(folders: Path) -> No
             _study(folders, output=folders / output)
 
 
+def test_answers_about_other_videos_of_the_same_names_are_of_another_study(folders: Path) -> None:
+    _study(folders)
+    _answers(folders, "ann", [(0, 0, 1, 0)])
+    _study(folders)  # the same videos
+    assert _tally(folders / "study").people == 1
+    write(folders / "rival_one" / "a.mp4", [noisy(30)(0, frame) for frame in drawn(0, frames=3)])
+    _study(folders)
+    with pytest.raises(BadInput, match=r"found answers of study .*, expected of study"):
+        _tally(folders / "study")
+
+
+def test_videos_may_have_names_that_are_no_utf8(folders: Path) -> None:
+    for path in (*folders.glob("*/b.*"),):
+        path.rename(path.with_name(f"b\udcff '\"<i>{path.suffix}"))
+    _study(folders)
+    _answers(folders, "ann", [(1, 0, 1, 0)])
+    assert _tally(folders / "study").people == 1
+
+
 def test_of_one_session_the_longest_file_counts(folders: Path) -> None:
     _study(folders)
     four = [(0, 0, 1, 0), (1, 1, 0, 0), (0, 2, 0, 2), (1, 0, 2, 0)]
@@ -317,6 +336,18 @@ def test_answers_of_other_types_are_bad_input(tmp_path: Path, changes: dict[str,
     (tmp_path / "answers").rename(tmp_path / "good")
     with pytest.raises(BadInput, match="answer 0"):
         _tally(_small(tmp_path, [answer | changes]))
+
+
+def test_a_file_without_an_answer_is_nobody_who_answered(tmp_path: Path) -> None:
+    place = _small(tmp_path, [{"case": 0, "left": 0, "right": 1, "preferred": dict.fromkeys(QUESTIONS, 0)}])
+    (place / "answers-y.json").write_text(json.dumps({"format": 1, "study": "s", "person": "y", "answers": []}))
+    assert _tally(place).people == 1
+
+
+def test_answers_of_another_format_are_named_as_such(tmp_path: Path) -> None:
+    place = _small(tmp_path, b'{"format": 2, "study": "s", "answers": []}')
+    with pytest.raises(BadInput, match=r"answers-x\.json: found answers of format 2, expected format 1"):
+        _tally(place)
 
 
 def test_a_comparison_counts_once_per_person(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ _LIBRARIES = ("numpy", "av", "opencv-python", "onnxruntime", "rtmlib", "insightf
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Result for one source. ``cached``: the clip was finished before. ``seconds`` are of this run, in no clip."""
+    """Result for one source. ``cached``: the clip was finished before. ``seconds`` are of this run, in no clip.
+    ``numbered_from``: see there."""
 
     source: Source
     status: Literal["ok", "failed", "pending"]
@@ -64,6 +65,7 @@ class Outcome:
     record: Mapping[str, Any] = field(default_factory=dict)
     error: Mapping[str, Any] | None = None
     seconds: float = 0.0
+    numbered_from: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,21 +155,24 @@ def make_clip(job: PreprocessJob, source: Source, detectors: Detectors, reporter
     """The clip folder of one source, found or written. Raises ``SaError`` and leaves nothing if it cannot be."""
     size, digest = source_stat(source.path).bytes, sha256_of(source.path)
     folder = job.finished(source, digest)
-    cached = folder is not None
+    cached, first = folder is not None, 0
     if folder is None:
-        folder = _write_clip(job, source, detectors, {"sha256": digest, "bytes": size}, reporter)
+        folder, first = _write_clip(job, source, detectors, {"sha256": digest, "bytes": size}, reporter)
     elif job.config.layout == "clips" and clip_folder.source_inside(folder.path) is None:
         link_source(source.path, folder.path, folder.path, copy=job.config.source == "copy")
     failure = failure_path(job.out, source)
     if is_failure(failure):
         failure.unlink(missing_ok=True)
-    return Outcome(source=source, status="ok", folder=folder.path, cached=cached, record=folder.record)
+    return Outcome(
+        source=source, status="ok", folder=folder.path, cached=cached, record=folder.record, numbered_from=first
+    )
 
 
 def _write_clip(
     job: PreprocessJob, source: Source, detectors: Detectors, digest: Mapping[str, Any], reporter: Reporter
-) -> ClipFolder:
-    """Write a clip aside and rename it into place. ``digest``: sha256 and bytes of the source."""
+) -> tuple[ClipFolder, int]:
+    """Write a clip aside and rename it into place, and return it with ``numbered_from``. ``digest``: sha256 and bytes
+    of the source."""
     config = job.config
     video = open_clip(source.path)
     clip = clip_folder.cut(video, config.frames or (None, None), config.fps)
@@ -187,7 +192,6 @@ def _write_clip(
         else:
             capture = extract_motion(clip, detectors, options, reporter=reporter, watchers=(meter,))
             link_source(source.path, temp, folder, copy=config.source == "copy")
-        report_numbers(video, config, capture, reporter)
         motion = capture.motion
         save_motion(temp / clip_folder.MOTION, motion)
         clip_folder.save_faces(temp / clip_folder.FACES, capture.faces)
@@ -226,21 +230,26 @@ def _write_clip(
     for path in job.folders(source):
         if path != folder:  # of a source that had another shape before
             remove_clip(path)
-    return clip_folder.open_folder(folder)
+    return clip_folder.open_folder(folder), numbered_from(video, config, capture)
 
 
 def capture_options(config: PreprocessConfig) -> CaptureOptions:
     return CaptureOptions(person=person_of(config), every=config.every, gap=config.gap, smooth=config.smooth)
 
 
-def report_numbers(video: Clip, config: PreprocessConfig, capture: Capture, reporter: Reporter) -> None:
-    """Report that people are numbered from the first frame of ``--frames`` on, if several are seen."""
+def numbered_from(video: Clip, config: PreprocessConfig, capture: Capture) -> int:
+    """The first frame of ``--frames`` if several people are seen, who then have other numbers than in the full video;
+    else 0."""
     first, _ = frame_range(video, *(config.frames or (None, None)))
-    if first and capture.found.max() > 1:
-        reporter.info(
-            f"{video.path.name}: people are numbered as they appear from frame {first} on; `sa animate --frames` uses "
-            "the numbers of the full video"
-        )
+    return first if capture.found.max() > 1 else 0
+
+
+def numbers_note(first: int) -> str:
+    """The note for people who are ``numbered_from`` a frame."""
+    return (
+        f"people are numbered as they appear from frame {first} on; `sa animate --frames` uses the numbers of the full "
+        "video"
+    )
 
 
 def person_of(config: PreprocessConfig) -> Person:

@@ -22,7 +22,7 @@ from stableanimator_cli.motion.keypoints import COUNT
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS, save_motion
 from stableanimator_cli.motion.overlay import overlay
 from stableanimator_cli.motion.skeleton import TAG, draw_frame
-from stableanimator_cli.preprocess.clip import capture_options, report_numbers
+from stableanimator_cli.preprocess.clip import capture_options, numbered_from, numbers_note
 from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.quality import findings, measure_quality
 from stableanimator_cli.progress import Reporter
@@ -61,7 +61,8 @@ def detect_motion(
     clip = cut(video, config.frames or (None, None), config.fps)
     capture = extract_motion(clip, detectors, capture_options(config), reporter=reporter)
     reporter.info(f"{source.path.name}: {capture.repairs.describe()}")
-    report_numbers(video, config, capture, reporter)
+    if first := numbered_from(video, config, capture):
+        reporter.info(f"{source.path.name}: {numbers_note(first)}")
     for finding in findings(measure_quality(capture.motion, capture.found, None), shortest=1):
         # A driving motion needs no faces: the face comes from the reference.
         if finding.code not in ("no-face", "faceless"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +13,19 @@ from typing import Any
 
 from stableanimator_cli import catalogue, clip_folder
 from stableanimator_cli.catalogue.damage import check_digest
+from stableanimator_cli.catalogue.download import digest
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.config.schema import resolve, to_toml
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.roles import ROLES
 from stableanimator_cli.errors import BadInput, ConfigError, SaError, classes
-from stableanimator_cli.files import check_apart, exclusive_lock, locked_output, sha256_of
+from stableanimator_cli.files import check_apart, exclusive_lock, locked_output
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.media.image import unused_content
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import PERSON_FORMS, largest, parse_person
 from stableanimator_cli.preprocess import convert, lint, reference_layout, workers
-from stableanimator_cli.preprocess.clip import Outcome, PreprocessJob, failure_path
+from stableanimator_cli.preprocess.clip import Outcome, PreprocessJob, failure_path, numbers_note
 from stableanimator_cli.preprocess.clip_entries import remove_leftovers
 from stableanimator_cli.preprocess.inputs import Source, find_sources, shard_of
 from stableanimator_cli.preprocess.outputs import check_files, check_folder, check_reports, inputs_of, poses_files
@@ -101,7 +102,8 @@ def run(
 
 
 def network_digests(model: ModelFolder) -> dict[str, str]:
-    """sha256 of every network that a clip passes through, by role: part of a clip's key.
+    """sha256 of every network that a clip passes through, by role: part of a clip's key. Digests of unchanged files are
+    cached.
 
     Raises ``ModelDamaged`` for a file whose sha256 is not the recorded one.
     """
@@ -110,7 +112,7 @@ def network_digests(model: ModelFolder) -> dict[str, str]:
     files = {role: model.files[role] for role in ROLES}
     if "face" in model.files:
         files |= {f"face/{file.name}": file for file in sorted(model_folder(model.files["face"]).glob("*.onnx"))}
-    digests = {name: sha256_of(path) for name, path in files.items()}
+    digests = {name: digest(path) for name, path in files.items()}
     for name, path in files.items():
         check_digest(path, digests[name], model.digests.get(path))
     return digests
@@ -203,12 +205,21 @@ def _write_clips(job: PreprocessJob, sources: Sequence[Source], reporter: Report
             if outcome.error is not None and len(sources) > 1:
                 reporter.warning(f"left out: {outcome.error['message']}")
             bar.update(failed=sum(one.status == "failed" for one in outcomes.values()))
+    _report_numbers(outcomes.values(), reporter)
     if len(sources) == 1 and outcomes and outcomes[sources[0].name].status == "failed":
         raise _error_of(outcomes[sources[0].name])
     # One shard at a time reports the clips of all shards so far, and the last one all clips.
     with exclusive_lock(job.out / ".sa.report.lock", wait=True):
         check_reports(job.out, config.layout)
         return _write_reports(job, sources, outcomes, time.perf_counter() - started, reporter)
+
+
+def _report_numbers(outcomes: Iterable[Outcome], reporter: Reporter) -> None:
+    """One note for all clips whose people have other numbers than in the full video."""
+    notes = [outcome for outcome in outcomes if outcome.numbered_from]
+    if notes:
+        which = notes[0].source.path.name if len(notes) == 1 else f"{len(notes)} videos"
+        reporter.info(f"{which}: {numbers_note(notes[0].numbered_from)}")
 
 
 def _run_workers(job: PreprocessJob, sources: Sequence[Source], reporter: Reporter) -> Iterator[Outcome]:

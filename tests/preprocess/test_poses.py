@@ -166,6 +166,13 @@ def test_numbers_of_several_people_that_begin_late_are_reported(preprocess, tmp_
 
     monkeypatch.setattr(module, "extract_motion", with_another)
     assert [notes(frames) for frames in (":3", "5:", "-3:")] == [[], [words], [words]]
+    if module is clip:  # one note, however many videos
+        drawn.write_video(tmp_path / "more" / "a.mp4", drawn.walk(8))
+        heard = Heard()
+        preprocess(video, tmp_path / "more", frames="4:", output=tmp_path / "clips", reporter=heard)
+        assert [note for note in heard.notes if "people are" in note] == [
+            words.replace("dance.mp4", "2 videos").replace("frame 5", "frame 4")
+        ]
 
 
 def test_ticks_of_a_constant_rate():

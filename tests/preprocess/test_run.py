@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from stableanimator_cli import clip_folder
+from stableanimator_cli.catalogue import download
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPerson, SaError
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, write_picture
@@ -78,6 +79,18 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(preprocess, videos):
     mended = preprocess(videos, smooth=2.0)
     assert (mended.made, mended.cached, len(mended.failed)) == (1, 2, 1)
     assert not (out / "failed" / "empty.json").exists()
+
+
+def test_networks_that_did_not_change_are_hashed_once(preprocess, tmp_path, monkeypatch):
+    monkeypatch.setenv("SA_HOME", str(tmp_path / "home"))
+    hashed, real = [], download._sha256
+    monkeypatch.setattr(download, "_sha256", lambda path, *rest: hashed.append(path) or real(path, *rest))
+    video = drawn.write_video(tmp_path / "v.mp4", drawn.walk(3))
+    preprocess(video, plan_only=True)
+    assert hashed
+    hashed.clear()
+    preprocess(video, plan_only=True)
+    assert hashed == []
 
 
 def test_a_damaged_clip_folder_is_made_again(preprocess, videos):

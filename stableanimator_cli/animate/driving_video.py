@@ -51,5 +51,8 @@ def detect_motion(
             alignment = align(capture.motion, keypoints, (reference.shape[1], reference.shape[0]), "none").after
         except NoPerson:  # too little in common to compare
             return capture.motion
-        reporter.info(f"{clip.path.name}: {alignment.describe()}; sa preprocess --align affine --reference aligns them")
+        several = ", the largest person against the largest of the picture" if len(capture.motion.track) > 1 else ""
+        reporter.info(
+            f"{clip.path.name}{several}: {alignment.describe()}; sa preprocess --align affine --reference aligns them"
+        )
     return capture.motion

@@ -45,8 +45,8 @@ from stableanimator_cli.records import ModelFolder
 class OpenInputs:
     """Reference and motion of a run, with the settings that fit the memory limit.
 
-    ``motion`` reads the motion once; ``detectors`` opens the detectors once; ``estimator`` predicts memory
-    with a config and the motion.
+    ``motion`` reads the motion once; ``detectors`` opens the detectors once, until ``free_detectors``; ``estimator``
+    predicts memory with a config and the motion.
     """
 
     config: AnimateConfig
@@ -54,7 +54,8 @@ class OpenInputs:
     plan: DevicePlan
     image: np.ndarray
     motion: Callable[[], Driving]
-    detectors: functools._lru_cache_wrapper[Detectors]
+    detectors: Callable[[], Detectors]
+    free_detectors: Callable[[], None]
     estimator: Callable[..., MemoryEstimator]
     choices: tuple[Choice, ...]
 
@@ -123,7 +124,7 @@ def open_inputs(
             reporter.info(f"to fit: {choice}")
     return OpenInputs(
         config=config, model=model, plan=plan, image=image, motion=read_motion, detectors=detectors,
-        estimator=estimator, choices=choices,
+        free_detectors=detectors.cache_clear, estimator=estimator, choices=choices,
     )  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def prepare(
         poses = poses.with_anchor(
             anchor_pose(config.reference, image, transform, inputs.detectors, plan_only=plan_only)
         )
-    inputs.detectors.cache_clear()  # the motion is known: their memory is freed
+    inputs.free_detectors()  # the motion is known: their memory is freed
     x0, y0, x1, y1 = (round(side) for side in transform.box)
     windows = config.windows
     request = RenderRequest(

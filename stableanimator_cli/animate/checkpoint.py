@@ -110,6 +110,8 @@ class CheckpointManager:
             self.path.unlink(missing_ok=True)
         elif self.path.exists() and all(path.exists() for path in config.inputs.values()):
             self.restored = self._read()
+        if self.restored is None:  # perhaps a run was killed before its first checkpoint
+            _remove_temporary_files(config, platform.node())
 
     @cached_property
     def facts(self) -> fingerprint.Fingerprint:
@@ -262,8 +264,8 @@ def _unpack_state(fields: dict[str, Any], name: str, tensors: dict[str, Tensor])
 
 
 def _remove_temporary_files(config: AnimateConfig, host: str) -> None:
-    """Remove temporary files of killed runs of this output, if the checkpoint was written on this machine: elsewhere
-    process ids mean nothing."""
+    """Remove temporary files of killed runs of this output, which is locked, unless its checkpoint was written on
+    another machine: elsewhere process ids mean nothing."""
     if sys.platform == "win32" or host != platform.node():
         return
     for path in (config.state_path, config.preview_path, config.live_preview_path, config.record_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -31,6 +32,7 @@ from stableanimator_cli.files import (
     check_replaceable,
     created_folder,
     locked_output,
+    remove_temporary_files,
     sha256_of,
 )
 from stableanimator_cli.progress import Reporter
@@ -151,6 +153,7 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(created_folder(state.parent))
         stack.enter_context(locked_output(state, "sa animate --jobs"))
+        remove_temporary_files(state.parent, re.escape(state.name))
 
         @functools.cache
         def engines() -> EngineCache:

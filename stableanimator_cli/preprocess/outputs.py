@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import carries_mark, check_apart, check_replaceable
+from stableanimator_cli.files import carries_mark, check_apart, check_replaceable, remove_temporary_files
 from stableanimator_cli.preprocess import reference_layout
 from stableanimator_cli.preprocess.clip import FAILED, PreprocessJob, failure_path, is_failure
 from stableanimator_cli.preprocess.clip_entries import check_clip_replaceable
 from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.preprocess.report import INDEX, PAGE, REPORT
+
+REPORTS = (INDEX, REPORT, PAGE, *reference_layout.LISTS.values())
 
 
 def poses_files(config: PreprocessConfig) -> list[Path]:
@@ -22,6 +25,12 @@ def poses_files(config: PreprocessConfig) -> list[Path]:
         return []
     preview = [video.with_name(f"{video.stem}.preview.png")] if config.preview else []
     return [video, video.with_suffix(".npz"), *preview]
+
+
+def remove_unfinished(files: Iterable[Path]) -> None:
+    """Remove temporary files of killed runs for ``files``. Call it with them locked."""
+    for file in files:
+        remove_temporary_files(file.parent, re.escape(file.name))
 
 
 def check_files(files: Sequence[Path], inputs: Sequence[Path]) -> None:

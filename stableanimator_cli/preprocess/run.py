@@ -28,7 +28,15 @@ from stableanimator_cli.preprocess import convert, lint, reference_layout, worke
 from stableanimator_cli.preprocess.clip import Outcome, PreprocessJob, failure_path, numbers_note
 from stableanimator_cli.preprocess.clip_entries import remove_leftovers
 from stableanimator_cli.preprocess.inputs import Source, find_sources, shard_of
-from stableanimator_cli.preprocess.outputs import check_files, check_folder, check_reports, inputs_of, poses_files
+from stableanimator_cli.preprocess.outputs import (
+    REPORTS,
+    check_files,
+    check_folder,
+    check_reports,
+    inputs_of,
+    poses_files,
+    remove_unfinished,
+)
 from stableanimator_cli.preprocess.poses import align_to, detect_motion, read_reference, write_poses_and_preview
 from stableanimator_cli.preprocess.report import PAGE, PreprocessPlan, PreprocessReport, write_index, write_report
 from stableanimator_cli.preprocess.report_html import write_page
@@ -92,6 +100,7 @@ def run(
     with ExitStack() as locks:
         if config.poses is not None:
             locks.enter_context(locked_output(config.poses, "sa preprocess"))
+            remove_unfinished(poses_files(config))
             if config.output is None:
                 return _write_poses_of_video(job, config.poses, sources[0], reporter)
         if out is None:
@@ -211,6 +220,7 @@ def _write_clips(job: PreprocessJob, sources: Sequence[Source], reporter: Report
     # One shard at a time reports the clips of all shards so far, and the last one all clips.
     with exclusive_lock(job.out / ".sa.report.lock", wait=True):
         check_reports(job.out, config.layout)
+        remove_unfinished(job.out / name for name in REPORTS)
         return _write_reports(job, sources, outcomes, time.perf_counter() - started, reporter)
 
 

@@ -317,6 +317,17 @@ def test_a_sampler_goes_on_at_any_step(name):
         assert torch.equal(through(latents, step + 1, previous=denoised), whole)
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_leaves_no_temporary_file(place, animate):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead, living = int(ended.stdout), os.getppid()
+    names = [f".{name}.{dead}.part" for name in ("out.mp4", ".out.mp4.state", "out.preview.mp4", "out.json")]
+    stays = [f".out.mp4.{living}.part", f".other.mp4.{dead}.part", f".out.mp4.{dead}.notes"]
+    for name in (*names, *stays):
+        (place / name).write_text("half")
+    animate(steps=1, refine_face="off")
+    assert sorted(path.name for path in place.iterdir() if path.name.startswith(".")) == sorted(stays)
+
+
 def test_killed_at_random_moments_it_ends_in_the_same_bytes(seeing_model):
     """SIGKILL to processes of their own: no handler runs, and what they were writing is left behind."""
     done = subprocess.run(

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -79,6 +81,16 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(preprocess, videos):
     mended = preprocess(videos, smooth=2.0)
     assert (mended.made, mended.cached, len(mended.failed)) == (1, 2, 1)
     assert not (out / "failed" / "empty.json").exists()
+
+
+def test_temporary_files_of_killed_runs_are_removed(preprocess, tmp_path):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    out, video = tmp_path / "out", drawn.write_video(tmp_path / "v.mp4", drawn.walk(3))
+    out.mkdir()
+    for name in ("report.json", "report.html", "index.jsonl", "poses.mp4", "poses.npz"):
+        (out / f".{name}.{int(ended.stdout)}.part").write_text("half")
+    preprocess(video, output=out, poses=out / "poses.mp4")
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
 def test_networks_that_did_not_change_are_hashed_once(preprocess, tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +15,14 @@ from stableanimator_cli.app.engine_queue import EngineQueue, Job
 from stableanimator_cli.app.request import VIDEO, Request, Run
 from stableanimator_cli.config.parse import dump_size, parse_size
 from stableanimator_cli.errors import ModelMissing, SaError
+from stableanimator_cli.files import exclusive_lock
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
 
 if TYPE_CHECKING:
     from stableanimator_cli.animate.result import Animation, AnimationPlan
 
+PREFIX, LOCK = "sa-app-", ".lock"  # of the temporary folder
 LARGE = ("512x512", "576x1024", "1024x576")  # of models in the size of Stable Video Diffusion
 DEFAULT_SIZE = LARGE[0]
 
@@ -30,7 +34,10 @@ class Session:
         """``output``: the folder of runs. ``model``: a name or folder, offered first. Raises ``ModelMissing``."""
         self.output = output
         self.models = local_models(model)
-        self.temporary = Path(tempfile.mkdtemp(prefix="sa-app-"))
+        remove_abandoned(Path(tempfile.gettempdir()))
+        self.temporary = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._lock = ExitStack()
+        self._lock.enter_context(exclusive_lock(self.temporary / LOCK))
         self._animator = api.Animator()
         self.queue = EngineQueue(output, self._render)
 
@@ -60,6 +67,7 @@ class Session:
                 self._animator.close()
             return job
         finally:
+            self._lock.close()
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def shown(self, video: Path) -> str:
@@ -71,6 +79,19 @@ class Session:
             run.reference, run.motion, run.video, reporter=job, on_preview=job.show, **run.options
         )
         return animation
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary folders of sessions of this user that were killed: nothing holds their lock any more."""
+    if sys.platform == "win32":  # where nothing is locked
+        return
+    for path in folder.glob(f"{PREFIX}*"):
+        with suppress(OSError, SaError):
+            if path.is_symlink() or path.stat().st_uid != os.getuid() or not (path / LOCK).is_file():
+                continue
+            with exclusive_lock(path / LOCK) as free:
+                if free:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def local_models(first: str | None = None) -> dict[str, ModelFolder]:

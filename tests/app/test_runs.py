@@ -24,10 +24,11 @@ from stableanimator_cli.app.request import (
     number_of,
 )
 from stableanimator_cli.app.server import HOST, open_socket
-from stableanimator_cli.app.session import local_models
+from stableanimator_cli.app.session import Session, local_models
 from stableanimator_cli.app.views import clock, curve_html, error_html, status_html
 from stableanimator_cli.cli.verbs import load_verb
 from stableanimator_cli.errors import BadInput, ConfigError, Interrupted, ModelMissing, NoFace, SaError
+from stableanimator_cli.files import exclusive_lock
 
 
 def upload(folder: Path, picture: str = "person.png", motion: str = "wave.npz", **options: Any) -> Request:
@@ -298,6 +299,25 @@ def test_models_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert list(local_models(str(tiny_model))) == [str(tiny_model), "puppet"]
     with pytest.raises(ModelMissing, match="nobody"):
         local_models("nobody")
+
+
+def test_the_folder_of_a_killed_session_is_removed_by_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("SA_HOME", str(tmp_path / "home"))
+    for name in ("sa-app-killed", "sa-app-lives", "sa-app-other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "upload.png").write_text("a picture")
+    (tmp_path / "sa-app-killed" / ".lock").touch()
+    with exclusive_lock(tmp_path / "sa-app-lives" / ".lock"):
+        session = Session(tmp_path / "animations", "puppet")
+        try:
+            folders = {path.name for path in tmp_path.glob("sa-app-*")}
+            assert folders == {"sa-app-lives", "sa-app-other", session.temporary.name}
+        finally:
+            session.close()
+    assert not session.temporary.exists()
 
 
 def test_without_gradio_the_verb_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from stableanimator_cli.animate import driving_video
 from stableanimator_cli.animate.driving import Driving, open_driving
 from stableanimator_cli.animate.inputs import check_motion
 from stableanimator_cli.catalogue import open_model
@@ -188,6 +191,26 @@ def test_a_plain_video_is_detected_and_drawn_and_its_distance_from_the_reference
     assert "1 frames filled in 1 gaps" in said
     assert "misalignment" in said
     assert "--align affine" in said
+    assert "the largest" not in said
+
+
+def test_the_distance_of_several_people_says_who_is_compared(monkeypatch):
+    """The largest of each: they need not be one person."""
+    motion = waving(3, size=(64, 64))
+    several = replace(
+        motion, track=np.array([0, 1]), **{
+            name: np.repeat(getattr(motion, name), 2, axis=1) for name in ("keypoints", "present", "face_boxes")
+        },
+    )  # fmt: skip
+    capture = SimpleNamespace(motion=several, found=np.array([2]), repairs=SimpleNamespace(frames=0, points=0, gaps=0))
+    monkeypatch.setattr(driving_video, "extract_motion", lambda *given, **more: capture)
+    monkeypatch.setattr(driving_video, "pose_of", lambda image, detectors: motion.keypoints[0, 0])
+    heard, clip = Heard(), SimpleNamespace(path=Path("v.mp4"))
+    driving_video.detect_motion(clip, (0, 1), None, np.zeros((64, 64, 3), np.uint8), heard)
+    assert any(
+        note.startswith("v.mp4, the largest person against the largest of the picture: misalignment")
+        for note in heard.notes
+    )
 
 
 def test_a_range_and_a_rate_are_those_of_the_plain_video(tmp_path, detectors):

@@ -31,7 +31,8 @@ class FaceBox:
 def pixel_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[Box | None, ...]:
     """Boxes float[t,4] (x0, y0, x1, y1; NaN rows: no face) as inclusive integer pixels within ``size`` (width, height).
 
-    None without a face, or if fewer than 8 pixels per side are in the frame.
+    Sides are truncated, as by the masks from which the reference implementation reads its boxes. None without a face,
+    or if fewer than 8 pixels per side are in the frame.
     """
     width, height = size
     found: list[Box | None] = []
@@ -39,8 +40,8 @@ def pixel_boxes(boxes: np.ndarray, size: tuple[int, int]) -> tuple[Box | None, .
         if not np.isfinite(row).all():
             found.append(None)
             continue
-        x0, x1 = np.clip(np.round(row[[0, 2]]), 0, width - 1).astype(int)
-        y0, y1 = np.clip(np.round(row[[1, 3]]), 0, height - 1).astype(int)
+        x0, x1 = np.clip(np.trunc(row[[0, 2]]), 0, width - 1).astype(int)
+        y0, y1 = np.clip(np.trunc(row[[1, 3]]), 0, height - 1).astype(int)
         found.append((int(x0), int(y0), int(x1), int(y1)) if min(x1 - x0, y1 - y0) + 1 >= SMALLEST else None)
     return tuple(found)
 

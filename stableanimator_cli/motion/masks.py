@@ -1,8 +1,7 @@
 """Face boxes as masks of any size.
 
-A box (x0, y0, x1, y1) covers the pixels ``int(x0):int(x1)`` by ``int(y0):int(y1)``, half-open, truncated after scaling.
-So boxes that touch share no pixel, and a box of the full frame fills the mask. A box that overlaps the frame covers at
-least one pixel.
+A box (x0, y0, x1, y1) covers the columns ``int(x0)`` to ``int(x1)`` and the rows ``int(y0)`` to ``int(y1)``, both
+inclusive, truncated after scaling: OpenCV's filled rectangle, with which the reference implementation makes its masks.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ def face_mask(
     low, high = (boxes[:, :2] - padding) * scale, (boxes[:, 2:] + padding) * scale
     shown = (np.minimum(high, size) > np.maximum(low, 0)).all(axis=-1)
     low, high = low[shown].clip(0, size).astype(np.int64), high[shown].clip(0, size).astype(np.int64)
-    for (x0, y0), (x1, y1) in zip(low.tolist(), np.maximum(high, low + 1).tolist(), strict=True):
-        mask[y0:y1, x0:x1] = 255
+    for (x0, y0), (x1, y1) in zip(low.tolist(), high.tolist(), strict=True):
+        mask[y0 : y1 + 1, x0 : x1 + 1] = 255
     if missing == "full" and not shown.any():
         mask[:] = 255
     return mask

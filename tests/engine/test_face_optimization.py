@@ -21,7 +21,8 @@ from stableanimator_cli.diffusion.sampler import Step
 from stableanimator_cli.engine import face_optimization
 from stableanimator_cli.engine.backbones.svd import BACKBONE
 from stableanimator_cli.engine.decoder import FaceDecoder
-from stableanimator_cli.engine.face_optimization import FaceBox
+from stableanimator_cli.engine.face_optimization import FaceBox, pixel_boxes
+from stableanimator_cli.motion.masks import face_mask
 from stableanimator_cli.records import Face
 from tests.tiny import temporal_vae
 
@@ -199,6 +200,15 @@ def test_each_person_has_their_own_box_and_vector_and_who_is_unknown_is_left_alo
     (entry,) = optimise.log
     assert (entry.faces, entry.frames) == (3, 2)
     assert entry.after > entry.before
+
+
+def test_boxes_are_those_that_the_reference_implementation_reads_from_masks():
+    """Its masks are filled rectangles of truncated boxes; a box is the first and last white row and column."""
+    rng = np.random.default_rng(0)
+    boxes = np.concatenate([rng.uniform(-5, 30, (40, 2)), rng.uniform(38.5, 80, (40, 2))], axis=1)
+    for box, found in zip(boxes, pixel_boxes(boxes, (60, 50)), strict=True):
+        rows, columns = np.nonzero(face_mask([box], (60, 50)))
+        assert found == (columns.min(), rows.min(), columns.max(), rows.max())
 
 
 @pytest.mark.parametrize("references", [0, 2, None])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 
@@ -21,16 +22,16 @@ def covered(mask: np.ndarray) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        ((2, 3, 7, 5), (2, 3, 7, 5)),
-        ((2.9, 3.9, 7.9, 5.9), (2, 3, 7, 5)),  # cut to whole pixels, not rounded
-        ((-4, -9, 3, 2), (0, 0, 3, 2)),
+        ((2, 3, 7, 5), (2, 3, 8, 6)),  # both ends are inside
+        ((2.9, 3.9, 7.9, 5.9), (2, 3, 8, 6)),  # cut to whole pixels, not rounded
+        ((-4, -9, 3, 2), (0, 0, 4, 3)),
         ((0, 0, 20, 10), (0, 0, 20, 10)),
         ((15, 6, 900, 900), (15, 6, 20, 10)),
         ((4.2, 4.2, 4.6, 4.6), (4, 4, 5, 5)),  # a small face is a pixel, not nothing
         ((19.5, 9.5, 30, 30), (19, 9, 20, 10)),
     ],
 )
-def test_half_open_rule(box, expected):
+def test_both_ends_of_a_box_are_inside(box, expected):
     mask = face_mask(np.array([box]), (20, 10))
     assert covered(mask) == expected
     assert mask.shape == (10, 20)
@@ -38,26 +39,32 @@ def test_half_open_rule(box, expected):
     assert set(np.unique(mask)) <= {0, 255}
 
 
-def test_boxes_that_touch_share_no_pixel():
-    left, right = face_mask([[0, 0, 8, 10]], (20, 10)), face_mask([[8, 0, 20, 10]], (20, 10))
-    assert not (left & right).any()
-    assert (left | right).all()
+def test_masks_are_the_filled_rectangles_of_the_reference_implementation():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        boxes = np.sort(rng.uniform(-8, 60, (2, 2, 2)), axis=1).reshape(2, 4)  # x0, y0, x1, y1
+        boxes[:, :2] = boxes[:, :2].clip(max=20)  # in the frame
+        boxes[:, 2:] = boxes[:, 2:].clip(min=22)
+        drawn = np.zeros((41, 53), np.uint8)
+        for x0, y0, x1, y1 in boxes.tolist():
+            cv2.rectangle(drawn, (int(x0), int(y0)), (int(x1), int(y1)), 255, thickness=cv2.FILLED)
+        np.testing.assert_array_equal(face_mask(boxes, (53, 41)), drawn)
 
 
 def test_all_faces_of_a_frame_are_in_its_mask():
     mask = face_mask(np.array([[1, 1, 3, 3], NAN, [10, 5, 14, 9]]), (20, 10))
-    assert (mask > 0).sum() == 4 + 16
+    assert (mask > 0).sum() == 9 + 25
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((40, 20), (4, 6, 14, 10)), ((10, 5), (1, 1, 3, 2)), ((20, 40), (2, 12, 7, 20))]
+    ("size", "expected"), [((40, 20), (4, 6, 15, 11)), ((10, 5), (1, 1, 4, 3)), ((20, 40), (2, 12, 8, 21))]
 )
 def test_boxes_are_scaled_before_they_are_cut(size, expected):
     assert covered(face_mask([[2, 3, 7, 5]], size, source=(20, 10))) == expected
 
 
 def test_margins_are_shares_of_the_box():
-    assert covered(face_mask([[40, 40, 60, 50]], (100, 100), margin=0.5)) == (30, 35, 70, 55)
+    assert covered(face_mask([[40, 40, 60, 50]], (100, 100), margin=0.5)) == (30, 35, 71, 56)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from tools.ablations.commands import Command, on_sigterm, python
 from tools.ablations.page import UPPER, text_of, to_json
 from tools.ablations.scores import People, Scorer, write_sheet
 from tools.ablations.training import (
+    BASES,
     EXPERIMENTS,
     STAGES,
     TRAININGS,
@@ -73,6 +74,7 @@ class Plan:
             "steps": self.steps or {name: dict(experiment.steps) for name, experiment in EXPERIMENTS.items()},
             "people": self.people or {name: dict(experiment.people) for name, experiment in EXPERIMENTS.items()},
             "recipes": {path.stem: sha256_of(path)[:12] for path in recipes},
+            "bases": {path.parent.name: sha256_of(path)[:12] for path in sorted(BASES.glob("*/unet.safetensors"))},
             "weights": weight_digests(catalogue.open_model("puppet"), ("vae", "image_encoder", "face", "judge")),
         }
 

@@ -3,7 +3,8 @@
 The base stands in for Stable Video Diffusion: pictures, then temporal layers, without an ID path. Its ID adapters are
 removed, so every variant starts with copies of ``to_k/to_v`` and a random Face Encoder. A variant is trained on
 pictures, whose temporal layers are skipped, and then on clips. Seed k of all variants shares initial weights, samples
-and noise. ``WORK/EXPERIMENT`` gets the clips, the runs and the base; finished parts are skipped.
+and noise. ``WORK/EXPERIMENT`` gets the clips, the runs and the base; finished parts are skipped. A base of ``bases/``
+is used instead of an hour's training.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ TREATED: Mapping[str, tuple[str, Treatment]] = {
     "magic-fe-id-opt": ("magic-fe-id", "optimize"),
 }
 """Rows of Table 5 that are a training with face optimisation while sampling, or with a pasted face after it."""
+
+BASES = Path(__file__).parent / "bases"
+"""Trained bases by experiment: config and float16 weights of UNet and PoseNet, as a folder of ``Trainer.base``."""
 
 Stage = Literal["pictures", "clips"]
 STAGES: tuple[Stage, ...] = ("pictures", "clips")
@@ -144,6 +148,13 @@ class Trainer:
         folder = self.work / experiment.name
         base = folder / "base"
         if (base / FILE_NAME).is_file():
+            return base
+        if self.steps is None and self.people is None and (BASES / experiment.name).is_dir():
+            with atomic_write(base, folder=True) as temp:
+                shutil.rmtree(temp, ignore_errors=True)
+                shutil.copytree(self._random_start(), temp)
+                shutil.copytree(BASES / experiment.name, temp, dirs_exist_ok=True)
+                write_digests(temp, [])
             return base
         if experiment.starts_from is None:
             model, fresh = self._random_start(), ",".join(TRAINED)

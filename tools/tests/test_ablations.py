@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from stableanimator_cli import catalogue
+from stableanimator_cli.engine.weights import build_on_meta, builders
 from stableanimator_cli.errors import BadInput, Interrupted
 from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF
 from stableanimator_cli.train.resume import new_config
@@ -119,6 +121,23 @@ def test_the_base_has_no_id_path_and_variants_start_from_it(trainer: Trainer, tm
     count = len(command.calls)
     assert trainer.variant(PORTRAITS, "addition", 1, "clips") == model
     assert len(command.calls) == count
+
+
+def test_a_trained_base_is_used_without_training(tmp_path: Path) -> None:
+    """Its weights load strictly as the backbone's, without ID adapters; shortened trainings train their own."""
+    commands = Recorded()
+    base = Trainer(work=tmp_path, command=commands).base(EXPERIMENTS["magic"])
+    assert not commands.calls
+    model = catalogue.open_model(str(base))
+    unet = build_on_meta(builders(model, "distribution")["unet"]).state_dict()
+    stored = load_file(base / "unet.safetensors")
+    assert {name: tensor.shape for name, tensor in stored.items()} == {
+        name: tensor.shape for name, tensor in unet.items() if training.ADAPTER not in name
+    }
+    assert model.backbone == "magic"
+    for name in ("unet", "pose_net"):
+        assert model.files[name].read_bytes() == (training.BASES / "magic" / f"{name}.safetensors").read_bytes()
+    assert Trainer(work=tmp_path, command=commands).base(EXPERIMENTS["magic"]) == base
 
 
 def test_bodies_continue_the_base_of_portraits(trainer: Trainer, tmp_path: Path) -> None:

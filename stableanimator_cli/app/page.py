@@ -116,8 +116,7 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
                 label="Motion", show_label=False, height=180, interactive=False, autoplay=True, loop=True, buttons=[],
                 visible=False, elem_id="moving",
             )  # fmt: skip
-    # files as they are: Gradio would decode the picture and check suffixes, and report them in its own words
-    picture.preprocess = motion.preprocess = lambda payload: None if payload is None else payload.path
+    _take_as_they_are(picture, motion)
     drawn = gr.Dataset(
         components=[picture], samples=[[str(one.picture)] for one in examples], type="index",
         label="No picture at hand? Drawn people, for the model puppet", visible=bool(examples), elem_id="people",
@@ -148,7 +147,7 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
                 label="Other faces", file_count="multiple", file_types=PICTURES, height=110,
                 elem_id="faces", min_width=120,
             )  # fmt: skip
-            faces.preprocess = lambda payload: [one.path for one in payload.root] if payload is not None else []
+            _take_as_they_are(faces)
             owners = gr.Textbox(
                 "", label="Whose faces they are", placeholder="0,1,... in the order of the files", max_lines=1,
                 min_width=120,
@@ -169,6 +168,19 @@ def _moving(session: Session, motion: str | None) -> Any:
     elif path is not None and path.suffix in PLAYABLE:
         return gr.Video(str(path), visible=True)
     return gr.Video(None, visible=False)
+
+
+def _take_as_they_are(*components: Any) -> None:
+    """Receive the paths of uploads: Gradio would decode pictures, check suffixes, and report both in its own words."""
+    for component in components:
+        component.preprocess = _paths
+
+
+def _paths(payload: Any) -> str | list[str] | None:
+    """Path of an upload, or of each of several."""
+    if payload is None:
+        return None
+    return [one.path for one in payload.root] if hasattr(payload, "root") else payload.path
 
 
 def _sizes(session: Session, model: str) -> Any:

@@ -23,8 +23,9 @@ from tools.publish import VAE, publish, publish_decoder
 from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
 
-STAGES = ("pictures", "detail", "again", "further", "people", "clips")
-SETTINGS = {"further": "again"}  # stages with the settings of another one
+STAGES = ("pictures", "detail", "again", "further", "people", "exchanged", "clips")
+SETTINGS = {"further": "again", "exchanged": "people"}  # stages with the settings of another one
+FOLDERS = {"exchanged": "images-exchanged", "clips": "clips-data"}  # of a stage's own clips
 
 
 def train_vae(options: argparse.Namespace) -> Path | None:
@@ -77,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--share-several", type=float, default=0.2, metavar="S", help="of the stage people: share of clips of 2 and 3"
     )
+    parser.add_argument(
+        "--share-exchanged", type=float, default=0.3, metavar="S",
+        help="of the stage exchanged: share of references with other faces than the embeddings",
+    )  # fmt: skip
     parser.add_argument("--train-vae", type=int, default=0, metavar="STEPS")
     parser.add_argument("--train-decoder", type=int, default=0, metavar="STEPS")
     parser.add_argument("--steps", type=int, help="of each stage, instead of the settings'")
@@ -88,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--score", type=int, default=50, metavar="N", help="held-out clips to score; 0 for none")
     options = parser.parse_args(arguments)
-    clips.check_share(parser, options.share_several)
+    clips.check_shares(parser, options)
     options.run.mkdir(parents=True, exist_ok=True)
     model = options.run / "start"
     if not model.exists():
@@ -98,14 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stage in options.stages:
         apart = stage != "clips"
         data = clips.write_all(
-            options.run / ("images" if apart else "clips-data"),
+            options.run / FOLDERS.get(stage, "images"),
             str(options.run / "start"),
             people=options.people if apart else max(options.people // 8, 16),
             frames=4 if apart else 9,
             fps=Fraction(2 if apart else 8),
             device=options.device,
             workers=options.workers,
-            share=options.share_several if stage == "people" else 0.0,
+            share=options.share_several if stage in ("people", "exchanged") else 0.0,
+            exchanged=options.share_exchanged if stage == "exchanged" else 0.0,
         )
         model = train_stage(options, stage, model, data)
     weights = train_decoder(options, model)

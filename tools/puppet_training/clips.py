@@ -3,7 +3,8 @@
 ``python -m tools.puppet_training.clips OUT --model FOLDER --people N`` writes them, resumes where it stopped, and adds
 more people if N grows. Latents come from the drawn images themselves: a video would blur colours first. Every clip
 starts with the figure at rest, which is its reference. ``--share-several S`` adds clips of two and three people side by
-side, twice as many of two, until they are the share S of all clips.
+side, twice as many of two, until they are the share S of all clips. ``--share-exchanged S`` draws the references of a
+share S with other faces (``exchanged_faces``): there the face embedding alone tells whose face belongs into the frames.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import copy
+from dataclasses import replace
 from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +32,8 @@ from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.puppets.dataset import PuppetPlan, write_puppets
+from stableanimator_cli.puppets.sample import derive_rng, exaggerate_features, global_index, sample_identity
+from stableanimator_cli.puppets.scene import Scene
 from stableanimator_cli.train.dataset import open_dataset
 from stableanimator_cli.train.latent_cache import latents_file, tokens_file
 from tools.puppet_training.heldout import SIZE
@@ -37,6 +42,8 @@ from tools.truth_clips import write_clips
 
 _PART = 250  # people per folder of drawings
 _SEED = 31  # of the first folder
+_OTHERS = 400_000_000  # people of exchanged faces from this index on; no drawn clip shows them
+_HAIR = ("number", "hair", "hair_colour", "hair_phase")
 _SEVERAL = {2: ("two", 10_000, 2 / 3), 3: ("three", 20_000, 1 / 3)}  # people per clip: name, seed, share of these clips
 
 
@@ -65,10 +72,12 @@ def count_several(people: int, share: float) -> dict[int, int]:
     return {1: people} | {count: round(several * part) for count, (_, _, part) in _SEVERAL.items()}
 
 
-def check_share(parser: argparse.ArgumentParser, share: float) -> None:
-    """Refuse a ``--share-several`` that leaves no clip of one person."""
-    if not 0 <= share < 1:
-        parser.error(f"argument --share-several: {share:g}, expected 0 or more and less than 1")
+def check_shares(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse shares below 0 or above 1, and a ``--share-several`` that leaves no clip of one person."""
+    if not 0 <= options.share_several < 1:
+        parser.error(f"argument --share-several: {options.share_several:g}, expected 0 or more and less than 1")
+    if not 0 <= options.share_exchanged <= 1:
+        parser.error(f"argument --share-exchanged: {options.share_exchanged:g}, expected 0 to 1")
 
 
 def draw_part(plan: PuppetPlan, out: Path, model: str) -> None:
@@ -81,9 +90,28 @@ def draw_part(plan: PuppetPlan, out: Path, model: str) -> None:
     write_clips(plan.folder, out / plan.folder.name.replace("drawings", "clips"), reader)
 
 
+def exchanged_faces(scene: Scene) -> Scene:
+    """The scene with other faces (skin included) under the same hair: of the next person, or of one from elsewhere."""
+    faces = [person.identity for person in scene.people]
+    if len(faces) == 1:
+        number = int(derive_rng("exchanged face", scene.seed).integers(_OTHERS, 2 * _OTHERS))
+        faces.append(exaggerate_features(sample_identity(global_index("train", number))))
+    exchanged = copy(scene)
+    exchanged.people = tuple(
+        replace(person, identity=replace(face, **{name: getattr(person.identity, name) for name in _HAIR}))
+        for person, face in zip(scene.people, [*faces[1:], faces[0]], strict=False)
+    )
+    return exchanged
+
+
 @torch.no_grad()
-def encode_part(plan: PuppetPlan, clips: Path, model: str, device: str, size: Size | None = None) -> int:
-    """Write the missing caches; returns the number of clips that lacked one. Images are drawn again, at ``size``."""
+def encode_part(
+    plan: PuppetPlan, clips: Path, model: str, device: str, size: Size | None = None, exchanged: float = 0.0
+) -> int:
+    """Write the missing caches; returns the number of clips that lacked one. Images are drawn again, at ``size``.
+
+    References of a share ``exchanged`` of the clips have other faces than the embeddings of the clip folder.
+    """
     size = size or plan.size
     entry = catalogue.open_model(model)
     load = loaders(entry, torch.float32, "distribution")
@@ -96,7 +124,9 @@ def encode_part(plan: PuppetPlan, clips: Path, model: str, device: str, size: Si
         if latents.is_valid() and tokens.is_valid():
             continue
         scene = plan.scene(int(clip.name))
-        images = np.stack([frame.image for frame in (scene.reference(size), *scene.clip(size))])
+        apart = derive_rng("exchanged", scene.seed).random() < exchanged
+        reference = (exchanged_faces(scene) if apart else scene).reference(size)
+        images = np.stack([frame.image for frame in (reference, *scene.clip(size))])
         latents.write(_moments(vae, to_signed(images).to(device)))
         tokens.write(encoder(pixel_values=clip_pixels(images).to(device)).image_embeds.half().cpu())
         written += 1
@@ -111,11 +141,12 @@ def _moments(vae: Any, pixels: Tensor) -> Tensor:
 def write_all(
     out: Path, model: str, *, people: int, frames: int = 4, fps: Fraction = Fraction(2), device: str = "cpu",
     workers: int = 1, size: Size = SIZE, encoded: Size | None = None, framing: str = "portrait", share: float = 0.0,
+    exchanged: float = 0.0,
 ) -> list[Path]:  # fmt: skip
     """Write the missing clips and caches; returns the folders of clips.
 
     ``size`` (w, h) of the videos, from which face embeddings are computed; ``encoded``: of latents, if it differs.
-    ``share`` of the clips show several people (``count_several``).
+    ``share`` of the clips show several people (``count_several``), ``exchanged`` have references with other faces.
     """
     plans = [
         plan_of(out, part, videos, frames, fps, size, framing, count)
@@ -130,7 +161,10 @@ def write_all(
         if workers == 1:
             draw_part(plan, out, model)
         folders.append(out / plan.folder.name.replace("drawings", "clips"))
-        print(f"{folders[-1]}: {encode_part(plan, folders[-1], model, device, encoded)} clips encoded", flush=True)
+        print(
+            f"{folders[-1]}: {encode_part(plan, folders[-1], model, device, encoded, exchanged)} clips encoded",
+            flush=True,
+        )
     return folders
 
 
@@ -146,13 +180,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--share-several", type=float, default=0.0, metavar="S", help="share of clips of 2 and 3 people"
     )
+    parser.add_argument(
+        "--share-exchanged", type=float, default=0.0, metavar="S", help="share of references with other faces"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     options = parser.parse_args(arguments)
-    check_share(parser, options.share_several)
+    check_shares(parser, options)
     write_all(
         options.out, options.model, people=options.people, frames=options.frames, fps=options.fps,
-        device=options.device, workers=options.workers, share=options.share_several,
+        device=options.device, workers=options.workers, share=options.share_several, exchanged=options.share_exchanged,
     )  # fmt: skip
 
 

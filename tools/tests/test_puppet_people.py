@@ -5,11 +5,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.puppets.scene import sample_scene
 from stableanimator_cli.train.dataset import load_annotations, open_dataset
 from tools.bench.puppet_model import OutputDetectors
 from tools.puppet_training import clips, people
@@ -87,8 +90,9 @@ def test_a_share_of_the_clips_shows_several_people():
     assert clips.count_several(800, 0.2) == {1: 800, 2: 133, 3: 67}
     assert clips.count_several(100, 0.0) == {1: 100, 2: 0, 3: 0}
     parser = argparse.ArgumentParser()
-    with pytest.raises(SystemExit):
-        clips.check_share(parser, 1.0)
+    for several, exchanged in ((1.0, 0.0), (0.0, 1.1), (0.0, float("nan"))):
+        with pytest.raises(SystemExit):
+            clips.check_shares(parser, argparse.Namespace(share_several=several, share_exchanged=exchanged))
 
 
 def test_clips_of_several_people_have_everybody_s_face(tmp_path):
@@ -101,3 +105,38 @@ def test_clips_of_several_people_have_everybody_s_face(tmp_path):
             known = [annotations.embedding(0, person) for person in range(count)]
             assert all(vector is not None for vector in known)
             assert len({vector.tobytes() for vector in known}) == count
+
+
+def test_exchanged_faces_stay_under_their_hair():
+    pair = sample_scene("train", 5, people=2, framing="portrait")
+    one, two = (person.identity for person in pair.people)
+    left, right = (person.identity for person in clips.exchanged_faces(pair).people)
+    assert (left.hair, left.hair_colour, left.hair_phase) == (one.hair, one.hair_colour, one.hair_phase)
+    assert (left.skin, left.iris, left.glasses, left.mouth_width) == (two.skin, two.iris, two.glasses, two.mouth_width)
+    assert (right.hair, right.skin) == (two.hair, one.skin)
+    assert pair.people[0].identity == one, "the scene itself must not change"
+
+    alone = sample_scene("train", 6, framing="portrait")
+    other = clips.exchanged_faces(alone)
+    assert other.people[0].identity.hair == alone.people[0].identity.hair
+    assert other.people[0].identity.eye_spacing != alone.people[0].identity.eye_spacing
+    assert clips.exchanged_faces(alone).people == other.people
+
+
+def test_exchanged_references_change_what_the_encoders_see_and_nothing_else(tmp_path):
+    """Embeddings and frames are the person's own; only the reference's latents and tokens show another face."""
+    known = {}
+    for name, share in (("plain", 0.0), ("exchanged", 1.0)):
+        (folder,) = clips.write_all(
+            tmp_path / name, "models/puppet", people=1, frames=1, fps=Fraction(2), exchanged=share
+        )
+        (clip,) = open_dataset([folder], min_frames=2).clips
+        arrays = {path.name: load_file(path) for path in clip.path.glob("*.safetensors")}
+        moments = next(value["moments"] for key, value in arrays.items() if key.startswith("latents"))
+        known[name] = moments, arrays["embeddings.safetensors"]["tokens"], load_annotations(clip, 1).embedding(0)
+    (moments, tokens, face), (moments_other, tokens_other, face_other) = known["plain"], known["exchanged"]
+    assert (face == face_other).all()
+    assert not torch.equal(moments[0], moments_other[0])
+    assert not torch.equal(tokens[0], tokens_other[0])
+    assert torch.equal(moments[1], moments_other[1])
+    assert torch.equal(tokens[1], tokens_other[1])

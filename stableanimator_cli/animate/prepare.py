@@ -173,6 +173,7 @@ def prepare(
         decode=config.decode,
         noise_period=windows.length,
         has_anchor=windows.anchor == "reference",
+        hidden_faces=None if plan_only else reference_face.hidden_boxes(config, face, transform),
         streams=driving.streams,
     )
     if not use_face and face.vector is not None:

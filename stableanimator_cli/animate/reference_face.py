@@ -25,7 +25,7 @@ from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.face_optimization import SMALLEST, FaceBox, face_optimization, pixel_boxes
 from stableanimator_cli.engine.memory.render import MemoryEstimator
 from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoFace
-from stableanimator_cli.motion.geometry import resize_transform
+from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.left_to_right import face_boxes
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Face, ModelFolder
@@ -61,10 +61,10 @@ def detect_reference_face(
     if faces come from ``--face-of``."""
     if config.face_embedding is not None:
         vector = load_embedding(config.face_embedding)
-        # only face optimisation needs the face's box in the image
-        needs_box = "face" in engine.model.files and mode_of(config, engine.model) != "off"
-        faces = engine.faces().boxes(image) if needs_box else ()
-        if faces:
+        # without either of the two the face's box in the image is not needed
+        optimised = "face" in engine.model.files and mode_of(config, engine.model) != "off"
+        faces = engine.faces().boxes(image) if optimised or config.hide_reference_face else ()
+        if faces and optimised:
             reporter.info(
                 f"faces are optimised towards the one in {config.reference.name}, not towards --face-embedding"
             )
@@ -92,6 +92,19 @@ def detect_reference_face(
         f"{config.reference}: no face found" + (", which --min-csim compares with" if gated else ""),
         hint=f"use an image where the face is larger and seen from the front, or {remedy}",
     )
+
+
+def hidden_boxes(config: AnimateConfig, face: ReferenceFace, transform: ResizeTransform) -> np.ndarray | None:
+    """Boxes float[k,4] of the reference's faces after ``transform`` if they are hidden, else None.
+
+    Raises ``NoFace`` if there is none to hide.
+    """
+    if not config.hide_reference_face:
+        return None
+    if not face.faces:
+        raise NoFace(f"{config.reference}: no face found to hide", hint="leave --hide-reference-face out")
+    corners = np.stack([one.box for one in face.faces]).reshape(-1, 2, 2)
+    return transform.apply_points(corners).reshape(-1, 4)
 
 
 def _may_lack_face(config: AnimateConfig, model: ModelFolder) -> bool:

@@ -251,6 +251,9 @@ class AnimateConfig:
         help="ArcFace embedding (512 numbers) to use instead of the one detected in REFERENCE.")
     force: bool = option("--force", False, panel=FACE,
         help="Animate REFERENCE even if it is unlike the images that the model was trained on.")
+    hide_reference_face: bool = option("--hide-reference-face", False, panel=FACE,
+        help="Replace the faces of REFERENCE with noise, so that faces come from the face vectors alone: for other "
+        "people's faces (--face-embedding, --pair, --face-of), with models that were trained so.")
     allow_no_face: bool = option("--allow-no-face", False, panel=FACE,
         help="Continue without an identity if REFERENCE shows no face.")
     preset: Literal["quick", "fast", "standard", "released", "paper"] = option("--preset", "standard",

@@ -229,6 +229,25 @@ def reference_latents(vae: AutoencoderKLTemporalDecoder, image: np.ndarray, nois
     return latents.to(dtype)
 
 
+def degrade_faces(reference: Tensor, boxes: Tensor, chosen: Tensor, noise: Tensor) -> Tensor:
+    """Replace the faces in the reference latents [b,c,h,w] of the ``chosen`` samples [b] with noise.
+
+    The noise inside a face's box has each channel's own mean and standard deviation: light and colour stay, identity
+    must come from the face embedding. ``boxes`` [b,4], or [b,p,4] of several people; boxes of NaN change nothing.
+    """
+    reference = reference.clone()
+    height, width = reference.shape[-2:]
+    for k, box in ((k, box) for k, rows in enumerate(boxes) for box in rows.view(-1, 4)):
+        if bool(chosen[k]) and bool(box.isfinite().all()):
+            (x0, y0), (x1, y1) = box[:2].floor().int().tolist(), box[2:].ceil().int().tolist()
+            rows, columns = slice(max(0, y0), min(height, y1)), slice(max(0, x0), min(width, x1))
+            face = reference[k, :, rows, columns]
+            if face.shape[1] and face.shape[2]:
+                std, mean = torch.std_mean(face, dim=(1, 2), correction=0, keepdim=True)
+                reference[k, :, rows, columns] = mean + std * noise[k, :, rows, columns].to(face)
+    return reference
+
+
 def texture_error(vae: AutoencoderKLTemporalDecoder, image: np.ndarray) -> float:
     """How badly the VAE keeps the texture of an image uint8[h,w,3] at the output's size.
 

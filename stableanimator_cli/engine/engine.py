@@ -25,7 +25,7 @@ from stableanimator_cli.diffusion.guidance import (
     with_guidance_interval,
 )
 from stableanimator_cli.diffusion.sampler import Denoise
-from stableanimator_cli.diffusion.schedule import image_noise
+from stableanimator_cli.diffusion.schedule import image_noise, keyed_noise
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
 from stableanimator_cli.engine.backbones import LatentDecoder, backbone_of
 from stableanimator_cli.engine.conditioning import (
@@ -34,6 +34,7 @@ from stableanimator_cli.engine.conditioning import (
     PoseFeatures,
     PoseFrames,
     clip_token,
+    degrade_faces,
     face_tokens,
     reference_latents,
     texture_error,
@@ -133,12 +134,14 @@ class Engine:
         face: np.ndarray | PeopleFaces | None,
         poses: PoseFrames,
         sampling: SamplingConfig,
+        hidden_faces: np.ndarray | None = None,
     ) -> Conditioning:
         """Encode a reference image, its faces and a motion for the UNet.
 
         ``image`` uint8[h,w,3] at its own size is for the image encoder, ``resized`` at the output's size (multiples of
         8) for the VAE, with noise keyed by the seed. ``face`` is a raw ArcFace embedding float32[512], several people's
         or None. If none of several people has a known face, there are no face tokens, as in training.
+        ``hidden_faces`` float[k,4] (x0, y0, x1, y1 in pixels of ``resized``): noise replaces them in the latents.
         """
         height, width = resized.shape[:2]
         if height % STRIDE or width % STRIDE:
@@ -156,6 +159,10 @@ class Engine:
             with self.resident("vae"), memory_guard("encoding the reference image", hint):
                 self.calls["vae_encode"] += 1
                 reference = reference_latents(self.networks["vae"], resized, noise, sampling.noise_aug)
+        if hidden_faces is not None:
+            boxes = torch.from_numpy(hidden_faces)[None] / STRIDE
+            noise = keyed_noise(sampling.seed, "hidden faces", [0], tuple(reference.shape[1:]))
+            reference = degrade_faces(reference, boxes, torch.tensor([True]), noise)
         return Conditioning(
             image=token,
             face=tokens,

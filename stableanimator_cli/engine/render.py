@@ -27,6 +27,8 @@ class RenderRequest:
     several people's, or None; ``poses``: one skeleton image per frame; ``plan``: the windows over them.
     ``has_anchor``: frame 0 of ``poses`` is the reference's own and is dropped from the output. ``retry_counts``: per
     frame, the retry its noise is keyed by.
+    ``hidden_faces`` float[k,4] (x0, y0, x1, y1 in pixels of ``resized``) are replaced with noise in the reference's
+    latents; None: no face is.
     ``streams``: further videos of as many frames that a backbone is conditioned on, as crops of the driving ``face``.
     """
 
@@ -40,6 +42,7 @@ class RenderRequest:
     noise_period: int
     has_anchor: bool = False
     retry_counts: tuple[int, ...] = ()
+    hidden_faces: np.ndarray | None = None
     streams: Mapping[str, PoseFrames] = field(default_factory=dict)
 
     @property

@@ -226,3 +226,19 @@ def test_a_gate_without_a_face_is_refused_before_anything_is_sampled(animate, mo
     monkeypatch.setattr("stableanimator_cli.animate.pipeline.sample", lambda *_, **__: pytest.fail("sampled"))
     with pytest.raises(NoFace, match="no face found, which --min-csim compares with"):
         animate("nobody.png", allow_no_face=True, min_csim=0.5)
+
+
+def test_a_hidden_reference_face_leaves_the_face_to_its_vector(animate, tmp_path):
+    np.save(tmp_path / "other.npy", np.random.default_rng(3).normal(size=512).astype(np.float32))
+    flags = {"preset": "fast", "face_embedding": tmp_path / "other.npy"}
+    _, plain = animate(**flags)
+    record, hidden = animate(**flags, hide_reference_face=True, output=tmp_path / "hidden.mp4")
+    assert record["config"]["hide_reference_face"] is True
+    assert (plain != hidden).any()
+
+
+def test_hiding_needs_a_face(animate, tmp_path):
+    np.save(tmp_path / "other.npy", np.ones(512, np.float32))
+    for flags in ({"face_embedding": tmp_path / "other.npy"}, {"allow_no_face": True}):
+        with pytest.raises(NoFace, match=r"nobody\.png: no face found to hide"):
+            animate("nobody.png", preset="fast", hide_reference_face=True, **flags)

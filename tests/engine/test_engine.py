@@ -138,6 +138,20 @@ def test_a_face_vector_of_another_length_is_named(engine):
         engine.encode(wanted.image, wanted.resized, np.zeros(128, np.float32), wanted.poses, SamplingConfig())
 
 
+def test_hidden_faces_are_noise_in_the_reference_and_nothing_else_changes(engine):
+    wanted = request(1)
+    boxes = np.array([[8.0, 16.0, 30.0, 40.0], [-20.0, 50.0, 5.0, 90.0]])
+    given = wanted.image, wanted.resized, wanted.face, wanted.poses, SamplingConfig()
+    plain, hidden, again = (engine.encode(*given, box) for box in (None, boxes, boxes))
+    changed = (plain.reference != hidden.reference).any(dim=1)[0]
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[2:5, 1:4] = expected[6:8, 0:1] = True
+    assert torch.equal(changed, expected)
+    assert torch.equal(hidden.reference, again.reference)
+    assert torch.equal(plain.image, hidden.image)
+    assert torch.equal(plain.face, hidden.face)
+
+
 def test_detectors_that_are_not_there_are_missing_with_the_way_on(engine):
     with pytest.raises(ModelMissing, match="no face detector") as caught:
         engine.faces()

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from stableanimator_cli.config.train import TrainConfig
-from stableanimator_cli.engine.conditioning import PeopleFaces
+from stableanimator_cli.engine.conditioning import PeopleFaces, degrade_faces
 from stableanimator_cli.engine.training import step_inputs
-from stableanimator_cli.engine.training.inputs import degrade_faces
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.records import Face
 from stableanimator_cli.train import validation

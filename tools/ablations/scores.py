@@ -24,11 +24,10 @@ from stableanimator_cli.diffusion.noise_levels import SCHEDULES
 from stableanimator_cli.diffusion.sampler import Denoise, Refine, sample_euler
 from stableanimator_cli.diffusion.schedule import initial_scale, keyed_noise
 from stableanimator_cli.diffusion.windows import plan_windows
-from stableanimator_cli.engine.conditioning import Conditioning, to_signed
+from stableanimator_cli.engine.conditioning import Conditioning, degrade_faces, to_signed
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.face_optimization import FaceBox, face_optimization
-from stableanimator_cli.engine.training.inputs import degrade_faces
 from stableanimator_cli.evaluate.face_paste import paste
 from stableanimator_cli.media import write_picture
 from stableanimator_cli.motion.skeleton import draw_skeleton

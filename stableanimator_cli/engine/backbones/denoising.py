@@ -134,7 +134,9 @@ class Denoising:
     def sample(self, engine: Engine, request: RenderRequest, timings: Timings, options: SampleOptions) -> Tensor:
         sampling = request.sampling
         started = time.perf_counter()
-        conditioning = engine.encode(request.image, request.resized, request.face, request.poses, sampling)
+        conditioning = engine.encode(
+            request.image, request.resized, request.face, request.poses, sampling, request.hidden_faces
+        )
         timings.seconds["encode"] = time.perf_counter() - started
 
         started = time.perf_counter()

@@ -18,6 +18,7 @@ from stableanimator_cli.diffusion.training import (
     log_normal_sigmas,
     stratified_quantiles,
 )
+from stableanimator_cli.engine.conditioning import degrade_faces
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.training.batch import Batch
 from stableanimator_cli.engine.training.model import StepInputs, TrainingParts, TrainingSettings
@@ -76,25 +77,6 @@ def dropout_masks(u: Tensor, settings: TrainingSettings) -> dict[str, Tensor]:
     nothing = no_image & no_reference if settings.dropout == "full" else torch.zeros_like(no_image)
     drops = {"image": no_image, "reference": no_reference, "face": nothing, "pose": nothing}
     return {f"keep_{name}": (~dropped).float() for name, dropped in drops.items()}
-
-
-def degrade_faces(reference: Tensor, boxes: Tensor, chosen: Tensor, noise: Tensor) -> Tensor:
-    """Replace the faces in the reference latents [b,c,h,w] of the ``chosen`` samples [b] with noise.
-
-    The noise inside a face's box has each channel's own mean and standard deviation: light and colour stay, identity
-    must come from the face embedding. ``boxes`` [b,4], or [b,p,4] of several people; boxes of NaN change nothing.
-    """
-    reference = reference.clone()
-    height, width = reference.shape[-2:]
-    for k, box in ((k, box) for k, rows in enumerate(boxes) for box in rows.view(-1, 4)):
-        if bool(chosen[k]) and bool(box.isfinite().all()):
-            (x0, y0), (x1, y1) = box[:2].floor().int().tolist(), box[2:].ceil().int().tolist()
-            rows, columns = slice(max(0, y0), min(height, y1)), slice(max(0, x0), min(width, x1))
-            face = reference[k, :, rows, columns]
-            if face.shape[1] and face.shape[2]:
-                std, mean = torch.std_mean(face, dim=(1, 2), correction=0, keepdim=True)
-                reference[k, :, rows, columns] = mean + std * noise[k, :, rows, columns].to(face)
-    return reference
 
 
 def _latents(parts: TrainingParts, batch: Batch, seed: int, keys: list[int]) -> Tensor:

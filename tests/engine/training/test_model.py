@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stableanimator_cli.catalogue import open_model
+from stableanimator_cli.engine.conditioning import degrade_faces
 from stableanimator_cli.engine.memory.train import meta_model, predict
 from stableanimator_cli.engine.training import (
     TrainingParts,
@@ -21,7 +22,7 @@ from stableanimator_cli.engine.training import (
     step_inputs,
     trainable_parameters,
 )
-from stableanimator_cli.engine.training.inputs import degrade_faces, dropout_masks
+from stableanimator_cli.engine.training.inputs import dropout_masks
 from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.lora import LoraLinear, is_lora

@@ -162,7 +162,8 @@ def _animate(
 
     flags = {"reference": person.file("png"), "motion": person.file("npz"), "output": output, "model": MODEL}
     # Not resumed: an interrupted demo may have shown other people.
-    run(flags=flags | _QUICK | {"face_embedding": face}, restart=True, reporter=out, engines=lambda: engines)
+    other = {"face_embedding": face, "hide_reference_face": face is not None}
+    run(flags=flags | _QUICK | other, restart=True, reporter=out, engines=lambda: engines)
     return [frame.copy() for _, frame in open_clip(output).frames()]
 
 

@@ -1,12 +1,13 @@
 """Score a model on held-out portraits of two people: each one's identity, and the swap test.
 
 ``python -m tools.puppet_training.people [MODEL] [--count N] [--steps N] [--out FILE.jsonl]`` animates the clips of
-``heldout_people.json`` with each person's face vector and region, again with the two vectors exchanged, and again with
-another seed. The judge compares each drawn face with the references of both people. Exchanging the vectors must
-exchange the faces. Hair is the reference picture's in any case, and the judge sees it: frames that are drawn with
-exchanged faces show what an exchange can reach, and only people whom they show nearer to the other count. Outside the
-faces it may change no more than another seed does. Exits with code 8 if a requirement fails. The sheet beside ``--out``
-shows per clip the reference, a true frame, the output, the output with exchanged vectors, and the drawn exchange.
+``heldout_people.json`` with each person's face vector and region, again with the two vectors exchanged, the same with
+the reference's faces hidden (``sa animate --hide-reference-face``), and again with another seed. The judge compares
+each drawn face with the references of both people. Exchanging the vectors must exchange the faces. Hair is the
+reference picture's in any case, and the judge sees it: frames that are drawn with exchanged faces show what an exchange
+can reach, and only people whom they show nearer to the other count. Outside the faces it may change no more than
+another seed does. Exits with code 8 if a requirement fails. The sheet beside ``--out`` shows per clip the reference, a
+true frame, the output, the output with exchanged vectors and hidden faces, and the drawn exchange.
 """
 
 from __future__ import annotations
@@ -87,11 +88,12 @@ def open_pair(scene: Scene, detectors: OutputDetectors) -> PairClip:
 
 
 def animate(
-    engine: Engine, pair: PairClip, vectors: np.ndarray, defaults: dict[str, Any], seed: int
+    engine: Engine, pair: PairClip, vectors: np.ndarray, defaults: dict[str, Any], seed: int, *, hidden: bool = False
 ) -> list[np.ndarray]:
-    """Animate a clip with a face vector per person."""
+    """Animate a clip with a face vector per person. ``hidden``: the reference's own faces are noise."""
+    boxes = pair.clip.scene.reference().face_boxes.astype(np.float64) if hidden else None
     request = request_of(pair.clip, pair.vectors[0], defaults, seed)
-    request = replace(request, face=PeopleFaces(vectors=vectors, regions=pair.regions))
+    request = replace(request, face=PeopleFaces(vectors=vectors, regions=pair.regions), hidden_faces=boxes)
     return [frame.copy() for frame in render(engine, request, Timings())]
 
 
@@ -134,8 +136,8 @@ def differences(one: Sequence[np.ndarray], other: Sequence[np.ndarray], pair: Pa
 
 
 def score_pair(outputs: dict[str, list[np.ndarray]], pair: PairClip, detectors: OutputDetectors) -> dict[str, Any]:
-    """Figures of one clip from its outputs ``own``, ``swapped`` and ``seed`` (another seed)."""
-    own, swapped = (similarities(outputs[name], pair, detectors) for name in ("own", "swapped"))
+    """Figures of one clip from its outputs ``own``, ``swapped``, ``hidden`` (swapped, too) and ``seed``."""
+    own, swapped, hidden = (similarities(outputs[name], pair, detectors) for name in ("own", "swapped", "hidden"))
     truth = similarities([frame.image for frame in pair.target], pair, detectors)
     drawn = similarities([frame.image for frame in pair.exchanged], pair, detectors)
     faces = [
@@ -144,13 +146,15 @@ def score_pair(outputs: dict[str, list[np.ndarray]], pair: PairClip, detectors: 
         for box in frame.face_boxes
         if np.isfinite(box).all()
     ]
-    inside, outside = differences(outputs["own"], outputs["swapped"], pair)
+    inside, outside = differences(outputs["own"], outputs["hidden"], pair)
     inside_seed, outside_seed = differences(outputs["own"], outputs["seed"], pair)
     return {
         "own": _listed(np.diag(own)),
         "other": _listed(np.diag(own[:, ::-1])),
         "swapped_own": _listed(np.diag(swapped)),
         "swapped_other": _listed(np.diag(swapped[:, ::-1])),
+        "hidden_own": _listed(np.diag(hidden)),
+        "hidden_other": _listed(np.diag(hidden[:, ::-1])),
         "truth": _listed(np.diag(truth)),
         "drawn_own": _listed(np.diag(drawn)),
         "drawn_other": _listed(np.diag(drawn[:, ::-1])),
@@ -184,9 +188,14 @@ def summarise(rows: list[dict[str, Any]]) -> Iterator[Figure]:
     yield at_least("exchanged: decrease to oneself", float(np.nanmean(own - swapped_own)), 0.1, len(own))
     yield at_least("exchanged: increase to the other", float(np.nanmean(swapped_other - other)), 0.1, len(own))
     possible = column("drawn_other") > column("drawn_own")
-    nearer = (swapped_other > swapped_own)[possible]
+    nearer, count = (swapped_other > swapped_own)[possible], int(possible.sum())
     yield at_least("exchanged and drawn: people nearer to the other", float(possible.mean()), None, len(own))
-    yield at_least("exchanged: of these, nearer to the other", float(nearer.mean()), 0.9, len(nearer))
+    yield at_least("exchanged: of these, nearer to the other", float(nearer.mean()), None, count)
+    hidden_own, hidden_other = column("hidden_own"), column("hidden_other")
+    nearer = (hidden_other > hidden_own)[possible]
+    yield at_least("exchanged, faces hidden: judge, own reference", float(np.nanmean(hidden_own)), None, len(own))
+    yield at_least("exchanged, faces hidden: judge, the other's", float(np.nanmean(hidden_other)), None, len(own))
+    yield at_least("exchanged, faces hidden: of these, nearer to the other", float(nearer.mean()), 0.9, count)
     for name in ("face", "sharpness"):
         yield at_least(f"{name} of both", float(np.mean([row[name] for row in rows])), None, len(rows))
     means = {
@@ -232,10 +241,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for n, entry in enumerate(read_list(LIST_OF_PEOPLE)[: options.count]):
             pair = open_pair(open_scene(entry), detectors)
             outputs = {
-                name: animate(engine, pair, vectors, defaults, seed)
+                name: animate(engine, pair, vectors, defaults, seed, hidden=name == "hidden")
                 for name, vectors, seed in (
                     ("own", pair.vectors, options.seed),
                     ("swapped", pair.vectors[::-1].copy(), options.seed),
+                    ("hidden", pair.vectors[::-1].copy(), options.seed),
                     ("seed", pair.vectors, options.seed + 1),
                 )
             }
@@ -243,10 +253,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(row)
             middle = len(pair.target) // 2
             cells.append([pair.clip.fitted, pair.target[middle].image, outputs["own"][middle]])
-            cells[-1] += [outputs["swapped"][middle], pair.exchanged[middle].image]
+            cells[-1] += [outputs["hidden"][middle], pair.exchanged[middle].image]
             print(
                 f"clip {n:2d}  own {row['own']}, other {row['other']}; exchanged: own {row['swapped_own']}, other "
-                f"{row['swapped_other']}; elsewhere {row['elsewhere_swap']:.2f}, seed {row['elsewhere_seed']:.2f}",
+                f"{row['swapped_other']}; hidden: own {row['hidden_own']}, other {row['hidden_other']}; elsewhere "
+                f"{row['elsewhere_swap']:.2f}, seed {row['elsewhere_seed']:.2f}",
                 flush=True,
             )
     return write_results(rows, list(summarise(rows)), sheet_of(cells), options.out)

@@ -40,7 +40,7 @@ def test_true_frames_show_each_person_at_their_place(pair, detectors):
 def test_without_faces_there_is_no_similarity(pair, detectors):
     empty = [np.zeros_like(frame.image) for frame in pair.target]
     assert np.isnan(people.similarities(empty, pair, detectors)).all()
-    row = people.score_pair({"own": empty, "swapped": empty, "seed": empty}, pair, detectors)
+    row = people.score_pair({"own": empty, "swapped": empty, "hidden": empty, "seed": empty}, pair, detectors)
     assert row["own"] == [None, None]
     assert (row["elsewhere_swap"], row["near_swap"]) == (0, 0)
 
@@ -64,7 +64,8 @@ def test_changes_are_told_apart_by_place(pair):
 def row(**changed):
     values = {
         "own": [0.9, 0.8], "other": [0.1, 0.2], "swapped_own": [0.2, 0.1], "swapped_other": [0.8, 0.7],
-        "truth": [0.9, 0.9], "drawn_own": [0.2, 0.2], "drawn_other": [0.9, 0.9], "face": 17.0, "sharpness": 0.8,
+        "truth": [0.9, 0.9], "hidden_own": [0.2, 0.1], "hidden_other": [0.8, 0.7],
+        "drawn_own": [0.2, 0.2], "drawn_other": [0.9, 0.9], "face": 17.0, "sharpness": 0.8,
         "near_swap": 9.0, "near_seed": 3.0, "elsewhere_swap": 1.0, "elsewhere_seed": 2.0,
     }  # fmt: skip
     return values | changed
@@ -75,9 +76,9 @@ def row(**changed):
     [
         ({}, set()),
         ({"elsewhere_swap": 3.0}, {"change elsewhere"}),
-        ({"swapped_other": [0.1, 0.05]}, {"exchanged: increase to the other", "exchanged: of these, nearer"}),
-        ({"swapped_other": [0.8, 0.05]}, {"exchanged: of these, nearer"}),
-        ({"swapped_other": [0.8, 0.05], "drawn_other": [0.9, 0.1]}, set()),
+        ({"swapped_other": [0.1, 0.05]}, {"exchanged: increase to the other"}),
+        ({"hidden_other": [0.8, 0.05]}, {"exchanged, faces hidden: of these, nearer"}),
+        ({"hidden_other": [0.8, 0.05], "drawn_other": [0.9, 0.1]}, set()),
         ({"own": [0.9, None]}, {"people nearer to their own reference"}),
         ({"own": [0.9, 0.1]}, {"people nearer to their own reference", "judge, own reference"}),
     ],

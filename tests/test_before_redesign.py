@@ -22,6 +22,7 @@ from stableanimator_cli.animate import fingerprint, pipeline, replay
 from stableanimator_cli.animate.run import run as animate
 from stableanimator_cli.clip_folder import open_folder
 from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.engine import face_optimization
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.train import run as train
 from tests.animate.clips import Heard
@@ -81,6 +82,8 @@ def test_an_interrupted_video_is_resumed(folder: Path, monkeypatch: pytest.Monke
         facts = json.loads(file.metadata()["state"])["facts"]
     machine = {name: value for name, value in facts.items() if name == "device" or name.startswith("version of ")}
     monkeypatch.setattr(fingerprint, "machine", lambda device: machine)  # libraries of that time
+    boxes = face_optimization.pixel_boxes  # rounded at that time, and truncated now, as in the reference implementation
+    monkeypatch.setattr(face_optimization, "pixel_boxes", lambda found, size: boxes(np.round(found), size))
     heard = Heard()
     animate(flags=FLAGS | {"output": Path("interrupted.mp4")}, reporter=heard)
     assert any("resuming after 2 of 4 steps" in note for note in heard.notes)

@@ -30,7 +30,8 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 def command_lines() -> Iterator[str]:
     """Commands in the code blocks of all pages, and those that the text of the README quotes with their arguments."""
-    lines = [line for text in (README, *PAGES.values()) for block in blocks("sh", text) for line in block.splitlines()]
+    shell = [block.replace("\\\n", " ") for text in (README, *PAGES.values()) for block in blocks("sh", text)]
+    lines = [line for block in shell for line in block.splitlines()]
     for line in lines + re.findall(r"`([^`\n]+)`", README.replace("\n", " ")):
         line = line.removeprefix(".venv/bin/")
         if re.match(r"sa [a-z-]+ ", line) or line == "sa demo":

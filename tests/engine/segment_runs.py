@@ -74,4 +74,4 @@ def check_faces_come_nearer(
     assert [entry.faces for entry in optimise.log] == [8] * 3 + [7] * 3  # neither shared frames nor padding
     assert all(entry.after > entry.before for entry in optimise.log)
     for part in (slice(0, 9), slice(9, 16)):
-        assert similarity(better[part]) > similarity(plain[part])  # random networks: by how much depends on single pixels
+        assert similarity(better[part]) > similarity(plain[part]) + 0.002

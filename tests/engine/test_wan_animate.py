@@ -152,7 +152,7 @@ def optimisation(engine: Engine, recogniser: ArcFace, frames: int, mode: Any, **
         embed=lambda pixels, places: recogniser.embed(crop_resize(pixels, places)),
         targets=[Target(boxes=boxes, vector=recogniser.embed(picture)[0])],
         settings=FaceOptimizationSettings(
-            mode=mode, steps=(0, STEPS), iterations=4, lr=0.2, lr_schedule="constant", **settings
+            mode=mode, steps=(0, STEPS), lr=0.2, lr_schedule="constant", **{"iterations": 4} | settings
         ),
     )
 

@@ -149,7 +149,8 @@ def recogniser() -> ArcFace:
 
 @pytest.mark.parametrize(("mode", "chunk"), [("full", 16), ("crop", 16), ("crop", 4)])
 def test_faces_come_nearer_in_every_segment(engine, recogniser, mode, chunk):
-    optimise = optimisation(engine, recogniser, 16, mode, chunk=chunk)
+    # twelve iterations: with four, rounding of the processor decides whether chunks of 4 gain enough
+    optimise = optimisation(engine, recogniser, 16, mode, chunk=chunk, iterations=12)
     check_faces_come_nearer(
         engine, request(16, window=9), optimise, lambda frames: similarity(recogniser, optimise, frames)
     )

@@ -136,13 +136,14 @@ def prepare(
     transform = resize_transform((image.shape[1], image.shape[0]), config.size, config.resize)
     report_crop(transform, config.reference, reporter)
     engine = engines.open(model, inputs.plan, id_mode=config.id_adapter or "distribution")
-    texture_error, others = None, {}
+    texture_error, hidden_faces, others = None, None, {}
     # the reference before the motion, which may be long: a missing face is reported at once
     if plan_only:
         face = reference_face.check_reference_face(config, engine, reporter)
     else:
         texture_error = reference_face.check_texture(config, engine, image, reporter)
         face = reference_face.detect_reference_face(config, engine, image, reporter)
+        hidden_faces = reference_face.hidden_boxes(config, face, transform)
         others = read_other_faces(config, engine, reporter)
     driving = inputs.motion()
     if plan_only and driving.people is not None:
@@ -173,7 +174,7 @@ def prepare(
         decode=config.decode,
         noise_period=windows.length,
         has_anchor=windows.anchor == "reference",
-        hidden_faces=None if plan_only else reference_face.hidden_boxes(config, face, transform),
+        hidden_faces=hidden_faces,
         streams=driving.streams,
     )
     if not use_face and face.vector is not None:

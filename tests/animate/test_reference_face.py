@@ -237,7 +237,8 @@ def test_a_hidden_reference_face_leaves_the_face_to_its_vector(animate, tmp_path
     assert (plain != hidden).any()
 
 
-def test_hiding_needs_a_face(animate, tmp_path):
+def test_hiding_needs_a_face_before_the_motion_is_read(animate, tmp_path, monkeypatch):
+    monkeypatch.setattr("stableanimator_cli.animate.prepare.open_driving", lambda *_, **__: pytest.fail("read"))
     np.save(tmp_path / "other.npy", np.ones(512, np.float32))
     for flags in ({"face_embedding": tmp_path / "other.npy"}, {"allow_no_face": True}):
         with pytest.raises(NoFace, match=r"nobody\.png: no face found to hide"):

@@ -99,7 +99,7 @@ def sha256_of(path: Path, of_file: Callable[[Path], str] | None = None) -> str:
     if not path.is_dir():
         if path.exists() and not path.is_file():  # reading a pipe or a device may never end
             raise BadInput.because(path, "it is not a regular file", hint="write its content to a file and name that")
-        with _translate_read_errors(path), path.open("rb") as file:
+        with translate_read_errors(path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     total = hashlib.sha256()
     for file in visible_files(path):
@@ -201,17 +201,18 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _translate_read_errors(path: Path) -> Iterator[None]:
+def translate_read_errors(path: Path, hint: str = "check the path and its rights") -> Iterator[None]:
+    """Turn failures of the block to read ``path`` into ``BadInput``."""
     try:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise BadInput.because(path, f"it cannot be read ({reason})", hint="check the path and its rights") from error
+        raise BadInput.because(path, f"it cannot be read ({reason})", hint=hint) from error
 
 
 def carries_mark(path: Path) -> bool:
     """Whether ``sa`` wrote the file ``path``. Raises ``BadInput`` if it cannot be read."""
-    with _translate_read_errors(path), path.open("rb") as file:
+    with translate_read_errors(path), path.open("rb") as file:
         if MARK.encode() in file.read(_MARK_REACH):
             return True
         end = file.seek(0, os.SEEK_END)

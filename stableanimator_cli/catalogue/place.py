@@ -10,7 +10,7 @@ import contextlib
 import filecmp
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from typing import Any, Literal
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import store
 from stableanimator_cli.errors import BadInput, SaError
-from stableanimator_cli.files import sha256_of
+from stableanimator_cli.files import sha256_of, translate_read_errors
 from stableanimator_cli.readers import parse_json
 
 Convert = Callable[[Path, Path], None]
@@ -212,15 +212,8 @@ def _copy(source: Path, part: Path, target: Path) -> None:
                         block = block[copied.write(block) :]
 
 
-@contextlib.contextmanager
-def _reading(source: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise BadInput.because(
-            source, f"it cannot be read ({reason})", hint="allow reading it, or copy it again"
-        ) from error
+def _reading(source: Path) -> contextlib.AbstractContextManager[None]:
+    return translate_read_errors(source, hint="allow reading it, or copy it again")
 
 
 def _same_bytes(source: Path, target: Path) -> bool:

@@ -149,13 +149,19 @@ class Trainer:
         base = folder / "base"
         if (base / FILE_NAME).is_file():
             return base
-        if self.steps is None and self.people is None and (BASES / experiment.name).is_dir():
-            with atomic_write(base, folder=True) as temp:
-                shutil.rmtree(temp, ignore_errors=True)
-                shutil.copytree(self._random_start(), temp)
-                shutil.copytree(BASES / experiment.name, temp, dirs_exist_ok=True)
-                write_digests(temp, [])
-            return base
+        stored = BASES / experiment.name
+        trained = self.steps is None and self.people is None and stored.is_dir()
+        model = self._random_start() if trained else self._train_base(experiment, folder / "runs")
+        with atomic_write(base, folder=True) as temp:
+            shutil.rmtree(temp, ignore_errors=True)
+            shutil.copytree(model, temp)
+            if trained:
+                shutil.copytree(stored, temp, dirs_exist_ok=True)
+            _remove_id_path(temp)
+        return base
+
+    def _train_base(self, experiment: Experiment, runs: Path) -> Path:
+        """Train a base; returns the model folder, still with the ID adapters that nothing has trained."""
         if experiment.starts_from is None:
             model, fresh = self._random_start(), ",".join(TRAINED)
         else:
@@ -164,12 +170,8 @@ class Trainer:
         for stage in STAGES:
             initial = ["--from-scratch", fresh] if stage == "pictures" else []
             recipe = f"base-{stage}"
-            model = self.train(experiment, recipe, model, [*flags, *initial], folder / "runs" / recipe)
-        with atomic_write(base, folder=True) as temp:
-            shutil.rmtree(temp, ignore_errors=True)
-            shutil.copytree(model, temp)
-            _remove_id_path(temp)
-        return base
+            model = self.train(experiment, recipe, model, [*flags, *initial], runs / recipe)
+        return model
 
     def train(self, experiment: Experiment, recipe: str, model: Path, flags: list[str], run: Path) -> Path:
         """Train ``model`` by a recipe in the folder ``run``; returns the resulting model folder."""

@@ -5,9 +5,9 @@
 the reference's faces hidden (``sa animate --hide-reference-face``), and again with another seed. The judge compares
 each drawn face with the references of both people. Exchanging the vectors must exchange the faces. Hair is the
 reference picture's in any case, and the judge sees it: frames that are drawn with exchanged faces show what an exchange
-can reach, and only people whom they show nearer to the other count. Outside the faces it may change no more than
-another seed does. Exits with code 8 if a requirement fails. The sheet beside ``--out`` shows per clip the reference, a
-true frame, the output, the output with exchanged vectors and hidden faces, and the drawn exchange.
+can reach. Outside the faces it may change no more than another seed does. Exits with code 8 if a requirement fails. The
+sheet beside ``--out`` shows per clip the reference, a true frame, the output, the output with exchanged vectors and
+hidden faces, and the drawn exchange.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def score_pair(outputs: dict[str, list[np.ndarray]], pair: PairClip, detectors: 
         for box in frame.face_boxes
         if np.isfinite(box).all()
     ]
-    inside, outside = differences(outputs["own"], outputs["hidden"], pair)
+    inside, outside = differences(outputs["own"], outputs["swapped"], pair)
+    inside_hidden, outside_hidden = differences(outputs["own"], outputs["hidden"], pair)
     inside_seed, outside_seed = differences(outputs["own"], outputs["seed"], pair)
     return {
         "own": _listed(np.diag(own)),
@@ -161,8 +162,10 @@ def score_pair(outputs: dict[str, list[np.ndarray]], pair: PairClip, detectors: 
         "face": float(np.mean([value for value, _ in faces])),
         "sharpness": float(np.mean([value for _, value in faces])),
         "near_swap": inside,
+        "near_hidden": inside_hidden,
         "near_seed": inside_seed,
         "elsewhere_swap": outside,
+        "elsewhere_hidden": outside_hidden,
         "elsewhere_seed": outside_seed,
     }
 
@@ -187,25 +190,30 @@ def summarise(rows: list[dict[str, Any]]) -> Iterator[Figure]:
     yield at_least("exchanged: judge, the other's reference", float(np.nanmean(swapped_other)), None, len(own))
     yield at_least("exchanged: decrease to oneself", float(np.nanmean(own - swapped_own)), 0.1, len(own))
     yield at_least("exchanged: increase to the other", float(np.nanmean(swapped_other - other)), 0.1, len(own))
-    possible = column("drawn_other") > column("drawn_own")
-    nearer, count = (swapped_other > swapped_own)[possible], int(possible.sum())
-    yield at_least("exchanged and drawn: people nearer to the other", float(possible.mean()), None, len(own))
-    yield at_least("exchanged: of these, nearer to the other", float(nearer.mean()), None, count)
+    nearer = swapped_other > swapped_own
+    yield at_least("exchanged: people nearer to the other", float(nearer.mean()), 0.9, len(own))
     hidden_own, hidden_other = column("hidden_own"), column("hidden_other")
-    nearer = (hidden_other > hidden_own)[possible]
-    yield at_least("exchanged, faces hidden: judge, own reference", float(np.nanmean(hidden_own)), None, len(own))
-    yield at_least("exchanged, faces hidden: judge, the other's", float(np.nanmean(hidden_other)), None, len(own))
-    yield at_least("exchanged, faces hidden: of these, nearer to the other", float(nearer.mean()), 0.9, count)
+    yield at_least("hidden: judge, own reference", float(np.nanmean(hidden_own)), None, len(own))
+    yield at_least("hidden: judge, the other's reference", float(np.nanmean(hidden_other)), None, len(own))
+    nearer_hidden = hidden_other > hidden_own
+    yield at_least("hidden: people nearer to the other", float(nearer_hidden.mean()), None, len(own))
+    possible = column("drawn_other") > column("drawn_own")
+    count = int(possible.sum())
+    yield at_least("drawn: people nearer to the other", float(possible.mean()), None, len(own))
+    yield at_least("exchanged: nearer, of those drawn nearer", float(nearer[possible].mean()), None, count)
+    yield at_least("hidden: nearer, of those drawn nearer", float(nearer_hidden[possible].mean()), 0.9, count)
     for name in ("face", "sharpness"):
         yield at_least(f"{name} of both", float(np.mean([row[name] for row in rows])), None, len(rows))
     means = {
         key: float(np.mean([row[key] for row in rows]))
-        for key in ("near_swap", "near_seed", "elsewhere_swap", "elsewhere_seed")
+        for key in ("near_swap", "near_hidden", "near_seed", "elsewhere_swap", "elsewhere_hidden", "elsewhere_seed")
     }
     yield at_least("change near faces, exchanged", means["near_swap"], None, len(rows))
+    yield at_least("change near faces, hidden", means["near_hidden"], None, len(rows))
     yield at_least("change near faces, another seed", means["near_seed"], None, len(rows))
     noise = means["elsewhere_seed"]
     yield at_most("change elsewhere, exchanged (limit: another seed)", means["elsewhere_swap"], noise, len(rows))
+    yield at_most("change elsewhere, hidden (limit: another seed)", means["elsewhere_hidden"], noise, len(rows))
 
 
 def sheet_of(cells: list[list[np.ndarray]], columns: int = _COLUMNS) -> np.ndarray:

@@ -66,7 +66,8 @@ def row(**changed):
         "own": [0.9, 0.8], "other": [0.1, 0.2], "swapped_own": [0.2, 0.1], "swapped_other": [0.8, 0.7],
         "truth": [0.9, 0.9], "hidden_own": [0.2, 0.1], "hidden_other": [0.8, 0.7],
         "drawn_own": [0.2, 0.2], "drawn_other": [0.9, 0.9], "face": 17.0, "sharpness": 0.8,
-        "near_swap": 9.0, "near_seed": 3.0, "elsewhere_swap": 1.0, "elsewhere_seed": 2.0,
+        "near_swap": 9.0, "near_hidden": 9.0, "near_seed": 3.0,
+        "elsewhere_swap": 1.0, "elsewhere_hidden": 1.0, "elsewhere_seed": 2.0,
     }  # fmt: skip
     return values | changed
 
@@ -76,8 +77,9 @@ def row(**changed):
     [
         ({}, set()),
         ({"elsewhere_swap": 3.0}, {"change elsewhere"}),
-        ({"swapped_other": [0.1, 0.05]}, {"exchanged: increase to the other"}),
-        ({"hidden_other": [0.8, 0.05]}, {"exchanged, faces hidden: of these, nearer"}),
+        ({"elsewhere_hidden": 3.0}, {"change elsewhere, hidden"}),
+        ({"swapped_other": [0.1, 0.05]}, {"exchanged: increase to the other", "exchanged: people nearer"}),
+        ({"hidden_other": [0.8, 0.05]}, {"hidden: nearer, of those drawn nearer"}),
         ({"hidden_other": [0.8, 0.05], "drawn_other": [0.9, 0.1]}, set()),
         ({"own": [0.9, None]}, {"people nearer to their own reference"}),
         ({"own": [0.9, 0.1]}, {"people nearer to their own reference", "judge, own reference"}),

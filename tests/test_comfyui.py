@@ -62,6 +62,8 @@ def test_the_options_are_those_of_the_command(package):
 
     rows = package.Animate.INPUT_TYPES()["required"]
     assert set(rows["preset"][0]) == set(inspect.get_annotations(AnimateConfig, eval_str=True)["preset"].__args__)
+    switches = {name for name, row in package.Animate.INPUT_TYPES()["optional"].items() if row[0] == "BOOLEAN"}
+    assert switches == {"allow_no_face", "hide_reference_face"} <= set(inspect.get_annotations(AnimateConfig))
     device = inspect.get_annotations(DeviceConfig, eval_str=True)
     for name in ("dtype", "offload"):
         assert set(package.LoadModel.INPUT_TYPES()["required"][name][0]) == set(device[name].__args__)
@@ -100,7 +102,7 @@ def test_people_and_their_faces_are_those_of_the_command(package, tmp_path):
         for name in ("two.png", "other.png")
     )
     (model,) = package.LoadModel().load("puppet", "cpu", "auto", "none")
-    usual = {"steps": 1, "guidance": 1.0, "seed": 3, "preset": "fast"}
+    usual = {"steps": 1, "guidance": 1.0, "seed": 3, "preset": "fast", "hide_reference_face": True}
     named = {"person": "1,0", "pair": "0:0", "faces": other, "faces_of": "1"}
     (frames,) = package.Animate().animate(model, two, str(tmp_path / "two.npz"), 64, 64, **named, **usual)
     options = {"person": "1,0", "pair": "0:0", "face_of": [f"1={tmp_path / 'other.png'}"], "size": "64x64", **usual}

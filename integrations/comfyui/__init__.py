@@ -87,6 +87,7 @@ class Animate:
             },
             "optional": {
                 "allow_no_face": ("BOOLEAN", {"default": False}),
+                "hide_reference_face": ("BOOLEAN", {"default": False, "tooltip": "for faces of other people"}),
                 "person": ("STRING", {"default": "", "tooltip": "people to animate: largest, all, or numbers as 1,0"}),
                 "pair": ("STRING", {"default": "", "tooltip": "person:face, as 0:1,1:0; empty: from left to right"}),
                 "faces": ("IMAGE", {"tooltip": "faces of people who are not in reference"}),

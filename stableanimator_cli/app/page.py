@@ -152,10 +152,11 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
                 "", label="Whose faces they are", placeholder="0,1,... in the order of the files", max_lines=1,
                 min_width=120,
             )  # fmt: skip
+        hide = gr.Checkbox(False, label="Hide the picture's own face: for other faces")
         no_face = gr.Checkbox(False, label="Continue if the picture shows no face")
         force = gr.Checkbox(False, label="Continue if the picture is unlike those that the model knows")
     people = [person, pair, faces, owners]
-    return [picture, motion, model_box, size, steps, seed, frames, preset, memory, no_face, force, *people]
+    return [picture, motion, model_box, size, steps, seed, frames, preset, memory, hide, no_face, force, *people]
 
 
 def _moving(session: Session, motion: str | None) -> Any:
@@ -190,7 +191,7 @@ def _sizes(session: Session, model: str) -> Any:
 
 def _request(values: tuple[Any, ...]) -> Request:
     """The request of the form. Raises ``BadInput`` if a file is missing."""
-    picture, motion, model, size, steps, seed, frames, preset, memory, no_face, force, *people = values
+    picture, motion, model, size, steps, seed, frames, preset, memory, hide, no_face, force, *people = values
     person, pair, faces, owners = people
     missing = missing_input(picture, motion)
     if missing is not None:
@@ -205,6 +206,7 @@ def _request(values: tuple[Any, ...]) -> Request:
         "max_memory": memory.strip(),
         "person": person.strip(),
         "pair": pair.strip(),
+        "hide_reference_face": hide,
         "allow_no_face": no_face,
         "force": force,
         "preview": "video",

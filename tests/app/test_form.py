@@ -21,7 +21,7 @@ def form(picture: Path, motion: Path, **changes: str) -> list[Any]:
     text = {"steps": "", "frames": "", "memory": "", "person": "", "pair": "", "owners": ""} | changes
     return [
         str(picture), str(motion), "puppet", "64x64", text["steps"], 0, text["frames"], PRESETS[0], text["memory"],
-        False, False, text["person"], text["pair"], [], text["owners"],
+        False, False, False, text["person"], text["pair"], [], text["owners"],
     ]  # fmt: skip
 
 

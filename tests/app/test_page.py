@@ -128,6 +128,7 @@ def test_a_picture_and_a_motion_become_a_video(page: Page, upload: Example, fold
     page.get_by_label("Frames").fill("0:3")
     page.get_by_label("Size").fill("128x128")
     page.get_by_label("Size").press("Enter")
+    page.get_by_label("Hide the picture's own face").check()
     choose(page, "motion", upload.motion)
     expect(page.locator("#moving video")).to_be_visible(timeout=MINUTES)
     choose(page, "picture", upload.picture)
@@ -142,6 +143,7 @@ def test_a_picture_and_a_motion_become_a_video(page: Page, upload: Example, fold
     video = folder / "animations" / "001" / "video.mp4"
     assert words[:2] == ["sa", "animate"]
     assert words[words.index("-o") + 1] == "animations/001/video.mp4"
+    assert "--hide-reference-face" in words
     digest = sha256_of(video)
     video.unlink()
     again = [sys.executable, "-m", "stableanimator_cli", *words[1:], "--quiet"]

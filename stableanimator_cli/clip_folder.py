@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, resample, take
 from stableanimator_cli.motion.motion_file import FARTHEST, LONGEST_SIDE, load_motion, read_arrays, write_arrays
 from stableanimator_cli.readers import read_json
@@ -27,6 +28,7 @@ RECORD, MOTION, FACES, SHEET, SOURCE = "clip.json", "motion.npz", "faces.npz", "
 WIDTH = 512
 """Values per face embedding."""
 
+_CACHES = r"embeddings\.safetensors|latents-\d+x\d+\.safetensors"
 _AGAIN = "run `sa preprocess` on the video again"
 _INTEGERS = ("frame", "person")
 _SHAPES = {"frame": (), "person": (), "boxes": (4,), "landmarks": (5, 2), "scores": (), "embeddings": (WIDTH,)}
@@ -243,6 +245,12 @@ def _check_rate(fields: Fields, key: str) -> None:
     text = fields.text(key, default=None)
     if text is not None and not re.fullmatch(r"[1-9][0-9]{0,9}(/[1-9][0-9]{0,9})?", text):
         fields.fail(key, "frames per second, as '30' or '30000/1001'")
+
+
+def digest(path: Path) -> str:
+    """sha256 of an input: a file, a folder, or a clip folder without the caches that trainings add to it, which change
+    nothing of the clip. Raises ``BadInput``."""
+    return sha256_of(path, without=_CACHES if (path / RECORD).is_file() else "")
 
 
 def find_folders(root: Path) -> list[Path]:

@@ -91,10 +91,10 @@ def write_refused(path: Path, error: OSError, *, frame: int | None = None) -> Ba
     return BadInput(path, found, expected, frame=frame, hint=hint)
 
 
-def sha256_of(path: Path, of_file: Callable[[Path], str] | None = None) -> str:
+def sha256_of(path: Path, of_file: Callable[[Path], str] | None = None, without: str = "") -> str:
     """sha256 of a file, or of a folder's visible files by name and content in natural order. Raises ``BadInput``.
 
-    ``of_file`` returns the digest of a file in a folder, for instance one that is already known.
+    ``of_file`` returns the digest of a file in a folder, perhaps a known one. Names like ``without`` do not count.
     """
     if not path.is_dir():
         if path.exists() and not path.is_file():  # reading a pipe or a device may never end
@@ -102,7 +102,7 @@ def sha256_of(path: Path, of_file: Callable[[Path], str] | None = None) -> str:
         with translate_read_errors(path), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     total = hashlib.sha256()
-    for file in visible_files(path):
+    for file in (one for one in visible_files(path) if not re.fullmatch(without, one.name)):
         total.update(os.fsencode(f"{file.name}\0{(of_file or sha256_of)(file)}\n"))
     return total.hexdigest()
 

@@ -18,6 +18,7 @@ from typing import Any
 from stableanimator_cli import __version__
 from stableanimator_cli.animate.people import PersonFace
 from stableanimator_cli.catalogue.download import weight_digests
+from stableanimator_cli.clip_folder import digest
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import current_names, to_toml
 from stableanimator_cli.engine.device import DevicePlan
@@ -72,9 +73,7 @@ def current_settings(facts: Mapping[str, str], now: Mapping[str, str]) -> Finger
 
 def input_files(config: AnimateConfig) -> dict[str, dict[str, str]]:
     """Path and sha256 of each input that exists, as run records hold them; a missing file is an error of its reader."""
-    return {
-        name: {"path": str(path), "sha256": sha256_of(path)} for name, path in config.inputs.items() if path.exists()
-    }
+    return {name: {"path": str(path), "sha256": digest(path)} for name, path in config.inputs.items() if path.exists()}
 
 
 def inputs(files: Mapping[str, Mapping[str, str]]) -> Fingerprint:

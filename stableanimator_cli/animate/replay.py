@@ -13,6 +13,7 @@ import numpy as np
 from stableanimator_cli import catalogue
 from stableanimator_cli.animate.run import validate
 from stableanimator_cli.catalogue.download import weight_digests
+from stableanimator_cli.clip_folder import digest
 from stableanimator_cli.config.animate import AnimateConfig, record_beside
 from stableanimator_cli.config.schema import from_mapping
 from stableanimator_cli.errors import BadInput, CheckFailed
@@ -182,9 +183,10 @@ def _changed(config: AnimateConfig, model: ModelFolder, record: Mapping[str, Any
     """Inputs and weights that are missing or differ from the record."""
     from stableanimator_cli.animate import fingerprint
 
-    then = {f"{name} {row['path']}": row["sha256"] for name, row in record["inputs"].items()}
+    inputs = record["inputs"]
+    then = {f"{name} {row['path']}": row["sha256"] for name, row in inputs.items()}
     now = {
-        f"{name} {record['inputs'][name]['path'] if name in record['inputs'] else path}": sha256_of(path)
+        f"{name} {inputs[name]['path'] if name in inputs else path}": _digest(path, inputs.get(name, {}).get("sha256"))
         for name, path in config.inputs.items()
         if path.exists()
     }
@@ -194,6 +196,12 @@ def _changed(config: AnimateConfig, model: ModelFolder, record: Mapping[str, Any
         {f"weights of {role}": value for role, value in weights.items()},
         {f"weights of {role}": value for role, value in current.items()},
     )
+
+
+def _digest(path: Path, recorded: str | None) -> str:
+    """Digest of an input. Older records of a clip folder counted its caches: such a one holds if these did not
+    change."""
+    return recorded if recorded is not None and path.is_dir() and sha256_of(path) == recorded else digest(path)
 
 
 def _environment(config: AnimateConfig, record: Mapping[str, Any]) -> list[str]:

@@ -15,11 +15,12 @@ from stableanimator_cli.animate import fingerprint
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.run import run
 from stableanimator_cli.cli.verbs import app
+from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.errors import BadInput, CheckFailed, ModelMissing
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip
 from stableanimator_cli.motion.motion_file import save_motion
-from tests.animate.clips import Heard, plain_picture
+from tests.animate.clips import Heard, in_form, plain_picture
 from tests.tiny import waving
 
 
@@ -109,6 +110,26 @@ def test_a_video_that_is_not_its_records_is_said_though_the_run_repeats(place: P
     assert report.exit_code == 8
     (place / "out.mp4").unlink()  # the record alone is enough
     assert replay(Path("out.mp4")).exit_code == 0
+
+
+def test_caches_that_a_training_adds_to_a_clip_folder_do_not_change_the_motion(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = in_form("clip folder", place, 5)
+    flags = {"reference": Path("person.png"), "motion": clip, "output": Path("of-clip.mp4"), "model": "model/tiny"}
+    run(flags=flags | {"window": 4, "allow_no_face": True, "device": "cpu", "steps": 1, "guidance": 1.0})
+    config = AnimateConfig(**{name: flags[name] for name in ("reference", "motion", "output")})
+    before = fingerprint.input_files(config)
+    assert before["motion"]["sha256"] == sha256_of(clip)
+    for name in ("embeddings.safetensors", "latents-64x64.safetensors"):
+        (clip / name).write_bytes(b"cache")
+    assert fingerprint.input_files(config) == before
+    assert replay(Path("of-clip.mp4")).differences == ()
+    change(Path("of-clip.json"), inputs__motion__sha256=sha256_of(clip))  # as older versions counted
+    assert replay(Path("of-clip.mp4")).differences == ()
+    (clip / "clip.json").write_text('{"a": 1}')
+    with pytest.raises(CheckFailed, match="motion"):
+        replay(Path("of-clip.mp4"))
 
 
 def test_changed_inputs_and_weights_are_all_listed_and_nothing_is_rendered(

@@ -80,6 +80,7 @@ _WAN_REFUSED = {
     "decode.overlap": "its VAE decodes a segment as one video",
     "id_adapter": "it has no ID adapters",
     "force_ablation": "it has no ID adapters",
+    "face_embedding": "it has no face vectors",
     "hide_reference_face": "it has no face vectors",
     "device.gpus": "its segments follow one another",
     "device.ff_chunks": "its blocks are diffusers' own",

@@ -47,6 +47,7 @@ OF_SEGMENTS: list[tuple[dict[str, Any], tuple[str, str]]] = [
     ({"window": 10}, ("--window", "4N+1")),
     ({"overlap": 2}, ("--overlap", "1 or 5")),
     ({"guidance": "1:3"}, ("--guidance", "one number")),
+    ({"face_embedding": "face.npy"}, ("--face-embedding", "no face vectors")),
     ({"size": "72x64"}, ("--size", "multiples of 16")),
 ]
 """Options that no backbone of segments has, and words of the refusal."""

@@ -7,6 +7,7 @@ folder of ``sa preprocess``) are drawn. In a plain video people are detected fir
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -132,7 +133,7 @@ def _open_driving(
     if (path / RECORD).is_file() and (path / MOTION).is_file():
         motion = load_motion(path / MOTION)
         motion = chosen_people(motion, config.people, path / MOTION)
-        driving = output.of_motion(motion, path / MOTION, start, stop)
+        driving = output.of_motion(motion, path / MOTION, start, stop, fps=_recorded_rate(path))
         if count_only:
             return driving
         if "face" in facts.streams:
@@ -189,7 +190,7 @@ def _open_driving(
         )
     if config.fps is None and motion.times is None:
         output = _Output(replace(config, fps=clip.fps), reporter, facts)
-    driving = output.of_motion(motion, path, *frames)
+    driving = output.of_motion(motion, path, *frames, fps=clip.fps)
     if "face" in facts.streams:
         driving = output.with_face_crops(driving, source, motion)
     shown_frames = tuple(offset + index for index in driving.motion_frames)
@@ -199,6 +200,14 @@ def _open_driving(
     shown = motion.times[slice(*frames)]
     end = shown[-1] + 1 / (clip.fps or mean_rate(motion.times))
     return replace(driving, audio=(path, shown[0], end))
+
+
+def _recorded_rate(folder: Path) -> Fraction | None:
+    """The rate of a clip folder's video, None if its record does not have it."""
+    with suppress(BadInput):
+        if (rate := open_folder(folder).record.get("fps")) is not None:
+            return Fraction(rate)
+    return None
 
 
 def _folder_audio(
@@ -277,7 +286,7 @@ class _Output:
         MOTION's frames. Skeletons are fitted as ``--resize`` names, people's videos as their backbone expects them."""
         pixels = self.facts.skeleton is None
         transform = None if pixels else self.transform(clip.size, clip.path)
-        beside = None if beside is None or transform is None else transform.transform_motion(beside)
+        fitted = None if beside is None or transform is None else transform.transform_motion(beside)
         skeletons, times = PoseFrames(self.config.size), []
         with self.reporter.progress(clip.count, "read motion", "frame") as bar:
             for time, image in clip.frames():
@@ -298,20 +307,25 @@ class _Output:
             own = clip.fps or mean_rate(times)
             order, rate = _at_rate(times, own, self.config.fps)
             start, end, motion_times = times[0], times[-1] + 1 / own, tuple(times[index] for index in order)
+        people = None if fitted is None else people_of_frames(fitted, [first + index for index in order])
         return Driving(
             skeletons=skeletons.reordered(order),
             fps=rate,
             source_size=clip.size,
             audio=(clip.path, start, end) if clip.audio else None,
-            faces=None if beside is None else _faces(beside)[[first + index for index in order]],
-            people=None if beside is None else people_of_frames(beside, [first + index for index in order]),
-            numbers=() if beside is None else numbers_of(beside),
+            faces=None if people is None else _faces(people),
+            people=people,
+            numbers=() if fitted is None else numbers_of(fitted),
             motion_frames=tuple(first + index for index in order),
             motion_times=motion_times,
         )
 
-    def of_motion(self, motion: Motion, path: Path, start: int | None = None, stop: int | None = None) -> Driving:
-        """Skeletons drawn from the frames ``start:stop`` of a motion."""
+    def of_motion(
+        self, motion: Motion, path: Path, start: int | None = None, stop: int | None = None,
+        fps: Fraction | None = None,
+    ) -> Driving:  # fmt: skip
+        """Skeletons drawn from the frames ``start:stop`` of a motion. ``fps``: the rate of the video that it is from,
+        whose container may have rounded the times; None: their mean rate."""
         indices = range(len(motion))[start:stop]
         if not indices:
             expected = f"frames in {start or 0}:{'' if stop is None else stop}"
@@ -332,7 +346,7 @@ class _Output:
         order, rate, motion_times = range(len(indices)), self.config.fps or UNTIMED_FPS, None
         if motion.times is not None:
             times = [motion.times[index] for index in indices]
-            order, rate = _at_rate(times, mean_rate(motion.times), self.config.fps)
+            order, rate = _at_rate(times, fps or mean_rate(motion.times), self.config.fps)
             motion_times = tuple(times[index] for index in order)
         people = people_of_frames(fitted, [indices[index] for index in order])
         if isinstance(self.config.people.person, tuple):
@@ -344,7 +358,7 @@ class _Output:
             fps=rate,
             source_size=motion.size,
             audio=None,
-            faces=_faces(fitted)[list(indices)][list(order)],
+            faces=_faces(people),
             people=people,
             numbers=numbers_of(motion),
             motion_frames=tuple(indices[index] for index in order),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -26,7 +27,7 @@ from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.motion.openpose import save_openpose
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.records import ModelFolder
-from tests.animate.clips import FORMS, Heard, in_form, skeleton_video
+from tests.animate.clips import FORMS, Heard, clip_of, in_form, skeleton_video
 from tests.media_samples import beep, make_video, noise, numbered
 from tests.preprocess import drawn
 from tests.tiny import skeletons, waving
@@ -223,6 +224,21 @@ def test_a_plan_counts_a_plain_video_and_detects_nothing(tmp_path):
     path = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(12), fps=12)
     plan = driven(path, size=drawn.SIZE, count_only=True)
     assert (plan.fps, len(plan.skeletons)) == (12, 12)
+
+
+def test_times_that_a_container_rounded_leave_the_rate_of_the_video(tmp_path, detectors):
+    """Matroska has milliseconds: the mean of ten frames' times is 30 per second, the stream says 30000/1001."""
+    boxes = drawn.walk(10)
+    path = make_video(tmp_path / "dance.mkv", [drawn.frame(box) for box in boxes], fps=NTSC)
+    plan = driven(path, size=drawn.SIZE, count_only=True)
+    run = driven(path, size=drawn.SIZE, detectors=opener(detectors))
+    assert (run.fps, len(run.skeletons)) == (plan.fps, len(plan.skeletons)) == (NTSC, 10)
+    folder = clip_of(tmp_path / "clip", path, 10)
+    record = json.loads((folder / "clip.json").read_text()) | {"fps": "30000/1001", "audio": False}
+    (folder / "clip.json").write_text(json.dumps(record))
+    times = tuple(Fraction(round(1000 * index / NTSC), 1000) for index in range(10))
+    save_motion(folder / "motion.npz", waving(10, times=times))
+    assert driven(folder).fps == NTSC
 
 
 def test_a_plain_video_without_anybody_names_the_file(tmp_path, detectors):

@@ -260,6 +260,18 @@ def test_people_who_are_in_no_frame_of_the_range_are_left_out(tmp_path):
     assert driven(path).people.track.tolist() == [0, 1]
 
 
+def test_faces_are_those_of_the_range_the_largest_first(tmp_path):
+    """Somebody who is in no frame of it has none, however large in others."""
+    people = motion(frames=6)
+    people.present[:3, 0] = False
+    people.face_boxes[:] = (10, 10, 30, 40)
+    people.face_boxes[:, 0] *= 2
+    assert driven(save_motion(tmp_path / "a.npz", people)).faces.shape == (6, 2, 4)
+    faces = driven(tmp_path / "a.npz", frames=(0, 3)).faces
+    assert faces.shape == (3, 1, 4)
+    assert np.isfinite(faces).all()
+
+
 @pytest.mark.parametrize(("person", "own"), [(None, 1), ((1, 0), 0)])
 def test_people_keep_their_place_in_a_range_that_lacks_somebody(tmp_path, person, own):
     """The only one who is left is not taken for the first of all."""

@@ -46,5 +46,5 @@ def render_frames(
     segments = engine.backbone.total_steps(request) // config.sampling.steps
     faces = FacesRefined.of(refine, [] if refine is None else refine.log, request.frames, segments)
     if faces is not None:
-        faces.report(reporter)
+        faces.report(reporter, takes_keypoints=engine.model.facts.skeleton is not None)
     yield from decode(engine, request, latents, timings)

@@ -64,6 +64,8 @@ def detect_reference_face(
         # without either of the two the face's box in the image is not needed
         optimised = "face" in engine.model.files and mode_of(config, engine.model) != "off"
         faces = engine.faces().boxes(image) if optimised or config.hide_reference_face else ()
+        if config.hides_optimised_face and config.refine.face == "auto":
+            reporter.info(f"no face is optimised: that would be towards the hidden one of {config.reference.name}")
         if faces and optimised:
             reporter.info(
                 f"faces are optimised towards the one in {config.reference.name}, not towards --face-embedding"
@@ -145,7 +147,7 @@ def mode_of(config: AnimateConfig, model: ModelFolder) -> Literal["off", "full",
     requested and the model has no recogniser."""
     settings = config.refine
     first, last = settings.steps_of(config.sampling.steps)
-    if settings.face == "off" or settings.iterations == 0 or first >= last:
+    if settings.face == "off" or settings.iterations == 0 or first >= last or config.hides_optimised_face:
         return "off"
     if "face" in model.files:
         return "crop" if settings.face == "auto" else settings.face
@@ -213,7 +215,8 @@ def build_face_optimization(
         return None
     width, height = driving.skeletons.size
     boxes = driving.faces
-    references = [FaceBox(image=image, box=face.box) for face in reference.faces]
+    shared = config.people.pair == () or config.face_embedding is not None  # one face for everybody: the largest
+    references = [FaceBox(image=image, box=face.box) for face in (reference.faces[:1] if shared else reference.faces)]
     if reference.people and driving.people is not None:
         references = [FaceBox(image=one.image, box=one.face.box) for one in reference.people]
         boxes = face_boxes(driving.people)[:, [one.index for one in reference.people]]
@@ -236,7 +239,7 @@ def build_face_optimization(
         if people > len(references):
             reporter.info(
                 f"{config.motion.name}: faces of {len(references)} of {people} people are optimised, "
-                f"as many as {config.reference.name} shows"
+                + ("the largest" if shared else f"as many as {config.reference.name} shows")
             )
         if settings.region == "frame" and len(references) > 1:
             expected = f"box with the faces of {len(references)} people"

@@ -156,6 +156,9 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
          "0 with --noise repeat", "use --noise fresh"),
         (refine.gate_retries and refine.min_csim is None, "--gate-retries", refine.gate_retries,
          "0 without --min-csim", "add --min-csim 0.5 or so"),
+        (refine.face in ("full", "crop") and config.hides_optimised_face, "--refine-face", refine.face,
+         "auto or off with --hide-reference-face and --face-embedding",
+         "faces are optimised towards the one of REFERENCE, which is hidden: add --refine-face off"),
         (refine.face != "off" and refine.region == "frame" and len(config.people.named) > 1,
          "--refine-region", "frame", f"box with the faces of {len(config.people.named)} people", ONE_FRAME),
     ):  # fmt: skip

@@ -281,6 +281,12 @@ class AnimateConfig:
             raise ConfigError("--face-embedding", str(self.face_embedding), f"no {flag} beside it", hint=hint)
 
     @property
+    def hides_optimised_face(self) -> bool:
+        """Whether face optimisation would be towards a face that is hidden: ``face_embedding`` replaces the vector of
+        REFERENCE's face, and optimisation compares with its pixels."""
+        return self.hide_reference_face and self.face_embedding is not None
+
+    @property
     def preview_path(self) -> Path:
         """Path of the preview: ``out.mp4`` -> ``out.preview.mp4``."""
         suffix = (

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stableanimator_cli.animate import prepare
+from stableanimator_cli.animate import prepare, reference_face
 from stableanimator_cli.animate.identity_gate import Identity, PeopleIdentityMeter
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.run import run
@@ -169,6 +169,24 @@ def test_face_optimisation_is_towards_each_ones_own_face(animate, scene):
     assert record["face_optimization"] == "crop"
     assert record["refined"][0]["faces"] == 2 * FRAMES
     assert record["faces_refined"]["frames"] == FRAMES
+
+
+def test_one_face_for_everybody_is_optimised_as_the_one_of_a_picture_of_one(animate, monkeypatch):
+    """The second face of the picture is nobody's then: no person is moved towards it."""
+    seen = []
+    build = reference_face.face_optimization
+
+    def remembered(*given, **more):
+        seen.append((more["references"], more["boxes"]))
+        return build(*given, **more)
+
+    monkeypatch.setattr(reference_face, "face_optimization", remembered)
+    heard = Heard()
+    record, _ = animate(preset="standard", pair="none", refine_iters=1, size="96x96", reporter=heard)
+    ((references, boxes),) = seen
+    assert len(references) == boxes.shape[1] == 1
+    assert record["refined"][0]["faces"] == FRAMES
+    assert "two.npz: faces of 1 of 2 people are optimised, the largest" in heard.notes
 
 
 def test_the_face_of_one_of_two_is_not_sought_at_the_other(animate, tmp_path):

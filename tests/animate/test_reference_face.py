@@ -237,6 +237,19 @@ def test_a_hidden_reference_face_leaves_the_face_to_its_vector(animate, tmp_path
     assert (plain != hidden).any()
 
 
+def test_faces_are_not_optimised_towards_one_that_is_hidden(animate, tmp_path):
+    np.save(tmp_path / "other.npy", np.random.default_rng(3).normal(size=512).astype(np.float32))
+    flags = {"face_embedding": tmp_path / "other.npy", "hide_reference_face": True}
+    heard = Heard()
+    record, _ = animate(reporter=heard, **flags)
+    assert (record["face_optimization"], record["refined"]) == ("off", [])
+    assert "no face is optimised: that would be towards the hidden one of face.png" in heard.notes
+    for asked in ({"refine_face": "crop"}, {"preset": "paper"}):
+        with pytest.raises(ConfigError, match=r"--refine-face: found '(crop|full)', expected auto or off with --hide"):
+            animate(**flags, **asked)
+    assert animate(**flags, preset="released", refine_face="off")[0]["refined"] == []
+
+
 def test_hiding_needs_a_face_before_the_motion_is_read(animate, tmp_path, monkeypatch):
     monkeypatch.setattr("stableanimator_cli.animate.prepare.open_driving", lambda *_, **__: pytest.fail("read"))
     np.save(tmp_path / "other.npy", np.ones(512, np.float32))

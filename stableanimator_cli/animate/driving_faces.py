@@ -44,12 +44,12 @@ class FaceCrops:
 
 
 def read_face_crops(clip: Clip, motion: Motion, order: Sequence[int], reporter: Reporter) -> FaceCrops:
-    """Crop the face of the motion's largest person out of the frames of ``clip``, from which the motion was detected.
+    """Crop the face of the largest person of these frames out of the frames of ``clip``, from which the motion was detected.
 
     ``order``: per output frame, the motion's frame that it shows. Frames are found by their times, or by number if the
     motion has no clock.
     """
-    boxes, person = _boxes_of_largest(motion)
+    boxes, person = _boxes_of_largest(motion, sorted(set(order)))
     needed = sorted({index for index in order if np.isfinite(boxes[index]).all()})
     crops: dict[int, np.ndarray] = {}
     with reporter.progress(len(needed), "crop faces", "frame") as bar:
@@ -65,12 +65,12 @@ def read_face_crops(clip: Clip, motion: Motion, order: Sequence[int], reporter: 
     return faces
 
 
-def _boxes_of_largest(motion: Motion) -> tuple[np.ndarray, int]:
-    """Crop boxes float32[t,4] of the person with the largest face, and that person's number."""
+def _boxes_of_largest(motion: Motion, shown: Sequence[int]) -> tuple[np.ndarray, int]:
+    """Crop boxes float32[t,4] of the person with the largest face in the frames ``shown``, and that person's number."""
     people = motion.present.shape[1]
     boxes = np.stack([crop_boxes(motion.keypoints[:, p], motion.size, motion.face_boxes[:, p]) for p in range(people)])
     boxes = np.where(motion.present.T[..., None], boxes, np.nan)
-    areas = np.nan_to_num((boxes[..., 2:] - boxes[..., :2]).prod(axis=-1)).mean(axis=1)
+    areas = np.nan_to_num((boxes[..., 2:] - boxes[..., :2]).prod(axis=-1))[:, shown].mean(axis=1)
     largest = int(areas.argmax())
     return boxes[largest], int(motion.track[largest])
 

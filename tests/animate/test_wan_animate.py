@@ -132,6 +132,8 @@ def test_the_face_video_is_that_of_the_larger_person(place):
     clip = open_clip(person_video(place / "person.mp4"))
     faces = read_face_crops(clip, motion, range(FRAMES), NullReporter())
     assert faces.person == 1
+    motion.present[2:, 1] = False  # the others of a range do not show that person
+    assert read_face_crops(clip, motion, range(2, FRAMES), NullReporter()).person == 0
     motion.face_boxes[:, 1] = np.nan
     motion.present[:, 1] = False
     assert read_face_crops(clip, motion, range(FRAMES), NullReporter()).person == 0

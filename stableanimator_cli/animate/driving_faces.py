@@ -44,7 +44,7 @@ class FaceCrops:
 
 
 def read_face_crops(clip: Clip, motion: Motion, order: Sequence[int], reporter: Reporter) -> FaceCrops:
-    """Crop the face of the largest person of these frames out of the frames of ``clip``, from which the motion was detected.
+    """Crop the face of the largest person of these frames out of ``clip``, from which the motion was detected.
 
     ``order``: per output frame, the motion's frame that it shows. Frames are found by their times, or by number if the
     motion has no clock.

@@ -24,10 +24,13 @@ from stableanimator_cli.animate.people_faces import (
 from stableanimator_cli.animate.reference_face import ReferenceFace
 from stableanimator_cli.animate.workers import with_process_count
 from stableanimator_cli.cards import Card
-from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.config.animate import AnimateConfig, SamplingConfig
+from stableanimator_cli.config.parse import dump_interval
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.detect.roles import require_detectors
+from stableanimator_cli.diffusion.guidance import is_guided
 from stableanimator_cli.engine.conditioning import PeopleFaces
+from stableanimator_cli.engine.denoiser_calls import denoiser_calls
 from stableanimator_cli.engine.device import DevicePlan, available_memory
 from stableanimator_cli.engine.engine import Engine, EngineCache
 from stableanimator_cli.engine.memory.estimators import estimator_of
@@ -128,6 +131,18 @@ def open_inputs(
     )  # fmt: skip
 
 
+def warn_of_unused_guidance(sampling: SamplingConfig, reporter: Reporter) -> None:
+    """Report a ``--guidance-interval`` that no step is in: few steps have levels far apart, and those of a backbone end
+    below its limits."""
+    if sampling.guidance_interval is None or not is_guided(*sampling.guidance):
+        return
+    if not any(call.guided for call in denoiser_calls(sampling)):
+        interval = dump_interval(sampling.guidance_interval)
+        reporter.warning(
+            f"nothing is guided: --guidance-interval {interval} holds no noise level of {sampling.steps} step(s)"
+        )
+
+
 def prepare(
     inputs: OpenInputs, engines: EngineCache, *, use_face: bool, plan_only: bool, reporter: Reporter
 ) -> Prepared:
@@ -135,6 +150,7 @@ def prepare(
     config, model, image = inputs.config, inputs.model, inputs.image
     transform = resize_transform((image.shape[1], image.shape[0]), config.size, config.resize)
     report_crop(transform, config.reference, reporter)
+    warn_of_unused_guidance(config.sampling, reporter)
     engine = engines.open(model, inputs.plan, id_mode=config.id_adapter or "distribution")
     texture_error, hidden_faces, others = None, None, {}
     # the reference before the motion, which may be long: a missing face is reported at once

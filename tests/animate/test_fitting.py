@@ -76,3 +76,14 @@ def test_weights_of_one_byte_render_and_are_recorded(flags, tmp_path):
     assert record["device"] == "cpu, float32, int8 weights"
     assert record["config"]["device"] | {"quantization": "int8", "ff_chunks": 4} == record["config"]["device"]
     assert record["config"]["sampling"]["guidance_interval"] == "1:100"
+
+
+def test_an_interval_without_a_step_is_a_warning(flags):
+    """Two steps of the usual levels are 700 and 0.002: the interval would hold some of more steps."""
+    said = "nothing is guided: --guidance-interval 0.3:5 holds no noise level of 2 step(s)"
+    for more, warned in (({"steps": 2}, True), ({"steps": 5}, False), ({"steps": 2, "guidance": 1.0}, False)):
+        heard = Heard()
+        plan = run(flags=flags | {"guidance_interval": "0.3:5"} | more, plan_only=True, reporter=heard)
+        assert (said in heard.warnings) is warned, more
+        calls = plan.to_json()["calls"]
+        assert (calls["unet"] == calls["windows"]) is (warned or "guidance" in more)

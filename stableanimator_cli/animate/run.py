@@ -164,9 +164,8 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
     ):  # fmt: skip
         if conflict:
             raise ConfigError(flag, value, expected, hint=hint)
-    if refine.min_csim is not None and "face" not in model.files:
-        hint = "`sa models pull antelopev2`, or leave --min-csim out"
-        raise ModelMissing(f"model {model.name!r} has no face recogniser, which --min-csim needs", hint=hint)
+    if refine.min_csim is not None:
+        _require_faces(model, "recogniser", "--min-csim")
     first, last = refine.steps_of(sampling.steps)
     if refine.steps is not None and first >= last:
         expected = f"a range that holds one of {sampling.steps} steps"
@@ -174,11 +173,20 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
     if writes:
         _check_output(config)
     check_backbone_options(config, model)
+    if config.hide_reference_face:
+        _require_faces(model, "detector", "--hide-reference-face")
     _check_layers(config, model)
     face = uses_face(config, model)
     check_device_exists(config.device.device)
     check_inputs(config)
     return face
+
+
+def _require_faces(model: ModelFolder, network: str, flag: str) -> None:
+    """Raise ``ModelMissing`` if ``model`` lacks the face networks that ``flag`` needs."""
+    if "face" not in model.files:
+        hint = f"`sa models pull antelopev2`, or leave {flag} out"
+        raise ModelMissing(f"model {model.name!r} has no face {network}, which {flag} needs", hint=hint)
 
 
 def uses_face(config: AnimateConfig, model: ModelFolder) -> bool:

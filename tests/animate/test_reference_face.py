@@ -237,6 +237,17 @@ def test_a_hidden_reference_face_leaves_the_face_to_its_vector(animate, tmp_path
     assert (plain != hidden).any()
 
 
+def test_hiding_needs_a_detector_and_a_plan_says_so(animate, tiny_model, tmp_path):
+    """A given embedding needs none; without one, nobody looked for a face where none was found."""
+    np.save(tmp_path / "other.npy", np.ones(512, np.float32))
+    flags = {"reference": tmp_path / "face.png", "motion": tmp_path / "poses.npz", "output": tmp_path / "out.mp4"}
+    flags |= {"model": str(tiny_model), "hide_reference_face": True}
+    for more in ({"face_embedding": tmp_path / "other.npy"}, {"allow_no_face": True}):
+        for plan_only in (True, False):
+            with pytest.raises(ModelMissing, match="has no face detector, which --hide-reference-face needs"):
+                run(flags=flags | more, plan_only=plan_only)
+
+
 def test_faces_are_not_optimised_towards_one_that_is_hidden(animate, tmp_path):
     np.save(tmp_path / "other.npy", np.random.default_rng(3).normal(size=512).astype(np.float32))
     flags = {"face_embedding": tmp_path / "other.npy", "hide_reference_face": True}

@@ -5,6 +5,7 @@ A resumed run, and one that `sa replay` repeats, must have an equal fingerprint.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -22,7 +23,10 @@ from stableanimator_cli.clip_folder import digest
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import current_names, to_toml
 from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import sha256_of
+from stableanimator_cli.media import open_clip
+from stableanimator_cli.motion.skeleton import TAG
 from stableanimator_cli.records import ModelFolder, Motion
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python", "insightface", "onnxruntime")
@@ -33,6 +37,7 @@ _FREE = frozenset(
     | {"device.device", "device.gpus", "device.dtype", "device.offload", "device.pose_budget_mb", "people.face_of"}
 )
 
+_POINTS = "motion_points"
 PEOPLE, FACE_OF = "people", "face of person "
 """Names of the facts of ``people``; the latter with a number."""
 
@@ -71,9 +76,23 @@ def current_settings(facts: Mapping[str, str], now: Mapping[str, str]) -> Finger
     return current | {name: defaults[name] for name in defaults if name in now and name not in current}
 
 
+def unread_inputs(config: AnimateConfig) -> set[str]:
+    """Roles of files that no run reads: keypoints beside a video that is no skeleton video of ours."""
+    if _POINTS not in config.inputs:
+        return set()
+    with contextlib.suppress(BadInput):
+        return set() if TAG.items() <= open_clip(config.motion).tag.items() else {_POINTS}
+    return {_POINTS}
+
+
 def input_files(config: AnimateConfig) -> dict[str, dict[str, str]]:
     """Path and sha256 of each input that exists, as run records hold them; a missing file is an error of its reader."""
-    return {name: {"path": str(path), "sha256": digest(path)} for name, path in config.inputs.items() if path.exists()}
+    unread = unread_inputs(config)
+    return {
+        name: {"path": str(path), "sha256": digest(path)}
+        for name, path in config.inputs.items()
+        if path.exists() and name not in unread
+    }
 
 
 def inputs(files: Mapping[str, Mapping[str, str]]) -> Fingerprint:

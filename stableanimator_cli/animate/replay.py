@@ -183,12 +183,13 @@ def _changed(config: AnimateConfig, model: ModelFolder, record: Mapping[str, Any
     """Inputs and weights that are missing or differ from the record."""
     from stableanimator_cli.animate import fingerprint
 
-    inputs = record["inputs"]
+    unread = fingerprint.unread_inputs(config)  # older records have them
+    inputs = {name: row for name, row in record["inputs"].items() if name not in unread}
     then = {f"{name} {row['path']}": row["sha256"] for name, row in inputs.items()}
     now = {
         f"{name} {inputs[name]['path'] if name in inputs else path}": _digest(path, inputs.get(name, {}).get("sha256"))
         for name, path in config.inputs.items()
-        if path.exists()
+        if path.exists() and name not in unread
     }
     weights = record["model"]["sha256"]
     current = weight_digests(model, weights)

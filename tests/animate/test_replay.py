@@ -20,7 +20,7 @@ from stableanimator_cli.errors import BadInput, CheckFailed, ModelMissing
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import VideoWriter, open_clip
 from stableanimator_cli.motion.motion_file import save_motion
-from tests.animate.clips import Heard, in_form, plain_picture
+from tests.animate.clips import Heard, in_form, plain_picture, skeleton_video
 from tests.tiny import waving
 
 
@@ -130,6 +130,24 @@ def test_caches_that_a_training_adds_to_a_clip_folder_do_not_change_the_motion(
     (clip / "clip.json").write_text('{"a": 1}')
     with pytest.raises(CheckFailed, match="motion"):
         replay(Path("of-clip.mp4"))
+
+
+def test_keypoints_beside_a_video_count_if_they_are_read(place: Path) -> None:
+    """They are those of a skeleton video of ours; beside another video they may come, change and go."""
+    for tag, read in ((True, True), (False, False)):
+        video = skeleton_video(place / f"{tag}.mp4", 5, tag=tag)
+        config = AnimateConfig(reference=Path("person.png"), motion=video, output=Path("o.mp4"))
+        alone = fingerprint.input_files(config)
+        save_motion(video.with_suffix(".npz"), waving(5))
+        assert (fingerprint.input_files(config) != alone) is read
+    flags = {"reference": Path("person.png"), "motion": place / "False.mp4", "output": Path("o.mp4"), "steps": 1}
+    run(flags=flags | {"model": "model/tiny", "allow_no_face": True, "device": "cpu", "guidance": 1.0})
+    (place / "False.npz").unlink()
+    assert replay(Path("o.mp4")).differences == ()
+    save_motion(place / "False.npz", waving(4))
+    digests = json.loads(Path("o.json").read_text())["inputs"] | {"motion_points": {"path": "x", "sha256": "0" * 64}}
+    change(Path("o.json"), inputs=digests)  # of an older version
+    assert replay(Path("o.mp4")).differences == ()
 
 
 def test_changed_inputs_and_weights_are_all_listed_and_nothing_is_rendered(

@@ -121,8 +121,9 @@ def _clip_findings(folder: Path, by_digest: dict[str, list[Path]]) -> Iterator[C
         yield _warning(
             "source-missing", f"no source in it, {source} is read instead: run `sa preprocess` on that again"
         )
-    if digest is not None and source.is_file() and sha256_of(source) != digest:
-        yield _error("source-changed", f"{source.name} is not the video that the motion was made of")
+    if digest is not None and sha256_of(source) != digest:
+        what = "are not the pictures" if source.is_dir() else "is not the video"
+        yield _error("source-changed", f"{source.name} {what} that the motion was made of")
     elif tuple(frames.size) != clip.size or tuple(motion.size) != clip.size:
         yield _error("size", f"frames of {frames.size}, motion of {motion.size}")
     if len(faces) and (faces.frame.max() >= len(motion) or faces.person.max() >= len(motion.track)):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from stableanimator_cli.errors import BadInput
+from stableanimator_cli.media import write_picture
 from tests.preprocess import drawn
 from tests.train.clip_folders import write_pair
 
@@ -54,6 +55,16 @@ def test_changed_and_missing_sources_are_found(preprocess, dataset):
     (dataset / "a" / "source.mp4").unlink()
     (dataset.parent / "v" / "a.mp4").unlink()
     assert codes(preprocess(dataset, lint=True)) == [("error", "damaged")]
+
+
+def test_changed_pictures_of_a_folder_are_found(preprocess, tmp_path):
+    pictures = tmp_path / "v" / "walk"
+    for index, box in enumerate(drawn.walk(18)):
+        write_picture(pictures / f"frame_{index}.png", drawn.frame(box))
+    preprocess(tmp_path / "v", output=tmp_path / "set")
+    assert codes(preprocess(tmp_path / "set", lint=True)) == []
+    (pictures / "frame_17.png").unlink()
+    assert codes(preprocess(tmp_path / "set", lint=True)) == [("error", "source-changed")]
 
 
 @pytest.mark.parametrize("name", ["motion.npz", "faces.npz", "clip.json"])

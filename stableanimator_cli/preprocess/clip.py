@@ -111,7 +111,9 @@ class PreprocessJob:
         """The finished clip of a source, None if there is none.
 
         Without its ``digest`` the source is hashed only where a clip exists and the source's size or time differ from
-        those of the record: videos of other shards are not read again. Raises ``BadInput`` for a missing source.
+        those of the record: videos of other shards are not read again, nor are their clips. With it, motion and faces
+        must be readable too: the error of a damaged file says that this run makes it again. Raises ``BadInput`` for a
+        missing source.
         """
         stat = source_stat(source.path) if digest is None else None
         for path in self.folders(source):
@@ -124,6 +126,9 @@ class PreprocessJob:
                     unchanged = recorded.get("bytes") == stat.bytes and _is_older(stat, path / clip_folder.RECORD)
                     digest = recorded.get("sha256") if unchanged else sha256_of(source.path)
                 if digest is not None and folder.record["key"] == self.key(source, digest):
+                    if stat is None:
+                        folder.motion()
+                        folder.faces()
                     return folder
         return None
 

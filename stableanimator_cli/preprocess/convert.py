@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import tomllib
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from stableanimator_cli.config.preprocess import PreprocessConfig
+from stableanimator_cli.config.schema import to_toml
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, check_apart, locked_output, require_file, translate_os_errors
@@ -44,7 +46,7 @@ from stableanimator_cli.preprocess.poses import (
     write_poses,
     write_poses_and_preview,
 )
-from stableanimator_cli.preprocess.report import PreprocessReport
+from stableanimator_cli.preprocess.report import PreprocessPlan, PreprocessReport
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import read_npy
 from stableanimator_cli.records import Clip, ModelFolder, Motion
@@ -67,36 +69,50 @@ def is_motion(inputs: Sequence[Path]) -> bool:
     return _is_skeletons(path)
 
 
-def run(config: PreprocessConfig, reporter: Reporter, model: ModelFolder | None = None) -> PreprocessReport:
-    """Convert the only input to ``-o``, to ``--poses`` or to both. ``model`` detects the person of ``--reference``."""
-    path, output = config.inputs[0], config.output
-    if output is None and config.poses is None:
+def run(
+    config: PreprocessConfig, reporter: Reporter, model: ModelFolder | None = None, *, plan_only: bool = False
+) -> PreprocessReport | PreprocessPlan:
+    """Convert the only input to ``-o``, to ``--poses`` or to both. ``model`` detects the person of ``--reference``.
+
+    ``plan_only``: check and count, write nothing.
+    """
+    path = config.inputs[0]
+    outputs = [one for one in dict.fromkeys((config.output, config.poses)) if one is not None]
+    if not outputs:
         raise ConfigError("--output", None, "a motion to write: .npz, .json, .npy, .mp4 or a folder")
     beside = path.with_suffix(".npz")
     drawn = path.suffix.lower() not in MOTIONS and _is_skeletons(path)
-    inputs = inputs_of(config) + ([beside] if drawn and beside.is_file() else [])
+    pixels = drawn and not beside.is_file()
+    inputs = inputs_of(config) + ([beside] if drawn and not pixels else [])
+    for output in outputs:
+        _check_output(output, config, inputs)
+    if pixels:
+        _check_drawings(path, outputs, config)
+    if plan_only:
+        frames = (
+            _drawings(path, config).count if pixels else len(read_motion(beside if drawn else path, config, reporter))
+        )
+        return PreprocessPlan(
+            data={"output": str(outputs[0]), "frames": frames, "config": tomllib.loads(to_toml(config))}
+        )
     with ExitStack() as locks:
-        for path_to_write in dict.fromkeys((output, config.poses)):
-            if path_to_write is not None:
-                locks.enter_context(_locked(path_to_write, config, inputs))
-        if drawn and not beside.is_file():
-            return _copy_drawings(path, config, reporter)
+        for output in outputs:
+            locks.enter_context(locked_output(output, "sa preprocess"))
+        if pixels:
+            return _copy_drawings(path, outputs, config, reporter)
         if drawn:
             reporter.info(f"{path.name}: its motion is read from {beside.name}")
         return _convert(beside if drawn else path, config, reporter, model)
 
 
-@contextmanager
-def _locked(output: Path, config: PreprocessConfig, inputs: Sequence[Path]) -> Iterator[None]:
-    """Lock an output after checking that it is no input and may be replaced."""
+def _check_output(output: Path, config: PreprocessConfig, inputs: Sequence[Path]) -> None:
+    """Raise ``BadInput`` for an output that is an input or may not be replaced."""
     video = output.suffix.lower() in VIDEOS
     files = [output, output.with_suffix(".npz")] if video else [output] if output.suffix else []
     if config.poses == output:
         files = poses_files(config)
     check_apart(output, inputs)
     check_files(files, inputs)
-    with locked_output(output, "sa preprocess"):
-        yield
 
 
 def _convert(path: Path, config: PreprocessConfig, reporter: Reporter, model: ModelFolder | None) -> PreprocessReport:
@@ -234,23 +250,43 @@ def _is_skeletons(path: Path) -> bool:
     return sum(map(looks_like_skeleton, frames)) * 2 > len(frames)
 
 
-def _copy_drawings(path: Path, config: PreprocessConfig, reporter: Reporter) -> PreprocessReport:
-    """Convert a skeleton video to images, or images to a video, without changing a pixel."""
-    output = config.output or config.poses
-    if output is None or (output.suffix and output.suffix.lower() not in VIDEOS):
+def _check_drawings(path: Path, outputs: Sequence[Path], config: PreprocessConfig) -> None:
+    """Raise ``BadInput`` for what needs the points of skeletons that are there as pixels alone."""
+    needing = [
+        flag
+        for flag, given in (
+            ("--align", config.align != "none"), ("--reference", config.reference), ("--person", config.person),
+            ("--people", config.people), ("--smooth", config.smooth), ("--preview", config.preview),
+        )
+        if given
+    ]  # fmt: skip
+    forms = [one for one in outputs if one.suffix and one.suffix.lower() not in VIDEOS]
+    if needing or forms:
+        beside = f"{path.with_suffix('.npz').name} beside it"
         raise BadInput(
-            path, "drawn skeletons without the motion beside them", f"{path.with_suffix('.npz').name} beside it",
+            path, "drawn skeletons without the motion beside them", f"{beside} for {needing[0]}" if needing else beside,
             hint="scores and points cannot be read back from a drawing: convert the motion that it was drawn from, or "
             "detect in the original video",
         )  # fmt: skip
+
+
+def _drawings(path: Path, config: PreprocessConfig) -> Clip:
     clip = take(open_clip(path), *(config.frames or (None, None)))
-    if config.fps is not None:
-        clip = resample(clip, config.fps)
-    if output.suffix:
-        frames = _write_video(output, clip, reporter)
-    else:
-        frames = _write_images(output, (image for _, image in clip.frames()))
-    return PreprocessReport(output=output, frames=frames)
+    return clip if config.fps is None else resample(clip, config.fps)
+
+
+def _copy_drawings(
+    path: Path, outputs: Sequence[Path], config: PreprocessConfig, reporter: Reporter
+) -> PreprocessReport:
+    """Convert a skeleton video to images, or images to a video, without changing a pixel."""
+    frames = 0
+    for output in outputs:
+        clip = _drawings(path, config)
+        if output.suffix:
+            frames = _write_video(output, clip, reporter)
+        else:
+            frames = _write_images(output, (image for _, image in clip.frames()))
+    return PreprocessReport(output=outputs[0], frames=frames)
 
 
 def _write_video(output: Path, clip: Clip, reporter: Reporter) -> int:

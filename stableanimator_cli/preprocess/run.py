@@ -20,7 +20,7 @@ from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.roles import ROLES
 from stableanimator_cli.errors import BadInput, ConfigError, SaError, classes
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output
-from stableanimator_cli.media import open_clip
+from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.media.image import unused_content
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import PERSON_FORMS, largest, parse_person
@@ -71,7 +71,8 @@ def run(
     if convert.is_motion(config.inputs):
         _report_unused(config, reporter)
         # Networks only detect the person of a reference image.
-        return convert.run(config, reporter, model=None if config.reference is None else _model(config))
+        model = None if config.reference is None else _model(config)
+        return convert.run(config, reporter, model=model, plan_only=plan_only)
     out = _output(config)
     if out is not None:
         check_apart(out, config.inputs)
@@ -155,7 +156,7 @@ def _plan(job: PreprocessJob, sources: Sequence[Source], out: Path | None) -> Pr
     for source in shard:
         try:
             done += out is not None and job.finished(source) is not None
-            frames += open_clip(source.path).count or 0
+            frames += take(open_clip(source.path), *(config.frames or (None, None))).count or 0
         except SaError:
             unreadable += 1
     return PreprocessPlan(

@@ -114,6 +114,38 @@ def test_a_drawing_without_its_motion_says_that_points_are_lost(preprocess, moti
         preprocess(tmp_path / "drawn", output=tmp_path / "p.json")
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("reference", Path("r.png")), ("person", "1"), ("people", 1), ("smooth", 2.0), ("preview", True)],
+)
+def test_drawings_without_their_motion_are_not_copied_where_points_are_asked_for(
+    preprocess, motion, tmp_path, flag, value
+):
+    preprocess(motion, output=tmp_path / "drawn", to="png")
+    if flag == "reference":
+        value = tmp_path / value
+        write_picture(value, drawn.frame((40, 20, 80, 84)))
+    with pytest.raises(BadInput, match=rf"drawn\.npz beside it for --{flag}"):
+        preprocess(tmp_path / "drawn", poses=tmp_path / "p.mp4", **{flag: value})
+    assert not (tmp_path / "p.mp4").exists()
+
+
+def test_drawings_go_to_both_outputs(preprocess, motion, tmp_path):
+    preprocess(motion, output=tmp_path / "drawn", to="png")
+    preprocess(tmp_path / "drawn", output=tmp_path / "o.mp4", poses=tmp_path / "p.mp4")
+    assert open_clip(tmp_path / "o.mp4").count == open_clip(tmp_path / "p.mp4").count == 6
+
+
+def test_a_plan_of_a_conversion_writes_nothing(preprocess, motion, tmp_path):
+    preprocess(motion, output=tmp_path / "drawn", to="png")
+    for source, flags in ((motion, {"frames": "1:5"}), (tmp_path / "drawn", {"frames": "1:5"})):
+        plan = preprocess(source, output=tmp_path / "out.mp4", plan_only=True, **flags).to_json()
+        assert (plan["output"], plan["frames"]) == (str(tmp_path / "out.mp4"), 4)
+    with pytest.raises(BadInput, match="is the same as the input"):
+        preprocess(motion, output=motion, plan_only=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["drawn", motion.name]
+
+
 def test_a_slice_a_rate_and_a_person_are_taken(preprocess, motion, tmp_path):
     preprocess(motion, output=tmp_path / "part.npz", frames="1:5", person="3")
     part, known = load_motion(tmp_path / "part.npz"), load_motion(motion)

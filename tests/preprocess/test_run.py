@@ -117,6 +117,20 @@ def test_a_damaged_clip_folder_is_made_again(preprocess, videos):
     assert drawn.clips_of(out) == whole
 
 
+@pytest.mark.parametrize("name", ["motion.npz", "faces.npz"])
+@pytest.mark.parametrize("left", [None, 40], ids=["missing", "cut off"])
+def test_a_clip_with_a_damaged_file_is_made_again(preprocess, tmp_path, name, left):
+    video, out = drawn.write_video(tmp_path / "v.mp4", drawn.walk(3)), tmp_path / "out"
+    preprocess(video, output=out)
+    whole, file = drawn.clips_of(out), out / "v" / name
+    content = file.read_bytes()
+    file.unlink()
+    if left is not None:
+        file.write_bytes(content[:left])
+    assert preprocess(video, output=out).made == 1
+    assert drawn.clips_of(out) == whole
+
+
 def test_workers_shards_and_one_process_make_the_same_bytes(preprocess, videos, tmp_path):
     preprocess(videos, output=tmp_path / "one")
     preprocess(videos, output=tmp_path / "two", workers=2)
@@ -216,6 +230,7 @@ def test_a_plan_counts_and_writes_nothing(preprocess, videos):
     assert {key: plan[key] for key in ("videos", "done", "unreadable", "frames")} == {
         "videos": 4, "done": 0, "unreadable": 1, "frames": 41,
     }  # fmt: skip
+    assert preprocess(videos, frames="0:2", plan_only=True).to_json()["frames"] == 6
     assert not videos.with_name("videos.clips").exists()
     preprocess(videos)
     assert preprocess(videos, plan_only=True).to_json()["done"] == 2

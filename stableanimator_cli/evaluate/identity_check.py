@@ -10,6 +10,7 @@ from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import CheckFailed, ModelMissing, NoFace, SaError
 from stableanimator_cli.evaluate.detections import VideoDetector
 from stableanimator_cli.evaluate.pairs import Pair
+from stableanimator_cli.evaluate.people import PersonScore
 from stableanimator_cli.evaluate.scores import number
 from stableanimator_cli.evaluate.scoring import VideoScore
 from stableanimator_cli.media import read_picture
@@ -67,7 +68,7 @@ def _below(videos: Sequence[VideoScore], minimum: float) -> CheckFailed | None:
     if not failed:
         return None
     worst, value = failed[0], _similarity(failed[0])
-    person = next((one for one in worst.people if not one.values["csim_ref"] >= minimum), None)
+    person = _weakest(worst.people) if worst.people else None
     of_whom = "" if person is None else f" of person {person.number}"
     problem = f"csim_ref{of_whom} is {number(value)}"
     if math.isnan(value):
@@ -82,7 +83,10 @@ def _below(videos: Sequence[VideoScore], minimum: float) -> CheckFailed | None:
 
 def _similarity(video: VideoScore) -> float:
     """The video's, of several people the lowest; NaN if one of them has none."""
-    if video.people:
-        values = [person.values["csim_ref"] for person in video.people]
-        return math.nan if any(map(math.isnan, values)) else min(values)
-    return video.values.get("csim_ref", math.nan)
+    values = _weakest(video.people).values if video.people else video.values
+    return values.get("csim_ref", math.nan)
+
+
+def _weakest(people: Sequence[PersonScore]) -> PersonScore:
+    """The person who decides: one without a similarity, else the one with the lowest."""
+    return min(people, key=lambda one: (not math.isnan(one.values["csim_ref"]), one.values["csim_ref"]))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ import pytest
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.evaluate import EvaluateConfig
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError
+from stableanimator_cli.evaluate import identity_check
 from stableanimator_cli.evaluate.cases import find_cases
-from stableanimator_cli.evaluate.people import people_of
+from stableanimator_cli.evaluate.people import PersonScore, people_of
 from stableanimator_cli.evaluate.run import run
 from stableanimator_cli.evaluate.scores import Scores
 from stableanimator_cli.evaluate.scoring import VideoScore
@@ -215,6 +218,24 @@ def test_the_lowest_person_decides_on_the_minimum(folder: Path) -> None:
     failed = scored(folder, min_csim=(low + high) / 2)
     assert isinstance(failed.failure, CheckFailed)
     assert f"csim_ref of person {values.index(low)} is" in failed.failure.message
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0.4, 0.1, 0.2), "csim_ref of person 1 is 0.1, --min-csim is 0.5"),
+        ((0.9, 0.4, math.nan), "csim_ref of person 2 has no value"),
+        ((0.4, math.nan, 0.9), "csim_ref of person 1 has no value"),
+    ],
+)
+def test_the_value_below_the_minimum_is_that_of_the_person_named(values: tuple[float, ...], message: str) -> None:
+    people = tuple(
+        PersonScore(number=number, values={"csim_ref": value, "face_rate": 1.0}, counts={})
+        for number, value in enumerate(values)
+    )
+    video: Any = SimpleNamespace(people=people, values={}, pair=SimpleNamespace(predicted=Path("out.mp4")))
+    config = EvaluateConfig(inputs=(Path("a"), Path("b")), min_csim=0.5)
+    assert message in str(identity_check.failure([video], config))
 
 
 def test_with_a_ground_truth_faces_are_compared_frame_by_frame(folder: Path, scene: Scene) -> None:

@@ -233,8 +233,9 @@ def _case(plan: _Plan, systems: Sequence[str], out: Path, seed: int) -> dict[str
     assert pair.reference is not None
     media = out / "media"
 
-    def blind_name(kind: str) -> str:
-        name = f"{seed} {kind} {pair.name}".encode(errors="surrogateescape")  # file names may be no UTF-8
+    def blind_name(*kind: str) -> str:
+        """No two of a study are equal: no name of a file or a folder holds the separator."""
+        name = "\0".join([str(seed), *kind, pair.name]).encode(errors="surrogateescape")  # file names may be no UTF-8
         return hashlib.sha256(name).hexdigest()[:16]
 
     image = media / f"{blind_name('reference')}.jpg"
@@ -246,7 +247,7 @@ def _case(plan: _Plan, systems: Sequence[str], out: Path, seed: int) -> dict[str
         target = media / f"{blind_name('poses')}.mp4"
         case["poses"] = f"media/{_skeletons(pair.poses, plan, target).name}"
     for system, video, rate in zip(systems, videos, plan.rates, strict=True):
-        target = media / f"{blind_name(system)}.mp4"
+        target = media / f"{blind_name('system', system)}.mp4"
         case["videos"].append(f"media/{_playable(video, rate, target).name}")
     return case
 

@@ -80,6 +80,23 @@ def test_the_pose_video_shows_skeletons(folders: Path) -> None:
     assert frame.max() > 120
 
 
+def test_names_that_read_alike_have_media_of_their_own(folders: Path) -> None:
+    """A system named ``poses``, and systems and videos whose names joined by a space are the same."""
+    shutil.copytree(folders / "rival_one", folders / "systems" / "poses")
+    for system in ("ours", "ours b", "poses"):
+        source = folders / "systems" / system
+        source.mkdir(parents=True, exist_ok=True)
+        for name in ("a", "b a"):
+            shutil.copy(folders / "stableanimator" / "a.mp4", source / f"{name}.mp4")
+        (source / "b.mp4").unlink(missing_ok=True)
+    for folder, suffix in (("pictures", "png"), ("poses", "npz")):
+        shutil.copy(folders / folder / f"a.{suffix}", folders / folder / f"b a.{suffix}")
+    _study(folders, "systems/ours", "systems/ours b", "systems/poses")
+    cases = json.loads((folders / "study" / "study.json").read_text())["cases"]
+    media = [path for case in cases for path in (case["reference"], case["poses"], *case["videos"])]
+    assert len(set(media)) == len(media) == 10
+
+
 @pytest.mark.parametrize(
     ("flags", "what"),
     [({"reference_picture": None}, "no --reference-picture"), ({"poses": Path("nowhere")}, "no motion")],

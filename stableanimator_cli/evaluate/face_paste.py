@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from stableanimator_cli.config.animate import record_beside
 from stableanimator_cli.detect.face import FaceReader, onto_template
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.report import write_text
@@ -67,9 +68,11 @@ def paste_faces(pairs: Sequence[Pair], folder: Path, reader: FaceReader, reporte
 
 
 def _paste_video(pair: Pair, video: Path, reader: FaceReader, reporter: Reporter) -> Path:
+    beside = record_beside(pair.predicted)  # its windows, chunks and resizing hold for the pasted video too
     source = {
         "format": _FORMAT,
         "video": sha256_of(pair.predicted),
+        "record": sha256_of(beside) if beside.is_file() else None,
         "reference": None if pair.reference is None else sha256_of(pair.reference),
         "recogniser": sha256_of(reader.recogniser_file),
     }
@@ -92,7 +95,9 @@ def _paste_video(pair: Pair, video: Path, reader: FaceReader, reporter: Reporter
             changed += out is not None
             count += 1
     record = read_record(pair.predicted, reporter.warning)
-    if record is not None:  # its windows, chunks and resizing hold for the pasted video too
+    if record is None:
+        video.with_suffix(".json").unlink(missing_ok=True)  # of an earlier video of this name
+    else:
         record["face_paste"] = {"of": pair.predicted.name, "frames": count, "pasted": changed}
         write_text(video.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
     stamp.write()

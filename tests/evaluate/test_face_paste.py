@@ -105,6 +105,22 @@ def test_what_is_pasted_is_kept_and_a_new_video_is_not(reader: FaceReader, tmp_p
     assert made() != first
 
 
+def test_the_record_beside_is_that_of_the_video_that_was_pasted(reader: FaceReader, tmp_path: Path) -> None:
+    """Borders and frames of the motion are read from it: those of an earlier video are wrong."""
+    write_picture(tmp_path / "one.png", drawn(1, frames=1)[0])
+    predicted = write(tmp_path / "one.mp4", drawn(0, frames=2))
+    pair = Pair(name="one", predicted=predicted, target=None, reference=tmp_path / "one.png", poses=None)
+    beside = tmp_path / "pasted" / "one.json"
+    for windows in (["window 1: 0-1"], ["window 1: 0", "window 2: 1"]):
+        record = {"stableanimator-cli": "0", "output": {"frames": 2}, "windows": windows}
+        predicted.with_suffix(".json").write_text(json.dumps(record))
+        paste_faces([pair], tmp_path / "pasted", reader, NullReporter())
+        assert json.loads(beside.read_text())["windows"] == windows
+    predicted.with_suffix(".json").unlink()
+    paste_faces([pair], tmp_path / "pasted", reader, NullReporter())
+    assert not beside.exists()
+
+
 def test_a_reference_without_a_face_leaves_the_video_as_it_is(reader: FaceReader, tmp_path: Path) -> None:
     class Heard(NullReporter):
         said: list[str] = []  # noqa: RUF012

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -114,7 +115,8 @@ def open_cases(model: ModelFolder, *, bench: str, data: Path | None, count: int,
 
     Raises ``BadInput`` for fewer.
     """
-    config = EvaluateConfig(bench=bench, data=data, figures=count, length=8, output=work)
+    drawn: dict[str, Any] = {"figures": count, "length": 8} if bench == "puppet" else {}
+    config = EvaluateConfig(bench=bench, data=data, output=work, **drawn)
     cases = [case for case in find_cases(config, model, work, NullReporter()) if case.target is not None]
     if len(cases) < count:
         raise BadInput(bench, f"{len(cases)} videos with a ground truth", f"{count}, of --search and --clips")

@@ -179,6 +179,7 @@ class EvaluateConfig:
             raise ConfigError("--comparisons", self.comparisons, "--study, whose page asks for them")
         if task == "--tally" and not self.inputs:
             raise ConfigError("--tally", None, "files of answers, or folders that hold them")
+        self._check_bench(is_bench=task in ("--bench", "--ablation"))
         if self.ablation is not None:
             if self.variants is None:
                 raise ConfigError("--ablation", self.ablation, "--variants DIR with one model folder per variant")
@@ -204,6 +205,27 @@ class EvaluateConfig:
                         name, str(path), f"nothing beside {task}",
                         hint="leave it out" if self.tally else "a folder of a bench holds references/ and poses/",
                     )  # fmt: skip
+
+    def _check_bench(self, *, is_bench: bool) -> None:
+        """Raise for options of benches that would have no effect."""
+        if not is_bench:
+            for name, value in (("--data", self.data), ("--ids", self.ids), ("--animate", self.animate)):
+                if value is not None:
+                    shown = _dump(value) if isinstance(value, tuple) else str(value)
+                    raise ConfigError(name, shown, "--bench or --ablation, whose videos it is about")
+        if self.ids is not None and len(set(self.ids)) < len(self.ids):
+            raise ConfigError("--ids", _dump(self.ids), "each name once")
+        is_drawn = self.bench == "puppet" or (self.bench is None and self.ablation is not None)
+        for name, value, used, of_what in (
+            ("figures", self.figures, is_drawn, "--bench puppet"),
+            ("people", self.people, is_drawn, "--bench puppet"),
+            ("length", self.length, is_drawn, "--bench puppet"),
+            ("seeds", self.seeds, self.ablation is not None, "--ablation"),
+        ):
+            default = self.__dataclass_fields__[name].default
+            if not used and value != default:
+                shown = _dump(value) if isinstance(value, tuple) else value
+                raise ConfigError(f"--{name}", shown, f"{of_what}, which it is about")
 
     @property
     def system_name(self) -> str:

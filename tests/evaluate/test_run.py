@@ -267,6 +267,14 @@ def test_without_a_model_the_rest_is_computed(truth: Path, tmp_path: Path) -> No
             "--baselines: found 'x', expected nothing beside --ablation",
         ),
         ({"inputs": None, "bench": "puppet", "poses": "x"}, "--poses: found 'x', expected nothing beside --bench"),
+        ({"ids": "figure_0"}, "--ids: found 'figure_0', expected --bench or --ablation"),
+        ({"data": "d"}, "--data: found 'd', expected --bench or --ablation"),
+        ({"animate": "s.toml"}, "--animate: found 's.toml', expected --bench or --ablation"),
+        ({"figures": 2}, "--figures: found 2, expected --bench puppet"),
+        ({"inputs": None, "bench": "tiktok", "people": 2}, "--people: found 2, expected --bench puppet"),
+        ({"inputs": None, "bench": "tiktok", "length": 8}, "--length: found 8, expected --bench puppet"),
+        ({"inputs": None, "bench": "tiktok", "ids": "a,b,a"}, "--ids: found 'a,b,a', expected each name once"),
+        ({"inputs": None, "bench": "puppet", "seeds": "3,4,5"}, "--seeds: found '3,4,5', expected --ablation"),
     ],
 )
 def test_mistakes_name_their_option(truth: Path, tmp_path: Path, flags: dict[str, Any], what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import tomllib
@@ -18,7 +19,7 @@ from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.config.schema import resolve, to_toml
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.roles import ROLES
-from stableanimator_cli.errors import BadInput, ConfigError, SaError, classes
+from stableanimator_cli.errors import BadInput, ConfigError, SaError
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output
 from stableanimator_cli.media import open_clip, take
 from stableanimator_cli.media.image import unused_content
@@ -320,9 +321,6 @@ def _misalignments(job: PreprocessJob, outcomes: Sequence[Outcome], reporter: Re
 
 
 def _error_of(outcome: Outcome) -> SaError:
-    """The error of the only video, with its own code and exit code."""
+    """The error of the only video, of its own class."""
     reason = outcome.error or {}
-    error = SaError(str(reason.get("message")), hint=reason.get("hint"))
-    error.code = str(reason.get("error"))
-    error.exit_code = classes().get(error.code, SaError).exit_code
-    return error
+    return SaError.from_json(json.dumps({key: reason.get(key) for key in ("error", "message", "hint")}))

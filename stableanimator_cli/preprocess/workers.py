@@ -24,7 +24,7 @@ from stableanimator_cli.preprocess.clip import Outcome, PreprocessJob, make_clip
 from stableanimator_cli.preprocess.inputs import Source
 from stableanimator_cli.progress import NullReporter, Reporter
 
-_FATAL = (ModelMissing, ModelDamaged, ConfigError)
+_FATAL = (ModelMissing, ModelDamaged)
 """Errors that every video would raise: they end the run instead of filling the report."""
 
 

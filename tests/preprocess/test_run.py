@@ -21,6 +21,7 @@ from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.preprocess import clip as clip_module
 from tests.conftest import largest_file
+from tests.media_samples import make_video
 from tests.preprocess import drawn
 
 
@@ -223,6 +224,18 @@ def test_a_clip_that_cannot_be_written_names_its_video(preprocess, videos, tmp_p
     assert re.match(rf"{videos}/a\.mp4: its clip's \S+ cannot be written: ", caught.value.message)
     assert ".part" not in caught.value.message
     assert "free some space" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_range_that_one_video_cannot_have_does_not_end_the_run(preprocess, tmp_path, workers):
+    folder, out = tmp_path / "v", tmp_path / "out"
+    drawn.write_video(folder / "z.mp4", drawn.walk(18))
+    make_video(folder / "m.mkv", [drawn.frame(box) for box in drawn.walk(4)])  # it does not record its length
+    report = preprocess(folder, output=out, frames="-5:", workers=workers)
+    assert [one["name"] for one in report.failed] == ["m"]
+    assert [(line["status"], line.get("frames")) for line in lines(out)] == [("failed", None), ("ok", 5)]
+    with pytest.raises(ConfigError, match=r"frames: found '-5:'.*m\.mkv does not record its length"):
+        preprocess(folder / "m.mkv", output=tmp_path / "one", frames="-5:")
 
 
 def test_a_plan_counts_and_writes_nothing(preprocess, videos):

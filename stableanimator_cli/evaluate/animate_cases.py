@@ -62,9 +62,14 @@ class Animator:
 
     def measure_memory(self, case: Case, folder: Path) -> dict[str, int]:
         """Peak bytes while the first 16 frames of a case are animated: ``device`` if there is a GPU, ``host`` for the
-        whole process; empty if the case is shorter."""
+        whole process; empty if the case is shorter, or cannot be animated: ``animate_cases`` reports that."""
         video = folder / f"{case.name}.mp4"
-        self._animate(case, video, self._weights(), frames=f"0:{MEMORY_FRAMES}")
+        try:
+            self._animate(case, video, self._weights(), frames=f"0:{MEMORY_FRAMES}")
+        except Interrupted:
+            raise
+        except SaError:
+            return {}
         record = read_record(video) or {"output": {}}
         if record["output"].get("frames") != MEMORY_FRAMES:
             return {}

@@ -156,7 +156,8 @@ def _means(runs: Sequence[SystemScores]) -> paired.Values:
 
 
 def _over_seeds(runs: Sequence[SystemScores], weighted: bool) -> tuple[dict[str, Row], dict[str, tuple[float, float]]]:
-    """Rows of means over seeds, with intervals over videos, each of which counts with its mean over seeds.
+    """Rows of means over seeds, with intervals over videos, each of which counts with its mean over the seeds that have
+    a value of it: a video that one seed alone shows without a face is in the means of the others.
 
     ``weighted``: the mean is over frames. Metrics of sets have the range over seeds instead of an interval.
     """
@@ -171,9 +172,11 @@ def _over_seeds(runs: Sequence[SystemScores], weighted: bool) -> tuple[dict[str,
         rows[name] = replace(runs[0].rows[name], shown=float(np.mean(values)))
         table = np.array([[video.values.get(name, np.nan) for video in videos] for videos in shared])
         counts = np.array([[video.counts.get(name, 0) for video in videos] for videos in shared])
-        limits = None
-        if np.isfinite(table).all(axis=0).any():
-            limits = within(rows[name].spec, interval(table.mean(axis=0), counts.mean(axis=0) if weighted else None))
+        limits, known = None, np.isfinite(table)
+        if known.any():
+            seeds = np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+            mean, weight = (np.where(known, array, 0).sum(axis=0) / seeds for array in (table, counts))
+            limits = within(rows[name].spec, interval(mean, np.nan_to_num(weight) if weighted else None))
         elif len(values) > 1:
             limits = min(values), max(values)
         if limits is not None:

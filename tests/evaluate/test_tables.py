@@ -95,6 +95,22 @@ def test_the_interval_of_an_ablation_lies_round_the_mean_that_is_shown() -> None
         assert (low < rows["ssim"].shown < high) is weighted
 
 
+def test_a_video_without_a_value_in_one_seed_is_in_the_interval_as_in_the_mean() -> None:
+    def run(*first: float) -> Any:
+        values = {"v0": first[0], **{f"v{n}": 0.9 for n in range(1, 6)}}
+        videos = [
+            SimpleNamespace(name=name, values={"ssim": value}, counts={"ssim": 0 if math.isnan(value) else 4})
+            for name, value in values.items()
+        ]
+        known = [value for value in values.values() if not math.isnan(value)]
+        return SimpleNamespace(videos=videos, rows={"ssim": _row("ssim", sum(known) / len(known))})
+
+    for weighted in (True, False):
+        rows, intervals = _over_seeds([run(0.1), run(0.1), run(math.nan)], weighted)
+        low, high = intervals["ssim"]
+        assert low < rows["ssim"].shown < high
+
+
 def test_numbers_are_short_and_say_what_they_are() -> None:
     assert [number(value) for value in (0.0, 2.87e-4, 0.123456, 30.8123, math.inf, math.nan)] == [
         "0", "2.87E-04", "0.1235", "30.81", "inf", "–",

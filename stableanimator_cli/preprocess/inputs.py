@@ -37,8 +37,8 @@ class Source:
 def find_sources(inputs: Sequence[Path]) -> list[Source]:
     """All videos and images of ``inputs``, in a fixed order.
 
-    Folders are searched recursively without hidden ones; one with numbered images (``frame_0.png``, ``frame_1.png``
-    ...) is one clip. A ``.txt`` file lists one path per line, relative to its own folder; ``#`` starts a comment. A
+    Folders are searched recursively without hidden ones; the numbered images of one (``frame_0.png``, ``frame_1.png``
+    ...) are one clip. A ``.txt`` file lists one path per line, relative to its own folder; ``#`` starts a comment. A
     file named by itself may have any suffix. Raises ``BadInput`` for a missing file and for a folder without videos.
     """
     found = list(dict.fromkeys(pair for path in inputs for pair in _named(path)))
@@ -63,11 +63,11 @@ def is_sequence(folder: Path) -> bool:
 def _named(path: Path) -> Iterator[tuple[Path, Path]]:
     """Pairs (path, path relative to the input) of one input."""
     if path.is_dir():
-        if is_sequence(path):
+        sequence = is_sequence(path)
+        if sequence:
             yield path, Path(path.resolve().name)
-            return
         found = list(_search(path))
-        if not found:
+        if not found and not sequence:
             raise BadInput(
                 path, "a folder without videos or pictures", f"files ending in {', '.join(VIDEOS[:5])} ...",
                 hint=f"look with: ls {path}",
@@ -95,12 +95,17 @@ def _named(path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _search(top: Path) -> Iterator[Path]:
-    """Videos and images below ``top``. A folder is searched once, however many links lead to it.
+    """Videos, images and folders of numbered images below ``top``; of such a folder, ``top`` too, all but its images: a
+    video may have its poster beside it. A folder is searched once, however many links lead to it.
 
     Not recursive: folders may be nested deeper than Python's stack.
     """
+
+    def content(folder: Path, *, images: bool) -> Iterator[Path]:
+        return (entry for entry in _visible(folder) if images or entry.suffix.lower() not in PICTURES or entry.is_dir())
+
     seen = {top.resolve()}
-    stack = [iter(_visible(top))]
+    stack = [content(top, images=not is_sequence(top))]
     while stack:
         entry = next(stack[-1], None)
         if entry is None:
@@ -110,10 +115,10 @@ def _search(top: Path) -> Iterator[Path]:
                 yield entry
         elif (real := entry.resolve()) not in seen:
             seen.add(real)
-            if is_sequence(entry):
+            sequence = is_sequence(entry)
+            if sequence:
                 yield entry
-            else:
-                stack.append(iter(_visible(entry)))
+            stack.append(content(entry, images=not sequence))
 
 
 def _visible(folder: Path) -> list[Path]:

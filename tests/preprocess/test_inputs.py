@@ -70,6 +70,17 @@ def test_numbered_pictures_are_one_clip_and_others_are_not(tmp_path):
     assert named(tmp_path / "walk") == ["walk"]
 
 
+def test_numbered_pictures_hide_neither_videos_nor_folders(tmp_path):
+    """Posters beside videos are numbered too."""
+    videos = touch(
+        tmp_path / "set", "v1.mp4", "v1.jpg", "v2.mp4", "v2.jpg", "deep/x.mp4", "walk/f_0.png", "walk/f_1.png"
+    )
+    touch(videos, "walk/later/f_0.png", "walk/later/f_1.png")
+    assert named(videos) == ["set", "deep__x", "v1", "v2", "walk", "walk__later"]
+    assert named(tmp_path) == ["set", "set__deep__x", "set__v1", "set__v2", "set__walk", "set__walk__later"]
+    assert named(videos / "walk") == ["walk", "later"]
+
+
 def test_a_folder_is_searched_once_however_many_links_lead_to_it(tmp_path):
     (tmp_path / "v" / "more").mkdir(parents=True)
     (tmp_path / "v" / "a.mp4").write_bytes(b"x")

@@ -157,9 +157,9 @@ def upstream_findings(folder: Path) -> Iterator[ClipFinding]:
         extra = [frame for frame in others if frame not in images]
         if extra:
             yield _error(f"extra-{name}", f"{len(extra)} {name} without an image, the first is {extra[0]}")
-    numbers = [frame for frame in images if frame.isdigit()]
+    numbers = [frame for frame in images if frame.isdecimal()]
     if len(numbers) != len(images):
-        odd = next(frame for frame in images if not frame.isdigit())
+        odd = next(frame for frame in images if not frame.isdecimal())
         yield _error("names", f"{odd!r} is not numbered, as frame_0 is")
     elif sorted(map(int, numbers)) != list(range(min(map(int, numbers), default=0), len(numbers))):
         yield _error("gap", "numbers of frames are missing or do not start at 0")

@@ -98,6 +98,7 @@ def test_the_same_video_twice_is_a_warning(preprocess, dataset):
         (lambda clip: Image.new("RGB", (8, 8)).save(clip / "images" / "frame_0.png"), "size"),
         (lambda clip: (clip / "images" / "frame_0.png").write_bytes(b"no picture"), "damaged"),
         (lambda clip: shutil.copy(clip / "images" / "frame_0.png", clip / "images" / "x.png"), "names"),
+        (lambda clip: shutil.copy(clip / "images" / "frame_0.png", clip / "images" / "frame_²².png"), "names"),
     ],
 )
 def test_what_is_wrong_with_the_reference_layout_is_found(preprocess, upstream, harm, code):

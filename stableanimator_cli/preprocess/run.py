@@ -48,6 +48,10 @@ from stableanimator_cli.records import ModelFolder
 
 Result = PreprocessReport | PreprocessPlan | lint.LintReport
 
+_OF_VIDEOS = ("every", "gap", "detect_threshold", "layout", "source", "workers", "shard", "ray")
+_OF_MOTIONS = ("to", "order", "size")
+"""Options without effect on the other kind of input."""
+
 
 def run(
     *,
@@ -69,7 +73,9 @@ def run(
         raise ConfigError("--person", config.who, PERSON_FORMS) from None
     if config.lint:
         return lint.run(config, reporter)
-    if convert.is_motion(config.inputs):
+    is_motion = convert.is_motion(config.inputs)
+    _warn_of_no_effect(config, reporter, is_motion=is_motion)
+    if is_motion:
         _report_unused(config, reporter)
         # Networks only detect the person of a reference image.
         model = None if config.reference is None else _model(config)
@@ -127,6 +133,16 @@ def network_digests(model: ModelFolder) -> dict[str, str]:
     for name, path in files.items():
         check_digest(path, digests[name], model.digests.get(path))
     return digests
+
+
+def _warn_of_no_effect(config: PreprocessConfig, reporter: Reporter, *, is_motion: bool) -> None:
+    """One warning of the options that are about the other kind of input."""
+    names = _OF_VIDEOS if is_motion else _OF_MOTIONS
+    given = [name for name in names if getattr(config, name) != config.__dataclass_fields__[name].default]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        kind = "a motion, in which nothing is detected" if is_motion else "which is no motion to convert"
+        reporter.warning(f"{flags}: no effect on {config.inputs[0].name}, {kind}")
 
 
 def _report_unused(config: PreprocessConfig, reporter: Reporter) -> None:

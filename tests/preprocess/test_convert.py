@@ -146,6 +146,18 @@ def test_a_plan_of_a_conversion_writes_nothing(preprocess, motion, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["drawn", motion.name]
 
 
+def test_options_without_effect_are_named(preprocess, motion, tmp_path):
+    heard = Heard()
+    preprocess(motion, output=tmp_path / "out.json", gap=20, every=2, reporter=heard)
+    video = drawn.write_video(tmp_path / "v.mp4", drawn.walk(3))
+    preprocess(video, output=tmp_path / "clips", size="64x64", reporter=heard)
+    preprocess(motion, output=tmp_path / "again.json", reporter=heard)
+    assert [text for text in heard.warnings if "no effect" in text] == [
+        "--every, --gap: no effect on poses.npz, a motion, in which nothing is detected",
+        "--size: no effect on v.mp4, which is no motion to convert",
+    ]
+
+
 def test_a_slice_a_rate_and_a_person_are_taken(preprocess, motion, tmp_path):
     preprocess(motion, output=tmp_path / "part.npz", frames="1:5", person="3")
     part, known = load_motion(tmp_path / "part.npz"), load_motion(motion)

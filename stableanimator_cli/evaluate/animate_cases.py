@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +85,7 @@ class Animator:
             "settings": None if self.settings is None else sha256_of(self.settings),
             "inputs": [sha256_of(case.reference), sha256_of(case.motion)],
             "weights": dict(weights),
+            "model": self._model_digest(),
         }
         stamp = Stamp(video, "asked", source)
         if stamp.is_current():
@@ -90,6 +93,12 @@ class Animator:
         inputs = {"reference": case.reference, "motion": case.motion, "model": self.name}
         self.animate({**inputs, **flags, "output": video}, self.settings)
         stamp.write()
+
+    def _model_digest(self) -> str:
+        """sha256 of what decides a video besides weights: recommended settings, configs of networks, channel order."""
+        model = self.model
+        facts = [dict(model.defaults), dict(model.configs), model.face_channel_order, model.backbone]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
     def _weights(self) -> dict[str, str]:
         """Digests of all files that decide a video."""

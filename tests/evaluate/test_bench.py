@@ -131,6 +131,24 @@ def test_memory_is_that_of_sixteen_frames(benched: tuple[Scores, Copying], tmp_p
     assert animator.measure_memory(case, tmp_path / "memory") == {"host": 1 << 30}
 
 
+def test_a_model_with_other_recommended_settings_animates_again(
+    benched: tuple[Scores, Copying], tmp_path: Path
+) -> None:
+    data, animate = benched[1].data, Copying(benched[1].data)
+    case = Case(
+        name="one", reference=data / "references" / "00000.png", motion=data / "truth" / "00000.npz", target=None,
+        poses=None,
+    )  # fmt: skip
+    model = catalogue.open_model("puppet")
+    for defaults, calls in ((model.defaults, 1), (model.defaults, 1), ({**model.defaults, "steps": 3}, 2)):
+        animator = Animator(
+            model=replace(model, defaults=defaults), name="puppet", animate=animate, settings=None, flags={},
+            reporter=NullReporter(),
+        )  # fmt: skip
+        animator.animate_cases([case], tmp_path)
+        assert len(animate.calls) == calls
+
+
 def test_a_case_that_fails_leaves_its_memory_to_the_next(tmp_path: Path) -> None:
     """The traceback of an error holds the tensors of the call that ran out of memory."""
     frames: list[weakref.ref[np.ndarray]] = []
@@ -147,7 +165,8 @@ def test_a_case_that_fails_leaves_its_memory_to_the_next(tmp_path: Path) -> None
     image = tmp_path / "a.png"
     write_picture(image, drawn(0, frames=1)[0])
     case = Case(name="a", reference=image, motion=image, target=None, poses=None)
-    model, alive = SimpleNamespace(name="m", files={}, digests={}), []
+    about = {"defaults": {}, "configs": {}, "face_channel_order": "bgr", "backbone": "svd"}
+    model, alive = SimpleNamespace(name="m", files={}, digests={}, **about), []
     animator = Animator(
         model=cast(ModelFolder, model), name="m", animate=animate, settings=None, flags={}, reporter=NullReporter()
     )

@@ -170,7 +170,10 @@ def _open_dataset(
         else replace(stage, epochs=None, steps=max(1, math.ceil(stage.epochs * len(dataset.clips) / stage.batch)))
         for stage in stages
     )
-    return replace(config, stage=tuple(counted)), dataset
+    config = replace(config, stage=tuple(counted))
+    if not fresh and any(stage.epochs is not None for stage in stages):
+        resume.check_length(config, reporter, "--epochs")
+    return config, dataset
 
 
 def _digest(dataset: Dataset) -> str:

@@ -35,10 +35,13 @@ def new_config(flags: Mapping[str, Any], config_file: Path | None) -> TrainConfi
 def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None, reporter: Reporter) -> TrainConfig:
     """The config of ``run`` with the given flags and file over it. ``steps`` sets the length of the last stage.
 
-    Raises ``ConfigError`` that lists the differences if they would change a result of the training, and if ``steps``
-    is less than what is trained already.
+    Raises ``ConfigError`` that lists the differences if they would change a result of the training, if ``steps`` is
+    less than what is trained already, and if ``output`` is another folder.
     """
-    path = run / CONFIG
+    path, output = run / CONFIG, flags.get("output")
+    if output is not None and Path(output).resolve() != run.resolve():
+        hint = f"leave -o out, or start a new run from {run / checkpoint.LINK} with --model"
+        raise ConfigError("--output", str(output), f"{run}, the folder that --resume continues", hint=hint)
     if not path.is_file():
         hint = "a run folder holds config.toml and checkpoints/; start a new run with DATASET -o RUN"
         raise BadInput(run, "no config.toml", "the folder of a run of sa train", hint=hint)
@@ -56,9 +59,7 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
         config = replace(config, stage=(*before, last))
     progress = last_progress(run)
     trained = with_current_names(stored if progress is None else progress.get("config", stored))
-    if progress is not None:
-        place = progress["place"]
-        _check_length(last, trained, place["within"] if place["stage"] == len(before) else 0, reporter)
+    check_length(config, reporter)
     changed = diff(_without_length(trained), _without_length(tables_of(config)))
     if changed:
         hint = f"resume without the change, or start a new run from {run / checkpoint.LINK} with --model"
@@ -66,14 +67,22 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
     return config
 
 
-def _check_length(last: StageConfig, trained: Mapping[str, Any], done: int, reporter: Reporter) -> None:
-    """Refuse fewer steps of the last stage than are ``done``; warn if the learning rate depends on their number."""
-    if last.steps is None:
+def check_length(config: TrainConfig, reporter: Reporter, flag: str = "--steps") -> None:
+    """Refuse fewer steps of the last stage than are trained; warn if the learning rate depends on their number.
+
+    ``flag`` set the number. Nothing is checked before epochs are counted in steps.
+    """
+    *before, last = config.stage or (StageConfig(),)
+    progress = last_progress(config.output)
+    if last.steps is None or progress is None:
         return
+    place = progress["place"]
+    done = place["within"] if place["stage"] == len(before) else 0
     if last.steps < done:
-        hint = f"the run has {done} steps of this stage: give more, or leave --steps out"
-        raise ConfigError("--steps", last.steps, f"{done} or more", hint=hint)
-    old = trained["stage"][-1].get("steps")
+        found = last.steps if flag == "--steps" else f"{last.steps} steps"
+        hint = f"the run has {done} steps of this stage: give more, or leave {flag} out"
+        raise ConfigError(flag, found, f"{done} or more", hint=hint)
+    old = progress["config"]["stage"][-1].get("steps")
     if last.schedule != "constant" and done and old is not None and old != last.steps:
         now, then = learning_rate(replace(last, steps=old), done), learning_rate(last, done)
         reporter.warning(

@@ -137,6 +137,26 @@ def test_an_extended_cosine_says_that_it_is_another_training(data, tiny_model, t
     assert len(losses(out)) == 3
 
 
+def test_epochs_that_extend_a_run_are_checked_as_steps_are(data, tiny_model, tmp_path):
+    out = tmp_path / "run"
+    run.run(flags=flags(data, tiny_model, out, steps=2, schedule="cosine"))
+    before = (out / "config.toml").read_bytes()
+    with pytest.raises(ConfigError, match="--epochs: found '1 steps', expected 2 or more"):
+        run.run(flags={"epochs": 1.0}, resumed=out)  # two clips, one batch of two
+    assert (out / "config.toml").read_bytes() == before  # a shorter one could not be resumed
+    reporter = WarningLog(NullReporter())
+    run.run(flags={"epochs": 3.0}, resumed=out, reporter=reporter)
+    assert "not equal to a training of 3 steps" in reporter.warnings[0]
+    assert len(losses(out)) == 3
+
+
+def test_a_resumed_run_has_one_folder(whole, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"--output: found .*other'.*, expected .*whole, the folder that --resume"):
+        run.run(flags={"output": tmp_path / "other"}, resumed=whole)
+    monkeypatch.chdir(whole.parent)
+    assert run.run(flags={"output": Path(whole.name)}, resumed=whole) is not None
+
+
 def test_a_resumed_run_refuses_another_config_and_shows_the_difference(whole):
     with pytest.raises(ConfigError, match=r"stage\[0\]\.lr: was 0\.001, now 0\.5") as caught:
         run.run(flags={"rate": 0.5}, resumed=whole)

@@ -176,7 +176,14 @@ def read_progress(folder: Path) -> dict[str, Any]:
     position.only(keys)
     for key in keys:
         position.whole(key, 0, 10**15)
-    progress.fields("config", default={})
+    config = progress.fields("config", default={})
+    if config.table:
+        stages = config.rows("stage")
+        for stage in stages:
+            stage.whole("steps", default=None)
+        if not stages:
+            config.fail("stage", "one stage or more")
+        position.whole("stage", 0, len(stages) - 1)
     progress.text("dataset", default=None)
     return dict(progress.table)
 

@@ -58,7 +58,7 @@ def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None
         last = replace(last, steps=steps, epochs=None)
         config = replace(config, stage=(*before, last))
     progress = last_progress(run)
-    trained = with_current_names(stored if progress is None else progress.get("config", stored))
+    trained = with_current_names(stored if progress is None else progress.get("config") or stored)
     check_length(config, reporter)
     changed = diff(_without_length(trained), _without_length(tables_of(config)))
     if changed:
@@ -82,7 +82,7 @@ def check_length(config: TrainConfig, reporter: Reporter, flag: str = "--steps")
         found = last.steps if flag == "--steps" else f"{last.steps} steps"
         hint = f"the run has {done} steps of this stage: give more, or leave {flag} out"
         raise ConfigError(flag, found, f"{done} or more", hint=hint)
-    old = progress["config"]["stage"][-1].get("steps")
+    old = (progress.get("config") or {}).get("stage", [{}])[-1].get("steps")
     if last.schedule != "constant" and done and old is not None and old != last.steps:
         now, then = learning_rate(replace(last, steps=old), done), learning_rate(last, done)
         reporter.warning(

@@ -150,6 +150,33 @@ def test_epochs_that_extend_a_run_are_checked_as_steps_are(data, tiny_model, tmp
     assert len(losses(out)) == 3
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("config", {"seed": 0}, "config.stage is missing, expected a list of objects"),
+        ("config", {"stage": []}, "config.stage is an empty list, expected one stage or more"),
+        ("config", {"stage": [3]}, r"config.stage is a list of 1, expected a list of objects \(item 0 is a number\)"),
+        ("config", {"stage": [{"steps": "2"}]}, r"config.stage\[0\].steps is '2', expected a whole number"),
+        (
+            "place",
+            {"step": 6, "stage": 5, "within": 6, "samples": 12},
+            "place.stage is 5, expected a whole number from",
+        ),
+    ],
+)
+def test_a_state_of_no_training_is_named_and_nothing_is_written(whole, key, value, said):
+    file = whole / "checkpoints" / f"step-{STEPS}" / "state" / "progress.json"
+    sound, before = file.read_text(), (whole / "config.toml").read_bytes()
+    file.write_text(json.dumps(json.loads(sound) | {key: value}))
+    try:
+        with pytest.raises(BadInput, match=said) as caught:
+            run.run(flags={}, resumed=whole)
+    finally:
+        file.write_text(sound)
+    assert f"delete {file.parent.parent}" in str(caught.value.hint)
+    assert (whole / "config.toml").read_bytes() == before
+
+
 def test_a_resumed_run_has_one_folder(whole, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"--output: found .*other'.*, expected .*whole, the folder that --resume"):
         run.run(flags={"output": tmp_path / "other"}, resumed=whole)

@@ -12,12 +12,12 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from stableanimator_cli import catalogue
+from stableanimator_cli import backbone_facts, catalogue
 from stableanimator_cli.catalogue import layouts, schema
 from stableanimator_cli.engine.training import exported_names
 from stableanimator_cli.engine.training.trainable import TRAINED
 from stableanimator_cli.engine.weights import read_tensors
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import MARK, atomic_write, translate_os_errors, visible_files
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import checkpoint
@@ -29,7 +29,8 @@ def export(run: Path, form: Literal["model", "upstream"], output: Path, weights:
     """Write the best checkpoint of ``run`` by validation, else the last, to the folder ``output``.
 
     ``weights`` is the dtype of trained tensors, None for that of the checkpoint; other tensors are unchanged. Raises
-    ``BadInput`` if there is no checkpoint yet or ``output`` is not empty.
+    ``BadInput`` if there is no checkpoint yet or ``output`` is not empty, and ``ConfigError`` if the reference
+    implementation would compute something else with the networks.
     """
     checkpoints = dict(checkpoint.list_checkpoints(run))
     if not checkpoints:
@@ -39,6 +40,8 @@ def export(run: Path, form: Literal["model", "upstream"], output: Path, weights:
     best = checkpoint.best_step(run)
     source = checkpoints[max(checkpoints) if best is None else best]
     model = catalogue.open_model(source, TRAINED)
+    if form == "upstream":
+        _check_upstream(source, model)
     write = _write_upstream if form == "upstream" else _write_model
     try:
         with atomic_write(output, folder=True) as temp, translate_os_errors(output):
@@ -49,6 +52,18 @@ def export(run: Path, form: Literal["model", "upstream"], output: Path, weights:
         raise BadInput(output, f"a write that failed ({error})", "a folder that can be written") from error
     files = tuple(sorted(path for path in output.rglob("*") if path.is_file()))
     return ExportReport(output=output, checkpoint=source, files=files)
+
+
+def _check_upstream(source: Path, model: ModelFolder) -> None:
+    """Refuse backbones and ablations that the three files do not name and the reference implementation lacks."""
+    training = schema.read(source).training
+    usual = {"id_adapter": "distribution", "face_encoder": "on", "face": "on"}
+    found = {name: training.get(name, value) for name, value in usual.items()}
+    usual["backbone"], found["backbone"] = backbone_facts.DEFAULT, model.backbone
+    for name, value in usual.items():
+        if found[name] != value:
+            problem = f"the checkpoint has {name} {found[name]}, and the reference implementation {value} alone"
+            raise ConfigError.because("--export upstream", problem, hint="use --export model")
 
 
 def _read(source: Path, model: ModelFolder, role: str, weights: str | None) -> dict[str, Tensor]:
@@ -74,7 +89,7 @@ def _write_upstream(source: Path, model: ModelFolder, weights: str | None, folde
 def _write_model(source: Path, model: ModelFolder, weights: str | None, folder: Path) -> None:
     entry = schema.read(source)
     tensors = {role: _read(source, model, role, weights) for role in TRAINED}
-    name = plain_name(folder.name.split(".")[1])
+    name = plain_name(folder.name[1:].rsplit(".", 2)[0])  # of the folder that this temporary one becomes
     write_model_folder(model, tensors, folder, name=name, summary=entry.summary, training=_plain(entry.training))
 
 

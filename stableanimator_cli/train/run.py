@@ -59,6 +59,7 @@ def _run(
     reporter: Reporter,
 ) -> TrainReport | TrainPlan | ExportReport | None:
     if export is not None:
+        _refuse_beside_export({**flags, "config": config_file, "plan": plan_only or None})
         return _export(flags, resumed, export)
     fresh, first, world = resumed is None, distributed.rank() == 0, distributed.world_size()
     if resumed is not None:
@@ -90,6 +91,15 @@ def _run(
         if fresh and first:
             weight_digests(model)  # damaged numbers load without an error
         return train(config, name, model, fresh=fresh, reporter=reporter)
+
+
+def _refuse_beside_export(options: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` for an option that an export does not read: ``--plan`` would not keep it from writing."""
+    for name, value in options.items():
+        if value is not None and name not in ("output", "weights"):
+            flag = name.upper() if name == "dataset" else f"--{name.replace('_', '-')}"
+            hint = f"leave {flag} out: an export trains nothing and reads --resume, --output and --weights"
+            raise ConfigError.because(flag, "--export does not read it", hint=hint)
 
 
 def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["model", "upstream"]) -> ExportReport:

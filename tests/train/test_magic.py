@@ -100,6 +100,8 @@ def test_a_training_starts_from_scratch_beside_the_encoders_of_another_model(dat
         assert rendered(engine, request(3, schedule="ddim")).shape == (3, 64, 64, 3)
     exported = tmp_path / "mine"
     run.run(flags={"output": exported}, resumed=out, export="model")
+    with pytest.raises(ConfigError, match="the checkpoint has backbone magic, and the reference implementation svd"):
+        run.run(flags={"output": tmp_path / "upstream"}, resumed=out, export="upstream")
     assert catalogue.open_animator(exported).backbone == "magic"
 
 

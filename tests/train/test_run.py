@@ -275,6 +275,35 @@ def test_an_export_is_upstreams_files_or_a_folder_that_needs_no_other(whole, tmp
         assert trained or torch.equal(tensor, ours[name])  # what was not trained is never rounded
 
 
+@pytest.mark.parametrize(
+    ("more", "plan", "flag"),
+    [
+        ({}, True, "--plan"), ({"steps": 9}, False, "--steps"), ({"seed": 0}, False, "--seed"),
+        ({"dataset": ["clips"]}, False, "DATASET"), ({"save_every": 9}, False, "--save-every"),
+    ],
+)  # fmt: skip
+def test_an_export_refuses_what_it_does_not_read(whole, tmp_path, more, plan, flag):
+    with pytest.raises(ConfigError, match=f"^{flag}: --export does not read it"):
+        run.run(flags={"output": tmp_path / "mine", **more}, resumed=whole, export="model", plan_only=plan)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_has_the_full_name_of_its_folder(whole, tmp_path):
+    run.run(flags={"output": tmp_path / "mine.v1.2"}, resumed=whole, export="model")
+    assert catalogue.open_model(tmp_path / "mine.v1.2").name == "mine.v1.2"
+
+
+def test_an_ablation_is_not_exported_as_the_released_networks(data, tiny_model, tmp_path):
+    """The three files do not say how faces are joined: opened again, they would be aligned."""
+    out = tmp_path / "run"
+    run.run(flags=flags(data, tiny_model, out, steps=2, id_adapter="addition"))
+    with pytest.raises(ConfigError, match="--export upstream: the checkpoint has id_adapter addition, and the ref"):
+        run.run(flags={"output": tmp_path / "up"}, resumed=out, export="upstream")
+    assert not (tmp_path / "up").exists()
+    run.run(flags={"output": tmp_path / "mine"}, resumed=out, export="model")
+    assert catalogue.open_model(tmp_path / "mine").defaults["id_adapter"] == "addition"
+
+
 def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
     return left.dtype == right.dtype and torch.equal(left, right)
 

@@ -46,6 +46,7 @@ class Metrics:
     def __init__(self, run: Path, upto: int, *, writes: bool = True) -> None:
         self.path = run / METRICS
         rows = [row for row in read_metrics(run) if row["step"] <= upto]
+        self._step = upto
         self.losses = deque((row["loss"] for row in rows), maxlen=_HISTORY)
         self._file: TextIO | None = self._rewrite(rows) if writes else None
 
@@ -63,13 +64,16 @@ class Metrics:
                 self._file.write(json.dumps(row) + "\n")
                 self._file.flush()
         self.losses.append(row["loss"])
+        self._step = row["step"]
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """Add ``values`` to the line of the last step."""
+        """Add ``values`` to the line of the last step, unless the user has deleted it."""
         if self._file is not None:
             self._file.close()
-            *earlier, last = read_metrics(self.path.parent)
-            self._file = self._rewrite([*earlier, {**last, **values}])
+            rows = read_metrics(self.path.parent)
+            if rows and rows[-1]["step"] == self._step:
+                rows[-1] |= values
+            self._file = self._rewrite(rows)
 
     def close(self) -> None:
         if self._file is not None:

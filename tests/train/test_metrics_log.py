@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,18 @@ def test_what_was_measured_after_a_step_is_in_its_line(tmp_path: Path) -> None:
     again = Metrics(tmp_path, 1)
     again.close()
     assert read_metrics(tmp_path) == rows[:1]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_what_was_measured_after_a_deleted_line_is_added_to_no_other(tmp_path: Path, left: int) -> None:
+    """The hint of a damaged file is to delete it, or its last lines."""
+    rows = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows[:left]))
+    metrics = Metrics(tmp_path, 2)
+    metrics.add({"csim": 0.5})
+    metrics.write({"step": 3, "loss": 1.0})
+    metrics.close()
+    assert read_metrics(tmp_path) == [*rows[:left], {"step": 3, "loss": 1.0}]
 
 
 def test_a_loss_is_judged_by_the_median_of_late(tmp_path: Path) -> None:

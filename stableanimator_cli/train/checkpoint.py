@@ -254,6 +254,8 @@ def prune(run: Path, keep: int) -> None:
     Checkpoints that validation could not score stay, as do folders with other files than a checkpoint's.
     """
     checkpoints, best = list_checkpoints(run), best_step(run)
+    if checkpoints:  # first, so that the link never leads to a deleted one
+        _link(run, f"step-{best if best is not None else checkpoints[-1][0]}")
     protected = {best, *ranking.unscored(read_scores(run))}
     for step, path in checkpoints[:-keep]:
         if step not in protected and _is_checkpoint(path):
@@ -261,8 +263,6 @@ def prune(run: Path, keep: int) -> None:
             with suppress(OSError):
                 os.replace(path, hidden)  # renamed first, so that a kill leaves no partial checkpoint
                 shutil.rmtree(hidden, ignore_errors=True)
-    if checkpoints:
-        _link(run, f"step-{best if best is not None else checkpoints[-1][0]}")
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -86,6 +86,30 @@ def test_good_checkpoints_outlive_a_collapse(tmp_path):
     assert (tmp_path / "model").resolve().name == "step-1"
 
 
+def test_the_link_never_leads_to_a_deleted_checkpoint(tmp_path, monkeypatch):
+    """A kill between the two would leave a model that does not open."""
+    written(tmp_path, 1)
+    checkpoint.prune(tmp_path, keep=1)
+    written(tmp_path, 2)
+    monkeypatch.setattr(checkpoint.os, "replace", killed_after(1, checkpoint.os.replace))
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.prune(tmp_path, keep=1)
+    assert (tmp_path / "model" / "model.toml").is_file()
+
+
+def killed_after(count, call):
+    """``call``, interrupted right after that many calls."""
+    done = []
+
+    def interrupted(*args):
+        call(*args)
+        done.append(args)
+        if len(done) == count:
+            raise KeyboardInterrupt
+
+    return interrupted
+
+
 def test_what_could_not_be_scored_is_not_deleted(tmp_path):
     written(tmp_path, 1, 2, 3, 4)
     checkpoint.write_scores(tmp_path, rows(clip(), GOOD, GOOD, GOOD))

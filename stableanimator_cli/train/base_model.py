@@ -36,7 +36,7 @@ def open_base(name: str, scratch: tuple[str, ...], backbone: str | None = None) 
     of its published networks, or a UNet from scratch. Raises ``ConfigError`` if it cannot be trained from the model.
     """
     needed = [role for role in ("unet", "vae", "image_encoder") if role not in scratch]
-    folder = Path(name)
+    folder = catalogue.expanded(name)
     if folder.is_dir() and not (folder / FILE_NAME).is_file():
         if backbone is not None and BACKBONES[backbone].published:
             return open_published(folder, backbone, [*needed, "motion_adapter"])

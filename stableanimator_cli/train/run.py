@@ -123,7 +123,7 @@ def _with_stages(config: TrainConfig, name: str, model: ModelFolder) -> TrainCon
     """Write out the stages and the path of the model, so that a resumed run decides nothing again."""
     size = model.defaults.get("size")
     config = config.resolve_stages(parse_sizes(size)[0] if isinstance(size, str) else _DEFAULT_SIZE)
-    return replace(config, model=name if name in catalogue.names() else str(Path(name).resolve()))
+    return replace(config, model=name if name in catalogue.names() else str(catalogue.expanded(name).resolve()))
 
 
 def _with_training_levels(config: TrainConfig, model: ModelFolder, reporter: Reporter) -> TrainConfig:

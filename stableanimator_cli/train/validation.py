@@ -5,6 +5,7 @@ The checkpoint is opened like in ``sa animate``, in its own networks. ``ranking`
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -63,8 +64,8 @@ def validate(
         Engine.open(model, plan, id_mode=config.ablation.id_adapter) as engine,
         reporter.progress(len(clips), "validate", "clip") as bar,
     ):
-        for clip in clips:
-            rows.append(_validate_clip(config, stage, engine, clip, step))
+        for clip, name in zip(clips, video_names(clips), strict=True):
+            rows.append(_validate_clip(config, stage, engine, clip, step, name))
             bar.update()
     onnx.warn_of_fallbacks(reporter)
     row = {"step": step, **ranking.summarize(rows)}
@@ -73,8 +74,17 @@ def validate(
     return row
 
 
+def video_names(clips: Sequence[TrainingClip]) -> list[str]:
+    """The names of the clips' folders, numbered if several have one name, as ``rec/00001`` and ``vec/00001``."""
+    names: list[str] = []
+    for clip in clips:
+        numbered = (f"{clip.path.name}-{number}" for number in itertools.count(2))
+        names.append(next(name for name in itertools.chain([clip.path.name], numbered) if name not in names))
+    return names
+
+
 def _validate_clip(
-    config: TrainConfig, stage: StageConfig, engine: Engine, clip: TrainingClip, step: int
+    config: TrainConfig, stage: StageConfig, engine: Engine, clip: TrainingClip, step: int, name: str | None = None
 ) -> dict[str, Any]:
     settings, annotations = config.validation, load_annotations(clip, config.data.people)
     size = nearest_size(clip.size, stage.sizes or ())
@@ -105,7 +115,7 @@ def _validate_clip(
         noise_period=len(frames),
     )
     result = list(render(engine, request, Timings()))
-    path = config.output / FOLDER / f"step-{step}-{clip.path.name}.mp4"
+    path = config.output / FOLDER / f"step-{step}-{name or clip.path.name}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
     with VideoWriter(path, (4 * size[0], size[1]), _RATE) as video:
         for frame, skeleton, image in zip(frames, skeletons, result, strict=True):

@@ -436,6 +436,26 @@ def test_validation_leaves_training_alone_and_writes_a_video(whole, data, tiny_m
     assert (tmp_path / "run" / "model").resolve().name == "step-2"
 
 
+def test_clips_of_one_name_have_a_validation_video_each(data, tiny_model, tmp_path):
+    """As ``rec/00001`` and ``vec/00001`` of the reference implementation's folders."""
+    others = [write_clip(tmp_path / name / "clip0", 4) for name in ("rec", "vec")]
+    watch = tmp_path / "watch.toml"
+    watch.write_text("[validation]\nevery = 1\nclips = 3\nframes = 2\nsteps = 1\n")
+    given = flags(data, tiny_model, tmp_path / "run", steps=1, validate=[data / "clip0", *others])
+    clips = run.run(flags=given, config_file=watch).to_json()["validation"]["clips"]
+    assert [row["video"] for row in clips] == [f"step-1-clip0{end}.mp4" for end in ("", "-2", "-3")]
+    assert all((tmp_path / "run" / "validation" / row["video"]).is_file() for row in clips)
+
+
+def test_a_model_in_the_home_folder_is_found_again(data, tiny_model, tmp_path, monkeypatch):
+    """A shell leaves ``--model=~/mine`` as it is, and so does SA_MODEL."""
+    monkeypatch.setenv("HOME", str(tiny_model.parent))
+    out = tmp_path / "run"
+    run.run(flags=flags(data, Path("~") / tiny_model.name, out, steps=1))
+    run.run(flags={"steps": 2}, resumed=out)
+    assert len(losses(out)) == 2
+
+
 def test_two_at_one_run_are_one_too_many(data: Path, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with (

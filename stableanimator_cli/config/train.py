@@ -164,10 +164,10 @@ class AblationConfig:
     """Ablations (Tables 3 and 4 of the paper), recorded in every checkpoint."""
 
     # fmt: off
-    face_encoder: Literal["on", "off"] = option("--face-encoder", "on", panel=ABLATIONS,
+    face_encoder: Literal["on", "off"] = option("--face-encoder", "on", panel=ABLATIONS, model_default=True,
         help="off: the identity vector reaches the adapters unfused.")
     id_adapter: Literal["distribution", "addition", "norm", "off"] = option("--id-adapter", "distribution",
-        panel=ABLATIONS, help="How the face is joined.")
+        panel=ABLATIONS, model_default=True, help="How the face is joined.")
     face: Literal["on", "off"] = option("--face", "on", panel=ABLATIONS, help="off: no face tokens at all.")
     # fmt: on
 

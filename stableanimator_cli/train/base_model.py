@@ -19,7 +19,8 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.backbone_facts import BACKBONES, DEFAULT
 from stableanimator_cli.catalogue.published import is_published, open_published
 from stableanimator_cli.catalogue.schema import FILE_NAME
-from stableanimator_cli.config.schema import toml_literal
+from stableanimator_cli.config.schema import model_defaults, toml_literal
+from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
 from stableanimator_cli.records import ModelFolder
@@ -55,6 +56,23 @@ def open_base(name: str, scratch: tuple[str, ...], backbone: str | None = None) 
             hint="add --from-scratch unet, or use --model with a folder of its published networks",
         )  # fmt: skip
     return replace(model, backbone=backbone, files={role: path for role, path in model.files.items() if role != "unet"})
+
+
+def training_defaults(model: ModelFolder, *, face: bool) -> dict[str, Any]:
+    """Options by name that a training of ``model`` has unless others are given: those that it was trained with.
+
+    ``face``: whether faces are trained.
+    """
+    known = model_defaults(TrainConfig)
+    found = {name: value for name, value in model.defaults.items() if name in known}
+    if "conditioning_fps" in model.defaults:
+        found["fps"] = model.defaults["conditioning_fps"]
+    return found | ({"face_encoder": "off"} if face and not has_fusion(model) else {})
+
+
+def has_fusion(model: ModelFolder) -> bool:
+    """Whether the model's Face Encoder fuses the face with the image: not in the ablation without it."""
+    return model.configs.get("face_encoder", {}).get("fusion", True) is not False
 
 
 def prepare(name: str, model: ModelFolder, run: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.training import export_configs
 from stableanimator_cli.progress import Reporter
@@ -74,7 +75,7 @@ class CheckpointWriter:
                 summary=f"{self.model.name}, trained {step} steps",
                 model=self.model,
                 needs=[self.needs],
-                defaults={"id_adapter": config.ablation.id_adapter},
+                defaults=_defaults(config, self.model),
                 training=_training_table(config, stage, state.position),
             ),
         )
@@ -107,6 +108,18 @@ class CheckpointWriter:
 
 def _scores(row: Mapping[str, Any]) -> Scores:
     return {name: row.get(name) for name in ("csim", "keypoint_error")}
+
+
+def _defaults(config: TrainConfig, model: ModelFolder) -> dict[str, Any]:
+    """``[defaults]`` of ``model.toml``: how the face is joined, and conditioning inputs other than the base model's."""
+    loss, usual = config.loss, SamplingConfig()
+    inputs = {"noise_aug": loss.noise_aug, "motion_bucket": loss.motion_bucket, "conditioning_fps": loss.fps}
+    changed = {
+        name: value
+        for name, value in inputs.items()
+        if value != model.defaults.get(name, getattr(usual, name)) and f"sampling.{name}" not in model.facts.refused
+    }
+    return {"id_adapter": config.ablation.id_adapter, **changed}
 
 
 def _training_table(config: TrainConfig, stage: StageConfig, position: TrainPosition) -> dict[str, Any]:

@@ -25,11 +25,13 @@ CONFIG = "config.toml"
 _UNUSED_SIZE = (0, 0)  # the stages of a run have their own sizes
 
 
-def new_config(flags: Mapping[str, Any], config_file: Path | None) -> TrainConfig:
-    """Merge flags, file and the preset that one of them names, in this order of precedence."""
+def new_config(
+    flags: Mapping[str, Any], config_file: Path | None, defaults: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """Merge flags, file, the preset that one of them names and the model's ``defaults``; earlier ones win."""
     name = flags.get("preset") or (None if config_file is None else read_toml(config_file).get("preset"))
     tables = preset_tables(name) if isinstance(name, str) else None
-    return resolve(TrainConfig, flags, config_file, preset=tables)
+    return resolve(TrainConfig, flags, config_file, defaults, preset=tables)
 
 
 def resumed_config(run: Path, flags: Mapping[str, Any], config_file: Path | None, reporter: Reporter) -> TrainConfig:

@@ -76,6 +76,8 @@ def _run(
         check_paths(inputs)
     name = config.model or catalogue.default_model(NETWORKS)
     model = base_model.open_base(name, config.from_scratch or (), config.backbone)
+    if fresh:
+        config = _with_model_defaults(config, model, flags, config_file)
     config = _with_training_levels(config, model, reporter if first else NullReporter())
     if fresh:
         config = _with_stages(config, name, model)
@@ -124,6 +126,18 @@ def _with_stages(config: TrainConfig, name: str, model: ModelFolder) -> TrainCon
     size = model.defaults.get("size")
     config = config.resolve_stages(parse_sizes(size)[0] if isinstance(size, str) else _DEFAULT_SIZE)
     return replace(config, model=name if name in catalogue.names() else str(catalogue.expanded(name).resolve()))
+
+
+def _with_model_defaults(
+    config: TrainConfig, model: ModelFolder, flags: Mapping[str, Any], config_file: Path | None
+) -> TrainConfig:
+    """``config`` with what ``model`` was trained with, where nothing else is given."""
+    face = config.ablation.face == "on"
+    config = resume.new_config(flags, config_file, base_model.training_defaults(model, face=face))
+    if face and config.ablation.face_encoder == "on" and not base_model.has_fusion(model):
+        expected = f"off: {model.name} was trained without it"
+        raise ConfigError("--face-encoder", "on", expected, hint="leave --face-encoder out, or use another --model")
+    return config
 
 
 def _with_training_levels(config: TrainConfig, model: ModelFolder, reporter: Reporter) -> TrainConfig:

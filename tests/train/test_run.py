@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue
+from stableanimator_cli.config.schema import from_mapping, read_toml
+from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, ModelDamaged
 from stableanimator_cli.files import exclusive_lock, locked_output
 from stableanimator_cli.media import open_clip
@@ -411,6 +413,31 @@ def test_ablations_are_written_into_the_card(whole):
         assert line in text
     progress = json.loads((whole / "model" / "state" / "progress.json").read_text())
     assert progress["place"] == {"step": STEPS, "stage": 0, "within": STEPS, "samples": 2 * STEPS}
+
+
+def test_a_checkpoint_is_animated_and_trained_further_as_it_was_trained(data, tiny_model, tmp_path):
+    """Conditioning inputs and ablations of the model hold where nothing else is given, as the help says."""
+    conditioning = {"noise_aug": 0.2, "motion_bucket": 60.0}
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    ablated = {"id_adapter": "addition", "face_encoder": "off"}
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[loss]\nfps = 12\n")
+    run.run(flags=flags(data, tiny_model, first, steps=1, **conditioning, **ablated), config_file=recipe)
+    defaults = catalogue.open_model(first / "model").defaults
+    assert {**conditioning, "conditioning_fps": 12, "id_adapter": "addition"}.items() <= defaults.items()
+    run.run(flags=flags(data, first / "model", second, steps=1))
+    config = from_mapping(TrainConfig, read_toml(second / "config.toml"), "config.toml")
+    assert (config.loss.noise_aug, config.loss.motion_bucket, config.loss.fps) == (0.2, 60.0, 12)
+    assert (config.ablation.id_adapter, config.ablation.face_encoder) == ("addition", "off")
+    card = (second / "model" / "model.toml").read_text()
+    assert 'face_encoder = "off"' in card
+    assert "noise_aug" not in card  # it is the base model's
+    run.run(flags=flags(data, second / "model", third, steps=1, noise_aug=0.02, id_adapter="norm", face="off"))
+    defaults = catalogue.open_model(third / "model").defaults
+    assert (defaults["noise_aug"], defaults["motion_bucket"], defaults["id_adapter"]) == (0.02, 60.0, "norm")
+    with pytest.raises(ConfigError, match="--face-encoder: found 'on', expected off: first-step-1 was trained without"):
+        run.run(flags=flags(data, first / "model", tmp_path / "fourth", face_encoder="on"))
+    assert not (tmp_path / "fourth").exists()
 
 
 def test_validation_leaves_training_alone_and_writes_a_video(whole, data, tiny_model, tmp_path):

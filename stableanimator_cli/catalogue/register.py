@@ -128,8 +128,17 @@ def _model_folder(job: _Job, found: Entry) -> list[Import]:
             continue
         role = next((r for r, c in found.components.items() if relative.as_posix() in (c.file, c.config)), "")
         weights = path.suffix in WEIGHTS and path.stat().st_size > 0
+        if job.convert is not None and path.suffix in PICKLES and not _is_listed(found, relative.as_posix()):
+            job.check_link(path)
+            weights = False  # not a network's: the optimiser's state beside a checkpoint is no state dict of tensors
         job.take(found.name, role, path, relative.as_posix(), weights=weights)
     return place_folder(found.name, job.planned, copy=job.copy, convert=job.convert)
+
+
+def _is_listed(found: Entry, path: str) -> bool:
+    """Whether a relative path is that of a component, of a file in its folder, or of a row of [[files]]."""
+    files = [component.file for component in found.components.values() if component.file is not None]
+    return found.file(path) is not None or any(path == file or path.startswith(f"{file}/") for file in files)
 
 
 def _layout(job: _Job, layout: layouts.Layout) -> None:

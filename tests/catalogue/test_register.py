@@ -153,6 +153,16 @@ def test_a_trained_model_becomes_a_name(tmp_path: Path, home: Path) -> None:
         import_folder(folder)
 
 
+def test_the_state_of_a_training_is_no_network_to_convert(tmp_path: Path, home: Path) -> None:
+    folder = model_toml(tmp_path / "c", 'name = "mine"\n[components.unet]\nfile = "unet.pth"\n')
+    torch.save({"a": torch.zeros(3)}, folder / "unet.pth")
+    (folder / "state").mkdir()
+    torch.save({"optimizer": {"param_groups": [{"lr": 1.0}]}, "scaler": {}}, folder / "state" / "optimizer.pt")
+    taken = {row.path: row.how for row in import_folder(folder, convert=convert_to_safetensors).taken}
+    assert (taken["unet.safetensors"], taken["state/optimizer.pt"]) == ("converted", "linked")
+    assert catalogue.open_model("mine", ("unet",)).files["unet"].suffix == ".safetensors"
+
+
 def test_nothing_known_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match="no file of a catalogue entry"):
         import_folder(tmp_path)

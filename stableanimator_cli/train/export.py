@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stableanimator_cli import backbone_facts, catalogue
 from stableanimator_cli.catalogue import layouts, schema
+from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.engine.training import exported_names
 from stableanimator_cli.engine.training.trainable import TRAINED
 from stableanimator_cli.engine.weights import read_tensors
@@ -29,8 +30,8 @@ def export(run: Path, form: Literal["model", "upstream"], output: Path, weights:
     """Write the best checkpoint of ``run`` by validation, else the last, to the folder ``output``.
 
     ``weights`` is the dtype of trained tensors, None for that of the checkpoint; other tensors are unchanged. Raises
-    ``BadInput`` if there is no checkpoint yet or ``output`` is not empty, and ``ConfigError`` if the reference
-    implementation would compute something else with the networks.
+    ``BadInput`` if there is no checkpoint yet or ``output`` is not empty, ``ModelDamaged`` if a file has another sha256
+    than is recorded, and ``ConfigError`` if the reference implementation would compute something else with them.
     """
     checkpoints = dict(checkpoint.list_checkpoints(run))
     if not checkpoints:
@@ -42,6 +43,7 @@ def export(run: Path, form: Literal["model", "upstream"], output: Path, weights:
     model = catalogue.open_model(source, TRAINED)
     if form == "upstream":
         _check_upstream(source, model)
+    weight_digests(model, TRAINED if form == "upstream" else None)  # damaged numbers would get a digest of their own
     write = _write_upstream if form == "upstream" else _write_model
     try:
         with atomic_write(output, folder=True) as temp, translate_os_errors(output):

@@ -474,6 +474,20 @@ def test_clips_of_one_name_have_a_validation_video_each(data, tiny_model, tmp_pa
     assert all((tmp_path / "run" / "validation" / row["video"]).is_file() for row in clips)
 
 
+def test_a_damaged_checkpoint_is_not_exported(data, tiny_model, tmp_path):
+    """Its numbers would load, and get a sha256 of their own."""
+    out = tmp_path / "run"
+    run.run(flags=flags(data, tiny_model, out, steps=1))
+    file = out / "model" / "unet.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 0x55
+    file.write_bytes(content)
+    for form in ("model", "upstream"):
+        with pytest.raises(ModelDamaged, match=r"unet\.safetensors: found sha256"):
+            run.run(flags={"output": tmp_path / "mine"}, resumed=out, export=form)
+    assert not (tmp_path / "mine").exists()
+
+
 def test_a_model_in_the_home_folder_is_found_again(data, tiny_model, tmp_path, monkeypatch):
     """A shell leaves ``--model=~/mine`` as it is, and so does SA_MODEL."""
     monkeypatch.setenv("HOME", str(tiny_model.parent))

@@ -10,13 +10,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.backbone_facts import BACKBONES, DEFAULT
+from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.catalogue.published import is_published, open_published
 from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.config.schema import model_defaults, toml_literal
@@ -73,6 +74,12 @@ def training_defaults(model: ModelFolder, *, face: bool) -> dict[str, Any]:
 def has_fusion(model: ModelFolder) -> bool:
     """Whether the model's Face Encoder fuses the face with the image: not in the ablation without it."""
     return model.configs.get("face_encoder", {}).get("fusion", True) is not False
+
+
+def digests(model: ModelFolder, scratch: Collection[str]) -> dict[str, str]:
+    """sha256 by role of the networks that a training of ``model`` reads: not those in ``scratch``."""
+    read = {*model.facts.networks, *model.facts.published} - set(scratch)
+    return weight_digests(model, sorted(read & model.files.keys()))
 
 
 def prepare(name: str, model: ModelFolder, run: Path) -> str:

@@ -110,12 +110,14 @@ def save(
     *,
     config: Mapping[str, Any],
     dataset: str,
+    base: Mapping[str, str] | None = None,
     network_configs: Mapping[str, Mapping[str, Any]],
     model_toml: Callable[..., str],
 ) -> Path:
     """Write a checkpoint and return its folder. ``tensors`` by role and name, in their final dtype.
 
-    ``config`` and the digest ``dataset`` are stored to check a resumed run. ``network_configs`` by role;
+    ``config``, the digest ``dataset`` and those of the ``base`` model's networks by role are stored to check a resumed
+    run. ``network_configs`` by role;
     ``model_toml`` is ``base_model.model_toml`` without components and files. Raises ``BadInput`` if it cannot be
     written (a full disk), and leaves no partial checkpoint.
     """
@@ -136,6 +138,7 @@ def save(
         save_tensors(state.average, temp / STATE / "average.safetensors")
         torch.save({"optimizer": state.optimizer, "scaler": state.scaler}, temp / STATE / "optimizer.pt")
         progress = {"format": _FORMAT, "place": asdict(state.position), "config": config, "dataset": dataset}
+        progress["base"] = dict(base or {})
         (temp / STATE / "progress.json").write_text(json.dumps(progress, indent=2) + "\n", encoding="utf-8")
         if os.path.lexists(target):
             raise BadInput.because(target, "it exists and is not replaced", hint="move it away, then resume the run")
@@ -185,6 +188,9 @@ def read_progress(folder: Path) -> dict[str, Any]:
             config.fail("stage", "one stage or more")
         position.whole("stage", 0, len(stages) - 1)
     progress.text("dataset", default=None)
+    base = progress.fields("base", default={})  # earlier versions did not record it
+    for role in base.table:
+        base.sha256(role)
     return dict(progress.table)
 
 

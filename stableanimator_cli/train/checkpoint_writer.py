@@ -28,7 +28,8 @@ Scores = dict[str, float | None]
 
 
 class CheckpointWriter:
-    """Checkpoints of one run. ``needs`` is the base model as seen from a checkpoint, ``dataset`` a digest.
+    """Checkpoints of one run. ``needs`` is the base model as seen from a checkpoint, ``dataset`` a digest,
+    ``base`` those of its networks by role.
 
     ``held_out`` are the clips of validation, None without.
     """
@@ -39,11 +40,13 @@ class CheckpointWriter:
         model: ModelFolder,
         needs: str,
         dataset: str,
+        base: Mapping[str, str],
         held_out: Dataset | None,
         device: torch.device,
         reporter: Reporter,
     ) -> None:
         self.config, self.model, self.needs, self.dataset = config, model, needs, dataset
+        self.base = base
         self.held_out, self.device, self.reporter = held_out, device, reporter
         self.total = sum(stage.steps or 0 for stage in config.stage or ())
 
@@ -68,6 +71,7 @@ class CheckpointWriter:
             state,
             config=resume.as_json(config),
             dataset=self.dataset,
+            base=self.base,
             network_configs=export_configs(self.model, training_settings(config, stage)),
             model_toml=partial(
                 base_model.model_toml,

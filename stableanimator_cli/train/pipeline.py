@@ -75,7 +75,9 @@ def _train(
     config, dataset = _open_dataset(config, model, fresh, reporter)
     digest = _digest(dataset)
     resume.check_dataset(run_folder, digest)
+    base = base_model.digests(model, config.from_scratch or ()) if main else {}
     if main:
+        resume.check_base(run_folder, base)
         checkpoint.check_replaceable(run_folder)
         checkpoint.remove_partial(run_folder)
         resume.write_config(config, run_folder)
@@ -99,7 +101,7 @@ def _train(
         held_out = open_dataset(config.validation.of, min_frames=2, face_channel_order=order, reporter=reporter)
         if main and config.ablation.face == "on":
             detect_faces(held_out, model, device, reporter)
-    writer = CheckpointWriter(config, model, needs, digest, held_out, device, reporter)
+    writer = CheckpointWriter(config, model, needs, digest, base, held_out, device, reporter)
     if state is not None and last is not None and main:
         scores = writer.complete(state.position, last)
         if scores is not None:

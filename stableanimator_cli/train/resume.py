@@ -142,3 +142,13 @@ def check_dataset(run: Path, digest: str) -> None:
     if known is not None and known != digest:
         hint = f"restore the dataset, or start a new run from {run / checkpoint.LINK} with --model"
         raise BadInput(run, "other clips in the dataset than it was trained with", "the same clips", hint=hint)
+
+
+def check_base(run: Path, digests: Mapping[str, str]) -> None:
+    """Raise ``BadInput`` if networks of the base model of a resumed run changed. ``digests`` by role."""
+    known = (last_progress(run) or {}).get("base") or {}
+    changed = sorted(role for role, value in known.items() if digests.get(role) != value)
+    if changed:
+        hint = f"restore the model, or start a new run from {run / checkpoint.LINK} with --model"
+        found = f"another {', '.join(changed)} in the model than it was trained with"
+        raise BadInput(run, found, "the same weights", hint=hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.config.schema import from_mapping, read_toml
@@ -472,6 +473,19 @@ def test_clips_of_one_name_have_a_validation_video_each(data, tiny_model, tmp_pa
     clips = run.run(flags=given, config_file=watch).to_json()["validation"]["clips"]
     assert [row["video"] for row in clips] == [f"step-1-clip0{end}.mp4" for end in ("", "-2", "-3")]
     assert all((tmp_path / "run" / "validation" / row["video"]).is_file() for row in clips)
+
+
+def test_other_weights_of_the_base_model_are_refused_on_resume(data, tiny_model, tmp_path):
+    model, out = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(tiny_model, model)
+    run.run(flags=flags(data, model, out, steps=2, from_scratch="pose_net"))
+    shutil.copy(tiny_model / "face_encoder.safetensors", model / "pose_net.safetensors")  # it is not read
+    run.run(flags={"steps": 3}, resumed=out)
+    unet = load_file(model / "unet.safetensors")
+    save_file({name: 2 * tensor for name, tensor in unet.items()}, model / "unet.safetensors")
+    with pytest.raises(BadInput, match="another unet in the model than it was trained with"):
+        run.run(flags={"steps": 4}, resumed=out)
+    assert len(losses(out)) == 3
 
 
 def test_a_damaged_checkpoint_is_not_exported(data, tiny_model, tmp_path):

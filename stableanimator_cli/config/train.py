@@ -303,6 +303,10 @@ class DataConfig:
             known = {part.strip() for part in self.cache.split(",")} <= {"latents", "embeddings"} or self.cache == "off"
             require(known, "--cache", self.cache, "latents, embeddings, both with a comma, or off")
 
+    def reads(self, kind: str) -> bool:
+        """Whether caches of ``kind`` are read if they exist."""
+        return self.cache is None or kind in [part.strip() for part in self.cache.split(",")]
+
 
 def _for_all_stages(name: str) -> Any:
     """A field of ``StageConfig`` as an option for all stages; None leaves the stages unchanged."""

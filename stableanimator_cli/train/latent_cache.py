@@ -198,6 +198,34 @@ def is_cached(files: Sequence[CacheFile]) -> bool:
     return True
 
 
+def kinds_to_read(config: TrainConfig, dataset: Dataset, model: ModelFolder) -> str | None:
+    """``--cache`` of a new run with the caches that exist for all clips at all sizes; ``off`` if there are none.
+
+    So a resumed run reads what the run did, whatever others have cached meanwhile. None if only some stages have
+    latents. Raises ``BadInput`` as ``is_cached`` does.
+    """
+    given, resize = config.data.cache, config.data.resize
+    kinds = set() if given is None else {part.strip() for part in given.split(",")}
+    if "off" in kinds:
+        return given
+    vae, encoder = sha256_of(model.files["vae"]), sha256_of(model.files["image_encoder"])
+    if _KINDS[MOMENTS] not in kinds:
+        sizes = dict.fromkeys(stage.sizes or () for stage in config.stage or ())
+        stages = [
+            [(clip, one.size) for one in into_buckets(dataset.clips, each) for clip in one.clips] for each in sizes
+        ]
+        found = {
+            is_cached([latents_file(clip, size, vae=vae, resize=resize) for clip, size in stage]) for stage in stages
+        }
+        if len(found) > 1:
+            return given
+        kinds |= {_KINDS[MOMENTS]} if True in found else set()
+    tokens = [tokens_file(clip, image_encoder=encoder) for clip in dataset.clips]
+    if _KINDS[TOKENS] not in kinds and is_cached(tokens):
+        kinds.add(_KINDS[TOKENS])
+    return ",".join(kind for kind in _KINDS.values() if kind in kinds) or "off"
+
+
 def build_cache(
     buckets: Sequence[Bucket],
     encoders: Encoders,

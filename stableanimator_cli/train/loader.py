@@ -58,7 +58,8 @@ class LoaderSettings:
 
 
 def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, model: ModelFolder) -> LoaderSettings:
-    """Settings of a stage's loader. Caches are read if all clips have one.
+    """Settings of a stage's loader. Caches of the kinds in ``--cache``, all if none are named, are read if all clips
+    have one.
 
     All headers are checked here, so that a training does not fail on one later. Raises ``BadInput`` if one is not
     valid, or only some clips have one.
@@ -77,8 +78,10 @@ def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, m
         return settings
     pairs = [(clip, bucket.size) for bucket in into_buckets(dataset.clips, settings.sizes) for clip in bucket.clips]
     vae, encoder = sha256_of(model.files["vae"]), sha256_of(model.files["image_encoder"])
-    latents = is_cached([latents_file(clip, size, vae=vae, resize=data.resize) for clip, size in pairs])
-    tokens = is_cached([tokens_file(clip, image_encoder=encoder) for clip, _ in pairs])
+    latents = data.reads("latents") and is_cached(
+        [latents_file(clip, size, vae=vae, resize=data.resize) for clip, size in pairs]
+    )
+    tokens = data.reads("embeddings") and is_cached([tokens_file(clip, image_encoder=encoder) for clip, _ in pairs])
     return replace(settings, vae=vae if latents else None, image_encoder=encoder if tokens else None)
 
 

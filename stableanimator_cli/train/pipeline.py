@@ -23,7 +23,7 @@ from stableanimator_cli.train import base_model, checkpoint, resume
 from stableanimator_cli.train.checkpoint_writer import CheckpointWriter
 from stableanimator_cli.train.curves import CURVES, draw_curves
 from stableanimator_cli.train.dataset import Dataset, check_faces, open_dataset, with_faces
-from stableanimator_cli.train.latent_cache import detect_faces, make_caches
+from stableanimator_cli.train.latent_cache import detect_faces, kinds_to_read, make_caches
 from stableanimator_cli.train.loop import Loop
 from stableanimator_cli.train.metrics_log import Metrics, read_metrics
 from stableanimator_cli.train.plan import TrainPlan, fit_to_limit
@@ -73,6 +73,9 @@ def _train(
     if fresh:
         config = fit_to_limit(_with_dtype(config), model, ranks=accelerator.num_processes)
     config, dataset = _open_dataset(config, model, fresh, reporter)
+    requested = config
+    if fresh:
+        config = replace(config, data=replace(config.data, cache=kinds_to_read(config, dataset, model)))
     digest = _digest(dataset)
     resume.check_dataset(run_folder, digest)
     base = base_model.digests(model, config.from_scratch or ()) if main else {}
@@ -82,7 +85,7 @@ def _train(
         checkpoint.remove_partial(run_folder)
         resume.write_config(config, run_folder)
     shard = (accelerator.process_index, accelerator.num_processes)
-    make_caches(config, dataset, model, device, shard, reporter)
+    make_caches(requested, dataset, model, device, shard, reporter)
     accelerator.wait_for_everyone()
     if config.ablation.face == "on":
         dataset = with_faces(dataset, model.face_channel_order)

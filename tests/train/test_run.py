@@ -475,6 +475,31 @@ def test_clips_of_one_name_have_a_validation_video_each(data, tiny_model, tmp_pa
     assert all((tmp_path / "run" / "validation" / row["video"]).is_file() for row in clips)
 
 
+def test_a_resumed_run_reads_no_caches_that_others_have_written_meanwhile(tiny_model, tmp_path):
+    for name in ("one", "other"):
+        for index, frames in enumerate((4, 5)):
+            write_clip(tmp_path / name / f"clip{index}", frames)
+    for cache in (None, "latents"):
+        given = {"steps": 4, "cache": cache}
+        out = tmp_path / f"long-{cache}"
+        run.run(flags=flags(tmp_path / "one", tiny_model, out, **given))
+        short = tmp_path / f"short-{cache}"
+        run.run(flags=flags(tmp_path / "other", tiny_model, short, **given | {"steps": 2}))
+        meanwhile = "embeddings" if cache else "latents"
+        run.run(flags=flags(tmp_path / "other", tiny_model, tmp_path / f"meanwhile-{cache}", steps=1, cache=meanwhile))
+        run.run(flags={"steps": 4}, resumed=short)
+        assert losses(short) == losses(out)
+        for file in tmp_path.glob("*/clip*/*.safetensors"):
+            file.unlink()
+
+
+def test_a_new_run_reads_the_caches_that_exist(data, tiny_model, whole, tmp_path):
+    out = tmp_path / "run"
+    run.run(flags=flags(data, tiny_model, out, cache=None, steps=2))
+    assert losses(out) == losses(whole)[:2]
+    assert 'cache = "latents,embeddings"' in (out / "config.toml").read_text()
+
+
 def test_other_weights_of_the_base_model_are_refused_on_resume(data, tiny_model, tmp_path):
     model, out = tmp_path / "model", tmp_path / "run"
     shutil.copytree(tiny_model, model)

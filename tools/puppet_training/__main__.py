@@ -23,7 +23,7 @@ from tools.publish import VAE, publish, publish_decoder
 from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
 
-STAGES = ("pictures", "detail", "again", "further", "people", "exchanged", "clips")
+STAGES = ("pictures", "detail", "again", "further", "people", "hidden", "exchanged", "clips")
 # Without exchanged references, which let faces follow their vectors and cost detail (docs/log.md).
 USUAL = tuple(stage for stage in STAGES if stage != "exchanged")
 SETTINGS = {"further": "again", "exchanged": "people"}  # stages with the settings of another one
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--people", type=int, default=3000)
     parser.add_argument(
-        "--share-several", type=float, default=0.2, metavar="S", help="of the stage people: share of clips of 2 and 3"
+        "--share-several", type=float, default=0.2, metavar="S", help="of people and hidden: share of clips of 2 and 3"
     )
     parser.add_argument(
         "--share-exchanged", type=float, default=0.3, metavar="S",
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fps=Fraction(2 if apart else 8),
             device=options.device,
             workers=options.workers,
-            share=options.share_several if stage in ("people", "exchanged") else 0.0,
+            share=options.share_several if stage in ("people", "hidden", "exchanged") else 0.0,
             exchanged=options.share_exchanged if stage == "exchanged" else 0.0,
         )
         model = train_stage(options, stage, model, data)

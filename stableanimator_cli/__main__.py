@@ -16,6 +16,10 @@ from stableanimator_cli.errors import BadUsage, Interrupted, SaError, as_sa_erro
 
 # onnxruntime otherwise writes an id and a database under the user's cache when it is first imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# OpenMP's threads wait for one another in a loop, by default so long that two runs on the same cores take five times as
+# long as one after the other. A short wait costs a run of its own nothing (docs/performance.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def main() -> None:

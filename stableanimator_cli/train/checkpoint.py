@@ -117,9 +117,8 @@ def save(
     """Write a checkpoint and return its folder. ``tensors`` by role and name, in their final dtype.
 
     ``config``, the digest ``dataset`` and those of the ``base`` model's networks by role are stored to check a resumed
-    run. ``network_configs`` by role;
-    ``model_toml`` is ``base_model.model_toml`` without components and files. Raises ``BadInput`` if it cannot be
-    written (a full disk), and leaves no partial checkpoint.
+    run. ``network_configs`` by role; ``model_toml`` is ``base_model.model_toml`` without components and files. Raises
+    ``BadInput`` if it cannot be written (a full disk), and leaves no partial checkpoint.
     """
     import torch
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.clip_folder import FaceTable, save_faces
 from stableanimator_cli.config.train import TrainConfig
 from stableanimator_cli.detect.read_ahead import read_ahead
@@ -27,7 +28,7 @@ from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.weights import loaders, sorted_metadata
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import MARK, atomic_write, check_replaceable, sha256_of, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, check_replaceable, translate_os_errors
 from stableanimator_cli.motion.geometry import Mode, resize_transform
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.records import Face, ModelFolder
@@ -198,31 +199,35 @@ def is_cached(files: Sequence[CacheFile]) -> bool:
     return True
 
 
+def are_latents_cached(clips: Sequence[TrainingClip], sizes: Sequence[Size], *, vae: str, resize: Mode) -> bool:
+    """``is_cached`` of the latents of ``clips``, each at the one of ``sizes`` that it is trained at."""
+    buckets = into_buckets(clips, sizes)
+    return is_cached(
+        [latents_file(clip, bucket.size, vae=vae, resize=resize) for bucket in buckets for clip in bucket.clips]
+    )
+
+
 def kinds_to_read(config: TrainConfig, dataset: Dataset, model: ModelFolder) -> str | None:
     """``--cache`` of a new run with the caches that exist for all clips at all sizes; ``off`` if there are none.
 
     So a resumed run reads what the run did, whatever others have cached meanwhile. None if only some stages have
     latents. Raises ``BadInput`` as ``is_cached`` does.
     """
-    given, resize = config.data.cache, config.data.resize
+    given = config.data.cache
     kinds = set() if given is None else {part.strip() for part in given.split(",")}
     if "off" in kinds:
         return given
-    vae, encoder = sha256_of(model.files["vae"]), sha256_of(model.files["image_encoder"])
     if _KINDS[MOMENTS] not in kinds:
-        sizes = dict.fromkeys(stage.sizes or () for stage in config.stage or ())
-        stages = [
-            [(clip, one.size) for one in into_buckets(dataset.clips, each) for clip in one.clips] for each in sizes
-        ]
-        found = {
-            is_cached([latents_file(clip, size, vae=vae, resize=resize) for clip, size in stage]) for stage in stages
-        }
+        vae = weight_digests(model, ("vae",))["vae"]
+        all_sizes = dict.fromkeys(stage.sizes or () for stage in config.stage or ())
+        found = {are_latents_cached(dataset.clips, sizes, vae=vae, resize=config.data.resize) for sizes in all_sizes}
         if len(found) > 1:
             return given
         kinds |= {_KINDS[MOMENTS]} if True in found else set()
-    tokens = [tokens_file(clip, image_encoder=encoder) for clip in dataset.clips]
-    if _KINDS[TOKENS] not in kinds and is_cached(tokens):
-        kinds.add(_KINDS[TOKENS])
+    if _KINDS[TOKENS] not in kinds:
+        encoder = weight_digests(model, ("image_encoder",))["image_encoder"]
+        if is_cached([tokens_file(clip, image_encoder=encoder) for clip in dataset.clips]):
+            kinds.add(_KINDS[TOKENS])
     return ",".join(kind for kind in _KINDS.values() if kind in kinds) or "off"
 
 
@@ -331,9 +336,9 @@ def make_caches(
     latents, tokens = "latents" in kinds, "embeddings" in kinds
     encoders = Encoders(
         latents=latent_encoder(load["vae"]().to(device), device) if latents else None,
-        vae=sha256_of(model.files["vae"]) if latents else "",
+        vae=weight_digests(model, ("vae",))["vae"] if latents else "",
         tokens=token_encoder(load["image_encoder"]().to(device), device) if tokens else None,
-        image_encoder=sha256_of(model.files["image_encoder"]) if tokens else "",
+        image_encoder=weight_digests(model, ("image_encoder",))["image_encoder"] if tokens else "",
         faces=reader,
     )
     with memory_guard("encoding frames for the caches", "use a smaller --sizes, or --cache off"):

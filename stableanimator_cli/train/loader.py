@@ -17,18 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.conditioning import clip_pixels, to_signed
 from stableanimator_cli.engine.training.batch import Batch
 from stableanimator_cli.errors import ConfigError
-from stableanimator_cli.files import sha256_of
 from stableanimator_cli.motion.geometry import Mode, resize_transform
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train.annotations import CELL, MotionAnnotations
 from stableanimator_cli.train.buckets import Size, into_buckets
 from stableanimator_cli.train.clips import TrainingClip
 from stableanimator_cli.train.dataset import ClipAnnotations, Dataset, load_annotations
-from stableanimator_cli.train.latent_cache import CacheFile, is_cached, latents_file, tokens_file
+from stableanimator_cli.train.latent_cache import CacheFile, are_latents_cached, is_cached, latents_file, tokens_file
 from stableanimator_cli.train.memory_cache import BoundedCache
 from stableanimator_cli.train.people import SamplePeople, same_arrangement, stack_people
 from stableanimator_cli.train.sampling import BatchSampler, ReferenceSource, choose_frames, keyed_rng
@@ -76,13 +76,16 @@ def loader_settings(config: TrainConfig, stage: StageConfig, dataset: Dataset, m
     )
     if data.cache == "off":
         return settings
-    pairs = [(clip, bucket.size) for bucket in into_buckets(dataset.clips, settings.sizes) for clip in bucket.clips]
-    vae, encoder = sha256_of(model.files["vae"]), sha256_of(model.files["image_encoder"])
-    latents = data.reads("latents") and is_cached(
-        [latents_file(clip, size, vae=vae, resize=data.resize) for clip, size in pairs]
-    )
-    tokens = data.reads("embeddings") and is_cached([tokens_file(clip, image_encoder=encoder) for clip, _ in pairs])
-    return replace(settings, vae=vae if latents else None, image_encoder=encoder if tokens else None)
+    if data.reads("latents"):
+        vae = weight_digests(model, ("vae",))["vae"]
+        if are_latents_cached(dataset.clips, settings.sizes, vae=vae, resize=data.resize):
+            settings = replace(settings, vae=vae)
+    if data.reads("embeddings"):
+        encoder = weight_digests(model, ("image_encoder",))["image_encoder"]
+        clips = [clip for bucket in into_buckets(dataset.clips, settings.sizes) for clip in bucket.clips]
+        if is_cached([tokens_file(clip, image_encoder=encoder) for clip in clips]):
+            settings = replace(settings, image_encoder=encoder)
+    return settings
 
 
 class _Sample(NamedTuple):

@@ -37,7 +37,7 @@ from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.left_to_right import face_boxes
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS, load_motion
 from stableanimator_cli.motion.openpose import load_openpose
-from stableanimator_cli.motion.skeleton import TAG, draw_skeleton
+from stableanimator_cli.motion.skeleton import draw_skeleton, is_tagged
 from stableanimator_cli.motion.track import Person
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip, Motion
@@ -238,7 +238,7 @@ def _selected(clip: Clip, start: int | None, stop: int | None) -> tuple[Clip, in
 def _motion_beside(clip: Clip) -> Motion | None:
     """The motion beside our own skeleton video; None if that is another video's."""
     beside = clip.path.with_suffix(".npz")
-    if not TAG.items() <= clip.tag.items() or not beside.is_file():
+    if not is_tagged(clip.tag) or not beside.is_file():
         return None
     motion = load_motion(beside)
     if len(motion) != clip.count or motion.size != clip.size:

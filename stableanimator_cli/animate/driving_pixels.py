@@ -12,7 +12,7 @@ from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import open_clip
-from stableanimator_cli.motion.skeleton import TAG, looks_like_skeleton
+from stableanimator_cli.motion.skeleton import is_tagged, looks_like_skeleton
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip
 
@@ -55,7 +55,7 @@ def shows_skeletons(clip: Clip, kind: str, reporter: Reporter) -> bool:
     """Whether a video shows drawn skeletons rather than people. ``kind``: the value of ``--motion-kind``."""
     if kind != "auto":
         return kind == "skeleton"
-    tagged = TAG.items() <= clip.tag.items()
+    tagged = is_tagged(clip.tag)
     sampled = [] if tagged else [frame for _, frame in itertools.islice(clip.frames(), _SAMPLED)]
     skeleton = tagged or sum(map(looks_like_skeleton, sampled)) * 2 > len(sampled)
     why = "by its tag" if tagged else "black except its limbs" if skeleton else "not black like a skeleton"

@@ -26,7 +26,7 @@ from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip
-from stableanimator_cli.motion.skeleton import TAG
+from stableanimator_cli.motion.skeleton import is_tagged
 from stableanimator_cli.records import ModelFolder, Motion
 
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "av", "opencv-python", "insightface", "onnxruntime")
@@ -81,7 +81,7 @@ def unread_inputs(config: AnimateConfig) -> set[str]:
     if _POINTS not in config.inputs:
         return set()
     with contextlib.suppress(BadInput):
-        return set() if TAG.items() <= open_clip(config.motion).tag.items() else {_POINTS}
+        return set() if is_tagged(open_clip(config.motion).tag) else {_POINTS}
     return {_POINTS}
 
 

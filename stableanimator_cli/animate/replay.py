@@ -202,7 +202,10 @@ def _changed(config: AnimateConfig, model: ModelFolder, record: Mapping[str, Any
 def _digest(path: Path, recorded: str | None) -> str:
     """Digest of an input. Older records of a clip folder counted its caches: such a one holds if these did not
     change."""
-    return recorded if recorded is not None and path.is_dir() and sha256_of(path) == recorded else digest(path)
+    found = digest(path)
+    if recorded not in (None, found) and path.is_dir() and sha256_of(path) == recorded:
+        return recorded
+    return found
 
 
 def _environment(config: AnimateConfig, record: Mapping[str, Any]) -> list[str]:

@@ -208,24 +208,21 @@ class EvaluateConfig:
 
     def _check_bench(self, *, is_bench: bool) -> None:
         """Raise for options of benches that would have no effect."""
-        if not is_bench:
-            for name, value in (("--data", self.data), ("--ids", self.ids), ("--animate", self.animate)):
-                if value is not None:
-                    shown = _dump(value) if isinstance(value, tuple) else str(value)
-                    raise ConfigError(name, shown, "--bench or --ablation, whose videos it is about")
+        is_drawn = self.bench == "puppet" or (self.bench is None and self.ablation is not None)
+        for names, used, expected in (
+            (("data", "ids", "animate"), is_bench, "--bench or --ablation, whose videos it is about"),
+            (("figures", "people", "length"), is_drawn, "--bench puppet, which it is about"),
+            (("seeds",), self.ablation is not None, "--ablation, which it is about"),
+        ):
+            for name in () if used else names:
+                value = getattr(self, name)
+                if value != self.__dataclass_fields__[name].default:
+                    shown = (
+                        _dump(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+                    )
+                    raise ConfigError(f"--{name}", shown, expected)
         if self.ids is not None and len(set(self.ids)) < len(self.ids):
             raise ConfigError("--ids", _dump(self.ids), "each name once")
-        is_drawn = self.bench == "puppet" or (self.bench is None and self.ablation is not None)
-        for name, value, used, of_what in (
-            ("figures", self.figures, is_drawn, "--bench puppet"),
-            ("people", self.people, is_drawn, "--bench puppet"),
-            ("length", self.length, is_drawn, "--bench puppet"),
-            ("seeds", self.seeds, self.ablation is not None, "--ablation"),
-        ):
-            default = self.__dataclass_fields__[name].default
-            if not used and value != default:
-                shown = _dump(value) if isinstance(value, tuple) else value
-                raise ConfigError(f"--{name}", shown, f"{of_what}, which it is about")
 
     @property
     def system_name(self) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import colorsys
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cv2
@@ -62,6 +63,11 @@ class _Mark:
 
 TAG = {"sa.kind": "skeleton"}
 """The tag of our own skeleton videos."""
+
+
+def is_tagged(tag: Mapping[str, str]) -> bool:
+    """Whether a video's ``tag`` is that of our own skeleton videos."""
+    return TAG.items() <= tag.items()
 
 
 def draw_skeleton(people: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -34,7 +34,7 @@ from stableanimator_cli.motion.motion_file import (
 )
 from stableanimator_cli.motion.openpose import load_openpose, save_openpose
 from stableanimator_cli.motion.repair import smoothed
-from stableanimator_cli.motion.skeleton import TAG, draw_frame, looks_like_skeleton
+from stableanimator_cli.motion.skeleton import TAG, draw_frame, is_tagged, looks_like_skeleton
 from stableanimator_cli.motion.track import select
 from stableanimator_cli.preprocess.clip import person_of
 from stableanimator_cli.preprocess.outputs import check_files, inputs_of, poses_files
@@ -242,7 +242,7 @@ def _is_skeletons(path: Path) -> bool:
         return False
     try:
         clip = open_clip(path)
-        if TAG.items() <= clip.tag.items():
+        if is_tagged(clip.tag):
             return True
         frames = [frame for _, frame in itertools.islice(clip.frames(), _CHECKED_FRAMES)]
     except BadInput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import shutil
@@ -91,3 +92,9 @@ def seeing_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
     text = (folder / "model.toml").read_text().replace('"tiny"', '"seeing"')
     (folder / "model.toml").write_text(text + '\n[components.face]\nfile = "faces"\n')
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """Objects that imports made are not garbage: each close of an engine would look at a million of them."""
+    gc.collect()
+    gc.freeze()

@@ -15,7 +15,7 @@ from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_mo
 from stableanimator_cli.bench.results import Table
 from stableanimator_cli.diffusion.face_optimization import Box
 from stableanimator_cli.engine.decoder import FaceDecoder
-from stableanimator_cli.engine.memory.render import prepare_context
+from stableanimator_cli.engine.memory.profile import prepare_context
 from stableanimator_cli.nets.arcface import crop_resize
 from stableanimator_cli.nets.context import Context
 from stableanimator_cli.records import STRIDE, ModelFolder

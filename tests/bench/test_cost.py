@@ -9,7 +9,7 @@ import torch
 
 from stableanimator_cli.bench import cost, gate, run
 from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model, random_weights
-from stableanimator_cli.engine.memory.render import prepare_context
+from stableanimator_cli.engine.memory.profile import prepare_context
 from stableanimator_cli.engine.weights import builders
 from stableanimator_cli.errors import BadInput, CheckFailed
 from stableanimator_cli.nets.context import Context

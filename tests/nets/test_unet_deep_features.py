@@ -10,7 +10,7 @@ import torch
 
 from stableanimator_cli.bench.counters import count_flops
 from stableanimator_cli.bench.networks import FULL, build_on_meta, open_bench_model
-from stableanimator_cli.engine.memory.render import prepare_context
+from stableanimator_cli.engine.memory.profile import prepare_context
 from tests.nets.test_unet import inputs, noise, unet_of
 from tests.random_model import TINY, weights
 

@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from stableanimator_cli.engine.memory.peak_mode import PeakMemoryMode
 from stableanimator_cli.engine.throughput import Call, call_of
 from stableanimator_cli.nets import time_conv, unet_blocks
+from stableanimator_cli.nets.context import Context
+from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
+from stableanimator_cli.nets.unet import AnimationUNet
 
 
 class FlopCounter(TorchDispatchMode):
@@ -87,3 +90,14 @@ def _like_a_cpu(enabled: bool) -> Iterator[None]:
     finally:
         for devices in sets:
             devices.discard("meta")
+
+
+def prepare_context(unet: AnimationUNet, image: Tensor, face: Tensor, regions: Tensor | None = None) -> Context:
+    """``AnimationUNet.prepare`` for a valid face without reading values, for the ``meta`` device."""
+    with torch.no_grad():
+        layers: dict[nn.Module, PreparedCrossAttention] = dict(unet.prepare(Context(image, None)).layers)
+        attentions: dict[str, Any] = dict(unet.spatial_cross_attentions())
+        for attn in attentions.values():
+            keys, values = attn.processor.project_face(face)
+            layers[attn] = PreparedCrossAttention(base=attn.to_v(image), keys=keys, values=values)
+    return Context(image, face, layers, regions=regions)

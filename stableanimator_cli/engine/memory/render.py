@@ -6,8 +6,9 @@ on one chunk. Weights on the device, latents of the full video and cached featur
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,11 +30,10 @@ from stableanimator_cli.engine.memory.onnx_networks import (
     recogniser_file,
 )
 from stableanimator_cli.engine.memory.prediction import RenderMemory
-from stableanimator_cli.engine.memory.profile import FlopCounter, peak_bytes
+from stableanimator_cli.engine.memory.profile import FlopCounter, peak_bytes, prepare_context
 from stableanimator_cli.engine.weights import build_on_meta, builders, recogniser
 from stableanimator_cli.nets.arcface import crop_resize
 from stableanimator_cli.nets.context import Context
-from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
 from stableanimator_cli.nets.quantized import quantize_weights
 from stableanimator_cli.nets.unet import AnimationUNet
 from stableanimator_cli.records import STRIDE, ModelFolder
@@ -56,6 +56,8 @@ _STAGES = {
     "VAE decoder": ("vae",),
     "face detection": ("vae",),
 }
+_COUNTS: dict[tuple[Any, ...], Any] = {}
+"""Counts of this process by all that they depend on: a page or a program renders with one model many times."""
 
 
 @dataclass(slots=True)
@@ -65,7 +67,8 @@ class MemoryEstimator:
     ``available`` bytes decide ``refine.checkpointing auto``. ``face_sets`` of face tokens are one, or with regions one
     per person and one for nobody. ``detected_size``: (width, height) of the plain video in which the motion is
     detected first, None for another motion. ``face_box``: the largest that face optimisation decodes at once (x0, y0,
-    x1, y1 in output pixels), None if unknown. Counts are cached, so other settings cost only what they change.
+    x1, y1 in output pixels), None if unknown. Counts are cached in the process, so other settings and further
+    renderings cost only what they change.
     """
 
     model: ModelFolder
@@ -77,7 +80,8 @@ class MemoryEstimator:
     face_sets: int = 1
     detected_size: tuple[int, int] | None = None
     face_box: Box | None = None
-    _cache: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    _networks: dict[tuple[str, str], Any] = field(default_factory=dict)
+    _counts: MutableMapping[tuple[Any, ...], Any] = field(default_factory=lambda: _COUNTS)
 
     def of(self, config: AnimateConfig) -> RenderMemory:
         """Memory of a rendering with these settings. Only the model's configs are read."""
@@ -166,20 +170,26 @@ class MemoryEstimator:
         """Operations of one call: ``unet`` on the longest window with a face, ``decoder`` on a chunk, and ``face``, an
         iteration of face optimisation on a chunk."""
         window, chunk = min(config.windows.length, self.frames), min(config.decode.chunk, self.frames)
-        runs: dict[str, Callable[[], object]] = {
-            "unet": lambda: again._unet(window, config.device),
-            "decoder": lambda: again._vae_decoder(chunk),
+        again = replace(self, _counts={})  # bytes are counted already, and nothing would run
+        plan = config.device
+        runs: dict[str, tuple[Callable[[], object], tuple[Any, ...]]] = {
+            "unet": (lambda: again._unet(window, plan), (window, plan.ff_chunks, plan.quantization)),
+            "decoder": (lambda: again._vae_decoder(chunk), (chunk,)),
         }
         if self._refines_faces(config):
             mode = "crop" if config.refine.face == "auto" else config.refine.face
-            runs["face"] = lambda: again._face(chunk, mode, config)
-        networks = {key: value for key, value in self._cache.items() if key[0] == "network"}
-        again = replace(self, _cache=networks)  # counts are cached, and nothing would run
-        counters = {}
-        for name, run in runs.items():
-            with FlopCounter() as counters[name]:
+            settings = chunk, mode, config.refine.crop_margin, self.checkpointed(config)
+            runs["face"] = (lambda: again._face(chunk, mode, config), settings)
+
+        def count(run: Callable[[], object]) -> FlopCounter:
+            with FlopCounter() as counter:
                 run()
-        return counters
+            return counter
+
+        return {
+            name: self._cached("work", name, *settings, count=lambda run=run: count(run))
+            for name, (run, settings) in runs.items()
+        }
 
     @property
     def _runs_onnx(self) -> bool:
@@ -207,9 +217,26 @@ class MemoryEstimator:
         return self.size[0] // STRIDE, self.size[1] // STRIDE
 
     def _cached(self, *key: Any, count: Callable[[], Any]) -> Any:
-        if key not in self._cache:
-            self._cache[key] = count()
-        return self._cache[key]
+        key = (*self._identity, *key)
+        if key not in self._counts:
+            self._counts[key] = count()
+        return self._counts[key]
+
+    @property
+    def _identity(self) -> tuple[Any, ...]:
+        """What every count depends on."""
+        configs = json.dumps({role: dict(config) for role, config in self.model.configs.items()}, default=str)
+        file = recogniser_file(self.model) if "face" in self.model.files else None
+        stat = file and file.stat()
+        recogniser = stat and (str(file), stat.st_size, stat.st_mtime_ns)
+        where = self.device.type, self.dtype, self.size, self.face_sets, self._face_box
+        return self.model.backbone, configs, recogniser, *where
+
+    def _built(self, role: str, weights: str, build: Callable[[], Any]) -> Any:
+        key = role, weights
+        if key not in self._networks:
+            self._networks[key] = build()
+        return self._networks[key]
 
     def _network(self, role: str, weights: str = "plain") -> Any:
         def build() -> nn.Module:
@@ -217,7 +244,7 @@ class MemoryEstimator:
             network = network.eval().requires_grad_(False)
             return quantize_weights(network, weights) if role == "unet" else network  # type: ignore[arg-type]
 
-        return self._cached("network", role, weights if role == "unet" else "", count=build)
+        return self._built(role, weights if role == "unet" else "", build)
 
     def _weights(self, role: str, plan: DeviceConfig) -> int:
         """Bytes of a network on the device; with group offload the blocks count as two buffers of the largest one."""
@@ -356,7 +383,7 @@ class MemoryEstimator:
         file = recogniser_file(self.model)
         if file is None:
             return lambda pixels, corner: pixels.float()
-        network = self._cached("network", "recogniser", count=lambda: recogniser(file).to("meta"))
+        network = self._built("recogniser", "", lambda: recogniser(file).to("meta"))
 
         def embed(pixels: Tensor, corner: tuple[int, int]) -> Tensor:
             x, y = corner
@@ -364,14 +391,3 @@ class MemoryEstimator:
             return network.embed(crop_resize(pixels.float().clamp(-1, 1), boxes, network.size[0]))
 
         return embed
-
-
-def prepare_context(unet: AnimationUNet, image: Tensor, face: Tensor, regions: Tensor | None = None) -> Context:
-    """``AnimationUNet.prepare`` for a valid face without reading values, for the ``meta`` device."""
-    with torch.no_grad():
-        layers: dict[nn.Module, PreparedCrossAttention] = dict(unet.prepare(Context(image, None)).layers)
-        attentions: dict[str, Any] = dict(unet.spatial_cross_attentions())
-        for attn in attentions.values():
-            keys, values = attn.processor.project_face(face)
-            layers[attn] = PreparedCrossAttention(base=attn.to_v(image), keys=keys, values=values)
-    return Context(image, face, layers, regions=regions)

@@ -105,7 +105,7 @@ class SegmentMemoryEstimator(MemoryEstimator):
             dtype = torch.float32 if role == "vae" else self.dtype
             return build_on_meta(builders(self.model, "distribution")[role], dtype).eval().requires_grad_(False)
 
-        return self._cached("network", role, count=build)
+        return self._built(role, "", build)
 
     def _prepared(self, role: str, config: AnimateConfig) -> Any:
         """A network with the quantization of ``config``."""
@@ -113,11 +113,11 @@ class SegmentMemoryEstimator(MemoryEstimator):
             return self._network(role)
 
         def build() -> Any:
-            network: Any = replace(self, _cache={})._network(role)
+            network: Any = replace(self, _networks={})._network(role)
             network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=self.dtype)
             return network
 
-        return self._cached("network", role, "fp8", count=build)
+        return self._built(role, "fp8", build)
 
     def _bytes(self, role: str, config: AnimateConfig) -> int:
         """Bytes of a network on the device; with group offload one of its blocks, and what is not in blocks."""

@@ -14,6 +14,7 @@ from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.config.refine import RefineConfig
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.engine.group_offload import blocks_of, bytes_of
+from stableanimator_cli.engine.memory import render
 from stableanimator_cli.engine.memory.fit import fit_to_limit
 from stableanimator_cli.engine.memory.profile import PeakMemoryMode
 from stableanimator_cli.engine.memory.render import ARENA, CONTEXT, FRAGMENTED, MemoryEstimator
@@ -36,6 +37,28 @@ def test_what_is_predicted_is_what_lives(tiny_model):
         with PeakMemoryMode() as counted:
             rendered(engine, wanted)
     assert max(alive for _, alive in said.stages.values()) == pytest.approx(counted.peak, rel=0.1)
+
+
+def test_a_process_counts_once_for_what_a_count_depends_on(seeing_model, monkeypatch):
+    settings = config(refine=RefineConfig(face="crop"))
+    first = prediction(seeing_model)
+    memory, work = first.of(settings), first.work(settings)
+    count, counted = render.peak_bytes, []
+    monkeypatch.setattr(render, "peak_bytes", lambda run, **how: counted.append(run) or count(run, **how))
+    again = prediction(seeing_model)
+    assert again.of(settings) == memory
+    assert {name: one.total for name, one in again.work(settings).items()} == {
+        name: one.total for name, one in work.items()
+    }
+    assert not counted
+    smaller = replace(again, size=(64, 64)).of(settings)
+    assert smaller.stages["UNet"][1] < memory.stages["UNet"][1]
+    wider = {role: dict(part) for role, part in again.model.configs.items()}
+    wider["vae"]["layers_per_block"] = 2
+    changed = replace(prediction(seeing_model), model=replace(again.model, configs=wider)).of(settings)
+    assert changed.stages["VAE decoder"] > memory.stages["VAE decoder"]
+    boxed = replace(again, face_box=(0, 0, 99, 99)).of(settings)
+    assert boxed.stages["face optimisation"][1] > memory.stages["face optimisation"][1]
 
 
 def test_a_vae_that_encodes_in_float32_is_reckoned_so(tiny_model):

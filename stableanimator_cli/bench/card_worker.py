@@ -147,7 +147,8 @@ class CardWorker:
         dtype = DTYPES[row.partition("/")[2]]
         plan = self._plan(dtype="float32")
         with float32_precision(tf32=False):
-            roof, rows = roofline.measure_roof(plan, dtype, small=self.small, repeats=2 if self.small else 7)
+            sizes, repeats = (roofline.TINY, 2) if self.small else (roofline.LARGE, roofline.REPEATS)
+            roof, rows = roofline.measure_roof(plan, dtype, sizes, repeats)
         return {"gflops": roof.gflops, "bandwidth": roof.bandwidth, "seconds": sum(r["ms"] for r in rows) / 1e3}
 
     def _unet(self, row: str) -> Found:

@@ -7,7 +7,7 @@ arithmetic, a copy for memory. The best of several repetitions counts, as a roof
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,9 @@ from stableanimator_cli.engine.device import DevicePlan, dtype_name
 REPEATS = 7
 GIGA = 1e9
 # Side of a product and of an image, attention positions and bytes of a copy: large enough to fill the device.
-_LARGE = {"side": 8192, "image": 96, "positions": 9216, "copy": 1 << 30}
-_SMALL = {"side": 1024, "image": 32, "positions": 1024, "copy": 1 << 27}
+LARGE = {"side": 8192, "image": 96, "positions": 9216, "copy": 1 << 30}
+SMALL = {"side": 1024, "image": 32, "positions": 1024, "copy": 1 << 27}
+TINY = {"side": 256, "image": 8, "positions": 256, "copy": 1 << 24}  # no roof, but shows that it can be measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,9 @@ def best_time(run: Callable[[], object], synchronize: Callable[[], None], repeat
 
 
 def make_workloads(
-    plan: DevicePlan, dtype: torch.dtype, *, small: bool
+    plan: DevicePlan, dtype: torch.dtype, sizes: Mapping[str, int]
 ) -> dict[str, tuple[Callable[[], object], float, float]]:
     """Name to (run, FLOPs, bytes) of the four works: a product, a convolution (channels last), attention, a copy."""
-    sizes = _SMALL if small else _LARGE
     side, image, positions = sizes["side"], sizes["image"], sizes["positions"]
     like = {"device": plan.device, "dtype": dtype}
     generator = torch.Generator(device="cpu").manual_seed(0)
@@ -87,12 +87,12 @@ def make_workloads(
 
 
 def measure_roof(
-    plan: DevicePlan, dtype: torch.dtype, *, small: bool, repeats: int = REPEATS
+    plan: DevicePlan, dtype: torch.dtype, sizes: Mapping[str, int], repeats: int = REPEATS
 ) -> tuple[Roof, list[dict]]:
     """The roof in one type of number, and a row for each work."""
     synchronize, rows, rates = synchronizer(plan.device), [], []
     with torch.no_grad():
-        for name, (run, flops, moved) in make_workloads(plan, dtype, small=small).items():
+        for name, (run, flops, moved) in make_workloads(plan, dtype, sizes).items():
             seconds = best_time(run, synchronize, repeats)
             rates.append((flops + moved) / seconds / GIGA)
             rows.append(
@@ -111,7 +111,7 @@ def roofline_table(plan: DevicePlan, dtypes: tuple[torch.dtype, ...]) -> tuple[T
     """The roof of a device in several types of number."""
     found, rows = {}, []
     for dtype in dtypes:
-        found[dtype], more = measure_roof(plan, dtype, small=plan.device.type == "cpu")
+        found[dtype], more = measure_roof(plan, dtype, SMALL if plan.device.type == "cpu" else LARGE)
         rows += more
     note = f"The best of {REPEATS} runs of each; a copy counts bytes read and written."
     return Table(title="Roofline", rows=rows, note=note), found

@@ -145,9 +145,9 @@ def test_a_drawn_clip_can_be_read_again():
 
 
 def test_the_roof_counts_its_work_right(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(roofline, "_SMALL", {"side": 32, "image": 4, "positions": 16, "copy": 1 << 20})
+    sizes = {"side": 32, "image": 4, "positions": 16, "copy": 1 << 20}
     monkeypatch.setattr(roofline, "best_time", lambda *_: 0.001)
-    roof, rows = roofline.measure_roof(CPU, torch.float32, small=True)
+    roof, rows = roofline.measure_roof(CPU, torch.float32, sizes)
     assert [row["GFLOP/s"] for row in rows[:1]] == [pytest.approx(2 * 32**3 / 1e6)]
     assert roof.bandwidth == pytest.approx(2 * 2**20 / 1e6)
     assert roof.percent(roof.gflops * 1e9, 2.0) == pytest.approx(50)

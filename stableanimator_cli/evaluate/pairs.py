@@ -8,9 +8,9 @@ from pathlib import Path
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import natural_key, require_file
+from stableanimator_cli.media.decode import VIDEO_SUFFIXES
 from stableanimator_cli.media.image import SUFFIXES as IMAGES
 
-VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg")
 FACE_PASTE = "face-paste"
 """The system that ``--face-paste`` makes."""
 _SHOWN = 5  # names that an error lists
@@ -39,7 +39,7 @@ def find_videos(path: Path) -> dict[str, Path]:
     entries = sorted((e for e in path.iterdir() if not e.name.startswith(".")), key=lambda e: natural_key(e.name))
     videos: dict[str, Path] = {}
     for entry in entries:
-        is_video = entry.suffix.lower() in VIDEOS and entry.is_file() and not entry.stem.endswith(".preview")
+        is_video = entry.suffix.lower() in VIDEO_SUFFIXES and entry.is_file() and not entry.stem.endswith(".preview")
         if not is_video and not _has_images(entry):
             continue
         name = entry.stem if is_video else entry.name
@@ -53,7 +53,8 @@ def find_videos(path: Path) -> dict[str, Path]:
         return {path.resolve().name: path}
     if not videos:
         raise BadInput(
-            path, "a folder without videos", f"files ending in {', '.join(VIDEOS[:4])} ..., or folders of pictures",
+            path, "a folder without videos",
+            f"files ending in {', '.join(VIDEO_SUFFIXES[:4])} ..., or folders of pictures",
             hint=f"look with: ls {path}",
         )  # fmt: skip
     return videos

@@ -31,6 +31,8 @@ from stableanimator_cli.records import Clip
 ACCURATE = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
+"""Of files that a folder of videos is searched for; a file that is named may have any."""
 _VIDEO = "a video (MP4, MOV, WebM, MKV, GIF ...)"
 _UNDECODABLE = "a frame that cannot be decoded"
 _AGAIN = "copy or download it again, or re-encode it to MP4"

@@ -13,10 +13,10 @@ from pathlib import Path
 from stableanimator_cli.catalogue.home import expanded
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import natural_key, require_file
+from stableanimator_cli.media.decode import VIDEO_SUFFIXES
 from stableanimator_cli.media.image import SUFFIXES as PICTURES
 from stableanimator_cli.readers import read_text
 
-VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
 LISTS = (".txt",)
 _NUMBERED = re.compile(r"(.*?)(\d+)$")
 _LONGEST_NAME = 150, 215  # characters and bytes of a clip's name; temporary names add some, and 255 bytes is the limit
@@ -69,7 +69,7 @@ def _named(path: Path) -> Iterator[tuple[Path, Path]]:
         found = list(_search(path))
         if not found and not sequence:
             raise BadInput(
-                path, "a folder without videos or pictures", f"files ending in {', '.join(VIDEOS[:5])} ...",
+                path, "a folder without videos or pictures", f"files ending in {', '.join(VIDEO_SUFFIXES[:5])} ...",
                 hint=f"look with: ls {path}",
             )  # fmt: skip
         yield from ((file, file.relative_to(path)) for file in found)
@@ -111,7 +111,7 @@ def _search(top: Path) -> Iterator[Path]:
         if entry is None:
             stack.pop()
         elif not entry.is_dir():
-            if entry.suffix.lower() in VIDEOS + PICTURES:
+            if entry.suffix.lower() in VIDEO_SUFFIXES + PICTURES:
                 yield entry
         elif (real := entry.resolve()) not in seen:
             seen.add(real)

@@ -28,8 +28,9 @@ def _frames(folder: Path, count: int = 3) -> Path:
 
 def test_videos_come_in_natural_order_without_previews_and_hidden_files(tmp_path: Path) -> None:
     folder = _files(tmp_path / "a", "v10.mp4", "v9.mov", "v10.preview.mp4", ".v1.mp4", "notes.txt", "v10.json")
+    _files(folder, "v11.ts", "v12.WMV")
     _frames(folder / "v2")
-    assert list(find_videos(folder)) == ["v2", "v9", "v10"]
+    assert list(find_videos(folder)) == ["v2", "v9", "v10", "v11", "v12"]
 
 
 def test_a_folder_of_pictures_is_one_video(tmp_path: Path) -> None:

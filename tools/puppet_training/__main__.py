@@ -23,11 +23,17 @@ from tools.publish import VAE, publish, publish_decoder
 from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
 
-STAGES = ("pictures", "detail", "again", "further", "people", "hidden", "exchanged", "clips")
+STAGES = ("pictures", "detail", "again", "further", "people", "hidden", "hidden-exchanged", "exchanged", "clips")
 # Without exchanged references, which let faces follow their vectors and cost detail (docs/log.md).
 USUAL = tuple(stage for stage in STAGES if stage != "exchanged")
-SETTINGS = {"further": "again", "exchanged": "people"}  # stages with the settings of another one
-FOLDERS = {"exchanged": "images-exchanged", "clips": "clips-data"}  # of a stage's own clips
+SETTINGS = {"further": "again", "hidden-exchanged": "hidden", "exchanged": "people"}  # of another stage
+# Beside its exchanged references, all of them hidden, as many with a visible face as in the stage ``hidden``.
+FLAGS = {"hidden-exchanged": ("--reference-degrade", "0.25")}
+FOLDERS = {  # of a stage's own clips
+    "hidden-exchanged": "images-hidden-exchanged",
+    "exchanged": "images-exchanged",
+    "clips": "clips-data",
+}
 
 
 def train_vae(options: argparse.Namespace) -> Path | None:
@@ -60,7 +66,7 @@ def train_stage(options: argparse.Namespace, stage: str, model: Path, data: Sequ
     else:
         config = Path(__file__).with_name(f"{SETTINGS.get(stage, stage)}.toml")
         command += [*map(str, data), "-o", str(run), "--model", str(model), "--config", str(config)]
-        command += ["--device", options.device]
+        command += ["--device", options.device, *FLAGS.get(stage, ())]
         if options.batch:
             command += ["--batch", str(options.batch if stage != "clips" else max(4, options.batch // 8))]
         if options.steps:
@@ -78,11 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--people", type=int, default=3000)
     parser.add_argument(
-        "--share-several", type=float, default=0.2, metavar="S", help="of people and hidden: share of clips of 2 and 3"
+        "--share-several",
+        type=float,
+        default=0.2,
+        metavar="S",
+        help="from the stage people on: share of clips of 2 and 3",
     )
     parser.add_argument(
         "--share-exchanged", type=float, default=0.3, metavar="S",
-        help="of the stage exchanged: share of references with other faces than the embeddings",
+        help="of stages with exchanged references: share of references with other faces than the embeddings",
     )  # fmt: skip
     parser.add_argument("--train-vae", type=int, default=0, metavar="STEPS")
     parser.add_argument("--train-decoder", type=int, default=0, metavar="STEPS")
@@ -112,8 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fps=Fraction(2 if apart else 8),
             device=options.device,
             workers=options.workers,
-            share=options.share_several if stage in ("people", "hidden", "exchanged") else 0.0,
-            exchanged=options.share_exchanged if stage == "exchanged" else 0.0,
+            share=options.share_several if stage in ("people", "hidden", "hidden-exchanged", "exchanged") else 0.0,
+            exchanged=options.share_exchanged if "exchanged" in stage else 0.0,
+            hide=stage == "hidden-exchanged",
         )
         model = train_stage(options, stage, model, data)
     weights = train_decoder(options, model)

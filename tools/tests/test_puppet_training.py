@@ -8,8 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stableanimator_cli.catalogue import schema
+from stableanimator_cli.clip_folder import FACES, load_faces
 from stableanimator_cli.files import sha256_of
-from tools.puppet_training import decoder, heldout, vae
+from stableanimator_cli.train.dataset import open_dataset
+from stableanimator_cli.train.latent_cache import latents_file
+from tools.puppet_training import clips, decoder, heldout, vae
 from tools.puppet_training.figures import Crops, sample_frames
 from tools.puppet_training.measure import face_scores
 from tools.puppet_training.model import BASE, copy_model
@@ -96,6 +99,35 @@ def test_a_copied_model_has_the_new_vae_and_its_digest(tmp_path):
     assert digests["vae.safetensors"] == sha256_of(weights)
     assert digests["unet.safetensors"] == sha256_of(BASE / "unet.safetensors")
     assert entry.training == {}
+
+
+def test_hidden_faces_are_noise_in_the_means_alone():
+    moments = torch.randn(8, 12, 12, generator=torch.Generator().manual_seed(0)).half()
+    boxes = np.array([[2, 3, 6, 8], [np.nan] * 4], np.float32)
+    hidden = clips._hide_faces(moments, boxes, 5)
+    assert hidden.dtype == moments.dtype
+    changed = (hidden != moments).any(dim=0)
+    assert changed[3:8, 2:6].all()
+    assert changed.sum() == 5 * 4
+    assert torch.equal(hidden[4:], moments[4:])
+    assert torch.equal(hidden, clips._hide_faces(moments, boxes, 5))
+
+
+def test_hidden_exchanged_references_have_the_embedding_of_the_face_under_other_hair(tmp_path):
+    """Only the reference's latents and embedding differ from those of plain clips: frames show the person's own."""
+    plain, hidden = (
+        clips.write_all(tmp_path / name, "puppet", people=1, frames=1, **given)[0]
+        for name, given in (("plain", {}), ("hidden", {"exchanged": 1.0, "hide": True}))
+    )
+    (one,), (other,) = (open_dataset([folder], min_frames=2).clips for folder in (plain, hidden))
+    known, changed = (load_faces(clip.path / FACES).embeddings for clip in (one, other))
+    cosine = float(known[0] @ changed[0] / np.linalg.norm(known[0]) / np.linalg.norm(changed[0]))
+    assert 0.3 < cosine < 0.95  # the same face
+    assert np.array_equal(known[1:], changed[1:])
+    digest = sha256_of(BASE / "vae.safetensors")
+    a, b = (latents_file(clip, heldout.SIZE, vae=digest, resize="stretch").read([0, 1]) for clip in (one, other))
+    assert torch.equal(a[1], b[1])
+    assert 0.05 < (a[0] != b[0]).float().mean() < 0.9
 
 
 def test_a_decoder_is_trained_on_latents_of_the_denoiser(tmp_path, monkeypatch, capsys):

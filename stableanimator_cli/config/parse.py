@@ -26,6 +26,7 @@ Range = tuple[int | None, int | None]
 Guidance = tuple[float, float]
 MAX_FPS = 1000
 _LONGEST_RATE = 24  # characters
+_FINEST_RATE = 100_000  # a container's time base has no room for denominators far beyond this
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
@@ -134,7 +135,7 @@ def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
     """Exact frames per second: ``"30000/1001"``, ``"25"`` or ``"29.97"``.
 
     The rounded names of the NTSC family (23.976, 29.97, 59.94 ...) mean n * 1000/1001, as in SMPTE 170M: 29.97 is
-    30000/1001 and not 2997/100.
+    30000/1001 and not 2997/100. More digits than a video can store become the nearest rate that it can.
     """
     if isinstance(value, Fraction):
         return value
@@ -147,6 +148,7 @@ def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
         # 1e999999999 would be a number of a billion digits
         far = len(text) > _LONGEST_RATE or not number.is_finite() or (number != 0 and abs(number.adjusted()) > 9)
         rate = Fraction(0) if far else Fraction(text) if "/" in text else Fraction(number)
+        rate = rate.limit_denominator(_FINEST_RATE)
     except (ValueError, ArithmeticError):
         raise ConfigError(label, value, expected) from None
     require(0 < rate <= MAX_FPS, label, value, f"{expected}, at most {MAX_FPS}")

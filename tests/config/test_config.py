@@ -37,13 +37,16 @@ def refused(make: Any) -> ConfigError:
         ("29.5", Fraction(59, 2)),
         (29.97, Fraction(30000, 1001)),
         (30, Fraction(30)),
+        ("23.976023976", Fraction(24000, 1001)),
+        ("29.970029970029970", Fraction(30000, 1001)),
+        ("12345678901/411522630", Fraction(30)),
     ],
 )
 def test_a_frame_rate_is_exact(text: str | float, rate: Fraction) -> None:
     assert parse_fps(text) == rate
 
 
-@pytest.mark.parametrize("text", ["", "fast", "0", "-25", "0/1", "25/0", "nan", "inf", True])
+@pytest.mark.parametrize("text", ["", "fast", "0", "-25", "0/1", "25/0", "nan", "inf", "0.000001", True])
 def test_a_bad_frame_rate_is_refused(text: Any) -> None:
     assert refused(lambda: parse_fps(text)).option == "--fps"
 

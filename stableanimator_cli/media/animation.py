@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ from stableanimator_cli.media.frames_folder import FramesWriter
 from stableanimator_cli.media.image import check_frame
 
 _TICKS = {".gif": 10, ".webp": 1}  # milliseconds that the format counts in
+_SHORTEST = 11  # milliseconds: browsers show a shorter frame for 100
 _QUALITY = 90  # of WebP
 
 
@@ -26,8 +28,9 @@ class AnimationWriter:
     """Collect frames and write them at the end of the ``with`` block as an animation that repeats, without sound.
 
     ``size`` is (width, height). GIF has one palette of 256 colours for all frames and counts hundredths of a second,
-    WebP counts milliseconds: times are rounded. The file appears whole or not at all. Frames stay in memory. Raises
-    ``ConfigError`` for another suffix, ``BadInput`` if the system refuses, ``ValueError`` for a frame of another size.
+    WebP counts milliseconds: the start of each frame is rounded. A rate too high for browsers (above 50 or 90) is
+    lowered. The file appears whole or not at all. Frames stay in memory. Raises ``ConfigError`` for another suffix,
+    ``BadInput`` if the system refuses, ``ValueError`` for a frame of another size.
     """
 
     def __init__(self, path: Path | str, size: tuple[int, int], fps: Fraction | int) -> None:
@@ -38,11 +41,11 @@ class AnimationWriter:
             )
         self._frames: list[np.ndarray] = []
 
-    @property
-    def duration(self) -> int:
-        """Milliseconds that a frame is shown, at least one tick of the format."""
+    def durations(self, count: int) -> list[int]:
+        """Milliseconds that each frame is shown: whole ticks of the format, whose sum does not drift from ``fps``."""
         tick = _TICKS[self.path.suffix.lower()]
-        return max(1, round(1000 / self.fps / tick)) * tick
+        starts = [round(index * 1000 / self.fps / tick) * tick for index in range(count + 1)]
+        return [max(-(-_SHORTEST // tick) * tick, end - start) for start, end in itertools.pairwise(starts)]
 
     def __enter__(self) -> AnimationWriter:
         return self
@@ -59,6 +62,7 @@ class AnimationWriter:
         self._frames.append(np.array(frame))
 
     def _save(self) -> None:
+        durations = self.durations(len(self._frames))
         images, settings = [Image.fromarray(frame) for frame in self._frames], {}
         if self.path.suffix.lower() == ".gif":
             palette = Image.fromarray(np.concatenate([frame[::2, ::2] for frame in self._frames])).quantize(256)
@@ -67,7 +71,7 @@ class AnimationWriter:
         else:
             settings = {"format": "WEBP", "quality": _QUALITY, "xmp": MARK.encode()}
         with atomic_write(self.path, marked=True) as temp, translate_os_errors(self.path):
-            images[0].save(temp, save_all=True, append_images=images[1:], duration=self.duration, loop=0, **settings)
+            images[0].save(temp, save_all=True, append_images=images[1:], duration=durations, loop=0, **settings)
 
 
 def write_animation(path: Path | str, frames: Sequence[np.ndarray], fps: Fraction | int) -> None:

@@ -240,6 +240,14 @@ def test_a_webp_repeats_and_carries_the_mark(tmp_path):
         assert np.abs(np.asarray(opened.convert("RGB")).astype(int) - frames[2]).max() <= 12
 
 
+@pytest.mark.parametrize(("name", "fps", "shown"), [("a.gif", 30, 30), ("a.webp", 60, 60), ("a.gif", 120, 50)])
+def test_an_animation_lasts_as_long_as_its_video(tmp_path, name, fps, shown):
+    frames = [np.full((8, 8, 3), (8 * n, 255 - 8 * n, 30), np.uint8) for n in range(31)]
+    media.write_animation(tmp_path / name, frames, fps)
+    *_, (last, _) = media.open_clip(tmp_path / name).frames()
+    assert abs(last - Fraction(30, shown)) <= Fraction(1, 100)
+
+
 def test_an_animation_that_fails_or_has_another_frame_is_not_written(tmp_path):
     frame = np.zeros((8, 8, 3), np.uint8)
     with media.AnimationWriter(tmp_path / "a.gif", (8, 8), 8) as writer, pytest.raises(ValueError, match="4x8"):

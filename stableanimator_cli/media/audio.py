@@ -19,7 +19,7 @@ from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media.decode import first_time, open_container
+from stableanimator_cli.media.decode import audio_stream, first_time, open_container
 
 _COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "alac"})
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
@@ -29,8 +29,8 @@ _JOINED = Fraction(1, 20)  # smaller jumps of the clock are rounding, larger one
 class AudioTrack:
     """Copies or encodes the audio of ``source`` into ``output``; a context manager that closes the source.
 
-    ``start`` and ``end`` are a range in seconds; ``end`` ``None`` is the end of the audio. A source without audio adds
-    no stream. Create it before the first packet is muxed. Raises ``BadInput`` naming the source.
+    ``start`` and ``end`` are a range in seconds; ``end`` ``None`` is the end of the audio. A source without audio that
+    can be decoded adds no stream. Create it before the first packet is muxed. Raises ``BadInput`` naming the source.
     """
 
     def __init__(self, source: Path, output: OutputContainer, start: Fraction, end: Fraction | None) -> None:
@@ -39,7 +39,7 @@ class AudioTrack:
         self.length = None if end is None else end - start
         self.origin = first_time(source) + start
         self.input: InputContainer = open_container(source)
-        self.stream: AudioStream | None = next(iter(self.input.streams.audio), None)
+        self.stream = audio_stream(self.input)
         self.pending: tuple[Fraction, Packet | np.ndarray] | None = None
         if self.stream is None:
             return

@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.packet import Packet
@@ -51,7 +52,7 @@ def open_video(path: Path) -> Clip:
             size=(width, height),
             fps=_mean_rate(stream),
             count=_count(stream),
-            audio=bool(container.streams.audio),
+            audio=audio_stream(container) is not None,
             frames=lambda: _frames(path, (width, height)),
             tag=dict(container.metadata),
         )
@@ -84,6 +85,11 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
         held = ", ".join(sorted({other.type for other in container.streams})) or "nothing"
         raise BadInput(path, f"a file without pictures (it holds {held})", _VIDEO, hint="choose another file")
     return stream
+
+
+def audio_stream(container: InputContainer) -> AudioStream | None:
+    """The first audio stream that can be decoded: phones and broadcasts add codecs that FFmpeg does not know."""
+    return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
 
 
 def _pictures(container: InputContainer) -> Iterator[VideoStream]:

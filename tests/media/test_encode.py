@@ -144,6 +144,13 @@ def test_a_source_without_sound_is_fine(tmp_path):
     assert not media.open_clip(written(tmp_path / "out.mp4", numbered(3), audio_from=source)).audio
 
 
+def test_sound_that_cannot_be_decoded_is_left_out(tmp_path):
+    source = make_video(tmp_path / "s.mkv", numbered(3), sound=beep(0.3, 0.0))
+    source.write_bytes(source.read_bytes().replace(b"A_AAC", b"A_AC9"))
+    assert not media.open_clip(source).audio
+    assert not media.open_clip(written(tmp_path / "out.mp4", numbered(3), audio_from=source)).audio
+
+
 def test_a_missing_source_of_sound_leaves_nothing(tmp_path):
     with pytest.raises(BadInput, match=r"none\.mp4: found no such file"):
         written(tmp_path / "out.mp4", numbered(3), audio_from=tmp_path / "none.mp4")

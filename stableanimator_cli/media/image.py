@@ -210,6 +210,8 @@ def _pixels(path: Path, image: Image.Image, frame: int | None = None) -> np.ndar
 
 def _turned_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
+    if image.format == "TIFF":  # of which Pillow gives the size after orientation
+        return width, height
     return (height, width) if image.getexif().get(_ORIENTATION, 1) in _TURNED else (width, height)
 
 

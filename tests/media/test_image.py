@@ -55,6 +55,16 @@ def test_exif_orientation(tmp_path, orientation, seen):
     assert media.open_clip(path).size == turned.shape[1::-1] == ((64, 48) if orientation < 5 else (48, 64))
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+def test_the_size_is_that_of_the_pixels_after_exif_orientation(tmp_path, name):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(corners((16, 8))).save(tmp_path / name, exif=exif)
+    clip = media.open_clip(tmp_path / name)
+    (_, picture), *_ = clip.frames()
+    assert clip.size == picture.shape[1::-1] == (8, 16)
+
+
 def test_sixteen_bits_become_eight(tmp_path):
     grey = np.linspace(0, 65535, 64 * 48).astype(np.uint16).reshape(48, 64)
     cv2.imwrite(str(tmp_path / "grey.png"), grey)

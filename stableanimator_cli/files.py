@@ -27,6 +27,7 @@ MARK = "stableanimator-cli"
 
 _MARK_REACH = 2**20  # bytes at each end of a file that are searched for the mark
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+_LONGEST_NAME = 220  # bytes; file systems have 255, and the names of temporary files and records are longer
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Error numbers of writes without room: a full disk, a quota, a limit of the file's size."""
 
@@ -290,8 +291,10 @@ def locked_output(
     """
     if not output.name and not folder:  # "." has no name for a lock
         output = output.absolute()
-    if not output.name and not folder:
-        raise BadInput.because(output, "it is no name for an output", hint="choose another -o")
+    length = len(os.fsencode(output.name))
+    if not folder and not 0 < length <= _LONGEST_NAME:
+        limit = f": it has {length} bytes, at most {_LONGEST_NAME} are possible" if length else ""
+        raise BadInput.because(output, f"it is no name for an output{limit}", hint="choose another -o")
     exclusive = output / ".sa.lock" if folder else output.with_name(f".{output.name}.lock")
     lock = exclusive if shard is None else output / f".sa.{shard[0]}-of-{shard[1]}.lock"
     with contextlib.ExitStack() as stack:
@@ -305,11 +308,8 @@ def locked_output(
         if shard is not None:
             others = [exclusive, *(other for other in others if not other.name.endswith(f"-of-{shard[1]}.lock"))]
         if not free or any(_is_locked(other) for other in others):
-            raise BadInput.because(
-                output,
-                f"it is being written by another `{command}`",
-                hint="wait until it has ended, or choose another -o",
-            )
+            problem = f"it is being written by another `{command}`"
+            raise BadInput.because(output, problem, hint="wait until it has ended, or choose another -o")
         yield
 
 

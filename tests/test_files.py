@@ -205,6 +205,14 @@ def test_an_output_without_a_name_can_be_locked_or_is_refused(tmp_path: Path, mo
         pass
 
 
+@pytest.mark.parametrize("letter", ["x", "日"])
+def test_a_name_too_long_for_the_files_beside_it_is_refused_before_the_work(tmp_path: Path, letter: str) -> None:
+    output = tmp_path / (letter * (240 // len(letter.encode())) + ".mp4")
+    with pytest.raises(BadInput, match=r"it has 244 bytes, at most 220 are possible"), locked_output(output, "sa x"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_link_to_nothing_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "person.png").symlink_to("gone.png")
     with pytest.raises(BadInput, match=r"person\.png: found a link to gone\.png, which does not exist") as caught:

@@ -18,7 +18,14 @@ import numpy as np
 
 from stableanimator_cli import __version__
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import MARK, atomic_write, carries_mark, natural_key, translate_os_errors
+from stableanimator_cli.files import (
+    MARK,
+    atomic_write,
+    carries_mark,
+    check_replaceable,
+    natural_key,
+    translate_os_errors,
+)
 from stableanimator_cli.motion.keypoints import BODY, COUNT, FACE, INDEX, LEFT_HAND, RIGHT_HAND, face_box
 from stableanimator_cli.motion.motion_file import FARTHEST, LONGEST_SIDE
 from stableanimator_cli.readers import read_json
@@ -113,12 +120,14 @@ def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 2
 
     A name that ends in ``.json`` becomes one file with a list of frames, any other a folder of
     ``frame_000000000000_keypoints.json`` and so on. ``body`` chooses BODY_25 (nothing is lost) or COCO-18, which has no
-    feet. Times are not part of the format. ``BadInput`` if the path cannot be written, or the folder holds anything but
-    frames that this function wrote: those are replaced.
+    feet. Times are not part of the format. ``BadInput`` if the path cannot be written or is a link, or the folder holds
+    anything but frames that this function wrote: those are replaced.
     """
     path = Path(path)
     frames = [_frame_json(motion, index, body) for index in range(len(motion))]
     single = path.suffix.lower() == ".json"
+    if path.is_symlink():  # the frames of the folder that it names would be removed
+        check_replaceable(path)
     earlier = None if single or not path.is_dir() or not any(path.iterdir()) else _check_own_frames(path)
     with atomic_write(path, folder=not single, marked=single) as part, translate_os_errors(path):
         if single:

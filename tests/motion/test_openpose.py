@@ -201,3 +201,14 @@ def test_a_folder_in_use_is_not_written_into(tmp_path: Path):
     (tmp_path / "empty" / "frame_000000000009_keypoints.json").rename(tmp_path / "mine.json")
     assert len(list(save_openpose(tmp_path / "empty", random_motion(timed=False)).iterdir())) == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "full", "mine.json"]
+
+
+def test_frames_are_not_written_through_a_link(tmp_path: Path):
+    motion = random_motion(timed=False)
+    frames = save_openpose(tmp_path / "frames", motion)
+    (tmp_path / "link").symlink_to(frames)
+    with pytest.raises(BadInput, match="it is a link"):
+        save_openpose(tmp_path / "link", motion)
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(frames.iterdir())) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["frames", "link"]

@@ -306,7 +306,7 @@ def _write_images(output: Path, images: Iterable[np.ndarray]) -> int:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(output, "something there already", "a new or an empty folder", hint="choose another -o")
     count = 0
-    with atomic_write(output) as temp, translate_os_errors(output):
+    with atomic_write(output, folder=True) as temp, translate_os_errors(output):
         temp.mkdir()
         for image in images:
             write_picture(temp / f"frame_{count}.png", image)

@@ -97,6 +97,7 @@ def test_a_skeleton_video_keeps_its_motion_beside_it_and_every_pixel(preprocess,
 
 
 def test_pictures_of_skeletons_and_video_become_one_another_pixel_for_pixel(preprocess, motion, tmp_path):
+    (tmp_path / "drawn").mkdir()  # an empty folder is as good as none
     preprocess(motion, output=tmp_path / "drawn", to="png")
     preprocess(tmp_path / "drawn", output=tmp_path / "video.mp4", fps="12")
     preprocess(tmp_path / "video.mp4", output=tmp_path / "drawn2", to="png")

@@ -134,18 +134,18 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
     """
     decoder = _decoder(stream)
     indexed = _indexed(stream)
-    strict_packets = "mpegts" not in container.format.name  # broadcasts mark packets that decode well
+    strict = "mpegts" not in container.format.name  # broadcasts mark packets that decode well
     packets = shown = 0
     last: VideoFrame | None = None
     trouble: str | None = None
-    dropped = _Dropped(stream)
+    damage = _Damage(stream, strict=strict)
     try:
         for packet in container.demux(stream):
             packets += packet.size > 0
-            if packet.is_corrupt and strict_packets:
+            if packet.is_corrupt and strict:
                 trouble = "a cut-off frame"
                 break
-            dropped.sent(packet)
+            damage.sent(packet)
             try:
                 frames = decoder.decode(packet if packet.size else None)
             except FFmpegError as error:
@@ -154,8 +154,8 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
                     break
                 continue
             for frame in frames:
-                if dropped.before(frame) and shown:
-                    raise _broken(path, _UNDECODABLE, shown, indexed)
+                if (problem := damage.problem(frame)) and shown:
+                    raise _broken(path, problem, shown, indexed)
                 yield (last := frame)
                 shown += 1
                 trouble = None
@@ -164,14 +164,14 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
     except FFmpegError as error:
         trouble = f"data that cannot be read ({_said(error)})"
     for frame in _drained(decoder):
-        if dropped.before(frame) and shown:
-            raise _broken(path, _UNDECODABLE, shown, indexed)
+        if (problem := damage.problem(frame)) and shown:
+            raise _broken(path, problem, shown, indexed)
         yield frame
         shown += 1
     if not shown:
         found = "no frame at all" if trouble is None else trouble
         raise BadInput(path, found, "at least one frame", frame=None if trouble is None else 0, hint=_AGAIN)
-    if trouble is None and dropped.any():
+    if trouble is None and damage.any():
         trouble = _UNDECODABLE
     if trouble is not None:
         raise _broken(path, trouble, shown, indexed)
@@ -188,11 +188,13 @@ def _broken(path: Path, trouble: str, good: int, indexed: int | None) -> BadInpu
     )
 
 
-class _Dropped:
+class _Damage:
     """Times of packets whose frames are due. FFmpeg drops damaged frames of H.264 and HEVC without an error, and the
-    frames behind them would move up. Fields of interlaced video are packets of their own, so it is not followed."""
+    frames behind them would move up. Fields of interlaced video are packets of their own, so it is not followed.
+    Decoders of older codecs paint over damage, and mark those frames, which ``strict`` refuses."""
 
-    def __init__(self, stream: VideoStream) -> None:
+    def __init__(self, stream: VideoStream, *, strict: bool) -> None:
+        self.strict = strict
         self.followed = stream.codec_context.codec.canonical_name in ("h264", "hevc")
         self.due: set[int] = set()
 
@@ -200,7 +202,13 @@ class _Dropped:
         if self.followed and packet.size and packet.pts is not None and not packet.is_discard:
             self.due.add(packet.pts)
 
-    def before(self, frame: VideoFrame) -> bool:
+    def problem(self, frame: VideoFrame) -> str | None:
+        """The problem of a frame that is damaged itself, or before which one was dropped."""
+        if self._before(frame):
+            return _UNDECODABLE
+        return "a damaged frame" if frame.is_corrupt and self.strict else None
+
+    def _before(self, frame: VideoFrame) -> bool:
         """Whether a frame was dropped before this one, in display order."""
         self.followed = self.followed and frame.pts is not None and not frame.interlaced_frame
         if not self.followed or frame.pts is None:

@@ -59,7 +59,7 @@ def _read(path: Path, numbers: Sequence[int], index: _Index) -> dict[int, np.nda
                     break
             else:
                 return None
-            if frame.pts != time:
+            if frame.pts != time or frame.is_corrupt:
                 return None
             found[number] = convert(frame, number)
     return found

@@ -166,6 +166,24 @@ def test_a_damaged_frame_is_named_and_the_frames_behind_it_do_not_move_up(tmp_pa
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.avi", "mpeg4"), ("a.mkv", "mpeg2video")])
+def test_a_frame_that_the_decoder_painted_over_is_named(tmp_path, name, codec):
+    path = make_video(tmp_path / name, noise(12, (64, 48)), codec=codec)
+    good = images(media.open_clip(path))
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        start, size = packets[6].pos, packets[6].size
+    data = bytearray(path.read_bytes())
+    data[start + size // 2 : start + size] = bytes(size - size // 2)
+    path.write_bytes(data)
+    shown = []
+    with pytest.raises(BadInput, match="a damaged frame") as caught:
+        shown.extend(pixels for _, pixels in media.open_clip(path).frames())
+    assert caught.value.frame == len(shown) == 6
+    for one, other in zip(shown, good, strict=False):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_truncation_between_two_frames_is_noticed(tmp_path):
     data = whole(tmp_path, "b.mp4")
     with av.open(str(tmp_path / "b.mp4")) as container:

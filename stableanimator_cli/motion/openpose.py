@@ -97,6 +97,9 @@ def load_openpose(path: Path | str, *, size: tuple[int, int] | None = None) -> O
     else:
         hint = "give the size of the frames"
         raise BadInput(path, "neither a canvas size nor a visible point", "points in pixels of a known size", hint=hint)
+    if size_from == "extent" and max(found) > LONGEST_SIDE:
+        hint = "give the size of the frames"
+        raise BadInput(path, f"points as far as {found[0]}x{found[1]}", f"within {LONGEST_SIDE} pixels", hint=hint)
     shares = len(seen) > 0 and np.abs(seen[:, :2]).max() <= _SHARES
     if shares and size_from == "extent":
         hint = "give the size of the frames"

@@ -127,6 +127,13 @@ def test_shares_of_a_canvas_become_pixels(tmp_path: Path):
     assert caught.value.hint == "give the size of the frames"
 
 
+def test_a_point_beyond_any_frame_does_not_become_its_size(tmp_path: Path):
+    path = write(tmp_path / "f.json", {"people": [{"pose_keypoints_2d": [50000.0, 9.0, 1.0] * 25}]})
+    with pytest.raises(BadInput, match=r"points as far as 50000x9, expected within 16384 pixels"):
+        load_openpose(path)
+    assert load_openpose(path, size=(640, 480)).motion.size == (640, 480)
+
+
 def test_empty_frames_are_frames(tmp_path: Path):
     motion = load_openpose(write(tmp_path / "f.json", [{"people": []}, {"people": []}]), size=(64, 64)).motion
     assert motion.keypoints.shape == (2, 0, 134, 3)

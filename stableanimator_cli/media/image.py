@@ -7,7 +7,7 @@ transparency is composited on black.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -107,13 +107,16 @@ def open_picture(path: Path) -> Clip:
     with _opened(path) as image, _decoding(path):
         size = _turned_size(image)
         # Several images in one file are an animation only in these formats: phones add previews to JPEG (MPO).
-        count = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP", "AVIF") else 1
+        stop = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP", "AVIF") else 1
+        # A PNG may begin with a picture for viewers that know no animations, which is none of its frames.
+        numbers = range(int(getattr(image, "default_image", False)), stop)
+    count = len(numbers)
     if count == 1:
         return Clip(
             path=path, size=size, fps=None, count=1, audio=False, frames=lambda: iter([(None, read_picture(path))])
         )
-    spans = list(_spans(path, count))
-    fps = count / sum(spans, Fraction(0))
+    spans = dict(zip(numbers, _spans(path, numbers), strict=True))
+    fps = count / sum(spans.values(), Fraction(0))
     return Clip(path=path, size=size, fps=fps, count=count, audio=False, frames=lambda: _animation(path, spans))
 
 
@@ -215,21 +218,21 @@ def _turned_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if image.getexif().get(_ORIENTATION, 1) in _TURNED else (width, height)
 
 
-def _spans(path: Path, count: int) -> Iterator[Fraction]:
+def _spans(path: Path, numbers: Iterable[int]) -> Iterator[Fraction]:
     """Duration of each frame of an animation in seconds; 0.1 if it has none, as in browsers."""
     with _opened(path) as image:
-        for index in range(count):
-            _seek(path, image, index)
+        for number in numbers:
+            _seek(path, image, number)
             milliseconds = Fraction(image.info.get("duration") or 100)
             yield milliseconds.limit_denominator(1000) / 1000
 
 
-def _animation(path: Path, spans: list[Fraction]) -> Iterator[tuple[Fraction | None, np.ndarray]]:
+def _animation(path: Path, spans: Mapping[int, Fraction]) -> Iterator[tuple[Fraction | None, np.ndarray]]:
     time = Fraction(0)
     with _opened(path) as image:
-        for index, span in enumerate(spans):
-            _seek(path, image, index)
-            yield time, _pixels(path, image, index)
+        for number, span in spans.items():
+            _seek(path, image, number)
+            yield time, _pixels(path, image, number)
             time += span
 
 

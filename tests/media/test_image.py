@@ -110,6 +110,16 @@ def test_animations_are_videos_with_their_own_times(tmp_path, name):
     assert [number_of(image) for _, image in media.resample(clip, 10).frames()][:7] == [0, 1, 1, 2, 2, 2, 3]
 
 
+def test_the_picture_before_an_animated_png_is_no_frame_of_it(tmp_path):
+    pictures = [Image.fromarray(frame) for frame in numbered(4)]
+    pictures[0].save(
+        tmp_path / "a.png", save_all=True, append_images=pictures[1:], default_image=True, duration=[100, 200, 300]
+    )
+    clip = media.open_clip(tmp_path / "a.png")
+    assert (clip.count, clip.fps) == (3, 5)
+    assert [(round(time * 10), number_of(image)) for time, image in clip.frames()] == [(0, 1), (1, 2), (3, 3)]
+
+
 def test_one_pixel(tmp_path):
     media.write_picture(tmp_path / "dot.png", np.uint8([[[1, 2, 3]]]))
     assert media.open_clip(tmp_path / "dot.png").size == (1, 1)

@@ -140,7 +140,8 @@ def smoothed(motion: Motion, width: float) -> Motion:
     clock = _clock(motion)
     if len(clock) > 1:  # in frames, so that ``width`` means the same whatever the rate
         clock = clock / np.median(np.diff(clock))
-    keypoints[..., :2] = _parabolas(keypoints[..., :2].astype(np.float64), seen, clock, width)
+    points = np.where(seen[..., None], keypoints[..., :2], 0.0).astype(np.float64)  # those of absent people may be NaN
+    keypoints[..., :2] = np.where(seen[..., None], _parabolas(points, seen, clock, width), keypoints[..., :2])
     known = np.isfinite(boxes).all(axis=-1) & motion.present
     corners = np.where(known[..., None], boxes, 0.0).astype(np.float64)
     boxes = np.where(known[..., None], _parabolas(corners, known, clock, width), boxes).astype(np.float32)

@@ -171,6 +171,15 @@ def test_smoothing_does_not_reach_across_what_was_not_seen():
     assert np.isnan(after.face_boxes[9:11]).all()
 
 
+def test_smoothing_does_not_spread_what_absent_people_have_for_points():
+    known = without(noisy(walking(20), 1.0), slice(9, 11))
+    points = known.keypoints.copy()
+    points[9:11] = np.nan
+    after = smoothed(with_points(known, points), 2.0)
+    np.testing.assert_array_equal(after.keypoints[known.present], smoothed(known, 2.0).keypoints[known.present])
+    assert np.isnan(after.keypoints[9:11]).all()
+
+
 def test_smoothing_is_asked_for_and_told():
     shaking = noisy(waving(20), 2.0)
     plain, told = repair(shaking)

@@ -119,7 +119,9 @@ def write_puppets(plan: PuppetPlan, reporter: Reporter | None = None) -> PuppetR
 
 def _write_puppets(plan: PuppetPlan, reporter: Reporter) -> PuppetReport:
     _check_settings(plan)
-    missing = [n for n in range(plan.videos) if not _video_paths(plan.folder, n)["record"].exists()]
+    missing = [
+        n for n in range(plan.videos) if not all(path.exists() for path in _video_paths(plan.folder, n).values())
+    ]
     if len(missing) < plan.videos:
         reporter.info(f"{plan.folder}: {plan.videos - len(missing)} of {plan.videos} videos exist already")
     drawn = len(missing) * (plan.frames + plan.reference_first)

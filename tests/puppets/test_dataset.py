@@ -99,6 +99,17 @@ def test_a_cut_run_goes_on(tmp_path, monkeypatch):
     assert load_motion(plan.folder / "truth" / "00001.npz").size == (64, 48)
 
 
+@pytest.mark.parametrize("name", ["videos/00000.mp4", "references/00000.png", "truth/00000.npz"])
+def test_a_file_that_went_missing_is_written_again(tmp_path, name):
+    plan = small(tmp_path / "figures")
+    write_puppets(plan)
+    content = (plan.folder / name).read_bytes()
+    (plan.folder / name).unlink()
+    report = write_puppets(plan)
+    assert (report.written, report.existing) == (1, 1)
+    assert (plan.folder / name).read_bytes() == content
+
+
 def test_a_folder_can_grow_but_not_change(tmp_path):
     write_puppets(small(tmp_path / "figures", videos=1))
     assert write_puppets(small(tmp_path / "figures", videos=2)).written == 1

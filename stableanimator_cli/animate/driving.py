@@ -31,7 +31,7 @@ from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.media import frame_range, open_clip, take
+from stableanimator_cli.media import frame_range, has_unreadable_audio, open_clip, take
 from stableanimator_cli.motion.aapose import draw_aapose
 from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.left_to_right import face_boxes
@@ -107,6 +107,8 @@ def open_driving(
     driving = _open_driving(
         config, reporter, detectors, reference, count_only=count_only, facts=facts, people=people
     )  # fmt: skip
+    if config.audio == "keep" and not count_only and driving.audio is None and has_unreadable_audio(config.motion):
+        reporter.warning(f"{config.motion.name}: its sound cannot be decoded: the video will have no sound")
     if "face" in facts.streams and "face" not in driving.streams:
         if not count_only:
             reporter.info(f"{config.motion.name} has no pixels of a face: it drives the body and no expression")

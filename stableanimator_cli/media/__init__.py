@@ -19,7 +19,7 @@ import numpy as np
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import require_file
 from stableanimator_cli.media.animation import AnimationWriter, open_writer, write_animation
-from stableanimator_cli.media.decode import open_video
+from stableanimator_cli.media.decode import has_unreadable_audio, open_video
 from stableanimator_cli.media.encode import VideoWriter
 from stableanimator_cli.media.frames_folder import FramesWriter
 from stableanimator_cli.media.image import (
@@ -38,6 +38,7 @@ __all__ = [
     "VideoWriter",
     "WriterBehind",
     "frame_range",
+    "has_unreadable_audio",
     "open_clip",
     "open_writer",
     "read_picture",

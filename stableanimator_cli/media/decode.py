@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,13 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
 def audio_stream(container: InputContainer) -> AudioStream | None:
     """The first audio stream that can be decoded: phones and broadcasts add codecs that FFmpeg does not know."""
     return next((stream for stream in container.streams.audio if stream.codec_context is not None), None)
+
+
+def has_unreadable_audio(path: Path) -> bool:
+    """Whether ``path`` has sound, none of which can be decoded. False for anything but a video."""
+    with suppress(BadInput), open_container(path) as container:
+        return bool(container.streams.audio) and audio_stream(container) is None
+    return False
 
 
 def _pictures(container: InputContainer) -> Iterator[VideoStream]:

@@ -149,6 +149,16 @@ def test_sound_is_known_with_the_seconds_that_the_frames_cover(tmp_path):
     assert driven(skeleton_video(tmp_path / "mute.mp4", 3)).audio is None
 
 
+def test_sound_that_cannot_be_decoded_is_reported(tmp_path):
+    path = make_video(tmp_path / "a.mkv", skeletons(3), sound=beep(0.3, 0))
+    path.write_bytes(path.read_bytes().replace(b"A_AAC", b"A_AC9"))
+    heard = Heard()
+    assert driven(path, motion_kind="skeleton", reporter=heard).audio is None
+    assert heard.warnings == ["a.mkv: its sound cannot be decoded: the video will have no sound"]
+    assert driven(path, motion_kind="skeleton", audio="none", reporter=heard).audio is None
+    assert len(heard.warnings) == 1
+
+
 def test_a_plain_video_without_detectors_is_refused_and_says_what_may_be_given(tmp_path):
     path = make_video(tmp_path / "dance.mp4", noise(5, (128, 128)))
     heard = Heard()

@@ -30,9 +30,9 @@ class Clip:
     """A video or image sequence as a lazy stream; nothing is decoded before ``frames`` is iterated.
 
     ``size`` is (width, height) after rotation is applied. ``fps`` is the mean rate, ``None`` without a clock (a
-    folder of images). ``count`` is None if the container does not record it. ``audio``:
-    whether there is sound that can be decoded. Each iteration of ``frames()`` decodes again and yields
-    ``(time, rgb uint8[h,w,3])``, the time in exact seconds or ``None``.
+    folder of images). ``count`` is None if the container does not record it. ``audio``: whether there is sound that
+    can be decoded. Each iteration of ``frames()`` decodes again and yields ``(time, rgb uint8[h,w,3])``, the time in
+    exact seconds or ``None``.
     """
 
     path: Path

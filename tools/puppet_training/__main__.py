@@ -84,12 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--people", type=int, default=3000)
     parser.add_argument(
-        "--share-several",
-        type=float,
-        default=0.2,
-        metavar="S",
-        help="from the stage people on: share of clips of 2 and 3",
-    )
+        "--share-several", type=float, default=0.2, metavar="S",
+        help="of people, hidden, hidden-exchanged and exchanged: share of clips of 2 and 3",
+    )  # fmt: skip
     parser.add_argument(
         "--share-exchanged", type=float, default=0.3, metavar="S",
         help="of stages with exchanged references: share of references with other faces than the embeddings",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from stableanimator_cli.animate.live_preview import LivePreview, OnPreview
 from stableanimator_cli.animate.prepare import open_inputs, prepare
@@ -17,6 +18,7 @@ from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import ModelFolder
 
 
+@torch.inference_mode(False)  # tensors that a caller's inference mode creates cannot have gradients
 def render_frames(
     config: AnimateConfig,
     model: ModelFolder,

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from stableanimator_cli.animate import fingerprint, reference_face, result
@@ -59,6 +60,7 @@ class AnimateJob:
         return 0 if restored is None else restored.resumed + 1
 
 
+@torch.inference_mode(False)  # tensors that a caller's inference mode creates cannot have gradients
 def run_pipeline(
     config: AnimateConfig,
     model: ModelFolder,

@@ -25,8 +25,10 @@ Size = tuple[int, int]
 Range = tuple[int | None, int | None]
 Guidance = tuple[float, float]
 MAX_FPS = 1000
+_MIN_FPS = Fraction(1, 1000)
 _LONGEST_RATE = 24  # characters
-_FINEST_RATE = 100_000  # a container's time base has no room for denominators far beyond this
+_LARGEST_TERM = 2**31 - 1  # of the fraction that FFmpeg stores
+_NEAR = Fraction(1, 10**6)  # frames per second, more than floats and ``_LARGEST_TERM`` round
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
@@ -134,8 +136,9 @@ def dump_preview(preview: str) -> str | bool:
 def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
     """Exact frames per second: ``"30000/1001"``, ``"25"`` or ``"29.97"``.
 
-    The rounded names of the NTSC family (23.976, 29.97, 59.94 ...) mean n * 1000/1001, as in SMPTE 170M: 29.97 is
-    30000/1001 and not 2997/100. More digits than a video can store become the nearest rate that it can.
+    The NTSC family (23.976, 29.97, 59.94 ...), rounded to two digits or more, means n * 1000/1001, as in SMPTE 170M:
+    29.97 is 30000/1001 and not 2997/100. Other fractions that exceed the integers of a container become the nearest one
+    that fits.
     """
     if isinstance(value, Fraction):
         return value
@@ -148,14 +151,15 @@ def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
         # 1e999999999 would be a number of a billion digits
         far = len(text) > _LONGEST_RATE or not number.is_finite() or (number != 0 and abs(number.adjusted()) > 9)
         rate = Fraction(0) if far else Fraction(text) if "/" in text else Fraction(number)
-        rate = rate.limit_denominator(_FINEST_RATE)
+        if max(rate.numerator, rate.denominator) > _LARGEST_TERM:
+            rate = rate.limit_denominator(_LARGEST_TERM // MAX_FPS)
     except (ValueError, ArithmeticError):
         raise ConfigError(label, value, expected) from None
-    require(0 < rate <= MAX_FPS, label, value, f"{expected}, at most {MAX_FPS}")
+    require(_MIN_FPS <= rate <= MAX_FPS, label, value, f"{expected}, {float(_MIN_FPS):g} to {MAX_FPS}")
     digits = len(text.partition(".")[2])
     for nominal in (24, 30, 48, 60, 120):
         exact = Fraction(nominal * 1000, 1001)
-        if digits in (2, 3) and rate == round(exact, digits):
+        if digits >= 2 and abs(rate - exact) < max(Fraction(1, 2 * 10**digits), _NEAR):
             return exact
     return rate
 

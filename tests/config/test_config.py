@@ -40,10 +40,26 @@ def refused(make: Any) -> ConfigError:
         ("23.976023976", Fraction(24000, 1001)),
         ("29.970029970029970", Fraction(30000, 1001)),
         ("12345678901/411522630", Fraction(30)),
+        (30000 / 1001, Fraction(30000, 1001)),
+        (24 / 1.001, Fraction(24000, 1001)),
+        ("59.94005994", Fraction(60000, 1001)),
+        ("29.970001", Fraction(29970001, 1000000)),
+        ("33.333333333333", Fraction(100, 3)),
     ],
 )
 def test_a_frame_rate_is_exact(text: str | float, rate: Fraction) -> None:
     assert parse_fps(text) == rate
+
+
+@pytest.mark.parametrize(
+    "text", ["999.99999999999999999999", "1.23456789e-9", "8.1234567890123", "2000000000001/70000000000"]
+)
+def test_a_frame_rate_has_the_integers_of_a_container_or_is_refused(text: str) -> None:
+    try:
+        rate = parse_fps(text)
+    except ConfigError:
+        return
+    assert max(rate.numerator, rate.denominator) < 2**31
 
 
 @pytest.mark.parametrize("text", ["", "fast", "0", "-25", "0/1", "25/0", "nan", "inf", "0.000001", True])

@@ -20,18 +20,16 @@ _NUMBERS = re.compile(r"\s*\d{1,9}(\s*,\s*\d{1,9})*\s*")
 
 def parse_numbers(value: Any, label: str) -> tuple[int, ...]:
     """``"16,32"`` -> (16, 32): whole numbers from 0."""
-    if isinstance(value, tuple):
-        return value
-    if not isinstance(value, str) or _NUMBERS.fullmatch(value) is None:
+    text = _dump(value) if isinstance(value, tuple) else value
+    if not isinstance(text, str) or _NUMBERS.fullmatch(text) is None:
         raise ConfigError(label, value, "whole numbers with commas between, as 16,32")
-    return tuple(int(part) for part in value.split(","))
+    return tuple(int(part) for part in text.split(","))
 
 
 def parse_names(value: Any, label: str) -> tuple[str, ...]:
     """``"00335,00336"`` -> ("00335", "00336")."""
-    if isinstance(value, tuple):
-        return value
-    names = [part.strip() for part in value.split(",")] if isinstance(value, str) else []
+    text = _dump(value) if isinstance(value, tuple) else value
+    names = [part.strip() for part in text.split(",")] if isinstance(text, str) else []
     if not names or not all(names) or any("/" in name for name in names):
         raise ConfigError(label, value, "names with commas between, as 00335,00336")
     return tuple(names)

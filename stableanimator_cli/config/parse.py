@@ -37,9 +37,8 @@ LARGEST_SIDE = 16384  # pixels: x264 encodes no larger frame
 
 def parse_size(value: str | Size, label: str = "--size") -> Size:
     """``"576x1024"`` -> (width, height) in pixels."""
-    if isinstance(value, tuple):
-        return value
-    match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[xX×]\s*([1-9]\d{0,4})\s*", value) if isinstance(value, str) else None
+    text = "x".join(map(str, value)) if isinstance(value, tuple) else value
+    match = re.fullmatch(r"\s*([1-9]\d{0,4})\s*[xX×]\s*([1-9]\d{0,4})\s*", text) if isinstance(text, str) else None
     size = (0, 0) if match is None else (int(match[1]), int(match[2]))
     if not 1 <= min(size) <= max(size) <= LARGEST_SIDE:
         raise ConfigError(label, value, f"WxH in pixels, each 1 to {LARGEST_SIDE}, as 576x1024")
@@ -48,9 +47,8 @@ def parse_size(value: str | Size, label: str = "--size") -> Size:
 
 def parse_range(value: str | Range, label: str = "--frames") -> Range:
     """``"A:B"`` -> (A, B), half-open as a Python slice; either side may be left out."""
-    if isinstance(value, tuple):
-        return value
-    match = re.fullmatch(r"\s*(-?\d{1,9})?\s*:\s*(-?\d{1,9})?\s*", value) if isinstance(value, str) else None
+    text = dump_range(value) if isinstance(value, tuple) else value
+    match = re.fullmatch(r"\s*(-?\d{1,9})?\s*:\s*(-?\d{1,9})?\s*", text) if isinstance(text, str) else None
     if match is None:
         raise ConfigError(
             label, value, "A:B, as 0:48, 10: or :100", hint="A is the first frame, B the one after the last"
@@ -60,12 +58,11 @@ def parse_range(value: str | Range, label: str = "--frames") -> Range:
 
 def parse_guidance(value: str | float | Guidance, label: str = "--guidance") -> Guidance:
     """``"3"`` -> (3.0, 3.0); ``"1:3"`` -> (1.0, 3.0), a linear rise from the first frame to the last."""
-    if isinstance(value, tuple):
-        return value
+    text = ":".join(map(str, value)) if isinstance(value, tuple) else value
     try:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        if isinstance(text, bool) or not isinstance(text, str | int | float):
             raise ValueError
-        first, colon, last = str(value).partition(":")
+        first, colon, last = str(text).partition(":")
         return float(first), float(last if colon else first)
     except ValueError:
         raise ConfigError(label, value, "a number, or FIRST:LAST as 1:3") from None
@@ -76,13 +73,12 @@ INTERVAL = "off, or LO:HI, noise levels from 0 on, LO below HI, as 0.5:50"
 
 def parse_interval(value: str | Guidance, label: str = "--guidance-interval") -> Guidance | None:
     """``"0.5:50"`` -> (0.5, 50.0): noise levels, the first excluded and the last included; ``"off"`` -> None, all."""
-    if isinstance(value, tuple):
-        return value
     if value == "off":
         return None
+    text = ":".join(map(str, value)) if isinstance(value, tuple) else value
     try:
-        low, colon, high = str(value).partition(":")
-        if not isinstance(value, str) or not colon:
+        low, colon, high = str(text).partition(":")
+        if not isinstance(text, str) or not colon:
             raise ValueError
         return float(low), float(high)
     except ValueError:
@@ -140,17 +136,18 @@ def parse_fps(value: str | float | Fraction, label: str = "--fps") -> Fraction:
     29.97 is 30000/1001 and not 2997/100. Other fractions that exceed the integers of a container become the nearest one
     that fits.
     """
-    if isinstance(value, Fraction):
-        return value
     expected = "frames per second, as 25, 29.97 or 30000/1001"
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Fraction):
         raise ConfigError(label, value, expected)
     text = str(value).strip()
     try:
         number = Decimal(0) if "/" in text else Decimal(text)
         # 1e999999999 would be a number of a billion digits
         far = len(text) > _LONGEST_RATE or not number.is_finite() or (number != 0 and abs(number.adjusted()) > 9)
-        rate = Fraction(0) if far else Fraction(text) if "/" in text else Fraction(number)
+        if isinstance(value, Fraction):
+            rate = value
+        else:
+            rate = Fraction(0) if far else Fraction(text) if "/" in text else Fraction(number)
         if max(rate.numerator, rate.denominator) > _LARGEST_TERM:
             rate = rate.limit_denominator(_LARGEST_TERM // MAX_FPS)
     except (ValueError, ArithmeticError):

@@ -32,9 +32,8 @@ Shard = tuple[int, int]
 
 def parse_shard(value: str | Shard, label: str = "--shard") -> Shard:
     """``"0/4"`` -> (0, 4): the first of four parts of the list."""
-    if isinstance(value, tuple):
-        return value
-    match = re.fullmatch(r"\s*(\d{1,6})\s*/\s*([1-9]\d{0,5})\s*", value) if isinstance(value, str) else None
+    text = "/".join(map(str, value)) if isinstance(value, tuple) else value
+    match = re.fullmatch(r"\s*(\d{1,6})\s*/\s*([1-9]\d{0,5})\s*", text) if isinstance(text, str) else None
     if match is None or int(match[1]) >= int(match[2]):
         raise ConfigError(label, value, "I/N with I from 0 to N - 1, as 0/4")
     return int(match[1]), int(match[2])

@@ -54,9 +54,8 @@ Steps = tuple[int | float | None, int | float | None]
 
 def parse_steps(value: str | Steps, label: str = "--refine-steps") -> Steps:
     """``"0:21"`` -> (0, 21): denoising steps, half-open, as a Python slice. ``"0.7:0.84"``: fractions of the run."""
-    if isinstance(value, tuple):
-        return value
-    first, colon, last = value.partition(":") if isinstance(value, str) else ("", "", "")
+    text = dump_range(value) if isinstance(value, tuple) else value
+    first, colon, last = text.partition(":") if isinstance(text, str) else ("", "", "")
     with contextlib.suppress(ValueError):
         if colon:
             return _parse_side(first.strip()), _parse_side(last.strip())

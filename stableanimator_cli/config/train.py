@@ -39,11 +39,10 @@ SCRATCH = ("unet", "pose_net", "face_encoder")
 
 def parse_sizes(value: Any, label: str = "--sizes") -> tuple[Size, ...]:
     """``"512x512,576x1024"`` -> ((512, 512), (576, 1024)): (width, height) in pixels, one bucket per size."""
-    if isinstance(value, tuple):
-        return value
-    if not isinstance(value, str):
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, tuple) else ()
+    if not parts:
         raise ConfigError(label, value, "sizes in pixels, as 512x512 or 512x512,576x1024")
-    sizes = tuple(parse_size(part, label) for part in value.split(","))
+    sizes = tuple(parse_size(part, label) for part in parts)
     for size in sizes:
         require(not any(side % 8 for side in size), label, dump_size(size), "sides that are multiples of 8")
     require(len(set(sizes)) == len(sizes), label, value, "each size once")
@@ -52,9 +51,8 @@ def parse_sizes(value: Any, label: str = "--sizes") -> tuple[Size, ...]:
 
 def parse_roles(value: Any, label: str = "--from-scratch") -> tuple[str, ...]:
     """``"unet,pose_net"`` -> ("unet", "pose_net")."""
-    if isinstance(value, tuple):
-        return value
-    roles = tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else ()
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    roles = tuple(part.strip() for part in text.split(",") if part.strip()) if isinstance(text, str) else ()
     known = bool(roles) and set(roles) <= set(SCRATCH) and len(set(roles)) == len(roles)
     require(known, label, value, f"some of {','.join(SCRATCH)}")
     return roles

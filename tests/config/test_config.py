@@ -2,17 +2,26 @@ from __future__ import annotations
 
 import dataclasses
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
-from stableanimator_cli.config.parse import dump_range, parse_fps, parse_guidance, parse_range, parse_size
-from stableanimator_cli.config.preprocess import PreprocessConfig
+from stableanimator_cli.config.evaluate import parse_names, parse_numbers
+from stableanimator_cli.config.parse import (
+    dump_range,
+    parse_fps,
+    parse_guidance,
+    parse_interval,
+    parse_range,
+    parse_size,
+)
+from stableanimator_cli.config.preprocess import PreprocessConfig, parse_shard
 from stableanimator_cli.config.refine import RefineConfig, parse_steps, preset_options
 from stableanimator_cli.config.schema import from_mapping, read_toml, resolve, to_toml
-from stableanimator_cli.config.train import TrainConfig
+from stableanimator_cli.config.train import TrainConfig, parse_roles, parse_sizes
 from stableanimator_cli.errors import ConfigError
 
 PATHS = {"reference": "person.png", "motion": "dance.mp4", "output": "out.mp4"}
@@ -65,6 +74,41 @@ def test_a_frame_rate_has_the_integers_of_a_container_or_is_refused(text: str) -
 @pytest.mark.parametrize("text", ["", "fast", "0", "-25", "0/1", "25/0", "nan", "inf", "0.000001", True])
 def test_a_bad_frame_rate_is_refused(text: Any) -> None:
     assert refused(lambda: parse_fps(text)).option == "--fps"
+
+
+@pytest.mark.parametrize(
+    ("parse", "value"),
+    [
+        (parse_size, (64,)),
+        (parse_size, (64.0, 64)),
+        (parse_size, (0, 64)),
+        (parse_range, (0, 1.5)),
+        (parse_guidance, (1, 2, 3)),
+        (parse_interval, (0.5,)),
+        (parse_steps, ("a", 1)),
+        (parse_fps, Fraction(0)),
+        (parse_fps, Fraction(5000)),
+        (parse_shard, (4, 4)),
+        (partial(parse_numbers, label="--clips"), (-1,)),
+        (partial(parse_names, label="--videos"), ("a/b",)),
+        (parse_sizes, (512, 512)),
+        (parse_sizes, ((100, 64),)),
+        (parse_roles, ("unett",)),
+    ],
+)
+def test_values_from_python_are_checked_as_their_texts(parse: Any, value: Any) -> None:
+    refused(lambda: parse(value))
+
+
+def test_values_from_python_are_those_of_their_texts() -> None:
+    assert parse_size((576, 1024)) == (576, 1024)
+    assert parse_range((None, -3)) == (None, -3)
+    assert parse_guidance((1, 3.1)) == (1.0, 3.1)
+    assert parse_interval((0.3, 5)) == (0.3, 5.0)
+    assert parse_steps((0.7, 0.84)) == (0.7, 0.84)
+    assert parse_steps((14, None)) == (14, None)
+    assert parse_fps(Fraction(30000 / 1001)) == Fraction(30000, 1001)
+    assert parse_sizes(((512, 512), "576x1024")) == ((512, 512), (576, 1024))
 
 
 @pytest.mark.parametrize(

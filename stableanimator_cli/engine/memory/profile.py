@@ -5,6 +5,7 @@ On the ``meta`` device nothing is computed or allocated, so a network of any siz
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from stableanimator_cli.nets import time_conv, unet_blocks
 from stableanimator_cli.nets.context import Context
 from stableanimator_cli.nets.id_adapter import PreparedCrossAttention
 from stableanimator_cli.nets.unet import AnimationUNet
+
+_PATCHES = threading.RLock()
+"""Held while a count replaces functions and settings, which hold for all threads: ``sa app`` plans while it renders."""
 
 
 class FlopCounter(TorchDispatchMode):
@@ -65,18 +69,19 @@ def fused_attention() -> Iterator[None]:
 
     By default torch uses the unfused attention on ``meta``.
     """
-    plain = F.scaled_dot_product_attention
 
     def fused(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *more: Any, **named: Any):
         if query.device.type != "meta" or attn_mask is not None:
             return plain(query, key, value, attn_mask, *more, **named)
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
-    F.scaled_dot_product_attention = fused
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = plain
+    with _PATCHES:
+        plain = F.scaled_dot_product_attention
+        F.scaled_dot_product_attention = fused
+        try:
+            yield
+        finally:
+            F.scaled_dot_product_attention = plain
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime as ort
 import pytest
 import torch
+import torch.nn.functional as F
 
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config.animate import DeviceConfig
@@ -16,9 +18,10 @@ from stableanimator_cli.detect import onnx
 from stableanimator_cli.engine.group_offload import blocks_of, bytes_of
 from stableanimator_cli.engine.memory import render
 from stableanimator_cli.engine.memory.fit import fit_to_limit
-from stableanimator_cli.engine.memory.profile import PeakMemoryMode
+from stableanimator_cli.engine.memory.profile import PeakMemoryMode, peak_bytes
 from stableanimator_cli.engine.memory.render import ARENA, CONTEXT, FRAGMENTED, MemoryEstimator
 from stableanimator_cli.errors import ModelDamaged, OutOfMemory
+from stableanimator_cli.nets.time_conv import MATMUL_DEVICES
 from tests.engine.memory_samples import FRAMES, SIZE, config, prediction
 from tests.tiny import engine_of, rendered, request
 
@@ -59,6 +62,38 @@ def test_a_process_counts_once_for_what_a_count_depends_on(seeing_model, monkeyp
     assert changed.stages["VAE decoder"] > memory.stages["VAE decoder"]
     boxed = replace(again, face_box=(0, 0, 99, 99)).of(settings)
     assert boxed.stages["face optimisation"][1] > memory.stages["face optimisation"][1]
+
+
+def test_counts_of_two_threads_are_those_of_one():
+    """As of a plan and of a run in ``sa app``, of which the second still counts when the first has ended."""
+    plain = F.scaled_dot_product_attention
+    query = torch.empty(1, 1, 4096, 8, device="meta")
+    second_counts, first_ended = threading.Event(), threading.Event()
+
+    def attention() -> None:
+        F.scaled_dot_product_attention(query, query, query)
+
+    def count_first() -> None:
+        peak_bytes(lambda: (second_counts.wait(1), attention()), on_cpu=True)
+        first_ended.set()
+
+    def attention_after_the_first() -> None:
+        second_counts.set()
+        first_ended.wait(1)
+        attention()
+        devices.update(MATMUL_DEVICES)
+
+    devices: set[str] = set()
+    alone = peak_bytes(attention)
+    first = threading.Thread(target=count_first)
+    first.start()
+    while "meta" not in MATMUL_DEVICES and first.is_alive():
+        first.join(0.01)
+    assert peak_bytes(attention_after_the_first, on_cpu=True) == alone
+    first.join()
+    assert "meta" in devices
+    assert "meta" not in MATMUL_DEVICES
+    assert F.scaled_dot_product_attention is plain
 
 
 def test_a_vae_that_encodes_in_float32_is_reckoned_so(tiny_model):

@@ -25,21 +25,23 @@ State = Literal["waiting", "running", "done", "failed", "stopped"]
 
 @dataclass(slots=True, kw_only=True)
 class Stage:
-    """Long work of a run: ``done`` of ``total`` ``unit``s, and what else it reports."""
+    """Long work of a run: ``done`` of ``total`` ``unit``s, ``initial`` of them by an earlier run, and what else it
+    reports."""
 
     desc: str
     total: int | None
     unit: str
+    initial: int = 0
     done: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate so far; None before the first unit, after the last, and for an unknown total."""
-        if not self.total or not 0 < self.done < self.total:
+        """At the rate so far; None before the first unit of this run, after the last, and for an unknown total."""
+        if not self.total or not self.initial < self.done < self.total:
             return None
-        return (time.monotonic() - self.started) / self.done * (self.total - self.done)
+        return (time.monotonic() - self.started) / (self.done - self.initial) * (self.total - self.done)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -76,7 +78,7 @@ class Job:
         self.messages.append(f"{WARNING}{text}")
 
     def progress(self, total: int | None, desc: str, unit: str = "frame", *, initial: int = 0) -> Progress:
-        return _Bar(self, Stage(desc=desc, total=total, unit=unit, done=initial))
+        return _Bar(self, Stage(desc=desc, total=total, unit=unit, initial=initial, done=initial))
 
     def show(self, image: Image, step: object) -> None:
         """The ``on_preview`` of ``api.Animator``."""

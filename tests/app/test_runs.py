@@ -210,6 +210,18 @@ def test_a_stopped_run_is_resumed_by_the_same_request(tmp_path: Path, queue: Sta
     assert request.key() != upload(tmp_path / "in", seed=2).key()
 
 
+def test_steps_of_an_earlier_run_do_not_count_in_the_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = upload(tmp_path / "in")
+    job = Job(request=request, key=request.key(), state="running")
+    with job.progress(100, "denoise", "window", initial=90) as bar:
+        assert "left" not in status_html(job, 0)
+        bar.update()
+        assert job.stage is not None
+        job.stage.started = 100.0
+        monkeypatch.setattr("time.monotonic", lambda: 110.0)
+        assert "91 of 100 windows, 1:30 min left" in status_html(job, 0)
+
+
 def test_a_run_whose_folder_was_removed_starts_in_another(tmp_path: Path, queue: Start) -> None:
     def render(run: Run, job: Job) -> str:
         if not reached:

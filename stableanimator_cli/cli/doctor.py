@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from stableanimator_cli.animate.capacity import Capacity
     from stableanimator_cli.doctor import Diagnosis
 
+FRAMES = 72
+
 ModelOpt = Annotated[
     str | None,
     typer.Option(
@@ -25,18 +27,22 @@ SizeOpt = Annotated[
     str | None, typer.Option("--size", metavar="WxH", help="Size of the video, with --model. Default: the model's own.")
 ]
 FramesOpt = Annotated[
-    int, typer.Option("--frames", metavar="N", min=1, max=1_000_000, help="Length of the video, with --model.")
+    int | None,
+    typer.Option(
+        "--frames", metavar="N", min=1, max=1_000_000, help=f"Length of the video, with --model. Default: {FRAMES}."
+    ),
 ]
 DeviceOpt = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps, with --model.")
+    str | None,
+    typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps, with --model. Default: auto."),
 ]
 
 
 def doctor(
     model: ModelOpt = None,
     size: SizeOpt = None,
-    frames: FramesOpt = 72,
-    device: DeviceOpt = "auto",
+    frames: FramesOpt = None,
+    device: DeviceOpt = None,
     card: options.CardOpt = None,
     json: options.JsonOpt = False,
     quiet: options.QuietOpt = False,
@@ -50,7 +56,7 @@ def doctor(
     """
     reporter = console.configure(json=json, quiet=quiet)
     diagnosis: Diagnosis | Capacity
-    if model is None and size is None and card is None:
+    if all(option is None for option in (model, size, frames, device, card)):
         from stableanimator_cli.doctor import examine
 
         diagnosis = examine()
@@ -58,11 +64,12 @@ def doctor(
         from stableanimator_cli.config.parse import check_device
         from stableanimator_cli.devices import check_device_exists
 
+        device = device or "auto"
         check_device(device)
         check_device_exists(device)
         from stableanimator_cli.animate.capacity import examine_model  # imports torch
 
-        diagnosis = examine_model(model=model, size=size, frames=frames, device=device, card=card)
+        diagnosis = examine_model(model=model, size=size, frames=frames or FRAMES, device=device, card=card)
     reporter.result(diagnosis.to_json(), diagnosis.summary())
     if diagnosis.exit_code:
         if not json:

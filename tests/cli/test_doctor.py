@@ -89,6 +89,28 @@ def test_what_is_broken_leaves_with_8_and_the_rest_is_still_said(monkeypatch: py
     assert CliRunner().invoke(app, ["doctor"]).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (("--frames", "7"), {"frames": 7, "device": "auto"}),
+        (("--device", "cpu"), {"frames": 72, "device": "cpu"}),
+        (("--card", "RTX 4090"), {"frames": 72, "card": "RTX 4090"}),
+    ],
+)
+def test_an_option_of_a_video_alone_asks_for_the_usual_model(
+    words: tuple[str, ...], asked: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: dict[str, object] = {}
+
+    def examine_model(**options: object) -> doctor.Diagnosis:
+        received.update(options)
+        return doctor.Diagnosis(findings=())
+
+    monkeypatch.setattr("stableanimator_cli.animate.capacity.examine_model", examine_model)
+    assert CliRunner().invoke(app, ["doctor", *words]).exit_code == 0
+    assert received.items() >= {"model": None, **asked}.items()
+
+
 def test_a_package_that_is_missing_or_too_old_is_named(installed) -> None:
     names = dict(doctor._required())
     assert {"torch", "av", "rtmlib"} <= names.keys()

@@ -41,6 +41,7 @@ from stableanimator_cli.engine.decoder import Decoder
 from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.errors import BadInput, ModelDamaged, ModelMissing, NoFace
 from stableanimator_cli.files import atomic_write
+from stableanimator_cli.media.image import check_frame, pixels_of
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.nets.face_encoder import FaceEncoder
 from stableanimator_cli.nets.id_adapter import IDMode
@@ -51,7 +52,7 @@ from stableanimator_cli.train.base_model import plain_name
 from stableanimator_cli.train.export import write_model_folder
 
 Picture = Image.Image | np.ndarray
-"""An image: of PIL, or uint8[h,w,3] in RGB."""
+"""An image: of PIL, converted as ``sa animate`` reads it from a file, or uint8[h,w,3] in RGB."""
 
 
 @dataclass
@@ -187,7 +188,7 @@ class StableAnimatorPipeline(DiffusionPipeline):
             output_type: ``pil``, ``np``, ``pt`` or ``latent``.
 
         Raises ``NoFace`` without a face unless ``allow_no_face``, ``ModelMissing`` if the model has no face recogniser
-        and there is no embedding, and ``ValueError`` for sizes that are not multiples of 8.
+        and there is no embedding, and ``ValueError`` for sizes that are not multiples of 8 and other arrays.
         """
         skeletons = [_rgb(pose) for pose in pose_images]
         if not skeletons:
@@ -324,7 +325,10 @@ class StableAnimatorPipeline(DiffusionPipeline):
 
 
 def _rgb(image: Picture) -> np.ndarray:
-    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+    if isinstance(image, Image.Image):
+        return pixels_of(image)
+    check_frame(image)
+    return image
 
 
 def _resized(skeleton: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -18,6 +18,7 @@ from stableanimator_cli.catalogue.download import verify
 from stableanimator_cli.engine.conditioning import PeopleFaces
 from stableanimator_cli.engine.render import Timings, sample
 from stableanimator_cli.errors import BadInput, ModelMissing, NoFace
+from stableanimator_cli.media import read_picture
 from tests.tiny import engine_of, rendered, request
 
 pytestmark = [  # of diffusers' schedulers with numpy 2
@@ -106,6 +107,25 @@ def test_the_frames_are_those_of_the_command(pipeline, tiny_model):
     assert array.shape == (1, *expected.shape)
     tensor = call(pipeline, wanted, output_type="pt")
     assert torch.equal(tensor.permute(0, 1, 3, 4, 2), torch.from_numpy(array))
+
+
+def test_images_of_pillow_are_those_of_the_file(pipeline, tmp_path):
+    """As a phone turns them, with transparency, and of 16 bits: Pillow's own conversion loses all three."""
+    pixels = square_request().image
+    clear = np.dstack([pixels, np.arange(pixels[..., 0].size).reshape(pixels.shape[:2]).astype(np.uint8)])
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=turned)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    Image.fromarray(pixels[..., 0].astype(np.uint16) << 8).save(tmp_path / "deep.png")
+    wanted = square_request(steps=1)
+    for file in sorted(tmp_path.iterdir()):
+        read = dataclasses.replace(wanted, image=read_picture(file))
+        with Image.open(file) as image:
+            latents = call(pipeline, dataclasses.replace(wanted, image=image))
+        assert torch.equal(latents, call(pipeline, read)), file.name
+    with pytest.raises(ValueError, match=r"uint8\[h,w,3\], got float32"):
+        call(pipeline, dataclasses.replace(wanted, image=pixels / np.float32(255)))
 
 
 def test_schedulers_and_callbacks_of_diffusers(pipeline, tiny_model):

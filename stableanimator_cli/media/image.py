@@ -42,6 +42,18 @@ def read_picture(path: Path | str) -> np.ndarray:
         return _pixels(path, image)
 
 
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """A Pillow image as ``read_picture`` reads it from a file: RGB uint8[h,w,3]."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        deep = np.asarray(upright)
+        grey = (np.clip(deep, 0, 65535) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if upright.has_transparency_data:
+        return on_black(np.asarray(upright.convert("RGBA")))
+    return np.array(upright.convert("RGB"))
+
+
 def unused_content(path: Path) -> list[str]:
     """What ``read_picture`` drops of an image, one message each: frames behind the first, and transparency."""
     messages = []
@@ -201,14 +213,7 @@ def _decoding(path: Path, kind: str = "picture", frame: int | None = None) -> It
 
 def _pixels(path: Path, image: Image.Image, frame: int | None = None) -> np.ndarray:
     with _decoding(path, frame=frame):
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            deep = np.asarray(upright)
-            grey = (np.clip(deep, 0, 65535) >> 8).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        if upright.has_transparency_data:
-            return on_black(np.asarray(upright.convert("RGBA")))
-        return np.array(upright.convert("RGB"))
+        return pixels_of(image)
 
 
 def _turned_size(image: Image.Image) -> tuple[int, int]:

@@ -19,7 +19,7 @@ import torch
 from stableanimator_cli import __version__
 from stableanimator_cli.bench.harness import Interval
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import atomic_write, translate_os_errors
+from stableanimator_cli.files import MARK, atomic_write, translate_os_errors
 
 FORMAT = 1  # of the JSON
 _LIBRARIES = ("torch", "diffusers", "numpy", "onnxruntime")
@@ -66,10 +66,12 @@ class BenchReport:
 
     def to_json(self) -> dict[str, Any]:
         tables = {name: [table.to_json() for table in found] for name, found in self.tables.items()}
-        return {"format": FORMAT, "command": self.command, "environment": dict(self.environment), "benches": tables}
+        facts = {"format": FORMAT, MARK: __version__, "command": self.command}
+        return facts | {"environment": dict(self.environment), "benches": tables}
 
     def write(self, path: Path) -> None:
-        with atomic_write(path) as temp:
+        """Write the report as JSON. Raises ``BadInput`` if ``path`` is a file of others."""
+        with atomic_write(path, marked=True) as temp:
             temp.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     def write_page(self, path: Path) -> None:

@@ -65,17 +65,31 @@ def bench(
             raise ConfigError(
                 flag, None, "sa bench card", hint=f"leave {flag} out: only card has rows to resume or list"
             )
+    _check_outputs(output, page)
     from stableanimator_cli.bench import run
 
     report = run.run(flags=flags, command=_command(context), reporter=reporter)
+    _print(reporter, report)
     if output is not None:
         report.write(output)
     if page is not None:
         report.write_page(page)
-    _print(reporter, report)
     run.check(report, flags["baseline"])
     if json:
         reporter.result(report.to_json(), "")
+
+
+def _check_outputs(output: Path | None, page: Path | None) -> None:
+    """Refuse files that could not be written after the measurement."""
+    from stableanimator_cli.files import check_replaceable
+
+    for flag, path in (("--output", output), ("--page", page)):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(flag, str(path), "a file in a folder that exists", hint=f"mkdir -p {path.parent}")
+        if path is not None and path.is_dir():
+            raise ConfigError(flag, str(path), "a file, not a folder")
+    if output is not None:
+        check_replaceable(output)
 
 
 def _print(reporter: console.Console, report: BenchReport) -> None:

@@ -14,7 +14,7 @@ from stableanimator_cli.bench.results import Table
 from stableanimator_cli.cli.verbs import app, load_verb
 from stableanimator_cli.config.bench import NAMES, BenchConfig
 from stableanimator_cli.config.schema import resolve
-from stableanimator_cli.errors import CheckFailed, ConfigError
+from stableanimator_cli.errors import CheckFailed, ConfigError, SaError
 
 GROUP: Any = typer.main.get_command(app)
 BENCH: Any = load_verb("bench")
@@ -101,6 +101,31 @@ def test_mistakes_are_told_before_anything_is_measured(seen: list[run.BenchRun],
     with pytest.raises(ConfigError, match=flag):
         go(*words)
     assert not seen
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "problem"),
+    [
+        ("-o", "none/found.json", "--output: .* a file in a folder that exists"),
+        ("--page", "none/page.md", "--page: .* a file in a folder that exists"),
+        ("--page", ".", "--page: .* a file, not a folder"),
+        ("-o", "theirs.json", "theirs.json: it exists and was not written by sa"),
+    ],
+)
+def test_outputs_are_checked_before_anything_is_measured(
+    seen: list[run.BenchRun], flag: str, name: str, problem: str, tmp_path: Path
+):
+    (tmp_path / "theirs.json").write_text('{"important": 1}')
+    with pytest.raises(SaError, match=problem):
+        go("unet", "--device", "cpu", flag, str(tmp_path / name))
+    assert not seen
+    assert (tmp_path / "theirs.json").read_text() == '{"important": 1}'
+
+
+def test_a_report_is_replaced_by_the_next(seen: list[run.BenchRun], tmp_path: Path):
+    for bench in ("unet", "preprocess"):
+        go(bench, "--device", "cpu", "-o", str(tmp_path / "found.json"))
+    assert list(json.loads((tmp_path / "found.json").read_text())["benches"]) == ["preprocess"]
 
 
 def test_the_gate_leaves_with_its_differences(

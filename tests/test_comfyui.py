@@ -91,6 +91,18 @@ def test_a_workflow_makes_the_frames_of_the_command(package, tiny_model, tmp_pat
         package.SaveVideo().save(frames, str(tmp_path / "theirs.mp4"), 25)
 
 
+def test_a_motion_of_another_content_is_another_one(package, tmp_path):
+    """ComfyUI repeats its last result as long as ``IS_CHANGED`` returns an equal value."""
+    video, keypoints = tmp_path / "poses.mp4", tmp_path / "poses.npz"
+    states = []
+    for path, content in ((video, "one"), (video, "two"), (keypoints, "one"), (keypoints, "two")):
+        path.write_text(content)
+        states.append(package.Poses.IS_CHANGED(path=str(video), detect_to="", model="puppet"))
+        assert states[-1] == package.Poses.IS_CHANGED(path=str(video))
+    assert all(one != other for number, one in enumerate(states) for other in states[:number])
+    assert package.Poses.IS_CHANGED(path=str(tmp_path / "none.mp4")) == []
+
+
 def test_people_and_their_faces_are_those_of_the_command(package, tmp_path):
     """A couple, whose second person gets the face of another image."""
     scene = sample_scene("test", 0, people=2, framing="portrait", size=(64, 64), frames=2)

@@ -56,6 +56,14 @@ class Poses:
             },
         }
 
+    @classmethod
+    def IS_CHANGED(cls, path: str, detect_to: str = "", model: str = "stableanimator") -> list[str]:  # noqa: N802
+        """What ComfyUI compares with the last run, which it otherwise repeats: content, not only the name."""
+        from stableanimator_cli.files import sha256_of
+
+        files = (Path(path), Path(path).with_suffix(".npz"))  # a skeleton video has its keypoints beside it
+        return [sha256_of(file) for file in files if file.exists()]
+
     def read(self, path: str, detect_to: str = "", model: str = "stableanimator") -> tuple[str]:
         if not detect_to:
             return (path,)

@@ -162,11 +162,12 @@ def _form(session: Session, examples: list[Example], load: Any) -> list[Any]:
 def _moving(session: Session, motion: str | None) -> Any:
     """The motion as a video, if it is one or a motion file that can be drawn."""
     path = Path(motion) if motion else None
-    if path is not None and path.suffix == ".npz":
+    suffix = "" if path is None else path.suffix.lower()  # cameras and phones write .MP4 and .MOV
+    if path is not None and suffix == ".npz":
         target = Path(tempfile.mkdtemp(dir=session.temporary)) / "motion.mp4"
         with contextlib.suppress(SaError):  # the plan reports it
             return gr.Video(str(write_motion_preview(path, target)), visible=True)
-    elif path is not None and path.suffix in PLAYABLE:
+    elif path is not None and suffix in PLAYABLE:
         return gr.Video(str(path), visible=True)
     return gr.Video(None, visible=False)
 

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from stableanimator_cli.app.engine_queue import EngineQueue, Job
-from stableanimator_cli.app.page import PRESETS, _request, _run
+from stableanimator_cli.app.motion_preview import write_motion_preview
+from stableanimator_cli.app.page import PRESETS, _moving, _request, _run
 from stableanimator_cli.app.request import Run
+from stableanimator_cli.motion.motion_file import save_motion
+from tests.waving import waving
 
 
 def form(picture: Path, motion: Path, **changes: str) -> list[Any]:
@@ -52,6 +55,16 @@ def session(tmp_path: Path) -> Iterator[Any]:
 def test_zero_steps_are_asked_for_as_such(files: tuple[Path, Path]) -> None:
     assert _request(tuple(form(*files, steps="0"))).options["steps"] == 0
     assert "steps" not in _request(tuple(form(*files))).options
+
+
+def test_a_motion_is_shown_whatever_the_case_of_its_suffix(session: Any, tmp_path: Path) -> None:
+    session.temporary = tmp_path
+    save_motion(tmp_path / "wave.npz", waving(2))
+    write_motion_preview(tmp_path / "wave.npz", tmp_path / "wave.mp4")
+    for name in ("wave.npz", "wave.mp4"):
+        upper = (tmp_path / name).rename(tmp_path / name.upper())
+        assert _moving(session, str(upper)).visible, name
+    assert not _moving(session, str(tmp_path / "wave.json")).visible
 
 
 def test_an_upload_that_is_gone_is_named_as_it_was_uploaded(session: Any, files: tuple[Path, Path]) -> None:

@@ -54,6 +54,8 @@ from stableanimator_cli.train.export import write_model_folder
 Picture = Image.Image | np.ndarray
 """An image: of PIL, converted as ``sa animate`` reads it from a file, or uint8[h,w,3] in RGB."""
 
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
 
 @dataclass
 class StableAnimatorPipelineOutput(BaseOutput):
@@ -188,8 +190,10 @@ class StableAnimatorPipeline(DiffusionPipeline):
             output_type: ``pil``, ``np``, ``pt`` or ``latent``.
 
         Raises ``NoFace`` without a face unless ``allow_no_face``, ``ModelMissing`` if the model has no face recogniser
-        and there is no embedding, and ``ValueError`` for sizes that are not multiples of 8 and other arrays.
+        and there is no embedding, and ``ValueError`` for other sizes than multiples of 8, arrays and output types.
         """
+        if output_type not in _OUTPUT_TYPES:
+            raise ValueError(f"output_type {output_type!r} is not one of {', '.join(_OUTPUT_TYPES)}")
         skeletons = [_rgb(pose) for pose in pose_images]
         if not skeletons:
             raise ValueError("no skeleton image: one is needed per frame")

@@ -183,6 +183,8 @@ def test_what_is_missing_is_named(pipeline):
         StableAnimatorPipeline.from_pretrained("./nowhere")
     with pytest.raises(ValueError, match="multiple of 8"):
         call(pipeline, wanted, width=60)
+    with pytest.raises(ValueError, match="output_type 'numpy' is not one of pil, np, pt, latent"):
+        call(pipeline, wanted, output_type="numpy")
     with pytest.raises(ValueError, match="one is needed per frame"):
         pipeline(wanted.image, [])
 

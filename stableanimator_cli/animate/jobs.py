@@ -105,10 +105,12 @@ def run_list(
     plan: bool,
     restart: bool,
     reporter: Reporter,
+    card: str | None = None,
 ) -> JobsReport:
     """Run the jobs of ``file``, or one per motion of the command: MOTION and ``more``. Raises ``ConfigError``."""
-    if plan:
-        raise ConfigError("--plan", True, "one animation", hint="plan one of them; each job is checked before it runs")
+    if plan or card is not None:
+        flag, value = ("--plan", True) if plan else ("--card", card)
+        raise ConfigError(flag, value, "one animation", hint="plan one of them; each job is checked before it runs")
     if file is not None:
         own = next((name for name in ("reference", "motion", "output") if flags.get(name) is not None), None)
         if own is not None:

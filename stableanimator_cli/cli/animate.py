@@ -54,7 +54,7 @@ def animate(
 
         def work_on_list() -> JobsReport:
             return run_list(
-                flags=flags, more=more or [], file=jobs, config_file=config, plan=plan or card is not None,
+                flags=flags, more=more or [], file=jobs, config_file=config, plan=plan, card=card,
                 restart=restart, reporter=reporter,
             )  # fmt: skip
 

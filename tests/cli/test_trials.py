@@ -185,6 +185,8 @@ REFUSED = [
     ("animate person.png wave.npz --model model", 2, "--output: found nothing, expected a value"),
     ("animate person.png wave.npz -o out.mp4", 5, "no --model given, and model 'stableanimator' lacks unet"),
     ("animate person.png wave.npz -o out.mp4 --model model", 5, "model 'tiny' has no face detector"),
+    (animate(more="wave.mp4 --card T4"), 2, "--card: found 'T4', expected one animation"),
+    (animate(more="wave.mp4 --plan"), 2, "--plan: found true, expected one animation"),
     ("dance", 2, "no such command 'dance'"),
 ]
 

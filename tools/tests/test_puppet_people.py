@@ -66,7 +66,7 @@ def row(**changed):
         "own": [0.9, 0.8], "other": [0.1, 0.2], "swapped_own": [0.2, 0.1], "swapped_other": [0.8, 0.7],
         "truth": [0.9, 0.9], "hidden_own": [0.2, 0.1], "hidden_other": [0.8, 0.7],
         "drawn_own": [0.2, 0.2], "drawn_other": [0.9, 0.9], "face": 17.0, "sharpness": 0.8,
-        "near_swap": 9.0, "near_hidden": 9.0, "near_seed": 3.0,
+        "hidden_face": 11.0, "near_swap": 9.0, "near_hidden": 9.0, "near_seed": 3.0,
         "elsewhere_swap": 1.0, "elsewhere_hidden": 1.0, "elsewhere_seed": 2.0,
     }  # fmt: skip
     return values | changed

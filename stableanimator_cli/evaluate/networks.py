@@ -6,6 +6,7 @@ Statistics of a target's clips are cached by its digest: baselines and repeated 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +22,7 @@ from stableanimator_cli.evaluate.scores import Row, row_of
 from stableanimator_cli.metrics.accumulators import RunningMean
 from stableanimator_cli.metrics.bootstrap import interval_of
 from stableanimator_cli.metrics.frechet import Moments
-from stableanimator_cli.metrics.perceptual import PREPARE, Perceptual
+from stableanimator_cli.metrics.perceptual import PREPARE, SHORTEST_SIDE, Perceptual
 from stableanimator_cli.metrics.result import METRICS, Missing
 from stableanimator_cli.metrics.similarity import IMAGE_STYLES, ReferenceSimilarity
 from stableanimator_cli.metrics.video import STYLES, ClipFeatures, ClipStyle, pooled, set_distance
@@ -102,9 +103,15 @@ class MetricNetworks:
                 distance.target.videos[name] = moments
 
     def add(self, predicted: np.ndarray, target: np.ndarray, number: int) -> None:
-        """The next pair of frames uint8[h,w,3] of one size; no clip spans a gap in their numbers."""
-        for _, perceptual in self._frames.values():
-            perceptual.add(self._name, number, predicted, target)
+        """The next pair of frames uint8[h,w,3] of one size; no clip spans a gap in their numbers.
+
+        Frames below a network's ``SHORTEST_SIDE`` have no value of its metric and are counted as absent.
+        """
+        for metric, (_, perceptual) in self._frames.items():
+            if min(predicted.shape[:2]) < SHORTEST_SIDE.get(metric, 1):
+                perceptual.scores.add(self._name, math.nan)
+            else:
+                perceptual.add(self._name, number, predicted, target)
         for distance in self._clips.values():
             distance.predicted.add(self._name, number, predicted)
             if not distance.is_cached:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -12,7 +12,9 @@ from stableanimator_cli.evaluate.frame_matching import MatchedFrames
 from stableanimator_cli.evaluate.pairs import Pair
 from stableanimator_cli.evaluate.people import PeopleCurves, PersonScore
 from stableanimator_cli.metrics import identity
+from stableanimator_cli.metrics.accumulators import RunningMean
 from stableanimator_cli.metrics.flicker import Changes, flicker, flicker_excess
+from stableanimator_cli.metrics.perceptual import SHORTEST_SIDE
 from stableanimator_cli.metrics.seams import seam_score
 from stableanimator_cli.records import Clip
 
@@ -39,6 +41,14 @@ class ScoreBuilder:
 
     def curve(self, name: str, values: Sequence[float] | np.ndarray) -> None:
         self.curves[name] = [round(float(v), 5) if np.isfinite(v) else None for v in values]
+
+    def put_means(self, means: Mapping[str, RunningMean]) -> None:
+        """Means over frames. A metric without a value for these frames has a note."""
+        for metric, mean in means.items():
+            self.put(metric, mean.mean, mean.count)
+            if mean.absent:
+                side = SHORTEST_SIDE[metric]
+                self.notes.append(f"no {metric}: its network needs frames of {side} pixels per side or more")
 
     def put_csim(self, name: str, curve: np.ndarray, valid: np.ndarray) -> None:
         result = identity.summary(curve, valid)

@@ -218,8 +218,7 @@ class Scorer:
             scores.notes.append(
                 f"{scores.identical} of {frames} frames equal the ground truth's: psnr is the mean of the others"
             )
-        for metric, mean in means.items():
-            scores.put(metric, mean.mean, mean.count)
+        scores.put_means(means)
         for metric, curve in curves.items():
             scores.curve(metric, curve)
         return changes, target_changes

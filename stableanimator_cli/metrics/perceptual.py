@@ -34,6 +34,8 @@ def unsigned(frame: np.ndarray) -> np.ndarray:
 
 
 PREPARE: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+SHORTEST_SIDE = {"lpips_alex": 31, "lpips_vgg": 16, "lpips_vgg_disco": 16}
+"""Pixels that a frame needs, where the network has a minimum: its last layers see nothing of smaller frames."""
 
 
 def _lpips(

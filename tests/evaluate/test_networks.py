@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,11 @@ import pytest
 from stableanimator_cli.engine.metric_networks import Features
 from stableanimator_cli.evaluate import networks
 from stableanimator_cli.evaluate.networks import MetricNetworks
+from stableanimator_cli.evaluate.pairs import Pair
+from stableanimator_cli.evaluate.score_builder import ScoreBuilder
+from stableanimator_cli.metrics.perceptual import SHORTEST_SIDE
 from stableanimator_cli.metrics.result import Missing
+from stableanimator_cli.nets.perceptual import MIN_SIDE
 
 
 def _brightness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -55,3 +60,17 @@ def test_systems_of_one_run_share_networks_and_no_numbers(opened: list[str]) -> 
         assert measured.end()["lpips_vgg_disco"].mean == pytest.approx(value / 255)
         assert [one.metric for one in measured.missing] == ["lpips_alex"]
     assert opened == ["lpips_vgg", "lpips_alex"]
+
+
+def test_frames_below_a_networks_minimum_have_no_value(opened: list[str], tmp_path: Path) -> None:
+    """The networks refuse them; the other metrics of such a video are computed, and a note names the minimum."""
+    assert {SHORTEST_SIDE[f"lpips_{kind}"] for kind in MIN_SIDE} == set(MIN_SIDE.values())
+    measured = MetricNetworks.open(("lpips_vgg",), "cpu", rules="native")
+    for name, side in (("small", 15), ("large", 16)):
+        measured.begin(name, None)
+        measured.add(np.zeros((16, side, 3), np.uint8), np.zeros((16, side, 3), np.uint8), 0)
+        scores = ScoreBuilder(Pair(name=name, predicted=tmp_path, target=tmp_path), None, None, None)  # type: ignore[arg-type]
+        scores.put_means(measured.end())
+        assert np.isnan(scores.values["lpips_vgg"]) == (side == 15)
+        assert scores.counts["lpips_vgg"] == (side == 16)
+        assert scores.notes == (["no lpips_vgg: its network needs frames of 16 pixels per side or more"] * (side == 15))

@@ -50,7 +50,7 @@ class BenchRun:
 
     @property
     def rounds(self) -> int:
-        return self.config.pairs
+        return self.config.value("pairs")
 
     def roof(self) -> Roof:
         """The roof in the networks' type, measured before it is first needed."""
@@ -66,11 +66,12 @@ class BenchRun:
         return ClipShape(size=self.config.size or size, frames=self.config.frames or frames)
 
     def model(self) -> ModelFolder:
-        return open_bench_model(self.config.networks)
+        return open_bench_model(self.config.value("networks"))
 
     def detector_model(self) -> str:
         """``--networks`` for benches that need detectors, which the released shapes lack."""
-        return "puppet" if self.config.networks == FULL else self.config.networks
+        networks = self.config.value("networks")
+        return "puppet" if networks == FULL else networks
 
     def time(self, variants: Mapping[str, Callable[[], object]], **how: Any) -> Rounds:
         """Time the variants in turns on the device; see ``time_interleaved``."""

@@ -46,8 +46,7 @@ def _roofline(bench: BenchRun) -> list[Table]:
 
 def _cost(bench: BenchRun) -> list[Table]:
     config = bench.config
-    # counted without weights, so the released shapes are no more work than small ones
-    model = networks.FULL if config.networks == "puppet" else config.networks
+    model = config.networks or networks.FULL  # counted without weights: the released shapes are no more work
     sizes = (config.size,) if config.size else cost.SIZES
     return list(
         cost.cost_tables(networks=model, sizes=sizes, frames=config.frames or 16, chunk=4, face=config.face or 128)
@@ -85,7 +84,7 @@ def _evaluate(bench: BenchRun) -> list[Table]:
 def _compare(bench: BenchRun) -> list[Table]:
     assert bench.config.against is not None
     compare.check_clone(bench.config.against)  # before minutes of making weights
-    return [compare.compare_networks(bench, compare.model_to_compare(bench.config.networks))]
+    return [compare.compare_networks(bench, compare.model_to_compare(bench.config.value("networks")))]
 
 
 def _gate(bench: BenchRun) -> list[Table]:

@@ -23,8 +23,13 @@ VARIANTS = tuple(dict.fromkeys((*UNET_VARIANTS, *VAE_VARIANTS)))
 MIN_SIDE, STRIDE = 64, 8  # pixels
 CLONE_HINT = "git clone https://github.com/Francis-Rings/StableAnimator, and give that folder"
 _EACH = "what suits each"
+# benches that have --pairs, --size and --networks, --frames
+_TIMED = ("unet", "vae", "sample", "hjb", "train", "preprocess", "evaluate", "compare")
+_WITH_SIZE = ("cost", "long", "frontier", *_TIMED)
+_WITH_FRAMES = tuple(name for name in _WITH_SIZE if name not in ("frontier", "evaluate"))
 DEFAULTS: Mapping[str, Any] = {
-    "iterations": 3, "margin": 8, "budget": 10.0, "bench": "puppet", "search": 4, "clips": 8, "work": Path("frontier"),
+    "networks": "puppet", "pairs": 7, "iterations": 3, "margin": 8, "budget": 10.0, "bench": "puppet", "search": 4,
+    "clips": 8, "work": Path("frontier"),
 }  # fmt: skip
 """Of options that are None if they are not given."""
 
@@ -39,14 +44,15 @@ class BenchConfig:
     # fmt: off
     names: tuple[str, ...] = option("NAME", (), complete=NAMES, metavar="NAME...", default_text="",
         help=f"What to measure: {', '.join(NAMES)}.")
-    networks: str = option("--networks", "puppet", complete="model", metavar="full|NAME|FOLDER",
+    networks: str | None = option("--networks", None, complete="model", metavar="full|NAME|FOLDER",
         default_text="puppet (cost, card: full)",
         help="full: the released shapes with random weights; else a catalogue name or model folder.")
     size: tuple[int, int] | None = option("--size", None, parse=parse_size, metavar="WxH", default_text=_EACH,
         help="Width and height in pixels, as 576x1024.")
     frames: int | None = option("--frames", None, metavar="T", ge=1, default_text=_EACH, help="Frames.")
     steps: int | None = option("--steps", None, metavar="N", ge=1, default_text=_EACH, help="Denoising steps.")
-    pairs: int = option("--pairs", 7, metavar="N", ge=1, help="Rounds of each comparison, by turns.")
+    pairs: int | None = option("--pairs", None, metavar="N", ge=1, default_text="7",
+        help="Rounds of each comparison, by turns.")
     variants: tuple[str, ...] = option("--variant", (), complete=VARIANTS, metavar="WAY",
         default_text="all but compiled",
         help="A way of unet or vae to compare with the plain one (may be repeated): prepared, batched, channels-last, "
@@ -123,7 +129,10 @@ class BenchConfig:
             ("--work", self.work, ("frontier",)), ("--budget", self.budget, ("card",)),
             ("--refine-iters", self.iterations, ("hjb", "compare")), ("--margin", self.margin, ("hjb",)),
             ("--face", self.face, ("hjb", "cost")), ("--variant", " ".join(self.variants), ("unet", "vae")),
-            ("--baseline", self.baseline, ("gate",)),
+            ("--baseline", self.baseline, ("gate",)), ("--networks", self.networks, _WITH_SIZE),
+            ("--size", self.size and "x".join(map(str, self.size)), _WITH_SIZE),
+            ("--frames", self.frames, _WITH_FRAMES),
+            ("--steps", self.steps, ("sample", "long", "compare")), ("--pairs", self.pairs, _TIMED),
         ):  # fmt: skip
             if value is not None and value is not False and value != "" and not set(benches) & set(self.names):
                 hint = f"sa bench {benches[0]} {flag}" if value == "on" else None

@@ -193,7 +193,8 @@ def test_a_whole_search_on_drawn_figures(tmp_path: Path, monkeypatch: pytest.Mon
     ("flag", "value"),
     [("bench", "puppet"), ("search", 4), ("clips", 8), ("work", Path("frontier")), ("data", Path("d")),
      ("plot", Path("p.png")), ("margin", 0), ("refine_iters", 3), ("budget", 0.0), ("face", 64),
-     ("baseline", Path("b.json")), ("variant", ["batched"])],
+     ("baseline", Path("b.json")), ("variant", ["batched"]), ("size", "64x64"), ("frames", 4), ("steps", 4),
+     ("pairs", 7), ("networks", "puppet")],
 )  # fmt: skip
 def test_options_of_another_bench_are_refused_by_name(flag: str, value: Any) -> None:
     """Their defaults too: a value that is given has no effect."""

@@ -22,7 +22,7 @@ from tests.tiny import CPU
 
 def bench_run(**options: Any) -> BenchRun:
     """One round on the CPU, with a roof that was not measured."""
-    config = BenchConfig(**{"names": ("unet",), "pairs": 1, "device": "cpu", **options})
+    config = BenchConfig(**{"names": ("unet", "sample"), "pairs": 1, "device": "cpu", **options})
     return BenchRun(config=config, plan=CPU, roofs={torch.float32: Roof(torch.float32, 10.0, 10.0)})
 
 

@@ -48,7 +48,7 @@ def test_tables_are_data_and_notes_are_talk(seen: list[run.BenchRun], capsys: py
     assert "1.5" in said.out
     assert "Not measured." in said.err
     config = seen[0].config
-    assert (config.size, config.frames, config.pairs, config.networks) == ((64, 128), 3, 2, "puppet")
+    assert (config.size, config.frames, config.pairs, config.value("networks")) == ((64, 128), 3, 2, "puppet")
 
 
 def test_json_and_a_page_name_the_command_without_places(
@@ -95,6 +95,8 @@ def test_json_and_a_page_name_the_command_without_places(
         (("unet", "--python", "python3"), "--python"),
         (("unet", "--work", "frontier"), "--work"),
         (("gate", "--clips", "8"), "--clips"),
+        (("unet", "--steps", "4"), "--steps"),
+        (("frontier", "--frames", "4"), "--frames"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_measured(seen: list[run.BenchRun], words: tuple[str, ...], flag: str):

@@ -88,13 +88,13 @@ def _compare(bench: BenchRun) -> list[Table]:
 
 
 def _gate(bench: BenchRun) -> list[Table]:
-    path = bench.config.baseline or gate.BASELINE
-    if bench.config.accept and os.path.lexists(path):
-        gate.read_baseline(path)  # a file of another kind is not replaced
+    path, accept = bench.config.baseline or gate.BASELINE, bench.config.accept
+    # read before anything is counted; with --accept so that a file of another kind is not replaced
+    recorded = gate.read_baseline(path) if not accept or os.path.lexists(path) else {}
     counters = gate.collect_counters(bench.tick)
-    if bench.config.accept:
+    if accept:
         gate.write_baseline(path, counters)
-    return [gate.compare_counters(counters, gate.read_baseline(path))]
+    return [gate.compare_counters(counters, counters if accept else recorded)]
 
 
 BENCHES: dict[str, Callable[[BenchRun], list[Table]]] = {

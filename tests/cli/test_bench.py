@@ -14,7 +14,7 @@ from stableanimator_cli.bench.results import Table
 from stableanimator_cli.cli.verbs import app, load_verb
 from stableanimator_cli.config.bench import NAMES, BenchConfig
 from stableanimator_cli.config.schema import resolve
-from stableanimator_cli.errors import CheckFailed, ConfigError, SaError
+from stableanimator_cli.errors import BadInput, CheckFailed, ConfigError, SaError
 
 GROUP: Any = typer.main.get_command(app)
 BENCH: Any = load_verb("bench")
@@ -128,6 +128,10 @@ def test_a_report_is_replaced_by_the_next(seen: list[run.BenchRun], tmp_path: Pa
     for bench in ("unet", "preprocess"):
         go(bench, "--device", "cpu", "-o", str(tmp_path / "found.json"))
     assert list(json.loads((tmp_path / "found.json").read_text())["benches"]) == ["preprocess"]
+def test_counters_are_read_before_they_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(gate, "collect_counters", lambda tick: pytest.fail("counted"))
+    with pytest.raises(BadInput, match="no such file"):
+        go("gate", "--baseline", str(tmp_path / "none.json"), "--device", "cpu")
 
 
 def test_the_gate_leaves_with_its_differences(

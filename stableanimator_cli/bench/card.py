@@ -15,16 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stableanimator_cli import __version__
 from stableanimator_cli.bench.card_page import card_entry, card_tables, update_card_table
 from stableanimator_cli.bench.card_rows import CardRow, card_rows, checkout, select_rows
 from stableanimator_cli.bench.compare import check_clone
 from stableanimator_cli.bench.git import version_of
-from stableanimator_cli.bench.results import BenchReport, Table, page_heading, update_page
+from stableanimator_cli.bench.results import BenchReport, Table, check_page, page_heading, update_page
 from stableanimator_cli.bench.row_process import FAILED, NOT_RUN, OK, START, Answer, RowProcess
 from stableanimator_cli.config.bench import BenchConfig
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput, ConfigError
-from stableanimator_cli.files import atomic_write, check_apart, locked_output
+from stableanimator_cli.files import MARK, atomic_write, check_apart, locked_output
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.readers import read_json
 
@@ -75,7 +76,7 @@ class CardResults:
     def add(self, name: str, row: Answer) -> None:
         self.rows[name] = row
         rows = [{"row": key} | value for key, value in self.rows.items()]
-        data = {"format": FORMAT, "command": self.command, "settings": dict(self.settings)}
+        data = {MARK: __version__, "format": FORMAT, "command": self.command, "settings": dict(self.settings)}
         data |= {"environment": self.environment, "rows": rows}
         with atomic_write(self.path) as temp:
             temp.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -129,9 +130,7 @@ class CardRun:
             check_clone(config.against)
             check_apart(output, [config.against])
             check_apart(page, [config.against])
-        if page.resolve() == output.resolve():
-            hint = "name OUT.json, or another page with --page"
-            raise ConfigError("--output", str(output), "another file than the page, which is Markdown", hint=hint)
+        check_page(output, page)
         return cls(
             config=config, device=str(plan.device), rows=tuple(select_rows(rows, config.rows)), recordings=recordings,
             output=output, page=page,

@@ -18,8 +18,8 @@ import torch
 
 from stableanimator_cli import __version__
 from stableanimator_cli.bench.harness import Interval
-from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import MARK, atomic_write, translate_os_errors
+from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.files import MARK, atomic_write, check_apart, check_replaceable, translate_os_errors
 
 FORMAT = 1  # of the JSON
 _LIBRARIES = ("torch", "diffusers", "numpy", "onnxruntime")
@@ -66,11 +66,11 @@ class BenchReport:
 
     def to_json(self) -> dict[str, Any]:
         tables = {name: [table.to_json() for table in found] for name, found in self.tables.items()}
-        facts = {"format": FORMAT, MARK: __version__, "command": self.command}
+        facts = {MARK: __version__, "format": FORMAT, "command": self.command}
         return facts | {"environment": dict(self.environment), "benches": tables}
 
     def write(self, path: Path) -> None:
-        """Write the report as JSON. Raises ``BadInput`` if ``path`` is a file of others."""
+        """Write it as JSON. Raises ``BadInput`` for a file in its place that ``sa`` did not write."""
         with atomic_write(path, marked=True) as temp:
             temp.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -97,14 +97,46 @@ def update_page(path: Path, parts: Mapping[str, str]) -> None:
 
     Raises ``BadInput`` for a start marker without an end.
     """
-    try:
-        page = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(path, "a file that does not read as text", "a Markdown page") from error
+    page = _read_page(path)
     for name, text in parts.items():
         page = _replace_section(path, page, name, text)
     with atomic_write(path) as temp, translate_os_errors(path):
         temp.write_text(page, encoding="utf-8")
+
+
+def check_outputs(output: Path | None, page: Path | None, inputs: Sequence[Path]) -> None:
+    """Raise an error for JSON or a page that could not be written at the end. Call it before any work.
+
+    ``BadInput`` for a file that is not ours, a page that is not text, and an output that is one of ``inputs``;
+    ``ConfigError`` for a folder that does not exist.
+    """
+    for flag, path in (("--output", output), ("--page", page)):
+        if path is not None:
+            check_apart(path, inputs)
+            if not path.parent.is_dir():
+                hint = f"mkdir -p {path.parent}"
+                raise ConfigError(flag, str(path), "a file in a folder that exists", hint=hint)
+    if output is not None:
+        check_replaceable(output)
+    if page is not None:
+        check_page(output, page)
+
+
+def check_page(output: Path | None, page: Path) -> None:
+    """Raise ``ConfigError`` if the page is ``output``, and ``BadInput`` if it does not read as text."""
+    if output is not None and page.resolve() == output.resolve():
+        hint = "name OUT.json, or another page with --page"
+        raise ConfigError("--output", str(output), "another file than the page, which is Markdown", hint=hint)
+    _read_page(page)
+
+
+def _read_page(path: Path) -> str:
+    if path.is_dir():
+        raise BadInput(path, "a folder", "a name for a file", hint="name a file inside the folder")
+    try:
+        return path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(path, "a file that is not text", "a Markdown page", hint="name another page") from error
 
 
 def _replace_section(path: Path, page: str, name: str, text: str) -> str:

@@ -65,9 +65,10 @@ def bench(
             raise ConfigError(
                 flag, None, "sa bench card", hint=f"leave {flag} out: only card has rows to resume or list"
             )
-    _check_outputs(output, page)
-    from stableanimator_cli.bench import run
+    from stableanimator_cli.bench import results, run
 
+    given = (config.video, config.against, config.baseline, config.data)
+    results.check_outputs(output, page, [path for path in given if path is not None])
     report = run.run(flags=flags, command=_command(context), reporter=reporter)
     _print(reporter, report)
     if output is not None:
@@ -77,19 +78,6 @@ def bench(
     run.check(report, flags["baseline"])
     if json:
         reporter.result(report.to_json(), "")
-
-
-def _check_outputs(output: Path | None, page: Path | None) -> None:
-    """Refuse files that could not be written after the measurement."""
-    from stableanimator_cli.files import check_replaceable
-
-    for flag, path in (("--output", output), ("--page", page)):
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(flag, str(path), "a file in a folder that exists", hint=f"mkdir -p {path.parent}")
-        if path is not None and path.is_dir():
-            raise ConfigError(flag, str(path), "a file, not a folder")
-    if output is not None:
-        check_replaceable(output)
 
 
 def _print(reporter: console.Console, report: BenchReport) -> None:

@@ -110,7 +110,7 @@ def test_mistakes_are_told_before_anything_is_measured(seen: list[run.BenchRun],
     [
         ("-o", "none/found.json", "--output: .* a file in a folder that exists"),
         ("--page", "none/page.md", "--page: .* a file in a folder that exists"),
-        ("--page", ".", "--page: .* a file, not a folder"),
+        ("--page", ".", "found a folder, expected a name for a file"),
         ("-o", "theirs.json", "theirs.json: it exists and was not written by sa"),
     ],
 )
@@ -128,6 +128,35 @@ def test_a_report_is_replaced_by_the_next(seen: list[run.BenchRun], tmp_path: Pa
     for bench in ("unet", "preprocess"):
         go(bench, "--device", "cpu", "-o", str(tmp_path / "found.json"))
     assert list(json.loads((tmp_path / "found.json").read_text())["benches"]) == ["preprocess"]
+
+
+@pytest.mark.parametrize("option", ["-o", "--page"])
+@pytest.mark.parametrize("content", [b"\xff\xd8 a picture", b"{}"])
+def test_a_file_that_sa_did_not_write_stays(seen: list[run.BenchRun], tmp_path: Path, option: str, content: bytes):
+    """And nothing is measured for it. A page of text gets a part of its own."""
+    path = tmp_path / "person.jpg"
+    path.write_bytes(content)
+    if (option, content) == ("--page", b"{}"):
+        go("unet", "--device", "cpu", option, str(path))
+        assert path.read_bytes().startswith(content)
+        return
+    with pytest.raises(BadInput, match=r"person\.jpg"):
+        go("unet", "--device", "cpu", option, str(path))
+    assert not seen
+    assert path.read_bytes() == content
+
+
+def test_an_output_of_its_own_is_replaced_and_an_input_is_not(seen: list[run.BenchRun], tmp_path: Path):
+    out = tmp_path / "out.json"
+    for _ in range(2):
+        go("unet", "--device", "cpu", "-o", str(out))
+    assert len(seen) == 2
+    for words in (("--page", str(out)), ("--video", str(out))):
+        with pytest.raises((BadInput, ConfigError), match=r"out\.json"):
+            go("unet", "preprocess", "--device", "cpu", "-o", str(out), *words)
+    assert len(seen) == 2
+
+
 def test_counters_are_read_before_they_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(gate, "collect_counters", lambda tick: pytest.fail("counted"))
     with pytest.raises(BadInput, match="no such file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from stableanimator_cli.animate import capacity
 from stableanimator_cli.animate.capacity import examine_model
 from stableanimator_cli.errors import ConfigError, ModelMissing
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +69,20 @@ def test_a_control_group_limits_the_memory() -> None:
     import torch
 
     assert 1 << 28 < capacity.available_memory(torch.device("cpu")) < 1 << 50
+
+
+def test_the_readme_states_the_memory_that_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+x\d+) \| ([\d.]+) GB \| ([\d.]+) GB \| ([\d.]+) GB \|$", text, re.M)
+    (limit,) = re.findall(r"72 frames with `--max-memory (\d+)GB` \|", text)
+    assert len(rows) == 2
+    for size, *stated in rows:
+        predicted = []
+        for frames, share in ((72, 1.0), (300, 1.0), (72, int(limit) * 1e9 / (80 << 30))):
+            monkeypatch.setattr(capacity, "_SPARE", share)
+            found = examine_model(model="stableanimator", size=size, frames=frames, card="A100 80GB")
+            predicted.append(f"{found.data['memory']['total'] / 1e9:.1f}")
+        assert stated == predicted
+        assert all("exact" in choice for choice in found.data["chosen"])
+    (size,) = re.findall(r"everything they need \(([\d.]+) GB\)", text)
+    assert size == f"{found.data['download']['bytes'] / 1e9:.1f}"

@@ -85,7 +85,7 @@ def list_(json: options.JsonOpt = False) -> None:
 def show(name: ModelArg, json: options.JsonOpt = False) -> None:
     """\b
     sa models show stableanimator
-    sa models show runs/mine/checkpoint-3000
+    sa models show runs/mine/checkpoints/step-3000
 
     Show an entry: licence and its terms, files with sizes and digests, recommended settings.
     """

@@ -103,6 +103,16 @@ def test_losses_are_paired_and_seen_by_their_interval(drawn: tuple[Frontier, Dra
     assert "| yes |" in table.markdown()
 
 
+def test_a_face_that_is_lost_in_one_video_is_a_loss_that_is_seen(drawn: tuple[Frontier, Drawn]) -> None:
+    """Of the other videos the mean may well be better."""
+    cases = [case(n) for n in range(6)]
+    whole = cases[0].score
+    cases[0].score = lambda frames: whole(frames) | ({"identity": np.nan} if frames[0].get("steps", 25) < 6 else {})
+    six, four = table_of(drawn[0], [Setting.of(steps=6), Setting.of(steps=4)], cases, "Measured").rows
+    assert (six["loss seen"], four["loss seen"]) == (False, True)
+    assert four[f"{FIGURES['identity']}: loss"].value == 0
+
+
 def test_few_videos_have_no_interval(drawn: tuple[Frontier, Drawn]) -> None:
     (row,) = table_of(drawn[0], [Setting.of(steps=4)], [case(0, loss=9.0)], "Search").rows
     assert row["loss seen"] is None

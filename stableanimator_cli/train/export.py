@@ -33,6 +33,8 @@ def export(run: Path, form: Literal["model", "upstream"], output: Path, weights:
     ``BadInput`` if there is no checkpoint yet or ``output`` is not empty, ``ModelDamaged`` if a file has another sha256
     than is recorded, and ``ConfigError`` if the reference implementation would compute something else with them.
     """
+    if not run.is_dir():
+        raise BadInput(run, "no such folder", "the folder of a run", hint="check the name after --resume")
     checkpoints = dict(checkpoint.list_checkpoints(run))
     if not checkpoints:
         raise BadInput(run, "no checkpoint", "a run with one", hint=f"train longer: sa train --resume {run}")

@@ -22,6 +22,7 @@ from stableanimator_cli.errors import SaError
         ("--export model -o {run}", 2, "--resume RUN"),
         ("--resume {empty} --export upstream", 2, "--output: found nothing"),
         ("--resume {empty} --export upstream -o {run}", 3, "no checkpoint"),
+        ("--resume {empty}/none --export model -o {run}", 3, "none: found no such folder"),
     ],
 )
 def test_a_mistake_is_refused(words: str, code: int, said: str, tmp_path: Path, tiny_model: Path) -> None:

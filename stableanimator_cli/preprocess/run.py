@@ -21,7 +21,7 @@ from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.roles import ROLES
 from stableanimator_cli.errors import BadInput, ConfigError, SaError
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output
-from stableanimator_cli.media import open_clip, take
+from stableanimator_cli.media import has_unreadable_audio, open_clip, take
 from stableanimator_cli.media.image import unused_content
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import PERSON_FORMS, largest, parse_person
@@ -115,7 +115,9 @@ def run(
             raise ConfigError("--output", None, "a folder, as several inputs are named", hint="add -o DIR")
         locks.enter_context(locked_output(out, "sa preprocess", folder=True, shard=config.shard))
         report = _write_clips(job, sources, reporter)
-        return report if config.poses is None or not report.clips else _write_poses_of_clip(job, report, reporter)
+        if config.poses is None or not report.clips:
+            return report
+        return _write_poses_of_clip(job, report, sources[0], reporter)
 
 
 def network_digests(model: ModelFolder) -> dict[str, str]:
@@ -199,17 +201,26 @@ def _write_poses_of_video(job: PreprocessJob, video: Path, source: Source, repor
     reference = None if config.reference is None else read_reference(config.reference, detectors)
     clip, capture = detect_motion(source, config, detectors, reporter)
     fps = clip.fps if capture.motion.times is None else None
-    audio = clip.path if clip.audio else None
+    audio = _audio_source(clip.path, clip.audio, source.path.name, reporter)
     motion, alignment = align_to(reference, capture.motion, config, reporter)
     poses = write_poses_and_preview(config, motion, alignment, reference, reporter, fps=fps, audio_from=audio)
     poses["repairs"] = capture.repairs.to_json()
     return PreprocessReport(output=video, frames=len(motion), poses=poses)
 
 
-def _write_poses_of_clip(job: PreprocessJob, report: PreprocessReport, reporter: Reporter) -> PreprocessReport:
+def _audio_source(video: Path, has_audio: bool, name: str, reporter: Reporter) -> Path | None:
+    """The video if skeletons can get its sound, with a warning if it has sound that cannot be decoded."""
+    if not has_audio and has_unreadable_audio(video):
+        reporter.warning(f"{name}: its sound cannot be decoded: the skeleton video will have no sound")
+    return video if has_audio else None
+
+
+def _write_poses_of_clip(
+    job: PreprocessJob, report: PreprocessReport, source: Source, reporter: Reporter
+) -> PreprocessReport:
     """``--poses`` with ``-o``: draw the motion of the clip that was written; nothing is detected twice."""
     folder = clip_folder.open_folder(report.output / report.data["places"][0])
-    audio = folder.source if folder.record.get("audio") else None
+    audio = _audio_source(folder.source, bool(folder.record.get("audio")), source.path.name, reporter)
     reference = convert.open_reference(job.config, job.model)
     motion, alignment = align_to(reference, folder.motion(), job.config, reporter)
     poses = write_poses_and_preview(job.config, motion, alignment, reference, reporter, audio_from=audio)

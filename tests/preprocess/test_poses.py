@@ -81,6 +81,16 @@ def test_sound_goes_along(preprocess, tmp_path):
     assert open_clip(tmp_path / "poses.mp4").audio
 
 
+def test_sound_that_cannot_be_decoded_is_reported(preprocess, tmp_path):
+    video = make_video(tmp_path / "a.mkv", [drawn.frame(box) for box in drawn.walk(3)], sound=beep(0.3, 0))
+    video.write_bytes(video.read_bytes().replace(b"A_AAC", b"A_AC9"))
+    for given in ({}, {"output": tmp_path / "clips"}):
+        heard = Heard()
+        preprocess(video, poses=tmp_path / "poses.mp4", reporter=heard, **given)
+        assert "a.mkv: its sound cannot be decoded: the skeleton video will have no sound" in heard.warnings
+        assert not open_clip(tmp_path / "poses.mp4").audio
+
+
 def test_a_varying_rate_lasts_as_long_and_npz_keeps_the_times(preprocess, tmp_path):
     times = [0, 1, 2, 3, 8, 9, 10, 11]  # tenths of a second
     frames = [drawn.frame(box) for box in drawn.walk(8)]

@@ -166,7 +166,7 @@ def test_two_processes_find_the_faces_of_one(place, animate):
 
 def test_a_drawn_person_on_skeleton_pictures_is_optimised_once_the_face_shows(tmp_path):
     """The shipped model and its detector, nothing replaced."""
-    scene = sample_scene("test", 10, size=(72, 72), frames=4)
+    scene = sample_scene("test", 3, size=(72, 72), frames=4)
     motion = scene.motion()
     write_picture(tmp_path / "person.png", scene.reference((256, 256)).image)
     for index in range(4):

@@ -46,7 +46,7 @@ def write_video(job: AnimateJob, latents: Tensor) -> Identity | None:
         )  # fmt: skip
         silent = ", without sound" if audio else ""
         if isinstance(video, AnimationWriter):
-            job.reporter.info(f"{config.output.name}: {float(1000 / fps):.4g} ms a frame{silent}")
+            job.reporter.info(f"{config.output.name}: {video.duration:.4g} ms a frame{silent}")
         elif isinstance(video, FramesWriter):
             job.reporter.info(f"{config.output}: one PNG file a frame, from 0 on{silent}")
         writer = stack.enter_context(WriterBehind(video))

@@ -39,13 +39,19 @@ class AnimationWriter:
             raise ConfigError(
                 "animation to write", self.path.name, f"a name ending in {' or '.join(ANIMATION_SUFFIXES)}"
             )
+        self._tick = _TICKS[self.path.suffix.lower()]
+        self._shortest = -(-_SHORTEST // self._tick) * self._tick
         self._frames: list[np.ndarray] = []
+
+    @property
+    def duration(self) -> float:
+        """Mean milliseconds that a frame is shown."""
+        return float(max(self._shortest, 1000 / self.fps))
 
     def durations(self, count: int) -> list[int]:
         """Milliseconds that each frame is shown: whole ticks of the format, whose sum does not drift from ``fps``."""
-        tick = _TICKS[self.path.suffix.lower()]
-        starts = [round(index * 1000 / self.fps / tick) * tick for index in range(count + 1)]
-        return [max(-(-_SHORTEST // tick) * tick, end - start) for start, end in itertools.pairwise(starts)]
+        starts = [round(index * 1000 / self.fps / self._tick) * self._tick for index in range(count + 1)]
+        return [max(self._shortest, end - start) for start, end in itertools.pairwise(starts)]
 
     def __enter__(self) -> AnimationWriter:
         return self

@@ -266,6 +266,7 @@ def test_an_animation_lasts_as_long_as_its_video(tmp_path, name, fps, shown):
     media.write_animation(tmp_path / name, frames, fps)
     *_, (last, _) = media.open_clip(tmp_path / name).frames()
     assert abs(last - Fraction(30, shown)) <= Fraction(1, 100)
+    assert media.AnimationWriter(tmp_path / name, (8, 8), fps).duration == pytest.approx(1000 / shown)
 
 
 def test_an_animation_that_fails_or_has_another_frame_is_not_written(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stableanimator_cli.config.animate import DeviceConfig
-from stableanimator_cli.config.parse import check_device, device_option, parse_size
+from stableanimator_cli.config.parse import check_device, device_option, dump_size, parse_size
 from stableanimator_cli.config.schema import check_fields, option, require
 from stableanimator_cli.errors import ConfigError
 
@@ -112,7 +112,7 @@ class BenchConfig:
             )
         if "card" in self.names:
             given = (
-                ("--size", self.size and "x".join(map(str, self.size))), ("--frames", self.frames),
+                ("--size", self.size and dump_size(self.size)), ("--frames", self.frames),
                 ("--steps", self.steps), ("--variant", " ".join(self.variants)),
                 ("--dtype", None if self.dtype == "auto" else self.dtype),
             )  # fmt: skip

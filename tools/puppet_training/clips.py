@@ -140,7 +140,7 @@ def encode_part(
     entry = catalogue.open_model(model)
     load = loaders(entry, torch.float32, "distribution")
     vae, encoder = load["vae"]().to(device), load["image_encoder"]().to(device)
-    reader = FaceReader(entry.files["face"], entry.face_channel_order, "cpu")
+    reader = FaceReader(entry.files["face"], entry.face_channel_order, "cpu") if hide else None
     digests = sha256_of(entry.files["vae"]), sha256_of(entry.files["image_encoder"])
     written = 0
     for clip in open_dataset([clips], min_frames=2).clips:
@@ -153,8 +153,8 @@ def encode_part(
         reference = (exchanged_faces(scene) if apart else scene).reference(size)
         images = np.stack([frame.image for frame in (reference, *scene.clip(size))])
         moments = _moments(vae, to_signed(images).to(device))
-        if apart and hide:
-            embed_other_hair(clips / clip.name, scene, reader)
+        if apart and reader is not None:
+            embed_other_hair(clip.path, scene, reader)
             moments[0] = _hide_faces(moments[0], reference.face_boxes * (moments.shape[3] / size[0]), scene.seed)
         latents.write(moments)
         tokens.write(encoder(pixel_values=clip_pixels(images).to(device)).image_embeds.half().cpu())

@@ -1,11 +1,12 @@
 """Images and folders of images: files to uint8 RGB and back (Pillow).
 
-Every file is converted: EXIF orientation is applied, of 16 bits the upper 8 remain, grey is repeated over the channels,
-transparency is composited on black.
+Every file is converted: EXIF orientation is applied, colours of an ICC profile become sRGB, of 16 bits the upper 8
+remain, grey is repeated over the channels, transparency is composited on black.
 """
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -44,7 +45,7 @@ def read_picture(path: Path | str) -> np.ndarray:
 
 def pixels_of(image: Image.Image) -> np.ndarray:
     """A Pillow image as ``read_picture`` reads it from a file: RGB uint8[h,w,3]."""
-    upright = ImageOps.exif_transpose(image)
+    upright = _to_srgb(ImageOps.exif_transpose(image))
     if upright.mode.startswith("I"):
         deep = np.asarray(upright)
         grey = (np.clip(deep, 0, 65535) >> 8).astype(np.uint8)
@@ -52,6 +53,32 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     if upright.has_transparency_data:
         return on_black(np.asarray(upright.convert("RGBA")))
     return np.array(upright.convert("RGB"))
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """The image with the colours of its ICC profile in sRGB; unchanged without one, or if the profile is unusable.
+
+    Phones save Display P3 and cameras Adobe RGB, whose numbers read as sRGB are paler skin and clothes.
+    """
+    data = image.info.get("icc_profile")
+    if not data:
+        return image
+    from PIL import ImageCms  # heavy, and few pictures need it
+
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        if "sRGB" in ImageCms.getProfileDescription(profile):  # a conversion would round
+            return image
+        modes = {"RGB": "RGBA" if image.has_transparency_data else "RGB", "GRAY": "L", "CMYK": "CMYK"}
+        mode = modes[data[16:20].decode("latin-1").strip()]  # of the ICC header: the colour space of the numbers
+        if mode != image.mode and not (mode.startswith("RGB") and image.mode in ("P", "RGB")):
+            return image
+        shown = ImageCms.profileToProfile(
+            image.convert(mode), profile, ImageCms.createProfile("sRGB"), outputMode=mode if mode == "RGBA" else "RGB"
+        )
+    except (ImageCms.PyCMSError, OSError, KeyError):
+        return image
+    return image if shown is None else shown
 
 
 def unused_content(path: Path) -> list[str]:
@@ -212,6 +239,8 @@ def _decoding(path: Path, kind: str = "picture", frame: int | None = None) -> It
 
 
 def _pixels(path: Path, image: Image.Image, frame: int | None = None) -> np.ndarray:
+    if image.mode == "F":
+        raise BadInput(path, "a picture of floating-point values", "8 or 16 bits a channel", frame=frame, hint=_CONVERT)
     with _decoding(path, frame=frame):
         return pixels_of(image)
 

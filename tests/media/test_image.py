@@ -8,7 +8,7 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from stableanimator_cli import media
 from stableanimator_cli.errors import BadInput, ConfigError
@@ -80,6 +80,41 @@ def test_other_colour_modes(tmp_path, mode):
     name = "a.jpg" if mode == "CMYK" else "a.png"
     Image.fromarray(np.full((20, 30, 3), 255, np.uint8)).convert(mode).save(tmp_path / name)
     assert media.read_picture(tmp_path / name).min() >= 250
+
+
+def _red_and_blue_exchanged() -> bytes:
+    """An ICC profile whose first number is the light of blue and whose last is that of red."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    table = srgb[128:].replace(b"rXYZ", b"....", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"....", b"bXYZ", 1)
+    return srgb[:128] + table.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("a.png", "RGB"), ("a.jpg", "RGB"), ("a.webp", "RGB"), ("a.tiff", "RGB"), ("a.png", "RGBA"), ("a.png", "P")],
+)
+def test_colours_of_a_profile_become_srgb(tmp_path, name, mode):
+    picture = Image.fromarray(np.full((20, 30, 3), (204, 102, 51), np.uint8)).convert(mode)
+    for profile, expected in ((None, (204, 102, 51)), (_red_and_blue_exchanged(), (51, 102, 204))):
+        picture.save(tmp_path / name, icc_profile=profile)
+        assert np.abs(media.read_picture(tmp_path / name).astype(int) - expected).max() <= 4
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA"])
+def test_profiles_that_change_nothing_or_do_not_fit_leave_the_numbers(tmp_path, mode):
+    numbers = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    picture = Image.fromarray(np.stack([numbers, numbers.T, numbers], axis=2)).convert(mode)
+    picture.save(tmp_path / "plain.png")
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (srgb, b"no profile", *(() if mode == "RGB" else (_red_and_blue_exchanged(),))):
+        picture.save(tmp_path / "a.png", icc_profile=profile)
+        assert np.array_equal(media.read_picture(tmp_path / "a.png"), media.read_picture(tmp_path / "plain.png"))
+
+
+def test_floating_point_values_are_refused(tmp_path):
+    Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(tmp_path / "depth.tiff")
+    with pytest.raises(BadInput, match=r"depth.tiff.*floating-point values.*expected 8 or 16 bits"):
+        media.read_picture(tmp_path / "depth.tiff")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stableanimator_cli import catalogue, clip_folder, distributed
 from stableanimator_cli.animate.backbone_options import check_backbone_options
 from stableanimator_cli.animate.inputs import check_inputs
+from stableanimator_cli.animate.no_effect import options_without_effect
 from stableanimator_cli.cards import USER_TABLE, find_card
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig, DecodeConfig, WindowConfig
@@ -69,6 +70,8 @@ def run(
     with _torchrun_group() as workers:
         config, model = resolve_config(flags, config_file, plan_only=plan_only)
         use_face = validate(config, model)
+        for message in options_without_effect(config, model, flags, use_face=use_face):
+            (reporter or NullReporter()).warning(message)
         with nullcontext() if plan_only else locked_output(config.target, "sa animate"):
             from stableanimator_cli.animate.pipeline import run_pipeline
 

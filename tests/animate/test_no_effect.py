@@ -1,0 +1,74 @@
+"""An option that changes nothing beside the others is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stableanimator_cli.animate import run
+from stableanimator_cli.animate.no_effect import options_without_effect
+from stableanimator_cli.config.animate import AnimateConfig
+from stableanimator_cli.media import write_picture
+from stableanimator_cli.motion.motion_file import save_motion
+from tests.animate.clips import Heard
+from tests.waving import waving
+
+FILES = {"reference": Path("a.png"), "motion": Path("b.npz"), "output": Path("c.mp4"), "model": "puppet"}
+
+
+def messages(*, use_face: bool = True, recogniser: bool = True, **flags: Any) -> list[str]:
+    config, model = run.resolve_config({**FILES, **flags}, None)
+    assert isinstance(config, AnimateConfig)
+    if not recogniser:
+        model = replace(model, files={role: path for role, path in model.files.items() if role != "face"})
+    return options_without_effect(config, model, {**FILES, **flags}, use_face=use_face)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"preset": "fast", "refine_iters": 3, "refine_lr": 0.2},
+         "--refine-iters, --refine-lr: no effect, as faces are not optimised (preset fast): add --refine-face crop"),
+        ({"preset": "fast", "refine_face": "off", "refine_steps": "0:2"},
+         "--refine-steps: no effect, as faces are not optimised (--refine-face off): add --refine-face crop"),
+        ({"preset": "standard", "refine_iters": 0, "refine_target": 0.5},
+         "--refine-target: no effect, as faces are not optimised (no iter"),
+        ({"preset": "standard", "recogniser": False, "refine_lr": 0.2},
+         "--refine-lr: no effect, as faces are not optimised: puppet has no"),
+        ({"guidance": 1, "guidance_interval": "1:5"}, "--guidance-interval: no effect, as a guidance of 1 or less"),
+        ({"preview": True, "preview_every": 2}, "--preview-every: no effect, as there is no live preview: add --prev"),
+        ({"use_face": False, "face_embedding": Path("f.npy")}, "--face-embedding: no effect, as puppet was trained wi"),
+    ],
+)  # fmt: skip
+def test_an_option_without_effect_is_named_with_the_reason(flags: dict[str, Any], message: str) -> None:
+    [found] = messages(**flags)
+    assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"preset": "fast"},
+        {"preset": "fast", "refine_face": "crop", "refine_iters": 3},
+        {"preset": "released", "refine_iters": 3},
+        {"preview": "live", "preview_every": 2, "guidance": "1:3", "guidance_interval": "1:5"},
+        {"preset": "standard", "refine_iters": 0},
+    ],
+)
+def test_options_that_are_used_are_not_named(flags: dict[str, Any]) -> None:
+    assert messages(**flags) == []
+
+
+def test_a_plan_warns_of_them(tmp_path: Path) -> None:
+    write_picture(tmp_path / "face.png", np.zeros((64, 64, 3), np.uint8))
+    save_motion(tmp_path / "poses.npz", waving(2))
+    flags = {"reference": tmp_path / "face.png", "motion": tmp_path / "poses.npz", "output": tmp_path / "out.mp4"}
+    flags |= {"model": "puppet", "size": "64x64", "allow_no_face": True, "preset": "fast", "refine_iters": 2}
+    heard = Heard()
+    run.run(flags=flags, plan_only=True, reporter=heard)
+    assert any("--refine-iters: no effect, as faces are not optimised (preset fast)" in line for line in heard.warnings)

@@ -24,7 +24,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.backbone_facts import DEFAULT
-from stableanimator_cli.detect.face import FaceReader
+from stableanimator_cli.detect.face import WIDTH, FaceReader
 from stableanimator_cli.diffusion.guidance import blender, window_branches
 from stableanimator_cli.diffusion.schedule import SIGMA_MAX, SIGMA_MIN
 from stableanimator_cli.diffusion.windows import Blend, WindowPlan, plan_windows
@@ -190,10 +190,16 @@ class StableAnimatorPipeline(DiffusionPipeline):
             output_type: ``pil``, ``np``, ``pt`` or ``latent``.
 
         Raises ``NoFace`` without a face unless ``allow_no_face``, ``ModelMissing`` if the model has no face recogniser
-        and there is no embedding, and ``ValueError`` for other sizes than multiples of 8, arrays and output types.
+        and there is no embedding, and ``ValueError`` for other sizes than multiples of 8, arrays, vectors, steps and
+        output types.
         """
         if output_type not in _OUTPUT_TYPES:
             raise ValueError(f"output_type {output_type!r} is not one of {', '.join(_OUTPUT_TYPES)}")
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}, expected 1 or more")
+        if isinstance(face_embedding, np.ndarray):
+            _check_vector(face_embedding)
+        drawn_on = torch.device("cpu") if generator is None else generator.device
         skeletons = [_rgb(pose) for pose in pose_images]
         if not skeletons:
             raise ValueError("no skeleton image: one is needed per frame")
@@ -205,7 +211,7 @@ class StableAnimatorPipeline(DiffusionPipeline):
             face_embedding = self._embed(picture if face_image is None else _rgb(face_image), allow_no_face)
         transform = resize_transform((picture.shape[1], picture.shape[0]), size, "crop")
         x0, y0, x1, y1 = (round(side) for side in transform.box)
-        noise = randn_tensor((1, 3, *size[::-1]), generator, device=torch.device("cpu"))
+        noise = randn_tensor((1, 3, *size[::-1]), generator, device=drawn_on).cpu()
         conditioning = self._condition(
             picture[y0:y1, x0:x1],
             transform.apply_image(picture, resample="lanczos"),
@@ -224,7 +230,7 @@ class StableAnimatorPipeline(DiffusionPipeline):
                 size[1] // STRIDE,
                 size[0] // STRIDE,
             )
-            tile = randn_tensor(shape, generator, device=torch.device("cpu"))
+            tile = randn_tensor(shape, generator, device=drawn_on)
             latents = tile.repeat(1, -(-plan.total // shape[1]), 1, 1, 1)[:, : plan.total]
         predict = self._predictor(conditioning, plan, (min_guidance_scale, max_guidance_scale))
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
@@ -326,6 +332,14 @@ class StableAnimatorPipeline(DiffusionPipeline):
         if output_type == "np":
             return images[None]
         return [[Image.fromarray((image * 255).round().astype(np.uint8)) for image in images]]
+
+
+def _check_vector(embedding: np.ndarray) -> None:
+    """Raise ``ValueError`` for what no face recogniser gives."""
+    if embedding.shape != (WIDTH,):
+        raise ValueError(f"face_embedding of shape {embedding.shape}, expected ({WIDTH},)")
+    if not np.isfinite(embedding).all() or not embedding.any():
+        raise ValueError("face_embedding is not finite, or zeros only: pass None and allow_no_face=True for no face")
 
 
 def _rgb(image: Picture) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,29 @@ def test_what_is_missing_is_named(pipeline):
         call(pipeline, wanted, output_type="numpy")
     with pytest.raises(ValueError, match="one is needed per frame"):
         pipeline(wanted.image, [])
+    with pytest.raises(ValueError, match="num_inference_steps is 0, expected 1 or more"):
+        call(pipeline, wanted, num_inference_steps=0)
+    for vector, problem in (
+        (np.ones(511, np.float32), r"of shape \(511,\), expected \(512,\)"),
+        (np.full(512, np.nan, np.float32), "is not finite"),
+        (np.zeros(512, np.float32), "zeros only"),
+    ):
+        with pytest.raises(ValueError, match=f"face_embedding .*{problem}"):
+            call(pipeline, wanted, face_embedding=vector)
+
+
+def test_noise_is_drawn_where_the_generator_is(pipeline, monkeypatch):
+    """As diffusers does: a CUDA generator draws on its GPU, which there is none of here."""
+    devices = []
+
+    def draw(shape, generator, device):
+        devices.append(device)
+        return torch.zeros(shape)
+
+    monkeypatch.setattr("stableanimator_cli.diffusers_pipeline.randn_tensor", draw)
+    call(pipeline, square_request(steps=1), generator=None)
+    call(pipeline, square_request(steps=1), generator=SimpleNamespace(device=torch.device("cuda")))
+    assert [device.type for device in devices] == ["cpu", "cpu", "cuda", "cuda"]
 
 
 def test_the_face_of_an_image_is_found_or_named():

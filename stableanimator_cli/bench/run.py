@@ -31,6 +31,7 @@ from stableanimator_cli.bench.roofline import Roof
 from stableanimator_cli.config.bench import BenchConfig
 from stableanimator_cli.config.schema import resolve
 from stableanimator_cli.engine.device import DevicePlan
+from stableanimator_cli.errors import BadInput
 from stableanimator_cli.progress import NullReporter, Reporter
 
 
@@ -93,6 +94,8 @@ def _gate(bench: BenchRun) -> list[Table]:
     recorded = gate.read_baseline(path) if not accept or os.path.lexists(path) else {}
     counters = gate.collect_counters(bench.tick)
     if accept:
+        if os.path.lexists(path) and not recorded.keys() & counters.keys():
+            raise BadInput(path, "integers by other names", "counters that `sa bench gate --accept` recorded before")
         gate.write_baseline(path, counters)
     return [gate.compare_counters(counters, counters if accept else recorded)]
 

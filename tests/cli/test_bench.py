@@ -179,6 +179,16 @@ def test_the_gate_leaves_with_its_differences(
     assert "+20 %" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ['{"holes": 18, "players": 4}', "{}"])
+def test_integers_by_other_names_are_not_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str):
+    scores = tmp_path / "golf.json"
+    scores.write_text(text)
+    monkeypatch.setattr(gate, "collect_counters", lambda tick: {"calls": 5})
+    with pytest.raises(BadInput, match=r"golf\.json: found integers by other names"):
+        go("gate", "--accept", "--baseline", str(scores), "--device", "cpu")
+    assert scores.read_text() == text
+
+
 def test_the_roof_is_measured_once_and_before_what_is_read_against_it(monkeypatch: pytest.MonkeyPatch):
     import torch
 

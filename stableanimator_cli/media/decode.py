@@ -1,7 +1,7 @@
 """Video files to a stream of (time, RGB uint8[h,w,3]) by PyAV (FFmpeg); the entry point is ``media.open_clip``.
 
-Rotation, mirroring, pixel aspect, colour matrix and range, bit depth and alpha are converted here, so that no other
-module handles them. High dynamic range (PQ, HLG) is not tone-mapped: it looks pale.
+Rotation, mirroring, pixel aspect, colour matrix and range, bit depth, high dynamic range and alpha are converted here,
+so that no other module handles them. Interlaced frames stay as they are.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from av.video.stream import VideoStream
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import require_file
 from stableanimator_cli.media.image import on_black
+from stableanimator_cli.media.tone_map import is_high_dynamic_range, to_srgb
 from stableanimator_cli.records import Clip
 
 ACCURATE = (
@@ -321,6 +322,8 @@ class _Converter:
             src_colorspace=matrix,
             interpolation=ACCURATE,
         ).to_ndarray()
+        if is_high_dynamic_range(frame.color_trc) and not alpha:
+            return to_srgb(pixels, frame.color_trc, frame.color_primaries)
         return on_black(pixels) if alpha else pixels
 
 

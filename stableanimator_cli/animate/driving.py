@@ -32,6 +32,7 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import frame_range, has_unreadable_audio, open_clip, take
+from stableanimator_cli.media.numbering import missing_numbers
 from stableanimator_cli.motion.aapose import draw_aapose
 from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.left_to_right import face_boxes
@@ -104,6 +105,8 @@ def open_driving(
     shows no person, or not the one of ``--person``, ``ConfigError`` if people are named and only images are known.
     """
     facts = facts or BackboneFacts()
+    if jump := missing_numbers(config.motion):
+        reporter.warning(jump)
     driving = _open_driving(
         config, reporter, detectors, reference, count_only=count_only, facts=facts, people=people
     )  # fmt: skip

@@ -76,6 +76,16 @@ def test_files_come_in_natural_order_and_others_are_left_aside(tmp_path):
     np.testing.assert_array_equal(pictures(driven(path)), np.stack(skeletons(11)))
 
 
+@pytest.mark.parametrize("form", ["pictures", "json folder"])
+def test_a_file_that_is_missing_between_others_is_named(tmp_path, form):
+    path, heard = in_form(form, tmp_path, 4), Heard()
+    driven(path, reporter=heard)
+    assert not any("comes that of" in line for line in heard.warnings)
+    sorted(path.iterdir())[1].unlink()
+    driven(path, reporter=heard)
+    assert "poses: after the file of number 0 comes that of 2; frames are taken as consecutive" in heard.warnings
+
+
 @pytest.mark.parametrize("frames", [(2, 5), (None, 3), (7, None), (-2, None), (0, 10)])
 @pytest.mark.parametrize("form", ["video", "npz", "pictures"])
 def test_a_range_is_a_slice_of_the_frames(tmp_path, form, frames):

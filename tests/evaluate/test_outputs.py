@@ -239,6 +239,9 @@ def test_frames_without_a_true_face_are_asked_for_no_identity(tmp_path: Path) ->
     assert (made.values["face_rate"], made.counts["csim_ref"]) == (1, 20)
     scorer._score_identity(made, None, mine, None, scorer._reference(made), len(mine), {})
     assert (made.values["csim_ref"], made.values["identity_drift"], made.values["identity_worst"]) == (0.5, -1, 0)
+    assert (made.counts["identity_drift"], made.counts["identity_worst"]) == (1, 1)
+    made.put("identity_worst", np.nan, 1)  # no frame shows a face
+    assert made.counts["identity_worst"] == 0
 
 
 def _no_detection(clip: Clip, *, sha256: str) -> None:

@@ -29,7 +29,8 @@ def missing_numbers(folder: Path) -> str | None:
     steps = [after - before for before, after in pairwise(numbers)]
     if not steps:
         return None
-    usual = Counter(steps).most_common(1)[0][0]
+    often = Counter(steps)
+    usual = min(steps, key=lambda step: (-often[step], step))
     jumps = [index for index, step in enumerate(steps) if step > usual]
     if not jumps:
         return None

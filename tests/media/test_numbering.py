@@ -23,6 +23,7 @@ def folder(path: Path, names: Sequence[str]) -> Path:
         (["1.png", "2.png", "4.png", "5.png"], "f: after the file of number 2 comes that of 4; frames are taken"),
         ([f"a1_{n:03d}.JPG" for n in (7, 8, 9, 12, 13, 20, 21)], "of number 9 comes that of 12 and at 1 more places;"),
         ([f"v_{n:012d}_keypoints.json" for n in (0, 1, 2, 4)], "after the file of number 2 comes that of 4;"),
+        (["0.png", "2.png", "3.png"], "after the file of number 0 comes that of 2;"),
         (["0.png", "2.png", "4.png", "8.png", ".5.png", "notes.txt"], "after the file of number 4 comes that of 8;"),
     ],
 )

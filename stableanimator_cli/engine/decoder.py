@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from stableanimator_cli.errors import CheckFailed
 from stableanimator_cli.nets.temporal_decoder import (
     PIXELS_PER_LATENT,
     LatentBox,
@@ -42,12 +43,13 @@ class Decoder:
 
         ``overlap`` 0, as in the reference implementation, decodes disjoint chunks, whose borders can show. Otherwise
         each chunk includes the last ``overlap`` frames of the previous one, and the two outputs are cross-faded.
+        Raises ``CheckFailed`` for pixels that are no numbers.
         """
         total, start = len(latents), 0
         tail: Tensor | None = None
         while True:
             stop = min(start + chunk, total)
-            pixels = self.pixels(latents[start:stop]).float()
+            pixels = require_finite(self.pixels(latents[start:stop]), "decoding").float()
             if tail is not None:
                 fade = torch.arange(1, len(tail) + 1, device=pixels.device).view(-1, 1, 1, 1) / (len(tail) + 1)
                 pixels = torch.cat([torch.lerp(tail, pixels[: len(tail)], fade), pixels[len(tail) :]])
@@ -139,6 +141,18 @@ def _features(vae: Any, latents: Tensor) -> Tensor:
     """The input of the VAE's decoder network: a VAE of images has a convolution before it."""
     scaled, convolution = _scaled(vae, latents), getattr(vae, "post_quant_conv", None)
     return scaled if convolution is None else convolution(scaled)
+
+
+def require_finite(values: Tensor, doing: str, *, hint: str = "", dtype: torch.dtype | None = None) -> Tensor:
+    """``values``, which a network computed in ``dtype``, by default theirs. Raises ``CheckFailed`` unless all are
+    numbers: as pixels the others would be black."""
+    if torch.isfinite(values).all():
+        return values
+    if (dtype or values.dtype) == torch.float16:
+        hint = "float16 overflows with some weights: try --dtype bfloat16 or float32"
+    else:
+        hint = "check the weights with `sa models verify`" + hint
+    raise CheckFailed(f"{doing} produced values that are not finite", hint=hint)
 
 
 def to_uint8(pixels: Tensor) -> np.ndarray:

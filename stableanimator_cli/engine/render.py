@@ -14,8 +14,8 @@ from stableanimator_cli.diffusion.sampler import Refine, StepCallback
 from stableanimator_cli.diffusion.schedule import keyed_noise, repeated_noise
 from stableanimator_cli.diffusion.windows import WindowPlan
 from stableanimator_cli.engine.conditioning import PeopleFaces, PoseFrames
+from stableanimator_cli.engine.decoder import require_finite
 from stableanimator_cli.engine.engine import Distribute, Engine
-from stableanimator_cli.errors import CheckFailed
 from stableanimator_cli.records import STRIDE
 
 
@@ -115,12 +115,8 @@ def sample(engine: Engine, request: RenderRequest, timings: Timings, options: Sa
 
 def check_finite(latents: Tensor, engine: Engine) -> None:
     """Raise ``CheckFailed`` unless all latents are numbers; the steps that follow would not mend it."""
-    if torch.isfinite(latents).all():
-        return
-    hint = "check the weights with `sa models verify`, and try --guidance and --churn nearer to their defaults"
-    if engine.plan.dtype == torch.float16:
-        hint = "float16 overflows with some weights: try --dtype bfloat16 or float32"
-    raise CheckFailed("denoising produced values that are not finite", hint=hint)
+    hint = ", and try --guidance and --churn nearer to their defaults"
+    require_finite(latents, "denoising", hint=hint, dtype=engine.plan.dtype)
 
 
 def decode(engine: Engine, request: RenderRequest, latents: Tensor, timings: Timings) -> Iterator[np.ndarray]:

@@ -130,6 +130,19 @@ def test_latents_that_are_not_finite_are_a_failed_check_not_a_black_video(tiny_m
     assert "--dtype bfloat16" in str(caught.value.hint)
 
 
+def test_decoded_pixels_that_are_not_finite_are_a_failed_check_not_a_black_video(tiny_model):
+    with engine_of(tiny_model) as engine:
+        vae = engine.networks["vae"]
+        vae.decoder.conv_out.bias.data.fill_(float("nan"))
+        with pytest.raises(CheckFailed, match="decoding produced values that are not finite") as caught:
+            rendered(engine, request(2))
+        assert caught.value.hint == "check the weights with `sa models verify`"
+        vae.decoder.to(torch.float16)
+        with pytest.raises(CheckFailed) as caught:
+            next(engine.decoder.frames(torch.zeros(1, 4, 8, 8), chunk=1))
+    assert "--dtype bfloat16" in str(caught.value.hint)
+
+
 def test_memory_that_runs_out_names_stage_and_setting(engine, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -34,7 +34,7 @@ from stableanimator_cli.engine.backbones import Build, Rewound
 from stableanimator_cli.engine.backbones.diffusers_folder import build_network, load_network, place
 from stableanimator_cli.engine.backbones.scheduler_state import pack_scheduler, restore_scheduler
 from stableanimator_cli.engine.backbones.wan_decoders import WanDecoder, WanFaceDecoder
-from stableanimator_cli.engine.decoder import to_uint8
+from stableanimator_cli.engine.decoder import require_finite, to_uint8
 from stableanimator_cli.engine.device import DevicePlan, memory_guard
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings
@@ -232,7 +232,7 @@ class SegmentBackbone(ABC):
                 while position <= wanted[-1]:
                     # gradients are disabled only while the network runs: not between frames, for the caller's code
                     with torch.no_grad(), memory_guard("decoding", _HINT):
-                        frames = to_uint8(next(parts))
+                        frames = to_uint8(require_finite(next(parts), "decoding"))
                     yield from (frame for i, frame in enumerate(frames, position) if wanted[0] <= i <= wanted[-1])
                     position += len(frames)
         timings.seconds["decode"] = time.perf_counter() - started

@@ -213,19 +213,19 @@ def reference_latents(vae: AutoencoderKLTemporalDecoder, image: np.ndarray, nois
 
     A float16 VAE with ``force_upcast`` encodes in float32, because its encoder overflows.
     """
-    module = cast(nn.Module, vae)  # diffusers types its own ``to`` without a self
+    module = cast(nn.Module, vae)
     parameter = next(vae.parameters())
     device, dtype = parameter.device, parameter.dtype
     upcast = dtype == torch.float16 and bool(vae.config["force_upcast"])
     pixels = to_signed(image[None]) + strength * noise
     try:
         if upcast:
-            module.to(torch.float32)
+            nn.Module.to(module, torch.float32)  # diffusers' own warns of layers to keep in float32, also without any
         (posterior,) = vae.encode(pixels.to(device, torch.float32 if upcast else dtype), return_dict=False)
         latents = posterior.mode()
     finally:
         if upcast:
-            module.to(dtype)
+            nn.Module.to(module, dtype)
     return latents.to(dtype)
 
 

@@ -76,13 +76,16 @@ def test_reference_latents_are_the_unscaled_mode_of_the_noised_picture(load):
     assert torch.equal(reference_latents(vae, picture, noise, 0.0), reference_latents(vae, picture, -noise, 0.0))
 
 
-def test_a_half_precision_vae_encodes_in_float32_and_goes_back(load):
+def test_a_half_precision_vae_encodes_in_float32_and_goes_back(load, monkeypatch):
     vae, (picture,) = load["vae"]().to(torch.float16), pictures(1)
+    warnings: list[str] = []
+    monkeypatch.setattr("diffusers.models.modeling_utils.logger.warning", warnings.append)
     seen: list[torch.dtype] = []
     hook = vae.encoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
     latents = reference_latents(vae, picture, torch.zeros(1, 3, 64, 64), 0.0)
     assert seen == [torch.float32]
     assert latents.dtype == next(vae.parameters()).dtype == torch.float16
+    assert warnings == []  # diffusers', of layers to keep in float32, which a user could not heed
 
     def fails(_, args):
         raise RuntimeError("mid-way")

@@ -122,7 +122,9 @@ def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], dtype: t
     """``load`` from ``tensors``; errors name ``source``."""
     with torch.device("meta"), building(source):
         network = build()
-    compare(source, {name: tensor.shape for name, tensor in network.state_dict().items()}, tensors)
+    state = network.state_dict()
+    compare(source, {name: tensor.shape for name, tensor in state.items()}, tensors)
+    _check_dtypes(source, state, tensors)
     network.load_state_dict({name: _cast(tensor, dtype) for name, tensor in tensors.items()}, assign=True)
     _fill_buffers(network)
     return network.eval().requires_grad_(False)
@@ -208,6 +210,18 @@ def compare(path: Path, expected: Mapping[str, torch.Size], actual: Mapping[str,
         raise ModelDamaged(
             f"{path} does not fit the network: {'; '.join(faults)}",
             hint="the file belongs to another network or another config: check both, or get them again",
+        )
+
+
+def _check_dtypes(path: Path, expected: Mapping[str, Tensor], actual: Mapping[str, Tensor]) -> None:
+    """Raise ``ModelDamaged`` for weights that are no floating-point numbers: their scales would be missing."""
+    wrong = [name for name in expected if expected[name].is_floating_point() and not actual[name].is_floating_point()]
+    if wrong:
+        dtype = str(actual[wrong[0]].dtype).removeprefix("torch.")
+        raise ModelDamaged(
+            f"{path} does not fit the network: {len(wrong)} tensor(s) are no floating-point numbers, "
+            f"first {wrong[0]}: {dtype}",
+            hint="the file is quantized by another program: get it in float32, float16 or bfloat16; see --quantize",
         )
 
 

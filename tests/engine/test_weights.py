@@ -60,6 +60,7 @@ def test_weights_are_cast_to_the_plans_type(tiny_model):
         ("missing", "1 missing tensor(s), first conv_layers.0.bias"),
         ("extra", "1 tensor(s) too many, first more"),
         ("misshapen", "1 of a wrong shape, first scale: [2], expected [1]"),
+        ("quantized", "1 tensor(s) are no floating-point numbers, first scale: int8"),
     ],
 )
 def test_what_does_not_fit_the_network_names_file_and_first_tensor(tmp_path, tiny_model, change, words):
@@ -68,6 +69,8 @@ def test_what_does_not_fit_the_network_names_file_and_first_tensor(tmp_path, tin
         del tensors["conv_layers.0.bias"]
     elif change == "extra":
         tensors["more"] = torch.zeros(1)
+    elif change == "quantized":
+        tensors["scale"] = torch.ones(1, dtype=torch.int8)
     else:
         tensors["scale"] = torch.zeros(2)
     path = tmp_path / "pose_net.safetensors"

@@ -120,8 +120,8 @@ def sample_dpmpp_2m(
     """DPM-Solver++(2M) of Lu et al. 2022 (Algorithm 2) in EDM's noise levels: second order with one evaluation a step.
 
     The refined estimates are those that it extrapolates. To resume at ``first_step``, pass the latents and, as
-    ``previous``, the denoised estimate that ``callback`` received after the step before. The first step, and the last
-    one to noise level 0, are of first order.
+    ``previous``, the denoised estimate that ``callback`` received after the step before. The first step, the last
+    one to noise level 0, and one after a step between equal levels are of first order.
     """
     levels = [float(sigma) for sigma in sigmas]
     for step in iterate_steps(sigmas, first_step):
@@ -129,9 +129,11 @@ def sample_dpmpp_2m(
         if refine is not None:
             denoised = refine(denoised, step)
         target = denoised
-        if previous is not None and step.sigma_next > 0:
+        # Two levels may be equal: a discrete schedule has its highest one twice with as many steps as timesteps.
+        before = levels[step.index - 1] if previous is not None else step.sigma
+        if previous is not None and before > step.sigma and step.sigma_next > 0:
             # Steps are even in -log sigma at best: ``ratio`` is this one's length over the last one's, halved.
-            ratio = math.log(step.sigma / step.sigma_next) / math.log(levels[step.index - 1] / step.sigma) / 2
+            ratio = math.log(step.sigma / step.sigma_next) / math.log(before / step.sigma) / 2
             target = (1 + ratio) * denoised - ratio * previous
         x = target + (x - target) * (step.sigma_next / step.sigma)
         previous = denoised

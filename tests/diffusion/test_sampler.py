@@ -243,3 +243,10 @@ def test_the_multistep_solver_extrapolates_refined_estimates():
     )
     assert all(clean is wanted for clean in seen)
     assert torch.allclose(multistep(start(sigmas), sigmas, refine=lambda clean, step: wanted), wanted)
+
+
+def test_the_multistep_solver_passes_equal_levels():
+    """DDIM's levels of 1000 steps begin with the highest one twice: a step of no length, then one of first order."""
+    levels = [20.0, 20.0, 5.0, 1.0, 0.0]
+    x = start(torch.tensor(levels))
+    assert torch.equal(multistep(x, torch.tensor(levels)), multistep(x, torch.tensor(levels[1:])))

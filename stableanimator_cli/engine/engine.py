@@ -305,17 +305,20 @@ class Engine:
 class EngineCache:
     """Keep the last engine open: the next request with the same model and device settings finds its networks loaded.
 
-    A context manager, which closes the engine.
+    A context manager, which closes the engine. Weights that were replaced since are loaded again.
     """
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
+        self._weights: frozenset[tuple[object, ...]] = frozenset()
 
     def open(self, model: ModelFolder, plan: DevicePlan, *, id_mode: IDMode = "distribution") -> Engine:
         """The open engine with its call counts at zero, or another one in its place."""
-        engine = self._engine
-        if engine is None or (engine.model, engine.plan, engine.id_mode) != (model, plan, id_mode):
+        engine, weights = self._engine, _file_states(model)
+        same = engine is not None and (engine.model, engine.plan, engine.id_mode) == (model, plan, id_mode)
+        if engine is None or not same or weights != self._weights:
             self.close()
+            self._weights = weights
             self._engine = engine = Engine.open(model, plan, id_mode=id_mode).__enter__()
         engine.calls.clear()
         return engine
@@ -331,3 +334,10 @@ class EngineCache:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+
+def _file_states(model: ModelFolder) -> frozenset[tuple[object, ...]]:
+    """What changes when a file of a model is replaced; plans may name files that are not there."""
+    paths = (path for file in model.files.values() for path in ([*file.rglob("*")] if file.is_dir() else [file]))
+    stats = ((path, path.stat()) for path in paths if path.is_file())
+    return frozenset((path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in stats)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.diffusion.schedule import scalings
 from stableanimator_cli.diffusion.windows import plan_windows
 from stableanimator_cli.engine.conditioning import Conditioning, PoseFeatures, bytes_of_pose_frame
-from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.engine import Engine, EngineCache
 from stableanimator_cli.errors import ModelDamaged, ModelMissing
 from stableanimator_cli.nets.context import Context
-from tests.tiny import engine_of, rendered, request
+from tests.tiny import CPU, engine_of, rendered, request
 
 FRAME = bytes_of_pose_frame(32, 64, 64, torch.float32)
 
@@ -162,3 +166,16 @@ def test_gradients_stay_as_the_caller_had_them(engine):
     assert torch.is_grad_enabled()
     encoded(engine, 1)
     assert torch.is_grad_enabled()
+
+
+def test_an_open_engine_serves_until_a_file_of_its_model_is_replaced(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    with EngineCache() as engines:
+        first = engines.open(open_model(folder), CPU)
+        first.networks["pose_net"]
+        assert engines.open(open_model(folder), CPU) is first
+        weights = open_model(folder).files["pose_net"]
+        tensors = load_file(weights)
+        save_file({**tensors, "scale": tensors["scale"] + 1}, weights)
+        second = engines.open(open_model(folder), CPU)
+        assert torch.equal(second.networks["pose_net"].scale, tensors["scale"] + 1)

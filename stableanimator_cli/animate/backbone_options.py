@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from stableanimator_cli import distributed
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.parse import dump_guidance
 from stableanimator_cli.errors import ConfigError
@@ -12,7 +13,8 @@ from stableanimator_cli.records import ModelFolder
 
 
 def check_backbone_options(config: AnimateConfig, model: ModelFolder) -> None:
-    """Raise ``ConfigError`` for a schedule or another option that the backbone of ``model`` does not have."""
+    """Raise ``ConfigError`` for a schedule or another option that the backbone of ``model`` does not have, and for
+    processes of torchrun that would have no work."""
     facts, schedule = model.facts, config.sampling.schedule
     if schedule not in facts.schedules:
         expected = f"{' or '.join(facts.schedules)}, the noise levels of {model.name} ({model.backbone})"
@@ -27,6 +29,9 @@ def check_backbone_options(config: AnimateConfig, model: ModelFolder) -> None:
         if value != usual and value != facts.settings.get(flag.lstrip("-").replace("-", "_")):
             expected = f"no such option with {model.name} ({model.backbone}): {reason}"
             raise ConfigError(flag, shown, expected, hint=f"leave {flag} out")
+    if (world := distributed.world_size()) > 1 and (reason := facts.refused.get("device.gpus")) is not None:
+        expected = f"one process with {model.name} ({model.backbone}): {reason}"
+        raise ConfigError("--gpus", world, expected, hint="run it without torchrun")
     first, last = config.sampling.guidance
     if facts.frame_stride > 1 and first != last:
         raise ConfigError("--guidance", dump_guidance(config.sampling.guidance), f"one number with {model.name}")

@@ -6,7 +6,9 @@ import dataclasses
 import hashlib
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -249,6 +251,17 @@ def test_guidance_and_prompts_reach_the_text_encoder(place, animate):
 )
 def test_options_that_it_does_not_have_are_refused_by_name(animate, flags, words):
     check_refused(animate, flags, words)
+
+
+@pytest.mark.parametrize("plan_only", [False, True])
+def test_processes_of_torchrun_are_refused(animate, monkeypatch, plan_only):
+    """They would have no work, and the record of the run, with --gpus, could not be replayed."""
+    monkeypatch.setattr("stableanimator_cli.animate.run._torchrun_group", lambda: nullcontext(SimpleNamespace(world=2)))
+    monkeypatch.setattr("stableanimator_cli.distributed.world_size", lambda: 2)
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError, match=r"--gpus: found 2, expected one process.*follow one another") as caught:
+        animate(plan_only=plan_only)
+    assert "without torchrun" in str(caught.value.hint)
 
 
 def test_a_prompt_is_refused_without_a_text_encoder(animate, tiny_model):

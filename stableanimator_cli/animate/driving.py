@@ -142,7 +142,7 @@ def _open_driving(
         if count_only:
             return driving
         if "face" in facts.streams:
-            driving = output.with_face_crops(driving, open_clip(open_folder(path).source), motion)
+            driving = output.with_face_crops(driving, open_folder(path).pictures(), motion)
         return replace(driving, audio=_folder_audio(path, motion, start, stop, reporter))
     if path.suffix.lower() == ".npz" and path.is_file():
         return output.of_motion(chosen_people(load_motion(path), config.people, path), path, start, stop)

@@ -28,11 +28,11 @@ from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.engine.backbones.segments import SegmentBackbone
 from stableanimator_cli.engine.render import SampleOptions
 from stableanimator_cli.errors import CheckFailed, ConfigError, ModelDamaged, ModelMissing
-from stableanimator_cli.media import VideoWriter, open_clip
+from stableanimator_cli.media import VideoWriter, open_clip, write_picture
 from stableanimator_cli.motion.aapose import draw_aapose
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.progress import NullReporter
-from tests.animate.clips import Heard, face_picture, skeleton_video
+from tests.animate.clips import Heard, clip_of, face_picture, skeleton_video
 from tests.animate.segment_runs import OF_SEGMENTS, check_refused, run_interrupted
 from tests.tiny import waving
 from tests.tiny_wan import copied, write_model, write_pipeline
@@ -163,6 +163,21 @@ def test_face_crops_follow_the_driver_at_another_rate(place, model):
     reds = [(faces.frame(index)[..., 0] > 200).mean() for index in range(len(faces))]
     assert min(reds) > 0.3  # the tests' pose network spreads its points around the person
     assert max(reds) - min(reds) < 0.01  # who moves: the crop moves with them
+
+
+def test_face_crops_of_a_clip_folder_are_of_the_frames_that_were_preprocessed(place):
+    """Images have no times by which to find the frames of `sa preprocess --frames 6:`."""
+    for index in range(FRAMES):
+        write_picture(place / "images" / f"{index:02}.png", np.full((128, 128, 3), 10 * index, np.uint8))
+    folder = clip_of(place / "clip", place / "images", FRAMES - 6)
+    motion = dataclasses.replace(waving(FRAMES - 6), times=None)
+    motion.face_boxes[:] = np.float32(BOX)
+    save_motion(folder / "motion.npz", motion)
+    told = json.loads((folder / "clip.json").read_text())
+    (folder / "clip.json").write_text(json.dumps(told | {"options": {"frames": [6, None], "fps": None}}))
+    config = AnimateConfig(reference=place / "ref.png", motion=folder, output=Path("o.mp4"), size=(64, 64))
+    faces = open_driving(config, NullReporter(), facts=BACKBONES["wan-animate"]).streams["face"]
+    assert [faces.frame(index).max() for index in range(FRAMES - 6)] == [60, 70, 80, 90, 100, 110]
 
 
 def test_our_skeleton_video_is_drawn_again_from_its_points(place, animate):

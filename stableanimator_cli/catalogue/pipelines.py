@@ -66,6 +66,13 @@ def class_of(folder: Path) -> tuple[Path, str] | None:
     return next((pair for pair in found if pair[1] in KINDS), found[0] if found else None)
 
 
+def entry_of(folder: Path) -> str | None:
+    """The catalogue entry of a known pipeline's folder, which may be incomplete; None for other folders."""
+    named = class_of(folder)
+    kind = None if named is None else KINDS.get(named[1])
+    return None if kind is None else kind.entry
+
+
 def detect_pipeline(folder: Path) -> Layout | None:
     """The layout of a known pipeline's folder, None for other folders.
 

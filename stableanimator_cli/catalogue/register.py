@@ -1,8 +1,8 @@
 """Register weights of this machine under ``cache_dir()``, so that a catalogue name opens them.
 
-Three kinds of folder are accepted: a model folder (a trained checkpoint: it becomes a new name), a download of the
-reference implementation (``layouts.py``), and loose files with the name, and the recorded size, of a listed file. This
-module chooses the targets; ``place.py`` links, copies and converts.
+Four kinds of folder are accepted: a model folder (a trained checkpoint: it becomes a new name), a download of the
+reference implementation (``layouts.py``), a pipeline in diffusers' layout (``pipelines.py``), and loose files with the
+name, and the recorded size, of a listed file. This module chooses the targets; ``place.py`` links, copies and converts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue import layouts
+from stableanimator_cli.catalogue import layouts, pipelines
 from stableanimator_cli.catalogue.damage import check_size
 from stableanimator_cli.catalogue.place import PICKLES, WEIGHTS, Convert, Import, place_files, place_folder
 from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, read
@@ -84,10 +84,11 @@ def import_folder(folder: str | Path, *, copy: bool = False, convert: Convert | 
     if (folder / FILE_NAME).is_file():
         taken = _model_folder(job, read(folder))
     else:
-        layout = layouts.detect_layout(folder)
+        pipeline = pipelines.entry_of(folder)
+        layout = layouts.detect_layout(folder) if pipeline is None else None  # its vae is not Stable Video Diffusion's
         if layout is not None:
             _layout(job, layout)
-        _loose(job)
+        _loose(job, pipeline)
         taken = place_files(job.planned, copy=copy, convert=convert)
     if not taken:
         raise ModelMissing(
@@ -175,12 +176,15 @@ def _layout(job: _Job, layout: layouts.Layout) -> None:
                 )
 
 
-def _loose(job: _Job) -> None:
-    """Files that were downloaded by hand: the listed name at the top or at the listed path, with the listed size."""
+def _loose(job: _Job, pipeline: str | None) -> None:
+    """Files that were downloaded by hand: the listed name at the top or at the listed path, with the listed size.
+
+    ``pipeline``: the entry that the folder is a download of; only its files are registered.
+    """
     taken = {planned.source.resolve() for planned in job.planned}
     entries, damaged = catalogue.readable()
     job.remarks += [error.message for error in damaged]
-    for found in entries:
+    for found in entries if pipeline is None else [catalogue.entry(pipeline)]:
         for row in found.files:
             for path in (job.folder / row.path, job.folder / Path(row.path).name):
                 alike = path.is_file() and path.stat().st_size == (row.bytes or path.stat().st_size)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from stableanimator_cli import catalogue
-from stableanimator_cli.catalogue import store
+from stableanimator_cli.catalogue import pipelines, store
 from stableanimator_cli.catalogue.place import SOURCE_SHA256, Convert
 from stableanimator_cli.catalogue.register import import_folder
 from stableanimator_cli.engine.weights import convert_to_safetensors
@@ -139,6 +139,20 @@ def test_files_fetched_by_hand_are_known_by_name_and_size(tmp_path: Path, home: 
     assert {(t.name, t.role) for t in report.taken} == {("i3d", "i3d"), ("lpips", "lpips_alex_linear")}
     assert [p.name for p in report.left] == ["vgg.pth"]
     assert catalogue.open_model("i3d", ("i3d",)).files["i3d"].exists()
+
+
+@pytest.mark.parametrize("name", ["wan-animate", "wan-animate-2", "wan-animate-2-distilled"])
+def test_a_pipeline_is_registered_as_its_own_entry_alone(tmp_path: Path, home: Path, name: str) -> None:
+    """Its vae and image encoder have the names of Stable Video Diffusion's, and the entries share names of files."""
+    kind = next(kind for kind, pipeline in pipelines.KINDS.items() if pipeline.entry == name)
+    small = [file for file in catalogue.entry(name).files if (file.bytes or 0) < 10_000]
+    for file in small:
+        text = json.dumps({"_class_name": kind} if file.path in pipelines.INDICES else {})
+        write(tmp_path / "download" / file.path, text.ljust(file.bytes or 0))
+    write(tmp_path / "download" / "vae" / "diffusion_pytorch_model.safetensors")
+    report = import_folder(tmp_path / "download")
+    assert {(t.name, t.path) for t in report.taken} == {(name, file.path) for file in small}
+    assert not catalogue.model_cache_dir("svd-xt").exists()
 
 
 def test_a_trained_model_becomes_a_name(tmp_path: Path, home: Path) -> None:

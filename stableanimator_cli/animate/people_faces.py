@@ -82,7 +82,7 @@ def with_people(
         if len(known) > 1:
             why = ""
             if motion is None and config.people.pair is None:
-                why = f": {config.motion.name} is drawn, and does not contain the positions of people"
+                why = f": {config.motion.name} does not contain the positions of people"
             reporter.info(f"{name}: {len(known)} faces, the largest is used{why}")
         return reference
     reporter.info(", ".join(one.describe() for one in people))

@@ -17,6 +17,8 @@ from stableanimator_cli.animate import pipeline
 from stableanimator_cli.animate.driving import open_driving
 from stableanimator_cli.animate.driving_pixels import letterboxed
 from stableanimator_cli.animate.identity_gate import Identity
+from stableanimator_cli.animate.people_faces import with_people
+from stableanimator_cli.animate.reference_face import ReferenceFace
 from stableanimator_cli.animate.replay import replay
 from stableanimator_cli.animate.result import Animation, AnimationPlan
 from stableanimator_cli.animate.run import run
@@ -147,6 +149,19 @@ def test_faces_are_searched_in_the_denoised_estimates(place, animate, faces_ever
     told = record(animate(refine_face="crop", refine_steps="0:", refine_iters=4, steps=2).video)
     assert [entry["faces"] for entry in told["refined"]] == [9, 9, 3, 3]  # of two segments, which share one frame
     assert all(entry["after"] > entry["before"] for entry in told["refined"])
+
+
+def test_a_reference_with_two_faces_does_not_call_the_video_drawn(place):
+    embedding, landmarks = np.ones(512, np.float32), np.zeros((5, 2), np.float32)
+    boxes = np.array([[10, 10, 40, 40], [50, 10, 70, 30]], np.float32)
+    faces = tuple(Face(box=box, landmarks=landmarks, score=1.0, embedding=embedding) for box in boxes)
+    config = AnimateConfig(
+        reference=place / "ref.png", motion=place / "person.mp4", output=Path("o.mp4"), size=(64, 64)
+    )  # fmt: skip
+    driving = open_driving(config, NullReporter(), facts=BACKBONES["wan-animate-2"])
+    heard, image = Heard(), np.zeros((96, 96, 3), np.uint8)
+    with_people(ReferenceFace(vector=embedding, faces=faces), config, image, driving, {}, heard)
+    assert heard.notes == ["ref.png: 2 faces, the largest is used: person.mp4 does not contain the positions of people"]
 
 
 def test_an_estimate_without_a_face_is_left_as_it_is(animate):

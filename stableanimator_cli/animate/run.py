@@ -147,6 +147,7 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
     Returns whether the UNet receives the face embedding (``uses_face``). ``writes`` False ignores the output.
     """
     check_size(config.size, model.facts.stride)
+    check_backbone_options(config, model)  # before conflicts, whose hints name options that it may not have
     sampling, refine = config.sampling, config.refine
     graphs = "a graph records the complete network: use only one of the two"
     for conflict, flag, value, expected, hint in (
@@ -175,7 +176,6 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
         raise ConfigError("--refine-steps", dump_range(refine.steps), expected)
     if writes:
         _check_output(config)
-    check_backbone_options(config, model)
     if config.hide_reference_face:
         _require_faces(model, "detector", "--hide-reference-face")
     _check_layers(config, model)

@@ -261,6 +261,7 @@ def test_guidance_and_prompts_reach_the_text_encoder(place, animate):
         ({"cache_features": "2"}, ("--cache-features", "no deep features")),
         ({"guidance_interval": "0.3:5"}, ("--guidance-interval", "guided in all steps")),
         ({"schedule": "ays"}, ("--schedule", "scheduler of its folder")),
+        ({"churn": 3.0}, ("--churn", "scheduler of its folder")),  # not: add --sampler heun
         *OF_SEGMENTS,
     ],
 )

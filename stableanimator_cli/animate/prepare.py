@@ -25,7 +25,7 @@ from stableanimator_cli.animate.reference_face import ReferenceFace
 from stableanimator_cli.animate.workers import with_process_count
 from stableanimator_cli.cards import Card
 from stableanimator_cli.config.animate import AnimateConfig, SamplingConfig
-from stableanimator_cli.config.parse import dump_interval
+from stableanimator_cli.config.parse import dump_guidance, dump_interval
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.detect.roles import require_detectors
 from stableanimator_cli.diffusion.guidance import is_guided
@@ -143,6 +143,14 @@ def warn_of_unused_guidance(sampling: SamplingConfig, reporter: Reporter) -> Non
         )
 
 
+def warn_of_unused_prompt(engine: Engine, request: RenderRequest, reporter: Reporter) -> None:
+    """Report a ``--negative-prompt`` of a run without guidance, which alone uses it."""
+    sampling, calls = request.sampling, engine.backbone.count_calls(request)
+    if sampling.negative_prompt and calls[engine.model.facts.denoiser.lower()] == calls["windows"]:
+        used = dump_guidance(sampling.guidance)
+        reporter.warning(f"--negative-prompt is not used: --guidance {used} is none; add --guidance 3 or so")
+
+
 def prepare(
     inputs: OpenInputs, engines: EngineCache, *, use_face: bool, plan_only: bool, reporter: Reporter
 ) -> Prepared:
@@ -193,6 +201,7 @@ def prepare(
         hidden_faces=hidden_faces,
         streams=driving.streams,
     )
+    warn_of_unused_prompt(engine, request, reporter)
     if not use_face and face.vector is not None:
         reporter.warning(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
     faces = len(request.face.vectors) if isinstance(request.face, PeopleFaces) else 0

@@ -254,6 +254,14 @@ def test_guidance_and_prompts_reach_the_text_encoder(place, animate):
     assert digest(animate(prompt="dance", guidance="2").video) != plain
 
 
+def test_a_negative_prompt_without_guidance_is_reported(animate):
+    for guidance, warnings in (("1", 1), ("2", 0)):
+        heard = Heard()
+        animate(reporter=heard, plan_only=True, negative_prompt="dance", guidance=guidance)
+        found = [warning for warning in heard.warnings if "--negative-prompt is not used" in warning]
+        assert len(found) == warnings
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -104,6 +104,15 @@ def refined(scheduler: Any, refine: Refine, *, fold: Fold | str | None = None) -
             scheduler.step = own
 
 
+def why_not_refined(scheduler: Any) -> str | None:
+    """Why ``refined`` refuses a scheduler, None if it does not."""
+    try:
+        _find_family(scheduler)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class _Coefficients:
     """``clean = p * sample + q * output`` at one step."""

@@ -340,6 +340,31 @@ def test_a_misshapen_tensor_is_named(place, animate, model, tmp_path):
         animate(model=str(folder))
 
 
+@pytest.mark.parametrize(
+    ("changed", "flags", "words"),
+    [
+        ({"_class_name": "FlowMatchLCMScheduler"}, {"refine_face": "off"}, None),
+        ({"thresholding": True}, {"refine_face": "off"}, None),
+        ({"_class_name": "FlowMatchLCMScheduler"}, {"refine_face": "crop"}, "LCMScheduler.*cannot be refined"),
+        ({"thresholding": True}, {"refine_face": "crop"}, "thresholding=True"),
+        ({"_class_name": "FlowMatchHeunDiscreteScheduler"}, {}, r"makes 5 calls in 3 steps, expected one"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, {}, "`mu` must be passed"),
+    ],
+)
+def test_another_scheduler_works_or_is_an_error_that_names_it(animate, model, tmp_path, changed, flags, words):
+    folder = copied(model, tmp_path / "other")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    flags = flags | {"model": str(folder), "frames": (0, 5)}
+    if words is None:
+        assert animate(**flags).frames == 5
+        return
+    with pytest.raises(ModelDamaged, match=words) as caught:
+        animate(**flags)
+    assert str(folder / "scheduler") in caught.value.message
+    assert ("--refine-face off" in str(caught.value.hint)) == ("refine_face" in flags)
+
+
 def test_gguf_weights_name_the_package_that_reads_them(place, animate, model, tmp_path, monkeypatch):
     folder = copied(model, tmp_path / "quantized")
     (folder / "transformer" / "q4.gguf").write_bytes(b"GGUF")

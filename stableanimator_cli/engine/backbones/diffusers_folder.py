@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from stableanimator_cli.diffusion.scheduler_hook import why_not_refined
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import ModelDamaged, ModelMissing, SaError, is_out_of_memory
 from stableanimator_cli.readers import damaged_model, read_json
@@ -56,6 +57,24 @@ def load_scheduler(folder: Path) -> Any:
         raise ModelDamaged(f"{path}: _class_name: found {name!r}, expected a scheduler of diffusers")
     with _reading(folder):
         return kind.from_pretrained(folder, local_files_only=True)
+
+
+def check_scheduler(folder: Path, steps: int, *, refines: bool) -> None:
+    """Raise ``ModelDamaged`` for a scheduler that does not make ``steps`` steps of one call each, or, if ``refines``,
+    has no denoised estimate that face optimisation could refine."""
+    scheduler, problem, hint = load_scheduler(folder), None, "use the scheduler that the weights came with"
+    name = type(scheduler).__name__
+    try:
+        scheduler.set_timesteps(steps)
+    except ValueError as error:  # of settings for which its pipeline computes a value
+        problem = f"{name} cannot make {steps} steps ({error})"
+    else:
+        if len(scheduler.timesteps) != steps:
+            problem = f"{name} makes {len(scheduler.timesteps)} calls in {steps} steps, expected one"
+        elif refines:
+            problem, hint = why_not_refined(scheduler), f"add --refine-face off, or {hint}"
+    if problem is not None:
+        raise ModelDamaged(f"{folder}: {problem}", hint=hint)
 
 
 def load_part(kind: Any, folder: Path) -> Any:

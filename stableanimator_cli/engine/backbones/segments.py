@@ -28,10 +28,10 @@ from stableanimator_cli.config.animate import SamplingConfig, WindowConfig
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, Target
 from stableanimator_cli.diffusion.sampler import Refine, Step
 from stableanimator_cli.diffusion.schedule import keyed_noise
-from stableanimator_cli.diffusion.scheduler_hook import FAMILIES, Axes, refined
+from stableanimator_cli.diffusion.scheduler_hook import Axes, refined, why_not_refined
 from stableanimator_cli.diffusion.windows import Window, WindowPlan
 from stableanimator_cli.engine.backbones import Build, Rewound
-from stableanimator_cli.engine.backbones.diffusers_folder import build_network, load_network, place
+from stableanimator_cli.engine.backbones.diffusers_folder import build_network, check_scheduler, load_network, place
 from stableanimator_cli.engine.backbones.scheduler_state import pack_scheduler, restore_scheduler
 from stableanimator_cli.engine.backbones.wan_decoders import WanDecoder, WanFaceDecoder
 from stableanimator_cli.engine.decoder import require_finite, to_uint8
@@ -191,6 +191,7 @@ class SegmentBackbone(ABC):
         ``options.latents`` are those of finished segments and of the current one; steps count through all segments.
         """
         steps, device = request.sampling.steps, engine.plan.device
+        check_scheduler(engine.model.files["scheduler"], steps, refines=options.refine is not None)
         started = time.perf_counter()
         with torch.no_grad():
             run = self.open_run(engine, request)
@@ -308,8 +309,7 @@ class _Loop:
 
     def _refining(self, scheduler: Any, refine: Refine | None) -> AbstractContextManager[None]:
         """Face optimisation, and the estimate of the step for previews."""
-        known = any(kind.__name__ in FAMILIES for kind in type(scheduler).__mro__)
-        if refine is None and (self.options.on_step is None or not known):
+        if refine is None and (self.options.on_step is None or why_not_refined(scheduler) is not None):
             return nullcontext()
 
         def watch(denoised: Tensor, step: Step) -> Tensor:

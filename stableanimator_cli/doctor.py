@@ -23,7 +23,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import evaluation_cache as cache
 from stableanimator_cli.catalogue.damage import check_size
 from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, WeightFile
-from stableanimator_cli.errors import CheckFailed, SaError
+from stableanimator_cli.errors import CheckFailed, SaError, command
 
 State = Literal["ok", "note", "broken"]
 SHM, DISK = Path("/dev/shm"), 1 << 30  # bytes below which either is too little
@@ -253,21 +253,23 @@ def _model(found: Entry) -> Iterator[Finding]:
 def _remains(models: Path) -> Iterator[Finding]:
     """Remains of interrupted downloads and imports, and dangling links."""
     if os.path.lexists(models) and not models.is_dir():
-        yield _broken("models", f"{models} is not a folder: no model can be downloaded or imported", f"rm {models}")
+        yield _broken(
+            "models", f"{models} is not a folder: no model can be downloaded or imported", command("rm", models)
+        )
     known = set(catalogue.names())
     for path in sorted(models.iterdir()) if models.is_dir() else ():
         if any(file.is_symlink() and not file.exists() for file in (path, path / FILE_NAME)):
-            yield _note("models", f"{path} is a link to a missing file", f"rm -r {path}")
+            yield _note("models", f"{path} is a link to a missing file", command("rm", "-r", path))
         elif path.name.startswith("."):
             if path.is_dir():
-                yield _note("models", f"{path} was left by an interrupted import", f"rm -r {path}")
+                yield _note("models", f"{path} was left by an interrupted import", command("rm", "-r", path))
         elif path.is_dir() and path.name not in known and any(path.iterdir()):
             message = f"{path} holds files and no {FILE_NAME}: no name opens them"
-            yield _note("models", message, f"import it again, or move it away: mv {path} .")
+            yield _note("models", message, f"import it again, or move it away: {command('mv', path, '.')}")
         parts = [p for p in path.rglob("*.part") if p.is_file()] if not path.name.startswith(".") else []
         if parts:
             size = sum(part.stat().st_size for part in parts)
-            mend = f"sa models pull {path.name} --all" if path.name in known else f"rm -r {parts[0]}"
+            mend = f"sa models pull {path.name} --all" if path.name in known else command("rm", "-r", parts[0])
             yield _note("models", f"{parts[0]}: {size} bytes of an interrupted download", mend)
 
 

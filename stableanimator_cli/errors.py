@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -36,6 +37,11 @@ def cut(text: str, longest: int = QUOTED) -> str:
         return text
     end = longest // 2
     return f"{text[: longest - end - 3]}...{text[-end:]}"
+
+
+def command(*words: object) -> str:
+    """A command for a hint, ready for a shell: names with spaces or quotes are quoted."""
+    return shlex.join(str(word) for word in words)
 
 
 def value_text(value: object) -> str:

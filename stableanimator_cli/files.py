@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from stableanimator_cli.errors import BadInput, json_line
+from stableanimator_cli.errors import BadInput, command, json_line
 
 MARK = "stableanimator-cli"
 """Every file that ``sa`` writes holds these ASCII bytes in its first or last mebibyte."""
@@ -53,7 +53,7 @@ def require_file(path: Path, expected: str) -> Path:
         hint = "write its content to a file and name that"
         raise BadInput(path, _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file"), expected, hint=hint)
     if not os.access(path, os.R_OK):
-        raise BadInput(path, "a file that may not be read", expected, hint=f"allow reading it: chmod u+r {path}")
+        raise BadInput(path, "a file that may not be read", expected, hint=f"allow it: {command('chmod', 'u+r', path)}")
     if status.st_size == 0:
         raise BadInput(path, "an empty file (0 bytes)", expected, hint="copy or download it again")
     return path
@@ -68,7 +68,7 @@ def _near(path: Path) -> str:
     except OSError:
         others = []
     close = difflib.get_close_matches(path.name, others, n=1)
-    return f"did you mean {folder / close[0]}?" if close else f"look with: ls {folder}"
+    return f"did you mean {folder / close[0]}?" if close else f"look with: {command('ls', folder)}"
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:

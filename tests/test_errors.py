@@ -19,6 +19,7 @@ from stableanimator_cli.errors import (
     NoFace,
     OutOfMemory,
     SaError,
+    command,
     cut,
     plain,
     value_text,
@@ -52,6 +53,11 @@ def test_a_message_is_one_line_of_text(text: str, shown: str) -> None:
     assert plain(text) == shown
     assert plain(plain(text)) == plain(text)
     plain(text).encode()
+
+
+def test_a_command_of_a_hint_can_be_pasted_into_a_shell() -> None:
+    assert command("rm", "-r", Path("/data/my models/it's")) == """rm -r '/data/my models/it'"'"'s'"""
+    assert command("ls", Path("videos/über")) == "ls 'videos/über'"
 
 
 def test_what_is_quoted_is_cut_in_its_middle() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from stableanimator_cli.clip_folder import MOTION, RECORD
 from stableanimator_cli.config.animate import AnimateConfig
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, command
 from stableanimator_cli.files import require_file
 from stableanimator_cli.media import open_clip, read_picture
 from stableanimator_cli.media.image import is_picture
@@ -31,7 +31,7 @@ def check_inputs(config: AnimateConfig) -> None:
             raise
         hint = "name an image of the person first, then the motion"
         if motion.is_file() and is_picture(motion):
-            hint = f"swapped? sa animate {motion} {reference} -o {config.output}"
+            hint = f"swapped? {command('sa', 'animate', motion, reference, '-o', config.output)}"
         raise BadInput(reference, "a video or a motion", "an image of the person", hint=hint) from None
     for path in config.people.face_files.values():
         read_reference(require_file(path, "an image of the face (PNG, JPEG, WebP or BMP)"))

@@ -20,7 +20,7 @@ from stableanimator_cli.config.parse import OUTPUT_NAME, dump_range
 from stableanimator_cli.config.refine import ONE_FRAME, preset_options
 from stableanimator_cli.config.schema import read_toml, refuse_unknown_keys, resolve
 from stableanimator_cli.devices import check_device_exists
-from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing
+from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, command
 from stableanimator_cli.files import check_apart, check_replaceable, locked_output
 from stableanimator_cli.media.frames_folder import check_folder, is_numbered
 from stableanimator_cli.progress import NullReporter, Reporter
@@ -248,7 +248,7 @@ def _check_output(config: AnimateConfig) -> None:
          f"try {output.with_suffix('.mp4') if output.is_file() or not output.exists() else OUTPUT_NAME}"),
         (folder is not None and not is_numbered(config.output.name), "a name with the number of the frame, as %05d.png",
          f"try {config.output.with_suffix('')}/ or {config.output.with_suffix('') / '%05d.png'}"),
-        (not parent.is_dir(), "a file in a folder that exists", f"mkdir -p {parent}"),
+        (not parent.is_dir(), "a file in a folder that exists", command("mkdir", "-p", parent)),
         (not os.access(parent, os.W_OK | os.X_OK), "a file in a writable folder", "choose another -o"),
     ):  # fmt: skip
         if problem:

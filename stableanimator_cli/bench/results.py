@@ -18,7 +18,7 @@ import torch
 
 from stableanimator_cli import __version__
 from stableanimator_cli.bench.harness import Interval
-from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.errors import BadInput, ConfigError, command
 from stableanimator_cli.files import MARK, atomic_write, check_apart, check_replaceable, translate_os_errors
 
 FORMAT = 1  # of the JSON
@@ -114,7 +114,7 @@ def check_outputs(output: Path | None, page: Path | None, inputs: Sequence[Path]
         if path is not None:
             check_apart(path, inputs)
             if not path.parent.is_dir():
-                hint = f"mkdir -p {path.parent}"
+                hint = command("mkdir", "-p", path.parent)
                 raise ConfigError(flag, str(path), "a file in a folder that exists", hint=hint)
     if output is not None:
         check_replaceable(output)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import store
-from stableanimator_cli.errors import BadInput, SaError
+from stableanimator_cli.errors import BadInput, SaError, command
 from stableanimator_cli.files import sha256_of, translate_read_errors
 from stableanimator_cli.readers import parse_json
 
@@ -81,7 +81,9 @@ def place_folder(name: str, planned: Sequence[Import], *, copy: bool, convert: C
     """Register a model folder under its own name; the full folder appears at once, or nothing."""
     with store.locked_model(name) as folder:
         if folder.is_symlink():
-            raise BadInput.because(folder, "it is a link that no import made", hint=f"remove it first: rm {folder}")
+            raise BadInput.because(
+                folder, "it is a link that no import made", hint=f"remove it first: {command('rm', folder)}"
+            )
         states = {row: _state(row, copy=copy, convert=convert) for row in planned}
         targets = {row.target for row in planned}
         others = [p for p in folder.rglob("*") if not p.is_dir() and p not in targets] if folder.is_dir() else []
@@ -126,8 +128,8 @@ def _taken(target: Path, problem: str) -> BadInput:
     return BadInput.because(
         target,
         problem,
-        hint=f"to replace it, delete it first (rm -r {target}); to keep both, open the new one by its path: "
-        "`--model FOLDER`",
+        hint=f"to replace it, delete it first ({command('rm', '-r', target)}); to keep both, open the new one by its "
+        "path: `--model FOLDER`",
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, command
 from stableanimator_cli.files import natural_key, require_file
 from stableanimator_cli.media.decode import VIDEO_SUFFIXES
 from stableanimator_cli.media.image import SUFFIXES as IMAGES
@@ -55,7 +55,7 @@ def find_videos(path: Path) -> dict[str, Path]:
         raise BadInput(
             path, "a folder without videos",
             f"files ending in {', '.join(VIDEO_SUFFIXES[:4])} ..., or folders of pictures",
-            hint=f"look with: ls {path}",
+            hint=f"look with: {command('ls', path)}",
         )  # fmt: skip
     return videos
 
@@ -67,7 +67,9 @@ def find_pictures(path: Path) -> dict[str, Path]:
     files = (e for e in path.iterdir() if e.is_file() and not e.name.startswith(".") and e.suffix.lower() in IMAGES)
     images = {file.stem: file for file in sorted(files, key=lambda e: natural_key(e.name))}
     if not images:
-        raise BadInput(path, "a folder without pictures", "one picture per video, of its name", hint=f"ls {path}")
+        raise BadInput(
+            path, "a folder without pictures", "one picture per video, of its name", hint=command("ls", path)
+        )
     return images
 
 

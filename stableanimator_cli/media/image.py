@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.errors import BadInput, ConfigError, command
 from stableanimator_cli.files import MARK, atomic_write, natural_key, require_file, translate_os_errors
 from stableanimator_cli.records import Clip
 
@@ -170,7 +170,10 @@ def open_folder(path: Path) -> Clip:
     )
     if not pictures:
         raise BadInput(
-            path, "a folder without pictures", f"files ending in {', '.join(SUFFIXES)}", hint=f"look with: ls {path}"
+            path,
+            "a folder without pictures",
+            f"files ending in {', '.join(SUFFIXES)}",
+            hint=f"look with: {command('ls', path)}",
         )
     sizes = [picture_size(file) for file in pictures]
     for index, (file, size) in enumerate(zip(pictures, sizes, strict=True)):

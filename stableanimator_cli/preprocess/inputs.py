@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stableanimator_cli.catalogue.home import expanded
-from stableanimator_cli.errors import BadInput
+from stableanimator_cli.errors import BadInput, command
 from stableanimator_cli.files import natural_key, require_file
 from stableanimator_cli.media.decode import VIDEO_SUFFIXES
 from stableanimator_cli.media.image import SUFFIXES as PICTURES
@@ -70,7 +70,7 @@ def _named(path: Path) -> Iterator[tuple[Path, Path]]:
         if not found and not sequence:
             raise BadInput(
                 path, "a folder without videos or pictures", f"files ending in {', '.join(VIDEO_SUFFIXES[:5])} ...",
-                hint=f"look with: ls {path}",
+                hint=f"look with: {command('ls', path)}",
             )  # fmt: skip
         yield from ((file, file.relative_to(path)) for file in found)
         return

@@ -16,7 +16,7 @@ import numpy as np
 
 from stableanimator_cli import clip_folder
 from stableanimator_cli.config.preprocess import PreprocessConfig
-from stableanimator_cli.errors import BadInput, SaError
+from stableanimator_cli.errors import BadInput, SaError, command
 from stableanimator_cli.files import natural_key, sha256_of
 from stableanimator_cli.media.image import picture_size
 from stableanimator_cli.preprocess.quality import SHORTEST, ClipFinding, findings, measure_quality
@@ -82,7 +82,7 @@ def run(config: PreprocessConfig, reporter: Reporter) -> LintReport:
     upstream = sorted({*find_upstream(root), *clips} - {*plain})
     if not plain and not upstream:
         raise BadInput(root, "no clip folder", "folders with clip.json, or with images, poses and faces",
-                       hint="make one with: sa preprocess VIDEOS -o " + str(root))  # fmt: skip
+                       hint="make one with: " + command("sa", "preprocess", "VIDEOS", "-o", root))  # fmt: skip
     found: list[tuple[Path, ClipFinding]] = []
     by_digest: dict[str, list[Path]] = defaultdict(list)
     with reporter.progress(len(plain) + len(upstream), "lint", "clip") as bar:

@@ -18,7 +18,7 @@ from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.engine.training import exported_names
 from stableanimator_cli.engine.training.trainable import TRAINED
 from stableanimator_cli.engine.weights import read_tensors
-from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.errors import BadInput, ConfigError, command
 from stableanimator_cli.files import MARK, atomic_write, translate_os_errors, visible_files
 from stableanimator_cli.records import ModelFolder
 from stableanimator_cli.train import checkpoint
@@ -37,7 +37,9 @@ def export(run: Path, form: Literal["model", "upstream"], output: Path, weights:
         raise BadInput(run, "no such folder", "the folder of a run", hint="check the name after --resume")
     checkpoints = dict(checkpoint.list_checkpoints(run))
     if not checkpoints:
-        raise BadInput(run, "no checkpoint", "a run with one", hint=f"train longer: sa train --resume {run}")
+        raise BadInput(
+            run, "no checkpoint", "a run with one", hint=f"train longer: {command('sa', 'train', '--resume', run)}"
+        )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(output, "an existing file or folder", "a new folder", hint="choose another -o")
     best = checkpoint.best_step(run)

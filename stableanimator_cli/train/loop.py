@@ -21,7 +21,7 @@ from stableanimator_cli.config.train import StageConfig, TrainConfig
 from stableanimator_cli.engine.device import memory_guard
 from stableanimator_cli.engine.training.batch import Batch
 from stableanimator_cli.engine.training.fsdp import gather, scatter_state, shard
-from stableanimator_cli.errors import BadInput, Interrupted
+from stableanimator_cli.errors import BadInput, Interrupted, command
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.train.checkpoint import State, TrainPosition
 from stableanimator_cli.train.checkpoint_writer import CheckpointWriter
@@ -70,7 +70,7 @@ class Loop:
     def run(self) -> None:
         """Train all remaining stages. Raises ``SaError``; written checkpoints stay."""
         stages = self.config.stage or ()
-        hint = f"`sa train --resume {self.config.output}` resumes from the last checkpoint"
+        hint = f"`{command('sa', 'train', '--resume', self.config.output)}` resumes from the last checkpoint"
         total = sum(stage.steps or 0 for stage in stages)
         with self._reporter.progress(total, "train", "step", initial=self.position.step) as bar:
             try:

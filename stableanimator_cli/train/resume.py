@@ -13,7 +13,7 @@ from typing import Any
 from stableanimator_cli.config.schema import read_toml, resolve, to_toml
 from stableanimator_cli.config.train import StageConfig, TrainConfig, preset_tables
 from stableanimator_cli.config.train_diff import diff, with_current_names
-from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.errors import BadInput, ConfigError, command
 from stableanimator_cli.files import atomic_write, translate_os_errors
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.train import checkpoint
@@ -128,7 +128,7 @@ def check_new(run: Path) -> None:
     if run.exists() and not run.is_dir():
         raise BadInput.because(run, "it is a file, not a folder for the run", hint="choose another -o")
     if (run / CONFIG).exists() or checkpoint.list_checkpoints(run):
-        hint = f"resume it with `sa train --resume {run}`, or choose another -o"
+        hint = f"resume it with `{command('sa', 'train', '--resume', run)}`, or choose another -o"
         raise BadInput(run, "an existing run", "a new folder", hint=hint)
     for name in (checkpoint.FOLDER, checkpoint.LINK, METRICS, CURVES, "validation"):
         if os.path.lexists(run / name):

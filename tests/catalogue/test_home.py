@@ -149,6 +149,14 @@ def test_entries_that_cannot_be_read_are_named_and_the_others_listed(folder: Pat
     assert import_folder(folder / "w").taken  # not stopped by what others left
 
 
+def test_commands_of_doctor_name_one_path_whatever_is_in_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rm -r /data/my models/...` would delete another folder."""
+    monkeypatch.setenv("SA_HOME", str(folder / "my home"))
+    left = folder / "my home/models/.mine.part"
+    left.mkdir(parents=True)
+    assert f"rm -r '{left}'" in [finding.mend for finding in doctor.models()]
+
+
 def test_doctor_names_what_interrupted_commands_left(folder: Path) -> None:
     models = folder / "home/models"
     for place in (".mine.part/model.toml", "half/unet.bin", "i3d/i3d_pretrained_400.pt.part"):

@@ -257,7 +257,7 @@ def _from_tables(cls: type, mapping: Mapping[str, Any], source: str, path: tuple
         dotted = ".".join((*path, key))
         label = f"{source}: {dotted}"
         if key not in fields:
-            near = did_you_mean(key, hints) or _other_table(cls, key, path)
+            near = _other_table(cls, key, path) or did_you_mean(key, hints)
             raise ConfigError(label, key, f"one of the keys {', '.join(hints)}", hint=near)
         name = fields[key].name
         if not dataclasses.is_dataclass(hints[name]):
@@ -270,8 +270,8 @@ def _from_tables(cls: type, mapping: Mapping[str, Any], source: str, path: tuple
 
 
 def _other_table(cls: type, key: str, path: tuple[str, ...]) -> str | None:
-    """A hint for a flag's name at the top level of a file (``steps = 25``), which belongs in a table."""
-    known = _names(cls).get(key) if not path else None
+    """A hint for a flag's name at the top level of a file (``steps = 25``), whose key is in a table."""
+    known = _names(cls).get(option_name(key)) if not path else None
     return f"it belongs in a table: {'.'.join(known[0])}" if known else None
 
 

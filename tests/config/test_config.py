@@ -233,6 +233,8 @@ def test_a_flag_sets_the_frame_rate_that_the_unet_is_conditioned_on(tmp_path: Pa
     [
         ({"sampling": {"stepz": 3}}, "run.toml: sampling.stepz", "did you mean steps?"),
         ({"steps": 3}, "run.toml: steps", "it belongs in a table: sampling.steps"),
+        ({"window": 8}, "run.toml: window", "it belongs in a table: windows.length"),
+        ({"refine-face": "off"}, "run.toml: refine-face", "it belongs in a table: refine.face"),
         ({"modell": "x"}, "run.toml: modell", "did you mean model?"),
         ({"sampling": 3}, "run.toml: sampling", None),
         ({"sampling": {"steps": "3"}}, "run.toml: sampling.steps", None),

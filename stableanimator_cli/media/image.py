@@ -28,6 +28,7 @@ _FORMATS = tuple(name for name in ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "
 _WRITTEN: dict[str, Literal["PNG", "JPEG"]] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _PICTURE = "a picture (PNG, JPEG, WebP or BMP)"
 _CONVERT = "open it in a picture editor and save it as PNG"
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
 
@@ -208,7 +209,8 @@ def _opened(path: Path) -> Image.Image:
         with _quiet():
             return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:
-        raise BadInput(path, "data that is no picture", _PICTURE, hint=_CONVERT) from error
+        found = "a HEIC image, which is not read" if _is_heic(path) else "data that is no picture"
+        raise BadInput(path, found, _PICTURE, hint=_CONVERT) from error
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         found, expected = f"a picture of more than {limit:.4g} megapixels", "a smaller picture"
@@ -217,6 +219,13 @@ def _opened(path: Path) -> Image.Image:
         ) from None
     except Exception as error:  # Pillow raises many kinds for damaged files
         raise BadInput(path, f"a picture that cannot be opened ({error})", _PICTURE, hint=_CONVERT) from error
+
+
+def _is_heic(path: Path) -> bool:
+    """Whether a file is an image as phones write them: ISO media whose brand is one of HEIF."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
 
 
 @contextmanager

@@ -202,6 +202,13 @@ def test_text_called_picture(tmp_path):
         assert "save it as PNG" in caught.value.hint
 
 
+def test_the_photograph_of_a_phone_is_called_by_its_format(tmp_path):
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0heicmif1" + bytes(64))
+    with pytest.raises(BadInput, match=r"IMG_1\.HEIC: found a HEIC image, which is not read, expected") as caught:
+        media.read_picture(tmp_path / "IMG_1.HEIC")
+    assert "save it as PNG" in caught.value.hint
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])
 def test_truncated_picture(tmp_path, name):
     path = tmp_path / name

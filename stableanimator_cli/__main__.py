@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,6 +21,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # long as one after the other. A short wait costs a run of its own nothing (docs/performance.md).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+_NUMBERS = {"int": "a whole number", "float": "a number, with a decimal point"}
 
 
 def main() -> None:
@@ -63,6 +66,8 @@ def _fail_unexpected(error: Exception) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help, which is printed already
         return BadUsage.exit_code
     words = " ".join(format_message().split()).rstrip(".")
+    # Typer names the types of a number with limits "int range" and "float range", as if A:B were expected.
+    words = re.sub(r"is not a valid (int|float)(?: range)?$", lambda kind: f"is not {_NUMBERS[kind[1]]}", words)
     flag = getattr(error, "option_name", None)
     if isinstance(flag, str) and type(error).__name__ == "NoSuchOption":
         from stableanimator_cli.cli.reference_flags import counterpart

@@ -150,6 +150,8 @@ REFUSED = [
     (animate("frames"), 3, "frames: found a folder"),
     (animate(more="--overlap 8 --window 8"), 2, "--overlap: found 8, expected 0 to 7"),
     (animate(more="--steps 0"), 2, "invalid value for '--steps': 0"),
+    (animate(more="--seed 1.5"), 2, "invalid value for '--seed': '1.5' is not a whole number"),
+    (animate(more="--min-csim 0,6"), 2, "invalid value for '--min-csim': '0,6' is not a number, with a decimal point"),
     (animate(more="--seed -1"), 2, "invalid value for '--seed': -1"),
     (animate(more="--size 100x100"), 2, "--size: found '100x100', expected sides that are multiples of 8"),
     (animate(more="--size large"), 2, "--size: found 'large'"),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from stableanimator_cli import clip_folder
 from stableanimator_cli.catalogue.home import expanded
 from stableanimator_cli.errors import BadInput, command
 from stableanimator_cli.files import natural_key, require_file
@@ -37,9 +38,10 @@ class Source:
 def find_sources(inputs: Sequence[Path]) -> list[Source]:
     """All videos and images of ``inputs``, in a fixed order.
 
-    Folders are searched recursively without hidden ones; the numbered images of one (``frame_0.png``, ``frame_1.png``
-    ...) are one clip. A ``.txt`` file lists one path per line, relative to its own folder; ``#`` starts a comment. A
-    file named by itself may have any suffix. Raises ``BadInput`` for a missing file and for a folder without videos.
+    Folders are searched recursively without hidden ones and clip folders, which earlier runs wrote; the numbered images
+    of one (``frame_0.png``, ``frame_1.png`` ...) are one clip. A ``.txt`` file lists one path per line, relative to its
+    own folder; ``#`` starts a comment. A file named by itself may have any suffix. Raises ``BadInput`` for a missing
+    file and for a folder without videos.
     """
     found = list(dict.fromkeys(pair for path in inputs for pair in _named(path)))
     names = _names([inside for _, inside in found])
@@ -68,6 +70,9 @@ def _named(path: Path) -> Iterator[tuple[Path, Path]]:
             yield path, Path(path.resolve().name)
         found = list(_search(path))
         if not found and not sequence:
+            if any(map(_is_clip, clip_folder.find_folders(path))):
+                hint = "`sa train` reads it and --lint checks it; to detect again, name the videos"
+                raise BadInput(path, "clips, which are finished", "videos or pictures", hint=hint)
             raise BadInput(
                 path, "a folder without videos or pictures", f"files ending in {', '.join(VIDEO_SUFFIXES[:5])} ...",
                 hint=f"look with: {command('ls', path)}",
@@ -96,7 +101,8 @@ def _named(path: Path) -> Iterator[tuple[Path, Path]]:
 
 def _search(top: Path) -> Iterator[Path]:
     """Videos, images and folders of numbered images below ``top``; of such a folder, ``top`` too, all but its images: a
-    video may have its poster beside it. A folder is searched once, however many links lead to it.
+    video may have its poster beside it. A folder is searched once, however many links lead to it. Clip folders are not
+    searched: they hold a link to a video and its contact sheet.
 
     Not recursive: folders may be nested deeper than Python's stack.
     """
@@ -105,7 +111,7 @@ def _search(top: Path) -> Iterator[Path]:
         return (entry for entry in _visible(folder) if images or entry.suffix.lower() not in PICTURES or entry.is_dir())
 
     seen = {top.resolve()}
-    stack = [content(top, images=not is_sequence(top))]
+    stack = [] if _is_clip(top) else [content(top, images=not is_sequence(top))]
     while stack:
         entry = next(stack[-1], None)
         if entry is None:
@@ -115,10 +121,16 @@ def _search(top: Path) -> Iterator[Path]:
                 yield entry
         elif (real := entry.resolve()) not in seen:
             seen.add(real)
+            if _is_clip(entry):
+                continue
             sequence = is_sequence(entry)
             if sequence:
                 yield entry
             stack.append(content(entry, images=not sequence))
+
+
+def _is_clip(folder: Path) -> bool:
+    return (folder / clip_folder.RECORD).is_file() and (folder / clip_folder.MOTION).is_file()
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -94,6 +94,19 @@ def test_a_folder_is_searched_once_however_many_links_lead_to_it(tmp_path):
     assert [source.path.resolve().name for source in found] == ["a.mp4", "b.mp4"]
 
 
+def test_clips_of_an_earlier_run_are_no_videos(tmp_path):
+    """`sa preprocess videos/a.mp4` writes videos/a.clips: its link and its contact sheet are not to be learned."""
+    clip = touch(tmp_path / "videos/a.clips/a", "clip.json", "motion.npz", "sheet.jpg")
+    (tmp_path / "videos/a.mp4").write_bytes(b"x")
+    (clip / "source.mp4").symlink_to("../../a.mp4")
+    touch(tmp_path / "videos", "of_others/clip.json", "of_others/b.mp4")
+    assert named(tmp_path / "videos") == ["a", "of_others__b"]
+    for dataset in (clip, clip.parent):
+        with pytest.raises(BadInput, match="found clips, which are finished, expected videos or pictures") as caught:
+            find_sources([dataset])
+        assert "--lint" in str(caught.value.hint)
+
+
 def test_no_clip_has_the_name_of_what_lies_beside_the_clips(tmp_path):
     assert {FAILED, report.REPORT, report.PAGE, report.INDEX} == RESERVED
     touch(tmp_path, "Failed.mp4", "failed_.mp4", *(f"{name}.mp4" for name in RESERVED))

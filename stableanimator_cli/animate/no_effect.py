@@ -41,7 +41,7 @@ def _reasons(
     elif refine.face == "auto" and "face" not in model.files:
         yield _OF_OPTIMISATION, f"faces are not optimised: {model.name} has no face recogniser"
     if max(sampling.guidance) <= 1:
-        yield ("guidance_interval", "negative_prompt"), "a guidance of 1 or less needs no second branch"
+        yield ("guidance_interval",), "a guidance of 1 or less needs no second branch"
     if max(sampling.guidance) < 1:
         yield ("guidance",), "a guidance below 1 is that of 1: nothing is guided"
     if not config.has_live_preview:

@@ -42,8 +42,6 @@ def _reasons(
         yield _OF_OPTIMISATION, f"faces are not optimised: {model.name} has no face recogniser"
     if max(sampling.guidance) <= 1:
         yield ("guidance_interval",), "a guidance of 1 or less needs no second branch"
-    if max(sampling.guidance) < 1:
-        yield ("guidance",), "a guidance below 1 is that of 1: nothing is guided"
     if not config.has_live_preview:
         yield ("preview_every",), "there is no live preview: add --preview live"
     if not use_face:

@@ -143,11 +143,16 @@ def warn_of_unused_guidance(sampling: SamplingConfig, reporter: Reporter) -> Non
         )
 
 
-def warn_of_unused_prompt(engine: Engine, request: RenderRequest, reporter: Reporter) -> None:
-    """Report a ``--negative-prompt`` of a run without guidance, which alone uses it."""
+def warn_of_unguided(engine: Engine, request: RenderRequest, reporter: Reporter) -> None:
+    """Report what a run without guidance does not use: a ``--negative-prompt``, and numbers below 1 (some backbones are
+    guided by these too)."""
     sampling, calls = request.sampling, engine.backbone.count_calls(request)
-    if sampling.negative_prompt and calls[engine.model.facts.denoiser.lower()] == calls["windows"]:
-        used = dump_guidance(sampling.guidance)
+    if calls[engine.model.facts.denoiser.lower()] != calls["windows"]:
+        return
+    used = dump_guidance(sampling.guidance)
+    if max(sampling.guidance) < 1:
+        reporter.warning(f"--guidance {used} is that of 1 here: nothing is guided")
+    if sampling.negative_prompt:
         reporter.warning(f"--negative-prompt is not used: --guidance {used} is none; add --guidance 3 or so")
 
 
@@ -201,7 +206,7 @@ def prepare(
         hidden_faces=hidden_faces,
         streams=driving.streams,
     )
-    warn_of_unused_prompt(engine, request, reporter)
+    warn_of_unguided(engine, request, reporter)
     if not use_face and face.vector is not None:
         reporter.warning(f"model {model.name!r} was trained without faces: the UNet gets no face embedding")
     faces = len(request.face.vectors) if isinstance(request.face, PeopleFaces) else 0

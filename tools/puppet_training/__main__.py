@@ -23,14 +23,30 @@ from tools.publish import VAE, publish, publish_decoder
 from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
 
-STAGES = ("pictures", "detail", "again", "further", "people", "hidden", "hidden-exchanged", "exchanged", "clips")
+STAGES = (
+    "pictures",
+    "detail",
+    "again",
+    "further",
+    "people",
+    "hidden",
+    "hidden-exchanged",
+    "visible",
+    "exchanged",
+    "clips",
+)
+SEVERAL = ("people", "hidden", "hidden-exchanged", "visible", "exchanged")  # stages with clips of several people
 # Without exchanged references, which let faces follow their vectors and cost detail (docs/log.md).
 USUAL = tuple(stage for stage in STAGES if stage != "exchanged")
-SETTINGS = {"further": "again", "hidden-exchanged": "hidden", "exchanged": "people"}  # of another stage
-# Beside its exchanged references, all of them hidden, as many with a visible face as in the stage ``hidden``.
-FLAGS = {"hidden-exchanged": ("--reference-degrade", "0.25")}
+SETTINGS = {"further": "again", "hidden-exchanged": "hidden", "visible": "hidden", "exchanged": "people"}  # of another
+# Beside its exchanged references, all of them hidden, as many with a visible face as in the stage ``hidden``. In
+# ``visible`` seven in ten show it: what portraits lose by the stages before comes back.
+FLAGS = {"hidden-exchanged": ("--reference-degrade", "0.25"), "visible": ("--reference-degrade", "0.15")}
+HIDING = {"hidden-exchanged": 1.0, "visible": 0.5}  # share of ``--share-exchanged`` by stage whose exchanged faces hide
+SEEDS = {"visible": 200}  # other people
 FOLDERS = {  # of a stage's own clips
     "hidden-exchanged": "images-hidden-exchanged",
+    "visible": "images-visible",
     "exchanged": "images-exchanged",
     "clips": "clips-data",
 }
@@ -85,11 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--people", type=int, default=3000)
     parser.add_argument(
         "--share-several", type=float, default=0.2, metavar="S",
-        help="of people, hidden, hidden-exchanged and exchanged: share of clips of 2 and 3",
+        help=f"of {', '.join(SEVERAL)}: share of clips of 2 and 3",
     )  # fmt: skip
     parser.add_argument(
         "--share-exchanged", type=float, default=0.3, metavar="S",
-        help="of stages with exchanged references: share of references with other faces than the embeddings",
+        help="of stages with exchanged references: share of references with other faces than the embeddings; in "
+        "visible half of it",
     )  # fmt: skip
     parser.add_argument("--train-vae", type=int, default=0, metavar="STEPS")
     parser.add_argument("--train-decoder", type=int, default=0, metavar="STEPS")
@@ -119,9 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fps=Fraction(2 if apart else 8),
             device=options.device,
             workers=options.workers,
-            share=options.share_several if stage in ("people", "hidden", "hidden-exchanged", "exchanged") else 0.0,
-            exchanged=options.share_exchanged if "exchanged" in stage else 0.0,
-            hide=stage == "hidden-exchanged",
+            share=options.share_several if stage in SEVERAL else 0.0,
+            exchanged=options.share_exchanged * HIDING.get(stage, 1.0 if stage == "exchanged" else 0.0),
+            hide=stage in HIDING,
+            seed=SEEDS.get(stage, 0),
         )
         model = train_stage(options, stage, model, data)
     weights = train_decoder(options, model)

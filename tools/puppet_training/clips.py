@@ -59,10 +59,10 @@ _SEVERAL = {2: ("two", 10_000, 2 / 3), 3: ("three", 20_000, 1 / 3)}  # people pe
 
 def plan_of(
     out: Path, part: int, videos: int, frames: int, fps: Fraction, size: Size = SIZE, framing: str = "portrait",
-    people: int = 1,
+    people: int = 1, seed: int = 0,
 ) -> PuppetPlan:  # fmt: skip
     """The content of folder ``part`` of the drawings, of ``videos`` in all folders, each of ``people`` people."""
-    name, seed, _ = _SEVERAL.get(people, ("", _SEED, 1.0))
+    name, first, _ = _SEVERAL.get(people, ("", _SEED, 1.0))
     return PuppetPlan(
         folder=out / f"drawings-{name}{'-' if name else ''}{part:03d}",
         videos=min(_PART, videos - part * _PART),
@@ -70,7 +70,7 @@ def plan_of(
         frames=frames,
         size=size,
         fps=fps,
-        seed=seed + part,
+        seed=seed + first + part,
         framing=framing,
         reference_first=True,
     )
@@ -190,16 +190,16 @@ def _hide_faces(moments: Tensor, boxes: np.ndarray, seed: int) -> Tensor:
 def write_all(
     out: Path, model: str, *, people: int, frames: int = 4, fps: Fraction = Fraction(2), device: str = "cpu",
     workers: int = 1, size: Size = SIZE, encoded: Size | None = None, framing: str = "portrait", share: float = 0.0,
-    exchanged: float = 0.0, hide: bool = False,
+    exchanged: float = 0.0, hide: bool = False, seed: int = 0,
 ) -> list[Path]:  # fmt: skip
     """Write the missing clips and caches; returns the folders of clips.
 
     ``size`` (w, h) of the videos, from which face embeddings are computed; ``encoded``: of latents, if it differs.
     ``share`` of the clips show several people (``count_several``), ``exchanged`` have references with other faces;
-    ``hide``: with noise in their place.
+    ``hide``: with noise in their place. Another ``seed`` draws other people, if it is larger by the number of folders.
     """
     plans = [
-        plan_of(out, part, videos, frames, fps, size, framing, count)
+        plan_of(out, part, videos, frames, fps, size, framing, count, seed)
         for count, videos in count_several(people, share).items()
         for part in range(-(-videos // _PART))
     ]

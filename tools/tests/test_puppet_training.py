@@ -1,6 +1,7 @@
 """The training tools at 256x256: the fixed list, scores of faces, and a VAE training that resumes."""
 
 import argparse
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -99,6 +100,14 @@ def test_a_copied_model_has_the_new_vae_and_its_digest(tmp_path):
     assert digests["vae.safetensors"] == sha256_of(weights)
     assert digests["unet.safetensors"] == sha256_of(BASE / "unet.safetensors")
     assert entry.training == {}
+
+
+def test_another_seed_draws_other_people(tmp_path):
+    people = []
+    for seed in (0, 200):
+        plan = clips.plan_of(tmp_path, 0, 2, 4, Fraction(2), seed=seed)
+        people.append([plan.scene(number).people[0].identity for number in range(2)])
+    assert not any(one == other for one in people[0] for other in people[1])
 
 
 def test_hidden_faces_are_noise_in_the_means_alone():

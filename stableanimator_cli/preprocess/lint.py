@@ -20,6 +20,7 @@ from stableanimator_cli.errors import BadInput, SaError, command
 from stableanimator_cli.files import natural_key, sha256_of
 from stableanimator_cli.media.image import picture_size
 from stableanimator_cli.preprocess.quality import SHORTEST, ClipFinding, findings, measure_quality
+from stableanimator_cli.preprocess.report import INDEX, listed_clips
 from stableanimator_cli.progress import Reporter
 
 _IMAGES = (".png", ".jpg", ".jpeg")
@@ -83,11 +84,14 @@ def run(config: PreprocessConfig, reporter: Reporter) -> LintReport:
     if not plain and not upstream:
         raise BadInput(root, "no clip folder", "folders with clip.json, or with images, poses and faces",
                        hint="make one with: " + command("sa", "preprocess", "VIDEOS", "-o", root))  # fmt: skip
+    listed = listed_clips(root)
     found: list[tuple[Path, ClipFinding]] = []
     by_digest: dict[str, list[Path]] = defaultdict(list)
     with reporter.progress(len(plain) + len(upstream), "lint", "clip") as bar:
         for index, folder in enumerate((*plain, *upstream)):
             checks = _clip_findings(folder, by_digest) if index < len(plain) else upstream_findings(folder)
+            if listed is not None and folder not in listed:
+                checks = iter([_warning("unlisted", f"{INDEX} does not list it: `sa train` leaves it out")])
             found += [(folder, finding) for finding in checks]
             bar.update()
     for first, *others in by_digest.values():

@@ -16,6 +16,7 @@ from typing import Any
 from stableanimator_cli import __version__
 from stableanimator_cli.files import MARK, atomic_write, json_text, translate_os_errors
 from stableanimator_cli.preprocess.clip import Outcome, write_json
+from stableanimator_cli.readers import read_json_lines
 
 INDEX, REPORT, PAGE = "index.jsonl", "report.json", "report.html"
 FORMAT = 1
@@ -104,6 +105,15 @@ def write_index(out: Path, outcomes: Sequence[Outcome]) -> None:
     lines = [index_line(outcome, out) for outcome in outcomes]
     with atomic_write(out / INDEX) as temp, translate_os_errors(out / INDEX):
         temp.write_text("".join(json_text(line) for line in lines), encoding="utf-8")
+
+
+def listed_clips(out: Path) -> set[Path] | None:
+    """Folders of the clips in ``index.jsonl``, which are those that ``sa train`` reads; None without an index."""
+    if not (out / INDEX).is_file():
+        return None
+    hint = "run the same `sa preprocess` again: it rewrites the index"
+    rows = (row for _, row in read_json_lines(out / INDEX, "an index of clips", hint=hint) if isinstance(row, dict))
+    return {out / str(row.get("clip")) for row in rows if row.get("status") == "ok"}
 
 
 def write_report(

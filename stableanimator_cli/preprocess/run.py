@@ -39,7 +39,14 @@ from stableanimator_cli.preprocess.outputs import (
     remove_unfinished,
 )
 from stableanimator_cli.preprocess.poses import align_to, detect_motion, read_reference, write_poses_and_preview
-from stableanimator_cli.preprocess.report import PAGE, PreprocessPlan, PreprocessReport, write_index, write_report
+from stableanimator_cli.preprocess.report import (
+    INDEX,
+    PAGE,
+    PreprocessPlan,
+    PreprocessReport,
+    write_index,
+    write_report,
+)
 from stableanimator_cli.preprocess.report_html import write_page
 from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.readers import read_json
@@ -279,6 +286,7 @@ def _write_reports(
     config, out = job.config, job.out
     all_outcomes = [outcomes.get(source.name) or _outcome_of_other_shard(job, source) for source in sources]
     write_index(out, all_outcomes)
+    _warn_of_unlisted(job, sources, reporter)
     host = {
         "seconds": round(seconds, 3),
         "clip_seconds": {name: round(one.seconds, 3) for name, one in sorted(outcomes.items())},
@@ -305,6 +313,21 @@ def _write_reports(
         message=f"{len(failed)} of {len(sources)} videos were left out; {out / PAGE} says why" if failed else None,
         data={"places": [folder.relative_to(out).as_posix() for folder in folders]},
     )
+
+
+def _warn_of_unlisted(job: PreprocessJob, sources: Sequence[Source], reporter: Reporter) -> None:
+    """One warning of clips in the output whose videos are none of ``sources``: the index lists the others only."""
+    ours = {folder for source in sources for folder in job.folders(source)}
+    records = (
+        file for pattern in ("[!.]*", "rec/*", "vec/*") for file in job.out.glob(f"{pattern}/{clip_folder.RECORD}")
+    )
+    names = sorted(file.parent.relative_to(job.out).as_posix() for file in records if file.parent not in ours)
+    if names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        reporter.warning(
+            f"{job.out}: {INDEX} lists the videos of this command only, so `sa train` leaves out other clips there: "
+            f"{shown}; to train on them too, name all videos in one command"
+        )
 
 
 def _threads(config: PreprocessConfig) -> int | None:

@@ -57,6 +57,15 @@ def test_changed_and_missing_sources_are_found(preprocess, dataset):
     assert codes(preprocess(dataset, lint=True)) == [("error", "damaged")]
 
 
+def test_clips_that_training_does_not_read_are_no_errors(preprocess, dataset):
+    (dataset / "a" / "source.mp4").unlink()
+    (dataset.parent / "v" / "a.mp4").unlink()
+    preprocess(dataset.parent / "v", output=dataset, source="copy")
+    report = preprocess(dataset, lint=True)
+    assert [(folder.name, one.code) for folder, one in report.found] == [("a", "unlisted")]
+    assert report.exit_code == 0
+
+
 def test_changed_pictures_of_a_folder_are_found(preprocess, tmp_path):
     pictures = tmp_path / "v" / "walk"
     for index, box in enumerate(drawn.walk(18)):
@@ -84,6 +93,9 @@ def test_a_record_without_some_numbers_is_looked_over(preprocess, dataset):
 
 def test_the_same_video_twice_is_a_warning(preprocess, dataset):
     shutil.copytree(dataset / "a", dataset / "c")
+    assert codes(preprocess(dataset, lint=True)) == [("warning", "unlisted")]
+    lines = (dataset / "index.jsonl").read_text(encoding="utf-8").splitlines()
+    (dataset / "index.jsonl").write_text("\n".join([*lines, json.dumps({**json.loads(lines[0]), "clip": "c"})]))
     report = preprocess(dataset, lint=True)
     assert codes(report) == [("warning", "duplicate")]
     assert report.exit_code == 0

@@ -20,6 +20,7 @@ from stableanimator_cli.errors import BadInput, ConfigError, ModelMissing, NoPer
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.preprocess import clip as clip_module
+from tests.animate.clips import Heard
 from tests.conftest import largest_file
 from tests.media_samples import make_video
 from tests.preprocess import drawn
@@ -82,6 +83,17 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(preprocess, videos):
     mended = preprocess(videos, smooth=2.0)
     assert (mended.made, mended.cached, len(mended.failed)) == (1, 2, 1)
     assert not (out / "failed" / "empty.json").exists()
+
+
+def test_clips_of_other_videos_in_the_folder_are_named(preprocess, tmp_path):
+    """Two commands with one -o, one video each, leave a dataset of one video."""
+    out, reporter = tmp_path / "out", Heard()
+    for name in ("a", "b"):
+        preprocess(drawn.write_video(tmp_path / f"{name}.mp4", drawn.walk(3)), output=out, reporter=reporter)
+    assert reporter.warnings == [
+        f"{out}: index.jsonl lists the videos of this command only, so `sa train` leaves out other clips there: a; "
+        "to train on them too, name all videos in one command"
+    ]
 
 
 def test_temporary_files_of_killed_runs_are_removed(preprocess, tmp_path):

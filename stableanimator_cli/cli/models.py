@@ -78,7 +78,7 @@ def list_(json: options.JsonOpt = False) -> None:
     if json:
         out.result({"models": [_facts(e) for e in entries], "damaged": [e.message for e in damaged]}, "")
     else:
-        out.info(f"downloaded and imported files are in {catalogue.cache_dir() / 'models'} (set by SA_HOME)")
+        out.info(f"downloaded and imported files are in {catalogue.cache_dir() / 'models'} (SA_HOME names another)")
 
 
 @app.command(short_help="Show licence, files and settings of a model.")

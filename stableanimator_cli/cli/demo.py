@@ -141,7 +141,9 @@ def _animate_person(
     from stableanimator_cli.puppets.demo_sheet import PersonRow
 
     person, other = inputs[n], (n + 1) % PEOPLE
+    out.info(f"person {n + 1} of {PEOPLE}")
     result = _animate(person, person.file("mp4"), None, engines, out)
+    out.info(f"person {n + 1} of {PEOPLE}, with the face vector of person {other + 1}")
     swapped = _animate(person, person.file("other-face.mp4"), inputs[other].file("face.npy"), engines, out)
     return PersonRow(
         reference=scenes[n].reference().image,

@@ -301,6 +301,8 @@ def _write_reports(
     if config.layout == "upstream":
         reference_layout.write_lists(out, folders)
     failed, made = data["failed"], sum(not one.cached for one in outcomes.values() if one.status == "ok")
+    if skipped := sum(one.cached for one in outcomes.values()):
+        reporter.info(f"{skipped} finished clip{'s' if skipped > 1 else ''} of an earlier run skipped")
     return PreprocessReport(
         output=out,
         clips=len(done),

@@ -259,8 +259,8 @@ def _no_clips(where: str, skipped: Sequence[SkippedClip], min_frames: int) -> Ba
     if not skipped:
         return BadInput(where, "no clips", "clip folders, or rec and vec with images", hint=_PREPROCESS)
     if all(one.reason == "too-short" for one in skipped):
-        count = len(skipped)
-        found = skipped[0].message if count == 1 else f"{count} clips, all shorter than {min_frames} frames"
+        several = f"{len(skipped)} clips, all shorter than {min_frames} frames"
+        found = skipped[0].message.partition(", expected")[0] if len(skipped) == 1 else several
         hint = "use longer videos or fewer --frames"
         return BadInput(where, found, f"clips of {min_frames} frames or more", hint=hint)
     hint = f"{skipped[0].clip}: {skipped[0].message}"

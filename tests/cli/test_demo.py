@@ -58,7 +58,9 @@ def test_a_demo_shows_three_people_twice_and_may_be_repeated(
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 3 + 3 * len(SUFFIXES)
     assert all(carries_mark(path) for path in files)
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    printed = capsys.readouterr()
+    assert "person 3 of 3, with the face vector of person 1" in printed.err
+    report = json.loads(printed.out.splitlines()[-1])
     assert report["output"] == str(tmp_path / "demo.mp4")
     assert len(report["similarity"]) == len(report["swapped_similarity"]) == 3
     sizes = {path: open_clip(path).size for path in (tmp_path / "demo.mp4", tmp_path / "demo.png")}

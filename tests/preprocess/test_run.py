@@ -69,8 +69,10 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(preprocess, videos):
     out = videos.with_name("videos.clips")
     preprocess(videos)
     before = drawn.clips_of(out)
-    again = preprocess(videos)
+    reporter = Heard()
+    again = preprocess(videos, reporter=reporter)
     assert (again.made, again.cached) == (0, 2)
+    assert "2 finished clips of an earlier run skipped" in reporter.notes
     assert drawn.clips_of(out) == before
     inode = (out / "a" / "motion.npz").stat().st_ino
     drawn.write_video(videos / "deep" / "b.mp4", drawn.walk(20, step=3))

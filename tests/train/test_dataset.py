@@ -93,7 +93,7 @@ def test_nothing_to_learn_from_is_one_clear_error(tmp_path: Path) -> None:
         open_dataset([tmp_path / "empty"], min_frames=8)
     assert "sa preprocess" in str(caught.value.hint)
     write_clip(tmp_path / "few/a", 5)
-    with pytest.raises(BadInput, match=r"5 frames.*expected clips of 8 frames or more"):
+    with pytest.raises(BadInput, match=r"\w: 5 frames, expected clips of 8 frames or more$"):
         open_dataset([tmp_path / "few"], min_frames=8)
     write_clip(tmp_path / "few/b", 6)
     with pytest.raises(BadInput, match=r"found 2 clips, all shorter than 8 frames, expected clips of 8"):

@@ -256,9 +256,9 @@ def _find(name_or_folder: str | Path) -> tuple[Entry, layouts.Layout | None]:
         raise ModelMissing(f"{folder}: no such model folder", hint=f"known names: {', '.join(names())}")
     if (folder / FILE_NAME).is_file():
         return read(folder), None
+    pipelines.refuse_other(folder, names())
     layout = pipelines.detect_pipeline(folder) or layouts.detect_layout(folder)
     if layout is None:
-        pipelines.refuse_unknown(folder, names())
         raise ModelMissing(
             f"{folder}: found no {FILE_NAME} and none of {layouts.SIGNS}",
             hint="name a model folder, the reference implementation's 'checkpoints' folder or its parent, or one of: "

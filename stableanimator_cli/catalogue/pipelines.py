@@ -18,6 +18,8 @@ from stableanimator_cli.readers import damaged_model, read_json
 
 INDICES = ("modular_model_index.json", "model_index.json")
 """Of modular pipelines, whose folders may have both, and of others."""
+SVD = "StableVideoDiffusionPipeline"
+"""The class of Stable Video Diffusion's folder, which is part of a layout (``layouts``)."""
 _HINT = "get the folder again from its source; an interrupted download lacks its last files"
 
 
@@ -105,12 +107,15 @@ def detect_pipeline(folder: Path) -> Layout | None:
     )
 
 
-def refuse_unknown(folder: Path, known: Iterable[str]) -> None:
-    """Raise ``ModelDamaged`` if ``folder`` is a pipeline that cannot animate; ``known`` are names of models."""
+def refuse_other(folder: Path, known: Iterable[str]) -> None:
+    """Raise ``ModelDamaged`` if ``folder`` is a pipeline that cannot animate; ``known`` are names of models.
+
+    Its parts may have the names of Stable Video Diffusion's.
+    """
     named = class_of(folder)
-    if named is not None:
+    if named is not None and named[1] not in (*KINDS, SVD):
         raise ModelDamaged(
-            f"{named[0]}: found {named[1]!r}, expected {' or '.join(KINDS)}",
+            f"{named[0]}: found {named[1]!r}, expected {' or '.join((*KINDS, SVD))}",
             hint=f"name the folder of such a pipeline, or one of: {', '.join(known)}",
         )
 

@@ -84,6 +84,7 @@ def import_folder(folder: str | Path, *, copy: bool = False, convert: Convert | 
     if (folder / FILE_NAME).is_file():
         taken = _model_folder(job, read(folder))
     else:
+        pipelines.refuse_other(folder, catalogue.names())
         pipeline = pipelines.entry_of(folder)
         layout = layouts.detect_layout(folder) if pipeline is None else None  # its vae is not Stable Video Diffusion's
         if layout is not None:
@@ -179,12 +180,15 @@ def _layout(job: _Job, layout: layouts.Layout) -> None:
 def _loose(job: _Job, pipeline: str | None) -> None:
     """Files that were downloaded by hand: the listed name at the top or at the listed path, with the listed size.
 
-    ``pipeline``: the entry that the folder is a download of; only its files are registered.
+    ``pipeline``: the entry of pipelines that the folder is a download of; only its files are registered. Files of other
+    folders are not those of a pipeline, whose index and configs have the names of Stable Video Diffusion's.
     """
     taken = {planned.source.resolve() for planned in job.planned}
     entries, damaged = catalogue.readable()
     job.remarks += [error.message for error in damaged]
-    for found in entries if pipeline is None else [catalogue.entry(pipeline)]:
+    apart = {kind.entry for kind in pipelines.KINDS.values()}
+    loose = [found for found in entries if found.name not in apart]
+    for found in loose if pipeline is None else [catalogue.entry(pipeline)]:
         for row in found.files:
             for path in (job.folder / row.path, job.folder / Path(row.path).name):
                 alike = path.is_file() and path.stat().st_size == (row.bytes or path.stat().st_size)

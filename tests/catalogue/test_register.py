@@ -155,6 +155,22 @@ def test_a_pipeline_is_registered_as_its_own_entry_alone(tmp_path: Path, home: P
     assert not catalogue.model_cache_dir("svd-xt").exists()
 
 
+def test_another_pipeline_is_not_taken_for_stable_video_diffusion(tmp_path: Path, home: Path) -> None:
+    """A folder of Stable Diffusion has a vae and a unet of the same names."""
+    folder = tmp_path / "sd"
+    for part in ("vae", "unet"):
+        write(folder / part / "diffusion_pytorch_model.safetensors")
+    for kind, taken in (("StableDiffusionPipeline", False), (pipelines.SVD, True)):
+        write(folder / "model_index.json", json.dumps({"_class_name": kind}))
+        if taken:
+            assert {one.name for one in import_folder(folder).taken} == {"svd-xt"}
+        else:
+            for use in (import_folder, catalogue.open_model):
+                with pytest.raises(ModelDamaged, match="found 'StableDiffusionPipeline', expected WanAnimatePipeline"):
+                    use(folder)
+            assert not catalogue.model_cache_dir("svd-xt").exists()
+
+
 def test_a_trained_model_becomes_a_name(tmp_path: Path, home: Path) -> None:
     folder = model_toml(tmp_path / "c", 'name = "mine"\n[components.unet]\nfile = "unet.bin"\nconfig = "unet.json"\n')
     write(folder / "unet.bin")

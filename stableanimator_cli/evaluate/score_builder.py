@@ -37,7 +37,7 @@ class ScoreBuilder:
     people: tuple[PersonScore, ...] = ()
 
     def put(self, name: str, value: float, count: int) -> None:
-        self.values[name], self.counts[name] = float(value), int(count) if np.isfinite(value) else 0
+        self.values[name], self.counts[name] = float(value), 0 if np.isnan(value) else int(count)
 
     def curve(self, name: str, values: Sequence[float] | np.ndarray) -> None:
         self.curves[name] = [round(float(v), 5) if np.isfinite(v) else None for v in values]

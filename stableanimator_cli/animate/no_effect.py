@@ -13,24 +13,17 @@ _OF_OPTIMISATION = (
 )  # fmt: skip
 
 
-def options_without_effect(
-    config: AnimateConfig, model: ModelFolder, flags: Mapping[str, Any], *, use_face: bool
-) -> list[str]:
-    """One message for each reason. Only ``flags`` are named, by option name: files and presets hold what they need not.
-
-    ``use_face``: whether the UNet receives the face embedding.
-    """
+def options_without_effect(config: AnimateConfig, model: ModelFolder, flags: Mapping[str, Any]) -> list[str]:
+    """One message for each reason. Only ``flags``, by option name, are named: files may hold what they need not."""
     messages = []
-    for names, reason in _reasons(config, model, use_face=use_face, by_preset=flags.get("refine_face") is None):
+    for names, reason in _reasons(config, model, by_preset=flags.get("refine_face") is None):
         given = [f"--{name.replace('_', '-')}" for name in names if flags.get(name) is not None]
         if given:
             messages.append(f"{', '.join(given)}: no effect, as {reason}")
     return messages
 
 
-def _reasons(
-    config: AnimateConfig, model: ModelFolder, *, use_face: bool, by_preset: bool
-) -> Iterator[tuple[tuple[str, ...], str]]:
+def _reasons(config: AnimateConfig, model: ModelFolder, *, by_preset: bool) -> Iterator[tuple[tuple[str, ...], str]]:
     refine, sampling = config.refine, config.sampling
     if refine.face == "off":
         by = f"preset {config.preset}" if by_preset and config.preset in ("quick", "fast") else "--refine-face off"
@@ -44,6 +37,3 @@ def _reasons(
         yield ("guidance_interval",), "a guidance of 1 or less needs no second branch"
     if not config.has_live_preview:
         yield ("preview_every",), "there is no live preview: add --preview live"
-    if not use_face:
-        reason = f"{model.name} was trained without faces: add --force-ablation to see the effect"
-        yield ("face_embedding",), reason

@@ -70,7 +70,7 @@ def run(
     with _torchrun_group() as workers:
         config, model = resolve_config(flags, config_file, plan_only=plan_only)
         use_face = validate(config, model)
-        for message in options_without_effect(config, model, flags, use_face=use_face):
+        for message in options_without_effect(config, model, flags):
             (reporter or NullReporter()).warning(message)
         with nullcontext() if plan_only else locked_output(config.target, "sa animate"):
             from stableanimator_cli.animate.pipeline import run_pipeline

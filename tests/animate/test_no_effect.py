@@ -20,12 +20,12 @@ from tests.waving import waving
 FILES = {"reference": Path("a.png"), "motion": Path("b.npz"), "output": Path("c.mp4"), "model": "puppet"}
 
 
-def messages(*, use_face: bool = True, recogniser: bool = True, **flags: Any) -> list[str]:
+def messages(*, recogniser: bool = True, **flags: Any) -> list[str]:
     config, model = run.resolve_config({**FILES, **flags}, None)
     assert isinstance(config, AnimateConfig)
     if not recogniser:
         model = replace(model, files={role: path for role, path in model.files.items() if role != "face"})
-    return options_without_effect(config, model, {**FILES, **flags}, use_face=use_face)
+    return options_without_effect(config, model, {**FILES, **flags})
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,6 @@ def messages(*, use_face: bool = True, recogniser: bool = True, **flags: Any) ->
          "--refine-lr: no effect, as faces are not optimised: puppet has no"),
         ({"guidance": 1, "guidance_interval": "1:5"}, "--guidance-interval: no effect, as a guidance of 1 or less"),
         ({"preview": True, "preview_every": 2}, "--preview-every: no effect, as there is no live preview: add --prev"),
-        ({"use_face": False, "face_embedding": Path("f.npy")}, "--face-embedding: no effect, as puppet was trained wi"),
     ],
 )  # fmt: skip
 def test_an_option_without_effect_is_named_with_the_reason(flags: dict[str, Any], message: str) -> None:

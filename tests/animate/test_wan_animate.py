@@ -254,6 +254,13 @@ def test_guidance_and_prompts_reach_the_text_encoder(place, animate):
     assert digest(animate(prompt="dance", guidance="2").video) != plain
 
 
+@pytest.mark.parametrize("flag", ["prompt", "negative_prompt"])
+def test_a_prompt_longer_than_the_text_encoder_reads_is_refused(animate, flag):
+    name = f"--{flag.replace('_', '-')}"
+    with pytest.raises(ConfigError, match=f"{name}: found '513 tokens', expected at most 512"):
+        animate(**{flag: "dance " * 513}, guidance=2)
+
+
 def test_a_negative_prompt_without_guidance_is_reported(animate):
     for guidance, warnings in (("1", 1), ("2", 0)):
         heard = Heard()

@@ -13,9 +13,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.diffusion.scheduler_hook import why_not_refined
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.errors import ModelDamaged, ModelMissing, SaError, is_out_of_memory
+from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing, SaError, is_out_of_memory
 from stableanimator_cli.readers import damaged_model, read_json
 
 _MODEL: Any = diffusers.ModelMixin  # its types are lost in diffusers' lazy imports
@@ -99,6 +100,14 @@ def place(network: nn.Module, plan: DevicePlan) -> nn.Module:
     if config.compile == "blocks":
         module.compile_repeated_blocks()
     return module
+
+
+def check_prompts(tokenizer: Any, sampling: SamplingConfig, length: int) -> None:
+    """Raise ``ConfigError`` for a prompt of more than ``length`` tokens: the rest would be cut silently."""
+    for flag, prompt in (("--prompt", sampling.prompt), ("--negative-prompt", sampling.negative_prompt)):
+        count = len(tokenizer(" ".join(prompt.split()), add_special_tokens=True).input_ids)
+        if count > length:
+            raise ConfigError(flag, f"{count} tokens", f"at most {length}, which the text encoder reads")
 
 
 def text_embedding(encoder: Any, tokenizer: Any, prompt: str, length: int, device: torch.device) -> Tensor:

@@ -13,7 +13,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
-from stableanimator_cli.engine.backbones.diffusers_folder import load_part, load_scheduler, quiet, text_embedding
+from stableanimator_cli.engine.backbones.diffusers_folder import (
+    check_prompts,
+    load_part,
+    load_scheduler,
+    quiet,
+    text_embedding,
+)
 from stableanimator_cli.engine.backbones.segments import SegmentBackbone
 from stableanimator_cli.engine.conditioning import PoseFrames
 from stableanimator_cli.engine.engine import Engine
@@ -101,6 +107,7 @@ class WanAnimate(SegmentBackbone):
         guidance = sampling.guidance[0]
         picture = Image.fromarray(request.resized)
         tokenizer = load_part(AutoTokenizer, files["tokenizer"])
+        check_prompts(tokenizer, sampling, TOKENS)
         with engine.resident("text_encoder"):
             prompts = [sampling.prompt, *([sampling.negative_prompt] if guidance > 1 else [])]
             engine.calls["text_encoder"] += len(prompts)

@@ -19,7 +19,7 @@ from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2K
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from stableanimator_cli.engine.backbones.diffusers_folder import load_part, load_scheduler, quiet
+from stableanimator_cli.engine.backbones.diffusers_folder import check_prompts, load_part, load_scheduler, quiet
 from stableanimator_cli.engine.backbones.segments import SegmentBackbone
 from stableanimator_cli.engine.engine import Engine
 from stableanimator_cli.engine.render import RenderRequest
@@ -134,6 +134,7 @@ class WanAnimate2(SegmentBackbone):
         device, dtype = engine.plan.device, engine.plan.dtype
         guidance = sampling.guidance[0]
         tokenizer = load_part(AutoTokenizer, files["tokenizer"])
+        check_prompts(tokenizer, sampling, TOKENS)
         with engine.resident("text_encoder"):
             prompts = [DRIVING_PROMPT, sampling.prompt, *([sampling.negative_prompt] if guidance != 1 else [])]
             engine.calls["text_encoder"] += len(prompts)

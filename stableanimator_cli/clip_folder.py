@@ -247,6 +247,11 @@ def _check_rate(fields: Fields, key: str) -> None:
         fields.fail(key, "frames per second, as '30' or '30000/1001'")
 
 
+def is_clip(folder: Path) -> bool:
+    """Whether a folder is a clip that is complete: record and motion are there."""
+    return (folder / RECORD).is_file() and (folder / MOTION).is_file()
+
+
 def digest(path: Path) -> str:
     """sha256 of an input: a file, a folder, or a clip folder without the caches that trainings add to it, which change
     nothing of the clip. Raises ``BadInput``."""

@@ -27,7 +27,7 @@ from stableanimator_cli.animate.people import (
 )
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.backbone_facts import BackboneFacts
-from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
+from stableanimator_cli.clip_folder import MOTION, is_clip, open_folder
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput
@@ -135,7 +135,7 @@ def _open_driving(
     if facts.skeleton is None:
         selected, first, _ = _selected(open_pixels(config, reporter), start, stop)
         return output.counted(selected) if count_only else output.of_clip(selected, first, None)
-    if (path / RECORD).is_file() and (path / MOTION).is_file():
+    if is_clip(path):
         motion = load_motion(path / MOTION)
         motion = chosen_people(motion, config.people, path / MOTION)
         driving = output.of_motion(motion, path / MOTION, start, stop, fps=_recorded_rate(path))

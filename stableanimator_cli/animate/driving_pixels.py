@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from stableanimator_cli.animate.inputs import is_openpose
-from stableanimator_cli.clip_folder import MOTION, RECORD, open_folder
+from stableanimator_cli.clip_folder import is_clip, open_folder
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import open_clip
@@ -23,7 +23,7 @@ _VIDEO = "a video of a person, or a clip folder of sa preprocess"
 def open_pixels(config: AnimateConfig, reporter: Reporter) -> Clip:
     """The video of a motion that drives by its pixels. Raises ``BadInput`` for keypoints and drawn skeletons."""
     path = config.motion
-    if (path / RECORD).is_file() and (path / MOTION).is_file():
+    if is_clip(path):
         return open_folder(path).pictures()
     hint = "this model is driven by the pixels of a video: give the one from which the motion was detected"
     if path.suffix.lower() == ".npz" or is_openpose(path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stableanimator_cli.clip_folder import MOTION, RECORD
+from stableanimator_cli.clip_folder import MOTION, RECORD, is_clip
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.errors import BadInput, command
 from stableanimator_cli.files import require_file
@@ -54,7 +54,7 @@ def read_reference(path: Path) -> np.ndarray:
 
 def check_motion(path: Path) -> None:
     """Open a motion in any accepted form, without the frames of a video. Raises ``BadInput``."""
-    if (path / RECORD).is_file() and (path / MOTION).is_file():
+    if is_clip(path):
         load_motion(path / MOTION)
     elif clips := sorted(path.glob(f"*/{RECORD}")):
         hint = f"name one of them: {clips[0].parent}"

@@ -70,7 +70,7 @@ def _named(path: Path) -> Iterator[tuple[Path, Path]]:
             yield path, Path(path.resolve().name)
         found = list(_search(path))
         if not found and not sequence:
-            if any(map(_is_clip, clip_folder.find_folders(path))):
+            if any(map(clip_folder.is_clip, clip_folder.find_folders(path))):
                 hint = "`sa train` reads it and --lint checks it; to detect again, name the videos"
                 raise BadInput(path, "clips, which are finished", "videos or pictures", hint=hint)
             raise BadInput(
@@ -111,7 +111,7 @@ def _search(top: Path) -> Iterator[Path]:
         return (entry for entry in _visible(folder) if images or entry.suffix.lower() not in PICTURES or entry.is_dir())
 
     seen = {top.resolve()}
-    stack = [] if _is_clip(top) else [content(top, images=not is_sequence(top))]
+    stack = [] if clip_folder.is_clip(top) else [content(top, images=not is_sequence(top))]
     while stack:
         entry = next(stack[-1], None)
         if entry is None:
@@ -121,16 +121,12 @@ def _search(top: Path) -> Iterator[Path]:
                 yield entry
         elif (real := entry.resolve()) not in seen:
             seen.add(real)
-            if _is_clip(entry):
+            if clip_folder.is_clip(entry):
                 continue
             sequence = is_sequence(entry)
             if sequence:
                 yield entry
             stack.append(content(entry, images=not sequence))
-
-
-def _is_clip(folder: Path) -> bool:
-    return (folder / clip_folder.RECORD).is_file() and (folder / clip_folder.MOTION).is_file()
 
 
 def _visible(folder: Path) -> list[Path]:

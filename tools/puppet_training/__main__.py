@@ -14,7 +14,8 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,33 +24,47 @@ from tools.publish import VAE, publish, publish_decoder
 from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
 
-STAGES = (
-    "pictures",
-    "detail",
-    "again",
-    "further",
-    "people",
-    "hidden",
-    "hidden-exchanged",
-    "visible",
-    "exchanged",
-    "clips",
-)
-SEVERAL = ("people", "hidden", "hidden-exchanged", "visible", "exchanged")  # stages with clips of several people
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One training by ``sa train`` with ``settings`` (a TOML file here) and ``flags``, on the clips in ``folder``.
+
+    ``several``: a share of the clips shows two and three people. ``exchanged``: part of ``--share-exchanged`` whose
+    references have other faces, which ``hide`` replaces with noise. Another ``seed`` draws other people.
+    """
+
+    settings: str
+    flags: tuple[str, ...] = ()
+    folder: str = "images"
+    several: bool = False
+    exchanged: float = 0.0
+    hide: bool = False
+    seed: int = 0
+
+
+STAGES: Mapping[str, Stage] = {
+    "pictures": Stage(settings="pictures"),
+    "detail": Stage(settings="detail"),
+    "again": Stage(settings="again"),
+    "further": Stage(settings="again"),
+    "people": Stage(settings="people", several=True),
+    "hidden": Stage(settings="hidden", several=True),
+    # Beside its exchanged references, all of them hidden, as many with a visible face as in the stage ``hidden``.
+    "hidden-exchanged": Stage(
+        settings="hidden", flags=("--reference-degrade", "0.25"), folder="images-hidden-exchanged", several=True,
+        exchanged=1.0, hide=True,
+    ),
+    # Seven in ten references show their faces: what portraits lose by the stages before comes back.
+    "visible": Stage(
+        settings="hidden", flags=("--reference-degrade", "0.15"), folder="images-visible", several=True,
+        exchanged=0.5, hide=True, seed=200,
+    ),
+    "exchanged": Stage(settings="people", folder="images-exchanged", several=True, exchanged=1.0),
+    "clips": Stage(settings="clips", folder="clips-data"),
+}  # fmt: skip
 # Without exchanged references, which let faces follow their vectors and cost detail (docs/log.md).
-USUAL = tuple(stage for stage in STAGES if stage != "exchanged")
-SETTINGS = {"further": "again", "hidden-exchanged": "hidden", "visible": "hidden", "exchanged": "people"}  # of another
-# Beside its exchanged references, all of them hidden, as many with a visible face as in the stage ``hidden``. In
-# ``visible`` seven in ten show it: what portraits lose by the stages before comes back.
-FLAGS = {"hidden-exchanged": ("--reference-degrade", "0.25"), "visible": ("--reference-degrade", "0.15")}
-HIDING = {"hidden-exchanged": 1.0, "visible": 0.5}  # share of ``--share-exchanged`` by stage whose exchanged faces hide
-SEEDS = {"visible": 200}  # other people
-FOLDERS = {  # of a stage's own clips
-    "hidden-exchanged": "images-hidden-exchanged",
-    "visible": "images-visible",
-    "exchanged": "images-exchanged",
-    "clips": "clips-data",
-}
+USUAL = tuple(name for name in STAGES if name != "exchanged")
+SEVERAL = ", ".join(name for name, stage in STAGES.items() if stage.several)
 
 
 def train_vae(options: argparse.Namespace) -> Path | None:
@@ -73,21 +88,21 @@ def train_decoder(options: argparse.Namespace, model: Path) -> Path | None:
     return options.run / "decoder" / VAE
 
 
-def train_stage(options: argparse.Namespace, stage: str, model: Path, data: Sequence[Path]) -> Path:
+def train_stage(options: argparse.Namespace, name: str, model: Path, data: Sequence[Path]) -> Path:
     """Run ``sa train`` with the settings of one stage; returns the resulting model folder."""
-    run = options.run / stage
+    run, stage = options.run / name, STAGES[name]
     command = [sys.executable, "-m", "stableanimator_cli", "train"]
     if (run / "config.toml").exists():
         command += ["--resume", str(run)]
     else:
-        config = Path(__file__).with_name(f"{SETTINGS.get(stage, stage)}.toml")
+        config = Path(__file__).with_name(f"{stage.settings}.toml")
         command += [*map(str, data), "-o", str(run), "--model", str(model), "--config", str(config)]
-        command += ["--device", options.device, *FLAGS.get(stage, ())]
+        command += ["--device", options.device, *stage.flags]
         if options.batch:
-            command += ["--batch", str(options.batch if stage != "clips" else max(4, options.batch // 8))]
+            command += ["--batch", str(options.batch if name != "clips" else max(4, options.batch // 8))]
         if options.steps:
             command += ["--steps", str(options.steps)]
-        if options.from_scratch and stage == options.stages[0]:
+        if options.from_scratch and name == options.stages[0]:
             command += ["--from-scratch", ",".join(TRAINED)]
     code = subprocess.run(command, check=False).returncode
     if code:  # the child has printed why
@@ -101,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--people", type=int, default=3000)
     parser.add_argument(
         "--share-several", type=float, default=0.2, metavar="S",
-        help=f"of {', '.join(SEVERAL)}: share of clips of 2 and 3",
+        help=f"of {SEVERAL}: share of clips of 2 and 3",
     )  # fmt: skip
     parser.add_argument(
         "--share-exchanged", type=float, default=0.3, metavar="S",
@@ -114,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="images per step, instead of the settings'")
     parser.add_argument("--from-scratch", action="store_true", help="random weights instead of models/puppet's")
     parser.add_argument("--publish", action="store_true", help="write the result into models/puppet")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=USUAL)
+    parser.add_argument("--stages", nargs="+", choices=tuple(STAGES), default=USUAL)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument("--score", type=int, default=50, metavar="N", help="held-out clips to score; 0 for none")
@@ -126,22 +141,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         temp = options.run / ".start.part"
         shutil.rmtree(temp, ignore_errors=True)
         copy_model(temp, train_vae(options)).rename(model)
-    for stage in options.stages:
-        apart = stage != "clips"
+    for name in options.stages:
+        stage, apart = STAGES[name], name != "clips"
         data = clips.write_all(
-            options.run / FOLDERS.get(stage, "images"),
+            options.run / stage.folder,
             str(options.run / "start"),
             people=options.people if apart else max(options.people // 8, 16),
             frames=4 if apart else 9,
             fps=Fraction(2 if apart else 8),
             device=options.device,
             workers=options.workers,
-            share=options.share_several if stage in SEVERAL else 0.0,
-            exchanged=options.share_exchanged * HIDING.get(stage, 1.0 if stage == "exchanged" else 0.0),
-            hide=stage in HIDING,
-            seed=SEEDS.get(stage, 0),
+            share=options.share_several if stage.several else 0.0,
+            exchanged=options.share_exchanged * stage.exchanged,
+            hide=stage.hide,
+            seed=stage.seed,
         )
-        model = train_stage(options, stage, model, data)
+        model = train_stage(options, name, model, data)
     weights = train_decoder(options, model)
     final = options.run / "final"
     shutil.rmtree(final, ignore_errors=True)

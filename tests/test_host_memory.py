@@ -45,8 +45,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 keep_freed_memory()
-faults()
-print(faults())
+print(sorted(faults() for _ in range(41))[20])
 """
 
 
@@ -66,4 +65,5 @@ def test_large_tensors_begin_at_a_page() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 def test_a_training_reuses_the_memory_of_large_tensors() -> None:
+    """The median: in one process of six, the first few allocations find a small one in the way and take new pages."""
     assert _printed(_FAULTS) < 20

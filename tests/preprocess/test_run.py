@@ -221,6 +221,18 @@ def test_a_picture_and_a_sequence_of_pictures_are_clips(preprocess, tmp_path):
     assert clip_folder.open_folder(tmp_path / "out" / "walk").motion().times is None
 
 
+def test_a_missing_image_of_a_sequence_is_named(preprocess, tmp_path):
+    for index, box in zip((0, 2, 3), drawn.walk(3), strict=True):
+        write_picture(tmp_path / "walk" / f"frame_{index}.png", drawn.frame(box))
+    for output in ({"output": tmp_path / "out"}, {"poses": tmp_path / "poses.mp4"}):
+        heard = Heard()
+        preprocess(tmp_path / "walk", reporter=heard, **output)
+        assert "walk: after the file of number 0 comes that of 2; frames are taken as consecutive" in heard.warnings
+    heard = Heard()
+    preprocess(tmp_path / "walk", reporter=heard, output=tmp_path / "out")  # finished before
+    assert not heard.warnings
+
+
 def test_one_video_that_fails_leaves_with_its_own_reason(preprocess, videos):
     with pytest.raises(SaError, match="no person found in any of 3 frames") as caught:
         preprocess(videos / "empty.mp4")

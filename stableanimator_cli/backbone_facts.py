@@ -87,7 +87,7 @@ _WAN_REFUSED = {
     "device.cuda_graphs": "its blocks are diffusers' own",
     "device.channels_last": "its blocks are diffusers' own",
 }
-_NO_SKELETON = "it is driven by the video itself, and nobody's position is known before"
+_NO_SKELETON = "it is driven by the video itself, and no position of a person is known before"
 _PARTS = ("transformer", "vae", "text_encoder", "image_encoder", "tokenizer", "scheduler")
 _WAN_CHOICES = {
     "preset": ("standard", "fast", "released"),

@@ -34,7 +34,7 @@ def anchor_pose(
         return np.zeros((height, width, 3), np.uint8)
     keypoints = pose_of(image, opened)
     if keypoints is None:
-        raise _nobody(path)
+        raise _no_person(path)
     keypoints = keypoints.copy()
     keypoints[:, :2] = transform.apply_points(keypoints[:, :2])
     return draw_skeleton(keypoints[None], transform.target)
@@ -56,7 +56,7 @@ def anchor_people(
     opened = _opened(detectors)
     (boxes,) = opened.people.detect([image])
     if not len(boxes):
-        raise _nobody(path)
+        raise _no_person(path)
     found = opened.points.estimate([image], [boxes])[0]
     owners = _owners(found, faces, motion)
     keypoints = np.zeros((1, len(motion.track), COUNT, 3), np.float32)
@@ -99,7 +99,7 @@ def _opened(detectors: Callable[[], Detectors]) -> Detectors:
         raise ModelMissing(message, hint=hint, downloads=error.downloads) from None
 
 
-def _nobody(path: Path) -> NoPerson:
+def _no_person(path: Path) -> NoPerson:
     return NoPerson(
         f"{path}: no person found, and --anchor reference needs the person's own pose",
         hint="use --anchor first, or an image that shows the whole person",

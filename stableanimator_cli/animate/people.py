@@ -96,7 +96,7 @@ def people_of_frames(motion: Motion, frames: Sequence[int]) -> Motion:
 def check_people_of_images(config: PeopleConfig, path: Path, beside: Motion | None) -> None:
     """Raise ``ConfigError`` if people are chosen, or their faces named, in skeleton images that do not allow it.
 
-    ``beside`` is the motion of the same images; without one nobody knows who is where.
+    ``beside`` is the motion of the same images; without one it is unknown who is where.
     """
     hint = f"give the motion as keypoints: {path.with_suffix('.npz')}, which sa preprocess writes beside a video"
     if config.person is not None:
@@ -197,7 +197,7 @@ def most_faces(config: AnimateConfig, motion: Motion | None) -> int:
 
 
 def regions_of(motion: Motion, faces: Sequence[PersonFace]) -> np.ndarray:
-    """Weights float32[t,k+1,h/8,w/8] of the people of ``faces``, and of nobody and everybody else."""
+    """Weights float32[t,k+1,h/8,w/8] of the people of ``faces``, and of all the rest."""
     weights = person_regions(motion.keypoints, motion.present, motion.face_boxes, motion.size, cell=STRIDE)
     known = [one.index for one in faces]
     rest = [index for index in range(weights.shape[1]) if index not in known]

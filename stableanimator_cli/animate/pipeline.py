@@ -208,10 +208,10 @@ def sample_until_gate_passes(job: AnimateJob) -> tuple[SamplingState, GateResult
 
 def _rewound(job: AnimateJob, state: SamplingState, failed: tuple[int, ...]) -> SamplingState | None:
     """The part of a sampling before the ``failed`` windows, None if there is none: another sampling starts over."""
-    kept = job.engine.backbone.rewind(job.request, failed, state.latents, state.extra)
-    if kept is None:
+    rewound = job.engine.backbone.rewind(job.request, failed, state.latents, state.extra)
+    if rewound is None:
         return None
-    return SamplingState(latents=kept.latents, step=kept.step, log=state.log[: kept.log], extra=kept.extra)
+    return SamplingState(latents=rewound.latents, step=rewound.step, log=state.log[: rewound.log], extra=rewound.extra)
 
 
 def _sample(

@@ -256,7 +256,7 @@ class _Seen:
 
 def _largest(tracks: Tracks, count: int, frames: tuple[int, int | None]) -> Tracks:
     """Only the largest people in these frames (``motion.track.largest_people``), computed person by person: arrays of a
-    crowd in a long video are large, and later steps copy them. Of all frames if these show nobody."""
+    crowd in a long video are large, and later steps copy them. Of all frames if these show no person."""
     rows = slice(*frames) if tracks.present[slice(*frames)].any() else slice(None)
     areas = []
     for person in range(tracks.present.shape[1]):

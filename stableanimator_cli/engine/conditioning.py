@@ -53,8 +53,8 @@ class PeopleFaces:
     """Several people's faces, and where each conditions the network.
 
     ``vectors`` float32[p,512] are raw ArcFace embeddings; a row of NaN is a person without a known face, who is
-    conditioned like nobody. ``regions`` float32[t,p+1,h/8,w/8] are weights of the people in order and, last, of nobody:
-    >= 0, with sum 1 at each position. They have as many frames as the skeletons, an anchor included.
+    conditioned like the background. ``regions`` float32[t,p+1,h/8,w/8] are weights of the people in order and, last,
+    of the background: >= 0, with sum 1 at each position. They have as many frames as the skeletons, an anchor included.
 
     Raises ``ValueError`` for other shapes or values.
     """
@@ -67,12 +67,12 @@ class PeopleFaces:
         if len(vectors) != 2 or 0 in vectors:
             raise ValueError(f"face vectors of shape {vectors}, expected (people, 512)")
         if len(regions) != 4 or 0 in regions or regions[1] != len(self.vectors) + 1:
-            expected = f"(frames, {len(self.vectors) + 1}, height, width): the people in order, then nobody"
+            expected = f"(frames, {len(self.vectors) + 1}, height, width): the people in order, then the background"
             raise ValueError(f"regions of shape {regions}, expected {expected}")
         if not (np.isfinite(self.vectors).all(axis=1) | np.isnan(self.vectors).all(axis=1)).all():
             raise ValueError("a face vector is not finite; a person without a known face has NaN throughout")
         if not (self.regions >= 0).all() or np.abs(self.regions.sum(axis=1, dtype=np.float64) - 1).max() > _SUM_ERROR:
-            raise ValueError("regions must be at least 0 and sum to 1 over people and nobody at each position")
+            raise ValueError("regions must be at least 0 and sum to 1 over people and background at each position")
 
     @property
     def known(self) -> np.ndarray:
@@ -96,7 +96,7 @@ class Conditioning:
     """``image`` [1,1,d] CLIP token, ``face`` [1,n,d] or None, ``reference`` [1,c,h,w] unscaled latents of the image.
 
     ``time_ids`` [1,3] are frame rate - 1, motion bucket and noise level; ``pose`` has features by frame. With
-    ``regions`` float32[t,s,h,w] ``face`` [1,s*n,d] has one set of tokens per person and, last, nobody's.
+    ``regions`` float32[t,s,h,w] ``face`` [1,s*n,d] has one set of tokens per person and, last, the background's.
     """
 
     image: Tensor
@@ -124,9 +124,10 @@ class Conditioning:
 
 
 def face_tokens(encode: Callable[[np.ndarray], Tensor], face: np.ndarray | PeopleFaces) -> Tensor:
-    """Tokens [1,n,d] of one face, or [1,s*n,d] of several people and nobody; ``encode``: of a vector float32[512].
+    """Tokens [1,n,d] of one face, or [1,s*n,d] of several people and the background.
 
-    Nobody's are those of a vector of zeros, which the released networks have seen in images without a face.
+    ``encode`` makes tokens of a vector float32[512]. The background's are those of a vector of zeros, which the
+    released networks have seen in images without a face.
     """
     if not isinstance(face, PeopleFaces):
         return encode(face)
@@ -258,8 +259,8 @@ def texture_error(vae: AutoencoderKLTemporalDecoder, image: np.ndarray) -> float
     parameter = next(vae.parameters())
     latents = reference_latents(vae, image, torch.zeros_like(pixels), 0.0)
     decoded = vae.decode(latents.to(parameter.dtype), num_frames=1, return_dict=False)[0].float().cpu().clamp(-1, 1)
-    original, kept = (_laplacian(images) for images in (pixels, decoded))
-    return float((original - kept).abs().median() / original.abs().mean().clamp(min=0.5))
+    original, remaining = (_laplacian(images) for images in (pixels, decoded))
+    return float((original - remaining).abs().median() / original.abs().mean().clamp(min=0.5))
 
 
 def _laplacian(images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 A person is drawn filled: torso polygon, limbs as capsules whose radii follow the size of the body, the head as an
 ellipse around the face box. The drawing is feathered and averaged over cells. Heads are shared first, bodies share
-what heads leave, and the rest belongs to nobody.
+what heads leave, and the rest is background.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def person_regions(
     *,
     cell: int = 8,
 ) -> np.ndarray:
-    """Weights float32[t,p+1,ceil(h/cell),ceil(w/cell)] of people and, last, of nobody; they sum to 1 in each cell.
+    """Weights float32[t,p+1,ceil(h/cell),ceil(w/cell)] of people and, last, background; they sum to 1 in each cell.
 
     ``keypoints`` float[t,p,134,3] and ``face_boxes`` float[t,p,4] (NaN: none; None: the boxes of the face points) are
     in pixels of ``size`` (width, height), ``present`` is bool[t,p]. ``cell`` is a cell's side in pixels. Who is absent

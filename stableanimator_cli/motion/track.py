@@ -174,7 +174,7 @@ class Tracker:
 
     def settled(self, *, minimum: int) -> bool:
         """Whether later frames cannot change the numbers of people who were detected in ``minimum`` frames by now:
-        nobody whom fewer frames show, and whom later ones may show, comes before one of them."""
+        no person whom fewer frames show, and whom later ones may show, comes before one of them."""
         enough = [len(one.frames) >= minimum for one in self._tracks]
         return all(enough[: sum(enough)])
 

@@ -19,7 +19,7 @@ class Context:
     """Inputs of cross-attention: ``image`` tokens [b,k,c], ``face`` tokens [b,k,c] or None without a face.
 
     ``regions`` None: every position attends to the face tokens. Otherwise ``face`` [b,s*k,c] holds one set per person
-    and, last, one for nobody. ``regions`` [bt,s,h,w] at the latents' size weigh the sets, and sum to 1 over ``s``.
+    and, last, one for the background. ``regions`` [bt,s,h,w] at the latents' size weigh the sets; their sum is 1.
 
     ``has_face`` [b] of ones and zeros is for mixed batches: a zero has the effect of ``face`` None on its sample, and
     every weight stays in the graph. ``layers`` holds what each cross-attention layer computed from the tokens alone

@@ -4,9 +4,9 @@ One adapter sits in every spatial ``attn2`` of the UNet as its attention process
 ``...attn2.processor.id_to_{k,v}.weight`` as in the released state dict. Letters: ``bt`` folded video and frame, ``n``
 positions, ``d`` width, ``k`` tokens, ``s`` sets of face tokens.
 
-Several people: each has a set of tokens and a region of the image, and one more set is for nobody. A position attends
-to each set by itself, and the results are summed with the regions' weights. The statistics of Eq. 2 are those of the
-sum. So one person whose region is the full image gets the result of one set, to the bit.
+Several people: each has a set of tokens and a region of the image, and one more set is for the background. A position
+attends to each set by itself, and the results are summed with the regions' weights. The statistics of Eq. 2 are those
+of the sum. So one person whose region is the full image gets the result of one set, to the bit.
 """
 
 from __future__ import annotations

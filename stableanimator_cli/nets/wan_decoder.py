@@ -111,11 +111,11 @@ class CausalDecoder:
 def _cached(conv: Callable[..., Tensor], x: Tensor, cache: Cache, index: list[int]) -> Tensor:
     """A causal convolution with its last two inputs (``WanDecoder3d.forward``)."""
     at = index[0]
-    kept = x[:, :, -2:].clone()
-    if kept.shape[2] < 2 and cache[at] is not None:
-        kept = torch.cat([cache[at][:, :, -1:].to(kept.device), kept], dim=2)
+    last = x[:, :, -2:].clone()
+    if last.shape[2] < 2 and cache[at] is not None:
+        last = torch.cat([cache[at][:, :, -1:].to(last.device), last], dim=2)
     result = conv(x, cache[at])
-    cache[at] = kept
+    cache[at] = last
     index[0] += 1
     return result
 

@@ -75,11 +75,11 @@ def findings(numbers: Mapping[str, Any], shortest: int = SHORTEST) -> list[ClipF
     crowded, repeated = numbers.get("crowded") or 0.0, numbers.get("repeated") or 0.0
     errors = {
         "too-short": (frames < shortest, f"{frames} frames, training reads {shortest} at once"),
-        "nobody": (absent == 1, "nobody in any frame"),
+        "nobody": (absent == 1, "no person in any frame"),
         "no-face": (faceless == 1, "no face in any frame: nothing to learn an identity from"),
     }
     warnings = {
-        "absent": (_LIMITS["absent"] < absent < 1, f"nobody in {absent:.0%} of the frames"),
+        "absent": (_LIMITS["absent"] < absent < 1, f"no person in {absent:.0%} of the frames"),
         "faceless": (_LIMITS["faceless"] < faceless < 1, f"no face in {faceless:.0%} of the person's frames"),
         "unsure": (
             0 < numbers["confidence"] < _LIMITS["unsure"],

@@ -126,7 +126,7 @@ class MotionAnnotations:
         return keypoints
 
     def regions(self, frames: Sequence[int], size: tuple[int, int], mode: Mode) -> np.ndarray:
-        """Weights of ``people`` and, last, of nobody in latent cells, float32[t,p+1,h/8,w/8] with sum 1."""
+        """Weights of ``people`` and, last, of the background in latent cells, float32[t,p+1,h/8,w/8] with sum 1."""
         rows = np.asarray(frames)
         boxes = self._motion.face_boxes[rows][:, self.people]
         transform = resize_transform(self._motion.size, size, mode)

@@ -174,9 +174,9 @@ class SegmentBackbone(ABC):
         first = min(windows)
         if first == 0 or f"{_STARTS}{first}" not in extra:
             return None
-        kept = {key: value for key, value in extra.items() if key.startswith((_STARTS, _LOGS))}
+        past = {key: value for key, value in extra.items() if key.startswith((_STARTS, _LOGS))}
         return Rewound(
-            latents=latents[:first], step=first * request.sampling.steps, extra=kept, log=int(extra[f"{_LOGS}{first}"])
+            latents=latents[:first], step=first * request.sampling.steps, extra=past, log=int(extra[f"{_LOGS}{first}"])
         )
 
     def decoder(self, vae: Any, calls: Counter[str]) -> WanDecoder:
@@ -288,10 +288,10 @@ class _Loop:
         scheduler.set_timesteps(steps, device=device)
         timesteps = scheduler.timesteps
         if first_step:
-            kept = self.options.extra.items()
+            stored = self.options.extra.items()
             restore_scheduler(
                 scheduler,
-                {key.removeprefix(_SCHEDULER): value for key, value in kept if key.startswith(_SCHEDULER)},
+                {key.removeprefix(_SCHEDULER): value for key, value in stored if key.startswith(_SCHEDULER)},
             )
         x = noise if current is None else current
         assert x is not None

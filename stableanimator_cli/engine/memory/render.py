@@ -65,7 +65,7 @@ class MemoryEstimator:
     """Estimate memory for one model, ``size`` (width, height) and number of ``frames``, anchor included.
 
     ``available`` bytes decide ``refine.checkpointing auto``. ``face_sets`` of face tokens are one, or with regions one
-    per person and one for nobody. ``detected_size``: (width, height) of the plain video in which the motion is
+    per person and one for the background. ``detected_size``: (width, height) of the plain video in which the motion is
     detected first, None for another motion. ``face_box``: the largest that face optimisation decodes at once (x0, y0,
     x1, y1 in output pixels), None if unknown. Counts are cached in the process, so other settings and further
     renderings cost only what they change.

@@ -22,9 +22,9 @@ class Batch:
     * ``poses`` uint8[b,t,3,h,w]: RGB skeletons. ``mask`` float32[b,t,1,h/8,w/8] in 0..1: the loss's face mask M.
     * ``reference_box`` float32[b,4]: face in the reference as (x0, y0, x1, y1) in latent cells, NaN without a face.
     * ``regions``: None if every sample shows one person. If one shows several (p the most of the batch), it is
-      float32[b,t,p+1,h/8,w/8], the weights of the people and of nobody, which sum to 1. ``face`` is then [b,p,512],
-      ``has_face`` [b,p] and ``reference_box`` [b,p,4]. People that a sample does not have weigh nothing and have no
-      face. A sample of one person weighs 1 everywhere.
+      float32[b,t,p+1,h/8,w/8], the weights of the people and of the background, which sum to 1. ``face`` is then
+      [b,p,512], ``has_face`` [b,p] and ``reference_box`` [b,p,4]. People that a sample does not have weigh nothing and
+      have no face. A sample of one person weighs 1 everywhere.
     """
 
     index: Tensor

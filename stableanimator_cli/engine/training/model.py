@@ -91,8 +91,8 @@ class StepInputs:
     [b,1,d] token, ``face`` [b,512], ``has_face`` [b] of ones and zeros, ``poses`` uint8[b,t,3,8h,8w], ``mask``
     [b,t,1,h,w], ``time_ids`` [b,3]. The four ``keep_*`` [b] are ones, or zeros for dropped inputs.
 
-    If a sample shows several people, ``regions`` [b,t,p+1,h,w] weigh them and nobody, and ``face`` is [b,p,512] with
-    zeros for people without a known face; ``has_face`` is one if any of them has one.
+    If a sample shows several people, ``regions`` [b,t,p+1,h,w] weigh them and the background, and ``face`` is
+    [b,p,512] with zeros for people without a known face; ``has_face`` is one if any of them has one.
     """
 
     latents: Tensor
@@ -194,7 +194,7 @@ class TrainingModel(nn.Module):
         return self.unet(sample, c_noise, context, inputs.time_ids, pose, image_only=self.settings.image_only)
 
     def _face_tokens(self, inputs: StepInputs) -> Tensor:
-        """Tokens [b,k,c] of one face per sample, or [b,s*k,c] of several people and, last, of nobody: a zero vector."""
+        """Tokens [b,k,c] of one face per sample, or [b,s*k,c] of people and background, a zero vector."""
         if inputs.regions is None:
             return self.face_encoder(inputs.face, inputs.image)
         sets = inputs.regions.shape[2]

@@ -1,10 +1,11 @@
 """Train the base and its variants by ``sa train``, on people of the train split.
 
-The base stands in for Stable Video Diffusion: pictures, then temporal layers, without an ID path. Its ID adapters are
-removed, so every variant starts with copies of ``to_k/to_v`` and a random Face Encoder. A variant is trained on
-pictures, whose temporal layers are skipped, and then on clips. Seed k of all variants shares initial weights, samples
-and noise. ``WORK/EXPERIMENT`` gets the clips, the runs and the base; finished parts are skipped. A base of ``bases/``
-is used instead of an hour's training.
+The base stands in for Stable Video Diffusion: pictures, then temporal layers, without an ID path. That of portraits has
+also drawn faces for references that lost theirs, as the variants have to. Its ID adapters are removed, so every variant
+starts with copies of ``to_k/to_v`` and a random Face Encoder. A variant is trained on pictures, whose temporal layers
+are skipped, and then on clips. Seed k of all variants shares initial weights, samples and noise. ``WORK/EXPERIMENT``
+gets the clips, the runs and the base; finished parts are skipped. A base of ``bases/`` is used instead of an hour's
+training.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ WIDTHS = [64, 96]
 class Experiment:
     """One base with its variants. ``size`` (w, h) of training and scores; drawings are twice as large, for embeddings.
 
-    ``people`` of each stage's training clips; ``steps`` by recipe. ``starts_from`` is the experiment whose base this
+    ``people`` of each stage's training clips. ``steps`` by recipe, in their order: those of the base, then the
+    variants' two. ``recipe_flags`` differ from a recipe's settings. ``starts_from`` is the experiment whose base this
     one's base continues; None: random weights. ``renders``: animations are scored, not only denoised latents.
     ``flags`` of all trainings; ``clips_of`` is the experiment whose clips it shares; differences are those to
     ``baseline``.
@@ -88,6 +90,7 @@ class Experiment:
     variants: tuple[str, ...]
     people: Mapping[Stage, int]
     steps: Mapping[str, int]
+    recipe_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     starts_from: str | None = None
     renders: bool = True
     flags: tuple[str, ...] = ()
@@ -102,7 +105,8 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         framing="portrait",
         variants=tuple(VARIANTS),
         people={"pictures": 1250, "clips": 160},
-        steps={"base-pictures": 1500, "base-clips": 250, "pictures": 400, "clips": 100},
+        steps={"base-pictures": 1500, "base-hidden": 1000, "base-clips": 250, "pictures": 400, "clips": 100},
+        recipe_flags={"base-clips": ("--lr", "3e-4", "--reference-degrade", "0.5"), "pictures": ("--lr", "6e-4")},
     ),
     "bodies": Experiment(
         name="bodies",
@@ -167,9 +171,8 @@ class Trainer:
         else:
             model, fresh = self.base(EXPERIMENTS[experiment.starts_from]), "face_encoder"
         flags = ["--seed", "0", "--face", "off", "--face-mask", "off"]
-        for stage in STAGES:
-            initial = ["--from-scratch", fresh] if stage == "pictures" else []
-            recipe = f"base-{stage}"
+        for number, recipe in enumerate(recipe for recipe in experiment.steps if recipe not in STAGES):
+            initial = ["--from-scratch", fresh] if number == 0 else []
             model = self.train(experiment, recipe, model, [*flags, *initial], runs / recipe)
         return model
 
@@ -189,7 +192,8 @@ class Trainer:
             size = "x".join(map(str, experiment.size))
             steps = self.steps or experiment.steps[recipe]
             fixed = ["--config", str(config), "--sizes", size, "--steps", str(steps), "--model", str(model)]
-            run_sa(self.command, what, ["train", *map(str, data), "-o", str(run), *fixed, *experiment.flags, *flags])
+            flags = [*experiment.recipe_flags.get(recipe, ()), *experiment.flags, *flags]
+            run_sa(self.command, what, ["train", *map(str, data), "-o", str(run), *fixed, *flags])
         run_sa(self.command, what, ["train", "--resume", str(run), "--export", "model", "-o", str(out)])
         return out
 

@@ -104,13 +104,15 @@ def test_the_base_has_no_id_path_and_variants_start_from_it(trainer: Trainer, tm
     command = trainer.command
     assert isinstance(command, Recorded)
     model = trainer.variant(PORTRAITS, "addition", 1, "clips")
-    pictures, clips, first, second = command.trainings()
+    pictures, hidden, clips, first, second = command.trainings()
     folder = tmp_path / "portraits"
     assert _value(pictures, "--from-scratch") == "unet,pose_net,face_encoder"
-    for words in (pictures, clips):
+    for words in (pictures, hidden, clips):
         assert (_value(words, "--face"), _value(words, "--seed")) == ("off", "0")
-    assert "--from-scratch" not in clips
-    assert _value(clips, "--model") == str(folder / "runs" / "base-pictures-model")
+    for words, before in ((hidden, "pictures"), (clips, "hidden")):
+        assert "--from-scratch" not in words
+        assert _value(words, "--model") == str(folder / "runs" / f"base-{before}-model")
+    assert (_value(clips, "--reference-degrade"), _value(first, "--lr")) == ("0.5", "6e-4")
     assert set(load_file(folder / "base" / "unet.safetensors")) == {"b"}
     assert (_value(first, "--model"), _value(first, "--from-scratch")) == (str(folder / "base"), "face_encoder")
     assert _value(second, "--model") == str(folder / "runs" / "addition-1" / "pictures-model")
@@ -143,13 +145,13 @@ def test_a_trained_base_is_used_without_training(tmp_path: Path) -> None:
 def test_bodies_continue_the_base_of_portraits(trainer: Trainer, tmp_path: Path) -> None:
     trainer.base(BODIES)
     assert isinstance(trainer.command, Recorded)
-    continued = trainer.command.trainings()[2]
+    continued = trainer.command.trainings()[3]
     assert _value(continued, "--model") == str(tmp_path / "portraits" / "base")
     assert _value(continued, "--sizes") == "256x128"
 
 
 def test_an_interrupted_training_is_resumed(trainer: Trainer, tmp_path: Path) -> None:
-    failing = Trainer(work=tmp_path, command=Recorded(fails=4), steps=3)  # the first training of a variant
+    failing = Trainer(work=tmp_path, command=Recorded(fails=6), steps=3)  # the first training of a variant
     with pytest.raises(CommandFailed, match=r"training portraits/runs/ours-0/pictures: exit code 3") as caught:
         failing.variant(PORTRAITS, "ours", 0, "pictures")
     assert caught.value.exit_code == 3

@@ -1,7 +1,7 @@
 """Video files to a stream of (time, RGB uint8[h,w,3]) by PyAV (FFmpeg); the entry point is ``media.open_clip``.
 
-Rotation, mirroring, pixel aspect, colour matrix and range, bit depth, high dynamic range and alpha are converted here,
-so that no other module handles them. Interlaced frames stay as they are.
+Rotation, mirroring, pixel aspect, colour matrix and range, bit depth, high dynamic range, interlacing and alpha are
+converted here, so that no other module handles them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from av.video.stream import VideoStream
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import require_file
+from stableanimator_cli.media.deinterlace import deinterlaced
 from stableanimator_cli.media.image import on_black
 from stableanimator_cli.media.tone_map import is_high_dynamic_range, to_srgb
 from stableanimator_cli.records import Clip
@@ -119,7 +120,7 @@ def _frames(path: Path, size: tuple[int, int]) -> Iterator[tuple[Fraction | None
         rate, tick = _mean_rate(stream) or Fraction(25), _tick(stream)
         convert = _Converter(stream, path)
         origin: Fraction | None = None
-        for index, frame in enumerate(_decoded(container, stream, path)):
+        for index, frame in enumerate(deinterlaced(_decoded(container, stream, path), tick)):
             pixels = convert(frame, index)
             if pixels.shape[1::-1] != size:
                 raise BadInput(

@@ -29,7 +29,8 @@ def frames_at(path: Path, numbers: Sequence[int], count: int) -> dict[int, np.nd
     """The frames ``numbers`` of a video as uint8[h,w,3] RGB, equal to those of ``open_clip``.
 
     Decodes from the last key frame before each. None if this is not possible: another number of frames than ``count``,
-    missing or repeated timestamps, frames removed by an edit list, alpha, damage. Decode it from its start then.
+    missing or repeated timestamps, frames removed by an edit list, interlaced frames, alpha, damage. Decode it from its
+    start then.
     """
     state = path.stat()
     index = _index(path, state.st_size, state.st_mtime_ns)
@@ -59,7 +60,7 @@ def _read(path: Path, numbers: Sequence[int], index: _Index) -> dict[int, np.nda
                     break
             else:
                 return None
-            if frame.pts != time or frame.is_corrupt:
+            if frame.pts != time or frame.is_corrupt or frame.interlaced_frame:
                 return None
             found[number] = convert(frame, number)
     return found

@@ -10,8 +10,10 @@ faces of everybody.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from stableanimator_cli.media import VideoWriter, write_picture
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.puppets.sample import derive_rng
 from stableanimator_cli.puppets.scene import Scene, sample_scene
+from tools.command import exit_code_of
 
 LIST = Path(__file__).with_name("heldout.json")
 LIST_OF_PEOPLE = Path(__file__).with_name("heldout_people.json")
@@ -90,9 +93,16 @@ def write_bench(folder: Path, *, search: int = 4, count: int = 50) -> None:
         save_motion(folder / "poses" / f"{name}.npz", scene.motion())
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.puppet_training.heldout", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", help="write the clips of `sa bench frontier`, not the lists")
+    options = parser.parse_args(arguments)
+    if options.folder is not None:
+        write_bench(options.folder)
+        return
+    _write_list(LIST, select_clips())
+    _write_list(LIST_OF_PEOPLE, select_pairs())
+
+
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        write_bench(Path(sys.argv[1]))
-    else:
-        _write_list(LIST, select_clips())
-        _write_list(LIST_OF_PEOPLE, select_pairs())
+    sys.exit(exit_code_of(main))

@@ -35,6 +35,14 @@ def test_the_list_of_pairs_follows_from_its_seed_and_shares_nobody():
     assert len(set(numbers)) == len(numbers) == 2 * 16 + 50
 
 
+def test_help_of_the_lists_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        heldout.main(["--help"])
+    assert "FOLDER" in capsys.readouterr().out.upper()
+    assert not list(tmp_path.iterdir())
+
+
 def test_sharpness_falls_with_blur_and_is_one_for_the_same():
     frame = heldout.open_scene(heldout.read_list()[0]).reference()
     box = frame.face_boxes[0]

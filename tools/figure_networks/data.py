@@ -218,17 +218,3 @@ FRAMES = Recipe(name="frames", shards=240, draw=draw_frames)
 FACES = Recipe(name="faces", shards=220, draw=partial(draw_faces, first=0))
 JUDGE_FACES = Recipe(name="judge-faces", shards=110, draw=partial(draw_faces, first=100_000))
 CLIPS = Recipe(name="clips", shards=90, draw=draw_clips)
-RECIPES = (FRAMES, FACES, JUDGE_FACES, CLIPS)
-
-
-def main() -> None:
-    """Draw all caches: ``python -m tools.figure_networks.data FOLDER [WORKERS]``."""
-    import sys
-
-    folder, workers = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    for recipe in RECIPES:
-        recipe.prepare(folder, workers, print)
-
-
-if __name__ == "__main__":
-    main()

@@ -20,13 +20,15 @@ def report_error(error: SaError) -> int:
     return error.exit_code
 
 
-def exit_code_of(command: Callable[[], object]) -> int:
-    """Run a command to its end. An error or an interruption is printed, without a traceback."""
+def exit_code_of(command: Callable[[], int | None], *, resumes: bool = True) -> int:
+    """Run a command to its end; returns its exit code, 0 for None.
+
+    An error or an interruption is printed, without a traceback. ``resumes``: the same command continues the work.
+    """
     try:
-        command()
+        return command() or 0
     except SaError as error:
         return report_error(error)
     except KeyboardInterrupt:
-        report("interrupted: run the same command to resume")
+        report("interrupted: run the same command to resume" if resumes else "interrupted")
         return 130
-    return 0

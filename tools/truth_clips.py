@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from stableanimator_cli.progress import NullReporter, Reporter
 from stableanimator_cli.readers import read_json, read_npz
 from stableanimator_cli.readers_fields import Fields
 from stableanimator_cli.records import Face
+from tools.command import exit_code_of
 
 
 def write_clips(puppets: Path, out: Path, reader: FaceReader, reporter: Reporter | None = None) -> int:
@@ -98,4 +100,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code_of(main))

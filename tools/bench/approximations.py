@@ -42,7 +42,7 @@ from tools.bench.puppet_model import (
     request_of,
     score_output,
 )
-from tools.command import report_error
+from tools.command import exit_code_of, report_error
 from tools.puppet_training.heldout import SIZE, open_scene, read_list
 
 PLAIN, GUIDED = "plain", "guided"
@@ -240,4 +240,4 @@ def _split(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

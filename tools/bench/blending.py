@@ -44,7 +44,7 @@ from stableanimator_cli.puppets.scene import Scene, sample_scene
 from stableanimator_cli.records import NETWORKS, ModelFolder
 from tools.bench.pages import collect, column, mean_interval, page_section, write_section
 from tools.bench.puppet_model import ROLES, OutputDetectors, open_clip, request_of, score_output
-from tools.command import report_error
+from tools.command import exit_code_of, report_error
 from tools.puppet_training.heldout import SIZE
 
 BLENDS: tuple[Blend, ...] = get_args(Blend)
@@ -257,4 +257,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -19,6 +19,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.puppets.scene import sample_scene
 from tools.bench.puppet_figures import Figure, at_least
+from tools.command import exit_code_of
 from tools.figure_networks.data import CLIP_FRAMES, CLIP_SIDE
 
 MARK = 29.0
@@ -83,4 +84,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main, resumes=False))

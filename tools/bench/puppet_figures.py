@@ -23,6 +23,7 @@ from stableanimator_cli.detect.face import FaceReader, align
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.scene import sample_scene
+from tools.command import exit_code_of
 from tools.figure_networks.data import LABELS, head_size, person_box, present
 
 BODY = slice(0, 18)
@@ -308,4 +309,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main, resumes=False))

@@ -44,7 +44,7 @@ from stableanimator_cli.records import NETWORKS, ModelFolder
 from tools.bench.pages import collect, page_section, write_section
 from tools.bench.puppet_decoder import psnr
 from tools.bench.puppet_figures import embed
-from tools.command import report_error
+from tools.command import exit_code_of, report_error
 
 MODES: dict[str, dict[str, Any]] = {
     "off": {"preset": "fast"},
@@ -298,4 +298,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

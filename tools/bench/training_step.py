@@ -24,6 +24,7 @@ from stableanimator_cli.engine.memory.train_step import random_inputs
 from stableanimator_cli.engine.training.model import Dtype, TrainingSettings
 from stableanimator_cli.engine.training.trainable import Train, trainable_parameters
 from stableanimator_cli.nets.unet_blocks import Checkpointing
+from tools.command import exit_code_of
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,4 +65,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main, resumes=False))

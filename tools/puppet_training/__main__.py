@@ -20,6 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from stableanimator_cli.engine.training.trainable import TRAINED
+from tools.command import exit_code_of
 from tools.publish import VAE, publish, publish_decoder
 from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
@@ -172,7 +173,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("interrupted: run the same command to resume")
+    sys.exit(exit_code_of(main))

@@ -46,6 +46,7 @@ from stableanimator_cli.puppets.sample import (
 from stableanimator_cli.puppets.scene import Scene
 from stableanimator_cli.train.dataset import open_dataset
 from stableanimator_cli.train.latent_cache import latents_file, tokens_file
+from tools.command import exit_code_of
 from tools.puppet_training.heldout import SIZE
 from tools.puppet_training.vae import half_precision
 from tools.truth_clips import write_clips
@@ -244,4 +245,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

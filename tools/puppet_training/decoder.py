@@ -34,6 +34,7 @@ from stableanimator_cli.puppets.sample import derive_rng, derive_seed
 from stableanimator_cli.puppets.scene import sample_scene
 from stableanimator_cli.records import STRIDE
 from tools.bench.puppet_model import OutputDetectors, open_clip, request_of
+from tools.command import exit_code_of
 from tools.puppet_training import vae
 from tools.puppet_training.heldout import SIZE
 from tools.puppet_training.measure import face_scores
@@ -198,4 +199,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -35,6 +35,7 @@ from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.scene import Scene
 from tools.bench.puppet_figures import Figure, at_least, at_most, match_boxes
 from tools.bench.puppet_model import HeldOutClip, OutputDetectors, request_of
+from tools.command import exit_code_of
 from tools.puppet_training.clips import exchanged_faces
 from tools.puppet_training.heldout import LIST_OF_PEOPLE, open_scene, read_list
 from tools.puppet_training.measure import face_scores
@@ -285,4 +286,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main, resumes=False))

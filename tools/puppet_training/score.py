@@ -36,6 +36,7 @@ from tools.bench.puppet_model import (
     open_clip,
     request_of,
 )
+from tools.command import exit_code_of
 from tools.puppet_training.heldout import open_scene, read_list
 from tools.puppet_training.measure import face_scores, psnr
 
@@ -232,4 +233,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main, resumes=False))

@@ -24,6 +24,7 @@ from stableanimator_cli.engine.conditioning import texture_error
 from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.files import atomic_write
 from stableanimator_cli.puppets.scene import sample_scene
+from tools.command import exit_code_of
 from tools.puppet_training.figures import FRAMINGS
 from tools.puppet_training.heldout import SIZE
 from tools.puppet_training.model import BASE
@@ -71,4 +72,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code_of(main, resumes=False))

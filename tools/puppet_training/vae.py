@@ -31,6 +31,7 @@ from stableanimator_cli.bench.frontier_cases import face_slice
 from stableanimator_cli.files import atomic_write
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.sample import derive_seed
+from tools.command import exit_code_of
 from tools.figure_networks.loop import fast_bfloat16
 from tools.figure_networks.vae import unit_latents
 from tools.puppet_training.figures import Crops, batches, sample_frames
@@ -296,4 +297,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(main))

@@ -14,6 +14,7 @@ from torch import nn
 from stableanimator_cli.detect import onnx as sessions
 from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.nets.arcface import ArcFace
+from tools import command
 from tools.command import exit_code_of
 from tools.figure_networks import boxes, detectors, pose, vae
 from tools.figure_networks.blocks import write_onnx
@@ -205,6 +206,18 @@ def test_a_wrong_name_is_refused() -> None:
         detectors.main(["--threads", "0"])
 
 
+def test_every_command_of_tools_prints_errors_without_a_traceback() -> None:
+    tools = Path(command.__file__).parent
+    run = [path for path in tools.rglob("*.py") if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
+    assert len(run) > 15
+    bare = [path for path in run if "sys.exit(exit_code_of(main" not in path.read_text(encoding="utf-8")]
+    assert not bare
+
+
+def test_the_exit_code_is_that_of_the_command() -> None:
+    assert [exit_code_of(lambda code=code: code) for code in (None, 0, 8)] == [0, 0, 8]
+
+
 def test_errors_of_a_training_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def fails() -> None:
         raise SaError("the disk is full", hint="make room")
@@ -217,3 +230,5 @@ def test_errors_of_a_training_are_one_line(capsys: pytest.CaptureFixture[str]) -
 
     assert exit_code_of(stopped) == 130
     assert "run the same command to resume" in capsys.readouterr().err
+    assert exit_code_of(stopped, resumes=False) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -196,6 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         keep=options.keep,
     )
     rows = read_rows(plan.work / "scores.jsonl", plan.settings()) if options.tables else measure(plan, python)
+    if not rows:  # a page keeps its tables
+        hint = "run without --tables first" if options.tables else "name --variants of the --experiments"
+        raise BadInput.because(plan.work / "scores.jsonl", "it has no rows", hint=hint)
     text = text_of(rows)
     with atomic_write(plan.work / "scores.json") as temp:
         temp.write_text(json.dumps(to_json(rows), indent=1) + "\n", encoding="utf-8")

@@ -230,6 +230,16 @@ def test_other_settings_need_another_folder(tmp_path: Path, monkeypatch: pytest.
         ablations.measure(plan(seeds=1, steps=7), Recorded())
 
 
+def test_tables_without_rows_are_refused_and_leave_the_page(tmp_path: Path) -> None:
+    page, work = tmp_path / "page.md", tmp_path / "work"
+    text = "<!-- bench ablations: generated -->\nhours of work\n<!-- bench ablations: end -->\n"
+    page.write_text(text)
+    with pytest.raises(BadInput, match=r"scores\.jsonl: it has no rows"):
+        ablations.main([str(work), "--tables", "--page", str(page)])
+    assert page.read_text() == text
+    assert not work.exists()
+
+
 def _rows(effects: dict[str, float], seeds: int = 5, people: int = 20) -> list[dict[str, Any]]:
     rng = np.random.default_rng(3)
     by_person, rows = rng.normal(0.6, 0.2, people), []

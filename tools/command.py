@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -18,6 +19,14 @@ def report_error(error: SaError) -> int:
     """Print ``error`` and its hint; return the exit code."""
     report(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))
     return error.exit_code
+
+
+def positive(text: str) -> int:
+    """The type of an option of ``argparse``: an integer of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}, expected 1 or more")
+    return number
 
 
 def exit_code_of(command: Callable[[], int | None], *, resumes: bool = True) -> int:

@@ -41,7 +41,7 @@ from tools.ablations.training import (
     trained_as,
 )
 from tools.bench.pages import page_section, write_section
-from tools.command import exit_code_of, report
+from tools.command import exit_code_of, positive, report
 
 PILOT = ("ours", "addition")
 PILOT_SEEDS, SEEDS, PEOPLE = 3, 5, 24
@@ -170,12 +170,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.ablations", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("work", metavar="WORK", type=Path, help="folder of all results; finished parts stay")
     parser.add_argument("--pilot", action="store_true", help="two variants, three seeds, portraits only")
-    parser.add_argument("--seeds", type=int, help=f"training seeds (default {SEEDS}; more may follow later)")
+    parser.add_argument("--seeds", type=positive, help=f"training seeds (default {SEEDS}; more may follow later)")
     parser.add_argument("--experiments", nargs="+", choices=tuple(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--variants", nargs="+", choices=ALL_VARIANTS, default=list(ALL_VARIANTS))
-    parser.add_argument("--scored", type=int, default=PEOPLE, help="people of the test split (default %(default)s)")
-    parser.add_argument("--steps", type=int, help="of every training, instead of the experiment's")
-    parser.add_argument("--people", type=int, help="training people, instead of the experiment's")
+    parser.add_argument("--scored", type=positive, default=PEOPLE, help=f"people of the test split (default {PEOPLE})")
+    parser.add_argument("--steps", type=positive, help="of every training, instead of the experiment's")
+    parser.add_argument("--people", type=positive, help="training people, instead of the experiment's")
     parser.add_argument("--keep", action="store_true", help="keep the runs and models of scored variants")
     parser.add_argument("--tables", action="store_true", help="train nothing; print the rows so far")
     parser.add_argument("--page", type=Path, help="also write the tables into a Markdown page")

@@ -19,7 +19,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.engine.weights import loaders
 from stableanimator_cli.puppets.scene import sample_scene
 from tools.bench.puppet_figures import Figure, at_least
-from tools.command import exit_code_of
+from tools.command import exit_code_of, positive
 from tools.figure_networks.data import CLIP_FRAMES, CLIP_SIDE
 
 MARK = 29.0
@@ -74,7 +74,7 @@ def figures(vae: Any, count: int) -> Iterator[Figure]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.bench.puppet_decoder", description=__doc__)
     parser.add_argument("--model", default="puppet", help="catalogue name or folder")
-    parser.add_argument("--count", type=int, default=24, help="clips")
+    parser.add_argument("--count", type=positive, default=24, help="clips")
     options = parser.parse_args(arguments)
     missed = False
     for figure in figures(load(options.model), options.count):

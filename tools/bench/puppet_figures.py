@@ -23,7 +23,7 @@ from stableanimator_cli.detect.face import FaceReader, align
 from stableanimator_cli.detect.pose import PersonDetector, PoseEstimator
 from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.scene import sample_scene
-from tools.command import exit_code_of
+from tools.command import exit_code_of, positive
 from tools.figure_networks.data import LABELS, head_size, person_box, present
 
 BODY = slice(0, 18)
@@ -120,7 +120,7 @@ def pose_figures(people: PersonDetector, points: PoseEstimator, count: int) -> l
                 visibility.append((estimate[BODY, 2] > 0.3) == seen)
             errors[name].append(np.where(seen, error, np.nan))
     rows = [
-        at_least("person found", found / total, None, total),
+        at_least("person found", found / max(total, 1), None, total),
         at_most("false people per frame", false / count, 0.02, count),
     ]
     for name, values in errors.items():
@@ -156,7 +156,7 @@ def pair_figures(people: PersonDetector, points: PoseEstimator, count: int) -> l
             _distance(estimate, frame.keypoints[j]) < _distance(estimate, frame.keypoints[1 - j])
             for estimate, (_, j) in zip(estimates, pairs, strict=True)
         )
-    return [at_least("two people separated", separated / total, 0.95, total)]
+    return [at_least("two people separated", separated / max(total, 1), 0.95, total)]
 
 
 def _distance(points: np.ndarray, truth: np.ndarray) -> float:
@@ -169,7 +169,7 @@ def face_figures(faces: FaceReader, count: int) -> list[Figure]:
     hits = total = false = detections = 0
     errors = []
     for people in (1, 2, 3):
-        for frame, _ in frames(count // 3, people, offset=20_000 * people):
+        for frame, _ in frames(max(count // 3, 1), people, offset=20_000 * people):
             visible = ~np.isnan(frame.face_boxes).any(axis=1)
             detected = faces.boxes(frame.image)
             boxes = np.array([face.box for face in detected]).reshape(-1, 4)
@@ -296,7 +296,7 @@ def figures(folder: str, count: int) -> Iterator[Figure]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.bench.puppet_figures", description=__doc__)
     parser.add_argument("--model", default="puppet", help="catalogue name or folder")
-    parser.add_argument("--count", type=int, default=300, help="images of each list")
+    parser.add_argument("--count", type=positive, default=300, help="images of each list")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     options = parser.parse_args(arguments)
     missed = False

@@ -44,7 +44,7 @@ from stableanimator_cli.records import NETWORKS, ModelFolder
 from tools.bench.pages import collect, page_section, write_section
 from tools.bench.puppet_decoder import psnr
 from tools.bench.puppet_figures import embed
-from tools.command import exit_code_of, report_error
+from tools.command import exit_code_of, positive, report_error
 
 MODES: dict[str, dict[str, Any]] = {
     "off": {"preset": "fast"},
@@ -265,10 +265,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.bench.refinement_figures", description=__doc__)
     parser.add_argument("work", type=Path, help="folder of the rows")
     parser.add_argument("--model", default="puppet", help="catalogue name or folder")
-    parser.add_argument("--puppets", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--puppets", type=positive, default=20)
+    parser.add_argument("--seeds", type=positive, default=3)
     parser.add_argument("--size", default="256x256", help="WxH; a crop is cheaper only if faces are small in it")
-    parser.add_argument("--frames", type=int, default=2)
+    parser.add_argument("--frames", type=positive, default=2)
     parser.add_argument("--steps", type=int, default=None, help="default: the model's own")
     parser.add_argument("--paper-steps", type=int, default=PAPER_STEPS, help="of the paper's sampler")
     parser.add_argument("--modes", default=",".join(MODES), help="modes, separated by commas")

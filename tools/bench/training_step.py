@@ -24,7 +24,7 @@ from stableanimator_cli.engine.memory.train_step import random_inputs
 from stableanimator_cli.engine.training.model import Dtype, TrainingSettings
 from stableanimator_cli.engine.training.trainable import Train, trainable_parameters
 from stableanimator_cli.nets.unet_blocks import Checkpointing
-from tools.command import exit_code_of
+from tools.command import exit_code_of, positive
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,10 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--train", choices=get_args(Train), default="adapters")
     parser.add_argument("--checkpointing", choices=get_args(Checkpointing), default="blocks")
     parser.add_argument("--dtype", choices=get_args(Dtype), default="bfloat16")
-    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--frames", type=positive, default=4)
     parser.add_argument("--size", type=parse_size, default=(256, 256))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--steps", type=positive, default=1)
     options = parser.parse_args(arguments)
     settings = TrainingSettings(train=options.train, checkpointing=options.checkpointing, dtype=options.dtype)
     device = torch.device(options.device)

@@ -35,7 +35,7 @@ from stableanimator_cli.puppets.render import PuppetFrame
 from stableanimator_cli.puppets.scene import Scene
 from tools.bench.puppet_figures import Figure, at_least, at_most, match_boxes
 from tools.bench.puppet_model import HeldOutClip, OutputDetectors, request_of
-from tools.command import exit_code_of
+from tools.command import exit_code_of, positive
 from tools.puppet_training.clips import exchanged_faces
 from tools.puppet_training.heldout import LIST_OF_PEOPLE, open_scene, read_list
 from tools.puppet_training.measure import face_scores
@@ -240,17 +240,14 @@ def sheet_of(cells: list[list[np.ndarray]], columns: int = _COLUMNS) -> np.ndarr
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.puppet_training.people", description=__doc__)
     parser.add_argument("model", nargs="?", default="puppet", help="catalogue name or folder")
-    parser.add_argument("--count", type=int, default=16, help="clips, from the start of the list")
+    parser.add_argument("--count", type=positive, default=16, help="clips, from the start of the list")
     parser.add_argument("--steps", type=int, help="instead of the card's")
     parser.add_argument("--guidance", type=float, help="instead of the card's")
     parser.add_argument("--guidance-interval", metavar="off|LO:HI", help="instead of the card's")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--out", type=Path, help="write rows as JSON lines, and a contact sheet beside them")
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args(arguments)
-    if options.count < 1:
-        parser.error(f"argument --count: {options.count}, expected 1 or more")
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

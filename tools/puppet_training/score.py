@@ -36,7 +36,7 @@ from tools.bench.puppet_model import (
     open_clip,
     request_of,
 )
-from tools.command import exit_code_of
+from tools.command import exit_code_of, positive
 from tools.puppet_training.heldout import open_scene, read_list
 from tools.puppet_training.measure import face_scores, psnr
 
@@ -159,7 +159,7 @@ def summarise_swaps(rows: list[dict[str, Any]]) -> Iterator[Figure]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.puppet_training.score", description=__doc__)
     parser.add_argument("--model", default="puppet", help="catalogue name or folder")
-    parser.add_argument("--count", type=int, default=50, help="clips, from the start of the list")
+    parser.add_argument("--count", type=positive, default=50, help="clips, from the start of the list")
     parser.add_argument("--steps", type=int, help="instead of the card's")
     parser.add_argument("--guidance", type=float, help="instead of the card's")
     parser.add_argument("--guidance-interval", metavar="off|LO:HI", help="instead of the card's")

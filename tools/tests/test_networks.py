@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,14 @@ from stableanimator_cli.detect import onnx as sessions
 from stableanimator_cli.errors import ConfigError, SaError
 from stableanimator_cli.nets.arcface import ArcFace
 from tools import command
+from tools.ablations import __main__ as ablations
+from tools.bench import puppet_decoder, puppet_figures
 from tools.command import exit_code_of
 from tools.figure_networks import boxes, detectors, pose, vae
 from tools.figure_networks.blocks import write_onnx
 from tools.figure_networks.identity import RecogniserTask
 from tools.figure_networks.video import AcrossTime, VideoTask, prepared
+from tools.puppet_training import score
 
 
 def shapes(path: Path) -> tuple[list[object], list[object]]:
@@ -216,6 +220,23 @@ def test_every_command_of_tools_prints_errors_without_a_traceback() -> None:
 
 def test_the_exit_code_is_that_of_the_command() -> None:
     assert [exit_code_of(lambda code=code: code) for code in (None, 0, 8)] == [0, 0, 8]
+
+
+def test_a_count_is_one_or_more(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = command.argparse.ArgumentParser()
+    parser.add_argument("--count", type=command.positive)
+    assert parser.parse_args(["--count", "1"]).count == 1
+    for text in ("0", "-3"):
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args(["--count", text])
+        assert f"argument --count: {text}, expected 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [ablations.main, score.main, puppet_decoder.main, puppet_figures.main])
+def test_no_count_is_an_error_before_any_work(main: Callable[[list[str]], object], tmp_path: Path) -> None:
+    words = [str(tmp_path), "--scored"] if main is ablations.main else ["--count"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "0"])
 
 
 def test_errors_of_a_training_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -273,13 +273,14 @@ def train(trainer: Trainer, train_step: Callable[[], dict[str, float]], look: Ca
         if trainer.step % 100 == 0 or end:
             numbers = " ".join(f"{key} {value:.4f}" for key, value in shown.items())
             print(f"step {trainer.step}, {(now - started) / (trainer.step - start):.2f} s each: {numbers}", flush=True)
-        if end or now - saved > options.save_every:
-            trainer.save(options.run / CHECKPOINT)
-            saved = now
         if end or now - looked > options.look_every:
             print(f"step {trainer.step}: {look(options.run / f'step-{trainer.step:06d}.png')}", flush=True)
             trainer.export(options.run / "vae.safetensors")
             looked = now
+        # After the export: a resumed run takes the weights of the last checkpoint for exported.
+        if end or now - saved > options.save_every:
+            trainer.save(options.run / CHECKPOINT)
+            saved = now
 
 
 def main(arguments: list[str] | None = None) -> None:

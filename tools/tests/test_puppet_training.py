@@ -99,6 +99,26 @@ def test_a_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
         torch.testing.assert_close(resumed.vae.state_dict()[name], tensor, msg=name)
 
 
+def test_a_training_interrupted_at_its_end_exports_when_it_resumes(tmp_path):
+    """The last checkpoint is written after the weights: nothing would write them any more."""
+    settings = options(tmp_path, steps=1, adversarial=0)
+
+    def steps(trainer):
+        return lambda: trainer.train_step(*Crops(1, 1, 32)[trainer.step])
+
+    def look(sheet):
+        if sheet.name != "start.png":
+            raise KeyboardInterrupt
+        return ""
+
+    trainer = vae.open_trainer(settings, vae.MODEL / "vae.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        vae.train(trainer, steps(trainer), look)
+    resumed = vae.open_trainer(settings, vae.MODEL / "vae.safetensors")
+    vae.train(resumed, steps(resumed), lambda sheet: "")
+    assert (tmp_path / "vae.safetensors").is_file()
+
+
 def test_a_copied_model_has_the_new_vae_and_its_digest(tmp_path):
     weights = tmp_path / "vae.safetensors"
     save_file({"x": torch.zeros(2)}, weights)

@@ -64,7 +64,8 @@ class Task(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The settings that a checkpoint must have to be resumed."""
-        return {"name": self.name, "steps": self.steps, "batch_size": self.batch_size, "rate": self.lr}
+        data = [recipe.name for recipe in self.recipes]
+        return {"name": self.name, "steps": self.steps, "batch_size": self.batch_size, "rate": self.lr, "data": data}
 
 
 def train(task: Task, folder: Path, report: Report, *, workers: int = 1, until: int | None = None) -> nn.Module:

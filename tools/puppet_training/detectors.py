@@ -1,7 +1,7 @@
 """Train the small networks on data with portraits: ``python -m tools.puppet_training.detectors``.
 
-``pose`` and ``person`` suffer from the portrait framing; the face detector and both recognisers do not. Arguments,
-files, data and checkpoints are those of ``tools.figure_networks.detectors``.
+``pose`` and ``person`` suffer from the portrait framing; the face detector and both recognisers do not. Arguments and
+files are those of ``tools.figure_networks.detectors``, whose checkpoints are of other data: name another ``--work``.
 """
 
 from __future__ import annotations

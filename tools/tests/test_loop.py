@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.puppets.sample import derive_rng
 from tools.figure_networks import loop
+from tools.figure_networks.data import Recipe
 from tools.figure_networks.loop import Batch, Task, train
 
 
@@ -73,6 +74,15 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     longer.steps = 200
     with pytest.raises(BadInput, match=r"line\.pt: found a checkpoint of .*'steps': 120.*expected one of .*200"):
         train(longer, tmp_path, lambda _: None)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    """The detectors of portraits have the names of the others and the same default folder."""
+    train(Line(), tmp_path, lambda _: None)
+    other = Line()
+    other.recipes = (Recipe(name="portraits", shards=0, draw=lambda shard: {}),)
+    with pytest.raises(BadInput, match=r"line\.pt: found a checkpoint of .*expected one of .*portraits"):
+        train(other, tmp_path, lambda _: None)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:

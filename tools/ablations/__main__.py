@@ -24,8 +24,7 @@ from pathlib import Path
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench.rows import ResumableRows, Row, read_rows, weight_digests
 from stableanimator_cli.errors import BadInput
-from stableanimator_cli.files import atomic_write, sha256_of, translate_os_errors
-from stableanimator_cli.readers import read_json
+from stableanimator_cli.files import atomic_write, sha256_of
 from tools.ablations.commands import Command, on_sigterm, python
 from tools.ablations.page import UPPER, text_of, to_json
 from tools.ablations.scores import People, Scorer, write_sheet
@@ -42,6 +41,7 @@ from tools.ablations.training import (
 )
 from tools.bench.pages import page_section, write_section
 from tools.command import exit_code_of, positive, report
+from tools.settings import check_settings
 
 PILOT = ("ours", "addition")
 PILOT_SEEDS, SEEDS, PEOPLE = 3, 5, 24
@@ -85,7 +85,8 @@ class Plan:
 
 def measure(plan: Plan, command: Command) -> list[Row]:
     """Train and score what is missing; returns all rows. Seeds come in turn, so interrupted results are paired."""
-    _check_settings(plan)
+    started = any((plan.work / name / "runs").is_dir() for name in EXPERIMENTS)
+    check_settings(plan.work / "settings.json", plan.settings(), started=started)
     rows = ResumableRows(plan.work / "scores.jsonl", plan.settings())
     measured = list(rows.rows)
     trainer = Trainer(work=plan.work, command=command, steps=plan.steps, people=plan.people)
@@ -145,25 +146,6 @@ def _score(plan: Plan, experiment: Experiment, people: People, model: Path, key:
     if sheet:
         name = f"{key['variant']}-{key['seed']}-{key['stage']}.png"
         write_sheet(plan.work / experiment.name / "sheets" / name, sheet)
-
-
-def _check_settings(plan: Plan) -> None:
-    """Compare the settings with those of the folder's first command, or record them."""
-    path, settings = plan.work / "settings.json", json.loads(json.dumps(plan.settings()))
-    started = any((plan.work / name / "runs").is_dir() for name in EXPERIMENTS)
-    if started and path.is_file():
-        recorded = read_json(path, "the settings of the ablations", hint="choose another WORK")
-        known = recorded if isinstance(recorded, dict) else {}
-        changed = [key for key in settings if known.get(key) != settings[key]]
-        if changed:
-            raise BadInput.because(
-                path, f"its variants were trained with different {' and '.join(changed)}",
-                hint="use the same settings, or choose another WORK: all variants share them",
-            )  # fmt: skip
-        return
-    plan.work.mkdir(parents=True, exist_ok=True)
-    with translate_os_errors(path), atomic_write(path) as temp:
-        temp.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def _parser() -> argparse.ArgumentParser:

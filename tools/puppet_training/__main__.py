@@ -24,6 +24,7 @@ from tools.command import exit_code_of
 from tools.publish import VAE, publish, publish_decoder
 from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
+from tools.settings import check_settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +66,8 @@ STAGES: Mapping[str, Stage] = {
 }  # fmt: skip
 # Without exchanged references, which let faces follow their vectors and cost detail (docs/log.md).
 USUAL = tuple(name for name in STAGES if name != "exchanged")
+FIXED = ("people", "share_several", "share_exchanged", "train_vae", "steps", "batch", "from_scratch")
+"""Options that a RUN has from its first command: finished clips and stages are not repeated for others."""
 SEVERAL = ", ".join(name for name, stage in STAGES.items() if stage.several)
 
 
@@ -136,8 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--score", type=int, default=50, metavar="N", help="held-out clips to score; 0 for none")
     options = parser.parse_args(arguments)
     clips.check_shares(parser, options)
-    options.run.mkdir(parents=True, exist_ok=True)
     model = options.run / "start"
+    settings = {name: getattr(options, name) for name in FIXED}
+    check_settings(options.run / "settings.json", settings, started=model.exists())
     if not model.exists():
         temp = options.run / ".start.part"
         shutil.rmtree(temp, ignore_errors=True)

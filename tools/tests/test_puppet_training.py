@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from stableanimator_cli.catalogue import schema
 from stableanimator_cli.clip_folder import FACES, load_faces
+from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import sha256_of
 from stableanimator_cli.train.dataset import open_dataset
 from stableanimator_cli.train.latent_cache import latents_file
+from tools.puppet_training import __main__ as command
 from tools.puppet_training import clips, decoder, heldout, vae
 from tools.puppet_training.figures import Crops, sample_frames
 from tools.puppet_training.measure import face_scores
@@ -117,6 +119,21 @@ def test_a_training_interrupted_at_its_end_exports_when_it_resumes(tmp_path):
     resumed = vae.open_trainer(settings, vae.MODEL / "vae.safetensors")
     vae.train(resumed, steps(resumed), lambda sheet: "")
     assert (tmp_path / "vae.safetensors").is_file()
+
+
+def test_a_run_of_other_settings_is_refused_before_anything_is_published(tmp_path, monkeypatch):
+    """After a trial of two steps, the command without --steps found all stages finished and published them."""
+    published = []
+    monkeypatch.setattr(command.clips, "write_all", lambda *args, **more: [])
+    monkeypatch.setattr(command, "train_stage", lambda options, name, model, data: tmp_path / "pictures" / "model")
+    monkeypatch.setattr(command, "publish", lambda run, folder, vae: published.append(folder))
+    words = [str(tmp_path / "run"), "--stages", "pictures", "--score", "0"]
+    command.main([*words, "--steps", "2"])
+    command.main([*words, "--steps", "2", "--device", "cpu"])
+    for changed in ([], ["--steps", "2", "--people", "16"], ["--steps", "2", "--from-scratch"]):
+        with pytest.raises(BadInput, match=r"settings\.json: its trainings were started with different"):
+            command.main([*words, *changed, "--publish"])
+    assert published == [tmp_path / "run" / "final"] * 2
 
 
 def test_a_copied_model_has_the_new_vae_and_its_digest(tmp_path):

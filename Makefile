@@ -67,7 +67,8 @@ puppet-detectors: $(STAMP)
 PUPPET_WORK ?= runs/puppet
 puppet-vae: $(STAMP)
 	mkdir -p $(PUPPET_WORK)
-	test -d $(PUPPET_WORK)/first-vae || cp -r models/puppet $(PUPPET_WORK)/first-vae
+	test -d $(PUPPET_WORK)/first-vae || { rm -rf $(PUPPET_WORK)/.first-vae.part && \
+		cp -r models/puppet $(PUPPET_WORK)/.first-vae.part && mv $(PUPPET_WORK)/.first-vae.part $(PUPPET_WORK)/first-vae; }
 	$(BIN)/python -m tools.figure_networks.vae --out $(PUPPET_WORK)/first-vae
 
 # The denoiser of models/puppet, on portraits that it draws: hours on two cores. Interrupt at any time; the same command

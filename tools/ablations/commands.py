@@ -44,7 +44,7 @@ def python(arguments: Sequence[str]) -> int:
         if isinstance(stop, Terminated):  # Ctrl-C in a terminal has reached the process already
             process.terminate()
         try:
-            process.wait(_GRACE)  # it saves its state
+            process.wait(_GRACE)  # it removes unfinished files and reports how to resume
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -39,7 +39,7 @@ from tools.ablations.training import Experiment, Treatment
 from tools.bench.refinement_figures import Judges, face_mask
 from tools.puppet_training.measure import face_scores, psnr
 
-FIRST = 300_000  # scenes of the test split from here on; no other list of figures uses them
+FIRST = 300_000  # scenes of the test split from here on; tools.bench.blending shows the same people in other clips
 FRAMES = 8
 STEPS = 8  # of the sampling
 SIGMAS = (0.5, 1.0, 2.0, 4.0)  # noise levels of the denoised latents that are compared with the true ones

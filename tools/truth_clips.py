@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,13 @@ from stableanimator_cli.readers_fields import Fields
 from stableanimator_cli.records import Face
 from tools.command import exit_code_of
 
+_WHAT = "the ground truth of a puppet"
+
 
 def write_clips(puppets: Path, out: Path, reader: FaceReader, reporter: Reporter | None = None) -> int:
     """Write one clip folder per video of ``puppets`` below ``out``, except finished ones; returns their number.
 
-    Raises ``BadInput`` if ``puppets`` is no folder of ``sa puppets``.
+    Raises ``BadInput`` if ``puppets`` is no folder of ``sa puppets``, or a clip is of another video or recogniser.
     """
     records = sorted((puppets / "truth").glob("*.json"))
     if not records:
@@ -44,16 +46,20 @@ def write_clips(puppets: Path, out: Path, reader: FaceReader, reporter: Reporter
     with reporter.progress(len(records), "clips", "clip") as bar:
         for path in records:
             folder = out / path.stem
+            truth = Fields.of(read_json(path, _WHAT), path, _WHAT)
+            files = {name: puppets / truth.fields("files").text(name) for name in ("video", "motion", "faces")}
+            digest = sha256_of(files["video"])
+            key = hashlib.sha256(f"truth {clip_folder.FORMAT} {digest} {network}".encode()).hexdigest()
             if not (folder / clip_folder.RECORD).exists():
-                _write_clip(puppets, path, folder, reader, network)
+                _write_clip(files, truth.text("fps"), folder, reader, digest, key)
+            elif clip_folder.open_folder(folder).record.get("key") != key:
+                problem = f"it is not the clip of {files['video']} with this recogniser"
+                raise BadInput.because(folder, problem, hint="choose another folder for the clips")
             bar.update(1)
     return len(records)
 
 
-def _write_clip(puppets: Path, path: Path, folder: Path, reader: FaceReader, network: str) -> None:
-    what = "the ground truth of a puppet"
-    truth = Fields.of(read_json(path, what), path, what)
-    files = {name: puppets / truth.fields("files").text(name) for name in ("video", "motion", "faces")}
+def _write_clip(files: Mapping[str, Path], fps: str, folder: Path, reader: FaceReader, digest: str, key: str) -> None:
     video, motion = files["video"], load_motion(files["motion"])
     check_clip_replaceable(folder)
     temp = temporary_path(folder)
@@ -65,16 +71,15 @@ def _write_clip(puppets: Path, path: Path, folder: Path, reader: FaceReader, net
         for p in np.flatnonzero(np.isfinite(landmarks[t]).all(axis=(1, 2))):
             embedding = reader.recognise(image, landmarks[t, p])
             faces.append((t, int(p), Face(box=boxes[t, p], landmarks=landmarks[t, p], score=1.0, embedding=embedding)))
-    digest = sha256_of(video)
     link_source(video, temp, folder, copy=False)
     save_motion(temp / clip_folder.MOTION, motion)
     clip_folder.save_faces(temp / clip_folder.FACES, clip_folder.FaceTable.of(faces, reader.channel_order))
     record = {
         "format": clip_folder.FORMAT,
-        "name": path.stem,
+        "name": folder.name,
         "frames": len(motion),
         "size": list(motion.size),
-        "fps": truth.text("fps"),
+        "fps": fps,
         "audio": False,
         "source": {"path": str(video.resolve()), "name": video.name, "sha256": digest, "bytes": video.stat().st_size},
         "options": {"frames": None, "fps": None},
@@ -82,7 +87,7 @@ def _write_clip(puppets: Path, path: Path, folder: Path, reader: FaceReader, net
         "people": {"kept": motion.track.tolist(), "strangers": 0},
         "faces": {"found": len(faces), "channel_order": reader.channel_order},
         "versions": {MARK: __version__},
-        "key": hashlib.sha256(f"truth {clip_folder.FORMAT} {digest} {network}".encode()).hexdigest(),
+        "key": key,
     }
     write_json(temp / clip_folder.RECORD, record)
     replace_clip(temp, folder)

@@ -50,6 +50,17 @@ def test_embeddings_are_those_of_the_reader(puppets: Path, tmp_path: Path) -> No
     assert cosine > 0.8  # drawn landmarks against detected ones
 
 
+def test_clips_of_other_puppets_are_refused_and_stay(puppets: Path, tmp_path: Path) -> None:
+    """Videos of all folders have the same names: their clips were taken for finished ones."""
+    truth_clips.main([str(puppets), str(tmp_path / "clips")])
+    record = (tmp_path / "clips" / "00000" / clip_folder.RECORD).read_bytes()
+    truth_clips.main([str(puppets), str(tmp_path / "clips")])
+    write_puppets(PuppetPlan(folder=tmp_path / "others", videos=1, frames=3, size=(128, 128), seed=5))
+    with pytest.raises(BadInput, match=r"00000: it is not the clip of .*others/videos/00000\.mp4"):
+        truth_clips.main([str(tmp_path / "others"), str(tmp_path / "clips")])
+    assert (tmp_path / "clips" / "00000" / clip_folder.RECORD).read_bytes() == record
+
+
 def test_a_folder_without_truth_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no truth"):
         truth_clips.main([str(tmp_path), str(tmp_path / "out")])

@@ -14,17 +14,17 @@ _HINT = "use the same settings, or choose another folder"
 
 
 def check_settings(path: Path, settings: Mapping[str, object], *, started: bool) -> None:
-    """Compare ``settings`` with those in ``path``, or record them unless a training has ``started`` with these.
+    """Compare ``settings`` with those in ``path``, or record them if no work has ``started`` with these.
 
     Raises ``BadInput`` that names the different ones.
     """
     current = json.loads(json.dumps(settings))
     if started and path.is_file():
-        recorded = read_json(path, "the settings of trainings", hint=_HINT)
+        recorded = read_json(path, "the settings of earlier commands", hint=_HINT)
         known = recorded if isinstance(recorded, dict) else {}
         changed = [key for key in current if known.get(key) != current[key]]
         if changed:
-            problem = f"its trainings were started with different {' and '.join(changed)}"
+            problem = f"it was started with different {' and '.join(changed)}"
             raise BadInput.because(path, problem, hint=_HINT)
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -49,6 +49,7 @@ from stableanimator_cli.train.latent_cache import latents_file, tokens_file
 from tools.command import exit_code_of
 from tools.puppet_training.heldout import SIZE
 from tools.puppet_training.vae import half_precision
+from tools.settings import check_settings
 from tools.truth_clips import write_clips
 
 _PART = 250  # people per folder of drawings
@@ -198,7 +199,11 @@ def write_all(
     ``size`` (w, h) of the videos, from which face embeddings are computed; ``encoded``: of latents, if it differs.
     ``share`` of the clips show several people (``count_several``), ``exchanged`` have references with other faces;
     ``hide``: with noise in their place. Another ``seed`` draws other people, if it is larger by the number of folders.
+
+    Raises ``BadInput`` if ``out`` has clips with other references: a cache does not show how its reference was drawn.
     """
+    references = {"share-exchanged": exchanged, "hide-exchanged": hide}
+    check_settings(out / "settings.json", references, started=any(out.glob("clips-*")))
     plans = [
         plan_of(out, part, videos, frames, fps, size, framing, count, seed)
         for count, videos in count_several(people, share).items()

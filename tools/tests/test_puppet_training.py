@@ -131,7 +131,7 @@ def test_a_run_of_other_settings_is_refused_before_anything_is_published(tmp_pat
     command.main([*words, "--steps", "2"])
     command.main([*words, "--steps", "2", "--device", "cpu"])
     for changed in ([], ["--steps", "2", "--people", "16"], ["--steps", "2", "--from-scratch"]):
-        with pytest.raises(BadInput, match=r"settings\.json: its trainings were started with different"):
+        with pytest.raises(BadInput, match=r"settings\.json: it was started with different"):
             command.main([*words, *changed, "--publish"])
     assert published == [tmp_path / "run" / "final"] * 2
 
@@ -182,6 +182,15 @@ def test_hidden_exchanged_references_have_the_embedding_of_the_face_under_other_
     a, b = (latents_file(clip, heldout.SIZE, vae=digest, resize="stretch").read([0, 1]) for clip in (one, other))
     assert torch.equal(a[1], b[1])
     assert 0.05 < (a[0] != b[0]).float().mean() < 0.9
+
+
+def test_clips_with_other_references_are_refused(tmp_path):
+    """Their caches are valid for both, so those of the first command were taken for those of the second."""
+    clips.write_all(tmp_path, "puppet", people=1, frames=1)
+    clips.write_all(tmp_path, "puppet", people=1, frames=1)
+    for changed in ({"exchanged": 0.5}, {"exchanged": 0.5, "hide": True}):
+        with pytest.raises(BadInput, match="different share-exchanged"):
+            clips.write_all(tmp_path, "puppet", people=1, frames=1, **changed)
 
 
 def test_a_decoder_is_trained_on_latents_of_the_denoiser(tmp_path, monkeypatch, capsys):

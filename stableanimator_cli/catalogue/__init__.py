@@ -351,9 +351,10 @@ def _missing(
     useful: Sequence[str],
 ) -> ModelMissing:
     catalogued = layout is not None or len(search_paths(found)) > 1
-    if catalogued and not any(role in parts for role in roles):
+    absent = [role for role in roles if role not in parts]
+    if catalogued and absent and (len(absent) == len(roles) or found.task != "animate"):  # no download would help
         return ModelMissing(
-            f"model {name!r} is for other work ({found.task}): it has no {', '.join(roles)}",
+            f"model {name!r} is for other work ({found.task}): it has no {', '.join(absent)}",
             hint="`sa models list` shows the task of each model",
         )
     lacking, searched = [], dict[Path, None]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +217,15 @@ def test_a_model_for_other_work_is_not_fetched_in_vain(home: Path) -> None:
     with pytest.raises(ModelMissing, match="model 'antelopev2' is for other work") as caught:
         catalogue.open_model("antelopev2", ("unet", "vae"))
     assert "pull" not in str(caught.value.hint)
+
+
+def test_a_base_model_is_not_fetched_to_animate(home: Path) -> None:
+    """It has some of the networks, and no download adds the others."""
+    expected = re.escape("model 'svd-xt' is for other work (base): it has no pose_net, face_encoder")
+    for attempt in (catalogue.open_animator, catalogue.plan_model):
+        with pytest.raises(ModelMissing, match=expected) as caught:
+            attempt("svd-xt")
+        assert caught.value.downloads == ()
 
 
 def test_an_own_folder_that_lacks_a_file_is_not_sent_to_the_catalogue(tmp_path: Path) -> None:

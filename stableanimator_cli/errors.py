@@ -213,15 +213,23 @@ class NoPerson(SaError, exit_code=4, code="no-person"):
 
 
 class ModelMissing(SaError, exit_code=5, code="model-missing"):
-    """A model or one of its files is not on this machine. ``downloads``: names of the catalogue that provide it."""
+    """A model or one of its files is not on this machine. ``downloads``: names of the catalogue that provide it,
+    ``optional``: as an optional file."""
 
     downloads: tuple[str, ...] = ()
+    optional: bool = False
 
     def __init__(
-        self, message: str, *, hint: str | tuple[str, ...] | None = None, downloads: tuple[str, ...] = ()
+        self,
+        message: str,
+        *,
+        hint: str | tuple[str, ...] | None = None,
+        downloads: tuple[str, ...] = (),
+        optional: bool = False,
     ) -> None:
         super().__init__(message, hint=hint)
         self.downloads = downloads
+        self.optional = optional
 
 
 class ModelDamaged(SaError, exit_code=5, code="model-damaged"):

@@ -130,13 +130,14 @@ def locate(found: Entry, path: str) -> Path | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """Files of one role. ``has_weights``: it has a weight file (a scheduler has none). ``names`` and ``searched``: file
-    names and folders of the search."""
+    """Files of one role. ``has_weights``: it has a weight file (a scheduler has none). ``optional``: only a download
+    with optional files brings it. ``names`` and ``searched``: file names and folders of the search."""
 
     file: Path | None = None
     config: Mapping[str, Any] | None = None
     digests: Mapping[Path, str] = field(default_factory=dict)
     has_weights: bool = False
+    optional: bool = False
     names: str = ""
     searched: tuple[Path, ...] = ()
     owner: str = ""
@@ -216,7 +217,7 @@ def default_model(require: Sequence[str] = (), useful: Sequence[str] = ()) -> st
         open_model(DEFAULT, require, useful)
     except ModelMissing as error:
         message = f"no --model given, and {error.message}"
-        raise ModelMissing(message, hint=error.hint, downloads=error.downloads) from None
+        raise ModelMissing(message, hint=error.hint, downloads=error.downloads, optional=error.optional) from None
     return DEFAULT
 
 
@@ -286,9 +287,10 @@ def with_needs(found: Entry) -> Iterator[Entry]:
                 queue.append(other)
 
 
-def download_of(models: Sequence[str]) -> Needed:
-    """What ``sa models pull MODELS`` would fetch: missing files, their size and licences."""
-    return needed(models, (owner for name in models for owner in with_needs(entry(name))), locate)
+def download_of(models: Sequence[str], *, optional: bool = False) -> Needed:
+    """What ``sa models pull MODELS`` would fetch, ``optional`` with ``--all``: missing files, their size, licences."""
+    owners = (owner for name in models for owner in with_needs(entry(name)))
+    return needed(models, owners, locate, optional=optional)
 
 
 def _part(owner: Entry, role: str, component: Component) -> _Part:
@@ -321,6 +323,7 @@ def _part(owner: Entry, role: str, component: Component) -> _Part:
         config=config,
         digests=digests,
         has_weights=True,
+        optional=(listed := owner.file(component.file)) is not None and listed.optional,
         names=", ".join(names),
         searched=searched,
         owner=owner.name,
@@ -367,9 +370,10 @@ def _missing(
     if found.name in owners or not owners:  # its download includes those of its needs
         owners = (found.name,) if catalogued else tuple(owner for owner in owners if owner != found.name)
     downloads = tuple(owner for owner in owners if owner in names())
+    optional = any(parts[role].optional for role in roles if role in parts)
     hint: str | tuple[str, ...] = f"copy it to that folder, or name its path in {found.folder / FILE_NAME}"
     if downloads:
-        fetch = download_of(downloads)
+        fetch = download_of(downloads, optional=optional)
         hint = (
             f"download {fetch.size}: {fetch.command}; {fetch.terms}",
             f"or register files that you have: `sa models import FOLDER`; or use the small built-in model for drawn "
@@ -379,4 +383,5 @@ def _missing(
         f"model {name!r} lacks {', '.join(lacking)}; looked in {', '.join(map(str, searched)) or found.folder}",
         hint=hint,
         downloads=downloads,
+        optional=optional,
     )

@@ -16,16 +16,17 @@ RATE = 10_000_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needed:
     """Missing files of ``names`` and of the models they need. ``bytes`` is None if a size is not recorded;
-    ``licences`` by model."""
+    ``licences`` by model. ``optional``: files that only ``--all`` downloads are among them."""
 
     names: tuple[str, ...]
     files: int
     bytes: int | None
     licences: Mapping[str, str]
+    optional: bool = False
 
     @property
     def command(self) -> str:
-        return f"`sa models pull {' '.join(self.names)}`"
+        return f"`sa models pull {' '.join(self.names)}{' --all' * self.optional}`"
 
     @property
     def size(self) -> str:
@@ -46,13 +47,15 @@ class Needed:
         return f"licences: {shown} (`sa models show NAME` has the terms)"
 
 
-def needed(names: Sequence[str], owners: Iterable[Entry], locate: Callable[[Entry, str], object]) -> Needed:
+def needed(
+    names: Sequence[str], owners: Iterable[Entry], locate: Callable[[Entry, str], object], *, optional: bool = False
+) -> Needed:
     """The files of ``owners``, entries that ``names`` stand for, that ``locate`` does not find and the hub's cache does
-    not have."""
+    not have; ``optional`` ones too."""
     rows: list[WeightFile | Archive] = []
     licences: dict[str, str] = {}
     for name, found in {owner.name: owner for owner in owners}.items():
-        missing = [row for row in found.files if not row.optional and locate(found, row.path) is None]
+        missing = [row for row in found.files if (optional or not row.optional) and locate(found, row.path) is None]
         packed = {row.archive for row in missing}
         fetched = [row for row in missing if row.archive is None and not (row.url and _is_cached(row, row.url))]
         fetched += [bundle for bundle in found.archives if bundle.path in packed]
@@ -61,7 +64,7 @@ def needed(names: Sequence[str], owners: Iterable[Entry], locate: Callable[[Entr
             licences[name] = found.licence
     sizes = [row.bytes for row in rows]
     total = None if None in sizes else sum(size for size in sizes if size is not None)
-    return Needed(names=tuple(names), files=len(rows), bytes=total, licences=licences)
+    return Needed(names=tuple(names), files=len(rows), bytes=total, licences=licences, optional=optional)
 
 
 def _is_cached(row: WeightFile, url: str) -> bool:

@@ -29,9 +29,9 @@ def with_download(work: Callable[[], T], out: console.Console, *, yes: bool) -> 
     except ModelMissing as error:
         if not error.downloads or not _can_ask(out) or not _agreed(error, out, yes=yes):
             raise
-        names = error.downloads
+        names, optional = error.downloads, error.optional
     for name in names:
-        download_model(name, out)
+        download_model(name, out, optional=optional)
     return work()
 
 
@@ -46,7 +46,7 @@ def _agreed(error: ModelMissing, out: console.Console, *, yes: bool) -> bool:
     """Print what is missing and what its download takes, and ask."""
     from stableanimator_cli import catalogue
 
-    fetch = catalogue.download_of(error.downloads)
+    fetch = catalogue.download_of(error.downloads, optional=error.optional)
     out.info(error.message)
     out.info(fetch.terms)
     question = f"Download {fetch.size}, and continue?"

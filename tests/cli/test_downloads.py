@@ -64,6 +64,26 @@ def test_the_flag_answers_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
     assert with_download(work, console.configure(progress="none"), yes=True) == "w.bin"
 
 
+def test_an_optional_file_that_is_needed_is_downloaded(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the UNet of svd-xt, which only training reads."""
+    server.files = {"/v": b"vae", "/u": b"unet"}
+    rows = row(f"{server.url}/v", b"vae", "v.bin") + row(f"{server.url}/u", b"unet", "u.bin", "optional = true")
+    entry(tmp_path, rows + '[components.unet]\nfile = "u.bin"\n[components.vae]\nfile = "v.bin"\n', "base")
+
+    def work() -> Path:
+        return catalogue.open_model("base", ("unet",)).files["unet"]
+
+    with pytest.raises(ModelMissing) as caught:
+        work()
+    assert "download 2 files" in str(caught.value.hint)
+    assert "`sa models pull base --all`" in str(caught.value.hint)
+    stderr = terminal(monkeypatch)
+    assert with_download(work, console.configure(progress="none"), yes=False).read_bytes() == b"unet"
+    assert "Download 2 files, " in stderr.getvalue()
+
+
 @pytest.mark.parametrize("case", ["stdin", "stderr", "json", "quiet", "ranks"])
 def test_nothing_is_offered_without_a_terminal_or_to_programs(
     server: Server, case: str, monkeypatch: pytest.MonkeyPatch

@@ -65,6 +65,15 @@ def test_the_parser_refuses_what_does_not_exist() -> None:
         parse("sa animate a.png b.mp4 --stepz 3")
 
 
+def test_a_training_of_the_docs_has_a_length() -> None:
+    """Without a preset and without a number of steps it ends with an error."""
+    text = "\n".join((README, *PAGES.values())).replace("\\\n", " ")
+    lines = re.findall(r"(?:sa|stableanimator_cli) train [^`\n|]* -o [^`\n|]*", text)
+    started = [line for line in lines if "--resume" not in line]
+    assert len(started) > 5
+    assert [line for line in started if not re.search(r"--(preset|steps|epochs) ", line)] == []
+
+
 def test_readme_and_docs_name_every_verb() -> None:
     assert set(re.findall(r"^\| `sa ([a-z]+)` \|", CLI, re.M)) == set(GROUP.commands)
     assert set(re.findall(r"`sa ([a-z]+)`", README)) == set(GROUP.commands)

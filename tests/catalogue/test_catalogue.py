@@ -219,6 +219,15 @@ def test_a_model_for_other_work_is_not_fetched_in_vain(home: Path) -> None:
     assert "pull" not in str(caught.value.hint)
 
 
+def test_a_base_model_brings_the_detectors_of_its_training(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``sa preprocess`` and the checkpoints find them through the model that is trained."""
+    fake_sizes(monkeypatch)
+    for name in ("antelopev2/glintr100.onnx", "antelopev2/scrfd_10g_bnkps.onnx", "dwpose/yolox_l.onnx"):
+        write(home / "models" / name)
+    write(home / "models/dwpose/dw-ll_ucoco_384.onnx")
+    assert {"face", "person_detector", "pose_detector"} <= set(catalogue.open_model("svd-xt").files)
+
+
 def test_a_base_model_is_not_fetched_to_animate(home: Path) -> None:
     """It has some of the networks, and no download adds the others."""
     expected = re.escape("model 'svd-xt' is for other work (base): it has no pose_net, face_encoder")

@@ -111,10 +111,12 @@ class RefineConfig:
         help="full: decode full frames; Adam then changes the full image a little, background included. crop: decode "
         "the face and its surroundings only; the background is unchanged.")
     steps: Steps | None = option("--refine-steps", None, model_default=True, parse=parse_steps, dump=dump_range,
-        metavar="A:B", panel=REFINE, default_text="0:21 of 25, in proportion",
+        metavar="A:B", panel=REFINE,
+        default_text="0.7:0.84 by preset standard, 0: by paper, else 0:21 of 25, in proportion",
         help="Denoising steps that are refined, half-open: 14:21, or fractions of the run with a decimal point, "
         "0.7:0.84.")
     iterations: int = option("--refine-iters", 3, model_default=True, metavar="K", panel=REFINE, ge=0, le=1000,
+        default_text="2 by preset standard, 10 by paper, else 3",
         help="Adam iterations per step, 0 to 1000.")
     lr: float = option("--refine-lr", 0.1, model_default=True, formerly="rate", metavar="X", panel=REFINE, gt=0, lt=100,
         help="Learning rate of Adam, above 0.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from stableanimator_cli.cli.verbs import load_verb
 from stableanimator_cli.config.animate import AnimateConfig, DecodeConfig, DeviceConfig, SamplingConfig, WindowConfig
 from stableanimator_cli.config.evaluate import parse_names, parse_numbers
 from stableanimator_cli.config.parse import (
@@ -19,7 +20,7 @@ from stableanimator_cli.config.parse import (
     parse_size,
 )
 from stableanimator_cli.config.preprocess import PreprocessConfig, parse_shard
-from stableanimator_cli.config.refine import RefineConfig, parse_steps, preset_options
+from stableanimator_cli.config.refine import PRESETS, RefineConfig, parse_steps, preset_options
 from stableanimator_cli.config.schema import from_mapping, read_toml, resolve, to_toml
 from stableanimator_cli.config.train import TrainConfig, parse_roles, parse_sizes
 from stableanimator_cli.errors import ConfigError
@@ -396,6 +397,14 @@ def test_refined_steps_are_steps_or_fractions_of_the_run(value, total, expected)
     config = RefineConfig(steps=parse_steps(value))
     assert config.steps_of(total) == expected
     assert parse_steps(dump_range(config.steps)) == config.steps
+
+
+@pytest.mark.parametrize("flag", ["refine_steps", "refine_iters"])
+def test_help_names_the_defaults_of_presets(flag):
+    """A run has the preset ``standard`` unless another one is named, so the class's own default is not what it uses."""
+    (option,) = [option for option in load_verb("animate").params if option.name == flag]
+    assert f"{PRESETS['standard'][flag]} by preset standard" in option.help
+    assert f"{PRESETS['paper'][flag]} by paper" in option.help
 
 
 @pytest.mark.parametrize("value", ["0.7", "1.2:", "0.2:-0.5", "a:b", "nan.:1"])

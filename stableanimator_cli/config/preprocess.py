@@ -107,7 +107,7 @@ class PreprocessConfig:
     source: Literal["link", "copy"] = option("--source", "link",
         help="Store a link to the video in the clip folder, or a copy.")
     preview: bool = option("--preview", False,
-        help="Also write OUT.preview.png: the motion drawn over the reference image.")
+        help="With --poses: also write OUT.preview.png, the motion over the --reference image, else over black.")
     lint: bool = option("--lint", False,
         help="Only look over the dataset INPUT; exit code 8 if training would break.")
     workers: int = option("--workers", 1, metavar="N", ge=1, le=256, panel=MANY, help="Processes on this machine.")

@@ -71,6 +71,7 @@ ConfigOpt = Annotated[
     Path | None,
     typer.Option(
         "--config", metavar="RUN.toml", rich_help_panel=RUN,
-        help="Settings as TOML; flags override them. The run record holds such a file.",
+        help="Settings as TOML; flags override them. The record of a run has the resolved ones as JSON, under config; "
+        "sa train writes RUN/config.toml.",
     ),
 ]  # fmt: skip

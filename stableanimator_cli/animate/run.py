@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -70,7 +71,8 @@ def run(
     with _torchrun_group() as workers:
         config, model = resolve_config(flags, config_file, plan_only=plan_only)
         use_face = validate(config, model)
-        for message in options_without_effect(config, model, flags):
+        warnings = [*options_without_effect(config, model, flags), *([] if plan_only else _record_of_other(config))]
+        for message in warnings:
             (reporter or NullReporter()).warning(message)
         with nullcontext() if plan_only else locked_output(config.target, "sa animate"):
             from stableanimator_cli.animate.pipeline import run_pipeline
@@ -190,6 +192,17 @@ def _require_faces(model: ModelFolder, network: str, flag: str) -> None:
     if "face" not in model.files:
         hint = f"`sa models pull antelopev2`, or leave {flag} out"
         raise ModelMissing(f"model {model.name!r} has no face {network}, which {flag} needs", hint=hint)
+
+
+def _record_of_other(config: AnimateConfig) -> Iterator[str]:
+    """A message if the run replaces the record of another output: ``a.json`` is that of ``a.mp4`` and of ``a.gif``."""
+    record = config.record_path
+    try:
+        name = Path(json.loads(record.read_text(encoding="utf-8"))["output"]["path"]).name
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return
+    if name != config.target.name and record.with_name(name).exists():
+        yield f"{record.name}, the record of {name}, is replaced: {name} can no longer be replayed"
 
 
 def uses_face(config: AnimateConfig, model: ModelFolder) -> bool:

@@ -81,6 +81,8 @@ def _run(
     config = _with_training_levels(config, model, reporter if first else NullReporter())
     if fresh:
         config = _with_stages(config, name, model)
+        if first:
+            _warn_of_random_layers(config, reporter)
     _check_ranks(config, world)
 
     if plan_only:
@@ -138,6 +140,16 @@ def _with_model_defaults(
         expected = f"off: {model.name} was trained without it"
         raise ConfigError("--face-encoder", "on", expected, hint="leave --face-encoder out, or use another --model")
     return config
+
+
+def _warn_of_random_layers(config: TrainConfig, reporter: Reporter) -> None:
+    """Say so if a UNet begins with random weights and no stage trains all of them."""
+    trains = [stage.train for stage in config.stage or ()]
+    if "unet" in (config.from_scratch or ()) and "all" not in trains:
+        reporter.warning(
+            f"--from-scratch unet with --train {' and '.join(dict.fromkeys(trains))}: layers of the UNet that are not "
+            "trained stay random; --train all trains them"
+        )
 
 
 def _with_training_levels(config: TrainConfig, model: ModelFolder, reporter: Reporter) -> TrainConfig:

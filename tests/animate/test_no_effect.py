@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,16 @@ def test_an_option_without_effect_is_named_with_the_reason(flags: dict[str, Any]
 )
 def test_options_that_are_used_are_not_named(flags: dict[str, Any]) -> None:
     assert messages(**flags) == []
+
+
+@pytest.mark.parametrize(("other", "exists"), [("out.gif", True), ("out.gif", False), ("out.mp4", True)])
+def test_a_run_that_replaces_the_record_of_another_output_says_so(tmp_path: Path, other: str, exists: bool) -> None:
+    (tmp_path / "out.json").write_text(json.dumps({"output": {"path": str(tmp_path / other)}}))
+    if exists:
+        (tmp_path / other).write_bytes(b"")
+    config, _ = run.resolve_config({**FILES, "output": tmp_path / "out.mp4"}, None)
+    expected = "out.json, the record of out.gif, is replaced: out.gif can no longer be replayed"
+    assert list(run._record_of_other(config)) == ([expected] if (other, exists) == ("out.gif", True) else [])
 
 
 def test_a_plan_warns_of_them(tmp_path: Path) -> None:

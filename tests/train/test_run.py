@@ -26,6 +26,7 @@ from stableanimator_cli.progress import NullReporter, WarningLog
 from stableanimator_cli.records import NETWORKS
 from stableanimator_cli.train import checkpoint, pipeline, run
 from stableanimator_cli.train.metrics_log import read_metrics
+from tests.animate.clips import Heard
 from tests.conftest import ROOT
 from tests.train.clip_folders import write_clip
 
@@ -498,6 +499,17 @@ def test_a_new_run_reads_the_caches_that_exist(data, tiny_model, whole, tmp_path
     run.run(flags=flags(data, tiny_model, out, cache=None, steps=2))
     assert losses(out) == losses(whole)[:2]
     assert 'cache = "latents,embeddings"' in (out / "config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "warns"),
+    [({"from_scratch": "unet", "train": "attentions"}, True), ({"from_scratch": "unet", "train": "all"}, False),
+     ({"from_scratch": "face_encoder", "train": "attentions"}, False)],
+)  # fmt: skip
+def test_random_layers_that_no_stage_trains_are_named(data, tiny_model, tmp_path, given, warns):
+    heard = Heard()
+    run.run(flags=flags(data, tiny_model, tmp_path / "run", **given), plan_only=True, reporter=heard)
+    assert any("--from-scratch unet with --train attentions: layers of the" in line for line in heard.warnings) == warns
 
 
 def test_other_weights_of_the_base_model_are_refused_on_resume(data, tiny_model, tmp_path):

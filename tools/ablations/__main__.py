@@ -25,7 +25,6 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.bench.rows import ResumableRows, Row, read_rows, weight_digests
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import atomic_write, sha256_of
-from tools.ablations.commands import Command, on_sigterm, python
 from tools.ablations.page import UPPER, text_of, to_json
 from tools.ablations.scores import People, Scorer, write_sheet
 from tools.ablations.training import (
@@ -41,6 +40,7 @@ from tools.ablations.training import (
 )
 from tools.bench.pages import page_section, write_section
 from tools.command import exit_code_of, positive, report
+from tools.processes import Command, on_sigterm, python
 from tools.settings import check_settings
 
 PILOT = ("ours", "addition")

@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from stableanimator_cli.catalogue.schema import FILE_NAME
 from stableanimator_cli.engine.training.trainable import ADAPTER, TRAINED
 from stableanimator_cli.files import atomic_write
-from tools.ablations.commands import Command, run_sa
 from tools.command import report
 from tools.figure_networks.detectors import write_digests
+from tools.processes import Command, run_sa
 from tools.puppet_training import clips
 from tools.puppet_training.model import copy_model
 

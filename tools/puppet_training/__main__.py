@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from stableanimator_cli.engine.training.trainable import TRAINED
 from tools.command import exit_code_of
+from tools.processes import on_sigterm, python, run_sa
 from tools.publish import VAE, publish, publish_decoder
 from tools.puppet_training import clips, decoder, vae
 from tools.puppet_training.model import BASE, copy_model
@@ -95,7 +96,7 @@ def train_decoder(options: argparse.Namespace, model: Path) -> Path | None:
 def train_stage(options: argparse.Namespace, name: str, model: Path, data: Sequence[Path]) -> Path:
     """Run ``sa train`` with the settings of one stage; returns the resulting model folder."""
     run, stage = options.run / name, STAGES[name]
-    command = [sys.executable, "-m", "stableanimator_cli", "train"]
+    command = ["train"]
     if (run / "config.toml").exists():
         command += ["--resume", str(run)]
     else:
@@ -108,13 +109,11 @@ def train_stage(options: argparse.Namespace, name: str, model: Path, data: Seque
             command += ["--steps", str(options.steps)]
         if options.from_scratch and name == options.stages[0]:
             command += ["--from-scratch", ",".join(TRAINED)]
-    code = subprocess.run(command, check=False).returncode
-    if code:  # the child has printed why
-        raise SystemExit(code)
+    run_sa(python, f"stage {name}", command)
     return run / "model"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.puppet_training", description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--people", type=int, default=3000)
@@ -171,10 +170,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if weights is not None:
             publish_decoder(weights, folder)
     if options.score:
-        command = [sys.executable, "-m", "tools.puppet_training.score", "--model", str(final), "--swap"]
+        command = ["-m", "tools.puppet_training.score", "--model", str(final), "--swap"]
         command += ["--device", options.device, "--count", str(options.score)]
-        subprocess.run([*command, "--out", str(options.run / "score.jsonl")], check=False)
+        return python([*command, "--out", str(options.run / "score.jsonl")])
+    return 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, on_sigterm)
     sys.exit(exit_code_of(main))

@@ -22,11 +22,11 @@ from stableanimator_cli.evaluate.tables import ABLATIONS, MADE_OF
 from stableanimator_cli.train.resume import new_config
 from tools.ablations import __main__ as ablations
 from tools.ablations import training
-from tools.ablations.commands import CommandFailed, python
 from tools.ablations.page import TABLES, UPPER, differences, format_difference, text_of, to_json
 from tools.ablations.scores import People, Scorer
 from tools.ablations.statistics import Estimate, estimate
 from tools.ablations.training import EXPERIMENTS, MAGIC, STAGES, TRAININGS, TREATED, VARIANTS, Trainer
+from tools.processes import CommandFailed, python
 
 PORTRAITS, BODIES = EXPERIMENTS["portraits"], EXPERIMENTS["bodies"]
 
@@ -338,7 +338,7 @@ def test_sigterm_ends_the_running_command(tmp_path: Path) -> None:
     """SIGTERM to the parent alone: its child is terminated, and gone when the parent exits."""
     inner = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     outer = (
-        "import signal, sys; from tools.ablations import commands as a; from tools.command import exit_code_of; "
+        "import signal, sys; from tools import processes as a; from tools.command import exit_code_of; "
         f"signal.signal(signal.SIGTERM, a.on_sigterm); sys.exit(exit_code_of(lambda: a.python(['-c', {inner!r}])))"
     )
     process = subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.PIPE, text=True)

@@ -205,60 +205,20 @@ def build_face_optimization(
             )
         return None
     if not reference.faces and not reference.people:
-        if settings.face != "auto":
-            raise NoFace(
-                f"{config.reference}: no face found, which --refine-face {settings.face} needs",
-                hint="use an image where the face is larger, or --refine-face off",
-            )
-        if reference.vector is not None:  # without a vector the missing face is reported already
-            reporter.warning(f"no face is optimised: no face found in {config.reference.name}, only --face-embedding")
+        _report_no_face(config, reference, reporter)
         return None
-    width, height = driving.skeletons.size
-    boxes = driving.faces
-    shared = config.people.pair == () or config.face_embedding is not None  # one face for everybody: the largest
-    references = [FaceBox(image=image, box=face.box) for face in (reference.faces[:1] if shared else reference.faces)]
-    if reference.people and driving.people is not None:
-        references = [FaceBox(image=one.image, box=one.face.box) for one in reference.people]
-        boxes = face_boxes(driving.people)[:, [one.index for one in reference.people]]
-    if boxes is not None and not np.isfinite(boxes).all(axis=-1).any():
-        if reference.people and driving.people is not None and len(driving.people.track) > 1:
-            reporter.warning(f"{config.motion.name}: no frame has points of a face, so no face is optimised")
-            return None
-        reporter.info(
-            f"{config.motion.name}: no frame has points of a face; faces are detected in the denoised estimates"
-        )
-        boxes = None
-    if boxes is None and len(references) > 1:
-        reporter.info(
-            f"{config.motion.name} does not contain face positions: only the largest of each frame is optimised"
-        )
+    placed = _faces_and_boxes(config, image, reference, driving, reporter)
+    if placed is None:
+        return None
+    references, boxes = placed
     if boxes is not None:
-        people = boxes.shape[1]
-        if not reference.people:
-            references, boxes = _paired(references, boxes)
-        if people > len(references):
-            reporter.info(
-                f"{config.motion.name}: faces of {len(references)} of {people} people are optimised, "
-                + ("the largest" if shared else f"as many as {config.reference.name} shows")
-            )
         if settings.region == "frame" and len(references) > 1:
             expected = f"box with the faces of {len(references)} people"
             raise ConfigError("--refine-region", "frame", expected, hint=ONE_FRAME)
-        usable = np.array([[box is not None for box in pixel_boxes(row, (width, height))] for row in boxes])  # [t,p]
-        without_face = len(boxes) - int(usable.any(axis=-1).sum())
-        if without_face == len(boxes):
-            reporter.warning(
-                f"{config.motion.name}: no face box is in the frame with {SMALLEST} pixels a side or more, "
-                "so no face is optimised"
-            )
+        if not _shows_faces(boxes, driving.skeletons.size, config.motion.name, reporter):
             return None
-        if without_face:
-            reporter.info(
-                f"{config.motion.name}: {without_face} of {len(boxes)} frames show no face of {SMALLEST} pixels "
-                "or more and are not optimised"
-            )
-    if config.windows.anchor == "reference" and boxes is not None:
-        boxes = np.concatenate([np.full_like(boxes[:1], np.nan), boxes])  # the anchor is not part of the output
+        if config.windows.anchor == "reference":
+            boxes = np.concatenate([np.full_like(boxes[:1], np.nan), boxes])  # the anchor is not part of the output
     return face_optimization(
         engine,
         FaceOptimizationSettings(
@@ -274,12 +234,73 @@ def build_face_optimization(
         ),
         references=references if boxes is not None else references[:1],
         boxes=boxes,
-        size=(width, height),
+        size=driving.skeletons.size,
         full_frame=settings.region == "frame",
         margin=settings.crop_margin,
         has_anchor=config.windows.anchor == "reference",
         checkpointed=estimator.checkpointed(config),
     )
+
+
+def _report_no_face(config: AnimateConfig, reference: ReferenceFace, reporter: Reporter) -> None:
+    """Raise ``NoFace`` if face optimisation was asked for, else warn unless a missing vector was reported before."""
+    if config.refine.face != "auto":
+        raise NoFace(
+            f"{config.reference}: no face found, which --refine-face {config.refine.face} needs",
+            hint="use an image where the face is larger, or --refine-face off",
+        )
+    if reference.vector is not None:
+        reporter.warning(f"no face is optimised: no face found in {config.reference.name}, only --face-embedding")
+
+
+def _faces_and_boxes(
+    config: AnimateConfig, image: np.ndarray, reference: ReferenceFace, driving: Driving, reporter: Reporter
+) -> tuple[list[FaceBox], np.ndarray | None] | None:
+    """The reference's faces and the boxes float[t,p,4] of the same people in the motion.
+
+    Boxes are None if they have to be detected in the denoised estimates; all is None if no face can be optimised.
+    """
+    motion, boxes = config.motion.name, driving.faces
+    shared = config.people.pair == () or config.face_embedding is not None  # one face for everybody: the largest
+    references = [FaceBox(image=image, box=face.box) for face in (reference.faces[:1] if shared else reference.faces)]
+    if reference.people and driving.people is not None:
+        references = [FaceBox(image=one.image, box=one.face.box) for one in reference.people]
+        boxes = face_boxes(driving.people)[:, [one.index for one in reference.people]]
+    if boxes is not None and not np.isfinite(boxes).all(axis=-1).any():
+        if reference.people and driving.people is not None and len(driving.people.track) > 1:
+            reporter.warning(f"{motion}: no frame has points of a face, so no face is optimised")
+            return None
+        reporter.info(f"{motion}: no frame has points of a face; faces are detected in the denoised estimates")
+        boxes = None
+    if boxes is None:
+        if len(references) > 1:
+            reporter.info(f"{motion} does not contain face positions: only the largest of each frame is optimised")
+        return references, None
+    people = boxes.shape[1]
+    if not reference.people:
+        references, boxes = _paired(references, boxes)
+    if people > len(references):
+        reporter.info(
+            f"{motion}: faces of {len(references)} of {people} people are optimised, "
+            + ("the largest" if shared else f"as many as {config.reference.name} shows")
+        )
+    return references, boxes
+
+
+def _shows_faces(boxes: np.ndarray, size: tuple[int, int], motion: str, reporter: Reporter) -> bool:
+    """Whether a frame shows a face that is large enough; says how many frames show none."""
+    usable = np.array([[box is not None for box in pixel_boxes(row, size)] for row in boxes])  # [t,p]
+    without_face = len(boxes) - int(usable.any(axis=-1).sum())
+    if without_face == len(boxes):
+        reporter.warning(
+            f"{motion}: no face box is in the frame with {SMALLEST} pixels a side or more, so no face is optimised"
+        )
+    elif without_face:
+        reporter.info(
+            f"{motion}: {without_face} of {len(boxes)} frames show no face of {SMALLEST} pixels or more and are not "
+            "optimised"
+        )
+    return without_face < len(boxes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

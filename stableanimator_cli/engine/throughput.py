@@ -33,7 +33,7 @@ SECONDS = 4.0  # total time for measuring
 _SIDE = 1024  # of the matrices that are timed if no operator of the network can be
 _LARGEST = 2**30  # bytes that one operator may read
 _RUNS = 5  # rounds over all shapes at most; the fastest of each shape counts, so that a burst of load spoils none
-KEPT = datetime.timedelta(days=7)
+VALID_FOR = datetime.timedelta(days=7)
 _KEPT_ENTRIES = 200
 
 
@@ -106,7 +106,7 @@ def _read(path: Path, today: datetime.date) -> dict[str, dict[str, Any]]:
         return {
             key: row
             for key, row in rows.items()
-            if row["flops_per_second"] > 0 and today - KEPT <= datetime.date.fromisoformat(row["date"]) <= today
+            if row["flops_per_second"] > 0 and today - VALID_FOR <= datetime.date.fromisoformat(row["date"]) <= today
         }
     except (SaError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return {}

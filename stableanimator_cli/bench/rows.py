@@ -58,6 +58,7 @@ def read_rows(path: Path, header: Mapping[str, Any]) -> list[Row]:
         path.write_bytes(b"".join(lines))
     what, hint = "rows as this measurement writes them", "name another folder"
     rows = [row for _, row in read_json_lines(path, what, nan=True, hint=hint)]
+    header = json.loads(json.dumps(header))  # as it is stored: tuples are lists
     if rows and rows[0] != header:
         stored = rows[0] if isinstance(rows[0], dict) else {}
         changed = ", ".join(name for name in header if stored.get(name) != header[name])

@@ -73,10 +73,7 @@ class Plan:
             "scored": self.scored,
             "steps": self.steps or {name: dict(experiment.steps) for name, experiment in EXPERIMENTS.items()},
             "people": self.people or {name: dict(experiment.people) for name, experiment in EXPERIMENTS.items()},
-            "flags": {
-                name: {recipe: " ".join(flags) for recipe, flags in experiment.recipe_flags.items()}
-                for name, experiment in EXPERIMENTS.items()
-            },
+            "flags": {name: dict(experiment.recipe_flags) for name, experiment in EXPERIMENTS.items()},
             "recipes": {path.stem: sha256_of(path)[:12] for path in recipes},
             "bases": {path.parent.name: sha256_of(path)[:12] for path in sorted(BASES.glob("*/unet.safetensors"))},
             "weights": weight_digests(catalogue.open_model("puppet"), ("vae", "image_encoder", "face", "judge")),

@@ -32,6 +32,12 @@ def test_an_incomplete_line_is_removed_from_the_file(tmp_path: Path):
     assert file.read_text() == json.dumps(HEADER) + '\n{"a": 1}\n'
 
 
+def test_a_header_with_tuples_is_that_of_its_file(tmp_path: Path):
+    header = {"modes": ("off", "crop")}
+    ResumableRows(tmp_path / "a.jsonl", header).append({"a": 1})
+    assert ResumableRows(tmp_path / "a.jsonl", header).rows == [{"a": 1}]
+
+
 @pytest.mark.parametrize("lines", [("[1]\n",), ('{"frames": 4, "seed": 0}\n', '{"a": 1}\n')])
 def test_other_settings_are_refused_by_name(tmp_path: Path, lines: tuple[str, ...]):
     with pytest.raises(BadInput, match=r"rows of other settings \(frames"):

@@ -6,26 +6,21 @@ folder of ``sa preprocess``) are drawn. In a plain video people are detected fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from stableanimator_cli.animate.driving_faces import FaceCrops, read_face_crops
-from stableanimator_cli.animate.driving_pixels import letterboxed, open_pixels, shows_skeletons
+from stableanimator_cli.animate.driving_faces import FaceCrops
+from stableanimator_cli.animate.driving_frames import STYLE, Audio, Driving, DrivingFrames
+from stableanimator_cli.animate.driving_pixels import open_pixels, shows_skeletons
 from stableanimator_cli.animate.driving_video import depends_on_numbers, detect_motion, open_detectors
-from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, mean_rate
+from stableanimator_cli.animate.frame_rate import mean_rate
 from stableanimator_cli.animate.inputs import is_openpose
-from stableanimator_cli.animate.people import (
-    check_people_of_images,
-    chosen_people,
-    numbers_of,
-    people_of_frames,
-)
-from stableanimator_cli.animate.pose_frames import PoseFrames
+from stableanimator_cli.animate.people import check_people_of_images, chosen_people
 from stableanimator_cli.backbone_facts import BackboneFacts
 from stableanimator_cli.clip_folder import MOTION, is_clip, open_folder
 from stableanimator_cli.config.animate import AnimateConfig
@@ -33,56 +28,15 @@ from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import frame_range, has_unreadable_audio, open_clip, take
 from stableanimator_cli.media.numbering import missing_numbers
-from stableanimator_cli.motion.aapose import draw_aapose
-from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
-from stableanimator_cli.motion.left_to_right import face_boxes
-from stableanimator_cli.motion.motion_file import UNTIMED_FPS, load_motion
+from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.motion.openpose import load_openpose
-from stableanimator_cli.motion.skeleton import draw_skeleton, is_tagged
+from stableanimator_cli.motion.skeleton import is_tagged
 from stableanimator_cli.motion.track import Person
 from stableanimator_cli.progress import Reporter
 from stableanimator_cli.records import Clip, Motion
 
-_STYLE = "dwpose"  # of the skeleton videos that `sa preprocess` draws
 _SMALLEST = 32  # pixels per side, below which a skeleton is not distinguishable from noise
-Audio = tuple[Path, Fraction, Fraction]
 ChoosePeople = Callable[[Detectors], tuple[Person, Detectors]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Driving:
-    """``skeletons``: one per output frame, or the frames of the video that drives; ``fps``: their exact rate.
-
-    ``source_size``: (width, height) of MOTION. ``audio``: (file, start, end) in seconds of that file, if it has sound.
-    ``faces``: boxes float[t,p,4] in output pixels, largest person first, NaN if no face is visible; None if only images
-    are known. ``people``: the motion of everybody who is drawn and present, in output pixels, by output frame; None if
-    only images are known. ``numbers``: track numbers of all chosen people, in order, also of those who are in none of
-    these frames.
-    ``detected_size``: that of the plain video in which the motion is detected, None for another motion.
-    ``motion_frames``: per output frame, the index of MOTION's frame that it shows; ``motion_times``: its seconds after
-    MOTION's first frame, None if MOTION has no clock. ``streams``: further videos that the backbone is conditioned on,
-    by name. ``undetected``: a plain video for a plan, whose people are not known.
-    """
-
-    skeletons: PoseFrames
-    fps: Fraction
-    source_size: tuple[int, int]
-    audio: Audio | None
-    faces: np.ndarray | None = None
-    people: Motion | None = None
-    numbers: tuple[int, ...] = ()
-    motion_frames: tuple[int, ...] = ()
-    motion_times: tuple[Fraction, ...] | None = None
-    streams: Mapping[str, FaceCrops] = field(default_factory=dict)
-    detected_size: tuple[int, int] | None = None
-    undetected: bool = False
-
-
-SKELETONS: Mapping[str, Callable[[np.ndarray, tuple[int, int]], np.ndarray]] = {
-    "dwpose": draw_skeleton,
-    "aapose": draw_aapose,
-}
-"""Functions that draw people float[p,134,3] at a size, by the style that a backbone was trained with."""
 
 
 def open_driving(
@@ -107,9 +61,7 @@ def open_driving(
     facts = facts or BackboneFacts()
     if jump := missing_numbers(config.motion):
         reporter.warning(jump)
-    driving = _open_driving(
-        config, reporter, detectors, reference, count_only=count_only, facts=facts, people=people
-    )  # fmt: skip
+    driving = _Source(config, reporter, detectors, reference, count_only, facts, people).open()
     if config.audio == "keep" and not count_only and driving.audio is None and has_unreadable_audio(config.motion):
         reporter.warning(f"{config.motion.name}: its sound cannot be decoded: the video will have no sound")
     if "face" in facts.streams and "face" not in driving.streams:
@@ -119,92 +71,133 @@ def open_driving(
     return driving
 
 
-def _open_driving(
-    config: AnimateConfig,
-    reporter: Reporter,
-    detectors: Callable[[], Detectors] | None,
-    reference: np.ndarray | None,
-    *,
-    count_only: bool,
-    facts: BackboneFacts,
-    people: ChoosePeople,
-) -> Driving:
-    path = config.motion
-    start, stop = config.frames or (None, None)
-    output = _Output(config, reporter, facts)
-    if facts.skeleton is None:
-        selected, first, _ = _selected(open_pixels(config, reporter), start, stop)
-        return output.counted(selected) if count_only else output.of_clip(selected, first, None)
-    if is_clip(path):
-        motion = load_motion(path / MOTION)
-        motion = chosen_people(motion, config.people, path / MOTION)
-        driving = output.of_motion(motion, path / MOTION, start, stop, fps=_recorded_rate(path))
-        if count_only:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """MOTION and how to read it, as ``open_driving`` has them; one method for each form that it can have."""
+
+    config: AnimateConfig
+    reporter: Reporter
+    detectors: Callable[[], Detectors] | None
+    reference: np.ndarray | None
+    count_only: bool
+    facts: BackboneFacts
+    people: ChoosePeople
+
+    def open(self) -> Driving:
+        path = self.config.motion
+        if self.facts.skeleton is None:
+            selected, first, _ = self._selected(open_pixels(self.config, self.reporter))
+            return self._frames.counted(selected) if self.count_only else self._frames.of_clip(selected, first, None)
+        if is_clip(path):
+            return self._clip_folder()
+        if path.suffix.lower() == ".npz" and path.is_file():
+            return self._keypoints(load_motion(path))
+        if is_openpose(path):
+            return self._openpose()
+        clip = open_clip(path)
+        if min(clip.size) < _SMALLEST:
+            hint = "draw the skeletons larger, or give the motion as keypoints (.npz or OpenPose JSON)"
+            expected = f"skeletons of {_SMALLEST} pixels per side or more"
+            raise BadInput(path, "{}x{} pixels".format(*clip.size), expected, hint=hint)
+        if shows_skeletons(clip, self.config.motion_kind, self.reporter):
+            return self._skeleton_video(clip)
+        return self._plain_video(clip)
+
+    @property
+    def _frames(self) -> DrivingFrames:
+        return DrivingFrames(self.config, self.reporter, self.facts)
+
+    @property
+    def _range(self) -> tuple[int | None, int | None]:
+        return self.config.frames or (None, None)
+
+    @property
+    def _detects_all(self) -> bool:
+        """Whether a plain video is detected in full: whoever comes before the range counts in its numbers."""
+        return self.config.frames is not None and depends_on_numbers(self.config.people)
+
+    def _selected(self, clip: Clip) -> tuple[Clip, int, int | None]:
+        """The chosen frames of a clip, the index of the first one and that after the last, None if unknown."""
+        return take(clip, *self._range), *frame_range(clip, *self._range)
+
+    def _clip_folder(self) -> Driving:
+        folder = self.config.motion
+        motion = chosen_people(load_motion(folder / MOTION), self.config.people, folder / MOTION)
+        driving = self._frames.of_motion(motion, folder / MOTION, *self._range, fps=_recorded_rate(folder))
+        if self.count_only:
             return driving
-        if "face" in facts.streams:
-            driving = output.with_face_crops(driving, open_folder(path).pictures(), motion)
-        return replace(driving, audio=_folder_audio(path, motion, start, stop, reporter))
-    if path.suffix.lower() == ".npz" and path.is_file():
-        return output.of_motion(chosen_people(load_motion(path), config.people, path), path, start, stop)
-    if is_openpose(path):
-        loaded = load_openpose(path)
+        if "face" in self.facts.streams:
+            driving = self._frames.with_face_crops(driving, open_folder(folder).pictures(), motion)
+        return replace(driving, audio=_folder_audio(folder, motion, *self._range, self.reporter))
+
+    def _keypoints(self, motion: Motion) -> Driving:
+        path = self.config.motion
+        return self._frames.of_motion(chosen_people(motion, self.config.people, path), path, *self._range)
+
+    def _openpose(self) -> Driving:
+        loaded = load_openpose(self.config.motion)
         if loaded.size_from == "extent":
             width, height = loaded.motion.size
-            reporter.warning(
-                f"{path.name} does not name the size of its frames: {width}x{height} is estimated from the points; "
-                "add canvas_width and canvas_height"
+            self.reporter.warning(
+                f"{self.config.motion.name} does not name the size of its frames: {width}x{height} is estimated from "
+                "the points; add canvas_width and canvas_height"
             )
-        return output.of_motion(chosen_people(loaded.motion, config.people, path), path, start, stop)
-    clip = open_clip(path)
-    if min(clip.size) < _SMALLEST:
-        hint = "draw the skeletons larger, or give the motion as keypoints (.npz or OpenPose JSON)"
-        expected = f"skeletons of {_SMALLEST} pixels per side or more"
-        raise BadInput(path, "{}x{} pixels".format(*clip.size), expected, hint=hint)
-    selected, first, stop = _selected(clip, start, stop)
-    if shows_skeletons(clip, config.motion_kind, reporter):
+        return self._keypoints(loaded.motion)
+
+    def _skeleton_video(self, clip: Clip) -> Driving:
+        selected, first, stop = self._selected(clip)
         beside = _motion_beside(clip)
-        if facts.skeleton != _STYLE and beside is not None:  # drawn again, in the style that the backbone knows
-            audio = _audio_of(clip.path, beside, start, stop) if clip.audio else None
-            beside = chosen_people(beside, config.people, clip.path.with_suffix(".npz"))
-            return replace(output.of_motion(beside, clip.path, start, stop), audio=audio)
-        if facts.skeleton != _STYLE:
-            reporter.info(
-                f"{path.name}: skeletons are used as they are; keypoints (.npz, OpenPose JSON) are drawn as in the "
-                "training of the model"
+        if self.facts.skeleton != STYLE and beside is not None:  # drawn again, in the style that the backbone knows
+            audio = _audio_of(clip.path, beside, first, stop) if clip.audio else None
+            beside = chosen_people(beside, self.config.people, clip.path.with_suffix(".npz"))
+            return replace(self._frames.of_motion(beside, clip.path, first, stop), audio=audio)
+        if self.facts.skeleton != STYLE:
+            self.reporter.info(
+                f"{clip.path.name}: skeletons are used as they are; keypoints (.npz, OpenPose JSON) are drawn as in "
+                "the training of the model"
             )
-        check_people_of_images(config.people, clip.path, beside)
-        return output.of_clip(selected, first, beside)
-    if count_only:
-        if detectors is not None:
-            open_detectors(clip, detectors)
-        return output.counted(selected)
-    chosen, opened = people(open_detectors(selected, detectors))
-    # whoever comes before the range counts in the numbers of the full video
-    whole = config.frames is not None and depends_on_numbers(config.people)
-    source, frames, offset = (clip, (first, stop), 0) if whole else (selected, (0, None), first)
-    if whole and first:
-        reporter.info(
-            f"{path.name}: people are detected from frame 0, not {first}, so that they have the numbers of the full "
-            "video"
-        )
-    motion = detect_motion(source, chosen, opened, reference, reporter, frames)
-    if offset and len(motion.track) > 1:
-        reporter.info(
-            f"{path.name}: people are numbered as they appear from frame {first} on; --person, --pair and --face-of "
-            "use the numbers of the full video"
-        )
-    if config.fps is None and motion.times is None:
-        output = _Output(replace(config, fps=clip.fps), reporter, facts)
-    driving = output.of_motion(motion, path, *frames, fps=clip.fps)
-    if "face" in facts.streams:
-        driving = output.with_face_crops(driving, source, motion)
-    shown_frames = tuple(offset + index for index in driving.motion_frames)
-    driving = replace(driving, motion_frames=shown_frames, detected_size=clip.size)
-    if not clip.audio or motion.times is None:
-        return driving
-    shown = motion.times[slice(*frames)]
-    end = shown[-1] + 1 / (clip.fps or mean_rate(motion.times))
-    return replace(driving, audio=(path, shown[0], end))
+        check_people_of_images(self.config.people, clip.path, beside)
+        return self._frames.of_clip(selected, first, beside)
+
+    def _plain_video(self, clip: Clip) -> Driving:
+        selected, first, stop = self._selected(clip)
+        if self.count_only:
+            if self.detectors is not None:
+                open_detectors(clip, self.detectors)
+            return self._frames.counted(selected)
+        if self._detects_all:
+            source, chosen, offset = clip, (first, stop), 0
+        else:
+            source, chosen, offset = selected, (0, None), first
+        motion = self._detected(source, chosen, first)
+        frames = self._frames
+        if self.config.fps is None and motion.times is None:
+            frames = replace(frames, config=replace(self.config, fps=clip.fps))
+        driving = frames.of_motion(motion, clip.path, *chosen, fps=clip.fps)
+        if "face" in self.facts.streams:
+            driving = frames.with_face_crops(driving, source, motion)
+        shown = tuple(offset + index for index in driving.motion_frames)
+        audio = None
+        if clip.audio and motion.times is not None:
+            times = motion.times[slice(*chosen)]
+            audio = (clip.path, times[0], times[-1] + 1 / (clip.fps or mean_rate(motion.times)))
+        return replace(driving, motion_frames=shown, detected_size=clip.size, audio=audio)
+
+    def _detected(self, source: Clip, frames: tuple[int, int | None], first: int) -> Motion:
+        """Detect the motion of the chosen people in ``frames`` of ``source``, MOTION or its part from ``first`` on."""
+        person, detectors = self.people(open_detectors(source, self.detectors))
+        if self._detects_all and first:
+            self.reporter.info(
+                f"{source.path.name}: people are detected from frame 0, not {first}, so that they have the numbers of "
+                "the full video"
+            )
+        motion = detect_motion(source, person, detectors, self.reference, self.reporter, frames)
+        if first and not self._detects_all and len(motion.track) > 1:
+            self.reporter.info(
+                f"{source.path.name}: people are numbered as they appear from frame {first} on; --person, --pair and "
+                "--face-of use the numbers of the full video"
+            )
+        return motion
 
 
 def _recorded_rate(folder: Path) -> Fraction | None:
@@ -235,11 +228,6 @@ def _audio_of(source: Path, motion: Motion, start: int | None, stop: int | None)
     return source, times[0], times[-1] + 1 / mean_rate(motion.times)
 
 
-def _selected(clip: Clip, start: int | None, stop: int | None) -> tuple[Clip, int, int | None]:
-    """The frames ``start:stop`` of a clip, the index of the first one and that after the last, None if unknown."""
-    return take(clip, start, stop), *frame_range(clip, start, stop)
-
-
 def _motion_beside(clip: Clip) -> Motion | None:
     """The motion beside our own skeleton video; None if that is another video's."""
     beside = clip.path.with_suffix(".npz")
@@ -249,150 +237,3 @@ def _motion_beside(clip: Clip) -> Motion | None:
     if len(motion) != clip.count or motion.size != clip.size:
         return None
     return motion
-
-
-@dataclass(frozen=True, slots=True)
-class _Output:
-    """Builds the driving motion at the output's size and rate."""
-
-    config: AnimateConfig
-    reporter: Reporter
-    facts: BackboneFacts
-
-    def with_face_crops(self, driving: Driving, clip: Clip, motion: Motion) -> Driving:
-        """Add crops of the face in ``clip``, from which ``motion`` was detected."""
-        faces = read_face_crops(clip, motion, driving.motion_frames, self.reporter)
-        return replace(driving, streams={"face": faces})
-
-    def transform(self, source: tuple[int, int], path: Path) -> ResizeTransform:
-        transform = resize_transform(source, self.config.size, self.config.resize)
-        report_crop(transform, path, self.reporter)
-        return transform
-
-    def counted(self, clip: Clip) -> Driving:
-        """A plain video's motion as black frames: enough for a plan."""
-        width, height = self.config.size
-        black = PoseFrames(self.config.size, [np.zeros((height, width, 3), np.uint8)])
-        times = [time for time, _ in clip.frames()]
-        known = [time for time in times if time is not None]
-        if len(known) < max(2, len(times)):
-            order, rate = range(len(times)), self.config.fps or clip.fps or UNTIMED_FPS
-        else:
-            order, rate = _at_rate(known, clip.fps or mean_rate(known), self.config.fps)
-        skeletons = black.reordered([0] * len(order))
-        detects = self.facts.skeleton is not None
-        return Driving(
-            skeletons=skeletons, fps=rate, source_size=clip.size, audio=None, undetected=detects,
-            detected_size=clip.size if detects else None,
-        )  # fmt: skip
-
-    def of_clip(self, clip: Clip, first: int, beside: Motion | None) -> Driving:
-        """The frames of a video; ``first`` is the index of its first frame in MOTION, ``beside`` the people of all of
-        MOTION's frames. Skeletons are fitted as ``--resize`` names, people's videos as their backbone expects them."""
-        pixels = self.facts.skeleton is None
-        transform = None if pixels else self.transform(clip.size, clip.path)
-        fitted = None if beside is None or transform is None else transform.transform_motion(beside)
-        skeletons, times = PoseFrames(self.config.size), []
-        with self.reporter.progress(clip.count, "read motion", "frame") as bar:
-            for time, image in clip.frames():
-                # bicubic, as the reference implementation resizes skeleton images
-                skeletons.append(
-                    letterboxed(image, self.config.size) if transform is None
-                    else transform.apply_image(image, resample="bicubic")
-                )  # fmt: skip
-                times.append(time)
-                bar.update()
-        if not times:
-            raise BadInput(clip.path, "no frames", "at least one")
-        if None in times or len(times) == 1:
-            order, rate = range(len(times)), self.config.fps or clip.fps or UNTIMED_FPS
-            start = times[0] or Fraction(0)
-            end, motion_times = start + len(times) / rate, None
-        else:
-            own = clip.fps or mean_rate(times)
-            order, rate = _at_rate(times, own, self.config.fps)
-            start, end, motion_times = times[0], times[-1] + 1 / own, tuple(times[index] for index in order)
-        people = None if fitted is None else people_of_frames(fitted, [first + index for index in order])
-        return Driving(
-            skeletons=skeletons.reordered(order),
-            fps=rate,
-            source_size=clip.size,
-            audio=(clip.path, start, end) if clip.audio else None,
-            faces=None if people is None else _faces(people),
-            people=people,
-            numbers=() if fitted is None else numbers_of(fitted),
-            motion_frames=tuple(first + index for index in order),
-            motion_times=motion_times,
-        )
-
-    def of_motion(
-        self, motion: Motion, path: Path, start: int | None = None, stop: int | None = None,
-        fps: Fraction | None = None,
-    ) -> Driving:  # fmt: skip
-        """Skeletons drawn from the frames ``start:stop`` of a motion. ``fps``: the rate of the video that it is from,
-        whose container may have rounded the times; None: their mean rate."""
-        indices = range(len(motion))[start:stop]
-        if not indices:
-            expected = f"frames in {start or 0}:{'' if stop is None else stop}"
-            raise BadInput(path, f"{len(motion)} frames", expected, hint="A:B counts from 0, B not included")
-        if not motion.present[list(indices)].any():
-            raise BadInput(path, "no person in any frame", "at least one person", hint="choose other --frames")
-        fitted = self.transform(motion.size, path).transform_motion(motion)
-
-        draw = SKELETONS[self.facts.skeleton or _STYLE]
-
-        def skeleton_images() -> Iterator[np.ndarray]:
-            with self.reporter.progress(len(indices), "draw skeletons", "frame") as bar:
-                for index in indices:
-                    yield draw(fitted.keypoints[index][fitted.present[index]], self.config.size)
-                    bar.update()
-
-        skeletons = PoseFrames(self.config.size, skeleton_images())
-        order, rate, motion_times = range(len(indices)), self.config.fps or UNTIMED_FPS, None
-        if motion.times is not None:
-            times = [motion.times[index] for index in indices]
-            order, rate = _at_rate(times, fps or mean_rate(motion.times), self.config.fps)
-            motion_times = tuple(times[index] for index in order)
-        people = people_of_frames(fitted, [indices[index] for index in order])
-        if isinstance(self.config.people.person, tuple):
-            absent = [str(number) for number in numbers_of(motion) if number not in people.track]
-            if absent:
-                self.reporter.warning(f"{path.name}: person {', '.join(absent)} is in none of the animated frames")
-        return Driving(
-            skeletons=skeletons.reordered(order),
-            fps=rate,
-            source_size=motion.size,
-            audio=None,
-            faces=_faces(people),
-            people=people,
-            numbers=numbers_of(motion),
-            motion_frames=tuple(indices[index] for index in order),
-            motion_times=motion_times,
-        )
-
-
-def _faces(motion: Motion) -> np.ndarray:
-    """Face boxes float[t,p,4], largest person first: the motion's own, else around the face's points."""
-    boxes = face_boxes(motion)
-    sides = np.nan_to_num(boxes[..., 2:] - boxes[..., :2])
-    return boxes[:, np.argsort(-sides.prod(axis=-1).mean(axis=0), kind="stable")]
-
-
-def _at_rate(times: Sequence[Fraction], own: Fraction, requested: Fraction | None) -> tuple[Sequence[int], Fraction]:
-    """Indices of frames at a constant rate: all if they have it already, else the frame shown at each tick."""
-    rate = requested or own
-    if rate == own and is_regular(times, own):
-        return range(len(times)), rate
-    return frame_indices_at(times, rate, 1 / own), rate
-
-
-def report_crop(transform: ResizeTransform, path: Path, reporter: Reporter) -> None:
-    """Report if the transform crops or distorts much of an input."""
-    (x0, y0, x1, y1), (width, height) = transform.box, transform.source
-    visible = (x1 - x0) * (y1 - y0) / (width * height)
-    if visible < 0.9:
-        reporter.info(f"{path.name}: {1 - visible:.0%} of the image is cropped; --resize pad keeps all of it")
-    across, down = transform.scale
-    stretch = max(across, down) / min(across, down)
-    if stretch > 1.1:
-        reporter.info(f"{path.name}: stretched by {stretch:.2f} on one side by --resize")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stableanimator_cli.animate.driving import Driving
+from stableanimator_cli.animate.driving_frames import Driving
 from stableanimator_cli.animate.inputs import read_reference
 from stableanimator_cli.animate.people import PersonFace, pair_people, person_of_video, regions_of
 from stableanimator_cli.animate.reference_face import ReferenceFace, mode_of

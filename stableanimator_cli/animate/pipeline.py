@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stableanimator_cli.animate import fingerprint, reference_face, result
 from stableanimator_cli.animate.checkpoint import BestSample, Checkpoint, CheckpointManager, SamplingState
-from stableanimator_cli.animate.driving import Driving
+from stableanimator_cli.animate.driving_frames import Driving
 from stableanimator_cli.animate.identity_gate import GateResult, Identity, retry_counts
 from stableanimator_cli.animate.live_preview import LivePreview, OnPreview
 from stableanimator_cli.animate.prepare import open_inputs, prepare

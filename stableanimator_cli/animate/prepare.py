@@ -11,7 +11,8 @@ import numpy as np
 
 from stableanimator_cli.animate import reference_face
 from stableanimator_cli.animate.anchor import anchor_people, anchor_pose
-from stableanimator_cli.animate.driving import Driving, open_driving, report_crop
+from stableanimator_cli.animate.driving import open_driving
+from stableanimator_cli.animate.driving_frames import Driving, report_crop
 from stableanimator_cli.animate.inputs import read_reference
 from stableanimator_cli.animate.people import most_faces, named_people
 from stableanimator_cli.animate.people_faces import (

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from stableanimator_cli.animate.driving import Driving
+from stableanimator_cli.animate.driving_frames import Driving
 from stableanimator_cli.animate.people import PersonFace
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.parse import parse_size

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from stableanimator_cli import __version__, catalogue
 from stableanimator_cli.animate import fingerprint, reference_face
-from stableanimator_cli.animate.driving import Driving
+from stableanimator_cli.animate.driving_frames import Driving
 from stableanimator_cli.animate.identity_gate import GateResult, Identity
 from stableanimator_cli.animate.people import PlannedPeople, UndetectedPeople
 from stableanimator_cli.animate.reference_face import FacesRefined

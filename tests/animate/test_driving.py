@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from stableanimator_cli.animate import driving_video
-from stableanimator_cli.animate.driving import Driving, open_driving
+from stableanimator_cli.animate.driving import open_driving
+from stableanimator_cli.animate.driving_frames import Driving
 from stableanimator_cli.animate.inputs import check_motion
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config.animate import AnimateConfig

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote, urljoin, urlsplit
 
 from stableanimator_cli.catalogue.address import problem, redacted, refused_redirect
@@ -131,33 +132,14 @@ def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress 
 
     Raises ``ConnectionError`` if the connection ended before the announced length.
     """
-    have, etag_file = _size(part), validator(part)
+    have, known = _size(part), _known_etag(validator(part))
     if have and have == row.bytes:
         return  # only the checks are missing
-    known = _known_etag(etag_file)
     if have and ((row.sha256 is None and known is None) or (row.bytes is not None and have > row.bytes)):
         have = 0  # nothing would show whether the rest fits
-    request = urllib.request.Request(url, headers={"User-Agent": "stableanimator-cli", "Accept-Encoding": "identity"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        if known is not None:
-            # a file that was replaced meanwhile is sent in full, not as a rest that does not fit
-            request.add_header("If-Range", known)
-    authorization = authorization_for(url)
-    if authorization is not None:
-        request.add_unredirected_header("Authorization", authorization)
-    try:
-        answer = _opener().open(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:
-            error.close()
-            if (error.headers.get("Content-Range") or "").endswith(f"/{have}"):
-                return  # the partial file is complete
-            part.unlink()
-            raise ConnectionError("the server cannot resume the partial file") from None
-        raise
-    except ValueError as error:  # of an address that passed our checks, or of a token with a line break
-        raise _Refused(f"the request cannot be sent: {redacted(str(error))}") from None
+    answer = _answer(_request(url, have, known), have, part)
+    if answer is None:
+        return  # the partial file is complete
     with answer:
         begin = have if answer.status == 206 and _range_start(answer) == have else 0
         if answer.status == 206 and begin != have:
@@ -167,16 +149,11 @@ def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress 
             raise _Refused("the server sends it compressed, which was not requested")
         length = answer.length  # None where the server announces none, or none that is a number
         total = begin + length if length is not None else row.bytes
-        if total is not None and total > (row.bytes or LONGEST):
+        limit = row.bytes or LONGEST
+        if total is not None and total > limit:
             raise _too_long(label, row, f"{total} bytes", part)
         check_room(part.parent, (total or 0) - begin, label)
-        etag = answer.headers.get("ETag") or ""
-        with writing(part):
-            if not begin:
-                etag_file.unlink(missing_ok=True)
-            if etag and not etag.startswith("W/"):  # a weak one does not promise equal bytes (RFC 9110 §13.1.5)
-                etag_file.write_text(etag, encoding="utf-8")
-            stream = part.open("ab" if begin else "wb")
+        stream = _open_part(part, begin, answer.headers.get("ETag") or "")
         try:
             done = begin
 
@@ -186,7 +163,6 @@ def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress 
                 if progress is not None:
                     progress(label, done, total)
 
-            limit = row.bytes or LONGEST
             if begin + copy_stream(answer, stream, limit - begin, report) > limit:
                 raise _too_long(label, row, f"more than {limit} bytes", part)
         finally:
@@ -194,6 +170,46 @@ def _stream(url: str, part: Path, row: WeightFile | Archive, progress: Progress 
                 stream.close()
     if total is not None and done < total:
         raise ConnectionError(f"the connection ended after {done} of {total} bytes")
+
+
+def _request(url: str, have: int, etag: str | None) -> urllib.request.Request:
+    """The request for all of a file, or for what follows its first ``have`` bytes, whose ETag is ``etag``."""
+    request = urllib.request.Request(url, headers={"User-Agent": "stableanimator-cli", "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        if etag is not None:
+            # a file that was replaced meanwhile is sent in full, not as a rest that does not fit
+            request.add_header("If-Range", etag)
+    authorization = authorization_for(url)
+    if authorization is not None:
+        request.add_unredirected_header("Authorization", authorization)
+    return request
+
+
+def _answer(request: urllib.request.Request, have: int, part: Path) -> http.client.HTTPResponse | None:
+    """The server's answer, None if ``part`` is the whole file."""
+    try:
+        return _opener().open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        error.close()
+        if (error.headers.get("Content-Range") or "").endswith(f"/{have}"):
+            return None
+        part.unlink()
+        raise ConnectionError("the server cannot resume the partial file") from None
+    except ValueError as error:  # of an address that passed our checks, or of a token with a line break
+        raise _Refused(f"the request cannot be sent: {redacted(str(error))}") from None
+
+
+def _open_part(part: Path, begin: int, etag: str) -> BinaryIO:
+    """Open ``part`` to append to its first ``begin`` bytes, 0 for a new one, and store the ETag of its file."""
+    with writing(part):
+        if not begin:
+            validator(part).unlink(missing_ok=True)
+        if etag and not etag.startswith("W/"):  # a weak one does not promise equal bytes (RFC 9110 §13.1.5)
+            validator(part).write_text(etag, encoding="utf-8")
+        return part.open("ab" if begin else "wb")
 
 
 def _too_long(label: str, row: WeightFile | Archive, found: str, part: Path) -> ModelDamaged:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,10 +82,7 @@ def _train(
     resume.check_dataset(run_folder, digest)
     base = base_model.digests(model, config.from_scratch or ()) if main else {}
     if main:
-        resume.check_base(run_folder, base)
-        checkpoint.check_replaceable(run_folder)
-        checkpoint.remove_partial(run_folder)
-        resume.write_config(config, run_folder)
+        _begin_folder(config, base)
     shard = (accelerator.process_index, accelerator.num_processes)
     make_caches(requested, dataset, model, device, shard, reporter)
     accelerator.wait_for_everyone()
@@ -98,12 +97,7 @@ def _train(
         reporter.info(f"resumes at step {last_step}")
     accelerator.wait_for_everyone()  # all ranks must see the same checkpoints before one of them writes another
     metrics = Metrics(run_folder, last_step, writes=main)
-    held_out = None
-    if config.validation.of is not None:
-        order = model.face_channel_order
-        held_out = open_dataset(config.validation.of, min_frames=2, face_channel_order=order, reporter=reporter)
-        if main and config.ablation.face == "on":
-            detect_faces(held_out, model, device, reporter)
+    held_out = _open_held_out(config, model, device if main else None, reporter)
     writer = CheckpointWriter(config, model, needs, digest, base, held_out, device, reporter)
     if state is not None and last is not None and main:
         scores = writer.complete(state.position, last)
@@ -117,20 +111,45 @@ def _train(
         return TrainingStage(config, index, model, dataset, accelerator)
 
     loop = Loop(config, accelerator, open_stage, writer, metrics, reporter, state)
-
-    def close_metrics() -> None:
-        metrics.close()
-        if main:
-            draw_curves(read_metrics(run_folder), run_folder / CURVES)
-
     try:
         loop.run()
     except BaseException:
         with suppress(SaError):  # on a full disk this fails as well, but the first error says what to do
-            close_metrics()
+            _close_metrics(metrics, run_folder, draws=main)
         raise
-    close_metrics()
+    _close_metrics(metrics, run_folder, draws=main)
     accelerator.end_training()
+    return _report(run_folder, loop, dataset, time.perf_counter() - started)
+
+
+def _begin_folder(config: TrainConfig, base: Mapping[str, str]) -> None:
+    """Check that the run's folder belongs to this training, clear what a killed run left, and write its config."""
+    resume.check_base(config.output, base)
+    checkpoint.check_replaceable(config.output)
+    checkpoint.remove_partial(config.output)
+    resume.write_config(config, config.output)
+
+
+def _open_held_out(
+    config: TrainConfig, model: ModelFolder, device: torch.device | None, reporter: Reporter
+) -> Dataset | None:
+    """The clips that validation renders, None without; ``device`` of the rank that detects their faces."""
+    if config.validation.of is None:
+        return None
+    order = model.face_channel_order
+    held_out = open_dataset(config.validation.of, min_frames=2, face_channel_order=order, reporter=reporter)
+    if device is not None and config.ablation.face == "on":
+        detect_faces(held_out, model, device, reporter)
+    return held_out
+
+
+def _close_metrics(metrics: Metrics, run_folder: Path, *, draws: bool) -> None:
+    metrics.close()
+    if draws:
+        draw_curves(read_metrics(run_folder), run_folder / CURVES)
+
+
+def _report(run_folder: Path, loop: Loop, dataset: Dataset, seconds: float) -> TrainReport:
     losses = [row["loss"] for row in read_metrics(run_folder)[-100:]]
     validation = checkpoint.read_scores(run_folder)
     return TrainReport(
@@ -139,7 +158,7 @@ def _train(
         steps=loop.position.step,
         samples=loop.position.samples,
         loss=sum(losses) / len(losses) if losses else float("nan"),
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         best=checkpoint.best_step(run_folder),
         validation=validation[-1] if validation else None,
         data=dataset.to_json(),

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -164,10 +164,20 @@ def digest(path: Path, progress: Progress | None = None, label: str = "") -> str
     return value
 
 
-def _read_digests() -> dict[str, object]:
+def _read_digests() -> Mapping[str, object]:
     path = catalogue.cache_dir() / "digests.json"
     try:
-        known = read_json(path, "cached digests") if path.is_file() else {}
+        stat = path.stat()
+    except OSError:
+        return {}
+    return _parsed_digests(path, (stat.st_size, stat.st_mtime_ns, stat.st_ino))
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed_digests(path: Path, stamp: tuple[int, ...]) -> Mapping[str, object]:
+    """The rows of a state of the file: a model has many weights, and each asks for all rows."""
+    try:
+        known = read_json(path, "cached digests")
     except BadInput:
         return {}
     return known if isinstance(known, dict) else {}

@@ -298,6 +298,25 @@ def test_a_second_verify_reads_nothing_unless_the_file_changed(
     assert str(place.resolve()) in json.loads((home / "digests.json").read_text(encoding="utf-8"))
 
 
+def test_the_stored_digests_are_parsed_once_for_many_files(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / f"{number}.bin" for number in range(5)]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    expected = [download.digest(file) for file in files]
+    parsed: list[Path] = []
+    real = download.read_json
+
+    def counting(path: Path, name: str) -> object:
+        parsed.append(path)
+        return real(path, name)
+
+    monkeypatch.setattr(download, "read_json", counting)
+    assert [download.digest(file) for _ in range(3) for file in files] == 3 * expected
+    assert len(parsed) == 1
+
+
 def test_pull_replaces_what_verify_refuses(server: Server, home: Path, tmp_path: Path) -> None:
     server.files = {"/w": BODY}
     entry(tmp_path, row(f"{server.url}/w"))

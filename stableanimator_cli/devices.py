@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from importlib import metadata
 
+from stableanimator_cli.distributions import version_of
 from stableanimator_cli.errors import ConfigError
 
 _NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # drivers of NVIDIA, of WSL, and of AMD, which torch names cuda too
@@ -30,9 +30,8 @@ def check_device_exists(device: str) -> None:
 
 
 def _no_cuda() -> str | None:
-    try:
-        build = metadata.version("torch")
-    except metadata.PackageNotFoundError:
+    build = version_of("torch")
+    if build is None:
         return None
     if build.endswith("+cpu"):
         return f"torch {build} is built for the CPU only"

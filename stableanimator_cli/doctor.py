@@ -23,6 +23,7 @@ from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import evaluation_cache as cache
 from stableanimator_cli.catalogue.damage import check_size
 from stableanimator_cli.catalogue.schema import FILE_NAME, Entry, WeightFile
+from stableanimator_cli.distributions import version_of
 from stableanimator_cli.errors import CheckFailed, SaError, command
 
 State = Literal["ok", "note", "broken"]
@@ -94,9 +95,9 @@ def packages() -> Iterator[Finding]:
     required = list(_required())
     bad = 0
     for name, expected in required:
-        found = _version(name)
+        found = version_of(name)
         if found is None and name == "onnxruntime":
-            found = _version("onnxruntime-gpu")
+            found = version_of("onnxruntime-gpu")
         if found is None or not _within(found, expected):
             bad += 1
             message = f"{name} is not installed" if found is None else f"{name} {found}, expected {expected}"
@@ -107,7 +108,7 @@ def packages() -> Iterator[Finding]:
 
 def torchvision() -> Iterator[Finding]:
     """An installed build for another torch breaks transformers, which imports it if it exists."""
-    found = _version("torchvision")
+    found = version_of("torchvision")
     if found is None:
         yield _ok("torchvision", "not installed, as it should be")
         return
@@ -115,13 +116,13 @@ def torchvision() -> Iterator[Finding]:
     if works:
         yield _note("torchvision", f"{found} loads, and is not needed", "pip uninstall -y torchvision")
     else:
-        message = f"{found} does not load beside torch {_version('torch')}, which breaks transformers ({words})"
+        message = f"{found} does not load beside torch {version_of('torch')}, which breaks transformers ({words})"
         yield _broken("torchvision", message, "pip uninstall -y torchvision")
 
 
 def opencv() -> Iterator[Finding]:
     """All OpenCV packages write ``cv2``: they must have one version, and no headless build beside another."""
-    installed = {name: version for name in _OPENCV if (version := _version(name)) is not None}
+    installed = {name: version for name in _OPENCV if (version := version_of(name)) is not None}
     message = ", ".join(f"{name} {version}" for name, version in installed.items())
     headless = [name for name in installed if name.endswith("-headless")]
     best = installed.get("opencv-python") or next(iter(installed.values()), None)
@@ -143,7 +144,7 @@ def opencv() -> Iterator[Finding]:
 
 def onnxruntime() -> Iterator[Finding]:
     """Only one of the two builds, which share their files; with an NVIDIA GPU, the one that uses it."""
-    cpu, gpu = _version("onnxruntime"), _version("onnxruntime-gpu")
+    cpu, gpu = version_of("onnxruntime"), version_of("onnxruntime-gpu")
     if cpu and gpu:
         one = "onnxruntime-gpu" if _nvidia() else "onnxruntime"
         both = "pip uninstall -y onnxruntime onnxruntime-gpu"
@@ -169,9 +170,9 @@ def video() -> Iterator[Finding]:
     if not works:
         yield _broken("video", f"PyAV does not load ({words})", again)
     elif words:
-        yield _broken("video", f"PyAV {_version('av')} was built without {words.replace(' ', ', ')}", again)
+        yield _broken("video", f"PyAV {version_of('av')} was built without {words.replace(' ', ', ')}", again)
     else:
-        yield _ok("video", f"PyAV {_version('av')} has {', '.join(expected)}")
+        yield _ok("video", f"PyAV {version_of('av')} has {', '.join(expected)}")
 
 
 def gpu() -> Iterator[Finding]:
@@ -180,7 +181,7 @@ def gpu() -> Iterator[Finding]:
         apple = sys.platform == "darwin" and os.uname().machine == "arm64"
         yield _ok("gpu", "Apple's GPU (MPS) is used" if apple else "no NVIDIA GPU: everything runs on the CPU")
         return
-    build = _version("torch") or "missing"
+    build = version_of("torch") or "missing"
     if "+cpu" in build:
         message = f"an NVIDIA GPU, and torch {build}, which is built for the CPU only"
         yield _broken("gpu", message, "pip uninstall -y torch && pip install torch")
@@ -353,13 +354,6 @@ def _note(check: str, found: str, mend: str) -> Finding:
 
 def _broken(check: str, found: str, mend: str) -> Finding:
     return Finding(check=check, state="broken", found=found, mend=mend)
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _required() -> Iterator[tuple[str, str]]:

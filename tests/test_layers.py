@@ -24,6 +24,7 @@ GROUND = {
     "readers",
     "readers_fields",
     "devices",
+    "distributions",
     "host_memory",
     "cards",
     "html_pages",

@@ -12,7 +12,6 @@ import platform
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from stableanimator_cli.catalogue.download import weight_digests
 from stableanimator_cli.clip_folder import digest
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.schema import current_names, to_toml
+from stableanimator_cli.distributions import version_of
 from stableanimator_cli.engine.device import DevicePlan
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import sha256_of
@@ -128,12 +128,7 @@ def machine(device: DevicePlan) -> Fingerprint:
 def versions() -> dict[str, str]:
     """Versions of Python, of this program and of the installed libraries."""
     found = {"python": platform.python_version(), "stableanimator-cli": __version__}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return found | {name: version for name in LIBRARIES if (version := version_of(name)) is not None}
 
 
 def weights(model: ModelFolder) -> Fingerprint:

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 
 from stableanimator_cli import __version__
 from stableanimator_cli.bench.harness import Interval
+from stableanimator_cli.distributions import version_of
 from stableanimator_cli.errors import BadInput, ConfigError, command
 from stableanimator_cli.files import MARK, atomic_write, check_apart, check_replaceable, translate_os_errors
 
@@ -161,7 +161,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
-    return stamp | {name: metadata.version(name) for name in _LIBRARIES}
+    return stamp | {name: version_of(name) for name in _LIBRARIES}
 
 
 def device_name(device: torch.device) -> str:

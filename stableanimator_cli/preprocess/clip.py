@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from stableanimator_cli import __version__, clip_folder
 from stableanimator_cli.clip_folder import ClipFolder
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.detect.capture import BATCH, Capture, CaptureOptions, Detectors, extract_motion
+from stableanimator_cli.distributions import version_of
 from stableanimator_cli.errors import BadInput, SaError
 from stableanimator_cli.files import (
     MARK,
@@ -218,7 +218,7 @@ def _write_clip(
             "repairs": capture.repairs.to_json(),
             "quality": quality,
             "findings": [finding.to_json() for finding in findings(quality)],
-            "versions": {"stableanimator-cli": __version__} | {name: _version(name) for name in _LIBRARIES},
+            "versions": {"stableanimator-cli": __version__} | {name: version_of(name) for name in _LIBRARIES},
             "key": job.key(source, digest["sha256"]),
         }
         write_json(temp / clip_folder.RECORD, record)
@@ -317,10 +317,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"no JSON form for {value!r}")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -26,7 +26,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Say which distributions are installed, whether probes work, and whether there is a card."""
 
     def say(versions: dict[str, str], works: bool = True, words: str = "", card: bool = False) -> None:
-        monkeypatch.setattr(doctor, "_version", versions.get)
+        monkeypatch.setattr(doctor, "version_of", versions.get)
         monkeypatch.setattr(doctor, "_probe", lambda code: (works, words))
         monkeypatch.setattr(doctor, "_nvidia", lambda: card)
 

@@ -24,6 +24,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.backbone_facts import DEFAULT
+from stableanimator_cli.catalogue.remedy import remedy
 from stableanimator_cli.detect.face import WIDTH, FaceReader
 from stableanimator_cli.diffusion.guidance import blender, window_branches
 from stableanimator_cli.diffusion.schedule import SIGMA_MAX, SIGMA_MIN
@@ -257,7 +258,7 @@ class StableAnimatorPipeline(DiffusionPipeline):
         if "face" not in model.files:
             if allow_no_face:
                 return None
-            hint = "`sa models pull antelopev2`, pass face_embedding=, or allow_no_face=True"
+            hint = f"{remedy(model, 'face')}, pass face_embedding=, or allow_no_face=True"
             raise ModelMissing(f"model {model.name!r} has no face detector", hint=hint)
         if self._faces is None:
             self._faces = FaceReader(model.files["face"], model.face_channel_order, str(self._execution_device))

@@ -10,6 +10,7 @@ import numpy as np
 
 from stableanimator_cli.animate.driving_frames import Driving
 from stableanimator_cli.animate.people import PersonFace
+from stableanimator_cli.catalogue.remedy import remedy
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.config.parse import parse_size
 from stableanimator_cli.config.refine import ONE_FRAME
@@ -155,7 +156,7 @@ def mode_of(config: AnimateConfig, model: ModelFolder) -> Literal["off", "full",
         return "off"
     raise ModelMissing(
         f"model {model.name!r} has no face recogniser, which --refine-face {settings.face} needs",
-        hint="`sa models pull antelopev2`, or --refine-face off",
+        hint=f"{remedy(model, 'face')}, or --refine-face off",
     )
 
 
@@ -201,7 +202,7 @@ def build_face_optimization(
         if missing and reference.vector is not None:  # without a vector the missing detector is reported already
             reporter.warning(
                 f"no face is optimised: model {engine.model.name!r} has no face recogniser; "
-                "`sa models pull antelopev2`, or --refine-face off"
+                f"{remedy(engine.model, 'face')}, or --refine-face off"
             )
         return None
     if not reference.faces and not reference.people:

@@ -16,6 +16,7 @@ from stableanimator_cli.animate.inputs import check_inputs
 from stableanimator_cli.animate.no_effect import options_without_effect
 from stableanimator_cli.cards import USER_TABLE, find_card
 from stableanimator_cli.catalogue import schema
+from stableanimator_cli.catalogue.remedy import remedy
 from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig, DecodeConfig, WindowConfig
 from stableanimator_cli.config.parse import OUTPUT_NAME, dump_range
 from stableanimator_cli.config.refine import ONE_FRAME, preset_options
@@ -190,7 +191,7 @@ def validate(config: AnimateConfig, model: ModelFolder, *, writes: bool = True) 
 def _require_faces(model: ModelFolder, network: str, flag: str) -> None:
     """Raise ``ModelMissing`` if ``model`` lacks the face networks that ``flag`` needs."""
     if "face" not in model.files:
-        hint = f"`sa models pull antelopev2`, or leave {flag} out"
+        hint = f"{remedy(model, 'face')}, or leave {flag} out"
         raise ModelMissing(f"model {model.name!r} has no face {network}, which {flag} needs", hint=hint)
 
 

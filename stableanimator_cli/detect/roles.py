@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stableanimator_cli.catalogue.remedy import download_for, remedy
 from stableanimator_cli.errors import ModelMissing
 from stableanimator_cli.records import ModelFolder
 
@@ -24,5 +25,7 @@ def require_detectors(model: ModelFolder) -> None:
     """Raise ``ModelMissing`` if the model lacks the person or the pose detector."""
     missing = [role for role in ROLES if role not in model.files]
     if missing:
-        problem, hint = " and no ".join(missing), "`sa models pull dwpose`, or --model puppet for drawn figures"
-        raise ModelMissing(f"model {model.name} has no {problem} here", hint=hint, downloads=("dwpose",))
+        problem = " and no ".join(missing)
+        hint = f"{remedy(model, missing[0])}, or --model puppet for drawn figures"
+        downloads = tuple(filter(None, (download_for(model, missing[0]),)))
+        raise ModelMissing(f"model {model.name} has no {problem} here", hint=hint, downloads=downloads)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stableanimator_cli.catalogue.remedy import remedy
 from stableanimator_cli.config.animate import SamplingConfig
 from stableanimator_cli.detect.face import FaceReader
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache, with_deep_cache
@@ -119,7 +120,7 @@ class Engine:
         if "face" not in self.model.files:
             raise ModelMissing(
                 f"model {self.model.name!r} has no face detector",
-                hint="`sa models pull antelopev2`, pass --face-embedding FILE, or use --allow-no-face",
+                hint=f"{remedy(self.model, 'face')}, pass --face-embedding FILE, or use --allow-no-face",
             )
         if self._faces is None:
             self._faces = FaceReader(

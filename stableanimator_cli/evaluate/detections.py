@@ -14,6 +14,7 @@ import numpy as np
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import evaluation_cache
 from stableanimator_cli.catalogue.download import digest
+from stableanimator_cli.catalogue.remedy import PROVIDERS, download_for, remedy
 from stableanimator_cli.detect import onnx
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.detect.face import WIDTH, FaceReader, align
@@ -64,7 +65,7 @@ class VideoDetector:
             _verify(model)
         if model is None or "face" not in model.files:
             name = "no model" if model is None else f"model {model.name}"
-            self.unavailable["faces"] = (f"{name} with a face recogniser here", "sa models pull antelopev2")
+            self.unavailable["faces"] = (f"{name} with a face recogniser here", _command(model, "face"))
         else:
             self.reader = FaceReader(model.files["face"], "bgr", device)
             self._used("faces", self.reader.recogniser_file)
@@ -97,7 +98,7 @@ class VideoDetector:
                 raise ModelMissing("no model with detectors here")
             self.detectors = Detectors.open(model, self._device, faces=False)
         except ModelMissing as error:
-            self.unavailable["points"] = (error.message, "sa models pull dwpose")
+            self.unavailable["points"] = (error.message, _command(model, "pose_detector"))
         else:
             assert model is not None
             self._used("points", model.files["pose_detector"])
@@ -198,6 +199,12 @@ class DetectionPass:
     def _detect_batch(self) -> None:
         self._parts.append(self._detector.detect(self._batch))
         self._batch = []
+
+
+def _command(model: ModelFolder | None, role: str) -> str:
+    """The command that gives ``model``, else the default model, a detector; if none does, what does."""
+    name = PROVIDERS[role] if model is None else download_for(model, role)
+    return remedy(model, role) if model is not None and name is None else f"sa models pull {name}"
 
 
 def _judge_file(model: ModelFolder | None, judge: str | None) -> Path | None:

@@ -21,7 +21,7 @@ def check_recogniser(config: EvaluateConfig, detector: VideoDetector) -> None:
     for flag, is_given in (("--min-csim", config.min_csim is not None), ("--face-paste", config.face_paste)):
         if is_given and detector.reader is None:
             reason, command = detector.unavailable["faces"]
-            raise ModelMissing(f"{flag}: found {reason}", hint=f"`{command}`, or leave {flag} out")
+            raise ModelMissing(f"{flag}: found {reason}", hint=f"{command}, or leave {flag} out")
 
 
 def check_references(pairs: Sequence[Pair], detector: VideoDetector) -> None:

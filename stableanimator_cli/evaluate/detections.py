@@ -13,6 +13,7 @@ import numpy as np
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.catalogue import evaluation_cache
+from stableanimator_cli.catalogue.damage import fetch_again
 from stableanimator_cli.catalogue.download import digest
 from stableanimator_cli.catalogue.remedy import PROVIDERS, download_for, remedy
 from stableanimator_cli.detect import onnx
@@ -230,7 +231,7 @@ def _verify(model: ModelFolder) -> None:
             if path is not None and (actual := digest(path)) != row.sha256:
                 raise ModelDamaged(
                     f"{path}: found sha256 {actual[:12]}..., expected {str(row.sha256)[:12]}... of {entry.name}",
-                    hint=f"delete it, and `sa models pull {entry.name}` fetches it again",
+                    hint=fetch_again(path),
                 )
 
 

@@ -236,8 +236,9 @@ def test_a_damaged_recogniser_is_refused_by_its_digest(truth: Path, tmp_path: Pa
     damaged = bytearray(file.read_bytes())
     damaged[-100] ^= 1
     file.write_bytes(damaged)
-    with pytest.raises(ModelDamaged, match=r"arcface_puppet\.onnx: found sha256"):
+    with pytest.raises(ModelDamaged, match=r"arcface_puppet\.onnx: found sha256") as caught:
         _scored(truth, truth, tmp_path / "out", model=str(folder))
+    assert caught.value.hint == "copy it again from where its folder comes from"  # no download writes into a folder
 
 
 def test_without_a_model_the_rest_is_computed(truth: Path, tmp_path: Path) -> None:

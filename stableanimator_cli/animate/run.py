@@ -122,8 +122,8 @@ def resolve_config(
 ) -> tuple[AnimateConfig, ModelFolder]:
     """Open the model, whose card holds defaults, then merge flags over the file over the preset over the card.
 
-    If only the window is set, the overlap is reduced to fit; the same holds for decode chunks. For a plan the model's
-    files need not be downloaded.
+    The card's defaults win over a preset that neither flags nor file request. If only the window is set, the overlap is
+    reduced to fit; the same holds for decode chunks. For a plan the model's files need not be downloaded.
     """
     file = {} if config_file is None else read_toml(config_file)
     refuse_unknown_keys(AnimateConfig, file, config_file or "")
@@ -134,9 +134,11 @@ def resolve_config(
         model = catalogue.plan_model(name)
     else:
         model = catalogue.open_animator(name or catalogue.default_model(NETWORKS))
-    preset = flags.get("preset") or file.get("preset") or model.defaults.get("preset") or "standard"
+    requested = flags.get("preset") or file.get("preset")
     # resolve refuses an unknown preset together with the other choices
-    defaults = {**model.defaults, **preset_options(preset, file), **model.facts.settings}
+    options = preset_options(requested or model.defaults.get("preset") or "standard", file)
+    merged = {**model.defaults, **options} if requested else {**options, **model.defaults}
+    defaults = {**merged, **model.facts.settings}
     for length_name, overlap_name, table, key, usual in _LENGTHS_AND_OVERLAPS:
         length = flags.get(length_name) or file.get(table, {}).get(key)
         if isinstance(length, int):

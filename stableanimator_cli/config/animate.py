@@ -262,7 +262,8 @@ class AnimateConfig:
         "(approximate). fast: none. standard: crop, 2 iterations in late steps, if the model has a recogniser "
         "and the reference a face. released: full, 3 iterations, learning rate 0.1 decreasing linearly, Euler, as the "
         "authors' code. paper: Algorithm 1 as printed, 10 iterations, constant learning rate, in each of 25 steps "
-        "(fewer leave noise), Heun and churn (S_churn 40, S_min 0.05, S_max 50, S_noise 1.003: EDM's values).")
+        "(fewer leave noise), Heun and churn (S_churn 40, S_min 0.05, S_max 50, S_noise 1.003: EDM's values). A preset "
+        "given here or in a file wins over the model's own settings.")
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)

@@ -46,7 +46,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
     }
 )
-"""Options that ``--preset`` sets, by name. Flags and files win over them, they win over the model's card."""
+"""Options that ``--preset`` sets, by name. Flags and files win over them. They win over the model's card if the preset
+was requested; the card wins over the preset that it names, and over ``standard`` of a run without one."""
 
 
 Steps = tuple[int | float | None, int | float | None]

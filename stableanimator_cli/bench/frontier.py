@@ -96,7 +96,7 @@ class Frontier:
     ) -> None:
         self._animator, self._model, self._tick = animator, model, tick
         header = {"model": model.name, "files": weight_digests(model, NETWORKS), "version": __version__}
-        header |= {"device": plan.device.type, "dtype": str(plan.dtype)}
+        header |= {"card": dict(model.defaults), "device": plan.device.type, "dtype": str(plan.dtype)}
         self._file = ResumableRows(work / "rows.jsonl", header)
         self._rows = {(row["setting"], row["case"]): row for row in self._file.rows}
         self._shallow: dict[int, float] = {}

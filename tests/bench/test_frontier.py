@@ -158,6 +158,15 @@ def test_rows_of_other_weights_are_refused(drawn: tuple[Frontier, Drawn], tmp_pa
         Frontier(drawn[1], catalogue.open_model("puppet"), tmp_path, lambda: None, PLAN)  # type: ignore[arg-type]
 
 
+def test_rows_of_another_card_are_refused(drawn: tuple[Frontier, Drawn], tmp_path: Path) -> None:
+    """Settings are measured beside the card's own, which a model folder's owner may edit."""
+    drawn[0].rows(OWN, [case(0)])
+    model = catalogue.open_model("puppet")
+    edited = replace(model, defaults={**model.defaults, "guidance": 3.0})
+    with pytest.raises(BadInput, match=r"rows of other settings \(card\)"):
+        Frontier(drawn[1], edited, tmp_path, lambda: None, PLAN)  # type: ignore[arg-type]
+
+
 def test_the_truth_itself_scores_perfectly(tmp_path: Path) -> None:
     model = catalogue.open_model("puppet")
     (one,) = open_cases(model, bench="puppet", data=None, count=1, work=tmp_path, size=(256, 256), device="cpu")

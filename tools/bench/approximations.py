@@ -98,7 +98,8 @@ class ApproximationRun:
     def header(self, model: ModelFolder) -> dict[str, Any]:
         """The settings that determine a row."""
         weights = weight_digests(model, (*NETWORKS, "face", "judge"))
-        return {"steps": self.steps, "seed": self.seed, "settings": [s.name for s in self.settings()], "files": weights}
+        settings = {"steps": self.steps, "seed": self.seed, "settings": [s.name for s in self.settings()]}
+        return {**settings, "card": dict(model.defaults), "files": weights}
 
 
 Clip = dict[str, dict[str, Any]]  # by setting: ``FIGURES``, ``near``, ``unet`` and ``shallow`` calls

@@ -88,7 +88,8 @@ class BlendingRun:
     def header(self, model: ModelFolder) -> dict[str, Any]:
         """The settings that determine a row."""
         settings = {"frames": self.frames, "steps": self.steps, "overlap": self.overlap, "seed": self.seed}
-        return {**settings, "weights": weight_digests(model, (*NETWORKS, "face"))}
+        weights = weight_digests(model, (*NETWORKS, "face"))
+        return {**settings, "card": dict(model.defaults), "weights": weights}
 
 
 Clip = dict[str, dict[str, Any]]  # by blend: ``FIGURES``, and ``windows``, the calls per step

@@ -105,7 +105,8 @@ class Plan:
             "steps": self.steps,
             "paper_steps": self.paper_steps,
         }
-        return {**settings, "weights": weight_digests(model, (*NETWORKS, "face", "judge"))}
+        weights = weight_digests(model, (*NETWORKS, "face", "judge"))
+        return {**settings, "card": dict(model.defaults), "weights": weights}
 
 
 def scene_of(puppet: int, plan: Plan) -> Scene:

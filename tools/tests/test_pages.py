@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stableanimator_cli.bench.rows import ResumableRows, read_rows
+from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.records import ModelFolder
+from tools.bench.approximations import ApproximationRun
+from tools.bench.blending import BlendingRun
 from tools.bench.pages import command_line
+from tools.bench.refinement_figures import Plan
 from tools.command import report_error
 
 HEADER = {"frames": 2, "seed": 0}
@@ -42,6 +50,19 @@ def test_a_header_with_tuples_is_that_of_its_file(tmp_path: Path):
 def test_other_settings_are_refused_by_name(tmp_path: Path, lines: tuple[str, ...]):
     with pytest.raises(BadInput, match=r"rows of other settings \(frames"):
         read_rows(written(tmp_path / "a.jsonl", *lines), HEADER)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [ApproximationRun().header, BlendingRun().header, Plan(model="puppet", size=(64, 64), frames=2, steps=2).header],
+)
+def test_rows_of_another_card_are_refused(tmp_path: Path, header: Callable[[ModelFolder], dict[str, Any]]):
+    """Their renderings have the card's guidance, windows and noise."""
+    model = open_model("puppet")
+    ResumableRows(tmp_path / "a.jsonl", header(model)).append({"a": 1})
+    edited = replace(model, defaults={**model.defaults, "guidance": 3.0})
+    with pytest.raises(BadInput, match=r"rows of other settings \(card\)"):
+        read_rows(tmp_path / "a.jsonl", header(edited))
 
 
 def test_a_line_that_is_not_json_is_named(tmp_path: Path):

@@ -42,7 +42,7 @@ from tools.bench.puppet_model import (
     request_of,
     score_output,
 )
-from tools.command import exit_code_of, report_error
+from tools.command import exit_code_of, positive, report_error
 from tools.puppet_training.heldout import SIZE, open_scene, read_list
 
 PLAIN, GUIDED = "plain", "guided"
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=default.steps)
     parser.add_argument("--seed", type=int, default=default.seed, help="of the sampling")
     parser.add_argument("--cache-features", default="2,3", help="intervals of steps, separated by commas; '' for none")
-    parser.add_argument("--layers", default="1,2", help="layers that are always computed, separated by commas")
+    parser.add_argument("--layers", type=_layers, default="1,2", help="layers always computed, separated by commas")
     parser.add_argument("--guidance", type=float, default=default.guidance, help="for intervals, more than 1")
     parser.add_argument("--guidance-interval", default="0.5:50", help="LO:HI, separated by commas; '' for none")
     parser.add_argument("--page", type=Path, help="also write the tables into a Markdown page")
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             steps=options.steps,
             seed=options.seed,
             features=tuple(parse_cache_interval(item) for item in _split(options.cache_features)),
-            layers=tuple(int(item) for item in _split(options.layers)),
+            layers=options.layers,
             guidance=options.guidance,
             intervals=tuple(filter(None, map(parse_interval, _split(options.guidance_interval)))),
         )
@@ -238,6 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _split(text: str) -> list[str]:
     return [item for item in text.split(",") if item]
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    """The type of ``--layers``."""
+    return tuple(positive(item) for item in _split(text))
 
 
 if __name__ == "__main__":

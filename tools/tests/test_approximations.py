@@ -101,3 +101,10 @@ def test_clips_are_rendered_once_and_read_again(tmp_path: Path, capsys, monkeypa
 def test_mistakes_are_reported(tmp_path: Path, capsys, words: list[str], expected: str):
     assert main([str(tmp_path), *words]) == 2
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layers", ["x", "1,0", "1,2.5"])
+def test_layers_that_are_no_numbers_are_refused(tmp_path: Path, capsys, layers: str):
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), "--layers", layers])
+    assert "argument --layers: " in capsys.readouterr().err

@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from stableanimator_cli.config.schema import read_toml
 from stableanimator_cli.engine.training.trainable import TRAINED
+from stableanimator_cli.errors import BadInput
+from stableanimator_cli.train.checkpoint import LINK
 from tools.command import exit_code_of
 from tools.processes import on_sigterm, python, run_sa
 from tools.publish import VAE, publish, publish_decoder
@@ -93,11 +96,21 @@ def train_decoder(options: argparse.Namespace, model: Path) -> Path | None:
     return options.run / "decoder" / VAE
 
 
+def check_start(run: Path, model: Path) -> None:
+    """Raise ``BadInput`` unless the training in ``run`` started from ``model``: the last one named is the result."""
+    stored = Path(str(read_toml(run / "config.toml").get("model", "")))
+    known, given = ((path.parent if path.name == LINK else path).name for path in (stored, model))
+    if known != given:
+        hint = "name the --stages of the earlier command in its order, further ones after them, or another folder"
+        raise BadInput.because(run, f"it continues {known}, not {given}", hint=hint)
+
+
 def train_stage(options: argparse.Namespace, name: str, model: Path, data: Sequence[Path]) -> Path:
     """Run ``sa train`` with the settings of one stage; returns the resulting model folder."""
     run, stage = options.run / name, STAGES[name]
     command = ["train"]
     if (run / "config.toml").exists():
+        check_start(run, model)
         command += ["--resume", str(run)]
     else:
         config = Path(__file__).with_name(f"{stage.settings}.toml")
@@ -110,7 +123,7 @@ def train_stage(options: argparse.Namespace, name: str, model: Path, data: Seque
         if options.from_scratch and name == options.stages[0]:
             command += ["--from-scratch", ",".join(TRAINED)]
     run_sa(python, f"stage {name}", command)
-    return run / "model"
+    return run / LINK
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

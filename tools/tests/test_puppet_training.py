@@ -136,6 +136,35 @@ def test_a_run_of_other_settings_is_refused_before_anything_is_published(tmp_pat
     assert published == [tmp_path / "run" / "final"] * 2
 
 
+def test_stages_of_another_order_are_refused_before_anything_is_published(tmp_path, monkeypatch):
+    """They were found finished, and the model of the one named last was published though others had continued it."""
+    started, published = [], []
+
+    def fake_training(_, what, words):
+        started.append(what)
+        if "-o" in words:
+            path = tmp_path / "run" / what.removeprefix("stage ") / "config.toml"
+            path.parent.mkdir()
+            path.write_text(f'model = "{words[words.index("--model") + 1]}"\n')
+
+    monkeypatch.setattr(command.clips, "write_all", lambda *args, **more: [])
+    monkeypatch.setattr(command, "run_sa", fake_training)
+    monkeypatch.setattr(command, "publish", lambda run, folder, vae: published.append(run.name))
+    words = [str(tmp_path / "run"), "--score", "0", "--stages"]
+    command.main([*words, "pictures", "detail"])
+    command.main([*words, "pictures", "detail", "again"])
+    assert started == [f"stage {name}" for name in ("pictures", "detail", "pictures", "detail", "again")]
+    assert published == ["detail", "again"]
+    for stages, continued, given in (
+        (["detail", "pictures"], "pictures", "start"),
+        (["pictures", "again"], "detail", "pictures"),
+        (["pictures", "pictures"], "start", "pictures"),
+    ):
+        with pytest.raises(BadInput, match=f"it continues {continued}, not {given}"):
+            command.main([*words, *stages])
+    assert published == ["detail", "again"]
+
+
 def test_a_copied_model_has_the_new_vae_and_its_digest(tmp_path):
     weights = tmp_path / "vae.safetensors"
     save_file({"x": torch.zeros(2)}, weights)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from stableanimator_cli import catalogue
 from stableanimator_cli.bench.frontier_cases import face_slice
+from stableanimator_cli.bench.rows import weight_digests
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.diffusion.schedule import karras_sigmas
 from stableanimator_cli.engine.conditioning import to_signed
@@ -32,12 +33,13 @@ from stableanimator_cli.errors import NoFace
 from stableanimator_cli.files import atomic_write
 from stableanimator_cli.puppets.sample import derive_rng, derive_seed
 from stableanimator_cli.puppets.scene import sample_scene
-from stableanimator_cli.records import STRIDE
+from stableanimator_cli.records import NETWORKS, STRIDE
 from tools.bench.puppet_model import OutputDetectors, open_clip, request_of
 from tools.command import exit_code_of
 from tools.puppet_training import vae
 from tools.puppet_training.heldout import SIZE
 from tools.puppet_training.measure import face_scores
+from tools.settings import check_settings
 
 FRAMES = 4
 VALIDATION = 12  # people
@@ -49,13 +51,14 @@ _CLEAN = 0.25  # share of batches with encoded latents: the decoder must still d
 def write_pairs(folder: Path, people: int, model: str, split: str, device: str) -> None:
     """Write ``FRAMES`` denoised latents with their encoded latents, images and face boxes per person.
 
-    Existing files stay, so an interrupted call resumes.
+    Existing files stay, so an interrupted call resumes. Raises ``BadInput`` if another model made them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    entry = catalogue.open_model(model)
+    settings = {"weights": weight_digests(entry, NETWORKS), "card": dict(entry.defaults)}
+    check_settings(folder / "settings.json", settings, started=any(folder.glob("*.safetensors")))
     missing = [n for n in range(people) if not (folder / f"{n:04d}.safetensors").exists()]
     if not missing:
         return
-    entry = catalogue.open_model(model)
     with Engine.open(entry, DevicePlan.of(DeviceConfig(device=device))) as engine:
         detectors = OutputDetectors(engine)
         for n in missing:
@@ -186,6 +189,8 @@ def main(arguments: list[str] | None = None) -> None:
         str(options.perceptual),
         "--adversarial",
         str(options.adversarial),
+        "--batch",
+        str(options.batch),
     ]
     weights = catalogue.open_model(options.model, ("vae",)).files["vae"]
     trainer = vae.open_trainer(vae.parse([str(options.run), *settings, "--half-judge"]), weights)

@@ -37,9 +37,12 @@ from tools.figure_networks.vae import unit_latents
 from tools.puppet_training.figures import Crops, batches, sample_frames
 from tools.puppet_training.measure import face_scores, psnr
 from tools.puppet_training.networks import Discriminator, Features, open_vae, set_channels_last
+from tools.settings import check_settings
 
 MODEL = Path("models/puppet")
 CHECKPOINT = "vae.pt"
+FIXED = ("freeze_encoder", "lr", "batch", "pixels", "perceptual", "adversarial", "matching", "judge_lr")
+"""Options that a run has from its first command; ``--steps`` may grow."""
 _WARM_UP = 60  # steps of a growing learning rate
 ALONE = 100  # steps in which only the discriminator is trained by its loss
 _EMA = 0.998
@@ -248,8 +251,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def open_trainer(options: argparse.Namespace, weights: Path) -> Trainer:
-    """The training of the VAE ``weights`` in ``options.run``, resumed from its checkpoint if there is one."""
-    options.run.mkdir(parents=True, exist_ok=True)
+    """The training of the VAE ``weights`` in ``options.run``, resumed from its checkpoint if there is one.
+
+    Raises ``BadInput`` if that has other settings.
+    """
+    settings = {name: getattr(options, name) for name in FIXED}
+    check_settings(options.run / "settings.json", settings, started=(options.run / CHECKPOINT).exists())
     torch.manual_seed(derive_seed("portrait vae"))
     trainer = Trainer(options, open_vae(weights), open_vae(weights), Discriminator(), Features(MODEL / "video.onnx"))
     if (options.run / CHECKPOINT).exists():

@@ -119,6 +119,9 @@ def test_a_training_interrupted_at_its_end_exports_when_it_resumes(tmp_path):
     resumed = vae.open_trainer(settings, vae.MODEL / "vae.safetensors")
     vae.train(resumed, steps(resumed), lambda sheet: "")
     assert (tmp_path / "vae.safetensors").is_file()
+    with pytest.raises(BadInput, match="different lr and pixels"):
+        vae.open_trainer(options(tmp_path, adversarial=0, lr=1e-5, pixels=0.1), vae.MODEL / "vae.safetensors")
+    vae.open_trainer(options(tmp_path, adversarial=0, steps=2), vae.MODEL / "vae.safetensors")
 
 
 def test_a_run_of_other_settings_is_refused_before_anything_is_published(tmp_path, monkeypatch):
@@ -241,6 +244,13 @@ def test_a_decoder_is_trained_on_latents_of_the_denoiser(tmp_path, monkeypatch, 
     decoder.main([str(run), "--people", "1", "--steps", "2"])
     assert (run / "pairs" / "0000.safetensors").stat().st_mtime_ns == written
     assert "resumed at step 1" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="different batch"):
+        decoder.main([str(run), "--people", "1", "--steps", "2", "--batch", "1"])
+    other = copy_model(tmp_path / "other")
+    card = (other / "model.toml").read_text()
+    (other / "model.toml").write_text(card.replace("guidance = 1.5", "guidance = 3.0"))
+    with pytest.raises(BadInput, match="different card"):  # its latents were taken for those of the first
+        decoder.main([str(run), "--people", "1", "--steps", "2", "--model", str(other)])
 
     pixels, weight, latents = decoder.PairCrops(run / "pairs", 2)[0]
     assert pixels.shape == (2, 3, 128, 128)

@@ -27,7 +27,7 @@ from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import frame_range, has_unreadable_audio, open_clip, take
-from stableanimator_cli.media.numbering import missing_numbers
+from stableanimator_cli.media.numbering import warn_of_missing_numbers
 from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.skeleton import is_tagged
@@ -59,8 +59,7 @@ def open_driving(
     shows no person, or not the one of ``--person``, ``ConfigError`` if people are named and only images are known.
     """
     facts = facts or BackboneFacts()
-    if jump := missing_numbers(config.motion):
-        reporter.warning(jump)
+    warn_of_missing_numbers(config.motion, reporter)
     driving = _Source(config, reporter, detectors, reference, count_only, facts, people).open()
     if config.audio == "keep" and not count_only and driving.audio is None and has_unreadable_audio(config.motion):
         reporter.warning(f"{config.motion.name}: its sound cannot be decoded: the video will have no sound")

@@ -8,8 +8,15 @@ from itertools import pairwise
 from pathlib import Path
 
 from stableanimator_cli.media.image import SUFFIXES
+from stableanimator_cli.progress import Reporter
 
 _NUMBER = re.compile(r"(\D*|.*\D)(\d{1,18})(\D*)", re.ASCII)  # the last number of a name
+
+
+def warn_of_missing_numbers(folder: Path, reporter: Reporter) -> None:
+    """Report the message of ``missing_numbers``, if any."""
+    if message := missing_numbers(folder):
+        reporter.warning(message)
 
 
 def missing_numbers(folder: Path) -> str | None:

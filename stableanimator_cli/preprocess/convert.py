@@ -23,7 +23,7 @@ from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, check_apart, locked_output, require_file, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, resample, take, write_picture
 from stableanimator_cli.media.image import is_picture
-from stableanimator_cli.media.numbering import missing_numbers
+from stableanimator_cli.media.numbering import warn_of_missing_numbers
 from stableanimator_cli.motion.keypoints import COUNT, face_box, from_wholebody, to_wholebody
 from stableanimator_cli.motion.motion_file import (
     LONGEST_SIDE,
@@ -78,8 +78,7 @@ def run(
     ``plan_only``: check and count, write nothing.
     """
     path = config.inputs[0]
-    if jump := missing_numbers(path):
-        reporter.warning(jump)
+    warn_of_missing_numbers(path, reporter)
     outputs = [one for one in dict.fromkeys((config.output, config.poses)) if one is not None]
     if not outputs:
         raise ConfigError("--output", None, "a motion to write: .npz, .json, .npy, .mp4 or a folder")

@@ -23,7 +23,7 @@ from stableanimator_cli.errors import BadInput, ConfigError, SaError
 from stableanimator_cli.files import check_apart, exclusive_lock, locked_output
 from stableanimator_cli.media import has_unreadable_audio, open_clip, take
 from stableanimator_cli.media.image import unused_content
-from stableanimator_cli.media.numbering import missing_numbers
+from stableanimator_cli.media.numbering import warn_of_missing_numbers
 from stableanimator_cli.motion.misalignment import misalignment
 from stableanimator_cli.motion.track import PERSON_FORMS, largest, parse_person
 from stableanimator_cli.preprocess import convert, lint, reference_layout, workers
@@ -207,8 +207,7 @@ def _write_poses_of_video(job: PreprocessJob, video: Path, source: Source, repor
     reporter.info(f"model {job.model.name} on {detectors.describe()}")
     onnx.warn_of_fallbacks(reporter)
     reference = None if config.reference is None else read_reference(config.reference, detectors)
-    if jump := missing_numbers(source.path):
-        reporter.warning(jump)
+    warn_of_missing_numbers(source.path, reporter)
     clip, capture = detect_motion(source, config, detectors, reporter)
     fps = clip.fps if capture.motion.times is None else None
     audio = _audio_source(clip.path, clip.audio, source.path.name, reporter)
@@ -252,8 +251,8 @@ def _write_clips(job: PreprocessJob, sources: Sequence[Source], reporter: Report
             outcomes[outcome.source.name] = outcome
             if outcome.error is not None and len(sources) > 1:
                 reporter.warning(f"left out: {outcome.error['message']}")
-            elif not outcome.cached and (jump := missing_numbers(outcome.source.path)):
-                reporter.warning(jump)
+            elif not outcome.cached:
+                warn_of_missing_numbers(outcome.source.path, reporter)
             bar.update(failed=sum(one.status == "failed" for one in outcomes.values()))
     _report_numbers(outcomes.values(), reporter)
     if len(sources) == 1 and outcomes and outcomes[sources[0].name].status == "failed":

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +56,7 @@ def test_operators_that_a_device_lacks_are_left_out():
 
 def test_a_measurement_is_kept_for_a_week_and_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("SA_HOME", str(tmp_path))
+    monkeypatch.setattr(throughput, "_waited", lambda: 0.0)
     calls, speeds = counted().calls, iter([5.0, 6.0, 7.0, 8.0])
     monkeypatch.setattr(throughput, "flops_per_second", lambda *_: next(speeds))
     today = datetime.date.today().isoformat()
@@ -69,6 +75,34 @@ def test_a_measurement_is_kept_for_a_week_and_made_again(tmp_path, monkeypatch):
     for damage in ("", "[]", '{"measured": {"a": 1}}', '{"measured": []}'):
         file.write_text(damage or "{")
     assert throughput.throughput(calls, CPU, torch.float32).flops_per_second == 8.0
+
+
+def test_a_measurement_beside_other_programs_is_not_stored(tmp_path, monkeypatch):
+    """It was valid for a week, in which every plan predicted the times of that load."""
+    monkeypatch.setenv("SA_HOME", str(tmp_path))
+    speeds, waited = iter([2.0, 3.0, 5.0]), iter([0.0, 1.0, 1.0, 2.0, 2.0, 2.0])
+    monkeypatch.setattr(throughput, "flops_per_second", lambda *_: next(speeds))
+    monkeypatch.setattr(throughput, "_waited", lambda: next(waited))
+    for speed in (2.0, 3.0, 5.0, 5.0):
+        assert throughput.throughput(counted().calls, CPU, torch.float32).flops_per_second == speed
+
+
+@pytest.mark.skipif(not Path("/proc/thread-self/schedstat").is_file(), reason="Linux counts it")
+def test_waiting_for_a_core_is_counted():
+    """Two threads that share one core wait for it in turn."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        other = subprocess.Popen([sys.executable, "-c", "while True: pass"])  # inherits the core
+        try:
+            before, until = throughput._waited(), time.monotonic() + 30
+            while throughput._waited() - before < 0.05:
+                assert time.monotonic() < until
+        finally:
+            other.kill()
+            other.wait()
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):

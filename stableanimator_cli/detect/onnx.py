@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stableanimator_cli.catalogue.damage import fetch_again
 from stableanimator_cli.errors import ModelDamaged, ModelMissing, OutOfMemory, is_out_of_memory
 from stableanimator_cli.host_memory import trim
 from stableanimator_cli.progress import Reporter
@@ -36,8 +37,6 @@ def _runtime() -> Any:
 
 Provider = str | tuple[str, dict[str, object]]
 
-PULL = "`sa models pull NAME` fetches it"
-PULL_AGAIN = "delete it, and `sa models pull NAME` fetches it again"
 _ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings about graph optimisation do not matter to users
 
 
@@ -88,17 +87,17 @@ def check_file(path: Path | str) -> Path:
     """
     path = Path(path)
     if not path.exists():
-        raise ModelMissing(f"{path}: no such file, expected an ONNX model", hint=PULL)
+        raise ModelMissing(f"{path}: no such file, expected an ONNX model", hint="name an existing file")
     if not path.is_file():
         raise ModelDamaged(f"{path}: found a folder, expected an ONNX file", hint="name the .onnx file inside it")
     with path.open("rb") as file:
         head = file.read(64).lstrip()
     if not head:
-        raise ModelDamaged(f"{path}: found nothing in it, expected an ONNX model", hint=PULL_AGAIN)
+        raise ModelDamaged(f"{path}: found nothing in it, expected an ONNX model", hint=fetch_again(path))
     if head.startswith(b"version https://git-lfs"):
         raise ModelDamaged(f"{path}: found a Git LFS pointer, expected an ONNX model", hint="run: git lfs pull")
     if head[:1] == b"<":
-        raise ModelDamaged(f"{path}: found a web page, expected an ONNX model", hint=PULL_AGAIN)
+        raise ModelDamaged(f"{path}: found a web page, expected an ONNX model", hint=fetch_again(path))
     return path
 
 
@@ -173,7 +172,7 @@ def damaged(path: Path | str, error: Exception) -> ModelDamaged:
     reason = " ".join(str(error).split()) or type(error).__name__
     if len(reason) > 200:
         reason = reason[:197] + "..."
-    return ModelDamaged(f"{path}: does not open as an ONNX model ({reason})", hint=PULL_AGAIN)
+    return ModelDamaged(f"{path}: does not open as an ONNX model ({reason})", hint=fetch_again(Path(path)))
 
 
 def describe(opened: ort.InferenceSession, device: str = "auto") -> str:

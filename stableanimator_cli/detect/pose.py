@@ -20,6 +20,7 @@ from rtmlib.tools.object_detection.post_processings import nms
 from rtmlib.tools.object_detection.yolox import YOLOX
 from rtmlib.tools.pose_estimation.rtmpose import RTMPose
 
+from stableanimator_cli.catalogue.damage import fetch_again
 from stableanimator_cli.detect import THRESHOLD, onnx
 from stableanimator_cli.detect.frames import checked, pad_short_side
 from stableanimator_cli.detect.roles import CROP, DETECTOR_BATCH, DETECTOR_SIDE, POSE_BATCH
@@ -91,7 +92,7 @@ class PersonDetector:
 
     def _damaged(self, found: str) -> ModelDamaged:
         expected = "a YOLOX detector: (b, 3, 640, 640) -> (b, 8400, 5 + classes) or (b, n, 5)"
-        return ModelDamaged(f"{self._path}: found {found}, expected {expected}", hint=onnx.PULL_AGAIN)
+        return ModelDamaged(f"{self._path}: found {found}, expected {expected}", hint=fetch_again(self._path))
 
 
 class PoseEstimator:
@@ -156,7 +157,7 @@ class PoseEstimator:
 
     def _damaged(self, found: str) -> ModelDamaged:
         expected = "DWPose: (b, 3, 384, 288) -> (b, 133, 576) and (b, 133, 768)"
-        return ModelDamaged(f"{self._path}: found {found}, expected {expected}", hint=onnx.PULL_AGAIN)
+        return ModelDamaged(f"{self._path}: found {found}, expected {expected}", hint=fetch_again(self._path))
 
 
 def decode_people(

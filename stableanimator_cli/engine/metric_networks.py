@@ -127,7 +127,7 @@ def _digest(entries: Sequence[Entry], role: str, path: Path, *, program: bool) -
     if expected is not None and not actual.startswith(expected):
         raise ModelDamaged(
             f"{path}: found sha256 {actual}, expected {expected}{'' if len(expected) == 64 else '...'}",
-            hint=f"{onnx.PULL_AGAIN.replace('NAME', entry.name)}; numbers from another file would not be comparable",
+            hint=f"{_pull_again(entry.name)}; numbers from another file would not be comparable",
         )
     return {"sha256": actual, "compared_with": compared}
 
@@ -276,7 +276,7 @@ def _checkpoint(path: Path, key: str, model: str) -> Mapping[str, Tensor]:
 
 
 def _pull_again(name: str) -> str:
-    return onnx.PULL_AGAIN.replace("NAME", name)
+    return f"delete it, and `sa models pull {name}` fetches it again"
 
 
 _VJEPA = "vjepa-vith16"

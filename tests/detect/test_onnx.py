@@ -49,6 +49,24 @@ def test_what_is_no_model_is_named(tmp_path: Path, content: bytes, says: str) ->
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\x80\x02}q\x00."])
+def test_a_damaged_file_is_fetched_again_only_into_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """The hint named no model, and a download does not write into other folders."""
+    monkeypatch.setenv("SA_HOME", str(tmp_path / "home"))
+    for folder, hint in (
+        ("home/models/dwpose", "download it again: `sa models pull dwpose`"),
+        ("mine", "copy it again from where its folder comes from"),
+    ):
+        path = tmp_path / folder / "bad.onnx"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+        with pytest.raises(ModelDamaged) as caught:
+            onnx.session(path, "cpu")
+        assert caught.value.hint == hint
+
+
 def test_a_cut_off_file_is_damaged(tmp_path: Path) -> None:
     path = onnx_samples.arcface(tmp_path / "a.onnx")
     path.write_bytes(path.read_bytes()[:-1000])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from stableanimator_cli.catalogue.damage import fetch_again
 from stableanimator_cli.detect.onnx_memory import OnnxMemory, onnx_memory
 from stableanimator_cli.detect.roles import BATCH, CROP, DETECTOR_BATCH, DETECTOR_SIDE, POSE_BATCH, ROLES
 from stableanimator_cli.errors import ModelDamaged
@@ -76,8 +77,7 @@ def _counted(file: Path, shape: tuple[int, ...]) -> OnnxMemory:
     try:
         return onnx_memory(file, shape)
     except ValueError as error:
-        hint = "delete it, and `sa models pull NAME` fetches it again"
-        raise ModelDamaged(f"{file}: does not open as an ONNX model ({error})", hint=hint) from error
+        raise ModelDamaged(f"{file}: does not open as an ONNX model ({error})", hint=fetch_again(file)) from error
 
 
 def _released(role: str) -> OnnxMemory:

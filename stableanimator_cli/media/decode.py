@@ -6,6 +6,7 @@ converted here, so that no other module handles them.
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from av.video.stream import VideoStream
 
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.files import require_file
+from stableanimator_cli.media.declared_end import early_end
 from stableanimator_cli.media.deinterlace import deinterlaced
 from stableanimator_cli.media.image import on_black
 from stableanimator_cli.media.tone_map import is_high_dynamic_range, to_srgb
@@ -145,12 +147,13 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
     decoder = _decoder(stream)
     indexed = _indexed(stream)
     strict = "mpegts" not in container.format.name  # broadcasts mark packets that decode well
+    early = early_end(path, container.format.name)
     packets = shown = 0
     last: VideoFrame | None = None
     trouble: str | None = None
     damage = _Damage(stream, strict=strict)
     try:
-        for packet in container.demux(stream):
+        for packet in _without_last(container.demux(stream)) if early else container.demux(stream):
             packets += packet.size > 0
             if packet.is_corrupt and strict:
                 trouble = "a cut-off frame"
@@ -170,7 +173,7 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
                 shown += 1
                 trouble = None
         else:
-            trouble = trouble or _early_end(container, stream, packets, indexed, last)
+            trouble = trouble or early or _early_end(container, stream, packets, indexed, last)
     except FFmpegError as error:
         trouble = f"data that cannot be read ({_said(error)})"
     for frame in _drained(decoder):
@@ -185,6 +188,12 @@ def _decoded(container: InputContainer, stream: VideoStream, path: Path) -> Iter
         trouble = _UNDECODABLE
     if trouble is not None:
         raise _broken(path, trouble, shown, indexed)
+
+
+def _without_last(packets: Iterator[Packet]) -> Iterator[Packet]:
+    """All but the last packet, of which a part may be missing, and nothing that flushes the decoder."""
+    filled = (packet for packet in packets if packet.size)
+    return (packet for packet, _ in itertools.pairwise(filled))
 
 
 def _broken(path: Path, trouble: str, good: int, indexed: int | None) -> BadInput:

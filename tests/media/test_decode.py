@@ -195,6 +195,43 @@ def test_truncation_between_two_frames_is_noticed(tmp_path):
     assert caught.value.frame == 10
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [("t.wmv", "wmv2", "yuv420p"), ("t.avi", "mpeg4", "yuv420p"), ("t.gif", "gif", "rgb8")],
+)
+def test_containers_that_ffmpeg_reads_to_a_cut_without_an_error(tmp_path, name, codec, pix_fmt):
+    path = make_video(tmp_path / name, noise(20, (64, 48)), codec=codec, pix_fmt=pix_fmt)
+    data, expected = path.read_bytes(), images(media.open_clip(path))
+    assert len(expected) == 20
+    refused = 0
+    for tenths in range(5, 10):
+        path.write_bytes(data[: len(data) * tenths // 10])
+        good = []
+        with pytest.raises(BadInput, match=r"a cut-off frame|a damaged frame|the end of the data") as caught:
+            good.extend(pixels for _, pixels in media.open_clip(path).frames())
+        assert caught.value.frame == len(good) <= 20
+        refused += "damaged" not in caught.value.message
+        for one, other in zip(good, expected, strict=False):
+            np.testing.assert_array_equal(one, other)
+    assert refused, "some cuts leave no damage"
+
+
+def test_a_gif_without_its_trailer_is_whole(tmp_path):
+    path = make_video(tmp_path / "t.gif", noise(5, (64, 48)), codec="gif", pix_fmt="rgb8")
+    assert path.read_bytes().endswith(b";")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert len(images(media.open_clip(path))) == 5
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_an_avi_whose_size_was_never_written_is_read_to_its_end(tmp_path, size):
+    path = make_video(tmp_path / "t.avi", noise(5, (64, 48)), codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    data[4:8] = size.to_bytes(4, "little")
+    path.write_bytes(data)
+    assert len(images(media.open_clip(path))) == 5
+
+
 def test_garbage_in_the_middle_is_an_error_with_its_frame(tmp_path):
     data = bytearray(whole(tmp_path, "g.mp4"))
     middle = len(data) * 6 // 10

@@ -19,6 +19,11 @@ def check_backbone_options(config: AnimateConfig, model: ModelFolder) -> None:
     if schedule not in facts.schedules:
         expected = f"{' or '.join(facts.schedules)}, the noise levels of {model.name} ({model.backbone})"
         raise ConfigError("--schedule", schedule, expected, hint="leave --schedule out")
+    length, stride = config.windows.length, facts.frame_stride
+    if stride > 1 and (length == 1 or (length - 1) % stride):  # before the overlap, which follows from it
+        near = max(1, length // stride) * stride + 1
+        expected = f"{stride}N+1 frames, at least {stride + 1}, with {model.name}"
+        raise ConfigError("--window", length, expected, hint=f"try {near}")
     for path, choices in facts.choices.items():
         flag, value, _, shown = _option(config, path)
         if value not in choices:
@@ -35,10 +40,6 @@ def check_backbone_options(config: AnimateConfig, model: ModelFolder) -> None:
     first, last = config.sampling.guidance
     if facts.frame_stride > 1 and first != last:
         raise ConfigError("--guidance", dump_guidance(config.sampling.guidance), f"one number with {model.name}")
-    length, stride = config.windows.length, facts.frame_stride
-    if (length - 1) % stride:
-        near = max(1, length // stride) * stride + 1
-        raise ConfigError("--window", length, f"{stride}N+1 frames with {model.name}", hint=f"try {near}")
     limits = [model.configs.get(role, {}).get("motion_max_seq_length") for role in facts.longest_window]
     longest = next((limit for limit in reversed(limits) if limit is not None), None)
     if longest is not None and config.windows.length > longest:

@@ -142,7 +142,9 @@ def resolve_config(
     for length_name, overlap_name, table, key, usual in _LENGTHS_AND_OVERLAPS:
         length = flags.get(length_name) or file.get(table, {}).get(key)
         if isinstance(length, int):
-            defaults[overlap_name] = min(int(defaults.get(overlap_name, usual)), max(0, length // 4))
+            fitting = min(int(defaults.get(overlap_name, usual)), max(0, length // 4))
+            known = model.facts.choices.get(f"{table}.overlap", ())
+            defaults[overlap_name] = max((one for one in known if one <= fitting), default=fitting)
     return resolve(AnimateConfig, flags, None, defaults, preset=(file, str(config_file))), model
 
 

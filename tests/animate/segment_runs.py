@@ -37,7 +37,7 @@ def run_interrupted(
         return animate(**flags), seen
 
 
-OF_SEGMENTS: list[tuple[dict[str, Any], tuple[str, str]]] = [
+OF_SEGMENTS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"blend": "shifted"}, ("--blend", "segments")),
     ({"sampler": "heun"}, ("--sampler", "scheduler of its folder")),
     ({"anchor": "reference"}, ("--anchor", "reference image")),
@@ -45,6 +45,8 @@ OF_SEGMENTS: list[tuple[dict[str, Any], tuple[str, str]]] = [
     ({"gpus": 2}, ("--gpus", "follow one another")),
     ({"preset": "paper"}, ("--preset", "standard or fast")),
     ({"window": 10}, ("--window", "4N+1")),
+    ({"window": 3}, ("--window: found 3", "try 5")),
+    ({"window": 1}, ("--window: found 1", "at least 5", "try 5")),
     ({"overlap": 2}, ("--overlap", "1 or 5")),
     ({"guidance": "1:3"}, ("--guidance", "one number")),
     ({"face_embedding": "face.npy"}, ("--face-embedding", "no face vectors")),

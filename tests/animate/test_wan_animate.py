@@ -284,6 +284,14 @@ def test_options_that_it_does_not_have_are_refused_by_name(animate, flags, words
     check_refused(animate, flags, words)
 
 
+def test_a_window_alone_brings_an_overlap_that_the_backbone_has(animate, tmp_path):
+    folder = write_model(tmp_path / "five", overlap=5)
+    animate(model=str(folder), window=13)
+    assert record(tmp_path / "out.mp4")["config"]["windows"] == {
+        "length": 13, "overlap": 1, "blend": "smooth", "anchor": "first",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("plan_only", [False, True])
 def test_processes_of_torchrun_are_refused(animate, monkeypatch, plan_only):
     """They would have no work, and the record of the run, with --gpus, could not be replayed."""

@@ -11,17 +11,21 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stableanimator_cli.cli import streams
 from stableanimator_cli.errors import QUOTED, SaError, json_line, plain
 from stableanimator_cli.progress import NullProgress, Progress
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 ProgressKind = Literal["bar", "json", "none"]
 
 JSON_INTERVAL = 0.25  # seconds between two lines of --progress json
+_UNWRAPPED = 10_000  # columns, more than any table has
 LINES_INTERVAL = 10.0  # seconds between two lines where stderr is a file
 
 
@@ -69,7 +73,8 @@ class Console:
         self, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, data: bool = False
     ) -> None:
         """Print a table on stderr, or on stdout if it is the verb's ``data`` (not with ``--json``, whose ``result`` has
-        the same facts). In files and pipes, lines are not wrapped."""
+        the same facts). In files and pipes, lines are not wrapped. A terminal too narrow for the longest words of
+        all columns gets one line per cell."""
         if self.json if data else self.quiet:
             return
         if not data and self.kind == "json":
@@ -80,14 +85,20 @@ class Console:
         from rich.table import Table
 
         stream = sys.stdout if data else sys.stderr
-        width = None if stream.isatty() else 10_000
+        width = None if stream.isatty() else _UNWRAPPED
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+            table.add_column(column, overflow="fold", no_wrap=not table.columns)
+        texts = [[str(cell) for cell in row] for row in rows]
+        for row in texts:
+            table.add_row(*row)
+        out = RichConsole(file=stream, width=width, markup=False, emoji=False, highlight=False)
         try:
-            RichConsole(file=stream, width=width, markup=False, emoji=False, highlight=False).print(table)
+            longest_words = out.measure(table, options=out.options.update(max_width=_UNWRAPPED)).minimum
+            if longest_words <= out.width:
+                out.print(table)
+            else:
+                out.print(*([title] if title else []), *_lines(columns, texts), sep="\n")
             stream.flush()
         except OSError as error:
             if data:
@@ -105,6 +116,16 @@ class Console:
         if self.kind == "json":
             return _JsonLines(total, desc, unit, initial)
         return _Bar(total, desc, unit, initial) if sys.stderr.isatty() else _Lines(total, desc, unit, initial)
+
+
+def _lines(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[RenderableType]:
+    """The rows of a table with one line per cell, the first cell as the heading of its row."""
+    from rich.padding import Padding
+
+    for first, *others in rows:
+        yield first
+        for column, cell in zip(columns[1:], others, strict=True):
+            yield Padding(f"{column}: {cell}", (0, 0, 0, 2), expand=False)
 
 
 _SHOW_WARNING = warnings.showwarning

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -101,6 +102,18 @@ def test_progress_into_a_file_is_a_line_now_and_then(capsys: Captured, monkeypat
     assert lines[0] == "decode: 40/100 frame, 4 frame/s, 0:15 left"
     assert lines[-1] == "decode: 100/100 frame, 4 frame/s"
     assert len(lines) == 3
+
+
+@pytest.mark.parametrize("width", [24, 32, 48])
+def test_a_table_on_a_terminal_breaks_no_word(capsys: Captured, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setattr(console.sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = [["clip-vit-base-patch32", "metric", "image embeddings of CLIP-I"], ["i3d", "metric", "two forms"]]
+    console.configure().table("Models", ["name", "task", "what"], rows, data=True)
+    said = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out)
+    assert all(len(line) <= width for line in said.splitlines())
+    assert set(" ".join(word for row in rows for word in row).split()) <= set(said.split())
+    assert ("task: metric" in said) == (width < 45)
 
 
 def test_progress_on_a_terminal_is_a_bar(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

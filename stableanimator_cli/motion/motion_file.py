@@ -6,7 +6,8 @@ OpenPose JSON has a room of its own, ``openpose.py``.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,14 @@ def save_motion(path: Path | str, motion: Motion) -> Path:
 
     The file appears whole or not at all. ``BadInput`` where it cannot be written.
     """
+    with staged_motion(path, motion):
+        pass
+    return Path(path)
+
+
+@contextmanager
+def staged_motion(path: Path | str, motion: Motion) -> Iterator[None]:
+    """``save_motion`` whose complete file takes its name at the end of the block, unless that raises."""
     arrays: dict[str, Any] = {
         "version": np.int64(VERSION),
         "keypoints": np.asarray(motion.keypoints, np.float32),
@@ -55,7 +64,8 @@ def save_motion(path: Path | str, motion: Motion) -> Path:
     if motion.times is not None:
         pairs = [(time.numerator, time.denominator) for time in motion.times]
         arrays["times"] = np.array(pairs, np.int64).reshape(-1, 2)
-    return write_arrays(Path(path), arrays)
+    with _staged(Path(path), arrays):
+        yield
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
@@ -63,12 +73,20 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> Path:
 
     Returns ``path``, which appears whole or not at all. ``BadInput`` where it cannot be written.
     """
-    with atomic_write(path, marked=True) as part, translate_os_errors(path):
-        with part.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        with zipfile.ZipFile(part, "a") as archive:
-            archive.comment = MARK.encode()
+    with _staged(path, arrays):
+        pass
     return path
+
+
+@contextmanager
+def _staged(path: Path, arrays: Mapping[str, Any]) -> Iterator[None]:
+    with atomic_write(path, marked=True) as part:
+        with translate_os_errors(path):
+            with part.open("wb") as file:
+                np.savez_compressed(file, **arrays)
+            with zipfile.ZipFile(part, "a") as archive:
+                archive.comment = MARK.encode()
+        yield
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -15,11 +15,12 @@ from stableanimator_cli.clip_folder import cut
 from stableanimator_cli.config.preprocess import PreprocessConfig
 from stableanimator_cli.detect.capture import Capture, Detectors, extract_motion, pose_of
 from stableanimator_cli.errors import NoPerson
+from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
 from stableanimator_cli.motion.align import Alignment, align
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.keypoints import COUNT
-from stableanimator_cli.motion.motion_file import UNTIMED_FPS, save_motion
+from stableanimator_cli.motion.motion_file import UNTIMED_FPS, staged_motion
 from stableanimator_cli.motion.overlay import overlay
 from stableanimator_cli.motion.skeleton import TAG, draw_frame
 from stableanimator_cli.preprocess.clip import capture_options, numbered_from, numbers_note
@@ -132,7 +133,10 @@ def write_poses(
                 out.write(image)
                 bar.update()
             out.finish()
-            save_motion(motion_file, motion)  # first: a motion without its video is complete
+            with staged_motion(motion_file, motion):
+                # First: if killed from here on, a motion without its video is complete, one beside another's misleads.
+                check_replaceable(video)
+                video.unlink(missing_ok=True)
             undo.callback(motion_file.unlink, missing_ok=True)
         undo.pop_all()
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from stableanimator_cli.errors import BadInput, NoPerson
 from stableanimator_cli.media import VideoWriter, open_clip
-from stableanimator_cli.motion.motion_file import load_motion, save_motion
+from stableanimator_cli.motion.motion_file import load_motion, staged_motion
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.preprocess import clip, poses
 from stableanimator_cli.preprocess.poses import even_frames, write_poses
@@ -60,14 +61,33 @@ def test_a_skeleton_video_and_its_motion_appear_together_or_not_at_all(tmp_path,
         old = {}
 
 
+def test_no_moment_leaves_a_skeleton_video_beside_the_motion_of_another(tmp_path, monkeypatch):
+    out, beside = tmp_path / "poses.mp4", tmp_path / "poses.npz"
+    write_poses(out, two_people(), reporter=NullReporter())
+    old, other = (out.read_bytes(), beside.read_bytes()), two_people()
+    other.keypoints[..., 0] += 7
+    seen, replace = [], os.replace
+
+    def note_after(source, target):
+        replace(source, target)
+        seen.append((out.read_bytes() if out.exists() else None, beside.read_bytes()))
+
+    monkeypatch.setattr(os, "replace", note_after)
+    write_poses(out, other, reporter=NullReporter())
+    new = seen[-1]
+    assert len(seen) > 1
+    assert None not in new
+    assert all(pair in (old, new, (None, old[1]), (None, new[1])) for pair in seen)
+
+
 def test_a_motion_whose_video_cannot_appear_is_removed(preprocess, tmp_path, monkeypatch):
     video, out = drawn.write_video(tmp_path / "dance.mp4", drawn.walk(3)), tmp_path / "poses.mp4"
 
-    def save_and_take_the_name(path, motion):
+    def stage_and_take_the_name(path, motion):
         out.write_text("another program's")
-        return save_motion(path, motion)
+        return staged_motion(path, motion)
 
-    monkeypatch.setattr(poses, "save_motion", save_and_take_the_name)
+    monkeypatch.setattr(poses, "staged_motion", stage_and_take_the_name)
     with pytest.raises(BadInput, match="not written by sa"):
         preprocess(video, poses=out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dance.mp4", "poses.mp4"]

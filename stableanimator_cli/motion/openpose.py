@@ -24,6 +24,7 @@ from stableanimator_cli.files import (
     carries_mark,
     check_replaceable,
     natural_key,
+    temporary_path,
     translate_os_errors,
 )
 from stableanimator_cli.motion.keypoints import BODY, COUNT, FACE, INDEX, LEFT_HAND, RIGHT_HAND, face_box
@@ -132,17 +133,22 @@ def save_openpose(path: Path | str, motion: Motion, *, body: Literal[25, 18] = 2
     if path.is_symlink():  # the frames of the folder that it names would be removed
         check_replaceable(path)
     earlier = None if single or not path.is_dir() or not any(path.iterdir()) else _check_own_frames(path)
-    with atomic_write(path, folder=not single, marked=single) as part, translate_os_errors(path):
-        if single:
-            part.write_text("[" + ",\n".join(frames) + "]\n", encoding="utf-8")
-        else:
-            part.mkdir()
-            for index, frame in enumerate(frames):
-                (part / f"frame_{index:012d}_keypoints.json").write_text(frame + "\n", encoding="utf-8")
-        if earlier is not None:
-            os.replace(path, part.with_suffix(".old"))
+    aside = temporary_path(path.with_name(f"{path.name}.old"))
+    try:
+        with atomic_write(path, folder=not single, marked=single) as part, translate_os_errors(path):
+            if single:
+                part.write_text("[" + ",\n".join(frames) + "]\n", encoding="utf-8")
+            else:
+                part.mkdir()
+                for index, frame in enumerate(frames):
+                    (part / f"frame_{index:012d}_keypoints.json").write_text(frame + "\n", encoding="utf-8")
+            if earlier is not None:
+                os.replace(path, aside)
+    except BaseException:
+        if aside.exists() and not path.exists():
+            os.replace(aside, path)
+        raise
     if earlier is not None:
-        aside = part.with_suffix(".old")
         for name in earlier:
             (aside / name).unlink()
         aside.rmdir()

@@ -38,7 +38,7 @@ from stableanimator_cli.motion.repair import smoothed
 from stableanimator_cli.motion.skeleton import TAG, draw_frame, is_tagged, looks_like_skeleton
 from stableanimator_cli.motion.track import select
 from stableanimator_cli.preprocess.clip import person_of
-from stableanimator_cli.preprocess.outputs import check_files, inputs_of, poses_files
+from stableanimator_cli.preprocess.outputs import check_files, inputs_of, poses_files, remove_unfinished
 from stableanimator_cli.preprocess.poses import (
     Reference,
     align_to,
@@ -100,6 +100,7 @@ def run(
     with ExitStack() as locks:
         for output in outputs:
             locks.enter_context(locked_output(output, "sa preprocess"))
+            remove_unfinished([output, *_files(output, config)])
         if pixels:
             return _copy_drawings(path, outputs, config, reporter)
         if drawn:
@@ -109,12 +110,16 @@ def run(
 
 def _check_output(output: Path, config: PreprocessConfig, inputs: Sequence[Path]) -> None:
     """Raise ``BadInput`` for an output that is an input or may not be replaced."""
-    video = output.suffix.lower() in VIDEOS
-    files = [output, output.with_suffix(".npz")] if video else [output] if output.suffix else []
-    if config.poses == output:
-        files = poses_files(config)
     check_apart(output, inputs)
-    check_files(files, inputs)
+    check_files(_files(output, config), inputs)
+
+
+def _files(output: Path, config: PreprocessConfig) -> list[Path]:
+    """The files that are written for ``output``; none if it is a folder."""
+    if config.poses == output:
+        return poses_files(config)
+    video = output.suffix.lower() in VIDEOS
+    return [output, output.with_suffix(".npz")] if video else [output] if output.suffix else []
 
 
 def _convert(path: Path, config: PreprocessConfig, reporter: Reporter, model: ModelFolder | None) -> PreprocessReport:

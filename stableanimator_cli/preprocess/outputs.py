@@ -28,9 +28,9 @@ def poses_files(config: PreprocessConfig) -> list[Path]:
 
 
 def remove_unfinished(files: Iterable[Path]) -> None:
-    """Remove temporary files of killed runs for ``files``. Call it with them locked."""
+    """Remove temporary files, and folders of frames, of killed runs for ``files``. Call it with them locked."""
     for file in files:
-        remove_temporary_files(file.parent, re.escape(file.name))
+        remove_temporary_files(file.parent, rf"{re.escape(file.name)}(?:\.old)?", folders=True)
 
 
 def check_files(files: Sequence[Path], inputs: Sequence[Path]) -> None:

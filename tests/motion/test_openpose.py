@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +221,19 @@ def test_frames_are_not_written_through_a_link(tmp_path: Path):
     assert (tmp_path / "link").is_symlink()
     assert len(list(frames.iterdir())) == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["frames", "link"]
+
+
+def test_frames_are_restored_if_others_cannot_take_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    frames, replace = save_openpose(tmp_path / "frames", random_motion(timed=False)), os.replace
+    before = {p.name: p.read_bytes() for p in frames.iterdir()}
+
+    def refuse_the_new_ones(source: Path, target: Path) -> None:
+        if target == frames and source.name.startswith(".frames.") and ".old." not in source.name:
+            raise OSError(errno.EIO, "input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse_the_new_ones)
+    with pytest.raises(BadInput, match="a write that failed"):
+        save_openpose(frames, random_motion(people=2, timed=False))
+    assert {p.name: p.read_bytes() for p in frames.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["frames"]

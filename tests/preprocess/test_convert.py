@@ -14,6 +14,7 @@ from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.media import open_clip, write_picture
 from stableanimator_cli.motion.keypoints import to_wholebody
 from stableanimator_cli.motion.motion_file import load_motion, save_motion
+from stableanimator_cli.motion.openpose import save_openpose
 from stableanimator_cli.motion.skeleton import draw_frame
 from stableanimator_cli.preprocess.convert import is_motion
 from stableanimator_cli.records import Motion
@@ -51,6 +52,17 @@ def same(a: Motion, b: Motion) -> None:
     np.testing.assert_array_equal(a.present, b.present)
     np.testing.assert_array_equal(a.keypoints[a.present], b.keypoints[b.present])
     assert a.size == b.size
+
+
+@pytest.mark.parametrize("name", ["folder", "p.json", "p.mp4"])
+def test_what_a_killed_conversion_left_is_removed(preprocess, motion, tmp_path, name):
+    for left in (f".{name}.999999999.part", f".{name}.old.999999999.part"):
+        if name == "folder":
+            save_openpose(tmp_path / left, two_people())
+        else:
+            (tmp_path / left).write_bytes(b"half")
+    preprocess(motion, output=tmp_path / name)
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("name", ["p.json", "folder", "p.npy"])

@@ -18,7 +18,6 @@ from stableanimator_cli.animate.driving_faces import FaceCrops
 from stableanimator_cli.animate.driving_frames import STYLE, Audio, Driving, DrivingFrames
 from stableanimator_cli.animate.driving_pixels import open_pixels, shows_skeletons
 from stableanimator_cli.animate.driving_video import depends_on_numbers, detect_motion, open_detectors
-from stableanimator_cli.animate.frame_rate import mean_rate
 from stableanimator_cli.animate.inputs import is_openpose
 from stableanimator_cli.animate.people import check_people_of_images, chosen_people
 from stableanimator_cli.backbone_facts import BackboneFacts
@@ -28,6 +27,7 @@ from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.media import frame_range, has_unreadable_audio, open_clip, take
 from stableanimator_cli.media.numbering import warn_of_missing_numbers
+from stableanimator_cli.motion.frame_rate import mean_rate
 from stableanimator_cli.motion.motion_file import load_motion
 from stableanimator_cli.motion.openpose import load_openpose
 from stableanimator_cli.motion.skeleton import is_tagged

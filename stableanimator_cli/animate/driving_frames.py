@@ -11,13 +11,14 @@ import numpy as np
 
 from stableanimator_cli.animate.driving_faces import FaceCrops, read_face_crops
 from stableanimator_cli.animate.driving_pixels import letterboxed
-from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular, mean_rate
+from stableanimator_cli.animate.frame_rate import frame_indices_at, is_regular
 from stableanimator_cli.animate.people import numbers_of, people_of_frames
 from stableanimator_cli.animate.pose_frames import PoseFrames
 from stableanimator_cli.backbone_facts import BackboneFacts
 from stableanimator_cli.config.animate import AnimateConfig
 from stableanimator_cli.errors import BadInput
 from stableanimator_cli.motion.aapose import draw_aapose
+from stableanimator_cli.motion.frame_rate import mean_rate
 from stableanimator_cli.motion.geometry import ResizeTransform, resize_transform
 from stableanimator_cli.motion.left_to_right import face_boxes
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS

@@ -6,17 +6,6 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 
-from stableanimator_cli.motion.motion_file import UNTIMED_FPS
-
-_FINEST = 100_000  # denominators beyond this do not fit a container's time base
-
-
-def mean_rate(times: Sequence[Fraction]) -> Fraction:
-    """Mean frames per second, exact if the times are regular."""
-    if len(times) < 2 or times[-1] <= times[0]:
-        return UNTIMED_FPS
-    return ((len(times) - 1) / (times[-1] - times[0])).limit_denominator(_FINEST)
-
 
 def is_regular(times: Sequence[Fraction], rate: Fraction) -> bool:
     """Whether frame k is shown at k / rate, within half a frame (containers round times to their ticks)."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stableanimator_cli.animate.frame_rate import mean_rate
 from stableanimator_cli.media import VideoWriter
+from stableanimator_cli.motion.frame_rate import mean_rate
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS, load_motion
 from stableanimator_cli.motion.skeleton import draw_frame

@@ -18,6 +18,7 @@ from stableanimator_cli.errors import NoPerson
 from stableanimator_cli.files import check_replaceable
 from stableanimator_cli.media import VideoWriter, open_clip, read_picture, write_picture
 from stableanimator_cli.motion.align import Alignment, align
+from stableanimator_cli.motion.frame_rate import mean_rate
 from stableanimator_cli.motion.geometry import resize_transform
 from stableanimator_cli.motion.keypoints import COUNT
 from stableanimator_cli.motion.motion_file import UNTIMED_FPS, staged_motion
@@ -172,7 +173,7 @@ def even_frames(motion: Motion, fps: Fraction | None = None) -> tuple[list[int],
     if times is None or len(times) < 2 or times[-1] <= times[0]:
         return list(range(len(motion))), fps or UNTIMED_FPS
     seconds = [time - times[0] for time in times]
-    own = ((len(times) - 1) / seconds[-1]).limit_denominator(100_000)
+    own = mean_rate(times)
     rate = fps or own
     if all(abs(time * rate - index) < Fraction(1, 2) for index, time in enumerate(seconds)):
         return list(range(len(motion))), rate

@@ -11,6 +11,7 @@ from stableanimator_cli.errors import cut, value_text
 
 ALLOWED_ON_RESUME = (
     "output",
+    "dataset",
     "device",
     "track",
     "saving",
@@ -20,7 +21,8 @@ ALLOWED_ON_RESUME = (
     "optimizer.loss_spike_factor",
     "memory.sharding",
 )
-"""Settings that may change on resume: they do not affect the result."""
+"""Settings that may change on resume: they do not affect the result. Of ``dataset``, the place may: a digest of its
+clips is compared."""
 EARLIER_DATA = {"people": 1}
 """What runs did before an option of ``data`` existed."""
 

@@ -170,11 +170,11 @@ def load_annotations(clip: TrainingClip, people: int = 1) -> ClipAnnotations:
         raise NoPerson(f"{clip.path}: {error.message}", hint=error.hint) from None
 
 
-def check_paths(paths: Sequence[Path]) -> None:
-    """Raise ``BadInput`` for a path that does not exist."""
+def check_paths(paths: Sequence[Path], hint: str | None = None) -> None:
+    """Raise ``BadInput`` for a path that does not exist, by default with the hint to make a dataset."""
     for path in paths:
         if not path.exists():
-            raise BadInput(path, "nothing there", "a dataset", hint=_PREPROCESS)
+            raise BadInput(path, "nothing there", "a dataset", hint=hint or _PREPROCESS)
 
 
 def _list_clips(root: Path) -> Iterator[Path | SkippedClip]:

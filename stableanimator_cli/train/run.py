@@ -24,6 +24,7 @@ from stableanimator_cli.train.report import ExportReport, TrainReport
 if TYPE_CHECKING:
     from stableanimator_cli.train.plan import TrainPlan
 
+_MOVED = "if it was moved, name its new place beside --resume"
 _DEFAULT_SIZE = (512, 512)  # if the model has no size of its own
 
 
@@ -73,7 +74,7 @@ def _run(
     _check_sharding(config, world, run_folder=resumed)
     check_device_exists(config.device)
     if first:
-        check_paths(inputs)
+        check_paths(inputs, None if fresh else _MOVED)
     name = config.model or catalogue.default_model(NETWORKS)
     model = base_model.open_base(name, config.from_scratch or (), config.backbone)
     if fresh:
@@ -124,10 +125,17 @@ def _export(flags: Mapping[str, Any], run_folder: Path | None, form: Literal["mo
 
 
 def _with_stages(config: TrainConfig, name: str, model: ModelFolder) -> TrainConfig:
-    """Write out the stages and the path of the model, so that a resumed run decides nothing again."""
+    """Write out the stages and the paths of model and clips, so that a resumed run decides nothing again and may start
+    in another folder."""
     size = model.defaults.get("size")
     config = config.resolve_stages(parse_sizes(size)[0] if isinstance(size, str) else _DEFAULT_SIZE)
-    return replace(config, model=name if name in catalogue.names() else str(catalogue.expanded(name).resolve()))
+    held_out = config.validation.of
+    return replace(
+        config,
+        model=name if name in catalogue.names() else str(catalogue.expanded(name).resolve()),
+        dataset=tuple(path.absolute() for path in config.dataset),
+        validation=replace(config.validation, of=held_out and tuple(path.absolute() for path in held_out)),
+    )
 
 
 def _with_model_defaults(

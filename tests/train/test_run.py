@@ -188,6 +188,21 @@ def test_a_resumed_run_has_one_folder(whole, tmp_path, monkeypatch):
     assert run.run(flags={"output": Path(whole.name)}, resumed=whole) is not None
 
 
+def test_a_run_of_relative_paths_resumes_from_anywhere_and_its_clips_may_move(data, tiny_model, tmp_path, monkeypatch):
+    place, moved = tmp_path / "place", tmp_path / "moved"
+    shutil.copytree(data, place / "clips")
+    monkeypatch.chdir(place)
+    run.run(flags=flags(Path("clips"), tiny_model, Path("run"), steps=2, validate=[Path("clips")]))
+    monkeypatch.chdir(tmp_path)
+    run.run(flags={"steps": 3}, resumed=place / "run")
+    (place / "clips").rename(moved)
+    with pytest.raises(BadInput, match="clips: found nothing there") as caught:
+        run.run(flags={"steps": 4}, resumed=place / "run")
+    assert caught.value.hint == "if it was moved, name its new place beside --resume"
+    run.run(flags={"steps": 4, "dataset": [moved], "validate": [moved]}, resumed=place / "run")
+    assert len(losses(place / "run")) == 4
+
+
 def test_a_resumed_run_refuses_another_config_and_shows_the_difference(whole):
     with pytest.raises(ConfigError, match=r"stage\[0\]\.lr: was 0\.001, now 0\.5") as caught:
         run.run(flags={"rate": 0.5}, resumed=whole)

@@ -94,7 +94,7 @@ class Evaluator:
                     self.reporter.warning(f"{pair.name} is not scored: {error.message}")
                 bar.update()
         rows = summarise(videos, self.rules, about=self._networks_by_metric() | networks.about())
-        sets, too_few = networks.set_rows(seed=config.seed, samples=config.bootstrap_samples)
+        sets, too_few = networks.set_rows(seed=config.seed, samples=config.bootstrap_samples, reporter=self.reporter)
         rows |= sets
         unseen = [
             Missing(metric=name, reason="no reference picture", command="--reference-picture PICTURE")

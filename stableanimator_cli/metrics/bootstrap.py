@@ -38,10 +38,16 @@ def interval(
 
 
 def interval_of(
-    statistic: Callable[[np.ndarray], float], count: int, *, seed: int = 0, draws: int = DRAWS, level: float = LEVEL
+    statistic: Callable[[np.ndarray], float],
+    count: int,
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+    level: float = LEVEL,
+    drawn: Callable[[], object] = lambda: None,
 ) -> tuple[float, float] | None:
     """t-interval of ``statistic(indices int64[count])`` over ``count`` videos, with the bootstrap's standard error
-    (Efron and Tibshirani, "An Introduction to the Bootstrap", chapter 6).
+    (Efron and Tibshirani, "An Introduction to the Bootstrap", chapter 6). ``drawn`` is called after each sample.
 
     It covers the value that as many videos have on average, bias included. None below five videos, and if the statistic
     is NaN for all videos or for all samples but one.
@@ -50,7 +56,10 @@ def interval_of(
         return None
     value = statistic(np.arange(count))
     rng = np.random.default_rng(seed)
-    samples = np.array([statistic(rng.integers(count, size=count)) for _ in range(draws)], np.float64)
+    samples = np.empty(draws)
+    for index in range(draws):
+        samples[index] = statistic(rng.integers(count, size=count))
+        drawn()
     samples = samples[np.isfinite(samples)]
     if len(samples) < 2 or not np.isfinite(value):
         return None

@@ -16,6 +16,7 @@ from stableanimator_cli.evaluate.score_builder import ScoreBuilder
 from stableanimator_cli.metrics.perceptual import SHORTEST_SIDE
 from stableanimator_cli.metrics.result import Missing
 from stableanimator_cli.nets.perceptual import MIN_SIDE
+from stableanimator_cli.progress import NullProgress, NullReporter
 
 
 def _brightness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -74,3 +75,40 @@ def test_frames_below_a_networks_minimum_have_no_value(opened: list[str], tmp_pa
         assert np.isnan(scores.values["lpips_vgg"]) == (side == 15)
         assert scores.counts["lpips_vgg"] == (side == 16)
         assert scores.notes == (["no lpips_vgg: its network needs frames of 16 pixels per side or more"] * (side == 15))
+
+
+class _Bars(NullReporter):
+    """Counts the updates of each progress bar."""
+
+    def __init__(self) -> None:
+        self.done: dict[tuple[str, int | None], int] = {}
+
+    def progress(self, total: int | None, desc: str, unit: str = "frame", *, initial: int = 0) -> Any:
+        bars, key = self, (f"{desc}, {unit}", total)
+        bars.done[key] = initial
+
+        class Bar(NullProgress):
+            def update(self, n: int = 1, **fields: Any) -> None:
+                bars.done[key] += n
+
+        return Bar()
+
+
+@pytest.mark.parametrize("videos", [4, 5])
+def test_the_bootstrap_of_a_distance_shows_its_progress(monkeypatch: pytest.MonkeyPatch, videos: int) -> None:
+    def run(clips: np.ndarray) -> np.ndarray:
+        return clips.reshape(len(clips), -1)[:, :3].astype(np.float64)
+
+    monkeypatch.setattr(networks, "features", lambda name, plan: Features(name=name, run=run, about={}))
+    measured = MetricNetworks.open(("fvd_puppet",), "cpu", rules="native")
+    rng = np.random.default_rng(0)
+    for video in range(videos):
+        measured.begin(str(video), None)
+        for number in range(8):
+            first, second = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+            measured.add(first, second, number)
+        measured.end()
+    bars = _Bars()
+    rows, _ = measured.set_rows(seed=0, samples=100, reporter=bars)
+    assert bars.done == ({} if videos < 5 else {("bootstrap fvd_puppet, sample", 100): 100})
+    assert (rows["fvd_puppet"].interval is None) == (videos < 5)

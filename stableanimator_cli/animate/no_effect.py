@@ -16,17 +16,19 @@ _OF_OPTIMISATION = (
 def options_without_effect(config: AnimateConfig, model: ModelFolder, flags: Mapping[str, Any]) -> list[str]:
     """One message for each reason. Only ``flags``, by option name, are named: files may hold what they need not."""
     messages = []
-    for names, reason in _reasons(config, model, by_preset=flags.get("refine_face") is None):
+    for names, reason in _reasons(config, model, typed=flags.get("refine_face") is not None):
         given = [f"--{name.replace('_', '-')}" for name in names if flags.get(name) is not None]
         if given:
             messages.append(f"{', '.join(given)}: no effect, as {reason}")
     return messages
 
 
-def _reasons(config: AnimateConfig, model: ModelFolder, *, by_preset: bool) -> Iterator[tuple[tuple[str, ...], str]]:
+def _reasons(config: AnimateConfig, model: ModelFolder, *, typed: bool) -> Iterator[tuple[tuple[str, ...], str]]:
     refine, sampling = config.refine, config.sampling
     if refine.face == "off":
-        by = f"preset {config.preset}" if by_preset and config.preset in ("quick", "fast") else "--refine-face off"
+        by = "--refine-face off" if typed else "by a config file or the model's card"
+        if not typed and config.preset in ("quick", "fast"):
+            by = f"preset {config.preset}"
         yield _OF_OPTIMISATION, f"faces are not optimised ({by}): add --refine-face crop to optimise them"
     elif refine.iterations == 0:
         rest = tuple(name for name in _OF_OPTIMISATION if name != "refine_iters")

@@ -21,8 +21,8 @@ from tests.waving import waving
 FILES = {"reference": Path("a.png"), "motion": Path("b.npz"), "output": Path("c.mp4"), "model": "puppet"}
 
 
-def messages(*, recogniser: bool = True, **flags: Any) -> list[str]:
-    config, model = run.resolve_config({**FILES, **flags}, None)
+def messages(*, recogniser: bool = True, file: Path | None = None, **flags: Any) -> list[str]:
+    config, model = run.resolve_config({**FILES, **flags}, file)
     assert isinstance(config, AnimateConfig)
     if not recogniser:
         model = replace(model, files={role: path for role, path in model.files.items() if role != "face"})
@@ -47,6 +47,13 @@ def messages(*, recogniser: bool = True, **flags: Any) -> list[str]:
 def test_an_option_without_effect_is_named_with_the_reason(flags: dict[str, Any], message: str) -> None:
     [found] = messages(**flags)
     assert found.startswith(message)
+
+
+def test_a_setting_of_a_config_file_is_not_named_as_a_flag(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('preset = "standard"\n[refine]\nface = "off"\n', encoding="utf-8")
+    [found] = messages(file=file, refine_lr=0.2)
+    assert found.startswith("--refine-lr: no effect, as faces are not optimised (by a config file or the model's card)")
 
 
 @pytest.mark.parametrize(

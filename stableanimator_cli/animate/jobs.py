@@ -24,7 +24,7 @@ from stableanimator_cli.animate import run as single
 from stableanimator_cli.config.animate import VIDEO_SUFFIXES, AnimateConfig
 from stableanimator_cli.config.parse import parse_output
 from stableanimator_cli.config.schema import read_toml, to_toml
-from stableanimator_cli.errors import BatchFailed, ConfigError, SaError, cut
+from stableanimator_cli.errors import BatchFailed, ConfigError, Interrupted, SaError, cut
 from stableanimator_cli.files import (
     MARK,
     atomic_write,
@@ -180,6 +180,8 @@ def run(
                 )
                 written[output] = result.to_json()
                 done[output] = {"key": key, "sha256": _digest(config.target)}
+            except Interrupted:  # a run that saved a state: Ctrl-C ends the list, not this job alone
+                raise
             except SaError as error:
                 failed[output] = json.loads(error.to_json())
                 reporter.warning(f"{output}: {error.message}" + (f" ({error.hint})" if error.hint else ""))

@@ -11,7 +11,7 @@ import pytest
 from stableanimator_cli.animate import jobs as module
 from stableanimator_cli.animate.jobs import JobsReport, jobs_of_motions, read_jobs, run_list
 from stableanimator_cli.engine.backbones import denoising
-from stableanimator_cli.errors import BadInput, ConfigError
+from stableanimator_cli.errors import BadInput, ConfigError, Interrupted
 from stableanimator_cli.media import open_clip
 from stableanimator_cli.motion.motion_file import save_motion
 from stableanimator_cli.progress import NullReporter
@@ -75,17 +75,18 @@ def test_one_bad_job_of_five_is_named_and_made_when_it_is_mended(place, listed, 
     assert not (place / ".jobs.toml.state").exists()
 
 
-def test_an_interrupted_list_continues_where_it_was(place, listed, monkeypatch):
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Interrupted("2.mp4: interrupted")], ids=["bare", "saved"])
+def test_an_interrupted_list_continues_where_it_was(place, listed, monkeypatch, stop):
     original, calls = module.single.run, []
 
     def interrupted(**arguments: Any) -> Any:
         calls.append(str(arguments["flags"]["output"]))
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            raise stop
         return original(**arguments)
 
     monkeypatch.setattr(module.single, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(stop)):
         listed()
     assert videos(place) == ["1.mp4"]
     listed()

@@ -201,9 +201,9 @@ def _paths_of(output: str) -> AnimateConfig | None:
 def _check_outputs(jobs: Sequence[Mapping[str, Any]], paths: Sequence[AnimateConfig], state: Path) -> None:
     """No two jobs write one file, folder or record, and none writes what another one reads."""
     check_replaceable(state)
-    records, targets = Counter(path.record_path for path in paths), {path.target for path in paths}
-    twice = next((path for path in paths if records[path.record_path] > 1), None)
-    twice = twice or next((path for path in paths if not targets.isdisjoint(path.target.parents)), None)
+    records, targets = Counter(path.record_path.resolve() for path in paths), {path.target.resolve() for path in paths}
+    twice = next((path for path in paths if records[path.record_path.resolve()] > 1), None)
+    twice = twice or next((path for path in paths if not targets.isdisjoint(path.target.resolve().parents)), None)
     if twice is not None:
         hint = "outputs that differ in their endings alone, as a.mp4 and a.gif, share the record a.json"
         raise ConfigError("--jobs", str(twice.target), "another output for each job", hint=hint)

@@ -216,9 +216,11 @@ def test_folders_of_outputs_are_created_and_those_of_failures_removed(place, lis
 
 @pytest.mark.parametrize(
     "outputs",
-    [("f/", "f/frame_%05d.png"), ("f/", "f/1.mp4"), ("1.mp4", "./1.mp4"), ("1.mp4", "1.gif"), ("f/", "f.mp4")],
-)
+    [("f/", "f/frame_%05d.png"), ("f/", "f/1.mp4"), ("1.mp4", "./1.mp4"), ("1.mp4", "1.gif"), ("f/", "f.mp4"),
+     ("1.mp4", "f/../1.mp4"), ("1.mp4", "here/1.mp4"), ("f/", "here/f/1.mp4")],
+)  # fmt: skip
 def test_two_jobs_in_one_place_are_refused(place, listed, outputs):
+    (place / "here").symlink_to(place)
     rows = [f'{{ reference = "person.png", motion = "a.npz", output = "{output}" }}' for output in outputs]
     (place / "jobs.toml").write_text(f"jobs = [{', '.join(rows)}]\n")
     with pytest.raises(ConfigError, match="another output for each job"):

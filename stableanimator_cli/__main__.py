@@ -29,6 +29,9 @@ def main() -> None:
     """Entry point of the console script; exits with the code of the result."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _as_interrupt)  # so that temporary files and devices are released
+        hangup = getattr(signal, "SIGHUP", None)  # a closed terminal; Windows has none
+        if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:  # nohup ignores it
+            signal.signal(hangup, _as_interrupt)
     streams.prepare()
     from stableanimator_cli.cli.verbs import app
 

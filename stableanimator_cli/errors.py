@@ -249,7 +249,7 @@ class CheckFailed(SaError, exit_code=8, code="check-failed"):
 
 
 class Interrupted(SaError, exit_code=130, code="interrupted"):
-    """The user stopped the run (Ctrl-C, SIGTERM)."""
+    """The user stopped the run (Ctrl-C, SIGTERM, SIGHUP)."""
 
 
 def _place(path: Path | str, frame: int | None) -> str:

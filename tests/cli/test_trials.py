@@ -105,7 +105,7 @@ def sa(
     monkeypatch.setenv("SA_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("SA_MODEL", raising=False)
     monkeypatch.delenv("SA_DEBUG", raising=False)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def run(line: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["sa", *shlex.split(line)])
@@ -117,7 +117,8 @@ def sa(
         return Said(left.value.code, words.out, words.err)
 
     yield run
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class _Runs:

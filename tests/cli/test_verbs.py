@@ -39,12 +39,13 @@ def leave(monkeypatch: pytest.MonkeyPatch, error: BaseException | type[BaseExcep
 def leave_from(monkeypatch: pytest.MonkeyPatch, app: Callable[..., object]) -> int:
     """Run ``main`` with another app, and give the exit code."""
     monkeypatch.setattr("stableanimator_cli.cli.verbs.app", app)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         with pytest.raises(SystemExit) as left:
             entry.main()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert isinstance(left.value.code, int)
     return left.value.code
 
@@ -127,7 +128,8 @@ def test_an_interrupt_that_typer_swallowed_is_told(
     assert capsys.readouterr().err == "sa: interrupted\n"
 
 
-def test_a_polite_kill_unwinds_as_an_interrupt() -> None:
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
+def test_a_polite_kill_unwinds_as_an_interrupt(by: signal.Signals) -> None:
     script = """
 import sys, time, types
 fake = types.ModuleType("stableanimator_cli.animate.run")
@@ -149,7 +151,7 @@ main()
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "started\n"
-        child.send_signal(signal.SIGTERM)
+        child.send_signal(by)
         out, err = child.communicate(timeout=60)
     assert (child.returncode, out, err) == (130, "cleaned\n", "sa: interrupted\n")
 

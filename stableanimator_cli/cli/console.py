@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import sys
 import time
 import warnings
@@ -185,15 +186,26 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
+def _columns() -> int | None:
+    """Width that the terminal of stderr reports."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return None
+
+
 class _Bar(NullProgress):
     """tqdm on a terminal: task, progress, rate and time left."""
 
     def __init__(self, total: int | None, desc: str, unit: str, initial: int) -> None:
         from tqdm import tqdm
 
+        # a terminal that was given no size (docker -t, expect) reports 0 columns, on which tqdm draws nothing
+        unsized = _columns() == 0
         self.bar = tqdm(
-            total=total, initial=initial, desc=desc, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True, leave=True
-        )
+            total=total, initial=initial, desc=desc, unit=f" {unit}", file=sys.stderr, leave=True,
+            dynamic_ncols=not unsized, ncols=79 if unsized else None, nrows=20 if unsized else None,
+        )  # fmt: skip
 
     def update(self, n: int = 1, **fields: Any) -> None:
         if fields:

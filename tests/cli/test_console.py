@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import re
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -114,6 +118,21 @@ def test_a_table_on_a_terminal_breaks_no_word(capsys: Captured, monkeypatch: pyt
     assert all(len(line) <= width for line in said.splitlines())
     assert set(" ".join(word for row in rows for word in row).split()) <= set(said.split())
     assert ("task: metric" in said) == (width < 45)
+
+
+def test_progress_on_a_terminal_without_a_size_is_a_bar_too() -> None:
+    script = """
+from stableanimator_cli.cli import console
+with console.configure().progress(4, "decode", "frame") as bar:
+    bar.update(4)
+"""
+    ours, theirs = pty.openpty()  # a new one has 0 columns
+    try:
+        subprocess.run([sys.executable, "-c", script], stderr=theirs, check=True, timeout=60)
+        assert b"decode: 100%" in os.read(ours, 4096)
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_progress_on_a_terminal_is_a_bar(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,6 +253,7 @@ def _check_layers(config: AnimateConfig, model: ModelFolder) -> None:
 def _check_output(config: AnimateConfig) -> None:
     """Refuse outputs that cannot be written, are inputs too, or would replace files of others."""
     output, parent, folder = config.target, config.target.absolute().parent, config.frames_folder
+    blocked = next((place for place in (parent, *parent.parents) if place.exists() and not place.is_dir()), None)
     if folder is None and output.is_dir():  # first: the hints below need a name
         raise ConfigError(
             "--output",
@@ -266,6 +267,7 @@ def _check_output(config: AnimateConfig) -> None:
          f"try {output.with_suffix('.mp4') if output.is_file() or not output.exists() else OUTPUT_NAME}"),
         (folder is not None and not is_numbered(config.output.name), "a name with the number of the frame, as %05d.png",
          f"try {config.output.with_suffix('')}/ or {config.output.with_suffix('') / '%05d.png'}"),
+        (blocked is not None, f"a file in a folder, which {blocked} is not", "choose another -o"),
         (not parent.is_dir(), "a file in a folder that exists", command("mkdir", "-p", parent)),
         (not os.access(parent, os.W_OK | os.X_OK), "a file in a writable folder", "choose another -o"),
     ):  # fmt: skip

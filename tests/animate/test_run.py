@@ -250,6 +250,7 @@ def test_a_size_that_the_network_cannot_have_is_refused(place, animate, size):
     ("output", "words"),
     [
         ("missing/out.mp4", "folder that exists"),
+        ("person.png/out.mp4", r"in a folder, which \S+person\.png is not"),
         ("out", "not a folder"),
         ("out/out.avi", r"ending in \.mp4"),
         ("out/out", r"ending in \.mp4"),

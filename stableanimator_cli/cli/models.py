@@ -213,7 +213,8 @@ def import_(
     sa models import ~/Downloads --convert
 
     Register existing weights. FOLDER is not changed; files are linked unless --copy is given.
-    Ends with what sa animate, train and evaluate still lack, and the command that downloads it.
+    Ends with what sa animate, train and evaluate still lack for the released weights, and the command that
+    downloads it.
     """
     out = console.configure(json=json, quiet=quiet)
     from stableanimator_cli.catalogue import download, register
@@ -232,7 +233,7 @@ def import_(
     missing = download.needed_by_verb()
     for verb, fetch in missing.items():
         lacks = f"lacks {fetch.size}: {fetch.command}"
-        out.info(f"sa {verb}: {lacks if fetch.files else 'has all files'}")
+        out.info(f"sa {verb} with the released weights: {lacks if fetch.files else 'has all files'}")
     if json:
         taken = [
             {"model": t.name, "role": t.role, "how": t.how, "source": t.source, "target": t.target}

@@ -22,6 +22,7 @@ from stableanimator_cli.detect.capture import Detectors
 from stableanimator_cli.errors import BadInput, ConfigError
 from stableanimator_cli.files import atomic_write, check_apart, locked_output, require_file, translate_os_errors
 from stableanimator_cli.media import VideoWriter, open_clip, resample, take, write_picture
+from stableanimator_cli.media.decode import VIDEO_SUFFIXES
 from stableanimator_cli.media.image import is_picture
 from stableanimator_cli.media.numbering import warn_of_missing_numbers
 from stableanimator_cli.motion.keypoints import COUNT, face_box, from_wholebody, to_wholebody
@@ -66,7 +67,10 @@ def is_motion(inputs: Sequence[Path]) -> bool:
     if path.is_file() and path.suffix.lower() in MOTIONS:
         return True
     if path.is_dir() and any(path.glob("*.json")):
-        return not any(is_picture(file) for file in path.iterdir() if file.is_file()) and not _is_dataset(path)
+        files = [file for file in path.iterdir() if file.is_file()]
+        if any(file.suffix.lower() in VIDEO_SUFFIXES for file in files) and not any(path.glob("*_keypoints.json")):
+            return False  # JSON beside videos describes them: run records, or what a downloader writes
+        return not any(map(is_picture, files)) and not _is_dataset(path)
     return _is_skeletons(path)
 
 

@@ -255,3 +255,14 @@ def test_what_is_a_motion_is_known_by_its_content(motion, tmp_path):
     write_picture(tmp_path / "pictures" / "frame_1.png", drawn.frame((44, 20, 84, 84)))
     assert not is_motion([tmp_path / "pictures"])
     assert not is_motion([drawn.write_video(tmp_path / "walk.mp4", drawn.walk(3))])
+
+
+def test_json_beside_videos_is_no_motion(preprocess, motion, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    drawn.write_video(folder / "walk.mp4", drawn.walk(3))
+    (folder / "walk.json").write_text("{}")  # a run record, or the metadata of a downloader
+    assert not is_motion([folder])
+    preprocess(motion, output=tmp_path / "points")
+    drawn.write_video(tmp_path / "points" / "overlay.mp4", drawn.walk(3))  # as OpenPose's --write_video
+    assert is_motion([tmp_path / "points"])

@@ -260,11 +260,14 @@ def _find(name_or_folder: str | Path) -> tuple[Entry, layouts.Layout | None]:
     pipelines.refuse_other(folder, names())
     layout = pipelines.detect_pipeline(folder) or layouts.detect_layout(folder)
     if layout is None:
-        raise ModelMissing(
-            f"{folder}: found no {FILE_NAME} and none of {layouts.SIGNS}",
-            hint="name a model folder, the reference implementation's 'checkpoints' folder or its parent, or one of: "
-            + ", ".join(names()),
+        inner = folder / "model"  # of the folder of a training run
+        hint = (
+            f"name the model folder in it: {inner}"
+            if (inner / FILE_NAME).is_file()
+            else "name a model folder, the reference implementation's 'checkpoints' folder or its parent, or one of: "
+            + ", ".join(names())
         )
+        raise ModelMissing(f"{folder}: found no {FILE_NAME} and none of {layouts.SIGNS}", hint=hint)
     return entry(layout.primary), layout
 
 

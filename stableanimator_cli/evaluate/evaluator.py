@@ -187,7 +187,7 @@ class Evaluator:
             add("psnr", "no ground truth: nothing that compares with it is computed")
         if "faces" not in unavailable and not any(video.counts.get("csim_ref") for video in videos):
             reason = "no face in any frame, or none in the reference pictures"
-            add("csim_ref", reason, "--reference-picture PICTURE")
+            add("csim_ref", reason, "" if self.config.reference_picture else "--reference-picture PICTURE")
         if not any(video.counts.get("seam_score") for video in videos):
             add(
                 "seam_score",

@@ -163,7 +163,8 @@ class MetricNetworks:
             try:
                 value = set_distance(style, predicted, target, distance.network.about)
             except BadInput as error:
-                missing.append(Missing(metric=metric, reason=error.message, command=""))
+                reason = f"{error.message}; a clip has {style.length} frames"
+                missing.append(Missing(metric=metric, reason=reason, command=""))
                 continue
             names = [name for name in predicted if predicted[name].count and target[name].count]
 

@@ -394,6 +394,13 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
         catalogue.open_model(tmp_path / "m")
 
 
+def test_the_folder_of_a_training_run_is_answered_with_the_model_in_it(tmp_path: Path) -> None:
+    write(tmp_path / "run/model/model.toml", 'name = "m"\n')
+    with pytest.raises(ModelMissing) as refused:
+        catalogue.open_model(tmp_path / "run")
+    assert refused.value.hint == f"name the model folder in it: {tmp_path / 'run/model'}"
+
+
 def test_a_face_pack_beside_a_folder_does_not_make_it_a_model(tmp_path: Path) -> None:
     write(tmp_path / "models/antelopev2/glintr100.onnx")
     (tmp_path / "pictures").mkdir()

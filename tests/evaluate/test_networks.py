@@ -94,6 +94,20 @@ class _Bars(NullReporter):
         return Bar()
 
 
+def test_videos_shorter_than_a_clip_are_answered_with_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "features", lambda name, plan: Features(name=name, run=lambda x: x, about={}))
+    measured = MetricNetworks.open(("fvd_puppet",), "cpu", rules="native")
+    measured.begin("short", None)
+    frame = np.zeros((64, 64, 3), np.uint8)
+    for number in range(7):
+        measured.add(frame, frame, number)
+    measured.end()
+    rows, [missing] = measured.set_rows(seed=0, samples=100, reporter=NullReporter())
+    assert not rows
+    assert "found 0 clips, expected 2 or more" in missing.reason
+    assert missing.reason.endswith("; a clip has 8 frames")
+
+
 @pytest.mark.parametrize("videos", [4, 5])
 def test_the_bootstrap_of_a_distance_shows_its_progress(monkeypatch: pytest.MonkeyPatch, videos: int) -> None:
     def run(clips: np.ndarray) -> np.ndarray:

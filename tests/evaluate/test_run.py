@@ -191,12 +191,22 @@ def test_planted_faults_move_what_they_should(measured_one: Any, truth: Path) ->
     assert cut.values["flicker_excess"] < noise.values["flicker_excess"]
 
 
+def test_a_reference_picture_that_was_given_is_not_advised(tmp_path: Path) -> None:
+    video = write(tmp_path / "grey.mp4", [np.full((64, 64, 3), 90 + t, np.uint8) for t in range(4)])
+    picture = tmp_path / "person.png"
+    write_picture(picture, np.full((64, 64, 3), 90, np.uint8))
+    scores = _scored(video, video, tmp_path / "out", reference_picture=picture)
+    assert [one.command for one in scores.missing if one.metric == "csim_ref"] == [""]
+
+
 def test_a_video_without_any_face_is_null_and_says_so(tmp_path: Path) -> None:
     grey = [np.full((64, 64, 3), 90 + t, np.uint8) for t in range(4)]
     video = write(tmp_path / "grey.mp4", grey)
     scores = _scored(video, video, tmp_path / "out")
     assert "csim_ref" not in scores.rows
-    assert "no face in any frame" in next(one.reason for one in scores.missing if one.metric == "csim_ref")
+    [unknown] = [one for one in scores.missing if one.metric == "csim_ref"]
+    assert "no face in any frame" in unknown.reason
+    assert unknown.command == "--reference-picture PICTURE"
     assert any("shows no face" in note for note in scores.videos[0].notes)
     told = json.loads((tmp_path / "out" / "scores.json").read_text())["videos"][0]
     assert told["values"]["csim_ref"] is None

@@ -161,6 +161,12 @@ def memory_guard(doing: str, hint: str) -> Iterator[None]:
         raise OutOfMemory(f"out of memory while {doing}", hint=hint) from error
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has computed what was launched: a CUDA GPU returns from calls before that."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def keep_freed_memory() -> None:
     """Make the C library keep freed memory instead of returning it to the system after every step.
 

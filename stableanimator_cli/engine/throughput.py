@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 
 from stableanimator_cli import __version__
 from stableanimator_cli.catalogue.home import cache_dir
-from stableanimator_cli.engine.device import device_name
+from stableanimator_cli.engine.device import device_name, synchronize
 from stableanimator_cli.errors import SaError
 from stableanimator_cli.files import MARK, atomic_write
 from stableanimator_cli.readers import read_json
@@ -133,7 +133,7 @@ def _matrix_speed(device: torch.device, dtype: torch.dtype) -> float:
     for _ in range(_RUNS):
         started = time.perf_counter()
         product = matrix @ matrix
-        _synchronize(device)
+        synchronize(device)
         seconds = max(time.perf_counter() - started, 1e-9)
         best = max(best, 2 * _SIDE**3 / seconds)
         del product
@@ -187,12 +187,12 @@ def _seconds(call: Call, device: torch.device, dtype: torch.dtype) -> tuple[floa
             started = time.perf_counter()
             result = function(*inputs, **keywords)
             work = flop_registry[function._overloadpacket](*inputs, **keywords, out_val=result)
-            _synchronize(device)
+            synchronize(device)
             elapsed = time.perf_counter() - started
             if elapsed < SECONDS / 8:  # a second run of a slow one would say nothing new
                 started = time.perf_counter()
                 function(*inputs, **keywords)
-                _synchronize(device)
+                synchronize(device)
                 elapsed = time.perf_counter() - started
     except (RuntimeError, TypeError, NotImplementedError):  # the device has no such kernel
         return None
@@ -208,8 +208,3 @@ def _operands(tree: Any) -> list[Operands]:
 def _elements(operand: Operands) -> int:
     """Elements of the storage that the strides span."""
     return 1 + sum((side - 1) * stride for side, stride in zip(operand.shape, operand.strides, strict=True))
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -15,14 +15,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from stableanimator_cli.config.animate import SamplingConfig, WindowConfig
 from stableanimator_cli.diffusion.deepcache import DeepFeatureCache
 from stableanimator_cli.diffusion.noise_levels import SCHEDULES
-from stableanimator_cli.diffusion.sampler import sample_dpmpp_2m, sample_euler, sample_heun
+from stableanimator_cli.diffusion.sampler import Step, sample_dpmpp_2m, sample_euler, sample_heun
 from stableanimator_cli.diffusion.schedule import initial_scale, keyed_noise
 from stableanimator_cli.diffusion.training import Prediction
 from stableanimator_cli.diffusion.windows import WindowPlan, plan_windows
 from stableanimator_cli.engine.backbones import Build
 from stableanimator_cli.engine.decoder import Decoder, FaceDecoder
 from stableanimator_cli.engine.denoiser_calls import churn_of, denoiser_calls, resumable_steps
-from stableanimator_cli.engine.device import DevicePlan, memory_guard
+from stableanimator_cli.engine.device import DevicePlan, memory_guard, synchronize
 from stableanimator_cli.engine.engine import Engine, apply_plan
 from stableanimator_cli.engine.render import RenderRequest, SampleOptions, Timings, initial_noise
 from stableanimator_cli.engine.weights import arguments, building, loaders, network_config, read_tensors
@@ -137,6 +137,7 @@ class Denoising:
         conditioning = engine.encode(
             request.image, request.resized, request.face, request.poses, sampling, request.hidden_faces
         )
+        synchronize(engine.plan.device)
         timings.seconds["encode"] = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -146,6 +147,13 @@ class Denoising:
             x = initial_noise(request, channels).to(engine.plan.device) * initial_scale(float(sigmas[0]))
         else:
             x = options.latents.to(engine.plan.device)
+
+        def after_step(latents: Tensor, denoised: Tensor, step: Step) -> None:
+            # a card may have computed little of what was launched, with CUDA graphs nothing of the whole sampling
+            synchronize(engine.plan.device)
+            if options.on_step is not None:
+                options.on_step(latents, denoised, step)
+
         hint = "use a smaller --size or --window, --dtype bfloat16, or --offload model"
         with engine.resident("unet", "pose_net"), torch.no_grad(), memory_guard("denoising", hint):
             denoise = engine.denoiser(
@@ -158,7 +166,7 @@ class Denoising:
                 on_window=options.on_window,
                 distribute=options.distribute,
             )
-            common: Any = {"refine": options.refine, "callback": options.on_step, "first_step": options.first_step}
+            common: Any = {"refine": options.refine, "callback": after_step, "first_step": options.first_step}
             if sampling.sampler == "euler":
                 x = sample_euler(denoise, x, sigmas, **common)
             elif sampling.sampler == "dpmpp_2m":

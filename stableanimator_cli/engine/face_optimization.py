@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +105,8 @@ def face_optimization(
 
     @contextmanager
     def resident() -> Iterator[None]:
-        with engine.resident("vae", "recogniser"), decoder.working():
+        exact = repeatable() if engine.plan.device.type == "cuda" else nullcontext()
+        with engine.resident("vae", "recogniser"), decoder.working(), exact:
             yield
 
     return FaceOptimization(
@@ -114,6 +117,27 @@ def face_optimization(
         detect=detect if boxes is None else None,
         resident=resident,
     )
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Use kernels that sum in one order within it: those of a CUDA GPU for gradients of resizing, attention and
+    convolutions add up in any order, and a run that is resumed or replayed would write other bytes.
+
+    A kernel that has no such form runs as it is, without torch's warning.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deterministic", category=UserWarning)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        memory.fill_uninitialized_memory = False  # every new tensor would be written twice
+        try:
+            yield
+        finally:
+            memory.fill_uninitialized_memory = fill
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _vector(recogniser: ArcFace, reference: FaceBox, device: torch.device) -> Tensor:

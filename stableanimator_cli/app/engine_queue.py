@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections import deque
@@ -188,7 +189,7 @@ class EngineQueue:
         except KeyboardInterrupt:
             job.error, state = Interrupted("interrupted before there was anything to resume"), "stopped"
         except Exception as error:
-            job.error = as_sa_error(error)
+            job.error = copy.copy(as_sa_error(error))  # without frames: they hold what filled the memory
             state = "stopped" if isinstance(error, Interrupted) else "failed"
         if job.error is not None and job.run is not None and job.run.keep_if_begun():
             self._unfinished[job.key] = job.run

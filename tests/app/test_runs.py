@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import shlex
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,6 +238,22 @@ def test_a_run_whose_folder_was_removed_starts_in_another(tmp_path: Path, queue:
     shutil.rmtree(reached[0])
     job = wait_for(engine.submit(request))
     assert (job.state, job.animation) == ("done", "person.png")
+
+
+def test_an_error_holds_nothing_of_the_run(tmp_path: Path, queue: Start) -> None:
+    """Its frames would keep the networks' memory while the page shows it, and the next run would not fit either."""
+    held: list[weakref.ref[threading.Event]] = []
+
+    def render(run: Run, job: Job) -> Any:
+        large = threading.Event()
+        held.append(weakref.ref(large))
+        raise MemoryError("full")
+
+    job = wait_for(queue(render).submit(upload(tmp_path / "a")))
+    gc.collect()
+    assert job.error is not None
+    assert (job.state, job.error.code) == ("failed", "out-of-memory")
+    assert held[0]() is None
 
 
 @pytest.mark.parametrize(

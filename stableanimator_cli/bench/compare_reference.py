@@ -103,7 +103,7 @@ def load_networks(work: Path) -> dict[str, Any]:
     device, dtype = torch.device(job["device"]), getattr(torch, job["dtype"])
     torch.set_num_threads(job["threads"])
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)  # a device without a number is refused
     else:
         torch.cuda.device = lambda which: nullcontext()  # type: ignore[assignment,misc]  # their loop enters one
     attention = provide_xformers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stableanimator_cli.bench import compare
+from stableanimator_cli.bench import compare, compare_reference
 from stableanimator_cli.bench.context import BenchRun
 from stableanimator_cli.bench.roofline import Roof
 from stableanimator_cli.config.bench import BenchConfig
@@ -107,6 +108,18 @@ def test_an_interpreter_that_is_not_there(tmp_path: Path):
         compare.start_clone(clone, tmp_path, Path(sys.executable)),
     ):
         pass
+
+
+@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:1", 1)])
+def test_the_clone_runs_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, number: int):
+    """``set_device`` of torch refuses a device without a number."""
+    chosen: list[int] = []
+    monkeypatch.setattr(torch._C, "_cuda_setDevice", chosen.append, raising=False)
+    monkeypatch.setattr(compare_reference, "provide_xformers", lambda: 1 / 0)  # the next thing that it does
+    (tmp_path / "job.json").write_text(json.dumps({"device": device, "dtype": "float32", "threads": 1}))
+    with pytest.raises(ZeroDivisionError):
+        compare_reference.load_networks(tmp_path)
+    assert chosen == [number]
 
 
 def test_shapes_that_the_reference_has():

@@ -213,7 +213,7 @@ def _open(folder: Path, device: str, threads: int | None, threshold: float, aren
     except AssertionError as error:  # insightface asserts that a detector is among the files
         raise _lacks(folder, "an SCRFD face detector (9 outputs)") from error
     except Exception as error:  # ONNX Runtime's error classes share no base but Exception
-        raise onnx.damaged(folder, error) from error
+        raise onnx.not_opened(folder, error) from error
     trim()
     models = analysis.models
     if not models["detection"].use_kps:

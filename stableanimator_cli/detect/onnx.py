@@ -37,6 +37,7 @@ def _runtime() -> Any:
 
 Provider = str | tuple[str, dict[str, object]]
 
+_ON_CPU = "--device cpu runs it in main memory"
 _ERRORS_ONLY = 3  # ONNX Runtime's severity: its warnings about graph optimisation do not matter to users
 
 
@@ -106,15 +107,16 @@ def session(
 ) -> ort.InferenceSession:
     """Open an ONNX file on a device; ``arena``: see ``session_options``.
 
-    Raises ``ModelMissing`` or ``ModelDamaged`` (one line, with the reason that ONNX Runtime gives), and ``ValueError``
-    for an unknown device.
+    Raises ``ModelMissing``, ``OutOfMemory``, ``ModelDamaged`` (one line, with the reason that ONNX Runtime gives) and
+    ``ValueError`` (an unknown device).
     """
     path = check_file(path)
     options, providers = settings(device, threads, arena=arena)
     try:
-        opened = _runtime().InferenceSession(str(path), sess_options=options, providers=providers)
+        with contextlib.redirect_stdout(io.StringIO()):  # where it prints the error of a provider that it gives up
+            opened = _runtime().InferenceSession(str(path), sess_options=options, providers=providers)
     except Exception as error:  # its error classes share no base but Exception
-        raise damaged(path, error) from error
+        raise not_opened(path, error) from error
     trim()
     note_fallback(opened, device, path.name)
     return opened
@@ -154,8 +156,7 @@ def run(opened: ort.InferenceSession, pixels: np.ndarray) -> list[np.ndarray]:
     except Exception as error:  # its error classes share no base but Exception
         if not is_out_of_memory(error):
             raise
-        found = f"no memory for an ONNX network on a batch of {len(pixels)}"
-        raise OutOfMemory(found, hint="--device cpu runs it in main memory") from error
+        raise OutOfMemory(f"no memory for an ONNX network on a batch of {len(pixels)}", hint=_ON_CPU) from error
 
 
 @cache
@@ -167,8 +168,10 @@ def _load_libraries() -> None:
             preload()
 
 
-def damaged(path: Path | str, error: Exception) -> ModelDamaged:
-    """A library's failure to open ``path``, as one line."""
+def not_opened(path: Path, error: Exception) -> ModelDamaged | OutOfMemory:
+    """A library's failure to open ``path``, as one line: a device has no room for the weights, or they are damaged."""
+    if is_out_of_memory(error):
+        return OutOfMemory(f"no memory for the ONNX network {path.name}", hint=_ON_CPU)
     reason = " ".join(str(error).split()) or type(error).__name__
     if len(reason) > 200:
         reason = reason[:197] + "..."

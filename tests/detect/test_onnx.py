@@ -133,6 +133,41 @@ def test_a_full_device_is_said() -> None:
         onnx.run(opened, np.ones(1))
 
 
+@pytest.mark.parametrize("text", ["CUDA failure 2: out of memory", "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED"])
+def test_a_card_without_room_for_the_weights_does_not_make_the_file_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def start(self: ort.InferenceSession, *_: Any, **__: Any) -> None:
+        raise RuntimeError(f"[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : {text}")
+
+    folder = onnx_samples.faces(tmp_path / "faces")
+    monkeypatch.setattr(ort.InferenceSession, "__init__", start)
+    with pytest.raises(OutOfMemory, match="no memory for the ONNX network"):
+        onnx.session(next(folder.glob("*.onnx")), "cpu")
+    with pytest.raises(OutOfMemory, match="faces"):
+        FaceReader(folder, "bgr", "cpu")
+
+
+def test_a_provider_that_is_given_up_prints_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime prints the error to standard output, which is data."""
+    create, started = ort.InferenceSession._create_inference_session, []
+
+    def fail_once(self: ort.InferenceSession, *given: Any) -> None:
+        started.append(given)
+        self._fallback_providers = [onnx.CPU]
+        if len(started) == 1:
+            raise RuntimeError("CUDA failure 35: CUDA driver version is insufficient for CUDA runtime version")
+        create(self, *given)
+
+    monkeypatch.setattr(ort.InferenceSession, "_create_inference_session", fail_once)
+    opened = onnx.session(onnx_samples.arcface(tmp_path / "face.onnx"), "cpu")
+    assert opened.get_providers() == [onnx.CPU]
+    assert len(started) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_telemetry_is_off_before_onnxruntime_loads() -> None:
     code = (
         "import os, sys, stableanimator_cli.detect as d\n"

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from stableanimator_cli.nets.context import Context
+from stableanimator_cli.nets.placed import device_of
 from stableanimator_cli.records import CLIP_PIXELS, STRIDE
 
 if TYPE_CHECKING:
@@ -165,9 +166,8 @@ class PoseFeatures:
     def _compute(self, index: int) -> Tensor:
         """One frame per call: rounding depends on the batch, and that on earlier calls (``parallel``)."""
         self._calls["pose_net_frames"] += 1
-        parameter = next(self._net.parameters())
         image = to_signed(self.frames.frame(index)[None])
-        return self._net(image.to(parameter.device, parameter.dtype))[0]
+        return self._net(image.to(device_of(self._net), next(self._net.parameters()).dtype))[0]
 
 
 def to_signed(images: np.ndarray) -> Tensor:
@@ -177,9 +177,8 @@ def to_signed(images: np.ndarray) -> Tensor:
 
 def clip_token(encoder: CLIPVisionModelWithProjection, image: np.ndarray) -> Tensor:
     """CLIP's embedding of an image uint8[h,w,3] as one token [1,1,d]."""
-    parameter = next(encoder.parameters())
-    pixels = clip_pixels(image[None])
-    return encoder(pixel_values=pixels.to(parameter.device, parameter.dtype)).image_embeds[:, None]
+    pixels = clip_pixels(image[None]).to(device_of(encoder), next(encoder.parameters()).dtype)
+    return encoder(pixel_values=pixels).image_embeds[:, None]
 
 
 def clip_pixels(images: np.ndarray) -> Tensor:
@@ -215,8 +214,7 @@ def reference_latents(vae: AutoencoderKLTemporalDecoder, image: np.ndarray, nois
     A float16 VAE with ``force_upcast`` encodes in float32, because its encoder overflows.
     """
     module = cast(nn.Module, vae)
-    parameter = next(vae.parameters())
-    device, dtype = parameter.device, parameter.dtype
+    device, dtype = device_of(module), next(vae.parameters()).dtype
     upcast = dtype == torch.float16 and bool(vae.config["force_upcast"])
     pixels = to_signed(image[None]) + strength * noise
     try:

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from stableanimator_cli.errors import CheckFailed
+from stableanimator_cli.nets.placed import device_of
 from stableanimator_cli.nets.temporal_decoder import (
     PIXELS_PER_LATENT,
     LatentBox,
@@ -133,8 +134,7 @@ class FaceDecoder:
 
 def _scaled(vae: Any, latents: Tensor) -> Tensor:
     """Latents in the VAE's scale, on its device and in its dtype."""
-    parameter = next(vae.decoder.parameters())
-    return latents.to(parameter.device, parameter.dtype) / vae.config["scaling_factor"]
+    return latents.to(device_of(vae), next(vae.decoder.parameters()).dtype) / vae.config["scaling_factor"]
 
 
 def _features(vae: Any, latents: Tensor) -> Tensor:

@@ -6,6 +6,14 @@ import torch
 from torch import nn
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where ``network`` computes: a hook of accelerate (``enable_model_cpu_offload``) moves weights there when it is
+    called."""
+    hooks = (getattr(module, "_hf_hook", None) for module in network.modules())
+    device = next((found for hook in hooks if (found := getattr(hook, "execution_device", None)) is not None), None)
+    return next(network.parameters()).device if device is None else torch.device(device)
+
+
 class PlacedModule(nn.Module):
     """``nn.Module`` with the ``device`` and ``dtype`` of its first parameter."""
 

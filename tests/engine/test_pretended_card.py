@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stableanimator_cli import StableAnimatorPipeline
 from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings
@@ -48,7 +49,7 @@ def test_it_refuses_what_a_card_refuses(card):
     assert (x + torch.ones(2, device=CARD)).device == CARD
     assert (x + torch.tensor(1.0)).cpu().tolist() == [2.0, 2.0]
     with pytest.raises(RuntimeError, match="same device"):
-        x + torch.ones(2)
+        torch.add(x, torch.ones(2))
     with torch.autocast("cuda", torch.bfloat16):
         assert nn.functional.linear(x[None], x[None]).dtype == torch.bfloat16
     with pytest.raises((RuntimeError, TypeError)):
@@ -74,6 +75,30 @@ def test_a_step_that_is_reported_is_computed(card, tiny_model, monkeypatch):
     with opened(tiny_model) as engine:
         sample(engine, request(2, window=2, guidance=(1.0, 1.0)), Timings(), options)
     assert events == ["waited", *["window", "waited", "step"] * 2]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of its schedulers with numpy 2
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+def test_the_pipeline_of_diffusers_moves_networks_onto_the_card(tiny_model):
+    """diffusers' hook moves the VAE in ``encode`` and ``decode``, once their inputs are there."""
+    wanted = request(2, window=2, steps=1)
+
+    def frames(pipe: StableAnimatorPipeline) -> np.ndarray:
+        pipe.set_progress_bar_config(disable=True)
+        poses = [wanted.poses.frame(index) for index in range(2)]
+        generator = torch.Generator().manual_seed(0)
+        return pipe(
+            wanted.image, poses, face_embedding=wanted.face, num_inference_steps=1, generator=generator,
+            output_type="np",
+        ).frames  # fmt: skip
+
+    expected = frames(StableAnimatorPipeline.from_pretrained(tiny_model))
+    with pretended_card():
+        pipe = StableAnimatorPipeline.from_pretrained(tiny_model)
+        pipe.enable_model_cpu_offload(device=CARD)
+        steps, pipe.scheduler.set_timesteps = pipe.scheduler.set_timesteps, lambda count, device: steps(count)
+        found = frames(pipe)
+    assert np.abs(found - expected).max() < 1e-2
 
 
 class Colours(nn.Module):

@@ -78,17 +78,18 @@ class Recorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = torch.cuda.graph_pool_handle()
+        # torch's own stream for recordings is that of the GPU on which this process recorded first
+        self._stream = torch.cuda.Stream(device)
 
     def __call__(self, run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
         with torch.cuda.device(self._device):
-            side_stream = torch.cuda.Stream()
-            side_stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side_stream):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 for _ in range(_WARM_UPS):
                     run()
-            torch.cuda.current_stream().wait_stream(side_stream)
-            torch.cuda.empty_cache()  # memory of the warm-up stream
+            torch.cuda.current_stream().wait_stream(self._stream)
+            torch.cuda.empty_cache()  # memory of the warm-ups
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
                 output = run()
         return graph.replay, output

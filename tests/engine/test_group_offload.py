@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stableanimator_cli.config.animate import DeviceConfig
-from stableanimator_cli.engine import compilation, group_offload
+from stableanimator_cli.engine import compilation, cuda_graphs, group_offload
 from stableanimator_cli.engine import engine as engine_room
 from stableanimator_cli.engine.cuda_graphs import GraphedCalls
 from stableanimator_cli.engine.device import DevicePlan
@@ -230,6 +233,19 @@ def test_replays_read_what_is_given_and_answers_last():
     assert calls(torch.ones(2), 0.0, other, ids, torch.zeros(3)).tolist() == [2.0, 2.0]
     assert calls(torch.ones(5), 0.0, one, ids).tolist() == [3.0] * 5  # a shorter window is another graph
     assert tape.recorded == 3
+
+
+def test_each_card_records_on_a_stream_of_its_own(monkeypatch):
+    """torch's own stream for recordings is that of the first card of a process: kernels of another run beside it."""
+    streams: list[Any] = []
+    cuda = MagicMock(Stream=lambda device=None: SimpleNamespace(device=device, wait_stream=lambda other: None))
+    cuda.graph = lambda graph, pool, stream=None: streams.append(stream) or nullcontext()
+    monkeypatch.setattr(cuda_graphs.torch, "cuda", cuda)
+    for card in (torch.device("cuda:0"), torch.device("cuda:1")):
+        recorder = cuda_graphs.Recorder(card)
+        for _ in range(2):
+            recorder(lambda: torch.ones(1))
+    assert [stream and str(stream.device) for stream in streams] == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
 
 
 def test_what_this_machine_cannot_do_is_told_before_anything_is_loaded(monkeypatch):

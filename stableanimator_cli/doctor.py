@@ -189,14 +189,16 @@ def gpu() -> Iterator[Finding]:
     works, words = _probe(
         "import torch\nn = torch.cuda.device_count() if torch.cuda.is_available() else 0\n"
         "m = [torch.cuda.get_device_properties(i) for i in range(n)]\n"
-        "print(', '.join(f'{p.name} ({p.total_memory / 2**30:.0f} GiB)' for p in m))"
+        "print(', '.join(f'{p.name} ({p.total_memory / 2**30:.0f} GiB)' for p in m))\n"
+        "try:\n  [torch.ones(1, device=f'cuda:{i}').tolist() for i in range(n)]\n"  # no build has kernels for every GPU
+        "except RuntimeError as e: raise SystemExit(str(e).splitlines()[0])"
     )
     if works and words:
         yield _ok("gpu", f"{words}, torch {build}")
     else:
-        why = f" ({words})" if words else ""
-        message = f"an NVIDIA GPU that torch {build} cannot use: driver missing or too old{why}"
-        yield _broken("gpu", message, "nvidia-smi")
+        message = f"an NVIDIA GPU that torch {build} cannot use: {words or 'driver missing or too old'}"
+        other = "kernel image" in words
+        yield _broken("gpu", message, "https://pytorch.org has builds of torch for it" if other else "nvidia-smi")
 
 
 def models() -> Iterator[Finding]:

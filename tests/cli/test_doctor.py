@@ -204,6 +204,24 @@ def test_a_card_that_torch_does_not_use(installed) -> None:
     assert "H200" in only(doctor.gpu(), "ok").found
 
 
+def test_a_card_that_this_build_of_torch_has_no_kernels_for(installed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch finds an old card and describes it, and the first kernel fails."""
+    probe = doctor._probe
+    installed({"torch": "2.13.0"}, card=True)
+    absent = (
+        "import types, torch\n"
+        "def ones(*_, **__):\n"
+        "    raise RuntimeError('CUDA error: no kernel image is available\\nFor debugging consider')\n"
+        "torch.ones, torch.cuda.is_available, torch.cuda.device_count = ones, lambda: True, lambda: 1\n"
+        "about = types.SimpleNamespace(name='GTX 1080 Ti', total_memory=11 << 30)\n"
+        "torch.cuda.get_device_properties = lambda i: about\n"
+    )
+    monkeypatch.setattr(doctor, "_probe", lambda code: probe(absent + code))
+    finding = only(doctor.gpu(), "broken")
+    assert finding.found.endswith("cannot use: CUDA error: no kernel image is available")
+    assert "pytorch.org" in (finding.mend or "")
+
+
 def test_models_that_are_cut_empty_nested_or_gone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(state: str) -> list[Finding]:
         return [finding for finding in doctor.models() if finding.state == state]

@@ -345,7 +345,8 @@ def serve_rows(folder: Path, prefix: str, device: str) -> None:
         found: list[list[Error]] = []
         with torch.no_grad(), float32_precision(tf32=False):
             if on_card:
-                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.init()  # statistics of a device with a number exist from then on
+                torch.cuda.reset_peak_memory_stats(plan.device)
             started = time.perf_counter()
             counted = None if on_card else track_memory(lambda: found.append(CASES[case](recording(plan), name)))
             if on_card:
@@ -354,7 +355,7 @@ def serve_rows(folder: Path, prefix: str, device: str) -> None:
         worst = max(found[0], key=lambda e: e.value / e.limit if e.limit else e.value)
         if not all(e.holds for e in found[0]) and (variant == "float32" or worst.value != worst.value):
             raise ValueError(f"{worst.what}: {worst.value:.3g}, at most {worst.limit:g}")
-        peak = torch.cuda.max_memory_allocated() if counted is None else counted.peak
+        peak = torch.cuda.max_memory_allocated(plan.device) if counted is None else counted.peak
         return {"error": worst.value, "of": worst.what, "limit": worst.limit, "seconds": seconds, "peak": peak}
 
     def recording(plan: DevicePlan) -> Recording:

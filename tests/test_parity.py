@@ -26,6 +26,18 @@ def spoilt(folder: Path, case: str, tensor: str, by: float) -> Path:
     return folder
 
 
+def test_a_rows_peak_is_that_of_its_own_card(monkeypatch):
+    asked: list[object] = []
+    monkeypatch.setattr(parity, "serve", lambda measure: asked.append(measure("parity/unet_io/float32")["peak"]))
+    monkeypatch.setattr(parity, "CASES", {"unet_io": lambda *_: [parity.Error("x", 0.0, 1.0)]})
+    for name, answer in (("is_available", True), ("device_count", 2), ("init", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: 5 if device else 0)
+    parity.serve_rows(REFERENCE, "dev", "cuda:1")
+    assert asked == [torch.device("cuda:1"), 5]
+
+
 @pytest.mark.parametrize("case", parity.CASES)
 def test_every_recording_is_met(case):
     errors = parity.run(REFERENCE, "dev", [case])[case]

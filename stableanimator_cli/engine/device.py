@@ -181,7 +181,8 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """Peak bytes so far: ``host`` resident size of this process, and ``device`` as torch's CUDA allocator counts."""
+    """Peak bytes: ``host`` resident size of this process so far, and ``device`` as torch's CUDA allocator counts since
+    ``reset_peak_memory``."""
     peak: dict[str, int] = {}
     if sys.platform != "win32":
         import resource  # not on Windows
@@ -190,6 +191,12 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         peak["device"] = torch.cuda.max_memory_allocated(device)
     return peak
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start to count the peak of ``device`` from what is on it now."""
+    if device.type == "cuda" and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 class Networks:

@@ -43,7 +43,13 @@ from stableanimator_cli.engine.conditioning import (
 )
 from stableanimator_cli.engine.cuda_graphs import GraphedCalls, Recorder
 from stableanimator_cli.engine.denoiser_calls import DenoiserCall
-from stableanimator_cli.engine.device import DevicePlan, Networks, float32_precision, memory_guard
+from stableanimator_cli.engine.device import (
+    DevicePlan,
+    Networks,
+    float32_precision,
+    memory_guard,
+    reset_peak_memory,
+)
 from stableanimator_cli.engine.group_offload import GroupOffload
 from stableanimator_cli.engine.weights import recogniser
 from stableanimator_cli.errors import ConfigError, ModelDamaged, ModelMissing
@@ -314,7 +320,7 @@ class EngineCache:
         self._weights: frozenset[tuple[object, ...]] = frozenset()
 
     def open(self, model: ModelFolder, plan: DevicePlan, *, id_mode: IDMode = "distribution") -> Engine:
-        """The open engine with its call counts at zero, or another one in its place."""
+        """The open engine with its counts of calls and of peak memory at zero, or another one in its place."""
         engine, weights = self._engine, _file_states(model)
         same = engine is not None and (engine.model, engine.plan, engine.id_mode) == (model, plan, id_mode)
         if engine is None or not same or weights != self._weights:
@@ -322,6 +328,7 @@ class EngineCache:
             self._weights = weights
             self._engine = engine = Engine.open(model, plan, id_mode=id_mode).__enter__()
         engine.calls.clear()
+        reset_peak_memory(plan.device)
         return engine
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from stableanimator_cli.catalogue import open_model
 from stableanimator_cli.config.animate import DeviceConfig
 from stableanimator_cli.diffusion.face_optimization import FaceOptimization, FaceOptimizationSettings
 from stableanimator_cli.engine.device import DevicePlan
-from stableanimator_cli.engine.engine import Engine
+from stableanimator_cli.engine.engine import Engine, EngineCache
 from stableanimator_cli.engine.face_optimization import FaceBox, face_optimization
 from stableanimator_cli.engine.render import SampleOptions, Timings, sample
 from stableanimator_cli.engine.training import TrainingSettings, open_training, step_inputs, trainable_parameters
@@ -75,6 +75,17 @@ def test_a_step_that_is_reported_is_computed(card, tiny_model, monkeypatch):
     with opened(tiny_model) as engine:
         sample(engine, request(2, window=2, guidance=(1.0, 1.0)), Timings(), options)
     assert events == ["waited", *["window", "waited", "step"] * 2]
+
+
+def test_each_run_of_an_open_engine_has_its_own_peak(card, tiny_model, monkeypatch):
+    """A record would hold the peak of the largest run of the process."""
+    reset: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
+    plan = DevicePlan.of(DeviceConfig(device=str(CARD)))
+    with EngineCache() as engines:
+        for count in (1, 2):
+            engines.open(open_model(tiny_model), plan)
+            assert reset == [CARD] * count
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of its schedulers with numpy 2

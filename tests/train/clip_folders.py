@@ -65,8 +65,8 @@ def write_clip(
 
 def side_by_side(motion: Motion) -> Motion:
     """The person at 0.45 of the size on the left, and a larger one on the right."""
-    scaled = [np.float32([0.45, 0.45, 1]), np.float32([0.5, 0.5, 1])]
-    shifts = [np.float32([0, 10, 0]), np.float32([32, 10, 0])]
+    scaled = [np.array([0.45, 0.45, 1], np.float32), np.array([0.5, 0.5, 1], np.float32)]
+    shifts = [np.array([0, 10, 0], np.float32), np.array([32, 10, 0], np.float32)]
     points = np.concatenate([motion.keypoints * s + d for s, d in zip(scaled, shifts, strict=True)], axis=1)
     boxes = [motion.face_boxes * s[0] + np.tile(d[:2], 2) for s, d in zip(scaled, shifts, strict=True)]
     return replace(

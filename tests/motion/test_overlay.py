@@ -59,11 +59,11 @@ def test_several_people_have_their_numbers():
     motion = side_by_side(with_points(waving(2), left), with_points(waving(2), right))
     numbered = overlay(PICTURE, standing() * [1, 1, 0], motion)
     one = dataclasses.replace(motion, present=motion.present & [True, False])
-    white: np.ndarray = (numbered > 200).all(axis=-1)
+    white = np.all(numbered > 200, axis=-1)
     middle = white.shape[1] // 2
     assert white[:, :middle].any()
     assert white[:, middle:].any()
-    absent: np.ndarray = (overlay(PICTURE, standing() * [1, 1, 0], one) > 200).all(axis=-1)
+    absent = np.all(overlay(PICTURE, standing() * [1, 1, 0], one) > 200, axis=-1)
     assert absent[:, :middle].any()
     assert not absent[:, middle:].any()
     alone = overlay(PICTURE, standing() * [1, 1, 0], waving(2))

@@ -14,3 +14,8 @@ def world_size() -> int:
     """Number of processes that torchrun started; 1 outside torchrun."""
     present = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
     return int(os.environ["WORLD_SIZE"]) if present else 1
+
+
+def local_world_size() -> int:
+    """Number of these processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1

@@ -30,7 +30,8 @@ torchrun notices a process that exits at once.
 def open_accelerator(config: TrainConfig) -> Accelerator:
     """An ``Accelerator`` on the device of ``--device``, or, under torchrun, on this process's own GPU.
 
-    Raises ``ConfigError`` if several processes were given one GPU, or if the tracker is not installed.
+    Raises ``ConfigError`` if several processes were given one GPU, if a machine has more processes than GPUs, or if
+    the tracker is not installed.
     """
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -40,6 +41,10 @@ def open_accelerator(config: TrainConfig) -> Accelerator:
     if world > 1 and ":" in config.device:
         expected = f"a device without a number: each of the {world} processes has a GPU of its own"
         raise ConfigError("--device", config.device, expected, hint=f"--device {config.device.split(':')[0]}")
+    here = distributed.local_world_size()
+    if world > 1 and device.type == "cuda" and here > torch.cuda.device_count():
+        expected = f"at most {torch.cuda.device_count()}, one process for each GPU that this torch sees"
+        raise ConfigError("torchrun --nproc-per-node", here, expected)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",  # the engine casts

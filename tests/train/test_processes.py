@@ -70,10 +70,27 @@ def test_processes_wait_longer_for_one_another_than_nccl_does_by_itself(recorded
     assert "set_device" not in recorded
 
 
-def test_several_processes_do_not_share_one_gpu(recorded, monkeypatch):
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in values.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_several_processes_do_not_share_one_gpu(recorded, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match=r"--device: found 'cuda:1', expected a device without a number"):
         processes.open_accelerator(config("cuda:1"))
     accelerator = processes.open_accelerator(config("cuda"))
     assert accelerator.device == torch.device("cuda:0")  # accelerate's own choice: by LOCAL_RANK
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_a_machine_with_more_processes_than_gpus_is_refused(recorded, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="torchrun --nproc-per-node: found 2, expected at most 1, one"):
+        processes.open_accelerator(config("cuda"))
+    assert not recorded
+    processes.open_accelerator(config("cpu"))
+    assert recorded

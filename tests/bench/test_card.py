@@ -68,7 +68,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
     return Card(tmp_path, monkeypatch)
 
 
-def test_the_rows_are_those_of_the_issue():
+def test_the_rows_cover_recordings_variants_and_kinds():
     names = [row.name for row in ALL]
     assert len(set(names)) == len(names)
     recorded = {file.stem for file in RECORDINGS.iterdir()} - {"configs", "state_shapes", "skeleton_draw_pose"}

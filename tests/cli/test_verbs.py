@@ -128,10 +128,14 @@ def test_an_interrupt_that_typer_swallowed_is_told(
     assert capsys.readouterr().err == "sa: interrupted\n"
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
-def test_a_polite_kill_unwinds_as_an_interrupt(by: signal.Signals) -> None:
-    script = """
-import sys, time, types
+@pytest.mark.parametrize(
+    ("by", "hangup"),
+    [(signal.SIGTERM, "SIG_DFL"), (signal.SIGHUP, "SIG_DFL"), (signal.SIGTERM, "SIG_IGN")],  # SIG_IGN: under nohup
+)
+def test_a_polite_kill_unwinds_as_an_interrupt(by: signal.Signals, hangup: str) -> None:
+    script = f"""
+import signal, sys, time, types
+signal.signal(signal.SIGHUP, signal.{hangup})
 fake = types.ModuleType("stableanimator_cli.animate.run")
 def run(**_):
     try:
@@ -151,6 +155,10 @@ main()
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "started\n"
+        if hangup == "SIG_IGN":
+            child.send_signal(signal.SIGHUP)
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(0.5)
         child.send_signal(by)
         out, err = child.communicate(timeout=60)
     assert (child.returncode, out, err) == (130, "cleaned\n", "sa: interrupted\n")

@@ -16,6 +16,7 @@ from stableanimator_cli.bench.results import Table
 from stableanimator_cli.diffusion.face_optimization import Box
 from stableanimator_cli.engine.decoder import FaceDecoder
 from stableanimator_cli.engine.memory.profile import prepare_context
+from stableanimator_cli.errors import ConfigError
 from stableanimator_cli.nets.arcface import crop_resize
 from stableanimator_cli.nets.context import Context
 from stableanimator_cli.records import STRIDE, ModelFolder
@@ -177,8 +178,14 @@ class CachedCost:
 def cached_cost(
     model: ModelFolder, size: tuple[int, int], frames: int, dtype: torch.dtype, layers: Sequence[int]
 ) -> CachedCost:
-    """Count on the ``meta`` device, with the arguments of ``Engine.denoiser``."""
+    """Count on the ``meta`` device, with the arguments of ``Engine.denoiser``.
+
+    Raises ``ConfigError`` for ``layers`` that the UNet's decoder does not have.
+    """
     unet: Any = build_on_meta(model, "unet", dtype)
+    for count in layers:
+        if not 1 <= count <= unet.num_up_layers:
+            raise ConfigError("sampling.cache_layers", count, f"1 to {unet.num_up_layers} with this model")
     options = {"device": "meta", "dtype": dtype}
     token, (width, height) = unet.config["cross_attention_dim"], (side // STRIDE for side in size)
     inputs = (

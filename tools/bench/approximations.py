@@ -221,11 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             guidance=options.guidance,
             intervals=tuple(filter(None, map(parse_interval, _split(options.guidance_interval)))),
         )
+        own = cached_cost(catalogue.open_model(trial.model), SIZE, 8, torch.float32, trial.layers)
         clips = collect(
             compare_settings(trial, options.work),
             lambda clip: "; ".join(f"{name} {row['psnr']:.2f} dB" for name, row in clip.items()),
         )
-        own = cached_cost(catalogue.open_model(trial.model), SIZE, 8, torch.float32, trial.layers)
         tables = losses(clips, trial, own), savings(trial.layers)
         text = "\n\n".join(table.markdown() for table in tables)
         section = page_section("Approximate speed and its loss", "tools.bench.approximations", arguments, text)

@@ -76,6 +76,12 @@ def test_shallow_calls_of_the_small_model_are_counted():
     assert counted.layers[1][1] == 2 * counted.layers[2][1] == 2 * 64 * 8 * 8 * 4
 
 
+def test_layers_that_the_decoder_lacks_are_refused_before_anything_is_rendered(tmp_path: Path, capsys):
+    assert approximations.main([str(tmp_path / "work"), "--count", "1", "--layers", "9"]) == 2
+    assert "sampling.cache_layers: found 9, expected 1 to 4 with this model" in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
 def test_clips_are_rendered_once_and_read_again(tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(approximations, "savings", lambda layers: losses(clips(), TRIAL, COST))  # full-size networks
     monkeypatch.setattr(approximations, "open_scene", partial(open_scene, size=(128, 128)))
